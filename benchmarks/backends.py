@@ -1,9 +1,10 @@
-"""Each backend's path between containers beside the same path laid by ip(8): a lab for each, turn by turn.
+"""Each backend's path between containers, and the same path by ip(8): a lab for each, measured alternately.
 
-Run by `scripts/bench backends`, as root. Beside vxlan, host-gw and wireguard is the same path laid manually,
-with the same MTU and the same rules in FORWARD, and for wireguard by the same implementation, the kernel's or
-wireguard-go. Beside udp, in user space here, is the kernel's vxlan. A ratio is the median of the rounds, with
-their quartiles. In each round, both paths are measured one after the other.
+Run by `scripts/bench backends`, as root. vxlan, host-gw and wireguard are compared with the same path
+configured manually, with the same MTU and the same rules in FORWARD, and for wireguard with the same
+implementation, the kernel's or wireguard-go. udp, here in user space, is compared with the kernel's vxlan. A
+ratio is the median of the rounds, with their quartiles. In each round, both paths are measured one after the
+other.
 """
 
 import sys
@@ -17,7 +18,7 @@ from rich.table import Table
 from command.options import add_json, add_picture, add_rounds, bench_parser, exit_status
 from command.output import load, load_since, present
 from drawing.bars import Bar, Chart, draw_bars
-from paths.path import NETWORK, Path, join_by_flanneld, join_by_hand, two_hosts
+from paths.path import NETWORK, Path, join_by_flanneld, join_manually, two_hosts
 from paths.quantity import Quantity, Ratio, Values, ratio, spread
 from paths.rounds import Measurement, measure_in_turn
 from paths.traffic import SMALL_BYTES, round_trips_us, small_packets
@@ -40,7 +41,7 @@ FORWARD_RULES = f"""*filter
 -A FLANNEL-FWD -d {NETWORK} -m comment --comment "flanneld forward" -j ACCEPT
 COMMIT
 """
-"""By hand the same rules are evaluated for a packet as by flannel 0.28."""
+"""The manual path evaluates the same rules for a packet as flannel 0.28."""
 
 
 def main() -> int:
@@ -55,10 +56,12 @@ def main() -> int:
     wanted = measurements(options.seconds)
     quantities = [quantity for measurement in wanted for quantity in measurement.quantities]
     with ExitStack() as labs:
-        laid = [lay_backend(labs, backend) for backend in backends]
-        laid += [lay_reference(labs, name) for name in dict.fromkeys(REFERENCES[each] for each in backends)]
-        values = measure_in_turn(in_pairs(laid), wanted, options.rounds)
-        proof = [describe(path) for path in laid]
+        paths = [create_backend(labs, backend) for backend in backends]
+        paths += [
+            create_reference(labs, name) for name in dict.fromkeys(REFERENCES[each] for each in backends)
+        ]
+        values = measure_in_turn(in_pairs(paths), wanted, options.rounds)
+        proof = [describe(path) for path in paths]
     proof.append(load_since(before))
     present(
         options,
@@ -70,31 +73,31 @@ def main() -> int:
     return 0
 
 
-def lay_backend(labs: ExitStack, backend: str) -> Path:
-    """Make a lab whose two hosts are joined by flanneld."""
+def create_backend(labs: ExitStack, backend: str) -> Path:
+    """Create a lab with two hosts that flanneld connects."""
     lab = two_hosts(labs, f"backend-{backend}")
     flags = ["--fast-path=off"] if backend == "udp" else []
     return join_by_flanneld(lab, backend, backend, *flags)
 
 
-def lay_reference(labs: ExitStack, name: str) -> Path:
-    """Make a lab whose two hosts are joined manually, with the rules in FORWARD that flannel has there."""
+def create_reference(labs: ExitStack, name: str) -> Path:
+    """Create a lab with two hosts that are connected manually, with flannel's rules in FORWARD."""
     backend = name.removesuffix(" (manual)")
     lab = two_hosts(labs, f"by-hand-{backend}")
     for host in lab.hosts.values():
         host.run(["iptables-restore", "--noflush"], text=FORWARD_RULES)
-    return join_by_hand(lab, name, backend)
+    return join_manually(lab, name, backend)
 
 
-def in_pairs(laid: Sequence[Path]) -> list[Path]:
-    """Return the paths in an order in which each backend's stands beside its reference."""
-    by_name = {path.name: path for path in laid}
+def in_pairs(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths in an order in which each backend's path is followed by its reference."""
+    by_name = {path.name: path for path in paths}
     pairs = (pair for pair in REFERENCES.items() if pair[0] in by_name)
     return [by_name[name] for name in dict.fromkeys(name for pair in pairs for name in pair)]
 
 
 def measurements(seconds: int) -> list[Measurement]:
-    """Return what is measured of every path."""
+    """Return the measurements of every path."""
     return [
         Measurement(partial(stream, seconds=seconds), (Quantity("TCP, one stream", "Gbit/s"),)),
         Measurement(
@@ -105,17 +108,17 @@ def measurements(seconds: int) -> list[Measurement]:
 
 
 def stream(path: Path, *, seconds: int) -> tuple[float]:
-    """Return what one TCP stream carries."""
+    """Return the throughput of one TCP stream."""
     return (measure_throughput(path.left, path.right, seconds=seconds).gbit_s,)
 
 
 def packets(path: Path, *, seconds: int) -> tuple[float]:
-    """Return how many thousand small datagrams a second arrive, of as many as go out."""
+    """Return how many thousand small datagrams a second arrive at the maximum rate."""
     return (small_packets(path, seconds).received_kpps,)
 
 
 def round_trip(path: Path) -> tuple[float]:
-    """Return the median of some hundred pings, two milliseconds apart."""
+    """Return the median of some hundred pings with an interval of two milliseconds."""
     times = round_trips_us(path, pings=PINGS, interval_s=PING_INTERVAL_S)
     if lost := PINGS - len(times):
         raise LabError(f"{lost} of {PINGS} pings over {path.name} were lost", hint="Repeat it.")
@@ -123,10 +126,10 @@ def round_trip(path: Path) -> tuple[float]:
 
 
 def describe(path: Path) -> str:
-    """Return what was really measured, as the kernel of the left host says.
+    """Return the measured path, from the kernel of the left host.
 
     Raises:
-        LabError: something of ours is where only the kernel's own should be, or the reverse.
+        LabError: objects of pyflannel exist on a manual path, or the reverse.
     """
     host, way = path.hosts[0], way_of(path)
     running = [" ".join(command) for command in host.commands()]
@@ -135,11 +138,12 @@ def describe(path: Path) -> str:
     is_ours = bool(path.daemons)
     if bool(programs) is not is_ours or (aliases and not is_ours):
         raise LabError(
-            f"{path.name}: programs {programs}, devices of ours {aliases}", hint="Measure on a fresh host."
+            f"{path.name}: programs {programs}, devices of pyflannel {aliases}",
+            hint="Measure on a fresh host.",
         )
     return (
         f"{path.name}: {way.route}; {way.device}, driver {way.driver}, MTU {way.mtu}, {way.sent} packets"
-        f" sent by it; of ours: {len(programs)} processes, devices: {', '.join(aliases) or 'none'}"
+        f" sent by it; of pyflannel: {len(programs)} processes, devices: {', '.join(aliases) or 'none'}"
     )
 
 

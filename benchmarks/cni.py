@@ -1,4 +1,4 @@
-"""The CNI plugin: its share of an ADD, beside a delegate that does nothing and the bare interpreter."""
+"""The CNI plugin: its share of an ADD, compared with a delegate without work and the bare interpreter."""
 
 import json
 import os

@@ -1,9 +1,9 @@
-"""The udp backend in the kernel, beside the kernel's own paths: each in a lab of its own, turn by turn.
+"""The udp backend in the kernel, and the kernel's own paths: each in a separate lab, measured alternately.
 
 Run by `scripts/bench fastpath`, as root. Two containers on two hosts of one segment, or the hosts themselves
-(`wire`). host-gw and vxlan are manual; `user` is flanneld with --fast-path=off, `safe` with safe.
-`nic` repeats all of it where packets leave the host as a network card sends them, in segments, and are joined
-again on arrival.
+(`wire`). host-gw and vxlan are configured manually; `user` is flanneld with --fast-path=off, `safe` with
+safe. `nic` repeats all measurements with emulated network cards: packets leave the host in segments, and are
+coalesced on arrival.
 """
 
 import os
@@ -20,7 +20,7 @@ from command.options import add_json, add_picture, add_rounds, bench_parser, exi
 from command.output import load, load_since, present
 from drawing.bars import Bar, Chart, draw_bars
 from paths import exchange
-from paths.path import Path, join_by_flanneld, join_by_hand, two_hosts
+from paths.path import Path, join_by_flanneld, join_manually, two_hosts
 from paths.quantity import Quantity, Values
 from paths.rounds import Measurement, measure_in_turn
 from paths.traffic import SMALL_BYTES, round_trips_us, small_packets
@@ -36,7 +36,7 @@ REFERENCE = "vxlan"
 PORT = 5203
 PINGS, PING_INTERVAL_S = 1000, 0.001
 
-# Rules such as a Docker host has: every flow is tracked, and each packet looked at.
+# Rules as on a Docker host: every flow is tracked, and each packet is checked.
 _FIREWALL = """*nat
 -A POSTROUTING -s 10.100.0.0/16 ! -d 10.100.0.0/16 -j MASQUERADE
 COMMIT
@@ -60,7 +60,7 @@ def main() -> int:
     plain, segmented = measurements(options.seconds), measurements(options.seconds, prefix="nic: ")
     quantities = [quantity for each in (*plain, *segmented) for quantity in each.quantities]
     with ExitStack() as labs:
-        paths = [lay(labs, kind) for kind in KINDS]
+        paths = [create(labs, kind) for kind in KINDS]
         values = dict(measure_in_turn(paths, plain, options.rounds))
         for path in paths:
             imitate_network_card(path)
@@ -77,8 +77,8 @@ def main() -> int:
     return 0
 
 
-def lay(labs: ExitStack, kind: str) -> Path:
-    """Make a lab for a path, with two hosts that track every flow, and lay it."""
+def create(labs: ExitStack, kind: str) -> Path:
+    """Create a lab for a path, with two hosts that track every flow, and create the path."""
     lab = two_hosts(labs, f"bench-{kind}")
     one, two = lab.hosts.values()
     if kind == "wire":
@@ -87,11 +87,13 @@ def lay(labs: ExitStack, kind: str) -> Path:
         host.run(["iptables-restore", "--noflush"], text=_FIREWALL)
     if kind in ("user", "safe"):
         return join_by_flanneld(lab, kind, "udp", f"--fast-path={'off' if kind == 'user' else 'safe'}")
-    return join_by_hand(lab, kind, kind)
+    return join_manually(lab, kind, kind)
 
 
 def imitate_network_card(path: Path) -> None:
-    """Let packets leave eth0 as long as the MTU, and be joined where they arrive; say that to the daemons."""
+    """Let packets leave eth0 with at most the MTU, coalesce them on arrival, and configure the daemons for
+    it.
+    """
     for host in path.hosts:
         for feature in (
             "tso off",
@@ -105,7 +107,7 @@ def imitate_network_card(path: Path) -> None:
 
 
 def measurements(seconds: int, prefix: str = "") -> list[Measurement]:
-    """Return what is measured on every path; each quantity's name begins with the prefix."""
+    """Return the measurements of every path. The name of each quantity begins with the prefix."""
 
     def quantity(name: str, unit: str, *, is_less_better: bool = False) -> Quantity:
         return Quantity(prefix + name, unit, is_less_better)
@@ -138,37 +140,37 @@ def measurements(seconds: int, prefix: str = "") -> list[Measurement]:
 
 
 def stream(path: Path, *, seconds: int) -> tuple[float, float]:
-    """Return what one stream carries, and what the whole machine's processors take for it."""
+    """Return the throughput of one stream, and the processor time of the whole machine for it."""
     before = busy_s()
     carried = measure_throughput(path.left, path.right, seconds=seconds)
     return carried.gbit_s, (busy_s() - before) / (carried.octets * 8 / 1e9)
 
 
 def streams(path: Path, *, seconds: int) -> tuple[float]:
-    """Return what four streams carry together."""
+    """Return the total throughput of four streams."""
     return (measure_throughput(path.left, path.right, seconds=seconds, streams=4).gbit_s,)
 
 
 def busy_s() -> float:
-    """Return the seconds that all processors together have worked."""
+    """Return the total processor time of all processors in seconds."""
     user, nice, system, _, _, *interrupts = map(int, FilePath("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def packets(path: Path, *, seconds: int) -> tuple[float, float]:
-    """Return how many thousand small packets a second arrive, of as many as go out, and how many do not."""
+    """Return how many thousand small packets a second arrive and are lost at the maximum rate."""
     sent = small_packets(path, seconds)
     return sent.received_kpps, sent.lost_percent
 
 
 def round_trips(path: Path) -> tuple[float, float]:
-    """Return how long half of the pings take at most, and 99 of a hundred."""
+    """Return the median and the 99th percentile of the round trip."""
     of_a_hundred = quantiles(round_trips_us(path, pings=PINGS, interval_s=PING_INTERVAL_S), n=100)
     return of_a_hundred[49], of_a_hundred[98]
 
 
 def requests(path: Path, *, seconds: int) -> tuple[float]:
-    """Return how many exchanges of 64 octets a connection does in a second."""
+    """Return how many exchanges of 64 bytes a connection makes per second."""
     end = [sys.executable, exchange.__file__, str(PORT)]
     server = path.right.start_in_network(end, name="echo")
     wait_listening(server, path.right, PORT)
@@ -179,17 +181,17 @@ def requests(path: Path, *, seconds: int) -> tuple[float]:
 
 
 def describe(path: Path) -> Iterator[str]:
-    """Yield lines that say what was really measured, as the kernels of the hosts say.
+    """Yield lines about the measured paths, from the kernels of the hosts.
 
     Raises:
-        LabError: programs carried packets that they should not have carried, or none.
+        LabError: programs carried packets of another path, or no packets of their own.
     """
     host, other = path.hosts
     programs, counts = run_inside(host, look).programs, run_inside(host, packets_by_outcome)
     carried = counts.get("encapsulated", 0)
     if bool(carried) is not (path.name == "safe"):
         raise LabError(
-            f"{path.name}: programs carried {carried} packets", hint="Read what flannelctl status says."
+            f"{path.name}: programs carried {carried} packets", hint="Read the output of flannelctl status."
         )
     way = way_of(path)
     yield (f"{path.name}: {way.route}; {way.device}, MTU {way.mtu}, {way.sent} packets sent by the device")

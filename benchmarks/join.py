@@ -1,6 +1,6 @@
-"""How long hosts need that join one network in the same moment: real keepers and watches on one real etcd.
+"""The time of hosts that join one network at the same time: real keepers and watches on one real etcd.
 
-Run by `scripts/bench join`, as root. The hosts have no kernel below them; etcd listens on loopback alone.
+Run by `scripts/bench join`, as root. The hosts have no kernel. etcd listens only on loopback.
 """
 
 import json
@@ -28,13 +28,16 @@ SIZES = (100, 200, 500, 1000, 2000, 5000)
 HOSTS_PER_PROCESS = 50
 MOST_PROCESSES = 20
 DELIVERIES = 1_000_000
-"""At most so many leases are told to hosts: beyond a thousand hosts only some of them watch to the end."""
+"""Maximum number of leases that all hosts receive.
+
+With more than a thousand hosts, only some watch to the end.
+"""
 
 ROOMY = 3000
-"""Up to so many hosts fit well into 10.0.0.0/12, which has 4,096 subnets; more get a /10."""
+"""Up to this number, hosts use 10.0.0.0/12, which has 4,096 subnets; more hosts get a /10."""
 
 GOES_FIRST = -10
-"""Priority (nice) of etcd: in life it has machines of its own, which a thousand hosts do not keep busy."""
+"""Priority (nice) of etcd: in reality it has its own machines, without the load of a thousand hosts."""
 
 CLIENT_URL, PEER_URL = "http://127.0.0.1:23791", "http://127.0.0.1:23801"
 TITLE = "Hosts that join at once: seconds until the last lease, and until all know all"
@@ -48,15 +51,15 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """What was measured with one number of hosts; `*_s` are seconds.
+    """The results for one number of hosts; `*_s` are seconds.
 
     Attributes:
         lost: hosts that got no lease.
-        failures: requests and watches that etcd did not answer in time; each was tried again.
+        failures: requests and watches without a response of etcd in time; each was retried.
         watchers: hosts that stayed until they knew all others.
         hosts_s: processor time of all hosts together.
         etcd_s: processor time of etcd.
-        request_ms: mean time that etcd took for a request, by its method.
+        request_ms: mean time of etcd for a request, by method.
         load: of the machine before, in processes that want a processor.
     """
 
@@ -75,7 +78,7 @@ class Point:
 
 
 def main() -> int:
-    """Measure and print; return the exit status: 1 when a host was left without a lease."""
+    """Measure and print; return the exit status: 1 if a host got no lease."""
     parser = bench_parser("join", __doc__)
     parser.add_argument("--hosts", type=int, nargs="+", default=list(SIZES), help="how many, one run each")
     parser.add_argument("--deadline", type=float, default=240, help="seconds that one run may take")
@@ -97,7 +100,7 @@ def main() -> int:
 
 
 def measure(hosts: int, deadline_s: float) -> Point:
-    """Let so many hosts join a new etcd."""
+    """Let this number of hosts join a new etcd."""
     before = load()
     watchers = min(hosts, DELIVERIES // hosts)
     network = "10.0.0.0/12" if hosts <= ROOMY else "10.0.0.0/10"
@@ -130,7 +133,7 @@ def measure(hosts: int, deadline_s: float) -> Point:
 
 @contextmanager
 def running_etcd() -> Iterator[int]:
-    """Run an etcd with new data on a real disk; yield its process id."""
+    """Run an etcd with new data on a real disk; yield its process ID."""
     with tempfile.TemporaryDirectory(prefix="flannel-bench-") as directory:
         log = Path(directory) / "etcd.log"
         with log.open("wb") as output:
@@ -159,7 +162,7 @@ def running_etcd() -> Iterator[int]:
 
 
 def is_healthy() -> bool:
-    """Return whether etcd answers."""
+    """Return whether etcd responds."""
     try:
         with urllib.request.urlopen(f"{CLIENT_URL}/health", timeout=2) as answer:
             return b'"true"' in answer.read()
@@ -168,13 +171,13 @@ def is_healthy() -> bool:
 
 
 def processor_s(pid: int) -> float:
-    """Return what a process took of the processors."""
+    """Return the processor time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def mean_request_ms() -> dict[str, float]:
-    """Return how long etcd took for a request of each kind, as it counted itself."""
+    """Return etcd's mean time for a request of each kind, from its own counters."""
     totals: dict[tuple[str, str], float] = {}
     with urllib.request.urlopen(f"{CLIENT_URL}/metrics", timeout=10) as answer:
         for line in answer.read().decode().splitlines():
@@ -222,7 +225,7 @@ def table(points: Sequence[Point]) -> Table:
 
 
 def proof(point: Point) -> str:
-    """Return what etcd says of its own requests."""
+    """Return etcd's counters of its requests."""
     requests = ", ".join(f"{method} {mean:.0f} ms" for method, mean in sorted(point.request_ms.items()))
     return f"{point.hosts} hosts, etcd's mean: {requests}; load of the machine before: {point.load:.1f}"
 

@@ -1,7 +1,7 @@
-"""What many peers cost in the kernel: our adapter beside ip(8) and bridge(8) with the same objects.
+"""The cost of many peers in the kernel: pyflannel's adapter, and ip(8) and bridge(8) with the same objects.
 
-Run by `scripts/bench kernel`, as root. No store and no daemon takes part; but for the end, which damages the
-fast path of a running daemon, and measures how long that lasts.
+Run by `scripts/bench kernel`, as root. It uses no store and no daemon, except for the last part, which
+damages the fast path of a running daemon and measures the time until its repair.
 """
 
 import json
@@ -24,12 +24,14 @@ Point = tuple[AdapterCosts, BatchCosts]
 
 
 def main() -> int:
-    """Measure and print; return the exit status: 1 when the kernel refused something."""
+    """Measure and print; return the exit status: 1 if the kernel refused an operation."""
     parser = bench_parser("kernel", __doc__)
     parser.add_argument("--backend", choices=list(SIZES), nargs="*", default=list(SIZES))
-    parser.add_argument("--peers", type=int, nargs="+", help="how many, one run each (default 1000 10000)")
-    parser.add_argument("--programs", type=int, default=20, help="programs to take away; 0 for none")
-    parser.add_argument("--entries", type=int, default=5, help="entries to take away, 5 s each")
+    parser.add_argument(
+        "--peers", type=int, nargs="+", help="numbers of peers, one run for each (default 1000 10000)"
+    )
+    parser.add_argument("--programs", type=int, default=20, help="programs to remove; 0 for none")
+    parser.add_argument("--entries", type=int, default=5, help="entries to remove, 5 s each")
     add_json(parser)
     options = parser.parse_args()
     points: list[Point] = []
@@ -45,7 +47,7 @@ def main() -> int:
         objects = [{**asdict(ours), **asdict(batch)} for ours, batch in points]
         print(json.dumps({"objects": objects, "fast_path": [asdict(each) for each in path or ()]}))
     else:
-        show([table(points)] if points else [], told(*path) if path is not None else [])
+        show([table(points)] if points else [], cost_lines(*path) if path is not None else [])
     return 1 if any(ours.refused for ours, _ in points) else 0
 
 
@@ -87,18 +89,18 @@ def table(points: Sequence[Point]) -> Table:
     return shown
 
 
-def told(table: TableCosts, absences: Absences) -> Iterator[str]:
-    """Yield what the fast path's table and programs cost, line by line."""
+def cost_lines(table: TableCosts, absences: Absences) -> Iterator[str]:
+    """Yield the costs of the fast path's table and programs as lines."""
     yield (
         f"fast path: {table.peers:,} peers are entered in {table.put_ms:.0f} ms"
         f" ({table.put_cpu_ms:.0f} ms of processor time) and read back in {table.look_ms:.0f} ms;"
-        f" what it uses is asked for in {table.features_ms:.1f} ms"
+        f" the kernel is probed in {table.features_ms:.1f} ms"
     )
     for what, times in (("program", absences.programs_s), ("peer's entry", absences.entries_s)):
         if times:
             yield (
-                f"a {what} that somebody takes away is back after {1000 * median(times):.0f} ms,"
-                f" {1000 * max(times):.0f} ms at most of {len(times)}"
+                f"a removed {what} is restored after {1000 * median(times):.0f} ms,"
+                f" {1000 * max(times):.0f} ms at most, {len(times)} times"
             )
     yield f"load of the machine {load():.1f}"
 

@@ -1,7 +1,7 @@
-"""A real host in a network of thousands of leases in a real etcd: its start, an event, its rest, a storm.
+"""A real host with thousands of leases in a real etcd: its start, single events, idle time, a storm.
 
-Run by `scripts/bench scale`, as root. The kernel's own share is what ip(8) and bridge(8) need to lay the same
-objects in a network namespace beside, in the same run. Where a kernel is not right in the end, it fails.
+Run by `scripts/bench scale`, as root. For comparison, ip(8) and bridge(8) add the same objects in another
+network namespace in the same run. The benchmark fails if the kernel is not correct at the end.
 """
 
 import json
@@ -21,7 +21,7 @@ from crowd.start import HAND_PATIENCE_S, TITLE, Start, start_curves, starts_in_m
 from crowd.steady import FOREIGN, STORM_PER_S, Rest, Steady, steady_in_markdown
 from drawing.curves import draw_curves
 from pyflannel.errors import LabError
-from pyflannel.lab.kernel_path import lay_vxlan, objects_of
+from pyflannel.lab.kernel_path import create_vxlan, objects_of
 from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import wait_until
 from testlab.crowded_network import BARE_ADDRESS, CrowdedNetwork, crowded_network
@@ -31,32 +31,36 @@ from testlab.usage import running_s, usage_of
 BACKENDS = ("udp", "host-gw", "vxlan")
 SIZES = (100, 1000, 3000, 10_000)
 LARGEST = 50_000
-"""For host-gw alone: what one kernel takes of a thousand clusters."""
+"""Maximum for host-gw, because one kernel also serves the other benchmarks."""
 
 STEADY = 10_000
-"""For what follows a start, and from where on a start is made several times."""
+"""Minimum number of leases for measurements after a start, and for several starts."""
 
 EVENTS = 200
 STORM_STAY = 400
-"""Hosts of a storm that stand at any moment."""
+"""Hosts of a storm that are present at any moment."""
 
 DAMAGED = 200
 DEADLINE_S = 300.0
 SAMPLE_S = 0.5
 QUIET = 0.8
-"""Of the samples at rest, those of least use: no audit is in them."""
+"""Of the samples of an idle daemon, those with the least use: they contain no audit."""
 
 
 def main() -> int:
-    """Measure and print; return the exit status: 1 when a kernel was not right in the end."""
+    """Measure and print; return the exit status: 1 if a kernel was not correct at the end."""
     parser = bench_parser("scale", __doc__)
-    parser.add_argument("--leases", type=int, nargs="*", default=list(SIZES), help="how many, for each start")
+    parser.add_argument(
+        "--leases", type=int, nargs="*", default=list(SIZES), help="numbers of leases, one for each start"
+    )
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--largest", type=int, default=LARGEST, help="leases for host-gw alone; 0 for none")
-    parser.add_argument("--steady", type=int, default=STEADY, help="leases for what follows; 0 for none")
-    parser.add_argument("--rounds", type=int, default=3, help=f"starts among {STEADY} leases or more")
-    parser.add_argument("--idle", type=float, default=60, help="seconds at rest")
-    parser.add_argument("--storm", type=float, default=30, help="seconds of coming and going")
+    parser.add_argument(
+        "--steady", type=int, default=STEADY, help="leases for measurements after a start; 0 for none"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help=f"starts with {STEADY} leases or more")
+    parser.add_argument("--idle", type=float, default=60, help="seconds of the idle measurement")
+    parser.add_argument("--storm", type=float, default=30, help="seconds of joins and leaves")
     add_json(parser)
     parser.add_argument(
         "--markdown", action="store_true", help="print the tables of docs/explanation/scale.md"
@@ -104,13 +108,13 @@ def main() -> int:
 
 
 def measure_start(backend: str, count: int, *, is_last: bool) -> Start:
-    """Add the objects with `ip -batch`, then start the daemon among so many leases.
+    """Add the objects with `ip -batch`, then start the daemon with this number of leases.
 
-    That all is saved is waited for in the last start alone: it takes a second for each thousand leases.
+    Only the last start waits until all leases are saved, which takes a second for each thousand leases.
     """
     step(f"{backend}, {count} leases: a start")
     with crowded_network("bench-scale", backend, count) as network:
-        hand_s = lay_by_hand(network)
+        hand_s = add_manually(network)
         before, began = prefixes(network), time.monotonic()
         with ThreadPoolExecutor() as aside:
             routed = aside.submit(time_routes, network, before + count) if hand_s is not None else None
@@ -137,7 +141,7 @@ def measure_start(backend: str, count: int, *, is_last: bool) -> Start:
 
 
 def measure_steady(backend: str, count: int, idle_s: float, storm_s: float) -> Steady:
-    """Start among so many leases; then let hosts come, wait, let very many come and go, and flood."""
+    """Start with this number of leases. Then let hosts join, wait, let many join and leave, and flood."""
     step(f"{backend}, {count} leases: events, rest, storm and flood")
     with crowded_network("bench-scale", backend, count) as network:
         daemon = network.start()
@@ -170,15 +174,15 @@ def measure_steady(backend: str, count: int, idle_s: float, storm_s: float) -> S
     return steady
 
 
-def lay_by_hand(network: CrowdedNetwork) -> float | None:
-    """Return the seconds that a person's batch files take; None where peers are nothing to the kernel."""
+def add_manually(network: CrowdedNetwork) -> float | None:
+    """Return the seconds of batch files with the same objects; None if the backend needs no such objects."""
     if network.backend == "udp":
         return None
     if network.backend == "vxlan":
-        lay_vxlan(network.bare, IPv4Interface("10.0.1.0/32"), BARE_ADDRESS.ip)
+        create_vxlan(network.bare, IPv4Interface("10.0.1.0/32"), BARE_ADDRESS.ip)
     objects, began = objects_of(network.leases, network.backend), time.monotonic()
     try:
-        objects.lay(network.bare, patience_s=HAND_PATIENCE_S)
+        objects.create(network.bare, patience_s=HAND_PATIENCE_S)
     except LabError:
         if time.monotonic() - began < HAND_PATIENCE_S:
             raise
@@ -187,35 +191,35 @@ def lay_by_hand(network: CrowdedNetwork) -> float | None:
 
 
 def time_routes(network: CrowdedNetwork, count: int) -> float:
-    """Return the seconds until the host has so many prefixes in its tables."""
+    """Return the seconds until the host has this number of prefixes in its tables."""
     began = time.monotonic()
     wait_until(lambda: prefixes(network) >= count, what=f"{count} prefixes", deadline_s=DEADLINE_S)
     return time.monotonic() - began
 
 
 def prefixes(network: CrowdedNetwork) -> int:
-    """Return how many prefixes the main table of the host has, which the kernel counts for us.
+    """Return the number of prefixes in the main table of the host, as counted by the kernel.
 
-    While nobody made a rule, the local table is the same, and is shown once more with all that is in it.
+    Without routing rules, the local table is the same one, and its content is listed a second time.
     """
     counted = Path(f"/proc/{network.host.init_pid}/net/fib_triestat").read_text().partition("Main:")[2]
     return int(counted.partition("Prefixes:")[2].split()[0])
 
 
 def wait_saved(network: CrowdedNetwork) -> None:
-    """Return once the daemon has written the last known leases, which is the last of its work."""
+    """Return when the daemon has written the last known leases, which is its last action."""
     saved = network.host.directory / "var/lib/flannel/last-known.json"
     wait_until(saved.exists, what="the leases are saved", deadline_s=DEADLINE_S)
 
 
 def passes(network: CrowdedNetwork) -> int:
-    """Return how many looks the daemon has had at the host."""
+    """Return the number of the daemon's looks at the host."""
     return int(json.loads(network.host.flannelctl("status", "--json"))["reconcile"]["passes"])
 
 
 @contextmanager
 def damaging(network: CrowdedNetwork) -> Iterator[None]:
-    """Take one route after the other from the host while the block runs, so that it looks all the time."""
+    """Remove one route of the host after the other while the block runs, so that it looks constantly."""
     destinations = [str(lease.subnet) for lease in network.leases]
     script = 'for destination; do ip route delete "$destination"; sleep 0.2; done'
     program = network.host.start(["bash", "-c", script, "damage", *destinations[:DAMAGED]], name="damage")
@@ -226,7 +230,7 @@ def damaging(network: CrowdedNetwork) -> Iterator[None]:
 
 
 def rest(network: CrowdedNetwork, daemon: Program, seconds: float) -> Rest:
-    """Watch the daemon do nothing but audits."""
+    """Measure the daemon while it makes only audits."""
     looks, samples = passes(network), [running_s(daemon.pid)]
     began = time.monotonic()
     while time.monotonic() - began < seconds:
@@ -244,7 +248,9 @@ def rest(network: CrowdedNetwork, daemon: Program, seconds: float) -> Rest:
 
 
 def storm(network: CrowdedNetwork, daemon: Program, seconds: float) -> tuple[float, float]:
-    """Let hosts come and go; return the per cent of a core meanwhile, and the seconds until all is right."""
+    """Let hosts join and leave; return the per cent of a core meanwhile, and the seconds until all is
+    correct.
+    """
     newcomers = network.newcomers(round(STORM_PER_S * seconds))
     before = running_s(daemon.pid)
     came = network.churn(newcomers, per_s=STORM_PER_S, standing=STORM_STAY)
@@ -258,7 +264,7 @@ def storm(network: CrowdedNetwork, daemon: Program, seconds: float) -> tuple[flo
 
 
 def flood(network: CrowdedNetwork, daemon: Program) -> int:
-    """Change more than the kernel keeps to tell while the daemon sleeps; return its looks."""
+    """Make more changes than the kernel's queue holds while the daemon is stopped; return its looks."""
     looks = passes(network)
     with paused(daemon):
         lines = [f"route add 203.{n >> 16}.{n >> 8 & 255}.{n & 255}/32 dev lo" for n in range(FOREIGN)]

@@ -1,4 +1,4 @@
-"""The udp backend beside the kernel's own vxlan, configured manually: one lab, one run, turn by turn.
+"""The udp backend and the kernel's own vxlan, configured manually: one lab, one run, measured alternately.
 
 Run by `scripts/bench udp`, as root.
 """
@@ -26,7 +26,7 @@ from paths.way import way_of
 from pyflannel.datapath.tun import Offload
 from pyflannel.errors import LabError
 from pyflannel.lab.demo import CONFIG, DemoOptions, bring_up
-from pyflannel.lab.kernel_path import KernelPath, lay_kernel_path, measure_kernel_path, measure_throughput
+from pyflannel.lab.kernel_path import KernelPath, create_kernel_path, measure_kernel_path, measure_throughput
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import Station, ping
@@ -53,13 +53,13 @@ BAR_WIDTH = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forwarder:
-    """The process that carried the packets, as it says itself and as the kernel says.
+    """The process that carried the packets, with data from itself and from the kernel.
 
     Attributes:
-        resident_kib: memory, after the measurements.
-        offloads: names of the kernel's help in use.
-        sent: packets that went to peers, and in how many calls with more than one.
-        written: packets that were given to the device, and in how many calls with more than one.
+        resident_kib: memory after the measurements.
+        offloads: names of the offloads in use.
+        sent: packets to peers, and the number of calls with more than one.
+        written: packets to the device, and the number of calls with more than one.
     """
 
     pid: int
@@ -71,11 +71,11 @@ class Forwarder:
 
 
 class Steps:
-    """Tells the steps of the demo's lab as those of the bench."""
+    """Prints the steps of the demo's lab as steps of the benchmark."""
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Say what is under way while the block runs."""
+        """Report the current step while the block runs."""
         step(what)
         yield
 
@@ -99,7 +99,9 @@ def main() -> int:
 
 
 def measure(rounds: int, seconds: int) -> tuple[Values, list[str]]:
-    """Lay both paths, measure them in turn, and ask who carried the packets; return that as lines."""
+    """Create both paths, measure them alternately, and return lines about the process that carried the
+    packets.
+    """
     before = load()
     with Lab("bench") as lab:
         containers = bring_up(lab, DemoOptions(name="bench", has_docker=False), Steps())
@@ -109,7 +111,7 @@ def measure(rounds: int, seconds: int) -> tuple[Values, list[str]]:
         step("the network told to keep its packets out of the kernel")
         leave_fast_path(lab, first, source, destination)
         step("two plain hosts, joined by a manual vxlan of the kernel")
-        kernel = lay_kernel_path(lab)
+        kernel = create_kernel_path(lab)
         overlay = Path(name="udp", hosts=(first, last), left=source, right=destination)
         plain = Path(
             name="vxlan", hosts=(kernel.left_host, kernel.right_host), left=kernel.left, right=kernel.right
@@ -117,13 +119,13 @@ def measure(rounds: int, seconds: int) -> tuple[Values, list[str]]:
         proof = [describe(overlay), describe(plain)]
         values = measure_in_turn((overlay, plain), measurements(kernel, seconds), rounds)
         proof += [describe_forwarder(host) for host in overlay.hosts]
-    proof.append("vxlan's hosts: no device and no program of ours, its octets counted by the device")
+    proof.append("vxlan's hosts: no device and no program of pyflannel; the device counted the bytes")
     proof.append(load_since(before))
     return values, proof
 
 
 def leave_fast_path(lab: Lab, host: Host, source: Station, destination: Station) -> None:
-    """Return when packets from `host` go through its forwarder."""
+    """Return when packets from `host` pass its forwarder."""
     config = json.dumps({**CONFIG, "FastPath": "off"})
     host.flannelctl("--store", lab.sqlite_url, "config", "set", config)
 
@@ -136,7 +138,7 @@ def leave_fast_path(lab: Lab, host: Host, source: Station, destination: Station)
 
 
 def measurements(kernel: KernelPath, seconds: int) -> list[Measurement]:
-    """Return what is measured of the overlay and of the kernel's path."""
+    """Return the measurements of the overlay and of the kernel's path."""
     tcp, udp, delay = QUANTITIES
     return [
         Measurement(partial(stream, kernel, seconds=seconds), (tcp,)),
@@ -146,14 +148,14 @@ def measurements(kernel: KernelPath, seconds: int) -> list[Measurement]:
 
 
 def stream(kernel: KernelPath, path: Path, *, seconds: int) -> tuple[float]:
-    """Return what one TCP stream carries; over the kernel's path with proof that it is one."""
+    """Return the throughput of one TCP stream; for the kernel's path, check that it is one."""
     if path.left is kernel.left:
         return (measure_kernel_path(kernel, seconds=seconds).gbit_s,)
     return (measure_throughput(path.left, path.right, seconds=seconds).gbit_s,)
 
 
 def packets(path: Path, *, seconds: int) -> tuple[float]:
-    """Return how many thousand small datagrams a second arrive, of as many as go out."""
+    """Return how many thousand small datagrams a second arrive at the maximum rate."""
     return (small_packets(path, seconds).received_kpps,)
 
 
@@ -172,13 +174,13 @@ def round_trip(path: Path) -> tuple[float]:
 
 
 def describe(path: Path) -> str:
-    """Return what the kernel of the left host says of the path."""
+    """Return the left host's kernel's data about the path."""
     way = way_of(path)
     return f"{path.name}: {way.device}, driver {way.driver}, MTU {way.mtu}; {way.route}"
 
 
 def describe_forwarder(host: Host) -> str:
-    """Return what the host's forwarder says of itself, as a line."""
+    """Return the state of the host's forwarder as a line."""
     forwarder = asyncio.run(ask_forwarder(host))
     return (
         f"forwarder of {host.name}: pid {forwarder.pid}, version {forwarder.version},"
@@ -190,7 +192,7 @@ def describe_forwarder(host: Host) -> str:
 
 
 async def ask_forwarder(host: Host) -> Forwarder:
-    """Return what the host's forwarder says of itself, and its memory."""
+    """Return the state and the memory of the host's forwarder."""
     async with connected(host.directory / "run/flannel" / SOCKET_NAME) as client:
         state = decode_state(await client.ask(Kind.READ_STATE))
         summary = decode_summary(await client.ask(Kind.READ_SUMMARY))
@@ -210,7 +212,7 @@ async def ask_forwarder(host: Host) -> Forwarder:
 
 
 def ratio(quantity: Quantity, values: Values) -> float:
-    """Return the overlay's median, the kernel's being 1."""
+    """Return the ratio of the overlay's median to the kernel's."""
     return median(values[quantity.name, "udp"]) / median(values[quantity.name, "vxlan"])
 
 
@@ -242,7 +244,7 @@ def chart(quantity: Quantity, values: Values) -> Chart:
 
 
 def bar(ratio: float) -> str:
-    """Return a bar as long as the ratio, with the kernel's own length marked."""
+    """Return a bar with the length of the ratio, and a mark at the kernel's length."""
     length = min(round(ratio * BAR_WIDTH / 2), BAR_WIDTH)
     middle = BAR_WIDTH // 2
     cells = ["█" if cell < length else " " for cell in range(BAR_WIDTH)]

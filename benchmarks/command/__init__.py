@@ -1,1 +1,1 @@
-"""What every bench is to the one who runs it: options, the text that it prints, the end when it fails."""
+"""The common command line of benchmarks: options, output, and the exit status."""

@@ -1,4 +1,4 @@
-"""Options that benches share, and the exit status."""
+"""Options that benchmarks share, and the exit status."""
 
 import sys
 from argparse import ArgumentParser
@@ -11,12 +11,12 @@ _RESULTS = Path(__file__).parent.parent / "results"
 
 
 def bench_parser(name: str, about: str | None) -> ArgumentParser:
-    """Return the parser of `scripts/bench NAME`; what it is about is shown by --help."""
+    """Return the parser of `scripts/bench NAME`; --help shows the description."""
     return ArgumentParser(prog=f"scripts/bench {name}", description=about)
 
 
 def add_rounds(parser: ArgumentParser, *, rounds: int, seconds: int) -> None:
-    """Add how often and for how long each figure is measured, with these defaults."""
+    """Add the number of rounds and the duration of each measurement, with these defaults."""
     parser.add_argument(
         "--rounds", type=int, default=rounds, help=f"measurements of each figure (default {rounds})"
     )
@@ -26,18 +26,18 @@ def add_rounds(parser: ArgumentParser, *, rounds: int, seconds: int) -> None:
 
 
 def add_json(parser: ArgumentParser, what: str = "the figures") -> None:
-    """Add the choice of JSON."""
+    """Add the option for JSON."""
     parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
 
 
 def add_picture(parser: ArgumentParser, name: str) -> None:
-    """Add where the picture goes: by default to a place that git does not follow."""
+    """Add the path of the picture, by default one that git ignores."""
     picture = _RESULTS / f"{name}.svg"
     parser.add_argument("--picture", type=Path, default=picture, help=f"SVG to write (default {picture})")
 
 
 def exit_status(main: Callable[[], int]) -> int:
-    """Return what `main` does; when the bench fails, say why, and return 1."""
+    """Return the result of `main`. If the benchmark fails, print the error and return 1."""
     try:
         return main()
     except FlannelError as error:

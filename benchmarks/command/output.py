@@ -1,4 +1,4 @@
-"""What a bench prints and draws, and how busy the machine was meanwhile."""
+"""The output and the picture of a benchmark, and the load of the machine."""
 
 import json
 import os
@@ -10,32 +10,32 @@ from rich.console import Console
 from rich.table import Table
 
 _WIDTH = 160
-"""Of what goes to no terminal, in characters."""
+"""Width in characters of output that is not to a terminal."""
 
 
 def step(what: str) -> None:
-    """Say on standard error what is under way, so that the figures alone are on standard output."""
+    """Report the current step on standard error, so that standard output contains only the figures."""
     print(f"· {what}", file=sys.stderr)
 
 
 def load() -> float:
-    """Return the load of the machine: processes that want a processor, on average of a minute."""
+    """Return the load of the machine: processes that want a processor, averaged over a minute."""
     return os.getloadavg()[0]
 
 
 def load_since(before: float) -> str:
-    """Return a line that tells the load before, as `load` gave it, and now."""
+    """Return a line with the load before, as returned by `load`, and now."""
     return f"load of the machine: {before:.1f} before, {load():.1f} after, {os.cpu_count()} processors"
 
 
 def save_picture(options: Namespace, picture: str) -> None:
-    """Write the picture to where the options say."""
+    """Write the picture to the path in the options."""
     options.picture.parent.mkdir(parents=True, exist_ok=True)
     options.picture.write_text(picture)
 
 
 def show(tables: Iterable[Table], lines: Iterable[str]) -> None:
-    """Print tables, and lines below them that are never broken."""
+    """Print tables, and lines below them that are never wrapped."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     for table in tables:
         console.print(table)
@@ -46,7 +46,7 @@ def show(tables: Iterable[Table], lines: Iterable[str]) -> None:
 def present(
     options: Namespace, *, figures: object, tables: Iterable[Table], proof: Iterable[str], picture: str
 ) -> None:
-    """Save the picture, and print the figures: as JSON, or as tables with what they were measured on."""
+    """Save the picture, and print the figures: as JSON, or as tables with data about the machine."""
     save_picture(options, picture)
     if options.json:
         print(json.dumps(figures))

@@ -1,1 +1,1 @@
-"""A host among very many leases: what is found out about it, and how that is told."""
+"""A host among many leases: measurements, and their output."""

@@ -1,4 +1,4 @@
-"""A host that starts among standing leases: its figures, and how they are told."""
+"""Figures of a host that starts in a network with existing leases, and their output."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,22 +10,22 @@ from drawing.curves import Curve
 
 TITLE = "Start of a host in a large network: seconds until the last peer is in the kernel"
 HAND_PATIENCE_S = 30.0
-"""The longest wait for `ip -batch`: its time for each gateway grows with the number of gateways."""
+"""Maximum time for `ip -batch` in seconds: its time for each gateway grows with the number of gateways."""
 
 COLOURS = {"udp": "#2ca02c", "host-gw": "#1f77b4", "vxlan": "#d62728"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """One start among standing leases; `*_s` are seconds from the exec.
+    """One start with existing leases; `*_s` are seconds since the exec.
 
     Attributes:
-        hand_s: what ip(8) and bridge(8) needed for the same objects; None for udp, which has none.
-        last_s: until the last route is in the kernel; for udp, until the forwarder knows all.
-        ready_s: until the daemon said so.
+        hand_s: time of ip(8) and bridge(8) for the same objects; None for udp, which has none.
+        last_s: until the last route is in the kernel; for udp, until the forwarder knows all peers.
+        ready_s: until the daemon reported it.
         processor_s: of the daemon, until it was ready.
-        resident_mib: memory when all is done, and in the last start, but for the largest network's, saved;
-            of several starts the most, as `peak_mib`.
+        resident_mib: memory after the end of all work, in the last start also after the leases were saved,
+            except for the largest network; the maximum of several starts, like `peak_mib`.
     """
 
     backend: str
@@ -38,7 +38,7 @@ class Start:
     peak_mib: float
 
     @property
-    def by_hand(self) -> str:
+    def batch_s(self) -> str:
         """Seconds of `ip -batch` for the same objects; empty if it was not run."""
         if self.hand_s is None:
             return ""
@@ -46,8 +46,8 @@ class Start:
 
     @property
     def line(self) -> str:
-        """What was found out, in a line."""
-        hand = f", ip -batch {self.by_hand} s" if self.by_hand else ""
+        """The figures in one line."""
+        hand = f", ip -batch {self.batch_s} s" if self.batch_s else ""
         return (
             f"{self.backend}, {self.leases} leases: {self.last_s:.2f} s{hand};"
             f" processor {self.processor_s:.2f} s; {self.resident_mib:.1f} to {self.peak_mib:.1f} MiB"
@@ -55,7 +55,7 @@ class Start:
 
 
 def typical(starts: Sequence[Start]) -> Start:
-    """Return a start with three values: median time until the last route and of `ip -batch`, most memory."""
+    """Return a start with three values: medians of the last route and of `ip -batch`, maximum memory."""
     ordered = sorted(starts, key=lambda start: start.last_s)
     hand = [start.hand_s for start in starts if start.hand_s is not None]
     return replace(
@@ -86,7 +86,7 @@ def starts_table(starts: Sequence[Start]) -> Table:
         shown.add_row(
             start.backend,
             str(start.leases),
-            start.by_hand,
+            start.batch_s,
             f"{start.last_s:.2f}",
             "" if start.hand_s in (None, HAND_PATIENCE_S) else f"{start.last_s / start.hand_s:.1f}",
             f"{start.ready_s:.2f}",
@@ -99,7 +99,7 @@ def starts_table(starts: Sequence[Start]) -> Table:
 
 
 def starts_in_markdown(starts: Sequence[Start]) -> Iterator[str]:
-    """Yield the table of starts as the documentation has it."""
+    """Yield the table of starts in the form of the documentation."""
     yield (
         "| backend | leases | processor, s | last route, s | `ip -batch`, s"
         " | memory after the start and peak, MiB |"
@@ -108,12 +108,12 @@ def starts_in_markdown(starts: Sequence[Start]) -> Iterator[str]:
     for start in starts:
         yield (
             f"| {start.backend} | {start.leases:,} | {start.processor_s:.2f} | {start.last_s:.2f}"
-            f" | {start.by_hand} | {start.resident_mib:.1f}, {start.peak_mib:.1f} |"
+            f" | {start.batch_s} | {start.resident_mib:.1f}, {start.peak_mib:.1f} |"
         )
 
 
 def start_curves(starts: Sequence[Start]) -> Iterator[Curve]:
-    """Yield the curve of each backend, and beside it the curve of `ip -batch`."""
+    """Yield the curve of each backend, and the curve of `ip -batch` for comparison."""
     for backend, colour in COLOURS.items():
         own = [start for start in starts if start.backend == backend]
         yield Curve(

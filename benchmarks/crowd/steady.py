@@ -1,18 +1,19 @@
-"""A host that stands among many: its figures, and how they are told."""
+"""Figures of a host in a large network without changes of its own, and their output."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 STORM_PER_S = 200
-"""Hosts that come each second, while as many go."""
+"""Number of hosts that join each second, while the same number leaves."""
 
 FOREIGN = 30_000
-"""Foreign routes that come and go while the daemon sleeps: more than the kernel keeps to tell."""
+"""Foreign routes that are added and removed while the daemon is stopped: more than the kernel's queue holds.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rest:
-    """What a daemon takes of a core while nothing happens, in per cent: all in all, and between audits."""
+    """Processor time of an idle daemon in per cent of a core: total, and between audits."""
 
     lasted_s: float
     percent: float
@@ -22,16 +23,16 @@ class Rest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steady:
-    """What a host does that stands among many; `*_ms` are pairs of p50 and p99.
+    """Figures of a host in a large network; `*_ms` are pairs of p50 and p99.
 
     Attributes:
-        write_ms: etcd's answer to the write of a lease.
-        join_ms: from sending the write to the route in the kernel.
-        looked_at_ms: the same while the host repairs what is damaged, look upon look.
-        leave_ms: from the deletion to the route's end; two seconds of it are patience.
-        storm_percent: of a core, while hosts came and went.
-        storm_settled_s: from the last of them until the kernel was right.
-        flood_passes: after more changes than the kernel kept to tell.
+        write_ms: etcd's response to the write of a lease.
+        join_ms: from the write to the route in the kernel.
+        looked_at_ms: the same while the host repairs damage, with constant looks.
+        leave_ms: from the deletion to the removal of the route, including two seconds of delay.
+        storm_percent: of a core, while hosts joined and left.
+        storm_settled_s: from the last of them until the kernel was correct.
+        flood_passes: number of passes after more changes than the kernel's queue holds.
     """
 
     backend: str
@@ -48,7 +49,7 @@ class Steady:
     peak_mib: float
 
     def lines(self) -> Iterator[str]:
-        """Yield what was found out, a line for each question."""
+        """Yield the figures, one line for each subject."""
         name, rest = f"{self.backend}, {self.leases} leases", self.rest
 
         def pair(of: tuple[float, float]) -> str:
@@ -80,7 +81,7 @@ class Steady:
 
 
 def steady_in_markdown(steady: Sequence[Steady]) -> Iterator[str]:
-    """Yield the table of what a host does that stands among many, a column for each backend."""
+    """Yield the table of a host in a large network, with one column for each backend."""
 
     def pair(of: tuple[float, float]) -> str:
         return f"{of[0]:.1f}, {of[1]:.1f} ms"

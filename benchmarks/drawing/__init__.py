@@ -1,1 +1,1 @@
-"""Pictures as SVG: bars and curves in one frame. What they show comes in as values and words."""
+"""Pictures in SVG: bars and curves in one frame. They are drawn from values and texts."""

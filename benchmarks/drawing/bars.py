@@ -1,4 +1,4 @@
-"""Quantities as bars: each quantity on a scale of its own."""
+"""Quantities as bars. Each quantity has a separate scale."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _TITLE_STEP, _GAP = 20, 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A value, with words before and behind it."""
+    """A value, with a text before and after it."""
 
     name: str
     value: float
@@ -22,7 +22,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What is compared under one title: bars on one scale, with a gap after each group."""
+    """Bars with one title and one scale, with a gap after each group."""
 
     title: str
     groups: Sequence[Sequence[Bar]]
@@ -31,7 +31,7 @@ class Chart:
 def draw_bars(title: str, charts: Sequence[Chart], notes: Iterable[str]) -> str:
     """Return the charts as an SVG, one below the other."""
     names = [len(bar.name) for chart in charts for group in chart.groups for bar in group]
-    left = 55 + 5 * max(names)  # leaves room for names from five letters to fifteen
+    left = 55 + 5 * max(names)  # leaves space for names from five to fifteen letters
     drawn, y = [], FIRST_LINE
     for chart in charts:
         y += _TITLE_STEP

@@ -1,4 +1,4 @@
-"""Seconds as curves: how they grow with a number of hosts or leases."""
+"""Seconds as curves, which grow with a number of hosts or leases."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Curve:
     """Seconds by numbers, as pairs of number and seconds.
 
     Attributes:
-        beside: what the curve is compared with, in dashes.
+        beside: a curve for comparison, in dashes.
     """
 
     name: str
@@ -29,7 +29,7 @@ def draw_curves(
 ) -> str:
     """Return the curves as an SVG, numbers to the right and seconds upwards.
 
-    `marks` are the numbers that stand below; the last is the largest of all, `width` pixels to the right.
+    `marks` are the labelled numbers below. The last one is the largest number, `width` pixels to the right.
     """
     most, seconds = marks[-1], [s for curve in curves for _, s in (*curve.points, *curve.beside)]
     most_s = max(seconds, default=0.0) or 1.0

@@ -1,4 +1,4 @@
-"""What every picture has: a white ground, a title, and below what is drawn the small print."""
+"""The common parts of all pictures: a white background, a title, and notes below the drawing."""
 
 from collections.abc import Iterable
 from html import escape
@@ -7,23 +7,23 @@ from textwrap import wrap
 WIDTH = 920
 MARGIN = 20
 FIRST_LINE = 40
-"""Where the title ends, in pixels from the top."""
+"""The bottom of the title, in pixels from the top."""
 
 OURS, THEIRS = "#1f77b4", "#999999"
-"""Colours of what flanneld laid, and of what stands beside it."""
+"""Colours of flanneld's values and of values for comparison."""
 
 _NOTE_STEP = 15
 _NOTE_LETTERS = 190
-"""So many of the small print fit into a line."""
+"""Maximum number of characters in a line of the notes."""
 
 
 def words(x: float, y: float, text: str, *, style: str = "") -> str:
-    """Return a text whose line stands at `y`; `style` is what SVG says of it besides."""
+    """Return a text with its line at `y`; `style` is additional attributes of SVG."""
     return f'<text x="{x}" y="{y}"{" " if style else ""}{style}>{escape(text, quote=False)}</text>'
 
 
 def frame(title: str, drawn: Iterable[str], *, foot: float, notes: Iterable[str]) -> str:
-    """Return the whole picture: `drawn` ends above `foot`, where the first of the notes stands."""
+    """Return the whole picture: `drawn` ends above `foot`, the position of the first note."""
     small = 'font-size="9" fill="#555555"'
     lines = [line for note in notes for line in wrap(note, _NOTE_LETTERS)]
     small_print = [

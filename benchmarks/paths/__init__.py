@@ -1,1 +1,1 @@
-"""Paths between two hosts: laid each in a lab of its own, measured turn by turn, compared."""
+"""Paths between two hosts, each in a separate lab, measured alternately and compared."""

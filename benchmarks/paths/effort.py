@@ -1,8 +1,8 @@
-"""Processor time of a process for what it sends or receives; run as a program.
+"""Processor time of a process that sends or receives. Run as a program.
 
 `effort.py receive PORT` receives from one TCP client. `effort.py stream PORT ADDRESS` sends GIGABITS to it,
 and `effort.py packets PORT ADDRESS` sends PACKETS datagrams. Each prints its seconds. In a lab, the kernel
-does its work for a packet, up to the socket of the receiver, in the process that sends it.
+processes a packet in the process that sends it, up to the socket of the receiver.
 """
 
 import socket
@@ -17,12 +17,12 @@ _CHUNK_BYTES = 1 << 17
 
 
 def processor_s() -> float:
-    """Return how long this process ran so far, to the nanosecond."""
+    """Return the processor time of this process, to the nanosecond."""
     return int(Path("/proc/self/schedstat").read_text().split()[0]) / 1e9
 
 
 def receive(port: int) -> None:
-    """Read what one client sends."""
+    """Read the data of one client."""
     with socket.create_server(("0.0.0.0", port)) as listener:
         print(READY, flush=True)
         client = listener.accept()[0]
@@ -32,7 +32,7 @@ def receive(port: int) -> None:
 
 
 def stream(port: int, address: str) -> None:
-    """Send a TCP stream, and return when it arrived."""
+    """Send a TCP stream; return when it has arrived."""
     with socket.create_connection((address, port)) as server:
         payload = bytes(_CHUNK_BYTES)
         for _ in range(GIGABITS * 10**9 // 8 // _CHUNK_BYTES):
@@ -42,7 +42,7 @@ def stream(port: int, address: str) -> None:
 
 
 def packets(port: int, address: str) -> None:
-    """Send small datagrams, which nobody receives."""
+    """Send small datagrams, which no process receives."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         payload = bytes(SMALL_BYTES)
         for _ in range(PACKETS):

@@ -1,6 +1,7 @@
-"""One end of a TCP connection over which 64 octets go there and back, again and again; run as a program.
+"""One end of a TCP connection with repeated exchanges of 64 bytes. Run as a program.
 
-exchange.py PORT answers one client; exchange.py PORT ADDRESS SECONDS is one, and prints exchanges a second.
+`exchange.py PORT` answers one client. `exchange.py PORT ADDRESS SECONDS` is the client, and prints the number
+of exchanges per second.
 """
 
 import socket
@@ -11,7 +12,7 @@ OCTETS = 64
 
 
 def answer(port: int) -> None:
-    """Send everything back that one client sends."""
+    """Return all bytes of one client to it."""
     with socket.create_server(("0.0.0.0", port)) as listener:
         client = listener.accept()[0]
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -20,7 +21,7 @@ def answer(port: int) -> None:
 
 
 def ask(port: int, address: str, seconds: float) -> float:
-    """Return how many times a second octets came back."""
+    """Return the number of exchanges per second."""
     with socket.create_connection((address, port)) as server:
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         answered, start = 0, time.monotonic()

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
-from pyflannel.lab.kernel_path import lay_by_hand
+from pyflannel.lab.kernel_path import add_manually
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT, Host, HostPlace, Topology
@@ -25,25 +25,25 @@ _REACHED_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
-    """A flanneld and what it was started with."""
+    """A flanneld and its command line."""
 
     host: Host
     program: Program
     flags: tuple[str, ...]
 
     def restart(self, *further_flags: str) -> None:
-        """Start it again with further flags."""
+        """Start it again with additional flags."""
         self.program.stop()
         self.host.start_flanneld(*self.flags, *further_flags)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """Two stations on two hosts, and what joins them.
+    """Two stations on two hosts, and the path between them.
 
     Attributes:
-        name: tells it from the others of the bench.
-        daemons: of ours that laid it; none, if it was configured manually or is the bare wire.
+        name: distinguishes it from the other paths of the benchmark.
+        daemons: the flannelds that created it; none if it was configured manually or is the bare wire.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Path:
 
 
 def two_hosts(labs: ExitStack, name: str) -> Lab:
-    """Make a lab of this name with two hosts that nothing joins yet but the wire."""
+    """Create a lab of this name with two hosts that only a wire connects."""
     return labs.enter_context(Lab(name, _TOPOLOGY))
 
 
 def join_by_flanneld(lab: Lab, name: str, backend: str, *flags: str) -> Path:
-    """Join the lab's hosts by flanneld; return when their containers reach each other."""
+    """Connect the lab's hosts by flanneld; return when their containers reach each other."""
     one, two = lab.hosts.values()
     config = json.dumps({"Network": NETWORK, "Backend": {"Type": backend}})
     one.flannelctl("--store", lab.sqlite_url, "config", "set", config)
@@ -73,9 +73,9 @@ def join_by_flanneld(lab: Lab, name: str, backend: str, *flags: str) -> Path:
     return Path(name=name, hosts=(one, two), left=left, right=right, daemons=daemons)
 
 
-def join_by_hand(lab: Lab, name: str, backend: str) -> Path:
-    """Join the hosts manually as the backend would; return when their containers reach each other."""
+def join_manually(lab: Lab, name: str, backend: str) -> Path:
+    """Connect the hosts manually, like the backend; return when their containers reach each other."""
     one, two = lab.hosts.values()
-    left, right = lay_by_hand(backend, (one, two), _GATEWAYS)
+    left, right = add_manually(backend, (one, two), _GATEWAYS)
     wait_reached((left, right), deadline_s=_REACHED_S)
     return Path(name=name, hosts=(one, two), left=left, right=right)

@@ -1,4 +1,4 @@
-"""What is measured of several paths, and how two of them compare."""
+"""Measured quantities of several paths, and the comparison of two paths."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class Quantity:
 
     @property
     def label(self) -> str:
-        """What a row of a table, or a chart, is about."""
+        """The label of a row of a table, or of a chart."""
         return f"{self.name} ({self.unit}){', lower is better' if self.is_less_better else ''}"
 
 
 Values = Mapping[tuple[str, str], Sequence[float]]
-"""By the names of quantity and path, a value a round."""
+"""One value for each round, by the names of quantity and path."""
 
 
 def spread(values: Sequence[float], form: str = ".3g") -> str:
@@ -30,9 +30,9 @@ def spread(values: Sequence[float], form: str = ".3g") -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How a path compares with its reference, which is 1: what the rounds say, each by itself.
+    """The ratio of a path to its reference, which is 1, from the ratios of the rounds.
 
-    Half of the rounds' ratios lie between the quartiles. With 1 between them too, no difference is shown.
+    Half of the rounds' ratios are between the quartiles. If 1 is between them, too, no difference is shown.
     """
 
     median: float
@@ -47,6 +47,6 @@ def ratio(values: Sequence[float], reference: Sequence[float]) -> Ratio:
     """Compare two paths that were measured one after the other in each round."""
     ratios = [own / beside for own, beside in zip(values, reference, strict=True)]
     if len(ratios) == 1:
-        ratios *= 2  # of one value there are no quantiles in Python 3.11
+        ratios *= 2  # statistics.quantiles needs two values in Python 3.11
     first, middle, third = quantiles(ratios, n=4, method="inclusive")
     return Ratio(median=middle, first_quartile=first, third_quartile=third)

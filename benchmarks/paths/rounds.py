@@ -1,4 +1,4 @@
-"""Paths measured in rounds, turn by turn, so that what disturbs one disturbs the others."""
+"""Measures paths alternately in rounds, so that disturbances affect all of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,17 @@ from paths.quantity import Quantity, Values
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What is done to a path, and the figures that it gives."""
+    """An action on a path, and the resulting figures."""
 
     measure: Callable[[Path], Sequence[float]]
     quantities: tuple[Quantity, ...]
 
 
 def measure_in_turn(paths: Sequence[Path], measurements: Sequence[Measurement], rounds: int) -> Values:
-    """Measure each on all paths in so many rounds; every second round goes through the paths backwards."""
+    """Measure each quantity on all paths in this number of rounds.
+
+    Every second round has the reverse order.
+    """
     values: dict[tuple[str, str], list[float]] = {}
     for measurement in measurements:
         for number in range(rounds):

@@ -1,4 +1,4 @@
-"""Traffic over a path, as every bench of paths measures it."""
+"""Traffic over a path, in the form of all benchmarks of paths."""
 
 import re
 
@@ -9,12 +9,12 @@ SMALL_BYTES = 64
 
 
 def small_packets(path: Path, seconds: int) -> Datagrams:
-    """Send small datagrams as fast as they go out."""
+    """Send small datagrams at the maximum rate."""
     return measure_datagrams(path.left, path.right, octets=SMALL_BYTES, seconds=seconds)
 
 
 def round_trips_us(path: Path, *, pings: int, interval_s: float) -> list[float]:
-    """Return what each ping took that was answered, in microseconds."""
+    """Return the round trip of each answered ping in microseconds."""
     command = ["ping", "-n", "-i", str(interval_s), "-c", str(pings), str(path.right.address)]
     times = re.findall(r"time=([\d.]+)", path.left.run_in_network(command).stdout)
     return [1e3 * float(ms) for ms in times]

@@ -1,4 +1,4 @@
-"""What the kernel says of the way that packets take: the proof of what was measured."""
+"""The kernel's report about the path of packets: evidence of the measured path."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from pyflannel.lab.topology import Host
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """How packets leave the left host towards the right station.
+    """The path of packets from the left host to the right station.
 
     Attributes:
-        route: as `ip route get` shows it.
+        route: output of `ip route get`.
         driver: of the device.
-        sent: packets that the device sent so far.
+        sent: packets that the device has sent.
     """
 
     route: str
@@ -24,7 +24,7 @@ class Way:
 
 
 def way_of(path: Path) -> Way:
-    """Ask the kernel of the left host."""
+    """Read the path from the kernel of the left host."""
     host = path.hosts[0]
     route = _first_line(host, "ip", "route", "get", str(path.right.address)).partition(" uid")[0].strip()
     device = route.partition(" dev ")[2].split()[0]

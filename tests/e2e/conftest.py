@@ -1,4 +1,4 @@
-"""Real parts for the end-to-end tests, each on loopback ports and in a directory of its own."""
+"""Real programs for the end-to-end tests, each with its own loopback ports and directory."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ from testlab.pinging import Pings, pinging
 
 START_S = 60
 SOON_S = 60.0
-"""Far more than anything awaited here takes; a machine that does other things too is no failure."""
+"""Deadline of waits in seconds. It is much longer than necessary, because the machine may be busy."""
 
 NETWORK_CONFIG = '{"Network":"10.100.0.0/16"}'
 _labs = count(1)
@@ -38,10 +38,10 @@ _ports = iter(random.sample(range(10_000, 30_000), k=20_000))
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on; each only once.
+    """Return an unused port of loopback; each only once.
 
-    None of those that the kernel gives to clients: one of these could have it before the server comes, or
-    comes back.
+    The ports that the kernel assigns to clients are excluded: a client could use one before the server
+    starts, or between two starts.
     """
     for port in _ports:
         with socket.socket() as probe, suppress(OSError):
@@ -52,12 +52,12 @@ def free_port() -> int:
 
 @pytest.fixture(name="free_port", scope="session")
 def _free_port() -> Callable[[], int]:
-    """Finds a port of loopback that nobody listens on."""
+    """Return a function that finds an unused port of loopback."""
     return free_port
 
 
 class Etcd:
-    """A real etcd of one member, on free loopback ports; its data outlives `kill`."""
+    """A real etcd of one member, on free loopback ports. Its data remain after `kill`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -76,13 +76,13 @@ class Etcd:
                 [
                     "etcd",
                     f"--data-dir={self.directory}/data",
-                    "--unsafe-no-fsync",  # the data need not outlive the machine
+                    "--unsafe-no-fsync",  # the data need not survive a failure of the machine
                     f"--listen-client-urls={client}",
                     f"--advertise-client-urls={client}",
                     f"--listen-peer-urls={peer}",
                     f"--initial-advertise-peer-urls={peer}",
                     f"--initial-cluster=default={peer}",
-                    "--bcrypt-cost=4",  # passwords are no secrets here
+                    "--bcrypt-cost=4",  # the passwords in tests are not secret
                 ],
                 stdout=log,
                 stderr=log,
@@ -109,7 +109,7 @@ class Etcd:
         )
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal; after SIGSTOP return when all its threads stand still."""
+        """Send a signal. After SIGSTOP, return when all threads have stopped."""
         assert self._process is not None
         self._process.send_signal(number)
         if number == signal.SIGSTOP:
@@ -124,7 +124,7 @@ class Etcd:
 
 @pytest.fixture(scope="session")
 def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
-    """An etcd for tests that leave it as it is, apart from keys under a prefix of their own."""
+    """An etcd for tests that change only keys below their own prefix."""
     etcd = Etcd(tmp_path_factory.mktemp("etcd"))
     etcd.start()
     yield etcd
@@ -133,7 +133,7 @@ def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 
 @pytest.fixture
 def new_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Etcd]]:
-    """Etcds that a test may hurt; not started yet."""
+    """Etcds for tests that may damage them. They are not started."""
     made: list[Etcd] = []
 
     def make() -> Etcd:
@@ -146,11 +146,11 @@ def new_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
 
 
 class Network:
-    """Hosts of a lab of their own, on one real store where the network config stands.
+    """Hosts of a separate lab, on one real store that contains the network config.
 
     Attributes:
-        url: of the store, as `--store` takes it.
-        etcd: the server behind it; of no use when the store is the embedded one.
+        url: URL of the store for `--store`.
+        etcd: the server; unused with the embedded store.
     """
 
     def __init__(self, lab: Lab, *, store: str) -> None:
@@ -160,19 +160,19 @@ class Network:
         self.url = self.etcd.url if store == "etcd" else lab.sqlite_url
 
     def start(self, name: str, *flags: str) -> Program:
-        """Start flanneld on a host and return when it says READY=1."""
+        """Start flanneld on a host and return when it has sent READY=1."""
         return self.hosts[name].start_flanneld("--store", self.url, *flags)
 
     def launch(self, name: str, *flags: str) -> Program:
-        """Start flanneld on a host and wait for nothing."""
+        """Start flanneld on a host without waiting."""
         return self.hosts[name].launch_flanneld("--store", self.url, *flags)
 
     def start_all(self, *flags: str) -> list[Program]:
-        """Start flanneld on all hosts in the same moment; return once all say READY=1."""
+        """Start flanneld on all hosts at the same time; return when all have sent READY=1."""
         return together([partial(self.start, name, *flags) for name in self.hosts])
 
     def etcdctl(self, *argv: str) -> str:
-        """Run etcdctl beside the server and return what it printed."""
+        """Run etcdctl beside the server and return its output."""
         return self.etcd.etcdctl(*argv)
 
     def put(self, key: str, value: str, *flags: str) -> None:
@@ -180,12 +180,12 @@ class Network:
         self.etcdctl("put", *flags, f"{PREFIX}/{key}", value)
 
     def record(self, key: str) -> dict[str, Any] | None:
-        """Return what etcd has at a key below flannel's prefix, its value and `lease` among it."""
+        """Return the record of etcd at a key below flannel's prefix, including its value and `lease`."""
         found = json.loads(self.etcdctl("get", "--write-out=json", f"{PREFIX}/{key}")).get("kvs")
         return None if not found else found[0] | {"value": base64.b64decode(found[0]["value"]).decode()}
 
     def lease_key(self, name: str) -> str:
-        """Return the key of a host's lease, as its subnet.env names the subnet."""
+        """Return the key of a host's lease, from the subnet in its subnet.env."""
         return f"subnets/{str(self.hosts[name].lease()).replace('/', '-')}"
 
     def overlay(self, name: str) -> str:
@@ -193,13 +193,13 @@ class Network:
         return str(self.hosts[name].lease().network_address)
 
     def status(self, name: str) -> dict[str, Any]:
-        """Return what flanneld on a host says of itself, once it answers."""
+        """Return the status of flanneld on a host when it responds."""
         return self.wait_status(name, lambda status: True, "answers")
 
     def leases_known(self, name: str) -> set[str]:
-        """Return the subnets of all leases that flanneld on a host has heard of; the store is not asked.
+        """Return the subnets of all leases that flanneld on a host knows. The store is not read.
 
-        None of them while it does not answer in time.
+        The result is empty if flanneld does not respond in time.
         """
         socket = self.hosts[name].directory / "run/flannel" / Places().control_socket.name
         try:
@@ -208,12 +208,12 @@ class Network:
             return set()
 
     def log(self, name: str) -> str:
-        """Return all that flanneld logged on a host."""
+        """Return the log of flanneld on a host."""
         log = self.hosts[name].directory / "log/flanneld.log"
         return log.read_text() if log.exists() else ""
 
     def wait_logged(self, name: str, text: str, *, times: int = 1, deadline_s: float = SOON_S) -> None:
-        """Return once flanneld on a host has logged `text` so many times."""
+        """Return when flanneld on a host has logged `text` this number of times."""
         try:
             wait_until(
                 lambda: self.log(name).count(text) >= times,
@@ -226,9 +226,9 @@ class Network:
     def wait_status(
         self, name: str, is_so: Callable[[dict[str, Any]], bool], what: str, *, deadline_s: float = SOON_S
     ) -> dict[str, Any]:
-        """Return the status of a host once flanneld there says one of which `is_so` holds.
+        """Return the status of a host when `is_so` holds for a status of its flanneld.
 
-        What flannelctl finds in its files while it does not answer is passed over.
+        The status that flannelctl reads from files, while flanneld does not respond, is ignored.
         """
         seen: list[dict[str, Any]] = []
 
@@ -244,16 +244,16 @@ class Network:
         return seen[-1]
 
     def wait_ready(self, name: str) -> dict[str, Any]:
-        """Return the status of a host once it is ready."""
+        """Return the status of a host when it is ready."""
         return self.wait_status(name, lambda status: bool(status["is_ready"]), "is ready")
 
 
 @pytest.fixture(scope="session")
 def network_of() -> Callable[..., AbstractContextManager[Network]]:
-    """Make a network for the length of a block: its store runs, and holds the config; no flanneld runs yet.
+    """Create a network for the duration of a block. Its store runs and contains the config; no flanneld runs.
 
-    Takes the names of the hosts, `store="etcd"` or `"sqlite"`, and the `config`; with None for it no etcd
-    runs either.
+    Arguments: the names of the hosts, `store="etcd"` or `"sqlite"`, and the `config`. If it is None, no etcd
+        runs.
     """
     if os.geteuid() != 0:
         pytest.skip("needs root: namespaces and mounts")
@@ -277,12 +277,12 @@ def network_of() -> Callable[..., AbstractContextManager[Network]]:
 def new_network(
     network_of: Callable[..., AbstractContextManager[Network]],
 ) -> Iterator[Callable[..., Network]]:
-    """Make networks as `network_of` does; they end with the test."""
+    """Create networks like `network_of`, which are removed after the test."""
     with ExitStack() as stack:
         yield lambda *names, **settings: stack.enter_context(network_of(*names, **settings))
 
 
 @pytest.fixture(name="pinging")
 def _pinging() -> Callable[[Host, str], AbstractContextManager[Pings]]:
-    """Ping an address from a host, for the length of a block."""
+    """Ping an address from a host for the duration of a block."""
     return pinging

@@ -1,4 +1,4 @@
-"""vxlan and host-gw among real hosts: what is published, who is reached, and what bad leases do."""
+"""vxlan and host-gw on real hosts: published data, reachable peers, and the effect of invalid leases."""
 
 import json
 import re
@@ -15,13 +15,13 @@ from testlab.documents import read_document
 
 SOON_S = 60.0
 HOSTS = ("docker1", "docker2", "docker4")
-"""Two on one segment, one behind the router."""
+"""Two hosts on one segment, one behind the router."""
 
 NewNetwork = Callable[..., Any]
 
 
 def config(**backend: object) -> str:
-    """Return a config whose hosts take no subnet of the bad leases."""
+    """Return a config in which hosts do not choose the subnets of the invalid leases."""
     return json.dumps({"Network": "10.100.0.0/16", "SubnetMax": "10.100.249.0", "Backend": backend})
 
 
@@ -58,10 +58,10 @@ BAD_LEASES = {
         "not the address of a host",
     ),
 }
-"""Keys, values, and what must be said of them."""
+"""Keys, values, and the messages that must report them."""
 
 
-def test_vxlan_reaches_everybody_but_those_whose_leases_make_no_sense(new_network: NewNetwork) -> None:
+def test_vxlan_reaches_all_hosts_except_those_with_invalid_leases(new_network: NewNetwork) -> None:
     network = new_network(*HOSTS, config=config(Type="vxlan", VNI=7, DirectRouting=True, Name="tunnel"))
     network.start_all("--ip-blackhole-route")
     for name in HOSTS:
@@ -108,7 +108,7 @@ def test_vxlan_reaches_everybody_but_those_whose_leases_make_no_sense(new_networ
     assert mac(docker1, "flannel.7") is None
 
 
-def test_a_vtep_keeps_its_mac_address_over_its_device_and_its_daemon(new_network: NewNetwork) -> None:
+def test_a_vtep_keeps_its_mac_address_after_loss_of_device_and_daemon(new_network: NewNetwork) -> None:
     network = new_network("docker1", "docker4", config=config(Type="vxlan"))
     daemon = network.start_all()[0]
     docker1 = network.hosts["docker1"]
@@ -127,7 +127,7 @@ def test_a_vtep_keeps_its_mac_address_over_its_device_and_its_daemon(new_network
     wait_reached(containers(network, 1450, "docker1", "docker4"), deadline_s=SOON_S)
 
 
-def test_host_gw_names_who_is_not_on_its_link(new_network: NewNetwork) -> None:
+def test_host_gw_reports_peers_that_are_not_on_its_link(new_network: NewNetwork) -> None:
     network = new_network(*HOSTS, config=config(Type="host-gw"))
     network.start_all()
     for name in HOSTS:
@@ -158,7 +158,7 @@ def test_host_gw_behind_a_nat_waits_without_a_lease(new_network: NewNetwork) -> 
 
     network.wait_logged("docker1", "Waiting for another backend: your PublicIP differs from interface IP")
     status = network.wait_status(
-        "docker1", lambda status: "on a NAT" in (status["waiting_for"] or ""), "says what it waits for"
+        "docker1", lambda status: "on a NAT" in (status["waiting_for"] or ""), "reports the cause of its wait"
     )
     network.put("config", config(Type="vxlan"))
     network.wait_ready("docker1")
@@ -169,8 +169,8 @@ def test_host_gw_behind_a_nat_waits_without_a_lease(new_network: NewNetwork) -> 
     assert network.log("docker1").count("your PublicIP differs") == 1
 
 
-def test_a_copy_of_a_host_gets_a_vtep_of_its_own(new_network: NewNetwork) -> None:
-    """It comes up with the identity of a host that lives, and learns that it is another."""
+def test_a_copy_of_a_host_gets_another_vtep(new_network: NewNetwork) -> None:
+    """It starts with the identity of a running host and detects that it is another host."""
     network = new_network("docker1", "docker4", config=config(Type="vxlan"))
     network.start("docker1", "--node-id=twin")
     before = network.record(network.lease_key("docker1"))["value"]
@@ -185,7 +185,7 @@ def test_a_copy_of_a_host_gets_a_vtep_of_its_own(new_network: NewNetwork) -> Non
     assert network.record(network.lease_key("docker1"))["value"] == before
 
 
-def test_alloc_takes_a_subnet_and_nothing_else(new_network: NewNetwork) -> None:
+def test_alloc_only_acquires_a_subnet(new_network: NewNetwork) -> None:
     network = new_network("docker1", config=config(Type="alloc"))
     network.start("docker1")
 

@@ -1,4 +1,4 @@
-"""Bad configs, hosts that are not as flanneld needs them, wrong use: said, waited for or refused."""
+"""Invalid configs, unsuitable hosts and wrong use are reported, awaited or refused."""
 
 import re
 import signal
@@ -20,19 +20,19 @@ held.bind(("0.0.0.0", 8285))
 print("held", flush=True)
 signal.pause()
 """
-"""A program that has the tunnel's port."""
+"""A program that uses the port of the tunnel."""
 
 NewNetwork = Callable[..., Any]
 NetworkOf = Callable[..., AbstractContextManager[Any]]
 
 
 def problems(log: str) -> list[str]:
-    """Return the texts of the warnings and errors of a log in klog's form."""
+    """Return the texts of the warnings and errors in a log in klog's form."""
     return re.findall(r"^[WEF]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] (.*)$", log, re.MULTILINE)
 
 
-def says(status: dict[str, Any]) -> str:
-    """Return what a host waits for, in its own words; nothing when it waits for nothing."""
+def waiting_reason(status: dict[str, Any]) -> str:
+    """Return the reason why a host waits; empty if it does not wait."""
     return status["waiting_for"] or ""
 
 
@@ -52,10 +52,10 @@ class TestNetworkConfig:
         ('{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan","MTU":60}}', "Backend.MTU", "60"),
         ('{"Network":"10.100.0.0/16","Backend":{"Type":"udp","Port":0}}', "Backend.Port", "0"),
     )
-    """A config, the key that is wrong, and its value."""
+    """A config, the key with the error, and its value."""
 
-    def test_each_is_named_and_a_good_one_is_taken(self, new_network: NewNetwork) -> None:
-        """The daemon waits from before there is any; none of them ends it."""
+    def test_each_error_is_reported_and_a_valid_config_is_used(self, new_network: NewNetwork) -> None:
+        """The daemon waits from the start. No config ends it."""
         network = new_network("docker1", config="{")
         network.etcdctl("del", "/coreos.com/network/config")
         daemon = network.launch("docker1")
@@ -72,7 +72,9 @@ class TestNetworkConfig:
             said = problems(network.log("docker1"))[-1]
             assert key in said, said
             assert value in said, said
-        waits = network.wait_status("docker1", lambda status: "Backend.Port" in says(status), "waits")
+        waits = network.wait_status(
+            "docker1", lambda status: "Backend.Port" in waiting_reason(status), "waits"
+        )
         network.put("config", CONFIG)
         ready = network.wait_status(
             "docker1", lambda status: status["is_ready"] and status["warnings"] == [], "is ready"
@@ -84,7 +86,7 @@ class TestNetworkConfig:
         assert ready["network"]["network"] == "10.100.0.0/16"
         assert len(problems(network.log("docker1"))) == 1 + len(self.BAD)
 
-    def test_a_bad_one_does_not_take_a_good_one_away(self, new_network: NewNetwork) -> None:
+    def test_an_invalid_config_does_not_replace_a_valid_one(self, new_network: NewNetwork) -> None:
         network = new_network("docker1", "docker4")
         network.start_all()
 
@@ -102,14 +104,14 @@ class TestNetworkConfig:
 
 @pytest.fixture(scope="module")
 def network(network_of: NetworkOf) -> Iterator[Any]:
-    """A host on which no flanneld runs; each test leaves it so."""
+    """A host without a running flanneld, before and after each test."""
     with network_of("docker1", store="sqlite") as network:
         yield network
 
 
 @pytest.fixture
 def host(network: Any) -> Iterator[Any]:
-    """The host; afterwards nothing of flannel is on it."""
+    """The host, without any object of flannel afterwards."""
     host = network.hosts["docker1"]
     yield host
     host.flannelctl("cleanup")
@@ -117,10 +119,12 @@ def host(network: Any) -> Iterator[Any]:
 
 
 class TestInterface:
-    def test_the_one_that_is_named_comes_later(self, network: Any, host: Any) -> None:
+    def test_the_named_interface_appears_later(self, network: Any, host: Any) -> None:
         network.launch("docker1", "--iface=eth7")
         network.wait_logged("docker1", "Waiting for an interface to use")
-        waits = network.wait_status("docker1", lambda status: "eth7" in says(status), "waits for it")
+        waits = network.wait_status(
+            "docker1", lambda status: "eth7" in waiting_reason(status), "waits for it"
+        )
 
         host.run(["ip", "link", "add", "eth7", "type", "veth", "peer", "name", "eth8"])
         host.run(["ip", "link", "set", "eth7", "up"])
@@ -132,11 +136,13 @@ class TestInterface:
         assert all("eth7" in said for said in problems(network.log("docker1")))
         host.run(["ip", "link", "delete", "eth7"])
 
-    def test_the_default_route_comes_later(self, network: Any, host: Any) -> None:
+    def test_the_default_route_appears_later(self, network: Any, host: Any) -> None:
         host.run(["ip", "route", "delete", "default"])
         network.launch("docker1")
         network.wait_logged("docker1", "Waiting for an interface to use")
-        waits = network.wait_status("docker1", lambda status: "default route" in says(status), "waits for it")
+        waits = network.wait_status(
+            "docker1", lambda status: "default route" in waiting_reason(status), "waits for it"
+        )
 
         host.run(["ip", "route", "add", "default", "via", "10.10.10.1"])
         network.wait_ready("docker1")
@@ -168,7 +174,7 @@ def test_wrong_use_ends_it_with_one_line(network: Any, flag: str, value: str) ->
 
 class TestTun:
     def test_no_device_file(self, network: Any, host: Any) -> None:
-        """One line says what to do, and it goes on when that was done."""
+        """One line contains the remedy, and flanneld continues after it."""
         host.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/net"])
         network.launch("docker1")
         network.wait_logged("docker1", "/dev/net/tun")
@@ -183,7 +189,7 @@ class TestTun:
 
     def test_no_right_to_it(self, network: Any, host: Any) -> None:
         less = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
-        others = ["--iptables-forward-rules=false", "--guard=off"]  # which need the capability too
+        others = ["--iptables-forward-rules=false", "--guard=off"]  # which also need the capability
         flags = ["--store", network.url, *others]
         host.start([*less, "flanneld", *flags], name="flanneld")
         network.wait_logged("docker1", "CAP_NET_ADMIN")
@@ -209,7 +215,9 @@ class TestTaken:
         assert "--run-dir" in said
         assert network.status("docker1")["is_ready"]
 
-    def test_a_port_in_use_names_the_program_and_is_taken_when_free(self, network: Any, host: Any) -> None:
+    def test_a_used_port_is_reported_with_its_program_and_used_when_free(
+        self, network: Any, host: Any
+    ) -> None:
         holder = host.start(["python3", "-c", HOLD_PORT], name="holder")
         wait_until(lambda: "held" in holder.last_words(), what="the port is held", deadline_s=SOON_S)
 
@@ -225,8 +233,8 @@ class TestTaken:
         assert "python3" in waits["waiting_for"]
 
 
-def test_a_full_disk_leaves_the_old_file_whole(network: Any, host: Any) -> None:
-    """The text changes with the MTU while there is no room; it is written when there is."""
+def test_a_full_disk_does_not_damage_the_old_file(network: Any, host: Any) -> None:
+    """The text changes with the MTU while the disk is full. It is written when there is space."""
     host.run(["mkdir", "-p", "/run/small"])
     host.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", "/run/small"])
     network.start("docker1", "--subnet-file=/run/small/subnet.env")
@@ -235,7 +243,9 @@ def test_a_full_disk_leaves_the_old_file_whole(network: Any, host: Any) -> None:
 
     host.run(["ip", "link", "set", "eth0", "mtu", "1400"])
     network.wait_logged("docker1", "ENOSPC")
-    waits = network.wait_status("docker1", lambda status: "No space left" in says(status), "waits for room")
+    waits = network.wait_status(
+        "docker1", lambda status: "No space left" in waiting_reason(status), "waits for disk space"
+    )
     during = host.run(["cat", "/run/small/subnet.env"]).stdout
     host.run(["rm", "/run/small/rest"])
     network.wait_ready("docker1")

@@ -1,4 +1,4 @@
-"""Copies of a host, and restarts that keep next to nothing, on a real etcd and a real kernel."""
+"""Copies of a host, and restarts with almost no kept files, on a real etcd and a real kernel."""
 
 import json
 import time
@@ -11,10 +11,10 @@ import pytest
 Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 
 
-def test_a_clone_with_the_machine_id_and_the_address_takes_another_subnet(
+def test_a_clone_with_the_machine_id_and_the_address_acquires_another_subnet(
     new_network: Callable[..., Any], pinging: Pinging
 ) -> None:
-    """Its state directory is empty. The living host keeps its lease, loses no packet, and both say so."""
+    """Its state directory is empty. The running host keeps its lease and loses no packet. Both report it."""
     network = new_network("docker1", "docker2", "docker4")
     network.start("docker1")
     network.start("docker4")
@@ -35,12 +35,12 @@ def test_a_clone_with_the_machine_id_and_the_address_takes_another_subnet(
         )
 
 
-def test_a_restart_without_a_state_directory_is_ready_at_once_with_its_subnet(
+def test_a_restart_without_a_state_directory_is_ready_immediately_with_its_subnet(
     new_network: Callable[..., Any], pinging: Pinging
 ) -> None:
-    """A container may keep its run directory only: the former daemon of that is known to have ended.
+    """A container may keep only its run directory, which shows that the previous daemon has ended.
 
-    A claim would cost ten seconds. Without one, the host is ready within two on a quiet machine.
+    A claim would take ten seconds. Without one, the host is ready within two seconds on an idle machine.
     """
     network = new_network("docker1", "docker4")
     daemon, _ = network.start_all()
@@ -65,12 +65,12 @@ def test_a_restart_without_a_state_directory_is_ready_at_once_with_its_subnet(
 
 
 @pytest.mark.parametrize("backend", ["udp", "vxlan"])
-def test_a_restart_without_run_and_state_directory_is_ready_at_once_with_its_subnet(
+def test_a_restart_without_run_and_state_directory_is_ready_immediately_with_its_subnet(
     new_network: Callable[..., Any], backend: str
 ) -> None:
-    """As of a container without volumes on the host's network: its device still carries the identity.
+    """As a container without volumes in the host's network: its device still contains the identity.
 
-    A claim would cost ten seconds. Without one, the host is ready within two on a quiet machine.
+    A claim would take ten seconds. Without one, the host is ready within two seconds on an idle machine.
     """
     network = new_network(
         "docker1", config=json.dumps({"Network": "10.100.0.0/16", "Backend": {"Type": backend}})
@@ -83,7 +83,7 @@ def test_a_restart_without_run_and_state_directory_is_ready_at_once_with_its_sub
     forwarder = network.status("docker1")["forwarder"]
 
     daemon.kill()
-    if forwarder is not None:  # the container ends it too
+    if forwarder is not None:  # the container stops the daemon, too
         host.run(["kill", "-9", str(forwarder["pid"])])
     host.run(["rm", "-r", "/var/lib/flannel", "/run/flannel"])
     began = time.monotonic()
@@ -96,10 +96,10 @@ def test_a_restart_without_run_and_state_directory_is_ready_at_once_with_its_sub
     assert json.loads(network.record(key)["value"])["Pyflannel"]["Owner"] == owner
 
 
-def test_a_copy_with_identity_and_address_gives_way_to_the_living_host(
+def test_a_copy_with_identity_and_address_yields_to_the_running_host(
     new_network: Callable[..., Any], pinging: Pinging
 ) -> None:
-    """As of a disk that was cloned with its state directory. It runs on degraded, and both say so."""
+    """As on a disk that was cloned with its state directory. The copy runs degraded, and both report it."""
     network = new_network("docker1", "docker2", "docker4")
     network.start("docker1", "--node-id=twin")
     network.start("docker4")
@@ -108,7 +108,7 @@ def test_a_copy_with_identity_and_address_gives_way_to_the_living_host(
     with pinging(network.hosts["docker4"], network.overlay("docker1")) as pings:
         network.launch("docker2", "--node-id=twin", "--public-ip=10.10.10.101", "--iface=eth0")
         copy = network.wait_status(
-            "docker2", lambda status: status["lease"]["phase"] == "taken", "gives way to docker1"
+            "docker2", lambda status: status["lease"]["phase"] == "taken", "yields to docker1"
         )
         original = network.wait_status(
             "docker1", lambda status: "this host keeps" in " ".join(status["warnings"]), "names the copy"

@@ -1,7 +1,6 @@
-"""What hosts do when the etcd cluster of three below them loses members, its history or its data.
+"""The reaction of hosts when their etcd cluster of three loses members, its history or its data.
 
-The data path is pinged all the while, a hundred times a second; not one may be lost. Most of this runs with
---long alone.
+The data path is pinged a hundred times a second, and no ping may be lost. Most tests run only with --long.
 """
 
 import json
@@ -26,7 +25,7 @@ SOON_S = 60.0
 GUEST = f"{PREFIX}/subnets/10.100.250.0-24"
 GUEST_LEASE = '{"PublicIP":"203.0.113.9"}'
 CONFIG = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.100.0","SubnetMax":"10.100.127.0"}'
-"""No host draws a subnet that a test writes by hand."""
+"""No host chooses a subnet that a test writes manually."""
 PLACES = tuple(
     HostPlace(f"store{number}", LEFT, IPv4Interface(f"10.10.10.{200 + number}/24")) for number in (1, 2, 3)
 )
@@ -35,7 +34,7 @@ Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 
 
 class Member:
-    """One etcd of the cluster, on a host of its own."""
+    """One etcd of the cluster, on a separate host."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -69,7 +68,7 @@ class Member:
         return self.host.run(command).stdout
 
     def status(self) -> dict[str, Any]:
-        """Return what it says of itself, once it answers."""
+        """Return its status when it responds."""
         found: list[dict[str, Any]] = []
         wait_until(
             lambda: bool(found.append(self.ask()) or found[-1]),
@@ -79,7 +78,7 @@ class Member:
         return found[-1]
 
     def ask(self) -> dict[str, Any]:
-        """Return what it says of itself, or nothing when it does not answer at once."""
+        """Return its status, or None if it does not respond immediately."""
         try:
             (said,) = json.loads(self.ctl("--command-timeout=1s", "endpoint", "status", "-w", "json"))
         except (LabError, ValueError):
@@ -89,12 +88,12 @@ class Member:
 
     @property
     def number(self) -> str:
-        """What etcdctl calls it by."""
+        """Its ID in etcdctl."""
         return f"{self.status()['header']['member_id']:x}"
 
 
 class Cluster:
-    """Three members; etcdctl asks the first that answers with a majority behind it."""
+    """Three members. etcdctl uses the first one that responds and has a majority."""
 
     def __init__(self, hosts: list[Host]) -> None:
         self.members = [Member(host) for host in hosts]
@@ -107,7 +106,7 @@ class Cluster:
         self.leader()
 
     def leader(self) -> Member:
-        """Return the member that leads, once there is one that the others follow."""
+        """Return the leader when the other members follow one."""
         found: list[Member] = []
 
         def look() -> bool:
@@ -121,7 +120,7 @@ class Cluster:
         return found[0]
 
     def lead(self, member: Member) -> Member:
-        """Let a member lead, and return it."""
+        """Make a member the leader, and return it."""
         wait_until(lambda: self._leads(member), what=f"{member.host.name} leads", deadline_s=SOON_S)
         return member
 
@@ -135,7 +134,7 @@ class Cluster:
         return [other for other in self.members if other is not member]
 
     def etcdctl(self, *argv: str) -> str:
-        """Run etcdctl against the whole cluster, until it succeeds."""
+        """Run etcdctl against the whole cluster until it succeeds."""
         endpoints = ",".join(member.client for member in self.members)
         said: list[str] = []
 
@@ -152,11 +151,11 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def network(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
-    """Two hosts that are ready, on a cluster of three; each test leaves it whole."""
+    """Two ready hosts on a complete cluster of three, before and after each test."""
     with network_of("docker1", "docker4", config=None) as network:
         cluster = Cluster(network.lab.add_hosts(*PLACES))
         for place in PLACES:
-            del network.hosts[place.name]  # no flanneld there
+            del network.hosts[place.name]  # without flanneld
         network.etcd, network.url = cluster, cluster.url
         cluster.start()
         network.put("config", CONFIG)
@@ -168,7 +167,7 @@ def network(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[
 
 @contextmanager
 def cut_off(hosts: list[Host], port: int = CLIENT_PORT) -> Iterator[None]:
-    """Let nothing pass between these hosts and the store; what they say to each other passes."""
+    """Drop all packets between these hosts and the store, but not between the hosts."""
     rules = "\n".join(
         f"chain {hook} {{ type filter hook {hook} priority 0; tcp {side} {port} drop; }}"
         for hook, side in (("input", "sport"), ("output", "dport"))
@@ -182,8 +181,8 @@ def cut_off(hosts: list[Host], port: int = CLIENT_PORT) -> Iterator[None]:
             host.run(["nft", "delete table ip cut"])
 
 
-def spoken_to(network: Any, name: str) -> Member:
-    """Return the member that a host has a connection to, once it has."""
+def connected_member(network: Any, name: str) -> Member:
+    """Return the member to which a host is connected."""
     found: list[Member] = []
 
     def look() -> bool:
@@ -199,8 +198,8 @@ def spoken_to(network: Any, name: str) -> Member:
     return found[0]
 
 
-def watches_begun(network: Any) -> int:
-    """Return how many watches the members have been asked for since they started."""
+def started_watches(network: Any) -> int:
+    """Return how many watches the members have received since they started."""
     ask = f"exec 3<>/dev/tcp/$0/{CLIENT_PORT}; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
     begun = re.compile(
         r'^grpc_server_started_total{.*grpc_service="etcdserverpb.Watch".*} (\d+)$', re.MULTILINE
@@ -213,7 +212,7 @@ def watches_begun(network: Any) -> int:
 
 
 def check_follows(network: Any, members: list[Member]) -> None:
-    """Write the lease of a guest at these members, and delete it: both hosts hear of both."""
+    """Write and delete the lease of a guest at these members: both hosts receive both."""
     endpoints = ",".join(member.client for member in members)
 
     def ask(*argv: str) -> None:
@@ -230,9 +229,9 @@ def check_follows(network: Any, members: list[Member]) -> None:
 
 
 def wait_leases(network: Any, name: str, count: int) -> None:
-    """Return once a host has heard of just so many leases.
+    """Return when a host knows exactly this number of leases.
 
-    Its status counts for a while longer who left after an absence of the store.
+    After an absence of the store, the status still counts leases that disappeared, for a while.
     """
     wait_until(
         lambda: len(network.leases_known(name)) == count,
@@ -243,14 +242,14 @@ def wait_leases(network: Any, name: str, count: int) -> None:
 
 @pytest.fixture
 def in_long_run(long_run: bool) -> None:
-    """Skip what the default run has no time for: each of these waits for elections or timeouts."""
+    """Skip tests that are too long for the default run: each waits for elections or timeouts."""
     if not long_run:
         pytest.skip("needs --long")
 
 
 @pytest.fixture
 def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
-    """The path between the two hosts, for the length of a test, which leaves both ready, on their subnets."""
+    """The path between the two hosts. After the test, both must be ready with their subnets."""
     before = {name: host.lease() for name, host in network.hosts.items()}
     with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
         yield pings
@@ -261,10 +260,10 @@ def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
     assert pings.lost == 0
 
 
-def test_the_leader_is_killed_and_comes_back(network: Any, pings: Any) -> None:
-    """It is the member to which a host speaks."""
+def test_the_leader_is_killed_and_restarted(network: Any, pings: Any) -> None:
+    """It is the member to which a host is connected."""
     cluster = network.etcd
-    leader = cluster.lead(spoken_to(network, "docker1"))
+    leader = cluster.lead(connected_member(network, "docker1"))
 
     leader.kill()
     check_follows(network, cluster.others(leader))
@@ -274,9 +273,12 @@ def test_the_leader_is_killed_and_comes_back(network: Any, pings: Any) -> None:
 
 
 def test_a_minority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
-    """It is the leader, and a host speaks to it; that the others elected another, it is not told."""
+    """It is the leader, and a host is connected to it.
+
+    It does not learn that the others elected another one.
+    """
     cluster = network.etcd
-    leader = cluster.lead(spoken_to(network, "docker1"))
+    leader = cluster.lead(connected_member(network, "docker1"))
 
     with ExitStack() as cuts:
         for other in cluster.others(leader):
@@ -285,7 +287,7 @@ def test_a_minority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> N
 
 
 def test_a_majority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
-    """Nobody can write; the hosts say so, and run on."""
+    """No write succeeds. The hosts report it, and continue."""
     one, two, three = (member.host for member in network.etcd.members)
 
     with ExitStack() as cuts:
@@ -300,7 +302,7 @@ def test_a_majority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> N
 
 
 @pytest.mark.parametrize("count", [1, 3], ids=["leader", "all"])
-def test_members_stand_still_and_go_on(in_long_run: None, network: Any, pings: Any, count: int) -> None:
+def test_members_are_stopped_and_continued(in_long_run: None, network: Any, pings: Any, count: int) -> None:
     cluster = network.etcd
     leader = cluster.leader()
 
@@ -317,9 +319,9 @@ def test_members_stand_still_and_go_on(in_long_run: None, network: Any, pings: A
 
 
 def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
-    """It is removed and joins anew, as etcd's manual says; then it is the only one that the hosts reach."""
+    """It is removed and joins again, as in etcd's manual. Then it is the only member that the hosts reach."""
     cluster = network.etcd
-    lost = spoken_to(network, "docker1")
+    lost = connected_member(network, "docker1")
     rest = cluster.others(lost)
     number = lost.number
 
@@ -339,7 +341,7 @@ def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) ->
 
 
 def test_the_cluster_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
-    """It begins anew with nothing but the network config."""
+    """It starts again with only the network config."""
     cluster = network.etcd
     keys = [network.lease_key(name) for name in network.hosts]
 
@@ -354,7 +356,7 @@ def test_the_cluster_loses_its_data(in_long_run: None, network: Any, pings: Any)
 
 
 def wait_written(network: Any, key: str, since: int = 0) -> None:
-    """Return once there is a key that was written later than revision `since`."""
+    """Return when there is a key that was written after revision `since`."""
 
     def is_written() -> bool:
         record = network.record(key)
@@ -364,7 +366,7 @@ def wait_written(network: Any, key: str, since: int = 0) -> None:
 
 
 def test_a_lease_is_deleted(network: Any, pings: Any) -> None:
-    """Its host takes it again."""
+    """Its host acquires it again."""
     key = network.lease_key("docker1")
     was = network.record(key)
 
@@ -384,8 +386,11 @@ def test_all_leases_are_deleted(network: Any, pings: Any) -> None:
         wait_written(network, key, since=last)
 
 
-def test_a_lease_is_taken_by_another(network: Any) -> None:
-    """Its host runs on, says so, and takes it back when it is free. No pings: peers send to the other."""
+def test_a_lease_is_acquired_by_another_host(network: Any) -> None:
+    """Its host continues, reports it, and reacquires it when it is free.
+
+    No pings: peers send to the other host.
+    """
     host, key = network.hosts["docker1"], network.lease_key("docker1")
     before = host.lease()
 
@@ -409,8 +414,8 @@ def test_a_lease_is_taken_by_another(network: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "no JSON"])
-def test_the_config_is_deleted_or_spoilt(network: Any, pings: Any, value: str | None) -> None:
-    """All run on with the one before, and say so until there is a good one again."""
+def test_the_config_is_deleted_or_damaged(network: Any, pings: Any, value: str | None) -> None:
+    """All hosts continue with the previous config, and report it until the config is valid again."""
     if value is None:
         network.etcdctl("del", f"{PREFIX}/config")
     else:
@@ -428,12 +433,12 @@ def test_the_config_is_deleted_or_spoilt(network: Any, pings: Any, value: str | 
 
 
 def misses_config(status: dict[str, Any]) -> bool:
-    """Return whether a host says that it wants a valid network config."""
+    """Return whether a host reports that it waits for a valid network config."""
     return "network config" in " ".join(status["warnings"])
 
 
 def succeeds(member: Member, *argv: str) -> bool:
-    """Return whether etcdctl succeeded; it does not while there is no leader."""
+    """Return whether etcdctl succeeded. It fails while there is no leader."""
     try:
         member.ctl(*argv)
     except LabError:
@@ -442,16 +447,16 @@ def succeeds(member: Member, *argv: str) -> bool:
 
 
 def compact(network: Any) -> None:
-    """Let the cluster forget all but the present."""
+    """Let the cluster remove all earlier revisions."""
     revision = network.etcd.leader().status()["header"]["revision"]
     network.etcdctl("compact", str(revision))
 
 
 def test_compaction_while_connected(in_long_run: None, network: Any, pings: Any) -> None:
-    """It passes a host that stands still, and has not read what it was told; then its member dies."""
+    """It removes revisions that a stopped host has not read. Then its member is killed."""
     network.etcdctl("put", GUEST, GUEST_LEASE)
     wait_leases(network, "docker1", 3)
-    member = spoken_to(network, "docker1")
+    member = connected_member(network, "docker1")
 
     with paused(network.daemons["docker1"]):
         member.kill()
@@ -464,7 +469,7 @@ def test_compaction_while_connected(in_long_run: None, network: Any, pings: Any)
 
 
 def test_compaction_while_cut_off(network: Any, pings: Any) -> None:
-    """What changed meanwhile can only be listed: a lease that came is a peer, one that went is none."""
+    """Changes in between appear only in a listing: new leases become peers, and deleted ones disappear."""
     host = network.hosts["docker1"]
     network.etcdctl("put", GUEST, GUEST_LEASE)
     wait_leases(network, "docker1", 3)
@@ -478,7 +483,7 @@ def test_compaction_while_cut_off(network: Any, pings: Any) -> None:
 
 
 def test_leases_end_while_all_hosts_are_cut_off(network: Any, pings: Any) -> None:
-    """As when the store is away for longer than their TTL: each takes its subnet again."""
+    """As when the store is unreachable for longer than their TTL: each host reacquires its subnet."""
     keys = [network.lease_key(name) for name in network.hosts]
     etcd_leases = [network.record(key)["lease"] for key in keys]
 
@@ -496,15 +501,15 @@ def test_leases_end_while_all_hosts_are_cut_off(network: Any, pings: Any) -> Non
 
 
 def test_a_host_starts_after_a_compaction(in_long_run: None, network: Any, pings: Any) -> None:
-    """Its watch begins at its listing, which no compaction has passed, and stays."""
+    """Its watch begins at its listing, which is later than any compaction, and continues."""
     compact(network)
     network.daemons["docker4"].stop()
     network.daemons["docker4"] = network.start("docker4")
 
     check_follows(network, network.etcd.members)
-    before = watches_begun(network)
+    before = started_watches(network)
     for _ in range(5):
         check_follows(network, network.etcd.members)
 
-    assert watches_begun(network) - before < 5
+    assert started_watches(network) - before < 5
     assert ping(network.hosts["docker4"], network.overlay("docker1"), count=1).is_reached

@@ -1,4 +1,4 @@
-"""A network config that does not admit the subnet of a running host, on a real etcd and a real kernel."""
+"""A network config that excludes the subnet of a running host, on a real etcd and a real kernel."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ OTHER = '{"Network":"10.200.0.0/16"}'
 def test_a_restart_after_a_change_of_the_network_keeps_the_subnet(
     new_network: Callable[..., Any], pinging: Pinging, news: str | None
 ) -> None:
-    """Containers run on addresses of it: the daemon runs on as before, and says so everywhere."""
+    """Containers use its addresses. The daemon continues as before, and reports it everywhere."""
     network = new_network("docker1", "docker4", config=CONFIG)
     daemon, _ = network.start_all()
     host = network.hosts["docker1"]
@@ -52,8 +52,8 @@ def test_a_restart_after_a_change_of_the_network_keeps_the_subnet(
     assert [one["code"] for one in findings if one["code"] == "bad-config"] == ["bad-config"]
 
 
-def test_a_change_of_the_network_takes_effect_when_it_is_ordered(new_network: Callable[..., Any]) -> None:
-    """By the command that log, status and doctor name."""
+def test_a_change_of_the_network_takes_effect_on_request(new_network: Callable[..., Any]) -> None:
+    """With the command in log, status and doctor."""
     network = new_network("docker1", config=CONFIG)
     daemon = network.start("docker1")
     host, key = network.hosts["docker1"], network.lease_key("docker1")

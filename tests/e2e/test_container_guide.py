@@ -1,4 +1,4 @@
-"""The guide to flanneld in a container, run as printed, with a real Docker engine."""
+"""The commands of the guide to flanneld in a container, with a real Docker engine."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ BLOCKS = re.findall(
 )
 READY_S = 60.0
 PROGRAMS = [f"--volume={path}:{path}:ro" for path in ("/usr", "/etc/alternatives", ROOT)]
-"""The image contains no files: the programs of this machine take their place."""
+"""The image contains no files, because the programs of this machine are mounted."""
 
 
 def import_image(host: Host) -> None:
@@ -45,7 +45,7 @@ def run_block(host: Host, block: str) -> str:
 
 
 def wait_ready(host: Host, status: str) -> str:
-    """Return the status once flanneld in the container is ready."""
+    """Return the status when flanneld in the container is ready."""
     shown: list[str] = []
 
     def is_ready() -> bool:
@@ -64,12 +64,13 @@ def owner_line(status: str) -> str:
     return next(line for line in status.splitlines() if line.startswith("owner"))
 
 
-def test_a_new_container_without_directories_has_the_subnet_of_the_former_one(
+def test_a_new_container_without_directories_has_the_subnet_of_the_previous_one(
     new_network: Callable[..., Any],
 ) -> None:
-    """It reads the identity from the device, and contests nothing.
+    """It reads the identity from the device, and makes no claim.
 
-    The first container leaves filter tables. nft crashed in the second one when it listed them as JSON.
+    The first container leaves filter tables. An earlier version of nft crashed in the second one, when it
+    listed them as JSON.
     """
     *_, start, status, remove, cleanup = BLOCKS
     without_directories = re.sub(r"--volume (/(run|var/lib)/flannel):\S+", r"--tmpfs \1", start)

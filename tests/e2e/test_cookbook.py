@@ -1,4 +1,4 @@
-"""The cookbook's steps by hand, 1 to 5, in every detail: four hosts, a real etcd and kernel, no Docker."""
+"""The manual steps 1 to 5 of the cookbook in detail: four hosts, a real etcd and kernel, no Docker."""
 
 import re
 import signal
@@ -25,7 +25,7 @@ NetworkOf = Callable[..., AbstractContextManager[Any]]
 
 @pytest.fixture(scope="module")
 def network(network_of: NetworkOf) -> Iterator[Any]:
-    """The cookbook's hosts; their flannelds waited for the config, which came by etcdctl (step 1)."""
+    """The cookbook's hosts. Their flannelds waited for the config, which etcdctl wrote (step 1)."""
     with network_of("docker1", "docker2", "docker3", "docker4") as network:
         network.etcdctl("del", "/coreos.com/network/config")
 
@@ -39,7 +39,7 @@ def network(network_of: NetworkOf) -> Iterator[Any]:
 
 
 def texts(log: str) -> list[str]:
-    """Return the texts of the lines of a log; each must have klog's form."""
+    """Return the texts of the lines of a log. Each line must have klog's form."""
     found = [KLOG.fullmatch(line) for line in log.splitlines()]
     assert all(found), log
     return [match["text"] for match in found if match]
@@ -55,7 +55,7 @@ def subnet_env(host: Any, mtu: int = 1472) -> str:
 class TestConfig:
     """Step 1."""
 
-    def test_etcdctl_and_flannelctl_are_one(self, network: Any) -> None:
+    def test_etcdctl_and_flannelctl_show_the_same_config(self, network: Any) -> None:
         host = network.hosts["docker1"]
         computed = host.flannelctl("config", "validate", CONFIG)
         file = "/etc/flannel-network.json"
@@ -68,8 +68,8 @@ class TestConfig:
         assert '"SubnetMin":"10.100.1.0"' in re.sub(r"\s", "", computed)
         assert network.record("config")["value"].strip() == CONFIG
 
-    def test_running_flannelds_take_what_is_set_through_one_of_them(self, network: Any) -> None:
-        """Without --store the daemon is asked; all others hear of it from the store."""
+    def test_running_flannelds_use_a_config_that_was_set_by_one_of_them(self, network: Any) -> None:
+        """Without --store, the daemon is asked. The other daemons read the change from the store."""
         changed = '{"Network":"10.100.0.0/16","SubnetLen":24}'
 
         network.hosts["docker3"].flannelctl("config", "set", changed)
@@ -98,7 +98,7 @@ class TestLog:
                 "Watching for new subnet leases",
             ]
             said = [text for text in texts(network.log(name)) if text in story]
-            assert list(dict.fromkeys(said)) == story  # who lost a race for a subnet picked again
+            assert list(dict.fromkeys(said)) == story  # a host that lost a race for a subnet has chosen again
 
     @pytest.mark.parametrize("how", ["stop", "kill"])
     def test_a_restart_finds_its_lease(self, network: Any, how: str) -> None:
@@ -118,8 +118,8 @@ class TestLog:
         assert not any(text.startswith("Picking") for text in said)
         assert host.lease() == before
 
-    def test_the_subnet_of_the_last_life_is_asked_for_again(self, network: Any) -> None:
-        """The lease expired and the state directory is gone; subnet.env still says which it was."""
+    def test_the_subnet_of_the_previous_run_is_requested_again(self, network: Any) -> None:
+        """The lease expired and the state directory was deleted. subnet.env still contains the subnet."""
         host = network.hosts["docker2"]
         before, old_log = host.lease(), network.log("docker2")
         end_flanneld(host, signal.SIGTERM)
@@ -134,7 +134,7 @@ class TestLog:
 
 
 def end_flanneld(host: Any, number: signal.Signals) -> None:
-    """End the daemon, whose id its lock file tells, and return once it is gone."""
+    """End the daemon, whose ID is in its lock file, and return when it has ended."""
     pid = host.run(["cat", "/run/flannel/flanneld.lock"]).stdout.split()[0]
     host.run(["kill", f"-{number.value}", pid])
     wait_until(
@@ -144,15 +144,15 @@ def end_flanneld(host: Any, number: signal.Signals) -> None:
     )
 
 
-def test_ready_is_said_when_packets_can_flow(network: Any) -> None:
-    """From a host that had nothing of flannel on it, the very first ping is answered."""
+def test_ready_is_reported_when_packets_can_flow(network: Any) -> None:
+    """On a host without any object of flannel, the first ping is answered."""
     host = network.hosts["docker2"]
     host.flannelctl("cleanup")
     network.wait_status("docker3", lambda status: status["peers"] == 2, "has lost a peer")
 
     network.start("docker2")
     wait_until(
-        lambda: has_put_in(network.hosts["docker3"], host.lease()),
+        lambda: was_added_last(network.hosts["docker3"], host.lease()),
         what="docker3 sends to the new one",
         deadline_s=SOON_S,
     )
@@ -163,8 +163,8 @@ def test_ready_is_said_when_packets_can_flow(network: Any) -> None:
     assert host.run(["cat", "/run/flannel/subnet.env"]).stdout == subnet_env(host)
 
 
-def has_put_in(host: Any, subnet: IPv4Network) -> bool:
-    """Return whether the last that was done on a host about this peer was to put it in."""
+def was_added_last(host: Any, subnet: IPv4Network) -> bool:
+    """Return whether the latest operation on a host for this peer added it."""
     events = read_document(["events"], host.flannelctl("events", "--json"))["events"]
     done = [event["found"] for event in events if event["found"].startswith(f"peer {subnet} ")]
     return done[-1:] == [f"peer {subnet} of flannel0: missing"]
@@ -186,7 +186,7 @@ class TestDevice:
             assert lines[2].strip() == f"inet {base}/16 scope global flannel0"
             assert not any("inet6" in line for line in lines)
 
-    def test_ethtool_says_tun(self, network: Any) -> None:
+    def test_ethtool_shows_tun(self, network: Any) -> None:
         said = network.hosts["docker1"].run(["ethtool", "-i", "flannel0"]).stdout
 
         assert said.startswith("driver: tun\n")
@@ -199,7 +199,7 @@ class TestDevice:
             assert [line.strip() for line in lines if "10.100." in line] == [wanted]
 
     def test_every_flannel0_answers_every_host_with_ttl_62(self, network: Any) -> None:
-        """One hop through each of the two forwarders."""
+        """One hop by each of the two forwarders."""
         pairs = [(one, other) for one in network.hosts for other in network.hosts if one != other]
         for one, other in pairs:
             wait_until(
@@ -222,7 +222,7 @@ class TestDevice:
 class TestSubnetEnv:
     """Step 4."""
 
-    def test_it_is_written_to_the_octet(self, network: Any) -> None:
+    def test_each_byte_of_the_file(self, network: Any) -> None:
         for host in network.hosts.values():
             assert host.run(["cat", "/run/flannel/subnet.env"]).stdout == subnet_env(host)
             assert host.run(["stat", "-c", "%a", "/run/flannel/subnet.env"]).stdout == "644\n"
@@ -233,7 +233,7 @@ class TestSubnetEnv:
         "damage",
         ["rm {}", "truncate -s 10 {}", "sed -i s/1472/9000/ {}", "chmod 600 {}", "ln -sf /etc/hostname {}"],
     )
-    def test_it_is_made_right_again(self, network: Any, damage: str) -> None:
+    def test_it_is_repaired(self, network: Any, damage: str) -> None:
         host = network.hosts["docker4"]
         path = host.directory / "run/flannel/subnet.env"
         wanted = subnet_env(host)
@@ -246,8 +246,8 @@ class TestSubnetEnv:
             deadline_s=SOON_S,
         )
 
-    def test_it_is_never_seen_half_written(self, network: Any) -> None:
-        """A reader that looks all the time, while the MTU and with it the text changes to and fro."""
+    def test_it_is_always_complete(self, network: Any) -> None:
+        """A reader reads constantly while the MTU, and with it the text, changes repeatedly."""
         host = network.hosts["docker4"]
         path = host.directory / "run/flannel/subnet.env"
         usual, small = subnet_env(host), subnet_env(host, mtu=1372)
@@ -267,7 +267,7 @@ class TestSubnetEnv:
 
 @contextmanager
 def looking_at(path: Path) -> Iterator[set[str]]:
-    """Read a file without a pause, for the length of a block; what it held comes to the set."""
+    """Read a file constantly for the duration of a block, and add its contents to the set."""
     seen: set[str] = set()
     is_over = threading.Event()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab.lab import standing_labs
-from pyflannel.lab.lab_directory import ROOT, nobody_removes
+from pyflannel.lab.lab_directory import ROOT, without_removals
 from testlab.documents import read_document
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo"
@@ -123,7 +123,7 @@ def test_the_demo_prints_a_table_for_people() -> None:
 def test_the_demo_works_after_a_killed_demo() -> None:
     killed = start_demo("--no-docker")
     wait_step(killed, "sending a TCP stream")
-    with nobody_removes():
+    with without_removals():
         killed.kill()
         killed.communicate()
         (found,) = [lab for lab in standing_labs() if lab.name == NAME]

@@ -1,4 +1,4 @@
-"""The cookbook's story in seven steps, on real parts: four hosts, etcd, flanneld, four Docker engines."""
+"""The cookbook's seven steps with real programs: four hosts, etcd, flanneld, four Docker engines."""
 
 import json
 import os
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 NETWORK = IPv4Network("10.100.0.0/16")
 CONFIG = '{"Network":"10.100.0.0/16"}'
 HEALED_S = 60.0
-"""A repair takes less than a second; what the busy machine of a test run may add."""
+"""Deadline of a repair in seconds. It takes less than a second, but the machine may be busy."""
 DOCKER_OPTIONS = Path("/etc/default/docker")
 SUBNET_ENV = Path("/run/flannel/subnet.env")
 
@@ -66,7 +66,9 @@ def network() -> Iterator[Network]:
 
 
 def start_docker(host: Host, *, image: Path) -> None:
-    """Start Docker by either way of step 6: docker4 by subnet.env itself, the others by an options file."""
+    """Start Docker by either method of step 6: docker4 with subnet.env itself, the others with an options
+    file.
+    """
     if host.name == "docker4":
         host.engine.start("dockerd --bip=${FLANNEL_SUBNET} --mtu=${FLANNEL_MTU}", environment_file=SUBNET_ENV)
     else:
@@ -86,13 +88,13 @@ def flannel0(host: Host) -> str:
     return str(host.lease().network_address)
 
 
-def test_step_1_the_config_is_read_as_it_was_put(network: Network) -> None:
+def test_step_1_the_config_is_read_as_it_was_written(network: Network) -> None:
     said = network.hosts["docker1"].flannelctl("--store", network.etcd.url, "config", "get")
 
     assert json.loads(said)["Network"] == "10.100.0.0/16"
 
 
-def test_step_1_flannelctl_puts_a_config_after_checking_it(network: Network) -> None:
+def test_step_1_flannelctl_checks_and_writes_a_config(network: Network) -> None:
     host, store = network.hosts["docker2"], ("--store", network.etcd.url)
 
     host.flannelctl(*store, "config", "set", CONFIG)
@@ -105,7 +107,7 @@ def test_step_1_flannelctl_puts_a_config_after_checking_it(network: Network) -> 
 
 
 @pytest.mark.parametrize("name", ["docker1", "docker4"])
-def test_step_2_the_log_tells_the_story(network: Network, name: str) -> None:
+def test_step_2_the_log_contains_the_steps(network: Network, name: str) -> None:
     host = network.hosts[name]
     log = (host.directory / "log/flanneld.log").read_text()
     story = [
@@ -150,7 +152,7 @@ def test_step_3_the_other_hosts_flannel0_answers_with_ttl_62(network: Network) -
     assert result.ttl == 62
 
 
-def test_step_4_subnet_env_says_what_the_host_got(network: Network) -> None:
+def test_step_4_subnet_env_contains_the_lease(network: Network) -> None:
     subnets = []
     for host in network.hosts.values():
         subnet = host.lease()
@@ -164,7 +166,7 @@ def test_step_4_subnet_env_says_what_the_host_got(network: Network) -> None:
     assert all(subnet.subnet_of(NETWORK) and subnet.prefixlen == 24 for subnet in subnets)
 
 
-def test_step_4_subnet_env_comes_back_when_somebody_deletes_it(network: Network) -> None:
+def test_step_4_a_deleted_subnet_env_is_written_again(network: Network) -> None:
     path = network.hosts["docker2"].directory / "run/flannel/subnet.env"
     text = path.read_text()
 
@@ -184,7 +186,7 @@ def test_step_5_mk_docker_opts_writes_the_options_of_the_cookbook(network: Netwo
 
 
 @pytest.mark.parametrize("name", ["docker1", "docker4"])
-def test_step_6_docker_took_the_leased_subnet_either_way(network: Network, name: str) -> None:
+def test_step_6_docker_uses_the_leased_subnet_with_either_method(network: Network, name: str) -> None:
     host = network.hosts[name]
 
     shown = host.run(["ip", "-4", "-oneline", "address", "show", "docker0"]).stdout
@@ -206,7 +208,7 @@ def test_step_7_every_container_reaches_every_other_one(network: Network) -> Non
     assert [pair for pair, result in results.items() if not result.is_reached] == []
 
 
-def test_step_7_pages_come_by_address_and_by_published_port(network: Network) -> None:
+def test_step_7_pages_are_served_by_address_and_by_published_port(network: Network) -> None:
     web1, web2 = network.containers["docker1"], network.containers["docker4"]
 
     by_address = fetch(web2, web1.address)
@@ -234,7 +236,7 @@ def test_flannelctl_lists_the_leases_of_all(network: Network) -> None:
         "route delete 10.100.0.0/16",
     ],
 )
-def test_damage_is_undone(network: Network, damage: str) -> None:
+def test_damage_is_repaired(network: Network, damage: str) -> None:
     host, other = network.hosts["docker3"], network.containers["docker1"]
 
     host.run(["ip", *damage.split()])
@@ -251,7 +253,7 @@ def test_damage_is_undone(network: Network, damage: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_the_daemon_ends_and_comes_back_and_no_packet_is_lost(network: Network, how: str) -> None:
+def test_no_packet_is_lost_when_the_daemon_ends_and_starts(network: Network, how: str) -> None:
     host = network.hosts["docker2"]
     one, other = network.containers["docker2"], network.containers["docker4"]
     lease = host.lease()
@@ -269,5 +271,5 @@ def test_the_daemon_ends_and_comes_back_and_no_packet_is_lost(network: Network, 
     assert reached.is_reached
     assert host.lease() == lease
     answered = {int(number) for number in re.findall(r" icmp_seq=(\d+) ttl=", said.read_text())}
-    # But for the last, which may be on its way when ping is ended; one may overtake another.
+    # Without the last one, which may be in transit when ping ends; pings may also arrive in another order.
     assert sorted(answered) == list(range(1, max(answered) + 1))

@@ -1,4 +1,4 @@
-"""Commands and examples of the documents, run as they are printed."""
+"""Runs the commands and examples of the documents as printed."""
 
 import os
 import re
@@ -21,7 +21,7 @@ DAEMONS = ("flanneld ", "dockerd ")
 
 
 def command_blocks(document: str, section: str) -> list[str]:
-    """Return the code blocks of a section of a document; each is typed in a terminal of its own."""
+    """Return the code blocks of a section of a document. Each belongs to a separate terminal."""
     text = (ROOT / document).read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     return re.findall(r"^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
@@ -72,7 +72,8 @@ def test_the_example_of_the_lab_guide_shows_the_partition() -> None:
     assert done.stdout.splitlines()[-1] == "[('docker1', 'docker3'), ('docker3', 'docker1')]"
 
 
-# Datagrams of a tunnel in one direction make those of the other one "established", so only TCP may be.
+# Datagrams of a tunnel in one direction make those of the other direction "established", so the rule is
+# limited to TCP.
 DROP_INPUT = {
     "nftables": """
         nft add table inet filter
@@ -89,7 +90,7 @@ DROP_INPUT = {
 def test_the_rules_of_the_ports_guide_open_hosts_that_drop_all_input(
     network_of: Callable[..., AbstractContextManager[Any]],
 ) -> None:
-    """One host has a firewall of nftables, the other one of iptables. User space has the packets."""
+    """One host has a firewall of nftables, the other one of iptables. User space carries the packets."""
     firewalls = {"docker1": "nftables", "docker3": "iptables"}
 
     with network_of(*firewalls) as network:

@@ -1,4 +1,4 @@
-"""What the etcd store does when a real etcd is away, hangs, forgets, or is shared with others."""
+"""The etcd store when a real etcd is unreachable, hangs, loses data, or is shared with other clients."""
 
 import asyncio
 import contextlib
@@ -23,11 +23,11 @@ from pyflannel.stores.etcd.rpc_pb2 import PutRequest, RequestOp, TxnRequest
 from pyflannel.stores.etcd.watch import ANSWER_S, SILENT_S
 
 PATIENCE_S = 120
-"""Far more than a hang takes to show, by the deadline of a call or the pings of a connection."""
+"""Seconds until a hang is detected at the latest, by the deadline of a call or the pings of a connection."""
 
 CLOSED = "127.0.0.1:1"
 BUSY_S = 5.0
-"""What a machine may add that does other things too."""
+"""Additional seconds for a busy machine."""
 
 
 def run(test: Awaitable[None]) -> None:
@@ -90,7 +90,7 @@ def test_the_next_endpoint_answers_when_one_is_down(shared_etcd: Any) -> None:
     run(test())
 
 
-def test_an_etcd_that_is_away_is_an_error_and_is_found_when_it_comes(new_etcd: Callable[[], Any]) -> None:
+def test_an_unreachable_etcd_is_an_error_until_it_starts(new_etcd: Callable[[], Any]) -> None:
     etcd = new_etcd()
 
     async def test() -> None:
@@ -111,7 +111,7 @@ def test_an_etcd_that_is_away_is_an_error_and_is_found_when_it_comes(new_etcd: C
     run(test())
 
 
-def test_a_watch_ends_when_etcd_is_killed_and_goes_on_where_it_was(new_etcd: Callable[[], Any]) -> None:
+def test_a_watch_ends_when_etcd_is_killed_and_continues_at_its_revision(new_etcd: Callable[[], Any]) -> None:
     etcd = new_etcd()
     etcd.start()
 
@@ -135,7 +135,7 @@ def test_a_watch_ends_when_etcd_is_killed_and_goes_on_where_it_was(new_etcd: Cal
     run(test())
 
 
-def test_a_member_that_hangs_is_noticed_by_calls_and_watches(new_etcd: Callable[[], Any]) -> None:
+def test_a_hanging_member_is_detected_by_calls_and_watches(new_etcd: Callable[[], Any]) -> None:
     etcd = new_etcd()
     etcd.start()
 
@@ -175,7 +175,7 @@ def test_the_next_member_answers_when_one_hangs(new_etcd: Callable[[], Any], sha
 
             started = time.monotonic()
             await store.list("")
-            assert time.monotonic() - started < hung_s  # the last good one is asked first
+            assert time.monotonic() - started < hung_s  # the endpoint of the last success is used first
 
     run(test())
 
@@ -199,8 +199,8 @@ def test_a_write_that_may_have_happened_is_not_sent_to_another_member(
     run(test())
 
 
-def test_an_idle_watch_is_left_in_peace(shared_etcd: Any, long_run: bool) -> None:
-    """The pings, one each 6 s, neither end the watch nor anger etcd."""
+def test_an_idle_watch_is_not_disturbed(shared_etcd: Any, long_run: bool) -> None:
+    """The pings, one every 6 s, neither end the watch nor cause errors of etcd."""
 
     async def test() -> None:
         async with opened(shared_etcd.endpoint, prefix="/idle") as store:
@@ -217,7 +217,7 @@ def test_an_idle_watch_is_left_in_peace(shared_etcd: Any, long_run: bool) -> Non
 
 @pytest.fixture
 def proxy(shared_etcd: Any, free_port: Callable[[], int]) -> Iterator[str]:
-    """Where etcd's own proxy serves clients."""
+    """The address at which etcd's own proxy serves clients."""
     endpoint = f"127.0.0.1:{free_port()}"
     process = subprocess.Popen(
         ["etcd", "grpc-proxy", "start", f"--endpoints={shared_etcd.endpoint}", f"--listen-addr={endpoint}"],
@@ -232,7 +232,7 @@ def proxy(shared_etcd: Any, free_port: Callable[[], int]) -> Iterator[str]:
 
 
 def test_a_watch_through_etcd_s_proxy_stays_open(proxy: str) -> None:
-    """It passes no request for a sign of life on: that it does not answer says nothing."""
+    """It does not forward progress requests: a missing response has no meaning there."""
 
     async def test() -> None:
         async with opened(proxy, prefix="/proxy") as store:
@@ -247,7 +247,7 @@ def test_a_watch_through_etcd_s_proxy_stays_open(proxy: str) -> None:
     run(test())
 
 
-def test_events_of_one_revision_come_together(shared_etcd: Any) -> None:
+def test_events_of_one_revision_are_returned_together(shared_etcd: Any) -> None:
     keys = [f"/together/subnets/{number:03}" for number in range(100)]
 
     async def test() -> None:
@@ -264,8 +264,8 @@ def test_events_of_one_revision_come_together(shared_etcd: Any) -> None:
     run(test())
 
 
-def test_a_replay_of_many_megabytes_arrives_whole(shared_etcd: Any) -> None:
-    """More than etcd sends in one message: it comes in fragments, none of which ends within a revision."""
+def test_a_replay_of_many_megabytes_arrives_completely(shared_etcd: Any) -> None:
+    """More than etcd sends in one message: it sends fragments, none of which ends within a revision."""
 
     async def test() -> None:
         async with opened(shared_etcd.endpoint, prefix="/large") as store:
@@ -341,7 +341,7 @@ def test_renewals_and_deletions_leave_no_etcd_lease_behind(new_etcd: Callable[[]
     run(test())
 
 
-def test_an_etcd_lease_that_others_use_too_is_left_alone(new_etcd: Callable[[], Any]) -> None:
+def test_an_etcd_lease_that_other_clients_use_is_kept(new_etcd: Callable[[], Any]) -> None:
     etcd = new_etcd()
     etcd.start()
 
@@ -350,11 +350,11 @@ def test_an_etcd_lease_that_others_use_too_is_left_alone(new_etcd: Callable[[], 
             revision = await put(store, "subnets/a", ttl_s=600, expected=0)
             record = await store.get("subnets/a")
             assert record is not None
-            etcd.ctl("put", f"--lease={record.lease_id:x}", "/elsewhere", "by hand")
+            etcd.ctl("put", f"--lease={record.lease_id:x}", "/elsewhere", "manual")
 
             await put(store, "subnets/a", ttl_s=600, expected=revision)
 
-            assert etcd.ctl("get", "/elsewhere", "--print-value-only").stdout == "by hand\n"
+            assert etcd.ctl("get", "/elsewhere", "--print-value-only").stdout == "manual\n"
 
     run(test())
 
@@ -381,7 +381,7 @@ class Member:
                 f"--name={name}",
                 f"--data-dir={directory / name}",
                 "--unsafe-no-fsync",
-                "--election-timeout=1500",  # a leader that has no processor for a second leads on
+                "--election-timeout=1500",  # a leader without processor time for a second remains leader
                 f"--listen-client-urls=http://{self.endpoint}",
                 f"--advertise-client-urls=http://{self.endpoint}",
                 f"--listen-peer-urls={cluster[name]}",
@@ -424,7 +424,9 @@ def members(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[list[Membe
             member.kill()
 
 
-def test_writes_and_watches_go_on_at_the_others_when_the_leader_is_killed(members: list[Member]) -> None:
+def test_writes_and_watches_continue_at_other_members_when_the_leader_is_killed(
+    members: list[Member],
+) -> None:
     leader, *others = members
 
     async def test() -> None:
@@ -439,7 +441,7 @@ def test_writes_and_watches_go_on_at_the_others_when_the_leader_is_killed(member
             later = await written_at_last(store, "subnets/b")
 
             async with watching(store, "subnets/", seen) as watch:
-                while (await watch.next()).revision < later:  # a write without an answer may have happened
+                while (await watch.next()).revision < later:  # a write without a response may have happened
                     pass
 
     run(test())

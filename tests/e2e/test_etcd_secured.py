@@ -1,6 +1,6 @@
-"""Hosts on an etcd of three members that asks for certificates and for users, and what goes wrong there.
+"""Hosts on an etcd of three members that requires certificates and users, and its failures.
 
-The data path is pinged through every failure; not one ping may be lost.
+The data path is pinged during every failure, and no ping may be lost.
 """
 
 import datetime
@@ -27,7 +27,10 @@ from pyflannel.lab.waiting import together, wait_until
 
 SOON_S = 60.0
 ADDRESS = "10.10.10.1"
-"""Of the members, in their certificates; 192.168.50.1 leads to them too, and is in none."""
+"""Addresses of the members in their certificates.
+
+192.168.50.1 reaches them, too, but is in no certificate.
+"""
 
 PORTS = {"one": 2379, "two": 2381, "three": 2383}
 ROOT = "root:of-the-cluster"
@@ -41,7 +44,7 @@ Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 
 
 class Authority:
-    """Signs certificates; each is `NAME.pem` and `NAME-key.pem` in one directory."""
+    """Signs certificates. Each consists of `NAME.pem` and `NAME-key.pem` in one directory."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
@@ -127,7 +130,7 @@ class Secured:
                 "--bcrypt-cost=4",
                 "--logger=zap",
                 "--log-outputs=stderr",
-                "--log-level=debug",  # where newer ones say that a token is dropped
+                "--log-level=debug",  # newer versions log a dropped token in this format
             ],
             name=f"etcd-{name}",
         )
@@ -136,8 +139,8 @@ class Secured:
         for member in self.members.values():
             member.kill()
 
-    def ask_for_users(self) -> None:
-        """Make the users and turn authentication on: from here on nobody may do anything without."""
+    def require_users(self) -> None:
+        """Create the users and enable authentication. From then on, every access requires a user."""
         self.etcdctl("user", "add", ROOT, user="")
         self.etcdctl("user", "grant-role", "root", "root", user="")
         self.etcdctl("role", "add", "hosts", user="")
@@ -160,7 +163,7 @@ class Secured:
         return said
 
     def leader(self) -> str:
-        """Return the member that leads, once there is one."""
+        """Return the leader when there is one."""
         leaders: list[str] = []
 
         def look() -> bool:
@@ -178,7 +181,7 @@ class Secured:
         return leaders[0]
 
     def flags(self, host: str, **others: str) -> list[str]:
-        """Return flanneld's flags on a host; `others` replace or add some."""
+        """Return flanneld's flags on a host; `others` replaces or adds some."""
         flags = {
             "etcd_endpoints": self.endpoints,
             "etcd_cafile": str(self.authority.file),
@@ -189,7 +192,7 @@ class Secured:
         }
         return [f"--{name.replace('_', '-')}={value}" for name, value in (flags | others).items()]
 
-    def lay_bad_files(self) -> None:
+    def write_bad_files(self) -> None:
         self.authority.issue("old", ends_in=-timedelta(hours=1))
         self.authority.issue("kept")
         os.chown(self.pki / "kept-key.pem", NOBODY, NOBODY)
@@ -204,7 +207,7 @@ class Secured:
         self.network.wait_ready(host)
 
     def lose_lease(self, host: str) -> None:
-        """Delete a host's lease, so that it has something to ask the cluster for."""
+        """Delete a host's lease, so that it sends requests to the cluster."""
         key = f"{PREFIX}/{self.network.lease_key(host)}"
         wait_until(
             lambda: self.etcdctl("del", key, check=False) == "1\n",
@@ -216,7 +219,7 @@ class Secured:
         self.etcdctl("user", "passwd", "flannel", "--interactive=false", text=password)
 
     def let_tokens_expire(self) -> None:
-        """Return when every member has dropped a token that is newer than any of the hosts'."""
+        """Return when every member has dropped a token that is newer than those of all hosts."""
         before = self._dropped("guest")
         self.etcdctl("get", "/nothing", user=f"guest:{PASSWORD}", check=False)
         wait_until(
@@ -231,11 +234,11 @@ class Secured:
 
 @pytest.fixture(scope="module")
 def secured(network_of: NetworkOf) -> Iterator[Secured]:
-    """The cluster and two hosts that are ready; each test leaves them so."""
+    """The cluster and two ready hosts, before and after each test."""
     with network_of("docker1", "docker4", config=None) as network:
         secured = Secured(network)
         secured.start_members()
-        secured.ask_for_users()
+        secured.require_users()
         secured.etcdctl("put", f"{PREFIX}/config", '{"Network":"10.100.0.0/16"}')
         flags = [flag for flag in secured.flags("docker1") if "password" not in flag]
         together(
@@ -244,7 +247,7 @@ def secured(network_of: NetworkOf) -> Iterator[Secured]:
                 lambda: secured.start("docker4"),
             ]
         )
-        secured.lay_bad_files()
+        secured.write_bad_files()
         yield secured
 
 
@@ -255,13 +258,13 @@ def network(secured: Secured) -> Any:
 
 @pytest.fixture
 def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
-    """Pings from docker4 to docker1 all through the test, none of them lost."""
+    """Pings from docker4 to docker1 during the whole test. None may be lost."""
     with pinging(network.hosts["docker4"], network.overlay("docker1")) as pings:
         yield pings
     assert pings.lost == 0
 
 
-def test_the_password_is_nowhere_to_be_read(secured: Secured, network: Any) -> None:
+def test_the_password_is_not_readable_anywhere(secured: Secured, network: Any) -> None:
     """docker1 has it from its command line, docker4 from a file."""
     for name, host in network.hosts.items():
         status = network.wait_ready(name)
@@ -274,7 +277,7 @@ def test_the_password_is_nowhere_to_be_read(secured: Secured, network: Any) -> N
         assert written == ""
 
 
-def test_flannelctl_asks_over_the_same_connection(network: Any) -> None:
+def test_flannelctl_uses_the_same_connection(network: Any) -> None:
     leases = json.loads(network.hosts["docker4"].flannelctl("leases", "--json"))
 
     assert str(network.hosts["docker1"].lease()) in json.dumps(leases)
@@ -282,7 +285,7 @@ def test_flannelctl_asks_over_the_same_connection(network: Any) -> None:
 
 
 def test_flannelctl_finds_the_password_in_its_environment(network: Any) -> None:
-    """The daemon of docker1 has it from its command line, and tells nobody."""
+    """The daemon of docker1 has it from its command line and does not publish it."""
     host = network.hosts["docker1"]
     ask = ["flannelctl", "leases", "--json"]
 
@@ -294,7 +297,7 @@ def test_flannelctl_finds_the_password_in_its_environment(network: Any) -> None:
     assert json.loads(having_it.stdout) != json.loads(without.stdout)
 
 
-def test_the_ca_alone_is_enough_where_no_certificate_is_asked_for(secured: Secured, network: Any) -> None:
+def test_the_ca_suffices_if_no_client_certificate_is_required(secured: Secured, network: Any) -> None:
     network.lab.router.start_service(
         [
             "etcd",
@@ -314,8 +317,8 @@ def test_the_ca_alone_is_enough_where_no_certificate_is_asked_for(secured: Secur
     assert "10.101.0.0/16" in network.hosts["docker4"].flannelctl("--store", store, "config", "get")
 
 
-def test_users_are_asked_for_later(secured: Secured, network: Any, pings: Any) -> None:
-    """A host that was let in without logging in does so when it must."""
+def test_authentication_is_enabled_later(secured: Secured, network: Any, pings: Any) -> None:
+    """A host that connected without a login logs in when it becomes necessary."""
     secured.etcdctl("auth", "disable")
     try:
         secured.daemons["docker1"].stop()
@@ -331,7 +334,7 @@ def test_users_are_asked_for_later(secured: Secured, network: Any, pings: Any) -
 
 
 def test_the_leader_is_killed(secured: Secured, network: Any, pings: Any) -> None:
-    """The others serve at once, and the one that comes back knows no token of before."""
+    """The others respond immediately. The restarted member does not know earlier tokens."""
     leader = secured.leader()
     acquired = network.log("docker1").count("Lease acquired again")
 
@@ -344,7 +347,7 @@ def test_the_leader_is_killed(secured: Secured, network: Any, pings: Any) -> Non
     network.wait_ready("docker4")
 
 
-def test_an_expired_token_is_fetched_anew(secured: Secured, network: Any, pings: Any) -> None:
+def test_an_expired_token_is_replaced(secured: Secured, network: Any, pings: Any) -> None:
     logins = network.log("docker4").count("Logged in at etcd")
     acquired = network.log("docker4").count("Lease acquired again")
     secured.let_tokens_expire()
@@ -357,7 +360,7 @@ def test_an_expired_token_is_fetched_anew(secured: Secured, network: Any, pings:
 
 
 class TestReplaced:
-    """What is replaced on disk is used without a restart."""
+    """Replaced files are used without a restart."""
 
     def test_an_expired_certificate(self, secured: Secured, network: Any, pings: Any) -> None:
         daemon = pid_of(network, "docker1")
@@ -376,7 +379,7 @@ class TestReplaced:
         assert pid_of(network, "docker1") == daemon
 
     def test_a_password(self, secured: Secured, network: Any, pings: Any) -> None:
-        """It was changed in etcd first, so that the old one is refused for a while."""
+        """It was changed in etcd first, so the old one is refused for a while."""
         daemon = pid_of(network, "docker4")
         secured.set_password(OTHER_PASSWORD)
         try:
@@ -394,7 +397,7 @@ class TestReplaced:
 
 
 def wait_for(network: Any, name: str, text: str) -> dict[str, Any]:
-    """Return the status of a host once it waits for something of which it says `text`, a pattern."""
+    """Return the status of a host when it waits for something that matches the pattern `text`."""
     status: dict[str, Any] = network.wait_status(
         name, lambda status: re.search(text, status["waiting_for"] or "") is not None, f"waits for {text!r}"
     )
@@ -407,7 +410,7 @@ def pid_of(network: Any, name: str) -> str:
 
 
 WITHOUT_ROOTS_WAYS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-"""Nobody may read all files then."""
+"""Users without this right cannot read all files then."""
 
 BAD = {
     "no CA file": (
@@ -424,7 +427,7 @@ BAD = {
         "docker4-key.pem does not belong to the certificate",
     ),
     "not their CA": ({"etcd_cafile": "PKI/stranger.pem"}, "10.10.10.1:2379: its certificate is not accepted"),
-    "not our CA": (
+    "another CA": (
         {"etcd_certfile": "PKI/foreign.pem", "etcd_keyfile": "PKI/foreign-key.pem"},
         "10.10.10.1:2379: it refused TLS: (bad certificate|unknown ca)",
     ),
@@ -445,11 +448,11 @@ BAD = {
         "refused user 'guest' /coreos.com/network/",
     ),
 }
-"""What is wrong, by which flags, and a pattern of what is said of it."""
+"""The error: flags that cause it, and a pattern of the message."""
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_packets_flow(
+def test_bad_input_is_logged_in_one_line_and_packets_flow(
     case: str, secured: Secured, network: Any, pings: Any
 ) -> None:
     others, text = BAD[case]
@@ -473,7 +476,7 @@ def test_bad_input_is_one_line_and_packets_flow(
     assert [re.search(text, error) is not None for error in errors] == [True], said
 
 
-def test_cleanup_gives_the_lease_back_over_the_same_connection(secured: Secured, network: Any) -> None:
+def test_cleanup_releases_the_lease_over_the_same_connection(secured: Secured, network: Any) -> None:
     key = f"{PREFIX}/{network.lease_key('docker4')}"
 
     network.hosts["docker4"].flannelctl("cleanup")

@@ -1,4 +1,4 @@
-"""What the etcd store does when a real etcd asks for users, and refuses a token in the middle of things."""
+"""The etcd store when a real etcd requires users, or refuses a token during operation."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ PASSWORD = "correct-horse"
 
 
 class Users:
-    """An etcd with a user `flannel`, who may do all below /test, and a user `guest`, who may do nothing."""
+    """An etcd with a user `flannel`, with all rights below /test, and a user `guest` without rights."""
 
     def __init__(self, etcd: Any) -> None:
         self.endpoint = etcd.endpoint
@@ -36,8 +36,8 @@ class Users:
         ):
             etcd.ctl(*command.split())
 
-    def spoil_tokens(self, password: str = PASSWORD) -> None:
-        """Change the password, perhaps to the same: every token of the user is refused from now on."""
+    def invalidate_tokens(self, password: str = PASSWORD) -> None:
+        """Change the password, possibly to the same one: from now on, every token of the user is refused."""
         root = f"--user=root:{PASSWORD}"
         self._etcd.ctl(root, "user", "passwd", "flannel", "--interactive=false", text=password)
 
@@ -85,7 +85,7 @@ def test_a_refused_token_is_replaced_by_one_login_for_all_calls(
         async with opened(users) as store:
             await asyncio.gather(*(store.list("") for _ in range(20)))
             assert logins(caplog) == 1
-            await asyncio.to_thread(users.spoil_tokens)
+            await asyncio.to_thread(users.invalidate_tokens)
 
             await asyncio.gather(*(put(store, f"subnets/{number}") for number in range(20)))
 
@@ -99,7 +99,7 @@ def test_a_watch_begins_with_a_token_that_was_refused(users: Users) -> None:
     async def test() -> None:
         async with opened(users) as store:
             revision = await put(store, "subnets/a")
-            await asyncio.to_thread(users.spoil_tokens)
+            await asyncio.to_thread(users.invalidate_tokens)
 
             async with store.watch("subnets/", revision) as watch:
                 assert await watch.next() == StoreChanges((), revision)
@@ -107,13 +107,13 @@ def test_a_watch_begins_with_a_token_that_was_refused(users: Users) -> None:
     run(test())
 
 
-def test_an_open_watch_goes_on_while_tokens_change(users: Users) -> None:
+def test_an_open_watch_continues_while_tokens_change(users: Users) -> None:
     async def test() -> None:
         async with opened(users) as store:
             revision = await put(store, "subnets/a")
             async with store.watch("subnets/", revision) as watch:
                 await watch.next()
-                await asyncio.to_thread(users.spoil_tokens)
+                await asyncio.to_thread(users.invalidate_tokens)
                 later = await put(store, "subnets/b")
 
                 assert (await watch.next()).revision == later
@@ -121,7 +121,7 @@ def test_an_open_watch_goes_on_while_tokens_change(users: Users) -> None:
     run(test())
 
 
-def test_a_user_without_rights_hears_which_key_it_may_not_have(users: Users) -> None:
+def test_the_error_of_a_user_without_rights_names_the_key(users: Users) -> None:
     async def test() -> None:
         async with opened(users, "guest") as store:
             for call, key in (
@@ -137,14 +137,14 @@ def test_a_user_without_rights_hears_which_key_it_may_not_have(users: Users) -> 
     run(test())
 
 
-def test_an_unknown_user_and_a_wrong_password_are_one(users: Users) -> None:
+def test_an_unknown_user_and_a_wrong_password_cause_the_same_error(users: Users) -> None:
     async def test() -> None:
-        async with opened(users, "nobody") as store:
-            with pytest.raises(StoreError, match="refused user 'nobody': authentication failed"):
+        async with opened(users, "unknown") as store:
+            with pytest.raises(StoreError, match="refused user 'unknown': authentication failed"):
                 await store.get("config")
         async with opened(users) as store:
             await store.get("config")
-            await asyncio.to_thread(users.spoil_tokens, "another")
+            await asyncio.to_thread(users.invalidate_tokens, "another")
             with pytest.raises(StoreError, match="refused user 'flannel': authentication failed") as caught:
                 await store.get("config")
             assert PASSWORD not in str(caught.value) + caught.value.hint
@@ -152,7 +152,7 @@ def test_an_unknown_user_and_a_wrong_password_are_one(users: Users) -> None:
     run(test())
 
 
-def test_whoever_says_no_user_is_told_to(users: Users) -> None:
+def test_a_missing_user_is_reported(users: Users) -> None:
     async def test() -> None:
         store = open_store(f"etcd://{users.endpoint}/test")
         with pytest.raises(StoreError, match="/test/config: user name is empty") as caught:
@@ -163,8 +163,8 @@ def test_whoever_says_no_user_is_told_to(users: Users) -> None:
     run(test())
 
 
-def test_a_user_is_let_in_where_nobody_is_asked_for(shared_etcd: Any, tmp_path: Path) -> None:
-    url = f"etcd://{shared_etcd.endpoint}/nobody-asked?username=flannel&password-file={tmp_path / 'password'}"
+def test_a_user_can_connect_without_authentication(shared_etcd: Any, tmp_path: Path) -> None:
+    url = f"etcd://{shared_etcd.endpoint}/open?username=flannel&password-file={tmp_path / 'password'}"
     (tmp_path / "password").write_text(PASSWORD)
 
     async def test() -> None:

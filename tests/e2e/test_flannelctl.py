@@ -21,7 +21,7 @@ _numbers = count()
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run flannelctl with directories of its own: no daemon is there, no variable of the caller counts."""
+    """Run flannelctl with separate directories: without a daemon, and without variables of the caller."""
 
     def program(*arguments: str, text: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {
@@ -57,7 +57,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def prefix() -> str:
-    """A prefix of this test's own in the shared etcd."""
+    """A prefix in the shared etcd that only this test uses."""
     return f"/flannelctl-test-{next(_numbers)}"
 
 
@@ -274,7 +274,7 @@ class TestFailures:
         assert len(done.stderr.splitlines()) == 2
 
     def test_a_selected_daemon_that_does_not_respond_is_not_ready(self, run: Run, tmp_path: Path) -> None:
-        done = run("--socket", str(tmp_path / "nobody.sock"), "leases")
+        done = run("--socket", str(tmp_path / "missing.sock"), "leases")
 
         assert done.returncode == 3
-        assert "nobody.sock" in done.stderr
+        assert "missing.sock" in done.stderr

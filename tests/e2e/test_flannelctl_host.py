@@ -77,7 +77,7 @@ class Host:
 
     @contextlib.contextmanager
     def launched(self) -> Iterator[None]:
-        """Have flanneld run for the length of a block, ready or not."""
+        """Run flanneld for the duration of a block, ready or not."""
         daemon = self._launch()
         try:
             yield
@@ -100,7 +100,7 @@ class Host:
         return daemon
 
     def wait_forwarder(self) -> None:
-        """Return once the forwarder answers: a status does not wait for it for long."""
+        """Return when the forwarder responds. A status waits for it only for a short time."""
         eventually(lambda: self.document("status")["forwarder"] is not None, "the forwarder answers")
 
     def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -122,7 +122,7 @@ class Host:
         return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
 
     def trace(self) -> dict[str, list[str]]:
-        """Return all that a daemon can leave on a host: links, addresses, routes, processes, files."""
+        """Return everything that a daemon can leave on a host: links, addresses, routes, processes, files."""
         return {
             "links": sorted(
                 line.split(":")[1].strip()
@@ -149,7 +149,7 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
-    """A host on which no flanneld ran yet; the network config is written."""
+    """A host on which no flanneld has run. The network config is written."""
     if os.geteuid() != 0:
         pytest.skip("needs root: network namespaces")
     made = Host(tmp_path / "host", f"sqlite://{tmp_path}/store/leases.db")
@@ -236,7 +236,7 @@ class TestStatus:
 
         assert store["is_connected"]
 
-    def test_the_status_of_a_killed_daemon_comes_from_its_files(self, host: Host) -> None:
+    def test_the_status_of_a_killed_daemon_is_read_from_its_files(self, host: Host) -> None:
         """Its lease, its network and the forwarder that still carries packets are known."""
         daemon = host.start()
         before = host.document("status")
@@ -340,7 +340,7 @@ class TestThroughTheDaemon:
         leases = Path(host.store.removeprefix("sqlite://"))
         rubbish = leases.with_name("rubbish")
         rubbish.write_text("no database")
-        rubbish.replace(leases)  # at once: in the place of a file that is missing the daemon makes a new one
+        rubbish.replace(leases)  # immediately: the daemon creates a missing file again
         for side in ("-wal", "-shm"):
             leases.with_name(leases.name + side).unlink(missing_ok=True)
 
@@ -354,7 +354,7 @@ class TestThroughTheDaemon:
         host.start()
         (host.directory / "run" / "flanneld.sock").chmod(0o666)
 
-        # Already in the directory, so that the way to it does not matter.
+        # Start in the directory, so that permissions of parent directories have no effect.
         program = """
 import os, socket
 os.setgroups([]), os.setgid(65534), os.setuid(65534)

@@ -1,4 +1,4 @@
-"""Docker has set the policy of FORWARD to DROP, and containers of other hosts are reached all the same."""
+"""Docker has set the policy of FORWARD to DROP, but containers of other hosts are reachable."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ with socket.create_server(("", int(sys.argv[1]))) as server:
         client.sendall(address[0].encode())
         client.close()
 """
-"""A server that tells each client the address that it sees."""
+"""A server that sends each client the client's address."""
 
 ASKING = """
 import socket, sys
@@ -83,8 +83,8 @@ def start_docker(host: Host, *, image: Path) -> DockerContainer:
     return host.engine.run_container(f"on-{host.name}", ["busybox", "sleep", "3600"])
 
 
-def tell_from(place: DockerContainer | Sandbox) -> None:
-    """Start the server, and return when it takes connections."""
+def start_server(place: DockerContainer | Sandbox) -> None:
+    """Start the server, and return when it accepts connections."""
     place.start_in_network([sys.executable, "-c", TELLING, str(PORT)], name="telling")
     wait_until(
         lambda: place.run_in_network(["ss", "-Hltn", f"sport = :{PORT}"]).stdout != "",
@@ -94,19 +94,19 @@ def tell_from(place: DockerContainer | Sandbox) -> None:
 
 
 def seen_from(place: DockerContainer | Sandbox, address: IPv4Address) -> str:
-    """Return the address that the server at `address` sees of us."""
+    """Return the client's address as the server at `address` sees it."""
     asked = place.run_in_network([sys.executable, "-c", ASKING, str(address), str(PORT)], check=False)
     return asked.stdout.strip() or asked.stderr
 
 
 def wait_reached(container: DockerContainer, address: IPv4Address) -> None:
-    """Where the policy changed a moment ago, the accept follows."""
+    """If the policy has just changed, the accept rules follow."""
     wait_until(
         lambda: ping(container, address, count=1).is_reached, what=f"{address} is reached", deadline_s=SOON_S
     )
 
 
-def test_docker_is_told_not_to_masquerade_and_forward_drops(network: Network) -> None:
+def test_docker_does_not_masquerade_and_forward_drops(network: Network) -> None:
     for host in network.lab.hosts.values():
         options = host.run(["cat", DOCKER_OPTIONS]).stdout
         assert "--ip-masq=false" in options
@@ -114,28 +114,28 @@ def test_docker_is_told_not_to_masquerade_and_forward_drops(network: Network) ->
         assert "MASQUERADE" not in host.run(["iptables", "-t", "nat", "-S", "POSTROUTING"]).stdout
 
 
-def test_containers_of_other_hosts_are_reached_and_see_true_addresses(network: Network) -> None:
+def test_containers_of_other_hosts_are_reached_and_see_real_addresses(network: Network) -> None:
     one, other = network.containers.values()
     wait_reached(one, other.address)
     wait_reached(other, one.address)
 
-    tell_from(other)
+    start_server(other)
 
     assert seen_from(one, other.address) == str(one.address)
 
 
-def test_what_leaves_the_network_has_the_address_of_the_host(network: Network) -> None:
+def test_packets_to_outside_have_the_address_of_the_host(network: Network) -> None:
     host = network.lab.hosts["docker1"]
     container = network.containers["docker1"]
     wait_reached(container, LEFT.gateway.ip)
 
-    tell_from(network.lab.router)
+    start_server(network.lab.router)
 
     assert seen_from(container, LEFT.gateway.ip) == str(host.address)
 
 
 def test_a_restart_of_docker_keeps_the_accept(network: Network) -> None:
-    """It sets up its own rules again, ahead of ours."""
+    """It creates its own rules again, before those of flanneld."""
     host = network.lab.hosts["docker3"]
     before = network.containers["docker1"]
     host.engine.stop()
@@ -147,8 +147,8 @@ def test_a_restart_of_docker_keeps_the_accept(network: Network) -> None:
     wait_reached(before, network.containers["docker3"].address)
 
 
-def test_without_forward_rules_nothing_is_reached(network: Network) -> None:
-    """That the policy bites, and that what is turned off is gone; at the end, since it breaks the network."""
+def test_without_forward_rules_no_container_is_reached(network: Network) -> None:
+    """The policy takes effect, and disabled rules are removed. Last, because it interrupts the network."""
     host = network.lab.hosts["docker3"]
     one, other = network.containers.values()
 

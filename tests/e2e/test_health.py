@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics over TCP: true while it is true, and false again when it is not."""
+"""/healthz, /readyz and /metrics over TCP follow the state of the host."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,11 +11,11 @@ from pyflannel.lab.waiting import wait_until
 
 SOON_S = 60.0
 PORT = 8081
-FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"somebody-else"}}'
-"""A lease of a host that is not there."""
+FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"other-host"}}'
+"""A lease of a host that does not exist."""
 
 HOLD = "import socket, time; s = socket.create_server(('0.0.0.0', {port})); time.sleep(3600)"
-"""A program that uses a port and answers no request."""
+"""A program that uses a port and responds to no request."""
 
 READY = (200, "flanneld is ready")
 
@@ -27,7 +27,7 @@ METRICS_PORT = 8471
 
 
 def get(network: Any, path: str, port: int = PORT) -> tuple[int, str]:
-    """Return status and body, asked from the router."""
+    """Return status and body of a request from the router."""
     request = f"GET {path} HTTP/1.1\\r\\nHost: docker1\\r\\nConnection: close\\r\\n\\r\\n"
     script = f"exec 3<>/dev/tcp/10.10.10.101/{port}; printf '{request}' >&3; cat <&3"
     said = network.lab.router.run(["bash", "-c", script], check=False).stdout
@@ -43,7 +43,7 @@ def metrics(network: Any) -> set[str]:
 
 
 def wait_answer(network: Any, text: str) -> None:
-    """Return once /readyz is answered by 503 and `text`, or by 200 when there is none."""
+    """Return when the answer of /readyz is 503 with `text`, or 200 if there is no text."""
     seen: list[tuple[int, str]] = []
 
     def look() -> bool:
@@ -52,15 +52,15 @@ def wait_answer(network: Any, text: str) -> None:
         return status == 503 and text in body if text else seen[-1] == READY
 
     try:
-        wait_until(look, what=f"/readyz says {text or 'ready'}", deadline_s=SOON_S)
+        wait_until(look, what=f"/readyz answers {text or 'ready'}", deadline_s=SOON_S)
     except Exception as error:
-        error.add_note(f"it says {seen[-1]}; the log:\n{network.log('docker1')}")
+        error.add_note(f"it answers {seen[-1]}; the log:\n{network.log('docker1')}")
         raise
 
 
 @pytest.fixture(scope="module")
 def network(network_of: NetworkOf) -> Iterator[Any]:
-    """A host that is ready and says so; each test leaves it so."""
+    """A ready host, before and after each test."""
     with network_of("docker1") as network:
         network.start("docker1", f"--healthz-port={PORT}", f"--http=10.10.10.101:{METRICS_PORT}")
         wait_answer(network, "")
@@ -95,7 +95,7 @@ def test_readiness_follows_the_subnet(network: Any) -> None:
     key = network.lease_key("docker1")
 
     network.put(key, FOREIGN)
-    wait_answer(network, "this host's subnet, which 203.0.113.9 (somebody-else) holds")
+    wait_answer(network, "this host's subnet, which 203.0.113.9 (other-host) holds")
     taken = metrics(network)
     network.etcdctl("del", f"/coreos.com/network/{key}")
 

@@ -1,4 +1,4 @@
-"""Hosts that start in the same moment always end with a lease each, and reach each other."""
+"""Hosts that start at the same time always get a lease each, and reach each other."""
 
 import os
 import statistics
@@ -16,7 +16,7 @@ from pyflannel.lab.waiting import together
 REACHED_S = 60.0
 WIDE = '{"Network":"10.100.0.0/16"}'
 NARROW = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.1.0","SubnetMax":"10.100.4.0"}'
-"""As many subnets as hosts, so that they are sure to draw the same ones."""
+"""A network with as many subnets as hosts, so that hosts choose the same ones."""
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ NARROW = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.1.0","SubnetMax":"10.10
 def test_four_hosts_at_once(
     store: str, config: str, long_run: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three rounds, or twenty with --long, which prints what they took."""
+    """Three rounds, or twenty with --long. The durations are printed with --long."""
     seconds = [start_at_once(store, config) for _ in range(20 if long_run else 3)]
 
     if long_run:

@@ -1,4 +1,4 @@
-"""Real Docker engines in the lab, without flannel: subnets and routes by hand."""
+"""Real Docker engines in the lab, without flannel: subnets and routes are configured manually."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from pyflannel.lab.containers import DockerContainer, fetch, serving, write_image
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.lab_directory import ROOT, nobody_removes
+from pyflannel.lab.lab_directory import ROOT, without_removals
 from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import ping_all
 from pyflannel.lab.waiting import together
@@ -33,7 +33,7 @@ def start(host: Host, *, image: Path) -> DockerContainer:
     )
 
 
-def lay_routes(lab: Lab) -> None:
+def add_routes(lab: Lab) -> None:
     for host in lab.hosts.values():
         subnet = f"10.50.{host.name[-1]}.0/24"
         lab.router.run(["ip", "route", "add", subnet, "via", str(host.address)])
@@ -47,12 +47,12 @@ def control_groups(name: str) -> list[Path]:
 
 
 def test_four_engines_side_by_side() -> None:
-    """Each has its own socket, images and bridge; containers meet by the routes laid here; nothing stays."""
+    """Each has its own socket, images and bridge. Containers use the routes of the test. Nothing remains."""
     with Lab(NAME) as lab:
         image = lab.directory / "busybox.tar"
         write_image(image)
         containers = together([partial(start, host, image=image) for host in lab.hosts.values()])
-        lay_routes(lab)
+        add_routes(lab)
         by_host = dict(zip(lab.hosts, containers, strict=True))
 
         results = ping_all(containers)
@@ -88,12 +88,12 @@ with Lab(sys.argv[1]) as lab:
 """
 
 
-def test_what_a_killed_run_left_of_docker_goes_with_the_next() -> None:
-    """Containers, their control groups and overlays too."""
+def test_remains_of_docker_after_a_killed_run_are_removed_by_the_next() -> None:
+    """Including containers, their control groups and overlays."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, NAME], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"
-        with nobody_removes():
+        with without_removals():
             holder.kill()
             holder.wait()
             left = control_groups(NAME)

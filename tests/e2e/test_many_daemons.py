@@ -1,4 +1,4 @@
-"""Very many hosts that start in the same moment: each gets a subnet of its own, and knows all others."""
+"""Many hosts that start at the same time: each gets a separate subnet, and knows all others."""
 
 import asyncio
 import os
@@ -25,12 +25,12 @@ CONFIG = '{"Network":"10.0.0.0/12"}'
 SEGMENT = Segment("wide", IPv4Interface("172.30.0.1/16"))
 START_S = 120.0
 KNOWN_S = 60.0
-"""How long the hosts may take to know each other where the machine is busy; 5 s where it is not."""
+"""Deadline in seconds until the hosts know each other on a busy machine; usually 5 s."""
 
 
 @contextmanager
 def hosts_on_one_segment(count: int) -> Iterator[tuple[Lab, list[Host], EtcdServer]]:
-    """Lay so many hosts on one segment, and an etcd beside its router that holds the network config."""
+    """Create this number of hosts on one segment, and an etcd beside its router with the network config."""
     places = tuple(
         HostPlace(f"host{number}", SEGMENT, IPv4Interface(f"172.30.1.{number}/16"))
         for number in range(1, count + 1)
@@ -43,7 +43,10 @@ def hosts_on_one_segment(count: int) -> Iterator[tuple[Lab, list[Host], EtcdServ
 
 
 def start_at_once(count: int) -> tuple[float, float]:
-    """Start the daemons in one moment; return how long until the last lease, and then until all knew all."""
+    """Start the daemons at once.
+
+    Return the seconds until the last lease, and until all hosts know all others.
+    """
     with hosts_on_one_segment(count) as (_, hosts, etcd):
         began = datetime.now(UTC)
         daemons = together(
@@ -72,7 +75,7 @@ def start_at_once(count: int) -> tuple[float, float]:
 
 
 def said(daemon: Program, pattern: str) -> list[tuple[datetime, re.Match[str]]]:
-    """Return what a daemon's log says by now that has this form, and when it was said."""
+    """Return the entry of this form in a daemon's log, and its time."""
     assert daemon.log is not None
     lines = re.findall(r"^I(\d{4} [\d:.]+) .*?\] (.*)$", daemon.log.read_text(), re.MULTILINE)
     year = datetime.now(UTC).year
@@ -88,7 +91,7 @@ def time_of_lease(daemon: Program) -> datetime:
 
 
 def time_of_peers(daemon: Program, peers: int) -> datetime | None:
-    """Return when a daemon said that it knows so many peers; None if it has not. None of them goes away."""
+    """Return when a daemon logged this number of peers; None if it has not. No peer leaves meanwhile."""
     known = 0
     for when, found in said(daemon, r"Subnets? added: (?:(\d+)$)?"):
         known += int(found[1] or 1)
@@ -98,7 +101,7 @@ def time_of_peers(daemon: Program, peers: int) -> datetime | None:
 
 
 def wait_known(host: Host, peers: int) -> None:
-    """Return once a host's status counts so many peers."""
+    """Return when a host's status counts this number of peers."""
     client = ControlClient(host.directory / "run/flannel/flanneld.sock")
     wait_until(
         lambda: asyncio.run(client.status()).peers == peers,
@@ -109,7 +112,7 @@ def wait_known(host: Host, peers: int) -> None:
 
 @pytest.mark.timeout(3600)
 def test_forty_daemons_at_once(long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Once, or ten times with --long; what it took is printed."""
+    """Once, or ten times with --long. The durations are printed."""
     for _ in range(10 if long_run else 1):
         leased_s, known_s = start_at_once(40)
         with capsys.disabled():
@@ -122,7 +125,7 @@ def test_forty_daemons_at_once(long_run: bool, capsys: pytest.CaptureFixture[str
 def test_two_hundred_hosts_join_at_once(
     new_etcd: Callable[[], Any], long_run: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A thousand with --long: the lease protocol and the watch as they are, on one etcd, without kernels."""
+    """A thousand with --long: the real lease protocol and watch on one etcd, without kernels."""
     etcd, hosts = new_etcd(), 1000 if long_run else 200
     etcd.start()
 

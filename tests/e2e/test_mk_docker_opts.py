@@ -51,7 +51,7 @@ UNWRITABLE = {"stderr": "./no/such/dir/out.env: No such file or directory\n", "e
 def refused(part: str) -> dict[str, Any]:
     """Return the differences if the input needs a shell."""
     cause = f"./subnet.env: line 1: {part} needs a shell, but the file is not executed"
-    hint = "Write assignments NAME=value; quote what is special to a shell."
+    hint = "Write assignments NAME=value. Quote special characters of a shell."
     return {"output": None, "stderr": f"{cause}. {hint}\n", "exit": 2}
 
 

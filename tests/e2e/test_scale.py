@@ -1,4 +1,4 @@
-"""A host among a thousand: its kernel has what etcd says, whoever comes and goes meanwhile."""
+"""A host with a thousand peers: its kernel matches etcd, while peers join and leave."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from testlab.crowded_network import crowded_network
 STANDING = 1000
 NEWCOMERS = 300
 PER_S = 100
-"""Hosts that come each second; as many go."""
+"""Hosts that join each second; the same number leaves."""
 
 STAY = 50
-"""So many of the newcomers stand at any moment, and at the end."""
+"""Number of new hosts that are present at any moment, and at the end."""
 
 DEADLINE_S = 60.0
 
@@ -26,7 +26,7 @@ DEADLINE_S = 60.0
     ],
 )
 def test_a_host_among_a_thousand(backend: str, damage: list[str]) -> None:
-    """From the start on, after three seconds of coming and going, and after all of it was damaged at once."""
+    """After the start, after three seconds of joins and leaves, and after damage to all objects."""
     with crowded_network(f"c{os.getpid()}", backend, STANDING, deadline_s=DEADLINE_S) as network:
         network.start()
         network.wait_right()
@@ -38,7 +38,7 @@ def test_a_host_among_a_thousand(backend: str, damage: list[str]) -> None:
         network.wait_right(newcomers[-STAY:])
         status = json.loads(network.host.flannelctl("status", "--json"))
         assert status["peers"] == STANDING + STAY
-        assert status["reconcile"]["repairs"] == 0  # nobody but the daemon changed anything
+        assert status["reconcile"]["repairs"] == 0  # only the daemon changed objects
 
         network.host.run(damage)
 

@@ -1,4 +1,4 @@
-"""Signals to a real flanneld: those that end it, and those that it logs and ignores."""
+"""Signals to a real flanneld: some end it, others are logged and ignored."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""One behaviour for every store: the double in memory, the embedded one and a real etcd."""
+"""The same behaviour of every store: the double in memory, the embedded one and a real etcd."""
 
 import asyncio
 import contextlib
@@ -32,13 +32,13 @@ from pyflannel.stores.embedded.store import EmbeddedStore
 
 PATIENCE_S = 60
 TTL_S = 4
-"""Long enough for the writes before its end on a machine that does other things too."""
+"""A TTL that suffices for the writes before its end on a busy machine."""
 
 HISTORY = 40
 
 
 class Subject:
-    """The store under test: how to open a client, to let it forget, and to let its time pass."""
+    """The store under test: opens clients, compacts its history, and advances its time."""
 
     def __init__(self, open_client: Callable[[], Store]) -> None:
         self._open_client = open_client
@@ -50,7 +50,7 @@ class Subject:
         return self._clients[-1]
 
     async def compact(self) -> None:
-        """Forget every revision there is by now."""
+        """Remove all earlier revisions."""
         raise NotImplementedError
 
     async def close(self) -> None:
@@ -79,7 +79,7 @@ class EmbeddedSubject(Subject):
         super().__init__(open_client)
 
     async def compact(self) -> None:
-        """Write as much as lets the store forget by itself."""
+        """Write enough to let the store compact its history."""
         client = self.client()
         for number in range(3 * HISTORY):
             await put(client, "filler", value=b"%d" % number)
@@ -142,7 +142,7 @@ async def watching(store: Store, prefix: str, after: int) -> AsyncIterator[Watch
 
 
 async def seen(watch: Watcher, count: int) -> list[Change]:
-    """Return the next `count` changes of a watch, whose revisions never go back."""
+    """Return the next `count` changes of a watch. Their revisions never decrease."""
     found: list[Change] = []
     revision = 0
     while len(found) < count:
@@ -173,7 +173,9 @@ def test_a_record_reads_back_as_it_was_written(subject: Subject, run: Callable) 
     run(test())
 
 
-def test_a_record_tells_when_its_key_was_created_or_nothing(subject: Subject, run: Callable) -> None:
+def test_a_record_contains_the_creation_revision_of_its_key_or_nothing(
+    subject: Subject, run: Callable
+) -> None:
     """A write keeps it, a deletion does not."""
 
     async def test() -> None:
@@ -190,7 +192,7 @@ def test_a_record_tells_when_its_key_was_created_or_nothing(subject: Subject, ru
     run(test())
 
 
-def test_a_create_is_refused_when_the_key_is_there(subject: Subject, run: Callable) -> None:
+def test_a_create_is_refused_if_the_key_exists(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store, other = subject.client(), subject.client()
         revision = await put(store, "subnets/a", value=b"first", ttl_s=600, expected=0)
@@ -236,7 +238,7 @@ def test_a_change_of_an_absent_key_is_refused(subject: Subject, run: Callable) -
     run(test())
 
 
-def test_a_write_is_refused_unless_what_was_given_is_so(subject: Subject, run: Callable) -> None:
+def test_a_write_is_refused_unless_its_conditions_hold(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store, other = subject.client(), subject.client()
 
@@ -277,7 +279,7 @@ def test_writes_without_condition_always_take_effect(subject: Subject, run: Call
     run(test())
 
 
-def test_of_many_creates_at_once_one_wins(subject: Subject, run: Callable) -> None:
+def test_one_of_many_simultaneous_creates_succeeds(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         clients = [subject.client() for _ in range(6)]
 
@@ -297,7 +299,7 @@ def test_of_many_creates_at_once_one_wins(subject: Subject, run: Callable) -> No
     run(test())
 
 
-def test_a_listing_is_sorted_and_holds_its_prefix_only(subject: Subject, run: Callable) -> None:
+def test_a_listing_is_sorted_and_contains_only_its_prefix(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store = subject.client()
         for key in (
@@ -323,7 +325,7 @@ def test_a_listing_is_sorted_and_holds_its_prefix_only(subject: Subject, run: Ca
     run(test())
 
 
-def test_a_listing_s_revision_is_where_a_watch_goes_on(subject: Subject, run: Callable) -> None:
+def test_a_watch_continues_at_the_revision_of_a_listing(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store, other = subject.client(), subject.client()
         await put(store, "subnets/a")
@@ -362,7 +364,7 @@ def test_a_watch_sees_every_change_once_and_in_order(subject: Subject, run: Call
     run(test())
 
 
-def test_a_watch_from_any_revision_replays_what_came_later(subject: Subject, run: Callable) -> None:
+def test_a_watch_from_any_revision_replays_later_changes(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store = subject.client()
         await put(store, "subnets/a")
@@ -377,7 +379,7 @@ def test_a_watch_from_any_revision_replays_what_came_later(subject: Subject, run
     run(test())
 
 
-def test_two_watches_of_one_client_do_not_disturb_each_other(subject: Subject, run: Callable) -> None:
+def test_two_watches_of_one_client_are_independent(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store = subject.client()
         start = (await store.list("")).revision
@@ -391,7 +393,7 @@ def test_two_watches_of_one_client_do_not_disturb_each_other(subject: Subject, r
     run(test())
 
 
-def test_a_long_replay_arrives_whole(subject: Subject, run: Callable) -> None:
+def test_a_long_replay_arrives_completely(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store = subject.client()
         start = (await store.list("")).revision
@@ -403,7 +405,7 @@ def test_a_long_replay_arrives_whole(subject: Subject, run: Callable) -> None:
     run(test())
 
 
-def test_a_key_with_a_ttl_expires_and_the_watch_says_so(subject: Subject, run: Callable) -> None:
+def test_a_key_with_a_ttl_expires_and_the_watch_reports_it(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store = subject.client()
         revision = await put(store, "claims/a", ttl_s=TTL_S, expected=0)
@@ -427,7 +429,7 @@ def test_a_key_with_a_ttl_expires_and_the_watch_says_so(subject: Subject, run: C
     run(test())
 
 
-def test_a_renewal_begins_the_ttl_anew(subject: Subject, run: Callable) -> None:
+def test_a_renewal_restarts_the_ttl(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store = subject.client()
         first = await put(store, "subnets/a", ttl_s=TTL_S, expected=0)
@@ -449,7 +451,7 @@ def test_a_renewal_begins_the_ttl_anew(subject: Subject, run: Callable) -> None:
     run(test())
 
 
-def test_a_key_put_again_without_ttl_stays(subject: Subject, run: Callable) -> None:
+def test_a_key_written_again_without_ttl_is_permanent(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store = subject.client()
         first = await put(store, "subnets/a", ttl_s=TTL_S, expected=0)
@@ -466,7 +468,7 @@ def test_a_key_put_again_without_ttl_stays(subject: Subject, run: Callable) -> N
     run(test())
 
 
-def test_a_watch_from_before_the_compaction_says_so(subject: Subject, run: Callable) -> None:
+def test_a_watch_from_before_the_compaction_reports_it(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store = subject.client()
         old = await put(store, "subnets/a")
@@ -487,14 +489,14 @@ def test_a_watch_from_before_the_compaction_says_so(subject: Subject, run: Calla
     run(test())
 
 
-def test_a_deletion_that_was_compacted_away_is_never_passed_over(subject: Subject, run: Callable) -> None:
+def test_a_compacted_deletion_is_never_lost_silently(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store = subject.client()
         known = await put(store, "subnets/a")
         await delete(store, "subnets/a")
         await subject.compact()
 
-        # The deletion, or the word that it is forgotten; silence would leave a peer for ever.
+        # The deletion, or the error that it was compacted. Without either, a peer would remain forever.
         with contextlib.suppress(CompactedError):
             async with watching(store, "subnets/", known) as watch:
                 (change,) = await seen(watch, 1)
@@ -503,7 +505,7 @@ def test_a_deletion_that_was_compacted_away_is_never_passed_over(subject: Subjec
     run(test())
 
 
-def test_a_standing_watch_outlives_a_compaction(subject: Subject, run: Callable) -> None:
+def test_an_open_watch_survives_a_compaction(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store, other = subject.client(), subject.client()
         start = await put(store, "subnets/a")
@@ -512,7 +514,7 @@ def test_a_standing_watch_outlives_a_compaction(subject: Subject, run: Callable)
             assert list(map(revision_of, await seen(watch, 1))) == [first]
             await subject.compact()
 
-            with contextlib.suppress(CompactedError):  # allowed, when it had not caught up with the filling
+            with contextlib.suppress(CompactedError):  # allowed if the watch had not read all of the writes
                 second = await put(other, "subnets/a")
                 assert list(map(revision_of, await seen(watch, 1))) == [second]
 
@@ -520,7 +522,7 @@ def test_a_standing_watch_outlives_a_compaction(subject: Subject, run: Callable)
 
 
 def test_a_revision_that_the_store_never_had_is_refused(subject: Subject, run: Callable) -> None:
-    """A store that was restored, or begun anew, must not let a watch wait for its old revision."""
+    """A watch must not wait for an old revision after the store was restored or created again."""
 
     async def test() -> None:
         store = subject.client()

@@ -1,6 +1,6 @@
-"""What a host does when its store, its lease or a neighbour goes wrong, on a real etcd and a real kernel.
+"""The reaction of a host to faults of its store, its lease or a neighbour, on a real etcd and kernel.
 
-The data path is pinged all the while, a hundred times a second; not one may be lost.
+The data path is pinged a hundred times a second, and no ping may be lost.
 """
 
 import json
@@ -20,27 +20,27 @@ from pyflannel.lab.waiting import together, wait_until
 from testlab.faults import paused
 
 SOON_S = 60.0
-"""A lost lease is taken again at once, a store that is back found in seconds; the rest is the machine's."""
+"""Deadline in seconds. A lost lease is reacquired immediately, a restarted store found in seconds."""
 
 NewNetwork = Callable[..., Any]
 NetworkOf = Callable[..., AbstractContextManager[Any]]
 Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 
 BACK_S = 90.0
-"""A host that waits for its store tries at most every 5 s."""
+"""A host that waits for its store retries at least every 5 s."""
 
 CONFIG = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.100.0","SubnetMax":"10.100.127.0"}'
-"""No host draws a subnet that a test writes by hand."""
+"""No host chooses a subnet that a test writes manually."""
 TTL_S = 5
-"""As short as a lease can be."""
+"""The minimum TTL of a lease."""
 
 ENV = "/run/flannel/subnet.env"
-FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"somebody-else"}}'
-"""A lease of a host that is not there."""
+FOREIGN = '{"PublicIP":"203.0.113.9","PublicIPv6":null,"Pyflannel":{"Owner":"other-host"}}'
+"""A lease of a host that does not exist."""
 
 
-def end_as_by_a_reboot(host: Any, daemon: Program) -> None:
-    """End what runs, and take away all that is not on a disk."""
+def end_like_a_reboot(host: Any, daemon: Program) -> None:
+    """End all programs, and remove everything that is not on a disk."""
     daemon.kill()
     found: list[dict[str, Any]] = []
 
@@ -64,21 +64,21 @@ def has_run_out(status: dict[str, Any]) -> bool:
 
 @contextmanager
 def gone(network: Any, etcd: Program, how: str) -> Iterator[None]:
-    """Let there be no store for the length of a block."""
-    if how == "stands still":
+    """Stop the store for the duration of a block."""
+    if how == "stopped":
         with paused(etcd):
             yield
         return
     etcd.kill()
     yield
     if how == "loses its data":
-        begin_anew(network)
+        start_without_data(network)
     else:
         network.etcd.start()
 
 
-def begin_anew(network: Any) -> None:
-    """Start an etcd that has lost its data, and write the network config again."""
+def start_without_data(network: Any) -> None:
+    """Start an etcd without its previous data, and write the network config again."""
     network.lab.router.run(["rm", "-r", "/var/lib/etcd-lab"])
     network.etcd.start()
     network.put("config", CONFIG)
@@ -91,7 +91,7 @@ def revision_of(network: Any) -> int:
 
 @contextmanager
 def cut_off(*hosts: Any, hooks: Collection[str] = ("input", "output")) -> Iterator[None]:
-    """Let nothing pass between these hosts and the store: neither its answers, nor what they ask."""
+    """Drop all packets between these hosts and the store: requests and responses."""
     ports = {"input": "sport", "output": "dport"}
     rules = "\n".join(
         f"chain {hook} {{ type filter hook {hook} priority 0; tcp {ports[hook]} 2379 drop; }}"
@@ -105,7 +105,7 @@ def cut_off(*hosts: Any, hooks: Collection[str] = ("input", "output")) -> Iterat
 
 
 def wait_all_known(network: Any, name: str, leases: dict[str, Any]) -> None:
-    """Return once a host's daemon has heard of just these leases."""
+    """Return when a host's daemon knows exactly these leases."""
     wait_until(
         lambda: network.leases_known(name) == {str(subnet) for subnet in leases.values()},
         what=f"{name} knows all leases",
@@ -115,15 +115,15 @@ def wait_all_known(network: Any, name: str, leases: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def network(network_of: NetworkOf) -> Iterator[Any]:
-    """Three hosts that are ready; each test leaves docker1 and docker4 so, on the subnets that they have."""
+    """Three ready hosts. Each test leaves docker1 and docker4 ready with their subnets."""
     with network_of("docker1", "docker2", "docker4", config=CONFIG) as network:
         network.start_all()
         yield network
 
 
 class TestStoreAway:
-    def test_not_there_at_start(self, new_network: NewNetwork) -> None:
-        """It is said once, tried again ever more slowly, and used when it comes."""
+    def test_unreachable_at_start(self, new_network: NewNetwork) -> None:
+        """It is logged once, retried with increasing pauses, and used when it starts."""
         network = new_network("docker1", config=None)
         starting = partial(network.start, "docker1")
 
@@ -142,7 +142,7 @@ class TestStoreAway:
         assert len([text for text in said if "etcd does not respond" in text]) == 1
         assert network.log("docker1").count("Restored the store connection") == 1
 
-    def test_away_for_a_while(self, new_network: NewNetwork, pinging: Pinging) -> None:
+    def test_unreachable_for_a_while(self, new_network: NewNetwork, pinging: Pinging) -> None:
         network = new_network("docker1", "docker4", config=None)
         etcd = network.etcd.start()
         network.put("config", CONFIG)
@@ -164,13 +164,15 @@ class TestStoreAway:
         assert log.count("Lost the store connection, data path") == 1
         assert log.count("Restored the store connection") == 1
 
-    @pytest.mark.parametrize("how", ["stands still", "killed", "loses its data"])
-    def test_away_for_longer_than_leases_last(
+    @pytest.mark.parametrize("how", ["stopped", "killed", "loses its data"])
+    def test_unreachable_for_longer_than_the_ttl_of_leases(
         self, new_network: NewNetwork, pinging: Pinging, long_run: bool, how: str
     ) -> None:
-        """Every subnet is its host's again, news are heard, and the path between them was never lost."""
+        """Each host has its subnet again, changes arrive, and the path between the hosts was never
+        interrupted.
+        """
         if how == "killed" and not long_run:
-            pytest.skip("needs --long")  # etcd then gives all leases their time anew: the milder case
+            pytest.skip("needs --long")  # etcd would then renew all TTLs, which is the milder case
         network = new_network("docker1", "docker4", config=None)
         etcd = network.etcd.start()
         network.put("config", CONFIG)
@@ -202,10 +204,10 @@ class TestStoreAway:
         assert pings.lost == 0
 
     @pytest.mark.parametrize("names", [("docker1",), ("docker1", "docker4")])
-    def test_answers_are_cut_off_for_longer_than_leases_last(
+    def test_responses_are_dropped_for_longer_than_the_ttl_of_leases(
         self, new_network: NewNetwork, pinging: Pinging, names: tuple[str, ...]
     ) -> None:
-        """Requests arrive and answers do not: leases expire before the silence is noticed."""
+        """Requests arrive and responses do not: leases expire before the failure is detected."""
         network = new_network("docker1", "docker4")
         network.start_all(f"--subnet-lease-ttl={TTL_S}")
         before = {name: host.lease() for name, host in network.hosts.items()}
@@ -232,8 +234,10 @@ class TestStoreAway:
 
         assert pings.lost == 0
 
-    def test_grown_anew(self, new_network: NewNetwork, pinging: Pinging, long_run: bool) -> None:
-        """It lost its data, and is past the revision that the hosts have seen when they reach it again."""
+    def test_restored_with_a_later_revision(
+        self, new_network: NewNetwork, pinging: Pinging, long_run: bool
+    ) -> None:
+        """The store lost its data, and its revision exceeds that of the hosts when they reach it again."""
         if not long_run:
             pytest.skip("needs --long")
         network = new_network("docker1", "docker4", config=None)
@@ -248,7 +252,7 @@ class TestStoreAway:
             with cut_off(*network.hosts.values()):
                 seen = revision_of(network)
                 etcd.kill()
-                begin_anew(network)
+                start_without_data(network)
                 while revision_of(network) <= seen:
                     network.put("elsewhere", "1")
                 for name in network.hosts:
@@ -270,7 +274,7 @@ class TestStoreAway:
         assert pings.lost == 0
 
     def test_leases_are_followed_again_afterwards(self, new_network: NewNetwork) -> None:
-        """A host that joined while another's store was away is a peer as soon as it is back."""
+        """A host that joined during the failure becomes a peer as soon as the store is reachable."""
         network = new_network("docker1", "docker2", "docker4")
         together([partial(network.start, name) for name in ("docker1", "docker4")])
         host = network.hosts["docker1"]
@@ -287,8 +291,8 @@ class TestStoreAway:
             deadline_s=SOON_S,
         )
 
-    def test_a_restart_meanwhile_runs_on_what_was_known_last(self, new_network: NewNetwork) -> None:
-        """Even if the host was booted: its device and forwarder are made again, for all known peers."""
+    def test_a_restart_meanwhile_uses_the_last_known_state(self, new_network: NewNetwork) -> None:
+        """Also after a boot of the host: device and forwarder are created again, for all known peers."""
         network = new_network("docker1", "docker4", config=None)
         etcd = network.etcd.start()
         network.put("config", CONFIG)
@@ -304,7 +308,7 @@ class TestStoreAway:
         )
 
         etcd.kill()
-        end_as_by_a_reboot(host, daemon)
+        end_like_a_reboot(host, daemon)
         network.launch("docker1")
         wait_until(
             lambda: ping(host, address, count=1).is_reached,
@@ -330,7 +334,7 @@ class TestStoreAway:
 
 
 class TestLeaseLost:
-    def test_a_deleted_lease_is_taken_again(self, network: Any, pinging: Pinging) -> None:
+    def test_a_deleted_lease_is_reacquired(self, network: Any, pinging: Pinging) -> None:
         key, before = network.lease_key("docker1"), network.hosts["docker1"].lease()
         was = network.record(key)
         losses = network.wait_status("docker1", is_held, "holds its lease")["lease"]["losses"]
@@ -364,7 +368,7 @@ class TestLeaseLost:
             network.wait_status(name, is_held, "holds its lease")
         assert pings.lost == 0
 
-    def test_a_lease_that_another_took_is_run_on_and_taken_back(self, network: Any) -> None:
+    def test_a_lease_of_another_host_is_kept_in_use_and_reacquired(self, network: Any) -> None:
         host, other = network.hosts["docker1"], network.hosts["docker4"]
         key, before, text = network.lease_key("docker1"), host.lease(), host.run(["cat", ENV]).stdout
 
@@ -377,21 +381,21 @@ class TestLeaseLost:
         back = network.wait_status("docker1", is_held, "holds its lease")
 
         assert not taken["is_ready"]
-        assert taken["lease"]["holder"] == "203.0.113.9 (somebody-else)"
+        assert taken["lease"]["holder"] == "203.0.113.9 (other-host)"
         assert "203.0.113.9" in taken["waiting_for"]
         assert during[0] == text
         assert f"inet {before.network_address}/16" in during[1]
         assert back["lease"]["holder"] is None
         assert host.lease() == before
-        assert network.log("docker1").count("Lost the subnet to 203.0.113.9 (somebody-else)") == 1
+        assert network.log("docker1").count("Lost the subnet to 203.0.113.9 (other-host)") == 1
         wait_until(
             lambda: ping(other, network.overlay("docker1"), count=1).is_reached,
             what="docker4 reaches docker1 again",
             deadline_s=SOON_S,
         )
 
-    def test_a_lease_made_a_reservation_stays_one(self, network: Any) -> None:
-        """Somebody writes our own key again, without TTL."""
+    def test_a_lease_that_became_a_reservation_remains_one(self, network: Any) -> None:
+        """Another program writes the host's key again, without TTL."""
         key = network.lease_key("docker2")
         network.put(key, network.record(key)["value"])
 
@@ -405,8 +409,8 @@ class TestLeaseLost:
         assert "lease" not in network.record(key)
 
 
-def test_keys_that_are_no_leases_are_skipped(network: Any, pinging: Pinging) -> None:
-    """Each is named in a warning, once; the peers are not touched, and a host that starts is not held up."""
+def test_invalid_keys_are_skipped(network: Any, pinging: Pinging) -> None:
+    """Each causes one warning. Peers are not changed, and a starting host is not delayed."""
     bad = {
         "subnets/nonsense": FOREIGN,
         "subnets/10.100.300.0-24": FOREIGN,
@@ -438,13 +442,13 @@ def test_keys_that_are_no_leases_are_skipped(network: Any, pinging: Pinging) -> 
 
 @pytest.fixture
 def newcomer(network: Any) -> Any:
-    """docker2, that has left the network: no flanneld, no lease."""
+    """docker2, which has left the network: no flanneld, no lease."""
     network.hosts["docker2"].flannelctl("cleanup")
     return network.hosts["docker2"]
 
 
-def test_a_reservation_is_used_and_stays_without_ttl(network: Any, newcomer: Any) -> None:
-    """Through a start and a restart."""
+def test_a_reservation_is_used_and_remains_without_ttl(network: Any, newcomer: Any) -> None:
+    """After a start and a restart."""
     held = {str(network.hosts[name].lease()) for name in ("docker1", "docker4")}
     subnet = next(
         each for each in (f"10.100.{number}.0/24" for number in range(100, 128)) if each not in held
@@ -465,7 +469,7 @@ def test_a_reservation_is_used_and_stays_without_ttl(network: Any, newcomer: Any
     network.etcdctl("del", f"/coreos.com/network/{key}")
 
 
-def test_a_taken_subnet_is_given_up_when_told_to_renumber(network: Any, newcomer: Any) -> None:
+def test_a_lost_subnet_is_released_on_request(network: Any, newcomer: Any) -> None:
     network.start("docker2", "--on-subnet-lost=renumber")
     key, before = network.lease_key("docker2"), network.overlay("docker2")
 
@@ -486,8 +490,8 @@ def test_a_taken_subnet_is_given_up_when_told_to_renumber(network: Any, newcomer
     network.etcdctl("del", f"/coreos.com/network/{key}")
 
 
-def test_two_living_hosts_with_one_address(network: Any, newcomer: Any, pinging: Pinging) -> None:
-    """The living owner keeps its subnet, the newcomer takes another, and each names the other."""
+def test_two_running_hosts_with_one_address(network: Any, newcomer: Any, pinging: Pinging) -> None:
+    """The running owner keeps its subnet, the new host acquires another one, and each names the other."""
     before, owner = network.hosts["docker1"].lease(), network.status("docker1")["owner"]
 
     with pinging(network.hosts["docker4"], network.overlay("docker1")) as pings:
@@ -512,7 +516,7 @@ def test_two_living_hosts_with_one_address(network: Any, newcomer: Any, pinging:
 
 
 def test_a_dead_owners_lease_is_taken_over(network: Any, newcomer: Any) -> None:
-    """Its address lives on in another host; nobody answers the claim for its ten seconds."""
+    """Another host now has its address. No host answers the claim within ten seconds."""
     dead = network.hosts["docker1"]
     dead.run(["kill", "-KILL", dead.run(["cat", "/run/flannel/flanneld.lock"]).stdout.split()[0]])
 

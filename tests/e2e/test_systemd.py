@@ -1,7 +1,7 @@
-"""A host that systemd boots: order at boot, restarts under traffic, the watchdog, a reboot.
+"""A host booted by systemd: order at boot, restarts under traffic, the watchdog, a reboot.
 
-A real systemd, a real Docker engine and the units of deploy/systemd in namespaces; a container on a second
-host pings one here.
+Uses a real systemd, a real Docker engine and the units of deploy/systemd in namespaces. A container on a
+second host pings one on this host.
 """
 
 import json
@@ -41,7 +41,7 @@ WIREGUARD_EXPOSURE_MAX = 20
 FORWARDER_UNIT = r"flannel-forwarder@[\w.-]+\.service"
 EXPOSURE_MAX = 30
 FORWARDER_EXPOSURE_MAX = 10
-"""In tenths, as `systemd-analyze security --threshold` takes it; 100 is a service without any restriction."""
+"""In tenths, for `systemd-analyze security --threshold`. A service without any restriction has 100."""
 
 NET_ADMIN, NET_RAW, BPF = 1 << 12, 1 << 13, 1 << 39
 """linux/capability.h."""
@@ -104,10 +104,10 @@ def busy(system: BootedSystem, count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Booted:
-    """docker1, which systemd has booted, and the network that it is in.
+    """docker1, booted by systemd, and its network.
 
     Attributes:
-        container: the address of a container of Docker here.
+        container: the address of a container of Docker on it.
         elsewhere: a container on docker2.
     """
 
@@ -123,7 +123,7 @@ class Booted:
         return self.system.show("flanneld", "MainPID")
 
     def wait_another_daemon(self, pid: str) -> None:
-        """Return when a daemon that is not `pid` is ready."""
+        """Return when a daemon other than `pid` is ready."""
         self.wait(lambda: self.main_pid not in (pid, "0"), "another flanneld")
         self.wait(lambda: self.system.show("flanneld", "ActiveState") == "active", "it is ready")
 
@@ -144,7 +144,7 @@ class Booted:
         return status["backend"]["type"] if status["is_ready"] else ""
 
     def programs(self) -> set[str]:
-        """The pins of the fast path's programs, named by the kernel's identifiers."""
+        """The pins of the fast path's programs, with the identifiers of the kernel."""
         listed = self.system.run(["ls", "/run/flannel/.bpf"], check=False).stdout.split()
         return {name for name in listed if name.startswith("program-")}
 
@@ -173,13 +173,13 @@ class Booted:
         return user, reduce(or_, (int(status[name], 16) for name in sets))
 
     def time_of(self, event: str) -> int:
-        """When flanneld last did this, in microseconds."""
+        """The time in microseconds of flanneld's latest event of this kind."""
         return int(self.system.show("flanneld", f"{event}TimestampMonotonic"))
 
     def wait_alive_for(self, time: int) -> str:
-        """Return the process id of a daemon that gives signs for so many microseconds.
+        """Return the process ID of a daemon that has sent watchdog messages for this number of microseconds.
 
-        One that gets no processor for too long a while is started again here, as one that hangs.
+        systemd restarts one without processor time here, like a hanging one.
         """
         began, sign = (f"{event}TimestampMonotonic" for event in ("ActiveEnter", "Watchdog"))
         facts: dict[str, str] = {}
@@ -193,12 +193,12 @@ class Booted:
         return facts["MainPID"]
 
     def remove_links(self) -> None:
-        """Do what a boot does, for the network namespace is not booted."""
+        """Remove the links, as a boot does, because the network namespace is not booted."""
         for link in ("flannel0", "docker0"):
             self.network.hosts["docker1"].run(["ip", "link", "delete", link])
 
     def wait_another_forwarder(self, pids: list[str]) -> str:
-        """Return the process id of the only forwarder, once that is none of `pids`."""
+        """Return the process ID of the only forwarder when it is none of `pids`."""
         found: list[str] = []
 
         def is_another() -> bool:
@@ -209,11 +209,11 @@ class Booted:
         return found[0]
 
     def wait_in_unit(self, pid: str, unit: str) -> None:
-        """Return once systemd has the process in such a unit."""
+        """Return when systemd has the process in such a unit."""
         self.wait(lambda: re.search(unit, self.cgroup(pid), re.MULTILINE) is not None, f"{pid} is in {unit}")
 
-    def wait_said(self, text: str) -> None:
-        """Return once the journal of flanneld has it, a moment after it was written."""
+    def wait_logged(self, text: str) -> None:
+        """Return when the journal of flanneld contains the text, which takes a moment."""
         self.wait(lambda: text in self.system.journal("flanneld.service"), f"{text!r} is in the journal")
 
     def units(self, program: str = "forwarder") -> list[str]:
@@ -222,13 +222,13 @@ class Booted:
         listed = self.system.systemctl("list-units", "--all", "--no-legend", "--plain", pattern)
         return [line.split()[0] for line in listed.splitlines()]
 
-    def networkd_says(self, link: str) -> str:
-        """The last column of a device's line: what it does about the device."""
+    def networkd_action(self, link: str) -> str:
+        """The last column of a device's line: networkd's action for the device."""
         listed = self.system.run(["networkctl", "--no-legend", "--no-pager", "list"]).stdout
         return next((line.split()[-1] for line in listed.splitlines() if line.split()[1] == link), "")
 
     def attempted(self, unit: str) -> list[str]:
-        """What code inside the processes of a unit could do, once such code has run."""
+        """The successful attempts of code inside the processes of a unit, after such code has run."""
         said: list[str] = []
 
         def has_run() -> bool:
@@ -241,7 +241,7 @@ class Booted:
 
     @contextmanager
     def running(self, program: str, unit: str = "flanneld.service") -> Iterator[None]:
-        """Run another program in the unit, with all its restrictions, for the length of a block."""
+        """Run another program in the unit with all its restrictions, for the duration of a block."""
         path = f"/opt/{unit.partition('.')[0]}.py"
         self.system.run(["tee", path], text=PAYLOAD + program)
         with self.changed(f"ExecStart=\nExecStart={sys.executable} -P {path}", unit):
@@ -249,7 +249,7 @@ class Booted:
 
     @contextmanager
     def changed(self, setting: str, unit: str = "flanneld.service") -> Iterator[None]:
-        """Run flanneld with another setting in the [Service] of a unit, for the length of a block."""
+        """Run flanneld with another setting in [Service] of a unit, for the duration of a block."""
         self.change(setting, unit)
         try:
             yield
@@ -257,7 +257,7 @@ class Booted:
             self.change("", unit)
 
     def change(self, setting: str, unit: str = "flanneld.service") -> None:
-        """Run flanneld with this setting in place of the former one of a test."""
+        """Run flanneld with this setting in place of the previous one of a test."""
         drop_in = f"/run/systemd/system/{unit}.d/test.conf"
         self.system.run(["mkdir", "-p", str(Path(drop_in).parent)])
         self.system.run(["tee", drop_in], text=f"[Service]\n{setting}\n")
@@ -268,7 +268,7 @@ class Booted:
         self.system.systemctl("restart", "flanneld")
 
     def gateway(self) -> str:
-        """The address of the bridge, as subnet.env says."""
+        """The address of the bridge in subnet.env."""
         text = self.system.run(["cat", "/run/flannel/subnet.env"]).stdout
         return re.findall(r"^FLANNEL_SUBNET=(.+)$", text, re.MULTILINE)[0]
 
@@ -277,22 +277,22 @@ class Booted:
         return said.split()[2]
 
 
-def lay(system: BootedSystem, source: str, target: str) -> None:
+def write_file(system: BootedSystem, source: str, target: str) -> None:
     system.write(target, (DEPLOY / source).read_text())
 
 
 @pytest.fixture(scope="module")
 def booted(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[Booted]:
-    """The first boot; the store has no network config yet, and flanneld must wait for it."""
+    """The first boot. The store contains no network config yet, and flanneld must wait for it."""
     with network_of("docker1", "docker2") as network:
         network.start("docker2")
         network.etcdctl("del", "/coreos.com/network/config")
         system = BootedSystem(network.hosts["docker1"])
         system.install()
         for unit in OWN_UNITS:
-            lay(system, unit, f"{UNITS}/{unit}")
-        lay(system, "sysusers.d/flannel.conf", "/etc/sysusers.d/flannel.conf")
-        lay(
+            write_file(system, unit, f"{UNITS}/{unit}")
+        write_file(system, "sysusers.d/flannel.conf", "/etc/sysusers.d/flannel.conf")
+        write_file(
             system,
             "docker-by-subnet-env/docker.service.d/flannel.conf",
             f"{UNITS}/docker.service.d/flannel.conf",
@@ -315,7 +315,7 @@ def booted(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[B
 
 
 def run_container(system: BootedSystem) -> str:
-    """Run a container that comes back when Docker does; return its address."""
+    """Run a container that Docker restarts; return its address."""
     archive = "/var/lib/docker/image.tar"
     write_image(system.directory / "docker/image.tar")
     system.run(["docker", "import", archive, IMAGE])
@@ -326,7 +326,7 @@ def run_container(system: BootedSystem) -> str:
 
 
 class TestBoot:
-    def test_docker_waits_until_packets_can_flow(self, booted: Booted) -> None:
+    def test_docker_starts_after_packets_can_flow(self, booted: Booted) -> None:
         ready = booted.time_of("ActiveEnter")
         docker_began = int(booted.system.show("docker", "ExecMainStartTimestampMonotonic"))
 
@@ -343,7 +343,7 @@ class TestBoot:
         assert booted.bridge_address() == booted.gateway()
         assert booted.system.systemctl("is-active", "docker").strip() == "active"
 
-    def test_systemctl_status_says_how_the_host_is(self, booted: Booted) -> None:
+    def test_systemctl_status_shows_the_state_of_the_host(self, booted: Booted) -> None:
         booted.wait(
             lambda: booted.system.show("flanneld", "StatusText").endswith(", 1 peers"), "the peer is seen"
         )
@@ -363,7 +363,7 @@ class TestBoot:
         assert "-s 10.100.0.0/16" in rules
 
     def test_the_kernel_carries_the_packets(self, booted: Booted) -> None:
-        """At the device, the underlay and Docker's bridge: with two rights, and the pins."""
+        """At the device, the underlay and Docker's bridge, with two capabilities and the pins."""
         booted.wait(lambda: len(booted.programs()) == 3, "three programs stand")
         booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
 
@@ -389,7 +389,7 @@ class TestBoot:
 
 
 class TestRights:
-    """What a defect in a process could do to the host."""
+    """Possible damage to the host by a defect in a process."""
 
     def test_the_daemon_has_three_capabilities_and_no_root(self, booted: Booted) -> None:
         rights = booted.rights(booted.main_pid)
@@ -397,7 +397,7 @@ class TestRights:
         assert rights == ("flanneld", NET_ADMIN | NET_RAW | BPF)
 
     def test_code_inside_them_reaches_neither_secrets_nor_systemd(self, booted: Booted) -> None:
-        """Root can do all of it: it is the restrictions that prevent it."""
+        """All of it is possible for root, so the restrictions prevent it."""
         system, (before,) = booted.system, booted.forwarders()
         with booted.running(IN_DAEMON), booted.running(IN_FORWARDER, "flannel-forwarder@.service"):
             of_daemon = booted.attempted("flanneld.service")
@@ -419,7 +419,7 @@ class TestRights:
     ) -> None:
         """As after an update of the unit: files, programs, and a forwarder that accepts only root.
 
-        The programs carry the pings. tests/lab/forwarder/test_hand_over.py sends them through user space.
+        The programs carry the pings. tests/lab/forwarder/test_hand_over.py sends them by user space.
         """
         (before,) = booted.forwarders()
         with booted.changed("User=root"):
@@ -476,9 +476,9 @@ class TestRestart:
     def test_no_ping_is_lost(
         self, booted: Booted, command: str, pinging: Callable[..., AbstractContextManager[Any]]
     ) -> None:
-        """From container to container, and the kill takes all that is in the unit.
+        """From container to container, and the kill ends all processes of the unit.
 
-        The next daemon takes over the very programs that the last one attached.
+        The next daemon takes over the programs that the previous one attached.
         """
         booted.wait(lambda: len(booted.programs()) == 3, "three programs stand")
         pid, forwarders, programs = booted.main_pid, booted.forwarders(), booted.programs()
@@ -490,10 +490,10 @@ class TestRestart:
         assert pings.lost == 0
         assert (booted.forwarders(), booted.programs()) == (forwarders, programs)
 
-    def test_pins_that_are_gone_are_laid_again(
+    def test_missing_pins_are_created_again(
         self, booted: Booted, pinging: Callable[..., AbstractContextManager[Any]]
     ) -> None:
-        """Without them the next daemon would put its programs behind others that nobody can change."""
+        """Without pins, the next daemon would attach its programs behind others that are permanent."""
         booted.wait(lambda: len(booted.programs()) == 3, "three programs stand")
         programs, pid = booted.programs(), booted.main_pid
         booted.system.run(["umount", "/run/flannel/.bpf"])
@@ -513,25 +513,25 @@ class TestRestart:
         booted.wait_another_daemon(pid)
         assert booted.system.show("docker", "MainPID") == docker
 
-    def test_a_daemon_that_stands_still_is_started_again(self, booted: Booted) -> None:
+    def test_a_hanging_daemon_is_restarted(self, booted: Booted) -> None:
         with booted.changed("WatchdogSec=4"):
             forwarders, pid = booted.forwarders(), booted.wait_alive_for(4_500_000)
 
             booted.system.systemctl("kill", "--signal=STOP", "--kill-whom=main", "flanneld")
 
             booted.wait_another_daemon(pid)
-            booted.wait_said("Watchdog timeout")
+            booted.wait_logged("Watchdog timeout")
             assert booted.forwarders() == forwarders
 
-    def test_a_forwarder_that_gets_no_unit_runs_all_the_same(self, booted: Booted) -> None:
-        """A unit that somebody hardened too far; the next restart mends it."""
+    def test_a_forwarder_without_a_unit_runs_nevertheless(self, booted: Booted) -> None:
+        """With a unit that an operator restricted too much. The next restart repairs it."""
         (before,) = booted.forwarders()
 
         with booted.changed("InaccessiblePaths=/run/flannel-forwarder.sock"):
             booted.system.run(["kill", before])
             forwarder = booted.wait_another_forwarder([before])
 
-            booted.wait_said(
+            booted.wait_logged(
                 "Started the forwarder inside this service, so both stop together: systemd starts no"
             )
             assert "flanneld.service" in booted.cgroup(forwarder)
@@ -539,20 +539,20 @@ class TestRestart:
         third = booted.wait_another_forwarder([before, forwarder])
         booted.wait_in_unit(third, rf"/{FORWARDER_UNIT}$")
 
-    def test_wrong_use_is_not_tried_for_ever(self, booted: Booted) -> None:
+    def test_wrong_use_is_not_retried_forever(self, booted: Booted) -> None:
         good = booted.system.run(["cat", "/etc/default/flanneld"]).stdout
         booted.system.run(["tee", "-a", "/etc/default/flanneld"], text="FLANNELD_LOG_FORMAT=poem\n")
 
         booted.system.systemctl("restart", "flanneld", check=False)
 
         booted.wait(lambda: booted.system.show("flanneld", "ActiveState") == "failed", "flanneld gives up")
-        booted.wait_said("FLANNELD_LOG_FORMAT")
+        booted.wait_logged("FLANNELD_LOG_FORMAT")
         assert ping(booted.elsewhere, booted.container).is_reached
         booted.system.run(["tee", "/etc/default/flanneld"], text=good)
         booted.system.systemctl("start", "flanneld")
 
-    def test_a_forwarder_that_hands_over_leaves_no_unit_behind(self, booted: Booted) -> None:
-        """Another port needs another forwarder."""
+    def test_a_forwarder_after_its_hand_over_leaves_no_unit(self, booted: Booted) -> None:
+        """Another port requires another forwarder."""
         before = booted.forwarders()
 
         booted.network.put("config", '{"Network":"10.100.0.0/16","Backend":{"Type":"udp","Port":8286}}')
@@ -614,9 +614,9 @@ class TestWireguardGo:
         booted.wait_in_unit(process, WIREGUARD_UNIT)
 
 
-class TestOtherHands:
-    def test_networkd_keeps_off_our_devices(self, booted: Booted) -> None:
-        """A file of somebody who means each device to be configured."""
+class TestOtherPrograms:
+    def test_networkd_does_not_touch_pyflannels_devices(self, booted: Booted) -> None:
+        """With a file of an operator that lets networkd configure each device."""
         system = booted.system
         own = (DEPLOY / "network/10-flannel.network").read_text()
         system.run(["mkdir", "-p", "/run/systemd/network"])
@@ -625,23 +625,25 @@ class TestOtherHands:
 
         system.systemctl("start", "systemd-networkd")
 
-        booted.wait(lambda: booted.networkd_says("docker0") not in ("", "unmanaged"), "docker0 is configured")
-        booted.wait(lambda: booted.networkd_says("flannel0") == "unmanaged", "flannel0 is left alone")
+        booted.wait(
+            lambda: booted.networkd_action("docker0") not in ("", "unmanaged"), "docker0 is configured"
+        )
+        booted.wait(lambda: booted.networkd_action("flannel0") == "unmanaged", "flannel0 is unmanaged")
         system.systemctl("stop", "systemd-networkd")
 
 
 class TestReboot:
     def test_the_host_gets_the_same_subnet(self, booted: Booted) -> None:
-        """This time Docker takes its options from the file of mk-docker-opts."""
+        """This time, Docker reads its options from the file of mk-docker-opts."""
         before, system = booted.gateway(), booted.system
         system.power_off()
         booted.remove_links()
-        lay(
+        write_file(
             system,
             "docker-by-options/docker.service.d/flannel.conf",
             f"{UNITS}/docker.service.d/flannel.conf",
         )
-        lay(
+        write_file(
             system,
             "docker-by-options/flanneld.service.d/docker-options.conf",
             f"{UNITS}/flanneld.service.d/docker-options.conf",
@@ -658,7 +660,7 @@ class TestReboot:
         verified = system.run(["systemd-analyze", "verify", "flanneld.service", "docker.service"])
         assert (verified.stdout, verified.stderr) == ("", "")
 
-    def test_at_shutdown_containers_end_before_their_packets_do(self, booted: Booted) -> None:
+    def test_at_shutdown_containers_end_before_the_data_path(self, booted: Booted) -> None:
         said = booted.system.run(["journalctl", "--boot=-1", "--output=cat", "_PID=1"]).stdout
 
         def end_of(unit: str) -> int:
@@ -667,7 +669,7 @@ class TestReboot:
         assert end_of(r"docker\.service") < end_of(r"flanneld\.service")
         assert end_of(r"docker\.service") < end_of(FORWARDER_UNIT)
 
-    def test_a_store_that_is_away_keeps_no_host_from_booting(self, booted: Booted) -> None:
+    def test_a_host_boots_with_an_unreachable_store(self, booted: Booted) -> None:
         """It knows its subnet and its peers, and Docker starts with them."""
         before = booted.gateway()
         booted.system.power_off()
@@ -686,8 +688,8 @@ class TestReboot:
 
 
 class TestCleanup:
-    def test_a_host_that_leaves_keeps_nothing(self, booted: Booted) -> None:
-        """And systemd does not start what was stopped."""
+    def test_a_cleaned_host_has_no_remains(self, booted: Booted) -> None:
+        """And systemd does not start the stopped services."""
         said = booted.system.run(["flannelctl", "cleanup"]).stdout
 
         assert "systemctl disable flanneld.service" in said

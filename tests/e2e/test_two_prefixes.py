@@ -1,4 +1,4 @@
-"""Two flannelds on each host that differ only in the prefix in etcd and the subnet file, as with flannel."""
+"""Two flannelds on each host with different prefixes in etcd and subnet files, as with flannel."""
 
 import json
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def device_address(host: Host, name: str) -> str:
 
 
 def devices(host: Host) -> dict[str, str]:
-    """Return the mark of each TUN device, by its address."""
+    """Return the mark of each TUN device by its address."""
     links = json.loads(host.run(["ip", "-j", "-d", "addr"]).stdout)
     return {
         link["addr_info"][0]["local"]: split_alias(link.get("ifalias", ""))[0]
@@ -49,7 +49,7 @@ def devices(host: Host) -> dict[str, str]:
 
 
 def wait_reached(host: Host, address: str) -> None:
-    """Return when the address answers: a host is ready before its peers have heard of it."""
+    """Return when the address answers: a host is ready before its peers know it."""
     wait_until(
         lambda: host.run(["ping", "-c1", "-W1", address], check=False).returncode == 0,
         what=f"{host.name} reaches {address}",
@@ -57,10 +57,10 @@ def wait_reached(host: Host, address: str) -> None:
     )
 
 
-def test_two_prefixes_on_one_host_have_directories_and_devices_of_their_own(
+def test_two_prefixes_on_one_host_have_separate_directories_and_devices(
     new_network: Callable[..., Any],
 ) -> None:
-    """One restarts, and one is cleaned up; the other keeps lease, device and peers."""
+    """One is restarted, and one is cleaned up. The other one keeps lease, device and peers."""
     network = new_network("docker1", "docker4", config=None)
     network.etcd.start()
     for name, prefix in PREFIXES.items():

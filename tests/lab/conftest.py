@@ -1,4 +1,4 @@
-"""Fixtures of the lab: throw-away network namespaces of the real kernel."""
+"""Fixtures of the lab: temporary network namespaces of the real kernel."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ _numbers = itertools.count(1)
 
 
 class Namespace:
-    """A network namespace with loopback up, gone after the test."""
+    """A network namespace with loopback up, removed after the test."""
 
     def __init__(self) -> None:
         self.name = f"pfk{os.getpid()}-{next(_numbers)}"
@@ -43,7 +43,7 @@ class Namespace:
         subprocess.run(["ip", "netns", "delete", self.name], check=True)
 
     def command(self, *words: str, given: str = "") -> str:
-        """Run a command in the namespace, with `given` as its input, and return what it printed."""
+        """Run a command in the namespace, with `given` as its input, and return its output."""
         done = subprocess.run(
             ["ip", "netns", "exec", self.name, *words],
             input=given,
@@ -55,17 +55,17 @@ class Namespace:
         return done.stdout
 
     def attempt(self, *words: str) -> str:
-        """Run a command in the namespace, which may fail, and return what it printed."""
+        """Run a command in the namespace, which may fail, and return its output."""
         return subprocess.run(
             ["ip", "netns", "exec", self.name, *words], stdout=subprocess.PIPE, text=True, check=False
         ).stdout
 
     def ip(self, words: str) -> str:
-        """Run `ip` with these words in the namespace and return what it printed."""
+        """Run `ip` with these words in the namespace and return its output."""
         return self.command("ip", *words.split())
 
     def settle(self, **states: str) -> None:
-        """Return when each link has its operational state: the kernel announces it up to a second late."""
+        """Wait until each link has its operational state, which the kernel announces up to a second late."""
         deadline = time.monotonic() + SOON_S
         while any(f"state {state} " not in self.ip(f"link show {name}") for name, state in states.items()):
             assert time.monotonic() < deadline, self.ip("link show")
@@ -95,7 +95,7 @@ class Namespace:
         return results[0]
 
     def _enter(self) -> None:
-        """Bind the calling thread to the namespace, for as long as it lives."""
+        """Bind the calling thread to the namespace until the thread ends."""
         descriptor = os.open(f"/run/netns/{self.name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
@@ -105,7 +105,7 @@ class Namespace:
 
 
 class Wakes:
-    """What the `changes()` of a port announce while a block runs."""
+    """The announcements of the `changes()` of a port while a block runs."""
 
     def __init__(self, channel: AbstractAsyncContextManager[Changes]) -> None:
         self._channel = channel
@@ -119,34 +119,37 @@ class Wakes:
         await self._channel.__aexit__(*error)
 
     async def next(self) -> None:
-        """Return at the next wake-up; fail when none comes."""
+        """Return at the next announcement; fail if there is none."""
         async with asyncio.timeout(SOON_S):
             await self._changes.next()
 
     async def silence(self) -> int:
-        """Return when none came for a while, and how many did: that nothing comes shows in time alone."""
+        """Wait until there is no announcement for a while, and return the number before.
+
+        Only time shows absence.
+        """
         count = 0
-        while await self._comes_within(_SILENCE_S) or await self._comes_at_once():
+        while await self._announces_within(_SILENCE_S) or await self._announces_now():
             count += 1
         return count
 
-    async def _comes_within(self, seconds: float) -> bool:
+    async def _announces_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._changes.next()
                 return True
         return False
 
-    async def _comes_at_once(self) -> bool:
-        """Return whether one comes that was announced before: if the loop stood still, it has yet to read."""
+    async def _announces_now(self) -> bool:
+        """Return whether an earlier announcement is unread, because the loop had no time to read it."""
         for _ in range(_TURNS):
             await asyncio.sleep(0)
-        return await self._comes_within(0)
+        return await self._announces_within(0)
 
 
 @pytest.fixture
 def listen() -> type[Wakes]:
-    """Give the class whose `async with` block hears the wake-ups of a port."""
+    """Return the class whose `async with` block receives the announcements of a port."""
     return Wakes
 
 
@@ -181,8 +184,8 @@ def make_namespace() -> Iterator[Callable[[], Namespace]]:
 
 
 @pytest.fixture
-def no_forwarder_stays(tmp_path: Path) -> Iterator[None]:
-    """Kill the forwarders that a test started with a run directory of its own."""
+def no_forwarder_remains(tmp_path: Path) -> Iterator[None]:
+    """Kill the forwarders that a test started with its own run directory."""
     yield
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -228,7 +231,7 @@ def target(namespace: Namespace) -> Driver:
 
 @pytest.fixture(scope="module")
 def overlay(request: pytest.FixtureRequest) -> Iterator[Overlay]:
-    """Four hosts and an etcd with a network config; each module says itself which hosts join."""
+    """Four hosts and an etcd with a network config. Each module selects the hosts that join."""
     if os.geteuid() != 0:
         pytest.skip("needs root: network namespaces")
     module = request.module.__name__.rpartition("_")[2]
@@ -238,7 +241,7 @@ def overlay(request: pytest.FixtureRequest) -> Iterator[Overlay]:
 
 @pytest.fixture
 def figures(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print a line that is seen whatever becomes of the test."""
+    """Print a line that is visible regardless of the result of the test."""
 
     def say(line: str) -> None:
         with capsys.disabled():
@@ -249,11 +252,11 @@ def figures(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 @pytest.fixture(scope="session")
 def ping_stream() -> type[PingStream]:
-    """Starts a stream of pings: `ping_stream(source, address, interval_s=0.001)`."""
+    """Start a stream of pings: `ping_stream(source, address, interval_s=0.001)`."""
     return PingStream
 
 
 @pytest.fixture(scope="session")
 def make_overlay() -> type[Overlay]:
-    """Joins the hosts of a lab of one's own: `make_overlay(lab, etcd, etcd_program)`."""
+    """Join the hosts of a separate lab: `make_overlay(lab, etcd, etcd_program)`."""
     return Overlay

@@ -40,7 +40,7 @@ def _error_of_add(runtime: Runtime) -> CniError:
 
 
 def _delete(runtime: Runtime, conf: dict[str, Any], container: str) -> None:
-    """Delete an attachment, and repeat a DEL that failed, as a runtime does: iptables may be busy."""
+    """Delete an attachment, and repeat a failed DEL, as a runtime does, because iptables may be busy."""
     end = time.monotonic() + SOON_S
     while True:
         try:

@@ -1,9 +1,9 @@
-"""The running daemon survives each failing system call, names it, and is ready again afterwards.
+"""The running daemon survives each failing system call, names the call, and is ready again afterwards.
 
-The real flanneld runs in a network of vxlan. The kernel refuses one of its system calls
-(tests/doubles/system_calls.py), while a lease is added and routes are damaged: in the short form calls of a
-few names, in the long form those of each name with each errno. Some failures have no effect by design, such
-as that of a notification of systemd.
+The real flanneld runs in a vxlan network. The kernel refuses one of its system calls
+(tests/doubles/system_calls.py) while a lease is added and routes are damaged. The short form covers calls
+with a few names, the long form those with each name and errno. Some failures have no effect by design, such
+as a failing notification of systemd.
 """
 
 import errno
@@ -32,17 +32,17 @@ pytestmark = [
 
 DEADLINE_S = 60.0
 RARE_S = 3.0
-"""In the long form: time for a call that flanneld may make at its start only, or never."""
+"""In the long form: time for a call that flanneld may make only at its start, or never."""
 
 FREQUENT = ("read", "connect", "sendto", "rename", "bpf", "clone3")
 """Calls that flanneld makes within a second of the disturbance."""
 
 FEWEST_NAMED = 2
-"""Of these, whatever has no effect."""
+"""Those of them whose failure has no effect."""
 
 
 class Daemon:
-    """The flanneld of a network. Its calls fail on demand."""
+    """The flanneld of a network. A test lets its calls fail."""
 
     def __init__(self, network: CrowdedNetwork) -> None:
         self._network = network
@@ -59,7 +59,10 @@ class Daemon:
         self._damaged = cycle(network.leases)
 
     def fail(self, name: str, code: int, within_s: float) -> Iterator[str]:
-        """Let the next call of a name fail, if one is made in time. Yield what is wrong until all is well."""
+        """Let the next call with a name fail, if one follows in time.
+
+        Yield the problems until there are none.
+        """
         where, at = f"{name} fails with {os.strerror(code)}", self._log.stat().st_size
         self._calls.fail_next(name, code)
         was_made = self._disturb(within_s)
@@ -83,7 +86,7 @@ class Daemon:
             yield f"{where}: the call was not made"
 
     def _disturb(self, within_s: float) -> bool:
-        """Add a lease and damage routes until the call was made; return whether it was."""
+        """Add a lease and damage routes until the call has happened; return whether it has."""
         self._added += 1
         run_inside(self._host, partial(write_leases, str(UNDERLAY.gateway.ip), self._newcomers()[-1:]))
         end = time.monotonic() + within_s

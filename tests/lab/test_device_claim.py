@@ -1,4 +1,4 @@
-"""Names of devices are held by one daemon each, and by nobody without rights."""
+"""One daemon can hold the name of a device, and users without rights cannot."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ def end(program: subprocess.Popen[str]) -> None:
     program.communicate()
 
 
-def test_a_name_is_held_until_it_is_let_go(namespace) -> None:
+def test_a_claimed_name_is_free_after_its_release(namespace) -> None:
     async def check() -> None:
         one, other = DeviceClaim(NAMES), DeviceClaim(NAMES)
         assert (one.name, other.name) == NAMES
@@ -69,7 +69,7 @@ def test_a_name_is_held_until_it_is_let_go(namespace) -> None:
     assert "pyflannel-device" not in namespace.command("nft", "list", "tables")
 
 
-def test_each_namespace_has_names_of_its_own(namespace, make_namespace) -> None:
+def test_each_namespace_has_separate_names(namespace, make_namespace) -> None:
     async def claim() -> DeviceClaim:
         return DeviceClaim(NAMES)
 
@@ -80,8 +80,8 @@ def test_each_namespace_has_names_of_its_own(namespace, make_namespace) -> None:
     there.close()
 
 
-def test_another_process_cannot_take_the_claim_away_and_its_end_frees_it(namespace) -> None:
-    """Neither root by nft, nor a flush of all rules; SIGKILL leaves nothing."""
+def test_only_the_end_of_the_holder_removes_a_claim(namespace) -> None:
+    """Neither nft as root nor a flush of all rules removes the claim. SIGKILL of the holder does."""
 
     async def claim() -> str:
         claim = DeviceClaim(NAMES)
@@ -106,8 +106,8 @@ def test_another_process_cannot_take_the_claim_away_and_its_end_frees_it(namespa
     assert namespace.run(claim) == NAMES[0]
 
 
-def test_a_user_without_rights_cannot_hold_a_name(namespace) -> None:
-    """Of abstract sockets such a user may hold any number, in the network namespace of the host."""
+def test_a_user_without_rights_cannot_claim_a_name(namespace) -> None:
+    """Such a user may bind any number of abstract sockets in the network namespace of the host."""
 
     async def claim() -> str:
         claim = DeviceClaim(f"flannel{number}" for number in range(256))
@@ -122,7 +122,7 @@ def test_a_user_without_rights_cannot_hold_a_name(namespace) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT, errno.EPERM])
-def test_where_no_table_can_be_owned_a_unix_socket_claims_the_name(
+def test_without_owned_tables_a_unix_socket_claims_the_name(
     namespace, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     """As on a kernel before 5.12, or without the right."""
@@ -141,9 +141,9 @@ def test_where_no_table_can_be_owned_a_unix_socket_claims_the_name(
     namespace.run(check)
 
 
-def test_without_the_right_to_own_a_table_a_unix_socket_claims_the_name(namespace) -> None:
-    """The kernel answers with EPERM, too, where another socket owns the table."""
-    # The rights go after the import: another user may not be able to read this checkout.
+def test_without_the_right_to_own_tables_a_unix_socket_claims_the_name(namespace) -> None:
+    """The kernel also answers EPERM if another socket owns the table."""
+    # Drop the rights after the import, because another user may not be able to read this checkout.
     script = HOLD.replace("claim =", "import os; os.setgid(65534), os.setuid(65534)\nclaim =", 1)
     holder = start(namespace, script)
     try:

@@ -1,4 +1,4 @@
-"""flannelctl doctor on real hosts: each fault is made, and named with what it shows and what to type."""
+"""flannelctl doctor on real hosts: it finds each fault, with evidence and a command that repairs it."""
 
 import json
 import os
@@ -21,11 +21,10 @@ DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class Fault:
-    """What somebody does on the host, how it is undone, and what doctor says of it.
+    """A fault on the host, its reversal, and the finding of doctor.
 
     Attributes:
         is_error: packets are lost, so that the exit code is 1.
-        mended: what the fix that doctor names leaves of the fault to be undone; nothing of most.
     """
 
     do: str
@@ -133,7 +132,7 @@ FAULTS = [
 
 @pytest.fixture(scope="module")
 def host(overlay) -> Host:
-    """One of two hosts of a vxlan network, with a bridge as Docker would have."""
+    """One of two hosts of a vxlan network, with a bridge like Docker's."""
     overlay.set_backend("vxlan")
     pair = [overlay.hosts[name] for name in ("docker1", "docker2")]
     together([lambda host=host: overlay.join(host) for host in pair])
@@ -144,7 +143,7 @@ def host(overlay) -> Host:
 
 
 def examine(host: Host, *, exit_code: int = 0) -> dict[str, dict[str, Any]]:
-    """Return what doctor finds, by code; each has the promised form."""
+    """Return the findings of doctor by code, and check their form."""
     ran = host.run(["flannelctl", "--json", "doctor"], check=False)
     assert ran.returncode == exit_code, ran.stdout + ran.stderr
     document = read_document(["doctor"], ran.stdout)
@@ -158,10 +157,10 @@ def examine(host: Host, *, exit_code: int = 0) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def healthy(overlay, host: Host) -> Iterator[Host]:
-    """The host, of which doctor has nothing to say, before and after."""
+    """The host without findings, before and after the test."""
     assert not trouble(host)
     yield host
-    # A host may be ready for a moment in between, while a fight goes on.
+    # During a fight, a host may be ready for a moment.
     wait_until(
         lambda: host.run(["flannelctl", "doctor"], check=False).returncode == 0,
         what="doctor finds no error any more",
@@ -172,13 +171,13 @@ def healthy(overlay, host: Host) -> Iterator[Host]:
 
 
 def trouble(host: Host) -> dict[str, Any]:
-    """Return the findings that are more than good to know."""
+    """Return the findings that are not only information."""
     return {code: one for code, one in examine(host).items() if one["severity"] != "info"}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.code} {fault.evidence[:24]}")
-def test_a_fault_is_named_and_its_fix_mends_it(healthy: Host, fault: Fault) -> None:
-    """With what it shows; and what doctor says to type makes it silent."""
+def test_a_fault_is_found_and_its_fix_repairs_it(healthy: Host, fault: Fault) -> None:
+    """The finding contains the evidence, and its fix removes the finding."""
     healthy.run(["sh", "-c", fault.do])
     try:
         found = examine(healthy, exit_code=int(fault.is_error))[fault.code]
@@ -186,15 +185,15 @@ def test_a_fault_is_named_and_its_fix_mends_it(healthy: Host, fault: Fault) -> N
         assert fault.evidence in found["evidence"]
         assert found["fix"] == fault.fix
 
-        if fault.code != "container-mtu":  # that is for Docker, which does not run here
+        if fault.code != "container-mtu":  # this fix is for Docker, which does not run here
             healthy.run(["sh", "-c", found["fix"]])
             assert fault.code not in {**examine(healthy)}
     finally:
         healthy.run(["sh", "-c", fault.undo], check=False)
 
 
-def test_rules_that_may_be_anybody_s_are_told_and_no_trouble(healthy: Host) -> None:
-    """An operator may want what the original's earlier releases wrote in the same words."""
+def test_rules_of_unknown_origin_are_only_information(healthy: Host) -> None:
+    """An operator may want rules that earlier releases of the original wrote with the same text."""
     pair = [("-s", "10.100.0.0/16"), ("-d", "10.100.0.0/16")]
     for match in pair:
         healthy.run(["iptables", "-A", "FORWARD", *match, "-j", "ACCEPT"])
@@ -209,7 +208,7 @@ def test_rules_that_may_be_anybody_s_are_told_and_no_trouble(healthy: Host) -> N
     assert found["fix"].endswith("  # if no program uses them")
 
 
-def test_people_read_the_cause_what_was_seen_and_what_to_type(healthy: Host) -> None:
+def test_the_text_for_people_has_cause_evidence_and_command(healthy: Host) -> None:
     assert "found no problem of this host" in healthy.flannelctl("doctor")
     healthy.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
 
@@ -223,7 +222,7 @@ def test_people_read_the_cause_what_was_seen_and_what_to_type(healthy: Host) -> 
     ]
 
 
-def test_peers_that_are_not_sent_to_are_named(overlay, healthy: Host) -> None:
+def test_peers_without_traffic_are_reported(overlay, healthy: Host) -> None:
     overlay.put_peers("host-gw", 1)
     overlay.wait_status(healthy, lambda status: bool(status.refused_peers), "refuses a peer")
 
@@ -232,11 +231,11 @@ def test_peers_that_are_not_sent_to_are_named(overlay, healthy: Host) -> None:
     assert found["cause"] == "1 of 2 peers are refused and unreachable"
     assert found["evidence"] == ["10.100.128.0/28 at 10.10.10.2: Ignoring non-vxlan subnet: type=host-gw"]
     overlay.etcd.etcdctl("del", "/coreos.com/network/subnets/10.100.128.0-28")
-    overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses nobody")
+    overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses no peer")
 
 
-def test_a_lease_with_the_mac_address_of_a_peer_takes_nothing_from_it(overlay, healthy: Host) -> None:
-    """The peer that published it first stays; the other is refused, and both are named."""
+def test_a_lease_with_the_mac_address_of_a_peer_does_not_affect_the_peer(overlay, healthy: Host) -> None:
+    """The peer that published the address first remains. The other one is refused, and doctor names both."""
     (peer,) = json.loads(healthy.run(["flannelctl", "--json", "peers"]).stdout)["peers"]
     key = "/coreos.com/network/subnets/" + peer["subnet"].replace("/", "-")
     lease = json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key))
@@ -253,11 +252,11 @@ def test_a_lease_with_the_mac_address_of_a_peer_takes_nothing_from_it(overlay, h
     assert healthy.run(["bridge", "fdb", "show", "dev", "flannel.1"]).stdout == before
     assert peer["public_ip"] in before
     overlay.etcd.etcdctl("del", "/coreos.com/network/subnets/10.100.0.0-28")
-    overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses nobody")
+    overlay.wait_status(healthy, lambda status: not status.refused_peers, "refuses no peer")
 
 
-def test_two_living_hosts_with_one_address_are_told_once(overlay, healthy: Host) -> None:
-    """On either side, with what helps."""
+def test_two_running_hosts_with_one_address_are_reported_once(overlay, healthy: Host) -> None:
+    """Both hosts report it, with a remedy."""
     other = overlay.hosts["docker4"]
     overlay.daemons[other.name] = other.start_flanneld(
         f"--store={overlay.etcd.url}", f"--public-ip={healthy.address}", "--iface=eth0"
@@ -272,12 +271,12 @@ def test_two_living_hosts_with_one_address_are_told_once(overlay, healthy: Host)
         assert [one["code"] for one in told] == ["peers-refused"]
         assert "give one of them its own address (--public-ip, --iface)" in told[0]["evidence"][0]
     other.flannelctl("--store", overlay.etcd.url, "cleanup")
-    overlay.wait_status(  # a lease that vanished counts for some seconds more
-        healthy, lambda status: not status.refused_peers and not status.warnings, "refuses nobody"
+    overlay.wait_status(  # a deleted lease remains valid for some seconds
+        healthy, lambda status: not status.refused_peers and not status.warnings, "refuses no peer"
     )
 
 
-def test_a_bad_network_config_is_named_with_what_is_allowed(overlay, healthy: Host) -> None:
+def test_an_invalid_network_config_is_reported_with_the_valid_values(overlay, healthy: Host) -> None:
     before = healthy.flannelctl("config", "get").strip()
     overlay.etcd.etcdctl("put", "/coreos.com/network/config", before.replace("{", '{"SubnetLen":"24",', 1))
     overlay.wait_status(healthy, lambda status: bool(status.warnings), "warns")
@@ -293,8 +292,8 @@ def test_a_bad_network_config_is_named_with_what_is_allowed(overlay, healthy: Ho
     overlay.wait_status(healthy, lambda status: not status.warnings, "warns of nothing")
 
 
-def test_a_key_that_nobody_knows_is_named_once_in_each_place(overlay, healthy: Host) -> None:
-    """It is accepted, as the original does, and the host is ready."""
+def test_an_unknown_key_is_reported_once_in_each_place(overlay, healthy: Host) -> None:
+    """The key is accepted, as by the original, and the host is ready."""
     before = healthy.flannelctl("config", "get").strip()
     overlay.etcd.etcdctl("put", "/coreos.com/network/config", before.replace("{", '{"SubnetLne":20,', 1))
     text = "SubnetLne has no effect: the network config knows Network, SubnetLen, "
@@ -311,8 +310,8 @@ def test_a_key_that_nobody_knows_is_named_once_in_each_place(overlay, healthy: H
     overlay.wait_status(healthy, lambda status: not status.backend.notes, "has no note of it")
 
 
-def test_iptables_may_drop_where_ours_accept_and_nowhere_else(overlay, healthy: Host) -> None:
-    """As Docker sets it; without our accept, as the operator wished, every packet is dropped."""
+def test_a_drop_policy_of_iptables_is_harmless_only_with_accept_rules(overlay, healthy: Host) -> None:
+    """As set by Docker. Without pyflannel's accept rules, as the operator wanted, every packet is dropped."""
     healthy.run(["iptables", "-P", "FORWARD", "DROP"])
     assert not trouble(healthy)
     healthy.run(["iptables", "-P", "FORWARD", "ACCEPT"])
@@ -331,7 +330,7 @@ def test_iptables_may_drop_where_ours_accept_and_nowhere_else(overlay, healthy: 
 
 
 @pytest.mark.parametrize("kind", ["udp", "host-gw", "vxlan"])
-def test_of_a_healthy_host_of_any_backend_there_is_nothing_to_say(overlay, host: Host, kind: str) -> None:
+def test_a_healthy_host_has_no_findings_with_any_backend(overlay, host: Host, kind: str) -> None:
     overlay.set_backend(kind)
 
     overlay.wait_status(
@@ -342,8 +341,8 @@ def test_of_a_healthy_host_of_any_backend_there_is_nothing_to_say(overlay, host:
     assert not trouble(host)
 
 
-def test_a_network_without_a_free_subnet_is_named_in_status_and_doctor(overlay, healthy: Host) -> None:
-    """A host that joins while the only subnet that may be leased is that of another."""
+def test_status_and_doctor_report_a_network_without_a_free_subnet(overlay, healthy: Host) -> None:
+    """A host joins while another host has the only available subnet."""
     other = overlay.hosts["docker4"]
     before = overlay.etcd.etcdctl("get", "--print-value-only", f"{PREFIX}/config")
     only = str(healthy.lease().network_address)
@@ -367,8 +366,8 @@ def test_a_network_without_a_free_subnet_is_named_in_status_and_doctor(overlay, 
     other.flannelctl("--store", overlay.etcd.url, "cleanup")
 
 
-def test_how_the_backend_runs_is_told_where_it_is_not_as_usual(overlay, healthy: Host) -> None:
-    """An MTU that the underlay does not carry, say."""
+def test_an_unusual_state_of_the_backend_is_reported(overlay, healthy: Host) -> None:
+    """For example an MTU that the underlay does not support."""
     overlay.set_backend("vxlan", MTU=9000)
     overlay.wait_status(healthy, lambda status: bool(status.backend.notes), "has a note")
 
@@ -380,7 +379,7 @@ def test_how_the_backend_runs_is_told_where_it_is_not_as_usual(overlay, healthy:
     overlay.wait_status(healthy, lambda status: not status.backend.notes, "has no note")
 
 
-def test_a_fight_is_named_with_the_object(overlay, healthy: Host) -> None:
+def test_a_fight_is_reported_with_its_object(overlay, healthy: Host) -> None:
     delete = "while :; do ip address flush dev flannel.1 2>/dev/null; sleep 0.02; done"
     opponent = healthy.start(["sh", "-c", delete], name="opponent")
     try:
@@ -388,7 +387,7 @@ def test_a_fight_is_named_with_the_object(overlay, healthy: Host) -> None:
         named: list[dict[str, Any]] = []
 
         def is_named() -> bool:
-            """Between two rounds there is nothing to see of it for a moment."""
+            """Between two repairs, the fight is briefly invisible."""
             said = json.loads(healthy.flannelctl("--json", "doctor", check=False))
             named[:] = [one for one in said["findings"] if one["code"] == "fight"]
             return bool(named)
@@ -401,7 +400,7 @@ def test_a_fight_is_named_with_the_object(overlay, healthy: Host) -> None:
     assert any("on flannel.1: missing" in line for line in named[0]["evidence"])
 
 
-def test_a_store_that_is_away_is_named(overlay, healthy: Host) -> None:
+def test_an_unreachable_store_is_reported(overlay, healthy: Host) -> None:
     with paused(overlay.etcd_program):
         overlay.wait_status(healthy, lambda status: not status.store.is_connected, "misses it", DEADLINE_S)
         found = examine(healthy, exit_code=1)["store-away"]
@@ -413,7 +412,7 @@ def test_a_store_that_is_away_is_named(overlay, healthy: Host) -> None:
     assert again.store.last_error_age_s is not None
 
 
-def test_a_daemon_that_is_away_is_named_and_the_rest_is_examined(overlay, healthy: Host) -> None:
+def test_without_a_daemon_the_rest_of_the_host_is_examined(overlay, healthy: Host) -> None:
     overlay.daemons[healthy.name].kill()
     healthy.run(["ip", "route", "add", "10.100.250.0/28", "via", "10.10.10.77"])
 
@@ -424,8 +423,8 @@ def test_a_daemon_that_is_away_is_named_and_the_rest_is_examined(overlay, health
     overlay.join(healthy)
 
 
-def test_an_original_s_remains_are_named_where_none_of_ours_ever_ran(overlay) -> None:
-    """All of them, and cleanup is what to type."""
+def test_remains_of_the_original_are_found_on_a_host_without_pyflannel(overlay) -> None:
+    """All of them are found, and cleanup is recommended."""
     host = overlay.hosts["docker3"]
     rules = "*filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD -j FLANNEL-FWD\nCOMMIT\n"
     host.run(["iptables-restore", "--noflush"], text=rules)

@@ -1,8 +1,8 @@
-"""Each system call of each adapter fails in turn: nothing but what the port declares comes out, and it heals.
+"""Each system call of each adapter fails in turn. The adapter raises only declared errors and recovers.
 
-What an adapter does is counted first. Then it is done again, and one of its system calls after the other is
-refused by the kernel (tests/doubles/system_calls.py): one of each name in the short form, with one errno;
-every one with every errno in the long one.
+A first run counts the system calls of an action. Then the action is repeated, and the kernel refuses one call
+after the other (tests/doubles/system_calls.py): in the short form one call of each name with one errno, in
+the long form every call with every errno.
 """
 
 import asyncio
@@ -65,18 +65,18 @@ pytestmark = [
 ]
 
 Failure = tuple[int, int, str]
-"""Which call fails, with which errno; and both in words."""
+"""The failing call and its errno; and both as text."""
 
 SOON_S, HEARD_S = 30.0, 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A Target, and a plan that makes it do all that it can do.
+    """A Target, and a plan that uses all of its operations.
 
     Attributes:
-        make: makes it, in a directory.
-        prepare: commands that give the namespace what the plan hangs on.
+        make: creates it in a directory.
+        prepare: commands that create the objects that the plan requires.
         hidden: a directory of the machine in place of which the adapter has an empty one.
     """
 
@@ -226,7 +226,7 @@ def underlay(namespace) -> None:
 
 @pytest.fixture(params=ADAPTERS, name="adapter")
 def give_adapter(request: pytest.FixtureRequest, namespace, underlay, monkeypatch) -> Adapter:
-    """Give each adapter in turn, in a namespace that has what its plan needs."""
+    """Yield each adapter in turn, in a namespace with the objects that its plan requires."""
     monkeypatch.setattr(programs, "_DEADLINE_S", 5.0)
     monkeypatch.setattr(forwarder_client, "ANSWER_S", 2.0)
     monkeypatch.setattr(forwarder, "_LOOK_AGAIN_S", 0.05)
@@ -242,11 +242,11 @@ def give_adapter(request: pytest.FixtureRequest, namespace, underlay, monkeypatc
 
 @pytest.fixture
 def failures(long_run: bool) -> Callable[[list[Call]], Iterator[Failure]]:
-    """Give the function that pairs calls with errnos."""
+    """Return the function that pairs calls with errnos."""
     turns = cycle(ERRNOS)
 
     def pairs(calls: list[Call]) -> Iterator[Failure]:
-        for call in calls if long_run else one_of_each_name(calls):
+        for call in calls if long_run else one_call_of_each_name(calls):
             for code in ERRNOS if long_run else (next(turns),):
                 where = f"{call.name} ({call.place} of {len(calls)}) fails with {errno.errorcode[code]}"
                 yield call.place, code, where
@@ -254,8 +254,8 @@ def failures(long_run: bool) -> Callable[[list[Call]], Iterator[Failure]]:
     return pairs
 
 
-def one_of_each_name(calls: list[Call]) -> list[Call]:
-    """Return of each system call one that is neither always the first nor always the last of its name."""
+def one_call_of_each_name(calls: list[Call]) -> list[Call]:
+    """Return one system call of each name, if possible neither the first nor the last of its name."""
     by_name: dict[str, list[Call]] = {}
     for call in calls:
         by_name.setdefault(call.name, []).append(call)
@@ -263,22 +263,22 @@ def one_of_each_name(calls: list[Call]) -> list[Call]:
 
 
 async def steps(target: Target, desired: State) -> list[Operation]:
-    """Return what a pass would do."""
+    """Return the operations of a pass."""
     return pass_operations(desired, ours(await target.snapshot(desired), desired))
 
 
 async def heal(target: Target, plan: State) -> None:
-    """Make passes until nothing is left to do, soon and with nothing refused in the last."""
+    """Make passes until there is nothing to do. The last one must be soon and without a refusal."""
     async with asyncio.timeout(SOON_S):
-        # What was begun when its call failed, such as a program, may end a moment later.
+        # An action that began when its call failed, such as a program, may end a moment later.
         while await target.apply(await steps(target, plan)) or await steps(target, plan):
             await asyncio.sleep(0.02)
 
 
 async def remove(target: Target, plan: State) -> None:
-    """Take everything away until nothing is left, soon and with nothing refused in the end."""
+    """Remove everything. The last pass must be soon and without a refusal."""
     async with asyncio.timeout(SOON_S):
-        while await target.apply(removals(plan)) or await left_of(target, plan):
+        while await target.apply(removals(plan)) or await remaining(target, plan):
             await asyncio.sleep(0.02)
 
 
@@ -286,8 +286,8 @@ def removals(plan: State) -> list[Operation]:
     return order((Remove(item) for item in plan), State.EMPTY)
 
 
-async def left_of(target: Target, plan: State) -> list[Item]:
-    """Return what stands at the keys of the plan."""
+async def remaining(target: Target, plan: State) -> list[Item]:
+    """Return the objects at the keys of the plan."""
     found = await target.snapshot(plan)
     return [found.by_key[item.key] for item in plan if item.key in found.by_key]
 
@@ -298,9 +298,9 @@ def descriptors() -> int:
 
 
 async def lost(opened: int) -> int:
-    """Return how many more descriptors are open; what follows the end of a process is closed soon."""
+    """Return how many more descriptors are open. Those of an ended process are closed soon."""
     if (more := len(os.listdir("/proc/self/fd")) - opened) <= 0:
-        return more  # to collect garbage first would take most of the time of these tests
+        return more  # a garbage collection before would take most of the time of these tests
     with suppress(TimeoutError):
         async with asyncio.timeout(1):
             while descriptors() > opened:
@@ -309,17 +309,17 @@ async def lost(opened: int) -> int:
 
 
 @pytest.mark.parametrize("is_removal", [False, True], ids=["made", "removed"])
-def test_what_fails_while_a_plan_is_applied_is_refused_and_heals_when_it_ends(
+def test_an_operation_with_a_failing_call_is_refused_and_later_repaired(
     namespace, adapter: Adapter, tmp_path: Path, failures, is_removal: bool
 ) -> None:
-    """Whatever system call fails: it is named, or it made no difference; and no descriptor is lost."""
+    """The error names the failed system call, or the call had no effect. No descriptor is lost."""
     plan = adapter.plan(tmp_path)
     before, after = (heal, remove) if is_removal else (remove, heal)
 
     async def work() -> list[str]:
         calls, wrong = SystemCalls(), []
         async with adapter.make(tmp_path) as target:
-            for make in (after, before, after, before):  # whatever is only done once
+            for make in (after, before, after, before):  # without actions that are done only once
                 await make(target, plan)
             opened = descriptors()
             operations = removals(plan) if is_removal else await steps(target, plan)
@@ -334,10 +334,10 @@ def test_what_fails_while_a_plan_is_applied_is_refused_and_heals_when_it_ends(
                     async with asyncio.timeout(SOON_S):
                         with calls.failing(place, code):
                             refused = await target.apply(operations)
-                except Exception as error:  # noqa: BLE001 - it is what is looked for
+                except Exception as error:  # noqa: BLE001 - the test searches for errors
                     wrong.append(f"{where}: {error!r} was raised")
                 else:
-                    left = await (left_of if is_removal else steps)(target, plan)
+                    left = await (remaining if is_removal else steps)(target, plan)
                     if left and not refused:
                         wrong.append(f"{where}: nothing is refused, and this is left: {left}")
                     if not all(each.cause and each.hint for each in refused):
@@ -349,10 +349,10 @@ def test_what_fails_while_a_plan_is_applied_is_refused_and_heals_when_it_ends(
     assert namespace.run(work, 3000) == []
 
 
-def test_what_fails_while_a_target_is_read_is_a_target_error_and_the_next_look_sees_all(
+def test_a_failing_call_of_a_look_is_a_target_error_and_the_next_look_is_complete(
     namespace, adapter: Adapter, tmp_path: Path, failures
 ) -> None:
-    """It is as it stands, or it cannot be read; nothing that stands is taken for damaged."""
+    """The object is read unchanged, or reading fails. No existing object is considered damaged."""
     plan = adapter.plan(tmp_path)
 
     async def work() -> list[str]:
@@ -371,10 +371,10 @@ def test_what_fails_while_a_target_is_read_is_a_target_error_and_the_next_look_s
                 except TargetError as error:
                     if errno.errorcode[code] not in str(error) and "forwarder" not in str(error):
                         wrong.append(f"{where}: {error} does not name it")
-                except Exception as error:  # noqa: BLE001 - it is what is looked for
+                except Exception as error:  # noqa: BLE001 - the test searches for errors
                     wrong.append(f"{where}: {error!r} was raised")
                 else:
-                    if left and code not in (errno.EACCES, errno.EISDIR):  # what stays is told by `apply`
+                    if left and code not in (errno.EACCES, errno.EISDIR):  # `apply` reports remains
                         wrong.append(f"{where}: {left}")
                 await heal(target, plan)
                 if (more := await lost(opened)) > 0:
@@ -386,42 +386,42 @@ def test_what_fails_while_a_target_is_read_is_a_target_error_and_the_next_look_s
     assert namespace.run(work, 3000) == []
 
 
-def test_what_fails_while_changes_are_heard_is_said_and_the_next_channel_hears(
+def test_a_failing_call_of_a_channel_is_reported_and_the_next_channel_works(
     namespace, adapter: Adapter, tmp_path: Path, failures, caplog
 ) -> None:
-    """Nobody waits for ever for a reader that is gone."""
+    """No task waits forever for an ended reader."""
     plan = adapter.plan(tmp_path)
 
     async def work() -> list[str]:
         calls, wrong = SystemCalls(), []
-        async with adapter.make(tmp_path) as target, adapter.make(tmp_path) as somebody:
+        async with adapter.make(tmp_path) as target, adapter.make(tmp_path) as other:
 
-            async def hear() -> None:
-                """Return when a change by somebody else was heard."""
+            async def wait_change() -> None:
+                """Return when a change by another program was announced."""
                 async with asyncio.timeout(HEARD_S), target.changes() as changes:
                     await target.snapshot(plan)
-                    await remove(somebody, plan)
+                    await remove(other, plan)
                     await changes.next()
 
             await heal(target, plan)
             with calls.counted() as made:
-                await hear()
+                await wait_change()
             for place, code, where in failures(made):
                 await heal(target, plan)
                 caplog.clear()
                 try:
                     with calls.failing(place, code):
-                        await hear()
+                        await wait_change()
                 except (TargetError, AssertionError, TimeoutError) as error:
-                    # It is said by the channel or in the log; or what was to be heard was refused itself.
+                    # The channel or the log reports it; or the change itself was refused.
                     if isinstance(error, TimeoutError) and not caplog.messages:
-                        wrong.append(f"{where}: nothing is heard, and nobody says so")
+                        wrong.append(f"{where}: no change is announced, and no error")
                     await heal(target, plan)
                     try:
-                        await hear()
-                    except Exception as error:  # noqa: BLE001 - it is what is looked for
+                        await wait_change()
+                    except Exception as error:  # noqa: BLE001 - the test searches for errors
                         wrong.append(f"after {where}: {error!r} was raised")
-                except Exception as error:  # noqa: BLE001 - it is what is looked for
+                except Exception as error:  # noqa: BLE001 - the test searches for errors
                     wrong.append(f"{where}: {error!r} was raised")
             await remove(target, plan)
         return wrong
@@ -429,17 +429,17 @@ def test_what_fails_while_changes_are_heard_is_said_and_the_next_channel_hears(
     assert namespace.run(work, 3000) == []
 
 
-def test_what_fails_while_a_target_is_opened_is_a_target_error(
+def test_a_failing_call_while_a_target_opens_is_a_target_error(
     namespace, adapter: Adapter, tmp_path: Path, failures
 ) -> None:
-    """It opens with less, or not at all; what it had opened is closed again."""
+    """The target opens with fewer functions, or not at all. All descriptors are closed again."""
 
     async def work() -> list[str]:
         async def open_it() -> None:
             async with adapter.make(tmp_path) as target:
                 await target.snapshot(State.EMPTY)
 
-        return await wrong_of(open_it, failures)
+        return await undeclared_errors(open_it, failures)
 
     assert namespace.run(work, 3000) == []
 
@@ -520,23 +520,23 @@ OTHERS: dict[str, Callable[[Path], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("act", OTHERS.values(), ids=OTHERS.keys())
-def test_what_fails_in_another_adapter_is_an_error_of_ours(
+def test_a_failing_call_of_another_adapter_is_an_error_of_pyflannel(
     namespace, tmp_path: Path, failures, act: Callable[[Path], Awaitable[object]]
 ) -> None:
-    """It is done all the same, or the error says what could not be done."""
+    """The action succeeds nevertheless, or the error names the failed part."""
 
     async def work() -> list[str]:
-        return await wrong_of(lambda: act(tmp_path), failures)
+        return await undeclared_errors(lambda: act(tmp_path), failures)
 
     assert namespace.run(work, 600) == []
 
 
-async def wrong_of(
+async def undeclared_errors(
     act: Callable[[], Awaitable[object]], failures: Callable[[list[Call]], Iterator[Failure]]
 ) -> list[str]:
-    """Return what comes out of an action whose system calls fail in turn, other than errors of ours."""
+    """Return the errors of an action with failing system calls that are not errors of pyflannel."""
     calls, wrong = SystemCalls(), []
-    for _ in range(2):  # whatever is only done once
+    for _ in range(2):  # without actions that are done only once
         await act()
     opened = descriptors()
     with calls.counted() as made:
@@ -545,7 +545,7 @@ async def wrong_of(
         try:
             with calls.failing(place, code), suppress(FlannelError):
                 await act()
-        except Exception as error:  # noqa: BLE001 - it is what is looked for
+        except Exception as error:  # noqa: BLE001 - the test searches for errors
             wrong.append(f"{where}: {error!r} was raised")
         await act()
         if (more := await lost(opened)) > 0:

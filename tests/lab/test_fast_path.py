@@ -1,4 +1,4 @@
-"""The daemon and the fast path: laid by default, healed, followed, left standing, given up and removed."""
+"""The fast path of the daemon: attached by default, repaired, updated, kept over restarts, and removed."""
 
 import os
 
@@ -32,7 +32,7 @@ def wait_programs(host, expected: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def ends(overlay):
-    """docker1 and docker4 on one network, with a container each."""
+    """docker1 and docker4 in one network, with a container each."""
     ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
     for host in ends:
         overlay.join(host)
@@ -44,7 +44,7 @@ def ends(overlay):
     return ends, containers
 
 
-def test_it_is_laid_by_default(overlay, ends):
+def test_it_is_attached_by_default(overlay, ends):
     (one, other), (box, far) = ends
     wait_until(
         lambda: str(box.address) in look(one).containers,
@@ -52,7 +52,7 @@ def test_it_is_laid_by_default(overlay, ends):
         deadline_s=DEADLINE_S,
     )
     wait_until(
-        lambda: look(one).peers == [f"{other.lease()} True"],  # as its lease says what it reads
+        lambda: look(one).peers == [f"{other.lease()} True"],  # the same value as in the lease of the host
         what="the peer's entry",
         deadline_s=DEADLINE_S,
     )
@@ -66,7 +66,7 @@ def sent_by_forwarder(overlay, host) -> int:
 
 
 @pytest.mark.parametrize("role", Role)
-def test_a_program_that_is_taken_away_comes_back(ends, role):
+def test_a_removed_program_is_attached_again(ends, role):
     (one, _), (box, far) = ends
     run_inside(one, lambda: kernel_programs.take_program(role))
 
@@ -74,8 +74,11 @@ def test_a_program_that_is_taken_away_comes_back(ends, role):
     assert ping(box, far.address).is_reached
 
 
-def test_a_peer_that_is_taken_from_the_table_comes_back(ends):
-    """Nothing announces it; the next audit finds it. Until then the forwarder has the packets."""
+def test_a_peer_removed_from_the_table_is_added_again(ends):
+    """The kernel does not announce it.
+
+    The next audit repairs it, and until then the forwarder sends the packets.
+    """
     (one, _), (box, far) = ends
     peers = look(one).peers
     run_inside(one, kernel_programs.take_peers)
@@ -85,8 +88,8 @@ def test_a_peer_that_is_taken_from_the_table_comes_back(ends):
 
 
 @pytest.mark.parametrize("direction", ["out", "in"])
-def test_a_policy_of_ipsec_is_obeyed(overlay, ends, direction):
-    """The programs bypass IPsec, so the peer's packets take user space while a policy may concern them."""
+def test_an_ipsec_policy_sends_packets_through_user_space(overlay, ends, direction):
+    """The programs bypass IPsec, so user space handles the packets of a peer that a policy may concern."""
     (one, other), (box, far) = ends
     wait_reached([box, far], deadline_s=DEADLINE_S)
     peers = look(one).peers
@@ -107,14 +110,14 @@ def test_a_policy_of_ipsec_is_obeyed(overlay, ends, direction):
 
 
 def test_no_packet_is_lost_while_daemon_and_forwarder_are_killed(overlay, ends, ping_stream):
-    """And the next daemon leaves the programs that stand."""
+    """The next daemon keeps the attached programs."""
     (one, other), (_, far) = ends
     before = [look(host).identifiers for host in (one, other)]
     with ping_stream(one, far.address, interval_s=0.001) as stream:
         stream.wait_answered()
         for host in (one, other):
             overlay.daemons[host.name].kill()
-            host.run(["pkill", "-KILL", "-x", "flannel-forward"])  # its id is one of the sandbox
+            host.run(["pkill", "-KILL", "-x", "flannel-forward"])  # its ID is one of the sandbox
         stream.wait_answered()
         for host in (one, other):
             overlay.join(host)
@@ -125,17 +128,17 @@ def test_no_packet_is_lost_while_daemon_and_forwarder_are_killed(overlay, ends, 
     assert [look(host).identifiers for host in (one, other)] == before
 
 
-def test_a_bridge_that_gets_rules_of_its_own_is_asked_again(ends):
+def test_a_bridge_that_gets_filter_rules_loses_its_program(ends):
     (one, _), (box, far) = ends
-    one.run(["nft", "add", "table", "bridge", "somebodys"])
+    one.run(["nft", "add", "table", "bridge", "foreign"])
     wait_programs(one, SAFE[:2])
     assert ping(box, far.address).is_reached
 
-    one.run(["nft", "delete", "table", "bridge", "somebodys"])
+    one.run(["nft", "delete", "table", "bridge", "foreign"])
     wait_programs(one, SAFE)
 
 
-def test_a_container_that_ends_is_forgotten(ends):
+def test_an_ended_container_is_removed_from_the_table(ends):
     (one, _), _ = ends
     another = one.container("another", gateway=one.gateway(), number=9, mtu=1472)
     another.run(["ping", "-c", "1", "-W", "5", str(one.gateway().ip)])
@@ -148,8 +151,8 @@ def test_a_container_that_ends_is_forgotten(ends):
     )
 
 
-def test_the_host_may_want_user_space(overlay, ends):
-    """Its word counts more than that of the network config, which wants the fast path."""
+def test_a_host_can_select_user_space(overlay, ends):
+    """The flag of the host has precedence over the network config, which requests the fast path."""
     (one, _), (box, far) = ends
     overlay.daemons[one.name].stop()
     overlay.daemons[one.name] = one.start_flanneld(f"--store={overlay.etcd.url}", "--fast-path=off")

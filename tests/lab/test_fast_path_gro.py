@@ -1,4 +1,4 @@
-"""Where the underlay delivers TCP in segments, as a network card does: they are joined before they go on."""
+"""An underlay that delivers TCP in segments, as a network card does: the host coalesces them."""
 
 import itertools
 import os
@@ -26,15 +26,15 @@ with socket.create_server(("0.0.0.0", 5300)) as listener:
 
 _SEND = """
 import hashlib, random, socket, sys
-octets = random.Random(1).randbytes(int(sys.argv[2]))
+data = random.Random(1).randbytes(int(sys.argv[2]))
 with socket.create_connection((sys.argv[1], 5300), timeout=120) as stream:
-    stream.sendall(octets)
-print(hashlib.sha256(octets).hexdigest())
+    stream.sendall(data)
+print(hashlib.sha256(data).hexdigest())
 """
 
 
-def like_a_card(host) -> None:
-    """Packets leave as long as the MTU, and what plain TCP arrives is joined."""
+def emulate_card(host) -> None:
+    """Send packets of at most the MTU, and coalesce received segments of plain TCP."""
     for feature in ("tso off", "tx-udp_tnl-segmentation off", "tx-udp_tnl-csum-segmentation off", "gro on"):
         host.run(["ethtool", "-K", "eth0", *feature.split()])
 
@@ -44,10 +44,10 @@ _receivers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def ends(overlay):
-    """docker1 and docker4 on one network, with a container each, on network cards."""
+    """docker1 and docker4 in one network, with a container each, on emulated network cards."""
     ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
     for host in ends:
-        like_a_card(host)
+        emulate_card(host)
         overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", "--fast-path-gro=on")
     overlay.settle(*ends)
     containers = [host.container("box", gateway=host.gateway(), mtu=1472) for host in ends]
@@ -77,21 +77,21 @@ def gro_links_of(host) -> list[str]:
     return sorted(one["ifname"] for one in host.links() if one["ifname"].startswith("flannel0-"))
 
 
-def stream_arrives(source, destination, octets: int = OCTETS) -> bool:
-    """Return whether a stream comes out as it went in."""
-    name = f"receive-{next(_receivers)}"  # a log of its own, without the lines of an earlier receiver
+def stream_arrives(source, destination, data: int = OCTETS) -> bool:
+    """Return whether a stream arrives unchanged."""
+    name = f"receive-{next(_receivers)}"  # a separate log, without lines of an earlier receiver
     receiver = destination.start_in_network([sys.executable, "-c", _RECEIVE], name=name)
     wait_until(
         lambda: "listening" in receiver.last_words(), what="the receiver listens", deadline_s=DEADLINE_S
     )
     sent = source.run_in_network(
-        [sys.executable, "-c", _SEND, str(destination.address), str(octets)], timeout_s=STREAM_DEADLINE_S
+        [sys.executable, "-c", _SEND, str(destination.address), str(data)], timeout_s=STREAM_DEADLINE_S
     ).stdout
     receiver.wait(STREAM_DEADLINE_S)
     return sent.strip() in receiver.last_words()
 
 
-def test_a_stream_arrives_whole_and_in_few_pieces(overlay, ends):
+def test_a_stream_arrives_completely_in_few_segments(overlay, ends):
     (_, other), (box, far) = ends
     before = counters(overlay, other)
 
@@ -104,7 +104,7 @@ def test_a_stream_arrives_whole_and_in_few_pieces(overlay, ends):
     assert 0 < gained["delivered"] < gained["decapsulated"] / 2
 
 
-def test_what_is_not_tcp_goes_its_way_alone(overlay, ends):
+def test_other_packets_than_tcp_are_not_coalesced(overlay, ends):
     (_, other), (box, far) = ends
     before = counters(overlay, other)
 
@@ -128,7 +128,7 @@ def test_a_damaged_gro_veth_is_repaired_while_a_stream_runs(overlay, ends, damag
     (_, other), (box, far) = ends
     repairs = overlay.status(other).reconcile.repairs
     with ThreadPoolExecutor() as aside:
-        arrives = aside.submit(stream_arrives, box, far, octets=8 * OCTETS)
+        arrives = aside.submit(stream_arrives, box, far, data=8 * OCTETS)
         begun = counters(overlay, other)["rejoined"]
         wait_until(
             lambda: counters(overlay, other)["rejoined"] > begun,
@@ -143,10 +143,10 @@ def test_a_damaged_gro_veth_is_repaired_while_a_stream_runs(overlay, ends, damag
         )
         assert arrives.result()
 
-    test_a_stream_arrives_whole_and_in_few_pieces(overlay, ends)
+    test_a_stream_arrives_completely_in_few_segments(overlay, ends)
 
 
-def test_switched_off_nothing_of_it_stays(overlay, ends):
+def test_disabling_it_removes_all_its_objects(overlay, ends):
     (_, other), (box, far) = ends
     overlay.daemons[other.name].stop()
 

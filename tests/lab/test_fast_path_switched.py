@@ -1,4 +1,4 @@
-"""Which way packets take while that changes: by the network config, and by a missing right."""
+"""The path of packets while the network config or the rights of the daemon change."""
 
 import json
 import os
@@ -23,13 +23,13 @@ def put_config(overlay, **more: str) -> None:
 
 
 def wait_mode(overlay, host, mode: str) -> FastPathStatus:
-    """Return the fast path's status, once it has this mode and the programs that belong to it."""
+    """Return the status of the fast path when it has this mode and the programs of this mode."""
 
-    def is_so(status) -> bool:
+    def has_mode(status) -> bool:
         path = status.fast_path
         return path is not None and path.mode == mode and bool(path.counters) is (mode == "safe")
 
-    return overlay.wait_status(host, is_so, f"has the fast path {mode}", deadline_s=DEADLINE_S).fast_path
+    return overlay.wait_status(host, has_mode, f"has the fast path {mode}", deadline_s=DEADLINE_S).fast_path
 
 
 def counter(overlay, host, outcome: str) -> int:
@@ -38,7 +38,7 @@ def counter(overlay, host, outcome: str) -> int:
 
 @pytest.fixture(scope="module")
 def ends(overlay):
-    """docker1 and docker4 on one network, with a container each, and the kernel carries their packets."""
+    """docker1 and docker4 in one network, with a container each. The kernel carries their packets."""
     ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
     for host in ends:
         overlay.join(host)
@@ -50,7 +50,7 @@ def ends(overlay):
     return ends, containers
 
 
-def test_the_network_config_switches_it_and_no_ping_is_lost(overlay, ends, ping_stream):
+def test_the_network_config_switches_the_path_without_a_lost_ping(overlay, ends, ping_stream):
     hosts, (box, far) = ends
     with ping_stream(hosts[0], far.address, interval_s=0.001) as stream:
         stream.wait_answered()
@@ -65,7 +65,7 @@ def test_the_network_config_switches_it_and_no_ping_is_lost(overlay, ends, ping_
 
     assert stream.lost() == []
     before = counter(overlay, hosts[0], "encapsulated")
-    wait_until(  # which a host does again once the other's lease says that it reads it
+    wait_until(  # a host enables it when the lease of the other host says that it reads this form
         lambda: ping(box, far.address).is_reached and counter(overlay, hosts[0], "encapsulated") > before,
         what="the kernel carries the packets again",
         deadline_s=DEADLINE_S,
@@ -83,8 +83,8 @@ def poor(overlay, ends):
     return host, container
 
 
-def test_a_host_without_the_right_uses_user_space_and_its_peers_bear_with_it(overlay, ends, poor):
-    """Nobody sends it what it could not read: TCP arrives, with checksums that no hardware has completed."""
+def test_a_host_without_the_right_uses_user_space_and_its_peers_adapt(overlay, ends, poor):
+    """No host sends it packets that it cannot read: TCP arrives with checksums that hardware left out."""
     (one, _), (box, _) = ends
     host, container = poor
 
@@ -114,8 +114,8 @@ def test_a_host_without_the_right_uses_user_space_and_its_peers_bear_with_it(ove
     assert measure_throughput(box, container, seconds=1).octets > 0
 
 
-def test_a_daemon_with_fewer_rights_takes_the_programs_over(overlay, ends, ping_stream):
-    """They were attached by one with all rights, which pins nothing; root lays the pins in between."""
+def test_a_daemon_with_fewer_rights_takes_over_the_programs(overlay, ends, ping_stream):
+    """A daemon with all rights attached them without pins. root creates the pins afterwards."""
     (one, other), (_, far) = ends
 
     def pinned() -> set[str]:

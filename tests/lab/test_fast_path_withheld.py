@@ -1,4 +1,6 @@
-"""What is missing, hidden or taken away: user space serves, the host says why, and the packets arrive."""
+"""Without libraries, rights or kernel features, user space carries the packets, and the host names the
+reason.
+"""
 
 import json
 import os
@@ -6,7 +8,7 @@ import sys
 
 import pytest
 
-from pyflannel.lab.containers import BRIDGE, lay_bridge
+from pyflannel.lab.containers import BRIDGE, create_bridge
 from pyflannel.lab.kernel_path import measure_throughput
 from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
@@ -33,7 +35,7 @@ def with_refusal(call: str, code: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ends(overlay):
-    """docker1, whose kernel carries the packets, and docker2, on which no flanneld runs; a container each."""
+    """docker1, whose kernel carries the packets, and docker2 without a flanneld; a container each."""
     one, other = overlay.hosts["docker1"], overlay.hosts["docker2"]
     for host in (one, other):
         overlay.join(host)
@@ -54,7 +56,7 @@ def wait_programs(host, expected: list[str]) -> None:
 
 
 def start(overlay, host, *before: str, flags: tuple[str, ...] = ()) -> None:
-    """Start flanneld in the place of the one that runs, by a command that takes something from it."""
+    """Replace the running flanneld by one that a command starts with a restriction."""
     overlay.daemons[host.name].stop()
     command = [*before, "flanneld", f"--store={overlay.etcd.url}", *flags]
     overlay.daemons[host.name] = host.start_service(command, name="flanneld")
@@ -89,8 +91,10 @@ def doctors_codes(host) -> list[str]:
     ],
     ids=["filtered", "as if without eBPF", "no library", "no pins"],
 )
-def test_user_space_serves_and_the_host_says_why(overlay, ends, before, reason, answer, hint):
-    """Nothing of an earlier daemon stands here."""
+def test_user_space_carries_packets_and_the_host_names_the_reason(
+    overlay, ends, before, reason, answer, hint
+):
+    """Programs of an earlier daemon are removed."""
     host, (box, far) = ends
     start(overlay, host, flags=("--fast-path=off",))
     wait_programs(host, [])
@@ -108,11 +112,14 @@ def test_user_space_serves_and_the_host_says_why(overlay, ends, before, reason, 
     assert run_inside(host, kernel_programs.look).programs == []
     assert ping(box, far.address).is_reached
     assert measure_throughput(box, far, seconds=1).octets > 0
-    assert_ready_while_the_kernel_is_asked_again(overlay, host)
+    assert_ready_while_the_kernel_is_probed_again(overlay, host)
 
 
-def assert_ready_while_the_kernel_is_asked_again(overlay, host) -> None:
-    """It is, after ever longer pauses; the host serves all the while, and says no more of it."""
+def assert_ready_while_the_kernel_is_probed_again(overlay, host) -> None:
+    """The kernel is probed again after increasing pauses.
+
+    The host is ready meanwhile and logs nothing further.
+    """
     begun, logged = overlay.status(host).reconcile.passes, len(overlay.log(host))
     status = overlay.wait_status(
         host,
@@ -124,8 +131,8 @@ def assert_ready_while_the_kernel_is_asked_again(overlay, host) -> None:
     assert "; refused: " not in overlay.log(host)[logged:]
 
 
-def test_a_bpffs_that_cannot_be_mounted_is_said(ends):
-    """Without the right, and by a kernel that has none."""
+def test_a_failing_mount_of_bpffs_is_reported(ends):
+    """Without the right, and on a kernel without bpffs."""
     host, _ = ends
 
     for before, code in (
@@ -147,8 +154,8 @@ def test_a_bpffs_that_cannot_be_mounted_is_said(ends):
     ],
     ids=["wanted", "not wanted", "without CAP_BPF"],
 )
-def test_a_daemon_with_fewer_rights_names_what_it_cannot_mend(overlay, ends, command, flags):
-    """It repairs nothing, the packets arrive, and root can take the programs away."""
+def test_a_daemon_with_fewer_rights_names_the_damage_that_it_cannot_repair(overlay, ends, command, flags):
+    """It repairs nothing, the packets arrive, and root can remove the programs."""
     host, (box, far) = ends
     start(overlay, host)
     wait_programs(host, SAFE)
@@ -173,7 +180,7 @@ def test_a_daemon_with_fewer_rights_names_what_it_cannot_mend(overlay, ends, com
     repaired = overlay.wait_status(
         host,
         lambda status: status.is_ready and status.reconcile.repairs > 0,
-        "mends what somebody damages",
+        "repairs damage",
         deadline_s=DEADLINE_S,
     )
     assert {kind: count for kind, count in repaired.reconcile.repairs_by_kind.items() if count} == {"link": 1}
@@ -189,16 +196,16 @@ def test_a_daemon_with_fewer_rights_names_what_it_cannot_mend(overlay, ends, com
 
 
 @pytest.fixture
-def lay_pins(ends):
-    """Lay the pins, for as long as the test lasts."""
+def pins(ends):
+    """Create the pins for the duration of the test."""
     host, _ = ends
     yield lambda: host.flannelctl("pins")
     host.run(["umount", "/run/flannel/.bpf"])
 
 
 @pytest.mark.parametrize("flags", [(), ("--fast-path=off",)], ids=["wanted", "not wanted"])
-def test_pins_that_root_lays_later_are_enough(overlay, ends, lay_pins, ping_stream, flags):
-    """The daemon that runs takes the programs away, and puts its own if it is to; no ping is lost."""
+def test_pins_that_root_creates_later_suffice(overlay, ends, pins, ping_stream, flags):
+    """The running daemon removes the programs, and attaches its own if it may. No ping is lost."""
     host, (_, far) = ends
     start(overlay, host)
     wait_programs(host, SAFE)
@@ -212,7 +219,7 @@ def test_pins_that_root_lays_later_are_enough(overlay, ends, lay_pins, ping_stre
 
     with ping_stream(overlay.hosts["docker1"], far.address, interval_s=0.01) as stream:
         stream.wait_answered()
-        lay_pins()
+        pins()
         host.run(["ip", "link", "set", "flannel0", "mtu", "1400"])  # so that it looks before the next audit
         overlay.wait_status(
             host,
@@ -230,7 +237,7 @@ def test_pins_that_root_lays_later_are_enough(overlay, ends, lay_pins, ping_stre
 
 
 @pytest.mark.parametrize("link", ["flannel0", BRIDGE])
-def test_a_link_that_comes_back_with_another_index_gets_its_programs(overlay, ends, link):
+def test_a_link_created_again_with_another_index_gets_its_programs(overlay, ends, link):
     host, (box, far) = ends
     start(overlay, host)
     wait_programs(host, SAFE)
@@ -239,21 +246,24 @@ def test_a_link_that_comes_back_with_another_index_gets_its_programs(overlay, en
 
     host.run(["ip", "link", "delete", link])
     if link == BRIDGE:
-        lay_bridge(host, host.gateway())
+        create_bridge(host, host.gateway())
         host.run(["ip", "link", "set", "c-box", "master", BRIDGE])
 
     wait_programs(host, SAFE)
     wait_reached([box, far], deadline_s=DEADLINE_S)
     assert index(host, link) != before
     wait_until(
-        lambda: carried_of_a_ping(overlay, host, box, far) == {"encapsulated", "decapsulated", "delivered"},
+        lambda: (
+            counted_packets_of_a_ping(overlay, host, box, far)
+            == {"encapsulated", "decapsulated", "delivered"}
+        ),
         what="the kernel carries the packets again",
         deadline_s=DEADLINE_S,
     )
 
 
-def carried_of_a_ping(overlay, host, box, far) -> set[str]:
-    """What the programs of a host do with a ping."""
+def counted_packets_of_a_ping(overlay, host, box, far) -> set[str]:
+    """Return the reaction of a host's programs to a ping."""
     before = overlay.status(host).fast_path.counters
     assert ping(box, far.address).is_reached
     after = overlay.status(host).fast_path.counters

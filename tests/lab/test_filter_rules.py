@@ -1,4 +1,4 @@
-"""flanneld keeps its filter rules, in either engine, whoever takes them away, and says what is wrong."""
+"""flanneld restores its filter rules with each engine after damage by other programs."""
 
 import itertools
 import os
@@ -18,12 +18,12 @@ from pyflannel.lab.waiting import wait_until
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 HEALED_S = 60.0
-"""Generous: a second is meant, and less is measured, but machines are shared."""
+"""Generous, because machines are shared: the requirement is one second, and usually less is measured."""
 
 FLANNELD = Path(sys.executable).with_name("flanneld")
 IPTABLES, NFTABLES = '{"Network":"10.100.0.0/16"}', '{"Network":"10.100.0.0/16","EnableNFTables":true}'
 hosts = itertools.cycle(["docker1", "docker2", "docker3", "docker4"])
-"""In turn: what is repaired too often on one host is taken for a fight."""
+"""The hosts in turn, because flanneld treats many repairs on one host as a fight."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def masked(overlay) -> None:
 
 @pytest.fixture
 def alone(overlay) -> Iterator[Host]:
-    """The last host with no flanneld yet, as before flannel afterwards."""
+    """The last host without flanneld, as before its first start, before and after the test."""
     host = overlay.hosts["docker4"]
     if host.name in overlay.daemons:
         clean_up(overlay, host)
@@ -56,16 +56,16 @@ def clean_up(overlay, host: Host) -> None:
 
 
 def ruleset(host: Host) -> list[str]:
-    """Return every line of the rules, sorted: the order of chains tells only which was made first.
+    """Return every line of the rules, sorted, because the order of chains depends on the order of creation.
 
-    Without the daemon's claim of a device name and the elements of sets.
+    The daemon's claim of a device name and the elements of sets are omitted.
     """
     listed = host.run(["nft", "--stateless", "--terse", "list", "ruleset"]).stdout
     return sorted(_CLAIM.sub("", listed).splitlines())
 
 
 def saved(host: Host) -> list[str]:
-    """Return what iptables-save prints, but for the time."""
+    """Return the output of iptables-save without the times."""
     lines = host.run(["iptables-save"]).stdout.splitlines()
     return [re.sub(r"\[\d+:\d+\]", "", line) for line in lines if not line.startswith("#")]
 
@@ -74,8 +74,8 @@ def wait_rules(host: Host, expected: list[str], deadline_s: float = HEALED_S) ->
     wait_until(lambda: ruleset(host) == expected, what=f"{host.name} has its rules", deadline_s=deadline_s)
 
 
-def healed_s(host: Host, words: str) -> float:
-    """Do something to the rules of a host; return how long they were away."""
+def repair_time_s(host: Host, words: str) -> float:
+    """Damage the rules of a host. Return the seconds until they were repaired."""
     before = ruleset(host)
     host.run(["sh", "-c", words])
     began = time.monotonic()
@@ -88,34 +88,34 @@ DAMAGE = {
     "iptables -F": "iptables -F",
     "nat flushed": "iptables -t nat -F",
     "chain deleted": "printf '*filter\\n-F FORWARD\\n-F FLANNEL-FWD\\n-X FLANNEL-FWD\\nCOMMIT\\n'"
-    " | iptables-restore --noflush",  # at once: one that is mended in between cannot be deleted
+    " | iptables-restore --noflush",  # immediately: a rule that is repaired in between cannot be deleted
     "jump deleted": "iptables -t nat -F POSTROUTING",
-    "a rule of somebody in our chain": "iptables -I FLANNEL-FWD -d 10.100.0.0/16 -j DROP",
+    "a foreign rule in an owned chain": "iptables -I FLANNEL-FWD -d 10.100.0.0/16 -j DROP",
     "one rule deleted": "iptables -t nat -D FLANNEL-POSTRTG 5",
 }
 
 
 @pytest.mark.parametrize("words", DAMAGE.values(), ids=list(DAMAGE))
-def test_whoever_flushes_them_the_rules_are_back(overlay, masked, figures, request, words: str) -> None:
+def test_flushed_rules_are_restored(overlay, masked, figures, request, words: str) -> None:
     host = overlay.hosts[next(hosts)]
     said = len(overlay.log(host))
 
-    took_s = healed_s(host, words)
+    took_s = repair_time_s(host, words)
 
     overlay.wait_logged(host, "Repaired ", "iptables chain FLANNEL-", after=said)
     figures(f"{request.node.callspec.id}: back after {took_s * 1e3:.0f} ms")
 
 
-def test_a_rule_of_somebody_in_our_chain_is_named(overlay, masked) -> None:
+def test_a_foreign_rule_in_an_owned_chain_is_reported(overlay, masked) -> None:
     host = overlay.hosts["docker3"]
     said = len(overlay.log(host))
 
-    healed_s(host, "iptables -A FLANNEL-FWD -s 192.0.2.66 -j DROP")
+    repair_time_s(host, "iptables -A FLANNEL-FWD -s 192.0.2.66 -j DROP")
 
     overlay.wait_logged(host, "foreign rule '-s 192.0.2.66/32 -j DROP'", after=said)
 
 
-def test_a_jump_behind_a_drop_comes_before_it(overlay, masked) -> None:
+def test_a_jump_behind_a_drop_is_moved_before_it(overlay, masked) -> None:
     host = overlay.hosts["docker2"]
     jump = '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD'
 
@@ -132,7 +132,7 @@ def test_a_jump_behind_a_drop_comes_before_it(overlay, masked) -> None:
 
 
 def test_the_config_chooses_the_engine_of_every_host(overlay, masked) -> None:
-    """And back again; nothing of the other stays, and a flush is mended in either."""
+    """And back. Nothing of the other engine remains, and a flush is repaired with each engine."""
     before = {host.name: ruleset(host) for host in overlay.hosts.values()}
 
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", NFTABLES)
@@ -144,7 +144,7 @@ def test_the_config_chooses_the_engine_of_every_host(overlay, masked) -> None:
         )
     host = overlay.hosts["docker1"]
     said = len(overlay.log(host))
-    healed_s(host, "nft flush ruleset")
+    repair_time_s(host, "nft flush ruleset")
     overlay.wait_logged(host, "Repaired ", "nftables table flannel-ipv4: missing", after=said)
 
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", IPTABLES)
@@ -166,7 +166,7 @@ def test_cleanup_leaves_the_rules_as_they_were(overlay, alone: Host, config: str
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", IPTABLES)
 
 
-def test_options_turned_off_take_their_rules_away(overlay, alone: Host) -> None:
+def test_disabled_options_remove_their_rules(overlay, alone: Host) -> None:
     before = ruleset(alone)
 
     start(overlay, alone, "--ip-masq").stop()
@@ -204,7 +204,7 @@ def test_a_stopped_daemon_leaves_its_rules(overlay, alone: Host) -> None:
         (NFTABLES, "nft is not installed"),
     ],
 )
-def test_a_missing_program_is_one_line_and_packets_flow(
+def test_a_missing_program_is_logged_once_and_packets_arrive(
     overlay, alone: Host, config: str, missing: str
 ) -> None:
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
@@ -225,8 +225,11 @@ def test_a_missing_program_is_one_line_and_packets_flow(
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", IPTABLES)
 
 
-def test_a_held_xtables_lock_is_named_and_waited_for(overlay, alone: Host) -> None:
-    """Legacy iptables has one; links and routes are mended meanwhile, and the rules when it is free."""
+def test_a_held_xtables_lock_is_reported_and_awaited(overlay, alone: Host) -> None:
+    """Legacy iptables has such a lock.
+
+    Links and routes are repaired meanwhile, and the rules when it is free.
+    """
     bin_dir = "/run/legacy"
     script = (
         f"mkdir -p {bin_dir}; for each in iptables ip6tables; do for part in '' -save -restore; do"
@@ -269,8 +272,11 @@ def test_a_held_xtables_lock_is_named_and_waited_for(overlay, alone: Host) -> No
     assert "FLANNEL" not in alone.run(["iptables-legacy-save"]).stdout
 
 
-def test_two_daemons_have_rules_of_their_own(overlay, alone: Host) -> None:
-    """The second one's are named after its device; cleaning it up leaves the first one's."""
+def test_two_daemons_have_separate_rules(overlay, alone: Host) -> None:
+    """The names of the second daemon's chains contain its device.
+
+    A cleanup of it keeps those of the first.
+    """
     other = "/coreos.com/other"
     overlay.etcd.etcdctl(
         "put", f"{other}/config", '{"Network":"10.101.0.0/16","Backend":{"Type":"udp","Port":8286}}'

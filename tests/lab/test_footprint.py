@@ -1,4 +1,4 @@
-"""What a host pays for its place in a network, printed and not judged: memory, idle time, delay."""
+"""The costs of a host in a network, printed without a limit: memory, idle time, delay."""
 
 import json
 import os
@@ -42,7 +42,7 @@ asyncio.run(write(*sys.argv[1:]))
 
 @pytest.fixture(scope="module", autouse=True)
 def joined(overlay) -> None:
-    """Four hosts of a network with room for many."""
+    """Four hosts of a network with room for many others."""
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps({"Network": str(NETWORK), "SubnetLen": 24}))
     overlay.lab.each(overlay.join)
     overlay.settle(*overlay.hosts.values())
@@ -68,7 +68,7 @@ def write_leases(overlay, subnets: list[IPv4Network]) -> None:
 
 
 def process_ids(host: Host) -> dict[str, int]:
-    """Return flanneld and its forwarder on the host, as the machine outside counts."""
+    """Return the process IDs of flanneld and its forwarder on the host, as seen from the machine."""
     found = {}
     for process in Path("/proc").iterdir():
         try:
@@ -90,7 +90,7 @@ def memory_mb(pid: int) -> float:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the processor time that a process has used so far."""
+    """Return the processor time in seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -122,7 +122,7 @@ def test_idle_time(overlay, figures, long_run: bool) -> None:
     span_s = 30.0 if long_run else 4.0
     processes = process_ids(overlay.hosts["docker1"])
     before = {name: cpu_s(pid) for name, pid in processes.items()}
-    time.sleep(span_s)  # not to wait for something: the span is what is measured
+    time.sleep(span_s)  # not a wait for an event: this period is measured
     shares = {name: (cpu_s(pid) - before[name]) / span_s for name, pid in processes.items()}
     figures(
         ", ".join(f"{name} {share:.2%} of a core" for name, share in shares.items())
@@ -130,8 +130,8 @@ def test_idle_time(overlay, figures, long_run: bool) -> None:
     )
 
 
-def test_how_soon_a_lease_is_in_the_table(overlay, spare_subnets, figures) -> None:
-    """With 1,000 leases, and nobody else at work: each host has its own processors otherwise."""
+def test_delay_from_a_lease_to_its_entry_in_the_table(overlay, spare_subnets, figures) -> None:
+    """With 1,000 leases and otherwise idle hosts, because in reality each host has its own processors."""
     host = overlay.hosts["docker1"]
     for other in overlay.hosts.values():
         if other is not host:

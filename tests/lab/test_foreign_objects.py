@@ -1,4 +1,4 @@
-"""A daemon killed in its work, restarts, peers that left meanwhile: what others have is untouched."""
+"""Kills, restarts and leaving peers do not change the objects of other programs."""
 
 import contextlib
 import json
@@ -33,12 +33,12 @@ rule add from 10.7.0.0/24 lookup 77
 neigh add 10.7.0.2 lladdr 0e:00:00:00:00:01 dev decoy0 nud permanent
 neigh add 10.7.0.3 lladdr 0e:00:00:00:00:02 dev decoy0 nud permanent
 link add vx7 type vxlan id 7 dev eth0 dstport 4789 nolearning
-link set vx7 up alias somebody
+link set vx7 up alias foreign
 link add flannel.9 type vxlan id 9 dev eth0 dstport 4789 nolearning
 link set flannel.9 alias "pyflannel /run/blue"
 link set flannel.9 up
 """
-"""What other programs may have beside us, in our own network too, and another daemon of ours."""
+"""Objects of other programs, also in the network of flannel, and of another flanneld."""
 
 FOREIGN_FDB = (
     "fdb add 0e:00:00:00:00:07 dev vx7 dst 10.10.10.77 self permanent\n"
@@ -50,12 +50,12 @@ KILL_AT = {
     "some FDB entries": "test $(bridge fdb show dev flannel.1 2>/dev/null | wc -l) -gt 200",
     "some routes": "test $(ip route show dev flannel.1 2>/dev/null | wc -l) -gt 300",
 }
-"""When there is what, as a condition of the shell: objects come in this order."""
+"""Shell conditions for the existence of objects, in their order of creation."""
 
 
 @pytest.fixture(scope="module")
 def host(overlay) -> Host:
-    """A host with things on it that are not ours, and a thousand peers to come."""
+    """A host with foreign objects, and a thousand peers that join later."""
     made = overlay.hosts["docker1"]
     made.run(["ip", "-batch", "-"], text=FOREIGN)
     made.run(["bridge", "-batch", "-"], text=FOREIGN_FDB)
@@ -71,13 +71,16 @@ def host(overlay) -> Host:
 
 @pytest.fixture(scope="module")
 def before(overlay, host: Host) -> dict[str, Any]:
-    """What the host has before any daemon."""
+    """The objects of the host before any daemon."""
     return everything(overlay, host)
 
 
 @pytest.fixture(scope="module")
 def complete(overlay, host: Host, before: dict[str, Any]) -> dict[str, Any]:
-    """What the host has when nothing disturbs its daemon; it is clean again, but holds its lease."""
+    """The objects of the host with an undisturbed daemon.
+
+    Afterwards they are removed, but the lease remains.
+    """
     overlay.join(host)
     wait_peers(host, PEERS)
     found = everything(overlay, host)
@@ -87,7 +90,7 @@ def complete(overlay, host: Host, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def everything(overlay, host: Host) -> dict[str, Any]:
-    """Return the whole network of the host, neighbours and FDB entries that stay among it."""
+    """Return all network objects of the host, including permanent neighbours and FDB entries."""
     neighbours = host.run(["ip", "-json", "neigh", "show", "nud", "permanent"]).stdout
     entries = host.run(["bridge", "-json", "fdb", "show"]).stdout
     return {
@@ -99,7 +102,7 @@ def everything(overlay, host: Host) -> dict[str, Any]:
 
 
 def lacking(before: dict[str, Any], now: dict[str, Any]) -> list[Any]:
-    """Return what was there before and is not there now, or not like that."""
+    """Return the objects of `before` that are missing or different now."""
     gone: list[Any] = []
     for part, was in before.items():
         if isinstance(was, dict):
@@ -110,7 +113,7 @@ def lacking(before: dict[str, Any], now: dict[str, Any]) -> list[Any]:
 
 
 def wait_peers(host: Host, count: int) -> None:
-    """Return when so many peers have all that they need: the route comes last."""
+    """Return when this number of peers is complete. The route is the last object of each."""
     wait_until(
         lambda: len(host.routes("dev", "flannel.1", "proto", "80")) == count,
         what=f"{count} routes by flannel.1",
@@ -123,7 +126,7 @@ def clean(overlay, host: Host) -> None:
 
 
 def wait_equal(overlay, host: Host, wanted: dict[str, Any]) -> None:
-    """Return when the host has exactly this."""
+    """Return when the host has exactly these objects."""
     with contextlib.suppress(LabError):
         wait_until(
             lambda: everything(overlay, host) == wanted, what="all is as wanted", deadline_s=DEADLINE_S
@@ -131,20 +134,20 @@ def wait_equal(overlay, host: Host, wanted: dict[str, Any]) -> None:
     assert everything(overlay, host) == wanted
 
 
-def test_a_thousand_peers_leave_what_others_have_as_it_is(before, complete) -> None:
+def test_a_thousand_peers_do_not_change_foreign_objects(before, complete) -> None:
     assert lacking(before, complete) == []
 
 
 def kill_at(overlay, host: Host, condition: str) -> None:
-    """Start the daemon, and kill it as soon as a condition of the shell holds."""
+    """Start the daemon, and kill it when a shell condition becomes true."""
     program = overlay.daemons[host.name] = host.launch_flanneld(f"--store={overlay.etcd.url}")
     host.run(["sh", "-c", f"until {condition}; do :; done; pkill -KILL -x flanneld"])
     program.wait()
 
 
 @pytest.mark.parametrize("condition", KILL_AT.values(), ids=KILL_AT.keys())
-def test_the_next_life_finishes_a_batch(overlay, host, before, complete, condition: str) -> None:
-    """Of a daemon that was killed in the middle of it."""
+def test_the_next_daemon_finishes_a_batch(overlay, host, before, complete, condition: str) -> None:
+    """Continue the work of a daemon that was killed in the middle of a batch."""
     kill_at(overlay, host, condition)
     assert lacking(before, everything(overlay, host)) == []
 
@@ -155,7 +158,7 @@ def test_the_next_life_finishes_a_batch(overlay, host, before, complete, conditi
     wait_equal(overlay, host, before)
 
 
-def test_cleanup_takes_away_what_a_batch_left_that_nobody_finished(overlay, host, before, complete) -> None:
+def test_cleanup_removes_the_objects_of_an_unfinished_batch(overlay, host, before, complete) -> None:
     kill_at(overlay, host, KILL_AT["some FDB entries"])
 
     clean(overlay, host)
@@ -163,7 +166,7 @@ def test_cleanup_takes_away_what_a_batch_left_that_nobody_finished(overlay, host
     wait_equal(overlay, host, before)
 
 
-def test_peers_that_left_while_the_daemon_was_down_leave_nothing(overlay, host, before, complete) -> None:
+def test_peers_that_left_while_the_daemon_was_stopped_are_removed(overlay, host, before, complete) -> None:
     overlay.join(host)
     overlay.daemons[host.name].kill()
     subnet = host.lease()
@@ -179,7 +182,7 @@ def test_peers_that_left_while_the_daemon_was_down_leave_nothing(overlay, host, 
     def gained(part: str) -> int:
         return len(everything(overlay, host)[part]) - len(before[part])
 
-    wait_until(  # what routes led by goes after them
+    wait_until(  # the next hops of routes are removed after the routes
         lambda: [gained(part) for part in ("neighbours", "FDB")] == [PEERS // 10] * 2,
         what=f"neighbours and FDB entries of {PEERS // 10} peers",
         deadline_s=DEADLINE_S,

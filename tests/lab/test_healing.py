@@ -1,4 +1,4 @@
-"""Whatever somebody does to what we installed is undone while packets flow, and nothing else is touched."""
+"""flanneld repairs any damage to its objects while packets flow, and does not touch other objects."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from testlab.faults import paused
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 HEALED_S = 60.0
-"""Generous: a second is meant, and milliseconds are measured, but machines are shared."""
+"""Seconds. The requirement is one second, and usually milliseconds are measured, but machines are shared."""
 
 PING_INTERVAL_S = 0.005
 SUBNET_ENV = "/run/flannel/subnet.env"
@@ -37,10 +37,10 @@ route add 10.100.0.0/16 dev decoy0 table 77
 rule add from 10.7.0.0/24 lookup 77
 tuntap add mode tun name decoy9
 link set decoy9 up
-link set decoy9 alias somebody
+link set decoy9 alias foreign
 address add 10.9.0.1/24 dev decoy9
 """
-"""What other programs may have beside us, in our own network too."""
+"""Objects of other programs, also in the network of flannel."""
 
 FOREIGN_FILTERS = """
 table inet decoy { chain forward { type filter hook forward priority 1; ip saddr 10.7.0.0/24 accept; }; }
@@ -49,11 +49,11 @@ table inet decoy { chain forward { type filter hook forward priority 1; ip saddr
 
 @dataclass(frozen=True)
 class Damage:
-    """What somebody does, and what must be said to have been found.
+    """Damage by another program, and the log lines that must report it.
 
     Attributes:
         words: a shell command on the host.
-        found: each is a part of the line; none where what was done needs no repair.
+        found: each is a part of the line; none if no repair is necessary.
     """
 
     words: str
@@ -123,7 +123,7 @@ DAMAGE = {
 
 @pytest.fixture(scope="module", autouse=True)
 def joined(overlay) -> None:
-    """All four hosts on one network, with things on each that are not ours."""
+    """All four hosts in one network, with foreign objects on each."""
 
     def join(host: Host) -> None:
         overlay.join_without_audits(host)
@@ -137,7 +137,7 @@ def joined(overlay) -> None:
 
 @pytest.fixture(scope="module")
 def stream_to(overlay, ping_stream) -> Iterator[Callable[[Host], Any]]:
-    """Pings from a neighbour to a host's flannel0, one stream for each host as long as the module lasts."""
+    """Pings from a neighbour to a host's flannel0, one stream for each host until the module ends."""
     streams: dict[str, Any] = {}
 
     def to(host: Host) -> Any:
@@ -153,14 +153,14 @@ def stream_to(overlay, ping_stream) -> Iterator[Callable[[Host], Any]]:
 
 
 NEIGHBOUR = {"docker1": "docker3", "docker2": "docker4", "docker3": "docker1", "docker4": "docker2"}
-"""Each on the other segment."""
+"""The neighbour of each host, on the other segment."""
 
 victims = itertools.cycle(NEIGHBOUR)
-"""In turn: what is repaired too often on one host is taken for a fight."""
+"""The hosts in turn, because flanneld treats many repairs on one host as a fight."""
 
 
 def repaired(log: str) -> list[str]:
-    """Return the lines that say what was repaired."""
+    """Return the log lines about repairs."""
     return [line for line in log.splitlines() if "Repaired " in line]
 
 
@@ -172,8 +172,8 @@ def wait_as_before(overlay, host: Host, before: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_damage_is_undone_said_and_counted(overlay, stream_to, figures, request, damage: Damage) -> None:
-    """Afterwards the whole host is as it was, the foreign things on it too, and packets flow."""
+def test_damage_is_repaired_logged_and_counted(overlay, stream_to, figures, request, damage: Damage) -> None:
+    """Afterwards the whole host is as before, including foreign objects, and packets flow."""
     host = overlay.hosts[next(victims)]
     stream = stream_to(host)
     stream.wait_answered()
@@ -198,8 +198,8 @@ def test_damage_is_undone_said_and_counted(overlay, stream_to, figures, request,
     )
 
 
-def test_a_link_deleted_ten_times_in_a_row_is_back(overlay, stream_to, figures) -> None:
-    """As soon as nobody deletes it any more, give or take the pause of a fight."""
+def test_a_link_deleted_ten_times_is_restored(overlay, stream_to, figures) -> None:
+    """It is created when no program deletes it again, apart from the pause of a fight."""
     host = overlay.hosts["docker1"]
     stream_to(host).wait_answered()
     before = overlay.state(host)
@@ -214,8 +214,8 @@ def test_a_link_deleted_ten_times_in_a_row_is_back(overlay, stream_to, figures) 
     stream_to(host).wait_answered()
 
 
-def test_a_route_behind_ours_is_left_alone(overlay, stream_to) -> None:
-    """What the kernel's look-up never gets to harms nobody."""
+def test_a_route_behind_an_owned_one_is_kept(overlay, stream_to) -> None:
+    """The kernel never uses this route, so it is harmless."""
     host = overlay.hosts["docker2"]
     said = len(overlay.log(host))
     host.run(["ip", "route", "append", "10.100.0.0/16", "via", "10.7.0.3"])
@@ -230,8 +230,11 @@ def test_a_route_behind_ours_is_left_alone(overlay, stream_to) -> None:
 
 
 @pytest.mark.parametrize("kind", ["emptied", "misled"])
-def test_a_tampered_table_of_peers_is_put_right(overlay, stream_to, kind: str) -> None:
-    """Whoever reaches the forwarder's socket may change the table; the forwarder says that somebody did."""
+def test_a_changed_table_of_peers_is_repaired(overlay, stream_to, kind: str) -> None:
+    """Any process with access to the forwarder's socket may change the table.
+
+    The forwarder reports the change.
+    """
     host, peer = overlay.hosts["docker4"], overlay.hosts["docker1"]
     stream_to(host).wait_answered()
     before, said = overlay.state(host), len(overlay.log(host))
@@ -247,7 +250,7 @@ def test_a_tampered_table_of_peers_is_put_right(overlay, stream_to, kind: str) -
     stream_to(host).wait_answered()
 
 
-def test_a_forwarder_told_to_stop_is_started_again(overlay, stream_to) -> None:
+def test_a_stopped_forwarder_is_started_again(overlay, stream_to) -> None:
     host = overlay.hosts["docker3"]
     before, said = overlay.state(host), len(overlay.log(host))
 
@@ -258,8 +261,8 @@ def test_a_forwarder_told_to_stop_is_started_again(overlay, stream_to) -> None:
     stream_to(host).wait_answered()
 
 
-def test_a_forwarder_that_stands_still_is_replaced(overlay, stream_to, figures) -> None:
-    """One that has answered nothing for so long moves no packet either."""
+def test_a_hanging_forwarder_is_replaced(overlay, stream_to, figures) -> None:
+    """A forwarder that has answered nothing for this time moves no packets either."""
     host = overlay.hosts["docker2"]
     before, pid = overlay.state(host), overlay.forwarder(host).pid
 
@@ -279,13 +282,13 @@ def test_a_forwarder_that_stands_still_is_replaced(overlay, stream_to, figures) 
     )
 
 
-def test_the_run_directory_is_made_again(overlay, stream_to, figures) -> None:
-    """With subnet.env the sockets of forwarder and daemon go; all come back."""
+def test_the_run_directory_is_created_again(overlay, stream_to, figures) -> None:
+    """The directory contains subnet.env and the sockets of forwarder and daemon. All are created again."""
     host = overlay.hosts["docker3"]
     before = overlay.state(host)
 
     began = time.monotonic()
-    host.run(["rm", "-r", "/run/flannel"], check=False)  # which fails where a file is back before it is done
+    host.run(["rm", "-r", "/run/flannel"], check=False)  # fails if a file is created again meanwhile
     wait_as_before(overlay, host, before)
 
     figures(f"run directory deleted: as before after {(time.monotonic() - began) * 1e3:.0f} ms")
@@ -316,8 +319,8 @@ def test_flannelctl_counts_and_names_repairs(overlay) -> None:
     assert after["last_repair"].startswith("link flannel0: not up")
 
 
-def test_damage_is_undone_while_the_store_is_away(overlay, stream_to) -> None:
-    """The last known leases are still the plan."""
+def test_damage_is_repaired_while_the_store_is_unreachable(overlay, stream_to) -> None:
+    """The last known leases remain the plan."""
     host = overlay.hosts["docker4"]
     stream = stream_to(host)
     before = overlay.state(host)
@@ -332,7 +335,7 @@ def test_damage_is_undone_while_the_store_is_away(overlay, stream_to) -> None:
 
 
 def test_a_repair_that_another_program_undoes_is_delayed_and_reported_once(overlay, stream_to) -> None:
-    """A program deletes the route again and again. When it stops, the route is repaired."""
+    """A program deletes the route repeatedly. When it stops, the route is repaired."""
     host = overlay.hosts["docker4"]
     before, logged = overlay.state(host), len(overlay.log(host))
     delete = "while :; do ip route delete 10.100.0.0/16 2>/dev/null; sleep 0.05; done"
@@ -356,8 +359,8 @@ def test_a_repair_that_another_program_undoes_is_delayed_and_reported_once(overl
     assert overlay.log(host)[logged:].count(delayed) == 1
 
 
-def test_the_cable_interface_goes_down_and_up(overlay, stream_to) -> None:
-    """Its routes go with it, and whoever manages it brings them back; ours need nothing."""
+def test_the_underlay_interface_is_set_down_and_up(overlay, stream_to) -> None:
+    """Its routes are removed with it, and its manager restores them. pyflannel's objects need no repair."""
     host = overlay.hosts["docker2"]
     stream = stream_to(host)
     before, pid = overlay.state(host), overlay.forwarder(host).pid
@@ -373,7 +376,7 @@ def test_the_cable_interface_goes_down_and_up(overlay, stream_to) -> None:
     overlay.wait_ready(host)
 
 
-def test_the_underlay_s_mtu_is_followed(overlay, stream_to, figures) -> None:
+def test_the_mtu_follows_the_underlay(overlay, stream_to, figures) -> None:
     host = overlay.hosts["docker3"]
     stream = stream_to(host)
     stream.wait_answered()
@@ -401,7 +404,10 @@ def test_the_underlay_s_mtu_is_followed(overlay, stream_to, figures) -> None:
 
 
 def test_a_new_address_of_the_host_is_published(overlay, stream_to, figures) -> None:
-    """The subnet stays; peers send to the new address, and take packets from it. It is the last test here."""
+    """The subnet remains.
+
+    Peers send to the new address and accept packets from it. This is the last test here.
+    """
     host, peer = overlay.hosts["docker4"], overlay.hosts["docker1"]
     stream = stream_to(host)
     stream.wait_answered()

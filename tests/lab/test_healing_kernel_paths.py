@@ -1,6 +1,6 @@
-"""The backends that use the kernel's own paths: whatever somebody does to them is undone while packets flow.
+"""flanneld repairs any damage to backends that use the kernel's own paths, while packets flow.
 
-Three hosts on one segment, a bridge on each as Docker's would be, pings to each bridge all the time.
+Three hosts on one segment, with a bridge like Docker's on each, and constant pings to each bridge.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from pyflannel.lab.waiting import wait_until
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 HEALED_S = 60.0
-"""Generous: a second is meant, and milliseconds are measured, but machines are shared."""
+"""Seconds. The requirement is one second, and usually milliseconds are measured, but machines are shared."""
 
 PING_INTERVAL_S = 0.01
 
@@ -47,14 +47,14 @@ link set decoy.9 up
 address add 10.9.0.1/24 dev decoy.9
 neighbour add 10.9.0.9 lladdr 02:00:00:00:00:99 dev decoy.9 nud permanent
 """
-"""What other programs may have beside us, in our own network too."""
+"""Objects of other programs, also in the network of flannel."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What somebody does, and what must be said to have been found.
+    """Damage by another program, and the log lines that must report it.
 
-    `{subnet}`, `{base}`, `{mac}` and `{address}` are a peer's; `{own}` is the victim's own MAC address.
+    `{subnet}`, `{base}`, `{mac}` and `{address}` belong to a peer; `{own}` is the victim's own MAC address.
 
     Attributes:
         words: a shell command on the host.
@@ -68,7 +68,7 @@ class Damage:
 ROUTES = {
     "one route": Damage("ip route delete {subnet}", ("route {subnet}: missing",)),
     "all routes": Damage("ip route flush proto 80", ("route {subnet}: missing",)),
-    "a route of somebody's in its place": Damage(
+    "a foreign route in its place": Damage(
         "ip route replace {subnet} via 10.7.0.2", ("route {subnet}: link decoy0, wanted ",)
     ),
     "a blackhole in its place": Damage(
@@ -162,11 +162,11 @@ class Network:
         return self.hosts[(self.hosts.index(host) + 1) % len(self.hosts)]
 
     def next_victim(self) -> Host:
-        """In turn: what is repaired too often on one host is taken for a fight."""
+        """The hosts in turn, because flanneld treats many repairs on one host as a fight."""
         return next(self._victims)
 
     def words(self, host: Host) -> dict[str, str]:
-        """What stands for a peer in a damage."""
+        """The replacement fields for a peer in a damage."""
         peer = self.neighbour(host)
         subnet = peer.lease()
         macs = [link["address"] for link in (*peer.links(), *host.links()) if link["ifname"] == "flannel.1"]
@@ -179,11 +179,11 @@ class Network:
         }
 
     def state(self, host: Host) -> dict[str, Any]:
-        """All that is on the host, neighbours and FDB too; ARP's own are of the moment."""
+        """All network objects of the host, including neighbours and FDB, but without entries of ARP."""
         shown = host.run(["sh", "-c", "ip -json neighbour show nud permanent; bridge -json fdb show"]).stdout
         neighbours, fdb = (json.loads(line or "[]") for line in shown.splitlines())
         state = self.overlay.state(host)
-        state["links"]["docker0"]["linkinfo"].pop("info_data", None)  # a bridge's timers run
+        state["links"]["docker0"]["linkinfo"].pop("info_data", None)  # without the timers of a bridge
         return {
             **state,
             "neighbours": sorted(json.dumps(one) for one in neighbours),
@@ -203,7 +203,7 @@ class Network:
 
 @pytest.fixture(scope="module")
 def network_of(make_overlay, ping_stream) -> Iterator[Callable[[str], Network]]:
-    """Networks by backend, each a lab of its own for as long as its tests come."""
+    """Networks by backend. Each has a lab until its tests have ended."""
     made: dict[str, tuple[Network, Lab]] = {}
 
     def network(backend: str) -> Network:
@@ -231,10 +231,10 @@ def network_of(make_overlay, ping_stream) -> Iterator[Callable[[str], Network]]:
     [(backend, damage) for backend, _, damage in CASES],
     ids=[f"{backend}: {name}" for backend, name, _ in CASES],
 )
-def test_damage_is_undone_said_and_counted(
+def test_damage_is_repaired_logged_and_counted(
     network_of, figures, request, backend: str, damage: Damage
 ) -> None:
-    """Afterwards the whole host is as it was, the foreign things on it too, and packets flow."""
+    """Afterwards the whole host is as before, including foreign objects, and packets flow."""
     network = network_of(backend)
     host, overlay = network.next_victim(), network.overlay
     stream, words = network.streams[host.name], network.words(host)
@@ -264,8 +264,8 @@ def test_damage_is_undone_said_and_counted(
 
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
-def test_the_underlay_goes_down_and_up(network_of, backend: str) -> None:
-    """What hangs on it goes with it; whoever manages it brings its own back, we ours."""
+def test_the_underlay_is_set_down_and_up(network_of, backend: str) -> None:
+    """The objects on it are removed with it. Its manager restores its own, and flanneld pyflannel's."""
     network = network_of(backend)
     host = network.next_victim()
     stream = network.streams[host.name]
@@ -282,8 +282,8 @@ def test_the_underlay_goes_down_and_up(network_of, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
-def test_the_underlay_is_another_interface_of_that_name(network_of, backend: str) -> None:
-    """As when a driver is loaded anew: all that hung on it is gone, and its index is another."""
+def test_the_underlay_is_replaced_by_an_interface_with_its_name(network_of, backend: str) -> None:
+    """As when a driver is loaded again: all objects on it are removed, and its index changes."""
     network = network_of(backend)
     host = network.next_victim()
     before = network.state(host)
@@ -311,7 +311,7 @@ def test_the_underlay_is_another_interface_of_that_name(network_of, backend: str
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
 def test_the_default_route_is_moved_and_moved_back(network_of, backend: str) -> None:
-    """The underlay follows it, by way of the lease; the subnet stays."""
+    """The underlay in the lease follows it, and the subnet remains."""
     network = network_of(backend)
     host, overlay = network.next_victim(), network.overlay
     lease, before, said = host.lease(), network.state(host), len(overlay.log(host))

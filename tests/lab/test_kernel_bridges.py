@@ -1,4 +1,4 @@
-"""The bridges of a real namespace, and the containers behind them as they come, change and go."""
+"""The bridges of a real namespace, and the containers behind them while they start, change and end."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ def container(namespace):
 
 @pytest.fixture
 def host(namespace, container):
-    """A host with docker0 and one container that was heard."""
+    """A host with docker0 and one container that has sent a packet."""
     namespace.ip("link add docker0 type bridge")
     namespace.ip("address add 10.100.15.1/24 dev docker0")
     namespace.ip("link set docker0 up")
@@ -67,7 +67,7 @@ def test_a_container_is_known_by_address_mac_and_port(host) -> None:
     assert observed(host) == (bridge(),)
 
 
-def test_a_bridge_without_an_address_is_nobody_s_gateway(host) -> None:
+def test_a_bridge_without_an_address_is_no_gateway(host) -> None:
     host.ip("link add br1 type bridge")
 
     assert [each.name for each in observed(host)] == ["docker0"]
@@ -83,7 +83,7 @@ def test_a_bridge_without_an_address_is_nobody_s_gateway(host) -> None:
         ("nft add table bridge filter", "nftables has tables of the bridge family"),
     ],
 )
-def test_what_frames_past_the_bridge_would_miss_is_an_obstacle(host, words: str, obstacle: str) -> None:
+def test_features_that_the_program_would_bypass_are_obstacles(host, words: str, obstacle: str) -> None:
     host.command(*words.split())
 
     assert observed(host) == (bridge(obstacle),)
@@ -100,7 +100,7 @@ def test_a_bridge_that_filters_vlans(host) -> None:
     assert observed(host) == (bridge("it filters VLANs"),)
 
 
-def test_a_port_that_does_not_forward_leads_to_nobody(host) -> None:
+def test_containers_behind_a_blocked_port_are_not_found(host) -> None:
     host.ip("link set docker0 type bridge stp_state 1")
     host.ip("link set veth1 down")
     host.ip("link set veth1 up")  # it listens for half a minute
@@ -128,7 +128,7 @@ def test_other_tables_and_queues_are_no_obstacle(host) -> None:
         "ip link set docker0 type bridge stp_state 1",
     ],
 )
-def test_each_change_is_told(host, listen, words: str) -> None:
+def test_each_change_is_announced(host, listen, words: str) -> None:
     async def work(source: KernelBridges) -> None:
         await source.observe()
         async with listen(source.changes()) as wakes:
@@ -139,7 +139,7 @@ def test_each_change_is_told(host, listen, words: str) -> None:
 
 
 def test_no_socket_is_open_before_the_first_use(namespace) -> None:
-    """The kernel would queue an announcement of each vxlan peer for it."""
+    """The kernel would queue a notification of each vxlan peer for it."""
 
     async def work() -> None:
         before = os.listdir("/proc/self/fd")
@@ -153,7 +153,7 @@ def test_no_socket_is_open_before_the_first_use(namespace) -> None:
 
 
 def test_a_container_that_moves_to_another_port_is_found_there(host, container) -> None:
-    """And with another MAC address; nothing is left of where it was."""
+    """Also with another MAC address. No trace of its previous place remains."""
     host.ip("link delete veth1")
     plug_in(host, container, "veth2", CONTAINER, "02:42:0a:64:0f:99")
 

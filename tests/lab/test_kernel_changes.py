@@ -1,4 +1,6 @@
-"""What wakes a pass on the real kernel: everything that others do to objects of ours, and nothing else."""
+"""The changes that wake a pass on the real kernel: all changes by other programs to owned objects, and no
+others.
+"""
 
 import asyncio
 import contextlib
@@ -50,8 +52,8 @@ WAKING = {
     "address": "address delete 10.100.15.0/16 dev flannel0",
     "route deleted": "route delete 10.100.0.0/16",
     "route replaced": "route replace 10.100.0.0/16 dev foreign",
-    "route on our link": "route add 10.200.0.0/16 dev flannel0",
-    "route of our mark": "route add 10.201.0.0/16 dev foreign proto 80",
+    "route on an owned link": "route add 10.200.0.0/16 dev flannel0",
+    "route with the mark": "route add 10.201.0.0/16 dev foreign proto 80",
     "link under a route down": "link set eth0 down",
     "link under a route renamed": "link set plain name another",
     "IPv6 turned on": "netns exec {name} sysctl -q -w net.ipv6.conf.flannel0.disable_ipv6=0",
@@ -71,9 +73,9 @@ _NAMES = ("eth0", "eth0r", "plain", "plainr", "foreign", "foreignr")
 
 
 @pytest.fixture
-def standing(namespace, listen):
-    """Run `then(target, wakes)` with the plan in place, and all that was announced of that heard."""
-    # IPv6 speaks up seconds after a link went up, when its addresses proved unique.
+def applied(namespace, listen):
+    """Run `then(target, wakes)` with the plan in effect, after all its notifications were read."""
+    # IPv6 sends notifications seconds after a link was set up, when its addresses proved unique.
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     for name in ("eth0", "plain", "foreign"):
         namespace.ip(f"link add {name} type veth peer name {name}r")
@@ -99,22 +101,22 @@ def standing(namespace, listen):
 
 
 def attach(name: str) -> int:
-    """Attach to a TUN device as a forwarder does; the device has no carrier without one."""
+    """Attach to a TUN device as a forwarder does. Without an attachment, the device has no carrier."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     fcntl.ioctl(descriptor, 0x400454CA, struct.pack("=16sH22x", name.encode(), 0x1001))  # TUNSETIFF
     return descriptor
 
 
 @pytest.mark.parametrize("words", WAKING.values(), ids=WAKING.keys())
-def test_what_touches_ours_wakes(namespace, standing, words: str) -> None:
+def test_changes_of_owned_objects_wake(namespace, applied, words: str) -> None:
     async def then(_, wakes) -> None:
         namespace.ip(words.format(name=namespace.name))
         await wakes.next()
 
-    standing(then)
+    applied(then)
 
 
-def test_a_link_that_comes_under_a_planned_name_wakes(namespace, standing) -> None:
+def test_a_new_link_with_a_planned_name_wakes(namespace, applied) -> None:
     async def then(target, wakes) -> None:
         namespace.ip("link add spare type bridge")
         namespace.ip("link delete flannel0")
@@ -124,20 +126,20 @@ def test_a_link_that_comes_under_a_planned_name_wakes(namespace, standing) -> No
         namespace.ip("link set spare name flannel0")
         await wakes.next()
 
-    standing(then)
+    applied(then)
 
 
 @pytest.mark.parametrize("words", FOREIGN.values(), ids=FOREIGN.keys())
-def test_what_is_foreign_does_not_wake(namespace, standing, words: str) -> None:
+def test_changes_of_foreign_objects_do_not_wake(namespace, applied, words: str) -> None:
     async def then(_, wakes) -> None:
         namespace.ip(words)
         assert await wakes.silence() == 0
 
-    standing(then)
+    applied(then)
 
 
 def test_the_kernel_drops_messages_that_are_ignored(namespace) -> None:
-    """Those of one port, or of the routes of one protocol. A start would hear of ten thousand peers."""
+    """Those of one port, and those about routes of one protocol. Else a start would read ten thousand."""
 
     async def work() -> list[tuple[bool, int]]:
         heard: list[tuple[bool, int]] = []
@@ -175,27 +177,27 @@ def test_the_kernel_drops_messages_that_are_ignored(namespace) -> None:
     ]
 
 
-def test_our_own_repairs_do_not_wake(standing) -> None:
+def test_own_repairs_do_not_wake(applied) -> None:
     async def then(target, wakes) -> None:
         route = Route(destination=IPv4Network("10.210.0.0/16"), link="flannel0")
         address = Address(link="flannel0", address=IPv4Interface("10.211.0.1/32"))
         assert await target.apply([Add(address), Add(route), Remove(route), Remove(address)]) == []
         assert await wakes.silence() == 0
 
-    standing(then)
+    applied(then)
 
 
-def test_a_burst_is_one_wake_up_or_few(namespace, standing) -> None:
+def test_a_burst_causes_few_wake_ups(namespace, applied) -> None:
     async def then(_, wakes) -> None:
         batch = "\n".join(f"route add 10.150.{n}.0/24 dev flannel0" for n in range(250))
         namespace.command("ip", "-batch", "-", given=batch)
         assert 1 <= await wakes.silence() <= 5
 
-    standing(then)
+    applied(then)
 
 
-def test_lost_notifications_are_a_wake_up(namespace) -> None:
-    """Nobody reads while thousands of changes overflow the buffer; what was lost may have been ours."""
+def test_lost_notifications_wake(namespace) -> None:
+    """No task reads while thousands of changes overflow the buffer. A lost one may concern owned objects."""
 
     async def run() -> None:
         async with LinuxTarget() as target:
@@ -215,7 +217,7 @@ def test_lost_notifications_are_a_wake_up(namespace) -> None:
     namespace.run(run)
 
 
-def test_questions_from_several_tasks_do_not_mix(namespace) -> None:
+def test_requests_of_several_tasks_get_their_own_answers(namespace) -> None:
     namespace.ip("link add other type veth peer name otherend")
     namespace.ip("address add 10.7.0.1/24 dev other")
 
@@ -245,8 +247,8 @@ def test_questions_from_several_tasks_do_not_mix(namespace) -> None:
     namespace.run(run)
 
 
-def test_a_dump_that_is_broken_off_does_not_hinder_the_next(namespace) -> None:
-    """The kernel gives a long dump in parts, and starts no other before it was read to its end."""
+def test_an_aborted_dump_does_not_affect_the_next(namespace) -> None:
+    """The kernel sends a long dump in parts, and does not start another one before its end."""
     many = "\n".join(f"address add 10.7.{n // 256}.{n % 256}/32 dev lo" for n in range(3000))
     namespace.command("ip", "-batch", "-", given=many)
 

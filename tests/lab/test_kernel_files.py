@@ -1,4 +1,4 @@
-"""Files on real file systems: whole at every moment, and written again when somebody spoils them."""
+"""Files on real file systems: complete at every moment, and written again after damage."""
 
 import asyncio
 import errno
@@ -49,7 +49,7 @@ def apply(*operations) -> list[Refusal]:
     return refused
 
 
-def test_a_file_is_written_with_its_directories_whatever_the_umask(file: HostFile) -> None:
+def test_a_file_is_written_with_its_directories_with_any_umask(file: HostFile) -> None:
     old = os.umask(0o077)
     try:
         assert apply(Add(file)) == []
@@ -63,7 +63,7 @@ def test_a_file_is_written_with_its_directories_whatever_the_umask(file: HostFil
 
 
 def test_a_reader_sees_the_old_text_or_the_new(file: HostFile) -> None:
-    """A reader that has the old file open keeps it: it was replaced, not written over."""
+    """A reader that has opened the old file keeps its content: the file is replaced, not overwritten."""
     apply(Add(file))
     with open(file.path, encoding="utf-8") as reader:
         apply(Replace(file, HostFile(path=file.path, text="new\n")))
@@ -72,7 +72,7 @@ def test_a_reader_sees_the_old_text_or_the_new(file: HostFile) -> None:
     assert Path(file.path).read_text() == "new\n"
 
 
-def test_what_a_killed_writer_left_is_no_hindrance(file: HostFile) -> None:
+def test_the_temporary_file_of_a_killed_writer_has_no_effect(file: HostFile) -> None:
     apply(Add(file))
     left = Path(file.path).with_name(".subnet.env.new")
     left.write_text("half of")
@@ -102,9 +102,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT.keys())
-def test_damage_is_announced_and_undone_again_and_again(
-    file: HostFile, spoil: Callable[[Path], object]
-) -> None:
+def test_repeated_damage_is_announced_and_repaired(file: HostFile, spoil: Callable[[Path], object]) -> None:
     desired = State.of(file)
 
     async def work(target: FileTarget) -> None:
@@ -112,7 +110,7 @@ def test_damage_is_announced_and_undone_again_and_again(
             await target.snapshot(desired)
             for _ in range(3):
                 assert await heal(target, desired) == []
-                await changes.next()  # our own writing is announced too
+                await changes.next()  # flanneld's own writing is announced, too
                 assert await target.snapshot(desired) == desired
                 spoil(Path(file.path))
                 await changes.next()
@@ -122,10 +120,10 @@ def test_damage_is_announced_and_undone_again_and_again(
     with_target(work)
 
 
-def test_files_that_cannot_be_watched_are_looked_at_and_are_watched_when_they_can(
+def test_unwatchable_files_are_polled_and_watched_later(
     file: HostFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Other programs of the user may have all inotify instances that the kernel gives."""
+    """Other programs of the user may use all inotify instances that the kernel allows."""
     desired = State.of(file)
 
     def none_left() -> None:
@@ -150,10 +148,10 @@ def test_files_that_cannot_be_watched_are_looked_at_and_are_watched_when_they_ca
     assert "fs.inotify.max_user_instances" in said
 
 
-def test_a_directory_that_may_not_be_watched_is_named_once(
+def test_a_directory_without_permission_to_watch_is_reported_once(
     file: HostFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """To write the file it is enough to enter the directory; to watch it, it must be readable."""
+    """Writing the file requires only search permission of the directory, watching it also read permission."""
     desired = State.of(file)
     directory = str(Path(file.path).parent)
 
@@ -171,7 +169,7 @@ def test_a_directory_that_may_not_be_watched_is_named_once(
     assert "the daemon may read the directory" in line
 
 
-def test_a_directory_in_its_place_is_said_and_the_file_comes_when_it_goes(file: HostFile) -> None:
+def test_a_directory_in_its_place_is_reported_and_the_file_is_written_afterwards(file: HostFile) -> None:
     desired = State.of(file)
 
     async def work(target: FileTarget) -> None:
@@ -196,13 +194,13 @@ def test_other_files_of_the_directory_do_not_wake(file: HostFile, listen) -> Non
         await target.snapshot(desired)
         async with listen(target.changes()) as wakes:
             await wakes.silence()
-            Path(file.path).with_name("other.env").write_text("not ours")
+            Path(file.path).with_name("other.env").write_text("foreign")
             assert await wakes.silence() == 0
 
     with_target(work)
 
 
-def test_a_directory_that_comes_later_wakes(file: HostFile) -> None:
+def test_a_directory_that_is_created_later_wakes(file: HostFile) -> None:
     desired = State.of(file)
 
     async def work(target: FileTarget) -> None:
@@ -229,7 +227,7 @@ def small_file_system(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", mounted], check=True)
 
 
-def test_a_full_disk_leaves_the_old_file_whole(small_file_system: Path) -> None:
+def test_a_full_disk_does_not_damage_the_old_file(small_file_system: Path) -> None:
     file = HostFile(path=str(small_file_system / "subnet.env"), text=TEXT)
     apply(Add(file))
     with pytest.raises(OSError, match="No space left"):
@@ -243,7 +241,7 @@ def test_a_full_disk_leaves_the_old_file_whole(small_file_system: Path) -> None:
     assert sorted(os.listdir(small_file_system)) == ["filler", "subnet.env"]
 
 
-def test_a_directory_in_the_files_place_is_said(file: HostFile) -> None:
+def test_a_directory_in_place_of_the_file_is_reported(file: HostFile) -> None:
     Path(file.path).mkdir(parents=True)
 
     (refused,) = apply(Add(file))
@@ -252,14 +250,14 @@ def test_a_directory_in_the_files_place_is_said(file: HostFile) -> None:
     assert file.path in refused.hint
 
 
-def test_removing_what_is_gone_is_fine(file: HostFile) -> None:
+def test_a_removal_of_a_missing_object_succeeds(file: HostFile) -> None:
     assert apply(Remove(file)) == []
     apply(Add(file))
     assert apply(Remove(file)) == []
     assert not Path(file.path).exists()
 
 
-def test_a_watched_link_tells_of_a_change_of_its_target(tmp_path: Path) -> None:
+def test_each_change_of_the_target_of_a_watched_link_is_announced(tmp_path: Path) -> None:
     """Kubernetes replaces the directory behind the links to the files of a ConfigMap."""
     (tmp_path / "lease-keys").symlink_to("..data/lease-keys")
 
@@ -286,7 +284,7 @@ def test_a_watch_fails_if_the_directory_is_deleted_or_moved(tmp_path: Path) -> N
     asyncio.run(run(lambda directory: directory.rename(tmp_path / "moved")))
 
 
-def test_a_watched_file_tells_of_each_write(tmp_path: Path) -> None:
+def test_each_write_of_a_watched_file_is_announced(tmp_path: Path) -> None:
     path = tmp_path / "leases.db-wal"
 
     async def run() -> None:

@@ -1,4 +1,6 @@
-"""The adapters of iptables and nftables on the real kernel: what is made, heard, and met by packets."""
+"""The adapters of iptables and nftables on the real kernel: rules, notifications, and their effect on
+packets.
+"""
 
 import asyncio
 import os
@@ -37,7 +39,7 @@ RESYNC_S = 0.2
 
 
 def plan(*, nftables: bool, ipv6: bool = False, options: FilterOptions = EVERYTHING) -> State:
-    """Return the rules of a host whose subnet is 10.100.1.0/24."""
+    """Return the rules of a host with the subnet 10.100.1.0/24."""
     address = IPv4Address(HOST)
     lease = Lease(
         subnet=IPv4Network("10.100.1.0/24"),
@@ -56,7 +58,7 @@ def plan(*, nftables: bool, ipv6: bool = False, options: FilterOptions = EVERYTH
 
 @asynccontextmanager
 async def filters(resync_s: float = 60.0) -> AsyncIterator["Filters"]:
-    """Make the two adapters, as one target."""
+    """Return the two adapters as one target."""
     async with IptablesTarget(resync_s) as iptables, NftTarget(resync_s) as nftables:
         yield Filters(iptables, nftables)
 
@@ -88,13 +90,13 @@ class Filters:
 
 
 async def one_pass(target: Filters, desired: State) -> tuple[list[Operation], list[Refusal]]:
-    """Make one pass, as the reconciler does; return what it did and what was refused."""
+    """Make one pass like the reconciler; return its operations and the refusals."""
     operations = pass_operations(desired, ours(await target.snapshot(desired), desired))
     return operations, list(await target.apply(operations)) if operations else []
 
 
 def settled(namespace, *plans: State) -> None:
-    """Make a pass towards each plan in turn, and see that the next finds nothing to do."""
+    """Make a pass towards each plan in turn, and check that the next pass finds nothing to do."""
 
     async def work() -> None:
         async with filters() as target:
@@ -108,13 +110,13 @@ def settled(namespace, *plans: State) -> None:
 
 
 def ruleset(namespace) -> str:
-    """Return every rule that there is, without its counters."""
+    """Return all rules without their counters."""
     return namespace.command("nft", "--stateless", "list", "ruleset")
 
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "both families"])
 @pytest.mark.parametrize("nftables", [False, True], ids=["iptables", "nftables"])
-def test_a_plan_is_there_after_one_pass_and_gone_without_trace(namespace, nftables: bool, ipv6: bool) -> None:
+def test_one_pass_applies_a_plan_and_one_removes_it_completely(namespace, nftables: bool, ipv6: bool) -> None:
     namespace.command("iptables", "-A", "INPUT", "-s", "192.0.2.77", "-j", "DROP")
     before = ruleset(namespace)
 
@@ -138,8 +140,8 @@ def test_switching_the_engine_leaves_nothing_of_the_other(namespace) -> None:
     assert ruleset(namespace) == with_iptables
 
 
-def test_a_family_that_is_turned_on_later_is_read_as_well(namespace) -> None:
-    """Only what is planned or was found is read, which spares half of the programs."""
+def test_a_family_that_is_enabled_later_is_read_as_well(namespace) -> None:
+    """Only planned or found families are read, which saves half of the programs."""
     both = plan(nftables=False, ipv6=True)
 
     settled(namespace, both)
@@ -150,7 +152,7 @@ def test_a_family_that_is_turned_on_later_is_read_as_well(namespace) -> None:
     assert ruleset(namespace) == at_once
 
 
-def test_an_option_turned_off_takes_its_rules_away(namespace) -> None:
+def test_a_disabled_option_removes_its_rules(namespace) -> None:
     for nftables in (False, True):
         settled(namespace, plan(nftables=nftables))
         settled(namespace, plan(nftables=nftables, options=replace(EVERYTHING, masquerades=False)))
@@ -160,7 +162,7 @@ def test_an_option_turned_off_takes_its_rules_away(namespace) -> None:
 
 
 def test_rules_of_the_original_are_taken_over(namespace) -> None:
-    """What flannel 0.20 and 0.28 left: chains with their names, its jump inserted or appended."""
+    """The remains of flannel 0.20 and 0.28: chains with their names, and an inserted or appended jump."""
     namespace.command("iptables-restore", given=ORIGINAL)
     namespace.command("nft", "add", "table", "ip6", "flannel-ipv6")
 
@@ -221,13 +223,13 @@ NFT_DAMAGE = {
 
 
 async def calm(wakes) -> None:
-    """Return when our own changes, which are announced as well, have been heard."""
+    """Return when all notifications of own changes were received."""
     while sum([await wakes.silence() for _ in range(4)]):
         pass
 
 
-async def mended(target: Filters, desired: State, wakes) -> list[Operation]:
-    """Make a pass at each wake-up, and return what the first of them that found work did."""
+async def first_repairs(target: Filters, desired: State, wakes) -> list[Operation]:
+    """Make a pass at each wake-up. Return the operations of the first pass that found work."""
     while True:
         await wakes.next()
         operations, refused = await one_pass(target, desired)
@@ -237,7 +239,7 @@ async def mended(target: Filters, desired: State, wakes) -> list[Operation]:
 
 
 def healed_when_announced(namespace, listen, desired: State, words: str) -> int:
-    """Do something to the rules of a plan; return how many objects the pass that this wakes repairs."""
+    """Damage the rules of a plan. Return the number of objects that the woken pass repairs."""
 
     async def work() -> int:
         async with filters() as target:
@@ -246,8 +248,8 @@ def healed_when_announced(namespace, listen, desired: State, words: str) -> int:
                 await calm(wakes)
                 await one_pass(target, desired)
                 await asyncio.to_thread(namespace.command, "sh", "-c", words)
-                operations = await mended(target, desired, wakes)
-                async with asyncio.timeout(60):  # what was read while the damage was done may be half of it
+                operations = await first_repairs(target, desired, wakes)
+                async with asyncio.timeout(60):  # a look during the damage may see only half of it
                     while (await one_pass(target, desired))[0]:
                         await asyncio.sleep(0)
                 return len(operations)
@@ -256,17 +258,20 @@ def healed_when_announced(namespace, listen, desired: State, words: str) -> int:
 
 
 @pytest.mark.parametrize(("words", "repairs"), DAMAGE.values(), ids=list(DAMAGE))
-def test_damage_in_iptables_is_heard_and_mended(namespace, listen, words: str, repairs: int) -> None:
+def test_damage_in_iptables_is_announced_and_repaired(namespace, listen, words: str, repairs: int) -> None:
     assert healed_when_announced(namespace, listen, plan(nftables=False), words) == repairs
 
 
 @pytest.mark.parametrize("words", NFT_DAMAGE.values(), ids=list(NFT_DAMAGE))
-def test_damage_in_nftables_is_heard_and_mended(namespace, listen, words: str) -> None:
+def test_damage_in_nftables_is_announced_and_repaired(namespace, listen, words: str) -> None:
     assert healed_when_announced(namespace, listen, plan(nftables=True), words) == 1
 
 
-def test_a_forward_that_begins_to_drop_gets_the_accept(namespace, listen) -> None:
-    """As when Docker starts after us: in nftables, too, the accept must stand where the drop is."""
+def test_a_forward_chain_that_begins_to_drop_gets_the_accept_rules(namespace, listen) -> None:
+    """As when Docker starts after flanneld.
+
+    With nftables, too, the accept must be in the chain that drops.
+    """
     desired = plan(nftables=True)
     settled(namespace, desired)
     assert "FLANNEL" not in ruleset(namespace)
@@ -277,13 +282,13 @@ def test_a_forward_that_begins_to_drop_gets_the_accept(namespace, listen) -> Non
     assert "FLANNEL" not in ruleset(namespace)
 
 
-def test_rules_of_others_wake_nobody(namespace, listen) -> None:
+def test_foreign_rules_do_not_wake(namespace, listen) -> None:
     async def work() -> int:
         desired = plan(nftables=False)
         async with filters() as target:
             await one_pass(target, desired)
             async with listen(target.changes()) as wakes:
-                await wakes.next()  # of our own changes, which are announced as well
+                await wakes.next()  # notifications of own changes
                 await calm(wakes)
                 assert not (await one_pass(target, desired))[0]
                 others = (
@@ -295,7 +300,7 @@ def test_rules_of_others_wake_nobody(namespace, listen) -> None:
     assert namespace.run(work) == 0
 
 
-def test_passes_that_others_ask_for_run_no_program(namespace, monkeypatch) -> None:
+def test_passes_for_other_targets_run_no_program(namespace, monkeypatch) -> None:
     async def work() -> State:
         desired = plan(nftables=False)
         async with filters() as target:
@@ -310,7 +315,7 @@ def test_passes_that_others_ask_for_run_no_program(namespace, monkeypatch) -> No
 
 @dataclass(frozen=True)
 class Packet:
-    """A datagram: who sends it, to whom, and the source that the receiver sees; None when it never comes."""
+    """A datagram: sender, destination, and the source that the receiver sees; None if it does not arrive."""
 
     sender: str
     source: str
@@ -342,7 +347,7 @@ echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
 
 
 def wire_up(host, container, world) -> None:
-    """Join a container and the world to a host that forwards, and drops what nobody accepts."""
+    """Connect a container and an external network to a host that forwards only accepted packets."""
     for name, end, addresses in (
         ("c", container, (f"{OURS}/24", f"{BEHIND}/32")),
         ("w", world, (f"{CLIENT}/24", f"{PEER}/32", f"{WORLD}/32")),
@@ -362,7 +367,7 @@ def wire_up(host, container, world) -> None:
 
 
 def bound(namespace, address: str, port: int) -> socket.socket:
-    """Return a UDP socket that lives in the namespace."""
+    """Return a UDP socket in the namespace."""
 
     async def work() -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -387,7 +392,7 @@ def seen_source(packet: Packet, places) -> str | None:
 
 
 @pytest.mark.parametrize("nftables", [False, True], ids=["iptables", "nftables"])
-def test_packets_meet_the_same_verdict_and_address_in_both_engines(make_namespace, nftables: bool) -> None:
+def test_both_engines_have_the_same_effect_on_packets(make_namespace, nftables: bool) -> None:
     places = {name: make_namespace() for name in ("host", "container", "world")}
     wire_up(*places.values())
     places["host"].settle(c="UP", w="UP")
@@ -402,7 +407,7 @@ def test_packets_meet_the_same_verdict_and_address_in_both_engines(make_namespac
 
 
 def programs(directory: Path, **bodies: str) -> str:
-    """Make shell programs in a directory, and return the PATH where they are found first."""
+    """Write shell programs to a directory, and return a PATH in which they are found first."""
     directory.mkdir()
     for name, body in bodies.items():
         path = directory / name.replace("_", "-")
@@ -418,8 +423,8 @@ LEGACY = {
 }
 
 
-def test_legacy_iptables_is_looked_at_by_the_clock(namespace, listen, tmp_path: Path, monkeypatch) -> None:
-    """It announces nothing; its tables stay in the namespace, empty."""
+def test_legacy_iptables_is_polled(namespace, listen, tmp_path: Path, monkeypatch) -> None:
+    """It announces no changes. Its tables remain in the namespace, empty."""
     monkeypatch.setenv("PATH", programs(tmp_path / "bin", **LEGACY))
     desired = plan(nftables=False)
 
@@ -431,7 +436,7 @@ def test_legacy_iptables_is_looked_at_by_the_clock(namespace, listen, tmp_path: 
                 await calm(wakes)
                 await one_pass(target, desired)
                 await asyncio.to_thread(namespace.command, "iptables-legacy", "-F", "FLANNEL-FWD")
-                operations = await mended(target, desired, wakes)
+                operations = await first_repairs(target, desired, wakes)
                 assert not (await one_pass(target, desired))[0]
             await one_pass(target, State.EMPTY)
             return operations
@@ -453,11 +458,14 @@ print([table for table, chains in saved.items() if "FLANNEL-FWD" in chains])
 
 
 def test_a_user_with_capabilities_reads_legacy_iptables(namespace, tmp_path: Path) -> None:
-    """As flanneld does under systemd. Only root may read the list of tables, so ours are read one by one."""
+    """As flanneld under systemd.
+
+    Only root may read the list of tables, so owned tables are read one by one.
+    """
     namespace.command("iptables-legacy", "-N", "FLANNEL-FWD")
     rights = ["setpriv", "--securebits=+no_setuid_fixup", "--clear-groups"]
     rights += [f"--{kind}-caps=+net_admin,+net_raw" for kind in ("inh", "ambient")]
-    # A lock that the group may open, as `flannelctl prepare` leaves it.
+    # A lock file that the group may open, as created by `flannelctl prepare`.
     own_run = 'mount -t tmpfs none /run && install -m 640 -g 65534 /dev/null /run/xtables.lock && exec "$@"'
     before = ["unshare", "--mount", "sh", "-c", own_run, "sh", *rights]
 
@@ -466,8 +474,11 @@ def test_a_user_with_capabilities_reads_legacy_iptables(namespace, tmp_path: Pat
     assert said == "['filter']\n"
 
 
-def test_an_old_iptables_draws_no_ports(namespace, tmp_path: Path, monkeypatch, caplog) -> None:
-    """Before 1.6.2 it knows neither --random-fully nor --wait in iptables-restore; it works without."""
+def test_an_old_iptables_does_not_choose_random_ports(namespace, tmp_path: Path, monkeypatch, caplog) -> None:
+    """Before 1.6.2, iptables-restore supports neither --random-fully nor --wait.
+
+    The adapter works without them.
+    """
     refuse = 'case "$* $(cat)" in *random-fully*|*--wait*) echo unknown option >&2; exit 2;; esac'
     restore = f'input=$(cat); echo "$input" | sh -c \'{refuse}\' x "$@" || exit; echo "$input" |'
     path = programs(
@@ -487,7 +498,9 @@ def test_an_old_iptables_draws_no_ports(namespace, tmp_path: Path, monkeypatch, 
     ) == 1
 
 
-def test_a_kernel_that_draws_no_ports_in_nftables(namespace, tmp_path: Path, monkeypatch, caplog) -> None:
+def test_an_old_kernel_does_not_choose_random_ports_in_nftables(
+    namespace, tmp_path: Path, monkeypatch, caplog
+) -> None:
     check = '[ "$1" = -c ] && echo Error: Could not process rule: Not supported >&2 && exit 1'
     monkeypatch.setenv("PATH", programs(tmp_path / "bin", nft=f'{check}; exec /usr/sbin/nft "$@"'))
 
@@ -506,7 +519,7 @@ def test_a_kernel_that_draws_no_ports_in_nftables(namespace, tmp_path: Path, mon
     ],
 )
 def test_a_missing_program_is_named(namespace, monkeypatch, nftables: bool, cause: str, advice: str) -> None:
-    """Nothing else is refused: without iptables nobody can make it drop."""
+    """Other operations are not refused: without iptables, no program can let it drop."""
     monkeypatch.setenv("PATH", "/nowhere")
 
     async def work() -> list[Refusal]:
@@ -539,11 +552,11 @@ def test_a_program_that_fails_is_quoted(namespace, tmp_path: Path, monkeypatch) 
         "iptables-restore failed: it is broken"
     }
     monkeypatch.setenv("PATH", programs(tmp_path / "nftables", nft=fail))
-    with pytest.raises(TargetError, match=r"^nft failed: it is broken$"):  # it cannot even be read
+    with pytest.raises(TargetError, match=r"^nft failed: it is broken$"):  # the table cannot be read either
         namespace.run(work(True))
 
 
-def test_the_rules_drawn_by_default_are_fully_random(namespace) -> None:
+def test_the_default_rules_choose_fully_random_ports(namespace) -> None:
     rules = [rule for item in plan(nftables=False) for rule in getattr(item, "rules", ())]
     assert sum(isinstance(rule, FilterRule) and rule.verdict == Masquerade() for rule in rules) == 2
 

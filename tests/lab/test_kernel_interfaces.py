@@ -1,4 +1,4 @@
-"""The interfaces of a real namespace, and what is chosen among them."""
+"""The interfaces of a real namespace, and the choice among them."""
 
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network
@@ -16,8 +16,8 @@ Result = TypeVar("Result")
 
 @pytest.fixture
 def host(namespace):
-    """docker4 of the book, with a second interface that has a worse way to everywhere."""
-    # IPv6 speaks up seconds after a link went up, when its addresses proved unique.
+    """docker4 of the book, with a second interface that has a worse default route."""
+    # IPv6 sends notifications seconds after a link was set up, when its addresses proved unique.
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     for name, address in (("eth0", "192.168.50.102/24"), ("eth1", "10.10.10.104/24")):
         namespace.ip(f"link add {name} type veth peer name {name}r")
@@ -67,7 +67,7 @@ def test_the_kernels_own_order_of_default_routes_is_kept(host) -> None:
     assert chosen(host).link == "eth0"
 
 
-def test_facts_of_addresses_are_seen(host) -> None:
+def test_attributes_of_addresses_are_read(host) -> None:
     host.ip("address add 192.168.50.103/24 dev eth0")
     host.ip("address add 192.168.50.104/24 dev eth0 valid_lft 1000 preferred_lft 0")
     host.ip("address add 169.254.7.7/16 dev eth0")
@@ -85,7 +85,7 @@ def test_facts_of_addresses_are_seen(host) -> None:
 
 
 class TestOnLink:
-    """What is reached by an interface without a gateway."""
+    """The networks that an interface reaches without a gateway."""
 
     def of(self, host, name: str) -> list[str]:
         found = observed(host).named(name)
@@ -101,7 +101,7 @@ class TestOnLink:
         host.ip("route add local 172.26.0.0/16 dev eth0 table main")
         host.ip("route add 172.24.0.0/16 dev eth0 table 100")
         host.ip("route add 172.25.0.1/32 dev eth0")
-        host.ip("route add 172.27.0.0/16 dev eth0 proto 80")  # ours: a peer's containers are behind it
+        host.ip("route add 172.27.0.0/16 dev eth0 proto 80")  # owned: the containers of a peer are behind it
 
         assert self.of(host, "eth0") == [
             "172.20.0.0/16",
@@ -111,13 +111,13 @@ class TestOnLink:
         ]
         assert self.of(host, "eth1") == ["10.10.10.0/24"]
 
-    def test_a_link_that_is_down_keeps_those_of_its_addresses(self, host) -> None:
-        """The kernel drops its routes; peers are not taken for unreachable because of that."""
+    def test_a_link_that_is_down_keeps_the_networks_of_its_addresses(self, host) -> None:
+        """The kernel removes its routes. Peers must not become unreachable because of that."""
         host.ip("link set eth0 down")
 
         assert self.of(host, "eth0") == ["192.168.50.0/24"]
 
-    def test_an_address_alone_leads_nowhere(self, host) -> None:
+    def test_an_address_with_a_full_prefix_adds_no_network(self, host) -> None:
         host.ip("address add 172.20.0.1/32 dev eth0")
         host.ip("address add 172.21.0.1/16 dev eth0 noprefixroute")
         host.ip("address add 172.22.0.1 peer 172.22.0.2/32 dev eth0")
@@ -131,7 +131,7 @@ class TestOnLink:
 
 
 class TestScope:
-    """The routes of other programs that a network could meet."""
+    """The routes of other programs that may overlap a network."""
 
     NETWORK = IPv4Network("172.20.0.0/16")
     SCOPE = RouteScope(networks=frozenset([NETWORK, IPv4Network("10.100.0.0/16")]), protocol=101)
@@ -140,8 +140,8 @@ class TestScope:
         found = asked(host, lambda source: source.observe(self.SCOPE))
         return [f"{route.destination} {route.kind} {route.link} {route.protocol}" for route in found.routes]
 
-    def test_each_that_overlaps_is_seen_but_ours_and_the_default(self, host) -> None:
-        """Parts of the network, all of it, and what contains it; of every kind, also of another daemon."""
+    def test_overlapping_routes_are_read_except_owned_and_default_ones(self, host) -> None:
+        """Parts of the network, the whole and larger prefixes; all kinds of routes, of all other daemons."""
         host.ip("route add 172.20.1.0/24 via 192.168.50.1 metric 5")
         host.ip("route add 172.20.0.0/16 dev eth0")
         host.ip("route add 172.16.0.0/12 via 10.10.10.1 proto static")
@@ -161,7 +161,7 @@ class TestScope:
             "172.20.3.0/24 unicast eth0 80",
         ]
 
-    def test_what_prefixes_a_link_has_does_not_depend_on_the_scope(self, host) -> None:
+    def test_the_prefixes_of_a_link_are_independent_of_the_scope(self, host) -> None:
         """A route of another daemon leads to containers, not to hosts on the link."""
         host.ip("route add 172.20.3.0/24 dev eth0 proto 80")
 
@@ -198,7 +198,7 @@ class TestScope:
 
 
 def test_the_dns_servers_are_read() -> None:
-    """IPv6 ones, and lines that say nothing, are passed over (resolv.conf(5))."""
+    """IPv6 servers and lines of other kinds are ignored (resolv.conf(5))."""
     lines = [
         "search example",
         "nameserver 10.9.0.1",
@@ -220,7 +220,7 @@ def test_the_default_route_of_another_table_counts_when_main_has_none(host) -> N
     assert chosen(host).link == "eth1"
 
 
-def test_rules_are_asked_where_main_refuses(host) -> None:
+def test_routing_rules_count_if_main_refuses(host) -> None:
     host.ip("route flush 0.0.0.0/0")
     host.ip("route add unreachable default")
     host.ip("route add default via 10.10.10.1 table 100")
@@ -229,7 +229,7 @@ def test_rules_are_asked_where_main_refuses(host) -> None:
     assert chosen(host).link == "eth1"
 
 
-def test_a_default_route_that_leads_nowhere_is_none(host) -> None:
+def test_a_blackhole_default_route_is_ignored(host) -> None:
     host.ip("route flush 0.0.0.0/0")
     host.ip("route add unreachable default")
 
@@ -237,7 +237,7 @@ def test_a_default_route_that_leads_nowhere_is_none(host) -> None:
         chosen(host)
 
 
-def test_a_default_route_by_several_ways_leads_by_the_first(host) -> None:
+def test_the_first_next_hop_of_a_multipath_default_route_counts(host) -> None:
     host.ip("route flush 0.0.0.0/0")
     host.ip("route add default nexthop via 10.10.10.1 dev eth1 nexthop via 192.168.50.1 dev eth0")
 
@@ -252,13 +252,13 @@ def test_a_default_route_by_several_ways_leads_by_the_first(host) -> None:
         ("192.168.50.102", ("lo", "192.168.50.102")),
     ],
 )
-def test_the_kernel_says_which_way_packets_go(host, address: str, answer: tuple[str, str]) -> None:
+def test_the_route_of_packets_is_looked_up_in_the_kernel(host, address: str, answer: tuple[str, str]) -> None:
     link, source = asked(host, lambda source: source.route_to(IPv4Address(address)))
 
     assert (link, str(source)) == answer
 
 
-def test_where_no_route_leads_there_is_none(host) -> None:
+def test_there_is_no_result_without_a_route(host) -> None:
     host.ip("route flush 0.0.0.0/0")
 
     assert asked(host, lambda source: source.route_to(IPv4Address("8.8.8.8"))) is None
@@ -278,7 +278,7 @@ def test_where_no_route_leads_there_is_none(host) -> None:
         "xfrm policy setdefault in block",
     ],
 )
-def test_what_may_change_an_answer_wakes(host, listen, words: str) -> None:
+def test_relevant_changes_wake(host, listen, words: str) -> None:
     async def work(source: KernelInterfaces) -> None:
         await source.route_to(IPv4Address("172.20.1.1"))
         async with listen(source.changes()) as wakes:
@@ -290,7 +290,7 @@ def test_what_may_change_an_answer_wakes(host, listen, words: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["172.21.0.0/16 via 10.10.10.1", "172.21.0.0/16 dev eth0 protocol 80"])
-def test_routes_to_elsewhere_and_of_ours_do_not_wake(host, listen, words: str) -> None:
+def test_irrelevant_and_owned_routes_do_not_wake(host, listen, words: str) -> None:
     async def work(source: KernelInterfaces) -> None:
         await source.route_to(IPv4Address("172.20.1.1"))
         async with listen(source.changes()) as wakes:
@@ -301,8 +301,8 @@ def test_routes_to_elsewhere_and_of_ours_do_not_wake(host, listen, words: str) -
     asked(host, work)
 
 
-def test_waiting_ends_when_the_address_comes(namespace, listen) -> None:
-    """From nothing to a choice, woken by the kernel at each step."""
+def test_waiting_ends_when_the_address_is_added(namespace, listen) -> None:
+    """From no interface to a choice, with a notification of the kernel at each step."""
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     steps = [
         "link add eth0 type veth peer name eth0r",
@@ -329,8 +329,11 @@ def test_waiting_ends_when_the_address_comes(namespace, listen) -> None:
     assert asked(namespace, work) == ["an interface to use: no default route"] * len(steps)
 
 
-def test_policies_of_ipsec_are_read(host) -> None:
-    """Also a block of everything that has no policy; IPv6, and what is forwarded, do not matter."""
+def test_ipsec_policies_are_read(host) -> None:
+    """Also one that blocks all other packets.
+
+    IPv6 policies and those for forwarded packets are irrelevant.
+    """
     ends = "src 10.0.0.1/32 dst 10.0.0.0/16"
     host.ip(f"xfrm policy add {ends} proto udp dport 8285 dir out action block mark 7 mask 7")
     host.ip(f"xfrm policy add {ends} dir fwd")
@@ -351,7 +354,7 @@ def test_policies_of_ipsec_are_read(host) -> None:
     )
 
 
-def test_of_very_many_policies_one_stands_for_all(host) -> None:
+def test_too_many_policies_are_replaced_by_one_for_all_addresses(host) -> None:
     lines = [f"xfrm policy add src 10.0.0.{n}/32 dst 10.1.0.0/16 dir out" for n in range(65)]
     host.command("ip", "-batch", "-", given="\n".join(lines) + "\n")
 

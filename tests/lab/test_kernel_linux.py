@@ -1,4 +1,4 @@
-"""The kernel adapter on the real kernel: what a plan asks for is there, as the user sees it, and stays."""
+"""The kernel adapter on the real kernel: it creates the objects of a plan, as tools show them."""
 
 import ctypes
 import errno
@@ -53,7 +53,7 @@ def test_the_device_looks_as_the_book_shows_it(namespace, target):
 
 
 @pytest.mark.parametrize("owner", ["", "0123456789abcdef" * 2])
-def test_what_was_applied_is_read_back_as_planned(target, owner):
+def test_an_applied_plan_is_read_back_unchanged(target, owner):
     seed = State.of(replace(LINK, owner=owner), ADDRESS, NETWORK_ROUTE)
 
     target.heal(seed)
@@ -70,8 +70,8 @@ def test_a_namespace_that_has_no_routing_table_yet_is_empty(namespace):
     assert namespace.run(look) == State.EMPTY
 
 
-def test_where_proc_sys_is_read_only_the_device_has_no_ipv6_address(namespace, target, monkeypatch):
-    """As in a container: IPv6 stays on, and the kernel generates no address."""
+def test_with_read_only_proc_sys_the_device_has_no_ipv6_address(namespace, target, monkeypatch):
+    """As in a container: IPv6 remains enabled, but the kernel generates no address."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -99,7 +99,7 @@ DAMAGE = {
     "mark": ["link set flannel0 alias mine"],
     "link deleted": ["link delete flannel0"],
     "link of another kind": ["link delete flannel0", "link add flannel0 type bridge"],
-    "TAP under our name": ["link delete flannel0", "tuntap add flannel0 mode tap"],
+    "TAP with the planned name": ["link delete flannel0", "tuntap add flannel0 mode tap"],
     "address deleted": ["address delete 10.100.15.0/16 dev flannel0"],
     "address of another length": [
         "address delete 10.100.15.0/16 dev flannel0",
@@ -120,12 +120,12 @@ DAMAGE = {
         "route prepend 10.100.0.0/16 dev other",
         "route prepend 10.100.0.0/16 via 10.7.0.9 dev other",
     ],
-    "route by several ways": [
+    "multipath route": [
         "route replace 10.100.0.0/16 nexthop via 10.7.0.8 dev other nexthop via 10.7.0.9 dev other"
     ],
-    "route added on our link": ["route add 10.200.0.0/16 dev flannel0"],
-    "route of our mark elsewhere": ["route add 10.201.0.0/16 dev other proto 80"],
-    "IPv6 route on our link": [
+    "route added on an owned link": ["route add 10.200.0.0/16 dev flannel0"],
+    "route with the mark elsewhere": ["route add 10.201.0.0/16 dev other proto 80"],
+    "IPv6 route on an owned link": [
         "net.ipv6.conf.flannel0.disable_ipv6=0",
         "-6 route add fd00:1::/64 dev flannel0",
     ],
@@ -139,7 +139,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_one_pass_undoes_the_damage(namespace, target, damage):
+def test_one_pass_repairs_the_damage(namespace, target, damage):
     with_another_link(namespace)
     target.heal(SEED)
     for words in damage:
@@ -155,8 +155,8 @@ def test_one_pass_undoes_the_damage(namespace, target, damage):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     database=None,
 )
-def test_one_pass_undoes_any_heap_of_damage(namespace, target, damage):
-    """Whatever was done, in whatever order; some of it cannot be done after other things."""
+def test_one_pass_repairs_any_combined_damage(namespace, target, damage):
+    """Any damage in any order. Some damage is impossible after other damage."""
     if "other" not in namespace.ip("link show"):
         with_another_link(namespace)
     target.heal(SEED)
@@ -187,7 +187,7 @@ def assert_one_pass_heals(namespace, target) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "route append 10.100.0.0/16 dev other",  # the kernel's look-up never gets to it
+        "route append 10.100.0.0/16 dev other",  # the kernel's look-up never uses it
         "route add 10.100.0.0/16 tos 0x10 dev other",
         "route add 10.100.0.0/16 dev other metric 7",
         "route add 10.100.0.0/16 dev other table 77",
@@ -196,7 +196,7 @@ def assert_one_pass_heals(namespace, target) -> None:
         "address add 10.100.15.0/16 dev other",
     ],
 )
-def test_what_is_near_ours_is_not_ours(namespace, target, words):
+def test_similar_foreign_objects_are_not_owned(namespace, target, words):
     with_another_link(namespace)
     target.heal(SEED)
     namespace.ip(words)
@@ -207,7 +207,7 @@ def test_what_is_near_ours_is_not_ours(namespace, target, words):
     assert (namespace.ip("route show table all dev other"), namespace.ip("address show dev other")) == before
 
 
-def test_what_is_foreign_stays(namespace, target):
+def test_foreign_objects_remain(namespace, target):
     with_another_link(namespace)
     namespace.ip("route add 10.3.0.0/16 dev other")
     namespace.ip("route add 10.100.0.0/16 dev other metric 7")
@@ -219,7 +219,7 @@ def test_what_is_foreign_stays(namespace, target):
     assert all(item in SEED for item in target.snapshot(SEED))
 
 
-def test_an_empty_plan_takes_away_all_that_carries_our_mark(namespace, target):
+def test_an_empty_plan_removes_all_objects_with_the_mark(namespace, target):
     with_another_link(namespace)
     before = namespace.ip("address show"), namespace.ip("route show table all")
     target.heal(SEED)
@@ -231,17 +231,17 @@ def test_an_empty_plan_takes_away_all_that_carries_our_mark(namespace, target):
     assert (namespace.ip("address show"), namespace.ip("route show table all")) == before
 
 
-def test_removing_what_is_gone_is_fine(target):
+def test_a_removal_of_a_missing_object_succeeds(target):
     assert target.apply(Remove(NETWORK_ROUTE), Remove(ADDRESS), Remove(LINK)) == []
 
 
-def test_what_is_gone_on_a_link_that_stands_is_fine_too(target):
+def test_a_removal_of_a_missing_object_on_an_existing_link_succeeds(target):
     target.heal(State.of(LINK))
 
     assert target.apply(Remove(NETWORK_ROUTE), Remove(ADDRESS)) == []
 
 
-def test_only_our_route_is_removed_of_two_with_one_key(namespace, target):
+def test_only_the_owned_one_of_two_routes_with_one_key_is_removed(namespace, target):
     with_another_link(namespace)
     target.heal(SEED)
     namespace.ip("route prepend 10.100.0.0/16 dev other")
@@ -251,7 +251,7 @@ def test_only_our_route_is_removed_of_two_with_one_key(namespace, target):
     assert route_in_use(namespace) == "10.100.0.0/16 dev other scope link"
 
 
-def test_a_refusal_says_why_in_the_kernels_words_and_stops_nothing(namespace, target):
+def test_a_refusal_contains_the_kernels_reason_and_stops_no_other_operation(namespace, target):
     unreachable = Route(
         destination=IPv4Network("10.8.0.0/16"), link="flannel0", gateway=IPv4Address("192.0.2.1")
     )
@@ -266,7 +266,7 @@ def test_a_refusal_says_why_in_the_kernels_words_and_stops_nothing(namespace, ta
     assert route_in_use(namespace) == SEED_ROUTE
 
 
-def test_a_link_goes_up_although_one_of_its_settings_is_refused(namespace, target):
+def test_a_link_is_set_up_although_one_setting_is_refused(namespace, target):
     refused = target.apply(Add(replace(LINK, mtu=100_000)), Add(ADDRESS))
 
     assert target.snapshot(SEED) == State.of(replace(LINK, mtu=1500), ADDRESS, NETWORK_ROUTE)
@@ -276,7 +276,7 @@ def test_a_link_goes_up_although_one_of_its_settings_is_refused(namespace, targe
     ]
 
 
-def test_without_the_right_the_operator_is_told_which_one(namespace, target):
+def test_the_error_names_the_missing_capability(namespace, target):
     async def without_rights() -> list[Refusal]:
         async with LinuxTarget() as target:
             drop_capabilities()
@@ -292,7 +292,7 @@ def test_without_the_right_the_operator_is_told_which_one(namespace, target):
     assert "CAP_NET_ADMIN" in link.hint
 
 
-def test_without_the_device_file_the_operator_is_told_how_to_get_it(namespace):
+def test_the_error_names_the_command_that_creates_the_device_file(namespace):
     async def without_device_file() -> list[Refusal]:
         hide_directory("/dev/net")
         async with LinuxTarget() as target:
@@ -305,12 +305,12 @@ def test_without_the_device_file_the_operator_is_told_how_to_get_it(namespace):
     assert "--device /dev/net/tun" in refused.hint
 
 
-def test_without_the_right_to_the_device_file_the_operator_is_told_who_may(namespace):
+def test_the_error_names_the_missing_right_to_the_device_file(namespace):
     async def without_right() -> list[Refusal]:
         hide_directory("/dev/net")
         os.mknod("/dev/net/tun", stat.S_IFCHR | 0o600, os.makedev(10, 200))
         os.chown("/dev/net/tun", 65534, 65534)
-        drop_capabilities()  # root without rights is no owner's equal
+        drop_capabilities()  # root without rights does not count as the owner
         async with LinuxTarget() as target:
             return list(await target.apply([Add(LINK)]))
 
@@ -321,7 +321,7 @@ def test_without_the_right_to_the_device_file_the_operator_is_told_who_may(names
     assert "CAP_NET_ADMIN" in refused.hint
 
 
-def test_a_device_that_somebody_makes_meanwhile_is_not_taken(namespace, target):
+def test_a_device_created_meanwhile_by_another_program_is_not_used(namespace, target):
     namespace.ip("tuntap add flannel0 mode tun")
 
     (refused,) = target.apply(Add(LINK))
@@ -329,8 +329,8 @@ def test_a_device_that_somebody_makes_meanwhile_is_not_taken(namespace, target):
     assert refused.cause == "EBUSY: Device or resource busy"
 
 
-def test_thousands_of_routes_go_in_and_come_back(namespace, target):
-    """A second is more than it takes; the bound is for machines that do other things meanwhile."""
+def test_thousands_of_routes_are_added_and_read_back(namespace, target):
+    """It usually takes less than a second. The limit allows for other programs on the machine."""
     wanted = State.collect(
         Route(destination=IPv4Network((0x0A640000 + (number << 8), 24)), link="flannel0")
         for number in range(5000)
@@ -347,7 +347,7 @@ def test_thousands_of_routes_go_in_and_come_back(namespace, target):
     assert applied < 20.0
 
 
-def test_thousands_of_foreign_routes_cost_little_and_stay_out(namespace, target):
+def test_thousands_of_foreign_routes_are_cheap_and_ignored(namespace, target):
     with_another_link(namespace)
     batch = "\n".join(
         f"route add 172.{16 + n // 65536}.{n // 256 % 256}.{n % 256}/32 dev other" for n in range(20_000)
@@ -369,13 +369,13 @@ def test_thousands_of_foreign_routes_cost_little_and_stay_out(namespace, target)
 
 
 def route_in_use(namespace) -> str:
-    """Return the route to the network that the kernel looks at first, as `ip` prints it."""
+    """Return the route to the network that the kernel uses, as `ip` prints it."""
     found = namespace.ip("route show 10.100.0.0/16 metric 0").replace(" linkdown", "").splitlines()
     return found[0].strip() if found else ""
 
 
 def with_another_link(namespace) -> None:
-    # IPv6 speaks up seconds after a link went up, when its addresses proved unique.
+    # IPv6 sends notifications seconds after a link was set up, when its addresses proved unique.
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     namespace.ip("link add other type veth peer name otherend")
     namespace.ip("address add 10.7.0.1/24 dev other")
@@ -386,13 +386,13 @@ def with_another_link(namespace) -> None:
 
 
 def drop_capabilities() -> None:
-    """Take every right from the calling thread: capset(2) with empty sets."""
+    """Remove all capabilities from the calling thread: capset(2) with empty sets."""
     header = struct.pack("=Ii", 0x20080522, 0)
     if ctypes.CDLL(None, use_errno=True).capset(header, bytes(24)):
         raise OSError(ctypes.get_errno(), "capset")
 
 
 def enter_new_namespace() -> None:
-    """Give the calling thread a network namespace of its own, in which nothing was done yet."""
+    """Move the calling thread to a new, unused network namespace."""
     if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):
         raise OSError(ctypes.get_errno(), "unshare")

@@ -1,4 +1,4 @@
-"""One program in a run directory, as real processes see it."""
+"""Only one program can lock a run directory, as real processes show."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def hold(path: str) -> subprocess.Popen[str]:
     return holder
 
 
-def test_the_second_is_told_who_the_first_is(path: str) -> None:
+def test_the_error_of_the_second_names_the_first(path: str) -> None:
     with hold(path) as holder:
         with (
             pytest.raises(BusyError, match=rf"flanneld \(pid {holder.pid}\).*{path}") as raised,
@@ -58,7 +58,7 @@ def test_the_second_is_told_who_the_first_is(path: str) -> None:
     assert "--run-dir" in raised.value.hint
 
 
-def test_leaving_frees_the_lock_and_leaves_no_file(path: str) -> None:
+def test_a_release_removes_the_lock_and_its_file(path: str) -> None:
     with RunLock(path):
         assert Path(path).read_text() == f"{os.getpid()} flanneld\n"
 
@@ -67,7 +67,7 @@ def test_leaving_frees_the_lock_and_leaves_no_file(path: str) -> None:
         pass
 
 
-def test_a_killed_holder_holds_nothing(path: str) -> None:
+def test_the_lock_of_a_killed_holder_is_free(path: str) -> None:
     with hold(path) as holder:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -77,7 +77,7 @@ def test_a_killed_holder_holds_nothing(path: str) -> None:
 
 
 def test_a_program_that_the_holder_started_does_not_hold_it(path: str) -> None:
-    """The forwarder outlives the daemon: the lock must not."""
+    """The forwarder outlives the daemon, but the lock must not."""
     with RunLock(path):
         child = subprocess.Popen(["sleep", "30"], close_fds=False)
     try:
@@ -89,7 +89,7 @@ def test_a_program_that_the_holder_started_does_not_hold_it(path: str) -> None:
 
 
 def test_a_symlink_at_its_path_is_not_followed(tmp_path: Path) -> None:
-    """Root holds the lock during a cleanup, in a directory that belongs to the user of flanneld."""
+    """A cleanup of root locks a directory that belongs to the user of flanneld."""
     target, path = tmp_path / "target", tmp_path / "lock"
     target.write_text("of root")
     path.symlink_to(target)
@@ -100,7 +100,7 @@ def test_a_symlink_at_its_path_is_not_followed(tmp_path: Path) -> None:
     assert target.read_text() == "of root"
 
 
-def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
+def test_an_impossible_path_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with (
@@ -111,7 +111,7 @@ def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
 
 
 def test_a_read_only_file_system_keeps_the_lock_of_an_earlier_daemon(path: str) -> None:
-    """A daemon that was killed left the file. Its successor runs, and a second one does not."""
+    """A killed daemon left the file. Its successor starts, and a second daemon does not."""
     with hold(path) as holder:
         holder.send_signal(signal.SIGKILL)
         holder.wait()

@@ -1,4 +1,4 @@
-"""Who the host is, what time it is, and how the service manager is told."""
+"""The identity of a host, its clocks, and notifications of the service manager."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def run_dir(tmp_path: Path) -> str:
     return str(tmp_path / "run" / "flannel")
 
 
-def test_an_identity_is_made_once_and_kept(state_dir: str, run_dir: str, machine_id: Path) -> None:
+def test_an_identity_is_created_once_and_kept(state_dir: str, run_dir: str, machine_id: Path) -> None:
     first = read_identity(state_dir, run_dir, str(machine_id))
 
     assert len(first.owner) == 32
@@ -41,7 +41,7 @@ def test_an_identity_is_made_once_and_kept(state_dir: str, run_dir: str, machine
     assert read_identity(state_dir + "2", run_dir + "2", str(machine_id)).owner != first.owner
 
 
-def test_the_machine_id_itself_is_never_told(state_dir: str, run_dir: str, machine_id: Path) -> None:
+def test_the_machine_id_itself_is_never_published(state_dir: str, run_dir: str, machine_id: Path) -> None:
     identity = read_identity(state_dir, run_dir, str(machine_id))
 
     assert len(identity.machine) == 16
@@ -49,9 +49,7 @@ def test_the_machine_id_itself_is_never_told(state_dir: str, run_dir: str, machi
     assert MACHINE_ID.strip() not in (Path(state_dir) / "identity.json").read_text()
 
 
-def test_a_cloned_disk_gets_an_identity_of_its_own(
-    state_dir: str, run_dir: str, machine_id: Path, caplog
-) -> None:
+def test_a_cloned_disk_gets_a_new_identity(state_dir: str, run_dir: str, machine_id: Path, caplog) -> None:
     original = read_identity(state_dir, run_dir, str(machine_id))
     machine_id.write_text("ffffffffffffffffffffffffffffffff\n")
 
@@ -80,7 +78,7 @@ def test_a_machine_without_id_is_no_clone(state_dir: str, run_dir: str, machine_
 def test_the_identity_on_the_device_is_used_without_a_file(
     state_dir: str, run_dir: str, machine_id: Path
 ) -> None:
-    """As of a container that keeps no directory. It is kept from then on."""
+    """As in a container without a kept directory. From then on, the identity is kept."""
     found = read_identity(state_dir, run_dir, str(machine_id), standing="a" * 32)
 
     assert found == Identity(owner="a" * 32, machine=machine_digest(str(machine_id)))
@@ -93,7 +91,7 @@ def test_a_missing_machine_id_is_unknown(tmp_path: Path) -> None:
     assert machine_digest(str(tmp_path / "nothing")) == ""
 
 
-def test_a_given_id_is_the_owner_and_nothing_is_kept(state_dir: str, run_dir: str, machine_id: Path) -> None:
+def test_a_given_id_is_the_owner_and_is_not_written(state_dir: str, run_dir: str, machine_id: Path) -> None:
     identity = read_identity(state_dir, run_dir, str(machine_id), "node-7")
 
     assert identity == Identity(owner="node-7", machine=machine_digest(str(machine_id)))
@@ -103,7 +101,7 @@ def test_a_given_id_is_the_owner_and_nothing_is_kept(state_dir: str, run_dir: st
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"Owner": 7}', '{"Owner": "", "Machine": ""}', "\x00\xff", "[" * 100_000]
 )
-def test_a_spoilt_identity_is_put_aside_and_said(
+def test_a_damaged_identity_is_moved_and_reported(
     state_dir: str, run_dir: str, machine_id: Path, caplog, text: str
 ) -> None:
     read_identity(state_dir, run_dir, str(machine_id))
@@ -118,7 +116,7 @@ def test_a_spoilt_identity_is_put_aside_and_said(
     assert "spoilt" in caplog.text
 
 
-def test_a_new_identity_takes_the_old_ones_place(state_dir: str, run_dir: str, machine_id: Path) -> None:
+def test_a_new_identity_replaces_the_old_one(state_dir: str, run_dir: str, machine_id: Path) -> None:
     old = read_identity(state_dir, run_dir, str(machine_id))
 
     new = new_identity(state_dir, run_dir, str(machine_id))
@@ -130,7 +128,7 @@ def test_a_new_identity_takes_the_old_ones_place(state_dir: str, run_dir: str, m
 def test_without_a_state_directory_the_run_directory_has_the_identity(
     state_dir: str, run_dir: str, machine_id: Path
 ) -> None:
-    """The former daemon of this boot and namespace left it there; the caller holds its lock."""
+    """The previous daemon of this boot and namespace left it there. The caller holds its lock."""
     former = read_identity(state_dir, run_dir, str(machine_id))
 
     assert read_identity(state_dir + "2", run_dir, str(machine_id)) == former
@@ -141,7 +139,7 @@ def test_without_a_state_directory_the_run_directory_has_the_identity(
 def test_the_run_directory_of_another_host_has_no_identity_for_this_one(
     state_dir: str, run_dir: str, machine_id: Path, key: str
 ) -> None:
-    """It was copied from another boot, network namespace or machine."""
+    """The directory was copied from another boot, network namespace or machine."""
     former = read_identity(state_dir, run_dir, str(machine_id))
     path = Path(run_dir) / "identity.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "another"}) + "\n")
@@ -149,7 +147,7 @@ def test_the_run_directory_of_another_host_has_no_identity_for_this_one(
     assert read_identity(state_dir + "2", run_dir, str(machine_id)).owner != former.owner
 
 
-def test_a_new_identity_counts_without_a_state_directory_too(
+def test_a_new_identity_is_used_without_a_state_directory_too(
     state_dir: str, run_dir: str, machine_id: Path
 ) -> None:
     read_identity(state_dir, run_dir, str(machine_id))
@@ -159,7 +157,7 @@ def test_a_new_identity_counts_without_a_state_directory_too(
     assert read_identity(state_dir + "2", run_dir, str(machine_id)) == new
 
 
-def test_a_place_that_cannot_keep_it_is_said(tmp_path: Path, run_dir: str, machine_id: Path) -> None:
+def test_an_unwritable_directory_is_reported(tmp_path: Path, run_dir: str, machine_id: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(TargetError, match=r"identity\.json: ENOTDIR") as raised:
@@ -168,7 +166,7 @@ def test_a_place_that_cannot_keep_it_is_said(tmp_path: Path, run_dir: str, machi
     assert "--node-id" in raised.value.hint
 
 
-def test_the_clock_counts_from_boot_and_sleeps_by_its_own_count() -> None:
+def test_the_clock_counts_from_boot_and_its_sleep_uses_the_same_clock() -> None:
     clock = BoottimeClock()
     before = clock.now()
 
@@ -180,7 +178,9 @@ def test_the_clock_counts_from_boot_and_sleeps_by_its_own_count() -> None:
 
 
 @pytest.mark.parametrize("is_abstract", [False, True])
-def test_the_service_manager_hears_it(tmp_path: Path, monkeypatch, is_abstract: bool) -> None:
+def test_the_service_manager_receives_the_notification(
+    tmp_path: Path, monkeypatch, is_abstract: bool
+) -> None:
     name = f"@{tmp_path}" if is_abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(name.replace("@", "\0", 1))

@@ -1,4 +1,4 @@
-"""Routes by the thousand on the real kernel: they lead by next hops of their own, which go with them."""
+"""Thousands of routes on the real kernel use next hop objects, which are removed with them."""
 
 import re
 from dataclasses import replace
@@ -35,7 +35,7 @@ def next_hops(namespace) -> int:
     return len(namespace.ip("nexthop list").splitlines())
 
 
-def test_routes_by_the_thousand_have_next_hops_and_are_read_as_planned(namespace, target) -> None:
+def test_thousands_of_routes_have_next_hops_and_are_read_as_planned(namespace, target) -> None:
     assert target.heal(MANY) == []
 
     assert next_hops(namespace) == WORTH_IT
@@ -47,7 +47,7 @@ def test_routes_by_the_thousand_have_next_hops_and_are_read_as_planned(namespace
 
 
 @pytest.mark.parametrize("setting", ["1", "0"], ids=["one less", "a kernel that hides gateways"])
-def test_otherwise_routes_name_their_gateways_themselves(namespace, target, setting: str) -> None:
+def test_fewer_routes_contain_their_gateways(namespace, target, setting: str) -> None:
     namespace.command("sysctl", "-q", "-w", f"net.ipv4.nexthop_compat_mode={setting}")
     plan = State.of(DEVICE, *ROUTES[int(setting) :])
 
@@ -59,7 +59,7 @@ def test_otherwise_routes_name_their_gateways_themselves(namespace, target, sett
     assert shown == "10.100.1.0/24 via 10.100.1.0 dev flannel.1 proto 80 onlink"
 
 
-def test_a_link_without_carrier_has_its_routes_all_the_same(namespace, target) -> None:
+def test_a_link_without_carrier_has_its_routes(namespace, target) -> None:
     device = Link(name="flannel0", kind="tun", mtu=1472)
     plan = State.of(device, *(replace(route, link="flannel0") for route in ROUTES))
 
@@ -69,7 +69,7 @@ def test_a_link_without_carrier_has_its_routes_all_the_same(namespace, target) -
     assert target.snapshot(plan) == plan
 
 
-def test_next_hops_go_with_their_routes(namespace, target) -> None:
+def test_next_hops_are_removed_with_their_routes(namespace, target) -> None:
     target.heal(MANY)
 
     assert target.apply(*(Remove(route) for route in ROUTES[1:])) == []
@@ -81,7 +81,7 @@ def test_next_hops_go_with_their_routes(namespace, target) -> None:
     assert namespace.ip("route show proto 80") == ""
 
 
-def test_next_hops_go_with_their_device(namespace, target) -> None:
+def test_next_hops_are_removed_with_their_device(namespace, target) -> None:
     target.heal(MANY)
 
     assert target.heal(State.EMPTY) == []
@@ -89,7 +89,7 @@ def test_next_hops_go_with_their_device(namespace, target) -> None:
     assert next_hops(namespace) == 0
 
 
-def test_one_of_many_routes_is_changed_and_taken_back_like_any_other(namespace, target) -> None:
+def test_one_of_many_routes_can_be_changed_and_removed(namespace, target) -> None:
     moved = replace(ROUTES[1], gateway=IPv4Address("10.100.77.0"))
     plan = State.of(DEVICE, moved, *ROUTES[:1], *ROUTES[2:])
     target.heal(MANY)
@@ -107,8 +107,8 @@ def test_one_of_many_routes_is_changed_and_taken_back_like_any_other(namespace, 
     assert namespace.ip("route show dev flannel.1 proto 80") == ""
 
 
-def test_next_hops_that_somebody_takes_away_wake_a_pass(namespace, listen) -> None:
-    """The kernel says nothing of the routes that go with them."""
+def test_next_hops_removed_by_another_program_wake_a_pass(namespace, listen) -> None:
+    """The kernel does not announce the removal of their routes."""
 
     async def work() -> None:
         async with LinuxTarget() as linux:

@@ -1,4 +1,4 @@
-"""A reading of the packet filter counts as long as nothing says that it may have changed."""
+"""A reading of the packet filter is valid until a notification reports a possible change."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 
 class Filter:
-    """Something to read, slowly if the test wants it so."""
+    """A readable object, which is slow on request."""
 
     def __init__(self) -> None:
         self.rules = "old"
@@ -32,7 +32,7 @@ def dump_of(filter_: Filter, resync_s: float) -> RuleDump[str]:
     return RuleDump(filter_.read, resync_s)
 
 
-def test_a_reading_is_used_until_it_is_forgotten(namespace) -> None:
+def test_a_reading_is_used_until_it_is_discarded(namespace) -> None:
     async def work() -> tuple[int, int]:
         filter_ = Filter()
         with dump_of(filter_, 60.0) as dump:
@@ -46,7 +46,7 @@ def test_a_reading_is_used_until_it_is_forgotten(namespace) -> None:
     assert namespace.run(work) == (1, 2)
 
 
-def test_while_it_is_read_anew_nobody_waits(namespace, listen) -> None:
+def test_no_caller_waits_during_another_reading(namespace, listen) -> None:
     async def work() -> str:
         filter_ = Filter()
         with dump_of(filter_, 0.05) as dump:
@@ -60,7 +60,7 @@ def test_while_it_is_read_anew_nobody_waits(namespace, listen) -> None:
     assert namespace.run(work) == "old"
 
 
-def test_a_reading_that_began_before_our_change_does_not_count(namespace, listen) -> None:
+def test_a_reading_that_began_before_a_change_is_discarded(namespace, listen) -> None:
     async def work() -> str:
         filter_ = Filter()
         with dump_of(filter_, 0.05) as dump:

@@ -1,4 +1,6 @@
-"""Rules of both kinds of iptables in one network namespace, read and removed, whichever the host uses."""
+"""Rules of both kinds of iptables in one network namespace are read and removed, regardless of the kind in
+use.
+"""
 
 import asyncio
 import os
@@ -24,7 +26,7 @@ KINDS = {"nft": "/usr/sbin/xtables-nft-multi", "legacy": "/usr/sbin/xtables-lega
 
 
 def use(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the plain names stand for this kind of iptables."""
+    """Let the plain program names run this kind of iptables."""
     for name in ("iptables", "ip6tables"):
         for part in ("", "-save", "-restore"):
             (directory / f"{name}{part}").symlink_to(KINDS[kind])
@@ -32,10 +34,10 @@ def use(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_left_in_the_other_kind_is_found_and_removed(
+def test_remains_in_the_other_kind_are_found_and_removed(
     namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """And in the kind in use, where its chains are not touched here: ours have their names."""
+    """The same for the kind in use, where the chains with owned names are not touched here."""
     use(kind, tmp_path, monkeypatch)
     other = f"iptables-{'legacy' if kind == 'nft' else 'nft'}"
     for program in ("iptables", other):
@@ -56,8 +58,8 @@ def test_what_is_left_in_the_other_kind_is_found_and_removed(
     )
 
 
-def test_looking_makes_no_tables(namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table of legacy iptables, once asked for, is there as long as the namespace."""
+def test_reading_creates_no_tables(namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of legacy iptables exists after its first use until the namespace ends."""
     use("nft", tmp_path, monkeypatch)
 
     assert all(not saved.chains for saved in namespace.run(read_rules))

@@ -1,4 +1,4 @@
-"""The adapter of the tunnel guard on the real nf_tables: what is made, read back, repaired and removed."""
+"""The adapter of the tunnel guard on the real nf_tables: rules are created, read, repaired and removed."""
 
 import asyncio
 import os
@@ -61,7 +61,7 @@ def peer(number: int, **changes: object) -> GuardPeer:
 
 
 async def heal(target: TunnelGuardTarget, desired: State) -> list[Operation]:
-    """Make one pass, and see that the next finds nothing to do."""
+    """Make one pass, and check that the next one finds nothing to do."""
     operations = order(diff(desired, await target.snapshot(desired)), desired)
     assert not await target.apply(operations)
     again = list(diff(desired, await target.snapshot(desired)))
@@ -80,7 +80,7 @@ def passes(namespace, desired: Sequence[State]) -> list[list[Operation]]:
 @pytest.mark.parametrize(
     "table", [VXLAN, UDP, HOST_GW, CHANGING], ids=["vxlan", "udp", "host-gw", "three tunnels"]
 )
-def test_it_is_there_after_one_pass_and_gone_after_another(namespace, table: GuardTable) -> None:
+def test_one_pass_creates_it_and_another_removes_it(namespace, table: GuardTable) -> None:
     peers = [peer(2), peer(3)] if table is not HOST_GW else []
 
     made, kept, removed = passes(namespace, [State.of(table, *peers), State.of(table, *peers), State.EMPTY])
@@ -89,7 +89,7 @@ def test_it_is_there_after_one_pass_and_gone_after_another(namespace, table: Gua
     assert namespace.command("nft", "list", "ruleset") == ""
 
 
-def test_the_table_of_another_daemon_stays(namespace) -> None:
+def test_the_table_of_another_daemon_remains(namespace) -> None:
     other = replace(VXLAN, device="flannel1")
     passes(namespace, [State.of(VXLAN), State.of(VXLAN, other, peer(2, device="flannel1"))])
     before = namespace.command("nft", "list", "table", "ip", "flannel-guard-1")
@@ -114,7 +114,7 @@ def test_damage_is_announced_and_repaired(namespace, words: str) -> None:
     namespace.run(work)
 
 
-def test_peers_come_move_and_go(namespace) -> None:
+def test_peers_are_added_moved_and_removed(namespace) -> None:
     two, three = peer(2), peer(3)
     moved = replace(two, address=IPv4Address("192.0.2.99"))
     shared = replace(three, address=moved.address, port=9000)
@@ -162,7 +162,7 @@ def test_a_change_of_the_rules_keeps_the_elements(namespace) -> None:
 
 
 def test_many_peers_are_sent_in_parts(namespace) -> None:
-    """A socket takes some 200,000 octets at once from a process without rights over the whole machine."""
+    """A socket of a process without rights over the whole machine accepts about 200,000 bytes at once."""
     peers = [
         peer(2, subnet=IPv4Network((int(NETWORK.network_address) + 16 * number, 28)), address=address)
         for number in range(3000)
@@ -171,7 +171,7 @@ def test_many_peers_are_sent_in_parts(namespace) -> None:
     passes(namespace, [State.of(VXLAN, *peers), State.of(VXLAN, *peers[::2])])
 
 
-def test_without_the_right_it_is_refused_by_name(namespace) -> None:
+def test_without_the_right_its_refusal_names_the_capability(namespace) -> None:
     async def work() -> None:
         async with TunnelGuardTarget() as target:
             os.seteuid(65534)

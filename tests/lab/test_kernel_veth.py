@@ -1,4 +1,4 @@
-"""Both ends of a veth on the real kernel: made, read back, mended and removed."""
+"""Both ends of a veth on the real kernel: created, read, repaired and removed."""
 
 import os
 
@@ -27,7 +27,7 @@ DAMAGE = [
 ]
 
 
-def test_both_ends_are_made_and_read_back(namespace, target):
+def test_both_ends_are_created_and_read_back(namespace, target):
     assert target.heal(BOTH) == []
 
     assert target.snapshot(BOTH) == BOTH
@@ -38,7 +38,9 @@ def test_both_ends_are_made_and_read_back(namespace, target):
 
 
 def test_each_end_has_a_queue_for_each_processor(namespace, target):
-    """Of one queue, one processor at a time does all that follows, whatever the network card spreads."""
+    """With one queue, one processor handles all packets, regardless of their distribution by the network
+    card.
+    """
     target.heal(BOTH)
 
     for name in ("flannel0-gro", "flannel0-rx"):
@@ -48,7 +50,7 @@ def test_each_end_has_a_queue_for_each_processor(namespace, target):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_undone(namespace, target, damage):
+def test_damage_is_repaired(namespace, target, damage):
     target.heal(BOTH)
     namespace.ip(damage)
 
@@ -58,23 +60,23 @@ def test_damage_is_undone(namespace, target, damage):
 
 
 @pytest.mark.parametrize("feature", ["gro off", "tso on"])
-def test_a_feature_that_somebody_set_is_heard_of_and_set_again(namespace, target, listen, feature):
+def test_a_changed_feature_is_announced_and_repaired(namespace, target, listen, feature):
     target.heal(BOTH)
 
-    async def hear() -> None:
+    async def wait_change() -> None:
         async with LinuxTarget() as adapter:
             await adapter.snapshot(BOTH)
             async with listen(adapter.changes()) as wakes:
                 namespace.command("ethtool", "-K", "flannel0-rx", *feature.split())
                 await wakes.next()
 
-    namespace.run(hear)
+    namespace.run(wait_change)
     assert target.snapshot(BOTH) != BOTH
     target.heal(BOTH)
     assert target.snapshot(BOTH) == BOTH
 
 
-def test_an_end_that_left_for_another_namespace_is_made_anew(namespace, target, make_namespace):
+def test_an_end_moved_to_another_namespace_is_created_again(namespace, target, make_namespace):
     target.heal(BOTH)
     elsewhere = make_namespace()
     namespace.ip(f"link set flannel0-rx netns {elsewhere.name}")
@@ -85,17 +87,17 @@ def test_an_end_that_left_for_another_namespace_is_made_anew(namespace, target, 
     assert "flannel0-rx" not in elsewhere.ip("link show")
 
 
-def test_a_foreign_veth_stays(namespace, target):
-    namespace.ip("link add theirs type veth peer name others")
+def test_a_foreign_veth_remains(namespace, target):
+    namespace.ip("link add foreign type veth peer name others")
     target.heal(BOTH)
     target.heal(State.EMPTY)
 
-    assert "theirs@others" in namespace.ip("link show")
+    assert "foreign@others" in namespace.ip("link show")
     assert "flannel0" not in namespace.ip("link show")
 
 
-def test_a_link_with_the_name_of_an_end_makes_room(namespace, target):
-    """It is found at its place in the plan."""
+def test_a_link_with_the_name_of_an_end_is_replaced(namespace, target):
+    """The adapter replaces it, because it is at the key of the plan."""
     namespace.ip("link add flannel0-rx type bridge")
 
     assert target.heal(BOTH) == []
@@ -103,8 +105,8 @@ def test_a_link_with_the_name_of_an_end_makes_room(namespace, target):
     assert target.snapshot(BOTH) == BOTH
 
 
-def test_links_with_the_names_of_both_ends_make_room(namespace, target):
-    """The kernel refuses the first end while the second name is taken. The retry makes both ends again."""
+def test_links_with_the_names_of_both_ends_are_replaced(namespace, target):
+    """The kernel refuses the first end while the second name is in use. The retry creates both ends again."""
     namespace.ip("link add flannel0-gro type bridge")
     namespace.ip("link add flannel0-rx type bridge")
     operations = pass_operations(BOTH, target.snapshot(BOTH))

@@ -33,12 +33,12 @@ AS_FLANNEL = {
     "port": 8472,
     "learning": False,
 }
-"""What ip(8) shows of the device."""
+"""The output of ip(8) for the device."""
 ADDRESS = Address(link="flannel.1", address=IPv4Interface("10.100.15.0/32"))
 
 
 def peer_items(number: int, device: str = "flannel.1") -> tuple[Neighbour, FdbEntry, Route]:
-    """Return what a peer's subnet 10.100.<number>.0/24 needs."""
+    """Return the objects for a peer with the subnet 10.100.<number>.0/24."""
     base, mac = IPv4Address(f"10.100.{number}.0"), f"0e:00:00:00:00:{number:02x}"
     return (
         Neighbour(link=device, address=base, mac=mac),
@@ -58,8 +58,8 @@ ENTRY_2 = "fdb {} 0e:00:00:00:00:02 dev flannel.1"
 
 @pytest.fixture
 def underlay(namespace) -> None:
-    """Give the namespace eth0 and eth1, each with the other end of its cable in the namespace too."""
-    # IPv6 speaks up seconds after a link went up, when its addresses proved unique.
+    """Give the namespace eth0 and eth1. The other ends of their cables are in the namespace, too."""
+    # IPv6 sends notifications seconds after a link was set up, when its addresses proved unique.
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     for number, name in enumerate(("eth0", "eth1")):
         make_cable(namespace, name)
@@ -75,7 +75,7 @@ def make_cable(namespace, name: str) -> None:
 
 
 def do(perform: Callable[..., str], words: str) -> None:
-    """Run words of ip(8), bridge(8), ethtool(8) or sysctl(8)."""
+    """Run ip(8), bridge(8), ethtool(8) or sysctl(8)."""
     if words.startswith("fdb"):
         perform("bridge", *words.split())
     elif words.startswith("net/"):
@@ -87,7 +87,7 @@ def do(perform: Callable[..., str], words: str) -> None:
 
 
 @pytest.mark.usefixtures("underlay")
-def test_the_device_and_its_peers_look_as_flannel_makes_them(namespace, target):
+def test_the_device_and_its_peers_equal_those_of_flannel(namespace, target):
     refused = target.heal(PLAN)
 
     assert refused == []
@@ -118,8 +118,8 @@ def test_the_device_and_its_peers_look_as_flannel_makes_them(namespace, target):
 
 
 @pytest.mark.usefixtures("underlay")
-def test_the_next_attempt_completes_a_device_that_was_made_in_part(namespace, target):
-    """The kernel refuses an MTU of 70,000 when the device is there already."""
+def test_the_next_attempt_completes_a_partly_created_device(namespace, target):
+    """The kernel refuses an MTU of 70,000 after the device was created."""
 
     async def make_attempts() -> list[int]:
         async with LinuxTarget() as adapter:
@@ -143,7 +143,7 @@ def test_the_next_attempt_completes_a_device_that_was_made_in_part(namespace, ta
         replace(VXLAN, group=IPv4Address("239.1.1.1")),
     ],
 )
-def test_what_was_applied_is_read_back_as_planned(target, vxlan: Vxlan) -> None:
+def test_an_applied_plan_is_read_back_unchanged(target, vxlan: Vxlan) -> None:
     plan = State.of(replace(DEVICE, vxlan=vxlan, mtu=1400), ADDRESS, *peer_items(2))
 
     assert target.heal(plan) == []
@@ -154,7 +154,7 @@ def test_what_was_applied_is_read_back_as_planned(target, vxlan: Vxlan) -> None:
 
 
 def default_destination(vxlan: Vxlan) -> list[FdbEntry]:
-    """Return the entry that the kernel makes of a group."""
+    """Return the FDB entry that the kernel creates for a group."""
     if vxlan.group is None:
         return []
     return [FdbEntry(link="flannel.1", mac="00:00:00:00:00:00", destination=vxlan.group, is_plain=False)]
@@ -186,13 +186,13 @@ DAMAGE = {
     "neighbour deleted": [NEIGHBOUR_2.format("delete")],
     "neighbours flushed": ["neigh flush dev flannel.1 nud permanent"],
     "neighbour replaced": [NEIGHBOUR_2.format("replace") + " lladdr 0e:99:99:99:99:99 nud permanent"],
-    "neighbour that ages": [NEIGHBOUR_2.format("replace") + " lladdr 0e:00:00:00:00:02 nud reachable"],
+    "neighbour that expires": [NEIGHBOUR_2.format("replace") + " lladdr 0e:00:00:00:00:02 nud reachable"],
     "neighbour that failed": [NEIGHBOUR_2.format("replace") + " nud failed"],
     "neighbour added": ["neigh add 10.100.2.7 lladdr 0e:00:00:00:00:02 dev flannel.1 nud permanent"],
     "entry deleted": [ENTRY_2.format("delete")],
     "entries flushed": ["fdb flush dev flannel.1"],
     "entry replaced": [ENTRY_2.format("replace") + " dst 10.7.0.99 self permanent"],
-    "entry that ages": [ENTRY_2.format("replace") + " dst 10.7.0.2 self dynamic"],
+    "entry that expires": [ENTRY_2.format("replace") + " dst 10.7.0.2 self dynamic"],
     "entry by another port": [ENTRY_2.format("replace") + " dst 10.7.0.2 port 99 self permanent"],
     "entry by next hops": [
         "nexthop add id 5 via 10.7.0.2 fdb",
@@ -227,7 +227,7 @@ DAMAGE = {
 
 @pytest.mark.usefixtures("underlay")
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_damage_wakes_a_pass_that_undoes_it(namespace, target, listen, damage: list[str]) -> None:
+def test_damage_wakes_a_pass_that_repairs_it(namespace, target, listen, damage: list[str]) -> None:
     target.heal(PLAN)
     before = all_shown(namespace)
 
@@ -254,8 +254,8 @@ def test_damage_wakes_a_pass_that_undoes_it(namespace, target, listen, damage: l
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        (DAMAGE["neighbour that ages"], replace(NEIGHBOUR, is_permanent=False)),
-        (DAMAGE["entry that ages"], replace(ENTRY, is_permanent=False)),
+        (DAMAGE["neighbour that expires"], replace(NEIGHBOUR, is_permanent=False)),
+        (DAMAGE["entry that expires"], replace(ENTRY, is_permanent=False)),
         (DAMAGE["entry by another port"], replace(ENTRY, is_plain=False)),
         (DAMAGE["entry by next hops"], replace(ENTRY, destination=IPv4Address(0), is_plain=False)),
         (
@@ -272,7 +272,7 @@ def test_damage_wakes_a_pass_that_undoes_it(namespace, target, listen, damage: l
         (DAMAGE["checksums"], replace(DEVICE, vxlan=replace(VXLAN, offloads_checksums=False))),
     ],
 )
-def test_a_snapshot_says_what_is_in_the_place_of_the_planned(namespace, target, words, found) -> None:
+def test_a_snapshot_contains_foreign_objects_at_planned_keys(namespace, target, words, found) -> None:
     target.heal(PLAN)
     for each in words:
         do(namespace.command, each)
@@ -288,14 +288,14 @@ def test_a_snapshot_says_what_is_in_the_place_of_the_planned(namespace, target, 
     database=None,
 )
 @pytest.mark.usefixtures("underlay")
-def test_one_pass_undoes_any_heap_of_damage(namespace, target, damage: list[str]) -> None:
-    """Whatever was done, in whatever order; some of it cannot be done after other things."""
+def test_one_pass_repairs_any_combined_damage(namespace, target, damage: list[str]) -> None:
+    """Any damage in any order. Some damage is impossible after other damage."""
     namespace.ip("link set eth0 up")
     assert target.heal(PLAN) == []
     before = all_shown(namespace)
     for words in damage:
         do(namespace.attempt, words)
-    namespace.ip("link set eth0 up")  # without it nothing of ours can be
+    namespace.ip("link set eth0 up")  # without the underlay, no owned object can exist
 
     assert target.heal(PLAN) == []
 
@@ -303,7 +303,7 @@ def test_one_pass_undoes_any_heap_of_damage(namespace, target, damage: list[str]
 
 
 async def agree(linux: LinuxTarget) -> bool:
-    """Return whether a target sees what a new one sees; the kernel may forget an entry between the two."""
+    """Return whether a target and a new one read the same. The kernel may remove an entry in between."""
     async with LinuxTarget() as new:
         for _ in range(10):
             if await linux.snapshot(PLAN) == await new.snapshot(PLAN):
@@ -312,8 +312,8 @@ async def agree(linux: LinuxTarget) -> bool:
 
 
 @pytest.mark.usefixtures("underlay")
-def test_a_look_is_the_same_whatever_was_seen_before(namespace, target) -> None:
-    """What is remembered of earlier looks makes them cheaper, and changes nothing."""
+def test_a_look_does_not_depend_on_earlier_looks(namespace, target) -> None:
+    """Remembered items of earlier looks only make it faster."""
 
     async def work() -> None:
         async with LinuxTarget() as linux:
@@ -331,7 +331,7 @@ def test_a_look_is_the_same_whatever_was_seen_before(namespace, target) -> None:
 
 @pytest.mark.usefixtures("underlay")
 @pytest.mark.parametrize("link", ["eth0", "eth1"], ids=["under planned routes", "elsewhere"])
-def test_a_link_that_was_renamed_is_called_by_its_new_name(namespace, target, link: str) -> None:
+def test_items_contain_the_new_name_of_a_renamed_link(namespace, target, link: str) -> None:
     target.heal(PLAN)
     namespace.ip(f"route replace 10.100.2.0/24 dev {link}")
 
@@ -347,8 +347,8 @@ def test_a_link_that_was_renamed_is_called_by_its_new_name(namespace, target, li
 
 
 @pytest.mark.usefixtures("underlay")
-def test_what_did_not_change_is_not_read_again(namespace, target) -> None:
-    """Each look gets the item of the look before, although the kernel counts the age of each entry."""
+def test_an_unchanged_object_is_not_parsed_again(namespace, target) -> None:
+    """Each look returns the item of the previous look, although the kernel counts the age of each entry."""
     target.heal(PLAN)
     namespace.ip("neighbour add 10.100.77.0 lladdr 0e:00:00:00:00:77 dev flannel.1 nud permanent")
 
@@ -369,8 +369,8 @@ def test_what_did_not_change_is_not_read_again(namespace, target) -> None:
 
 
 @pytest.mark.usefixtures("underlay")
-def test_what_did_not_change_is_the_very_item_of_the_plan(namespace, target) -> None:
-    """So that thousands of items are in memory once, and compared at a glance."""
+def test_an_unchanged_object_is_the_identical_item_of_the_plan(namespace, target) -> None:
+    """So thousands of items are in memory once, and their comparison is fast."""
 
     async def work() -> None:
         async with LinuxTarget() as linux:
@@ -388,8 +388,8 @@ def test_what_did_not_change_is_the_very_item_of_the_plan(namespace, target) -> 
 
 
 @pytest.mark.usefixtures("underlay")
-def test_a_vni_that_another_device_has_is_refused_in_the_kernels_words(namespace, target) -> None:
-    namespace.ip("link add theirs type vxlan id 1 dstport 8472 dev eth0")
+def test_the_refusal_of_a_used_vni_contains_the_kernels_reason(namespace, target) -> None:
+    namespace.ip("link add foreign type vxlan id 1 dstport 8472 dev eth0")
 
     (refused,) = target.apply(Add(DEVICE))
 
@@ -398,13 +398,13 @@ def test_a_vni_that_another_device_has_is_refused_in_the_kernels_words(namespace
 
 
 def shown(namespace, program: str, words: str) -> list[str]:
-    """Return the lines that a program prints, sorted, without what a fresh start changes."""
+    """Return the sorted lines of a program's output, without those that a new start changes."""
     text = re.sub(r" (state \S+|linkdown)", "", namespace.command(program, *words.split()))
     return sorted(" ".join(line.split()) for line in text.splitlines() if line.strip())
 
 
 def all_shown(namespace) -> list[list[str]]:
-    """Return all that a pass may touch, as the tools show it."""
+    """Return all objects that a pass may touch, as tools show them."""
     everywhere = [
         # Without the entries that the kernel adds for multicast groups.
         [line for line in shown(namespace, "ip", "neigh show nud all") if "NOARP" not in line],

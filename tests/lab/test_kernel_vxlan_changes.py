@@ -1,4 +1,4 @@
-"""What wakes a pass of a vxlan host on the real kernel, and what does not; storms of changes, lost ones."""
+"""Changes that wake a pass of a vxlan host on the real kernel; storms of changes, and lost notifications."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ DEVICE = Link(
 
 
 def peer_items(number: int, destination: str = "10.7.1.1") -> tuple[Item, ...]:
-    """Return what a peer with the subnet 10.100.<number>.0/24 needs."""
+    """Return the objects for a peer with the subnet 10.100.<number>.0/24."""
     base, mac = IPv4Address(f"10.100.{number}.0"), f"0e:00:00:00:00:{number:02x}"
     return (
         Neighbour(link="flannel.1", address=base, mac=mac),
@@ -48,10 +48,10 @@ PLAN = State.of(
 
 FOREIGN = {
     "neighbour of the underlay": "ip neigh add 10.7.0.9 lladdr 0e:00:00:00:00:09 dev eth0 nud permanent",
-    "neighbour that ages, where nobody planned one": (
+    "unplanned neighbour that expires": (
         "ip neigh add 10.100.2.7 lladdr 0e:00:00:00:00:02 dev flannel.1 nud reachable"
     ),
-    "entry that ages, where nobody planned one": (
+    "unplanned entry that expires": (
         "bridge fdb add 0e:00:00:00:00:77 dev flannel.1 dst 10.7.0.77 self dynamic"
     ),
     "entry of another device": "bridge fdb add 0e:00:00:00:00:02 dev vxother dst 10.7.0.77 self permanent",
@@ -59,20 +59,20 @@ FOREIGN = {
         "ip neigh add 10.100.2.0 lladdr 0e:00:00:00:00:02 dev vxother nud permanent"
     ),
     "device": "ip link add another type bridge",
-    "device of another daemon": "ip link set vxtheirs mtu 1400",
+    "device of another daemon": "ip link set vxother mtu 1400",
     "neighbour of another daemon": (
-        "ip neigh add 10.101.2.0 lladdr 0e:00:00:00:00:02 dev vxtheirs nud permanent"
+        "ip neigh add 10.101.2.0 lladdr 0e:00:00:00:00:02 dev vxother nud permanent"
     ),
-    "entry of another daemon": "bridge fdb add 0e:00:00:00:00:77 dev vxtheirs dst 10.7.0.77 self permanent",
-    "route of another daemon": "ip route add 10.101.2.0/24 via 10.101.2.0 dev vxtheirs onlink proto 101",
+    "entry of another daemon": "bridge fdb add 0e:00:00:00:00:77 dev vxother dst 10.7.0.77 self permanent",
+    "route of another daemon": "ip route add 10.101.2.0/24 via 10.101.2.0 dev vxother onlink proto 101",
     "route of the underlay": "ip route add 10.99.0.0/16 via 10.7.0.9 dev eth0",
 }
 
 
 @pytest.fixture
 def ready(namespace) -> None:
-    """Give the namespace eth0, and vxlan devices of somebody's and of another daemon."""
-    # IPv6 speaks up seconds after a link went up, when its addresses proved unique.
+    """Give the namespace eth0, and foreign vxlan devices and those of another daemon."""
+    # IPv6 sends notifications seconds after a link was set up, when its addresses proved unique.
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     namespace.ip("link add eth0 type veth peer name eth0r")
     namespace.ip("link set eth0r up")
@@ -80,14 +80,14 @@ def ready(namespace) -> None:
     namespace.ip("address add 10.7.0.1/16 dev eth0")
     namespace.ip("link add vxother type vxlan id 77 dstport 8472 dev eth0")
     namespace.ip("link set vxother up")
-    namespace.ip("link add vxtheirs type vxlan id 78 dstport 8472 dev eth0")
-    namespace.command("ip", "link", "set", "vxtheirs", "up", "alias", "pyflannel /run/blue")
+    namespace.ip("link add vxother type vxlan id 78 dstport 8472 dev eth0")
+    namespace.command("ip", "link", "set", "vxother", "up", "alias", "pyflannel /run/blue")
     namespace.settle(eth0="UP")
 
 
 @asynccontextmanager
-async def standing(listen, plan: State = PLAN, **options) -> AsyncIterator:
-    """Yield a target with the plan in place and its wake-ups, all that was announced of that heard."""
+async def applied(listen, plan: State = PLAN, **options) -> AsyncIterator:
+    """Yield a target with the plan in effect, and its wake-ups after all notifications were read."""
     async with LinuxTarget(**options) as linux:
         assert await make_pass(linux, plan) == []
         async with listen(linux.changes()) as wakes:
@@ -102,9 +102,9 @@ async def make_pass(linux: LinuxTarget, plan: State = PLAN) -> list:
 
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("words", FOREIGN.values(), ids=FOREIGN.keys())
-def test_what_is_foreign_neither_wakes_nor_is_touched(namespace, listen, words: str) -> None:
+def test_foreign_objects_neither_wake_nor_change(namespace, listen, words: str) -> None:
     async def work() -> None:
-        async with standing(listen) as (linux, wakes):
+        async with applied(listen) as (linux, wakes):
             namespace.command(*words.split())
             assert await wakes.silence() == 0
             with_it = shown(namespace)
@@ -115,12 +115,12 @@ def test_what_is_foreign_neither_wakes_nor_is_touched(namespace, listen, words: 
 
 
 @pytest.mark.usefixtures("ready")
-def test_peers_that_we_add_change_and_remove_do_not_wake(namespace, listen) -> None:
-    """Also where the last look was before they came: a change of single peers needs no look."""
+def test_own_changes_of_peers_do_not_wake(namespace, listen) -> None:
+    """Also if the last look was before the peers joined: a change of single peers needs no look."""
     moved, plan = peer_items(4, "10.7.1.2"), State.collect(PLAN)
 
     async def work() -> None:
-        async with standing(listen, plan) as (linux, wakes):
+        async with applied(listen, plan) as (linux, wakes):
             plan.by_key.add(peer_items(4))
             assert await linux.apply([Add(item) for item in peer_items(4)]) == []
             assert await wakes.silence() == 0
@@ -149,12 +149,12 @@ def test_peers_that_we_add_change_and_remove_do_not_wake(namespace, listen) -> N
         "ip route replace 10.100.8.0/24 via 10.7.0.7 dev eth0",
     ],
 )
-def test_damage_to_a_peer_that_came_after_the_last_look_wakes(namespace, listen, words: str) -> None:
+def test_damage_to_a_peer_that_joined_after_the_last_look_wakes(namespace, listen, words: str) -> None:
     direct = Route(destination=IPv4Network("10.100.8.0/24"), link="eth0", gateway=IPv4Address("10.7.0.8"))
     plan = State.collect(PLAN)
 
     async def work() -> None:
-        async with standing(listen, plan) as (linux, wakes):
+        async with applied(listen, plan) as (linux, wakes):
             plan.by_key.add((*peer_items(4), direct))
             assert await linux.apply([Add(item) for item in (*peer_items(4), direct)]) == []
             await wakes.silence()
@@ -165,7 +165,7 @@ def test_damage_to_a_peer_that_came_after_the_last_look_wakes(namespace, listen,
 
 
 @pytest.mark.usefixtures("ready")
-def test_what_hangs_on_a_device_that_we_just_made_wakes_before_the_next_look(namespace, listen) -> None:
+def test_damage_on_a_new_device_wakes_before_the_next_look(namespace, listen) -> None:
     async def work() -> None:
         async with LinuxTarget() as linux:
             assert await make_pass(linux) == []
@@ -178,12 +178,12 @@ def test_what_hangs_on_a_device_that_we_just_made_wakes_before_the_next_look(nam
 
 
 @pytest.mark.usefixtures("ready")
-def test_an_underlay_that_goes_and_comes_again_wakes_and_is_followed(namespace, listen) -> None:
-    """The kernel deletes a vxlan device with its parent; the new parent has another index."""
+def test_an_underlay_that_is_removed_and_added_wakes_and_is_followed(namespace, listen) -> None:
+    """The kernel deletes a vxlan device with its parent. The new parent has another index."""
     plan = State.of(*(item for item in PLAN if not (isinstance(item, Route) and item.link == "eth0")))
 
     async def work() -> None:
-        async with standing(listen, plan) as (linux, wakes):
+        async with applied(listen, plan) as (linux, wakes):
             namespace.ip("link delete eth0")
             await wakes.next()
             refused = await make_pass(linux, plan)
@@ -215,7 +215,7 @@ FAR_HOST = (
 
 @pytest.mark.usefixtures("ready")
 def test_another_address_of_the_device_loses_no_packet(namespace, make_namespace) -> None:
-    """With its last IPv4 address a link loses its routes and neighbours, so the new one is added first."""
+    """A link loses routes and neighbours with its last IPv4 address, so the new address is added first."""
     far = make_namespace()
     namespace.ip(f"link set eth0r netns {far.name}")
     far.ip("address add 10.7.1.1/16 dev eth0r")
@@ -247,16 +247,16 @@ def test_another_address_of_the_device_loses_no_packet(namespace, make_namespace
 
 
 @pytest.mark.usefixtures("ready")
-def test_lost_notifications_are_one_wake_up(namespace, listen) -> None:
-    """More came than the buffer holds while nobody listened; one look finds whatever was done."""
+def test_lost_notifications_cause_one_wake_up(namespace, listen) -> None:
+    """More notifications arrived than the buffer holds. One look finds any damage."""
     churn = "\n".join(
-        f"route {verb} 10.150.{number}.0/24 dev eth0"  # of no concern to us
+        f"route {verb} 10.150.{number}.0/24 dev eth0"  # irrelevant changes
         for number in range(250)
         for verb in ("add", "delete")
     )
 
     async def work() -> None:
-        async with standing(listen, notification_octets=1 << 14) as (linux, wakes):
+        async with applied(listen, notification_octets=1 << 14) as (linux, wakes):
             namespace.command("ip", "-batch", "-", given=churn)
             namespace.ip("route delete 10.100.2.0/24")
             assert await wakes.silence() == 1
@@ -268,8 +268,8 @@ def test_lost_notifications_are_one_wake_up(namespace, listen) -> None:
 
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("notification_octets", [1 << 12, 4 << 20], ids=["lossy", "lossless"])
-def test_a_storm_of_changes_starves_nothing(namespace, notification_octets: int) -> None:
-    """While somebody damages routes without end, passes are made, and peers come and go."""
+def test_a_storm_of_changes_does_not_stop_other_work(namespace, notification_octets: int) -> None:
+    """A program damages routes constantly. Passes are made nevertheless, and peers join and leave."""
     storm = "\n".join(
         f"route {verb} 10.100.2.0/24 via 10.100.2.0 dev flannel.1 onlink proto {protocol}"
         for _ in range(150)
@@ -290,7 +290,7 @@ def test_a_storm_of_changes_starves_nothing(namespace, notification_octets: int)
                         passes += 1
 
             keeper = asyncio.ensure_future(keep_making_passes())
-            weather = asyncio.ensure_future(asyncio.to_thread(stir, namespace, storm, is_over))
+            weather = asyncio.ensure_future(asyncio.to_thread(damage_routes, namespace, storm, is_over))
             while turns < 20 or passes < 3:
                 await asyncio.sleep(0.005)
                 assert await linux.apply([Add(item) for item in peer_items(4)]) == []
@@ -308,13 +308,13 @@ def test_a_storm_of_changes_starves_nothing(namespace, notification_octets: int)
     namespace.run(work)
 
 
-def stir(namespace, storm: str, is_over: threading.Event) -> None:
+def damage_routes(namespace, storm: str, is_over: threading.Event) -> None:
     while not is_over.is_set():
         namespace.command("ip", "-batch", "-", given=storm)
 
 
 def shown(namespace) -> dict[str, str]:
-    """Return what the tools show of all that a pass could touch."""
+    """Return all objects that a pass could touch, as tools show them."""
     return {
         "links": namespace.ip("-brief link show"),
         "routes": namespace.ip("route show table all"),

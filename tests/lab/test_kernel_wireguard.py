@@ -1,4 +1,4 @@
-"""The key file of WireGuard, and what is said when it or a program is unusable."""
+"""The key file of WireGuard, and the messages if it or a program is unusable."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ def write(path: Path, text: str, mode: int = 0o600) -> None:
     path.chmod(mode)
 
 
-def test_the_first_start_makes_a_key_that_stays(path: Path) -> None:
+def test_the_first_start_creates_a_permanent_key(path: Path) -> None:
     before = os.umask(0)
     try:
         first = observed(keys_at(path))
@@ -95,7 +95,7 @@ def test_a_key_file_with_a_line_feed_is_read(path: Path) -> None:
         ("\x00" * 10000, 0o600, "it contains no key of 32 bytes in base64"),
     ],
 )
-def test_an_unusable_key_file_is_named_and_left_alone(path: Path, text: str, mode: int, why: str) -> None:
+def test_an_unusable_key_file_is_reported_and_not_changed(path: Path, text: str, mode: int, why: str) -> None:
     write(path, text, mode)
 
     with pytest.raises(TargetError) as error:
@@ -106,7 +106,7 @@ def test_an_unusable_key_file_is_named_and_left_alone(path: Path, text: str, mod
     assert path.read_text() == text
 
 
-def test_a_directory_or_a_symbolic_link_is_no_key_file(path: Path) -> None:
+def test_a_directory_or_a_symbolic_link_is_refused_as_key_file(path: Path) -> None:
     path.mkdir(parents=True)
     with pytest.raises(TargetError, match="not a regular file"):
         observed(keys_at(path))
@@ -125,7 +125,7 @@ def test_a_missing_wg_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert error.value.in_full == "wg is not installed. Install wireguard-tools."
 
 
-def test_wireguard_go_matters_only_to_a_kernel_without_wireguard(path: Path) -> None:
+def test_wireguard_go_is_required_only_without_wireguard_in_the_kernel(path: Path) -> None:
     facts = observed(keys_at(path, objection="wireguard-go, which is not installed"))
 
     assert facts.problem == ("" if facts.is_in_kernel else "wireguard-go, which is not installed")
@@ -148,7 +148,7 @@ def test_a_prepared_key_replaces_the_current_one_only_when_it_is_promoted(path: 
     assert [file.name for file in path.parent.iterdir()] == ["wgkey"]
 
 
-def test_a_key_that_a_crash_left_prepared_is_forgotten(path: Path) -> None:
+def test_a_prepared_key_left_by_a_crash_is_discarded(path: Path) -> None:
     write(path, PRIVATE)
     write(path.with_name("wgkey.next"), PRIVATE)
 

@@ -1,4 +1,4 @@
-"""The lab itself, on the real kernel: hosts that do not meet the machine, and that leave nothing behind."""
+"""The lab itself on the real kernel: hosts without access to the machine, and without remains."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import BusyError, LabError, UsageError
-from pyflannel.lab.kernel_path import lay_kernel_path, measure_kernel_path
+from pyflannel.lab.kernel_path import create_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab, enter_host, remove_lab, standing_labs
-from pyflannel.lab.lab_directory import ROOT, LabDirectory, nobody_removes
+from pyflannel.lab.lab_directory import ROOT, LabDirectory, without_removals
 from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import ping, ping_all
 from pyflannel.lab.waiting import wait_until
@@ -28,7 +28,7 @@ SOON_S = 120.0
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """One lab for the tests that leave it as it was."""
+    """One lab for the tests that do not change it."""
     with Lab(NAME) as lab:
         yield lab
 
@@ -53,7 +53,7 @@ def traces(name: str) -> list[str]:
 
 
 def start_script(body: str, *into: str) -> subprocess.Popen[str]:
-    """Start a program that opens a lab and says so; it holds it until it is ended."""
+    """Start a program that opens a lab, reports it, and keeps it until the program is ended."""
     script = f"import sys, time\nfrom pyflannel.lab.lab import Lab\n{body}\n"
     hearing = ["env", "--default-signal=INT"]  # background jobs of a shell ignore SIGINT
     return subprocess.Popen(
@@ -82,7 +82,7 @@ def test_hosts_reach_each_other_across_the_router(lab: Lab) -> None:
     assert results["docker1", "docker4"].ttl == 63
 
 
-def test_hosts_are_placed_as_in_the_cookbook(lab: Lab) -> None:
+def test_hosts_have_the_networks_of_the_cookbook(lab: Lab) -> None:
     for host in lab.hosts.values():
         (default,) = host.routes("default")
         assert (default["gateway"], default["dev"]) == (str(host.place.segment.gateway.ip), "eth0")
@@ -91,7 +91,7 @@ def test_hosts_are_placed_as_in_the_cookbook(lab: Lab) -> None:
 
 
 def test_each_host_is_a_separate_machine(lab: Lab) -> None:
-    """Names, ids, files and processes of one host are not another's, nor the machine's."""
+    """Names, IDs, files and processes of a host differ from those of other hosts and of the machine."""
     one, other = lab.hosts["docker1"], lab.hosts["docker4"]
     ids = {host.run(["cat", "/etc/machine-id"]).stdout for host in lab.hosts.values()}
 
@@ -167,7 +167,7 @@ def test_ctrl_c_removes_the_lab() -> None:
 def test_the_next_run_removes_the_remains_of_a_killed_run() -> None:
     name = f"{NAME}-kill"
     program = hold(name)
-    with nobody_removes():
+    with without_removals():
         program.kill()
         program.communicate(timeout=SOON_S)
         left = traces(name)
@@ -185,7 +185,7 @@ def test_the_next_run_removes_the_remains_of_a_killed_run() -> None:
 
 
 def test_any_lab_removes_the_remains_of_a_killed_run(lab: Lab) -> None:
-    """A user of tests or the demo need not know the names of earlier runs."""
+    """A user of tests or the demo does not need to know the names of earlier runs."""
     name = f"{NAME}-any"
     program = hold(name)
     program.kill()
@@ -350,9 +350,9 @@ THREADS = "import threading as t; [t.Thread(target=t.Event().wait).start() for _
 
 
 def test_a_late_last_answer_counts(lab: Lab) -> None:
-    """Each may take a second, however soon the first came."""
+    """Each answer may take a second, even if the first arrived immediately."""
     one, other = lab.hosts["docker1"], lab.hosts["docker2"]
-    assert ping(one, other.address).is_reached  # and each knows where the other is
+    assert ping(one, other.address).is_reached  # now each host knows the MAC address of the other
     slow = "root tbf rate 2kbit burst 100 latency 10s"
 
     one.run(["tc", "qdisc", "add", "dev", "eth0", *slow.split()])
@@ -437,7 +437,7 @@ def test_an_interrupt_does_not_wait_for_running_calls() -> None:
 
 def test_the_path_of_the_kernel_is_verified(lab: Lab) -> None:
     with Lab(f"{NAME}-vxlan") as other:
-        path = lay_kernel_path(other)
+        path = create_kernel_path(other)
 
         result = measure_kernel_path(path, seconds=1)
         path.left_host.run(["ip", "tuntap", "add", "overlay0", "mode", "tun"])
@@ -449,7 +449,7 @@ def test_the_path_of_the_kernel_is_verified(lab: Lab) -> None:
 
 
 def test_a_lab_of_a_thread_is_removed_too() -> None:
-    """Signals are held off by the main thread alone; elsewhere there are none to hold off."""
+    """Only the main thread defers signals. Other threads receive none."""
     name = f"{NAME}-thread"
 
     def visit() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab import program
-from pyflannel.lab.lab_directory import LabDirectory, nobody_removes
+from pyflannel.lab.lab_directory import LabDirectory, without_removals
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the labs' directory is root's")
 
@@ -25,7 +25,7 @@ def home() -> Iterator[LabDirectory]:
 def test_a_new_lab_is_not_removed_as_remains(home: LabDirectory) -> None:
     beginning = threading.Thread(target=home.acquire)
 
-    with nobody_removes():
+    with without_removals():
         beginning.start()
         beginning.join(LOOK_S)
         is_there = home.path.exists()
@@ -39,7 +39,7 @@ def test_a_new_lab_is_not_removed_as_remains(home: LabDirectory) -> None:
 def test_shared_objects_stay_while_a_lab_exists(
     home: LabDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program of it may be about to make a control group there."""
+    """A program of the lab may be about to create a control group there."""
     monkeypatch.setattr(program, "_HIERARCHIES", tmp_path)
     root = tmp_path / "memory" / program.ROOT
     other = LabDirectory(f"{home.name}-2")

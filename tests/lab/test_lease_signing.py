@@ -25,7 +25,7 @@ def start(overlay, host: Host, *flags: str) -> None:
     overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", *flags)
 
 
-def test_a_writer_of_the_store_cannot_redirect_packets_between_hosts_that_require_signatures(
+def test_write_access_to_the_store_cannot_redirect_packets_of_hosts_that_require_signatures(
     overlay, ping_stream, figures
 ) -> None:
     one, two, eve = (overlay.hosts[name] for name in ("docker1", "docker2", "docker4"))

@@ -1,4 +1,4 @@
-"""flannelctl cleanup: the host is as if flannel had never been there."""
+"""flannelctl cleanup restores the host to the state before its first flanneld."""
 
 import contextlib
 import json
@@ -23,21 +23,21 @@ REMOVED = {
     "vxlan": ["link flannel.1", f"{PEERS} routes"],
     "host-gw": [f"{PEERS} routes"],
 }
-"""Some of the lines about removed objects."""
+"""Log lines about some of the removed objects."""
 
 OF_THE_LAB = {"log", "run/notify", ".overlay", "cgroup"}
-"""Where the lab itself writes: logs of the programs, and the notices of those that start."""
+"""Files that the lab itself writes: logs of the programs, and notifications of starting ones."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def at_rest(overlay) -> None:
-    """No host has an address under way; no daemon has ever run."""
+    """All addresses of the hosts are final, and no daemon has ever run."""
     for host in overlay.hosts.values():
         overlay.wait_at_rest(host)
 
 
 def traces(overlay, host: Host) -> dict[str, Any]:
-    """Return all that a program can leave on a host: the network, processes, filters, settings, files."""
+    """Return everything that a program can leave on a host: network, processes, filters, settings, files."""
     settings = host.run(["sh", "-c", "sysctl --all --ignore 2>/dev/null | grep '^net.ipv[46].'"])
     permanent = ["ip", "-json", "neigh", "show", "nud", "permanent"]
     shown = {
@@ -58,7 +58,7 @@ def traces(overlay, host: Host) -> dict[str, Any]:
 
 
 def wait_as_before(overlay, host: Host, before: dict[str, Any]) -> None:
-    """Return once the host is as it was; the processes that ended may take a moment to be gone."""
+    """Return when the host is as before. Ended processes may take a moment to disappear."""
     with contextlib.suppress(LabError):
         wait_until(lambda: traces(overlay, host) == before, what="no trace", deadline_s=DEADLINE_S)
     assert traces(overlay, host) == before
@@ -101,7 +101,7 @@ def leases(overlay) -> dict[str, Any]:
     ],
 )
 def test_cleanup_leaves_no_trace(overlay, backend: str, daemon: str) -> None:
-    """Nothing but the logs, whether the daemon runs or not; the lease is gone from the store too."""
+    """Only the logs remain, whether the daemon runs or not. The lease is removed from the store, too."""
     host = overlay.hosts["docker1"]
     overlay.set_backend(backend)
     overlay.put_peers(backend, PEERS)
@@ -109,7 +109,9 @@ def test_cleanup_leaves_no_trace(overlay, backend: str, daemon: str) -> None:
     before = traces(overlay, host)
     overlay.join(host)
     wait_until(
-        lambda: laid(overlay, host, backend) == PEERS, what="what each peer needs", deadline_s=DEADLINE_S
+        lambda: reachable_peers(overlay, host, backend) == PEERS,
+        what="all objects of each peer",
+        deadline_s=DEADLINE_S,
     )
     assert traces(overlay, host) != before
     if daemon == "was terminated":
@@ -129,7 +131,7 @@ def test_cleanup_leaves_no_trace(overlay, backend: str, daemon: str) -> None:
     overlay.delete_leases()
 
 
-def laid(overlay, host: Host, backend: str) -> int:
+def reachable_peers(overlay, host: Host, backend: str) -> int:
     """Return the number of reachable peers. Some may be added after the host is ready."""
     if backend == "udp":
         return len(overlay.peers(host))
@@ -137,7 +139,7 @@ def laid(overlay, host: Host, backend: str) -> int:
 
 
 def test_cleanup_after_a_switch_of_backends_leaves_no_trace(overlay) -> None:
-    """One that the daemon heard of, and one that it did not, as it was down."""
+    """The daemon detected one switch, and was stopped during the other."""
     host = overlay.hosts["docker1"]
     before = traces(overlay, host)
     overlay.set_backend("udp")
@@ -154,7 +156,7 @@ def test_cleanup_after_a_switch_of_backends_leaves_no_trace(overlay) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["pkill -STOP -x flannel-forward", "rm -r /run/flannel"], ids=["stands still", "has no socket"]
+    "damage", ["pkill -STOP -x flannel-forward", "rm -r /run/flannel"], ids=["stopped", "without socket"]
 )
 def test_cleanup_ends_a_forwarder_that_does_not_respond(overlay, damage: str) -> None:
     host = overlay.hosts["docker2"]
@@ -180,7 +182,7 @@ def test_cleanup_of_a_clean_host_does_nothing(overlay) -> None:
 
 
 def test_cleanup_keeps_objects_of_others(overlay) -> None:
-    """A route over a device of pyflannel is removed with it. Devices, files and routes of others stay."""
+    """A route over a device of pyflannel is removed with it. Foreign devices, files and routes remain."""
     host = overlay.hosts["docker3"]
     foreign = [
         "link add decoy0 type veth peer name decoy1",
@@ -205,7 +207,7 @@ def test_cleanup_keeps_objects_of_others(overlay) -> None:
 
 
 def test_a_kept_lease_is_acquired_again(overlay) -> None:
-    """`--keep-lease`: the host is clean but for its identity, and the next start has the same subnet."""
+    """`--keep-lease`: only the identity of the host remains, and the next start has the same subnet."""
     host = overlay.hosts["docker4"]
     before = traces(overlay, host)
     overlay.join(host)
@@ -215,12 +217,12 @@ def test_a_kept_lease_is_acquired_again(overlay) -> None:
 
     files_before = set(before.pop("files"))
 
-    def but_for_files() -> dict[str, Any]:
+    def without_files() -> dict[str, Any]:
         return {part: found for part, found in traces(overlay, host).items() if part != "files"}
 
-    with contextlib.suppress(LabError):  # the processes that ended may take a moment to be gone
-        wait_until(lambda: but_for_files() == before, what="no other trace", deadline_s=DEADLINE_S)
-    assert but_for_files() == before
+    with contextlib.suppress(LabError):  # ended processes may take a moment to disappear
+        wait_until(lambda: without_files() == before, what="no other trace", deadline_s=DEADLINE_S)
+    assert without_files() == before
     kept = set(files(host.directory)) - files_before
     assert {name.split()[1] for name in kept} == {
         "var/lib/flannel",

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 DEADLINE_S = 60.0
 ENDPOINT = "127.0.0.1:8471"
 NOBODY_S = "10.100.250.2"
-"""An address of the network that no host has."""
+"""An address of the network that no host uses."""
 
 _SEND = (
     "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
@@ -27,7 +27,7 @@ _SEND = (
 
 
 def send(sender, receiver, source: str, destination: str, packets: int) -> None:
-    """Let a host send inner packets in tunnel datagrams, whether it has a lease or not."""
+    """Let a host send inner packets in tunnel datagrams, with or without a lease."""
     ends = IPv4Address(source).packed + IPv4Address(destination).packed
     inner = struct.pack("!BBHHHBBH", 0x45, 0, 20, 0, 0, 64, 17, 0) + ends
     sender.run([sys.executable, "-c", _SEND, str(receiver.address), inner.hex(), str(packets)])
@@ -53,7 +53,7 @@ def scrape(host) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def ends(overlay):
-    """docker1 and docker4 on one network, with a container each."""
+    """docker1 and docker4 in one network, with a container each."""
     ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
     for host in ends:
         overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", f"--http={ENDPOINT}")
@@ -132,7 +132,7 @@ def test_repairs_are_counted_by_kind(overlay, ends):
 
 
 def test_a_stranger_is_reported_by_log_status_and_doctor(overlay, ends):
-    """docker2 has no lease. Drops of the programs and of the guard are reported alike."""
+    """docker2 has no lease. Drops of the programs and of the guard are reported in the same way."""
     (one, other), (box, far) = ends
     docker2 = overlay.hosts["docker2"]
     before, after = scrape(one), len(overlay.log(one))

@@ -1,4 +1,4 @@
-"""Networks that come and go in one daemon: what one opens is closed when it ends."""
+"""Networks that start and end in one daemon close everything that they opened."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.store_record import Put
 
 SHORT, LONG = 150, 1000
-"""Networks: the kernel gives a user 128 instances of inotify, so that one leaked by each shows by then."""
+"""Number of networks. A user may have 128 instances of inotify, so a leak of one for each shows."""
 
 
 class Timers(BoottimeClock):
@@ -37,8 +37,8 @@ def options(tmp_path: Path) -> FlanneldOptions:
     return parsed
 
 
-async def live_once(options: FlanneldOptions, store: FakeStore) -> None:
-    """Start a network, let it have a lease and a pass, and end it."""
+async def start_and_end(options: FlanneldOptions, store: FakeStore) -> None:
+    """Start a network, let it acquire a lease and make a pass, and end it."""
     is_ready = asyncio.Event()
     async with open_network(
         options=options,
@@ -61,11 +61,11 @@ async def live_once(options: FlanneldOptions, store: FakeStore) -> None:
 
 
 def held() -> tuple[list[str], int, list[str]]:
-    """Return what is open, how many tasks there are, and the threads."""
+    """Return open descriptors, number of tasks, and threads."""
     gc.collect()
     opened = []
     for each in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # that of the listing itself
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             opened.append(os.readlink(f"/proc/self/fd/{each}").split(":")[0])
     return sorted(opened), len(asyncio.all_tasks()), sorted(thread.name for thread in threading.enumerate())
 
@@ -75,7 +75,7 @@ def held() -> tuple[list[str], int, list[str]]:
 def test_ended_networks_leave_no_descriptor_task_or_thread(
     namespace, options: FlanneldOptions, long_run: bool, backend: str
 ) -> None:
-    """A thousand starts and ends cost what one does."""
+    """A thousand starts and ends cost as much as one."""
     namespace.ip("link add eth0 type veth peer name eth0r")
     namespace.ip("address add 10.7.0.1/24 dev eth0")
     namespace.ip("link set eth0r up")
@@ -83,14 +83,16 @@ def test_ended_networks_leave_no_descriptor_task_or_thread(
     config = f'{{"Network": "10.100.0.0/16", "Backend": {{"Type": "{backend}"}}}}'
 
     async def work() -> tuple[object, object]:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # else it grows for a while
+        asyncio.get_running_loop().set_default_executor(
+            ThreadPoolExecutor(1)
+        )  # else memory grows for a while
         store = FakeStore(Timers())
         await store.write(Put(key="config", value=config.encode(), expected=None, ttl_s=None))
-        for _ in range(3):  # what is made once and kept
-            await live_once(options, store)
+        for _ in range(3):  # objects that are created once and kept
+            await start_and_end(options, store)
         before = held()
         for _ in range(LONG if long_run else SHORT):
-            await live_once(options, store)
+            await start_and_end(options, store)
         return before, held()
 
     before, after = namespace.run(work, 1200)

@@ -1,7 +1,7 @@
-"""The laws of tests/property on the real kernel, in a sample.
+"""The laws of tests/property on the real kernel, with a sample of cases.
 
-A kernel in memory performs the same operations. After each batch both must have refused the same operations
-and must hold the same objects, so the double is as strict as the kernel.
+A kernel in memory performs the same operations. After each batch, both must have refused the same operations
+and must have the same objects. So the double is as strict as the kernel.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -63,7 +63,7 @@ class Twins:
         return _comparable(await self._real.snapshot(self._fake.state | desired), self._fake.state)
 
     async def _perform(self, operation: Operation) -> Sequence[Refusal]:
-        """Perform an operation of another program. The adapter makes no bridges, so ip(8) does."""
+        """Perform an operation of another program. The adapter creates no bridges, so ip(8) does."""
         ip = self._namespace.ip
         match operation:
             case Add(Link(kind="bridge", name=name)):
@@ -85,7 +85,7 @@ class Twins:
         return ()
 
     def _is_possible(self, item: Item) -> bool:
-        """Return whether the adapter makes and reads such an object. It makes no entries that age."""
+        """Return whether the adapter creates and reads such an object. It creates no entries that expire."""
         match item:
             case Neighbour() | FdbEntry():
                 link = self._fake.state.by_key.get(("link", item.link))
@@ -106,7 +106,7 @@ def _operations(refusals: Sequence[Refusal]) -> list[Operation]:
 
 
 def _comparable(state: State, fake: State) -> State:
-    """Return the objects that both kernels show alike: of a bridge only its name, state and alias."""
+    """Return the objects that both kernels show equally: of a bridge only its name, state and alias."""
     vxlans = {link.name for link in fake.of_type(Link) if link.kind == "vxlan"}
 
     def shown(item: Item) -> Item | None:
@@ -192,5 +192,5 @@ def test_the_empty_plan_leaves_no_trace(make_namespace, desired: State) -> None:
 
 @given(case=cases(), cut=st.floats(0, 1))
 @sample(3)
-def test_a_pass_that_was_cut_is_finished_by_the_next(make_namespace, case: Case, cut: float) -> None:
+def test_an_interrupted_pass_is_finished_by_the_next(make_namespace, case: Case, cut: float) -> None:
     run(make_namespace, lambda twins: target_laws.check_a_cut_pass_is_finished(twins, *case, cut))

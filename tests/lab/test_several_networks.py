@@ -1,4 +1,4 @@
-"""Two networks on one host, by two daemons and by one: devices, ports, files and leases stay apart."""
+"""Two networks on one host, of two daemons or of one, have separate devices, ports, files and leases."""
 
 import asyncio
 import json
@@ -32,14 +32,14 @@ def pair() -> Iterator[tuple[Lab, Host, Host]]:
 
 
 def lease_of(host: Host, subnet_file: str) -> str:
-    """Return the base address of the subnet that the file names: the address of the host's device."""
+    """Return the base address of the subnet in the file: the address of the host's device."""
     text = host.run(["cat", subnet_file]).stdout
     line = next(line for line in text.splitlines() if line.startswith("FLANNEL_SUBNET="))
     return line.removeprefix("FLANNEL_SUBNET=").rpartition(".")[0] + ".0"
 
 
 def tunnels(host: Host) -> dict[str, tuple[str, str]]:
-    """Return the mark and the address of each TUN device, by its name."""
+    """Return mark and address of each TUN device by name."""
     links = json.loads(host.run(["ip", "-j", "-d", "addr"]).stdout)
     return {
         link["ifname"]: (split_alias(link.get("ifalias", ""))[0], link["addr_info"][0]["local"])
@@ -49,7 +49,7 @@ def tunnels(host: Host) -> dict[str, tuple[str, str]]:
 
 
 def reach(host: Host, address: str) -> None:
-    """Ping until it answers: a host is ready before each of its peers has heard of it."""
+    """Ping until there is an answer, because a host is ready before each of its peers knows it."""
     host.run(["timeout", "100", "sh", "-c", f"until ping -c1 -W1 {address}; do :; done"])
 
 
@@ -66,7 +66,7 @@ def set_config(host: Host, store: str, config: str) -> None:
 
 
 def test_two_daemons_with_two_stores_stay_apart(pair: tuple[Lab, Host, Host]) -> None:
-    """Each finds its own device again after a restart, and removes nothing of the other's."""
+    """Each daemon finds its own device again after a restart, and removes no object of the other."""
     lab, *hosts = pair
     stores = {"green": lab.sqlite_url, "blue": f"{lab.sqlite_url}.blue"}
     for name, config in (("green", GREEN), ("blue", BLUE)):
@@ -111,7 +111,7 @@ def test_two_daemons_with_two_stores_stay_apart(pair: tuple[Lab, Host, Host]) ->
 def test_two_networks_without_a_device_of_the_claimed_name_stay_apart(
     pair: tuple[Lab, Host, Host], kind: str
 ) -> None:
-    """Two VNIs, or two sets of routes on one link: a restart and a cleanup of one leaves the other's."""
+    """Two VNIs, or two sets of routes on one link: restart and cleanup of one do not affect the other."""
     lab, host, _ = pair
     stores = {"green": lab.sqlite_url, "blue": f"{lab.sqlite_url}.blue"}
     for number, name in enumerate(stores, start=1):
@@ -147,7 +147,7 @@ def test_two_networks_without_a_device_of_the_claimed_name_stay_apart(
 
 
 def test_two_networks_with_one_vni_do_not_fight(pair: tuple[Lab, Host, Host]) -> None:
-    """The first has the device; the second says whose it is, and works once it has another VNI."""
+    """The first has the device. The second names its owner, and works after its VNI was changed."""
     lab, host, _ = pair
     stores = {"green": lab.sqlite_url, "blue": f"{lab.sqlite_url}.blue"}
     for number, name in enumerate(stores, start=1):
@@ -170,7 +170,7 @@ def test_two_networks_with_one_vni_do_not_fight(pair: tuple[Lab, Host, Host]) ->
 
 
 def flags(store: str, name: str) -> list[str]:
-    """Return the flags of one of two daemons; the green one has the usual places."""
+    """Return the flags of one of two daemons. The green one uses the default directories."""
     if name == "green":
         return [f"--store={store}"]
     places = [f"--run-dir=/run/flannel-{name}", f"--state-dir=/var/lib/flannel-{name}"]
@@ -182,13 +182,13 @@ def start(host: Host, store: str, name: str) -> Program:
 
 
 def repaired(host: Host, name: str) -> list[str]:
-    """Return what a daemon said to have repaired."""
+    """Return the repairs that a daemon logged."""
     lines = (host.directory / f"log/{name}.log").read_text().splitlines()
     return [line for line in lines if "Repaired" in line]
 
 
 def objects(host: Host) -> dict[str, list[str]]:
-    """Return the host's devices with their aliases, its routes, and its chains of ours."""
+    """Return the host's devices with their aliases, its routes, and its chains of pyflannel."""
     links = [f"{link['ifname']} {link.get('ifalias', '')}" for link in host.links()]
     saved = host.run(["iptables-save"]).stdout.splitlines()
     return {
@@ -200,12 +200,12 @@ def objects(host: Host) -> dict[str, list[str]]:
 
 
 def claimed(host: Host) -> str:
-    """Return the name that the green daemon claims: whichever starts first has flannel0."""
+    """Return the name that the green daemon claims: the first daemon has flannel0."""
     return (host.directory / "run/flannel/device").read_text().strip()
 
 
 def wait_routes(host: Host, name: str, kind: str) -> None:
-    """Return when the host has the one peer's route of this network, by its daemon's protocol."""
+    """Return when the host has the route of the only peer of this network, with its daemon's protocol."""
     network, protocol, vni = {"green": ("10.101.", "80", 1), "blue": ("10.102.", "101", 2)}[name]
     if claimed(host) != "flannel0":
         protocol = {"80": "101", "101": "80"}[protocol]
@@ -220,8 +220,8 @@ def wait_routes(host: Host, name: str, kind: str) -> None:
     )
 
 
-def test_one_daemon_runs_the_networks_that_it_is_told(pair: tuple[Lab, Host, Host]) -> None:
-    """--networks of flannel 0.6: a subnet file, a control socket and a device each."""
+def test_one_daemon_runs_several_given_networks(pair: tuple[Lab, Host, Host]) -> None:
+    """--networks of flannel 0.6: each network has a subnet file, a control socket and a device."""
     _, *hosts = pair
     store = pair[0].sqlite_url
     for name, config in (("green", GREEN), ("blue", BLUE)):
@@ -242,8 +242,8 @@ def test_one_daemon_runs_the_networks_that_it_is_told(pair: tuple[Lab, Host, Hos
     assert "network=blue" in log
 
 
-def test_a_network_named_like_the_place_of_pins_has_its_own(pair: tuple[Lab, Host, Host]) -> None:
-    """The daemon has not the right to find programs without pins."""
+def test_a_network_named_like_the_directory_of_pins_has_separate_pins(pair: tuple[Lab, Host, Host]) -> None:
+    """The daemon does not have the right to find programs without pins."""
     lab, host, _ = pair
     for name, config in (("bpf", GREEN), ("blue", BLUE)):
         set_config(host, f"{lab.sqlite_url}#{name}", config)
@@ -263,8 +263,11 @@ def test_a_network_named_like_the_place_of_pins_has_its_own(pair: tuple[Lab, Hos
     wait_until(lambda: len(pinned()) == 4, what="two programs of each", deadline_s=SOON_S)
 
 
-def test_networks_are_followed_as_they_come_and_go(pair: tuple[Lab, Host, Host]) -> None:
-    """--watch-networks: a config that comes is a network that runs, and one that went can be cleaned up."""
+def test_networks_start_and_end_with_their_configs(pair: tuple[Lab, Host, Host]) -> None:
+    """--watch-networks: a network starts when its config is written.
+
+    After its deletion, cleanup is possible.
+    """
     lab, host, _ = pair
     set_config(host, f"{lab.sqlite_url}#green", GREEN)
     host.start_flanneld(f"--store={lab.sqlite_url}", "--networks=green,blue", "--watch-networks")
@@ -295,10 +298,10 @@ async def delete_config(url: str) -> None:
     await store.close()
 
 
-def test_a_network_that_nobody_made_is_named_and_keeps_no_other_from_working(
+def test_a_network_without_config_is_reported_and_does_not_stop_others(
     pair: tuple[Lab, Host, Host],
 ) -> None:
-    """It is waited for: the daemon is not ready for the service manager, the other network works."""
+    """The service manager receives no readiness while flanneld waits for it. The other network works."""
     lab, host, _ = pair
     set_config(host, f"{lab.sqlite_url}#green", GREEN)
 
@@ -306,15 +309,20 @@ def test_a_network_that_nobody_made_is_named_and_keeps_no_other_from_working(
 
     wait_file(host, "/run/flannel/networks/green.env")
     log = host.directory / "log/flanneld.log"
-    wait_until(lambda: "\nE" in log.read_text(), what="an error is said", deadline_s=SOON_S)
+    wait_until(lambda: "\nE" in log.read_text(), what="an error is logged", deadline_s=SOON_S)
     lines = [line for line in log.read_text().splitlines() if line.startswith("E")]
     assert len(lines) == 1
     assert "flannel config not found" in lines[0]
     assert lines[0].endswith("network=nosuch")
 
 
-def test_a_network_that_meets_a_file_is_named_and_hinders_no_other(pair: tuple[Lab, Host, Host]) -> None:
-    """Whoever may write to the store may name one so; the operator who names it himself is told at once."""
+def test_a_network_with_an_occupied_directory_is_reported_and_does_not_stop_others(
+    pair: tuple[Lab, Host, Host],
+) -> None:
+    """A process with access to the store may create such a name.
+
+    If an operator configures it, flanneld refuses.
+    """
     lab, host, _ = pair
     host.run(["sh", "-c", "mkdir -p /run/flannel && touch /run/flannel/docker"])
     for name in ("..", "device", "docker", "green"):
@@ -332,8 +340,8 @@ def test_a_network_that_meets_a_file_is_named_and_hinders_no_other(pair: tuple[L
     assert "network docker cannot run on this host: /run/flannel/docker is a file" in told.stderr
 
 
-def test_cleanup_of_one_network_gives_its_lease_back_and_no_other(pair: tuple[Lab, Host, Host]) -> None:
-    """It has no identity of its own, and the store that is named is that of all networks."""
+def test_cleanup_of_one_network_releases_only_its_lease(pair: tuple[Lab, Host, Host]) -> None:
+    """It has no identity of its own, and the given store is that of all networks."""
     lab, host, _ = pair
     for name, config in (("green", GREEN), ("blue", BLUE)):
         set_config(host, f"{lab.sqlite_url}#{name}", config)

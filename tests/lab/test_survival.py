@@ -1,4 +1,4 @@
-"""The daemon may end, be killed, or start at any moment: packets flow, and the next one finds its place."""
+"""Packets flow when the daemon exits, is killed or starts at any moment, and the next daemon continues."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ FRESH_HOST, PEER_DOWN = "docker3", "docker2"
 
 @pytest.fixture(scope="module", autouse=True)
 def joined(overlay) -> None:
-    """docker1, docker2 and docker4 on one network; docker3 has never run a daemon."""
+    """docker1, docker2 and docker4 in one network. docker3 has never run a daemon."""
     joining = [host for host in overlay.hosts.values() if host.name != FRESH_HOST]
     together([lambda host=host: overlay.join(host) for host in joining])
     overlay.settle(*joining)
@@ -52,7 +52,7 @@ def lease_key(subnet: IPv4Network) -> str:
 def test_no_packet_is_lost_while_the_daemon_ends_and_starts(
     overlay, ping_stream, figures, long_run: bool
 ) -> None:
-    """SIGTERM and SIGKILL, in turn, on both ends of a stream; there is nothing to repair afterwards."""
+    """SIGTERM and SIGKILL in turn, at both ends of a stream. Afterwards there is nothing to repair."""
     ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
     subnets = {host.name: host.lease() for host in ends}
     forwarders = {host.name: overlay.forwarder(host).pid for host in ends}
@@ -83,7 +83,7 @@ def test_no_packet_is_lost_while_the_daemon_ends_and_starts(
 
 
 def assert_taken_over(overlay, host: Host, said: str, subnet: IPv4Network) -> None:
-    """The daemon that just started took the same subnet, and found everything in place."""
+    """The daemon that just started acquired the same subnet and found all objects in place."""
     assert f"Found lease ({subnet}) for current IP" in said
     assert "Applied the plan" not in said
     assert "Repaired" not in said
@@ -93,8 +93,8 @@ def assert_taken_over(overlay, host: Host, said: str, subnet: IPv4Network) -> No
     assert host.lease() == subnet
 
 
-def test_peers_that_leave_and_come_while_the_daemon_is_down(overlay) -> None:
-    """Its start makes the table what the store says: one lease was deleted, another written."""
+def test_peers_that_leave_and_join_while_the_daemon_is_stopped(overlay) -> None:
+    """Its start updates the table to the store: one lease was deleted, another one written."""
     host, leaving = overlay.hosts["docker1"], overlay.hosts[PEER_DOWN]
     gone, come = leaving.lease(), IPv4Network("10.100.254.0/24")
     assert peers_of(overlay, host) >= {gone}
@@ -133,12 +133,12 @@ STAGES: dict[str, Callable[[Host], bool]] = {
     "the forwarder's socket": lambda host: (host.directory / "run/flannel/forwarder.sock").exists(),
     "subnet.env": lambda host: (host.directory / "run/flannel/subnet.env").exists(),
 }
-"""How far a first start has come, by what it has made, seen from outside."""
+"""The progress of a first start: the objects that it has created, as seen from outside."""
 
 
 @pytest.fixture(scope="module")
 def fresh_host(overlay) -> tuple[Host, str]:
-    """A host where no daemon has ever run, and all that is on it once one does."""
+    """A host without any earlier daemon, and all its objects after a start."""
     host = overlay.hosts[FRESH_HOST]
     overlay.join(host)
     overlay.settle(*overlay.hosts.values())
@@ -152,13 +152,13 @@ def fresh_host(overlay) -> tuple[Host, str]:
 def test_a_daemon_killed_at_any_moment_of_its_start(
     overlay, fresh_host, ping_stream, long_run: bool, stage: str
 ) -> None:
-    """The next start comes up clean on whatever is there, and exactly one forwarder runs."""
+    """The next start handles any remains, and exactly one forwarder runs."""
     host, clean = fresh_host
     peer = overlay.hosts["docker4"]
     for later_s in (0.0, 0.005, 0.01, 0.02, 0.04) if long_run else (0.0,):
         (host.directory / "log/flanneld.log").unlink()
         daemon = host.launch_flanneld(f"--store={overlay.etcd.url}")
-        kill_when(daemon, lambda: STAGES[stage](host), later_s)
+        kill_after(daemon, lambda: STAGES[stage](host), later_s)
 
         overlay.join(host)
         wait_until(lambda: shape(overlay, host) == clean, what="as after a start", deadline_s=DEADLINE_S)
@@ -170,27 +170,27 @@ def test_a_daemon_killed_at_any_moment_of_its_start(
         clean_up(overlay, host)
 
 
-def kill_when(daemon: Program, condition: Callable[[], bool], later_s: float) -> None:
-    """Kill the daemon at once when it has come so far, or a moment later."""
+def kill_after(daemon: Program, condition: Callable[[], bool], later_s: float) -> None:
+    """Kill the daemon when it has reached this progress, immediately or a moment later."""
     pid, end = daemon.pid, time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < end, daemon.last_words()
-    time.sleep(later_s)  # not to wait for something: the moment is what is tried
+    time.sleep(later_s)  # not a wait for an event: this moment is tested
     os.kill(pid, signal.SIGKILL)
     daemon.wait()
 
 
 def shape(overlay, host: Host) -> str:
-    """Return all that is on the host, without its subnet and its identity."""
+    """Return all objects of the host, without its subnet and its identity."""
     state = overlay.state(host)
     forwarder = state.pop("forwarder")
     told = forwarder and {"attached": forwarder.is_attached, "peers": len(forwarder.peers)}
-    ours = str(host.lease().network_address).removesuffix("0")
+    own = str(host.lease().network_address).removesuffix("0")
     identity = json.loads((host.directory / "var/lib/flannel/identity.json").read_text())["Owner"]
-    return json.dumps({**state, "forwarder": told}).replace(ours, "OURS.").replace(identity, "IDENTITY")
+    return json.dumps({**state, "forwarder": told}).replace(own, "OWN.").replace(identity, "IDENTITY")
 
 
 def clean_up(overlay, host: Host) -> None:
-    """Make the host one where no daemon has ever run."""
+    """Restore the host to a state without any earlier daemon."""
     terminate(overlay.daemons[host.name])
     host.flannelctl("--store", overlay.etcd.url, "cleanup")

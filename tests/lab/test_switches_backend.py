@@ -1,4 +1,4 @@
-"""Another Backend.Type: what the old one had goes, whether the daemon runs meanwhile or not."""
+"""After a change of Backend.Type, the old backend's objects are removed, even if the daemon was stopped."""
 
 import contextlib
 import itertools
@@ -34,7 +34,7 @@ def set_backend(overlay, kind: str) -> None:
 
 
 def devices(host: Host) -> dict[str, str]:
-    """Return the kind of each marked device by its name; WireGuard of the kernel counts as tun."""
+    """Return the kind of each marked device by name. WireGuard of the kernel counts as tun."""
     return {
         link["ifname"]: link["linkinfo"]["info_kind"].replace("wireguard", "tun")
         for link in host.links()
@@ -43,7 +43,7 @@ def devices(host: Host) -> dict[str, str]:
 
 
 def lasting(host: Host) -> list[tuple[Any, ...]]:
-    """Return the routes into the network, permanent neighbours and FDB entries of the host."""
+    """Return the host's routes into the network, and its permanent neighbours and FDB entries."""
     neighbours = json.loads(host.run(["ip", "-json", "neigh", "show", "nud", "permanent"]).stdout or "[]")
     entries = json.loads(host.run(["bridge", "-json", "fdb", "show"]).stdout or "[]")
     return [
@@ -80,13 +80,13 @@ def expected(kind: str, peer: Host) -> tuple[dict[str, str], list[tuple[Any, ...
 
 
 def wait_backend(overlay, pair: list[Host], kind: str) -> None:
-    """Return when both hosts have what this backend has, and nothing else."""
+    """Return when both hosts have exactly the objects of this backend."""
     for host, peer in zip(pair, reversed(pair), strict=True):
         wanted = expected(kind, peer)
         with contextlib.suppress(LabError):
             wait_until(
                 lambda host=host, wanted=wanted: (devices(host), lasting(host)) == wanted,
-                what=f"{host.name} has what {kind} has",
+                what=f"{host.name} has the objects of {kind}",
                 deadline_s=DEADLINE_S,
             )
         assert (devices(host), lasting(host)) == wanted, overlay.log(host)[-2000:]
@@ -100,14 +100,14 @@ def wait_backend(overlay, pair: list[Host], kind: str) -> None:
 
 
 def bridge(host: Host) -> IPv4Address:
-    """Give the host a bridge with the gateway address of its subnet, as Docker would; return the address."""
+    """Create a bridge with the gateway address of the host's subnet, like Docker's; return the address."""
     gateway = host.gateway()
     batch = f"link add br7 type bridge\nlink set br7 up\naddress add {gateway} dev br7\n"
     host.run(["ip", "-batch", "-"], text=batch)
     return gateway.ip
 
 
-def test_each_backend_leaves_nothing_to_the_next(overlay, pair, ping_stream, figures) -> None:
+def test_each_backend_removes_all_its_objects(overlay, pair, ping_stream, figures) -> None:
     """The subnets stay, and no packet is lost."""
 
     def join(host: Host) -> None:
@@ -135,7 +135,7 @@ def test_each_backend_leaves_nothing_to_the_next(overlay, pair, ping_stream, fig
 
 
 @pytest.mark.parametrize("kind", ["vxlan", "host-gw", "udp"])
-def test_a_switch_while_the_daemon_is_down(overlay, pair, kind: str) -> None:
+def test_a_switch_while_the_daemon_is_stopped(overlay, pair, kind: str) -> None:
     for host in pair:
         overlay.daemons[host.name].kill()
     set_backend(overlay, kind)

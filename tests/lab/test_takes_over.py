@@ -1,4 +1,4 @@
-"""What an original flannel left on a host is taken over where the plan has it, and only named where not."""
+"""The remains of an original flannel are taken over if they are planned, and otherwise only reported."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ PEER_LEASE = (
     f'"BackendData":{{"VNI":1,"VtepMAC":"{PEER_MAC}"}}}}'
 )
 GONE = "10.100.77.0/24"
-"""Of a peer that left while nobody looked."""
+"""The remains of a peer that left while the original was stopped."""
 
 VXLAN = f"""
 link add flannel.1 type vxlan id 1 dev eth0 local 10.10.10.101 dstport 8472 nolearning
@@ -39,7 +39,7 @@ route add {PEER} via 10.100.32.0 dev flannel.1 onlink
 neigh add 10.100.77.0 lladdr 1a:71:ad:7e:3b:77 dev flannel.1 nud permanent
 route add {GONE} via 10.100.77.0 dev flannel.1 onlink
 """
-"""As release 0.20 leaves it, but for the FDB; flannel 0.28 too."""
+"""The objects of release 0.20, except for the FDB; those of flannel 0.28 are equal."""
 
 FDB = (
     f"fdb add {PEER_MAC} dev flannel.1 dst 10.10.10.102 self permanent\n"
@@ -51,11 +51,11 @@ link add flannel.1 type vxlan id 1 dev eth0 local 10.10.10.101 dstport 8472 nole
 link set flannel.1 address {MAC} up
 address add 10.100.31.0/16 dev flannel.1
 """
-"""As release 0.6 leaves it: its address has the network's length, and leads the whole network there."""
+"""The objects of release 0.6: the address has the network's length, which routes the whole network there."""
 
 ORIGINALS = "10.100.33.0/24"
 ORIGINALS_MAC = "36:f5:41:10:dc:33"
-"""Of a host where an original runs."""
+"""The peers on a host where an original runs."""
 
 FOLLOW = r"""
 etcdctl watch --prefix "$1" | while read -r word; do
@@ -70,7 +70,7 @@ etcdctl watch --prefix "$1" | while read -r word; do
     ip route replace "$subnet" via "$base" dev flannel.1 onlink
 done
 """
-"""What an original does for each lease that is written: prefix of the leases, its own address."""
+"""The reaction of an original to each written lease. Arguments: prefix of the leases, its own address."""
 
 HOST_GW = f"""
 route add {PEER} via 10.10.10.102 dev eth0
@@ -105,7 +105,7 @@ NFT = """
 table ip flannel-ipv4 { chain postrtg { type nat hook postrouting priority 100; meta mark 0x4000 return; }; }
 table ip6 flannel-ipv6 { chain forward { type filter hook forward priority 0; }; }
 """
-"""Of release 0.28, of which some has IPv6 on, and some nftables."""
+"""The rules of release 0.28, partly with IPv6 enabled or with nftables."""
 
 FOREIGN_RULES = """
 *nat
@@ -119,11 +119,11 @@ COMMIT
 -A FORWARD -j FLANNELS
 COMMIT
 """
-"""Of Docker and of an operator."""
+"""Rules of Docker and of an operator."""
 
 
 def seed_rules(network: str) -> str:
-    """Return what release 0.6 leaves in POSTROUTING when it is killed."""
+    """Return the rules of release 0.6 in POSTROUTING after it was killed."""
     return f"""
 *nat
 -A POSTROUTING -s {network} -d {network} -j RETURN
@@ -142,7 +142,7 @@ COMMIT
 -A FORWARD -s 10.99.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
 COMMIT
 """
-"""As releases before 0.20 leave them, of another network than today's."""
+"""The rules of releases before 0.20, for another network than the current one."""
 
 FIRST_RULES = """
 *nat
@@ -152,12 +152,12 @@ FIRST_RULES = """
 -A POSTROUTING -s 10.100.0.0/16 -j FLANNEL
 COMMIT
 """
-"""As releases before 0.6 leave them."""
+"""The rules of releases before 0.6."""
 
 
 @pytest.fixture
 def host(overlay) -> Iterator[Host]:
-    """A host with a lease that an original wrote, and one peer; clean again afterwards."""
+    """A host with a lease that an original wrote, and one peer. Everything is removed afterwards."""
     made = overlay.hosts["docker1"]
     overlay.wait_at_rest(made)
     put_lease(overlay, SUBNET, "10.10.10.101", MAC)
@@ -177,20 +177,20 @@ def put_lease(overlay, subnet: str, address: str, mac: str) -> None:
 
 
 def published_mac(overlay, subnet: str) -> str:
-    """Return the VtepMAC that a lease names."""
+    """Return the VtepMAC in a lease."""
     key = f"{PREFIX}/subnets/{subnet.replace('/', '-')}"
     mac: str = json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key))["BackendData"]["VtepMAC"]
     return mac
 
 
 def set_backend(overlay, kind: str) -> None:
-    """Write a network config with this backend; no host draws what others left."""
+    """Write a network config with this backend; foreign FDB entries are not learned."""
     text = overlay.config(SubnetMin="10.100.31.0", SubnetMax="10.100.63.0", Backend={"Type": kind})
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", text)
 
 
-def lay(host: Host, objects: str, fdb: str = "") -> None:
-    """Make the objects as an original would, filter rules too."""
+def create_objects(host: Host, objects: str, fdb: str = "") -> None:
+    """Create the objects of an original, including filter rules."""
     host.run(["ip", "-batch", "-"], text=objects)
     if fdb:
         host.run(["bridge", "-batch", "-"], text=fdb)
@@ -199,8 +199,8 @@ def lay(host: Host, objects: str, fdb: str = "") -> None:
     host.run(["nft", "-f", "-"], text=NFT)
 
 
-def lay_device(host: Host, address: str, subnet: str, mac: str, *peers: tuple[str, str, str]) -> None:
-    """Make the device of an original on this host, and what leads to peers: subnet, address, VtepMAC."""
+def create_device(host: Host, address: str, subnet: str, mac: str, *peers: tuple[str, str, str]) -> None:
+    """Create the device of an original on this host, and the entries of peers: subnet, address, VtepMAC."""
     lines = [
         f"link add flannel.1 type vxlan id 1 dev eth0 local {address} dstport 8472 nolearning",
         f"link set flannel.1 address {mac} up",
@@ -223,7 +223,7 @@ def link(host: Host, name: str) -> dict[str, object]:
 
 
 def routes(host: Host) -> dict[str, tuple[str | None, str]]:
-    """Return gateway and protocol of the routes into the network, by destination."""
+    """Return gateway and protocol of the routes into the network by destination."""
     return {
         route["dst"]: (route.get("gateway"), route.get("protocol", "boot"))
         for route in host.routes()
@@ -232,14 +232,14 @@ def routes(host: Host) -> dict[str, tuple[str | None, str]]:
 
 
 def wait_routes(host: Host, wanted: dict[str, tuple[str, str]]) -> None:
-    """Return when these are the routes into the network: a peer may be heard of when the host is ready."""
+    """Return when these are the routes into the network. A peer may be added after the host is ready."""
     with contextlib.suppress(LabError):
         wait_until(lambda: routes(host) == wanted, what="its routes are there", deadline_s=DEADLINE_S)
     assert routes(host) == wanted
 
 
 def fdb(host: Host) -> dict[str, str]:
-    """Return the destination of each FDB entry of flannel.1, by MAC address."""
+    """Return the destination of each FDB entry of flannel.1 by MAC address."""
     shown = host.run(["bridge", "-json", "fdb", "show", "dev", "flannel.1"]).stdout
     return {entry["mac"]: entry["dst"] for entry in json.loads(shown or "[]") if "dst" in entry}
 
@@ -250,17 +250,17 @@ def neighbours(host: Host) -> dict[str, str]:
 
 
 def chains(host: Host) -> list[str]:
-    """Return all that filters by a name of the original's."""
+    """Return all chains and tables with a name of the original."""
     shown = host.run(["sh", "-c", "iptables-save; ip6tables-save; nft list tables"]).stdout
     return [
         line for line in shown.splitlines() if "FLANNEL" in line or re.match("table ip6? flannel-ipv", line)
     ]
 
 
-def test_a_vxlan_device_is_kept_with_all_that_still_holds(overlay, host: Host) -> None:
-    """Its index stays; the peer that left meanwhile leaves nothing, and rules nobody asked for go."""
+def test_a_vxlan_device_is_kept_with_all_valid_entries(overlay, host: Host) -> None:
+    """Its index does not change. The objects of the peer that left are removed, and so are unwanted rules."""
     set_backend(overlay, "vxlan")
-    lay(host, VXLAN, FDB)
+    create_objects(host, VXLAN, FDB)
     index = link(host, "flannel.1")["ifindex"]
 
     overlay.join(host)
@@ -279,18 +279,18 @@ def test_a_vxlan_device_is_kept_with_all_that_still_holds(overlay, host: Host) -
 
 
 def test_no_packet_is_lost_when_a_vxlan_device_is_taken_over(overlay, host: Host, ping_stream) -> None:
-    """By a peer of ours and by one of the original's, which knows the lease and nothing else; nor later."""
+    """Between peers of pyflannel and of the original, which knows only the lease; and not later either."""
     set_backend(overlay, "vxlan")
     overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/{PEER.replace('/', '-')}")
-    ours, original = overlay.hosts["docker2"], overlay.hosts["docker4"]
+    joined, original = overlay.hosts["docker2"], overlay.hosts["docker4"]
     put_lease(overlay, ORIGINALS, "192.168.50.102", ORIGINALS_MAC)
-    overlay.join(ours)
-    peer = (str(ours.lease()), "10.10.10.102", published_mac(overlay, str(ours.lease())))
-    lay_device(host, "10.10.10.101", SUBNET, MAC, peer, (ORIGINALS, "192.168.50.102", ORIGINALS_MAC))
-    lay_device(original, "192.168.50.102", ORIGINALS, ORIGINALS_MAC, peer, (SUBNET, "10.10.10.101", MAC))
+    overlay.join(joined)
+    peer = (str(joined.lease()), "10.10.10.102", published_mac(overlay, str(joined.lease())))
+    create_device(host, "10.10.10.101", SUBNET, MAC, peer, (ORIGINALS, "192.168.50.102", ORIGINALS_MAC))
+    create_device(original, "192.168.50.102", ORIGINALS, ORIGINALS_MAC, peer, (SUBNET, "10.10.10.101", MAC))
     watch = ["env", "ETCDCTL_API=3", f"ETCDCTL_ENDPOINTS={overlay.etcd.endpoint}", "sh", "-c", FOLLOW, "sh"]
     follower = original.start([*watch, f"{PREFIX}/subnets/", "192.168.50.102"], name="follower")
-    streams = [ping_stream(one, base(SUBNET), interval_s=0.001) for one in (ours, original)]
+    streams = [ping_stream(one, base(SUBNET), interval_s=0.001) for one in (joined, original)]
     for stream in streams:
         stream.wait_answered()
 
@@ -303,20 +303,20 @@ def test_no_packet_is_lost_when_a_vxlan_device_is_taken_over(overlay, host: Host
     lost = [stream.lost() for stream in streams]
     follower.kill()
     original.run(["ip", "link", "delete", "flannel.1"])
-    ours.flannelctl("--store", overlay.etcd.url, "cleanup")
+    joined.flannelctl("--store", overlay.etcd.url, "cleanup")
     assert lost == [[], []]
     assert link(host, "flannel.1")["address"] == published_mac(overlay, SUBNET) == MAC
 
 
-def test_a_device_that_was_taken_over_keeps_its_address_when_it_is_made_again(overlay, host: Host) -> None:
-    """Under the eyes of the daemon, before its next start, and before one without the store."""
+def test_an_adopted_device_keeps_its_address_when_it_is_created_again(overlay, host: Host) -> None:
+    """While the daemon runs, before its next start, and before a start without the store."""
     known = host.directory / "var/lib/flannel/last-known.json"
 
     def is_there() -> bool:
         return link(host, "flannel.1").get("address") == MAC
 
     set_backend(overlay, "vxlan")
-    lay(host, VXLAN, FDB)
+    create_objects(host, VXLAN, FDB)
     overlay.join(host)
     for _ in range(2):
         host.run(["ip", "link", "delete", "flannel.1"])
@@ -336,12 +336,12 @@ def test_a_device_that_was_taken_over_keeps_its_address_when_it_is_made_again(ov
 
 
 @pytest.mark.parametrize(("asks", "is_kept"), [("", True), (" l2miss l3miss", False)])
-def test_a_device_of_release_0_6_leads_to_each_peer_by_itself(
+def test_a_device_of_release_0_6_gets_a_route_to_each_peer(
     overlay, host: Host, asks: str, is_kept: bool
 ) -> None:
-    """It is made anew where it asks a program for unknown addresses: it cannot be told to stop that."""
+    """It is created again, because it asks a program for unknown addresses, which cannot be disabled."""
     set_backend(overlay, "vxlan")
-    lay(host, OLD_VXLAN % asks)
+    create_objects(host, OLD_VXLAN % asks)
     host.run(["sysctl", "-qw", "net/ipv4/neigh/flannel.1/app_solicit=3"])
     index = link(host, "flannel.1")["ifindex"]
 
@@ -355,8 +355,8 @@ def test_a_device_of_release_0_6_leads_to_each_peer_by_itself(
     assert link(host, "flannel.1")["address"] == MAC
 
 
-def test_host_gw_s_routes_are_taken_over_and_strange_ones_stay(overlay, host: Host) -> None:
-    """A route without mark that nobody planned may be anybody's: only cleanup takes it."""
+def test_routes_of_host_gw_are_adopted_and_unknown_ones_remain(overlay, host: Host) -> None:
+    """Any program may have added a route without mark that is not planned. Only cleanup removes it."""
     set_backend(overlay, "host-gw")
     overlay.etcd.etcdctl(
         "put",
@@ -364,7 +364,7 @@ def test_host_gw_s_routes_are_taken_over_and_strange_ones_stay(overlay, host: Ho
         '{"PublicIP":"10.10.10.102","BackendType":"host-gw"}',
     )
     before = host.routes()
-    lay(host, HOST_GW)
+    create_objects(host, HOST_GW)
 
     overlay.join(host)
 
@@ -375,8 +375,8 @@ def test_host_gw_s_routes_are_taken_over_and_strange_ones_stay(overlay, host: Ho
     assert chains(host) == []
 
 
-def test_no_packet_is_lost_when_host_gw_s_routes_are_taken_over(overlay, host: Host, ping_stream) -> None:
-    """Each is replaced where it stands, and carries our mark from then on."""
+def test_no_packet_is_lost_when_routes_of_host_gw_are_adopted(overlay, host: Host, ping_stream) -> None:
+    """Each is replaced in place, and has the mark from then on."""
     set_backend(overlay, "host-gw")
     overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/{PEER.replace('/', '-')}")
     peer = overlay.hosts["docker2"]
@@ -398,10 +398,10 @@ def test_no_packet_is_lost_when_host_gw_s_routes_are_taken_over(overlay, host: H
     assert stream.lost() == []
 
 
-def test_cleanup_removes_what_an_original_left(overlay, host: Host) -> None:
-    """On a host where none of ours ever ran, too."""
+def test_cleanup_removes_the_remains_of_an_original(overlay, host: Host) -> None:
+    """Also on a host where pyflannel has never run."""
     before = overlay.state(host)
-    lay(host, VXLAN + HOST_GW.replace("32.0", "33.0").replace("77.0", "78.0"), FDB)
+    create_objects(host, VXLAN + HOST_GW.replace("32.0", "33.0").replace("77.0", "78.0"), FDB)
     host.run(["ip", "tuntap", "add", "mode", "tun", "name", "flannel0"])
     env = "FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.31.1/24\n"
     host.run(["sh", "-c", "mkdir -p /run/flannel; cat >/run/flannel/subnet.env"], text=env)
@@ -415,7 +415,7 @@ def test_cleanup_removes_what_an_original_left(overlay, host: Host) -> None:
 
 
 def rules(host: Host, program: str = "iptables") -> list[str]:
-    """Return the rules and chains, without counters."""
+    """Return rules and chains without counters."""
     lines = host.run([f"{program}-save"]).stdout.splitlines()
     return [line.split(" [")[0] for line in lines if not line.startswith("#")]
 
@@ -426,8 +426,8 @@ def write_subnet_env(host: Host) -> None:
 
 
 @pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])
-def test_rules_of_every_release_go_and_all_others_stay(overlay, host: Host, program: str) -> None:
-    """In both kinds of iptables: the one that the host uses, and the one that it used once."""
+def test_rules_of_every_release_are_removed_and_all_others_remain(overlay, host: Host, program: str) -> None:
+    """In both kinds of iptables: the one in use, and the one that was used before."""
     restore = [f"{program}-restore", "--noflush"]
     host.run(restore, text=FOREIGN_RULES)
     before = rules(host, program)
@@ -455,8 +455,8 @@ def test_rules_of_every_release_go_and_all_others_stay(overlay, host: Host, prog
     host.run([program, "-t", "nat", "-F"])
 
 
-def test_doubtful_rules_go_on_order(overlay, host: Host) -> None:
-    """Those for a network that nothing on this host names any more."""
+def test_doubtful_rules_are_removed_only_on_request(overlay, host: Host) -> None:
+    """Rules for a network that nothing on this host mentions any more."""
     host.run(["iptables-restore", "--noflush"], text=FOREIGN_RULES)
     before = rules(host)
     host.run(["iptables-restore", "--noflush"], text=seed_rules("10.55.0.0/16"))
@@ -475,8 +475,8 @@ def test_doubtful_rules_go_on_order(overlay, host: Host) -> None:
     host.run(["iptables", "-t", "nat", "-F"])
 
 
-def test_a_blackhole_of_the_original_s_is_named_and_goes(overlay, host: Host) -> None:
-    """That of the host's own subnet; no other."""
+def test_a_blackhole_of_the_original_is_reported_and_removed(overlay, host: Host) -> None:
+    """Only that of the host's own subnet."""
     before = host.routes()
     write_subnet_env(host)
     host.run(["sh", "-c", "echo half >/run/flannel/.subnet.env"])
@@ -493,8 +493,8 @@ def test_a_blackhole_of_the_original_s_is_named_and_goes(overlay, host: Host) ->
     assert host.routes() == before
 
 
-def test_what_an_original_uses_is_left_to_it(overlay, host: Host) -> None:
-    """It runs beside us in another network, say."""
+def test_objects_of_a_running_original_are_not_touched(overlay, host: Host) -> None:
+    """For example in another network of the same host."""
     set_backend(overlay, "host-gw")
     host.run(["ip", "-batch", "-"], text=VXLAN.partition("neigh")[0])
     host.run(["iptables-restore", "--noflush"], text=COMMENTED_RULES)
@@ -515,7 +515,7 @@ def test_what_an_original_uses_is_left_to_it(overlay, host: Host) -> None:
 
 
 class running_original:
-    """A program of its own whose name is flanneld, for the length of a block."""
+    """A process whose program name is flanneld, for the duration of a block."""
 
     def __init__(self, host: Host) -> None:
         self._host = host

@@ -1,6 +1,6 @@
-"""The udp backend's packets while an original flannel gives way to flanneld, and the other way round.
+"""The packets of the udp backend while flanneld replaces an original flannel, and the other way round.
 
-The original is imitated: a process with a TUN device that ends with it, its address, and the tunnel's port.
+The original is imitated by a process with the port of the tunnel and a TUN device that is removed with it.
 """
 
 import os
@@ -24,13 +24,13 @@ BASE = IPv4Address("10.100.110.0")
 INTERVAL_S = 0.001
 
 GAP_S = 2.0
-"""Packets flow again within this time; on an idle machine within a fifth of it."""
+"""Packets flow again within this time in seconds; on an idle machine within a fifth of it."""
 
 SHORT_GAP_S = 0.8
-"""The same where flanneld runs already: the end of the original's device ends its pause between two tries."""
+"""The same if flanneld already runs: the removal of the original's device ends flanneld's pause."""
 
 PINGS_MEANWHILE = 5000
-"""By then, the pause between two tries has its maximum."""
+"""After this time in seconds, the pause between two attempts has its maximum."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def peer(overlay) -> Host:
 
 @pytest.fixture
 def host(overlay) -> Iterator[Host]:
-    """The host on which both run in turn; afterwards neither does, and there is no lease."""
+    """The host on which both run in turn. Afterwards neither runs, and there is no lease."""
     host = overlay.hosts["docker1"]
     yield host
     for each in (host, overlay.hosts["docker2"]):
@@ -53,7 +53,7 @@ def host(overlay) -> Iterator[Host]:
 
 
 def start_original(overlay, host: Host, peer: Host) -> Program:
-    """Start the imitation, with the lease that an original has in the store."""
+    """Start the imitation, with the lease of an original in the store."""
     lease = f'{{"PublicIP":"{host.address}","BackendType":"udp"}}'
     overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{SUBNET.replace('/', '-')}", lease)
     words = [str(host.address), f"{BASE}/16", str(peer.lease()), str(peer.address)]
@@ -69,7 +69,7 @@ def wait_running(original: Program) -> None:
 def test_flanneld_may_start_while_the_original_runs_and_takes_over_when_it_stops(
     overlay, host: Host, peer: Host, ping_stream, figures
 ) -> None:
-    """The original carries the packets until its end. Log and status name it, and the subnet stays."""
+    """The original carries the packets until its end. Log and status report it, and the subnet remains."""
     original = start_original(overlay, host, peer)
     wait_running(original)
     with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:
@@ -99,7 +99,7 @@ def test_flanneld_may_start_while_the_original_runs_and_takes_over_when_it_stops
 def test_flanneld_may_start_after_the_original_has_stopped(
     overlay, host: Host, peer: Host, ping_stream, figures
 ) -> None:
-    """The whole start of flanneld is without packets then."""
+    """No packets flow during the whole start of flanneld."""
     original = start_original(overlay, host, peer)
     wait_running(original)
     with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:
@@ -119,7 +119,7 @@ def test_flanneld_may_start_after_the_original_has_stopped(
 def test_the_original_starts_again_after_a_cleanup_that_keeps_the_lease(
     overlay, host: Host, peer: Host, ping_stream, figures
 ) -> None:
-    """Without the cleanup it cannot: the forwarder outlives flanneld, with port and device."""
+    """Without the cleanup it cannot start: the forwarder outlives flanneld, and uses port and device."""
     overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{SUBNET.replace('/', '-')}", '{"PublicIP":"10.10.10.101"}')
     overlay.join(host)
     with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:

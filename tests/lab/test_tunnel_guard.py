@@ -1,4 +1,4 @@
-"""Forged tunnel packets go nowhere, whoever sends them; those of members pass."""
+"""Forged tunnel packets are dropped, regardless of the sender; those of members pass."""
 
 import json
 import os
@@ -46,10 +46,10 @@ SENDER = """
 RAW_SENDER = """
     import socket, sys
     count, packet = sys.argv[1:]
-    octets = bytes.fromhex(packet)
+    data = bytes.fromhex(packet)
     sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     for _ in range(int(count)):
-        sock.sendto(octets, (socket.inet_ntoa(octets[16:20]), 0))
+        sock.sendto(data, (socket.inet_ntoa(data[16:20]), 0))
 """
 
 
@@ -62,7 +62,7 @@ class Network:
     """Three hosts of one network, a container on each, and the packets of its tunnel.
 
     Attributes:
-        port: of the tunnel.
+        port: port of the tunnel.
         other: a second container of the first host.
     """
 
@@ -81,11 +81,11 @@ class Network:
         links = {link["ifname"]: link["address"] for link in self.hosts[receiver].links()}
         return vxlan_payload(packet, links["flannel.1"])
 
-    def heard(self, receiver: int, attack: Callable[[], object]) -> int:
+    def received(self, receiver: int, attack: Callable[[], object]) -> int:
         """Return how many forged packets reach a host's container."""
         container = self.containers[receiver]
         right = python(SENDER, container.address, PORT, 1, b"right".hex(), 0)
-        return heard(
+        return received(
             self.hosts[receiver],
             ["nsenter", f"--net=/run/netns/{container.name}", "--"],
             PORT,
@@ -94,10 +94,10 @@ class Network:
         )
 
 
-def heard(
+def received(
     host: Host, into: Sequence[str], port: int, attack: Callable[[], object], right: Callable[[], object]
 ) -> int:
-    """Return how many forged packets a listener behind `into` hears between two right ones."""
+    """Return how many forged packets a listener behind `into` receives between two valid ones."""
     log = host.directory / "log/listener.log"
     before = len(log.read_text()) if log.exists() else 0
     listener = host.start([*into, *python(LISTENER, port)], name="listener")
@@ -105,16 +105,16 @@ def heard(
     def lines() -> list[str]:
         return log.read_text()[before:].splitlines() if log.exists() else []
 
-    def hears_right() -> bool:
+    def receives_valid() -> bool:
         count = lines().count("right")
         right()
         return lines().count("right") > count
 
     try:
         wait_until(lambda: "ready" in lines(), what="the listener", deadline_s=DEADLINE_S)
-        wait_until(hears_right, what="a right packet", deadline_s=DEADLINE_S)
+        wait_until(receives_valid, what="a right packet", deadline_s=DEADLINE_S)
         attack()
-        wait_until(hears_right, what="another right packet", deadline_s=DEADLINE_S)
+        wait_until(receives_valid, what="another right packet", deadline_s=DEADLINE_S)
         return lines().count("forged")
     finally:
         listener.kill()
@@ -159,13 +159,13 @@ def network(overlay, joined, request) -> Network:
 
 
 def test_a_container_without_capabilities(network: Network) -> None:
-    """Through the host's masquerading its datagrams would have a member's address."""
+    """With the host's masquerading, its datagrams would have a member's address."""
     source = network.containers[0].address
     attack = python(
         SENDER, network.hosts[1].address, network.port, COUNT, network.frame(source, 1).hex(), 65534
     )
 
-    assert network.heard(1, lambda: network.containers[0].run(attack)) == 0
+    assert network.received(1, lambda: network.containers[0].run(attack)) == 0
 
 
 def test_a_container_without_capabilities_to_its_own_host(network: Network) -> None:
@@ -176,7 +176,7 @@ def test_a_container_without_capabilities_to_its_own_host(network: Network) -> N
             words = python(SENDER, address, network.port, COUNT, network.frame(OF_NOBODY, 0).hex(), 65534)
             network.other.run(words)
 
-    assert network.heard(0, attack) == 0
+    assert network.received(0, attack) == 0
 
 
 def test_a_container_through_a_translated_address(network: Network) -> None:
@@ -187,9 +187,9 @@ def test_a_container_through_a_translated_address(network: Network) -> None:
     source = network.containers[0].address
     attack = python(SENDER, "192.0.2.53", 53, COUNT, network.frame(source, 1).hex(), 65534)
 
-    heard = network.heard(1, lambda: network.containers[0].run(attack))
+    received = network.received(1, lambda: network.containers[0].run(attack))
     host.run(["iptables", "-t", "nat", "-D", "PREROUTING", *rule])
-    assert heard == 0
+    assert received == 0
 
 
 def test_a_container_that_forges_a_members_address(network: Network) -> None:
@@ -197,15 +197,15 @@ def test_a_container_that_forges_a_members_address(network: Network) -> None:
     frame = network.frame(network.containers[2].address, 1)
     packet = datagram(member.address, victim.address, network.port, frame)
 
-    heard = network.heard(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex())))
-    assert heard == 0
+    received = network.received(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex())))
+    assert received == 0
 
 
 def test_a_container_that_forges_another_hosts_containers_address(network: Network) -> None:
     packet = datagram(network.containers[2].address, network.containers[1].address, PORT, b"forged")
 
-    heard = network.heard(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex())))
-    assert heard == 0
+    received = network.received(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex())))
+    assert received == 0
 
 
 def test_a_local_user_without_rights(network: Network) -> None:
@@ -214,13 +214,13 @@ def test_a_local_user_without_rights(network: Network) -> None:
         SENDER, network.hosts[1].address, network.port, COUNT, network.frame(source, 1).hex(), 65534
     )
 
-    assert network.heard(1, lambda: network.hosts[0].run(attack)) == 0
+    assert network.received(1, lambda: network.hosts[0].run(attack)) == 0
 
 
 def test_a_local_user_without_rights_may_use_the_overlay(network: Network) -> None:
     attack = python(SENDER, network.containers[1].address, PORT, COUNT, b"forged".hex(), 65534)
 
-    assert network.heard(1, lambda: network.hosts[0].run(attack)) == COUNT
+    assert network.received(1, lambda: network.hosts[0].run(attack)) == COUNT
 
 
 def test_a_host_of_the_underlay_without_a_lease(network: Network) -> None:
@@ -229,36 +229,36 @@ def test_a_host_of_the_underlay_without_a_lease(network: Network) -> None:
         SENDER, network.hosts[1].address, network.port, COUNT, network.frame(OF_NOBODY, 1).hex(), 0
     )
 
-    assert network.heard(1, lambda: stranger.run(attack)) == 0
+    assert network.received(1, lambda: stranger.run(attack)) == 0
     if network.kind == "udp":  # the kernel drops them, so a flood costs the forwarder nothing
         forwarder = network.overlay.status(network.hosts[1]).forwarder
         assert forwarder.counters["dropped_in_stranger"] == 0
 
 
 def test_a_host_of_the_underlay_with_bare_packets(network: Network) -> None:
-    """They have a container's source; the stranger takes the victim for its gateway."""
+    """They have a container's source. The stranger uses the victim as its gateway."""
     stranger, victim = network.overlay.hosts["docker4"], network.containers[2]
     packet = datagram(network.containers[0].address, victim.address, PORT, b"forged")
     stranger.run(["ip", "route", "add", str(victim.address), "via", str(network.hosts[2].address)])
 
-    heard = network.heard(2, lambda: stranger.run(python(RAW_SENDER, COUNT, packet.hex())))
+    received = network.received(2, lambda: stranger.run(python(RAW_SENDER, COUNT, packet.hex())))
     stranger.run(["ip", "route", "delete", str(victim.address)])
-    assert heard == 0
+    assert received == 0
 
 
 def test_a_member_with_anothers_inner_source(network: Network) -> None:
     frame = network.frame(network.containers[0].address, 1)
     attack = python(SENDER, network.hosts[1].address, network.port, COUNT, frame.hex(), 0)
 
-    assert network.heard(1, lambda: network.hosts[2].run(attack)) == 0
+    assert network.received(1, lambda: network.hosts[2].run(attack)) == 0
 
 
-# What looks similar and is right passes.
+# A similar, but valid packet passes.
 
 
 @pytest.fixture(scope="module")
 def behind(network: Network) -> Iterator[Behind]:
-    """A machine behind the first host, on a link of its own: a nested host, a guest, a routed member."""
+    """A machine behind the first host, on a separate link: a nested host, a guest, a routed member."""
     host, name = network.hosts[0], "behind"
     host.run(["ip", "netns", "add", name])
     lines = [
@@ -287,11 +287,11 @@ def behind(network: Network) -> Iterator[Behind]:
 
 
 def test_a_member_behind_another_member(network: Network, behind: Behind) -> None:
-    """Our own route leads to it by the interface that its datagrams come by."""
+    """The host's route to it uses the interface that receives its datagrams."""
     frame = network.frame("10.100.200.5", 1)
     right = python(SENDER, network.hosts[1].address, network.port, COUNT, frame.hex(), 0)
 
-    assert network.heard(1, lambda: behind(right)) == COUNT
+    assert network.received(1, lambda: behind(right)) == COUNT
 
 
 def test_a_member_behind_another_member_that_forges_a_members_address(
@@ -301,11 +301,11 @@ def test_a_member_behind_another_member_that_forges_a_members_address(
     frame = network.frame(network.containers[2].address, 1)
     packet = datagram(member.address, victim.address, network.port, frame)
 
-    assert network.heard(1, lambda: behind(python(RAW_SENDER, COUNT, packet.hex()))) == 0
+    assert network.received(1, lambda: behind(python(RAW_SENDER, COUNT, packet.hex()))) == 0
 
 
 def test_datagrams_to_a_member_behind_another_member(network: Network, behind: Behind) -> None:
-    """They pass through the first host, where those of nobody are dropped."""
+    """They pass through the first host, which drops those of strangers."""
     first, second = network.hosts[0], network.hosts[1]
     into = ["nsenter", "--net=/run/netns/behind", "--"]
     stranger = network.overlay.hosts["docker4"]
@@ -316,7 +316,7 @@ def test_datagrams_to_a_member_behind_another_member(network: Network, behind: B
     right = network.frame(network.containers[1].address, 1, b"right")
     forged = network.frame(OF_NOBODY, 1)
 
-    count = heard(
+    count = received(
         first,
         into,
         network.port,
@@ -327,7 +327,7 @@ def test_datagrams_to_a_member_behind_another_member(network: Network, behind: B
 
 
 def test_a_published_tunnel_port(network: Network) -> None:
-    """A service of a container that happens to have the tunnel's port: the datagrams are for no host."""
+    """A service of a container that uses the port of the tunnel: the datagrams are for no host."""
     host, container = network.hosts[0], network.containers[0]
     client = network.overlay.hosts["docker4"]
     rule = ["-d", str(host.address), "-s", str(client.address), "-p", "udp", "--dport", str(network.port)]
@@ -335,7 +335,7 @@ def test_a_published_tunnel_port(network: Network) -> None:
     host.run(["iptables", "-t", "nat", "-A", "PREROUTING", *rule])
     ask = [python(SENDER, host.address, network.port, 1, word.hex(), 0) for word in (b"forged", b"right")]
 
-    count = heard(
+    count = received(
         host,
         ["nsenter", f"--net=/run/netns/{container.name}", "--"],
         network.port,
@@ -346,11 +346,11 @@ def test_a_published_tunnel_port(network: Network) -> None:
     assert count == 1
 
 
-def test_who_sent_what_was_dropped_is_named(network: Network) -> None:
+def test_senders_of_dropped_packets_are_reported(network: Network) -> None:
     stranger, victim = network.overlay.hosts["docker4"], network.hosts[1]
     attack = python(SENDER, victim.address, network.port, COUNT, network.frame(OF_NOBODY, 1).hex(), 0)
 
-    network.heard(1, lambda: stranger.run(attack))
+    network.received(1, lambda: stranger.run(attack))
 
     def is_named(status: Status) -> bool:
         return any(one.address == stranger.address and one.reason == "stranger" for one in status.strangers)
@@ -362,4 +362,6 @@ def test_who_sent_what_was_dropped_is_named(network: Network) -> None:
 def test_packets_of_other_hosts_containers_with_host_gw(network: Network) -> None:
     packet = datagram(network.containers[2].address, network.containers[1].address, PORT, b"forged")
 
-    assert network.heard(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex()))) == 0
+    assert (
+        network.received(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex()))) == 0
+    )

@@ -1,4 +1,4 @@
-"""A network that overlaps the underlay is reported, and never takes the underlay's own route away."""
+"""A network that overlaps the underlay is reported, and never captures the underlay's own traffic."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pyflannel.model.status import Status
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 UNDERLAY = "10.10.10.0/24"
-"""The prefix of the host's eth0, which leads to its gateway and to etcd."""
+"""The prefix of the host's eth0, which contains its gateway and etcd."""
 
 LEASES = {
     "vxlan": '{"PublicIP":"10.10.10.102","BackendType":"vxlan",'
@@ -24,7 +24,7 @@ LEASES = {
 
 @pytest.fixture
 def host(overlay) -> Iterator[Host]:
-    """A host of the lab; nothing of flannel is on it afterwards, in the store neither."""
+    """A host of the lab. Afterwards no object of flannel remains, neither on it nor in the store."""
     host = overlay.hosts["docker1"]
     yield host
     host.flannelctl("--store", overlay.etcd.url, "cleanup")
@@ -36,7 +36,7 @@ def reaches_gateway(host: Host) -> bool:
 
 
 def overlap(host: Host) -> dict[str, str]:
-    """Return what doctor finds of the network and the underlay."""
+    """Return doctor's findings about the network and the underlay."""
     found = json.loads(host.flannelctl("--json", "doctor", check=False))["findings"]
     return next(one for one in found if one["code"] == "network-overlaps-underlay")
 
@@ -50,7 +50,7 @@ def put_lease(overlay, subnet: str, lease: str) -> None:
 
 
 def wait_refused(overlay, host: Host, text: str) -> Status:
-    """Return the status, once the network config in the store is refused for this reason."""
+    """Return the status when the network config in the store is refused for this reason."""
     return overlay.wait_status(
         host,
         lambda status: status.network.trouble is not None and text in status.network.trouble.text,
@@ -68,8 +68,8 @@ def sent_by_tunnel(host: Host) -> int:
     return int(host.run(["cat", "/sys/class/net/flannel0/statistics/tx_packets"]).stdout)
 
 
-def test_a_network_that_contains_the_store_is_refused_and_the_last_good_one_stays(overlay) -> None:
-    """At a first start nothing is planned. Later the host runs on, and sees the config that mends it."""
+def test_a_network_that_contains_the_store_is_refused_and_the_last_valid_one_remains(overlay) -> None:
+    """At a first start, nothing is planned. Later the host keeps running, and reads the corrected config."""
     host, text = overlay.hosts["docker3"], "0.0.0.0/1 contains 10.10.10.1, an address of the store"
     routes = host.routes()
     put_config(overlay, Network="0.0.0.0/1", SubnetLen=24)
@@ -101,12 +101,12 @@ def test_a_network_that_contains_the_store_is_refused_and_the_last_good_one_stay
 BRIDGE = "ip link add br9 type bridge && ip link set br9 up && ip address add 10.78.0.1/16 dev br9"
 
 
-@pytest.mark.parametrize(("network", "lay"), [(UNDERLAY, "true"), ("10.78.0.0/16", BRIDGE)])
+@pytest.mark.parametrize(("network", "command"), [(UNDERLAY, "true"), ("10.78.0.0/16", BRIDGE)])
 def test_a_network_that_a_link_of_the_host_has_is_refused(
-    overlay, host: Host, network: str, lay: str
+    overlay, host: Host, network: str, command: str
 ) -> None:
-    """The route of the link stays, over cleanup too."""
-    host.run(["sh", "-c", lay])
+    """The route of the link remains, also after a cleanup."""
+    host.run(["sh", "-c", command])
     routes = routed(host, network)
     put_config(overlay, Network=network, SubnetLen=28)
     host.launch_flanneld(f"--store={overlay.etcd.url}")
@@ -120,7 +120,7 @@ def test_a_network_that_a_link_of_the_host_has_is_refused(
     host.run(["ip", "link", "delete", "br9"], check=False)
 
 
-def test_a_network_with_a_static_route_is_refused_until_the_route_is_gone(overlay, host: Host) -> None:
+def test_a_network_with_a_static_route_is_refused_until_the_route_is_removed(overlay, host: Host) -> None:
     network = "10.77.0.0/16"
     host.run(["ip", "route", "add", network, "via", "10.10.10.1"])
     put_config(overlay, Network=network, SubnetLen=28)
@@ -134,8 +134,8 @@ def test_a_network_with_a_static_route_is_refused_until_the_route_is_gone(overla
     assert routed(host, network) == [("flannel0", "kernel")]
 
 
-def test_a_lease_with_a_static_route_leaves_it_and_cleanup_too(overlay, host: Host) -> None:
-    """It looks like a route of the original, but leads to another host than the lease does."""
+def test_a_static_route_with_the_prefix_of_a_lease_remains_also_after_cleanup(overlay, host: Host) -> None:
+    """It looks like a route of the original, but leads to another host than the lease."""
     subnet = "10.100.251.0/24"
     host.run(["ip", "route", "add", subnet, "via", "10.10.10.77"])
     overlay.set_backend("host-gw")
@@ -150,8 +150,8 @@ def test_a_lease_with_a_static_route_leaves_it_and_cleanup_too(overlay, host: Ho
 
 
 @pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
-def test_a_lease_with_the_prefix_of_a_bridge_leaves_its_route(overlay, host: Host, kind: str) -> None:
-    """The peer is refused by name until the bridge is gone."""
+def test_the_route_of_a_bridge_with_the_prefix_of_a_lease_remains(overlay, host: Host, kind: str) -> None:
+    """The peer is refused by name until the bridge is removed."""
     subnet = "10.100.250.0/24"
     host.run(["sh", "-c", "ip link add br9 type bridge && ip link set br9 up"])
     host.run(["ip", "address", "add", "10.100.250.1/24", "dev", "br9"])
@@ -169,7 +169,7 @@ def test_a_lease_with_the_prefix_of_a_bridge_leaves_its_route(overlay, host: Hos
 
 
 def test_no_packet_loops_when_a_peer_has_an_address_in_the_overlay(overlay, host: Host) -> None:
-    """A ping, and one in fragments, are a few packets of the tunnel at most."""
+    """A ping, and one in fragments, cause only a few packets of the tunnel."""
     put_config(overlay, Network="10.100.0.0/16", SubnetMax="10.100.127.0")
     overlay.join(host)
     put_lease(overlay, "10.100.200.0/24", '{"PublicIP":"10.100.200.9"}')
@@ -185,8 +185,8 @@ def test_no_packet_loops_when_a_peer_has_an_address_in_the_overlay(overlay, host
 
 
 @pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
-def test_a_lease_that_is_the_prefix_of_the_underlay_leaves_its_route(overlay, host: Host, kind: str) -> None:
-    """The peer that has it is refused, and the network draws a warning before there is any such lease."""
+def test_the_route_of_the_underlay_with_the_prefix_of_a_lease_remains(overlay, host: Host, kind: str) -> None:
+    """The peer with this lease is refused. Before there is such a lease, the network causes a warning."""
     put_config(overlay, Network="10.10.0.0/16", SubnetMin="10.10.100.0", Backend={"Type": kind})
     overlay.join(host)
     assert overlap(host)["severity"] == "warning"

@@ -1,6 +1,6 @@
-"""The wireguard backend on three hosts: every packet crosses the underlay encrypted, whatever happens.
+"""The wireguard backend on three hosts: every packet crosses the underlay encrypted, in any situation.
 
-The kernel of the test machine may lack WireGuard; then wireguard-go encrypts.
+The kernel of the test machine may lack WireGuard. Then wireguard-go encrypts.
 """
 
 import functools
@@ -53,7 +53,7 @@ while True:
         if encrypted % 10 == 1:
             print("encrypted", encrypted, flush=True)
 """
-"""Prints what crosses eth0 with an outer address of 10.100.0.0/16, and the datagrams of WireGuard."""
+"""Prints packets on eth0 with an outer address of 10.100.0.0/16, and datagrams of WireGuard."""
 
 
 class Network:
@@ -81,8 +81,8 @@ class Network:
     def sniffed(self, host: Host) -> list[str]:
         return (host.directory / "log/sniffer.log").read_text().splitlines()
 
-    def clear(self) -> list[str]:
-        """Return the packets of the overlay that crossed any underlay in clear."""
+    def unencrypted(self) -> list[str]:
+        """Return the packets of the overlay that crossed any underlay unencrypted."""
         return [
             line
             for host in self.hosts
@@ -97,12 +97,12 @@ class Network:
         return self.hosts[(self.hosts.index(host) + 1) % len(self.hosts)]
 
     def next_victim(self) -> Host:
-        """In turn: what is repaired too often on one host is taken for a fight."""
+        """The hosts in turn, because flanneld treats many repairs on one host as a fight."""
         return next(self._victims)
 
     @contextmanager
     def pings(self, host: Host, interval_s: float = PING_INTERVAL_S) -> Iterator[tuple[Any, Any]]:
-        """Ping between a host and its neighbour, both ways, as containers would."""
+        """Ping between a host and its neighbour, in both directions, with addresses of containers."""
         other = self.neighbour(host)
         with (
             self._ping_stream(host, other.gateway().ip, interval_s=interval_s) as there,
@@ -122,7 +122,7 @@ class Network:
 
     def state(self, host: Host) -> dict[str, Any]:
         shown = host.run(["sh", "-c", f"ip -json route; ip -json address show {DEVICE}"], check=False).stdout
-        lines = [*shown.splitlines(), ""]  # no second line without the device
+        lines = [*shown.splitlines(), ""]  # without the device, there is no second line
         routes, addresses = (json.loads(line or "[]") for line in lines[:2])
         for address in addresses:
             address.pop("ifindex")
@@ -151,7 +151,7 @@ def test_containers_reach_each_other_and_the_underlay_carries_no_clear_packet(ne
                 host.run(["ping", "-c1", "-W5", "-I", str(host.gateway().ip), str(other.gateway().ip)])
 
     assert all(network.has_encrypted(host) for host in network.hosts)
-    assert network.clear() == []
+    assert network.unencrypted() == []
 
 
 def test_the_lease_and_the_key_file_are_as_documented(network) -> None:
@@ -180,7 +180,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_repaired_and_nothing_crosses_in_clear(network, figures, name: str) -> None:
+def test_damage_is_repaired_and_no_packet_crosses_unencrypted(network, figures, name: str) -> None:
     host = network.next_victim()
     words, found = DAMAGE[name]
     peer = network.key(network.neighbour(host))
@@ -195,7 +195,7 @@ def test_damage_is_repaired_and_nothing_crosses_in_clear(network, figures, name:
         there.wait_answered()
 
     figures(f"{name}: as before {healed_s * 1e3:.0f} ms after the command began")
-    assert network.clear() == []
+    assert network.unencrypted() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
@@ -215,10 +215,10 @@ def test_a_restart_of_flanneld_adopts_the_device_and_loses_no_packet(network, nu
     assert back.lost() == []
     assert (network.key(host), process_of(host)) == (key, processes)
     assert "Repaired" not in overlay.log(host)[said:]
-    assert network.clear() == []
+    assert network.unencrypted() == []
 
 
-def test_wireguard_go_that_is_killed_starts_again(network, figures) -> None:
+def test_a_killed_wireguard_go_starts_again(network, figures) -> None:
     host = network.next_victim()
     (process,) = process_of(host) or pytest.skip("the kernel has WireGuard, so there is no wireguard-go")
 
@@ -230,14 +230,14 @@ def test_wireguard_go_that_is_killed_starts_again(network, figures) -> None:
         back.wait_answered()
 
     figures(f"wireguard-go killed: longest time without an answer {there.longest_gap_s(began - 0.05):.2f} s")
-    assert network.clear() == []
+    assert network.unencrypted() == []
 
 
 def test_a_rotation_of_the_key_loses_no_packet(network, figures) -> None:
     host = network.next_victim()
     old, file = network.key(host), host.directory / "var/lib/flannel/wgkey"
 
-    # Meanwhile a device keeps 128 packets for each peer.
+    # Meanwhile a device queues 128 packets for each peer.
     with network.pings(host, interval_s=0.05) as (there, back):
         began = time.time()
         new = host.flannelctl("rotate-key").strip()
@@ -257,7 +257,7 @@ def test_a_rotation_of_the_key_loses_no_packet(network, figures) -> None:
             wait_until(
                 lambda other=other: old not in network.peers(other), what="no old key", deadline_s=SOON_S
             )
-    assert network.clear() == []
+    assert network.unencrypted() == []
 
 
 def test_the_status_shows_the_encryption_and_the_last_handshake_of_each_peer(network) -> None:
@@ -279,7 +279,7 @@ def test_the_status_shows_the_encryption_and_the_last_handshake_of_each_peer(net
     assert text.count("encrypted, last handshake ") == peers.count("encrypted, last handshake ") == 2
 
 
-def test_without_its_store_a_host_encrypts_on_and_keeps_its_key(network) -> None:
+def test_without_its_store_a_host_continues_to_encrypt_and_keeps_its_key(network) -> None:
     host, overlay = network.next_victim(), network.overlay
     key = network.key(host)
 
@@ -298,7 +298,7 @@ def test_without_its_store_a_host_encrypts_on_and_keeps_its_key(network) -> None
     assert "the store is unreachable" in refused.stderr
     assert network.key(host) == key
     assert there.lost() == back.lost() == []
-    assert network.clear() == []
+    assert network.unencrypted() == []
 
 
 def echo_requests(host: Host) -> int:
@@ -309,7 +309,7 @@ def echo_requests(host: Host) -> int:
     return int(values[names.index("InEchos")])
 
 
-def test_clear_packets_from_outside_are_not_delivered(network) -> None:
+def test_unencrypted_packets_from_outside_are_not_delivered(network) -> None:
     """Neither from an address of the underlay, nor with the address of another host's container."""
     host, router = network.hosts[0], network.overlay.lab.router
     other = network.neighbour(host).gateway().ip
@@ -327,11 +327,11 @@ def test_clear_packets_from_outside_are_not_delivered(network) -> None:
         router.run(["ip", "route", "delete", str(host.lease())])
 
     assert echo_requests(host) == before + 1
-    for each in network.hosts:  # the sniffers saw these pings
+    for each in network.hosts:  # the sniffers captured these pings
         network.ignored[each.name] = len(network.sniffed(each))
 
 
-def test_a_cleanup_drops_what_containers_still_send(network) -> None:
+def test_a_cleanup_drops_later_packets_of_containers(network) -> None:
     host = network.hosts[0]
     (host.directory / "var/lib/flannel/wgkey").stat()
 
@@ -342,7 +342,7 @@ def test_a_cleanup_drops_what_containers_still_send(network) -> None:
     report = json.loads(said)
     assert report["problems"] == []
     assert any("drops packets of containers" in line for line in report["kept"])
-    assert network.clear() == []
+    assert network.unencrypted() == []
     assert [route["dst"] for route in host.routes("type", "blackhole")] == ["10.100.0.0/16"]
     assert DEVICE not in {link["ifname"] for link in host.links()}
     assert process_of(host) == []
@@ -356,8 +356,8 @@ def test_a_cleanup_drops_what_containers_still_send(network) -> None:
 STORE = "sqlite:///var/lib/leases.db"
 
 
-def test_require_encryption_refuses_a_backend_that_sends_in_clear() -> None:
-    """At the start, it removes what an earlier flanneld left to send in clear, and drops the packets."""
+def test_require_encryption_refuses_a_backend_without_encryption() -> None:
+    """At the start, it removes objects of an earlier flanneld without encryption, and drops the packets."""
     one = Topology((LEFT,), (HostPlace("docker1", LEFT, IPv4Interface("10.10.10.101/24")),))
     with Lab(f"require-{os.getpid()}", one) as lab:
         (host,) = lab.hosts.values()

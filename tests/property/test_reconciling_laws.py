@@ -61,7 +61,7 @@ def test_the_empty_plan_leaves_no_trace(desired: State) -> None:
 
 
 @given(case=cases(), cut=st.floats(0, 1))
-def test_a_pass_that_was_cut_is_finished_by_the_next(case: Case, cut: float) -> None:
+def test_an_interrupted_pass_is_finished_by_the_next(case: Case, cut: float) -> None:
     asyncio.run(target_laws.check_a_cut_pass_is_finished(FakeHost(), *case, cut))
 
 

@@ -21,7 +21,7 @@ from pyflannel.cli.invocation import (
 )
 from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up, preview
 from pyflannel.commands.local_daemon import check_own_files
-from pyflannel.commands.preparation import lay_pins, user_named
+from pyflannel.commands.preparation import create_pins, user_named
 from pyflannel.commands.preparation import prepare as prepare_for
 
 
@@ -102,7 +102,7 @@ def pins(run_dir: Path | None) -> None:
     Mounts a bpffs at `.bpf` in the run directory, and pins the programs at the links of this network
     namespace there. Needs root and the mount namespace of the host. The systemd unit of flanneld runs it.
     """
-    for line in asyncio.run(lay_pins(places_of(run_dir))):
+    for line in asyncio.run(create_pins(places_of(run_dir))):
         say(line)
 
 

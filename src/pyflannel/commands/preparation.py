@@ -61,7 +61,7 @@ async def prepare(
     except OSError as error:
         hint = "Legacy iptables needs it. Set EnableNFTables in the network config to use nftables."
         failures.append(TargetError.of(f"{user.name} cannot use {lock}", error, hint=hint))
-    for part in (lay_pins(places, user), _move_forwarders(places.shared.run_dir, user)):
+    for part in (create_pins(places, user), _move_forwarders(places.shared.run_dir, user)):
         try:
             done += await part
         except FlannelError as error:
@@ -125,7 +125,7 @@ def _share_lock(path: Path, user: User) -> None:
         os.close(descriptor)
 
 
-async def lay_pins(places: Places, user: User | None = None) -> list[str]:
+async def create_pins(places: Places, user: User | None = None) -> list[str]:
     """Mount the directory of pins and pin the attached programs; return a line that reports it.
 
     Args:

@@ -78,7 +78,7 @@ class Container(Protocol):
 BRIDGE = "br0"
 
 
-def lay_bridge(host: Sandbox, address: IPv4Interface) -> None:
+def create_bridge(host: Sandbox, address: IPv4Interface) -> None:
     """Create the bridge for the containers of a host; `address` is their gateway."""
     host.run(["ip", "link", "add", BRIDGE, "type", "bridge"])
     host.run(["ip", "address", "add", str(address), "dev", BRIDGE])

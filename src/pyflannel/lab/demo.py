@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pyflannel.errors import LabError
 from pyflannel.lab.containers import PORT, Container, fetch, serving, write_image
-from pyflannel.lab.kernel_path import Throughput, lay_kernel_path, measure_kernel_path, measure_throughput
+from pyflannel.lab.kernel_path import Throughput, create_kernel_path, measure_kernel_path, measure_throughput
 from pyflannel.lab.lab import EtcdServer, Lab
 from pyflannel.lab.topology import LEFT, Host
 from pyflannel.lab.traffic import PingResult, ping_all, wait_reached
@@ -195,7 +195,7 @@ def _measure(lab: Lab, containers: dict[str, Container], narrator: Narrator) -> 
     ):
         page = fetch(last, first.address)
     with narrator.step("connecting two plain hosts by the kernel's vxlan"):
-        path = lay_kernel_path(lab)
+        path = create_kernel_path(lab)
     with narrator.step("sending a TCP stream over the overlay"):
         overlay = measure_throughput(first, last, seconds=_STREAM_S)
     with narrator.step("sending a TCP stream over the kernel's vxlan"):

@@ -131,7 +131,7 @@ class PeerObjects:
     def __len__(self) -> int:
         return len(self.routes) + len(self.neighbours) + len(self.fdb)
 
-    def lay(self, sandbox: Sandbox, *, patience_s: float = _PATIENCE_S) -> None:
+    def create(self, sandbox: Sandbox, *, patience_s: float = _PATIENCE_S) -> None:
         """Add the objects by `ip` and `bridge`. The device must exist.
 
         Raises:
@@ -186,7 +186,7 @@ def objects_on(sandbox: Sandbox, backend: str) -> PeerObjects:
     )
 
 
-def lay_vxlan(
+def create_vxlan(
     sandbox: Sandbox,
     address: IPv4Interface,
     local: IPv4Address,
@@ -245,7 +245,7 @@ class KernelPath:
     right_host: Host
 
 
-def lay_by_hand(
+def add_manually(
     backend: str, hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]
 ) -> tuple[NamespaceContainer, NamespaceContainer]:
     """Connect two hosts as vxlan, host-gw or wireguard connects them; return a container on each.
@@ -253,7 +253,7 @@ def lay_by_hand(
     The gateways are the addresses of the bridges for the containers.
     """
     if backend == "wireguard":
-        lay_wireguard(hosts, gateways)
+        create_wireguard_path(hosts, gateways)
     else:
         _lay_routes(backend, hosts, gateways)
     left, right = (
@@ -263,7 +263,7 @@ def lay_by_hand(
     return left, right
 
 
-def lay_wireguard(hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]) -> None:
+def create_wireguard_path(hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]) -> None:
     """Connect two hosts by WireGuard: that of the kernel, or wireguard-go if the kernel has none."""
     keys = [host.run(["wg", "genkey"]).stdout for host in hosts]
     public = [host.run(["wg", "pubkey"], text=key).stdout for host, key in zip(hosts, keys, strict=True)]
@@ -296,14 +296,14 @@ def _lay_routes(
     for host, own, peer, mac in zip(hosts, leases, reversed(leases), _MACS, strict=True):
         if backend == "vxlan":
             base = IPv4Interface((own.subnet.network_address, 32))
-            lay_vxlan(host, base, host.address, device=VXLAN, mac=mac)
-        objects_of([peer], backend, device=VXLAN).lay(host)
+            create_vxlan(host, base, host.address, device=VXLAN, mac=mac)
+        objects_of([peer], backend, device=VXLAN).create(host)
 
 
-def lay_kernel_path(lab: Lab) -> KernelPath:
+def create_kernel_path(lab: Lab) -> KernelPath:
     """Add two new hosts, one on each segment, and connect their containers by vxlan and routes."""
     one, two = lab.add_hosts(_LEFT, _RIGHT)
-    left, right = lay_by_hand("vxlan", (one, two), (_LEFT_GATEWAY, _RIGHT_GATEWAY))
+    left, right = add_manually("vxlan", (one, two), (_LEFT_GATEWAY, _RIGHT_GATEWAY))
     return KernelPath(left, right, one, two)
 
 

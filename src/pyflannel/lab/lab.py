@@ -14,7 +14,7 @@ from pyflannel.errors import LabError, UsageError
 from pyflannel.lab.lab_directory import PATIENCE_S, LabDirectory, lab_names, remove_remains
 from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import Sandbox
-from pyflannel.lab.topology import COOKBOOK, ROUTER, Host, HostPlace, Topology, lay_segments, plug_in
+from pyflannel.lab.topology import COOKBOOK, ROUTER, Host, HostPlace, Topology, create_segments, plug_in
 from pyflannel.lab.waiting import POLL_S, together
 
 CLIENT_PORT = 2379
@@ -96,7 +96,7 @@ class Lab:
             self._begin(self.router)
             hosts = self._begin_hosts(self._topology.hosts)
             self.router.finish()
-            lay_segments(self.router, self._topology.segments)
+            create_segments(self.router, self._topology.segments)
             self._join(hosts)
         except BaseException:
             self.remove()

@@ -46,7 +46,7 @@ class LabDirectory:
             BusyError: a running program holds the lock.
             LabError: the directory cannot be created.
         """
-        with nobody_removes():
+        with without_removals():
             self._acquire()
 
     def _acquire(self) -> None:
@@ -122,7 +122,7 @@ class LabDirectory:
     def remove(self) -> None:
         """Clear the lab, remove the directory and release the lock."""
         self._remove()
-        with nobody_removes():
+        with without_removals():
             _remove_what_is_shared()
 
     def _remove(self) -> None:
@@ -149,7 +149,7 @@ def lab_names() -> list[str]:
 
 def remove_remains() -> None:
     """Remove the remains of all killed runs. `flannelctl lab down` reports remains that cannot be removed."""
-    with nobody_removes():
+    with without_removals():
         for name in lab_names():
             home = LabDirectory(name)
             if not home.take():
@@ -171,7 +171,7 @@ def _remove_what_is_shared() -> None:
 
 
 @contextlib.contextmanager
-def nobody_removes() -> Iterator[None]:
+def without_removals() -> Iterator[None]:
     """Prevent the removal of remains and shared objects by other programs during the block.
 
     Of two labs that begin at the same time, the second waits for the first. The first may be removing the

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyflannel.errors import LabError
-from pyflannel.lab.containers import DockerEngine, NamespaceContainer, lay_bridge
+from pyflannel.lab.containers import DockerEngine, NamespaceContainer, create_bridge
 from pyflannel.lab.program import Program, read_environment_file
 from pyflannel.lab.sandbox import READY_DEADLINE_S, Sandbox
 
@@ -70,7 +70,7 @@ COOKBOOK = Topology(
 # Every device is created in its sandbox, so none appears in the network of the machine.
 
 
-def lay_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
+def create_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
     """Create a switch for each segment, and connect the router to it with the address of the gateway.
 
     The switch is a bridge with a separate port for the router. If the bridge were the port, the kernel would
@@ -190,6 +190,6 @@ class Host(Sandbox):
     ) -> NamespaceContainer:
         """Add a container as a network namespace, with address `number` of the gateway's subnet."""
         if not any(link["ifname"] == "br0" for link in self.links()):
-            lay_bridge(self, gateway)
+            create_bridge(self, gateway)
         address = IPv4Interface((gateway.network[number], gateway.network.prefixlen))
         return NamespaceContainer(self, name, address=address, gateway=gateway.ip, mtu=mtu)

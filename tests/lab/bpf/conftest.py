@@ -1,4 +1,4 @@
-"""Two hosts with a container each, joined by an underlay, and whatever of the fast path a test asks for."""
+"""Two hosts with a container each on a common underlay, and the requested parts of the fast path."""
 
 import json
 import os
@@ -46,7 +46,7 @@ class Container:
     """A namespace on a bridge of a host.
 
     Attributes:
-        directory: where programs that run on write, to `log/NAME.log`.
+        directory: programs that run in it write to `log/NAME.log` there.
     """
 
     def __init__(self, host: "Host", namespace, address: str, link: str, mac: str) -> None:
@@ -77,7 +77,7 @@ class Container:
         )
 
     def ping(self, address: str, *words: str, count: int = 3) -> tuple[int, str]:
-        """Ping `address` and return how many were answered, and what ping said."""
+        """Ping `address`. Return the number of answers, and the output of ping."""
         said = self.namespace.attempt(
             "ping", "-n", "-c", str(count), "-i", "0.05", "-W", "30", *words, address
         )
@@ -85,7 +85,7 @@ class Container:
 
 
 class Host:
-    """A host with an underlay, flannel0, docker0 and a container; its subnet is 10.100.NUMBER.0/24."""
+    """A host with an underlay, flannel0, docker0 and a container. Its subnet is 10.100.NUMBER.0/24."""
 
     def __init__(self, number: int, make_namespace, run_dir: Path) -> None:
         run_dir.mkdir()
@@ -99,7 +99,7 @@ class Host:
         self.mtu = MTU
 
     def equip(self) -> None:
-        """Make device, bridge and container, as a host has them when packets go through user space."""
+        """Create device, bridge and container, as on a host whose packets pass user space."""
         ip = self.namespace.ip
         self.namespace.command("sysctl", "-qw", "net.ipv4.ip_forward=1")
         ip("tuntap add flannel0 mode tun")
@@ -115,7 +115,7 @@ class Host:
         self.container = self.add_container()
 
     def add_container(self, last: int = 2, link: str = "") -> Container:
-        """Start another container, with the address and the MAC that Docker would give it."""
+        """Start another container, with the address and the MAC address that Docker would assign."""
         return Container(
             self,
             self.make_namespace(),
@@ -137,7 +137,7 @@ class Host:
         )
 
     def program(self, role: Role) -> BpfProgram:
-        """The program of a role, at the link where it belongs."""
+        """The program of a role, at its link."""
         links = {
             Role.ENCAPSULATE: "flannel0",
             Role.DECAPSULATE: "eth0",
@@ -157,12 +157,12 @@ class Host:
         )
 
     def plan(self, *peers: BpfPeer) -> State:
-        """The whole fast path of this host."""
+        """The complete fast path of this host."""
         programs = [self.program(role) for role in Role]
         return State.of(*peers, self.container.entry, *programs)
 
     def act(self, work: Callable, hooks=TcxHooks):
-        """Run a coroutine function with a target of its own, as a daemon that has just started has it."""
+        """Run a coroutine function with a new target, like that of a daemon that has just started."""
 
         async def with_target():
             async with make_target(hooks) as target:
@@ -171,7 +171,7 @@ class Host:
         return self.namespace.run(with_target)
 
     def heal(self, desired: State, hooks=TcxHooks) -> list:
-        """Make a pass, and return the operations that it took; none may be refused."""
+        """Make a pass and return its operations. None may be refused."""
 
         async def make_pass(target):
             return await heal(target, desired)
@@ -182,7 +182,7 @@ class Host:
         return self.act(lambda target: target.snapshot(desired), hooks)
 
     def counts(self, hooks=TcxHooks) -> dict[Outcome, int]:
-        """Packets by outcome, those that there were."""
+        """Return the packets by outcome, without outcomes that did not occur."""
 
         async def count(target):
             await target.snapshot(State.of(self.peer()))
@@ -193,7 +193,7 @@ class Host:
         return self.act(count, hooks)
 
     def strangers(self) -> list[Stranger]:
-        """Whose packets the guard dropped."""
+        """The senders of packets that the guard dropped."""
 
         async def look(target):
             await target.snapshot(State.of(self.peer()))
@@ -202,7 +202,7 @@ class Host:
         return self.act(look)
 
     def start_forwarder(self, *peers: "Host") -> None:
-        """Let user space carry what the programs leave to it."""
+        """Start the forwarder, which carries the packets that the programs leave to user space."""
         forwarder = Forwarder(
             link="flannel0",
             tunnel_address=self.subnet.network_address,
@@ -235,14 +235,14 @@ class Host:
             os.kill(int.from_bytes(credentials[:4], sys.byteorder), signal.SIGKILL)
 
     def packets_sent(self, link: str) -> int:
-        """Packets that a link sent, as the kernel counts them."""
+        """Return the number of packets that a link sent, as counted by the kernel."""
         shown = json.loads(self.namespace.ip(f"-json -statistics link show {link}"))
         return shown[0]["stats64"]["tx"]["packets"]
 
 
 @pytest.fixture(name="make_target")
 def give_make_target() -> Callable[..., BpfTarget]:
-    """Give the function that makes a target as a daemon makes it."""
+    """Return the function that makes a target like a daemon."""
     return make_target
 
 
@@ -252,12 +252,12 @@ def make_target(hooks=TcxHooks, look_s: float = LOOK_S, **changes) -> BpfTarget:
 
 @pytest.fixture(name="heal")
 def give_heal() -> Callable:
-    """Give the function that makes a pass with a target."""
+    """Return the function that makes a pass with a target."""
     return heal
 
 
 async def heal(target: BpfTarget, desired: State) -> list:
-    """Make a pass, and return the operations that it took; none may be refused."""
+    """Make a pass and return its operations. None may be refused."""
     found = await target.snapshot(desired)
     operations = sorted(diff(desired, found), key=_rank)
     assert list(await target.apply(operations)) == []
@@ -274,7 +274,7 @@ def _rank(operation) -> int:
 
 @pytest.fixture
 def hosts(make_namespace, tmp_path) -> Iterator[list[Host]]:
-    """Two hosts on one underlay, each with a container, without any program."""
+    """Two hosts on one underlay, each with a container, without a program."""
     made = [Host(number, make_namespace, tmp_path / f"run{number}") for number in (15, 20)]
     one, two = made
     one.namespace.ip(f"link add eth0 type veth peer name eth0 netns {two.namespace.name}")
@@ -293,7 +293,7 @@ def hosts(make_namespace, tmp_path) -> Iterator[list[Host]]:
 
 @pytest.fixture
 def linked(hosts) -> list[Host]:
-    """Two hosts whose programs know each other; no process of ours runs."""
+    """Two hosts whose programs know each other. No process of pyflannel runs."""
     one, two = hosts
     one.heal(one.plan(two.peer()))
     two.heal(two.plan(one.peer()))
@@ -302,7 +302,7 @@ def linked(hosts) -> list[Host]:
 
 @pytest.fixture
 def relayed(linked) -> list[Host]:
-    """The same, and user space stands by."""
+    """The same, and forwarders run."""
     one, two = linked
     one.start_forwarder(two)
     two.start_forwarder(one)
@@ -316,12 +316,12 @@ def relayed(linked) -> list[Host]:
 
 @pytest.fixture(name="open_socket")
 def give_open_socket():
-    """Give the function that opens a socket in a namespace."""
+    """Return the function that opens a socket in a namespace."""
     return open_socket
 
 
 def open_socket(namespace, kind: int, protocol: int = 0) -> socket.socket:
-    """Return a socket of a namespace, which may be used from outside of it."""
+    """Return a socket in a namespace, which can be used from outside."""
 
     async def make() -> socket.socket:
         return socket.socket(socket.AF_INET, kind, protocol)
@@ -333,7 +333,7 @@ def open_socket(namespace, kind: int, protocol: int = 0) -> socket.socket:
 
 @pytest.fixture
 def send_stream() -> Callable[..., bool]:
-    """Give the function that sends random octets by TCP and returns whether they arrived as they were."""
+    """Return the function that sends random bytes by TCP and returns whether they arrived unchanged."""
 
     def send(source: Container, destination: Container, octets: int = 8 << 20) -> bool:
         sent = os.urandom(octets)
@@ -357,6 +357,6 @@ def send_stream() -> Callable[..., bool]:
 
 
 def _send_all(client: socket.socket, octets: bytes) -> None:
-    with suppress(OSError):  # the receiver says what arrived
+    with suppress(OSError):  # the receiver prints the digest of the received bytes
         client.sendall(octets)
         client.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""What the programs carry, on the real kernel: there is no process of ours on either host."""
+"""Packets that the programs carry, on the real kernel. No process of pyflannel runs on either host."""
 
 import socket
 import struct
@@ -25,15 +25,15 @@ def test_containers_reach_each_other_without_any_process(linked):
         assert host.counts() == {Outcome.ENCAPSULATED: 3, Outcome.DECAPSULATED: 3, Outcome.DELIVERED: 3}
 
 
-def test_a_stream_arrives_as_it_was_sent(linked, send_stream):
+def test_a_stream_arrives_unchanged(linked, send_stream):
     one, two = linked
 
     assert send_stream(one.container, two.container)
     assert send_stream(two.container, one.container)
 
 
-def test_a_stream_is_not_cut_into_segments_on_its_way(linked, send_stream):
-    """Segments would be 5,700; what leaves each device are far fewer packets, each for several."""
+def test_a_stream_is_not_split_into_segments_on_its_path(linked, send_stream):
+    """There would be 5,700 segments. Far fewer packets leave each device, each for several segments."""
     one, two = linked
     before = two.packets_sent(two.container.link)
 
@@ -43,8 +43,8 @@ def test_a_stream_is_not_cut_into_segments_on_its_way(linked, send_stream):
     assert two.packets_sent(two.container.link) - before < 3000
 
 
-def test_the_tunnel_s_headers_octet_by_octet(linked, send_stream):
-    """The segments of a stream fill the underlay's MTU, and nobody on the way may cut one."""
+def test_each_byte_of_the_tunnel_headers(linked, send_stream):
+    """The segments of a stream fill the underlay's MTU. No device on the path may split one."""
     one, two = linked
     for feature in ("tso", "gso", "tx-udp_tnl-segmentation"):
         one.namespace.attempt("ethtool", "-K", "eth0", feature, "off")
@@ -71,24 +71,24 @@ def test_the_tunnel_s_headers_octet_by_octet(linked, send_stream):
     assert max(map(len, arrived)) == 1500
 
 
-def test_what_the_last_hop_carries_does_not_pass_the_bridge(linked):
+def test_packets_of_the_last_hop_program_bypass_the_bridge(linked):
     one, two = linked
     before = two.packets_sent("docker0")
 
     answered, _ = one.container.ping(two.container.address, count=50)
 
     assert answered == 50
-    assert two.packets_sent("docker0") - before < 50  # ARP and the like at most
+    assert two.packets_sent("docker0") - before < 50  # only ARP and the like
 
 
-def test_what_the_host_itself_sends_passes_the_bridge(linked):
+def test_packets_of_the_host_itself_pass_the_bridge(linked):
     two = linked[1]
     two.namespace.command("ping", "-c", "2", "-i", "0.05", "-W", "2", two.container.address)
 
     assert Outcome.DELIVERED not in two.counts()
 
 
-def test_a_container_without_an_entry_is_reached_the_ordinary_way(linked):
+def test_a_container_without_an_entry_is_reached_by_the_bridge(linked):
     one, two = linked
     another = two.add_container(last=3)
 
@@ -96,7 +96,7 @@ def test_a_container_without_an_entry_is_reached_the_ordinary_way(linked):
     assert Outcome.DELIVERED not in two.counts()
 
 
-def test_a_container_whose_mac_changed_is_reached_the_ordinary_way(linked):
+def test_a_container_whose_mac_changed_is_reached_by_the_bridge(linked):
     one, two = linked
     two.container.namespace.ip("link set eth0 address 02:42:00:00:00:99")
     two.namespace.ip("neighbour flush dev docker0")
@@ -105,18 +105,18 @@ def test_a_container_whose_mac_changed_is_reached_the_ordinary_way(linked):
     assert Outcome.DELIVERED not in two.counts()
 
 
-def test_a_container_that_took_the_place_of_another_is_reached_although_nobody_said_so(linked):
-    """Docker gives the next one the same address and MAC; the kernel itself forgot the old one's veth."""
+def test_a_container_that_replaced_another_is_reached_before_its_entry_is_updated(linked):
+    """Docker assigns the same address and MAC address again. The kernel removed the previous veth itself."""
     one, two = linked
     assert one.container.ping(two.container.address)[0] == 3
     two.namespace.ip(f"link delete {two.container.link}")
     successor = two.add_container(link="successor")
 
     assert one.container.ping(successor.address)[0] == 3
-    assert two.counts()[Outcome.DELIVERED] == 3  # those to the predecessor
+    assert two.counts()[Outcome.DELIVERED] == 3  # packets to the previous container
 
 
-def test_a_replaced_entry_leads_to_the_new_container(linked):
+def test_packets_reach_the_new_container_after_its_entry_was_replaced(linked):
     one, two = linked
     two.namespace.ip(f"link delete {two.container.link}")
     two.container = two.add_container(link="successor")
@@ -139,7 +139,7 @@ def test_without_the_last_hop_packets_pass_the_bridge(linked, send_stream):
     assert Outcome.DELIVERED not in two.counts()
 
 
-def test_hosts_reach_containers_of_others_too(linked):
+def test_hosts_reach_containers_of_other_hosts(linked):
     one, two = linked
 
     said = one.namespace.command("ping", "-c", "3", "-i", "0.05", "-W", "2", two.container.address)

@@ -1,4 +1,4 @@
-"""The fast path where the kernel has no tcx: programs are classifiers of a clsact qdisc."""
+"""The fast path on a kernel without tcx: programs are classifiers of a clsact qdisc."""
 
 import errno
 from dataclasses import replace
@@ -30,7 +30,7 @@ def test_containers_reach_each_other(classified, send_stream):
     assert send_stream(one.container, two.container)
 
 
-def test_what_was_applied_is_read_back_by_another_process(classified):
+def test_applied_objects_are_read_back_by_another_process(classified):
     one, two = classified
 
     assert one.snapshot(one.plan(two.peer()), clsact) == one.plan(two.peer())
@@ -39,7 +39,7 @@ def test_what_was_applied_is_read_back_by_another_process(classified):
     )
 
 
-def test_a_deleted_filter_is_noticed_and_comes_back(classified, listen, make_target):
+def test_a_deleted_filter_is_detected_and_attached_again(classified, listen, make_target):
     one, two = classified
     desired = one.plan(two.peer())
 
@@ -70,7 +70,7 @@ def test_no_packet_is_lost_while_programs_are_replaced(classified, ping_stream):
     assert stream.lost() == []
 
 
-def test_the_qdisc_goes_with_the_last_filter_of_anybody(classified):
+def test_the_qdisc_is_removed_with_the_last_filter_of_any_program(classified):
     one = classified[0]
     tc = ("tc", "filter", "add", "dev", "eth0", "ingress", "protocol", "all")
     one.namespace.command(*tc, "u32", "match", "u32", "0", "0")
@@ -82,7 +82,7 @@ def test_the_qdisc_goes_with_the_last_filter_of_anybody(classified):
     assert "clsact" not in one.namespace.command("tc", "qdisc", "show", "dev", "flannel0")
 
 
-def test_removing_a_filter_that_is_gone_is_no_failure(classified):
+def test_a_removal_of_a_missing_filter_succeeds(classified):
     one = classified[0]
     gone = [Remove(one.program(role)) for role in Role]
 
@@ -100,8 +100,8 @@ def test_a_kernel_without_tcx_gets_classifiers(hosts):
     assert one.snapshot(one.plan(two.peer()), clsact) == one.plan(two.peer())
 
 
-def test_where_it_cannot_be_told_nothing_is_chosen(hosts):
-    """A right that is missing says nothing of the kernel."""
+def test_nothing_is_chosen_if_tcx_cannot_be_probed(hosts):
+    """A missing right does not show whether the kernel supports tcx."""
     one, two = hosts
 
     def hidden(objects):
@@ -123,8 +123,8 @@ def test_this_kernel_gets_tcx(hosts):
 
 
 @pytest.mark.parametrize("place", [(), ("prio", "50000")], ids=["any", "a late one"])
-def test_filters_of_others_see_packets_first(classified, place):
-    """What a policer or a firewall at the underlay decides about is not carried past it."""
+def test_foreign_filters_see_packets_first(classified, place):
+    """The programs do not carry packets past the decision of a policer or a firewall at the underlay."""
     one, two = classified
     tc = ("tc", "filter", "add", "dev", "eth0", "ingress", "protocol", "ip", *place)
     two.namespace.command(*tc, "u32", "match", "ip", "dport", "8285", "0xffff", "classid", "1:1")

@@ -1,7 +1,7 @@
-"""The decapsulating program takes no packet that user space does not take with the same result.
+"""The decapsulating program accepts a packet only if user space accepts it with the same result.
 
-Each frame is judged twice. BPF_PROG_TEST_RUN gives it to the program. And it is sent to a host without the
-program, where the IP and UDP code of the kernel checks it, and the forwarder decides about what arrives.
+Each frame is checked twice. BPF_PROG_TEST_RUN passes it to the program. And it is sent to a host without the
+program, where the IP and UDP code of the kernel checks it, and the forwarder decides about the datagram.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ SUBNET = IPv4Network("10.100.20.0/24")
 PORT = 8285
 MTU = 1400
 ETHERNET, IP, UDP = 14, 20, 8
-SHORTEST = ETHERNET - 6 + IP  # octets of a frame without its destination: a trial run refuses shorter ones
+SHORTEST = ETHERNET - 6 + IP  # bytes of a frame without its destination: a trial run refuses shorter ones
 PEERS = [
     Peer(int(IPv4Address("10.100.15.0")), 24, int(IPv4Address("10.9.0.15")), PORT),
     Peer(int(IPv4Address("10.100.15.128")), 25, int(IPv4Address("10.9.0.16")), PORT),
@@ -51,14 +51,14 @@ FRAMES, SEEDS_LONG, FRAMES_LONG = 1000, 2000, 1_000_000
 
 
 class Frame(NamedTuple):
-    """An Ethernet frame without its destination; `is_ours` says whether that is this host."""
+    """An Ethernet frame without its destination; `is_ours` is true if this host is its destination."""
 
     is_ours: bool
     octets: bytes
 
 
 class Fields(NamedTuple):
-    """Fields of the headers that a sender can forge. A length or checksum of None is the right one."""
+    """Fields of the headers that a sender can forge. A length or checksum of None is the correct one."""
 
     outer_first: int = 0x45
     outer_length: int = 0
@@ -97,7 +97,7 @@ def packed(ends: tuple[str, str]) -> bytes:
 
 
 def frame_of(f: Fields) -> Frame:
-    """The frame that has these fields."""
+    """Return the frame with these fields."""
     total = IP + f.payload
     inner = ip_header(
         f.inner_first,
@@ -124,7 +124,7 @@ UDP_SUM = slice(ETHERNET - 6 + IP + 6, ETHERNET - 6 + IP + 8)
 
 
 def without_udp_sum(frame: Frame) -> Frame:
-    """The frame, with a datagram that says that it has no checksum (RFC 768)."""
+    """Return the frame with a datagram without checksum (RFC 768)."""
     octets = bytearray(frame.octets)
     octets[UDP_SUM] = bytes(len(octets[UDP_SUM]))
     return Frame(frame.is_ours, bytes(octets))
@@ -156,7 +156,7 @@ ODD: dict[str, st.SearchStrategy[Any]] = {
 
 
 def together(*names: str) -> st.SearchStrategy[dict[str, Any]]:
-    """The same change of lengths that should agree, as one that forges a packet makes it."""
+    """Return the same change for all lengths that must be consistent, as a forger would make it."""
     return st.integers(-60, 60).map(lambda change: dict.fromkeys(names, change))
 
 
@@ -175,7 +175,7 @@ cases = st.tuples(
 
 
 class Judges:
-    """The program and its settings in the kernel, and a host that user space serves."""
+    """The program and its settings in the kernel, and a host with only user space."""
 
     def __init__(self, program: int, wire: socket.socket, listener: socket.socket, mac: bytes) -> None:
         self._program, self._wire, self._listener, self._mac = program, wire, listener, mac
@@ -187,7 +187,7 @@ class Judges:
         self._out = ctypes.create_string_buffer(4096)
 
     def kernel(self, frame: Frame) -> tuple[int, bytes]:
-        """Return the program's verdict about a frame, and the packet that it makes."""
+        """Return the program's verdict about a frame, and the resulting packet."""
         here = bytes(6)  # the address of the loopback device, at which a trial run lets a packet arrive
         given = ctypes.create_string_buffer((here if frame.is_ours else NOWHERE) + frame.octets)
         size = len(given) - 1
@@ -209,7 +209,7 @@ class Judges:
         return verdict, self._out.raw[ETHERNET:size]
 
     def user_space(self, frame: Frame) -> list[bytes | Drop]:
-        """Return what the forwarder makes of the datagrams that arrive because of a frame."""
+        """Return the forwarder's result for the datagrams that arrive because of a frame."""
         self._wire.send((self._mac if frame.is_ours else NOWHERE) + frame.octets)
         self._marker += 1
         marker = b"that is all %d" % self._marker
@@ -225,7 +225,7 @@ class Judges:
 
 
 def frame_with(payload: bytes) -> bytes:
-    """A frame, without its destination, whose datagram carries this."""
+    """Return a frame, without its destination, whose datagram has this payload."""
     udp = struct.pack("!HHHH", PORT, PORT, UDP + len(payload), 0) + payload
     return SOURCE_AND_TYPE + ip_header(0x45, IP + len(udp), 0, 64, 17, ("10.9.0.15", OWN), None) + udp
 
@@ -290,7 +290,7 @@ def judges(make_namespace) -> Iterator[Judges]:
 
 
 def compare(judges: Judges, frame: Frame, seen: Counter[object]) -> None:
-    """Fail if the program takes a packet that user space does not take so, or drops one that it takes."""
+    """Fail if the program accepts a packet with another result than user space, or drops an accepted one."""
     verdict, octets = judges.kernel(frame)
     answers = judges.user_space(frame)
     seen[verdict] += 1
@@ -331,7 +331,9 @@ def test_a_packet_that_the_program_takes_is_taken_by_user_space_with_the_same_re
 
 
 def test_the_program_leaves_the_checksum_of_the_datagram_to_the_inner_packet(judges) -> None:
-    """The one difference: user space never sees such a datagram. The program would have to read all of it."""
+    """The only difference: user space never gets such a datagram, and the program would have to read all of
+    it.
+    """
     good = frame_of(Fields(has_udp_sum=True))
     octets = bytearray(good.octets)
     octets[UDP_SUM] = b"\x12\x34"

@@ -1,4 +1,4 @@
-"""What the fast path uses, asked on the real kernel: present, absent, or hidden by a right or a filter."""
+"""Probes of the kernel features for the fast path: present, absent, or hidden by a right or a filter."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ print(json.dumps([asdict(one) for one in FastPath(sys.argv[1]).features()]))
 
 
 def ask(*before: str, pins="/nowhere") -> dict[str, dict]:
-    """What a process that is started by these words finds, by the feature's first two words."""
+    """Return the results of a process that these words start, by the feature's first two words."""
     done = subprocess.run(
         [*before, sys.executable, "-c", ASK, str(pins)], capture_output=True, text=True, check=True
     )
@@ -71,7 +71,7 @@ def test_with_every_right_everything_is_present():
     assert found[LIBRARY]["detail"].startswith("v")
 
 
-def test_a_missing_right_is_absent_and_what_it_hides_cannot_be_told():
+def test_a_missing_right_is_absent_and_features_hidden_by_it_are_unknown():
     found = ask(*with_rights("net_admin"))
 
     assert answers(found, "bpf(2)", "CAP_BPF", "CAP_NET_ADMIN") == ["present", "absent", "present"]
@@ -80,8 +80,8 @@ def test_a_missing_right_is_absent_and_what_it_hides_cannot_be_told():
     assert "CAP_BPF" in found["maps LPM_TRIE"]["hint"]
 
 
-def test_pins_take_the_place_of_a_right(tmp_path):
-    poor, directory = with_rights("bpf", "net_admin"), tmp_path / "pins of ours"
+def test_pins_replace_a_right(tmp_path):
+    poor, directory = with_rights("bpf", "net_admin"), tmp_path / "own pins"
 
     without = ask(*poor, pins=directory)["CAP_SYS_ADMIN or"]
     with pin_directory(str(directory)):
@@ -97,7 +97,7 @@ def test_pins_take_the_place_of_a_right(tmp_path):
 
 
 @pytest.mark.parametrize("code", ["EPERM", "ENOSYS"])
-def test_a_seccomp_filter_is_not_taken_for_the_kernel_s_word(code):
+def test_a_refusal_of_a_seccomp_filter_does_not_count_as_one_of_the_kernel(code):
     found = ask(*with_refusal("bpf", code))
 
     assert answers(found, "bpf(2)", "CAP_BPF") == ["unknown", "present"]
@@ -106,7 +106,7 @@ def test_a_seccomp_filter_is_not_taken_for_the_kernel_s_word(code):
     assert "tcx" not in found
 
 
-def test_whether_right_or_filter_refused_cannot_be_told():
+def test_a_refusal_by_right_or_filter_gives_unknown():
     found = ask(*with_refusal("bpf", "EPERM"), *with_rights("net_admin"))
 
     assert answers(found, "bpf(2)", "CAP_BPF") == ["unknown", "absent"]
@@ -118,7 +118,7 @@ def test_rights_of_a_user_namespace_prove_nothing():
     assert answers(found, "bpf(2)", "CAP_BPF", "CAP_NET_ADMIN") == ["present", "unknown", "unknown"]
 
 
-def test_what_no_kernel_has_is_absent():
+def test_a_feature_that_no_kernel_has_is_absent():
     nothing = replace(PEERS, type=999)
 
     assert ask_program_type(999)[0] == "absent"
@@ -130,7 +130,7 @@ def test_what_no_kernel_has_is_absent():
 
 
 def found_with(monkeypatch, *, rights=None, library=Libbpf, read=read_object, **patched) -> dict:
-    """What is found where some of the kernel's words are another's."""
+    """Return the results if some answers of the kernel are replaced."""
     for name, value in patched.items():
         monkeypatch.setattr(features, name, value)
     if rights is not None:
@@ -143,7 +143,7 @@ def no_call(*_):
 
 
 def test_a_kernel_without_the_call_has_no_ebpf(monkeypatch):
-    """No filter stands between, so it is the kernel that does not know it."""
+    """Without a filter, the error can only come from the kernel."""
     free = ProcessRights(capabilities=BPF | NET_ADMIN, is_filtered=False, is_confined=False)
 
     found = found_with(monkeypatch, rights=free, call_bpf=no_call)
@@ -153,7 +153,7 @@ def test_a_kernel_without_the_call_has_no_ebpf(monkeypatch):
 
 
 def test_helpers_are_those_that_the_object_calls(monkeypatch):
-    """One that this kernel does not have is named, and so would be a missing type of map."""
+    """A helper that this kernel lacks is named, and so would be a missing type of map."""
     strange = ObjectFile(
         read_object().octets.replace(b"\x85\0\0\0\x98\0\0\0", b"\x85\0\0\0\x0f\x27\0\0"), b""
     )
@@ -176,13 +176,13 @@ def test_without_tcx_programs_are_classifiers(monkeypatch):
     assert "clsact" in found["tcx"].detail
 
 
-def test_what_this_host_lacks_is_named_with_what_to_install(monkeypatch):
-    def spoilt():
+def test_missing_software_is_named_with_its_package(monkeypatch):
+    def damage():
         raise TargetError("the eBPF programs cannot be read", hint="Install pyflannel again.")
 
-    found = found_with(monkeypatch, library=lambda: Libbpf("libbpf-of-nobody.so.1"), read=spoilt)
+    found = found_with(monkeypatch, library=lambda: Libbpf("libbpf-missing.so.1"), read=damage)
 
     assert found[LIBRARY].answer == "absent"
-    assert "libbpf-of-nobody" in found[LIBRARY].text
+    assert "libbpf-missing" in found[LIBRARY].text
     assert "Install libbpf" in found[LIBRARY].hint
     assert found["object of the programs"].answer == "absent"

@@ -1,4 +1,4 @@
-"""Whose packets are taken from the underlay, on the real kernel."""
+"""The senders whose packets are accepted from the underlay, on the real kernel."""
 
 import json
 import socket
@@ -21,8 +21,10 @@ PORT = 7000
 
 
 @pytest.fixture
-def knock(open_socket):
-    """Give the function that sends inner packets from host one; it returns what a container of two hears."""
+def send_from_one(open_socket):
+    """Return a function that sends inner packets from host one, and returns those that a container of two
+    receives.
+    """
 
     def send(hosts, *packets: bytes) -> bytes:
         one, two = hosts
@@ -39,7 +41,7 @@ def knock(open_socket):
 
 
 def inner(source: str, destination: str, payload: bytes, fragment: int = 0) -> bytes:
-    """An inner UDP packet; `fragment` are flags and offset."""
+    """Return an inner UDP packet; `fragment` is flags and offset."""
     datagram = struct.pack("!HHHH", PORT, PORT, 8 + len(payload), 0) + payload
     ends = IPv4Address(source).packed + IPv4Address(destination).packed
     header = bytearray(struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 0, fragment, 64, 17, 0) + ends)
@@ -48,14 +50,14 @@ def inner(source: str, destination: str, payload: bytes, fragment: int = 0) -> b
 
 
 def outer(source: str, destination: str, packet: bytes, fragment: int = 0) -> bytes:
-    """A tunnel datagram with its IPv4 header, to which a raw socket adds the checksum."""
+    """Return a tunnel datagram with its IPv4 header, to which a raw socket adds the checksum."""
     datagram = struct.pack("!HHHH", 8285, 8285, 8 + len(packet), 0) + packet
     ends = IPv4Address(source).packed + IPv4Address(destination).packed
     return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 1, fragment, 64, 17, 0) + ends + datagram
 
 
 def wait_counted(host, expected: dict[Outcome, int]) -> None:
-    """Return when these are the packets by outcome: what arrives last is not always counted last."""
+    """Return when these are the packets by outcome. The last packet may be counted before an earlier one."""
     with suppress(LabError):
         wait_until(lambda: host.counts() == expected, what="the packets", deadline_s=DEADLINE_S)
     assert host.counts() == expected
@@ -71,28 +73,30 @@ def wait_counted(host, expected: dict[Outcome, int]) -> None:
         ("10.100.15.2", "224.0.0.1", Outcome.NOT_OURS),
     ],
 )
-def test_a_packet_with_a_wrong_address_is_not_taken(linked, knock, source, destination, outcome):
+def test_a_packet_with_a_wrong_address_is_not_accepted(linked, send_from_one, source, destination, outcome):
     one, two = linked
     third = replace(one.peer(), subnet=IPv4Network("10.100.30.0/24"), address=IPv4Address("10.9.0.30"))
     two.heal(two.plan(one.peer(), third))
 
-    heard = knock(linked, inner(source, destination, b"wrong"), inner("10.100.15.2", "10.100.20.2", b"right"))
+    heard = send_from_one(
+        linked, inner(source, destination, b"wrong"), inner("10.100.15.2", "10.100.20.2", b"right")
+    )
 
     assert heard == b"right"
     wait_counted(two, {outcome: 1, Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1})
 
 
-def test_who_is_turned_away_is_remembered_with_the_latest_packet(linked, knock):
+def test_a_refused_sender_is_remembered_with_its_latest_packet(linked, send_from_one):
     one, two = linked
     third = replace(one.peer(), subnet=IPv4Network("10.100.30.0/24"), address=IPv4Address("10.9.0.30"))
     two.heal(two.plan(one.peer(), third))
 
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
-    knock(
+    send_from_one(
         linked,
         inner("10.100.30.2", "10.100.20.2", b"another's"),
         inner("10.100.30.9", "10.100.20.3", b"another's"),
-        inner("10.100.15.2", "10.100.99.2", b"not for us"),
+        inner("10.100.15.2", "10.100.99.2", b"foreign"),
         inner("10.100.15.2", "10.100.20.2", b"right"),
     )
 
@@ -122,7 +126,7 @@ def test_who_is_turned_away_is_remembered_with_the_latest_packet(linked, knock):
     ]
 
 
-def test_of_very_many_strangers_the_latest_are_remembered(linked, knock, open_socket):
+def test_of_very_many_strangers_the_latest_are_remembered(linked, send_from_one, open_socket):
     one, two = linked
     addresses = [f"10.9.{second}.{last}" for second in range(1, 9) for last in range(1, 251)]
     wrong = inner("10.100.15.2", "10.100.20.2", b"wrong")
@@ -130,9 +134,9 @@ def test_of_very_many_strangers_the_latest_are_remembered(linked, knock, open_so
     with open_socket(one.namespace, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         for number, address in enumerate(addresses, start=1):
             raw.sendto(outer(address, two.address, wrong), (two.address, 0))
-            if number % 500 == 0:  # of a thousand that wait, the kernel takes no more
+            if number % 500 == 0:  # the kernel queues no more than a thousand
                 wait_counted(two, {Outcome.IMPOSTOR: number})
-    knock(linked, inner("10.100.15.2", "10.100.20.2", b"right"))
+    send_from_one(linked, inner("10.100.15.2", "10.100.20.2", b"right"))
 
     wait_counted(two, {Outcome.IMPOSTOR: len(addresses), Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1})
     remembered = {str(stranger.address) for stranger in two.strangers()}
@@ -140,12 +144,12 @@ def test_of_very_many_strangers_the_latest_are_remembered(linked, knock, open_so
     assert 0 < len(remembered) <= 1024
 
 
-def test_a_datagram_longer_than_its_packet_is_judged_by_user_space(relayed, knock):
-    """The original sends none, and takes them: what follows the packet is padding."""
+def test_a_datagram_longer_than_its_packet_is_left_to_user_space(relayed, send_from_one):
+    """The original never sends such datagrams, but accepts them: bytes after the packet are padding."""
     two = relayed[1]
     before = two.forwarder_counters()["received_packets"]
 
-    heard = knock(relayed, inner("10.100.15.2", "10.100.20.2", b"padded") + bytes(3))
+    heard = send_from_one(relayed, inner("10.100.15.2", "10.100.20.2", b"padded") + bytes(3))
 
     assert heard == b"padded"
     assert two.counts()[Outcome.LEFT_INCONSISTENT] == 1
@@ -156,11 +160,11 @@ def test_a_datagram_longer_than_its_packet_is_judged_by_user_space(relayed, knoc
     )
 
 
-def test_a_datagram_shorter_than_its_packet_goes_nowhere(relayed, knock):
+def test_a_datagram_shorter_than_its_packet_is_dropped(relayed, send_from_one):
     two = relayed[1]
     whole = inner("10.100.15.2", "10.100.20.2", b"whole")
 
-    heard = knock(relayed, inner("10.100.15.2", "10.100.20.2", b"cut off")[:-3], whole)
+    heard = send_from_one(relayed, inner("10.100.15.2", "10.100.20.2", b"cut off")[:-3], whole)
 
     assert heard == b"whole"
     wait_until(
@@ -172,10 +176,10 @@ def test_a_datagram_shorter_than_its_packet_goes_nowhere(relayed, knock):
 
 
 @pytest.mark.parametrize("fragment", [0x2000, 0x0001])
-def test_a_fragment_is_left_to_user_space(linked, knock, fragment):
+def test_a_fragment_is_left_to_user_space(linked, send_from_one, fragment):
     two = linked[1]
 
-    heard = knock(
+    heard = send_from_one(
         linked,
         inner("10.100.15.2", "10.100.20.2", b"a part", fragment),
         inner("10.100.15.2", "10.100.20.2", b"whole"),
@@ -186,14 +190,14 @@ def test_a_fragment_is_left_to_user_space(linked, knock, fragment):
 
 
 @pytest.mark.parametrize("fragment", [0x2000, 0x0001])
-def test_a_fragment_of_a_datagram_is_left_to_the_kernel(linked, knock, open_socket, fragment):
-    """Only that puts it together; what looks like a header in it need not be one."""
+def test_a_fragment_of_a_datagram_is_left_to_the_kernel(linked, send_from_one, open_socket, fragment):
+    """Only the kernel reassembles it. The bytes at the place of a header need not be one."""
     one, two = linked
     part = outer(one.address, two.address, inner("10.100.15.2", "10.100.20.2", b"a part"), fragment)
 
     with open_socket(one.namespace, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         raw.sendto(part, (two.address, 0))
-    heard = knock(linked, inner("10.100.15.2", "10.100.20.2", b"whole"))
+    heard = send_from_one(linked, inner("10.100.15.2", "10.100.20.2", b"whole"))
 
     assert heard == b"whole"
     wait_counted(two, {Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1})
@@ -201,7 +205,7 @@ def test_a_fragment_of_a_datagram_is_left_to_the_kernel(linked, knock, open_sock
 
 @pytest.mark.parametrize(("address", "port"), [("10.9.0.20", PORT), ("10.9.0.21", 8285)])
 def test_other_datagrams_of_the_underlay_are_not_touched(linked, open_socket, address, port):
-    """To another port, or to another address of the host, where another tunnel may be."""
+    """To another port, or to another address of the host, which may belong to another tunnel."""
     one, two = linked
     two.namespace.ip("address add 10.9.0.21/24 dev eth0")
     with (
@@ -221,12 +225,12 @@ def test_other_datagrams_of_the_underlay_are_not_touched(linked, open_socket, ad
     [("02:00:00:00:00:99", b""), ("ff:ff:ff:ff:ff:ff", b""), (None, b"\x81\x00\x00\x05")],
     ids=["another host", "all hosts", "another VLAN"],
 )
-def test_a_frame_that_is_not_for_this_host_is_left_to_the_kernel(linked, knock, mac, tag):
-    """A network card at which somebody listens, or that is promiscuous for another reason, brings in all."""
+def test_a_frame_that_is_not_for_this_host_is_left_to_the_kernel(linked, send_from_one, mac, tag):
+    """A promiscuous network card, for example because of a sniffer, receives all frames."""
     one, two = linked
-    ours = json.loads(two.namespace.ip("-json link show eth0"))[0]["address"]
-    packet = outer(one.address, two.address, inner("10.100.15.2", "10.100.20.2", b"not to us"))
-    ends = bytes.fromhex((mac or ours).replace(":", "")) + bytes.fromhex("020000000001")
+    own = json.loads(two.namespace.ip("-json link show eth0"))[0]["address"]
+    packet = outer(one.address, two.address, inner("10.100.15.2", "10.100.20.2", b"foreign"))
+    ends = bytes.fromhex((mac or own).replace(":", "")) + bytes.fromhex("020000000001")
 
     async def send() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
@@ -234,7 +238,7 @@ def test_a_frame_that_is_not_for_this_host_is_left_to_the_kernel(linked, knock, 
             wire.send(ends + tag + b"\x08\x00" + packet)
 
     one.namespace.run(send)
-    heard = knock(linked, inner("10.100.15.2", "10.100.20.2", b"right"))
+    heard = send_from_one(linked, inner("10.100.15.2", "10.100.20.2", b"right"))
 
     assert heard == b"right"
     wait_counted(two, {Outcome.DECAPSULATED: 1, Outcome.DELIVERED: 1})

@@ -1,4 +1,4 @@
-"""The fast path among what else a host has: firewalls, offloads, other MTUs, an original as a peer."""
+"""The fast path with firewalls, offloads, other MTUs, and an original as a peer."""
 
 import socket
 import subprocess
@@ -11,7 +11,7 @@ from pyflannel.kernel.bpf.layout import Outcome
 DEADLINE_S = 60.0
 OFFLOADS = ("tx", "rx", "tso", "gso", "gro", "tx-udp_tnl-segmentation")
 
-# The original's proxy: one packet is one datagram, and each end takes one off the TTL. Nothing is checked.
+# The original's proxy: one packet for each datagram. Each end decrements the TTL. It checks nothing.
 ORIGINAL = """
 import fcntl, os, select, socket, struct, sys
 
@@ -45,7 +45,7 @@ while True:
 
 @pytest.fixture
 def original(hosts):
-    """Host two as the original has it: no program, a proxy in user space; host one has both ways."""
+    """Host two is like the original: no program, a proxy in user space. Host one supports both paths."""
     one, two = hosts
     one.heal(one.plan(two.peer(is_direct=False)))
     one.start_forwarder(two)
@@ -72,7 +72,7 @@ def set_offloads(host, state: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["on", "off"])
-def test_an_original_in_user_space_carries_tcp_both_ways(original, send_stream, state):
+def test_an_original_in_user_space_carries_tcp_in_both_directions(original, send_stream, state):
     one, two = original
     for host in original:
         set_offloads(host, state)
@@ -83,7 +83,7 @@ def test_an_original_in_user_space_carries_tcp_both_ways(original, send_stream, 
     assert Outcome.ENCAPSULATED not in one.counts()
 
 
-def test_an_original_behind_hardware_that_finishes_packets_can_be_sent_to_directly(original, send_stream):
+def test_an_original_behind_hardware_with_checksum_offload_can_be_a_direct_peer(original, send_stream):
     one, two = original
     set_offloads(one, "off")
     one.heal(one.plan(two.peer()))
@@ -127,7 +127,7 @@ def test_a_bridge_with_and_without_br_netfilter(linked, send_stream, is_called):
     assert linked[1].counts()[Outcome.DELIVERED] > 0
 
 
-def test_a_drop_in_forward_counts_from_the_moment_when_it_is_inserted(linked):
+def test_a_drop_in_forward_takes_effect_immediately(linked):
     one, two = linked
     iptables = two.namespace.command
     iptables("iptables", "-P", "FORWARD", "DROP")
@@ -142,7 +142,7 @@ def test_a_drop_in_forward_counts_from_the_moment_when_it_is_inserted(linked):
 
 
 def test_connections_are_tracked(linked, send_stream):
-    """Host two lets only answers in, so that a stream starts from its side alone."""
+    """Host two accepts only answers, so that a stream can start only from its side."""
     one, two = linked
     for rule in (
         "-P FORWARD DROP",
@@ -155,7 +155,7 @@ def test_connections_are_tracked(linked, send_stream):
     assert one.container.ping(two.container.address, "-W", "1", count=1)[0] == 0
 
 
-def test_masquerading_spares_the_overlay(linked, open_socket):
+def test_masquerading_excludes_the_overlay(linked, open_socket):
     one, two = linked
     rule = "-t nat -A POSTROUTING -s 10.100.15.0/24 ! -d 10.100.0.0/16 -j MASQUERADE"
     one.namespace.command("iptables", *rule.split())
@@ -164,13 +164,13 @@ def test_masquerading_spares_the_overlay(linked, open_socket):
         open_socket(two.container.namespace, socket.SOCK_DGRAM) as receiver,
     ):
         receiver.bind((two.container.address, 0))
-        sender.sendto(b"who am I?", receiver.getsockname())
+        sender.sendto(b"my address?", receiver.getsockname())
 
         assert receiver.recvfrom(100)[1][0] == one.container.address
 
 
-def test_a_published_port_leads_to_its_container(linked, open_socket):
-    """As Docker publishes one: at the host's address, here that of the bridge, which the overlay reaches."""
+def test_a_published_port_reaches_its_container(linked, open_socket):
+    """As Docker publishes one: at an address of the host, here that of the bridge, reached by the overlay."""
     one, two = linked
     rule = (
         f"-t nat -A PREROUTING -d {two.gateway} -p tcp --dport 8080 -j DNAT --to {two.container.address}:80"

@@ -1,4 +1,4 @@
-"""What the programs leave to the forwarder or the kernel, and that it is done right there."""
+"""The forwarder or the kernel correctly handles the packets that the programs leave to them."""
 
 import fcntl
 import hashlib
@@ -36,8 +36,8 @@ def test_a_peer_that_is_not_direct_is_served_by_user_space(relayed):
     assert one.forwarder_counters()["sent_packets"] - before >= 3
 
 
-def test_fragments_arrive_whole(relayed):
-    """All of them take one way; 4000 octets are three of them."""
+def test_fragments_arrive_completely(relayed):
+    """All fragments take the same path. 4000 bytes give three of them."""
     one, two = relayed
     before = [host.counts() for host in relayed]
 
@@ -51,7 +51,7 @@ def test_fragments_arrive_whole(relayed):
         assert now[Outcome.DECAPSULATED] == earlier[Outcome.DECAPSULATED]
 
 
-def test_a_packet_too_long_is_answered_with_the_mtu(relayed):
+def test_the_answer_to_a_packet_that_is_too_long_contains_the_mtu(relayed):
     one, two = relayed
     one.namespace.ip(f"link set {one.container.link} mtu 1500")
     one.container.namespace.ip("link set eth0 mtu 1500")
@@ -62,14 +62,14 @@ def test_a_packet_too_long_is_answered_with_the_mtu(relayed):
     assert f"From {one.gateway} icmp_seq=1 Frag needed and DF set (mtu = 1472)" in said
 
 
-def test_a_packet_of_just_the_mtu_is_carried(linked):
+def test_a_packet_of_exactly_the_mtu_is_carried(linked):
     one, two = linked
 
     assert one.container.ping(two.container.address, "-M", "do", "-s", "1444")[0] == 3
 
 
-def test_expired_packets_are_answered_at_each_hop(relayed):
-    """Host, its end of the tunnel, the peer's end, the peer: the same hops that user space shows."""
+def test_each_hop_answers_expired_packets(relayed):
+    """Host, its end of the tunnel, the peer's end, the peer: the same hops as in user space."""
     one, two = relayed
     hops = {ttl: hop(one.container, two.container.address, ttl) for ttl in range(1, 6)}
 
@@ -85,7 +85,7 @@ def test_expired_packets_are_answered_at_each_hop(relayed):
 
 
 def hop(container, address: str, ttl: int) -> str:
-    """Who answers a ping with this many hops to go."""
+    """Return the sender of the answer to a ping with this TTL."""
     _, said = container.ping(address, "-t", str(ttl), count=1)
     return re.search(r"[Ff]rom ([\d.]+)", said)[1]
 
@@ -105,8 +105,8 @@ def test_options_arrive(relayed):
         assert now[Outcome.DECAPSULATED] == earlier[Outcome.DECAPSULATED]
 
 
-def test_datagrams_to_be_segmented_arrive_whole(relayed, open_socket):
-    """As QUIC sends them: one call, forty datagrams, which nobody below may send as one."""
+def test_datagrams_to_be_segmented_arrive_completely(relayed, open_socket):
+    """As sent by QUIC: one call with forty datagrams, which must not be sent as one."""
     one, two = relayed
     payload = os.urandom(40_000)
     with (
@@ -129,7 +129,7 @@ def test_an_address_without_a_lease_is_unreachable(relayed, open_socket):
     with open_socket(one.container.namespace, socket.SOCK_DGRAM) as sender:
         sender.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
         sender.connect(("10.100.99.1", 9))
-        sender.send(b"anybody there?")
+        sender.send(b"hello?")
 
         with pytest.raises(OSError, match="unreachable"):
             sender.recv(1)
@@ -138,7 +138,7 @@ def test_an_address_without_a_lease_is_unreachable(relayed, open_socket):
 
 
 def test_a_peer_that_is_missing_in_the_table_is_served_by_user_space(relayed):
-    """As until the next audit, when somebody deleted its entry: in both directions."""
+    """As until the next audit after another program deleted its entry, in both directions."""
     one, two = relayed
     one.heal(one.plan())
 
@@ -147,8 +147,11 @@ def test_a_peer_that_is_missing_in_the_table_is_served_by_user_space(relayed):
     assert one.counts()[Outcome.LEFT_STRANGER] >= 6
 
 
-def test_a_program_that_outlived_its_device_leaves_packets_to_others(linked):
-    """As after somebody deleted flannel0 while no daemon ran: another program, or a socket."""
+def test_a_program_without_its_device_leaves_packets_to_others(linked):
+    """As after another program deleted flannel0 while no daemon ran.
+
+    Another program or a socket gets the packets.
+    """
     one, two = linked
     two.namespace.ip("link delete flannel0")
 
@@ -158,8 +161,8 @@ def test_a_program_that_outlived_its_device_leaves_packets_to_others(linked):
 
 
 @pytest.mark.parametrize(("octets", "outcome"), [(65507, "ENCAPSULATED"), (65508, "LEFT_LONG")])
-def test_what_is_too_long_for_another_header_is_left(linked, octets, outcome):
-    """TCP that is to be segmented may be as long as a header can say."""
+def test_packets_too_long_for_another_header_are_left(linked, octets, outcome):
+    """TCP that is still to be segmented may have the maximum length of a header."""
     one, two = linked
     ends = IPv4Address(one.container.address).packed + IPv4Address(two.container.address).packed
     header = struct.pack("!BBHHHBBH", 0x45, 0, octets, 0, 0, 64, socket.IPPROTO_TCP, 0) + ends
@@ -188,7 +191,7 @@ def test_without_an_underlay_packets_are_left_to_others_too(linked):
     assert Outcome.ENCAPSULATED not in one.counts()
 
 
-def test_what_is_not_ipv4_reaches_the_forwarder(relayed, open_socket):
+def test_other_packets_than_ipv4_reach_the_forwarder(relayed, open_socket):
     one, two = relayed
     inner = struct.pack("!IHBB", 0x60000000, 0, 59, 64) + bytes(32)
     with open_socket(one.namespace, socket.SOCK_DGRAM) as sender:
@@ -199,13 +202,15 @@ def test_what_is_not_ipv4_reaches_the_forwarder(relayed, open_socket):
         what="the forwarder counts it",
         deadline_s=DEADLINE_S,
     )
-    assert two.counts()[Outcome.LEFT_NOT_IPV4] >= 1  # flannel0 has IPv6 here, and asks for neighbours
+    assert (
+        two.counts()[Outcome.LEFT_NOT_IPV4] >= 1
+    )  # flannel0 has IPv6 here, and sends neighbour solicitations
     assert Outcome.LEFT_OPTIONS not in two.counts()
 
 
 @pytest.fixture
 def without_frames(hosts):
-    """The hosts on an underlay without Ethernet headers, as that of a VPN is."""
+    """The hosts on an underlay without Ethernet headers, like that of a VPN."""
     ends = []
     for host in hosts:
         host.namespace.attempt("ip", "link", "delete", "eth0")
@@ -237,7 +242,7 @@ def without_frames(hosts):
         yield hosts
 
 
-def test_what_arrives_without_an_ethernet_header_goes_through_user_space(without_frames, send_stream):
+def test_packets_without_an_ethernet_header_pass_user_space(without_frames, send_stream):
     one, two = without_frames
     one.heal(one.plan(two.peer()))
     two.heal(two.plan(one.peer()))

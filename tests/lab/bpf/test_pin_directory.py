@@ -1,4 +1,4 @@
-"""Root mounts the bpffs for pins in a directory that the daemon owns: at that place, and nowhere else."""
+"""root mounts the bpffs for pins only in the directory of the daemon, and at no other place."""
 
 import asyncio
 import os
@@ -8,13 +8,13 @@ from contextlib import ExitStack
 import pytest
 
 from pyflannel.assembly.directories import Places
-from pyflannel.commands.preparation import lay_pins
+from pyflannel.commands.preparation import create_pins
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.pins import is_bpffs, pin_directory, remove_pin_directory
 
 
 def test_a_symlink_in_place_of_the_directory_is_not_followed(tmp_path):
-    """A daemon that was taken over cannot have a file system mounted over a directory of the host."""
+    """A compromised daemon cannot let root mount a file system over a directory of the host."""
     run_dir, target = tmp_path / "run", tmp_path / "etc"
     run_dir.mkdir()
     target.mkdir()
@@ -24,14 +24,14 @@ def test_a_symlink_in_place_of_the_directory_is_not_followed(tmp_path):
     with ExitStack() as unmount:
         unmount.callback(lambda: os.path.ismount(target) and subprocess.run(["umount", target], check=True))
         with pytest.raises(TargetError, match=r"\.bpf is not a directory"):
-            asyncio.run(lay_pins(places))
+            asyncio.run(create_pins(places))
 
         assert not os.path.ismount(target)
     assert places.bpf.is_symlink()
 
 
 def test_pins_reach_the_mounted_bpffs_after_its_place_was_exchanged(tmp_path):
-    """The daemon may exchange the directory: pins still reach the file system that root mounted."""
+    """The daemon may replace the directory. Pins still reach the file system that root mounted."""
     place, elsewhere = tmp_path / "bpf", tmp_path / "elsewhere"
     elsewhere.mkdir()
 

@@ -1,4 +1,4 @@
-"""What the fast path needs: rights, and a bpffs where one of them is missing."""
+"""The requirements of the fast path: rights, and a bpffs if one of them is missing."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pyflannel.kernel.bpf.pins import remove_pin_directory
 from pyflannel.model.fast_path import Role
 from pyflannel.model.state import State
 
-# Fills an empty host as a daemon with the given rights does; it prints what it did, and what was refused.
+# Makes a pass on an empty host like a daemon with the given rights; prints operations and refusals.
 DAEMON = """
 import asyncio, json, pickle, sys
 from pyflannel.kernel.bpf.fast_path import FastPath
@@ -88,8 +88,8 @@ def test_with_pins_two_rights_are_enough(hosts, bpffs):
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_programs_that_may_not_be_looked_into_are_named(linked, tmp_path):
-    """They stand since a daemon with every right, and go on carrying packets."""
+def test_programs_that_cannot_be_inspected_are_reported(linked, tmp_path):
+    """A daemon with all rights attached them, and they still carry packets."""
     one, two = linked
     desired = one.plan(two.peer())
 
@@ -105,8 +105,11 @@ def test_programs_that_may_not_be_looked_into_are_named(linked, tmp_path):
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_a_bpffs_without_their_pins_ends_in_no_loop(linked, bpffs):
-    """Nobody pinned what stood: the daemon's own programs come behind, once, and it names the others."""
+def test_a_bpffs_without_their_pins_causes_no_loop(linked, bpffs):
+    """The existing programs have no pins.
+
+    The daemon attaches its own behind them once, and names the others.
+    """
     one, two = linked
     desired = one.plan(two.peer())
     rights = ",+bpf,+net_admin"
@@ -119,7 +122,7 @@ def test_a_bpffs_without_their_pins_ends_in_no_loop(linked, bpffs):
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_programs_of_others_at_other_links_are_nobody_s_business(hosts, tmp_path):
+def test_foreign_programs_at_other_links_are_ignored(hosts, tmp_path):
     one, two = hosts
     one.heal(State.of(one.program(Role.DECAPSULATE), two.peer()))
 
@@ -128,7 +131,7 @@ def test_programs_of_others_at_other_links_are_nobody_s_business(hosts, tmp_path
     assert notices == []
 
 
-def test_pins_go_with_what_they_stand_for(hosts, bpffs):
+def test_pins_are_removed_with_their_objects(hosts, bpffs):
     one, two = hosts
     rights = ",+bpf,+net_admin"
     empty = sorted(os.listdir(bpffs))
@@ -144,7 +147,7 @@ def test_pins_go_with_what_they_stand_for(hosts, bpffs):
     assert sorted(os.listdir(bpffs)) == empty
 
 
-def test_the_directory_of_pins_goes_with_what_is_mounted_on_it(bpffs):
+def test_the_directory_of_pins_is_removed_with_its_mount(bpffs):
     subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], check=True)
 
     assert remove_pin_directory(str(bpffs))
@@ -152,7 +155,7 @@ def test_the_directory_of_pins_goes_with_what_is_mounted_on_it(bpffs):
     assert not remove_pin_directory(str(bpffs))
 
 
-def test_programs_stay_when_the_pins_go(hosts, bpffs):
+def test_programs_remain_if_the_pins_are_removed(hosts, bpffs):
     one, two = hosts
     two.heal(two.plan(one.peer()))
     run_daemon(one, one.plan(two.peer()), ",+bpf,+net_admin", bpffs)

@@ -1,4 +1,4 @@
-"""The fast path as a Target, on the real kernel: planned, read back, healed, and left alone."""
+"""The fast path as a Target on the real kernel: planned, read back, repaired, and otherwise unchanged."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ OTHER = BpfPeer(
 )
 
 
-def test_what_was_applied_is_read_back_by_another_process(linked):
+def test_applied_objects_are_read_back_by_another_process(linked):
     one, two = linked
 
     assert one.snapshot(one.plan(two.peer())) == one.plan(two.peer())
@@ -33,7 +33,7 @@ def test_what_was_applied_is_read_back_by_another_process(linked):
 
 
 @pytest.mark.parametrize("role", Role)
-def test_a_detached_program_is_noticed_and_comes_back(linked, role, listen, make_target):
+def test_a_detached_program_is_detected_and_attached_again(linked, role, listen, make_target):
     one, two = linked
     desired = one.plan(two.peer())
     program = one.program(role)
@@ -51,7 +51,7 @@ def test_a_detached_program_is_noticed_and_comes_back(linked, role, listen, make
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_our_own_changes_wake_nobody(linked, listen, make_target):
+def test_own_changes_do_not_wake(linked, listen, make_target):
     one, two = linked
     desired = one.plan(two.peer())
 
@@ -66,7 +66,7 @@ def test_our_own_changes_wake_nobody(linked, listen, make_target):
     assert one.act(change) == 0
 
 
-def test_entries_that_somebody_changed_are_mended(linked):
+def test_changed_entries_are_repaired(linked):
     one, two = linked
     desired = one.plan(two.peer(), OTHER)
     one.heal(desired)
@@ -88,8 +88,8 @@ def test_entries_that_somebody_changed_are_mended(linked):
     assert one.snapshot(desired) == desired
 
 
-def test_a_program_that_may_not_send_any_more_is_replaced(linked):
-    """Somebody emptied the map of the devices that programs send to."""
+def test_a_program_that_can_no_longer_send_is_replaced(linked):
+    """Another program emptied the map of the devices to which programs send."""
     one, two = linked
     desired = one.plan(two.peer())
 
@@ -107,7 +107,7 @@ def test_a_program_that_may_not_send_any_more_is_replaced(linked):
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_an_entry_whose_device_went_is_planned_anew(linked):
+def test_an_entry_of_a_removed_device_is_planned_again(linked):
     one, two = linked
     one.namespace.ip(f"link delete {one.container.link}")
 
@@ -116,7 +116,7 @@ def test_an_entry_whose_device_went_is_planned_anew(linked):
     assert replace(one.container.entry, link="") in found
 
 
-def test_settings_that_differ_lead_to_another_program(linked):
+def test_other_settings_cause_another_program(linked):
     one, two = linked
     desired = one.plan(two.peer())
     tunnel = replace(one.tunnel, port=8286)
@@ -132,8 +132,8 @@ def test_settings_that_differ_lead_to_another_program(linked):
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_a_device_that_came_back_gets_its_programs_again(linked):
-    """It has another index, which the program at the underlay knows."""
+def test_a_device_that_was_created_again_gets_its_programs(linked):
+    """It has another index, which is part of the program at the underlay."""
     one, two = linked
     one.namespace.ip("link delete flannel0")
     one.namespace.ip("tuntap add flannel0 mode tun")
@@ -150,8 +150,8 @@ def test_a_device_that_came_back_gets_its_programs_again(linked):
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_an_underlay_that_came_back_gets_its_programs_again(linked):
-    """It has another index, which the program at the device knows."""
+def test_an_underlay_that_was_created_again_gets_its_programs(linked):
+    """It has another index, which is part of the program at the device."""
     one, two = linked
     one.namespace.ip("link delete eth0")
     one.namespace.ip(f"link add eth0 type veth peer name eth0 netns {two.namespace.name}")
@@ -169,7 +169,7 @@ def test_an_underlay_that_came_back_gets_its_programs_again(linked):
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_programs_of_another_version_are_replaced_and_the_maps_stay(linked, make_target):
+def test_programs_of_another_version_are_replaced_and_the_maps_remain(linked, make_target):
     one, two = linked
     assert one.container.ping(two.container.address)[0] == 3
     desired, before = one.plan(two.peer()), one.counts()
@@ -189,8 +189,8 @@ def test_programs_of_another_version_are_replaced_and_the_maps_stay(linked, make
     assert one.counts() == before
 
 
-def test_counters_of_other_outcomes_are_not_taken_for_ours(linked, monkeypatch):
-    """A version that knows one more would read those of the old one by the wrong names."""
+def test_counters_with_other_outcomes_are_not_used(linked, monkeypatch):
+    """A version with one more outcome would read the counters of the old one with the wrong names."""
     one, two = linked
     desired = one.plan(two.peer())
     assert one.container.ping(two.container.address)[0] == 3
@@ -222,13 +222,13 @@ def test_no_packet_is_lost_while_programs_are_replaced(linked, ping_stream):
 
 
 class BlindHooks(TcxHooks):
-    """Hooks at which nobody else seems to be."""
+    """Hooks that show no other programs."""
 
     async def programs(self, link, direction):
         return ()
 
 
-def test_a_program_that_stands_twice_is_made_one(linked):
+def test_a_program_attached_twice_is_detached_once(linked):
     one, two = linked
     desired, program = one.plan(two.peer()), one.program(Role.ENCAPSULATE)
     assert one.act(lambda target: target.apply([Add(program)]), BlindHooks) == []
@@ -240,7 +240,7 @@ def test_a_program_that_stands_twice_is_made_one(linked):
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_two_tunnels_of_one_host_do_not_meet(linked):
+def test_two_tunnels_of_one_host_are_independent(linked):
     one, two = linked
     one.namespace.ip("tuntap add flannel1 mode tun")
     tunnel = replace(one.tunnel, device="flannel1", subnet=IPv4Network("10.200.1.0/24"), port=8286)
@@ -251,17 +251,17 @@ def test_two_tunnels_of_one_host_do_not_meet(linked):
     )
     first = one.plan(two.peer())
 
-    async def lay_second(target):
+    async def attach_second(target):
         await target.snapshot(second)
         return await target.apply([Add(item) for item in second])
 
-    assert one.act(lay_second) == []
+    assert one.act(attach_second) == []
     assert {item for item in one.snapshot(second) if "flannel1" in str(item)} == set(second)
     assert {item for item in one.snapshot(first) if "flannel1" not in str(item)} == set(first)
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_what_is_planned_no_more_is_gone(linked):
+def test_objects_that_are_no_longer_planned_are_removed(linked):
     one, two = linked
 
     operations = one.heal(State.EMPTY)
@@ -287,12 +287,12 @@ def test_ten_thousand_peers_are_entered_and_read_back(linked, make_target):
 
     operations = one.heal(desired)
 
-    assert len(operations) == 10_001  # the one peer that was there goes
+    assert len(operations) == 10_001  # the one existing peer is removed
     assert one.snapshot(desired) == desired
 
 
 def entries_of_peers(count: int) -> list[BpfPeer]:
-    """So many peers with subnets of their own."""
+    """Return this number of peers with different subnets."""
     return [
         BpfPeer(
             device="flannel0",
@@ -305,8 +305,8 @@ def entries_of_peers(count: int) -> list[BpfPeer]:
 
 
 @pytest.mark.parametrize("code", [NO_BATCHES, errno.EINVAL])
-def test_a_kernel_that_knows_no_batches_is_asked_for_each_entry(linked, monkeypatch, code):
-    """A trie has them since 5.13; before 5.6 the kernel does not even know the command."""
+def test_without_batches_each_entry_is_read_singly(linked, monkeypatch, code):
+    """A trie supports them since Linux 5.13. Before Linux 5.6, the kernel does not have the command."""
     one, two = linked
     call = maps.call_bpf
 
@@ -323,8 +323,11 @@ def test_a_kernel_that_knows_no_batches_is_asked_for_each_entry(linked, monkeypa
     assert one.heal(one.plan(two.peer())) == [Remove(OTHER)]
 
 
-def test_more_peers_than_there_is_room_for_go_through_user_space(linked, heal):
-    """Nobody goes on trying, and what stands is still mended; when others go, they get their entries."""
+def test_peers_beyond_the_size_of_the_table_use_user_space(linked, heal):
+    """It does not retry them, and still repairs other objects.
+
+    When other peers leave, they get their entries.
+    """
     one = linked[0]
     peers = entries_of_peers(65_536 + 3)
     moved = [replace(peers[0], port=9), *peers[1:]]
@@ -345,12 +348,12 @@ def test_more_peers_than_there_is_room_for_go_through_user_space(linked, heal):
     assert len(one.plan(*moved)) - len(found) == 4
 
 
-def test_a_full_table_that_refuses_to_replace_loses_its_wrong_entry_first(linked, monkeypatch):
-    """As tries of older kernels do."""
+def test_in_a_full_table_a_wrong_entry_is_removed_before_its_replacement(linked, monkeypatch):
+    """As with tries of older kernels."""
     one, two = linked
     moved = replace(two.peer(), address=IPv4Address("10.9.0.99"))
 
-    def refuse_what_is_there(descriptor, keys, values):
+    def refuse_existing(descriptor, keys, values):
         there = read_entries(descriptor, 8, 8)
         full = OSError(errno.ENOSPC, "No space left on device")
         refused = {place: full for place, key in enumerate(keys) if key in there}
@@ -358,13 +361,13 @@ def test_a_full_table_that_refuses_to_replace_loses_its_wrong_entry_first(linked
         assert update_entries(descriptor, [keys[one] for one in free], [values[one] for one in free]) == {}
         return refused
 
-    monkeypatch.setattr(maps, "update_entries", refuse_what_is_there)
+    monkeypatch.setattr(maps, "update_entries", refuse_existing)
     one.heal(one.plan(moved))
 
     assert moved in one.snapshot(one.plan(moved))
 
 
-def test_more_containers_than_there_is_room_for_pass_the_bridge(linked, heal):
+def test_containers_beyond_the_size_of_the_table_use_the_bridge(linked, heal):
     one, two = linked
     entries = [
         replace(one.container.entry, address=IPv4Address(0x0A800000 + number)) for number in range(4096)
@@ -385,7 +388,7 @@ def test_more_containers_than_there_is_room_for_pass_the_bridge(linked, heal):
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_a_missing_link_is_refused_and_the_rest_is_done(linked):
+def test_a_missing_link_is_refused_and_the_rest_is_applied(linked):
     one, two = linked
     nowhere = replace(one.program(Role.LAST_HOP), link="docker9")
     lost = replace(one.container.entry, address=IPv4Address("10.100.15.9"), link="veth9")
@@ -397,7 +400,7 @@ def test_a_missing_link_is_refused_and_the_rest_is_done(linked):
     assert OTHER in one.snapshot(one.plan(two.peer(), OTHER))
 
 
-def test_removing_what_is_gone_is_no_failure(linked):
+def test_a_removal_of_missing_objects_succeeds(linked):
     one, two = linked
     gone = [Remove(item) for item in one.plan(two.peer())]
 
@@ -405,13 +408,13 @@ def test_removing_what_is_gone_is_no_failure(linked):
 
 
 class NoHooks(TcxHooks):
-    """What a kernel without eBPF answers."""
+    """The answers of a kernel without eBPF."""
 
     async def programs(self, link, direction):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
 
-def test_a_kernel_without_ebpf_is_named(hosts):
+def test_a_kernel_without_ebpf_is_reported(hosts):
     one, two = hosts
     operations = [Add(item) for item in one.plan(two.peer())]
 
@@ -422,15 +425,15 @@ def test_a_kernel_without_ebpf_is_named(hosts):
     assert all("CONFIG_BPF_SYSCALL" in refusal.hint for refusal in refused)
 
 
-def test_a_library_that_is_missing_is_named(linked):
-    with pytest.raises(TargetError, match="libbpf-of-nobody") as raised:
-        Libbpf("libbpf-of-nobody.so.1")
+def test_a_missing_library_is_reported(linked):
+    with pytest.raises(TargetError, match="libbpf-missing") as raised:
+        Libbpf("libbpf-missing.so.1")
 
     assert "Install libbpf" in raised.value.hint
 
 
-def test_what_the_verifier_says_is_told_with_the_kernel_that_said_it(linked, make_target):
-    """Another program of the same object stands all the while."""
+def test_the_message_of_the_verifier_is_reported_with_the_version_of_the_kernel(linked, make_target):
+    """Another program of the same object remains attached."""
     one, two = linked
     pull_data, nothing = b"\x85\0\0\0\x27\0\0\0", b"\x85\0\0\0\x0f\x27\0\0"
     wrong = ObjectFile(read_object().octets.replace(pull_data, nothing), bytes(BUILD_OCTETS))
@@ -448,7 +451,7 @@ def test_what_the_verifier_says_is_told_with_the_kernel_that_said_it(linked, mak
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_an_object_that_is_spoilt_is_refused(linked, make_target):
+def test_a_damaged_object_is_refused(linked, make_target):
     one = linked[0]
     spoilt = ObjectFile(read_object().octets[:5000], bytes(BUILD_OCTETS))
 

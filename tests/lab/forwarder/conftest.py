@@ -1,4 +1,4 @@
-"""Hosts for the forwarder alone: a namespace, a veth, a TUN device, and the target that a daemon uses."""
+"""Hosts with only a forwarder: a namespace, a veth, a TUN device, and the target that a daemon uses."""
 
 import os
 import re
@@ -23,7 +23,7 @@ REPLIES = re.compile(r"(\d+) packets transmitted, (\d+) received")
 
 
 class Host:
-    """A namespace on a veth pair with flannel0; its subnet is 10.100.NUMBER.0/24."""
+    """A namespace on a veth pair, with flannel0. Its subnet is 10.100.NUMBER.0/24."""
 
     def __init__(self, namespace, number: int, run_dir: Path) -> None:
         run_dir.mkdir()
@@ -54,11 +54,11 @@ class Host:
         ip(f"address add {self.tunnel_address}/16 dev flannel0")
 
     def settle(self) -> None:
-        """Return when the device takes packets, a moment after a forwarder attached to it."""
+        """Return when the device accepts packets, a moment after a forwarder attached to it."""
         self.namespace.settle(eth0="UP", flannel0="UP")
 
     def reach(self, other: "Host") -> None:
-        """Return when `other` has answered a ping, as it does a moment after a device came up."""
+        """Return when `other` has answered a ping, which it does a moment after its device was set up."""
         words = ["ping", "-c", "1", "-W", "1", other.tunnel_address]
         wait_until(
             lambda: " 1 received" in self.namespace.attempt(*words),
@@ -67,7 +67,7 @@ class Host:
         )
 
     def changed(self, code: str) -> str:
-        """Return an interpreter that runs the forwarder after `code`, which changes it."""
+        """Return an interpreter that runs `code`, which changes the forwarder, before the forwarder."""
         program = self.run_dir.with_suffix(".py")
         program.write_text(
             f"{code}\nimport sys\nfrom pyflannel.programs.forwarder import main\nsys.exit(main())"
@@ -118,7 +118,7 @@ class Host:
 
     @contextmanager
     def pinging(self, other: "Host", per_second: int = 1000, seconds: float = 3):
-        """Ping in the background; yields a function that waits for the end and returns (sent, received)."""
+        """Ping in the background. Yield a function that waits for the end and returns (sent, received)."""
         words = f"ping -q -i {1 / per_second} -c {int(per_second * seconds)} -W 30 {other.tunnel_address}"
         process = self.spawn(*words.split())
 
@@ -150,7 +150,7 @@ class Host:
 
 @pytest.fixture
 def hosts(make_namespace, tmp_path):
-    """Two hosts with devices, no forwarder yet."""
+    """Two hosts with devices, without a forwarder."""
     made = [Host(make_namespace(), number, tmp_path / f"run{number}") for number in (1, 2)]
     made[0].connect(made[1])
     for host in made:
@@ -164,7 +164,7 @@ def hosts(make_namespace, tmp_path):
 
 @pytest.fixture
 def namesake(make_namespace, tmp_path):
-    """A third host, which has a flannel0 and a port 8285 of its own and nothing to do with the others."""
+    """A third host, independent of the others, with a flannel0 and a port 8285."""
     host = Host(make_namespace(), 1, tmp_path / "namesake")
     host.namespace.ip(f"address add {host.address}/24 dev lo")
     host.add_device()

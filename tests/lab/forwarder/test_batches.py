@@ -1,4 +1,4 @@
-"""Batches on real devices: what arrives is what was sent, with any peer, and whatever help is missing."""
+"""Batches on real devices: data arrives unchanged, with any peer, and with any missing offload."""
 
 import errno
 import os
@@ -20,11 +20,11 @@ import hashlib, socket, sys
 listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print("listening", flush=True)
 connection, _ = listener.accept()
-digest, octets = hashlib.sha256(), 0
+digest, received = hashlib.sha256(), 0
 while piece := connection.recv(1 << 18):
     digest.update(piece)
-    octets += len(piece)
-print(octets, digest.hexdigest(), flush=True)
+    received += len(piece)
+print(received, digest.hexdigest(), flush=True)
 """
 SEND = """
 import hashlib, random, socket, sys
@@ -56,12 +56,12 @@ while True:
         if ready is udp:
             packet = udp.recv(65535)
             if len(packet) != int.from_bytes(packet[2:4], "big"):
-                print("not one packet in a datagram", flush=True)
+                print("datagram with several packets", flush=True)
             os.write(tun, packet)
         else:
             udp.sendto(os.read(tun, 65535), (sys.argv[2], 8285))
 """
-"""The original's way: one read, one datagram, no header before a packet, no help asked for."""
+"""The method of the original: one read, one datagram, no header before a packet, no offload."""
 
 LACKING = """
 from pyflannel.datapath import relay, underlay
@@ -72,11 +72,11 @@ if lacking == "SEGMENTED_SEND":
 elif lacking == "JOINED_RECEIVE":
     relay._UDP_GRO = 9999
 """
-"""A forwarder on a kernel that knows one thing less."""
+"""A forwarder on a kernel that lacks one offload."""
 
 
 def refuse_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no device have a header before each packet, as with an old kernel."""
+    """Let no device support a header before each packet, as on an old kernel."""
     real = forwarder_descriptors.ioctl
 
     def ioctl(descriptor, request, argument):
@@ -89,7 +89,7 @@ def refuse_headers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def transfer(source, destination, octets: int = OCTETS) -> bool:
-    """Send octets by TCP and return whether they all arrived, and as they were."""
+    """Send bytes by TCP and return whether all arrived unchanged."""
     address, port = destination.tunnel_address, "5400"
     receiver = destination.spawn(sys.executable, "-c", RECEIVE, address, port)
     assert receiver.stdout.readline() == "listening\n"
@@ -99,13 +99,16 @@ def transfer(source, destination, octets: int = OCTETS) -> bool:
 
 
 def checksum_errors(host) -> int:
-    """TCP segments that the host's stack found damaged."""
+    """Return the number of damaged TCP segments that the host's stack received."""
     found = re.search(r"TcpInCsumErrors\s+(\d+)", host.namespace.command("nstat", "-asz", "TcpInCsumErrors"))
     return int(found[1])
 
 
-def test_a_stream_arrives_as_it_was_sent(linked):
-    """Between two of ours, both ways, in batches of every kind; the tunnel's memory stays small."""
+def test_a_stream_arrives_unchanged(linked):
+    """Between two hosts with pyflannel in both directions, with batches of every kind.
+
+    Memory does not grow.
+    """
     one, two = linked
 
     assert transfer(one, two)
@@ -121,8 +124,8 @@ def test_a_stream_arrives_as_it_was_sent(linked):
         assert int(resident) <= 16 * 1024
 
 
-def test_a_peer_that_takes_one_packet_a_datagram(hosts):
-    """As the original does, both ways."""
+def test_a_peer_that_reads_one_packet_from_each_datagram(hosts):
+    """Like the original, in both directions."""
     one, two = hosts
     assert not one.apply(Add(one.forwarder), Add(two.peer()))
     plain = two.spawn(sys.executable, "-c", PLAIN_PEER, two.address, one.address)
@@ -134,7 +137,7 @@ def test_a_peer_that_takes_one_packet_a_datagram(hosts):
 
         counters = one.counters()
         assert counters["batches_sent"] > 10
-        assert counters["batches_written"] > 10  # of datagrams that came one by one
+        assert counters["batches_written"] > 10  # of single datagrams
         assert checksum_errors(two) == checksum_errors(one) == 0
     finally:
         plain.kill()
@@ -150,8 +153,8 @@ def test_a_peer_that_takes_one_packet_a_datagram(hosts):
         ("JOINED_RECEIVE", "batches_received"),
     ],
 )
-def test_without_a_piece_of_help_the_rest_is_used(hosts, monkeypatch, piece, counter):
-    """It is said once in the log; what arrives is the same."""
+def test_without_one_offload_the_others_are_used(hosts, monkeypatch, piece, counter):
+    """The log reports it once. Data arrives unchanged."""
     one, two = hosts
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
     if piece == "RUN_WRITE":
@@ -169,8 +172,11 @@ def test_without_a_piece_of_help_the_rest_is_used(hosts, monkeypatch, piece, cou
     assert said.startswith(f"{piece} is unavailable, packets are handled one by one: ")
 
 
-def test_a_path_too_narrow_for_batches(linked):
-    """The kernel cuts no run for a path narrower than its packets: they go one by one, in fragments."""
+def test_a_path_mtu_too_small_for_batches(linked):
+    """The kernel splits no run for a path MTU smaller than its packets.
+
+    They are sent singly, in fragments.
+    """
     one, two = linked
     for host in linked:
         host.namespace.ip("link set eth0 mtu 1000")
@@ -181,8 +187,11 @@ def test_a_path_too_narrow_for_batches(linked):
     assert not [name for name in one.counters() if name.startswith("send_failed")]
 
 
-def test_a_damaged_segment_is_not_mended(linked):
-    """A run with a wrong TCP checksum reaches the stack as it is, which counts it and takes the rest."""
+def test_a_damaged_segment_is_not_repaired(linked):
+    """A run with a wrong TCP checksum reaches the stack unchanged.
+
+    The stack counts it and accepts the rest.
+    """
     one, two = linked
     send = """
 import socket, sys
@@ -199,7 +208,7 @@ for packet in sys.argv[1:]:
     before = checksum_errors(two)
 
     pid = one.pid
-    os.kill(pid, signal.SIGSTOP)  # so that all are there when it looks
+    os.kill(pid, signal.SIGSTOP)  # so that all packets are queued when it reads
     one.namespace.command(sys.executable, "-c", send, *packets)
     os.kill(pid, signal.SIGCONT)
 

@@ -1,4 +1,4 @@
-"""The forwarder on real devices and sockets: packets cross it, whatever happens around it."""
+"""The forwarder on real devices and sockets: it carries packets in all situations."""
 
 import asyncio
 import errno
@@ -45,11 +45,11 @@ async def own():
 
 asyncio.run(own())
 """
-"""A program that starts a forwarder and lives with it, as the daemon does."""
+"""A program that starts and owns a forwarder like the daemon."""
 
 
 def wait_until(condition, what: str):
-    """Return the condition's first true value, looking until the deadline."""
+    """Return the condition's first true value before the deadline."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         if value := condition():
@@ -65,7 +65,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_ping_crosses_two_forwarders(linked):
-    """Each takes one off the TTL: the reply to the seed's ping has 62."""
+    """Each forwarder decrements the TTL: the reply to the ping has a TTL of 62."""
     one, two = linked
 
     output = one.namespace.command("ping", "-c", "3", "-i", "0.1", "-W", "30", two.tunnel_address)
@@ -75,7 +75,7 @@ def test_ping_crosses_two_forwarders(linked):
 
 
 def test_each_tunnel_end_is_a_hop(linked):
-    """Traceroute sees our own tunnel address, then the peer's, then the destination."""
+    """Traceroute shows the host's tunnel address, then the peer's, then the destination."""
     one, two = linked
     hops = [
         one.namespace.attempt("ping", "-c", "1", "-W", "30", "-t", ttl, two.tunnel_address)
@@ -87,8 +87,8 @@ def test_each_tunnel_end_is_a_hop(linked):
     assert f"64 bytes from {two.tunnel_address}" in hops[2]
 
 
-def test_no_route_is_told_to_the_sender(linked):
-    """A program that asks to hear of errors hears that the network is unreachable, at a bounded rate."""
+def test_the_sender_receives_an_error_without_a_route(linked):
+    """A program that requests errors receives "network unreachable", at a limited rate."""
     one, _ = linked
     ask = (
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
@@ -108,8 +108,8 @@ def test_no_route_is_told_to_the_sender(linked):
     assert counters["icmp_unreachable"] + counters["icmp_held_back"] == counters["dropped_out_no_route"]
 
 
-def test_no_packet_loops_where_a_peers_address_is_routed_into_the_tunnel(linked):
-    """A ping, and one in fragments: each fragment of its tunnel datagram comes back once, and is dropped."""
+def test_no_packet_loops_if_a_peers_address_is_routed_into_the_tunnel(linked):
+    """A ping, and one in fragments: each fragment of the tunnel datagram returns once, and is dropped."""
     one, two = linked
     looped = two.peer(address=IPv4Address("10.100.2.9"))
     assert not one.apply(Replace(two.peer(), looped))
@@ -121,8 +121,8 @@ def test_no_packet_loops_where_a_peers_address_is_routed_into_the_tunnel(linked)
     assert int(one.namespace.command("cat", "/sys/class/net/flannel0/statistics/tx_packets")) < 10
 
 
-def test_a_datagram_longer_than_the_path_goes_in_fragments(linked):
-    """An underlay that is narrower than planned costs fragments, not packets."""
+def test_a_datagram_longer_than_the_path_mtu_is_fragmented(linked):
+    """An underlay with a smaller MTU than planned causes fragments, but no packet is lost."""
     one, two = linked
     for host in linked:
         host.namespace.ip("link set eth0 mtu 1000")
@@ -135,7 +135,7 @@ def test_a_datagram_longer_than_the_path_goes_in_fragments(linked):
 
 
 def test_strangers_are_dropped_counted_and_remembered(linked):
-    """Right inner addresses do not help a wrong sender, nor a right sender wrong inner addresses."""
+    """Valid inner addresses do not help an unknown sender, nor a known sender invalid inner addresses."""
     one, two = linked
     one.namespace.ip("address add 10.9.0.66/24 dev eth0")
     ours, theirs, else_where = (IPv4Address(a).packed for a in ("10.100.2.9", "10.100.1.9", "10.100.3.9"))
@@ -146,7 +146,7 @@ def test_strangers_are_dropped_counted_and_remembered(linked):
     )
 
     def counted() -> dict[str, int]:
-        """Return how many packets came in, by what became of them."""
+        """Return the number of received packets by result."""
         counts = two.counters().items()
         return {
             name: value for name, value in counts if value and ("_in_" in name or name == "received_packets")
@@ -163,7 +163,7 @@ def test_strangers_are_dropped_counted_and_remembered(linked):
     )
     for number, (sender, packet) in enumerate(packets, start=1):
         one.namespace.command(sys.executable, "-c", send, sender, packet.hex())
-        wait_until(  # what two processes send may change places on its way
+        wait_until(  # the packets of two processes may arrive in another order
             lambda number=number: sum(counted().values()) == number, f"packet {number} of {len(packets)}"
         )
 
@@ -186,8 +186,8 @@ def test_strangers_are_dropped_counted_and_remembered(linked):
     ]
 
 
-def test_no_failure_of_the_underlay_or_the_device_ends_it(linked):
-    """No way out, a device that is down: counted, and packets flow again as soon as they can."""
+def test_no_failure_of_the_underlay_or_the_device_stops_it(linked):
+    """Without a route, or with the device down, packets are counted. They flow again as soon as possible."""
     one, two = linked
     for device, host, failure in (
         ("eth0", one, "send_failed_ENETUNREACH"),
@@ -202,15 +202,15 @@ def test_no_failure_of_the_underlay_or_the_device_ends_it(linked):
         one.reach(two)
 
 
-def test_what_was_applied_is_what_is_found(linked):
-    """A snapshot equals the plan, so that a pass finds nothing to do."""
+def test_an_applied_forwarder_is_read_back_unchanged(linked):
+    """A snapshot equals the plan, so that a pass has nothing to do."""
     one, two = linked
 
     assert one.snapshot() == State.of(one.forwarder, two.peer())
 
 
 def test_peers_change_in_place(linked):
-    """Addresses and ports of peers are replaced, and peers taken out, while packets flow."""
+    """Addresses and ports of peers are replaced, and peers removed, while packets flow."""
     one, two = linked
     moved, third = two.peer(port=9999), two.peer(subnet=IPv4Network("10.100.3.0/24"))
 
@@ -221,7 +221,7 @@ def test_peers_change_in_place(linked):
 
 
 def test_process_is_detached(hosts, monkeypatch):
-    """A session of its own, no descriptors inherited, no settings of the daemon in its environment."""
+    """It has its own session, no inherited descriptors, and no settings of the daemon in its environment."""
     monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "secret")
     monkeypatch.setenv("ETCDCTL_PASSWORD", "secret")
     one, _ = hosts
@@ -231,7 +231,7 @@ def test_process_is_detached(hosts, monkeypatch):
 
     files = set()
     for entry in (proc / "fd").iterdir():
-        with suppress(FileNotFoundError):  # the connection that told us the process may just be closed
+        with suppress(FileNotFoundError):  # the connection that reported the process may just be closed
             files.add(str(entry.readlink()))
 
     assert os.getsid(pid) == pid
@@ -247,8 +247,8 @@ def test_process_is_detached(hosts, monkeypatch):
     assert (one.run_dir / "forwarder.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_forwarder_goes_before_what_loads_the_host(linked):
-    """Whatever shares the processors: by its process, and by its session where these have shares."""
+def test_forwarder_has_precedence_on_a_loaded_host(linked):
+    """It has precedence on the processors, by its process and, if sessions have shares, by its session."""
     pid = linked[0].pid
 
     assert os.getpriority(os.PRIO_PROCESS, pid) == -10
@@ -258,7 +258,7 @@ def test_forwarder_goes_before_what_loads_the_host(linked):
 
 
 def test_forwarder_needs_few_modules_and_little_memory(linked):
-    """It imports neither asyncio, nor ipaddress, nor dataclasses, and stays within 16 MB."""
+    """It imports neither asyncio nor ipaddress nor dataclasses, and needs at most 16 MB."""
     check = (
         "import sys, pyflannel.programs.forwarder;"
         "print(sorted({'asyncio', 'ipaddress', 'dataclasses', 'logging', 'inspect'} & set(sys.modules)))"
@@ -275,7 +275,7 @@ def test_forwarder_needs_few_modules_and_little_memory(linked):
 
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_no_packet_is_lost_when_the_daemon_is_killed(hosts, blow):
-    """1,000 pings a second go on while the owner and its process group die and another takes over."""
+    """1,000 pings a second continue while the owner and its process group end and another one takes over."""
     one, two = hosts
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
     owner = one.spawn(sys.executable, "-c", OWNER, str(one.run_dir), one.tunnel_address, one.address)
@@ -300,7 +300,7 @@ def test_no_packet_is_lost_when_the_daemon_is_killed(hosts, blow):
 
 
 def test_a_killed_forwarder_is_announced_and_leaves_no_zombie(linked):
-    """The target says so at once; started again, the plan is met and packets flow."""
+    """The target reports it immediately. After a restart, the state equals the plan and packets flow."""
     one, two = linked
     one.stop()
 
@@ -327,8 +327,8 @@ def test_a_killed_forwarder_is_announced_and_leaves_no_zombie(linked):
     one.reach(two)
 
 
-def test_a_deleted_device_is_announced_and_attached_to_again(linked):
-    """It never spins, keeps its table, and takes up the device that is made anew."""
+def test_a_deleted_device_is_announced_and_a_new_one_attached(linked):
+    """It does not use the processor, keeps its table, and attaches to the new device."""
     one, two = linked
     detached = replace(one.forwarder, is_attached=False)
 
@@ -351,7 +351,7 @@ def test_a_deleted_device_is_announced_and_attached_to_again(linked):
     assert without == State.of(detached, two.peer())
     assert [refusal.cause for refusal in early] == ["there is no device flannel0"]
     assert "flannel0" not in early[0].hint or early[0].hint
-    assert spent <= 10  # ticks of 10 ms, of the 30 that there were
+    assert spent <= 10  # ticks of 10 ms, of the 30 in this time
     assert not refusals
     assert found == State.of(one.forwarder, two.peer())
     one.reach(two)
@@ -362,8 +362,8 @@ def cpu_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def test_a_device_under_the_same_name_is_not_taken_for_ours(linked):
-    """Renamed away and made anew: what we hold is not flannel0 any more."""
+def test_another_device_with_the_same_name_is_not_used(linked):
+    """flannel0 is renamed and created again: the attached device is no longer flannel0."""
     one, two = linked
     one.namespace.ip("link set flannel0 down")
     one.namespace.ip("link set flannel0 name elsewhere")
@@ -375,7 +375,7 @@ def test_a_device_under_the_same_name_is_not_taken_for_ours(linked):
 
 
 def test_no_device_is_ever_created(hosts):
-    """Without its device the forwarder waits, with one line that says so."""
+    """Without its device, the forwarder waits, and logs one line."""
     one, _ = hosts
     one.namespace.ip("link delete flannel0")
 
@@ -387,7 +387,7 @@ def test_no_device_is_ever_created(hosts):
 
 
 def test_a_held_device_names_its_holder(namesake, hosts):
-    """Another program reads flannel0: the refusal says which."""
+    """Another program reads flannel0. The refusal names it."""
     one, _ = hosts
     hold = (
         "import fcntl, os, signal, struct; fd = os.open('/dev/net/tun', os.O_RDWR);"
@@ -404,7 +404,7 @@ def test_a_held_device_names_its_holder(namesake, hosts):
 
 
 def test_a_port_in_use_names_its_holder(namesake, hosts):
-    """Nothing is left running, and the next try succeeds when the port is free."""
+    """No process remains, and the next attempt succeeds when the port is free."""
     one, two = hosts
     hold = (
         "import signal, socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
@@ -426,8 +426,8 @@ def test_a_port_in_use_names_its_holder(namesake, hosts):
     assert not one.apply(Add(one.forwarder), Add(two.peer()))
 
 
-def test_a_port_whose_holder_ended_meanwhile_is_taken_at_once(hosts, monkeypatch):
-    """The first attempt meets the holder, the second does not: nothing is refused."""
+def test_a_port_whose_holder_ended_meanwhile_is_used_immediately(hosts, monkeypatch):
+    """The first attempt meets the holder, the second does not. Nothing is refused."""
     one, two = hosts
     attempts = []
 
@@ -445,7 +445,7 @@ def test_a_port_whose_holder_ended_meanwhile_is_taken_at_once(hosts, monkeypatch
     assert one.snapshot() == State.of(one.forwarder, two.peer())
 
 
-def test_a_missing_address_is_said(hosts):
+def test_a_missing_address_is_reported(hosts):
     one, _ = hosts
 
     (refusal,) = one.apply(Add(replace(one.forwarder, listen_address=IPv4Address("10.9.0.77"))))
@@ -464,8 +464,8 @@ def test_settings_change_by_a_new_process_with_the_same_peers(linked):
     one.reach(two)
 
 
-def test_another_device_means_another_process(linked):
-    """The old one makes room first, whatever the order of the operations."""
+def test_another_device_requires_another_process(linked):
+    """The old one ends first, regardless of the order of the operations."""
     one, two = linked
     one.namespace.ip("tuntap add flannel1 mode tun")
     other = replace(one.forwarder, link="flannel1")
@@ -475,8 +475,8 @@ def test_another_device_means_another_process(linked):
     assert one.snapshot() == State.of(other, two.peer(link="flannel1"))
 
 
-def test_a_forwarder_that_is_terminated_is_gone(linked):
-    """As a service manager ends it. The file of its socket stays, which belongs to the daemon."""
+def test_a_terminated_forwarder_ends(linked):
+    """As when a service manager ends it. The file of its socket, which belongs to the daemon, remains."""
     one, _ = linked
     pid = one.pid
 
@@ -488,7 +488,7 @@ def test_a_forwarder_that_is_terminated_is_gone(linked):
 
 
 def test_a_device_deleted_while_it_is_attached_to_is_not_created(hosts, monkeypatch):
-    """The kernel creates what it does not find; what we made so goes again."""
+    """The kernel creates a device that does not exist. The target removes it again."""
     one, _ = hosts
     attach = forwarder_descriptors._attach
 
@@ -506,8 +506,8 @@ def test_a_device_deleted_while_it_is_attached_to_is_not_created(hosts, monkeypa
     assert "flannel0" not in one.namespace.ip("-o link")
 
 
-def test_removing_leaves_nothing(linked):
-    """No process, no socket, no log; removing again is fine."""
+def test_a_removal_leaves_nothing(linked):
+    """No process, no socket, no log remains. A second removal succeeds."""
     one, two = linked
     pid = one.pid
 
@@ -534,8 +534,8 @@ def test_a_living_forwarder_is_not_replaced_and_a_dead_one_s_socket_is(linked):
     assert one.pid != pid
 
 
-def test_another_user_is_turned_away(linked):
-    """Even where somebody opened the socket's mode to all."""
+def test_another_user_is_refused(linked):
+    """Even if the mode of the socket allows access to all users."""
     one, two = linked
     (one.run_dir / "forwarder.sock").chmod(0o777)
     ask = (
@@ -553,10 +553,10 @@ def test_another_user_is_turned_away(linked):
     assert one.snapshot() == State.of(one.forwarder, two.peer())
 
 
-def test_without_a_tun_device_file_it_says_what_to_do(hosts):
-    """A container without /dev/net/tun: one line and a hint."""
+def test_without_a_tun_device_file_the_error_has_a_hint(hosts):
+    """In a container without /dev/net/tun, there is one line and a hint."""
     one, _ = hosts
-    # The owner starts in a mount namespace that lacks the file.
+    # The owner starts in a mount namespace without the file.
     owner = one.spawn(
         *("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"),
         *(sys.executable, "-c", OWNER, str(one.run_dir), one.tunnel_address, one.address),
@@ -596,8 +596,11 @@ def test_garbage_on_the_control_socket_ends_that_client_only(linked, octets):
     one.reach(two)
 
 
-def test_a_client_that_never_reads_delays_no_packet(linked):
-    """Thousands of unread answers: it is dropped, the others are served, and every ping returns."""
+def test_a_client_that_does_not_read_delays_no_packet(linked):
+    """After thousands of unread answers, it is disconnected.
+
+    Other clients are served, and every ping returns.
+    """
     one, two = linked
     read_state = b"pf\x01\x01\0\0\0\0"
     with one.pinging(two, seconds=2) as pings, closing(socket.socket(socket.AF_UNIX)) as client:
@@ -612,8 +615,8 @@ def test_a_client_that_never_reads_delays_no_packet(linked):
     assert sent == received == 2000
 
 
-def test_more_clients_than_there_is_room_for(linked):
-    """The last ones are turned away; when the others leave there is room again."""
+def test_more_clients_than_the_maximum(linked):
+    """The last ones are refused. When others disconnect, new ones are accepted again."""
     one, two = linked
     clients = [socket.socket(socket.AF_UNIX) for _ in range(40)]
     for client in clients:
@@ -626,15 +629,15 @@ def test_more_clients_than_there_is_room_for(linked):
         client.close()
 
     def found() -> State | None:
-        with suppress(TargetError):  # until it has heard that they left
+        with suppress(TargetError):  # until it has detected that they disconnected
             return one.snapshot()
         return None
 
     assert wait_until(found, "room again") == State.of(one.forwarder, two.peer())
 
 
-def test_a_stopped_forwarder_is_told_from_a_missing_one(linked, monkeypatch):
-    """One that does not answer is an error with a hint; to remove it, it is killed."""
+def test_a_stopped_forwarder_is_distinguished_from_a_missing_one(linked, monkeypatch):
+    """A forwarder that does not answer is an error with a hint. For a removal, it is killed."""
     monkeypatch.setattr("pyflannel.processes.forwarder_client.ANSWER_S", 0.3)
     one, _ = linked
     pid = one.pid
@@ -650,7 +653,7 @@ def test_a_stopped_forwarder_is_told_from_a_missing_one(linked, monkeypatch):
 
 
 def test_a_forwarder_whose_socket_was_deleted_is_replaced(linked):
-    """It holds the port, and nobody can tell it anything: neither to stop nor whom to send to."""
+    """It uses the port, but no process can control it."""
     one, two = linked
     pid = one.pid
     shutil.rmtree(one.run_dir)
@@ -664,7 +667,7 @@ def test_a_forwarder_whose_socket_was_deleted_is_replaced(linked):
 
 
 def test_a_forwarder_that_is_silent_twice_is_killed(linked, monkeypatch):
-    """The second look in a row finds none, so that the pass starts another."""
+    """The second of two looks reports none, so that the pass starts another one."""
     one, two = linked
     pid = one.pid
     monkeypatch.setattr("pyflannel.processes.forwarder_client.ANSWER_S", 0.2)
@@ -682,7 +685,7 @@ def test_a_forwarder_that_is_silent_twice_is_killed(linked, monkeypatch):
     assert not one.apply(Add(one.forwarder), Add(two.peer()))
 
 
-def test_only_forwarders_that_answer_nobody_are_ended(linked, namesake, monkeypatch):
+def test_only_forwarders_that_do_not_answer_are_ended(linked, namesake, monkeypatch):
     one, _ = linked
 
     async def end():
@@ -698,7 +701,7 @@ def test_only_forwarders_that_answer_nobody_are_ended(linked, namesake, monkeypa
 
 
 def test_another_process_s_change_is_announced(linked):
-    """Somebody else takes a peer out: the target says so; our own changes do not wake us."""
+    """Another process removes a peer: the target announces it. Own changes do not wake."""
     one, two = linked
     meddle = (
         "import socket, sys; c = socket.socket(socket.AF_UNIX); c.connect(sys.argv[1]);"
@@ -728,7 +731,7 @@ def test_another_process_s_change_is_announced(linked):
 
 
 def test_ten_thousand_peers_in_one_request(linked):
-    """Set, read back and taken out again, with packets flowing meanwhile."""
+    """They are set, read back and removed, while packets flow."""
     one, two = linked
     many = [
         two.peer(subnet=IPv4Network((0x0B000000 + (i << 8), 24)), address=IPv4Address(0x0A090100 + i))
@@ -746,8 +749,8 @@ def test_ten_thousand_peers_in_one_request(linked):
     assert sent == received == 600
 
 
-def test_a_signal_without_a_meaning_is_logged_and_no_packet_is_lost(linked):
-    """Its log in the run directory names it; the forwarder goes on with its peers."""
+def test_an_unexpected_signal_is_logged_and_no_packet_is_lost(linked):
+    """The log in the run directory names it. The forwarder continues with its peers."""
     one, two = linked
     pid = one.pid
     log = one.run_dir / LOG_NAME

@@ -1,4 +1,4 @@
-"""The original's packets through the forwarder, on a real device: what it wrote and sent, to the octet."""
+"""The original's packets through the forwarder on a real device: written and sent bytes are identical."""
 
 import json
 import socket
@@ -17,7 +17,7 @@ DIFFERENT = {4, 5, 8, 26, 29, 31, 32, 35, 37, 38, 59, 64, 71, 73, 74, 76, 77, 79
 
 
 def test_the_original_s_cases_on_a_real_device(make_namespace, tmp_path):
-    """What the original wrote and sent, to the octet, through the kernel."""
+    """The bytes that the original wrote and sent, through the kernel."""
     cases = [case for case in GOLDEN if int(case["id"][-3:]) not in DIFFERENT]
     ns, run_dir = make_namespace(), tmp_path / "run"
     run_dir.mkdir()
@@ -48,7 +48,7 @@ def test_the_original_s_cases_on_a_real_device(make_namespace, tmp_path):
         target = ForwarderTarget(run_dir)
         assert not await target.apply([Add(forwarder), *(Add(peer) for peer in peers)])
         try:
-            # The kernel opens the device's queue a moment after somebody attached to it.
+            # The kernel opens the device's queue a moment after an attachment.
             wait_until(
                 lambda: "state UP" in ns.ip("link show flannel0"), what="the queue", deadline_s=DEADLINE_S
             )
@@ -71,7 +71,10 @@ MARKS_OUT = {
     "192.168.50.103": bytes.fromhex("4500001800000000401100000a4d28050a4d3c1e") + MARK,
 }
 MARK_IN = bytes.fromhex("4500001800000000401100000a4d32050a4d281e") + MARK
-"""Packets to and from a peer. What a case makes comes out before them, for the forwarder keeps the order."""
+"""Packets to and from a peer.
+
+The packets of a case arrive before them, because the forwarder keeps the order.
+"""
 
 
 class PlainHosts:
@@ -93,7 +96,7 @@ class PlainHosts:
             each.close()
 
     def inject(self, case):
-        """Return what went to peers, as (endpoint, payload), and what was written to the device, in hex."""
+        """Return packets to peers as (endpoint, payload), and those written to the device in hexadecimal."""
         packet = bytes.fromhex(case["packet"])
         if case["into"] == "tun":
             self.device.sendto(packet, ("flannel0", 0x0800))
@@ -116,7 +119,7 @@ class PlainHosts:
         while True:
             packet, address = self.device.recvfrom(65535)
             if address[2] == socket.PACKET_OUTGOING:
-                continue  # what we put in ourselves
+                continue  # packets of the test itself
             if packet[20:] == MARK:
                 return written
             written.append(packet.hex())

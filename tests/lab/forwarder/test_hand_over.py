@@ -1,4 +1,4 @@
-"""One forwarder takes over from another, on real devices: no packet is lost, and nothing if it fails."""
+"""One forwarder takes over from another on real devices. No packet is lost, even if the hand-over fails."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ from pyflannel.wire.forwarder_control import FrameReader, Kind, decode_handed, e
 
 DEADLINE_S = 60.0
 NEXT = "next"
-"""A version of which no forwarder is, before it was handed over to."""
+"""A version that no forwarder has before its hand-over."""
 
 OLD = """
 from pyflannel.datapath.forwarder import Forwarder
@@ -30,12 +30,12 @@ answer = Forwarder._answer
 
 def answer_as_an_old_one(self, client, kind, *rest):
     if kind in (Kind.HAND_OVER, Kind.READ_SUMMARY):
-        raise WireError("it is no request", hint="")
+        raise WireError("it is not a request", hint="")
     return answer(self, client, kind, *rest)
 
 Forwarder._answer = answer_as_an_old_one
 """
-"""A forwarder that drops who asks for what it does not know, as the first versions do."""
+"""A forwarder that disconnects clients with unknown requests, like the first versions."""
 
 FOREIGN = """
 import socket, sys
@@ -57,13 +57,13 @@ def is_running(pid: int) -> bool:
 
 
 def hand_over(host, new=None, version=NEXT):
-    """Let the host's forwarder be replaced, and return its refusals."""
+    """Let the host's forwarder be replaced; return the refusals."""
     new = new or host.forwarder
     return host.apply(Replace(replace(host.forwarder, is_current=False), new), version=version)
 
 
 def ask_for_everything(host) -> socket.socket:
-    """Return a connection on which the forwarder handed everything on, and nobody took it."""
+    """Return a connection on which the forwarder offered its state, but no successor took over."""
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(DEADLINE_S)
     client.connect(str(host.run_dir / "forwarder.sock"))
@@ -79,7 +79,9 @@ def ask_for_everything(host) -> socket.socket:
 
 @pytest.mark.timeout(300)
 def test_no_ping_is_lost(linked, long_run):
-    """At 1,000 a second, from one forwarder to the next: 1,000 pings, or twenty times 5,000 with --long."""
+    """At 1,000 pings a second, from one forwarder to the next: 1,000 pings, or twenty times 5,000 with
+    --long.
+    """
     one, two = linked
     seconds = 5 if long_run else 1
     counted = 0
@@ -102,8 +104,8 @@ def test_no_ping_is_lost(linked, long_run):
         assert one.counters()["sent_packets"] == one.counters()["received_packets"] == counted
 
 
-def test_everything_goes_over(linked):
-    """Peers, the device, the port, and the control socket, which is there all the time."""
+def test_the_complete_state_is_handed_over(linked):
+    """Peers, device, port and control socket, which exists all the time."""
     one, two = linked
 
     assert not hand_over(one)
@@ -119,7 +121,7 @@ def test_everything_goes_over(linked):
     "changes", [{"mtu": 1400}, {"tunnel_address": IPv4Address("10.100.1.1")}], ids=["MTU", "tunnel address"]
 )
 def test_no_ping_is_lost_when_settings_change(linked, changes):
-    """Device and port stay, and so do their queues."""
+    """Device and port are kept, and so are their queues."""
     one, two = linked
     changed = replace(one.forwarder, **changes)
 
@@ -132,7 +134,7 @@ def test_no_ping_is_lost_when_settings_change(linked, changes):
     assert (sent, received) == (1000, 1000)
 
 
-def test_another_port_is_bound_before_the_old_one_is_given_up(linked):
+def test_another_port_is_bound_before_the_old_one_is_closed(linked):
     one, two = linked
     moved = replace(one.forwarder, port=8286)
 
@@ -145,8 +147,8 @@ def test_another_port_is_bound_before_the_old_one_is_given_up(linked):
     assert ports == {"8286"}
 
 
-def test_a_port_that_cannot_be_had_leaves_the_old_one_at_work(linked):
-    """The successor ends before it took anything."""
+def test_with_an_unavailable_port_the_old_one_continues(linked):
+    """The successor exits before it takes over."""
     one, two = linked
     pid = one.pid
     words = (
@@ -169,8 +171,11 @@ def test_a_port_that_cannot_be_had_leaves_the_old_one_at_work(linked):
     one.reach(two)
 
 
-def test_a_successor_that_dies_before_it_took_over_has_taken_nothing(linked):
-    """Packets flow meanwhile; changes are refused, for it would not learn of them; then all is as before."""
+def test_a_successor_that_ends_before_it_takes_over_changes_nothing(linked):
+    """Packets flow meanwhile.
+
+    Changes are refused, because the successor would not get them. Then all is as before.
+    """
     one, two = linked
     with closing(ask_for_everything(one)) as successor:
         one.namespace.command("ping", "-c", "3", "-i", "0.05", "-W", "30", two.tunnel_address)
@@ -188,8 +193,8 @@ def test_a_successor_that_dies_before_it_took_over_has_taken_nothing(linked):
     one.reach(two)
 
 
-def test_without_the_device_the_rest_goes_over(linked):
-    """It was deleted; the successor attaches to the next one."""
+def test_without_the_device_the_rest_is_handed_over(linked):
+    """The device was deleted. The successor attaches to the next one."""
     one, two = linked
     one.namespace.ip("link delete flannel0")
     detached = replace(one.forwarder, is_attached=False)
@@ -207,8 +212,8 @@ def test_without_the_device_the_rest_goes_over(linked):
     one.reach(two)
 
 
-def test_one_that_cannot_hand_over_is_stopped_and_started_anew(hosts, caplog):
-    """A version before hand-overs: packets are lost for a moment, which is said; its peers stay."""
+def test_a_forwarder_without_hand_over_is_stopped_and_started_again(hosts, caplog):
+    """A version without hand-overs: packets are lost for a moment, which is reported. Its peers remain."""
     one, two = hosts
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
     assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(OLD), version="0.0.1")
@@ -223,8 +228,8 @@ def test_one_that_cannot_hand_over_is_stopped_and_started_anew(hosts, caplog):
     one.reach(two)
 
 
-def test_one_that_knows_no_summaries_is_not_asked_again(hosts):
-    """Of our version, as it says, and yet from before: one pass fails, the others read the table."""
+def test_a_forwarder_without_summaries_is_asked_once(hosts):
+    """It reports the current version, but is older: one pass fails, later ones read the whole table."""
     one, two = hosts
     assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(OLD))
 
@@ -241,8 +246,8 @@ def test_one_that_knows_no_summaries_is_not_asked_again(hosts):
     assert all(state == State.of(one.forwarder, two.peer()) for state in found)
 
 
-def test_what_speaks_another_language_is_replaced(hosts):
-    """After it was asked twice, and only if it is a forwarder."""
+def test_a_forwarder_with_another_protocol_is_replaced(hosts):
+    """After two requests, and only if it is a forwarder."""
     one, _ = hosts
     path = one.run_dir / "forwarder.sock"
 
@@ -269,7 +274,7 @@ def test_what_speaks_another_language_is_replaced(hosts):
 
 
 def test_an_unchanged_table_is_not_read_again(linked):
-    """Whoever changes it, and whatever process it is in, the next snapshot shows it."""
+    """After a change by any process, the next snapshot shows it."""
     one, two = linked
     other = two.peer(subnet=IPv4Network("10.100.3.0/24"))
 
@@ -291,7 +296,7 @@ def test_an_unchanged_table_is_not_read_again(linked):
     assert handed == State.of(replace(one.forwarder, mtu=1400), two.peer(), other)
 
 
-def test_a_lost_device_shows_though_the_table_stays(linked):
+def test_a_lost_device_is_detected_with_an_unchanged_table(linked):
     one, two = linked
 
     async def watch():

@@ -1,4 +1,4 @@
-"""What the forwarder gives up: code that runs inside it reaches nothing but its packets."""
+"""Restrictions of the forwarder: code that runs inside it has access only to its packets."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def status_of(pid: int) -> dict[str, str]:
 
 
 def with_user(host) -> str:
-    """Return an interpreter in whose /etc/passwd the forwarder has a user."""
+    """Return an interpreter with an /etc/passwd that contains the forwarder's user."""
     passwd = host.run_dir.with_suffix(".passwd")
     passwd.write_text(Path("/etc/passwd").read_text() + f"flannel-forwarder:x:{UID}:{GID}::/:/bin/false\n")
     act = f'mount --bind {shlex.quote(str(passwd))} /etc/passwd && exec {host.changed("")} "$@"'
@@ -58,9 +58,9 @@ def with_user(host) -> str:
 
 
 def test_it_keeps_no_right(hosts):
-    """With a user of its own: neither root nor a group, no capability, a filter of system calls.
+    """With its own user, it has neither root nor a group, no capability, and a filter of system calls.
 
-    A rule by the owner of the socket, as the tunnel guard has one, takes its packets for those of root, who
+    A rule for the owner of a socket, as in the tunnel guard, matches its packets as those of root, which
     opened the socket.
     """
     one, two = hosts
@@ -81,7 +81,7 @@ def test_it_keeps_no_right(hosts):
 
 
 def test_it_keeps_no_capability_as_root(hosts, caplog):
-    """A host without the user: uid 0 stays. The log of the daemon names what was given up."""
+    """On a host without the user, uid 0 remains. The log of the daemon names the restrictions."""
     one, _ = hosts
     with caplog.at_level("INFO"):
         assert not one.apply(Add(one.forwarder))
@@ -95,7 +95,7 @@ def test_it_keeps_no_capability_as_root(hosts, caplog):
 
 
 def test_code_inside_it_reaches_nothing_else(hosts):
-    """As root, which owns the files: the filter alone refuses."""
+    """As root, which owns the files. Only the filter refuses."""
     one, two = hosts
     assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(PAYLOAD))
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
