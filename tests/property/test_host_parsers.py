@@ -465,8 +465,13 @@ DUMPS = [
 ]
 KEPT_LISTS = [b'{"Counters":{"ab":3,"cd":9},"Operator":"ab","Keys":"ab host\\n"}']
 KNOWN_KEYS = [
-    lease_signature.format_known_keys(lease_signature.KnownKeys(7, {bytes(32): 5}, {"a": bytes(32)})),
+    lease_signature.format_known_keys(
+        lease_signature.KnownKeys(
+            7, {bytes(32): 5}, {"a": bytes(32)}, {IPv4Network("10.3.1.0/24"): (bytes(32), 5)}
+        )
+    ),
     b'{"Counter":1,"Floors":{"zz":1},"Owners":{}}',
+    b'{"Counter":1,"Floors":{},"Owners":{},"Holders":{"10.3.1.0":["00",1]}}',
 ]
 ALLOWED_KEYS = [f"# a list\n{KEY} docker1\n\n{'0f' * 32}\n", "short\n", "é\n"]
 

@@ -106,7 +106,7 @@ class LeaseSigning:
         self._own_key: bytes | None = None
         self._trust = Trust(allowed=self.rules)
         self._counter = 0
-        self._kept = KnownKeys(0, {}, {})
+        self._kept = KnownKeys(0, {}, {}, {})
 
     async def load(self) -> None:
         """Read the counters and keys that an earlier run kept."""
@@ -123,8 +123,7 @@ class LeaseSigning:
             )
             return
         self._counter = self._kept.counter
-        self._trust.floors.update(self._kept.floors)
-        self._trust.owners.update(self._kept.owners)
+        self._trust.restore(self._kept.floors, self._kept.owners, self._kept.holders)
 
     async def signed(self, lease: Lease) -> Lease:
         """Return a lease of this host with a signature, whose counter is kept before.
@@ -256,6 +255,7 @@ class LeaseSigning:
 
     async def keep(self) -> None:
         """Save the counters, if they changed, before the accepted leases take effect."""
-        known = KnownKeys(self._counter, dict(self._trust.floors), dict(self._trust.owners))
+        trust = self._trust
+        known = KnownKeys(self._counter, dict(trust.floors), dict(trust.owners), dict(trust.holders))
         if known != self._kept and await self._memory.save([format_known_keys(known)]):
             self._kept = known

@@ -11,13 +11,20 @@ import re
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from ipaddress import IPv4Network
 from typing import NamedTuple
 
 import msgspec
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import KEY_OCTETS, LARGEST_COUNTER, SIGNATURE_OCTETS, Lease, LeaseKey
-from pyflannel.wire.lease_record import LONGEST_ALLOW_LIST, lease_key, lease_value
+from pyflannel.wire.lease_record import (
+    LONGEST_ALLOW_LIST,
+    format_subnet_key,
+    lease_key,
+    lease_value,
+    parse_subnet_key,
+)
 
 _PURPOSE = b"pyflannel lease 1"
 """Distinguishes these signatures from all others of the key."""
@@ -70,24 +77,31 @@ def _is_signed(octets: bytes, key: bytes, signature: bytes) -> bool:
 
 
 class KnownKeys(NamedTuple):
-    """The counter of this host's latest lease, the minimum accepted counter by key, and the key by owner."""
+    """The counter of this host's latest lease; of others the least accepted counter by key, the key by owner,
+    and key and counter of the latest lease by subnet.
+    """
 
     counter: int
     floors: Mapping[bytes, int]
     owners: Mapping[str, bytes]
+    holders: Mapping[IPv4Network, tuple[bytes, int]]
 
 
 class _File(msgspec.Struct, rename="pascal"):
     counter: int
     floors: dict[str, int]
     owners: dict[str, str]
+    holders: dict[str, tuple[str, int]] = {}
 
 
 def format_known_keys(known: KnownKeys) -> bytes:
     """Return the content of the file."""
     floors = {key.hex(): floor for key, floor in known.floors.items()}
     owners = {owner: key.hex() for owner, key in known.owners.items()}
-    return msgspec.json.encode(_File(known.counter, floors, owners))
+    holders = {
+        format_subnet_key(subnet): (key.hex(), counter) for subnet, (key, counter) in known.holders.items()
+    }
+    return msgspec.json.encode(_File(known.counter, floors, owners, holders))
 
 
 def parse_known_keys(octets: bytes) -> KnownKeys:
@@ -100,11 +114,15 @@ def parse_known_keys(octets: bytes) -> KnownKeys:
         file = msgspec.json.decode(octets, type=_File)
         floors = {bytes.fromhex(key): floor for key, floor in file.floors.items()}
         owners = {owner: bytes.fromhex(key) for owner, key in file.owners.items()}
-    except (ValueError, RecursionError) as error:
+        holders = {
+            parse_subnet_key(subnet)[0]: (bytes.fromhex(key), counter)
+            for subnet, (key, counter) in file.holders.items()
+        }
+    except (ValueError, RecursionError, WireError) as error:
         raise WireError(
             f"lease-counters.json cannot be read: {error}", hint="Delete it: flanneld writes it again."
         ) from error
-    return KnownKeys(file.counter, floors, owners)
+    return KnownKeys(file.counter, floors, owners, holders)
 
 
 # The allow-list: one key for each line, in base64 or hexadecimal digits, followed by an optional remark.

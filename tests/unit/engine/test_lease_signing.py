@@ -275,6 +275,50 @@ def test_an_old_lease_is_refused_after_a_restart_too() -> None:
     run(check)
 
 
+@pytest.mark.parametrize("pins", [False, True], ids=["allow-list", "first key"])
+def test_a_lease_on_a_subnet_that_another_host_took_is_refused_after_a_restart_too(pins: bool) -> None:
+    """A host left, its subnet was given to another host, and its last lease is written again."""
+
+    async def check(bench: Bench) -> None:
+        subnet = IPv4Network("10.100.7.0/24")
+        attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.97"), owner="a")
+        old = sign(PREFIX, Lease(subnet=subnet, attributes=attributes), 5, bench.keys["a"])
+        new = sign(PREFIX, replace(old, attributes=replace(attributes, owner="eve")), 1, bench.keys["eve"])
+        bench.allow("a", "b", "eve")
+        b = bench.keeper("b", pins=pins)
+        async with running(bench, b):
+            await bench.put(lease_key(old), lease_value(old))
+            assert known(b, subnet) is not None
+        again = bench.keeper("b", pins=pins, previous=str(own(b).subnet))
+        async with running(bench, again):
+            await bench.delete(lease_key(old))
+            await bench.put(lease_key(new), lease_value(new))
+            await bench.delete(lease_key(new))
+
+            await bench.put(lease_key(old), lease_value(old))
+
+            assert known(again, subnet) is None
+
+    run(check)
+
+
+def test_without_a_list_a_subnet_may_change_hosts_while_this_host_does_not_run() -> None:
+    async def check(bench: Bench) -> None:
+        b = bench.keeper("b", pins=True)
+        subnet = IPv4Network("10.100.7.0/24")
+        attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.97"), owner="a")
+        old = sign(PREFIX, Lease(subnet=subnet, attributes=attributes), 5, bench.keys["a"])
+        async with running(bench, b):
+            await bench.put(lease_key(old), lease_value(old))
+        new = signed_by_eve(bench, str(subnet))
+        await bench.put(lease_key(new), lease_value(new))
+        again = bench.keeper("b", pins=True, previous=str(own(b).subnet))
+        async with running(bench, again):
+            assert known(again, subnet) is not None
+
+    run(check)
+
+
 def test_a_host_with_an_old_counter_continues_from_its_lease_in_the_store() -> None:
     """As after a restore of its state directory from a backup."""
 

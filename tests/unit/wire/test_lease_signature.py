@@ -14,11 +14,14 @@ from pyflannel.model.store_record import Record, Secret
 from pyflannel.wire.lease_record import lease_key, lease_of, lease_value
 from pyflannel.wire.lease_signature import (
     KeptList,
+    KnownKeys,
     format_kept_list,
+    format_known_keys,
     format_signed_list,
     is_authentic,
     is_authentic_list,
     parse_kept_list,
+    parse_known_keys,
     parse_signed_list,
     sign,
     sign_list,
@@ -134,6 +137,13 @@ def test_another_value_is_no_signed_list(octets: bytes, why: str) -> None:
 def test_a_list_that_no_host_would_read_is_not_written() -> None:
     with pytest.raises(WireError, match="it has more than 1048576 bytes"):
         format_signed_list(LIST._replace(text="#" * (1 << 20)))
+
+
+def test_the_counters_are_read_back_and_those_of_an_earlier_version_too() -> None:
+    known = KnownKeys(7, {KEY.public: 5}, {"a": KEY.public}, {LEASE.subnet: (KEY.public, 5)})
+    assert parse_known_keys(format_known_keys(known)) == known
+    earlier = b'{"Counter":7,"Floors":{"%s":5},"Owners":{}}' % KEY.public.hex().encode()
+    assert parse_known_keys(earlier) == known._replace(owners={}, holders={})
 
 
 def test_the_kept_list_is_read_back() -> None:

@@ -53,13 +53,27 @@ class Trust:
         allowed: the keys that may sign; None if the first key of each owner is accepted for good.
         floors: least acceptable counter by key. It must survive a restart.
         owners: key by owner, as first seen, without an allow-list. It must survive a restart.
-        holders: key and counter of the latest accepted lease on each subnet.
+        holders: key and counter of the latest accepted lease on each subnet. It must survive a restart.
+        free: subnets whose lease was deleted since, or may have been, because this host did not run.
     """
 
     allowed: frozenset[bytes] | None = None
     floors: dict[bytes, int] = field(default_factory=dict)
     owners: dict[str, bytes] = field(default_factory=dict)
     holders: dict[IPv4Network, tuple[bytes, int]] = field(default_factory=dict)
+    free: dict[IPv4Network, None] = field(default_factory=dict)
+
+    def restore(
+        self,
+        floors: Mapping[bytes, int],
+        owners: Mapping[str, bytes],
+        holders: Mapping[IPv4Network, tuple[bytes, int]],
+    ) -> None:
+        """Continue after a restart with these values."""
+        self.floors.update(floors)
+        self.owners.update(owners)
+        self.holders.update(holders)
+        self.free.update(dict.fromkeys(holders))
 
     def objection(self, lease: Lease, is_authentic: bool) -> SignatureFault | None:
         """Return why a lease is not accepted; None if it is. `is_authentic`: its key signed it."""
@@ -76,7 +90,8 @@ class Trust:
         if self.allowed is None:
             if self.owners.get(attributes.owner or "", key) != key:
                 return "changed_key"
-            if lease.subnet in self.holders and self.holders[lease.subnet][0] != key:
+            holder = None if lease.subnet in self.free else self.holders.get(lease.subnet)
+            if holder is not None and holder[0] != key:
                 return "held_subnet"
             if key not in self.floors and len(self.floors) >= LARGEST:
                 return "too_many_keys"
@@ -95,14 +110,15 @@ class Trust:
         if self.allowed is None and attributes.owner is not None:
             self.owners[attributes.owner] = key
         self.holders[lease.subnet] = key, counter
+        self.free.pop(lease.subnet, None)
 
     def delete(self, subnet: IPv4Network) -> None:
-        """Take note that the lease on a subnet was deleted.
-
-        With an allow-list, its statement remains the latest until another key takes the subnet.
-        """
-        if self.allowed is None:
-            self.holders.pop(subnet, None)
+        """Take note that the lease on a subnet was deleted: any acceptable key may take the subnet."""
+        if subnet in self.holders:
+            self.free[subnet] = None
+        if len(self.free) > LARGEST:
+            oldest = next(iter(self.free))
+            del self.free[oldest], self.holders[oldest]
 
     def _raise_floor(self, key: bytes, counter: int) -> None:
         self.floors[key] = max(counter, self.floors.get(key, 0))

@@ -2,6 +2,8 @@
 
 from ipaddress import IPv4Address, IPv4Network
 
+import pytest
+
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.plan.lease.trust import Trust
 
@@ -68,6 +70,18 @@ def test_without_an_allow_list_an_owner_keeps_its_first_key() -> None:
 
     assert trust.objection(lease(EVE, 1, SECOND, owner="a"), True) == "changed_key"
     assert accepts(trust, lease(EVE, 1, SECOND, owner="eve"))
+
+
+def test_the_holders_of_free_subnets_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyflannel.plan.lease.trust.LARGEST", 2)
+    trust = Trust()
+    for number in range(4):
+        subnet = IPv4Network(f"10.3.{number}.0/24")
+        assert accepts(trust, lease(A, 1 + number, subnet))
+        trust.delete(subnet)
+
+    assert [str(subnet) for subnet in trust.holders] == ["10.3.2.0/24", "10.3.3.0/24"]
+    assert trust.holders.keys() == trust.free.keys()
 
 
 def test_without_an_allow_list_a_subnet_keeps_its_key_until_its_lease_is_deleted() -> None:
