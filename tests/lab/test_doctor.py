@@ -264,7 +264,7 @@ def test_two_running_hosts_with_one_address_are_reported_once(overlay, healthy: 
     for host in (healthy, other):
         overlay.wait_status(host, lambda status: bool(status.refused_peers), "refuses the other")
 
-        found = json.loads(host.run(["flannelctl", "--json", "doctor"]).stdout)["findings"]
+        found = json.loads(host.run(["flannelctl", "--json", "doctor"], check=False).stdout)["findings"]
 
         words = ("share an address", "an address of this host")
         told = [one for one in found if any(word in json.dumps(one) for word in words)]

@@ -1,6 +1,7 @@
 """Tables, chains and rules in the JSON of nft. Source: libnftables-json(5)."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, ip_network
 from typing import Any
@@ -70,6 +71,14 @@ def format_check(family: Family) -> str:
 
 
 _HINT = "Report the version of nft on this host."
+
+
+_OWN = re.compile(r"(flannel-(ipv4|ipv6|guard)(-\d+)?|pyflannel-device-.*)")
+
+
+def is_own_table(name: str) -> bool:
+    """Return whether a table belongs to a pyflannel daemon: its rules, its guard, or its claim."""
+    return _OWN.fullmatch(name) is not None
 
 
 def parse_names(text: str) -> list[tuple[Family, str]]:

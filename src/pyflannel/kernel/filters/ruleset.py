@@ -1,0 +1,72 @@
+"""Reads all rules of netfilter in this network namespace: of nf_tables and of both kinds of iptables."""
+
+import asyncio
+from dataclasses import dataclass
+
+from pyflannel.errors import FlannelError, TargetError, WireError
+from pyflannel.kernel.filters.iptables import PROGRAMS, read_saved, version_of
+from pyflannel.kernel.filters.programs import run_program
+from pyflannel.model.netfilter import Ruleset
+from pyflannel.wire.iptables import SavedTables
+from pyflannel.wire.iptables_ruleset import ruleset_of
+from pyflannel.wire.nftables import is_own_table
+from pyflannel.wire.nftables_ruleset import parse_ruleset
+
+_FAMILIES = frozenset({"ip", "inet", "netdev"})
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRules:
+    """The rules that could be read, and why others could not."""
+
+    ruleset: Ruleset
+    failures: tuple[FlannelError, ...] = ()
+
+
+async def read_ruleset() -> ReadRules:
+    """Return all rules for IPv4 packets, without the tables of pyflannel itself."""
+    program = PROGRAMS[4]
+    version = await version_of(program)
+    is_nft = version is None or version.is_nft
+    legacy = f"{program}-legacy" if is_nft else program
+    modern = program if is_nft else f"{program}-nft"
+    by_legacy, by_modern = await asyncio.gather(_saved(legacy), _saved(modern))
+    tables, failures = await _tables(frozenset(by_modern))
+    return ReadRules((*ruleset_of(by_modern, modern), *ruleset_of(by_legacy, legacy), *tables), failures)
+
+
+async def _saved(program: str) -> SavedTables:
+    try:
+        return await read_saved(program)
+    except (TargetError, WireError):
+        return {}  # the program is not installed, or the kernel lacks it
+
+
+async def _tables(listed: frozenset[str]) -> tuple[Ruleset, tuple[FlannelError, ...]]:
+    """Return the tables of nf_tables, without those of iptables, which `listed` names."""
+    found: list[Ruleset] = []
+    failures: list[FlannelError] = []
+    try:
+        names = await _nft("list", "tables")
+    except FlannelError as error:
+        return (), (error,)
+    for line in names.splitlines():
+        match line.split():
+            case ["table", family, name, *_] if family in _FAMILIES and not is_own_table(name):
+                if family == "ip" and name in listed:
+                    continue
+                try:
+                    document, listing = await asyncio.gather(
+                        _nft("-j", "list", "table", family, name), _nft("-a", "list", "table", family, name)
+                    )
+                    found.append(parse_ruleset(document, listing))
+                except FlannelError as error:
+                    failures.append(error)
+    return tuple(chain for table in found for chain in table), tuple(failures)
+
+
+async def _nft(*words: str) -> str:
+    ran = await run_program("nft", *words)
+    if ran.status:
+        raise TargetError(f"nft failed: {ran.cause}", hint="Run flannelctl as root.")
+    return ran.output

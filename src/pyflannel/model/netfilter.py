@@ -1,0 +1,235 @@
+"""The rules of netfilter on a host, of every program, and the packets that they judge."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Literal
+
+UDP = 17
+
+Field = Literal[
+    "family",
+    "saddr",
+    "daddr",
+    "protocol",
+    "sport",
+    "dport",
+    "icmp_type",
+    "length",
+    "iif",
+    "oif",
+    "state",
+    "status",
+    "mark",
+    "stype",
+    "dtype",
+]
+"""A property of a packet that a rule may test. Addresses are integers; `stype` and `dtype` are the types of
+the addresses in the routing table of the host, `local` or `unicast`."""
+
+Value = int | str
+"""A text may end with `*`, which matches any rest."""
+
+Hook = Literal["ingress", "prerouting", "input", "forward", "output", "postrouting", "egress"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packet:
+    """An IPv4 packet at the hooks of a host.
+
+    Attributes:
+        iif: name of the interface at which it arrived; "" if the host itself sends it.
+        oif: name of the interface by which it leaves; "" if it is for the host itself.
+        state: its state in connection tracking.
+        mark: None if rules have set an unknown mark.
+    """
+
+    source: IPv4Address
+    destination: IPv4Address
+    protocol: int
+    source_port: int | None = None
+    destination_port: int | None = None
+    icmp_type: int | None = None
+    length: int | None = None
+    iif: str = ""
+    oif: str = ""
+    state: Literal["new", "established", "untracked"] = "new"
+    mark: int | None = 0
+
+    def value(self, field: Field) -> Value | None:
+        """Return the value of a field; None if it is unknown."""
+        match field:
+            case "family":
+                return "ipv4"
+            case "saddr":
+                return int(self.source)
+            case "daddr":
+                return int(self.destination)
+            case "protocol":
+                return self.protocol
+            case "sport":
+                return self.source_port
+            case "dport":
+                return self.destination_port
+            case "icmp_type":
+                return self.icmp_type
+            case "length":
+                return self.length
+            case "iif":
+                return self.iif
+            case "oif":
+                return self.oif
+            case "state":
+                return self.state
+            case "status":
+                return "none" if self.state == "new" else None
+            case "mark":
+                return self.mark
+            case "stype":
+                return "unicast" if self.iif else "local"
+            case "dtype":
+                return "unicast" if self.oif else "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A condition: the value is in one of the ranges, or equals one of the texts.
+
+    Attributes:
+        values: ranges of numbers, both ends included, or texts.
+        mask: bits of the value that count; None for all.
+    """
+
+    field: Field
+    values: tuple[tuple[int, int] | str, ...]
+    is_negated: bool = False
+    mask: int | None = None
+
+    def holds(self, packet: Packet) -> bool | None:
+        """Return whether the packet matches; None if this is unknown."""
+        value = packet.value(self.field)
+        if value is None:
+            return None
+        if isinstance(value, int) and self.mask is not None:
+            value &= self.mask
+        return any(_is_in(value, one) for one in self.values) != self.is_negated
+
+
+def _is_in(value: Value, one: tuple[int, int] | str) -> bool:
+    match value, one:
+        case int(number), (low, high):
+            return low <= number <= high
+        case str(text), str(pattern):
+            return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
+        case _:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A condition that pyflannel does not evaluate, in the words of the rule."""
+
+    text: str = ""
+
+    def holds(self, packet: Packet) -> None:
+        """Return None: it is unknown whether the packet matches."""
+
+
+ActionKind = Literal[
+    "accept",
+    "drop",
+    "reject",
+    "return",
+    "jump",
+    "goto",
+    "continue",
+    "translate",
+    "notrack",
+    "mark",
+    "unknown",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """The effect of a rule.
+
+    Attributes:
+        target: chain of a jump or a goto.
+        translates: the address that a translation changes.
+        value: bits that a mark gets: `mark & keep ^ value`; None for an unknown mark.
+        keep: bits of the mark that stay.
+    """
+
+    kind: ActionKind
+    target: str = ""
+    translates: Literal["", "source", "destination"] = ""
+    value: int | None = None
+    keep: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule: its action applies to packets that match all conditions.
+
+    Attributes:
+        text: the rule as its program lists it.
+        number: handle of nftables, or position in the chain of iptables, from 1.
+    """
+
+    matches: tuple[Match | Unknown, ...]
+    action: Action
+    text: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseChain:
+    """A chain at a hook.
+
+    Attributes:
+        program: `nft`, or the iptables program that lists it.
+        family: family of nftables; `ip` for iptables.
+        is_nat: it sees only the first packet of a connection.
+        device: interface of the hooks `ingress` and `egress`.
+        chains: all chains of its table, by name.
+    """
+
+    program: str
+    family: str
+    table: str
+    name: str
+    hook: Hook
+    priority: int
+    policy: Literal["accept", "drop"] = "accept"
+    is_nat: bool = False
+    device: str = ""
+    chains: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict, repr=False)
+
+    @property
+    def place(self) -> str:
+        """The chain in texts: `iptables chain INPUT in filter`, `nft chain inet fw input`."""
+        if self.program == "nft":
+            return f"nft chain {self.family} {self.table} {self.name}"
+        return f"{self.program} chain {self.name} in {self.table}"
+
+
+Ruleset = tuple[BaseChain, ...]
+"""All base chains of a host, in any order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The fate of a packet.
+
+    Attributes:
+        kind: `unknown` if it depends on a condition that pyflannel does not evaluate.
+        chain: the base chain that drops it, or may drop it.
+        rule: the rule that drops it, or may drop it; None for the policy.
+        translation: the rule that changes its source, with its base chain.
+    """
+
+    kind: Literal["accept", "drop", "reject", "unknown"]
+    chain: BaseChain | None = None
+    rule: Rule | None = None
+    translation: tuple[BaseChain, Rule] | None = None

@@ -1,0 +1,144 @@
+"""Evaluates the rules of netfilter for one packet, as the kernel does.
+
+A rule with an unknown condition may apply or not, so the evaluation follows both possibilities. The result is
+unknown only if they differ.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from pyflannel.model.netfilter import BaseChain, Hook, Judgement, Match, Packet, Rule, Ruleset, Unknown
+
+IN: tuple[Hook, ...] = ("ingress", "prerouting", "input")
+THROUGH: tuple[Hook, ...] = ("ingress", "prerouting", "forward", "postrouting", "egress")
+OUT: tuple[Hook, ...] = ("output", "postrouting", "egress")
+
+_DEEPEST = 16
+"""Most nested jumps (NFT_JUMP_STACK_SIZE)."""
+
+_FAMILIES = frozenset({"ip", "inet", "netdev"})
+
+
+def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
+    """Return the fate of a packet at these hooks, in their order."""
+    doubt: Judgement | None = None
+    translation: tuple[BaseChain, Rule] | None = None
+    is_translated = False
+    for chain in _in_order(packet, ruleset, hooks):
+        if chain.is_nat and (packet.state != "new" or is_translated):
+            continue
+        run = _Run(chain, packet)
+        run.evaluate()
+        packet = run.packet
+        dropping = [one for one in run.ends if one.kind in ("drop", "reject")]
+        if len(dropping) == len(run.ends):
+            first = dropping[0]
+            return Judgement(
+                kind="reject" if first.kind == "reject" else "drop", chain=chain, rule=first.rule
+            )
+        doubtful = dropping or [one for one in run.ends if one.kind == "unknown"]
+        if doubtful and doubt is None:
+            doubt = Judgement(kind="unknown", chain=chain, rule=doubtful[0].rule)
+        for end in run.ends:
+            if end.kind == "translate" and end.rule is not None:
+                is_translated = is_translated or len(run.ends) == 1
+                if end.rule.action.translates == "source" and len(run.ends) == 1:
+                    translation = chain, end.rule
+    if doubt is not None:
+        return replace(doubt, translation=translation)
+    return Judgement(kind="accept", translation=translation)
+
+
+def _in_order(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Iterator[BaseChain]:
+    for hook in hooks:
+        device = {"ingress": packet.iif, "egress": packet.oif}.get(hook)
+        chains = [
+            one
+            for one in ruleset
+            if one.hook == hook and one.family in _FAMILIES and device in (None, one.device)
+        ]
+        yield from sorted(chains, key=lambda one: one.priority)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A possible end of a packet in a base chain; `rule` is None for the policy."""
+
+    kind: str
+    rule: Rule | None
+
+
+@dataclass(slots=True)
+class _Run:
+    """One packet in one base chain."""
+
+    chain: BaseChain
+    packet: Packet
+    ends: list[_End] = field(default_factory=list)
+
+    def evaluate(self) -> None:
+        """Collect all possible ends."""
+        if not self._walk(self.chain.name, _DEEPEST, is_certain=True):
+            self.ends.append(_End(self.chain.policy, None))
+
+    def _walk(self, name: str, depth: int, *, is_certain: bool) -> bool:
+        """Evaluate a chain that the packet certainly or possibly enters; return whether it ends there."""
+        if not depth:
+            self.ends.append(_End("unknown", None))
+            return True
+        may_return = False
+        for rule in self.chain.chains.get(name, ()):
+            applies = _holds(rule, self.packet)
+            if applies is False:
+                continue
+            has_left, has_ended = self._act(rule, depth, is_certain=is_certain and applies is True)
+            if applies and has_left:
+                return has_ended and not may_return
+            may_return = may_return or (has_left and not has_ended)
+        return False
+
+    def _act(self, rule: Rule, depth: int, *, is_certain: bool) -> tuple[bool, bool]:
+        """Apply a rule; return whether the packet leaves the chain, and whether it ends in the base chain."""
+        action = rule.action
+        match action.kind:
+            case "accept" | "drop" | "reject" | "translate" | "unknown":
+                self.ends.append(_End(action.kind, rule))
+                return True, True
+            case "return":
+                return True, False
+            case "jump" | "goto":
+                has_ended = self._walk(action.target, depth - 1, is_certain=is_certain)
+                return action.kind == "goto" or has_ended, has_ended
+            case "notrack":
+                if is_certain:
+                    self.packet = replace(self.packet, state="untracked")
+                return False, False
+            case "mark":
+                mark = self.packet.mark
+                known = is_certain and mark is not None and action.value is not None
+                new = (mark or 0) & action.keep ^ (action.value or 0) if known else None
+                self.packet = replace(self.packet, mark=new)
+                return False, False
+            case "continue":
+                return False, False
+
+
+def _holds(rule: Rule, packet: Packet) -> bool | None:
+    """Return whether all conditions of a rule hold; None if this is unknown."""
+    results = [one.holds(packet) for one in rule.matches]
+    if False in results:
+        return False
+    return None if None in results else True
+
+
+def why(rule: Rule, packet: Packet) -> str:
+    """Return the condition of a rule that could not be evaluated; "" if there is none."""
+    for one in rule.matches:
+        match one:
+            case Unknown(text):
+                return text
+            case Match(name) if one.holds(packet) is None:
+                return name
+            case _:
+                pass
+    return ""

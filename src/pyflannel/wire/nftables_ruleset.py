@@ -1,0 +1,375 @@
+"""The output of `nft -j list table` as rules that can be evaluated. Source: libnftables-json(5).
+
+The text of a rule, and the device of a chain at the hook `ingress`, are in the output of `nft -a list table`.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from itertools import product
+from typing import Any, Literal, get_args
+
+from pyflannel.errors import WireError
+from pyflannel.model.netfilter import Action, BaseChain, Field, Hook, Match, Rule, Ruleset, Unknown
+from pyflannel.wire.iptables_ruleset import PROTOCOLS
+
+_HOOKS = frozenset(get_args(Hook))
+_MOST = 4096
+"""Most rules into which a verdict map or a set of concatenations is expanded."""
+
+_FULL_MASK = 0xFFFFFFFF
+_NEVER = Match("protocol", ())
+"""Holds for no packet: a condition on IPv6."""
+
+_HANDLE = re.compile(r"^\s*(?P<text>.*?) # handle (?P<handle>\d+)$", re.MULTILINE)
+_CHAIN_DEVICE = re.compile(
+    r"^\s*chain (?P<chain>\S+) \{[^\n]*\n\s*type \S+ hook \S+ devices? (?P<devices>= \{[^}]*\}|\S+) ",
+    re.MULTILINE,
+)
+_NO_EFFECT = frozenset(
+    {
+        "counter",
+        "log",
+        "ct helper",
+        "ct timeout",
+        "ct expectation",
+        "secmark",
+        "comment",
+        "set",
+        "map",
+        "flow",
+        "dup",
+    }
+)
+_TRANSLATIONS: Mapping[str, Literal["source", "destination"]] = {
+    "masquerade": "source",
+    "snat": "source",
+    "dnat": "destination",
+    "redirect": "destination",
+}
+_ICMP_TYPES = {
+    "echo-reply": 0,
+    "destination-unreachable": 3,
+    "redirect": 5,
+    "echo-request": 8,
+    "time-exceeded": 11,
+}
+_Json = Mapping[str, Any]
+_Values = tuple[tuple[int, int] | str, ...]
+
+
+def parse_ruleset(document: str, listing: str) -> Ruleset:
+    """Return the base chains of one table.
+
+    Args:
+        document: the output of `nft -j list table`.
+        listing: the output of `nft -a list table`.
+
+    Raises:
+        WireError: the document is not nft's JSON.
+    """
+    try:
+        return tuple(_base_chains(json.loads(document)["nftables"], listing))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise WireError(
+            f"nft's JSON has an unknown form: {error!r}", hint="Report the output of nft --json list ruleset."
+        ) from error
+
+
+def _base_chains(entries: Sequence[_Json], listing: str) -> Iterator[BaseChain]:
+    named = {
+        entry[kind]["name"]: entry[kind].get("elem", [])
+        for entry in entries
+        for kind in ("set", "map")
+        if kind in entry
+    }
+    texts = {int(found["handle"]): found["text"] for found in _HANDLE.finditer(listing)}
+    devices = {found["chain"]: found["devices"] for found in _CHAIN_DEVICE.finditer(listing)}
+    chains: dict[str, tuple[Rule, ...]] = {}
+    rules: dict[str, list[Rule]] = {}
+    for entry in entries:
+        if "rule" in entry:
+            rule = entry["rule"]
+            text = texts.get(rule["handle"], json.dumps(rule["expr"]))
+            parsed = _Statements(named).rules(rule["expr"], text, rule["handle"])
+            rules.setdefault(rule["chain"], []).extend(parsed)
+    chains.update({name: tuple(found) for name, found in rules.items()})
+    for entry in entries:
+        chain = entry.get("chain", {})
+        if chain.get("hook") in _HOOKS:
+            for device in _devices(chain, devices.get(chain["name"], "")):
+                yield BaseChain(
+                    program="nft",
+                    family=chain["family"],
+                    table=chain["table"],
+                    name=chain["name"],
+                    hook=chain["hook"],
+                    priority=chain["prio"],
+                    policy="drop" if chain.get("policy") == "drop" else "accept",
+                    is_nat=chain["type"] == "nat",
+                    device=device,
+                    chains=chains,
+                )
+
+
+def _devices(chain: _Json, listed: str) -> list[str]:
+    """Return the devices of a chain; [""] for a chain of all devices. nft 1.0.6 omits them in its JSON."""
+    given = chain.get("dev", [])
+    named = [given] if isinstance(given, str) else list(given)
+    return named or re.findall(r'"?([^\s"{},=]+)"?', listed) or [""]
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A tested property, and the conditions that nft implies.
+
+    Attributes:
+        field: None if it cannot be evaluated.
+    """
+
+    field: Field | None
+    implied: tuple[Match, ...] = ()
+    mask: int | None = None
+
+
+class _Statements:
+    """Parses the statements of rules of one table; `named` are its sets and maps."""
+
+    def __init__(self, named: Mapping[str, Sequence[Any]]) -> None:
+        self._named = named
+
+    def rules(self, statements: Sequence[_Json], text: str, handle: int) -> Iterator[Rule]:
+        """Yield a rule for each combination of conditions; a verdict map has several."""
+        before: list[list[list[Match | Unknown]]] = []
+        for statement in statements:
+            ((kind, value),) = statement.items()
+            if kind == "vmap":
+                for alternative, verdict in self._verdict_map(value):
+                    yield from self._expanded([*before, [alternative]], verdict, text, handle)
+                continue
+            action = _action(kind, value)
+            if action is None:
+                before.append(self._alternatives(kind, value, text))
+            elif action.kind != "continue":
+                yield from self._expanded(before, action, text, handle)
+
+    def _expanded(
+        self, conditions: Sequence[Sequence[list[Match | Unknown]]], action: Action, text: str, handle: int
+    ) -> Iterator[Rule]:
+        count = 1
+        for one in conditions:
+            count *= len(one)
+        if count > _MOST:
+            yield Rule((Unknown(text),), action, text, handle)
+            return
+        for combination in product(*conditions):
+            yield Rule(tuple(match for part in combination for match in part), action, text, handle)
+
+    def _alternatives(self, kind: str, value: Any, text: str) -> list[list[Match | Unknown]]:
+        """Return the alternative lists of conditions of a statement, one of which must hold."""
+        if kind != "match":
+            return [[Unknown(kind if kind != "xt" else f"a match of iptables in {text!r}")]]
+        left, right, operator = value["left"], value["right"], value["op"]
+        if isinstance(left, dict) and "concat" in left and operator in ("==", "in"):
+            return [self._concatenated(left["concat"], one) for one in self._members(right)] or [[_NEVER]]
+        return [self._condition(left, right, operator)]
+
+    def _concatenated(self, lefts: Sequence[Any], member: Any) -> list[Match | Unknown]:
+        rights = member["concat"] if isinstance(member, dict) and "concat" in member else [member]
+        if len(lefts) != len(rights):
+            return [Unknown("concat")]
+        found: list[Match | Unknown] = []
+        for left, right in zip(lefts, rights, strict=True):
+            found += self._condition(left, right, "==")
+        return found
+
+    def _condition(self, left: Any, right: Any, operator: str) -> list[Match | Unknown]:
+        found = _field(left)
+        implied: list[Match | Unknown] = list(found.implied)
+        if found.field is None:
+            return [*implied, Unknown(json.dumps(left))] if _NEVER not in implied else implied
+        if operator in ("<", ">", "<=", ">=") and isinstance(right, int):
+            low, high = {
+                "<": (0, right - 1),
+                "<=": (0, right),
+                ">": (right + 1, _FULL_MASK),
+                ">=": (right, _FULL_MASK),
+            }[operator]
+            return [*implied, Match(found.field, ((low, high),), False, found.mask)]
+        if operator not in ("==", "!=", "in"):
+            return [*implied, Unknown(operator)]
+        try:
+            values = tuple(_value(one, found.field) for one in self._members(right))
+        except (ValueError, KeyError):
+            return [*implied, Unknown(json.dumps(right))]
+        return [*implied, Match(found.field, values, operator == "!=", found.mask)]
+
+    def _members(self, right: Any) -> list[Any]:
+        """Return the members of a set, a named set or a list of flags, or the single value."""
+        match right:
+            case {"set": [*members]}:
+                found = members
+            case {"set": member}:
+                found = [member]
+            case [*members]:
+                found = members
+            case str(name) if name.startswith("@"):
+                found = list(self._named[name[1:]])
+            case _:
+                found = [right]
+        return [one["elem"]["val"] if isinstance(one, dict) and "elem" in one else one for one in found]
+
+    def _verdict_map(self, value: _Json) -> Iterator[tuple[list[Match | Unknown], Action]]:
+        key = value["key"]
+        lefts = key["concat"] if isinstance(key, dict) and "concat" in key else [key]
+        for member, verdict in self._members(value["data"]):
+            ((kind, target),) = verdict.items()
+            action = _action(kind, target) or Action("unknown", kind)
+            conditions = [] if member == "*" else self._concatenated(lefts, _plain(member))
+            yield conditions, action
+
+
+def _plain(member: Any) -> Any:
+    return member["elem"]["val"] if isinstance(member, dict) and "elem" in member else member
+
+
+def _action(kind: str, value: Any) -> Action | None:
+    """Return the effect of a statement; None if it is a condition."""
+    match kind:
+        case "accept" | "drop" | "return" | "continue" | "notrack" | "reject":
+            kinds: Mapping[str, Literal["accept", "drop", "return", "continue", "notrack", "reject"]] = {
+                "accept": "accept",
+                "drop": "drop",
+                "return": "return",
+                "continue": "continue",
+                "notrack": "notrack",
+                "reject": "reject",
+            }
+            return Action(kinds[kind])
+        case "jump":
+            return Action("jump", value["target"])
+        case "goto":
+            return Action("goto", value["target"])
+        case "mangle":
+            return _mangled(value)
+        case _ if kind in _TRANSLATIONS:
+            return Action("translate", translates=_TRANSLATIONS[kind])
+        case _ if kind in _NO_EFFECT:
+            return Action("continue")
+        case "xt":
+            return _xt(value)
+        case "queue" | "tproxy" | "fwd" | "synproxy":
+            return Action("unknown", kind)
+        case _:
+            return None
+
+
+def _xt(value: Any) -> Action | None:
+    """Return the effect of a target of iptables, which nft shows without its options."""
+    match value:
+        case {"type": "match", "name": "comment"}:
+            return Action("continue")
+        case {"type": "target", "name": "REJECT"}:
+            return Action("reject")
+        case {"type": "target", "name": "LOG" | "NFLOG" | "TCPMSS" | "CHECKSUM" | "TRACE"}:
+            return Action("continue")
+        case {"type": "target", "name": name}:
+            return Action("unknown", str(name))
+        case _:
+            return None
+
+
+def _mangled(value: _Json) -> Action:
+    match value:
+        case {"key": {"meta": {"key": "mark"}}, "value": int(mark)}:
+            return Action("mark", value=mark)
+        case {"key": {"meta": {"key": "mark"}}}:
+            return Action("mark")
+        case _:
+            return Action("continue")
+
+
+def _is(field: Field, number: int) -> Match:
+    return Match(field, ((number, number),))
+
+
+def _field(left: Any) -> _Field:
+    match left:
+        case {"payload": {"protocol": "ip", "field": "saddr" | "daddr" | "protocol" | "length" as name}}:
+            return _Field(name)
+        case {"payload": {"protocol": "ip"}}:
+            return _Field(None)
+        case {"payload": {"protocol": "ip6" | "icmpv6"}}:
+            return _Field(None, (_NEVER,))
+        case {"payload": {"protocol": "th", "field": "sport" | "dport" as name}}:
+            return _Field(name)
+        case {"payload": {"protocol": "icmp", "field": "type"}}:
+            return _Field("icmp_type", (_is("protocol", PROTOCOLS["icmp"]),))
+        case {"payload": {"protocol": str(protocol), "field": str(name)}} if protocol in PROTOCOLS:
+            implied = (_is("protocol", PROTOCOLS[protocol]),)
+            match name:
+                case "sport" | "dport":
+                    return _Field(name, implied)
+                case _:
+                    return _Field(None, implied)
+        case {"meta": {"key": "iifname" | "iif"}}:
+            return _Field("iif")
+        case {"meta": {"key": "oifname" | "oif"}}:
+            return _Field("oif")
+        case {"meta": {"key": "l4proto"}}:
+            return _Field("protocol")
+        case {"meta": {"key": "mark"}}:
+            return _Field("mark")
+        case {"meta": {"key": "length"}}:
+            return _Field("length")
+        case {"meta": {"key": "nfproto" | "protocol"}}:
+            return _Field("family")
+        case {"ct": {"key": "state"}}:
+            return _Field("state")
+        case {"ct": {"key": "status"}}:
+            return _Field("status")
+        case {"fib": {"result": "type", "flags": "daddr" | ["daddr"]}}:
+            return _Field("dtype")
+        case {"fib": {"result": "type", "flags": "saddr" | ["saddr"]}}:
+            return _Field("stype")
+        case {"&": [{"meta": {"key": "mark"}}, int(mask)]}:
+            return _Field("mark", mask=mask)
+        case _:
+            return _Field(None)
+
+
+def _value(right: Any, field: Field) -> tuple[int, int] | str:
+    """Return a range of numbers or a text.
+
+    Raises:
+        ValueError, KeyError: the value cannot be compared with the field.
+    """
+    match right, field:
+        case {"range": [low, high]}, _:
+            return _number(low, field), _number(high, field)
+        case {"prefix": {"addr": str(address), "len": int(length)}}, _:
+            network = IPv4Network((address, length))
+            return int(network.network_address), int(network.broadcast_address)
+        case "ip", "family":
+            return "ipv4"
+        case str(text), ("iif" | "oif" | "state" | "status" | "stype" | "dtype" | "family"):
+            return text
+        case _:
+            number = _number(right, field)
+            return number, number
+
+
+def _number(value: Any, field: Field) -> int:
+    if isinstance(value, bool):
+        raise ValueError(value)
+    if isinstance(value, int):
+        return value
+    if field in ("saddr", "daddr"):
+        return int(IPv4Address(value))
+    if field == "protocol":
+        return PROTOCOLS[value]
+    if field == "icmp_type":
+        return _ICMP_TYPES[value]
+    raise ValueError(value)

@@ -1,0 +1,287 @@
+"""The evaluation of netfilter's rules is compared with the kernel: random rules, and one packet each."""
+
+import contextlib
+import itertools
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from pyflannel.kernel.filters.ruleset import read_ruleset
+from pyflannel.model.netfilter import UDP, Judgement, Packet
+from pyflannel.plan.netfilter import IN, OUT, judge
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+NEAR, FAR = IPv4Address("10.77.0.1"), IPv4Address("10.77.0.2")
+PORT, OTHER_PORT, SENTINEL = 8472, 9999, 7
+
+
+_EMPTY = (
+    "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n"
+    "*mangle\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n"
+    "*filter\n:INPUT ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n"
+)
+
+
+class Wire:
+    """Two namespaces with a veth between them; rules are in the first."""
+
+    def __init__(self, make_namespace: Callable) -> None:
+        self.host, self.peer = make_namespace(), make_namespace()
+        self.host.ip(f"link add eth0 type veth peer name eth0 netns {self.peer.name}")
+        for namespace, address in ((self.host, NEAR), (self.peer, FAR)):
+            namespace.ip(f"address add {address}/24 dev eth0")
+            namespace.ip("link set eth0 up")
+        self.sockets: dict[tuple[str, int], socket.socket] = {}
+        for namespace, address in ((self.host, NEAR), (self.peer, FAR)):
+            for port in (PORT, SENTINEL):
+                self.sockets[namespace.name, port] = self._socket(namespace, (str(address), port))
+        self._sources = itertools.count(20000)
+        self.host.command("ping", "-c1", "-W5", str(FAR))
+
+    def _socket(self, namespace, address: tuple[str, int]) -> socket.socket:
+        async def opened() -> socket.socket:
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            made.bind(address)
+            made.settimeout(5)
+            return made
+
+        return namespace.run(opened)
+
+    def close(self) -> None:
+        for one in self.sockets.values():
+            one.close()
+
+    def arrives(self, *, is_incoming: bool, source_port: int) -> bool:
+        """Send a packet, then a sentinel that every rule accepts; return whether the packet arrives."""
+        sender, receiver = (self.peer, self.host) if is_incoming else (self.host, self.peer)
+        own, to = (FAR, NEAR) if is_incoming else (NEAR, FAR)
+        source = self._socket(sender, (str(own), source_port))
+        target, sentinel = self.sockets[receiver.name, PORT], self.sockets[receiver.name, SENTINEL]
+        token = os.urandom(8)
+        with source:
+            with contextlib.suppress(PermissionError):
+                source.sendto(token, (str(to), PORT))
+            self.sockets[sender.name, SENTINEL].sendto(token, (str(to), SENTINEL))
+        while sentinel.recv(100) != token:
+            pass
+        target.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                if target.recv(100) == token:
+                    return True
+        return False
+
+    def packet(self, *, is_incoming: bool, source_port: int) -> Packet:
+        return Packet(
+            source=FAR if is_incoming else NEAR,
+            destination=NEAR if is_incoming else FAR,
+            protocol=UDP,
+            source_port=source_port,
+            destination_port=PORT,
+            length=36,
+            iif="eth0" if is_incoming else "",
+            oif="" if is_incoming else "eth0",
+        )
+
+    def judged(self, *, is_incoming: bool, source_port: int) -> Judgement:
+        ruleset = self.host.run(read_ruleset).ruleset
+        packet = self.packet(is_incoming=is_incoming, source_port=source_port)
+        return judge(packet, ruleset, IN if is_incoming else OUT)
+
+    def clear(self) -> None:
+        self.host.command("nft", "flush", "ruleset")
+        self.host.command("iptables-legacy-restore", given=_EMPTY)
+
+
+@pytest.fixture
+def wire(make_namespace) -> Iterator[Wire]:
+    one = Wire(make_namespace)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def nft_condition(draw: random.Random, is_incoming: bool) -> str:
+    source, destination = (FAR, NEAR) if is_incoming else (NEAR, FAR)
+    name = "iifname" if is_incoming else "oifname"
+    return draw.choice(
+        [
+            "",
+            f"ip saddr {source}",
+            f"ip saddr != {source}",
+            "ip daddr { 10.0.0.0/8, 192.168.0.0/16 }",
+            f"ip daddr != {destination}/24",
+            f"udp dport {PORT}",
+            f"udp dport != {PORT}",
+            f"udp dport {{ {OTHER_PORT}, {PORT - 5}-{PORT + 5} }}",
+            f"udp sport > {draw.choice([1024, 60000])}",
+            "tcp dport 22",
+            "meta l4proto udp",
+            "meta l4proto { tcp, icmp }",
+            "ip protocol udp",
+            f'{name} "eth0"',
+            f'{name} "et*"',
+            f'{name} != "eth*"',
+            "meta nfproto ipv4",
+            "ct state new",
+            "ct state established,related",
+            "ct state != new",
+            "ct state { new, untracked }",
+            "fib daddr type local",
+            "meta mark 0x5",
+            "meta mark and 0x1 == 0x1",
+            "meta mark set 0x5",
+            "meta length < 100",
+            f"ip saddr . udp dport {{ {source} . {PORT}, 1.2.3.4 . 5 }}",
+            "ip saddr @known",
+            "counter",
+            "ct status dnat",
+            "limit rate 1000/second",
+        ]
+    )
+
+
+def nft_verdict(draw: random.Random, hook: str, targets: list[str]) -> str:
+    choices = ["accept", "drop", "drop", "return", ""]
+    if hook in ("input", "output"):
+        choices += ["reject"]
+    choices += [f"{word} {target}" for target in targets for word in ("jump", "goto")]
+    choices += [f"udp dport vmap {{ {PORT} : drop, {OTHER_PORT} : accept }}"]
+    return draw.choice(choices)
+
+
+def nft_rules(draw: random.Random, is_incoming: bool) -> str:
+    """Return a table with base chains at random hooks and priorities."""
+    hook = draw.choice(["prerouting", "input"] if is_incoming else ["output", "postrouting"])
+    family = draw.choice(["ip", "inet"])
+    first = f"udp dport {SENTINEL} accept"
+
+    def rules(targets: list[str]) -> str:
+        count = draw.randint(0, 3)
+        lines = [
+            " ".join(
+                [
+                    *(nft_condition(draw, is_incoming) for _ in range(draw.randint(1, 2))),
+                    nft_verdict(draw, hook, targets),
+                ]
+            ).strip()
+            for _ in range(count)
+        ]
+        return "\n".join([first, *filter(None, lines)])
+
+    policy, priority = draw.choice(["accept", "drop"]), draw.choice([-300, -10, 0, 10])
+    member = draw.choice([NEAR, FAR])
+    return f"""table {family} t{draw.randint(0, 999)} {{
+        set known {{ type ipv4_addr; elements = {{ {member} }} ; }}
+        chain c2 {{
+            {rules([])}
+        }}
+        chain c1 {{
+            {rules(["c2"])}
+        }}
+        chain base {{
+            type filter hook {hook} priority {priority}; policy {policy};
+            {rules(["c1", "c2"])}
+        }}
+    }}"""
+
+
+def iptables_rules(draw: random.Random, is_incoming: bool) -> str:
+    """Return the input of iptables-restore for one table."""
+    table = draw.choice(["raw", "mangle", "filter"])
+    chains = ["PREROUTING"] if is_incoming else ["OUTPUT"]
+    if table != "raw":
+        chains += ["INPUT"] if is_incoming else []
+    chain = draw.choice(chains if table != "filter" else [chains[-1] if is_incoming else "OUTPUT"])
+    source = FAR if is_incoming else NEAR
+    device = "-i" if is_incoming else "-o"
+    conditions = [
+        "",
+        f"-s {source}",
+        f"! -s {source}",
+        "-d 10.0.0.0/8",
+        "-p udp",
+        "! -p udp",
+        "-p tcp --dport 22",
+        f"-p udp --dport {PORT}",
+        f"-p udp ! --dport {PORT}",
+        "-p udp --dport 8000:9000",
+        f"-p udp -m multiport --dports {OTHER_PORT},{PORT}",
+        f"{device} eth0",
+        f"! {device} eth+",
+        "-m mark --mark 0x5",
+        "-m mark ! --mark 0x1/0x1",
+        '-m comment --comment "-j ACCEPT"',
+        f"-m iprange --src-range {source}-{source}",
+        "-m addrtype --dst-type LOCAL" if chain in ("PREROUTING", "INPUT") else "",
+        "-m statistic --mode random --probability 0.5",
+    ]
+    if table != "raw":
+        conditions += ["-m conntrack --ctstate NEW", "-m conntrack --ctstate RELATED,ESTABLISHED"]
+    verdicts = ["ACCEPT", "DROP", "DROP", "RETURN", "sub", "LOG"]
+    if table == "mangle":
+        verdicts += ["MARK --set-xmark 0x5/0xff"]
+    if table == "filter":
+        verdicts += ["REJECT"]
+
+    def rule(where: str, targets: list[str]) -> str:
+        return f"-A {where} {draw.choice(conditions)} -j {draw.choice(targets)}"
+
+    flat = [one for one in verdicts if one != "sub"]
+    lines = [f"-I {chain} -p udp --dport {SENTINEL} -j ACCEPT"]
+    lines += [rule("sub", flat) for _ in range(draw.randint(0, 2))]
+    lines += [rule(chain, verdicts) for _ in range(draw.randint(0, 3))]
+    policy = draw.choice(["ACCEPT", "DROP"])
+    return f"*{table}\n:{chain} {policy} [0:0]\n:sub - [0:0]\n" + "\n".join(lines) + "\nCOMMIT\n"
+
+
+def install(wire: Wire, draw: random.Random, is_incoming: bool) -> str:
+    """Install random rules and return them."""
+    installed = []
+    for _ in range(draw.randint(1, 2)):
+        kind = draw.choice(["nft", "nft", "iptables", "iptables-legacy"])
+        while True:
+            with contextlib.suppress(AssertionError):  # contradicting conditions are refused: draw again
+                if kind == "nft":
+                    rules = nft_rules(draw, is_incoming)
+                    wire.host.command("nft", "-f", "-", given=rules)
+                else:
+                    rules = iptables_rules(draw, is_incoming)
+                    wire.host.command(f"{kind}-restore", "--noflush", given=rules)
+                break
+        installed.append(f"{kind}:\n{rules}")
+    return "\n".join(installed)
+
+
+DRAWS, DRAWS_LONG = 25, 1000
+
+
+def test_the_judgement_is_that_of_the_kernel(wire: Wire, long_run: bool) -> None:
+    """A judgement is unknown only where a rule has a condition that cannot be evaluated."""
+    counts: dict[str, int] = {}
+    for number in range(DRAWS_LONG if long_run else DRAWS):
+        draw = random.Random(number)
+        is_incoming = draw.random() < 0.5
+        wire.clear()
+        rules = install(wire, draw, is_incoming)
+        port = draw.choice([0, 40000]) or next(wire._sources)
+        if port == 40000:
+            port = 40000 + number
+
+        judgement = wire.judged(is_incoming=is_incoming, source_port=port)
+        arrives = wire.arrives(is_incoming=is_incoming, source_port=port)
+
+        counts[judgement.kind] = counts.get(judgement.kind, 0) + 1
+        if judgement.kind != "unknown":
+            assert arrives == (judgement.kind == "accept"), f"draw {number}: {judgement}\n{rules}"
+        else:
+            assert "random" in rules or "limit" in rules, f"draw {number}: {judgement}\n{rules}"
+    wire.clear()
+    assert counts["accept"] >= DRAWS // 8
+    assert counts["drop"] >= DRAWS // 8

@@ -1,0 +1,201 @@
+"""The fate of packets under rules of iptables and of nftables. tests/lab compares it with the kernel."""
+
+import json
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import WireError
+from pyflannel.model.netfilter import UDP, Packet, Ruleset
+from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
+from pyflannel.wire.iptables import parse_save
+from pyflannel.wire.iptables_ruleset import ruleset_of
+from pyflannel.wire.nftables_ruleset import parse_ruleset
+
+TUNNEL = Packet(
+    source=IPv4Address("10.0.0.2"),
+    destination=IPv4Address("10.0.0.1"),
+    protocol=UDP,
+    source_port=40000,
+    destination_port=8472,
+    iif="eth0",
+)
+
+
+def iptables(*rules: str, table: str = "filter", policy: str = "ACCEPT", chain: str = "INPUT") -> Ruleset:
+    text = "\n".join([f"*{table}", f":{chain} {policy} [0:0]", ":sub - [0:0]", *rules, "COMMIT", ""])
+    return ruleset_of(parse_save(text), "iptables")
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [
+        ("-A INPUT -p udp -m udp --dport 8472 -j DROP", "drop"),
+        ("-A INPUT -p udp -m udp --dport 8472 -j REJECT --reject-with icmp-host-prohibited", "reject"),
+        ("-A INPUT -p udp -m udp --dport 8000:9000 -j DROP", "drop"),
+        ("-A INPUT -p udp -m udp ! --dport 8472 -j DROP", "accept"),
+        ("-A INPUT -p tcp -m tcp --dport 8472 -j DROP", "accept"),
+        ("-A INPUT -p udp -m multiport --dports 53,8472 -j DROP", "drop"),
+        ("-A INPUT -s 10.0.0.0/24 -i eth+ -j DROP", "drop"),
+        ("-A INPUT ! -s 10.0.0.0/24 -j DROP", "accept"),
+        ("-A INPUT ! -i eth0 -j DROP", "accept"),
+        ("-A INPUT -m conntrack --ctstate INVALID,NEW -j DROP", "drop"),
+        ("-A INPUT -m state --state RELATED,ESTABLISHED -j DROP", "accept"),
+        ("-A INPUT -m addrtype --dst-type LOCAL -j DROP", "drop"),
+        ("-A INPUT -m mark --mark 0x1/0x1 -j DROP", "accept"),
+        ('-A INPUT -m comment --comment "-j ACCEPT" -j DROP', "drop"),
+        ("-A INPUT -m set --match-set bad src -j DROP", "unknown"),
+        ("-A INPUT -m set --match-set good src -j ACCEPT", "accept"),
+        ("-A INPUT -j NFQUEUE --queue-num 1", "unknown"),
+        ("-A INPUT -j LOG", "accept"),
+        ("-A INPUT -g sub\n-A INPUT -j DROP", "accept"),
+        ("-A INPUT -j sub\n-A INPUT -j DROP", "drop"),
+        ("-A sub -j RETURN\n-A INPUT -j sub\n-A INPUT -j DROP", "drop"),
+        ("-A sub -j ACCEPT\n-A INPUT -j sub\n-A INPUT -j DROP", "accept"),
+        ("-A sub -j sub\n-A INPUT -j sub", "unknown"),
+        ("-A INPUT -m set --match-set a src -j RETURN\n-A INPUT -j DROP", "unknown"),
+        (
+            "-A sub -m limit --limit 1/s -j RETURN\n-A sub -j ACCEPT\n-A INPUT -j sub\n-A INPUT -j DROP",
+            "unknown",
+        ),
+        ("-A INPUT -m set --match-set a src -g sub\n-A INPUT -j DROP", "unknown"),
+    ],
+)
+def test_rules_of_iptables(rule: str, kind: str) -> None:
+    assert judge(TUNNEL, iptables(*rule.splitlines()), IN).kind == kind
+
+
+def test_a_policy_drops_without_a_rule() -> None:
+    judgement = judge(TUNNEL, iptables(policy="DROP"), IN)
+
+    assert judgement.chain is not None
+    assert (judgement.kind, judgement.rule, judgement.chain.place) == (
+        "drop",
+        None,
+        "iptables chain INPUT in filter",
+    )
+
+
+def test_the_first_chain_that_drops_is_reported_in_the_order_of_hooks() -> None:
+    early = iptables("-A PREROUTING -p udp -j DROP", table="raw", chain="PREROUTING")
+    late = iptables("-A INPUT -p udp -j DROP")
+
+    judgement = judge(TUNNEL, (*late, *early), IN)
+
+    assert judgement.chain is not None
+    assert judgement.chain.table == "raw"
+
+
+def test_marks_are_followed_through_the_hooks() -> None:
+    mark = iptables("-A INPUT -j MARK --set-xmark 0x5/0xff", table="mangle")
+    drop = iptables("-A INPUT -m mark --mark 0x5 -j DROP")
+    unknown = iptables("-A INPUT -j CONNMARK --restore-mark", table="mangle")
+
+    assert judge(TUNNEL, (*drop, *mark), IN).kind == "drop"
+    assert judge(TUNNEL, drop, IN).kind == "accept"
+    assert judge(TUNNEL, (*drop, *unknown), IN).kind == "unknown"
+    (chain,) = drop
+    assert why(chain.chains["INPUT"][0], replace(TUNNEL, mark=None)) == "mark"
+
+
+def test_a_packet_without_tracking_is_untracked() -> None:
+    notrack = iptables("-A PREROUTING -j CT --notrack", table="raw", chain="PREROUTING")
+    drop = iptables("-A INPUT -m conntrack --ctstate UNTRACKED -j DROP")
+
+    assert judge(TUNNEL, (*notrack, *drop), IN).kind == "drop"
+
+
+def test_a_translation_of_the_source_is_reported() -> None:
+    packet = replace(TUNNEL, iif="docker0", oif="flannel.1")
+    docker = "-A POSTROUTING -s 10.0.0.0/24 ! -o docker0 -j MASQUERADE"
+    ruleset = iptables(docker, table="nat", chain="POSTROUTING")
+
+    translation = judge(packet, ruleset, THROUGH).translation
+
+    assert translation is not None
+    assert translation[1].text == docker.removeprefix("-A POSTROUTING ")
+    before = iptables("-A POSTROUTING -j RETURN", docker, table="nat", chain="POSTROUTING")
+    assert judge(packet, before, THROUGH).translation is None
+    assert judge(replace(packet, state="established"), ruleset, THROUGH).translation is None
+
+
+def nft(*rules: list[dict[str, Any]], hook: str = "input", **more: Any) -> Ruleset:
+    place = {"family": "inet", "table": "fw"}
+    entries: list[dict[str, Any]] = [{"metainfo": {}}, {"table": {"family": "inet", "name": "fw"}}]
+    base = {**place, "name": "base", "type": "filter", "hook": hook, "prio": 0, "policy": "accept", **more}
+    entries += [{"chain": {**place, "name": "sub"}}, {"chain": base}]
+    entries += [
+        {"rule": {**place, "chain": "base", "handle": number, "expr": expr}}
+        for number, expr in enumerate(rules)
+    ]
+    entries.append({"set": {**place, "name": "bad", "elem": [{"prefix": {"addr": "10.0.0.0", "len": 8}}]}})
+    return parse_ruleset(json.dumps({"nftables": entries}), "\t\tudp dport 8472 drop # handle 0")
+
+
+def condition(left: Any, right: Any, operator: str = "==") -> dict[str, Any]:
+    return {"match": {"op": operator, "left": left, "right": right}}
+
+
+DPORT = {"payload": {"protocol": "udp", "field": "dport"}}
+SADDR = {"payload": {"protocol": "ip", "field": "saddr"}}
+STATE = {"ct": {"key": "state"}}
+DROP, ACCEPT = {"drop": None}, {"accept": None}
+REMARK = {"xt": {"type": "match", "name": "comment"}}
+
+
+@pytest.mark.parametrize(
+    ("expressions", "kind"),
+    [
+        ([condition(DPORT, 8472), {"counter": {}}, DROP], "drop"),
+        ([condition(DPORT, {"range": [8000, 9000]}), DROP], "drop"),
+        ([condition(DPORT, 8472, ">"), DROP], "accept"),
+        ([condition(DPORT, {"set": [53, 8472]}), {"reject": {}}], "reject"),
+        ([condition({"payload": {"protocol": "tcp", "field": "dport"}}, 8472), DROP], "accept"),
+        ([condition(SADDR, "@bad"), DROP], "drop"),
+        ([condition(SADDR, "@bad", "!="), DROP], "accept"),
+        ([condition({"concat": [SADDR, DPORT]}, {"set": [{"concat": ["10.0.0.2", 8472]}]}), DROP], "drop"),
+        ([condition(STATE, ["established", "related"], "in"), DROP], "accept"),
+        ([condition({"meta": {"key": "iifname"}}, "et*"), DROP], "drop"),
+        ([condition({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}), DROP], "drop"),
+        ([condition({"payload": {"protocol": "ip6", "field": "saddr"}}, "::1"), DROP], "accept"),
+        ([condition({"fib": {"result": "type", "flags": ["daddr"]}}, "local"), DROP], "drop"),
+        ([condition({"meta": {"key": "skuid"}}, 1000), DROP], "unknown"),
+        ([{"limit": {"rate": 5}}, DROP], "unknown"),
+        ([{"limit": {"rate": 5}}, ACCEPT], "accept"),
+        (
+            [{"xt": {"type": "match", "name": "comment"}}, {"xt": {"type": "target", "name": "REJECT"}}],
+            "reject",
+        ),
+        ([{"xt": {"type": "match", "name": "set"}}, DROP], "unknown"),
+        ([{"vmap": {"key": DPORT, "data": {"set": [[53, ACCEPT], [8472, DROP]]}}}], "drop"),
+        ([{"vmap": {"key": STATE, "data": {"set": [["established", ACCEPT]]}}}], "accept"),
+        ([{"queue": {"num": 1}}], "unknown"),
+        ([{"jump": {"target": "sub"}}], "accept"),
+    ],
+)
+def test_rules_of_nftables(expressions: list[dict[str, Any]], kind: str) -> None:
+    assert judge(TUNNEL, nft(expressions), IN).kind == kind
+
+
+def test_a_dropping_rule_of_nftables_has_the_text_of_its_listing() -> None:
+    judgement = judge(TUNNEL, nft([condition(DPORT, 8472), DROP]), IN)
+
+    assert judgement.rule is not None
+    assert judgement.chain is not None
+    assert (judgement.rule.text, judgement.chain.place) == ("udp dport 8472 drop", "nft chain inet fw base")
+
+
+def test_a_chain_of_a_device_judges_only_its_packets() -> None:
+    chain = nft([DROP], hook="ingress", dev="eth1")
+
+    assert judge(TUNNEL, chain, IN).kind == "accept"
+    assert judge(replace(TUNNEL, iif="eth1"), chain, IN).kind == "drop"
+    assert judge(replace(TUNNEL, iif="eth1"), chain, OUT).kind == "accept"
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"nftables": [{"rule": {}}]}', '{"nftables": 5}'])
+def test_another_text_is_refused(text: str) -> None:
+    with pytest.raises(WireError, match="unknown form"):
+        parse_ruleset(text, "")
