@@ -1,7 +1,7 @@
 """The lease protocol of one host, performed against a store in memory; every answer may be held back."""
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from lease_model.store import revision_of_change
 from lease_model.world import Request
@@ -48,11 +48,20 @@ FIRST, SECOND, THIRD = (IPv4Network(f"10.100.{n}.0/24") for n in (1, 2, 3))
 HOUR = 3600.0
 
 
+LeaseKey = IPv4Network | tuple[IPv4Network, IPv6Network]
+"""The key of a lease: its subnet, or both subnets."""
+
+
+def key_of(lease: Lease) -> LeaseKey:
+    """Return the key of a lease."""
+    return lease.subnet if lease.ipv6_subnet is None else (lease.subnet, lease.ipv6_subnet)
+
+
 @dataclass
 class Store:
-    """A store in memory: leases and claims by subnet, a revision, and all that ever happened."""
+    """A store in memory: leases by key and claims by subnet, a revision, and all that ever happened."""
 
-    leases: dict[IPv4Network, Lease | Unreadable] = field(default_factory=dict)
+    leases: dict[LeaseKey, Lease | Unreadable] = field(default_factory=dict)
     claims: dict[IPv4Network, Claim] = field(default_factory=dict)
     log: list[LeaseChange] = field(default_factory=list)
     revision: int = 0
@@ -66,7 +75,7 @@ class Store:
     def write_lease(self, lease: Lease) -> Lease:
         """Write a lease, whatever stands there; return it with its revision."""
         self.revision += 1
-        self.leases[lease.subnet] = lease = replace(lease, revision=self.revision)
+        self.leases[key_of(lease)] = lease = replace(lease, revision=self.revision)
         self.log.append(LeaseSeen(lease))
         return lease
 
@@ -76,11 +85,12 @@ class Store:
         self.leases[subnet] = Unreadable(subnet, self.revision)
         self.log.append(Unreadable(subnet, self.revision))
 
-    def delete_lease(self, subnet: IPv4Network) -> None:
-        """Delete what stands at the key of a subnet."""
+    def delete_lease(self, key: LeaseKey) -> None:
+        """Delete what stands at a key."""
         self.revision += 1
-        del self.leases[subnet]
-        self.log.append(LeaseGone(subnet, self.revision))
+        del self.leases[key]
+        subnet, ipv6_subnet = key if isinstance(key, tuple) else (key, None)
+        self.log.append(LeaseGone(subnet, self.revision, ipv6_subnet))
 
     def write_claim(self, claim: Claim) -> None:
         """Write a claim, whatever stands there."""
@@ -106,18 +116,18 @@ class Store:
                     revision=self.revision,
                 )
             case Check(lease):
-                standing_lease = self.leases.get(lease.subnet)
+                standing_lease = self.leases.get(key_of(lease))
                 return Checked(lease, standing_lease if isinstance(standing_lease, Lease) else None)
             case PutLease(lease=lease, ttl_s=ttl_s, expected=expected):
-                current = self.leases.get(lease.subnet)
+                current = self.leases.get(key_of(lease))
                 if (current.revision if current else 0) != expected:
                     return Conflicted(request, current if isinstance(current, Lease) else None)
                 self.write_lease(replace(lease, has_ttl=ttl_s is not None))
             case DeleteLease(lease):
-                current = self.leases.get(lease.subnet)
+                current = self.leases.get(key_of(lease))
                 if current is None or current.revision != lease.revision:
                     return Conflicted(request, current if isinstance(current, Lease) else None)
-                self.delete_lease(lease.subnet)
+                self.delete_lease(key_of(lease))
             case PutClaim(claim):
                 if (standing := self.claims.get(claim.subnet)) is not None:
                     return Conflicted(request, standing)

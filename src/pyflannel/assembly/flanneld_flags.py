@@ -57,6 +57,11 @@ _UNDERLAY_FLAGS = (
         meaning="IPv4 address that the other hosts use, for a host behind NAT; default: the address of the"
         " interface",
     ),
+    Flag(
+        name="public-ipv6",
+        meaning="IPv6 address that the other hosts use; default: an address of the interface that is neither"
+        " temporary nor deprecated",
+    ),
 )
 
 _BACKEND_FLAGS = (
@@ -176,7 +181,6 @@ _OPERATION_FLAGS = (
 )
 
 LATER_FLAGS = (
-    Flag(name="public-ipv6", meaning="IPv6 address that the other hosts use"),
     Flag(name="listen", meaning="address on which to serve leases to other hosts"),
     Flag(name="remote", meaning="address of the server to get leases from"),
     Flag(name="remote-keyfile", meaning="private key for TLS of listen and remote"),

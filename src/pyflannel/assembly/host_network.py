@@ -384,6 +384,7 @@ def _host_options(
             iface_regexes=options.iface_regex,
             can_reach=options.iface_can_reach,
             public_ip=options.public_ip,
+            public_ipv6=options.public_ipv6,
         ),
         plan=PlanOptions(
             subnet_file=str(places.subnet_file),

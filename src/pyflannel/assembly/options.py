@@ -94,6 +94,7 @@ class FlanneldOptions:
     iface_regex: tuple[re.Pattern[str], ...]
     iface_can_reach: IPv4Address | None
     public_ip: IPv4Address | None
+    public_ipv6: IPv6Address | None = None
     subnet_file: str
     subnet_dir: str
     networks: tuple[str, ...]
@@ -194,6 +195,7 @@ def _options(settings: Settings) -> FlanneldOptions:
         iface_regex=tuple(_regex(given) for given in settings.all("iface-regex") if given.value),
         iface_can_reach=_address(settings.last("iface-can-reach")),
         public_ip=_address(settings.last("public-ip")),
+        public_ipv6=_ipv6_address(settings.last("public-ipv6")),
         subnet_file=_path(settings.last("subnet-file")),
         subnet_dir=_path(settings.last("subnet-dir")),
         networks=_networks(settings.last("networks")),
@@ -260,6 +262,21 @@ def _address(given: Given) -> IPv4Address | None:
             f"{given.origin}={given.value!r} is not an IPv4 address",
             hint=f"Write {given.origin}=192.0.2.1, for example.",
         ) from error
+
+
+def _ipv6_address(given: Given) -> IPv6Address | None:
+    if not given.value:
+        return None
+    try:
+        address = IPv6Address(str(given.value))
+    except ValueError:
+        address = None
+    if address is None or address.is_link_local or address.scope_id or address.ipv4_mapped:
+        raise UsageError(
+            f"{given.origin}={given.value!r} is not an IPv6 address that other hosts can reach",
+            hint=f"Write {given.origin}=2001:db8::1, for example.",
+        )
+    return address
 
 
 def _iface(given: Given) -> str:

@@ -64,6 +64,11 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {one_line(value)}")
 
 
+def both(ipv4: object, ipv6: object) -> str:
+    """Return the values of both families for people; `ipv6` is None if there is none."""
+    return str(ipv4) if ipv6 is None else f"{ipv4} {ipv6}"
+
+
 def duration(seconds: float) -> str:
     """Return a duration in its two largest units: `23 h 59 min`."""
     whole = max(0, int(seconds))

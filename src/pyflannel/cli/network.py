@@ -10,6 +10,7 @@ from typing import TypeVar
 import click
 
 from pyflannel.cli.answers import (
+    both,
     duration,
     handshake,
     network_of,
@@ -128,11 +129,10 @@ def _print_hosts(
 
 
 def _row(entry: LeaseEntry | PeerEntry, last: str, *, is_wide: bool) -> tuple[str, ...]:
-    ipv6_subnet = entry.ipv6_subnet if isinstance(entry, LeaseEntry) else None
     return (
-        str(entry.subnet) if ipv6_subnet is None else f"{entry.subnet} {ipv6_subnet}",
+        both(entry.subnet, entry.ipv6_subnet),
         entry.host_name or "-",
-        str(entry.public_ip),
+        both(entry.public_ip, entry.public_ipv6),
         entry.backend_type or "udp",  # leases of the udp backend contain no type
         *((entry.owner or "-",) if is_wide else ()),
         last,
@@ -202,7 +202,9 @@ def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
     return [
         PeerEntry(
             subnet=lease.subnet,
+            ipv6_subnet=lease.ipv6_subnet,
             public_ip=lease.public_ip,
+            public_ipv6=lease.public_ipv6,
             backend_type=lease.backend_type,
             owner=lease.owner,
             host_name=lease.host_name,

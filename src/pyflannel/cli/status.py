@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyflannel.cli.answers import duration, handshake, places_of, print_facts, print_json, socket_of
+from pyflannel.cli.answers import both, duration, handshake, places_of, print_facts, print_json, socket_of
 from pyflannel.cli.invocation import (
     Invocation,
     run_dir_option,
@@ -128,7 +128,10 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
     if found.owner and is_wide:
         yield "owner", found.owner
     if found.network and (found.network.network or found.network.text):
-        yield "network", str(found.network.network or found.network.text)
+        if found.network.network:
+            yield "network", both(found.network.network, found.network.ipv6_network)
+        else:
+            yield "network", str(found.network.text)
     if found.lease:
         yield "lease", _lease(found.lease)
     if found.underlay:
@@ -216,7 +219,7 @@ def _reach(reach: ReachStatus) -> str:
 
 
 def _lease(lease: LeaseStatus) -> str:
-    parts = [str(lease.subnet or "none yet")]
+    parts = [both(lease.subnet or "none yet", lease.ipv6_subnet)]
     if lease.phase:
         parts.append(lease.phase + _for(lease.since_s))
     if lease.holder:
@@ -230,7 +233,11 @@ def _lease(lease: LeaseStatus) -> str:
 
 def _underlay(underlay: UnderlayStatus) -> str:
     public = f", public {underlay.public_ip}" if underlay.public_ip != underlay.address else ""
-    return f"{underlay.link}, {underlay.address}{public}, mtu {underlay.mtu}"
+    ipv6 = ""
+    if underlay.ipv6_address is not None:
+        is_other = underlay.public_ipv6 != underlay.ipv6_address
+        ipv6 = f", {underlay.ipv6_address}" + (f", public {underlay.public_ipv6}" if is_other else "")
+    return f"{underlay.link}, {underlay.address}{public}{ipv6}, mtu {underlay.mtu}"
 
 
 def _backend(backend: BackendStatus) -> str:

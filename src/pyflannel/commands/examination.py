@@ -29,6 +29,7 @@ from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import PeerReach, PingReport
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, Status
@@ -210,7 +211,7 @@ async def _filter_rules() -> list[Item]:
         return [item for snapshot in found for item in snapshot]
 
 
-def _on_link(interfaces: Interfaces, membership: Membership) -> tuple[IPv4Network, ...]:
+def _on_link(interfaces: Interfaces, membership: Membership) -> tuple[IpNetwork, ...]:
     underlay = None if membership.underlay is None else interfaces.named(membership.underlay)
     return () if underlay is None else underlay.on_link
 

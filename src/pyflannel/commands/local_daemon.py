@@ -168,7 +168,10 @@ async def offline_status(places: Places, cause: str) -> Status:
         network=NetworkStatus(
             text=known.config if known else None, network=config.network if config else _network(env)
         ),
-        lease=LeaseStatus(subnet=known.own.subnet if known else _previous_subnet(env_text)),
+        lease=LeaseStatus(
+            subnet=known.own.subnet if known else _previous_subnet(env_text),
+            ipv6_subnet=known.own.ipv6_subnet if known else None,
+        ),
         backend=_backend(config, link, env),
         peers=_peers(known) if known else 0,
         forwarder=forwarder,

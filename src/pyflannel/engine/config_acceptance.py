@@ -115,10 +115,12 @@ class ConfigAcceptance:
             return NeedsLastKnown()
         if (why := self._planner.objection_to(config, backend, condition.inputs)) is not None:
             return Refused(Notice(f"a network config without conflicting routes: {why}", _APART))
-        if held is not None and not config.admits(held.lease.subnet):
-            return Refused(
-                Notice(f"a network config that admits this host's subnet {held.lease.subnet}", _RETURN)
-            )
+        if held is not None:
+            for subnet in (held.lease.subnet, held.lease.ipv6_subnet):
+                if subnet is not None and not config.admits(subnet):
+                    return Refused(
+                        Notice(f"a network config that admits this host's subnet {subnet}", _RETURN)
+                    )
         return Accepted()
 
     def objection_to(self, config: NetworkConfig, backend: Backend, inputs: Inputs) -> str | None:
@@ -133,9 +135,12 @@ class ConfigAcceptance:
     def _fence(self, config: NetworkConfig, inputs: Inputs, *, has_last_known: bool) -> State | None:
         """Return the plan without objects that send in clear, unless a config runs or its leases may load."""
         may_run_on_last_known = self._previous is not None and not has_last_known
-        if inputs.config is not None or may_run_on_last_known or config.network is None:
+        if inputs.config is not None or may_run_on_last_known:
             return None
-        return State.of(plan_fence(config.network, route_protocol(self._device)))
+        networks = (config.range_of(family) for family in config.families)
+        protocol = route_protocol(self._device)
+        fences = [plan_fence(network, protocol) for network in networks if network is not None]
+        return State.of(*fences) if fences else None
 
 
 class ConfigLog:

@@ -4,12 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from ipaddress import IPv4Network
 
 from pyflannel.engine.list_watch import listen
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import NoUnderlayError, TargetError
 from pyflannel.model.host import Bridge, RouteScope, Surroundings, Underlay
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.route import PROTOCOL_FLANNEL
 from pyflannel.plan.underlay import UnderlayOptions, choose, narrate, surroundings_of
 from pyflannel.ports import BridgeSource, Clock, InterfaceSource
@@ -53,6 +53,7 @@ class UnderlayFollower:
         self._scope = RouteScope(protocol=protocol)
         self._surroundings: Surroundings | None = None
         self._current: Underlay | None = None
+        self._ipv6_trouble = ""
         self._changed = asyncio.Event()
         self.is_known = asyncio.Event()
         self.waiting_for: str | None = "an interface"
@@ -68,31 +69,56 @@ class UnderlayFollower:
                 await self._look()
                 await pause(self._clock, self._look_s, until=self._changed)
 
-    def ask_about(self, networks: Iterable[IPv4Network]) -> None:
+    def ask_about(self, networks: Iterable[IpNetwork]) -> None:
         """Include the routes to these networks in the surroundings, and check them soon."""
         self._scope = replace(self._scope, networks=frozenset(networks))
         self._changed.set()
 
     async def _look(self) -> None:
         target, scope = self._wanted.can_reach, self._scope
+        uses_ipv6 = any(network.version == 6 for network in scope.networks)
         try:
             interfaces = await self._source.observe(scope)
-            self._take_surroundings(surroundings_of(interfaces, scope))
+            surroundings = surroundings_of(interfaces, scope)
             reached = None if target is None else await self._source.route_to(target)
-            underlay = choose(self._wanted, interfaces, reached)
+            try:
+                found = choose(self._wanted, interfaces, reached, uses_ipv6=uses_ipv6)
+            except NoUnderlayError:
+                self._take_surroundings(surroundings)
+                raise
         except (NoUnderlayError, TargetError) as error:
             self._wait(error)
             return
+        underlay = self._with_known_ipv6(found)
         self.waiting_for = None
-        if underlay == self._current:
-            return
-        if self._current is not None:
-            log.warning("Underlay changed from %s to %s", _words(self._current), _words(underlay))
-        for line in narrate(self._wanted, interfaces, reached):
-            log.info("%s", line)
-        self._current = underlay
-        self._found(underlay)
-        self.is_known.set()
+        has_new_address = self._current is None or _in_ipv4(self._current) != _in_ipv4(underlay)
+        if has_new_address:
+            self._take_surroundings(surroundings)
+        if underlay != self._current:
+            if self._current is not None and has_new_address:
+                log.warning("Underlay changed from %s to %s", _words(self._current), _words(underlay))
+            for line in narrate(self._wanted, interfaces, reached, uses_ipv6=uses_ipv6):
+                log.info("%s", line)
+            self._current = underlay
+            self._found(underlay)
+            self.is_known.set()
+        # An IPv6 part that joins a known underlay is announced before the surroundings, which make the
+        # network config usable.
+        self._take_surroundings(surroundings)
+
+    def _with_known_ipv6(self, found: Underlay) -> Underlay:
+        """Return the underlay with its last IPv6 address if it has lost it: packets may still get through."""
+        current = self._current
+        has_lost_it = found.ipv6_trouble and current is not None and current.ipv6_address is not None
+        if not has_lost_it or current is None or current.link != found.link:
+            self._ipv6_trouble = ""
+            return found
+        if found.ipv6_trouble != self._ipv6_trouble:
+            log.warning("Waiting for %s; until then, using %s", found.ipv6_trouble, current.ipv6_address)
+            self._ipv6_trouble = found.ipv6_trouble
+        return replace(
+            found, ipv6_address=current.ipv6_address, public_ipv6=current.public_ipv6, ipv6_trouble=""
+        )
 
     def _take_surroundings(self, surroundings: Surroundings) -> None:
         if surroundings != self._surroundings:
@@ -104,6 +130,12 @@ class UnderlayFollower:
             log.warning("Waiting for %s", error.in_full)
             self.waiting_for = str(error)
             self._waiting()
+
+
+def _in_ipv4(underlay: Underlay) -> Underlay:
+    """Return the underlay without its IPv6 part, which is added after the network config is known."""
+    on_link = tuple(one for one in underlay.on_link if one.version == 4)
+    return replace(underlay, on_link=on_link, ipv6_address=None, public_ipv6=None, ipv6_trouble="")
 
 
 def _words(underlay: Underlay) -> str:

@@ -67,10 +67,17 @@ class LeaseLog:
                 self._limit.line(
                     logging.INFO, "Picking subnet in range %s ... %s", network.subnet_min, network.subnet_max
                 )
+                if network.enable_ipv6:
+                    self._limit.line(
+                        logging.INFO,
+                        "Picking ipv6 subnet in range %s ... %s",
+                        network.ipv6_subnet_min,
+                        network.ipv6_subnet_max,
+                    )
             case Reusing(lease):
                 public_ip = lease.attributes.public_ip
                 self._limit.line(
-                    logging.INFO, "Found lease (%s) for current IP (%s), reusing", lease.subnet, public_ip
+                    logging.INFO, "Found lease (%s) for current IP (%s), reusing", lease.text, public_ip
                 )
             case ReusingPrevious(subnet):
                 self._limit.line(logging.INFO, "Found previously leased subnet (%s), reusing", subnet)
@@ -95,10 +102,10 @@ class LeaseLog:
         held = report.held
         match report:
             case Acquired() if before.lease.phase == "acquiring":
-                self._limit.line(logging.INFO, "Lease acquired: %s", held.lease.subnet)
+                self._limit.line(logging.INFO, "Lease acquired: %s", held.lease.text)
                 self._limit.line(logging.INFO, "Watching for new subnet leases")
             case Acquired():
-                self._limit.line(logging.INFO, "Lease acquired again: %s", held.lease.subnet)
+                self._limit.line(logging.INFO, "Lease acquired again: %s", held.lease.text)
             case Renewed() if held.expires_at is None:
                 self._limit.line(
                     logging.INFO, "Found a reservation, which needs no renewal lease=%s", held.lease.subnet
@@ -211,7 +218,10 @@ def left_out_text(leases: LeaseSet) -> str:
 def exhausted_text(exhausted: Exhausted) -> str:
     """Return the text for a network without a free subnet."""
     network = exhausted.network
-    return f"no /{network.subnet_length} is free in {network.network}"
+    text = f"no /{network.subnet_length} is free in {network.network}"
+    if network.enable_ipv6:
+        text += f", or no /{network.ipv6_subnet_length} in {network.ipv6_network}"
+    return text
 
 
 def shared_text(shared: SharedAddress) -> str:

@@ -2,17 +2,18 @@
 
 import logging
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from pyflannel.engine.condition import HostCondition
 from pyflannel.engine.world import HostOptions
 from pyflannel.errors import WireError
-from pyflannel.model.lease import BackendPart, LeaseAttributes, Vtep, WireguardData
+from pyflannel.model.lease import BackendData, BackendPart, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.lease_protocol import Wanted
+from pyflannel.model.network_config import Family, IpNetwork
 from pyflannel.plan.backend.vxlan import may_stay
 from pyflannel.plan.backends import Backend
 from pyflannel.wire.lease_json import format_backend_data
-from pyflannel.wire.subnet_env import previous_subnet
+from pyflannel.wire.subnet_env import previous_ipv6_subnet, previous_subnet
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,21 @@ def previous_run_subnet(options: HostOptions) -> IPv4Network | None:
         return None
 
 
+def _previous_ipv6(options: HostOptions) -> IPv6Network | None:
+    """Return the IPv6 subnet of the previous run; None if there is none, or it is malformed."""
+    try:
+        return None if options.subnet_env is None else previous_ipv6_subnet(options.subnet_env)
+    except WireError:
+        return None
+
+
 def wanted_lease(
     condition: HostCondition,
     options: HostOptions,
     *,
     reads: tuple[str, ...],
     previous: IPv4Network | None,
-    avoided: tuple[IPv4Network, ...],
+    avoided: tuple[IpNetwork, ...],
 ) -> Wanted:
     """Return the lease that this host wants, once config, backend and underlay are known.
 
@@ -54,18 +63,32 @@ def wanted_lease(
     assert config is not None
     assert underlay is not None
     attributes = LeaseAttributes(
-        public_ip=underlay.public_ip, reads=tuple(sorted({*reads, *inputs.backends[0].reads}))
+        public_ip=underlay.public_ip,
+        public_ipv6=_public_ipv6(condition) if config.enable_ipv6 else None,
+        reads=tuple(sorted({*reads, *inputs.backends[0].reads})),
     )
     return Wanted(
         network=config,
         config_revision=condition.config.revision,
         attributes=identified(attributes, condition, host_name=options.host_name),
         previous=previous,
+        previous_ipv6=_previous_ipv6(options),
         avoided=avoided,
         ttl_s=options.lease_ttl_s,
         renew_margin_s=options.renew_margin_s,
         renumbers=options.renumbers,
     )
+
+
+def _public_ipv6(condition: HostCondition) -> IPv6Address | None:
+    """Return the IPv6 address to publish; if the host has lost it, the one that its lease publishes.
+
+    Some releases of the original crash on a lease with an IPv6 subnet and without this address.
+    """
+    underlay, held = condition.inputs.underlay, condition.held
+    if underlay is not None and underlay.public_ipv6 is not None:
+        return underlay.public_ipv6
+    return None if held is None else held.lease.attributes.public_ipv6
 
 
 def identified(
@@ -86,16 +109,29 @@ def identified(
 
 
 def _part(backend: Backend, condition: HostCondition) -> BackendPart:
-    """Return the part of a backend in the lease. A VTEP that the peers know stays."""
-    owner, held = condition.identity.owner, condition.held
-    data = backend.lease_data(owner, condition.inputs.wireguard)
-    if isinstance(data, Vtep) and held is not None and held.lease.attributes.owner == owner:
-        published = (one.attributes.vtep for one in held.lease.variants)
-        data = next((vtep for vtep in published if may_stay(vtep, data)), data)
+    """Return the part of a backend in the lease, in both families."""
+    config = condition.inputs.config
+    data, data_v6 = _data(backend, condition, 4), None
+    if config is not None and config.enable_ipv6 and 6 in backend.families:
+        data_v6 = _data(backend, condition, 6)
     return BackendPart(
         backend_type=backend.lease_type,
         backend_data=format_backend_data(data) if isinstance(data, WireguardData) else None,
+        backend_v6_data=format_backend_data(data_v6) if isinstance(data_v6, WireguardData) else None,
         port=backend.port,
         vtep=data if isinstance(data, Vtep) else None,
+        vtep_v6=data_v6 if isinstance(data_v6, Vtep) else None,
         wireguard=data if isinstance(data, WireguardData) else None,
+        wireguard_v6=data_v6 if isinstance(data_v6, WireguardData) else None,
     )
+
+
+def _data(backend: Backend, condition: HostCondition, family: Family) -> BackendData | None:
+    """Return the data of a backend in the lease. A VTEP that the peers know stays."""
+    owner, held = condition.identity.owner, condition.held
+    data = backend.lease_data(owner, condition.inputs.wireguard, family)
+    if isinstance(data, Vtep) and held is not None and held.lease.attributes.owner == owner:
+        known = (one.attributes for one in held.lease.variants)
+        published = (one.vtep if family == 4 else one.vtep_v6 for one in known)
+        return next((vtep for vtep in published if may_stay(vtep, data)), data)
+    return data

@@ -4,13 +4,13 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from pyflannel.engine.pacing import LogLimit
 from pyflannel.engine.planner import Blocked, Objection, Planner, PlanResult
 from pyflannel.errors import sentences
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.lease import Lease
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.status import StrangerStatus
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.peers import Conflict
@@ -34,11 +34,11 @@ class PlanLog:
         self._conflicts: tuple[Conflict, ...] = ()
         self._notes: tuple[str, ...] = ()
         self._reason = ""
-        self._objections: Mapping[IPv4Network, Objection] = {}
+        self._objections: Mapping[IpNetwork, Objection] = {}
 
     def log_update(self, planner: Planner, result: PlanResult, backend: Backend | None) -> None:
         """Log the differences after an update of the planner."""
-        changes = planner.peer_changes
+        changes = [change for change in planner.peer_changes if change.family == 4]
         self._log_peers("added", [change.new for change in changes if change.new and not change.old])
         self._log_peers("removed", [change.old for change in changes if change.old and not change.new])
         self._log_conflicts(planner.conflicts)
@@ -52,7 +52,7 @@ class PlanLog:
             self._peers.line(logging.INFO, "Subnets %s: %d", event, len(leases))
             return
         for lease in sorted(leases, key=lambda lease: lease.subnet):
-            self._peers.line(logging.INFO, "Subnet %s: %s", event, lease.subnet)
+            self._peers.line(logging.INFO, "Subnet %s: %s", event, lease.text)
 
     def _log_conflicts(self, conflicts: tuple[Conflict, ...]) -> None:
         if conflicts is self._conflicts:
@@ -80,7 +80,7 @@ class PlanLog:
                 log.warning("Note: %s", note)
         self._notes = notes
 
-    def _log_objections(self, objections: Mapping[IPv4Network, Objection]) -> None:
+    def _log_objections(self, objections: Mapping[IpNetwork, Objection]) -> None:
         if objections is self._objections:
             return
         news = [one for subnet, one in objections.items() if _is_news(one, self._objections.get(subnet))]
@@ -92,8 +92,8 @@ class PlanLog:
                 logging.WARNING,
                 "%s lease=%s address=%s%s",
                 one.reason,
-                one.peer.subnet,
-                attributes.public_ip,
+                one.peer.text,
+                attributes.public_ip if one.family == 4 else attributes.public_ipv6,
                 host,
             )
         if len(news) > NAMED_IN_LOG:
@@ -107,6 +107,7 @@ def _is_news(one: Objection, known: Objection | None) -> bool:
         known is None
         or known.reason != one.reason
         or known.peer.attributes.public_ip != one.peer.attributes.public_ip
+        or known.peer.attributes.public_ipv6 != one.peer.attributes.public_ipv6
     )
 
 

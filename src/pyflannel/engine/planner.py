@@ -6,7 +6,7 @@ is planned again, and the result equals a new plan.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 from pyflannel.model.docker import NO_DOCKER, DockerParts
 from pyflannel.model.host import ALONE, Bridge, GroChoice, Host, HostFile, Surroundings, Underlay
@@ -14,7 +14,7 @@ from pyflannel.model.item import Item, ItemMap, Key
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.model.link import MARK, Link
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import Family, IpNetwork, NetworkConfig
 from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.route import Route
 from pyflannel.model.state import State
@@ -154,10 +154,11 @@ PlanResult = Unchanged | Changed | Replaced | Blocked
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """A peer that is not planned, and the reason."""
+    """A peer that is not planned in a family, and the reason."""
 
     peer: Lease
     reason: str
+    family: Family = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +183,17 @@ class _View:
 
 @dataclass(frozen=True, slots=True)
 class _Basis:
-    """The inputs that concern all objects of a plan. Another basis requires a new plan.
+    """The inputs that concern all objects of a family. Another basis requires a new plan.
 
     Attributes:
+        family: the family of the views.
         config: the config of the first view.
         views: the backends, in the order in which a peer is planned by them.
         newest: the backend of the newest config.
         path: the path of packets from other hosts.
     """
 
+    family: Family
     config: NetworkConfig
     views: tuple[_View, ...]
     newest: Backend
@@ -202,7 +205,8 @@ class Planner:
 
     Attributes:
         conflicts: conflicts of leases, in the order of their subnets.
-        objections: the peers that are not planned, by subnet; the same mapping until it changes.
+        objections: the peers that are not planned, by their subnet in the family; the same mapping until it
+            changes.
         notes: peculiarities of the network on this host, one line each.
         peer_changes: peers that the latest update added, removed or changed, until `forget_changes`.
         obstacle: why the newest backend cannot work on this host; "" if it can.
@@ -210,38 +214,45 @@ class Planner:
 
     def __init__(self, options: PlanOptions) -> None:
         self._options = options
-        self._basis: _Basis | None = None
+        self._bases: tuple[_Basis, ...] = ()  # one per family; none if the next plan must be a new one
         self._plan: ItemMap[Item] = ItemMap()
-        self._peers: Peers | None = None
+        self._peers: Mapping[Family, Peers] = {}
         self._peers_of: tuple[object, ...] = ()
         self._bridges: tuple[Bridge, ...] = ()
         self._docker = NO_DOCKER
-        self._host_routes: tuple[IPv4Network, ...] = ()  # routes of the host itself, independent of peers
+        self._host_routes: tuple[IpNetwork, ...] = ()  # routes of the host itself, independent of peers
         self._is_contested = False  # two peers need one key, and only a whole plan decides which gets it
         self._contested: Set[Key] = frozenset()  # keys of the peers that yield to others
         self.conflicts: tuple[Conflict, ...] = ()
-        self.objections: Mapping[IPv4Network, Objection] = {}
+        self.objections: Mapping[IpNetwork, Objection] = {}
         self.notes: tuple[str, ...] = ()
         self.peer_changes: list[PeerChange] = []
         self.obstacle = ""
-        self._behind: set[IPv4Network] = set()  # peers that only a previous backend can reach
+        self._behind: set[IpNetwork] = set()  # peers that only a previous backend can reach
 
     @property
     def peers(self) -> tuple[Lease, ...]:
         """The valid leases of other hosts, in the order of their subnets."""
-        return tuple(sorted(self._peers or (), key=_place))
+        return self._peers_in(4)
+
+    def _peers_in(self, family: Family) -> tuple[Lease, ...]:
+        return tuple(sorted(self._peers.get(family, ()), key=_place))
 
     @property
     def peer_count(self) -> int:
         """The number of peers."""
-        return len(self._peers or ())
+        return len(self._peers.get(4, ()))
 
     @property
     def refused(self) -> dict[IPv4Network, str]:
-        """The reasons why leases of other hosts are not planned, by subnet."""
-        ignored = {} if self._peers is None else self._peers.ignored
-        objected = {subnet: objection.reason for subnet, objection in self.objections.items()}
-        return {**{subnet: conflict.text for subnet, conflict in ignored.items()}, **objected}
+        """The reasons why leases of other hosts are not planned, by their IPv4 subnet; that of IPv4 first."""
+        reasons: dict[IPv4Network, str] = {}
+        for family in (6, 4):
+            if (peers := self._peers.get(family)) is not None:
+                reasons.update((subnet, conflict.text) for subnet, conflict in peers.ignored.items())
+            objections = (one for one in self.objections.values() if one.family == family)
+            reasons.update((one.peer.subnet, one.reason) for one in objections)
+        return reasons
 
     def refused_owners(self, leases: LeaseSet) -> dict[IPv4Network, str]:
         """Return the owners of the refused leases that have an owner, by subnet."""
@@ -258,9 +269,11 @@ class Planner:
         """The plan in force, None before the first."""
         return State(self._plan) if self._plan else None
 
-    def host(self, inputs: Inputs) -> Host | None:
+    def host(self, inputs: Inputs, family: Family = 4) -> Host | None:
         """Return the host as backends see it; None while its lease or its underlay is missing."""
         if inputs.lease is None or inputs.underlay is None:
+            return None
+        if family == 6 and (inputs.lease.ipv6_subnet is None or inputs.underlay.ipv6_address is None):
             return None
         host = Host(
             lease=inputs.lease,
@@ -273,17 +286,18 @@ class Planner:
             kernel=self._options.kernel,
             wireguard=inputs.wireguard,
             serves_docker=self._options.serves_docker,
+            family=family,
         )
-        config = inputs.config
-        if config is None or inputs.backend is None or config.network is None:
+        network = None if inputs.config is None else inputs.config.range_of(family)
+        if inputs.backend is None or network is None:
             return host
-        backends = inputs.backends if inputs.surroundings.routes else ()
+        backends = [one for one in inputs.backends if inputs.surroundings.routes and family in one.families]
         links = {item.name for one in backends for item in one.plan_host(host).of_type(Link)}
-        found = foreign(inputs.surroundings, config.network, links, self._plan)
+        found = foreign(inputs.surroundings, network, links, self._plan)
         own, needed, peers = (
-            host.lease.subnet,
+            host.subnet,
             {*found.stores, *found.gateways, *found.resolvers},
-            self._peers,
+            self._peers.get(family),
         )
         # A host may have thousands of addresses of services, which change and do not concern the plan.
         addresses = frozenset(
@@ -295,17 +309,24 @@ class Planner:
 
     def objection_to(self, config: NetworkConfig, backend: Backend, inputs: Inputs) -> str | None:
         """Return why this host cannot use a config, independent of leases; None if it can."""
-        if config.network is None or inputs.underlay is None:
+        if inputs.underlay is None:
             return None
-        found = foreign(inputs.surroundings, config.network, {self._options.device}, self._plan)
-        return network_objection(config.network, backend.routed, inputs.underlay, found)
+        for network in config.ranges:
+            found = foreign(inputs.surroundings, network, {self._options.device}, self._plan)
+            why = network_objection(network, backend.routed, inputs.underlay, found)
+            if why is not None:
+                return why
+        return None
 
-    def avoided(self, config: NetworkConfig, inputs: Inputs) -> tuple[IPv4Network, ...]:
-        """Return the prefixes that a new subnet of this host should not overlap."""
-        if config.network is None or inputs.underlay is None:
+    def avoided(self, config: NetworkConfig, inputs: Inputs) -> tuple[IpNetwork, ...]:
+        """Return the prefixes that the new subnets of this host should not overlap."""
+        if inputs.underlay is None:
             return ()
-        found = foreign(inputs.surroundings, config.network, {self._options.device}, self._plan)
-        return avoided(config.network, inputs.underlay, found)
+        prefixes: list[IpNetwork] = []
+        for network in config.ranges:
+            found = foreign(inputs.surroundings, network, {self._options.device}, self._plan)
+            prefixes.extend(avoided(network, inputs.underlay, found))
+        return tuple(prefixes)
 
     def update(self, inputs: Inputs) -> PlanResult:
         """Update the plan to these inputs, and return the change."""
@@ -323,30 +344,37 @@ class Planner:
         ]
         if not generations:
             return self._block(self.obstacle)
+        if not self._plan and inputs.config.enable_ipv6 and inputs.underlay.ipv6_address is None:
+            return self._block(inputs.underlay.ipv6_trouble or "an IPv6 address of the host")
+        hosts = [one for family in inputs.config.families if (one := self.host(inputs, family)) is not None]
         if generations[0].backend.routed != "nothing":
-            why = subnet_objection(host.lease.subnet, inputs.underlay, inputs.surroundings)
-            if why is not None:
-                return self._block(f"another subnet for this host: {why}")
-        views = _views([one.backend for one in generations], host)
-        path = joined(view.backend.guarded_path(view.host) for view in views)
-        basis = _Basis(generations[0].config, views, inputs.backend, path)
-        if basis == self._basis and not self._is_contested:
-            previous = self._plan_peers(basis)
+            for one in hosts:
+                why = subnet_objection(one.subnet, inputs.underlay, inputs.surroundings)
+                if why is not None:
+                    return self._block(f"another subnet for this host: {why}")
+        bases = tuple(self._basis(generations, one, inputs.backend) for one in hosts)
+        if bases == self._bases and not self._is_contested:
+            previous = self._plan_peers(bases)
             if previous is not None:
-                previous |= self._plan_bridges(basis, inputs.bridges)
-                previous |= self._plan_docker(basis, inputs.docker)
+                previous |= self._plan_bridges(bases[0], inputs.bridges)
+                previous |= self._plan_docker(bases[0], inputs.docker)
                 return Changed(previous) if previous else Unchanged()
-        self._basis = basis
-        return self._plan_all(basis, inputs)
+        self._bases = bases
+        return self._plan_all(bases, inputs)
+
+    def _basis(self, generations: Sequence[Generation], host: Host, newest: Backend) -> _Basis:
+        """Return the basis of the host's family, with the backends that carry it."""
+        backends = [one.backend for one in generations if host.family in one.backend.families]
+        views = _views(backends, host)
+        path = joined(view.backend.guarded_path(view.host) for view in views)
+        return _Basis(host.family, generations[0].config, views, newest, path)
 
     def receiving_keys(self) -> set[Key]:
         """Return the objects by which this host receives packets of the newest backend, as planned."""
-        if self._basis is None:
+        newest = [view for basis in self._bases for view in basis.views if view.backend is basis.newest]
+        if not newest:
             return set()
-        newest = next((one for one in self._basis.views if one.backend is self._basis.newest), None)
-        if newest is None:
-            return set()
-        found = {item.key for item in newest.backend.plan_host(newest.host) if item.IS_HOST_PART}
+        found = {item.key for one in newest for item in one.backend.plan_host(one.host) if item.IS_HOST_PART}
         return found | {GuardTable(device=self._options.device).key}
 
     def forget_changes(self) -> None:
@@ -356,7 +384,7 @@ class Planner:
     def _block(self, reason: str) -> Blocked:
         """Keep the plan in force. If peers changed meanwhile, the next plan is a new one."""
         if self.peer_changes:
-            self._basis = None
+            self._bases = ()
         return Blocked(reason)
 
     def _update_peers(self, inputs: Inputs) -> list[PeerChange]:
@@ -364,92 +392,126 @@ class Planner:
         config, own = inputs.config, inputs.lease
         if own is None or config is None:
             return []
-        peers_of = (own.subnet, own.attributes.public_ip, config.network, config.subnet_length)
-        before: dict[IPv4Network, Lease] | None = None
-        if self._peers is None or peers_of != self._peers_of:
-            before = {peer.subnet: peer for peer in self._peers or ()}
-            self._peers_of = peers_of
-            self._peers = Peers(own, config.network, config.subnet_length)
-        changes = self._peers.update(inputs.leases)
-        self.conflicts = self._peers.conflicts
-        if before is None:
-            return changes
-        now = {peer.subnet: peer for peer in self._peers}
-        pairs = ((before.get(subnet), now.get(subnet)) for subnet in before.keys() | now.keys())
-        return [PeerChange(old, new) for old, new in pairs if old is not new]
+        parts = {family: part for family in config.families if (part := own.part(family)) is not None}
+        peers_of = tuple(
+            (part.subnet, part.address, config.range_of(family), config.length_of(family))
+            for family, part in parts.items()
+        )
+        before: Mapping[Family, Peers] | None = None
+        if not self._peers or peers_of != self._peers_of:
+            before, self._peers_of = self._peers, peers_of
+            self._peers = {
+                family: Peers(own, config.range_of(family), config.length_of(family), family)
+                for family in parts
+            }
+        changes = [change for peers in self._peers.values() for change in peers.update(inputs.leases)]
+        self.conflicts = self._all_conflicts()
+        return changes if before is None else list(_between(before, self._peers))
 
-    def _plan_all(self, basis: _Basis, inputs: Inputs) -> Replaced:
+    def _all_conflicts(self) -> tuple[Conflict, ...]:
+        """Return the conflicts of all families; with those of one, the same tuple until they change."""
+        conflicts = [peers.conflicts for peers in self._peers.values() if peers.conflicts]
+        if len(conflicts) < 2:
+            return conflicts[0] if conflicts else ()
+        return tuple(dict.fromkeys(conflict for each in conflicts for conflict in each))
+
+    def _plan_all(self, bases: tuple[_Basis, ...], inputs: Inputs) -> Replaced:
         """Plan everything. If two peers need one object, the backend decides which gets it."""
-        config, options = basis.config, self._options
-        backend, host = basis.views[0].backend, basis.views[0].host
+        config, options = bases[0].config, self._options
+        firsts = [basis.views[0] for basis in bases if basis.views]
         text = format_subnet_env(
             config=config,
-            subnet=host.lease.subnet,
-            mtu=backend.mtu(host),
+            subnet=firsts[0].host.lease.subnet,
+            ipv6_subnet=firsts[0].host.lease.ipv6_subnet,
+            mtu=min(view.backend.mtu(view.host) for view in firsts),
             ip_masq=options.packet_filter.masquerades,
-            division=divide(host.lease.subnet) if options.serves_docker else None,
+            division=divide(firsts[0].host.lease.subnet) if options.serves_docker else None,
         )
-        self.notes = (*notes_on(config, backend, host), *_transition_notes(basis))
-        plan: ItemMap[Item] = backend.plan_host(host).by_key.copy()
-        for view in basis.views[1:]:
-            plan.add(item for item in view.backend.plan_host(view.host) if item.key not in plan)
+        notes = (note for view in firsts for note in notes_on(config, view.backend, view.host))
+        self.notes = (*dict.fromkeys(notes), *_transition_notes(bases[0]))
+        plan: ItemMap[Item] = ItemMap()
+        for basis in bases:
+            for view in basis.views:
+                plan.add(item for item in view.backend.plan_host(view.host) if item.key not in plan)
         self._host_routes = tuple(
-            item.destination
-            for item in State(plan).of_type(Route)
-            if item.kind == "unicast" and isinstance(item.destination, IPv4Network)
+            item.destination for item in State(plan).of_type(Route) if item.kind == "unicast"
         )
-        if options.has_blackhole:
-            plan.add(plan_blackhole(host))
-        plan.add(self._items_of_docker(basis, inputs.docker))
-        plan.add(plan_guard(basis.path, config, host, options.packet_filter))
+        for basis in bases:
+            if not basis.views:
+                continue
+            host = basis.views[0].host
+            if options.has_blackhole:
+                plan.add(plan_blackhole(host))
+            plan.add(self._items_of_docker(basis, inputs.docker))
+            plan.add(plan_guard(basis.path, config, host, options.packet_filter))
         plan.add((*options.other_files, HostFile(path=options.subnet_file, text=text)))
-        plan.add(_bridge_items(basis, inputs.bridges))
+        plan.add(_bridge_items(bases[0], inputs.bridges))
         self._bridges, self._docker = inputs.bridges, inputs.docker
-        count, peers = len(plan), self.peers
+        self._behind, self.objections = set(), {}
+        contested: set[Key] = set()
+        self._is_contested = False
+        for basis in bases:
+            self._is_contested |= self._add_peers(plan, basis, contested)
+        self._plan, self._contested = plan, contested
+        return Replaced(State(plan))
+
+    def _add_peers(self, plan: ItemMap[Item], basis: _Basis, contested: set[Key]) -> bool:
+        """Add the peers of a family to a plan, and the keys for which peers yield to `contested`.
+
+        Returns:
+            Whether two peers need one key.
+        """
+        count, peers = len(plan), self._peers_in(basis.family)
         judged = [(peer, self._objection(peer, basis)) for peer in peers]
         # A refused peer has precedence over no other.
         outranked = _outranked([peer for peer, reason in judged if reason is None], basis)
-        objections: dict[IPv4Network, Objection] = {}
-        self._behind = set()
+        objections = dict(self.objections)
         for peer, objection in judged:
             reason = (outranked.get(peer.subnet) if outranked else None) or objection
             if reason is not None:
-                objections[peer.subnet] = Objection(peer, reason)
+                objections[_subnet(peer, basis.family)] = Objection(peer, reason, basis.family)
                 continue
             items = self._plan_peer(peer, basis)
             self._note_generation(peer, basis)
             count += len(items)
             plan.add(items)
         self.objections = objections
-        self._plan, self._is_contested = plan, len(plan) < count
         yielding = [peer for peer in peers if peer.subnet in outranked] if outranked else []
-        self._contested = {item.key for peer in yielding for item in self._plan_peer(peer, basis)}
-        return Replaced(State(plan))
+        contested.update(item.key for peer in yielding for item in self._plan_peer(peer, basis))
+        return len(plan) < count
 
-    def _plan_peers(self, basis: _Basis) -> dict[Key, Item | None] | None:
+    def _plan_peers(self, bases: tuple[_Basis, ...]) -> dict[Key, Item | None] | None:
         """Plan the changed peers again; return None if two peers need one key: then all must be planned."""
         if not self.peer_changes:
             return {}
         gone: ItemMap[Item] = ItemMap()
         come: ItemMap[Item] = ItemMap()
         objections, are_others = dict(self.objections), False
-        changes = [*self.peer_changes, *self._affected(basis)]
-        if self._contested and any(self._is_about_contest(change, basis) for change in changes):
+        by_family = {basis.family: basis for basis in bases if basis.views}
+        changes = [
+            change for change in (*self.peer_changes, *self._affected(bases)) if change.family in by_family
+        ]
+        if self._contested and any(
+            self._is_about_contest(change, by_family[change.family]) for change in changes
+        ):
             return None
         for change in changes:
             if change.old is None:
                 continue
-            self._behind.discard(change.old.subnet)
-            if objections.pop(change.old.subnet, None) is None:
+            basis, subnet = by_family[change.family], _subnet(change.old, change.family)
+            self._behind.discard(subnet)
+            if objections.pop(subnet, None) is None:
                 gone.add(self._plan_peer(change.old, basis))
             else:
                 are_others = True
         for change in changes:
             if change.new is None:
                 continue
+            basis = by_family[change.family]
             reason = self._objection(change.new, basis)
             if reason is not None:
-                objections[change.new.subnet] = Objection(change.new, reason)
+                subnet = _subnet(change.new, change.family)
+                objections[subnet] = Objection(change.new, reason, change.family)
                 are_others = True
                 continue
             items = self._plan_peer(change.new, basis)
@@ -471,41 +533,56 @@ class Planner:
             for item in self._plan_peer(peer, basis)
         )
 
-    def _affected(self, basis: _Basis) -> list[PeerChange]:
+    def _affected(self, bases: tuple[_Basis, ...]) -> list[PeerChange]:
         """Return the peers whose address enters or leaves the overlay because other peers changed."""
-        if self._peers is None or all(view.backend.routed != "peers" for view in basis.views):
-            return []
-        changed = {
-            each.subnet for one in self.peer_changes for each in (one.old, one.new) if each is not None
-        }
-        return [PeerChange(peer, peer) for peer in self._peers.inside(changed) if peer.subnet not in changed]
+        affected: list[PeerChange] = []
+        for basis in bases:
+            family, peers = basis.family, self._peers.get(basis.family)
+            if peers is None or all(view.backend.routed != "peers" for view in basis.views):
+                continue
+            changed = {
+                _subnet(each, family)
+                for one in self.peer_changes
+                for each in (one.old, one.new)
+                if each is not None and one.family == family
+            }
+            affected += [
+                PeerChange(peer, peer, family)
+                for peer in peers.inside(changed)
+                if _subnet(peer, family) not in changed
+            ]
+        return affected
 
     def _objection(self, peer: Lease, basis: _Basis) -> str | None:
         """Return why a peer is not planned: the backend's objection, or its address is in the overlay."""
-        config, view, address = basis.config, _view_of(peer, basis), peer.attributes.public_ip
+        view, network = _view_of(peer, basis), basis.config.range_of(basis.family)
         if view is None:
-            return basis.views[0].backend.objection(peer, basis.views[0].host)
-        if config.network is None or address not in config.network:
+            return basis.views[0].backend.objection(peer, basis.views[0].host) if basis.views else None
+        attributes = peer.attributes
+        address = attributes.public_ip if basis.family == 4 else attributes.public_ipv6
+        if network is None or address is None or address not in network:
             return None
-        host = view.host
-        if self._peers is None or view.backend.routed == "nothing":
+        host, peers = view.host, self._peers.get(basis.family)
+        if peers is None or view.backend.routed == "nothing":
             return None
         routed = [
-            lease.subnet
-            for lease in self._peers.covering(address)
+            _subnet(lease, basis.family)
+            for lease in peers.covering(address)
             if any(isinstance(item, Route) for item in self._plan_peer(lease, basis))
         ]
-        return overlay_objection(address, (host.lease.subnet, *self._host_routes, *routed), host)
+        return overlay_objection(address, (host.subnet, *self._host_routes, *routed), host)
 
     def _note_generation(self, peer: Lease, basis: _Basis) -> None:
         """Note whether a planned peer is reached by a previous backend."""
         if len(basis.views) > 1:
             view = _view_of(peer, basis)
             if view is not None and view.backend is not basis.newest:
-                self._behind.add(peer.subnet)
+                self._behind.add(_subnet(peer, basis.family))
 
     def _plan_peer(self, peer: Lease, basis: _Basis) -> tuple[Item, ...]:
         """Return the objects of one peer; none if no backend plans any for it."""
+        if not basis.views:
+            return ()
         host = basis.views[0].host
         if len(basis.views) == 1:
             variant = basis.views[0].variant(peer) if peer.attributes.also else peer
@@ -538,6 +615,8 @@ class Planner:
         """Return the bridges of Docker's networks, and the filter rules, some of which concern them."""
         first = basis.views[0]
         rules = plan_filter(basis.config, first.host, self._options.packet_filter, docker)
+        if basis.family == 6:
+            return rules  # networks of Docker have IPv4 only
         bridges = plan_bridges_of_docker(docker, first.host, first.backend.mtu(first.host))
         return State.collect((*bridges, *rules))
 
@@ -592,7 +671,8 @@ def _items_of(peer: Lease, basis: _Basis) -> Iterator[Item]:
         chosen = chosen or view
         items: Iterable[Item] = view.backend.plan_peer(variant, view.host)
         if view is chosen and view.subnet_route is not None:
-            route = replace(view.subnet_route, destination=peer.subnet, protocol=view.host.protocol)
+            subnet = _subnet(peer, basis.family)
+            route = replace(view.subnet_route, destination=subnet, protocol=view.host.protocol)
             items = (*items, route)
         for item in items:
             if item.key not in keys and (view is chosen or not isinstance(item, Route)):
@@ -621,6 +701,21 @@ def _transition_notes(basis: _Basis) -> Iterator[str]:
             f"The backend changes to {basis.newest.way}. This host also receives packets by"
             f" {' and '.join(others)}, until no other host needs it"
         )
+
+
+def _between(before: Mapping[Family, Peers], now: Mapping[Family, Peers]) -> Iterator[PeerChange]:
+    """Yield the peers that differ."""
+    for family in sorted({*before, *now}):
+        old = {peer.subnet: peer for peer in before.get(family, ())}
+        new = {peer.subnet: peer for peer in now.get(family, ())}
+        for subnet in old.keys() | new.keys():
+            if old.get(subnet) is not new.get(subnet):
+                yield PeerChange(old.get(subnet), new.get(subnet), family)
+
+
+def _subnet(lease: Lease, family: Family) -> IPv4Network | IPv6Network:
+    """Return the subnet of a peer in a family that it has."""
+    return lease.subnet if family == 4 or lease.ipv6_subnet is None else lease.ipv6_subnet
 
 
 def _place(lease: Lease) -> tuple[int, int]:

@@ -58,6 +58,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         network=NetworkStatus(
             text=condition.config.text,
             network=inputs.config.network if inputs.config else None,
+            ipv6_network=inputs.config.ipv6_network if inputs.config and inputs.config.enable_ipv6 else None,
             trouble=trouble,
         ),
         lease=_lease(condition, now),
@@ -94,6 +95,7 @@ def _lease(condition: HostCondition, now: float) -> LeaseStatus:
     return LeaseStatus(
         phase=lease.phase,
         subnet=held.lease.subnet if held else None,
+        ipv6_subnet=held.lease.ipv6_subnet if held else None,
         is_reservation=held is not None and not held.lease.has_ttl,
         expires_in_s=max(0.0, held.expires_at - now) if held and held.expires_at is not None else None,
         since_s=now - lease.since_s,
@@ -120,13 +122,19 @@ def _underlay(condition: HostCondition) -> UnderlayStatus | None:
     if underlay is None:
         return None
     return UnderlayStatus(
-        link=underlay.link, address=underlay.address, public_ip=underlay.public_ip, mtu=underlay.mtu
+        link=underlay.link,
+        address=underlay.address,
+        public_ip=underlay.public_ip,
+        mtu=underlay.mtu,
+        ipv6_address=underlay.ipv6_address,
+        public_ipv6=underlay.public_ipv6,
     )
 
 
 def _backend(supervisor: Supervisor) -> BackendStatus | None:
     inputs = supervisor.condition.inputs
     config, backend, host = inputs.config, inputs.backend, supervisor.planner.host(inputs)
+    ipv6_host = supervisor.planner.host(inputs, 6) if config and config.enable_ipv6 else None
     if config is None or backend is None:
         return None
     if host is None:
@@ -135,7 +143,7 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
     return BackendStatus(
         type=config.backend_type,
         link=next(links, None),
-        mtu=backend.mtu(host),
+        mtu=min(backend.mtu(one) for one in (host, ipv6_host) if one is not None),
         notes=notes_on(config, backend, host),
         is_encrypted=backend.is_encrypted,
         port=backend.tunnel_port,

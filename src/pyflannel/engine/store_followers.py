@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from pyflannel.engine.list_watch import ListAndWatch, StoreLog
@@ -29,7 +30,10 @@ def read_config(text: str | bytes) -> tuple[NetworkConfig, Backend]:
         ConfigError: the config is invalid; the message names key and value.
     """
     config = parse_network_config(text)
-    return config, backend_of(config)
+    backend = backend_of(config)
+    if config.enable_ipv6 and 6 not in backend.families:
+        config = replace(config, enable_ipv6=False)  # the backend's config_warnings name it
+    return config, backend
 
 
 def _remedy(error: ConfigError) -> str:

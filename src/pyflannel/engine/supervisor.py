@@ -330,7 +330,8 @@ class Supervisor:
         """Return whether the host's routes to the config's network are known; if not, request them."""
         inputs, candidate = self.condition.inputs, self._candidate
         configs = (config, inputs.config, None if candidate is None else candidate.config)
-        wanted = {one.network for one in configs if one is not None and one.network is not None}
+        ranges = (one.range_of(family) for one in configs if one is not None for family in one.families)
+        wanted = {network for network in ranges if network is not None}
         if wanted <= inputs.surroundings.networks:
             return True
         self.underlay.ask_about(wanted)

@@ -7,6 +7,7 @@ from typing import Literal
 from pyflannel.model.item import Item, Key, Marks, Rank
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import MARK, is_random_identity
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.route import PROTOCOL_FLANNEL, Route, route_protocol
 from pyflannel.model.wireguard import UNKNOWN, WireguardFacts
 
@@ -44,6 +45,7 @@ class InterfaceAddress:
     Attributes:
         is_global: usable beyond the link (scope global, and not a link-local address).
         is_permanent: it has no lifetime, unlike an address from DHCP.
+        is_tentative: the kernel has not yet verified that no other host has it, or found one (IPv6).
         is_secondary: another address of its prefix is primary (IPv4), or it is temporary (IPv6).
         is_deprecated: no new connection may use it.
     """
@@ -52,6 +54,7 @@ class InterfaceAddress:
     is_global: bool = True
     is_permanent: bool = True
     is_secondary: bool = False
+    is_tentative: bool = False
     is_deprecated: bool = False
 
 
@@ -63,8 +66,10 @@ class Interface:
         kind: the kernel's kind; "" for a physical device.
         alias: free text; the mark on a link of pyflannel.
         owner: random identity of a host, on its tunnel device; "" if there is none.
-        on_link: prefixes that the host reaches by it without a gateway, sorted; without the default route.
+        on_link: prefixes that the host reaches by it without a gateway, sorted, IPv4 first; without the
+            default routes. The link-local prefix of IPv6 is not included.
         driver: the kernel driver, `vmxnet3`, `veth`; "" if it is unknown, or there is no IPv4 address.
+        has_ipv6: IPv6 is enabled on it.
     """
 
     name: str
@@ -76,8 +81,9 @@ class Interface:
     alias: str = ""
     owner: str = ""
     addresses: tuple[InterfaceAddress, ...] = ()
-    on_link: tuple[IPv4Network, ...] = ()
+    on_link: tuple[IpNetwork, ...] = ()
     driver: str = ""
+    has_ipv6: bool = True
 
     def holds(self, address: IPv4Address | IPv6Address) -> bool:
         """Return whether it has exactly this address."""
@@ -97,14 +103,17 @@ class DefaultRoute:
     link: str
     metric: int = 0
     source: IPv4Address | None = None
-    gateway: IPv4Address | None = None
+    gateway: IpAddress | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteScope:
-    """The scope of observed routes: they overlap these networks and do not have pyflannel's protocol."""
+    """The scope of observed routes: they overlap these networks and do not have pyflannel's protocol.
 
-    networks: frozenset[IPv4Network] = frozenset()
+    IPv6 routes are only observed if one of the networks is an IPv6 network.
+    """
+
+    networks: frozenset[IpNetwork] = frozenset()
     protocol: int = PROTOCOL_FLANNEL
 
 
@@ -145,6 +154,7 @@ class Interfaces:
     """All interfaces of a host, by index, and its IPv4 default routes, in the kernel's order.
 
     Attributes:
+        ipv6_gateways: gateways of the IPv6 default routes.
         routes: routes of other programs and of the kernel, of every kind, in the requested scope; without
             default routes.
         resolvers: addresses of the host's DNS servers.
@@ -154,8 +164,9 @@ class Interfaces:
     interfaces: tuple[Interface, ...] = ()
     default_routes: tuple[DefaultRoute, ...] = ()
     routes: tuple[Route, ...] = ()
-    resolvers: tuple[IPv4Address, ...] = ()
+    resolvers: tuple[IpAddress, ...] = ()
     policies: tuple[IpsecPolicy, ...] = ()
+    ipv6_gateways: tuple[IPv6Address, ...] = ()
 
     def named(self, name: str) -> Interface | None:
         """Return the interface with this name."""
@@ -225,16 +236,22 @@ class Underlay:
         address: its address, where tunnel sockets are bound.
         mtu: bytes of the largest outgoing packet.
         public_ip: address that other hosts use; differs from `address` behind a NAT.
-        on_link: prefixes that the host reaches by the interface without a gateway.
+        on_link: prefixes that the host reaches by the interface without a gateway, of both families.
         driver: the kernel driver of the interface, `vmxnet3`, `veth`; "" if it is unknown.
+        ipv6_address: as `address`; None if IPv6 is not used, or the interface has no usable address.
+        public_ipv6: as `public_ip`.
+        ipv6_trouble: why there is no `ipv6_address` although IPv6 is used; "" if there is one.
     """
 
     link: str
     address: IPv4Address
     mtu: int
     public_ip: IPv4Address
-    on_link: tuple[IPv4Network, ...] = ()
+    on_link: tuple[IpNetwork, ...] = ()
     driver: str = ""
+    ipv6_address: IPv6Address | None = None
+    public_ipv6: IPv6Address | None = None
+    ipv6_trouble: str = ""
 
     @property
     def is_virtual(self) -> bool:
@@ -244,7 +261,7 @@ class Underlay:
         """
         return self.driver in _VIRTUAL_DRIVERS
 
-    def reaches(self, address: IPv4Address) -> bool:
+    def reaches(self, address: IpAddress) -> bool:
         """Return whether a host at `address` is reached without a gateway."""
         return any(address in prefix for prefix in self.on_link)
 
@@ -263,12 +280,12 @@ class Surroundings:
         policies: IPsec policies.
     """
 
-    networks: frozenset[IPv4Network] = frozenset()
+    networks: frozenset[IpNetwork] = frozenset()
     routes: tuple[Route, ...] = ()
-    addresses: frozenset[IPv4Address] = frozenset()
-    gateways: tuple[IPv4Address, ...] = ()
-    stores: tuple[IPv4Address, ...] = ()
-    resolvers: tuple[IPv4Address, ...] = ()
+    addresses: frozenset[IpAddress] = frozenset()
+    gateways: tuple[IpAddress, ...] = ()
+    stores: tuple[IpAddress, ...] = ()
+    resolvers: tuple[IpAddress, ...] = ()
     policies: tuple[IpsecPolicy, ...] = ()
 
 
@@ -278,9 +295,13 @@ ALONE = Surroundings()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """This host: its lease, its underlay, and its names.
+    """This host in one address family: its lease, its underlay, and its names.
+
+    A network with both families is planned as two networks, one per family, on the same host. The functions
+    of a backend receive the host in one family, and plan the objects of this family.
 
     Attributes:
+        family: the family. `subnet` and `address` are those of this family.
         device: name that the daemon claims, unique on this host: the name of its TUN device, and the mark of
             its filter rules and its routes.
         mark: alias of this daemon's links.
@@ -305,6 +326,23 @@ class Host:
     surroundings: Surroundings = ALONE
     wireguard: WireguardFacts = UNKNOWN
     serves_docker: bool = False
+    family: Family = 4
+
+    @property
+    def subnet(self) -> IpNetwork:
+        """The host's subnet in the family."""
+        if self.family == 4:
+            return self.lease.subnet
+        assert self.lease.ipv6_subnet is not None  # otherwise, the host is not planned in IPv6
+        return self.lease.ipv6_subnet
+
+    @property
+    def address(self) -> IpAddress:
+        """The address in the family, where tunnel sockets are bound."""
+        if self.family == 4:
+            return self.underlay.address
+        assert self.underlay.ipv6_address is not None  # otherwise, the host is not planned in IPv6
+        return self.underlay.ipv6_address
 
     @property
     def device_owner(self) -> str:

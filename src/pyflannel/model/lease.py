@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.store_record import Secret
 
 
@@ -105,9 +106,12 @@ class BackendPart:
 
     backend_type: str = ""
     backend_data: str | None = None
+    backend_v6_data: str | None = None
     port: int | None = None
     vtep: Vtep | None = None
+    vtep_v6: Vtep | None = None
     wireguard: WireguardData | None = field(default=None, compare=False)
+    wireguard_v6: WireguardData | None = field(default=None, compare=False)
 
 
 MOST_PREVIOUS = 2
@@ -125,6 +129,9 @@ class LeaseAttributes:
             nearly all leases have this form, and their texts would need a megabyte.
         vtep: the VTEP that a vxlan lease publishes; None if it publishes none.
         wireguard: the key and port in `backend_data` of a wireguard lease; None if it contains no key.
+        backend_v6_data: as `backend_data`, of the part in IPv6.
+        vtep_v6: as `vtep`, in IPv6.
+        wireguard_v6: as `wireguard`, in IPv6.
         owner: `Identity.owner` of the holder; None in leases of the original flannel.
         host_name: host name of the holder, only for people: two hosts may have the same one. None if it is
             not published, or not a host name.
@@ -150,6 +157,8 @@ class LeaseAttributes:
     signature: bytes | None = field(default=None, compare=False)
     vtep: Vtep | None = None
     wireguard: WireguardData | None = field(default=None, compare=False)
+    vtep_v6: Vtep | None = None
+    wireguard_v6: WireguardData | None = field(default=None, compare=False)
     also: tuple[BackendPart, ...] = ()
 
     @property
@@ -163,9 +172,12 @@ class LeaseAttributes:
         return BackendPart(
             backend_type=self.backend_type,
             backend_data=self.backend_data,
+            backend_v6_data=self.backend_v6_data,
             port=self.port,
             vtep=self.vtep,
+            vtep_v6=self.vtep_v6,
             wireguard=self.wireguard,
+            wireguard_v6=self.wireguard_v6,
         )
 
     def with_backend(self, part: BackendPart, also: "tuple[BackendPart, ...]" = ()) -> "LeaseAttributes":
@@ -174,9 +186,12 @@ class LeaseAttributes:
             self,
             backend_type=part.backend_type,
             backend_data=part.backend_data,
+            backend_v6_data=part.backend_v6_data,
             port=part.port,
             vtep=part.vtep,
+            vtep_v6=part.vtep_v6,
             wireguard=part.wireguard,
+            wireguard_v6=part.wireguard_v6,
             also=also,
         )
 
@@ -184,6 +199,22 @@ class LeaseAttributes:
 def host_text(address: IPv4Address, host_name: str | None) -> str:
     """Return a host for people: `docker2 (192.168.50.101)`, or the address alone."""
     return str(address) if host_name is None else f"{host_name} ({address})"
+
+
+class LeasePart(NamedTuple):
+    """A lease in one address family.
+
+    Attributes:
+        subnet: the subnet of the host.
+        address: the address of the host on the underlay.
+        vtep: the VTEP that carries this family; None if the lease publishes none.
+        wireguard: the key and port for this family; None if the lease publishes none.
+    """
+
+    subnet: IpNetwork
+    address: IpAddress
+    vtep: Vtep | None
+    wireguard: WireguardData | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +242,22 @@ class Lease:
             return (self,)
         parts = (attributes.backend_part, *attributes.also)
         return tuple(replace(self, attributes=attributes.with_backend(part)) for part in parts)
+
+    def part(self, family: Family) -> LeasePart | None:
+        """Return the part of a family; None for IPv6 if the lease has no IPv6 subnet or no IPv6 address."""
+        attributes = self.attributes
+        if family == 4:
+            return LeasePart(self.subnet, attributes.public_ip, attributes.vtep, attributes.wireguard)
+        if self.ipv6_subnet is None or attributes.public_ipv6 is None:
+            return None
+        return LeasePart(
+            self.ipv6_subnet, attributes.public_ipv6, attributes.vtep_v6, attributes.wireguard_v6
+        )
+
+    @property
+    def text(self) -> str:
+        """The subnets for people: `10.5.52.0/24`, or `10.5.52.0/24 fd00:5:0:34::/64`."""
+        return str(self.subnet) if self.ipv6_subnet is None else f"{self.subnet} {self.ipv6_subnet}"
 
 
 def renewal_margin_s(wanted_s: float, ttl_s: float) -> float:
@@ -312,7 +359,9 @@ class PeerEntry:
     """
 
     subnet: IPv4Network
+    ipv6_subnet: IPv6Network | None = None
     public_ip: IPv4Address
+    public_ipv6: IPv6Address | None = None
     backend_type: str = ""
     owner: str | None = None
     host_name: str | None = None

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
 from pyflannel.model.lease import LEASE_TTL_S, Claim, Lease, LeaseAttributes
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,7 @@ class Wanted:
             write depends on it.
         attributes: attributes of this host's lease; the owner is its identity.
         previous: the subnet of the previous run, from the old subnet.env; preferred if it is free.
+        previous_ipv6: the same for IPv6.
         avoided: prefixes in the network that this host needs or routes elsewhere: a new subnet overlaps one
             only if there is no other.
         ttl_s: seconds until a lease expires unless it is renewed.
@@ -32,7 +33,8 @@ class Wanted:
     config_revision: int | None = None
     attributes: LeaseAttributes
     previous: IPv4Network | None = None
-    avoided: tuple[IPv4Network, ...] = ()
+    previous_ipv6: IPv6Network | None = None
+    avoided: tuple[IpNetwork, ...] = ()
     ttl_s: int = LEASE_TTL_S
     renew_margin_s: float = 3600
     renumbers: bool = False

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
-from pyflannel.model.lease import Lease
+from pyflannel.model.lease import Lease, Vtep, WireguardData
 from pyflannel.model.lease_protocol import ClaimGone, ClaimSeen, LeaseChange, LeaseGone, LeaseSeen, Unreadable
 
 _Value = TypeVar("_Value")
@@ -257,9 +257,18 @@ class LeaseSet:
         return len(self.by_subnet)
 
 
-def _published(lease: Lease) -> str | None:
-    """Return the MAC address or the key that is to be of one host alone; None if the lease has neither."""
-    vtep, wireguard = lease.attributes.vtep, lease.attributes.wireguard
+def _published(lease: Lease) -> object:
+    """Return the MAC addresses or keys that belong to one host alone; None if the lease has neither."""
+    attributes = lease.attributes
+    if attributes.vtep_v6 is not None or attributes.wireguard_v6 is not None:
+        return (
+            _own_name(attributes.vtep, attributes.wireguard),
+            _own_name(attributes.vtep_v6, attributes.wireguard_v6),
+        )
+    return _own_name(attributes.vtep, attributes.wireguard)
+
+
+def _own_name(vtep: Vtep | None, wireguard: WireguardData | None) -> str | None:
     if vtep is not None:
         return vtep.mac
     return None if wireguard is None else wireguard.public_key

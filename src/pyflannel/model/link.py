@@ -110,6 +110,7 @@ class Link(Item):
         is_up: administratively up (IFF_UP).
         queue_length: packets (txqueuelen).
         has_ipv6: False if IPv6 is disabled on it.
+        accepts_routers: routers that announce themselves on it change the host's routes (accept_ra).
         alias: free text; on a pyflannel link, the mark of its daemon.
         owner: random identity of the host, on a tunnel device of its daemon; "" if there is none.
         mac: lower case with colons; "" if there is none, as on a TUN device.
@@ -129,6 +130,7 @@ class Link(Item):
     is_up: bool = True
     queue_length: int = 500
     has_ipv6: bool = False
+    accepts_routers: bool = False
     alias: str = MARK
     owner: str = ""
     mac: str = ""

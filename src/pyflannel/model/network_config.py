@@ -3,6 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal
+
+Family = Literal[4, 6]
+"""An address family. IPv4 is always present, IPv6 is optional."""
+
+IPV4_ONLY: tuple[Family, ...] = (4,)
+BOTH_FAMILIES: tuple[Family, ...] = (4, 6)
+
+IpAddress = IPv4Address | IPv6Address
+IpNetwork = IPv4Network | IPv6Network
 
 DEFAULT_BACKEND = "udp"
 
@@ -69,8 +79,36 @@ class NetworkConfig:
     backend: Mapping[str, object] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
 
-    def admits(self, subnet: IPv4Network) -> bool:
-        """Return whether a lease on `subnet` is allowed: its length is right, and it is in the range."""
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The enabled families, IPv4 first."""
+        return (*((4,) if self.enable_ipv4 else ()), *((6,) if self.enable_ipv6 else ()))
+
+    def range_of(self, family: Family) -> IpNetwork | None:
+        """Return the whole range of an enabled family; None if it is disabled."""
+        if family == 4:
+            return self.network if self.enable_ipv4 else None
+        return self.ipv6_network if self.enable_ipv6 else None
+
+    @property
+    def ranges(self) -> tuple[IpNetwork, ...]:
+        """The ranges of the enabled families."""
+        return tuple(found for family in self.families if (found := self.range_of(family)) is not None)
+
+    def length_of(self, family: Family) -> int:
+        """Return the prefix length of one host's subnet in a family."""
+        return self.subnet_length if family == 4 else self.ipv6_subnet_length
+
+    def admits(self, subnet: IpNetwork) -> bool:
+        """Return whether a lease on `subnet` is allowed: its length is right, and it is in the range.
+
+        Without IPv6, an IPv6 subnet has no effect and is allowed.
+        """
+        if isinstance(subnet, IPv6Network):
+            if not self.enable_ipv6 or self.ipv6_subnet_min is None or self.ipv6_subnet_max is None:
+                return not self.enable_ipv6
+            is_in_range = self.ipv6_subnet_min <= subnet.network_address <= self.ipv6_subnet_max
+            return subnet.prefixlen == self.ipv6_subnet_length and is_in_range
         if not self.enable_ipv4 or self.subnet_min is None or self.subnet_max is None:
             return False
         return (

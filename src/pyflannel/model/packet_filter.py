@@ -8,6 +8,7 @@ from typing import Literal
 
 from pyflannel.model.docker import PublishedPort
 from pyflannel.model.item import Item, Key, Marks, Rank
+from pyflannel.model.network_config import Family
 
 # Names of chains and tables. A host's only daemon uses the names of the original.
 #
@@ -122,7 +123,6 @@ Rules = tuple[FilterRule | PortRule | TranslatedRule | LoopbackRule | ForeignRul
 """In the order of evaluation; the first matching rule decides."""
 
 
-Family = Literal[4, 6]
 IptablesTable = Literal["nat", "filter"]
 
 PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}

@@ -12,6 +12,9 @@ PROTOCOL_KERNEL = 2
 PROTOCOL_FLANNEL = 80
 """rtm_protocol of the routes of pyflannel."""
 
+IPV6_METRIC = 1024
+"""Metric of an IPv6 route for which none is requested (net/ipv6_route.h, IP6_RT_PRIO_USER)."""
+
 SCOPE_GLOBAL = 0
 SCOPE_LINK = 253
 """rtm_scope (linux/rtnetlink.h)."""

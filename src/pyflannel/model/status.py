@@ -6,7 +6,7 @@ of `flannelctl status --json` has the same structure and names: a field may be a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
 from pyflannel.errors import sentences
@@ -64,6 +64,7 @@ class NetworkStatus:
 
     text: str | None = None
     network: IPv4Network | None = None
+    ipv6_network: IPv6Network | None = None
     trouble: Notice | None = None
 
 
@@ -73,6 +74,7 @@ class LeaseStatus:
 
     Attributes:
         subnet: the current or last subnet; packets use it in every phase.
+        ipv6_subnet: the same for IPv6; None if the network has no IPv6.
         is_reservation: the operator wrote it without TTL: it never expires.
         expires_in_s: seconds until the store deletes it, unless it is renewed.
         since_s: seconds since the start of the phase.
@@ -83,6 +85,7 @@ class LeaseStatus:
 
     phase: LeasePhase | None = None
     subnet: IPv4Network | None = None
+    ipv6_subnet: IPv6Network | None = None
     is_reservation: bool = False
     expires_in_s: float | None = None
     since_s: float | None = None
@@ -99,6 +102,8 @@ class UnderlayStatus:
     address: IPv4Address
     public_ip: IPv4Address
     mtu: int
+    ipv6_address: IPv6Address | None = None
+    public_ipv6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

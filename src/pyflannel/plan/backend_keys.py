@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from pyflannel.errors import ConfigError
-from pyflannel.model.network_config import KEYS, LATER_KEYS, NetworkConfig
+from pyflannel.model.network_config import IPV4_ONLY, KEYS, LATER_KEYS, Family, NetworkConfig
 
 _LONGEST_SHOWN = 80
 """Longest key or value in a message, in characters."""
@@ -86,21 +86,30 @@ class BackendKeys:
 
 
 def ipv4_network(config: NetworkConfig) -> IPv4Network:
-    """Return the network, for a backend that carries only IPv4.
+    """Return the IPv4 network.
 
     Raises:
-        ConfigError: IPv4 is disabled.
+        ConfigError: IPv4 is disabled. The key of a lease contains an IPv4 subnet, so that no host could hold
+            a lease.
     """
     if not config.enable_ipv4 or config.network is None:
         raise ConfigError(
-            f"the {config.backend_type} backend carries IPv4 only, and the config has EnableIPv4=false",
-            hint="Set EnableIPv4 and Network, or choose another Backend.Type.",
+            "EnableIPv4=false: the store has no form of a lease without an IPv4 subnet",
+            hint="Leave EnableIPv4 out and set Network; for both families, also EnableIPv6 and IPv6Network.",
         )
     return config.network
 
 
-def ineffective(config: NetworkConfig, known: Collection[str]) -> tuple[str, ...]:
-    """Return a line for each part of a valid config that has no effect: unknown keys, and IPv6."""
+def ineffective(
+    config: NetworkConfig, known: Collection[str], families: Collection[Family] = IPV4_ONLY
+) -> tuple[str, ...]:
+    """Return a line for each part of a valid config that has no effect: unknown keys, and IPv6.
+
+    Args:
+        config: the config.
+        known: the keys of the backend.
+        families: the families that the backend carries.
+    """
     lines = list(without_effect(config))
     folded = {key.lower() for key in ("Type", *known)}
     unknown = [_cut(f"Backend.{key}") for key in config.backend if key.lower() not in folded]
@@ -108,7 +117,7 @@ def ineffective(config: NetworkConfig, known: Collection[str]) -> tuple[str, ...
         lines.append(
             f"{_named(unknown)} no effect: the {config.backend_type} backend knows {_listing(known)}"
         )
-    if config.enable_ipv6:
+    if config.enable_ipv6 and 6 not in families:
         lines.append(f"EnableIPv6=true has no effect: the {config.backend_type} backend carries IPv4 only")
     return tuple(lines)
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from pyflannel.errors import UnknownBackendError
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import BackendData, Lease, Vtep
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import Family, NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
 from pyflannel.model.wireguard import WireguardFacts
@@ -17,7 +17,10 @@ from pyflannel.plan.routes import Routed, network_notes
 
 
 class Backend(Protocol):
-    """The plans for one network, as pure functions. A value that is parsed from the network config."""
+    """The plans for one network, as pure functions. A value that is parsed from the network config.
+
+    Functions with a `host` plan the family of that host.
+    """
 
     @property
     def lease_type(self) -> str:
@@ -40,6 +43,10 @@ class Backend(Protocol):
         """UDP port on which this host receives tunnel packets; None without a tunnel."""
 
     @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that it carries, IPv4 first."""
+
+    @property
     def routed(self) -> Routed:
         """Destinations of its routes."""
 
@@ -55,7 +62,7 @@ class Backend(Protocol):
     def is_encrypted(self) -> bool:
         """Whether every packet to another host is encrypted."""
 
-    def lease_data(self, owner: str, wireguard: WireguardFacts) -> BackendData | None:
+    def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> BackendData | None:
         """Return the BackendData of the lease of the host with this identity."""
 
     def mtu(self, host: Host) -> int:
@@ -117,17 +124,19 @@ def notes_on(config: NetworkConfig, backend: Backend, host: Host) -> tuple[str, 
     """Return the peculiarities of the network on this host, one line each."""
     if backend.routed == "nothing":
         return backend.notes(host)
-    notes = (*backend.notes(host), *network_notes(config.network, host.underlay, host.surroundings))
+    network = config.range_of(host.family)
+    notes = (*backend.notes(host), *network_notes(network, host.underlay, host.surroundings))
     return tuple(dict.fromkeys(notes))
 
 
 def own_variant(lease: Lease, backend: Backend, host: Host) -> Lease:
     """Return this host's lease as a backend published it, or the lease itself if it did not."""
-    data = backend.lease_data(host.owner, host.wireguard)
+    data = backend.lease_data(host.owner, host.wireguard, host.family)
     for variant in lease.variants:
         attributes = variant.attributes
+        vtep = attributes.vtep if host.family == 4 else attributes.vtep_v6
         if attributes.backend_type == backend.lease_type and (
-            not isinstance(data, Vtep) or vxlan.may_stay(attributes.vtep, data)
+            not isinstance(data, Vtep) or vxlan.may_stay(vtep, data)
         ):
             return variant
     return lease

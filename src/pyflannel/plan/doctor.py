@@ -5,16 +5,16 @@ A check returns the evidence and a command. On a healthy host, no check returns 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
 
 from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.packet_filter import FIRST_DEVICE, ForwardChain, IptablesChain, LeftRules, NftTable
 from pyflannel.model.route import PROTOCOLS, Route, route_protocol
 from pyflannel.model.status import Finding, Membership, RefusedLease, SignatureFault, Status
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
-from pyflannel.plan.routes import RouteConflict, conflicts, on_link_prefixes, overlap_note
+from pyflannel.plan.routes import RouteConflict, conflicts, is_part, on_link_prefixes, overlap_note
 
 _NAMED = 8
 """Most objects that one finding names."""
@@ -56,7 +56,7 @@ class Observed:
     strict: frozenset[str] = frozenset()
     dropping: tuple[ForwardChain, ...] = ()
     programs: tuple[BpfProgram, ...] = ()
-    on_link: tuple[IPv4Network, ...] = ()
+    on_link: tuple[IpNetwork, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     has_unit: bool = True
 
@@ -350,8 +350,7 @@ def _takes(route: Route, found: Iterable[RouteConflict], membership: Membership)
         route.kind == "unicast"
         and (route.link != membership.underlay or route.protocol in PROTOCOLS)
         and is_within(route, membership)
-        and isinstance(destination, IPv4Network)
-        and any(destination.subnet_of(one.other.prefix) for one in found)
+        and any(is_part(destination, one.other.prefix) for one in found)
     )
 
 

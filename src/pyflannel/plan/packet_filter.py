@@ -8,12 +8,11 @@ from pyflannel.model.docker import NO_DOCKER, DockerParts
 from pyflannel.model.host import Host
 from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import Family, NetworkConfig
 from pyflannel.model.packet_filter import (
     FORWARD,
     POSTROUTING,
     Accept,
-    Family,
     FilterRule,
     IptablesChain,
     LoopbackRule,
@@ -110,14 +109,16 @@ class _FamilyRules:
 def plan_filter(
     config: NetworkConfig, host: Host, options: FilterOptions, docker: DockerParts = NO_DOCKER
 ) -> State:
-    """Return the rules of each enabled family, as items of the engine that the config selects.
+    """Return the rules of the host's family, as items of the engine that the config selects.
 
-    The rules for networks of Docker are in nftables with both engines.
+    The rules for networks of Docker, which have IPv4 only, are in nftables with both engines.
     """
-    published = tuple(_docker_chains(config.network, host, options, docker))
-    families = [_rules(*family, options, published) for family in _families(config, host.lease)]
+    network = config.range_of(host.family)
+    if network is None:
+        return State.EMPTY
+    published = tuple(_docker_chains(config.network, host, options, docker)) if host.family == 4 else ()
     items = _nftables if config.enable_nftables else _iptables
-    return State.collect(item for rules in families for item in items(rules, host.device))
+    return State.collect(items(_rules(host.family, network, host.subnet, options, published), host.device))
 
 
 _RAW = -300
@@ -163,15 +164,6 @@ def _docker_chains(
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 
 
-def _families(
-    config: NetworkConfig, lease: Lease
-) -> Iterator[tuple[Family, IPv4Network | IPv6Network, IPv4Network | IPv6Network]]:
-    if config.enable_ipv4 and config.network is not None:
-        yield 4, config.network, lease.subnet
-    if config.enable_ipv6 and config.ipv6_network is not None and lease.ipv6_subnet is not None:
-        yield 6, config.ipv6_network, lease.ipv6_subnet
-
-
 def _rules(
     family: Family,
     network: IPv4Network | IPv6Network,
@@ -184,7 +176,7 @@ def _rules(
         family=family,
         masquerade=masquerade if options.masquerades else (),
         forward=forward_rules(network) if options.accepts_forwarded else (),
-        docker=docker if family == 4 else (),
+        docker=docker,
     )
 
 
@@ -220,7 +212,7 @@ _ANYBODY = IPv4Network("0.0.0.0/0")
 
 def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, options: FilterOptions) -> State:
     """Return the table of the guard, without its peers."""
-    if path is None or options.guard == "off":
+    if path is None or options.guard == "off" or host.family == 6:
         return State.EMPTY
     if options.guard != "strict":
         path = replace(path, refuses_clear=False)
@@ -242,7 +234,7 @@ def plan_guard_peer(
     path: GuardedPath | None, peer: Lease, host: Host, mode: GuardMode
 ) -> tuple[GuardPeer, ...]:
     """Return the guard's entry for a peer; none without a tunnel."""
-    if path is None or path.tunnel is None or mode == "off":
+    if path is None or path.tunnel is None or mode == "off" or host.family == 6:
         return ()
     port, *others = dict.fromkeys(port for tunnel in path.tunnels for port in _tunnel_ports(peer, tunnel))
     return (

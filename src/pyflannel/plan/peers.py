@@ -4,10 +4,11 @@ from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, ip_network
 
-from pyflannel.model.lease import Lease
+from pyflannel.model.lease import Lease, LeasePart
 from pyflannel.model.lease_set import SubnetMap
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 
 _FIRST_RESERVED = 0xF0000000
 _BROADCAST = 0xFFFFFFFF
@@ -23,14 +24,17 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class PeerChange:
-    """The previous and the present lease of a peer; None if it was or is no peer."""
+    """The previous and the present lease of a peer in a family; None if it was or is no peer."""
 
     old: Lease | None
     new: Lease | None
+    family: Family = 4
 
 
 class Peers:
-    """The peers among the leases, updated as leases change.
+    """The peers among the leases in one family, updated as leases change.
+
+    A lease without a part in the family is not a peer in it.
 
     These leases are ignored, each with a conflict that gives the reason: a lease outside the network, one
     that overlaps this host's subnet, one with this host's address or with no address, and one that overlaps
@@ -40,9 +44,13 @@ class Peers:
     The peers depend only on the present leases, not on their history.
     """
 
-    def __init__(self, own: Lease, network: IPv4Network | None, subnet_length: int) -> None:
+    def __init__(self, own: Lease, network: IpNetwork | None, subnet_length: int, family: Family = 4) -> None:
         self._own = own
-        self._own_range = _range(own.subnet)
+        self._family = family
+        own_part = own.part(family)
+        self._own_subnet = None if own_part is None else own_part.subnet
+        self._own_address = None if own_part is None else own_part.address
+        self._own_range = (0, -1) if own_part is None else _range(own_part.subnet)
         self._network = None if network is None else _range(network)
         self._network_text = str(network)
         self._subnet_length = subnet_length
@@ -50,8 +58,12 @@ class Peers:
         self._unsound: dict[IPv4Network, Conflict] = {}
         self._overlapped: Mapping[IPv4Network, Conflict] = {}
         self._lengths: Counter[int] = Counter()
-        self._at: dict[IPv4Address, IPv4Network] = {}
-        self._sharing: dict[IPv4Address, set[IPv4Network]] = {}
+        self._at: dict[IpAddress, IPv4Network] = {}
+        self._sharing: dict[IpAddress, set[IPv4Network]] = {}
+        # The leases by their IPv6 subnet. Two leases may have the same one, because only both subnets
+        # together are a key of the store.
+        self._by_ipv6: dict[IpNetwork, tuple[IPv4Network, ...]] = {}
+        self._ipv6_doubles: set[IpNetwork] = set()
         self._inside: dict[IPv4Network, int] = {}
         self._reserved: set[IPv4Network] = set()
         self._conflicts: tuple[Conflict, ...] | None = ()
@@ -67,40 +79,50 @@ class Peers:
         self._leases = leases
         if not sound:
             return []
-        before, self._overlapped = self._overlapped, self._overlaps() if len(self._lengths) > 1 else {}
+        may_overlap = len(self._lengths) > 1 or self._ipv6_doubles
+        before, self._overlapped = self._overlapped, self._overlaps() if may_overlap else {}
         if not before and not self._overlapped:
-            return [PeerChange(was, now) for _, was, now in sound]
+            return [PeerChange(was, now, self._family) for _, was, now in sound]
         self._conflicts = None
         changed = {subnet: (was, now) for subnet, was, now in sound}
         for subnet in before.keys() ^ self._overlapped.keys():
             if subnet not in changed:
                 changed[subnet] = leases[subnet], leases[subnet]
         changes = [
-            PeerChange(None if subnet in before else was, None if subnet in self._overlapped else now)
+            PeerChange(
+                None if subnet in before else was,
+                None if subnet in self._overlapped else now,
+                self._family,
+            )
             for subnet, (was, now) in changed.items()
         ]
         return [change for change in changes if change.old is not change.new]
 
     def __iter__(self) -> Iterator[Lease]:
         for subnet, lease in self._leases.entries():
-            if self._is_sound(subnet) and subnet not in self._overlapped:
+            if self._is_sound(lease) and subnet not in self._overlapped:
                 yield lease
 
     def __len__(self) -> int:
         return sum(self._lengths.values()) - len(self._overlapped)
 
-    def has_address(self, address: IPv4Address) -> bool:
+    def has_address(self, address: IpAddress) -> bool:
         """Return whether a lease of another host, sound by itself, has this address."""
         return address in self._at
 
-    def covering(self, address: IPv4Address) -> Iterator[Lease]:
+    def covering(self, address: IpAddress) -> Iterator[Lease]:
         """Yield the peers whose subnet contains this address; nearly always none."""
         for length in self._lengths:
-            subnet = IPv4Network((address, length), strict=False)
-            if subnet in self._leases and self._is_sound(subnet) and subnet not in self._overlapped:
-                yield self._leases[subnet]
+            for subnet in self._leased(ip_network((address, length), strict=False)):
+                lease = self._leases.get(subnet)
+                if lease is not None and self._is_sound(lease) and subnet not in self._overlapped:
+                    yield lease
 
-    def inside(self, subnets: Iterable[IPv4Network]) -> list[Lease]:
+    def _leased(self, subnet: IpNetwork) -> tuple[IPv4Network, ...]:
+        """Return the keys of the leases on a subnet of the family."""
+        return (subnet,) if isinstance(subnet, IPv4Network) else self._by_ipv6.get(subnet, ())
+
+    def inside(self, subnets: Iterable[IpNetwork]) -> list[Lease]:
         """Return the peers with an address in one of these subnets of the network."""
         if not self._inside:
             return []
@@ -152,14 +174,18 @@ class Peers:
 
     def _remove(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
         """Remove the previous lease of a subnet; return it if it was valid."""
-        if lease is None or not self._is_sound(subnet):
+        part = None if lease is None else lease.part(self._family)
+        if lease is None or part is None or not self._is_sound(lease):
             if self._unsound.pop(subnet, None) is not None:
                 self._conflicts = None
             return None
-        self._lengths[subnet.prefixlen] -= 1
-        if not self._lengths[subnet.prefixlen]:
-            del self._lengths[subnet.prefixlen]
-        self._leave(lease.attributes.public_ip, subnet)
+        length = part.subnet.prefixlen
+        self._lengths[length] -= 1
+        if not self._lengths[length]:
+            del self._lengths[length]
+        self._leave(part.address, subnet)
+        if self._family == 6:
+            self._forget_ipv6(part.subnet, subnet)
         self._inside.pop(subnet, None)
         if subnet in self._reserved:
             self._reserved.discard(subnet)
@@ -168,37 +194,55 @@ class Peers:
 
     def _add(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
         """Add the present lease of a subnet; return it if it is valid."""
-        if lease is None or subnet == self._own.subnet:
+        part = None if lease is None else lease.part(self._family)
+        if lease is None or part is None or subnet == self._own.subnet:
             return None
-        objection = self._objection(lease)
+        objection = self._objection(lease, part)
         if objection is not None:
             self._unsound[subnet] = Conflict(f"{_text(lease)} {objection}: ignored")
             self._conflicts = None
             return None
-        self._lengths[subnet.prefixlen] += 1
-        self._join(lease.attributes.public_ip, subnet)
-        address = int(lease.attributes.public_ip)
+        self._lengths[part.subnet.prefixlen] += 1
+        self._join(part.address, subnet)
+        address = int(part.address)
         if self._network is not None and self._network[0] <= address <= self._network[1]:
             self._inside[subnet] = address
-        if _FIRST_RESERVED <= address < _BROADCAST:
+        if self._family == 6:
+            self._note_ipv6(part.subnet, subnet)
+        elif _FIRST_RESERVED <= address < _BROADCAST:
             self._reserved.add(subnet)
             self._conflicts = None
         return lease
 
-    def _is_sound(self, subnet: IPv4Network) -> bool:
-        """Return whether the lease of this subnet belongs to another host and is valid."""
-        return subnet not in self._unsound and subnet != self._own.subnet
+    def _note_ipv6(self, ipv6_subnet: IpNetwork, subnet: IPv4Network) -> None:
+        known = self._by_ipv6.get(ipv6_subnet, ())
+        self._by_ipv6[ipv6_subnet] = (*known, subnet)
+        if known:
+            self._ipv6_doubles.add(ipv6_subnet)
 
-    def _objection(self, lease: Lease) -> str | None:
+    def _forget_ipv6(self, ipv6_subnet: IpNetwork, subnet: IPv4Network) -> None:
+        others = tuple(one for one in self._by_ipv6.pop(ipv6_subnet, ()) if one != subnet)
+        if others:
+            self._by_ipv6[ipv6_subnet] = others
+        if len(others) < 2:
+            self._ipv6_doubles.discard(ipv6_subnet)
+
+    def _is_sound(self, lease: Lease) -> bool:
+        """Return whether a lease belongs to another host, has a part in the family, and is valid."""
+        if lease.subnet in self._unsound or lease.subnet == self._own.subnet:
+            return False
+        return self._family == 4 or lease.part(6) is not None
+
+    def _objection(self, lease: Lease, part: LeasePart) -> str | None:
         """Return the fault of a lease by itself, independent of other leases."""
-        first, last = _range(lease.subnet)
+        first, last = _range(part.subnet)
         own_first, own_last = self._own_range
         if self._network is not None and not self._network[0] <= first <= last <= self._network[1]:
             return f"is outside the network {self._network_text}"
         if first <= own_last and own_first <= last:
-            return f"overlaps this host's subnet {self._own.subnet}"
-        address = lease.attributes.public_ip
-        if address == self._own.attributes.public_ip and not self._has_other_port(lease):
+            return f"overlaps this host's subnet {self._own_subnet}"
+        address = part.address
+        if address == self._own_address and not self._has_other_port(lease):
             return "has this host's address, so its packets would return to this host"
         return "has no address" if address.is_unspecified else None
 
@@ -210,31 +254,38 @@ class Peers:
     def _overlaps(self) -> dict[IPv4Network, Conflict]:
         """Return the valid leases that overlap one with precedence."""
         overlapped: dict[IPv4Network, Conflict] = {}
-        taken: list[tuple[int, int, IPv4Network]] = []
-        for subnet in sorted(filter(self._is_sound, self._leases), key=self._place):
-            first, last = _range(subnet)
+        taken: list[tuple[int, int, IpNetwork]] = []
+        parts = {
+            lease.subnet: self._part_of(lease) for lease in self._leases.values() if self._is_sound(lease)
+        }
+        for subnet in sorted(parts, key=lambda key: (*self._place(parts[key]), key)):
+            part = parts[subnet]
+            first, last = _range(part)
             index = bisect_right(taken, first, key=lambda entry: entry[0])
             neighbours = taken[max(index - 1, 0) : index + 1]
             other = next((entry[2] for entry in neighbours if entry[0] <= last and first <= entry[1]), None)
             if other is None:
-                insort(taken, (first, last, subnet))
+                insort(taken, (first, last, part))
             else:
                 overlapped[subnet] = Conflict(
                     f"{_text(self._leases[subnet])} overlaps lease {other}: ignored"
                 )
         return overlapped
 
-    def _place(self, subnet: IPv4Network) -> tuple[bool, int, int]:
+    def _part_of(self, lease: Lease) -> IpNetwork:
+        return lease.subnet if self._family == 4 or lease.ipv6_subnet is None else lease.ipv6_subnet
+
+    def _place(self, subnet: IpNetwork) -> tuple[bool, int, int]:
         return subnet.prefixlen != self._subnet_length, int(subnet.network_address), subnet.prefixlen
 
-    def _join(self, address: IPv4Address, subnet: IPv4Network) -> None:
+    def _join(self, address: IpAddress, subnet: IPv4Network) -> None:
         """Note the subnet of an address. Nearly all addresses have one, so a set is only used for several."""
         first = self._at.setdefault(address, subnet)
         if first != subnet:
             self._sharing.setdefault(address, {first}).add(subnet)
             self._conflicts = None
 
-    def _leave(self, address: IPv4Address, subnet: IPv4Network) -> None:
+    def _leave(self, address: IpAddress, subnet: IPv4Network) -> None:
         sharing = self._sharing.get(address)
         if sharing is None:
             del self._at[address]
@@ -246,11 +297,11 @@ class Peers:
             del self._sharing[address]
 
 
-def _range(subnet: IPv4Network) -> tuple[int, int]:
+def _range(subnet: IpNetwork) -> tuple[int, int]:
     """Return first and last address, which sort as the subnet does, ten times as fast."""
     first = int(subnet.network_address)
-    return first, first | (0xFFFFFFFF >> subnet.prefixlen)
+    return first, first | ((1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1)
 
 
 def _text(lease: Lease) -> str:
-    return f"lease {lease.subnet} of {lease.attributes.host_text}"
+    return f"lease {lease.text} of {lease.attributes.host_text}"

@@ -8,13 +8,14 @@ contains the underlay redirects nothing for which the underlay has longer routes
 
 from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Literal
 
 from pyflannel.model.host import Host, Surroundings, Underlay
 from pyflannel.model.item import Key
-from pyflannel.model.lease import Lease
-from pyflannel.model.route import Route
+from pyflannel.model.lease import LeasePart
+from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.route import IPV6_METRIC, Route
 from pyflannel.model.state import State
 from pyflannel.plan.leftovers import is_on_originals_device
 
@@ -22,6 +23,8 @@ Effect = Literal["replaces", "captures", "contains"]
 """The route to the destination replaces the route to the prefix; it is longer and has precedence for a part
 of
 the prefix; or it is shorter, and the route to the prefix has precedence."""
+
+_IPV4_BITS = 32
 
 Routed = Literal["network", "peers", "nothing"]
 """Destinations of a backend's routes: the whole network, the subnet of each peer, or none."""
@@ -31,7 +34,7 @@ Routed = Literal["network", "peers", "nothing"]
 class HostPrefix:
     """A prefix that the host must reach without the overlay; `role` names it in messages."""
 
-    prefix: IPv4Network
+    prefix: IpNetwork
     role: str
 
 
@@ -39,7 +42,7 @@ class HostPrefix:
 class RouteConflict:
     """A route to `destination` through the overlay, and the prefix of the host that it overlaps."""
 
-    destination: IPv4Network
+    destination: IpNetwork
     other: HostPrefix
     effect: Effect
 
@@ -64,14 +67,12 @@ class RouteConflict:
                 )
 
 
-def on_link_prefixes(link: str, on_link: Iterable[IPv4Network]) -> tuple[HostPrefix, ...]:
+def on_link_prefixes(link: str, on_link: Iterable[IpNetwork]) -> tuple[HostPrefix, ...]:
     """Return the prefixes that the host reaches without a gateway by the link that carries the tunnel."""
     return tuple(HostPrefix(prefix, f"the prefix of {link}") for prefix in on_link)
 
 
-def conflicts(
-    destinations: Iterable[IPv4Network], prefixes: Iterable[HostPrefix]
-) -> tuple[RouteConflict, ...]:
+def conflicts(destinations: Iterable[IpNetwork], prefixes: Iterable[HostPrefix]) -> tuple[RouteConflict, ...]:
     """Return all conflicts of routes to `destinations` with the host's prefixes, in this order."""
     of_host = tuple(prefixes)
     return tuple(
@@ -82,14 +83,14 @@ def conflicts(
     )
 
 
-def _effect(destination: IPv4Network, prefix: IPv4Network) -> Effect:
+def _effect(destination: IpNetwork, prefix: IpNetwork) -> Effect:
     if destination == prefix:
         return "replaces"
     return "captures" if destination.prefixlen > prefix.prefixlen else "contains"
 
 
 def foreign(
-    found: Surroundings, network: IPv4Network, links: Collection[str], planned: Container[Key]
+    found: Surroundings, network: IpNetwork, links: Collection[str], planned: Container[Key]
 ) -> Surroundings:
     """Return the surroundings that can conflict with a plan for this network.
 
@@ -111,7 +112,6 @@ def foreign(
             if route.link not in links
             and not is_on_originals_device(route)
             and route.key not in planned
-            and isinstance(route.destination, IPv4Network)
             and route.destination.overlaps(network)
         ),
         gateways=_within(found.gateways, network),
@@ -120,26 +120,33 @@ def foreign(
     )
 
 
-def outside(found: Surroundings, subnet: IPv4Network) -> Surroundings:
+def outside(found: Surroundings, subnet: IpNetwork) -> Surroundings:
     """Return the surroundings without the routes to containers of this host."""
     return replace(
         found,
-        routes=tuple(
-            route
-            for route in found.routes
-            if not (isinstance(route.destination, IPv4Network) and route.destination.subnet_of(subnet))
-        ),
+        routes=tuple(route for route in found.routes if not is_part(route.destination, subnet)),
     )
 
 
-def _within(addresses: Iterable[IPv4Address], network: IPv4Network) -> tuple[IPv4Address, ...]:
+def is_part(one: IpNetwork, other: IpNetwork) -> bool:
+    """Return whether a network is a part of another one, or equal to it."""
+    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
+        return one.subnet_of(other)
+    return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.subnet_of(other)
+
+
+def _within(addresses: Iterable[IpAddress], network: IpNetwork) -> tuple[IpAddress, ...]:
     return tuple(address for address in addresses if address in network)
 
 
 def route_objection(
-    destination: IPv4Network, underlay: Underlay, surroundings: Surroundings, *, adopted: Lease | None = None
+    destination: IpNetwork,
+    underlay: Underlay,
+    surroundings: Surroundings,
+    *,
+    adopted: LeasePart | None = None,
 ) -> str | None:
-    """Return why no route with metric 0 to `destination` may be planned, in one sentence; None if it may.
+    """Return why no route with the usual metric to `destination` may be planned; None if it may.
 
     A blackhole has the greatest metric and may be planned.
 
@@ -153,20 +160,24 @@ def route_objection(
     if (loss := _loss(destination, underlay, surroundings)) is not None:
         return loss
     for route in surroundings.routes:
-        if route.destination == destination and not route.metric and not _leads_to(route, adopted, underlay):
+        if (
+            route.destination == destination
+            and route.metric == usual_metric(destination)
+            and not _leads_to(route, adopted, underlay)
+        ):
             return f"{destination} has a route of another program ({shown(route)}), which is not replaced"
     return None
 
 
-def peer_objection(peer: Lease, host: Host) -> str | None:
+def peer_objection(peer: LeasePart, host: Host) -> str | None:
     """Return why no route to a peer's subnet is planned: its address, or the route itself; None if it is."""
-    return address_objection(peer, host) or route_objection(
+    return address_objection(peer.address, host) or route_objection(
         peer.subnet, host.underlay, host.surroundings, adopted=peer
     )
 
 
 def network_objection(
-    network: IPv4Network | None, routed: Routed, underlay: Underlay, surroundings: Surroundings
+    network: IpNetwork | None, routed: Routed, underlay: Underlay, surroundings: Surroundings
 ) -> str | None:
     """Return why this host cannot use a config with this network, in one sentence; None if it can."""
     if network is None or routed == "nothing":
@@ -176,7 +187,7 @@ def network_objection(
     return _loss_of_underlay(network, underlay)  # the route to each part of it would have the same effect
 
 
-def subnet_objection(subnet: IPv4Network, underlay: Underlay, surroundings: Surroundings) -> str | None:
+def subnet_objection(subnet: IpNetwork, underlay: Underlay, surroundings: Surroundings) -> str | None:
     """Return why containers of this host cannot have this subnet, in one sentence; None if they can.
 
     Their bridge has a route to it. If this route exists already, it redirects nothing more. The first address
@@ -191,21 +202,26 @@ def subnet_objection(subnet: IPv4Network, underlay: Underlay, surroundings: Surr
     return None
 
 
-def avoided(network: IPv4Network, underlay: Underlay, surroundings: Surroundings) -> tuple[IPv4Network, ...]:
+def avoided(network: IpNetwork, underlay: Underlay, surroundings: Surroundings) -> tuple[IpNetwork, ...]:
     """Return the prefixes in a network that no new subnet of this host should overlap, in their order."""
     addresses = (*surroundings.stores, *surroundings.gateways, *surroundings.resolvers)
-    found = {*underlay.on_link, *_destinations(surroundings.routes), *map(IPv4Network, addresses)}
-    return tuple(sorted(one for one in found if one != network and one.subnet_of(network)))
+    found = {*underlay.on_link, *_destinations(surroundings.routes), *map(_alone, addresses)}
+    inside = (one for one in found if one != network and is_part(one, network))
+    return tuple(sorted(inside, key=lambda one: (int(one.network_address), one.prefixlen)))
 
 
-def has_precedence(destination: IPv4Network, address: IPv4Address, others: Iterable[IPv4Network]) -> bool:
+def _alone(address: IpAddress) -> IpNetwork:
+    return ip_network((address, address.max_prefixlen))
+
+
+def has_precedence(destination: IpNetwork, address: IpAddress, others: Iterable[IpNetwork]) -> bool:
     """Return whether a route to `destination` has precedence over these routes for an address."""
     return address in destination and not any(
         other.prefixlen > destination.prefixlen and address in other for other in others
     )
 
 
-def _loss(destination: IPv4Network, underlay: Underlay, surroundings: Surroundings) -> str | None:
+def _loss(destination: IpNetwork, underlay: Underlay, surroundings: Surroundings) -> str | None:
     loss = _loss_of_underlay(destination, underlay)
     if loss is not None or not (surroundings.stores or surroundings.gateways):
         return loss
@@ -220,24 +236,28 @@ def _loss(destination: IPv4Network, underlay: Underlay, surroundings: Surroundin
     return None
 
 
-def _loss_of_underlay(destination: IPv4Network, underlay: Underlay) -> str | None:
-    base, length = int(destination.network_address), destination.prefixlen
+def _loss_of_underlay(destination: IpNetwork, underlay: Underlay) -> str | None:
+    base, length, width = int(destination.network_address), destination.prefixlen, destination.max_prefixlen
     for prefix in underlay.on_link:  # for thousands of peers; the methods of ipaddress take ten times as long
-        if length >= prefix.prefixlen and not (base ^ int(prefix.network_address)) >> (32 - prefix.prefixlen):
+        if (
+            length >= prefix.prefixlen
+            and not (base ^ int(prefix.network_address)) >> (width - prefix.prefixlen)
+            and prefix.max_prefixlen == width
+        ):
             return conflicts([destination], on_link_prefixes(underlay.link, [prefix]))[0].text
     return None
 
 
-def _leads_to(route: Route, peer: Lease | None, underlay: Underlay) -> bool:
+def _leads_to(route: Route, peer: LeasePart | None, underlay: Underlay) -> bool:
     return (
         peer is not None
         and route.kind == "unicast"
-        and (route.link, route.gateway) == (underlay.link, peer.attributes.public_ip)
+        and (route.link, route.gateway) == (underlay.link, peer.address)
     )
 
 
-def _destinations(routes: Iterable[Route]) -> list[IPv4Network]:
-    return [route.destination for route in routes if isinstance(route.destination, IPv4Network)]
+def _destinations(routes: Iterable[Route]) -> list[IpNetwork]:
+    return [route.destination for route in routes]
 
 
 def shown(route: Route) -> str:
@@ -256,7 +276,7 @@ _NAMED = 8
 
 
 def network_notes(
-    network: IPv4Network | None, underlay: Underlay, surroundings: Surroundings
+    network: IpNetwork | None, underlay: Underlay, surroundings: Surroundings
 ) -> tuple[str, ...]:
     """Return the overlaps of a network with the host that cause no refusal, one line each."""
     if network is None:
@@ -279,10 +299,10 @@ def network_notes(
     return (*(f"Network {one.text}" for one in found), *notes, *names)
 
 
-def overlap_note(network: IPv4Network, route: Route) -> str:
+def overlap_note(network: IpNetwork, route: Route) -> str:
     """Return the effect of the overlap of the network and a route of another program, in one line."""
     destination = route.destination
-    if not isinstance(destination, IPv4Network) or destination.prefixlen < network.prefixlen:
+    if destination.prefixlen < network.prefixlen:
         return f"Network {network} is a part of {destination} ({shown(route)}): its packets enter the overlay"
     if destination == network:
         return f"Network {network} has a route of another program too ({shown(route)})"
@@ -293,6 +313,9 @@ def overlap_note(network: IPv4Network, route: Route) -> str:
 
 
 # Addresses of peers.
+
+NO_IPV6 = "its lease has no IPv6 subnet or no PublicIPv6, so that only IPv4 reaches it"
+"""The objection to a peer that publishes no IPv6 part."""
 
 _EVERY_ADDRESS = 31
 """From this prefix length on, a prefix has no broadcast address (RFC 3021)."""
@@ -306,9 +329,11 @@ _BROADCAST = 0xFFFFFFFF
 """224.0.0.0/4 (RFC 5771), 169.254.0.0/16 (RFC 3927), 255.255.255.255."""
 
 
-def address_objection(peer: Lease, host: Host) -> str | None:
+def address_objection(address: IpAddress, host: Host) -> str | None:
     """Return why no backend can send to a peer's address; None if it can."""
-    address, underlay = peer.attributes.public_ip, host.underlay
+    underlay = host.underlay
+    if isinstance(address, IPv6Address):
+        return _ipv6_address_objection(address, host)
     value = int(address)
     if value >> 24 in _NO_HOST or value >> 28 == _MULTICAST or value == _BROADCAST:
         return f"{address} is not the address of a host"
@@ -323,7 +348,17 @@ def address_objection(peer: Lease, host: Host) -> str | None:
     return None
 
 
-def overlay_objection(address: IPv4Address, routed: Iterable[IPv4Network], host: Host) -> str | None:
+def _ipv6_address_objection(address: IPv6Address, host: Host) -> str | None:
+    if address.is_multicast or address.is_unspecified or address.is_loopback or address.ipv4_mapped:
+        return f"{address} is not the address of a host"
+    if address.is_link_local:
+        return f"{address} is a link-local address, which is ambiguous on a host with several interfaces"
+    if address == host.underlay.ipv6_address or address in host.surroundings.addresses:
+        return f"{address} is an address of this host"
+    return None
+
+
+def overlay_objection(address: IpAddress, routed: Iterable[IpNetwork], host: Host) -> str | None:
     """Return the conflict if a peer's address is routed into the overlay; None if it is not.
 
     Tunnel packets to it would enter the tunnel again, in a loop.
@@ -340,14 +375,20 @@ def overlay_objection(address: IPv4Address, routed: Iterable[IPv4Network], host:
     return None
 
 
-def direct_route(peer: Lease, host: Host) -> Route:
+def direct_route(peer: LeasePart, host: Host) -> Route:
     """Return the route to a peer's subnet with the peer as gateway, which must be on the underlay's link."""
     return Route(
         destination=peer.subnet,
-        gateway=peer.attributes.public_ip,
+        gateway=peer.address,
         link=host.underlay.link,
+        metric=usual_metric(peer.subnet),
         protocol=host.protocol,
     )
+
+
+def usual_metric(destination: IpNetwork) -> int:
+    """Return the metric of a route for which none is requested."""
+    return 0 if destination.max_prefixlen == _IPV4_BITS else IPV6_METRIC
 
 
 # The blackhole for this host's subnet: it drops packets that no bridge of containers accepts.
@@ -359,7 +400,7 @@ METRIC = 2**32 - 1
 """The greatest metric: the route of a bridge to the same subnet has precedence."""
 
 
-def plan_fence(network: IPv4Network, protocol: int) -> Route:
+def plan_fence(network: IpNetwork, protocol: int) -> Route:
     """Return the route that drops packets to a network which no device takes: none leaves in clear."""
     return Route(destination=network, link="", kind="blackhole", metric=METRIC, protocol=protocol)
 
@@ -382,17 +423,12 @@ def fences_in_use(routes: Collection[Route], links: Container[str]) -> list[Rout
     ]
 
 
-def _is_part(destination: IPv4Network | IPv6Network, fence: Route) -> bool:
-    network = fence.destination
-    if isinstance(destination, IPv4Network) and isinstance(network, IPv4Network):
-        return destination != network and destination.subnet_of(network)
-    if isinstance(destination, IPv6Network) and isinstance(network, IPv6Network):
-        return destination != network and destination.subnet_of(network)
-    return False
+def _is_part(destination: IpNetwork, fence: Route) -> bool:
+    return destination != fence.destination and is_part(destination, fence.destination)
 
 
 def plan_blackhole(host: Host) -> State:
     """Return the route that drops packets to this host's subnet that no bridge accepts."""
     return State.of(
-        Route(destination=host.lease.subnet, link="", kind="blackhole", metric=METRIC, protocol=host.protocol)
+        Route(destination=host.subnet, link="", kind="blackhole", metric=METRIC, protocol=host.protocol)
     )

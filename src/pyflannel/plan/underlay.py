@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_address
 
 from pyflannel.errors import NoUnderlayError
 from pyflannel.model.host import (
@@ -33,12 +33,14 @@ class UnderlayOptions:
         iface_regexes: patterns, tried next, anywhere in an interface's addresses, then in its name.
         can_reach: tried last: the interface by which the kernel reaches this address.
         public_ip: address by which other hosts reach this one; None for the interface's address.
+        public_ipv6: the same for IPv6.
     """
 
     ifaces: tuple[str, ...] = ()
     iface_regexes: tuple[re.Pattern[str], ...] = ()
     can_reach: IPv4Address | None = None
     public_ip: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
 
     @property
     def asks_for_default(self) -> bool:
@@ -61,10 +63,19 @@ class _Missed:
 _Outcome = _Found | _Missed
 
 
-def choose(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None) -> Underlay:
+def choose(
+    wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None, *, uses_ipv6: bool = False
+) -> Underlay:
     """Return the underlay: the first existing interface in the order of the options.
 
-    `reached` is the result for `wanted.can_reach`.
+    Both families use one interface. It is chosen by IPv4; then its IPv6 address is chosen. A missing IPv6
+    address is not an error here, so that IPv4 continues without it.
+
+    Args:
+        wanted: the options of the operator.
+        interfaces: the interfaces of the host.
+        reached: the result for `wanted.can_reach`.
+        uses_ipv6: the network has IPv6.
 
     Raises:
         NoUnderlayError: there is none yet; the message gives the reasons in one line.
@@ -72,14 +83,15 @@ def choose(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = N
     outcomes = list(_until_found(wanted, interfaces, reached))
     match outcomes[-1]:
         case _Found(interface, address):
-            return Underlay(
+            underlay = Underlay(
                 link=interface.name,
                 address=address,
                 mtu=interface.mtu,
                 public_ip=wanted.public_ip or address,
-                on_link=interface.on_link,
+                on_link=tuple(one for one in interface.on_link if uses_ipv6 or one.version == 4),
                 driver=interface.driver,
             )
+            return _with_ipv6(underlay, wanted, interface, interfaces) if uses_ipv6 else underlay
         case _Missed():
             reasons = "; ".join(outcome.reason for outcome in outcomes if isinstance(outcome, _Missed))
             raise NoUnderlayError(
@@ -94,24 +106,27 @@ def choose(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = N
 def surroundings_of(interfaces: Interfaces, scope: RouteScope) -> Surroundings:
     """Return the addresses and routes of the host outside the overlay, as observed in this scope."""
     held = (one.address.ip for interface in interfaces.interfaces for one in interface.addresses)
-    gateways = (route.gateway for route in interfaces.default_routes)
+    gateways = (*(route.gateway for route in interfaces.default_routes), *interfaces.ipv6_gateways)
+    uses_ipv6 = any(network.version == 6 for network in scope.networks)
     return Surroundings(
         networks=scope.networks,
         routes=interfaces.routes,
-        addresses=frozenset(address for address in held if isinstance(address, IPv4Address)),
+        addresses=frozenset(address for address in held if uses_ipv6 or address.version == 4),
         gateways=tuple(gateway for gateway in gateways if gateway is not None),
-        resolvers=interfaces.resolvers,
+        resolvers=tuple(one for one in interfaces.resolvers if uses_ipv6 or one.version == 4),
         policies=interfaces.policies,
     )
 
 
-def narrate(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None) -> tuple[str, ...]:
+def narrate(
+    wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None, *, uses_ipv6: bool = False
+) -> tuple[str, ...]:
     """Return the log lines of a choice, in order, as flannel 0.6.2 and 0.28.9 write them.
 
     Raises:
         NoUnderlayError: as `choose`.
     """
-    underlay = choose(wanted, interfaces, reached)
+    underlay = choose(wanted, interfaces, reached, uses_ipv6=uses_ipv6)
     lines = ["Determining IP address of default interface"] if wanted.asks_for_default else []
     lines += [
         f"Could not find valid interface matching {outcome.sought}: {outcome.reason}"
@@ -120,6 +135,9 @@ def narrate(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = 
     ]
     lines.append(f"Using {underlay.address} as external interface")
     lines.append(f"Using {underlay.public_ip} as external endpoint")
+    if underlay.ipv6_address is not None:
+        lines.append(f"Using {underlay.ipv6_address} as external interface")
+        lines.append(f"Using {underlay.public_ipv6} as external endpoint")
     return tuple(lines)
 
 
@@ -151,6 +169,10 @@ def _by_name_or_address(sought: str, interfaces: Interfaces) -> _Outcome:
         if interface is None:
             return _Missed(sought, f"no interface is named {sought}")
         return _with_best_address(sought, interface)
+    holders = [one for one in interfaces.interfaces if one.holds(address) and not one.is_loopback]
+    if len(holders) > 1:
+        names = " and ".join(one.name for one in holders)
+        return _Missed(sought, f"{address} is an address of {names}: select one of them by its name")
     interface = interfaces.holder(address)
     if interface is None:
         return _Missed(sought, f"no interface has the address {address}")
@@ -165,6 +187,9 @@ def _by_pattern(pattern: re.Pattern[str], interfaces: Interfaces) -> _Outcome:
         for held in _usable(interface):
             if pattern.search(str(held)):
                 return _Found(interface, held)
+    for interface in candidates:
+        if any(pattern.search(str(held)) for held in _usable_ipv6(interface)):
+            return _with_best_address(pattern.pattern, interface)
     outcomes = [
         _with_best_address(pattern.pattern, interface)
         for interface in candidates
@@ -230,6 +255,71 @@ def _usable(interface: Interface) -> list[IPv4Address]:
         key=lambda held: (not held.is_global, not held.is_permanent, held.is_secondary),
     )
     return [address for held in ranked if (address := _unicast(held)) is not None]
+
+
+def _with_ipv6(
+    underlay: Underlay, wanted: UnderlayOptions, interface: Interface, interfaces: Interfaces
+) -> Underlay:
+    """Return the underlay with its IPv6 address, or with the reason why there is none."""
+    usable, public = _usable_ipv6(interface), wanted.public_ipv6
+    if public is not None and not interface.holds(public):
+        other = interfaces.holder(public)
+        if other is not None:
+            return replace(
+                underlay,
+                ipv6_trouble=f"one interface for both families: IPv4 uses {interface.name}, and {public}"
+                f" (--public-ipv6) is an address of {other.name}",
+            )
+    if not usable:
+        return replace(underlay, ipv6_trouble=f"an IPv6 address of {interface.name}: {_lack(interface)}")
+    preferred = [address for address in usable if address == public or _is_selected(address, wanted)]
+    address = (preferred or usable)[0]
+    return replace(underlay, ipv6_address=address, public_ipv6=public or address)
+
+
+def _is_selected(address: IPv6Address, wanted: UnderlayOptions) -> bool:
+    """Return whether --iface names this address, or a pattern of --iface-regex matches it."""
+    if any(_parse(name) == address for name in wanted.ifaces):
+        return True
+    return any(pattern.search(str(address)) for pattern in wanted.iface_regexes)
+
+
+def _lack(interface: Interface) -> str:
+    if not interface.has_ipv6:
+        return f"IPv6 is disabled on it (sysctl net.ipv6.conf.{interface.name}.disable_ipv6)"
+    held = [one for one in interface.addresses if isinstance(one.address, IPv6Interface)]
+    if not held:
+        return "it has none"
+    texts = ", ".join(f"{one.address.ip} is {_fault(one)}" for one in held[:_NAMED_AT_MOST])
+    return f"other hosts cannot use those that it has ({texts})"
+
+
+def _fault(held: InterfaceAddress) -> str:
+    for is_it, word in (
+        (not held.is_global, "link-local"),
+        (held.is_tentative, "not yet verified, or a duplicate"),
+        (held.is_deprecated, "deprecated"),
+        (held.is_secondary, "temporary"),
+    ):
+        if is_it:
+            return word
+    return "not the address of one host"
+
+
+def _usable_ipv6(interface: Interface) -> list[IPv6Address]:
+    """Return the IPv6 addresses that other hosts can reach for a long time, the best first.
+
+    Temporary addresses (RFC 8981), deprecated ones and link-local ones are not among them.
+    """
+    ranked = sorted(interface.addresses, key=lambda held: not held.is_permanent)
+    return [
+        held.address.ip
+        for held in ranked
+        if isinstance(held.address, IPv6Interface)
+        and held.is_global
+        and not (held.is_tentative or held.is_deprecated or held.is_secondary)
+        and not (held.address.ip.is_loopback or held.address.ip.is_multicast)
+    ]
 
 
 def _unicast(held: InterfaceAddress) -> IPv4Address | None:

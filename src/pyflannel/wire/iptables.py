@@ -8,11 +8,11 @@ from ipaddress import IPv4Network, ip_network
 from itertools import pairwise
 
 from pyflannel.errors import WireError
+from pyflannel.model.network_config import Family
 from pyflannel.model.packet_filter import (
     HOOKS,
     STEMS,
     Accept,
-    Family,
     FilterRule,
     ForeignRule,
     ForwardChain,

@@ -142,6 +142,7 @@ class _Part(Struct, omit_defaults=True, rename="pascal"):
 
     backend_type: Annotated[str, Meta(max_length=_LONGEST_TYPE)] = ""
     backend_data: Raw | UnsetType = UNSET
+    backend_v6_data: Raw | UnsetType = UNSET
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
 
 
@@ -200,7 +201,8 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
     try:
         _check_length(value)
         lease = _decode(value)
-        data, vtep, wireguard = _backend_data(lease)
+        data, vtep, wireguard = _backend_data(lease.backend_data, lease.backend_type)
+        data_v6, vtep_v6, wireguard_v6 = _backend_data(lease.backend_v6_data, lease.backend_type)
         return LeaseAttributes(
             public_ip=parse_ipv4(lease.public_ip),
             public_ipv6=None if lease.public_ipv6 is None else parse_ipv6(lease.public_ipv6),
@@ -208,7 +210,9 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
             backend_data=data,
             vtep=vtep,
             wireguard=wireguard,
-            backend_v6_data=_compact(lease.backend_v6_data) if lease.backend_v6_data else None,
+            backend_v6_data=data_v6,
+            vtep_v6=vtep_v6,
+            wireguard_v6=wireguard_v6,
             owner=lease.ours.owner if lease.ours else None,
             host_name=_host_name(lease.ours.host) if lease.ours else None,
             port=lease.ours.port if lease.ours else None,
@@ -224,14 +228,16 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
 
 def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
     """Return the value of a lease: the original's keys and, if the lease has an owner, pyflannel's."""
-    owner, ipv6, data = attributes.owner, attributes.public_ipv6, _data_text(attributes)
+    owner, ipv6 = attributes.owner, attributes.public_ipv6
+    data = _data_text(attributes.backend_data, attributes.vtep)
+    data_v6 = _data_text(attributes.backend_v6_data, attributes.vtep_v6)
     lease = _LeaseValue(
         public_ip=str(attributes.public_ip),
         # The original writes and reads an IPv4-mapped address as IPv4.
         public_ipv6=None if ipv6 is None else str(ipv6.ipv4_mapped or ipv6),
         backend_type=attributes.backend_type or UNSET,
         backend_data=UNSET if data is None else Raw(data),
-        backend_v6_data=UNSET if attributes.backend_v6_data is None else Raw(attributes.backend_v6_data),
+        backend_v6_data=UNSET if data_v6 is None else Raw(data_v6),
     )
     if owner is not None:
         lease.ours = _Ours(
@@ -314,24 +320,24 @@ def _decode(value: bytes) -> _LeaseValue:
         return _LEASE.decode(msgspec.json.encode(_known_members(value)))
 
 
-def _backend_data(lease: _LeaseValue | _Part) -> tuple[str | None, Vtep | None, WireguardData | None]:
+def _backend_data(
+    data: Raw | UnsetType, backend_type: object
+) -> tuple[str | None, Vtep | None, WireguardData | None]:
     """Return the data of the backend: as VTEP if `format_backend_data` wrote it, else as text."""
-    if not lease.backend_data:
+    if not data:
         return None, None, None
-    if lease.backend_type != "vxlan":
-        text = _compact(lease.backend_data)
-        return text, None, parse_wireguard(text) if lease.backend_type == "wireguard" else None
-    usual = _usual_vtep(bytes(lease.backend_data).decode(errors="replace"))
+    if backend_type != "vxlan":
+        text = _compact(data)
+        return text, None, parse_wireguard(text) if backend_type == "wireguard" else None
+    usual = _usual_vtep(bytes(data).decode(errors="replace"))
     if usual is not None:
         return None, usual, None
-    text = _compact(lease.backend_data)
+    text = _compact(data)
     return text, parse_vtep(text), None
 
 
-def _data_text(one: LeaseAttributes | BackendPart) -> str | None:
-    if one.backend_data is None and one.vtep is not None:
-        return format_backend_data(one.vtep)
-    return one.backend_data
+def _data_text(data: str | None, vtep: Vtep | None) -> str | None:
+    return format_backend_data(vtep) if data is None and vtep is not None else data
 
 
 def _parts(octets: Raw) -> tuple[BackendPart, ...]:
@@ -343,22 +349,35 @@ def _parts(octets: Raw) -> tuple[BackendPart, ...]:
 
 
 def _part(one: _Part) -> BackendPart:
-    data, vtep, wireguard = _backend_data(one)
+    data, vtep, wireguard = _backend_data(one.backend_data, one.backend_type)
+    data_v6, vtep_v6, wireguard_v6 = _backend_data(one.backend_v6_data, one.backend_type)
     return BackendPart(
         backend_type=intern(one.backend_type),
         backend_data=data,
+        backend_v6_data=data_v6,
         port=one.port,
         vtep=vtep,
+        vtep_v6=vtep_v6,
         wireguard=wireguard,
+        wireguard_v6=wireguard_v6,
     )
 
 
 def _format_parts(parts: tuple[BackendPart, ...]) -> Raw:
     values = []
     for part in parts:
-        text = _data_text(part)
-        data = UNSET if text is None else Raw(text)
-        values.append(_Part(backend_type=part.backend_type, backend_data=data, port=part.port))
+        text, text_v6 = (
+            _data_text(part.backend_data, part.vtep),
+            _data_text(part.backend_v6_data, part.vtep_v6),
+        )
+        values.append(
+            _Part(
+                backend_type=part.backend_type,
+                backend_data=UNSET if text is None else Raw(text),
+                backend_v6_data=UNSET if text_v6 is None else Raw(text_v6),
+                port=part.port,
+            )
+        )
     return Raw(msgspec.json.encode(values))
 
 

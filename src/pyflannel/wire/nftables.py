@@ -8,11 +8,11 @@ from typing import Any
 
 from pyflannel.errors import WireError
 from pyflannel.model.docker import PublishedPort
+from pyflannel.model.network_config import Family
 from pyflannel.model.packet_filter import (
     NFT_STEMS,
     POSTROUTING,
     Accept,
-    Family,
     FilterRule,
     ForeignRule,
     ForwardChain,

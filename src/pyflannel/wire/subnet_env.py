@@ -231,6 +231,24 @@ def previous_subnet(text: str) -> IPv4Network | None:
         ) from error
 
 
+def previous_ipv6_subnet(text: str) -> IPv6Network | None:
+    """Return the IPv6 subnet that an earlier run wrote, or None if the file names not exactly one.
+
+    Raises:
+        WireError: a line, or the value of FLANNEL_IPV6_SUBNET, is malformed.
+    """
+    value = parse_subnet_env(text).get("FLANNEL_IPV6_SUBNET")
+    if value is None or "," in value:
+        return None
+    try:
+        return IPv6Network(value, strict=False)
+    except ValueError as error:
+        raise WireError(
+            f"FLANNEL_IPV6_SUBNET={value} is not an IPv6 address with a prefix length: {error}",
+            hint="Correct or delete the file.",
+        ) from error
+
+
 def _bridge_address(subnet: IPv4Network | IPv6Network) -> str:
     return f"{subnet.network_address + 1}/{subnet.prefixlen}"
 

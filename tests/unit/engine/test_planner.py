@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
@@ -13,10 +13,11 @@ from pyflannel.engine.plan_log import NAMED_IN_LOG
 from pyflannel.engine.planner import Blocked, Changed, Inputs, Objection, PlanOptions, Replaced, Unchanged
 from pyflannel.model.docker import NO_DOCKER, DockerNetwork, DockerParts, PublishedPort
 from pyflannel.model.fast_path import BpfContainer
-from pyflannel.model.host import Bridge, BridgedContainer, Host, Surroundings, Underlay
+from pyflannel.model.host import Bridge, BridgedContainer, Host, HostFile, Surroundings, Underlay
+from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.link import Link
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IPV4_ONLY, Family, NetworkConfig
 from pyflannel.model.packet_filter import NftTable
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import State
@@ -44,13 +45,14 @@ class Backend:
 
     lease_type: str = ""
     routed: Routed = "peers"
+    families: tuple[Family, ...] = IPV4_ONLY
     port: int | None = None
     config_line: str | None = None
     config_warnings: tuple[str, ...] = ()
     is_encrypted: bool = False
     smallest_mtu: int = 0
 
-    def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
+    def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> None:
         return None
 
     def mtu(self, host: Host) -> int:
@@ -120,6 +122,100 @@ def lease(number: int, host: int, backend_type: str = "") -> Lease:
         subnet=IPv4Network(f"10.100.{number}.0/24"),
         attributes=LeaseAttributes(public_ip=IPv4Address(f"172.16.0.{host}"), backend_type=backend_type),
     )
+
+
+DUAL = replace(
+    CONFIG,
+    enable_ipv6=True,
+    ipv6_network=IPv6Network("fd00:5::/48"),
+    ipv6_subnet_length=64,
+    ipv6_subnet_min=IPv6Address("fd00:5:0:1::"),
+    ipv6_subnet_max=IPv6Address("fd00:5:0:ff::"),
+)
+
+
+def dual_planner() -> Planning:
+    """Return a planner of a vxlan network with both families."""
+    attributes = replace(OWN.attributes, public_ipv6=IPv6Address("fd07::99"))
+    own = replace(OWN, ipv6_subnet=IPv6Network("fd00:5:0:f::/64"), attributes=attributes)
+    underlay = Underlay(
+        link="eth0",
+        address=IPv4Address("172.16.0.99"),
+        mtu=1500,
+        public_ip=IPv4Address("172.16.0.99"),
+        ipv6_address=IPv6Address("fd07::99"),
+        public_ipv6=IPv6Address("fd07::99"),
+    )
+    inputs = Inputs(config=DUAL, backend=VxlanBackend(), lease=own, underlay=underlay, owner="me")
+    return Planning(inputs)
+
+
+def vtep(number: int) -> Vtep:
+    return Vtep(mac=f"0e:00:00:00:00:{number:02x}", vni=1)
+
+
+@st.composite
+def dual_leases(draw: st.DrawFn) -> Lease:
+    """Leases of a network with both families, some of them without a usable IPv6 part."""
+    number, mac = draw(st.integers(10, 30)), draw(st.integers(1, 4))
+    address = draw(st.none() | st.integers(1, 12).map(lambda host: IPv6Address(f"fd07::{host}")))
+    inside = st.integers(10, 14).map(lambda other: IPv6Address(f"fd00:5:0:{other:x}::7"))
+    attributes = LeaseAttributes(
+        public_ip=IPv4Address(f"172.16.0.{draw(st.integers(1, 12))}"),
+        public_ipv6=draw(st.sampled_from([address, address, draw(inside)])),
+        backend_type=draw(st.sampled_from(["vxlan", "vxlan", ""])),
+        vtep=vtep(mac),
+        vtep_v6=draw(st.none() | st.just(vtep(mac + 16))),
+    )
+    ipv6 = draw(st.none() | st.integers(10, 14).map(lambda other: IPv6Network(f"fd00:5:0:{other:x}::/64")))
+    return Lease(subnet=IPv4Network(f"10.100.{number}.0/24"), ipv6_subnet=ipv6, attributes=attributes)
+
+
+@given(
+    st.lists(st.lists(dual_leases(), max_size=6, unique_by=lambda one: one.subnet), min_size=1, max_size=5)
+)
+def test_an_incremental_plan_of_both_families_equals_the_full_plan(story: list[list[Lease]]) -> None:
+    """IPv6 does not affect the objects of IPv4, except the MTU of containers."""
+    followed, ipv4 = dual_planner(), dual_planner()
+    ipv4.take(config=CONFIG)
+    for known in story:
+        followed.take(leases=by_subnet(known))
+        ipv4.take(leases=by_subnet(known))
+
+        fresh = dual_planner()
+        fresh.take(leases=by_subnet(known))
+        assert followed.plan == fresh.plan
+        assert followed.objections == fresh.objections
+        assert followed.refused == fresh.refused
+        assert followed.conflicts == fresh.conflicts
+        shared = [item for item in fresh.plan if not (is_ipv6(item) or isinstance(item, HostFile))]
+        alone = [item for item in ipv4.plan if not isinstance(item, HostFile)]
+        assert State.collect(shared) == State.collect(alone)
+
+
+def is_ipv6(item: Item) -> bool:
+    """Return whether an object belongs to IPv6."""
+    return getattr(item, "link", getattr(item, "name", "")) == "flannel-v6.1"
+
+
+def test_a_host_without_an_ipv6_address_waits_for_one() -> None:
+    """A lease without PublicIPv6 would crash some releases of the original."""
+    planning = dual_planner()
+    trouble = "an IPv6 address of eth0: IPv6 is disabled on it (sysctl net.ipv6.conf.eth0.disable_ipv6)"
+    underlay = replace(planning.inputs.underlay, ipv6_address=None, public_ipv6=None, ipv6_trouble=trouble)
+
+    assert planning.take(underlay=underlay) == Blocked(trouble)
+
+
+def test_ipv4_continues_if_a_running_host_has_no_ipv6_address() -> None:
+    planning = dual_planner()
+    planning.take()
+    underlay = replace(planning.inputs.underlay, link="eth1", ipv6_address=None, public_ipv6=None)
+
+    result = planning.take(underlay=underlay)
+
+    assert isinstance(result, Replaced)
+    assert {link.name for link in result.plan.of_type(Link)} == {"flannel.1"}
 
 
 def before_change(plan: State, changed: Changed) -> State:

@@ -139,7 +139,7 @@ class TestRoutesOfOtherPrograms:
     def test_a_route_to_the_same_destination_is_not_replaced(self, other: Route) -> None:
         surroundings = Surroundings(routes=(other,))
 
-        found = route_objection(self.DESTINATION, UNDERLAY, surroundings, adopted=self.PEER)
+        found = route_objection(self.DESTINATION, UNDERLAY, surroundings, adopted=self.PEER.part(4))
 
         assert found is not None
         assert "which is not replaced" in found
@@ -157,7 +157,7 @@ class TestRoutesOfOtherPrograms:
         """An original leaves the last of these routes with host-gw."""
         surroundings = Surroundings(routes=(other,))
 
-        assert route_objection(self.DESTINATION, UNDERLAY, surroundings, adopted=self.PEER) is None
+        assert route_objection(self.DESTINATION, UNDERLAY, surroundings, adopted=self.PEER.part(4)) is None
 
 
 @pytest.mark.parametrize(
@@ -292,8 +292,7 @@ class TestAddresses:
     )
 
     def objection(self, address: str, host: Host = HOST) -> str | None:
-        attributes = LeaseAttributes(public_ip=IPv4Address(address))
-        return address_objection(Lease(subnet=IPv4Network("10.100.3.0/24"), attributes=attributes), host)
+        return address_objection(IPv4Address(address), host)
 
     @pytest.mark.parametrize(
         ("address", "word"),

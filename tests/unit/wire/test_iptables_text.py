@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import WireError
+from pyflannel.model.network_config import Family
 from pyflannel.model.packet_filter import (
-    Family,
     FilterRule,
     ForeignRule,
     IptablesChain,

@@ -12,9 +12,9 @@ from typing import Self
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.programs import MissingProgramError, Ran, RuleDump, run_program
+from pyflannel.model.network_config import Family
 from pyflannel.model.packet_filter import (
     HOOKS,
-    Family,
     FilterRule,
     IptablesChain,
     LeftRules,

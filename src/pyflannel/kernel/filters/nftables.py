@@ -8,7 +8,8 @@ from typing import Self
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.iptables import RESYNC_S
 from pyflannel.kernel.filters.programs import MissingProgramError, RuleDump, run_program
-from pyflannel.model.packet_filter import Family, FilterRule, Masquerade, NftTable, Rules
+from pyflannel.model.network_config import Family
+from pyflannel.model.packet_filter import FilterRule, Masquerade, NftTable, Rules
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.ports import ChangeChannel, performed, refused_by
 from pyflannel.wire.nftables import (

@@ -128,6 +128,16 @@ def set_ipv6(link: str, is_on: bool) -> None:
         setting.write("0" if is_on else "1")
 
 
+def set_accept_ra(link: str, is_on: bool) -> None:
+    """Set whether router advertisements on a link change the host's routes.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with open(f"/proc/sys/net/ipv6/conf/{link}/accept_ra", "w", encoding="ascii") as setting:
+        setting.write("1" if is_on else "0")
+
+
 def may_set_ipv6() -> bool:
     """Return whether `set_ipv6` can work: in a container, /proc/sys is often read-only."""
     return os.access(_DISABLE_IPV6.format(link="all"), os.W_OK)

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Self
 
@@ -25,17 +25,20 @@ from pyflannel.model.host import (
     RouteScope,
 )
 from pyflannel.model.link import split_alias
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.route import PROTOCOLS
 from pyflannel.ports import Announce, ChangeChannel
 from pyflannel.wire.netlink import addresses, bridges, links, neighbours, nftables, routes, xfrm
 from pyflannel.wire.netlink.addresses import AddressRecord
 from pyflannel.wire.netlink.bridges import BridgeLink
 from pyflannel.wire.netlink.links import LinkRecord
-from pyflannel.wire.netlink.message import INET, Message
+from pyflannel.wire.netlink.message import INET, INET6, Message
 from pyflannel.wire.netlink.routes import RouteGlance, RouteRecord
 
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100
-"""RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR (linux/rtnetlink.h)."""
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+"""RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
+(linux/rtnetlink.h).
+"""
 
 _COALESCE_S = 0.01
 
@@ -85,20 +88,30 @@ class KernelInterfaces:
         self._sockets.close()
 
     async def observe(self, scope: RouteScope = _NO_ROUTES) -> Interfaces:
-        """Return the current interfaces, their addresses and the relevant IPv4 routes."""
+        """Return the current interfaces, their addresses and the relevant routes."""
         if scope.protocol != self._scope.protocol:
             self._notifications.ignore(routes.fields_of(scope.protocol))
         self._scope = scope
         found = await self._requests.dump(links.dump_links(), links.parse_link)
         held = await self._requests.dump(addresses.dump_addresses(), addresses.parse_address_message)
         dumped = await self._requests.dump(routes.dump_routes(INET), partial(_route_that_matters, scope))
+        if _uses_ipv6(scope):
+            dumped += await self._requests.dump(
+                routes.dump_routes(INET6), partial(_route_that_matters, scope)
+            )
         by_routes = [route for route in dumped if _is_default_or_on_link(route)]
         links_by_index = sorted(found, key=lambda link: link.index)
         names = {link.index: link.name for link in found}
         return Interfaces(
             interfaces=tuple(self._interface(link, held, by_routes) for link in links_by_index),
             default_routes=await self._default_routes(
-                names, [route for route in by_routes if not route.destination.prefixlen]
+                names, [route for route in by_routes if route.destination == _EVERYBODY]
+            ),
+            ipv6_gateways=tuple(
+                route.gateway
+                for route in by_routes
+                if not route.destination.prefixlen and isinstance(route.gateway, IPv6Address)
+                if isinstance(route.destination, IPv6Network)
             ),
             routes=tuple(route_of(route, names) for route in dumped if _is_in(scope, route)),
             resolvers=_resolvers(),
@@ -162,10 +175,14 @@ class KernelInterfaces:
         glance = routes.glance_at_route(message.body)
         if glance is not None and _overlaps(self._scope, glance):
             return True
+        if glance is not None and glance.version == 6 and not _uses_ipv6(self._scope):
+            return False
         if routes.protocol_of(message.body) in PROTOCOLS:
             return False
         if routes.is_on_link(message.body):
             return True
+        if glance is not None and glance.version == 6:
+            return not glance.length
         return any(routes.covers(message.body, address) for address in (*self._asked_for, _FAR_AWAY))
 
     def _interface(
@@ -185,6 +202,7 @@ class KernelInterfaces:
             addresses=tuple(_address(one) for one in own),
             on_link=_on_link(own, [route for route in by_routes if route.index == link.index]),
             driver=driver_of(self._devices, link.name) if _has_ipv4(own) else "",
+            has_ipv6=link.has_ipv6,
         )
 
     async def _default_routes(
@@ -229,25 +247,27 @@ def _route_that_matters(scope: RouteScope, body: bytes) -> RouteRecord | None:
 
 
 def _overlaps(scope: RouteScope, glance: RouteGlance) -> bool:
-    """Return whether an IPv4 route other than a default route overlaps a network of the scope."""
+    """Return whether a route other than a default route overlaps a network of the scope."""
     base = glance.key[1]
     return (
         bool(glance.length)
         and isinstance(base, int)
         and any(
-            not (int(network.network_address) ^ base) >> (32 - min(glance.length, network.prefixlen))
+            network.version == glance.version
+            and not (int(network.network_address) ^ base)
+            >> (network.max_prefixlen - min(glance.length, network.prefixlen))
             for network in scope.networks
         )
     )
 
 
+def _uses_ipv6(scope: RouteScope) -> bool:
+    return any(network.version == 6 for network in scope.networks)
+
+
 def _is_in(scope: RouteScope, route: RouteRecord) -> bool:
     destination = route.destination
-    return (
-        isinstance(destination, IPv4Network)
-        and destination.prefixlen > 0
-        and any(destination.overlaps(network) for network in scope.networks)
-    )
+    return destination.prefixlen > 0 and any(destination.overlaps(network) for network in scope.networks)
 
 
 def _is_default_or_on_link(route: RouteRecord) -> bool:
@@ -257,24 +277,26 @@ def _is_default_or_on_link(route: RouteRecord) -> bool:
     return not route.destination.prefixlen or (route.gateway is None and not route.is_multipath)
 
 
-def _resolvers() -> tuple[IPv4Address, ...]:
+def _resolvers() -> tuple[IpAddress, ...]:
     """Return the host's DNS servers; none if the file is unreadable."""
     with contextlib.suppress(OSError):
         return tuple(parse_resolvers(Path(_RESOLVERS).read_text(errors="replace")))
     return ()
 
 
-def parse_resolvers(text: str) -> Iterator[IPv4Address]:
-    """Yield the IPv4 addresses of the name servers in a resolv.conf (resolv.conf(5))."""
+def parse_resolvers(text: str) -> Iterator[IpAddress]:
+    """Yield the addresses of the name servers in a resolv.conf (resolv.conf(5))."""
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["nameserver"] and words[1:]:
             with contextlib.suppress(ValueError):
-                yield IPv4Address(words[1])
+                yield ip_address(words[1].partition("%")[0])
 
 
-def _on_link(held: list[AddressRecord], by_routes: list[RouteRecord]) -> tuple[IPv4Network, ...]:
+def _on_link(held: list[AddressRecord], by_routes: list[RouteRecord]) -> tuple[IpNetwork, ...]:
     """Return the networks that a link reaches without a gateway, from its addresses and its routes.
+
+    The link-local prefix of IPv6, which every link has, is left out.
 
     The kernel removes the routes of a link that is set down, but keeps the addresses.
     """
@@ -283,13 +305,13 @@ def _on_link(held: list[AddressRecord], by_routes: list[RouteRecord]) -> tuple[I
         one.address.network for one in held if one.peer is None and not one.flags & addresses.NO_PREFIX_ROUTE
     }
     own = {one.address.ip for one in held}
-    return tuple(
-        sorted(
-            prefix
-            for prefix in prefixes
-            if isinstance(prefix, IPv4Network) and not (prefix.prefixlen == 32 and prefix[0] in own)
-        )
+    found = (
+        prefix
+        for prefix in prefixes
+        if not (prefix.prefixlen == prefix.max_prefixlen and prefix[0] in own)
+        and not (prefix.version == 6 and prefix.is_link_local)
     )
+    return tuple(sorted(found, key=lambda one: (one.version, int(one.network_address), one.prefixlen)))
 
 
 def _has_ipv4(held: list[AddressRecord]) -> bool:
@@ -302,6 +324,7 @@ def _address(record: AddressRecord) -> InterfaceAddress:
         is_global=record.scope == 0 and not record.address.ip.is_link_local,
         is_permanent=bool(record.flags & addresses.PERMANENT),
         is_secondary=bool(record.flags & addresses.SECONDARY),
+        is_tentative=bool(record.flags & (addresses.TENTATIVE | addresses.DUPLICATE)),
         is_deprecated=bool(record.flags & addresses.DEPRECATED),
     )
 

@@ -61,6 +61,7 @@ def link_of(
         is_up=link.is_up,
         queue_length=link.queue_length,
         has_ipv6=link.has_ipv6 and (link.generates_ipv6 or may_set_ipv6),
+        accepts_routers=link.accepts_routers and (link.generates_ipv6 or may_set_ipv6),
         alias=mark,
         owner=owner,
         mac="" if is_veth else link.mac,

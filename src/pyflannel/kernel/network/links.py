@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.host.machine import set_ipv6
+from pyflannel.kernel.host.machine import set_accept_ra, set_ipv6
 from pyflannel.kernel.network.device_ioctls import create_tun, link_index, set_checksum_offload, set_gro
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.kernel.network.requests import GONE, refusal, refusal_of
@@ -115,7 +115,11 @@ class LinkWriter:
             refusals += self._settle(operation, set_gro, new.name, new.veth.has_gro)
             # This step must be between the MTU and "up": a link whose MTU grows to the minimum of IPv6 has
         # IPv6 again, and a link that is set up with IPv6 solicits routers.
-        if old is None or old.has_ipv6 != new.has_ipv6 or old.mtu != new.mtu:
+        has_other_ipv6 = old is None or (old.has_ipv6, old.accepts_routers) != (
+            new.has_ipv6,
+            new.accepts_routers,
+        )
+        if old is None or has_other_ipv6 or old.mtu != new.mtu:
             refusals += await self._settle_ipv6(operation, index, new)
         if old is None or old.is_up != new.is_up:
             refusals += await self._ask(operation, [links.change_link(index, is_up=new.is_up)])
@@ -129,6 +133,8 @@ class LinkWriter:
             is_silent = not await self._ask(operation, [links.stop_ipv6_addresses(index)])
         try:
             set_ipv6(link.name, link.has_ipv6)
+            if link.has_ipv6:
+                set_accept_ra(link.name, link.accepts_routers)
         except OSError as error:
             if error.errno == errno.EROFS and is_silent:
                 return []  # in a container: without addresses, IPv6 sends no packets on the link

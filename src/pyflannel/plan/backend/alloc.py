@@ -6,7 +6,7 @@ from ipaddress import IPv4Network
 
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import BOTH_FAMILIES, Family, NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import ineffective, ipv4_network
@@ -30,9 +30,10 @@ class AllocBackend:
     tunnel_port: None = None
     config_line: None = None
     routed: Routed = "nothing"
+    families: tuple[Family, ...] = BOTH_FAMILIES
     is_encrypted: bool = False
 
-    def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
+    def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> None:
         """Return nothing: subnet and address are sufficient."""
 
     def mtu(self, host: Host) -> int:
@@ -76,4 +77,4 @@ def parse(config: NetworkConfig) -> AllocBackend:
         ConfigError: IPv4 is disabled.
     """
     ipv4_network(config)
-    return AllocBackend(config_warnings=ineffective(config, ()))
+    return AllocBackend(config_warnings=ineffective(config, (), BOTH_FAMILIES))

@@ -9,12 +9,12 @@ from ipaddress import IPv4Network
 
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import BOTH_FAMILIES, Family, NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
 from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import ineffective, ipv4_network
-from pyflannel.plan.routes import Routed, direct_route, peer_objection
+from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection
 
 _NAMED = 4
 """Most prefixes of this host that a message names."""
@@ -36,9 +36,10 @@ class HostGwBackend:
     tunnel_port: None = None
     config_line: None = None
     routed: Routed = "peers"
+    families: tuple[Family, ...] = BOTH_FAMILIES
     is_encrypted: bool = False
 
-    def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
+    def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> None:
         """Return nothing: subnet and address are sufficient."""
 
     def mtu(self, host: Host) -> int:
@@ -51,13 +52,17 @@ class HostGwBackend:
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
         """Return why it cannot work: the published address is not that of the interface."""
-        if underlay.public_ip == underlay.address:
-            return None
-        return (
-            "another backend: your PublicIP differs from interface IP, meaning that probably you're on a NAT,"
-            f" which is not supported by host-gw backend ({underlay.public_ip} is not {underlay.address} of"
-            f" {underlay.link})"
-        )
+        for public, address in (
+            (underlay.public_ip, underlay.address),
+            (underlay.public_ipv6, underlay.ipv6_address),
+        ):
+            if public != address:
+                return (
+                    "another backend: your PublicIP differs from interface IP, meaning that probably you're"
+                    f" on a NAT, which is not supported by host-gw backend ({public} is not {address} of"
+                    f" {underlay.link})"
+                )
+        return None
 
     def plan_host(self, host: Host) -> State:
         """Return nothing: the underlay exists already."""
@@ -65,17 +70,19 @@ class HostGwBackend:
 
     def objection(self, peer: Lease, host: Host) -> str | None:
         """Return why a peer cannot be the gateway: another backend, or it is not on the link."""
-        attributes, underlay = peer.attributes, host.underlay
-        if attributes.backend_type != self.lease_type:
-            return f"Ignoring non-host-gw subnet: type={attributes.backend_type}"
-        if (why := peer_objection(peer, host)) is not None:
+        part, underlay = peer.part(host.family), host.underlay
+        if peer.attributes.backend_type != self.lease_type:
+            return f"Ignoring non-host-gw subnet: type={peer.attributes.backend_type}"
+        if part is None:
+            return NO_IPV6
+        if (why := peer_objection(part, host)) is not None:
             return why
-        if underlay.reaches(attributes.public_ip):
+        if underlay.reaches(part.address):
             return None
         prefixes = [str(prefix) for prefix in underlay.on_link[:_NAMED]]
         more = ["…"] if len(underlay.on_link) > _NAMED else []
         return (
-            f"{attributes.public_ip} is not on the link of this host, which host-gw needs: without a gateway"
+            f"{part.address} is not on the link of this host, which host-gw needs: without a gateway"
             f" {underlay.link} reaches {', '.join(prefixes + more) or 'no other host'}"
         )
 
@@ -93,9 +100,10 @@ class HostGwBackend:
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return the route with the peer as gateway."""
-        if self.objection(peer, host) is not None:
+        part = peer.part(host.family)
+        if part is None or self.objection(peer, host) is not None:
             return State.EMPTY
-        return State.of(direct_route(peer, host))
+        return State.of(direct_route(part, host))
 
 
 def parse(config: NetworkConfig) -> HostGwBackend:
@@ -105,4 +113,4 @@ def parse(config: NetworkConfig) -> HostGwBackend:
         ConfigError: IPv4 is disabled.
     """
     ipv4_network(config)
-    return HostGwBackend(config_warnings=ineffective(config, ()))
+    return HostGwBackend(config_warnings=ineffective(config, (), BOTH_FAMILIES))

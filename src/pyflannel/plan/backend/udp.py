@@ -14,7 +14,7 @@ from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.link import Address, Link
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IPV4_ONLY, Family, NetworkConfig
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_GLOBAL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
@@ -52,6 +52,7 @@ class UdpBackend:
     reads: tuple[str, ...] = ()
     config_line: None = None
     routed: Routed = "network"
+    families: tuple[Family, ...] = IPV4_ONLY
     is_encrypted: bool = False
 
     @property
@@ -59,7 +60,7 @@ class UdpBackend:
         """UDP port on which this host receives tunnel packets."""
         return self.port
 
-    def lease_data(self, owner: str, wireguard: WireguardFacts) -> None:
+    def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> None:
         """Return nothing: subnet and address are sufficient."""
 
     def mtu(self, host: Host) -> int:
@@ -131,7 +132,7 @@ class UdpBackend:
         """Return why the peer cannot be reached: another backend, or an unusable address."""
         if peer.attributes.backend_type not in ("", "udp"):
             return f"Ignoring non-udp subnet: type={peer.attributes.backend_type}"
-        return address_objection(peer, host)
+        return address_objection(peer.attributes.public_ip, host)
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return nothing: no two peers need the same object."""

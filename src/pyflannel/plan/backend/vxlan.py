@@ -1,8 +1,10 @@
 """The vxlan backend: packets use a vxlan device of the kernel, one frame per datagram.
 
-The device has the base address of this host's subnet as a /32. Each peer has three objects: a neighbour with
-the base address of its subnet and the MAC address of its VTEP, an FDB entry from this MAC address to the
-host, and a route to its subnet. Therefore, no host sends ARP requests or learns addresses.
+Each family has a device: `flannel.1` for IPv4, whose tunnel uses IPv4, and `flannel-v6.1` for IPv6, whose
+tunnel uses IPv6. A device has the base address of this host's subnet as a /32 or /128. Each peer has three
+objects: a neighbour with the base address of its subnet and the MAC address of its VTEP, an FDB entry from
+this MAC address to the host, and a route to its subnet. Therefore, no host sends ARP requests or learns
+addresses.
 
 Source: flannel 0.28.9 (per peer, /32); RFC 7348.
 """
@@ -12,20 +14,20 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Network, ip_interface
 from sys import intern
 from typing import TypeGuard
 
 from pyflannel.model.host import Bridge, Host, Underlay
-from pyflannel.model.lease import DIRECT, Lease, Vtep
+from pyflannel.model.lease import DIRECT, Lease, LeasePart, Vtep
 from pyflannel.model.link import Address, Link, Vxlan
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import BOTH_FAMILIES, Family, NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
-from pyflannel.plan.routes import Routed, direct_route, peer_objection
+from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection, usual_metric
 
 # The MAC address of a host's VTEP: the address in its existing lease, or else one derived from its identity.
 #
@@ -37,21 +39,23 @@ _LOCAL = 0x02
 _GROUP = 0x01
 """Bits of the first byte: locally administered, and a group address (IEEE 802, clause 8.2)."""
 
-_LABEL = b"pyflannel VTEP\0"
+_LABELS: Mapping[Family, bytes] = {4: b"pyflannel VTEP\0", 6: b"pyflannel VTEP 6\0"}
 
 
 @lru_cache(maxsize=16)  # called several times per peer
-def vtep_of(owner: str, vni: int, prefix: bytes = b"") -> Vtep:
+def vtep_of(owner: str, vni: int, prefix: bytes = b"", family: Family = 4) -> Vtep:
     """Return the VTEP that is derived from the identity `owner`."""
-    return Vtep(mac=vtep_mac(owner, prefix), vni=vni, mac_prefix=prefix)
+    return Vtep(mac=vtep_mac(owner, prefix, family), vni=vni, mac_prefix=prefix)
 
 
-def vtep_mac(owner: str, prefix: bytes = b"") -> str:
+def vtep_mac(owner: str, prefix: bytes = b"", family: Family = 4) -> str:
     """Return the MAC address of `owner`: lower case with colons, locally administered, of a single device.
 
     `prefix` replaces its first bytes, regardless of their bits.
     """
-    digest = bytearray(hashlib.sha256(_LABEL + owner.encode(errors="surrogateescape")).digest()[:_LENGTH])
+    digest = bytearray(
+        hashlib.sha256(_LABELS[family] + owner.encode(errors="surrogateescape")).digest()[:_LENGTH]
+    )
     digest[0] = (digest[0] | _LOCAL) & ~_GROUP & 0xFF
     digest[: len(prefix)] = prefix
     return digest.hex(":")
@@ -113,8 +117,8 @@ def checksum_trap(kernel: str, driver: str) -> str | None:
 
 KEYS = ("VNI", "Port", "GBP", "Learning", "DirectRouting", "MTU", "MacPrefix")
 
-OVERHEAD = 50
-"""Bytes that the tunnel adds: IPv4 (20), UDP (8), VXLAN (8) and the inner Ethernet header (14)."""
+OVERHEADS: Mapping[Family, int] = {4: 50, 6: 70}
+"""Bytes that the tunnel adds: IPv4 (20) or IPv6 (40), UDP (8), VXLAN (8), the inner Ethernet header (14)."""
 
 DEFAULT_VNI = 1
 KERNELS_PORT = 8472
@@ -122,12 +126,15 @@ KERNELS_PORT = 8472
 
 _VNIS = range(2**24)
 _PORTS = range(65536)
-_SMALLEST_MTU = 68
-"""Bytes that IPv4 requires of each link (RFC 791)."""
+_SMALLEST_MTUS: Mapping[Family, int] = {4: 68, 6: 1280}
+"""Bytes that IPv4 (RFC 791) and IPv6 (RFC 8200) require of each link."""
 
-_OUTER_MTUS = range(_SMALLEST_MTU + OVERHEAD, 65536)
-_LONGEST_DECIMAL = 9_999_999
-"""Largest VNI whose decimal digits after `flannel.` fit in a link's name (IFNAMSIZ)."""
+_OUTER_MTUS = range(_SMALLEST_MTUS[4] + OVERHEADS[4], 65536)
+_STEMS: Mapping[Family, tuple[str, str]] = {4: ("flannel.", "flannel.x"), 6: ("flannel-v6.", "flannel6x")}
+"""Starts of the device's name before the decimal VNI, and before the hexadecimal VNI if that is too long."""
+
+_LONGEST_NAME = 15
+"""Most bytes of a link's name (IFNAMSIZ without the NUL)."""
 
 _LONGEST_SHOWN = 80
 """Most characters of invalid data in a message."""
@@ -160,6 +167,7 @@ class VxlanBackend:
     lease_type: str = "vxlan"
     port: None = None
     routed: Routed = "peers"
+    families: tuple[Family, ...] = BOTH_FAMILIES
     is_encrypted: bool = False
 
     @property
@@ -188,19 +196,22 @@ class VxlanBackend:
         """UDP port on which this host receives tunnel packets."""
         return self.udp_port or KERNELS_PORT
 
-    @property
-    def device(self) -> str:
-        """Name of the device, `flannel.1`; `flannel.xffffff` for a VNI with too many decimal digits."""
-        name = f"flannel.{self.vni}" if self.vni <= _LONGEST_DECIMAL else f"flannel.x{self.vni:x}"
-        return intern(name)  # each of a peer's objects holds it
+    def device(self, family: Family = 4) -> str:
+        """Return the name of the device of a family: `flannel.1`, `flannel-v6.1`.
 
-    def lease_data(self, owner: str, wireguard: WireguardFacts) -> Vtep:
+        If the decimal digits of the VNI are too many for a name: `flannel.xffffff`, `flannel6xffffff`.
+        """
+        decimal, hexadecimal = _STEMS[family]
+        name = f"{decimal}{self.vni}"
+        return intern(name if len(name) <= _LONGEST_NAME else f"{hexadecimal}{self.vni:x}")
+
+    def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> Vtep:
         """Return the VTEP that a new lease publishes; an existing lease keeps its VTEP."""
-        return vtep_of(owner, self.vni, self.mac_prefix)
+        return vtep_of(owner, self.vni, self.mac_prefix, family)
 
     def mtu(self, host: Host) -> int:
         """Return the size of the largest packet of a container, in bytes."""
-        return self._mtu(host.underlay)
+        return self._mtu(host.underlay, host.family)
 
     def notes(self, host: Host) -> tuple[str, ...]:
         """Return the peculiarities of the backend on this host, one line each."""
@@ -216,19 +227,25 @@ class VxlanBackend:
         return tuple(notes)
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
-        """Return the missing condition: an MTU of the underlay that is large enough."""
-        if self._mtu(underlay) >= _SMALLEST_MTU:
+        """Return the missing condition: an MTU that is large enough for the tunnel."""
+        family: Family = 4 if underlay.ipv6_address is None else 6
+        if self._mtu(underlay, family) >= _SMALLEST_MTUS[family]:
             return None
-        return f"an MTU of {_OUTER_MTUS[0]} or more on {underlay.link}, which has {underlay.mtu}"
+        needed = _SMALLEST_MTUS[family] + OVERHEADS[family]
+        if self.outer_mtu is not None and self.outer_mtu < min(underlay.mtu, needed):
+            return f"a Backend.MTU of {needed} or more, which IPv6 needs, instead of {self.outer_mtu}"
+        return f"an MTU of {needed} or more on {underlay.link}, which has {underlay.mtu}"
 
     def plan_host(self, host: Host) -> State:
-        """Return the device and its address."""
+        """Return the device of the host's family and its address."""
+        device, base = self.device(host.family), host.subnet.network_address
         return State.of(
             Link(
-                name=self.device,
+                name=device,
                 kind="vxlan",
                 mtu=self.mtu(host),
                 queue_length=0,
+                has_ipv6=host.family == 6,
                 alias=host.mark,
                 owner=host.device_owner,
                 mac=self._mac(host),
@@ -236,28 +253,34 @@ class VxlanBackend:
                     vni=self.vni,
                     port=self.tunnel_port,
                     parent=host.underlay.link,
-                    local=host.underlay.address,
+                    local=host.address,
                     has_gbp=self.has_gbp,
                     learns=self.learns,
                     offloads_checksums=_checksum_trap(host) is None,
                 ),
             ),
-            Address(link=self.device, address=IPv4Interface((host.lease.subnet.network_address, 32))),
+            Address(link=device, address=ip_interface((base, base.max_prefixlen))),
         )
 
     def objection(self, peer: Lease, host: Host) -> str | None:
         """Return why a peer cannot be reached: another backend or network, or invalid data."""
-        attributes = peer.attributes
+        attributes, part = peer.attributes, peer.part(host.family)
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-vxlan subnet: type={attributes.backend_type}"
-        if (why := peer_objection(peer, host)) is not None:
+        if part is None:
+            return NO_IPV6
+        if (why := peer_objection(part, host)) is not None:
             return why
-        if self._is_direct(peer, host):
+        if self._is_direct(peer, part, host):
             return None
-        vtep = attributes.vtep
+        vtep = part.vtep
         if vtep is None:
-            data = str(attributes.backend_data)[:_LONGEST_SHOWN]
-            return f"error decoding subnet lease JSON: no VtepMAC in BackendData {data}"
+            key, data = (
+                ("BackendData", attributes.backend_data)
+                if host.family == 4
+                else ("BackendV6Data", attributes.backend_v6_data)
+            )
+            return f"error decoding subnet lease JSON: no VtepMAC in {key} {str(data)[:_LONGEST_SHOWN]}"
         if vtep.vni not in (None, self.vni, self.vni & _PUBLISHED_BITS):
             return f"its VNI is {vtep.vni}, not {self.vni}"
         if not is_of_one_device(vtep.mac):
@@ -276,8 +299,9 @@ class VxlanBackend:
         """
         by_mac: dict[str, list[Lease]] = {}
         for peer in peers:
-            if peer.attributes.vtep is not None:
-                by_mac.setdefault(peer.attributes.vtep.mac, []).append(peer)
+            vtep = peer.attributes.vtep if host.family == 4 else peer.attributes.vtep_v6
+            if vtep is not None:
+                by_mac.setdefault(vtep.mac, []).append(peer)
         return {
             subnet: reason
             for mac, sharing in by_mac.items()
@@ -288,8 +312,9 @@ class VxlanBackend:
     def guarded_path(self, host: Host) -> GuardedPath:
         """Return the tunnel, and the underlay's link if peers send inner packets directly."""
         direct = (host.underlay.link,) if self.routes_directly else ()
-        tunnel = GuardedTunnel(link=self.device, port=self.tunnel_port, vni=self.vni)
-        return GuardedPath(links=(self.device, *direct), tunnel=tunnel)
+        device = self.device(host.family)
+        tunnel = GuardedTunnel(link=device, port=self.tunnel_port, vni=self.vni)
+        return GuardedPath(links=(device, *direct), tunnel=tunnel)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return nothing: bridges need no objects."""
@@ -297,41 +322,44 @@ class VxlanBackend:
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return neighbour, FDB entry and route of a peer, or only the direct route."""
-        if self.objection(peer, host) is not None:
+        part = peer.part(host.family)
+        if part is None or self.objection(peer, host) is not None:
             return State.EMPTY
-        if self._is_direct(peer, host):
-            return State.of(direct_route(peer, host))
-        vtep, base = peer.attributes.vtep, peer.subnet.network_address
+        if self._is_direct(peer, part, host):
+            return State.of(direct_route(part, host))
+        device, vtep, base = self.device(host.family), part.vtep, part.subnet.network_address
         assert vtep is not None  # otherwise, there was an objection
         return State.of(
-            FdbEntry(link=self.device, mac=vtep.mac, destination=peer.attributes.public_ip),
-            Neighbour(link=self.device, address=base, mac=vtep.mac),
+            FdbEntry(link=device, mac=vtep.mac, destination=part.address),
+            Neighbour(link=device, address=base, mac=vtep.mac),
             Route(
-                destination=peer.subnet,
+                destination=part.subnet,
                 gateway=base,
-                link=self.device,
+                link=device,
+                metric=usual_metric(part.subnet),
                 protocol=host.protocol,
                 is_onlink=True,
             ),
         )
 
-    def _mtu(self, underlay: Underlay) -> int:
+    def _mtu(self, underlay: Underlay, family: Family) -> int:
         outer = underlay.mtu if self.outer_mtu is None else min(self.outer_mtu, underlay.mtu)
-        return outer - OVERHEAD
+        return outer - OVERHEADS[family]
 
-    def _is_direct(self, peer: Lease, host: Host) -> bool:
+    def _is_direct(self, peer: Lease, part: LeasePart, host: Host) -> bool:
         """Return whether packets to a peer need no tunnel. The guard of a pyflannel host must accept it."""
         attributes = peer.attributes
         accepts = attributes.owner is None or DIRECT in attributes.reads
-        return self.routes_directly and accepts and host.underlay.reaches(attributes.public_ip)
+        return self.routes_directly and accepts and host.underlay.reaches(part.address)
 
     def _yielding(self, mac: str, sharing: Iterable[Lease], host: Host) -> Iterator[tuple[IPv4Network, str]]:
         """Yield the peers with one MAC address that are not planned, with the reason."""
         able = [peer for peer in sharing if self._is_tunnelled(peer, host)]
         able.sort(key=lambda peer: (peer.since, peer.subnet))
-        for peer in able[1:]:
+        addresses = [part.address for peer in able if (part := peer.part(host.family)) is not None]
+        for peer, address in zip(able[1:], addresses[1:], strict=True):
             first, known = able[0].subnet, able[0].attributes
-            if peer.attributes.public_ip != known.public_ip:
+            if address != addresses[0]:
                 yield (
                     peer.subnet,
                     f"its VtepMAC {mac} is also that of {first} at {known.host_text}, which published it"
@@ -340,12 +368,17 @@ class VxlanBackend:
                 )
 
     def _is_tunnelled(self, peer: Lease, host: Host) -> bool:
-        return not self._is_direct(peer, host) and self.objection(peer, host) is None
+        part = peer.part(host.family)
+        if part is None or self._is_direct(peer, part, host):
+            return False
+        return self.objection(peer, host) is None
 
     def _mac(self, host: Host) -> str:
-        derived, existing = vtep_of(host.owner, self.vni, self.mac_prefix), host.lease.attributes
+        derived = vtep_of(host.owner, self.vni, self.mac_prefix, host.family)
+        existing = host.lease.attributes
+        vtep = existing.vtep if host.family == 4 else existing.vtep_v6
         is_ours = existing.owner is None or existing.owner == host.owner
-        return existing.vtep.mac if is_ours and may_stay(existing.vtep, derived) else derived.mac
+        return vtep.mac if is_ours and may_stay(vtep, derived) else derived.mac
 
 
 def parse(config: NetworkConfig) -> VxlanBackend:
@@ -364,7 +397,7 @@ def parse(config: NetworkConfig) -> VxlanBackend:
         routes_directly=keys.flag("DirectRouting"),
         outer_mtu=keys.number("MTU", 0, _OUTER_MTUS, default_means="the MTU of the interface") or None,
         mac_prefix=_mac_prefix(keys),
-        config_warnings=ineffective(config, KEYS),
+        config_warnings=ineffective(config, KEYS, BOTH_FAMILIES),
     )
 
 

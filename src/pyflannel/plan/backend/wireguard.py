@@ -14,7 +14,7 @@ from pyflannel.errors import ConfigError
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease, WireguardData
 from pyflannel.model.link import Address, Link
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IPV4_ONLY, Family, NetworkConfig
 from pyflannel.model.route import SCOPE_GLOBAL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.model.store_record import Secret
@@ -77,6 +77,7 @@ class WireguardBackend:
     port: None = None
     config_line: None = None
     routed: Routed = "network"
+    families: tuple[Family, ...] = IPV4_ONLY
     is_encrypted: bool = True
 
     @property
@@ -84,7 +85,7 @@ class WireguardBackend:
         """UDP port on which this host receives tunnel packets."""
         return self.udp_port
 
-    def lease_data(self, owner: str, wireguard: WireguardFacts) -> WireguardData:
+    def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> WireguardData:
         """Return the public key and the port of the lease."""
         return WireguardData(public_key=wireguard.published, port=self.udp_port)
 
@@ -152,7 +153,7 @@ class WireguardBackend:
         attributes, data = peer.attributes, peer.attributes.wireguard
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-wireguard subnet: type={attributes.backend_type}"
-        if (why := address_objection(peer, host)) is not None:
+        if (why := address_objection(attributes.public_ip, host)) is not None:
             return why
         if data is None or data.public_key == _NO_KEY:
             return "its BackendData has no PublicKey of WireGuard"

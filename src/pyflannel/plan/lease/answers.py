@@ -1,7 +1,6 @@
 """The answers of the store, and the reactions of a host to them."""
 
 from dataclasses import replace
-from ipaddress import IPv4Network
 from typing import assert_never
 
 from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease
@@ -9,6 +8,7 @@ from pyflannel.model.lease_protocol import (
     Acquired,
     Action,
     ClaimSeen,
+    DeleteLease,
     Held,
     List,
     Listed,
@@ -19,6 +19,7 @@ from pyflannel.model.lease_protocol import (
     Wanted,
     Watch,
 )
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.plan.lease.choice import (
     Choice,
     Contest,
@@ -28,8 +29,11 @@ from pyflannel.plan.lease.choice import (
     choose_free,
     is_ours,
     keep,
+    lacks_ipv6,
     merged_attributes,
+    must_contest,
     occupied,
+    with_ipv6,
 )
 from pyflannel.plan.lease.holding import contest, degrade, hold, look_again, overwritten, store_back
 from pyflannel.plan.lease.state import (
@@ -118,11 +122,20 @@ def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: fl
     claims = tuple(ClaimSeen(claim) for claim in listed.claims if claim.subnet == subnet)
     state = replace(state, missed=(*claims, *state.missed))
     existing = next((lease for lease in listed.leases if lease.subnet == subnet), None)
+    if existing is not None and lacks_ipv6(existing, state.wanted) and _is_certain(existing, state.wanted):
+        put = with_ipv6(existing, listed, state.wanted)
+        if put is not None:
+            state, writes = _begin(state, put, now)
+            return state, (DeleteLease(existing), *writes)
     if existing is not None and _is_untouched(existing, held, state.wanted):
         return hold(state, held, now)
     # If the lease is written again, its attributes stay the same.
     wanted = replace(state.wanted, attributes=merged_attributes(held.lease.attributes, state.wanted))
-    return _begin(state, keep(subnet, listed, wanted, state.answered), now)
+    return _begin(state, keep(held.lease, listed, wanted, state.answered), now)
+
+
+def _is_certain(lease: Lease, wanted: Wanted) -> bool:
+    return is_ours(lease, wanted) and not must_contest(lease, wanted)
 
 
 def _is_untouched(existing: Lease, held: Held, wanted: Wanted) -> bool:
@@ -133,7 +146,7 @@ def _is_untouched(existing: Lease, held: Held, wanted: Wanted) -> bool:
     return existing.revision == held.lease.revision and is_ours(existing, wanted)
 
 
-def _begin(state: LeaseState, choice: Choice, now: float, *, taken: tuple[IPv4Network, ...] = ()) -> Step:
+def _begin(state: LeaseState, choice: Choice, now: float, *, taken: tuple[IpNetwork, ...] = ()) -> Step:
     match choice:
         case PutLease():
             return replace(state, phase=Putting(choice, now, taken)), (choice,)
@@ -151,7 +164,12 @@ def on_wrote(state: LeaseState, write: Action, revision: int, now: float) -> Ste
     """Use the written lease, or wait for the answer to a claim."""
     match state.phase, write:
         case Putting(put, sent_at), PutLease() if write == put:
-            if state.held is None and not state.wanted.network.admits(put.lease.subnet):
+            is_admitted = all(
+                state.wanted.network.admits(subnet)
+                for subnet in (put.lease.subnet, put.lease.ipv6_subnet)
+                if subnet is not None
+            )
+            if state.held is None and not is_admitted:
                 return replace(state, phase=Listing()), (List(),)  # the config changed meanwhile
             held = _held(put, revision, sent_at)
             runs_since = sent_at if state.runs_since is None else state.runs_since
@@ -210,7 +228,8 @@ def on_conflicted(
     match state.phase, write:
         case Putting(put, occupied=taken), PutLease() if write == put:
             if isinstance(current, Lease) and _may_draw_again(state, put, current):
-                taken = (*taken, current.subnet)
+                ipv6 = () if current.ipv6_subnet is None else (current.ipv6_subnet,)
+                taken = (*taken, current.subnet, *ipv6)
                 choice, reports = choose_free(taken, state.wanted, draw)
                 state, actions = _begin(state, choice, now, taken=taken)
                 return state, (*reports, *actions)

@@ -3,9 +3,9 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.lease_protocol import (
     DeleteLease,
     Exhausted,
@@ -15,16 +15,17 @@ from pyflannel.model.lease_protocol import (
     Report,
     Reusing,
     ReusingPrevious,
+    Unreadable,
     Unsuitable,
     Wanted,
 )
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpAddress, IpNetwork, NetworkConfig
 from pyflannel.plan.backend.vxlan import may_stay
 from pyflannel.plan.lease.state import Draw
 
 
 def pick(
-    config: NetworkConfig, occupied: Iterable[IPv4Network], draw: Callable[[int], int]
+    config: NetworkConfig, occupied: Iterable[IpNetwork], draw: Callable[[int], int]
 ) -> IPv4Network | None:
     """Return a subnet of the config that overlaps none of `occupied`, or None if there is none.
 
@@ -33,30 +34,79 @@ def pick(
     """
     if config.subnet_min is None or config.subnet_max is None:
         return None
-    size = 1 << (32 - config.subnet_length)
-    first, count = int(config.subnet_min), (int(config.subnet_max) - int(config.subnet_min)) // size + 1
-    taken = _taken(occupied, first, size, count)
-    free = count - len(taken)
-    if free <= 0:
+    free = _Free(config.subnet_min, config.subnet_max, config.subnet_length, occupied)
+    if free.count <= 0:
         return None
-    index = _nth_free(taken, draw(free))
-    return IPv4Network((IPv4Address(first + index * size), config.subnet_length))
+    return IPv4Network((free.base(free.nth(draw(free.count))), config.subnet_length))
 
 
-def _taken(occupied: Iterable[IPv4Network], first: int, size: int, count: int) -> list[int]:
-    """Return the indexes of the subnets that are not free, in order."""
-    indexes: set[int] = set()
-    for network in occupied:
-        # broadcast_address is not used, because each network would cache it forever.
-        offset = int(network.network_address) - first
-        begin, end = offset // size, (offset + (1 << (32 - network.prefixlen)) - 1) // size
-        indexes.update(range(max(begin, 0), min(end, count - 1) + 1))
-    return sorted(indexes)
+def pick_ipv6(
+    config: NetworkConfig, occupied: Iterable[IpNetwork], subnet: IPv4Network
+) -> IPv6Network | None:
+    """Return an IPv6 subnet for a host with this IPv4 subnet that overlaps none of `occupied`, or None.
+
+    Its number in the IPv6 range is that of the IPv4 subnet in the IPv4 range, if it is free. Two hosts that
+    choose one IPv4 subnet at the same time therefore choose one key, and the store admits only one of them.
+    The original draws both at random, and may give an IPv4 subnet to two hosts.
+    """
+    least, greatest = config.ipv6_subnet_min, config.ipv6_subnet_max
+    if least is None or greatest is None or config.subnet_min is None:
+        return None
+    free = _Free(least, greatest, config.ipv6_subnet_length, occupied)
+    if free.count <= 0:
+        return None
+    offset = int(subnet.network_address) - int(config.subnet_min)
+    index = (offset >> (32 - config.subnet_length)) % free.total
+    if not free.has(index):
+        index = free.nth(index % free.count)
+    return IPv6Network((free.base(index), config.ipv6_subnet_length))
 
 
-def _nth_free(taken: list[int], nth: int) -> int:
-    """Return the index of the nth free subnet: taken[i] has taken[i] - i free ones before it."""
-    return nth + bisect_right(range(len(taken)), nth, key=lambda i: taken[i] - i)
+class _Free:
+    """The free subnets of a range, by their number in it.
+
+    Attributes:
+        total: number of all subnets.
+        count: number of the free ones.
+    """
+
+    def __init__(
+        self, least: IpAddress, greatest: IpAddress, length: int, occupied: Iterable[IpNetwork]
+    ) -> None:
+        width = least.max_prefixlen
+        self._first, self._size = int(least), 1 << (width - length)
+        self.total = (int(greatest) - self._first) // self._size + 1
+        spans = []
+        for network in occupied:
+            if network.max_prefixlen == width:
+                # broadcast_address is not used, because each network would cache it forever.
+                offset = int(network.network_address) - self._first
+                last = offset + (1 << (width - network.prefixlen)) - 1
+                spans.append((max(offset // self._size, 0), min(last // self._size + 1, self.total)))
+        self._taken: list[tuple[int, int]] = []
+        end = 0
+        for start, stop in sorted(spans):
+            if stop > max(start, end):
+                self._taken.append((max(start, end), stop))
+                end = stop
+        self.count = self.total - sum(stop - start for start, stop in self._taken)
+
+    def has(self, index: int) -> bool:
+        """Return whether the subnet with this number is free."""
+        place = bisect_right(self._taken, index, key=lambda span: span[0])
+        return not place or index >= self._taken[place - 1][1]
+
+    def nth(self, number: int) -> int:
+        """Return the number in the range of the free subnet with this number among the free ones."""
+        for start, stop in self._taken:
+            if number < start:
+                break
+            number += stop - start
+        return number
+
+    def base(self, index: int) -> int:
+        """Return the first address of a subnet."""
+        return self._first + index * self._size
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +147,15 @@ def merged_attributes(existing: LeaseAttributes, wanted: Wanted) -> LeaseAttribu
     attributes, owner = wanted.attributes, existing.owner
     if owner is not None and owner != wanted.owner:
         return attributes
-    if attributes.vtep is None or not may_stay(existing.vtep, attributes.vtep):
-        return attributes
-    return replace(attributes, backend_data=existing.backend_data, vtep=existing.vtep)
+    if _may_stay(existing.vtep, attributes.vtep):
+        attributes = replace(attributes, backend_data=existing.backend_data, vtep=existing.vtep)
+    if _may_stay(existing.vtep_v6, attributes.vtep_v6):
+        attributes = replace(attributes, backend_v6_data=existing.backend_v6_data, vtep_v6=existing.vtep_v6)
+    return attributes
+
+
+def _may_stay(existing: Vtep | None, wanted: Vtep | None) -> bool:
+    return wanted is not None and may_stay(existing, wanted)
 
 
 def claim_on(lease: Lease, wanted: Wanted) -> PutLease:
@@ -111,26 +167,60 @@ def claim_on(lease: Lease, wanted: Wanted) -> PutLease:
     )
 
 
-def create(subnet: IPv4Network, wanted: Wanted) -> PutLease:
-    """Return the write that takes a free subnet, on condition that the network config is unchanged."""
-    lease = Lease(subnet=subnet, attributes=wanted.attributes)
+def create(subnet: IPv4Network, ipv6_subnet: IPv6Network | None, wanted: Wanted) -> PutLease:
+    """Return the write that takes free subnets, on condition that the network config is unchanged."""
+    lease = Lease(subnet=subnet, ipv6_subnet=ipv6_subnet, attributes=wanted.attributes)
     return PutLease(lease=lease, ttl_s=wanted.ttl_s, expected=0, config_revision=wanted.config_revision)
 
 
-def recreate(running: IPv4Network, wanted: Wanted, expected: int = 0) -> PutLease:
-    """Return the write that acquires the subnet in use again, regardless of the current config."""
-    lease = Lease(subnet=running, attributes=wanted.attributes)
+def lacks_ipv6(lease: Lease, wanted: Wanted) -> bool:
+    """Return whether the network has IPv6, and a lease has no IPv6 subnet."""
+    return wanted.network.enable_ipv6 and lease.ipv6_subnet is None
+
+
+def with_ipv6(lease: Lease, listed: Listed, wanted: Wanted) -> PutLease | None:
+    """Return the write of a lease with the same IPv4 subnet and an IPv6 subnet; None if none is free.
+
+    It has another key. The existing key is deleted before: an original that sees the deletion of a key
+    removes its route to the IPv4 subnet, also if another key names it.
+    """
+    subnet = _free_ipv6(lease.subnet, occupied(listed), wanted)
+    if subnet is None:
+        return None
+    attributes = merged_attributes(lease.attributes, wanted)
+    return PutLease(
+        lease=Lease(subnet=lease.subnet, ipv6_subnet=subnet, attributes=attributes),
+        ttl_s=wanted.ttl_s if lease.has_ttl else None,
+        expected=0,
+        config_revision=wanted.config_revision,
+    )
+
+
+def _free_ipv6(subnet: IPv4Network, taken: Sequence[IpNetwork], wanted: Wanted) -> IPv6Network | None:
+    """Return the IPv6 subnet of the previous run, if it is free, or another free one."""
+    previous = wanted.previous_ipv6
+    if previous is not None and subnet == wanted.previous and _is_free(previous, taken, wanted):
+        return previous
+    found = pick_ipv6(wanted.network, (*taken, *wanted.avoided), subnet)
+    return found or pick_ipv6(wanted.network, taken, subnet)
+
+
+def recreate(running: Lease, wanted: Wanted, expected: int = 0) -> PutLease:
+    """Return the write that acquires the subnets in use again, regardless of the current config."""
+    lease = Lease(subnet=running.subnet, ipv6_subnet=running.ipv6_subnet, attributes=wanted.attributes)
     return PutLease(lease=lease, ttl_s=wanted.ttl_s, expected=expected)
 
 
-def keep(running: IPv4Network, listed: Listed, wanted: Wanted, answered: frozenset[str]) -> Choice:
-    """Choose for a host that already uses the subnet `running`: that subnet or none.
+def keep(held: Lease, listed: Listed, wanted: Wanted, answered: frozenset[str]) -> Choice:
+    """Choose for a host that already uses the subnet of the lease `held`: that subnet or none.
 
     `answered` contains the owners that are known to be alive.
     """
+    running = held.subnet
     for unreadable in listed.unreadable:
         if unreadable.subnet == running:
-            return recreate(running, wanted, expected=unreadable.revision)
+            is_same_key = unreadable.ipv6_subnet == held.ipv6_subnet
+            return recreate(held, wanted, expected=unreadable.revision if is_same_key else 0)
     existing = next((lease for lease in listed.leases if lease.subnet == running), None)
     if existing is not None and _looks_like_ours(existing, wanted) and _owner(existing) not in answered:
         return Contest(existing) if must_contest(existing, wanted) else claim_on(existing, wanted)
@@ -139,7 +229,7 @@ def keep(running: IPv4Network, listed: Listed, wanted: Wanted, answered: frozens
     )
     if (other := existing or next(others, None)) is not None:
         return TakenBy(other)
-    return recreate(running, wanted)
+    return recreate(held, wanted)
 
 
 def choose(
@@ -156,7 +246,7 @@ def choose(
     for lease in sorted(own, key=lambda lease: _preference(lease, wanted)):
         if not is_ours(lease, wanted) and _is_previous_free(occupied(listed), wanted):
             break  # running containers still use addresses of the previous subnet
-        if not wanted.network.admits(lease.subnet):
+        if not _is_admitted(lease, wanted):
             is_deleted = lease.has_ttl and _has_our_address(lease, wanted)
             before.append(Unsuitable(lease.subnet, "deleted" if is_deleted else "kept"))
             if is_deleted:
@@ -164,6 +254,11 @@ def choose(
         elif must_contest(lease, wanted):
             if _owner(lease) not in answered:
                 return Contest(lease), tuple(before)
+        elif lacks_ipv6(lease, wanted):
+            put = with_ipv6(lease, listed, wanted)
+            if put is None:
+                return NoneFree(), (*before, Exhausted(wanted.network))
+            return put, (*before, DeleteLease(lease))
         else:
             return claim_on(lease, wanted), (*before, Reusing(lease))
     choice, after = choose_free(occupied(listed), wanted, draw)
@@ -171,13 +266,15 @@ def choose(
 
 
 def choose_free(
-    taken: Sequence[IPv4Network], wanted: Wanted, draw: Draw
+    taken: Sequence[IpNetwork], wanted: Wanted, draw: Draw
 ) -> tuple[PutLease | NoneFree, tuple[Report, ...]]:
     """Choose a subnet that overlaps none of `taken`: that of the previous run, or any."""
     reports: list[Report] = []
     previous = wanted.previous
     if previous is not None and _is_previous_free(taken, wanted):
-        return create(previous, wanted), (ReusingPrevious(previous),)
+        choice = _with_free_ipv6(previous, taken, wanted)
+        if isinstance(choice, PutLease):
+            return choice, (ReusingPrevious(previous),)
     if previous is not None and not any(previous.overlaps(subnet) for subnet in taken):
         reports.append(Unsuitable(previous, "previous"))
     reports.append(Picking(wanted.network))
@@ -186,20 +283,39 @@ def choose_free(
         subnet = pick(wanted.network, taken, draw)
     if subnet is None:
         return NoneFree(), (*reports, Exhausted(wanted.network))
-    return create(subnet, wanted), tuple(reports)
+    choice = _with_free_ipv6(subnet, taken, wanted)
+    if isinstance(choice, NoneFree):
+        reports.append(Exhausted(wanted.network))
+    return choice, tuple(reports)
 
 
-def _is_previous_free(taken: Sequence[IPv4Network], wanted: Wanted) -> bool:
-    """Return whether the subnet of the previous run is available."""
-    previous = wanted.previous
-    if previous is None or not wanted.network.admits(previous):
-        return False
-    return not any(previous.overlaps(subnet) for subnet in taken)
+def _with_free_ipv6(subnet: IPv4Network, taken: Sequence[IpNetwork], wanted: Wanted) -> PutLease | NoneFree:
+    """Return the write that takes an IPv4 subnet and, if the network has IPv6, a free IPv6 subnet."""
+    if not wanted.network.enable_ipv6:
+        return create(subnet, None, wanted)
+    ipv6_subnet = _free_ipv6(subnet, taken, wanted)
+    return NoneFree() if ipv6_subnet is None else create(subnet, ipv6_subnet, wanted)
 
 
-def occupied(listed: Listed) -> list[IPv4Network]:
-    """Return the leased subnets, including those of unreadable leases."""
-    return [lease.subnet for lease in listed.leases] + [bad.subnet for bad in listed.unreadable]
+def _is_admitted(lease: Lease, wanted: Wanted) -> bool:
+    config = wanted.network
+    return config.admits(lease.subnet) and (lease.ipv6_subnet is None or config.admits(lease.ipv6_subnet))
+
+
+def _is_previous_free(taken: Sequence[IpNetwork], wanted: Wanted) -> bool:
+    """Return whether the IPv4 subnet of the previous run is available."""
+    return wanted.previous is not None and _is_free(wanted.previous, taken, wanted)
+
+
+def _is_free(subnet: IpNetwork, taken: Sequence[IpNetwork], wanted: Wanted) -> bool:
+    return wanted.network.admits(subnet) and not any(subnet.overlaps(other) for other in taken)
+
+
+def occupied(listed: Listed) -> list[IpNetwork]:
+    """Return the leased subnets of both families, including those of unreadable leases."""
+    known: tuple[Lease | Unreadable, ...] = (*listed.leases, *listed.unreadable)
+    ipv6 = [one.ipv6_subnet for one in known if one.ipv6_subnet is not None]
+    return [*(one.subnet for one in known), *ipv6]
 
 
 def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:

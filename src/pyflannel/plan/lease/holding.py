@@ -250,9 +250,9 @@ def _changed_while_holding(
 ) -> Step:
     subnet, revision = held.lease.subnet, held.lease.revision
     match change:
-        case LeaseGone(gone, at) if gone == subnet and at > revision:
-            return replace(state, phase=Listing()), (Lost(held.lease), List())
-        case Unreadable(gone, at) if gone == subnet and at > revision:
+        case LeaseGone(gone, at, ipv6) | Unreadable(gone, at, ipv6) if gone == subnet and at > revision:
+            if ipv6 != held.lease.ipv6_subnet:
+                return state, ()  # another key of the IPv4 subnet, such as that of before IPv6 was enabled
             return replace(state, phase=Listing()), (Lost(held.lease), List())
         case LeaseSeen(lease) if lease.subnet == subnet and lease.revision > revision:
             if holding.put is not None and lease.attributes == holding.put.lease.attributes:

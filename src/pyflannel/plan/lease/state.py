@@ -19,6 +19,7 @@ from pyflannel.model.lease_protocol import (
     Wanted,
 )
 from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.network_config import IpNetwork
 
 Draw = Callable[[int], int]
 """`draw(n)` returns a random number below n."""
@@ -46,7 +47,7 @@ class Putting:
 
     put: PutLease
     sent_at: float
-    occupied: tuple[IPv4Network, ...] = ()
+    occupied: tuple[IpNetwork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ from pyflannel.model.lease_protocol import (
     Wrote,
 )
 from pyflannel.plan.lease.answers import on_checked, on_conflicted, on_listed, on_wrote
-from pyflannel.plan.lease.choice import claim_on
+from pyflannel.plan.lease.choice import claim_on, lacks_ipv6
 from pyflannel.plan.lease.holding import degrade, hold, on_failed, on_seen, on_watch_lost, renew, store_back
 from pyflannel.plan.lease.state import (
     Contesting,
@@ -138,6 +138,8 @@ def _ordered(state: LeaseState, wanted: Wanted, now: float) -> Step:
     match state.phase:
         case Reidentifying():
             return replace(state, phase=Listing()), (List(),)
+        case Holding(put=None) if state.held is not None and lacks_ipv6(state.held.lease, wanted):
+            return replace(state, phase=Listing()), (List(),)  # an IPv6 subnet joins the IPv4 subnet
         case Resting() if has_another_config and state.held is None:
             return replace(state, phase=Listing()), (List(),)
         case Contesting() if is_another:

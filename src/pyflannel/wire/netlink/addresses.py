@@ -31,9 +31,11 @@ GET = 22
 """nlmsg_type (linux/rtnetlink.h, RTM_NEWADDR and following)."""
 
 SECONDARY = 0x01
+DUPLICATE = 0x08
 TENTATIVE = 0x40
 DEPRECATED = 0x20
 PERMANENT = 0x80
+NO_DUPLICATE_DETECTION = 0x02
 NO_PREFIX_ROUTE = 0x200
 """Flags (linux/if_addr.h). SECONDARY of IPv4 is the same bit as TEMPORARY of IPv6."""
 
@@ -114,4 +116,8 @@ def _body(
 ) -> bytes:
     header = _LAYOUT.pack(family_of(address), address.network.prefixlen, 0, 0, index)
     remote = address.ip if peer is None else peer
-    return header + attribute(_LOCAL, address.packed) + attribute(_ADDRESS, remote.packed)
+    body = header + attribute(_LOCAL, address.packed) + attribute(_ADDRESS, remote.packed)
+    if address.version == 6:
+        # The address is in use at once, not after a second; and the kernel adds no route to its prefix.
+        body += attribute(_FLAGS, _U32.pack(NO_DUPLICATE_DETECTION | NO_PREFIX_ROUTE))
+    return body

@@ -160,6 +160,7 @@ _VETH_PEER = 1  # VETH_INFO_PEER (linux/veth.h)
 # Attributes within the part of AF_INET6 in _PER_FAMILY. The sysctls are an array of 32-bit numbers.
 _INET6_SYSCTLS = 2
 _INET6_GENERATION = 8
+_ACCEPT_RA = 3  # DEVCONF_ACCEPT_RA
 _DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6 (linux/ipv6.h)
 _GENERATION_NONE = 1  # IN6_ADDR_GEN_MODE_NONE
 
@@ -175,6 +176,7 @@ class LinkRecord:
         queue_length: packets.
         alias: "" without one.
         has_ipv6: IPv6 is enabled. It is in use if the link is up.
+        accepts_routers: IPv6 is enabled, and router advertisements change the host's routes (accept_ra).
         generates_ipv6: if it has IPv6, the kernel adds an IPv6 link-local address.
         mac: lower case with colons; "" without one.
         vxlan: the parameters of a vxlan device.
@@ -190,6 +192,7 @@ class LinkRecord:
     queue_length: int = 0
     alias: str = ""
     has_ipv6: bool = False
+    accepts_routers: bool = False
     generates_ipv6: bool = True
     mac: str = ""
     vxlan: VxlanRecord | None = None
@@ -221,7 +224,8 @@ def parse_link(body: bytes) -> LinkRecord:
         is_loopback=bool(flags & _LOOPBACK),
         queue_length=integer(found.get(_QUEUE_LENGTH, b"")),
         alias=text(found.get(_ALIAS, b"")),
-        has_ipv6=_has_ipv6(ipv6),
+        has_ipv6=_sysctl(ipv6, _DISABLE_IPV6) == 0,
+        accepts_routers=_sysctl(ipv6, _DISABLE_IPV6) == 0 and _sysctl(ipv6, _ACCEPT_RA) != 0,
         generates_ipv6=ipv6.get(_INET6_GENERATION) != bytes([_GENERATION_NONE]),
         mac=parse_mac(found.get(_MAC, b"")),
         vxlan=parse_vxlan(data) if kind == "vxlan" else None,
@@ -340,7 +344,7 @@ def _kind(info: bytes) -> tuple[str, bytes]:
     return kind, data
 
 
-def _has_ipv6(ipv6: Mapping[int, bytes]) -> bool:
-    sysctls = ipv6.get(_INET6_SYSCTLS, b"")
-    value = sysctls[_DISABLE_IPV6 * 4 : _DISABLE_IPV6 * 4 + 4]
-    return len(value) == 4 and integer(value) == 0
+def _sysctl(ipv6: Mapping[int, bytes], number: int) -> int | None:
+    """Return an IPv6 sysctl of a link; None if the kernel has no IPv6."""
+    value = ipv6.get(_INET6_SYSCTLS, b"")[number * 4 : number * 4 + 4]
+    return integer(value) if len(value) == 4 else None

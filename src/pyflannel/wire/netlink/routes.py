@@ -76,6 +76,7 @@ class RouteGlance(NamedTuple):
     length: int
     protocol: int
     link: int
+    version: int = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +137,8 @@ def glance_at_route(body: bytes) -> RouteGlance | None:
             metric = integer(body[offset + 4 : offset + 8])
         offset += (size + 3) & ~3
     base = int.from_bytes(destination, "big")
-    key = route_key(6 if family == INET6 else 4, base, length, metric)
-    return RouteGlance(key, length, protocol, link)
+    version = 6 if family == INET6 else 4
+    return RouteGlance(route_key(version, base, length, metric), length, protocol, link, version)
 
 
 def protocol_of(body: bytes) -> int:

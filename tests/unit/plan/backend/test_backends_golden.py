@@ -1,7 +1,8 @@
 """The plans equal the original's objects for the same leases, and the published leases equal its leases."""
 
 import json
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,17 @@ def planned(case: Case) -> tuple[Backend, Host, State]:
             address=address,
             mtu=1500,
             public_ip=address,
-            on_link=(IPv4Network("192.168.50.0/24"),),
+            on_link=(IPv4Network("192.168.50.0/24"), IPv6Network("fd01::/64")),
+            ipv6_address=own.attributes.public_ipv6,
+            public_ipv6=own.attributes.public_ipv6,
         ),
     )
-    plan = backend.plan_host(host)
-    for peer in leases:
-        if peer is not own:
-            plan |= backend.plan_peer(peer, host)
+    plan = State.EMPTY
+    for part in (host, replace(host, family=6)) if own.ipv6_subnet else (host,):
+        plan |= backend.plan_host(part)
+        for peer in leases:
+            if peer is not own:
+                plan |= backend.plan_peer(peer, part)
     return backend, host, plan
 
 
@@ -64,14 +69,15 @@ def of_type(plan: State, kind: type) -> list[Any]:
 
 @pytest.mark.parametrize("case", OBJECTS, ids=name)
 def test_the_device_is_the_originals(case: Case) -> None:
-    """Except its MAC address, which is random in the original, and IPv6, which pyflannel disables."""
+    """Except its MAC address, which is random in the original, and IPv6 on the device of IPv4."""
     _, _, plan = planned(case)
 
-    links = [link for link in case["objects"]["link"] if not link["ifname"].startswith("flannel-v6")]
     found = []
     for link in of_type(plan, Link):
         assert link.vxlan is not None
         assert link.queue_length == 0
+        assert link.has_ipv6 == link.name.startswith("flannel-v6")
+        assert not link.accepts_routers
         found.append(
             (
                 link.name,
@@ -85,22 +91,22 @@ def test_the_device_is_the_originals(case: Case) -> None:
                 link.vxlan.has_gbp,
             )
         )
-    assert found == [
+    assert sorted(found) == sorted(
         (
             link["ifname"],
             link["linkinfo"]["info_kind"],
             link["mtu"],
             data["id"],
             data["port"],
-            data["local"],
+            data.get("local") or data["local6"],
             data["link"],
             data["learning"],
             data.get("gbp", False),
         )
-        for link in links
+        for link in case["objects"]["link"]
         for data in [link["linkinfo"]["info_data"]]
-    ]
-    assert all("txqlen" not in link for link in links)
+    )
+    assert all("txqlen" not in link for link in case["objects"]["link"])
 
 
 @pytest.mark.parametrize("case", OBJECTS, ids=name)
@@ -110,24 +116,23 @@ def test_the_objects_of_a_peer_are_the_originals(case: Case) -> None:
 
     fdb = [(entry.mac, entry.link, str(entry.destination)) for entry in of_type(plan, FdbEntry)]
     objects = case["objects"]
-    assert sorted(fdb) == sorted(
-        (e["mac"], e["ifname"], e["dst"]) for e in objects["fdb"] if not e["ifname"].startswith("flannel-v6")
-    )
+    assert sorted(fdb) == sorted((e["mac"], e["ifname"], e["dst"]) for e in objects["fdb"])
     if case["version"] == "v0.6.2" and case["config"]["Backend"]["Type"] == "vxlan":
         return
     addresses = [(item.link, str(item.address)) for item in of_type(plan, Address)]
-    assert addresses == [
-        (a["ifname"], str(IPv4Interface(f"{a['local']}/{a['prefixlen']}")))
-        for a in objects["addr"]
-        if a["family"] == "inet"
-    ]
-    neighbours = [(str(item.address), item.link, item.mac) for item in of_type(plan, Neighbour)]
-    assert sorted(neighbours) == sorted(
-        (n["dst"], n["dev"], n["lladdr"]) for n in objects["neigh"] if ":" not in n["dst"]
+    assert sorted(addresses) == sorted(
+        (a["ifname"], str(ip_interface(f"{a['local']}/{a['prefixlen']}"))) for a in objects["addr"]
     )
-    routes = [(str(r.destination), str(r.gateway), r.link, r.is_onlink) for r in of_type(plan, Route)]
+    neighbours = [(str(item.address), item.link, item.mac) for item in of_type(plan, Neighbour)]
+    assert sorted(neighbours) == sorted((n["dst"], n["dev"], n["lladdr"]) for n in objects["neigh"])
+    routes = [
+        (str(r.destination), str(r.gateway), r.link, r.is_onlink, r.metric) for r in of_type(plan, Route)
+    ]
+    # The original also leaves the kernel's route to its own IPv6 address.
     assert sorted(routes) == sorted(
-        (r["dst"], r["gateway"], r["dev"], "onlink" in r["flags"]) for r in objects["route"]
+        (r["dst"], r["gateway"], r["dev"], "onlink" in r["flags"], r.get("metric", 0))
+        for r in (*objects["route"], *objects.get("route6", ()))
+        if "gateway" in r
     )
 
 
@@ -140,8 +145,9 @@ def test_a_lease_of_the_originals_is_read_and_written_back(case: Case) -> None:
     backend_type = case["config"]["Backend"]["Type"]
     assert attributes.backend_type == ("" if backend_type == "alloc" else backend_type)
     macs = case["device_mac"] or {}
-    mac = next((mac for device, mac in macs.items() if not device.startswith("flannel-v6")), None)
-    assert (attributes.vtep.mac if attributes.vtep else None) == mac
+    for vtep, is_ipv6 in ((attributes.vtep, False), (attributes.vtep_v6, True)):
+        found = [mac for device, mac in macs.items() if device.startswith("flannel-v6") == is_ipv6]
+        assert ([vtep.mac] if vtep else []) == found
     if case["version"] != "v0.6.2":
         assert lease_value(read).decode() == case["value"]
 
@@ -156,6 +162,8 @@ def test_the_vtep_is_published_as_by_the_original(case: Case) -> None:
     assert attributes.vtep is not None
 
     assert f'"BackendData":{format_backend_data(attributes.vtep)}' in case["value"]
+    if attributes.vtep_v6 is not None:
+        assert f'"BackendV6Data":{format_backend_data(attributes.vtep_v6)}' in case["value"]
     assert attributes.backend_data is None  # its text is known from the VTEP
 
 

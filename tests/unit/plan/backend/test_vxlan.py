@@ -1,7 +1,7 @@
 """The vxlan backend's plans, as values."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
 
@@ -62,6 +62,121 @@ def vtep(backend: VxlanBackend, host: Host = HOST) -> Vxlan:
     found = device(backend, host).vxlan
     assert found is not None
     return found
+
+
+DUAL = replace(
+    HOST,
+    lease=replace(OWN, ipv6_subnet=IPv6Network("fd00:5:0:15::/64")),
+    underlay=replace(
+        HOST.underlay,
+        on_link=(IPv4Network("192.168.50.0/24"), IPv6Network("fd07::/64")),
+        ipv6_address=IPv6Address("fd07::102"),
+        public_ipv6=IPv6Address("fd07::102"),
+    ),
+    family=6,
+)
+MAC_V6 = "0e:2a:00:00:00:06"
+
+
+def dual_peer(address: str | None = "fd08::101", mac: str | None = MAC_V6, **changes: object) -> Lease:
+    """Return a peer with an IPv6 part: its address and its VTEP."""
+    known = peer(**changes)  # type: ignore[arg-type]
+    attributes = replace(
+        known.attributes,
+        public_ipv6=None if address is None else IPv6Address(address),
+        vtep_v6=None if mac is None else Vtep(mac=mac, vni=1),
+    )
+    return replace(known, ipv6_subnet=IPv6Network("fd00:5:0:93::/64"), attributes=attributes)
+
+
+class TestIpv6:
+    """The device, the tunnel and the routes of IPv6 are separate from those of IPv4."""
+
+    def test_the_host_has_a_device_of_its_own_for_ipv6(self) -> None:
+        """The outer IPv6 header is 20 bytes longer. IPv6 needs no search for duplicates on it."""
+        found = device(VxlanBackend(), DUAL)
+
+        assert (found.name, found.mtu, found.has_ipv6, found.accepts_routers) == (
+            "flannel-v6.1",
+            1430,
+            True,
+            False,
+        )
+        assert vtep(VxlanBackend(), DUAL).local == IPv6Address("fd07::102")
+        assert found.mac == vtep_mac("f00d", family=6) != vtep_mac("f00d")
+        assert Address(link="flannel-v6.1", address=IPv6Interface("fd00:5:0:15::/128")) in list(
+            VxlanBackend().plan_host(DUAL)
+        )
+
+    def test_a_peer_has_the_three_objects_in_ipv6(self) -> None:
+        base = IPv6Address("fd00:5:0:93::")
+
+        assert VxlanBackend().plan_peer(dual_peer(), DUAL) == State.of(
+            FdbEntry(link="flannel-v6.1", mac=MAC_V6, destination=IPv6Address("fd08::101")),
+            Neighbour(link="flannel-v6.1", address=base, mac=MAC_V6),
+            Route(
+                destination=IPv6Network("fd00:5:0:93::/64"),
+                gateway=base,
+                link="flannel-v6.1",
+                metric=1024,
+                is_onlink=True,
+            ),
+        )
+
+    def test_a_peer_on_the_link_is_routed_directly(self) -> None:
+        assert VxlanBackend(routes_directly=True).plan_peer(dual_peer("fd07::5"), DUAL) == State.of(
+            Route(
+                destination=IPv6Network("fd00:5:0:93::/64"),
+                gateway=IPv6Address("fd07::5"),
+                link="eth0",
+                metric=1024,
+            )
+        )
+
+    @pytest.mark.parametrize(
+        ("known", "reason"),
+        [
+            (peer(), "its lease has no IPv6 subnet or no PublicIPv6, so that only IPv4 reaches it"),
+            (dual_peer(None), "its lease has no IPv6 subnet or no PublicIPv6, so that only IPv4 reaches it"),
+            (dual_peer(mac=None), "error decoding subnet lease JSON: no VtepMAC in BackendV6Data None"),
+            (
+                dual_peer("fe80::1"),
+                "fe80::1 is a link-local address, which is ambiguous",
+            ),
+            (dual_peer("ff02::1"), "ff02::1 is not the address of a host"),
+            (dual_peer("fd07::102"), "fd07::102 is an address of this host"),
+            (dual_peer(mac=vtep_mac("f00d", family=6)), "is that of this host: is it a copy"),
+        ],
+    )
+    def test_a_peer_without_a_usable_ipv6_part_is_reached_by_ipv4_alone(
+        self, known: Lease, reason: str
+    ) -> None:
+        backend = VxlanBackend()
+
+        assert reason in (backend.objection(known, DUAL) or "")
+        assert backend.plan_peer(known, DUAL) == State.EMPTY
+        assert len(backend.plan_peer(known, replace(DUAL, family=4))) == 3
+
+    @pytest.mark.parametrize(
+        ("mtu", "outer", "obstacle"),
+        [
+            (1350, None, None),
+            (1349, None, "an MTU of 1350 or more on eth0, which has 1349"),
+            (1500, 1349, "a Backend.MTU of 1350 or more, which IPv6 needs, instead of 1349"),
+        ],
+    )
+    def test_ipv6_needs_a_larger_mtu(self, mtu: int, outer: int | None, obstacle: str | None) -> None:
+        underlay = replace(DUAL.underlay, mtu=mtu)
+
+        assert VxlanBackend(outer_mtu=outer).obstacle(underlay, UNKNOWN) == obstacle
+
+    def test_of_two_peers_with_one_mac_address_the_first_keeps_it(self) -> None:
+        first = dual_peer("fd08::1", since=1)
+        other = replace(dual_peer("fd08::2", subnet="10.100.94.0/24", since=2))
+
+        outranked = VxlanBackend().outranked([other, first], DUAL)
+
+        assert list(outranked) == [other.subnet]
 
 
 def test_the_host_has_one_device_with_the_address_of_its_interface() -> None:
@@ -277,18 +392,25 @@ class TestConfig:
 
     @pytest.mark.parametrize(
         ("vni", "name"),
-        [(0, "flannel.0"), (9_999_999, "flannel.9999999"), (10_000_000, "flannel.x989680")],
+        [
+            (0, ("flannel.0", "flannel-v6.0")),
+            (9_999, ("flannel.9999", "flannel-v6.9999")),
+            (10_000, ("flannel.10000", "flannel6x2710")),
+            (9_999_999, ("flannel.9999999", "flannel6x98967f")),
+            (10_000_000, ("flannel.x989680", "flannel6x989680")),
+        ],
     )
-    def test_the_device_has_a_name_that_the_kernel_takes(self, vni: int, name: str) -> None:
-        assert configured(VNI=vni).device == name
-        assert len(name) <= 15
+    def test_the_devices_have_names_that_the_kernel_takes(self, vni: int, name: tuple[str, str]) -> None:
+        backend = configured(VNI=vni)
+        assert (backend.device(), backend.device(6)) == name
+        assert max(map(len, name)) <= 15
 
     def test_a_network_without_ipv4_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match=r"vxlan backend carries IPv4 only.*EnableIPv4=false"):
+        with pytest.raises(ConfigError, match="EnableIPv4=false: the store has no form of a lease"):
             parse(replace(CONFIG, enable_ipv4=False))
 
-    def test_a_note_reports_that_ipv6_has_no_effect(self) -> None:
-        assert "EnableIPv6=true has no effect" in parse(replace(CONFIG, enable_ipv6=True)).notes(HOST)[0]
+    def test_ipv6_has_an_effect(self) -> None:
+        assert parse(replace(CONFIG, enable_ipv6=True)).config_warnings == ()
 
     def test_it_is_found_by_its_type(self) -> None:
         assert backend_of(CONFIG) == VxlanBackend()

@@ -1,0 +1,153 @@
+"""Networks with both families: containers of three hosts reach each other by IPv4 and by IPv6."""
+
+import json
+import os
+from ipaddress import IPv6Interface, IPv6Network, ip_network
+
+import pytest
+
+from pyflannel.lab.lab import PREFIX
+from pyflannel.lab.topology import Host
+from pyflannel.lab.waiting import together, wait_until
+from testlab.overlay import Overlay, PingStream
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+HEALED_S = 1.0
+"""Deadline for the repair of an object."""
+
+SOON_S = 30.0
+NETWORK = ip_network("fd00:5::/48")
+NAMES = ("docker1", "docker2", "docker3")
+
+
+def underlay(host: Host) -> IPv6Interface:
+    """Return the IPv6 address of a host on its segment."""
+    number = NAMES.index(host.name) + 1
+    return IPv6Interface(f"fd07:{'1' if number < 3 else '2'}::{number}/64")
+
+
+@pytest.fixture(scope="module")
+def hosts(overlay: Overlay) -> list[Host]:
+    """Two hosts on one segment and one behind the router, with addresses of both families."""
+    router = overlay.lab.router
+    router.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"])
+    for number, segment in enumerate(("left", "right"), start=1):
+        router.run(["ip", "address", "add", f"fd07:{number}::fe/64", "dev", f"gw-{segment}", "nodad"])
+    found = [overlay.hosts[name] for name in NAMES]
+    for host in found:
+        address = underlay(host)
+        batch = (
+            f"address add {address} dev eth0 nodad\n"
+            f"route add default via {address.network[0xFE]}\n"
+            "link add br7 type bridge\nlink set br7 up\n"
+        )
+        host.run(["ip", "-batch", "-"], text=batch)
+        host.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1", "net.ipv4.ip_forward=1"])
+    return found
+
+
+def join(overlay: Overlay, hosts: list[Host], kind: str = "vxlan", **backend: object) -> None:
+    """Start the hosts on a network with both families, and give each a bridge as a container runtime does."""
+    config = Overlay.config(EnableIPv6=True, IPv6Network=str(NETWORK), Backend={"Type": kind, **backend})
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
+    together([lambda host=host: overlay.join(host) for host in hosts])
+    for host in hosts:
+        env = host.subnet_env()
+        batch = f"address flush dev br7 scope global\naddress add {env['FLANNEL_SUBNET']} dev br7\n"
+        batch += f"address add {env['FLANNEL_IPV6_SUBNET']} dev br7 nodad\n"
+        host.run(["ip", "-batch", "-"], text=batch)
+
+
+def bridge(host: Host) -> IPv6Interface:
+    """Return the IPv6 address of the bridge."""
+    return IPv6Interface(host.subnet_env()["FLANNEL_IPV6_SUBNET"])
+
+
+def reaches(host: Host, other: Host) -> bool:
+    """Return whether the bridges of two hosts reach each other in both families."""
+    pairs = ((host.gateway().ip, other.gateway().ip), (bridge(host).ip, bridge(other).ip))
+    return all(
+        host.run(["ping", "-n", "-c1", "-W1", "-I", str(source), str(target)], check=False).returncode == 0
+        for source, target in pairs
+    )
+
+
+def wait_reached(hosts: list[Host], deadline_s: float = SOON_S) -> None:
+    for host in hosts:
+        for other in hosts:
+            if host is not other:
+                wait_until(
+                    lambda host=host, other=other: reaches(host, other),
+                    what=f"{host.name} reaches {other.name}",
+                    deadline_s=deadline_s,
+                )
+
+
+def objects(host: Host) -> list[str]:
+    """Return the objects of IPv6 on the tunnel device."""
+    script = (
+        "ip -6 -o address show dev flannel-v6.1 scope global; ip -6 route show dev flannel-v6.1 proto 80;"
+        " ip -6 neigh show dev flannel-v6.1 nud permanent; bridge fdb show dev flannel-v6.1;"
+        " cat /proc/sys/net/ipv6/conf/flannel-v6.1/accept_ra"
+    )
+    shown = host.run(["sh", "-c", script], check=False)
+    return sorted(line.split(" ", 1)[-1] if "inet6" in line else line for line in shown.stdout.splitlines())
+
+
+def test_hosts_reach_each_other_in_both_families(overlay: Overlay, hosts: list[Host]) -> None:
+    """Each lease has one key for both subnets, in the format of the original."""
+    join(overlay, hosts)
+
+    wait_reached(hosts)
+    for host in hosts:
+        env = host.subnet_env()
+        subnet, ipv6 = host.lease(), bridge(host).network
+        assert env["FLANNEL_IPV6_NETWORK"] == str(NETWORK)
+        assert env["FLANNEL_MTU"] == "1430"
+        assert ipv6.subnet_of(IPv6Network(NETWORK))
+        key = f"{PREFIX}/subnets/{subnet.network_address}-24&{ipv6.network_address}-64"
+        value = json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key))
+        assert value["PublicIPv6"] == str(underlay(host).ip)
+        assert value["BackendData"]["VNI"] == value["BackendV6Data"]["VNI"] == 1
+        assert value["BackendData"]["VtepMAC"] != value["BackendV6Data"]["VtepMAC"]
+        status = overlay.wait_ready(host)
+        assert status.lease is not None
+        assert status.lease.ipv6_subnet == ipv6
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip link delete flannel-v6.1",
+        "ip -6 address flush dev flannel-v6.1 scope global",
+        "ip -6 route flush dev flannel-v6.1 proto 80",
+        "ip -6 neigh flush dev flannel-v6.1 nud permanent",
+        "bridge fdb show dev flannel-v6.1 | while read mac rest; do"
+        " bridge fdb delete $mac dev flannel-v6.1; done",
+        "ip link set flannel-v6.1 down",
+    ],
+)
+def test_each_object_is_repaired(overlay: Overlay, hosts: list[Host], damage: str) -> None:
+    """A notification of the kernel causes the repair."""
+    host = hosts[0]
+    wanted = objects(host)
+    assert len(wanted) == 1 + 3 * (len(hosts) - 1) + 1
+
+    host.run(["sh", "-c", damage])
+
+    wait_until(lambda: objects(host) == wanted, what=f"repair of: {damage}", deadline_s=HEALED_S)
+
+
+def test_a_restart_loses_no_packet(overlay: Overlay, hosts: list[Host]) -> None:
+    first, second = hosts[0], hosts[2]
+    key = (first.lease(), bridge(first))
+
+    with PingStream(second, bridge(first).ip, interval_s=0.01) as stream:  # type: ignore[arg-type]
+        stream.wait_answered()
+        overlay.daemons[first.name].kill()
+        overlay.join(first)
+        stream.wait_answered()
+
+    assert stream.lost() == []
+    assert (first.lease(), bridge(first)) == key
