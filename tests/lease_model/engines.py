@@ -19,6 +19,7 @@ from lease_model.ledger import Ledger
 from lease_model.line import Line
 from lease_model.rules import Violation
 from lease_model.world import HostState, StoreState, World
+from pyflannel.engine.planner import Generation
 from pyflannel.errors import WireError
 from pyflannel.model.host import HostFile
 from pyflannel.model.lease import Claim, Identity, Lease, LeaseAttributes
@@ -91,6 +92,10 @@ class Daemon(Protocol):
     @property
     def known(self) -> LeaseSet:
         """The leases that it knows of."""
+
+    @property
+    def previous(self) -> tuple[Generation, ...]:
+        """The earlier configs by which it still receives packets."""
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -189,6 +194,11 @@ class EngineHost:
     def state(self) -> LeaseState | None:
         """Where its daemon stands in the lease protocol."""
         return None if self._daemon is None else self._daemon.state
+
+    @property
+    def previous(self) -> tuple[Generation, ...]:
+        """The earlier configs by which its daemon still receives packets."""
+        return () if self._daemon is None else self._daemon.previous
 
     @property
     def subnet_env(self) -> str | None:

@@ -27,7 +27,7 @@ from lease_model.rules import Violation
 from pyflannel.engine import supervisor
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.list_watch import StoreLog
-from pyflannel.engine.planner import Inputs, Planner, PlanOptions
+from pyflannel.engine.planner import Generation, Inputs, Planner, PlanOptions
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.store_followers import ConfigFollower, read_config
 from pyflannel.engine.work import Work
@@ -142,6 +142,10 @@ class Engine(supervisor.Supervisor):
         return None if self._keeper is None else self._keeper.state
 
     @property
+    def previous(self) -> tuple[Generation, ...]:
+        return self.condition.inputs.previous
+
+    @property
     def known(self) -> LeaseSet:
         return LeaseSet() if self._keeper is None else self._keeper.leases
 
@@ -151,7 +155,7 @@ class Engine(supervisor.Supervisor):
 
 
 def plan(host: EngineHost, held: Held, truth: LeaseSet, config: str) -> State:
-    """Return what a host should have, from what the store says alone."""
+    """Return what a host should have, from the store and the backends that it has not given up yet."""
     read, backend = read_config(config)
     inputs = Inputs(
         config=read,
@@ -160,6 +164,7 @@ def plan(host: EngineHost, held: Held, truth: LeaseSet, config: str) -> State:
         lease=held.lease,
         leases=truth.by_subnet,
         owner=host.identity.owner,
+        previous=host.previous,
     )
     return plan_of(inputs, PlanOptions(subnet_file=SUBNET_FILE, packet_filter=FILTER))
 
@@ -174,6 +179,13 @@ def wrong_kernels(engines: Engines) -> Iterator[Violation]:
         if host.kernel.state != wanted:
             some = next(diff(wanted, host.kernel.state))
             yield Violation("kernel equals plan", f"{host.name}: {some}")
+
+
+def endless_changes(engines: Engines) -> Iterator[Violation]:
+    """Yield the hosts that keep a previous backend although all hosts run with the newest."""
+    for host in engines.hosts:
+        if host.previous:
+            yield Violation("a change of the backend ends", f"{host.name}: {host.previous[0].backend.way}")
 
 
 async def live_on(
@@ -192,6 +204,7 @@ async def live_on(
             engines.blame(wrong_kernels(engines))
             await engines.settle()
             engines.blame(wrong_kernels(engines))
+            engines.blame(endless_changes(engines))
         if engines.broken:
             break
     await engines.end()

@@ -487,7 +487,8 @@ class Supervisor:
             self._change(lease=self.condition.lease.after_owners(owners.values()))
             if self.condition.lease.shared is None:
                 log_shared_over(shared)
-        own = None if self.condition.held is None else self.condition.held.lease
+        held = None if self.condition.lease.phase == "taken" else self.condition.held
+        own = None if held is None else held.lease
         self._retirement.note(inputs, own, is_needed=self.planner.needs_previous)
         self.notify_status()
 

@@ -57,10 +57,10 @@ class Retirement:
 
         Args:
             inputs: inputs of the plan.
-            own: this host's lease in the store.
+            own: this host's lease in the store; None if another host has its subnet, so that no peer sends.
             is_needed: a peer is reached by one of them, or the newest cannot work.
         """
-        has_published = own is not None and len(own.attributes.also) == len(inputs.previous)
+        has_published = own is None or len(own.attributes.also) == len(inputs.previous)
         if not inputs.previous or not inputs.is_prepared or is_needed or not has_published:
             self._unneeded_since = None
         elif self._unneeded_since is None:

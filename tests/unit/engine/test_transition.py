@@ -223,7 +223,7 @@ class TestLease:
 class TestRetirement:
     PUBLISHED = replace(OWN, attributes=OWN.attributes.with_backend(VXLAN_PART, (UDP_PART,)))
 
-    def retired_after(self, *notes: tuple[Inputs, Lease, bool]) -> list[int]:
+    def retired_after(self, *notes: tuple[Inputs, Lease | None, bool]) -> list[int]:
         """Return the number of retirements at each second after these notes, one a second."""
         counts: list[int] = []
 
@@ -248,6 +248,9 @@ class TestRetirement:
         counts = self.retired_after((inputs, self.PUBLISHED, True), (inputs, self.PUBLISHED, False))
 
         assert counts == [0] * (int(LINGER_S) - 1) + [1, 1]
+
+    def test_a_host_whose_subnet_another_host_holds_need_not_publish(self) -> None:
+        assert self.retired_after((changed(UDP, VXLAN), None, False))[-1] == 1
 
     @pytest.mark.parametrize(
         ("inputs", "own"),
