@@ -29,8 +29,9 @@ from pyflannel.errors import (
     UnknownBackendError,
     UsageError,
 )
+from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.backends import config_warnings
+from pyflannel.plan.backends import config_warnings, effects_of
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
 _SOURCE = "Name a file, write the JSON itself, or - for standard input."
@@ -80,21 +81,24 @@ def set_(
     """Check a network config and write it, for all hosts.
 
     The config is a FILE, the JSON itself, or - for standard input. flannelctl shows the difference to the
-    stored config and asks on a terminal. An invalid config is not written.
+    stored config and its effects on running hosts, and asks on a terminal. An invalid config is not written.
     """
     text = _read(source)
     computed, warnings = _checked(text, accepts_unknown=force)
     if warnings and not force:
         raise ConfigError("; ".join(warnings), hint="Correct the config, or write it with --force.")
-    difference = _difference(asyncio.run(_stored(invocation, run_dir)), text)
+    stored, leases = asyncio.run(_stored(invocation, run_dir))
+    difference, effects = _difference(stored, text), _effects(stored, computed, leases)
     if not invocation.wants_json:
         print_text("\n".join(difference) or "no difference to the stored network config")
+        for effect in effects:
+            print_text(f"effect: {effect}")
     if not dry_run:
         if not is_confirmed and is_interactive():
             confirm("Write this network config for all hosts?")
         asyncio.run(_set(invocation, run_dir, text))
     if invocation.wants_json:
-        _print_computed(computed, warnings, Difference=difference, Written=not dry_run)
+        _print_computed(computed, warnings, Difference=difference, Effects=effects, Written=not dry_run)
     else:
         verb = "would write" if dry_run else "wrote"
         say(f"{verb} the network config: {computed.network or computed.ipv6_network}")
@@ -164,11 +168,24 @@ async def _get(invocation: Invocation, run_dir: Path | None) -> str | None:
         return await network.config_text()
 
 
-async def _stored(invocation: Invocation, run_dir: Path | None) -> str | None:
+async def _stored(invocation: Invocation, run_dir: Path | None) -> tuple[str | None, list[LeaseEntry]]:
+    """Return the stored config and the leases; nothing if there is no store yet, which `set` creates."""
     try:
-        return await _get(invocation, run_dir)
-    except NoStoreError:  # `config set` creates it
-        return None
+        async with network_of(invocation, run_dir) as network:
+            text = await network.config_text()
+            return text, [] if text is None else await network.leases()
+    except NoStoreError:
+        return None, []
+
+
+def _effects(stored: str | None, new: NetworkConfig, leases: Sequence[LeaseEntry]) -> list[str]:
+    """Return the effects on running hosts; none if one of the configs does not tell."""
+    if stored is None:
+        return []
+    try:
+        return effects_of(parse_network_config(stored), new, leases)
+    except ConfigError:
+        return []
 
 
 async def _set(invocation: Invocation, run_dir: Path | None, text: str) -> None:

@@ -24,8 +24,8 @@ from pyflannel.ports import Clock
 log = logging.getLogger(__name__)
 
 _RETURN = (
-    "Write the old config again. Or, for a new subnet, stop the containers, run flannelctl cleanup and start"
-    " flanneld."
+    "Write the old config again. To change to another network, run it beside this one, move the containers,"
+    " and remove this one; or stop the containers, run flannelctl cleanup and start flanneld."
 )
 """The remedy for a network config that does not admit this host's subnet."""
 

@@ -1,12 +1,12 @@
 """The backends: a closed mapping from type name to backend. No backend registers itself."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network
 from typing import Protocol
 
 from pyflannel.errors import UnknownBackendError
 from pyflannel.model.host import Bridge, Host, Underlay
-from pyflannel.model.lease import BackendData, Lease, Vtep
+from pyflannel.model.lease import BackendData, Lease, LeaseEntry, Vtep, host_text
 from pyflannel.model.network_config import Family, NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
@@ -156,3 +156,94 @@ def backend_of(config: NetworkConfig) -> Backend:
             hint=f"Set Backend.Type to one of: {', '.join(sorted(_PARSERS))}.",
         )
     return parser(config)
+
+
+# The effects of another network config on running hosts, for people.
+
+_UNDERLAY_MTU = 1500
+_OVERHEADS: Mapping[str, int] = {
+    "udp": udp.OVERHEAD,
+    "vxlan": vxlan.OVERHEAD,
+    "host-gw": 0,
+    "wireguard": wireguard.OVERHEAD,
+}
+_IN_PLACE: Mapping[str, str] = {
+    "port": "Port",
+    "udp_port": "the port",
+    "mac_prefix": "MacPrefix",
+    "has_gbp": "GBP",
+    "learns": "Learning",
+}
+"""Attributes of backends whose device cannot have both values, with their names for people."""
+
+_NAMED = 5
+"""Most hosts that an effect names."""
+
+
+def effects_of(old: NetworkConfig, new: NetworkConfig, leases: Iterable[LeaseEntry]) -> list[str]:
+    """Return the effects of another config on the running hosts with these leases, one sentence each.
+
+    Raises:
+        ConfigError: one of the configs is invalid.
+    """
+    entries = list(leases)
+    return [*_backend_effects(old, new, entries), *_range_effects(new, entries)]
+
+
+def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str]:
+    before, after = backend_of(old), backend_of(new)
+    if before.way != after.way:
+        yield (
+            f"Hosts change the backend from {before.way} to {after.way}. They receive packets by both until"
+            " all have changed, and no packet is lost. First open the port of the new one on all hosts."
+        )
+        if others := sum(lease.owner is None for lease in leases):
+            yield f"{others} leases are of the original flannel, which follows only after a restart."
+    elif type(before) is type(after):
+        names = [
+            text
+            for name, text in _IN_PLACE.items()
+            if getattr(before, name, None) != getattr(after, name, None)
+        ]
+        if names:
+            yield (
+                f"Hosts change {', '.join(names)} in place, so packets stop for a moment. To lose none,"
+                " change to another backend first, and then to this config."
+            )
+    sizes = [_largest_packet(one) for one in (before, after)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        yield (
+            f"The largest packet of a container changes from {sizes[0]} to {sizes[1]} bytes, on an underlay"
+            f" with an MTU of {_UNDERLAY_MTU}. Restart Docker with the new options when its containers may"
+            " stop."
+        )
+    if old.enable_nftables != new.enable_nftables:
+        engines = "nftables", "iptables"
+        this, other = engines if new.enable_nftables else reversed(engines)
+        yield f"Hosts create their filter rules with {this}, and remove those of {other}."
+    if new.backend_type == old.backend_type == "udp" and old.fast_path != new.fast_path:
+        yield f"Hosts turn the fast path {'off' if new.fast_path == 'off' else 'on'}. No packet is lost."
+
+
+def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str]:
+    """Yield the hosts that refuse the config, because it does not admit their subnets."""
+    refusing = [lease for lease in leases if new.enable_ipv4 and not new.admits(lease.subnet)]
+    if not refusing:
+        return
+    named = ", ".join(
+        f"{lease.subnet} of {host_text(lease.public_ip, lease.host_name)}" for lease in refusing[:_NAMED]
+    )
+    more = f" and {len(refusing) - _NAMED} more" if len(refusing) > _NAMED else ""
+    yield (
+        f"{len(refusing)} of {len(leases)} hosts refuse this config, because it does not admit their subnets:"
+        f" {named}{more}. They keep running with the present one, and hosts with different configs refuse"
+        " each other as peers. To change to another network, run it beside this one, move the containers,"
+        " and remove this one."
+    )
+
+
+def _largest_packet(backend: Backend) -> int | None:
+    """Return the size of a container's largest packet on the usual underlay; None without a data path."""
+    kind = backend.lease_type or backend.way
+    outer = getattr(backend, "outer_mtu", None) or _UNDERLAY_MTU
+    return min(outer, _UNDERLAY_MTU) - _OVERHEADS[kind] if kind in _OVERHEADS else None

@@ -153,15 +153,27 @@ def test_a_dry_run_shows_the_difference_and_writes_nothing(
     lines = capfd.readouterr().out.splitlines()
     assert code == 0
     assert '+  "Network": "10.101.0.0/16"' in lines
+    assert "effect: " not in "\n".join(lines)
     assert lines[-1] == "would write the network config: 10.101.0.0/16"
     assert stored() == GOOD
+
+
+def test_the_effects_on_running_hosts_are_shown(set_config: Set, capfd: Printed) -> None:
+    set_config(GOOD)
+    capfd.readouterr()
+
+    assert set_config("--dry-run", '{"Network": "10.100.0.0/16", "Backend": {"Type": "vxlan"}}') == 0
+
+    effects = [line for line in capfd.readouterr().out.splitlines() if line.startswith("effect: ")]
+    assert effects[0].startswith("effect: Hosts change the backend from udp to vxlan with VNI 1.")
+    assert len(effects) == 2
 
 
 def test_a_dry_run_on_a_new_store_does_not_create_it(set_config: Set, tmp_path: Path, capfd: Printed) -> None:
     assert set_config("--dry-run", "--json", GOOD) == 0
 
     document = read_document(["config", "set"], capfd.readouterr().out)
-    assert (document["Written"], document["Warnings"]) == (False, [])
+    assert (document["Written"], document["Warnings"], document["Effects"]) == (False, [], [])
     assert document["Difference"][:2] == ["--- /dev/null", "+++ new"]
     assert list(tmp_path.iterdir()) == []
 

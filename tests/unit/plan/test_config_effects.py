@@ -1,0 +1,86 @@
+"""`flannelctl config set` shows what another config does on running hosts."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.model.lease import LeaseEntry
+from pyflannel.plan.backends import effects_of
+from pyflannel.wire.network_config_json import parse_network_config
+
+LEASES = [
+    LeaseEntry(
+        subnet=IPv4Network(f"10.100.{number}.0/24"),
+        public_ip=IPv4Address(f"172.16.0.{number}"),
+        owner=f"host {number}",
+        host_name=f"docker{number}",
+    )
+    for number in range(1, 8)
+]
+OLD = '{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan"}}'
+
+
+def effects(new: str, old: str = OLD, leases: list[LeaseEntry] = LEASES) -> list[str]:
+    return effects_of(parse_network_config(old), parse_network_config(new), leases)
+
+
+def with_backend(backend: str, more: str = "") -> str:
+    return f'{{"Network":"10.100.0.0/16","Backend":{backend}{more}}}'
+
+
+@pytest.mark.parametrize(
+    ("new", "parts"),
+    [
+        (OLD, []),
+        (
+            with_backend('{"Type":"host-gw"}'),
+            [
+                "from vxlan with VNI 1 to host-gw. They receive packets by both",
+                "changes from 1450 to 1500 bytes",
+            ],
+        ),
+        (with_backend('{"Type":"vxlan","VNI":2}'), ["from vxlan with VNI 1 to vxlan with VNI 2"]),
+        (with_backend('{"Type":"vxlan","MTU":1400}'), ["changes from 1450 to 1350 bytes"]),
+        (
+            with_backend('{"Type":"vxlan","Port":9,"MacPrefix":"0E-2A"}'),
+            ["Hosts change the port, MacPrefix in place, so packets stop for a moment"],
+        ),
+        (
+            with_backend('{"Type":"vxlan"}', ',"EnableNFTables":true'),
+            ["filter rules with nftables, and remove those of iptables"],
+        ),
+    ],
+)
+def test_the_effects_follow_from_both_configs(new: str, parts: list[str]) -> None:
+    found = effects(new)
+
+    assert len(found) == len(parts)
+    assert all(part in effect for part, effect in zip(parts, found, strict=True))
+
+
+def test_the_fast_path_is_named_with_the_udp_backend() -> None:
+    old, new = '{"Network":"10.100.0.0/16"}', '{"Network":"10.100.0.0/16","FastPath":"off"}'
+
+    assert effects(new, old) == ["Hosts turn the fast path off. No packet is lost."]
+    assert effects(old, new) == ["Hosts turn the fast path on. No packet is lost."]
+
+
+def test_hosts_with_another_subnet_are_named_with_the_remedy() -> None:
+    (effect,) = effects('{"Network":"10.200.0.0/16","Backend":{"Type":"vxlan"}}')
+
+    assert effect.startswith("7 of 7 hosts refuse this config")
+    assert "10.100.1.0/24 of docker1 (172.16.0.1), " in effect
+    assert "10.100.5.0/24 of docker5 (172.16.0.5) and 2 more" in effect
+    assert "run it beside this one, move the containers" in effect
+
+
+def test_a_larger_network_has_no_effect_on_running_hosts() -> None:
+    assert effects('{"Network":"10.96.0.0/12","SubnetLen":24,"Backend":{"Type":"vxlan"}}') == []
+
+
+def test_hosts_of_the_original_are_counted_when_the_backend_changes() -> None:
+    original = LeaseEntry(subnet=IPv4Network("10.100.9.0/24"), public_ip=IPv4Address("172.16.0.9"))
+
+    found = effects(with_backend('{"Type":"host-gw"}'), leases=[original])
+
+    assert found[1].startswith("1 leases are of the original flannel")
