@@ -15,6 +15,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 UNDERLAY = "10.10.10.0/24"
 """The prefix of the host's eth0, which contains its gateway and etcd."""
 
+CONFIG_KEY = f"{PREFIX}/config"
+
 LEASES = {
     "vxlan": '{"PublicIP":"10.10.10.102","BackendType":"vxlan",'
     '"BackendData":{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}}',
@@ -197,3 +199,43 @@ def test_the_route_of_the_underlay_with_the_prefix_of_a_lease_remains(overlay, h
     assert routed(host, UNDERLAY) == [("eth0", "kernel")]
     assert reaches_gateway(host)
     assert f"{UNDERLAY} is the prefix of eth0 itself" in status.refused_peers[0].reason
+
+
+DANGEROUS = {
+    "the store": ('{"Network":"0.0.0.0/1","SubnetLen":24}', "contains 10.10.10.1, an address of the store"),
+    "the underlay": ('{"Network":"192.168.50.0/24","SubnetLen":28}', "is the prefix of eth0 itself"),
+    "the gateway": ('{"Network":"172.31.0.0/16"}', "contains 172.31.0.1, the default gateway"),
+    "another network": ('{"Network":"10.200.0.0/16"}', "that admits this host's subnet"),
+    "another backend": ('{"Network":"10.100.0.0/16","Backend":{"Type":"vxlam"}}', "vxlam"),
+    "rubbish": ("rubbish", "a valid network config"),
+    "nothing": ("", "flannel config not found"),
+}
+
+
+def test_a_running_network_survives_each_dangerous_config(overlay, ping_stream) -> None:
+    """Each is refused with its reason and its remedy, and no packet is lost. A DNS server draws a warning."""
+    host, other = overlay.hosts["docker3"], overlay.hosts["docker4"]
+    put_config(overlay, Network="10.100.0.0/16", SubnetLen=24)
+    overlay.lab.router.run(["ip", "address", "add", "172.31.0.1/32", "dev", "gw-right"])
+    host.run(["ip", "route", "replace", "default", "via", "172.31.0.1", "dev", "eth0", "onlink"])
+    host.run(["sh", "-c", "echo nameserver 10.97.0.53 >/etc/resolv.conf"])
+    for each in (host, other):
+        overlay.join(each)
+    overlay.settle(host, other)
+
+    with ping_stream(host, other.lease().network_address, interval_s=0.01) as stream:
+        stream.wait_answered()
+        for text, reason in DANGEROUS.values():
+            overlay.etcd.etcdctl(*(("put", CONFIG_KEY, text) if text else ("del", CONFIG_KEY)))
+            status = wait_refused(overlay, host, reason)
+            assert status.is_ready
+            assert status.network.trouble is not None
+            assert status.network.trouble.hint
+        put_config(overlay, Network="10.96.0.0/12", SubnetLen=24)
+        status = overlay.wait_status(host, lambda one: one.network.trouble is None, "takes a larger network")
+        stream.wait_answered()
+
+    assert stream.lost() == []
+    assert any("10.97.0.53, a DNS server of this host" in note for note in status.backend.notes)
+    for each in (host, other):
+        each.flannelctl("--store", overlay.etcd.url, "cleanup")
