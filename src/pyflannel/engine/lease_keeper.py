@@ -211,8 +211,10 @@ class LeaseKeeper:
                     self._timer.cancel()
                 self._timer = tasks.create_task(self._wake(at), name="lease timer")
             case Reidentify():
-                attributes = self._reidentify(self.state.wanted.attributes)
-                self._events.put_nowait(Ordered(replace(self.state.wanted, attributes=attributes)))
+                wanted = self.state.wanted
+                if self._signing is None or self._signing.yields():
+                    wanted = replace(wanted, attributes=self._reidentify(wanted.attributes))
+                self._events.put_nowait(Ordered(wanted))
             case StoreAway(cause, retry_in_s, hint):
                 self._store_log.failed(self, StoreError(cause, hint=hint), retry_in_s)
                 self._report(action)
@@ -346,15 +348,24 @@ class LeaseKeeper:
         """Return the content of a record; None for a key of another purpose or an invalid record."""
         try:
             seen = _read(record)
-            if self._signing is not None and isinstance(seen, LeaseSeen):
-                held, wanted = self.state.held, self.state.wanted
-                running = None if held is None else held.lease.subnet
-                self._signing.check(seen.lease, wanted.owner, running, wanted.previous)
+            if self._signing is not None:
+                self._check_signature(self._signing, seen)
         except WireError as error:
             self._skipped.skip(record.key, error)
             return _unreadable(record)
         self._skipped.forget(record.key)
         return seen
+
+    def _check_signature(self, signing: LeaseSigning, seen: LeaseChange | None) -> None:
+        wanted, held = self.state.wanted, self.state.held
+        match seen:
+            case LeaseSeen(lease):
+                running = None if held is None else held.lease.subnet
+                signing.check(lease, wanted.owner, running, wanted.previous)
+            case ClaimSeen(claim):
+                signing.check_claim(claim, wanted.owner)
+            case _:
+                pass
 
 
 def _read(record: Record) -> LeaseChange | None:

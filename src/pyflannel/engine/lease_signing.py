@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 from pyflannel.engine.allowed_keys import AllowList
 from pyflannel.engine.pacing import LogLimit
 from pyflannel.errors import TargetError, WireError
-from pyflannel.model.lease import Lease, LeaseKey
+from pyflannel.model.lease import Claim, Lease, LeaseKey
 from pyflannel.model.status import (
     REFUSED_LEASES_SHOWN,
     LeaseSigningStatus,
@@ -19,7 +19,7 @@ from pyflannel.model.status import (
 )
 from pyflannel.plan.lease.trust import FAULTS, Trust
 from pyflannel.ports import Clock, Memory
-from pyflannel.wire.lease_record import lease_key
+from pyflannel.wire.lease_record import claim_key, lease_key
 from pyflannel.wire.lease_signature import KnownKeys, format_known_keys, is_authentic, parse_known_keys, sign
 
 log = logging.getLogger(__name__)
@@ -104,6 +104,9 @@ class LeaseSigning:
         self._refusals = Refusals(clock)
         self._allowed = allowed
         self._own_key: bytes | None = None
+        self._has_own = False
+        self._has_copy = False
+        self._kept_identity = LogLimit(log, clock, "writes that seem to be those of a copy of this host")
         self._trust = Trust(allowed=self.rules)
         self._counter = 0
         self._kept = KnownKeys(0, {}, {}, {})
@@ -183,11 +186,39 @@ class LeaseSigning:
             is_own = key == self._key_of(owner).public and is_authentic(self._prefix, lease)
         except TargetError:
             is_own = False
-        if is_own:  # the saved counter may be older, as after a restore from a backup
-            self._counter = max(self._counter, lease.attributes.counter or 0)
+        if is_own:
+            counter = lease.attributes.counter or 0
+            self._has_copy |= self._has_own and counter > self._counter
+            # The saved counter may be older, as after a restore from a backup.
+            self._has_own, self._counter = True, max(self._counter, counter)
         if is_own or (running is None and lease.subnet == previous):
             return None
         return "not_ours"
+
+    def check_claim(self, claim: Claim, owner: str | None) -> None:
+        """Refuse the claim of a copy of this host, unless there is a copy.
+
+        Raises:
+            WireError: the claim is refused.
+        """
+        if self._requires and not self._has_copy and claim.owner == owner and claim.held_s is not None:
+            raise WireError(
+                f"{claim_key(claim.subnet)}: not accepted: no copy of this host has signed a lease",
+                hint="Find the program that writes it, and restrict the writers of the store.",
+            )
+
+    def yields(self) -> bool:
+        """Return whether this host may give up its identity to a copy of it.
+
+        Its new key would not be allowed. So it needs a proof, which only the key can give: a lease with a
+        counter that this host has not used.
+        """
+        if self._requires and not self._has_copy:
+            text = "Kept the identity of this host: no other host has signed a lease with its key"
+            self._kept_identity.line(logging.ERROR, text)
+            return False
+        self._has_own = self._has_copy = False
+        return True
 
     async def run(self) -> None:
         """Follow the allow-list, if there is one, until cancelled."""

@@ -18,13 +18,13 @@ from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_signing import LeaseSigning, Refusals
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.errors import TargetError
-from pyflannel.model.lease import LARGEST_COUNTER, Lease, LeaseAttributes, LeaseKey
+from pyflannel.model.lease import LARGEST_COUNTER, Claim, Lease, LeaseAttributes, LeaseKey
 from pyflannel.model.lease_protocol import Wanted
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import LeaseSigningStatus
 from pyflannel.model.store_record import Delete, Put, Record, Secret
 from pyflannel.ports import Announce, ChangeChannel, Changes
-from pyflannel.wire.lease_record import ALLOW_LIST, lease_key, lease_of, lease_value
+from pyflannel.wire.lease_record import ALLOW_LIST, claim_key, claim_value, lease_key, lease_of, lease_value
 from pyflannel.wire.lease_signature import format_signed_list, is_authentic, sign, sign_list
 
 PREFIX = "/coreos.com/network"
@@ -90,7 +90,8 @@ class Bench:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.store = FakeStore(self.clock)
-        self.keys = {name: make_key() for name in ("a", "b", "eve")}
+        self.keys = {name: make_key() for name in ("a", "b", "eve", "new")}
+        self.reidentified = 0
         self.memories = {name: MemoryDouble() for name in self.keys}
         self.signings: dict[str, LeaseSigning] = {}
         self.file, self.operator_file = KeyFileDouble(), KeyFileDouble()
@@ -138,9 +139,13 @@ class Bench:
             held=None,
             report=lambda report: None,
             leases_changed=lambda leases: None,
-            reidentify=lambda attributes: attributes,
+            reidentify=self.reidentify,
             signing=self.signings[name],
         )
+
+    def reidentify(self, attributes: LeaseAttributes) -> LeaseAttributes:
+        self.reidentified += 1
+        return replace(attributes, owner="new", signing_key=self.keys["new"].public)
 
     def allow(self, *names: str) -> None:
         self.file.write(self.list_of(*names))
@@ -596,6 +601,59 @@ def test_a_list_that_changes_while_the_leases_are_listed_takes_effect(
             monkeypatch.setattr(bench.memories["a"], "save", slow_save)
             async with running(bench, a):
                 assert known(a, own(b).subnet) is None
+
+    run(check)
+
+
+# Copies of a host: they have the same key.
+
+
+@pytest.mark.parametrize("how", ["a claim", "the same lease, and no claim"])
+def test_a_writer_of_the_store_cannot_make_a_host_give_up_its_identity(how: str) -> None:
+    """It pretends that a copy of the host has held the lease for longer. A new key would not be allowed."""
+
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a"), bench.keeper("b")
+        async with running(bench, a, b):
+            lease = own(a)
+            if how == "a claim":
+                claim = Claim(
+                    subnet=lease.subnet, owner="a", public_ip=IPv4Address("192.0.2.250"), held_s=1e9
+                )
+                await bench.put(claim_key(claim.subnet), claim_value(claim))
+            else:
+                record = await bench.record(lease_key(lease))
+                await bench.put(record.key, record.value)
+                await bench.clock.advance(1)
+                for claims in (await bench.store.client().list("claims/")).records:
+                    await bench.delete(claims.key)
+            await bench.clock.advance(60)
+
+            assert bench.reidentified == 0
+            assert (own(a).subnet, own(a).attributes.owner) == (lease.subnet, "a")
+            assert known(b, lease.subnet) == lease.attributes
+
+    run(check)
+
+
+@pytest.mark.parametrize("requires", [True, False])
+def test_a_copy_that_signs_with_the_key_of_a_host_gives_up_its_identity(requires: bool) -> None:
+    """As a snapshot with the state directory that is started a second time."""
+
+    async def check(bench: Bench) -> None:
+        a = bench.keeper("a", requires=requires)
+        async with running(bench, a):
+            subnet = own(a).subnet
+            await bench.clock.advance(100)
+            content, bench.memories["a"] = bench.memories["a"].content, MemoryDouble()
+            bench.memories["a"].content = content
+            copy = bench.keeper("a", requires=requires, previous=str(subnet))
+            async with running(bench, copy):
+                await bench.clock.advance(200)
+
+                assert bench.reidentified == 1
+                assert (own(a).subnet, own(a).attributes.owner) == (subnet, "a")
+                assert copy.state.wanted.owner == "new"
 
     run(check)
 
