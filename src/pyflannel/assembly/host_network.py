@@ -318,7 +318,7 @@ def _signing(options: FlanneldOptions, places: Places, store_url: str) -> LeaseS
 def _allow_list(options: FlanneldOptions, places: Places, prefix: str) -> AllowList | None:
     if options.lease_operators is not None:
         operators = _key_file("lease-operators", Path(options.lease_operators))
-        return SignedKeys(operators, prefix, FileMemory(places.allow_list))
+        return SignedKeys(operators, prefix, FileMemory(places.allow_list), BoottimeClock())
     return None if options.lease_keys is None else _key_file("lease-keys", Path(options.lease_keys))
 
 

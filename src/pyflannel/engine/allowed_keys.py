@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from pyflannel.engine.list_watch import listen
-from pyflannel.engine.pacing import pause
+from pyflannel.engine.pacing import LogLimit, pause
 from pyflannel.errors import TargetError, WireError
 from pyflannel.model.status import Notice
 from pyflannel.ports import Changes, Clock, KeyFile, Memory
@@ -156,10 +156,11 @@ class SignedKeys:
     was removed, because the key was stolen, has no effect.
     """
 
-    def __init__(self, operators: AllowedKeys, prefix: str, memory: Memory) -> None:
+    def __init__(self, operators: AllowedKeys, prefix: str, memory: Memory, clock: Clock) -> None:
         self._operators = operators
         self._prefix = prefix
         self._memory = memory
+        self._refused = LogLimit(log, clock, "allow-lists in the store")
         self._seen: bytes | None = None
         self._kept: KeptList | None = None
         self._saved: KeptList | None = None
@@ -212,7 +213,8 @@ class SignedKeys:
             text = str(error) if octets is None else f"the list in the store is not used: {error}"
             trouble = Notice(text, error.hint)
             if trouble != self._trouble:
-                log.error("Kept the last verified list of %d allowed keys: %s", len(self.keys), trouble)
+                line = "Kept the last verified list of %d allowed keys: %s"
+                self._refused.line(logging.ERROR, line, len(self.keys), trouble)
         self._trouble = trouble
 
     async def _use(self, octets: bytes | None) -> bool:

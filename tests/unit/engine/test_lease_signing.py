@@ -17,6 +17,7 @@ from pyflannel.engine.allowed_keys import AllowedKeys, AllowList, SignedKeys
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_signing import LeaseSigning, Refusals
 from pyflannel.engine.list_watch import StoreLog
+from pyflannel.engine.pacing import LINES_A_MINUTE
 from pyflannel.errors import TargetError
 from pyflannel.model.lease import LARGEST_COUNTER, Claim, Lease, LeaseAttributes, LeaseKey
 from pyflannel.model.lease_protocol import Wanted
@@ -113,7 +114,7 @@ class Bench:
         allow_list: AllowList = AllowedKeys(self.file, self.clock, allowed)
         if operated:
             operators = AllowedKeys(self.operator_file, self.clock, frozenset({self.operator.public}))
-            allow_list = SignedKeys(operators, PREFIX, self.lists[name])
+            allow_list = SignedKeys(operators, PREFIX, self.lists[name], self.clock)
         self.signings[name] = LeaseSigning(
             requires=requires,
             prefix=PREFIX,
@@ -745,6 +746,22 @@ def test_a_list_that_no_operator_signed_for_this_network_changes_nothing(how: st
             assert known(a, own(b).subnet) is not None
 
     run(check)
+
+
+def test_lists_of_strangers_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def check(bench: Bench) -> None:
+        a = bench.keeper("a", operated=True)
+        async with running(bench, a):
+            signed = sign_list(PREFIX, bench.list_of("eve"), 1, bench.keys["eve"])
+            for number in range(200):
+                value = format_signed_list(signed._replace(operator=bytes([number]) * 32))
+                await bench.store.write(Put(key=ALLOW_LIST, value=value, ttl_s=None, expected=None))
+            await bench.clock.advance(1)
+
+            assert bench.trouble("a").endswith("signed it, which is no operator's")
+
+    run(check)
+    assert caplog.text.count("which is no operator's") == LINES_A_MINUTE
 
 
 def test_an_operator_whose_key_was_stolen_is_replaced() -> None:
