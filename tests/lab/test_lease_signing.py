@@ -21,7 +21,10 @@ def key_of(host: Host) -> str:
     return f"{PREFIX}/subnets/{subnet.network_address}-{subnet.prefixlen}"
 
 
-def start(overlay, host: Host, *flags: str) -> None:
+def restart(overlay, host: Host, *flags: str) -> None:
+    """Start flanneld with other flags, in the place of the one that runs."""
+    running = overlay.daemons.get(host.name)
+    assert running is None or running.stop() == 0
     overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", *flags)
 
 
@@ -37,9 +40,8 @@ def test_write_access_to_the_store_cannot_redirect_packets_of_hosts_that_require
     allowed = "".join(f"{value['Pyflannel']['Key']} {name}\n" for name, value in keys.items())
     subnets = {host.name: host.lease() for host in (one, two)}
     for host in (one, two):
-        assert overlay.daemons[host.name].stop() == 0
         (host.directory / "etc/flannel-keys").write_text(allowed)
-        start(overlay, host, "--lease-signing=require", "--lease-keys=/etc/flannel-keys")
+        restart(overlay, host, "--lease-signing=require", "--lease-keys=/etc/flannel-keys")
     overlay.settle(one, two)
     assert {host.name: host.lease() for host in (one, two)} == subnets
     stream = ping_stream(one, subnets["docker2"].network_address, interval_s=0.01)
@@ -88,7 +90,7 @@ def test_hosts_accept_only_the_keys_that_an_operator_signed_in_the_store(
     for host in (one, two):
         (host.directory / "run/operators").write_text(public)
     flags = "--lease-signing=require", "--lease-operators=/run/operators"
-    together([lambda host=host: start(overlay, host, *flags) for host in (one, two)])
+    together([lambda host=host: restart(overlay, host, *flags) for host in (one, two)])
     keys = {
         host.name: json.loads((host.directory / "var/lib/flannel/lease-key.json").read_text())["Public"]
         for host in (one, two)
@@ -114,8 +116,7 @@ def test_hosts_accept_only_the_keys_that_an_operator_signed_in_the_store(
     overlay.wait_status(one, has_trouble("its signature is not that of its key"), "reports a forged list")
     overlay.etcd.etcdctl("del", listed)
     overlay.wait_status(one, has_trouble("does not contain the allow-list any more"), "reports a deletion")
-    assert overlay.daemons["docker1"].stop() == 0
-    start(overlay, one, *flags)
+    restart(overlay, one, *flags)
     overlay.settle(one)
     assert (
         overlay.wait_status(one, lambda status: status.peers == 1, "knows docker2").lease_signing.allowed == 2
