@@ -17,6 +17,7 @@ from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.host.machine import (
+    docker_table,
     forward_chains,
     forwards,
     is_strict,
@@ -33,7 +34,7 @@ from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import PeerReach, PingReport
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, Status
-from pyflannel.plan.doctor import Observed, findings
+from pyflannel.plan.doctor import Observed, docker_drops, findings
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.plan.reach import judged, with_peers
 from pyflannel.plan.underlay import UnderlayOptions, choose
@@ -186,6 +187,7 @@ async def _examined(places: Places, status: Status) -> tuple[Finding, ...]:
         programs=programs,
         on_link=_on_link(interfaces, membership),
         ports={name: port_mtus(name) for name in _own_bridges(interfaces, membership)},
+        docker_drops=docker_drops(saved, await docker_table()),
         has_unit=has_unit("flanneld.service"),
     )
     return (*findings(seen), *unread)

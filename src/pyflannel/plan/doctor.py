@@ -3,6 +3,7 @@
 A check returns the evidence and a command. On a healthy host, no check returns a finding.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -10,7 +11,14 @@ from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.network_config import IpNetwork
-from pyflannel.model.packet_filter import FIRST_DEVICE, ForwardChain, IptablesChain, LeftRules, NftTable
+from pyflannel.model.packet_filter import (
+    FIRST_DEVICE,
+    ForwardChain,
+    IptablesChain,
+    LeftRules,
+    NftTable,
+    SavedRules,
+)
 from pyflannel.model.route import PROTOCOLS, Route, route_protocol
 from pyflannel.model.status import Finding, Membership, RefusedLease, SignatureFault, Status
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
@@ -43,6 +51,7 @@ class Observed:
         programs: programs of the claimed device, at the hooks of links.
         on_link: prefixes that the underlay reaches without a gateway.
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name.
+        docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
         has_unit: systemd runs on this host and has the unit flanneld.service.
     """
 
@@ -58,6 +67,7 @@ class Observed:
     programs: tuple[BpfProgram, ...] = ()
     on_link: tuple[IpNetwork, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_unit: bool = True
 
 
@@ -68,6 +78,7 @@ def findings(seen: Observed) -> tuple[Finding, ...]:
         _config,
         _forwarding,
         _forward_chains,
+        _docker_drops,
         _refused_peers,
         _silent_peers,
         _user_space,
@@ -191,6 +202,56 @@ def _forward_chains(seen: Observed) -> Iterator[Finding]:
             cause=f"the chain {place} drops packets of {network}, even if another chain accepts them",
             evidence=(f"{shown}: policy drop, and no rule that accepts {network}",),
             fix="; ".join(insert.format(word, network) for word in words),
+        )
+
+
+_RAW_DROP = re.compile(r"-d \S+ ! -i (?P<bridge>\S+) (?:.* )?-j DROP")
+_FORWARD_DROP = re.compile(r"! -i (?P<bridge>\S+) -o (?P=bridge) -j DROP")
+_NFT_CHAIN = re.compile(r"\s*chain filter-forward-in__(?P<bridge>\S+) \{")
+_NFT_RAW_DROP = re.compile(r'iifname != "(?P<bridge>[^"]+)" .*drop comment "DROP DIRECT ACCESS"')
+_NFT_FORWARD_DROP = 'drop comment "UNPUBLISHED PORT DROP"'
+
+
+def docker_drops(saved: Iterable[SavedRules], table: str) -> dict[str, tuple[str, ...]]:
+    """Return the rules by which Docker drops packets to addresses of its containers, by bridge.
+
+    Docker 28 and newer write them in iptables or, if so configured, in nftables.
+
+    Args:
+        saved: the rules of iptables.
+        table: Docker's table of nftables, as `nft list table ip docker-bridges` prints it; "" without one.
+
+    Source: moby 29, daemon/libnetwork/drivers/bridge/internal.
+    """
+    found: dict[str, list[str]] = {}
+    for rules in saved:
+        for place, chain, pattern in (("raw", "PREROUTING", _RAW_DROP), ("filter", "DOCKER", _FORWARD_DROP)):
+            for rule in rules.chains.get(place, {}).get(chain, ()) if rules.family == 4 else ():
+                if (drop := pattern.search(rule)) is not None:
+                    text = f"{rules.program} -t {place} -A {chain} {rule}"
+                    found.setdefault(drop["bridge"], []).append(text)
+    bridge = ""
+    for line in table.splitlines():
+        if (header := _NFT_CHAIN.match(line)) is not None:
+            bridge = header["bridge"]
+        elif line.strip() == "}":
+            bridge = ""
+        elif (drop := _NFT_RAW_DROP.search(line)) is not None:
+            found.setdefault(drop["bridge"], []).append(line.strip())
+        elif bridge and _NFT_FORWARD_DROP in line:
+            found.setdefault(bridge, []).append(line.strip())
+    return {name: tuple(lines) for name, lines in found.items()}
+
+
+def _docker_drops(seen: Observed) -> Iterator[Finding]:
+    for bridge in sorted(seen.docker_drops.keys() & seen.ports.keys()):
+        yield Finding(
+            code="docker-drops",
+            severity="error",
+            cause=f"Docker drops packets of other hosts to containers at {bridge}",
+            evidence=_some(list(seen.docker_drops[bridge])),
+            fix="docker network create -d flannel --ipam-driver flannel NAME  # needs flanneld --docker-plugin."
+            " Or use a bridge network with -o com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected",
         )
 
 

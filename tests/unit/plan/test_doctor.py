@@ -9,7 +9,7 @@ import pytest
 
 from pyflannel.model.fast_path import BpfProgram, Feature, Role, Tunnel
 from pyflannel.model.link import Link
-from pyflannel.model.packet_filter import ForwardChain, IptablesChain
+from pyflannel.model.packet_filter import ForwardChain, IptablesChain, SavedRules
 from pyflannel.model.route import Route
 from pyflannel.model.status import (
     BackendStatus,
@@ -30,7 +30,7 @@ from pyflannel.model.status import (
     WireguardPeerStatus,
     WireguardStatus,
 )
-from pyflannel.plan.doctor import RECENT_S, Observed, findings
+from pyflannel.plan.doctor import RECENT_S, Observed, docker_drops, findings
 from pyflannel.plan.routes import overlap_note
 
 ROOT = Path(__file__).parents[3]
@@ -474,3 +474,60 @@ def test_many_warnings_are_counted_after_the_first() -> None:
     assert found[0] == "lease 0 overlaps another"
     assert found[-1] == "… and 992 more"
     assert len(found) == 9
+
+
+RAW_DROP = "-d 10.100.15.2/32 ! -i docker0 -j DROP"
+PORT_DROP = "-d 10.100.15.2/32 ! -i docker0 -p tcp -m tcp --dport 80 -j DROP"
+FORWARD_DROP = "! -i docker0 -o docker0 -j DROP"
+NFT_DROPS = """\
+table ip docker-bridges {
+	chain raw-PREROUTING {
+		type filter hook prerouting priority raw; policy accept;
+		ip daddr 10.100.15.2 iifname != "docker0" counter packets 0 bytes 0 drop comment "DROP DIRECT ACCESS"
+	}
+
+	chain filter-forward-in__docker0 {
+		iifname "docker0" counter packets 0 bytes 0 accept comment "ICC"
+		counter packets 0 bytes 0 drop comment "UNPUBLISHED PORT DROP"
+	}
+
+	chain filter-forward-in__br-1 {
+		counter packets 0 bytes 0 accept comment "UNPROTECTED"
+	}
+}
+"""
+
+
+def saved(table: str, chain: str, *rules: str) -> SavedRules:
+    return SavedRules(program="iptables", family=4, chains={table: {chain: rules}})
+
+
+@pytest.mark.parametrize(
+    ("rules", "table", "count"),
+    [
+        (saved("raw", "PREROUTING", RAW_DROP, PORT_DROP), "", 2),
+        (saved("filter", "DOCKER", FORWARD_DROP), "", 1),
+        (saved("filter", "DOCKER"), NFT_DROPS, 2),
+    ],
+)
+def test_rules_of_docker_that_drop_packets_of_other_hosts_are_found(
+    rules: SavedRules, table: str, count: int
+) -> None:
+    seen = replace(HEALTHY, docker_drops=docker_drops([rules], table))
+
+    (finding,) = findings(seen)
+
+    assert (finding.code, len(finding.evidence)) == ("docker-drops", count)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        saved("raw", "PREROUTING", RAW_DROP.replace("docker0", "br-other")),
+        saved("filter", "DOCKER", "-d 10.100.15.2/32 ! -i docker0 -o docker0 -p tcp --dport 80 -j ACCEPT"),
+        saved("filter", "FORWARD", "-i docker0 -o docker0 -j DROP"),
+    ],
+)
+def test_other_rules_of_docker_are_no_finding(rules: SavedRules) -> None:
+    """Such as those of a bridge outside the subnet of the host."""
+    assert codes(replace(HEALTHY, docker_drops=docker_drops([rules], ""))) == []

@@ -191,6 +191,14 @@ async def _nft(*words: str) -> str:
     return ran.output
 
 
+async def docker_table() -> str:
+    """Return the rules of Docker's nftables engine for IPv4 as nft prints them; "" if it is not in use."""
+    with contextlib.suppress(TargetError):
+        ran = await run_program("nft", "list", "table", "ip", "docker-bridges")
+        return "" if ran.status else ran.output
+    return ""
+
+
 async def legacy_forward_chains() -> list[ForwardChain]:
     """Return FORWARD of legacy iptables, if it drops packets that it does not accept."""
     version = await version_of(PROGRAMS[4])
