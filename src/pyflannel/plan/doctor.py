@@ -250,7 +250,7 @@ def _docker_drops(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause=f"Docker drops packets of other hosts to containers at {bridge}",
             evidence=_some(list(seen.docker_drops[bridge])),
-            fix="docker network create -d flannel --ipam-driver flannel NAME  # needs flanneld --docker-plugin."
+            fix="docker network create -d flannel --ipam-driver flannel NAME  # needs --docker-plugin."
             " Or use a bridge network with -o com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected",
         )
 
