@@ -21,7 +21,7 @@ from drawing.bars import Bar, Chart, draw_bars
 from paths.path import NETWORK, Path, join_by_flanneld, join_manually, two_hosts
 from paths.quantity import Quantity, Ratio, Values, ratio, spread
 from paths.rounds import Measurement, measure_in_turn
-from paths.traffic import SMALL_BYTES, round_trips_us, small_packets
+from paths.traffic import SMALL_BYTES, ping_times, small_packets
 from paths.way import way_of
 from pyflannel.errors import LabError
 from pyflannel.lab.kernel_path import measure_throughput
@@ -119,7 +119,7 @@ def packets(path: Path, *, seconds: int) -> tuple[float]:
 
 def round_trip(path: Path) -> tuple[float]:
     """Return the median of some hundred pings with an interval of two milliseconds."""
-    times = round_trips_us(path, pings=PINGS, interval_s=PING_INTERVAL_S)
+    times = ping_times(path, pings=PINGS, interval_s=PING_INTERVAL_S)
     if lost := PINGS - len(times):
         raise LabError(f"{lost} of {PINGS} pings over {path.name} were lost", hint="Repeat it.")
     return (median(times),)

@@ -23,7 +23,7 @@ from paths import exchange
 from paths.path import Path, join_by_flanneld, join_manually, two_hosts
 from paths.quantity import Quantity, Values
 from paths.rounds import Measurement, measure_in_turn
-from paths.traffic import SMALL_BYTES, round_trips_us, small_packets
+from paths.traffic import SMALL_BYTES, ping_times, small_packets
 from paths.way import way_of
 from pyflannel.errors import LabError
 from pyflannel.lab.kernel_path import measure_throughput, wait_listening
@@ -165,7 +165,7 @@ def packets(path: Path, *, seconds: int) -> tuple[float, float]:
 
 def round_trips(path: Path) -> tuple[float, float]:
     """Return the median and the 99th percentile of the round trip."""
-    of_a_hundred = quantiles(round_trips_us(path, pings=PINGS, interval_s=PING_INTERVAL_S), n=100)
+    of_a_hundred = quantiles(ping_times(path, pings=PINGS, interval_s=PING_INTERVAL_S), n=100)
     return of_a_hundred[49], of_a_hundred[98]
 
 

@@ -1,4 +1,4 @@
-"""What every level of the tests shares: `--long`, the fixture that tells of it, and laws without clocks."""
+"""Common parts of all levels of the tests: `--long`, its fixture, and hypothesis without deadlines."""
 
 import pytest
 from hypothesis import HealthCheck, settings

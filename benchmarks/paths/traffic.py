@@ -13,7 +13,7 @@ def small_packets(path: Path, seconds: int) -> Datagrams:
     return measure_datagrams(path.left, path.right, octets=SMALL_BYTES, seconds=seconds)
 
 
-def round_trips_us(path: Path, *, pings: int, interval_s: float) -> list[float]:
+def ping_times(path: Path, *, pings: int, interval_s: float) -> list[float]:
     """Return the round trip of each answered ping in microseconds."""
     command = ["ping", "-n", "-i", str(interval_s), "-c", str(pings), str(path.right.address)]
     times = re.findall(r"time=([\d.]+)", path.left.run_in_network(command).stdout)

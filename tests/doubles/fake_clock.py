@@ -1,4 +1,4 @@
-"""A Clock that stands still until a test moves it."""
+"""A Clock whose time changes only when a test advances it."""
 
 import asyncio
 import heapq
@@ -9,15 +9,15 @@ from contextlib import asynccontextmanager
 import pytest
 
 _SETTLE_TURNS = 100
-"""Turns of the event loop that tasks get after each wake-up: more than any chain of waits in the engine."""
+"""Turns of the event loop for tasks after each wake-up: more than any chain of waits in the engine."""
 
 
 _Timer = tuple[float, int, Callable[[], object]]
-"""The time, a number that keeps the order of equal times, and what to call."""
+"""The time, a number that preserves the order of equal times, and the function to call."""
 
 
 class FakeClock:
-    """Time by hand: sleepers wake, in the order of their times, when `advance` passes them."""
+    """Manual time: sleepers wake in the order of their times when `advance` passes them."""
 
     def __init__(self, *, now: float = 1000.0, utc: float = 1_700_000_000.0) -> None:
         self._now = now
@@ -27,7 +27,7 @@ class FakeClock:
 
     @asynccontextmanager
     async def running(self, endless: Coroutine[object, object, object]) -> AsyncIterator[None]:
-        """Run a coroutine that must not end by itself; the block begins when it waits."""
+        """Run a coroutine that must not end by itself. The block begins when the coroutine waits."""
         task = asyncio.ensure_future(endless)
         try:
             await self.settle()
@@ -38,15 +38,15 @@ class FakeClock:
                 await task
 
     def now(self) -> float:
-        """Return seconds; moved by `advance` only."""
+        """Return seconds, which only `advance` changes."""
         return self._now
 
     def utc(self) -> float:
-        """Return seconds since the epoch; moved by `advance` and `step_utc`."""
+        """Return seconds since the epoch, which `advance` and `step_utc` change."""
         return self._now + self._utc_offset
 
     async def sleep(self, seconds: float) -> None:
-        """Return when `advance` has passed `seconds` from now; zero and less give other tasks one turn."""
+        """Return when `advance` has passed `seconds` from now. Zero and less let other tasks run once."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return
@@ -60,17 +60,20 @@ class FakeClock:
                 heapq.heapify(self._timers)
 
     def call_at(self, when: float, act: Callable[[], object]) -> _Timer:
-        """Call `act` when time reaches `when`, before any sleeper of a later time wakes; return the timer."""
+        """Call `act` at the time `when`, before any sleeper of a later time wakes; return the timer."""
         timer = when, next(self._serial), act
         heapq.heappush(self._timers, timer)
         return timer
 
     def step_utc(self, seconds: float) -> None:
-        """Step the clock that people read, as an operator or NTP may."""
+        """Step the wall clock, as an operator or NTP may do."""
         self._utc_offset += seconds
 
     async def advance(self, seconds: float) -> None:
-        """Move time on; each sleeper wakes at its own time and its task runs before time moves further."""
+        """Advance the time.
+
+        Each sleeper wakes at its own time, and its task runs before the time advances further.
+        """
         target = self._now + seconds
         await self.settle()
         while self._timers and self._timers[0][0] <= target:
@@ -82,6 +85,6 @@ class FakeClock:
         await self.settle()
 
     async def settle(self) -> None:
-        """Let every task run until it waits; tasks that wait for threads or sockets are not waited for."""
+        """Let every task run until it waits, except for tasks that wait for threads or sockets."""
         for _ in range(_SETTLE_TURNS):
             await asyncio.sleep(0)

@@ -35,7 +35,7 @@ def announcing(changed: asyncio.Event) -> ChangeChannel:
 
 
 class FakeKernel:
-    """A target in memory. It refuses and drops what the kernel does, and also refuses what a test names.
+    """A target in memory. It refuses and drops the same as the kernel, and also refuses operations of a test.
 
     It refuses:
 
@@ -55,7 +55,7 @@ class FakeKernel:
     It adds the route to the prefix of an address. Of several routes with one key the first is visible, and
     the next one after that is removed.
 
-    A change by another program is announced. A change by the daemon is not, and neither is what goes with it.
+    A change by another program is announced. A change by the daemon and its consequences are not.
 
     Attributes:
         is_readable: a snapshot fails while this is False.
@@ -78,7 +78,7 @@ class FakeKernel:
         self._changed = asyncio.Event()
 
     async def snapshot(self, desired: State) -> State:
-        """Return everything there is."""
+        """Return all objects."""
         if not self.is_readable:
             raise TargetError("the test asked for this", hint="Try again.")
         return self.state
@@ -99,7 +99,7 @@ class FakeKernel:
         return announcing(self._changed)
 
     def damage(self, *operations: Operation, is_announced: bool = True) -> None:
-        """Change something behind the daemon's back."""
+        """Change an object as another program."""
         for operation in operations:
             self._perform(operation)
         if is_announced:
@@ -155,7 +155,7 @@ class FakeKernel:
         return None
 
     def _follow(self, old: Link | None, new: Link) -> None:
-        """Drop and add what the kernel does when a link has changed."""
+        """Drop and add the objects that the kernel drops and adds after a change of a link."""
         was_up = old is not None and old.is_up
         if was_up and not new.is_up:
             self._drop_ipv4(new.name)
@@ -192,7 +192,7 @@ class FakeKernel:
             self._hidden.append(route)
 
     def _remove(self, item: Item) -> None:
-        """Remove the object at the key of an item, and all that goes with it. A route must be equal."""
+        """Remove the object at the key of an item and its dependent objects. A route must be equal."""
         if isinstance(item, Route):
             self._drop_routes(lambda route: route == item)
             return
@@ -264,13 +264,13 @@ class FakeKernel:
         if route.gateway is None or route.gateway.version == 6:
             return None
         if self._is_local(route.gateway):
-            return f"EINVAL: the gateway {route.gateway} is our own address"
+            return f"EINVAL: the gateway {route.gateway} is an address of this host"
         if not route.is_onlink and not self._reaches(route.link, int(route.gateway)):
             return f"ENETUNREACH: no route of {route.link} reaches {route.gateway}"
         return None
 
     def _reaches(self, link: str, gateway: int) -> bool:
-        """Return whether a route of the link leads to an IPv4 gateway."""
+        """Return whether a route of the link reaches an IPv4 gateway."""
         for table, ways in self.state.by_key.tables.items():
             if isinstance(table, tuple) and table[:2] == ("route", 4):
                 way = ways.get(gateway >> 32 - table[2] << 32 - table[2])
@@ -286,7 +286,7 @@ class FakeKernel:
         return [other for other in self.state.of_type(Link) if other.name != link.name]
 
     def _addresses(self, link: str) -> list[Address]:
-        """Return the addresses of a link in the order in which they came."""
+        """Return the addresses of a link in the order of their addition."""
         return [address for address in self.state.of_type(Address) if address.link == link]
 
     def _first_of(self, address: Address) -> Address:

@@ -1,4 +1,4 @@
-"""A Store in memory that several clients share, and that fails when a test says so."""
+"""A Store in memory that several clients share, and that fails on request of a test."""
 
 import asyncio
 from bisect import bisect_right
@@ -35,26 +35,26 @@ class Timers(Protocol):
 
 
 class FakeStore:
-    """One client of a store in memory; `client` makes more.
+    """One client of a store in memory; `client` creates more.
 
-    Faults concern this client only:
+    Faults concern only this client:
 
-    - `is_away`: every call fails and every watch ends, until it is set to False again;
-    - `fail_next(calls)`: so many calls fail before they take effect;
-    - `lose_next_answer()`: the next write takes effect and fails all the same;
-    - `cut_watches()`: the watches there are end, calls go on;
-    - `refuses_watches`: no watch opens, calls go on;
-    - `ends_watches_at_once`: each ends as soon as it is open, calls go on.
+    - `is_unreachable`: every call fails and every watch ends, until it is set to False again;
+    - `fail_next(calls)`: this number of calls fail before they take effect;
+    - `lose_next_answer()`: the next write takes effect and fails nevertheless;
+    - `cut_watches()`: the existing watches end, calls continue;
+    - `refuses_watches`: no watch opens, calls continue;
+    - `ends_watches_at_once`: each watch ends when it is open, calls continue.
 
     Attributes:
-        listings: how many listings were asked for.
-        watches: how many watches were.
+        listings: number of listings.
+        watches: number of watches.
         reached_at: its addresses.
     """
 
     def __init__(self, clock: Timers) -> None:
         self._memory = _Memory(clock)
-        self._is_away = False
+        self._is_unreachable = False
         self._calls_to_fail = 0
         self._loses_next_answer = False
         self._cuts = 0
@@ -71,22 +71,22 @@ class FakeStore:
         return other
 
     @property
-    def is_away(self) -> bool:
+    def is_unreachable(self) -> bool:
         """Whether this client cannot reach the store."""
-        return self._is_away
+        return self._is_unreachable
 
-    @is_away.setter
-    def is_away(self, is_away: bool) -> None:
-        self._is_away = is_away
-        if is_away:
+    @is_unreachable.setter
+    def is_unreachable(self, is_unreachable: bool) -> None:
+        self._is_unreachable = is_unreachable
+        if is_unreachable:
             self.cut_watches()
 
     def fail_next(self, calls: int = 1) -> None:
-        """Let so many calls fail before they take effect."""
+        """Let this number of calls fail before they take effect."""
         self._calls_to_fail += calls
 
     def lose_next_answer(self) -> None:
-        """Let the next write take effect and fail all the same."""
+        """Let the next write take effect and fail nevertheless."""
         self._loses_next_answer = True
 
     def cut_watches(self) -> None:
@@ -95,23 +95,23 @@ class FakeStore:
         self._memory.wake()
 
     def compact(self, revision: int | None = None) -> None:
-        """Forget the history up to and with `revision`; all of it when None."""
+        """Remove the history up to and including `revision`; all of it for None."""
         self._memory.compact(revision)
 
     def listing(self) -> Listing:
-        """Return all there is, whatever this client's faults."""
+        """Return all records, regardless of this client's faults."""
         return self._memory.listing("")
 
     def change(self, operation: Put | Delete) -> None:
-        """Perform a write by hand, whatever this client's faults."""
+        """Perform a manual write, regardless of this client's faults."""
         self._memory.write(operation)
 
     def lose_data(self, revision: int) -> None:
-        """Begin anew with nothing, at this revision; a watch that goes on over it goes on from there."""
+        """Lose all data and continue at this revision. An existing watch continues from there."""
         self._memory.lose(revision)
 
     async def get(self, key: str) -> Record | None:
-        """Return the record at exactly this key, or None."""
+        """Return the record at this key, or None."""
         self._reach()
         return self._memory.record(key)
 
@@ -132,12 +132,12 @@ class FakeStore:
 
     @asynccontextmanager
     async def watch(self, prefix: str, after: int) -> AsyncIterator["FakeWatcher"]:
-        """Watch the keys under `prefix` for what is later than `after`, within the block."""
+        """Watch the keys under `prefix` for changes after `after`, within the block."""
         self.watches += 1
         self._reach()
         if self.refuses_watches:
             raise _lost("watches are refused")
-        self._memory.changes(prefix, after)  # raises when it cannot go on from there
+        self._memory.changes(prefix, after)  # raises if it cannot continue from there
         watcher = FakeWatcher(self, prefix, after)
         try:
             yield watcher
@@ -145,12 +145,12 @@ class FakeStore:
             watcher.is_open = False
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None when it never does."""
+        """Return the seconds until the record expires, or None if it never does."""
         self._reach()
         return self._memory.time_to_live(record)
 
     def addresses(self) -> tuple[IPv4Address, ...]:
-        """Return the addresses that the test gave it."""
+        """Return the addresses that the test set."""
         return self.reached_at
 
     async def close(self) -> None:
@@ -158,15 +158,15 @@ class FakeStore:
         self.cut_watches()
 
     def _reach(self) -> None:
-        if self._is_away:
-            raise _lost("the store is away")
+        if self._is_unreachable:
+            raise _lost("the store is unreachable")
         if self._calls_to_fail:
             self._calls_to_fail -= 1
             raise _lost("the test asked for this")
 
 
 class FakeWatcher:
-    """A watch of a client; what happened at once comes at once."""
+    """A watch of a client. Simultaneous changes are returned together."""
 
     def __init__(self, client: FakeStore, prefix: str, after: int) -> None:
         self.is_open = True
@@ -212,7 +212,7 @@ class _Held:
 
 
 class _Memory:
-    """Records, their history, and who waits for a change."""
+    """Records, their history, and the tasks that wait for a change."""
 
     def __init__(self, clock: Timers) -> None:
         self.clock = clock
@@ -220,7 +220,7 @@ class _Memory:
         self._compacted = 0
         self._held: dict[str, _Held] = {}
         self._history: list[tuple[int, Change]] = []
-        self._waiting: dict[asyncio.Event, None] = {}  # in the order in which they came
+        self._waiting: dict[asyncio.Event, None] = {}  # in the order of their arrival
 
     def record(self, key: str) -> Record | None:
         held = self._held.get(key)
@@ -234,7 +234,7 @@ class _Memory:
         current = self.record(operation.key)
         if operation.expected is not None and operation.expected != (current.revision if current else 0):
             return Conflict(current)
-        if isinstance(operation, Put) and not self._is_so(operation.given):
+        if isinstance(operation, Put) and not self._holds(operation.given):
             return Conflict(current)
         if isinstance(operation, Put):
             self._put(operation)
@@ -242,7 +242,7 @@ class _Memory:
             self._delete(operation.key)
         return Written(self._revision)
 
-    def _is_so(self, given: Unchanged | None) -> bool:
+    def _holds(self, given: Unchanged | None) -> bool:
         if given is None:
             return True
         current = self.record(given.key)

@@ -23,7 +23,7 @@ HELD = IPv4Interface("192.168.50.101/24")
 
 
 class OneInterface:
-    """One interface that carries the tunnel, no bridge, and nothing remembered."""
+    """One interface that carries the tunnel, no bridge, and an empty memory."""
 
     def __init__(self) -> None:
         eth0 = Interface(
@@ -39,7 +39,7 @@ class OneInterface:
         self._changed = asyncio.Event()
 
     def route(self, *routes: Route) -> None:
-        """Let these be the routes of other programs."""
+        """Set the routes of other programs."""
         self._interfaces = replace(self._interfaces, routes=routes)
         self._changed.set()
 
@@ -71,10 +71,10 @@ class NoBridges:
 
 
 class HostBench:
-    """A host, and what surrounds it. Nothing runs before `supervisor.run`.
+    """A host and its surroundings. Nothing runs before `supervisor.run`.
 
     Attributes:
-        notified: what the service manager was told.
+        notified: the notifications of the service manager.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Hostile inputs for parsers: valid ones that are damaged, and how a parser is tried with them.
+"""Hostile inputs for parsers, made by damage to valid ones, and the test of a parser with them.
 
-A parser is tried with its corpus, which are known inputs, and with drawn ones. Random octets alone would not
-get past the first check of most parsers. So the drawn inputs are valid ones that are damaged, or have the
-right structure with any values.
+A parser is tested with its corpus, which contains known inputs, and with generated ones. Random bytes alone
+would fail the first check of most parsers. So the generated inputs are damaged valid ones, or have the right
+structure with any values.
 """
 
 import gc
@@ -21,17 +21,17 @@ from hypothesis import strategies as st
 from pyflannel.errors import WireError
 
 DRAWN, DRAWN_LONG = 40, 500
-"""Inputs for each parser that hypothesis draws."""
+"""Number of inputs for each parser that hypothesis generates."""
 
 INPUTS, INPUTS_LONG = 1000, 1_000_000
-"""Inputs for each parser, together with those that are made of the drawn ones."""
+"""Number of inputs for each parser, including variants of the generated ones."""
 
 WARM = 200
 GROWTH = 20_000
-"""Blocks of memory that may stay allocated, as caches fill. The first inputs do not count."""
+"""Blocks of memory that may remain allocated, because caches fill. The first inputs do not count."""
 
 LONGEST_S = 20.0
-"""For one input; each takes far less than a millisecond."""
+"""Seconds for one input. Each takes far less than a millisecond."""
 
 
 class Parser(NamedTuple):
@@ -52,7 +52,7 @@ def golden(name: str, field: str) -> list[str]:
 
 @contextmanager
 def deadline() -> Iterator[None]:
-    """Fail a block that does not end."""
+    """Fail if a block does not end in time."""
 
     def fail(number: int, frame: object) -> None:
         raise AssertionError(f"the parser has not ended within {LONGEST_S} s")
@@ -66,7 +66,7 @@ def deadline() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# Damage: octets or characters that are overwritten, left out, inserted or repeated.
+# Damage: bytes or characters that are overwritten, removed, inserted or repeated.
 
 Edits = list[tuple[str, int, Any]]
 
@@ -102,7 +102,7 @@ def damage(text: Any, changes: Edits) -> Any:
 
 
 def check(parser: Parser, long_run: bool) -> None:
-    """Try a parser with its corpus and with drawn inputs: it returns or raises one of its errors."""
+    """Test a parser with its corpus and with generated inputs: it returns or raises one of its errors."""
     seeds: list[Any] = list(parser.corpus)
 
     @settings(max_examples=DRAWN_LONG if long_run else DRAWN, database=None)
@@ -124,7 +124,7 @@ def check(parser: Parser, long_run: bool) -> None:
 
 
 def allocated() -> int:
-    """Blocks of memory that the interpreter uses now, without garbage."""
+    """Return the number of memory blocks that the interpreter uses, without garbage."""
     gc.collect()
     return sys.getallocatedblocks()
 
@@ -135,7 +135,7 @@ def attempt(parser: Parser, given: Any) -> None:
 
 
 def disturbed(given: Any, chance: random.Random) -> Any:
-    """An input with damage somewhere in it: many times as fast as one that hypothesis draws."""
+    """Return an input with random damage: many times as fast as one that hypothesis generates."""
     match given:
         case bytes() | str():
             how = ("overwrite", "overwrite", "insert", "omit", "end", "repeat")
@@ -152,7 +152,7 @@ def disturbed(given: Any, chance: random.Random) -> Any:
             return given
 
 
-def as_octets(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
+def as_bytes(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
     return texts.map(lambda text: text.encode(errors="surrogatepass")) | st.binary(max_size=40)
 
 

@@ -1,4 +1,4 @@
-"""The lease protocol of one host, performed against a store in memory; every answer may be held back."""
+"""The lease protocol of one host with a store in memory. Every response may be delayed."""
 
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -59,7 +59,7 @@ def key_of(lease: Lease) -> LeaseKey:
 
 @dataclass
 class Store:
-    """A store in memory: leases by key and claims by subnet, a revision, and all that ever happened."""
+    """A store in memory: leases by key and claims by subnet, a revision, and the complete history."""
 
     leases: dict[LeaseKey, Lease | Unreadable] = field(default_factory=dict)
     claims: dict[IPv4Network, Claim] = field(default_factory=dict)
@@ -67,33 +67,33 @@ class Store:
     revision: int = 0
 
     def lose_data(self, *, revision: int) -> None:
-        """Begin anew without a lease, and grow to this revision by what is not ours."""
+        """Lose all leases, and grow to this revision by foreign writes."""
         self.leases.clear()
         self.log.clear()
         self.revision = revision
 
     def write_lease(self, lease: Lease) -> Lease:
-        """Write a lease, whatever stands there; return it with its revision."""
+        """Write a lease, regardless of the current value; return it with its revision."""
         self.revision += 1
         self.leases[key_of(lease)] = lease = replace(lease, revision=self.revision)
         self.log.append(LeaseSeen(lease))
         return lease
 
     def write_rubbish(self, subnet: IPv4Network) -> None:
-        """Write what is no lease at the key of a subnet."""
+        """Write an invalid lease at the key of a subnet."""
         self.revision += 1
         self.leases[subnet] = Unreadable(subnet, self.revision)
         self.log.append(Unreadable(subnet, self.revision))
 
     def delete_lease(self, key: LeaseKey) -> None:
-        """Delete what stands at a key."""
+        """Delete a key."""
         self.revision += 1
         del self.leases[key]
         subnet, ipv6_subnet = key if isinstance(key, tuple) else (key, None)
         self.log.append(LeaseGone(subnet, self.revision, ipv6_subnet))
 
     def write_claim(self, claim: Claim) -> None:
-        """Write a claim, whatever stands there."""
+        """Write a claim, regardless of the current value."""
         self.revision += 1
         self.claims[claim.subnet] = claim = replace(claim, revision=self.revision)
         self.log.append(ClaimSeen(claim))
@@ -105,7 +105,7 @@ class Store:
         self.log.append(ClaimGone(subnet, self.revision))
 
     def perform(self, request: Request) -> Event:
-        """Perform a request as a store does, and return the answer."""
+        """Perform a request like a store, and return the response."""
         match request:
             case List():
                 values = self.leases.values()
@@ -116,8 +116,8 @@ class Store:
                     revision=self.revision,
                 )
             case Check(lease):
-                standing_lease = self.leases.get(key_of(lease))
-                return Checked(lease, standing_lease if isinstance(standing_lease, Lease) else None)
+                existing_lease = self.leases.get(key_of(lease))
+                return Checked(lease, existing_lease if isinstance(existing_lease, Lease) else None)
             case PutLease(lease=lease, ttl_s=ttl_s, expected=expected):
                 current = self.leases.get(key_of(lease))
                 if (current.revision if current else 0) != expected:
@@ -141,7 +141,7 @@ class Store:
 
 @dataclass
 class Host:
-    """One host's protocol, performed; `requests` wait until the test lets the store answer them."""
+    """One host with the protocol; `requests` wait until the test lets the store respond."""
 
     store: Store
     wanted: Wanted
@@ -156,7 +156,10 @@ class Host:
         self.state = LeaseState(wanted=self.wanted, held=self.held)
 
     def take(self, event: Event) -> None:
-        """Let the protocol have an event, and keep what it asks for and says. The first is drawn always."""
+        """Let the protocol handle an event; record its requests and reports.
+
+        It always chooses the first subnet.
+        """
         self.state, actions = step(self.state, event, self.now, lambda n: 0)
         for action in actions:
             match action:
@@ -170,16 +173,16 @@ class Host:
                     self.said.append(action)
 
     def answer(self) -> None:
-        """Let the store answer the oldest request."""
+        """Let the store respond to the oldest request."""
         self.take(self.store.perform(self.requests.pop(0)))
 
     def fail(self) -> None:
-        """Leave the oldest request without an answer."""
+        """Let the oldest request fail without a response."""
         request = self.requests.pop(0)
         self.take(Failed(None if isinstance(request, List) else request, "no answer"))
 
     def watch(self) -> None:
-        """Let the watch deliver what happened since."""
+        """Let the watch deliver the changes since then."""
         if self.seen is None:
             return
         changes = tuple(change for change in self.store.log if revision_of_change(change) > self.seen)
@@ -188,11 +191,11 @@ class Host:
 
     @property
     def is_behind(self) -> bool:
-        """Return whether the watch has something to deliver."""
+        """Return whether the watch has an undelivered change."""
         return self.seen is not None and self.seen < self.store.revision
 
     def settle(self) -> None:
-        """Go on until nothing more is asked or seen, without letting time pass."""
+        """Continue until there are no requests and changes, without a change of the time."""
         for _ in range(100):
             if self.requests:
                 self.answer()
@@ -203,7 +206,7 @@ class Host:
         raise AssertionError("the protocol does not come to rest")
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass, waking the protocol when it asked for it."""
+        """Advance the time, and wake the protocol when it asked for it."""
         end = self.now + seconds
         while self.wake_at is not None and self.wake_at <= end:
             self.now, self.wake_at = max(self.now, self.wake_at), None
@@ -212,18 +215,18 @@ class Host:
         self.now = end
 
     def start(self) -> "Host":
-        """Start the protocol and let all that it asks for happen; return the host."""
+        """Start the protocol and perform all its requests; return the host."""
         self.take(Started())
         self.settle()
         return self
 
     @property
     def subnet(self) -> IPv4Network | None:
-        """The subnet that the host runs on."""
+        """The subnet that the host uses."""
         return self.state.held.lease.subnet if self.state.held else None
 
     def heard(self, kind: type) -> bool:
-        """Return whether the operator was told of this."""
+        """Return whether the operator received this report."""
         return any(isinstance(report, kind) for report in self.said)
 
 
@@ -235,13 +238,13 @@ def wanted(
     ttl_s: int = LEASE_TTL_S,
     renumbers: bool = False,
 ) -> Wanted:
-    """Return what a host wants."""
+    """Return the options of a host."""
     attributes = LeaseAttributes(public_ip=IPv4Address(address), owner=owner, port=8285)
     return Wanted(network=NETWORK, attributes=attributes, previous=previous, ttl_s=ttl_s, renumbers=renumbers)
 
 
 def lease(subnet: IPv4Network, owner: str | None, address: str, ttl: bool = True) -> Lease:
-    """Return a lease as somebody wrote it; without an owner, as the original does."""
+    """Return a written lease; without an owner, as the original writes it."""
     return Lease(
         subnet=subnet,
         attributes=LeaseAttributes(public_ip=IPv4Address(address), owner=owner),

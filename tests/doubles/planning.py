@@ -24,7 +24,7 @@ class Planning(Planner):
         self._plan_log = PlanLog(FakeClock())
 
     def take(self, **changes: Any) -> PlanResult:
-        """Change some inputs, and bring the plan up to date."""
+        """Change some inputs and update the plan."""
         self.inputs = replace(self.inputs, **changes)
         result = self.update(self.inputs)
         self._plan_log.log_update(self, result, self.inputs.backend)
@@ -37,7 +37,7 @@ def by_subnet(leases: Iterable[Lease]) -> SubnetMap[Lease]:
 
 
 def plan_of(inputs: Inputs, options: PlanOptions | None = None) -> State:
-    """Return the plan for these inputs, made at once."""
+    """Return the plan for these inputs, computed at once."""
     planner = Planner(options or PlanOptions(subnet_file=SUBNET_FILE))
     planner.update(inputs)
     plan = planner.plan

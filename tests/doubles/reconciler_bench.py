@@ -26,7 +26,7 @@ PLAN = State.of(LINK)
 
 
 class Bench:
-    """A reconciler that runs, and what it works on."""
+    """A running reconciler and its surroundings."""
 
     def __init__(self, kernel: FakeKernel, plan: State | None) -> None:
         self.kernel = kernel
@@ -50,7 +50,7 @@ class Bench:
         return self.reconciler.counts.passes
 
     def replace(self, plan: State) -> None:
-        """Let another plan be in force."""
+        """Replace the plan."""
         self.plan = plan
         self.reconciler.follow(Replaced(plan))
 
@@ -111,7 +111,7 @@ FORWARDER = Forwarder(
 
 
 class LookedAt(FakeKernel):
-    """A kernel that counts the looks at it, and in which something may happen during one."""
+    """A kernel that counts its looks, and that can change during a look."""
 
     looks = 0
     meanwhile = staticmethod(lambda: None)
@@ -125,7 +125,7 @@ class LookedAt(FakeKernel):
 
 
 class Silent(FakeKernel):
-    """A kernel that announces nothing."""
+    """A kernel that announces no change."""
 
     def changes(self) -> ChangeChannel:
         async def nothing(announce: Announce) -> None:
@@ -135,7 +135,7 @@ class Silent(FakeKernel):
 
 
 class Slow(FakeKernel):
-    """A kernel that performs nothing before it is let."""
+    """A kernel that performs no operation before a signal."""
 
     def __init__(self) -> None:
         super().__init__()

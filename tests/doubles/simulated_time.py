@@ -1,4 +1,4 @@
-"""Time that leaps to the next timer as soon as nothing can run: weeks pass in seconds."""
+"""Time that jumps to the next timer when no task can run: weeks pass in seconds."""
 
 import asyncio
 import selectors
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time leaps; for `asyncio.Runner(loop_factory=SimulatedLoop)`.
+    """An event loop with jumping time, for `asyncio.Runner(loop_factory=SimulatedLoop)`.
 
-    Nothing comes from outside: no socket is ever readable, no thread is heard. When nothing is to come at
-    all any more, `run_until_complete` raises RuntimeError.
+    There are no events from outside: no socket is ever readable, no thread is awaited. If there is no timer
+    left, `run_until_complete` raises RuntimeError.
     """
 
     def __init__(self) -> None:
@@ -17,12 +17,12 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         super().__init__(self._leaps)
 
     def time(self) -> float:
-        """Return seconds since the loop was made."""
+        """Return seconds since the creation of the loop."""
         return self._leaps.now
 
 
 class _Leaps(selectors.SelectSelector):
-    """A selector that is asked for how long there is nothing to do, and lets just that pass."""
+    """A selector that does not wait, but advances the time by its timeout."""
 
     now = 0.0
 
@@ -34,7 +34,7 @@ class _Leaps(selectors.SelectSelector):
 
 
 class SimulatedClock:
-    """The Clock of one host in simulated time; each of its two readings may be stepped."""
+    """The Clock of one host in simulated time. Each of its two readings may be stepped."""
 
     def __init__(self, *, utc: float = 1_700_000_000.0) -> None:
         self._ahead_s = 1000.0
@@ -42,7 +42,7 @@ class SimulatedClock:
         self._sleepers: dict[asyncio.Future[None], None] = {}
 
     def now(self) -> float:
-        """Return seconds; the host's own, as `step` may have let it sleep meanwhile."""
+        """Return seconds of the host's own clock, which `step` advances for a suspended host."""
         return asyncio.get_running_loop().time() + self._ahead_s
 
     def utc(self) -> float:
@@ -50,7 +50,7 @@ class SimulatedClock:
         return asyncio.get_running_loop().time() + self._utc
 
     async def sleep(self, seconds: float) -> None:
-        """Return after `seconds` by `now`; zero and less give other tasks one turn."""
+        """Return after `seconds` by `now`. Zero and less let other tasks run once."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return
@@ -67,17 +67,17 @@ class SimulatedClock:
                 del self._sleepers[woken]
 
     def call_at(self, when: float, act: Callable[[], object]) -> None:
-        """Call `act` when `now` reaches `when`, on a clock that is not stepped meanwhile."""
+        """Call `act` when `now` reaches `when`, on a clock without steps meanwhile."""
         asyncio.get_running_loop().call_later(max(0.0, when - self.now()), act)
 
     def step(self, seconds: float) -> None:
-        """Let the host have slept: its clock goes on, and what was due is late."""
+        """Let the host have been suspended: its clock advances, and timers are late."""
         self._ahead_s += seconds
         for sleeper in self._sleepers:
             _wake(sleeper)
 
     def step_utc(self, seconds: float) -> None:
-        """Step the clock that people read, as an operator or NTP may."""
+        """Step the wall clock, as an operator or NTP may do."""
         self._utc += seconds
 
 

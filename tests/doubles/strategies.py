@@ -82,7 +82,7 @@ keys = st.sampled_from(_KEYS)
 
 @st.composite
 def leases(draw: st.DrawFn) -> Lease:
-    """Leases in the network, ours and the original's."""
+    """Leases in the network, of pyflannel and of the original."""
     attributes = LeaseAttributes(
         public_ip=draw(addresses),
         backend_type=draw(st.sampled_from(["", "udp", "vxlan", "host-gw", "wireguard"])),
@@ -125,7 +125,7 @@ _SORTS = (
 
 @st.composite
 def items(draw: st.DrawFn, sorts: Sequence[str] = _SORTS) -> Item:
-    """What may be found on a host: ours, damaged, and foreign."""
+    """Possible objects of a host: owned, damaged, and foreign."""
     name = draw(st.sampled_from(LINKS))
     subnet = draw(subnets)
     match draw(st.sampled_from(sorts)):
@@ -134,7 +134,7 @@ def items(draw: st.DrawFn, sorts: Sequence[str] = _SORTS) -> Item:
             alias, owner = draw(st.sampled_from([("", ""), (MARK, ""), (MARK, "0" * 32)]))
             vxlan = draw(vxlans) if kind == "vxlan" else None
             if vxlan is not None and not alias:
-                # One of another program with our VNI and port would make the plan impossible.
+                # A foreign device with the planned VNI and port would make the plan impossible.
                 vxlan = replace(vxlan, vni=9, port=99)
             return Link(
                 name=name,
@@ -187,7 +187,7 @@ def items(draw: st.DrawFn, sorts: Sequence[str] = _SORTS) -> Item:
 
 @st.composite
 def udp_plans(draw: st.DrawFn) -> State:
-    """Full plans of a host of a udp network."""
+    """Complete plans of a host of a udp network."""
     underlay = Underlay(
         link="eth0", address=UNDERLAY.ip, mtu=draw(st.integers(576, 9000)), public_ip=draw(addresses)
     )
@@ -207,7 +207,7 @@ def udp_plans(draw: st.DrawFn) -> State:
 
 @st.composite
 def plans(draw: st.DrawFn) -> State:
-    """Full plans of a host of a udp, a vxlan, a host-gw or a wireguard network."""
+    """Complete plans of a host of a udp, a vxlan, a host-gw or a wireguard network."""
     kind = draw(st.sampled_from(["udp", "vxlan", "host-gw", "wireguard"]))
     if kind == "udp":
         return draw(udp_plans())
@@ -256,7 +256,7 @@ def damages(draw: st.DrawFn, plan: State, sorts: Sequence[str] = _SORTS) -> list
             case Link() if draw(st.booleans()):
                 acts.append([Remove(item), Add(replace(item, name="stray"))])
             case Address() if draw(st.booleans()):
-                # The planned address becomes secondary to another one, and goes with it.
+                # The planned address becomes secondary to another one, and is removed with it.
                 other = IPv4Interface((NETWORK[draw(st.integers(1, 9))], item.address.network.prefixlen))
                 acts.append([Remove(item), Add(replace(item, address=other)), Add(item)])
             case _:

@@ -1,10 +1,10 @@
-"""System calls of a thread or of a program that fail on demand: the kernel itself refuses them.
+"""System calls of a thread or of a program that fail on request: the kernel itself refuses them.
 
-A seccomp filter stops each system call of the thread that it knows, and asks a supervisor, a process of its
-own, whether the call goes on or fails with an errno (seccomp_unotify(2)). So whatever makes the call meets
-the failure: Python, the C library, libbpf. Threads that the thread starts inherit the filter; so do the
-programs that it starts, whose calls always go on. A filter stays over execve(2): so a real program meets the
-failures as well.
+A seccomp filter stops each system call of the thread that it knows, and asks a supervisor, which is a
+separate process, whether the call continues or fails with an errno (seccomp_unotify(2)). So the failure
+affects every caller: Python, the C library, libbpf. Threads of the thread inherit the filter. Programs that
+it starts inherit it, too, but their calls always continue. A filter remains after execve(2), so a real
+program is affected as well.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ERRNOS = (errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EISDIR, errno.EACCES, errno.EINTR)
-"""What calls fail with: a broken disk, a limit, a full disk, a thing of another sort, a right, a signal."""
+"""The errors of failing calls: a broken disk, a limit, a full disk, a wrong type, a right, a signal."""
 
 _X86_64 = {
     "read": 0,
@@ -70,7 +70,7 @@ _X86_64 = {
     "pidfd_open": 434,
     "clone3": 435,
 }
-"""asm/unistd_64.h. Left out: what cannot fail so, and what the interpreter needs to live, such as memory."""
+"""asm/unistd_64.h, without calls that cannot fail or that the interpreter requires, such as for memory."""
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _SECCOMP = 317
@@ -92,8 +92,10 @@ _GO_ON = 1
 _EPOLL_CTL_ADD = 1
 
 _ORDER = struct.Struct("=6I")
-"""Is armed, which call fails, with what, does every such call from then on, seen; number of the calls that
-count, or _ANY."""
+"""Whether it is armed, number of the failing call, its errno, whether later calls fail, calls seen, mode.
+
+The mode is the number of counted calls, or _ANY.
+"""
 _ANY = 0xFFFFFFFF
 _IGNORED_AT, _IGNORED = _ORDER.size, struct.Struct("=8i")
 _CALLS_AT = _IGNORED_AT + _IGNORED.size
@@ -101,16 +103,16 @@ _MOST_CALLS = 4096
 
 
 class Call(NamedTuple):
-    """A system call: which of those in the block, from 1, and its name."""
+    """A system call: its place among those in the block, from 1, and its name."""
 
     place: int
     name: str
 
 
 class SystemCalls:
-    """The system calls of the thread that makes this, from now to the thread's end.
+    """The system calls of the thread that creates this object, until the thread ends.
 
-    It is made in a coroutine: the calls by which its event loop wakes itself are not counted.
+    It is created in a coroutine. The calls by which its event loop wakes itself are not counted.
     """
 
     def __init__(self) -> None:
@@ -125,7 +127,7 @@ class SystemCalls:
 
     @contextmanager
     def counted(self) -> Iterator[list[Call]]:
-        """Count the calls of a block; the list is filled at its end."""
+        """Count the calls of a block. The list is filled at its end."""
         calls: list[Call] = []
         _ORDER.pack_into(self._memory, 0, 1, 0, 0, 0, 0, _ANY)
         try:
@@ -150,9 +152,9 @@ class SystemCalls:
 
 
 class ProgramCalls:
-    """The system calls of a program in any sandbox. `control` is a file that both sides see.
+    """The system calls of a program in any sandbox. `control` is a file that both sides can read.
 
-    The calls by which its asyncio loop wakes itself always go on.
+    The calls by which its asyncio loop wakes itself always continue.
     """
 
     def __init__(self, control: Path) -> None:
@@ -167,15 +169,15 @@ class ProgramCalls:
         return [sys.executable, "-I", "-S", __file__, "run", str(self._control), *argv]
 
     def fail_next(self, name: str, code: int) -> None:
-        """Let the next call of this name fail, and no other."""
+        """Let only the next call of this name fail."""
         _ORDER.pack_into(self._memory, 0, 1, 1, code, 0, 0, _X86_64[name])
 
     def has_failed(self) -> bool:
-        """Return whether it has been made."""
+        """Return whether it has happened."""
         return bool(_ORDER.unpack_from(self._memory, 0)[4])
 
     def stop(self) -> None:
-        """Let all calls go on."""
+        """Let all calls continue."""
         _ORDER.pack_into(self._memory, 0, 0, 0, 0, 0, 0, _ANY)
 
 
@@ -199,7 +201,7 @@ def why_not() -> str | None:
 
 
 def _supervised(descriptor: int) -> "subprocess.Popen[bytes]":
-    """Filter the calling thread from now on; return the process that judges its calls by this memory."""
+    """Filter the calling thread from now on; return the process that decides about its calls."""
     ours, its = socket.socketpair()
     words = [str(descriptor), str(its.fileno()), str(os.getpid())]
     command = [sys.executable, "-I", "-S", __file__, "supervise", *words]
@@ -213,14 +215,14 @@ def _supervised(descriptor: int) -> "subprocess.Popen[bytes]":
 
 
 def _run(control: str, *argv: str) -> None:
-    """Become a program whose calls are judged by the memory in the file `control`."""
+    """Become a program whose calls the memory in the file `control` controls."""
     descriptor = os.open(control, os.O_RDWR | os.O_CLOEXEC)
     _supervised(descriptor)
     os.execvp(argv[0], argv)
 
 
 def _install_filter() -> int:
-    """Filter the calling thread; return the descriptor by which its calls are judged."""
+    """Filter the calling thread; return the descriptor for decisions about its calls."""
     numbers = list(_NAMES)
     program = [
         (_LOAD, 0, 0, _ARCH_AT),
@@ -240,7 +242,7 @@ def _install_filter() -> int:
 
 
 def _supervise(descriptor: int, socket_descriptor: int, process: int) -> None:
-    """Judge calls until the last filtered task is gone."""
+    """Decide about calls until the last filtered task has ended."""
     memory = mmap.mmap(descriptor, 0)
     with socket.socket(fileno=socket_descriptor) as channel:
         _, (listener, *_), _, _ = socket.recv_fds(channel, 1, 1)
@@ -252,7 +254,7 @@ def _supervise(descriptor: int, socket_descriptor: int, process: int) -> None:
         try:
             fcntl.ioctl(listener, _RECEIVE, notification)
         except OSError:
-            continue  # the task died meanwhile
+            continue  # the task ended meanwhile
         identifier, task, _, number, _, _, *arguments = _NOTIFICATION.unpack(notification)
         is_armed, place, code, is_lasting, seen, wanted = _ORDER.unpack_from(memory, 0)
         error = 0
@@ -279,12 +281,12 @@ def _counts(memory: mmap.mmap, process: int, task: int, number: int, arguments: 
         return False
     if (number, arguments[2]) in _WAKING:
         return False
-    # A descriptor is an int, of which the upper half of the register says nothing.
+    # A descriptor is an int, so the upper half of the register has no meaning.
     return arguments[0] & 0xFFFFFFFF not in _IGNORED.unpack_from(memory, _IGNORED_AT)
 
 
 _WAKING = ((_X86_64["sendto"], 1), (_X86_64["recvfrom"], 4096))
-"""Calls with these octets are those by which an asyncio loop wakes itself."""
+"""Calls with these bytes are those by which an asyncio loop wakes itself."""
 
 if __name__ == "__main__":
     if sys.argv[1] == "run":

@@ -224,9 +224,9 @@ class Network:
             pytest.fail(f"{error}; its log:\n{self.log(name)}")
 
     def wait_status(
-        self, name: str, is_so: Callable[[dict[str, Any]], bool], what: str, *, deadline_s: float = SOON_S
+        self, name: str, holds: Callable[[dict[str, Any]], bool], what: str, *, deadline_s: float = SOON_S
     ) -> dict[str, Any]:
-        """Return the status of a host when `is_so` holds for a status of its flanneld.
+        """Return the status of a host when `holds` holds for a status of its flanneld.
 
         The status that flannelctl reads from files, while flanneld does not respond, is ignored.
         """
@@ -235,7 +235,7 @@ class Network:
         def look() -> bool:
             printed = self.hosts[name].flannelctl("status", "--json", check=False)
             seen.append(read_document(["status"], printed))
-            return bool(seen[-1]["is_live"]) and is_so(seen[-1])
+            return bool(seen[-1]["is_live"]) and holds(seen[-1])
 
         try:
             wait_until(look, what=f"{name} {what}", deadline_s=deadline_s)

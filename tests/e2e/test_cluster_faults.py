@@ -294,7 +294,7 @@ def test_a_majority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> N
         for pair in ((one, two), (two, three), (one, three)):
             cuts.enter_context(partitioned(network.lab, *pair))
         away = network.wait_status(
-            "docker1", lambda status: not status["is_ready"], "says so", deadline_s=SOON_S
+            "docker1", lambda status: not status["is_ready"], "reports it", deadline_s=SOON_S
         )
         pings.wait_answered(more=50)
 
@@ -314,7 +314,7 @@ def test_members_are_stopped_and_continued(in_long_run: None, network: Any, ping
             check_follows(network, cluster.others(leader))
         else:
             network.wait_status(
-                "docker1", lambda status: not status["is_ready"], "says so", deadline_s=SOON_S
+                "docker1", lambda status: not status["is_ready"], "reports it", deadline_s=SOON_S
             )
 
 
@@ -396,7 +396,7 @@ def test_a_lease_is_acquired_by_another_host(network: Any) -> None:
 
     network.put(key, GUEST_LEASE)
     taken = network.wait_status(
-        "docker1", lambda status: status["lease"]["phase"] == "taken", "says so", deadline_s=SOON_S
+        "docker1", lambda status: status["lease"]["phase"] == "taken", "reports it", deadline_s=SOON_S
     )
     during = host.lease()
     network.etcdctl("del", f"{PREFIX}/{key}")
@@ -421,7 +421,7 @@ def test_the_config_is_deleted_or_damaged(network: Any, pings: Any, value: str |
     else:
         network.put("config", value)
     for name in network.hosts:
-        network.wait_status(name, misses_config, "says so", deadline_s=SOON_S)
+        network.wait_status(name, misses_config, "reports it", deadline_s=SOON_S)
     pings.wait_answered(more=20)
 
     network.put("config", CONFIG)
@@ -475,7 +475,7 @@ def test_compaction_while_cut_off(network: Any, pings: Any) -> None:
     wait_leases(network, "docker1", 3)
 
     with cut_off([host]):
-        network.wait_status("docker1", lambda status: not status["is_ready"], "says so", deadline_s=SOON_S)
+        network.wait_status("docker1", lambda status: not status["is_ready"], "reports it", deadline_s=SOON_S)
         network.etcdctl("del", GUEST)
         compact(network)
 
@@ -489,7 +489,7 @@ def test_leases_end_while_all_hosts_are_cut_off(network: Any, pings: Any) -> Non
 
     with cut_off(list(network.hosts.values())):
         for name in network.hosts:
-            network.wait_status(name, lambda status: not status["is_ready"], "says so", deadline_s=SOON_S)
+            network.wait_status(name, lambda status: not status["is_ready"], "reports it", deadline_s=SOON_S)
         for number in etcd_leases:
             network.etcdctl("lease", "revoke", f"{number:x}")
         gone = [network.record(key) for key in keys]

@@ -26,9 +26,9 @@ DEADLINE_S = 60.0
 _numbers = count()
 
 
-def eventually(is_so: Callable[[], bool], what: str) -> None:
+def eventually(holds: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
+    while not holds():
         if time.monotonic() > deadline:
             pytest.fail(f"not within {DEADLINE_S:g} s: {what}")
         time.sleep(0.02)

@@ -150,7 +150,7 @@ class TestStoreAway:
 
         with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
             etcd.kill()
-            away = network.wait_status("docker1", lambda status: not status["is_ready"], "says so")
+            away = network.wait_status("docker1", lambda status: not status["is_ready"], "reports it")
             pings.wait_answered(more=100)
             network.etcd.start()
             back = network.wait_ready("docker1")
@@ -225,7 +225,7 @@ class TestStoreAway:
                     )
                 for name in names:
                     network.wait_status(
-                        name, lambda status: not status["is_ready"], "says so", deadline_s=BACK_S
+                        name, lambda status: not status["is_ready"], "reports it", deadline_s=BACK_S
                     )
                 pings.wait_answered(more=50)
             for name in network.hosts:
@@ -257,7 +257,7 @@ class TestStoreAway:
                     network.put("elsewhere", "1")
                 for name in network.hosts:
                     network.wait_status(
-                        name, lambda status: not status["is_ready"], "says so", deadline_s=BACK_S
+                        name, lambda status: not status["is_ready"], "reports it", deadline_s=BACK_S
                     )
             for name in network.hosts:
                 key = network.lease_key(name)
@@ -316,7 +316,7 @@ class TestStoreAway:
             deadline_s=SOON_S,
         )
         stale = network.wait_status(
-            "docker1", lambda status: "stale" in " ".join(status["warnings"]), "says so"
+            "docker1", lambda status: "stale" in " ".join(status["warnings"]), "reports it"
         )
         shown = host.flannelctl("status", check=False)
         network.etcd.start()
@@ -374,7 +374,7 @@ class TestLeaseLost:
 
         network.put(key, FOREIGN)
         taken = network.wait_status(
-            "docker1", lambda status: status["lease"]["phase"] == "taken", "says that its subnet was taken"
+            "docker1", lambda status: status["lease"]["phase"] == "taken", "reports that its subnet was taken"
         )
         during = host.run(["cat", ENV]).stdout, host.run(["ip", "address", "show", "flannel0"]).stdout
         network.etcdctl("del", f"/coreos.com/network/{key}")

@@ -1,4 +1,4 @@
-"""Defects that the engine once had, put back one at a time: the law must find each of them."""
+"""Former defects of the engine, each restored alone. The law must find all of them."""
 
 from collections.abc import Iterable
 
@@ -17,12 +17,12 @@ from pyflannel.plan import diff
 
 
 def forget_changes_behind_an_obstacle(patch: pytest.MonkeyPatch) -> None:
-    """Take in the peers while the backend cannot run, and leave them out of the plan when it can again."""
+    """Process the peers while the backend cannot run, and omit them from the plan when it can again."""
     patch.setattr(Planner, "_block", lambda planner, reason: Blocked(reason))
 
 
 def lose_a_later_change(patch: pytest.MonkeyPatch) -> None:
-    """Take a key off the record when it was written, though its object changed again meanwhile."""
+    """Remove a key from the record after its write, although its object changed again meanwhile."""
     settle = Work.settle
 
     def settle_all(work: Work, key: Key, found: Item | None, kind: type[Item], since: int) -> None:
@@ -32,7 +32,7 @@ def lose_a_later_change(patch: pytest.MonkeyPatch) -> None:
 
 
 def look_while_refused(patch: pytest.MonkeyPatch) -> None:
-    """Look at everything each second, as long as anything is refused."""
+    """Read all objects each second while any operation is refused."""
     audit_due_s = vars(Reconciler)["_audit_due_s"].fget
 
     def due_s(engine: Reconciler) -> float:
@@ -48,14 +48,14 @@ def build_before_removing(patch: pytest.MonkeyPatch) -> None:
 
 
 def wait_for_all_targets(patch: pytest.MonkeyPatch) -> None:
-    """Compare nothing before every target has answered."""
+    """Compare only after all targets have responded."""
     reader = targets._Reader
     patch.setattr(reader, "is_awaited", lambda reader, now: reader.is_asked and reader.reading is None)
     patch.setattr(targets.Targets, "late_in_s", None)
 
 
 def sleep_through_events(patch: pytest.MonkeyPatch) -> None:
-    """Try again what was refused when its pause is over, whatever happens before."""
+    """Retry refused operations only after their pause, regardless of events."""
 
     def is_hopeless(engine: Reconciler, operation: Operation) -> bool:
         mark = engine._work.get(operation.subject.key)
@@ -66,7 +66,7 @@ def sleep_through_events(patch: pytest.MonkeyPatch) -> None:
 
 
 def drop_unreadable_leases(patch: pytest.MonkeyPatch) -> None:
-    """Forget a lease that became unreadable at the next listing, though a watch keeps it."""
+    """Forget a lease that became unreadable at the next listing, although a watch keeps it."""
 
     def listed(
         known: LeaseSet, leases: Iterable[Lease], unreadable: Iterable[Unreadable], revision: int

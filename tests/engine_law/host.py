@@ -1,4 +1,4 @@
-"""A host in memory whose targets can be slow, silent, unreadable or refusing, each alone."""
+"""A host in memory whose targets can be slow, silent, unreadable or refusing, independently."""
 
 import asyncio
 import math
@@ -28,10 +28,10 @@ PARTS: tuple[tuple[type[Item], ...], ...] = (
     (IptablesChain, NftTable),
     (HostFile,),
 )
-"""The kinds of each target, as the adapters divide them."""
+"""The kinds of each target, divided like those of the adapters."""
 
 DEADLINE_S = 10.0
-"""Time after which a read of a silent target fails: the longest of the adapters."""
+"""Seconds after which a read of a silent target fails: the longest of the adapters."""
 
 UNDERLAY_OBJECTS: tuple[Item, ...] = (
     Link(name="eth0", kind="", mtu=1500, alias=""),
@@ -45,10 +45,10 @@ FOREIGN: tuple[Item, ...] = (
 
 
 class Kernel(FakeKernel):
-    """A kernel that keeps what it refused by itself.
+    """A kernel that records its own refusals.
 
     Attributes:
-        own_refusals: what it refused by rules of its own, not because a test asked for it.
+        own_refusals: refusals by its own rules, not by request of a test.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Kernel(FakeKernel):
         self.own_refusals: list[tuple[Operation, str]] = []
 
     def perform(self, operation: Operation) -> str | None:
-        """Perform an operation; return why it is refused, if it is."""
+        """Perform an operation; return the reason if it is refused."""
         cause = self._perform(operation)
         if cause is not None:
             self.own_refusals.append((operation, cause))
@@ -65,12 +65,12 @@ class Kernel(FakeKernel):
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a target refuses operations.
+    """The reason why a target refuses operations.
 
     Attributes:
-        key: of the one object that is refused; None for all of them.
-        is_permanent: as the refusal says.
-        takes_effect: the operation is performed although it is refused: its answer was lost.
+        key: of the one refused object; None for all objects.
+        is_permanent: value in the refusal.
+        takes_effect: the operation is performed although it is refused: its response was lost.
     """
 
     key: Key | None
@@ -83,18 +83,18 @@ class Part:
 
     Attributes:
         may_look: a read waits for it, before it reads and again afterwards.
-        may_apply: so does a batch.
+        may_apply: a batch waits for it.
         is_readable: a read fails while this is False.
-        trouble: why it refuses, while it does.
-        hears_itself: announces the changes that were made by it, too.
-        looks: how often it was read.
-        failures: how many of these reads failed.
-        seen_at: time at which the latest of the others began.
-        announcements: how often it announced changes.
-        tries: how many operations it was asked to perform.
-        refusals: how many of them it refused.
-        longest_batch_s: how long a batch took at most.
-        writing: is called before each operation.
+        trouble: the reason for its refusals, if it refuses.
+        hears_itself: it announces its own changes, too.
+        looks: number of reads.
+        failures: number of failed reads.
+        seen_at: start of the latest successful read.
+        announcements: number of announced changes.
+        tries: number of requested operations.
+        refusals: number of refused operations.
+        longest_batch_s: maximum duration of a batch.
+        writing: called before each operation.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class Part:
 
     @property
     def state(self) -> State:
-        """What it holds."""
+        """Its state."""
         return self.kernel.state.of_kinds(self.kinds)
 
     async def snapshot(self, desired: State) -> State:
-        """Return what it holds, or held."""
+        """Return its state, or an earlier one."""
         self.looks += 1
         began = self._clock.now()
         try:
@@ -180,9 +180,9 @@ class Part:
         return [Refusal(operation=operation, cause=cause, is_permanent=is_permanent)]
 
     def _completing(self, operation: Operation) -> Operation:
-        """Return the operation; if an earlier attempt may have added its object, that is completed.
+        """Return the operation. If an earlier attempt may have added its object, the operation completes it.
 
-        The kernel takes the request for an existing address as done, and drops nothing.
+        The kernel treats a request for an existing address as done, and drops nothing.
         """
         item = operation.subject
         if isinstance(item, Address):
@@ -217,7 +217,7 @@ class Part:
 
 
 class FakeHost:
-    """The targets of one host, and what was done to it behind the engine's back."""
+    """The targets of one host, and the damage to it."""
 
     def __init__(self, clock: SimulatedClock) -> None:
         self.kernel = Kernel()
@@ -225,14 +225,14 @@ class FakeHost:
         self._damage: Counter[Key] = Counter()
 
     def befall(self, *operations: Operation, is_announced: bool) -> None:
-        """Change something behind the engine's back."""
+        """Change an object as another program."""
         before = self.kernel.state
         for operation in operations:
             self.kernel._perform(operation)
         self._note_damage(before, is_announced=is_announced)
 
     def rename(self, old: str, new: str, *, is_announced: bool) -> None:
-        """Give a link another name behind the engine's back."""
+        """Rename a link as another program."""
         before = self.kernel.state
         self.kernel.state = State.collect(_renamed(item, old, new) for item in before)
         self._note_damage(before, is_announced=is_announced)
@@ -251,7 +251,7 @@ class FakeHost:
         return sum(count for key, count in self._damage.items() if any(is_at(key, cause) for cause in causes))
 
     def _announce(self, before: State, actor: Part | None) -> None:
-        """Let every target announce its changes since `before`; the one that made them may pass them over."""
+        """Let every target announce its changes since `before`. The target that made them may omit them."""
         kinds = {type(new if old is None else old) for old, new in differences(before, self.kernel.state)}
         for part in self.parts:
             if not kinds.isdisjoint(part.kinds) and (part is not actor or part.hears_itself):
@@ -277,7 +277,7 @@ def _renamed(item: Item, old: str, new: str) -> Item:
 
 
 def is_at(key: Key, required: Key) -> bool:
-    """Return whether the object at a key is one that `required` stands for."""
+    """Return whether the object at a key is represented by `required`."""
     table, name = required
     return key[0] == table and name in (ANY, key[1])
 
@@ -288,5 +288,5 @@ def underlay_removed() -> list[Operation]:
 
 
 def underlay_created() -> list[Operation]:
-    """Return the creation of the underlay with all that was on it."""
+    """Return the creation of the underlay with all its objects."""
     return [Add(item) for item in UNDERLAY_OBJECTS]

@@ -1,10 +1,10 @@
-"""The law: at the end of any history a host is as its inputs ask, soon, and nothing else was done.
+"""The law: after any history, a host soon equals the plan of its inputs, and nothing else was changed.
 
-A host lives through a history. Then all trouble ends but for one target, which stays silent, and the others
-must be right. Then that ends too, and everything must be right, and stay so. At last the inputs change once,
-and the host is damaged once, with no trouble around.
+A host has a history. Then all trouble ends except for one target, which remains silent, and the others must
+be correct. Then that ends, too, and the whole host must be correct and remain so. Finally the inputs change
+once, and the host is damaged once, without trouble.
 
-"Soon" is a bounded number of simulated seconds: `Life.patience_s`.
+"Soon" is a limited number of simulated seconds: `Life.patience_s`.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from pyflannel.engine.list_watch import REOPEN_MIN_S
 from pyflannel.engine.reconciler import AUDIT_S
 
 BUSY_S = 4.0
-"""Time between two announcements of a busy host: shorter than that between two audits."""
+"""Seconds between two announcements of a busy host: less than between two audits."""
 
 QUIET_S = 25.0
-"""Time for which the host is watched when it is right."""
+"""Seconds for which the host is watched after it is correct."""
 
 RIGHT = "the kernel equals the plan"
 OTHERS_RIGHT = "the kernel equals the plan, but for a silent target"
@@ -33,7 +33,7 @@ REPAIRS = "a repair follows damage"
 QUIET = "nothing is done while nothing happens"
 REFUSALS = "the kernel is asked for nothing that it must refuse"
 LOOKS = "a look is an audit, or follows an announcement, another plan or a failed read"
-COUNTS = "the counters say what was done"
+COUNTS = "the counters match the operations"
 
 
 class BrokenLaw(AssertionError):
@@ -41,7 +41,7 @@ class BrokenLaw(AssertionError):
 
 
 def check(history: History) -> None:
-    """Let a host live through the history.
+    """Let a host perform the history.
 
     Raises:
         BrokenLaw: the engine broke a rule.
@@ -65,7 +65,7 @@ async def _check(history: History) -> None:
 
 async def _judge(life: Life) -> None:
     began = life.clock.now()
-    await life.live()
+    await life.perform()
     async with _busy(life):
         if life.history.silent is not None:
             await _check_others(life, life.host.parts[life.history.silent])
@@ -77,12 +77,12 @@ async def _judge(life: Life) -> None:
     _check_looks(life, life.looks, life.causes_of_looks, began)
     counts, failures = life.reconciler.counts, sum(part.failures for part in life.host.parts)
     _demand(counts.failures == failures, COUNTS, counts.failures, failures)
-    # A comparison has one answer of each target at most. One look may be under way.
+    # A comparison has at most one response of each target. One look may be in progress.
     _demand(max(life.looks) - 1 <= counts.passes <= sum(life.looks), COUNTS, counts.passes, life.looks)
 
 
 async def _check_others(life: Life, silent: Part) -> None:
-    """While a target is silent, all that does not depend on it is put right."""
+    """While a target is silent, all independent objects are repaired."""
     life.end_troubles(silent=silent)
     await life.until(lambda: not life.differences(silent), life.patience_s)
     _demand(not life.differences(silent), OTHERS_RIGHT, *life.differences(silent))
@@ -90,7 +90,7 @@ async def _check_others(life: Life, silent: Part) -> None:
 
 
 async def _settle(life: Life, seconds: float) -> None:
-    """The host is right within so many seconds, and the engine says so."""
+    """The host is correct within this number of seconds, and the engine reports it."""
     reconciler = life.reconciler
     await life.until(lambda: not life.differences() and reconciler.is_clean, seconds)
     _demand(not life.differences(), RIGHT, *life.differences())
@@ -101,8 +101,8 @@ async def _settle(life: Life, seconds: float) -> None:
 
 
 async def _stay(life: Life) -> None:
-    """Then it stays as it is: audits look at it, and find nothing."""
-    await asyncio.sleep(2 * REOPEN_MIN_S)  # channels that failed are open again
+    """Then it does not change: audits read it and find no difference."""
+    await asyncio.sleep(2 * REOPEN_MIN_S)  # failed channels are open again
     parts, began = life.host.parts, life.clock.now()
     looks, causes = life.looks, life.causes_of_looks
     state, tries = life.host.kernel.state, [part.tries for part in parts]
@@ -118,7 +118,7 @@ async def _stay(life: Life) -> None:
 
 
 async def _change(life: Life) -> None:
-    """Another plan takes effect at once. It is no repair, and nothing of it is refused."""
+    """Another plan takes effect immediately. It is not a repair, and no operation of it is refused."""
     asked, repairs = len(life.host.kernel.own_refusals), len(life.repairs)
     life.change(life.history.change)
     await _settle(life, SOON_S)
@@ -128,7 +128,7 @@ async def _change(life: Life) -> None:
 
 
 async def _damage(life: Life) -> None:
-    """Damage is repaired at once, and reported. Nothing of the repair is refused."""
+    """Damage is repaired immediately and reported. No operation of the repair is refused."""
     asked, repairs = len(life.host.kernel.own_refusals), len(life.repairs)
     life.damage(life.history.damage)
     is_damaged = bool(life.differences())
@@ -139,7 +139,7 @@ async def _damage(life: Life) -> None:
 
 
 def _check_repairs(life: Life) -> None:
-    """A repair is reported only for an object that was damaged; log, journal and counters agree."""
+    """A repair is reported only for a damaged object. Log, journal and counters are equal."""
     undamaged = life.undamaged_repairs
     _demand(not undamaged, REPAIRS, *undamaged, *life.repairs)
     counts, repaired = life.reconciler.counts, life.witness.repaired
@@ -150,14 +150,14 @@ def _check_repairs(life: Life) -> None:
 
 
 def _check_looks(life: Life, looks: list[int], causes: int, since: float) -> None:
-    """Check that no target was read more often than there was a cause, since a time."""
+    """Check that no target was read more often than there was a cause since a time."""
     audits = (life.clock.now() - since) / AUDIT_S
     _demand(max(looks) <= causes + audits + 2, LOOKS, looks, causes, audits)
 
 
 @asynccontextmanager
 async def _busy(life: Life) -> AsyncIterator[None]:
-    """Let the host be busy, if it is to be."""
+    """Let the host be busy if the history requires it."""
 
     async def keep_busy() -> None:
         while life.history.is_busy:
@@ -175,11 +175,11 @@ async def _busy(life: Life) -> AsyncIterator[None]:
 
 @contextmanager
 def _listening(life: Life) -> Iterator[None]:
-    """Let the life hear what the engine logs; print nothing of it."""
+    """Pass the log of the engine to the life, and print nothing."""
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            life.hear(record.getMessage())
+            life.read_log_line(record.getMessage())
 
     log = logging.getLogger("pyflannel")
     listener, level, propagates = Listener(), log.level, log.propagate
@@ -194,6 +194,6 @@ def _listening(life: Life) -> Iterator[None]:
         log.propagate = propagates
 
 
-def _demand(is_so: bool, rule: str, *found: object) -> None:
-    if not is_so:
+def _demand(holds: bool, rule: str, *found: object) -> None:
+    if not holds:
         raise BrokenLaw(": ".join([rule, *map(str, found)]))

@@ -1,4 +1,4 @@
-"""The leases of the other hosts: the records of a store, and two accounts of them that must agree."""
+"""The leases of the other hosts: the records of a store, and two ways to read them with equal results."""
 
 from ipaddress import IPv4Network
 
@@ -8,10 +8,10 @@ from pyflannel.model.lease_set import LeaseSet, SubnetMap
 
 
 class LeaseRecords:
-    """The store's records of leases, and what a watch of them and listings have shown.
+    """The store's records of leases, and the parts that a watch and listings have shown.
 
     Attributes:
-        known: the product's account.
+        known: the result of the product.
         revision: of the latest write.
     """
 
@@ -44,11 +44,11 @@ class LeaseRecords:
         self.known = self.known.after([change])
 
     def lose_watch(self) -> None:
-        """Show nothing of what is written from now on."""
+        """Stop showing later writes."""
         self._is_watched = False
 
     def list(self) -> None:
-        """Show all records at once, as after a compaction, and watch them from here on."""
+        """Show all records at once, as after a compaction, and watch them from then on."""
         self._is_watched = True
         records = self._records.values()
         leases = [record for record in records if isinstance(record, Lease)]
@@ -59,5 +59,5 @@ class LeaseRecords:
 
     @property
     def expected(self) -> SubnetMap[Lease]:
-        """The leases that count: of each key the latest readable value, as long as the key is there."""
+        """The valid leases: the latest readable value of each existing key."""
         return SubnetMap(self._shown.items())

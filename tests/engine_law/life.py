@@ -1,4 +1,4 @@
-"""One host that lives through a history: its inputs, its targets, and the engine that joins them."""
+"""One host with a history of events: its inputs, its targets, and the engine."""
 
 import asyncio
 import math
@@ -84,7 +84,7 @@ OPTIONS = PlanOptions(
 )
 
 SOON_S = LATE_S + 4 * RETRY_MIN_S + 0.05
-"""Time until the host is right after the last trouble, if the end of it was announced."""
+"""Time in seconds until the host is correct after the last trouble, if its end was announced."""
 
 _POLL_S = 0.02
 
@@ -110,7 +110,7 @@ class Witness(Journal):
         self.repaired: list[Item] = []
 
     def note(self, event: Event, operations: Sequence[Operation], cause: str = "") -> None:
-        """Note what a batch did."""
+        """Record the operations of a batch."""
         super().note(event, operations, cause)
         if event == "repaired":
             self.repaired += [operation.subject for operation in operations]
@@ -120,10 +120,10 @@ class Life:
     """One host.
 
     Attributes:
-        wanted: the latest inputs for which there is a plan; None before the first.
-        repairs: what the log names as repaired, a line each.
+        wanted: the latest inputs with a plan; None before the first.
+        repairs: the repairs in the log, one line each.
         witness: the engine's journal.
-        clean_writes: operations that the engine asked for while it reported the host as planned.
+        clean_writes: operations of the engine while it reported the host as planned.
     """
 
     def __init__(self, history: History) -> None:
@@ -154,15 +154,15 @@ class Life:
 
     # Steps.
 
-    async def live(self) -> None:
-        """Live through the steps."""
+    async def perform(self) -> None:
+        """Perform the steps."""
         for step, pause_s in self.history.steps:
             self.take(step)
             if pause_s is not None:
                 await asyncio.sleep(pause_s)
 
     def take(self, step: Step) -> None:
-        """Take one step."""
+        """Perform one step."""
         parts = self.host.parts
         match step:
             case (
@@ -258,7 +258,7 @@ class Life:
         self._plan(leases=self._leases.known.by_subnet)
 
     def damage(self, step: Harm) -> None:
-        """Damage the host, or leave it alone if there is nothing to damage."""
+        """Damage the host, or do nothing if there is no such object."""
         self._has_silent_changes |= not step.is_announced
         foreign = {item.key for item in (*FOREIGN, *UNDERLAY_OBJECTS)}
         made = [item for item in self.host.kernel.state if item.key not in foreign]
@@ -285,7 +285,7 @@ class Life:
             self._tell_end(part)
 
     def _go_on(self, part: Part) -> None:
-        """Let a target perform its batch. If the engine has given it up meanwhile, it may try again."""
+        """Let a target perform its batch. If the engine has stopped waiting for it, it may retry."""
         if not part.may_apply.is_set():
             self._tell_end(part)
         part.may_apply.set()
@@ -293,11 +293,11 @@ class Life:
     def _tell_end(self, part: Part) -> None:
         if self.history.is_announced:
             part.announce()
-        # What a target announces because of a refused attempt does not count for the next.
+        # Announcements of a target because of a refused attempt do not count for the next one.
         self._has_untold_ends |= not self.history.is_announced or part.hears_itself
 
     def end_troubles(self, *, silent: Part | None = None) -> None:
-        """End every trouble, but for that of a target that stays silent."""
+        """End every trouble, except that of a target that remains silent."""
         if not self.host.kernel.state.by_key.get(UNDERLAY_OBJECTS[0].key):
             self._befall(*underlay_created())
         self._list_leases()
@@ -310,20 +310,20 @@ class Life:
                 part.may_look.set()
                 part.is_readable = True
 
-    # What should be, and what is.
+    # The planned and the actual state.
 
     @property
     def plan(self) -> State:
-        """What the inputs ask for, planned at once."""
+        """The plan for the inputs, computed at once."""
         if self._planned_for is not self.wanted:
             self._planned_for = self.wanted
             self._fresh_plan = State.EMPTY if self.wanted is None else plan_of(self.wanted, OPTIONS)
         return self._fresh_plan
 
     def differences(self, silent: Part | None = None) -> list[Operation]:
-        """Return what is wrong with the host.
+        """Return the differences of the host from the plan.
 
-        Of a silent target nothing, nor of what depends on an object there that is not known to be right.
+        The objects of a silent target are ignored, and so are objects that depend on one of them.
         """
         plan = self.plan
         if self.wanted is None:
@@ -347,7 +347,7 @@ class Life:
             excused |= more
 
     async def until(self, is_right: Callable[[], bool], seconds: float) -> bool:
-        """Return whether something is so within so many seconds."""
+        """Return whether a condition becomes true within this number of seconds."""
         end = self.clock.now() + seconds
         await asyncio.sleep(_POLL_S)
         while not is_right():
@@ -358,14 +358,14 @@ class Life:
 
     @property
     def looks(self) -> list[int]:
-        """How often each target was read."""
+        """Number of reads of each target."""
         return [part.looks for part in self.host.parts]
 
     @property
     def causes_of_looks(self) -> int:
-        """How many events ask for a look at all targets."""
+        """Number of events that request a look at all targets."""
         parts = self.host.parts
-        # After a refusal only a look tells what a change of the object has to do.
+        # After a refusal, only a look shows the operations that a change of the object requires.
         uncertain = 2 * self._changes if any(part.refusals for part in parts) else 0
         announced = sum(part.announcements + part.failures for part in parts)
         return announced + self._replacements + 2 * self._breaks + uncertain
@@ -380,15 +380,15 @@ class Life:
         items = {item.key: item for item in self.witness.repaired}
         return [items[key].title for key, count in repairs.items() if count > self.host.damage_to(items[key])]
 
-    def hear(self, line: str) -> None:
-        """Take in a line of the log."""
+    def read_log_line(self, line: str) -> None:
+        """Process a line of the log."""
         if line.startswith("Repaired "):
             self.repairs.append(line.removeprefix("Repaired "))
         self._has_fought |= line.startswith("Delayed the next repair")
 
     @property
     def patience_s(self) -> float:
-        """Time within which the host must be right."""
+        """Time in seconds within which the host must be correct."""
         longest_s = longest_pause_s(max(part.longest_batch_s for part in self.host.parts))
         pause_s = 0.0
         if any(part.failures for part in self.host.parts):

@@ -1,4 +1,4 @@
-"""The steps that a history is made of, and the strategies that draw them."""
+"""The steps of a history, and the strategies that generate them."""
 
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -11,7 +11,7 @@ from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease, LeaseAttributes, Vtep
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.backend.vxlan import vtep_of
 
-# What the inputs of the planner can be.
+# Possible inputs of the planner.
 
 NETWORK = IPv4Network("10.100.0.0/16")
 
@@ -74,14 +74,14 @@ VARIANTS = 6
 
 
 def peer_subnet(slot: int) -> IPv4Network:
-    """Return the subnet of a peer. That of the last slot is a part of the one before."""
+    """Return the subnet of a peer. That of the last slot is a part of the previous one."""
     return IPv4Network("10.100.22.0/25") if slot == PEERS - 1 else IPv4Network(f"10.100.{20 + slot}.0/24")
 
 
 def peer_lease(slot: int, variant: int, lease_type: str, revision: int) -> Lease:
     """Return a lease of another host.
 
-    Most variants suit the backend that runs. One has another type, and one the VTEP of another host.
+    Most variants match the running backend. One has another type, and one the VTEP of another host.
     """
     number = 0 if variant == VARIANTS - 1 else slot * 3 + variant % 3
     address = f"192.168.{50 if variant % 2 else 51}.{20 + slot * 3 + variant % 3}"
@@ -119,28 +119,28 @@ BRIDGES = ((), _bridge(), _bridge(2), _bridge(2, 3), _bridge(2, obstacles=("a VL
 
 @dataclass(frozen=True)
 class Configure:
-    """The network config becomes another."""
+    """The network config changes."""
 
     config: int
 
 
 @dataclass(frozen=True)
 class MoveUnderlay:
-    """The underlay has another address, or another MTU. The host's lease stays as it is for now."""
+    """The underlay has another address, or another MTU. The host's lease does not change yet."""
 
     underlay: int
 
 
 @dataclass(frozen=True)
 class OwnLease:
-    """The host gets a lease, with its present identity and public address."""
+    """The host gets a lease with its current identity and public address."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Reidentify:
-    """The host has another identity. Its lease stays as it is for now."""
+    """The host has another identity. Its lease does not change yet."""
 
     owner: int
 
@@ -169,7 +169,7 @@ class SetBridges:
 
 @dataclass(frozen=True)
 class SwitchFastPath:
-    """The programs in the kernel may carry packets, or may not any more."""
+    """The programs in the kernel may carry packets, or may no longer."""
 
     is_on: bool
 
@@ -177,16 +177,16 @@ class SwitchFastPath:
 Change = Configure | MoveUnderlay | OwnLease | Reidentify | SetPeer | SpoilPeer | SetBridges | SwitchFastPath
 
 
-# What goes wrong.
+# Troubles.
 
 
 @dataclass(frozen=True)
 class Damage:
-    """An object changes behind the engine's back.
+    """An object changes without a change of the plan.
 
     Attributes:
-        nth: which of the objects that pyflannel made.
-        how: in which way it changes; 0 removes it.
+        nth: place among the objects of pyflannel.
+        how: kind of the change; 0 removes it.
     """
 
     nth: int
@@ -196,7 +196,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class AddStray:
-    """An object that carries pyflannel's mark comes into being."""
+    """An object with pyflannel's mark is created."""
 
     which: int
     is_announced: bool = True
@@ -204,10 +204,10 @@ class AddStray:
 
 @dataclass(frozen=True)
 class RenameLink:
-    """A link that pyflannel made gets another name, with all that is on it.
+    """A link of pyflannel is renamed, with all its objects.
 
     Attributes:
-        nth: which of these links.
+        nth: place among these links.
     """
 
     nth: int
@@ -216,12 +216,12 @@ class RenameLink:
 
 @dataclass(frozen=True)
 class RemoveUnderlay:
-    """The underlay's link vanishes."""
+    """The underlay's link is removed."""
 
 
 @dataclass(frozen=True)
 class CreateUnderlay:
-    """The underlay's link comes back."""
+    """The underlay's link is created again."""
 
 
 @dataclass(frozen=True)
@@ -236,28 +236,28 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Allow:
-    """The target refuses nothing any more."""
+    """The target no longer refuses."""
 
     part: int
 
 
 @dataclass(frozen=True)
 class Silence:
-    """The target answers no read."""
+    """The target responds to no read."""
 
     part: int
 
 
 @dataclass(frozen=True)
 class Answer:
-    """It answers again, also the reads that wait."""
+    """It responds again, also to waiting reads."""
 
     part: int
 
 
 @dataclass(frozen=True)
 class Stall:
-    """The target stops in the middle of a batch, or before the next."""
+    """The target stops in the middle of a batch, or before the next one."""
 
     part: int
 
@@ -292,7 +292,7 @@ class BreakChannel:
 
 @dataclass(frozen=True)
 class Announce:
-    """The target announces a change that concerns nothing of pyflannel's."""
+    """The target announces a change that does not concern objects of pyflannel."""
 
     part: int
 
@@ -330,18 +330,18 @@ Step = Change | Fault
 
 @dataclass(frozen=True)
 class History:
-    """What one host lives through, and how it comes to rest.
+    """The history of one host, and its end.
 
     Attributes:
-        config: of the network, at the beginning.
-        has_lease: of its own, from the beginning.
-        hears_itself: its targets announce the changes that pyflannel makes, too.
-        steps: each with the seconds that pass afterwards; none at all if that is None.
-        silent: a target that stays silent for longer than all else; None for none.
-        is_announced: the end of each trouble is announced. Else a retry or an audit has to find it.
-        is_busy: other programs change the host all the time, which is announced.
-        change: of the inputs, when all is quiet.
-        damage: when all is quiet again.
+        config: of the network at the start.
+        has_lease: the host has its own lease from the start.
+        hears_itself: its targets also announce changes by pyflannel.
+        steps: each with the following seconds; no time passes if that is None.
+        silent: a target that remains silent longer than all other troubles; None for none.
+        is_announced: the end of each trouble is announced. Otherwise a retry or an audit finds it.
+        is_busy: other programs constantly change the host, which is announced.
+        change: a change of the inputs without trouble.
+        damage: damage without trouble.
     """
 
     steps: tuple[tuple[Step, float | None], ...] = ()
@@ -383,7 +383,7 @@ announced_damage = st.one_of(
 damage = announced_damage | announced_damage.map(lambda harm: replace(harm, is_announced=False))
 
 Trouble = tuple[Step, ...]
-"""The beginning of a trouble, and its end if that is a step."""
+"""The start of a trouble, and its end if that is a step."""
 
 obstacles: st.SearchStrategy[Trouble] = st.builds(
     lambda obstacle: (MoveUnderlay(obstacle), MoveUnderlay(0)), st.sampled_from([1, 4])
@@ -416,9 +416,10 @@ _Paused = tuple[Step, float | None]
 
 
 def _histories(work: st.SearchStrategy[Step]) -> st.SearchStrategy[History]:
-    """Return histories in which this work is done, some of it during troubles.
+    """Return histories with this work, some of it during troubles.
 
-    A trouble may outlast the work. It ends when another of its kind ends, or at the end of all troubles.
+    A trouble may last longer than the work. It ends when another one of its kind ends, or at the end of all
+    troubles.
     """
 
     def scene(
@@ -452,4 +453,4 @@ def _histories(work: st.SearchStrategy[Step]) -> st.SearchStrategy[History]:
 
 
 histories = _histories(changes | damage) | _histories(peers)
-"""Histories with all kinds of work, and with changes of peers alone, because most others replace the plan."""
+"""Histories with all kinds of work, and with only changes of peers, because most others replace the plan."""

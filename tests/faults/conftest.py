@@ -31,7 +31,7 @@ _rows = pytest.StashKey[list["Measured"]]()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What one fault cost on one data path."""
+    """The cost of one fault on one data path."""
 
     fault: str
     path: str
@@ -246,7 +246,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[FaultNetwork]:
 
 @pytest.fixture
 def figures(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print a line that is visible whatever the result of the test."""
+    """Print a line that is visible regardless of the result of the test."""
 
     def say(line: str) -> None:
         with capsys.disabled():

@@ -56,7 +56,7 @@ def full(host: Host) -> Iterator[None]:
 
 @contextmanager
 def read_only(host: Host) -> Iterator[None]:
-    """Make /run and the run directory read-only during a block, also for what opens a file anew."""
+    """Make /run and the run directory read-only during a block, also for later attempts to open a file."""
     host.run(["sh", "-c", PROTECT])
     try:
         yield
@@ -99,7 +99,7 @@ def test_a_read_only_run_directory(network) -> None:
 
 @pytest.mark.fault("descriptors exhausted")
 def test_no_descriptor_is_left(network) -> None:
-    """The daemon lives on, and makes up for what it could not do."""
+    """The daemon continues, and later performs the failed actions."""
     with network.pinged("descriptors exhausted"):
         mark = network.mark()
         with limited(network.daemon, resource.RLIMIT_NOFILE, 0):  # open ones stay open
@@ -126,7 +126,7 @@ def test_no_descriptor_is_left_at_the_start(network) -> None:
 
 @pytest.mark.fault("memory limit")
 def test_no_memory_is_left(network) -> None:
-    """Allocations fail. The daemon lives on, or ends and starts again."""
+    """Allocations fail. The daemon continues, or ends and starts again."""
     with network.pinged("memory limit"):
         mark = network.mark()
         pages = int(Path(f"/proc/{network.daemon.pid}/statm").read_text().split()[0])
@@ -140,7 +140,7 @@ def test_no_memory_is_left(network) -> None:
 
 @pytest.mark.fault("daemon stopped for 30 s")
 def test_the_daemon_is_stopped(network) -> None:
-    """The path stays as it was. After the stop, the daemon repairs and learns what it missed."""
+    """The data path does not change. After the stop, the daemon repairs damage and reads missed changes."""
     with network.pinged("daemon stopped for 30 s") as pings:
         network.daemon.pause()
         network.add_peer()
@@ -234,7 +234,7 @@ def test_etcd_is_late(network) -> None:
 
 @pytest.mark.fault("netlink overrun")
 def test_notifications_of_the_kernel_are_lost(network) -> None:
-    """The damage that the daemon could not be told of is repaired all the same."""
+    """Damage without a notification is repaired nevertheless."""
     network.add_peer()
     network.wait_well()
     with network.pinged("netlink overrun"):

@@ -1,6 +1,6 @@
 """Fuzz one parser by atheris: `python tests/fuzz/guided.py NAME [options of libFuzzer]`.
 
-Hypothesis turns the octets that atheris makes into inputs of the parser's kind.
+Hypothesis converts the bytes of atheris to inputs of the parser's kind.
 """
 
 import sys

@@ -21,7 +21,7 @@ SOURCE = Path(pyflannel.__file__).parent
 
 
 def branches(parsers: Sequence[Parser], report: Path) -> dict[str, tuple[int, int, list[str]]]:
-    """Reached branches, all branches and what was missed, by module, of the functions that were called."""
+    """Reached branches, all branches and missed branches of the called functions, by module."""
     measured = coverage.Coverage(branch=True, data_file=None, source_pkgs=["pyflannel"], config_file=False)
     measured.set_option("run:disable_warnings", ["module-not-measured"])
     for parser in parsers:

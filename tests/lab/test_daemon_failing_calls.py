@@ -23,7 +23,7 @@ from pyflannel.lab.waiting import wait_until
 from pyflannel.model.lease import Lease
 from testlab.crowded_network import CrowdedNetwork, crowded_network
 from testlab.inside import run_inside
-from testlab.standing_leases import UNDERLAY, standing_lease, write_leases
+from testlab.standing_leases import UNDERLAY, existing_lease, write_leases
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
@@ -97,7 +97,7 @@ class Daemon:
 
     def _newcomers(self) -> list[Lease]:
         first = len(self._network.leases)
-        return [standing_lease(number, "vxlan") for number in range(first, first + self._added)]
+        return [existing_lease(number, "vxlan") for number in range(first, first + self._added)]
 
     def _is_ready(self) -> bool:
         status = json.loads(self._host.flannelctl("status", "--json", check=False))

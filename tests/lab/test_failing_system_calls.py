@@ -60,7 +60,7 @@ from testlab.inside import hide_directory
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.usefixtures("no_forwarder_stays", "underlay"),
+    pytest.mark.usefixtures("no_forwarder_remains", "underlay"),
     pytest.mark.timeout(3600),  # each --long one takes minutes
 ]
 

@@ -68,7 +68,7 @@ def sent_by_forwarder(overlay, host) -> int:
 @pytest.mark.parametrize("role", Role)
 def test_a_removed_program_is_attached_again(ends, role):
     (one, _), (box, far) = ends
-    run_inside(one, lambda: kernel_programs.take_program(role))
+    run_inside(one, lambda: kernel_programs.remove_program(role))
 
     wait_programs(one, SAFE)
     assert ping(box, far.address).is_reached
@@ -81,7 +81,7 @@ def test_a_peer_removed_from_the_table_is_added_again(ends):
     """
     (one, _), (box, far) = ends
     peers = look(one).peers
-    run_inside(one, kernel_programs.take_peers)
+    run_inside(one, kernel_programs.remove_peers)
 
     assert ping(box, far.address).is_reached
     wait_until(lambda: look(one).peers == peers, what="the peer's entry", deadline_s=DEADLINE_S)

@@ -101,7 +101,7 @@ def test_a_host_without_the_right_uses_user_space_and_its_peers_adapt(overlay, e
     assert "no-fast-path" in [finding["code"] for finding in said["findings"]]
     wait_until(
         lambda: ping(box, container.address).is_reached and counter(overlay, one, "left_unready_peer") > 0,
-        what="its lease says that it reads nothing unfinished",
+        what="its lease reports that it reads only complete packets",
         deadline_s=DEADLINE_S,
     )
     assert measure_throughput(box, container, seconds=1).octets > 0

@@ -296,7 +296,7 @@ def test_a_disconnected_host_reconnects(lab: Lab) -> None:
 
     with unplugged(lab, one):
         is_cut = not ping(one, other.address, count=1).is_reached
-        wait_until(lambda: has_no_carrier(one), what="the kernel says so", deadline_s=SOON_S)
+        wait_until(lambda: has_no_carrier(one), what="the kernel reports it", deadline_s=SOON_S)
 
     assert is_cut
     wait_until(lambda: ping(one, other.address, count=1).is_reached, what="reached again", deadline_s=SOON_S)

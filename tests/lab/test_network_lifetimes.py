@@ -70,7 +70,7 @@ def held() -> tuple[list[str], int, list[str]]:
     return sorted(opened), len(asyncio.all_tasks()), sorted(thread.name for thread in threading.enumerate())
 
 
-@pytest.mark.usefixtures("no_forwarder_stays")
+@pytest.mark.usefixtures("no_forwarder_remains")
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
 def test_ended_networks_leave_no_descriptor_task_or_thread(
     namespace, options: FlanneldOptions, long_run: bool, backend: str

@@ -21,7 +21,7 @@ _REVISIONS = frozenset(
 )
 _NAMES = frozenset({"owner", "name", "writer"})
 _COUNTS = {"failures", "short_watches"}
-_FAILURES_MAX = 6  # the pause between two tries grows no longer
+_FAILURES_MAX = 6  # the pause between two attempts does not grow further
 _MEMORY_MAX = 300_000
 
 _Shape = int
@@ -30,11 +30,11 @@ _Found = tuple[list[int], list[float], list[int]]
 
 
 class Canon:
-    """Gives each world its key.
+    """Computes the key of each world.
 
-    A value is taken apart once into its shape, which is all that is not renamed, and the revisions, times
-    and names in it, in order. Hosts are sorted by what is not a name, so that symmetric hosts are folded;
-    revisions count by their rank, times from now, names by their first appearance.
+    A value is split once into its shape, which contains nothing to be renamed, and its revisions, times and
+    names, in order. Hosts are sorted by the parts that are not names, so that symmetric hosts are one state.
+    Revisions count by their rank, times relative to now, names by their first occurrence.
     """
 
     def __init__(self, *, folds_subnets: bool = True) -> None:
@@ -45,7 +45,7 @@ class Canon:
         self._memory: dict[int, tuple[object, _Parts]] = {}
 
     def key(self, world: World) -> int:
-        """Return the key of a world: equal for worlds that are one state."""
+        """Return the key of a world. Worlds that are one state have equal keys."""
         hosts = [self._parts(host) for host in world.hosts]
         if len(hosts) > 1:
             hosts.sort(key=lambda parts: (parts[0], parts[2], parts[1]))
@@ -69,7 +69,7 @@ class Canon:
         if len(self._memory) > _MEMORY_MAX:
             self._memory.clear()
         parts = self._take_apart(value)
-        self._memory[id(value)] = value, parts  # the value is kept, so that nothing else gets its id
+        self._memory[id(value)] = value, parts  # the value is kept, so that no other value gets its id
         return parts
 
     def _take_apart(self, value: object) -> _Parts:
@@ -145,9 +145,9 @@ class Canon:
 
 
 def _ranks(revisions: list[int], newest: int) -> dict[int, int]:
-    """Return the rank of each revision. Those of a store that lost its data since will be given out again.
+    """Return the rank of each revision. A store that lost its data will use its revisions again.
 
-    How many writes that takes is no matter of names.
+    The number of writes until then is not only a matter of names.
     """
     known = sorted({0, *(number for number in revisions if number <= newest)})
     rank = {number: place for place, number in enumerate(known)}

@@ -1,4 +1,4 @@
-"""What goes wrong with whole engines, by chance: with their store, their kernel, their clock, themselves."""
+"""Random faults of complete engines: of their store, their kernel, their clock and themselves."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_key
 _STRANGER = UNDERLAY.broadcast_address - 1
 _SOME_ITEMS = 12
 _TROUBLE_S = 60.0
-"""Longest time that a kernel refuses, or cannot be read: every second of it is tried again."""
+"""Maximum time in seconds for which a kernel refuses or is unreadable. Each second has a retry."""
 
 FAULTS = (
     "crash",
@@ -34,9 +34,9 @@ FAULTS = (
     "store away from all",
     "data lost",
     "data lost, grown",
-    "deleted by hand",
-    "all deleted by hand",
-    "reserved by hand",
+    "deleted manually",
+    "all deleted manually",
+    "reserved manually",
     "config changed",
     "config deleted",
     "config spoilt",
@@ -45,16 +45,18 @@ FAULTS = (
     "clock set",
     "kernel damaged",
     "kernel damaged",
-    "kernel damaged in silence",
+    "kernel damaged silently",
     "kernel refuses",
     "kernel unreadable",
 )
 
 
-async def live(engines: Engines, seconds: float, *, faults: Sequence[str] = FAULTS, count: int) -> None:
-    """Let so much time pass, with so many of these faults at random times, some while others last.
+async def simulate_with_faults(
+    engines: Engines, seconds: float, *, faults: Sequence[str] = FAULTS, count: int
+) -> None:
+    """Simulate this time with this number of faults at random times, some of them at the same time.
 
-    What nobody hears of, and is found by an audit alone, comes last: a later pass would mend it, too.
+    Unannounced faults, which only an audit finds, are the last, because a later pass would repair them, too.
     """
     loop, random = asyncio.get_running_loop(), engines.random
     begin = loop.time()
@@ -68,7 +70,7 @@ async def live(engines: Engines, seconds: float, *, faults: Sequence[str] = FAUL
             return
     await asyncio.sleep(begin + seconds - loop.time())
     engines.judge()
-    await _befall("kernel damaged in silence", engines, random.choice(engines.hosts))
+    await _befall("kernel damaged silently", engines, random.choice(engines.hosts))
 
 
 async def _befall(what: str, engines: Engines, host: EngineHost) -> None:
@@ -97,7 +99,7 @@ async def _befall(what: str, engines: Engines, host: EngineHost) -> None:
         case "store away":
             host.line.go_away(_duration(random))
         case "store away from all":
-            # Without its store a host tries every few seconds: for all of them, hours are enough.
+            # Without its store, a host retries every few seconds. Hours are enough for all of them.
             duration_s = min(_duration(random), HOUR_S)
             for each in engines.hosts:
                 each.line.go_away(duration_s)
@@ -113,7 +115,7 @@ async def _befall(what: str, engines: Engines, host: EngineHost) -> None:
             host.clock.step(25 * HOUR_S)
         case "clock set":
             host.clock.step_utc(random.choice((25, -25)) * HOUR_S)
-        case "kernel damaged" | "kernel damaged in silence":
+        case "kernel damaged" | "kernel damaged silently":
             _damage(host, random, is_announced=what == "kernel damaged")
         case "kernel refuses":
             host.kernel.refuse = lambda operation: host.random.random() < 0.5
@@ -124,7 +126,7 @@ async def _befall(what: str, engines: Engines, host: EngineHost) -> None:
             _damage(host, random, is_announced=True)
             _later(random.random() * _TROUBLE_S, lambda: setattr(host.kernel, "is_readable", True))
         case _:
-            _by_hand(what, engines)
+            _manually(what, engines)
 
 
 def _delete_leases(engines: Engines, host: EngineHost) -> None:
@@ -135,7 +137,7 @@ def _delete_leases(engines: Engines, host: EngineHost) -> None:
 
 
 def _compact(engines: Engines, host: EngineHost) -> None:
-    """Let the store forget what a host that does not reach it would have to hear."""
+    """Let the store remove history that a host without a connection would need."""
     host.line.go_away(_TROUBLE_S)
     for _ in range(2):
         engines.store.change(Put(key="elsewhere", value=b"", ttl_s=None, expected=None))
@@ -143,7 +145,7 @@ def _compact(engines: Engines, host: EngineHost) -> None:
 
 
 def _lose_data(engines: Engines, *, has_grown: bool) -> None:
-    """Let the store begin anew, past all that anybody has seen when it has grown, with the config alone."""
+    """Let the store lose its data except the config. If it has grown, its revision exceeds all known ones."""
     for host in engines.hosts:
         host.line.go_away(_TROUBLE_S * (1 + engines.random.random()))
     engines.store.lose_data(engines.store.listing().revision + 1 if has_grown else 1)
@@ -152,7 +154,7 @@ def _lose_data(engines: Engines, *, has_grown: bool) -> None:
 
 
 def _take_config(engines: Engines, *, is_spoilt: bool) -> None:
-    """Let there be no good config, for at most an hour."""
+    """Remove the valid config for at most an hour."""
     if is_spoilt:
         engines.store.change(Put(key=CONFIG, value=b"no JSON", ttl_s=None, expected=None))
     else:
@@ -160,19 +162,19 @@ def _take_config(engines: Engines, *, is_spoilt: bool) -> None:
     _later(min(_duration(engines.random), HOUR_S), lambda: engines.configure(engines.config))
 
 
-def _by_hand(what: str, engines: Engines) -> None:
+def _manually(what: str, engines: Engines) -> None:
     """Let an operator change leases in the store."""
     records = [record for record in engines.store.listing().records if record.key.startswith(SUBNETS)]
     if not records:
         return
     record: Record = engines.random.choice(records)
     match what:
-        case "deleted by hand":
+        case "deleted manually":
             engines.store.change(Delete(key=record.key, expected=None))
-        case "all deleted by hand":
+        case "all deleted manually":
             for each in records:
                 engines.store.change(Delete(key=each.key, expected=None))
-        case "reserved by hand":
+        case "reserved manually":
             engines.store.change(Put(key=record.key, value=record.value, ttl_s=None, expected=None))
         case _:
             raise AssertionError(f"no such fault: {what}")
@@ -197,7 +199,7 @@ def _damage(host: EngineHost, random: Random, *, is_announced: bool) -> None:
 
 
 def _may_be_damaged(item: Item) -> bool:
-    """Return whether it is not the file with the subnet of the previous run, which nobody can restore."""
+    """Return whether it is not the file with the subnet of the previous run, which cannot be restored."""
     return not (isinstance(item, HostFile) and item.path == SUBNET_FILE)
 
 
@@ -220,7 +222,7 @@ def _changed(item: Item) -> Item | None:
 
 
 def _duration(random: Random) -> float:
-    """Return mostly seconds or minutes, sometimes longer than a lease lasts."""
+    """Return usually seconds or minutes, sometimes longer than the TTL of a lease."""
     return float(random.choice((1.0, 30.0, 600.0, HOUR_S, 30 * HOUR_S))) * (0.5 + random.random())
 
 

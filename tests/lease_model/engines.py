@@ -1,6 +1,6 @@
-"""Whole engines in simulated time: daemons that live on with doubles of store, kernel and clock.
+"""Complete engines in simulated time: daemons with doubles of store, kernel and clock.
 
-The daemon itself is a stranger here: a test says how one is made.
+This module does not know the daemon. A test provides a function that creates one.
 """
 
 import asyncio
@@ -50,23 +50,23 @@ from pyflannel.wire.subnet_env import previous_subnet
 
 HOUR_S = 3600.0
 AUDIT_S = 4 * HOUR_S
-"""Pause after which a daemon is to look without being told: most looks find nothing."""
+"""Pause in seconds after which a daemon looks without a notification. Most looks find nothing."""
 
 SETTLES_S = AUDIT_S + 600.0
-"""What nobody announced is found by the audit; all else is done long before."""
+"""The audit finds unannounced damage within this time in seconds. All other work is done earlier."""
 
 UNDERLAY = IPv4Network("192.168.48.0/20")
-"""Where all hosts have their addresses."""
+"""The network of the addresses of all hosts."""
 
 START_S = 3.0
-"""Hosts that start together do so within this time, as after a power cut."""
+"""Hosts that start together do so within this time in seconds, as after a power failure."""
 
 SUBNET_FILE = "/run/flannel/subnet.env"
 _FOREIGN_ROUTE = Route(destination=IPv4Network("172.20.0.0/16"), link="eth0", protocol=3)
 
 
 def foreign(address: IPv4Address) -> State:
-    """Return the objects of a host with this address that are not pyflannel's."""
+    """Return the foreign objects of a host with this address."""
     connected = Route(
         destination=UNDERLAY, link="eth0", source=address, protocol=PROTOCOL_KERNEL, scope=SCOPE_LINK
     )
@@ -83,15 +83,15 @@ _HOSTS_MAX = 256
 
 
 class Daemon(Protocol):
-    """What is simulated."""
+    """The interface of a simulated daemon."""
 
     @property
     def state(self) -> LeaseState | None:
-        """Where it stands in the lease protocol; None before it has begun."""
+        """Its state in the lease protocol; None before its start."""
 
     @property
     def known(self) -> LeaseSet:
-        """The leases that it knows of."""
+        """The leases that it knows."""
 
     @property
     def previous(self) -> tuple[Generation, ...]:
@@ -103,15 +103,15 @@ class Daemon(Protocol):
 
 @dataclass(kw_only=True)
 class Setting:
-    """What a daemon finds on its host.
+    """The surroundings of a daemon on its host.
 
     Attributes:
-        address: of the host, as it is now.
-        moved: set when the address has changed.
-        memory: what it saved last; it may save more.
-        subnet_env: what its last life left at SUBNET_FILE.
-        reidentify: makes another identity.
-        report: is to hear each report of the lease protocol, after the daemon itself.
+        address: current address of the host.
+        moved: set after a change of the address.
+        memory: the saved state; it may save more.
+        subnet_env: content of SUBNET_FILE from the previous run.
+        reidentify: creates another identity.
+        report: called with each report of the lease protocol, after the daemon itself.
     """
 
     store: Line
@@ -131,10 +131,11 @@ Make = Callable[[Setting], Daemon]
 
 
 class SlowKernel(FakeKernel):
-    """A kernel that takes its time: what is read may be old, and a batch may end half-way.
+    """A slow kernel: a read may return old data, and a batch may end half-way.
 
     Attributes:
-        batch_count: how many batches were begun; what they held is not kept, for weeks of it is much.
+        batch_count: number of started batches. Their content is not kept, because weeks would need much
+            memory.
     """
 
     def __init__(self, state: State, random: Random) -> None:
@@ -143,7 +144,7 @@ class SlowKernel(FakeKernel):
         self._random = random
 
     async def snapshot(self, desired: State) -> State:
-        """Return everything there was a moment ago."""
+        """Return the state of a moment ago."""
         state = await super().snapshot(desired)
         await asyncio.sleep(self._random.random() * 0.02)
         return state
@@ -160,7 +161,7 @@ class SlowKernel(FakeKernel):
 
 
 class EngineHost:
-    """One host: what outlives its daemon, and the daemon."""
+    """One host: the parts that outlive its daemon, and the daemon."""
 
     def __init__(self, number: int, world: "Engines") -> None:
         self.name = f"host{number}"
@@ -182,17 +183,17 @@ class EngineHost:
 
     @property
     def is_running(self) -> bool:
-        """Whether there is a daemon."""
+        """Whether a daemon runs."""
         return self._task is not None
 
     @property
     def client(self) -> FakeStore:
-        """Its client of the store, with the faults of that."""
+        """Its client of the store, with the faults of the client."""
         return self._client
 
     @property
     def state(self) -> LeaseState | None:
-        """Where its daemon stands in the lease protocol."""
+        """The state of its daemon in the lease protocol."""
         return None if self._daemon is None else self._daemon.state
 
     @property
@@ -207,13 +208,13 @@ class EngineHost:
         return next((file.text for file in files if file.path == SUBNET_FILE), None)
 
     def start_in(self, seconds: float) -> None:
-        """Start the daemon then, unless there is one."""
+        """Start the daemon after this time, unless one runs."""
         if self._start is not None:
             self._start.cancel()
         self._start = asyncio.get_running_loop().call_later(seconds, self._begin)
 
     def end_faults(self) -> None:
-        """End what is wrong with store and kernel; a daemon that is down stays down."""
+        """End all faults of store and kernel. A stopped daemon remains stopped."""
         self.line.come_back()
         self.kernel.refuse, self.kernel.is_readable = _refuse_nothing, True
         if self._start is not None:
@@ -231,7 +232,7 @@ class EngineHost:
             identity=self.identity,
             draw=self.random.randrange,
             reidentify=self._reidentify,
-            report=self._hear,
+            report=self._record_report,
             subnet_env=self.subnet_env,
             memory=self._memory,
         )
@@ -241,7 +242,7 @@ class EngineHost:
         self._task.add_done_callback(self._ended)
 
     async def crash(self) -> None:
-        """Let the daemon end wherever it is; the host runs on."""
+        """Let the daemon end at any point. The host continues."""
         if self._task is None:
             return
         task, self._task = self._task, None
@@ -252,19 +253,19 @@ class EngineHost:
             self.runs_on = None  # no container was started, or could be
 
     async def boot(self) -> None:
-        """Let the host lose all that is not on a disk, its containers too."""
+        """Let the host lose everything that is not on a disk, including its containers."""
         await self.crash()
         self.kernel.state, self.runs_on = foreign(self.address), None
 
     def move(self) -> None:
-        """Give the host another address, which nobody else has or had."""
+        """Give the host another, unused address."""
         offset = int(self.address) - int(_FIRST_ADDRESS) + _HOSTS_MAX
         before, self.address = self.address, _FIRST_ADDRESS + offset % UNDERLAY.num_addresses
         self.kernel.damage(Remove(_held(before)), Add(_held(self.address)), Add(_FOREIGN_ROUTE))
         self._moved.set()
 
     def as_state(self, store: StoreState, network: NetworkConfig) -> HostState:
-        """Return the host as the rules see it."""
+        """Return the host in the form of the rules."""
         state = self.state
         watch = store.revision if state is not None and _has_seen_all(state, store) else None
         attributes = LeaseAttributes(public_ip=self.address, owner=self.identity.owner)
@@ -294,7 +295,7 @@ class EngineHost:
         host = self.as_state(before, world.network)
         world.blame(rules.of_write(before, after, write, host, world.as_world(before)))
 
-    def _hear(self, report: Report) -> None:
+    def _record_report(self, report: Report) -> None:
         if not isinstance(report, Acquired | Renewed | Lost | Taken | SharedAddress):
             return
         world, state = self._world, self.state
@@ -309,7 +310,7 @@ class EngineHost:
             self._held, self.runs_on = report.held, report.held.lease
 
     def _begins(self, lease: Lease, store: StoreState) -> Iterator[Violation]:
-        """A daemon that starts again goes on with the subnet of its containers, unless another holds it."""
+        """A restarted daemon continues with the subnet of its containers, unless another host holds it."""
         was = self.runs_on
         if was is None or was.subnet == lease.subnet:
             return
@@ -325,13 +326,13 @@ class EngineHost:
 
 
 class Engines:
-    """Hosts that live on together; equal seeds give equal lives. Within a SimulatedLoop only.
+    """Hosts in simulated time. Equal seeds give equal results. Only within a SimulatedLoop.
 
     Attributes:
-        configs: the network configs, of which the first is the first.
-        config: the one that counts now, or that will be written again.
-        broken: what must never happen and did, with the second.
-        counts: how often each fault happened.
+        configs: the network configs; the first one is used first.
+        config: the current one, or the one to be written again.
+        broken: the violations, with the second.
+        counts: number of each fault.
     """
 
     def __init__(self, make: Make, hosts: int, seed: int, configs: Sequence[str]) -> None:
@@ -364,42 +365,42 @@ class Engines:
         return parse_network_config(self.config)
 
     def blame(self, violations: "Iterator[Violation] | Sequence[Violation]") -> None:
-        """Note what must never happen and did."""
+        """Record a violation."""
         now = asyncio.get_running_loop().time()
         self.broken += [(now, violation) for violation in violations]
 
     def as_world(self, store: StoreState) -> World:
-        """Return the world as the rules see it."""
+        """Return the world in the form of the rules."""
         hosts = tuple(host.as_state(store, self.network) for host in self.hosts)
         return World(hosts=hosts, store=store, network=self.network)
 
     def judge(self) -> None:
-        """Look whether any host errs about its lease."""
+        """Check whether any host has a wrong belief about its lease."""
         self.blame(rules.of_world(self.as_world(self.ledger.state())))
 
     async def rest(self) -> None:
-        """End every fault, but leave down who is down, and let everything come to rest."""
+        """End every fault, but keep stopped daemons stopped, and let the world settle."""
         standing = {record.key: record.value for record in self.store.listing().records}
         if standing.get(CONFIG) != self.config.encode():
-            self.configure(self.config)  # not without need: every host makes a pass then
+            self.configure(self.config)  # only if necessary, because every host makes a pass then
         for host in self.hosts:
             host.end_faults()
         await asyncio.sleep(SETTLES_S)
 
     async def settle(self) -> None:
-        """Start every host, let everything come to rest, and judge it there."""
+        """Start every host, let the world settle, and check it."""
         for host in self.hosts:
             host.start_in(0.0)
         await asyncio.sleep(SETTLES_S)
         self.blame(rules.of_rest(self.as_world(self.ledger.state())))
 
     def leases(self) -> LeaseSet:
-        """Return what the store says."""
+        """Return the leases in the store."""
         values = (entry.value for entry in self.ledger.state().entries)
         return LeaseSet.of(value for value in values if isinstance(value, Lease))
 
     def outcome(self) -> tuple[object, ...]:
-        """Return where these lives led to, to be compared with others'."""
+        """Return the results, to be compared with those of others."""
         kernels = tuple(host.kernel.state for host in self.hosts)
         batches = tuple(host.kernel.batch_count for host in self.hosts)
         return self.store.listing(), kernels, batches, self.counts

@@ -1,4 +1,4 @@
-"""Visits every world that a scenario can lead to, each once, nearest first."""
+"""Visits every reachable world of a scenario once, nearest first."""
 
 from array import array
 from collections import deque
@@ -13,16 +13,16 @@ from lease_model.settling import settle
 from lease_model.world import Protocol, World
 
 REAL = Protocol(transact=store.transact)
-"""The protocol as it is, on a store as it should be."""
+"""The real protocol on a correct store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """Where a check begins and what may happen.
+    """The start of a check and the possible events.
 
     Attributes:
-        folds_subnets: worlds that differ only in the numbers of subnets are one state; not so where their
-            order or overlap matters.
+        folds_subnets: worlds that differ only in the numbers of subnets are one state. This is wrong if order
+            or overlap of subnets has an effect.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Counterexample:
-    """How a rule comes to be broken: the moves from the scenario's world on, the last of them breaks it.
+    """The violation of a rule: the moves from the scenario's first world. The last one breaks the rule.
 
-    When `at_rest`, it is broken when nothing more happens after them.
+    If `at_rest`, the rule is broken after the world has settled.
     """
 
     scenario: Scenario
@@ -60,7 +60,7 @@ class Counterexample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exploration:
-    """What was visited, and the first counterexample, which is one of the shortest."""
+    """The visited states, and the first counterexample, which is one of the shortest."""
 
     scenario: Scenario
     states: int
@@ -82,15 +82,15 @@ class Exploration:
 def explore(
     scenario: Scenario, protocol: Protocol = REAL, *, most_states: int = 1_000_000, settle_every: int = 20
 ) -> Exploration:
-    """Visit all worlds that `scenario` can lead to, but no more than `most_states`.
+    """Visit all reachable worlds of `scenario`, but at most `most_states`.
 
-    Of so many states each `settle_every`th is followed until everything comes to rest.
+    Each `settle_every`th of this number of states is followed until it settles.
     """
     return _Search(scenario, protocol, most_states, settle_every).run()
 
 
 class _Search:
-    """One exploration; where a state came from is kept as two numbers, to print how it was reached."""
+    """One exploration. The origin of a state is stored as two numbers, to print the path to it."""
 
     def __init__(self, scenario: Scenario, protocol: Protocol, most_states: int, settle_every: int) -> None:
         self.scenario = scenario

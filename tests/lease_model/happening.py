@@ -1,4 +1,4 @@
-"""What comes of each move: the real step takes the event, the store performs what it asks for."""
+"""The effect of each move: the real step gets the event, and the store performs the resulting requests."""
 
 import math
 from dataclasses import dataclass, replace
@@ -55,7 +55,7 @@ from pyflannel.plan.lease.state import LeaseState, Listing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a move led to. `choices` is how many subnets the host could have drawn."""
+    """The result of a move; `choices` is the number of subnets that the host could have chosen."""
 
     world: World
     violations: tuple[Violation, ...] = ()
@@ -84,10 +84,10 @@ def apply(world: World, move: Move, protocol: Protocol, circumstances: Circumsta
 
 
 def _emptied(world: World, protocol: Protocol, *, has_grown: bool) -> Outcome:
-    """Let the store begin anew; when it has grown, it reaches past all that anybody has seen.
+    """Let the store lose its data. If it has grown, its revision exceeds all known ones.
 
-    The config is the first that is written again. Every host is told that its watch was cut before it does
-    anything else: a write that is on its way to a store while that loses its data is not looked at.
+    The config is the first key that is written again. Every host learns that its watch was closed before any
+    other event: a write in transit while the store loses its data is not modelled.
     """
     revision = world.store.revision + 1 if has_grown else 2
     store = StoreState(revision=revision, config_revision=revision)
@@ -104,7 +104,7 @@ def _emptied(world: World, protocol: Protocol, *, has_grown: bool) -> Outcome:
 
 
 def _configured(world: World, network: NetworkConfig) -> World:
-    """Write another network config; a watch that has seen all sees that nothing of its own happened."""
+    """Write another network config. A complete watch sees that no lease changed."""
     revision = world.store.revision + 1
     hosts = tuple(
         replace(host, watch=revision) if host.watch == world.store.revision else host for host in world.hosts
@@ -136,14 +136,14 @@ def _to_key(world: World, move: Move, subnet: IPv4Network) -> World:
     match move.what:
         case "lease expires" | "claim expires":
             return _pruned(replace(world, store=delete(store, entry)))
-        case "deleted by hand":
+        case "deleted manually":
             store = delete(store, entry)
-        case "rubbish by hand":
+        case "invalid value":
             store = put_rubbish(store, subnet, entry.writer)
-        case "reserved by hand" | "old renews":
+        case "reserved manually" | "old renews":
             if not isinstance(entry.value, Lease):
                 return replace(world, faults=world.faults - 1)
-            ttl_s = None if move.what == "reserved by hand" else 24 * HOUR_S
+            ttl_s = None if move.what == "reserved manually" else 24 * HOUR_S
             store = put_lease(store, entry.value, ttl_s, world.now, entry.writer)
         case _:
             raise AssertionError(f"no such move: {move}")
@@ -151,7 +151,7 @@ def _to_key(world: World, move: Move, subnet: IPv4Network) -> World:
 
 
 class _Happening:
-    """One move of one host, while it is worked out."""
+    """One move of one host while it is computed."""
 
     def __init__(self, world: World, move: Move, protocol: Protocol) -> None:
         self.world = world
@@ -178,7 +178,7 @@ class _Happening:
         return Outcome(world=_pruned(world), violations=tuple(self.violations), choices=self.choices)
 
     def cut(self) -> None:
-        """Tell the host that its watch ended."""
+        """Report to the host that its watch ended."""
         self.host = replace(self.host, watch=None)
         self._take(WatchLost("cut"))
 
@@ -187,8 +187,8 @@ class _Happening:
         match self.move.what:
             case "start":
                 self._start()
-            case "request" if host.is_away:
-                self._answered(_failure(host.requests[0], "the store is away"))
+            case "request" if host.is_unreachable:
+                self._answered(_failure(host.requests[0], "the store is unreachable"))
             case "request":
                 self._answered(self._transact(host.requests[0]))
             case "late request":
@@ -205,7 +205,7 @@ class _Happening:
                 self.host = replace(host, wake_at=None)
                 self._take(Woke(), not_before=host.wake_at)
             case "store back":
-                self.host = replace(host, is_away=False)
+                self.host = replace(host, is_unreachable=False)
             case "config seen":
                 self._order(_with_config(host.wanted, self.world))
             case _:
@@ -224,7 +224,7 @@ class _Happening:
             case "watch cut":
                 self.cut()
             case "store away":
-                self.host = replace(host, is_away=True)
+                self.host = replace(host, is_unreachable=True)
             case "address":
                 attributes = replace(host.wanted.attributes, public_ip=moved_address(host))
                 self._order(replace(host.wanted, attributes=attributes))
@@ -243,8 +243,8 @@ class _Happening:
         memory = host.memory
         previous = memory.subnet if memory is not None else None
         wanted = replace(_with_config(host.wanted, self.world), previous=previous)
-        # A daemon that reaches no store starts with what it knew last.
-        held = Held(lease=memory) if memory is not None and host.is_away else None
+        # Without a reachable store, a daemon starts with its last known state.
+        held = Held(lease=memory) if memory is not None and host.is_unreachable else None
         state = LeaseState(wanted=wanted, held=held, phase=Listing())
         self.host = replace(host, wanted=wanted, state=state)
         self._take(Started())
@@ -257,7 +257,7 @@ class _Happening:
             wanted=host.wanted,
             memory=host.memory,
             orphan=None if isinstance(head, List | Check) else head,
-            is_away=host.is_away,
+            is_unreachable=host.is_unreachable,
             skew_s=host.skew_s,
             is_excused=True,
             is_warned=host.is_warned,
@@ -270,9 +270,9 @@ class _Happening:
     def _see(self) -> None:
         host = self.host
         assert host.watch is not None
-        if host.is_away:
+        if host.is_unreachable:
             self.host = replace(host, watch=None)
-            self._take(WatchLost("the store is away"))
+            self._take(WatchLost("the store is unreachable"))
             return
         if not self.store.compacted <= host.watch <= self.store.revision:
             self.host = replace(host, watch=None)
@@ -296,11 +296,11 @@ class _Happening:
         return answer
 
     def _excuse(self, subnet: IPv4Network) -> None:
-        """A claim was written: from now on, only a fault excuses its silent owner."""
+        """Note that a claim was written: from now on, only a fault excuses a missing answer of its owner."""
         self.world = replace(
             self.world,
             hosts=tuple(
-                replace(host, is_excused=host.state is None or host.is_away)
+                replace(host, is_excused=host.state is None or host.is_unreachable)
                 if host.subnet == subnet and host is not self.world.hosts[self.move.host]
                 else host
                 for host in self.world.hosts
@@ -308,7 +308,7 @@ class _Happening:
         )
 
     def _take(self, event: Event, not_before: float = -math.inf) -> None:
-        """Let the protocol have an event, and carry out what it decides."""
+        """Let the protocol handle an event, and perform its decisions."""
         before = self.host
         assert before.state is not None
         leases = self.protocol.known_leases(before.leases, event, before.state)
@@ -324,7 +324,7 @@ class _Happening:
                 case Wake(at):
                     host = replace(host, wake_at=at)
                 case Reidentify():
-                    host = replace(host, answers=(*host.answers, Ordered(_anew(host))))
+                    host = replace(host, answers=(*host.answers, Ordered(_restart(host))))
                 case Acquired(held) | Renewed(held):
                     host = replace(host, memory=held.lease)
                 case SharedAddress() | Contested() | Taken():
@@ -336,7 +336,7 @@ class _Happening:
         self.violations += rules.of_reports(host, actions, self.world)
 
     def _draw(self, n: int) -> int:
-        """Draw a subnet as the move says; pauses are as short as can be."""
+        """Choose a subnet as the move requires. Pauses are as short as possible."""
         if n > _MOST_SUBNETS:
             return 0
         self.choices = n
@@ -344,7 +344,7 @@ class _Happening:
 
 
 _MOST_SUBNETS = 8
-"""A draw among more than these is for the length of a pause."""
+"""A choice among more than this number is the choice of a pause."""
 
 
 def _with_config(wanted: Wanted, world: World) -> Wanted:
@@ -355,12 +355,12 @@ def _failure(request: Request, cause: str) -> Failed:
     return Failed(None if isinstance(request, List) else request, cause)
 
 
-def _anew(host: HostState) -> Wanted:
+def _restart(host: HostState) -> Wanted:
     return replace(host.wanted, attributes=replace(host.wanted.attributes, owner=f"{host.wanted.owner}'"))
 
 
 def _pruned(world: World) -> World:
-    """Forget the history that nobody will ask for any more."""
+    """Remove the history that no host will request any more."""
     oldest = world.store.revision
     for host in world.hosts:
         if host.state is None:
@@ -368,7 +368,7 @@ def _pruned(world: World) -> World:
         if host.watch is not None:
             oldest = min(oldest, host.watch)
         elif host.state.revision:
-            oldest = min(oldest, host.state.revision)  # it may watch from there
+            oldest = min(oldest, host.state.revision)  # it may start a watch there
         for answer in host.answers:
             if isinstance(answer, Listed):
                 oldest = min(oldest, answer.revision)

@@ -1,4 +1,4 @@
-"""The store in memory as the rules see it: who wrote what stands there."""
+"""The store in memory as the rules see it: with the writer of each key."""
 
 from ipaddress import IPv4Network
 
@@ -20,7 +20,7 @@ _ANY_LEASE_ID = 1
 
 
 class Ledger:
-    """Keeps the writer of each key. A key that is written by hand stands for whom it stood for."""
+    """Stores the writer of each key. A manual write keeps the previous writer."""
 
     def __init__(self, store: FakeStore) -> None:
         self._store = store
@@ -28,16 +28,16 @@ class Ledger:
         self._entries: dict[str, tuple[int, Entry]] = {}
 
     def wrote(self, key: str, writer: str) -> None:
-        """Note whose write the one that just took effect was."""
+        """Record the host of the write that just took effect."""
         self._writers[key] = writer
 
     def forget(self) -> None:
-        """Note that the store lost its data: revisions are given out twice."""
+        """Record that the store lost its data, so that revisions are used again."""
         self._writers.clear()
         self._entries.clear()
 
     def state(self) -> StoreState:
-        """Return the store as it is now, without its history."""
+        """Return the current store without its history."""
         listing = self._store.listing()
         entries = [
             self._entry(record) for record in listing.records if record.key.startswith((SUBNETS, CLAIMS))
@@ -54,7 +54,7 @@ class Ledger:
 
 
 def request_of(write: Put | Delete, before: StoreState) -> PutLease | DeleteLease | None:
-    """Return the write of a lease that an operation is; None for another key's."""
+    """Return the write of a lease that an operation performs; None for another key's."""
     if not write.key.startswith(SUBNETS):
         return None
     subnet = leased_subnets(write.key)[0]

@@ -1,4 +1,4 @@
-"""A host's line to the store: it takes time, it breaks, and what passes over it is judged."""
+"""A host's connection to the store, with delays and failures. Its writes are checked."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,25 +15,25 @@ from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record,
 from pyflannel.ports import Watcher
 
 LATENCY_S = 3.0
-"""Longest time that a request, an answer or a change takes."""
+"""Maximum time in seconds of a request, a response or a change."""
 
 CALL_S = 5.0
-"""A call to a store that is away fails after up to so long; later in an absence of hours …"""
+"""A call to an unreachable store fails after at most this time in seconds …"""
 
 CALL_IN_LONG_ABSENCE_S = 1800.0
-"""… after up to so long, or when the store is back: most of what is tried in vain is left out."""
+"""… or later in a long failure, at most after this time or when it ends, to skip useless attempts."""
 
 Judge = Callable[[StoreState, StoreState, PutLease | DeleteLease], None]
 
 
 class Line:
-    """A Store, as one host reaches it; the faults are those of `client`.
+    """A Store as one host reaches it; its faults are those of `client`.
 
-    A daemon that dies while its write is under way may have it arrive all the same. `judge` hears of each
-    write that took effect: the store before and after it, and what it was.
+    If a daemon is killed during a write, the write may arrive nevertheless. `judge` is called for each write
+    that took effect, with the store before and after it, and the write.
 
     Attributes:
-        calls: how many are under way.
+        calls: number of calls in transit.
     """
 
     def __init__(self, client: FakeStore, ledger: Ledger, name: str, random: Random, judge: Judge) -> None:
@@ -48,19 +48,19 @@ class Line:
         self._is_back = asyncio.Event()
 
     def go_away(self, seconds: float) -> None:
-        """Let the store be away for so long, or longer if it is away already."""
+        """Let the store be unreachable for this time, or longer if it is already unreachable."""
         loop = asyncio.get_running_loop()
-        if not self.client.is_away:
+        if not self.client.is_unreachable:
             self._away_since = loop.time()
             self._is_back.clear()
-        self.client.is_away = True
+        self.client.is_unreachable = True
         self._away_until = max(self._away_until, loop.time() + seconds)
         loop.call_at(self._away_until, self._end_absence, self._away_until)
 
     def come_back(self) -> None:
-        """End every absence."""
+        """End every failure."""
         self._away_until = 0.0
-        self.client.is_away = False
+        self.client.is_unreachable = False
         self._is_back.set()
 
     def _end_absence(self, until: float) -> None:
@@ -68,7 +68,7 @@ class Line:
             self.come_back()
 
     async def get(self, key: str) -> Record | None:
-        """Return the record at exactly this key, or None."""
+        """Return the record at this key, or None."""
         with self._call():
             await self._travel()
             record = await self.client.get(key)
@@ -89,7 +89,7 @@ class Line:
             try:
                 await self._travel()
             except asyncio.CancelledError:
-                if not self.client.is_away and self._random.random() < 0.5:
+                if not self.client.is_unreachable and self._random.random() < 0.5:
                     loop = asyncio.get_running_loop()
                     loop.call_later(self._latency(), self._arrive_late, operation)
                 raise
@@ -99,18 +99,18 @@ class Line:
 
     @asynccontextmanager
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
-        """Watch the keys under `prefix` for what is later than `after`, within the block."""
+        """Watch the keys under `prefix` for changes after `after`, within the block."""
         await self._travel()
         async with self.client.watch(prefix, after) as watcher:
             yield _DistantWatcher(watcher, self._latency)
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None when it never does."""
+        """Return the seconds until the record expires, or None if it never does."""
         await self._travel()
         return await self.client.time_to_live(record)
 
     def addresses(self) -> tuple[IPv4Address, ...]:
-        """Return nothing: the line leads along no route."""
+        """Return no address, because the connection uses no route."""
         return ()
 
     async def close(self) -> None:
@@ -142,7 +142,7 @@ class Line:
 
     async def _travel(self) -> None:
         await asyncio.sleep(self._latency())
-        if self.client.is_away:
+        if self.client.is_unreachable:
             absent_s = asyncio.get_running_loop().time() - self._away_since
             longest_s = min(max(CALL_S, absent_s / 4), CALL_IN_LONG_ABSENCE_S)
             with suppress(TimeoutError):
@@ -152,7 +152,7 @@ class Line:
 
     async def _travel_back(self) -> None:
         await asyncio.sleep(self._latency())
-        if self.client.is_away:
+        if self.client.is_unreachable:
             raise StoreError("fake store: it went away before it answered", hint="Try again.")
 
     def _latency(self) -> float:
@@ -172,4 +172,4 @@ class _DistantWatcher:
 
 def _forget(performed: "asyncio.Future[Written | Conflict]") -> None:
     if not performed.cancelled():
-        performed.exception()  # whoever asked is dead
+        performed.exception()  # the caller was killed

@@ -1,4 +1,4 @@
-"""What can happen next in a world."""
+"""The possible next events of a world."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ FAULTS = (
     "compaction",
     "store away",
     "slow",
-    "deleted by hand",
-    "reserved by hand",
-    "rubbish by hand",
+    "deleted manually",
+    "reserved manually",
+    "invalid value",
     "data lost",
     "data lost, grown",
     "address",
@@ -35,15 +35,15 @@ FAULTS = (
     "config",
     *STEPS_S,
 )
-"""Every kind of fault that a scenario may allow; each costs one of its faults."""
+"""All kinds of faults that a scenario may allow. Each counts as one fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """One thing that happens: to a host, by its place in the world, or to a subnet's key.
+    """One event of a host, given by its place in the world, or of a subnet's key.
 
     Attributes:
-        drawn: the place, among all free subnets, of the one that the host draws if it draws any.
+        drawn: if the host chooses a subnet, the place of the chosen one among all free subnets.
     """
 
     what: str
@@ -54,11 +54,11 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circumstances:
-    """What may happen in a scenario beside the protocol's own moves.
+    """The possible events of a scenario besides the protocol's own moves.
 
     Attributes:
-        faults: the kinds that happen, of FAULTS.
-        other_network: what the network config is changed to.
+        faults: the possible kinds, of FAULTS.
+        other_network: the network config after a change.
     """
 
     faults: frozenset[str]
@@ -66,7 +66,7 @@ class Circumstances:
 
 
 def moves(world: World, circumstances: Circumstances) -> Iterator[Move]:
-    """Yield every move that is possible now; a fault costs one of those that the world has left."""
+    """Yield every possible move. A fault needs a remaining fault of the world."""
     for place, host in enumerate(world.hosts):
         yield from _of_host(world, place, host)
     for entry in world.store.entries:
@@ -85,7 +85,7 @@ def moves(world: World, circumstances: Circumstances) -> Iterator[Move]:
 def _of_host(world: World, place: int, host: HostState) -> Iterator[Move]:
     if host.orphan is not None:
         yield Move(what="late request", host=place)
-    if host.is_away:
+    if host.is_unreachable:
         yield Move(what="store back", host=place)
     if host.state is None:
         yield Move(what="start", host=place)
@@ -124,7 +124,7 @@ def _faults(world: World, circumstances: Circumstances) -> Iterator[Move]:
     for entry in world.store.entries:
         if isinstance(entry.value, Claim):
             continue
-        for kind in ("deleted by hand", "reserved by hand", "rubbish by hand"):
+        for kind in ("deleted manually", "reserved manually", "invalid value"):
             if kind in kinds:
                 yield Move(what=kind, subnet=entry.value.subnet)
         if "old renews" in kinds and entry.writer == rules.OLD:
@@ -145,13 +145,17 @@ def _can_suffer(host: HostState, kind: str) -> bool:
         return False
     match kind:
         case "lost answer":
-            return bool(host.requests) and not isinstance(host.requests[0], List | Check) and not host.is_away
+            return (
+                bool(host.requests)
+                and not isinstance(host.requests[0], List | Check)
+                and not host.is_unreachable
+            )
         case "failed request":
-            return bool(host.requests) and not host.is_away
+            return bool(host.requests) and not host.is_unreachable
         case "watch cut":
             return host.watch is not None and host.watch >= 0
         case "store away":
-            return not host.is_away
+            return not host.is_unreachable
         case "clock steps +25 h" | "clock steps -2 h":
             return host.skew_s == 0
         case "address":
@@ -161,17 +165,21 @@ def _can_suffer(host: HostState, kind: str) -> bool:
 
 
 def can_see(world: World, host: HostState) -> bool:
-    """Return whether the watch of a host has something to say: a change, that it is open, or its end."""
+    """Return whether the watch of a host has an event: a change, that it is open, or its end."""
     if host.watch is None:
         return False
-    if host.is_away or not host.is_open or not world.store.compacted <= host.watch <= world.store.revision:
+    if (
+        host.is_unreachable
+        or not host.is_open
+        or not world.store.compacted <= host.watch <= world.store.revision
+    ):
         return True
     history = world.store.history
     return bool(history) and revision_of_change(history[-1]) > host.watch
 
 
 def is_busy(world: World) -> bool:
-    """Return whether anything is under way between a host and the store."""
+    """Return whether a message is in transit between a host and the store."""
     return any(
         host.state is not None and (host.requests or host.answers or can_see(world, host))
         for host in world.hosts
@@ -179,27 +187,27 @@ def is_busy(world: World) -> bool:
 
 
 def is_due(world: World) -> bool:
-    """Return whether something that waited for this time has not happened yet."""
+    """Return whether an event that waited for this time has not happened yet."""
     return any(
-        host.wake_at is not None and not host.is_away and host.wake_at - host.skew_s <= world.now
+        host.wake_at is not None and not host.is_unreachable and host.wake_at - host.skew_s <= world.now
         for host in world.hosts
         if host.state is not None
     ) or any(entry.expires_at is not None and entry.expires_at <= world.now for entry in world.store.entries)
 
 
 def next_deadline(world: World) -> float | None:
-    """Return the next time that anything waits for. Tries of hosts that reach no store do not count."""
+    """Return the next deadline. Attempts of hosts without a reachable store do not count."""
     wakes = [
-        (host.is_away, host.wake_at - host.skew_s)
+        (host.is_unreachable, host.wake_at - host.skew_s)
         for host in world.hosts
         if host.state is not None and host.wake_at is not None
     ]
     ends = [entry.expires_at for entry in world.store.entries if entry.expires_at is not None]
-    times = [*ends, *(at for is_away, at in wakes if not is_away)] or [at for _, at in wakes]
+    times = [*ends, *(at for is_unreachable, at in wakes if not is_unreachable)] or [at for _, at in wakes]
     return min((at for at in times if at > world.now), default=None)
 
 
 def moved_address(host: HostState) -> IPv4Address:
-    """Return the one other address that a host may get: 100 above its first."""
+    """Return the only other address that a host may get: 100 above its first one."""
     address = host.wanted.attributes.public_ip
     return address if int(address) & 0xFF >= 100 else address + 100

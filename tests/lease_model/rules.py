@@ -1,4 +1,4 @@
-"""What must never happen, whatever happens; judged from outside, by who wrote what."""
+"""The rules that no behaviour may violate, checked from outside with the writer of each key."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ from pyflannel.model.lease_protocol import (
 from pyflannel.plan.lease.state import Degraded, Holding
 
 OLD = "an original flannel"
-"""Writer of the lease of a living host that runs the original flannel."""
+"""Writer of the lease of a running host with the original flannel."""
 
 DEAD = "a dead host"
-"""Writer of the lease of a host that will never come back."""
+"""Writer of the lease of a host that was removed permanently."""
 
 
 BEFORE_COPYING = "a host before it was copied"
-"""Writer of a lease that two copies of a host run on, until one of them writes it."""
+"""Writer of a lease that two copies of a host use, until one of them writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A rule that was broken, and how."""
+    """A broken rule, and the details."""
 
     rule: str
     text: str
@@ -43,7 +43,7 @@ class Violation:
 def of_write(
     before: StoreState, after: StoreState, request: Request, host: HostState, world: World
 ) -> Iterator[Violation]:
-    """Yield what is wrong with a write that took effect."""
+    """Yield the violations by a write that took effect."""
     match request:
         case PutLease(lease=lease):
             current = lease_at(before, lease.subnet)
@@ -59,12 +59,12 @@ def of_write(
                 yield Violation("a reservation never gets a TTL", f"{host.name} gives {lease.subnet} one")
             if not _may_replace(host, current, world):
                 text = f"{host.name} writes over the lease {lease.subnet} of {current.writer}"
-                yield Violation("no write to what is not ours", text)
+                yield Violation("no write to foreign keys", text)
         case DeleteLease(lease):
             current = lease_at(before, lease.subnet)
             if current is not None and current.writer != host.name:
                 text = f"{host.name} deletes the lease {lease.subnet} of {current.writer}"
-                yield Violation("no write to what is not ours", text)
+                yield Violation("no write to foreign keys", text)
         case _:
             pass
 
@@ -74,7 +74,7 @@ def _is_reservation(entry: Entry | None) -> bool:
 
 
 def _may_replace(host: HostState, current: Entry, world: World) -> bool:
-    """Return whether a host may write where `current` stands: its own, or what a silent owner left."""
+    """Return whether a host may replace `current`: its own key, or that of an owner without an answer."""
     if _is_own(current, host):
         return True
     if not isinstance(current.value, Lease):
@@ -85,7 +85,7 @@ def _may_replace(host: HostState, current: Entry, world: World) -> bool:
         attributes.owner == wanted.owner,
     )
     if has_our_address and has_our_name:
-        return True  # a copy of this host wrote it, which no host can tell from its own write
+        return True  # a copy of this host wrote it, which no host can distinguish from its own write
     looks_like_ours = has_our_address or has_our_name
     if current.writer == DEAD:
         return looks_like_ours
@@ -93,16 +93,16 @@ def _may_replace(host: HostState, current: Entry, world: World) -> bool:
     if owner is None:
         return False
     if attributes.owner != owner.wanted.attributes.owner:
-        return True  # it has given way to the host that it is a copy of
+        return True  # it has yielded to the host of which it is a copy
     if has_our_name and host.subnet == owner.subnet:
-        return True  # two copies run on one subnet, and one of them is to give way
+        return True  # two copies use one subnet, and one of them must yield
     return owner.is_excused or owner.subnet != current.value.subnet
 
 
 def of_step(
     before: HostState, event: Event, after: HostState, actions: tuple[Action, ...], store: StoreState
 ) -> Iterator[Violation]:
-    """Yield what is wrong with a step of one host."""
+    """Yield the violations by a step of one host."""
     assert before.state is not None
     assert after.state is not None
     was, now = before.state.held, after.state.held
@@ -114,12 +114,12 @@ def of_step(
         match action:
             case Acquired(held) if was is None and not after.wanted.network.admits(held.lease.subnet):
                 text = f"{after.name} begins to run on {held.lease.subnet}"
-                yield Violation("nobody begins to run outside the network config", text)
+                yield Violation("no host starts outside the network config", text)
             case Lost(lease):
                 current = lease_at(store, lease.subnet)
                 is_ours = current is not None and _is_own(current, after)
                 if current is not None and is_ours and revision_of(current) == lease.revision:
-                    text = f"{after.name} says that {lease.subnet} is lost, which stands"
+                    text = f"{after.name} reports the loss of {lease.subnet}, which exists"
                     yield Violation("no false alarm", text)
             case Taken(lease=lease, by=by):
                 current = lease_at(store, by.subnet)
@@ -132,9 +132,9 @@ def of_step(
 
 
 def of_reports(host: HostState, actions: tuple[Action, ...], world: World) -> Iterator[Violation]:
-    """Yield a report of a shared address or identity by a running host, where no other host has either.
+    """Yield a report of a shared address or identity by a running host, without another such host.
 
-    A host that starts may take a late write of its own last life for another's.
+    A starting host may treat a late write of its own previous run as another host's.
     """
     if host.subnet is None or host.state is None or host.state.held is None:
         return
@@ -145,11 +145,11 @@ def of_reports(host: HostState, actions: tuple[Action, ...], world: World) -> It
         for other in others
     )
     if not is_shared and any(isinstance(action, SharedAddress) for action in actions):
-        yield Violation("no false alarm", f"{host.name} reports a shared address, which nobody else has")
+        yield Violation("no false alarm", f"{host.name} reports a shared address, but no other host has it")
 
 
 def _of_choice(host: HostState, listed: Listed, chosen: Lease) -> Iterator[Violation]:
-    """A daemon that starts again goes on with the subnet of its containers, unless another holds it."""
+    """A restarted daemon continues with the subnet of its containers, unless another host holds it."""
     subnet = host.subnet
     if subnet is None or chosen.subnet == subnet or not host.wanted.network.admits(subnet):
         return
@@ -163,7 +163,7 @@ def _of_choice(host: HostState, listed: Listed, chosen: Lease) -> Iterator[Viola
 
 
 def of_world(world: World) -> Iterator[Violation]:
-    """Yield what is wrong with a world: a host that has seen all must not err about its lease."""
+    """Yield the violations in a world: a host with complete knowledge must not be wrong about its lease."""
     for host in world.hosts:
         state = host.state
         has_seen_all = host.is_open and host.watch == world.store.revision
@@ -178,7 +178,7 @@ def of_world(world: World) -> Iterator[Violation]:
 
 
 def of_rest(world: World) -> Iterator[Violation]:
-    """Yield what is wrong with a world where all faults have ended and everything came to rest."""
+    """Yield the violations in a settled world without faults."""
     spoilt = {entry.value.subnet for entry in world.store.entries if isinstance(entry.value, Unreadable)}
     known = {
         entry.value.subnet: entry.value.revision
@@ -189,7 +189,7 @@ def of_rest(world: World) -> Iterator[Violation]:
         if not is_settled(host, world):
             phase = host.state.phase if host.state is not None else None
             yield Violation("every host that can get a subnet has one", f"{host.name} is left at {phase}")
-        # What became unreadable may go on to count: its host may be up and well.
+        # A key that became unreadable may still be valid: its host may be running.
         knows = {lease.subnet: lease.revision for lease in host.leases if lease.subnet not in spoilt}
         if knows != known:
             text = f"{host.name} knows {_text(knows)}, there are {_text(known)}"
@@ -198,7 +198,7 @@ def of_rest(world: World) -> Iterator[Violation]:
 
 
 def _of_copies(world: World) -> Iterator[Violation]:
-    """Copies of one host that run on one subnet report it, once one of them has written the lease."""
+    """Copies of one host on one subnet report it, after one of them has written the lease."""
     for host in world.hosts:
         for other in world.hosts:
             if host is other or host.subnet is None or host.subnet != other.subnet:
@@ -206,12 +206,12 @@ def _of_copies(world: World) -> Iterator[Violation]:
             entry = lease_at(world.store, host.subnet)
             is_written = entry is not None and entry.writer != BEFORE_COPYING
             if is_written and _origin(host) == _origin(other) and not host.is_warned:
-                text = f"{host.name} shares {host.subnet} with {other.name} and does not say so"
-                yield Violation("copies of one host say so", text)
+                text = f"{host.name} shares {host.subnet} with {other.name} and does not report it"
+                yield Violation("copies of one host report it", text)
 
 
 def _origin(host: HostState) -> str:
-    """Return the identity that a host had first: one that gave way has a new one, made of the first."""
+    """Return the first identity of a host. A host that yielded has a new one, derived from the first."""
     return host.wanted.owner.rstrip("'")
 
 
@@ -220,12 +220,12 @@ def _is_own(entry: Entry, host: HostState) -> bool:
 
 
 def _names(entry: Entry, host: HostState) -> bool:
-    """Return whether the key names a host: it may have taken another identity since it wrote it."""
+    """Return whether the key belongs to a host, which may have changed its identity since the write."""
     return isinstance(entry.value, Lease) and entry.value.attributes.owner == host.wanted.attributes.owner
 
 
 def is_settled(host: HostState, world: World) -> bool:
-    """Return whether a host has what it can have: its lease, or its subnet is another's, or none is free."""
+    """Return whether a host has all that is possible: its lease, unless its or all subnets are used."""
     if host.state is None:
         return False
     held = host.state.held

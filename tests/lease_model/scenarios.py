@@ -1,4 +1,4 @@
-"""The scenarios of the check, each with its own small bounds."""
+"""The scenarios of the check, each with small bounds."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -33,7 +33,7 @@ def host(
     owner: str | None = None,
     ttl_s: int = LEASE_TTL_S,
 ) -> HostState:
-    """Return a host that has not started yet; its address and identity are its own unless told otherwise."""
+    """Return a host that has not started. Without arguments, its address and identity are unique."""
     public_ip = IPv4Address(f"192.168.50.{address or number}")
     attributes = LeaseAttributes(public_ip=public_ip, owner=owner or f"id{number}")
     wanted = Wanted(network=network(), attributes=attributes, ttl_s=ttl_s)
@@ -41,7 +41,7 @@ def host(
 
 
 def lease(subnet: IPv4Network, address: int, owner: str | None = None) -> Lease:
-    """Return a lease as somebody wrote it; without an owner, as the original does."""
+    """Return a written lease; without an owner, as the original writes it."""
     attributes = LeaseAttributes(public_ip=IPv4Address(f"192.168.50.{address}"), owner=owner)
     return Lease(subnet=subnet, attributes=attributes)
 
@@ -58,7 +58,7 @@ def scenario(
     other_network: NetworkConfig | None = None,
     folds_subnets: bool = True,
 ) -> Scenario:
-    """Return a scenario in the network of 10.100.1.0/24 and so on up to `last`."""
+    """Return a scenario in the network from 10.100.1.0/24 to `last`."""
     world = World(
         hosts=hosts,
         store=store,
@@ -70,8 +70,8 @@ def scenario(
     return Scenario(name=name, world=world, circumstances=circumstances, folds_subnets=folds_subnets)
 
 
-def standing(*leases: tuple[Lease, str], ttl_s: float | None = LEASE_TTL_S) -> StoreState:
-    """Return a store where these leases stand, each with the host that it stands for."""
+def store_with(*leases: tuple[Lease, str], ttl_s: float | None = LEASE_TTL_S) -> StoreState:
+    """Return a store with these leases, each with the host that it represents."""
     store = StoreState()
     for value, writer in leases:
         store = put_lease(store, value, ttl_s, 0.0, writer)
@@ -79,22 +79,22 @@ def standing(*leases: tuple[Lease, str], ttl_s: float | None = LEASE_TTL_S) -> S
 
 
 def begun(before: Scenario, *newcomers: HostState) -> Scenario:
-    """Return a scenario that begins where the hosts of another one have come to rest, and others start."""
+    """Return a scenario that starts with the settled hosts of another one and additional hosts."""
     world = settle(before.world, REAL, before.circumstances).world
     world = replace(before.world, hosts=(*world.hosts, *newcomers), store=world.store, now=world.now)
     return replace(before, world=world)
 
 
 def others_after_the_loss() -> Scenario:
-    """Two hosts with one address start beside one that has the only subnet, until the store loses its data.
+    """Two hosts with one address start beside a host with the only subnet, until the store loses its data.
 
-    Then one of them may take the subnet, by a write of the very revision that the first had, and the other
-    ask whether it lives.
+    Then one of them may acquire the subnet with a write of the same revision as the first host's, and the
+    other one may ask whether it is alive.
     """
     first = scenario(
-        "a claim on another's lease at our revision",
+        "a claim on another host's lease at the same revision",
         (host(1),),
-        store=standing((lease(FIRST, 1, "id1"), "host1")),
+        store=store_with((lease(FIRST, 1, "id1"), "host1")),
         faults=("data lost",),
         most_faults=1,
         last=1,
@@ -103,11 +103,11 @@ def others_after_the_loss() -> Scenario:
 
 
 def sharers_and_the_loss() -> Scenario:
-    """A host asks whether the one with its address lives; the store loses the question, or its answer."""
+    """A host asks whether the host with its address is alive. The store loses the claim or its answer."""
     first = scenario(
         "a claim that went with the store's data",
         (host(1, address=7),),
-        store=standing((lease(FIRST, 7, "id1"), "host1")),
+        store=store_with((lease(FIRST, 7, "id1"), "host1")),
         faults=("data lost",),
         most_faults=1,
         ticks=3,
@@ -117,9 +117,9 @@ def sharers_and_the_loss() -> Scenario:
 
 
 def beside_a_clone() -> Scenario:
-    """A clone starts beside a living host: same address and machine-id, and an empty state directory.
+    """A clone starts beside a running host: same address and machine-id, and an empty state directory.
 
-    A lease says nothing of the machine-id, so the protocol cannot take it for a proof.
+    A lease does not contain the machine-id, so the protocol cannot use it as a proof.
     """
     first = scenario(
         "a clone with the machine-id",
@@ -132,7 +132,7 @@ def beside_a_clone() -> Scenario:
 
 
 def beside_a_copy() -> Scenario:
-    """A copy starts beside a living host, with its identity and its address too."""
+    """A copy starts beside a running host, with its identity and its address."""
     first = scenario(
         "a copy with identity and address",
         (host(1, address=7, owner="twin"),),
@@ -145,7 +145,7 @@ def beside_a_copy() -> Scenario:
 
 
 def resumed_twice() -> Scenario:
-    """A snapshot of a running host is resumed twice: two daemons go on from one state, on one address."""
+    """A snapshot of a running host is resumed twice: two daemons continue from one state, on one address."""
     first = scenario(
         "a snapshot that is resumed twice",
         (host(1),),
@@ -177,8 +177,8 @@ def every_scenario() -> tuple[Scenario, ...]:
                 "compaction",
                 "store away",
                 "slow",
-                "deleted by hand",
-                "rubbish by hand",
+                "deleted manually",
+                "invalid value",
                 "clock steps +25 h",
                 "clock steps -2 h",
             ),
@@ -188,15 +188,22 @@ def every_scenario() -> tuple[Scenario, ...]:
         scenario(
             "a reservation",
             (host(1), host(2)),
-            store=standing((lease(FIRST, 1), "host1"), ttl_s=None),
-            faults=("crash", "lost answer", "watch cut", "compaction", "deleted by hand", "reserved by hand"),
+            store=store_with((lease(FIRST, 1), "host1"), ttl_s=None),
+            faults=(
+                "crash",
+                "lost answer",
+                "watch cut",
+                "compaction",
+                "deleted manually",
+                "reserved manually",
+            ),
             last=2,
         ),
         scenario(
             "beside an original flannel",
             (host(1), host(2)),
-            store=standing((lease(FIRST, 9), OLD), (lease(SECOND, 1), "host1")),
-            faults=("crash", "lost answer", "old renews", "deleted by hand", "compaction"),
+            store=store_with((lease(FIRST, 9), OLD), (lease(SECOND, 1), "host1")),
+            faults=("crash", "lost answer", "old renews", "deleted manually", "compaction"),
         ),
         scenario(
             "a re-installed host",
@@ -206,9 +213,9 @@ def every_scenario() -> tuple[Scenario, ...]:
             last=2,
         ),
         scenario(
-            "a dead host with our address",
+            "a removed host with the same address",
             (host(1, address=7), host(2, address=7)),
-            store=standing((lease(FIRST, 7, "gone"), DEAD)),
+            store=store_with((lease(FIRST, 7, "gone"), DEAD)),
             faults=("crash", "lost answer", "watch cut", "compaction", "failed request"),
             ticks=4,
         ),
@@ -235,7 +242,7 @@ def every_scenario() -> tuple[Scenario, ...]:
         scenario(
             "a cloned identity",
             (host(1, owner="twin"), host(2, owner="twin")),
-            faults=("crash", "lost answer", "watch cut", "compaction", "store away", "deleted by hand"),
+            faults=("crash", "lost answer", "watch cut", "compaction", "store away", "deleted manually"),
             ticks=4,
         ),
         scenario(
@@ -273,7 +280,7 @@ def every_scenario() -> tuple[Scenario, ...]:
         scenario(
             "three hosts and two subnets",
             (host(1), host(2), host(3)),
-            faults=("lost answer", "deleted by hand"),
+            faults=("lost answer", "deleted manually"),
             most_faults=1,
             last=2,
             ticks=1,
@@ -288,8 +295,8 @@ def every_scenario() -> tuple[Scenario, ...]:
                 "watch cut",
                 "compaction",
                 "store away",
-                "deleted by hand",
-                "rubbish by hand",
+                "deleted manually",
+                "invalid value",
                 "clock steps +25 h",
                 "clock steps -2 h",
             ),
@@ -298,7 +305,7 @@ def every_scenario() -> tuple[Scenario, ...]:
         scenario(
             "three hosts and four subnets",
             (host(1), host(2), host(3)),
-            faults=("crash", "lost answer", "watch cut", "compaction", "store away", "deleted by hand"),
+            faults=("crash", "lost answer", "watch cut", "compaction", "store away", "deleted manually"),
             last=4,
         ),
     )

@@ -1,4 +1,4 @@
-"""After the last fault: everything happens in its turn until nothing more is to come."""
+"""Lets all outstanding events happen after the last fault."""
 
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,7 @@ from lease_model.rules import Violation
 from lease_model.world import Protocol, World
 
 BOUND_S = 60.0
-"""Every host has what it can have so long after the faults end."""
+"""Seconds after the last fault in which every host must get all that is possible."""
 
 _MOVES_MAX = 3000
 _NONE = Circumstances(faults=frozenset())
@@ -35,7 +35,7 @@ _TURNS = {
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """Where a world came to rest, what was broken on the way or there, and the moves that led to it."""
+    """The settled state of a world, the violation of a rule before or in it, and the moves to it."""
 
     world: World
     violations: tuple[Violation, ...]
@@ -43,7 +43,7 @@ class Rest:
 
 
 def settle(world: World, protocol: Protocol, circumstances: Circumstances) -> Rest:
-    """Let a world come to rest without further faults, and judge it there."""
+    """Let a world settle without further faults, and check it."""
     world = replace(world, faults=0, ticks=_MOVES_MAX)
     slow_s = max((-host.skew_s for host in world.hosts), default=0.0)  # a clock that was set back
     end = world.now + BOUND_S + max(slow_s, 0.0)
@@ -60,7 +60,7 @@ def settle(world: World, protocol: Protocol, circumstances: Circumstances) -> Re
         if outcome.violations:
             return Rest(world, outcome.violations, tuple(way))
     else:
-        return Rest(world, (Violation("everything comes to rest", "there is no end of it"),), tuple(way))
+        return Rest(world, (Violation("the world settles", "it does not settle"),), tuple(way))
     return Rest(world, tuple(rules.of_rest(world)), tuple(way))
 
 

@@ -1,4 +1,4 @@
-"""Weeks in the life of many hosts, with faults by chance: the explorer's moves, one way of many."""
+"""Simulated weeks of many hosts with random faults: one random path through the explorer's moves."""
 
 import heapq
 from collections import Counter
@@ -16,7 +16,7 @@ from pyflannel.model.lease_protocol import Check, Event, List
 from pyflannel.plan.lease.state import Draw, LeaseState, Step
 
 _LATENCY_S = 3.0
-"""Longest time that a request, an answer or a watch takes."""
+"""Maximum time in seconds of a request, a response or a watch."""
 
 _AWAY_S = 2 * HOUR_S
 _CLAIM_ENDS = "claim expires"
@@ -26,7 +26,7 @@ _ALWAYS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A rule that was broken in a simulation, and when."""
+    """A rule that was broken in a simulation, and the time."""
 
     at: float
     move: Move
@@ -34,9 +34,9 @@ class Broken:
 
 
 class Simulation:
-    """Hosts that live on, one event after the other; equal seeds give equal lives.
+    """Hosts in simulated time, one event after the other. Equal seeds give equal results.
 
-    `broken` lists what must never happen and did; `counts` is how often each move was made.
+    `broken` lists the violations; `counts` is the number of each move.
     """
 
     def __init__(self, world: World, seed: int, protocol: Protocol = REAL) -> None:
@@ -50,12 +50,12 @@ class Simulation:
         self._serial = 0
         self._under_way: set[tuple[str, int]] = set()
         self._away: dict[int, int] = {}
-        self._next: dict[int, str] = {}  # what comes of a host's next request
+        self._next: dict[int, str] = {}  # the result of a host's next request
         for place in range(len(world.hosts)):
             self._later(Move(what="start", host=place), self._random.random() * 60)
 
     def run(self, seconds: float, *, faults: int) -> None:
-        """Let so much time pass, with so many faults at random times."""
+        """Simulate this time, with this number of faults at random times."""
         begin, end = self.world.now, self.world.now + seconds
         for _ in range(faults):
             self._later(Move(what="fault"), self._random.random() * seconds)
@@ -70,7 +70,7 @@ class Simulation:
         self.world = replace(self.world, now=max(begin, end))
 
     def _step(self, state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
-        """Take the real step, but draw from all there is."""
+        """Perform the real step, but let it choose among all subnets."""
         return self._step_of(state, event, now, self._random.randrange)
 
     def _later(self, move: Move, delay_s: float) -> None:
@@ -82,7 +82,7 @@ class Simulation:
         if not self._is_possible(move):
             return
         before = self.world.store
-        if move.what == "request" and not self.world.hosts[move.host].is_away:
+        if move.what == "request" and not self.world.hosts[move.host].is_unreachable:
             move = replace(move, what=self._next.pop(move.host, move.what))
             if move.what == "lost answer" and isinstance(
                 self.world.hosts[move.host].requests[0], List | Check
@@ -98,7 +98,7 @@ class Simulation:
             self._expect_changes()
 
     def _is_possible(self, move: Move) -> bool:
-        """Return whether what was to happen still can: much may have happened to the host since."""
+        """Return whether a planned event is still possible after all that has happened to the host."""
         if move.host < 0:
             return self._is_at_key(move)
         host = self.world.hosts[move.host]
@@ -107,7 +107,7 @@ class Simulation:
                 return host.state is None
             case "store back":
                 self._away[move.host] = self._away.get(move.host, 0) - 1
-                return host.is_away and self._away[move.host] <= 0
+                return host.is_unreachable and self._away[move.host] <= 0
             case "late request":
                 return host.orphan is not None
             case "request" | "lost answer" | "failed request":
@@ -124,17 +124,17 @@ class Simulation:
                 return host.state is not None
 
     def _is_at_key(self, move: Move) -> bool:
-        """Return whether the entry that was to end, or to be deleted, stands there and is due."""
+        """Return whether the entry that was to expire, or to be deleted, exists and is due."""
         for entry in self.world.store.entries:
             if entry.value.subnet == move.subnet and isinstance(entry.value, Claim) == (
                 move.what == _CLAIM_ENDS
             ):
                 is_due = entry.expires_at is not None and entry.expires_at <= self.world.now
-                return is_due or move.what == "deleted by hand"
+                return is_due or move.what == "deleted manually"
         return False
 
     def _expect(self, place: int) -> None:
-        """See to it that what a host waits for comes in time."""
+        """Schedule the events for which a host waits."""
         host = self.world.hosts[place]
         if host.orphan is not None:
             self._once(Move(what="late request", host=place), self._latency())
@@ -147,8 +147,9 @@ class Simulation:
         if can_see(self.world, host):
             self._once(Move(what="watch", host=place), self._latency())
         if host.wake_at is not None:
-            # Without its store a host tries every few seconds, for hours: most of that is left out.
-            least_s = _AWAY_S if host.is_away else 0.0
+            # Without its store, a host retries every few seconds, for hours. Most of these attempts are
+            # skipped.
+            least_s = _AWAY_S if host.is_unreachable else 0.0
             self._later(Move(what="wake", host=place), max(least_s, _until(host, self.world.now)))
 
     def _expect_changes(self) -> None:
@@ -178,11 +179,11 @@ class Simulation:
                 store = replace(self.world.store, compacted=self.world.store.revision)
                 self.world = replace(self.world, store=store)
                 self._expect_changes()
-            case "deleted by hand":
+            case "deleted manually":
                 leases = [e for e in self.world.store.entries if not isinstance(e.value, Claim)]
                 if leases:
                     subnet = self._random.choice(leases).value.subnet
-                    self._happen(Move(what="deleted by hand", subnet=subnet))
+                    self._happen(Move(what="deleted manually", subnet=subnet))
             case "store away":
                 self._go_away(place, self._duration())
             case "store away from all":
@@ -203,11 +204,11 @@ class Simulation:
             return
         self._away[place] = self._away.get(place, 0) + 1
         self._later(Move(what="store back", host=place), duration_s)
-        if not self.world.hosts[place].is_away:
+        if not self.world.hosts[place].is_unreachable:
             self._happen(Move(what="store away", host=place))
 
     def _duration(self) -> float:
-        """Return mostly seconds or minutes, sometimes longer than a lease lasts."""
+        """Return usually seconds or minutes, sometimes longer than the TTL of a lease."""
         return float(self._random.choice((1.0, 30.0, 600.0, HOUR_S, 30 * HOUR_S))) * (
             0.5 + self._random.random()
         )
@@ -215,11 +216,11 @@ class Simulation:
     # The end.
 
     def settle(self) -> None:
-        """End every absence, start every host, and let everything come to rest."""
+        """End every failure, start every host, and let the world settle."""
         self._away.clear()
         for place, host in enumerate(self.world.hosts):
-            if host.is_away:
-                self.world = _with(self.world, place, replace(host, is_away=False))
+            if host.is_unreachable:
+                self.world = _with(self.world, place, replace(host, is_unreachable=False))
             if host.state is None:
                 self._later(Move(what="start", host=place), 0.0)
             self._expect(place)
@@ -236,7 +237,7 @@ _FAULTS = (
     "compaction",
     "store away",
     "store away from all",
-    "deleted by hand",
+    "deleted manually",
     "clock steps +25 h",
 )
 

@@ -1,4 +1,4 @@
-"""What the store does: conditional writes, TTLs, a listing at one revision, a history that is compacted."""
+"""The store: conditional writes, TTLs, a listing at one revision, and a compacted history."""
 
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -28,7 +28,7 @@ from pyflannel.model.lease_protocol import (
 
 
 def transact(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
-    """Perform a request as etcd does; return the store after it and the answer."""
+    """Perform a request like etcd; return the store after it and the response."""
     match request:
         case List():
             return store, _listing(store)
@@ -65,7 +65,7 @@ def transact(store: StoreState, request: Request, now: float, writer: str) -> tu
 
 
 def put_lease(store: StoreState, lease: Lease, ttl_s: float | None, now: float, writer: str) -> StoreState:
-    """Write a lease, whatever stands there."""
+    """Write a lease, regardless of the current value."""
     lease = replace(lease, revision=store.revision + 1, has_ttl=ttl_s is not None)
     expires_at = None if ttl_s is None else now + ttl_s
     entry = Entry(value=lease, expires_at=expires_at, writer=writer)
@@ -73,14 +73,14 @@ def put_lease(store: StoreState, lease: Lease, ttl_s: float | None, now: float, 
 
 
 def put_rubbish(store: StoreState, subnet: IPv4Network, writer: str) -> StoreState:
-    """Write what is no lease, without a TTL."""
+    """Write an invalid lease without a TTL."""
     value = Unreadable(subnet, store.revision + 1)
     entry = Entry(value=value, expires_at=None, writer=writer)
     return _put(store, entry, value, lease_at(store, subnet))
 
 
 def delete(store: StoreState, entry: Entry) -> StoreState:
-    """Delete a key: by a request, by hand, or at its end."""
+    """Delete a key: by a request, manually, or at its end."""
     revision = store.revision + 1
     gone = ClaimGone if isinstance(entry.value, Claim) else LeaseGone
     return replace(
@@ -92,7 +92,7 @@ def delete(store: StoreState, entry: Entry) -> StoreState:
 
 
 def lease_at(store: StoreState, subnet: IPv4Network) -> Entry | None:
-    """Return what stands at the key of a subnet's lease."""
+    """Return the value of the key of a subnet's lease."""
     for entry in store.entries:
         if entry.value.subnet == subnet and not isinstance(entry.value, Claim):
             return entry
@@ -100,7 +100,7 @@ def lease_at(store: StoreState, subnet: IPv4Network) -> Entry | None:
 
 
 def claim_at(store: StoreState, subnet: IPv4Network) -> Entry | None:
-    """Return what stands at the key of a claim on a subnet."""
+    """Return the value of the key of a claim on a subnet."""
     for entry in store.entries:
         if entry.value.subnet == subnet and isinstance(entry.value, Claim):
             return entry

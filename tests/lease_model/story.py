@@ -1,4 +1,4 @@
-"""A counterexample as a story that can be read, and run again."""
+"""A counterexample as a readable and repeatable sequence of events."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,9 +29,9 @@ from pyflannel.model.lease_protocol import (
 
 
 def replay(example: Counterexample, protocol: Protocol = REAL) -> tuple[Violation, ...]:
-    """Run the moves of a counterexample again, and return what they break now: nothing once it is mended.
+    """Repeat the moves of a counterexample, and return the violation; None after a repair of the defect.
 
-    A move that is no longer possible is passed over.
+    Moves that are no longer possible are skipped.
     """
     world = example.scenario.world
     for move in example.moves:
@@ -45,7 +45,7 @@ def replay(example: Counterexample, protocol: Protocol = REAL) -> tuple[Violatio
 
 
 def tell(example: Counterexample, protocol: Protocol = REAL) -> str:
-    """Return the story of a counterexample, one line for each move."""
+    """Return the events of a counterexample, one line for each move."""
     lines = [f"{example.violation.rule}: {example.violation.text}", f"  in {example.scenario.name}"]
     lines += [f"  with {example.scenario.bounds}", ""]
     world = example.scenario.world
@@ -129,7 +129,7 @@ def _answer(answer: object) -> str:
 
 
 def _lease(lease: Lease) -> str:
-    owner = lease.attributes.owner or "nobody"
+    owner = lease.attributes.owner or "no owner"
     return f"{lease.subnet}@{lease.revision} of {owner} at {lease.attributes.public_ip}"
 
 
@@ -138,9 +138,9 @@ def _end(world: World) -> Iterator[str]:
         value = entry.value
         yield f"store: {value.subnet}@{value.revision} {value.__class__.__name__} by {entry.writer}"
     for host in world.hosts:
-        yield _standing(host)
+        yield _entry_line(host)
 
 
-def _standing(host: HostState) -> str:
+def _entry_line(host: HostState) -> str:
     phase = host.state.phase.__class__.__name__ if host.state is not None else "down"
     return f"{host.name}: {phase}, runs on {host.subnet}, watch at {host.watch}"

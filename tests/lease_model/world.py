@@ -1,4 +1,4 @@
-"""A world of hosts and one store, as a value: what the checker moves from, compares and keeps."""
+"""A world of hosts and one store as a value, which the checker changes, compares and stores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ Request = List | Check | Write
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What stands at a key of the store.
+    """The content of a key of the store.
 
     Attributes:
-        expires_at: when the store drops it; None for never.
-        writer: the host whose write this is, or for whom it stands; the protocol never sees it.
+        expires_at: when the store removes it; None for never.
+        writer: the host that wrote it, or that it represents. The protocol does not see it.
     """
 
     value: Lease | Unreadable | Claim
@@ -30,7 +30,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreState:
-    """The store: its keys in the order of their revisions, and its history as far as anybody may ask.
+    """The store: its keys in the order of their revisions, and the history that clients may request.
 
     Attributes:
         config_revision: of the key with the network config, which `World.network` is.
@@ -45,21 +45,21 @@ class StoreState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
-    """One host, its daemon, and what is under way between it and the store.
+    """One host, its daemon, and the messages between it and the store.
 
     Attributes:
-        wanted: what the daemon asks for, or will when it starts again.
-        state: the protocol's state; None while the daemon is down.
-        memory: the lease that the host runs on; it outlives the daemon.
+        wanted: the subnet options of the daemon, also those of its next start.
+        state: the protocol's state; None while the daemon is stopped.
+        memory: the lease that the host uses; it outlives the daemon.
         requests: sent to the store in this order, not yet performed.
         answers: performed, not yet delivered.
-        watch: the revision up to which the watch has delivered; None while there is none.
-        is_open: the watch has said that it is open.
-        orphan: a request of a daemon that died, which may still arrive at the store.
-        is_away: the store cannot be reached from here.
+        watch: the revision up to which the watch has delivered; None without a watch.
+        is_open: the watch has reported that it is open.
+        orphan: a request of a killed daemon, which may still arrive at the store.
+        is_unreachable: the store is unreachable from this host.
         skew_s: how far the host's clock was stepped.
-        is_excused: had a fault that may have kept it from answering, since it was last asked.
-        is_warned: has ever reported that another host has, or may have, its address, identity or subnet.
+        is_excused: since the last claim, it had a fault that may have prevented an answer.
+        is_warned: it has reported that another host has, or may have, its address, identity or subnet.
     """
 
     name: str
@@ -73,20 +73,20 @@ class HostState:
     is_open: bool = False
     wake_at: float | None = None
     orphan: Write | None = None
-    is_away: bool = False
+    is_unreachable: bool = False
     skew_s: float = 0.0
     is_excused: bool = False
     is_warned: bool = False
 
     @property
     def subnet(self) -> IPv4Network | None:
-        """The subnet that the containers of this host have addresses of."""
+        """The subnet with the addresses of this host's containers."""
         return self.memory.subnet if self.memory is not None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Everything at one moment; `faults` and `ticks` say how much may still happen."""
+    """The whole state at one moment; `faults` and `ticks` are the numbers of possible further ones."""
 
     hosts: tuple[HostState, ...]
     store: StoreState
@@ -101,7 +101,7 @@ Transact = Callable[[StoreState, Request, float, str], tuple[StoreState, Event]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """What is checked: the real thing, unless a test puts a known defect in its place."""
+    """The checked protocol: the real one, unless a test replaces a part by a known defect."""
 
     step: Callable[
         [LeaseState, Event, float, Callable[[int], int]], tuple[LeaseState, tuple[Action, ...]]

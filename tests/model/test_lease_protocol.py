@@ -1,4 +1,4 @@
-"""The lease protocol, checked: the real step in every interleaving within the bounds that are printed."""
+"""The model check of the lease protocol: the real step with every interleaving within the printed bounds."""
 
 from dataclasses import replace
 
@@ -13,12 +13,12 @@ STATES, STATES_LONG = 100_000, 1_000_000
 
 @pytest.mark.timeout(7200)
 def test_no_interleaving_breaks_a_rule(long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """No two owners, no renumbering, no write to what is not ours, all leases known, no reservation ends."""
+    """No two owners, no renumbering, no write to foreign keys, all leases known, no reservation expires."""
     scenarios = every_scenario()
     least = STATES_LONG if long_run else STATES
     left, states = least, 0
     for number, where in enumerate(scenarios):
-        # What the small ones leave is for the larger ones after them.
+        # The small scenarios leave states for the larger ones after them.
         most = left // (len(scenarios) - number) + 1
         found = explore(where, most_states=most, settle_every=50)
         with capsys.disabled():
@@ -34,7 +34,7 @@ def test_no_interleaving_breaks_a_rule(long_run: bool, capsys: pytest.CaptureFix
     ["a host alone", "a reservation", "a re-installed host", "a change of the network config", "two hosts"],
 )
 def test_every_interleaving_without_faults(name: str) -> None:
-    """All of them, until time has moved once; each state is followed to rest."""
+    """All interleavings, until time has moved once. Each state is followed until it settles."""
     where = next(where for where in every_scenario() if where.name == name)
     calm = replace(where, world=replace(where.world, faults=0, ticks=1))
 
@@ -45,7 +45,7 @@ def test_every_interleaving_without_faults(name: str) -> None:
 
 
 def test_every_interleaving_of_two_starts_with_a_change_of_the_subnet_length() -> None:
-    """No transaction on one key excludes a key that lies within it: the config's revision does."""
+    """A transaction on one key does not exclude a key within its subnet, but the config's revision does."""
     where = scenario(
         "two subnet lengths",
         (host(1), host(2)),

@@ -1,4 +1,4 @@
-"""The checker bites: each of these defects, known from one flannel or another, is found and told."""
+"""The checker finds and reports each of these known defects of flannel or pyflannel."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -16,7 +16,7 @@ from lease_model.scenarios import (
     resumed_twice,
     scenario,
     sharers_and_the_loss,
-    standing,
+    store_with,
 )
 from lease_model.store import lease_at, revision_of, transact
 from lease_model.story import replay, tell
@@ -40,11 +40,11 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.lease.state import Contesting, Draw, LeaseState, Step, known_leases
 from pyflannel.plan.lease.step import step
 
-TWO_HOSTS = scenario("two hosts", (host(1), host(2)), faults=("deleted by hand",), most_faults=1, ticks=1)
+TWO_HOSTS = scenario("two hosts", (host(1), host(2)), faults=("deleted manually",), most_faults=1, ticks=1)
 
 
 def found(where: Scenario, defect: Protocol) -> Counterexample:
-    """Return the counterexample; without the defect there is none, and the story ends well."""
+    """Return the counterexample. Without the defect there is none, and the scenario settles."""
     example = explore(where, defect, most_states=30_000, settle_every=1).counterexample
     assert example is not None
     assert [violation.rule for violation in replay(example, defect)][:1] == [example.violation.rule]
@@ -55,9 +55,7 @@ def found(where: Scenario, defect: Protocol) -> Counterexample:
     return example
 
 
-def whatever_stands(
-    store: StoreState, request: PutLease, now: float, writer: str
-) -> tuple[StoreState, Event]:
+def unconditional(store: StoreState, request: PutLease, now: float, writer: str) -> tuple[StoreState, Event]:
     """Write without a condition."""
     current = lease_at(store, request.lease.subnet)
     expected = revision_of(current) if current is not None else 0
@@ -66,33 +64,33 @@ def whatever_stands(
 
 
 def test_a_renewal_without_a_condition_is_found() -> None:
-    """It writes over the lease of whoever has taken the subnet since."""
+    """It overwrites the lease of a host that has acquired the subnet since then."""
 
     def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
         if isinstance(request, PutLease) and request.expected > 0:
-            return whatever_stands(store, request, now, writer)
+            return unconditional(store, request, now, writer)
         return transact(store, request, now, writer)
 
     example = found(TWO_HOSTS, Protocol(transact=careless))
 
-    assert example.violation.rule == "no write to what is not ours"
+    assert example.violation.rule == "no write to foreign keys"
 
 
 def test_a_creation_without_a_compare_is_found() -> None:
-    """Two hosts draw one subnet, and both have it."""
+    """Two hosts choose one subnet, and both use it."""
 
     def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
         if isinstance(request, PutLease) and request.expected == 0:
-            return whatever_stands(store, request, now, writer)
+            return unconditional(store, request, now, writer)
         return transact(store, request, now, writer)
 
     example = found(TWO_HOSTS, Protocol(transact=careless))
 
-    assert example.violation.rule == "no write to what is not ours"
+    assert example.violation.rule == "no write to foreign keys"
 
 
 def test_reuse_by_address_alone_is_found() -> None:
-    """A living host loses its lease to a clone, which has the same machine-id, too."""
+    """A running host loses its lease to a clone with its machine-id."""
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         wanted = state.wanted.attributes
@@ -108,11 +106,11 @@ def test_reuse_by_address_alone_is_found() -> None:
 
     example = found(beside_a_clone(), replace(REAL, step=careless))
 
-    assert example.violation.rule == "no write to what is not ours"
+    assert example.violation.rule == "no write to foreign keys"
 
 
 def test_compaction_taken_for_an_empty_list_is_found() -> None:
-    """All peers vanish, and none of them is ever heard of again."""
+    """All peers disappear permanently."""
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         if isinstance(event, WatchLost) and event.is_compacted:
@@ -124,7 +122,7 @@ def test_compaction_taken_for_an_empty_list_is_found() -> None:
             return LeaseSet()
         return known_leases(leases, event, state)
 
-    event_horizon = 2  # the compacted revision, once one lease is written
+    event_horizon = 2  # the compacted revision, after one lease was written
     where = scenario("two hosts", (host(1), host(2)), faults=("compaction",), most_faults=1)
 
     example = found(where, replace(REAL, step=careless, known_leases=forgetful))
@@ -133,7 +131,7 @@ def test_compaction_taken_for_an_empty_list_is_found() -> None:
 
 
 def test_taking_only_the_first_event_of_a_response_is_found() -> None:
-    """What came with it is never told again."""
+    """The other events are never delivered again."""
 
     def first(event: Event) -> Event:
         return Seen(event.changes[:1], event.revision) if isinstance(event, Seen) else event
@@ -150,7 +148,7 @@ def test_taking_only_the_first_event_of_a_response_is_found() -> None:
 
 
 def test_a_watch_of_the_own_key_as_a_prefix_is_found() -> None:
-    """`64.0.0.0-24` begins as `64.0.0.0-2` does; its end is no loss of ours."""
+    """`64.0.0.0-24` begins with `64.0.0.0-2`. Its end is not a loss of the host's own lease."""
     own, other = IPv4Network("64.0.0.0/2"), IPv4Network("64.0.0.0/24")
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
@@ -178,11 +176,11 @@ def test_a_watch_of_the_own_key_as_a_prefix_is_found() -> None:
     )
     world = World(
         hosts=(host(1),),
-        store=standing((lease(own, 1, "id1"), "host1"), (lease(other, 9), OLD)),
+        store=store_with((lease(own, 1, "id1"), "host1"), (lease(other, 9), OLD)),
         network=whole,
         faults=1,
     )
-    circumstances = Circumstances(faults=frozenset({"deleted by hand"}))
+    circumstances = Circumstances(faults=frozenset({"deleted manually"}))
     where = Scenario(name="a longer key", world=world, circumstances=circumstances, folds_subnets=False)
 
     example = found(where, replace(REAL, step=careless))
@@ -205,7 +203,7 @@ def test_a_host_that_renumbers_when_its_lease_is_lost_is_found() -> None:
 
 
 def test_a_reservation_that_is_given_a_ttl_is_found() -> None:
-    """It would end a day later."""
+    """It would expire a day later."""
 
     def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
         if not isinstance(request, PutLease) or request.ttl_s is not None:
@@ -213,7 +211,7 @@ def test_a_reservation_that_is_given_a_ttl_is_found() -> None:
         store, answer = transact(store, replace(request, ttl_s=60), now, writer)
         return store, replace(answer, write=request) if isinstance(answer, Wrote | Conflicted) else answer
 
-    reserved = standing((lease(FIRST, 1), "host1"), ttl_s=None)
+    reserved = store_with((lease(FIRST, 1), "host1"), ttl_s=None)
     where = scenario("a reservation", (host(1),), store=reserved)
 
     example = found(where, Protocol(transact=careless))
@@ -221,8 +219,8 @@ def test_a_reservation_that_is_given_a_ttl_is_found() -> None:
     assert example.violation.rule == "a reservation never gets a TTL"
 
 
-def test_a_listing_that_takes_away_what_the_watch_told_is_found() -> None:
-    """A defect of ours once: an answer that was overtaken by the watch."""
+def test_a_listing_that_removes_leases_of_the_watch_is_found() -> None:
+    """A former defect of pyflannel: the watch overtook the response to a listing."""
 
     def forgetful(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
         if isinstance(event, Listed):
@@ -244,8 +242,8 @@ SUBNET_LENGTHS = scenario(
 )
 
 
-def test_a_creation_whatever_the_config_says_by_now_is_found() -> None:
-    """The subnet of another length lies within it, at another key."""
+def test_a_creation_with_an_outdated_config_is_found() -> None:
+    """The subnet of another length is a part of it, with another key."""
 
     def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
         if not isinstance(request, PutLease):
@@ -259,7 +257,7 @@ def test_a_creation_whatever_the_config_says_by_now_is_found() -> None:
 
 
 def test_a_choice_from_a_listing_that_is_older_than_the_config_is_found() -> None:
-    """What was taken between the two, by the config before, is not in it."""
+    """The listing lacks subnets that were acquired in between with the previous config."""
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         if isinstance(event, Listed):
@@ -271,8 +269,8 @@ def test_a_choice_from_a_listing_that_is_older_than_the_config_is_found() -> Non
     assert example.violation.rule == "no two owners of overlapping subnets"
 
 
-def test_a_watch_that_goes_on_in_another_store_is_found() -> None:
-    """It lost its data and has grown past what was seen: nothing is told of what stands there."""
+def test_a_watch_that_continues_in_another_store_is_found() -> None:
+    """It lost its data, and its revision exceeds the known one. Its existing keys are not delivered."""
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         after, actions = step(state, event, now, draw)
@@ -289,7 +287,7 @@ def test_a_watch_that_goes_on_in_another_store_is_found() -> None:
 
 
 def test_an_answer_to_a_claim_before_the_store_is_known_to_be_the_same_is_found() -> None:
-    """A defect of ours once: another's lease at our revision was the one that was claimed."""
+    """A former defect of pyflannel: another lease at the same revision was treated as the claimed one."""
 
     def hasty(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         if not isinstance(event, Seen) or not state.is_unsure:
@@ -300,11 +298,11 @@ def test_an_answer_to_a_claim_before_the_store_is_known_to_be_the_same_is_found(
 
     example = found(others_after_the_loss(), replace(REAL, step=hasty))
 
-    assert example.violation.rule in {"no write to what is not ours", "no false alarm"}
+    assert example.violation.rule in {"no write to foreign keys", "no false alarm"}
 
 
-def test_a_claim_that_counts_on_although_the_watch_was_cut_is_found() -> None:
-    """A defect of ours once: the store lost it, and the owner wrote its lease again at the same revision."""
+def test_a_claim_that_remains_valid_after_the_watch_was_closed_is_found() -> None:
+    """A former defect of pyflannel: the store lost the claim, and the owner's lease got the same revision."""
 
     def stubborn(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         after, actions = step(state, event, now, draw)
@@ -314,15 +312,15 @@ def test_a_claim_that_counts_on_although_the_watch_was_cut_is_found() -> None:
 
     example = found(sharers_and_the_loss(), replace(REAL, step=stubborn))
 
-    assert example.violation.rule == "no write to what is not ours"
+    assert example.violation.rule == "no write to foreign keys"
 
 
-def test_a_write_of_a_copy_that_is_taken_for_our_own_is_found() -> None:
-    """A defect of ours once: two hosts that run on from one snapshot wrote over each other for ever."""
+def test_a_write_of_a_copy_that_is_treated_as_own_is_found() -> None:
+    """A former defect of pyflannel: two hosts from one snapshot overwrote each other's lease endlessly."""
 
     def trusting(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         return step(replace(state, is_in_doubt=True), event, now, draw)
 
     example = found(resumed_twice(), replace(REAL, step=trusting))
 
-    assert example.violation.rule in {"everything comes to rest", "copies of one host say so"}
+    assert example.violation.rule in {"the world settles", "copies of one host report it"}

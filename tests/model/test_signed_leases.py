@@ -223,7 +223,7 @@ def following(world: World, shown: tuple[Offer, ...], rules: Rules) -> Iterator[
         wrong = any(lease.attributes.signing_key not in allowed for lease in left)
         yield (
             replace(world, allowed=allowed, leases=left),
-            "traffic goes to a key that is not allowed any more" if wrong else "",
+            "traffic is sent to a key that is not allowed any more" if wrong else "",
         )
 
 
@@ -247,9 +247,9 @@ def violation(world: World, offer: Offer) -> str:
     """Return the rule that the acceptance of a lease violates; "" if it violates none."""
     statement, memory = offer.statement, world.memory
     if world.allowed is not None and statement.key not in world.allowed:
-        return "traffic goes to a key that is not allowed"
+        return "traffic is sent to a key that is not allowed"
     if not offer.is_authentic or statement.subnet != offer.subnet:
-        return "traffic goes to a host that has not signed for the subnet"
+        return "traffic is sent to a host that has not signed for the subnet"
     if statement.counter < dict(memory.latest).get(statement.key, 0):
         return "an older lease of a key returns"
     if statement in memory.replaced:

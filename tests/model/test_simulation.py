@@ -1,4 +1,4 @@
-"""Weeks of a hundred hosts with faults by chance, each move by itself."""
+"""Simulated weeks of a hundred hosts with random faults, one move at a time."""
 
 import asyncio
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ DAY_S = 24 * 3600.0
 
 
 def plan(own: Lease, leases: LeaseSet) -> State:
-    """Return what a host should have, as the daemon's planner makes it."""
+    """Return the plan of a host, from the daemon's planner."""
     address = own.attributes.public_ip
     underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
     inputs = Inputs(
@@ -46,7 +46,7 @@ async def one_pass(kernel: FakeKernel, desired: State) -> None:
 
 
 def check_kernels(world: World, kernels: Sequence[FakeKernel]) -> None:
-    """Let every host make one pass from what it knows; then its kernel has what the store says."""
+    """Let every host make one pass from its knowledge. Then its kernel matches the store."""
     values = [entry.value for entry in world.store.entries]
     truth = LeaseSet.of(value for value in values if isinstance(value, Lease))
     for one, kernel in zip(world.hosts, kernels, strict=True):
@@ -58,7 +58,7 @@ def check_kernels(world: World, kernels: Sequence[FakeKernel]) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1])
 def test_weeks_of_a_hundred_hosts(seed: int, long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """No rule is broken; each week, when the dust has settled, every kernel equals the plan."""
+    """No rule is broken. After each week and a settling, every kernel equals the plan."""
     hosts = tuple(host(number) for number in range(1, 101))
     simulation = Simulation(scenario("a hundred hosts", hosts, last=250).world, seed)
     kernels = [FakeKernel() for _ in hosts]
@@ -75,21 +75,21 @@ def test_weeks_of_a_hundred_hosts(seed: int, long_run: bool, capsys: pytest.Capt
         )
 
 
-def test_equal_seeds_give_equal_lives() -> None:
-    """What a seed finds can be looked at again."""
+def test_equal_seeds_give_equal_results() -> None:
+    """A finding of a seed can be reproduced."""
     hosts = tuple(host(number) for number in range(1, 6))
 
-    def live(seed: int) -> World:
+    def simulate(seed: int) -> World:
         simulation = Simulation(scenario("five hosts", hosts, last=250).world, seed)
         simulation.run(DAY_S, faults=20)
         return simulation.world
 
-    assert live(1) == live(1)
-    assert live(1) != live(2)
+    assert simulate(1) == simulate(1)
+    assert simulate(1) != simulate(2)
 
 
 def test_the_simulation_finds_a_creation_without_a_compare() -> None:
-    """Fifty hosts that start within a minute draw among sixty subnets."""
+    """Fifty hosts that start within a minute choose among sixty subnets."""
 
     def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
         if isinstance(request, PutLease) and request.expected == 0:
@@ -102,4 +102,4 @@ def test_the_simulation_finds_a_creation_without_a_compare() -> None:
 
     simulation.run(3600, faults=0)
 
-    assert simulation.broken[0].violation.rule == "no write to what is not ours"
+    assert simulation.broken[0].violation.rule == "no write to foreign keys"

@@ -1,4 +1,4 @@
-"""Weeks in the life of whole engines: the daemon's supervisor on doubles of store, kernel and clock."""
+"""Simulated weeks of complete engines: the daemon's supervisor with doubles of store, kernel and clock."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ import pytest
 
 from doubles.planning import plan_of
 from doubles.simulated_time import SimulatedLoop
-from lease_model.engine_faults import FAULTS, live
+from lease_model.engine_faults import FAULTS, simulate_with_faults
 from lease_model.engines import (
     AUDIT_S,
     SUBNET_FILE,
@@ -52,13 +52,13 @@ FILTER = FilterOptions(masquerades=True, accepts_forwarded=True)
 
 
 def configs(subnets: int) -> tuple[str, ...]:
-    """Return the network configs of so many subnets, one for each backend that has peers."""
+    """Return network configs with this number of subnets, one for each backend with peers."""
     text = '{{"Network":"10.100.0.0/16","SubnetMax":"10.100.{}.0","Backend":{{"Type":"{}"}}}}'
     return tuple(text.format(subnets, backend) for backend in ("udp", "vxlan", "host-gw"))
 
 
 def interfaces_of(address: IPv4Address) -> Interfaces:
-    """Return what a host finds: the one interface that all hosts are on."""
+    """Return the interfaces of a host: the one interface that all hosts share."""
     held = IPv4Interface((address, UNDERLAY.prefixlen))
     eth0 = Interface(
         name="eth0",
@@ -71,7 +71,7 @@ def interfaces_of(address: IPv4Address) -> Interfaces:
 
 
 class Surroundings:
-    """The ports beside store, kernel and clock: the interfaces, and a memory."""
+    """The ports other than store, kernel and clock: the interfaces, and a memory."""
 
     def __init__(self, setting: Setting) -> None:
         self._memory = setting.memory
@@ -155,7 +155,7 @@ class Engine(supervisor.Supervisor):
 
 
 def plan(host: EngineHost, held: Held, truth: LeaseSet, config: str) -> State:
-    """Return what a host should have, from the store and the backends that it has not given up yet."""
+    """Return the plan of a host, from the store and the backends that it has not given up yet."""
     read, backend = read_config(config)
     inputs = Inputs(
         config=read,
@@ -170,11 +170,11 @@ def plan(host: EngineHost, held: Held, truth: LeaseSet, config: str) -> State:
 
 
 def wrong_kernels(engines: Engines) -> Iterator[Violation]:
-    """Yield the hosts whose kernels have anything but what follows from the store, and was there before."""
+    """Yield the hosts whose kernels differ from the plan and the initial objects."""
     truth = engines.leases()
     for host in engines.hosts:
         if host.state is None or host.state.held is None:
-            continue  # it is down, or there is no subnet for it
+            continue  # it is stopped, or no subnet is available
         wanted = plan(host, host.state.held, truth, engines.config) | foreign(host.address)
         if host.kernel.state != wanted:
             some = next(diff(wanted, host.kernel.state))
@@ -188,17 +188,17 @@ def endless_changes(engines: Engines) -> Iterator[Violation]:
             yield Violation("a change of the backend ends", f"{host.name}: {host.previous[0].backend.way}")
 
 
-async def live_on(
+async def simulate(
     make: Make, *, hosts: int, days: int, faults: int, seed: int, kinds: Sequence[str]
 ) -> Engines:
-    """Let so many hosts live so long, with so many faults a day; every other day the dust settles.
+    """Simulate this number of hosts for this time, with this number of faults a day.
 
-    There are a few subnets more than hosts, so that who loses its lease may lose its subnet too.
+    Settle every other day.
     """
     engines = Engines(make, hosts, seed, configs(hosts + hosts // 5))
     await engines.start()
     for _ in range(days // 2):
-        await live(engines, 2 * DAY_S, faults=kinds, count=2 * faults)
+        await simulate_with_faults(engines, 2 * DAY_S, faults=kinds, count=2 * faults)
         if not engines.broken:
             await engines.rest()
             engines.blame(wrong_kernels(engines))
@@ -211,17 +211,17 @@ async def live_on(
     return engines
 
 
-def lives(
+def results_of(
     make: Make = Engine, *, hosts: int, days: int, faults: int, seed: int, kinds: Sequence[str] = FAULTS
 ) -> Engines:
-    """Return what became of these hosts."""
+    """Return the results of these hosts."""
     with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
-        return runner.run(live_on(make, hosts=hosts, days=days, faults=faults, seed=seed, kinds=kinds))
+        return runner.run(simulate(make, hosts=hosts, days=days, faults=faults, seed=seed, kinds=kinds))
 
 
 @pytest.fixture(autouse=True)
-def _in_silence() -> Iterator[None]:
-    """Weeks of warnings are of no use."""
+def _without_logs() -> Iterator[None]:
+    """Discard the warnings of weeks."""
     log = logging.getLogger("pyflannel")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -231,9 +231,9 @@ def _in_silence() -> Iterator[None]:
 
 @pytest.mark.timeout(3600)
 def test_weeks_of_whole_engines(long_run: bool) -> None:
-    """No rule is broken; whenever the dust has settled, every kernel equals the plan."""
+    """No rule is broken. After each settling, every kernel equals the plan."""
     for seed in range(1, 21 if long_run else 2):
-        engines = lives(hosts=10, days=28 if long_run else 14, faults=20, seed=seed)
+        engines = results_of(hosts=10, days=28 if long_run else 14, faults=20, seed=seed)
         assert not engines.broken, f"seed {seed}: {engines.broken[0]}"
 
 
@@ -242,16 +242,16 @@ def test_weeks_of_a_hundred_whole_engines(long_run: bool, capsys: pytest.Capture
     if not long_run:
         pytest.skip("needs --long")
 
-    engines = lives(hosts=100, days=14, faults=10, seed=1)
+    engines = results_of(hosts=100, days=14, faults=10, seed=1)
 
     assert not engines.broken, engines.broken[0]
     with capsys.disabled():
         print(f"\n{len(engines.hosts)} whole engines, 14 days: {engines.counts}", end="")
 
 
-def test_equal_seeds_give_equal_lives() -> None:
-    """What a seed finds can be looked at again."""
-    first, again, other = (lives(hosts=4, days=2, faults=40, seed=seed).outcome() for seed in (1, 1, 2))
+def test_equal_seeds_give_equal_results() -> None:
+    """A finding of a seed can be reproduced."""
+    first, again, other = (results_of(hosts=4, days=2, faults=40, seed=seed).outcome() for seed in (1, 1, 2))
 
     assert first == again
     assert first != other
@@ -261,7 +261,7 @@ Broken = list[tuple[float, Violation]]
 
 
 async def restarted(news: str | None, *, is_booted: bool) -> tuple[IPv4Network, Lease, Broken]:
-    """Return the subnet of a host, its lease after a restart on another config, and the broken rules."""
+    """Return a host's subnet, its lease after a restart with another config, and the broken rules."""
     engines = Engines(Engine, 2, 1, configs(4))
     await engines.start()
     host = engines.hosts[0]
@@ -293,8 +293,8 @@ OTHER_NETWORK = '{"Network":"10.200.0.0/16"}'
 
 
 @pytest.mark.parametrize("news", [OTHER_NETWORK, "no JSON", None])
-def test_a_restart_keeps_the_subnet_whatever_became_of_the_config(news: str | None) -> None:
-    """Containers run on it; the lease is written again, in the store that has another config."""
+def test_a_restart_keeps_the_subnet_after_any_change_of_the_config(news: str | None) -> None:
+    """Containers use it. The lease is written again, in the store with another config."""
     before, lease, broken = run_restarted(news)
 
     assert lease.subnet == before
@@ -302,15 +302,15 @@ def test_a_restart_keeps_the_subnet_whatever_became_of_the_config(news: str | No
     assert not broken
 
 
-def test_a_boot_takes_a_subnet_of_the_config_that_the_store_has() -> None:
-    """Nothing runs on the old one any more."""
+def test_a_boot_acquires_a_subnet_of_the_config_in_the_store() -> None:
+    """No container uses the old one any more."""
     _, lease, _ = run_restarted(OTHER_NETWORK, is_booted=True)
 
     assert lease.subnet.subnet_of(IPv4Network("10.200.0.0/16"))
 
 
 class DeafKeeper(LeaseKeeper):
-    """Takes a watch that was cut for one that is open."""
+    """Treats a closed watch as open."""
 
     def _advance(self, event: Event, tasks: asyncio.TaskGroup) -> None:
         if not isinstance(event, WatchLost) or event.is_compacted:
@@ -318,7 +318,7 @@ class DeafKeeper(LeaseKeeper):
 
 
 class HastyKeeper(LeaseKeeper):
-    """Takes a compaction for an empty list."""
+    """Treats a compaction as an empty list."""
 
     def _advance(self, event: Event, tasks: asyncio.TaskGroup) -> None:
         if isinstance(event, WatchLost) and event.is_compacted:
@@ -343,14 +343,14 @@ class Unconditional:
 
 
 class ResignedWork(Work):
-    """Brings no attempt forward."""
+    """Never retries before the pause ends."""
 
     def hasten(self, key: Key, pause_s: float) -> None:
         pass
 
 
 class ResignedReconciler(Reconciler):
-    """Never tries again what was refused."""
+    """Never retries a refused operation."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -365,7 +365,7 @@ class ResignedReconciler(Reconciler):
 
 
 class TrustingReconciler(Reconciler):
-    """Looks only when the kernel says that it changed."""
+    """Looks only after notifications of the kernel."""
 
     @property
     def _audit_due_s(self) -> float:
@@ -373,14 +373,14 @@ class TrustingReconciler(Reconciler):
 
 
 class ForgetfulPlanner(Planner):
-    """Leaves peers in the plan that went alone."""
+    """Keeps peers in the plan that left alone."""
 
     def _update_peers(self, inputs: Inputs) -> list[PeerChange]:
         return [change for change in super()._update_peers(inputs) if change.new is not None]
 
 
 class StubbornFollower(ConfigFollower):
-    """Reads one network config, and no other."""
+    """Reads the network config only once."""
 
     def _read(self, record: Record | None) -> None:
         if not hasattr(self, "first"):
@@ -389,11 +389,11 @@ class StubbornFollower(ConfigFollower):
 
 
 def amnesiac(setting: Setting) -> Engine:
-    """Return an engine that does not read the subnet.env of its last life."""
+    """Return an engine that does not read the subnet.env of its previous run."""
     return Engine(replace(setting, subnet_env=None))
 
 
-NOT_OURS = "no write to what is not ours"
+FOREIGN_WRITE = "no write to foreign keys"
 RENUMBERED = "a running host's subnet changes only on an order"
 UNKNOWN = "every peer's lease is known"
 UNEQUAL = "kernel equals plan"
@@ -404,21 +404,20 @@ UNEQUAL = "kernel equals plan"
     [
         (DeafKeeper, UNKNOWN, ("watch cut", "boot")),
         (HastyKeeper, UNKNOWN, ("compaction",)),
-        (CarelessKeeper, NOT_OURS, ("power cut",)),
+        (CarelessKeeper, FOREIGN_WRITE, ("power cut",)),
         (ResignedReconciler, UNEQUAL, ("kernel refuses",)),
-        (TrustingReconciler, UNEQUAL, ("kernel damaged in silence",)),
+        (TrustingReconciler, UNEQUAL, ("kernel damaged silently",)),
         (ForgetfulPlanner, UNEQUAL, ("leaves",)),
         (StubbornFollower, UNEQUAL, ("config changed",)),
         (amnesiac, RENUMBERED, ("crash",)),
     ],
 )
 @pytest.mark.timeout(3600)
-def test_the_simulation_bites(
+def test_the_simulation_finds_defects(
     monkeypatch: pytest.MonkeyPatch, long_run: bool, defect: Any, rule: str, kinds: Sequence[str]
 ) -> None:
-    """Each defect is found, in the place of what it is made from: within days by those faults, or among all.
-
-    By one seed or the next.
+    """Each defect is found: within days with the faults that cause it, or with all faults, by one of several
+    seeds.
     """
     make: Make = Engine
     if isinstance(defect, type):
@@ -427,6 +426,6 @@ def test_the_simulation_bites(
         make = defect
     days, kinds = (28, FAULTS) if long_run else (6, kinds)
 
-    lived = (lives(make, hosts=8, days=days, faults=20, seed=seed, kinds=kinds) for seed in range(1, 11))
+    lived = (results_of(make, hosts=8, days=days, faults=20, seed=seed, kinds=kinds) for seed in range(1, 11))
 
     assert any(rule in {violation.rule for _, violation in engines.broken} for engines in lived)

@@ -11,7 +11,7 @@ TOOLS = ("help2man", "rpmbuild")
 missing = next((tool for tool in TOOLS if not shutil.which(tool)), None)
 pytestmark = [
     pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(3600),
 ]
 
 MACHINES = {"amd64": 62, "x86_64": 62, "arm64": 183, "aarch64": 183}

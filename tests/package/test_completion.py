@@ -2,9 +2,11 @@
 
 import os
 import pty
+import select
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from testlab.control_socket import serving_leases
 DEPLOY = Path(__file__).parents[2] / "deploy/completion"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
+DEADLINE_S = 120
+
 # The widget at Ctrl-G writes the command line, as it is after Tab, to the file $OUT, and ends the shell.
 ZSHRC = """
 fpath=("$DEPLOY" $fpath)
@@ -22,6 +26,7 @@ finish() { print -r -- "$BUFFER" >"$OUT"; exit }
 zle -N finish
 bindkey '^G' finish
 bindkey '^I' complete-word
+PROMPT='ready> '
 """
 
 
@@ -42,11 +47,20 @@ def completed_in_zsh(tmp_path: Path, line: str) -> str:
             ["zsh", "-i"], stdin=slave, stdout=slave, stderr=slave, env=os.environ | variables
         )
         os.close(slave)
+        read_until(master, b"ready> ")
         os.write(master, line.encode() + b"\t\x07")
-        shell.wait(30)
+        shell.wait(DEADLINE_S)
     finally:
         os.close(master)
     return out.read_text().strip()
+
+
+def read_until(terminal: int, text: bytes) -> None:
+    """Read the output of a shell until it contains the text: a shell discards keys before its prompt."""
+    deadline, output = time.monotonic() + DEADLINE_S, b""
+    while text not in output:
+        assert select.select([terminal], [], [], max(deadline - time.monotonic(), 0))[0], output
+        output += os.read(terminal, 4096)
 
 
 def completed_in_fish(tmp_path: Path, line: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The container image, built from its Dockerfile and run on two hosts as the guide says."""
+"""The container image, built from its Dockerfile and run on two hosts as in the guide."""
 
 import json
 import os
@@ -33,7 +33,7 @@ missing = next((tool for tool in TOOLS if not shutil.which(tool)), None)
 pytestmark = [
     pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(3600),
 ]
 
 

@@ -41,7 +41,7 @@ missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.w
 pytestmark = [
     pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(3600),
 ]
 
 

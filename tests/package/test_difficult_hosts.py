@@ -28,7 +28,7 @@ missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.w
 pytestmark = [
     pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(3600),
 ]
 
 
@@ -202,7 +202,7 @@ def test_of_two_versions_side_by_side_the_second_names_the_first(
     assert "argv[]=/usr/bin/flanneld" in installed.show("flanneld", "ExecStart")
 
 
-def test_without_systemd_the_package_says_what_it_leaves_to_the_user(
+def test_without_systemd_the_package_reports_the_steps_left_to_the_user(
     lab: Lab, package: Path, tmp_path: Path
 ) -> None:
     system = UnbootedSystem(lab.add_hosts(COOKBOOK.hosts[1])[0], bootable_system(RELEASE))

@@ -40,13 +40,13 @@ missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.w
 pytestmark = [
     pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(3600),
 ]
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """A system on which the original runs, and a container there that reaches one of a peer of ours."""
+    """A system on which the original runs, and a container on it that reaches a container of a peer."""
 
     backend: str
     etcd: EtcdServer

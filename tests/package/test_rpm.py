@@ -12,7 +12,7 @@ missing = next((tool for tool in TOOLS if not shutil.which(tool)), None)
 pytestmark = [
     pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: rpm changes its root directory"),
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(3600),
 ]
 
 PROGRAMS_OF_SCRIPTS = ("sh", "readlink", "cat", "echo", "find", "rm")

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import NameOID
 from hypothesis import strategies as st
 
-from doubles.hostile_inputs import Parser, as_octets, check, damaged, damaged_text, deep, values, words
+from doubles.hostile_inputs import Parser, as_bytes, check, damaged, damaged_text, deep, values, words
 from pyflannel.assembly.flanneld_flags import FLAGS
 from pyflannel.assembly.stores import masked, parse_store_url
 from pyflannel.errors import CniError, UsageError, WireError
@@ -499,14 +499,14 @@ PARSERS = [
     Parser(
         "network configuration of CNI",
         read_network_conf,
-        as_octets(cni_documents | deep | values.map(json.dumps)) | damaged(st.sampled_from(NETWORK_CONFS)),
+        as_bytes(cni_documents | deep | values.map(json.dumps)) | damaged(st.sampled_from(NETWORK_CONFS)),
         (CniError,),
         NETWORK_CONFS,
     ),
     Parser(
         "result of a CNI plugin",
         read_result,
-        as_octets(results.map(json.dumps) | deep),
+        as_bytes(results.map(json.dumps) | deep),
         (CniError,),
         [json.dumps(RESULT).encode(), b'{"ips":7,"routes":[{}]}', b"7", b"{"],
     ),
@@ -525,13 +525,13 @@ PARSERS = [
     Parser(
         "counters of signed leases",
         lease_signature.parse_known_keys,
-        damaged(st.sampled_from(KNOWN_KEYS)) | as_octets(deep),
+        damaged(st.sampled_from(KNOWN_KEYS)) | as_bytes(deep),
         corpus=KNOWN_KEYS,
     ),
     Parser(
         "kept allow-list",
         lease_signature.parse_kept_list,
-        damaged(st.sampled_from(KEPT_LISTS)) | as_octets(deep),
+        damaged(st.sampled_from(KEPT_LISTS)) | as_bytes(deep),
         corpus=KEPT_LISTS,
     ),
     Parser(

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from hypothesis import strategies as st
 
-from doubles.hostile_inputs import Parser, as_octets, check, damaged, deep, golden, values
+from doubles.hostile_inputs import Parser, as_bytes, check, damaged, deep, golden, values
 from pyflannel.datapath.forwarding import Drop, PeerTable, inbound, outbound
 from pyflannel.datapath.tcp_run import TcpRun
 from pyflannel.errors import WireError
@@ -240,7 +240,7 @@ DOCUMENTS: list[tuple[Callable[[bytes], object], bytes]] = [
 DEEP = b'{"a":' * 3000
 documents = st.sampled_from(range(len(DOCUMENTS))).flatmap(
     lambda number: st.tuples(
-        st.just(number), damaged(st.just(DOCUMENTS[number][1])) | as_octets(values.map(json.dumps) | deep)
+        st.just(number), damaged(st.just(DOCUMENTS[number][1])) | as_bytes(values.map(json.dumps) | deep)
     )
 )
 

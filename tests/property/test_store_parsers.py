@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from doubles.hostile_inputs import (
     Parser,
-    as_octets,
+    as_bytes,
     check,
     damaged,
     damaged_text,
@@ -253,25 +253,23 @@ def read_key(key: str) -> None:
 
 
 STORE = [
-    Parser(
-        "network config", read_config, configs | as_octets(configs), (ConfigError,), CONFIGS + BAD_CONFIGS
-    ),
+    Parser("network config", read_config, configs | as_bytes(configs), (ConfigError,), CONFIGS + BAD_CONFIGS),
     Parser(
         "damaged network config",
         read_config,
         damaged_text(st.sampled_from(CONFIGS), '"{}[]:,0\\'),
         (ConfigError,),
     ),
-    Parser("lease", parse_lease_attributes, as_octets(leases), corpus=LEASES),
+    Parser("lease", parse_lease_attributes, as_bytes(leases), corpus=LEASES),
     Parser("allow-list", parse_signed_list, damaged(st.sampled_from(SIGNED_LISTS)), corpus=SIGNED_LISTS),
     Parser("damaged lease", parse_lease_attributes, damaged(st.sampled_from(LEASES))),
-    Parser("claim", read_claim, as_octets(claims), corpus=CLAIMS),
+    Parser("claim", read_claim, as_bytes(claims), corpus=CLAIMS),
     Parser("key", read_key, key_names, (), SUBNET_KEYS),
     Parser("VTEP", parse_vtep, vteps.map(json.dumps) | words | deep, (), VTEPS),
     Parser(
         "etcd's record", read_record, st.tuples(st.binary(max_size=20).map(b"/net/".__add__), st.binary()), ()
     ),
-    Parser("last known leases", read_kept, damaged(kept.map(str.encode)) | as_octets(kept | deep)),
+    Parser("last known leases", read_kept, damaged(kept.map(str.encode)) | as_bytes(kept | deep)),
 ]
 
 # subnet.env, as read by pyflannel and by Docker's script.

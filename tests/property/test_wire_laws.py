@@ -232,7 +232,7 @@ def test_keys_of_pyflannel_do_not_change_the_other_fields(written: LeaseAttribut
 
 
 @given(texts.filter(bool), st.ip_addresses(v=4), st.integers(1, 2**62))
-def test_claim_comes_back_from_its_value(owner: str, public_ip: IPv4Address, revision: int) -> None:
+def test_a_claim_is_read_back_from_its_value(owner: str, public_ip: IPv4Address, revision: int) -> None:
     claim = Claim(subnet=IPv4Network("10.3.1.0/24"), owner=owner, public_ip=public_ip, revision=revision)
 
     assert parse_claim(format_claim(claim), claim.subnet, revision) == claim

@@ -26,8 +26,8 @@ rm -rf "$2"/etc/systemd/system/*.wants
 tr -d - </proc/sys/kernel/random/uuid >"$2/etc/machine-id"
 """
 
-# systemd sees the control group that it is started in as the root of all, in each hierarchy. One of version 1
-# for processors takes no process before it was told which.
+# systemd treats its own control group as the root of all, in each hierarchy. A group of version 1 for
+# processors accepts no process before its processors are set.
 _BOOT = """
 roots=/sys/fs/cgroup
 [ -e $roots/cgroup.procs ] || roots="$roots/*"
@@ -45,18 +45,18 @@ done
 exec systemd-nspawn "$@"
 """
 
-# A container may not write to hierarchies of version 1 but systemd's own; Docker must.
+# A container may write only to systemd's own hierarchy of version 1. Docker must write to all.
 _UNLOCK = (
     'for group in /sys/fs/cgroup/*; do ! mountpoint -q "$group" || mount -o remount,bind,rw "$group"; done'
 )
 
 
 class BootedSystem(Sandbox):
-    """What runs on a real host: units, drop-ins, a journal, order at boot.
+    """The programs of a real host: units, drop-ins, a journal, order at boot.
 
     Its root is a writable layer over `base`: the machine's own root, as far as it is on one file system, or a
     directory with another Debian. Over the machine's own root, the programs of this installation are in
-    /usr/local/bin. Its network is that of the host. `run` and `start` work inside once it is booted.
+    /usr/local/bin. Its network is that of the host. `run` and `start` work inside after it has booted.
     """
 
     def __init__(self, host: Sandbox, base: Path = Path("/")) -> None:
@@ -68,17 +68,17 @@ class BootedSystem(Sandbox):
 
     @staticmethod
     def missing() -> str | None:
-        """Return what the machine lacks for this, if anything."""
+        """Return a missing requirement of the machine, if any."""
         return None if shutil.which("systemd-nspawn") else "systemd-nspawn: Debian's systemd-container has it"
 
     def install(self) -> None:
-        """Lay out the files, which stay over a boot, unlike /run; of the machine's units none is enabled.
+        """Write the files, which remain over a boot, unlike /run. No unit of the machine is enabled.
 
         Raises:
-            LabError: the machine's root cannot be the lower layer of another.
+            LabError: the machine's root cannot be the lower layer of another one.
         """
         self._host.run(["sh", "-c", _LAY, "sh", self._root.parent, self._root, self._base])
-        # A node of its own, with the mode that udev gives it: that of the machine may be another.
+        # A separate node with udev's mode: that of the machine may be different.
         self.write("/etc/tmpfiles.d/tun.conf", "d /dev/net\nc /dev/net/tun 0666 - - - 10:200\n")
         if self._base != Path("/"):
             return
@@ -90,7 +90,7 @@ class BootedSystem(Sandbox):
             ["sh", "-c", 'for each; do [ ! -d "$each" ] || chmod go+x "$each"; done', "sh", *parents]
         )
         if any(path.is_relative_to("/tmp") or path.is_relative_to("/var/tmp") for path in _INSTALLATION):
-            # Units with a /tmp of their own would not see this installation.
+            # Units with a private /tmp would not see this installation.
             self.write("/etc/systemd/system/service.d/installation.conf", "[Service]\nPrivateTmp=no\n")
 
     def write(self, path: str, text: str) -> None:
@@ -100,16 +100,16 @@ class BootedSystem(Sandbox):
         self._host.run(["tee", to], text=text)
 
     def enable(self, *units: str) -> None:
-        """Have units started at boot."""
+        """Let systemd start units at boot."""
         self._host.run(["systemctl", f"--root={self._root}", "--quiet", "enable", *units])
 
     def boot(self) -> None:
         """Boot, and return when systemd has begun to start units.
 
         Raises:
-            LabError: it did not get there.
+            LabError: systemd did not begin.
         """
-        docker = self._host.directory / "docker"  # its overlays cannot lie on ours
+        docker = self._host.directory / "docker"  # its overlays cannot be on an overlay
         binds = (
             f"--bind={docker}:/var/lib/docker",
             *(f"--bind-ro={self._for_all_users(path)}:{path}" for path in _INSTALLATION),
@@ -121,10 +121,10 @@ class BootedSystem(Sandbox):
                 f"--directory={self._root}",
                 "--network-namespace-path=/proc/1/ns/net",
                 "--capability=all",
-                "--system-call-filter=@keyring bpf",  # which Docker needs
+                "--system-call-filter=@keyring bpf",  # required by Docker
                 *(binds if self._base == Path("/") else ()),
                 "systemd.unit=multi-user.target",
-                "systemd.mask=systemd-modules-load.service",  # the kernel is the machine's
+                "systemd.mask=systemd-modules-load.service",  # the kernel is that of the machine
             ],
             name="console",
             environment={"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
@@ -133,7 +133,7 @@ class BootedSystem(Sandbox):
         self.run(["sh", "-c", _UNLOCK])
 
     def _for_all_users(self, path: Path) -> Path:
-        """Return a part of the installation, as a copy if only root may read it: units have other users."""
+        """Return a part of the installation, as a copy if only root may read it, for users of units."""
         if path.stat().st_mode & 0o005 == 0o005:
             return path
         copy = self.directory / "installation" / path.name
@@ -147,7 +147,7 @@ class BootedSystem(Sandbox):
         """Return when systemd has nothing left to start.
 
         Raises:
-            LabError: it did not get there; the message names the jobs that are waiting.
+            LabError: it did not finish; the message names the jobs that are waiting.
         """
         try:
             wait_until(self._is_up, what=f"systemd on {self.name} is up", deadline_s=_BOOT_DEADLINE_S)
@@ -156,14 +156,14 @@ class BootedSystem(Sandbox):
             raise
 
     def power_off(self) -> None:
-        """Shut down in order; the files stay."""
+        """Shut down in order. The files remain."""
         if self._console is not None:
             self.run(["systemctl", "--no-block", "poweroff"])
             self._console.wait(_OFF_DEADLINE_S)
             self._console = None
 
     def systemctl(self, *argv: str, check: bool = True) -> str:
-        """Run systemctl inside and return what it printed."""
+        """Run systemctl inside and return its output."""
         return self.run(["systemctl", *argv], check=check).stdout
 
     def show(self, unit: str, name: str) -> str:
@@ -171,7 +171,7 @@ class BootedSystem(Sandbox):
         return self.systemctl("show", f"--property={name}", "--value", unit).strip()
 
     def journal(self, unit: str) -> str:
-        """Return what a unit logged."""
+        """Return the log of a unit."""
         return self.run(["journalctl", "--no-pager", "--output=cat", f"--unit={unit}"]).stdout
 
     def entering(self, argv: Sequence[str | Path]) -> list[str]:
@@ -180,7 +180,7 @@ class BootedSystem(Sandbox):
         return ["nsenter", f"--target={self.init_pid}", *spaces, "--", *map(str, argv)]
 
     def _has_begun(self) -> bool:
-        """Find the first process: the only one of nspawn's that is the first of its namespace."""
+        """Find the first process: the only process of nspawn that is the first one of its namespace."""
         assert self._console is not None
         if self._console.exit_code is not None:
             raise LabError(f"{self.name} does not boot", hint=self._console.last_words())
@@ -195,7 +195,7 @@ class BootedSystem(Sandbox):
 
 
 def _descendant_that_is_first(pid: int) -> int | None:
-    """Return the process below `pid` that has number 1 where it lives."""
+    """Return the process below `pid` with number 1 in its namespace."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for child in map(int, children):

@@ -1,4 +1,4 @@
-"""A container runtime as CNI's library is: it runs the plugins of a network configuration in a chain."""
+"""A container runtime like CNI's library: it runs the plugins of a network configuration in a chain."""
 
 import json
 from dataclasses import dataclass

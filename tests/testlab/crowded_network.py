@@ -1,4 +1,4 @@
-"""A real host and a real etcd in a network of very many standing leases."""
+"""A real host and a real etcd in a network with many existing leases."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from testlab.inside import run_inside
 from testlab.lease_events import Churn, EventTimes, churn, time_events
 from testlab.standing_leases import (
     UNDERLAY,
+    existing_lease,
     network_config,
     remove_leases,
-    standing_lease,
     write_leases,
 )
 
@@ -29,14 +29,14 @@ _ETCD = str(UNDERLAY.gateway.ip)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrowdedNetwork:
-    """A host among standing leases, not yet started.
+    """A host in a network with existing leases, not yet started.
 
     Attributes:
-        leases: of the others.
-        host: runs flanneld once it is started.
-        bare: another host on the underlay, on which nothing runs.
+        leases: of the other hosts.
+        host: runs flanneld after its start.
+        bare: another host on the underlay without programs.
         endpoint: of etcd.
-        deadline_s: how long anything may take.
+        deadline_s: maximum time of any action.
     """
 
     backend: str
@@ -53,27 +53,23 @@ class CrowdedNetwork:
     def newcomers(self, count: int) -> list[Lease]:
         """Return leases of further hosts, none with the subnet of the real one, which has started."""
         first, own = len(self.leases), self.host.lease()
-        further = (standing_lease(number, self.backend) for number in range(first, first + count + 1))
+        further = (existing_lease(number, self.backend) for number in range(first, first + count + 1))
         return [lease for lease in further if lease.subnet != own][:count]
 
     def time_events(self, newcomers: Sequence[Lease]) -> list[EventTimes]:
-        """Let these hosts come and go, and time how long the kernel takes to follow."""
+        """Let these hosts join and leave, and measure the time until the kernel follows."""
         return run_inside(self.host, lambda: time_events(_ETCD, newcomers))
 
     def churn(self, newcomers: Sequence[Lease], *, per_s: int, standing: int) -> Churn:
-        """Let these hosts come, `per_s` of them a second, and go, but for the last `standing`."""
-        return run_inside(self.host, lambda: churn(_ETCD, newcomers, per_s=per_s, standing=standing))
+        """Let these hosts join, `per_s` of them a second, and leave, except for the last `standing`."""
+        return run_inside(self.host, lambda: churn(_ETCD, newcomers, per_s=per_s, existing=standing))
 
     def remove(self, newcomers: Sequence[Lease]) -> None:
-        """Let these hosts go."""
+        """Let these hosts leave."""
         run_inside(self.host, lambda: remove_leases(_ETCD, newcomers))
 
     def wait_right(self, newcomers: Sequence[Lease] = ()) -> None:
-        """Return once the kernel has the objects of the standing leases and of these, and no other of ours.
-
-        Raises:
-            LabError: it has not in time.
-        """
+        """Return when the kernel has the objects of the existing leases and of these, and no others."""
         wanted = objects_of([*self.leases, *newcomers], self.backend)
         wait_until(
             lambda: objects_on(self.host, self.backend) == wanted,
@@ -86,9 +82,9 @@ class CrowdedNetwork:
 def crowded_network(
     name: str, backend: str, count: int, *, deadline_s: float = 300.0
 ) -> Iterator[CrowdedNetwork]:
-    """Lay a lab of this name, and let so many leases stand in its etcd."""
+    """Create a lab of this name, with this number of leases in its etcd."""
     places = HostPlace("host", UNDERLAY, ADDRESS), HostPlace("bare", UNDERLAY, BARE_ADDRESS)
-    leases = [standing_lease(number, backend) for number in range(count)]
+    leases = [existing_lease(number, backend) for number in range(count)]
     with Lab(name, Topology((UNDERLAY,), places)) as lab:
         etcd = EtcdServer(lab.router, _ETCD)
         etcd.start()

@@ -17,12 +17,14 @@ _LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
 
 
 def bootable_system(release: str) -> Path:
-    """Return the directory of a system that systemd can boot. It is made once per machine."""
+    """Return the directory of a system that systemd can boot. It is created once for each machine."""
     return _system(release, f"debian-{release}", [f"--include={_BOOTABLE}"])
 
 
 def bare_system(release: str) -> Path:
-    """Return the directory of a system as in a container image, without Python. It is made once per machine.
+    """Return the directory of a system as in a container image, without Python.
+
+    It is created once for each machine.
 
     It trusts the certificate authorities that the administrator of this machine added.
     """

@@ -1,4 +1,4 @@
-"""What the fast path's tables cost, and how long damage to it lasts while flanneld runs."""
+"""The cost of the fast path's tables, and the duration of damage to it while flanneld runs."""
 
 import gc
 import time
@@ -28,14 +28,14 @@ _DEADLINE_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableCosts:
-    """What so many peers take in the table, medians in milliseconds, with all that is done in Python.
+    """The cost of this number of peers in the table, medians in milliseconds, including all work in Python.
 
     Attributes:
-        features_ms: asking the kernel for what the fast path uses, the first time in a process that has
+        features_ms: the probe of the kernel features for the fast path, the first one in a process that has
             loaded libbpf.
-        put_ms: entering them, from the operations to the last entry; put_cpu_ms of processor time, the
-            kernel's work included.
-        look_ms: reading them back, and knowing that they are as planned.
+        put_ms: from the operations to the last entry; put_cpu_ms is processor time, including the kernel's
+            work.
+        look_ms: reading them back, and comparing them with the plan.
     """
 
     peers: int
@@ -47,22 +47,22 @@ class TableCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Absences:
-    """How long what was taken away was gone, each, in seconds."""
+    """The times until each removed object was restored, in seconds."""
 
     programs_s: tuple[float, ...]
     entries_s: tuple[float, ...]
 
 
 def measure_fast_path(peers: int, programs: int, entries: int) -> tuple[TableCosts, Absences]:
-    """Measure in a lab of its own: a daemon among a hundred leases, and a host on which nothing runs.
+    """Measure in a separate lab: a daemon with a hundred leases, and a host without a daemon.
 
     Args:
-        peers: how many are entered in the table.
-        programs: how often a program is taken away, each role in turn.
-        entries: how often a peer's entry is, which nothing announces.
+        peers: number of entries in the table.
+        programs: number of removals of a program, each role in turn.
+        entries: number of removals of a peer's entry, which the kernel does not announce.
 
     Raises:
-        LabError: something did not come back, or the kernel refused.
+        LabError: an object was not restored, or the kernel refused.
     """
     with crowded_network("bench-kernel", "udp", _LEASES) as network:
         table = run_inside(network.bare, partial(_time_table, peers))
@@ -104,7 +104,7 @@ async def _time_table(count: int) -> TableCosts:
 
 
 async def _time_round(plan: State, operations: Sequence[Add]) -> tuple[float, float, float, float]:
-    """Fill a new table, and read it; return what asking, filling, its processor time, and reading took."""
+    """Fill a new table and read it; return the times of probing, filling, its processor time, and reading."""
     gc.collect()
     async with BpfTarget(FastPath()) as target:
         began = time.monotonic()

@@ -1,6 +1,6 @@
 """The table of faults in docs/reliability.md: the number of pings that each fault may cost.
 
-The tests of the level `faults` take their limits from it, so the page cannot promise more than they prove.
+The tests of the level `faults` read their limits from it, so the page cannot promise more than they prove.
 """
 
 import re
@@ -22,7 +22,7 @@ class FaultRow:
 
     Attributes:
         limits: number of pings that may be lost, by the data path on which the fault is tested.
-        reason: why they are lost, or why none is.
+        reason: the reason for the losses, or for none.
     """
 
     fault: str

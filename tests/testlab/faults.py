@@ -1,4 +1,4 @@
-"""What goes wrong between hosts and to programs. Each fault heals when its block ends."""
+"""Faults between hosts and of programs. Each fault ends with its block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from pyflannel.lab.topology import Host
 
 @contextmanager
 def unplugged(lab: Lab, host: Host) -> Iterator[None]:
-    """Pull the host's cable: its eth0 has no carrier."""
+    """Unplug the host's cable: its eth0 has no carrier."""
     lab.router.run(["ip", "link", "set", host.name, "down"])
     try:
         yield
@@ -21,7 +21,7 @@ def unplugged(lab: Lab, host: Host) -> Iterator[None]:
 
 @contextmanager
 def partitioned(lab: Lab, one: Host, other: Host) -> Iterator[None]:
-    """Drop every IPv4 packet between two hosts, in both directions; both still reach everybody else."""
+    """Drop every IPv4 packet between two hosts, in both directions. Both still reach all other hosts."""
     rules = "\n".join(
         f"ip saddr {source.address} ip daddr {destination.address} drop"
         for source, destination in ((one, other), (other, one))
@@ -32,7 +32,7 @@ def partitioned(lab: Lab, one: Host, other: Host) -> Iterator[None]:
 
 @contextmanager
 def lossy(lab: Lab, host: Host, *, percent: int) -> Iterator[None]:
-    """Lose this share of the IPv4 packets that the host sends, at random."""
+    """Drop this share of the IPv4 packets that the host sends, at random."""
     rule = f"ip saddr {host.address} numgen random mod 100 < {percent} drop"
     with _filtered(lab.router, f"loss-{host.name}", rule):
         yield
@@ -40,7 +40,7 @@ def lossy(lab: Lab, host: Host, *, percent: int) -> Iterator[None]:
 
 @contextmanager
 def paused(program: Program) -> Iterator[None]:
-    """Let a program stand still, as on a host that is overloaded."""
+    """Stop a program, as on an overloaded host."""
     program.pause()
     try:
         yield
@@ -50,7 +50,7 @@ def paused(program: Program) -> Iterator[None]:
 
 @contextmanager
 def _filtered(router: Sandbox, table: str, rules: str) -> Iterator[None]:
-    """Filter in the router's bridges, where what is switched and what is routed both pass."""
+    """Filter in the router's bridges, which both switched and routed packets pass."""
     chain = f"chain ports {{\ntype filter hook prerouting priority -300\n{rules}\n}}"
     router.run(["nft", "-f", "-"], text=f"table bridge {table} {{\n{chain}\n}}\n")
     try:

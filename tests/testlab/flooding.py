@@ -1,8 +1,9 @@
-"""Sends the same tunnel packet as often as the machine can, from the host's address and from forged ones.
+"""Sends the same tunnel packet at the maximum rate, from the host's address and from forged ones.
 
     python tests/testlab/flooding.py ADDRESS PORT PAYLOAD_IN_HEX SECONDS
 
-One process sends from the host's own address, another in turn from ten thousand others. Both use sendmmsg(2).
+One process sends from the host's own address, another one alternately from ten thousand others. Both use
+sendmmsg(2).
 """
 
 import ctypes
@@ -26,7 +27,7 @@ class _Vector(ctypes.Structure):
 
 
 class _Message(ctypes.Structure):
-    """struct mmsghdr. Its first seven fields are struct msghdr, which ends at a multiple of eight octets."""
+    """struct mmsghdr. Its first seven fields are struct msghdr, which ends at a multiple of eight bytes."""
 
     _fields_ = (
         ("name", ctypes.c_void_p),
@@ -42,7 +43,7 @@ class _Message(ctypes.Structure):
 
 
 def send(sock: socket.socket, packets: Sequence[bytes], seconds: float) -> None:
-    """Send the packets on a connected socket, again and again."""
+    """Send the packets on a connected socket repeatedly."""
     vectors = (_Vector * len(packets))(*(_Vector(packet, len(packet)) for packet in packets))
     messages = (_Message * len(packets))()
     for message, vector in zip(messages, vectors, strict=True):
@@ -64,7 +65,7 @@ def forged(address: str, port: int, payload: bytes) -> list[bytes]:
 
 
 def main(address: str, port: int, payload: bytes, seconds: float) -> None:
-    """Flood the port of an address for so many seconds."""
+    """Flood the port of an address for this number of seconds."""
     if os.fork():
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         packets = [payload] * _AT_ONCE

@@ -1,4 +1,4 @@
-"""Packets that pretend to come from somewhere else, as octets."""
+"""Packets with forged senders, as bytes."""
 
 import struct
 from ipaddress import IPv4Address
@@ -11,7 +11,7 @@ _IPV4 = b"\x08\0"
 
 
 def datagram(source: object, destination: object, port: int, payload: bytes) -> bytes:
-    """Return an IPv4 packet with a UDP datagram in it."""
+    """Return an IPv4 packet with a UDP datagram."""
     udp = struct.pack("!HHHH", port, port, 8 + len(payload), 0) + payload
     ends = IPv4Address(str(source)).packed + IPv4Address(str(destination)).packed
     header = bytearray(struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + ends)

@@ -1,4 +1,4 @@
-"""Code of ours in the network of a sandbox: what must talk to etcd and listen to a kernel in there."""
+"""Runs code of the test in the network of a sandbox, to access etcd and the kernel there."""
 
 import asyncio
 import ctypes
@@ -12,7 +12,7 @@ from pyflannel.errors import LabError
 from pyflannel.lab.sandbox import Sandbox
 
 _CLONE_NEWNET = 0x40000000
-"""linux/sched.h; os.setns comes with Python 3.12."""
+"""linux/sched.h; os.setns exists since Python 3.12."""
 
 _CLONE_NEWNS, _PRIVATE_AND_RECURSIVE = 0x00020000, 0x44000
 """linux/sched.h and linux/mount.h."""
@@ -21,10 +21,10 @@ Result = TypeVar("Result")
 
 
 def run_inside(sandbox: Sandbox, act: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a coroutine in a thread whose sockets belong to the sandbox's network, and return its result.
+    """Run a coroutine in a thread whose sockets belong to the sandbox's network; return its result.
 
     Raises:
-        LabError: the kernel does not let us in.
+        LabError: the kernel refuses access.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -45,7 +45,7 @@ def run_inside(sandbox: Sandbox, act: Callable[[], Coroutine[Any, Any, Result]])
 
 
 def _enter(namespace: Path) -> None:
-    """Bind the calling thread to a network namespace, for as long as it lives."""
+    """Bind the calling thread to a network namespace until the thread ends."""
     descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):

@@ -1,6 +1,6 @@
-"""Many hosts that join one network at once: real keepers on a real etcd, and no kernel below them.
+"""Many hosts that join one network at once: real keepers on a real etcd, without kernels.
 
-A process holds some tens of them, each with a store and a connection of its own, as if it were a daemon.
+A process contains some tens of them. Each has a separate store and connection, like a daemon.
 """
 
 import asyncio
@@ -28,22 +28,23 @@ from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
 
 FIRST_ADDRESS = IPv4Address("172.16.0.0")
-"""The address of host 0 on an underlay that nobody built."""
+"""The address of host 0 on an underlay that does not exist."""
 
 IMPORT_S = 60
-"""How long the processes may take to start."""
+"""Maximum time in seconds for the start of the processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crowd:
-    """Who joins, and how.
+    """The joining hosts and their parameters.
 
     Attributes:
-        url: of the store, as `--store` takes it.
-        hosts: how many.
-        processes: how many processes they are spread over.
-        watchers: how many of them follow until they know all others; the rest leave with their lease.
-        deadline_s: when those who are not done have failed.
+        url: URL of the store for `--store`.
+        hosts: number of hosts.
+        processes: number of processes for the hosts.
+        watchers: number of hosts that watch until they know all others. The others leave after they have a
+            lease.
+        deadline_s: hosts that are not done by then have failed.
     """
 
     url: str
@@ -56,13 +57,13 @@ class Crowd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """What became of one host. Times are seconds after all began.
+    """The result of one host. Times are seconds since the start of all.
 
     Attributes:
-        lease_s: when it had its lease; None if it never did.
-        known_s: when it knew the leases of all; None if it never did, or was not to wait for them.
-        draws: how often it drew a subnet: more than once, it lost a race.
-        failures: how often the store did not answer.
+        lease_s: when it had its lease; None if never.
+        known_s: when it knew the leases of all; None if never, or if it did not wait for them.
+        draws: how often it chose a subnet: more than once if it lost a race.
+        failures: how often the store did not respond.
     """
 
     number: int
@@ -75,7 +76,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """What one process tells: its hosts, and the processor time that it took from the start on."""
+    """The report of one process: its hosts, and its processor time since the start."""
 
     hosts: tuple[Joined, ...]
     processor_s: float
@@ -83,10 +84,10 @@ class _Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joining:
-    """How the crowd fared.
+    """The results of all hosts.
 
     Attributes:
-        processor_s: what all hosts together took of the processors.
+        processor_s: processor time of all hosts together.
     """
 
     hosts: tuple[Joined, ...]
@@ -94,27 +95,27 @@ class Joining:
 
     @property
     def lost(self) -> tuple[int, ...]:
-        """The numbers of the hosts that got no lease."""
+        """The numbers of the hosts without a lease."""
         return tuple(host.number for host in self.hosts if host.lease_s is None)
 
     @property
     def last_lease_s(self) -> float:
-        """When the last lease was there."""
+        """The time of the last lease."""
         return max((host.lease_s for host in self.hosts if host.lease_s is not None), default=0.0)
 
     @property
     def all_known_s(self) -> float:
-        """When the last of those that waited for it knew all leases."""
+        """The time at which the last waiting host knew all leases."""
         return max((host.known_s for host in self.hosts if host.known_s is not None), default=0.0)
 
     @property
     def lost_races(self) -> int:
-        """How many draws were in vain."""
+        """The number of unsuccessful choices."""
         return sum(max(host.draws - 1, 0) for host in self.hosts)
 
 
 class Member:
-    """One host of the crowd."""
+    """One of the hosts."""
 
     def __init__(self, crowd: Crowd, number: int) -> None:
         self._crowd = crowd
@@ -131,7 +132,7 @@ class Member:
         return self._number < self._crowd.watchers
 
     async def join(self, began: float) -> Joined:
-        """Join, and return what came of it at the latest when the deadline has passed."""
+        """Join, and return the result at the deadline at the latest."""
         self._began = began
         store = open_store(self._crowd.url, None)
         keeper = LeaseKeeper(
@@ -162,7 +163,7 @@ class Member:
         )
 
     async def _wait_done(self) -> None:
-        """Return at the deadline at the latest: what is missing tells."""
+        """Return at the deadline at the latest. The caller detects missing results."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._crowd.deadline_s):
                 await self._done.wait()
@@ -195,7 +196,7 @@ class Member:
 
 
 class _Results(Protocol):
-    """The queue through which the processes tell."""
+    """The queue for the reports of the processes."""
 
     def put(self, part: _Part) -> None: ...
 
@@ -203,12 +204,12 @@ class _Results(Protocol):
 
 
 def join_at_once(crowd: Crowd) -> Joining:
-    """Let a crowd join in the same moment, and return how it fared.
+    """Let all hosts join at the same time; return their results.
 
     Raises:
-        LabError: a process of it came to nothing.
+        LabError: a process of them failed.
     """
-    context = multiprocessing.get_context("spawn")  # nothing of ours goes along
+    context = multiprocessing.get_context("spawn")  # start with a new interpreter, without inherited state
     barrier = context.Barrier(crowd.processes)
     results: _Results = context.Queue()
     shares = [range(first, crowd.hosts, crowd.processes) for first in range(crowd.processes)]
@@ -235,8 +236,8 @@ def join_at_once(crowd: Crowd) -> Joining:
 
 
 def _run_share(crowd: Crowd, share: Sequence[int], barrier: Barrier, results: _Results) -> None:
-    """Be some of the hosts; the barrier makes the beginning one moment for all processes."""
-    # Garbage is looked for as seldom as if each host had a process of its own.
+    """Run some of the hosts. The barrier gives all processes the same start."""
+    # Garbage is collected as rarely as if each host had a separate process.
     gc.set_threshold(gc.get_threshold()[0] * len(share))
     barrier.wait(IMPORT_S)
     began, used = time.monotonic(), _processor_s()

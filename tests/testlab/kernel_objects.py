@@ -1,7 +1,7 @@
-"""What the kernel's objects of many peers cost: put in, read, and followed, beside ip(8) and bridge(8).
+"""The cost of the kernel's objects of many peers, compared with ip(8) and bridge(8).
 
-No store and no daemon: a plan of so many peers, the adapter, and a network namespace with an underlay that
-leads nowhere. Run as a program, it measures in the namespace that it is in, and prints JSON.
+It uses no store and no daemon: only a plan with this number of peers, the adapter, and a network namespace
+with an isolated underlay. Run as a program, it measures in its own namespace and prints JSON.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from pyflannel.plan.diff import diff
 from pyflannel.plan.ownership import ours
 
 MOST_PEERS = 60_000
-"""Each has an address of its own on a /16, and a /24."""
+"""Each has a separate address on a /16, and a /24."""
 
 _UNDERLAY = IPv4Network("172.16.0.0/16")
 _OWN = IPv4Address("172.16.0.1")
@@ -44,18 +44,20 @@ _AUDITS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterCosts:
-    """What it cost us. `*_cpu_s` is processor time of the process, the kernel's work for it included.
+    """The cost of the adapter.
+
+    `*_cpu_s` is processor time of the process, including the kernel's work for it.
 
     Attributes:
-        plan_s: making the plan from leases.
-        look_s: reading the empty kernel, and what is to be done.
-        apply_s: until the last object stood.
+        plan_s: computation of the plan from leases.
+        look_s: a look at the empty kernel, and computation of the operations.
+        apply_s: until the last object existed.
         refused: operations that the kernel refused.
-        first_audit_cpu_s: reading all, the first time, and finding no difference.
+        first_audit_cpu_s: a first look at all objects, without a difference.
         audit_cpu_s: the same again, the median.
-        event_p50_ms: one peer more or less in the kernel, while audits go on.
-        turn_max_ms: longest time for which other tasks waited, while objects were put in.
-        resident_mb: of the process at the end.
+        event_p50_ms: addition or removal of one peer in the kernel during audits.
+        turn_max_ms: longest time for which other tasks waited, while objects were created.
+        resident_mb: memory of the process at the end.
     """
 
     backend: str
@@ -76,14 +78,14 @@ class AdapterCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchCosts:
-    """What the same objects cost with `ip -batch` and `bridge -batch`, one after the other."""
+    """The cost of the same objects with `ip -batch` and `bridge -batch`, one after the other."""
 
     batch_s: float
     batch_cpu_s: float
 
 
 def measure_adapter(backend: str, peers: int) -> AdapterCosts:
-    """Measure with so many peers, in a process and a namespace of its own. Needs root.
+    """Measure with this number of peers, in a separate process and namespace. Needs root.
 
     Raises:
         LabError: it failed.
@@ -94,13 +96,13 @@ def measure_adapter(backend: str, peers: int) -> AdapterCosts:
 
 
 def measure_batch(backend: str, peers: int) -> BatchCosts:
-    """Put the objects of so many peers in by ip(8) and bridge(8). Needs root.
+    """Create the objects of this number of peers by ip(8) and bridge(8). Needs root.
 
     Raises:
         LabError: it failed.
     """
     plan = plan_of(backend, peers)
-    commands = [words for item in plan for words in _by_hand(item)]
+    commands = [words for item in plan for words in _commands(item)]
     with _namespace("hand") as name:
         if backend == "vxlan":
             device = "link add flannel.1 type vxlan id 1 dstport 8472 nolearning local"
@@ -116,7 +118,7 @@ def measure_batch(backend: str, peers: int) -> BatchCosts:
 
 
 def plan_of(backend: str, peers: int) -> State:
-    """Return the plan of a host with so many peers in a network of this backend."""
+    """Return the plan of a host with this number of peers in a network of this backend."""
     config = NetworkConfig(network=IPv4Network("10.0.0.0/8"), subnet_length=24, backend_type=backend)
     made = backend_of(config)
     underlay = Underlay(link="eth0", address=_OWN, mtu=1500, public_ip=_OWN, on_link=(_UNDERLAY,))
@@ -138,8 +140,8 @@ def _lease(backend: str, number: int) -> Lease:
     )
 
 
-def _by_hand(item: object) -> Iterator[tuple[str, str]]:
-    """Yield program and words that make an object of a peer."""
+def _commands(item: object) -> Iterator[tuple[str, str]]:
+    """Yield program and arguments that create an object of a peer."""
     match item:
         case Neighbour():
             yield "ip", f"neigh replace {item.address} lladdr {item.mac} dev {item.link} nud permanent"
@@ -158,7 +160,7 @@ async def _measure(backend: str, peers: int) -> AdapterCosts:
     plan = plan_of(backend, peers)
     planned_s = time.monotonic() - began
     gc.collect()
-    gc.freeze()  # a daemon's collector has seen its plan long ago
+    gc.freeze()  # in a daemon, the garbage collector has handled its plan long ago
     async with LinuxTarget() as linux:
         turns = asyncio.ensure_future(_longest_turn_s())
         await asyncio.sleep(0)
@@ -203,12 +205,12 @@ async def _audit_cpu_s(linux: LinuxTarget, plan: State) -> float:
     before = time.process_time()
     found = ours(await linux.snapshot(plan), plan)
     if next(diff(plan, found), None) is not None:
-        raise LabError("the kernel is not as planned", hint="Look at what changes it: `ip monitor`.")
+        raise LabError("the kernel is not as planned", hint="Find the program that changes it: `ip monitor`.")
     return time.process_time() - before
 
 
 async def _event_times(linux: LinuxTarget, plan: State, backend: str, peers: int) -> list[float]:
-    """Return how long one peer took to come or to go, each, while the kernel was read all the time."""
+    """Return the durations of additions and removals of one peer, while the kernel is read constantly."""
     more = plan_of(backend, peers + 1)
     peer = [item for item in more if item.key not in plan.by_key]
 
@@ -240,7 +242,7 @@ def _cpu_s(usage: resource.struct_rusage) -> float:
 
 @contextmanager
 def _namespace(role: str) -> Iterator[str]:
-    """Yield the name of a network namespace with an underlay on which nobody answers."""
+    """Yield the name of a network namespace with an underlay without other hosts."""
     name = f"flannel-bench-{role}-{os.getpid()}"
     _run(["ip", "netns", "add", name])
     try:

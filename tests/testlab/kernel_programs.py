@@ -1,6 +1,6 @@
-"""The fast path in the kernel of a host, seen past the daemon; damage to it, and how long that lasts.
+"""The fast path in the kernel of a host, read without the daemon; damage to it, and its duration.
 
-All of it works in the network namespace of the calling thread: `run_inside`.
+All functions work in the network namespace of the calling thread: `run_inside`.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Directi
 _DEADLINE_S = 60.0
 _POLL_S = 0.001
 _PAUSE_S = (1.0, 2.0)
-"""Between two damages: oftener, the daemon would take it for a fight, and wait."""
+"""Seconds between two damages. More frequent damage would count as a fight, and delay repairs."""
 
 _ANY = BpfPeer(device="flannel0", subnet=IPv4Network("0.0.0.0/32"), address=IPv4Address(0), port=1)
-"""A plan with a peer of the device: whoever has one reads the tables too."""
+"""A plan with a peer of the device. Only with a peer, the tables are read, too."""
 
 Items = list[BpfProgram | BpfPeer | BpfContainer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPrograms:
-    """Programs and entries of the tunnel of flannel0, as words that sort; identifiers are of any programs."""
+    """Programs and entries of the tunnel of flannel0, as sortable words; identifiers of all programs."""
 
     programs: list[str]
     peers: list[str]
@@ -38,7 +38,7 @@ class KernelPrograms:
 
 
 async def look() -> KernelPrograms:
-    """Return what there is now."""
+    """Return the current state."""
     with _fast_path() as path:
         found = await path.read([_ANY])
         identifiers = [
@@ -55,7 +55,7 @@ async def look() -> KernelPrograms:
 
 
 async def packets_by_outcome() -> dict[str, int]:
-    """Return how many packets each outcome had, where any had it."""
+    """Return the number of packets for each outcome that occurred."""
     with _fast_path() as path:
         await path.read([_ANY])
         return {
@@ -63,15 +63,15 @@ async def packets_by_outcome() -> dict[str, int]:
         }
 
 
-async def take_program(role: Role) -> None:
-    """Take the programs of a role away."""
+async def remove_program(role: Role) -> None:
+    """Remove the programs of a role."""
     with _fast_path() as path:
         for item in await path.read([_ANY]):
             if isinstance(item, BpfProgram) and item.role is role:
                 await path.detach(item)
 
 
-async def take_peers() -> None:
+async def remove_peers() -> None:
     """Empty the table of peers."""
     with _fast_path() as path:
         subnets = [item.subnet for item in await path.read([_ANY]) if isinstance(item, BpfPeer)]
@@ -79,10 +79,10 @@ async def take_peers() -> None:
 
 
 async def time_program(role: Role) -> float:
-    """Take a program away at a moment that has nothing to do with what goes on; return when it is back, in s.
+    """Remove a program at a random moment; return the seconds until it is restored.
 
     Raises:
-        LabError: it does not come back.
+        LabError: it is not restored.
     """
     await asyncio.sleep(random.uniform(*_PAUSE_S))
     with _fast_path() as path:
@@ -97,10 +97,10 @@ async def time_program(role: Role) -> float:
 
 
 async def time_entry() -> float:
-    """Take an entry out of the table of peers; return when it is back, in seconds.
+    """Remove an entry from the table of peers; return the seconds until it is restored.
 
     Raises:
-        LabError: it does not come back.
+        LabError: it is not restored.
     """
     await asyncio.sleep(random.uniform(*_PAUSE_S))
     with _fast_path() as path:

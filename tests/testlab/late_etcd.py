@@ -1,9 +1,9 @@
-"""A way to etcd on which answers come late, and some not at all.
+"""A path to etcd with late and lost responses.
 
     python tests/testlab/late_etcd.py PORT ADDRESS ETCD_PORT LATE_S LOST_SHARE
 
-It listens on PORT of all addresses, and sends READY=1 to its NOTIFY_SOCKET. Each request reaches etcd. If
-its answer is lost, the client does not know the result. Events of a watch are late, but none is lost, because
+It listens on PORT of all addresses, and sends READY=1 to its NOTIFY_SOCKET. Each request reaches etcd. If its
+response is lost, the client does not know the result. Events of a watch are late, but none is lost, because
 they use one connection.
 """
 
@@ -26,8 +26,8 @@ _WATCH = "Watch/Watch"
 _DEADLINE_S = 60.0
 
 
-class _Octets(CodecBase):
-    """Messages stay as they are."""
+class _Undecoded(CodecBase):
+    """Messages are not decoded."""
 
     __content_subtype__ = "proto"
 
@@ -101,8 +101,8 @@ class _LateEtcd:
 
 
 async def _serve(port: int, address: str, etcd_port: int, late_s: float, lost_share: float) -> None:
-    async with Channel(address, etcd_port, codec=_Octets()) as etcd:
-        server = Server([_LateEtcd(etcd, late_s, lost_share)], codec=_Octets())
+    async with Channel(address, etcd_port, codec=_Undecoded()) as etcd:
+        server = Server([_LateEtcd(etcd, late_s, lost_share)], codec=_Undecoded())
         await server.start("0.0.0.0", port)
         notify("READY=1")
         await server.wait_closed()

@@ -1,4 +1,4 @@
-"""Leases that come, change and go, as a real host's kernel sees them."""
+"""Leases that are added, changed and deleted, as seen in a real host's kernel."""
 
 import asyncio
 import random
@@ -25,12 +25,12 @@ _PAUSE_MAX_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventTimes:
-    """What one host's coming and going took, in seconds.
+    """The durations for one host that joins and leaves, in seconds.
 
     Attributes:
-        write_s: from sending the write to etcd's answer.
-        join_s: from sending the write to the route in the kernel.
-        leave_s: from sending the deletion to the kernel's loss of the route.
+        write_s: from the write to etcd's response.
+        join_s: from the write to the route in the kernel.
+        leave_s: from the deletion to the removal of the route in the kernel.
     """
 
     write_s: float
@@ -40,7 +40,7 @@ class EventTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Churn:
-    """What came of many comings and goings; `late_s` is how long the writer was behind at the end."""
+    """The results of many joins and leaves; `late_s` is the delay of the writer at the end."""
 
     written: int
     lasted_s: float
@@ -48,10 +48,10 @@ class Churn:
 
 
 async def time_events(etcd: str, leases: Sequence[Lease]) -> list[EventTimes]:
-    """Write each lease and delete it again, and time how long the kernel of this network takes to follow.
+    """Write and delete each lease, and measure the time until the kernel of this network follows.
 
-    The hosts come one after the other, at moments that have nothing to do with what else goes on. That they
-    leave is written for all of them before it is waited for: a host that leaves is given some time.
+    The hosts join one after the other, at moments that are independent of other events. All deletions are
+    written before the waits, because flanneld delays the removal of routes.
 
     Raises:
         LabError: the kernel did not follow.
@@ -66,20 +66,20 @@ async def time_events(etcd: str, leases: Sequence[Lease]) -> list[EventTimes]:
     ]
 
 
-async def churn(etcd: str, leases: Sequence[Lease], *, per_s: int, standing: int) -> Churn:
-    """Write `per_s` leases a second and delete as many, the oldest first, once `standing` of them stand.
+async def churn(etcd: str, leases: Sequence[Lease], *, per_s: int, existing: int) -> Churn:
+    """Write `per_s` leases a second and delete as many, the oldest first, after `existing` of them exist.
 
-    The last `standing` leases stand when it ends.
+    The last `existing` leases exist when it ends.
     """
     began = time.monotonic()
     async with lease_writer(etcd) as writer:
         for number, lease in enumerate(leases):
             await asyncio.sleep(began + number / per_s - time.monotonic())
             await writer.put([lease])
-            if number >= standing:
-                await writer.remove([leases[number - standing]])
+            if number >= existing:
+                await writer.remove([leases[number - existing]])
     lasted_s = time.monotonic() - began
-    return Churn(written=2 * len(leases) - standing, lasted_s=lasted_s, late_s=lasted_s - len(leases) / per_s)
+    return Churn(written=2 * len(leases) - existing, lasted_s=lasted_s, late_s=lasted_s - len(leases) / per_s)
 
 
 async def _time_join(writer: LeaseWriter, listener: NotificationSocket, lease: Lease) -> tuple[float, float]:
@@ -108,7 +108,7 @@ async def _time_leaves(
 async def _times_of(
     listener: NotificationSocket, kind: int, subnets: Iterable[IPv4Network]
 ) -> dict[IPv4Network, float]:
-    """Return when the kernel told of a route to each subnet, as added or as deleted."""
+    """Return when the kernel announced a route to each subnet, as added or as deleted."""
     waited_for = {Route(destination=subnet, link="").key: subnet for subnet in subnets}
     at: dict[IPv4Network, float] = {}
 

@@ -38,7 +38,7 @@ from pyflannel.wire.forwarder_control import (
 )
 
 SOON_S = 60.0
-"""Far more than anything awaited here takes; a machine that does other things too is no failure."""
+"""Deadline of waits in seconds. It is much longer than necessary, because the machine may be busy."""
 
 _CHANGED = """
 import sys
@@ -54,10 +54,10 @@ _numbers = itertools.count(1)
 
 
 class Overlay:
-    """A lab whose hosts join one flannel network on a real etcd, and what can be asked about them.
+    """A lab whose hosts join one flannel network on a real etcd, and queries about them.
 
     Attributes:
-        daemons: the flanneld started last on each host, by the host's name.
+        daemons: the latest flanneld of each host, by the host's name.
     """
 
     def __init__(self, lab: Lab, etcd: EtcdServer, etcd_program: Program) -> None:
@@ -69,9 +69,9 @@ class Overlay:
 
     @staticmethod
     def config(**more: Any) -> str:
-        """Return a network config by which hosts draw subnets from 10.100.100.0/24 to 10.100.127.0/24.
+        """Return a network config with subnets from 10.100.100.0/24 to 10.100.127.0/24.
 
-        What a test writes by hand lies elsewhere: no host may have it by chance.
+        Subnets that a test writes manually are outside this range, so that no host chooses them.
         """
         drawn = {"SubnetMin": "10.100.100.0", "SubnetMax": "10.100.127.0"}
         return json.dumps({"Network": "10.100.0.0/16", **drawn, **more})
@@ -81,7 +81,7 @@ class Overlay:
         self.daemons[host.name] = host.start_flanneld(f"--store={self.etcd.url}")
 
     def join_without_audits(self, host: Host) -> None:
-        """Start a flanneld that mends only what it hears of, and wait until packets can flow."""
+        """Start a flanneld that repairs only announced damage, and wait until packets can flow."""
         self.join_with(host, module="reconciler", constant="AUDIT_S", value=1e9)
 
     def join_with(self, host: Host, *, module: str, constant: str, value: float) -> None:
@@ -96,7 +96,7 @@ class Overlay:
         self.etcd.etcdctl("put", f"{PREFIX}/config", config)
 
     def put_peers(self, kind: str, count: int) -> None:
-        """Write the leases of so many peers that are nobody: /28s from 10.100.128.0 on.
+        """Write the leases of this number of peers that do not exist: /28s from 10.100.128.0 on.
 
         The first ninety have addresses on the left segment.
         """
@@ -111,13 +111,13 @@ class Overlay:
         self.etcd.etcdctl("del", "--prefix", f"{PREFIX}/subnets/")
 
     def settle(self, *hosts: Host) -> None:
-        """Return when each of these, which have joined, knows the others and has no address under way."""
+        """Return when each of these joined hosts knows the others, and has no tentative address."""
         for host in hosts:
             self.wait_status(host, lambda status: status.peers >= len(hosts) - 1, "knows the others")
             self.wait_at_rest(host)
 
     def wait_at_rest(self, host: Host) -> None:
-        """Return when no address of the host is under way: IPv6 takes seconds to prove one unique."""
+        """Return when no address of the host is tentative. IPv6 takes seconds to verify an address."""
         wait_until(
             lambda: "tentative" not in str(self.state(host)),
             what=f"{host.name} is at rest",
@@ -125,18 +125,18 @@ class Overlay:
         )
 
     def status(self, host: Host) -> Status:
-        """Return what the host's daemon says of itself, as soon as it answers."""
+        """Return the status of the host's daemon when it responds."""
         return self.wait_status(host, lambda _: True, "answers")
 
     def log(self, host: Host) -> str:
-        """All that the host's daemons logged so far."""
+        """The log of the host's daemons."""
         log = host.directory / "log/flanneld.log"
         return log.read_text() if log.exists() else ""
 
     def wait_logged(self, host: Host, *parts: str, after: int = 0, deadline_s: float = SOON_S) -> str:
-        """Return what the host's daemons logged after so many characters, once each part is in it.
+        """Return the log of the host's daemons after this number of characters, when it contains each part.
 
-        A repair is seen in the kernel before it is written in the log.
+        A repair appears in the kernel before it appears in the log.
         """
         try:
             wait_until(
@@ -149,11 +149,11 @@ class Overlay:
         return self.log(host)[after:]
 
     def wait_status(
-        self, host: Host, is_so: Callable[[Status], bool], what: str, deadline_s: float = SOON_S
+        self, host: Host, holds: Callable[[Status], bool], what: str, deadline_s: float = SOON_S
     ) -> Status:
-        """Return what the host's daemon says of itself, once `is_so` holds of it.
+        """Return the status of the host's daemon when `holds` holds for it.
 
-        What it has done is seen in the kernel before it is in the status.
+        The result of an action appears in the kernel before it appears in the status.
         """
         seen: list[Status] = []
 
@@ -162,7 +162,7 @@ class Overlay:
         def look() -> bool:
             with contextlib.suppress(NotReadyError):
                 seen.append(asyncio.run(client.status()))
-                return is_so(seen[-1])
+                return holds(seen[-1])
             return False
 
         try:
@@ -172,21 +172,21 @@ class Overlay:
         return seen[-1]
 
     def wait_ready(self, host: Host) -> Status:
-        """Return what the host's daemon says of itself, once it is ready."""
+        """Return the status of the host's daemon when it is ready."""
         return self.wait_status(host, lambda status: status.is_ready, "is ready")
 
     def forwarder(self, host: Host) -> ForwarderState | None:
-        """What the host's forwarder says of itself; None when none answers."""
+        """The state of the host's forwarder; None if none responds."""
         answer = self.ask_forwarder(host, Kind.READ_STATE)
         return None if answer is None else decode_state(answer)
 
     def peers(self, host: Host) -> tuple[Peer, ...]:
-        """Return the table of the host's forwarder; nothing while none answers."""
+        """Return the table of the host's forwarder; empty if none responds."""
         forwarder = self.forwarder(host)
         return () if forwarder is None else tuple(forwarder.peers)
 
     def ask_forwarder(self, host: Host, kind: Kind, payload: bytes = b"") -> bytes | None:
-        """Ask the host's forwarder as any process of root can; None when none answers."""
+        """Ask the host's forwarder like any process of root; None if none responds."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(5)
             try:
@@ -202,17 +202,17 @@ class Overlay:
         return None
 
     def forwarders(self, host: Host) -> int:
-        """How many forwarder processes run on the host."""
+        """The number of forwarder processes on the host."""
         return sum("pyflannel.programs.forwarder" in command for command in host.commands())
 
     def wait_one_forwarder(self, host: Host) -> None:
-        """Return when no second forwarder runs there: one that handed over ends a moment later."""
+        """Return when no second forwarder runs on the host. After a hand-over, the old one ends soon."""
         wait_until(
             lambda: self.forwarders(host) == 1, what=f"one forwarder on {host.name}", deadline_s=SOON_S
         )
 
     def state(self, host: Host) -> dict[str, Any]:
-        """All that is on the host, ours or not, apart from what is new when an equal thing is made again."""
+        """All objects of the host, without values that change when an equal object is created again."""
         forwarder = self.forwarder(host)
         subnet_env = run_dir(host) / "subnet.env"
         return {
@@ -228,7 +228,7 @@ def run_dir(host: Host) -> Path:
 
 
 def network_state(host: Host) -> dict[str, Any]:
-    """Return the network of a host, filters too, but no index: a link made anew has another."""
+    """Return the network of a host with filters, but without indexes, which are new for a new link."""
     *shown, others = host.run(["sh", "-c", _SHOW]).stdout.split("\n", maxsplit=5)
     links, addresses, routes, routes6, rules = (json.loads(line or "[]") for line in shown)
     for entry in (*links, *addresses):
@@ -252,11 +252,11 @@ _SHOW = (
 
 
 _MOST_AT_ONCE = 100
-"""Operations of a transaction, of which etcd takes up to 128."""
+"""Operations of a transaction, of which etcd allows at most 128."""
 
 
 def _put_peer(kind: str, number: int) -> str:
-    """Return the line by which etcdctl writes a peer's lease."""
+    """Return the line with which etcdctl writes a peer's lease."""
     subnet = IPv4Address("10.100.128.0") + 16 * number
     address = IPv4Address("10.10.10.2") + number if number < 90 else IPv4Address("172.16.0.0") + number
     lease: dict[str, Any] = {"PublicIP": str(address)}
@@ -269,10 +269,10 @@ def _put_peer(kind: str, number: int) -> str:
 
 
 class Answer(NamedTuple):
-    """An answer to a ping with its number; times are seconds since the epoch.
+    """An answer to a ping with its number. Times are seconds since the epoch.
 
     Attributes:
-        at: when it came.
+        at: arrival of the answer.
         sent_at: when the ping was sent.
     """
 
@@ -282,7 +282,7 @@ class Answer(NamedTuple):
 
 
 class PingStream:
-    """Pings that go on, each with its number, from a host or a container to an address of the overlay."""
+    """Continuous pings with numbers, from a host or a container to an address of the overlay."""
 
     def __init__(
         self,
@@ -293,7 +293,7 @@ class PingStream:
         is_urgent: bool = False,
         options: Sequence[str] = (),
     ) -> None:
-        """Start pinging. If it is urgent, it has up to a fifth of a processor also on a busy machine.
+        """Start pinging. If it is urgent, it has up to a fifth of a processor even on a busy machine.
 
         `options` are further options of ping.
         """
@@ -305,11 +305,11 @@ class PingStream:
         self._log = self._program.log
 
     def answers(self) -> list[Answer]:
-        """Return the answers so far, in the order in which they came; their numbers do not start again."""
+        """Return the answers so far in the order of arrival. Their numbers continue after a restart."""
         return _without_restarts(_answers(self._log.read_text()))
 
     def _latest(self) -> list[Answer]:
-        """Return the last of them: of a minute there are tens of thousands."""
+        """Return the last answer. A minute has tens of thousands."""
         with self._log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL))
             return _answers(log.read().decode())
@@ -324,7 +324,7 @@ class PingStream:
         )
 
     def wait_s(self, seconds: float) -> None:
-        """Return when so many seconds of pings were sent, answered or not."""
+        """Return when this number of seconds of pings was sent, answered or not."""
         time.sleep(seconds)
 
     def __enter__(self) -> "PingStream":
@@ -334,21 +334,21 @@ class PingStream:
         self.stop()
 
     def stop(self) -> None:
-        """Send no more; the last ones may still be under way."""
+        """Send no further pings. The last ones may still be in transit."""
         self._program.send(signal.SIGINT)
         self._program.wait()
 
     def is_silent_for(self, seconds: float) -> bool:
-        """Return whether no answer came for so long."""
+        """Return whether there was no answer for this time."""
         return time.time() - max((answer.at for answer in self._latest()), default=0.0) > seconds
 
     def lost(self) -> list[int]:
-        """Return the numbers of the pings that were not answered though a later one was."""
+        """Return the numbers of unanswered pings before the last answered one."""
         numbers = {answer.number for answer in self.answers()}
         return sorted(set(range(1, max(numbers, default=0))) - numbers)
 
     def longest_gap_s(self, since: float = 0.0) -> float:
-        """Return the longest time without an answer, between two that came after `since`."""
+        """Return the longest time between two successive answers after `since`."""
         times = [answer.at for answer in self.answers() if answer.at >= since]
         return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
@@ -379,7 +379,7 @@ _A_FIFTH_OF_A_PROCESSOR = (
     *("chrt", "--deadline", "--sched-runtime=200000"),
     *("--sched-deadline=1000000", "--sched-period=1000000", "0"),
 )
-"""A mere real-time priority would let ping, which spins while it has no route, stop the machine."""
+"""With a plain real-time priority, ping, which polls while it has no route, could stop the machine."""
 
 _TAIL = 4000
 _ANSWER = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+) ttl=\d+ time=([\d.]+) ms", re.MULTILINE)
@@ -387,7 +387,7 @@ _ANSWER = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+) ttl=\d+ time=([\d.]+) ms
 
 @contextmanager
 def overlay_in(name: str) -> Iterator[Overlay]:
-    """Make a lab with an etcd that holds the network config; no flanneld runs yet."""
+    """Create a lab with an etcd that contains the network config. No flanneld runs."""
     with Lab(f"{name}-{os.getpid()}") as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         program = etcd.start()

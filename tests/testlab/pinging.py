@@ -34,14 +34,14 @@ class Pings:
         return [int(number) for number in lines]
 
     def wait_answered(self, more: int = 1) -> None:
-        """Return after so many further answers."""
+        """Return after this number of further answers."""
         goal = len(self.answered) + more
         wait_until(lambda: len(self.answered) >= goal, what="answered pings", deadline_s=_ANSWER_DEADLINE_S)
 
 
 @contextmanager
 def pinging(source: Host | NamespaceContainer, address: str) -> Iterator[Pings]:
-    """Ping an address for the length of a block."""
+    """Ping an address for the duration of a block."""
     program = source.start_in_network(["ping", "-n", "-i", "0.01", address], name=f"ping-{next(_numbers)}")
     pings = Pings(program)
     pings.wait_answered()

@@ -1,8 +1,8 @@
-"""A command for which a seccomp filter answers one system call in place of the kernel.
+"""Runs a command with a seccomp filter that answers one system call instead of the kernel.
 
     python tests/testlab/refusing.py bpf EPERM flanneld --store=…
 
-The filter stays for whatever the command starts. Source: seccomp(2); linux/filter.h.
+The filter also applies to all programs that the command starts. Source: seccomp(2); linux/filter.h.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Hosts that are a lease in etcd and nothing more: to a real host they look like a network."""
+"""Hosts that consist only of a lease in etcd: to a real host they look like a network."""
 
 import json
 from collections.abc import AsyncIterator, Iterable
@@ -24,17 +24,17 @@ from pyflannel.stores.etcd.rpc_pb2 import (
 from pyflannel.wire.lease_record import lease_key, lease_value
 
 UNDERLAY = Segment("wide", IPv4Interface("172.16.0.1/12"))
-"""So wide that every standing host is on the link of the real one, as host-gw needs it."""
+"""A prefix with all existing hosts on the link of the real one, as host-gw needs it."""
 
 NETWORK = IPv4Network("10.0.0.0/8")
 SUBNET_LENGTH = 24
 MOST = 60_000
-"""So many standing hosts have a subnet and an address of their own."""
+"""Maximum number of hosts with a separate subnet and address."""
 
 _FIRST_SUBNET = 256  # 10.1.0.0/24
 _FIRST_ADDRESS = IPv4Address("172.17.0.0")
 _AT_ONCE = 100
-"""Writes in one transaction; etcd takes 128."""
+"""Writes in one transaction. etcd allows 128."""
 
 
 def network_config(backend: str) -> str:
@@ -42,8 +42,8 @@ def network_config(backend: str) -> str:
     return json.dumps({"Network": str(NETWORK), "SubnetLen": SUBNET_LENGTH, "Backend": {"Type": backend}})
 
 
-def standing_lease(number: int, backend: str, *, address: IPv4Address | None = None) -> Lease:
-    """Return the lease of standing host `number`, below MOST; `address` in the place of its own."""
+def existing_lease(number: int, backend: str, *, address: IPv4Address | None = None) -> Lease:
+    """Return the lease of host `number`, below MOST; `address` replaces its usual address."""
     vtep = Vtep(mac=(0x02_00_00_00_00_00 + number).to_bytes(6).hex(":"), vni=1)
     has_vtep = backend == "vxlan"
     return Lease(
@@ -62,10 +62,10 @@ def standing_lease(number: int, backend: str, *, address: IPv4Address | None = N
 
 @dataclass(frozen=True, slots=True)
 class LeaseWriter:
-    """Writes leases as their hosts would, over one connection to etcd.
+    """Writes leases like their hosts, with one connection to etcd.
 
     Attributes:
-        lease_id: the etcd lease that all of them hang on.
+        lease_id: the etcd lease of all of them.
     """
 
     channel: Channel
@@ -98,14 +98,14 @@ class LeaseWriter:
 
 @asynccontextmanager
 async def lease_writer(address: str) -> AsyncIterator[LeaseWriter]:
-    """Connect to the lab's etcd at an address of the network that the calling thread is in."""
+    """Connect to the lab's etcd at an address in the network of the calling thread."""
     async with Channel(address, CLIENT_PORT) as channel:
         granted = await LeaseStub(channel).LeaseGrant(LeaseGrantRequest(TTL=LEASE_TTL_S))
         yield LeaseWriter(channel, KeySpace(PREFIX), granted.ID)
 
 
 async def write_leases(address: str, leases: Iterable[Lease]) -> None:
-    """Let these leases stand in the lab's etcd at an address."""
+    """Write these leases to the lab's etcd at an address."""
     async with lease_writer(address) as writer:
         await writer.put(leases)
 

@@ -1,6 +1,6 @@
 """Laws of a host to which a plan is applied. They hold for a kernel in memory and for the real one.
 
-Each law takes a new host, on which other programs may have changed anything.
+Each law uses a new host, on which other programs may have changed anything.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ class World(Protocol):
     """A host with other programs on it."""
 
     async def snapshot(self, desired: State) -> State:
-        """Return what a look at the host finds."""
+        """Return the result of a look at the host."""
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Perform the operations of pyflannel; return the refused ones."""
 
     async def damage(self, operations: Sequence[Operation]) -> None:
-        """Perform operations of another program, each as `adapted` says."""
+        """Perform operations of another program, each changed by `adapted`."""
 
     async def found(self, desired: State) -> State:
         """Return all objects of the host at the keys of the plan and of earlier operations."""
@@ -52,7 +52,7 @@ async def operations_of_pass(world: World, desired: State) -> list[Operation]:
 
 
 async def one_pass(world: World, desired: State) -> Sequence[Refusal]:
-    """Make one pass; return what was refused."""
+    """Make one pass; return the refusals."""
     operations = await operations_of_pass(world, desired)
     return await world.apply(operations) if operations else ()
 
@@ -71,7 +71,7 @@ async def check_one_pass_repairs(world: World, desired: State, damage: Sequence[
 async def check_foreign_objects_are_untouched(
     world: World, desired: State, damage: Sequence[Operation]
 ) -> None:
-    """Objects that are not pyflannel's are the same after a pass as before it."""
+    """Foreign objects are the same after a pass as before."""
     await world.damage(damage)
     before = await world.found(desired)
 
@@ -82,7 +82,7 @@ async def check_foreign_objects_are_untouched(
 
 
 async def check_the_empty_plan_leaves_no_trace(world: World, desired: State) -> None:
-    """The empty plan removes all objects of a plan but its file, which no mark identifies."""
+    """The empty plan removes all objects of a plan except its file, which has no mark."""
     before = await world.found(desired)
     await one_pass(world, desired)
 
@@ -108,7 +108,7 @@ async def check_a_cut_pass_is_finished(
 
 
 def _foreign(state: State, desired: State) -> list[Item]:
-    """Return the objects that are not pyflannel's. The rules of ownership are written here a second time."""
+    """Return the foreign objects. The rules of ownership are implemented here a second time."""
     marked = {link.name for link in state.of_type(Link) if link.alias == MARK}
     links = {*marked, *(link.name for link in desired.of_type(Link))}
 
@@ -131,7 +131,7 @@ def _foreign(state: State, desired: State) -> list[Item]:
 
 
 async def _check_is(world: World, desired: State) -> None:
-    """Check that pyflannel's objects are as planned, and that another pass would do nothing."""
+    """Check that owned objects are as planned, and that another pass would do nothing."""
     left = ours(await world.found(desired), desired)
     assert list(diff(desired, left)) == []
     assert left == desired

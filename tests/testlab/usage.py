@@ -1,4 +1,4 @@
-"""What a process takes of the machine."""
+"""Processor time and memory of a process."""
 
 import os
 from contextlib import suppress
@@ -11,9 +11,9 @@ class Usage:
     """A process at one moment.
 
     Attributes:
-        processor_s: what all its threads took of the processors so far.
-        resident_mib: memory it has now.
-        peak_mib: the most memory it had.
+        processor_s: processor time of all its threads so far.
+        resident_mib: current memory.
+        peak_mib: maximum memory.
     """
 
     processor_s: float
@@ -22,7 +22,7 @@ class Usage:
 
 
 def usage_of(pid: int) -> Usage:
-    """Return what a process took (proc_pid_stat(5), proc_pid_status(5))."""
+    """Return the usage of a process (proc_pid_stat(5), proc_pid_status(5))."""
     process = Path(f"/proc/{pid}")
     times = process.joinpath("stat").read_text().rpartition(")")[2].split()
     memory = dict(line.split(":", 1) for line in process.joinpath("status").read_text().splitlines())
@@ -34,7 +34,10 @@ def usage_of(pid: int) -> Usage:
 
 
 def running_s(pid: int) -> float:
-    """Return how long the threads of a process ran so far, to the nanosecond; ended ones do not count."""
+    """Return the processor time of a process's running threads, to the nanosecond.
+
+    Ended ones do not count.
+    """
     total = 0
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):

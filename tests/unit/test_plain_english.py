@@ -65,3 +65,23 @@ def test_names_in_a_program_are_not_checked(plain_english: ModuleType, tmp_path:
     path.write_text('"""A run.\n\n    Attributes:\n        octets: in bytes.\n"""\nfield = "octets"\n')
 
     assert list(plain_english.findings_in(path)) == []
+
+
+def test_names_of_functions_and_classes_are_checked_in_tests(
+    plain_english: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plain_english, "WITH_NAMES", (tmp_path,))
+    path = tmp_path / "one.py"
+    path.write_text("class WhoeverReads:\n    def mend_it(self, ours): ...\n")
+
+    assert [(line, found) for line, found, _ in plain_english.findings_in(path)] == [
+        (1, "Whoever"),
+        (2, "mend"),
+    ]
+
+
+def test_a_script_without_a_suffix_is_checked(plain_english: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    path.write_text("#!/usr/bin/env bash\n# mends the host\n")
+
+    assert [(line, found) for line, found, _ in plain_english.findings_in(path)] == [(2, "mends")]

@@ -81,7 +81,7 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
 
 
-def test_the_package_imports_what_it_declares_and_no_more() -> None:
+def test_the_package_imports_exactly_its_declared_dependencies() -> None:
     run = names(project()["project"]["dependencies"])
     distributions = packages_distributions()
 
@@ -124,7 +124,7 @@ def test_the_drawing_of_the_errors_shows_each_of_them() -> None:
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").iterdir()), ids=lambda path: path.name)
-def test_a_script_can_be_run_and_opens_with_what_it_does(script: Path) -> None:
+def test_a_script_is_executable_and_begins_with_its_purpose(script: Path) -> None:
     first, second = script.read_text().splitlines()[:2]
 
     assert script.stat().st_mode & 0o111

@@ -163,7 +163,7 @@ def backend_of(config: NetworkConfig) -> Backend:
 _UNDERLAY_MTU = 1500
 _OVERHEADS: Mapping[str, int] = {
     "udp": udp.OVERHEAD,
-    "vxlan": vxlan.OVERHEAD,
+    "vxlan": vxlan.OVERHEADS[4],
     "host-gw": 0,
     "wireguard": wireguard.OVERHEAD,
 }

@@ -82,7 +82,7 @@ def refuse_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     def ioctl(descriptor, request, argument):
         has_header = request == forwarder_descriptors._TUNSETIFF and argument[17] & 0x40
         if has_header:
-            raise OSError(errno.EINVAL, "as an old kernel says")
+            raise OSError(errno.EINVAL, "as on an old kernel")
         return real(descriptor, request, argument)
 
     monkeypatch.setattr(forwarder_descriptors, "ioctl", ioctl)

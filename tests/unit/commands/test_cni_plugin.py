@@ -61,7 +61,7 @@ def test_a_second_installation_changes_nothing(places: CniPlaces) -> None:
     assert content == (program_of(places).read_bytes(), conflist_of(places).read_bytes())
 
 
-def test_an_original_plugin_is_set_aside_and_comes_back(places: CniPlaces) -> None:
+def test_an_original_plugin_is_moved_and_restored(places: CniPlaces) -> None:
     places.bin_dir.mkdir(parents=True)
     places.conf_dir.mkdir(parents=True)
     program_of(places).write_text("original")

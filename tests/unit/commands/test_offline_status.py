@@ -63,5 +63,5 @@ def test_the_owner_is_known_without_an_identity_file(tmp_path: Path) -> None:
 
     found = asyncio.run(offline_status(places, ""))
     assert (found.owner, found.host_name) == ("us", "docker1")
-    places.identity.write_text('{"Owner":"us again","Machine":""}')
-    assert asyncio.run(offline_status(places, "")).owner == "us again"
+    places.identity.write_text('{"Owner":"this host again","Machine":""}')
+    assert asyncio.run(offline_status(places, "")).owner == "this host again"

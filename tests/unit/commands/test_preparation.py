@@ -34,7 +34,9 @@ def test_files_of_root_go_to_the_user(directory: Path) -> None:
 
 
 @needs_root
-def test_what_the_user_linked_into_the_directory_stays_with_root(directory: Path, tmp_path: Path) -> None:
+def test_files_that_the_user_linked_into_the_directory_stay_with_root(
+    directory: Path, tmp_path: Path
+) -> None:
     """Neither a symbolic link is followed, nor is a file given that has another name elsewhere."""
     secret, other = tmp_path / "secret", tmp_path / "other"
     secret.write_text("of root")
@@ -77,5 +79,5 @@ def test_the_group_may_lock_iptables_and_others_may_not(tmp_path: Path) -> None:
 
 
 def test_a_missing_user_is_named() -> None:
-    with pytest.raises(UsageError, match="no user flannel-nobody"):
-        user_named("flannel-nobody")
+    with pytest.raises(UsageError, match="no user flannel-missing"):
+        user_named("flannel-missing")

@@ -14,7 +14,7 @@ from pyflannel.wire.forwarder_control import Kind, encode_frame
 
 
 class Server:
-    """A control server that a daemon has just started, and what it was asked."""
+    """A control server that a daemon has just started, and the received requests."""
 
     def __init__(self, path: str) -> None:
         self.asked: list[int] = []
@@ -56,7 +56,7 @@ def test_requests_of_a_client_that_left_after_them_end_nothing(server: Server, t
     assert server.left == server.asked
 
 
-def test_nobody_can_connect_before_it_listens(server: Server, tmp_path: Path) -> None:
+def test_no_client_can_connect_before_it_listens(server: Server, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
         client.connect(str(tmp_path / "s"))
 

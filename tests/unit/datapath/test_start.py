@@ -89,7 +89,7 @@ def test_it_moves_packets_before_it_listens(
 def test_it_ends_with_a_daemon_that_leaves_before_it_listens(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:
-    """Nobody could reach it, and its predecessor continues."""
+    """No client can connect to it, and its predecessor continues."""
     listener, udp = sockets
     with starting(listener.fileno(), udp.fileno()) as (process, daemon):
         assert answer(daemon)[0] is Kind.SUMMARY

@@ -38,11 +38,11 @@ def test_an_unreachable_store_fails_every_call(
 ) -> None:
     async def test() -> None:
         await store.write(PUT)
-        store.is_away = True
-        with pytest.raises(StoreError, match="away"):
+        store.is_unreachable = True
+        with pytest.raises(StoreError, match="unreachable"):
             await call(store)
 
-        store.is_away = False
+        store.is_unreachable = False
 
         await call(store)
 
@@ -52,17 +52,19 @@ def test_an_unreachable_store_fails_every_call(
 def test_faults_concern_one_client_only(store: FakeStore) -> None:
     async def test() -> None:
         other = store.client()
-        store.is_away = True
+        store.is_unreachable = True
 
         await other.write(PUT)
 
-        store.is_away = False
+        store.is_unreachable = False
         assert await store.get("subnets/a") == await other.get("subnets/a")
 
     asyncio.run(test())
 
 
-@pytest.mark.parametrize("fault", [FakeStore.cut_watches, lambda store: setattr(store, "is_away", True)])
+@pytest.mark.parametrize(
+    "fault", [FakeStore.cut_watches, lambda store: setattr(store, "is_unreachable", True)]
+)
 def test_a_watch_ends_when_it_is_cut(store: FakeStore, fault: Callable[[FakeStore], None]) -> None:
     async def test() -> None:
         async with store.watch("", 1) as watch, asyncio.timeout(20):
@@ -153,7 +155,7 @@ def test_a_store_that_has_grown_past_the_known_revision_can_be_watched(store: Fa
 
 
 def test_direct_calls_have_no_faults(store: FakeStore) -> None:
-    store.is_away = True
+    store.is_unreachable = True
 
     store.change(PUT)
 

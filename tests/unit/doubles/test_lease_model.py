@@ -38,7 +38,7 @@ def test_symmetric_hosts_are_one_state() -> None:
 
 
 def test_the_names_of_subnets_have_no_effect() -> None:
-    """Unless the scenario says that they do."""
+    """Unless the scenario allows it."""
     first, second = after(*acquire(0)), after(*acquire(0, drawn=1))
 
     folding, exact = Canon(), Canon(folds_subnets=False)
@@ -71,7 +71,7 @@ def test_a_difference_is_another_state() -> None:
     assert len({canon.key(world) for world in worlds}) == len(worlds)
 
 
-def test_a_world_without_faults_comes_to_rest_and_is_judged() -> None:
+def test_a_world_without_faults_settles_and_is_checked() -> None:
     """Both hosts have a lease and know each other's."""
     rest = settle(after(*acquire(0)), REAL, TWO.circumstances)
 

@@ -36,7 +36,7 @@ class Memory:
 
 
 class DockerHost:
-    """A host whose reconciler is as fast as light, or stands still."""
+    """A host whose reconciler applies each plan at once, or none."""
 
     def __init__(self) -> None:
         self.progress = asyncio.Event()

@@ -248,7 +248,8 @@ def calls_to_lose_and_regain(count: int) -> int:
 
 
 def test_the_work_for_a_mass_loss_grows_in_proportion_to_the_leases() -> None:
-    """Four times as many leases need about four times the calls. A search through all would need sixteen
-    times.
+    """Four times as many leases need about four times the calls.
+
+    A search through all would need sixteen times.
     """
     assert calls_to_lose_and_regain(1_000) < 6 * calls_to_lose_and_regain(250)

@@ -101,13 +101,13 @@ def test_a_host_waits_for_a_store_that_is_unreachable_at_the_start() -> None:
     async def check() -> None:
         bench = Bench()
         keeper = bench.keeper("me", "192.168.50.1")
-        bench.stores["me"].is_away = True
+        bench.stores["me"].is_unreachable = True
         async with running(bench, keeper):
             await bench.clock.advance(20)
             assert bench.heard("me", StoreAway)
             assert not bench.heard("me", Acquired)
 
-            bench.stores["me"].is_away = False
+            bench.stores["me"].is_unreachable = False
             await bench.clock.advance(6)
 
             assert bench.heard("me", StoreBack)
@@ -125,11 +125,11 @@ def test_an_outage_longer_than_the_ttl_loses_nothing() -> None:
         async with running(bench, keeper):
             held = keeper.state.held
             assert held is not None
-            bench.stores["me"].is_away = True
+            bench.stores["me"].is_unreachable = True
             await bench.clock.advance(100)
             assert await bench.leases() == {}
 
-            bench.stores["me"].is_away = False
+            bench.stores["me"].is_unreachable = False
             await bench.clock.advance(6)
 
             assert keeper.state.held is not None
@@ -162,8 +162,9 @@ def test_a_cut_watch_continues_and_reports_the_restored_connection() -> None:
 
 
 def test_a_lease_is_renewed_although_no_watch_opens() -> None:
-    """The listing shows that the store has kept its data. There is one for each renewal, not one after
-    the other.
+    """The listing shows that the store has kept its data.
+
+    There is one for each renewal, not one after the other.
     """
 
     async def check() -> None:
@@ -212,11 +213,11 @@ def test_compaction_during_a_cut_watch_is_not_an_empty_network() -> None:
         bench = Bench()
         me, other = bench.keeper("me", "192.168.50.1"), bench.keeper("other", "192.168.50.2")
         async with running(bench, me, other):
-            bench.stores["me"].is_away = True
+            bench.stores["me"].is_unreachable = True
             value = b'{"PublicIP":"192.168.50.9"}'
             await bench.store.write(Put(key="subnets/10.100.9.0-24", value=value, ttl_s=60, expected=0))
             bench.store.compact()
-            bench.stores["me"].is_away = False
+            bench.stores["me"].is_unreachable = False
             await bench.clock.advance(6)
 
             assert len(me.leases) == 3
@@ -282,10 +283,10 @@ def test_a_compaction_removes_no_lease_that_became_unreadable() -> None:
             known = keeper.leases.by_subnet
             assert IPv4Network("10.100.8.0/24") in known
 
-            bench.stores["me"].is_away = True
+            bench.stores["me"].is_unreachable = True
             await bench.store.write(Put(key="other", value=b"", ttl_s=None, expected=None))
             bench.store.compact()
-            bench.stores["me"].is_away = False
+            bench.stores["me"].is_unreachable = False
             await bench.clock.advance(6)
             assert dict(keeper.leases.by_subnet.entries()) == dict(known.entries())
 
@@ -313,10 +314,10 @@ def test_an_invalid_lease_is_logged_again_only_if_it_changed(caplog: pytest.LogC
             await bench.clock.advance(0.1)
             assert caplog.text.count(f"Skipped {PEER}") == 2
 
-            bench.stores["me"].is_away = True
+            bench.stores["me"].is_unreachable = True
             await bench.store.write(Delete(key=PEER, expected=None))
             bench.store.compact()
-            bench.stores["me"].is_away = False
+            bench.stores["me"].is_unreachable = False
             await bench.clock.advance(6)
             await bench.store.write(Put(key=PEER, value=b"no lease", ttl_s=None, expected=None))
             await bench.clock.advance(0.1)

@@ -172,7 +172,7 @@ class Bench:
         return record
 
     async def put(self, key: str, value: bytes) -> None:
-        """Write as the adversary, regardless of what is there."""
+        """Write as the adversary, regardless of the current value."""
         await self.store.write(Put(key=key, value=value, ttl_s=3600, expected=None))
         await self.clock.advance(0.5)
 

@@ -70,7 +70,7 @@ def test_a_cause_with_another_remedy_has_its_own_line(narration: Narration) -> N
     ]
 
 
-def test_a_starting_host_logs_what_failed(narration: Narration) -> None:
+def test_a_starting_host_logs_the_failure(narration: Narration) -> None:
     narration.store_log.failed("config", REFUSED, 0.1, "Couldn't fetch network config")
 
     assert narration.said() == [

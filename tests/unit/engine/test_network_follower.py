@@ -126,12 +126,12 @@ def test_a_network_whose_config_was_deleted_during_an_outage_ends() -> None:
         other = bench.store.client()
         await bench.put("blue/config")
         async with following(bench):
-            bench.store.is_away = True
+            bench.store.is_unreachable = True
             await bench.clock.advance(5)
             assert bench.running == {"blue"}
 
             await other.write(Delete(key="blue/config", expected=None))
-            bench.store.is_away = False
+            bench.store.is_unreachable = False
             await bench.clock.advance(RETRY_MAX_S)
 
             assert bench.running == set()

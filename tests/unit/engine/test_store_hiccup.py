@@ -36,9 +36,9 @@ def test_an_outage_of_the_store_is_one_line_and_its_end_another(caplog: pytest.L
     """Although config and leases are watched separately."""
 
     async def check(bench: HostBench) -> None:
-        bench.store.is_away = True
+        bench.store.is_unreachable = True
         await bench.clock.advance(30)
-        bench.store.is_away = False
+        bench.store.is_unreachable = False
         await bench.clock.advance(60)
         assert bench.supervisor.waiting_for is None
 

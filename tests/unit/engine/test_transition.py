@@ -242,7 +242,7 @@ class TestRetirement:
         asyncio.run(live())
         return counts
 
-    def test_it_comes_some_seconds_after_the_last_peer(self) -> None:
+    def test_it_follows_the_last_peer_after_some_seconds(self) -> None:
         inputs = changed(UDP, VXLAN)
 
         counts = self.retired_after((inputs, self.PUBLISHED, True), (inputs, self.PUBLISHED, False))

@@ -1,4 +1,4 @@
-"""`flannelctl config set` shows what another config does on running hosts."""
+"""`flannelctl config set` shows the effects of another config on running hosts."""
 
 from ipaddress import IPv4Address, IPv4Network
 

@@ -41,8 +41,9 @@ def test_the_own_device_is_first_and_then_free_names(
 
 
 def test_the_name_of_the_previous_run_is_first() -> None:
-    """With vxlan and host-gw, no device has that name. A device of another program with that name is not
-    used.
+    """With vxlan and host-gw, no device has that name.
+
+    A device of another program with that name is not used.
     """
     assert next(device_names(BLUE, host(), kept="flannel3")) == "flannel3"
     assert next(device_names(BLUE, host(flannel3=BLUE), kept="flannel3")) == "flannel3"

@@ -361,7 +361,7 @@ def test_garbage_collection_accepts_the_former_name_of_its_key(host: Host) -> No
     assert "cid1" in host.saved()
 
 
-def test_garbage_collection_goes_on_after_a_failure_and_reports_it(host: Host) -> None:
+def test_garbage_collection_continues_after_a_failure_and_reports_it(host: Host) -> None:
     host.command("ADD", container="c1", delegate={"type": "ptp"})
     host.command("ADD", container="c2")
     (host.directory / "bin/ptp").unlink()

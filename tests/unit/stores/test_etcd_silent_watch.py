@@ -74,8 +74,8 @@ async def serving(*services: Any) -> AsyncIterator[EtcdStore]:
         await server.wait_closed()
 
 
-async def until(is_so: Callable[[], bool]) -> None:
-    while not is_so():
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
         await asyncio.sleep(0.01)
 
 

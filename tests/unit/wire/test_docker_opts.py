@@ -35,7 +35,7 @@ def test_docker0_has_its_part_of_a_divided_subnet() -> None:
     assert text == INDIVIDUAL.replace("10.100.15.1/24", "10.100.15.1/27")
 
 
-def test_docker_masquerades_what_flannel_does_not() -> None:
+def test_docker_masquerades_if_flannel_does_not() -> None:
     text = format_docker_opts({"FLANNEL_IPMASQ": "true"}, individual=True, combined=False)
 
     assert text == 'DOCKER_OPT_IPMASQ="--ip-masq=false"\n'

@@ -41,7 +41,7 @@ def number(case: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("case", [case for case in GOLDEN if "print" in case], ids=number)
-def test_writes_back_what_the_original_writes(case: dict[str, str]) -> None:
+def test_a_lease_of_the_original_is_written_back_unchanged(case: dict[str, str]) -> None:
     written = format_lease_attributes(parse_lease_attributes(case["input"].encode()))
 
     assert written.decode() == case["print"]

@@ -74,7 +74,7 @@ def number(case: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     "case", [case for case in GOLDEN if "print" in case and number(case) not in REFUSED], ids=number
 )
-def test_prints_what_the_original_computes(case: dict[str, str]) -> None:
+def test_prints_the_same_values_as_the_original(case: dict[str, str]) -> None:
     expected = case["print"]
     if number(case) in PRINTED_AS_IPV6:
         network, first, last = PRINTED_AS_IPV6[number(case)]

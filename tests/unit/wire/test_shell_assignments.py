@@ -42,7 +42,7 @@ VALUES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0
         ("A=*?[x]{1,2}!\n", {"A": "*?[x]{1,2}!"}),
     ],
 )
-def test_reads_what_a_shell_would_assign(text: str, assigned: dict[str, str]) -> None:
+def test_reads_the_same_assignments_as_a_shell(text: str, assigned: dict[str, str]) -> None:
     assert parse_assignments(text) == assigned
 
 

@@ -24,7 +24,7 @@ SUBNETS = st.builds(
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["id"])
-def test_writes_what_the_original_wrote(case: dict[str, Any]) -> None:
+def test_writes_the_same_text_as_the_original(case: dict[str, Any]) -> None:
     written, config = parse_subnet_env(case["bytes"]), case["config"]
     ipv6_subnet = written.get("FLANNEL_IPV6_SUBNET")
 

@@ -39,7 +39,7 @@ def number(case: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=number)
-def test_reads_what_the_original_reads(case: dict[str, str]) -> None:
+def test_reads_the_same_keys_as_the_original(case: dict[str, str]) -> None:
     if case["v4"] is None or number(case) in REFUSED:
         with pytest.raises(WireError) as caught:
             parse_subnet_key(case["input"])

@@ -36,7 +36,7 @@ HOST = Host(
 
 
 def test_the_route_of_the_network_has_no_scope_link_on_a_host_that_serves_docker() -> None:
-    """Docker compares a new network with routes of scope link, and would ask the plugin for ever."""
+    """Docker compares a new network with routes of scope link, and would ask the plugin forever."""
     plan = UdpBackend(network=NETWORK).plan_host(replace(HOST, serves_docker=True))
 
     assert list(plan.of_type(Address)) == [Address(link="flannel0", address=IPv4Interface("10.100.15.0/32"))]
@@ -107,7 +107,7 @@ def test_peers_of_another_backend_are_refused(backend_type: str, is_peer: bool) 
 
 
 @pytest.mark.parametrize("key", ["Port", "port", "PORT"])
-def test_the_port_comes_from_the_config(key: str) -> None:
+def test_the_port_is_read_from_the_config(key: str) -> None:
     assert parse(replace(CONFIG, backend={"Type": "udp", key: 9000})).port == 9000
     assert parse(replace(CONFIG, backend={"Type": "udp", key: None})).port == 8285
 

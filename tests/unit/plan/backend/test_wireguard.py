@@ -86,7 +86,7 @@ class TestHost:
     @pytest.mark.parametrize(
         ("keys", "mtu"), [({}, 1420), ({"MTU": 1400}, 1320), ({"MTU": 9000}, 1420), ({"mtu": None}, 1420)]
     )
-    def test_the_tunnel_takes_80_octets(self, keys: dict[str, object], mtu: int) -> None:
+    def test_the_overhead_of_the_tunnel_is_80_bytes(self, keys: dict[str, object], mtu: int) -> None:
         assert backend(**keys).mtu(HOST) == mtu
 
     def test_a_network_that_would_take_the_underlay_away_is_not_routed(self) -> None:
@@ -127,7 +127,7 @@ class TestPeer:
             )
         )
 
-    def test_a_peer_that_publishes_no_port_has_ours(self) -> None:
+    def test_a_peer_without_a_published_port_has_the_hosts_port(self) -> None:
         attributes = replace(PEER.attributes, wireguard=WireguardData(public_key=PEER_KEY))
 
         item = peer_item(backend(ListenPort=5555).plan_peer(replace(PEER, attributes=attributes), HOST))

@@ -140,8 +140,9 @@ def test_changes_missed_before_the_loss_are_ignored() -> None:
 
 
 def test_a_renewal_from_before_the_loss_is_not_another_host() -> None:
-    """The watch delivered it, and its answer was lost with the store's data. The watch was cut, not
-    compacted.
+    """The watch delivered it, and its answer was lost with the store's data.
+
+    The watch was cut, not compacted.
     """
     store = Store()
     host = Host(store, wanted()).start()
@@ -175,7 +176,7 @@ def test_a_repeated_revision_makes_no_lease_the_own_one() -> None:
     assert host.heard(Taken)
 
 
-def host_whose_store_began_anew() -> Host:
+def host_with_a_restored_store() -> Host:
     """Return a host with a cut watch. Its store lost its data, and another has its subnet at its revision."""
     store = Store()
     host = Host(store, wanted()).start()
@@ -188,7 +189,7 @@ def host_whose_store_began_anew() -> Host:
 
 
 def test_another_address_is_not_written_before_the_check_of_the_store() -> None:
-    host = host_whose_store_began_anew()
+    host = host_with_a_restored_store()
 
     host.take(Ordered(wanted(address="192.168.50.103")))
     host.sleep(1)
@@ -198,7 +199,7 @@ def test_another_address_is_not_written_before_the_check_of_the_store() -> None:
 
 
 def test_another_address_is_not_written_during_the_check() -> None:
-    host = host_whose_store_began_anew()
+    host = host_with_a_restored_store()
     assert host.wake_at is not None
     host.now = host.wake_at
     host.take(Woke())
@@ -214,7 +215,7 @@ def test_another_address_is_not_written_during_the_check() -> None:
 
 def test_a_lease_is_not_renewed_before_the_check_of_the_store() -> None:
     """When the renewal is due, all leases are listed: no lease expires because its host cannot watch."""
-    host = host_whose_store_began_anew()
+    host = host_with_a_restored_store()
     assert host.wake_at is not None
 
     host.seen, host.now = None, 23 * HOUR + 1
@@ -257,7 +258,7 @@ def claim_on_first() -> Claim:
 
 def test_a_claim_is_not_answered_before_the_check_of_the_store() -> None:
     """It arrives with the first changes of the watch. The claimed lease may be another host's."""
-    host = host_whose_store_began_anew()
+    host = host_with_a_restored_store()
     host.store.write_claim(claim_on_first())
 
     host.sleep(1)

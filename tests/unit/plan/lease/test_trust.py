@@ -54,7 +54,7 @@ def test_an_older_statement_of_a_key_is_refused_on_any_subnet() -> None:
 
 
 def test_a_statement_that_another_key_replaced_is_refused() -> None:
-    """The former holder of a subnet left the network. Nobody can bring its lease back."""
+    """The former holder of a subnet left the network. No host can restore its lease."""
     trust = Trust(allowed=frozenset({A, B}))
     assert accepts(trust, lease(A, 5))
     trust.delete(FIRST)

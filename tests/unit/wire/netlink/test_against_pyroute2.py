@@ -107,7 +107,7 @@ def test_a_route_covers_the_addresses_of_its_prefix(route: RouteRecord, address)
 
 
 @given(routes)
-def test_pyroute2_reads_our_routes(route: RouteRecord) -> None:
+def test_pyroute2_reads_written_routes(route: RouteRecord) -> None:
     theirs = rtmsg(pack(put_route(route), 1))
 
     theirs.decode()
@@ -124,7 +124,7 @@ def test_pyroute2_reads_our_routes(route: RouteRecord) -> None:
 
 
 @given(routes, st.integers(1, 2**32 - 1))
-def test_pyroute2_reads_our_routes_by_next_hops(route: RouteRecord, next_hop: int) -> None:
+def test_pyroute2_reads_written_routes_by_next_hops(route: RouteRecord, next_hop: int) -> None:
     for request in (put_route_by(route, next_hop), remove_route_by(route, next_hop)):
         theirs = rtmsg(pack(request, 1))
 
@@ -138,7 +138,7 @@ def test_pyroute2_reads_our_routes_by_next_hops(route: RouteRecord, next_hop: in
 
 
 @given(v4_networks, v4_addresses, indexes, st.integers(1, 2**32 - 1))
-def test_we_read_pyroute2s_routes(
+def test_routes_of_pyroute2_are_read(
     network: IPv4Network, gateway: IPv4Address, index: int, metric: int
 ) -> None:
     theirs = rtmsg()
@@ -195,7 +195,7 @@ def test_an_ipv6_address_is_read_back_as_sent(index, address) -> None:
 
 
 @given(indexes, v4_interfaces | v6_interfaces)
-def test_pyroute2_reads_our_addresses(index, address) -> None:
+def test_pyroute2_reads_written_addresses(index, address) -> None:
     theirs = ifaddrmsg(pack(add_address(index, address), 1))
 
     theirs.decode()
@@ -207,7 +207,7 @@ def test_pyroute2_reads_our_addresses(index, address) -> None:
 
 
 @given(indexes, st.integers(0, 2**31), st.integers(0, 2**31), names, st.booleans())
-def test_pyroute2_reads_our_changes_of_links(index, mtu, queue_length, alias, is_up) -> None:
+def test_pyroute2_reads_written_changes_of_links(index, mtu, queue_length, alias, is_up) -> None:
     request = change_link(index, mtu=mtu, queue_length=queue_length, alias=alias, is_up=is_up)
     theirs = ifinfmsg(pack(request, 1))
 
@@ -219,7 +219,7 @@ def test_pyroute2_reads_our_changes_of_links(index, mtu, queue_length, alias, is
     assert theirs.get_attr("IFLA_IFALIAS") == alias
 
 
-def test_pyroute2_reads_our_removal_of_ipv6_addresses() -> None:
+def test_pyroute2_reads_the_written_removal_of_ipv6_addresses() -> None:
     theirs = ifinfmsg(pack(stop_ipv6_addresses(4), 1))
 
     theirs.decode()
@@ -229,7 +229,7 @@ def test_pyroute2_reads_our_removal_of_ipv6_addresses() -> None:
 
 
 @given(indexes, names, st.integers(0, 2**31), st.sampled_from(["dummy", "veth", "bridge"]), st.booleans())
-def test_we_read_pyroute2s_links(index, name, mtu, kind, is_up) -> None:
+def test_links_of_pyroute2_are_read(index, name, mtu, kind, is_up) -> None:
     theirs = ifinfmsg()
     theirs["index"], theirs["flags"] = index, int(is_up)
     theirs["attrs"] = [

@@ -47,7 +47,7 @@ def test_an_fdb_entry_is_read_back_as_sent(index, mac, destination) -> None:
 
 
 @given(indexes, addresses, macs)
-def test_pyroute2_reads_our_neighbours(index, address, mac) -> None:
+def test_pyroute2_reads_written_neighbours(index, address, mac) -> None:
     for request, is_put in (
         (put_neighbour(index, address, mac), True),
         (remove_neighbour(index, address), False),
@@ -63,7 +63,7 @@ def test_pyroute2_reads_our_neighbours(index, address, mac) -> None:
 
 
 @given(indexes, macs, st.none() | addresses)
-def test_pyroute2_reads_our_fdb_entries(index, mac, destination) -> None:
+def test_pyroute2_reads_written_fdb_entries(index, mac, destination) -> None:
     requests = [remove_fdb_entry(index, mac, destination)]
     if destination is not None:
         requests.append(put_fdb_entry(index, mac, destination))
@@ -87,7 +87,7 @@ def by_pyroute2(**fields) -> bytes:
 
 
 @pytest.mark.parametrize(("state", "is_permanent"), [(0x80, True), (0x02, False), (0x40, False)])
-def test_we_read_pyroute2s_neighbours(state: int, is_permanent: bool) -> None:
+def test_neighbours_of_pyroute2_are_read(state: int, is_permanent: bool) -> None:
     body = by_pyroute2(
         family=2,
         ifindex=5,

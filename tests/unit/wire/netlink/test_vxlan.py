@@ -48,7 +48,7 @@ def test_a_whole_request_reads_as_the_device_it_makes(vxlan: VxlanRecord, mac: s
 
 
 @given(vxlans, macs)
-def test_pyroute2_reads_our_devices(vxlan: VxlanRecord, mac: str) -> None:
+def test_pyroute2_reads_written_devices(vxlan: VxlanRecord, mac: str) -> None:
     theirs = ifinfmsg(pack(create_vxlan("flannel.1", mac, vxlan), 1))
 
     theirs.decode()
@@ -80,7 +80,7 @@ def test_a_change_contains_only_changeable_parameters(vxlan: VxlanRecord) -> Non
     assert set(data) - locals_ == {"IFLA_VXLAN_ID", "IFLA_VXLAN_LINK", "IFLA_VXLAN_LEARNING"}
 
 
-def test_we_read_pyroute2s_devices() -> None:
+def test_devices_of_pyroute2_are_read() -> None:
     theirs = ifinfmsg()
     theirs["attrs"] = [
         ("IFLA_IFNAME", "flannel.7"),
@@ -117,7 +117,7 @@ def test_we_read_pyroute2s_devices() -> None:
 
 
 @given(macs)
-def test_pyroute2_reads_the_mac_that_we_give_a_link(mac: str) -> None:
+def test_pyroute2_reads_the_written_mac_of_a_link(mac: str) -> None:
     theirs = ifinfmsg(pack(change_link(7, mac=mac), 1))
 
     theirs.decode()
