@@ -241,6 +241,19 @@ def test_an_unsuitable_mac_address_in_the_lease_is_not_used() -> None:
 
 
 class TestDirectRouting:
+    def test_a_host_receives_packets_without_the_tunnel_once_it_publishes_this(self) -> None:
+        """The guard of a host that does not know the config yet drops them. The original has none."""
+        near = peer(address="192.168.50.101")
+        backend = VxlanBackend(routes_directly=True)
+
+        counts = [
+            len(backend.plan_peer(replace(near, attributes=replace(near.attributes, **published)), HOST))
+            for published in ({}, {"owner": "a"}, {"owner": "a", "reads": ("direct",)})
+        ]
+
+        assert counts == [1, 3, 1]
+        assert (backend.reads, VxlanBackend().reads) == (("direct",), ())
+
     def test_a_peer_on_the_link_is_one_route_with_its_address_as_gateway(self) -> None:
         near = peer(address="192.168.50.101")
 

@@ -1,0 +1,120 @@
+"""A running network changes from an earlier version to this one, host by host, and loses no packet."""
+
+import itertools
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterator
+from contextlib import ExitStack
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.lab.lab import EtcdServer, Lab
+from pyflannel.lab.topology import LEFT, Host, HostPlace, Topology
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+REPOSITORY = Path(__file__).parents[2]
+ADDED = "src/pyflannel/engine/transition.py"
+"""The earlier version is the one before this file was added: it knows nothing of `Also`."""
+
+INTERVAL_S = 0.01
+THREE = Topology(
+    (LEFT,),
+    tuple(HostPlace(f"docker{n}", LEFT, IPv4Interface(f"10.10.10.{100 + n}/24")) for n in (1, 2, 3)),
+)
+
+
+_FLANNELD = """
+import sys
+import pyflannel
+from pyflannel.programs.flanneld import main
+print(pyflannel.__file__, flush=True)
+sys.exit(main())
+"""
+
+
+def git(*words: str) -> bytes:
+    done = subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 else b""
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an installation of an earlier version, from the history of this repository."""
+    commit = git("log", "--diff-filter=A", "--format=%H", "-1", "--", ADDED).decode().strip()
+    archive = git("archive", f"{commit}^", "src") if commit else b""
+    if not archive:
+        pytest.skip("needs the history of the repository: a clone with all commits")
+    directory = tmp_path_factory.mktemp("earlier")
+    subprocess.run(["tar", "-x", "-C", str(directory)], input=archive, check=True)
+    environment = directory / "venv"
+    venv.create(environment, symlinks=True)
+    libraries = Path(sysconfig.get_path("purelib"))
+    packages = environment / libraries.relative_to(sys.prefix)
+    # Only the paths: the file of libraries that adds this version's sources is not read.
+    (packages / "earlier.pth").write_text(f"{directory / 'src'}\n{libraries}\n")
+    return environment / "bin/python"
+
+
+@pytest.fixture
+def overlay(make_overlay) -> Iterator[Any]:
+    with Lab(f"versions-{os.getpid()}", THREE) as lab:
+        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
+        yield make_overlay(lab, etcd, etcd.start())
+
+
+def join_earlier(overlay: Any, host: Host, python: Path) -> None:
+    command = [python, "-c", _FLANNELD, f"--store={overlay.etcd.url}"]
+    overlay.daemons[host.name] = host.start_service(command, name="flanneld")
+    assert "earlier" in overlay.log(host)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("udp", {}), ("vxlan", {"DirectRouting": True})], ids=["udp", "vxlan"]
+)
+def test_the_hosts_change_one_after_the_other(
+    overlay, ping_stream, earlier: Path, long_run: bool, kind: str, options: dict[str, Any]
+) -> None:
+    """At each step all hosts use the leases of all others."""
+    if kind != "udp" and not long_run:
+        pytest.skip("needs --long")
+    hosts = list(overlay.hosts.values())
+    overlay.set_backend(kind, **options)
+
+    def join(host: Host) -> None:
+        join_earlier(overlay, host, earlier)
+        bridge = f"link add docker0 type bridge\naddress add {host.gateway()} dev docker0\n"
+        host.run(["ip", "-batch", "-"], text=bridge + "link set docker0 up\n")
+
+    overlay.lab.each(join)
+    overlay.settle(*hosts)
+    subnets = [host.lease() for host in hosts]
+    with ExitStack() as stack:
+        streams = [
+            stack.enter_context(
+                ping_stream(
+                    source,
+                    destination.gateway().ip,
+                    interval_s=INTERVAL_S,
+                    options=["-I", str(source.gateway().ip)],
+                )
+            )
+            for source, destination in itertools.permutations(hosts, 2)
+        ]
+        for host in hosts:
+            overlay.daemons[host.name].stop()
+            overlay.join(host)
+            overlay.settle(*hosts)
+            for stream in streams:
+                stream.wait_answered()
+        statuses = [overlay.wait_ready(host) for host in hosts]
+
+    assert [stream.lost() for stream in streams] == [[]] * len(streams)
+    assert [host.lease() for host in hosts] == subnets
+    assert [status.refused_peers for status in statuses] == [()] * len(hosts)
