@@ -9,9 +9,8 @@ from doubles.fake_clock import FakeClock
 from doubles.fake_kernel import FakeKernel, announcing
 from doubles.fake_store import FakeStore
 from pyflannel.engine.list_watch import StoreLog
-from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.supervisor import Supervisor
-from pyflannel.engine.world import HostOptions, World
+from pyflannel.engine.world import HostOptions, PlanOptions, World
 from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddress, Interfaces, RouteScope
 from pyflannel.model.lease import Identity
 from pyflannel.model.route import Route

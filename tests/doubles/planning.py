@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from doubles.fake_clock import FakeClock
+from pyflannel.engine.condition import Inputs
 from pyflannel.engine.plan_log import PlanLog
-from pyflannel.engine.planner import Inputs, Planner, PlanOptions, PlanResult
+from pyflannel.engine.planner import Planner
+from pyflannel.engine.world import PlanOptions
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_set import SubnetMap
-from pyflannel.model.state import Add, Operation, Replace, State
+from pyflannel.model.state import Add, Operation, PlanResult, Replace, State
 from pyflannel.plan.diff import diff, losses, order
 
 SUBNET_FILE = "/run/flannel/subnet.env"

@@ -8,13 +8,12 @@ from ipaddress import IPv4Address, IPv4Network
 from doubles.fake_clock import FakeClock
 from doubles.fake_kernel import FakeKernel
 from pyflannel.engine.batch_report import Journal
-from pyflannel.engine.planner import Changed, Replaced
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.item import Item, Key
 from pyflannel.model.link import Link, Vxlan
 from pyflannel.model.route import Neighbour
-from pyflannel.model.state import Operation, Refusal, Remove, Replace, State
+from pyflannel.model.state import Changed, Operation, Refusal, Remove, Replace, Replaced, State
 from pyflannel.plan.diff import diff
 from pyflannel.plan.ownership import ours
 from pyflannel.ports import Announce, ChangeChannel

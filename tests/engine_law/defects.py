@@ -5,14 +5,14 @@ from collections.abc import Iterable
 import pytest
 
 from pyflannel.engine import targets
-from pyflannel.engine.planner import Blocked, Planner
+from pyflannel.engine.planner import Planner
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.work import Work
 from pyflannel.model.item import Item, Key, Rank
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Unreadable
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.state import Operation
+from pyflannel.model.state import Blocked, Operation
 from pyflannel.plan import diff
 
 

@@ -61,18 +61,19 @@ from engine_law.steps import (
     peer_subnet,
 )
 from pyflannel.engine.batch_report import Journal
+from pyflannel.engine.condition import Inputs
 from pyflannel.engine.list_watch import REOPEN_MIN_S
 from pyflannel.engine.pacing import RETRY_MIN_S, longest_pause_s
-from pyflannel.engine.planner import Blocked, Changed, Inputs, PlanOptions, Replaced
 from pyflannel.engine.reconciler import AUDIT_S, Reconciler
 from pyflannel.engine.targets import LATE_S
+from pyflannel.engine.world import PlanOptions
 from pyflannel.model.forwarder import ForwarderPeer
 from pyflannel.model.host import HostFile
 from pyflannel.model.item import Item, Key
 from pyflannel.model.lease_protocol import Unreadable
 from pyflannel.model.link import Link
 from pyflannel.model.route import Neighbour, Route
-from pyflannel.model.state import Add, Operation, Remove, Replace, State
+from pyflannel.model.state import Add, Blocked, Changed, Operation, Remove, Replace, Replaced, State
 from pyflannel.model.status import Event
 from pyflannel.plan.backends import backend_of
 from pyflannel.plan.diff import diff

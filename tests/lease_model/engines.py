@@ -19,7 +19,6 @@ from lease_model.ledger import Ledger
 from lease_model.line import Line
 from lease_model.rules import Violation
 from lease_model.world import HostState, StoreState, World
-from pyflannel.engine.planner import Generation
 from pyflannel.errors import WireError
 from pyflannel.model.host import HostFile
 from pyflannel.model.lease import Claim, Identity, Lease, LeaseAttributes
@@ -43,6 +42,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, State
 from pyflannel.model.store_record import Put
+from pyflannel.plan.generations import Generation
 from pyflannel.plan.lease.state import LeaseState
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.network_config_json import parse_network_config

@@ -12,7 +12,8 @@ from lease_model.scenarios import host, network, scenario
 from lease_model.simulation import Simulation
 from lease_model.store import put_lease, transact
 from lease_model.world import Protocol, Request, StoreState, World
-from pyflannel.engine.planner import Inputs, PlanOptions
+from pyflannel.engine.condition import Inputs
+from pyflannel.engine.world import PlanOptions
 from pyflannel.model.host import Underlay
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Event, PutLease, Wrote

@@ -25,13 +25,14 @@ from lease_model.engines import (
 )
 from lease_model.rules import Violation
 from pyflannel.engine import supervisor
+from pyflannel.engine.condition import Inputs
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.list_watch import StoreLog
-from pyflannel.engine.planner import Generation, Inputs, Planner, PlanOptions
+from pyflannel.engine.planner import Planner
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.store_followers import ConfigFollower, read_config
 from pyflannel.engine.work import Work
-from pyflannel.engine.world import HostOptions, World
+from pyflannel.engine.world import HostOptions, PlanOptions, World
 from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddress, Interfaces, RouteScope
 from pyflannel.model.item import Key
 from pyflannel.model.lease import Lease
@@ -40,6 +41,7 @@ from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.store_record import Conflict, Delete, Put, Record, Written
 from pyflannel.plan.diff import diff
+from pyflannel.plan.generations import Generation
 from pyflannel.plan.lease.state import LeaseState
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.plan.peers import PeerChange

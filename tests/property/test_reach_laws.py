@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.planning import SUBNET_FILE, by_subnet
-from pyflannel.engine.planner import Inputs, Planner, PlanOptions
+from pyflannel.engine.condition import Inputs
+from pyflannel.engine.planner import Planner
+from pyflannel.engine.world import PlanOptions
 from pyflannel.model.host import Surroundings, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.link import Address

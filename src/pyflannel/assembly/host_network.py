@@ -19,10 +19,9 @@ from pyflannel.engine.docker_plugin import DockerPlugin
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.plan_log import GuardLog
-from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.status_report import status_of, strangers_of, wireguard_of
 from pyflannel.engine.supervisor import Supervisor
-from pyflannel.engine.world import HostOptions, World
+from pyflannel.engine.world import HostOptions, PlanOptions, World
 from pyflannel.errors import TargetError, UsageError, WireError, remedy
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget

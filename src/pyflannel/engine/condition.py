@@ -7,8 +7,9 @@ event and the data path. The supervisor makes a new condition from each event, a
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-from pyflannel.engine.planner import Inputs
-from pyflannel.model.lease import Identity
+from pyflannel.model.docker import NO_DOCKER, DockerParts
+from pyflannel.model.host import ALONE, Bridge, Surroundings, Underlay
+from pyflannel.model.lease import Identity, Lease
 from pyflannel.model.lease_protocol import (
     Acquired,
     Contested,
@@ -22,8 +23,61 @@ from pyflannel.model.lease_protocol import (
     StoreBack,
     Taken,
 )
-from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.lease_set import LeaseSet, SubnetMap
+from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import LeasePhase, Notice
+from pyflannel.model.wireguard import UNKNOWN, WireguardFacts
+from pyflannel.plan.backends import Backend
+from pyflannel.plan.generations import Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """The inputs of a plan that may change while the host runs.
+
+    Attributes:
+        config: the network config in force; None until one is known.
+        backend: the backend of the config.
+        previous: earlier configs by which peers may still send, the newest first.
+        is_prepared: this host can receive packets by `backend`; until then, it sends by `previous`.
+        underlay: the interface that carries the tunnel.
+        lease: this host's lease.
+        leases: the leases that are valid for the data path, including this host's.
+        bridges: bridges of containers; only known for the fast path.
+        has_fast_path: programs in the kernel may carry packets.
+        owner: identity of this host.
+        surroundings: addresses and routes outside the overlay.
+        wireguard: key and implementation, for the wireguard backend.
+        docker: networks of Docker that the network plugin created.
+    """
+
+    config: NetworkConfig | None = None
+    backend: Backend | None = None
+    previous: tuple[Generation, ...] = ()
+    is_prepared: bool = True
+    underlay: Underlay | None = None
+    lease: Lease | None = None
+    leases: SubnetMap[Lease] = field(default_factory=SubnetMap)
+    bridges: tuple[Bridge, ...] = ()
+    has_fast_path: bool = False
+    owner: str = ""
+    surroundings: Surroundings = ALONE
+    wireguard: WireguardFacts = UNKNOWN
+    docker: DockerParts = NO_DOCKER
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """The configs of this host, in the order in which it sends by them; empty while none is known."""
+        if self.config is None or self.backend is None:
+            return ()
+        newest = Generation(self.config, self.backend)
+        return (newest, *self.previous) if self.is_prepared else (*self.previous, newest)
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """The backends of these configs."""
+        return tuple(one.backend for one in self.generations)
+
 
 _LOSSES = ("lost", "taken")
 """Phases in which the store does not contain this host's lease. One may follow the other."""

@@ -8,9 +8,9 @@ import logging
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from pyflannel.engine.condition import HostCondition
+from pyflannel.engine.condition import HostCondition, Inputs
 from pyflannel.engine.pacing import LogLimit
-from pyflannel.engine.planner import Inputs, Planner
+from pyflannel.engine.planner import Planner
 from pyflannel.errors import sentences
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import route_protocol

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyflannel.engine.pacing import LogLimit
-from pyflannel.engine.planner import Blocked, Objection, Planner, PlanResult
+from pyflannel.engine.planner import Objection, Planner
 from pyflannel.errors import sentences
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.state import Blocked, PlanResult
 from pyflannel.model.status import StrangerStatus
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.peers import Conflict

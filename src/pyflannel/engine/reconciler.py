@@ -13,14 +13,25 @@ from operator import or_
 
 from pyflannel.engine.batch_report import Batch, BatchReport, Counts, Journal
 from pyflannel.engine.pacing import FIRST_PAUSE_S, RETRY_MIN_S, Damping, longest_pause_s, pause
-from pyflannel.engine.planner import Blocked, Changed, PlanResult, Replaced, Unchanged
 from pyflannel.engine.targets import Reading, Targets
 from pyflannel.engine.work import Kinds, Mark, Stage, Work
 from pyflannel.model.host import HostFile
 from pyflannel.model.item import Item, Key
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE
-from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.state import (
+    Add,
+    Blocked,
+    Changed,
+    Operation,
+    PlanResult,
+    Refusal,
+    Remove,
+    Replace,
+    Replaced,
+    State,
+    Unchanged,
+)
 from pyflannel.plan.diff import Missing, change, differences, losses, order
 from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.ports import Clock, Target

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pyflannel.engine.batch_report import Journal
-from pyflannel.engine.condition import ConfigCondition, HostCondition, LeaseCondition, StoreCondition
+from pyflannel.engine.condition import ConfigCondition, HostCondition, Inputs, LeaseCondition, StoreCondition
 from pyflannel.engine.config_acceptance import (
     Accepted,
     Candidate,
@@ -29,7 +29,7 @@ from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import LeaseLog, log_shared_over
 from pyflannel.engine.own_lease import identified, previous_run_subnet, wanted_lease
 from pyflannel.engine.plan_log import PlanLog
-from pyflannel.engine.planner import Blocked, Inputs, Planner, Replaced
+from pyflannel.engine.planner import Planner
 from pyflannel.engine.readiness import reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.store_followers import ConfigFollower, read_config
@@ -50,6 +50,7 @@ from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import NftTable
 from pyflannel.model.route import route_protocol
+from pyflannel.model.state import Blocked, Replaced
 from pyflannel.model.status import Notice
 from pyflannel.model.wireguard import WireguardDevice, WireguardFacts
 from pyflannel.plan.backends import Backend

@@ -8,10 +8,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from pyflannel.engine.planner import Generation, Inputs
+from pyflannel.engine.condition import Inputs
 from pyflannel.model.lease import MOST_PREVIOUS, Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.backends import Backend
+from pyflannel.plan.generations import Generation
 from pyflannel.ports import Clock
 
 log = logging.getLogger(__name__)

@@ -1,14 +1,17 @@
 """The ports of the engine of one host, and the operator's options."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyflannel.engine.fast_path import Choice
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
-from pyflannel.engine.planner import PlanOptions
 from pyflannel.engine.reconciler import AUDIT_S
+from pyflannel.model.host import GroChoice, HostFile
 from pyflannel.model.lease import LEASE_TTL_S, Identity
+from pyflannel.model.link import MARK
+from pyflannel.model.packet_filter import FIRST_DEVICE
+from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import (
     BridgeSource,
@@ -20,6 +23,33 @@ from pyflannel.ports import (
     Target,
     WireguardSource,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """The inputs of a plan that do not change while the host runs.
+
+    Attributes:
+        subnet_file: path of subnet.env.
+        other_files: further planned files.
+        packet_filter: options of the filter rules.
+        device: device name that the daemon claims.
+        mark: alias of its links.
+        kernel: release of the running kernel; "" if unknown.
+        has_blackhole: drop packets to this host's subnet that no local bridge accepts.
+        gro: coalesce received TCP segments of the fast path.
+        serves_docker: the host has the network plugin for Docker.
+    """
+
+    subnet_file: str
+    other_files: tuple[HostFile, ...] = ()
+    packet_filter: FilterOptions = field(default_factory=FilterOptions)
+    device: str = FIRST_DEVICE
+    mark: str = MARK
+    kernel: str = ""
+    has_blackhole: bool = False
+    gro: GroChoice = "auto"
+    serves_docker: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

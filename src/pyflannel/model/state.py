@@ -125,3 +125,39 @@ class Refusal:
     cause: str
     hint: str = ""
     is_permanent: bool = False
+
+
+# Changes of a plan.
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The plan has not changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Some objects of the plan changed. Their keys, with the planned objects before the change."""
+
+    previous: Mapping[Key, Item | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A new plan. Later changes are made in place and reported by `Changed`."""
+
+    plan: State
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """There is no plan for these inputs, so the previous plan stays in force.
+
+    Attributes:
+        reason: the condition that the backend waits for; "" if an input is missing.
+    """
+
+    reason: str = ""
+
+
+PlanResult = Unchanged | Changed | Replaced | Blocked

@@ -7,10 +7,9 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from doubles.fake_clock import FakeClock
-from pyflannel.engine.condition import HostCondition, LeaseCondition, StoreCondition
+from pyflannel.engine.condition import HostCondition, Inputs, LeaseCondition, StoreCondition
 from pyflannel.engine.lease_log import LeaseLog, contested_text, exhausted_text, shared_text
 from pyflannel.engine.pacing import LINES_A_MINUTE
-from pyflannel.engine.planner import Inputs
 from pyflannel.model.lease import Identity, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import (
     Acquired,

@@ -6,11 +6,10 @@ from itertools import pairwise
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_kernel import FakeKernel
-from pyflannel.engine.planner import Replaced
 from pyflannel.engine.readiness import ALIVE, Liveness
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.model.link import Link
-from pyflannel.model.state import Operation, Refusal, State
+from pyflannel.model.state import Operation, Refusal, Replaced, State
 
 PLAN = State.of(Link(name="flannel0", kind="tun", mtu=1472))
 

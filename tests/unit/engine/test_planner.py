@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.planning import SUBNET_FILE, Planning, by_subnet, plan_of
+from pyflannel.engine.condition import Inputs
 from pyflannel.engine.plan_log import NAMED_IN_LOG
-from pyflannel.engine.planner import Blocked, Changed, Inputs, Objection, PlanOptions, Replaced, Unchanged
+from pyflannel.engine.planner import Objection
+from pyflannel.engine.world import PlanOptions
 from pyflannel.model.docker import NO_DOCKER, DockerNetwork, DockerParts, PublishedPort
 from pyflannel.model.fast_path import BpfContainer
 from pyflannel.model.host import Bridge, BridgedContainer, Host, HostFile, Surroundings, Underlay
@@ -20,7 +22,7 @@ from pyflannel.model.link import Link
 from pyflannel.model.network_config import IPV4_ONLY, Family, NetworkConfig
 from pyflannel.model.packet_filter import NftTable
 from pyflannel.model.route import FdbEntry, Route
-from pyflannel.model.state import State
+from pyflannel.model.state import Blocked, Changed, Replaced, State, Unchanged
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend.udp import UdpBackend

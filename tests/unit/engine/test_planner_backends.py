@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.planning import SUBNET_FILE, Planning, by_subnet
+from pyflannel.engine.condition import Inputs
 from pyflannel.engine.plan_log import NAMED_IN_LOG, PEERS_A_MINUTE
-from pyflannel.engine.planner import Blocked, Changed, Inputs, PlanOptions, Replaced
+from pyflannel.engine.world import PlanOptions
 from pyflannel.model.host import Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
+from pyflannel.model.state import Blocked, Changed, Replaced
 from pyflannel.plan.backend.alloc import AllocBackend
 from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend

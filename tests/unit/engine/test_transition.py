@@ -8,10 +8,10 @@ import pytest
 
 from doubles.fake_clock import FakeClock
 from doubles.planning import SUBNET_FILE, Planning, by_subnet
-from pyflannel.engine.condition import HostCondition, LeaseCondition, StoreCondition
+from pyflannel.engine.condition import HostCondition, Inputs, LeaseCondition, StoreCondition
 from pyflannel.engine.own_lease import identified
-from pyflannel.engine.planner import Inputs, PlanOptions
 from pyflannel.engine.transition import LINGER_S, Retirement, with_config
+from pyflannel.engine.world import PlanOptions
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Underlay
 from pyflannel.model.lease import BackendPart, Identity, Lease, LeaseAttributes, Vtep
@@ -110,6 +110,12 @@ class TestConfig:
 
 
 class TestPlan:
+    @pytest.mark.parametrize("backend", [VXLAN, HostGwBackend()])
+    def test_the_guard_belongs_to_what_must_be_prepared(self, backend: Backend) -> None:
+        made, state = planned(changed(UDP, backend, is_prepared=False))
+
+        assert {table.key for table in state.of_type(GuardTable)} <= made.receiving_keys()
+
     def test_until_it_is_prepared_packets_take_the_previous_backend(self) -> None:
         new = peer(1, VXLAN_PART, UDP_PART)
 

@@ -1,0 +1,143 @@
+"""The backends of a host: one, or several during a change of the backend (decision 0051).
+
+Each backend sees the host and its peers in its own way: this host's lease as the backend published it, and
+the lease of a peer as the backend can use it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
+
+from pyflannel.model.host import Bridge, Host
+from pyflannel.model.item import Item, Key
+from pyflannel.model.lease import Lease
+from pyflannel.model.network_config import Family, NetworkConfig
+from pyflannel.model.route import Route
+from pyflannel.model.tunnel_guard import GuardedPath, joined
+from pyflannel.plan.backends import Backend, own_variant
+from pyflannel.plan.peers import subnet_of
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A network config with its backend. During a change of the backend, a host has several."""
+
+    config: NetworkConfig
+    backend: Backend
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A backend, and the host as it sees it.
+
+    Attributes:
+        subnet_route: pattern of the routes to single peers, if another backend has the route of the network.
+    """
+
+    backend: Backend
+    host: Host
+    subnet_route: Route | None = None
+
+    def variant(self, peer: Lease) -> Lease | None:
+        """Return the lease of a peer as this backend can use it; None if it cannot."""
+        if self.backend.objection(peer, self.host) is None:
+            return peer
+        others = peer.variants[1:]
+        return next((one for one in others if self.backend.objection(one, self.host) is None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """The inputs that concern all objects of a family. Another basis requires a new plan.
+
+    Attributes:
+        family: the family of the views.
+        config: the config of the first view.
+        views: the backends, in the order in which a peer is planned by them.
+        newest: the backend of the newest config.
+        path: the path of packets from other hosts.
+    """
+
+    family: Family
+    config: NetworkConfig
+    views: tuple[View, ...]
+    newest: Backend
+    path: GuardedPath | None
+
+
+def basis_of(generations: Sequence[Generation], host: Host, newest: Backend) -> Basis:
+    """Return the basis of the host's family, with the backends that carry it."""
+    backends = [one.backend for one in generations if host.family in one.backend.families]
+    views = _views(backends, host)
+    path = joined(view.backend.guarded_path(view.host) for view in views)
+    return Basis(host.family, generations[0].config, views, newest, path)
+
+
+def _views(backends: Sequence[Backend], host: Host) -> tuple[View, ...]:
+    """Return the views of these backends. The first that routes the whole network has its route."""
+    if len(backends) == 1:
+        return (View(backends[0], host),)
+    views: list[View] = []
+    taken: set[Key] = set()
+    for backend in backends:
+        seen = replace(host, lease=own_variant(host.lease, backend, host))
+        routes = backend.plan_host(seen).of_type(Route) if backend.routed == "network" else ()
+        network = next((route for route in routes if route.kind == "unicast"), None)
+        is_taken = network is not None and network.key in taken
+        if network is not None:
+            taken.add(network.key)
+        views.append(View(backend, seen, network if is_taken else None))
+    return tuple(views)
+
+
+def view_of(peer: Lease, basis: Basis) -> View | None:
+    """Return the first view that can reach a peer."""
+    return next((view for view in basis.views if view.variant(peer) is not None), None)
+
+
+def items_of(peer: Lease, basis: Basis) -> Iterator[Item]:
+    """Yield the objects of a peer for all backends, but the routes of the first alone.
+
+    The peer may send by each of them, until it has read the newest lease of this host.
+    """
+    keys: set[Key] = set()
+    chosen: View | None = None
+    for view in basis.views:
+        variant = view.variant(peer)
+        if variant is None:
+            continue
+        chosen = chosen or view
+        items: Iterable[Item] = view.backend.plan_peer(variant, view.host)
+        if view is chosen and view.subnet_route is not None:
+            subnet = subnet_of(peer, basis.family)
+            route = replace(view.subnet_route, destination=subnet, protocol=view.host.protocol)
+            items = (*items, route)
+        for item in items:
+            if item.key not in keys and (view is chosen or not isinstance(item, Route)):
+                keys.add(item.key)
+                yield item
+
+
+def outranked_by(peers: Sequence[Lease], basis: Basis) -> dict[IPv4Network, str]:
+    """Return the peers that yield to others, by subnet, with the reason."""
+    found: dict[IPv4Network, str] = {}
+    for view in basis.views:
+        variants = [variant for peer in peers if (variant := view.variant(peer)) is not None]
+        found.update(view.backend.outranked(variants, view.host))
+    return found
+
+
+def bridge_items(basis: Basis, bridges: tuple[Bridge, ...]) -> Iterator[Item]:
+    """Yield the objects of bridges and their containers, for all backends."""
+    for view in basis.views:
+        yield from view.backend.plan_bridges(bridges, view.host)
+
+
+def transition_notes(basis: Basis) -> Iterator[str]:
+    """Yield a note during a change of the backend."""
+    others = [view.backend.way for view in basis.views if view.backend is not basis.newest]
+    if others:
+        yield (
+            f"The backend changes to {basis.newest.way}. This host also receives packets by"
+            f" {' and '.join(others)}, until no other host needs it"
+        )
