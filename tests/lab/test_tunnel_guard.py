@@ -78,7 +78,7 @@ class Network:
         packet = datagram(source, self.containers[receiver].address, PORT, payload)
         if self.kind == "udp":
             return packet
-        links = {link["ifname"]: link["address"] for link in self.hosts[receiver].links()}
+        links = {link["ifname"]: link.get("address") for link in self.hosts[receiver].links()}
         return vxlan_payload(packet, links["flannel.1"])
 
     def received(self, receiver: int, attack: Callable[[], object]) -> int:
@@ -365,3 +365,39 @@ def test_packets_of_other_hosts_containers_with_host_gw(network: Network) -> Non
     assert (
         network.received(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex()))) == 0
     )
+
+
+def test_both_tunnels_are_guarded_during_a_change_of_the_backend(overlay, joined) -> None:
+    """A host that does not follow keeps the previous tunnel open, with the same checks."""
+    data = {"VNI": 1, "VtepMAC": "0e:00:00:00:00:66"}
+    lease = json.dumps({"PublicIP": "10.10.10.66", "BackendType": "vxlan", "BackendData": data})
+    overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/10.100.200.0-28", lease)
+    hosts, containers, other = joined
+    for kind in ("vxlan", "udp"):
+        overlay.set_backend(kind)
+        for host in hosts:
+            key = f"{PREFIX}/subnets/{str(host.lease()).replace('/', '-')}"
+            wait_until(
+                lambda key=key, kind=kind: (
+                    json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key)).get(
+                        "BackendType", "udp"
+                    )
+                    == kind
+                ),
+                what=f"{host.name} publishes {kind}",
+                deadline_s=DEADLINE_S,
+            )
+
+    for kind, port in (("udp", 8285), ("vxlan", 8472)):
+        network = Network(overlay, kind, port, hosts, containers, other)
+        source = containers[0].address
+        attack = python(SENDER, hosts[1].address, port, COUNT, network.frame(source, 1).hex(), 65534)
+        assert network.received(1, lambda attack=attack: containers[0].run(attack)) == 0
+        packet = datagram("10.10.10.77", hosts[1].address, port, network.frame(containers[2].address, 1))
+        stranger = python(RAW_SENDER, COUNT, packet.hex())
+        assert network.received(1, lambda stranger=stranger: overlay.lab.router.run(stranger)) == 0
+    status = overlay.status(hosts[0])
+    assert status.backend is not None
+    assert any("also receives packets by vxlan with VNI 1" in note for note in status.backend.notes)
+    assert "These hosts have not changed the backend yet: 10.10.10.66" in status.backend.notes
+    overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/10.100.200.0-28")

@@ -44,6 +44,9 @@ from pyflannel.plan.routes import (
 )
 from pyflannel.wire.subnet_env import format_subnet_env
 
+_NAMED = 5
+"""Most hosts that a note names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Objection:
@@ -117,6 +120,16 @@ class Planner:
     def needs_previous(self) -> bool:
         """Whether a peer is reached by a previous backend, or the newest cannot work on this host."""
         return bool(self._behind or self.obstacle)
+
+    @property
+    def change_notes(self) -> tuple[str, ...]:
+        """The change of the backend in progress, and the hosts that have not changed."""
+        notes = tuple(transition_notes(self._bases[0])) if self._bases else ()
+        behind = [peer.attributes.host_text for peer in self.peers if peer.subnet in self._behind]
+        if not notes or not behind:
+            return notes
+        more = f" and {len(behind) - _NAMED} more" if len(behind) > _NAMED else ""
+        return (*notes, f"These hosts have not changed the backend yet: {', '.join(behind[:_NAMED])}{more}")
 
     @property
     def plan(self) -> State | None:

@@ -144,8 +144,8 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
         type=config.backend_type,
         link=next(links, None),
         mtu=min(backend.mtu(one) for one in (host, ipv6_host) if one is not None),
-        notes=notes_on(config, backend, host),
-        is_encrypted=backend.is_encrypted,
+        notes=(*notes_on(config, backend, host), *supervisor.planner.change_notes),
+        is_encrypted=all(one.is_encrypted for one in inputs.backends),
         port=backend.tunnel_port,
     )
 

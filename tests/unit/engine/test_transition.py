@@ -152,9 +152,11 @@ class TestPlan:
         made, _ = planned(changed(UDP, VXLAN), peer(2, UDP_PART))
         assert made.needs_previous
 
+        assert made.change_notes[1] == "These hosts have not changed the backend yet: 172.16.0.2"
         made.take(leases=by_subnet([OWN, peer(2, VXLAN_PART, UDP_PART)]))
 
         assert not made.needs_previous
+        assert len(made.change_notes) == 1
         assert [entry.mac for entry in made.plan.of_type(FdbEntry)] == ["0e:00:00:00:00:01"]
 
     def test_of_two_backends_that_route_the_network_the_other_has_routes_to_its_peers(self) -> None:
