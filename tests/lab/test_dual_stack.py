@@ -47,11 +47,27 @@ def hosts(overlay: Overlay) -> list[Host]:
     return found
 
 
-def join(overlay: Overlay, hosts: list[Host], kind: str = "vxlan", **backend: object) -> None:
+def join(
+    overlay: Overlay,
+    hosts: list[Host],
+    kind: str = "vxlan",
+    *,
+    nftables: bool = False,
+    flags: tuple[str, ...] = (),
+) -> None:
     """Start the hosts on a network with both families, and give each a bridge as a container runtime does."""
-    config = Overlay.config(EnableIPv6=True, IPv6Network=str(NETWORK), Backend={"Type": kind, **backend})
+    config = Overlay.config(
+        EnableIPv6=True,
+        IPv6Network=str(NETWORK),
+        EnableNFTables=nftables,
+        Backend={"Type": kind},
+    )
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
-    together([lambda host=host: overlay.join(host) for host in hosts])
+
+    def start(host: Host) -> None:
+        overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", *flags)
+
+    together([lambda host=host: start(host) for host in hosts])
     for host in hosts:
         env = host.subnet_env()
         batch = f"address flush dev br7 scope global\naddress add {env['FLANNEL_SUBNET']} dev br7\n"
@@ -151,3 +167,31 @@ def test_a_restart_loses_no_packet(overlay: Overlay, hosts: list[Host]) -> None:
 
     assert stream.lost() == []
     assert (first.lease(), bridge(first)) == key
+
+
+@pytest.mark.parametrize("has_nftables", [False, True], ids=["iptables", "nftables"])
+def test_host_gw_and_the_filter_rules_have_both_families(
+    overlay: Overlay, hosts: list[Host], has_nftables: bool
+) -> None:
+    """Packets that leave the network get the address of the host in both families."""
+    pair = hosts[:2]
+    for host in pair:
+        overlay.daemons[host.name].kill()
+    join(overlay, pair, "host-gw", nftables=has_nftables, flags=("--ip-masq",))
+
+    wait_reached(pair)
+    first, second = pair
+    routes = first.run(["ip", "-6", "route", "show", "proto", "80"]).stdout
+    assert f"{bridge(second).network} via {underlay(second).ip} dev eth0" in routes
+    assert first.subnet_env()["FLANNEL_MTU"] == "1500"
+    assert not any(link["ifname"].startswith("flannel") for link in first.links())
+    router = str(underlay(first).network[0xFE])
+    # The router has no route to the overlay, so it answers the host only.
+    first.run(["ping", "-n", "-c1", "-W5", "-I", str(bridge(first).ip), router])
+    rules = first.run(["nft", "list", "ruleset"]).stdout
+    saved = first.run(["ip6tables-save"]).stdout
+    if has_nftables:
+        assert "table ip6 flannel-ipv6" in rules
+        assert "FLANNEL-POSTRTG" not in saved
+    else:
+        assert f"-A FLANNEL-POSTRTG -s {NETWORK} ! -d ff00::/8" in saved

@@ -1,7 +1,8 @@
 """The choice of the interface: by the options, or by the default route; or the missing condition."""
 
 import re
-from ipaddress import IPv4Address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_interface
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -250,3 +251,99 @@ def test_the_chosen_interface_exists(present: list[Interface], asks_by_pattern: 
     assert found is not None
     assert found.holds(underlay.address)
     assert found.alias != MARK
+
+
+PERMANENT = "fd07::102/64"
+
+
+class TestIpv6:
+    """The IPv6 address of the interface that IPv4 selects."""
+
+    def chosen(
+        self, *addresses: str | InterfaceAddress, wanted: UnderlayOptions | None = None, **facts: Any
+    ) -> Underlay:
+        eth0 = interface("eth0", "192.168.50.102/24", "fe80::1/64", *addresses, **facts)
+        other = interface("eth1", "10.10.10.102/24", "fd08::102/64", index=3)
+        found = Interfaces(interfaces=(LO, eth0, other), default_routes=(BY_ETH0,))
+        return choose(wanted or UnderlayOptions(), found, uses_ipv6=True)
+
+    def test_a_permanent_address_is_chosen_before_a_dynamic_one(self) -> None:
+        underlay = self.chosen(held("fd07::1/64", is_permanent=False), PERMANENT)
+
+        assert (underlay.link, underlay.ipv6_address) == ("eth0", IPv6Address("fd07::102"))
+        assert underlay.public_ipv6 == underlay.ipv6_address
+        assert underlay.ipv6_trouble == ""
+
+    @pytest.mark.parametrize(
+        ("fact", "word"),
+        [
+            ("is_secondary", "temporary"),
+            ("is_deprecated", "deprecated"),
+            ("is_tentative", "not yet verified, or a duplicate"),
+        ],
+    )
+    def test_an_address_that_does_not_last_is_never_chosen(self, fact: str, word: str) -> None:
+        passing = held("fd07::1/64", **{fact: True})
+
+        assert self.chosen(passing, PERMANENT).ipv6_address == IPv6Address("fd07::102")
+        assert self.chosen(passing).ipv6_address is None
+        assert self.chosen(passing).ipv6_trouble == (
+            "an IPv6 address of eth0: other hosts cannot use those that it has"
+            f" (fe80::1 is link-local, fd07::1 is {word})"
+        )
+
+    def test_a_disabled_family_is_named_with_its_sysctl(self) -> None:
+        underlay = self.chosen(has_ipv6=False)
+
+        assert underlay.address == IPv4Address("192.168.50.102")
+        assert underlay.ipv6_trouble == (
+            "an IPv6 address of eth0: IPv6 is disabled on it (sysctl net.ipv6.conf.eth0.disable_ipv6)"
+        )
+
+    @pytest.mark.parametrize(
+        "wanted",
+        [
+            UnderlayOptions(public_ipv6=IPv6Address("fd07::5")),
+            UnderlayOptions(ifaces=("fd07::5",)),
+            pattern(r"fd07::5$"),
+        ],
+    )
+    def test_an_option_selects_one_of_several_addresses(self, wanted: UnderlayOptions) -> None:
+        assert self.chosen(PERMANENT, "fd07::5/64", wanted=wanted).ipv6_address == IPv6Address("fd07::5")
+
+    def test_an_ipv6_address_selects_the_interface(self) -> None:
+        underlay = self.chosen(PERMANENT, wanted=UnderlayOptions(ifaces=("fd08::102",)))
+
+        assert (underlay.link, str(underlay.address)) == ("eth1", "10.10.10.102")
+        assert underlay.ipv6_address == IPv6Address("fd08::102")
+
+    def test_both_families_use_one_interface(self) -> None:
+        underlay = self.chosen(PERMANENT, wanted=UnderlayOptions(public_ipv6=IPv6Address("fd08::102")))
+
+        assert underlay.ipv6_address is None
+        assert underlay.ipv6_trouble == (
+            "one interface for both families: IPv4 uses eth0, and fd08::102 (--public-ipv6) is an address of"
+            " eth1"
+        )
+
+    def test_a_public_address_of_a_nat_is_only_published(self) -> None:
+        underlay = self.chosen(PERMANENT, wanted=UnderlayOptions(public_ipv6=IPv6Address("2001:db8::7")))
+
+        assert underlay.ipv6_address == IPv6Address("fd07::102")
+        assert underlay.public_ipv6 == IPv6Address("2001:db8::7")
+
+    def test_without_ipv6_in_the_network_nothing_of_it_is_in_the_underlay(self) -> None:
+        """Otherwise, each change of an IPv6 address would cause a new plan."""
+        eth0 = interface("eth0", "192.168.50.102/24", PERMANENT, on_link=(IPv6Network("fd07::/64"),))
+        found = Interfaces(interfaces=(eth0,), default_routes=(BY_ETH0,))
+
+        underlay = choose(UnderlayOptions(), found)
+
+        assert (underlay.ipv6_address, underlay.public_ipv6, underlay.on_link) == (None, None, ())
+
+
+def test_an_address_on_two_interfaces_does_not_select_one() -> None:
+    found = Interfaces(interfaces=(ETH0, interface("eth5", "192.168.50.102/24", index=9)))
+
+    with pytest.raises(NoUnderlayError, match=r"192\.168\.50\.102 is an address of eth0 and eth5"):
+        choose(UnderlayOptions(ifaces=("192.168.50.102",)), found)
