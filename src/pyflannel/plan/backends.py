@@ -161,11 +161,11 @@ def backend_of(config: NetworkConfig) -> Backend:
 # The effects of another network config on running hosts, for people.
 
 _UNDERLAY_MTU = 1500
-_OVERHEADS: Mapping[str, int] = {
-    "udp": udp.OVERHEAD,
-    "vxlan": vxlan.OVERHEADS[4],
-    "host-gw": 0,
-    "wireguard": wireguard.OVERHEAD,
+_OVERHEADS: Mapping[str, Mapping[Family, int]] = {
+    "udp": {4: udp.OVERHEAD},
+    "vxlan": vxlan.OVERHEADS,
+    "host-gw": {4: 0},
+    "wireguard": {4: wireguard.OVERHEAD},
 }
 _IN_PLACE: Mapping[str, str] = {
     "port": "Port",
@@ -210,7 +210,7 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
                 f"Hosts change {', '.join(names)} in place, so packets stop for a moment. To lose none,"
                 " change to another backend first, and then to this config."
             )
-    sizes = [_largest_packet(one) for one in (before, after)]
+    sizes = [_largest_packet(before, old), _largest_packet(after, new)]
     if None not in sizes and sizes[0] != sizes[1]:
         yield (
             f"The largest packet of a container changes from {sizes[0]} to {sizes[1]} bytes, on an underlay"
@@ -242,8 +242,10 @@ def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str
     )
 
 
-def _largest_packet(backend: Backend) -> int | None:
+def _largest_packet(backend: Backend, config: NetworkConfig) -> int | None:
     """Return the size of a container's largest packet on the usual underlay; None without a data path."""
-    kind = backend.lease_type or backend.way
+    overheads = _OVERHEADS.get(backend.lease_type or backend.way)
+    if overheads is None:
+        return None
     outer = getattr(backend, "outer_mtu", None) or _UNDERLAY_MTU
-    return min(outer, _UNDERLAY_MTU) - _OVERHEADS[kind] if kind in _OVERHEADS else None
+    return min(outer, _UNDERLAY_MTU) - max(overheads.get(family, 0) for family in config.families)

@@ -33,6 +33,10 @@ def with_backend(backend: str, more: str = "") -> str:
     [
         (OLD, []),
         (
+            with_backend('{"Type":"vxlan"}', ',"EnableIPv6":true,"IPv6Network":"fd00:5::/48"'),
+            ["changes from 1450 to 1430 bytes"],
+        ),
+        (
             with_backend('{"Type":"host-gw"}'),
             [
                 "from vxlan with VNI 1 to host-gw. They receive packets by both",
