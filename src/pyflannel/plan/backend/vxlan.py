@@ -39,6 +39,11 @@ _LOCAL = 0x02
 _GROUP = 0x01
 """Bits of the first byte: locally administered, and a group address (IEEE 802, clause 8.2)."""
 
+_GROUP_DIGITS = "13579bdf"
+"""Second digits of group addresses."""
+
+_ALL_ZEROS = "00:00:00:00:00:00"
+
 _LABELS: Mapping[Family, bytes] = {4: b"pyflannel VTEP\0", 6: b"pyflannel VTEP 6\0"}
 
 
@@ -76,8 +81,7 @@ def is_of_one_device(mac: str) -> bool:
 
     In the FDB of a vxlan device, the address of all zeros is the default destination.
     """
-    octets = bytes.fromhex(mac.replace(":", ""))
-    return any(octets) and not octets[0] & _GROUP
+    return mac[1] not in _GROUP_DIGITS and mac != _ALL_ZEROS
 
 
 # Kernels and drivers that write wrong checksums, unless the sending host computes the inner ones in software.
@@ -144,6 +148,13 @@ _PUBLISHED_BITS = 0xFFFF
 """Release 0.20 publishes only these bits of its VNI."""
 
 
+@lru_cache(maxsize=16)  # called several times per peer
+def _device_name(vni: int, family: Family) -> str:
+    decimal, hexadecimal = _STEMS[family]
+    name = f"{decimal}{vni}"
+    return intern(name if len(name) <= _LONGEST_NAME else f"{hexadecimal}{vni:x}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VxlanBackend:
     """The vxlan backend of one network.
@@ -201,9 +212,7 @@ class VxlanBackend:
 
         If the decimal digits of the VNI are too many for a name: `flannel.xffffff`, `flannel6xffffff`.
         """
-        decimal, hexadecimal = _STEMS[family]
-        name = f"{decimal}{self.vni}"
-        return intern(name if len(name) <= _LONGEST_NAME else f"{hexadecimal}{self.vni:x}")
+        return _device_name(self.vni, family)
 
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> Vtep:
         """Return the VTEP that a new lease publishes; an existing lease keeps its VTEP."""
@@ -264,7 +273,10 @@ class VxlanBackend:
 
     def objection(self, peer: Lease, host: Host) -> str | None:
         """Return why a peer cannot be reached: another backend or network, or invalid data."""
-        attributes, part = peer.attributes, peer.part(host.family)
+        return self._objection_to(peer, peer.part(host.family), host)
+
+    def _objection_to(self, peer: Lease, part: LeasePart | None, host: Host) -> str | None:
+        attributes = peer.attributes
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-vxlan subnet: type={attributes.backend_type}"
         if part is None:
@@ -323,7 +335,7 @@ class VxlanBackend:
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return neighbour, FDB entry and route of a peer, or only the direct route."""
         part = peer.part(host.family)
-        if part is None or self.objection(peer, host) is not None:
+        if part is None or self._objection_to(peer, part, host) is not None:
             return State.EMPTY
         if self._is_direct(peer, part, host):
             return State.of(direct_route(part, host))
