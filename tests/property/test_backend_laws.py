@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +28,11 @@ macs = st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":")) | s
     ["0e:2a:00:00:00:01", "0e:2a:00:00:00:02"]
 )
 vteps = st.builds(Vtep, mac=macs, vni=st.none() | st.sampled_from([1, 2]) | st.integers(0, 2**24 - 1))
+ON_LINK_IPV6 = IPv6Network("fd07::/64")
+addresses_ipv6 = st.integers(1, 254).map(lambda host: ON_LINK_IPV6[host]) | st.integers(0, 2**128 - 1).map(
+    IPv6Address
+)
+subnets_ipv6 = st.integers(1, 20).map(lambda number: IPv6Network((0xFD00_0005_0000 << 80 | number << 64, 64)))
 addresses = st.integers(1, 254).map(lambda host: ON_LINK[host]) | st.integers(0, 2**32 - 1).map(IPv4Address)
 backends: st.SearchStrategy[Backend] = st.one_of(
     st.builds(VxlanBackend, vni=st.sampled_from([1, 2]), routes_directly=st.booleans()),
@@ -46,24 +51,45 @@ def peers(draw: st.DrawFn) -> Lease:
         backend_type=draw(st.sampled_from(["vxlan", "vxlan", "host-gw", "wireguard", ""])),
         vtep=draw(st.none() | vteps),
         wireguard=draw(st.none() | st.builds(WireguardData, public_key=keys)),
+        public_ipv6=draw(st.none() | addresses_ipv6),
+        vtep_v6=draw(st.none() | vteps),
     )
-    return Lease(subnet=draw(subnets), attributes=attributes, revision=draw(st.integers(0, 3)))
+    ipv6_subnet = draw(st.none() | subnets_ipv6)
+    revision = draw(st.integers(0, 3))
+    return Lease(subnet=draw(subnets), ipv6_subnet=ipv6_subnet, attributes=attributes, revision=revision)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Backend, Host, list[Lease]]:
-    """A backend, a host and its peers."""
-    own, *others = draw(st.lists(peers(), min_size=1, max_size=8, unique_by=lambda lease: lease.subnet))
+    """A backend, a host in one family that it carries, and its peers."""
+    backend = draw(backends)
+    own, *others = draw(
+        st.lists(
+            peers(),
+            min_size=1,
+            max_size=8,
+            unique_by=(lambda lease: lease.subnet, lambda lease: lease.ipv6_subnet or lease.subnet),
+        )
+    )
+    families = [family for family in backend.families if family == 4 or own.ipv6_subnet is not None]
     underlay = Underlay(
         link="eth0",
         address=ON_LINK[1],
         mtu=draw(st.integers(576, 9000)),
         public_ip=ON_LINK[1],
-        on_link=(ON_LINK,),
+        on_link=(ON_LINK, ON_LINK_IPV6),
+        ipv6_address=ON_LINK_IPV6[1],
+        public_ipv6=ON_LINK_IPV6[1],
     )
     facts = WireguardFacts(key=OWN_KEY, published=OWN_KEY)
-    host = Host(lease=own, underlay=underlay, owner=draw(st.text(max_size=4)), wireguard=facts)
-    return draw(backends), host, others
+    host = Host(
+        lease=own,
+        underlay=underlay,
+        owner=draw(st.text(max_size=4)),
+        wireguard=facts,
+        family=draw(st.sampled_from(families)),
+    )
+    return backend, host, others
 
 
 def plan(backend: Backend, host: Host, others: list[Lease]) -> dict[Lease, State]:
@@ -113,16 +139,18 @@ def test_packets_of_a_peer_are_sent_only_to_its_subnet_and_address(
     backend, host, others = case
 
     for peer, state in plan(backend, host, others).items():
+        part = peer.part(host.family)
         for item in state:
+            assert part is not None
             match item:
                 case Route():
-                    assert item.destination == peer.subnet
-                    assert item.gateway in (peer.attributes.public_ip, peer.subnet.network_address)
+                    assert item.destination == part.subnet
+                    assert item.gateway in (part.address, part.subnet.network_address)
                 case FdbEntry():
-                    assert item.destination == peer.attributes.public_ip
+                    assert item.destination == part.address
                     assert is_of_one_device(item.mac)
                 case Neighbour():
-                    assert item.address in peer.subnet
+                    assert item.address in part.subnet
                 case WireguardPeer():
                     assert item.allowed == (peer.subnet,)
                     assert item.endpoint == f"{peer.attributes.public_ip}:51820"
@@ -134,9 +162,9 @@ def test_no_plan_replaces_a_connected_route_of_the_underlay(
 ) -> None:
     """For any network and leases in the store, the host keeps its route to the underlay."""
     backend, host, others = case
-    subnets = [peer.subnet for peer in others]
+    subnets = [part.subnet for peer in others if (part := peer.part(host.family)) is not None]
     prefix = data.draw(st.sampled_from([NETWORK, ON_LINK, *subnets, *(s.supernet() for s in subnets)]))
-    host = replace(host, underlay=replace(host.underlay, on_link=(ON_LINK, prefix)))
+    host = replace(host, underlay=replace(host.underlay, on_link=(ON_LINK, ON_LINK_IPV6, prefix)))
 
     states = [backend.plan_host(host), *plan(backend, host, others).values()]
 
