@@ -47,31 +47,29 @@ def hosts(overlay: Overlay) -> list[Host]:
     return found
 
 
-def join(
-    overlay: Overlay,
-    hosts: list[Host],
-    kind: str = "vxlan",
-    *,
-    nftables: bool = False,
-    flags: tuple[str, ...] = (),
-) -> None:
-    """Start the hosts on a network with both families, and give each a bridge as a container runtime does."""
+def set_config(overlay: Overlay, kind: str = "vxlan", *, nftables: bool = False, ipv6: bool = True) -> None:
     config = Overlay.config(
-        EnableIPv6=True,
-        IPv6Network=str(NETWORK),
-        EnableNFTables=nftables,
-        Backend={"Type": kind},
+        EnableIPv6=ipv6, IPv6Network=str(NETWORK), EnableNFTables=nftables, Backend={"Type": kind}
     )
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
+
+
+def join(overlay: Overlay, hosts: list[Host], *flags: str) -> None:
+    """Start flanneld on the hosts."""
 
     def start(host: Host) -> None:
         overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", *flags)
 
     together([lambda host=host: start(host) for host in hosts])
+
+
+def lay_bridges(hosts: list[Host]) -> None:
+    """Give each host a bridge with its addresses of subnet.env, as a container runtime does."""
     for host in hosts:
         env = host.subnet_env()
         batch = f"address flush dev br7 scope global\naddress add {env['FLANNEL_SUBNET']} dev br7\n"
-        batch += f"address add {env['FLANNEL_IPV6_SUBNET']} dev br7 nodad\n"
+        if "FLANNEL_IPV6_SUBNET" in env:
+            batch += f"address add {env['FLANNEL_IPV6_SUBNET']} dev br7 nodad\n"
         host.run(["ip", "-batch", "-"], text=batch)
 
 
@@ -111,10 +109,31 @@ def objects(host: Host) -> list[str]:
     return sorted(line.split(" ", 1)[-1] if "inet6" in line else line for line in shown.stdout.splitlines())
 
 
+def test_ipv6_joins_a_running_network(overlay: Overlay, hosts: list[Host]) -> None:
+    """The hosts keep their IPv4 subnets, and no packet between them is lost."""
+    set_config(overlay, ipv6=False)
+    join(overlay, hosts)
+    lay_bridges(hosts)
+    subnets = [host.lease() for host in hosts]
+
+    with PingStream(hosts[2], hosts[0].gateway().ip, interval_s=0.01) as stream:
+        stream.wait_answered()
+        set_config(overlay)
+        for host in hosts:
+            wait_until(
+                lambda host=host: "FLANNEL_IPV6_SUBNET" in host.subnet_env(),
+                what=f"{host.name} has an IPv6 subnet",
+                deadline_s=SOON_S,
+            )
+        stream.wait_answered()
+
+    assert stream.lost() == []
+    assert [host.lease() for host in hosts] == subnets
+    lay_bridges(hosts)
+
+
 def test_hosts_reach_each_other_in_both_families(overlay: Overlay, hosts: list[Host]) -> None:
     """Each lease has one key for both subnets, in the format of the original."""
-    join(overlay, hosts)
-
     wait_reached(hosts)
     for host in hosts:
         env = host.subnet_env()
@@ -177,7 +196,9 @@ def test_host_gw_and_the_filter_rules_have_both_families(
     pair = hosts[:2]
     for host in pair:
         overlay.daemons[host.name].kill()
-    join(overlay, pair, "host-gw", nftables=has_nftables, flags=("--ip-masq",))
+    set_config(overlay, "host-gw", nftables=has_nftables)
+    join(overlay, pair, "--ip-masq")
+    lay_bridges(pair)
 
     wait_reached(pair)
     first, second = pair
