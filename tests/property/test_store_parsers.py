@@ -5,10 +5,12 @@ Each parser gets a thousand inputs, or a million with --long.
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.hostile_inputs import (
@@ -27,7 +29,7 @@ from pyflannel.model.store_record import Record
 from pyflannel.plan.backends import backend_of
 from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.rpc_pb2 import KeyValue
-from pyflannel.wire.lease_json import parse_claim, parse_lease_attributes, parse_vtep
+from pyflannel.wire.lease_json import parse_claim, parse_lease_attributes, parse_vtep, signed_form
 from pyflannel.wire.lease_record import claim_of, kept_lease, lease_of, parse_last_known
 from pyflannel.wire.lease_signature import parse_signed_list
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
@@ -262,6 +264,7 @@ STORE = [
     ),
     Parser("lease", parse_lease_attributes, as_bytes(leases), corpus=LEASES),
     Parser("allow-list", parse_signed_list, damaged(st.sampled_from(SIGNED_LISTS)), corpus=SIGNED_LISTS),
+    Parser("signed form of a lease", signed_form, as_octets(leases), corpus=LEASES),
     Parser("damaged lease", parse_lease_attributes, damaged(st.sampled_from(LEASES))),
     Parser("claim", read_claim, as_bytes(claims), corpus=CLAIMS),
     Parser("key", read_key, key_names, (), SUBNET_KEYS),
@@ -322,3 +325,19 @@ PARSERS = [*STORE, Parser("subnet.env", read_env, env_texts, (), ENV_FILES)]
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 def test_a_parser_raises_no_error_but_its_own(parser: Parser, long_run: bool) -> None:
     check(parser, long_run)
+
+
+@given(as_octets(leases) | st.sampled_from(LEASES))
+def test_the_attributes_of_a_lease_depend_on_its_signed_form_only(value: bytes) -> None:
+    """So no other spelling or order of a signed lease has another meaning."""
+    try:
+        attributes = parse_lease_attributes(value)
+    except WireError:
+        return
+
+    form = signed_form(value)
+
+    same = parse_lease_attributes(form)
+    assert replace(attributes, signature=None) == same
+    assert (attributes.counter, attributes.wireguard) == (same.counter, same.wireguard)
+    assert signed_form(form) == form

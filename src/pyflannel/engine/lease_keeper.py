@@ -349,21 +349,19 @@ class LeaseKeeper:
         try:
             seen = _read(record)
             if self._signing is not None:
-                self._check_signature(self._signing, seen)
+                self._check_signature(self._signing, record, seen)
         except WireError as error:
             self._skipped.skip(record.key, error)
             return _unreadable(record)
         self._skipped.forget(record.key)
         return seen
 
-    def _check_signature(self, signing: LeaseSigning, seen: LeaseChange | None) -> None:
-        wanted, held = self.state.wanted, self.state.held
+    def _check_signature(self, signing: LeaseSigning, record: Record, seen: LeaseChange | None) -> None:
         match seen:
             case LeaseSeen(lease):
-                running = None if held is None else held.lease.subnet
-                signing.check(lease, wanted.owner, running, wanted.previous)
+                signing.check(lease, record.value, self.state)
             case ClaimSeen(claim):
-                signing.check_claim(claim, wanted.owner)
+                signing.check_claim(claim, self.state.wanted.owner)
             case _:
                 pass
 

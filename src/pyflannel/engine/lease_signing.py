@@ -17,6 +17,7 @@ from pyflannel.model.status import (
     RefusedLease,
     SignatureFault,
 )
+from pyflannel.plan.lease.state import LeaseState
 from pyflannel.plan.lease.trust import FAULTS, Trust
 from pyflannel.ports import Clock, Memory
 from pyflannel.wire.lease_record import claim_key, lease_key
@@ -143,25 +144,22 @@ class LeaseSigning:
         await self.keep()
         return sign(self._prefix, lease, self._counter, key)
 
-    def check(
-        self, lease: Lease, owner: str | None, running: IPv4Network | None, previous: IPv4Network | None
-    ) -> None:
+    def check(self, lease: Lease, value: bytes, state: LeaseState) -> None:
         """Accept a lease that the store shows, or refuse it.
 
         Args:
             lease: as read.
-            owner: identity of this host.
-            running: subnet that this host uses; None before its first lease.
-            previous: subnet of its previous run.
+            value: value in the store that contains the lease.
+            state: of this host.
 
         Raises:
             WireError: the lease is refused; the message names the reason.
         """
-        if owner is not None and lease.attributes.owner == owner:
-            fault = self._objection_to_own(lease, owner, running, previous)
+        if state.wanted.owner is not None and lease.attributes.owner == state.wanted.owner:
+            fault = self._objection_to_own(lease, value, state)
         else:
             self._trust.allowed = self.rules
-            fault = self._trust.objection(lease, is_authentic(self._prefix, lease))
+            fault = self._trust.objection(lease, is_authentic(self._prefix, lease, value))
             if fault is None:
                 self._trust.accept(lease)
         if fault is None:
@@ -174,16 +172,14 @@ class LeaseSigning:
             text = "--lease-signing=require would refuse the lease %s of %s: %s"
             self._warnings.line(logging.WARNING, text, lease.subnet, lease.attributes.host_text, notice.text)
 
-    def _objection_to_own(
-        self, lease: Lease, owner: str, running: IPv4Network | None, previous: IPv4Network | None
-    ) -> SignatureFault | None:
+    def _objection_to_own(self, lease: Lease, value: bytes, state: LeaseState) -> SignatureFault | None:
         """Return why a lease that names this host is none of its own.
 
         The subnet of the previous run may have a lease of the time before this host signed.
         """
-        key = lease.attributes.signing_key
         try:
-            is_own = key == self._key_of(owner).public and is_authentic(self._prefix, lease)
+            is_own_key = lease.attributes.signing_key == self._key_of(state.wanted.owner).public
+            is_own = is_own_key and is_authentic(self._prefix, lease, value)
         except TargetError:
             is_own = False
         if is_own:
@@ -191,7 +187,7 @@ class LeaseSigning:
             self._has_copy |= self._has_own and counter > self._counter
             # The saved counter may be older, as after a restore from a backup.
             self._has_own, self._counter = True, max(self._counter, counter)
-        if is_own or (running is None and lease.subnet == previous):
+        if is_own or (state.held is None and lease.subnet == state.wanted.previous):
             return None
         return "not_ours"
 

@@ -253,6 +253,27 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
     return escape(msgspec.json.encode(lease).decode()).encode()
 
 
+def signed_form(value: bytes) -> bytes:
+    """Return the content of a lease without its signature, in one form for all spellings and orders.
+
+    The outermost keys are in lower case. Keys that this version does not know stay, so that it can check the
+    signatures of later versions. The attributes of a lease depend on this content only.
+
+    Raises:
+        WireError: the value is not a JSON object, or too long.
+    """
+    try:
+        _check_length(value)
+        found = {key: _compact(member) for key, member in _last_of_each(value).items()}
+        if found.get("pyflannel", "").startswith("{"):
+            ours = _MEMBERS.decode(found["pyflannel"])
+            ours.pop("Signature", None)
+            found["pyflannel"] = msgspec.json.encode(ours, order="sorted").decode()
+        return msgspec.json.encode({key: Raw(member) for key, member in found.items()}, order="sorted")
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"not a lease: {error}", hint=_HINT) from error
+
+
 def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
     """Return the claim on `subnet` that was written at `revision`.
 

@@ -1,8 +1,8 @@
 """Signatures of leases and of allow-lists: the signed bytes, and Ed25519.
 
 A signature covers the prefix of the store, the key of the lease and its value without the signature: subnet,
-owner, addresses, backend, port, counter and public key. The value is signed in the form that this version
-writes, so that spelling and order in the store have no effect.
+owner, addresses, backend, port, counter and public key. The value is signed in a form of its own, with sorted
+keys, so that spelling and order in the store have no effect. The form contains keys of later versions.
 
 The library is imported by the first call, because it takes 8 MiB of memory.
 """
@@ -18,6 +18,7 @@ import msgspec
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import KEY_OCTETS, LARGEST_COUNTER, SIGNATURE_OCTETS, Lease, LeaseKey
+from pyflannel.wire.lease_json import signed_form
 from pyflannel.wire.lease_record import (
     LONGEST_ALLOW_LIST,
     format_subnet_key,
@@ -30,10 +31,9 @@ _PURPOSE = b"pyflannel lease 1"
 """Distinguishes these signatures from all others of the key."""
 
 
-def signed_octets(prefix: str, lease: Lease) -> bytes:
-    """Return the signed bytes of the lease: netstrings, each part after its length."""
-    unsigned = replace(lease, attributes=replace(lease.attributes, signature=None))
-    return _netstrings(_PURPOSE, prefix.encode(), lease_key(lease).encode(), lease_value(unsigned))
+def _signed_octets(prefix: str, lease: Lease, value: bytes) -> bytes:
+    """Return the signed bytes of a lease with this value: netstrings, each part after its length."""
+    return _netstrings(_PURPOSE, prefix.encode(), lease_key(lease).encode(), signed_form(value))
 
 
 def _netstrings(*parts: bytes) -> bytes:
@@ -44,7 +44,7 @@ def sign(prefix: str, lease: Lease, counter: int, key: LeaseKey) -> Lease:
     """Return the lease with this counter, signed with a key pair."""
     attributes = replace(lease.attributes, signing_key=key.public, counter=counter, signature=None)
     lease = replace(lease, attributes=attributes)
-    signature = _signature(signed_octets(prefix, lease), key)
+    signature = _signature(_signed_octets(prefix, lease, lease_value(lease)), key)
     return replace(lease, attributes=replace(attributes, signature=signature))
 
 
@@ -54,12 +54,19 @@ def _signature(octets: bytes, key: LeaseKey) -> bytes:
     return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key.private.reveal())).sign(octets)
 
 
-def is_authentic(prefix: str, lease: Lease) -> bool:
-    """Return whether the lease has a counter and a valid signature of the key in it, for this store."""
+def is_authentic(prefix: str, lease: Lease, value: bytes) -> bool:
+    """Return whether the lease has a counter and a valid signature of the key in it, for this store.
+
+    `value`: value in the store that contains the lease.
+    """
     attributes = lease.attributes
     if attributes.signing_key is None or attributes.signature is None or attributes.counter is None:
         return False
-    return _is_signed(signed_octets(prefix, lease), attributes.signing_key, attributes.signature)
+    try:
+        octets = _signed_octets(prefix, lease, value)
+    except WireError:
+        return False
+    return _is_signed(octets, attributes.signing_key, attributes.signature)
 
 
 def _is_signed(octets: bytes, key: bytes, signature: bytes) -> bool:

@@ -1,6 +1,8 @@
 """A signature of a lease covers all that it says, and where."""
 
 import json
+from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
@@ -49,7 +51,7 @@ def test_a_signed_lease_is_authentic_after_the_store() -> None:
     read = lease_of(record)
 
     assert (read.attributes.signing_key, read.attributes.counter) == (KEY.public, 7)
-    assert is_authentic(PREFIX, read)
+    assert is_authentic(PREFIX, read, record.value)
 
 
 def test_spelling_and_order_in_the_store_do_not_matter() -> None:
@@ -57,14 +59,61 @@ def test_spelling_and_order_in_the_store_do_not_matter() -> None:
     value = json.dumps({name.swapcase(): members[name] for name in reversed(members) if name != "Pyflannel"})
     value = value[:-1] + ', "Pyflannel": ' + json.dumps(members["Pyflannel"], indent=1) + "}"
 
-    read = lease_of(Record(key=lease_key(SIGNED), value=value.encode(), revision=9, lease_id=1))
+    record = Record(key=lease_key(SIGNED), value=value.encode(), revision=9, lease_id=1)
+    read = lease_of(record)
 
-    assert is_authentic(PREFIX, read)
+    assert is_authentic(PREFIX, read, record.value)
+
+
+def later(prefix: str) -> Record:
+    """Return a lease that a later version signed, with keys that this version does not know."""
+    members = json.loads(lease_value(replace(SIGNED, attributes=replace(SIGNED.attributes, signature=None))))
+    members["Zone"] = {"b": 1, "a": [2.5, None]}
+    members["Pyflannel"] = dict(sorted({**members["Pyflannel"], "Kept": "new"}.items()))
+    form = dict(sorted((key.lower(), member) for key, member in members.items()))
+    octets = json.dumps(form, separators=(",", ":")).encode()
+    parts = b"pyflannel lease 1", prefix.encode(), lease_key(SIGNED).encode(), octets
+    signature = PAIR.sign(b"".join(b"%d:%s," % (len(part), part) for part in parts))
+    members["Pyflannel"]["Signature"] = b64encode(signature).decode()
+    return Record(key=lease_key(SIGNED), value=json.dumps(members).encode(), revision=9, lease_id=1)
+
+
+def test_a_lease_of_a_later_version_is_authentic_and_its_new_keys_are_covered() -> None:
+    record = later(PREFIX)
+
+    assert is_authentic(PREFIX, lease_of(record), record.value)
+    assert lease_of(record).attributes == SIGNED.attributes
+    for old, new in ((b'"b": 1', b'"b": 2'), (b'"Kept"', b'"kept"'), (b'"Zone"', b'"Zones"')):
+        value = record.value.replace(old, new)
+        assert value != record.value
+        assert not is_authentic(PREFIX, lease_of(replace(record, value=value)), value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: b'{"Zone":1,' + value[1:],
+        lambda value: value[:-1] + b',"publicip":"192.0.2.9"}',
+        lambda value: value[:-1] + b',"PublicIP":"192.0.2.9"}',
+        lambda value: value.replace(b'"Owner"', b'"Zone":1,"Owner"'),
+    ],
+    ids=["a key", "another spelling", "the same key", "a key of pyflannel"],
+)
+def test_a_key_that_is_added_is_covered(change: Callable[[bytes], bytes]) -> None:
+    value = lease_value(SIGNED)
+
+    assert is_authentic(PREFIX, SIGNED, value)
+    assert not is_authentic(PREFIX, SIGNED, change(value))
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{", b'{"a":' * 3000, b" " * 5000])
+def test_a_value_in_another_form_is_not_authentic(value: bytes) -> None:
+    assert not is_authentic(PREFIX, SIGNED, value)
 
 
 def test_a_reservation_of_the_same_lease_is_authentic() -> None:
     """An operator writes the value again, without a TTL."""
-    assert is_authentic(PREFIX, replace(SIGNED, has_ttl=False, revision=12))
+    assert is_authentic(PREFIX, replace(SIGNED, has_ttl=False, revision=12), lease_value(SIGNED))
 
 
 @pytest.mark.parametrize(
@@ -92,13 +141,15 @@ def test_a_reservation_of_the_same_lease_is_authentic() -> None:
 def test_a_changed_lease_is_not_authentic(change: dict[str, object]) -> None:
     changed = replace(SIGNED, attributes=replace(SIGNED.attributes, **change))
 
-    assert not is_authentic(PREFIX, changed)
+    assert not is_authentic(PREFIX, changed, lease_value(changed))
 
 
 def test_a_lease_is_not_authentic_elsewhere() -> None:
-    assert not is_authentic("/coreos.com/other", SIGNED)
-    assert not is_authentic(PREFIX, replace(SIGNED, subnet=IPv4Network("10.3.2.0/24")))
-    assert not is_authentic(PREFIX, replace(SIGNED, ipv6_subnet=IPv6Network("fd00::/64")))
+    assert not is_authentic("/coreos.com/other", SIGNED, lease_value(SIGNED))
+    assert not is_authentic(PREFIX, replace(SIGNED, subnet=IPv4Network("10.3.2.0/24")), lease_value(SIGNED))
+    assert not is_authentic(
+        PREFIX, replace(SIGNED, ipv6_subnet=IPv6Network("fd00::/64")), lease_value(SIGNED)
+    )
 
 
 LIST = sign_list(PREFIX, f"{KEY.public.hex()} a\n", 7, KEY)
