@@ -291,7 +291,7 @@ def histories(length: int) -> list[tuple[Offer, ...]]:
 
 
 HISTORIES = histories(2)
-WORLDS, WORLDS_LONG = 500, 20_000
+WORLDS, WORLDS_LONG = 500, 4_000
 """Most visited worlds of each history. In the long run, each host has signed three leases."""
 
 
