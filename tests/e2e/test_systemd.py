@@ -360,6 +360,7 @@ class TestBoot:
         assert failed == ""
         assert "refused:" not in log
         assert "Operation not permitted" not in log
+        assert "keeps more rights" not in log
         assert "-s 10.100.0.0/16" in rules
 
     def test_the_kernel_carries_the_packets(self, booted: Booted) -> None:
