@@ -398,10 +398,11 @@ def test_a_failing_call_of_a_channel_is_reported_and_the_next_channel_works(
 
             async def wait_change() -> None:
                 """Return when a change by another program was announced."""
-                async with asyncio.timeout(HEARD_S), target.changes() as changes:
+                async with asyncio.timeout(SOON_S), target.changes() as changes:
                     await target.snapshot(plan)
                     await remove(other, plan)
-                    await changes.next()
+                    async with asyncio.timeout(HEARD_S):
+                        await changes.next()
 
             await heal(target, plan)
             with calls.counted() as made:
