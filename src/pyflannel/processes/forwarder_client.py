@@ -45,11 +45,11 @@ class EndedError(TargetError):
 
 
 class SilentError(TargetError):
-    """The forwarder with process ID `pid` runs and does not respond."""
+    """The forwarder with process ID `pid`, or 0 if that is unknown, runs and does not respond."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(
-            f"the forwarder (pid {pid}) did not respond for {ANSWER_S:.0f} s",
+            f"the forwarder{f' (pid {pid})' if pid else ''} did not respond for {ANSWER_S:.0f} s",
             hint="Check whether it is stopped or gets no processor time. If it stays silent, it is replaced.",
         )
         self.pid = pid

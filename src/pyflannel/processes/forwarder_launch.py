@@ -25,7 +25,7 @@ from pyflannel.processes.forwarder_client import (
     connected,
 )
 from pyflannel.processes.forwarder_descriptors import open_listener, open_underlay_socket
-from pyflannel.processes.found import FORWARDER, find_port_holder
+from pyflannel.processes.found import FORWARDER, end_process, find_port_holder, is_forwarder
 from pyflannel.processes.systemd import FORWARDER_TEMPLATE, NoUnitError, connect_to_new, is_service
 from pyflannel.wire.forwarder_control import (
     SOCKET_NAME,
@@ -59,6 +59,9 @@ _LACKS = {
 }
 
 _UNIT_HINT = "Read journalctl -u 'flannel-forwarder@*', then restart flanneld."
+
+_MOVES = 3
+"""Attempts to replace the forwarder of root. Each may wait ANSWER_S for the start of a forwarder."""
 
 _UNKNOWN = 0
 """Process ID of a forwarder that systemd starts."""
@@ -140,14 +143,33 @@ async def start_forwarder(
 
 
 async def move_forwarder(run_dir: Path, uid: int, gid: int) -> bool:
-    """Replace the forwarder of a run directory if it refuses this user, which a flanneld of root started.
+    """Replace the forwarder of a run directory if it refuses this user, as that of a flanneld of root does.
 
-    Root calls it. systemd starts the new forwarder, as if this user had connected.
+    Root calls it. systemd starts the new forwarder, as if this user had connected. If the new one gets no
+    processor time to start, the running forwarder is killed after some attempts: flanneld could never use it.
 
     Raises:
-        TargetError: it was not replaced, and continues.
+        TargetError: it was not replaced. The message states if it was killed.
     """
     path = run_dir.absolute() / SOCKET_NAME
+    if not await _refuses(path, uid, gid):
+        return False
+    for _ in range(_MOVES):
+        try:
+            await _move(path, uid, gid)
+            return True
+        except (SilentError, EndedError, RefusedError) as error:
+            cause = error
+    async with connected(path) as client:
+        is_killed = await end_process(client.pid, is_forwarder)
+    fate = "was killed" if is_killed else "continues"
+    raise TargetError(
+        f"the forwarder at {path} was not replaced, and {fate}: {cause}",
+        hint="flanneld starts a forwarder. Give this host more processor time.",
+    ) from cause
+
+
+async def _refuses(path: Path, uid: int, gid: int) -> bool:
     try:
         with _as_user(uid, gid):
             async with connected(path) as client:
@@ -157,6 +179,10 @@ async def move_forwarder(run_dir: Path, uid: int, gid: int) -> bool:
         return False
     except EndedError:
         log.debug("the forwarder refused the user uid=%d path=%s", uid, path)
+        return True
+
+
+async def _move(path: Path, uid: int, gid: int) -> None:
     async with AsyncExitStack() as opened:
         async with connected(path) as client:
             state = decode_state(await client.ask(Kind.READ_STATE))
@@ -164,7 +190,6 @@ async def move_forwarder(run_dir: Path, uid: int, gid: int) -> bool:
         with _as_user(uid, gid):
             connection = opened.enter_context(connect_to_new(FORWARDER_TEMPLATE))
         await _equip(ForwarderClient(connection, _UNKNOWN), equipment)
-    return True
 
 
 @contextmanager

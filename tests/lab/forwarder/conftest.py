@@ -17,6 +17,7 @@ from pyflannel.lab.waiting import wait_until
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.state import Add, State
 from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.processes.found import FORWARDER
 
 DEADLINE_S = 60.0
 REPLIES = re.compile(r"(\d+) packets transmitted, (\d+) received")
@@ -141,6 +142,11 @@ class Host:
             text=True,
             start_new_session=True,
         )
+
+    def spawn_forwarder(self, connection: socket.socket) -> None:
+        """Start a forwarder as systemd does, with a connection as its standard input."""
+        command = ["ip", "netns", "exec", self.namespace.name, sys.executable, "-m", FORWARDER]
+        subprocess.Popen(command, stdin=connection)
 
     def stop(self) -> None:
         with suppress(OSError):

@@ -1,10 +1,11 @@
 """One forwarder takes over from another on real devices. No packet is lost, even if the hand-over fails."""
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 from pyflannel.errors import TargetError
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.state import Add, Replace, State
+from pyflannel.processes import forwarder_launch
 from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.processes.forwarder_launch import move_forwarder
 from pyflannel.wire.forwarder_control import FrameReader, Kind, decode_handed, encode_frame
 
 DEADLINE_S = 60.0
@@ -115,6 +118,42 @@ def test_the_complete_state_is_handed_over(linked):
     assert not one.apply(Replace(two.peer(), two.peer(port=9999)))
     assert not hand_over(one, version=None)
     assert one.snapshot() == State.of(one.forwarder, two.peer(port=9999))
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_forwarder_of_root_that_cannot_be_replaced_is_killed(linked, monkeypatch, failures: int):
+    """The new one may start too late on a busy host. flanneld of another user cannot use the old one."""
+    one, two = linked
+    pid, attempts = one.pid, []
+    monkeypatch.setattr(forwarder_launch, "_as_user", lambda uid, gid: nullcontext())
+    monkeypatch.setattr(forwarder_launch, "_refuses", lambda *_: asyncio.sleep(0, True))
+
+    def connect(_: str) -> socket.socket:
+        attempts.append(1)
+        ours, its = socket.socketpair()
+        with its:
+            if len(attempts) > failures:
+                one.spawn_forwarder(its)
+        ours.setblocking(False)
+        return ours
+
+    monkeypatch.setattr(forwarder_launch, "connect_to_new", connect)
+
+    async def move() -> str:
+        try:
+            return str(await move_forwarder(one.run_dir, 0, 0))
+        except TargetError as error:
+            return str(error)
+
+    moved = one.namespace.run(move)
+
+    wait_until(lambda: not is_running(pid), what="the end of the process", deadline_s=DEADLINE_S)
+    if failures == 1:
+        assert moved == "True"
+        one.reach(two)
+    else:
+        assert "was not replaced, and was killed" in moved
+        assert len(attempts) == 3
 
 
 @pytest.mark.parametrize(
