@@ -42,7 +42,14 @@ kill -9 $containers
 """
 """Ends the engine of a host and its containers, so that the engine cannot release anything."""
 
-COMPOSE = """\
+GUIDE = (Path(__file__).parents[2] / "docs/guides/docker-plugin.md").read_text()
+_BLOCKS = re.findall(r"^```(?:yaml)?\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+COMPOSE_NETWORK = next(block for block in _BLOCKS if block.startswith("networks:"))
+CREATE_PLAIN = next(block for block in _BLOCKS if " -d bridge " in block)
+NAME_SOCKET = next(block for block in _BLOCKS if "flannel.spec" in block)
+"""Blocks of the guide."""
+
+COMPOSE = f"""\
 version: "3"
 services:
   one:
@@ -53,12 +60,7 @@ services:
     image: busybox
     command: sleep 100000
     stop_grace_period: 0s
-networks:
-  default:
-    driver: flannel
-    ipam:
-      driver: flannel
-"""
+{COMPOSE_NETWORK}"""
 
 
 @dataclass
@@ -194,9 +196,8 @@ def test_docker0_networks_of_docker_and_cni_give_no_address_twice(pair: Pair) ->
     attached = runtime.container("c1")
     runtime.add(attached)
     by_docker0 = host.engine.run_container("plain", SLEEP)
-    plain = ["-o", "com.docker.network.bridge.enable_ip_masquerade=false"]
-    host.engine.docker("network", "create", "-d", "bridge", "--ipam-driver", "flannel", *plain, "bridged")
-    bridged = host.engine.run_container("bridged", SLEEP, network="bridged")
+    host.run(["bash", "-ec", CREATE_PLAIN])
+    bridged = host.engine.run_container("bridged", SLEEP, network="plain")
     addresses = [str(one.address) for one in (pair.web, by_docker0, bridged)] + [attached.address]
 
     try:
@@ -209,7 +210,7 @@ def test_docker0_networks_of_docker_and_cni_give_no_address_twice(pair: Pair) ->
     finally:
         runtime.end(attached)
         host.engine.docker("rm", "--force", "plain", "bridged")
-        host.engine.docker("network", "rm", "bridged")
+        host.engine.docker("network", "rm", "plain")
 
 
 def test_names_aliases_and_a_second_network_work(pair: Pair) -> None:
@@ -285,6 +286,27 @@ def test_a_container_does_not_start_while_flanneld_does_not_run(pair: Pair) -> N
     assert pair.state() == before
     pair.host.engine.docker("run", "--rm", "--network=web", "busybox", "true")
     assert pair.state() == before
+
+
+def test_docker_finds_a_socket_that_is_named_in_its_directory(pair: Pair) -> None:
+    """As for a flanneld that cannot create the usual socket."""
+    host = pair.host
+    end_flanneld(pair)
+    end_docker(pair)
+    host.run(["bash", "-ec", NAME_SOCKET])
+    variables = dict(line.split("=", 1) for line in host.run(["cat", "/etc/default/flanneld"]).stdout.split())
+    store = f"--store={pair.etcd.url}"
+
+    pair.daemons[host.name] = host.start_flanneld(store, "--docker-plugin", environment=variables)
+    start_docker(pair)
+    host.engine.docker("run", "--rm", "--network=web", "busybox", "true")
+
+    assert (host.directory / "run/flannel/docker.sock").exists()
+    host.run(["rm", "/etc/docker/plugins/flannel.spec", "/etc/default/flanneld"])
+    end_flanneld(pair)
+    end_docker(pair)
+    start_flanneld(pair)
+    start_docker(pair)
 
 
 def test_a_host_that_boots_again_has_its_containers_with_their_ports(pair: Pair) -> None:
