@@ -22,6 +22,9 @@ from pyflannel.wire.forwarder_control import SOCKET_NAME
 
 _RUN_DIR = Path("/run/flannel")
 
+DOCKER_SOCKET = Path("/run/docker/plugins/flannel.sock")
+"""The usual socket of the network plugin for Docker. Docker finds it by its directory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:

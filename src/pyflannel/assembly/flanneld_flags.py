@@ -6,6 +6,7 @@ Source: flannel 0.6.2, 0.20.2 and 0.28.9, the union of their flags.
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 
+from pyflannel.assembly.directories import DOCKER_SOCKET
 from pyflannel.assembly.store_flags import STORE_FLAGS
 from pyflannel.model.lease import LEASE_TTL_S
 from pyflannel.wire.go_flags import Flag, Value
@@ -139,7 +140,7 @@ _DOCKER_FLAGS = (
     ),
     Flag(
         name="docker-plugin-socket",
-        default="/run/docker/plugins/flannel.sock",
+        default=str(DOCKER_SOCKET),
         meaning="socket of the network plugin; in another directory, /etc/docker/plugins/flannel.spec must"
         " name it",
     ),

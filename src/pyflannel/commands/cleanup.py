@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyflannel.assembly.directories import Places
+from pyflannel.assembly.directories import DOCKER_SOCKET, Places
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.assembly.stores import open_store
@@ -15,6 +15,7 @@ from pyflannel.commands.examination import known_networks, membership_of, status
 from pyflannel.commands.local_daemon import running_daemon, stop_daemon
 from pyflannel.commands.network_client import is_missing
 from pyflannel.errors import BusyError, FlannelError, WireError, sentences
+from pyflannel.http.sockets import server_pid
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.pins import remove_pin_directory
 from pyflannel.kernel.bpf.target import BpfTarget
@@ -317,7 +318,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         report.removed.extend(removal.removed)
         report.kept.extend(removal.kept)
         report.problems.extend(removal.problems)
-        _remove_files(report, *_run_files(places, report))
+        _remove_files(report, *_run_files(places, report), *_dead_docker_socket(places))
         _remove_pins(report, places.bpf)
         if cleanup.keep_lease:
             report.kept.append("the lease, and the identity of this host")
@@ -343,7 +344,7 @@ async def preview(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport
     report.removed.extend(removal.removed)
     report.kept.extend(removal.kept)
     report.problems.extend(removal.problems)
-    files = _run_files(places, report)
+    files = (*_run_files(places, report), *_dead_docker_socket(places))
     if not cleanup.keep_lease:
         files += _state_files(places)
     report.removed.extend(f"file {path}" for path in files if os.path.lexists(path))
@@ -390,6 +391,15 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
         if os.path.lexists(path)
     )
     return files
+
+
+def _dead_docker_socket(places: Places) -> tuple[Path, ...]:
+    """Return the usual socket of Docker's network plugin if a killed flanneld left it.
+
+    Docker would try to connect to it for 15 seconds.
+    """
+    is_left = places.docker.exists() and DOCKER_SOCKET.is_socket() and server_pid(DOCKER_SOCKET) is None
+    return (DOCKER_SOCKET,) if is_left else ()
 
 
 def _state_files(places: Places) -> tuple[Path, ...]:

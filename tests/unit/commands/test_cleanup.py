@@ -1,6 +1,7 @@
 """The device name by which a cleanup finds routes and rules, and the lines about removed objects."""
 
 import asyncio
+import socket
 from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.assembly.directories import Places
-from pyflannel.commands.cleanup import Cleanup, claimed_name, in_lines, owner_of
+from pyflannel.commands.cleanup import Cleanup, _dead_docker_socket, claimed_name, in_lines, owner_of
 from pyflannel.errors import BusyError
 from pyflannel.model.link import Link
 from pyflannel.model.route import Route
@@ -119,3 +120,21 @@ def test_without_files_the_device_has_the_identity_of_the_lease(
     assert asyncio.run(owner_of(Cleanup(places=usual), status)) == owner
     assert asyncio.run(owner_of(Cleanup(places=usual), replace(status, owner="kept"))) == "kept"
     assert asyncio.run(owner_of(Cleanup(places=usual, node_id="node-7"), status)) == "node-7"
+
+
+def test_the_plugin_socket_of_a_killed_daemon_is_removed(
+    usual: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "flannel.sock"
+    monkeypatch.setattr("pyflannel.commands.cleanup.DOCKER_SOCKET", path)
+    places = replace(usual, state_dir=tmp_path)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        unknown = _dead_docker_socket(places)
+        places.docker.write_text("{}")
+        listener.listen()
+        served = _dead_docker_socket(places)
+
+    assert (unknown, served) == ((), ())
+    assert _dead_docker_socket(places) == (path,)
