@@ -81,6 +81,7 @@ class DockerHost(Protocol):
         """Return the facts of the host.
 
         Raises:
+            DockerPluginError: the network has no IPv4.
             NotReadyError: the host has no lease yet.
         """
 

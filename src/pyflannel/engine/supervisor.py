@@ -36,7 +36,7 @@ from pyflannel.engine.store_followers import ConfigFollower, read_config
 from pyflannel.engine.transition import Retirement, with_config
 from pyflannel.engine.wireguard_keys import WireguardKeys
 from pyflannel.engine.world import HostOptions, World
-from pyflannel.errors import ConfigError, NotReadyError, StoreError, one_line
+from pyflannel.errors import ConfigError, DockerPluginError, NotReadyError, StoreError, one_line
 from pyflannel.model.docker import DockerParts
 from pyflannel.model.host import Bridge, Surroundings, Underlay
 from pyflannel.model.lease import (
@@ -435,9 +435,14 @@ class Supervisor:
         """Return the facts of this host that a network of Docker depends on.
 
         Raises:
+            DockerPluginError: the network has no IPv4.
             NotReadyError: the host has no lease yet.
         """
         inputs = self.condition.inputs
+        if inputs.config is not None and inputs.config.network is None:
+            raise DockerPluginError(
+                "the flannel network has no IPv4 addresses", hint="Write a network config with Network."
+            )
         host = self.planner.host(inputs)
         if host is None or inputs.config is None or inputs.config.network is None or inputs.backend is None:
             raise NotReadyError(
