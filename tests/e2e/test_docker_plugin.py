@@ -95,6 +95,7 @@ def test_a_published_port_is_reached_from_everywhere(network: Any) -> None:
     assert fetch(container(there), here.address, port=8080) == "page of docker1"
     assert get(there, f"http://{here.address}:8080/") == "page of docker1"
     assert get(here, f"http://{here.address}:8080/") == "page of docker1"
+    assert f"0.0.0.0:8080/tcp to {container(here).address}:80" in here.flannelctl("status")
     assert get(here, "http://127.0.0.1:8080/") == "page of docker1"
     assert fetch(container(here), here.address, port=8080) == "page of docker1"
 

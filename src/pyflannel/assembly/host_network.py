@@ -158,6 +158,7 @@ class HostNetwork:
             fast_path=self._with_counters(status),
             wireguard=wireguard_of(self._supervisor, await self._contacts()),
             strangers=strangers_of(self._supervisor, strangers)[:STRANGERS_SHOWN],
+            docker=None if self.docker is None else self.docker.status(),
             lease_signing=None if self._signing is None else self._signing.status(),
         )
 

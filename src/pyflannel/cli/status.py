@@ -22,6 +22,7 @@ from pyflannel.commands.reach import with_reach
 from pyflannel.errors import NotReadyError, sentences
 from pyflannel.model.status import (
     BackendStatus,
+    DockerStatus,
     FastPathStatus,
     Finding,
     ForwarderStatus,
@@ -156,6 +157,8 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
         for notice in found.fast_path.remarks:
             yield "warning", str(notice)
     yield from _strangers(found)
+    if found.docker:
+        yield from _docker(found.docker)
     if found.lease_signing:
         yield from _lease_signing(found.lease_signing)
     if found.reconcile:
@@ -182,6 +185,24 @@ def _strangers(found: Status) -> Iterator[tuple[str, str]]:
         yield "stranger", f"{one.address}, {one.reason}, {latest}: {one.cause}"
     if len(found.strangers) > _NAMED:
         yield "stranger", f"{len(found.strangers) - _NAMED} more: see flannelctl status --json"
+
+
+def _docker(docker: DockerStatus) -> Iterator[tuple[str, str]]:
+    if not docker.networks:
+        yield "docker", "no network yet"
+    for network in docker.networks[:_NAMED]:
+        bridge = network.bridge or "a bridge of another driver"
+        yield (
+            "docker network",
+            f"{network.subnet} on {bridge}, {network.used} of {network.usable} addresses in use",
+        )
+    if len(docker.networks) > _NAMED:
+        yield "docker network", f"{len(docker.networks) - _NAMED} more: see flannelctl status --json"
+    for port in docker.ports[:_NAMED]:
+        host = f"{port.host_address or '0.0.0.0'}:{port.host_port}/{port.protocol}"
+        yield "docker port", f"{host} to {port.address}:{port.port}"
+    if len(docker.ports) > _NAMED:
+        yield "docker port", f"{len(docker.ports) - _NAMED} more: see flannelctl status --json"
 
 
 def _lease_signing(signing: LeaseSigningStatus) -> Iterator[tuple[str, str]]:

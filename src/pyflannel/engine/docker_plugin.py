@@ -17,6 +17,7 @@ from typing import Protocol
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import DockerPluginError, NotReadyError, TargetError, WireError
 from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerParts, DockerState, Pool
+from pyflannel.model.status import DockerNetworkStatus, DockerPortStatus, DockerStatus
 from pyflannel.plan.docker_plugin import (
     CREATE,
     add_network,
@@ -145,6 +146,32 @@ class DockerPlugin:
         for bridge in published:
             with suppress(TargetError):
                 self._links.open_loopback(bridge)
+
+    def status(self) -> DockerStatus:
+        """Return the networks and the published ports."""
+        state = self._state or DockerState()
+        bridges = {network.subnet: network.bridge for network in state.networks.values()}
+        return DockerStatus(
+            networks=tuple(
+                DockerNetworkStatus(
+                    subnet=pool.subnet,
+                    bridge=bridges.get(pool.subnet, ""),
+                    used=len(pool.used),
+                    usable=pool.subnet.num_addresses - 2,
+                )
+                for pool in sorted(state.pools.values(), key=lambda pool: pool.subnet)
+            ),
+            ports=tuple(
+                DockerPortStatus(
+                    protocol=port.protocol,
+                    host_address=port.host_address,
+                    host_port=port.host_port,
+                    address=port.address,
+                    port=port.port,
+                )
+                for port in sorted(state.plan.ports, key=lambda port: port.host_port)
+            ),
+        )
 
     # Addresses.
 

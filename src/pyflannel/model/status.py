@@ -339,6 +339,41 @@ class ReachStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DockerNetworkStatus:
+    """A network of Docker with addresses of flannel.
+
+    Attributes:
+        bridge: its bridge; "" if another driver than flannel has created it.
+        used: addresses in use, with those of the bridge.
+        usable: addresses that can be used.
+    """
+
+    subnet: IPv4Network
+    bridge: str
+    used: int
+    usable: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerPortStatus:
+    """A published port, which Docker does not show."""
+
+    protocol: str
+    host_address: IPv4Address | None
+    host_port: int
+    address: IPv4Address
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerStatus:
+    """The networks of Docker that the network plugin serves, and the published ports in them."""
+
+    networks: tuple[DockerNetworkStatus, ...] = ()
+    ports: tuple[DockerPortStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The daemon at one moment.
 
@@ -358,6 +393,7 @@ class Status:
         strangers: senders of dropped tunnel packets since the start of the counters; at most STRANGERS_SHOWN,
             the senders of the most packets first.
         lease_signing: signatures of leases; None with --lease-signing=off.
+        docker: networks of Docker; None without --docker-plugin.
         warnings: problems for the operator, one line each: two hosts share an address, a lease was taken.
         reach: answers of peers to the probes of flannelctl; None if none was probed.
     """
@@ -382,6 +418,7 @@ class Status:
     wireguard: WireguardStatus | None = None
     strangers: tuple[StrangerStatus, ...] = ()
     lease_signing: LeaseSigningStatus | None = None
+    docker: DockerStatus | None = None
     reconcile: ReconcileStatus | None = None
     warnings: tuple[str, ...] = ()
     reach: ReachStatus | None = None

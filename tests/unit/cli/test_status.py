@@ -5,6 +5,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.cli.status import facts
 from pyflannel.model.status import (
+    DockerNetworkStatus,
+    DockerPortStatus,
+    DockerStatus,
     LeaseSigningStatus,
     Notice,
     ReconcileStatus,
@@ -117,3 +120,22 @@ class CountedText(str):
         return str.__eq__(self, other)
 
     __hash__ = str.__hash__
+
+
+def test_networks_and_published_ports_of_docker_are_listed() -> None:
+    network = DockerNetworkStatus(
+        subnet=IPv4Network("10.100.3.64/27"), bridge="flbr-4444444444", used=3, usable=30
+    )
+    port = DockerPortStatus(
+        protocol="tcp", host_address=None, host_port=8080, address=IPv4Address("10.100.3.66"), port=80
+    )
+    found = Status(version="1", docker=DockerStatus(networks=(network,) * 10, ports=(port,)))
+
+    lines = [(name, text) for name, text in facts(found) if name.startswith("docker")]
+
+    assert lines[0] == ("docker network", "10.100.3.64/27 on flbr-4444444444, 3 of 30 addresses in use")
+    assert lines[8:] == [
+        ("docker network", "2 more: see flannelctl status --json"),
+        ("docker port", "0.0.0.0:8080/tcp to 10.100.3.66:80"),
+    ]
+    assert ("docker", "no network yet") in facts(replace(found, docker=DockerStatus()))

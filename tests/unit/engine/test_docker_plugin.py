@@ -246,6 +246,22 @@ def test_a_port_is_published_once() -> None:
     run(act)
 
 
+def test_the_status_shows_networks_and_published_ports() -> None:
+    async def act(engine: Engine) -> None:
+        await engine.create_network()
+        await engine.ask("IpamDriver.RequestPool", Pool="", Options={})
+        await engine.start(**portmap(8080))
+
+        status = engine.plugin.status()
+
+        shown = [(str(one.subnet), one.bridge, one.used, one.usable) for one in status.networks]
+        assert shown == [("10.100.3.64/27", "flbr-4444444444", 2, 30), ("10.100.3.96/27", "", 0, 30)]
+        (port,) = status.ports
+        assert (port.host_port, str(port.address), port.port) == (8080, "10.100.3.66", 80)
+
+    run(act)
+
+
 def test_a_port_of_another_program_is_refused() -> None:
     async def act(engine: Engine) -> None:
         engine.links.used_ports.add(8080)
