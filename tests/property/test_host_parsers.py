@@ -8,7 +8,7 @@ import json
 import struct
 from contextlib import suppress
 from datetime import UTC, datetime
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
@@ -24,10 +24,16 @@ from pyflannel.assembly.stores import masked, parse_store_url
 from pyflannel.errors import CniError, UsageError, WireError
 from pyflannel.kernel.bpf import layout
 from pyflannel.kernel.network.interfaces import parse_resolvers
+from pyflannel.model.netfilter import Packet
+from pyflannel.plan.netfilter import THROUGH, judge
 from pyflannel.wire import cni, iptables, lease_signature, nftables
 from pyflannel.wire.certificate import validity_of
 from pyflannel.wire.go_flags import read_environment, read_words
+from pyflannel.wire.iptables_ruleset import ruleset_of
+from pyflannel.wire.nftables_ruleset import parse_ruleset
 from pyflannel.wire.wireguard import parse_dump
+
+PACKET = Packet(source=IPv4Address("10.3.1.2"), destination=IPv4Address("10.3.2.2"), protocol=6)
 
 # iptables-save.
 
@@ -87,7 +93,7 @@ def read_saved(text: str) -> None:
             iptables.format_removal(chain, tables)
     iptables.drops_forwarded(tables)
     iptables.is_unused_hook(tables, "filter", "FORWARD")
-    iptables.dropping_forward(tables, "iptables")
+    judge(PACKET, ruleset_of(tables, "iptables"), THROUGH)
 
 
 # nft: the names of tables, and tables in JSON.
@@ -248,7 +254,7 @@ def read_listing(text: str) -> None:
     for family in (4, 6):
         with suppress(WireError):
             nftables.format_table(nftables.parse_table(text, family, "flannel0"))
-    nftables.parse_forward_chains(text)
+    judge(PACKET, parse_ruleset(text, text), THROUGH)
 
 
 # A certificate in PEM.

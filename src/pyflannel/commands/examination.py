@@ -5,23 +5,25 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import islice
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.local_daemon import offline_status
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.commands.reach import probe_path, probe_peers, target_of
+from pyflannel.commands.reach import peers_of, probe_path, probe_peers, target_of
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
 from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.filters.ruleset import read_ruleset
 from pyflannel.kernel.host.machine import (
+    ask_route,
     docker_table,
-    forward_chains,
     forwards,
     is_strict,
-    legacy_forward_chains,
+    policy_rules,
     port_mtus,
 )
 from pyflannel.kernel.network.interfaces import KernelInterfaces
@@ -34,9 +36,11 @@ from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import PeerReach, PingReport
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, Status
-from pyflannel.plan.doctor import Observed, docker_drops, findings
+from pyflannel.plan.doctor.filters import docker_drops
+from pyflannel.plan.doctor.findings import findings
+from pyflannel.plan.doctor.observed import Observed, RouteAnswer
+from pyflannel.plan.doctor.peers import judged, with_peers
 from pyflannel.plan.leftovers import rules_left
-from pyflannel.plan.reach import judged, with_peers
 from pyflannel.plan.underlay import UnderlayOptions, choose
 from pyflannel.processes.found import find_original
 from pyflannel.processes.systemd import has_unit
@@ -129,16 +133,16 @@ async def ping_path(places: Places, socket: Path | None, name: str) -> PingRepor
         )
     peer, container = target_of(status, leases, name)
     steps, local = await asyncio.gather(
-        probe_path(status, peer, container), _findings_in_time(places, status)
+        probe_path(status, peer, container), _findings_in_time(places, status, leases)
     )
     return judged(peer, steps, is_container=container is not None, status=status, local=local)
 
 
-async def _findings_in_time(places: Places, status: Status) -> tuple[Finding, ...]:
+async def _findings_in_time(places: Places, status: Status, leases: list[LeaseEntry]) -> tuple[Finding, ...]:
     """Return the findings about this host itself; empty if they are not ready in time."""
     with contextlib.suppress(TimeoutError, FlannelError):
         async with asyncio.timeout(_EXAMINED_S):
-            return await _examined(places, status)
+            return await _examined(places, status, leases)
     return ()
 
 
@@ -149,7 +153,7 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         TargetError: links and routes are unreadable.
     """
     status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
-    found, reach = await asyncio.gather(_examined(places, status), _reach(status, leases))
+    found, reach = await asyncio.gather(_examined(places, status, leases), _reach(status, leases))
     return with_peers(found, reach, status)
 
 
@@ -160,20 +164,17 @@ async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
     return []
 
 
-async def _examined(places: Places, status: Status) -> tuple[Finding, ...]:
+async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) -> tuple[Finding, ...]:
     """Return the findings about this host itself."""
     membership = await membership_of(places, status)
-    items, rules, saved, interfaces, programs = await asyncio.gather(
-        survey(), _filter_rules(), read_rules(), _interfaces(), _programs(places)
+    peers = {**membership.peers, **{peer.subnet: peer.public_ip for peer in peers_of(status, leases)}}
+    if membership.subnet is not None:
+        peers.pop(membership.subnet, None)
+    membership = replace(membership, peers=peers)
+    items, rules, saved, read, interfaces, programs = await asyncio.gather(
+        survey(), _filter_rules(), read_rules(), read_ruleset(), _interfaces(), _programs(places)
     )
-    unread: list[Finding] = []
-    dropping = await legacy_forward_chains()
-    try:
-        dropping += await forward_chains()
-    except FlannelError as error:
-        unread.append(
-            Finding(code="rules-unread", severity="info", cause=f"filter rules: {error}", fix=error.hint)
-        )
+    bridges = _own_bridges(interfaces, membership)
     seen = Observed(
         status=status,
         membership=membership,
@@ -183,14 +184,48 @@ async def _examined(places: Places, status: Status) -> tuple[Finding, ...]:
         left_rules=rules_left(saved, known_networks(places, membership)),
         forwards=forwards(),
         strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
-        dropping=tuple(dropping),
+        ruleset=read.ruleset,
+        answers=await _route_answers(status, membership, next(iter(bridges), None)),
+        interfaces=interfaces,
         programs=programs,
         on_link=_on_link(interfaces, membership),
-        ports={name: port_mtus(name) for name in _own_bridges(interfaces, membership)},
+        ports={name: port_mtus(name) for name in bridges},
         docker_drops=docker_drops(saved, await docker_table()),
         has_unit=has_unit("flanneld.service"),
     )
+    unread = (
+        Finding(code="rules-unread", severity="info", cause=f"filter rules: {error}", fix=error.hint)
+        for error in read.failures
+    )
     return (*findings(seen), *unread)
+
+
+_ASKED = 2
+"""Peers for which the kernel is asked about routes."""
+
+
+async def _route_answers(
+    status: Status, membership: Membership, bridge: str | None
+) -> tuple[RouteAnswer, ...]:
+    """Return the answers of the kernel about packets between this host and some of its peers."""
+    own, underlay = membership.subnet, status.underlay
+    tunnel = status.backend.link if status.backend is not None else None
+    if own is None or not status.is_live:
+        return ()
+    rules = await policy_rules()
+    here = own.network_address + 2
+    refused = {peer.subnet for peer in status.refused_peers}
+    peers = ((subnet, address) for subnet, address in membership.peers.items() if subnet not in refused)
+    asked = []
+    for subnet, address in islice(peers, _ASKED):
+        there = subnet.network_address + 2
+        source = here if bridge is not None else None
+        asked.append(ask_route("container out", there, source=source, arrives_at=bridge, rules=rules))
+        if tunnel is not None:
+            asked.append(ask_route("container in", here, source=there, arrives_at=tunnel))
+        if underlay is not None:
+            asked.append(ask_route("tunnel in", underlay.address, source=address, arrives_at=underlay.link))
+    return tuple(filter(None, await asyncio.gather(*asked)))
 
 
 async def _interfaces() -> Interfaces:

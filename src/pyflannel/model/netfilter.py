@@ -40,7 +40,7 @@ class Packet:
     Attributes:
         iif: name of the interface at which it arrived; "" if the host itself sends it.
         oif: name of the interface by which it leaves; "" if it is for the host itself.
-        state: its state in connection tracking.
+        state: its state in connection tracking; `invalid` before it was tracked.
         mark: None if rules have set an unknown mark.
     """
 
@@ -53,7 +53,7 @@ class Packet:
     length: int | None = None
     iif: str = ""
     oif: str = ""
-    state: Literal["new", "established", "untracked"] = "new"
+    state: Literal["new", "established", "untracked", "invalid"] = "new"
     mark: int | None = 0
 
     def value(self, field: Field) -> Value | None:

@@ -257,27 +257,6 @@ class NftTable(Item):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardChain:
-    """A base chain of nftables at the forward hook with the policy drop; or FORWARD of legacy iptables.
-
-    Attributes:
-        family: `ip` or `inet`, the families with IPv4.
-        program: program of legacy iptables that prints it; "" for nft.
-        passes: prefixes that the chain accepts by source or destination, without other conditions.
-    """
-
-    family: str
-    table: str
-    name: str
-    passes: frozenset[IPv4Network]
-    program: str = ""
-
-    def lets_pass(self, network: IPv4Network) -> bool:
-        """Return whether every packet from or to the network is accepted."""
-        return any(network.subnet_of(passed) for passed in self.passes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SavedRules:
     """All rules of one family that one iptables program prints.
 

@@ -16,6 +16,9 @@ OUT: tuple[Hook, ...] = ("output", "postrouting", "egress")
 _DEEPEST = 16
 """Most nested jumps (NFT_JUMP_STACK_SIZE)."""
 
+_TRACKING = -200
+"""Priority of connection tracking (linux/netfilter_ipv4.h, NF_IP_PRI_CONNTRACK)."""
+
 _FAMILIES = frozenset({"ip", "inet", "netdev"})
 
 
@@ -27,9 +30,11 @@ def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
     for chain in _in_order(packet, ruleset, hooks):
         if chain.is_nat and (packet.state != "new" or is_translated):
             continue
-        run = _Run(chain, packet)
+        is_tracked = not _is_before_tracking(chain)
+        run = _Run(chain, packet if is_tracked else replace(packet, state="invalid"))
         run.evaluate()
-        packet = run.packet
+        was_untracked = run.packet.state == "untracked"
+        packet = run.packet if is_tracked or was_untracked else replace(run.packet, state=packet.state)
         dropping = [one for one in run.ends if one.kind in ("drop", "reject")]
         if len(dropping) == len(run.ends):
             first = dropping[0]
@@ -47,6 +52,10 @@ def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
     if doubt is not None:
         return replace(doubt, translation=translation)
     return Judgement(kind="accept", translation=translation)
+
+
+def _is_before_tracking(chain: BaseChain) -> bool:
+    return chain.hook == "ingress" or (chain.hook in ("prerouting", "output") and chain.priority < _TRACKING)
 
 
 def _in_order(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Iterator[BaseChain]:
@@ -75,6 +84,8 @@ class _Run:
     chain: BaseChain
     packet: Packet
     ends: list[_End] = field(default_factory=list)
+    seen: dict[tuple[str, Packet], bool] = field(default_factory=dict)
+    """Whether the packet ends in a chain that was already evaluated for it: chains may jump to each other."""
 
     def evaluate(self) -> None:
         """Collect all possible ends."""
@@ -86,6 +97,15 @@ class _Run:
         if not depth:
             self.ends.append(_End("unknown", None))
             return True
+        before = self.packet
+        if (name, before) in self.seen:
+            return self.seen[name, before]
+        has_ended = self._walk_rules(name, depth, is_certain=is_certain)
+        if self.packet == before:
+            self.seen[name, before] = has_ended
+        return has_ended
+
+    def _walk_rules(self, name: str, depth: int, *, is_certain: bool) -> bool:
         may_return = False
         for rule in self.chain.chains.get(name, ()):
             applies = _holds(rule, self.packet)

@@ -2,9 +2,8 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Network, ip_network
+from ipaddress import ip_network
 from itertools import pairwise
 
 from pyflannel.errors import WireError
@@ -15,7 +14,6 @@ from pyflannel.model.packet_filter import (
     Accept,
     FilterRule,
     ForeignRule,
-    ForwardChain,
     IptablesChain,
     IptablesTable,
     Jump,
@@ -286,46 +284,3 @@ def _jump(chain: IptablesChain, chains: Mapping[str, SavedChain]) -> str:
     gone = {rule for where, rule in jumps_to(chains, chain.name) if where == chain.hook}
     deciding = deciding_index([rule for rule in hook.rules if rule not in gone])
     return f"-A {chain.hook} {jump}" if deciding is None else f"-I {chain.hook} {deciding + 1} {jump}"
-
-
-_EVERYTHING = IPv4Network("0.0.0.0/0")
-
-
-def dropping_forward(tables: SavedTables, program: str) -> ForwardChain | None:
-    """Return FORWARD, as `program` shows it, if its policy is to drop; else None."""
-    chains, hook = tables.get("filter", {}), HOOKS["filter"]
-    if hook not in chains or chains[hook].policy != "DROP":
-        return None
-    passes = frozenset(_passed(hook, chains))
-    return ForwardChain(family="ip", table="filter", name=hook, passes=passes, program=program)
-
-
-def _passed(hook: str, chains: Mapping[str, SavedChain]) -> Iterator[IPv4Network]:
-    """Yield the prefixes that a chain, or a chain to which it jumps, accepts by source or destination alone.
-
-    An earlier rule that drops a part of such a prefix is ignored: the operator wants it.
-    """
-    waiting, seen = [hook], set[str]()
-    while waiting:
-        name = waiting.pop()
-        if name in seen or name not in chains:
-            continue
-        seen.add(name)
-        for rule in chains[name].rules:
-            match _without_comment(rule_words(rule)):
-                case ["-j", "ACCEPT"]:
-                    yield _EVERYTHING
-                case ["-s" | "-d", prefix, "-j", "ACCEPT"]:
-                    with suppress(ValueError):  # a mask with gaps is not a prefix
-                        yield IPv4Network(prefix)
-                case ["-j" | "-g", target]:
-                    waiting.append(target)
-                case _:
-                    pass
-
-
-def _without_comment(words: list[str]) -> list[str]:
-    for at in range(len(words) - 3):
-        if words[at : at + 3] == ["-m", "comment", "--comment"]:
-            return [*words[:at], *words[at + 4 :]]
-    return words

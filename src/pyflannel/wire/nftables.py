@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, ip_network
-from typing import Any
 
 from pyflannel.errors import WireError
 from pyflannel.model.docker import PublishedPort
@@ -15,7 +14,6 @@ from pyflannel.model.packet_filter import (
     Accept,
     FilterRule,
     ForeignRule,
-    ForwardChain,
     LoopbackRule,
     Mark,
     Masquerade,
@@ -356,101 +354,3 @@ def _parse_network(right: object, *, is_negated: bool) -> Prefix | None:
         return Prefix(ip_network(text), is_negated)
     except ValueError:
         return None
-
-
-# The rules for forwarded packets in `nft --json list ruleset`. Source: libnftables-json(5).
-#
-# iptables also uses nf_tables, so the output contains its chains. Matches that nftables does not support have
-# the name `xt`.
-
-_FAMILIES = frozenset({"ip", "inet"})
-_EVERYTHING = IPv4Network("0.0.0.0/0")
-_Key = tuple[str, str, str]
-_Rules = Mapping[_Key, Sequence[Sequence[Mapping[str, Any]]]]
-
-
-def parse_forward_chains(text: str) -> list[ForwardChain]:
-    """Return the base chains at the forward hook with the policy drop.
-
-    Raises:
-        WireError: the text is not nft's JSON.
-    """
-    chains: list[_Key] = []
-    rules: dict[_Key, list[Sequence[Mapping[str, Any]]]] = {}
-    try:
-        for entry in json.loads(text)["nftables"]:
-            match entry:
-                case {"chain": {"hook": "forward", "policy": "drop"} as chain}:
-                    chains.append((chain["family"], chain["table"], chain["name"]))
-                case {"rule": rule}:
-                    rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule["expr"])
-                case _:
-                    pass
-        return [
-            ForwardChain(family=key[0], table=key[1], name=key[2], passes=frozenset(_passed(key, rules)))
-            for key in chains
-            if key[0] in _FAMILIES
-        ]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise WireError(
-            f"nft's JSON has an unknown form: {error!r}", hint="Report the output of nft --json list ruleset."
-        ) from error
-
-
-def _passed(base: _Key, rules: _Rules) -> Iterator[IPv4Network]:
-    """Yield the prefixes that a chain, or a chain to which it jumps, accepts by source or destination alone.
-
-    An earlier rule that drops a part of such a prefix is ignored: the operator wants it.
-    """
-    waiting, seen = [base], set[_Key]()
-    while waiting:
-        chain = waiting.pop()
-        if chain in seen:
-            continue
-        seen.add(chain)
-        for expressions in rules.get(chain, ()):
-            *conditions, verdict = [one for one in expressions if not _is_remark(one)] or [{}]
-            match verdict:
-                case {"accept": _}:
-                    yield from _condition(conditions)
-                case {"jump": {"target": target}} | {"goto": {"target": target}} if not conditions:
-                    waiting.append((chain[0], chain[1], target))
-                case _:
-                    pass
-
-
-def _is_remark(expression: Mapping[str, Any]) -> bool:
-    match expression:
-        case {"counter": _} | {"log": _} | {"xt": {"name": "comment"}}:
-            return True
-        case _:
-            return False
-
-
-def _condition(conditions: Sequence[Mapping[str, Any]]) -> Iterator[IPv4Network]:
-    match conditions:
-        case []:
-            yield _EVERYTHING
-        case [
-            {
-                "match": {
-                    "op": "==",
-                    "left": {"payload": {"protocol": "ip", "field": "saddr" | "daddr"}},
-                    "right": right,
-                }
-            }
-        ]:
-            yield from _networks(right)
-        case _:
-            pass
-
-
-def _networks(right: object) -> Iterator[IPv4Network]:
-    match right:
-        case {"prefix": {"addr": str(address), "len": int(length)}}:
-            yield IPv4Network((address, length))
-        case {"set": [*members]}:
-            for member in members:
-                yield from _networks(member)
-        case _:
-            pass  # one address, a range, a named set

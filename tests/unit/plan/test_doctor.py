@@ -9,7 +9,8 @@ import pytest
 
 from pyflannel.model.fast_path import BpfProgram, Feature, Role, Tunnel
 from pyflannel.model.link import Link
-from pyflannel.model.packet_filter import ForwardChain, IptablesChain, SavedRules
+from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.packet_filter import IptablesChain, SavedRules
 from pyflannel.model.route import Route
 from pyflannel.model.status import (
     BackendStatus,
@@ -30,8 +31,18 @@ from pyflannel.model.status import (
     WireguardPeerStatus,
     WireguardStatus,
 )
-from pyflannel.plan.doctor import RECENT_S, Observed, docker_drops, findings
+from pyflannel.plan.doctor.daemon import RECENT_S
+from pyflannel.plan.doctor.filters import docker_drops
+from pyflannel.plan.doctor.findings import findings
+from pyflannel.plan.doctor.observed import Observed
 from pyflannel.plan.routes import overlap_note
+from pyflannel.wire.iptables import parse_save
+from pyflannel.wire.iptables_ruleset import ruleset_of
+
+
+def iptables(*lines: str, table: str = "filter") -> Ruleset:
+    return ruleset_of(parse_save("\n".join([f"*{table}", *lines, "COMMIT"])), "iptables")
+
 
 ROOT = Path(__file__).parents[3]
 NETWORK = IPv4Network("10.100.0.0/16")
@@ -53,7 +64,9 @@ HEALTHY = Observed(
         Route(destination=NETWORK, link="", kind="blackhole"),
         IptablesChain(family=4, table="filter", device="flannel0", rules=()),
     ),
-    dropping=(ForwardChain(family="ip", table="filter", name="FORWARD", passes=frozenset({NETWORK})),),
+    ruleset=iptables(
+        ":FORWARD DROP", "-A FORWARD -s 10.100.0.0/16 -j ACCEPT", "-A FORWARD -d 10.100.0.0/16 -j ACCEPT"
+    ),
     ports={"docker0": {"veth1": 1450}},
 )
 
@@ -306,16 +319,6 @@ def test_an_unusable_allow_list_and_one_without_this_host_are_named() -> None:
     assert only.cause.startswith("flanneld refuses all other hosts: /etc/flannel/lease-keys")
 
 
-def test_the_chain_of_iptables_is_repaired_with_iptables() -> None:
-    chain = ForwardChain(family="ip", table="filter", name="FORWARD", passes=frozenset())
-
-    (found,) = findings(replace(HEALTHY, dropping=(chain,)))
-
-    assert found.fix == (
-        "iptables -I FORWARD -s 10.100.0.0/16 -j ACCEPT; iptables -I FORWARD -d 10.100.0.0/16 -j ACCEPT"
-    )
-
-
 def test_rules_with_the_original_s_names_belong_to_a_present_daemon() -> None:
     """On other hosts, they are from an original."""
     status = replace(READY, is_live=False, is_ready=False)
@@ -452,12 +455,10 @@ class TestNetworkThatOverlapsTheUnderlay:
 
 @pytest.mark.parametrize("document", ["docs/guides/troubleshooting.md", "docs/reference/flannelctl.md"])
 def test_the_documents_explain_every_code(document: str) -> None:
-    sources = ("plan/doctor.py", "commands/examination.py")
-    known = {
-        code
-        for source in sources
-        for code in re.findall(r'code="([\w-]+)"', (ROOT / "src/pyflannel" / source).read_text())
-    }
+    package = ROOT / "src/pyflannel"
+    sources = [*package.glob("plan/doctor/*.py"), package / "commands/examination.py"]
+    known = {code for source in sources for code in re.findall(r'code="([\w-]+)"', source.read_text())}
+    known |= {"tunnel-dropped", "tunnel-not-sent", "forward-dropped"}
 
     text = (ROOT / document).read_text()
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from ipaddress import IPv4Address
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -67,6 +68,30 @@ def test_rules_of_iptables(rule: str, kind: str) -> None:
     assert judge(TUNNEL, iptables(*rule.splitlines()), IN).kind == kind
 
 
+def test_many_jumps_between_chains_are_evaluated_once() -> None:
+    """Each chain jumps twice to the next: one by one, these are 32,768 ways."""
+    names = [f"c{number}" for number in range(15)]
+    declared = [f":{name} - [0:0]" for name in names]
+    jumps = [f"-A {one} -j {other}" for one, other in pairwise(["INPUT", *names]) for _ in range(2)]
+    text = "\n".join(["*filter", ":INPUT ACCEPT [0:0]", *declared, *jumps, "-A INPUT -j DROP", "COMMIT"])
+    counted = CountedPacket(**{name: getattr(TUNNEL, name) for name in Packet.__slots__})
+
+    assert judge(counted, ruleset_of(parse_save(text + "\n"), "iptables"), IN).kind == "drop"
+    assert CountedPacket.compared < 1000
+
+
+class CountedPacket(Packet):
+    """A packet that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedPacket.compared += 1
+        return Packet.__eq__(self, other)
+
+    __hash__ = Packet.__hash__
+
+
 def test_a_policy_drops_without_a_rule() -> None:
     judgement = judge(TUNNEL, iptables(policy="DROP"), IN)
 
@@ -105,6 +130,14 @@ def test_a_packet_without_tracking_is_untracked() -> None:
     drop = iptables("-A INPUT -m conntrack --ctstate UNTRACKED -j DROP")
 
     assert judge(TUNNEL, (*notrack, *drop), IN).kind == "drop"
+
+
+def test_before_connection_tracking_the_state_is_invalid() -> None:
+    early = iptables("-A PREROUTING -m conntrack --ctstate NEW -j DROP", table="raw", chain="PREROUTING")
+    late = iptables("-A PREROUTING -m conntrack --ctstate NEW -j DROP", table="mangle", chain="PREROUTING")
+
+    assert judge(TUNNEL, early, IN).kind == "accept"
+    assert judge(TUNNEL, (*early, *late), IN).kind == "drop"
 
 
 def test_a_translation_of_the_source_is_reported() -> None:

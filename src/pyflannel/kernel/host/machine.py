@@ -12,16 +12,14 @@ import re
 import socket
 import time
 import uuid
+from ipaddress import IPv4Address
 from pathlib import Path
 
-from pyflannel.errors import TargetError, WireError, target_errors
-from pyflannel.kernel.filters.iptables import PROGRAMS, read_saved, version_of
+from pyflannel.errors import TargetError, target_errors
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.host.files import replace_file
 from pyflannel.model.lease import Identity, is_host_name
-from pyflannel.model.packet_filter import ForwardChain
-from pyflannel.wire.iptables import dropping_forward
-from pyflannel.wire.nftables import parse_forward_chains
+from pyflannel.plan.doctor.observed import RouteAnswer, Way
 
 
 def notify(text: str) -> bool:
@@ -169,26 +167,23 @@ def port_mtus(bridge: str) -> dict[str, int]:
     return {}
 
 
-async def forward_chains() -> list[ForwardChain]:
-    """Return the chains at the forward hook that drop packets which they do not accept.
+_REFUSED = {
+    "tunnel in": (os.strerror(errno.EXDEV), os.strerror(errno.EINVAL)),
+    "container in": (os.strerror(errno.EXDEV),),
+    "container out": (os.strerror(errno.EXDEV),),
+}
+"""Answers of the kernel about a packet whose source the reverse path filter refuses. For a packet to the host
+itself this may be EINVAL, which is also the answer for a blackhole."""
 
-    Raises:
-        TargetError: nft failed, or is not installed.
-        WireError: its output is invalid.
-    """
-    # Not the whole ruleset: nft 1.0.6 crashes when it prints a table with the owner flag as JSON.
-    bases = parse_forward_chains(await _nft("list", "chains"))
-    found: list[ForwardChain] = []
-    for family, table in dict.fromkeys((base.family, base.table) for base in bases):
-        found += parse_forward_chains(await _nft("list", "table", family, table))
-    return found
+_KERNELS_RULES = frozenset({"0:", "32766:", "32767:"})
 
 
-async def _nft(*words: str) -> str:
-    ran = await run_program("nft", "--json", *words)
-    if ran.status:
-        raise TargetError(f"nft failed: {ran.cause}", hint="Run flannelctl as root.")
-    return ran.output
+async def policy_rules() -> tuple[str, ...]:
+    """Return the policy rules of other programs, as `ip rule` lists them; empty if they are unreadable."""
+    with contextlib.suppress(TargetError):
+        lines = (await run_program("ip", "-4", "rule")).output.splitlines()
+        return tuple(" ".join(line.split()) for line in lines if line.split()[:1][0] not in _KERNELS_RULES)
+    return ()
 
 
 async def docker_table() -> str:
@@ -199,16 +194,33 @@ async def docker_table() -> str:
     return ""
 
 
-async def legacy_forward_chains() -> list[ForwardChain]:
-    """Return FORWARD of legacy iptables, if it drops packets that it does not accept."""
-    version = await version_of(PROGRAMS[4])
-    is_legacy = version is not None and not version.is_nft
-    program = PROGRAMS[4] if is_legacy else f"{PROGRAMS[4]}-legacy"
+async def ask_route(
+    way: Way,
+    destination: IPv4Address,
+    *,
+    source: IPv4Address | None = None,
+    arrives_at: str | None = None,
+    rules: tuple[str, ...] = (),
+) -> RouteAnswer | None:
+    """Return the answer of the kernel about the route of a packet; None if it cannot be asked."""
+    question = ["ip", "-4", "route", "get", str(destination)]
+    question += [] if source is None else ["from", str(source)]
+    question += [] if arrives_at is None else ["iif", arrives_at]
     try:
-        chain = dropping_forward(await read_saved(program), program)
-    except (TargetError, WireError):
-        return []
-    return [] if chain is None else [chain]
+        ran = await run_program(*question)
+    except TargetError:
+        return None
+    answer = " ".join(ran.output.split("\n")[0].split()) if not ran.status else ran.cause
+    words = answer.split()
+    link = words[words.index("dev") + 1] if not ran.status and "dev" in words[:-1] else None
+    return RouteAnswer(
+        way=way,
+        destination=destination,
+        text=f"{' '.join(question)}: {answer}",
+        link=link,
+        refused_at=arrives_at if ran.status and any(one in ran.complaint for one in _REFUSED[way]) else None,
+        rules=rules,
+    )
 
 
 def _number(path: Path) -> int | None:

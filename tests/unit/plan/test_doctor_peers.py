@@ -7,7 +7,7 @@ import pytest
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.probe import SILENT, EchoResult, PeerReach, PingStep, ProbeState, StepName
 from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status
-from pyflannel.plan.reach import judged, with_peers
+from pyflannel.plan.doctor.peers import judged, with_peers
 
 STATUS = Status(version="1", backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450, port=8472))
 PEER = LeaseEntry(

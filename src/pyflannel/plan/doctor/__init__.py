@@ -1,0 +1,1 @@
+"""The findings of doctor: one small check for each kind of fault."""

@@ -1,0 +1,233 @@
+"""Faults that the status of the daemon shows: its prerequisites, its peers, its data path."""
+
+from collections.abc import Iterator
+
+from pyflannel.model.status import Finding, RefusedLease, SignatureFault, Status
+from pyflannel.plan.doctor.observed import NAMED, Observed, some
+
+RECENT_S = 3600.0
+"""Age of a rejected sender's latest packet, or of a replaced lease, up to which it is a finding.
+
+The status shows older ones too.
+"""
+
+
+def _daemon(seen: Observed) -> Iterator[Finding]:
+    """Yield why the daemon is not ready, with the most specific reason."""
+    status = seen.status
+    waiting = status.waiting_for or "no reason given"
+    if not status.is_live:
+        yield Finding(
+            code="daemon-away",
+            severity="error",
+            cause="flanneld does not respond: damage is not repaired and new peers are unreachable",
+            evidence=(waiting,),
+            fix="systemctl start flanneld" if seen.has_unit else "start flanneld",
+        )
+    elif status.store is not None and not status.store.is_connected:
+        yield Finding(
+            code="store-away",
+            severity="error",
+            cause="the store does not respond: leases expire and new peers are unreachable",
+            evidence=(f"{status.store.url}: {status.store.last_error or waiting}",),
+            fix=f"flannelctl --store {status.store.url} leases  # prints the cause",
+        )
+    elif status.reconcile is not None and status.reconcile.held:
+        yield Finding(
+            code="fight",
+            severity="error",
+            cause="another program keeps changing objects of flanneld",
+            evidence=some(status.reconcile.held),
+            fix="ip monitor  # find the program (NetworkManager, dhcpcd, …) and exclude the object there",
+        )
+    elif status.reconcile is not None and status.reconcile.refused:
+        yield Finding(
+            code="refused",
+            severity="error",
+            cause="the host refuses a part of the plan",
+            evidence=some(status.reconcile.refused),
+            fix="journalctl -u flanneld  # shows each refusal with its remedy",
+        )
+    elif status.lease is not None and status.lease.trouble is not None:
+        yield Finding(
+            code="no-free-subnet",
+            severity="error",
+            cause=f"flanneld has no lease: {status.lease.trouble.text}",
+            fix=status.lease.trouble.hint,
+        )
+    elif not status.is_ready and not waits_for_config(status):
+        yield Finding(
+            code="not-ready",
+            severity="error",
+            cause=f"flanneld waits for {waiting}",
+            fix="flannelctl status",
+        )
+
+
+def _config(seen: Observed) -> Iterator[Finding]:
+    network = seen.status.network
+    if network is not None and network.trouble is not None:
+        yield Finding(
+            code="bad-config",
+            severity="error" if waits_for_config(seen.status) else "warning",
+            cause=f"flanneld {network.trouble.text}",
+            evidence=(f"in force: {network.text}",) if network.text is not None else (),
+            fix=network.trouble.hint,
+        )
+
+
+def waits_for_config(status: Status) -> bool:
+    """Return whether there was no valid network config yet, so that the daemon cannot start."""
+    network = status.network
+    return network is not None and network.text is None and network.trouble is not None
+
+
+def _refused_peers(seen: Observed) -> Iterator[Finding]:
+    refused = seen.status.refused_peers
+    if refused:
+        yield Finding(
+            code="peers-refused",
+            severity="warning",
+            cause=f"{len(refused)} of {seen.status.peers} peers are refused and unreachable",
+            evidence=some([f"{peer.subnet} at {peer.host_text}: {peer.reason}" for peer in refused]),
+            fix="flannelctl peers",
+        )
+
+
+def _silent_peers(seen: Observed) -> Iterator[Finding]:
+    """Yield the WireGuard peers that have never answered a handshake."""
+    peers = seen.status.wireguard.peers if seen.status.wireguard is not None else ()
+    silent = [peer for peer in peers if peer.handshake_age_s is None and peer.sent]
+    if silent:
+        yield Finding(
+            code="no-handshake",
+            severity="error",
+            cause=f"{len(silent)} of {len(peers)} peers have not answered a handshake of WireGuard",
+            evidence=some([f"{peer.subnet} at {peer.endpoint or 'an unknown address'}" for peer in silent]),
+            fix="wg show  # let firewalls and NATs pass the UDP ports of these endpoints, in both directions",
+        )
+
+
+def _user_space(seen: Observed) -> Iterator[Finding]:
+    path = seen.status.fast_path
+    if path is not None and path.mode == "user-space":
+        reason = path.reason or ""
+        lacking = (one.text for one in path.lacking if one.text not in reason)
+        yield Finding(
+            code="no-fast-path",
+            severity="warning",
+            cause="user space carries the packets, which is slower: the kernel cannot carry them",
+            evidence=some([reason, *lacking]),
+            fix=f"flanneld --fast-path=off  # to accept this; otherwise: {path.hint}",
+        )
+
+
+def _left_programs(seen: Observed) -> Iterator[Finding]:
+    """Yield programs that carry packets although the daemon cannot read or change them."""
+    path = seen.status.fast_path
+    if path is None:
+        return
+    restart = "systemctl restart flanneld" if seen.has_unit else "restart flanneld"
+    cause = "programs of an earlier flanneld carry packets by tables that flanneld cannot update"
+    blind = [notice.text for notice in path.remarks if notice.hint]
+    has_looked = seen.status.reconcile is not None and seen.status.reconcile.passes > 0
+    if blind or (path.mode != "safe" and seen.programs and has_looked):
+        yield Finding(
+            code="programs-left",
+            severity="error",
+            cause=cause,
+            evidence=some([*blind, *(program.title for program in seen.programs)]),
+            fix=f"flannelctl pins, then {restart}  # or, to remove the programs: flannelctl cleanup",
+        )
+    for notice in path.remarks:
+        if not notice.hint:
+            yield Finding(code="fast-path-full", severity="info", cause=notice.text, fix="flannelctl status")
+
+
+def _strangers(seen: Observed) -> Iterator[Finding]:
+    recent = [one for one in seen.status.strangers if one.age_s < RECENT_S]
+    for one in recent[:NAMED]:
+        yield Finding(
+            code="stranger",
+            severity="warning",
+            cause=f"tunnel packets from {one.address} are dropped: {one.cause}",
+            evidence=(
+                f"{one.packets} packets, the latest {one.age_s:.0f} s ago"
+                f" from {one.inner_source} to {one.inner_destination}",
+            ),
+            fix=one.hint,
+        )
+
+
+def _refused_leases(seen: Observed) -> Iterator[Finding]:
+    """Yield the leases whose signatures are refused, by fault."""
+    signing = seen.status.lease_signing
+    if signing is None:
+        return
+    by_fault: dict[SignatureFault, list[RefusedLease]] = {}
+    for one in signing.refused:
+        if one.is_in_store or one.age_s < RECENT_S:
+            by_fault.setdefault(one.fault, []).append(one)
+    for alike in by_fault.values():
+        many = "a lease is" if len(alike) == 1 else f"{len(alike)} leases are"
+        how = "refused" if signing.mode == "require" else "accepted only because of --lease-signing=warn"
+        yield Finding(
+            code="lease-signature",
+            severity="warning",
+            cause=f"{many} {how}: {alike[0].cause}",
+            evidence=some([_refused_lease(one) for one in alike]),
+            fix=alike[0].hint,
+        )
+
+
+def _refused_lease(one: RefusedLease) -> str:
+    times = "once" if one.times == 1 else f"{one.times} times"
+    place = "in the store" if one.is_in_store else "not in the store any more"
+    return f"{one.subnet} at {one.host_text}: written {times}, read {one.age_s:.0f} s ago, {place}"
+
+
+def _allow_list(seen: Observed) -> Iterator[Finding]:
+    """Yield why the latest allow-list is not in use, and whether it lacks this host."""
+    signing = seen.status.lease_signing
+    if signing is not None and signing.trouble is not None:
+        has_none = signing.allowed == 0 and signing.mode == "require"
+        how = "flanneld refuses all other hosts" if has_none else "flanneld keeps the last good allow-list"
+        yield Finding(
+            code="allow-list",
+            severity="error" if has_none else "warning",
+            cause=f"{how}: {signing.trouble.text}",
+            evidence=(f"in force: {signing.allowed} keys",),
+            fix=signing.trouble.hint,
+        )
+    if signing is not None and signing.is_own_key_allowed is False:
+        yield Finding(
+            code="own-key-not-allowed",
+            severity="warning",
+            cause="the allow-list lacks the key of this host: hosts with the same list refuse its lease",
+            evidence=(f"in force: {signing.allowed} keys",),
+            fix="jq -r .Public /var/lib/flannel/lease-key.json  # add this key to the list on all hosts",
+        )
+
+
+def _warnings(seen: Observed) -> Iterator[Finding]:
+    """Yield the warnings of the status that no other finding contains."""
+    status = seen.status
+    reported = {peer.reason for peer in status.refused_peers}
+    if status.network is not None and status.network.trouble is not None:
+        reported.add(status.network.trouble.text)
+    for text in some([text for text in status.warnings if text not in reported]):
+        yield Finding(code="network-warning", severity="warning", cause=text, fix="flannelctl leases")
+
+
+CHECKS = (
+    _daemon,
+    _config,
+    _refused_peers,
+    _silent_peers,
+    _user_space,
+    _left_programs,
+    _strangers,
+    _refused_leases,
+    _allow_list,
+    _warnings,
+)

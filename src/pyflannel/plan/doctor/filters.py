@@ -1,0 +1,278 @@
+"""Filter rules that drop or change packets of the overlay: the rules are evaluated for these packets."""
+
+import re
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
+from typing import NamedTuple
+
+from pyflannel.model.netfilter import UDP, BaseChain, Hook, Judgement, Packet, Rule
+from pyflannel.model.packet_filter import SavedRules
+from pyflannel.model.status import Finding, Severity
+from pyflannel.plan.doctor.observed import NAMED, Observed, some
+from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
+
+_PEERS = 4
+"""Most peers for which packets are evaluated: a host may have tens of thousands of rules."""
+
+_TCP, _ANY_PORT, _SERVICE = 6, 40000, 29123
+_NO_BRIDGE = "docker0"
+"""Name of the bridge that the first container will have, while there is no bridge."""
+
+
+class _Flow(NamedTuple):
+    """Packets of one kind: how a finding names them, and how a rule accepts them."""
+
+    code: str
+    noun: str
+    accepted: str
+    packet: Packet
+    hooks: tuple[Hook, ...]
+    accepts: tuple[tuple[str, str], ...]
+    """Pairs of conditions, of iptables and of nft, that match all packets of the kind."""
+
+    firewalld: str
+    ufw: str
+    severity: Severity = "error"
+
+
+def _tunnel_flows(seen: Observed) -> Iterator[_Flow]:
+    """Yield tunnel packets from and to peers."""
+    status = seen.status
+    backend, underlay, path = status.backend, status.underlay, status.fast_path
+    if backend is None or backend.port is None or underlay is None:
+        return
+    # The programs of the fast path carry most packets past netfilter at the underlay.
+    severity: Severity = "warning" if path is not None and path.mode == "safe" else "error"
+    port = backend.port
+    noun = f"UDP port {port}"
+    accepts = ((f"-p udp --dport {port}", f"udp dport {port}"),)
+    firewalld = f"firewall-cmd --permanent --add-port={port}/udp; firewall-cmd --reload"
+    for address in islice(dict.fromkeys(seen.membership.peers.values()), _PEERS):
+        incoming = Packet(
+            source=address,
+            destination=underlay.address,
+            protocol=UDP,
+            source_port=_ANY_PORT if backend.type == "vxlan" else port,
+            destination_port=port,
+            iif=underlay.link,
+        )
+        yield _Flow(
+            "tunnel-dropped",
+            f"tunnel packets of peers to {noun}",
+            noun,
+            incoming,
+            IN,
+            accepts,
+            firewalld,
+            f"ufw allow {port}/udp",
+            severity,
+        )
+        outgoing = Packet(
+            source=underlay.address,
+            destination=address,
+            protocol=UDP,
+            source_port=incoming.source_port,
+            destination_port=port,
+            oif=underlay.link,
+        )
+        yield _Flow(
+            "tunnel-not-sent",
+            f"tunnel packets to {noun} of peers",
+            noun,
+            outgoing,
+            OUT,
+            accepts,
+            firewalld,
+            f"ufw allow out {port}/udp",
+            severity,
+        )
+
+
+def _container_flows(seen: Observed) -> Iterator[_Flow]:
+    """Yield packets between a container of this host and one of another host, in both directions."""
+    status, membership = seen.status, seen.membership
+    network, own = membership.network, membership.subnet
+    backend = status.backend
+    device = backend.link if backend is not None and backend.link else membership.underlay
+    if network is None or own is None or device is None:
+        return
+    bridge = next(iter(seen.ports), _NO_BRIDGE)
+    accepts = ((f"-s {network}", f"ip saddr {network}"), (f"-d {network}", f"ip daddr {network}"))
+    firewalld = f"firewall-cmd --permanent --zone=trusted --add-source={network}; firewall-cmd --reload"
+    ufw = f"ufw route allow from {network}; ufw route allow to {network}"
+    here = own.network_address + 2
+    for there in islice(_containers_elsewhere(seen, network, own), _PEERS):
+        for source, destination, iif, oif in ((here, there, bridge, device), (there, here, device, bridge)):
+            packet = Packet(
+                source=source,
+                destination=destination,
+                protocol=_TCP,
+                source_port=_ANY_PORT,
+                destination_port=_SERVICE,
+                iif=iif,
+                oif=oif,
+            )
+            noun = f"packets of {network}"
+            yield _Flow("forward-dropped", noun, str(network), packet, THROUGH, accepts, firewalld, ufw)
+
+
+def _containers_elsewhere(seen: Observed, network: IPv4Network, own: IPv4Network) -> Iterator[IPv4Address]:
+    for subnet in seen.membership.peers:
+        yield subnet.network_address + 2
+    if not seen.membership.peers:
+        last = network.broadcast_address - 1
+        yield last if last not in own else network.network_address + 2
+
+
+def _judgements(seen: Observed) -> Iterator[tuple[_Flow, Judgement]]:
+    if seen.ruleset:
+        for flow in (*_tunnel_flows(seen), *_container_flows(seen)):
+            yield flow, judge(flow.packet, seen.ruleset, flow.hooks)
+
+
+def _filters(seen: Observed) -> Iterator[Finding]:
+    """Yield the chains that drop packets of the overlay, and rules whose effect is unknown."""
+    dropped: dict[tuple[str, str], Finding] = {}
+    unknown: dict[str, str] = {}
+    changes: dict[str, tuple[BaseChain, Rule]] = {}
+    for flow, judgement in _judgements(seen):
+        chain, rule = judgement.chain, judgement.rule
+        if judgement.translation is not None and flow.code == "forward-dropped":
+            changes[_listed(*judgement.translation)] = judgement.translation
+        if chain is None or _is_of_docker(rule, seen):
+            continue
+        text = _listed(chain, rule, flow)
+        if judgement.kind == "unknown":
+            unknown[text] = "" if rule is None else why(rule, flow.packet)
+        elif (flow.code, text) not in dropped:
+            dropped[flow.code, text] = _dropped(flow, chain, rule, judgement.kind)
+    yield from dropped.values()
+    if changes:
+        yield _changed(changes)
+    if unknown:
+        yield Finding(
+            code="rules-unknown",
+            severity="info",
+            cause="doctor cannot evaluate these filter rules, which may drop packets of the overlay",
+            evidence=some([f"{text} ({reason})" if reason else text for text, reason in unknown.items()]),
+            fix="flannelctl ping HOST  # probes whether packets arrive",
+        )
+
+
+def _is_of_docker(rule: Rule | None, seen: Observed) -> bool:
+    """Return whether another finding names this rule of Docker."""
+    lines = (line for lines in seen.docker_drops.values() for line in lines)
+    return rule is not None and any(line.endswith(rule.text) for line in lines)
+
+
+def _dropped(flow: _Flow, chain: BaseChain, rule: Rule | None, kind: str) -> Finding:
+    verb = "rejects" if kind == "reject" else "drops"
+    other = ", even if another chain accepts them" if flow.code == "forward-dropped" else ""
+    return Finding(
+        code=flow.code,
+        severity=flow.severity,
+        cause=f"{chain.place} {verb} {flow.noun}{other}",
+        evidence=(_listed(chain, rule, flow),),
+        fix=_repair(flow, chain),
+    )
+
+
+def _listed(chain: BaseChain, rule: Rule | None, flow: _Flow | None = None) -> str:
+    """Return the rule as its program lists it, or the policy."""
+    if rule is None:
+        accepted = "it" if flow is None else flow.accepted
+        command = (
+            f"nft list chain {chain.family} {chain.table} {chain.name}"
+            if chain.program == "nft"
+            else f"{chain.program} -S {chain.name}"
+        )
+        return f"{command}: policy {chain.policy}, and no rule that accepts {accepted}"
+    name = next((name for name, rules in chain.chains.items() if rule in rules), chain.name)
+    if chain.program == "nft":
+        return f"nft rule in {chain.family} {chain.table} {name}: {rule.text}"
+    return f"{chain.program} rule in {chain.table} {name}: {rule.text}"
+
+
+def _repair(flow: _Flow, chain: BaseChain) -> str:
+    """Return the command by which the chain accepts the packets, for the program that owns it."""
+    if chain.program == "nft":
+        if chain.table == "firewalld":
+            return flow.firewalld
+        place = f"{chain.family} {chain.table} {chain.name}"
+        return "; ".join(f"nft insert rule {place} {condition} accept" for _, condition in flow.accepts)
+    if any(name.startswith("ufw-") for name in chain.chains):
+        return flow.ufw
+    table = "" if chain.table == "filter" else f" -t {chain.table}"
+    return "; ".join(
+        f"{chain.program}{table} -I {chain.name} {condition} -j ACCEPT" for condition, _ in flow.accepts
+    )
+
+
+def _changed(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
+    commands = [
+        f"nft delete rule {chain.family} {chain.table} {chain.name} handle {rule.number}"
+        if chain.program == "nft"
+        else f"{chain.program} -t {chain.table} -D {chain.name} {rule.text}"
+        for chain, rule in changes.values()
+    ]
+    return Finding(
+        code="source-changed",
+        severity="warning",
+        cause="these rules change the source address of packets between containers of different hosts",
+        evidence=some(list(changes)),
+        fix=f"{'; '.join(commands[:NAMED])}  # Docker needs --ip-masq=false too: mk-docker-opts",
+    )
+
+
+_RAW_DROP = re.compile(r"-d \S+ ! -i (?P<bridge>\S+) (?:.* )?-j DROP")
+_FORWARD_DROP = re.compile(r"! -i (?P<bridge>\S+) -o (?P=bridge) -j DROP")
+_NFT_CHAIN = re.compile(r"\s*chain filter-forward-in__(?P<bridge>\S+) \{")
+_NFT_RAW_DROP = re.compile(r'iifname != "(?P<bridge>[^"]+)" .*drop comment "DROP DIRECT ACCESS"')
+_NFT_FORWARD_DROP = 'drop comment "UNPUBLISHED PORT DROP"'
+
+
+def docker_drops(saved: Iterable[SavedRules], table: str) -> dict[str, tuple[str, ...]]:
+    """Return the rules by which Docker drops packets to addresses of its containers, by bridge.
+
+    Docker 28 and newer write them in iptables or, if so configured, in nftables.
+
+    Args:
+        saved: the rules of iptables.
+        table: Docker's table of nftables, as `nft list table ip docker-bridges` prints it; "" without one.
+
+    Source: moby 29, daemon/libnetwork/drivers/bridge/internal.
+    """
+    found: dict[str, list[str]] = {}
+    for rules in saved:
+        for place, chain, pattern in (("raw", "PREROUTING", _RAW_DROP), ("filter", "DOCKER", _FORWARD_DROP)):
+            for rule in rules.chains.get(place, {}).get(chain, ()) if rules.family == 4 else ():
+                if (drop := pattern.search(rule)) is not None:
+                    text = f"{rules.program} -t {place} -A {chain} {rule}"
+                    found.setdefault(drop["bridge"], []).append(text)
+    bridge = ""
+    for line in table.splitlines():
+        if (header := _NFT_CHAIN.match(line)) is not None:
+            bridge = header["bridge"]
+        elif line.strip() == "}":
+            bridge = ""
+        elif (drop := _NFT_RAW_DROP.search(line)) is not None:
+            found.setdefault(drop["bridge"], []).append(line.strip())
+        elif bridge and _NFT_FORWARD_DROP in line:
+            found.setdefault(bridge, []).append(line.strip())
+    return {name: tuple(lines) for name, lines in found.items()}
+
+
+def _docker_drops(seen: Observed) -> Iterator[Finding]:
+    for bridge in sorted(seen.docker_drops.keys() & seen.ports.keys()):
+        yield Finding(
+            code="docker-drops",
+            severity="error",
+            cause=f"Docker drops packets of other hosts to containers at {bridge}",
+            evidence=some(list(seen.docker_drops[bridge])),
+            fix="docker network create -d flannel --ipam-driver flannel NAME  # needs --docker-plugin."
+            " Or use a bridge network with -o com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected",
+        )
+
+
+CHECKS = (_filters, _docker_drops)

@@ -1,0 +1,18 @@
+"""All checks of doctor.
+
+A check returns the evidence and a command. On a healthy host, no check returns a finding.
+"""
+
+from pyflannel.model.status import Finding
+from pyflannel.plan.doctor import daemon, filters, objects, packets
+from pyflannel.plan.doctor.observed import Observed
+
+_CHECKS = (*daemon.CHECKS, *filters.CHECKS, *packets.CHECKS, *objects.CHECKS)
+
+
+def findings(seen: Observed) -> tuple[Finding, ...]:
+    """Return all findings, the errors first."""
+    ranks = {"error": 0, "warning": 1, "info": 2}
+    return tuple(
+        sorted((one for check in _CHECKS for one in check(seen)), key=lambda one: ranks[one.severity])
+    )

@@ -1,0 +1,110 @@
+"""The observations of a host for the checks, and the texts of their findings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Literal
+
+from pyflannel.model.fast_path import BpfProgram
+from pyflannel.model.host import Interfaces
+from pyflannel.model.item import Item
+from pyflannel.model.link import Link
+from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.packet_filter import LeftRules
+from pyflannel.model.route import Route
+from pyflannel.model.status import Membership, Status
+
+NAMED = 8
+"""Most objects that one finding names."""
+
+
+Way = Literal["tunnel in", "container in", "container out"]
+"""A tunnel packet from a peer to this host; a packet of a container from, or to, another host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteAnswer:
+    """The answer of the kernel about the route of one packet.
+
+    Attributes:
+        destination: the destination of the packet.
+        text: the question and the answer in one line.
+        link: interface by which the packet leaves; None if it does not leave.
+        refused_at: interface whose reverse path filter drops the packet; None if none does.
+        rules: policy rules of other programs, as `ip rule` lists them.
+    """
+
+    way: Way
+    destination: IPv4Address
+    text: str
+    link: str | None = None
+    refused_at: str | None = None
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """The observations of a host.
+
+    Attributes:
+        claimed: the device name that the daemon claims; None if pyflannel has not run here.
+        original: process ID of an original flanneld on this host.
+        items: all links, all routes of the main table, and the filter rules with names of flannel.
+        left_rules: other filter rules that an original left, or may have left.
+        forwards: the host forwards IPv4 packets; None if this is unknown.
+        strict: links with a strict reverse path filter.
+        ruleset: all rules of netfilter, without the tables of pyflannel.
+        answers: answers of the kernel about the routes of packets.
+        interfaces: all interfaces with their addresses.
+        programs: programs of the claimed device, at the hooks of links.
+        on_link: prefixes that the underlay reaches without a gateway.
+        ports: MTU in bytes of the ports of each bridge in this host's subnet, by name.
+        docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
+        has_unit: systemd runs on this host and has the unit flanneld.service.
+    """
+
+    status: Status
+    membership: Membership
+    claimed: str | None = None
+    original: int | None = None
+    items: tuple[Item, ...] = ()
+    left_rules: tuple[LeftRules, ...] = ()
+    forwards: bool | None = True
+    strict: frozenset[str] = frozenset()
+    ruleset: Ruleset = ()
+    answers: tuple[RouteAnswer, ...] = ()
+    interfaces: Interfaces = field(default_factory=Interfaces)
+    programs: tuple[BpfProgram, ...] = ()
+    on_link: tuple[IpNetwork, ...] = ()
+    ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    has_unit: bool = True
+
+
+def some(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the first texts, and the number of the others."""
+    more = len(texts) - NAMED
+    return (*texts[:NAMED], f"… and {more} more") if more > 0 else tuple(texts)
+
+
+def shown(item: Item) -> str:
+    """Return an object in words; a route with its gateway, its link and its protocol."""
+    if not isinstance(item, Route):
+        return item.title
+    gateway = f" via {item.gateway}" if item.gateway is not None else ""
+    link = f" dev {item.link}" if item.link else ""
+    return f"{item.title}{gateway}{link} proto {item.protocol}"
+
+
+def removal(item: Item) -> str:
+    """Return the command that removes a link or a route; "" for other items."""
+    match item:
+        case Link():
+            return f"ip link delete {item.name}"
+        case Route():
+            kind = "" if item.kind in ("unicast", "multipath") else f"{item.kind} "
+            metric = f" metric {item.metric}" if item.metric else ""
+            return f"ip route delete {kind}{item.destination}{metric} proto {item.protocol}"
+        case _:
+            return ""

@@ -1,0 +1,204 @@
+"""Faults of this host that stop packets of the overlay: forwarding, routes, interfaces, addresses."""
+
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.model.route import Route
+from pyflannel.model.status import Finding
+from pyflannel.plan.doctor.observed import NAMED, Observed, shown, some
+from pyflannel.plan.leftovers import is_within
+
+
+def _forwarding(seen: Observed) -> Iterator[Finding]:
+    if seen.forwards is False:
+        yield Finding(
+            code="forwarding-off",
+            severity="error",
+            cause="the host forwards no packets: its containers reach no other host",
+            evidence=("net.ipv4.ip_forward = 0",),
+            fix="sysctl -w net.ipv4.ip_forward=1",
+        )
+
+
+def _reverse_path(seen: Observed) -> Iterator[Finding]:
+    """Yield a strict filter that drops tunnel packets of peers to which this host sends by another link."""
+    backend = seen.status.backend
+    tunnel = backend.link if backend is not None else None
+    if tunnel is None or tunnel not in seen.strict or any(one.refused_at == tunnel for one in seen.answers):
+        return
+    elsewhere = [
+        item
+        for item in seen.items
+        if isinstance(item, Route)
+        and item.kind == "unicast"
+        and item.link != tunnel
+        and is_within(item, seen.membership)
+    ]
+    if elsewhere:
+        yield Finding(
+            code="strict-reverse-path",
+            severity="warning",
+            cause=f"packets of these peers from the tunnel are dropped: the route to them is not by {tunnel}",
+            evidence=(f"rp_filter of {tunnel} is 1, strict", *some([shown(route) for route in elsewhere])),
+            fix=_loosened(tunnel),
+        )
+
+
+def _loosened(link: str) -> str:
+    return f"sysctl -w net/ipv4/conf/all/rp_filter=2 net/ipv4/conf/{link}/rp_filter=2"
+
+
+def _source_refused(seen: Observed) -> Iterator[Finding]:
+    """Yield packets whose source the kernel refuses, because it would send replies by another interface."""
+    by_link: dict[str, list[str]] = {}
+    for one in seen.answers:
+        if one.refused_at is not None:
+            by_link.setdefault(one.refused_at, []).append(one.text)
+    for link, lines in by_link.items():
+        yield Finding(
+            code="source-refused",
+            severity="error",
+            cause=f"rp_filter drops packets of peers that arrive at {link}: the route to their source uses"
+            " another interface",
+            evidence=some(lines),
+            fix=_loosened(link),
+        )
+
+
+def _diverted(seen: Observed) -> Iterator[Finding]:
+    """Yield packets to other hosts for which the kernel does not use the route of the main table."""
+    wrong = [
+        one
+        for one in seen.answers
+        if one.way == "container out"
+        and one.refused_at is None
+        and one.link != _link_in_main_table(seen, one.destination)
+    ]
+    rules = list(dict.fromkeys(rule for one in wrong for rule in one.rules))
+    if rules:
+        yield Finding(
+            code="policy-rule",
+            severity="error",
+            cause="a policy rule diverts packets of containers to other hosts",
+            evidence=some([*(f"ip rule: {rule}" for rule in rules), *(one.text for one in wrong)]),
+            fix=f"ip rule add to {seen.membership.network} lookup main priority 1",
+        )
+
+
+def _link_in_main_table(seen: Observed, destination: IPv4Address) -> str | None:
+    routes = (
+        item
+        for item in seen.items
+        if isinstance(item, Route)
+        and isinstance(item.destination, IPv4Network)
+        and destination in item.destination
+    )
+    best = max(routes, key=_precedence, default=None)
+    return None if best is None else best.link
+
+
+def _precedence(route: Route) -> tuple[int, int]:
+    return route.destination.prefixlen, -route.metric
+
+
+def _port_mtus(seen: Observed) -> Iterator[Finding]:
+    backend = seen.status.backend
+    mtu = backend.mtu if backend is not None else None
+    for bridge, ports in seen.ports.items():
+        large = {port: size for port, size in ports.items() if mtu is not None and size > mtu}
+        if large:
+            yield Finding(
+                code="container-mtu",
+                severity="warning",
+                cause=f"containers on {bridge} send packets larger than the MTU of the network, {mtu} bytes",
+                evidence=some([f"{port} has MTU {size}" for port, size in large.items()]),
+                fix="mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers",
+            )
+
+
+def _bridge_down(seen: Observed) -> Iterator[Finding]:
+    for name in seen.ports:
+        link = seen.interfaces.named(name)
+        if link is not None and not link.is_up:
+            yield Finding(
+                code="bridge-down",
+                severity="error",
+                cause=f"the bridge {name} of the containers of this host is down",
+                evidence=(f"ip link show {name}: state DOWN",),
+                fix=f"ip link set {name} up",
+            )
+
+
+def _addresses(seen: Observed) -> Iterator[Finding]:
+    """Yield interfaces with addresses of other hosts' subnets: this host takes their packets."""
+    membership, status = seen.membership, seen.status
+    network, own = membership.network, membership.subnet
+    tunnel = status.backend.link if status.backend is not None else None
+    if network is None or own is None:
+        return
+    held = [
+        (one.name, address)
+        for one in seen.interfaces.interfaces
+        if one.name not in (tunnel, membership.underlay) and not one.name.startswith("flannel")
+        for address in (held.address for held in one.addresses)
+        if isinstance(address.ip, IPv4Address) and address.ip in network and address.ip not in own
+    ]
+    if held:
+        yield Finding(
+            code="overlay-address",
+            severity="error",
+            cause="this host has addresses of subnets of other hosts, and takes their packets itself",
+            evidence=some([f"{address} on {name}" for name, address in held]),
+            fix="; ".join(f"ip address delete {address} dev {name}" for name, address in held[:NAMED]),
+        )
+
+
+_VIRTUALBOX = IPv4Address("10.0.2.15")
+
+
+def _public_address(seen: Observed) -> Iterator[Finding]:
+    """Yield a public address at which peers cannot reach this host."""
+    underlay = seen.status.underlay
+    if underlay is None:
+        return
+    link = seen.interfaces.named(underlay.link)
+    if underlay.public_ip == _VIRTUALBOX:
+        yield Finding(
+            code="nat-address",
+            severity="error",
+            cause="peers cannot reach 10.0.2.15, the address that VirtualBox gives to every guest",
+            evidence=(f"{underlay.link} has {underlay.address}, published as {underlay.public_ip}",),
+            fix="flanneld --iface=eth1  # the interface by which the other hosts are reached",
+        )
+    elif link is not None and not link.holds(underlay.address):
+        yield Finding(
+            code="address-gone",
+            severity="error",
+            cause=f"{underlay.link} has lost {underlay.address}, the address of the tunnel",
+            evidence=(f"ip address show {underlay.link}: no {underlay.address}",),
+            fix=f"ip address add {underlay.address}/PREFIX dev {underlay.link}",
+        )
+    elif (
+        underlay.public_ip != underlay.address
+        and seen.interfaces.holder(underlay.public_ip) is None
+        and any(underlay.public_ip in prefix for prefix in seen.on_link)
+    ):
+        yield Finding(
+            code="public-address",
+            severity="error",
+            cause=f"peers send to {underlay.public_ip}, which no interface of this host has",
+            evidence=(f"{underlay.link} has {underlay.address}, published as {underlay.public_ip}",),
+            fix="flanneld --public-ip=ADDRESS  # an address at which the other hosts reach this one",
+        )
+
+
+CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
+    _forwarding,
+    _source_refused,
+    _diverted,
+    _bridge_down,
+    _addresses,
+    _public_address,
+    _reverse_path,
+    _port_mtus,
+)

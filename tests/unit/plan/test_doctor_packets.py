@@ -1,0 +1,222 @@
+"""The findings of doctor about packets: filter rules, routes, interfaces, addresses."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from pyflannel.model.host import Interface, InterfaceAddress, Interfaces
+from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.route import Route
+from pyflannel.model.status import (
+    BackendStatus,
+    FastPathMode,
+    FastPathStatus,
+    Finding,
+    LeaseStatus,
+    Membership,
+    Status,
+    UnderlayStatus,
+)
+from pyflannel.plan.doctor.findings import findings
+from pyflannel.plan.doctor.observed import Observed, RouteAnswer
+from pyflannel.wire.iptables import parse_save
+from pyflannel.wire.iptables_ruleset import ruleset_of
+
+NETWORK, OWN, PEER = (IPv4Network(text) for text in ("10.100.0.0/16", "10.100.15.0/24", "10.100.16.0/24"))
+HERE, THERE = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
+DOCKER_MASQUERADE = "-A POSTROUTING -s 10.100.15.0/24 ! -o docker0 -j MASQUERADE"
+
+
+def interface(name: str, *addresses: str, is_up: bool = True) -> Interface:
+    held = tuple(InterfaceAddress(address=IPv4Interface(one)) for one in addresses)
+    return Interface(name=name, index=1, mtu=1500, is_up=is_up, addresses=held)
+
+
+LINKS = (
+    interface("eth0", "10.0.0.1/24"),
+    interface("flannel.1", "10.100.15.0/32"),
+    interface("docker0", "10.100.15.1/24"),
+)
+HEALTHY = Observed(
+    status=Status(
+        version="1",
+        is_ready=True,
+        backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450, port=8472),
+        underlay=UnderlayStatus(link="eth0", address=HERE, public_ip=HERE, mtu=1500),
+        lease=LeaseStatus(subnet=OWN),
+    ),
+    claimed="flannel0",
+    membership=Membership(network=NETWORK, subnet=OWN, underlay="eth0", peers={PEER: THERE}),
+    items=(Route(destination=PEER, link="flannel.1"),),
+    interfaces=Interfaces(interfaces=LINKS),
+    on_link=(IPv4Network("10.0.0.0/24"),),
+    ports={"docker0": {}},
+    answers=(
+        RouteAnswer(way="container out", destination=PEER.network_address + 2, text="", link="flannel.1"),
+    ),
+)
+
+
+def iptables(*lines: str, table: str = "filter") -> Ruleset:
+    return ruleset_of(parse_save("\n".join([f"*{table}", *lines, "COMMIT"])), "iptables")
+
+
+def found(seen: Observed) -> Finding:
+    """Return the only finding."""
+    (one,) = findings(seen)
+    return one
+
+
+def test_a_healthy_host_has_no_findings() -> None:
+    assert findings(HEALTHY) == ()
+
+
+@pytest.mark.parametrize(
+    ("rules", "code", "evidence", "fix"),
+    [
+        (
+            iptables(":INPUT DROP"),
+            "tunnel-dropped",
+            "iptables -S INPUT: policy drop, and no rule that accepts UDP port 8472",
+            "iptables -I INPUT -p udp --dport 8472 -j ACCEPT",
+        ),
+        (
+            iptables(":PREROUTING ACCEPT", "-A PREROUTING -s 10.0.0.2/32 -j DROP", table="raw"),
+            "tunnel-dropped",
+            "iptables rule in raw PREROUTING: -s 10.0.0.2/32 -j DROP",
+            "iptables -t raw -I PREROUTING -p udp --dport 8472 -j ACCEPT",
+        ),
+        (
+            iptables(":INPUT DROP", ":ufw-before-input -", "-A INPUT -j ufw-before-input"),
+            "tunnel-dropped",
+            None,
+            "ufw allow 8472/udp",
+        ),
+        (
+            iptables(":OUTPUT ACCEPT", ":sub -", "-A OUTPUT -o eth0 -j sub", "-A sub -p udp -j REJECT"),
+            "tunnel-not-sent",
+            "iptables rule in filter sub: -p udp -j REJECT",
+            "iptables -I OUTPUT -p udp --dport 8472 -j ACCEPT",
+        ),
+        (
+            iptables(":FORWARD ACCEPT", "-A FORWARD -j REJECT --reject-with icmp-host-prohibited"),
+            "forward-dropped",
+            "iptables rule in filter FORWARD: -j REJECT --reject-with icmp-host-prohibited",
+            "iptables -I FORWARD -s 10.100.0.0/16 -j ACCEPT; iptables -I FORWARD -d 10.100.0.0/16 -j ACCEPT",
+        ),
+        (
+            iptables(":POSTROUTING ACCEPT", DOCKER_MASQUERADE, table="nat"),
+            "source-changed",
+            "iptables rule in nat POSTROUTING: -s 10.100.15.0/24 ! -o docker0 -j MASQUERADE",
+            "iptables -t nat -D POSTROUTING -s 10.100.15.0/24 ! -o docker0 -j MASQUERADE"
+            "  # Docker needs --ip-masq=false too: mk-docker-opts",
+        ),
+        (
+            iptables(":INPUT ACCEPT", "-A INPUT -m set --match-set bad src -j DROP"),
+            "rules-unknown",
+            "iptables rule in filter INPUT: -m set --match-set bad src -j DROP (--match-set bad src)",
+            "flannelctl ping HOST  # probes whether packets arrive",
+        ),
+    ],
+)
+def test_a_rule_against_the_overlay_is_named(
+    rules: Ruleset, code: str, evidence: str | None, fix: str
+) -> None:
+    one = found(replace(HEALTHY, ruleset=rules))
+
+    assert (one.code, one.fix) == (code, fix)
+    assert evidence is None or one.evidence == (evidence,)
+
+
+def test_one_rule_is_one_finding_for_all_peers() -> None:
+    peers = {IPv4Network((int(PEER.network_address) + 256 * n, 24)): THERE + n for n in range(10)}
+    seen = replace(HEALTHY, membership=replace(HEALTHY.membership, peers=peers))
+
+    found(replace(seen, ruleset=iptables(":INPUT DROP")))
+
+
+def test_rules_for_other_packets_are_no_finding() -> None:
+    """As those of a firewall that accepts the tunnel and the network."""
+    rules = iptables(
+        ":INPUT DROP",
+        ":FORWARD DROP",
+        "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-A INPUT -p tcp -m multiport --dports 22,80 -j ACCEPT",
+        "-A INPUT -s 10.0.0.0/24 -p udp -m udp --dport 8472 -j ACCEPT",
+        "-A INPUT -j REJECT",
+        "-A FORWARD -i docker0 -o flannel.1 -j ACCEPT",
+        "-A FORWARD -i flannel.1 -o docker0 -j ACCEPT",
+    )
+
+    assert findings(replace(HEALTHY, ruleset=rules)) == ()
+
+
+@pytest.mark.parametrize(("mode", "severity"), [("safe", "warning"), ("off", "error")])
+def test_the_fast_path_receives_tunnel_packets_before_the_rules(mode: FastPathMode, severity: str) -> None:
+    backend = BackendStatus(type="udp", link="flannel.1", mtu=1472, port=8285)
+    status = replace(HEALTHY.status, backend=backend, fast_path=FastPathStatus(mode=mode))
+
+    assert found(replace(HEALTHY, status=status, ruleset=iptables(":INPUT DROP"))).severity == severity
+
+
+def answer(**more: object) -> RouteAnswer:
+    return RouteAnswer(
+        **{"way": "container out", "destination": PEER.network_address + 2, "text": "the answer", **more}  # type: ignore[arg-type]
+    )
+
+
+def test_a_refused_source_is_named_with_its_interface() -> None:
+    refused = answer(way="tunnel in", destination=HERE, refused_at="eth0")
+
+    one = found(replace(HEALTHY, answers=(refused, refused)))
+
+    assert (one.code, one.evidence) == ("source-refused", ("the answer", "the answer"))
+    assert one.fix == "sysctl -w net/ipv4/conf/all/rp_filter=2 net/ipv4/conf/eth0/rp_filter=2"
+
+
+def test_a_policy_rule_is_named_if_packets_leave_the_route_of_the_main_table() -> None:
+    rule = "100: from all to 10.100.0.0/16 lookup 77"
+
+    one = found(replace(HEALTHY, answers=(answer(link="eth0", rules=(rule,)),)))
+
+    assert (one.code, one.evidence) == ("policy-rule", (f"ip rule: {rule}", "the answer"))
+    assert findings(replace(HEALTHY, answers=(answer(link="flannel.1", rules=(rule,)),))) == ()
+
+
+@pytest.mark.parametrize(
+    ("links", "code", "fix"),
+    [
+        (
+            (*LINKS[:2], interface("docker0", "10.100.15.1/24", is_up=False)),
+            "bridge-down",
+            "ip link set docker0 up",
+        ),
+        (
+            (*LINKS, interface("eth1", "10.100.16.9/24")),
+            "overlay-address",
+            "ip address delete 10.100.16.9/24 dev eth1",
+        ),
+        (
+            (interface("eth0", "10.0.0.7/24"), *LINKS[1:]),
+            "address-gone",
+            "ip address add 10.0.0.1/PREFIX dev eth0",
+        ),
+    ],
+)
+def test_a_fault_of_an_interface_is_named(links: tuple[Interface, ...], code: str, fix: str) -> None:
+    one = found(replace(HEALTHY, interfaces=Interfaces(interfaces=links)))
+
+    assert (one.code, one.fix) == (code, fix)
+
+
+@pytest.mark.parametrize(
+    ("public", "code"),
+    [("10.0.2.15", "nat-address"), ("10.0.0.99", "public-address"), ("203.0.113.7", None)],
+)
+def test_a_public_address_that_peers_cannot_use_is_named(public: str, code: str | None) -> None:
+    """An address outside the prefix of the underlay may be that of a NAT."""
+    underlay = UnderlayStatus(link="eth0", address=HERE, public_ip=IPv4Address(public), mtu=1500)
+    seen = replace(HEALTHY, status=replace(HEALTHY.status, underlay=underlay))
+
+    assert [one.code for one in findings(seen)] == ([] if code is None else [code])
