@@ -323,7 +323,7 @@ def test_a_drop_policy_of_iptables_is_harmless_only_with_accept_rules(overlay, h
 
     found = examine(other, exit_code=1)["forward-dropped"]
 
-    assert "ip filter FORWARD" in found["cause"]
+    assert "iptables chain FORWARD in filter" in found["cause"]
     other.run(["sh", "-c", found["fix"]])
     assert not trouble(other)
     other.flannelctl("--store", overlay.etcd.url, "cleanup")
