@@ -9,6 +9,7 @@ from typing import Any
 
 from pyflannel.assembly.directories import Places, file_in_the_way, objection
 from pyflannel.assembly.host_network import HostNetwork, open_network
+from pyflannel.assembly.kubernetes import KubernetesOptions
 from pyflannel.assembly.logs import NETWORK
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import open_store, parse_store_url
@@ -16,10 +17,12 @@ from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.readiness import Liveness, Readiness
 from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.engine.store_followers import NetworkFollower
-from pyflannel.errors import TargetError
+from pyflannel.errors import StoreError, TargetError
 from pyflannel.kernel.host.locks import RunLock
 from pyflannel.kernel.host.machine import BoottimeClock, notify, watchdog_s
+from pyflannel.model.kubernetes_node import OwnNode
 from pyflannel.model.status import Notice, Status
+from pyflannel.plan.lease.holding import retry_pause_s
 from pyflannel.ports import Store
 from pyflannel.stores.prefixed import PrefixedStore
 
@@ -62,8 +65,12 @@ class Daemon:
         self._door = door
         self._turned = turned
         self._places = places
-        self._store = open_store(options.store_url, options.etcd_password)
         self._clock = BoottimeClock()
+        self._store = (
+            open_store(options.store_url, options.etcd_password)
+            if options.kubernetes is None
+            else options.kubernetes.store(self._clock)
+        )
         self._store_log = StoreLog(self._clock)
         self._liveness = Liveness(notify, self._clock, watchdog_s())
         self._running: dict[str, HostNetwork] = {}
@@ -144,7 +151,24 @@ class Daemon:
                 raise TargetError(f"network {name} cannot run on this host: {why.text}", hint=why.hint)
 
     async def _run_only(self) -> None:
-        await self._run_network("", self._places, self._store, self._options.store_url, notify)
+        own = None if self._options.kubernetes is None else await self._own_node(self._options.kubernetes)
+        await self._run_network("", self._places, self._store, self._options.store_url, notify, own)
+
+    async def _own_node(self, options: KubernetesOptions) -> OwnNode:
+        """Return the Node of this host; without its name, ask the cluster for the Node of flanneld's pod."""
+        failures = 0
+        while options.pod is not None:
+            try:
+                name = await options.node_of_pod(*options.pod, self._clock)
+            except StoreError as error:
+                pause_s = retry_pause_s(failures, random.SystemRandom().randrange)
+                self._store_log.failed(self, error, pause_s, "Couldn't find the Node of this pod")
+                failures += 1
+                await self._clock.sleep(pause_s)
+            else:
+                self._store_log.answered(self)
+                return options.own_node(name)
+        return options.own_node(options.node or "")
 
     async def _run_named(self, name: str) -> None:
         NETWORK.set(name)
@@ -157,7 +181,13 @@ class Daemon:
         )
 
     async def _run_network(
-        self, name: str, places: Places, store: Store, store_url: str, notify: Callable[[str], object]
+        self,
+        name: str,
+        places: Places,
+        store: Store,
+        store_url: str,
+        notify: Callable[[str], object],
+        own_node: OwnNode | None = None,
     ) -> None:
         with self._liveness.watched() as alive:
 
@@ -174,6 +204,7 @@ class Daemon:
                 notify=notify,
                 alive=turn,
                 audit_s=min(AUDIT_S, self._liveness.pause_s),
+                own_node=own_node,
             ) as network:
                 self._running[name] = network
                 try:

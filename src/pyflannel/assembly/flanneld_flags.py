@@ -7,9 +7,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 
 from pyflannel.assembly.directories import DOCKER_SOCKET
+from pyflannel.assembly.kubernetes import KUBERNETES_FLAGS
 from pyflannel.assembly.store_flags import STORE_FLAGS
 from pyflannel.model.lease import LEASE_TTL_S
-from pyflannel.wire.go_flags import Flag, Value
+from pyflannel.wire.go_flags import Flag
 
 _LEASE_FLAGS = (
     Flag(
@@ -187,36 +188,10 @@ LATER_FLAGS = (
     Flag(name="remote-keyfile", meaning="private key for TLS of listen and remote"),
     Flag(name="remote-certfile", meaning="certificate for TLS of listen and remote"),
     Flag(name="remote-cafile", meaning="certificate authority for TLS of listen and remote"),
-    Flag(name="kube-subnet-mgr", kind="boolean", meaning="keep leases in Kubernetes instead of etcd"),
-    Flag(name="kube-api-url", meaning="URL of the Kubernetes API"),
-    Flag(name="kubeconfig-file", meaning="kubeconfig file for the Kubernetes API"),
-    Flag(
-        name="kube-annotation-prefix",
-        default="flannel.alpha.coreos.com",
-        meaning="prefix of the annotations of a Kubernetes node",
-    ),
-    Flag(
-        name="net-config-path",
-        default="/etc/kube-flannel/net-conf.json",
-        meaning="file of the network config in Kubernetes",
-    ),
-    Flag(
-        name="set-node-network-unavailable",
-        kind="boolean",
-        default="true",
-        meaning="maintain the network condition of the Kubernetes node",
-    ),
     Flag(name="vmodule", meaning="log level for each source file"),
     Flag(name="log_backtrace_at", meaning="source line that logs a backtrace"),
 )
-"""Known flags without an implementation: only the values of IDLE_VALUES are accepted."""
-
-IDLE_VALUES: Mapping[str, tuple[Value, ...]] = {
-    "kube-annotation-prefix": ("flannel.alpha.coreos.com", ""),
-    "net-config-path": ("/etc/kube-flannel/net-conf.json", ""),
-    "set-node-network-unavailable": (True, False),
-}
-"""Values without effect, for flags with such a value other than the empty text, 0 and false."""
+"""Known flags without an implementation: only the empty text, 0 and false are accepted."""
 
 _IDLE_FLAGS = (
     Flag(name="logtostderr", kind="boolean", default="true", meaning="the log is always on stderr"),
@@ -228,6 +203,7 @@ _IDLE_FLAGS = (
 
 _GROUPS: Mapping[str, tuple[Flag, ...]] = {
     "Store": STORE_FLAGS,
+    "Kubernetes": KUBERNETES_FLAGS,
     "Leases": _LEASE_FLAGS,
     "Underlay": _UNDERLAY_FLAGS,
     "Backend": _BACKEND_FLAGS,
@@ -268,6 +244,7 @@ Examples:
   flanneld --etcd-endpoints=https://10.0.0.1:2379 --etcd-cafile=/etc/etcd/ca.pem
   flanneld --store=sqlite:///var/lib/flannel/leases.db --iface=eth1 --ip-masq
   FLANNELD_ETCD_PREFIX=/blue flanneld --http=127.0.0.1:8471
+  NODE_NAME=n1 flanneld --kube-subnet-mgr --kubeconfig-file=/etc/flannel.conf
 """
 
 

@@ -46,6 +46,7 @@ from pyflannel.kernel.wireguard.keys import WireguardKeys
 from pyflannel.kernel.wireguard.target import WireguardTarget
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import HostFile
+from pyflannel.model.kubernetes_node import OwnNode
 from pyflannel.model.lease import Identity, Lease
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
 from pyflannel.model.store_record import Put
@@ -217,6 +218,7 @@ async def open_network(
     notify: Callable[[str], object],
     alive: Callable[[], object],
     audit_s: float,
+    own_node: OwnNode | None = None,
 ) -> AsyncIterator[HostNetwork]:
     """Open the adapters of one network, which has its own device. The end of the block closes them.
 
@@ -229,11 +231,14 @@ async def open_network(
         notify: sends a message to the service manager.
         alive: called after each turn of the reconciler's loop.
         audit_s: longest interval between two passes.
+        own_node: Node of this host in a Kubernetes cluster. Its name is the identity of the host.
 
     Raises:
         BusyError: every device name is in use.
         TargetError: the kernel, the run directory or the state directory is unusable.
     """
+    if own_node is not None:
+        options = replace(options, node_id=own_node.name)
     async with AsyncExitStack() as opened:
         enter, clock = opened.enter_async_context, BoottimeClock()
         interfaces = await enter(KernelInterfaces())
@@ -267,6 +272,7 @@ async def open_network(
             kernel_path=fast_path,
             wireguard=keys,
             signing=signing,
+            own_node=own_node,
             draw=random.SystemRandom().randrange,
             reidentify=lambda: _with_key(
                 new_identity(*_directories(places), options.machine_id_file), places

@@ -13,10 +13,11 @@ from pyflannel import VERSION
 from pyflannel.assembly.directories import objection
 from pyflannel.assembly.flanneld_flags import (
     FLAGS,
-    IDLE_VALUES,
     LATER_FLAGS,
     format_help,
 )
+from pyflannel.assembly.kubernetes import URL as KUBERNETES_URL
+from pyflannel.assembly.kubernetes import KubernetesOptions, chosen_kubernetes
 from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_store
 from pyflannel.errors import UsageError, cut
 from pyflannel.http.sockets import Endpoint
@@ -64,8 +65,9 @@ class FlanneldOptions:
     """The options of one flanneld.
 
     Attributes:
-        store_url: URL of the store: `etcd://HOST:PORT,…/PREFIX`, `sqlite:///PATH`.
+        store_url: URL of the store: `etcd://HOST:PORT,…/PREFIX`, `sqlite:///PATH`, `kube:`.
         etcd_password: password of the user in the URL, if it was given directly and not by a file.
+        kubernetes: the cluster whose Nodes hold the leases; None for another store.
         iface: names or addresses of interfaces, in the order in which they are tried.
         iface_regex: tried after `iface`: matched anywhere in the addresses of an interface, then in its name.
         iface_can_reach: tried last.
@@ -90,6 +92,7 @@ class FlanneldOptions:
 
     store_url: str
     etcd_password: Secret | None = None
+    kubernetes: KubernetesOptions | None = None
     iface: tuple[str, ...]
     iface_regex: tuple[re.Pattern[str], ...]
     iface_can_reach: IPv4Address | None
@@ -165,7 +168,10 @@ def parse_flanneld(
             "lease-keys and lease-operators exclude each other",
             hint="Give lease-keys for a list in a file, lease-operators for a signed list in the store.",
         )
-    return replace(_options(settings), wireguard_key_file=environment.get(KEY_FILE) or None)
+    return replace(
+        _options(settings, chosen_kubernetes(settings, environment)),
+        wireguard_key_file=environment.get(KEY_FILE) or None,
+    )
 
 
 def store_from_environment(environment: Mapping[str, str]) -> StoreChoice:
@@ -186,11 +192,12 @@ def store_url_from_environment(environment: Mapping[str, str]) -> str:
     return store_from_environment(environment).url
 
 
-def _options(settings: Settings) -> FlanneldOptions:
-    store = chosen_store(settings)
+def _options(settings: Settings, kubernetes: KubernetesOptions | None) -> FlanneldOptions:
+    store = chosen_store(settings) if kubernetes is None else StoreChoice(url=KUBERNETES_URL)
     return FlanneldOptions(
         store_url=store.url,
         etcd_password=store.password,
+        kubernetes=kubernetes,
         iface=tuple(_iface(given) for given in settings.all("iface") if given.value),
         iface_regex=tuple(_regex(given) for given in settings.all("iface-regex") if given.value),
         iface_can_reach=_address(settings.last("iface-can-reach")),
@@ -244,9 +251,8 @@ def _resync_s(given: Given) -> int:
 
 
 def _refuse_later(flag: Flag, settings: Settings) -> None:
-    idle = IDLE_VALUES.get(flag.name, ("", 0, False))
     for given in settings.all(flag.name):
-        if given.value not in idle:
+        if given.value not in ("", 0, False):
             # The value is not quoted, because it may be a password.
             other = f", or write {given.origin}=false" if flag.kind == "boolean" else ""
             raise UsageError(f"{given.origin} is not supported yet", hint=f"Remove it{other}.")

@@ -12,6 +12,7 @@ from pyflannel.assembly.stores import (
     TLS_NAMES,
     USER_NAMES,
     EtcdAddress,
+    KubernetesAddress,
     check_settings,
     masked,
     parse_endpoint,
@@ -135,6 +136,10 @@ def _etcd(settings: Settings, given: Mapping[str, Given], password: Secret | Non
 
 def _named_by_url(url: str, origin: str, password: Secret | None) -> StoreChoice:
     address = parse_store_url(url, origin).store
+    if isinstance(address, KubernetesAddress):
+        raise UsageError(
+            f"{origin} {url!r} is not a store URL of flanneld", hint="Write --kube-subnet-mgr instead."
+        )
     if not isinstance(address, EtcdAddress):
         return StoreChoice(url=url, password=password)
     _check_password(address, password)

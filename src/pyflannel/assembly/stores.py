@@ -29,7 +29,7 @@ ETCD_PORT = 2379
 TLS_NAMES = ("cafile", "certfile", "keyfile")
 USER_NAMES = ("username", "password-file")
 
-_LATER_SCHEMES = ("http", "https", "kube")
+_LATER_SCHEMES = ("http", "https")
 _FORMS = (
     "Write etcd://HOST:2379,HOST:2379/coreos.com/network, etcds://… for TLS, "
     "or sqlite:///var/lib/flannel/leases.db."
@@ -69,16 +69,21 @@ class EmbeddedAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class KubernetesAddress:
+    """The Kubernetes cluster of flanneld's flags."""
+
+
+@dataclass(frozen=True, slots=True)
 class StoreAddress:
     """A store, and the name of the network in it if the store holds several."""
 
-    store: EtcdAddress | EmbeddedAddress
+    store: EtcdAddress | EmbeddedAddress | KubernetesAddress
     network: str | None = None
 
     @property
     def prefix(self) -> str | None:
-        """The prefix of the keys, with the name of the network; None in a database file."""
-        if isinstance(self.store, EmbeddedAddress):
+        """The prefix of the keys, with the name of the network; None without a prefix in etcd."""
+        if not isinstance(self.store, EtcdAddress):
             return None
         prefix = self.store.prefix.rstrip("/")
         return prefix if self.network is None else f"{prefix}/{self.network}"
@@ -95,6 +100,8 @@ def parse_store_url(url: str, origin: str = "store") -> StoreAddress:
     shown = f"{origin} {masked(url)!r}"
     if scheme in _LATER_SCHEMES and separator:
         raise UsageError(f"{shown}: {scheme}: stores are not supported yet", hint=_FORMS)
+    if whole == "kube:" and not network:
+        return StoreAddress(KubernetesAddress())
     if scheme in ("etcd", "etcds") and rest.startswith("//"):
         etcd = _etcd(rest.removeprefix("//"), has_tls=scheme == "etcds", shown=shown)
         return StoreAddress(etcd, network or None)
@@ -195,6 +202,11 @@ def open_store(url: str, password: Secret | None = None) -> Store:
             store = _etcd_store(etcd, password)
         case EmbeddedAddress(path):
             store = _embedded_store(path)
+        case KubernetesAddress():
+            raise UsageError(
+                "kube: is the store of a running flanneld, and only that process can read it",
+                hint="Start flanneld with --kube-subnet-mgr; flannelctl asks it.",
+            )
     return PrefixedStore(store, address.network, closes=True) if address.network else store
 
 

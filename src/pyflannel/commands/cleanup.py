@@ -10,7 +10,7 @@ from pathlib import Path
 from pyflannel.assembly.directories import DOCKER_SOCKET, Places
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
-from pyflannel.assembly.stores import open_store
+from pyflannel.assembly.stores import KubernetesAddress, open_store, parse_store_url
 from pyflannel.commands.examination import known_networks, membership_of, status_of_host
 from pyflannel.commands.local_daemon import running_daemon, stop_daemon
 from pyflannel.commands.network_client import is_missing
@@ -424,6 +424,9 @@ async def _release(
         if network is not None and "#" not in url:
             url = f"{url}#{network}"
         if is_missing(url):
+            return True
+        if isinstance(parse_store_url(url).store, KubernetesAddress):
+            report.kept.append("annotations of the Node, which the next flanneld on this host replaces")
             return True
         store = open_store(url, etcd_password_of(environ))
         try:

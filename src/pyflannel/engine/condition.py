@@ -22,6 +22,7 @@ from pyflannel.model.lease_protocol import (
     StoreAway,
     StoreBack,
     Taken,
+    Unassigned,
 )
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.model.network_config import NetworkConfig
@@ -94,6 +95,7 @@ class LeaseCondition:
         losses: how often this host's lease disappeared from the store.
         contested: the holder that was asked whether it is alive, until the answer is known.
         exhausted: the latest report that no subnet is free; None after one was found.
+        unassigned: the latest report that Kubernetes assigns no usable subnet; None after it did.
         shared: the latest report that another living host has this host's address or identity; None after
             that host is gone.
         is_sharer_known: that host had a lease since. When the lease is removed, the host is gone.
@@ -105,6 +107,7 @@ class LeaseCondition:
     losses: int = 0
     contested: Contested | None = None
     exhausted: Exhausted | None = None
+    unassigned: Unassigned | None = None
     shared: SharedAddress | None = None
     is_sharer_known: bool = False
 
@@ -112,7 +115,7 @@ class LeaseCondition:
         """Return the condition after a report of the lease protocol at time `now`."""
         match report:
             case Acquired() | Renewed():
-                held = replace(self, taken=None, contested=None, exhausted=None)
+                held = replace(self, taken=None, contested=None, exhausted=None, unassigned=None)
                 return held._enter("held", now)
             case Lost():
                 return self._enter("lost", now)
@@ -124,6 +127,8 @@ class LeaseCondition:
                 return replace(self, contested=None, shared=report, is_sharer_known=False)
             case Exhausted():
                 return replace(self, contested=None, exhausted=report)
+            case Unassigned():
+                return replace(self, unassigned=report)
             case _:
                 return self
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from pyflannel.engine.condition import HostCondition
 from pyflannel.engine.pacing import LogLimit
-from pyflannel.errors import WireError, cut
+from pyflannel.errors import WireError, cut, sentences
 from pyflannel.model.lease_protocol import (
     Acquired,
     Contested,
@@ -22,6 +22,7 @@ from pyflannel.model.lease_protocol import (
     StoreAway,
     StoreBack,
     Taken,
+    Unassigned,
     Unsuitable,
 )
 from pyflannel.model.lease_set import LARGEST, LeaseSet
@@ -91,6 +92,10 @@ class LeaseLog:
                         exhausted_text(report),
                         EXHAUSTED_HINT,
                     )
+            case Unassigned(cause, hint):
+                if report != before.lease.unassigned:
+                    text = sentences(cause, hint)
+                    self._limit.line(logging.ERROR, "Waiting for a lease from Kubernetes: %s", text)
             case Acquired() | Renewed():
                 self._log_held(report, before)
             case StoreAway() | StoreBack():

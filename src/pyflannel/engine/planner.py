@@ -254,15 +254,14 @@ class Planner:
             return []
         parts = {family: part for family in config.families if (part := own.part(family)) is not None}
         peers_of = tuple(
-            (part.subnet, part.address, config.range_of(family), config.length_of(family))
-            for family, part in parts.items()
+            (part.subnet, part.address, config.range_of(family)) for family, part in parts.items()
         )
         before: Mapping[Family, Peers] | None = None
         if not self._peers or peers_of != self._peers_of:
             before, self._peers_of = self._peers, peers_of
             self._peers = {
-                family: Peers(own, config.range_of(family), config.length_of(family), family)
-                for family in parts
+                family: Peers(own, config.range_of(family), part.subnet.prefixlen, family)
+                for family, part in parts.items()
             }
         changes = [change for peers in self._peers.values() for change in peers.update(inputs.leases)]
         self.conflicts = self._all_conflicts()

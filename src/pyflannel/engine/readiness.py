@@ -32,6 +32,8 @@ def reason_to_wait(condition: HostCondition, reconciler: Reconciler, *, was_read
         return reason
     if store.is_away or store.is_stale:
         return f"the store: {store.error or config.store_trouble}"
+    if lease.unassigned is not None:
+        return lease.unassigned.cause
     if lease.phase == "taken" and lease.taken is not None:
         return f"this host's subnet, which {holder_text(lease.taken)} holds"
     return "this host's lease" if lease.phase == "lost" else None
@@ -41,6 +43,8 @@ def _reason_without_lease(condition: HostCondition) -> str:
     lease = condition.lease
     if lease.contested is not None:
         return f"a lease: asking {contested_text(lease.contested)}"
+    if lease.unassigned is not None:
+        return f"a lease: {lease.unassigned.cause}"
     return f"a lease: {exhausted_text(lease.exhausted)}" if lease.exhausted is not None else "a lease"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from pyflannel.engine.condition import HostCondition
+from pyflannel.engine.condition import HostCondition, LeaseCondition
 from pyflannel.engine.lease_log import EXHAUSTED_HINT, exhausted_text, holder_text, left_out_text, shared_text
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.model.forwarder import Stranger
@@ -100,9 +100,15 @@ def _lease(condition: HostCondition, now: float) -> LeaseStatus:
         expires_in_s=max(0.0, held.expires_at - now) if held and held.expires_at is not None else None,
         since_s=now - lease.since_s,
         holder=None if lease.taken is None else holder_text(lease.taken),
-        trouble=None if lease.exhausted is None else Notice(exhausted_text(lease.exhausted), EXHAUSTED_HINT),
+        trouble=_lease_trouble(lease),
         losses=lease.losses,
     )
+
+
+def _lease_trouble(lease: LeaseCondition) -> Notice | None:
+    if lease.unassigned is not None:
+        return Notice(lease.unassigned.cause, lease.unassigned.hint)
+    return None if lease.exhausted is None else Notice(exhausted_text(lease.exhausted), EXHAUSTED_HINT)
 
 
 def _store(condition: HostCondition, url: str, now: float) -> StoreStatus:

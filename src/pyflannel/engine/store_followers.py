@@ -23,21 +23,23 @@ _FAILED = "Couldn't fetch network config"
 MISSING = "flannel config not found in etcd store. Did you create your config using etcdv3 API?"
 
 
-def read_config(text: str | bytes) -> tuple[NetworkConfig, Backend]:
-    """Return the config in a text, and its backend.
+def read_config(text: str | bytes, *, is_assigned: bool) -> tuple[NetworkConfig, Backend]:
+    """Return the config in a text, and its backend. `is_assigned`: others assign the subnets.
 
     Raises:
         ConfigError: the config is invalid; the message names key and value.
     """
-    config = parse_network_config(text)
+    config = parse_network_config(text, is_assigned=is_assigned)
     backend = backend_of(config)
     if config.enable_ipv6 and 6 not in backend.families:
         config = replace(config, enable_ipv6=False)  # the backend's config_warnings name it
     return config, backend
 
 
-def _remedy(error: ConfigError) -> str:
+def _remedy(error: ConfigError, *, is_file: bool) -> str:
     """Return the remedy for an invalid config in the store."""
+    if is_file:
+        return f"{error.hint} Correct net-conf.json: in a cluster, the ConfigMap that contains it."
     return f"{error.hint} 'flannelctl config get' prints the config, 'flannelctl config set FILE' writes it."
 
 
@@ -46,6 +48,7 @@ class ConfigFollower:
 
     The arguments of `found` are the config's text, the config, its backend, and its revision in the store.
     An invalid config does not replace a valid one: the host keeps running with the last valid config.
+    With `is_assigned`, Kubernetes assigns the subnets, and the config is a file.
     """
 
     def __init__(
@@ -58,7 +61,9 @@ class ConfigFollower:
         found: Callable[[str, NetworkConfig, Backend, int], None],
         waiting: Callable[[Notice], None],
         away: Callable[[StoreError], None],
+        is_assigned: bool = False,
     ) -> None:
+        self._is_assigned = is_assigned
         self._found = found
         self._waiting = waiting
         self._logged: str | None = None
@@ -97,12 +102,11 @@ class ConfigFollower:
                     hint='Write one: flannelctl config set \'{"Network":"10.100.0.0/16"}\'.',
                 )
             text = record.value.decode(errors="replace")
-            config, backend = read_config(text)
+            config, backend = read_config(text, is_assigned=self._is_assigned)
         except ConfigError as error:
             self._log(error)
-            self._waiting(
-                Notice(f"a valid network config: {error}", error.hint if record is None else _remedy(error))
-            )
+            remedy = error.hint if record is None else _remedy(error, is_file=self._is_assigned)
+            self._waiting(Notice(f"a valid network config: {error}", remedy))
             return
         self._logged = None
         self._found(text, config, backend, record.revision)

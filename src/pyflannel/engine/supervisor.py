@@ -27,6 +27,7 @@ from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
 from pyflannel.engine.kept_leases import LastKnownLeases, LeaseGrace
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import LeaseLog, log_shared_over
+from pyflannel.engine.node_keeper import NodeKeeper
 from pyflannel.engine.own_lease import identified, previous_run_subnet, wanted_lease
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Planner
@@ -71,9 +72,9 @@ class Supervisor:
         self._candidate: Candidate | None = None
         self._is_surrounded = asyncio.Event()
         self._notified_status = ""
-        self._keeper: LeaseKeeper | None = None
+        self._keeper: LeaseKeeper | NodeKeeper | None = None
+        self._was_ready = asyncio.Event()
         now = world.clock.now()
-        self.is_ready = False
         self.progress = asyncio.Event()
         self.condition = HostCondition(
             identity=options.identity,
@@ -122,6 +123,7 @@ class Supervisor:
             found=self._config_changed,
             waiting=self._config_missing,
             away=self._config_away,
+            is_assigned=world.own_node is not None,
         )
         self.fast_path = FastPath(
             options.fast_path, world.clock, self._inputs_changed, world.kernel_path, options.plan.device
@@ -155,6 +157,11 @@ class Supervisor:
             tasks.create_task(self._keeper.run(), name="lease keeper")
 
     # Queries of the API.
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the plan has taken effect once. It stays true."""
+        return self._was_ready.is_set()
 
     @property
     def host_name(self) -> str | None:
@@ -194,7 +201,20 @@ class Supervisor:
 
     # Starting.
 
-    def _make_keeper(self) -> LeaseKeeper:
+    def _make_keeper(self) -> LeaseKeeper | NodeKeeper:
+        if self._world.own_node is not None:
+            return NodeKeeper(
+                store=self._world.store,
+                clock=self._world.clock,
+                draw=self._world.draw,
+                store_log=self._world.store_log,
+                own=self._world.own_node,
+                wanted=self._wanted(),
+                held=self.condition.held,
+                report=self._report,
+                leases_changed=self._leases_changed,
+                is_ready=self._was_ready,
+            )
         return LeaseKeeper(
             store=self._world.store,
             clock=self._world.clock,
@@ -236,7 +256,7 @@ class Supervisor:
 
     async def _start_with(self, known: LastKnown) -> None:
         try:
-            config, backend = read_config(known.config)
+            config, backend = read_config(known.config, is_assigned=self._world.own_node is not None)
         except ConfigError as error:
             log.warning("Could not use the last known network config: %s", error.in_full)
             return
@@ -504,7 +524,7 @@ class Supervisor:
             self._change_inputs(is_prepared=True)
             self._inputs_changed()
         if self.reconciler.is_clean and not self.is_ready:
-            self.is_ready = True
+            self._was_ready.set()
             self._world.notify("READY=1")
         self.wireguard.note_progress()
         self.progress.set()

@@ -8,6 +8,7 @@ from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.model.host import GroChoice, HostFile
+from pyflannel.model.kubernetes_node import OwnNode
 from pyflannel.model.lease import LEASE_TTL_S, Identity
 from pyflannel.model.link import MARK
 from pyflannel.model.packet_filter import FIRST_DEVICE
@@ -66,6 +67,7 @@ class World:
         kernel_path: returns the fast-path features of the kernel; None if only an attempt shows them.
         wireguard: the WireGuard key of this host; None if it can have none.
         signing: signs and checks leases; None if this host does not.
+        own_node: the Node of this host, if the store is a Kubernetes cluster; None for any other store.
     """
 
     store: Store
@@ -82,6 +84,7 @@ class World:
     kernel_path: KernelPath | None = None
     wireguard: WireguardSource | None = None
     signing: LeaseSigning | None = None
+    own_node: OwnNode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

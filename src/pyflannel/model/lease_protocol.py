@@ -370,6 +370,19 @@ class Exhausted:
 
 
 @dataclass(frozen=True, slots=True)
+class Unassigned:
+    """Kubernetes assigns this host no subnet that it can use, or the host cannot publish its lease.
+
+    Attributes:
+        cause: the missing condition.
+        hint: the remedy.
+    """
+
+    cause: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreAway:
     """The store does not answer. Reported at each attempt; the last known leases remain valid."""
 
@@ -395,6 +408,7 @@ Report = (
     | Contested
     | SharedAddress
     | Exhausted
+    | Unassigned
     | StoreAway
     | StoreBack
 )

@@ -57,6 +57,7 @@ class NetworkConfig:
         backend: the Backend object as decoded JSON, `{}` if absent; keys as written.
         enable_nftables: use nftables instead of iptables.
         fast_path: one of FAST_PATHS. The original ignores this key.
+        is_assigned: others assign the subnets, with any length: in Kubernetes, the podCIDR of each Node.
         unread: existing keys without effect, each once: keys of LATER_KEYS, or unknown keys, as written if
             they are printable.
 
@@ -77,6 +78,7 @@ class NetworkConfig:
     fast_path: str = "safe"
     backend_type: str = DEFAULT_BACKEND
     backend: Mapping[str, object] = field(default_factory=dict)
+    is_assigned: bool = False
     unread: tuple[str, ...] = ()
 
     @property
@@ -104,6 +106,8 @@ class NetworkConfig:
 
         Without IPv6, an IPv6 subnet has no effect and is allowed.
         """
+        if self.is_assigned:
+            return self._contains(subnet)
         if isinstance(subnet, IPv6Network):
             if not self.enable_ipv6 or self.ipv6_subnet_min is None or self.ipv6_subnet_max is None:
                 return not self.enable_ipv6
@@ -115,3 +119,11 @@ class NetworkConfig:
             subnet.prefixlen == self.subnet_length
             and self.subnet_min <= subnet.network_address <= self.subnet_max
         )
+
+    def _contains(self, subnet: IpNetwork) -> bool:
+        """Return whether a subnet of any length is in the range. Without IPv6, an IPv6 subnet is allowed."""
+        if isinstance(subnet, IPv6Network):
+            return not self.enable_ipv6 or (
+                self.ipv6_network is not None and subnet.subnet_of(self.ipv6_network)
+            )
+        return self.enable_ipv4 and self.network is not None and subnet.subnet_of(self.network)

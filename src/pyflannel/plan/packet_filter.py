@@ -221,7 +221,7 @@ def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, opti
             device=host.device,
             underlay=host.underlay.link,
             address=host.underlay.address,
-            source_length=config.subnet_length if options.guard == "strict" else _ANYBODY.prefixlen,
+            source_length=host.lease.subnet.prefixlen if options.guard == "strict" else _ANYBODY.prefixlen,
             network=config.network,
             subnet=host.lease.subnet,
             path=path,

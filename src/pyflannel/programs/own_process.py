@@ -26,7 +26,9 @@ from pyflannel.model.store_record import Secret
 
 _OPENSSL = ("ssl", "_ssl", "_hashlib")
 
-_MAY_NEED_OPENSSL = re.compile(r"https:|etcds:|^--?http\b|^FLANNELD_HTTP=", re.IGNORECASE)
+_MAY_NEED_OPENSSL = re.compile(
+    r"https:|etcds:|^--?(?:http|kube-subnet-mgr)\b|^FLANNELD_(?:HTTP|KUBE_SUBNET_MGR)=", re.IGNORECASE
+)
 """Matches TLS to the store, and the metrics, whose library imports ssl."""
 
 _LIBC = ctypes.CDLL(None)

@@ -110,8 +110,10 @@ def _check_bounds(network: IPv4Network | IPv6Network, length: int, minimum: int,
 # value are appended.
 
 
-def parse_network_config(text: str | bytes) -> NetworkConfig:
+def parse_network_config(text: str | bytes, *, is_assigned: bool = False) -> NetworkConfig:
     """Return the network config, with computed values for all absent keys.
+
+    With `is_assigned`, others assign the subnets. The keys of subnets then have no effect.
 
     Keys match in upper and lower case. Unknown keys are ignored and listed in `unread`. If a key occurs
     twice, the last one counts. `null` counts as absent, except for Network, IPv6Network, SubnetMin and
@@ -134,10 +136,10 @@ def parse_network_config(text: str | bytes) -> NetworkConfig:
             hint="Leave EnableIPv4 out, or set EnableIPv6 to true.",
         )
     if config.enable_ipv4:
-        config = _with_ipv4_range(config)
+        config = _with_ipv4_range(config, is_assigned=is_assigned)
     if config.enable_ipv6:
-        config = _with_ipv6_range(config)
-    return config
+        config = _with_ipv6_range(config, is_assigned=is_assigned)
+    return replace(config, is_assigned=is_assigned)
 
 
 def format_network_config(config: NetworkConfig) -> str:
@@ -170,18 +172,22 @@ def format_network_config(config: NetworkConfig) -> str:
 # The subnets.
 
 
-def _with_ipv4_range(config: NetworkConfig) -> NetworkConfig:
+def _with_ipv4_range(config: NetworkConfig, *, is_assigned: bool) -> NetworkConfig:
     if config.network is None:
         raise _absent("Network", "10.3.0.0/16")
+    if is_assigned:
+        return config
     length, first, last = subnet_range(
         config.network, config.subnet_length, int(config.subnet_min or 0), int(config.subnet_max or 0)
     )
     return replace(config, subnet_length=length, subnet_min=IPv4Address(first), subnet_max=IPv4Address(last))
 
 
-def _with_ipv6_range(config: NetworkConfig) -> NetworkConfig:
+def _with_ipv6_range(config: NetworkConfig, *, is_assigned: bool) -> NetworkConfig:
     if config.ipv6_network is None:
         raise _absent("IPv6Network", "fd00:3::/48")
+    if is_assigned:
+        return config
     length, first, last = subnet_range(
         config.ipv6_network,
         config.ipv6_subnet_length,

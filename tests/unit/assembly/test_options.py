@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pyflannel.assembly.flanneld_flags import FLAGS, IDLE_VALUES, LATER_FLAGS
+from pyflannel.assembly.flanneld_flags import FLAGS, LATER_FLAGS
 from pyflannel.assembly.options import (
     FlanneldOptions,
     RequestedText,
@@ -385,7 +385,10 @@ def test_the_environment_alone_names_the_store() -> None:
         ),
         (["--store=l.db"], "--store 'l.db' is not a store URL: Write etcd://"),
         (["--store=sqlite://l.db"], "--store 'sqlite://l.db' is not a store URL"),
-        (["--store=kube:"], "--store 'kube:': kube: stores are not supported yet"),
+        (
+            ["--store=kube:"],
+            "--store 'kube:' is not a store URL of flanneld: Write --kube-subnet-mgr instead.",
+        ),
         (["--etcd-username=u"], "the etcd user 'u' has no password: Add --etcd-password-file"),
         (["--etcd-password=secret"], "the etcd password needs a user: Add --etcd-username=NAME."),
         (["--etcd-password-file=/f"], "etcd: password-file needs username: Add username=NAME."),
@@ -445,12 +448,9 @@ def test_no_refusal_quotes_a_password(arguments: list[str]) -> None:
 @pytest.mark.parametrize("flag", LATER_FLAGS, ids=lambda flag: flag.name)
 def test_a_flag_not_yet_supported_is_refused_unless_its_value_requests_nothing(flag: Any) -> None:
     values = {"text": "x", "integer": "7", "boolean": "true"}
-    if flag.name != "set-node-network-unavailable":
-        expected = f"--{flag.name} is not supported yet: Remove it"
-        assert expected in refusal(f"--{flag.name}={values[flag.kind]}")
-    for idle in IDLE_VALUES.get(flag.name, (default_of(flag).value,)):
-        text = str(idle).lower() if isinstance(idle, bool) else str(idle)
-        assert options(f"--{flag.name}={text}") == options()
+    expected = f"--{flag.name} is not supported yet: Remove it"
+    assert expected in refusal(f"--{flag.name}={values[flag.kind]}")
+    assert options(f"--{flag.name}={default_of(flag).value}") == options()
 
 
 def test_help_and_version_are_printed_before_any_other_check() -> None:
@@ -474,11 +474,11 @@ def test_help_groups_the_flags_by_subject_and_ends_with_the_flags_not_yet_suppor
     flags = {title: set(re.findall(r"^  --?(\w\S*?)(?:=|$)", text, re.M)) for title, text in sections.items()}
 
     assert list(sections) == [
-        *("Store", "Leases", "Underlay", "Backend", "Firewall", "Docker", "Operation"),
+        *("Store", "Kubernetes", "Leases", "Underlay", "Backend", "Firewall", "Docker", "Operation"),
         *("Accepted without effect", "Not supported yet"),
         *("Environment variables", "Exit codes", "Examples"),
     ]
-    assert set.union(*list(flags.values())[:9]) == {flag.name for flag in FLAGS}
+    assert set.union(*list(flags.values())[:10]) == {flag.name for flag in FLAGS}
     assert flags["Not supported yet"] == {flag.name for flag in LATER_FLAGS}
     assert max(map(len, usage.text.splitlines())) <= 80
 
@@ -516,14 +516,13 @@ OUR_REFUSALS = {
         "bad endpoint",
         "empty endpoints",
         "bad iface regex",
+        "kube bad config file",
+        "kube with url, no names",
+        "kube bad prefix",
     },
     "not there yet": {
         "listen bad scheme",
         "listen",
-        "kube bad config file",
-        "kube with url, no names",
-        "kube bad net conf",
-        "kube bad prefix",
     },
 }
 
@@ -582,3 +581,52 @@ def test_the_docker_plugin_is_off_by_default_and_has_a_socket_in_dockers_directo
 def test_the_docker_plugin_serves_one_network(flag: str) -> None:
     with pytest.raises(UsageError, match="--docker-plugin is not possible with several networks"):
         parse_flanneld(["--docker-plugin", flag], {})
+
+
+KUBERNETES = ("--kube-subnet-mgr", "--kubeconfig-file=/etc/flannel.conf")
+
+
+def test_kubernetes_replaces_the_other_stores() -> None:
+    found = options(*KUBERNETES, "--kube-annotation-prefix=example.org/blue", environment={"NODE_NAME": "n1"})
+
+    assert found.store_url == "kube:"
+    assert found.kubernetes is not None
+    assert (found.kubernetes.node, found.kubernetes.pod) == ("n1", None)
+    assert found.kubernetes.prefix == "example.org/blue-"
+    assert str(found.kubernetes.config) == "/etc/kube-flannel/net-conf.json"
+    assert found.kubernetes.sets_condition
+    pod = {"POD_NAME": "p", "POD_NAMESPACE": "s"}
+    other = options(*KUBERNETES, "--set-node-network-unavailable=false", environment=pod).kubernetes
+    assert other is not None
+    assert (other.node, other.pod, other.sets_condition) == (None, ("s", "p"), False)
+    assert options("--kube-api-url=x", "--net-config-path=/x").kubernetes is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (KUBERNETES, {}, "env variables POD_NAME and POD_NAMESPACE must be set: Or set NODE_NAME"),
+        (KUBERNETES, {"POD_NAME": "p"}, "env variables POD_NAME and POD_NAMESPACE must be set"),
+        (["--kube-subnet-mgr"], {"NODE_NAME": "n"}, "fail to create kubernetes config: this is no pod"),
+        (
+            ["--kube-subnet-mgr", "--kube-api-url=ftp://x"],
+            {"NODE_NAME": "n"},
+            "--kube-api-url is not the URL",
+        ),
+        (
+            [*KUBERNETES, "--networks=a"],
+            {"NODE_NAME": "n"},
+            "--networks cannot be used with --kube-subnet-mgr",
+        ),
+        ([*KUBERNETES, "--lease-signing=warn"], {"NODE_NAME": "n"}, "--lease-signing cannot be used with"),
+        (
+            [*KUBERNETES, "--kube-annotation-prefix=a/b/c"],
+            {"NODE_NAME": "n"},
+            "prefix can contain at most single slash: Write flannel.alpha.coreos.com.",
+        ),
+    ],
+)
+def test_wrong_options_for_kubernetes_are_refused(
+    arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    assert message in refusal(*arguments, environment=environment)

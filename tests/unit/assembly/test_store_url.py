@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from pyflannel.assembly.stores import EtcdAddress, StoreAddress, open_store, parse_store_url
+from pyflannel.assembly.stores import (
+    EtcdAddress,
+    KubernetesAddress,
+    StoreAddress,
+    open_store,
+    parse_store_url,
+)
 from pyflannel.errors import UsageError
 from pyflannel.stores.embedded.store import EmbeddedStore
 from pyflannel.stores.etcd.cluster import User
@@ -110,9 +116,18 @@ def test_the_url_of_an_address_parses_to_the_same_address(settings: dict[str, st
     assert parse_store_url(address.url) == StoreAddress(address)
 
 
-@pytest.mark.parametrize("url", ["http://h1:8888", "https://h1", "kube:", "kube:~/.kube/config"])
+@pytest.mark.parametrize("url", ["http://h1:8888", "https://h1"])
 def test_a_store_not_yet_supported_is_refused_in_one_line(url: str) -> None:
     with pytest.raises(UsageError, match="not supported yet") as error:
         open_store(url)
 
     assert "\n" not in str(error.value)
+
+
+def test_the_store_of_a_cluster_has_a_url_that_only_its_flanneld_can_open() -> None:
+    assert parse_store_url("kube:") == StoreAddress(KubernetesAddress())
+    assert parse_store_url("kube:").prefix is None
+    with pytest.raises(UsageError, match="only that process can read it"):
+        open_store("kube:")
+    with pytest.raises(UsageError, match="is not a store URL"):
+        open_store("kube:~/.kube/config")

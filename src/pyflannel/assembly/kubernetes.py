@@ -1,0 +1,144 @@
+"""Kubernetes as the store: its flags and variables, and the adapters that they select.
+
+The modules of the store are imported only if Kubernetes is selected.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyflannel.errors import UsageError, WireError
+from pyflannel.model.kubernetes_node import DEFAULT_PREFIX, OwnNode
+from pyflannel.ports import Clock
+from pyflannel.wire.go_flags import Flag, Given, Settings
+from pyflannel.wire.kubernetes_node import annotation_prefix
+
+if TYPE_CHECKING:
+    from pyflannel.stores.kubernetes.access import Access
+    from pyflannel.stores.kubernetes.store import KubernetesStore
+
+KUBERNETES_FLAGS = (
+    Flag(
+        name="kube-subnet-mgr",
+        kind="boolean",
+        meaning="keep leases in the Nodes of a Kubernetes cluster, which assigns the subnets",
+    ),
+    Flag(
+        name="kube-api-url", meaning="URL of the Kubernetes API; default: that of the kubeconfig or the pod"
+    ),
+    Flag(
+        name="kubeconfig-file", meaning="kubeconfig with the credentials; default: service account of the pod"
+    ),
+    Flag(
+        name="kube-annotation-prefix",
+        default="flannel.alpha.coreos.com",
+        meaning="prefix of the annotations of a Node",
+    ),
+    Flag(
+        name="net-config-path",
+        default="/etc/kube-flannel/net-conf.json",
+        meaning="file of the network config in Kubernetes",
+    ),
+    Flag(
+        name="set-node-network-unavailable",
+        kind="boolean",
+        default="true",
+        meaning="set the condition NetworkUnavailable of the Node",
+    ),
+)
+
+URL = "kube:"
+"""URL of the store in the status."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesOptions:
+    """The cluster, and the Node of this host in it.
+
+    Attributes:
+        prefix: start of the names of annotations.
+        config: file of the network config.
+        node: name of the Node; None to ask for it by `pod`.
+        pod: namespace and name of the pod of flanneld.
+    """
+
+    access: "Access"
+    prefix: str = DEFAULT_PREFIX
+    config: Path
+    sets_condition: bool = True
+    node: str | None = None
+    pod: tuple[str, str] | None = None
+
+    def store(self, clock: Clock) -> "KubernetesStore":
+        """Return the store. It connects at its first request."""
+        from pyflannel.stores.kubernetes.client import Client
+        from pyflannel.stores.kubernetes.store import KubernetesStore
+
+        client = Client(self.access, clock)
+        return KubernetesStore(client, clock, config=self.config, prefix=self.prefix)
+
+    async def node_of_pod(self, namespace: str, pod: str, clock: Clock) -> str:
+        """Return the name of the Node on which a pod runs.
+
+        Raises:
+            StoreError: the cluster does not answer, or the pod has no Node.
+        """
+        from pyflannel.stores.kubernetes.client import Client
+        from pyflannel.stores.kubernetes.store import node_of_pod
+
+        return await node_of_pod(Client(self.access, clock), namespace, pod)
+
+    def own_node(self, name: str) -> OwnNode:
+        """Return the Node of this host."""
+        return OwnNode(name=name, prefix=self.prefix, sets_condition=self.sets_condition)
+
+
+def chosen_kubernetes(settings: Settings, environment: Mapping[str, str]) -> KubernetesOptions | None:
+    """Return the cluster that the flags and variables select; None without `--kube-subnet-mgr`.
+
+    Raises:
+        UsageError: a flag or a variable is invalid; message and hint fit one line.
+    """
+    if not settings.last("kube-subnet-mgr").value:
+        return None
+    for name in ("networks", "watch-networks"):
+        if (given := settings.last(name)).value:
+            raise UsageError(
+                f"{given.origin} cannot be used with --kube-subnet-mgr", hint="A cluster has one network."
+            )
+    if (signing := settings.last("lease-signing")).value != "off":
+        raise UsageError(
+            f"{signing.origin} cannot be used with --kube-subnet-mgr",
+            hint="The policy in deploy/kubernetes lets each host write only to its own Node.",
+        )
+    node = environment.get("NODE_NAME") or None
+    pod = environment.get("POD_NAMESPACE", ""), environment.get("POD_NAME", "")
+    if node is None and not all(pod):
+        raise UsageError(
+            "env variables POD_NAME and POD_NAMESPACE must be set",
+            hint="Or set NODE_NAME to the name of this host's Node.",
+        )
+    from pyflannel.stores.kubernetes.access import Access
+
+    kubeconfig = str(settings.last("kubeconfig-file").value)
+    config = settings.last("net-config-path")
+    return KubernetesOptions(
+        access=Access(
+            url=str(settings.last("kube-api-url").value),
+            kubeconfig=Path(kubeconfig) if kubeconfig else None,
+            environment=environment,
+        ),
+        prefix=_prefix(settings.last("kube-annotation-prefix")),
+        config=Path(str(config.value or config.flag.default)),
+        sets_condition=bool(settings.last("set-node-network-unavailable").value),
+        node=node,
+        pod=pod if node is None else None,
+    )
+
+
+def _prefix(given: Given) -> str:
+    try:
+        return annotation_prefix(str(given.value or given.flag.default))
+    except WireError as error:
+        raise UsageError(f"{given.origin}={given.value!r}: {error}", hint=error.hint) from error

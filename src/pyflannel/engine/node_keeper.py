@@ -1,0 +1,340 @@
+"""The node keeper: publishes the lease of this host in its Kubernetes Node, and follows all Nodes.
+
+Kubernetes assigns the subnet of a host, its podCIDR, and no lease expires. So there is nothing to choose, to
+renew or to contest, and the lease protocol is not in use. The supervisor gets the same reports.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from ipaddress import IPv4Network
+
+from pyflannel.engine.lease_log import SkippedKeys
+from pyflannel.engine.list_watch import ListAndWatch, StoreLog
+from pyflannel.engine.pacing import pause
+from pyflannel.errors import StoreError, WireError
+from pyflannel.model.kubernetes_node import IS_UP, Node, NodeCondition, OwnNode
+from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease_protocol import (
+    Acquired,
+    Held,
+    LeaseChange,
+    LeaseGone,
+    LeaseSeen,
+    Lost,
+    Report,
+    StoreAway,
+    StoreBack,
+    Unassigned,
+    Wanted,
+)
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.store_record import Change, Listing, Put, PutSeen, Record, Written
+from pyflannel.plan.backend.vxlan import may_stay
+from pyflannel.plan.lease.holding import retry_pause_s
+from pyflannel.ports import Clock, Store
+from pyflannel.wire.kubernetes_node import (
+    NODES,
+    format_annotations,
+    format_condition,
+    lease_of_node,
+    missing_annotations,
+    node_of,
+    published_address,
+    subnet_of,
+)
+
+log = logging.getLogger(__name__)
+
+_DRAIN = "Drain the Node and restart flanneld on it: pods that start then get addresses of the new podCIDR."
+
+
+class NodeKeeper:
+    """Keeps the lease of this host in its Node, and follows the leases of all Nodes.
+
+    `report` gets the reports about this host's lease, `leases_changed` each new set of leases. Both must not
+    block. `is_ready` is set when the plan of the host has taken effect for the first time.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        draw: Callable[[int], int],
+        store_log: StoreLog,
+        own: OwnNode,
+        wanted: Wanted,
+        held: Held | None,
+        report: Callable[[Report], None],
+        leases_changed: Callable[[LeaseSet], None],
+        is_ready: asyncio.Event,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._draw = draw
+        self._own = own
+        self._wanted = wanted
+        self._held = held
+        self._report = report
+        self._leases_changed = leases_changed
+        self._is_ready = is_ready
+        self._is_away = False
+        self._has_listed = False
+        self._node: Node | None = None
+        self._node_revision = 0
+        self._is_lost = False
+        self._has_trouble = False
+        self._due = asyncio.Event()
+        self._leases = LeaseSet()
+        self._of_node: dict[str, Lease] = {}
+        self._skipped = SkippedKeys(clock)
+        self._nodes = ListAndWatch(
+            store=store,
+            prefix=NODES,
+            clock=clock,
+            draw=draw,
+            store_log=store_log,
+            doing="Couldn't list the Nodes",
+            listed=self._listed,
+            changed=self._changed,
+            failed=self._failed,
+        )
+
+    def order(self, wanted: Wanted) -> None:
+        """Change the wanted lease: another address, another config."""
+        self._wanted = wanted
+        self._due.set()
+
+    async def run(self) -> None:
+        """Keep the lease until cancelled; the annotations remain in the Node."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._nodes.run(), name="Nodes")
+            tasks.create_task(self._note_ready(), name="readiness for the Node")
+            failures = 0
+            while True:
+                await self._due.wait()
+                self._due.clear()
+                try:
+                    await self._publish()
+                    failures = 0
+                except StoreError as error:
+                    self._wait_for(f"Node {self._own.name} cannot be changed: {error}", error.hint)
+                    await pause(self._clock, retry_pause_s(failures, self._draw), until=self._due)
+                    failures += 1
+                    self._due.set()
+
+    async def _note_ready(self) -> None:
+        await self._is_ready.wait()
+        self._due.set()
+
+    # The Nodes.
+
+    def _failed(self, error: StoreError) -> None:
+        self._is_away = True
+        self._report(StoreAway(str(error), 0.0, error.hint))
+
+    def _note_answer(self) -> None:
+        if self._is_away:
+            self._is_away = False
+            self._report(StoreBack())
+
+    def _listed(self, listing: Listing) -> None:
+        self._skipped.keep_only(record.key for record in listing.records)
+        before, self._of_node = self._of_node, {}
+        own = None
+        for record in listing.records:
+            name = record.key.removeprefix(NODES)
+            node = self._read(record)
+            if name == self._own.name:
+                own = node
+            if node is not None and (lease := self._lease(node, record.revision, before.get(name))):
+                self._of_node[name] = lease
+        self._take_own(own, listing.revision)
+        self._has_listed = True
+        self._leases = self._leases.listed(self._of_node.values(), (), listing.revision)
+        self._leases_changed(self._leases)
+        self._note_answer()
+
+    def _changed(self, changes: Sequence[Change]) -> None:
+        found: list[LeaseChange] = []
+        for change in changes:
+            if isinstance(change, PutSeen):
+                found += self._put(change.record)
+            else:
+                found += self._gone(change.key, change.revision)
+        leases = self._leases.after(found)
+        if leases is not self._leases:
+            self._leases = leases
+            self._leases_changed(leases)
+        self._note_answer()
+
+    def _put(self, record: Record) -> list[LeaseChange]:
+        name = record.key.removeprefix(NODES)
+        node = self._read(record)
+        if name == self._own.name:
+            self._take_own(node, record.revision)
+        known = self._of_node.get(name)
+        lease = None if node is None else self._lease(node, record.revision, known)
+        if lease is known:
+            return []
+        found: list[LeaseChange] = []
+        if known is not None and (lease is None or lease.subnet != known.subnet):
+            found += self._gone(record.key, record.revision, is_deleted=False)
+        if lease is not None:
+            self._of_node[name] = lease
+            found.append(LeaseSeen(lease))
+        return found
+
+    def _gone(self, key: str, revision: int, *, is_deleted: bool = True) -> list[LeaseChange]:
+        name = key.removeprefix(NODES)
+        if is_deleted:
+            self._skipped.forget(key)
+            if name == self._own.name:
+                self._take_own(None, revision)
+        lease = self._of_node.pop(name, None)
+        if lease is None:
+            return []
+        other = next((one for one in self._of_node.values() if one.subnet == lease.subnet), None)
+        if other is not None:
+            return [LeaseSeen(replace(other, revision=revision))]
+        return [LeaseGone(lease.subnet, revision, lease.ipv6_subnet)]
+
+    def _read(self, record: Record) -> Node | None:
+        try:
+            return node_of(record)
+        except WireError as error:
+            self._skipped.skip(record.key, error)
+            return None
+
+    def _lease(self, node: Node, revision: int, known: Lease | None) -> Lease | None:
+        """Return the lease of a Node: the known one if nothing changed that flannel needs."""
+        key = NODES + node.name
+        try:
+            lease = lease_of_node(node, self._own.prefix, revision)
+        except WireError as error:
+            self._skipped.skip(key, error)
+            return known
+        self._skipped.forget(key)
+        if lease is not None and known is not None and replace(lease, revision=known.revision) == known:
+            return known
+        return lease
+
+    def _take_own(self, node: Node | None, revision: int) -> None:
+        """Note the state of the Node of this host, unless the answer to a write was later."""
+        if revision >= self._node_revision:
+            self._node, self._node_revision = node, revision
+            self._due.set()
+
+    # The Node of this host.
+
+    def _wait_for(self, cause: str, hint: str) -> None:
+        self._has_trouble = True
+        self._report(Unassigned(cause, hint))
+
+    async def _publish(self) -> None:
+        """Give the Node the annotations and the condition that it lacks."""
+        node = self._node
+        if node is None:
+            if self._has_listed:
+                self._lose(f"there is no Node {self._own.name}")
+            return
+        try:
+            subnet = self._assigned(node)
+            attributes = self._attributes(node)
+        except WireError as error:
+            self._wait_for(str(error), error.hint)
+            return
+        missing = missing_annotations(node, attributes, self._own.prefix)
+        if missing:
+            node = replace(node, annotations={**node.annotations, **missing})
+            await self._patch(node, format_annotations(node, missing))
+            log.info("Published the lease in Node %s: %s", node.name, ", ".join(sorted(missing)))
+        condition = self._hold(Lease(subnet=subnet, attributes=attributes, revision=self._node_revision))
+        if self._own.sets_condition and self._is_ready.is_set() and node.condition != condition:
+            now = datetime.fromtimestamp(self._clock.utc(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            await self._patch(replace(node, condition=condition), format_condition(node, condition, now))
+
+    async def _patch(self, changed: Node, patch: bytes) -> None:
+        """Change the Node; `changed` is its new state, until the watch delivers this or a later one."""
+        put = Put(key=NODES + changed.name, value=patch, ttl_s=None, expected=None)
+        written = await self._store.write(put)
+        if isinstance(written, Written) and written.revision > self._node_revision:
+            self._node, self._node_revision = changed, written.revision
+
+    def _lose(self, why: str) -> None:
+        if self._held is not None and not self._is_lost:
+            self._is_lost = True
+            self._report(Lost(self._held.lease))
+        self._wait_for(
+            why, "The kubelet registers the Node; its name must be that of NODE_NAME (kubectl get nodes)."
+        )
+
+    def _assigned(self, node: Node) -> IPv4Network:
+        """Return the podCIDR of the Node.
+
+        Raises:
+            WireError: it has none, or one that this host cannot use.
+        """
+        subnet, config = subnet_of(node), self._wanted.network
+        if subnet is None:
+            raise WireError(
+                f'node "{node.name}" pod cidr not assigned',
+                hint="Start kube-controller-manager with --allocate-node-cidrs and --cluster-cidr.",
+            )
+        if not config.admits(subnet):
+            raise WireError(
+                f'subnet "{config.network}" specified in the flannel net config doesn\'t contain "{subnet}"'
+                f' PodCIDR of the "{node.name}" node',
+                hint="Write the --cluster-cidr of kube-controller-manager as Network in net-conf.json.",
+            )
+        return subnet
+
+    def _attributes(self, node: Node) -> LeaseAttributes:
+        """Return the published attributes: with the address of the annotations, and the VTEP of the Node.
+
+        Raises:
+            WireError: an annotation of the operator is not an address.
+        """
+        wanted = self._wanted.attributes
+        address = published_address(node, wanted.public_ip, self._own.prefix)
+        attributes = replace(wanted, public_ip=address)
+        try:
+            standing = lease_of_node(node, self._own.prefix)
+        except WireError:
+            standing = None
+        if (
+            standing is None
+            or attributes.vtep is None
+            or not may_stay(standing.attributes.vtep, attributes.vtep)
+        ):
+            return attributes
+        return replace(
+            attributes, vtep=standing.attributes.vtep, backend_data=standing.attributes.backend_data
+        )
+
+    def _hold(self, lease: Lease) -> NodeCondition:
+        """Report the lease if it is new, and return the condition of the Node.
+
+        A running host keeps its subnet unless it may renumber.
+        """
+        held, previous = self._held, self._wanted.previous
+        running = previous if held is None else held.lease.subnet
+        if held is not None and held.lease.subnet != lease.subnet and not self._wanted.renumbers:
+            text = f"Node {self._own.name} has podCIDR {lease.subnet} now, and its pods run in {running}"
+            self._wait_for(text, _DRAIN)
+            return NodeCondition(is_unavailable=True, reason="FlannelSubnetChanged", message=text)
+        if running not in (None, lease.subnet):
+            log.warning(
+                "Changed the subnet from %s to podCIDR %s: pods of the former one are cut off",
+                running,
+                lease.subnet,
+            )
+        is_known = held is not None and replace(lease, revision=held.lease.revision) == held.lease
+        if not is_known or self._is_lost or self._has_trouble:
+            self._is_lost = self._has_trouble = False
+            self._held = Held(lease=lease)
+            self._report(Acquired(self._held))
+        return IS_UP

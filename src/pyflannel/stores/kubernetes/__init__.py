@@ -1,0 +1,1 @@
+"""The Nodes of a Kubernetes cluster as a store."""

@@ -1,0 +1,259 @@
+"""The store of a Kubernetes cluster: its Nodes, and the network config in a file."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from urllib.parse import quote
+
+from pyflannel.errors import CompactedError, StoreError, WireError
+from pyflannel.model.store_record import (
+    Change,
+    Conflict,
+    Delete,
+    Listing,
+    Put,
+    PutSeen,
+    Record,
+    StoreChanges,
+    Written,
+)
+from pyflannel.ports import Clock, Watcher
+from pyflannel.stores.kubernetes.access import read
+from pyflannel.stores.kubernetes.client import Answer, Client, RefusedError
+from pyflannel.wire.kubernetes_node import (
+    NODES,
+    ApiFailure,
+    Bookmark,
+    parse_event,
+    parse_node,
+    parse_nodes,
+    parse_pod_node,
+)
+from pyflannel.wire.lease_record import CONFIG
+
+LOOK_S = 5.0
+"""Interval at which the file of the network config is read."""
+
+_API = "/api/v1"
+_GONE, _TOO_NEW = 410, 504
+_SHORTEST_WATCH_S, _LONGEST_WATCH_S = 300, 599
+"""Range of the random time after which a watch ends, so that those of many hosts end one after another."""
+
+_SILENCE_S = 30.0
+"""Time after which the end of a watch is overdue."""
+
+
+class KubernetesStore:
+    """Two kinds of records: `config`, the content of a file, and `nodes/NAME`, the Nodes of the cluster.
+
+    A Node is written by a patch: the value of a Put contains its changed parts, and no condition.
+    """
+
+    def __init__(self, client: Client, clock: Clock, *, config: Path, prefix: str) -> None:
+        """`prefix`: start of the names of the annotations that records contain."""
+        self._client = client
+        self._clock = clock
+        self._config = config
+        self._prefix = prefix
+        self._text: bytes | None = None
+        self._revision = 0
+        self._seen = 0
+
+    async def get(self, key: str) -> Record | None:
+        """Return the record at exactly this key, or None."""
+        if key == CONFIG:
+            return self._read_config()
+        try:
+            return self._node(await self._client.call("GET", f"{_API}/{_path(key)}"))
+        except RefusedError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(self, prefix: str) -> Listing:
+        """Return the config for the prefix `config`, and all Nodes for any other."""
+        if prefix == CONFIG:
+            record = self._read_config()
+            return Listing((record,), record.revision)
+        try:
+            # From the memory of the server, which must not be older than the changes that are known.
+            body = await self._client.call("GET", f"{_API}/nodes?resourceVersion={self._seen}")
+        except RefusedError as error:
+            if error.status in (_GONE, _TOO_NEW):
+                self._seen = 0  # a cluster that was restored counts from an older revision
+            raise
+        try:
+            listing = await asyncio.to_thread(parse_nodes, body, self._prefix)
+        except WireError as error:
+            raise StoreError(str(error), hint=error.hint) from error
+        self._seen = listing.revision
+        return listing
+
+    async def write(self, operation: Put | Delete) -> Written | Conflict:
+        """Patch the status of a Node."""
+        if isinstance(operation, Delete) or operation.key == CONFIG:
+            raise StoreError(
+                f"{operation.key} cannot be written in Kubernetes",
+                hint=f"Edit {self._config}: in a cluster, the ConfigMap that contains it.",
+            )
+        path = f"{_API}/{_path(operation.key)}/status"
+        return Written(self._node(await self._client.call("PATCH", path, operation.value)).revision)
+
+    @asynccontextmanager
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
+        """Watch the config, or all Nodes, for changes after revision `after`, during the block."""
+        if prefix == CONFIG:
+            yield _ConfigWatcher(self, after)
+            return
+        async with AsyncExitStack() as opened:
+            watcher = _NodeWatcher(self, opened, after)
+            await watcher.open()
+            yield watcher
+
+    async def time_to_live(self, record: Record) -> float | None:
+        """Return None: neither a Node nor the config expires."""
+        return None
+
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Return the IPv4 address of the API server, if it is known."""
+        return () if self._client.address is None else (self._client.address,)
+
+    async def close(self) -> None:
+        """Do nothing: no connection remains open."""
+
+    def _node(self, body: bytes) -> Record:
+        try:
+            return parse_node(body, self._prefix)
+        except WireError as error:
+            raise StoreError(str(error), hint=error.hint) from error
+
+    def _read_config(self) -> Record:
+        text = read(self._config, "network config").encode()
+        if text != self._text:
+            self._text, self._revision = text, self._revision + 1
+        return Record(key=CONFIG, value=text, revision=self._revision)
+
+
+async def node_of_pod(client: Client, namespace: str, pod: str) -> str:
+    """Return the name of the Node on which a pod runs.
+
+    Raises:
+        StoreError: the server does not answer, or the pod has no Node.
+    """
+    path = f"{_API}/namespaces/{quote(namespace, safe='')}/pods/{quote(pod, safe='')}"
+    try:
+        if name := parse_pod_node(await client.call("GET", path)):
+            return name
+    except WireError as error:
+        raise StoreError(str(error), hint=error.hint) from error
+    raise StoreError(
+        f"node name not present in pod spec '{namespace}/{pod}'",
+        hint="Set NODE_NAME to the name of the Node.",
+    )
+
+
+def _path(key: str) -> str:
+    """Return the path of a record below the API: `nodes/NAME`."""
+    return NODES + quote(key.removeprefix(NODES), safe="")
+
+
+class _ConfigWatcher:
+    """Reads the file at intervals: the volume of a ConfigMap replaces a link in its path."""
+
+    def __init__(self, store: KubernetesStore, after: int) -> None:
+        self._store = store
+        self._after = after
+        self._is_new = True
+
+    async def next(self) -> StoreChanges:
+        """Return the next content of the file."""
+        if self._is_new:
+            self._is_new = False
+            return StoreChanges((), self._after)
+        while True:
+            record = self._store._read_config()
+            if record.revision != self._after:
+                self._after = record.revision
+                return StoreChanges((PutSeen(record),), record.revision)
+            await self._store._clock.sleep(LOOK_S)
+
+
+class _NodeWatcher:
+    """A watch of all Nodes. When its time is over, it is opened again at its last revision."""
+
+    def __init__(self, store: KubernetesStore, opened: AsyncExitStack, after: int) -> None:
+        self._store = store
+        self._opened = opened
+        self._after = after
+        self._answer: Answer | None = None
+        self._limit_s = 0.0
+        self._is_new = True
+
+    async def open(self) -> None:
+        """Open the watch at the last revision.
+
+        Raises:
+            CompactedError: the server no longer has the changes since then.
+            StoreError: the watch cannot be opened.
+        """
+        await self._opened.aclose()
+        seconds = random.randint(_SHORTEST_WATCH_S, _LONGEST_WATCH_S)
+        self._limit_s = seconds + _SILENCE_S
+        query = f"allowWatchBookmarks=true&resourceVersion={self._after}&timeoutSeconds={seconds}&watch=true"
+        try:
+            self._answer = await self._opened.enter_async_context(
+                self._store._client.lines(f"{_API}/nodes?{query}")
+            )
+        except RefusedError as error:
+            raise self._compacted(error.status) or error from error
+
+    async def next(self) -> StoreChanges:
+        """Return the next changes."""
+        if self._is_new:
+            self._is_new = False
+            return StoreChanges((), self._after)
+        while True:
+            assert self._answer is not None
+            try:
+                async with asyncio.timeout(self._limit_s):
+                    lines = await self._answer.lines()
+            except TimeoutError as error:
+                raise StoreError("the watch is silent", hint="flanneld opens another one.") from error
+            if not lines:
+                await self.open()
+                continue
+            changes = self._changes(lines)
+            if changes:
+                return StoreChanges(changes, self._after)
+
+    def _changes(self, lines: list[bytes]) -> tuple[Change, ...]:
+        changes: list[Change] = []
+        for line in lines:
+            try:
+                event = parse_event(line, self._store._prefix)
+            except WireError as error:
+                raise StoreError(str(error), hint=error.hint) from error
+            match event:
+                case ApiFailure(code, message):
+                    raise self._compacted(code) or StoreError(
+                        f"the API server ended the watch: {message}", hint="flanneld opens another one."
+                    )
+                case Bookmark(revision):
+                    self._note(revision)
+                case change:
+                    changes.append(change)
+                    self._note(_revision(change))
+        return tuple(changes)
+
+    def _note(self, revision: int) -> None:
+        self._after = self._store._seen = revision
+
+    def _compacted(self, status: int) -> CompactedError | None:
+        return CompactedError(self._after, self._after + 1) if status == _GONE else None
+
+
+def _revision(change: Change) -> int:
+    return change.record.revision if isinstance(change, PutSeen) else change.revision

@@ -1,0 +1,113 @@
+"""Reads a kubeconfig file: the server of its current context, and the credentials for it.
+
+Source: client-go, k8s.io/client-go/tools/clientcmd/api/v1.
+"""
+
+import json
+from base64 import b64decode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyflannel.errors import WireError
+from pyflannel.model.store_record import Secret
+
+_HINT = "Write it as 'kubectl config view --raw --minify --flatten' prints it."
+
+_LATER = ("exec", "auth-provider", "username", "password", "impersonate", "as")
+"""Keys of a user that flanneld does not support."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kubeconfig:
+    """A server and the credentials for it. A path is as written; relative ones begin at the file's directory.
+
+    Attributes:
+        server: URL of the API server; "" if the file names none.
+        ca, certificate, key: text in PEM, or a path; None if the file contains neither.
+        server_name: expected name in the server's certificate; None for the host of the URL.
+        is_insecure: do not check the server's certificate.
+        token: bearer token; `token_file` has precedence.
+    """
+
+    server: str = ""
+    ca: Secret | str | None = None
+    certificate: Secret | str | None = None
+    key: Secret | str | None = None
+    server_name: str | None = None
+    is_insecure: bool = False
+    token: Secret | None = None
+    token_file: str | None = None
+
+
+def parse_kubeconfig(text: str) -> Kubeconfig:
+    """Return the server and the credentials of the current context. The text is YAML, or JSON.
+
+    Raises:
+        WireError: the text is not a kubeconfig, or its user needs a method that flanneld does not support.
+    """
+    document = _document(text)
+    if not isinstance(document, Mapping):
+        raise WireError("not a mapping", hint=_HINT)
+    context = _named(document, "contexts", document.get("current-context"), "context")
+    cluster = _named(document, "clusters", context.get("cluster"), "cluster")
+    user = _named(document, "users", context.get("user"), "user") if context.get("user") else {}
+    for key in _LATER:
+        if user.get(key):
+            raise WireError(
+                f"the user has {key}, which flanneld does not support",
+                hint="Use a token, a tokenFile or a client certificate.",
+            )
+    return Kubeconfig(
+        server=_text(cluster, "server") or "",
+        ca=_file(cluster, "certificate-authority"),
+        certificate=_file(user, "client-certificate"),
+        key=_file(user, "client-key"),
+        server_name=_text(cluster, "tls-server-name"),
+        is_insecure=cluster.get("insecure-skip-tls-verify") is True,
+        token=Secret(token) if (token := _text(user, "token")) else None,
+        token_file=_text(user, "tokenFile"),
+    )
+
+
+def _document(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        import yaml  # half a megabyte, which a file in JSON does not need
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise WireError(f"not YAML: {' '.join(str(error).split())}", hint=_HINT) from error
+
+
+def _named(document: Mapping[str, Any], group: str, name: object, kind: str) -> Mapping[str, Any]:
+    """Return the entry of this name in a group of the file."""
+    if not name:
+        raise WireError(f"no {kind} is named" if kind != "context" else "no current-context", hint=_HINT)
+    entries = document.get(group)
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, Mapping) and entry.get("name") == name:
+            found = entry.get(kind)
+            if isinstance(found, Mapping):
+                return found
+    raise WireError(f"{group} contains no {kind} {str(name)!r}", hint=_HINT)
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str | None:
+    value = entry.get(key)
+    if value is not None and not isinstance(value, str):
+        raise WireError(f"{key} is not a text", hint=_HINT)
+    return value or None
+
+
+def _file(entry: Mapping[str, Any], key: str) -> Secret | str | None:
+    """Return the decoded text at `KEY-data`, or else the path at `KEY`."""
+    data = _text(entry, f"{key}-data")
+    if data is None:
+        return _text(entry, key)
+    try:
+        return Secret(b64decode(data, validate=True).decode("ascii"))
+    except ValueError as error:
+        raise WireError(f"{key}-data is not base64 of a PEM text", hint=_HINT) from error

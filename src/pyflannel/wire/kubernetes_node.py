@@ -1,0 +1,378 @@
+"""Converts Nodes of the Kubernetes API to leases, and the lease of this host to changes of its Node.
+
+The store keeps each Node as a record with the key `nodes/NAME`. Its value is the JSON of the Node, without
+the parts that flannel does not need. The lease of a Node consists of its podCIDR and its annotations:
+
+    flannel.alpha.coreos.com/kube-subnet-manager: "true"
+    flannel.alpha.coreos.com/backend-type: vxlan
+    flannel.alpha.coreos.com/backend-data: '{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}'
+    flannel.alpha.coreos.com/public-ip: 192.168.50.102
+
+Source: flannel 0.28.9; Kubernetes API v1, NodeList and WatchEvent.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, ip_network
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from pyflannel.errors import WireError
+from pyflannel.model.kubernetes_node import Node, NodeCondition
+from pyflannel.model.lease import Lease, LeaseAttributes, is_host_name
+from pyflannel.model.store_record import Change, DeleteSeen, Listing, PutSeen, Record
+from pyflannel.wire.json_values import parse_ipv4
+from pyflannel.wire.lease_json import format_backend_data, parse_lease_attributes
+
+NODES = "nodes/"
+"""Start of the keys of Nodes in the store."""
+
+_CONDITION = "NetworkUnavailable"
+_STATUSES: Mapping[str, bool | None] = {"True": True, "False": False}
+
+
+# Objects of the API.
+
+
+class _Metadata(Struct, rename="camel", omit_defaults=True):
+    name: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    annotations: dict[str, str] | None = None
+
+
+class _Spec(Struct, rename={"pod_cidr": "podCIDR", "pod_cidrs": "podCIDRs"}, omit_defaults=True):
+    pod_cidr: str = ""
+    pod_cidrs: list[str] | None = None
+
+
+class _Condition(Struct, omit_defaults=True):
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+
+
+class _Status(Struct, omit_defaults=True):
+    conditions: list[_Condition] | None = None
+
+
+class _Node(Struct, omit_defaults=True):
+    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+    spec: _Spec = msgspec.field(default_factory=_Spec)
+    status: _Status = msgspec.field(default_factory=_Status)
+
+
+class _PodSpec(Struct, rename="camel"):
+    node_name: str = ""
+
+
+class _Pod(Struct):
+    spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
+
+
+class _Nodes(Struct):
+    metadata: _Metadata
+    items: list[_Node] | None = None
+
+
+class _Failure(Struct):
+    code: int = 0
+    message: str = ""
+    reason: str = ""
+
+
+class _Event(Struct):
+    type: str
+    object: Raw
+
+
+_NODE = msgspec.json.Decoder(_Node)
+_POD = msgspec.json.Decoder(_Pod)
+_NODES = msgspec.json.Decoder(_Nodes)
+_EVENT = msgspec.json.Decoder(_Event)
+_FAILURE = msgspec.json.Decoder(_Failure)
+_ENCODER = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class ApiFailure:
+    """The server refused a request, or ended a watch.
+
+    Attributes:
+        code: status as in HTTP; 0 if the answer contains none.
+        message: the server's text.
+    """
+
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """All changes up to this revision were sent."""
+
+    revision: int
+
+
+def parse_nodes(text: bytes, prefix: str) -> Listing:
+    """Return the Nodes of a NodeList. Of their annotations, those with this prefix are kept.
+
+    Raises:
+        WireError: the text is not a NodeList.
+    """
+    try:
+        nodes = _NODES.decode(text)
+        records = tuple(_record(node, prefix) for node in nodes.items or ())
+        return Listing(records, _revision(nodes.metadata))
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise _not("a list of Nodes", error) from error
+
+
+def parse_node(text: bytes, prefix: str) -> Record:
+    """Return the record of a Node.
+
+    Raises:
+        WireError: the text is not a Node.
+    """
+    try:
+        return _record(_NODE.decode(text), prefix)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise _not("a Node", error) from error
+
+
+def parse_pod_node(text: bytes) -> str:
+    """Return the name of the Node of a pod; "" if it has none.
+
+    Raises:
+        WireError: the text is not a pod.
+    """
+    try:
+        return _POD.decode(text).spec.node_name
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise _not("a pod", error) from error
+
+
+def parse_event(line: bytes, prefix: str) -> Change | Bookmark | ApiFailure:
+    """Return the change in one line of a watch.
+
+    Raises:
+        WireError: the line is not an event of a watch of Nodes.
+    """
+    try:
+        event = _EVENT.decode(line)
+        if event.type == "ERROR":
+            return parse_failure(bytes(event.object))
+        node = _NODE.decode(event.object)
+        revision = _revision(node.metadata)
+        match event.type:
+            case "ADDED" | "MODIFIED":
+                return PutSeen(_record(node, prefix))
+            case "DELETED":
+                return DeleteSeen(NODES + node.metadata.name, revision)
+            case "BOOKMARK":
+                return Bookmark(revision)
+            case other:
+                raise ValueError(f"unknown type {other!r}")
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise _not("an event of a watch", error) from error
+
+
+def parse_failure(text: bytes) -> ApiFailure:
+    """Return the failure in the body of an answer; the text itself if it is no Status object."""
+    try:
+        failure = _FAILURE.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return ApiFailure(0, text.decode(errors="replace").strip())
+    return ApiFailure(failure.code, failure.message or failure.reason)
+
+
+def _record(node: _Node, prefix: str) -> Record:
+    """Return the record of a Node, without the parts that flannel does not need."""
+    revision = _revision(node.metadata)
+    found = node.metadata.annotations or {}
+    node.metadata.annotations = {name: text for name, text in found.items() if name.startswith(prefix)}
+    conditions = node.status.conditions or ()
+    node.status.conditions = [one for one in conditions if one.type == _CONDITION]
+    return Record(key=NODES + node.metadata.name, value=_ENCODER.encode(node), revision=revision)
+
+
+def _revision(metadata: _Metadata) -> int:
+    """Return the revision of an object. Kubernetes guarantees that it is a number (KEP 5504)."""
+    return int(metadata.resource_version or "0")
+
+
+def _not(what: str, error: Exception) -> WireError:
+    return WireError(f"not {what}: {error}", hint="Check that the URL is that of a Kubernetes API server.")
+
+
+# Nodes and leases.
+
+
+def node_of(record: Record) -> Node:
+    """Return the Node of a record.
+
+    Raises:
+        WireError: the record is not that of a Node.
+    """
+    try:
+        found = _NODE.decode(record.value)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise _not("a Node", error) from error
+    cidrs = found.spec.pod_cidrs or ([found.spec.pod_cidr] if found.spec.pod_cidr else [])
+    conditions = found.status.conditions or ()
+    return Node(
+        name=found.metadata.name,
+        uid=found.metadata.uid,
+        pod_cidrs=tuple(cidrs),
+        annotations=found.metadata.annotations or {},
+        condition=next((_condition(one) for one in conditions), None),
+    )
+
+
+def _condition(found: _Condition) -> NodeCondition:
+    return NodeCondition(
+        is_unavailable=_STATUSES.get(found.status), reason=found.reason, message=found.message
+    )
+
+
+def subnet_of(node: Node) -> IPv4Network | None:
+    """Return the IPv4 subnet of the pods of a Node; None if it has none yet.
+
+    Raises:
+        WireError: a podCIDR is not a prefix.
+    """
+    for text in node.pod_cidrs:
+        try:
+            subnet = ip_network(text, strict=False)
+        except ValueError as error:
+            raise WireError(
+                f"Node {node.name}: podCIDR {text!r} is not a prefix", hint="Create the Node again."
+            ) from error
+        if isinstance(subnet, IPv4Network):
+            return subnet
+    return None
+
+
+def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
+    """Return the lease of a Node; None if its flanneld has published none.
+
+    Raises:
+        WireError: an annotation or the podCIDR is invalid; the message names the Node.
+    """
+    notes = {name.removeprefix(prefix): text for name, text in node.annotations.items()}
+    if notes.get("kube-subnet-manager") != "true":
+        return None
+    subnet = subnet_of(node)
+    if subnet is None:
+        return None
+    try:
+        value: dict[str, Any] = {
+            "PublicIP": notes.get("public-ip", ""),
+            "PublicIPv6": notes.get("public-ipv6"),
+            "BackendType": notes.get("backend-type", ""),
+            "Pyflannel": {"Owner": node.name, "Host": node.name if is_host_name(node.name) else None},
+        }
+        for name, note in (("BackendData", "backend-data"), ("BackendV6Data", "backend-v6-data")):
+            if (data := notes.get(note, "null")) != "null":
+                value[name] = Raw(msgspec.json.format(data, indent=-1).encode())
+        attributes = parse_lease_attributes(_ENCODER.encode(value))
+    except (msgspec.MsgspecError, RecursionError, WireError) as error:
+        raise WireError(
+            f"Node {node.name}: its annotations {prefix}… are not those of a lease: {error}",
+            hint="Restart flanneld on that Node: it writes them again.",
+        ) from error
+    return Lease(subnet=subnet, attributes=attributes, revision=revision)
+
+
+def published_address(node: Node, address: IPv4Address, prefix: str) -> IPv4Address:
+    """Return the address that a Node publishes: that of its annotations, or else the host's `address`.
+
+    `public-ip-overwrite` has precedence over `node-public-ip`.
+
+    Raises:
+        WireError: the text of the annotation is not an address.
+    """
+    for name in ("public-ip-overwrite", "node-public-ip"):
+        if text := node.annotations.get(prefix + name):
+            try:
+                return parse_ipv4(text)
+            except ValueError as error:
+                raise WireError(
+                    f"Node {node.name}: annotation {prefix}{name}={text!r} is not an IPv4 address",
+                    hint="Correct or remove the annotation.",
+                ) from error
+    return address
+
+
+def missing_annotations(node: Node, attributes: LeaseAttributes, prefix: str) -> dict[str, str]:
+    """Return the annotations by which a Node publishes these attributes, except those that it has already."""
+    data = attributes.backend_data
+    if data is None and attributes.vtep is not None:
+        data = format_backend_data(attributes.vtep)
+    wanted = {
+        "backend-data": "null" if data is None else data,
+        "backend-type": attributes.backend_type,
+        "kube-subnet-manager": "true",
+        "public-ip": str(attributes.public_ip),
+    }
+    if attributes.backend_type == "vxlan" and data is None:
+        del wanted["backend-data"], wanted["public-ip"]
+    return {
+        prefix + name: text for name, text in wanted.items() if node.annotations.get(prefix + name) != text
+    }
+
+
+def format_annotations(node: Node, annotations: Mapping[str, str]) -> bytes:
+    """Return the patch that gives a Node these annotations, and keeps all others.
+
+    The server refuses the patch if the Node was deleted and created again.
+    """
+    return _ENCODER.encode({"metadata": {"uid": node.uid, "annotations": annotations}})
+
+
+def format_condition(node: Node, condition: NodeCondition, now: str) -> bytes:
+    """Return the patch that gives a Node this condition NetworkUnavailable at time `now` (RFC 3339).
+
+    The server refuses the patch if the Node was deleted and created again.
+    """
+    value = {
+        "type": _CONDITION,
+        "status": str(condition.is_unavailable),
+        "lastHeartbeatTime": now,
+        "lastTransitionTime": now,
+        "reason": condition.reason,
+        "message": condition.message,
+    }
+    return _ENCODER.encode({"metadata": {"uid": node.uid}, "status": {"conditions": [value]}})
+
+
+# The prefix of annotations.
+
+_PREFIX = re.compile(
+    r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?/[a-z0-9_-]*", re.ASCII
+)
+
+
+def annotation_prefix(text: str) -> str:
+    """Return the start of the names of annotations for a value of `--kube-annotation-prefix`.
+
+    Raises:
+        WireError: the value has an invalid form.
+    """
+    if text.count("/") > 1:
+        raise WireError(
+            "subnet/kube: prefix can contain at most single slash", hint="Write flannel.alpha.coreos.com."
+        )
+    prefix = text if "/" in text else f"{text}/"
+    if prefix[-1] not in "/-":
+        prefix += "-"
+    if not _PREFIX.fullmatch(prefix):
+        raise WireError(
+            "subnet/kube: prefix must be in a format: fqdn/[0-9a-z-_]*",
+            hint="Write flannel.alpha.coreos.com.",
+        )
+    return prefix

@@ -1,0 +1,318 @@
+"""The node keeper, with the store of a cluster on a strict API server in this process."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doubles.fake_api_server import FakeApiServer
+from pyflannel.engine.list_watch import StoreLog
+from pyflannel.engine.node_keeper import NodeKeeper
+from pyflannel.kernel.host.machine import BoottimeClock
+from pyflannel.model.kubernetes_node import OwnNode
+from pyflannel.model.lease import LeaseAttributes, Vtep
+from pyflannel.model.lease_protocol import Acquired, Lost, Report, StoreAway, StoreBack, Unassigned, Wanted
+from pyflannel.model.lease_set import LeaseSet
+from pyflannel.wire.network_config_json import parse_network_config
+from unit.stores.test_kubernetes import store_at
+
+VTEP = Vtep(mac="02:00:00:00:00:01", vni=1)
+PEER = {
+    "kube_subnet_manager": "true",
+    "backend_type": "vxlan",
+    "backend_data": '{"VNI":1,"VtepMAC":"4e:d0:c7:f6:f3:4f"}',
+    "public_ip": "10.99.0.12",
+}
+
+
+class Bench:
+    """A keeper of Node n1 and what it reported."""
+
+    def __init__(self, server: FakeApiServer, directory: Path, **wanted: Any) -> None:
+        self.server = server
+        self.reports: list[Report] = []
+        self.leases = LeaseSet()
+        self.is_ready = asyncio.Event()
+        self.wanted = Wanted(
+            network=parse_network_config('{"Network":"10.244.0.0/16"}', is_assigned=True),
+            attributes=LeaseAttributes(
+                public_ip=IPv4Address("10.99.0.11"), backend_type="vxlan", owner="n1", vtep=VTEP
+            ),
+            **wanted,
+        )
+        clock = BoottimeClock()
+        self.keeper = NodeKeeper(
+            store=store_at(server.url, directory),
+            clock=clock,
+            draw=lambda _: 0,
+            store_log=StoreLog(clock),
+            own=OwnNode(name="n1"),
+            wanted=self.wanted,
+            held=None,
+            report=self.reports.append,
+            leases_changed=self._take,
+            is_ready=self.is_ready,
+        )
+
+    def _take(self, leases: LeaseSet) -> None:
+        self.leases = leases
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    def last(self, kind: type[Report]) -> Any:
+        return next((report for report in reversed(self.reports) if isinstance(report, kind)), None)
+
+    def subnets(self) -> list[str]:
+        return sorted(str(lease.subnet) for lease in self.leases)
+
+
+@pytest.fixture
+def on_bench(tmp_path: Path) -> Callable[..., None]:
+    def run(
+        check: Callable[[Bench], Awaitable[None]], cidr: str | None = "10.244.1.0/24", **wanted: Any
+    ) -> None:
+        async def serve() -> None:
+            async with FakeApiServer().serving() as server:
+                if cidr is not None:
+                    await server.put("n1", cidr or None)
+                bench = Bench(server, tmp_path, **wanted)
+                running = asyncio.ensure_future(bench.keeper.run())
+                try:
+                    await check(bench)
+                finally:
+                    running.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await running
+
+        asyncio.run(serve())
+
+    return run
+
+
+def test_the_lease_is_the_node_with_the_annotations_of_the_original(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        assert bench.last(Acquired).held.lease.subnet == IPv4Network("10.244.1.0/24")
+        assert bench.server.annotations("n1") == {
+            "backend-data": '{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}',
+            "backend-type": "vxlan",
+            "kube-subnet-manager": "true",
+            "public-ip": "10.99.0.11",
+        }
+        bench.is_ready.set()
+        await bench.until(lambda: len(bench.server.patches) == 2)
+        (condition,) = bench.server.patches[1]["status"]["conditions"]
+        assert condition["lastHeartbeatTime"] == condition["lastTransitionTime"]
+        assert {key: text for key, text in condition.items() if not key.startswith("last")} == {
+            "type": "NetworkUnavailable",
+            "status": "False",
+            "reason": "FlannelIsUp",
+            "message": "Flannel is running on this node",
+        }
+        await bench.server.annotate("n1", other="x")  # no answer of flanneld follows
+        await bench.server.put("n2", "10.244.2.0/24", **PEER)
+        await bench.until(lambda: "10.244.2.0/24" in bench.subnets())
+        assert bench.server.verbs() == ["list", "watch", "patch", "patch"]
+
+    on_bench(check)
+
+
+def test_a_restart_changes_nothing_and_keeps_the_vtep_that_the_peers_know(
+    on_bench: Callable[..., None],
+) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.server.annotate("n1", **{**PEER, "public_ip": "10.99.0.11"})
+        node = bench.server.nodes["n1"]
+        node["status"] = {
+            "conditions": [
+                {
+                    "type": "NetworkUnavailable",
+                    "status": "False",
+                    "reason": "FlannelIsUp",
+                    "message": "Flannel is running on this node",
+                }
+            ]
+        }
+        bench.is_ready.set()
+        await bench.until(lambda: bench.last(Acquired))
+        assert bench.last(Acquired).held.lease.attributes.vtep.mac == "4e:d0:c7:f6:f3:4f"
+        await bench.server.put("n2", "10.244.2.0/24", **PEER)
+        await bench.until(lambda: len(bench.subnets()) == 2)
+        assert bench.server.patches == []
+
+    on_bench(check)
+
+
+def test_a_node_without_pod_cidr_is_awaited(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Unassigned))
+        assert bench.last(Unassigned).cause == 'node "n1" pod cidr not assigned'
+        assert bench.server.patches == []
+        await bench.server.put("n1", "10.244.7.0/24")
+        await bench.until(lambda: bench.last(Acquired))
+
+    on_bench(check, cidr="")
+
+
+def test_an_absent_node_is_awaited(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Unassigned))
+        assert bench.last(Unassigned).cause == "there is no Node n1"
+        await bench.server.put("n1", "10.244.7.0/24")
+        await bench.until(lambda: bench.last(Acquired))
+
+    on_bench(check, cidr=None)
+
+
+def test_a_pod_cidr_outside_of_the_network_is_refused_before_anything_is_written(
+    on_bench: Callable[..., None],
+) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Unassigned))
+        assert 'doesn\'t contain "10.50.1.0/24" PodCIDR' in bench.last(Unassigned).cause
+        assert bench.server.patches == []
+
+    on_bench(check, cidr="10.50.1.0/24")
+
+
+def test_the_first_subnet_and_any_length_are_accepted(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+
+    on_bench(check, cidr="10.244.0.0/26")
+
+
+def test_a_node_created_again_is_published_again(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        bench.reports.clear()
+        await bench.server.delete("n1")
+        await bench.until(lambda: bench.last(Unassigned))
+        assert bench.last(Lost) is not None
+        await bench.server.put("n1", "10.244.1.0/24")
+        await bench.until(lambda: bench.last(Acquired))
+        assert bench.server.annotations("n1")["public-ip"] == "10.99.0.11"
+
+    on_bench(check)
+
+
+def test_a_node_with_another_pod_cidr_is_published_and_the_host_keeps_its_subnet(
+    on_bench: Callable[..., None],
+) -> None:
+    async def check(bench: Bench) -> None:
+        bench.is_ready.set()
+        await bench.until(lambda: bench.last(Acquired))
+        await bench.server.delete("n1")
+        bench.reports.clear()
+        await bench.server.put("n1", "10.244.9.0/24")
+        await bench.until(lambda: "has podCIDR" in getattr(bench.last(Unassigned), "cause", ""))
+        assert bench.last(Unassigned).cause == (
+            "Node n1 has podCIDR 10.244.9.0/24 now, and its pods run in 10.244.1.0/24"
+        )
+        await bench.until(lambda: bench.server.nodes["n1"]["status"].get("conditions"))
+        (condition,) = bench.server.nodes["n1"]["status"]["conditions"]
+        assert (condition["status"], condition["reason"]) == ("True", "FlannelSubnetChanged")
+        assert bench.server.annotations("n1")["kube-subnet-manager"] == "true"
+        assert bench.last(Acquired) is None
+
+    on_bench(check)
+
+
+def test_a_host_that_may_renumber_takes_the_new_pod_cidr(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        await bench.server.delete("n1")
+        await bench.server.put("n1", "10.244.9.0/24")
+        await bench.until(lambda: str(bench.last(Acquired).held.lease.subnet) == "10.244.9.0/24")
+
+    on_bench(check, renumbers=True)
+
+
+def test_the_address_of_the_annotations_is_published_while_running(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+
+        def published() -> str:
+            assert str(bench.last(Acquired).held.lease.attributes.public_ip)
+            return bench.server.annotations("n1")["public-ip"]
+
+        await bench.server.annotate("n1", node_public_ip="10.99.0.213")
+        await bench.until(lambda: published() == "10.99.0.213")
+        await bench.server.annotate("n1", public_ip_overwrite="10.99.0.113")
+        await bench.until(lambda: published() == "10.99.0.113")
+        await bench.server.annotate("n1", node_public_ip=None, public_ip_overwrite=None)
+        await bench.until(lambda: published() == "10.99.0.11")
+        await bench.server.annotate("n1", public_ip_overwrite="x")
+        await bench.until(lambda: bench.last(Unassigned))
+        assert "public-ip-overwrite='x' is not an IPv4 address" in bench.last(Unassigned).cause
+
+    on_bench(check)
+
+
+def test_a_new_address_of_the_host_is_published(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        moved = replace(bench.wanted.attributes, public_ip=IPv4Address("10.99.0.99"))
+        bench.keeper.order(replace(bench.wanted, attributes=moved))
+        await bench.until(lambda: bench.server.annotations("n1")["public-ip"] == "10.99.0.99")
+        assert bench.server.patches[-1] == {
+            "metadata": {"annotations": {"flannel.alpha.coreos.com/public-ip": "10.99.0.99"}}
+        }
+
+    on_bench(check)
+
+
+def test_peers_come_change_and_go_with_their_nodes(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.server.put("n2", "10.244.2.0/24", **PEER)
+        await bench.server.put("n3", "10.244.3.0/24", **{**PEER, "backend_data": "{"})
+        await bench.until(lambda: bench.subnets() == ["10.244.1.0/24", "10.244.2.0/24"])
+        await bench.server.annotate("n3", backend_data=PEER["backend_data"])
+        await bench.until(lambda: "10.244.3.0/24" in bench.subnets())
+        await bench.server.annotate("n2", public_ip="10.99.0.77")
+        peer = IPv4Network("10.244.2.0/24")
+        await bench.until(lambda: str(bench.leases.by_subnet[peer].attributes.public_ip) == "10.99.0.77")
+        assert bench.leases.by_subnet[peer].attributes.owner == "n2"
+        await bench.server.annotate("n3", kube_subnet_manager=None)
+        await bench.server.delete("n2")
+        await bench.until(lambda: bench.subnets() == ["10.244.1.0/24"])
+
+    on_bench(check)
+
+
+def test_a_refused_patch_is_repeated_until_it_is_allowed(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        bench.server.forbidden = {"patch"}
+        await bench.server.annotate("n1", public_ip="1.2.3.4")
+        await bench.until(lambda: bench.last(Unassigned))
+        assert "Node n1 cannot be changed: " in bench.last(Unassigned).cause
+        bench.reports.clear()
+        bench.server.forbidden = set()
+        await bench.until(lambda: bench.last(Acquired))
+        assert bench.server.annotations("n1")["public-ip"] == "10.99.0.11"
+
+    on_bench(check)
+
+
+def test_an_outage_is_reported_and_new_nodes_are_seen_afterwards(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        bench.server.token = "another"
+        await bench.server.end_watches()
+        await bench.until(lambda: bench.last(StoreAway))
+        await bench.server.put("n2", "10.244.2.0/24", **PEER)
+        bench.server.compact()
+        bench.server.token = "good"
+        await bench.until(lambda: "10.244.2.0/24" in bench.subnets())
+        assert bench.last(StoreBack) is not None
+
+    on_bench(check)

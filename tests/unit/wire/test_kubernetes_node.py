@@ -1,0 +1,204 @@
+"""Nodes of the Kubernetes API, against the recorded annotations of the original."""
+
+import json
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import WireError
+from pyflannel.model.kubernetes_node import DEFAULT_PREFIX, IS_UP, Node
+from pyflannel.model.lease import LeaseAttributes, Vtep, WireguardData
+from pyflannel.model.store_record import DeleteSeen, PutSeen, Record
+from pyflannel.wire.kubernetes_node import (
+    ApiFailure,
+    Bookmark,
+    annotation_prefix,
+    format_annotations,
+    format_condition,
+    lease_of_node,
+    missing_annotations,
+    node_of,
+    parse_event,
+    parse_node,
+    parse_nodes,
+    published_address,
+    subnet_of,
+)
+from pyflannel.wire.lease_json import format_backend_data
+
+ROOT = Path(__file__).parents[3]
+
+
+def golden() -> list[dict[str, Any]]:
+    cases: list[dict[str, Any]] = json.loads((ROOT / "tests/golden/kubernetes-nodes.json").read_text())[
+        "cases"
+    ]
+    return cases
+
+
+def node(cidrs: tuple[str, ...] = ("10.244.1.0/24",), name: str = "n1", **notes: str) -> Node:
+    full = {DEFAULT_PREFIX + key.replace("_", "-"): text for key, text in notes.items()}
+    return Node(name=name, pod_cidrs=cidrs, annotations=full)
+
+
+@pytest.mark.parametrize("case", golden(), ids=lambda case: case["id"])
+def test_the_annotations_of_the_original_are_read_and_written_to_the_byte(case: dict[str, Any]) -> None:
+    annotations = case["annotations_after"]
+    cidrs = tuple(case["podCIDRs"])
+    lease = lease_of_node(Node(name="n1", pod_cidrs=cidrs, annotations=annotations), DEFAULT_PREFIX)
+    assert lease is not None
+    assert str(lease.subnet) == cidrs[0]
+    empty = Node(name="n1", pod_cidrs=cidrs, annotations={})
+
+    written = missing_annotations(empty, lease.attributes, DEFAULT_PREFIX)
+
+    operators = {DEFAULT_PREFIX + "public-ip-overwrite", DEFAULT_PREFIX + "node-public-ip"}
+    assert written == {key: text for key, text in annotations.items() if key not in operators}
+
+
+@pytest.mark.parametrize("case", golden(), ids=lambda case: case["id"])
+def test_the_condition_is_that_of_the_original(case: dict[str, Any]) -> None:
+    if case["condition_after"] is None:
+        return
+    (condition,) = json.loads(format_condition(node(), IS_UP, "TIME"))["status"]["conditions"]
+    assert condition == case["condition_after"]
+
+
+def test_a_wireguard_lease_publishes_its_key() -> None:
+    data = format_backend_data(WireguardData(public_key="A" * 43 + "=", port=51820))
+    attributes = LeaseAttributes(
+        public_ip=IPv4Address("10.99.0.11"), backend_type="wireguard", backend_data=data
+    )
+    missing = missing_annotations(node(), attributes, DEFAULT_PREFIX)
+    assert missing[DEFAULT_PREFIX + "backend-data"] == '{"PublicKey":"' + "A" * 43 + '=","Port":51820}'
+
+
+def test_only_annotations_that_differ_are_written() -> None:
+    attributes = LeaseAttributes(
+        public_ip=IPv4Address("10.99.0.11"), backend_type="vxlan", vtep=Vtep(mac="02:00:00:00:00:01", vni=1)
+    )
+    found = node(kube_subnet_manager="true", backend_type="vxlan", public_ip="10.99.0.12")
+    assert json.loads(format_annotations(found, missing_annotations(found, attributes, DEFAULT_PREFIX))) == {
+        "metadata": {
+            "uid": "",
+            "annotations": {
+                DEFAULT_PREFIX + "backend-data": '{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}',
+                DEFAULT_PREFIX + "public-ip": "10.99.0.11",
+            },
+        }
+    }
+
+
+def test_a_node_without_the_mark_of_flannel_or_without_pod_cidr_has_no_lease() -> None:
+    assert lease_of_node(node(public_ip="10.99.0.11"), DEFAULT_PREFIX) is None
+    assert lease_of_node(node((), kube_subnet_manager="true", public_ip="1.2.3.4"), DEFAULT_PREFIX) is None
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"public_ip": "x"},
+        {"public_ip": "fd00::1"},
+        {},
+        {"public_ip": "1.2.3.4", "backend_data": "{"},
+        {"public_ip": "1.2.3.4", "backend_data": '{},"Pyflannel":{"Owner":"other"}'},
+        {"public_ip": "1.2.3.4", "backend_data": "[" * 5000},
+    ],
+)
+def test_invalid_annotations_are_an_error_that_names_the_node(notes: dict[str, str]) -> None:
+    with pytest.raises(WireError, match="Node n1: its annotations"):
+        lease_of_node(node(kube_subnet_manager="true", **notes), DEFAULT_PREFIX)
+
+
+def test_the_subnet_is_the_ipv4_pod_cidr() -> None:
+    assert subnet_of(node(("fd00::/64", "10.244.1.0/24"))) == IPv4Network("10.244.1.0/24")
+    assert subnet_of(node(("fd00::/64",))) is None
+    with pytest.raises(WireError, match="podCIDR 'x' is not a prefix"):
+        subnet_of(node(("x",)))
+
+
+def test_the_overwrite_has_precedence() -> None:
+    own = IPv4Address("10.0.0.1")
+    assert published_address(node(), own, DEFAULT_PREFIX) == own
+    both = node(node_public_ip="10.0.0.2", public_ip_overwrite="10.0.0.3")
+    assert str(published_address(both, own, DEFAULT_PREFIX)) == "10.0.0.3"
+    assert str(published_address(node(node_public_ip="10.0.0.2"), own, DEFAULT_PREFIX)) == "10.0.0.2"
+
+
+API_NODE = {
+    "kind": "Node",
+    "metadata": {
+        "name": "n1",
+        "uid": "u",
+        "resourceVersion": "7",
+        "labels": {"a": "b"},
+        "annotations": {DEFAULT_PREFIX + "public-ip": "10.99.0.11", "other": "x" * 1000},
+    },
+    "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00::/64"]},
+    "status": {
+        "images": [{"names": ["x" * 1000]}],
+        "conditions": [
+            {"type": "Ready", "status": "True"},
+            {"type": "NetworkUnavailable", "status": "Unknown", "reason": "r", "message": "m"},
+        ],
+    },
+}
+
+
+def test_a_record_contains_only_the_parts_that_flannel_needs() -> None:
+    record = parse_node(json.dumps(API_NODE).encode(), DEFAULT_PREFIX)
+    assert (record.key, record.revision) == ("nodes/n1", 7)
+    assert len(record.value) < 400
+    found = node_of(record)
+    assert found.pod_cidrs == ("10.244.1.0/24", "fd00::/64")
+    assert found.annotations == {DEFAULT_PREFIX + "public-ip": "10.99.0.11"}
+    assert found.condition is not None
+    assert found.condition.is_unavailable is None
+
+
+def test_a_listing_and_the_events_of_a_watch_are_read() -> None:
+    text = json.dumps({"metadata": {"resourceVersion": "9"}, "items": [API_NODE]}).encode()
+    listing = parse_nodes(text, DEFAULT_PREFIX)
+    assert (listing.revision, len(listing.records)) == (9, 1)
+
+    def event(kind: str, document: object) -> object:
+        return parse_event(json.dumps({"type": kind, "object": document}).encode(), DEFAULT_PREFIX)
+
+    assert isinstance(event("ADDED", API_NODE), PutSeen)
+    assert event("DELETED", API_NODE) == DeleteSeen("nodes/n1", 7)
+    assert event("BOOKMARK", {"metadata": {"resourceVersion": "8"}}) == Bookmark(8)
+    assert event("ERROR", {"code": 410, "message": "old"}) == ApiFailure(410, "old")
+
+
+@pytest.mark.parametrize("text", [b"", b"<html>", b"[]", b'{"metadata":{"resourceVersion":"x"}}'])
+def test_an_answer_of_another_server_is_an_error(text: bytes) -> None:
+    with pytest.raises(WireError, match="not a list of Nodes"):
+        parse_nodes(text, DEFAULT_PREFIX)
+    with pytest.raises(WireError, match="not an event"):
+        parse_event(b'{"type":"ADDED","object":' + text + b"}", DEFAULT_PREFIX)
+
+
+def test_a_record_of_another_form_is_an_error() -> None:
+    with pytest.raises(WireError, match="not a Node"):
+        node_of(Record(key="nodes/n1", value=b"[]", revision=1))
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"),
+    [
+        ("flannel.alpha.coreos.com", "flannel.alpha.coreos.com/"),
+        ("flannel.alpha.coreos.com/", "flannel.alpha.coreos.com/"),
+        ("example.org/blue", "example.org/blue-"),
+        ("example.org/blue-", "example.org/blue-"),
+    ],
+)
+def test_a_prefix_is_completed(text: str, prefix: str) -> None:
+    assert annotation_prefix(text) == prefix
+
+
+@pytest.mark.parametrize("text", ["a/b/c", "Example.org", "example.org/Blue", "", "-a.org"])
+def test_an_invalid_prefix_is_refused(text: str) -> None:
+    with pytest.raises(WireError, match="subnet/kube: prefix"):
+        annotation_prefix(text)
