@@ -29,6 +29,8 @@ from pyflannel.model.store_record import Record
 from pyflannel.plan.backends import backend_of
 from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.rpc_pb2 import KeyValue
+from pyflannel.wire.kubeconfig import parse_kubeconfig
+from pyflannel.wire.kubernetes_node import lease_of_node, node_of, parse_event, parse_node, subnet_of
 from pyflannel.wire.lease_json import parse_claim, parse_lease_attributes, parse_vtep, signed_form
 from pyflannel.wire.lease_record import claim_of, kept_lease, lease_of, parse_last_known
 from pyflannel.wire.lease_signature import parse_signed_list
@@ -254,7 +256,71 @@ def read_key(key: str) -> None:
                 read(record)
 
 
+annotations = st.fixed_dictionaries(
+    {},
+    optional={
+        "p/kube-subnet-manager": st.just("true") | words,
+        "p/public-ip": address_texts,
+        "p/backend-type": st.sampled_from(["vxlan", "wireguard", "x" * 65]),
+        "p/backend-data": vteps.map(json.dumps) | words | deep,
+        "p/backend-v6-data": words | deep,
+    },
+)
+nodes = st.fixed_dictionaries(
+    {
+        "metadata": st.builds(
+            lambda notes: {"name": "n", "resourceVersion": "7", "annotations": notes}, annotations
+        )
+    },
+    optional={
+        "spec": st.fixed_dictionaries(
+            {}, optional={"podCIDR": address_texts, "podCIDRs": st.lists(config_networks | values)}
+        ),
+        "status": st.fixed_dictionaries(
+            {},
+            optional={
+                "conditions": st.lists(st.just({"type": "NetworkUnavailable", "status": "x"}) | values)
+            },
+        ),
+    },
+)
+events = st.builds(
+    lambda kind, found: json.dumps({"type": kind, "object": found}),
+    st.sampled_from(["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR", "x"]),
+    nodes | values,
+)
+NODES = [
+    b'{"metadata":{"name":"n","resourceVersion":"7","annotations":{"p/kube-subnet-manager":"true",'
+    b'"p/public-ip":"1.2.3.4","p/backend-data":"{}"}},"spec":{"podCIDRs":["10.3.1.0/24"]}}',
+    b'{"metadata":{"resourceVersion":"' + b"9" * 5000 + b'"}}',
+]
+KUBECONFIGS = [
+    '{"current-context":"c","contexts":[{"name":"c","context":{"cluster":"k","user":"u"}}],'
+    '"clusters":[{"name":"k","cluster":{"server":"https://h"}}],'
+    '"users":[{"name":"u","user":{"token":"t"}}]}',
+    "current-context: c\ncontexts: [{name: c, context: {cluster: k}}]\n"
+    "clusters: [{name: k, cluster: {server: x}}]",
+]
+
+
+def read_node(text: bytes) -> None:
+    node = node_of(parse_node(text, "p/"))
+    for read in (subnet_of, lambda found: lease_of_node(found, "p/")):
+        with suppress(WireError):
+            read(node)
+
+
 STORE = [
+    Parser(
+        "Node", read_node, as_bytes(nodes.map(json.dumps)) | damaged(st.sampled_from(NODES)), corpus=NODES
+    ),
+    Parser("event of a watch", lambda line: parse_event(line, "p/"), as_bytes(events | deep)),
+    Parser(
+        "kubeconfig",
+        parse_kubeconfig,
+        damaged_text(st.sampled_from(KUBECONFIGS), "{}[]:,\n'"),
+        corpus=KUBECONFIGS,
+    ),
     Parser("network config", read_config, configs | as_bytes(configs), (ConfigError,), CONFIGS + BAD_CONFIGS),
     Parser(
         "damaged network config",

@@ -1,0 +1,371 @@
+"""A real kube-apiserver with its etcd in the sandbox of a lab, and its Nodes as tests need them."""
+
+import ctypes
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from pyflannel.errors import LabError
+from pyflannel.lab.lab import EtcdServer
+from pyflannel.lab.program import Program
+from pyflannel.lab.sandbox import Sandbox
+from pyflannel.lab.topology import Host
+from pyflannel.lab.waiting import wait_until
+
+PROGRAM = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel/go/kube-apiserver"
+"""`scripts/setup --kube` builds it with Go."""
+
+PORT = 6443
+HEALTH = 8081
+PREFIX = "flannel.alpha.coreos.com/"
+STRATEGIC, MERGE = "application/strategic-merge-patch+json", "application/merge-patch+json"
+APPLY = "application/apply-patch+yaml"
+ACCOUNT = "/api/v1/namespaces/kube-flannel/serviceaccounts/flannel"
+_CLONE_NEWNET = 0x40000000
+_READY_S = 90.0
+
+
+class Cluster:
+    """A control plane without controllers: tests assign podCIDRs.
+
+    Attributes:
+        directory: keys, kubeconfigs and the audit log; visible in all sandboxes of the lab.
+    """
+
+    def __init__(self, place: Sandbox, address: IPv4Address, directory: Path) -> None:
+        self.directory = directory
+        self.url = f"https://{address}:{PORT}"
+        self._place = place
+        self._address = address
+        self._program: Program | None = None
+
+    def start(self) -> None:
+        """Create the keys and start etcd and the API server."""
+        self.directory.mkdir(parents=True)
+        self._make_keys()
+        EtcdServer(self._place, str(self._address)).start()
+        self.start_api_server()
+
+    def start_api_server(self) -> None:
+        """Start the API server, also again, and return when it is ready."""
+        d = self.directory
+        flags = {
+            "etcd-servers": "http://127.0.0.1:2379",
+            "secure-port": str(PORT),
+            "bind-address": "0.0.0.0",
+            "advertise-address": str(self._address),
+            "cert-dir": str(d),
+            "tls-cert-file": f"{d}/api.crt",
+            "tls-private-key-file": f"{d}/api.key",
+            "client-ca-file": f"{d}/ca.crt",
+            "service-account-issuer": "https://kubernetes.default.svc",
+            "service-account-key-file": f"{d}/sa.pub",
+            "service-account-signing-key-file": f"{d}/sa.key",
+            "service-cluster-ip-range": "10.96.0.0/16",
+            "token-auth-file": f"{d}/tokens.csv",
+            "authorization-mode": "Node,RBAC",
+            "audit-policy-file": f"{d}/audit.yaml",
+            "audit-log-path": f"{d}/audit.jsonl",
+        }
+        self._program = self._place.start(
+            ["nice", "-n", "5", PROGRAM, *(f"--{name}={value}" for name, value in flags.items())],
+            name="kube-apiserver",
+        )
+        wait_until(self._is_ready, what="kube-apiserver is ready", deadline_s=_READY_S)
+
+    def kill_api_server(self) -> None:
+        """End the API server at once. After SIGTERM, it needs a minute."""
+        assert self._program is not None
+        self._program.send(signal.SIGKILL)
+        self._program.wait()
+
+    def _make_keys(self) -> None:
+        d = self.directory
+        names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{self._address}\nextendedKeyUsage=serverAuth\n"
+        (d / "ext").write_text(names)
+        new = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+        sign = "-CA ca.crt -CAkey ca.key -CAcreateserial -days 9"
+        script = f"""
+            openssl req -x509 {new} -subj /CN=lab-ca -days 9 -keyout ca.key -out ca.crt
+            openssl req -x509 {new} -subj /CN=other-ca -days 9 -keyout other.key -out other.crt
+            openssl req {new} -subj /CN=kube-apiserver -keyout api.key -out api.csr
+            openssl x509 -req -in api.csr {sign} -extfile ext -out api.crt
+            openssl req {new} -subj /O=system:masters/CN=operator -keyout client.key -out client.csr
+            openssl x509 -req -in client.csr {sign} -out client.crt
+            openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:prime256v1 -out sa.key
+            openssl pkey -in sa.key -pubout -out sa.pub"""
+        subprocess.run(["sh", "-ec", script], cwd=d, check=True, capture_output=True)
+        (d / "tokens.csv").write_text('admin-token,admin,admin,"system:masters"\n')
+        rules = [
+            {
+                "level": "Request",
+                "verbs": ["patch"],
+                "resources": [{"group": "", "resources": ["nodes/status"]}],
+            },
+            {"level": "Metadata"},
+        ]
+        policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}
+        (d / "audit.yaml").write_text(json.dumps({**policy, "omitStages": ["RequestReceived"]}))
+
+    def kubeconfig(self, name: str, ca: str = "ca.crt", **user: str) -> Path:
+        """Write a kubeconfig with this user and return its path."""
+        path = self.directory / f"{name}.conf"
+        cluster = {"server": self.url, "certificate-authority": ca}
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+            "clusters": [{"name": "k", "cluster": cluster}],
+            "users": [{"name": "u", "user": user}],
+        }
+        path.write_text(json.dumps(document))
+        return path
+
+    # The API.
+
+    def _is_ready(self) -> bool:
+        assert self._program is not None
+        if self._program.exit_code is not None:
+            raise LabError("kube-apiserver ended", hint=self._program.last_words())
+        try:
+            return self.call("GET", "/readyz")[0] == 200
+        except OSError:
+            return False
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        kind: str = "application/json",
+        token: str = "admin-token",
+    ) -> tuple[int, Any]:
+        """Return status and document of an answer. `body`: a document, or its text."""
+        with self.connection() as connection:
+            text = body if isinstance(body, str) or body is None else json.dumps(body)
+            connection.request(method, path, text, {"Authorization": f"Bearer {token}", "Content-Type": kind})
+            answer = connection.getresponse()
+            octets = answer.read()
+        return answer.status, json.loads(octets) if octets[:1] == b"{" else octets.decode()
+
+    @contextmanager
+    def connection(self) -> Iterator[http.client.HTTPConnection]:
+        """Open a connection to the API server."""
+        context = ssl.create_default_context(cafile=str(self.directory / "ca.crt"))
+        connection = http.client.HTTPConnection(str(self._address), PORT, timeout=30)
+        raw = _dial(self._place.init_pid, str(self._address))
+        with raw, context.wrap_socket(raw, server_hostname=str(self._address)) as channel:
+            connection.sock = channel
+            yield connection
+
+    def must(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Any:
+        """Return the document of an answer that must be a success."""
+        status, document = self.call(method, path, body, kind)
+        if status >= 400:
+            raise LabError(f"{method} {path}: {status} {document}", hint="Correct the request.")
+        return document
+
+    def apply(self, manifest: Path) -> None:
+        """Apply the documents of a manifest, in the namespace kube-flannel."""
+        for text in re.split(r"^---$", manifest.read_text(), flags=re.MULTILINE):
+            found = dict(re.findall(r"^(kind|apiVersion|  name): *(\S+)$", text, re.MULTILINE))
+            kind, version = found["kind"], found["apiVersion"]
+            group = "/api/v1" if version == "v1" else f"/apis/{version}"
+            place = "/namespaces/kube-flannel" if kind in ("ServiceAccount", "ConfigMap", "DaemonSet") else ""
+            plural = re.sub("ys$", "ies", f"{kind.lower()}s")
+            path = f"{group}{place}/{plural}/{found['  name']}?fieldManager=tests&force=true"
+            self.must("PATCH", path, text, APPLY)
+
+    def token(self, seconds: int = 3600, pod: dict[str, Any] | None = None) -> str:
+        """Return a token of the service account of flannel; with `pod`, the token of this pod."""
+        spec: dict[str, Any] = {"expirationSeconds": seconds}
+        if pod is not None:
+            metadata = pod["metadata"]
+            reference = {"kind": "Pod", "apiVersion": "v1", "name": metadata["name"], "uid": metadata["uid"]}
+            spec["boundObjectRef"] = reference
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        return str(self.must("POST", f"{ACCOUNT}/token", request)["status"]["token"])
+
+    def add_node(self, name: str, cidr: str | None = None, **notes: str) -> None:
+        """Create a Node; underscores in the names of annotations stand for dashes."""
+        self.must("POST", "/api/v1/nodes", _node(name, cidr, **notes))
+
+    def add_peers(self, count: int) -> None:
+        """Create Nodes of other hosts with vxlan, with podCIDRs from 10.245.0.0/24 on."""
+        texts = []
+        for number in range(count):
+            high, low = divmod(number, 256)
+            mac = f"02:00:00:01:{high:02x}:{low:02x}"
+            node = _node(f"peer{number}", f"10.{245 + high}.{low}.0/24", **peer(f"10.20.{high}.{low}", mac))
+            texts.append(json.dumps({"apiVersion": "v1", "kind": "Node", **node}))
+        with self.connection() as connection:
+            for text in texts:
+                headers = {"Authorization": "Bearer admin-token", "Content-Type": "application/json"}
+                connection.request("POST", "/api/v1/nodes", text, headers)
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == 201
+
+    def assign(self, name: str, cidr: str) -> None:
+        """Give a Node its podCIDR, as the controller does."""
+        self.must("PATCH", f"/api/v1/nodes/{name}", {"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}, MERGE)
+
+    def annotate(self, name: str, **notes: str | None) -> None:
+        """Change annotations of flannel; None removes one."""
+        patch = {"metadata": {"annotations": _annotations(notes)}}
+        self.must("PATCH", f"/api/v1/nodes/{name}", patch, MERGE)
+
+    def delete_node(self, name: str) -> None:
+        """Delete a Node."""
+        self.must("DELETE", f"/api/v1/nodes/{name}")
+
+    def annotations(self, name: str) -> dict[str, str]:
+        """Return the annotations of flannel."""
+        found = self.must("GET", f"/api/v1/nodes/{name}")["metadata"].get("annotations", {})
+        return {k.removeprefix(PREFIX): v for k, v in found.items() if k.startswith(PREFIX)}
+
+    def condition(self, name: str) -> dict[str, str] | None:
+        """Return the condition NetworkUnavailable; None if there is none."""
+        conditions = self.must("GET", f"/api/v1/nodes/{name}")["status"].get("conditions", [])
+        return next((one for one in conditions if one["type"] == "NetworkUnavailable"), None)
+
+    def requests(self, source: IPv4Address) -> list[str]:
+        """Return the requests from an address, from the audit log: verb and path without query."""
+        found = []
+        for line in (self.directory / "audit.jsonl").read_text().splitlines():
+            event = json.loads(line)
+            is_start = event["verb"] != "watch" or event["stage"] == "ResponseStarted"
+            if str(source) in event["sourceIPs"] and is_start:
+                found.append(f"{event['verb']} {event['requestURI'].partition('?')[0]}")
+        return found
+
+
+class Member:
+    """A host of the cluster and its flanneld."""
+
+    def __init__(self, host: Host, node: str, cluster: Cluster) -> None:
+        self.host = host
+        self.node = node
+        self._cluster = cluster
+        self._flanneld: Program | None = None
+        self.config = cluster.directory / f"{node}.json"
+        self.configure({"Network": "10.244.0.0/14", "Backend": {"Type": "vxlan"}})
+
+    def configure(self, config: object) -> None:
+        """Write net-conf.json; a text as it is."""
+        self.config.write_text(config if isinstance(config, str) else json.dumps(config))
+
+    def launch(self, *flags: str, kubeconfig: Path | None = None) -> Program:
+        """Start flanneld without waiting."""
+        self._flanneld = self.host.launch_flanneld(
+            *self._flags(flags, kubeconfig), environment={"NODE_NAME": self.node}
+        )
+        return self._flanneld
+
+    def start(self, *flags: str, kubeconfig: Path | None = None) -> Program:
+        """Start flanneld and wait until it is ready."""
+        self._flanneld = self.host.start_flanneld(
+            *self._flags(flags, kubeconfig), environment={"NODE_NAME": self.node}
+        )
+        return self._flanneld
+
+    def _flags(self, flags: tuple[str, ...], kubeconfig: Path | None) -> list[str]:
+        return [
+            "--kube-subnet-mgr",
+            f"--kubeconfig-file={kubeconfig or self._cluster.directory / 'flannel.conf'}",
+            f"--net-config-path={self.config}",
+            "--iface=eth0",
+            "--ip-masq",
+            f"--healthz-port={HEALTH}",
+            *flags,
+        ]
+
+    def stop(self) -> None:
+        """Stop flanneld, if it runs."""
+        if self._flanneld is not None and self._flanneld.exit_code is None:
+            assert self._flanneld.stop() == 0
+
+    def clean(self) -> None:
+        """Stop flanneld and remove everything of it from the host."""
+        self.stop()
+        self._flanneld = None
+        self.host.flannelctl("cleanup", "--yes", "--keep-lease", check=False)
+
+    def log(self) -> str:
+        """Return the log of flanneld."""
+        return (self.host.directory / "log/flanneld.log").read_text()
+
+    def waits_for(self) -> str:
+        """Return the text of /readyz."""
+        url = f"http://127.0.0.1:{HEALTH}/readyz"
+        return self.host.run(["curl", "-s", url], check=False).stdout.strip()
+
+    def until_waits_for(self, text: str) -> None:
+        """Wait until the reason in /readyz contains this text."""
+        wait_until(lambda: text in self.waits_for(), what=f"waiting for {text}", deadline_s=30)
+
+    def until_ready(self, deadline_s: float = 30) -> None:
+        """Wait until /readyz is a success."""
+        wait_until(lambda: self.waits_for() == "ok", what="ready", deadline_s=deadline_s)
+
+    def has_route(self, subnet: str) -> bool:
+        """Return whether the host has a route to this subnet."""
+        return any(route["dst"] == subnet for route in self.host.routes())
+
+    def until_route(self, subnet: str, deadline_s: float = 30) -> None:
+        """Wait until the host has a route to this subnet."""
+        wait_until(lambda: self.has_route(subnet), what=f"route to {subnet}", deadline_s=deadline_s)
+
+
+def peer(address: str, mac: str) -> dict[str, str]:
+    """Return the annotations of another host with vxlan."""
+    return {
+        "kube_subnet_manager": "true",
+        "backend_type": "vxlan",
+        "backend_data": f'{{"VNI":1,"VtepMAC":"{mac}"}}',
+        "public_ip": address,
+    }
+
+
+def _node(name: str, cidr: str | None, **notes: str) -> dict[str, Any]:
+    spec = {} if cidr is None else {"podCIDR": cidr, "podCIDRs": [cidr]}
+    return {"metadata": {"name": name, "annotations": _annotations(notes)}, "spec": spec}
+
+
+def _annotations(notes: dict[str, Any]) -> dict[str, Any]:
+    return {PREFIX + name.replace("_", "-"): text for name, text in notes.items()}
+
+
+def _dial(process: int, address: str) -> socket.socket:
+    """Return a connection from the network of a process. Only the calling thread enters it."""
+    found: list[socket.socket | OSError] = []
+
+    def connect() -> None:
+        descriptor = os.open(f"/proc/{process}/ns/net", os.O_RDONLY)
+        try:
+            if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+            found.append(socket.create_connection((address, PORT), timeout=30))
+        except OSError as error:
+            found.append(error)
+        finally:
+            os.close(descriptor)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], OSError):
+        raise found[0]
+    return found[0]
