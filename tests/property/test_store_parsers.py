@@ -330,7 +330,7 @@ STORE = [
     ),
     Parser("lease", parse_lease_attributes, as_bytes(leases), corpus=LEASES),
     Parser("allow-list", parse_signed_list, damaged(st.sampled_from(SIGNED_LISTS)), corpus=SIGNED_LISTS),
-    Parser("signed form of a lease", signed_form, as_octets(leases), corpus=LEASES),
+    Parser("signed form of a lease", signed_form, as_bytes(leases), corpus=LEASES),
     Parser("damaged lease", parse_lease_attributes, damaged(st.sampled_from(LEASES))),
     Parser("claim", read_claim, as_bytes(claims), corpus=CLAIMS),
     Parser("key", read_key, key_names, (), SUBNET_KEYS),
@@ -393,7 +393,7 @@ def test_a_parser_raises_no_error_but_its_own(parser: Parser, long_run: bool) ->
     check(parser, long_run)
 
 
-@given(as_octets(leases) | st.sampled_from(LEASES))
+@given(as_bytes(leases) | st.sampled_from(LEASES))
 def test_the_attributes_of_a_lease_depend_on_its_signed_form_only(value: bytes) -> None:
     """So no other spelling or order of a signed lease has another meaning."""
     try:

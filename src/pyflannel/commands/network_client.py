@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
-from pyflannel.assembly.stores import EmbeddedAddress, open_store, parse_store_url
+from pyflannel.assembly.stores import EmbeddedAddress, KubernetesAddress, open_store, parse_store_url
 from pyflannel.errors import NoStoreError, NotReadyError, StoreError, UsageError, WireError
 from pyflannel.http.server import Response
 from pyflannel.http.sockets import request
@@ -311,7 +311,10 @@ async def network_client(
                 raise
             store_url = store_url_from_environment(environ)
         else:
-            yield _Daemon(daemon, status.store.url if status.store else None, password)
+            url = status.store.url if status.store else None
+            if url is not None and isinstance(parse_store_url(url).store, KubernetesAddress):
+                url = None  # only flanneld can read it
+            yield _Daemon(daemon, url, password)
             return
     async with store_client(store_url, password, creates=creates) as client:
         yield client

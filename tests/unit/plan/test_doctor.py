@@ -532,3 +532,11 @@ def test_rules_of_docker_that_drop_packets_of_other_hosts_are_found(
 def test_other_rules_of_docker_are_no_finding(rules: SavedRules) -> None:
     """Such as those of a bridge outside the subnet of the host."""
     assert codes(replace(HEALTHY, docker_drops=docker_drops([rules], ""))) == []
+
+
+def test_an_unreachable_cluster_is_asked_with_the_tool_of_kubernetes() -> None:
+    away = StoreStatus(url="kube:", last_error="the API server does not answer")
+    (found, *_) = findings(replace(HEALTHY, status=replace(READY, is_ready=False, store=away)))
+
+    assert found.code == "store-away"
+    assert found.fix == "kubectl get --raw /readyz  # asks the API server"

@@ -25,12 +25,17 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             fix="systemctl start flanneld" if seen.has_unit else "start flanneld",
         )
     elif status.store is not None and not status.store.is_connected:
+        is_cluster = status.store.url == "kube:"
         yield Finding(
             code="store-away",
             severity="error",
-            cause="the store does not respond: leases expire and new peers are unreachable",
+            cause="the store does not respond: new peers are unreachable"
+            if is_cluster
+            else "the store does not respond: leases expire and new peers are unreachable",
             evidence=(f"{status.store.url}: {status.store.last_error or waiting}",),
-            fix=f"flannelctl --store {status.store.url} leases  # prints the cause",
+            fix="kubectl get --raw /readyz  # asks the API server"
+            if is_cluster
+            else f"flannelctl --store {status.store.url} leases  # prints the cause",
         )
     elif status.reconcile is not None and status.reconcile.held:
         yield Finding(
