@@ -58,7 +58,15 @@ class Client:
     def __init__(self, access: Access, clock: Clock) -> None:
         self._access = access
         self._clock = clock
-        self.address: IPv4Address | None = None
+        self._address: IPv4Address | None = None
+
+    @property
+    def address(self) -> IPv4Address | None:
+        """The IPv4 address of the server: of the latest connection, or else in its URL; None if unknown."""
+        if self._address is None:
+            with contextlib.suppress(StoreError):
+                return self._access.connection().server.ipv4
+        return self._address
 
     async def call(self, method: str, path: str, body: bytes = b"") -> bytes:
         """Return the body of the answer. A throttled request is repeated when the server allows it.
@@ -117,7 +125,7 @@ class Client:
             for option, value in _KEEPALIVE:
                 raw.setsockopt(socket.IPPROTO_TCP, option, value)
         with contextlib.suppress(ValueError, TypeError):
-            self.address = IPv4Address(writer.get_extra_info("peername")[0])
+            self._address = IPv4Address(writer.get_extra_info("peername")[0])
 
 
 class Answer:

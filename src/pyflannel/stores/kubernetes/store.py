@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from urllib.parse import quote
 
-from pyflannel.errors import CompactedError, StoreError, WireError
+from pyflannel.errors import CompactedError, StoreError, WireError, in_words, remedy
 from pyflannel.model.store_record import (
     Change,
     Conflict,
@@ -20,7 +20,7 @@ from pyflannel.model.store_record import (
     StoreChanges,
     Written,
 )
-from pyflannel.ports import Clock, Watcher
+from pyflannel.ports import Clock, Watcher, in_thread
 from pyflannel.stores.kubernetes.access import read
 from pyflannel.stores.kubernetes.client import Answer, Client, RefusedError
 from pyflannel.wire.kubernetes_node import (
@@ -86,9 +86,13 @@ class KubernetesStore:
                 self._seen = 0  # a cluster that was restored counts from an older revision
             raise
         try:
-            listing = await asyncio.to_thread(parse_nodes, body, self._prefix)
+            listing = await in_thread(parse_nodes, body, self._prefix)
         except WireError as error:
             raise StoreError(str(error), hint=error.hint) from error
+        except OSError as error:
+            raise StoreError(
+                f"the Nodes cannot be read: {in_words(error)}", hint=remedy(error, "")
+            ) from error
         self._seen = listing.revision
         return listing
 
@@ -119,7 +123,8 @@ class KubernetesStore:
 
     def addresses(self) -> tuple[IPv4Address, ...]:
         """Return the IPv4 address of the API server, if it is known."""
-        return () if self._client.address is None else (self._client.address,)
+        address = self._client.address
+        return () if address is None else (address,)
 
     async def close(self) -> None:
         """Do nothing: no connection remains open."""
