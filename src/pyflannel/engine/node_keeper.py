@@ -108,6 +108,11 @@ class NodeKeeper:
         self._wanted = wanted
         self._due.set()
 
+    def resume(self, held: Held) -> None:
+        """Note the lease of the previous run, on which the host runs until the cluster answers."""
+        self._held = held
+        self._has_trouble = True  # the lease is reported again, also if it is the same
+
     async def run(self) -> None:
         """Keep the lease until cancelled; the annotations remain in the Node."""
         async with asyncio.TaskGroup() as tasks:

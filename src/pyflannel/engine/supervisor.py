@@ -45,7 +45,7 @@ from pyflannel.model.lease import (
     LeaseAttributes,
     renewal_margin_s,
 )
-from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, Wanted
+from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, StoreAway, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
@@ -251,8 +251,26 @@ class Supervisor:
         may_start = is_running or not self.condition.store.has_answered
         if known is not None and self.condition.inputs.config is None and may_start:
             await self._start_with(known)
+        elif known is not None and isinstance(self._keeper, NodeKeeper):
+            self._resume(known, self._keeper)
         self._has_last_known = True
         self._examine()
+
+    def _resume(self, known: LastKnown, keeper: NodeKeeper) -> None:
+        """Run on the last known leases until the cluster answers. The config, which is a file, is known."""
+        config = self.condition.inputs.config
+        if self.condition.held is not None or config is None or not config.admits(known.own.subnet):
+            return
+        log.warning(
+            "Store unreachable: starting with the last known leases lease=%s peers=%d",
+            known.own.subnet,
+            len(known.leases) - 1,
+        )
+        self._change_store(is_stale=True)
+        self._change(held=Held(lease=known.own))
+        self._change_inputs(lease=known.own)
+        keeper.resume(Held(lease=known.own))
+        self._leases_changed(LeaseSet.of(known.leases))
 
     async def _start_with(self, known: LastKnown) -> None:
         try:
@@ -488,6 +506,11 @@ class Supervisor:
         self._change(lease=before.lease.after(report, now), store=before.store.after(report, now))
         self._grace.note_report(report)
         self._lease_log.log_report(report, before)
+        if isinstance(self._keeper, NodeKeeper):
+            if isinstance(report, StoreAway) and self.condition.held is None:
+                self._needs_last_known.set()
+            elif isinstance(report, Acquired):
+                self._change_store(is_stale=False)
         if isinstance(report, Acquired | Renewed):
             self._change(held=report.held)
             self._change_inputs(lease=report.held.lease)

@@ -15,8 +15,17 @@ from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.node_keeper import NodeKeeper
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.kubernetes_node import OwnNode
-from pyflannel.model.lease import LeaseAttributes, Vtep
-from pyflannel.model.lease_protocol import Acquired, Lost, Report, StoreAway, StoreBack, Unassigned, Wanted
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
+from pyflannel.model.lease_protocol import (
+    Acquired,
+    Held,
+    Lost,
+    Report,
+    StoreAway,
+    StoreBack,
+    Unassigned,
+    Wanted,
+)
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.wire.network_config_json import parse_network_config
 from unit.stores.test_kubernetes import store_at
@@ -147,6 +156,17 @@ def test_a_restart_changes_nothing_and_keeps_the_vtep_that_the_peers_know(
         await bench.server.put("n2", "10.244.2.0/24", **PEER)
         await bench.until(lambda: len(bench.subnets()) == 2)
         assert bench.server.patches == []
+
+    on_bench(check)
+
+
+def test_a_lease_of_the_previous_run_is_reported_again_when_the_cluster_confirms_it(
+    on_bench: Callable[..., None],
+) -> None:
+    async def check(bench: Bench) -> None:
+        kept = Lease(subnet=IPv4Network("10.244.1.0/24"), attributes=bench.wanted.attributes)
+        bench.keeper.resume(Held(lease=kept))
+        await bench.until(lambda: bench.last(Acquired))
 
     on_bench(check)
 
