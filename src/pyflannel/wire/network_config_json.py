@@ -139,7 +139,7 @@ def parse_network_config(text: str | bytes, *, is_assigned: bool = False) -> Net
         config = _with_ipv4_range(config, is_assigned=is_assigned)
     if config.enable_ipv6:
         config = _with_ipv6_range(config, is_assigned=is_assigned)
-    return replace(config, is_assigned=is_assigned)
+    return replace(config, is_assigned=True) if is_assigned else config
 
 
 def format_network_config(config: NetworkConfig) -> str:
