@@ -30,7 +30,7 @@ from pyflannel.plan.backends import backend_of
 from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.rpc_pb2 import KeyValue
 from pyflannel.wire.kubeconfig import parse_kubeconfig
-from pyflannel.wire.kubernetes_node import lease_of_node, node_of, parse_event, parse_node, subnet_of
+from pyflannel.wire.kubernetes_node import lease_of_node, node_of, parse_event, parse_node, subnets_of
 from pyflannel.wire.lease_json import parse_claim, parse_lease_attributes, parse_vtep, signed_form
 from pyflannel.wire.lease_record import claim_of, kept_lease, lease_of, parse_last_known
 from pyflannel.wire.lease_signature import parse_signed_list
@@ -305,7 +305,7 @@ KUBECONFIGS = [
 
 def read_node(text: bytes) -> None:
     node = node_of(parse_node(text, "p/"))
-    for read in (subnet_of, lambda found: lease_of_node(found, "p/")):
+    for read in (subnets_of, lambda found: lease_of_node(found, "p/")):
         with suppress(WireError):
             read(node)
 

@@ -7,16 +7,16 @@ renew or to contest, and the lease protocol is not in use. The supervisor gets t
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import IPv4Network
 
 from pyflannel.engine.lease_log import SkippedKeys
 from pyflannel.engine.list_watch import ListAndWatch, StoreLog
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import StoreError, WireError
 from pyflannel.model.kubernetes_node import IS_UP, Node, NodeCondition, OwnNode
-from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import (
     Acquired,
     Held,
@@ -32,7 +32,7 @@ from pyflannel.model.lease_protocol import (
 )
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.store_record import Change, Listing, Put, PutSeen, Record, Written
-from pyflannel.plan.backend.vxlan import may_stay
+from pyflannel.plan.lease.choice import merged_attributes
 from pyflannel.plan.lease.holding import retry_pause_s
 from pyflannel.ports import Clock, Store
 from pyflannel.wire.kubernetes_node import (
@@ -42,8 +42,8 @@ from pyflannel.wire.kubernetes_node import (
     lease_of_node,
     missing_annotations,
     node_of,
-    published_address,
-    subnet_of,
+    subnets_of,
+    with_published_addresses,
 )
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class NodeKeeper:
         if lease is known:
             return []
         found: list[LeaseChange] = []
-        if known is not None and (lease is None or lease.subnet != known.subnet):
+        if known is not None and (lease is None or _subnets(lease) != _subnets(known)):
             found += self._gone(record.key, record.revision, is_deleted=False)
         if lease is not None:
             self._of_node[name] = lease
@@ -247,17 +247,16 @@ class NodeKeeper:
                 self._lose(f"there is no Node {self._own.name}")
             return
         try:
-            subnet = self._assigned(node)
-            attributes = self._attributes(node)
+            lease = self._wanted_lease(node)
         except WireError as error:
             self._wait_for(str(error), error.hint)
             return
-        missing = missing_annotations(node, attributes, self._own.prefix)
+        missing = missing_annotations(node, lease.attributes, self._own.prefix)
         if missing:
             node = replace(node, annotations={**node.annotations, **missing})
             await self._patch(node, format_annotations(node, missing))
             log.info("Published the lease in Node %s: %s", node.name, ", ".join(sorted(missing)))
-        condition = self._hold(Lease(subnet=subnet, attributes=attributes, revision=self._node_revision))
+        condition = self._hold(lease)
         if self._own.sets_condition and self._is_ready.is_set() and node.condition != condition:
             now = datetime.fromtimestamp(self._clock.utc(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             await self._patch(replace(node, condition=condition), format_condition(node, condition, now))
@@ -277,47 +276,40 @@ class NodeKeeper:
             why, "The kubelet registers the Node; its name must be that of NODE_NAME (kubectl get nodes)."
         )
 
-    def _assigned(self, node: Node) -> IPv4Network:
-        """Return the podCIDR of the Node.
+    def _wanted_lease(self, node: Node) -> Lease:
+        """Return the lease of this host: the podCIDRs of its Node, and the attributes that it publishes.
+
+        The addresses are those of the operator's annotations, if there are any, and the VTEPs those that the
+        peers know.
 
         Raises:
-            WireError: it has none, or one that this host cannot use.
+            WireError: the Node has no podCIDR that this host can use, or an annotation is not an address.
         """
-        subnet, config = subnet_of(node), self._wanted.network
-        if subnet is None:
+        prefix, config = self._own.prefix, self._wanted.network
+        subnets = subnets_of(node)
+        ipv6 = subnets.ipv6 if config.enable_ipv6 else None
+        if subnets.ipv4 is None or (config.enable_ipv6 and ipv6 is None):
             raise WireError(
-                f'node "{node.name}" pod cidr not assigned',
+                f'node "{node.name}" pod cidr not assigned{"" if subnets.ipv4 is None else " for IPv6"}',
                 hint="Start kube-controller-manager with --allocate-node-cidrs and --cluster-cidr.",
             )
-        if not config.admits(subnet):
-            raise WireError(
-                f'subnet "{config.network}" specified in the flannel net config doesn\'t contain "{subnet}"'
-                f' PodCIDR of the "{node.name}" node',
-                hint="Write the --cluster-cidr of kube-controller-manager as Network in net-conf.json.",
-            )
-        return subnet
-
-    def _attributes(self, node: Node) -> LeaseAttributes:
-        """Return the published attributes: with the address of the annotations, and the VTEP of the Node.
-
-        Raises:
-            WireError: an annotation of the operator is not an address.
-        """
-        wanted = self._wanted.attributes
-        address = published_address(node, wanted.public_ip, self._own.prefix)
-        attributes = replace(wanted, public_ip=address)
-        try:
-            standing = lease_of_node(node, self._own.prefix)
-        except WireError:
-            standing = None
-        if (
-            standing is None
-            or attributes.vtep is None
-            or not may_stay(standing.attributes.vtep, attributes.vtep)
+        for name, network, subnet in (
+            ("", config.network, subnets.ipv4),
+            ("IPv6 ", config.ipv6_network, ipv6),
         ):
-            return attributes
-        return replace(
-            attributes, vtep=standing.attributes.vtep, backend_data=standing.attributes.backend_data
+            if subnet is not None and not config.admits(subnet):
+                raise WireError(
+                    f'subnet "{network}" specified in the flannel net config doesn\'t contain "{subnet}"'
+                    f' {name}PodCIDR of the "{node.name}" node',
+                    hint="Write the --cluster-cidr of kube-controller-manager as Network in net-conf.json.",
+                )
+        attributes = with_published_addresses(node, self._wanted.attributes, prefix)
+        with suppress(WireError):
+            if (standing := lease_of_node(node, prefix)) is not None:
+                wanted = replace(self._wanted, attributes=attributes)
+                attributes = merged_attributes(standing.attributes, wanted)
+        return Lease(
+            subnet=subnets.ipv4, ipv6_subnet=ipv6, attributes=attributes, revision=self._node_revision
         )
 
     def _hold(self, lease: Lease) -> NodeCondition:
@@ -327,8 +319,10 @@ class NodeKeeper:
         """
         held, previous = self._held, self._wanted.previous
         running = previous if held is None else held.lease.subnet
-        if held is not None and held.lease.subnet != lease.subnet and not self._wanted.renumbers:
-            text = f"Node {self._own.name} has podCIDR {lease.subnet} now, and its pods run in {running}"
+        if held is not None and _subnets(held.lease) != _subnets(lease) and not self._wanted.renumbers:
+            text = (
+                f"Node {self._own.name} has podCIDR {lease.text} now, and its pods run in {held.lease.text}"
+            )
             self._wait_for(text, _DRAIN)
             return NodeCondition(is_unavailable=True, reason="FlannelSubnetChanged", message=text)
         if running not in (None, lease.subnet):
@@ -343,3 +337,7 @@ class NodeKeeper:
             self._held = Held(lease=lease)
             self._report(Acquired(self._held))
         return IS_UP
+
+
+def _subnets(lease: Lease) -> tuple[object, object]:
+    return lease.subnet, lease.ipv6_subnet

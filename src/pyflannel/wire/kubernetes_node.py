@@ -12,19 +12,19 @@ Source: flannel 0.28.9; Kubernetes API v1, NodeList and WatchEvent.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, ip_network
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
 from pyflannel.errors import WireError
 from pyflannel.model.kubernetes_node import Node, NodeCondition
-from pyflannel.model.lease import Lease, LeaseAttributes, is_host_name
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, is_host_name
 from pyflannel.model.store_record import Change, DeleteSeen, Listing, PutSeen, Record
-from pyflannel.wire.json_values import parse_ipv4
+from pyflannel.wire.json_values import parse_ipv4, parse_ipv6
 from pyflannel.wire.lease_json import format_backend_data, parse_lease_attributes
 
 NODES = "nodes/"
@@ -239,12 +239,20 @@ def _condition(found: _Condition) -> NodeCondition:
     )
 
 
-def subnet_of(node: Node) -> IPv4Network | None:
-    """Return the IPv4 subnet of the pods of a Node; None if it has none yet.
+class Subnets(NamedTuple):
+    """The prefixes of the pods of a Node; None for a family without one."""
+
+    ipv4: IPv4Network | None
+    ipv6: IPv6Network | None
+
+
+def subnets_of(node: Node) -> Subnets:
+    """Return the subnets of the pods of a Node: the first podCIDR of each family.
 
     Raises:
         WireError: a podCIDR is not a prefix.
     """
+    ipv4 = ipv6 = None
     for text in node.pod_cidrs:
         try:
             subnet = ip_network(text, strict=False)
@@ -253,8 +261,10 @@ def subnet_of(node: Node) -> IPv4Network | None:
                 f"Node {node.name}: podCIDR {text!r} is not a prefix", hint="Create the Node again."
             ) from error
         if isinstance(subnet, IPv4Network):
-            return subnet
-    return None
+            ipv4 = ipv4 or subnet
+        else:
+            ipv6 = ipv6 or subnet
+    return Subnets(ipv4, ipv6)
 
 
 def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
@@ -266,8 +276,8 @@ def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
     notes = {name.removeprefix(prefix): text for name, text in node.annotations.items()}
     if notes.get("kube-subnet-manager") != "true":
         return None
-    subnet = subnet_of(node)
-    if subnet is None:
+    subnets = subnets_of(node)
+    if subnets.ipv4 is None:
         return None
     try:
         value: dict[str, Any] = {
@@ -285,45 +295,69 @@ def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
             f"Node {node.name}: its annotations {prefix}… are not those of a lease: {error}",
             hint="Restart flanneld on that Node: it writes them again.",
         ) from error
-    return Lease(subnet=subnet, attributes=attributes, revision=revision)
+    return Lease(subnet=subnets.ipv4, ipv6_subnet=subnets.ipv6, attributes=attributes, revision=revision)
 
 
-def published_address(node: Node, address: IPv4Address, prefix: str) -> IPv4Address:
-    """Return the address that a Node publishes: that of its annotations, or else the host's `address`.
+def with_published_addresses(node: Node, attributes: LeaseAttributes, prefix: str) -> LeaseAttributes:
+    """Return the attributes with the addresses that the annotations of the operator demand.
 
-    `public-ip-overwrite` has precedence over `node-public-ip`.
+    `public-ip-overwrite` has precedence over `node-public-ip`, and so have those of IPv6.
 
     Raises:
-        WireError: the text of the annotation is not an address.
+        WireError: the text of an annotation is not an address.
     """
-    for name in ("public-ip-overwrite", "node-public-ip"):
+    ipv4 = _demanded(node, prefix, "ip", parse_ipv4)
+    ipv6 = None if attributes.public_ipv6 is None else _demanded(node, prefix, "ipv6", parse_ipv6)
+    return replace(
+        attributes, public_ip=ipv4 or attributes.public_ip, public_ipv6=ipv6 or attributes.public_ipv6
+    )
+
+
+_Address = TypeVar("_Address")
+
+
+def _demanded(node: Node, prefix: str, kind: str, parse: Callable[[str], _Address]) -> _Address | None:
+    for name in (f"public-{kind}-overwrite", f"node-public-{kind}"):
         if text := node.annotations.get(prefix + name):
             try:
-                return parse_ipv4(text)
+                return parse(text)
             except ValueError as error:
+                family = "IPv4" if kind == "ip" else "IPv6"
                 raise WireError(
-                    f"Node {node.name}: annotation {prefix}{name}={text!r} is not an IPv4 address",
+                    f"Node {node.name}: annotation {prefix}{name}={text!r} is not an {family} address",
                     hint="Correct or remove the annotation.",
                 ) from error
-    return address
+    return None
+
+
+_BOTH_FAMILIES = ("vxlan", "host-gw", "wireguard")
+"""The backends that publish an IPv6 address."""
 
 
 def missing_annotations(node: Node, attributes: LeaseAttributes, prefix: str) -> dict[str, str]:
     """Return the annotations by which a Node publishes these attributes, except those that it has already."""
-    data = attributes.backend_data
-    if data is None and attributes.vtep is not None:
-        data = format_backend_data(attributes.vtep)
+    kind = attributes.backend_type
     wanted = {
-        "backend-data": "null" if data is None else data,
-        "backend-type": attributes.backend_type,
+        "backend-data": _data(attributes.backend_data, attributes.vtep),
+        "backend-type": kind,
         "kube-subnet-manager": "true",
         "public-ip": str(attributes.public_ip),
     }
-    if attributes.backend_type == "vxlan" and data is None:
+    if kind == "vxlan" and wanted["backend-data"] == "null":
         del wanted["backend-data"], wanted["public-ip"]
+    if attributes.public_ipv6 is not None and kind in _BOTH_FAMILIES:
+        data = _data(attributes.backend_v6_data, attributes.vtep_v6)
+        if kind == "host-gw" or data != "null":
+            wanted |= {"backend-v6-data": data, "public-ipv6": str(attributes.public_ipv6)}
     return {
         prefix + name: text for name, text in wanted.items() if node.annotations.get(prefix + name) != text
     }
+
+
+def _data(text: str | None, vtep: Vtep | None) -> str:
+    if text is not None:
+        return text
+    return "null" if vtep is None else format_backend_data(vtep)
 
 
 def format_annotations(node: Node, annotations: Mapping[str, str]) -> bytes:

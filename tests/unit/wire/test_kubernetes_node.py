@@ -1,7 +1,8 @@
 """Nodes of the Kubernetes API, against the recorded annotations of the original."""
 
 import json
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from pyflannel.wire.kubernetes_node import (
     parse_event,
     parse_node,
     parse_nodes,
-    published_address,
-    subnet_of,
+    subnets_of,
+    with_published_addresses,
 )
 from pyflannel.wire.lease_json import format_backend_data
 
@@ -113,18 +114,23 @@ def test_invalid_annotations_are_an_error_that_names_the_node(notes: dict[str, s
 
 
 def test_the_subnet_is_the_ipv4_pod_cidr() -> None:
-    assert subnet_of(node(("fd00::/64", "10.244.1.0/24"))) == IPv4Network("10.244.1.0/24")
-    assert subnet_of(node(("fd00::/64",))) is None
+    both = subnets_of(node(("fd00::/64", "10.244.1.0/24")))
+    assert both == (IPv4Network("10.244.1.0/24"), IPv6Network("fd00::/64"))
+    assert subnets_of(node(("fd00::/64",))).ipv4 is None
     with pytest.raises(WireError, match="podCIDR 'x' is not a prefix"):
-        subnet_of(node(("x",)))
+        subnets_of(node(("x",)))
 
 
 def test_the_overwrite_has_precedence() -> None:
-    own = IPv4Address("10.0.0.1")
-    assert published_address(node(), own, DEFAULT_PREFIX) == own
-    both = node(node_public_ip="10.0.0.2", public_ip_overwrite="10.0.0.3")
-    assert str(published_address(both, own, DEFAULT_PREFIX)) == "10.0.0.3"
-    assert str(published_address(node(node_public_ip="10.0.0.2"), own, DEFAULT_PREFIX)) == "10.0.0.2"
+    own = LeaseAttributes(public_ip=IPv4Address("10.0.0.1"), public_ipv6=IPv6Address("fd00::1"))
+    assert with_published_addresses(node(), own, DEFAULT_PREFIX) == own
+    both = node(node_public_ip="10.0.0.2", public_ip_overwrite="10.0.0.3", node_public_ipv6="fd00::2")
+    found = with_published_addresses(both, own, DEFAULT_PREFIX)
+    assert (str(found.public_ip), str(found.public_ipv6)) == ("10.0.0.3", "fd00::2")
+    without = replace(own, public_ipv6=None)
+    assert with_published_addresses(both, without, DEFAULT_PREFIX).public_ipv6 is None
+    with pytest.raises(WireError, match="public-ipv6-overwrite='x' is not an IPv6 address"):
+        with_published_addresses(node(public_ipv6_overwrite="x"), own, DEFAULT_PREFIX)
 
 
 API_NODE = {
