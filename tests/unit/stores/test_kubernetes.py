@@ -15,7 +15,7 @@ from pyflannel.model.store_record import DeleteSeen, Put, PutSeen
 from pyflannel.ports import Clock
 from pyflannel.stores.kubernetes.access import Access
 from pyflannel.stores.kubernetes.client import Client, RefusedError
-from pyflannel.stores.kubernetes.store import KubernetesStore
+from pyflannel.stores.kubernetes.store import KubernetesStore, node_of_pod
 
 CONFIG = '{"Network":"10.244.0.0/16"}'
 
@@ -209,3 +209,31 @@ def test_a_server_that_is_away_is_named_and_its_address_is_known(tmp_path: Path)
         StoreError, match=r"the API server http://127.0.0.1:1 cannot be reached: ECONNREFUSED"
     ):
         asyncio.run(store.list("nodes/"))
+
+
+def test_the_node_of_a_pod_is_asked_for(tmp_path: Path) -> None:
+    async def check(server: FakeApiServer) -> None:
+        store_at(server.url, tmp_path)
+        client = Client(Access(url="", kubeconfig=tmp_path / "kubeconfig", environment={}), NoWait())
+        assert await node_of_pod(client, "kube-flannel", "kube-flannel-ds-x") == "n1"
+        assert server.requests == [("get", "/api/v1/namespaces/kube-flannel/pods/kube-flannel-ds-x")]
+
+    run(check)
+
+
+def test_a_pod_uses_the_files_of_its_service_account(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc")
+    access = Access(
+        url="",
+        kubeconfig=None,
+        environment={"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"},
+        account=tmp_path,
+    )
+    connection = access.connection()
+    assert connection.server.url == "https://10.96.0.1:443"
+    assert connection.headers() == [("Authorization", "Bearer abc")]
+    with pytest.raises(StoreError, match=f"the certificate authority {tmp_path}/ca.crt cannot be read"):
+        connection.tls()
+    (tmp_path / "ca.crt").write_text("x")
+    with pytest.raises(StoreError, match="contains no usable certificate"):
+        connection.tls()
