@@ -21,7 +21,7 @@ import sys
 from pyflannel.assembly.stores import open_store
 import pyflannel.programs.flanneld_run
 open_store(sys.argv[1])
-print(*{"sqlite3", "grpclib"} & {*sys.modules})
+print(*{"sqlite3", "grpclib", "yaml", "pyflannel.stores.kubernetes"} & {*sys.modules})
 """
 
 
@@ -44,6 +44,7 @@ def test_openssl_is_not_loaded_without_tls(flags: tuple[str, ...]) -> None:
         ("--etcd-endpoints", "http://192.0.2.1:2379,HTTPS://192.0.2.2:2379"),
         ("--store=etcds://192.0.2.1/x",),
         ("--http=127.0.0.1:8471",),
+        ("--kube-subnet-mgr",),
         ("-http", "127.0.0.1:8471"),
     ],
 )
@@ -57,6 +58,7 @@ def test_openssl_is_loaded_if_tls_may_be_used(flags: tuple[str, ...]) -> None:
         {"FLANNELD_ETCD_ENDPOINTS": "https://192.0.2.1:2379"},
         {"FLANNELD_STORE": "etcds://192.0.2.1/x"},
         {"FLANNELD_HTTP": "127.0.0.1:8471"},
+        {"FLANNELD_KUBE_SUBNET_MGR": "true"},
     ],
 )
 def test_variables_may_need_openssl_too(environment: dict[str, str]) -> None:
