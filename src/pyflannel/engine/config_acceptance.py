@@ -33,7 +33,7 @@ _APART = "Write a config whose Network does not overlap addresses or routes of a
 """The remedy for a network config whose routes this host refuses."""
 
 _ENCRYPT = "Write a config with Backend.Type wireguard, or start flanneld without --require-encryption."
-"""The remedy for a network config that sends packets in clear."""
+"""The remedy for a network config that sends unencrypted packets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class ConfigAcceptance:
     Args:
         planner: knows the routes of a config and the addresses that they would cover.
         previous: subnet of the previous run, in which containers may still run.
-        requires_encryption: refuse each backend that sends packets in clear.
+        requires_encryption: refuse each backend that sends unencrypted packets.
         device: device name that the daemon claims.
     """
 

@@ -401,7 +401,7 @@ METRIC = 2**32 - 1
 
 
 def plan_fence(network: IpNetwork, protocol: int) -> Route:
-    """Return the route that drops packets to a network which no device takes: none leaves in clear."""
+    """Return the route that drops packets to a network without a device, so that none leaves unencrypted."""
     return Route(destination=network, link="", kind="blackhole", metric=METRIC, protocol=protocol)
 
 
