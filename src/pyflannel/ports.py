@@ -42,7 +42,11 @@ class Memory(Protocol):
     """One file in the state directory, or a double of it."""
 
     async def load(self) -> bytes | None:
-        """Return the bytes saved last, or None. An unreadable file is logged and counts as None."""
+        """Return the bytes saved last, or None. An unreadable file is logged and counts as None.
+
+        Raises:
+            TargetError: the file is vital and unreadable.
+        """
 
     async def save(self, parts: Iterable[bytes]) -> bool:
         """Replace the content atomically by these parts, which are iterated once.

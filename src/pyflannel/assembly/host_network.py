@@ -284,7 +284,7 @@ async def open_network(
             docker = DockerPlugin(
                 host=supervisor,
                 links=await enter(KernelContainerLinks()),
-                memory=FileMemory(places.docker),
+                memory=FileMemory(places.docker, content="the networks of Docker", is_vital=True),
                 clock=clock,
             )
             await docker.load()

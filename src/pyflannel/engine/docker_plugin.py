@@ -103,14 +103,14 @@ class DockerPlugin:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._state: DockerState | None = None
-        self._damage: WireError | None = None
+        self._damage: TargetError | WireError | None = None
 
     async def load(self) -> None:
         """Read the state of the previous run, and make it a part of the plan."""
-        saved = await self._memory.load()
         try:
+            saved = await self._memory.load()
             self._state = DockerState() if saved is None else parse_state(saved)
-        except WireError as error:
+        except (TargetError, WireError) as error:
             self._damage = error
             log.error("Could not read the networks of Docker: %s", error.in_full)
             return

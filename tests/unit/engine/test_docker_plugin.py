@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from pyflannel.api.docker_plugin import docker_routes
 from pyflannel.engine.docker_plugin import DockerPlugin, HostSubnet
 from pyflannel.errors import NotReadyError, TargetError
 from pyflannel.http.server import Request
+from pyflannel.kernel.host.files import FileMemory
 from pyflannel.model.docker import NO_DOCKER, DockerEndpoint, DockerParts, PublishedPort
 
 NETWORK, ENDPOINT, OTHER = "4" * 64, "e" * 64, "f" * 64
@@ -100,7 +102,7 @@ class Links:
 class Engine:
     """Docker's engine: sends its requests to the plugin."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: "Memory | FileMemory") -> None:
         self.memory = memory
         self.clock = FakeClock()
         self.host = DockerHost()
@@ -319,6 +321,20 @@ def test_a_damaged_memory_is_refused_and_not_overwritten() -> None:
     run(act, memory)
 
     assert memory.content == b'{"pools":'
+
+
+def test_an_unreadable_memory_is_refused_and_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "docker-networks.json"
+    path.mkdir()
+
+    async def main() -> None:
+        engine = Engine(FileMemory(path, is_vital=True))
+        await engine.plugin.load()
+        assert "cannot be read" in (await engine.create_network())["Err"]
+
+    asyncio.run(main())
+
+    assert path.is_dir()
 
 
 def test_a_network_of_another_subnet_takes_no_container() -> None:

@@ -138,10 +138,18 @@ log = logging.getLogger(__name__)
 
 
 class FileMemory:
-    """One small file, replaced atomically."""
+    """One small file, replaced atomically.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        content: the content in log lines.
+        is_vital: raise an error if the file exists and is unreadable, instead of starting without it.
+    """
+
+    def __init__(self, path: Path, *, content: str = "the last known leases", is_vital: bool = False) -> None:
         self._path = path
+        self._content = content
+        self._is_vital = is_vital
         self._complaint: str | None = None
 
     async def load(self) -> bytes | None:
@@ -151,6 +159,10 @@ class FileMemory:
         except FileNotFoundError:
             return None
         except OSError as error:
+            if self._is_vital:
+                raise TargetError.of(
+                    f"{self._path} cannot be read", error, hint="Make it readable, then restart flanneld."
+                ) from error
             log.warning("Could not read %s: %s", self._path, error.strerror)
             return None
 
@@ -166,11 +178,11 @@ class FileMemory:
                 await in_thread(replacement.finish)
         except OSError as error:
             if error.strerror != self._complaint:
-                log.warning("Could not save the last known leases to %s: %s", self._path, error.strerror)
+                log.warning("Could not save %s to %s: %s", self._content, self._path, error.strerror)
             self._complaint = error.strerror
             return False
         if self._complaint is not None:
-            log.info("Saved the last known leases to %s, after: %s", self._path, self._complaint)
+            log.info("Saved %s to %s, after: %s", self._content, self._path, self._complaint)
         self._complaint = None
         return True
 
