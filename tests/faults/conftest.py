@@ -133,7 +133,7 @@ class FaultNetwork:
         self.add_peers(1)
 
     def add_peers(self, count: int) -> None:
-        """Write the leases of so many more peers."""
+        """Write the leases of this number of further peers."""
         self.peers += count
         self.overlay.put_peers(self.kind, self.peers)
 

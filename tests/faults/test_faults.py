@@ -250,7 +250,7 @@ def test_notifications_of_the_kernel_are_lost(network) -> None:
 
 
 def logs_with_clock(log: str, hours: int) -> bool:
-    """Return whether a line of the log has the time of a clock that is so many hours ahead."""
+    """Return whether the time in a line of the log is this number of hours ahead of the clock."""
     ahead = datetime.now(UTC).astimezone() + timedelta(hours=hours)
     minutes = {f"{ahead - timedelta(minutes=number):%m%d %H:%M}" for number in range(5)}
     return any(line[1:11] in minutes for line in log.splitlines())

@@ -53,7 +53,7 @@ class Damage:
 
     Attributes:
         words: a shell command on the host.
-        found: each is a part of the line; none if no repair is necessary.
+        found: texts that the log must contain; none if no repair is necessary.
     """
 
     words: str

@@ -58,7 +58,7 @@ class Damage:
 
     Attributes:
         words: a shell command on the host.
-        found: each is a part of the line.
+        found: texts that the log must contain.
     """
 
     words: str

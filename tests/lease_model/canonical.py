@@ -145,9 +145,10 @@ class Canon:
 
 
 def _ranks(revisions: list[int], newest: int) -> dict[int, int]:
-    """Return the rank of each revision. A store that lost its data will use its revisions again.
+    """Return the rank of each revision.
 
-    The number of writes until then is not only a matter of names.
+    A store that lost its data uses its revisions again. Therefore a revision later than the newest one keeps
+    its distance from the newest one.
     """
     known = sorted({0, *(number for number in revisions if number <= newest)})
     rank = {number: place for place, number in enumerate(known)}

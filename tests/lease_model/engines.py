@@ -108,7 +108,7 @@ class Setting:
     Attributes:
         address: current address of the host.
         moved: set after a change of the address.
-        memory: the saved state; it may save more.
+        memory: stores the state that the daemon saves.
         subnet_env: content of SUBNET_FILE from the previous run.
         reidentify: creates another identity.
         report: called with each report of the lease protocol, after the daemon itself.

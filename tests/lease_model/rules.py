@@ -1,4 +1,4 @@
-"""The rules that no behaviour may violate, checked from outside with the writer of each key."""
+"""The rules that must always hold. They are checked with the real writer of each key in the store."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

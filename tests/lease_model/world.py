@@ -1,4 +1,4 @@
-"""A world of hosts and one store as a value, which the checker changes, compares and stores."""
+"""The state of all hosts and one store as a value, so that the checker can copy and compare it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -326,7 +326,7 @@ conversations = damaged(some_requests) | some_requests | sound_requests | st.bin
 
 
 class Client:
-    """A writer that takes all answers and shows none."""
+    """A connection that accepts all responses and discards them."""
 
     def write(self, octets: bytes) -> None:
         assert isinstance(octets, bytes | bytearray | memoryview)

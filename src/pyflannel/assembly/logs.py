@@ -59,7 +59,7 @@ def configure_logging(form: LogForm, verbosity: int, stream: TextIO) -> None:
 
 
 class _LogStream(logging.StreamHandler[TextIO]):
-    """Drops a line that cannot be written: a traceback of that would go to the same stream."""
+    """Drops a line that cannot be written, because a traceback would be written to the same stream."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Drop the line."""

@@ -20,7 +20,7 @@ _ROUTE = Struct("!I4xBBH4xI")
 """First word (version, header length, TOS, total length), TTL, protocol, checksum, destination."""
 
 _ROUND = 132
-"""Maximum packets of a round, three full calls. Then follow the other direction and the control socket."""
+"""Maximum packets before the other direction and the control socket are served: three full calls."""
 
 
 class OutboundPath:
@@ -113,7 +113,7 @@ _SIZE = struct.Struct("=i")
 _ANCILLARY_OCTETS = 64
 
 _CALLS = 64
-"""Maximum calls of a round. Then follow the other direction and the control socket."""
+"""Maximum number of calls before the other direction and the control socket are served."""
 
 _LONGEST_OCTETS = 65535
 """Maximum length of one datagram, or of several that the kernel coalesced.

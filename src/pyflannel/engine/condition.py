@@ -90,7 +90,7 @@ class LeaseCondition:
 
     Attributes:
         phase: phase of the lease protocol.
-        since_s: time of the clock at which the phase began.
+        since_s: when the phase began, in seconds of the clock.
         taken: the latest report that another host holds this host's subnet; None otherwise.
         losses: how often this host's lease disappeared from the store.
         contested: the holder that was asked whether it is alive, until the answer is known.
@@ -153,9 +153,9 @@ class StoreCondition:
 
     Attributes:
         is_away: the lease protocol cannot reach it.
-        since_s: time of the clock at which it became unreachable or reachable.
+        since_s: when it became unreachable or reachable, in seconds of the clock.
         error: the latest failure, even if it is resolved.
-        error_s: time of the clock of that failure.
+        error_s: when that failure was, in seconds of the clock.
         has_answered: it returned the network config, or reported that there is none.
         is_stale: the host uses the leases of its previous run, because the store has not answered yet.
     """

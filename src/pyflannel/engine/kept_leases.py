@@ -36,10 +36,12 @@ _TICK_S = 0.1
 class LeaseGrace:
     """The leases that disappeared recently, until their grace period ends or their subnet is leased again.
 
-    A subnet counts as leased again if another lease overlaps it. The grace period is SILENCE_S while the
-    store is unreachable, and for SILENCE_S after that. It is also SILENCE_S if leases are renewed less than
-    that before they expire: an owner may lose its lease before it detects that the store is silent. Otherwise
-    it is GRACE_S.
+    A subnet counts as leased again if another lease overlaps it. The grace period is SILENCE_S in two cases,
+    and otherwise GRACE_S:
+
+    - The store is unreachable, or was unreachable within the last SILENCE_S.
+    - Leases are renewed less than SILENCE_S before they expire. Then an owner may lose its lease before it
+      detects that the store does not respond.
 
     `changed` is called when a grace period ended.
 

@@ -34,7 +34,7 @@ SKIPPED_KEPT = 1000
 """Number of invalid keys that are remembered, so that each is logged once."""
 
 _KEY_KEPT = 256
-"""Characters of a key that are remembered. A key of a lease has at most 68."""
+"""Characters of a key that are remembered. The key of a lease has at most 68 characters."""
 
 EXHAUSTED_HINT = "Widen Network, increase SubnetLen, or remove stale leases."
 """The remedy if no subnet is free."""

@@ -52,10 +52,10 @@ class _Reader:
     Attributes:
         reading: the latest reading, until it is taken.
         is_asked: a reading is in progress, or was not taken yet.
-        asked_at: time of the clock of the request.
+        asked_at: when the reading was requested, in seconds of the clock.
         must_ask: the target may have changed since the request; it must be read again.
         error: error of the latest attempt; None if it succeeded.
-        retry_at: time of the clock of the next attempt after an error.
+        retry_at: when the next attempt after an error is due, in seconds of the clock.
     """
 
     def __init__(self, target: Target, clock: Clock) -> None:
@@ -187,8 +187,8 @@ class Targets:
     def take(self) -> list[Reading]:
         """Return the readings that can be used now.
 
-        Readings of one look are used together, so that their operations have one order. A late target is left
-        out.
+        Readings of one look are used together, so that their operations have one order. A target that has
+        not responded in time is skipped.
         """
         now = self._clock.now()
         if any(reader.is_awaited(now) for reader in self._readers):

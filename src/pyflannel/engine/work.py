@@ -48,10 +48,10 @@ class Mark:
         stage: the next step.
         found: the object at the key, as far as known; None if there is none.
         is_planned: the difference follows from a change of the plan. Otherwise it is damage.
-        due_s: time of the clock at which a pause or a refusal ends.
+        due_s: when a pause or a refusal ends, in seconds of the clock.
         attempts: number of consecutive refusals.
         refusal: the latest refusal; None if there was none.
-        tried_s: time of the clock of the latest attempt; minus infinity if there was none.
+        tried_s: when the latest attempt was, in seconds of the clock; minus infinity if there was none.
         is_hastened: the next attempt was brought forward.
         hastened: number of consecutive attempts that were brought forward.
     """
@@ -140,7 +140,7 @@ class Work:
         return [(key, mark) for key, mark in marks if mark.stage is Stage.OPEN or mark.due_s <= now]
 
     def next_due_s(self) -> float:
-        """Return the time of the clock at which the next key is due; infinite if there is none."""
+        """Return when the next key is due, in seconds of the clock; infinity if there is none."""
         marks = (self._marks[key] for key in self._timely)
         return min((-math.inf if one.stage is Stage.OPEN else one.due_s for one in marks), default=math.inf)
 
@@ -229,8 +229,8 @@ class Work:
     def hasten(self, key: Key, pause_s: float) -> None:
         """Bring the next attempt at a refused key forward, because a look followed soon after the latest one.
 
-        That attempt may itself have caused the look. Therefore, each consecutive attempt is brought forward
-        less: the first to `pause_s` after the latest attempt. A permanent refusal does not change.
+        That attempt may itself have caused the look. Therefore each consecutive attempt is brought forward
+        less. The first one is due `pause_s` after the latest attempt. A permanent refusal does not change.
         """
         mark = self._marks[key]
         if mark.refusal is not None and not mark.refusal.is_permanent:

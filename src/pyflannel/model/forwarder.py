@@ -56,7 +56,7 @@ class Forwarder(Item):
         return True
 
     def after(self, changes: LinkChanges) -> "Forwarder":
-        """Return the forwarder; it loses its device if the device is created again."""
+        """Return the forwarder after these changes. It is not attached if its device was created again."""
         return replace(self, is_attached=False) if self.link in changes.recreated else self
 
 

@@ -139,8 +139,8 @@ class LeaseSet:
     Attributes:
         outranked: the ignored leases, by the subnet that they share with the valid one.
         has_ipv6: a key with an IPv6 subnet was known, and may still be.
-        left_out: number of leases beyond LARGEST, the latest ones. When there is room, the next listing
-            accepts them.
+        left_out: number of ignored leases, because there are more than LARGEST. When there is room, the next
+            listing accepts them.
     """
 
     by_subnet: SubnetMap[Lease] = field(default_factory=SubnetMap)

@@ -63,8 +63,8 @@ class Veth:
 
     Attributes:
         peer: name of the other end; "" if it is in another network namespace. Never changes in place.
-        has_gro: TCP segments that are sent into the other end leave this one coalesced. This needs GRO on
-            this end and no TSO on the other: the kernel does not coalesce packets of a sender with TSO.
+        has_gro: this end coalesces the TCP segments that the other end sent. This needs GRO on this end and
+            no TSO on the other: the kernel does not coalesce packets of a sender with TSO.
     """
 
     peer: str

@@ -1,4 +1,4 @@
-"""Nothing that one client of the control socket does ends the forwarder, which carries the packets."""
+"""No action of a client of the control socket ends the forwarder, which carries the packets."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Both directions in batches: joined or not, the outcome equals that of single packets."""
+"""Batches in both directions: the result equals that of single packets, also for coalesced packets."""
 
 import os
 import socket

@@ -27,7 +27,7 @@ REFUSED = {
     "037": "10.5.52.0-24&::1-64",
     "043": "10.5.52.0-24&fd00:5:0:34::1234-64",
     "065": "10.5.52.0-24&1:2:3:4:5:6:7:8-64",
-    # A leading zero in the length: likewise.
+    # The same with a leading zero in the length.
     "022": "10.5.52.0-024",
     # IPv4-mapped IPv6, which the original writes as IPv4 and cannot read back.
     "044": "10.5.52.0-24&::ffff:a00:1-120",

@@ -31,7 +31,7 @@ class Measured(Protocol):
 
 
 def health_routes(daemon: Watched) -> Routes:
-    """Return the routes of health. The texts are the original's and end without a newline."""
+    """Return the HTTP routes of health checks. The texts are the original's and end without a newline."""
 
     async def healthz(_: Request) -> Response:
         return _text(200, "flanneld is running")

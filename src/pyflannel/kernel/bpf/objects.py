@@ -74,7 +74,7 @@ def _calls_by_section(elf: bytes) -> Iterator[tuple[str, frozenset[int]]]:
             calls = (
                 number
                 for operation, registers, _, number in _INSTRUCTION.iter_unpack(code)
-                if operation == _CALL and registers >> 4 == 0  # of another function of the object: 1
+                if operation == _CALL and registers >> 4 == 0  # 1: another function of the object
             )
             yield elf[begin : elf.index(0, begin)].decode("ascii"), frozenset(calls)
 

@@ -70,7 +70,7 @@ def _unmount(path: str) -> None:
 
 @contextmanager
 def pin_directory(path: str) -> Iterator[str]:
-    """Mount a bpffs at `path`, for root alone, unless there is one; the block gets a path that stays its own.
+    """Mount a bpffs at `path`, only for root, unless one exists. Yield a path that the daemon cannot exchange.
 
     The daemon owns the directory around `path`, and may exchange `path` for a symlink at any moment. So root
     opens it without following one, and uses the descriptor for everything that follows.
@@ -121,7 +121,7 @@ def _mount_bpffs(place: str, path: str) -> None:
 async def pin_standing(directory: str) -> int:
     """Pin each attached program of pyflannel in this network namespace; return their number.
 
-    A daemon that had every right, or whose bpffs is gone, left them without.
+    Programs have no pins if a daemon with all rights attached them, or if their bpffs was removed.
 
     Raises:
         OSError: the kernel refused: EPERM without CAP_SYS_ADMIN, ENOSYS where it has no bpf(2).

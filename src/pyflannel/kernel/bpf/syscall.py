@@ -146,11 +146,11 @@ def _libc() -> ctypes.CDLL:
 
 
 def ask(question: Callable[[], object], absent: Collection[int]) -> tuple[Answer, OSError | None]:
-    """Return the answer, and the error that it came by.
+    """Return the answer, and the error of the question.
 
     Args:
-        question: does something that succeeds where the feature is there.
-        absent: the errnos by which the kernel says that it is not. Any other tells nothing of it.
+        question: an action that succeeds if the feature is present.
+        absent: the errnos that mean that the feature is absent. With any other errno, this is unknown.
     """
     try:
         question()
@@ -160,7 +160,7 @@ def ask(question: Callable[[], object], absent: Collection[int]) -> tuple[Answer
 
 
 def said(error: OSError | None) -> str:
-    """Return the kernel's word, as people look it up."""
+    """Return name and text of an error, such as `EPERM: Operation not permitted`; "" without one."""
     if error is None or error.errno is None:
         return ""
     return f"{errno.errorcode.get(error.errno, f'errno {error.errno}')}: {os.strerror(error.errno)}"

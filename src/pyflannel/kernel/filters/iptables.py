@@ -61,7 +61,7 @@ _MODERN = (1, 6, 2)
 """The first version that waits for the lock in iptables-restore, and masquerades fully random."""
 
 _LOCK_WAIT_S = 1
-"""So long a change waits for the xtables lock; other repairs wait meanwhile."""
+"""Seconds for which a change waits for the xtables lock. Other repairs wait meanwhile."""
 
 
 class LockHeldError(TargetError):
@@ -123,7 +123,7 @@ def _parsed(program: str, ran: Ran) -> SavedTables:
 
 
 async def restore(program: str, transaction: str, version: Version) -> None:
-    """Have `PROGRAM-restore` carry a transaction out, all of it or nothing.
+    """Let `PROGRAM-restore` perform a transaction completely or not at all.
 
     Raises:
         LockHeldError: another program has held the xtables lock for a second.

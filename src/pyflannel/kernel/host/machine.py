@@ -152,7 +152,7 @@ def forwards() -> bool | None:
 
 
 def is_strict(link: str) -> bool:
-    """Return whether the host drops packets from a link that is not their way back (RFC 3704, strict).
+    """Return whether the host drops packets that arrive by another link than their return route (RFC 3704).
 
     The greater of the setting for all and that of the link counts (Documentation/networking/ip-sysctl).
     """

@@ -236,7 +236,7 @@ def _link(link: LinkRecord, links: Links) -> Link:
             joins = has_gro(link.name)
     except OSError as error:
         if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP):
-            raise  # these two: the link was removed (its notification causes a look) or has no such setting
+            raise  # the other two mean that the link was removed meanwhile, or has no such setting
     return link_of(link, links.names, offloads_checksums=offloads, has_gro=joins, may_set_ipv6=may_set_ipv6())
 
 

@@ -83,7 +83,8 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
     if state.held is not None:
         following, chosen = _listed_while_running(state, state.held, listed, now)
     elif listed.revision < (state.wanted.config_revision or 0):
-        # Older than the config: others may have taken subnets of another length since.
+        # The listing is older than the config: since then, others may have acquired subnets of another
+        # length.
         following, chosen = look_again(state, now + JITTER_S)
     else:
         choice, before = choose(listed, state.wanted, state.answered, draw)

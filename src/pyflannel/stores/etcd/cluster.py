@@ -331,7 +331,7 @@ class Cluster:
         member.channel.close()
 
     def addresses(self) -> tuple[IPv4Address, ...]:
-        """Return the members' IPv4 addresses: of a name, the one that it led to last."""
+        """Return the members' IPv4 addresses; for a name, the address of the latest connection."""
         known = (self._reached.get(endpoint, endpoint.ipv4) for endpoint in self._given)
         return tuple(address for address in known if address is not None)
 

@@ -122,8 +122,8 @@ class Watch:
             events = [event for response in responses for event in response.events]
             later = [event for event in events if event.kv.mod_revision > self._after]
             if progress or later:
-                # Not the revision of the header: if a watch catches up, the header of old events has the
-                # newest one.
+                # The revision of the header is unsuitable: while a watch catches up, the header of old events
+                # contains the newest revision.
                 seen = [event.kv.mod_revision for event in later[-1:]]
                 return StoreChanges(tuple(map(self._change, later)), max(self._after, *progress, *seen))
 
