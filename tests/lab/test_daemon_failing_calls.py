@@ -59,7 +59,7 @@ class Daemon:
         self._damaged = cycle(network.leases)
 
     def fail(self, name: str, code: int, within_s: float) -> Iterator[str]:
-        """Let the next call with a name fail, if one follows in time.
+        """Let the next call of this name fail, if there is one in time.
 
         Yield the problems until there are none.
         """

@@ -359,7 +359,7 @@ async def preview(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport
 
 
 async def owner_of(cleanup: Cleanup, status: Status) -> str | None:
-    """Return the identity of this host. In a container without a state directory, it is read from the device."""
+    """Return the identity of this host. In a container without state directory, its device contains it."""
     if owner := cleanup.node_id or status.owner:
         return owner
     with suppress(FlannelError):  # `remove_objects` reports it

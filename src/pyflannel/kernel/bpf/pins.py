@@ -70,7 +70,7 @@ def _unmount(path: str) -> None:
 
 @contextmanager
 def pin_directory(path: str) -> Iterator[str]:
-    """Mount a bpffs at `path`, only for root, unless one exists. Yield a path that the daemon cannot exchange.
+    """Mount a bpffs at `path`, only for root, unless one exists. Yield a path that is safe from exchange.
 
     The daemon owns the directory around `path`, and may exchange `path` for a symlink at any moment. So root
     opens it without following one, and uses the descriptor for everything that follows.
