@@ -344,7 +344,7 @@ class _Happening:
 
 
 _MOST_SUBNETS = 8
-"""A choice among more than this number is the choice of a pause."""
+"""Maximum number of subnets. The protocol uses the same function with larger numbers to choose a pause."""
 
 
 def _with_config(wanted: Wanted, world: World) -> Wanted:

@@ -296,7 +296,7 @@ SUBNET_AND_PEER = [
 ]
 map_entries = st.builds(
     lambda length, base, peer: struct.pack("=I", length) + base + peer,
-    st.integers(0, 32),  # the kernel accepts no longer prefix
+    st.integers(0, 32),  # the maximum of the kernel
     st.binary(min_size=4, max_size=4),
     st.binary(min_size=8, max_size=8),
 )

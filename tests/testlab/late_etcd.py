@@ -39,7 +39,7 @@ class _Undecoded(CodecBase):
 
 
 class _LateEtcd:
-    """The services of etcd that flanneld uses, behind a bad path."""
+    """The services of etcd that flanneld uses, with late and lost responses."""
 
     def __init__(self, etcd: Channel, late_s: float, lost_share: float) -> None:
         self._etcd = etcd

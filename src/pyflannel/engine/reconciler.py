@@ -238,7 +238,7 @@ class Reconciler:
         actual = ours(state, desired, self._mark, self._device)
         found = (change(old, new) for old, new in differences(actual, wanted))
         operations = [operation for operation in found if operation is not None]
-        if not self._work.is_blank:  # otherwise, ten thousand keys would be created in vain
+        if not self._work.is_blank:  # else ten thousand unused keys would be created
             operations = self._without_later(operations, generations, desired)
         for reading in readings:
             self._work.end_look(reading.generation, reading.kinds)

@@ -96,7 +96,7 @@ class HostOptions:
         plan: options of the plan.
         subnet_env: text of subnet.env from the previous run, or None.
         audit_s: longest time between two checks of the host and of its interfaces.
-        requires_encryption: run no backend that sends packets in clear, for any network config.
+        requires_encryption: run no backend that sends unencrypted packets, for any network config.
     """
 
     identity: Identity

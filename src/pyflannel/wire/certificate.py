@@ -20,7 +20,7 @@ _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s(.*?)-----END CERTIFICATE-----"
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """The first and the last second of a certificate."""
+    """The first and the last second in which a certificate is valid."""
 
     not_before: datetime
     not_after: datetime

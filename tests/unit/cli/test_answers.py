@@ -88,7 +88,7 @@ def test_styles_of_flannelctl_reach_the_terminal(capsys: pytest.CaptureFixture[s
 
 
 def test_every_text_is_printed_by_the_functions_that_escape() -> None:
-    """Commands print texts that may come from the store only by these functions."""
+    """Commands use only these functions to print texts that may be from the store."""
     package = Path(__file__).parents[3] / "src/pyflannel"
     sources = [*(package / "cli").glob("*.py"), package / "programs/flannelctl.py"]
 

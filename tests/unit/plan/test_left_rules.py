@@ -37,7 +37,7 @@ COMMENTED = (
     '! -s 10.99.0.0/16 -d 10.99.15.0/24 -m comment --comment "flanneld masq" -j RETURN',
     '-m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN',
 )
-"""As releases after them do, for an unknown network."""
+"""Rules of later releases, for an unknown network."""
 
 FIRST = ("-d 10.100.0.0/16 -j ACCEPT", "! -d 224.0.0.0/4 -j MASQUERADE")
 FIRST_JUMP = "-s 10.100.0.0/16 -j FLANNEL"

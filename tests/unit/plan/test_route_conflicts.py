@@ -179,7 +179,7 @@ class TestRoutesOfOtherPrograms:
     ],
 )
 def test_which_networks_a_host_refuses(network: str, routed: Routed, is_refused: bool) -> None:
-    """With routes to peers, the lease decides, unless each would take packets from the underlay."""
+    """With routes to peers, each lease is checked instead, unless all leases would overlap the underlay."""
     underlay = replace(UNDERLAY, on_link=(PREFIX,))
     surroundings = Surroundings(
         stores=(STORE,), gateways=(PREFIX[1],), routes=(route("172.17.0.0/16", link="docker0", protocol=2),)

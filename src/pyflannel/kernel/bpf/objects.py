@@ -46,7 +46,7 @@ class ObjectFile:
 
 
 def read_object() -> ObjectFile:
-    """Return the shipped object; without importlib.resources, which is 3 ms and a megabyte of archives.
+    """Return the shipped object. importlib.resources is not used, because it costs 3 ms and a megabyte.
 
     Raises:
         TargetError: the installation lacks it.
@@ -81,9 +81,9 @@ def _calls_by_section(elf: bytes) -> Iterator[tuple[str, frozenset[int]]]:
 
 # Programs and maps of the kernel, opened by their identifiers.
 #
-# That requires CAP_SYS_ADMIN. A daemon without it opens pinned objects: if its directory is a bpffs, each
-# program that it attaches is pinned there with its maps, under their identifiers. The data path never depends
-# on a pin: the hook references the program, and the program its maps.
+# This requires CAP_SYS_ADMIN. A daemon without this right opens pinned objects instead: if its directory is a
+# bpffs, it pins each attached program and its maps there, under their identifiers. The data path never
+# depends on a pin: the hook references the program, and the program its maps.
 
 _ID = struct.Struct("=III")  # id, next id, flags
 _NOBODYS = 0x7FFFFFFF

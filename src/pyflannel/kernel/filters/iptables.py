@@ -1,4 +1,4 @@
-"""The Target that is iptables, nft or legacy; its programs, its lock, and rules of others in it."""
+"""iptables, nft or legacy, as a Target; its programs, its lock, and foreign rules in its tables."""
 
 import logging
 import os
@@ -171,8 +171,8 @@ def _failed(program: str, ran: Ran) -> TargetError:
 
 # Reads all filter rules of iptables, of both kinds, and removes rules of the original.
 #
-# A host has one kind of iptables under the plain name. Rules of the other kind stay where they are when the
-# name changes hands, and the kernel asks both.
+# On a host, the name `iptables` runs one of the two kinds. If it is switched to the other kind, the rules of
+# the previous kind remain, and the kernel evaluates the rules of both.
 
 
 async def read_rules() -> tuple[SavedRules, ...]:
