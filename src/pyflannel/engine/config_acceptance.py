@@ -57,7 +57,7 @@ class Refused:
 
     Attributes:
         trouble: the missing condition, and the remedy.
-        fence: a plan that removes all objects which send packets of the network in clear; None to keep the
+        fence: a plan that removes all objects which send packets of the network unencrypted; None to keep the
             plan in force.
     """
 
@@ -133,7 +133,7 @@ class ConfigAcceptance:
         return f"Backend.Type {backend.lease_type or 'udp'} does not, and --require-encryption is set"
 
     def _fence(self, config: NetworkConfig, inputs: Inputs, *, has_last_known: bool) -> State | None:
-        """Return the plan without objects that send in clear, unless a config runs or its leases may load."""
+        """Return the plan without objects that send unencrypted, unless a config runs or its leases may load."""
         may_run_on_last_known = self._previous is not None and not has_last_known
         if inputs.config is not None or may_run_on_last_known:
             return None

@@ -40,7 +40,7 @@ PEER = {
 
 
 class Bench:
-    """A keeper of Node n1 and what it reported."""
+    """A keeper of Node n1 and its reports."""
 
     def __init__(self, server: FakeApiServer, directory: Path, **wanted: Any) -> None:
         self.server = server

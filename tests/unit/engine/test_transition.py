@@ -111,7 +111,7 @@ class TestConfig:
 
 class TestPlan:
     @pytest.mark.parametrize("backend", [VXLAN, HostGwBackend()])
-    def test_the_guard_belongs_to_what_must_be_prepared(self, backend: Backend) -> None:
+    def test_the_guard_is_one_of_the_prepared_objects(self, backend: Backend) -> None:
         made, state = planned(changed(UDP, backend, is_prepared=False))
 
         assert {table.key for table in state.of_type(GuardTable)} <= made.receiving_keys()
@@ -178,7 +178,7 @@ class TestPlan:
         assert [tunnel.port for tunnel in table.path.tunnels] == [8472, 8285]
         assert {entry.port, *entry.other_ports} == {8472, 8285}
 
-    def test_clear_packets_are_refused_after_the_last_backend_in_clear(self) -> None:
+    def test_clear_packets_are_refused_after_the_last_unencrypted_backend(self) -> None:
         wireguard = WireguardBackend(network=NETWORK)
         for inputs, refuses in ((changed(UDP, wireguard), False), (changed(wireguard), True)):
             _, state = planned(inputs)

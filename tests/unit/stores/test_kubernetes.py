@@ -200,7 +200,7 @@ def test_an_unusable_kubeconfig_is_named(tmp_path: Path, text: str, message: str
         Access(url="", kubeconfig=path, environment={}).connection()
 
 
-def test_a_server_that_is_away_is_named_and_its_address_is_known(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_named_and_its_address_is_known(tmp_path: Path) -> None:
     store = store_at("http://127.0.0.1:1", tmp_path)
     assert list(map(str, store.addresses())) == ["127.0.0.1"]
     assert store_at("https://kubernetes.default", tmp_path).addresses() == ()
