@@ -133,7 +133,7 @@ class ConfigAcceptance:
         return f"Backend.Type {backend.lease_type or 'udp'} does not, and --require-encryption is set"
 
     def _fence(self, config: NetworkConfig, inputs: Inputs, *, has_last_known: bool) -> State | None:
-        """Return the plan without objects that send unencrypted; None if a config runs or its leases may load."""
+        """Return the plan without objects that send unencrypted; None if a config runs or may be loaded."""
         may_run_on_last_known = self._previous is not None and not has_last_known
         if inputs.config is not None or may_run_on_last_known:
             return None
