@@ -190,6 +190,7 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         programs=programs,
         on_link=_on_link(interfaces, membership),
         ports={name: port_mtus(name) for name in bridges},
+        docker0_ports=len(port_mtus("docker0")),
         docker_drops=docker_drops(saved, await docker_table()),
         has_unit=has_unit("flanneld.service"),
     )

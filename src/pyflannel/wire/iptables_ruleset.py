@@ -1,5 +1,6 @@
 """The output of iptables-save as rules that can be evaluated. Source: iptables(8), iptables-extensions(8)."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
@@ -55,6 +56,8 @@ _CONTINUING = frozenset(
 )
 _SOURCES, _DESTINATIONS = frozenset({"MASQUERADE", "SNAT", "NETMAP"}), frozenset({"DNAT", "REDIRECT"})
 _FULL_MASK = 0xFFFFFFFF
+_COMMENT = re.compile(r'-m comment --comment (?:"(?:[^"\\]|\\.)*"|[^"\s]+)(?: |$)')
+_QUOTES = re.compile(r"[\"'\\]")
 _LAST = 65535
 
 
@@ -90,9 +93,14 @@ def _priority(table: str, chain: str) -> int:
 
 def _rules(chain: SavedChain, saved: Mapping[str, SavedChain]) -> Iterator[Rule]:
     for number, text in enumerate(chain.rules, 1):
-        words = rule_words(text)
+        words = _words_of(_COMMENT.sub("", text))
         at = next((at for at, word in enumerate(words) if word in ("-j", "-g")), len(words))
         yield Rule(tuple(_matches(words[:at])), _action(words[at:], saved), text, number)
+
+
+def _words_of(text: str) -> list[str]:
+    """Return the words of a rule. Most have no quotes once the comment is removed: kube-proxy has thousands."""
+    return rule_words(text) if _QUOTES.search(text) else text.split()
 
 
 def _action(words: Sequence[str], saved: Mapping[str, SavedChain]) -> Action:

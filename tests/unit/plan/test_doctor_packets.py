@@ -210,6 +210,30 @@ def test_a_fault_of_an_interface_is_named(links: tuple[Interface, ...], code: st
     assert (one.code, one.fix) == (code, fix)
 
 
+def test_containers_of_docker_outside_the_subnet_are_named() -> None:
+    """Not if docker0 has no container, as beside a CNI plugin, or another bridge is in the subnet."""
+    docker0 = interface("docker0", "172.17.0.1/16")
+    seen = replace(
+        HEALTHY, ports={}, docker0_ports=2, interfaces=Interfaces(interfaces=(*LINKS[:2], docker0))
+    )
+
+    one = found(seen)
+
+    assert (one.code, one.severity) == ("bridge-subnet", "warning")
+    assert one.evidence == ("docker0 has 172.17.0.1/16, and 2 containers",)
+    assert findings(replace(seen, docker0_ports=0)) == ()
+    assert findings(replace(seen, ports={"cni0": {}})) == ()
+
+
+def test_docker0_with_a_former_subnet_is_repaired_with_the_options_of_docker() -> None:
+    docker0 = interface("docker0", "10.100.77.1/24")
+
+    one = found(replace(HEALTHY, ports={}, interfaces=Interfaces(interfaces=(*LINKS[:2], docker0))))
+
+    assert one.code == "overlay-address"
+    assert one.fix.startswith("mk-docker-opts -c")
+
+
 @pytest.mark.parametrize(
     ("public", "code"),
     [("10.0.2.15", "nat-address"), ("10.0.0.99", "public-address"), ("203.0.113.7", None)],

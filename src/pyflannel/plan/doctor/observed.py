@@ -60,6 +60,7 @@ class Observed:
         programs: programs of the claimed device, at the hooks of links.
         on_link: prefixes that the underlay reaches without a gateway.
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name.
+        docker0_ports: number of containers at docker0, if it exists.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
         has_unit: systemd runs on this host and has the unit flanneld.service.
     """
@@ -78,6 +79,7 @@ class Observed:
     programs: tuple[BpfProgram, ...] = ()
     on_link: tuple[IpNetwork, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    docker0_ports: int = 0
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_unit: bool = True
 

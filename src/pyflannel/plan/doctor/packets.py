@@ -8,6 +8,9 @@ from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.observed import NAMED, Observed, shown, some
 from pyflannel.plan.leftovers import is_within
 
+_DOCKER0 = "docker0"
+_DOCKER_FIX = "mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers"
+
 
 def _forwarding(seen: Observed) -> Iterator[Finding]:
     if seen.forwards is False:
@@ -112,7 +115,7 @@ def _port_mtus(seen: Observed) -> Iterator[Finding]:
                 severity="warning",
                 cause=f"containers on {bridge} send packets larger than the MTU of the network, {mtu} bytes",
                 evidence=some([f"{port} has MTU {size}" for port, size in large.items()]),
-                fix="mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers",
+                fix=_DOCKER_FIX,
             )
 
 
@@ -127,6 +130,21 @@ def _bridge_down(seen: Observed) -> Iterator[Finding]:
                 evidence=(f"ip link show {name}: state DOWN",),
                 fix=f"ip link set {name} up",
             )
+
+
+def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
+    """Yield that the containers of Docker have addresses outside this host's subnet."""
+    own, docker0 = seen.membership.subnet, seen.interfaces.named(_DOCKER0)
+    if own is None or docker0 is None or seen.ports or not seen.docker0_ports:
+        return
+    held = ", ".join(str(one.address) for one in docker0.addresses if one.address.version == own.version)
+    yield Finding(
+        code="bridge-subnet",
+        severity="warning",
+        cause=f"the containers at {_DOCKER0} have no address of the subnet of this host, {own}",
+        evidence=(f"{_DOCKER0} has {held or 'no address'}, and {seen.docker0_ports} containers",),
+        fix=_DOCKER_FIX,
+    )
 
 
 def _addresses(seen: Observed) -> Iterator[Finding]:
@@ -149,7 +167,9 @@ def _addresses(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause="this host has addresses of subnets of other hosts, and takes their packets itself",
             evidence=some([f"{address} on {name}" for name, address in held]),
-            fix="; ".join(f"ip address delete {address} dev {name}" for name, address in held[:NAMED]),
+            fix=_DOCKER_FIX
+            if held[0][0] == _DOCKER0
+            else "; ".join(f"ip address delete {address} dev {name}" for name, address in held[:NAMED]),
         )
 
 
@@ -197,6 +217,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _source_refused,
     _diverted,
     _bridge_down,
+    _bridge_subnet,
     _addresses,
     _public_address,
     _reverse_path,
