@@ -222,6 +222,15 @@ def test_the_text_for_people_has_cause_evidence_and_command(healthy: Host) -> No
     ]
 
 
+def test_doctor_repairs_a_value_of_the_kernel_if_asked(healthy: Host) -> None:
+    healthy.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+
+    document = read_document(["doctor"], healthy.flannelctl("doctor", "--fix", "--json"))
+
+    assert document["fixed"] == ["sysctl -w net.ipv4.ip_forward=1"]
+    assert document["ok"]
+
+
 def test_peers_without_traffic_are_reported(overlay, healthy: Host) -> None:
     overlay.put_peers("host-gw", 1)
     overlay.wait_status(healthy, lambda status: bool(status.refused_peers), "refuses a peer")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import both, duration, handshake, places_of, print_facts, print_json, socket_of
 from pyflannel.cli.invocation import (
     Invocation,
@@ -15,7 +16,7 @@ from pyflannel.cli.invocation import (
     state_options,
     wide_option,
 )
-from pyflannel.commands.examination import examine
+from pyflannel.commands.examination import examine, fix
 from pyflannel.commands.local_daemon import offline_status, what_to_do
 from pyflannel.commands.network_client import ControlClient, live_status
 from pyflannel.commands.reach import with_reach
@@ -41,25 +42,45 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 @click.command()
+@click.option(
+    "--fix",
+    "fixes",
+    is_flag=True,
+    help="Run the commands that set one value of the kernel: forwarding on, the bridge up, rp_filter of the"
+    " tunnel device loose. Then examine again.",
+)
 @run_dir_option
 @state_options
 @shared_options("json")
 @click.pass_obj
 def doctor(
-    invocation: Invocation, run_dir: Path | None, state_dir: Path | None, subnet_file: Path | None
+    invocation: Invocation,
+    fixes: bool,
+    run_dir: Path | None,
+    state_dir: Path | None,
+    subnet_file: Path | None,
 ) -> None:
     """List the problems of this host, with cause and remedy.
 
-    Changes nothing. The exit code is 1 if packets are lost or may be lost.
+    Changes nothing without --fix. The exit code is 1 if packets are lost or may be lost.
     """
-    found = asyncio.run(examine(places_of(run_dir, state_dir, subnet_file)))
+    found, fixed = asyncio.run(_examined(places_of(run_dir, state_dir, subnet_file), fixes=fixes))
     is_ok = all(one.severity != "error" for one in found)
     if invocation.wants_json:
-        print_json(format_findings(found, is_ok=is_ok))
+        print_json(format_findings(found, is_ok=is_ok, fixed=fixed))
     else:
+        for command in fixed:
+            say(command, label="fixed")
         _print_findings(found)
     if not is_ok:
         click.get_current_context().exit(1)
+
+
+async def _examined(places: Places, *, fixes: bool) -> tuple[tuple[Finding, ...], list[str]]:
+    """Return the findings, and the commands that were run before."""
+    found = await examine(places)
+    fixed = await fix(found) if fixes else []
+    return (await examine(places), fixed) if fixed else (found, fixed)
 
 
 def _print_findings(found: Sequence[Finding]) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import islice
@@ -17,6 +18,7 @@ from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
 from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.filters.ruleset import read_ruleset
 from pyflannel.kernel.host.machine import (
     ask_route,
@@ -37,7 +39,7 @@ from pyflannel.model.probe import PeerReach, PingReport
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, Status
 from pyflannel.plan.doctor.filters import docker_drops
-from pyflannel.plan.doctor.findings import findings
+from pyflannel.plan.doctor.findings import SAFE, findings
 from pyflannel.plan.doctor.observed import Observed, RouteAnswer
 from pyflannel.plan.doctor.peers import judged, with_peers
 from pyflannel.plan.leftovers import rules_left
@@ -155,6 +157,17 @@ async def examine(places: Places) -> tuple[Finding, ...]:
     status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
     found, reach = await asyncio.gather(_examined(places, status, leases), _reach(status, leases))
     return with_peers(found, reach, status)
+
+
+async def fix(found: Sequence[Finding]) -> list[str]:
+    """Run the commands of the safe findings, and return those that succeeded."""
+    commands = [one.fix for one in found if one.code in SAFE]
+    done = []
+    for command in commands:
+        with contextlib.suppress(TargetError):
+            ran = await run_program(*shlex.split(command))
+            done += [] if ran.status else [command]
+    return done
 
 
 async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:

@@ -57,10 +57,11 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """The document of `doctor`. `ok` is false if a finding is an error."""
+    """The document of `doctor`. `ok` is false if a finding is an error; `fixed`: the commands of `--fix`."""
 
     ok: bool
     findings: tuple[Finding, ...]
+    fixed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +162,9 @@ def parse_events(document: bytes) -> list[JournalEntry]:
     return _decode(document, Events).events
 
 
-def format_findings(findings: Sequence[Finding], *, is_ok: bool) -> bytes:
-    """Return `{"ok": ..., "findings": [...]}`."""
-    return _encode(Examination(is_ok, tuple(findings)))
+def format_findings(findings: Sequence[Finding], *, is_ok: bool, fixed: Sequence[str] = ()) -> bytes:
+    """Return `{"ok": ..., "findings": [...], "fixed": [...]}`."""
+    return _encode(Examination(is_ok, tuple(findings), tuple(fixed)))
 
 
 def format_ping(report: PingReport) -> bytes:

@@ -99,7 +99,7 @@ def _rules(chain: SavedChain, saved: Mapping[str, SavedChain]) -> Iterator[Rule]
 
 
 def _words_of(text: str) -> list[str]:
-    """Return the words of a rule. Most have no quotes once the comment is removed: kube-proxy has thousands."""
+    """Return the words of a rule. Thousands of rules of kube-proxy have quotes only in their comment."""
     return rule_words(text) if _QUOTES.search(text) else text.split()
 
 
