@@ -82,7 +82,7 @@ class Packet:
             case "state":
                 return self.state
             case "status":
-                return "none" if self.state == "new" else None
+                return None if self.state == "established" else "none"
             case "mark":
                 return self.mark
             case "stype":

@@ -141,6 +141,8 @@ def test_before_connection_tracking_the_state_is_invalid() -> None:
 
     assert judge(TUNNEL, early, IN).kind == "accept"
     assert judge(TUNNEL, (*early, *late), IN).kind == "drop"
+    translated = "-A PREROUTING -m conntrack --ctstatus DNAT -j DROP"
+    assert judge(TUNNEL, iptables(translated, table="raw", chain="PREROUTING"), IN).kind == "accept"
 
 
 def test_a_translation_of_the_source_is_reported() -> None:
