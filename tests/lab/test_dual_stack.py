@@ -216,3 +216,41 @@ def test_host_gw_and_the_filter_rules_have_both_families(
         assert "FLANNEL-POSTRTG" not in saved
     else:
         assert f"-A FLANNEL-POSTRTG -s {NETWORK} ! -d ff00::/8" in saved
+
+
+def test_wireguard_carries_both_families(overlay: Overlay, hosts: list[Host]) -> None:
+    """Each family has a device. While a device is missing, no packet leaves unencrypted."""
+    pair = hosts[:2]
+    for host in pair:
+        overlay.daemons[host.name].kill()
+    set_config(overlay, "wireguard")
+    join(overlay, pair)
+    lay_bridges(pair)
+
+    wait_reached(pair)
+    first, second = pair
+    endpoints = first.run(["wg", "show", "flannel-wg-v6", "endpoints"]).stdout
+    assert f"[{underlay(second).ip}]:51821" in endpoints
+    assert (
+        f"blackhole {NETWORK} dev lo proto 80 metric 4294967295"
+        in first.run(["ip", "-6", "route", "show", str(NETWORK)]).stdout
+    )
+    first.run(["ip", "link", "delete", "flannel-wg-v6"])
+    wait_reached(pair)
+
+
+def test_a_cleanup_removes_the_objects_of_both_families(overlay: Overlay, hosts: list[Host]) -> None:
+    """The fence of the network stays while a bridge of containers has a part of it."""
+    host = hosts[0]
+    subnet = host.lease()
+    overlay.daemons[host.name].kill()
+    host.run(["ip", "link", "delete", "br7"])
+
+    host.flannelctl("cleanup", "--yes", f"--store={overlay.etcd.url}")
+
+    assert not overlay.etcd.etcdctl(
+        "get", "--prefix", "--keys-only", f"{PREFIX}/subnets/{subnet.network_address}-"
+    )
+    assert not [link["ifname"] for link in host.links() if link["ifname"].startswith("flannel")]
+    assert not host.run(["ip", "-6", "route", "show", "proto", "80"]).stdout
+    assert "flannel" not in host.run(["ip6tables-save"]).stdout.lower()

@@ -161,7 +161,10 @@ def wireguard_of(supervisor: Supervisor, contacts: Sequence[WireguardContact]) -
     inputs = supervisor.condition.inputs
     if inputs.backend is None or not inputs.backend.is_encrypted or not inputs.wireguard.key:
         return None
-    by_key = {contact.public_key: contact for contact in contacts}
+    by_key: dict[str, WireguardContact] = {}
+    for one in contacts:
+        other = by_key.get(one.public_key)
+        by_key[one.public_key] = one if other is None else other.joined(one)
     return WireguardStatus(
         public_key=inputs.wireguard.key,
         is_in_kernel=inputs.wireguard.is_in_kernel,

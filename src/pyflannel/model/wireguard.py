@@ -4,9 +4,10 @@ import binascii
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 
 from pyflannel.model.item import Item, Key, LinkChanges, Marks, Rank
+from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.store_record import Secret
 
@@ -16,9 +17,13 @@ DEVICE = "flannel-wg"
 KEY_OCTETS = 32
 
 
-def wireguard_link(device: str) -> str:
-    """Return the WireGuard device of the daemon that claims `device`: `flannel-wg` for flannel0."""
-    return DEVICE if device == FIRST_DEVICE else f"{DEVICE}{device.removeprefix('flannel')}"
+def wireguard_link(device: str, family: Family = 4) -> str:
+    """Return the WireGuard device of the daemon that claims `device`: `flannel-wg` for flannel0.
+
+    The device of IPv6 is `flannel-wg-v6`, or `flannel-wg1-v6` for flannel1.
+    """
+    name = DEVICE if device == FIRST_DEVICE else f"{DEVICE}{device.removeprefix('flannel')}"
+    return name if family == 4 else f"{name}-v6"
 
 
 def parse_key(text: str) -> str | None:
@@ -79,7 +84,7 @@ class WireguardDevice(Item):
     public_key: str
     port: int
     is_in_kernel: bool
-    source: IPv4Address | None = None
+    source: IpAddress | None = None
 
     @property
     def key(self) -> Key:
@@ -154,7 +159,10 @@ class WireguardPeer(Item):
 
 
 def _is_ours(link: str, marks: Marks) -> bool:
-    return link in marks.links or (marks.device is not None and link == wireguard_link(marks.device))
+    if link in marks.links:
+        return True
+    device = marks.device
+    return device is not None and link in (wireguard_link(device), wireguard_link(device, 6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,3 +182,14 @@ class WireguardContact:
     handshake_age_s: float | None = None
     received: int = 0
     sent: int = 0
+
+    def joined(self, other: "WireguardContact") -> "WireguardContact":
+        """Return the contact by two devices, one per family, with the same peer."""
+        ages = [one.handshake_age_s for one in (self, other) if one.handshake_age_s is not None]
+        return WireguardContact(
+            public_key=self.public_key,
+            endpoint=self.endpoint or other.endpoint,
+            handshake_age_s=min(ages, default=None),
+            received=self.received + other.received,
+            sent=self.sent + other.sent,
+        )

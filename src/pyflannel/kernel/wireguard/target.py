@@ -9,11 +9,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
 from typing import Protocol
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.programs import Ran, run_program
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.store_record import Secret
 from pyflannel.model.wireguard import WireguardContact, WireguardDevice, WireguardPeer
@@ -88,7 +88,7 @@ class WireguardTarget:
         self._userspace = userspace
         self._desired = State.EMPTY
         self._known: State | None = None  # as read or announced last, if it differs from the plan
-        self._sources: dict[str, IPv4Address | None] = {}  # those for which the endpoints were set
+        self._sources: dict[str, IpAddress | None] = {}  # those for which the endpoints were set
 
     async def snapshot(self, desired: State) -> State:
         """Return the planned devices, those of flanneld's wireguard-go processes, and their peers.
@@ -122,7 +122,7 @@ class WireguardTarget:
             *(_as_planned(one, desired, now) for one in device.peers),
         )
 
-    def _source(self, link: str, desired: State) -> IPv4Address | None:
+    def _source(self, link: str, desired: State) -> IpAddress | None:
         """Return the source address of a device, which cannot be read: the planned one until it changes."""
         planned = next((one for one in desired.of_type(WireguardDevice) if one.link == link), None)
         return self._sources.setdefault(link, None if planned is None else planned.source)

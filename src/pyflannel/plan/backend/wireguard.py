@@ -1,20 +1,28 @@
 """The wireguard backend: packets use a WireGuard device, which encrypts them with the peer's key.
 
-The whole network is routed to the device, which selects the peer by the destination (allowed IPs). A second
-route, with the greatest metric, drops packets while the device is missing. Without it, they would leave
-unencrypted by the default route.
+Each family has a device, as in the mode `separate` of the original: `flannel-wg` for IPv4, whose tunnel uses
+IPv4, and `flannel-wg-v6` for IPv6. The whole network is routed to the device, which selects the peer by the
+destination (allowed IPs). A second route, with the greatest metric, drops packets while the device is
+missing. Without it, they would leave unencrypted by the default route.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 from typing import Literal
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease, WireguardData
 from pyflannel.model.link import Address, Link
-from pyflannel.model.network_config import IPV4_ONLY, Family, NetworkConfig
+from pyflannel.model.network_config import (
+    BOTH_FAMILIES,
+    IPV4_ONLY,
+    Family,
+    IpAddress,
+    IpNetwork,
+    NetworkConfig,
+)
 from pyflannel.model.route import SCOPE_GLOBAL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.model.store_record import Secret
@@ -29,7 +37,14 @@ from pyflannel.model.wireguard import (
     wireguard_link,
 )
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
-from pyflannel.plan.routes import Routed, address_objection, plan_fence, route_objection
+from pyflannel.plan.routes import (
+    NO_IPV6,
+    Routed,
+    address_objection,
+    plan_fence,
+    route_objection,
+    usual_metric,
+)
 
 KEYS = ("ListenPort", "ListenPortV6", "MTU", "PSK", "PersistentKeepaliveInterval", "Mode")
 
@@ -42,6 +57,9 @@ _PORTS = range(1, 65536)
 _KEEPALIVES = range(65536)
 _SMALLEST_MTU = 68
 """Bytes that IPv4 requires of each link (RFC 791)."""
+
+_SMALLEST_MTU_V6 = 1280
+"""Bytes that IPv6 requires of each link (RFC 8200)."""
 
 _OUTER_MTUS = range(_SMALLEST_MTU + OVERHEAD, 65536)
 _NAT_KEEPALIVE_S = 25
@@ -58,7 +76,9 @@ class WireguardBackend:
 
     Attributes:
         network: the whole range, routed to the device.
+        ipv6_network: the same for IPv6; None without IPv6.
         udp_port: UDP port of this host, and of each peer that publishes no other port.
+        udp_port_v6: the same for the device of IPv6.
         keepalive_s: interval of keepalive packets; 0 for none, unless this host is behind a NAT.
         outer_mtu: bytes of the largest encrypted packet; None for the underlay's MTU.
         preshared_key: key of all peers; empty for none.
@@ -66,7 +86,9 @@ class WireguardBackend:
     """
 
     network: IPv4Network
+    ipv6_network: IPv6Network | None = None
     udp_port: int = DEFAULT_PORT
+    udp_port_v6: int = DEFAULT_PORT_V6
     keepalive_s: int = 0
     outer_mtu: int | None = None
     preshared_key: Secret = field(default_factory=lambda: Secret(""))
@@ -87,7 +109,13 @@ class WireguardBackend:
 
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> WireguardData:
         """Return the public key and the port of the lease."""
-        return WireguardData(public_key=wireguard.published, port=self.udp_port)
+        return WireguardData(public_key=wireguard.published, port=self._port(family))
+
+    def _port(self, family: Family) -> int:
+        return self.udp_port if family == 4 else self.udp_port_v6
+
+    def _network(self, family: Family) -> IpNetwork | None:
+        return self.network if family == 4 else self.ipv6_network
 
     def mtu(self, host: Host) -> int:
         """Return the size of the largest packet of a container, in bytes."""
@@ -107,56 +135,75 @@ class WireguardBackend:
             )
         if not host.wireguard.is_in_kernel:
             yield "wireguard-go encrypts in user space, because the kernel of this host has no WireGuard"
-        if (why := route_objection(self.network, underlay, host.surroundings)) is not None:
-            yield f"Network {why}"
+        network = self._network(host.family)
+        if network is not None and (why := route_objection(network, underlay, host.surroundings)) is not None:
+            yield f"{'Network' if host.family == 4 else 'IPv6Network'} {why}"
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
         """Return the missing condition: WireGuard itself, or a sufficient MTU of the underlay."""
         if wireguard.problem:
             return wireguard.problem
-        if self._mtu(underlay) >= _SMALLEST_MTU:
+        smallest = _SMALLEST_MTU if underlay.ipv6_address is None else _SMALLEST_MTU_V6
+        if self._mtu(underlay) >= smallest:
             return None
-        return f"an MTU of {_OUTER_MTUS[0]} or more on {underlay.link}, which has {underlay.mtu}"
+        needed = smallest + OVERHEAD
+        if self.outer_mtu is not None and self.outer_mtu < min(underlay.mtu, needed):
+            return f"a Backend.MTU of {needed} or more, which IPv6 needs, instead of {self.outer_mtu}"
+        return f"an MTU of {needed} or more on {underlay.link}, which has {underlay.mtu}"
 
     def plan_host(self, host: Host) -> State:
         """Return the device with its key, its address, and the routes of the network."""
-        link, facts = wireguard_link(host.device), host.wireguard
+        link, facts = wireguard_link(host.device, host.family), host.wireguard
+        base = host.subnet.network_address
         return State.of(
             Link(
                 name=link,
                 kind="wireguard" if facts.is_in_kernel else "tun",
                 mtu=self.mtu(host),
                 queue_length=1000 if facts.is_in_kernel else 500,
+                has_ipv6=host.family == 6,
                 alias=host.mark,
                 owner=host.device_owner,
             ),
-            Address(link=link, address=IPv4Interface((host.lease.subnet.network_address, 32))),
+            Address(link=link, address=ip_interface((base, base.max_prefixlen))),
             WireguardDevice(
                 link=link,
                 public_key=facts.key,
-                port=self.udp_port,
+                port=self._port(host.family),
                 is_in_kernel=facts.is_in_kernel,
-                source=host.underlay.address,
+                source=host.address,
             ),
             *self._routes(host, link),
         )
 
     def _routes(self, host: Host, link: str) -> Iterator[Route]:
         """Yield the route of the network, and the one that drops packets while there is no device."""
-        if route_objection(self.network, host.underlay, host.surroundings) is None:
-            scope = SCOPE_GLOBAL if host.serves_docker else SCOPE_LINK
-            yield Route(destination=self.network, link=link, protocol=host.protocol, scope=scope)
-            yield plan_fence(self.network, host.protocol)
+        network = self._network(host.family)
+        if network is not None and route_objection(network, host.underlay, host.surroundings) is None:
+            # The kernel knows no scope of IPv6 routes.
+            is_global = host.serves_docker or host.family == 6
+            yield Route(
+                destination=network,
+                link=link,
+                metric=usual_metric(network),
+                protocol=host.protocol,
+                scope=SCOPE_GLOBAL if is_global else SCOPE_LINK,
+            )
+            yield plan_fence(network, host.protocol)
 
     def objection(self, peer: Lease, host: Host) -> str | None:
         """Return why the peer cannot be reached: another backend, no key, or an unusable address."""
-        attributes, data = peer.attributes, peer.attributes.wireguard
+        attributes, part = peer.attributes, peer.part(host.family)
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-wireguard subnet: type={attributes.backend_type}"
-        if (why := address_objection(attributes.public_ip, host)) is not None:
+        if part is None:
+            return NO_IPV6
+        if (why := address_objection(part.address, host)) is not None:
             return why
+        data = part.wireguard
         if data is None or data.public_key == _NO_KEY:
-            return "its BackendData has no PublicKey of WireGuard"
+            key = "BackendData" if host.family == 4 else "BackendV6Data"
+            return f"its {key} has no PublicKey of WireGuard"
         if data.public_key in (host.wireguard.key, host.wireguard.published):
             return f"its PublicKey {data.public_key} is that of this host: is it a copy of this host?"
         return None
@@ -169,8 +216,9 @@ class WireguardBackend:
         """
         by_key: dict[str, list[Lease]] = {}
         for peer in peers:
-            if peer.attributes.wireguard is not None:
-                by_key.setdefault(peer.attributes.wireguard.public_key, []).append(peer)
+            data = peer.attributes.wireguard if host.family == 4 else peer.attributes.wireguard_v6
+            if data is not None:
+                by_key.setdefault(data.public_key, []).append(peer)
         reasons: dict[IPv4Network, str] = {}
         for public_key, sharing in by_key.items():
             first, *others = sorted(sharing, key=lambda peer: (peer.since, peer.subnet))
@@ -185,23 +233,24 @@ class WireguardBackend:
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return the peer. It needs no route, because the network has one."""
-        data = peer.attributes.wireguard
-        if data is None or self.objection(peer, host) is not None:
+        part = peer.part(host.family)
+        data = None if part is None else part.wireguard
+        if part is None or data is None or self.objection(peer, host) is not None:
             return State.EMPTY
         return State.of(
             WireguardPeer(
-                link=wireguard_link(host.device),
+                link=wireguard_link(host.device, host.family),
                 public_key=data.public_key,
-                allowed=sorted_networks([peer.subnet]),
-                endpoint=_endpoint(peer.attributes.public_ip, data.port or self.udp_port),
-                keepalive_s=self.keepalive_s or (_NAT_KEEPALIVE_S if _is_behind_nat(host.underlay) else 0),
+                allowed=sorted_networks([part.subnet]),
+                endpoint=_endpoint(part.address, data.port or self._port(host.family)),
+                keepalive_s=self.keepalive_s or (_NAT_KEEPALIVE_S if _is_behind_nat(host) else 0),
                 preshared_key=self.preshared_key,
             )
         )
 
     def guarded_path(self, host: Host) -> GuardedPath:
         """Return the device, at which all inner packets arrive."""
-        return GuardedPath(links=(wireguard_link(host.device),), refuses_clear=True)
+        return GuardedPath(links=(wireguard_link(host.device, host.family),), refuses_clear=True)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return nothing: bridges need no objects."""
@@ -212,12 +261,13 @@ class WireguardBackend:
         return outer - OVERHEAD
 
 
-def _endpoint(address: IPv4Address, port: int) -> str:
-    return f"{address}:{port}"
+def _endpoint(address: IpAddress, port: int) -> str:
+    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
-def _is_behind_nat(underlay: Underlay) -> bool:
-    return underlay.public_ip != underlay.address
+def _is_behind_nat(host: Host) -> bool:
+    underlay = host.underlay
+    return (underlay.public_ip if host.family == 4 else underlay.public_ipv6) != host.address
 
 
 def parse(config: NetworkConfig) -> WireguardBackend:
@@ -228,23 +278,33 @@ def parse(config: NetworkConfig) -> WireguardBackend:
     """
     network = ipv4_network(config)
     keys = BackendKeys("wireguard", config.backend)
-    keys.number("ListenPortV6", DEFAULT_PORT_V6, _PORTS)
-    _check_mode(keys)
+    mode = _mode(keys)
+    is_separate = mode == "separate"
+    warnings = ineffective(config, KEYS, BOTH_FAMILIES)
+    if config.enable_ipv6 and not is_separate:
+        warnings = (
+            *warnings,
+            f"EnableIPv6=true has no effect: with Backend.Mode {mode}, this version carries IPv4 only; the"
+            " mode separate carries both",
+        )
     return WireguardBackend(
         network=network,
+        ipv6_network=config.ipv6_network if config.enable_ipv6 and is_separate else None,
+        families=BOTH_FAMILIES if is_separate else IPV4_ONLY,
+        udp_port_v6=keys.number("ListenPortV6", DEFAULT_PORT_V6, _PORTS),
         udp_port=keys.number("ListenPort", DEFAULT_PORT, _PORTS),
         keepalive_s=keys.number("PersistentKeepaliveInterval", 0, _KEEPALIVES),
         outer_mtu=keys.number("MTU", 0, _OUTER_MTUS, default_means="the MTU of the interface") or None,
         preshared_key=_preshared_key(keys),
-        config_warnings=ineffective(config, KEYS),
+        config_warnings=warnings,
     )
 
 
-def _check_mode(keys: BackendKeys) -> None:
+def _mode(keys: BackendKeys) -> Mode:
     wanted = f"one of {', '.join(_MODES)}"
     text = keys.text("Mode", wanted)
     if text is None:
-        return
+        return "separate"
     if text not in _MODES:
         raise ConfigError(
             f"no valid Mode configured: Backend.Mode is {text[:80]!r}, not {wanted}",
@@ -252,9 +312,10 @@ def _check_mode(keys: BackendKeys) -> None:
         )
     if text == "ipv6":
         raise ConfigError(
-            "Backend.Mode ipv6 needs IPv6, which the wireguard backend does not carry yet",
+            "Backend.Mode ipv6 is not supported yet",
             hint="Set Backend.Mode to separate, auto or ipv4, or leave it out.",
         )
+    return _MODES[text]
 
 
 def _preshared_key(keys: BackendKeys) -> Secret:

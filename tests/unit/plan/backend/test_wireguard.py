@@ -1,7 +1,7 @@
 """The wireguard backend's plans, as values."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -54,6 +54,77 @@ def backend(**keys: object) -> WireguardBackend:
 def peer_item(plan: State) -> WireguardPeer:
     (item,) = plan.of_type(WireguardPeer)
     return item
+
+
+DUAL_CONFIG = replace(
+    CONFIG, enable_ipv6=True, ipv6_network=IPv6Network("fd00:5::/48"), backend={"Type": "wireguard"}
+)
+DUAL = replace(
+    HOST,
+    lease=replace(OWN, ipv6_subnet=IPv6Network("fd00:5:0:15::/64")),
+    underlay=replace(UNDERLAY, ipv6_address=IPv6Address("fd07::102"), public_ipv6=IPv6Address("fd07::102")),
+    family=6,
+)
+DUAL_PEER = replace(
+    PEER,
+    ipv6_subnet=IPv6Network("fd00:5:0:93::/64"),
+    attributes=replace(
+        PEER.attributes,
+        public_ipv6=IPv6Address("fd08::7"),
+        wireguard_v6=WireguardData(public_key=PEER_KEY, port=7001),
+    ),
+)
+
+
+class TestIpv6:
+    """The mode `separate`: each family has a device, which uses the same key."""
+
+    def test_the_host_has_a_device_of_its_own_for_ipv6(self) -> None:
+        plan = parse(DUAL_CONFIG).plan_host(DUAL)
+
+        (link,) = plan.of_type(Link)
+        assert (link.name, link.mtu, link.has_ipv6) == ("flannel-wg-v6", 1420, True)
+        (device,) = plan.of_type(WireguardDevice)
+        assert (device.port, device.source, device.public_key) == (51821, IPv6Address("fd07::102"), OWN_KEY)
+        network = IPv6Network("fd00:5::/48")
+        assert set(plan.of_type(Route)) == {
+            Route(destination=network, link="flannel-wg-v6", metric=1024),
+            Route(destination=network, link="", kind="blackhole", metric=2**32 - 1),
+        }
+
+    def test_a_peer_is_reached_by_its_ipv6_address(self) -> None:
+        item = peer_item(parse(DUAL_CONFIG).plan_peer(DUAL_PEER, DUAL))
+
+        assert (item.link, item.endpoint) == ("flannel-wg-v6", "[fd08::7]:7001")
+        assert item.allowed == (IPv6Network("fd00:5:0:93::/64"),)
+
+    def test_a_peer_without_a_key_for_ipv6_is_reached_by_ipv4_alone(self) -> None:
+        bare = replace(DUAL_PEER, attributes=replace(DUAL_PEER.attributes, wireguard_v6=None))
+        backend = parse(DUAL_CONFIG)
+
+        assert backend.objection(bare, DUAL) == "its BackendV6Data has no PublicKey of WireGuard"
+        assert backend.objection(bare, replace(DUAL, family=4)) is None
+
+    def test_the_lease_contains_the_port_of_each_device(self) -> None:
+        ports = [parse(DUAL_CONFIG).lease_data("me", FACTS, family).port for family in (4, 6)]
+
+        assert ports == [51820, 51821]
+
+    def test_a_mode_with_one_device_carries_ipv4_only(self) -> None:
+        one = parse(replace(DUAL_CONFIG, backend={"Type": "wireguard", "Mode": "auto"}))
+
+        assert one.families == (4,)
+        assert one.config_warnings == (
+            "EnableIPv6=true has no effect: with Backend.Mode auto, this version carries IPv4 only; the mode"
+            " separate carries both",
+        )
+
+    def test_ipv6_needs_a_larger_mtu(self) -> None:
+        underlay = replace(DUAL.underlay, mtu=1359)
+
+        assert (
+            parse(DUAL_CONFIG).obstacle(underlay, FACTS) == "an MTU of 1360 or more on eth0, which has 1359"
+        )
 
 
 class TestHost:
@@ -186,7 +257,7 @@ class TestConfig:
         ("keys", "message"),
         [
             ({"Mode": "x"}, "no valid Mode configured"),
-            ({"Mode": "ipv6"}, "does not carry yet"),
+            ({"Mode": "ipv6"}, "Backend.Mode ipv6 is not supported yet"),
             ({"ListenPort": 0}, r"Backend\.ListenPort is 0"),
             ({"ListenPortV6": "1"}, r"Backend\.ListenPortV6 is "),
             ({"PersistentKeepaliveInterval": -1}, r"Backend\.PersistentKeepaliveInterval is -1"),
