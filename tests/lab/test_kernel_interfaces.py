@@ -198,18 +198,24 @@ class TestScope:
 
 
 def test_the_dns_servers_are_read() -> None:
-    """IPv6 servers and lines of other kinds are ignored (resolv.conf(5))."""
+    """Lines of other kinds are ignored (resolv.conf(5))."""
     lines = [
         "search example",
         "nameserver 10.9.0.1",
         " nameserver\t10.9.0.2 ",
         "nameserver fd00::1",
+        "nameserver fe80::1%eth0",
         "nameserver",
         "#nameserver 10.9.0.3",
     ]
     text = "\n".join(lines)
 
-    assert list(parse_resolvers(text)) == [IPv4Address("10.9.0.1"), IPv4Address("10.9.0.2")]
+    assert [str(address) for address in parse_resolvers(text)] == [
+        "10.9.0.1",
+        "10.9.0.2",
+        "fd00::1",
+        "fe80::1",
+    ]
 
 
 def test_the_default_route_of_another_table_counts_when_main_has_none(host) -> None:
