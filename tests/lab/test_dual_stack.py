@@ -63,7 +63,7 @@ def join(overlay: Overlay, hosts: list[Host], *flags: str) -> None:
     together([lambda host=host: start(host) for host in hosts])
 
 
-def create_bridges(hosts: list[Host]) -> None:
+def configure_bridges(hosts: list[Host]) -> None:
     """Give each host a bridge with its addresses of subnet.env, as a container runtime does."""
     for host in hosts:
         env = host.subnet_env()
@@ -113,7 +113,7 @@ def test_ipv6_joins_a_running_network(overlay: Overlay, hosts: list[Host]) -> No
     """The hosts keep their IPv4 subnets, and no packet between them is lost."""
     set_config(overlay, ipv6=False)
     join(overlay, hosts)
-    create_bridges(hosts)
+    configure_bridges(hosts)
     subnets = [host.lease() for host in hosts]
 
     with PingStream(hosts[2], hosts[0].gateway().ip, interval_s=0.01) as stream:
@@ -129,7 +129,7 @@ def test_ipv6_joins_a_running_network(overlay: Overlay, hosts: list[Host]) -> No
 
     assert stream.lost() == []
     assert [host.lease() for host in hosts] == subnets
-    create_bridges(hosts)
+    configure_bridges(hosts)
 
 
 def test_hosts_reach_each_other_in_both_families(overlay: Overlay, hosts: list[Host]) -> None:
@@ -198,7 +198,7 @@ def test_host_gw_and_the_filter_rules_have_both_families(
         overlay.daemons[host.name].kill()
     set_config(overlay, "host-gw", nftables=has_nftables)
     join(overlay, pair, "--ip-masq")
-    create_bridges(pair)
+    configure_bridges(pair)
 
     wait_reached(pair)
     first, second = pair
@@ -225,7 +225,7 @@ def test_wireguard_carries_both_families(overlay: Overlay, hosts: list[Host]) ->
         overlay.daemons[host.name].kill()
     set_config(overlay, "wireguard")
     join(overlay, pair)
-    lay_bridges(pair)
+    configure_bridges(pair)
 
     wait_reached(pair)
     first, second = pair
