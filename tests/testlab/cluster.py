@@ -261,7 +261,7 @@ class Member:
         self._cluster = cluster
         self._flanneld: Program | None = None
         self.config = cluster.directory / f"{node}.json"
-        self.configure({"Network": "10.244.0.0/14", "Backend": {"Type": "vxlan"}})
+        self.configure({"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}})
 
     def configure(self, config: object) -> None:
         """Write net-conf.json; a text as it is."""
@@ -298,10 +298,10 @@ class Member:
             assert self._flanneld.stop() == 0
 
     def clean(self) -> None:
-        """Stop flanneld and remove everything of it from the host."""
-        self.stop()
+        """Remove everything of flannel from the host, also what it knows of the cluster."""
+        self.host.flannelctl("cleanup", "--yes", check=False)
         self._flanneld = None
-        self.host.flannelctl("cleanup", "--yes", "--keep-lease", check=False)
+        self.host.run(["sh", "-c", "rm -rf /var/lib/flannel/*"])
 
     def log(self) -> str:
         """Return the log of flanneld."""
@@ -318,7 +318,11 @@ class Member:
 
     def until_ready(self, deadline_s: float = 30) -> None:
         """Wait until /readyz is a success."""
-        wait_until(lambda: self.waits_for() == "ok", what="ready", deadline_s=deadline_s)
+        try:
+            wait_until(lambda: self.waits_for() == "flanneld is ready", what="ready", deadline_s=deadline_s)
+        except LabError as error:
+            error.add_note(self.waits_for())
+            raise
 
     def has_route(self, subnet: str) -> bool:
         """Return whether the host has a route to this subnet."""
