@@ -298,7 +298,7 @@ class Member:
             assert self._flanneld.stop() == 0
 
     def clean(self) -> None:
-        """Remove everything of flannel from the host, also what it knows of the cluster."""
+        """Remove everything of flannel from the host, and its knowledge of the cluster."""
         self.host.flannelctl("cleanup", "--yes", check=False)
         self._flanneld = None
         self.host.run(["sh", "-c", "rm -rf /var/lib/flannel/*"])
