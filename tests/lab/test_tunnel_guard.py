@@ -368,7 +368,7 @@ def test_packets_of_other_hosts_containers_with_host_gw(network: Network) -> Non
 
 
 def test_both_tunnels_are_guarded_during_a_change_of_the_backend(overlay, joined) -> None:
-    """A host that does not follow keeps the previous tunnel open, with the same checks."""
+    """A host that does not follow keeps the previous tunnel open, with the same checks, over a crash too."""
     data = {"VNI": 1, "VtepMAC": "0e:00:00:00:00:66"}
     lease = json.dumps({"PublicIP": "10.10.10.66", "BackendType": "vxlan", "BackendData": data})
     overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/10.100.200.0-28", lease)
@@ -400,4 +400,9 @@ def test_both_tunnels_are_guarded_during_a_change_of_the_backend(overlay, joined
     assert status.backend is not None
     assert any("also receives packets by vxlan with VNI 1" in note for note in status.backend.notes)
     assert "These hosts have not changed the backend yet: 10.10.10.66" in status.backend.notes
+    overlay.daemons[hosts[0].name].kill()
+    overlay.daemons[hosts[0].name] = hosts[0].start_flanneld(f"--store={overlay.etcd.url}", "--ip-masq")
+    resumed = overlay.wait_ready(hosts[0])
+    assert resumed.backend is not None
+    assert resumed.backend.notes == status.backend.notes
     overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/10.100.200.0-28")

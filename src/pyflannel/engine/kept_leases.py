@@ -16,7 +16,7 @@ from pyflannel.model.lease import LastKnown, Lease
 from pyflannel.model.lease_protocol import Report, StoreAway, StoreBack
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.ports import Clock, Memory
-from pyflannel.wire.lease_record import format_last_known, kept_lease, parse_last_known
+from pyflannel.wire.lease_record import format_last_known, kept_lease, parse_change, parse_last_known
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,11 @@ class LastKnownLeases:
             self._saved = known
         return is_saved
 
+    async def load_change(self) -> tuple[tuple[str, ...], bool]:
+        """Return the previous configs of the last run, and whether its newest one was prepared."""
+        octets = await self._memory.load()
+        return ((), True) if octets is None else parse_change(octets)
+
     async def load(self) -> LastKnown | None:
         """Return the last saved leases, or None. An unreadable file is logged and counts as none."""
         text = await self._memory.load()
@@ -211,14 +216,18 @@ class LastKnownLeases:
             return None
         leases = await one_by_one(kept_lease, kept.records)
         return LastKnown(
-            config=kept.config, own=kept.own, leases=tuple(lease for lease in leases if lease is not None)
+            config=kept.config,
+            own=kept.own,
+            leases=tuple(lease for lease in leases if lease is not None),
+            previous=kept.previous,
+            is_prepared=kept.is_prepared,
         )
 
 
 def _have_the_same_text(known: LastKnown, other: LastKnown) -> bool:
     """Return whether both are saved as the same text: a renewal does not change it."""
     return (
-        known.config == other.config
+        (known.config, known.previous, known.is_prepared) == (other.config, other.previous, other.is_prepared)
         and len(known.leases) == len(other.leases)
         and _has_the_same_text(known.own, other.own)
         and all(map(_has_the_same_text, known.leases, other.leases))

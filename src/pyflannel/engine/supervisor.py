@@ -34,7 +34,7 @@ from pyflannel.engine.planner import Planner
 from pyflannel.engine.readiness import reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.store_followers import ConfigFollower, read_config
-from pyflannel.engine.transition import Retirement, with_config
+from pyflannel.engine.transition import Retirement, resumed, with_config
 from pyflannel.engine.wireguard_keys import WireguardKeys
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import ConfigError, DockerPluginError, NotReadyError, StoreError, one_line
@@ -70,6 +70,7 @@ class Supervisor:
         self._needs_last_known = asyncio.Event()
         self._has_last_known = False
         self._candidate: Candidate | None = None
+        self._change_of_last_run: tuple[tuple[str, ...], bool] = ((), True)
         self._is_surrounded = asyncio.Event()
         self._notified_status = ""
         self._keeper: LeaseKeeper | NodeKeeper | None = None
@@ -150,6 +151,8 @@ class Supervisor:
             tasks.create_task(self._retirement.run(), name="previous backends")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.is_known.wait()
+            if self._previous is not None:
+                self._change_of_last_run = await self._last_known.load_change()
             tasks.create_task(self._config.run(), name="network config")
             tasks.create_task(self._run_on_last_known(), name="run on last known leases")
             await self._prerequisites.wait()
@@ -301,6 +304,7 @@ class Supervisor:
         self._change_config(text=known.config)
         self._change(held=Held(lease=known.own))
         self._change_inputs(config=config, backend=backend, lease=known.own)
+        self._resume(known.previous, known.is_prepared)
         self._leases_changed(LeaseSet.of(known.leases))
         self._prerequisites.set()
 
@@ -309,7 +313,14 @@ class Supervisor:
         held, text = self.condition.held, self.condition.config.text
         if held is None or text is None or self.condition.store.is_stale:
             return None
-        return LastKnown(config=text, own=held.lease, leases=tuple(self.condition.leases))
+        inputs = self.condition.inputs
+        return LastKnown(
+            config=text,
+            own=held.lease,
+            leases=tuple(self.condition.leases),
+            previous=tuple(one.text for one in inputs.previous if one.text),
+            is_prepared=inputs.is_prepared,
+        )
 
     # Events change the condition.
 
@@ -389,9 +400,22 @@ class Supervisor:
     def _run_on(self, candidate: Candidate) -> None:
         self._config_log.log_accepted(candidate, self.condition)
         self._change_store(is_stale=False)
+        is_first, text = self.condition.inputs.config is None, self.condition.config.text or ""
         self._change(config=ConfigCondition(text=candidate.text, revision=candidate.revision))
-        self._change(inputs=with_config(self.condition.inputs, candidate.config, candidate.backend))
+        self._change(inputs=with_config(self.condition.inputs, candidate.config, candidate.backend, text))
+        if is_first:
+            self._resume(*self._change_of_last_run)
         self._inputs_changed()
+
+    def _resume(self, previous: tuple[str, ...], is_prepared: bool) -> None:
+        """Continue the change of the backend that was in progress at the end of the last run."""
+        inputs = resumed(
+            self.condition.inputs,
+            previous,
+            is_prepared=is_prepared,
+            requires_encryption=self._options.requires_encryption,
+        )
+        self._change(inputs=inputs)
 
     def _retire(self) -> None:
         """Give up the previous backends: no other host needs them."""

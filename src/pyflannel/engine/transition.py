@@ -5,10 +5,13 @@ During the change, this host receives packets by both (decision 0051).
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from pyflannel.engine.condition import Inputs
+from pyflannel.engine.store_followers import read_config
+from pyflannel.errors import ConfigError
 from pyflannel.model.lease import MOST_PREVIOUS, Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.backends import Backend
@@ -24,8 +27,11 @@ A peer that has not read the newest lease of this host still sends by it.
 """
 
 
-def with_config(inputs: Inputs, config: NetworkConfig, backend: Backend) -> Inputs:
-    """Return the inputs with another config. The previous backend stays, if it is another data path."""
+def with_config(inputs: Inputs, config: NetworkConfig, backend: Backend, text: str = "") -> Inputs:
+    """Return the inputs with another config. The previous backend stays, if it is another data path.
+
+    `text` is the text of the present config.
+    """
     changed = replace(inputs, config=config, backend=backend)
     before = inputs.backend
     if before is None or inputs.config is None or inputs.lease is None or before.way == backend.way:
@@ -33,7 +39,7 @@ def with_config(inputs: Inputs, config: NetworkConfig, backend: Backend) -> Inpu
     if "nothing" in (before.routed, backend.routed):
         return replace(changed, previous=(), is_prepared=True)
     # Peers do not know a backend that was not prepared.
-    known = (Generation(inputs.config, before),) if inputs.is_prepared else ()
+    known = (Generation(inputs.config, before, text),) if inputs.is_prepared else ()
     kept = tuple(one for one in (*known, *inputs.previous) if one.backend.way != backend.way)[:MOST_PREVIOUS]
     if kept:
         log.info(
@@ -42,6 +48,28 @@ def with_config(inputs: Inputs, config: NetworkConfig, backend: Backend) -> Inpu
             " and ".join(one.backend.way for one in kept),
         )
     return replace(changed, previous=kept, is_prepared=not kept)
+
+
+def resumed(inputs: Inputs, texts: Iterable[str], *, is_prepared: bool, requires_encryption: bool) -> Inputs:
+    """Return the inputs with the previous backends of the last run, which peers may still use.
+
+    A backend that needs a key is not resumed.
+
+    Args:
+        inputs: inputs with the newest config.
+        texts: the previous configs.
+        is_prepared: the newest backend was prepared.
+        requires_encryption: give up each backend that sends packets in clear.
+    """
+    assert inputs.backend is not None
+    found: list[Generation] = []
+    for text in texts:
+        with suppress(ConfigError):
+            config, backend = read_config(text)
+            if backend.way != inputs.backend.way and not (backend.is_encrypted or requires_encryption):
+                found.append(Generation(config, backend, text))
+    previous = tuple(found[:MOST_PREVIOUS])
+    return replace(inputs, previous=previous, is_prepared=is_prepared or not previous)
 
 
 class Retirement:

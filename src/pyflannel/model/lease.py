@@ -290,11 +290,18 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastKnown:
-    """The network config as text, this host's lease, and all leases including this host's."""
+    """The network config as text, this host's lease, and all leases including this host's.
+
+    Attributes:
+        previous: texts of the previous configs, during a change of the backend.
+        is_prepared: this host can receive packets by the backend of `config`.
+    """
 
     config: str
     own: Lease
     leases: tuple[Lease, ...]
+    previous: tuple[str, ...] = ()
+    is_prepared: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

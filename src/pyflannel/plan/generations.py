@@ -5,7 +5,7 @@ the lease of a peer as the backend can use it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
 from pyflannel.model.host import Bridge, Host
@@ -20,10 +20,11 @@ from pyflannel.plan.peers import subnet_of
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A network config with its backend. During a change of the backend, a host has several."""
+    """A network config with its backend and its text. During a change of the backend, a host has several."""
 
     config: NetworkConfig
     backend: Backend
+    text: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,9 +227,18 @@ _PART = 100
 """Number of leases in each written part."""
 
 
-class _File(msgspec.Struct, rename="pascal"):
+class _Change(msgspec.Struct, rename="pascal", kw_only=True, omit_defaults=True):
+    previous: tuple[str, ...] = ()
+    is_prepared: bool = True
+
+
+class _File(msgspec.Struct, rename="pascal", kw_only=True, omit_defaults=True):
+    """The file; its leases are at its end, because they are written in parts."""
+
     config: str
     own: str
+    previous: tuple[str, ...] = ()
+    is_prepared: bool = True
     leases: dict[str, str]
 
 
@@ -242,6 +251,17 @@ class Kept(NamedTuple):
     config: str
     own: Lease
     records: Iterator[Record]
+    previous: tuple[str, ...] = ()
+    is_prepared: bool = True
+
+
+def parse_change(octets: bytes) -> tuple[tuple[str, ...], bool]:
+    """Return the previous configs in the file, and whether the newest was prepared; nothing of a bad file."""
+    try:
+        change = msgspec.json.decode(octets, type=_Change)
+    except (msgspec.MsgspecError, RecursionError):
+        return (), True
+    return change.previous, change.is_prepared
 
 
 def parse_last_known(octets: bytes) -> Kept:
@@ -258,7 +278,7 @@ def parse_last_known(octets: bytes) -> Kept:
             f"last-known.json cannot be read: {error}", hint="Delete it: flanneld writes it again."
         ) from error
     records = starmap(_record, islice(file.leases.items(), LARGEST))
-    return Kept(file.config, own, records)
+    return Kept(file.config, own, records, file.previous, file.is_prepared)
 
 
 def kept_lease(record: Record) -> Lease | None:
@@ -271,7 +291,14 @@ def kept_lease(record: Record) -> Lease | None:
 
 def format_last_known(known: LastKnown) -> Iterator[bytes]:
     """Yield the file in parts, because the whole of a large network takes a long time."""
-    head = msgspec.json.encode(_File(config=known.config, own=lease_key(known.own), leases={}))
+    file = _File(
+        config=known.config,
+        own=lease_key(known.own),
+        leases={},
+        previous=known.previous,
+        is_prepared=known.is_prepared,
+    )
+    head = msgspec.json.encode(file)
     yield head.removesuffix(b"}}")
     others = (lease for lease in known.leases if lease.subnet != known.own.subnet)
     yield _member(known.own)

@@ -10,7 +10,7 @@ from doubles.fake_clock import FakeClock
 from doubles.planning import SUBNET_FILE, Planning, by_subnet
 from pyflannel.engine.condition import HostCondition, Inputs, LeaseCondition, StoreCondition
 from pyflannel.engine.own_lease import identified
-from pyflannel.engine.transition import LINGER_S, Retirement, with_config
+from pyflannel.engine.transition import LINGER_S, Retirement, resumed, with_config
 from pyflannel.engine.world import PlanOptions
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Underlay
@@ -107,6 +107,26 @@ class TestConfig:
         inputs = changed(UDP, VXLAN, HostGwBackend(), VxlanBackend(vni=2))
 
         assert ways(inputs) == ["vxlan with VNI 2", "host-gw", "vxlan with VNI 1"]
+
+
+class TestResumed:
+    TEXT = '{"Network":"10.100.0.0/16","Backend":{"Type":"%s"}}'
+
+    def ways(self, *kinds: str, is_prepared: bool = True, requires_encryption: bool = False) -> list[str]:
+        texts = [self.TEXT % kind for kind in kinds]
+        inputs = changed(VXLAN)
+        return ways(resumed(inputs, texts, is_prepared=is_prepared, requires_encryption=requires_encryption))
+
+    def test_a_restart_continues_the_change(self) -> None:
+        assert self.ways("udp", "host-gw") == ["vxlan with VNI 1", "udp", "host-gw"]
+        assert self.ways("udp", is_prepared=False) == ["udp", "vxlan with VNI 1"]
+
+    @pytest.mark.parametrize("kind", ["vxlan", "wireguard", "vxlam", '"'])
+    def test_a_config_of_no_use_is_forgotten(self, kind: str) -> None:
+        assert self.ways(kind, is_prepared=False) == ["vxlan with VNI 1"]
+
+    def test_a_host_that_requires_encryption_resumes_nothing(self) -> None:
+        assert self.ways("udp", requires_encryption=True) == ["vxlan with VNI 1"]
 
 
 class TestPlan:

@@ -1,12 +1,14 @@
 """last-known.json, written and read."""
 
 import json
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from pyflannel.errors import WireError
+from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
 from pyflannel.wire import lease_record
-from pyflannel.wire.lease_record import kept_lease, parse_last_known
+from pyflannel.wire.lease_record import format_last_known, kept_lease, parse_change, parse_last_known
 
 OWN = "subnets/10.100.1.0-24"
 LEASE = '{"PublicIP":"192.0.2.1"}'
@@ -40,3 +42,23 @@ def test_no_more_leases_are_read_than_a_host_takes(monkeypatch: pytest.MonkeyPat
     kept = parse_last_known(json.dumps({"Config": "{}", "Own": OWN, "Leases": leases}).encode())
 
     assert len(list(kept.records)) == 3
+
+
+@pytest.mark.parametrize("is_prepared", [True, False])
+def test_a_change_of_the_backend_is_kept(is_prepared: bool) -> None:
+    lease = Lease(
+        subnet=IPv4Network("10.100.1.0/24"), attributes=LeaseAttributes(public_ip=IPv4Address("192.0.2.1"))
+    )
+    previous = ('{"Network":"10.100.0.0/16"}',)
+    known = LastKnown(config="{}", own=lease, leases=(lease,), previous=previous, is_prepared=is_prepared)
+
+    octets = b"".join(format_last_known(known))
+
+    assert parse_change(octets) == (previous, is_prepared)
+    kept = parse_last_known(octets)
+    assert (kept.previous, kept.is_prepared, len(list(kept.records))) == (previous, is_prepared, 1)
+
+
+@pytest.mark.parametrize("octets", [b"", b"[]", b'{"Previous":7}', b'{"Config":"{}","Own":"x","Leases":{}}'])
+def test_a_file_without_a_change_has_none(octets: bytes) -> None:
+    assert parse_change(octets) == ((), True)
