@@ -304,7 +304,7 @@ class Supervisor:
         self._change_config(text=known.config)
         self._change(held=Held(lease=known.own))
         self._change_inputs(config=config, backend=backend, lease=known.own)
-        self._resume(known.previous, known.is_prepared)
+        self._continue_change(known.previous, known.is_prepared)
         self._leases_changed(LeaseSet.of(known.leases))
         self._prerequisites.set()
 
@@ -404,10 +404,10 @@ class Supervisor:
         self._change(config=ConfigCondition(text=candidate.text, revision=candidate.revision))
         self._change(inputs=with_config(self.condition.inputs, candidate.config, candidate.backend, text))
         if is_first:
-            self._resume(*self._change_of_last_run)
+            self._continue_change(*self._change_of_last_run)
         self._inputs_changed()
 
-    def _resume(self, previous: tuple[str, ...], is_prepared: bool) -> None:
+    def _continue_change(self, previous: tuple[str, ...], is_prepared: bool) -> None:
         """Continue the change of the backend that was in progress at the end of the last run."""
         inputs = resumed(
             self.condition.inputs,

@@ -94,6 +94,9 @@ class TestConfig:
         assert ways(inputs) == [backend.way]
         assert inputs.is_prepared
 
+    def test_in_kubernetes_the_backend_changes_at_once(self) -> None:
+        assert ways(with_config(RUNNING, replace(CONFIG, is_assigned=True), VXLAN)) == ["vxlan with VNI 1"]
+
     def test_a_host_without_a_lease_starts_with_the_newest_backend(self) -> None:
         assert ways(with_config(replace(RUNNING, lease=None), CONFIG, VXLAN)) == ["vxlan with VNI 1"]
 
@@ -198,7 +201,7 @@ class TestPlan:
         assert [tunnel.port for tunnel in table.path.tunnels] == [8472, 8285]
         assert {entry.port, *entry.other_ports} == {8472, 8285}
 
-    def test_clear_packets_are_refused_after_the_last_unencrypted_backend(self) -> None:
+    def test_unencrypted_packets_are_refused_after_the_last_backend_without_encryption(self) -> None:
         wireguard = WireguardBackend(network=NETWORK)
         for inputs, refuses in ((changed(UDP, wireguard), False), (changed(wireguard), True)):
             _, state = planned(inputs)
