@@ -222,7 +222,7 @@ _FILES = frozenset(
     {
         *(path.name for path in (_USUAL.control_socket, _USUAL.lock, _USUAL.device_file, _USUAL.subnet_file)),
         *(path.name for path in (_USUAL.identity, _USUAL.spoilt_identity, _USUAL.last_known)),
-        *(path.name for path in (_USUAL.lease_key, _USUAL.lease_counters, _USUAL.allow_list)),
+        *(path.name for path in (_USUAL.lease_key, _USUAL.lease_counters, _USUAL.allow_list, _USUAL.docker)),
         *(path.name for path in (_USUAL.wireguard_key, _USUAL.next_wireguard_key)),
         SOCKET_NAME,
         LOG_NAME,
