@@ -59,12 +59,12 @@ FOREIGN = {
         "ip neigh add 10.100.2.0 lladdr 0e:00:00:00:00:02 dev vxother nud permanent"
     ),
     "device": "ip link add another type bridge",
-    "device of another daemon": "ip link set vxother mtu 1400",
+    "device of another daemon": "ip link set vxblue mtu 1400",
     "neighbour of another daemon": (
-        "ip neigh add 10.101.2.0 lladdr 0e:00:00:00:00:02 dev vxother nud permanent"
+        "ip neigh add 10.101.2.0 lladdr 0e:00:00:00:00:02 dev vxblue nud permanent"
     ),
-    "entry of another daemon": "bridge fdb add 0e:00:00:00:00:77 dev vxother dst 10.7.0.77 self permanent",
-    "route of another daemon": "ip route add 10.101.2.0/24 via 10.101.2.0 dev vxother onlink proto 101",
+    "entry of another daemon": "bridge fdb add 0e:00:00:00:00:77 dev vxblue dst 10.7.0.77 self permanent",
+    "route of another daemon": "ip route add 10.101.2.0/24 via 10.101.2.0 dev vxblue onlink proto 101",
     "route of the underlay": "ip route add 10.99.0.0/16 via 10.7.0.9 dev eth0",
 }
 
@@ -80,8 +80,8 @@ def ready(namespace) -> None:
     namespace.ip("address add 10.7.0.1/16 dev eth0")
     namespace.ip("link add vxother type vxlan id 77 dstport 8472 dev eth0")
     namespace.ip("link set vxother up")
-    namespace.ip("link add vxother type vxlan id 78 dstport 8472 dev eth0")
-    namespace.command("ip", "link", "set", "vxother", "up", "alias", "pyflannel /run/blue")
+    namespace.ip("link add vxblue type vxlan id 78 dstport 8472 dev eth0")
+    namespace.command("ip", "link", "set", "vxblue", "up", "alias", "pyflannel /run/blue")
     namespace.settle(eth0="UP")
 
 
