@@ -190,7 +190,8 @@ def no_forwarder_remains(tmp_path: Path) -> Iterator[None]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_text()
-            if str(tmp_path) in command and "pyflannel.programs.forwarder" in command:
+            # The command does not name the run directory; its log is there.
+            if "pyflannel.programs.forwarder" in command and str(tmp_path) in os.readlink(process / "fd/2"):
                 os.kill(int(process.name), signal.SIGKILL)
 
 
