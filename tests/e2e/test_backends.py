@@ -146,6 +146,7 @@ def test_host_gw_reports_peers_that_are_not_on_its_link(new_network: NewNetwork)
         "mtu": 1500,
         "notes": [],
         "is_encrypted": False,
+        "port": None,
     }
     assert f"refused peer  {far.lease()} at docker4 ({far.address}): " in docker1.flannelctl("status")
     assert [route["dev"] for route in docker1.routes("proto", "80")] == ["eth0"]
@@ -198,6 +199,7 @@ def test_alloc_only_acquires_a_subnet(new_network: NewNetwork) -> None:
         "mtu": 1500,
         "notes": [],
         "is_encrypted": False,
+        "port": None,
     }
     assert docker1.subnet_env()["FLANNEL_MTU"] == "1500"
     assert network.record(network.lease_key("docker1"))["value"].startswith('{"PublicIP":"10.10.10.101",')
