@@ -195,6 +195,7 @@ def examined(host: Host) -> list[dict[str, Any]]:
     return [one for one in document["findings"] if one["severity"] != "info"]
 
 
+@pytest.mark.timeout(3600)
 def test_each_drawn_fault_is_named_without_a_second_error(pair: Pair, long_run: bool) -> None:
     """A harmless rule beside it is not named. The kinds take turns, their details are drawn."""
     assert examined(pair.host) == []

@@ -262,6 +262,7 @@ def install(wire: Wire, draw: random.Random, is_incoming: bool) -> str:
 DRAWS, DRAWS_LONG = 25, 1000
 
 
+@pytest.mark.timeout(1800)
 def test_the_judgement_is_that_of_the_kernel(wire: Wire, long_run: bool) -> None:
     """A judgement is unknown only where a rule has a condition that cannot be evaluated."""
     counts: dict[str, int] = {}
