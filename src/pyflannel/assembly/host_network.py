@@ -15,6 +15,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import parse_store_url
 from pyflannel.engine.allowed_keys import AllowedKeys, AllowList, SignedKeys
+from pyflannel.engine.docker_host import SupervisedHost
 from pyflannel.engine.docker_plugin import DockerPlugin
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
@@ -282,7 +283,7 @@ async def open_network(
         docker = None
         if options.docker_socket is not None:
             docker = DockerPlugin(
-                host=supervisor,
+                host=SupervisedHost(supervisor),
                 links=await enter(KernelContainerLinks()),
                 memory=FileMemory(places.docker, content="the networks of Docker", is_vital=True),
                 clock=clock,

@@ -10,13 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Protocol
 
+from pyflannel.engine.docker_host import DockerHost
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import DockerPluginError, NotReadyError, TargetError, WireError
-from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerParts, DockerState, Pool
+from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Pool
 from pyflannel.model.status import DockerNetworkStatus, DockerPortStatus, DockerStatus
 from pyflannel.plan.docker_plugin import (
     CREATE,
@@ -54,45 +54,6 @@ _ATTACH_S = 10.0
 """Longest interval between two checks of the links of containers."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostSubnet:
-    """The facts of this host that a network of Docker depends on.
-
-    Attributes:
-        subnet: the subnet of the host.
-        network: the network of all hosts.
-        mtu: bytes of the largest packet of a container.
-    """
-
-    subnet: IPv4Network
-    network: IPv4Network
-    mtu: int
-
-
-class DockerHost(Protocol):
-    """The host, as the plugin needs it.
-
-    Attributes:
-        progress: set whenever the reconciler has changed the host.
-    """
-
-    progress: asyncio.Event
-
-    def host_subnet(self) -> HostSubnet:
-        """Return the facts of the host.
-
-        Raises:
-            DockerPluginError: the network has no IPv4.
-            NotReadyError: the host has no lease yet.
-        """
-
-    def plan_docker(self, parts: DockerParts) -> None:
-        """Make these networks and ports a part of the plan."""
-
-    def objection_to_docker(self) -> str | None:
-        """Return why a part of the plan is not in place; "" while it is in progress, None if all is."""
-
-
 class DockerPlugin:
     """The state of the plugin. One request is performed at a time."""
 
@@ -114,7 +75,7 @@ class DockerPlugin:
             self._damage = error
             log.error("Could not read the networks of Docker: %s", error.in_full)
             return
-        self._host.plan_docker(self._state.plan)
+        self._host.plan(self._state.plan)
 
     async def run(self) -> None:
         """Connect containers again whenever a bridge was created again, until cancelled."""
@@ -182,7 +143,7 @@ class DockerPlugin:
                 "the IPAM driver flannel has no IPv6 addresses", hint="Create the network without --ipv6."
             )
         async with self._lock:
-            state, host = self._known(), self._host.host_subnet()
+            state, host = self._known(), self._host.subnet()
             routed = await self._links.on_link()
             state, pool = request_pool(
                 state,
@@ -286,7 +247,7 @@ class DockerPlugin:
         do not contain the subnet of this host: Docker refuses a second network within an existing route.
         """
         async with self._lock:
-            state, host = self._known(), self._host.host_subnet()
+            state, host = self._known(), self._host.subnet()
             network = self._network(state, request.network)
             endpoint = self._endpoint(state, request.endpoint)
             if not network.subnet.subnet_of(host.subnet):
@@ -391,7 +352,7 @@ class DockerPlugin:
             )
         self._state = state
         if state.plan != before.plan:
-            self._host.plan_docker(state.plan)
+            self._host.plan(state.plan)
 
     async def _wait_for_bridge(self, network: DockerNetwork) -> None:
         async def is_there() -> bool:
@@ -401,7 +362,7 @@ class DockerPlugin:
 
     async def _wait_in_place(self) -> None:
         async def is_in_place() -> bool:
-            return self._host.objection_to_docker() is None
+            return self._host.objection() is None
 
         await self._wait(is_in_place, "the network of the container")
 
@@ -409,7 +370,7 @@ class DockerPlugin:
         end = self._clock.now() + _IN_PLACE_S
         while not await is_done():
             if self._clock.now() >= end:
-                why = self._host.objection_to_docker() or "it is busy"
+                why = self._host.objection() or "it is busy"
                 raise NotReadyError(
                     f"flanneld did not create {name} within {_IN_PLACE_S:g} s: {why}",
                     hint="Run flannelctl status.",

@@ -21,7 +21,6 @@ from pyflannel.engine.config_acceptance import (
     NeedsWireguard,
     Refused,
 )
-from pyflannel.engine.docker_plugin import HostSubnet
 from pyflannel.engine.fast_path import FastPath
 from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
 from pyflannel.engine.kept_leases import LastKnownLeases, LeaseGrace
@@ -37,7 +36,7 @@ from pyflannel.engine.store_followers import ConfigFollower, read_config
 from pyflannel.engine.transition import Retirement, resumed, with_config
 from pyflannel.engine.wireguard_keys import WireguardKeys
 from pyflannel.engine.world import HostOptions, World
-from pyflannel.errors import ConfigError, DockerPluginError, NotReadyError, StoreError, one_line
+from pyflannel.errors import ConfigError, NotReadyError, StoreError, one_line
 from pyflannel.model.docker import DockerParts
 from pyflannel.model.host import Bridge, Surroundings, Underlay
 from pyflannel.model.lease import (
@@ -47,9 +46,7 @@ from pyflannel.model.lease import (
 )
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, StoreAway, Wanted
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.model.packet_filter import NftTable
 from pyflannel.model.route import route_protocol
 from pyflannel.model.state import Blocked, Replaced
 from pyflannel.model.status import Notice
@@ -483,34 +480,6 @@ class Supervisor:
         """Make these networks of Docker and their published ports a part of the plan."""
         self._change_inputs(docker=parts)
         self._replan()
-
-    def objection_to_docker(self) -> str | None:
-        """Return why the networks of Docker are not in place; "" while in progress, None if they are."""
-        kinds = (Link, Address, NftTable)
-        if all(self.reconciler.is_in_place(kind) for kind in kinds):
-            return None
-        return next(
-            (one.cause for one in self.reconciler.refused() if isinstance(one.operation.subject, kinds)), ""
-        )
-
-    def host_subnet(self) -> HostSubnet:
-        """Return the facts of this host that a network of Docker depends on.
-
-        Raises:
-            DockerPluginError: the network has no IPv4.
-            NotReadyError: the host has no lease yet.
-        """
-        inputs = self.condition.inputs
-        if inputs.config is not None and inputs.config.network is None:
-            raise DockerPluginError(
-                "the flannel network has no IPv4 addresses", hint="Write a network config with Network."
-            )
-        host = self.planner.host(inputs)
-        if host is None or inputs.config is None or inputs.config.network is None or inputs.backend is None:
-            raise NotReadyError(
-                f"flanneld is not ready: it waits for {self.waiting_for}", hint="Run flannelctl status."
-            )
-        return HostSubnet(host.lease.subnet, inputs.config.network, inputs.backend.mtu(host))
 
     def _leases_changed(self, leases: LeaseSet) -> None:
         self._grace.update(leases)

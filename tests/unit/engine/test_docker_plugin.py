@@ -11,7 +11,8 @@ import pytest
 
 from doubles.fake_clock import FakeClock
 from pyflannel.api.docker_plugin import docker_routes
-from pyflannel.engine.docker_plugin import DockerPlugin, HostSubnet
+from pyflannel.engine.docker_host import HostSubnet
+from pyflannel.engine.docker_plugin import DockerPlugin
 from pyflannel.errors import NotReadyError, TargetError
 from pyflannel.http.server import Request
 from pyflannel.kernel.host.files import FileMemory
@@ -45,17 +46,17 @@ class DockerHost:
         self.parts = NO_DOCKER
         self.is_ready = True
         self.is_stuck = False
-        self.subnet = IPv4Network("10.100.3.0/24")
+        self.own = IPv4Network("10.100.3.0/24")
 
-    def host_subnet(self) -> HostSubnet:
+    def subnet(self) -> HostSubnet:
         if not self.is_ready:
             raise NotReadyError("flanneld is not ready: it waits for the store", hint="Wait.")
-        return HostSubnet(self.subnet, IPv4Network("10.100.0.0/16"), 1472)
+        return HostSubnet(self.own, IPv4Network("10.100.0.0/16"), 1472)
 
-    def plan_docker(self, parts: DockerParts) -> None:
+    def plan(self, parts: DockerParts) -> None:
         self.parts = parts
 
-    def objection_to_docker(self) -> str | None:
+    def objection(self) -> str | None:
         return "EPERM: Operation not permitted" if self.is_stuck else None
 
 
@@ -196,7 +197,7 @@ def test_routes_to_the_other_hosts_are_given_once_and_do_not_contain_the_own_sub
         await engine.create_network()
         first = await engine.start()
         routes = [IPv4Network(route["Destination"]) for route in first["StaticRoutes"]]
-        assert not any(route.overlaps(engine.host.subnet) for route in routes)
+        assert not any(route.overlaps(engine.host.own) for route in routes)
         assert sum(route.num_addresses for route in routes) == 2**16 - 2**8
 
         second = await engine.ask(
@@ -340,7 +341,7 @@ def test_an_unreadable_memory_is_refused_and_not_overwritten(tmp_path: Path) -> 
 def test_a_network_of_another_subnet_takes_no_container() -> None:
     async def act(engine: Engine) -> None:
         await engine.create_network()
-        engine.host.subnet = IPv4Network("10.100.9.0/24")
+        engine.host.own = IPv4Network("10.100.9.0/24")
 
         assert "Remove the network and create it again" in (await engine.start())["Err"]
 
