@@ -58,7 +58,7 @@ def counted(long_run: bool, capsys: pytest.CaptureFixture[str]) -> Iterator[Coun
             print(f"\n  {counted}", end="", flush=True)
 
 
-@pytest.mark.timeout(4 * 3600)  # the --long form takes ten minutes of processor time
+@pytest.mark.timeout(4 * 3600)  # the --long form takes twenty minutes of processor time
 def test_the_law(long_run: bool, counted: Counted) -> None:
     """The kernel equals the plan within a bounded time, a repair follows damage, looks are few."""
     examples = LONG_EXAMPLES if long_run else EXAMPLES
@@ -134,7 +134,7 @@ DEFECTS = {
 }
 
 
-@pytest.mark.timeout(4 * 3600)  # the --long form takes ten minutes of processor time
+@pytest.mark.timeout(4 * 3600)  # the --long form takes twenty minutes of processor time
 @pytest.mark.parametrize(("defect", "rule", "history"), DEFECTS.values(), ids=DEFECTS)
 def test_the_law_finds_a_defect(
     monkeypatch: pytest.MonkeyPatch,
