@@ -176,7 +176,8 @@ class TestStatus:
         status = host.document("status")
 
         assert (status["is_live"], status["is_ready"], status["waiting_for"]) == (True, True, None)
-        assert status["network"] == {"text": CONFIG, "network": "10.100.0.0/16", "trouble": None}
+        network = {"text": CONFIG, "network": "10.100.0.0/16", "ipv6_network": None, "trouble": None}
+        assert status["network"] == network
         assert status["lease"]["phase"] == "held"
         assert 86000 < status["lease"]["expires_in_s"] <= 86400
         assert status["underlay"] == {
@@ -184,6 +185,8 @@ class TestStatus:
             "address": "10.10.10.101",
             "public_ip": "10.10.10.101",
             "mtu": 1500,
+            "ipv6_address": None,
+            "public_ipv6": None,
         }
         assert status["backend"] == {
             "type": "udp",
@@ -191,6 +194,7 @@ class TestStatus:
             "mtu": 1472,
             "notes": [],
             "is_encrypted": False,
+            "port": 8285,
         }
         assert (status["store"]["url"], status["store"]["is_connected"]) == (host.store, True)
         assert status["forwarder"]["is_attached"]

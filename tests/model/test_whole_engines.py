@@ -158,7 +158,7 @@ class Engine(supervisor.Supervisor):
 
 def plan(host: EngineHost, held: Held, truth: LeaseSet, config: str) -> State:
     """Return the plan of a host, from the store and the backends that it has not given up yet."""
-    read, backend = read_config(config)
+    read, backend = read_config(config, is_assigned=False)
     inputs = Inputs(
         config=read,
         backend=backend,
