@@ -125,7 +125,7 @@ def overlay(make_overlay) -> Iterator[Any]:
         overlay.set_backend("udp")
 
         def join(host: Host) -> None:
-            overlay.join_with(host, module="transition", constant="LINGER_S", value=1.0)
+            overlay.join_with(host, module="transition", constant="LINGER_S", value=2.0)
             bridge = f"link add docker0 type bridge\naddress add {host.gateway()} dev docker0\n"
             host.run(["ip", "-batch", "-"], text=bridge + "link set docker0 up\n")
 

@@ -111,7 +111,7 @@ def test_each_backend_removes_all_its_objects(overlay, pair, ping_stream, figure
     """The subnets stay, and no packet is lost."""
 
     def join(host: Host) -> None:
-        overlay.join_with(host, module="transition", constant="LINGER_S", value=0.5)
+        overlay.join_with(host, module="transition", constant="LINGER_S", value=2.0)
 
     set_backend(overlay, ROUND[0])
     together([lambda host=host: join(host) for host in pair])
