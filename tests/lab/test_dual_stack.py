@@ -178,7 +178,7 @@ def test_a_restart_loses_no_packet(overlay: Overlay, hosts: list[Host]) -> None:
     first, second = hosts[0], hosts[2]
     key = (first.lease(), bridge(first))
 
-    with PingStream(second, bridge(first).ip, interval_s=0.01) as stream:  # type: ignore[arg-type]
+    with PingStream(second, bridge(first).ip, interval_s=0.01) as stream:
         stream.wait_answered()
         overlay.daemons[first.name].kill()
         overlay.join(first)

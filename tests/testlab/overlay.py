@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -287,7 +287,7 @@ class PingStream:
     def __init__(
         self,
         source: Host | NamespaceContainer,
-        destination: IPv4Address,
+        destination: IPv4Address | IPv6Address,
         *,
         interval_s: float,
         is_urgent: bool = False,

@@ -76,9 +76,9 @@ def read_signed(path: Path, prefix: str) -> SignedList:
     return _verified(KeyListFile(path).read_now().encode(), prefix, str(path))
 
 
-def _verified(octets: bytes, prefix: str, source: str) -> SignedList:
+def _verified(text: bytes, prefix: str, source: str) -> SignedList:
     try:
-        signed = parse_signed_list(octets)
+        signed = parse_signed_list(text)
         parse_allowed_keys(signed.text)
     except WireError as error:
         raise ConfigError(f"{source}: {error}", hint=error.hint) from error

@@ -157,13 +157,13 @@ class StoreClient:
         """Return the allow-list as it is stored, or None."""
         return await self._store.get(ALLOW_LIST)
 
-    async def set_allow_list(self, octets: bytes, expected: int) -> None:
+    async def set_allow_list(self, text: bytes, expected: int) -> None:
         """Write the allow-list in the place of the one with this revision; 0 if there was none.
 
         Raises:
             StoreError: another list was written meanwhile.
         """
-        outcome = await self._store.write(Put(key=ALLOW_LIST, value=octets, ttl_s=None, expected=expected))
+        outcome = await self._store.write(Put(key=ALLOW_LIST, value=text, ttl_s=None, expected=expected))
         if isinstance(outcome, Conflict):
             raise StoreError(
                 "the allow-list was changed meanwhile", hint="Compare both lists, and try again."

@@ -88,8 +88,8 @@ def _own_address(status: Status) -> IPv4Address | None:
 
 def _sized(echo: Echo, mtu: int | None, sizes: Iterable[int]) -> list[Echo]:
     """Return the request and its larger forms, none larger than the MTU."""
-    larger = {size for size in sizes if mtu is not None and echo.octets < size <= mtu}
-    return [echo, *(Echo(destination=echo.destination, source=echo.source, octets=one) for one in larger)]
+    larger = {size for size in sizes if mtu is not None and echo.size < size <= mtu}
+    return [echo, *(Echo(destination=echo.destination, source=echo.source, size=one) for one in larger)]
 
 
 def _reach_of(
@@ -113,7 +113,7 @@ def _reach_of(
 
 def _largest(destination: IPv4Address, results: dict[Echo, EchoResult]) -> int | None:
     arrived = [
-        echo.octets
+        echo.size
         for echo, result in results.items()
         if echo.destination == destination and result.state == "reached"
     ]

@@ -14,12 +14,12 @@ class Echo:
 
     Attributes:
         source: source address; None for the one that the kernel chooses.
-        octets: size of the IP packet.
+        size: bytes of the IP packet.
     """
 
     destination: IPv4Address
     source: IPv4Address | None = None
-    octets: int = 84
+    size: int = 84
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ flannelctl works with a newer daemon.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeVar
 
 import msgspec
@@ -23,8 +22,7 @@ from pyflannel.errors import (
 from pyflannel.model.lease import LeaseEntry, PeerEntry
 from pyflannel.model.probe import PingReport
 from pyflannel.model.status import Finding, JournalEntry, Status
-
-_ADDRESSES = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
+from pyflannel.wire.json_values import ADDRESSES, address_of_text
 
 _FAMILIES = {
     family.__name__: family
@@ -226,7 +224,7 @@ def _encode(document: object) -> bytes:
 
 def _decode(document: bytes, kind: type[_Document]) -> _Document:
     try:
-        return msgspec.json.decode(document, type=kind, dec_hook=_address_of_text)
+        return msgspec.json.decode(document, type=kind, dec_hook=address_of_text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(
             f"cannot read the response of the daemon: {error}",
@@ -235,12 +233,6 @@ def _decode(document: bytes, kind: type[_Document]) -> _Document:
 
 
 def _text_of_address(value: object) -> str:
-    if isinstance(value, _ADDRESSES):
+    if isinstance(value, ADDRESSES):
         return str(value)
     raise NotImplementedError(type(value).__name__)
-
-
-def _address_of_text(kind: type, text: object) -> object:
-    if kind in _ADDRESSES:
-        return kind(text)
-    raise NotImplementedError(kind.__name__)

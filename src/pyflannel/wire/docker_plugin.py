@@ -14,6 +14,7 @@ import msgspec
 
 from pyflannel.errors import DockerPluginError, FlannelError, WireError
 from pyflannel.model.docker import DockerEndpoint, DockerState, Pool, PublishedPort
+from pyflannel.wire.json_values import address_of_text
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 
@@ -276,8 +277,6 @@ def format_answer(answer: Answer) -> bytes:
 
 # The memory of the plugin, as a file.
 
-_ADDRESSES = (IPv4Address, IPv4Interface, IPv4Network)
-
 
 def format_state(state: DockerState) -> bytes:
     """Return the content of the file."""
@@ -293,15 +292,9 @@ def parse_state(document: bytes) -> DockerState:
         WireError: `format_state` did not write it, or it was cut short.
     """
     try:
-        return msgspec.json.decode(document, type=DockerState, dec_hook=_address_of_text)
+        return msgspec.json.decode(document, type=DockerState, dec_hook=address_of_text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(
             f"it is damaged: {error}",
             hint="Remove the networks of Docker with the driver flannel, then delete the file.",
         ) from error
-
-
-def _address_of_text(kind: type, text: object) -> object:
-    if kind in _ADDRESSES:
-        return kind(text)
-    raise NotImplementedError(kind.__name__)

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 
 from pyflannel.errors import ConfigError
 
@@ -12,6 +12,20 @@ _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _TO_ESCAPE = re.compile("[<>&\u2028\u2029]")
+
+ADDRESSES = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network)
+"""Types that documents of pyflannel contain as text."""
+
+
+def address_of_text(kind: type, text: object) -> object:
+    """Return an address from its text: the `dec_hook` of msgspec, which expects this error for other types.
+
+    Raises:
+        NotImplementedError: the type is no address.
+    """
+    if kind in ADDRESSES:
+        return kind(text)
+    raise NotImplementedError(kind.__name__)
 
 
 def fold(key: str) -> str:

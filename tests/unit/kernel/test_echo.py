@@ -44,7 +44,7 @@ def test_each_request_has_its_own_nonce() -> None:
 def test_many_requests_are_answered_and_a_refused_one_is_reported() -> None:
     """By loopback; the largest is larger than the MTU of any device."""
     echoes = [Echo(destination=HERE + number) for number in range(100)]
-    too_large = Echo(destination=HERE, octets=65535)
+    too_large = Echo(destination=HERE, size=65535)
     wrong_source = Echo(destination=HERE, source=PEER)
 
     results = asyncio.run(send_echoes([*echoes, too_large, wrong_source], deadline_s=1.0))

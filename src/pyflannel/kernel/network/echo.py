@@ -114,7 +114,7 @@ class _Sender:
                 return
 
     def _send(self, one: _Pending) -> None:
-        payload = one.nonce + bytes(max(0, one.echo.octets - OVERHEAD - _NONCE_OCTETS))
+        payload = one.nonce + bytes(max(0, one.echo.size - OVERHEAD - _NONCE_OCTETS))
         one.sent_at.append(time.monotonic())
         source = one.echo.source.packed if one.echo.source is not None else bytes(4)
         address = struct.pack("=i4s4s", 0, source, bytes(4))  # struct in_pktinfo
