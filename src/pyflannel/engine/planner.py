@@ -28,6 +28,7 @@ from pyflannel.plan.generations import (
     bridge_items,
     items_of,
     outranked_by,
+    receiving_items,
     transition_notes,
     view_of,
 )
@@ -231,11 +232,15 @@ class Planner:
 
     def receiving_keys(self) -> set[Key]:
         """Return the objects by which this host receives packets of the newest backend, if it is planned."""
-        newest = [view for basis in self._bases for view in basis.views if view.backend is basis.newest]
-        if not newest:
-            return set()
-        found = {item.key for one in newest for item in one.backend.plan_host(one.host) if item.IS_HOST_PART}
-        return found | {GuardTable(device=self._options.device).key}
+        found: set[Key] = set()
+        for basis in self._bases:
+            for view in basis.views:
+                if view.backend is basis.newest:
+                    found.add(GuardTable(device=self._options.device).key)
+                    found.update(item.key for item in view.backend.plan_host(view.host) if item.IS_HOST_PART)
+                    peers = (peer for peer in self._peers[basis.family] if view_of(peer, basis) is not None)
+                    found.update(item.key for peer in peers for item in receiving_items(peer, view))
+        return found
 
     def forget_changes(self) -> None:
         """Free the list of changed peers, which contains all peers after a start."""

@@ -80,6 +80,9 @@ class Backend(Protocol):
     def objection(self, peer: Lease, host: Host) -> str | None:
         """Return why this backend cannot reach a peer, as text for the log; None if it can."""
 
+    def foreseen(self, peer: Lease) -> Lease | None:
+        """Return the lease by which a peer will publish this backend; None if it cannot be known before."""
+
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return the peers that yield to others which need the same object, by subnet, with the reason.
 

@@ -99,16 +99,19 @@ def view_of(peer: Lease, basis: Basis) -> View | None:
 def items_of(peer: Lease, basis: Basis) -> Iterator[Item]:
     """Yield the objects of a peer for all backends, but the routes of the first alone.
 
-    The peer may send by each of them, until it has read the newest lease of this host.
+    The peer may send by each of them, until it has read the newest lease of this host. It may send by the
+    newest before this host has read its lease.
     """
     keys: set[Key] = set()
     chosen: View | None = None
+    items: Iterable[Item]
     for view in basis.views:
         variant = view.variant(peer)
         if variant is None:
-            continue
-        chosen = chosen or view
-        items: Iterable[Item] = view.backend.plan_peer(variant, view.host)
+            items = receiving_items(peer, view) if view.backend is basis.newest else ()
+        else:
+            chosen = chosen or view
+            items = view.backend.plan_peer(variant, view.host)
         if view is chosen and view.subnet_route is not None:
             subnet = subnet_of(peer, basis.family)
             route = replace(view.subnet_route, destination=subnet, protocol=view.host.protocol)
@@ -117,6 +120,12 @@ def items_of(peer: Lease, basis: Basis) -> Iterator[Item]:
             if item.key not in keys and (view is chosen or not isinstance(item, Route)):
                 keys.add(item.key)
                 yield item
+
+
+def receiving_items(peer: Lease, view: View) -> Iterable[Item]:
+    """Return the objects without which this host refuses packets that the peer sends by a backend."""
+    foreseen = view.backend.foreseen(peer)
+    return () if foreseen is None else view.backend.plan_peer(foreseen, view.host)
 
 
 def outranked_by(peers: Sequence[Lease], basis: Basis) -> dict[IPv4Network, str]:

@@ -155,6 +155,33 @@ class TestPlan:
         assert [device_to(state, one) for one in (old, new)] == ["flannel0", "flannel.1"]
         assert made.needs_previous
 
+    @pytest.mark.parametrize("is_prepared", [False, True])
+    def test_a_peer_may_send_by_udp_before_its_new_lease_is_read(self, is_prepared: bool) -> None:
+        """The peer has read the lease of this host, which this host may have published in this moment."""
+        old = peer(2, VXLAN_PART)
+
+        made, state = planned(changed(VXLAN, UDP, is_prepared=is_prepared), old)
+
+        (entry,) = state.of_type(ForwarderPeer)
+        assert (entry.subnet, entry.address, entry.port) == (old.subnet, IPv4Address("172.16.0.2"), 8285)
+        assert entry.key in made.receiving_keys()
+        assert device_to(state, old) == "flannel.1"
+        assert made.needs_previous
+
+    def test_an_entry_that_was_made_before_the_new_lease_stays(self) -> None:
+        made, _ = planned(changed(VXLAN, UDP), peer(2, VXLAN_PART))
+
+        made.take(leases=by_subnet([OWN, peer(2, UDP_PART, VXLAN_PART)]))
+
+        assert made.plan is not None
+        assert len(list(made.plan.of_type(ForwarderPeer))) == 1
+        assert not made.needs_previous
+
+    def test_a_peer_of_the_newest_backend_is_not_expected_to_return_to_the_previous_one(self) -> None:
+        _, state = planned(changed(UDP, VXLAN), peer(2, VXLAN_PART))
+
+        assert not list(state.of_type(ForwarderPeer))
+
     def test_a_peer_may_still_send_by_the_previous_backend(self) -> None:
         new = peer(2, VXLAN_PART, UDP_PART)
 

@@ -54,6 +54,9 @@ class AllocBackend:
     def objection(self, peer: Lease, host: Host) -> None:
         """Return nothing: peers are not checked."""
 
+    def foreseen(self, peer: Lease) -> None:
+        """Return nothing: the backend reads nothing of a peer."""
+
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return nothing: peers are not checked."""
         return {}

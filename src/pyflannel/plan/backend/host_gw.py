@@ -86,6 +86,9 @@ class HostGwBackend:
             f" {underlay.link} reaches {', '.join(prefixes + more) or 'no other host'}"
         )
 
+    def foreseen(self, peer: Lease) -> None:
+        """Return nothing: packets of a peer are received without an object for it."""
+
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return nothing: no two peers need the same object."""
         return {}

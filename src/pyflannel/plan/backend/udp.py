@@ -7,12 +7,12 @@ forwarder has a table with the subnet and the address of each peer.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Bridge, Host, Underlay
-from pyflannel.model.lease import Lease
+from pyflannel.model.lease import BackendPart, Lease
 from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import IPV4_ONLY, Family, NetworkConfig
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_GLOBAL, SCOPE_LINK, Route
@@ -133,6 +133,10 @@ class UdpBackend:
         if peer.attributes.backend_type not in ("", "udp"):
             return f"Ignoring non-udp subnet: type={peer.attributes.backend_type}"
         return address_objection(peer.attributes.public_ip, host)
+
+    def foreseen(self, peer: Lease) -> Lease:
+        """Return the lease of the peer with this backend: the network config contains the port."""
+        return replace(peer, attributes=peer.attributes.with_backend(BackendPart(port=self.port)))
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return nothing: no two peers need the same object."""

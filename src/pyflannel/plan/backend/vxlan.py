@@ -302,6 +302,9 @@ class VxlanBackend:
             return f"its VtepMAC {vtep.mac} is that of this host: is it a copy of this host?"
         return None
 
+    def foreseen(self, peer: Lease) -> None:
+        """Return nothing: packets of a peer are received without an object for it."""
+
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return the peers that yield to another, by subnet, with the reason.
 

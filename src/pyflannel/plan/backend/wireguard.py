@@ -208,6 +208,9 @@ class WireguardBackend:
             return f"its PublicKey {data.public_key} is that of this host: is it a copy of this host?"
         return None
 
+    def foreseen(self, peer: Lease) -> None:
+        """Return nothing: the key of a peer is known only from its lease."""
+
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
         """Return the peers that yield to another with the same key, by subnet, with the reason.
 
