@@ -123,6 +123,20 @@ class LookedAt(FakeKernel):
         return state
 
 
+class SlowToRead(FakeKernel):
+    """A kernel of which no look ends before a signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def snapshot(self, desired: State) -> State:
+        state = await super().snapshot(desired)
+        await self.may_end.wait()
+        return state
+
+
 class Silent(FakeKernel):
     """A kernel that announces no change."""
 

@@ -1,5 +1,6 @@
 """Former defects of the engine, each restored alone. The law must find all of them."""
 
+import math
 from collections.abc import Iterable
 
 import pytest
@@ -49,9 +50,11 @@ def build_before_removing(patch: pytest.MonkeyPatch) -> None:
 
 def wait_for_all_targets(patch: pytest.MonkeyPatch) -> None:
     """Compare only after all targets have responded."""
-    reader = targets._Reader
-    patch.setattr(reader, "is_awaited", lambda reader, now: reader.is_asked and reader.reading is None)
-    patch.setattr(targets.Targets, "late_in_s", None)
+
+    def awaited_until(reader: targets._Reader, now: float) -> float:
+        return math.inf if reader.is_asked and reader.reading is None else -math.inf
+
+    patch.setattr(targets._Reader, "awaited_until", awaited_until)
 
 
 def sleep_through_events(patch: pytest.MonkeyPatch) -> None:

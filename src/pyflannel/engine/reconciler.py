@@ -96,6 +96,7 @@ class Reconciler:
         self._work = Work()
         self._has_news = asyncio.Event()
         self._must_look = False
+        self._has_skipped = False
         self._looked_at = -math.inf
         self._new_kinds = self._targets.kinds  # kinds that were never applied: no difference is damage yet
         self._has_applied = False
@@ -203,7 +204,7 @@ class Reconciler:
             if unread - self._targets.unread_kinds:
                 self._work.release()
             await self._compare(readings)
-        elif due := self._work.due(now):
+        elif not self._is_held and (due := self._work.due(now)):
             await self._work_on(due)
         else:
             return False
@@ -215,10 +216,18 @@ class Reconciler:
         now = self._clock.now()
         if not self._has_plan:
             return self._audit_s
-        due_s = min(self._audit_due_s, self._work.next_due_s(), self._targets.retry_at) - now
-        if (late_in_s := self._targets.late_in_s) is not None:
-            due_s = min(due_s, late_in_s)
+        due_s = self._targets.awaited_until if self._is_held else self._work.next_due_s()
+        due_s = min(due_s, self._audit_due_s, self._targets.retry_at, self._targets.late_at) - now
         return max(0.0, min(due_s, self._audit_s))
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether all work waits for a look that is in progress, so that its operations have one order.
+
+        Otherwise, a route could be removed before the look permits the one that replaces it.
+        """
+        is_looking = self._targets.awaited_until > -math.inf
+        return is_looking and self._work.needs_look(but=self._targets.unread_kinds)
 
     @property
     def _audit_due_s(self) -> float:
@@ -230,6 +239,14 @@ class Reconciler:
         began = self._clock.now()
         shown = [reading for reading in readings if reading.error is None]
         generations = {kind: reading.generation for reading in shown for kind in reading.kinds}
+        # The plan was replaced during the look. A route could be added before the objects that carry its
+        # packets, so the next look is used instead. Of two successive looks, one is used.
+        is_outdated = self._work.is_outdated(generations)
+        self._has_skipped = is_outdated and not (self._has_skipped or self._new_kinds)
+        if self._has_skipped:
+            self._end_look(readings)
+            self._must_look = True
+            return
         state = reduce(or_, (reading.state for reading in shown), State.EMPTY)
         if Link in generations:
             self._taken = taken_links(state, self._plan, self._mark)
@@ -240,17 +257,23 @@ class Reconciler:
         operations = [operation for operation in found if operation is not None]
         if not self._work.is_blank:  # else ten thousand unused keys would be created
             operations = self._without_later(operations, generations, desired)
-        for reading in readings:
-            self._work.end_look(reading.generation, reading.kinds)
+        self._end_look(readings)
         batch = Batch(self._work.generation, self._new_kinds)
         self._leave_taken(batch, desired)
         self._new_kinds -= generations.keys()
+        if due := self._work.due(began):
+            keys = {operation.subject.key for operation in operations}
+            operations += self._operations_on(batch, (one for one in due if one[0] not in keys))
         await self._perform(batch, operations)
         self._has_applied = not self._new_kinds
         self.counts.passes += 1
         self.counts.failures += len(readings) - len(shown)
         self.counts.duration_s = self._clock.now() - began
         self._report_refusals()
+
+    def _end_look(self, readings: Iterable[Reading]) -> None:
+        for reading in readings:
+            self._work.end_look(reading.generation, reading.kinds)
 
     def _without_later(
         self, operations: Iterable[Operation], generations: Mapping[type[Item], int], desired: State
@@ -287,9 +310,8 @@ class Reconciler:
                 blocked = Mark(kind=type(item), stage=Stage.BLOCKED, is_planned=True)
                 self._work.postpone(item.key, blocked, batch.since)
 
-    async def _work_on(self, due: Iterable[tuple[Key, Mark]]) -> None:
-        """Perform the due operations without a look: the record contains the objects in place."""
-        batch = Batch(self._work.generation)
+    def _operations_on(self, batch: Batch, due: Iterable[tuple[Key, Mark]]) -> list[Operation]:
+        """Return the operations on keys that are due. Settle those that need none."""
         operations = []
         for key, mark in due:
             operation = self._operation_on(key, mark)
@@ -297,7 +319,12 @@ class Reconciler:
                 self._work.settle(key, mark.found, mark.kind, batch.since)
             else:
                 operations.append(operation)
-        await self._perform(batch, operations)
+        return operations
+
+    async def _work_on(self, due: Iterable[tuple[Key, Mark]]) -> None:
+        """Perform the due operations without a look: the record contains the objects in place."""
+        batch = Batch(self._work.generation)
+        await self._perform(batch, self._operations_on(batch, due))
         if batch.refused:
             self._report_refusals()
 

@@ -91,9 +91,10 @@ class _Reader:
             self._note_error(reading.error)
         return reading
 
-    def is_awaited(self, now: float) -> bool:
-        """Return whether a look waits for it."""
-        return self.is_asked and self.reading is None and now < self.asked_at + LATE_S
+    def awaited_until(self, now: float) -> float:
+        """Return the time until which a look waits for it; minus infinity if none does."""
+        until = self.asked_at + LATE_S
+        return until if self.is_asked and self.reading is None and now < until else -math.inf
 
     def _note_error(self, error: TargetError | None) -> None:
         """Log the change from readable to unreadable and back. An unreadable target is asked again soon."""
@@ -190,19 +191,20 @@ class Targets:
         Readings of one look are used together, so that their operations have one order. A target that has
         not responded in time is skipped.
         """
-        now = self._clock.now()
-        if any(reader.is_awaited(now) for reader in self._readers):
+        if self.awaited_until > -math.inf:
             return []
         return [reading for reader in self._readers if (reading := reader.take()) is not None]
 
     @property
-    def late_in_s(self) -> float | None:
-        """Seconds until readings are used without those of late targets; None while none waits for them."""
+    def awaited_until(self) -> float:
+        """Time until which a look waits for targets; minus infinity if it waits for none."""
         now = self._clock.now()
-        if all(reader.reading is None for reader in self._readers):
-            return None
-        awaited = (reader.asked_at for reader in self._readers if reader.is_awaited(now))
-        return max((asked_at + LATE_S - now for asked_at in awaited), default=0.0)
+        return max((reader.awaited_until(now) for reader in self._readers), default=-math.inf)
+
+    @property
+    def late_at(self) -> float:
+        """Time at which readings are used without those of late targets; infinity without a reading."""
+        return math.inf if all(reader.reading is None for reader in self._readers) else self.awaited_until
 
     async def apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         """Apply the operations in their order; consecutive ones for one target form a batch."""

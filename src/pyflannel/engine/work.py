@@ -6,9 +6,10 @@ that began before a key was changed or written does not contain that change.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Any
 
 from pyflannel.model.item import Item, Key
 from pyflannel.model.state import Refusal
@@ -79,9 +80,19 @@ class Work:
         self._marks: dict[Key, Mark] = {}
         self._timely: dict[Key, None] = {}  # open, paused or refused: due now or later
         self._host_parts: dict[Key, None] = {}  # not done, and required by others
+        self._unknown: dict[Key, None] = {}
         self._refused: dict[Key, None] = {}
         self._paused: dict[Key, None] = {}
         self._done: dict[Key, None] = {}
+        self._tables: tuple[dict[Key, Any], ...] = (
+            self._marks,
+            self._timely,
+            self._host_parts,
+            self._unknown,
+            self._refused,
+            self._paused,
+            self._done,
+        )
         self._looks: list[tuple[int, Kinds]] = []
         self.generation = 0
 
@@ -116,6 +127,15 @@ class Work:
         """Return whether the key was changed or written after `generation`."""
         mark = self._marks.get(key)
         return mark is not None and mark.generation > generation
+
+    def needs_look(self, but: Kinds) -> bool:
+        """Return whether a look must show a key, except keys of the kinds `but`."""
+        return any(self._marks[key].kind not in but for key in self._unknown)
+
+    def is_outdated(self, began: Mapping[type[Item], int]) -> bool:
+        """Return whether a look must show a key that was changed after the look at its kind began."""
+        marks = (self._marks[key] for key in self._unknown)
+        return any(mark.generation > began.get(mark.kind, mark.generation) for mark in marks)
 
     def was_refused(self, key: Key) -> bool:
         """Return whether the latest operation on a key was refused. It may have taken effect nevertheless."""
@@ -254,6 +274,7 @@ class Work:
         for table, belongs in (
             (self._timely, stage in (Stage.OPEN, Stage.PAUSED, Stage.REFUSED)),
             (self._host_parts, mark.kind.IS_HOST_PART and stage is not Stage.DONE),
+            (self._unknown, stage is Stage.UNKNOWN),
             (self._refused, stage is Stage.REFUSED),
             (self._paused, stage is Stage.PAUSED),
             (self._done, stage is Stage.DONE),
@@ -264,5 +285,5 @@ class Work:
                 table.pop(key, None)
 
     def _drop(self, key: Key) -> None:
-        for table in (self._marks, self._timely, self._host_parts, self._refused, self._paused, self._done):
+        for table in self._tables:
             table.pop(key, None)

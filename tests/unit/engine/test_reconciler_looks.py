@@ -21,9 +21,11 @@ from doubles.reconciler_bench import (
     LookedAt,
     Silent,
     Slow,
+    SlowToRead,
     running,
 )
 from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.targets import LATE_S
 from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import HostFile
@@ -100,6 +102,103 @@ def test_a_change_during_a_look_is_not_damage() -> None:
 
             assert bench.is_healed
             assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+NETWORK_ROUTE = Route(destination=IPv4Network("10.100.0.0/16"), link="flannel0")
+OTHER_LINK = replace(LINK, name="flannel-wg")
+BEFORE, AFTER = replace(NETWORK_ROUTE, link=OTHER_LINK.name), NETWORK_ROUTE
+"""The route of the network before and after a change of the backend."""
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["changed", "replaced"])
+def test_a_route_waits_for_a_peer_that_joins_during_the_look(is_replaced: bool) -> None:
+    """The new route attracts packets to the peer, which need its entry."""
+
+    async def check() -> None:
+        kernel = SlowToRead()
+        async with running(Bench(kernel, State.of(LINK, OTHER_LINK, FORWARDER, BEFORE))) as bench:
+            kernel.may_end.clear()
+            bench.replace(State.of(LINK, OTHER_LINK, FORWARDER, AFTER))
+            await bench.clock.settle()
+            if is_replaced:
+                bench.replace(State.of(LINK, OTHER_LINK, FORWARDER, AFTER, PEER))
+            else:
+                bench.change(Add(PEER))
+            await bench.clock.settle()
+            kernel.may_end.set()
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert [one for batch in kernel.batches for one in batch][-2:] == [
+                Add(PEER),
+                Replace(BEFORE, AFTER),
+            ]
+            assert bench.reconciler.counts.repairs == 0
+
+    asyncio.run(check())
+
+
+def test_a_route_stays_until_a_look_permits_the_other_one() -> None:
+    """The packets of the removed route need the added one."""
+    old = Route(destination=IPv4Network("10.100.16.0/24"), link=OTHER_LINK.name)
+
+    async def check() -> None:
+        kernel = SlowToRead()
+        async with running(Bench(kernel, State.of(LINK, OTHER_LINK, FORWARDER, old))) as bench:
+            kernel.may_end.clear()
+            bench.replace(State.of(LINK, OTHER_LINK, FORWARDER, old, AFTER))
+            await bench.clock.settle()
+            bench.change(Remove(old))
+            await bench.clock.settle()
+            assert old in kernel.state
+            kernel.may_end.set()
+            await bench.clock.settle()
+
+            assert bench.is_healed
+            assert [one for batch in kernel.batches for one in batch][-2:] == [Add(AFTER), Remove(old)]
+
+    asyncio.run(check())
+
+
+def test_a_silent_target_delays_a_change_only_for_a_moment() -> None:
+    async def check() -> None:
+        kernel = SlowToRead()
+        async with running(Bench(kernel, State.of(LINK, OTHER_LINK, FORWARDER, BEFORE))) as bench:
+            kernel.may_end.clear()
+            bench.replace(State.of(LINK, OTHER_LINK, FORWARDER, AFTER))
+            await bench.clock.settle()
+            bench.change(Add(PEER))
+            await bench.clock.advance(2 * LATE_S)
+
+            assert PEER in kernel.state
+
+    asyncio.run(check())
+
+
+def test_plans_that_follow_each_other_during_looks_are_applied() -> None:
+    """Each look is older than the newest plan. Nevertheless, the host follows."""
+
+    async def check() -> None:
+        kernel = LookedAt()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            metrics = iter(range(1, 1000))
+
+            def again() -> None:
+                metric = next(metrics, None)
+                if metric is not None:
+                    route = replace(NETWORK_ROUTE, metric=metric)
+                    bench.replace(State.of(LINK, FORWARDER, PEER, route))
+
+            kernel.meanwhile = again
+            bench.replace(State.of(LINK, FORWARDER, PEER, NETWORK_ROUTE))
+            for _ in range(200):
+                await asyncio.sleep(0)
+
+            assert next(metrics, None) is not None, "the plans have come to an end"
+            assert PEER in kernel.state
+            kernel.meanwhile = lambda: None
 
     asyncio.run(check())
 
