@@ -14,16 +14,11 @@ import pytest
 
 from pyflannel.lab.topology import LEFT
 from pyflannel.lab.traffic import ping
+from testlab.console import command_blocks
 
 ROOT = Path(__file__).parents[2]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DAEMONS = ("flanneld ", "dockerd ")
-
-
-def command_blocks(document: str, section: str) -> list[str]:
-    """Return the code blocks of a section of a document. Each belongs to a separate terminal."""
-    text = (ROOT / document).read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def test_the_readme_gives_docker_the_leased_subnet(

@@ -1,13 +1,30 @@
-"""The commands in the console blocks of a document, and the comparison of their output with the document."""
+"""The commands in the documents, and the comparison of their output with the document."""
 
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyflannel.lab.sandbox import Sandbox
 
 DEADLINE_S = 60.0
+ROOT = Path(__file__).parents[2]
+
+
+def command_blocks(document: str, section: str = "") -> list[str]:
+    """Return the blocks of commands of a section of a document, or of the whole document.
+
+    A block with a language, such as `json`, contains no commands and is omitted.
+    """
+    text = (ROOT / document).read_text()
+    if section:
+        text = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return [
+        block
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        if not language
+    ]
 
 
 @dataclass(frozen=True, slots=True)
