@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, TypeVarTuple, Unpack
 
 from pyflannel.errors import TargetError, in_words, target_errors
-from pyflannel.model.docker import DockerEndpoint, PublishedPort
+from pyflannel.model.docker import DockerEndpoint, DockerParts, HostSubnet, PublishedPort
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import Bridge, Interfaces, RouteScope
@@ -348,6 +348,33 @@ class ContainerLinks(Protocol):
 
     def port_in_use(self, port: PublishedPort) -> bool:
         """Return whether a program of the host has a socket at this port."""
+
+
+class DockerHost(Protocol):
+    """The host in one flannel network, as the network plugin for Docker needs it.
+
+    Attributes:
+        progress: set whenever the reconciler has changed the host.
+    """
+
+    progress: asyncio.Event
+
+    def subnet(self) -> HostSubnet:
+        """Return the facts of the host.
+
+        Raises:
+            DockerPluginError: the network has no IPv4.
+            NotReadyError: the host has no lease yet.
+        """
+
+    def range(self) -> IPv4Network | None:
+        """Return the range of the flannel network; None while it is unknown."""
+
+    def plan(self, parts: DockerParts) -> None:
+        """Make these networks and ports a part of the plan."""
+
+    def objection(self) -> str | None:
+        """Return why a part of the plan is not in place; "" while it is in progress, None if all is."""
 
 
 class BridgeSource(Protocol):

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pyflannel.engine.docker_plugin import DockerPlugin
+from pyflannel.engine.docker_networks import DockerNetworks
 from pyflannel.errors import FlannelError
 from pyflannel.http.server import Handler, HttpServer, Request, Response, Routes
 from pyflannel.http.sockets import UnixPlace, is_ours, serve_unix
@@ -17,7 +17,7 @@ _Request = TypeVar("_Request")
 _Answer = wire.Answer
 
 
-async def serve_docker(path: Path, plugin: DockerPlugin) -> None:
+async def serve_docker(path: Path, networks: DockerNetworks) -> None:
     """Serve the plugin at `path` until cancelled, then remove the socket."""
     place = UnixPlace(
         path=path,
@@ -26,31 +26,48 @@ async def serve_docker(path: Path, plugin: DockerPlugin) -> None:
         hint="Run as root, or choose another --docker-plugin-socket and name it in"
         " /etc/docker/plugins/flannel.spec.",
     )
-    await serve_unix(place, HttpServer(docker_routes(plugin), admit=is_ours))
+    await serve_unix(place, HttpServer(docker_routes(networks), admit=is_ours))
 
 
-def docker_routes(plugin: DockerPlugin) -> Routes:
+def docker_routes(networks: DockerNetworks) -> Routes:
     """Return the routes of the plugin's socket."""
 
     async def request_pool(request: wire.PoolRequest) -> _Answer:
-        return wire.pool_answer(await plugin.request_pool(request))
+        return wire.pool_answer(await networks.for_pool(request).request_pool(request))
 
     async def release_pool(request: wire.PoolReference) -> None:
-        await plugin.release_pool(request.pool)
+        await networks.of_pool(request.pool).release_pool(request.pool)
 
     async def request_address(request: wire.AddressRequest) -> _Answer:
-        return wire.address_answer(*await plugin.request_address(request))
+        return wire.address_answer(*await networks.of_pool(request.pool).request_address(request))
 
-    async def create_endpoint(request: wire.EndpointRequest) -> _Answer:
-        return wire.endpoint_answer(await plugin.create_endpoint(request), has_mac=bool(request.mac))
+    async def release_address(request: wire.AddressRequest) -> None:
+        await networks.of_pool(request.pool).release_address(request)
+
+    async def create_network(request: wire.NetworkRequest) -> None:
+        await (await networks.for_network(request)).create_network(request)
 
     async def delete_network(request: wire.NetworkRequest) -> None:
-        await plugin.delete_network(request.network)
+        await (await networks.of_network(request.network)).delete_network(request.network)
+
+    async def create_endpoint(request: wire.EndpointRequest) -> _Answer:
+        plugin = await networks.of_network(request.network)
+        return wire.endpoint_answer(await plugin.create_endpoint(request), has_mac=bool(request.mac))
+
+    async def delete_endpoint(request: wire.EndpointRequest) -> None:
+        await (await networks.of_network(request.network)).delete_endpoint(request)
 
     async def join(request: wire.EndpointRequest) -> _Answer:
+        plugin = await networks.of_network(request.network)
         endpoint, network, routes = await plugin.join(request)
         has_default = not network.is_internal
         return wire.join_answer(endpoint, network.gateway.ip, has_default=has_default, routes=routes)
+
+    async def leave(request: wire.EndpointRequest) -> None:
+        await (await networks.of_network(request.network)).leave(request)
+
+    async def revoke(request: wire.EndpointRequest) -> None:
+        await (await networks.of_network(request.network)).revoke(request)
 
     return {
         ("POST", f"/{method}"): handler
@@ -61,17 +78,17 @@ def docker_routes(plugin: DockerPlugin) -> Routes:
             "IpamDriver.RequestPool": _handler(wire.PoolRequest, request_pool),
             "IpamDriver.ReleasePool": _handler(wire.PoolReference, release_pool),
             "IpamDriver.RequestAddress": _handler(wire.AddressRequest, request_address),
-            "IpamDriver.ReleaseAddress": _handler(wire.AddressRequest, plugin.release_address),
+            "IpamDriver.ReleaseAddress": _handler(wire.AddressRequest, release_address),
             "NetworkDriver.GetCapabilities": _constant(wire.NETWORK_CAPABILITIES),
-            "NetworkDriver.CreateNetwork": _handler(wire.NetworkRequest, plugin.create_network),
+            "NetworkDriver.CreateNetwork": _handler(wire.NetworkRequest, create_network),
             "NetworkDriver.DeleteNetwork": _handler(wire.NetworkRequest, delete_network),
             "NetworkDriver.CreateEndpoint": _handler(wire.EndpointRequest, create_endpoint),
-            "NetworkDriver.DeleteEndpoint": _handler(wire.EndpointRequest, plugin.delete_endpoint),
+            "NetworkDriver.DeleteEndpoint": _handler(wire.EndpointRequest, delete_endpoint),
             "NetworkDriver.EndpointOperInfo": _constant(wire.ENDPOINT_INFO),
             "NetworkDriver.Join": _handler(wire.EndpointRequest, join),
-            "NetworkDriver.Leave": _handler(wire.EndpointRequest, plugin.leave),
-            "NetworkDriver.ProgramExternalConnectivity": _handler(wire.EndpointRequest, plugin.publish),
-            "NetworkDriver.RevokeExternalConnectivity": _handler(wire.EndpointRequest, plugin.revoke),
+            "NetworkDriver.Leave": _handler(wire.EndpointRequest, leave),
+            "NetworkDriver.ProgramExternalConnectivity": _handler(wire.EndpointRequest, networks.publish),
+            "NetworkDriver.RevokeExternalConnectivity": _handler(wire.EndpointRequest, revoke),
             "NetworkDriver.DiscoverNew": _constant(wire.NOTHING),
             "NetworkDriver.DiscoverDelete": _constant(wire.NOTHING),
         }.items()

@@ -1,8 +1,10 @@
 """Composition of the daemon: one network, or several in one process (--networks of flannel 0.6)."""
 
 import asyncio
+import os
 import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from pyflannel.assembly.kubernetes import KubernetesOptions
 from pyflannel.assembly.logs import NETWORK
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import open_store, parse_store_url
+from pyflannel.engine.docker_networks import DockerNetworks
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.readiness import Liveness, Readiness
 from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.engine.store_followers import NetworkFollower
 from pyflannel.errors import StoreError, TargetError
+from pyflannel.kernel.host.files import FileMemory
 from pyflannel.kernel.host.locks import RunLock
 from pyflannel.kernel.host.machine import BoottimeClock, notify, watchdog_s
 from pyflannel.model.kubernetes_node import OwnNode
@@ -54,6 +58,9 @@ class Daemon:
 
     `turned` is called after each turn of a reconciler's loop, when the memory of the pass is free again.
 
+    Attributes:
+        docker: the network plugin for Docker; None without it.
+
     Raises:
         UsageError: the store URL is invalid.
     """
@@ -74,6 +81,12 @@ class Daemon:
         self._store_log = StoreLog(self._clock)
         self._liveness = Liveness(notify, self._clock, watchdog_s())
         self._running: dict[str, HostNetwork] = {}
+        has_names = bool(options.networks) or options.watch_networks
+        self.docker = (
+            None
+            if options.docker_socket is None
+            else DockerNetworks(has_names=has_names, remembered=self._docker_memories)
+        )
         # With --watch-networks, one ready network suffices: the others may appear at any time.
         self._readiness = Readiness(notify, () if options.watch_networks else options.networks)
 
@@ -145,6 +158,15 @@ class Daemon:
             )
         return None
 
+    def _docker_memories(self) -> Mapping[str, FileMemory]:
+        """Return the memory of the plugin for Docker of each network with a state directory."""
+        found = {"": self._places}
+        with suppress(OSError):
+            names = [one.name for one in os.scandir(self._places.state_dir) if one.is_dir()]
+            subnets = Path(self._options.subnet_dir)
+            found |= {name: self._places.of_network(name, subnets) for name in names if not objection(name)}
+        return {name: FileMemory(places.docker, is_vital=True) for name, places in found.items()}
+
     def _check_networks(self) -> None:
         for name in self._options.networks:
             if (why := self._objection(name)) is not None:
@@ -205,6 +227,8 @@ class Daemon:
                 alive=turn,
                 audit_s=min(AUDIT_S, self._liveness.pause_s),
                 own_node=own_node,
+                docker_networks=self.docker,
+                name=name,
             ) as network:
                 self._running[name] = network
                 try:

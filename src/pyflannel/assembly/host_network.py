@@ -15,7 +15,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import parse_store_url
 from pyflannel.engine.allowed_keys import AllowedKeys, AllowList, SignedKeys
-from pyflannel.engine.docker_host import SupervisedHost
+from pyflannel.engine.docker_networks import DockerNetworks, SupervisedHost
 from pyflannel.engine.docker_plugin import DockerPlugin
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
@@ -117,9 +117,11 @@ class HostNetwork:
         wireguard: WireguardTarget,
         signing: LeaseSigning | None,
         docker: DockerPlugin | None,
+        docker_networks: DockerNetworks | None,
     ) -> None:
         self.places = places
-        self.docker = docker
+        self._docker = docker
+        self._docker_networks = docker_networks
         self._store = store
         self._store_url = store_url
         self._clock = clock
@@ -137,8 +139,8 @@ class HostNetwork:
             tasks.create_task(self._guard_log.run(), name="log of the guard")
             if self._signing is not None:
                 tasks.create_task(self._signing.run(), name="allow-list")
-            if self.docker is not None:
-                tasks.create_task(self.docker.run(), name="Docker plugin")
+            if self._docker is not None and self._docker_networks is not None:
+                tasks.create_task(self._docker.run(self._docker_networks.isolate), name="Docker plugin")
 
     def reload(self) -> bool:
         """Read the allow-list again, if there is one; return whether there is."""
@@ -160,7 +162,7 @@ class HostNetwork:
             fast_path=self._with_counters(status),
             wireguard=wireguard_of(self._supervisor, await self._contacts()),
             strangers=strangers_of(self._supervisor, strangers)[:STRANGERS_SHOWN],
-            docker=None if self.docker is None else self.docker.status(),
+            docker=None if self._docker is None else self._docker.status(),
             lease_signing=None if self._signing is None else self._signing.status(),
         )
 
@@ -220,6 +222,8 @@ async def open_network(
     alive: Callable[[], object],
     audit_s: float,
     own_node: OwnNode | None = None,
+    docker_networks: DockerNetworks | None = None,
+    name: str = "",
 ) -> AsyncIterator[HostNetwork]:
     """Open the adapters of one network, which has its own device. The end of the block closes them.
 
@@ -233,6 +237,8 @@ async def open_network(
         alive: called after each turn of the reconciler's loop.
         audit_s: longest interval between two passes.
         own_node: Node of this host in a Kubernetes cluster. Its name is the identity of the host.
+        docker_networks: plugins for Docker of all networks; None without the plugin.
+        name: the name of the network; "" for a single network.
 
     Raises:
         BusyError: every device name is in use.
@@ -281,14 +287,17 @@ async def open_network(
         )
         supervisor = Supervisor(world, _host_options(options, places, claim.name, standing, audit_s))
         docker = None
-        if options.docker_socket is not None:
+        if docker_networks is not None:
             docker = DockerPlugin(
                 host=SupervisedHost(supervisor),
                 links=await enter(KernelContainerLinks()),
                 memory=FileMemory(places.docker, content="the networks of Docker", is_vital=True),
                 clock=clock,
+                network=name,
             )
             await docker.load()
+            docker_networks.add(docker)
+            opened.callback(docker_networks.remove, docker)
         yield HostNetwork(
             places=places,
             store=store,
@@ -300,6 +309,7 @@ async def open_network(
             wireguard=wireguard,
             signing=signing,
             docker=docker,
+            docker_networks=docker_networks,
         )
 
 

@@ -367,14 +367,7 @@ def _regex(given: Given) -> re.Pattern[str]:
 
 def _docker_socket(settings: Settings) -> str | None:
     given = settings.last("docker-plugin")
-    if not given.value:
-        return None
-    if settings.last("networks").value or settings.last("watch-networks").value:
-        raise UsageError(
-            f"{given.origin} is not possible with several networks: the plugin serves one",
-            hint="Start a flanneld of one network for Docker.",
-        )
-    return _path(settings.last("docker-plugin-socket"))
+    return _path(settings.last("docker-plugin-socket")) if given.value else None
 
 
 def _path(given: Given) -> str:

@@ -8,19 +8,18 @@ end of each into a container.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from pyflannel.engine.docker_host import DockerHost
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import DockerPluginError, NotReadyError, TargetError, WireError
-from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Pool
+from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Pool, PublishedPort
 from pyflannel.model.status import DockerNetworkStatus, DockerPortStatus, DockerStatus
 from pyflannel.plan.docker_plugin import (
-    CREATE,
     add_network,
+    create_command,
     mac_of,
     put_endpoint,
     release_address,
@@ -31,7 +30,7 @@ from pyflannel.plan.docker_plugin import (
     request_pool,
     without_dead,
 )
-from pyflannel.ports import Clock, ContainerLinks, Memory
+from pyflannel.ports import Clock, ContainerLinks, DockerHost, Memory
 from pyflannel.wire.docker_plugin import (
     AddressRequest,
     EndpointRequest,
@@ -55,9 +54,16 @@ _ATTACH_S = 10.0
 
 
 class DockerPlugin:
-    """The state of the plugin. One request is performed at a time."""
+    """The networks of Docker in one flannel network. One request is performed at a time.
 
-    def __init__(self, *, host: DockerHost, links: ContainerLinks, memory: Memory, clock: Clock) -> None:
+    Attributes:
+        network: the name of the flannel network; "" if the host has one, without a name.
+    """
+
+    def __init__(
+        self, *, host: DockerHost, links: ContainerLinks, memory: Memory, clock: Clock, network: str = ""
+    ) -> None:
+        self.network = network
         self._host = host
         self._links = links
         self._memory = memory
@@ -77,10 +83,14 @@ class DockerPlugin:
             return
         self._host.plan(self._state.plan)
 
-    async def run(self) -> None:
-        """Connect containers again whenever a bridge was created again, until cancelled."""
+    async def run(self, isolate: Callable[[], Awaitable[None]]) -> None:
+        """Connect containers again whenever a bridge was created again, until cancelled.
+
+        `isolate` is called whenever the range of the flannel network may have changed.
+        """
         while True:
             self._host.progress.clear()
+            await isolate()
             async with self._lock:
                 await self._attach()
             await pause(self._clock, _ATTACH_S, until=self._host.progress)
@@ -134,6 +144,41 @@ class DockerPlugin:
             ),
         )
 
+    @property
+    def range(self) -> IPv4Network | None:
+        """The range of the flannel network; None while it is unknown."""
+        return self._host.range()
+
+    @property
+    def ports(self) -> tuple[PublishedPort, ...]:
+        """The published ports."""
+        return () if self._state is None else self._state.plan.ports
+
+    def has_network(self, name: str) -> bool:
+        """Return whether this is the plugin of a network of Docker."""
+        return self._state is not None and name in self._state.networks
+
+    def has_pool(self, subnet: str) -> bool:
+        """Return whether the addresses of a network are from this plugin."""
+        pools = () if self._state is None else self._state.pools.values()
+        return any(str(pool.subnet) == subnet for pool in pools)
+
+    async def isolate(self, ranges: Mapping[str, IPv4Network], names: Collection[str]) -> None:
+        """Isolate this flannel network from the others.
+
+        Args:
+            ranges: the known ranges of flannel networks of this host.
+            names: the flannel networks that exist on this host.
+        """
+        async with self._lock:
+            state = self._state
+            if state is None or self._damage is not None:
+                return
+            others = {**state.others, **ranges}
+            others = {name: one for name, one in others.items() if name in names and name != self.network}
+            with suppress(DockerPluginError):  # logged; the next call tries again
+                await self._save(replace(state, others=others))
+
     # Addresses.
 
     async def request_pool(self, request: PoolRequest) -> Pool:
@@ -152,6 +197,7 @@ class DockerPlugin:
                 wanted=parse_prefix(request.pool) if request.pool else None,
                 choice=parse_prefix(request.choice) if request.choice else None,
                 options=request.options or {},
+                network=self.network,
             )
             await self._save(state)
             log.info("Gave Docker the addresses of a network pool=%s", pool.subnet)
@@ -191,14 +237,14 @@ class DockerPlugin:
             )
         if not data or not data[0].gateway:
             raise DockerPluginError(
-                "the network has no IPv4 addresses of flannel", hint=f"Run: {CREATE} NAME"
+                "the network has no IPv4 addresses of flannel", hint=f"Run: {create_command(self.network)}"
             )
         network = DockerNetwork(
             name=request.network, gateway=_interface(data[0].gateway), is_internal=request.is_internal
         )
         async with self._lock:
             before = self._known()
-            await self._save(add_network(before, network, request.driver_options))
+            await self._save(add_network(before, network, request.driver_options, self.network))
             try:
                 await self._wait_for_bridge(network)
             except NotReadyError:
@@ -227,7 +273,7 @@ class DockerPlugin:
             if address is None or address.ip not in network.subnet:
                 raise DockerPluginError(
                     f"the address {address} is not in the subnet {network.subnet} of the network",
-                    hint=f"Run: {CREATE} NAME",
+                    hint=f"Run: {create_command(self.network)}",
                 )
             endpoint = DockerEndpoint(
                 name=request.endpoint,
@@ -281,17 +327,15 @@ class DockerPlugin:
                 await self._links.disconnect(endpoint)
                 await self._save(remove_endpoint(state, endpoint.name))
 
-    async def publish(self, request: EndpointRequest) -> None:
-        """Publish the ports of a container."""
+    async def publish(self, request: EndpointRequest, others: Collection[PublishedPort] = ()) -> None:
+        """Publish the ports of a container. Other flannel networks have published `others`."""
         async with self._lock:
             before = self._known()
             endpoint = self._endpoint(before, request.endpoint)
             ports = request.ports(endpoint.address.ip)
-            others = [
-                port for one in before.endpoints.values() if one.name != endpoint.name for port in one.ports
-            ]
+            used = [port for one in before.endpoints.values() if one is not endpoint for port in one.ports]
             for port in ports:
-                if self._links.port_in_use(port) or any(port.overlaps(other) for other in others):
+                if self._links.port_in_use(port) or any(port.overlaps(other) for other in (*used, *others)):
                     raise DockerPluginError(
                         f"port {port} of this host is in use", hint="Publish another port: -p PORT:PORT."
                     )

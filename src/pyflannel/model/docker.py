@@ -6,6 +6,21 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 
 @dataclass(frozen=True, slots=True)
+class HostSubnet:
+    """The facts of this host that a network of Docker depends on.
+
+    Attributes:
+        subnet: the subnet of the host.
+        network: the network of all hosts.
+        mtu: bytes of the largest packet of a container.
+    """
+
+    subnet: IPv4Network
+    network: IPv4Network
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
 class Division:
     """The parts of a host's subnet. Each address belongs to one part, so that it is given once.
 
@@ -28,16 +43,27 @@ class Pool:
         subnet: the prefix of the network.
         choice: the part of the prefix from which addresses are chosen (`--ip-range`).
         used: addresses in use, including that of the gateway.
+        network: name of the flannel network; "" if the host has one, without a name.
     """
 
     subnet: IPv4Network
     choice: IPv4Network
     used: frozenset[IPv4Address] = frozenset()
+    network: str = ""
 
     @property
     def name(self) -> str:
-        """The identifier in Docker's requests."""
-        return f"flannel/{self.subnet}"
+        """The identifier in Docker's requests: see `network_of_pool`."""
+        return "/".join(("flannel", *filter(None, [self.network]), str(self.subnet)))
+
+
+def network_of_pool(name: str) -> str:
+    """Return the name of the flannel network in the identifier of a pool."""
+    match name.split("/"):
+        case ["flannel", network, _, _]:
+            return network
+        case _:
+            return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,25 +149,40 @@ class DockerEndpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerState:
-    """All that the plugin remembers. Docker never repeats a request after a restart of either side."""
+    """All that the plugin remembers. Docker never repeats a request after a restart of either side.
+
+    Attributes:
+        others: ranges of the other flannel networks of this host, by their names. They are remembered, so
+            that the containers are isolated from them before the configs of all networks are known.
+    """
 
     pools: Mapping[str, Pool] = field(default_factory=dict)
     networks: Mapping[str, DockerNetwork] = field(default_factory=dict)
     endpoints: Mapping[str, DockerEndpoint] = field(default_factory=dict)
+    others: Mapping[str, IPv4Network] = field(default_factory=dict)
 
     @property
     def plan(self) -> "DockerParts":
         """The part that the plan of the host depends on."""
         ports = (port for endpoint in self.endpoints.values() for port in endpoint.ports)
-        return DockerParts(networks=tuple(self.networks.values()), ports=tuple(ports))
+        return DockerParts(
+            networks=tuple(self.networks.values()),
+            ports=tuple(ports),
+            others=tuple(sorted(set(self.others.values()))),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerParts:
-    """The networks and published ports that the plan of the host contains."""
+    """The networks and published ports that the plan of the host contains.
+
+    Attributes:
+        others: ranges of other flannel networks of this host, from which this one is isolated.
+    """
 
     networks: tuple[DockerNetwork, ...] = ()
     ports: tuple[PublishedPort, ...] = ()
+    others: tuple[IPv4Network, ...] = ()
 
 
 NO_DOCKER = DockerParts()

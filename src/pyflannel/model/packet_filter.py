@@ -119,7 +119,20 @@ class LoopbackRule:
     is_source: bool
 
 
-Rules = tuple[FilterRule | PortRule | TranslatedRule | LoopbackRule | ForeignRule, ...]
+@dataclass(frozen=True, slots=True)
+class IsolationRule:
+    """Packets to another flannel network of this host are dropped; only in nftables.
+
+    Attributes:
+        origin: the range of their source addresses, or the name of the link by which they arrive.
+        destination: the range of the other network.
+    """
+
+    origin: IPv4Network | str
+    destination: IPv4Network
+
+
+Rules = tuple[FilterRule | PortRule | TranslatedRule | LoopbackRule | IsolationRule | ForeignRule, ...]
 """In the order of evaluation; the first matching rule decides."""
 
 

@@ -1,6 +1,6 @@
 """Decisions of the Docker plugin: the division of the host's subnet, addresses, and the planned bridges."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -19,10 +19,54 @@ _LONGEST_SUBNET = 26
 
 _LONGEST_POOL = 29
 
-CREATE = "docker network create -d flannel --ipam-driver flannel"
-
-_NETWORK_OPTION = "flannel.network"
+NETWORK_OPTION = "flannel.network"
 _LENGTH_OPTION = "flannel.subnet-len"
+
+
+def create_command(network: str) -> str:
+    """Return the command that creates a network of Docker in the flannel network of this name."""
+    command = "docker network create -d flannel --ipam-driver flannel"
+    options = f" -o {NETWORK_OPTION}={network} --ipam-opt {NETWORK_OPTION}={network}" if network else ""
+    return f"{command}{options} NAME"
+
+
+def flannel_network(option: object, known: Sequence[str] | None, *, holder: str | None = None) -> str:
+    """Return the flannel network that the user chose by an option.
+
+    Args:
+        option: the value of `flannel.network`; None without it.
+        known: names of the flannel networks of this host; None if it has one, without a name.
+        holder: for the network driver, the flannel network whose addresses the IPAM driver gave.
+
+    Raises:
+        DockerPluginError: there is no such network, or the options of the two drivers disagree.
+    """
+    if known is None:
+        if option is not None:
+            raise DockerPluginError(
+                f"there is no flannel network {option}: flanneld runs one network, without a name",
+                hint=f"Omit {NETWORK_OPTION}, or start flanneld with --networks.",
+            )
+        return ""
+    if option is not None and option not in known:
+        raise DockerPluginError(
+            f"there is no flannel network {option} on this host; there are: {', '.join(known) or 'none'}",
+            hint="Choose one of them, or write the config of the network to the store and add its name to"
+            " --networks.",
+        )
+    if holder is not None and holder != option:
+        which = "it is missing" if option is None else f"it is {option}"
+        raise DockerPluginError(
+            f"the addresses are of the flannel network {holder} (--ipam-opt), so -o {NETWORK_OPTION} must be"
+            f" {holder}, but {which}",
+            hint=f"Run: {create_command(holder)}",
+        )
+    if option is None:
+        raise DockerPluginError(
+            f"no option chooses one of the flannel networks of this host: {', '.join(known) or 'none yet'}",
+            hint=f"Run, for example: {create_command(known[0] if known else 'NETWORK')}",
+        )
+    return str(option)
 
 
 def divide(subnet: IPv4Network) -> Division | None:
@@ -41,6 +85,7 @@ def request_pool(
     wanted: IPv4Network | None,
     choice: IPv4Network | None,
     options: Mapping[str, str],
+    network: str = "",
 ) -> tuple[DockerState, Pool]:
     """Return the addresses of a new network.
 
@@ -52,6 +97,7 @@ def request_pool(
         wanted: the subnet that the user gave; None to choose one.
         choice: the part of it from which addresses are chosen.
         options: options of the user for the IPAM driver.
+        network: name of the flannel network; "" if the host has one, without a name.
 
     Raises:
         DockerPluginError: there is no such pool.
@@ -73,7 +119,7 @@ def request_pool(
         raise DockerPluginError(
             f"the address range {choice} is not in the subnet {subnet}", hint="Correct --ip-range."
         )
-    pool = Pool(subnet=subnet, choice=choice or subnet)
+    pool = Pool(subnet=subnet, choice=choice or subnet, network=network)
     return replace(state, pools={**state.pools, pool.name: pool}), pool
 
 
@@ -81,15 +127,10 @@ def _pool_length(options: Mapping[str, str], host: IPv4Network) -> int:
     """Return the prefix length of the pool that the options request."""
     default = host.prefixlen + _PARTS_LENGTH
     for name in options:
-        if name == _NETWORK_OPTION:
-            raise DockerPluginError(
-                f"the option {_NETWORK_OPTION} is not supported yet",
-                hint="All networks of the plugin share the flannel network of this host.",
-            )
-        if name != _LENGTH_OPTION:
+        if name not in (_LENGTH_OPTION, NETWORK_OPTION):
             raise DockerPluginError(
                 f"{name} is not an option of the IPAM driver flannel",
-                hint=f"Use --ipam-opt {_LENGTH_OPTION}=LENGTH, or no option.",
+                hint=f"Use --ipam-opt with {_LENGTH_OPTION} or {NETWORK_OPTION}, or no option.",
             )
     text = options.get(_LENGTH_OPTION, str(default))
     if not (text.isascii() and text.isdigit() and host.prefixlen < int(text) <= _LONGEST_POOL):
@@ -250,8 +291,10 @@ def _with_pool(state: DockerState, pool: Pool) -> DockerState:
     return replace(state, pools={**state.pools, pool.name: pool})
 
 
-def add_network(state: DockerState, network: DockerNetwork, options: Iterable[str]) -> DockerState:
-    """Return the state with another network.
+def add_network(
+    state: DockerState, network: DockerNetwork, options: Iterable[str], flannel: str = ""
+) -> DockerState:
+    """Return the state with another network of Docker in the flannel network of the name `flannel`.
 
     Raises:
         DockerPluginError: its addresses are not flannel's, or an option is unknown.
@@ -259,17 +302,14 @@ def add_network(state: DockerState, network: DockerNetwork, options: Iterable[st
     if not any(pool.subnet == network.subnet for pool in state.pools.values()):
         raise DockerPluginError(
             f"another IPAM driver chose the subnet {network.subnet}, and no other host knows it",
-            hint=f"Run: {CREATE} NAME",
+            hint=f"Run: {create_command(flannel)}",
         )
     for name in options:
-        if name == _NETWORK_OPTION:
+        if name != NETWORK_OPTION:
             raise DockerPluginError(
-                f"the option {_NETWORK_OPTION} is not supported yet",
-                hint="All networks of the plugin share the flannel network of this host.",
+                f"{name} is not an option of the network driver flannel",
+                hint="Create the network without it.",
             )
-        raise DockerPluginError(
-            f"{name} is not an option of the network driver flannel", hint="Create the network without it."
-        )
     return replace(state, networks={**state.networks, network.name: network})
 
 

@@ -15,6 +15,7 @@ from pyflannel.model.packet_filter import (
     Accept,
     FilterRule,
     IptablesChain,
+    IsolationRule,
     LoopbackRule,
     Mark,
     Masquerade,
@@ -135,6 +136,12 @@ def _docker_chains(
     or not at all.
     """
     own = [each for each in docker.networks if each.subnet.subnet_of(host.lease.subnet)]
+    if network is not None and docker.others:
+        # Before destinations are changed: a published port is reached from each network.
+        origins: list[IPv4Network | str] = [network, *(each.bridge for each in own)]
+        others = [other for other in docker.others if not other.overlaps(network)]
+        apart = tuple(IsolationRule(origin, other) for other in others for origin in origins)
+        yield NftChain(name="isolation", kind="filter", hook="prerouting", priority=_RAW, rules=apart)
     ports = tuple(PortRule(port) for port in docker.ports if any(port.address in each.subnet for each in own))
     if own:
         loopback = LoopbackRule(is_source=False), LoopbackRule(is_source=True)

@@ -13,7 +13,6 @@ from pyflannel.api.docker_plugin import serve_docker
 from pyflannel.api.monitoring.routes import health_routes, metrics_routes
 from pyflannel.assembly.daemon import Daemon, places_of, run_lock
 from pyflannel.assembly.directories import Places
-from pyflannel.assembly.host_network import HostNetwork
 from pyflannel.assembly.logs import configure_logging
 from pyflannel.assembly.options import FlanneldOptions, RequestedText, parse_flanneld
 from pyflannel.errors import FlannelError, UsageError, one_line
@@ -87,12 +86,15 @@ async def _run(options: FlanneldOptions, places: Places) -> None:
     daemon = Daemon(
         options,
         places,
-        door=lambda network: _serve(options, network),
+        door=lambda network: serve_control(network.places.control_socket, network),
         turned=return_free_memory,
     )
     loop.add_signal_handler(signal.SIGHUP, _reload, daemon)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(daemon.run(), name="daemon")]
+        if options.docker_socket is not None and daemon.docker is not None:
+            serving = serve_docker(Path(options.docker_socket), daemon.docker)
+            running.append(tasks.create_task(serving, name="docker"))
         for endpoint, routes in _endpoints(options, daemon):
             running.append(tasks.create_task(serve_endpoint(endpoint, routes), name=endpoint.name))
         await stop.wait()
@@ -108,14 +110,6 @@ def _reload(daemon: Daemon) -> None:
         log.info("Received SIGHUP: reading the allow-list again; %s", _HANGUP)
     else:
         log.info("Ignored SIGHUP: %s", _HANGUP)
-
-
-async def _serve(options: FlanneldOptions, network: HostNetwork) -> None:
-    """Serve the sockets of one network until cancelled."""
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve_control(network.places.control_socket, network), name="control")
-        if options.docker_socket is not None and network.docker is not None:
-            tasks.create_task(serve_docker(Path(options.docker_socket), network.docker), name="docker")
 
 
 def _endpoints(options: FlanneldOptions, daemon: Daemon) -> Iterator[tuple[Endpoint, Routes]]:

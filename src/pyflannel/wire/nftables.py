@@ -14,6 +14,7 @@ from pyflannel.model.packet_filter import (
     Accept,
     FilterRule,
     ForeignRule,
+    IsolationRule,
     LoopbackRule,
     Mark,
     Masquerade,
@@ -146,7 +147,7 @@ def _chain(base: Mapping[str, object], rules: Rules) -> NftChain:
     )
 
 
-_PlannedRule = FilterRule | PortRule | TranslatedRule | LoopbackRule
+_PlannedRule = FilterRule | PortRule | TranslatedRule | LoopbackRule | IsolationRule
 _Rule = _PlannedRule | ForeignRule
 
 _TO_THIS_HOST = {
@@ -169,10 +170,25 @@ def _expressions(rule: _PlannedRule, family: Family) -> list[object]:
             return [*matches, _TRANSLATED, verdict]
         case LoopbackRule(is_source):
             return _loopback_expressions(is_source)
+        case IsolationRule(origin, destination):
+            return _isolation_expressions(origin, destination)
+
+
+def _isolation_expressions(origin: IPv4Network | str, destination: IPv4Network) -> list[object]:
+    match origin:
+        case str():
+            first = _match(origin, {"meta": {"key": "iifname"}}, is_negated=False)
+        case _:
+            first = _match(_network(Prefix(origin)), _payload("saddr"), is_negated=False)
+    return [first, _match(_network(Prefix(destination)), _payload("daddr"), is_negated=False), {"drop": None}]
+
+
+def _payload(field: str) -> object:
+    return {"payload": {"protocol": "ip", "field": field}}
 
 
 def _loopback_expressions(is_source: bool) -> list[object]:
-    payload = {"payload": {"protocol": "ip", "field": "saddr" if is_source else "daddr"}}
+    payload = _payload("saddr" if is_source else "daddr")
     return [
         _match("lo", {"meta": {"key": "iifname"}}, is_negated=True),
         _match(_network(Prefix(_LOOPBACK)), payload, is_negated=False),
@@ -182,8 +198,7 @@ def _loopback_expressions(is_source: bool) -> list[object]:
 
 def _port_expressions(published: PublishedPort) -> Iterator[object]:
     if published.host_address is not None:
-        address = {"payload": {"protocol": "ip", "field": "daddr"}}
-        yield _match(str(published.host_address), address, is_negated=False)
+        yield _match(str(published.host_address), _payload("daddr"), is_negated=False)
     yield _TO_THIS_HOST
     port = {"payload": {"protocol": published.protocol, "field": "dport"}}
     yield _match(published.host_port, port, is_negated=False)
@@ -240,12 +255,30 @@ def _parse_rule(expressions: object, family: Family) -> _Rule:
                     return TranslatedRule(source, destination)
                 case _:
                     return ForeignRule(json.dumps(expressions))
-        case [*_, {"drop": None}]:
-            loopback = (LoopbackRule(True), LoopbackRule(False))
-            found = (one for one in loopback if _loopback_expressions(one.is_source) == expressions)
+        case [origin, destination, {"drop": None}]:
+            drops: list[_PlannedRule] = [LoopbackRule(True), LoopbackRule(False)]
+            drops.extend(_isolation_rules(origin, destination))
+            found = (one for one in drops if _expressions(one, family) == expressions)
             return next(found, None) or ForeignRule(json.dumps(expressions))
         case _:
             return _parse_filter_rule(expressions, family)
+
+
+def _isolation_rules(origin: object, destination: object) -> Iterator[IsolationRule]:
+    """Yield the rule that these matches may belong to."""
+    match origin:
+        case {"match": {"left": {"meta": {"key": "iifname"}}, "right": str(link)}}:
+            source: Prefix | str | None = link
+        case _:
+            found = _parse_match(origin, 4)[1]
+            source = found if isinstance(found, Prefix) else None
+    match source, _parse_match(destination, 4)[1]:
+        case (str() as link, Prefix(IPv4Network() as other)):
+            yield IsolationRule(link, other)
+        case (Prefix(IPv4Network() as own), Prefix(IPv4Network() as other)):
+            yield IsolationRule(own, other)
+        case _:
+            pass
 
 
 def _parse_port_rule(matches: Sequence[object], address: str, port: int) -> PortRule | None:

@@ -577,12 +577,6 @@ def test_the_docker_plugin_is_off_by_default_and_has_a_socket_in_dockers_directo
     assert (off.docker_socket, on.docker_socket) == (None, "/run/docker/plugins/flannel.sock")
 
 
-@pytest.mark.parametrize("flag", ["--networks=blue", "--watch-networks"])
-def test_the_docker_plugin_serves_one_network(flag: str) -> None:
-    with pytest.raises(UsageError, match="--docker-plugin is not possible with several networks"):
-        parse_flanneld(["--docker-plugin", flag], {})
-
-
 KUBERNETES = ("--kube-subnet-mgr", "--kubeconfig-file=/etc/flannel.conf")
 
 

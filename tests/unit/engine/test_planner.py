@@ -20,7 +20,7 @@ from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import IPV4_ONLY, Family, NetworkConfig
-from pyflannel.model.packet_filter import NftTable
+from pyflannel.model.packet_filter import IsolationRule, NftTable
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import Blocked, Changed, Replaced, State, Unchanged
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
@@ -459,6 +459,19 @@ def test_networks_of_docker_are_planned_as_in_a_new_plan() -> None:
     planning.take(docker=NO_DOCKER)
 
     assert planning.plan == plan_of(planning.inputs, OPTIONS)
+
+
+def test_packets_of_containers_to_another_flannel_network_are_dropped() -> None:
+    planning = planner()
+    others = IPv4Network("10.101.0.0/16"), IPv4Network("10.100.128.0/17")
+
+    planning.take(docker=replace(DOCKER, others=others))
+
+    assert planning.plan is not None
+    (table,) = planning.plan.of_type(NftTable)
+    chain = next(one for one in table.chains if one.name == "isolation")
+    origins = (IPv4Network("10.100.0.0/16"), "flbr-4444444444")
+    assert chain.rules == tuple(IsolationRule(origin, others[0]) for origin in origins)
 
 
 def test_a_network_of_docker_outside_the_subnet_of_the_host_is_not_planned() -> None:

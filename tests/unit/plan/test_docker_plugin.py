@@ -138,7 +138,6 @@ def test_a_range_outside_the_subnet_is_refused() -> None:
     "options",
     [
         {"color": "red"},
-        {"flannel.network": "blue"},
         {"flannel.subnet-len": "x"},
         {"flannel.subnet-len": "30"},
     ],
@@ -208,14 +207,13 @@ def test_a_network_of_another_ipam_driver_is_refused_with_the_correct_command() 
     assert "docker network create -d flannel --ipam-driver flannel NAME" in refused.value.hint
 
 
-@pytest.mark.parametrize("option", ["flannel.network", "color"])
-def test_an_unknown_option_of_a_network_is_refused(option: str) -> None:
+def test_an_unknown_option_of_a_network_is_refused() -> None:
     state, given = pool()
     network = DockerNetwork(name="n", gateway=IPv4Interface("10.100.3.65/27"))
     assert given.subnet == network.subnet
 
-    with pytest.raises(DockerPluginError, match=option):
-        add_network(state, network, [option])
+    with pytest.raises(DockerPluginError, match="color"):
+        add_network(state, network, ["color"])
 
 
 def test_the_mac_address_is_that_of_dockers_bridge_driver() -> None:

@@ -13,6 +13,7 @@ from pyflannel.model.packet_filter import (
     Accept,
     FilterRule,
     ForeignRule,
+    IsolationRule,
     LoopbackRule,
     Mark,
     Masquerade,
@@ -91,6 +92,8 @@ DOCKER_RULES = (
     TranslatedRule(IPv4Network("127.0.0.0/8"), IPv4Network("10.100.1.64/27")),
     LoopbackRule(is_source=False),
     LoopbackRule(is_source=True),
+    IsolationRule(IPv4Network("10.100.0.0/16"), IPv4Network("10.101.0.0/16")),
+    IsolationRule("flbr-4444444444", IPv4Network("10.101.0.0/16")),
 )
 
 

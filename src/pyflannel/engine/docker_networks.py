@@ -1,0 +1,173 @@
+"""The flannel networks of this host, as the network plugin for Docker needs them."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Network
+
+from pyflannel.engine.docker_plugin import DockerPlugin
+from pyflannel.engine.supervisor import Supervisor
+from pyflannel.errors import DockerPluginError, NotReadyError, TargetError, WireError
+from pyflannel.model.docker import DockerParts, HostSubnet, network_of_pool
+from pyflannel.model.link import Address, Link
+from pyflannel.model.packet_filter import NftTable
+from pyflannel.plan.docker_plugin import NETWORK_OPTION, flannel_network
+from pyflannel.ports import Memory
+from pyflannel.wire.docker_plugin import EndpointRequest, NetworkRequest, PoolRequest, parse_state
+
+_KINDS = (Link, Address, NftTable)
+"""Objects of the plan that the networks of Docker consist of."""
+
+
+class SupervisedHost:
+    """The DockerHost of a supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self.progress = supervisor.progress
+
+    def subnet(self) -> HostSubnet:
+        """Return the facts of the host: see `DockerHost`."""
+        inputs = self._supervisor.condition.inputs
+        config, backend = inputs.config, inputs.backend
+        if config is not None and config.network is None:
+            raise DockerPluginError(
+                "the flannel network has no IPv4 addresses", hint="Write a network config with Network."
+            )
+        host = self._supervisor.planner.host(inputs)
+        if host is None or config is None or config.network is None or backend is None:
+            raise NotReadyError(
+                f"flanneld is not ready: it waits for {self._supervisor.waiting_for}",
+                hint="Run flannelctl status.",
+            )
+        return HostSubnet(host.lease.subnet, config.network, backend.mtu(host))
+
+    def range(self) -> IPv4Network | None:
+        """Return the range of the flannel network: see `DockerHost`."""
+        config = self._supervisor.condition.inputs.config
+        return None if config is None else config.network
+
+    def plan(self, parts: DockerParts) -> None:
+        """Make these networks and ports a part of the plan."""
+        self._supervisor.plan_docker(parts)
+
+    def objection(self) -> str | None:
+        """Return why a part of the plan is not in place: see `DockerHost`."""
+        reconciler = self._supervisor.reconciler
+        if all(reconciler.is_in_place(kind) for kind in _KINDS):
+            return None
+        refused = (one for one in reconciler.refused() if isinstance(one.operation.subject, _KINDS))
+        return next((one.cause for one in refused), "")
+
+
+class DockerNetworks:
+    """The plugins of all flannel networks of this host. It finds the one that a request of Docker concerns.
+
+    Args:
+        has_names: the daemon runs networks with names.
+        remembered: returns the memory of the plugin for each flannel network that this host has or had.
+    """
+
+    def __init__(self, *, has_names: bool, remembered: Callable[[], Mapping[str, Memory]]) -> None:
+        self._has_names = has_names
+        self._remembered = remembered
+        self._plugins: dict[str, DockerPlugin] = {}
+        self._publishing = asyncio.Lock()
+
+    def add(self, plugin: DockerPlugin) -> None:
+        """Pass the requests about a flannel network to its plugin."""
+        self._plugins[plugin.network] = plugin
+
+    def remove(self, plugin: DockerPlugin) -> None:
+        """Stop using a plugin, because its flannel network has ended on this host."""
+        if self._plugins.get(plugin.network) is plugin:  # otherwise the network has started again
+            del self._plugins[plugin.network]
+
+    @property
+    def _known(self) -> list[str] | None:
+        return sorted(self._plugins) if self._has_names else None
+
+    async def isolate(self) -> None:
+        """Isolate each flannel network from the others."""
+        if self._has_names:
+            names = {*self._plugins, *self._remembered()}
+            ranges = {name: one.range for name, one in self._plugins.items()}
+            known = {name: one for name, one in ranges.items() if one is not None}
+            for plugin in list(self._plugins.values()):
+                await plugin.isolate(known, names)
+
+    def for_pool(self, request: PoolRequest) -> DockerPlugin:
+        """Return the plugin that gives addresses for a new network.
+
+        Raises:
+            DockerPluginError: the user chose no flannel network, or one that does not exist.
+            NotReadyError: the flannel network is starting.
+        """
+        return self._running(flannel_network((request.options or {}).get(NETWORK_OPTION), self._known))
+
+    async def for_network(self, request: NetworkRequest) -> DockerPlugin:
+        """Return the plugin for a new network, isolated from the other flannel networks: see `for_pool`.
+
+        Raises:
+            DockerPluginError: see `for_pool`; or the options of the two drivers disagree.
+        """
+        pools = [data.pool for data in request.ipv4 or []]
+        holders = [name for name, one in self._plugins.items() if any(map(one.has_pool, pools))]
+        option = request.driver_options.get(NETWORK_OPTION)
+        name = flannel_network(option, self._known, holder=holders[0] if holders else None)
+        await self.isolate()
+        return self._running(name)
+
+    def of_pool(self, pool: str) -> DockerPlugin:
+        """Return the plugin that gave the addresses of a network.
+
+        Raises:
+            DockerPluginError: its flannel network does not run.
+            NotReadyError: the flannel network is starting.
+        """
+        return self._running(network_of_pool(pool))
+
+    async def of_network(self, network: str) -> DockerPlugin:
+        """Return the plugin of a network of Docker; any plugin if none knows the network.
+
+        Raises:
+            DockerPluginError: its flannel network does not run.
+            NotReadyError: no flannel network runs yet.
+        """
+        for plugin in self._plugins.values():
+            if plugin.has_network(network):
+                return plugin
+        if self._has_names:
+            for name, memory in self._remembered().items():
+                if name not in self._plugins and await _has_network(memory, network):
+                    raise _does_not_run(name)
+        return next(iter(self._plugins.values()), None) or self._running("")
+
+    async def publish(self, request: EndpointRequest) -> None:
+        """Publish the ports of a container, unless another flannel network has published one of them."""
+        async with self._publishing:
+            plugin = await self.of_network(request.network)
+            others = [port for one in self._plugins.values() if one is not plugin for port in one.ports]
+            await plugin.publish(request, others)
+
+    def _running(self, name: str) -> DockerPlugin:
+        if (plugin := self._plugins.get(name)) is not None:
+            return plugin
+        if name != "" and self._has_names:
+            raise _does_not_run(name)
+        raise NotReadyError("flanneld is starting", hint="Try again.")
+
+
+async def _has_network(memory: Memory, network: str) -> bool:
+    try:
+        saved = await memory.load()
+        return saved is not None and network in parse_state(saved).networks
+    except (TargetError, WireError):
+        return False
+
+
+def _does_not_run(name: str) -> DockerPluginError:
+    text = f"the flannel network {name}" if name else "the flannel network without a name"
+    return DockerPluginError(
+        f"{text} does not run on this host",
+        hint="Write its config to the store again, or restore the flags of flanneld.",
+    )

@@ -1,0 +1,179 @@
+"""Networks of Docker in two flannel networks of one flanneld, on real engines: reach, isolation, restarts."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pyflannel.lab.containers import DockerContainer, serving, write_image
+from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
+from pyflannel.lab.program import Program
+from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
+from pyflannel.lab.traffic import ping
+from pyflannel.lab.waiting import together, wait_until
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
+    pytest.mark.skipif(shutil.which("dockerd") is None, reason="no dockerd: Debian's docker.io has it"),
+]
+
+GUIDE = (Path(__file__).parents[2] / "docs/guides/docker-plugin.md").read_text()
+CREATE = next(line for line in GUIDE.splitlines() if "-o flannel.network=blue" in line)
+"""The command of the guide."""
+
+NAMES = ("blue", "red")
+SOON_S = 60.0
+
+
+@dataclass
+class Pair:
+    """Two hosts, each with a container `blue` and a container `red` in the flannel network of its name."""
+
+    lab: Lab
+    daemons: dict[str, Program]
+    flags: tuple[str, ...]
+
+    @property
+    def hosts(self) -> list[Host]:
+        return list(self.lab.hosts.values())
+
+    def start_flanneld(self, host: Host) -> None:
+        self.daemons[host.name] = host.start_flanneld(*self.flags)
+
+    def prepare(self, host: Host) -> None:
+        self.start_flanneld(host)
+        for name in NAMES:
+            file = host.directory / f"run/flannel/networks/{name}.env"
+            wait_until(file.exists, what=f"{name} is ready", deadline_s=SOON_S)
+        host.engine.start("dockerd --live-restore")
+        host.engine.import_image(self.lab.directory / "busybox.tar")
+        for name, port in zip(NAMES, (8080, 8081), strict=True):
+            host.run(CREATE.replace("blue", name).split())
+            options = [f"--publish={port}:80", "--restart=always", "--stop-timeout=1"]
+            host.engine.run_container(name, serving(name, name=name), network=name, options=options)
+
+    def containers(self, name: str) -> list[DockerContainer]:
+        return [DockerContainer(host, host.engine, name, network=name) for host in self.hosts]
+
+    def reached(self) -> dict[tuple[str, str], set[bool]]:
+        """Return whether containers reach those of each network, on both hosts."""
+        return {
+            (one, other): {
+                ping(source, target.address, count=1).is_reached
+                for source in self.containers(one)
+                for target in self.containers(other)
+                if (source.name, source.address) != (target.name, target.address)
+            }
+            for one in NAMES
+            for other in NAMES
+        }
+
+
+REACHED = {(one, other): {one == other} for one in NAMES for other in NAMES}
+
+
+@pytest.fixture(scope="module", params=[("udp", "vxlan"), ("host-gw", "vxlan")], ids="-".join)
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    places = tuple(place for place in COOKBOOK.hosts if place.segment is LEFT)
+    with Lab(f"apart-{request.param[0]}", Topology(COOKBOOK.segments, places)) as lab:
+        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
+        etcd.start()
+        for number, (name, kind) in enumerate(zip(NAMES, request.param, strict=True), start=101):
+            config = {"Network": f"10.{number}.0.0/16", "Backend": {"Type": kind}}
+            etcd.etcdctl("put", f"{PREFIX}/{name}/config", json.dumps(config))
+        write_image(lab.directory / "busybox.tar")
+        flags = (f"--store={etcd.url}", "--watch-networks", "--docker-plugin", "--ip-masq")
+        pair = Pair(lab, {}, flags)
+        together([lambda host=host: pair.prepare(host) for host in pair.hosts])
+        yield pair
+
+
+def wait_reached(pair: Pair) -> None:
+    for name in NAMES:
+        one, other = pair.containers(name)
+        for source, target in ((one, other), (other, one)):
+            wait_until(
+                lambda source=source, target=target: ping(source, target.address, count=1).is_reached,
+                what=f"containers of {name} reach each other",
+                deadline_s=SOON_S,
+            )
+
+
+def test_containers_reach_those_of_their_flannel_network_and_no_others(pair: Pair) -> None:
+    wait_reached(pair)
+
+    assert pair.reached() == REACHED
+
+
+def test_a_packet_with_a_false_source_address_does_not_arrive(pair: Pair) -> None:
+    blue, red = (pair.containers(name)[0] for name in NAMES)
+    blue.run_in_network(["ip", "address", "add", "10.9.9.9/32", "dev", "eth0"])
+    before = echoes(red)
+
+    blue.run_in_network(["ping", "-c1", "-W1", "-I", "10.9.9.9", str(red.address)], check=False)
+
+    assert echoes(red) == before
+
+
+def echoes(container: DockerContainer) -> str:
+    """Return the number of pings that arrived in a container."""
+    names, values = [
+        line.split()
+        for line in container.run_in_network(["cat", "/proc/net/snmp"]).stdout.splitlines()
+        if line.startswith("Icmp:")
+    ]
+    return dict(zip(names, values, strict=True))["InEchos"]
+
+
+def test_a_published_port_is_reached_from_the_other_flannel_network(pair: Pair) -> None:
+    here, there = pair.hosts
+    for host in (here, there):
+        url = f"http://{here.address}:8080/"
+        red = DockerContainer(host, host.engine, "red", network="red")
+        page = red.run(["busybox", "timeout", "5", "busybox", "wget", "-q", "-O", "-", url])
+        assert page.stdout == "blue"
+
+
+def test_wrong_options_are_refused_with_the_command(pair: Pair) -> None:
+    host = pair.hosts[0]
+    plain = "network create -d flannel --ipam-driver flannel"
+    option = "flannel.network=blue"
+    right = CREATE.rpartition(" ")[0] + " NAME"
+
+    for options in ("", f" -o {option}", f" --ipam-opt {option}"):
+        refused = host.engine.docker(*f"{plain}{options} wrong".split(), check=False)
+        assert refused.returncode != 0
+        assert right in refused.stderr
+    unknown = CREATE.removeprefix("docker ").replace("blue", "green").split()
+    assert "there are: blue, red" in host.engine.docker(*unknown, check=False).stderr
+    assert len(host.engine.docker("network", "ls", "--filter=driver=flannel", "--quiet").stdout.split()) == 2
+
+
+def test_restarts_keep_addresses_and_isolation(pair: Pair) -> None:
+    host = pair.hosts[0]
+    before = [one.address for name in NAMES for one in pair.containers(name)]
+
+    pair.daemons[host.name].kill()
+    host.engine.stop()
+    pair.start_flanneld(host)
+    host.engine.start("dockerd --live-restore")
+    wait_reached(pair)
+
+    assert [one.address for name in NAMES for one in pair.containers(name)] == before
+    assert pair.reached() == REACHED
+
+
+def test_the_end_of_the_networks_leaves_nothing(pair: Pair) -> None:
+    host = pair.hosts[0]
+    for name in NAMES:
+        host.engine.docker("rm", "--force", name)
+        host.engine.docker("network", "rm", name)
+
+    for name in NAMES:
+        state = json.loads((host.directory / f"var/lib/flannel/{name}/docker-networks.json").read_text())
+        assert (state["pools"], state["networks"], state["endpoints"]) == ({}, {}, {})
+    assert not [one["ifname"] for one in host.links() if one["ifname"].startswith(("flbr", "flv"))]
