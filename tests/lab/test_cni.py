@@ -10,7 +10,7 @@ import pytest
 
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.waiting import together, wait_until
-from testlab.cni_runtime import CniError, Runtime
+from testlab.cni_runtime import CHAIN_EFFECTS, FURTHER, CniError, Runtime, chain_effects
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -65,6 +65,19 @@ def test_containers_of_two_hosts_reach_each_other_until_they_are_deleted(runtime
             runtime.check(container)
         runtime.end(container)
         assert runtime.remains() == []
+
+
+def test_bandwidth_firewall_and_tuning_follow_in_the_chain(runtimes) -> None:
+    runtime = Runtime(runtimes[0].host, FURTHER)
+    container = runtime.container("c-chain")
+    runtime.add(container)
+    effects = chain_effects(runtime.host, "c-chain", container.address)
+    assert container.reaches(runtimes[1].host.address)
+    runtime.check(container)
+    runtime.end(container)
+    assert effects == CHAIN_EFFECTS
+    assert container.address not in runtime.host.run(["iptables-save"]).stdout
+    assert runtime.remains() == []
 
 
 def test_check_finds_an_address_that_was_removed(runtimes) -> None:

@@ -1,12 +1,14 @@
 """The reference runtime of CNI, with delegates that know STATUS and GC."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from pyflannel.errors import LabError
 from pyflannel.lab.topology import Host
+from testlab.cni_runtime import CHAIN_EFFECTS, FURTHER, chain_effects
 
 
 class Cnitool:
@@ -16,18 +18,22 @@ class Cnitool:
         self.host = host
         self._programs = programs
         conf = json.loads(host.run(["cat", "/etc/cni/net.d/10-flannel.conflist"]).stdout)
-        text = json.dumps({**conf, "cniVersion": "1.1.0", "name": "tool"})
+        plugins = [*conf["plugins"], *FURTHER]
+        text = json.dumps({**conf, "cniVersion": "1.1.0", "name": "tool", "plugins": plugins})
         host.run(["sh", "-c", "mkdir -p /run/cnitool && cat >/run/cnitool/10-tool.conflist"], text=text)
 
-    def __call__(self, command: str, namespace: str = "none", **environment: str) -> str:
-        settings = {
-            "CNI_PATH": f"{self._programs}:/opt/cni/bin",
-            "NETCONFPATH": "/run/cnitool",
-            **environment,
-        }
-        given = [f"{name}={value}" for name, value in settings.items()]
-        words = ["env", *given, str(self._programs / "cnitool"), command, "tool", f"/run/netns/{namespace}"]
-        return self.host.run(words).stdout
+    def __call__(self, command: str, namespace: str = "none") -> str:
+        return self.host.run(self._words(command, namespace)).stdout
+
+    def add_all(self, namespaces: list[str]) -> None:
+        """Create these namespaces and attach them, four at a time."""
+        each = shlex.join(self._words("add", "{}"))
+        add = f"xargs -P4 -I{{}} sh -ec 'ip netns add {{}}; {each} >/run/cnitool/{{}}'"
+        self.host.run(["sh", "-ec", add], text="\n".join(namespaces))
+
+    def _words(self, command: str, namespace: str) -> list[str]:
+        settings = [f"CNI_PATH={self._programs}:/opt/cni/bin", "NETCONFPATH=/run/cnitool"]
+        return ["env", *settings, str(self._programs / "cnitool"), command, "tool", f"/run/netns/{namespace}"]
 
 
 @pytest.fixture
@@ -40,23 +46,24 @@ def test_an_attachment_is_added_checked_and_deleted(tool: Cnitool) -> None:
     tool("status")
     result = json.loads(tool("add", "t1"))
     assert result["cniVersion"] == "1.1.0"
+    address = str(result["ips"][0]["address"]).partition("/")[0]
+    assert chain_effects(tool.host, "t1", address) == CHAIN_EFFECTS
     tool("check", "t1")
     tool.host.run(["ip", "-n", "t1", "addr", "flush", "dev", "eth0"])
     with pytest.raises(LabError, match="failed to delegate check"):
         tool("check", "t1")
     tool("del", "t1")
     tool("del", "t1")
+    assert address not in tool.host.run(["iptables-save", "-t", "filter"]).stdout
     tool.host.run(["ip", "netns", "delete", "t1"])
 
 
 def test_garbage_collection_frees_the_addresses_of_lost_attachments(tool: Cnitool) -> None:
-    for number in range(10):
-        tool.host.run(["ip", "netns", "add", f"g{number}"])
-        tool("add", f"g{number}")
-    assert _saved(tool.host) == 10
-    tool.host.run(
-        ["sh", "-c", "rm -rf /var/lib/cni/results; for n in 0 1 2 3 4 5 6 7 8 9; do ip netns del g$n; done"]
-    )
+    lost = [f"g{number}" for number in range(100)]
+    tool.add_all(lost)
+    assert _saved(tool.host) == 100
+    forget = 'rm -r /var/lib/cni/results; for name in "$@"; do ip netns delete $name; done'
+    tool.host.run(["sh", "-ec", forget, "-", *lost])
     tool("gc")
     assert _saved(tool.host) == 0
     find = ["find", "/var/lib/cni/networks/tool", "-name", "10.*"]

@@ -1,12 +1,21 @@
 """A container runtime like CNI's library: it runs the plugins of a network configuration in a chain."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyflannel.lab.topology import Host
 
 DELEGATES = "/usr/lib/cni"
+
+
+FURTHER = (
+    {"type": "tuning", "sysctl": {"net.core.somaxconn": "517"}, "mtu": 1400},
+    {"type": "bandwidth", "ingressRate": 8_000_000, "ingressBurst": 8_000_000},
+    {"type": "firewall", "backend": "iptables"},
+)
+"""Plugins of the CNI project that follow the plugin in a chain."""
 
 
 class CniError(Exception):
@@ -38,10 +47,15 @@ class Container:
 
 
 class Runtime:
-    """The runtime of one host, with the plugins of `flannelctl cni install` and Debian's delegates."""
+    """The runtime of one host, with the plugins of `flannelctl cni install` and Debian's delegates.
 
-    def __init__(self, host: Host) -> None:
+    Attributes:
+        further: plugins that follow them in the chain.
+    """
+
+    def __init__(self, host: Host, further: Sequence[Mapping[str, object]] = ()) -> None:
         self.host = host
+        self.further = further
         self.host.run(["flannelctl", "cni", "install"])
 
     @property
@@ -49,7 +63,7 @@ class Runtime:
         """The plugins of the installed network configuration, each as its plugin receives it."""
         document = json.loads(self.host.run(["cat", "/etc/cni/net.d/10-flannel.conflist"]).stdout)
         common = {"name": document["name"], "cniVersion": document["cniVersion"]}
-        return [{**common, **plugin} for plugin in document["plugins"]]
+        return [{**common, **plugin} for plugin in (*document["plugins"], *self.further)]
 
     def container(self, name: str) -> Container:
         """Create a network namespace."""
@@ -112,3 +126,19 @@ class Runtime:
         find = ["find", "/var/lib/cni", "(", "-type", "f", "-o", "-type", "l", ")", "-name", "[0-9c]*"]
         files = self.host.run(find, check=False).stdout.split()
         return [port["ifname"] for port in ports] + files
+
+
+CHAIN_EFFECTS = ("517", 1400, "8Mbit", True)
+"""Effects of FURTHER on a container."""
+
+
+def chain_effects(host: Host, namespace: str, address: str) -> tuple[str, int, str, bool]:
+    """Return a sysctl and the MTU of a container, the rate to it, and whether the firewall accepts it."""
+    inside = ["ip", "netns", "exec", namespace]
+    somaxconn = host.run([*inside, "cat", "/proc/sys/net/core/somaxconn"]).stdout.strip()
+    (link,) = json.loads(host.run(["ip", "-n", namespace, "-j", "link", "show", "eth0"]).stdout)
+    outer = next(one["ifname"] for one in host.links() if one["ifindex"] == link["link_index"])
+    words = host.run(["tc", "qdisc", "show", "dev", outer]).stdout.split()
+    rate = words[words.index("rate") + 1] if "rate" in words else ""
+    accepts = any(address in rule for rule in host.run(["iptables", "-S", "CNI-FORWARD"]).stdout.splitlines())
+    return somaxconn, link["mtu"], rate, accepts
