@@ -9,7 +9,7 @@ import pytest
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
-from testlab.overlay import Overlay, PingStream
+from testlab.overlay import Overlay, PingStream, ipv6_underlay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -21,29 +21,13 @@ NETWORK = ip_network("fd00:5::/48")
 NAMES = ("docker1", "docker2", "docker3")
 
 
-def underlay(host: Host) -> IPv6Interface:
-    """Return the IPv6 address of a host on its segment."""
-    number = NAMES.index(host.name) + 1
-    return IPv6Interface(f"fd07:{'1' if number < 3 else '2'}::{number}/64")
-
-
 @pytest.fixture(scope="module")
 def hosts(overlay: Overlay) -> list[Host]:
     """Two hosts on one segment and one behind the router, with addresses of both families."""
-    router = overlay.lab.router
-    router.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"])
-    for number, segment in enumerate(("left", "right"), start=1):
-        router.run(["ip", "address", "add", f"fd07:{number}::fe/64", "dev", f"gw-{segment}", "nodad"])
     found = [overlay.hosts[name] for name in NAMES]
+    overlay.give_ipv6(*found)
     for host in found:
-        address = underlay(host)
-        batch = (
-            f"address add {address} dev eth0 nodad\n"
-            f"route add default via {address.network[0xFE]}\n"
-            "link add br7 type bridge\nlink set br7 up\n"
-        )
-        host.run(["ip", "-batch", "-"], text=batch)
-        host.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1", "net.ipv4.ip_forward=1"])
+        host.run(["ip", "-batch", "-"], text="link add br7 type bridge\nlink set br7 up\n")
     return found
 
 
@@ -99,11 +83,11 @@ def wait_reached(hosts: list[Host], deadline_s: float = SOON_S) -> None:
 
 
 def objects(host: Host) -> list[str]:
-    """Return the objects of IPv6 on the tunnel device."""
+    """Return the objects of IPv6 on the tunnel device, and the size of the tunnel guard."""
     script = (
         "ip -6 -o address show dev flannel-v6.1 scope global; ip -6 route show dev flannel-v6.1 proto 80;"
         " ip -6 neigh show dev flannel-v6.1 nud permanent; bridge fdb show dev flannel-v6.1;"
-        " cat /proc/sys/net/ipv6/conf/flannel-v6.1/accept_ra"
+        " cat /proc/sys/net/ipv6/conf/flannel-v6.1/accept_ra; nft list table ip6 flannel-guard | wc -l"
     )
     shown = host.run(["sh", "-c", script], check=False)
     return sorted(line.split(" ", 1)[-1] if "inet6" in line else line for line in shown.stdout.splitlines())
@@ -143,7 +127,7 @@ def test_hosts_reach_each_other_in_both_families(overlay: Overlay, hosts: list[H
         assert ipv6.subnet_of(IPv6Network(NETWORK))
         key = f"{PREFIX}/subnets/{subnet.network_address}-24&{ipv6.network_address}-64"
         value = json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key))
-        assert value["PublicIPv6"] == str(underlay(host).ip)
+        assert value["PublicIPv6"] == str(ipv6_underlay(host).ip)
         assert value["BackendData"]["VNI"] == value["BackendV6Data"]["VNI"] == 1
         assert value["BackendData"]["VtepMAC"] != value["BackendV6Data"]["VtepMAC"]
         status = overlay.wait_ready(host)
@@ -161,13 +145,15 @@ def test_hosts_reach_each_other_in_both_families(overlay: Overlay, hosts: list[H
         "bridge fdb show dev flannel-v6.1 | while read mac rest; do"
         " bridge fdb delete $mac dev flannel-v6.1; done",
         "ip link set flannel-v6.1 down",
+        "nft delete table ip6 flannel-guard",
+        "nft flush chain ip6 flannel-guard to_us",
     ],
 )
 def test_each_object_is_repaired(overlay: Overlay, hosts: list[Host], damage: str) -> None:
     """A notification of the kernel causes the repair."""
     host = hosts[0]
     wanted = objects(host)
-    assert len(wanted) == 1 + 3 * (len(hosts) - 1) + 1
+    assert len(wanted) == 1 + 3 * (len(hosts) - 1) + 2
 
     host.run(["sh", "-c", damage])
 
@@ -203,10 +189,10 @@ def test_host_gw_and_the_filter_rules_have_both_families(
     wait_reached(pair)
     first, second = pair
     routes = first.run(["ip", "-6", "route", "show", "proto", "80"]).stdout
-    assert f"{bridge(second).network} via {underlay(second).ip} dev eth0" in routes
+    assert f"{bridge(second).network} via {ipv6_underlay(second).ip} dev eth0" in routes
     assert first.subnet_env()["FLANNEL_MTU"] == "1500"
     assert not any(link["ifname"].startswith("flannel") for link in first.links())
-    router = str(underlay(first).network[0xFE])
+    router = str(ipv6_underlay(first).network[0xFE])
     # The router has no route to the overlay, so it answers the host only.
     first.run(["ping", "-n", "-c1", "-W5", "-I", str(bridge(first).ip), router])
     rules = first.run(["nft", "list", "ruleset"]).stdout
@@ -230,13 +216,26 @@ def test_wireguard_carries_both_families(overlay: Overlay, hosts: list[Host]) ->
     wait_reached(pair)
     first, second = pair
     endpoints = first.run(["wg", "show", "flannel-wg-v6", "endpoints"]).stdout
-    assert f"[{underlay(second).ip}]:51821" in endpoints
+    assert f"[{ipv6_underlay(second).ip}]:51821" in endpoints
     assert (
         f"blackhole {NETWORK} dev lo proto 80 metric 4294967295"
         in first.run(["ip", "-6", "route", "show", str(NETWORK)]).stdout
     )
     first.run(["ip", "link", "delete", "flannel-wg-v6"])
     wait_reached(pair)
+
+
+def test_unencrypted_packets_from_outside_are_not_delivered(overlay: Overlay, hosts: list[Host]) -> None:
+    """The host would answer an echo that it receives."""
+    host, router = hosts[0], overlay.lab.router
+    router.run(["ip", "route", "add", str(bridge(host).network), "via", str(ipv6_underlay(host).ip)])
+
+    found = router.run(["ping", "-n", "-c20", "-i0.01", "-W1", str(bridge(host).ip)], check=False).stdout
+
+    assert "20 packets transmitted, 0 received" in found
+    dropped = host.run(["nft", "list", "chain", "ip6", "flannel-guard", "in_clear"]).stdout
+    assert "counter packets 20" in dropped
+    wait_reached(hosts[:2])
 
 
 def test_a_cleanup_removes_the_objects_of_both_families(overlay: Overlay, hosts: list[Host]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -26,6 +26,17 @@ VXLAN = GuardTable(
     subnet=SUBNET,
     path=GuardedPath(links=("flannel.1",), tunnel=GuardedTunnel(link="flannel.1", port=8472, vni=1)),
 )
+IPV6_NETWORK, IPV6_SUBNET = IPv6Network("fd00:5::/48"), IPv6Network("fd00:5:0:1::/64")
+IPV6 = replace(
+    VXLAN,
+    family=6,
+    address=IPv6Address("2001:db8::1"),
+    source_length=64,
+    network=IPV6_NETWORK,
+    subnet=IPV6_SUBNET,
+    path=GuardedPath(links=("flannel-v6.1",), tunnel=GuardedTunnel(link="flannel-v6.1", port=8472, vni=1)),
+)
+WIREGUARD = replace(IPV6, path=GuardedPath(links=("flannel-wg-v6",), refuses_clear=True))
 UDP = replace(
     VXLAN,
     path=GuardedPath(links=("flannel0",), tunnel=GuardedTunnel(link="flannel0", port=8285)),
@@ -60,6 +71,13 @@ def peer(number: int, **changes: object) -> GuardPeer:
     return replace(made, **changes)
 
 
+def ipv6_peer(number: int, **changes: object) -> GuardPeer:
+    subnet = IPv6Network((int(IPV6_NETWORK.network_address) + (number << 64), 64))
+    address = IPv6Address("2001:db8::") + number
+    made = GuardPeer(device="flannel0", subnet=subnet, address=address, port=8472, sources=subnet)
+    return replace(made, **changes)
+
+
 async def heal(target: TunnelGuardTarget, desired: State) -> list[Operation]:
     """Make one pass, and check that the next one finds nothing to do."""
     operations = order(diff(desired, await target.snapshot(desired)), desired)
@@ -78,10 +96,20 @@ def passes(namespace, desired: Sequence[State]) -> list[list[Operation]]:
 
 
 @pytest.mark.parametrize(
-    "table", [VXLAN, UDP, HOST_GW, CHANGING], ids=["vxlan", "udp", "host-gw", "three tunnels"]
+    ("table", "peers"),
+    [
+        (VXLAN, [peer(2), peer(3)]),
+        (UDP, [peer(2), peer(3)]),
+        (HOST_GW, []),
+        (CHANGING, [peer(2), peer(3)]),
+        (IPV6, [ipv6_peer(2), ipv6_peer(3)]),
+        (WIREGUARD, []),
+    ],
+    ids=["vxlan", "udp", "host-gw", "three tunnels", "vxlan over IPv6", "wireguard over IPv6"],
 )
-def test_one_pass_creates_it_and_another_removes_it(namespace, table: GuardTable) -> None:
-    peers = [peer(2), peer(3)] if table is not HOST_GW else []
+def test_one_pass_creates_it_and_another_removes_it(
+    namespace, table: GuardTable, peers: list[GuardPeer]
+) -> None:
 
     made, kept, removed = passes(namespace, [State.of(table, *peers), State.of(table, *peers), State.EMPTY])
 
@@ -99,9 +127,14 @@ def test_the_table_of_another_daemon_remains(namespace) -> None:
     assert namespace.command("nft", "list", "table", "ip", "flannel-guard-1") == before
 
 
+@pytest.mark.parametrize("family", ["ip", "ip6"])
 @pytest.mark.parametrize("words", DAMAGE.values(), ids=list(DAMAGE))
-def test_damage_is_announced_and_repaired(namespace, words: str) -> None:
-    desired = State.of(VXLAN, peer(2), peer(3))
+def test_damage_is_announced_and_repaired(namespace, words: str, family: str) -> None:
+    """Both families have a table of the same name, and only the damaged one is repaired."""
+    desired = State.of(VXLAN, peer(2), peer(3), IPV6, ipv6_peer(2), ipv6_peer(3))
+    if family == "ip6":
+        words = words.replace(" ip ", " ip6 ").replace("ipv4", "ipv6").replace("192.0.2.66", "2001:db8::66")
+        words = words.replace("0.0.0.0-255.255.255.255", f"::-{IPv6Network('::/0').broadcast_address}")
 
     async def work() -> None:
         async with TunnelGuardTarget() as target, target.changes() as changes:
@@ -109,31 +142,37 @@ def test_damage_is_announced_and_repaired(namespace, words: str) -> None:
             namespace.command("nft", words)
             async with asyncio.timeout(DEADLINE_S):
                 await changes.next()
-            assert await heal(target, desired)
+            repairs = await heal(target, desired)
+            is_whole = words == "flush ruleset"
+            assert {repair.subject.family for repair in repairs} == (
+                {4, 6} if is_whole else {6 if family == "ip6" else 4}
+            )
 
     namespace.run(work)
 
 
-def test_peers_are_added_moved_and_removed(namespace) -> None:
-    two, three = peer(2), peer(3)
-    moved = replace(two, address=IPv4Address("192.0.2.99"))
+@pytest.mark.parametrize("family", [4, 6])
+def test_peers_are_added_moved_and_removed(namespace, family: int) -> None:
+    table, two, three = (VXLAN, peer(2), peer(3)) if family == 4 else (IPV6, ipv6_peer(2), ipv6_peer(3))
+    anybody = IPv4Network("0.0.0.0/0") if family == 4 else IPv6Network("::/0")
+    moved = replace(two, address=two.address + 90)
     shared = replace(three, address=moved.address, port=9000)
 
     passes(
         namespace,
         [
-            State.of(VXLAN, two),
-            State.of(VXLAN, two, three),
-            State.of(VXLAN, moved, three),
-            State.of(VXLAN, moved, shared),
-            State.of(VXLAN, shared),
-            State.of(VXLAN, replace(shared, sources=IPv4Network("0.0.0.0/0"))),
-            State.of(replace(VXLAN, source_length=0), replace(shared, sources=IPv4Network("0.0.0.0/0"))),
-            State.of(VXLAN, shared),
-            State.of(VXLAN),
+            State.of(table, two),
+            State.of(table, two, three),
+            State.of(table, moved, three),
+            State.of(table, moved, shared),
+            State.of(table, shared),
+            State.of(table, replace(shared, sources=anybody)),
+            State.of(replace(table, source_length=0), replace(shared, sources=anybody)),
+            State.of(table, shared),
+            State.of(table),
         ],
     )
-    listed = namespace.command("nft", "list", "table", "ip", "flannel-guard")
+    listed = namespace.command("nft", "list", "table", "ip" if family == 4 else "ip6", "flannel-guard")
     assert "elements" not in listed
 
 

@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
 import pytest
@@ -14,19 +15,27 @@ from pyflannel.lab.containers import NamespaceContainer
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
+from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.status import Status
-from testlab.forged_packets import datagram, vxlan_payload
+from testlab.forged_packets import datagram, fragments, vxlan_payload, with_options
+from testlab.overlay import ipv6_underlay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 DEADLINE_S = 60.0
 PORT = 7000
 COUNT = 20
-OF_NOBODY = "10.100.99.9"
+IPV6_NETWORK = "fd00:5::/48"
+OF_NOBODY = {4: "10.100.99.9", 6: "fd00:5:0:99::9"}
+TRANSLATED = {4: "192.0.2.53", 6: "2001:db8::53"}
+BEHIND = {4: IPv4Interface("172.30.0.1/24"), 6: IPv6Interface("fd07:30::1/64")}
+OF_BEHIND = {4: "10.100.200.5", 6: "fd00:5:0:c800::5"}
+KEY_OF_BEHIND = {4: "10.100.200.0-28", 6: "10.100.200.0-28&fd00:5:0:c800::-64"}
+IPTABLES = {4: "iptables", 6: "ip6tables"}
 
 LISTENER = """
     import socket, sys
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)  # of both families
     sock.bind(("", int(sys.argv[1])))
     print("ready", flush=True)
     while True:
@@ -36,7 +45,7 @@ SENDER = """
     import os, socket, sys
     to, port, count, payload, uid = sys.argv[1:]
     os.setuid(int(uid))
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock = socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET, socket.SOCK_DGRAM)
     for _ in range(int(count)):
         try:
             sock.sendto(bytes.fromhex(payload), (to, int(port)))
@@ -47,9 +56,10 @@ RAW_SENDER = """
     import socket, sys
     count, packet = sys.argv[1:]
     data = bytes.fromhex(packet)
-    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    family, ends = (socket.AF_INET, data[16:20]) if data[0] >> 4 == 4 else (socket.AF_INET6, data[24:40])
+    sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
     for _ in range(int(count)):
-        sock.sendto(data, (socket.inet_ntoa(data[16:20]), 0))
+        sock.sendto(data, (socket.inet_ntop(family, ends), 0))
 """
 
 
@@ -62,29 +72,58 @@ class Network:
     """Three hosts of one network, a container on each, and the packets of its tunnel.
 
     Attributes:
+        family: the address family of the tunnel and of its packets.
         port: port of the tunnel.
         other: a second container of the first host.
     """
 
     overlay: Any
     kind: str
+    family: Family
     port: int
     hosts: tuple[Host, ...]
     containers: tuple[NamespaceContainer, ...]
     other: NamespaceContainer
 
+    def underlay(self, host: Host) -> IpAddress:
+        """Return the address of a host on the underlay."""
+        return host.address if self.family == 4 else ipv6_underlay(host).ip
+
+    def gateway(self, number: int) -> IpAddress:
+        """Return the address of a host on its bridge."""
+        host = self.hosts[number]
+        return host.gateway().ip if self.family == 4 else ipv6_gateway(host).ip
+
+    def inside(self, number: int) -> IpAddress:
+        """Return the address of a host's container."""
+        return (
+            self.containers[number].address
+            if self.family == 4
+            else ipv6_gateway(self.hosts[number]).network[2]
+        )
+
     def frame(self, source: object, receiver: int, payload: bytes = b"forged") -> bytes:
         """Return the payload of a tunnel datagram with a packet for a host's container."""
-        packet = datagram(source, self.containers[receiver].address, PORT, payload)
+        packet = datagram(source, self.inside(receiver), PORT, payload)
         if self.kind == "udp":
             return packet
         links = {link["ifname"]: link.get("address") for link in self.hosts[receiver].links()}
-        return vxlan_payload(packet, links["flannel.1"])
+        return vxlan_payload(packet, links["flannel.1" if self.family == 4 else "flannel-v6.1"])
+
+    def to_tunnel(self, receiver: int, frame: bytes, uid: int) -> list[str]:
+        """Return the command of a user that sends a frame to the tunnel port of a host."""
+        return python(SENDER, self.underlay(self.hosts[receiver]), self.port, COUNT, frame.hex(), uid)
+
+    def translation(self, act: str, *match: object, to: object, port: int) -> list[str]:
+        """Return the command that adds (`-A`) or deletes (`-D`) a translation of destinations."""
+        end = f"{to}:{port}" if self.family == 4 else f"[{to}]:{port}"
+        words = ["-t", "nat", act, "PREROUTING", *map(str, match), "-j", "DNAT", "--to-destination", end]
+        return [IPTABLES[self.family], *words]
 
     def received(self, receiver: int, attack: Callable[[], object]) -> int:
         """Return how many forged packets reach a host's container."""
         container = self.containers[receiver]
-        right = python(SENDER, container.address, PORT, 1, b"right".hex(), 0)
+        right = python(SENDER, self.inside(receiver), PORT, 1, b"right".hex(), 0)
         return received(
             self.hosts[receiver],
             ["nsenter", f"--net=/run/netns/{container.name}", "--"],
@@ -128,6 +167,7 @@ def joined(overlay) -> tuple[tuple[Host, ...], tuple[NamespaceContainer, ...], N
     """Three hosts without a reverse path filter, a container on each, and a second one on the first."""
     overlay.set_backend("vxlan")
     hosts = tuple(overlay.hosts[name] for name in ("docker1", "docker2", "docker3"))
+    overlay.give_ipv6(*hosts, overlay.hosts["docker4"])
     for host in hosts:
         host.run(["sh", "-c", "for each in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$each; done"])
         overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", "--ip-masq")
@@ -137,97 +177,125 @@ def joined(overlay) -> tuple[tuple[Host, ...], tuple[NamespaceContainer, ...], N
     return hosts, containers, other
 
 
-@pytest.fixture(scope="module", params=[("vxlan", 8472), ("udp", 8285)], ids=["vxlan", "udp"])
+def ipv6_gateway(host: Host) -> IPv6Interface:
+    return IPv6Interface(host.subnet_env()["FLANNEL_IPV6_SUBNET"])
+
+
+def add_ipv6_addresses(hosts: tuple[Host, ...], containers: tuple[NamespaceContainer, ...]) -> None:
+    """Give the bridges and the containers addresses of the IPv6 subnets."""
+    for host in hosts:
+        host.run(["ip", "address", "replace", str(ipv6_gateway(host)), "dev", "br0", "nodad"])
+    *first, other = containers
+    for host, container, number in (
+        *((host, one, 2) for host, one in zip(hosts, first, strict=True)),
+        (hosts[0], other, 3),
+    ):
+        gateway = ipv6_gateway(host)
+        address = f"{gateway.network[number]}/{gateway.network.prefixlen}"
+        inside = f"address replace {address} dev eth0 nodad\nroute replace default via {gateway.ip}\n"
+        host.run(["ip", "-netns", container.name, "-batch", "-"], text=inside)
+
+
+NETWORKS = {
+    "vxlan": ("vxlan", 4, 8472),
+    "udp": ("udp", 4, 8285),
+    "vxlan over IPv6": ("vxlan", 6, 8472),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS.values(), ids=list(NETWORKS))
 def network(overlay, joined, request) -> Network:
-    kind, port = request.param
-    overlay.set_backend(kind)
+    kind, family, port = request.param
+    hosts, containers, other = joined
+    ipv6 = {"EnableIPv6": True, "IPv6Network": IPV6_NETWORK} if family == 6 else {}
+    config = overlay.config(SubnetLen=28, Backend={"Type": kind}, **ipv6)
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
 
     def has_switched(status: Status) -> bool:
         return status.is_ready and status.backend is not None and status.backend.type == kind
 
-    for host in joined[0]:
+    for host in hosts:
         overlay.wait_status(host, has_switched, f"has the backend {kind}")
         overlay.wait_status(host, lambda status: status.peers >= 2, "knows the others")
         if kind != "host-gw":
-            rule, shown = f"udp dport {port} ", ["nft", "list", "table", "ip", "flannel-guard"]
+            rule = f"udp dport {port} "
+            shown = ["nft", "list", "table", "ip" if family == 4 else "ip6", "flannel-guard"]
             wait_until(
-                lambda host=host, rule=rule, shown=shown: rule in host.run(shown).stdout,
+                lambda host=host, rule=rule, shown=shown: rule in host.run(shown, check=False).stdout,
                 what=f"{host.name} has the guard of {kind}",
                 deadline_s=DEADLINE_S,
             )
-    return Network(overlay, kind, port, *joined)
+        if family == 6:
+            wait_until(
+                lambda host=host: "FLANNEL_IPV6_SUBNET" in host.subnet_env(),
+                what=f"{host.name} has an IPv6 subnet",
+                deadline_s=DEADLINE_S,
+            )
+    if family == 6:
+        add_ipv6_addresses(hosts, (*containers, other))
+    return Network(overlay, kind, family, port, *joined)
 
 
 def test_a_container_without_capabilities(network: Network) -> None:
     """With the host's masquerading, its datagrams would have a member's address."""
-    source = network.containers[0].address
-    attack = python(
-        SENDER, network.hosts[1].address, network.port, COUNT, network.frame(source, 1).hex(), 65534
-    )
+    attack = network.to_tunnel(1, network.frame(network.inside(0), 1), 65534)
 
     assert network.received(1, lambda: network.containers[0].run(attack)) == 0
 
 
 def test_a_container_without_capabilities_to_its_own_host(network: Network) -> None:
-    gateway = network.hosts[0].gateway().ip
+    frame = network.frame(OF_NOBODY[network.family], 0)
 
     def attack() -> None:
-        for address in (network.hosts[0].address, gateway):
-            words = python(SENDER, address, network.port, COUNT, network.frame(OF_NOBODY, 0).hex(), 65534)
-            network.other.run(words)
+        for address in (network.underlay(network.hosts[0]), network.gateway(0)):
+            network.other.run(python(SENDER, address, network.port, COUNT, frame.hex(), 65534))
 
     assert network.received(0, attack) == 0
 
 
 def test_a_container_through_a_translated_address(network: Network) -> None:
-    host = network.hosts[0]
-    to = f"{network.hosts[1].address}:{network.port}"
-    rule = ["-d", "192.0.2.53", "-p", "udp", "--dport", "53", "-j", "DNAT", "--to-destination", to]
-    host.run(["iptables", "-t", "nat", "-A", "PREROUTING", *rule])
-    source = network.containers[0].address
-    attack = python(SENDER, "192.0.2.53", 53, COUNT, network.frame(source, 1).hex(), 65534)
+    host, translated = network.hosts[0], TRANSLATED[network.family]
+    match = ["-d", translated, "-p", "udp", "--dport", "53"]
+    to = network.underlay(network.hosts[1])
+    host.run(network.translation("-A", *match, to=to, port=network.port))
+    frame = network.frame(network.inside(0), 1)
+    attack = python(SENDER, translated, 53, COUNT, frame.hex(), 65534)
 
     received = network.received(1, lambda: network.containers[0].run(attack))
-    host.run(["iptables", "-t", "nat", "-D", "PREROUTING", *rule])
+    host.run(network.translation("-D", *match, to=to, port=network.port))
     assert received == 0
 
 
 def test_a_container_that_forges_a_members_address(network: Network) -> None:
-    member, victim = network.hosts[2], network.hosts[1]
-    frame = network.frame(network.containers[2].address, 1)
-    packet = datagram(member.address, victim.address, network.port, frame)
+    member, victim = (network.underlay(network.hosts[number]) for number in (2, 1))
+    packet = datagram(member, victim, network.port, network.frame(network.inside(2), 1))
 
     received = network.received(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex())))
     assert received == 0
 
 
 def test_a_container_that_forges_another_hosts_containers_address(network: Network) -> None:
-    packet = datagram(network.containers[2].address, network.containers[1].address, PORT, b"forged")
+    packet = datagram(network.inside(2), network.inside(1), PORT, b"forged")
 
     received = network.received(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex())))
     assert received == 0
 
 
 def test_a_local_user_without_rights(network: Network) -> None:
-    source = network.containers[0].address
-    attack = python(
-        SENDER, network.hosts[1].address, network.port, COUNT, network.frame(source, 1).hex(), 65534
-    )
+    attack = network.to_tunnel(1, network.frame(network.inside(0), 1), 65534)
 
     assert network.received(1, lambda: network.hosts[0].run(attack)) == 0
 
 
 def test_a_local_user_without_rights_may_use_the_overlay(network: Network) -> None:
-    attack = python(SENDER, network.containers[1].address, PORT, COUNT, b"forged".hex(), 65534)
+    attack = python(SENDER, network.inside(1), PORT, COUNT, b"forged".hex(), 65534)
 
     assert network.received(1, lambda: network.hosts[0].run(attack)) == COUNT
 
 
 def test_a_host_of_the_underlay_without_a_lease(network: Network) -> None:
     stranger = network.overlay.hosts["docker4"]
-    attack = python(
-        SENDER, network.hosts[1].address, network.port, COUNT, network.frame(OF_NOBODY, 1).hex(), 0
-    )
+    attack = network.to_tunnel(1, network.frame(OF_NOBODY[network.family], 1), 0)
 
     assert network.received(1, lambda: stranger.run(attack)) == 0
     if network.kind == "udp":  # the kernel drops them, so a flood costs the forwarder nothing
@@ -237,18 +305,17 @@ def test_a_host_of_the_underlay_without_a_lease(network: Network) -> None:
 
 def test_a_host_of_the_underlay_with_bare_packets(network: Network) -> None:
     """They have a container's source. The stranger uses the victim as its gateway."""
-    stranger, victim = network.overlay.hosts["docker4"], network.containers[2]
-    packet = datagram(network.containers[0].address, victim.address, PORT, b"forged")
-    stranger.run(["ip", "route", "add", str(victim.address), "via", str(network.hosts[2].address)])
+    stranger, victim = network.overlay.hosts["docker4"], network.inside(2)
+    packet = datagram(network.inside(0), victim, PORT, b"forged")
+    stranger.run(["ip", "route", "add", str(victim), "via", str(network.underlay(network.hosts[2]))])
 
     received = network.received(2, lambda: stranger.run(python(RAW_SENDER, COUNT, packet.hex())))
-    stranger.run(["ip", "route", "delete", str(victim.address)])
+    stranger.run(["ip", "route", "delete", str(victim)])
     assert received == 0
 
 
 def test_a_member_with_anothers_inner_source(network: Network) -> None:
-    frame = network.frame(network.containers[0].address, 1)
-    attack = python(SENDER, network.hosts[1].address, network.port, COUNT, frame.hex(), 0)
+    attack = network.to_tunnel(1, network.frame(network.inside(0), 1), 0)
 
     assert network.received(1, lambda: network.hosts[2].run(attack)) == 0
 
@@ -256,26 +323,37 @@ def test_a_member_with_anothers_inner_source(network: Network) -> None:
 # A similar, but valid packet passes.
 
 
+def nodad(network: Network) -> str:
+    """Return the word that lets an address be used at once."""
+    return "" if network.family == 4 else " nodad"
+
+
 @pytest.fixture(scope="module")
 def behind(network: Network) -> Iterator[Behind]:
     """A machine behind the first host, on a separate link: a nested host, a guest, a routed member."""
-    host, name = network.hosts[0], "behind"
+    host, name, gateway = network.hosts[0], "behind", BEHIND[network.family]
     host.run(["ip", "netns", "add", name])
     lines = [
         "link add b-behind type bridge",
         "link set b-behind up",
-        "address add 172.30.0.1/24 dev b-behind",
+        f"address add {gateway} dev b-behind{nodad(network)}",
         f"link add v-behind type veth peer name eth0 netns {name}",
         "link set v-behind master b-behind up",
     ]
     host.run(["ip", "-batch", "-"], text="\n".join(lines) + "\n")
-    inside = ["address add 172.30.0.2/24 dev eth0", "link set eth0 up", "route add default via 172.30.0.1"]
+    inside = [
+        f"address add {gateway.ip + 1}/{gateway.network.prefixlen} dev eth0{nodad(network)}",
+        "link set eth0 up",
+        f"route add default via {gateway.ip}",
+    ]
     host.run(["ip", "-netns", name, "-batch", "-"], text="\n".join(inside) + "\n")
-    key = f"{PREFIX}/subnets/10.100.200.0-28"
-    lease = {"PublicIP": "172.30.0.2"}
+    key = f"{PREFIX}/subnets/{KEY_OF_BEHIND[network.family]}"
+    lease: dict[str, object] = {"PublicIP": "172.30.0.2"}
     if network.kind == "vxlan":
         data = {"VNI": 1, "VtepMAC": "0e:00:00:00:00:99"}
         lease |= {"BackendType": "vxlan", "BackendData": data}
+        if network.family == 6:
+            lease |= {"PublicIPv6": str(gateway.ip + 1), "BackendV6Data": data}
     network.overlay.etcd.etcdctl("put", key, json.dumps(lease))
     for each in network.hosts:
         network.overlay.wait_status(each, lambda status: status.peers == 3, "knows the machine behind")
@@ -288,8 +366,7 @@ def behind(network: Network) -> Iterator[Behind]:
 
 def test_a_member_behind_another_member(network: Network, behind: Behind) -> None:
     """The host's route to it uses the interface that receives its datagrams."""
-    frame = network.frame("10.100.200.5", 1)
-    right = python(SENDER, network.hosts[1].address, network.port, COUNT, frame.hex(), 0)
+    right = network.to_tunnel(1, network.frame(OF_BEHIND[network.family], 1), 0)
 
     assert network.received(1, lambda: behind(right)) == COUNT
 
@@ -297,9 +374,8 @@ def test_a_member_behind_another_member(network: Network, behind: Behind) -> Non
 def test_a_member_behind_another_member_that_forges_a_members_address(
     network: Network, behind: Behind
 ) -> None:
-    member, victim = network.hosts[2], network.hosts[1]
-    frame = network.frame(network.containers[2].address, 1)
-    packet = datagram(member.address, victim.address, network.port, frame)
+    member, victim = (network.underlay(network.hosts[number]) for number in (2, 1))
+    packet = datagram(member, victim, network.port, network.frame(network.inside(2), 1))
 
     assert network.received(1, lambda: behind(python(RAW_SENDER, COUNT, packet.hex()))) == 0
 
@@ -309,12 +385,14 @@ def test_datagrams_to_a_member_behind_another_member(network: Network, behind: B
     first, second = network.hosts[0], network.hosts[1]
     into = ["nsenter", "--net=/run/netns/behind", "--"]
     stranger = network.overlay.hosts["docker4"]
-    for host, via in ((second, first.address), (stranger, "192.168.50.1")):
-        host.run(["ip", "route", "replace", "172.30.0.0/24", "via", str(via)])
-    network.overlay.lab.router.run(["ip", "route", "replace", "172.30.0.0/24", "via", str(first.address)])
-    words = "172.30.0.2", network.port
-    right = network.frame(network.containers[1].address, 1, b"right")
-    forged = network.frame(OF_NOBODY, 1)
+    gateway, router = BEHIND[network.family], network.overlay.lab.router
+    by_router = "192.168.50.1" if network.family == 4 else ipv6_underlay(stranger).network[0xFE]
+    by_first = network.underlay(first)
+    for host, via in ((second, by_first), (stranger, by_router), (router, by_first)):
+        host.run(["ip", "route", "replace", str(gateway.network), "via", str(via)])
+    words = gateway.ip + 1, network.port
+    right = network.frame(network.inside(1), 1, b"right")
+    forged = network.frame(OF_NOBODY[network.family], 1)
 
     count = received(
         first,
@@ -330,37 +408,58 @@ def test_a_published_tunnel_port(network: Network) -> None:
     """A service of a container that uses the port of the tunnel: the datagrams are for no host."""
     host, container = network.hosts[0], network.containers[0]
     client = network.overlay.hosts["docker4"]
-    rule = ["-d", str(host.address), "-s", str(client.address), "-p", "udp", "--dport", str(network.port)]
-    rule += ["-j", "DNAT", "--to-destination", f"{container.address}:{network.port}"]
-    host.run(["iptables", "-t", "nat", "-A", "PREROUTING", *rule])
-    ask = [python(SENDER, host.address, network.port, 1, word.hex(), 0) for word in (b"forged", b"right")]
+    address, port = network.underlay(host), network.port
+    match = ["-d", address, "-s", network.underlay(client), "-p", "udp", "--dport", port]
+    host.run(network.translation("-A", *match, to=network.inside(0), port=port))
+    ask = [python(SENDER, address, port, 1, word.hex(), 0) for word in (b"forged", b"right")]
 
     count = received(
         host,
         ["nsenter", f"--net=/run/netns/{container.name}", "--"],
-        network.port,
+        port,
         lambda: client.run(ask[0]),
         lambda: client.run(ask[1]),
     )
-    host.run(["iptables", "-t", "nat", "-D", "PREROUTING", *rule])
+    host.run(network.translation("-D", *match, to=network.inside(0), port=port))
     assert count == 1
+
+
+@pytest.mark.parametrize("network", [NETWORKS["vxlan over IPv6"]], ids=["vxlan over IPv6"], indirect=True)
+def test_extension_headers_and_fragments_of_a_stranger(network: Network) -> None:
+    """The UDP header is behind options, in the first fragment without the inner packet, or in the second."""
+    stranger, member = network.overlay.hosts["docker4"], network.hosts[2]
+    victim = network.underlay(network.hosts[1])
+    frame = network.frame(network.inside(2), 1)
+    forged = datagram(network.underlay(stranger), victim, network.port, frame)
+    packets = [with_options(forged), *fragments(forged, 8), *fragments(with_options(forged), 8)]
+    right = with_options(datagram(network.underlay(member), victim, network.port, frame))
+
+    def attack() -> None:
+        for packet in packets:
+            stranger.run(python(RAW_SENDER, COUNT, packet.hex()))
+
+    assert network.received(1, attack) == 0
+    assert network.received(1, lambda: member.run(python(RAW_SENDER, COUNT, right.hex()))) == COUNT
 
 
 def test_senders_of_dropped_packets_are_reported(network: Network) -> None:
     stranger, victim = network.overlay.hosts["docker4"], network.hosts[1]
-    attack = python(SENDER, victim.address, network.port, COUNT, network.frame(OF_NOBODY, 1).hex(), 0)
+    attack = network.to_tunnel(1, network.frame(OF_NOBODY[network.family], 1), 0)
 
     network.received(1, lambda: stranger.run(attack))
 
     def is_named(status: Status) -> bool:
-        return any(one.address == stranger.address and one.reason == "stranger" for one in status.strangers)
+        address = network.underlay(stranger)
+        return any(one.address == address and one.reason == "stranger" for one in status.strangers)
 
     network.overlay.wait_status(victim, is_named, "names the stranger")
 
 
-@pytest.mark.parametrize("network", [("host-gw", 0)], indirect=True)
+@pytest.mark.parametrize(
+    "network", [("host-gw", 4, 0), ("host-gw", 6, 0)], ids=["IPv4", "IPv6"], indirect=True
+)
 def test_packets_of_other_hosts_containers_with_host_gw(network: Network) -> None:
-    packet = datagram(network.containers[2].address, network.containers[1].address, PORT, b"forged")
+    packet = datagram(network.inside(2), network.inside(1), PORT, b"forged")
 
     assert (
         network.received(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex()))) == 0
@@ -377,21 +476,18 @@ def test_both_tunnels_are_guarded_during_a_change_of_the_backend(overlay, joined
         overlay.set_backend(kind)
         for host in hosts:
             key = f"{PREFIX}/subnets/{str(host.lease()).replace('/', '-')}"
+            get = ["get", "--prefix", "--print-value-only", key]  # of one family or of both
             wait_until(
-                lambda key=key, kind=kind: (
-                    json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key)).get(
-                        "BackendType", "udp"
-                    )
-                    == kind
+                lambda get=get, kind=kind: (
+                    json.loads(overlay.etcd.etcdctl(*get)).get("BackendType", "udp") == kind
                 ),
                 what=f"{host.name} publishes {kind}",
                 deadline_s=DEADLINE_S,
             )
 
     for kind, port in (("udp", 8285), ("vxlan", 8472)):
-        network = Network(overlay, kind, port, hosts, containers, other)
-        source = containers[0].address
-        attack = python(SENDER, hosts[1].address, port, COUNT, network.frame(source, 1).hex(), 65534)
+        network = Network(overlay, kind, 4, port, hosts, containers, other)
+        attack = network.to_tunnel(1, network.frame(containers[0].address, 1), 65534)
         assert network.received(1, lambda attack=attack: containers[0].run(attack)) == 0
         packet = datagram("10.10.10.77", hosts[1].address, port, network.frame(containers[2].address, 1))
         stranger = python(RAW_SENDER, COUNT, packet.hex())

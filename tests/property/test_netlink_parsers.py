@@ -162,7 +162,7 @@ def read_address(octets: bytes) -> None:
 
 # nf_tables: tables, sets, elements, chains and rules.
 
-TABLE = "flannel-guard"
+TABLE = nftables.TableName(nftables.IPV6, "flannel-guard")
 A_SET = nftables.SetSpec("peers", (nftables.IPV4_ADDRESS, nftables.SERVICE), nftables.INTERVALS, 9, 1000)
 A_RULE = nftables.Rule("a comment", (nftables.meta(7), nftables.equals(b"abcd"), nftables.verdict(1)))
 A_CHAIN = nftables.Chain("input", (A_RULE,), hook=nftables.PREROUTING, priority=-300)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +94,18 @@ class Overlay:
         """Write a network config with this backend, and with subnets of sixteen addresses."""
         config = self.config(SubnetLen=28, Backend={"Type": kind, **options})
         self.etcd.etcdctl("put", f"{PREFIX}/config", config)
+
+    def give_ipv6(self, *hosts: Host) -> None:
+        """Give the router and these hosts IPv6 addresses on their segments, and default routes."""
+        router = self.lab.router
+        router.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"])
+        for number, segment in enumerate(("left", "right"), start=1):
+            router.run(["ip", "address", "add", f"fd07:{number}::fe/64", "dev", f"gw-{segment}", "nodad"])
+        for host in hosts:
+            address = ipv6_underlay(host)
+            batch = f"address add {address} dev eth0 nodad\nroute add default via {address.network[0xFE]}\n"
+            host.run(["ip", "-batch", "-"], text=batch)
+            host.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1", "net.ipv4.ip_forward=1"])
 
     def put_peers(self, kind: str, count: int) -> None:
         """Write the leases of this number of peers that do not exist: /28s from 10.100.128.0 on.
@@ -220,6 +232,12 @@ class Overlay:
             "forwarder": forwarder and forwarder._replace(pid=0, peers=tuple(sorted(forwarder.peers))),
             "subnet.env": subnet_env.read_text() if subnet_env.exists() else None,
         }
+
+
+def ipv6_underlay(host: Host) -> IPv6Interface:
+    """Return the IPv6 address of a host on its segment."""
+    segment = 1 if host.address in LEFT.gateway.network else 2
+    return IPv6Interface(f"fd07:{segment}::{int(host.address) & 0xFF:x}/64")
 
 
 def run_dir(host: Host) -> Path:

@@ -7,7 +7,6 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import replace
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from pyflannel import VERSION
@@ -49,6 +48,7 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import HostFile
 from pyflannel.model.kubernetes_node import OwnNode
 from pyflannel.model.lease import Identity, Lease
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
 from pyflannel.model.store_record import Put
 from pyflannel.model.wireguard import WireguardContact
@@ -91,7 +91,7 @@ class TunnelGuard:
 
 def _joined(strangers: Iterable[Stranger]) -> list[Stranger]:
     """Merge the entries of each address and reason; the latest packet counts."""
-    joined: dict[tuple[IPv4Address, str], Stranger] = {}
+    joined: dict[tuple[IpAddress, str], Stranger] = {}
     for one in strangers:
         key = one.address, one.reason
         if (other := joined.get(key)) is not None:

@@ -19,7 +19,7 @@ from pyflannel.model.link import Link
 from pyflannel.model.network_config import Family, IpNetwork, NetworkConfig
 from pyflannel.model.route import Route
 from pyflannel.model.state import Blocked, Changed, PlanResult, Replaced, State, Unchanged
-from pyflannel.model.tunnel_guard import GuardTable
+from pyflannel.model.tunnel_guard import guard_table
 from pyflannel.plan.backends import Backend, notes_on
 from pyflannel.plan.docker_plugin import divide, plan_bridges_of_docker
 from pyflannel.plan.generations import (
@@ -236,7 +236,7 @@ class Planner:
         for basis in self._bases:
             for view in basis.views:
                 if view.backend is basis.newest:
-                    found.add(GuardTable(device=self._options.device).key)
+                    found.add(guard_table(self._options.device, basis.family))
                     found.update(item.key for item in view.backend.plan_host(view.host) if item.IS_HOST_PART)
                     peers = (peer for peer in self._peers[basis.family] if view_of(peer, basis) is not None)
                     found.update(item.key for peer in peers for item in receiving_items(peer, view))

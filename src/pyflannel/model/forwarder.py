@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
 from pyflannel.model.item import Item, Key, LinkChanges, Marks, Rank
+from pyflannel.model.network_config import IpAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +118,9 @@ class Stranger:
         inner_destination: inner destination address of the latest packet.
     """
 
-    address: IPv4Address
+    address: IpAddress
     reason: StrangerReason
     packets: int
     age_s: float
-    inner_source: IPv4Address
-    inner_destination: IPv4Address
+    inner_source: IpAddress
+    inner_destination: IpAddress

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 Family = Literal[4, 6]
 """An address family. IPv4 is always present, IPv6 is optional."""
@@ -13,6 +13,20 @@ BOTH_FAMILIES: tuple[Family, ...] = (4, 6)
 
 IpAddress = IPv4Address | IPv6Address
 IpNetwork = IPv4Network | IPv6Network
+
+
+@runtime_checkable
+class AnyAddress(Protocol):
+    """An IpAddress as one type, for documents: msgspec reads no union of two such types."""
+
+    @property
+    def version(self) -> Family:
+        """The address family."""
+
+    @property
+    def packed(self) -> bytes:
+        """The address in network byte order."""
+
 
 DEFAULT_BACKEND = "udp"
 

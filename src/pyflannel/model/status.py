@@ -13,6 +13,7 @@ from pyflannel.errors import sentences
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import StrangerReason
 from pyflannel.model.lease import host_text
+from pyflannel.model.network_config import AnyAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +239,12 @@ class StrangerStatus:
         hint: the remedy.
     """
 
-    address: IPv4Address
+    address: AnyAddress
     reason: StrangerReason
     packets: int
     age_s: float
-    inner_source: IPv4Address
-    inner_destination: IPv4Address
+    inner_source: AnyAddress
+    inner_destination: AnyAddress
     cause: str
     hint: str
 

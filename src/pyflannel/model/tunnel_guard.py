@@ -1,11 +1,14 @@
-"""The tunnel guard: a table of nf_tables that drops forged tunnel packets, and its entry for each peer."""
+"""The tunnel guard: tables of nf_tables that drop forged tunnel packets, and their entry for each peer.
+
+Each address family has a table, and a tunnel carries the family of its own outer header.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
 from pyflannel.model.item import Item, Key, Marks, Rank
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.packet_filter import device_of, filter_name
 
 GuardMode = Literal["strict", "peer", "off"]
@@ -70,7 +73,7 @@ def joined(paths: Iterable[GuardedPath | None]) -> GuardedPath | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardTable(Item):
-    """The table of a daemon.
+    """The table of a daemon in one address family.
 
     Attributes:
         device: device name that the daemon claims.
@@ -89,11 +92,12 @@ class GuardTable(Item):
     RANK = Rank.GUARD
 
     device: str
+    family: Family = 4
     underlay: str = ""
-    address: IPv4Address | None = None
+    address: IpAddress | None = None
     source_length: int = 0
-    network: IPv4Network | None = None
-    subnet: IPv4Network | None = None
+    network: IpNetwork | None = None
+    subnet: IpNetwork | None = None
     path: GuardedPath | None = None
     users: tuple[int, ...] = ()
     differences: tuple[str, ...] = ()
@@ -101,7 +105,7 @@ class GuardTable(Item):
     @property
     def key(self) -> Key:
         """The identity of the table."""
-        return "guard-table", self.device
+        return guard_table(self.device, self.family)
 
     @property
     def name(self) -> str:
@@ -111,7 +115,7 @@ class GuardTable(Item):
     @property
     def title(self) -> str:
         """The name of the object in texts."""
-        return f"nftables table {self.name}"
+        return f"nftables table {self.name}" if self.family == 4 else f"nftables table ip6 {self.name}"
 
     def is_marked(self, marks: Marks) -> bool:
         """Return whether the name is that of the daemon's device."""
@@ -136,16 +140,21 @@ class GuardPeer(Item):
     RANK = Rank.GUARD_PEER
 
     device: str
-    subnet: IPv4Network
-    address: IPv4Address
+    subnet: IpNetwork
+    address: IpAddress
     port: int
-    sources: IPv4Network
+    sources: IpNetwork
     other_ports: tuple[int, ...] = ()
+
+    @property
+    def family(self) -> Family:
+        """The address family of the tunnel and of its packets."""
+        return self.subnet.version
 
     @property
     def key(self) -> Key:
         """The identity of the entry: the first address of the subnet, because subnets do not overlap."""
-        return guard_peers(self.device), int(self.subnet.network_address)
+        return guard_peers(self.device, self.family), int(self.subnet.network_address)
 
     @property
     def title(self) -> str:
@@ -155,16 +164,21 @@ class GuardPeer(Item):
     @property
     def requires(self) -> tuple[Key, ...]:
         """The table."""
-        return (("guard-table", self.device),)
+        return (guard_table(self.device, self.family),)
 
     def is_marked(self, marks: Marks) -> bool:
         """Return whether the entry belongs to the daemon's table."""
         return self.device == marks.device
 
 
-def guard_peers(device: str) -> tuple[str, str]:
+def guard_table(device: str, family: Family) -> Key:
+    """Return the key of a device's table."""
+    return "guard-table", (device, family)
+
+
+def guard_peers(device: str, family: Family) -> tuple[str, str, Family]:
     """Return the table of a device's peers in keys of states."""
-    return "guard-peer", device
+    return "guard-peer", device, family
 
 
 def guard_device_of(table: str) -> str | None:

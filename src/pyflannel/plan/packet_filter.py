@@ -1,6 +1,6 @@
 """The packet filter rules of a host: masquerading and forwarding, for iptables or nftables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
@@ -8,7 +8,7 @@ from pyflannel.model.docker import NO_DOCKER, DockerParts
 from pyflannel.model.host import Host
 from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease
-from pyflannel.model.network_config import Family, NetworkConfig
+from pyflannel.model.network_config import Family, IpNetwork, NetworkConfig
 from pyflannel.model.packet_filter import (
     FORWARD,
     POSTROUTING,
@@ -214,23 +214,24 @@ def _nftables(rules: _FamilyRules, device: str) -> Iterator[Item]:
 
 # The tunnel guard: the allowed senders of tunnel packets to this host and to its peers, and of inner packets.
 
-_ANYBODY = IPv4Network("0.0.0.0/0")
+_ANYBODY: Mapping[Family, IpNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 
 
 def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, options: FilterOptions) -> State:
-    """Return the table of the guard, without its peers."""
-    if path is None or options.guard == "off" or host.family == 6:
+    """Return the table of the guard in the host's family, without its peers."""
+    if path is None or options.guard == "off":
         return State.EMPTY
     if options.guard != "strict":
         path = replace(path, refuses_clear=False)
     return State.of(
         GuardTable(
             device=host.device,
+            family=host.family,
             underlay=host.underlay.link,
-            address=host.underlay.address,
-            source_length=host.lease.subnet.prefixlen if options.guard == "strict" else _ANYBODY.prefixlen,
-            network=config.network,
-            subnet=host.lease.subnet,
+            address=host.address,
+            source_length=host.subnet.prefixlen if options.guard == "strict" else 0,
+            network=config.range_of(host.family),
+            subnet=host.subnet,
             path=path,
             users=options.users,
         )
@@ -240,18 +241,21 @@ def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, opti
 def plan_guard_peer(
     path: GuardedPath | None, peer: Lease, host: Host, mode: GuardMode
 ) -> tuple[GuardPeer, ...]:
-    """Return the guard's entry for a peer; none without a tunnel."""
-    if path is None or path.tunnel is None or mode == "off" or host.family == 6:
+    """Return the guard's entry for a peer in the host's family; none without a tunnel."""
+    if path is None or path.tunnel is None or mode == "off":
+        return ()
+    part = peer.part(host.family)
+    if part is None:
         return ()
     port, *others = dict.fromkeys(port for tunnel in path.tunnels for port in _tunnel_ports(peer, tunnel))
     return (
         GuardPeer(
             device=host.device,
-            subnet=peer.subnet,
-            address=peer.attributes.public_ip,
+            subnet=part.subnet,
+            address=part.address,
             port=port,
             other_ports=tuple(others),
-            sources=peer.subnet if mode == "strict" else _ANYBODY,
+            sources=part.subnet if mode == "strict" else _ANYBODY[host.family],
         ),
     )
 

@@ -1,10 +1,11 @@
 """Explanations of the senders whose tunnel packets the guard drops: their leases, and the remedy."""
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, ip_network
 
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.lease import Lease
+from pyflannel.model.network_config import BOTH_FAMILIES, IpAddress, IpNetwork
 from pyflannel.model.status import StrangerStatus
 
 _ADDRESSES = "Give its containers only addresses in {}: run mk-docker-opts there, then restart Docker."
@@ -24,31 +25,43 @@ def explain(
         return ()
     known = _Known(leases, {stranger.address for stranger in strangers})
     explained = [_explain(stranger, known, own) for stranger in strangers]
-    return tuple(sorted(explained, key=lambda one: (-one.packets, one.address, one.reason)))
+    return tuple(sorted(explained, key=_place))
+
+
+def _place(one: StrangerStatus) -> tuple[object, ...]:
+    return -one.packets, one.address.version, one.address, one.reason
 
 
 class _Known:
-    """Leases by subnet, and by the addresses of the senders."""
+    """Leases by their subnets, and by the addresses of the senders, in both families."""
 
-    def __init__(self, leases: Iterable[Lease], addresses: set[IPv4Address]) -> None:
-        self.by_subnet = {lease.subnet: lease for lease in leases}
-        self.by_address: dict[IPv4Address, Lease] = {}
-        for lease in self.by_subnet.values():
-            if lease.attributes.public_ip in addresses:
-                self.by_address.setdefault(lease.attributes.public_ip, lease)
-        self._lengths = sorted({subnet.prefixlen for subnet in self.by_subnet}, reverse=True)
+    def __init__(self, leases: Iterable[Lease], addresses: set[IpAddress]) -> None:
+        self._by_subnet: dict[IpNetwork, Lease] = {}
+        self.by_address: dict[IpAddress, Lease] = {}
+        for lease in leases:
+            for part in filter(None, map(lease.part, BOTH_FAMILIES)):
+                self._by_subnet[part.subnet] = lease
+                if part.address in addresses:
+                    self.by_address.setdefault(part.address, lease)
+        self._lengths = sorted({(each.version, each.prefixlen) for each in self._by_subnet}, reverse=True)
 
-    def holder(self, address: IPv4Address) -> Lease | None:
+    def holder(self, address: IpAddress) -> Lease | None:
         """Return the lease with the longest prefix that contains an address."""
-        subnets = (IPv4Network((int(address), length), strict=False) for length in self._lengths)
-        return next((self.by_subnet[subnet] for subnet in subnets if subnet in self.by_subnet), None)
+        subnets = (
+            ip_network((address, length), strict=False)
+            for version, length in self._lengths
+            if version == address.version
+        )
+        return next((self._by_subnet[subnet] for subnet in subnets if subnet in self._by_subnet), None)
 
 
 def _explain(stranger: Stranger, known: _Known, own: IPv4Network | None) -> StrangerStatus:
     lease = known.by_address.get(stranger.address)
-    what, hint = _judge(stranger, lease, known.holder(stranger.inner_source), own)
+    part = None if lease is None else lease.part(stranger.address.version)
+    subnet = None if part is None else part.subnet
+    what, hint = _judge(stranger, subnet, known.holder(stranger.inner_source), own)
     host = "it" if lease is None or lease.attributes.host_name is None else lease.attributes.host_name
-    holds = f"holds {lease.subnet}" if lease is not None else "holds no lease"
+    holds = "holds no lease" if subnet is None else f"holds {subnet}"
     return StrangerStatus(
         address=stranger.address,
         reason=stranger.reason,
@@ -62,9 +75,12 @@ def _explain(stranger: Stranger, known: _Known, own: IPv4Network | None) -> Stra
 
 
 def _judge(
-    stranger: Stranger, lease: Lease | None, holder: Lease | None, own: IPv4Network | None
+    stranger: Stranger, subnet: IpNetwork | None, holder: Lease | None, own: IPv4Network | None
 ) -> tuple[str, str]:
-    """Return the fault of the latest packet, and the remedy if its sender is a host of the network."""
+    """Return the fault of the latest packet, and the remedy if its sender is a host of the network.
+
+    `subnet` is that of the sender; None if it holds no lease.
+    """
     unknown = (
         f"; if not, stop its program (ip neigh show to {stranger.address}). This host drops its packets."
     )
@@ -72,14 +88,14 @@ def _judge(
         case "not_ours":
             what = f"the inner destination {stranger.inner_destination} is not in {own or 'the own subnet'}"
             hint = "Compare flannelctl leases on both hosts: it may know an old address of another host"
-            return what, hint + ("." if lease is not None else unknown)
+            return what, hint + ("." if subnet is not None else unknown)
         case "impostor":
-            whose = f"{holder.subnet} of {holder.attributes.host_text}" if holder else "another host's subnet"
+            whose = f"{holder.text} of {holder.attributes.host_text}" if holder else "another host's subnet"
             what = f"the inner source {stranger.inner_source} is in {whose}"
         case "stranger":
             what = f"no host has the inner source {stranger.inner_source}"
-    if lease is not None:
-        return what, _ADDRESSES.format(lease.subnet)
+    if subnet is not None:
+        return what, _ADDRESSES.format(subnet)
     if holder is not None:
         return what, f"If it is that host, set this address there (--public-ip, --iface){unknown}"
     return what, f"If it is a host of the network, start flanneld there{unknown}"

@@ -4,9 +4,10 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from pyflannel.errors import ConfigError
+from pyflannel.model.network_config import AnyAddress
 
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -23,6 +24,8 @@ def address_of_text(kind: type, text: object) -> object:
     Raises:
         NotImplementedError: the type is no address.
     """
+    if kind is AnyAddress and isinstance(text, str):
+        return ip_address(text)
     if kind in ADDRESSES:
         return kind(text)
     raise NotImplementedError(kind.__name__)

@@ -1,10 +1,13 @@
 """flannelctl peers: the other hosts, and why some are not reachable."""
 
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, ip_address
+
+import pytest
 
 from pyflannel.cli.network import entries_of
 from pyflannel.model.lease import LeaseEntry, PeerEntry
-from pyflannel.model.status import BackendStatus, LeaseStatus, RefusedPeer, Status
+from pyflannel.model.status import BackendStatus, LeaseStatus, RefusedPeer, Status, StrangerStatus
 from pyflannel.wire.control_json import format_peers, format_status, parse_status
 from testlab.documents import read_document
 
@@ -61,3 +64,24 @@ def test_peers_are_the_leases_of_others_with_the_reason_of_a_refusal() -> None:
 
 def test_refused_peers_and_notes_are_received_unchanged() -> None:
     assert parse_status(format_status(STATUS)) == STATUS
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [("192.0.2.9", "10.100.2.2", "10.100.3.2"), ("2001:db8::9", "fd00:5:0:2::2", "fd00:5:0:3::2")],
+)
+def test_strangers_of_both_families_are_received_unchanged(addresses: tuple[str, str, str]) -> None:
+    address, source, destination = map(ip_address, addresses)
+    one = StrangerStatus(
+        address=address,
+        reason="impostor",
+        packets=6,
+        age_s=1.0,
+        inner_source=source,
+        inner_destination=destination,
+        cause="it holds no lease",
+        hint="",
+    )
+    status = replace(STATUS, strangers=(one,))
+
+    assert parse_status(format_status(status)) == status

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -62,6 +62,24 @@ def changed(*backends: Backend, is_prepared: bool = True) -> Inputs:
     for backend in backends[1:]:
         inputs = replace(with_config(inputs, CONFIG, backend), is_prepared=is_prepared)
     return inputs
+
+
+def with_ipv6(inputs: Inputs) -> Inputs:
+    """Return the inputs with both families."""
+    config = replace(CONFIG, enable_ipv6=True, ipv6_network=IPv6Network("fd00:5::/48"))
+    address = IPv6Address("2001:db8::99")
+    lease = replace(
+        OWN,
+        ipv6_subnet=IPv6Network("fd00:5:0:15::/64"),
+        attributes=replace(OWN.attributes, public_ipv6=address),
+    )
+    return replace(
+        inputs,
+        config=config,
+        lease=lease,
+        underlay=replace(UNDERLAY, ipv6_address=address, public_ipv6=address),
+        previous=tuple(replace(one, config=config) for one in inputs.previous),
+    )
 
 
 def planned(inputs: Inputs, *peers: Lease) -> tuple[Planning, State]:
@@ -134,10 +152,15 @@ class TestResumed:
 
 class TestPlan:
     @pytest.mark.parametrize("backend", [VXLAN, HostGwBackend()])
-    def test_the_guard_is_one_of_the_prepared_objects(self, backend: Backend) -> None:
-        made, state = planned(changed(UDP, backend, is_prepared=False))
+    @pytest.mark.parametrize("has_ipv6", [False, True])
+    def test_the_guard_is_one_of_the_prepared_objects(self, backend: Backend, has_ipv6: bool) -> None:
+        inputs = changed(UDP, backend, is_prepared=False)
 
-        assert {table.key for table in state.of_type(GuardTable)} <= made.receiving_keys()
+        made, state = planned(with_ipv6(inputs) if has_ipv6 else inputs)
+
+        tables = list(state.of_type(GuardTable))
+        assert [table.family for table in tables] == ([4, 6] if has_ipv6 else [4])
+        assert {table.key for table in tables} <= made.receiving_keys()
 
     def test_until_it_is_prepared_packets_take_the_previous_backend(self) -> None:
         new = peer(1, VXLAN_PART, UDP_PART)

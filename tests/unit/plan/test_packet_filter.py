@@ -1,7 +1,7 @@
 """The filter rules of a host, and their verdicts for packets."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import pytest
 
@@ -63,6 +63,14 @@ def host(device: str = "flannel0", *, ipv6: bool = False) -> Host:
     lease = Lease(subnet=SUBNET, ipv6_subnet=SUBNET6 if ipv6 else None, attributes=attributes)
     underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
     return Host(lease=lease, underlay=underlay, device=device)
+
+
+HOST6 = IPv6Address("2001:db8::1")
+
+
+def ipv6_host() -> Host:
+    one = host(ipv6=True)
+    return replace(one, underlay=replace(one.underlay, ipv6_address=HOST6, public_ipv6=HOST6), family=6)
 
 
 def kinds(state: State) -> set[tuple[str, int, str]]:
@@ -248,6 +256,57 @@ def test_the_guard_accepts_only_packets_of_peers(mode: GuardMode, sources: IPv4N
     assert entry == GuardPeer(
         device="flannel1", subnet=peer.subnet, address=IPv4Address("192.0.2.2"), port=8285, sources=sources
     )
+
+
+IPV6_PATHS = {
+    "vxlan": GuardedPath(
+        links=("flannel-v6.1",), tunnel=GuardedTunnel(link="flannel-v6.1", port=8472, vni=1)
+    ),
+    "wireguard": GuardedPath(links=("flannel-wg-v6",), refuses_clear=True),
+    "host-gw": GuardedPath(links=("eth0",)),
+}
+
+
+@pytest.mark.parametrize(("kind", "path"), IPV6_PATHS.items())
+@pytest.mark.parametrize(("mode", "length"), [("strict", 64), ("peer", 0)])
+def test_the_guard_of_ipv6_has_the_rules_of_ipv4(
+    kind: str, path: GuardedPath, mode: GuardMode, length: int
+) -> None:
+    """Its table has the addresses of IPv6, and a peer without IPv6 has no entry."""
+    config = NetworkConfig(network=NETWORK, ipv6_network=NETWORK6, enable_ipv6=True, backend_type=kind)
+    one = ipv6_host()
+    attributes = LeaseAttributes(public_ip=IPv4Address(HOST), public_ipv6=IPv6Address("2001:db8::2"))
+    peer = Lease(
+        subnet=IPv4Network("10.100.2.0/24"),
+        ipv6_subnet=IPv6Network("fd00:5:0:2::/64"),
+        attributes=attributes,
+    )
+
+    found = backend_of(config).guarded_path(one)
+    (table,) = plan_guard(found, config, one, FilterOptions(guard=mode, users=(995,)))
+    entries = plan_guard_peer(found, peer, one, mode)
+
+    assert found == path
+    assert table == GuardTable(
+        device="flannel0",
+        family=6,
+        underlay="eth0",
+        address=HOST6,
+        source_length=length,
+        network=NETWORK6,
+        subnet=SUBNET6,
+        path=path if mode == "strict" else replace(path, refuses_clear=False),
+        users=(995,),
+    )
+    expected = GuardPeer(
+        device="flannel0",
+        subnet=IPv6Network("fd00:5:0:2::/64"),
+        address=IPv6Address("2001:db8::2"),
+        port=8472,
+        sources=IPv6Network("fd00:5:0:2::/64") if mode == "strict" else IPv6Network("::/0"),
+    )
+    assert entries == ((expected,) if kind == "vxlan" else ())
+    assert not plan_guard_peer(found, replace(peer, ipv6_subnet=None), one, mode)
 
 
 def test_a_peer_behind_a_translated_port_is_guarded_at_that_port() -> None:

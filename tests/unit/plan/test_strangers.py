@@ -1,6 +1,7 @@
 """The explanation of rejected senders by the leases."""
 
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 import pytest
 
@@ -16,12 +17,20 @@ def lease(subnet: str, public_ip: str, host_name: str | None = None) -> Lease:
     return Lease(subnet=IPv4Network(subnet), attributes=attributes)
 
 
+def dual_lease(subnet: str, ipv6_subnet: str, public_ip: str, public_ipv6: str) -> Lease:
+    one = lease(subnet, public_ip)
+    attributes = replace(one.attributes, public_ipv6=ip_address(public_ipv6))
+    return replace(one, ipv6_subnet=IPv6Network(ipv6_subnet), attributes=attributes)
+
+
 LEASES = [
     lease("10.100.15.0/24", "10.9.0.15"),
     lease("10.100.20.0/24", "10.9.0.20"),
     lease("10.100.30.0/24", "10.9.0.30"),
     lease("10.100.30.128/25", "10.9.0.31"),
     lease("10.100.50.0/24", "10.9.0.50", "docker5"),
+    dual_lease("10.100.60.0/24", "fd00:5:0:60::/64", "10.9.0.60", "2001:db8::60"),
+    dual_lease("10.100.70.0/24", "fd00:5:0:70::/64", "10.9.0.70", "2001:db8::70"),
 ]
 
 
@@ -29,12 +38,12 @@ def stranger(
     address: str, reason: StrangerReason, source: str, destination: str = "10.100.20.2", packets: int = 1
 ) -> Stranger:
     return Stranger(
-        address=IPv4Address(address),
+        address=ip_address(address),
         reason=reason,
         packets=packets,
         age_s=3.0,
-        inner_source=IPv4Address(source),
-        inner_destination=IPv4Address(destination),
+        inner_source=ip_address(source),
+        inner_destination=ip_address(destination),
     )
 
 
@@ -63,6 +72,19 @@ def stranger(
             stranger("10.9.0.15", "impostor", "10.100.30.200"),
             "it holds 10.100.15.0/24, and the inner source 10.100.30.200 is in 10.100.30.128/25 of 10.9.0.31",
             "Give its containers only addresses in 10.100.15.0/24: run mk-docker-opts there, then restart"
+            " Docker.",
+        ),
+        (
+            stranger("2001:db8::66", "impostor", "fd00:5:0:60::2"),
+            "it holds no lease, and the inner source fd00:5:0:60::2 is in 10.100.60.0/24 fd00:5:0:60::/64 of"
+            " 10.9.0.60",
+            "If it is that host, set this address there (--public-ip, --iface); if not, stop its program"
+            " (ip neigh show to 2001:db8::66). This host drops its packets.",
+        ),
+        (
+            stranger("2001:db8::60", "stranger", "fd00:5:0:77::2"),
+            "it holds fd00:5:0:60::/64, and no host has the inner source fd00:5:0:77::2",
+            "Give its containers only addresses in fd00:5:0:60::/64: run mk-docker-opts there, then restart"
             " Docker.",
         ),
         (

@@ -1,4 +1,4 @@
-"""The Target that is the tunnel guard: a table of nf_tables that it writes and reads by netlink."""
+"""The Target that is the tunnel guard: tables of nf_tables that it writes and reads by netlink."""
 
 import asyncio
 import errno
@@ -12,18 +12,16 @@ from typing import Self, TypeVar, cast
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
 from pyflannel.model.forwarder import Stranger
-from pyflannel.model.item import Item
+from pyflannel.model.item import Item, Key
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.tunnel_guard import GuardPeer, GuardTable, guard_device_of, guard_peers
 from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
 from pyflannel.wire.netlink.guard_rules import (
-    DROPPED,
-    ENDS,
-    RANGES,
-    SENDERS,
     SETS,
     chains_of,
     elements_of,
+    family_of,
+    name_of,
     strangers,
 )
 from pyflannel.wire.netlink.message import Message, Request
@@ -33,7 +31,7 @@ from pyflannel.wire.netlink.nftables import (
     Chain,
     Element,
     Expression,
-    SetSpec,
+    TableName,
     add_elements,
     create_chain,
     create_rules,
@@ -62,9 +60,6 @@ from pyflannel.wire.netlink.nftables import (
 log = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
-
-_OF_PEERS = (SENDERS, RANGES, ENDS)
-"""The sets whose elements are of peers."""
 
 _MOST_OCTETS = 100_000
 """Of one transaction: without rights over the whole machine a socket sends some 200,000 at once."""
@@ -110,12 +105,9 @@ class TunnelGuardTarget:
         try:
             names = await self._dump(dump_tables(), parse_table_name)
             found = State.EMPTY
-            for device in (device for name in names if (device := guard_device_of(name)) is not None):
-                planned = desired.by_key.get(GuardTable(device=device).key)
-                if isinstance(planned, GuardTable):
-                    found |= await self._compare(planned)
-                else:
-                    found |= State.of(GuardTable(device=device))
+            for table in filter(None, map(_guard_of, names)):
+                planned = desired.by_key.get(table.key)
+                found |= await self._compare(planned) if isinstance(planned, GuardTable) else State.of(table)
             return found
         except TargetError as error:
             if not error.is_permanent:
@@ -123,7 +115,7 @@ class TunnelGuardTarget:
             return State.EMPTY
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations, those of a device as one change."""
+        """Perform the operations, those of a table as one change."""
         return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
@@ -131,32 +123,35 @@ class TunnelGuardTarget:
         return ChangeChannel(self._read_changes)
 
     async def strangers(self, device: str) -> list[Stranger]:
-        """Return whose packets the table of a device dropped.
+        """Return whose packets the tables of a device dropped.
 
         Raises:
             TargetError: they cannot be read.
         """
-        table = GuardTable(device=device)
-        listed = await self._dump(dump_elements(table.name, DROPPED.name), parse_counted_elements)
-        dropped = [one for some in listed for one in some]
-        return list(strangers(dropped, self._peers(device).values())) if dropped else []
+        found: list[Stranger] = []
+        for table in self._desired.of_type(GuardTable):
+            if table.device == device:
+                request = dump_elements(name_of(table), SETS[table.family].dropped.name)
+                dropped = [one for some in await self._dump(request, parse_counted_elements) for one in some]
+                found += strangers(dropped, self._peers(table).values()) if dropped else ()
+        return found
 
     async def _compare(self, planned: GuardTable) -> State:
         """Return the table, with its differences from the plan, and its peers.
 
         The elements of one set at a time are in memory, once: there are tens of thousands.
         """
-        table, length = planned.name, planned.source_length
-        differences = [*await self._set_differences(table), *await self._rule_differences(planned)]
-        peers = self._peers(planned.device)
+        table, length = name_of(planned), planned.source_length
+        differences = [*await self._set_differences(planned), *await self._rule_differences(planned)]
+        peers = self._peers(planned)
         present = peers
-        for spec in _OF_PEERS:
+        for spec in SETS[planned.family].of_peers:
             missing: set[Element] = set()
             left = iter(peers.values())
             while part := list(itertools.islice(left, _AT_ONCE)):
                 missing.update(elements_of(part, spec, length))
                 await asyncio.sleep(0)
-            found = await self._elements(table, spec)
+            found = await self._elements(table, spec.name)
             if strange := sum(element not in missing for element in found):
                 differences.append(f"{strange} foreign elements in set {spec.name}")
             missing.difference_update(found)
@@ -167,23 +162,24 @@ class TunnelGuardTarget:
                     if missing.isdisjoint(elements_of([peer], spec, length))
                 }
         tables: dict[Hashable, dict[Hashable, Item]] = {
-            guard_peers(planned.device): cast("dict[Hashable, Item]", present)
+            guard_peers(planned.device, planned.family): cast("dict[Hashable, Item]", present)
         }
         return State.of(replace(planned, differences=tuple(differences))) | State.of_tables(tables)
 
-    async def _set_differences(self, table: str) -> list[str]:
-        found = {name: spec for name, *spec in await self._dump(dump_sets(table), parse_set)}
+    async def _set_differences(self, table: GuardTable) -> list[str]:
+        found = {name: spec for name, *spec in await self._dump(dump_sets(name_of(table)), parse_set)}
         return [
             f"set {spec.name} {'differs' if spec.name in found else 'missing'}"
-            for spec in SETS
+            for spec in SETS[table.family]
             if found.get(spec.name) != [spec.flags, spec.key_length]
         ]
 
     async def _rule_differences(self, planned: GuardTable) -> list[str]:
-        chains = await self._chains(planned.name)
+        own = name_of(planned)
+        chains = await self._chains(own)
         rules: dict[str, list[tuple[Expression, ...]]] = {}
-        for table, name, steps in await self._dump(dump_rules(planned.name), parse_rule):
-            if table == planned.name:
+        for table, name, steps in await self._dump(dump_rules(own), parse_rule):
+            if table == own:
                 rules.setdefault(name, []).append(steps)
         wanted = chains_of(planned)
         differences = [f"chain {name} not wanted" for name in chains.keys() - {one.name for one in wanted}]
@@ -197,46 +193,49 @@ class TunnelGuardTarget:
                 differences.append(f"rules differ in {chain.name}")
         return differences
 
-    async def _chains(self, table: str) -> dict[str, Chain | None]:
+    async def _chains(self, table: TableName) -> dict[str, Chain | None]:
         """Return the chains of a table by name, without rules; None for one that drops or is no filter."""
-        listed = await self._dump(dump_chains(), parse_chain)
+        listed = await self._dump(dump_chains(table.family), parse_chain)
         return {chain.name: chain if accepts else None for where, chain, accepts in listed if where == table}
 
-    async def _elements(self, table: str, spec: SetSpec) -> list[Element]:
-        listed = await self._dump(dump_elements(table, spec.name), parse_elements)
+    async def _elements(self, table: TableName, name: str) -> list[Element]:
+        listed = await self._dump(dump_elements(table, name), parse_elements)
         return [element for some in listed for element in some]
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
+        batches: dict[Key, list[Operation]] = {}
+        for operation in operations:
+            batches.setdefault(_table_of(operation.subject).key, []).append(operation)
         refusals: list[Refusal] = []
-        for device, run in itertools.groupby(operations, lambda operation: _device(operation.subject)):
-            batch = list(run)
+        for batch in batches.values():
             try:
-                await self._change(device, batch)
+                await self._change(batch)
             except TargetError as error:
                 refusals += [refused_by(operation, error) for operation in batch]
         return refusals
 
-    async def _change(self, device: str, operations: Sequence[Operation]) -> None:
+    async def _change(self, operations: Sequence[Operation]) -> None:
+        """Perform the operations of one table."""
         table = next((one for one in operations if isinstance(one.subject, GuardTable)), None)
         match table:
-            case Remove():
-                await self._commit([delete_table(GuardTable(device=device).name)], but=errno.ENOENT)
+            case Remove(GuardTable() as gone):
+                await self._commit([delete_table(name_of(gone))], but=errno.ENOENT)
             case Add(GuardTable() as wanted) | Replace(_, GuardTable() as wanted):
                 await self._build(wanted, operations)
             case _:
-                await self._exchange(device, operations)
+                await self._exchange(_table_of(operations[0].subject), operations)
 
     async def _build(self, planned: GuardTable, operations: Sequence[Operation]) -> None:
         """Make a table as it is planned: the rules last, so that no peer's packet is dropped meanwhile."""
-        table = planned.name
-        peers = self._peers_after(planned.device, operations).values()
-        if await self._set_differences(table):
+        table, sets = name_of(planned), SETS[planned.family]
+        peers = self._peers_after(planned, operations).values()
+        if await self._set_differences(planned):
             await self._commit([delete_table(table)], but=errno.ENOENT)
         requests = [create_table(table)]
-        requests += (create_set(table, spec, number) for number, spec in enumerate(SETS, start=1))
+        requests += (create_set(table, spec, number) for number, spec in enumerate(sets, start=1))
         await self._commit(requests)
-        for spec in _OF_PEERS:
-            strange = set(await self._elements(table, spec))
+        for spec in sets.of_peers:
+            strange = set(await self._elements(table, spec.name))
             if strange:
                 strange.difference_update(elements_of(peers, spec, planned.source_length))
             added = elements_of(peers, spec, planned.source_length)
@@ -253,18 +252,18 @@ class TunnelGuardTarget:
             ]
         )
 
-    async def _exchange(self, device: str, operations: Sequence[Operation]) -> None:
+    async def _exchange(self, unplanned: GuardTable, operations: Sequence[Operation]) -> None:
         """Change the entries of peers in a table that is there."""
-        table = GuardTable(device=device).name
+        table = name_of(unplanned)
         come = [peer for one in operations if (peer := _after(one)) is not None]
         gone = [peer for one in operations if (peer := _before(one)) is not None]
-        left = self._peers_after(device, operations).values() if gone else ()
+        left = self._peers_after(unplanned, operations).values() if gone else ()
         addresses = {int(peer.address) for peer in gone}
         sharing = [peer for peer in left if int(peer.address) in addresses]  # integers: three times as fast
-        length = self._source_length(device)
+        length = self._source_length(unplanned)
         new: list[Request] = []
         useless: list[Request] = []
-        for spec in _OF_PEERS:
+        for spec in SETS[unplanned.family].of_peers:
             added, removed, kept = (set(elements_of(some, spec, length)) for some in (come, gone, sharing))
             new += add_elements(table, spec, added)
             useless += delete_elements(table, spec, removed - kept)
@@ -272,19 +271,21 @@ class TunnelGuardTarget:
         # Another program may have deleted one of these. The next look finds the rest.
         await self._commit_in_parts(useless, but=errno.ENOENT)
 
-    def _source_length(self, device: str) -> int:
+    def _source_length(self, table: GuardTable) -> int:
         """Return the usual prefix length; 0 if no table is planned yet, as each rule finds ranges."""
-        planned = self._desired.by_key.get(GuardTable(device=device).key)
+        planned = self._desired.by_key.get(table.key)
         return planned.source_length if isinstance(planned, GuardTable) else 0
 
-    def _peers(self, device: str) -> dict[Hashable, GuardPeer]:
-        """Return a copy of the planned peers of a device, by the name in their key."""
-        named = self._desired.by_key.tables.get(guard_peers(device), {})
+    def _peers(self, table: GuardTable) -> dict[Hashable, GuardPeer]:
+        """Return a copy of the planned peers of a table, by the name in their key."""
+        named = self._desired.by_key.tables.get(guard_peers(table.device, table.family), {})
         return cast("dict[Hashable, GuardPeer]", dict(named))  # a table holds items of one kind
 
-    def _peers_after(self, device: str, operations: Sequence[Operation]) -> Mapping[Hashable, GuardPeer]:
+    def _peers_after(
+        self, table: GuardTable, operations: Sequence[Operation]
+    ) -> Mapping[Hashable, GuardPeer]:
         """Return them as the operations leave them: the plan may be newer than the latest look."""
-        peers = self._peers(device)
+        peers = self._peers(table)
         for operation in operations:
             if not isinstance(operation.subject, GuardPeer):
                 continue
@@ -345,15 +346,22 @@ class TunnelGuardTarget:
     def _concerns_us(self, message: Message) -> bool:
         """Return whether another program changed a table with a name of pyflannel."""
         table = table_of(message)
-        if table is None or guard_device_of(table) is None:
+        if table is None or guard_device_of(table.name) is None:
             return False
         return self._requests is None or message.port != self._requests.port
 
 
-def _device(item: Item) -> str:
+def _guard_of(table: TableName) -> GuardTable | None:
+    """Return the unplanned guard with this name; None if it is not a table of the guard."""
+    family, device = family_of(table), guard_device_of(table.name)
+    return None if family is None or device is None else GuardTable(device=device, family=family)
+
+
+def _table_of(item: Item) -> GuardTable:
+    """Return the table of an item, without its content."""
     match item:
         case GuardTable() | GuardPeer():
-            return item.device
+            return GuardTable(device=item.device, family=item.family)
         case _:
             raise TypeError(f"not an item of the tunnel guard: {item!r}")
 

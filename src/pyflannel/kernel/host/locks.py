@@ -13,7 +13,7 @@ from typing import Self
 
 from pyflannel.errors import BusyError, in_words, target_errors
 from pyflannel.wire.netlink.message import ERROR, Request, pack, parse_acknowledgement, split
-from pyflannel.wire.netlink.nftables import IPV4, PROTOCOL, get_table, own_table
+from pyflannel.wire.netlink.nftables import IPV4, PROTOCOL, TableName, get_table, own_table
 
 log = logging.getLogger(__name__)
 
@@ -170,9 +170,9 @@ def _claim_by_table(names: Iterable[str]) -> tuple[str, socket.socket] | None:
         owner.bind((0, 0))
         for name in names:
             table = f"pyflannel-device-{name}"
-            code = _ask(owner, [get_table(IPV4, table)])
+            code = _ask(owner, [get_table(TableName(IPV4, table))])
             if code == errno.ENOENT:  # to ask is a hundred times as fast as to be refused
-                code = _ask(owner, own_table(IPV4, table))
+                code = _ask(owner, own_table(TableName(IPV4, table)))
                 if not code:
                     unless_held.pop_all()
                     return name, owner

@@ -1,4 +1,4 @@
-"""The tunnel guard as chains and sets of nf_tables.
+"""The tunnel guard as chains and sets of nf_tables. Both address families have the same ones.
 
     arriving, before routing and after DNAT
         datagram to this host's tunnel port: goto to_us
@@ -31,21 +31,28 @@ Therefore the packet gets a mark when it leaves by the overlay, and loses the ma
 header. A user without rights cannot set a mark.
 
 A datagram that is too short to contain a VNI counts as one with this host's VNI. Only the first outer
-fragment has ports. The receiver ignores the other fragments if the first is missing.
+fragment has ports. The receiver ignores the other fragments if the first is missing. In IPv6, nf_tables
+finds the UDP header behind extension headers, and Linux 5.11 or newer ignores a datagram whose first fragment
+does not contain it.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
 
 from pyflannel.model.forwarder import Stranger
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.tunnel_guard import GuardedTunnel, GuardPeer, GuardTable
 from pyflannel.wire.netlink.nftables import (
     ADDED_BY_RULES,
     DROP,
     INTERVALS,
+    IPV4,
     IPV4_ADDRESS,
+    IPV6,
+    IPV6_ADDRESS,
     LOCAL_OUT,
     META_INPUT,
     META_MARK,
@@ -54,9 +61,7 @@ from pyflannel.wire.netlink.nftables import (
     META_USER,
     NETWORK_HEADER,
     PREROUTING,
-    SECOND,
     SERVICE,
-    THIRD,
     TRANSPORT_HEADER,
     Chain,
     CountedElement,
@@ -64,6 +69,7 @@ from pyflannel.wire.netlink.nftables import (
     Expression,
     Rule,
     SetSpec,
+    TableName,
     counter,
     destination_type,
     differs,
@@ -75,6 +81,7 @@ from pyflannel.wire.netlink.nftables import (
     masked,
     meta,
     payload,
+    register_after,
     remember,
     set_mark,
     verdict,
@@ -83,19 +90,56 @@ from pyflannel.wire.netlink.nftables import (
 REMEMBERED_MS = 3_600_000
 """Time for which the addresses of a dropped packet are remembered after the latest such packet."""
 
-SENDERS = SetSpec("senders", (IPV4_ADDRESS, IPV4_ADDRESS))
-"""Outer source and first inner source of each peer whose subnet has the usual prefix length."""
+_SENDERS, _RANGES, _ENDS, _DROPPED = "senders", "ranges", "ends", "dropped"
 
-RANGES = SetSpec("ranges", (IPV4_ADDRESS, IPV4_ADDRESS), INTERVALS)
-"""Outer source and range of inner sources of each other peer. A look-up takes longer with more ranges."""
 
-ENDS = SetSpec("ends", (IPV4_ADDRESS, SERVICE))
-"""Address and tunnel port of each peer."""
+class GuardSets(NamedTuple):
+    """The sets of a table.
 
-DROPPED = SetSpec("dropped", (IPV4_ADDRESS,) * 3, ADDED_BY_RULES, size=1024, timeout_ms=REMEMBERED_MS)
-"""Outer source, inner source and inner destination of dropped packets."""
+    Attributes:
+        senders: outer source and first inner source of each peer whose subnet has the usual prefix length.
+        ranges: outer source and range of inner sources of each other peer. A look-up takes longer with more
+            ranges.
+        ends: address and tunnel port of each peer.
+        dropped: outer source, inner source and inner destination of dropped packets.
+    """
 
-SETS = (SENDERS, RANGES, ENDS, DROPPED)
+    senders: SetSpec
+    ranges: SetSpec
+    ends: SetSpec
+    dropped: SetSpec
+
+    @property
+    def of_peers(self) -> tuple[SetSpec, ...]:
+        """The sets whose elements are of peers."""
+        return self.senders, self.ranges, self.ends
+
+
+def _sets(address: int) -> GuardSets:
+    return GuardSets(
+        senders=SetSpec(_SENDERS, (address, address)),
+        ranges=SetSpec(_RANGES, (address, address), INTERVALS),
+        ends=SetSpec(_ENDS, (address, SERVICE)),
+        dropped=SetSpec(_DROPPED, (address,) * 3, ADDED_BY_RULES, size=1024, timeout_ms=REMEMBERED_MS),
+    )
+
+
+SETS: Mapping[Family, GuardSets] = {4: _sets(IPV4_ADDRESS), 6: _sets(IPV6_ADDRESS)}
+
+
+class _Header(NamedTuple):
+    """The header of an IP packet: offsets and length of its addresses in bytes, and its EtherType."""
+
+    source: int
+    destination: int
+    length: int
+    ether_type: bytes
+
+
+_HEADERS: Mapping[Family, _Header] = {
+    4: _Header(source=12, destination=16, length=4, ether_type=b"\x08\x00"),
+    6: _Header(source=8, destination=24, length=16, ether_type=b"\x86\xdd"),
+}
 
 _AFTER_DNAT = -90
 """Priority of base chains: DNAT has -100 (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_DST)."""
@@ -105,10 +149,22 @@ _BEFORE_DNAT = -110
 _USERS_PACKET = 0x2000_0000
 """Bit of the mark of local users' inner packets."""
 
-_SOURCE, _DESTINATION, _PROTOCOL_UDP, _UNICAST = 12, 16, 17, 1
+_PROTOCOL_UDP, _UNICAST = 17, 1
 _NO_ROUTE = bytes(4)
 _UDP_HEADER, _VXLAN_HEADER, _ETHERNET_HEADER = 8, 8, 14
-_IPV4 = b"\x08\x00"
+
+
+_PROTOCOLS: Mapping[Family, int] = {4: IPV4, 6: IPV6}
+
+
+def name_of(table: GuardTable) -> TableName:
+    """Return the name of a table in nf_tables."""
+    return TableName(_PROTOCOLS[table.family], table.name)
+
+
+def family_of(table: TableName) -> Family | None:
+    """Return the address family of a table; None if it has another one."""
+    return next((family for family, number in _PROTOCOLS.items() if number == table.family), None)
 
 
 def chains_of(table: GuardTable) -> tuple[Chain, ...]:
@@ -129,7 +185,7 @@ def chains_of(table: GuardTable) -> tuple[Chain, ...]:
             PREROUTING,
             _AFTER_DNAT,
         ),
-        Chain("of_user", tuple(rule for tunnel in tunnels for rule in _of_user(tunnel))),
+        Chain("of_user", tuple(rule for tunnel in tunnels for rule in _of_user(tunnel, table.family))),
         Chain(
             "leaving",
             (Rule("packet of a user", (*_by_user(table.users), goto("of_user"))),),
@@ -168,7 +224,7 @@ def _by_port(tunnels: Iterable[GuardedTunnel]) -> Iterable[list[GuardedTunnel]]:
 
 
 def _chains_of_socket(one: _Socket, table: GuardTable) -> Iterator[Chain]:
-    yield Chain(one.refused, tuple(_refused(one.tunnels[0])))
+    yield Chain(one.refused, tuple(_refused(one.tunnels[0], table.family)))
     yield Chain(one.to_us, tuple(_to_us(one, table)))
     yield Chain(one.to_peers, tuple(_to_peers(one, table)))
 
@@ -177,11 +233,11 @@ def _tunnel_rules(one: _Socket, table: GuardTable) -> Iterator[Rule]:
     tunnel = one.tunnels[0]
     to_port = (*_udp(), payload(TRANSPORT_HEADER, 2, 2), equals(tunnel.port.to_bytes(2, "big")))
     if table.address is not None:
-        own = (payload(NETWORK_HEADER, _DESTINATION, 4), equals(table.address.packed))
+        own = (_destination(table.family), equals(table.address.packed))
         yield Rule("to this host's tunnel port", (*to_port, *own, goto(one.to_us)))
     all_have_our_port = tunnel.vni is not None
     to_peer = to_port if all_have_our_port else _udp()
-    yield Rule("to a peer's tunnel port", (*to_peer, *_to_a_peer(), goto(one.to_peers)))
+    yield Rule("to a peer's tunnel port", (*to_peer, *_to_a_peer(table.family), goto(one.to_peers)))
     # vxlan listens on every address.
     is_for_us = (destination_type(), differs(_word(_UNICAST)))
     yield Rule("to this host's tunnel port at another address", (*to_port, *is_for_us, goto(one.to_us)))
@@ -196,8 +252,8 @@ def _overlay_rules(table: GuardTable) -> Iterator[Rule]:
     yield Rule(
         "source in another host's subnet",
         (
-            *_source_in(table.network),
-            *_source_in(table.subnet, is_negated=True),
+            *_is_inside(_source(table.family), table.network),
+            *_is_inside(_source(table.family), table.subnet, is_negated=True),
             *_unrouted(),
             counter(),
             verdict(DROP),
@@ -213,44 +269,47 @@ def _clear_rules(table: GuardTable) -> Iterator[Rule]:
     if table.path is None or not table.path.refuses_clear or table.subnet is None:
         return
     by_underlay = (meta(META_INPUT), equals(_name(table.underlay)))
-    to_us = _address_in(_DESTINATION, table.subnet)
+    to_us = _is_inside(_destination(table.family), table.subnet)
     yield Rule("unencrypted to this host's subnet", (*by_underlay, *to_us, counter(), verdict(DROP)))
 
 
 def _to_us(one: _Socket, table: GuardTable) -> Iterator[Rule]:
     by_underlay = (meta(META_INPUT), equals(_name(table.underlay)))
-    yield from _from_a_peer(one.tunnels[0], table.source_length, by_underlay)
+    yield from _from_a_peer(one.tunnels[0], table, by_underlay)
     yield from _of_another_network(one)
     yield Rule("from no peer", (*by_underlay, goto(one.refused)))
     yield Rule("source not routed to its interface", (*_unrouted(), goto(one.refused)))
-    yield from _from_a_peer(one.tunnels[0], table.source_length)
+    yield from _from_a_peer(one.tunnels[0], table)
     yield Rule("from no peer", (goto(one.refused),))
 
 
 def _to_peers(one: _Socket, table: GuardTable) -> Iterator[Rule]:
     yield from _of_another_network(one)
     yield Rule("source not routed to its interface", (*_unrouted(), goto(one.refused)))
-    yield from _from_a_peer(one.tunnels[0], table.source_length)
+    yield from _from_a_peer(one.tunnels[0], table)
     yield Rule("from no peer", (goto(one.refused),))
 
 
-def _refused(tunnel: GuardedTunnel) -> Iterator[Rule]:
-    inner = _inner(tunnel)
+def _refused(tunnel: GuardedTunnel, family: Family) -> Iterator[Rule]:
+    inner, header = _inner(tunnel), _HEADERS[family]
+    second, third = register_after(header.length), register_after(2 * header.length)
+    dropped = SETS[family].dropped
     yield Rule(
         "remember the addresses",
         (
-            payload(NETWORK_HEADER, _SOURCE, 4),
-            payload(TRANSPORT_HEADER, inner + _SOURCE, 4, SECOND),
-            payload(TRANSPORT_HEADER, inner + _DESTINATION, 4, THIRD),
-            remember(DROPPED.name, DROPPED.timeout_ms),
+            _source(family),
+            payload(TRANSPORT_HEADER, inner + header.source, header.length, second),
+            payload(TRANSPORT_HEADER, inner + header.destination, header.length, third),
+            remember(dropped.name, dropped.timeout_ms),
         ),
     )
     yield Rule("drop, even if the set is full or the packet is too short", (counter(), verdict(DROP)))
 
 
-def _of_user(tunnel: GuardedTunnel) -> Iterator[Rule]:
+def _of_user(tunnel: GuardedTunnel, family: Family) -> Iterator[Rule]:
+    to_a_peer = (*_udp(), *_to_a_peer(family))
     if tunnel.vni is None:
-        yield Rule("tunnel packets of a user", (*_udp(), *_to_a_peer(), counter(), verdict(DROP)))
+        yield Rule("tunnel packets of a user", (*to_a_peer, counter(), verdict(DROP)))
         return
     others = _word(~_USERS_PACKET)
     mark = meta(META_MARK)
@@ -259,7 +318,7 @@ def _of_user(tunnel: GuardedTunnel) -> Iterator[Rule]:
         "mark a user's packet to the overlay",
         (*by_overlay, mark, masked(others, _word(_USERS_PACKET)), set_mark()),
     )
-    tunnelled = (*_udp(), *_to_a_peer(), *_vni(tunnel.vni, equals))
+    tunnelled = (*to_a_peer, *_vni(tunnel.vni, equals))
     unmarked = (mark, masked(_word(_USERS_PACKET)), equals(bytes(4)))
     yield Rule("tunnel packets of a user", (*tunnelled, *unmarked, counter(), verdict(DROP)))
     yield Rule(
@@ -288,32 +347,30 @@ def _vni(vni: int, compare: Callable[[bytes], Expression]) -> tuple[Expression, 
 
 
 def _from_a_peer(
-    tunnel: GuardedTunnel, length: int, conditions: tuple[Expression, ...] = ()
+    tunnel: GuardedTunnel, table: GuardTable, conditions: tuple[Expression, ...] = ()
 ) -> Iterator[Rule]:
-    inner = _inner(tunnel)
-    is_ipv4 = (payload(TRANSPORT_HEADER, inner - len(_IPV4), len(_IPV4)), equals(_IPV4))
+    inner, header = _inner(tunnel), _HEADERS[table.family]
+    second, ether_type = register_after(header.length), header.ether_type
+    is_ip = (payload(TRANSPORT_HEADER, inner - len(ether_type), len(ether_type)), equals(ether_type))
     sources = (
         *conditions,
-        *(is_ipv4 if tunnel.vni is not None else ()),
-        payload(NETWORK_HEADER, _SOURCE, 4),
-        payload(TRANSPORT_HEADER, inner + _SOURCE, 4, SECOND),
+        *(is_ip if tunnel.vni is not None else ()),
+        _source(table.family),
+        payload(TRANSPORT_HEADER, inner + header.source, header.length, second),
     )
-    mask = IPv4Network((0, length)).netmask.packed
-    yield Rule("from a peer", (*sources, masked(mask, register=SECOND), is_in(SENDERS.name), leave()))
-    yield Rule("from a peer with a subnet of another size", (*sources, is_in(RANGES.name), leave()))
+    mask = _network(table.family, 0, table.source_length).netmask.packed
+    yield Rule("from a peer", (*sources, masked(mask, register=second), is_in(_SENDERS), leave()))
+    yield Rule("from a peer with a subnet of another size", (*sources, is_in(_RANGES), leave()))
 
 
 def _inner(tunnel: GuardedTunnel) -> int:
-    """Return the offset of the inner IPv4 header from the UDP header."""
+    """Return the offset of the inner IP header from the UDP header."""
     return _UDP_HEADER + (0 if tunnel.vni is None else _VXLAN_HEADER + _ETHERNET_HEADER)
 
 
-def _to_a_peer() -> tuple[Expression, ...]:
-    return (
-        payload(NETWORK_HEADER, _DESTINATION, 4),
-        payload(TRANSPORT_HEADER, 2, 2, SECOND),
-        is_in(ENDS.name),
-    )
+def _to_a_peer(family: Family) -> tuple[Expression, ...]:
+    port = payload(TRANSPORT_HEADER, 2, 2, register_after(_HEADERS[family].length))
+    return _destination(family), port, is_in(_ENDS)
 
 
 def _udp() -> tuple[Expression, ...]:
@@ -324,17 +381,27 @@ def _unrouted() -> tuple[Expression, ...]:
     return input_route(), equals(_NO_ROUTE)
 
 
-def _source_in(network: IPv4Network, *, is_negated: bool = False) -> tuple[Expression, ...]:
-    return _address_in(_SOURCE, network, is_negated=is_negated)
+def _source(family: Family) -> Expression:
+    header = _HEADERS[family]
+    return payload(NETWORK_HEADER, header.source, header.length)
 
 
-def _address_in(offset: int, network: IPv4Network, *, is_negated: bool = False) -> tuple[Expression, ...]:
+def _destination(family: Family) -> Expression:
+    header = _HEADERS[family]
+    return payload(NETWORK_HEADER, header.destination, header.length)
+
+
+def _is_inside(
+    address: Expression, network: IpNetwork, *, is_negated: bool = False
+) -> tuple[Expression, ...]:
     compare = differs if is_negated else equals
-    return (
-        payload(NETWORK_HEADER, offset, 4),
-        masked(network.netmask.packed),
-        compare(network.network_address.packed),
-    )
+    return address, masked(network.netmask.packed), compare(network.network_address.packed)
+
+
+def _network(family: Family, address: int, length: int) -> IpNetwork:
+    """Return the prefix of this length that contains an address."""
+    pair = address, length
+    return IPv4Network(pair, strict=False) if family == 4 else IPv6Network(pair, strict=False)
 
 
 def _name(link: str) -> bytes:
@@ -354,24 +421,24 @@ def elements_of(peers: Iterable[GuardPeer], spec: SetSpec, source_length: int) -
     """Yield the elements of one set for the peers. An element occurs twice if two peers have one address."""
     for peer in peers:
         address, sources = peer.address.packed, peer.sources
-        if spec is ENDS:
+        if spec.name == _ENDS:
             for port in (peer.port, *peer.other_ports):
                 yield address + port.to_bytes(2, "big") + bytes(2)
-        elif spec is (SENDERS if sources.prefixlen == source_length else RANGES):
+        elif spec.name == (_SENDERS if sources.prefixlen == source_length else _RANGES):
             first = address + sources.network_address.packed
-            yield first if spec is SENDERS else first + address + sources.broadcast_address.packed
+            yield first if spec.name == _SENDERS else first + address + sources.broadcast_address.packed
 
 
 def strangers(dropped: Iterable[CountedElement], peers: Iterable[GuardPeer]) -> Iterator[Stranger]:
-    """Yield the senders of dropped packets, one for each combination of addresses.
+    """Yield the senders of dropped packets of one family, one for each combination of addresses.
 
     The sender is an impostor if the inner source belongs to a peer.
     """
     subnets = {peer.subnet for peer in peers}
     lengths = {subnet.prefixlen for subnet in subnets}
     for one in dropped:
-        outer, inner, destination = (IPv4Address(one.key[place : place + 4]) for place in (0, 4, 8))
-        is_known = any(IPv4Network((int(inner), length), strict=False) in subnets for length in lengths)
+        outer, inner, destination = _addresses(one.key)
+        is_known = any(_network(inner.version, int(inner), length) in subnets for length in lengths)
         yield Stranger(
             address=outer,
             reason="impostor" if is_known else "stranger",
@@ -380,3 +447,10 @@ def strangers(dropped: Iterable[CountedElement], peers: Iterable[GuardPeer]) -> 
             inner_source=inner,
             inner_destination=destination,
         )
+
+
+def _addresses(key: bytes) -> Iterator[IpAddress]:
+    """Yield the three addresses of a key, which have equal lengths."""
+    length = len(key) // 3
+    kind = IPv4Address if length == _HEADERS[4].length else IPv6Address
+    return (kind(key[place : place + length]) for place in range(0, len(key), length))

@@ -5,7 +5,7 @@ attributes are big-endian. Source: linux/netfilter/nfnetlink.h, struct nfgenmsg;
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -30,9 +30,8 @@ PROTOCOL = 12
 CHANGES = 1 << 6
 """Mask of the multicast group NFNLGRP_NFTABLES, 7."""
 
-IPV4 = 2
-BRIDGE = 7
-"""NFPROTO_IPV4, NFPROTO_BRIDGE (linux/netfilter.h)."""
+ANY_FAMILY, IPV4, BRIDGE, IPV6 = 0, 2, 7, 10
+"""NFPROTO_* (linux/netfilter.h)."""
 
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _NEW_TABLE, _GET_TABLE, _DELETE_TABLE = 0, 1, 2
@@ -56,14 +55,21 @@ _LIST_ELEMENT = 1
 _APPEND = 0x800
 
 
-def dump_tables(family: int = IPV4) -> Request:
+class TableName(NamedTuple):
+    """The identity of a table: its family, NFPROTO_*, and its name."""
+
+    family: int
+    name: str
+
+
+def dump_tables(family: int = ANY_FAMILY) -> Request:
     """Return the request for the tables of a family."""
     return Request(_kind(_GET_TABLE), DUMP, _BODY.pack(family, 0, 0))
 
 
-def parse_table_name(body: bytes) -> str:
-    """Return the name of the table in a message."""
-    return text(attributes(body, _BODY.size).get(_TABLE, b""))
+def parse_table_name(body: bytes) -> TableName:
+    """Return the table in a message, of any kind of object."""
+    return _table_in(body, attributes(body, _BODY.size))
 
 
 def transaction(requests: Iterable[Request]) -> list[Request]:
@@ -72,36 +78,35 @@ def transaction(requests: Iterable[Request]) -> list[Request]:
     return [Request(_BATCH_BEGIN, 0, body), *requests, Request(_BATCH_END, 0, body)]
 
 
-def table_of(message: Message) -> str | None:
+def table_of(message: Message) -> TableName | None:
     """Return the table that a notification concerns; None if there is none."""
     if message.kind >> 8 != _SUBSYSTEM or message.kind & 0xFF > _DELETE_ELEMENTS:
         return None
     return parse_table_name(message.body)
 
 
-def get_table(family: int, name: str) -> Request:
+def get_table(table: TableName) -> Request:
     """Return the request for one table."""
-    return Request(_kind(_GET_TABLE), ACK, _BODY.pack(family, 0, 0) + _text(_TABLE, name))
+    return _request(_GET_TABLE, 0, table)
 
 
-def own_table(family: int, name: str) -> list[Request]:
+def own_table(table: TableName) -> list[Request]:
     """Return the requests, for one datagram, that create a table owned by the socket.
 
     Only this socket can change or delete the table, and the kernel deletes it when the socket is closed. If a
     table with this name exists, the kernel refuses: EPERM if another socket owns it, else EEXIST.
     """
-    table = _BODY.pack(family, 0, 0) + _text(_TABLE, name) + _number(_FLAGS, _OWNER)
-    return transaction([Request(_kind(_NEW_TABLE), CREATE | EXCLUSIVE | ACK, table)])
+    return transaction([_request(_NEW_TABLE, CREATE | EXCLUSIVE, table, _number(_FLAGS, _OWNER))])
 
 
-def create_table(name: str) -> Request:
+def create_table(table: TableName) -> Request:
     """Return the request that creates a table, or keeps an existing one."""
-    return _request(_NEW_TABLE, CREATE, _text(_TABLE, name))
+    return _request(_NEW_TABLE, CREATE, table)
 
 
-def delete_table(name: str) -> Request:
+def delete_table(table: TableName) -> Request:
     """Return the request that removes a table and its content."""
-    return _request(_DELETE_TABLE, 0, _text(_TABLE, name))
+    return _request(_DELETE_TABLE, 0, table)
 
 
 # Sets and their elements.
@@ -112,8 +117,7 @@ class SetSpec:
     """A set.
 
     Attributes:
-        types: types of the key's fields, which nft shows (libnftables: 7 ipv4_addr, 13 inet_service). Each
-            field has four bytes.
+        types: types of the key's fields, which nft shows.
         flags: NFT_SET_*.
         size: maximum number of elements; 0 for no limit.
         timeout_ms: lifetime of an element that a rule adds; 0 for no limit.
@@ -128,7 +132,7 @@ class SetSpec:
     @property
     def key_length(self) -> int:
         """Length of a key in bytes."""
-        return 4 * len(self.types)
+        return sum(_LENGTHS[one] for one in self.types)
 
 
 _CONCATENATED = 0x80
@@ -138,8 +142,11 @@ INTERVALS = 0x4 | _CONCATENATED
 ADDED_BY_RULES = 0x10 | 0x20
 """NFT_SET_TIMEOUT, NFT_SET_EVAL."""
 
-IPV4_ADDRESS, SERVICE = 7, 13
+IPV4_ADDRESS, IPV6_ADDRESS, SERVICE = 7, 8, 13
+"""Types of fields in libnftables: ipv4_addr, ipv6_addr, inet_service."""
 
+_LENGTHS = {IPV4_ADDRESS: 4, IPV6_ADDRESS: 16, SERVICE: 4}
+"""Bytes of a field in a key: a multiple of four."""
 
 Element = bytes
 """An element of a set: its key, followed by the last key if it is a range; empty for the catch-all element.
@@ -150,12 +157,13 @@ A set may have tens of thousands of elements.
 _OF_ALL_KEYS = 2  # NFT_SET_ELEM_CATCHALL, Linux 5.13
 
 
-def create_set(table: str, spec: SetSpec, number: int) -> Request:
+def create_set(table: TableName, spec: SetSpec, number: int) -> Request:
     """Return the request that creates a set, or keeps an existing equal one.
 
     `number` is different for each set of a transaction.
     """
-    fields = [nest(_LIST_ELEMENT, _number(1, 4)) for _ in spec.types] if spec.flags & _CONCATENATED else []
+    lengths = [_LENGTHS[one] for one in spec.types] if spec.flags & _CONCATENATED else []
+    fields = [nest(_LIST_ELEMENT, _number(1, length)) for length in lengths]
     size = [_number(1, spec.size)] if spec.size else []
     key_type = 0
     for one in spec.types:
@@ -163,7 +171,7 @@ def create_set(table: str, spec: SetSpec, number: int) -> Request:
     return _request(
         _NEW_SET,
         CREATE,
-        _text(_TABLE, table),
+        table,
         _text(_NAME, spec.name),
         _number(3, spec.flags),
         _number(4, key_type),
@@ -174,9 +182,9 @@ def create_set(table: str, spec: SetSpec, number: int) -> Request:
     )
 
 
-def dump_sets(table: str) -> Request:
+def dump_sets(table: TableName) -> Request:
     """Return the request for the sets of a table."""
-    return Request(_kind(_GET_SET), DUMP, _BODY.pack(IPV4, 0, 0) + _text(_TABLE, table))
+    return _dump(_GET_SET, table)
 
 
 def parse_set(body: bytes) -> tuple[str, int, int]:
@@ -189,23 +197,23 @@ _MOST_ELEMENTS = 1000
 """Elements in one message: an attribute has at most 65,535 bytes."""
 
 
-def add_elements(table: str, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
+def add_elements(table: TableName, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
     """Yield the requests that add elements to a set. Existing elements are kept."""
     yield from _elements(_NEW_ELEMENTS, CREATE, table, spec, elements)
 
 
-def delete_elements(table: str, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
+def delete_elements(table: TableName, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
     """Yield the requests that remove elements. They are refused if an element does not exist."""
     yield from _elements(_DELETE_ELEMENTS, 0, table, spec, elements)
 
 
 def _elements(
-    kind: int, flags: int, table: str, spec: SetSpec, elements: Iterable[Element]
+    kind: int, flags: int, table: TableName, spec: SetSpec, elements: Iterable[Element]
 ) -> Iterator[Request]:
     length, rest = spec.key_length, iter(elements)
     while part := list(islice(rest, _MOST_ELEMENTS)):
         packed = [nest(_LIST_ELEMENT, *_parts(one, length)) for one in part]
-        yield _request(kind, flags, _text(_TABLE, table), _text(_NAME, spec.name), nest(3, *packed))
+        yield _request(kind, flags, table, _text(_NAME, spec.name), nest(3, *packed))
 
 
 def _parts(element: Element, length: int) -> Iterator[bytes]:
@@ -217,10 +225,9 @@ def _parts(element: Element, length: int) -> Iterator[bytes]:
         yield _value(10, element[length:])
 
 
-def dump_elements(table: str, name: str) -> Request:
+def dump_elements(table: TableName, name: str) -> Request:
     """Return the request for the elements of a set."""
-    body = _BODY.pack(IPV4, 0, 0) + _text(_TABLE, table) + _text(_NAME, name)
-    return Request(_kind(_GET_ELEMENTS), DUMP, body)
+    return _dump(_GET_ELEMENTS, table, _text(_NAME, name))
 
 
 def parse_elements(body: bytes) -> list[Element]:
@@ -254,7 +261,7 @@ def parse_counted_elements(body: bytes) -> list[CountedElement]:
 # Chains and rules.
 
 PREROUTING, LOCAL_OUT = 0, 3
-"""Hooks of IPv4 (linux/netfilter.h)."""
+"""Hooks of IPv4 and IPv6 (linux/netfilter.h)."""
 
 Expression = tuple[str, bytes]
 """Name and attributes of one step of a rule."""
@@ -278,16 +285,16 @@ class Chain:
     priority: int = 0
 
 
-def create_chain(table: str, chain: Chain) -> Request:
+def create_chain(table: TableName, chain: Chain) -> Request:
     """Return the request that creates a chain without rules."""
     base: list[bytes] = []
     if chain.hook is not None:
         place = nest(4, _number(1, chain.hook), _number(2, chain.priority & 0xFFFFFFFF))
         base = [place, _number(5, ACCEPT), _text(7, "filter")]
-    return _request(_NEW_CHAIN, CREATE, _text(_TABLE, table), _text(3, chain.name), *base)
+    return _request(_NEW_CHAIN, CREATE, table, _text(3, chain.name), *base)
 
 
-def create_rules(table: str, chain: Chain) -> Iterator[Request]:
+def create_rules(table: TableName, chain: Chain) -> Iterator[Request]:
     """Yield the requests that append the rules of a chain to the existing ones."""
     for rule in chain.rules:
         steps = [nest(_LIST_ELEMENT, _text(1, name), nest(2, data)) for name, data in rule.expressions]
@@ -295,51 +302,51 @@ def create_rules(table: str, chain: Chain) -> Iterator[Request]:
         yield _request(
             _NEW_RULE,
             CREATE | _APPEND,
-            _text(_TABLE, table),
+            table,
             _text(2, chain.name),
             nest(4, *steps),
             attribute(7, bytes((0, len(comment))) + comment),  # libnftnl: type 0 is a comment
         )
 
 
-def delete_rules(table: str) -> Request:
+def delete_rules(table: TableName) -> Request:
     """Return the request that removes every rule of a table."""
-    return _request(_DELETE_RULE, 0, _text(_TABLE, table))
+    return _request(_DELETE_RULE, 0, table)
 
 
-def delete_chain(table: str, name: str) -> Request:
+def delete_chain(table: TableName, name: str) -> Request:
     """Return the request that removes a chain without rules."""
-    return _request(_DELETE_CHAIN, 0, _text(_TABLE, table), _text(3, name))
+    return _request(_DELETE_CHAIN, 0, table, _text(3, name))
 
 
-def dump_chains(family: int = IPV4) -> Request:
+def dump_chains(family: int) -> Request:
     """Return the request for the chains of a family."""
     return Request(_kind(_GET_CHAIN), DUMP, _BODY.pack(family, 0, 0))
 
 
-def parse_chain(body: bytes) -> tuple[str, Chain, bool]:
+def parse_chain(body: bytes) -> tuple[TableName, Chain, bool]:
     """Return the table, the chain without rules, and whether its policy is to accept."""
     found = attributes(body, _BODY.size)
     place = attributes(found.get(4, b""))
     priority = int.from_bytes(place.get(2, b""), "big", signed=True)
     hook = _integer(place[1]) if 1 in place else None
     accepts = hook is None or (_integer(found.get(5)) == ACCEPT and text(found.get(7, b"")) == "filter")
-    return text(found.get(_TABLE, b"")), Chain(text(found.get(3, b"")), (), hook, priority), accepts
+    return _table_in(body, found), Chain(text(found.get(3, b"")), (), hook, priority), accepts
 
 
-def dump_rules(table: str) -> Request:
+def dump_rules(table: TableName) -> Request:
     """Return the request for the rules of a table."""
-    return Request(_kind(_GET_RULE), DUMP, _BODY.pack(IPV4, 0, 0) + _text(_TABLE, table))
+    return _dump(_GET_RULE, table)
 
 
-def parse_rule(body: bytes) -> tuple[str, str, tuple[Expression, ...]]:
+def parse_rule(body: bytes) -> tuple[TableName, str, tuple[Expression, ...]]:
     """Return table, chain and steps of a rule."""
     found = attributes(body, _BODY.size)
     steps = []
     for _, listed in _each(found.get(4, b"")):
         parts = attributes(listed)
         steps.append((text(parts.get(1, b"")), parts.get(2, b"")))
-    return text(found.get(_TABLE, b"")), text(found.get(2, b"")), tuple(steps)
+    return _table_in(body, found), text(found.get(2, b"")), tuple(steps)
 
 
 def is_rule(wanted: Rule, steps: Sequence[Expression]) -> bool:
@@ -363,10 +370,21 @@ def _says(wanted: bytes, said: bytes) -> bool:
     return True
 
 
-# Expressions. A register has four bytes. A key with several fields uses consecutive registers.
+# Expressions. A register has four bytes. A longer value, and a key with several fields, use consecutive
+# registers.
 
-REGISTER, SECOND, THIRD = 1, 9, 10
-"""NFT_REG_1 (the kernel's name of NFT_REG32_00), NFT_REG32_01, NFT_REG32_02."""
+REGISTER = 1
+"""NFT_REG_1: the first register."""
+
+
+def register_after(octets: int) -> int:
+    """Return the register after the first `octets` bytes of registers, by the number that the kernel reports.
+
+    NFT_REG_1 to NFT_REG_4 (1 to 4) begin at multiples of 16 bytes; NFT_REG32_00 (8) and the next ones at
+    multiples of 4.
+    """
+    return 8 + octets // 4 if octets % 16 else 1 + octets // 16
+
 
 ACCEPT, DROP = 1, 0
 _GOTO, _RETURN = -4 & 0xFFFFFFFF, -5 & 0xFFFFFFFF
@@ -455,8 +473,20 @@ def _verdict(parts: bytes) -> Expression:
     return "immediate", _number(1, 0) + nest(2, nest(2, parts))
 
 
-def _request(kind: int, flags: int, *parts: bytes) -> Request:
-    return Request(_kind(kind), ACK | flags, _BODY.pack(IPV4, 0, 0) + b"".join(parts))
+def _request(kind: int, flags: int, table: TableName, *parts: bytes) -> Request:
+    return Request(_kind(kind), ACK | flags, _in(table, *parts))
+
+
+def _dump(kind: int, table: TableName, *parts: bytes) -> Request:
+    return Request(_kind(kind), DUMP, _in(table, *parts))
+
+
+def _in(table: TableName, *parts: bytes) -> bytes:
+    return _BODY.pack(table.family, 0, 0) + _text(_TABLE, table.name) + b"".join(parts)
+
+
+def _table_in(body: bytes, found: Mapping[int, bytes]) -> TableName:
+    return TableName(_integer(body[:1]), text(found.get(_TABLE, b"")))
 
 
 def _kind(message: int) -> int:
