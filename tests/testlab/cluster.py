@@ -23,8 +23,11 @@ from pyflannel.lab.sandbox import Sandbox
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
 
-PROGRAM = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel/go/kube-apiserver"
-"""`scripts/setup --kube` builds it with Go."""
+PROGRAMS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel/go"
+"""The directory of the programs that `scripts/setup` builds with Go: `--kube` and `--kubelets`."""
+
+PROGRAM = PROGRAMS / "kube-apiserver"
+SERVICE_RANGE = "10.96.0.0/16"
 
 PORT = 6443
 HEALTH = 8081
@@ -32,6 +35,8 @@ PREFIX = "flannel.alpha.coreos.com/"
 STRATEGIC, MERGE = "application/strategic-merge-patch+json", "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 ACCOUNT = "/api/v1/namespaces/kube-flannel/serviceaccounts/flannel"
+_COMPONENTS = ("kube-controller-manager", "kube-scheduler", "kube-proxy")
+_NODES = ("node1", "node2")
 _CLONE_NEWNET = 0x40000000
 _READY_S = 90.0
 
@@ -72,7 +77,7 @@ class Cluster:
             "service-account-issuer": "https://kubernetes.default.svc",
             "service-account-key-file": f"{d}/sa.pub",
             "service-account-signing-key-file": f"{d}/sa.key",
-            "service-cluster-ip-range": "10.96.0.0/16",
+            "service-cluster-ip-range": SERVICE_RANGE,
             "token-auth-file": f"{d}/tokens.csv",
             "authorization-mode": "Node,RBAC",
             "audit-policy-file": f"{d}/audit.yaml",
@@ -90,10 +95,38 @@ class Cluster:
         self._program.send(signal.SIGKILL)
         self._program.wait()
 
+    def start_controllers(self, pod_range: str) -> None:
+        """Start the controllers, which assign podCIDRs from this range, and the scheduler."""
+        d = self.directory
+        flags = {
+            "allocate-node-cidrs": "true",
+            "cluster-cidr": pod_range,
+            "node-cidr-mask-size": "24",
+            "service-cluster-ip-range": SERVICE_RANGE,
+            "service-account-private-key-file": f"{d}/sa.key",
+            "root-ca-file": f"{d}/ca.crt",
+            "use-service-account-credentials": "true",
+        }
+        self._start_component("kube-controller-manager", **flags)
+        self._start_component("kube-scheduler")
+
+    def _start_component(self, name: str, **flags: str) -> None:
+        path = self.kubeconfig(name, token=f"{name}-token")
+        flags |= {
+            "kubeconfig": str(path),
+            "authentication-kubeconfig": str(path),
+            "authorization-kubeconfig": str(path),
+            "leader-elect": "false",
+            "bind-address": "127.0.0.1",
+            "cert-dir": str(self.directory),
+        }
+        words = [f"--{flag}={value}" for flag, value in flags.items()]
+        self._place.start(["nice", "-n", "5", PROGRAMS / name, *words], name=name)
+
     def _make_keys(self) -> None:
         d = self.directory
-        names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{self._address}\nextendedKeyUsage=serverAuth\n"
-        (d / "ext").write_text(names)
+        names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:10.96.0.1,IP:{self._address}\n"
+        (d / "ext").write_text(f"{names}extendedKeyUsage=serverAuth\n")
         new = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
         sign = "-CA ca.crt -CAkey ca.key -CAcreateserial -days 9"
         script = f"""
@@ -106,7 +139,10 @@ class Cluster:
             openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:prime256v1 -out sa.key
             openssl pkey -in sa.key -pubout -out sa.pub"""
         subprocess.run(["sh", "-ec", script], cwd=d, check=True, capture_output=True)
-        (d / "tokens.csv").write_text('admin-token,admin,admin,"system:masters"\n')
+        users = ['admin-token,admin,admin,"system:masters"']
+        users += [f"{name}-token,system:{name},{name}" for name in _COMPONENTS]
+        users += [f'{name}-token,system:node:{name},{name},"system:nodes"' for name in _NODES]
+        (d / "tokens.csv").write_text("\n".join(users))
         rules = [
             {
                 "level": "Request",

@@ -6,9 +6,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyflannel.lab.containers import NamespaceContainer
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import Host
+from pyflannel.lab.traffic import Station
 from pyflannel.lab.waiting import wait_until
 
 _ANSWER_DEADLINE_S = 60.0
@@ -40,7 +39,7 @@ class Pings:
 
 
 @contextmanager
-def pinging(source: Host | NamespaceContainer, address: str) -> Iterator[Pings]:
+def pinging(source: Station, address: str) -> Iterator[Pings]:
     """Ping an address for the duration of a block."""
     program = source.start_in_network(["ping", "-n", "-i", "0.01", address], name=f"ping-{next(_numbers)}")
     pings = Pings(program)

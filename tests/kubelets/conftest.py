@@ -1,0 +1,102 @@
+"""Two nodes of a Kubernetes cluster with kubelets, and flanneld as the DaemonSet of the manifests."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
+from pyflannel.lab.waiting import together
+from testlab.cluster import Cluster
+from testlab.kubelets import (
+    WEB,
+    KubeApi,
+    KubeNode,
+    Pod,
+    build_plugin,
+    is_built,
+    write_box,
+    write_flannel_image,
+)
+
+MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes"
+REPORT = Path(__file__).with_name("report.md")
+IMAGE = "docker.io/library/pyflannel:0.1.0"
+"""The image that the manifests name."""
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: network namespaces")
+    if not is_built():
+        pytest.skip("the programs of Kubernetes are not built, because Go is not installed")
+    places = tuple(place for place in COOKBOOK.hosts if place.segment == LEFT)
+    with Lab(f"kubelets-{os.getpid()}", Topology((LEFT,), places)) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def api(lab: Lab) -> KubeApi:
+    """The manifests are installed by the command of the guide, and all nodes are ready."""
+    cluster = Cluster(lab.router, LEFT.gateway.ip, lab.directory / "kubernetes")
+    cluster.start()
+    cluster.start_controllers("10.244.0.0/16")
+    images = [lab.directory / "box.tar", lab.directory / "pyflannel.tar"]
+    build_plugin(lab.directory / "plugin")
+    write_box(images[0])
+    write_flannel_image(images[1], IMAGE, lab.directory / "plugin")
+    nodes = [
+        KubeNode(lab, lab.hosts[host], name, cluster, mode)
+        for host, name, mode in (("docker1", "node1", "nftables"), ("docker2", "node2", "iptables"))
+    ]
+    together([lambda node=node: node.start(images) for node in nodes])
+    api = KubeApi(lab, cluster, nodes)
+    api.kubectl("apply", "--kustomize", MANIFESTS)
+    api.until_flannel_is_ready()
+    lab.router.start(["busybox", "sh", "-c", WEB], name="web")
+    return api
+
+
+@pytest.fixture(scope="session")
+def pods(api: KubeApi) -> list[Pod]:
+    """A web server on each node."""
+    return [api.web_pod(f"web{number}", f"node{number}") for number in (1, 2)]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write the report, if the whole level ran and every test passed."""
+    stats = terminalreporter.stats
+    if any(stats.get(kind) for kind in ("failed", "error", "skipped", "deselected")):
+        return
+    calls = [one for one in stats.get("passed", ()) if one.when == "call" and "kubelets/" in one.nodeid]
+    rows = [
+        f"| {one.nodeid.partition('::')[2].removeprefix('test_').replace('_', ' ')} | {one.duration:.0f} "
+        f"| {', '.join(str(text) for _, text in one.user_properties)} |"
+        for one in calls
+    ]
+    if rows:
+        REPORT.write_text("\n".join([*_head(), "| test | s | measured |", "|---|---|---|", *rows, ""]))
+        terminalreporter.write_line(f"wrote {REPORT}")
+
+
+def _head() -> list[str]:
+    def line(*argv: str | Path) -> str:
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]
+
+    commit = line("git", "-C", MANIFESTS, "rev-parse", "--short", "HEAD")
+    containerd = line("containerd", "--version").split()[2]
+    kernel = ".".join(os.uname().release.split(".")[:2])
+    return [
+        "# Last complete run of `scripts/test kubelets`",
+        "",
+        "A run in which every test passes writes this file.",
+        "",
+        f"- pyflannel: commit {commit}, and the changes that were committed together with this file",
+        "- Kubernetes 1.36.3: kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy",
+        f"- containerd {containerd}, Linux {kernel}",
+        "",
+    ]

@@ -1,0 +1,107 @@
+"""Pods of two nodes with kubelets, kube-proxy and flanneld as a DaemonSet.
+
+kube-proxy uses nftables on node1 and iptables on node2.
+"""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from pyflannel.lab.topology import LEFT
+from pyflannel.lab.traffic import wait_reached
+from pyflannel.lab.waiting import wait_until
+from testlab.kubelets import HOST_PORT, SOON_S, WEB_PORT, KubeApi, Pod
+from testlab.pinging import pinging
+
+
+def source_at(pod: Pod, address: object, port: int = WEB_PORT) -> str:
+    """Return the address that the web server at `address` sees when a pod fetches its page."""
+    url = f"http://{address}:{port}/cgi-bin/source"
+    return pod.run_in_network(["curl", "-s", "-m", "5", url], check=False).stdout.strip()
+
+
+def check_traffic(api: KubeApi, one: Pod, two: Pod) -> None:
+    """Check pod to pod, Services, ports of hosts and the outside."""
+    wait_reached([one, two], deadline_s=SOON_S)
+    for pod, other in ((one, two), (two, one)):
+        assert source_at(pod, other.address) == str(pod.address), "the source address is kept"
+        service = api.get("service", other.name)["spec"]["clusterIP"]
+        seen = lambda pod=pod, service=service: source_at(pod, service, 80) == str(pod.address)  # noqa: E731
+        wait_until(seen, what=f"the Service of {other.name}", deadline_s=SOON_S)
+        assert source_at(pod, LEFT.gateway.ip) == str(pod.node.host.address), "masquerade to the outside"
+        fetch = ["curl", "-s", "-m", "5", f"http://{pod.node.host.address}:{HOST_PORT}/cgi-bin/source"]
+        assert api.outside(fetch).strip() == str(LEFT.gateway.ip), "hostPort"
+
+
+def use_backend(api: KubeApi, backend: str) -> None:
+    """Change the backend in the ConfigMap and wait until both Nodes publish it."""
+    config = json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": backend}})
+    patch = json.dumps({"data": {"net-conf.json": config}})
+    api.kubectl("patch", "configmap", "kube-flannel-cfg", "--namespace=kube-flannel", f"--patch={patch}")
+    kind = {"udp": ""}.get(backend, backend)
+
+    def is_published() -> bool:
+        return all(api.cluster.annotations(name).get("backend-type") == kind for name in api.nodes)
+
+    wait_until(is_published, what=f"backend {backend}", deadline_s=SOON_S)
+    api.until_flannel_is_ready()
+
+
+def test_pods_reach_each_other_services_and_the_outside(api: KubeApi, pods: list[Pod]) -> None:
+    for name in api.nodes:
+        condition = api.cluster.condition(name)
+        assert condition is not None
+        assert (condition["status"], condition["reason"]) == ("False", "FlannelIsUp")
+    check_traffic(api, *pods)
+
+
+def test_a_killed_flanneld_and_a_rollout_lose_no_packet(
+    api: KubeApi, pods: list[Pod], record_property: Callable[[str, object], None]
+) -> None:
+    one, two = pods
+    before = api.cluster.condition("node1")
+    with pinging(one, str(two.address)) as pings:
+        api.kill_flanneld("node1")
+        api.kubectl("rollout", "restart", "daemonset/kube-flannel-ds", "--namespace=kube-flannel")
+        status = ("rollout", "status", "daemonset/kube-flannel-ds", "--namespace=kube-flannel")
+        api.kubectl(*status, f"--timeout={SOON_S}s")
+    record_property("pings", f"{pings.lost} of {pings.lost + len(pings.answered)} pings lost")
+    assert pings.lost == 0
+    assert api.cluster.condition("node1") == before
+
+
+def test_a_killed_kubelet_loses_no_packet(
+    api: KubeApi, pods: list[Pod], record_property: Callable[[str, object], None]
+) -> None:
+    one, two = pods
+    node = api.nodes["node2"]
+    with pinging(one, str(two.address)) as pings:
+        node.kill_kubelet()
+        node.start_kubelet()
+        third = api.pod("third", "node2", "exec sleep 1000000")
+        wait_reached([one, third], deadline_s=SOON_S)
+        api.kubectl("delete", "pod", "third", "--now")
+    record_property("pings", f"{pings.lost} of {pings.lost + len(pings.answered)} pings lost")
+    assert pings.lost == 0
+
+
+@pytest.mark.parametrize("backend", ["host-gw", "udp", "vxlan"])
+def test_the_backend_of_a_running_cluster_changes(
+    api: KubeApi, pods: list[Pod], backend: str, record_property: Callable[[str, object], None]
+) -> None:
+    one, two = pods
+    with pinging(one, str(two.address)) as pings:
+        use_backend(api, backend)
+    record_property("pings", f"{pings.lost} of {pings.lost + len(pings.answered)} pings lost")
+    check_traffic(api, one, two)
+
+
+def test_pods_of_a_node_that_was_rebooted_are_reached_again(api: KubeApi, pods: list[Pod]) -> None:
+    """The last test with these pods: the one on the rebooted node gets another address."""
+    one, two = pods
+    restarts = api.restarts(two.name)
+    api.nodes["node2"].reboot()
+    wait_until(lambda: api.restarts(two.name) > restarts, what="the pod is restarted", deadline_s=2 * SOON_S)
+    api.until_flannel_is_ready()
+    check_traffic(api, one, api.until_runs(two.name))

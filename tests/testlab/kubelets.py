@@ -1,0 +1,528 @@
+"""Nodes of a Kubernetes cluster on hosts of a lab: containerd, kubelet and kube-proxy, and their pods."""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sysconfig
+import tarfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from pyflannel.errors import LabError
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.program import Program, cgroup_of
+from pyflannel.lab.sandbox import RUN_TIMEOUT_S
+from pyflannel.lab.topology import Host, plug_in
+from pyflannel.lab.waiting import wait_until
+from testlab.cluster import PROGRAMS, Cluster
+
+ROOT = Path(__file__).parents[2]
+BOX = "localhost/box:1"
+"""The image of pods: busybox, whose default command waits."""
+
+WEB = r"""
+mkdir -p /tmp/www/cgi-bin
+printf '#!/bin/sh\nprintf "Content-type: text/plain\\n\\n$REMOTE_ADDR"\n' >/tmp/www/cgi-bin/source
+chmod +x /tmp/www/cgi-bin/source
+exec busybox httpd -f -p 0.0.0.0:8080 -h /tmp/www
+"""
+WEB_PORT, HOST_PORT = 8080, 8888
+"""The script of a web server whose page /cgi-bin/source is the address of the client."""
+
+SOON_S = 120.0
+_CGROUPS = Path("/sys/fs/cgroup")
+_DIRECTORIES = {
+    "kubelet": "/var/lib/kubelet",
+    "containerd": "/var/lib/containerd",
+    "log": "/var/log",
+}
+"""Directories of a node that must not be on the overlay of its sandbox."""
+
+_MACHINE_SYSCTLS = {"vm/overcommit_memory": "1", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
+"""The kubelet sets these for the whole machine. Each node has plain files in their place."""
+
+_CONTAINERD = f"""\
+version = 2
+disabled_plugins = [
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.internal.v1.opt"]
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{BOX}"
+restrict_oom_score_adj = true
+disable_apparmor = true
+tolerate_missing_hugetlb_controller = true
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+SystemdCgroup = false
+"""
+
+
+class Pod:
+    """A running pod with a network of its own."""
+
+    def __init__(self, node: "KubeNode", document: dict[str, Any]) -> None:
+        self.name = str(document["metadata"]["name"])
+        self.address = IPv4Address(document["status"]["podIP"])
+        self.node = node
+        number = document["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+        self._into = ["nsenter", f"--target={node.process(number)}", "--net", "--"]
+
+    def run_in_network(
+        self, argv: Sequence[str | Path], *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S
+    ) -> CompletedProcess[str]:
+        """Run a command of the machine in the network of the pod."""
+        return self.node.host.run([*self._into, *argv], check=check, timeout_s=timeout_s)
+
+    def start_in_network(self, argv: Sequence[str | Path], *, name: str = "") -> Program:
+        """Start a program of the machine in the network of the pod."""
+        return self.node.host.start([*self._into, *argv], name=name)
+
+
+class KubeNode:
+    """A host with containerd, kubelet and kube-proxy."""
+
+    def __init__(self, lab: Lab, host: Host, name: str, cluster: Cluster, proxy_mode: str) -> None:
+        self.host = host
+        self.name = name
+        self._lab = lab
+        self._cluster = cluster
+        self._proxy_mode = proxy_mode
+        self._kubelet: Program | None = None
+
+    def start(self, images: Iterable[Path]) -> None:
+        """Start the programs of the node and load the images."""
+        self._prepare()
+        self._boot()
+        for image in images:
+            self._ctr("images", "import", str(image))
+
+    def _prepare(self) -> None:
+        files = self.host.directory / "node"
+        for name in (*_DIRECTORIES, "log/pods", "log/containers"):
+            (files / name).mkdir(parents=True)
+        for path, value in _MACHINE_SYSCTLS.items():
+            (files / path.replace("/", ".")).write_text(f"{value}\n")
+        (files / "containerd.toml").write_text(_CONTAINERD)
+        (files / "kubelet.json").write_text(json.dumps(self._kubelet_configuration()))
+        (files / "proxy.json").write_text(json.dumps(self._proxy_configuration()))
+
+    def _kubelet_configuration(self) -> dict[str, object]:
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{cgroup_of(self.host.directory)}",
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "oomScoreAdj": 0,
+            "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "featureGates": {"KubeletInUserNamespace": True},
+            "enforceNodeAllocatable": [],
+            "imageGCHighThresholdPercent": 100,
+            "syncFrequency": "5s",
+            "evictionHard": {"nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+        }
+
+    def _proxy_configuration(self) -> dict[str, object]:
+        kubeconfig = self._cluster.kubeconfig("kube-proxy", token="kube-proxy-token")
+        return {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": self._proxy_mode,
+            "clusterCIDR": "10.244.0.0/16",
+            "clientConnection": {"kubeconfig": str(kubeconfig)},
+            "hostnameOverride": self.name,
+            # With other values, kube-proxy sets sysctls of the whole machine.
+            "conntrack": {
+                "maxPerCore": 0,
+                "min": 0,
+                "tcpEstablishedTimeout": "0s",
+                "tcpCloseWaitTimeout": "0s",
+            },
+        }
+
+    def _boot(self) -> None:
+        self._make_cgroups()
+        files = self.host.directory / "node"
+        mounts = [
+            f"mkdir -p {path}; mount --bind {files}/{name} {path}" for name, path in _DIRECTORIES.items()
+        ]
+        mounts += [
+            f"mount --bind {files}/{path.replace('/', '.')} /proc/sys/{path}" for path in _MACHINE_SYSCTLS
+        ]
+        plugins = "mkdir -p /opt/cni/bin; cp -n /usr/lib/cni/* /opt/cni/bin/"
+        self.host.run(["sh", "-ec", "\n".join([*mounts, plugins, "mount --make-rshared /"])])
+        self.host.start(
+            ["nice", "-n", "5", "containerd", f"--config={files}/containerd.toml"], name="containerd"
+        )
+        wait_until(
+            lambda: self._ctr("version", check=False) != "", what="containerd answers", deadline_s=SOON_S
+        )
+        self._start("kube-proxy", f"--config={files}/proxy.json")
+        self.start_kubelet()
+
+    def _make_cgroups(self) -> None:
+        """Create the control groups of the node. A cpuset accepts a process only if it names processors."""
+        for root in _CGROUPS.iterdir():
+            if not (root / "cgroup.procs").exists() or root.name == "unified" or root.is_symlink():
+                continue
+            group = root
+            for part in Path(cgroup_of(self.host.directory)).parts:
+                group /= part
+                group.mkdir(exist_ok=True)
+                for name in ("cpuset.cpus", "cpuset.mems"):
+                    if (group / name).exists() and not (group / name).read_text().strip():
+                        (group / name).write_text((group.parent / name).read_text())
+
+    def start_kubelet(self) -> None:
+        """Start the kubelet."""
+        files = self.host.directory / "node"
+        kubeconfig = self._cluster.kubeconfig(self.name, token=f"{self.name}-token")
+        flags = [
+            f"--config={files}/kubelet.json",
+            f"--kubeconfig={kubeconfig}",
+            f"--hostname-override={self.name}",
+            f"--node-ip={self.host.address}",
+        ]
+        self._kubelet = self._start("kubelet", *flags)
+
+    def _start(self, name: str, *flags: str) -> Program:
+        return self.host.start(["nice", "-n", "5", PROGRAMS / name, *flags], name=name)
+
+    def kill_kubelet(self) -> None:
+        """End the kubelet at once."""
+        assert self._kubelet is not None
+        self._kubelet.send(signal.SIGKILL)
+        self._kubelet.wait()
+
+    def reboot(self) -> None:
+        """End every process of the node, and start it again with its files, without its /run."""
+        os.kill(self.host.init_pid, signal.SIGKILL)
+        wait_until(
+            lambda: not Path(f"/proc/{self.host.init_pid}/ns/net").exists(), what="the end", deadline_s=SOON_S
+        )
+        for entry in (self.host.directory / "run").iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        with suppress(LabError):  # the cable may be removed a moment later
+            self._lab.router.run(["ip", "link", "delete", self.host.place.name])
+        self.host.begin()
+        self.host.finish()
+        plug_in(self._lab.router, self.host, self.host.place)
+        self._boot()
+
+    # Pods and containers.
+
+    def _ctr(self, *argv: str, check: bool = True) -> str:
+        return self.host.run(["ctr", "--namespace=k8s.io", *argv], check=check).stdout
+
+    def process(self, container: str) -> int:
+        """Return the first process of a container, in the sandbox of the host."""
+        for line in self._ctr("task", "ls").splitlines():
+            name, number, *_ = line.split()
+            if name == container:
+                return int(number)
+        raise LabError(f"container {container} does not run on {self.name}", hint="Read kubelet.log.")
+
+    def kill_container(self, container: str) -> None:
+        """Kill the first process of a container."""
+        self._ctr("task", "kill", "--signal=KILL", container)
+
+
+class KubeApi:
+    """The cluster as an operator uses it: kubectl, pods and the DaemonSet of flannel."""
+
+    def __init__(self, lab: Lab, cluster: Cluster, nodes: Sequence[KubeNode]) -> None:
+        self.cluster = cluster
+        self.nodes = {node.name: node for node in nodes}
+        self._lab = lab
+        self._admin = cluster.kubeconfig("admin", token="admin-token")
+
+    def kubectl(self, *argv: str | Path, text: str | None = None, check: bool = True) -> str:
+        """Run kubectl as an administrator and return its output."""
+        program = shutil.which("kubectl") or PROGRAMS / "kubectl"
+        command = [program, f"--kubeconfig={self._admin}", *argv]
+        return self._lab.router.run(command, text=text, check=check).stdout
+
+    def get(self, *argv: str) -> dict[str, Any]:
+        """Return a document of `kubectl get`."""
+        document: dict[str, Any] = json.loads(self.kubectl("get", "--output=json", *argv))
+        return document
+
+    def pod(self, name: str, node: str, script: str, **spec: object) -> Pod:
+        """Run a shell script in a pod of a node, and return the pod when it runs."""
+        container = {
+            "name": "c",
+            "image": BOX,
+            "imagePullPolicy": "Never",
+            "command": ["sh", "-c", script],
+            **spec,
+        }
+        document = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {
+                "nodeSelector": {"kubernetes.io/hostname": node},
+                "terminationGracePeriodSeconds": 0,
+                "tolerations": [{"operator": "Exists"}],
+                "containers": [container],
+            },
+        }
+        # A namespace without its default account accepts no pods.
+        account = ("get", "serviceaccount", "default")
+        wait_until(lambda: self.kubectl(*account, check=False) != "", what="the account", deadline_s=SOON_S)
+        self.kubectl("apply", "--filename=-", text=json.dumps(document))
+        return self.until_runs(name)
+
+    def until_runs(self, name: str) -> Pod:
+        """Wait until a pod runs and has an address."""
+        found: dict[str, Any] = {}
+
+        def runs() -> bool:
+            found.update(self.get("pod", name))
+            status = found["status"]
+            return (
+                status.get("phase") == "Running"
+                and "podIP" in status
+                and all("running" in one["state"] for one in status["containerStatuses"])
+            )
+
+        try:
+            wait_until(runs, what=f"pod {name} runs", deadline_s=SOON_S)
+        except LabError as error:
+            error.add_note(self.kubectl("describe", "pod", name))
+            raise
+        return Pod(self.nodes[found["spec"]["nodeName"]], found)
+
+    def web_pod(self, name: str, node: str) -> Pod:
+        """Run a web server in a pod, with a port of its host, and behind a Service of the same name."""
+        pod = self.pod(name, node, WEB, ports=[{"containerPort": WEB_PORT, "hostPort": HOST_PORT}])
+        self.kubectl("expose", "pod", name, "--port=80", f"--target-port={WEB_PORT}")
+        return pod
+
+    def outside(self, argv: Sequence[str]) -> str:
+        """Return the output of a command on the router, which is no node of the cluster."""
+        return self._lab.router.run(argv, check=False).stdout
+
+    def restarts(self, name: str) -> int:
+        """Return how often the kubelet restarted the container of a pod."""
+        return sum(one["restartCount"] for one in self.get("pod", name)["status"]["containerStatuses"])
+
+    def kill_flanneld(self, node: str) -> None:
+        """Kill flanneld in its pod, and wait until the kubelet has restarted it."""
+
+        def container() -> str:
+            pod = self.flanneld_pod(node)
+            (status,) = pod["status"]["containerStatuses"] if pod else ({},)
+            return str(status.get("containerID", "")).removeprefix("containerd://")
+
+        before = container()
+        self.nodes[node].kill_container(before)
+        wait_until(lambda: container() not in ("", before), what="a new container", deadline_s=SOON_S)
+        self.until_flannel_is_ready()
+
+    def flanneld_pod(self, node: str) -> dict[str, Any] | None:
+        """Return the pod of flanneld on a node, if there is one."""
+        pods = self.get("pods", "--namespace=kube-flannel", f"--field-selector=spec.nodeName={node}")
+        return next(iter(pods["items"]), None)
+
+    def until_flannel_is_ready(self) -> None:
+        """Wait until the pods of flanneld and all nodes are ready."""
+
+        def is_ready() -> bool:
+            pods = [self.flanneld_pod(name) for name in self.nodes]
+            nodes = self.get("nodes")["items"]
+            return (
+                None not in pods
+                and all(_has_condition(pod, "Ready") for pod in pods if pod)
+                and len(nodes) == len(self.nodes)
+                and all(_has_condition(node, "Ready") for node in nodes)
+            )
+
+        try:
+            wait_until(is_ready, what="nodes and flanneld are ready", deadline_s=SOON_S)
+        except LabError as error:
+            error.add_note(self.kubectl("describe", "pods", "--namespace=kube-flannel"))
+            for name in self.nodes:
+                if pod := self.flanneld_pod(name):
+                    logs = ("logs", "--namespace=kube-flannel", pod["metadata"]["name"], "--tail=30")
+                    error.add_note(self.kubectl(*logs, check=False))
+            error.add_note(self.kubectl("describe", "nodes"))
+            raise
+
+
+def _has_condition(document: dict[str, Any], name: str) -> bool:
+    conditions = document["status"].get("conditions", [])
+    return any(one["type"] == name and one["status"] == "True" for one in conditions)
+
+
+# Images, from programs of this machine.
+
+
+def write_box(path: Path) -> None:
+    """Write the image of pods: busybox. It is also the image of the sandboxes of containerd."""
+    _Image().write(path, BOX, ["sleep", "1000000000"])
+
+
+def write_flannel_image(path: Path, name: str, plugin: Path) -> None:
+    """Write an image of pyflannel from this clone, with the CNI plugin from the directory `plugin`.
+
+    The interpreter, iptables and nft are those of this machine, so the image needs no download.
+    """
+    image = _Image()
+    interpreter = f"/usr/bin/python{sysconfig.get_python_version()}"
+    for program in (interpreter, "/usr/sbin/nft", "/usr/sbin/ip", "/usr/sbin/xtables-nft-multi"):
+        image.add_program(program, Path(program).resolve())
+    for command in ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-restore"):
+        image.add_link(f"/usr/sbin/{command}", "xtables-nft-multi")
+    image.add_link("/usr/bin/python3", Path(interpreter).name)
+    image.add_tree("/usr/lib/x86_64-linux-gnu/xtables", Path("/usr/lib/x86_64-linux-gnu/xtables"))
+    for library in ("libbpf.so.1", "libelf.so.1", "libz.so.1"):
+        image.add_program(
+            f"/usr/lib/x86_64-linux-gnu/{library}", Path(f"/usr/lib/x86_64-linux-gnu/{library}")
+        )
+    image.add_tree(sysconfig.get_path("stdlib"), Path(sysconfig.get_path("stdlib")))
+    packages = "/opt/pyflannel/lib"
+    for package, files in _requirements("pyflannel"):
+        for file in files:
+            image.add_program(f"{packages}/{file}", Path(str(package.locate_file(file))))
+    image.add_tree(f"{packages}/pyflannel", ROOT / "src/pyflannel")
+    for program in ("flanneld", "flannelctl", "flannel-forwarder"):
+        module = {"flannel-forwarder": "forwarder"}.get(program, program)
+        text = f"import sys\nfrom pyflannel.programs.{module} import main\nsys.exit(main())\n"
+        image.add(f"/opt/pyflannel/bin/{program}", f"#!{interpreter}\n{text}".encode())
+    image.add_tree("/opt/cni/bin", plugin)
+    path_variable = "PATH=/opt/pyflannel/bin:/usr/sbin:/usr/bin:/bin"
+    image.write(path, name, ["flanneld"], [path_variable, f"PYTHONPATH={packages}"])
+
+
+def _requirements(name: str) -> list[tuple[importlib.metadata.Distribution, list[str]]]:
+    """Return the packages that a package needs when it runs, with their files."""
+    found: dict[str, tuple[importlib.metadata.Distribution, list[str]]] = {}
+    waiting = [name]
+    while waiting:
+        package = importlib.metadata.distribution(waiting.pop())
+        for text in package.requires or ():
+            needed = Requirement(text)
+            if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+                other = importlib.metadata.distribution(needed.name)
+                files = [str(file) for file in other.files or () if not str(file).startswith("..")]
+                found[needed.name] = (other, files)
+                waiting.append(needed.name)
+    return list(found.values())
+
+
+class _Image:
+    """The single layer of an image, in memory. Every image contains busybox."""
+
+    def __init__(self) -> None:
+        self._octets = io.BytesIO()
+        self._layer = tarfile.open(fileobj=self._octets, mode="w")  # noqa: SIM115 - closed by write()
+        self._names: set[str] = set()
+        for directory, mode in (
+            ("tmp", 0o1777),
+            ("proc", 0o755),
+            ("sys", 0o755),
+            ("dev", 0o755),
+            ("run", 0o755),
+        ):
+            entry = tarfile.TarInfo(directory)
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            self._layer.addfile(entry)
+        for directory in ("lib", "lib64"):
+            self.add_link(f"/{directory}", f"usr/{directory}")
+        busybox = shutil.which("busybox")
+        assert busybox is not None
+        self.add("/bin/busybox", Path(busybox).read_bytes())
+        self.add("/etc/passwd", b"root:x:0:0:root:/:/bin/sh\n")
+        applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout
+        for applet in applets.split():
+            self.add_link(f"/bin/{applet}", "busybox")
+
+    def add(self, name: str, octets: bytes) -> None:
+        """Add a file with this content."""
+        if self._is_new(name):
+            entry = tarfile.TarInfo(name.lstrip("/"))
+            entry.size, entry.mode = len(octets), 0o755
+            self._layer.addfile(entry, io.BytesIO(octets))
+
+    def add_link(self, name: str, target: str) -> None:
+        """Add a symbolic link."""
+        if self._is_new(name):
+            entry = tarfile.TarInfo(name.lstrip("/"))
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            self._layer.addfile(entry)
+
+    def add_program(self, name: str, file: Path) -> None:
+        """Add a file of this machine, and the libraries with which it is linked."""
+        octets = file.read_bytes()
+        self.add(name, octets)
+        if octets[:4] == b"\x7fELF":
+            linked = subprocess.run(["ldd", file], capture_output=True, text=True, check=False).stdout
+            for library in (word for word in linked.split() if word.startswith("/")):
+                place = library if library.startswith("/usr/") else f"/usr{library}"
+                self.add(place, Path(library).read_bytes())
+
+    def add_tree(self, name: str, directory: Path) -> None:
+        """Add a directory of this machine, without tests and bytecode."""
+        for file in sorted(directory.rglob("*")):
+            inner = file.relative_to(directory)
+            if {"test", "__pycache__", "dist-packages", "idlelib"} & set(inner.parts):
+                continue
+            if file.is_symlink():
+                self.add_link(f"{name}/{inner}", os.readlink(file))
+            elif file.is_file():
+                self.add_program(f"{name}/{inner}", file)
+
+    def _is_new(self, name: str) -> bool:
+        is_new = name not in self._names
+        self._names.add(name)
+        return is_new
+
+    def write(self, path: Path, name: str, command: list[str], environment: Sequence[str] = ()) -> None:
+        """Write the image as an archive of Docker."""
+        self._layer.close()
+        layer = self._octets.getvalue()
+        digest = hashlib.sha256(layer).hexdigest()
+        variables = [*environment] or ["PATH=/bin"]
+        config = {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Entrypoint": command, "Env": variables},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+        }
+        manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
+        files = {"config.json": json.dumps(config).encode(), "layer.tar": layer}
+        with tarfile.open(path, "w") as archive:
+            for file, octets in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
+                entry = tarfile.TarInfo(file)
+                entry.size = len(octets)
+                archive.addfile(entry, io.BytesIO(octets))
+
+
+def build_plugin(directory: Path) -> None:
+    """Build the form of the CNI plugin that needs no file of its host."""
+    directory.mkdir()
+    builder = ROOT / "deploy/cni/standalone.py"
+    subprocess.run(["/usr/bin/python3", "-IS", builder, ROOT / "src", directory], check=True)
+
+
+def is_built() -> bool:
+    """Whether the programs of Kubernetes are built."""
+    programs = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+    return all((PROGRAMS / name).exists() for name in programs)
