@@ -18,6 +18,7 @@ class FakeApiServer:
     Attributes:
         requests: verb and path of each request, as in the audit log: list, watch, get, patch.
         patches: bodies of the accepted patches.
+        events: the created Events.
         token: the only accepted token.
         forbidden: verbs that are answered with 403.
         throttled: number of requests that are answered with 429 next.
@@ -30,6 +31,7 @@ class FakeApiServer:
         self.oldest = 0
         self.requests: list[tuple[str, str]] = []
         self.patches: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
         self.token = "good"
         self.forbidden: set[str] = set()
         self.throttled = 0
@@ -141,7 +143,7 @@ class FakeApiServer:
         parts = urlsplit(request.target.decode())
         query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         headers = dict(request.headers)
-        verb = {"GET": "get", "PATCH": "patch"}[request.method.decode()]
+        verb = {"GET": "get", "PATCH": "patch", "POST": "create"}[request.method.decode()]
         if parts.path == "/api/v1/nodes":
             verb = "watch" if query.get("watch") == "true" else "list"
         self.requests.append((verb, request.target.decode()))
@@ -179,6 +181,15 @@ class FakeApiServer:
                     return send(200, {"kind": "Pod", "spec": {"nodeName": "n1"}})
                 name = parts.path.removeprefix("/api/v1/nodes/")
                 return send(200, self.nodes[name]) if name in self.nodes else refuse(404, "not found")
+            case "create":
+                event = json.loads(body)
+                if (
+                    parts.path != "/api/v1/namespaces/default/events"
+                    or event["metadata"]["namespace"] != "default"
+                ):
+                    return refuse(404, "Events of Nodes are in the namespace default")
+                self.events.append(event)
+                return send(201, event)
             case _:
                 name, _, rest = parts.path.removeprefix("/api/v1/nodes/").partition("/")
                 if rest != "status" or headers.get(b"content-type") != PATCH.encode():

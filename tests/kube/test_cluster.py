@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab.waiting import wait_until
-from testlab.cluster import Cluster, Member, peer
+from testlab.cluster import Cluster, Member, peer, pod_on
 from testlab.pinging import pinging
 
 REST_S = {False: 5.0, True: 60.0}
@@ -175,19 +175,6 @@ def test_tokens_certificates_and_roles_that_are_missing_are_named_and_used_when_
     one.stop()
     one.launch(kubeconfig=cluster.kubeconfig("foreign", ca="other.crt", token="admin-token"))
     one.until_waits_for("the certificate of the API server")
-
-
-def pod_on(node: str, cluster: Cluster) -> dict[str, object]:
-    """Create a pod of flannel on a Node and return it."""
-    spec = {
-        "nodeName": node,
-        "serviceAccountName": "flannel",
-        "hostNetwork": True,
-        "containers": [{"name": "c", "image": "none"}],
-    }
-    pod = {"metadata": {"generateName": "flannel-"}, "spec": spec}
-    created: dict[str, object] = cluster.must("POST", "/api/v1/namespaces/kube-flannel/pods", pod)
-    return created
 
 
 def test_a_stolen_token_changes_no_other_node_and_nothing_of_others(

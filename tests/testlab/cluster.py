@@ -214,12 +214,12 @@ class Cluster:
         return document
 
     def apply(self, manifest: Path) -> None:
-        """Apply the documents of a manifest, in the namespace kube-flannel."""
+        """Apply the documents of a manifest."""
         for text in re.split(r"^---$", manifest.read_text(), flags=re.MULTILINE):
-            found = dict(re.findall(r"^(kind|apiVersion|  name): *(\S+)$", text, re.MULTILINE))
+            found = dict(re.findall(r"^(kind|apiVersion|  name|  namespace): *(\S+)$", text, re.MULTILINE))
             kind, version = found["kind"], found["apiVersion"]
             group = "/api/v1" if version == "v1" else f"/apis/{version}"
-            place = "/namespaces/kube-flannel" if kind in ("ServiceAccount", "ConfigMap", "DaemonSet") else ""
+            place = f"/namespaces/{found['  namespace']}" if "  namespace" in found else ""
             plural = re.sub("ys$", "ies", f"{kind.lower()}s")
             path = f"{group}{place}/{plural}/{found['  name']}?fieldManager=tests&force=true"
             self.must("PATCH", path, text, APPLY)
@@ -276,6 +276,15 @@ class Cluster:
         """Return the condition NetworkUnavailable; None if there is none."""
         conditions = self.must("GET", f"/api/v1/nodes/{name}")["status"].get("conditions", [])
         return next((one for one in conditions if one["type"] == "NetworkUnavailable"), None)
+
+    def events(self, name: str) -> list[tuple[str, str]]:
+        """Return type and message of the Events that flanneld created for a Node, in order."""
+        found = self.must("GET", "/api/v1/namespaces/default/events")["items"]
+        ours = [one for one in found if one["involvedObject"]["name"] == name]
+        ours = [one for one in ours if one["source"].get("component") == "flanneld"]
+        return [
+            (one["type"], one["message"]) for one in sorted(ours, key=lambda one: one["metadata"]["name"])
+        ]
 
     def requests(self, source: IPv4Address) -> list[str]:
         """Return the requests from an address, from the audit log: verb and path without query."""
@@ -386,6 +395,19 @@ def _node(name: str, cidr: str | None, **notes: str) -> dict[str, Any]:
 
 def _annotations(notes: dict[str, Any]) -> dict[str, Any]:
     return {PREFIX + name.replace("_", "-"): text for name, text in notes.items()}
+
+
+def pod_on(node: str, cluster: Cluster) -> dict[str, object]:
+    """Create a pod of flannel on a Node and return it."""
+    spec = {
+        "nodeName": node,
+        "serviceAccountName": "flannel",
+        "hostNetwork": True,
+        "containers": [{"name": "c", "image": "none"}],
+    }
+    pod = {"metadata": {"generateName": "flannel-"}, "spec": spec}
+    created: dict[str, object] = cluster.must("POST", "/api/v1/namespaces/kube-flannel/pods", pod)
+    return created
 
 
 def _dial(process: int, address: str) -> socket.socket:

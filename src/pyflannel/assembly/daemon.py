@@ -173,8 +173,15 @@ class Daemon:
                 raise TargetError(f"network {name} cannot run on this host: {why.text}", hint=why.hint)
 
     async def _run_only(self) -> None:
-        own = None if self._options.kubernetes is None else await self._own_node(self._options.kubernetes)
-        await self._run_network("", self._places, self._store, self._options.store_url, notify, own)
+        store, url = self._store, self._options.store_url
+        if self._options.kubernetes is None:
+            await self._run_network("", self._places, store, url, notify)
+            return
+        own = await self._own_node(self._options.kubernetes)
+        events = self._options.kubernetes.events(own.name, self._clock)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(events.run(), name="Events of the Node")
+            await self._run_network("", self._places, store, url, events.notifier(notify), own)
 
     async def _own_node(self, options: KubernetesOptions) -> OwnNode:
         """Return the Node of this host; without its name, ask the cluster for the Node of flanneld's pod."""

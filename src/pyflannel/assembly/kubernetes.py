@@ -5,6 +5,7 @@ The modules of the store are imported only if Kubernetes is selected.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from pyflannel.wire.go_flags import Flag, Given, Settings
 from pyflannel.wire.kubernetes_node import annotation_prefix
 
 if TYPE_CHECKING:
+    from pyflannel.engine.node_events import NodeEvents
     from pyflannel.stores.kubernetes.access import Access
     from pyflannel.stores.kubernetes.store import KubernetesStore
 
@@ -88,6 +90,12 @@ class KubernetesOptions:
         from pyflannel.stores.kubernetes.store import node_of_pod
 
         return await node_of_pod(Client(self.access, clock), namespace, pod)
+
+    def events(self, node: str, clock: Clock) -> "NodeEvents":
+        """Return the Events of a Node. They have a connection of their own."""
+        from pyflannel.engine.node_events import NodeEvents
+
+        return NodeEvents(partial(self.store(clock).announce, node), clock)
 
     def own_node(self, name: str) -> OwnNode:
         """Return the Node of this host."""

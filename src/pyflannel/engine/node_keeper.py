@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from pyflannel.engine.lease_log import SkippedKeys
 from pyflannel.engine.list_watch import ListAndWatch, StoreLog
@@ -42,6 +41,7 @@ from pyflannel.wire.kubernetes_node import (
     lease_of_node,
     missing_annotations,
     node_of,
+    rfc3339,
     subnets_of,
     with_published_addresses,
 )
@@ -49,6 +49,10 @@ from pyflannel.wire.kubernetes_node import (
 log = logging.getLogger(__name__)
 
 _DRAIN = "Drain the Node and restart flanneld on it: pods that start then get addresses of the new podCIDR."
+
+
+PATH_PATIENCE_S = 10.0
+"""Seconds for which the data path may fail before the Node reports it. Most failures are repaired earlier."""
 
 
 class NodeKeeper:
@@ -87,6 +91,9 @@ class NodeKeeper:
         self._node_revision = 0
         self._is_lost = False
         self._has_trouble = False
+        self._path_trouble: str | None = None
+        self._path_noted = asyncio.Event()
+        self._broken: NodeCondition | None = None
         self._due = asyncio.Event()
         self._leases = LeaseSet()
         self._of_node: dict[str, Lease] = {}
@@ -113,11 +120,18 @@ class NodeKeeper:
         self._held = held
         self._has_trouble = True  # the lease is reported again, also if it is the same
 
+    def note_path(self, trouble: str | None) -> None:
+        """Note why this host carries no packets of the network; None if it can."""
+        if trouble != self._path_trouble:
+            self._path_trouble = trouble
+            self._path_noted.set()
+
     async def run(self) -> None:
         """Keep the lease until cancelled; the annotations remain in the Node."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._nodes.run(), name="Nodes")
             tasks.create_task(self._note_ready(), name="readiness for the Node")
+            tasks.create_task(self._follow_path(), name="data path for the Node")
             failures = 0
             while True:
                 await self._due.wait()
@@ -134,6 +148,22 @@ class NodeKeeper:
     async def _note_ready(self) -> None:
         await self._is_ready.wait()
         self._due.set()
+
+    async def _follow_path(self) -> None:
+        """Report a failure of the data path that lasts, and its end at once."""
+        while True:
+            await self._path_noted.wait()
+            self._path_noted.clear()
+            if self._path_trouble is not None and self._broken is None:
+                await self._clock.sleep(PATH_PATIENCE_S)
+            trouble = self._path_trouble
+            if trouble is None:
+                self._broken = None
+            elif self._broken is None:
+                self._broken = NodeCondition(
+                    is_unavailable=True, reason="FlannelPathBroken", message=f"No packets flow: {trouble}"
+                )
+            self._due.set()
 
     # The Nodes.
 
@@ -258,8 +288,8 @@ class NodeKeeper:
             log.info("Published the lease in Node %s: %s", node.name, ", ".join(sorted(missing)))
         condition = self._hold(lease)
         if self._own.sets_condition and self._is_ready.is_set() and node.condition != condition:
-            now = datetime.fromtimestamp(self._clock.utc(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            await self._patch(replace(node, condition=condition), format_condition(node, condition, now))
+            patch = format_condition(node, condition, rfc3339(self._clock.utc()))
+            await self._patch(replace(node, condition=condition), patch)
 
     async def _patch(self, changed: Node, patch: bytes) -> None:
         """Change the Node; `changed` is its new state, until the watch delivers this or a later one."""
@@ -336,7 +366,7 @@ class NodeKeeper:
             self._is_lost = self._has_trouble = False
             self._held = Held(lease=lease)
             self._report(Acquired(self._held))
-        return IS_UP
+        return self._broken or IS_UP
 
 
 def _subnets(lease: Lease) -> tuple[object, object]:

@@ -39,6 +39,22 @@ def reason_to_wait(condition: HostCondition, reconciler: Reconciler, *, was_read
     return "this host's lease" if lease.phase == "lost" else None
 
 
+def path_trouble(condition: HostCondition, reconciler: Reconciler) -> str | None:
+    """Return why this host carries no packets of the network, in one line; None if it can.
+
+    Objects for single peers do not count: the others are reached.
+    """
+    if condition.obstacle:
+        return condition.obstacle
+    for refused in reconciler.refused():
+        if refused.operation.subject.IS_HOST_PART:
+            return f"{found(refused.operation)}: {refused.cause}"
+    for operation in reconciler.delayed():
+        if operation.subject.IS_HOST_PART:
+            return f"another program keeps changing this object: {found(operation)}"
+    return None
+
+
 def _reason_without_lease(condition: HostCondition) -> str:
     lease = condition.lease
     if lease.contested is not None:

@@ -30,7 +30,7 @@ from pyflannel.engine.node_keeper import NodeKeeper
 from pyflannel.engine.own_lease import identified, previous_run_subnet, wanted_lease
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Planner
-from pyflannel.engine.readiness import reason_to_wait
+from pyflannel.engine.readiness import path_trouble, reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.store_followers import ConfigFollower, read_config
 from pyflannel.engine.transition import Retirement, resumed, with_config
@@ -554,3 +554,5 @@ class Supervisor:
         if status != self._notified_status:
             self._notified_status = status
             self._world.notify(f"STATUS={status}")
+        if isinstance(self._keeper, NodeKeeper):
+            self._keeper.note_path(path_trouble(self.condition, self.reconciler))

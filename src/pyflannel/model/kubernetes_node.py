@@ -45,6 +45,21 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeEvent:
+    """An Event of a Node, which `kubectl describe node` shows.
+
+    Attributes:
+        is_warning: its type: Warning or Normal.
+        reason: for programs, in camel case.
+        message: for people.
+    """
+
+    is_warning: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OwnNode:
     """The Node of this host.
 

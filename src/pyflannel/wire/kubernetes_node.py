@@ -14,6 +14,7 @@ Source: flannel 0.28.9; Kubernetes API v1, NodeList and WatchEvent.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,7 +22,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from pyflannel.errors import WireError
-from pyflannel.model.kubernetes_node import Node, NodeCondition
+from pyflannel.model.kubernetes_node import Node, NodeCondition, NodeEvent
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, is_host_name
 from pyflannel.model.store_record import Change, DeleteSeen, Listing, PutSeen, Record
 from pyflannel.wire.json_values import parse_ipv4, parse_ipv6
@@ -368,6 +369,11 @@ def format_annotations(node: Node, annotations: Mapping[str, str]) -> bytes:
     return _ENCODER.encode({"metadata": {"uid": node.uid, "annotations": annotations}})
 
 
+def rfc3339(utc: float) -> str:
+    """Return a time, in seconds since the epoch, as the API writes it."""
+    return datetime.fromtimestamp(utc, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def format_condition(node: Node, condition: NodeCondition, now: str) -> bytes:
     """Return the patch that gives a Node this condition NetworkUnavailable at time `now` (RFC 3339).
 
@@ -382,6 +388,29 @@ def format_condition(node: Node, condition: NodeCondition, now: str) -> bytes:
         "message": condition.message,
     }
     return _ENCODER.encode({"metadata": {"uid": node.uid}, "status": {"conditions": [value]}})
+
+
+_LONGEST_MESSAGE = 1024
+"""Bytes of the message of an Event. Source: Kubernetes API v1, Event."""
+
+
+def format_event(node: str, event: NodeEvent, now: str, number: int) -> bytes:
+    """Return an Event of a Node at time `now` (RFC 3339). `number` makes its name unique.
+
+    Events of Nodes are in the namespace `default`, and name the Node as its uid, as those of the kubelet do.
+    """
+    value = {
+        "metadata": {"namespace": "default", "name": f"{node}.{number:x}"},
+        "involvedObject": {"kind": "Node", "name": node, "uid": node},
+        "type": "Warning" if event.is_warning else "Normal",
+        "reason": event.reason,
+        "message": event.message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore"),
+        "source": {"component": "flanneld", "host": node},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+    return _ENCODER.encode(value)
 
 
 # The prefix of annotations.

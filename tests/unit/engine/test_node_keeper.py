@@ -336,3 +336,35 @@ def test_an_outage_is_reported_and_new_nodes_are_seen_afterwards(on_bench: Calla
         assert bench.last(StoreBack) is not None
 
     on_bench(check)
+
+
+def test_a_broken_data_path_is_a_condition_only_if_it_lasts(
+    on_bench: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyflannel.engine.node_keeper.PATH_PATIENCE_S", 0.05)
+
+    async def check(bench: Bench) -> None:
+        def statuses() -> list[tuple[str, str]]:
+            conditions = [one for patch in bench.server.patches for one in conditions_in(patch)]
+            return [(one["status"], one["reason"]) for one in conditions]
+
+        bench.is_ready.set()
+        await bench.until(lambda: statuses() == [("False", "FlannelIsUp")])
+        bench.keeper.note_path("another program keeps changing this object")
+        bench.keeper.note_path(None)
+        await asyncio.sleep(0.1)
+        bench.keeper.note_path("link flannel.1: File exists")
+        await bench.until(lambda: len(statuses()) == 2)
+        assert statuses()[1] == ("True", "FlannelPathBroken")
+        assert "link flannel.1" in conditions_in(bench.server.patches[-1])[0]["message"]
+        bench.keeper.note_path("link flannel.1: another cause")
+        bench.keeper.note_path(None)
+        await bench.until(lambda: len(statuses()) == 3)
+        assert statuses()[2] == ("False", "FlannelIsUp")
+
+    on_bench(check)
+
+
+def conditions_in(patch: dict[str, Any]) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = patch.get("status", {}).get("conditions", [])
+    return found

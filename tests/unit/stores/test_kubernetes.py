@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from doubles.fake_api_server import FakeApiServer
 from pyflannel.errors import CompactedError, StoreError
 from pyflannel.kernel.host.machine import BoottimeClock
-from pyflannel.model.kubernetes_node import DEFAULT_PREFIX
+from pyflannel.model.kubernetes_node import DEFAULT_PREFIX, NodeEvent
 from pyflannel.model.store_record import DeleteSeen, Put, PutSeen
 from pyflannel.ports import Clock
 from pyflannel.stores.kubernetes.access import Access
@@ -237,3 +238,39 @@ def test_a_pod_uses_the_files_of_its_service_account(tmp_path: Path) -> None:
     (tmp_path / "ca.crt").write_text("x")
     with pytest.raises(StoreError, match="contains no usable certificate"):
         connection.tls()
+
+
+@pytest.mark.parametrize(
+    ("reason", "hint"),
+    [
+        ("certificate has expired", "Compare the clock"),
+        ("certificate is not yet valid", "Compare the clock"),
+        ("self-signed certificate in certificate chain", "certificate authority of the cluster"),
+    ],
+)
+def test_a_certificate_of_another_time_or_authority_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, hint: str
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+        error.verify_message = reason
+        raise error
+
+    monkeypatch.setattr(asyncio, "open_connection", refuse)
+    with pytest.raises(
+        StoreError, match=f"certificate of the API server .* is not valid: {reason}"
+    ) as raised:
+        asyncio.run(store_at("https://10.99.0.1:6443", tmp_path).list("nodes/"))
+    assert hint in raised.value.hint
+
+
+def test_an_event_is_created_in_the_namespace_of_nodes(tmp_path: Path) -> None:
+    async def check(server: FakeApiServer) -> None:
+        store = store_at(server.url, tmp_path)
+        await store.announce("n1", NodeEvent(is_warning=True, reason="FlannelNotReady", message="ä" * 600))
+        (event,) = server.events
+        assert (event["type"], event["reason"]) == ("Warning", "FlannelNotReady")
+        assert event["involvedObject"] == {"kind": "Node", "name": "n1", "uid": "n1"}
+        assert event["message"] == "ä" * 512
+
+    run(check)

@@ -6,6 +6,7 @@ them costs less than one that is kept open, and uses renewed credentials.
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,6 +40,9 @@ LONGEST_BODY: Final = 256 * 1024 * 1024
 _READ = 64 * 1024
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 """The kernel notices within 30 s that the server of a silent watch is gone."""
+
+_DENIED = re.compile("denied (the )?request")
+"""The refusal by a policy or a webhook."""
 
 JSON = "application/json"
 PATCH = "application/strategic-merge-patch+json"
@@ -151,7 +155,8 @@ class Answer:
             *self.connection.headers(),
         ]
         if body:
-            headers += [("Content-Type", PATCH), ("Content-Length", str(len(body)))]
+            kind = PATCH if method == "PATCH" else JSON
+            headers += [("Content-Type", kind), ("Content-Length", str(len(body)))]
         head = self._h11.send(h11.Request(method=method, target=server.path + path, headers=headers))
         content = self._h11.send(h11.Data(data=body)) if body else b""
         return (head or b"") + (content or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
@@ -249,9 +254,12 @@ async def _deadline(connection: Connection) -> AsyncIterator[None]:
         raise StoreError(f"the API server {url} did not answer within {CALL_S:g} s", hint=hint) from error
     except OSError as error:
         if (reason := getattr(error, "verify_message", "")) or "certificate" in str(error).lower():
+            is_time = any(word in reason for word in ("expired", "not yet valid"))
             raise StoreError(
                 f"the certificate of the API server {url} is not valid: {reason or error}",
-                hint="Use the certificate authority of the cluster: certificate-authority in the kubeconfig.",
+                hint="Compare the clock of this host with that of the API server, or renew the certificate."
+                if is_time
+                else "Use the certificate authority of the cluster: certificate-authority in the kubeconfig.",
             ) from error
         raise StoreError(f"the API server {url} cannot be reached: {in_words(error)}", hint=hint) from error
 
@@ -263,6 +271,9 @@ def _refusal(answer: Answer, message: str) -> RefusedError:
         case 401:
             text = f"the API server {url} does not accept {credentials} (401 Unauthorized)"
             hint = "Renew it: it is expired, or of another cluster. flanneld reads it again at each attempt."
+        case 400 | 403 | 422 if _DENIED.search(message):
+            text = f"the admission control of {url} rejects it: {message}"
+            hint = "Let this policy or webhook of the cluster accept the changes of flanneld."
         case 403:
             text = f"the API server {url} forbids it: {message}"
             hint = "Grant flanneld the role in deploy/kubernetes/rbac.yaml."

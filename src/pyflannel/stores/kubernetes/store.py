@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pyflannel.errors import CompactedError, StoreError, WireError, in_words, remedy
+from pyflannel.model.kubernetes_node import NodeEvent
 from pyflannel.model.store_record import (
     Change,
     Conflict,
@@ -27,10 +28,12 @@ from pyflannel.wire.kubernetes_node import (
     NODES,
     ApiFailure,
     Bookmark,
+    format_event,
     parse_event,
     parse_node,
     parse_nodes,
     parse_pod_node,
+    rfc3339,
 )
 from pyflannel.wire.lease_record import CONFIG
 
@@ -105,6 +108,16 @@ class KubernetesStore:
             )
         path = f"{_API}/{_path(operation.key)}/status"
         return Written(self._node(await self._client.call("PATCH", path, operation.value)).revision)
+
+    async def announce(self, node: str, event: NodeEvent) -> None:
+        """Create an Event of a Node.
+
+        Raises:
+            StoreError: the server does not answer, or forbids it.
+        """
+        utc = self._clock.utc()
+        body = format_event(node, event, rfc3339(utc), int(utc * 1e9))
+        await self._client.call("POST", f"{_API}/namespaces/default/events", body)
 
     @asynccontextmanager
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:

@@ -1,0 +1,85 @@
+"""Events of the Node of this host: the reason why flanneld is not ready, as `kubectl describe node` shows it.
+
+The reasons are those of the status that the service manager gets.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from pyflannel.engine.pacing import pause
+from pyflannel.errors import StoreError
+from pyflannel.model.kubernetes_node import IS_UP, NodeEvent
+from pyflannel.ports import Clock
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 10.0
+"""Seconds after which a reason becomes an Event. Most end earlier, for example at each start."""
+
+RETRY_S = 30.0
+
+MOST_EVENTS, WINDOW_S = 6, 600.0
+"""At most this many Events within the window: etcd keeps each for an hour."""
+
+_STATUS, _WAITING = "STATUS=", "waiting for "
+
+
+class NodeEvents:
+    """Creates an Event when flanneld is not ready for some seconds, and one when it is ready again."""
+
+    def __init__(self, announce: Callable[[NodeEvent], Awaitable[None]], clock: Clock) -> None:
+        self._announce = announce
+        self._clock = clock
+        self._reason: str | None = None
+        self._announced: str | None = None
+        self._noted = asyncio.Event()
+        self._times: deque[float] = deque(maxlen=MOST_EVENTS)
+        self._has_failed = False
+
+    def notifier(self, notify: Callable[[str], object]) -> Callable[[str], object]:
+        """Return the function by which the network notifies the service manager, and this object."""
+
+        def note(text: str) -> None:
+            notify(text)
+            if text.startswith(_STATUS):
+                status = text.removeprefix(_STATUS)
+                self._reason = status if status.startswith(_WAITING) else None
+                self._noted.set()
+
+        return note
+
+    async def run(self) -> None:
+        """Create Events until cancelled."""
+        while True:
+            await self._noted.wait()
+            self._noted.clear()
+            if self._reason is not None:
+                await self._clock.sleep(PATIENCE_S)
+            if len(self._times) == MOST_EVENTS:
+                await self._clock.sleep(max(0.0, self._times[0] + WINDOW_S - self._clock.now()))
+            reason = self._reason
+            if reason == self._announced:
+                continue
+            try:
+                await self._announce(_event(reason))
+            except StoreError as error:
+                self._log_failure(error)
+                await pause(self._clock, RETRY_S, until=self._noted)
+                self._noted.set()
+            else:
+                self._announced, self._has_failed = reason, False
+                self._times.append(self._clock.now())
+
+    def _log_failure(self, error: StoreError) -> None:
+        """Log the first failure. The reason why flanneld is not ready is in the log already."""
+        if not self._has_failed:
+            self._has_failed = True
+            log.info("Couldn't create an Event of the Node: %s", error.in_full)
+
+
+def _event(reason: str | None) -> NodeEvent:
+    if reason is None:
+        return NodeEvent(is_warning=False, reason=IS_UP.reason, message=IS_UP.message)
+    return NodeEvent(is_warning=True, reason="FlannelNotReady", message=f"flanneld is {reason}")

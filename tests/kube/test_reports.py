@@ -1,0 +1,123 @@
+"""Reports of flanneld in its Node: Events, and the condition NetworkUnavailable."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pyflannel.errors import LabError
+from pyflannel.lab.waiting import wait_until
+from testlab.cluster import STRATEGIC, Cluster, Member, pod_on
+
+SOON_S = 40.0
+POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
+BINDINGS = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
+PUBLISH = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/flannel-publish"
+
+
+@pytest.fixture
+def token(members: list[Member], cluster: Cluster) -> str:
+    """The token of a pod of flanneld on node1."""
+    return cluster.token(pod=pod_on("node1", cluster))
+
+
+@pytest.fixture
+def member(members: list[Member], cluster: Cluster, token: str) -> Member:
+    """A host whose flanneld uses this token."""
+    cluster.kubeconfig("flannel", token=token)
+    return members[0]
+
+
+@contextmanager
+def rejecting(cluster: Cluster, token: str) -> Iterator[str]:
+    """A policy of an operator that rejects every change of a Node by flanneld, during the block."""
+    name, text = "frozen", "Nodes are frozen by the operator"
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["nodes/status"]}
+    validation = {"expression": "!request.userInfo.username.endsWith(':flannel')", "message": text}
+    spec = {"matchConstraints": {"resourceRules": [rule]}, "validations": [validation]}
+    cluster.must("POST", POLICIES, {"metadata": {"name": name}, "spec": spec})
+    binding = {"policyName": name, "validationActions": ["Deny"]}
+    cluster.must("POST", BINDINGS, {"metadata": {"name": name}, "spec": binding})
+
+    def is_in_force() -> bool:
+        patch = {"metadata": {"annotations": {"flannel.alpha.coreos.com/x": "y"}}}
+        path = "/api/v1/nodes/node1/status?dryRun=All"
+        return text in str(cluster.call("PATCH", path, patch, STRATEGIC, token)[1])
+
+    try:
+        wait_until(is_in_force, what="the policy", deadline_s=SOON_S)
+        yield text
+    finally:
+        cluster.must("DELETE", f"{BINDINGS}/{name}")
+        cluster.must("DELETE", f"{POLICIES}/{name}")
+
+
+def until_event(cluster: Cluster, kind: str, text: str) -> None:
+    def is_there() -> bool:
+        return any(found == kind and text in message for found, message in cluster.events("node1"))
+
+    try:
+        wait_until(is_there, what=f"the Event {text}", deadline_s=SOON_S)
+    except LabError as error:
+        error.add_note(str(cluster.events("node1")))
+        raise
+
+
+def test_a_malformed_config_is_an_event_of_the_node_and_so_is_its_end(
+    member: Member, cluster: Cluster
+) -> None:
+    member.configure("{")
+    member.launch()
+    until_event(cluster, "Warning", "flanneld is waiting for a valid network config: ")
+    member.configure({"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}})
+    until_event(cluster, "Normal", "Flannel is running on this node")
+
+
+def test_a_broken_data_path_is_a_condition_of_the_node_until_it_is_repaired(
+    member: Member, cluster: Cluster
+) -> None:
+    def status() -> tuple[str, str] | None:
+        found = cluster.condition("node1")
+        return None if found is None else (found["status"], found["reason"])
+
+    member.start()
+    wait_until(lambda: status() == ("False", "FlannelIsUp"), what="the condition", deadline_s=SOON_S)
+    # A device of another program with the same VNI and port: the kernel refuses that of flanneld.
+    other = "ip link add other type vxlan id 1 dev eth0 dstport 8472 && ip link set other up"
+    member.host.run(["sh", "-ec", f"ip link delete flannel.1; {other}"])
+    wait_until(lambda: status() == ("True", "FlannelPathBroken"), what="the failure", deadline_s=SOON_S)
+    until_event(cluster, "Warning", "flannel.1")
+    member.host.run(["ip", "link", "delete", "other"])
+    wait_until(lambda: status() == ("False", "FlannelIsUp"), what="the repair", deadline_s=SOON_S)
+
+
+def test_a_rejected_and_a_forbidden_patch_are_events_and_nothing_is_published(
+    member: Member, cluster: Cluster, token: str
+) -> None:
+    with rejecting(cluster, token) as text:
+        member.launch()
+        member.until_waits_for("rejects it")
+        assert text in member.waits_for()
+        until_event(cluster, "Warning", text)
+        assert cluster.annotations("node1") == {}
+    member.until_ready()
+    member.stop()
+
+    binding = cluster.must("GET", PUBLISH)
+    cluster.must("DELETE", PUBLISH)
+    cluster.annotate("node1", public_ip=None)
+    member.launch()
+    member.until_waits_for("forbids it: nodes")
+    until_event(cluster, "Warning", "forbids it: nodes")
+    del binding["metadata"]["resourceVersion"], binding["metadata"]["uid"]
+    cluster.must("POST", PUBLISH.rpartition("/")[0], binding)
+    member.until_ready()
+
+
+def test_a_renamed_node_is_an_event_of_the_former_name(member: Member, cluster: Cluster) -> None:
+    member.start()
+    cluster.delete_node("node1")
+    cluster.add_node("renamed", "10.244.1.0/24")
+    until_event(cluster, "Warning", "there is no Node node1")
+    member.until_waits_for("there is no Node node1")
+    assert "NODE_NAME" in member.log()

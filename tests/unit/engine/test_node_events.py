@@ -1,0 +1,95 @@
+"""Events of the Node: the reason why flanneld is not ready."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from doubles.fake_clock import FakeClock
+from pyflannel.engine.node_events import MOST_EVENTS, PATIENCE_S, RETRY_S, WINDOW_S, NodeEvents
+from pyflannel.errors import StoreError
+from pyflannel.model.kubernetes_node import NodeEvent
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.created: list[NodeEvent] = []
+        self.refusals = 0
+        self.passed_on: list[str] = []
+        self.events = NodeEvents(self.announce, self.clock)
+        self.notify = self.events.notifier(self.passed_on.append)
+
+    async def announce(self, event: NodeEvent) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise StoreError("forbidden", hint="Grant it.")
+        self.created.append(event)
+
+    @property
+    def messages(self) -> list[str]:
+        return [event.message for event in self.created]
+
+
+@pytest.fixture
+def on_bench() -> Callable[[Callable[[Bench], Awaitable[None]]], None]:
+    def run(check: Callable[[Bench], Awaitable[None]]) -> None:
+        async def live() -> None:
+            bench = Bench()
+            async with bench.clock.running(bench.events.run()):
+                await check(bench)
+
+        asyncio.run(live())
+
+    return run
+
+
+def test_a_reason_that_lasts_is_an_event_and_so_is_its_end(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        bench.notify("STATUS=waiting for a lease: there is no Node n1")
+        await bench.clock.advance(PATIENCE_S)
+        assert bench.messages == ["flanneld is waiting for a lease: there is no Node n1"]
+        assert (bench.created[0].is_warning, bench.created[0].reason) == (True, "FlannelNotReady")
+        bench.notify("READY=1")
+        bench.notify("STATUS=lease 10.244.1.0/24, 0 peers")
+        await bench.clock.settle()
+        assert (bench.created[1].is_warning, bench.created[1].reason) == (False, "FlannelIsUp")
+        assert bench.passed_on[1] == "READY=1"
+
+    on_bench(check)
+
+
+def test_a_start_and_a_short_failure_are_no_events(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        bench.notify("STATUS=waiting for a lease")
+        await bench.clock.advance(PATIENCE_S / 2)
+        bench.notify("STATUS=lease 10.244.1.0/24, 0 peers")
+        await bench.clock.advance(PATIENCE_S)
+        assert bench.created == []
+
+    on_bench(check)
+
+
+def test_a_refused_event_is_created_later(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        bench.refusals = 1
+        bench.notify("STATUS=waiting for the network config")
+        await bench.clock.advance(PATIENCE_S)
+        assert bench.created == []
+        await bench.clock.advance(RETRY_S)
+        await bench.clock.advance(PATIENCE_S)
+        assert bench.messages == ["flanneld is waiting for the network config"]
+
+    on_bench(check)
+
+
+def test_a_reason_that_keeps_changing_creates_few_events(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        for number in range(3 * MOST_EVENTS):
+            bench.notify(f"STATUS=waiting for {number}")
+            await bench.clock.advance(PATIENCE_S)
+        assert len(bench.created) == MOST_EVENTS
+        await bench.clock.advance(WINDOW_S)
+        assert bench.messages[-1] == f"flanneld is waiting for {3 * MOST_EVENTS - 1}"
+
+    on_bench(check)
