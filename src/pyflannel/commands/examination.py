@@ -30,7 +30,7 @@ from pyflannel.kernel.host.machine import (
 )
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.snapshot import survey
-from pyflannel.model.fast_path import BpfProgram
+from pyflannel.model.fast_path import BpfPeer, BpfProgram
 from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
@@ -101,7 +101,7 @@ def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
 async def _underlay(known: Kept | None) -> str | None:
     """Return the interface with the address of the last lease, or else that of the default route."""
     with contextlib.suppress(FlannelError):
-        interfaces = await _interfaces()
+        interfaces = await interfaces_of_host()
         own = None if known is None else interfaces.holder(known.own.attributes.public_ip)
         if own is not None:
             return own.name
@@ -185,7 +185,7 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         peers.pop(membership.subnet, None)
     membership = replace(membership, peers=peers)
     items, rules, saved, read, interfaces, programs = await asyncio.gather(
-        survey(), _filter_rules(), read_rules(), read_ruleset(), _interfaces(), _programs(places)
+        survey(), _filter_rules(), read_rules(), read_ruleset(), interfaces_of_host(), programs_of(places)
     )
     bridges = _own_bridges(interfaces, membership)
     seen = Observed(
@@ -200,7 +200,7 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         ruleset=read.ruleset,
         answers=await _route_answers(status, membership, next(iter(bridges), None)),
         interfaces=interfaces,
-        programs=programs,
+        programs=programs[0],
         on_link=_on_link(interfaces, membership),
         ports={name: port_mtus(name) for name in bridges},
         docker0_ports=len(port_mtus("docker0")),
@@ -242,17 +242,24 @@ async def _route_answers(
     return tuple(filter(None, await asyncio.gather(*asked)))
 
 
-async def _interfaces() -> Interfaces:
+async def interfaces_of_host() -> Interfaces:
+    """Return the interfaces of this host, with their addresses.
+
+    Raises:
+        TargetError: they are unreadable.
+    """
     async with KernelInterfaces() as observer:
         return await observer.observe()
 
 
-async def _programs(places: Places) -> tuple[BpfProgram, ...]:
-    """Return the eBPF programs of the daemon's tunnel; empty if they are unreadable."""
+async def programs_of(places: Places) -> tuple[tuple[BpfProgram, ...], tuple[BpfPeer, ...]]:
+    """Return the eBPF programs of the daemon's tunnel, and their peers; empty if they are unreadable."""
     device = places.device()
     async with BpfTarget(FastPath(str(places.bpf))) as fast_path:
         found = await fast_path.snapshot(State.EMPTY)
-    return tuple(one for one in found if isinstance(one, BpfProgram) and one.tunnel.device == device)
+        programs = tuple(one for one in found.of_type(BpfProgram) if one.tunnel.device == device)
+        entries = await fast_path.snapshot(State.collect(programs)) if programs else State.EMPTY
+    return programs, tuple(entries.of_type(BpfPeer))
 
 
 async def _filter_rules() -> list[Item]:

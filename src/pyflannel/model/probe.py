@@ -119,3 +119,59 @@ class PingReport:
     stops: Literal["this host", "underlay", "tunnel", "peer", "container"] | None = None
     cause: str | None = None
     fix: str | None = None
+
+
+TraceStepName = Literal[
+    "host",
+    "container",
+    "bridge",
+    "route",
+    "rule",
+    "device",
+    "neighbour",
+    "fdb",
+    "program",
+    "forwarder",
+    "encryption",
+    "underlay",
+    "peer",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceStep:
+    """One step of the way of a packet; the same names are the JSON of `flannelctl trace --json`.
+
+    Attributes:
+        state: `fails`: the packet does not get further; `unknown`: this could not be read or evaluated.
+        found: the object of the kernel, or the answer of the probe, in one line.
+        is_way_back: a step of the reply.
+        cause: why it fails, or why this is unknown; None otherwise.
+        fix: the command or the remedy; None if the step does not fail.
+    """
+
+    name: TraceStepName
+    state: Literal["passes", "fails", "unknown"]
+    found: str
+    is_way_back: bool = False
+    cause: str | None = None
+    fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceReport:
+    """The document of `flannelctl trace`.
+
+    Attributes:
+        ok: no step fails.
+        steps: the steps in the order of the packet, up to the first that fails.
+        stops: name of the step that fails; None if none fails.
+    """
+
+    source: IPv4Address
+    destination: IPv4Address
+    ok: bool
+    steps: tuple[TraceStep, ...]
+    stops: TraceStepName | None = None
+    cause: str | None = None
+    fix: str | None = None

@@ -34,21 +34,24 @@ COMMANDS = {
     "ping": "Probe the path to a host or a container, and show where packets stop.",
     "rotate-key": "Replace the WireGuard key of this host, without losing a packet.",
     "status": "Show the state of flanneld on this host.",
+    "trace": "Follow a packet step by step, and show the first step that stops it.",
 }
 """Each listed command with its help. The texts are here, so that `--help` imports no command."""
 
-_UNLISTED = ("pins", "prepare")
-"""Commands for the systemd unit, not for operators."""
+_UNLISTED = ("explain", "pins", "prepare")
+"""Commands for the systemd unit, not for operators, and another name of `trace`."""
 
 _MODULES = {
     "doctor": "status",
     "events": "network",
+    "explain": "network",
     "leases": "network",
     "peers": "network",
     "ping": "network",
     "pins": "cleanup",
     "prepare": "cleanup",
     "rotate-key": "network",
+    "trace": "network",
 }
 """The module of each command that has no module of its own name."""
 

@@ -20,7 +20,7 @@ from pyflannel.errors import (
     WireError,
 )
 from pyflannel.model.lease import LeaseEntry, PeerEntry
-from pyflannel.model.probe import PingReport
+from pyflannel.model.probe import PingReport, TraceReport
 from pyflannel.model.status import Finding, JournalEntry, Status
 from pyflannel.wire.json_values import ADDRESSES, address_of_text
 
@@ -163,6 +163,11 @@ def parse_events(document: bytes) -> list[JournalEntry]:
 def format_findings(findings: Sequence[Finding], *, is_ok: bool, fixed: Sequence[str] = ()) -> bytes:
     """Return `{"ok": ..., "findings": [...], "fixed": [...]}`."""
     return _encode(Examination(is_ok, tuple(findings), tuple(fixed)))
+
+
+def format_trace(report: TraceReport) -> bytes:
+    """Return the document of `flannelctl trace`."""
+    return _encode(report)
 
 
 def format_ping(report: PingReport) -> bytes:

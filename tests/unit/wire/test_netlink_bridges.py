@@ -22,6 +22,9 @@ def test_a_bridge_that_filters_vlans() -> None:
         kind="bridge",
         bridge=0,
         queueing="noqueue",
+        is_up=True,
+        has_carrier=False,
+        resolves=True,
         filters_vlans=True,
         is_forwarding=False,
     )

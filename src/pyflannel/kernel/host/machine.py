@@ -5,6 +5,7 @@ import contextlib
 import errno
 import hashlib
 import hmac
+import itertools
 import json
 import logging
 import os
@@ -171,6 +172,7 @@ _REFUSED = {
     "tunnel in": (os.strerror(errno.EXDEV), os.strerror(errno.EINVAL)),
     "container in": (os.strerror(errno.EXDEV),),
     "container out": (os.strerror(errno.EXDEV),),
+    "host out": (),
 }
 """Answers of the kernel about a packet whose source the reverse path filter refuses. For a packet to the host
 itself this may be EINVAL, which is also the answer for a blackhole."""
@@ -211,16 +213,25 @@ async def ask_route(
     except TargetError:
         return None
     answer = " ".join(ran.output.split("\n")[0].split()) if not ran.status else ran.cause
-    words = answer.split()
-    link = words[words.index("dev") + 1] if not ran.status and "dev" in words[:-1] else None
+    words = [] if ran.status else answer.split()
+    after = dict(itertools.pairwise(words))
     return RouteAnswer(
         way=way,
         destination=destination,
         text=f"{' '.join(question)}: {answer}",
-        link=link,
+        link=after.get("dev"),
+        gateway=_ipv4(after.get("via")),
+        is_local=words[:1] == ["local"],
         refused_at=arrives_at if ran.status and any(one in ran.complaint for one in _REFUSED[way]) else None,
         rules=rules,
     )
+
+
+def _ipv4(text: str | None) -> IPv4Address | None:
+    """Return the address; None for the word `inet6`, which precedes an IPv6 gateway."""
+    with contextlib.suppress(ValueError):
+        return None if text is None else IPv4Address(text)
+    return None
 
 
 def _number(path: Path) -> int | None:

@@ -20,7 +20,7 @@ _NO_BRIDGE = "docker0"
 """Name of the bridge that the first container will have, while there is no bridge."""
 
 
-class _Flow(NamedTuple):
+class Flow(NamedTuple):
     """Packets of one kind: how a finding names them, and how a rule accepts them."""
 
     code: str
@@ -36,7 +36,68 @@ class _Flow(NamedTuple):
     severity: Severity = "error"
 
 
-def _tunnel_flows(seen: Observed) -> Iterator[_Flow]:
+def tunnel_flow(packet: Packet, port: int, hooks: tuple[Hook, ...], *, severity: Severity = "error") -> Flow:
+    """Return the flow of a tunnel packet that arrives, if the hooks are IN, or leaves, if they are OUT."""
+    noun = f"UDP port {port}"
+    is_in = hooks == IN
+    return Flow(
+        code="tunnel-dropped" if is_in else "tunnel-not-sent",
+        noun=f"tunnel packets of peers to {noun}" if is_in else f"tunnel packets to {noun} of peers",
+        accepted=noun,
+        packet=packet,
+        hooks=hooks,
+        accepts=((f"-p udp --dport {port}", f"udp dport {port}"),),
+        firewalld=f"firewall-cmd --permanent --add-port={port}/udp; firewall-cmd --reload",
+        ufw=f"ufw allow {port}/udp" if is_in else f"ufw allow out {port}/udp",
+        severity=severity,
+    )
+
+
+def overlay_flow(packet: Packet, network: IPv4Network, hooks: tuple[Hook, ...] = THROUGH) -> Flow:
+    """Return the flow of a packet between containers of different hosts."""
+    return Flow(
+        code="forward-dropped",
+        noun=f"packets of {network}",
+        accepted=str(network),
+        packet=packet,
+        hooks=hooks,
+        accepts=((f"-s {network}", f"ip saddr {network}"), (f"-d {network}", f"ip daddr {network}")),
+        firewalld=f"firewall-cmd --permanent --zone=trusted --add-source={network}; firewall-cmd --reload",
+        ufw=f"ufw route allow from {network}; ufw route allow to {network}",
+    )
+
+
+def tunnel_packet(
+    source: IPv4Address, destination: IPv4Address, backend: str, port: int, *, iif: str = "", oif: str = ""
+) -> Packet:
+    """Return the outer packet of a tunnel; vxlan draws the source port from the inner packet."""
+    return Packet(
+        source=source,
+        destination=destination,
+        protocol=UDP,
+        source_port=_ANY_PORT if backend == "vxlan" else port,
+        destination_port=port,
+        iif=iif,
+        oif=oif,
+    )
+
+
+def container_packet(
+    source: IPv4Address, destination: IPv4Address, *, iif: str = "", oif: str = ""
+) -> Packet:
+    """Return the first packet of a TCP connection of a container."""
+    return Packet(
+        source=source,
+        destination=destination,
+        protocol=_TCP,
+        source_port=_ANY_PORT,
+        destination_port=_SERVICE,
+        iif=iif,
+        oif=oif,
+    )
+
+
+def _tunnel_flows(seen: Observed) -> Iterator[Flow]:
     """Yield tunnel packets from and to peers."""
     status = seen.status
     backend, underlay, path = status.backend, status.underlay, status.fast_path
@@ -44,52 +105,15 @@ def _tunnel_flows(seen: Observed) -> Iterator[_Flow]:
         return
     # The programs of the fast path carry most packets past netfilter at the underlay.
     severity: Severity = "warning" if path is not None and path.mode == "safe" else "error"
-    port = backend.port
-    noun = f"UDP port {port}"
-    accepts = ((f"-p udp --dport {port}", f"udp dport {port}"),)
-    firewalld = f"firewall-cmd --permanent --add-port={port}/udp; firewall-cmd --reload"
-    for address in islice(dict.fromkeys(seen.membership.peers.values()), _PEERS):
-        incoming = Packet(
-            source=address,
-            destination=underlay.address,
-            protocol=UDP,
-            source_port=_ANY_PORT if backend.type == "vxlan" else port,
-            destination_port=port,
-            iif=underlay.link,
-        )
-        yield _Flow(
-            "tunnel-dropped",
-            f"tunnel packets of peers to {noun}",
-            noun,
-            incoming,
-            IN,
-            accepts,
-            firewalld,
-            f"ufw allow {port}/udp",
-            severity,
-        )
-        outgoing = Packet(
-            source=underlay.address,
-            destination=address,
-            protocol=UDP,
-            source_port=incoming.source_port,
-            destination_port=port,
-            oif=underlay.link,
-        )
-        yield _Flow(
-            "tunnel-not-sent",
-            f"tunnel packets to {noun} of peers",
-            noun,
-            outgoing,
-            OUT,
-            accepts,
-            firewalld,
-            f"ufw allow out {port}/udp",
-            severity,
-        )
+    here, port = underlay.address, backend.port
+    for there in islice(dict.fromkeys(seen.membership.peers.values()), _PEERS):
+        arriving = tunnel_packet(there, here, backend.type, port, iif=underlay.link)
+        leaving = tunnel_packet(here, there, backend.type, port, oif=underlay.link)
+        yield tunnel_flow(arriving, port, IN, severity=severity)
+        yield tunnel_flow(leaving, port, OUT, severity=severity)
 
 
-def _container_flows(seen: Observed) -> Iterator[_Flow]:
+def _container_flows(seen: Observed) -> Iterator[Flow]:
     """Yield packets between a container of this host and one of another host, in both directions."""
     status, membership = seen.status, seen.membership
     network, own = membership.network, membership.subnet
@@ -98,23 +122,10 @@ def _container_flows(seen: Observed) -> Iterator[_Flow]:
     if network is None or own is None or device is None:
         return
     bridge = next(iter(seen.ports), _NO_BRIDGE)
-    accepts = ((f"-s {network}", f"ip saddr {network}"), (f"-d {network}", f"ip daddr {network}"))
-    firewalld = f"firewall-cmd --permanent --zone=trusted --add-source={network}; firewall-cmd --reload"
-    ufw = f"ufw route allow from {network}; ufw route allow to {network}"
     here = own.network_address + 2
     for there in islice(_containers_elsewhere(seen, network, own), _PEERS):
-        for source, destination, iif, oif in ((here, there, bridge, device), (there, here, device, bridge)):
-            packet = Packet(
-                source=source,
-                destination=destination,
-                protocol=_TCP,
-                source_port=_ANY_PORT,
-                destination_port=_SERVICE,
-                iif=iif,
-                oif=oif,
-            )
-            noun = f"packets of {network}"
-            yield _Flow("forward-dropped", noun, str(network), packet, THROUGH, accepts, firewalld, ufw)
+        yield overlay_flow(container_packet(here, there, iif=bridge, oif=device), network)
+        yield overlay_flow(container_packet(there, here, iif=device, oif=bridge), network)
 
 
 def _containers_elsewhere(seen: Observed, network: IPv4Network, own: IPv4Network) -> Iterator[IPv4Address]:
@@ -125,7 +136,7 @@ def _containers_elsewhere(seen: Observed, network: IPv4Network, own: IPv4Network
         yield last if last not in own else network.network_address + 2
 
 
-def _judgements(seen: Observed) -> Iterator[tuple[_Flow, Judgement]]:
+def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
     if seen.ruleset:
         for flow in (*_tunnel_flows(seen), *_container_flows(seen)):
             yield flow, judge(flow.packet, seen.ruleset, flow.hooks)
@@ -139,14 +150,14 @@ def _filters(seen: Observed) -> Iterator[Finding]:
     for flow, judgement in _judgements(seen):
         chain, rule = judgement.chain, judgement.rule
         if judgement.translation is not None and flow.code == "forward-dropped":
-            changes[_listed(*judgement.translation)] = judgement.translation
+            changes[listed(*judgement.translation)] = judgement.translation
         if chain is None or _is_of_docker(rule, seen):
             continue
-        text = _listed(chain, rule, flow)
+        text = listed(chain, rule, flow)
         if judgement.kind == "unknown":
             unknown[text] = "" if rule is None else why(rule, flow.packet)
         elif (flow.code, text) not in dropped:
-            dropped[flow.code, text] = _dropped(flow, chain, rule, judgement.kind)
+            dropped[flow.code, text] = dropped_by(chain, rule, flow, judgement.kind)
     yield from dropped.values()
     if changes:
         yield _changed(changes)
@@ -166,19 +177,20 @@ def _is_of_docker(rule: Rule | None, seen: Observed) -> bool:
     return rule is not None and any(line.endswith(rule.text) for line in lines)
 
 
-def _dropped(flow: _Flow, chain: BaseChain, rule: Rule | None, kind: str) -> Finding:
+def dropped_by(chain: BaseChain, rule: Rule | None, flow: Flow, kind: str) -> Finding:
+    """Return the finding about a rule, or the policy of a chain, that drops or rejects the packets."""
     verb = "rejects" if kind == "reject" else "drops"
     other = ", even if another chain accepts them" if flow.code == "forward-dropped" else ""
     return Finding(
         code=flow.code,
         severity=flow.severity,
         cause=f"{chain.place} {verb} {flow.noun}{other}",
-        evidence=(_listed(chain, rule, flow),),
+        evidence=(listed(chain, rule, flow),),
         fix=_repair(flow, chain),
     )
 
 
-def _listed(chain: BaseChain, rule: Rule | None, flow: _Flow | None = None) -> str:
+def listed(chain: BaseChain, rule: Rule | None, flow: Flow | None = None) -> str:
     """Return the rule as its program lists it, or the policy."""
     if rule is None:
         accepted = "it" if flow is None else flow.accepted
@@ -194,7 +206,7 @@ def _listed(chain: BaseChain, rule: Rule | None, flow: _Flow | None = None) -> s
     return f"{chain.program} rule in {chain.table} {name}: {rule.text}"
 
 
-def _repair(flow: _Flow, chain: BaseChain) -> str:
+def _repair(flow: Flow, chain: BaseChain) -> str:
     """Return the command by which the chain accepts the packets, for the program that owns it."""
     if chain.program == "nft":
         if chain.table == "firewalld":

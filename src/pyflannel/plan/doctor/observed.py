@@ -19,8 +19,9 @@ NAMED = 8
 """Most objects that one finding names."""
 
 
-Way = Literal["tunnel in", "container in", "container out"]
-"""A tunnel packet from a peer to this host; a packet of a container from, or to, another host."""
+Way = Literal["tunnel in", "container in", "container out", "host out"]
+"""A tunnel packet from a peer to this host; a packet of a container from, or to, another host; a packet that
+this host itself sends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,8 @@ class RouteAnswer:
         destination: the destination of the packet.
         text: the question and the answer in one line.
         link: interface by which the packet leaves; None if it does not leave.
+        gateway: the next hop, if it is not the destination itself.
+        is_local: the packet is for this host itself.
         refused_at: interface whose reverse path filter drops the packet; None if none does.
         rules: policy rules of other programs, as `ip rule` lists them.
     """
@@ -39,6 +42,8 @@ class RouteAnswer:
     destination: IPv4Address
     text: str
     link: str | None = None
+    gateway: IPv4Address | None = None
+    is_local: bool = False
     refused_at: str | None = None
     rules: tuple[str, ...] = ()
 

@@ -43,11 +43,12 @@ def _reverse_path(seen: Observed) -> Iterator[Finding]:
             severity="warning",
             cause=f"packets of these peers from the tunnel are dropped: the route to them is not by {tunnel}",
             evidence=(f"rp_filter of {tunnel} is 1, strict", *some([shown(route) for route in elsewhere])),
-            fix=_loosened(tunnel),
+            fix=loosened(tunnel),
         )
 
 
-def _loosened(link: str) -> str:
+def loosened(link: str) -> str:
+    """Return the command that makes the reverse path filter of a link loose."""
     return f"sysctl -w net/ipv4/conf/all/rp_filter=2 net/ipv4/conf/{link}/rp_filter=2"
 
 
@@ -64,7 +65,7 @@ def _source_refused(seen: Observed) -> Iterator[Finding]:
             cause=f"rp_filter drops packets of peers that arrive at {link}: the route to their source uses"
             " another interface",
             evidence=some(lines),
-            fix=_loosened(link),
+            fix=loosened(link),
         )
 
 

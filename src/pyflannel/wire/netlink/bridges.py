@@ -23,6 +23,7 @@ _U32 = struct.Struct("=I")
 _GET_NEIGHBOUR = 30  # RTM_GETNEIGH
 _BRIDGE = 7  # AF_BRIDGE
 
+_UP, _NO_ARP, _LOWER_UP = 0x1, 0x80, 0x10000  # IFF_UP, IFF_NOARP, IFF_LOWER_UP (linux/if.h)
 _NAME = 3
 _QUEUEING = 6
 _MASTER = 10
@@ -47,6 +48,9 @@ class BridgeLink:
         kind: the kernel's kind; `bridge` for a bridge.
         bridge: index of the bridge of which the link is a port; 0 for none.
         queueing: name of its queueing discipline.
+        is_up: administratively up.
+        has_carrier: its lower layer is up; for a bridge: one of its ports.
+        resolves: it resolves addresses to MAC addresses by ARP.
         filters_vlans: for a bridge: it filters VLANs.
         is_forwarding: for a port: it forwards frames.
     """
@@ -56,6 +60,9 @@ class BridgeLink:
     kind: str
     bridge: int
     queueing: str
+    is_up: bool
+    has_carrier: bool
+    resolves: bool
     filters_vlans: bool
     is_forwarding: bool
 
@@ -66,7 +73,7 @@ def parse_bridge_link(body: bytes) -> BridgeLink:
     Raises:
         WireError: too short, or an attribute has an invalid length.
     """
-    _, _, index, _, _ = unpack(_LINK, body)
+    _, _, index, flags, _ = unpack(_LINK, body)
     found = attributes(body, _LINK.size)
     info = attributes(found.get(_INFO, b""))
     kind = text(info.get(_INFO_KIND, b""))
@@ -78,6 +85,9 @@ def parse_bridge_link(body: bytes) -> BridgeLink:
         kind=kind,
         bridge=integer(found.get(_MASTER, b"")),
         queueing=text(found.get(_QUEUEING, b"")),
+        is_up=bool(flags & _UP),
+        has_carrier=bool(flags & _LOWER_UP),
+        resolves=not flags & _NO_ARP,
         filters_vlans=bool(integer(data.get(_VLAN_FILTERING, b""))),
         is_forwarding=integer(port.get(_PORT_STATE, b"")) == _FORWARDING,
     )

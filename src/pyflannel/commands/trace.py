@@ -1,0 +1,274 @@
+"""Reads the objects of the kernel that a packet meets on its way, and follows the packet through them."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.examination import interfaces_of_host, leases_of_host, programs_of, status_of_host
+from pyflannel.commands.reach import probe_path
+from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
+from pyflannel.kernel.filters.programs import run_program
+from pyflannel.kernel.filters.ruleset import ReadRules, read_ruleset
+from pyflannel.kernel.host.machine import ask_route, forwards
+from pyflannel.kernel.network.echo import send_echoes
+from pyflannel.kernel.network.items import fdb_entry_of, link_of
+from pyflannel.kernel.network.netlink_socket import RequestSocket
+from pyflannel.model.fast_path import BpfPeer, BpfProgram
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host import Interfaces
+from pyflannel.model.probe import Echo, PingReport, PingStep, TraceReport
+from pyflannel.model.route import FdbEntry
+from pyflannel.model.state import State
+from pyflannel.model.status import Status
+from pyflannel.plan.doctor.peers import judged
+from pyflannel.plan.trace.facts import Facts, RouteQuestion, TraceLink
+from pyflannel.plan.trace.way import follow
+from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.wire.netlink.bridges import dump_learned, parse_bridge_link, parse_learned
+from pyflannel.wire.netlink.links import dump_links, parse_link
+from pyflannel.wire.netlink.neighbours import dump_fdb, dump_neighbours, parse_fdb_entry, parse_neighbour
+from pyflannel.wire.wireguard import DumpedDevice, parse_dump
+
+_MOST_QUESTIONS = 16
+"""Most questions about routes; a packet has fewer steps."""
+
+_DEADLINE_S = 2.0
+"""Deadline for each part that may hang: the forwarder, wg, the programs."""
+
+
+async def trace_packet(
+    places: Places, socket: Path | None, source: IPv4Address | None, destination: IPv4Address
+) -> TraceReport:
+    """Follow a packet between two addresses, one of which is on this host.
+
+    Args:
+        places: those of the daemon.
+        socket: control socket, if it was given.
+        source: None for a container of this host, or for the host itself if it has none.
+        destination: the other end.
+
+    Raises:
+        FlannelError: neither address is on this host.
+        NotReadyError: flanneld does not respond, and has left no leases.
+        TargetError: the kernel cannot be read.
+    """
+    if socket is not None:
+        places = replace(places, run_dir=socket.parent)
+    status, leases, interfaces = await asyncio.gather(
+        status_of_host(places), leases_of_host(places), interfaces_of_host()
+    )
+    if not leases:
+        raise NotReadyError(
+            "no lease is known on this host: flanneld does not respond, or has none",
+            hint="flannelctl doctor",
+        )
+    if source is None:
+        source = await _container_of(status, interfaces)
+    facts = Facts(source=source, destination=destination, leases=leases, interfaces=interfaces)
+    facts = replace(facts, network=status.network.network if status.network else None)
+    _check_ends(facts)
+    probed, silent = await _probe(facts, status)
+    facts = replace(facts, probed=probed, silent=silent)
+    return await _followed(await _read(facts, places))
+
+
+def _check_ends(facts: Facts) -> None:
+    if facts.is_here(facts.source) or facts.is_here(facts.destination):
+        return
+    holders = [facts.lease_of(one) for one in (facts.source, facts.destination)]
+    hosts = [str(one.host_name or one.public_ip) for one in holders if one is not None]
+    raise FlannelError(
+        f"neither {facts.source} nor {facts.destination} is an address of this host or of its containers",
+        hint=f"Run it on {' or '.join(hosts)}." if hosts else "'flannelctl leases' lists the hosts.",
+    )
+
+
+async def _container_of(status: Status, interfaces: Interfaces) -> IPv4Address:
+    """Return the address of a container of this host that the kernel knows, or of the host on its bridge.
+
+    Raises:
+        FlannelError: this host has neither.
+    """
+    own = status.lease.subnet if status.lease is not None else None
+    bridges = [
+        (one.name, held.address.ip)
+        for one in interfaces.interfaces
+        if one.kind == "bridge" and own is not None
+        for held in one.addresses
+        if isinstance(held.address.ip, IPv4Address) and held.address.ip in own
+    ]
+    with contextlib.closing(RequestSocket()) as requests:
+        tables = await _Tables.read(requests)
+    known = [
+        address
+        for bridge, gateway in bridges
+        for (link, address), mac in tables.neighbours.items()
+        if link == bridge and address != gateway and (bridge, mac) in tables.ports
+    ]
+    found = min(known, default=bridges[0][1] if bridges else None)
+    if found is None and status.underlay is not None:
+        found = status.underlay.address
+    if found is None:
+        raise FlannelError(
+            "this host has no container, no bridge of containers and no known address",
+            hint="Name the source: flannelctl trace SOURCE DESTINATION",
+        )
+    return found
+
+
+async def _probe(facts: Facts, status: Status) -> tuple[PingReport | None, frozenset[IPv4Address]]:
+    """Probe the other host, and the containers of this host.
+
+    This also fills the neighbour tables of the kernel.
+    """
+    ends = [facts.source, facts.destination]
+    near = [one for one in ends if facts.is_here(one) and facts.interfaces.holder(one) is None]
+    far = next((one for one in ends if not facts.is_here(one)), None)
+    peer = None if far is None else facts.lease_of(far)
+    container = None if peer is None or far in (peer.public_ip, peer.subnet.network_address) else far
+    try:
+        answers, steps = await asyncio.gather(
+            send_echoes([Echo(destination=one) for one in near]),
+            probe_path(status, peer, container) if peer is not None else _no_steps(),
+        )
+    except TargetError:
+        return None, frozenset()
+    silent = frozenset(one for one, answer in zip(near, answers, strict=True) if answer.state != "reached")
+    if peer is None:
+        return None, silent
+    return judged(peer, steps, is_container=container is not None, status=status, local=()), silent
+
+
+async def _no_steps() -> list[PingStep]:
+    return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tables:
+    """The tables of the kernel for links, neighbours and forwarding of frames."""
+
+    links: dict[str, TraceLink]
+    neighbours: dict[tuple[str, IPv4Address], str]
+    fdb: dict[tuple[str, str], FdbEntry]
+    ports: dict[tuple[str, str], str]
+
+    @classmethod
+    async def read(cls, requests: RequestSocket) -> "_Tables":
+        """Read the tables of this network namespace.
+
+        Raises:
+            TargetError: the kernel refused or did not answer.
+        """
+        records = await requests.dump(dump_links(), parse_link)
+        names = {one.index: one.name for one in records}
+        items = {one.index: link_of(one, names) for one in records}
+        states = await requests.dump(dump_links(), parse_bridge_link)
+        links = {
+            one.name: TraceLink(
+                name=one.name,
+                kind=one.kind,
+                is_up=one.is_up,
+                has_carrier=one.has_carrier,
+                resolves=one.resolves,
+                is_forwarding=one.is_forwarding or not one.bridge,
+                vxlan=items[one.index].vxlan if one.index in items else None,
+            )
+            for one in states
+        }
+        near = await requests.dump(dump_neighbours(0), parse_neighbour)
+        entries = [
+            fdb_entry_of(entry, names)
+            for one in states
+            if one.kind == "vxlan"
+            for entry in await requests.dump(dump_fdb(one.index), parse_fdb_entry)
+            if entry.index == one.index
+        ]
+        learned = [
+            entry
+            for one in states
+            if one.kind == "bridge"
+            for entry in await requests.dump(dump_learned(one.index), parse_learned)
+        ]
+        return cls(
+            links=links,
+            neighbours={
+                (names.get(one.index, ""), one.address): one.mac
+                for one in near
+                if isinstance(one.address, IPv4Address) and one.mac
+            },
+            fdb={(one.link, one.mac): one for one in entries},
+            ports={(names.get(bridge, ""), mac): names.get(port, "") for bridge, port, mac in learned},
+        )
+
+
+async def _read(facts: Facts, places: Places) -> Facts:
+    with contextlib.closing(RequestSocket()) as requests:
+        tables = await _Tables.read(requests)
+    rules, programs, forwarder, encryption = await asyncio.gather(
+        read_ruleset(), _programs(places), _forwarder(places), _encryption(tables.links.values())
+    )
+    return replace(
+        facts,
+        links=tables.links,
+        neighbours=tables.neighbours,
+        fdb=tables.fdb,
+        ports=tables.ports,
+        forwards=forwards(),
+        ruleset=rules.ruleset,
+        rules_unread=_unread(rules),
+        programs=programs[0],
+        program_peers=programs[1],
+        forwarder=forwarder[0],
+        forwarder_peers=forwarder[1],
+        encryption=[one.peer for device in encryption for one in device.peers],
+        listen_ports={device.link: device.port for device in encryption},
+    )
+
+
+def _unread(rules: ReadRules) -> str | None:
+    return str(rules.failures[0]) if rules.failures else None
+
+
+async def _programs(places: Places) -> tuple[tuple[BpfProgram, ...], tuple[BpfPeer, ...]]:
+    with contextlib.suppress(FlannelError, OSError, TimeoutError):
+        async with asyncio.timeout(_DEADLINE_S):
+            return await programs_of(places)
+    return (), ()
+
+
+async def _forwarder(places: Places) -> tuple[Forwarder | None, tuple[ForwarderPeer, ...]]:
+    with contextlib.suppress(FlannelError, TimeoutError):
+        async with asyncio.timeout(_DEADLINE_S), ForwarderTarget(places.run_dir) as target:
+            found = await target.snapshot(State.EMPTY)
+            return next(iter(found.of_type(Forwarder)), None), tuple(found.of_type(ForwarderPeer))
+    return None, ()
+
+
+async def _encryption(links: Iterable[TraceLink]) -> list[DumpedDevice]:
+    """Return the WireGuard devices: those of the kernel, and those of wireguard-go."""
+    found: list[DumpedDevice] = []
+    for link in links:
+        if link.kind in ("wireguard", "tun"):
+            with contextlib.suppress(TargetError, WireError):
+                ran = await run_program("wg", "show", link.name, "dump")
+                if not ran.status:
+                    found.append(parse_dump(link.name, ran.output))
+    return found
+
+
+async def _followed(facts: Facts) -> TraceReport:
+    """Ask the kernel about the routes of the packet, one after the other, as its way depends on them."""
+    for _ in range(_MOST_QUESTIONS):
+        match follow(facts):
+            case RouteQuestion() as one:
+                answer = await ask_route(
+                    one.way, one.destination, source=one.source, arrives_at=one.arrives_at
+                )
+                facts = replace(facts, answers={**facts.answers, one: answer})
+            case TraceReport() as report:
+                return report
+    raise TargetError("the way of the packet has too many steps", hint="Report this, with 'ip route'.")

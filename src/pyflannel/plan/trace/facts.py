@@ -1,0 +1,191 @@
+"""The objects of the kernel that a packet may meet, and the steps of its way."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.model.fast_path import BpfPeer, BpfProgram, Role
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host import Interface, Interfaces
+from pyflannel.model.lease import LeaseEntry, host_text
+from pyflannel.model.link import Vxlan
+from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.probe import PingReport, TraceStep, TraceStepName
+from pyflannel.model.route import FdbEntry
+from pyflannel.model.wireguard import WireguardPeer
+from pyflannel.plan.doctor.filters import Flow, container_packet, overlay_flow
+from pyflannel.plan.doctor.observed import RouteAnswer, Way
+from pyflannel.plan.netfilter import IN, OUT, THROUGH
+
+REPAIR = (
+    "flannelctl status  # a running flanneld restores it within seconds; flannelctl events shows refusals"
+)
+LOOK = "flannelctl doctor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceLink:
+    """A link of this host.
+
+    Attributes:
+        kind: the kernel's kind; "" for a physical device.
+        resolves: it resolves addresses to MAC addresses by ARP.
+        is_forwarding: for a port of a bridge: it forwards frames.
+    """
+
+    name: str
+    kind: str = ""
+    is_up: bool = True
+    has_carrier: bool = True
+    resolves: bool = True
+    is_forwarding: bool = True
+    vxlan: Vxlan | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteQuestion:
+    """A question to the kernel about the route of a packet."""
+
+    way: Way
+    destination: IPv4Address
+    source: IPv4Address | None = None
+    arrives_at: str | None = None
+
+
+class UnansweredError(Exception):
+    """A question about a route has no answer yet."""
+
+    def __init__(self, question: RouteQuestion) -> None:
+        super().__init__(question)
+        self.question = question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """The objects of the kernel of this host, the answers of the kernel, and the answers of probes.
+
+    Attributes:
+        network: range of the overlay; None if it is unknown.
+        leases: the leases of all hosts.
+        neighbours: MAC address of a neighbour, by its link and its address; without unresolved ones.
+        fdb: by the device and the MAC address.
+        ports: name of the port of a bridge behind which a MAC address was learned, by bridge and address.
+        forwards: the host forwards IPv4 packets; None if this is unknown.
+        rules_unread: why filter rules could not be read; None if all were.
+        encryption: all WireGuard peers of this host.
+        listen_ports: UDP port of each WireGuard device, by its name.
+        answers: None as an answer: the kernel could not be asked.
+        probed: the answers of the other host; None if no probe could be sent.
+        silent: containers of this host that did not answer an ICMP echo.
+    """
+
+    source: IPv4Address
+    destination: IPv4Address
+    network: IPv4Network | None = None
+    leases: Sequence[LeaseEntry] = ()
+    links: Mapping[str, TraceLink] = field(default_factory=dict)
+    interfaces: Interfaces = field(default_factory=Interfaces)
+    neighbours: Mapping[tuple[str, IPv4Address], str] = field(default_factory=dict)
+    fdb: Mapping[tuple[str, str], FdbEntry] = field(default_factory=dict)
+    ports: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    forwards: bool | None = True
+    ruleset: Ruleset = ()
+    rules_unread: str | None = None
+    programs: Sequence[BpfProgram] = ()
+    program_peers: Sequence[BpfPeer] = ()
+    forwarder: Forwarder | None = None
+    forwarder_peers: Sequence[ForwarderPeer] = ()
+    encryption: Sequence[WireguardPeer] = ()
+    listen_ports: Mapping[str, int] = field(default_factory=dict)
+    answers: Mapping[RouteQuestion, RouteAnswer | None] = field(default_factory=dict)
+    probed: PingReport | None = None
+    silent: frozenset[IPv4Address] = frozenset()
+
+    def route(
+        self,
+        way: Way,
+        destination: IPv4Address,
+        source: IPv4Address | None = None,
+        arrives_at: str | None = None,
+    ) -> RouteAnswer:
+        """Return the answer of the kernel.
+
+        Raises:
+            UnansweredError: the question has no answer yet.
+        """
+        question = RouteQuestion(way=way, destination=destination, source=source, arrives_at=arrives_at)
+        if question not in self.answers:
+            raise UnansweredError(question)
+        found = self.answers[question]
+        return found or RouteAnswer(way=way, destination=destination, text="the kernel could not be asked")
+
+    def lease_of(self, address: IPv4Address) -> LeaseEntry | None:
+        """Return the lease of the host of an address."""
+        return next(
+            (one for one in self.leases if address in one.subnet or address == one.public_ip),
+            None,
+        )
+
+    def bridge_of(self, address: IPv4Address) -> Interface | None:
+        """Return the bridge of this host in whose prefix the address is."""
+        bridges = (one for one in self.interfaces.interfaces if one.kind == "bridge")
+        return next(
+            (one for one in bridges if any(address in held.address.network for held in one.addresses)), None
+        )
+
+    def is_here(self, address: IPv4Address) -> bool:
+        """Return whether the address belongs to this host or is in the prefix of one of its bridges."""
+        return self.interfaces.holder(address) is not None or self.bridge_of(address) is not None
+
+    def program(self, role: Role, link: str) -> BpfProgram | None:
+        """Return the current program of a role at a link."""
+        found = (one for one in self.programs if one.is_current)
+        return next((one for one in found if one.role is role and one.link == link), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leg:
+    """One direction: from a container to another one, or its reply."""
+
+    source: IPv4Address
+    destination: IPv4Address
+    is_way_back: bool = False
+
+    def flow(self, facts: Facts, iif: str, oif: str) -> Flow:
+        """Return the packet at the filter rules."""
+        packet = container_packet(self.source, self.destination, iif=iif, oif=oif)
+        if self.is_way_back:
+            packet = replace(packet, state="established")
+        hooks = THROUGH if iif and oif else IN if iif else OUT
+        return overlay_flow(packet, facts.network or IPv4Network(self.destination), hooks)
+
+    @property
+    def reply(self) -> "Leg":
+        """The way of the answer."""
+        return Leg(source=self.destination, destination=self.source, is_way_back=True)
+
+
+def passes(name: TraceStepName, found: str) -> TraceStep:
+    """Return a step that the packet passes."""
+    return TraceStep(name=name, state="passes", found=found)
+
+
+def fails(name: TraceStepName, found: str, cause: str, fix: str) -> TraceStep:
+    """Return a step that stops the packet."""
+    return TraceStep(name=name, state="fails", found=found, cause=cause, fix=fix)
+
+
+def unknown(name: TraceStepName, found: str, cause: str) -> TraceStep:
+    """Return a step about which this host knows too little."""
+    return TraceStep(name=name, state="unknown", found=found, cause=cause)
+
+
+def host_of(peer: LeaseEntry) -> str:
+    """Return the host of a lease in words."""
+    return host_text(peer.public_ip, peer.host_name)
+
+
+def link_down(name: TraceStepName, link: TraceLink) -> TraceStep:
+    """Return the step of a link that is down."""
+    found = f"ip link show {link.name}: state DOWN"
+    return fails(name, found, f"{link.name} is down", f"ip link set {link.name} up")

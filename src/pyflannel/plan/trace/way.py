@@ -1,0 +1,210 @@
+"""Follows one packet between containers: out of this host, into it, or between two of its containers.
+
+A generator of steps may continue after a step that fails; `follow` stops there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.probe import TraceReport, TraceStep, TraceStepName
+from pyflannel.plan.doctor.observed import RouteAnswer
+from pyflannel.plan.doctor.packets import loosened
+from pyflannel.plan.trace.facts import (
+    LOOK,
+    REPAIR,
+    Facts,
+    Leg,
+    RouteQuestion,
+    TraceLink,
+    UnansweredError,
+    fails,
+    host_of,
+    link_down,
+    passes,
+    unknown,
+)
+from pyflannel.plan.trace.tunnel import from_wire, is_tunnel, rules, through
+
+
+def follow(facts: Facts) -> TraceReport | RouteQuestion:
+    """Return the way of the packet, or a question that the kernel must answer first.
+
+    One of the two addresses must be on this host.
+    """
+    leg = Leg(source=facts.source, destination=facts.destination)
+    steps: list[TraceStep] = []
+    try:
+        for step in _outgoing(facts, leg) if facts.is_here(leg.source) else _incoming(facts, leg):
+            steps.append(step)
+            if step.state == "fails":
+                break
+    except UnansweredError as error:
+        return error.question
+    failed = steps[-1] if steps[-1].state == "fails" else None
+    return TraceReport(
+        source=facts.source,
+        destination=facts.destination,
+        ok=failed is None,
+        steps=tuple(steps),
+        stops=None if failed is None else failed.name,
+        cause=None if failed is None else failed.cause,
+        fix=None if failed is None else failed.fix,
+    )
+
+
+def _outgoing(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
+    holder, arrives_at = facts.interfaces.holder(leg.source), ""
+    if holder is not None:
+        yield passes("host", f"{leg.source} is an address of this host, on {holder.name}")
+    else:
+        yield from _to_container(facts, leg.source)
+        arrives_at = facts.route("host out", leg.source).link or ""
+        yield from _forwarding(facts)
+    answer = facts.route(
+        "container out" if arrives_at else "host out", leg.destination, leg.source, arrives_at or None
+    )
+    yield from _routed(facts, leg, answer, arrives_at)
+    link = facts.links.get(answer.link or "")
+    if answer.is_local or link is None:
+        return
+    if facts.is_here(leg.destination):
+        yield from _to_container(facts, leg.destination)
+        return
+    yield from through(facts, leg, link, answer.gateway or leg.destination)
+    peer = facts.lease_of(leg.destination)
+    if peer is not None and not leg.is_way_back:
+        yield from _answer(facts, leg, peer)
+
+
+def _forwarding(facts: Facts) -> Iterator[TraceStep]:
+    if facts.forwards is False:
+        yield fails(
+            "route",
+            "net.ipv4.ip_forward = 0",
+            "the host forwards no packets",
+            "sysctl -w net.ipv4.ip_forward=1",
+        )
+
+
+def _routed(facts: Facts, leg: Leg, answer: RouteAnswer, arrives_at: str) -> Iterator[TraceStep]:
+    """Yield the route of the packet, and the filter rules on this route."""
+    link = facts.links.get(answer.link or "")
+    peer = facts.lease_of(leg.destination)
+    hop = answer.gateway or leg.destination
+    if answer.refused_at is not None:
+        yield fails(
+            "route",
+            answer.text,
+            f"rp_filter drops the packet at {answer.refused_at}: the route to its source uses another link",
+            loosened(answer.refused_at),
+        )
+    elif answer.is_local:
+        yield passes("route", answer.text)
+        yield from rules(facts, leg.flow(facts, arrives_at or "lo", ""))
+        return
+    elif link is None:
+        yield fails("route", answer.text, f"the kernel has no route to {leg.destination}", REPAIR)
+        return
+    elif (
+        peer is not None
+        and not is_tunnel(link)
+        and not facts.is_here(leg.destination)
+        and peer.public_ip not in (hop, leg.destination)
+    ):
+        cause = (
+            f"the packet leaves by {link.name} to {hop}, not to the holder of {peer.subnet}, {host_of(peer)}"
+        )
+        yield fails("route", answer.text, cause, REPAIR)
+    yield passes("route", answer.text)
+    if link is not None:
+        yield from rules(facts, leg.flow(facts, arrives_at, link.name))
+
+
+def _answer(facts: Facts, leg: Leg, peer: LeaseEntry) -> Iterator[TraceStep]:
+    """Yield the answer of the other host. Without one, the way of the reply on this host precedes it."""
+    probed = facts.probed
+    if probed is None:
+        yield unknown("peer", host_of(peer), "no probe could be sent: run flannelctl as root")
+        return
+    text = "; ".join(f"{one.name} {one.destination} {one.state}" for one in probed.steps)
+    if probed.ok:
+        yield passes("peer", f"{host_of(peer)}: {text}")
+        return
+    for step in (_outgoing if facts.is_here(leg.destination) else _incoming)(facts, leg.reply):
+        yield replace(step, is_way_back=True)
+    name: TraceStepName = "underlay" if probed.stops == "underlay" else "peer"
+    yield fails(name, f"{host_of(peer)}: {text}", probed.cause or "no answer", probed.fix or LOOK)
+
+
+def _incoming(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
+    peer = facts.lease_of(leg.source)
+    if peer is None:
+        yield fails("peer", "no lease", f"no host has a lease for {leg.source}", "flannelctl leases")
+        return
+    if not leg.is_way_back:
+        yield passes("peer", f"{host_of(peer)} holds {peer.subnet}")
+    back = facts.route("host out", leg.source)
+    link = facts.links.get(back.link or "")
+    if link is None or (not is_tunnel(link) and (back.gateway or leg.source) != peer.public_ip):
+        cause = f"this host has no route back to {leg.source} by the overlay"
+        yield fails("route", back.text, cause, REPAIR)
+        return
+    if not link.is_up:
+        yield link_down("device", link)
+    yield from from_wire(facts, leg, peer, link)
+    yield from _forwarding(facts) if facts.interfaces.holder(leg.destination) is None else ()
+    answer = facts.route("container in", leg.destination, leg.source, link.name)
+    yield from _routed(facts, leg, answer, link.name)
+    if not answer.is_local:
+        yield from _to_container(facts, leg.destination)
+    if not leg.is_way_back:
+        yield from _answer(facts, leg, peer)
+
+
+def _to_container(facts: Facts, address: IPv4Address) -> Iterator[TraceStep]:
+    """Yield the bridge and the container with an address of this host."""
+    bridge = facts.bridge_of(address)
+    if bridge is not None and not bridge.is_up:
+        yield link_down("bridge", TraceLink(name=bridge.name))
+        return
+    near = facts.route("host out", address)
+    link = facts.links.get(near.link or "")
+    if near.is_local:
+        return
+    if link is None or near.gateway is not None or (bridge is not None and link.name != bridge.name):
+        place = bridge.name if bridge is not None else "a bridge"
+        yield fails("bridge", near.text, f"packets to {address} do not take {place} of this host", LOOK)
+        return
+    if link.kind == "bridge" and not link.has_carrier:
+        found = f"ip link show {link.name}: NO-CARRIER"
+        cause = f"no port of {link.name} is up: no container is connected to it"
+        yield fails("bridge", found, cause, f"ip link set PORT master {link.name} up")
+        return
+    mac = facts.neighbours.get((link.name, address))
+    if mac is None:
+        found = f"ip neighbour show {address} dev {link.name}: no MAC address"
+        cause = f"no container at {link.name} has the address {address}: none answers ARP"
+        yield fails("container", found, cause, "docker inspect CONTAINER  # compare its address")
+        return
+    yield from _port(facts, link, address, mac)
+    yield passes("container", f"{address} is {mac} at {link.name}")
+
+
+def _port(facts: Facts, link: TraceLink, address: IPv4Address, mac: str) -> Iterator[TraceStep]:
+    if link.kind != "bridge":
+        return
+    port = facts.links.get(facts.ports.get((link.name, mac), ""))
+    if port is not None and port.is_forwarding and port.is_up:
+        yield passes("bridge", f"{link.name}, port {port.name}")
+    elif port is not None:
+        found = f"bridge link show dev {port.name}: not forwarding"
+        cause = f"the port {port.name} of {link.name} forwards no frames"
+        yield fails("bridge", found, cause, f"ip link set {port.name} up")
+    elif address in facts.silent:
+        found = f"bridge fdb show br {link.name}: no port for {mac}"
+        cause = f"no port of {link.name} leads to {address}: its veth is down, or the container has ended"
+        yield fails("bridge", found, cause, f"bridge link show  # the ports of {link.name} and their states")
+    else:
+        yield passes("bridge", f"{link.name}, every port")

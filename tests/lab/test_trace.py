@@ -1,0 +1,216 @@
+"""flannelctl trace on real hosts: each step of the way is broken in turn, and trace names it."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from pyflannel.lab.containers import Container
+from pyflannel.lab.topology import Host
+from pyflannel.lab.waiting import together
+from testlab.documents import read_document
+from testlab.overlay import Overlay
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+class Way(NamedTuple):
+    """Two hosts on one link, each with a container. No flanneld runs that would repair damage."""
+
+    one: Host
+    other: Host
+    near: Container
+    far: Container
+
+    def trace(self, *addresses: object, exit_code: int = 0) -> dict[str, Any]:
+        words = ["flannelctl", "trace", "--json", *map(str, addresses)]
+        ran = self.one.run(words, check=False)
+        assert ran.returncode == exit_code, ran.stdout + ran.stderr
+        return read_document(["trace"], ran.stdout)
+
+
+class Fault(NamedTuple):
+    """A fault, its reversal, and the step that must fail.
+
+    Attributes:
+        is_far: on the other host.
+        is_in: the packet is from the other host.
+        is_way_back: trace names a step of the reply.
+    """
+
+    do: str
+    undo: str
+    step: str
+    is_far: bool = False
+    is_in: bool = False
+    is_way_back: bool = False
+
+
+def rule(chain: str, match: str, *, is_far: bool = False, is_way_back: bool = False) -> Fault:
+    do, undo = (f"iptables {option} {chain} {match} -j DROP" for option in ("-I", "-D"))
+    return Fault(do, undo, "peer" if is_far else "rule", is_far, False, is_way_back)
+
+
+def moved(way: Way, show: str, delete: str, add: str, step: str) -> Fault:
+    """Return the loss of an object that `ip` or `bridge` shows in a form that it accepts."""
+    shown = way.one.run(["sh", "-c", show]).stdout.split("\n")[0]
+    return Fault(delete, f"{add} {shown}", step)
+
+
+def common_faults(way: Way) -> list[Fault]:
+    """Faults that every backend may have."""
+    port = "c-c"
+    return [
+        Fault("ip link set br0 down", "ip link set br0 up", "bridge"),
+        Fault(f"ip link set {port} nomaster", f"ip link set {port} master br0", "bridge"),
+        Fault(f"ip link set {port} nomaster", f"ip link set {port} master br0", "bridge", is_in=True),
+        Fault(
+            "ip -n c address flush dev eth0; ip neighbour flush dev br0",
+            f"ip -n c address add {way.near.address}/28 dev eth0;"
+            f" ip -n c route add default via {way.one.gateway().ip}",
+            "container",
+        ),
+        Fault("sysctl -qw net.ipv4.ip_forward=0", "sysctl -qw net.ipv4.ip_forward=1", "route"),
+        rule("FORWARD", f"-s {way.near.address}"),
+        Fault(
+            f"nft 'table inet fw {{ chain f {{ type filter hook forward priority 1;"
+            f" ip saddr {way.far.address} ip daddr {way.near.address} drop; }}; }}'",
+            "nft delete table inet fw",
+            "rule",
+            is_in=True,
+        ),
+        Fault(
+            f"iptables -I FORWARD -s {way.far.address} -j DROP",
+            f"iptables -D FORWARD -s {way.far.address} -j DROP",
+            "peer",
+            is_far=True,
+        ),
+        Fault(
+            "ip -n c link set eth0 down",
+            f"ip -n c link set eth0 up; ip -n c route add default via {way.other.gateway().ip}",
+            "peer",
+            is_far=True,
+        ),
+        underlay_lost(way),
+    ]
+
+
+def route_lost(way: Way) -> Fault:
+    subnet = way.other.lease()
+    return moved(way, f"ip route show {subnet}", f"ip route del {subnet}", "ip route add", "route")
+
+
+def underlay_lost(way: Way) -> Fault:
+    """The other host has lost its address."""
+    address = way.other.address
+    return Fault(
+        f"ip address del {address}/24 dev eth0",
+        f"ip address add {address}/24 dev eth0; ip route add default via 10.10.10.1",
+        "underlay",
+        is_far=True,
+    )
+
+
+def vxlan_faults(way: Way) -> list[Fault]:
+    subnet, to = way.other.lease(), "ip neighbour replace"
+    gateway = subnet.network_address
+    mac = way.other.run(["cat", "/sys/class/net/flannel.1/address"]).stdout.strip()
+    entry = f"{mac} dev flannel.1 dst"
+    return [
+        Fault(
+            f"ip neighbour del {gateway} dev flannel.1",
+            f"{to} {gateway} lladdr {mac} dev flannel.1 nud permanent",
+            "neighbour",
+        ),
+        rule("INPUT", "-p udp --dport 8472", is_way_back=True),
+        Fault(
+            f"bridge fdb del {entry} {way.other.address}",
+            f"bridge fdb replace {entry} {way.other.address}",
+            "fdb",
+        ),
+        Fault(
+            f"bridge fdb replace {entry} 10.10.10.77",
+            f"bridge fdb replace {entry} {way.other.address}",
+            "fdb",
+        ),
+        rule("OUTPUT", "-p udp --dport 8472"),
+        rule("INPUT", "-p udp --dport 8472", is_far=True),
+        route_lost(way),
+    ]
+
+
+def udp_faults(way: Way) -> list[Fault]:
+    forwarder = json.loads(way.one.flannelctl("status", "--json", check=False))["forwarder"]
+    return [
+        rule("OUTPUT", "-p udp --dport 8285"),
+        rule("INPUT", "-p udp --dport 8285", is_far=True),
+        route_lost(way),
+        Fault(f"kill {forwarder['pid']}", "true", "forwarder"),
+    ]
+
+
+def host_gw_faults(way: Way) -> list[Fault]:
+    subnet = way.other.lease()
+    return [
+        route_lost(way),
+        Fault(
+            f"ip route replace {subnet} via 10.10.10.1",
+            f"ip route replace {subnet} via {way.other.address}",
+            "route",
+        ),
+    ]
+
+
+QUICK = 2
+"""Faults of the short form."""
+
+BACKENDS: dict[str, Callable[[Way], list[Fault]]] = {
+    "vxlan": lambda way: [*common_faults(way), *vxlan_faults(way)],
+    "udp": udp_faults,
+    "host-gw": host_gw_faults,
+}
+
+
+@pytest.mark.timeout(600)
+def test_each_broken_step_is_named(overlay: Overlay, long_run: bool) -> None:
+    """The long form breaks every step of the three backends, the short one some steps of vxlan."""
+    way = None
+    for backend, faults in BACKENDS.items() if long_run else [("vxlan", vxlan_faults)]:
+        way = running(overlay, backend, way)
+        for one in faults(way)[: None if long_run else QUICK]:
+            check(way, backend, one)
+
+
+def running(overlay: Overlay, backend: str, before: Way | None) -> Way:
+    """Run the network with a backend, check that trace names no step, and kill both flannelds."""
+    more = {"FastPath": "off"} if backend == "udp" else {}
+    overlay.set_backend(backend, **more)
+    hosts = [overlay.hosts[name] for name in ("docker1", "docker2")]
+    together([lambda host=host: overlay.join(host) for host in hosts])
+    overlay.settle(*hosts)
+    made = before or Way(*hosts, *(host.container("c", gateway=host.gateway(), mtu=1400) for host in hosts))
+    for ends in (
+        (made.far.address,),
+        (made.near.address, made.far.address),
+        (made.far.address, made.near.address),
+    ):
+        assert made.trace(*ends)["ok"]
+    for host in hosts:
+        overlay.daemons[host.name].kill()
+    return made
+
+
+def check(way: Way, backend: str, fault: Fault) -> None:
+    host = way.other if fault.is_far else way.one
+    ends = [way.near.address, way.far.address]
+    host.run(["sh", "-c", fault.do])
+    try:
+        report = way.trace(*(reversed(ends) if fault.is_in else ends), exit_code=1)
+    finally:
+        host.run(["sh", "-c", fault.undo])
+    last = report["steps"][-1]
+    assert report["stops"] == fault.step, f"{backend}: {fault.do}: {report}"
+    assert (last["state"], last["is_way_back"]) == ("fails", fault.is_way_back), report
+    assert (last["cause"], last["fix"]) == (report["cause"], report["fix"])

@@ -1,0 +1,349 @@
+"""The way of a packet: the first object of the kernel that stops it is named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Literal
+
+import pytest
+
+from pyflannel.model.fast_path import BpfPeer, BpfProgram, Role, Tunnel
+from pyflannel.model.forwarder import Forwarder, ForwarderPeer
+from pyflannel.model.host import Interface, InterfaceAddress, Interfaces
+from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.link import Vxlan
+from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.probe import PingReport, PingStep, ProbeState, TraceReport
+from pyflannel.model.route import FdbEntry
+from pyflannel.model.wireguard import WireguardPeer
+from pyflannel.plan.doctor.observed import RouteAnswer, Way
+from pyflannel.plan.trace.facts import Facts, RouteQuestion, TraceLink
+from pyflannel.plan.trace.way import follow
+from pyflannel.wire.iptables import parse_save
+from pyflannel.wire.iptables_ruleset import ruleset_of
+
+OWN, PEER = IPv4Network("10.100.15.0/24"), IPv4Network("10.100.16.0/24")
+HERE, THERE = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
+NEAR, FAR = OWN.network_address + 2, PEER.network_address + 2
+NEAR_MAC, VTEP, THERE_MAC = "02:00:00:00:00:02", "02:00:00:00:01:00", "02:00:00:00:02:00"
+
+
+def interface(name: str, address: str, kind: str = "") -> Interface:
+    held = (InterfaceAddress(address=IPv4Interface(address)),)
+    return Interface(name=name, index=1, mtu=1500, kind=kind, addresses=held)
+
+
+def probed(state: ProbeState = "reached", stops: Literal["underlay", "tunnel"] | None = None) -> PingReport:
+    return PingReport(
+        subnet=PEER,
+        public_ip=THERE,
+        ok=stops is None,
+        steps=(PingStep(name="container", destination=FAR, state=state),),
+        stops=stops,
+        cause=None if stops is None else "10.0.0.2 does not answer",
+        fix=None if stops is None else "flannelctl doctor",
+    )
+
+
+INTERFACES = Interfaces(
+    interfaces=(interface("eth0", "10.0.0.1/24"), interface("br0", "10.100.15.1/24", "bridge"))
+)
+BASE = Facts(
+    source=NEAR,
+    destination=FAR,
+    network=IPv4Network("10.100.0.0/16"),
+    leases=(LeaseEntry(subnet=OWN, public_ip=HERE), LeaseEntry(subnet=PEER, public_ip=THERE)),
+    links={
+        one.name: one
+        for one in (
+            TraceLink(name="eth0"),
+            TraceLink(name="br0", kind="bridge"),
+            TraceLink(name="veth1", kind="veth"),
+            TraceLink(
+                name="flannel.1",
+                kind="vxlan",
+                vxlan=Vxlan(vni=1, port=8472, parent="eth0", local=HERE),
+            ),
+            TraceLink(name="flannel0", kind="tun", resolves=False),
+            TraceLink(name="flannel-wg", kind="wireguard", resolves=False),
+        )
+    },
+    interfaces=INTERFACES,
+    neighbours={("br0", NEAR): NEAR_MAC, ("eth0", THERE): THERE_MAC},
+    ports={("br0", NEAR_MAC): "veth1"},
+    probed=probed(),
+)
+GATEWAY = PEER.network_address
+VXLAN = replace(
+    BASE,
+    neighbours={**BASE.neighbours, ("flannel.1", GATEWAY): VTEP},
+    fdb={("flannel.1", VTEP): FdbEntry(link="flannel.1", mac=VTEP, destination=THERE)},
+)
+UDP = replace(
+    BASE,
+    forwarder=Forwarder(
+        link="flannel0",
+        tunnel_address=OWN.network_address,
+        subnet=OWN,
+        listen_address=HERE,
+        port=8285,
+        mtu=1472,
+    ),
+    forwarder_peers=(ForwarderPeer(link="flannel0", subnet=PEER, address=THERE, port=8285),),
+)
+_TUNNEL = Tunnel(device="flannel0", underlay="eth0", address=HERE, subnet=OWN, port=8285, mtu=1472)
+FAST = replace(
+    BASE,
+    programs=(
+        BpfProgram(link="flannel0", role=Role.ENCAPSULATE, tunnel=_TUNNEL),
+        BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=_TUNNEL),
+    ),
+    program_peers=(BpfPeer(device="flannel0", subnet=PEER, address=THERE, port=8285),),
+)
+WIREGUARD = replace(
+    BASE,
+    encryption=(
+        WireguardPeer(link="flannel-wg", public_key="key", allowed=(PEER,), endpoint="10.0.0.2:51820"),
+    ),
+    listen_ports={"flannel-wg": 51820},
+)
+DEVICES = {"vxlan": "flannel.1", "udp": "flannel0", "fast": "flannel0", "wireguard": "flannel-wg"}
+FACTS = {"vxlan": VXLAN, "udp": UDP, "fast": FAST, "wireguard": WIREGUARD, "host-gw": BASE}
+
+
+class Kernel:
+    """The routes of a healthy host with a backend; a test may change answers by way and destination."""
+
+    def __init__(self, backend: str) -> None:
+        self.facts = FACTS[backend]
+        self.device = DEVICES.get(backend, "eth0")
+        self.gateway = {"vxlan": GATEWAY, "host-gw": THERE}.get(backend)
+        self.changed: dict[tuple[Way, IPv4Address], RouteAnswer] = {}
+
+    def answer(self, asked: RouteQuestion) -> RouteAnswer:
+        way, to = asked.way, asked.destination
+        if (way, to) in self.changed:
+            return self.changed[way, to]
+        plain = RouteAnswer(way=way, destination=to, text="answer")
+        if to in OWN:
+            return replace(plain, link="br0")
+        if to in PEER:
+            return replace(plain, link=self.device, gateway=self.gateway)
+        return replace(plain, link="lo", is_local=True) if to == HERE else replace(plain, link="eth0")
+
+    def change(self, way: Way, to: IPv4Address, **answer: object) -> None:
+        self.changed[way, to] = replace(RouteAnswer(way=way, destination=to, text="changed"), **answer)
+
+    def trace(self, source: IPv4Address = NEAR, destination: IPv4Address = FAR) -> TraceReport:
+        facts = replace(self.facts, source=source, destination=destination)
+        while isinstance(found := follow(facts), RouteQuestion):
+            facts = replace(facts, answers={**facts.answers, found: self.answer(found)})
+        return found
+
+
+def iptables(*lines: str) -> Ruleset:
+    return ruleset_of(parse_save("\n".join(["*filter", *lines, "COMMIT"])), "iptables")
+
+
+WAYS_OUT = {
+    "vxlan": ["bridge", "container", "route", "rule", "neighbour", "fdb", "rule", "underlay", "peer"],
+    "udp": ["bridge", "container", "route", "rule", "forwarder", "rule", "underlay", "peer"],
+    "fast": ["bridge", "container", "route", "rule", "program", "underlay", "peer"],
+    "wireguard": ["bridge", "container", "route", "rule", "encryption", "rule", "underlay", "peer"],
+    "host-gw": ["bridge", "container", "route", "rule", "underlay", "peer"],
+}
+WAYS_IN = {
+    "vxlan": ["peer", "underlay", "rule", "device", "route", "rule", "bridge", "container", "peer"],
+    "udp": ["peer", "underlay", "rule", "forwarder", "route", "rule", "bridge", "container", "peer"],
+    "fast": ["peer", "underlay", "program", "route", "rule", "bridge", "container", "peer"],
+    "wireguard": ["peer", "underlay", "rule", "encryption", "route", "rule", "bridge", "container", "peer"],
+    "host-gw": ["peer", "route", "rule", "bridge", "container", "peer"],
+}
+
+
+@pytest.mark.parametrize("backend", FACTS)
+def test_a_packet_passes_the_steps_of_its_backend_in_both_directions(backend: str) -> None:
+    out, back = Kernel(backend).trace(), Kernel(backend).trace(FAR, NEAR)
+
+    assert [one.name for one in out.steps] == WAYS_OUT[backend]
+    assert [one.name for one in back.steps] == WAYS_IN[backend]
+    assert out.ok
+    assert back.ok
+    assert {one.state for one in (*out.steps, *back.steps)} == {"passes"}
+
+
+def without(kernel: Kernel, **changes: object) -> None:
+    kernel.facts = replace(kernel.facts, **changes)
+
+
+Break = Callable[[Kernel], None]
+DROP_TUNNEL = iptables(":INPUT ACCEPT", "-A INPUT -p udp --dport 8472 -j DROP")
+FAULTS: list[tuple[str, Break, str, str]] = [
+    ("vxlan", lambda k: without(k, forwards=False), "route", "the host forwards no packets"),
+    ("vxlan", lambda k: without(k, neighbours={}), "container", "none answers ARP"),
+    ("vxlan", lambda k: without(k, neighbours=BASE.neighbours), "neighbour", "no neighbour entry"),
+    ("vxlan", lambda k: without(k, fdb={}), "fdb", "no FDB entry"),
+    (
+        "vxlan",
+        lambda k: without(
+            k, fdb={("flannel.1", VTEP): FdbEntry(link="flannel.1", mac=VTEP, destination=HERE)}
+        ),
+        "fdb",
+        "10.0.0.2 holds 10.100.16.0/24, not 10.0.0.1",
+    ),
+    ("vxlan", lambda k: without(k, ports={}, silent={NEAR}), "bridge", "its veth is down"),
+    (
+        "vxlan",
+        lambda k: without(k, ruleset=iptables(":FORWARD DROP")),
+        "rule",
+        "chain FORWARD in filter drops packets of 10.100.0.0/16",
+    ),
+    (
+        "vxlan",
+        lambda k: without(k, ruleset=iptables(":OUTPUT ACCEPT", "-A OUTPUT -p udp --dport 8472 -j DROP")),
+        "rule",
+        "drops tunnel packets to UDP port 8472",
+    ),
+    ("vxlan", lambda k: k.change("container out", FAR), "route", "no route to 10.100.16.2"),
+    (
+        "vxlan",
+        lambda k: k.change("container out", FAR, link="eth0", gateway=HERE),
+        "route",
+        "the packet leaves by eth0 to 10.0.0.1",
+    ),
+    ("vxlan", lambda k: k.change("container out", FAR, refused_at="br0"), "route", "rp_filter drops"),
+    ("vxlan", lambda k: k.change("host out", THERE), "underlay", "do not leave this host"),
+    ("udp", lambda k: without(k, forwarder=None), "forwarder", "no forwarder runs"),
+    ("udp", lambda k: without(k, forwarder_peers=()), "forwarder", "no entry for 10.100.16.2"),
+    (
+        "udp",
+        lambda k: without(k, forwarder=replace(UDP.forwarder, is_attached=False)),
+        "forwarder",
+        "not attached",
+    ),
+    ("fast", lambda k: without(k, program_peers=()), "forwarder", "no forwarder runs"),
+    (
+        "fast",
+        lambda k: without(k, program_peers=(replace(FAST.program_peers[0], address=HERE),)),
+        "program",
+        "not 10.0.0.1",
+    ),
+    ("wireguard", lambda k: without(k, encryption=()), "encryption", "no peer accepts it"),
+    (
+        "wireguard",
+        lambda k: without(k, encryption=(replace(WIREGUARD.encryption[0], endpoint=""),)),
+        "encryption",
+        "the address of the peer is unknown",
+    ),
+    (
+        "host-gw",
+        lambda k: without(k, neighbours={("br0", NEAR): NEAR_MAC}),
+        "underlay",
+        "10.0.0.2 does not answer ARP on eth0",
+    ),
+    (
+        "host-gw",
+        lambda k: without(k, links={**BASE.links, "eth0": TraceLink(name="eth0", has_carrier=False)}),
+        "underlay",
+        "no carrier",
+    ),
+    (
+        "host-gw",
+        lambda k: without(k, probed=probed("silent", "underlay")),
+        "underlay",
+        "10.0.0.2 does not answer",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("backend", "spoil", "step", "cause"), FAULTS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_the_first_step_that_stops_the_packet_is_named(
+    backend: str, spoil: Break, step: str, cause: str
+) -> None:
+    kernel = Kernel(backend)
+    spoil(kernel)
+
+    report = kernel.trace()
+
+    assert (report.ok, report.stops) == (False, step)
+    assert cause in (report.cause or "")
+    assert report.steps[-1].state == "fails"
+    assert report.fix
+
+
+def test_without_an_answer_the_way_of_the_reply_on_this_host_precedes_the_other_host() -> None:
+    kernel = Kernel("vxlan")
+    without(kernel, probed=probed("silent", "tunnel"))
+
+    assert kernel.trace().stops == "peer"
+
+    without(kernel, ruleset=DROP_TUNNEL)
+    report = kernel.trace()
+    assert report.stops == "rule"
+    assert report.steps[-1].is_way_back
+    assert not report.steps[0].is_way_back
+
+
+def test_an_established_reply_passes_a_firewall_that_accepts_replies() -> None:
+    kernel = Kernel("host-gw")
+    without(
+        kernel,
+        probed=probed("silent", "tunnel"),
+        ruleset=iptables(
+            ":FORWARD DROP",
+            "-A FORWARD -s 10.100.15.0/24 -j ACCEPT",
+            "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+        ),
+    )
+
+    assert kernel.trace().stops == "peer"
+    assert kernel.trace(FAR, NEAR).stops == "rule"
+
+
+def test_a_rule_with_an_unknown_condition_is_no_failure() -> None:
+    kernel = Kernel("host-gw")
+    without(kernel, ruleset=iptables(":FORWARD ACCEPT", "-A FORWARD -m bpf --bytecode 1 -j DROP"))
+
+    report = kernel.trace()
+
+    assert report.ok
+    assert [one.name for one in report.steps if one.state == "unknown"] == ["rule"]
+
+
+def test_the_strict_filter_of_the_underlay_is_named_for_arriving_packets() -> None:
+    kernel = Kernel("vxlan")
+    kernel.change("tunnel in", HERE, refused_at="eth0")
+
+    report = kernel.trace(FAR, NEAR)
+
+    assert (report.stops, report.fix) == (
+        "underlay",
+        "sysctl -w net/ipv4/conf/all/rp_filter=2 net/ipv4/conf/eth0/rp_filter=2",
+    )
+
+
+def test_without_a_probe_nothing_is_concluded_about_the_other_host() -> None:
+    kernel = Kernel("host-gw")
+    without(kernel, probed=None, neighbours={("br0", NEAR): NEAR_MAC})
+
+    report = kernel.trace()
+
+    assert report.ok
+    assert [one.name for one in report.steps if one.state == "unknown"] == ["underlay", "peer"]
+
+
+def test_a_packet_between_two_containers_of_this_host() -> None:
+    kernel, other = Kernel("host-gw"), OWN.network_address + 3
+    assert kernel.trace(NEAR, other).stops == "container"
+
+    without(kernel, neighbours={**BASE.neighbours, ("br0", other): NEAR_MAC})
+    assert [one.name for one in kernel.trace(NEAR, other).steps][-2:] == ["bridge", "container"]
+
+
+def test_a_packet_of_the_host_itself() -> None:
+    report = Kernel("vxlan").trace(HERE, FAR)
+
+    assert [one.name for one in report.steps][:2] == ["host", "route"]
+    assert report.ok
