@@ -2,12 +2,15 @@
 
 import json
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 
 from pyflannel.lab.containers import Container
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together
 from testlab.documents import read_document
@@ -97,8 +100,8 @@ def common_faults(way: Way) -> list[Fault]:
     ]
 
 
-def route_lost(way: Way) -> Fault:
-    subnet = way.other.lease()
+def route_lost(way: Way, network: str = "") -> Fault:
+    subnet = network or way.other.lease()
     return moved(way, f"ip route show {subnet}", f"ip route del {subnet}", "ip route add", "route")
 
 
@@ -141,12 +144,43 @@ def vxlan_faults(way: Way) -> list[Fault]:
     ]
 
 
+_WRONG_ENTRY = """
+import asyncio
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pyflannel.assembly.directories import Places
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.commands.examination import programs_of
+
+async def change():
+    programs, (peer,) = await programs_of(Places())
+    fast_path = FastPath(str(Places().bpf))
+    await fast_path.read(programs)
+    await fast_path.put_peers("flannel0", [replace(peer, address=IPv4Address("{}"))])
+    fast_path.close()
+
+asyncio.run(change())
+"""
+
+
+def fast_path_faults(way: Way) -> list[Fault]:
+    wrong, right = (_WRONG_ENTRY.format(one) for one in ("10.10.10.77", way.other.address))
+    python = shlex.quote(sys.executable)
+    return [
+        Fault(f"{python} -c {shlex.quote(wrong)}", f"{python} -c {shlex.quote(right)}", "program"),
+        Fault(
+            "ip link set eth0 down", "ip link set eth0 up; ip route add default via 10.10.10.1", "underlay"
+        ),
+        rule("FORWARD", f"-d {way.far.address}"),
+    ]
+
+
 def udp_faults(way: Way) -> list[Fault]:
     forwarder = json.loads(way.one.flannelctl("status", "--json", check=False))["forwarder"]
     return [
         rule("OUTPUT", "-p udp --dport 8285"),
         rule("INPUT", "-p udp --dport 8285", is_far=True),
-        route_lost(way),
+        route_lost(way, "10.100.0.0/16"),
         Fault(f"kill {forwarder['pid']}", "true", "forwarder"),
     ]
 
@@ -168,7 +202,8 @@ QUICK = 2
 
 BACKENDS: dict[str, Callable[[Way], list[Fault]]] = {
     "vxlan": lambda way: [*common_faults(way), *vxlan_faults(way)],
-    "udp": udp_faults,
+    "udp": fast_path_faults,
+    "udp in user space": udp_faults,
     "host-gw": host_gw_faults,
 }
 
@@ -185,8 +220,11 @@ def test_each_broken_step_is_named(overlay: Overlay, long_run: bool) -> None:
 
 def running(overlay: Overlay, backend: str, before: Way | None) -> Way:
     """Run the network with a backend, check that trace names no step, and kill both flannelds."""
-    more = {"FastPath": "off"} if backend == "udp" else {}
-    overlay.set_backend(backend, **more)
+    kind, _, in_user_space = backend.partition(" ")
+    config = overlay.config(
+        SubnetLen=28, Backend={"Type": kind}, **({"FastPath": "off"} if in_user_space else {})
+    )
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
     hosts = [overlay.hosts[name] for name in ("docker1", "docker2")]
     together([lambda host=host: overlay.join(host) for host in hosts])
     overlay.settle(*hosts)
@@ -205,6 +243,7 @@ def running(overlay: Overlay, backend: str, before: Way | None) -> Way:
 def check(way: Way, backend: str, fault: Fault) -> None:
     host = way.other if fault.is_far else way.one
     ends = [way.near.address, way.far.address]
+    print(f"{backend}: {fault.do}")  # shown if the test fails
     host.run(["sh", "-c", fault.do])
     try:
         report = way.trace(*(reversed(ends) if fault.is_in else ends), exit_code=1)

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,10 +32,9 @@ from pyflannel.cli.invocation import (
 from pyflannel.commands.examination import ping_path
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.reach import probe_peers
-from pyflannel.commands.trace import trace_packet
 from pyflannel.errors import FlannelError, TargetError
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
-from pyflannel.model.probe import PingReport, PingStep, TraceReport, TraceStep, milliseconds
+from pyflannel.model.probe import PingReport, PingStep, milliseconds
 from pyflannel.model.status import JournalEntry, Status
 from pyflannel.wire.control_json import (
     format_events,
@@ -44,7 +42,6 @@ from pyflannel.wire.control_json import (
     format_peers,
     format_ping,
     format_public_key,
-    format_trace,
 )
 
 _Entry = TypeVar("_Entry", LeaseEntry, PeerEntry)
@@ -285,75 +282,6 @@ def _step(step: PingStep) -> str:
     mtu = "" if step.mtu is None else f", up to {step.mtu} bytes"
     text = f", {step.text}" if step.text else ""
     return f"{step.destination} {step.state}{rtt}{mtu}{text}"
-
-
-@click.command()
-@click.argument("addresses", metavar="[SOURCE] DESTINATION", nargs=-1, required=True)
-@run_dir_option
-@state_options
-@shared_options("socket", "json")
-@click.pass_obj
-def trace(
-    invocation: Invocation,
-    addresses: tuple[str, ...],
-    run_dir: Path | None,
-    state_dir: Path | None,
-    subnet_file: Path | None,
-) -> None:
-    """Follow a packet step by step, and show the first step that stops it.
-
-    SOURCE and DESTINATION are addresses of containers or hosts. One of them must be on this host. Without
-    SOURCE, the packet is from a container of this host. Each step is read from the kernel: container, bridge,
-    route, filter rules, neighbour, FDB entry, program or forwarder, underlay. The other host is probed. If it
-    does not answer, the way of the reply on this host follows. Needs root. Takes at most 5 seconds.
-
-    \b
-    Exit codes:
-      0  no step stops the packet
-      1  a step stops it, or neither address is on this host
-      3  flanneld does not respond, and its files do not suffice
-
-    \b
-    Examples:
-      flannelctl trace 10.100.93.7
-      flannelctl trace 10.100.15.2 10.100.93.7
-      flannelctl trace --json 10.100.93.7 10.100.15.2
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
-    if len(addresses) > 2:
-        raise click.UsageError("a packet has one source and one destination")
-    *sources, destination = map(_address, addresses)
-    places = places_of(run_dir, state_dir, subnet_file)
-    source = sources[0] if sources else None
-    report = asyncio.run(trace_packet(places, invocation.socket, source, destination))
-    if invocation.wants_json:
-        print_json(format_trace(report))
-    else:
-        _print_trace(report)
-    if not report.ok:
-        click.get_current_context().exit(1)
-
-
-explain = trace
-
-
-def _address(text: str) -> IPv4Address:
-    try:
-        return IPv4Address(text)
-    except ValueError as error:
-        raise click.UsageError(f"{text!r} is not an IPv4 address") from error
-
-
-def _print_trace(report: TraceReport) -> None:
-    say(f"from {report.source} to {report.destination}")
-    print_table(("STEP", "RESULT", "FOUND"), map(_trace_row, report.steps))
-    if report.stops is not None:
-        print_facts([("stops at", f"{report.stops}: {report.cause}"), ("type", report.fix or "")])
-
-
-def _trace_row(step: TraceStep) -> tuple[str, str, str]:
-    name = f"reply: {step.name}" if step.is_way_back else step.name
-    reason = f" ({step.cause})" if step.state == "unknown" else ""
-    return name, step.state, f"{step.found}{reason}"
 
 
 @click.command("rotate-key")

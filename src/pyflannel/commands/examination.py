@@ -257,9 +257,11 @@ async def programs_of(places: Places) -> tuple[tuple[BpfProgram, ...], tuple[Bpf
     device = places.device()
     async with BpfTarget(FastPath(str(places.bpf))) as fast_path:
         found = await fast_path.snapshot(State.EMPTY)
-        programs = tuple(one for one in found.of_type(BpfProgram) if one.tunnel.device == device)
-        entries = await fast_path.snapshot(State.collect(programs)) if programs else State.EMPTY
-    return programs, tuple(entries.of_type(BpfPeer))
+        own = [one for one in found.of_type(BpfProgram) if one.tunnel.device == device]
+        # Their maps are read only if they are planned.
+        found = await fast_path.snapshot(State.collect(own)) if own else State.EMPTY
+    programs = tuple(one for one in found.of_type(BpfProgram) if one.tunnel.device == device)
+    return programs, tuple(found.of_type(BpfPeer))
 
 
 async def _filter_rules() -> list[Item]:

@@ -23,6 +23,7 @@ _INTERRUPTED = 130
 
 COMMANDS = {
     "allow-list": "Sign, publish and show the list of the keys whose leases are accepted.",
+    "bugreport": "Write one archive with the state of this host, without secrets.",
     "cleanup": "Remove flannel from this host.",
     "cni": "Install or remove the CNI plugin.",
     "config": "Show, check and write the network config.",
@@ -38,20 +39,22 @@ COMMANDS = {
 }
 """Each listed command with its help. The texts are here, so that `--help` imports no command."""
 
-_UNLISTED = ("explain", "pins", "prepare")
-"""Commands for the systemd unit, not for operators, and another name of `trace`."""
+_UNLISTED = ("bundle", "explain", "pins", "prepare")
+"""Commands for the systemd unit, not for operators, and other names of `bugreport` and `trace`."""
 
 _MODULES = {
+    "bugreport": "diagnosis",
+    "bundle": "diagnosis",
     "doctor": "status",
     "events": "network",
-    "explain": "network",
+    "explain": "diagnosis",
     "leases": "network",
     "peers": "network",
     "ping": "network",
     "pins": "cleanup",
     "prepare": "cleanup",
     "rotate-key": "network",
-    "trace": "network",
+    "trace": "diagnosis",
 }
 """The module of each command that has no module of its own name."""
 

@@ -1,0 +1,137 @@
+"""Removes secrets from texts that leave a host: known values, and values beside the name of a secret."""
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator
+from urllib.parse import quote
+
+REMOVED = "(removed)"
+
+_SHORTEST = 4
+"""Characters of the shortest known value that is removed. A shorter one would remove parts of other words."""
+
+_SHORTEST_LEARNED = 8
+"""The same for a value that only a name beside it declares a secret: it may be `true` or `none`."""
+
+_NAME = (
+    r"[\w.-]*(?:passw|passphrase|secret|token|psk|pre-?shared|private[-_ ]?key|priv(?:ate)?key|credential"
+    r"|authorization|api[-_]?key|access[-_]?key|auth[-_]?key|key-data|cookie)[\w.-]*"
+)
+_NAMED_FILE = re.compile(r"(?:file|path|dir)\W*$", re.IGNORECASE)
+"""The end of a name whose value is a path: `password-file`."""
+
+_PEM = re.compile(
+    r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----).*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", re.DOTALL
+)
+_USER = re.compile(r"(://)[^\s\"'<>]*@")
+_BEARER = re.compile(r"\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_JWT = re.compile(r"\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?")
+_ASSIGNED = re.compile(
+    rf"""(?P<name>\b{_NAME}\\?["']?)(?P<between>\s*[:=]\s*)"""
+    r"""(?P<value>\\"[^"\\]*\\"|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,;&"'}\]]+[^\n,;&"'}\]]*)""",
+    re.IGNORECASE,
+)
+_ARGUMENT = re.compile(rf"(?P<name>(?<!\w)--?{_NAME})(?P<between>[ \t]+)(?P<value>[^\s-]\S*)", re.IGNORECASE)
+_WHOLE_NAME = re.compile(_NAME, re.IGNORECASE)
+
+
+def is_secret(name: str) -> bool:
+    """Return whether the value of a variable, a flag or a key of this name is a secret."""
+    return _WHOLE_NAME.fullmatch(name) is not None and _NAMED_FILE.search(name) is None
+
+
+class Redactor:
+    """Removes secrets from texts.
+
+    Attributes:
+        removed: number of removed values.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        """Remove these values, also escaped as JSON, as a part of a URL, and in base64."""
+        forms = {form for one in secrets if len(one) >= _SHORTEST for form in _forms(one)}
+        longest_first = sorted(forms, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+        self.removed = 0
+
+    def clean(self, text: str) -> str:
+        """Return the text without secrets."""
+        if self._known is not None:
+            text = self._counted(self._known, lambda _: REMOVED, text)
+        text = self._counted(_PEM, lambda found: f"{found[1]}{REMOVED}{found[2]}", text)
+        text = self._counted(_USER, lambda found: f"{found[1]}{REMOVED}@", text)
+        text = self._counted(_BEARER, lambda found: f"{found[1]}{found[2]}{REMOVED}", text)
+        text = self._counted(_JWT, lambda _: REMOVED, text)
+        for pattern in (_ASSIGNED, _ARGUMENT):
+            text = self._counted(pattern, _without_value, text)
+        return text
+
+    def _counted(
+        self, pattern: re.Pattern[str], replacement: Callable[[re.Match[str]], str], text: str
+    ) -> str:
+        def replaced(found: re.Match[str]) -> str:
+            new = replacement(found)
+            self.removed += new != found[0]
+            return new
+
+        return pattern.sub(replaced, text)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    name, value = found["name"], found["value"]
+    if _NAMED_FILE.search(name) or value.startswith(REMOVED):
+        return found[0]
+    for mark in ('\\"', '"', "'"):
+        if value.startswith(mark):
+            return f"{name}{found['between']}{mark}{REMOVED}{mark}"
+    return f"{name}{found['between']}{REMOVED}"
+
+
+def named_secrets(text: str) -> Iterator[str]:
+    """Yield the values beside the names of secrets, and the passwords in URLs, to find them elsewhere."""
+    for pattern in (_ASSIGNED, _ARGUMENT):
+        for found in pattern.finditer(text):
+            value = found["value"].strip("\\\"'")
+            if _NAMED_FILE.search(found["name"]) is None and len(value) >= _SHORTEST_LEARNED:
+                yield value
+    for url in _USER.finditer(text):
+        password = url[0].removeprefix("://").removesuffix("@").rpartition("@")[2].partition(":")[2]
+        if len(password) >= _SHORTEST_LEARNED:
+            yield password
+
+
+def _forms(secret: str) -> Iterator[str]:
+    yield secret
+    yield json.dumps(secret)[1:-1]
+    yield quote(secret, safe="")
+    yield b64encode(secret.encode(errors="surrogateescape")).decode().rstrip("=")
+
+
+def secrets_in(text: str) -> Iterator[str]:
+    """Yield the secrets in the text of a file of keys: its lines, or the named values of a JSON document."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if isinstance(document, dict | list):
+        yield from _named_in(document, is_named=False)
+        return
+    for line in text.splitlines():
+        if (stripped := line.strip()) and not stripped.startswith("-----"):
+            yield stripped
+
+
+def _named_in(value: object, *, is_named: bool) -> Iterator[str]:
+    match value:
+        case str() if is_named:
+            yield value
+        case dict():
+            for name, one in value.items():
+                is_private = is_secret(str(name)) or str(name).lower() == "private"
+                yield from _named_in(one, is_named=is_named or is_private)
+        case list():
+            for one in value:
+                yield from _named_in(one, is_named=is_named)
+        case _:
+            pass
