@@ -43,10 +43,12 @@ class FakeKernel:
     - a route by a link that is down, from a source that is no address of the host, or by a gateway that is
       an address of the host or that no route of the link reaches;
     - a link whose name is in use, and a veth one of whose names is;
-    - a second vxlan device with one VNI and port.
+    - a second vxlan device with one VNI and port;
+    - an entry of a tunnel guard without its table.
 
     It drops:
 
+    - with the table of a tunnel guard its entries;
     - with a link all objects on it, the other end of a veth, and the vxlan devices on top of it;
     - with a link that is set down its IPv4 routes and neighbours, with its MAC address its neighbours;
     - with an address the routes that have it as their source; with the first IPv4 address of a prefix on a
@@ -206,6 +208,9 @@ class FakeKernel:
                 self._remove_address(found)
             case Forwarder():
                 self._drop([found, *(p for p in self.state.of_type(ForwarderPeer) if p.link == found.link)])
+            case GuardTable():
+                peers = self.state.of_type(GuardPeer)
+                self._drop([found, *(peer for peer in peers if found.key in peer.requires)])
             case WireguardDevice():
                 self._drop([found, *(p for p in self.state.of_type(WireguardPeer) if p.link == found.link)])
             case _:
@@ -247,6 +252,8 @@ class FakeKernel:
                     return f"ENODEV: no link {parent}"
                 if isinstance(item, ForwarderPeer) and ("forwarder", item.link) not in self.state.by_key:
                     return f"no forwarder of {item.link}"
+                if isinstance(item, GuardPeer) and item.requires[0] not in self.state.by_key:
+                    return f"no table for {item.title}"
                 if isinstance(item, WireguardPeer) and ("wireguard", item.link) not in self.state.by_key:
                     return f"no WireGuard of {item.link}"
                 return None

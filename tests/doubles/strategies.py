@@ -3,7 +3,7 @@
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from hypothesis import strategies as st
 
@@ -35,6 +35,7 @@ from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_guard,
 
 NETWORK = IPv4Network("10.100.0.0/16")
 UNDERLAY = IPv4Interface("192.168.50.102/24")
+IPV6_NETWORK, IPV6_UNDERLAY = IPv6Network("fd00:5::/48"), IPv6Interface("fd07:1::66/64")
 LINKS = ("flannel0", "flannel.1", "docker0", "stray")
 
 subnets = st.integers(1, 255).map(lambda index: IPv4Network((f"10.100.{index}.0", 24)))
@@ -83,15 +84,27 @@ keys = st.sampled_from(_KEYS)
 @st.composite
 def leases(draw: st.DrawFn) -> Lease:
     """Leases in the network, of pyflannel and of the original."""
+    subnet, has_ipv6 = draw(subnets), draw(st.booleans())
+    number = int(subnet.network_address) >> 8 & 0xFF
     attributes = LeaseAttributes(
         public_ip=draw(addresses),
+        public_ipv6=draw(st.sampled_from([IPV6_UNDERLAY.network[number], IPv6Address(f"2001:db8::{number}")]))
+        if has_ipv6
+        else None,
+        vtep_v6=draw(st.none() | st.builds(Vtep, mac=macs, vni=st.none() | st.just(1))),
+        wireguard_v6=draw(st.none() | st.builds(WireguardData, public_key=keys)),
         backend_type=draw(st.sampled_from(["", "udp", "vxlan", "host-gw", "wireguard"])),
         vtep=draw(st.none() | st.builds(Vtep, mac=macs, vni=st.none() | st.just(1))),
         wireguard=draw(st.none() | st.builds(WireguardData, public_key=keys, port=st.none() | st.just(7000))),
         owner=draw(st.none() | owners),
         port=draw(st.none() | st.integers(1, 65535)),
     )
-    return Lease(subnet=draw(subnets), attributes=attributes, revision=draw(st.integers(1, 1000)))
+    return Lease(
+        subnet=subnet,
+        ipv6_subnet=IPv6Network(f"fd00:5:0:{number:x}::/64") if has_ipv6 else None,
+        attributes=attributes,
+        revision=draw(st.integers(1, 1000)),
+    )
 
 
 HOST = State.of(
@@ -108,6 +121,12 @@ HOST = State.of(
     Route(destination=NETWORK, link="eth0", protocol=3, metric=100),
 )
 """The objects of a host without pyflannel. They are never damaged, because each plan needs them."""
+
+DUAL_HOST = HOST | State.of(
+    Address(link="eth0", address=IPV6_UNDERLAY),
+    Route(destination=IPV6_UNDERLAY.network, link="eth0", protocol=PROTOCOL_KERNEL),
+)
+"""The same with IPv6."""
 
 _SORTS = (
     "link",
@@ -185,6 +204,9 @@ def items(draw: st.DrawFn, sorts: Sequence[str] = _SORTS) -> Item:
             return HostFile(path=path, text=draw(st.sampled_from(["", "x\n", "y\n"])))
 
 
+_GUARD_MODES: list[GuardMode] = ["strict", "peer", "off"]
+
+
 @st.composite
 def udp_plans(draw: st.DrawFn) -> State:
     """Complete plans of a host of a udp network."""
@@ -197,8 +219,7 @@ def udp_plans(draw: st.DrawFn) -> State:
     config = NetworkConfig(network=NETWORK, enable_nftables=draw(st.booleans()))
     state = backend.plan_host(host) | plan_filter(config, host, draw(filter_options))
     state |= State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"))
-    modes: list[GuardMode] = ["strict", "peer", "off"]
-    path, mode = backend.guarded_path(host), draw(st.sampled_from(modes))
+    path, mode = backend.guarded_path(host), draw(st.sampled_from(_GUARD_MODES))
     state |= plan_guard(path, config, host, FilterOptions(guard=mode))
     for peer in peers:
         state |= backend.plan_peer(peer, host) | State.of(*plan_guard_peer(path, peer, host, mode))
@@ -206,13 +227,15 @@ def udp_plans(draw: st.DrawFn) -> State:
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> State:
-    """Complete plans of a host of a udp, a vxlan, a host-gw or a wireguard network."""
+def plans(draw: st.DrawFn, *, may_have_ipv6: bool = True) -> State:
+    """Complete plans of a host of a udp, a vxlan, a host-gw or a wireguard network, also with IPv6."""
     kind = draw(st.sampled_from(["udp", "vxlan", "host-gw", "wireguard"]))
     if kind == "udp":
         return draw(udp_plans())
     own, *peers = draw(st.lists(leases(), min_size=1, max_size=6, unique_by=lambda lease: lease.subnet))
     peers = [draw(st.sampled_from([peer, _at(peer, draw(hosts))])) for peer in peers]
+    has_ipv6 = may_have_ipv6 and own.ipv6_subnet is not None
+    ipv6_address = IPV6_UNDERLAY.ip if has_ipv6 else None
     host = Host(
         lease=own,
         owner=draw(st.sampled_from("abcdef")),
@@ -223,17 +246,29 @@ def plans(draw: st.DrawFn) -> State:
             address=UNDERLAY.ip,
             mtu=1500,
             public_ip=UNDERLAY.ip,
-            on_link=(UNDERLAY.network,),
+            on_link=(UNDERLAY.network, IPV6_UNDERLAY.network),
+            ipv6_address=ipv6_address,
+            public_ipv6=ipv6_address,
         ),
     )
     options = {"DirectRouting": True} if kind == "vxlan" and draw(st.booleans()) else {}
     config = NetworkConfig(
-        network=NETWORK, enable_nftables=draw(st.booleans()), backend_type=kind, backend=options
+        network=NETWORK,
+        enable_ipv6=has_ipv6,
+        ipv6_network=IPV6_NETWORK if has_ipv6 else None,
+        enable_nftables=draw(st.booleans()),
+        backend_type=kind,
+        backend=options,
     )
-    backend = backend_of(config)
-    state = backend.plan_host(host) | plan_filter(config, host, draw(filter_options))
-    for peer in peers:
-        state |= backend.plan_peer(peer, host)
+    backend, mode = backend_of(config), draw(st.sampled_from(_GUARD_MODES))
+    filtered, state = draw(filter_options), State.EMPTY
+    for one in (host, replace(host, family=6))[: 1 + has_ipv6]:
+        path = backend.guarded_path(one)
+        state |= backend.plan_host(one) | plan_filter(config, one, filtered)
+        state |= plan_guard(path, config, one, FilterOptions(guard=mode))
+        for peer in peers:
+            if found := backend.plan_peer(peer, one):
+                state |= found | State.of(*plan_guard_peer(path, peer, one, mode))
     blackhole = Route(destination=own.subnet, link="", kind="blackhole")
     return state | State.of(HostFile(path="/run/flannel/subnet.env", text="x\n"), blackhole)
 
@@ -255,7 +290,7 @@ def damages(draw: st.DrawFn, plan: State, sorts: Sequence[str] = _SORTS) -> list
         match item:
             case Link() if draw(st.booleans()):
                 acts.append([Remove(item), Add(replace(item, name="stray"))])
-            case Address() if draw(st.booleans()):
+            case Address() if item.address.version == 4 and draw(st.booleans()):
                 # The planned address becomes secondary to another one, and is removed with it.
                 other = IPv4Interface((NETWORK[draw(st.integers(1, 9))], item.address.network.prefixlen))
                 acts.append([Remove(item), Add(replace(item, address=other)), Add(item)])

@@ -12,14 +12,25 @@ from pyflannel.engine.work import Work
 from pyflannel.model.item import Item, Key, Rank
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Unreadable
-from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.model.state import Blocked, Operation
 from pyflannel.plan import diff
+from pyflannel.plan.peers import PeerChange, Peers
 
 
 def forget_changes_behind_an_obstacle(patch: pytest.MonkeyPatch) -> None:
     """Process the peers while the backend cannot run, and omit them from the plan when it can again."""
     patch.setattr(Planner, "_block", lambda planner, reason: Blocked(reason))
+
+
+def forget_changes_of_ipv6(patch: pytest.MonkeyPatch) -> None:
+    """Plan the IPv6 part of a peer only with the whole plan."""
+    update = Peers.update
+
+    def changes_of_ipv4(peers: Peers, leases: SubnetMap[Lease]) -> list[PeerChange]:
+        return [change for change in update(peers, leases) if change.family == 4]
+
+    patch.setattr(Peers, "update", changes_of_ipv4)
 
 
 def lose_a_later_change(patch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from doubles.fake_kernel import FakeKernel
 from doubles.simulated_time import SimulatedClock
@@ -18,6 +18,7 @@ from pyflannel.model.link import Address, Link, Veth
 from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.tunnel_guard import GuardPeer, GuardTable
 from pyflannel.plan.diff import differences
 from pyflannel.ports import Announce, ChangeChannel
 
@@ -25,7 +26,7 @@ PARTS: tuple[tuple[type[Item], ...], ...] = (
     (Link, Address, Neighbour, FdbEntry, Route),
     (Forwarder, ForwarderPeer),
     (BpfProgram, BpfPeer, BpfContainer),
-    (IptablesChain, NftTable),
+    (IptablesChain, NftTable, GuardTable, GuardPeer),
     (HostFile,),
 )
 """The kinds of each target, divided like those of the adapters."""
@@ -37,6 +38,8 @@ UNDERLAY_OBJECTS: tuple[Item, ...] = (
     Link(name="eth0", kind="", mtu=1500, alias=""),
     Address(link="eth0", address=IPv4Interface("192.168.50.102/24")),
     Route(destination=IPv4Network("192.168.50.0/24"), link="eth0", protocol=2),
+    Address(link="eth0", address=IPv6Interface("fd07:1::66/64")),
+    Route(destination=IPv6Network("fd07:1::/64"), link="eth0", protocol=2),
 )
 FOREIGN: tuple[Item, ...] = (
     Link(name="eth1", kind="", mtu=1500, alias=""),

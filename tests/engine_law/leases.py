@@ -1,6 +1,6 @@
 """The leases of the other hosts: the records of a store, and two ways to read them with equal results."""
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import LeaseChange, LeaseGone, LeaseSeen, Unreadable
@@ -32,13 +32,13 @@ class LeaseRecords:
             self._shown[record.subnet] = record
         self._see(LeaseSeen(record) if isinstance(record, Lease) else record)
 
-    def delete(self, subnet: IPv4Network) -> None:
-        """Delete a record."""
+    def delete(self, subnet: IPv4Network, ipv6_subnet: IPv6Network | None) -> None:
+        """Delete a record; both subnets are its key."""
         self.revision += 1
         self._records.pop(subnet, None)
         if self._is_watched:
             self._shown.pop(subnet, None)
-            self._see(LeaseGone(subnet, self.revision))
+            self._see(LeaseGone(subnet, self.revision, ipv6_subnet))
 
     def _see(self, change: LeaseChange) -> None:
         self.known = self.known.after([change])

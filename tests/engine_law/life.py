@@ -8,7 +8,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import assert_never
 
-from doubles.planning import SUBNET_FILE, Planning, plan_of
+from doubles.planning import SUBNET_FILE, Planning
 from doubles.simulated_time import SimulatedClock
 from doubles.strategies import damaged
 from engine_law.host import (
@@ -57,6 +57,7 @@ from engine_law.steps import (
     Step,
     SwitchFastPath,
     own_lease,
+    peer_ipv6_subnet,
     peer_lease,
     peer_subnet,
 )
@@ -64,6 +65,7 @@ from pyflannel.engine.batch_report import Journal
 from pyflannel.engine.condition import Inputs
 from pyflannel.engine.list_watch import REOPEN_MIN_S
 from pyflannel.engine.pacing import RETRY_MIN_S, longest_pause_s
+from pyflannel.engine.planner import Planner
 from pyflannel.engine.reconciler import AUDIT_S, Reconciler
 from pyflannel.engine.targets import LATE_S
 from pyflannel.engine.world import PlanOptions
@@ -81,7 +83,8 @@ from pyflannel.plan.ownership import ours
 from pyflannel.plan.packet_filter import FilterOptions
 
 OPTIONS = PlanOptions(
-    subnet_file=SUBNET_FILE, packet_filter=FilterOptions(masquerades=True, accepts_forwarded=True)
+    subnet_file=SUBNET_FILE,
+    packet_filter=FilterOptions(masquerades=True, accepts_forwarded=True, guard="strict"),
 )
 
 SOON_S = LATE_S + 4 * RETRY_MIN_S + 0.05
@@ -231,13 +234,14 @@ class Life:
             case SetPeer(slot, variant):
                 assert inputs.backend is not None
                 if variant is None:
-                    self._leases.delete(peer_subnet(slot))
+                    self._leases.delete(peer_subnet(slot), peer_ipv6_subnet(slot))
                 else:
                     revision = self._leases.revision + 1
                     self._leases.write(peer_lease(slot, variant, inputs.backend.lease_type, revision))
                 self._plan(leases=self._leases.known.by_subnet)
             case SpoilPeer(slot):
-                self._leases.write(Unreadable(peer_subnet(slot), self._leases.revision + 1))
+                key = peer_subnet(slot), self._leases.revision + 1, peer_ipv6_subnet(slot)
+                self._leases.write(Unreadable(*key))
                 self._plan(leases=self._leases.known.by_subnet)
             case SetBridges(number):
                 self._plan(bridges=BRIDGES[number])
@@ -318,7 +322,7 @@ class Life:
         """The plan for the inputs, computed at once."""
         if self._planned_for is not self.wanted:
             self._planned_for = self.wanted
-            self._fresh_plan = State.EMPTY if self.wanted is None else plan_of(self.wanted, OPTIONS)
+            self._fresh_plan = State.EMPTY if self.wanted is None else _fresh_plan(self.wanted)
         return self._fresh_plan
 
     def differences(self, silent: Part | None = None) -> list[Operation]:
@@ -403,6 +407,19 @@ class Life:
         if self._has_fought:
             pause_s = max(pause_s, longest_s)
         return SOON_S + pause_s
+
+
+def _fresh_plan(inputs: Inputs) -> State:
+    """Return the plan for these inputs, computed at once.
+
+    Without an IPv6 address, a host with a plan continues with IPv4; a host that starts waits for the address.
+    """
+    planner = Planner(OPTIONS)
+    if inputs.underlay is not None and inputs.underlay.ipv6_address is None:
+        planner.update(replace(inputs, underlay=UNDERLAYS[0]))
+    planner.update(inputs)
+    assert planner.plan is not None
+    return planner.plan
 
 
 def _harm(item: Item, how: int) -> Operation:

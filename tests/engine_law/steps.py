@@ -1,7 +1,7 @@
 """The steps of a history, and the strategies that generate them."""
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from itertools import chain
 
 from hypothesis import strategies as st
@@ -13,11 +13,15 @@ from pyflannel.plan.backend.vxlan import vtep_of
 
 # Possible inputs of the planner.
 
-NETWORK = IPv4Network("10.100.0.0/16")
+NETWORK, IPV6_NETWORK = IPv4Network("10.100.0.0/16"), IPv6Network("fd00:5::/48")
 
 
-def _config(backend_type: str, *, nftables: bool = False, **backend: object) -> NetworkConfig:
+def _config(
+    backend_type: str, *, nftables: bool = False, ipv6: bool = False, **backend: object
+) -> NetworkConfig:
     return NetworkConfig(
+        enable_ipv6=ipv6,
+        ipv6_network=IPV6_NETWORK if ipv6 else None,
         network=NETWORK,
         subnet_length=24,
         subnet_min=IPv4Address("10.100.1.0"),
@@ -36,13 +40,25 @@ CONFIGS = (
     _config("vxlan", Port=4789),
     _config("vxlan", VNI=7, nftables=True),
     _config("udp", Port=8286),
+    _config("vxlan", ipv6=True),
+    _config("host-gw", ipv6=True, nftables=True),
+    _config("vxlan", ipv6=True, DirectRouting=True),
 )
 
-_ON_LINK = (IPv4Network("192.168.50.0/24"),)
+DUAL = tuple(number for number, config in enumerate(CONFIGS) if config.enable_ipv6)
+"""The configs with both families."""
+
+_IPV6_LINK = IPv6Network("fd07:1::/64")
+_ON_LINK = (IPv4Network("192.168.50.0/24"), _IPV6_LINK)
 
 
-def _underlay(address: str, *, public_ip: str = "", mtu: int = 1500, driver: str = "") -> Underlay:
+def _underlay(
+    address: str, *, public_ip: str = "", mtu: int = 1500, driver: str = "", has_ipv6: bool = True
+) -> Underlay:
+    ipv6_address = _IPV6_LINK[int(IPv4Address(address)) & 0xFF] if has_ipv6 else None
     return Underlay(
+        ipv6_address=ipv6_address,
+        public_ipv6=ipv6_address,
         link="eth0",
         address=IPv4Address(address),
         mtu=mtu,
@@ -58,15 +74,26 @@ UNDERLAYS = (
     _underlay("192.168.50.103"),
     _underlay("192.168.50.102", mtu=1400, driver="igb"),
     _underlay("192.168.50.102", mtu=100),  # vxlan cannot run
+    _underlay("192.168.50.102", has_ipv6=False),
 )
 
 OWNERS = ("me", "me again")
 
 
 def own_lease(number: int, owner: str, underlay: Underlay) -> Lease:
-    """Return a lease of this host."""
-    attributes = LeaseAttributes(public_ip=underlay.public_ip, owner=owner, vtep=vtep_of(owner, 1))
-    return Lease(subnet=IPv4Network(f"10.100.{15 + number}.0/24"), attributes=attributes)
+    """Return a lease of this host, with an IPv6 subnet that a network without IPv6 does not use."""
+    attributes = LeaseAttributes(
+        public_ip=underlay.public_ip,
+        public_ipv6=underlay.public_ipv6,
+        owner=owner,
+        vtep=vtep_of(owner, 1),
+        vtep_v6=vtep_of(owner, 1, family=6),
+    )
+    return Lease(
+        subnet=IPv4Network(f"10.100.{15 + number}.0/24"),
+        ipv6_subnet=IPv6Network(f"fd00:5:0:{15 + number}::/64"),
+        attributes=attributes,
+    )
 
 
 PEERS = 4
@@ -78,6 +105,11 @@ def peer_subnet(slot: int) -> IPv4Network:
     return IPv4Network("10.100.22.0/25") if slot == PEERS - 1 else IPv4Network(f"10.100.{20 + slot}.0/24")
 
 
+def peer_ipv6_subnet(slot: int) -> IPv6Network | None:
+    """Return the IPv6 subnet of a peer, which is a part of its key; two peers of four have none."""
+    return IPv6Network(f"fd00:5:0:{20 + slot}::/64") if slot < PEERS // 2 else None
+
+
 def peer_lease(slot: int, variant: int, lease_type: str, revision: int) -> Lease:
     """Return a lease of another host.
 
@@ -85,10 +117,15 @@ def peer_lease(slot: int, variant: int, lease_type: str, revision: int) -> Lease
     """
     number = 0 if variant == VARIANTS - 1 else slot * 3 + variant % 3
     address = f"192.168.{50 if variant % 2 else 51}.{20 + slot * 3 + variant % 3}"
+    ipv6_subnet = peer_ipv6_subnet(slot)
+    ipv6_address = IPv6Address(f"fd07:{1 + variant % 2}::{20 + slot * 3 + variant % 3}")
     return Lease(
         subnet=peer_subnet(slot),
+        ipv6_subnet=ipv6_subnet,
         attributes=LeaseAttributes(
             public_ip=IPv4Address(address),
+            public_ipv6=ipv6_address if ipv6_subnet is not None else None,
+            vtep_v6=Vtep(mac=f"0e:00:00:00:06:{number:02x}", vni=None),
             backend_type="extension" if variant == VARIANTS - 2 else lease_type,
             vtep=Vtep(mac=f"0e:00:00:00:00:{number:02x}", vni=None),
             owner=f"peer {slot}",
@@ -441,7 +478,7 @@ def _histories(work: st.SearchStrategy[Step]) -> st.SearchStrategy[History]:
     return st.builds(
         History,
         steps=st.lists(scenes | singles, max_size=6).map(lambda found: tuple(chain.from_iterable(found))),
-        config=st.integers(0, 2),
+        config=st.sampled_from([0, 1, 2, *DUAL]),
         has_lease=st.sampled_from([True, True, False]),
         hears_itself=_bits,
         silent=st.none() | _parts,

@@ -129,10 +129,10 @@ def _comparable(state: State, fake: State) -> State:
 
 @st.composite
 def kernel_plans(draw: st.DrawFn) -> State:
-    # The kernel of the test machine may lack WireGuard.
+    # The kernel of the test machine may lack WireGuard. The double does not drop objects of IPv6 as strictly.
     return State.collect(
         replace(item, kind="tun") if isinstance(item, Link) and item.kind == "wireguard" else item
-        for item in draw(plans())
+        for item in draw(plans(may_have_ipv6=False))
         if isinstance(item, KINDS)
     )
 

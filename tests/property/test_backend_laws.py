@@ -7,10 +7,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubles.strategies import NETWORK, OWN_KEY, keys, subnets
+from doubles.strategies import IPV6_NETWORK, NETWORK, OWN_KEY, keys, subnets
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.link import Address
+from pyflannel.model.network_config import BOTH_FAMILIES
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.model.wireguard import WireguardFacts, WireguardPeer
@@ -40,6 +41,7 @@ backends: st.SearchStrategy[Backend] = st.one_of(
     st.just(AllocBackend()),
     st.just(UdpBackend(network=NETWORK)),
     st.just(WireguardBackend(network=NETWORK)),
+    st.just(WireguardBackend(network=NETWORK, ipv6_network=IPV6_NETWORK, families=BOTH_FAMILIES)),
 )
 
 
@@ -51,6 +53,7 @@ def peers(draw: st.DrawFn) -> Lease:
         backend_type=draw(st.sampled_from(["vxlan", "vxlan", "host-gw", "wireguard", ""])),
         vtep=draw(st.none() | vteps),
         wireguard=draw(st.none() | st.builds(WireguardData, public_key=keys)),
+        wireguard_v6=draw(st.none() | st.builds(WireguardData, public_key=keys)),
         public_ipv6=draw(st.none() | addresses_ipv6),
         vtep_v6=draw(st.none() | vteps),
     )
@@ -152,8 +155,8 @@ def test_packets_of_a_peer_are_sent_only_to_its_subnet_and_address(
                 case Neighbour():
                     assert item.address in part.subnet
                 case WireguardPeer():
-                    assert item.allowed == (peer.subnet,)
-                    assert item.endpoint == f"{peer.attributes.public_ip}:51820"
+                    assert item.allowed == (part.subnet,)
+                    assert item.endpoint in (f"{part.address}:51820", f"[{part.address}]:51821")
 
 
 @given(case=cases(), data=st.data())

@@ -9,6 +9,7 @@ from hypothesis import Phase, given, settings
 from engine_law import defects
 from engine_law.law import LOOKS, OTHERS_RIGHT, REFUSALS, REPAIRS, RIGHT, BrokenLaw, check
 from engine_law.steps import (
+    DUAL,
     Announce,
     CreateUnderlay,
     Damage,
@@ -100,6 +101,11 @@ DEFECTS = {
         defects.forget_changes_behind_an_obstacle,
         RIGHT,
         lived(MoveUnderlay(1), SetPeer(0, 1), MoveUnderlay(0), config=HOST_GW),
+    ),
+    "changes of IPv6 are lost": (
+        defects.forget_changes_of_ipv6,
+        RIGHT,
+        lived(SetPeer(0, 0), config=DUAL[0]),
     ),
     "a later change is lost": (
         defects.lose_a_later_change,

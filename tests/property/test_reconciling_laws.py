@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.fake_kernel import FakeKernel
-from doubles.strategies import HOST, damages, items, plans
+from doubles.strategies import DUAL_HOST, damages, items, plans
 from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
 from pyflannel.model.packet_filter import IptablesChain
@@ -26,7 +26,7 @@ class FakeHost:
     """A host in memory."""
 
     def __init__(self) -> None:
-        self._kernel = FakeKernel(HOST)
+        self._kernel = FakeKernel(DUAL_HOST)
         self.snapshot, self.apply = self._kernel.snapshot, self._kernel.apply
 
     async def damage(self, operations: Sequence[Operation]) -> None:
@@ -69,7 +69,7 @@ def test_an_interrupted_pass_is_finished_by_the_next(case: Case, cut: float) -> 
 def test_each_operation_has_a_text_with_its_difference(case: Case) -> None:
     """The text names the object, and differs for different objects."""
     desired, damage = case
-    kernel = FakeKernel(HOST)
+    kernel = FakeKernel(DUAL_HOST)
     kernel.damage(*(Add(item) for item in desired), *damage)
     for operation in diff(desired, ours(kernel.state, desired)):
         match operation:
