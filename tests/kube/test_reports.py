@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from pyflannel.errors import LabError
 from pyflannel.lab.waiting import wait_until
 from testlab.cluster import STRATEGIC, Cluster, Member, pod_on
 
+MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes"
 SOON_S = 40.0
 POLICIES = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
 BINDINGS = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"
@@ -121,3 +123,30 @@ def test_a_renamed_node_is_an_event_of_the_former_name(member: Member, cluster: 
     until_event(cluster, "Warning", "there is no Node node1")
     member.until_waits_for("there is no Node node1")
     assert "NODE_NAME" in member.log()
+
+
+def test_network_policies_without_a_program_that_enforces_them_are_an_event(
+    member: Member, cluster: Cluster
+) -> None:
+    cluster.apply(MANIFESTS / "network-policies.yaml")
+    policies = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies"
+    cluster.must("POST", policies, {"metadata": {"name": "deny"}, "spec": {"podSelector": {}}})
+    member.start("--warn-network-policies")
+    until_event(cluster, "Warning", "NetworkPolicies exist, and no known program enforces them")
+    assert "no known program enforces them on this host" in member.log()
+    member.stop()
+
+    member.host.run(["nft", "add table inet kube-network-policies"])
+    asked, events = policy_requests(member, cluster), len(cluster.events("node1"))
+    member.start("--warn-network-policies")
+    wait_until(
+        lambda: policy_requests(member, cluster) > asked, what="a look at the policies", deadline_s=SOON_S
+    )
+    member.stop()
+    assert len(cluster.events("node1")) == events
+    member.host.run(["nft", "delete table inet kube-network-policies"])
+    cluster.must("DELETE", f"{policies}/deny")
+
+
+def policy_requests(member: Member, cluster: Cluster) -> int:
+    return cluster.requests(member.host.address).count("list /apis/networking.k8s.io/v1/networkpolicies")

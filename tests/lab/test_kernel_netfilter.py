@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from pyflannel.kernel.filters.ruleset import read_ruleset
+from pyflannel.kernel.filters.ruleset import policy_enforcer, read_ruleset
 from pyflannel.model.netfilter import UDP, Judgement, Packet
 from pyflannel.plan.netfilter import IN, OUT, judge
 
@@ -286,3 +286,19 @@ def test_the_judgement_is_that_of_the_kernel(wire: Wire, long_run: bool) -> None
     wire.clear()
     assert counts["accept"] >= DRAWS // 8
     assert counts["drop"] >= DRAWS // 8
+
+
+def test_programs_that_enforce_network_policies_are_recognised(make_namespace: Callable) -> None:
+    host = make_namespace()
+
+    assert host.run(policy_enforcer) is None
+    for command, program in (
+        ("iptables-nft -N cali-FORWARD", "Calico"),
+        ("iptables-nft -N KUBE-ROUTER-FORWARD", "kube-router"),
+        ("iptables-nft -N CILIUM_FORWARD", "Cilium"),
+        ("nft add table inet kindnet-network-policies", "kindnet"),
+        ("nft add table inet kube-network-policies", "kube-network-policies"),
+    ):
+        host.command("nft", "flush", "ruleset")
+        host.command(*command.split())
+        assert host.run(policy_enforcer) == program

@@ -181,6 +181,9 @@ class Daemon:
         events = self._options.kubernetes.events(own.name, self._clock)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(events.run(), name="Events of the Node")
+            if self._options.kubernetes.warns:
+                warning = self._options.kubernetes.policy_warning(own.name, self._clock)
+                tasks.create_task(warning.run(), name="NetworkPolicies")
             await self._run_network("", self._places, store, url, events.notifier(notify), own)
 
     async def _own_node(self, options: KubernetesOptions) -> OwnNode:

@@ -16,7 +16,7 @@ from pyflannel.wire.go_flags import Flag, Given, Settings
 from pyflannel.wire.kubernetes_node import annotation_prefix
 
 if TYPE_CHECKING:
-    from pyflannel.engine.node_events import NodeEvents
+    from pyflannel.engine.node_events import NodeEvents, PolicyWarning
     from pyflannel.stores.kubernetes.access import Access
     from pyflannel.stores.kubernetes.store import KubernetesStore
 
@@ -48,6 +48,11 @@ KUBERNETES_FLAGS = (
         default="true",
         meaning="set the condition NetworkUnavailable of the Node",
     ),
+    Flag(
+        name="warn-network-policies",
+        kind="boolean",
+        meaning="warn if NetworkPolicies exist and no known program enforces them",
+    ),
 )
 
 URL = "kube:"
@@ -63,6 +68,7 @@ class KubernetesOptions:
         config: file of the network config.
         node: name of the Node; None to ask for it by `pod`.
         pod: namespace and name of the pod of flanneld.
+        warns: warn about NetworkPolicies that no program enforces.
     """
 
     access: "Access"
@@ -71,6 +77,7 @@ class KubernetesOptions:
     sets_condition: bool = True
     node: str | None = None
     pod: tuple[str, str] | None = None
+    warns: bool = False
 
     def store(self, clock: Clock) -> "KubernetesStore":
         """Return the store. It connects at its first request."""
@@ -96,6 +103,16 @@ class KubernetesOptions:
         from pyflannel.engine.node_events import NodeEvents
 
         return NodeEvents(partial(self.store(clock).announce, node), clock)
+
+    def policy_warning(self, node: str, clock: Clock) -> "PolicyWarning":
+        """Return the warning about NetworkPolicies that no program enforces."""
+        from pyflannel.engine.node_events import PolicyWarning
+        from pyflannel.kernel.filters.ruleset import policy_enforcer
+
+        store = self.store(clock)
+        return PolicyWarning(
+            store.has_network_policies, policy_enforcer, partial(store.announce, node), clock
+        )
 
     def own_node(self, name: str) -> OwnNode:
         """Return the Node of this host."""
@@ -142,6 +159,7 @@ def chosen_kubernetes(settings: Settings, environment: Mapping[str, str]) -> Kub
         sets_condition=bool(settings.last("set-node-network-unavailable").value),
         node=node,
         pod=pod if node is None else None,
+        warns=bool(settings.last("warn-network-policies").value),
     )
 
 

@@ -1,6 +1,7 @@
-"""Events of the Node of this host: the reason why flanneld is not ready, as `kubectl describe node` shows it.
+"""Events of the Node of this host, as `kubectl describe node` shows them.
 
-The reasons are those of the status that the service manager gets.
+They contain the reason why flanneld is not ready, as the status that the service manager gets. On demand,
+they contain a warning about NetworkPolicies that no program enforces.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from pyflannel.engine.pacing import pause
-from pyflannel.errors import StoreError
+from pyflannel.errors import StoreError, TargetError
 from pyflannel.model.kubernetes_node import IS_UP, NodeEvent
 from pyflannel.ports import Clock
 
@@ -26,10 +27,18 @@ MOST_EVENTS, WINDOW_S = 6, 600.0
 _STATUS, _WAITING = "STATUS=", "waiting for "
 
 
+LOOK_S = 300.0
+"""Interval at which flanneld asks for NetworkPolicies. The first time is earlier."""
+
+FIRST_LOOK_S = 20.0
+
+Announce = Callable[[NodeEvent], Awaitable[None]]
+
+
 class NodeEvents:
     """Creates an Event when flanneld is not ready for some seconds, and one when it is ready again."""
 
-    def __init__(self, announce: Callable[[NodeEvent], Awaitable[None]], clock: Clock) -> None:
+    def __init__(self, announce: Announce, clock: Clock) -> None:
         self._announce = announce
         self._clock = clock
         self._reason: str | None = None
@@ -83,3 +92,52 @@ def _event(reason: str | None) -> NodeEvent:
     if reason is None:
         return NodeEvent(is_warning=False, reason=IS_UP.reason, message=IS_UP.message)
     return NodeEvent(is_warning=True, reason="FlannelNotReady", message=f"flanneld is {reason}")
+
+
+class PolicyWarning:
+    """Warns once if NetworkPolicies exist, and no known program enforces them on this host.
+
+    `exist` asks the cluster, and `enforcer` returns the name of the program that enforces them here.
+    """
+
+    def __init__(
+        self,
+        exist: Callable[[], Awaitable[bool]],
+        enforcer: Callable[[], Awaitable[str | None]],
+        announce: Announce,
+        clock: Clock,
+    ) -> None:
+        self._exist = exist
+        self._enforcer = enforcer
+        self._announce = announce
+        self._clock = clock
+        self._shown: str | None = None
+
+    async def run(self) -> None:
+        """Look at intervals until cancelled."""
+        await self._clock.sleep(FIRST_LOOK_S)
+        while True:
+            try:
+                await self._look()
+            except (StoreError, TargetError) as error:
+                self._show(f"Couldn't find out whether NetworkPolicies are enforced: {error.in_full}")
+            await self._clock.sleep(LOOK_S)
+
+    async def _look(self) -> None:
+        if not await self._exist() or await self._enforcer() is not None:
+            self._shown = None
+            return
+        text = (
+            "NetworkPolicies exist, and no known program enforces them on this host: flannel does not. "
+            "Install one, for example kube-network-policies."
+        )
+        if text != self._shown:
+            self._show(text)
+            event = NodeEvent(is_warning=True, reason="NetworkPolicyNotEnforced", message=text)
+            await self._announce(event)
+
+    def _show(self, text: str) -> None:
+        """Log a text unless it was the last one."""
+        if text != self._shown:
+            self._shown = text
+            log.warning("%s", text)

@@ -80,6 +80,10 @@ class _Nodes(Struct):
     items: list[_Node] | None = None
 
 
+class _Items(Struct):
+    items: list[Raw] | None
+
+
 class _Failure(Struct):
     code: int = 0
     message: str = ""
@@ -94,6 +98,7 @@ class _Event(Struct):
 _NODE = msgspec.json.Decoder(_Node)
 _POD = msgspec.json.Decoder(_Pod)
 _NODES = msgspec.json.Decoder(_Nodes)
+_ITEMS = msgspec.json.Decoder(_Items)
 _EVENT = msgspec.json.Decoder(_Event)
 _FAILURE = msgspec.json.Decoder(_Failure)
 _ENCODER = msgspec.json.Encoder()
@@ -155,6 +160,18 @@ def parse_pod_node(text: bytes) -> str:
         return _POD.decode(text).spec.node_name
     except (msgspec.MsgspecError, RecursionError) as error:
         raise _not("a pod", error) from error
+
+
+def parse_has_items(text: bytes) -> bool:
+    """Return whether a list of any kind has items.
+
+    Raises:
+        WireError: the text is not a list.
+    """
+    try:
+        return bool(_ITEMS.decode(text).items)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise _not("a list", error) from error
 
 
 def parse_event(line: bytes, prefix: str) -> Change | Bookmark | ApiFailure:

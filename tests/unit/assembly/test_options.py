@@ -589,10 +589,12 @@ def test_kubernetes_replaces_the_other_stores() -> None:
     assert found.kubernetes.prefix == "example.org/blue-"
     assert str(found.kubernetes.config) == "/etc/kube-flannel/net-conf.json"
     assert found.kubernetes.sets_condition
+    assert not found.kubernetes.warns
     pod = {"POD_NAME": "p", "POD_NAMESPACE": "s"}
-    other = options(*KUBERNETES, "--set-node-network-unavailable=false", environment=pod).kubernetes
+    others = ("--set-node-network-unavailable=false", "--warn-network-policies")
+    other = options(*KUBERNETES, *others, environment=pod).kubernetes
     assert other is not None
-    assert (other.node, other.pod, other.sets_condition) == (None, ("s", "p"), False)
+    assert (other.node, other.pod, other.sets_condition, other.warns) == (None, ("s", "p"), False, True)
     assert options("--kube-api-url=x", "--net-config-path=/x").kubernetes is None
 
 

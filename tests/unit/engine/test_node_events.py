@@ -6,7 +6,16 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from doubles.fake_clock import FakeClock
-from pyflannel.engine.node_events import MOST_EVENTS, PATIENCE_S, RETRY_S, WINDOW_S, NodeEvents
+from pyflannel.engine.node_events import (
+    FIRST_LOOK_S,
+    LOOK_S,
+    MOST_EVENTS,
+    PATIENCE_S,
+    RETRY_S,
+    WINDOW_S,
+    NodeEvents,
+    PolicyWarning,
+)
 from pyflannel.errors import StoreError
 from pyflannel.model.kubernetes_node import NodeEvent
 
@@ -93,3 +102,41 @@ def test_a_reason_that_keeps_changing_creates_few_events(on_bench: Callable[...,
         assert bench.messages[-1] == f"flanneld is waiting for {3 * MOST_EVENTS - 1}"
 
     on_bench(check)
+
+
+def test_network_policies_that_no_program_enforces_are_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    state = {"exist": False, "enforcer": None, "forbidden": False}
+    created: list[NodeEvent] = []
+    clock = FakeClock()
+
+    async def exist() -> bool:
+        if state["forbidden"]:
+            raise StoreError("networkpolicies is forbidden", hint="Grant it.")
+        return bool(state["exist"])
+
+    async def enforcer() -> str | None:
+        return state["enforcer"]  # type: ignore[return-value]
+
+    async def announce(event: NodeEvent) -> None:
+        created.append(event)
+
+    async def live() -> None:
+        async with clock.running(PolicyWarning(exist, enforcer, announce, clock).run()):
+            await clock.advance(FIRST_LOOK_S)
+            assert not created
+            state["exist"] = True
+            await clock.advance(2 * LOOK_S)
+            assert [event.reason for event in created] == ["NetworkPolicyNotEnforced"]
+            assert "no known program enforces them" in caplog.text
+            state["enforcer"] = "kube-network-policies"
+            await clock.advance(LOOK_S)
+            state["enforcer"] = None
+            await clock.advance(LOOK_S)
+            assert len(created) == 2
+            state["forbidden"] = True
+            await clock.advance(2 * LOOK_S)
+            assert caplog.text.count("networkpolicies is forbidden") == 1
+
+    asyncio.run(live())

@@ -1,6 +1,7 @@
 """Reads all rules of netfilter in this network namespace: of nf_tables and of both kinds of iptables."""
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from pyflannel.errors import FlannelError, TargetError, WireError
@@ -33,6 +34,26 @@ async def read_ruleset() -> ReadRules:
     by_legacy, by_modern = await asyncio.gather(_saved(legacy), _saved(modern))
     tables, failures = await _tables(frozenset(by_modern))
     return ReadRules((*ruleset_of(by_modern, modern), *ruleset_of(by_legacy, legacy), *tables), failures)
+
+
+_ENFORCERS = (
+    (re.compile(r"^table \w+ kube-network-policies\b", re.MULTILINE), "kube-network-policies"),
+    (re.compile(r"^table \w+ kindnet-network-policies\b", re.MULTILINE), "kindnet"),
+    (re.compile(r"^(table \w+ calico\b|\s*chain cali-)", re.MULTILINE), "Calico"),
+    (re.compile(r"^\s*chain KUBE-ROUTER-FORWARD\b", re.MULTILINE), "kube-router"),
+    (re.compile(r"^\s*chain CILIUM_FORWARD\b", re.MULTILINE), "Cilium"),
+)
+"""Tables and chains of the programs that enforce NetworkPolicies of Kubernetes beside flannel."""
+
+
+async def policy_enforcer() -> str | None:
+    """Return the program that enforces NetworkPolicies on this host; None if there is none that is known.
+
+    Raises:
+        TargetError: the chains cannot be listed.
+    """
+    listed = await _nft("list", "chains")
+    return next((name for pattern, name in _ENFORCERS if pattern.search(listed)), None)
 
 
 async def _saved(program: str) -> SavedTables:

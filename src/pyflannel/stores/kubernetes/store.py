@@ -30,6 +30,7 @@ from pyflannel.wire.kubernetes_node import (
     Bookmark,
     format_event,
     parse_event,
+    parse_has_items,
     parse_node,
     parse_nodes,
     parse_pod_node,
@@ -118,6 +119,18 @@ class KubernetesStore:
         utc = self._clock.utc()
         body = format_event(node, event, rfc3339(utc), int(utc * 1e9))
         await self._client.call("POST", f"{_API}/namespaces/default/events", body)
+
+    async def has_network_policies(self) -> bool:
+        """Return whether the cluster has a NetworkPolicy.
+
+        Raises:
+            StoreError: the server does not answer, or forbids it.
+        """
+        body = await self._client.call("GET", "/apis/networking.k8s.io/v1/networkpolicies?limit=1")
+        try:
+            return parse_has_items(body)
+        except WireError as error:
+            raise StoreError(str(error), hint=error.hint) from error
 
     @asynccontextmanager
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
