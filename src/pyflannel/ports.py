@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from fnmatch import fnmatchcase
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, TypeVarTuple, Unpack
 
@@ -367,8 +367,8 @@ class DockerHost(Protocol):
             NotReadyError: the host has no lease yet.
         """
 
-    def range(self) -> IPv4Network | None:
-        """Return the range of the flannel network; None while it is unknown."""
+    def ranges(self) -> tuple[IPv4Network | None, IPv6Network | None]:
+        """Return the range of the flannel network in each family; None while it is unknown or if not used."""
 
     def plan(self, parts: DockerParts) -> None:
         """Make these networks and ports a part of the plan."""

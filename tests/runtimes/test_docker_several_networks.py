@@ -1,10 +1,11 @@
-"""Networks of Docker in two flannel networks of one flanneld, on real engines: reach, isolation, restarts."""
+"""Networks of Docker in two flannel networks of one flanneld, on real engines, also with IPv6."""
 
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from pyflannel.lab.containers import DockerContainer, serving, write_image
 from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
-from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import together, wait_until
 
 pytestmark = [
@@ -36,6 +36,7 @@ class Pair:
     lab: Lab
     daemons: dict[str, Program]
     flags: tuple[str, ...]
+    has_ipv6: bool
 
     @property
     def hosts(self) -> list[Host]:
@@ -52,25 +53,39 @@ class Pair:
         host.engine.start("dockerd --live-restore")
         host.engine.import_image(self.lab.directory / "busybox.tar")
         for name, port in zip(NAMES, (8080, 8081), strict=True):
-            host.run(CREATE.replace("blue", name).split())
+            ipv6 = " --ipv6 " if self.has_ipv6 else " "
+            host.run(CREATE.replace("blue", name).replace(" -d ", f"{ipv6}-d ").split())
             options = [f"--publish={port}:80", "--restart=always", "--stop-timeout=1"]
             host.engine.run_container(name, serving(name, name=name), network=name, options=options)
 
     def containers(self, name: str) -> list[DockerContainer]:
         return [DockerContainer(host, host.engine, name, network=name) for host in self.hosts]
 
+    def addresses(self, container: DockerContainer) -> list[str]:
+        """Return the addresses of a container, one of each family."""
+        shown = container.run_in_network(["ip", "-j", "address", "show", "dev", "eth0", "scope", "global"])
+        (link,) = json.loads(shown.stdout)
+        found = [one["local"] for one in link["addr_info"] if one]
+        assert len(found) == (2 if self.has_ipv6 else 1)
+        return found
+
     def reached(self) -> dict[tuple[str, str], set[bool]]:
-        """Return whether containers reach those of each network, on both hosts."""
+        """Return whether containers reach those of each network, on both hosts, in each family."""
         return {
             (one, other): {
-                ping(source, target.address, count=1).is_reached
+                is_reached(source, address)
                 for source in self.containers(one)
                 for target in self.containers(other)
+                for address in self.addresses(target)
                 if (source.name, source.address) != (target.name, target.address)
             }
             for one in NAMES
             for other in NAMES
         }
+
+
+def is_reached(source: DockerContainer, address: str) -> bool:
+    return source.run_in_network(["ping", "-n", "-c1", "-W1", address], check=False).returncode == 0
 
 
 REACHED = {(one, other): {one == other} for one in NAMES for other in NAMES}
@@ -82,12 +97,19 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     with Lab(f"apart-{request.param[0]}", Topology(COOKBOOK.segments, places)) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         etcd.start()
+        has_ipv6 = "host-gw" in request.param
         for number, (name, kind) in enumerate(zip(NAMES, request.param, strict=True), start=101):
             config = {"Network": f"10.{number}.0.0/16", "Backend": {"Type": kind}}
+            if has_ipv6:
+                config |= {"EnableIPv6": True, "IPv6Network": f"fd00:{number}::/48"}
             etcd.etcdctl("put", f"{PREFIX}/{name}/config", json.dumps(config))
         write_image(lab.directory / "busybox.tar")
         flags = (f"--store={etcd.url}", "--watch-networks", "--docker-plugin", "--ip-masq")
-        pair = Pair(lab, {}, flags)
+        pair = Pair(lab, {}, flags, has_ipv6)
+        for number, host in enumerate(pair.hosts, start=1):
+            host.run(["ip", "address", "add", f"fd07::{number}/64", "dev", "eth0", "nodad"])
+            host.run(["ip", "route", "add", "default", "via", "fd07::fe", "dev", "eth0"])
+            host.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"])
         together([lambda host=host: pair.prepare(host) for host in pair.hosts])
         yield pair
 
@@ -95,10 +117,12 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
 def wait_reached(pair: Pair) -> None:
     for name in NAMES:
         one, other = pair.containers(name)
-        for source, target in ((one, other), (other, one)):
+        ways = [(one, address) for address in pair.addresses(other)]
+        ways += [(other, address) for address in pair.addresses(one)]
+        for source, address in ways:
             wait_until(
-                lambda source=source, target=target: ping(source, target.address, count=1).is_reached,
-                what=f"containers of {name} reach each other",
+                partial(is_reached, source, address),
+                what=f"a container of {name} reaches {address}",
                 deadline_s=SOON_S,
             )
 
@@ -115,6 +139,7 @@ def test_a_packet_with_a_false_source_address_does_not_arrive(pair: Pair) -> Non
     before = echoes(red)
 
     blue.run_in_network(["ping", "-c1", "-W1", "-I", "10.9.9.9", str(red.address)], check=False)
+    blue.run_in_network(["ip", "address", "delete", "10.9.9.9/32", "dev", "eth0"])
 
     assert echoes(red) == before
 
@@ -155,7 +180,7 @@ def test_wrong_options_are_refused_with_the_command(pair: Pair) -> None:
 
 def test_restarts_keep_addresses_and_isolation(pair: Pair) -> None:
     host = pair.hosts[0]
-    before = [one.address for name in NAMES for one in pair.containers(name)]
+    before = [pair.addresses(one) for name in NAMES for one in pair.containers(name)]
 
     pair.daemons[host.name].kill()
     host.engine.stop()
@@ -163,7 +188,7 @@ def test_restarts_keep_addresses_and_isolation(pair: Pair) -> None:
     host.engine.start("dockerd --live-restore")
     wait_reached(pair)
 
-    assert [one.address for name in NAMES for one in pair.containers(name)] == before
+    assert [pair.addresses(one) for name in NAMES for one in pair.containers(name)] == before
     assert pair.reached() == REACHED
 
 
@@ -175,5 +200,5 @@ def test_the_end_of_the_networks_leaves_nothing(pair: Pair) -> None:
 
     for name in NAMES:
         state = json.loads((host.directory / f"var/lib/flannel/{name}/docker-networks.json").read_text())
-        assert (state["pools"], state["networks"], state["endpoints"]) == ({}, {}, {})
+        assert [kind for kind, entries in state.items() if entries and "others" not in kind] == []
     assert not [one["ifname"] for one in host.links() if one["ifname"].startswith(("flbr", "flv"))]

@@ -60,8 +60,7 @@ def docker_routes(networks: DockerNetworks) -> Routes:
     async def join(request: wire.EndpointRequest) -> _Answer:
         plugin = await networks.of_network(request.network)
         endpoint, network, routes = await plugin.join(request)
-        has_default = not network.is_internal
-        return wire.join_answer(endpoint, network.gateway.ip, has_default=has_default, routes=routes)
+        return wire.join_answer(endpoint, network, routes)
 
     async def leave(request: wire.EndpointRequest) -> None:
         await (await networks.of_network(request.network)).leave(request)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 from pyflannel.engine.docker_plugin import DockerPlugin
 from pyflannel.engine.supervisor import Supervisor
@@ -39,12 +39,20 @@ class SupervisedHost:
                 f"flanneld is not ready: it waits for {self._supervisor.waiting_for}",
                 hint="Run flannelctl status.",
             )
-        return HostSubnet(host.lease.subnet, config.network, backend.mtu(host))
+        ipv6 = self._supervisor.planner.host(inputs, 6) if config.enable_ipv6 else None
+        return HostSubnet(
+            host.lease.subnet,
+            config.network,
+            backend.mtu(host),
+            None if ipv6 is None else ipv6.lease.ipv6_subnet,
+            config.ipv6_network,
+            0 if ipv6 is None else min(backend.mtu(host), backend.mtu(ipv6)),
+        )
 
-    def range(self) -> IPv4Network | None:
-        """Return the range of the flannel network: see `DockerHost`."""
+    def ranges(self) -> tuple[IPv4Network | None, IPv6Network | None]:
+        """Return the range of the flannel network in each family: see `DockerHost`."""
         config = self._supervisor.condition.inputs.config
-        return None if config is None else config.network
+        return (None, None) if config is None else (config.network, config.ipv6_network)
 
     def plan(self, parts: DockerParts) -> None:
         """Make these networks and ports a part of the plan."""
@@ -90,10 +98,11 @@ class DockerNetworks:
         """Isolate each flannel network from the others."""
         if self._has_names:
             names = {*self._plugins, *self._remembered()}
-            ranges = {name: one.range for name, one in self._plugins.items()}
-            known = {name: one for name, one in ranges.items() if one is not None}
+            found = {name: one.ranges for name, one in self._plugins.items()}
+            ranges = {name: ipv4 for name, (ipv4, _) in found.items() if ipv4 is not None}
+            ipv6_ranges = {name: ipv6 for name, (_, ipv6) in found.items() if ipv6 is not None}
             for plugin in list(self._plugins.values()):
-                await plugin.isolate(known, names)
+                await plugin.isolate(names, ranges, ipv6_ranges)
 
     def for_pool(self, request: PoolRequest) -> DockerPlugin:
         """Return the plugin that gives addresses for a new network.

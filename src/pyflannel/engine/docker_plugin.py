@@ -11,11 +11,12 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import DockerPluginError, NotReadyError, TargetError, WireError
-from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Pool, PublishedPort
+from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Ipv6Pool, Pool, PublishedPort
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.status import DockerNetworkStatus, DockerPortStatus, DockerStatus
 from pyflannel.plan.docker_plugin import (
     add_network,
@@ -27,6 +28,7 @@ from pyflannel.plan.docker_plugin import (
     remove_endpoint,
     remove_network,
     request_address,
+    request_ipv6_pool,
     request_pool,
     without_dead,
 )
@@ -38,6 +40,9 @@ from pyflannel.wire.docker_plugin import (
     PoolRequest,
     format_state,
     parse_address,
+    parse_interface,
+    parse_ipv6_interface,
+    parse_ipv6_prefix,
     parse_prefix,
     parse_state,
 )
@@ -145,9 +150,9 @@ class DockerPlugin:
         )
 
     @property
-    def range(self) -> IPv4Network | None:
-        """The range of the flannel network; None while it is unknown."""
-        return self._host.range()
+    def ranges(self) -> tuple[IPv4Network | None, IPv6Network | None]:
+        """The range of the flannel network in each family; None while it is unknown, or if there is none."""
+        return self._host.ranges()
 
     @property
     def ports(self) -> tuple[PublishedPort, ...]:
@@ -163,32 +168,46 @@ class DockerPlugin:
         pools = () if self._state is None else self._state.pools.values()
         return any(str(pool.subnet) == subnet for pool in pools)
 
-    async def isolate(self, ranges: Mapping[str, IPv4Network], names: Collection[str]) -> None:
+    async def isolate(
+        self,
+        names: Collection[str],
+        ranges: Mapping[str, IPv4Network],
+        ipv6_ranges: Mapping[str, IPv6Network],
+    ) -> None:
         """Isolate this flannel network from the others.
 
         Args:
-            ranges: the known ranges of flannel networks of this host.
             names: the flannel networks that exist on this host.
+            ranges: their known ranges of IPv4.
+            ipv6_ranges: their known ranges of IPv6.
         """
+        names = {*names} - {self.network}
         async with self._lock:
             state = self._state
             if state is None or self._damage is not None:
                 return
-            others = {**state.others, **ranges}
-            others = {name: one for name, one in others.items() if name in names and name != self.network}
+            others = {name: one for name, one in {**state.others, **ranges}.items() if name in names}
+            ipv6 = {**state.ipv6_others, **ipv6_ranges}
+            ipv6 = {name: one for name, one in ipv6.items() if name in names}
             with suppress(DockerPluginError):  # logged; the next call tries again
-                await self._save(replace(state, others=others))
+                await self._save(replace(state, others=others, ipv6_others=ipv6))
 
     # Addresses.
 
-    async def request_pool(self, request: PoolRequest) -> Pool:
-        """Return the addresses of a new network."""
-        if request.is_ipv6:
-            raise DockerPluginError(
-                "the IPAM driver flannel has no IPv6 addresses", hint="Create the network without --ipv6."
-            )
+    async def request_pool(self, request: PoolRequest) -> Pool | Ipv6Pool:
+        """Return the addresses of a new network in one family."""
         async with self._lock:
             state, host = self._known(), self._host.subnet()
+            if request.is_ipv6:
+                state, ipv6 = request_ipv6_pool(
+                    state,
+                    host.ipv6_subnet,
+                    wanted=parse_ipv6_prefix(request.pool) if request.pool else None,
+                    choice=parse_ipv6_prefix(request.choice) if request.choice else None,
+                    network=self.network,
+                )
+                await self._save(state)
+                return ipv6
             routed = await self._links.on_link()
             state, pool = request_pool(
                 state,
@@ -208,7 +227,7 @@ class DockerPlugin:
         async with self._lock:
             await self._save(release_pool(self._known(), name))
 
-    async def request_address(self, request: AddressRequest) -> tuple[IPv4Address, Pool]:
+    async def request_address(self, request: AddressRequest) -> tuple[IpAddress, Pool | Ipv6Pool]:
         """Return an address of a pool. Without a wish, the gateway gets the first one."""
         wanted = parse_address(request.address) if request.address else None
         async with self._lock:
@@ -230,17 +249,18 @@ class DockerPlugin:
 
     async def create_network(self, request: NetworkRequest) -> None:
         """Create the bridge of a network, and return when it can take containers."""
-        data = (request.ipv4 or [])[:1]
-        if request.has_ipv6:
+        gateways = [data.gateway for data in request.ipv4 or [] if data.gateway]
+        ipv6_gateways = [data.gateway for data in request.ipv6 or [] if data.gateway]
+        if not gateways or len(gateways) > 1 or (request.has_ipv6 and len(ipv6_gateways) != 1):
             raise DockerPluginError(
-                "the driver flannel has no IPv6", hint="Create the network without --ipv6."
-            )
-        if not data or not data[0].gateway:
-            raise DockerPluginError(
-                "the network has no IPv4 addresses of flannel", hint=f"Run: {create_command(self.network)}"
+                "the network has no addresses of flannel, or several prefixes of one family",
+                hint=f"Run: {create_command(self.network)}" + (" --ipv6" if request.has_ipv6 else ""),
             )
         network = DockerNetwork(
-            name=request.network, gateway=_interface(data[0].gateway), is_internal=request.is_internal
+            name=request.network,
+            gateway=parse_interface(gateways[0]),
+            is_internal=request.is_internal,
+            ipv6_gateway=parse_ipv6_interface(ipv6_gateways[0]) if request.has_ipv6 else None,
         )
         async with self._lock:
             before = self._known()
@@ -275,18 +295,25 @@ class DockerPlugin:
                     f"the address {address} is not in the subnet {network.subnet} of the network",
                     hint=f"Run: {create_command(self.network)}",
                 )
+            ipv6, gateway = request.ipv6_address, network.ipv6_gateway
+            if ipv6 is not None and (gateway is None or ipv6.ip not in gateway.network):
+                raise DockerPluginError(
+                    f"the address {ipv6} is not in the IPv6 subnet of the network",
+                    hint="Remove the network and create it again.",
+                )
             endpoint = DockerEndpoint(
                 name=request.endpoint,
                 network=network.name,
                 address=address,
                 mac=request.mac or mac_of(address.ip),
+                ipv6_address=ipv6,
             )
             await self._save(put_endpoint(state, endpoint))
             return endpoint
 
     async def join(
         self, request: EndpointRequest
-    ) -> tuple[DockerEndpoint, DockerNetwork, tuple[IPv4Network, ...]]:
+    ) -> tuple[DockerEndpoint, DockerNetwork, tuple[IpNetwork, ...]]:
         """Connect a container to its bridge; return also the routes that it needs.
 
         A container gets the routes to the other hosts once, because a second network has the same ones. They
@@ -297,14 +324,15 @@ class DockerPlugin:
             network = self._network(state, request.network)
             endpoint = self._endpoint(state, request.endpoint)
             if not network.subnet.subnet_of(host.subnet):
-                raise DockerPluginError(
-                    f"the network has addresses of {network.subnet}, and the subnet of this host is"
-                    f" {host.subnet}",
-                    hint="Remove the network and create it again.",
-                )
+                raise _moved(network.subnet, host.subnet)
+            ipv6 = network.ipv6_gateway
+            if ipv6 is not None and not (host.ipv6_subnet and ipv6.network.subnet_of(host.ipv6_subnet)):
+                raise _moved(ipv6.network, host.ipv6_subnet)
             await self._wait_for_bridge(network)
-            await self._links.connect(endpoint, network.bridge, host.mtu)
-            routes = tuple(sorted(host.network.address_exclude(host.subnet)))
+            await self._links.connect(endpoint, network.bridge, host.mtu if ipv6 is None else host.ipv6_mtu)
+            routes: tuple[IpNetwork, ...] = tuple(sorted(host.network.address_exclude(host.subnet)))
+            if endpoint.ipv6_address is not None and host.ipv6_network and host.ipv6_subnet:
+                routes += tuple(sorted(host.ipv6_network.address_exclude(host.ipv6_subnet)))
             has_routes = request.sandbox and any(
                 one.sandbox == request.sandbox and one.name != endpoint.name
                 for one in state.endpoints.values()
@@ -422,8 +450,8 @@ class DockerPlugin:
             await self._clock.sleep(_LOOK_S)
 
 
-def _interface(text: str) -> IPv4Interface:
-    try:
-        return IPv4Interface(text)
-    except ValueError as error:
-        raise WireError(f"{text!r} is not an IPv4 address", hint="Report the version of Docker.") from error
+def _moved(subnet: IpNetwork, host: IpNetwork | None) -> DockerPluginError:
+    return DockerPluginError(
+        f"the network has addresses of {subnet}, and the subnet of this host is {host}",
+        hint="Remove the network and create it again.",
+    )

@@ -21,7 +21,7 @@ from pyflannel.model.route import Route
 from pyflannel.model.state import Blocked, Changed, PlanResult, Replaced, State, Unchanged
 from pyflannel.model.tunnel_guard import guard_table
 from pyflannel.plan.backends import Backend, notes_on
-from pyflannel.plan.docker_plugin import divide, plan_bridges_of_docker
+from pyflannel.plan.docker_plugin import divide, ipv6_part_of_cni, plan_bridges_of_docker
 from pyflannel.plan.generations import (
     Basis,
     basis_of,
@@ -225,7 +225,7 @@ class Planner:
             previous = self._plan_peers(bases)
             if previous is not None:
                 previous |= self._plan_bridges(bases[0], inputs.bridges)
-                previous |= self._plan_docker(bases[0], inputs.docker)
+                previous |= self._plan_docker(bases, inputs.docker)
                 return Changed(previous) if previous else Unchanged()
         self._bases = bases
         return self._plan_all(bases, inputs)
@@ -290,6 +290,7 @@ class Planner:
             mtu=min(view.backend.mtu(view.host) for view in firsts),
             ip_masq=options.packet_filter.masquerades,
             division=divide(firsts[0].host.lease.subnet) if options.serves_docker else None,
+            ipv6_cni=ipv6_part_of_cni(firsts[0].host.lease.ipv6_subnet) if options.serves_docker else None,
         )
         notes = (note for view in firsts for note in notes_on(config, view.backend, view.host))
         self.notes = (*dict.fromkeys(notes), *transition_notes(bases[0]))
@@ -466,21 +467,22 @@ class Planner:
         self._bridges = bridges
         return self._exchange(gone, come)
 
-    def _plan_docker(self, basis: Basis, docker: DockerParts) -> dict[Key, Item | None]:
+    def _plan_docker(self, bases: tuple[Basis, ...], docker: DockerParts) -> dict[Key, Item | None]:
         """Plan the networks of Docker and the filter rules again, if these networks changed."""
         if docker is self._docker:
             return {}
-        gone = self._items_of_docker(basis, self._docker).by_key
-        come = self._items_of_docker(basis, docker).by_key
+        previous: dict[Key, Item | None] = {}
+        for basis in bases:
+            if basis.views:
+                gone = self._items_of_docker(basis, self._docker).by_key
+                previous |= self._exchange(gone, self._items_of_docker(basis, docker).by_key)
         self._docker = docker
-        return self._exchange(gone, come)
+        return previous
 
     def _items_of_docker(self, basis: Basis, docker: DockerParts) -> State:
         """Return the bridges of Docker's networks, and the filter rules, some of which concern them."""
         first = basis.views[0]
         rules = plan_filter(basis.config, first.host, self._options.packet_filter, docker)
-        if basis.family == 6:
-            return rules  # networks of Docker have IPv4 only
         bridges = plan_bridges_of_docker(docker, first.host, first.backend.mtu(first.host))
         return State.collect((*bridges, *rules))
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+
+from pyflannel.model.network_config import IpNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +15,17 @@ class HostSubnet:
         subnet: the subnet of the host.
         network: the network of all hosts.
         mtu: bytes of the largest packet of a container.
+        ipv6_subnet: the IPv6 subnet of the host; None if the flannel network has IPv4 only.
+        ipv6_network: the IPv6 network of all hosts.
+        ipv6_mtu: bytes of the largest packet of a container with addresses of both families.
     """
 
     subnet: IPv4Network
     network: IPv4Network
     mtu: int
+    ipv6_subnet: IPv6Network | None = None
+    ipv6_network: IPv6Network | None = None
+    ipv6_mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,21 @@ class Pool:
         return "/".join(("flannel", *filter(None, [self.network]), str(self.subnet)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ipv6Pool:
+    """The IPv6 addresses of one network of Docker: see `Pool`."""
+
+    subnet: IPv6Network
+    choice: IPv6Network
+    used: frozenset[IPv6Address] = frozenset()
+    network: str = ""
+
+    @property
+    def name(self) -> str:
+        """The identifier in Docker's requests: see `network_of_pool`."""
+        return "/".join(("flannel", *filter(None, [self.network]), str(self.subnet)))
+
+
 def network_of_pool(name: str) -> str:
     """Return the name of the flannel network in the identifier of a pool."""
     match name.split("/"):
@@ -74,11 +97,13 @@ class DockerNetwork:
         name: Docker's identifier. Docker does not pass the name that the user gave.
         gateway: address of the bridge.
         is_internal: containers reach the overlay and nothing else.
+        ipv6_gateway: IPv6 address of the bridge; None for a network with IPv4 only.
     """
 
     name: str
     gateway: IPv4Interface
     is_internal: bool = False
+    ipv6_gateway: IPv6Interface | None = None
 
     @property
     def subnet(self) -> IPv4Network:
@@ -127,6 +152,7 @@ class DockerEndpoint:
         network: identifier of the network.
         sandbox: path of the container's network namespace; "" if it has not joined.
         ports: its published ports.
+        ipv6_address: None in a network with IPv4 only.
     """
 
     name: str
@@ -135,6 +161,7 @@ class DockerEndpoint:
     mac: str
     sandbox: str = ""
     ports: tuple[PublishedPort, ...] = ()
+    ipv6_address: IPv6Interface | None = None
 
     @property
     def link(self) -> str:
@@ -154,12 +181,15 @@ class DockerState:
     Attributes:
         others: ranges of the other flannel networks of this host, by their names. They are remembered, so
             that the containers are isolated from them before the configs of all networks are known.
+        ipv6_others: the same for IPv6.
     """
 
     pools: Mapping[str, Pool] = field(default_factory=dict)
     networks: Mapping[str, DockerNetwork] = field(default_factory=dict)
     endpoints: Mapping[str, DockerEndpoint] = field(default_factory=dict)
     others: Mapping[str, IPv4Network] = field(default_factory=dict)
+    ipv6_pools: Mapping[str, Ipv6Pool] = field(default_factory=dict)
+    ipv6_others: Mapping[str, IPv6Network] = field(default_factory=dict)
 
     @property
     def plan(self) -> "DockerParts":
@@ -168,7 +198,7 @@ class DockerState:
         return DockerParts(
             networks=tuple(self.networks.values()),
             ports=tuple(ports),
-            others=tuple(sorted(set(self.others.values()))),
+            others=(*sorted(set(self.others.values())), *sorted(set(self.ipv6_others.values()))),
         )
 
 
@@ -182,7 +212,7 @@ class DockerParts:
 
     networks: tuple[DockerNetwork, ...] = ()
     ports: tuple[PublishedPort, ...] = ()
-    others: tuple[IPv4Network, ...] = ()
+    others: tuple[IpNetwork, ...] = ()
 
 
 NO_DOCKER = DockerParts()

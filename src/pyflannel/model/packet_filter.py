@@ -128,8 +128,8 @@ class IsolationRule:
         destination: the range of the other network.
     """
 
-    origin: IPv4Network | str
-    destination: IPv4Network
+    origin: IPv4Network | IPv6Network | str
+    destination: IPv4Network | IPv6Network
 
 
 Rules = tuple[FilterRule | PortRule | TranslatedRule | LoopbackRule | IsolationRule | ForeignRule, ...]

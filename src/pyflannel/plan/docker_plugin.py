@@ -2,14 +2,23 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from pyflannel.errors import DockerPluginError
-from pyflannel.model.docker import Division, DockerEndpoint, DockerNetwork, DockerParts, DockerState, Pool
+from pyflannel.model.docker import (
+    Division,
+    DockerEndpoint,
+    DockerNetwork,
+    DockerParts,
+    DockerState,
+    Ipv6Pool,
+    Pool,
+)
 from pyflannel.model.host import Host
 from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
-from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
+from pyflannel.model.network_config import IpAddress
+from pyflannel.model.route import IPV6_METRIC, PROTOCOL_KERNEL, SCOPE_LINK, Route
 
 _PARTS_LENGTH = 3
 """Bits of the prefix that number the parts: eight parts."""
@@ -18,6 +27,7 @@ _LONGEST_SUBNET = 26
 """Each of its parts has five addresses for containers."""
 
 _LONGEST_POOL = 29
+_LONGEST_IPV6_POOL = 120
 
 NETWORK_OPTION = "flannel.network"
 _LENGTH_OPTION = "flannel.subnet-len"
@@ -123,6 +133,67 @@ def request_pool(
     return replace(state, pools={**state.pools, pool.name: pool}), pool
 
 
+_IPV6_BITS = 16
+"""A pool of IPv6 addresses is this much longer than the subnet of the host: a /80 of a /64."""
+
+_LONGEST_IPV6_SUBNET = 104
+
+
+def request_ipv6_pool(
+    state: DockerState,
+    host: IPv6Network | None,
+    *,
+    wanted: IPv6Network | None,
+    choice: IPv6Network | None,
+    network: str = "",
+) -> tuple[DockerState, Ipv6Pool]:
+    """Return the IPv6 addresses of a new network: see `request_pool`. Docker checks no IPv6 routes.
+
+    Raises:
+        DockerPluginError: there is no such pool.
+    """
+    if host is None:
+        raise DockerPluginError(
+            "the flannel network has no IPv6 subnet for this host",
+            hint="Write a network config with EnableIPv6 and IPv6Network, or create the network without"
+            " --ipv6.",
+        )
+    if host.prefixlen > _LONGEST_IPV6_SUBNET:
+        raise DockerPluginError(
+            f"the subnet {host} of this host is too small to be divided",
+            hint=f"Write a network config with IPv6SubnetLen {_LONGEST_IPV6_SUBNET} or less.",
+        )
+    _, _, *parts = host.subnets(prefixlen_diff=_PARTS_LENGTH)  # the second one is for CNI
+    taken = [pool.subnet for pool in state.ipv6_pools.values()]
+    taken += [one.ipv6_gateway.network for one in state.networks.values() if one.ipv6_gateway is not None]
+    ends = f"{parts[0].network_address} to {parts[-1].broadcast_address}"
+    candidates: Iterable[IPv6Network] = (
+        one for part in parts for one in part.subnets(new_prefix=host.prefixlen + _IPV6_BITS)
+    )
+    if wanted is not None:
+        is_inside = any(wanted.subnet_of(part) for part in parts) and wanted.prefixlen <= _LONGEST_IPV6_POOL
+        candidates = [wanted] if is_inside else []
+    subnet = next((one for one in candidates if not any(one.overlaps(other) for other in taken)), None)
+    if subnet is None:
+        raise DockerPluginError(
+            f"the IPv6 subnet {wanted or ''} is not a free part of {ends}",
+            hint=f"Choose a /{_LONGEST_IPV6_POOL} or larger there, or omit the --subnet of IPv6.",
+        )
+    if choice is not None and not choice.subnet_of(subnet):
+        raise DockerPluginError(
+            f"the address range {choice} is not in the subnet {subnet}", hint="Correct --ip-range."
+        )
+    pool = Ipv6Pool(subnet=subnet, choice=choice or subnet, network=network)
+    return replace(state, ipv6_pools={**state.ipv6_pools, pool.name: pool}), pool
+
+
+def ipv6_part_of_cni(host: IPv6Network | None) -> IPv6Network | None:
+    """Return the part of the host's IPv6 subnet for CNI; None if the subnet is not divided."""
+    if host is None or host.prefixlen > _LONGEST_IPV6_SUBNET:
+        return None
+    return list(host.subnets(prefixlen_diff=_PARTS_LENGTH))[1]
+
+
 def _pool_length(options: Mapping[str, str], host: IPv4Network) -> int:
     """Return the prefix length of the pool that the options request."""
     default = host.prefixlen + _PARTS_LENGTH
@@ -208,12 +279,16 @@ def _in_words(parts: Iterable[IPv4Network]) -> str:
 
 def release_pool(state: DockerState, name: str) -> DockerState:
     """Return the state without a pool. An unknown pool is released already."""
-    return replace(state, pools={key: pool for key, pool in state.pools.items() if key != name})
+    return replace(
+        state,
+        pools={key: pool for key, pool in state.pools.items() if key != name},
+        ipv6_pools={key: pool for key, pool in state.ipv6_pools.items() if key != name},
+    )
 
 
 def request_address(
-    state: DockerState, name: str, wanted: IPv4Address | None
-) -> tuple[DockerState, Pool, IPv4Address]:
+    state: DockerState, name: str, wanted: IpAddress | None
+) -> tuple[DockerState, Pool | Ipv6Pool, IpAddress]:
     """Return an address of a pool that is in no use.
 
     Raises:
@@ -240,25 +315,41 @@ def request_address(
         raise DockerPluginError(
             f"the address {wanted} is the first or the last of {pool.subnet}", hint="Choose another address."
         )
-    taken = replace(pool, used=pool.used | {wanted})
+    taken = _marked(pool, wanted, is_used=True)
     return _with_pool(state, taken), taken, wanted
 
 
-def _is_free(pool: Pool, address: IPv4Address) -> bool:
+def _marked(pool: Pool | Ipv6Pool, address: IpAddress, *, is_used: bool) -> Pool | Ipv6Pool:
+    """Return the pool in which an address is in use, or free."""
+    match pool, address:
+        case Pool(), IPv4Address():
+            return replace(pool, used=pool.used | {address} if is_used else pool.used - {address})
+        case Ipv6Pool(), IPv6Address():
+            return replace(pool, used=pool.used | {address} if is_used else pool.used - {address})
+        case _:
+            return pool
+
+
+def _is_free(pool: Pool | Ipv6Pool, address: IpAddress) -> bool:
     ends = pool.subnet.network_address, pool.subnet.broadcast_address
     return address not in pool.used and address not in ends
 
 
-def release_address(state: DockerState, name: str, address: IPv4Address) -> DockerState:
+def release_address(state: DockerState, name: str, address: IpAddress) -> DockerState:
     """Return the state in which an address of a pool is free, unless a container has it.
 
     Docker deletes the endpoint of a container before it releases the address. If another endpoint has the
     address, `without_dead` has freed and given it before.
     """
-    pool = state.pools.get(name)
-    if pool is None or any(endpoint.address.ip == address for endpoint in state.endpoints.values()):
+    pool = state.pools.get(name) or state.ipv6_pools.get(name)
+    if pool is None or any(address in _addresses(endpoint) for endpoint in state.endpoints.values()):
         return state
-    return _with_pool(state, replace(pool, used=pool.used - {address}))
+    return _with_pool(state, _marked(pool, address, is_used=False))
+
+
+def _addresses(endpoint: DockerEndpoint) -> tuple[IpAddress, ...]:
+    ipv6 = endpoint.ipv6_address
+    return (endpoint.address.ip,) if ipv6 is None else (endpoint.address.ip, ipv6.ip)
 
 
 def without_dead(state: DockerState, links: Collection[str]) -> DockerState:
@@ -271,14 +362,16 @@ def without_dead(state: DockerState, links: Collection[str]) -> DockerState:
         if not endpoint.sandbox or endpoint.link in links:
             continue
         state = remove_endpoint(state, endpoint.name)
-        for pool in state.pools.values():
-            if endpoint.address.ip in pool.subnet:
-                state = release_address(state, pool.name, endpoint.address.ip)
+        pools: list[Pool | Ipv6Pool] = [*state.pools.values(), *state.ipv6_pools.values()]
+        for pool in pools:
+            for address in _addresses(endpoint):
+                if address in pool.subnet:
+                    state = release_address(state, pool.name, address)
     return state
 
 
-def _pool(state: DockerState, name: str) -> Pool:
-    pool = state.pools.get(name)
+def _pool(state: DockerState, name: str) -> Pool | Ipv6Pool:
+    pool = state.pools.get(name) or state.ipv6_pools.get(name)
     if pool is None:
         raise DockerPluginError(
             f"the pool {name} does not exist",
@@ -287,8 +380,12 @@ def _pool(state: DockerState, name: str) -> Pool:
     return pool
 
 
-def _with_pool(state: DockerState, pool: Pool) -> DockerState:
-    return replace(state, pools={**state.pools, pool.name: pool})
+def _with_pool(state: DockerState, pool: Pool | Ipv6Pool) -> DockerState:
+    match pool:
+        case Pool():
+            return replace(state, pools={**state.pools, pool.name: pool})
+        case Ipv6Pool():
+            return replace(state, ipv6_pools={**state.ipv6_pools, pool.name: pool})
 
 
 def add_network(
@@ -303,6 +400,12 @@ def add_network(
         raise DockerPluginError(
             f"another IPAM driver chose the subnet {network.subnet}, and no other host knows it",
             hint=f"Run: {create_command(flannel)}",
+        )
+    ipv6 = network.ipv6_gateway
+    if ipv6 is not None and not any(pool.subnet == ipv6.network for pool in state.ipv6_pools.values()):
+        raise DockerPluginError(
+            f"another IPAM driver chose the subnet {ipv6.network}, and no other host knows it",
+            hint=f"Run: {create_command(flannel)} --ipv6",
         )
     for name in options:
         if name != NETWORK_OPTION:
@@ -347,16 +450,27 @@ _QUEUE_LENGTH = 1000
 def plan_bridges_of_docker(parts: DockerParts, host: Host, mtu: int) -> Iterator[Item]:
     """Yield the bridge of each network in the host's subnet, its address and the connected route.
 
-    The MAC address is fixed: otherwise a bridge takes that of a port, and changes it with its ports.
+    For IPv6, yield the address and the route only. The MAC address is fixed: otherwise a bridge takes that of
+    a port, and changes it with its ports.
     """
     for network in parts.networks:
         if not network.subnet.subnet_of(host.lease.subnet):
+            continue
+        ipv6, own = network.ipv6_gateway, host.lease.ipv6_subnet
+        has_ipv6 = ipv6 is not None and own is not None and ipv6.network.subnet_of(own)
+        if host.family == 6:
+            if ipv6 is not None and has_ipv6:
+                yield Address(link=network.bridge, address=ipv6)
+                yield Route(
+                    destination=ipv6.network, link=network.bridge, metric=IPV6_METRIC, protocol=host.protocol
+                )
             continue
         yield Link(
             name=network.bridge,
             kind="bridge",
             mtu=mtu,
             queue_length=_QUEUE_LENGTH,
+            has_ipv6=has_ipv6,
             alias=host.mark,
             mac=mac_of(network.gateway.ip),
         )

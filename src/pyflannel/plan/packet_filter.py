@@ -112,12 +112,14 @@ def plan_filter(
 ) -> State:
     """Return the rules of the host's family, as items of the engine that the config selects.
 
-    The rules for networks of Docker, which have IPv4 only, are in nftables with both engines.
+    The rules for networks of Docker are in nftables with both engines. Ports are published for IPv4 only.
     """
     network = config.range_of(host.family)
     if network is None:
         return State.EMPTY
-    published = tuple(_docker_chains(config.network, host, options, docker)) if host.family == 4 else ()
+    published = tuple(_isolation(network, host, docker))
+    if host.family == 4:
+        published += tuple(_docker_chains(config.network, host, options, docker))
     items = _nftables if config.enable_nftables else _iptables
     return State.collect(items(_rules(host.family, network, host.subnet, options, published), host.device))
 
@@ -125,6 +127,22 @@ def plan_filter(
 _RAW = -300
 _DSTNAT = -100
 _BEFORE_SRCNAT = _SRCNAT - 1
+
+
+def _isolation(network: IPv4Network | IPv6Network, host: Host, docker: DockerParts) -> Iterator[NftChain]:
+    """Yield the chain that isolates this flannel network from the others of the host, if there are any.
+
+    It precedes the change of destinations: a published port is reached from each network.
+    """
+    bridges = [each.bridge for each in docker.networks if each.subnet.subnet_of(host.lease.subnet)]
+    others = [one for one in docker.others if one.version == network.version and not _overlap(one, network)]
+    rules = tuple(IsolationRule(origin, other) for other in others for origin in (network, *bridges))
+    if rules:
+        yield NftChain(name="isolation", kind="filter", hook="prerouting", priority=_RAW, rules=rules)
+
+
+def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
+    return int(one[0]) <= int(other[-1]) and int(other[0]) <= int(one[-1])
 
 
 def _docker_chains(
@@ -136,12 +154,6 @@ def _docker_chains(
     or not at all.
     """
     own = [each for each in docker.networks if each.subnet.subnet_of(host.lease.subnet)]
-    if network is not None and docker.others:
-        # Before destinations are changed: a published port is reached from each network.
-        origins: list[IPv4Network | str] = [network, *(each.bridge for each in own)]
-        others = [other for other in docker.others if not other.overlaps(network)]
-        apart = tuple(IsolationRule(origin, other) for other in others for origin in origins)
-        yield NftChain(name="isolation", kind="filter", hook="prerouting", priority=_RAW, rules=apart)
     ports = tuple(PortRule(port) for port in docker.ports if any(port.address in each.subnet for each in own))
     if own:
         loopback = LoopbackRule(is_source=False), LoopbackRule(is_source=True)

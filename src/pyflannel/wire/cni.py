@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pyflannel.errors import CniError, WireError
 from pyflannel.wire.json_values import escape, fold
-from pyflannel.wire.subnet_env import CNI_SUBNET, parse_subnet_env
+from pyflannel.wire.subnet_env import CNI_SUBNET, IPV6_CNI_SUBNET, parse_subnet_env
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """The supported versions of the specification, oldest first."""
@@ -186,7 +186,8 @@ def parse_subnets(text: str) -> Subnets:
     values = parse_subnet_env(text)
     networks = _networks(values, "FLANNEL_NETWORK") + _networks(values, "FLANNEL_IPV6_NETWORK")
     own = CNI_SUBNET if CNI_SUBNET in values else "FLANNEL_SUBNET"
-    subnets = _networks(values, own)[:1] + _networks(values, "FLANNEL_IPV6_SUBNET")[:1]
+    ipv6 = IPV6_CNI_SUBNET if IPV6_CNI_SUBNET in values else "FLANNEL_IPV6_SUBNET"
+    subnets = _networks(values, own)[:1] + _networks(values, ipv6)[:1]
     missing = [] if networks else ["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"]
     missing += [] if subnets else ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"]
     missing += [name for name in ("FLANNEL_MTU", "FLANNEL_IPMASQ") if name not in values]

@@ -7,13 +7,14 @@ Source: moby/libnetwork, docs/remote.md, docs/ipam.md, and the requests of Docke
 """
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, TypeVar
 
 import msgspec
 
 from pyflannel.errors import DockerPluginError, FlannelError, WireError
-from pyflannel.model.docker import DockerEndpoint, DockerState, Pool, PublishedPort
+from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Ipv6Pool, Pool, PublishedPort
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.wire.json_values import address_of_text
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
@@ -72,6 +73,7 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
     network: str = msgspec.field(name="NetworkID")
     options: dict[str, Any] | None = msgspec.field(name="Options", default=None)
     ipv4: list[NetworkData] | None = msgspec.field(name="IPv4Data", default=None)
+    ipv6: list[NetworkData] | None = msgspec.field(name="IPv6Data", default=None)
 
     @property
     def driver_options(self) -> Mapping[str, object]:
@@ -92,6 +94,7 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Interface(msgspec.Struct, frozen=True, kw_only=True):
     address: str = msgspec.field(name="Address", default="")
+    ipv6_address: str = msgspec.field(name="AddressIPv6", default="")
     mac: str = msgspec.field(name="MacAddress", default="")
 
 
@@ -122,6 +125,13 @@ class EndpointRequest(msgspec.Struct, frozen=True, kw_only=True):
         if self.interface is None or not self.interface.address:
             return None
         return _read(IPv4Interface, self.interface.address)
+
+    @property
+    def ipv6_address(self) -> IPv6Interface | None:
+        """The IPv6 address that the IPAM driver gave: see `address`."""
+        if self.interface is None or not self.interface.ipv6_address:
+            return None
+        return _read(IPv6Interface, self.interface.ipv6_address)
 
     @property
     def mac(self) -> str:
@@ -186,7 +196,9 @@ def _malformed(error: Exception) -> WireError:
     return WireError(f"the request is not one of Docker: {error}", hint=_HINT)
 
 
-_Address = TypeVar("_Address", IPv4Address, IPv4Interface, IPv4Network)
+_Address = TypeVar(
+    "_Address", IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+)
 
 
 def _read(kind: type[_Address], text: str) -> _Address:
@@ -194,12 +206,13 @@ def _read(kind: type[_Address], text: str) -> _Address:
         return kind(text)
     except ValueError as error:
         raise WireError(
-            f"{text!r} is not an IPv4 address: {error}", hint="Write 10.1.2.3, for example."
+            f"{text!r} is not an address of {kind.__name__[:4]}: {error}",
+            hint="Write 10.1.2.3 or fd00::1, for example.",
         ) from error
 
 
 def parse_prefix(text: str) -> IPv4Network:
-    """Return a prefix.
+    """Return an IPv4 prefix.
 
     Raises:
         WireError: it is none.
@@ -207,13 +220,41 @@ def parse_prefix(text: str) -> IPv4Network:
     return _read(IPv4Network, text)
 
 
-def parse_address(text: str) -> IPv4Address:
-    """Return an address.
+def parse_ipv6_prefix(text: str) -> IPv6Network:
+    """Return an IPv6 prefix.
 
     Raises:
         WireError: it is none.
     """
-    return _read(IPv4Address, text.partition("/")[0])
+    return _read(IPv6Network, text)
+
+
+def parse_interface(text: str) -> IPv4Interface:
+    """Return an IPv4 address with its prefix length.
+
+    Raises:
+        WireError: it is none.
+    """
+    return _read(IPv4Interface, text)
+
+
+def parse_ipv6_interface(text: str) -> IPv6Interface:
+    """Return an IPv6 address with its prefix length.
+
+    Raises:
+        WireError: it is none.
+    """
+    return _read(IPv6Interface, text)
+
+
+def parse_address(text: str) -> IpAddress:
+    """Return an address of either family.
+
+    Raises:
+        WireError: it is none.
+    """
+    text = text.partition("/")[0]
+    return _read(IPv6Address, text) if ":" in text else _read(IPv4Address, text)
 
 
 # Answers.
@@ -234,12 +275,12 @@ ADDRESS_SPACES: Answer = {
 ENDPOINT_INFO: Answer = {"Value": {}}
 
 
-def pool_answer(pool: Pool) -> Answer:
+def pool_answer(pool: Pool | Ipv6Pool) -> Answer:
     """Return the answer to RequestPool."""
     return {"PoolID": pool.name, "Pool": str(pool.subnet), "Data": {}}
 
 
-def address_answer(address: IPv4Address, pool: Pool) -> Answer:
+def address_answer(address: IpAddress, pool: Pool | Ipv6Pool) -> Answer:
     """Return the answer to RequestAddress."""
     return {"Address": f"{address}/{pool.subnet.prefixlen}", "Data": {}}
 
@@ -252,15 +293,19 @@ def endpoint_answer(endpoint: DockerEndpoint, *, has_mac: bool) -> Answer:
 _BY_GATEWAY = 0  # types.NEXTHOP of libnetwork
 
 
-def join_answer(
-    endpoint: DockerEndpoint, gateway: IPv4Address, *, has_default: bool, routes: tuple[IPv4Network, ...]
-) -> Answer:
+def join_answer(endpoint: DockerEndpoint, network: DockerNetwork, routes: tuple[IpNetwork, ...]) -> Answer:
     """Return the answer to Join: Docker moves the link into the container and configures it there."""
+    gateways = {4: str(network.gateway.ip)}
+    if network.ipv6_gateway is not None:
+        gateways[6] = str(network.ipv6_gateway.ip)
     return {
         "InterfaceName": {"SrcName": endpoint.inner_link, "DstPrefix": "eth"},
-        "Gateway": str(gateway) if has_default else "",
+        "Gateway": "" if network.is_internal else gateways[4],
+        "GatewayIPv6": "" if network.is_internal else gateways.get(6, ""),
         "StaticRoutes": [
-            {"Destination": str(route), "RouteType": _BY_GATEWAY, "NextHop": str(gateway)} for route in routes
+            {"Destination": str(route), "RouteType": _BY_GATEWAY, "NextHop": gateways[route.version]}
+            for route in routes
+            if route.version in gateways
         ],
     }
 

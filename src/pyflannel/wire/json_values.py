@@ -4,7 +4,15 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+)
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.network_config import AnyAddress
@@ -14,7 +22,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _TO_ESCAPE = re.compile("[<>&\u2028\u2029]")
 
-ADDRESSES = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network)
+ADDRESSES = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
 """Types that documents of pyflannel contain as text."""
 
 

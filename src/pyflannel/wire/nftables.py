@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 
 from pyflannel.errors import WireError
 from pyflannel.model.docker import PublishedPort
@@ -174,17 +174,21 @@ def _expressions(rule: _PlannedRule, family: Family) -> list[object]:
             return _isolation_expressions(origin, destination)
 
 
-def _isolation_expressions(origin: IPv4Network | str, destination: IPv4Network) -> list[object]:
+def _isolation_expressions(
+    origin: IPv4Network | IPv6Network | str, destination: IPv4Network | IPv6Network
+) -> list[object]:
+    family: Family = 4 if destination.version == 4 else 6
     match origin:
         case str():
             first = _match(origin, {"meta": {"key": "iifname"}}, is_negated=False)
         case _:
-            first = _match(_network(Prefix(origin)), _payload("saddr"), is_negated=False)
-    return [first, _match(_network(Prefix(destination)), _payload("daddr"), is_negated=False), {"drop": None}]
+            first = _match(_network(Prefix(origin)), _payload("saddr", family), is_negated=False)
+    last = _match(_network(Prefix(destination)), _payload("daddr", family), is_negated=False)
+    return [first, last, {"drop": None}]
 
 
-def _payload(field: str) -> object:
-    return {"payload": {"protocol": "ip", "field": field}}
+def _payload(field: str, family: Family = 4) -> object:
+    return {"payload": {"protocol": FAMILIES[family], "field": field}}
 
 
 def _loopback_expressions(is_source: bool) -> list[object]:
@@ -210,8 +214,7 @@ def _filter_expressions(rule: FilterRule, family: Family) -> Iterator[object]:
         yield _match(rule.mark.value, _mark_field(rule.mark), is_negated=False)
     for field, prefix in (("saddr", rule.source), ("daddr", rule.destination)):
         if prefix is not None:
-            payload = {"payload": {"protocol": FAMILIES[family], "field": field}}
-            yield _match(_network(prefix), payload, is_negated=prefix.is_negated)
+            yield _match(_network(prefix), _payload(field, family), is_negated=prefix.is_negated)
     yield _verdict(rule.verdict)
 
 
@@ -257,25 +260,25 @@ def _parse_rule(expressions: object, family: Family) -> _Rule:
                     return ForeignRule(json.dumps(expressions))
         case [origin, destination, {"drop": None}]:
             drops: list[_PlannedRule] = [LoopbackRule(True), LoopbackRule(False)]
-            drops.extend(_isolation_rules(origin, destination))
+            drops.extend(_isolation_rules(origin, destination, family))
             found = (one for one in drops if _expressions(one, family) == expressions)
             return next(found, None) or ForeignRule(json.dumps(expressions))
         case _:
             return _parse_filter_rule(expressions, family)
 
 
-def _isolation_rules(origin: object, destination: object) -> Iterator[IsolationRule]:
+def _isolation_rules(origin: object, destination: object, family: Family) -> Iterator[IsolationRule]:
     """Yield the rule that these matches may belong to."""
     match origin:
         case {"match": {"left": {"meta": {"key": "iifname"}}, "right": str(link)}}:
             source: Prefix | str | None = link
         case _:
-            found = _parse_match(origin, 4)[1]
+            found = _parse_match(origin, family)[1]
             source = found if isinstance(found, Prefix) else None
-    match source, _parse_match(destination, 4)[1]:
-        case (str() as link, Prefix(IPv4Network() as other)):
+    match source, _parse_match(destination, family)[1]:
+        case (str() as link, Prefix(other)):
             yield IsolationRule(link, other)
-        case (Prefix(IPv4Network() as own), Prefix(IPv4Network() as other)):
+        case (Prefix(own), Prefix(other)):
             yield IsolationRule(own, other)
         case _:
             pass

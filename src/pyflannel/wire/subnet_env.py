@@ -159,6 +159,7 @@ _LINE = re.compile(
 
 DOCKER0_SUBNET = "FLANNEL_DOCKER0_SUBNET"
 CNI_SUBNET = "FLANNEL_CNI_SUBNET"
+IPV6_CNI_SUBNET = "FLANNEL_IPV6_CNI_SUBNET"
 """Only with the network plugin for Docker: the parts of FLANNEL_SUBNET for docker0 and for CNI."""
 
 
@@ -170,11 +171,12 @@ def format_subnet_env(
     mtu: int,
     ip_masq: bool,
     division: "Division | None" = None,
+    ipv6_cni: IPv6Network | None = None,
 ) -> str:
     """Return the text of subnet.env, with the lines of each family that the config enables.
 
     FLANNEL_SUBNET is the first address after the base address of the subnet: the address for the bridge. If
-    the subnet is divided, docker0 and CNI each have a part of it, which the last two lines name.
+    the subnet is divided, docker0 and CNI each have a part of it, which the last lines name.
     """
     lines = []
     if config.enable_ipv4 and subnet is not None:
@@ -190,6 +192,8 @@ def format_subnet_env(
             f"{DOCKER0_SUBNET}={_bridge_address(division.docker0)}",
             f"{CNI_SUBNET}={_bridge_address(division.cni)}",
         ]
+    if ipv6_cni is not None and config.enable_ipv6:
+        lines.append(f"{IPV6_CNI_SUBNET}={_bridge_address(ipv6_cni)}")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import json
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from ipaddress import IPv4Interface, IPv4Network
+from functools import partial
+from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,16 @@ class DockerHost:
         self.is_ready = True
         self.is_stuck = False
         self.own = IPv4Network("10.100.3.0/24")
+        self.ipv6_network: IPv6Network | None = None
 
     def subnet(self) -> HostSubnet:
         if not self.is_ready:
             raise NotReadyError("flanneld is not ready: it waits for the store", hint="Wait.")
-        return HostSubnet(self.own, self.own.supernet(new_prefix=16), 1472)
+        ipv6 = None if self.ipv6_network is None else next(self.ipv6_network.subnets(new_prefix=64))
+        return HostSubnet(self.own, self.own.supernet(new_prefix=16), 1472, ipv6, self.ipv6_network)
 
-    def range(self) -> IPv4Network | None:
-        return self.own.supernet(new_prefix=16) if self.is_ready else None
+    def ranges(self) -> tuple[IPv4Network | None, IPv6Network | None]:
+        return (self.own.supernet(new_prefix=16), self.ipv6_network) if self.is_ready else (None, None)
 
     def plan(self, parts: DockerParts) -> None:
         self.parts = parts
@@ -438,6 +441,87 @@ def test_fifty_containers_at_once_have_fifty_addresses() -> None:
             *(engine.ask("IpamDriver.RequestAddress", PoolID=pool) for _ in range(50))
         )
         assert len({answer["Address"] for answer in answers}) == 50
+
+    run(act)
+
+
+def test_a_network_with_both_families_gives_addresses_of_both() -> None:
+    memory = Memory()
+
+    async def act(engine: Engine) -> None:
+        engine.host.ipv6_network = IPv6Network("fd00:5::/48")
+        about: dict[str, object] = {"NetworkID": NETWORK, "EndpointID": ENDPOINT}
+        kind = {"RequestAddressType": "com.docker.network.gateway"}
+        ask_pool = partial(engine.ask, "IpamDriver.RequestPool", Pool="", Options={})
+        pools = [await ask_pool(V6=False), await ask_pool(V6=True)]
+        assert pools[1]["Pool"] == "fd00:5:0:0:4000::/80"
+        gateways = [
+            await engine.ask("IpamDriver.RequestAddress", PoolID=pool["PoolID"], Options=kind)
+            for pool in pools
+        ]
+        ipv4, ipv6 = (
+            {"Pool": pool["Pool"], "Gateway": gateway["Address"]}
+            for pool, gateway in zip(pools, gateways, strict=True)
+        )
+        made = await engine.ask(
+            "NetworkDriver.CreateNetwork",
+            NetworkID=NETWORK,
+            IPv4Data=[ipv4],
+            IPv6Data=[ipv6],
+            Options={"com.docker.network.enable_ipv6": True},
+        )
+        assert made == {}
+        given = [
+            (await engine.ask("IpamDriver.RequestAddress", PoolID=pool["PoolID"]))["Address"]
+            for pool in pools
+        ]
+        assert given == ["10.100.3.66/27", "fd00:5::4000:0:0:2/80"]
+        both = {"Address": given[0], "AddressIPv6": given[1]}
+        await engine.ask("NetworkDriver.CreateEndpoint", **about, Interface=both)
+        joined = await engine.ask("NetworkDriver.Join", **about, SandboxKey="/netns/ee")
+        assert (joined["Gateway"], joined["GatewayIPv6"]) == ("10.100.3.65", "fd00:5::4000:0:0:1")
+        hops = {route["Destination"]: route["NextHop"] for route in joined["StaticRoutes"]}
+        assert hops["fd00:5:0:8000::/49"] == "fd00:5::4000:0:0:1"
+        assert hops["10.100.128.0/17"] == "10.100.3.65"
+        network = engine.host.parts.networks[0]
+        assert str(network.ipv6_gateway) == "fd00:5::4000:0:0:1/80"
+
+    async def after(engine: Engine) -> None:
+        engine.host.ipv6_network = IPv6Network("fd00:5::/48")
+        pool = "flannel/fd00:5:0:0:4000::/80"
+        again = await engine.ask("IpamDriver.RequestAddress", PoolID=pool)
+        assert again["Address"] == "fd00:5::4000:0:0:3/80"
+        await engine.stop()
+        await engine.ask("IpamDriver.ReleaseAddress", PoolID=pool, Address="fd00:5::4000:0:0:2")
+        again = await engine.ask("IpamDriver.RequestAddress", PoolID=pool)
+        assert again["Address"] == "fd00:5::4000:0:0:2/80"
+
+    run(act, memory)
+    run(after, memory)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("fd00:5::/80", "is not a free part of fd00:5:0:0:4000:: to"),
+        ("fd00:6::/80", "is not a free part of"),
+        ("fd00:5:0:0:4000::/124", "is not a free part of"),
+        ("10.100.3.64/27", "is not an address of IPv6"),
+    ],
+)
+def test_an_ipv6_subnet_of_the_user_is_checked(wanted: str, message: str) -> None:
+    async def act(engine: Engine) -> None:
+        engine.host.ipv6_network = IPv6Network("fd00:5::/48")
+        refused = await engine.ask("IpamDriver.RequestPool", Pool=wanted, Options={}, V6=True)
+        assert message in refused["Err"]
+
+    run(act)
+
+
+def test_a_flannel_network_without_ipv6_refuses_ipv6_with_the_remedy() -> None:
+    async def act(engine: Engine) -> None:
+        refused = await engine.ask("IpamDriver.RequestPool", Pool="", Options={}, V6=True)
+        assert "Write a network config with EnableIPv6 and IPv6Network" in refused["Err"]
 
     run(act)
 

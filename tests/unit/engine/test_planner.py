@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ from pyflannel.model.fast_path import BpfContainer
 from pyflannel.model.host import Bridge, BridgedContainer, Host, HostFile, Surroundings, Underlay
 from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
-from pyflannel.model.link import Link
+from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import IPV4_ONLY, Family, NetworkConfig
 from pyflannel.model.packet_filter import IsolationRule, NftTable
 from pyflannel.model.route import FdbEntry, Route
@@ -459,6 +459,26 @@ def test_networks_of_docker_are_planned_as_in_a_new_plan() -> None:
     planning.take(docker=NO_DOCKER)
 
     assert planning.plan == plan_of(planning.inputs, OPTIONS)
+
+
+def test_a_network_of_docker_with_both_families_is_planned_as_in_a_new_plan() -> None:
+    planning = dual_planner()
+    planning.take()
+    network = replace(DOCKER.networks[0], ipv6_gateway=IPv6Interface("fd00:5:0:f:4000::1/80"))
+    docker = DockerParts(networks=(network,), others=(IPv6Network("fd00:6::/48"),))
+
+    planning.take(docker=docker)
+
+    plan = planning.plan
+    assert plan is not None
+    assert plan == plan_of(planning.inputs)
+    addresses = {item.address for item in plan.of_type(Address) if item.link == network.bridge}
+    assert addresses == {network.gateway, network.ipv6_gateway}
+    routes = {item.destination for item in plan.of_type(Route) if item.link == network.bridge}
+    assert routes == {network.subnet, IPv6Network("fd00:5:0:f:4000::/80")}
+    assert [link.has_ipv6 for link in plan.of_type(Link) if link.name == network.bridge] == [True]
+    isolated = [table.family for table in plan.of_type(NftTable) for chain in table.chains]
+    assert isolated.count(6) == 1
 
 
 def test_packets_of_containers_to_another_flannel_network_are_dropped() -> None:

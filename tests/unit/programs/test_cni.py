@@ -401,3 +401,13 @@ def test_a_divided_subnet_gives_the_part_of_cni_to_the_delegate(host: Host) -> N
     done = host.command("ADD")
 
     assert json.loads(done.calls[0].conf)["ipam"]["ranges"] == [[{"subnet": "10.77.9.32/27"}]]
+
+
+def test_a_divided_ipv6_subnet_gives_the_part_of_cni_to_the_delegate(host: Host) -> None:
+    ipv6 = "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:34::1/64\n"
+    host.subnet_env(SUBNET_ENV + ipv6 + "FLANNEL_IPV6_CNI_SUBNET=fd00:5:0:34:2000::1/67\n")
+
+    done = host.command("ADD")
+
+    ranges = json.loads(done.calls[0].conf)["ipam"]["ranges"]
+    assert ranges[1] == [{"subnet": "fd00:5:0:34:2000::/67"}]

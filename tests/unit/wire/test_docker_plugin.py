@@ -1,12 +1,13 @@
 """Docker's plugin protocol: requests of a real engine, answers, and the saved state."""
 
 import json
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 import pytest
 
 from pyflannel.errors import DockerPluginError, FlannelError, WireError
-from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Pool, PublishedPort
+from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Ipv6Pool, Pool, PublishedPort
 from pyflannel.wire.docker_plugin import (
     AddressRequest,
     EndpointRequest,
@@ -22,6 +23,12 @@ from pyflannel.wire.docker_plugin import (
 SUBNET = IPv4Network("10.100.3.64/27")
 ADDRESS = IPv4Address("10.100.3.66")
 PORT = PublishedPort(protocol="tcp", host_port=8080, address=ADDRESS, port=80)
+IPV6_SUBNET = IPv6Network("fd00:5::/80")
+NETWORK = DockerNetwork(
+    name="n" * 64,
+    gateway=IPv4Interface("10.100.3.65/27"),
+    ipv6_gateway=IPv6Interface("fd00:5::1/80"),
+)
 ENDPOINT = DockerEndpoint(
     name="e" * 64,
     network="n" * 64,
@@ -29,11 +36,15 @@ ENDPOINT = DockerEndpoint(
     mac="02:42:0a:64:03:42",
     sandbox="/var/run/docker/netns/5d",
     ports=(PORT,),
+    ipv6_address=IPv6Interface("fd00:5::2/80"),
 )
 STATE = DockerState(
     pools={"flannel/10.100.3.64/27": Pool(subnet=SUBNET, choice=SUBNET, used=frozenset([ADDRESS]))},
-    networks={"n" * 64: DockerNetwork(name="n" * 64, gateway=IPv4Interface("10.100.3.65/27"))},
+    networks={"n" * 64: NETWORK},
     endpoints={ENDPOINT.name: ENDPOINT},
+    others={"red": IPv4Network("10.102.0.0/16")},
+    ipv6_pools={"flannel/fd00:5::/80": Ipv6Pool(subnet=IPV6_SUBNET, choice=IPV6_SUBNET)},
+    ipv6_others={"red": IPv6Network("fd00:6::/48")},
 )
 
 
@@ -110,11 +121,12 @@ def test_an_error_has_the_keys_of_both_drivers() -> None:
 def test_an_internal_network_has_no_default_route() -> None:
     routes = (IPv4Network("10.100.128.0/17"),)
 
-    answer = join_answer(ENDPOINT, IPv4Address("10.100.3.65"), has_default=False, routes=routes)
+    answer = join_answer(ENDPOINT, replace(NETWORK, is_internal=True), routes)
 
     assert answer == {
         "InterfaceName": {"SrcName": "flceeeeeeeeeeee", "DstPrefix": "eth"},
         "Gateway": "",
+        "GatewayIPv6": "",
         "StaticRoutes": [{"Destination": "10.100.128.0/17", "RouteType": 0, "NextHop": "10.100.3.65"}],
     }
 

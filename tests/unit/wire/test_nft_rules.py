@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 import pytest
@@ -95,6 +95,10 @@ DOCKER_RULES = (
     IsolationRule(IPv4Network("10.100.0.0/16"), IPv4Network("10.101.0.0/16")),
     IsolationRule("flbr-4444444444", IPv4Network("10.101.0.0/16")),
 )
+IPV6_RULES = (
+    IsolationRule(IPv6Network("fd00:5::/48"), IPv6Network("fd00:6::/48")),
+    IsolationRule("flbr-4444444444", IPv6Network("fd00:6::/48")),
+)
 
 
 @pytest.mark.parametrize("planned", DOCKER_RULES)
@@ -114,6 +118,14 @@ def test_a_changed_rule_for_networks_of_docker_is_foreign(planned: Rules) -> Non
     for missing in range(len(expressions) - 1):
         changed = [one for place, one in enumerate(expressions) if place != missing]
         assert parsed_rule(*changed) != planned
+
+
+@pytest.mark.parametrize("planned", IPV6_RULES)
+def test_isolation_rules_of_ipv6_are_read_back(planned: IsolationRule) -> None:
+    chain = NftChain(name="isolation", kind="filter", hook="prerouting", priority=-300, rules=(planned,))
+    table = NftTable(family=6, device="flannel0", chains=(chain,))
+
+    assert parse_table(listing(table), 6, "flannel0") == table
 
 
 def ipv6_table() -> NftTable:

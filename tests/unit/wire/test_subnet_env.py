@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyflannel.errors import WireError
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.docker_plugin import divide
+from pyflannel.plan.docker_plugin import divide, ipv6_part_of_cni
 from pyflannel.wire.subnet_env import format_subnet_env, parse_subnet_env, previous_subnet
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/subnet-env.json").read_text())["cases"]
@@ -72,6 +72,20 @@ def test_a_divided_subnet_names_the_parts_of_docker0_and_cni() -> None:
         "FLANNEL_DOCKER0_SUBNET=10.100.15.1/27\nFLANNEL_CNI_SUBNET=10.100.15.33/27\n"
     )
     assert previous_subnet(text) == subnet
+
+
+def test_a_divided_ipv6_subnet_names_the_part_of_cni() -> None:
+    host = IPv6Network("fd00:5:0:34::/64")
+    config = NetworkConfig(
+        network=IPv4Network("10.100.0.0/16"), enable_ipv6=True, ipv6_network=IPv6Network("fd00:5::/48")
+    )
+
+    text = format_subnet_env(
+        config=config, subnet=None, ipv6_subnet=host, mtu=1430, ip_masq=False, ipv6_cni=ipv6_part_of_cni(host)
+    )
+
+    assert text.splitlines()[-1] == "FLANNEL_IPV6_CNI_SUBNET=fd00:5:0:34:2000::1/67"
+    assert ipv6_part_of_cni(IPv6Network("fd00:5::/112")) is None
 
 
 @given(subnet=SUBNETS, mtu=st.integers(68, 65535), ip_masq=st.booleans())
