@@ -449,3 +449,30 @@ def test_remains_of_the_original_are_found_on_a_host_without_pyflannel(overlay) 
         what="it is clean",
         deadline_s=DEADLINE_S,
     )
+
+
+def plan(host: Host, *words: str, exit_code: int = 0) -> Any:
+    ran = host.run(["flannelctl", "plan", "--json", *words], check=False)
+    assert ran.returncode == exit_code, ran.stdout + ran.stderr
+    return read_document(["plan"], ran.stdout)
+
+
+def test_the_plan_of_another_config_is_shown_and_nothing_is_changed(overlay, healthy: Host) -> None:
+    """A config that the host would refuse, or an invalid one, has no plan."""
+    before = healthy.routes()
+    assert plan(healthy) == {"waits_for": None, "changes": []}
+
+    config = overlay.config(SubnetLen=28, Backend={"Type": "vxlan", "MTU": 1400})
+    changes = {one["text"]: one["action"] for one in plan(healthy, "--config", config)["changes"]}
+    assert changes["link flannel.1: mtu 1450, wanted 1350"] == "change"
+    assert "file /run/flannel/subnet.env: its text differs" in changes
+
+    config = overlay.config(SubnetLen=28, Backend={"Type": "host-gw"})
+    shown = healthy.flannelctl("plan", "--config", config).splitlines()
+    assert shown[-1].endswith(" to remove")
+    elsewhere = json.dumps({"Network": "10.200.0.0/16"})
+    refused = plan(healthy, "--config", elsewhere, exit_code=2)["error"]["message"]
+    assert refused.startswith("this host would keep its config, and wait for a network config that admits")
+    assert plan(healthy, "--config", "{", exit_code=2)["error"]
+    assert plan(healthy) == {"waits_for": None, "changes": []}
+    assert healthy.routes() == before

@@ -20,12 +20,13 @@ from pyflannel.errors import (
 from pyflannel.http.server import HttpServer, Request, Response, Routes
 from pyflannel.http.sockets import LOOK_S, UnixPlace, is_ours, serve_unix
 from pyflannel.model.lease import Lease, LeaseEntry
-from pyflannel.model.status import JournalEntry, Status
+from pyflannel.model.status import JournalEntry, PlanPreview, Status
 from pyflannel.wire.control_json import (
     format_config_text,
     format_error,
     format_events,
     format_leases,
+    format_preview,
     format_public_key,
     format_status,
 )
@@ -43,6 +44,15 @@ class Controlled(Protocol):
 
     def events(self) -> Sequence[JournalEntry]:
         """Return the events of the passes, the latest last."""
+
+    async def preview(self, text: str | None) -> PlanPreview:
+        """Return the changes that the next pass would make, with this network config or the one in force.
+
+        Raises:
+            ConfigError: the config is invalid, or this host would refuse it.
+            NotReadyError: there is no lease yet.
+            TargetError: the host cannot be read.
+        """
 
     def config_text(self) -> str | None:
         """Return the network config in use; None if there is none."""
@@ -104,6 +114,13 @@ def control_routes(daemon: Controlled) -> Routes:
             return Response(status=_status_of(error), body=format_error(error))
         return Response(status=200, body=format_config_text(text))
 
+    async def plan(request: Request) -> Response:
+        try:
+            found = await daemon.preview(request.body.decode(errors="replace") or None)
+        except FlannelError as error:
+            return Response(status=_status_of(error), body=format_error(error))
+        return Response(status=200, body=format_preview(found))
+
     async def rotate_key(_: Request) -> Response:
         try:
             public_key = await daemon.rotate_key()
@@ -113,6 +130,7 @@ def control_routes(daemon: Controlled) -> Routes:
 
     return {
         ("POST", "/v1/wireguard-key"): rotate_key,
+        ("POST", "/v1/plan"): plan,
         ("GET", "/v1/status"): status,
         ("GET", "/v1/leases"): leases,
         ("GET", "/v1/events"): events,

@@ -4,8 +4,8 @@ import asyncio
 import os
 import pwd
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,12 +49,12 @@ from pyflannel.model.host import HostFile
 from pyflannel.model.kubernetes_node import OwnNode
 from pyflannel.model.lease import Identity, Lease
 from pyflannel.model.network_config import IpAddress
-from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, Status
+from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, PlanPreview, Status
 from pyflannel.model.store_record import Put
 from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.ownership import device_names, identity_on_device
 from pyflannel.plan.underlay import UnderlayOptions
-from pyflannel.ports import Clock, Store
+from pyflannel.ports import Clock, Store, Target
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_client import forwarder_status
 from pyflannel.processes.wireguard_go import WireguardGo
@@ -118,6 +118,7 @@ class HostNetwork:
         signing: LeaseSigning | None,
         docker: DockerPlugin | None,
         docker_networks: DockerNetworks | None,
+        open_targets: Callable[[], AbstractAsyncContextManager[Sequence[Target]]],
     ) -> None:
         self.places = places
         self._docker = docker
@@ -130,6 +131,7 @@ class HostNetwork:
         self._guard = guard
         self._wireguard = wireguard
         self._signing = signing
+        self._open_targets = open_targets
         self._guard_log = GuardLog(guard, clock, lambda strangers: strangers_of(supervisor, strangers))
 
     async def run(self) -> None:
@@ -196,6 +198,17 @@ class HostNetwork:
     def events(self) -> list[JournalEntry]:
         """Return the events of the passes, the latest last."""
         return self._supervisor.journal.entries()
+
+    async def preview(self, text: str | None) -> PlanPreview:
+        """Return the changes that the next pass would make, with this network config or the one in force.
+
+        Raises:
+            ConfigError: the config is invalid, or this host would refuse it.
+            NotReadyError: there is no lease yet.
+            TargetError: the host cannot be read.
+        """
+        async with self._open_targets() as targets:
+            return await self._supervisor.preview(text, targets)
 
     def config_text(self) -> str | None:
         """Return the network config in use; None if there is none."""
@@ -310,6 +323,26 @@ async def open_network(
             signing=signing,
             docker=docker,
             docker_networks=docker_networks,
+            open_targets=lambda: _reading_targets(places, keys, wireguard_go),
+        )
+
+
+@asynccontextmanager
+async def _reading_targets(
+    places: Places, keys: WireguardKeys, wireguard_go: WireguardGo
+) -> AsyncIterator[Sequence[Target]]:
+    """Open targets that read the host for another plan: those of the reconciler remember the one in force."""
+    async with AsyncExitStack() as opened:
+        enter = opened.enter_async_context
+        yield (
+            await enter(LinuxTarget()),
+            await enter(ForwarderTarget(places.run_dir)),
+            WireguardTarget(keys.private, wireguard_go),
+            await enter(BpfTarget(FastPath(str(places.bpf)))),
+            await enter(IptablesTarget()),
+            await enter(NftTarget()),
+            await enter(TunnelGuardTarget()),
+            await enter(FileTarget()),
         )
 
 

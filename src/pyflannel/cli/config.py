@@ -1,17 +1,18 @@
-"""flannelctl config: shows, checks and writes the network config."""
+"""flannelctl config and plan: the network config, and the changes that it causes on this host."""
 
 import asyncio
 import contextlib
 import difflib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
-from pyflannel.cli.answers import network_of, print_json, print_text
+from pyflannel.cli.answers import network_of, print_json, print_text, socket_of
 from pyflannel.cli.invocation import (
     Invocation,
     VerbGroup,
@@ -22,6 +23,7 @@ from pyflannel.cli.invocation import (
     say,
     shared_options,
 )
+from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import (
     ConfigError,
     NoStoreError,
@@ -31,7 +33,9 @@ from pyflannel.errors import (
 )
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.status import PlanPreview
 from pyflannel.plan.backends import config_warnings, effects_of
+from pyflannel.wire.control_json import format_preview
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
 _SOURCE = "Name a file, write the JSON itself, or - for standard input."
@@ -118,6 +122,60 @@ def validate(invocation: Invocation, source: str) -> None:
         _print_computed(computed, warnings)
     else:
         print_json(format_network_config(computed).encode())
+
+
+_SIGNS = {"add": "+", "change": "~", "remove": "-"}
+
+
+@click.command()
+@click.option(
+    "--config",
+    "source",
+    metavar="FILE|JSON|-",
+    shell_complete=_complete_file,
+    help="Plan with this network config instead of the one in force. Nothing is written.",
+)
+@run_dir_option
+@shared_options("socket", "json")
+@click.pass_obj
+def plan(invocation: Invocation, source: str | None, run_dir: Path | None) -> None:
+    """Show the changes that flanneld would make now, or with another network config.
+
+    flanneld reads this host and compares it with the plan. Nothing is changed. A line begins with + for an
+    object that it would add, ~ for one that it would change, - for one that it would remove. Needs a running
+    flanneld. Takes at most 5 seconds.
+
+    \b
+    Exit codes:
+      0  the changes are shown, also if there are none
+      2  the network config is invalid, or this host would refuse it
+      3  flanneld does not respond, or has no plan yet
+
+    \b
+    Examples:
+      flannelctl plan
+      flannelctl plan --config new.json
+      flannelctl plan --config '{"Network": "10.100.0.0/16", "Backend": {"Type": "vxlan"}}'
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    text = None if source is None else _read(source)
+    found = asyncio.run(ControlClient(socket_of(invocation, run_dir)).preview(text))
+    if invocation.wants_json:
+        print_json(format_preview(found))
+    else:
+        for one in found.changes:
+            say(f"{_SIGNS[one.action]} {one.text}")
+        say(_summary(found))
+    if found.waits_for is not None:
+        click.get_current_context().exit(3)
+
+
+def _summary(found: PlanPreview) -> str:
+    if found.waits_for is not None:
+        return f"no plan: this host waits for {found.waits_for}"
+    counts = Counter(one.action for one in found.changes)
+    if not counts:
+        return "no changes: this host is as planned"
+    return f"{counts['add']} to add, {counts['change']} to change, {counts['remove']} to remove"
 
 
 def _checked(text: str, *, accepts_unknown: bool) -> tuple[NetworkConfig, list[str]]:

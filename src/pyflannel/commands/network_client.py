@@ -15,7 +15,7 @@ from pyflannel.errors import NoStoreError, NotReadyError, StoreError, UsageError
 from pyflannel.http.server import Response
 from pyflannel.http.sockets import request
 from pyflannel.model.lease import Lease, LeaseEntry
-from pyflannel.model.status import JournalEntry, Status
+from pyflannel.model.status import JournalEntry, PlanPreview, Status
 from pyflannel.model.store_record import Conflict, Put, Record, Secret
 from pyflannel.ports import Store
 from pyflannel.processes.forwarder_client import forwarder_status
@@ -24,6 +24,7 @@ from pyflannel.wire.control_json import (
     parse_error,
     parse_events,
     parse_leases,
+    parse_preview,
     parse_public_key,
     parse_status,
 )
@@ -64,6 +65,10 @@ class ControlClient:
     async def config_text(self) -> str | None:
         """Return the network config that the daemon runs with, or None."""
         return parse_config_text(await self._ask("GET", "/v1/config"))
+
+    async def preview(self, text: str | None) -> PlanPreview:
+        """Return the changes that the next pass would make, with this network config or the one in force."""
+        return parse_preview(await self._ask("POST", "/v1/plan", body=(text or "").encode()))
 
     async def set_config(self, text: str) -> None:
         """Let the daemon check the network config and write it to the store."""

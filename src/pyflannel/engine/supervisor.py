@@ -7,6 +7,7 @@ Each input may change at any time. Each change causes a new plan, which the reco
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,10 +31,11 @@ from pyflannel.engine.node_keeper import NodeKeeper
 from pyflannel.engine.own_lease import identified, previous_run_subnet, wanted_lease
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Planner
+from pyflannel.engine.preview import preview
 from pyflannel.engine.readiness import path_trouble, reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.store_followers import ConfigFollower, read_config
-from pyflannel.engine.transition import Retirement, resumed, with_config
+from pyflannel.engine.transition import Retirement, log_change, resumed, with_config
 from pyflannel.engine.wireguard_keys import WireguardKeys
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import ConfigError, NotReadyError, StoreError, one_line
@@ -49,9 +51,10 @@ from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import route_protocol
 from pyflannel.model.state import Blocked, Replaced
-from pyflannel.model.status import Notice
+from pyflannel.model.status import Notice, PlanPreview
 from pyflannel.model.wireguard import WireguardDevice, WireguardFacts
 from pyflannel.plan.backends import Backend
+from pyflannel.ports import Target
 
 log = logging.getLogger(__name__)
 
@@ -198,6 +201,47 @@ class Supervisor:
             reason = reason_to_wait(self.condition, self.reconciler, was_ready=self.is_ready)
         # The service manager would read a line feed from the store as the start of another assignment.
         return None if reason is None else one_line(reason)
+
+    async def preview(self, text: str | None, targets: Sequence[Target]) -> PlanPreview:
+        """Return the changes that the next pass would make, with this network config or the one in force.
+
+        Raises:
+            ConfigError: the config is invalid, or this host would refuse it.
+            NotReadyError: this host has no lease yet, or not the key that the config needs.
+            TargetError: the host cannot be read.
+        """
+        inputs = self.condition.inputs if text is None else self._inputs_with(text)
+        return await preview(inputs, self._options.plan, targets)
+
+    def _inputs_with(self, text: str) -> Inputs:
+        """Return the inputs of the plan immediately after the change to this network config."""
+        config, backend = read_config(text, is_assigned=self._world.own_node is not None)
+        candidate = Candidate(text=text, config=config, backend=backend, revision=0)
+        match self._acceptance.examine(candidate, self.condition, has_last_known=True):
+            case Refused(trouble):
+                raise ConfigError(
+                    f"this host would keep its config, and wait for {trouble.text}", hint=trouble.hint
+                )
+            case NeedsWireguard() | NeedsLastKnown():
+                raise NotReadyError(
+                    "this host has no WireGuard key yet, so its plan is unknown",
+                    hint="Write the config on a test network first.",
+                )
+            case Accepted():
+                pass
+        inputs = with_config(self.condition.inputs, config, backend, self.condition.config.text or "")
+        if inputs.lease is None:
+            raise NotReadyError("this host has no lease yet", hint="flannelctl status")
+        after = replace(self.condition, inputs=inputs)
+        udp = next((one.config for one in inputs.generations if one.config.backend_type == "udp"), config)
+        wanted = wanted_lease(
+            after, self._options, reads=self.fast_path.reads(udp), previous=self._previous, avoided=()
+        )
+        return replace(
+            inputs,
+            lease=replace(inputs.lease, attributes=wanted.attributes),
+            has_fast_path=self.fast_path.is_on(udp),
+        )
 
     # Starting.
 
@@ -399,7 +443,10 @@ class Supervisor:
         self._change_store(is_stale=False)
         is_first, text = self.condition.inputs.config is None, self.condition.config.text or ""
         self._change(config=ConfigCondition(text=candidate.text, revision=candidate.revision))
-        self._change(inputs=with_config(self.condition.inputs, candidate.config, candidate.backend, text))
+        inputs = with_config(self.condition.inputs, candidate.config, candidate.backend, text)
+        if inputs.previous and inputs.previous is not self.condition.inputs.previous:
+            log_change(inputs)
+        self._change(inputs=inputs)
         if is_first:
             self._continue_change(*self._change_of_last_run)
         self._inputs_changed()

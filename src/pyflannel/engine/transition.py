@@ -47,13 +47,17 @@ def with_config(inputs: Inputs, config: NetworkConfig, backend: Backend, text: s
     # Peers do not know a backend that was not prepared.
     known = (Generation(inputs.config, before, text),) if inputs.is_prepared else ()
     kept = tuple(one for one in (*known, *inputs.previous) if one.backend.way != backend.way)[:MOST_PREVIOUS]
-    if kept:
-        log.info(
-            "Changing the backend to %s, and receiving by %s too until no host needs it",
-            backend.way,
-            " and ".join(one.backend.way for one in kept),
-        )
     return replace(changed, previous=kept, is_prepared=not kept)
+
+
+def log_change(inputs: Inputs) -> None:
+    """Log the beginning of a change of the backend."""
+    assert inputs.backend is not None
+    log.info(
+        "Changing the backend to %s, and receiving by %s too until no host needs it",
+        inputs.backend.way,
+        " and ".join(one.backend.way for one in inputs.previous),
+    )
 
 
 def resumed(inputs: Inputs, texts: Iterable[str], *, is_prepared: bool, requires_encryption: bool) -> Inputs:

@@ -464,6 +464,33 @@ class Membership:
     peers: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedChange:
+    """A change that the next pass would make.
+
+    Attributes:
+        kind: kind of the object: `link`, `route`, `fdb_entry`.
+        text: the object; for a change, the difference.
+    """
+
+    action: Literal["add", "change", "remove"]
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanPreview:
+    """The document of `flannelctl plan`.
+
+    Attributes:
+        waits_for: why there is no plan; None if there is one.
+        changes: the changes in the order in which a pass would make them.
+    """
+
+    waits_for: str | None = None
+    changes: tuple[PlannedChange, ...] = ()
+
+
 Event = Literal["repaired", "planned", "refused", "fought over"]
 
 

@@ -21,7 +21,7 @@ from pyflannel.errors import (
 )
 from pyflannel.model.lease import LeaseEntry, PeerEntry
 from pyflannel.model.probe import PingReport, TraceReport
-from pyflannel.model.status import Finding, JournalEntry, Status
+from pyflannel.model.status import Finding, JournalEntry, PlanPreview, Status
 from pyflannel.wire.json_values import ADDRESSES, address_of_text
 
 _FAMILIES = {
@@ -158,6 +158,20 @@ def parse_events(document: bytes) -> list[JournalEntry]:
         WireError: it is not that.
     """
     return _decode(document, Events).events
+
+
+def format_preview(preview: PlanPreview) -> bytes:
+    """Return the document of `plan`."""
+    return _encode(preview)
+
+
+def parse_preview(document: bytes) -> PlanPreview:
+    """Return the document of `plan`.
+
+    Raises:
+        WireError: it is not that.
+    """
+    return _decode(document, PlanPreview)
 
 
 def format_findings(findings: Sequence[Finding], *, is_ok: bool, fixed: Sequence[str] = ()) -> bytes:

@@ -33,6 +33,8 @@ from pyflannel.model.status import (
     JournalEntry,
     LeaseStatus,
     NetworkStatus,
+    PlannedChange,
+    PlanPreview,
     ReconcileStatus,
     Status,
     StoreStatus,
@@ -100,6 +102,12 @@ class Daemon:
     def events(self) -> Sequence[JournalEntry]:
         return EVENTS
 
+    async def preview(self, text: str | None) -> PlanPreview:
+        if self.failure:
+            raise self.failure
+        changes = (PlannedChange(action="add", kind="route", text=f"for {text}"),)
+        return PlanPreview(changes=changes)
+
     def config_text(self) -> str | None:
         return self.config
 
@@ -135,6 +143,16 @@ def test_a_status_is_received_unchanged(tmp_path: Path) -> None:
 
 def test_the_journal_is_received_unchanged(tmp_path: Path) -> None:
     assert ask(tmp_path / "s", Daemon(), lambda client: client.events()) == EVENTS
+
+
+def test_the_changes_of_a_plan_are_received_and_a_refused_config_keeps_its_class(tmp_path: Path) -> None:
+    for text in (None, "{}"):
+        found = ask(tmp_path / "s", Daemon(), lambda client, text=text: client.preview(text))
+        assert [one.text for one in found.changes] == [f"for {text}"]
+
+    refusal = ConfigError("this host would keep its config", hint="Write another.")
+    with pytest.raises(ConfigError, match="this host would keep its config"):
+        ask(tmp_path / "s", Daemon(failure=refusal), lambda client: client.preview("{}"))
 
 
 def test_a_rotated_key_is_received_and_a_refusal_keeps_its_class(tmp_path: Path) -> None:
