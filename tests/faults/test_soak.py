@@ -62,13 +62,13 @@ def test_random_damage(network, long_run: bool, figures: Callable[[str], None]) 
         f"{network.path}: seed {seed}, {dealt} times damaged, {late[-1].resident_mib:.1f} MiB"
         f" ({growth:+.2f} since the second quarter),"
         f" {late[-1].descriptors} descriptors, {late[-1].threads} threads,"
-        f" longest time without an answer {pings.longest_gap_s():.2f} s"
+        f" longest silence {pings.longest_silence_s():.2f} s"
     )
 
     assert growth < MOST_GROWTH_MIB
     assert min(one.descriptors for one in late) <= min(one.descriptors for one in early)
     assert max(one.threads for one in late) <= max(one.threads for one in early)
-    assert pings.longest_gap_s() < LONGEST_SILENCE_S
+    assert pings.longest_silence_s() < LONGEST_SILENCE_S
 
 
 def curves(samples: Sequence[Sample]) -> list[str]:

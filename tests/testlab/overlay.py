@@ -370,6 +370,15 @@ class PingStream:
         times = [answer.at for answer in self.answers() if answer.at >= since]
         return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
+    def longest_silence_s(self) -> float:
+        """Return the longest time between two successive answers between which pings were lost.
+
+        If the machine stands still for a moment, no ping is lost.
+        """
+        pairs = itertools.pairwise(self.answers())
+        gaps = (later.at - earlier.at for earlier, later in pairs if later.number > earlier.number + 1)
+        return max(gaps, default=0.0)
+
 
 def _answers(text: str) -> list[Answer]:
     return [

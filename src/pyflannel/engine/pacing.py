@@ -18,9 +18,11 @@ FIRST_PAUSE_S = 0.25
 PAUSE_S = 1.0
 """The longest pause between cheap repairs: one repair per second costs negligible processor time."""
 
-COSTS = 100
-"""Ratio of the longest pause to the duration of the repair: repairs may use 1 % of a core."""
+COSTS = 10
+"""Ratio of the longest pause to the duration of the repair: repairs may use a tenth of a core."""
 
+LONGEST_PAUSE_S = 4.0
+"""The longest pause: on a busy machine, even a cheap repair takes long, and packets are lost meanwhile."""
 
 RETRY_MIN_S = 0.05
 """First pause before a failed attempt is repeated. It doubles; an event ends it immediately."""
@@ -56,15 +58,15 @@ async def one_by_one(read: Callable[[_Found], _Read], found: Iterable[_Found]) -
 
 def longest_pause_s(cost_s: float) -> float:
     """Return the longest pause before a batch that took `cost_s` seconds is tried again."""
-    return max(PAUSE_S, COSTS * cost_s)
+    return min(max(PAUSE_S, COSTS * cost_s), LONGEST_PAUSE_S)
 
 
 class Damping:
     """Counts the repairs of each object, and delays them if another program keeps undoing them.
 
-    The pause between two repairs doubles, up to the length at which the repairs use 1 % of a core: a second
-    for one object. A longer pause has no benefit, and the object is damaged meanwhile. The delays end when
-    the object was not changed for `FIGHT_WINDOW_S`.
+    The pause between two repairs doubles, up to the length at which the repairs use a tenth of a core: a
+    second for one object, and never more than `LONGEST_PAUSE_S`. The object is damaged meanwhile. The delays
+    end when the object was not changed for `FIGHT_WINDOW_S`.
     """
 
     def __init__(self) -> None:
