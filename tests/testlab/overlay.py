@@ -373,7 +373,7 @@ class PingStream:
     def longest_silence_s(self) -> float:
         """Return the longest time between two successive answers between which pings were lost.
 
-        If the machine stands still for a moment, no ping is lost.
+        If the machine is suspended for a moment, no ping is lost.
         """
         pairs = itertools.pairwise(self.answers())
         gaps = (later.at - earlier.at for earlier, later in pairs if later.number > earlier.number + 1)
