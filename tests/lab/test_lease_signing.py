@@ -133,6 +133,26 @@ def test_hosts_accept_only_the_keys_that_an_operator_signed_in_the_store(
     assert operator.stat().st_mode & 0o077 == 0
 
 
+def test_hosts_that_require_signatures_follow_the_config_of_any_writer(overlay) -> None:
+    """Signatures do not cover the config."""
+    host = overlay.hosts["docker1"]
+    (host.directory / "etc/other-keys").write_text(f"{'ab' * 32}\n")
+    restart(overlay, host, "--lease-signing=require", "--lease-keys=/etc/other-keys")
+    subnet, backend = host.lease(), overlay.wait_ready(host).backend
+    assert backend is not None
+    assert backend.type == "udp"
+
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", overlay.config(Backend={"Type": "vxlan"}))
+
+    status = overlay.wait_status(
+        host,
+        lambda status: status.backend is not None and status.backend.type == "vxlan" and status.is_ready,
+        "follows the config",
+    )
+    assert status.lease_signing.mode == "require"
+    assert host.lease() == subnet
+
+
 def has_trouble(text: str):
     def found(status) -> bool:
         signing = status.lease_signing

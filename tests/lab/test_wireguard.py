@@ -11,6 +11,7 @@ import signal
 import stat
 import sys
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Interface
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 SOON_S = 60.0
 PING_INTERVAL_S = 0.01
 DEVICE = "flannel-wg"
+PSK = b64encode(bytes(range(32))).decode()
 
 THREE = Topology(
     (LEFT,),
@@ -135,7 +137,8 @@ def network(make_overlay, ping_stream) -> Iterator[Network]:
     with Lab(f"wireguard-{os.getpid()}", THREE) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         program = etcd.start()
-        etcd.etcdctl("put", f"{PREFIX}/config", make_overlay.config(Backend={"Type": "wireguard"}))
+        backend = {"Type": "wireguard", "PSK": PSK}
+        etcd.etcdctl("put", f"{PREFIX}/config", make_overlay.config(Backend=backend))
         yield Network(make_overlay(lab, etcd, program), ping_stream)
 
 
@@ -329,6 +332,67 @@ def test_unencrypted_packets_from_outside_are_not_delivered(network) -> None:
     assert echo_requests(host) == before + 1
     for each in network.hosts:  # the sniffers captured these pings
         network.ignored[each.name] = len(network.sniffed(each))
+
+
+def test_a_host_without_a_key_of_a_lease_gets_no_session(network) -> None:
+    """It knows all that the store contains: the public key of the host, and the preshared key."""
+    host, router = network.hosts[0], network.overlay.lab.router
+    inside = network.neighbour(host).gateway().ip
+    key = router.run(["wg", "genkey"]).stdout
+    if router.run(["ip", "link", "add", "stranger", "type", "wireguard"], check=False).returncode:
+        router.start(["env", "WG_PROCESS_FOREGROUND=1", "wireguard-go", "-f", "stranger"], name="stranger")
+    wait_until(
+        lambda: not router.run(["wg", "show", "stranger"], check=False).returncode,
+        what="the device of the stranger",
+        deadline_s=SOON_S,
+    )
+    (router.directory / "stranger.conf").write_text(
+        f"[Interface]\nPrivateKey={key}\n[Peer]\nPublicKey={network.key(host)}\nPresharedKey={PSK}\n"
+        f"Endpoint={host.address}:51820\nAllowedIPs=10.100.0.0/16\n"
+    )
+    router.run(["wg", "setconf", "stranger", str(router.directory / "stranger.conf")])
+    router.run(["ip", "address", "add", f"{inside}/32", "dev", "stranger"])
+    router.run(["ip", "link", "set", "stranger", "up"])
+    router.run(["ip", "route", "add", str(host.lease()), "dev", "stranger"])
+    before = echo_requests(host)
+    try:
+        assert router.run(["ping", "-c2", "-W1", str(host.gateway().ip)], check=False).returncode
+        shown = router.run(["wg", "show", "stranger", "dump"]).stdout.splitlines()[1].split("\t")
+    finally:
+        router.run(["ip", "link", "delete", "stranger"])
+
+    handshake_at, received_octets, sent_octets = map(int, shown[4:7])
+    assert (handshake_at, received_octets) == (0, 0)
+    assert sent_octets > 0
+    assert echo_requests(host) == before
+
+
+def test_a_member_sends_only_as_its_own_containers(network) -> None:
+    host, member = network.hosts[0], network.hosts[1]
+    inside, of_other = host.gateway().ip, network.hosts[2].gateway().ip
+    before = echo_requests(host)
+
+    member.run(["ip", "address", "add", f"{of_other}/32", "dev", "lo"])
+    try:
+        forged = ["ping", "-c3", "-i0.01", "-W0.2", "-I", str(of_other), str(inside)]
+        assert member.run(forged, check=False).returncode
+    finally:
+        member.run(["ip", "address", "delete", f"{of_other}/32", "dev", "lo"])
+    member.run(["ping", "-c1", "-W5", "-I", str(member.gateway().ip), str(inside)])
+
+    assert echo_requests(host) == before + 1
+
+
+def test_the_store_contains_no_private_key(network) -> None:
+    """A reader of the store gets the public keys and the preshared key."""
+    content = network.overlay.etcd.etcdctl("get", "--prefix", "")
+
+    assert PSK in content
+    for host in network.hosts:
+        private = (host.directory / "var/lib/flannel/wgkey").read_text().strip()
+        assert network.key(host) in content
+        assert private not in content
+        assert b64decode(private).hex() not in content
 
 
 def test_a_cleanup_drops_later_packets_of_containers(network) -> None:

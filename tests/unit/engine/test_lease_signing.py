@@ -378,6 +378,105 @@ def test_a_lease_that_names_a_host_which_has_not_signed_it_does_not_move_the_hos
     run(check)
 
 
+# What a writer of the store can still do.
+
+
+def test_a_holder_writes_its_lease_again_for_each_claim_of_a_writer_of_the_store() -> None:
+    """Claims have no signature. The lease stays the same."""
+
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a"), bench.keeper("b")
+        async with running(bench, a, b):
+            lease = own(a)
+            for number in range(3):
+                before = await bench.record(lease_key(lease))
+                claim = Claim(
+                    subnet=lease.subnet, owner=f"eve {number}", public_ip=IPv4Address("192.0.2.250")
+                )
+                await bench.put(claim_key(claim.subnet), claim_value(claim))
+                await bench.clock.advance(20)
+
+                after = await bench.record(lease_key(lease))
+                assert after.revision > before.revision
+                assert own(a).subnet == lease.subnet
+                assert known(b, lease.subnet) == lease.attributes
+
+    run(check)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_an_answer_to_its_claim_keeps_a_host_without_its_state_from_its_former_subnet(answers: bool) -> None:
+    """A writer of the store writes the former lease, which the host's key signed, again after each claim."""
+
+    async def check(bench: Bench) -> None:
+        attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.50"), owner="a")
+        former = sign(
+            PREFIX, Lease(subnet=IPv4Network("10.100.9.0/24"), attributes=attributes), 1, bench.keys["a"]
+        )
+        await bench.put(lease_key(former), lease_value(former))
+        a = bench.keeper("a")
+        tasks = [asyncio.ensure_future(each.run()) for each in (a, bench.signings["a"])]
+        for _ in range(120):
+            await bench.clock.advance(0.5)
+            claims = (await bench.store.client().list("claims/")).records
+            if answers and claims and a.state.held is None:
+                await bench.put(lease_key(former), lease_value(former))
+
+        assert (own(a).subnet == former.subnet) is not answers
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(check)
+
+
+def test_the_key_of_an_allowed_host_takes_any_subnet_until_it_is_removed_from_the_list() -> None:
+    async def check(bench: Bench) -> None:
+        b = bench.keeper("b")
+        async with running(bench, b):
+            attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.250"), owner="eve")
+            subnet = IPv4Network("10.100.77.0/24")
+            stolen = sign(PREFIX, Lease(subnet=subnet, attributes=attributes), 9, bench.keys["a"])
+            await bench.put(lease_key(stolen), lease_value(stolen))
+            assert known(b, subnet) is not None
+
+            bench.allow("b")
+            await bench.clock.advance(5)
+
+            assert known(b, subnet) is None
+
+    run(check)
+
+
+def test_a_new_host_gets_no_subnet_if_a_writer_of_the_store_occupies_all() -> None:
+    """Running hosts keep theirs."""
+
+    async def check(bench: Bench) -> None:
+        b = bench.keeper("b")
+        async with running(bench, b):
+            for subnet in NETWORK.network.subnets(new_prefix=24):
+                if subnet != own(b).subnet:
+                    attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.250"), owner="eve")
+                    occupied = Lease(subnet=subnet, attributes=attributes)
+                    value = lease_value(occupied)
+                    await bench.store.write(
+                        Put(key=lease_key(occupied), value=value, ttl_s=3600, expected=None)
+                    )
+            a = bench.keeper("a")
+            async with running(bench, a):
+                assert a.state.held is None
+                assert own(b).subnet == (await subnet_of_the_lease(bench, b))
+
+    run(check)
+
+
+async def subnet_of_the_lease(bench: Bench, keeper: LeaseKeeper) -> IPv4Network:
+    """Return the subnet of the record of a host, whose signature is valid."""
+    record = await bench.record(lease_key(own(keeper)))
+    assert is_signed(record)
+    return lease_of(record).subnet
+
+
 def test_a_host_keeps_the_subnet_that_it_had_before_it_signed() -> None:
     async def check(bench: Bench) -> None:
         attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.97"), owner="a")
