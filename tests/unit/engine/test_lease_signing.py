@@ -378,7 +378,7 @@ def test_a_lease_that_names_a_host_which_has_not_signed_it_does_not_move_the_hos
     run(check)
 
 
-# What a writer of the store can still do.
+# Remaining abilities of a writer of the store.
 
 
 def test_a_holder_writes_its_lease_again_for_each_claim_of_a_writer_of_the_store() -> None:
@@ -449,7 +449,7 @@ def test_the_key_of_an_allowed_host_takes_any_subnet_until_it_is_removed_from_th
 
 
 def test_a_new_host_gets_no_subnet_if_a_writer_of_the_store_occupies_all() -> None:
-    """Running hosts keep theirs."""
+    """Running hosts keep their subnets."""
 
     async def check(bench: Bench) -> None:
         b = bench.keeper("b")
