@@ -14,6 +14,7 @@ from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.link import MARK, Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.packet_filter import (
+    TABLES,
     Accept,
     FilterRule,
     ForeignRule,
@@ -195,7 +196,7 @@ def items(draw: st.DrawFn, sorts: Sequence[str] = _SORTS) -> Item:
             device = draw(st.sampled_from(["flannel0", "flannel1"]))
             rules = tuple(draw(st.lists(filter_rules, max_size=3)))
             return IptablesChain(
-                family=4, table=draw(st.sampled_from(["nat", "filter"])), device=device, rules=rules
+                family=4, hook=draw(st.sampled_from(sorted(TABLES))), device=device, rules=rules
             )
         case "table":
             return NftTable(family=draw(st.sampled_from([4, 6])), device="flannel0", chains=())

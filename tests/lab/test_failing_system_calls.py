@@ -142,7 +142,7 @@ def _programs(_: Path) -> State:
 
 def _chains(_: Path) -> State:
     accept = FilterRule(verdict=Accept())
-    return State.of(IptablesChain(family=4, table="filter", device="flannel0", rules=(accept,)))
+    return State.of(IptablesChain(family=4, hook="FORWARD", device="flannel0", rules=(accept,)))
 
 
 def _guard(_: Path) -> State:

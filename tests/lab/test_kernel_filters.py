@@ -27,12 +27,12 @@ from pyflannel.model.packet_filter import FilterRule, IptablesChain, Masquerade,
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.plan.diff import found
 from pyflannel.plan.ownership import ours
-from pyflannel.plan.packet_filter import FilterOptions, plan_filter
+from pyflannel.plan.packet_filter import FilterOptions, plan_filter, plan_open_ports
 from pyflannel.ports import Announce, ChangeChannel, Target
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-EVERYTHING = FilterOptions(masquerades=True, accepts_forwarded=True)
+EVERYTHING = FilterOptions(masquerades=True, accepts_forwarded=True, opens_ports=True)
 OURS, PEER, CLIENT, WORLD = "10.100.1.2", "10.100.2.2", "192.0.2.9", "198.51.100.7"
 HOST, HOSTS_OTHER, BEHIND = "192.0.2.1", "203.0.113.1", "203.0.113.77"
 RESYNC_S = 0.2
@@ -53,7 +53,8 @@ def plan(*, nftables: bool, ipv6: bool = False, options: FilterOptions = EVERYTH
         enable_nftables=nftables,
     )
     underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
-    return plan_filter(config, Host(lease=lease, underlay=underlay), options)
+    host = Host(lease=lease, underlay=underlay)
+    return plan_filter(config, host, options) | plan_open_ports([8285], config, host, options)
 
 
 @asynccontextmanager
@@ -127,6 +128,17 @@ def test_one_pass_applies_a_plan_and_one_removes_it_completely(namespace, nftabl
     assert ruleset(namespace) == before
 
 
+def test_the_port_of_the_tunnel_is_open_before_the_rules_of_other_programs(namespace) -> None:
+    namespace.command("iptables", "-P", "INPUT", "DROP")
+    namespace.command("iptables", "-A", "INPUT", "-p", "udp", "-j", "REJECT")
+
+    for nftables in (False, True):
+        settled(namespace, plan(nftables=nftables))
+        first = namespace.command("iptables", "-S", "INPUT").splitlines()[1]
+        assert first.endswith("-j FLANNEL-INPUT")
+        assert "--dport 8285" in namespace.command("iptables", "-S", "FLANNEL-INPUT")
+
+
 def test_switching_the_engine_leaves_nothing_of_the_other(namespace) -> None:
     settled(namespace, plan(nftables=False))
     with_iptables = ruleset(namespace)
@@ -192,8 +204,8 @@ COMMIT
 
 
 DAMAGE = {
-    "nft flush ruleset": ("nft flush ruleset", 2),
-    "iptables -F": ("iptables -F", 1),
+    "nft flush ruleset": ("nft flush ruleset", 3),
+    "iptables -F": ("iptables -F", 2),
     "iptables -t nat -F": ("iptables -t nat -F", 1),
     "chain deleted": ("iptables -D FORWARD 1; iptables -F FLANNEL-FWD; iptables -X FLANNEL-FWD", 1),
     "jump deleted": ("iptables -t nat -D POSTROUTING 1", 1),
@@ -210,7 +222,7 @@ DAMAGE = {
         "0x4000/0x4000 -m comment --comment 'flanneld masq' -j RETURN",
         1,
     ),
-    "table deleted": ("nft delete table ip filter", 1),
+    "table deleted": ("nft delete table ip filter", 2),
 }
 NFT_DAMAGE = {
     "nft flush ruleset": "nft flush ruleset",
@@ -310,7 +322,7 @@ def test_passes_for_other_targets_run_no_program(namespace, monkeypatch) -> None
             assert await target.snapshot(desired) == before
             return before
 
-    assert len(namespace.run(work)) == 2
+    assert len(namespace.run(work)) == 3
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ FOREIGN = State.of(
     Neighbour(link="eth0", address=IPv4Address("172.16.255.254"), mac="0e:00:00:00:00:01"),
     Link(name="flannel.7", kind="vxlan", mtu=1450, alias="pyflannel /run/blue"),
     FdbEntry(link="flannel.7", mac="0e:00:00:00:00:07", destination=IPv4Address("172.16.9.9")),
-    IptablesChain(family=4, table="filter", device="flannel1", rules=()),
+    IptablesChain(family=4, hook="FORWARD", device="flannel1", rules=()),
 )
 """Objects of other programs, including another pyflannel daemon."""
 

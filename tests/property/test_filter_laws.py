@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from doubles.strategies import filter_rules
 from pyflannel.errors import WireError
-from pyflannel.model.packet_filter import ForeignRule, IptablesChain, IptablesTable, Jump, NftChain, NftTable
+from pyflannel.model.packet_filter import (
+    TABLES,
+    ForeignRule,
+    IptablesChain,
+    IptablesHook,
+    Jump,
+    NftChain,
+    NftTable,
+    TunnelRule,
+)
 from pyflannel.wire.iptables import (
     SavedChain,
     SavedTables,
@@ -22,15 +31,20 @@ from pyflannel.wire.iptables import (
 )
 from pyflannel.wire.nftables import format_table, parse_names, parse_table
 
-tables: st.SearchStrategy[IptablesTable] = st.sampled_from(["nat", "filter"])
+hooks: st.SearchStrategy[IptablesHook] = st.sampled_from(sorted(TABLES))
+tunnel_rules = st.builds(TunnelRule, st.ip_addresses(v=4), st.integers(1, 65535))
+iptables_rules = filter_rules | tunnel_rules
 chains = st.builds(
     IptablesChain,
     family=st.just(4),
-    table=tables,
+    hook=hooks,
     device=st.sampled_from(["flannel0", "flannel1"]),
-    rules=st.lists(filter_rules, max_size=5).map(tuple),
+    rules=st.lists(iptables_rules, max_size=5).map(tuple),
 )
-OTHERS = ("-j DROP", "-i eth0 -j DROP", "-j DOCKER-USER", "-j FLANNEL-FWD", "-o eth0 -g FLANNEL-FWD")
+OTHERS = (
+    *("-j DROP", "-i eth0 -j DROP", "-j DOCKER-USER", "-j FLANNEL-FWD", "-o eth0 -g FLANNEL-FWD"),
+    *("-j FLANNEL-INPUT", '-m comment --comment "flanneld tunnel" -j FLANNEL-INPUT'),
+)
 
 
 @st.composite
@@ -41,8 +55,10 @@ def saved_tables(draw: st.DrawFn) -> SavedTables:
     return {
         "filter": {
             "FORWARD": SavedChain(draw(st.sampled_from(["ACCEPT", "DROP"])), draw(rules)),
+            "INPUT": SavedChain(draw(st.sampled_from(["ACCEPT", "DROP"])), draw(rules)),
             "DOCKER-USER": SavedChain("-", draw(rules)),
             "FLANNEL-FWD": SavedChain("-", own),
+            "FLANNEL-INPUT": SavedChain("-", own),
         }
     }
 
@@ -73,9 +89,9 @@ def restored(text: str, saved: SavedTables) -> SavedTables:
     return after
 
 
-@given(rule=filter_rules, table=tables)
-def test_a_rule_of_iptables_is_read_back(rule: object, table: IptablesTable) -> None:
-    assert parse_rule(format_rule(rule, table), table) == rule  # type: ignore[arg-type]
+@given(rule=iptables_rules, hook=hooks)
+def test_a_rule_of_iptables_is_read_back(rule: object, hook: IptablesHook) -> None:
+    assert parse_rule(format_rule(rule, hook), hook) == rule  # type: ignore[arg-type]
 
 
 @given(saved=saved_tables(), chain=chains.filter(lambda chain: chain.table == "filter"))
@@ -92,7 +108,7 @@ def test_a_chain_and_its_jump_are_as_planned_after_any_state(
 
 @given(saved=saved_tables())
 def test_a_removed_chain_leaves_the_rules_of_others(saved: SavedTables) -> None:
-    chain = IptablesChain(family=4, table="filter", device="flannel0", rules=())
+    chain = IptablesChain(family=4, hook="FORWARD", device="flannel0", rules=())
 
     after = restored(format_removal(chain, saved), saved)
 
@@ -107,7 +123,7 @@ def test_any_text_is_a_listing_or_refused(text: str) -> None:
     for read in (parse_save, parse_names):
         with suppress(WireError):
             read(text)
-    assert isinstance(parse_rule(text, "nat"), ForeignRule)
+    assert isinstance(parse_rule(text, "POSTROUTING"), ForeignRule)
 
 
 @given(rules=st.lists(filter_rules, max_size=5).map(tuple))

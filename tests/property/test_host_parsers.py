@@ -91,7 +91,7 @@ def read_saved(text: str) -> None:
         for chain in iptables.chains_of(tables, family):
             iptables.format_chain(chain, tables)
             iptables.format_removal(chain, tables)
-    iptables.drops_forwarded(tables)
+    iptables.drops_by_default(tables, "FORWARD")
     iptables.is_unused_hook(tables, "filter", "FORWARD")
     judge(PACKET, ruleset_of(tables, "iptables"), THROUGH)
 

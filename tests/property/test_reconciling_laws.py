@@ -104,8 +104,8 @@ def test_filter_rules_belong_to_the_daemon_of_their_device() -> None:
     """Also if the usual daemon has flannel1, because another was first."""
     theirs = Link(name="flannel0", kind="tun", mtu=1472, alias="pyflannel /run/blue")
     mine = Link(name="flannel1", kind="tun", mtu=1472)
-    their_chain = IptablesChain(family=4, table="filter", device="flannel0", rules=())
-    my_chain = IptablesChain(family=4, table="filter", device="flannel1", rules=())
+    their_chain = IptablesChain(family=4, hook="FORWARD", device="flannel0", rules=())
+    my_chain = IptablesChain(family=4, hook="FORWARD", device="flannel1", rules=())
     found = State.of(theirs, mine, their_chain, my_chain)
 
     assert ours(found, State.EMPTY, device="flannel1") == State.of(mine, my_chain)

@@ -21,6 +21,18 @@ def bootable_system(release: str) -> Path:
     return _system(release, f"debian-{release}", [f"--include={_BOOTABLE}"])
 
 
+def firewall_system(release: str) -> Path:
+    """Return the directory of a bootable system with ufw and firewalld.
+
+    It is created once for each machine.
+    """
+    return _system(
+        release,
+        f"debian-{release}-firewalls",
+        [f"--include={_BOOTABLE},libpam-systemd,nftables,ufw,firewalld"],
+    )
+
+
 def bare_system(release: str) -> Path:
     """Return the directory of a system as in a container image, without Python.
 

@@ -120,6 +120,11 @@ _FIREWALL_FLAGS = (
         meaning="accept forwarded packets from and to the network",
     ),
     Flag(
+        name="open-ports",
+        kind="boolean",
+        meaning="accept tunnel packets of peers in the chain INPUT of iptables; needs the guard",
+    ),
+    Flag(
         name="iptables-resync",
         kind="integer",
         default="5",

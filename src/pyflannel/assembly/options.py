@@ -233,11 +233,19 @@ def _options(settings: Settings, kubernetes: KubernetesOptions | None) -> Flanne
 
 
 def _packet_filter(settings: Settings) -> FilterOptions:
+    guard = _one_of(settings.last("guard"), _GUARD_MODES)
+    opens_ports = settings.last("open-ports")
+    if opens_ports.value and guard == "off":
+        raise UsageError(
+            f"{opens_ports.origin} needs the guard, which drops tunnel packets of strangers",
+            hint="Remove --guard=off, or open the port in your firewall.",
+        )
     return FilterOptions(
         masquerades=bool(settings.last("ip-masq").value),
         is_fully_random=not settings.last("ip-masq-fully-random-disable").value,
         accepts_forwarded=bool(settings.last("iptables-forward-rules").value),
-        guard=_one_of(settings.last("guard"), _GUARD_MODES),
+        opens_ports=bool(opens_ports.value),
+        guard=guard,
     )
 
 

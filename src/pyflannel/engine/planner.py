@@ -32,7 +32,7 @@ from pyflannel.plan.generations import (
     transition_notes,
     view_of,
 )
-from pyflannel.plan.packet_filter import plan_filter, plan_guard, plan_guard_peer
+from pyflannel.plan.packet_filter import plan_filter, plan_guard, plan_guard_peer, plan_open_ports
 from pyflannel.plan.peers import Conflict, PeerChange, Peers, differences, place_of, subnet_of
 from pyflannel.plan.routes import (
     avoided,
@@ -309,6 +309,8 @@ class Planner:
                 plan.add(plan_blackhole(host))
             plan.add(self._items_of_docker(basis, inputs.docker))
             plan.add(plan_guard(basis.path, config, host, options.packet_filter))
+            ports = [port for view in basis.views if (port := view.backend.tunnel_port) is not None]
+            plan.add(plan_open_ports(ports, config, host, options.packet_filter))
         plan.add((*options.other_files, HostFile(path=options.subnet_file, text=text)))
         plan.add(bridge_items(bases[0], inputs.bridges))
         self._bridges, self._docker = inputs.bridges, inputs.docker

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Literal
 
 from pyflannel.model.docker import PublishedPort
@@ -132,19 +132,38 @@ class IsolationRule:
     destination: IPv4Network | IPv6Network
 
 
+@dataclass(frozen=True, slots=True)
+class TunnelRule:
+    """Tunnel packets, UDP datagrams to this address and port of the host, are accepted; only in iptables."""
+
+    address: IPv4Address
+    port: int
+
+
+IptablesRules = tuple[FilterRule | TunnelRule | ForeignRule, ...]
 Rules = tuple[FilterRule | PortRule | TranslatedRule | LoopbackRule | IsolationRule | ForeignRule, ...]
 """In the order of evaluation; the first matching rule decides."""
 
 
 IptablesTable = Literal["nat", "filter"]
+IptablesHook = Literal["POSTROUTING", "FORWARD", "INPUT"]
+"""The built-in chains that jump to pyflannel's chains."""
+
+TABLES: Mapping[IptablesHook, IptablesTable] = {
+    "POSTROUTING": "nat",
+    "FORWARD": "filter",
+    "INPUT": "filter",
+}
+"""The tables of these chains."""
 
 PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
 
-STEMS: Mapping[IptablesTable, str] = {"nat": "FLANNEL-POSTRTG", "filter": "FLANNEL-FWD"}
-"""Stems of the names of pyflannel's chains; the names of the original."""
-
-HOOKS: Mapping[IptablesTable, str] = {"nat": "POSTROUTING", "filter": "FORWARD"}
-"""The built-in chains that jump to these chains."""
+STEMS: Mapping[IptablesHook, str] = {
+    "POSTROUTING": "FLANNEL-POSTRTG",
+    "FORWARD": "FLANNEL-FWD",
+    "INPUT": "FLANNEL-INPUT",
+}
+"""Stems of the names of pyflannel's chains. The original has the first two."""
 
 
 class Jump(Enum):
@@ -158,12 +177,14 @@ class Jump(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IptablesChain(Item):
-    """A chain, its rules, and the jump from the built-in chain of its table.
+    """A chain, its rules, and the jump from a built-in chain.
 
     The jump is last, so that the rules of other programs decide first; but it is before a rule that decides
-    for every packet, and therefore before the policy.
+    for every packet, and therefore before the policy. In INPUT the jump is first: a chain of another program
+    may drop every packet.
 
     Attributes:
+        hook: the built-in chain that jumps here.
         device: device of the daemon that owns the chain.
         jump: always IN_PLACE in a plan.
         is_for_dropping: the chain is only needed if the built-in chain drops packets. Otherwise, an absent
@@ -175,26 +196,26 @@ class IptablesChain(Item):
     RANK = Rank.IPTABLES_CHAIN
 
     family: Family
-    table: IptablesTable
+    hook: IptablesHook
     device: str
-    rules: Rules
+    rules: IptablesRules
     jump: Jump = Jump.IN_PLACE
     is_for_dropping: bool = False
 
     @property
     def key(self) -> Key:
         """The identity of the chain."""
-        return "iptables-chain", (self.family, self.table, self.device)
+        return "iptables-chain", (self.family, self.hook, self.device)
 
     @property
     def name(self) -> str:
         """The name of the chain in iptables."""
-        return filter_name(STEMS[self.table], self.device)
+        return filter_name(STEMS[self.hook], self.device)
 
     @property
-    def hook(self) -> str:
-        """The built-in chain that jumps here."""
-        return HOOKS[self.table]
+    def table(self) -> IptablesTable:
+        """The table of the chain."""
+        return TABLES[self.hook]
 
     @property
     def title(self) -> str:

@@ -10,9 +10,9 @@ from pyflannel.model.host import HostFile
 from pyflannel.model.item import ANY, Item, Key, LinkChanges, LinkPrefix, Rank
 from pyflannel.model.link import Address, Link, Veth, Vxlan
 from pyflannel.model.packet_filter import (
-    FilterRule,
     ForeignRule,
     IptablesChain,
+    IptablesRules,
     Jump,
     NftTable,
     Rules,
@@ -239,11 +239,11 @@ def _table_differences(old: NftTable, new: NftTable) -> list[str]:
     return texts or ["chains in another order"]
 
 
-def _rule_differences(old: Rules, new: Rules) -> list[str]:
+def _rule_differences(old: Rules | IptablesRules, new: Rules | IptablesRules) -> list[str]:
     texts = [f"foreign rule {rule.text!r}" for rule in old if isinstance(rule, ForeignRule)]
     if missing := sum(rule not in old for rule in new):
         texts.append(f"{missing} of {len(new)} rules missing")
-    if strange := sum(isinstance(rule, FilterRule) and rule not in new for rule in old):
+    if strange := sum(not isinstance(rule, ForeignRule) and rule not in new for rule in old):
         texts.append(f"{strange} other rules")
     return texts if texts or old == new else ["rules in another order"]
 

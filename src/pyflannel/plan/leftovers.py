@@ -6,7 +6,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
-from pyflannel.model.packet_filter import HOOKS, STEMS, LeftRules, SavedRules
+from pyflannel.model.packet_filter import STEMS, IptablesHook, LeftRules, SavedRules
 from pyflannel.model.route import PROTOCOL_KERNEL, PROTOCOLS, Route
 from pyflannel.model.state import State
 from pyflannel.model.status import Membership
@@ -46,6 +46,9 @@ _OUT = re.compile(rf"-s (?P<network>{_PREFIX}) ! -d (?P<multicast>{_PREFIX}) -j 
 _OWN = re.compile(rf"! -s (?P<network>{_PREFIX}) -d (?P<subnet>{_PREFIX}) -j RETURN")
 _INTO = re.compile(rf"! -s (?P<network>{_PREFIX}) -d (?P=network) -j (?P<verdict>{_MASQUERADE})")
 
+_HOOKS: Mapping[str, IptablesHook] = {"nat": "POSTROUTING", "filter": "FORWARD"}
+"""The built-in chains in which the original has rules, by table."""
+
 _FIRST_CHAIN = "FLANNEL"
 _FIRST_FORMS = (
     (rf"-d (?P<network>{_PREFIX}) -j ACCEPT", r"! -d 224\.0\.0\.0/4 -j MASQUERADE"),
@@ -68,7 +71,7 @@ def rules_left(saved: Iterable[SavedRules], networks: Set[Network]) -> tuple[Lef
 
 
 def _left(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
-    for table, hook in HOOKS.items():
+    for table, hook in _HOOKS.items():
         marked = [rule for rule in _rules(saved, table, hook) if _COMMENTED[table].fullmatch(rule)]
         if marked:
             yield _in_hook(saved, table, hook, marked, is_sure=True)
@@ -76,14 +79,15 @@ def _left(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
     yield from _accepts(saved, networks)
     yield from _first_chain(saved, networks)
     if saved.is_other:
-        for table, name in STEMS.items():
+        for table, hook in _HOOKS.items():
+            name = STEMS[hook]
             if name in saved.chains.get(table, {}):
                 yield _whole_chain(saved, table, name, is_sure=True)
 
 
 def _masquerades(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
     """Yield, for each network, the rules of the releases that appended them to POSTROUTING itself."""
-    hook = HOOKS["nat"]
+    hook = _HOOKS["nat"]
     found: dict[str, list[tuple[re.Pattern[str], re.Match[str]]]] = {}
     for rule in _rules(saved, "nat", hook):
         for form in (_INSIDE, _OUT, _INTO, _OWN):
@@ -114,7 +118,7 @@ def _is_proper(match: re.Match[str], saved: SavedRules) -> bool:
 
 def _accepts(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
     """Yield the two rules that accept packets of a network: an operator may have written the same rules."""
-    hook = HOOKS["filter"]
+    hook = _HOOKS["filter"]
     rules = _rules(saved, "filter", hook)
     for network in sorted(map(str, networks)):
         pair = [rule for rule in rules if rule in (f"-s {network} -j ACCEPT", f"-d {network} -j ACCEPT")]
@@ -133,7 +137,7 @@ def _first_chain(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRule
             continue
         words = match.groupdict()
         jump = f"-s {words.get('subnet', words['network'])} -j {_FIRST_CHAIN}"
-        is_whole = _jumps(chains, _FIRST_CHAIN) == [(HOOKS["nat"], jump)]
+        is_whole = _jumps(chains, _FIRST_CHAIN) == [(_HOOKS["nat"], jump)]
         is_sure = is_whole and ip_network(words["network"]) in networks
         yield _whole_chain(saved, "nat", _FIRST_CHAIN, is_sure=is_sure)
 

@@ -1,6 +1,6 @@
 """The packet filter rules of a host: masquerading and forwarding, for iptables or nftables."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
@@ -25,6 +25,7 @@ from pyflannel.model.packet_filter import (
     Prefix,
     Return,
     TranslatedRule,
+    TunnelRule,
 )
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardMode, GuardPeer, GuardTable
@@ -86,6 +87,7 @@ class FilterOptions:
 
     Attributes:
         is_fully_random: ports of masqueraded packets are random, if the host supports it.
+        opens_ports: INPUT accepts tunnel packets.
         guard: the tunnel packets that are accepted.
         users: local users that may send tunnel packets beside root.
     """
@@ -93,6 +95,7 @@ class FilterOptions:
     masquerades: bool = False
     is_fully_random: bool = True
     accepts_forwarded: bool = False
+    opens_ports: bool = False
     guard: GuardMode = "off"
     users: tuple[int, ...] = ()
 
@@ -201,9 +204,9 @@ def _rules(
 
 def _iptables(rules: _FamilyRules, device: str) -> Iterator[Item]:
     if rules.masquerade:
-        yield IptablesChain(family=rules.family, table="nat", device=device, rules=rules.masquerade)
+        yield IptablesChain(family=rules.family, hook="POSTROUTING", device=device, rules=rules.masquerade)
     if rules.forward:
-        yield IptablesChain(family=rules.family, table="filter", device=device, rules=rules.forward)
+        yield IptablesChain(family=rules.family, hook="FORWARD", device=device, rules=rules.forward)
     if rules.docker:
         yield NftTable(family=rules.family, device=device, chains=rules.docker)
 
@@ -220,8 +223,30 @@ def _nftables(rules: _FamilyRules, device: str) -> Iterator[Item]:
         # An accept in pyflannel's table does not override a drop in another table. If Docker has set the
         # policy of iptables' FORWARD to DROP, the packet must be accepted in that chain.
         yield IptablesChain(
-            family=rules.family, table="filter", device=device, rules=rules.forward, is_for_dropping=True
+            family=rules.family, hook="FORWARD", device=device, rules=rules.forward, is_for_dropping=True
         )
+
+
+# Open ports: INPUT accepts the tunnel packets of this host. The guard has dropped those of strangers before.
+#
+# iptables has the rules with both engines: an accept in pyflannel's table of nftables does not override a
+# drop in another table.
+
+
+def plan_open_ports(ports: Iterable[int], config: NetworkConfig, host: Host, options: FilterOptions) -> State:
+    """Return the chain that accepts packets to the ports of the tunnels; IPv4 only, like the guard."""
+    rules = tuple(TunnelRule(host.underlay.address, port) for port in sorted({*ports}))
+    if not options.opens_ports or not rules or host.family == 6:
+        return State.EMPTY
+    return State.of(
+        IptablesChain(
+            family=4,
+            hook="INPUT",
+            device=host.device,
+            rules=rules,
+            is_for_dropping=config.enable_nftables,
+        )
+    )
 
 
 # The tunnel guard: the allowed senders of tunnel packets to this host and to its peers, and of inner packets.

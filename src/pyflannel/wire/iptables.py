@@ -1,26 +1,29 @@
 """Rules and chains in the format of iptables, iptables-save and iptables-restore."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from itertools import pairwise
 
 from pyflannel.errors import WireError
 from pyflannel.model.network_config import Family
 from pyflannel.model.packet_filter import (
-    HOOKS,
     STEMS,
+    TABLES,
     Accept,
     FilterRule,
     ForeignRule,
     IptablesChain,
-    IptablesTable,
+    IptablesHook,
     Jump,
     Mark,
     Masquerade,
     Prefix,
     Return,
+    TunnelRule,
     Verdict,
     device_of,
 )
@@ -31,33 +34,47 @@ from pyflannel.model.packet_filter import (
 # order of iptables-save. A rule in any other form is foreign. Source: iptables-save(8),
 # iptables-extensions(8).
 
-COMMENTS: Mapping[IptablesTable, str] = {"nat": "flanneld masq", "filter": "flanneld forward"}
-"""Comments of pyflannel's rules by table, as in the original."""
+COMMENTS: Mapping[IptablesHook, str] = {
+    "POSTROUTING": "flanneld masq",
+    "FORWARD": "flanneld forward",
+    "INPUT": "flanneld tunnel",
+}
+"""Comments of pyflannel's rules by built-in chain. The first two are those of the original."""
 
 _FULL_MASK = 0xFFFFFFFF
 
 
-def format_rule(rule: FilterRule, table: IptablesTable) -> str:
+def format_rule(rule: FilterRule | TunnelRule, hook: IptablesHook) -> str:
     """Return the rule as iptables-save prints it, without the chain."""
+    comment = f'-m comment --comment "{COMMENTS[hook]}"'
+    if isinstance(rule, TunnelRule):
+        return f"-d {rule.address}/32 -p udp -m udp --dport {rule.port} {comment} -j ACCEPT"
     return " ".join(
         [
             *_prefix("-s", rule.source),
             *_prefix("-d", rule.destination),
             *_mark(rule.mark),
-            f'-m comment --comment "{COMMENTS[table]}"',
+            comment,
             *_target(rule.verdict),
         ]
     )
 
 
-def parse_rule(text: str, table: IptablesTable) -> FilterRule | ForeignRule:
+_TUNNEL_RULE = re.compile(r"-d (?P<address>[\d.]+)/32 -p udp -m udp --dport (?P<port>\d+) .*")
+
+
+def parse_rule(text: str, hook: IptablesHook) -> FilterRule | TunnelRule | ForeignRule:
     """Return the rule in a line of iptables-save. It is foreign if it has a part that owned rules lack."""
+    if (match := _TUNNEL_RULE.fullmatch(text)) is not None:
+        with suppress(ValueError):
+            rule = TunnelRule(IPv4Address(match["address"]), int(match["port"]))
+            return rule if format_rule(rule, hook) == text else ForeignRule(text)
     words = rule_words(text)
     source, words = _take_prefix("-s", words)
     destination, words = _take_prefix("-d", words)
     mark, words = _take_mark(words)
     verdict = _VERDICTS.get(tuple(words[4:]))
-    if verdict is None or words[:4] != ["-m", "comment", "--comment", COMMENTS[table]]:
+    if verdict is None or words[:4] != ["-m", "comment", "--comment", COMMENTS[hook]]:
         return ForeignRule(text)
     return FilterRule(source=source, destination=destination, mark=mark, verdict=verdict)
 
@@ -174,23 +191,23 @@ def parse_save(text: str) -> SavedTables:
 
 def chains_of(tables: SavedTables, family: Family) -> Iterator[IptablesChain]:
     """Yield the chains with names of pyflannel, regardless of the daemon."""
-    for table, stem in STEMS.items():
-        chains = tables.get(table, {})
+    for hook, stem in STEMS.items():
+        chains = tables.get(TABLES[hook], {})
         for name in chains:
             device = device_of(name, stem)
             if device is not None:
-                rules = tuple(parse_rule(rule, table) for rule in chains[name].rules)
-                jump = jump_of(chains, table, name)
-                yield IptablesChain(family=family, table=table, device=device, rules=rules, jump=jump)
+                rules = tuple(parse_rule(rule, hook) for rule in chains[name].rules)
+                jump = jump_of(chains, hook, name)
+                yield IptablesChain(family=family, hook=hook, device=device, rules=rules, jump=jump)
 
 
-def drops_forwarded(tables: SavedTables) -> bool:
-    """Return whether FORWARD drops packets that no rule accepts, by its policy or its last rule."""
-    hook = tables.get("filter", {}).get(HOOKS["filter"], SavedChain("ACCEPT"))
-    deciding = deciding_index(hook.rules)
+def drops_by_default(tables: SavedTables, hook: IptablesHook) -> bool:
+    """Return whether a built-in chain drops packets that no rule accepts, by its policy or its last rule."""
+    chain = tables.get(TABLES[hook], {}).get(hook, SavedChain("ACCEPT"))
+    deciding = deciding_index(chain.rules)
     if deciding is None:
-        return hook.policy == "DROP"
-    return _target_of(rule_words(hook.rules[deciding])) in ("DROP", "REJECT")
+        return chain.policy == "DROP"
+    return _target_of(rule_words(chain.rules[deciding])) in ("DROP", "REJECT")
 
 
 def is_unused_hook(tables: SavedTables, table: str, hook: str) -> bool:
@@ -198,22 +215,21 @@ def is_unused_hook(tables: SavedTables, table: str, hook: str) -> bool:
     return tables.get(table, {}).get(hook) == SavedChain("ACCEPT")
 
 
-def jump_of(chains: Mapping[str, SavedChain], table: IptablesTable, name: str) -> Jump:
+def jump_of(chains: Mapping[str, SavedChain], hook: IptablesHook, name: str) -> Jump:
     """Return how packets get from the built-in chain to pyflannel's chain."""
-    hook = HOOKS[table]
     jumps = jumps_to(chains, name)
     if not jumps:
         return Jump.MISSING
-    if jumps != [(hook, jump_rule(table, name))]:
+    if jumps != [(hook, jump_rule(hook, name))]:
         return Jump.SEVERAL
     rules = chains[hook].rules
     deciding = deciding_index(rules)
     return Jump.LATE if deciding is not None and deciding < rules.index(jumps[0][1]) else Jump.IN_PLACE
 
 
-def jump_rule(table: IptablesTable, name: str) -> str:
+def jump_rule(hook: IptablesHook, name: str) -> str:
     """Return the rule that jumps to a chain of pyflannel."""
-    return f'-m comment --comment "{COMMENTS[table]}" -j {name}'
+    return f'-m comment --comment "{COMMENTS[hook]}" -j {name}'
 
 
 def jumps_to(chains: Mapping[str, SavedChain], name: str) -> list[tuple[str, str]]:
@@ -254,11 +270,11 @@ def format_chain(chain: IptablesChain, saved: SavedTables) -> str:
     """Return the input that creates the chain and its jump as planned. A jump in its place is not touched."""
     chains = saved.get(chain.table, {})
     lines = [
-        f"-A {chain.name} {format_rule(rule, chain.table)}"
+        f"-A {chain.name} {format_rule(rule, chain.hook)}"
         for rule in chain.rules
-        if isinstance(rule, FilterRule)
+        if isinstance(rule, FilterRule | TunnelRule)
     ]
-    if jump_of(chains, chain.table, chain.name) is not Jump.IN_PLACE:
+    if jump_of(chains, chain.hook, chain.name) is not Jump.IN_PLACE:
         lines = [*_without_jumps(chains, chain.name), *lines, _jump(chain, chains)]
     return _transaction(chain, *lines)
 
@@ -279,7 +295,9 @@ def _without_jumps(chains: Mapping[str, SavedChain], name: str) -> Iterator[str]
 
 
 def _jump(chain: IptablesChain, chains: Mapping[str, SavedChain]) -> str:
-    jump = jump_rule(chain.table, chain.name)
+    jump = jump_rule(chain.hook, chain.name)
+    if chain.hook == "INPUT":
+        return f"-I {chain.hook} 1 {jump}"
     hook = chains.get(chain.hook, SavedChain("ACCEPT"))
     gone = {rule for where, rule in jumps_to(chains, chain.name) if where == chain.hook}
     deciding = deciding_index([rule for rule in hook.rules if rule not in gone])

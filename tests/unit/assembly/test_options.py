@@ -85,12 +85,18 @@ def test_flags_select_the_filter_rules() -> None:
         "--iptables-forward-rules=false",
         "--iptables-resync=7",
         "--guard=peer",
+        "--open-ports",
     )
 
     assert asked.packet_filter == FilterOptions(
-        masquerades=True, is_fully_random=False, accepts_forwarded=False, guard="peer"
+        masquerades=True, is_fully_random=False, accepts_forwarded=False, opens_ports=True, guard="peer"
     )
     assert asked.iptables_resync_s == 7
+
+
+def test_open_ports_need_the_guard() -> None:
+    with pytest.raises(UsageError, match="--open-ports needs the guard"):
+        options("--open-ports", "--guard=off")
 
 
 def test_flags_set_their_options() -> None:

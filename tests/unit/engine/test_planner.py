@@ -49,6 +49,7 @@ class Backend:
     routed: Routed = "peers"
     families: tuple[Family, ...] = IPV4_ONLY
     port: int | None = None
+    tunnel_port: int | None = None
     config_line: str | None = None
     config_warnings: tuple[str, ...] = ()
     is_encrypted: bool = False

@@ -62,7 +62,7 @@ HEALTHY = Observed(
     items=(
         Route(destination=IPv4Network("10.100.16.0/24"), link="flannel.1"),
         Route(destination=NETWORK, link="", kind="blackhole"),
-        IptablesChain(family=4, table="filter", device="flannel0", rules=()),
+        IptablesChain(family=4, hook="FORWARD", device="flannel0", rules=()),
     ),
     ruleset=iptables(
         ":FORWARD DROP", "-A FORWARD -s 10.100.0.0/16 -j ACCEPT", "-A FORWARD -d 10.100.0.0/16 -j ACCEPT"

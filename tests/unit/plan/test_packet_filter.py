@@ -7,7 +7,7 @@ import pytest
 
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import Family, NetworkConfig
 from pyflannel.model.packet_filter import (
     Accept,
     FilterRule,
@@ -18,6 +18,7 @@ from pyflannel.model.packet_filter import (
     Prefix,
     Return,
     Rules,
+    TunnelRule,
     Verdict,
 )
 from pyflannel.model.state import State
@@ -30,6 +31,7 @@ from pyflannel.plan.packet_filter import (
     plan_filter,
     plan_guard,
     plan_guard_peer,
+    plan_open_ports,
 )
 
 NETWORK, SUBNET = IPv4Network("10.100.0.0/16"), IPv4Network("10.100.1.0/24")
@@ -179,6 +181,37 @@ def test_in_nftables_the_accept_in_iptables_is_for_a_dropping_forward_only() -> 
 
     assert chain.is_for_dropping
     assert chain.hook == "FORWARD"
+
+
+def test_open_ports_accept_each_tunnel_to_the_address_of_the_host() -> None:
+    options = FilterOptions(opens_ports=True, guard="strict")
+    for enable_nftables in (False, True):
+        config = NetworkConfig(network=NETWORK, enable_nftables=enable_nftables)
+
+        (chain,) = plan_open_ports([8472, 8285, 8472], config, host(), options)
+
+        assert isinstance(chain, IptablesChain)
+        assert (chain.table, chain.hook, chain.name) == ("filter", "INPUT", "FLANNEL-INPUT")
+        address = host().underlay.address
+        assert chain.rules == (TunnelRule(address, 8285), TunnelRule(address, 8472))
+        assert chain.is_for_dropping == enable_nftables
+
+
+@pytest.mark.parametrize(
+    ("ports", "options", "family"),
+    [
+        ([8285], FilterOptions(), 4),
+        ([], FilterOptions(opens_ports=True), 4),
+        ([8285], FilterOptions(opens_ports=True), 6),
+    ],
+)
+def test_no_chain_opens_ports_without_the_option_a_tunnel_or_ipv4(
+    ports: list[int], options: FilterOptions, family: Family
+) -> None:
+    config = NetworkConfig(network=NETWORK)
+    one = replace(host(ipv6=True), family=family)
+
+    assert plan_open_ports(ports, config, one, options) == State.EMPTY
 
 
 def test_an_enabled_family_has_rules() -> None:

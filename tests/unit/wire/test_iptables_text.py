@@ -1,7 +1,7 @@
 """Rules of iptables: read from iptables-save, written for iptables-restore."""
 
 import json
-from ipaddress import ip_interface, ip_network
+from ipaddress import IPv4Address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ from pyflannel.model.packet_filter import (
     FilterRule,
     ForeignRule,
     IptablesChain,
-    IptablesTable,
+    IptablesHook,
     Jump,
     Masquerade,
     Prefix,
+    TunnelRule,
 )
 from pyflannel.plan.packet_filter import forward_rules, masquerade_rules
 from pyflannel.wire.iptables import (
     chains_of,
-    drops_forwarded,
+    drops_by_default,
     format_chain,
     format_removal,
     format_rule,
@@ -33,7 +34,7 @@ from pyflannel.wire.subnet_env import parse_subnet_env
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/iptables.json").read_text())["cases"]
 
 FORWARD = IptablesChain(
-    family=4, table="filter", device="flannel0", rules=forward_rules(ip_network("10.100.0.0/16"))
+    family=4, hook="FORWARD", device="flannel0", rules=forward_rules(ip_network("10.100.0.0/16"))
 )
 JUMP = '-m comment --comment "flanneld forward" -j FLANNEL-FWD'
 
@@ -58,7 +59,7 @@ def test_forward_rules_are_those_of_the_original(case: dict[str, Any]) -> None:
             continue
         network = ip_network(parse_subnet_env(case["subnet_env"])[f"FLANNEL_{key}"])
 
-        ours = [f"-A FLANNEL-FWD {format_rule(rule, 'filter')}" for rule in forward_rules(network)]
+        ours = [f"-A FLANNEL-FWD {format_rule(rule, 'FORWARD')}" for rule in forward_rules(network)]
 
         assert [":FLANNEL-FWD -", f"-A FORWARD {JUMP}", *ours] == lines
 
@@ -84,23 +85,26 @@ def test_masquerade_rules_of_the_original_are_understood(case: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(
-    ("text", "table"),
+    ("text", "hook"),
     [
-        ("-s 1.2.3.4/32 -j DROP", "filter"),
-        ("-j ACCEPT", "filter"),
-        ('-m comment --comment "flanneld masq" -j ACCEPT', "filter"),
-        ('-s 10.0.0.0/8 -p tcp -m comment --comment "flanneld forward" -j ACCEPT', "filter"),
-        ('-i eth0 -m comment --comment "flanneld forward" -j ACCEPT', "filter"),
-        ('-m comment --comment "flanneld masq" -j MASQUERADE --to-ports 1-2', "nat"),
-        ('-m comment --comment "flanneld masq" -j RETURN -j RETURN', "nat"),
-        ('-m comment --comment "no end', "nat"),
-        ("-s nonsense", "nat"),
-        ("!", "nat"),
-        ("", "nat"),
+        ("-s 1.2.3.4/32 -j DROP", "FORWARD"),
+        ("-j ACCEPT", "FORWARD"),
+        ('-m comment --comment "flanneld masq" -j ACCEPT', "FORWARD"),
+        ('-s 10.0.0.0/8 -p tcp -m comment --comment "flanneld forward" -j ACCEPT', "FORWARD"),
+        ('-i eth0 -m comment --comment "flanneld forward" -j ACCEPT', "FORWARD"),
+        ('-m comment --comment "flanneld masq" -j MASQUERADE --to-ports 1-2', "POSTROUTING"),
+        ('-m comment --comment "flanneld masq" -j RETURN -j RETURN', "POSTROUTING"),
+        ('-m comment --comment "no end', "POSTROUTING"),
+        ("-s nonsense", "POSTROUTING"),
+        ("!", "POSTROUTING"),
+        ("", "POSTROUTING"),
+        ('-d 10.0.0.1/32 -p udp -m udp --dport 8285 -m comment --comment "no" -j ACCEPT', "INPUT"),
+        ('-d 10.0.0.1/32 -p udp -m udp --dport 8285 -m comment --comment "flanneld tunnel" -j DROP', "INPUT"),
+        ('-d 10.0.0/32 -p udp -m udp --dport 8285 -m comment --comment "flanneld tunnel" -j ACCEPT', "INPUT"),
     ],
 )
-def test_unknown_rules_are_foreign(text: str, table: IptablesTable) -> None:
-    assert parse_rule(text, table) == ForeignRule(text)
+def test_unknown_rules_are_foreign(text: str, hook: IptablesHook) -> None:
+    assert parse_rule(text, hook) == ForeignRule(text)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,19 @@ def test_a_jump_from_another_chain_is_detected() -> None:
     ],
 )
 def test_a_dropping_forward_chain_is_recognized(text: str, expected: bool) -> None:
-    assert drops_forwarded(parse_save(text)) is expected
+    assert drops_by_default(parse_save(text), "FORWARD") is expected
+
+
+@pytest.mark.parametrize("rules", [(), ("-j DROP",), ("-j ufw-before-input", "-j ufw-reject-input")])
+def test_the_jump_from_input_is_before_the_rules_of_other_programs(rules: tuple[str, ...]) -> None:
+    chain = IptablesChain(
+        family=4, hook="INPUT", device="flannel0", rules=(TunnelRule(IPv4Address("10.0.0.1"), 8285),)
+    )
+    lines = [":INPUT DROP [0:0]", *(f"-A INPUT {rule}" for rule in rules)]
+
+    text = format_chain(chain, parse_save("\n".join(["*filter", *lines, "COMMIT"])))
+
+    assert '-I INPUT 1 -m comment --comment "flanneld tunnel" -j FLANNEL-INPUT' in text.splitlines()
 
 
 def test_chains_are_identified_by_table_and_device() -> None:
@@ -223,5 +239,5 @@ def test_written_values_are_read_back(family: Family) -> None:
     network, subnet = ("10.0.0.0/8", "10.1.1.1/32") if family == 4 else ("fd00::/16", "fd00:1::1/128")
     rules = masquerade_rules(ip_network(network), ip_network(subnet), is_fully_random=False)
 
-    assert tuple(parse_rule(format_rule(rule, "nat"), "nat") for rule in rules) == rules
+    assert tuple(parse_rule(format_rule(rule, "POSTROUTING"), "POSTROUTING") for rule in rules) == rules
     assert rules[-1].verdict == Masquerade(is_fully_random=False)

@@ -14,9 +14,10 @@ from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.programs import MissingProgramError, Ran, RuleDump, run_program
 from pyflannel.model.network_config import Family
 from pyflannel.model.packet_filter import (
-    HOOKS,
+    TABLES,
     FilterRule,
     IptablesChain,
+    IptablesHook,
     LeftRules,
     Masquerade,
     SavedRules,
@@ -26,7 +27,7 @@ from pyflannel.ports import ChangeChannel, performed, refused_by
 from pyflannel.wire.iptables import (
     SavedTables,
     chains_of,
-    drops_forwarded,
+    drops_by_default,
     format_chain,
     format_removal,
     is_unused_hook,
@@ -111,7 +112,7 @@ async def read_saved(program: str) -> SavedTables:
     ran = await run_program(f"{program}-save")
     if _NO_TABLE_NAMES not in ran.complaint:
         return _parsed(program, ran)
-    single = [await run_program(f"{program}-save", "-t", table) for table in HOOKS]
+    single = [await run_program(f"{program}-save", "-t", table) for table in dict.fromkeys(TABLES.values())]
     possible = [one for one in single if not one.status] or single[:1]  # the kernel may lack one of them
     return dict(ChainMap(*(dict(_parsed(program, one)) for one in possible)))
 
@@ -197,7 +198,7 @@ async def remove_rules(left: LeftRules) -> None:
         return
     family: Family = 6 if left.program.startswith(PROGRAMS[6]) else 4
     with suppress(TargetError, WireError):
-        for table, hook in HOOKS.items():
+        for hook, table in TABLES.items():
             if table == left.table:
                 await tidy(left.program, family, table, hook)
 
@@ -229,10 +230,14 @@ _MISSING_HINT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
-    """The present rules of one family. Rules of other programs do not count in comparisons."""
+    """The present rules of one family. Rules of other programs do not count in comparisons.
+
+    Attributes:
+        dropping: the built-in chains that drop packets that no rule accepts.
+    """
 
     chains: tuple[IptablesChain, ...] = ()
-    drops: bool = False
+    dropping: tuple[IptablesHook, ...] = ()
     saved: SavedTables = field(default_factory=dict, compare=False)
     error: TargetError | None = field(default=None, compare=False)
 
@@ -279,7 +284,7 @@ class IptablesTarget:
         return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that tells when chains, jumps or the policy of FORWARD differ from the last look."""
+        """Open a channel that tells when chains, jumps or the policies differ from the last look."""
         return self._dump.changes()
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
@@ -323,7 +328,8 @@ class IptablesTarget:
             return _Seen(error=error)
         except WireError as error:
             return _Seen(error=TargetError(str(error), hint=error.hint, is_permanent=True))
-        return _Seen(chains=tuple(chains_of(saved, family)), drops=drops_forwarded(saved), saved=saved)
+        dropping = tuple(hook for hook in TABLES if drops_by_default(saved, hook))
+        return _Seen(chains=tuple(chains_of(saved, family)), dropping=dropping, saved=saved)
 
     async def _normalised(self, there: IptablesChain, planned: IptablesChain) -> IptablesChain:
         """Return the planned chain if the present one is the closest form that this host supports."""
@@ -382,7 +388,7 @@ def _saved(seen: _Seen) -> SavedTables:
 
 def _is_needed(chain: IptablesChain, seen: _Seen) -> bool:
     """Return whether iptables may drop packets that the chain would accept; False if it is missing."""
-    if not chain.is_for_dropping or seen.drops:
+    if not chain.is_for_dropping or chain.hook in seen.dropping:
         return True
     return seen.error is not None and not isinstance(seen.error, MissingProgramError)
 
