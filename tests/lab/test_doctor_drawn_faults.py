@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from testlab.documents import read_document
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DRAWS, DRAWS_LONG = 12, 200
+DRAWS, DRAWS_LONG = 11, 200
+PAIRS, PAIRS_LONG = 5, 110
 NETWORK = "10.100.0.0/16"
 
 
@@ -213,4 +215,30 @@ def test_each_drawn_fault_is_named_without_a_second_error(pair: Pair, long_run: 
         text = f"draw {number}: {fault.do}\n{found}"
         assert fault.code in named, text
         assert errors == ([] if fault.code in _WARNINGS else [fault.code]), text
+    assert examined(pair.host) == []
+
+
+def drawn_pair(draw: random.Random, number: int, pair: Pair) -> tuple[Fault, Fault]:
+    """Return two faults of different kinds. The kinds of the first take turns."""
+    first = KINDS[number % len(KINDS)]
+    second = draw.choice([kind for kind in KINDS if kind is not first])
+    return first(draw, pair), second(draw, pair)
+
+
+@pytest.mark.timeout(3600)
+def test_two_faults_at_once_are_both_named_without_a_third_error(pair: Pair, long_run: bool) -> None:
+    """Each fault alone is named by the test above. Two chains that drop the same packets are two findings."""
+    for number in range(PAIRS_LONG if long_run else PAIRS):
+        faults = drawn_pair(random.Random(1000 + number), number, pair)
+        pair.host.run(["sh", "-c", f"set -e; {faults[0].do}; {faults[1].do}"])
+        try:
+            found = examined(pair.host)
+        finally:
+            pair.host.run(["sh", "-c", f"{faults[1].undo}; {faults[0].undo}"])
+        text = f"pair {number}: {faults[0].do}; {faults[1].do}\n{found}"
+        wanted = Counter(fault.code for fault in faults)
+        named = Counter(one["code"] for one in found)
+        assert wanted <= named, text
+        errors = {one["code"] for one in found if one["severity"] == "error"}
+        assert errors <= wanted.keys(), text
     assert examined(pair.host) == []

@@ -72,6 +72,20 @@ def test_a_healthy_host_has_no_findings() -> None:
     assert findings(HEALTHY) == ()
 
 
+def test_each_chain_that_drops_the_same_packets_is_named() -> None:
+    raw = iptables(":PREROUTING ACCEPT", "-A PREROUTING -p udp --dport 8472 -j DROP", table="raw")
+    filtered = iptables(":INPUT DROP")
+    seen = replace(HEALTHY, ruleset=(*raw, *filtered))
+
+    assert [(one.code, one.evidence[0]) for one in findings(seen)] == [
+        ("tunnel-dropped", "iptables rule in raw PREROUTING: -p udp --dport 8472 -j DROP"),
+        (
+            "tunnel-dropped",
+            "iptables -S INPUT: policy drop, and no rule that accepts UDP port 8472",
+        ),
+    ]
+
+
 @pytest.mark.parametrize(
     ("rules", "code", "evidence", "fix"),
     [

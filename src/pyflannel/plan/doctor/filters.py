@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import NamedTuple
 
-from pyflannel.model.netfilter import UDP, BaseChain, Hook, Judgement, Packet, Rule
+from pyflannel.model.netfilter import UDP, BaseChain, Hook, Judgement, Packet, Rule, Ruleset
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.model.status import Finding, Severity
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
@@ -14,6 +14,9 @@ from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
 
 _PEERS = 4
 """Most peers for which packets are evaluated: a host may have tens of thousands of rules."""
+
+_DROPS = 4
+"""Most chains that are named for one flow."""
 
 _TCP, _ANY_PORT, _SERVICE = 6, 40000, 29123
 _NO_BRIDGE = "docker0"
@@ -137,9 +140,17 @@ def _containers_elsewhere(seen: Observed, network: IPv4Network, own: IPv4Network
 
 
 def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
-    if seen.ruleset:
-        for flow in (*_tunnel_flows(seen), *_container_flows(seen)):
-            yield flow, judge(flow.packet, seen.ruleset, flow.hooks)
+    """Yield the fate of each flow. If a chain drops it, also its fate without this chain."""
+    if not seen.ruleset:
+        return
+    for flow in (*_tunnel_flows(seen), *_container_flows(seen)):
+        left: Ruleset = seen.ruleset
+        for _ in range(_DROPS):
+            judgement = judge(flow.packet, left, flow.hooks)
+            yield flow, judgement
+            if judgement.kind not in ("drop", "reject"):
+                break
+            left = tuple(chain for chain in left if chain is not judgement.chain)
 
 
 def _filters(seen: Observed) -> Iterator[Finding]:
