@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -476,3 +478,20 @@ def test_the_plan_of_another_config_is_shown_and_nothing_is_changed(overlay, hea
     assert plan(healthy, "--config", "{", exit_code=2)["error"]
     assert plan(healthy) == {"waits_for": None, "changes": []}
     assert healthy.routes() == before
+
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+
+def test_a_clock_that_differs_from_those_of_the_peers_is_reported(healthy: Host) -> None:
+    """The clock of flannelctl is changed. That of the machine, with which the peer answers, stays."""
+    if FAKETIME is None:
+        pytest.skip("needs libfaketime: scripts/setup --faults")
+    variables = [f"LD_PRELOAD={FAKETIME}", "FAKETIME=+90s", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
+
+    ran = healthy.run(["env", *variables, "flannelctl", "doctor", "--json"], check=False)
+
+    (found,) = [one for one in read_document(["doctor"], ran.stdout)["findings"] if one["severity"] != "info"]
+    assert (found["code"], found["severity"]) == ("clock-skew", "warning")
+    (line,) = found["evidence"]
+    assert re.fullmatch(r"the clock of 10\.10\.10\.102 is (89|90|91) s behind this one", line)

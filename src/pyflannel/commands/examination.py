@@ -3,17 +3,19 @@
 import asyncio
 import contextlib
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from itertools import islice
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
+from pyflannel.assembly.stores import EtcdAddress, parse_store_url
 from pyflannel.commands.local_daemon import offline_status
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.commands.reach import peers_of, probe_path, probe_peers, target_of
-from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
+from pyflannel.commands.reach import ends_of, peers_of, probe_path, probe_peers, target_of
+from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
@@ -28,6 +30,7 @@ from pyflannel.kernel.host.machine import (
     policy_rules,
     port_mtus,
 )
+from pyflannel.kernel.network.echo import clock_offsets
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
@@ -40,12 +43,13 @@ from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, Status
 from pyflannel.plan.doctor.filters import docker_drops
 from pyflannel.plan.doctor.findings import SAFE, findings
-from pyflannel.plan.doctor.observed import Observed, RouteAnswer
-from pyflannel.plan.doctor.peers import judged, with_peers
+from pyflannel.plan.doctor.observed import Certificate, Observed, RouteAnswer
+from pyflannel.plan.doctor.peers import clock_findings, judged, with_peers
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.plan.underlay import UnderlayOptions, choose
 from pyflannel.processes.found import find_original
 from pyflannel.processes.systemd import has_unit
+from pyflannel.wire.certificate import validities_of, validity_of
 from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
 from pyflannel.wire.subnet_env import parse_subnet_env
 
@@ -155,8 +159,10 @@ async def examine(places: Places) -> tuple[Finding, ...]:
         TargetError: links and routes are unreadable.
     """
     status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
-    found, reach = await asyncio.gather(_examined(places, status, leases), _reach(status, leases))
-    return with_peers(found, reach, status)
+    found, reach, offsets = await asyncio.gather(
+        _examined(places, status, leases), _reach(status, leases), _clock_offsets(status, leases)
+    )
+    return with_peers((*found, *clock_findings(offsets)), reach, status)
 
 
 async def fix(found: Sequence[Finding]) -> list[str]:
@@ -175,6 +181,40 @@ async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
     with contextlib.suppress(TargetError):
         return list((await probe_peers(status, leases)).values())
     return []
+
+
+_CLOCKS = 16
+"""Most peers whose clocks are compared with that of this host."""
+
+
+async def _clock_offsets(status: Status, leases: list[LeaseEntry]) -> dict[IPv4Address, float]:
+    """Return the offsets of the clocks of some peers; empty if none may be asked."""
+    ends = (underlay for peer in peers_of(status, leases) for underlay, _ in (ends_of(peer),))
+    with contextlib.suppress(TargetError):
+        return await clock_offsets(list(islice(filter(None, ends), _CLOCKS)))
+    return {}
+
+
+def certificates_for(url: str) -> tuple[Certificate, ...]:
+    """Return the readable certificates that the URL of a store names."""
+    try:
+        address = parse_store_url(url).store
+    except UsageError:
+        return ()
+    if not isinstance(address, EtcdAddress):
+        return ()
+    found = []
+    for name, noun in (("certfile", "client certificate"), ("cafile", "certificate of the authority")):
+        with contextlib.suppress(OSError, WireError):
+            if (path := address.path(name)) is None:
+                continue
+            text = path.read_text(errors="replace")
+            valid = [validity_of(text)] if name == "certfile" else validities_of(text)
+            last = max(valid, key=lambda one: one.not_after, default=None)
+            if last is not None:
+                times = last.not_before.timestamp(), last.not_after.timestamp()
+                found.append(Certificate(path=str(path), noun=noun, not_before=times[0], not_after=times[1]))
+    return tuple(found)
 
 
 async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) -> tuple[Finding, ...]:
@@ -205,6 +245,8 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         ports={name: port_mtus(name) for name in bridges},
         docker0_ports=len(port_mtus("docker0")),
         docker_drops=docker_drops(saved, await docker_table()),
+        certificates=() if status.store is None else certificates_for(status.store.url),
+        now=time.time(),
         has_unit=has_unit("flanneld.service"),
     )
     unread = (

@@ -37,8 +37,21 @@ def validity_of(pem: str) -> Validity:
         raise WireError(
             "the file contains no certificate", hint="A certificate begins with -----BEGIN CERTIFICATE-----."
         )
+    return _read(found[1])
+
+
+def validities_of(pem: str) -> list[Validity]:
+    """Return the validity of each certificate in a PEM text, such as a bundle of authorities.
+
+    Raises:
+        WireError: the format of a certificate is invalid.
+    """
+    return [_read(text) for text in _PEM.findall(pem)]
+
+
+def _read(text: str) -> Validity:
     try:
-        return _validity(base64.b64decode(found[1]))
+        return _validity(base64.b64decode(text))
     except (binascii.Error, ValueError, IndexError) as error:
         raise WireError(
             "the certificate in the file is damaged", hint="Create the certificate again."

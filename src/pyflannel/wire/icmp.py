@@ -1,4 +1,4 @@
-"""ICMP echo requests, and the messages that answer them (RFC 792, RFC 1191)."""
+"""ICMP echo and timestamp requests, and the messages that answer them (RFC 792, RFC 1191)."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -7,6 +7,7 @@ from struct import Struct
 from pyflannel.wire.packet import HEADER_OCTETS, PROTOCOL_ICMP, checksum
 
 ECHO_REPLY, UNREACHABLE, ECHO_REQUEST, TIME_EXCEEDED = 0, 3, 8, 11
+TIMESTAMP_REQUEST, TIMESTAMP_REPLY = 13, 14
 
 OVERHEAD = HEADER_OCTETS + 8
 """Bytes of an echo packet beside its payload."""
@@ -33,7 +34,8 @@ class IcmpMessage:
 
     Attributes:
         body: the payload of an echo reply; in an error, the start of the packet that caused it.
-        sequence: sequence number of an echo reply.
+        identifier: identifier of a reply.
+        sequence: sequence number of a reply.
         mtu: next-hop MTU in an error about a packet that is too large; None if the router did not report it.
     """
 
@@ -41,6 +43,7 @@ class IcmpMessage:
     kind: int
     code: int
     body: bytes
+    identifier: int = 0
     sequence: int = 0
     mtu: int | None = None
 
@@ -54,7 +57,41 @@ class IcmpMessage:
 
 def format_echo(identifier: int, sequence: int, payload: bytes) -> bytes:
     """Return an echo request without its IP header."""
-    message = bytearray(_HEADER.pack(ECHO_REQUEST, 0, 0, identifier, sequence) + payload)
+    return _request(ECHO_REQUEST, identifier, sequence, payload)
+
+
+_TIMES = Struct("!III")
+_DAY_MS = 86_400_000
+_UNUSUAL = 1 << 31
+"""Bit of a time that is not in milliseconds since midnight UTC."""
+
+
+def format_timestamp(identifier: int, sequence: int, utc_s: float) -> bytes:
+    """Return a timestamp request without its IP header. `utc_s`: seconds since the epoch."""
+    return _request(TIMESTAMP_REQUEST, identifier, sequence, _TIMES.pack(int(utc_s * 1000) % _DAY_MS, 0, 0))
+
+
+def clock_offset(body: bytes, utc_s: float) -> float | None:
+    """Return the seconds by which the clock of the sender of a timestamp reply is ahead, within half a day.
+
+    None if the reply has no usable times. `utc_s`: time of the arrival, seconds since the epoch.
+    """
+    if len(body) < _TIMES.size:
+        return None
+    sent, received, answered = _TIMES.unpack_from(body)
+    if (sent | received | answered) & _UNUSUAL:
+        return None
+    arrived = int(utc_s * 1000) % _DAY_MS
+    return (_apart(received, sent) + _apart(answered, arrived)) / 2000
+
+
+def _apart(later: int, earlier: int) -> int:
+    """Return the difference of two times of the day in milliseconds, at most half a day."""
+    return (later - earlier + _DAY_MS // 2) % _DAY_MS - _DAY_MS // 2
+
+
+def _request(kind: int, identifier: int, sequence: int, payload: bytes) -> bytes:
+    message = bytearray(_HEADER.pack(kind, 0, 0, identifier, sequence) + payload)
     message[2:4] = checksum(message).to_bytes(2, "big")
     return bytes(message)
 
@@ -66,13 +103,14 @@ def parse_icmp(packet: bytes) -> IcmpMessage | None:
     at = (packet[0] & 0x0F) * 4
     if at < HEADER_OCTETS or len(packet) < at + _HEADER.size:
         return None
-    kind, code, _, _, last = _HEADER.unpack_from(packet, at)
+    kind, code, _, identifier, last = _HEADER.unpack_from(packet, at)
     is_too_large = (kind, code) == (UNREACHABLE, _FRAGMENTATION_NEEDED)
     return IcmpMessage(
         sender=IPv4Address(packet[12:16]),
         kind=kind,
         code=code,
         body=packet[at + _HEADER.size :],
+        identifier=identifier,
         sequence=last,
         mtu=last or None if is_too_large else None,
     )

@@ -34,7 +34,8 @@ from pyflannel.model.status import (
 from pyflannel.plan.doctor.daemon import RECENT_S
 from pyflannel.plan.doctor.filters import docker_drops
 from pyflannel.plan.doctor.findings import findings
-from pyflannel.plan.doctor.observed import Observed
+from pyflannel.plan.doctor.observed import Certificate, Observed
+from pyflannel.plan.doctor.peers import clock_findings
 from pyflannel.plan.routes import overlap_note
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
@@ -46,6 +47,7 @@ def iptables(*lines: str, table: str = "filter") -> Ruleset:
 
 ROOT = Path(__file__).parents[3]
 NETWORK = IPv4Network("10.100.0.0/16")
+NOW = 1_900_000_000.0
 READY = Status(
     version="1",
     is_ready=True,
@@ -540,3 +542,42 @@ def test_an_unreachable_cluster_is_asked_with_the_tool_of_kubernetes() -> None:
 
     assert found.code == "store-away"
     assert found.fix == "kubectl get --raw /readyz  # asks the API server"
+
+
+def certificate(*, begins_d: float = -300, ends_d: float) -> Certificate:
+    """Return a certificate with this validity, in days from now."""
+    begins, ends = NOW + begins_d * 86400, NOW + ends_d * 86400
+    return Certificate(path="/etc/tls.pem", noun="client certificate", not_before=begins, not_after=ends)
+
+
+@pytest.mark.parametrize(
+    ("one", "code", "cause"),
+    [
+        (certificate(ends_d=-1), "certificate-invalid", "has expired"),
+        (certificate(begins_d=1, ends_d=300), "certificate-invalid", "is not valid yet"),
+        (certificate(ends_d=12), "certificate-expires", "expires in 12 days"),
+    ],
+)
+def test_a_certificate_that_is_not_valid_for_long_is_named(one: Certificate, code: str, cause: str) -> None:
+    (found,) = findings(replace(HEALTHY, certificates=(one,), now=NOW))
+
+    assert (found.code, found.severity == "error") == (code, code == "certificate-invalid")
+    assert cause in found.cause
+    assert found.evidence[0].startswith("/etc/tls.pem: valid ")
+    assert "/etc/tls.pem" in found.fix
+
+
+def test_a_certificate_that_is_valid_for_months_is_no_finding() -> None:
+    assert codes(replace(HEALTHY, certificates=(certificate(ends_d=90),), now=NOW)) == []
+
+
+def test_clocks_of_peers_that_differ_are_named() -> None:
+    one, two, three = (IPv4Address(f"10.0.0.{number}") for number in (2, 3, 4))
+    assert list(clock_findings({one: 0.4, two: -4.9})) == []
+
+    (found,) = clock_findings({one: 0.1, two: 63.0, three: -0.1})
+    assert found.cause.startswith("the clocks of 1 of 3 peers differ from that of this host")
+    assert found.evidence == ("the clock of 10.0.0.3 is 63 s ahead of this one",)
+
+    (found,) = clock_findings({one: -90.0, two: -91.0, three: -90.5})
+    assert found.cause.startswith("the clock of this host is 90 s ahead of those of 3 of 3 peers")

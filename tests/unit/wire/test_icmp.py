@@ -5,7 +5,15 @@ from struct import pack
 
 import pytest
 
-from pyflannel.wire.icmp import ECHO_REPLY, UNREACHABLE, IcmpMessage, format_echo, parse_icmp
+from pyflannel.wire.icmp import (
+    ECHO_REPLY,
+    UNREACHABLE,
+    IcmpMessage,
+    clock_offset,
+    format_echo,
+    format_timestamp,
+    parse_icmp,
+)
 from pyflannel.wire.packet import checksum
 
 
@@ -29,7 +37,9 @@ def test_a_reply_and_an_error_are_parsed() -> None:
     too_large = parse_icmp(packet(b"\x03\x04\0\0\0\0\x05\x78quoted"))
 
     sender = IPv4Address("10.0.0.2")
-    assert reply == IcmpMessage(sender=sender, kind=ECHO_REPLY, code=0, body=b"payload", sequence=7)
+    assert reply == IcmpMessage(
+        sender=sender, kind=ECHO_REPLY, code=0, body=b"payload", identifier=0x1234, sequence=7
+    )
     assert too_large is not None
     assert (too_large.kind, too_large.mtu, too_large.body) == (UNREACHABLE, 1400, b"quoted")
     assert too_large.text == "packet too large"
@@ -41,3 +51,37 @@ def test_a_reply_and_an_error_are_parsed() -> None:
 )
 def test_another_packet_is_no_message(octets: bytes) -> None:
     assert parse_icmp(octets) is None
+
+
+MIDNIGHT = 1_900_022_400.0
+"""Seconds since the epoch at the start of a day."""
+
+
+def test_a_timestamp_request_has_the_layout_of_rfc_792() -> None:
+    request = format_timestamp(0x1234, 7, MIDNIGHT + 1.5)
+
+    assert request[:2] == b"\x0d\x00"
+    assert request[4:] == b"\x12\x34\x00\x07" + pack("!III", 1500, 0, 0)
+    assert checksum(request) == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "received", "answered", "arrived_s", "offset"),
+    [
+        (1000, 1005, 1005, 1.01, 0.0),
+        (1000, 91_005, 91_005, 1.01, 90.0),
+        (1000, 86_390_005, 86_390_005, 1.01, -11.0),  # the peer has not reached midnight
+        (86_399_000, 1000, 1000, 86_399.0, 2.0),
+        (1000, 1 << 31, 1005, 1.01, None),
+    ],
+)
+def test_the_offset_of_a_clock_follows_from_the_times_of_both_hosts(
+    sent: int, received: int, answered: int, arrived_s: float, offset: float | None
+) -> None:
+    found = clock_offset(pack("!III", sent, received, answered), MIDNIGHT + arrived_s)
+
+    assert found == (None if offset is None else pytest.approx(offset, abs=0.01))
+
+
+def test_a_short_timestamp_reply_has_no_offset() -> None:
+    assert clock_offset(bytes(11), MIDNIGHT) is None

@@ -1,4 +1,4 @@
-"""Sends ICMP echo requests and receives the answers, many at once."""
+"""Sends ICMP echo and timestamp requests and receives the answers, many at once."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 
 from pyflannel.errors import TargetError, remedy
 from pyflannel.model.probe import SILENT, Echo, EchoResult
@@ -17,9 +18,12 @@ from pyflannel.wire.icmp import (
     ECHO_REPLY,
     OVERHEAD,
     TIME_EXCEEDED,
+    TIMESTAMP_REPLY,
     UNREACHABLE,
     IcmpMessage,
+    clock_offset,
     format_echo,
+    format_timestamp,
     parse_icmp,
 )
 
@@ -62,7 +66,7 @@ async def send_echoes(echoes: Sequence[Echo], *, deadline_s: float = DEADLINE_S)
     Raises:
         TargetError: this process may not open a raw socket.
     """
-    with contextlib.closing(_open()) as opened:
+    with contextlib.closing(_open(ECHO_REPLY, UNREACHABLE, TIME_EXCEEDED)) as opened:
         sender = _Sender(opened, echoes)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
@@ -73,7 +77,38 @@ async def send_echoes(echoes: Sequence[Echo], *, deadline_s: float = DEADLINE_S)
         return sender.results()
 
 
-def _open() -> socket.socket:
+async def clock_offsets(
+    addresses: Sequence[IPv4Address], *, deadline_s: float = DEADLINE_S
+) -> dict[IPv4Address, float]:
+    """Return the seconds by which the clocks of these hosts are ahead of the clock of this host.
+
+    Differences of whole days are invisible: an ICMP timestamp contains the time of the day. Hosts that do not
+    answer are left out: firewalls often drop these requests.
+
+    Raises:
+        TargetError: this process may not open a raw socket.
+    """
+    identifier = secrets.randbits(16)
+    numbers = {secrets.randbits(16): address for address in addresses}
+    found: dict[IPv4Address, float] = {}
+    loop = asyncio.get_running_loop()
+    with contextlib.closing(_open(TIMESTAMP_REPLY)) as opened:
+        for number, address in numbers.items():
+            with contextlib.suppress(OSError):
+                opened.sendto(format_timestamp(identifier, number, time.time()), (str(address), 0))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                while len(found) < len(numbers):
+                    message = parse_icmp(await loop.sock_recv(opened, _LARGEST))
+                    if message is None or message.identifier != identifier:
+                        continue
+                    offset = clock_offset(message.body, time.time())
+                    if numbers.get(message.sequence) == message.sender and offset is not None:
+                        found[message.sender] = offset
+    return found
+
+
+def _open(*kinds: int) -> socket.socket:
     try:
         opened = socket.socket(
             socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMP
@@ -83,7 +118,7 @@ def _open() -> socket.socket:
             f"cannot send ICMP echo requests: {error.strerror}",
             hint=remedy(error, "Run flannelctl as root, or with CAP_NET_RAW."),
         ) from error
-    received = sum(1 << kind for kind in (ECHO_REPLY, UNREACHABLE, TIME_EXCEEDED))
+    received = sum(1 << kind for kind in kinds)
     opened.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~received & 0xFFFFFFFF))
     opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
     with contextlib.suppress(OSError):

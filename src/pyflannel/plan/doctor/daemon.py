@@ -1,6 +1,7 @@
 """Faults that the status of the daemon shows: its prerequisites, its peers, its data path."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from pyflannel.model.status import Finding, RefusedLease, SignatureFault, Status
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
@@ -67,6 +68,42 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             cause=f"flanneld waits for {waiting}",
             fix="flannelctl status",
         )
+
+
+_EXPIRES_SOON_S = 30 * 86400.0
+
+
+def _certificates(seen: Observed) -> Iterator[Finding]:
+    """Yield certificates for the store that are not valid now, or not for long."""
+    for one in seen.certificates:
+        noun, now = f"the {one.noun} for the store", seen.now
+        fix = f"openssl x509 -noout -dates -in {one.path}  # then replace the file; flanneld reads it again"
+        if one.not_before <= now <= one.not_after - _EXPIRES_SOON_S:
+            continue
+        if one.not_before <= now <= one.not_after:
+            yield Finding(
+                code="certificate-expires",
+                severity="warning",
+                cause=f"{noun} expires in {(one.not_after - now) / 86400:.0f} days",
+                evidence=(f"{one.path}: valid until {_date(one.not_after)}",),
+                fix=fix,
+            )
+            continue
+        state = "has expired" if now > one.not_after else "is not valid yet"
+        yield Finding(
+            code="certificate-invalid",
+            severity="error",
+            cause=f"{noun} {state}: flanneld cannot connect to the store again",
+            evidence=(
+                f"{one.path}: valid from {_date(one.not_before)} until {_date(one.not_after)}",
+                f"the clock of this host shows {_date(now)}",
+            ),
+            fix=fix,
+        )
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _config(seen: Observed) -> Iterator[Finding]:
@@ -226,6 +263,7 @@ def _warnings(seen: Observed) -> Iterator[Finding]:
 
 CHECKS = (
     _daemon,
+    _certificates,
     _config,
     _refused_peers,
     _silent_peers,

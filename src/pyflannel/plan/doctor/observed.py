@@ -49,6 +49,22 @@ class RouteAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """A file of certificates for the store; of several in it, the one that is valid for longest.
+
+    Attributes:
+        noun: its use: `client certificate`, `certificate of the authority`.
+        not_before: seconds since the epoch.
+        not_after: seconds since the epoch.
+    """
+
+    path: str
+    noun: str
+    not_before: float
+    not_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """The observations of a host.
 
@@ -67,6 +83,8 @@ class Observed:
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name.
         docker0_ports: number of containers at docker0, if it exists.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
+        certificates: those that flanneld uses for the store.
+        now: seconds since the epoch by the clock of this host.
         has_unit: systemd runs on this host and has the unit flanneld.service.
     """
 
@@ -86,6 +104,8 @@ class Observed:
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     docker0_ports: int = 0
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    certificates: tuple[Certificate, ...] = ()
+    now: float = 0.0
     has_unit: bool = True
 
 

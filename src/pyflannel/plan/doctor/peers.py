@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address
+from statistics import median
 from typing import Literal, NamedTuple
 
 from pyflannel.model.lease import LeaseEntry, host_text
@@ -189,6 +191,35 @@ def reach_findings(reach: Sequence[PeerReach], status: Status) -> Iterator[Findi
             fix=f"flannelctl ping {away[0].public_ip}  # if the host no longer exists, delete its lease",
         )
     yield from _small(reach, status)
+
+
+_SKEW_S = 5.0
+"""Difference of two clocks from which it is a finding."""
+
+
+def clock_findings(offsets: Mapping[IPv4Address, float]) -> Iterator[Finding]:
+    """Yield that the clocks of hosts differ. `offsets`: seconds by which the clock of a peer is ahead."""
+    apart = {address: offset for address, offset in offsets.items() if abs(offset) > _SKEW_S}
+    if not apart:
+        return
+    is_own = len(offsets) > 1 and abs(median(offsets.values())) > _SKEW_S
+    if is_own:
+        offset = median(apart.values())
+        cause = f"the clock of this host is {_ahead(-offset)} those of {len(apart)} of {len(offsets)} peers"
+    else:
+        cause = f"the clocks of {len(apart)} of {len(offsets)} peers differ from that of this host"
+    lines = [f"the clock of {address} is {_ahead(offset)} this one" for address, offset in apart.items()]
+    yield Finding(
+        code="clock-skew",
+        severity="warning",
+        cause=f"{cause}: certificates may seem invalid, and peers may refuse handshakes of WireGuard",
+        evidence=(*lines[:_NAMED], *([f"… and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else ())),
+        fix="timedatectl set-ntp true  # on the host whose clock is wrong",
+    )
+
+
+def _ahead(offset: float) -> str:
+    return f"{abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'}"
 
 
 def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
