@@ -216,6 +216,17 @@ def test_each_broken_step_is_named(overlay: Overlay, long_run: bool) -> None:
         way = running(overlay, backend, way)
         for one in faults(way)[: None if long_run else QUICK]:
             check(way, backend, one)
+        if backend == "vxlan" and long_run:
+            check_stolen_mac(way)
+
+
+def check_stolen_mac(way: Way) -> None:
+    """doctor names a changed MAC address of the vxlan device, and its command repairs it."""
+    way.one.run(["ip", "link", "set", "flannel.1", "address", "02:00:00:00:00:77"])
+    ran = way.one.run(["flannelctl", "doctor", "--json"], check=False)
+    (found,) = [one for one in read_document(["doctor"], ran.stdout)["findings"] if one["code"] == "vtep-mac"]
+    way.one.run(found["fix"].split())
+    assert way.trace(way.far.address)["ok"]
 
 
 def running(overlay: Overlay, backend: str, before: Way | None) -> Way:

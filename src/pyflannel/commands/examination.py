@@ -183,6 +183,12 @@ async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
     return []
 
 
+def _published_mac(places: Places) -> str | None:
+    known = _last_known(places)
+    vtep = None if known is None else known.own.attributes.vtep
+    return None if vtep is None else vtep.mac
+
+
 _CLOCKS = 16
 """Most peers whose clocks are compared with that of this host."""
 
@@ -245,6 +251,8 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         ports={name: port_mtus(name) for name in bridges},
         docker0_ports=len(port_mtus("docker0")),
         docker_drops=docker_drops(saved, await docker_table()),
+        mark=places.mark,
+        published_mac=_published_mac(places),
         certificates=() if status.store is None else certificates_for(status.store.url),
         now=time.time(),
         has_unit=has_unit("flanneld.service"),

@@ -268,6 +268,28 @@ def test_rejected_senders_of_the_last_hour_are_named() -> None:
     )
 
 
+def test_rejected_senders_with_one_cause_are_one_finding() -> None:
+    one = StrangerStatus(
+        address=IPv4Address("10.9.0.66"),
+        reason="stranger",
+        packets=12,
+        age_s=1.0,
+        inner_source=IPv4Address("10.100.77.2"),
+        inner_destination=IPv4Address("10.100.15.2"),
+        cause="it holds no lease",
+        hint="Start flanneld there.",
+    )
+    many = tuple(replace(one, address=IPv4Address(f"10.9.0.{number}")) for number in range(50))
+    other = replace(one, cause="it holds another subnet")
+
+    alike, single = findings(replace(HEALTHY, status=replace(READY, strangers=(*many, other))))
+
+    assert alike.cause == "tunnel packets from 50 addresses are dropped: it holds no lease"
+    assert alike.evidence[0].startswith("10.9.0.0: 12 packets, the latest 1 s ago")
+    assert alike.evidence[-1] == "… and 42 more"
+    assert single.cause == "tunnel packets from 10.9.0.66 are dropped: it holds another subnet"
+
+
 def test_refused_leases_in_the_store_or_of_the_last_hour_are_named_by_fault() -> None:
     seen = RefusedLease(
         subnet=IPv4Network("10.100.9.0/24"),
@@ -468,15 +490,15 @@ def test_the_documents_explain_every_code(document: str) -> None:
     assert [code for code in sorted(known) if f"`{code}`" not in text] == []
 
 
-def test_many_warnings_are_counted_after_the_first() -> None:
+def test_many_warnings_are_one_finding() -> None:
     """A client of the store can cause one for each lease."""
     many = replace(READY, warnings=tuple(f"lease {number} overlaps another" for number in range(1000)))
 
-    found = [one.cause for one in findings(replace(HEALTHY, status=many)) if one.code == "network-warning"]
+    (found,) = [one for one in findings(replace(HEALTHY, status=many)) if one.code == "network-warning"]
 
-    assert found[0] == "lease 0 overlaps another"
-    assert found[-1] == "… and 992 more"
-    assert len(found) == 9
+    assert found.cause == "flanneld has 1000 warnings about the network"
+    assert found.evidence[0] == "lease 0 overlaps another"
+    assert found.evidence[-1] == "… and 992 more"
 
 
 RAW_DROP = "-d 10.100.15.2/32 ! -i docker0 -j DROP"

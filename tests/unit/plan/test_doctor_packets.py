@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from pyflannel.model.host import Interface, InterfaceAddress, Interfaces
+from pyflannel.model.link import Link, Vxlan
 from pyflannel.model.netfilter import Ruleset
 from pyflannel.model.route import Route
 from pyflannel.model.status import (
@@ -258,3 +259,16 @@ def test_a_public_address_that_peers_cannot_use_is_named(public: str, code: str 
     seen = replace(HEALTHY, status=replace(HEALTHY.status, underlay=underlay))
 
     assert [one.code for one in findings(seen)] == ([] if code is None else [code])
+
+
+def test_a_vxlan_device_without_its_published_mac_address_is_named_while_no_daemon_runs() -> None:
+    vxlan = Vxlan(vni=1, port=8472, parent="eth0", local=HERE)
+    device = Link(name="flannel.1", kind="vxlan", mtu=1450, mac="02:00:00:00:00:01", vxlan=vxlan)
+    live = replace(HEALTHY, items=(*HEALTHY.items, device), published_mac="02:00:00:00:00:02")
+    dead = replace(live, status=replace(HEALTHY.status, is_live=False))
+
+    assert findings(live) == ()
+    assert [one.code for one in findings(replace(dead, published_mac=device.mac))] == ["daemon-away"]
+    (one,) = [one for one in findings(dead) if one.code != "daemon-away"]
+    assert (one.code, one.severity) == ("vtep-mac", "error")
+    assert one.fix == "ip link set flannel.1 address 02:00:00:00:00:02"

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 
-from pyflannel.model.status import Finding, RefusedLease, SignatureFault, Status
+from pyflannel.model.status import Finding, RefusedLease, SignatureFault, Status, StrangerStatus
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 
 RECENT_S = 3600.0
@@ -187,18 +188,28 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
 
 
 def _strangers(seen: Observed) -> Iterator[Finding]:
-    recent = [one for one in seen.status.strangers if one.age_s < RECENT_S]
-    for one in recent[:NAMED]:
+    """Yield the senders of dropped tunnel packets, those with one cause and one remedy together."""
+    alike: dict[tuple[str, str], list[StrangerStatus]] = {}
+    for one in seen.status.strangers:
+        if one.age_s < RECENT_S:
+            alike.setdefault((one.cause, one.hint), []).append(one)
+    for (cause, hint), senders in islice(alike.items(), NAMED):
+        is_single = len(senders) == 1
+        many = str(senders[0].address) if is_single else f"{len(senders)} addresses"
         yield Finding(
             code="stranger",
             severity="warning",
-            cause=f"tunnel packets from {one.address} are dropped: {one.cause}",
-            evidence=(
-                f"{one.packets} packets, the latest {one.age_s:.0f} s ago"
-                f" from {one.inner_source} to {one.inner_destination}",
-            ),
-            fix=one.hint,
+            cause=f"tunnel packets from {many} are dropped: {cause}",
+            evidence=some([f"{'' if is_single else f'{one.address}: '}{_traffic(one)}" for one in senders]),
+            fix=hint,
         )
+
+
+def _traffic(one: StrangerStatus) -> str:
+    return (
+        f"{one.packets} packets, the latest {one.age_s:.0f} s ago"
+        f" from {one.inner_source} to {one.inner_destination}"
+    )
 
 
 def _refused_leases(seen: Observed) -> Iterator[Finding]:
@@ -251,13 +262,27 @@ def _allow_list(seen: Observed) -> Iterator[Finding]:
         )
 
 
+_SINGLE_WARNINGS = 3
+"""Most warnings that are findings of their own. More are one finding."""
+
+
 def _warnings(seen: Observed) -> Iterator[Finding]:
     """Yield the warnings of the status that no other finding contains."""
     status = seen.status
     reported = {peer.reason for peer in status.refused_peers}
     if status.network is not None and status.network.trouble is not None:
         reported.add(status.network.trouble.text)
-    for text in some([text for text in status.warnings if text not in reported]):
+    texts = [text for text in status.warnings if text not in reported]
+    if len(texts) > _SINGLE_WARNINGS:
+        yield Finding(
+            code="network-warning",
+            severity="warning",
+            cause=f"flanneld has {len(texts)} warnings about the network",
+            evidence=some(texts),
+            fix="flannelctl leases",
+        )
+        return
+    for text in texts:
         yield Finding(code="network-warning", severity="warning", cause=text, fix="flannelctl leases")
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item
-from pyflannel.model.link import Link
+from pyflannel.model.link import MARK, Link
 from pyflannel.model.netfilter import Ruleset
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.packet_filter import LeftRules
@@ -83,6 +83,8 @@ class Observed:
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name.
         docker0_ports: number of containers at docker0, if it exists.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
+        mark: alias of the links of the daemon.
+        published_mac: MAC address of the VTEP in the last known lease of this host; None if it has none.
         certificates: those that flanneld uses for the store.
         now: seconds since the epoch by the clock of this host.
         has_unit: systemd runs on this host and has the unit flanneld.service.
@@ -104,6 +106,8 @@ class Observed:
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     docker0_ports: int = 0
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mark: str = MARK
+    published_mac: str | None = None
     certificates: tuple[Certificate, ...] = ()
     now: float = 0.0
     has_unit: bool = True

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
+from pyflannel.model.link import Link
 from pyflannel.model.route import Route
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.observed import NAMED, Observed, shown, some
@@ -174,6 +175,25 @@ def _addresses(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _vtep(seen: Observed) -> Iterator[Finding]:
+    """Yield that peers send to a MAC address which the vxlan device does not have.
+
+    A running flanneld restores the address within a second.
+    """
+    if seen.status.is_live or seen.published_mac is None:
+        return
+    devices = [item for item in seen.items if isinstance(item, Link) and item.vxlan is not None]
+    own = [item for item in devices if item.alias == seen.mark]
+    if len(own) == 1 and own[0].mac != seen.published_mac:
+        yield Finding(
+            code="vtep-mac",
+            severity="error",
+            cause=f"{own[0].name} drops the packets of peers: its MAC address is not the published one",
+            evidence=(f"{own[0].name} has {own[0].mac}, the lease contains {seen.published_mac}",),
+            fix=f"ip link set {own[0].name} address {seen.published_mac}",
+        )
+
+
 _VIRTUALBOX = IPv4Address("10.0.2.15")
 
 
@@ -221,6 +241,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _bridge_subnet,
     _addresses,
     _public_address,
+    _vtep,
     _reverse_path,
     _port_mtus,
 )
