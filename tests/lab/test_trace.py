@@ -221,7 +221,7 @@ def test_each_broken_step_is_named(overlay: Overlay, long_run: bool) -> None:
 
 
 def check_stolen_mac(way: Way) -> None:
-    """doctor names a changed MAC address of the vxlan device, and its command repairs it."""
+    """Name a changed MAC address of the vxlan device in doctor, whose command repairs it."""
     way.one.run(["ip", "link", "set", "flannel.1", "address", "02:00:00:00:00:77"])
     ran = way.one.run(["flannelctl", "doctor", "--json"], check=False)
     (found,) = [one for one in read_document(["doctor"], ran.stdout)["findings"] if one["code"] == "vtep-mac"]
