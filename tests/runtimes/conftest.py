@@ -33,7 +33,7 @@ def hosts() -> Iterator[list[Host]]:
 
 
 def _prepare(host: Host, store: str) -> None:
-    host.start_flanneld(f"--store={store}")
+    host.start_flanneld(f"--store={store}", "--ip-masq")
     host.run(["flannelctl", "cni", "install"])
     host.run(["sh", "-c", "ln -s /usr/lib/cni/* /opt/cni/bin/"])
 

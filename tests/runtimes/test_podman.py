@@ -1,6 +1,7 @@
 """Podman with its CNI backend: containers of two hosts, and a published port."""
 
 import json
+import re
 
 from pyflannel.lab.topology import Host
 
@@ -40,16 +41,23 @@ class Podman:
     def start(self, name: str, *options: str) -> str:
         """Start a web server; return its address."""
         settings = ["--detach", f"--name={name}", "--security-opt=seccomp=unconfined", *options]
-        self("run", *settings, "localhost/busybox", "httpd", "-f", "-h", "/etc")
+        self("run", *settings, "localhost/busybox", "httpd", "-f", "-v", "-h", "/etc")
         [network] = json.loads(self("inspect", name))[0]["NetworkSettings"]["Networks"].values()
         return str(network["IPAddress"])
 
 
+def clients(podman: Podman, name: str) -> list[str]:
+    """Return the addresses of the clients that a web server logged."""
+    logged = podman.host.run(["podman", "--storage-driver=vfs", "logs", name]).stderr
+    return re.findall(r"\[::ffff:([0-9.]+)\]:\d+: response:200", logged)
+
+
 def test_containers_of_two_hosts_reach_each_other_and_a_port_is_published(hosts: list[Host]) -> None:
     first, second = (Podman(host, 'network_backend="cni"\ndefault_network="cbr0"') for host in hosts)
-    first.start("web1", "--publish=8080:80")
+    own = first.start("web1", "--publish=8080:80")
     address = second.start("web2")
     assert "root:" in first("exec", "web1", "wget", "-q", "-O", "-", f"http://{address}/passwd")
+    assert clients(second, "web2") == [own]
     assert "root:" in second.host.run(["curl", "-s", f"http://{hosts[0].address}:8080/passwd"]).stdout
     for podman, name in ((first, "web1"), (second, "web2")):
         podman("rm", "--force", "--time=0", name)
@@ -66,6 +74,7 @@ def test_containers_of_two_hosts_reach_each_other_with_netavark(hosts: list[Host
         podman.host.run(["sh", "-c", CREATE_NETWORK])
         addresses.append(podman.start("web", "--network=flannel"))
     assert "root:" in first("exec", "web", "wget", "-q", "-O", "-", f"http://{addresses[1]}/passwd")
+    assert clients(second, "web") == [str(hosts[0].lease().network_address)]  # netavark masquerades
     for podman in (first, second):
         podman("rm", "--force", "--time=0", "web")
         podman("network", "rm", "flannel")
