@@ -509,6 +509,7 @@ table ip docker-bridges {
 	chain raw-PREROUTING {
 		type filter hook prerouting priority raw; policy accept;
 		ip daddr 10.100.15.2 iifname != "docker0" counter packets 0 bytes 0 drop comment "DROP DIRECT ACCESS"
+		ip daddr 10.100.15.3 iifname != { "docker0", "eth5" } counter drop comment "DROP DIRECT ACCESS"
 	}
 
 	chain filter-forward-in__docker0 {
@@ -532,7 +533,7 @@ def saved(table: str, chain: str, *rules: str) -> SavedRules:
     [
         (saved("raw", "PREROUTING", RAW_DROP, PORT_DROP), "", 2),
         (saved("filter", "DOCKER", FORWARD_DROP), "", 1),
-        (saved("filter", "DOCKER"), NFT_DROPS, 2),
+        (saved("filter", "DOCKER"), NFT_DROPS, 3),
     ],
 )
 def test_rules_of_docker_that_drop_packets_of_other_hosts_are_found(

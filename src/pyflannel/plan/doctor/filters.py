@@ -251,7 +251,9 @@ def _changed(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
 _RAW_DROP = re.compile(r"-d \S+ ! -i (?P<bridge>\S+) (?:.* )?-j DROP")
 _FORWARD_DROP = re.compile(r"! -i (?P<bridge>\S+) -o (?P=bridge) -j DROP")
 _NFT_CHAIN = re.compile(r"\s*chain filter-forward-in__(?P<bridge>\S+) \{")
-_NFT_RAW_DROP = re.compile(r'iifname != "(?P<bridge>[^"]+)" .*drop comment "DROP DIRECT ACCESS"')
+_NFT_RAW_DROP = re.compile(r'iifname != (?P<links>"[^"]+"|\{[^}]*\}) .*drop comment "DROP DIRECT ACCESS"')
+"""The links are the bridge and the interfaces that its option trusted_host_interfaces names."""
+
 _NFT_FORWARD_DROP = 'drop comment "UNPUBLISHED PORT DROP"'
 
 
@@ -280,7 +282,8 @@ def docker_drops(saved: Iterable[SavedRules], table: str) -> dict[str, tuple[str
         elif line.strip() == "}":
             bridge = ""
         elif (drop := _NFT_RAW_DROP.search(line)) is not None:
-            found.setdefault(drop["bridge"], []).append(line.strip())
+            for name in re.findall(r'"([^"]+)"', drop["links"]):
+                found.setdefault(name, []).append(line.strip())
         elif bridge and _NFT_FORWARD_DROP in line:
             found.setdefault(bridge, []).append(line.strip())
     return {name: tuple(lines) for name, lines in found.items()}
