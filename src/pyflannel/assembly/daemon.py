@@ -100,6 +100,11 @@ class Daemon:
                 return f"{name}: {waiting_for}" if name else waiting_for
         return None if self._running else "a network"
 
+    @property
+    def networks(self) -> Mapping[str, HostNetwork]:
+        """Return the running networks by their names; "" is the name of a single network."""
+        return dict(self._running)
+
     async def statuses(self) -> Mapping[str, Status]:
         """Return the status of each running network by its name; "" is the name of a single network."""
         running = dict(self._running)

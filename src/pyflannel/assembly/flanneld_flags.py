@@ -176,7 +176,13 @@ _OPERATION_FLAGS = (
     ),
     Flag(
         name="http",
-        meaning="address and port for health checks and metrics, for example 127.0.0.1:8471; default: none",
+        meaning="address and port for the page, health checks and metrics, for example 127.0.0.1:8471;"
+        " default: none",
+    ),
+    Flag(
+        name="http-token-file",
+        meaning="file with the token that the page asks for; required for the page if http is not a loopback"
+        " address",
     ),
     Flag(name="healthz-ip", default="0.0.0.0", meaning="IP address for health checks"),
     Flag(name="healthz-port", kind="integer", default="0", meaning="port for health checks; default: none"),

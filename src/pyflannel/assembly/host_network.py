@@ -4,10 +4,13 @@ import asyncio
 import os
 import pwd
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import replace
+from ipaddress import IPv4Network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyflannel import VERSION
 from pyflannel.assembly.directories import Places
@@ -27,12 +30,14 @@ from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget
 from pyflannel.kernel.filters.nftables import NftTarget
+from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.files import FileMemory, FileTarget, replace_file
 from pyflannel.kernel.host.lease_key import KeyListFile, lease_key, public_lease_key
 from pyflannel.kernel.host.locks import DeviceClaim
 from pyflannel.kernel.host.machine import (
     BoottimeClock,
+    device_bytes,
     host_name,
     kernel_release,
     new_identity,
@@ -49,7 +54,17 @@ from pyflannel.model.host import HostFile
 from pyflannel.model.kubernetes_node import OwnNode
 from pyflannel.model.lease import Identity, Lease
 from pyflannel.model.network_config import IpAddress
-from pyflannel.model.status import STRANGERS_SHOWN, FastPathStatus, JournalEntry, PlanPreview, Status
+from pyflannel.model.probe import Echo, EchoResult
+from pyflannel.model.status import (
+    STRANGERS_SHOWN,
+    BackendStatus,
+    FastPathStatus,
+    ForwarderStatus,
+    JournalEntry,
+    Notice,
+    PlanPreview,
+    Status,
+)
 from pyflannel.model.store_record import Put
 from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.ownership import device_names, identity_on_device
@@ -61,8 +76,15 @@ from pyflannel.processes.wireguard_go import WireguardGo
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.lease_signature import parse_allowed_keys
 
+if TYPE_CHECKING:
+    from pyflannel.engine.peer_probes import PeerProbes
+
 _ANSWER_S = 1.0
 """Deadline for an answer of the forwarder, which may hang."""
+
+
+_DOCTOR = "import os, sys; os.nice(10)\nfrom pyflannel.programs.flannelctl import main\nsys.exit(main())"
+"""flannelctl, which must not delay flanneld. Its memory is free again at its end."""
 
 
 class TunnelGuard:
@@ -119,6 +141,7 @@ class HostNetwork:
         docker: DockerPlugin | None,
         docker_networks: DockerNetworks | None,
         open_targets: Callable[[], AbstractAsyncContextManager[Sequence[Target]]],
+        probes: "PeerProbes | None",
     ) -> None:
         self.places = places
         self._docker = docker
@@ -132,6 +155,7 @@ class HostNetwork:
         self._wireguard = wireguard
         self._signing = signing
         self._open_targets = open_targets
+        self._probes = probes
         self._guard_log = GuardLog(guard, clock, lambda strangers: strangers_of(supervisor, strangers))
 
     async def run(self) -> None:
@@ -143,6 +167,8 @@ class HostNetwork:
                 tasks.create_task(self._signing.run(), name="allow-list")
             if self._docker is not None and self._docker_networks is not None:
                 tasks.create_task(self._docker.run(self._docker_networks.isolate), name="Docker plugin")
+            if self._probes is not None:
+                tasks.create_task(self._probes.run(), name="probes of peers")
 
     def reload(self) -> bool:
         """Read the allow-list again, if there is one; return whether there is."""
@@ -158,10 +184,12 @@ class HostNetwork:
         forwarder = await forwarder_status(self.places.run_dir)
         strangers = await self._guard.strangers()
         status = status_of(self._supervisor, version=VERSION, store_url=self._store_url, clock=self._clock)
+        fast_path = self._with_counters(status)
         return replace(
             status,
+            backend=_with_traffic(status.backend, forwarder, fast_path),
             forwarder=forwarder,
-            fast_path=self._with_counters(status),
+            fast_path=fast_path,
             wireguard=wireguard_of(self._supervisor, await self._contacts()),
             strangers=strangers_of(self._supervisor, strangers)[:STRANGERS_SHOWN],
             docker=None if self._docker is None else self._docker.status(),
@@ -210,6 +238,35 @@ class HostNetwork:
         async with self._open_targets() as targets:
             return await self._supervisor.preview(text, targets)
 
+    def probe(self, echoes: Mapping[IPv4Network, Echo]) -> Mapping[IPv4Network, EchoResult]:
+        """Return the latest results of these probes by peer, and repeat the probes for some seconds.
+
+        A peer without a result was not probed yet. Nothing is sent without --http.
+        """
+        return {} if self._probes is None else self._probes.ask(echoes)
+
+    @property
+    def probe_trouble(self) -> Notice | None:
+        """Why the kernel refuses the probes; None if they are sent."""
+        return None if self._probes is None else self._probes.trouble
+
+    async def examine(self) -> bytes:
+        """Return the document of `flannelctl doctor --json`, which runs as another process.
+
+        Raises:
+            TargetError: it cannot run, did not end in time, or failed.
+        """
+        places = self.places
+        ran = await run_program(
+            *(sys.executable, "-I", "-c", _DOCTOR, "doctor", "--json"),
+            f"--run-dir={places.run_dir}",
+            f"--state-dir={places.state_dir}",
+            f"--subnet-file={places.subnet_file}",
+        )
+        if ran.status not in (0, 1):
+            raise TargetError(f"flannelctl doctor failed: {ran.cause}", hint="Run it as root on this host.")
+        return ran.output.encode(errors="replace")
+
     def config_text(self) -> str | None:
         """Return the network config in use; None if there is none."""
         return self._supervisor.condition.config.text
@@ -221,6 +278,27 @@ class HostNetwork:
             StoreError: it was not written, or the outcome is unknown.
         """
         await self._store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
+
+
+def _with_traffic(
+    backend: BackendStatus | None, forwarder: ForwarderStatus | None, fast_path: FastPathStatus | None
+) -> BackendStatus | None:
+    """Return the backend with the bytes that it received and sent.
+
+    The programs of the fast path move packets past the device of the udp backend, so it does not count them.
+    """
+    if backend is None or backend.link is None:
+        return backend
+    if backend.type != "udp":
+        received, sent = device_bytes(backend.link) or (None, None)
+    elif forwarder is None and fast_path is None:
+        received = sent = None
+    else:
+        by_process = {} if forwarder is None else forwarder.counters
+        by_programs = {} if fast_path is None else fast_path.octets
+        received = by_process.get("received_octets", 0) + by_programs.get("decapsulated", 0)
+        sent = by_process.get("sent_octets", 0) + by_programs.get("encapsulated", 0)
+    return replace(backend, received=received, sent=sent)
 
 
 @asynccontextmanager
@@ -299,7 +377,11 @@ async def open_network(
             ),
         )
         supervisor = Supervisor(world, _host_options(options, places, claim.name, standing, audit_s))
-        docker = None
+        docker = probes = None
+        if options.http is not None:
+            from pyflannel.engine.peer_probes import PeerProbes  # only the page needs it
+
+            probes = PeerProbes(_send_echoes, clock)
         if docker_networks is not None:
             docker = DockerPlugin(
                 host=SupervisedHost(supervisor),
@@ -324,6 +406,7 @@ async def open_network(
             docker=docker,
             docker_networks=docker_networks,
             open_targets=lambda: _reading_targets(places, keys, wireguard_go),
+            probes=probes,
         )
 
 
@@ -344,6 +427,21 @@ async def _reading_targets(
             await enter(TunnelGuardTarget()),
             await enter(FileTarget()),
         )
+
+
+async def _send_echoes(echoes: Sequence[Echo]) -> list[EchoResult]:
+    """Return the result of each echo request.
+
+    Raises:
+        TargetError: the kernel refuses to send or to receive.
+    """
+    from pyflannel.kernel.network.echo import send_echoes  # only the page needs it
+
+    try:
+        return await send_echoes(echoes)
+    except* OSError as group:
+        failed = group.exceptions[0]
+    raise TargetError(f"cannot receive ICMP messages: {failed}", hint="Read the log of the kernel: dmesg.")
 
 
 def _signing(options: FlanneldOptions, places: Places, store_url: str) -> LeaseSigning | None:

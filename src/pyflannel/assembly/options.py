@@ -81,7 +81,8 @@ class FlanneldOptions:
         run_dir, state_dir: directories of the daemon; None for those of the prefix in the store.
         node_id: identity instead of the one kept in `state_dir`; None to use the kept one.
         verbosity: 1 or more adds debug lines to the log.
-        healthz: endpoint of health; `http` serves health and metrics.
+        healthz: endpoint of health; `http` serves health, metrics and the page.
+        http_token_file: file of the token for the page; None for no token, on a loopback address only.
         fast_path: how the udp backend forwards packets; auto: as the network config says.
         fast_path_gro: whether TCP that arrives in segments is joined; auto where the underlay is hardware.
         requires_encryption: run no backend that sends packets unencrypted.
@@ -116,6 +117,7 @@ class FlanneldOptions:
     on_subnet_lost: OnSubnetLost
     healthz: Endpoint | None = None
     http: Endpoint | None = None
+    http_token_file: str | None = None
     fast_path: FastPathChoice = "auto"
     fast_path_gro: GroChoice = "auto"
     requires_encryption: bool = False
@@ -221,6 +223,7 @@ def _options(settings: Settings, kubernetes: KubernetesOptions | None) -> Flanne
         on_subnet_lost=_one_of(settings.last("on-subnet-lost"), _ON_SUBNET_LOST),
         healthz=_healthz(settings),
         http=_http(settings.last("http")),
+        http_token_file=str(settings.last("http-token-file").value) or None,
         fast_path=_one_of(settings.last("fast-path"), _FAST_PATHS),
         fast_path_gro=_one_of(settings.last("fast-path-gro"), _GRO),
         requires_encryption=bool(settings.last("require-encryption").value),

@@ -1,8 +1,6 @@
 """flannelctl config and plan: the network config, and the changes that it causes on this host."""
 
 import asyncio
-import contextlib
-import difflib
 import json
 import sys
 from collections import Counter
@@ -34,7 +32,7 @@ from pyflannel.errors import (
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import PlanPreview
-from pyflannel.plan.backends import config_warnings, effects_of
+from pyflannel.plan.backends import config_warnings, difference_of, effects_of
 from pyflannel.wire.control_json import format_preview
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
@@ -92,7 +90,7 @@ def set_(
     if warnings and not force:
         raise ConfigError("; ".join(warnings), hint="Correct the config, or write it with --force.")
     stored, leases = asyncio.run(_stored(invocation, run_dir))
-    difference, effects = _difference(stored, text), _effects(stored, computed, leases)
+    difference, effects = difference_of(stored, text), _effects(stored, computed, leases)
     if not invocation.wants_json:
         print_text("\n".join(difference) or "no difference to the stored network config")
         for effect in effects:
@@ -199,26 +197,6 @@ def _checked(text: str, *, accepts_unknown: bool) -> tuple[NetworkConfig, list[s
 def _print_computed(computed: NetworkConfig, warnings: Sequence[str], **others: object) -> None:
     document = json.loads(format_network_config(computed))
     print_json(json.dumps({**document, "Warnings": warnings, **others}).encode())
-
-
-def _difference(old: str | None, new: str) -> list[str]:
-    """Return a unified diff of two configs; empty if they differ in white space only."""
-    return list(
-        difflib.unified_diff(
-            [] if old is None else _lines(old),
-            _lines(new),
-            fromfile="stored" if old is not None else "/dev/null",
-            tofile="new",
-            lineterm="",
-        )
-    )
-
-
-def _lines(text: str) -> list[str]:
-    """Return the lines of the indented JSON, or of the text if it is not JSON."""
-    with contextlib.suppress(ValueError, RecursionError):
-        text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    return text.splitlines()
 
 
 async def _get(invocation: Invocation, run_dir: Path | None) -> str | None:

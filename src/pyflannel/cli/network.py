@@ -35,7 +35,7 @@ from pyflannel.commands.reach import probe_peers
 from pyflannel.errors import FlannelError, TargetError
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
 from pyflannel.model.probe import PingReport, PingStep, milliseconds
-from pyflannel.model.status import JournalEntry, Status
+from pyflannel.model.status import JournalEntry, peer_entries
 from pyflannel.wire.control_json import (
     format_events,
     format_leases,
@@ -172,7 +172,7 @@ def peers(
 async def _peers(socket: Path, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
     daemon = ControlClient(socket)
     status, known = await daemon.status(), await daemon.leases()
-    entries = _of_hosts(entries_of(status, known), hosts)
+    entries = _of_hosts(peer_entries(status, known), hosts)
     if not probes:
         return entries
     listed = {entry.subnet for entry in entries}
@@ -191,29 +191,6 @@ async def _peers(socket: Path, hosts: Sequence[str], *, probes: bool) -> list[Pe
         if (reach := found.get(entry.subnet)) is not None
         else entry
         for entry in entries
-    ]
-
-
-def entries_of(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
-    """Return the leases of the other hosts."""
-    refused = {peer.subnet: peer.reason for peer in status.refused_peers}
-    encrypted = {peer.subnet: peer for peer in (status.wireguard.peers if status.wireguard else ())}
-    own = status.lease.subnet if status.lease else None
-    return [
-        PeerEntry(
-            subnet=lease.subnet,
-            ipv6_subnet=lease.ipv6_subnet,
-            public_ip=lease.public_ip,
-            public_ipv6=lease.public_ipv6,
-            backend_type=lease.backend_type,
-            owner=lease.owner,
-            host_name=lease.host_name,
-            refused=refused.get(lease.subnet),
-            is_encrypted=lease.subnet in encrypted,
-            handshake_age_s=encrypted[lease.subnet].handshake_age_s if lease.subnet in encrypted else None,
-        )
-        for lease in leases
-        if lease.subnet != own
     ]
 
 

@@ -6,7 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import h11
@@ -22,10 +22,14 @@ class Request:
     Attributes:
         method: as sent, upper case by convention; HEAD arrives as GET.
         path: the target without its query, not percent-decoded.
+        query: the query of the target, without its question mark, not percent-decoded.
+        headers: values by name in lower case; the last value of a repeated name.
     """
 
     method: str
     path: str
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
 
 
@@ -72,6 +76,8 @@ class Limits:
 
 
 READ_OCTETS = 64 * 1024
+WRITE_BYTES = 64 * 1024
+"""Most bytes of an answer that are copied for a client before it has read the previous ones."""
 
 
 async def next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
@@ -160,9 +166,12 @@ class Conversation:
         while isinstance(event := await next_event(self._h11, self._reader), h11.Data):
             self._check_length(len(body) + len(event.data))
             body += event.data
+        path, _, query = head.target.decode("ascii").partition("?")
         return Request(
             method=head.method.decode("ascii"),
-            path=head.target.decode("ascii").partition("?")[0],
+            path=path,
+            query=query,
+            headers={name.decode("ascii"): value.decode("latin-1") for name, value in head.headers},
             body=bytes(body),
         )
 
@@ -178,11 +187,13 @@ class Conversation:
             *response.headers,
         ]
         reason = HTTPStatus(response.status).phrase
-        self._write(h11.Response(status_code=response.status, reason=reason, headers=headers))
-        if not self._is_head:
-            self._write(h11.Data(data=response.body))
-        self._write(h11.EndOfMessage())
         async with asyncio.timeout(self._limits.response_s):
+            self._write(h11.Response(status_code=response.status, reason=reason, headers=headers))
+            if not self._is_head:
+                for start in range(0, len(response.body), WRITE_BYTES):
+                    self._write(h11.Data(data=response.body[start : start + WRITE_BYTES]))
+                    await self._writer.drain()
+            self._write(h11.EndOfMessage())
             await self._writer.drain()
 
     def _write(self, event: h11.Event) -> None:

@@ -4,7 +4,7 @@
 of `flannelctl status --json` has the same structure and names: a field may be added, never renamed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 from pyflannel.errors import sentences
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import StrangerReason
-from pyflannel.model.lease import host_text
+from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
 from pyflannel.model.network_config import AnyAddress
 
 
@@ -116,6 +116,9 @@ class BackendStatus:
         is_encrypted: all packets to other hosts are encrypted.
         notes: peculiarities of the backend on this host, one line each.
         port: UDP port on which this host receives tunnel packets; None without a tunnel.
+        received: bytes of inner packets received from peers since the start of the counters; None if the
+            backend does not count them.
+        sent: the same for packets sent to peers.
     """
 
     type: str
@@ -124,6 +127,8 @@ class BackendStatus:
     notes: tuple[str, ...] = ()
     is_encrypted: bool = False
     port: int | None = None
+    received: int | None = None
+    sent: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,6 +428,29 @@ class Status:
     reconcile: ReconcileStatus | None = None
     warnings: tuple[str, ...] = ()
     reach: ReachStatus | None = None
+
+
+def peer_entries(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry]:
+    """Return the leases of the other hosts, without results of probes."""
+    refused = {peer.subnet: peer.reason for peer in status.refused_peers}
+    encrypted = {peer.subnet: peer for peer in (status.wireguard.peers if status.wireguard else ())}
+    own = status.lease.subnet if status.lease else None
+    return [
+        PeerEntry(
+            subnet=lease.subnet,
+            ipv6_subnet=lease.ipv6_subnet,
+            public_ip=lease.public_ip,
+            public_ipv6=lease.public_ipv6,
+            backend_type=lease.backend_type,
+            owner=lease.owner,
+            host_name=lease.host_name,
+            refused=refused.get(lease.subnet),
+            is_encrypted=lease.subnet in encrypted,
+            handshake_age_s=encrypted[lease.subnet].handshake_age_s if lease.subnet in encrypted else None,
+        )
+        for lease in leases
+        if lease.subnet != own
+    ]
 
 
 Severity = Literal["error", "warning", "info"]

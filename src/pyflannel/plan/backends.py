@@ -1,5 +1,7 @@
 """The backends: a closed mapping from type name to backend. No backend registers itself."""
 
+import contextlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network
 from typing import Protocol
@@ -181,6 +183,28 @@ _IN_PLACE: Mapping[str, str] = {
 
 _NAMED = 5
 """Most hosts that an effect names."""
+
+
+def difference_of(old: str | None, new: str) -> list[str]:
+    """Return a unified diff of two configs; empty if they differ in white space only."""
+    from difflib import unified_diff  # only a change of the config needs it
+
+    return list(
+        unified_diff(
+            [] if old is None else _lines(old),
+            _lines(new),
+            fromfile="stored" if old is not None else "/dev/null",
+            tofile="new",
+            lineterm="",
+        )
+    )
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of the indented JSON, or of the text if it is not JSON."""
+    with contextlib.suppress(ValueError, RecursionError):
+        text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    return text.splitlines()
 
 
 def effects_of(old: NetworkConfig, new: NetworkConfig, leases: Iterable[LeaseEntry]) -> list[str]:

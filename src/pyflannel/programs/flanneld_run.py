@@ -113,9 +113,20 @@ def _reload(daemon: Daemon) -> None:
 
 
 def _endpoints(options: FlanneldOptions, daemon: Daemon) -> Iterator[tuple[Endpoint, Routes]]:
-    """Yield each HTTP endpoint and its routes."""
+    """Yield each HTTP endpoint and its routes.
+
+    Raises:
+        UsageError: the token for the page is unusable.
+    """
     health = health_routes(daemon)
     if options.healthz is not None:
         yield options.healthz, health
     if options.http is not None:
-        yield options.http, {**health, **metrics_routes(daemon)}
+        from pyflannel.api.page.access import Access, read_token  # only --http needs the page
+        from pyflannel.api.page.routes import page_routes
+
+        token_file = None if options.http_token_file is None else Path(options.http_token_file)
+        if token_file is not None:
+            read_token(token_file)
+        page = page_routes(daemon, Access(options.http.ip, token_file))
+        yield options.http, {**health, **metrics_routes(daemon), **page}

@@ -5,9 +5,15 @@ from ipaddress import IPv4Address, IPv4Network, ip_address
 
 import pytest
 
-from pyflannel.cli.network import entries_of
 from pyflannel.model.lease import LeaseEntry, PeerEntry
-from pyflannel.model.status import BackendStatus, LeaseStatus, RefusedPeer, Status, StrangerStatus
+from pyflannel.model.status import (
+    BackendStatus,
+    LeaseStatus,
+    RefusedPeer,
+    Status,
+    StrangerStatus,
+    peer_entries,
+)
 from pyflannel.wire.control_json import format_peers, format_status, parse_status
 from testlab.documents import read_document
 
@@ -41,7 +47,7 @@ STATUS = Status(
 
 
 def test_peers_are_the_leases_of_others_with_the_reason_of_a_refusal() -> None:
-    found = entries_of(STATUS, [entry(9), entry(15), entry(20, "f00d", "docker4")])
+    found = peer_entries(STATUS, [entry(9), entry(15), entry(20, "f00d", "docker4")])
 
     assert found == [
         PeerEntry(

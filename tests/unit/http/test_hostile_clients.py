@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -280,3 +281,42 @@ def test_a_refused_head_request_is_answered_without_a_body(
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 413"))
     assert answer.endswith(b"\r\n\r\n")
     assert caplog.records == []
+
+
+def test_clients_that_do_not_read_cost_little_memory() -> None:
+    """The answer exists once. Each client has a copy only of the part that it reads next."""
+    answer, clients = bytes(8_000_000), 8
+
+    async def large(_: Request) -> Response:
+        return Response(status=200, body=answer)
+
+    async def attack() -> int:
+        async with tcp_server(routes={("GET", "/healthz"): large}) as port:
+            with ExitStack() as opened:
+                for _ in range(clients):
+                    client = opened.enter_context(await connect(port, receive_buffer=2048))
+                    await asyncio.get_running_loop().sock_sendall(client, GET)
+                    await asyncio.get_running_loop().sock_recv(client, 1)
+                return tracemalloc.get_traced_memory()[1]
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(attack()) < len(answer) / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_handler_gets_query_and_headers(serve: Serve) -> None:
+    seen: list[Request] = []
+
+    async def keep(request: Request) -> Response:
+        seen.append(request)
+        return Response(status=200)
+
+    async def ask_once() -> None:
+        async with serve({("GET", "/echo"): keep}) as path:
+            await request(path, "GET", "/echo?network=blue", deadline_s=20)
+
+    asyncio.run(ask_once())
+
+    assert (seen[0].path, seen[0].query, seen[0].headers["host"]) == ("/echo", "network=blue", "localhost")

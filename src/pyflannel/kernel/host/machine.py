@@ -402,3 +402,19 @@ def _failed(what: str, path: str, error: OSError) -> TargetError:
         f"the identity cannot be {what} {path}: {name}: {error.strerror}",
         hint="Run as root, name another --state-dir and --run-dir, or give --node-id.",
     )
+
+
+_DEVICES = Path("/proc/self/net/dev")
+_RECEIVED_BYTES, _SENT_BYTES = 0, 8
+"""Columns after the name, in net/core/net-procfs.c."""
+
+
+def device_bytes(link: str) -> tuple[int, int] | None:
+    """Return the bytes that a device has received and sent; None without the device."""
+    with contextlib.suppress(OSError), _DEVICES.open() as devices:
+        for line in devices:
+            name, separator, columns = line.partition(":")
+            if separator and name.strip() == link:
+                counts = columns.split()
+                return int(counts[_RECEIVED_BYTES]), int(counts[_SENT_BYTES])
+    return None

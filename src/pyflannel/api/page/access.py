@@ -1,0 +1,124 @@
+"""Access to the page: from this host on a loopback address, from other hosts with a token."""
+
+import hmac
+import logging
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyflannel.errors import UsageError
+from pyflannel.http.server import Request, Response
+from pyflannel.model.store_record import Secret
+
+log = logging.getLogger(__name__)
+
+LEAST_TOKEN = 16
+"""Fewest characters of a token. A longer one cannot be guessed."""
+
+_LONGEST_TOKEN = 1024
+_TOKEN = re.compile(rf"[!-~]{{{LEAST_TOKEN},{_LONGEST_TOKEN}}}")
+
+_SAME_SITE = frozenset({"same-origin", "none"})
+"""Values of Sec-Fetch-Site for a request of the page itself, and of a user who enters the address."""
+
+PROTECTION = (
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cache-Control", "no-store"),
+)
+"""Headers by which a browser runs only the scripts of the page, and shows its answers to no other page."""
+
+
+def read_token(path: Path) -> Secret:
+    """Return the token in a file: one word of printable ASCII characters.
+
+    Raises:
+        UsageError: the file is unreadable, or contains no such word.
+    """
+    hint = f"Create it: head -c 32 /dev/urandom | base64 > {path}; chmod 600 {path}."
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_TOKEN + 2).decode("ascii", errors="replace").strip()
+    except OSError as error:
+        raise UsageError(f"--http-token-file={path}: {error.strerror}", hint=hint) from error
+    if not _TOKEN.fullmatch(text):
+        raise UsageError(
+            f"--http-token-file={path}: the file contains no word of at least {LEAST_TOKEN} characters",
+            hint=hint,
+        )
+    return Secret(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Which requests the page answers.
+
+    Attributes:
+        ip: the address on which flanneld listens.
+        token_file: file of the token that each request for a document must contain; None for no token, which
+            is possible on a loopback address only.
+    """
+
+    ip: IPv4Address | IPv6Address
+    token_file: Path | None = None
+
+    def objection_to_file(self, request: Request) -> Response | None:
+        """Return the refusal of a request for a file of the page; None to answer. Files contain no secret."""
+        if self.token_file is not None:
+            return None
+        if not self.ip.is_loopback:
+            return _refusal(403, "the page needs --http-token-file=FILE, except on a loopback address")
+        if not _names_loopback(request.headers.get("host", "")):
+            # Another web site may have its name resolve to 127.0.0.1, so that a browser sends it the answers.
+            return _refusal(
+                403, "the Host header names no loopback address: open http://127.0.0.1 or an SSH tunnel"
+            )
+        return None
+
+    def objection_to_document(self, request: Request) -> Response | None:
+        """Return the refusal of a request for a document; None to answer."""
+        if (refusal := self.objection_to_file(request)) is not None:
+            return refusal
+        if request.headers.get("sec-fetch-site", "none") not in _SAME_SITE:
+            return _refusal(403, "a page of another site sent this request")
+        return None if self.token_file is None else self._objection_to_token(self.token_file, request)
+
+    def _objection_to_token(self, path: Path, request: Request) -> Response | None:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        try:
+            token = read_token(path).reveal()
+        except UsageError as error:
+            log.error("Refused a request for the page: %s", error.in_full)
+            return _refusal(503, "the file of the token is unusable: see the log of flanneld")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode()):
+            return None
+        return Response.text(
+            401, "the token is missing or wrong", headers=(("WWW-Authenticate", "Bearer"), *PROTECTION)
+        )
+
+
+def _refusal(status: int, text: str) -> Response:
+    return Response.text(status, text, headers=PROTECTION)
+
+
+def _names_loopback(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    if name == "localhost":
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False

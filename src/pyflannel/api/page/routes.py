@@ -1,0 +1,385 @@
+"""HTTP routes of the page: GET / and its files, GET /v1/… for the documents, POST /v1/config/check.
+
+The documents are those of `flannelctl --json`. Nothing on the page changes the host or the network. A request
+costs a bounded part of the time of flanneld: answers are shared, and long work is done once at a time.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from ipaddress import IPv4Network
+from typing import Protocol
+from urllib.parse import parse_qs
+from weakref import WeakKeyDictionary
+
+from pyflannel.api.page.access import PROTECTION, Access
+from pyflannel.commands.reach import ends_of, peers_of, probe_path, target_of
+from pyflannel.errors import FlannelError
+from pyflannel.http.server import TEXT, Request, Response, Routes
+from pyflannel.model.lease import Lease, LeaseEntry
+from pyflannel.model.probe import Echo, EchoResult, milliseconds
+from pyflannel.model.status import JournalEntry, Notice, ReachStatus, Status, peer_entries
+from pyflannel.plan.backends import config_warnings, difference_of, effects_of
+from pyflannel.plan.doctor.peers import judged
+from pyflannel.wire.control_json import (
+    format_config_text,
+    format_error,
+    format_events,
+    format_peers,
+    format_ping,
+    format_status,
+)
+from pyflannel.wire.json_values import fold
+from pyflannel.wire.network_config_json import format_network_config, parse_network_config
+
+STATUS_S = 1.0
+"""Age up to which a status is used again."""
+
+SHARED_S, COSTS = 0.5, 20
+"""Shortest time for which clients share a document, and its ratio to the time that the document took."""
+
+PREPARED = 16
+"""Most answers in preparation. Further requests get 503, so that probes of health are always answered."""
+
+PING_S, DOCTOR_S = 0.5, 30.0
+"""Shortest intervals between two pings, and between two runs of doctor."""
+
+HIDDEN = "***"
+"""Replaces a secret of the network config."""
+
+_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
+_SCRIPT = "text/javascript; charset=utf-8"
+
+
+class ShownNetwork(Protocol):
+    """The part of one network that the page shows."""
+
+    async def status(self) -> Status:
+        """Return the current status, within a bounded time."""
+
+    def leases(self) -> Sequence[Lease]:
+        """Return every known lease, including the lease of this host."""
+
+    def events(self) -> Sequence[JournalEntry]:
+        """Return the events of the passes, the latest last."""
+
+    def config_text(self) -> str | None:
+        """Return the network config in use; None if there is none."""
+
+    def probe(self, echoes: Mapping[IPv4Network, Echo]) -> Mapping[IPv4Network, EchoResult]:
+        """Return the latest results of these probes by peer, and repeat the probes for some seconds."""
+
+    @property
+    def probe_trouble(self) -> Notice | None:
+        """Why the kernel refuses the probes; None if they are sent."""
+
+    async def examine(self) -> bytes:
+        """Return the document of doctor.
+
+        Raises:
+            TargetError: it is not available.
+        """
+
+
+class ShownDaemon(Protocol):
+    """The part of the daemon that the page shows."""
+
+    @property
+    def networks(self) -> Mapping[str, ShownNetwork]:
+        """Return the running networks by their names; "" is the name of a single network."""
+
+
+class _BusyError(Exception):
+    """The answer is prepared for another client: the client tries again."""
+
+
+class _View:
+    """The documents of one network. Clients share them."""
+
+    def __init__(self, network: ShownNetwork) -> None:
+        self._network = network
+        self._lock = asyncio.Lock()
+        self._status: tuple[float, Status] | None = None
+        self._bodies: dict[str, tuple[float, bytes]] = {}
+        self._examined: tuple[float, bytes] | None = None
+        self._is_examining = False
+
+    async def peers(self) -> bytes:
+        """Return the document of `flannelctl peers --json`."""
+        status = await self._recent()
+        return self._shared("peers", lambda: self._peers(status))
+
+    async def status(self) -> bytes:
+        """Return the document of `flannelctl status --json`."""
+        status = await self._recent()
+        return self._shared("status", lambda: self._with_reach(status))
+
+    async def events(self) -> bytes:
+        """Return the document of `flannelctl events --json`."""
+        return self._shared("events", lambda: format_events(self._network.events()))
+
+    async def config(self) -> bytes:
+        """Return the network config in use, without its secrets."""
+        return format_config_text(_without_secret(self._network.config_text()))
+
+    async def doctor(self) -> bytes:
+        """Return the document of `flannelctl doctor --json`, at most DOCTOR_S old.
+
+        Raises:
+            _BusyError: it is prepared for another client.
+            TargetError: doctor is not available.
+        """
+        if self._examined is not None and time.monotonic() < self._examined[0] + DOCTOR_S:
+            return self._examined[1]
+        if self._is_examining:
+            raise _BusyError
+        self._is_examining = True
+        try:
+            self._examined = time.monotonic(), await self._network.examine()
+        finally:
+            self._is_examining = False
+        return self._examined[1]
+
+    async def ping(self, name: str) -> bytes:
+        """Return the document of `flannelctl ping --json`, without an examination of this host.
+
+        Raises:
+            FlannelError: no host has this name, or the kernel refuses the probes.
+        """
+        status = await self._recent()
+        peer, container = target_of(status, self._leases(), name)
+        steps = await probe_path(status, peer, container)
+        return format_ping(judged(peer, steps, is_container=container is not None, status=status, local=()))
+
+    def checked(self, text: str) -> bytes:
+        """Return the document of `flannelctl config set --dry-run --json`.
+
+        Raises:
+            ConfigError: the config is invalid.
+        """
+        stored = self._network.config_text()
+        new = parse_network_config(_with_secret(text, stored))
+        effects = [] if stored is None else effects_of(parse_network_config(stored), new, self._leases())
+        document = {
+            **json.loads(_without_secret(format_network_config(new)) or "{}"),
+            "Warnings": list(config_warnings(new)),
+            "Difference": difference_of(_without_secret(stored), text),
+            "Effects": effects,
+            "Written": False,
+        }
+        return json.dumps(document).encode()
+
+    async def _recent(self) -> Status:
+        async with self._lock:
+            if self._status is None or time.monotonic() >= self._status[0] + STATUS_S:
+                self._status = time.monotonic(), await self._network.status()
+            return self._status[1]
+
+    def _shared(self, name: str, form: Callable[[], bytes]) -> bytes:
+        until, body = self._bodies.get(name, (0.0, b""))
+        if (started := time.monotonic()) >= until:
+            body = form()
+            ended = time.monotonic()
+            self._bodies[name] = ended + max(SHARED_S, COSTS * (ended - started)), body
+        return body
+
+    def _leases(self) -> list[LeaseEntry]:
+        return [LeaseEntry.of(lease) for lease in self._network.leases()]
+
+    def _probed(self, status: Status, leases: Sequence[LeaseEntry]) -> Mapping[IPv4Network, EchoResult]:
+        """Return the latest results of the probes of peers, and let them continue."""
+        echoes = {}
+        for peer in peers_of(status, leases):
+            underlay, tunnel = ends_of(peer)
+            if (destination := tunnel or underlay) is not None:
+                echoes[peer.subnet] = Echo(destination=destination)
+        return self._network.probe(echoes)
+
+    def _peers(self, status: Status) -> bytes:
+        leases = self._leases()
+        probed = self._probed(status, leases)
+        return format_peers(
+            [
+                entry
+                if (result := probed.get(entry.subnet)) is None
+                else replace(entry, is_reached=result.state == "reached", rtt_ms=milliseconds(result))
+                for entry in peer_entries(status, leases)
+            ]
+        )
+
+    def _with_reach(self, status: Status) -> bytes:
+        probed = self._probed(status, self._leases())
+        silent = tuple(sorted(subnet for subnet, one in probed.items() if one.state != "reached"))
+        trouble = self._network.probe_trouble
+        warnings = () if trouble is None else (f"peers are not probed: {trouble}",)
+        if status.network is not None:
+            status = replace(
+                status, network=replace(status.network, text=_without_secret(status.network.text))
+            )
+        return format_status(
+            replace(
+                status,
+                reach=ReachStatus(probed=len(probed), silent=silent) if probed else None,
+                warnings=(*status.warnings, *warnings),
+            )
+        )
+
+
+def page_routes(daemon: ShownDaemon, access: Access) -> Routes:
+    """Return the routes of the page."""
+    page = _Page(daemon, access)
+    return {
+        **{("GET", path): page.file(name) for path, name in _files().items()},
+        ("GET", "/v1/networks"): page.document(page.networks),
+        ("GET", "/v1/status"): page.document(page.of_network(_View.status)),
+        ("GET", "/v1/peers"): page.document(page.of_network(_View.peers)),
+        ("GET", "/v1/events"): page.document(page.of_network(_View.events)),
+        ("GET", "/v1/config"): page.document(page.of_network(_View.config)),
+        ("GET", "/v1/doctor"): page.document(page.of_network(_View.doctor)),
+        ("GET", "/v1/ping"): page.document(page.ping),
+        ("POST", "/v1/config/check"): page.document(page.check),
+    }
+
+
+def _files() -> Mapping[str, str]:
+    """Return the names of the files of the page by their paths."""
+    names = [file.name for file in files(__package__).joinpath("static").iterdir()]
+    return {"/": "index.html", **{f"/{name}": name for name in names if name != "index.html"}}
+
+
+_Answer = Callable[[Request], Awaitable[bytes]]
+
+
+class _Page:
+    def __init__(self, daemon: ShownDaemon, access: Access) -> None:
+        self._daemon = daemon
+        self._access = access
+        self._views: WeakKeyDictionary[ShownNetwork, _View] = WeakKeyDictionary()
+        self._prepared = 0
+        self._may_ping_at = 0.0
+
+    def file(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        """Return the handler of a file."""
+
+        async def handler(request: Request) -> Response:
+            if (refusal := self._access.objection_to_file(request)) is not None:
+                return refusal
+            path = files(__package__).joinpath("static", name)
+            content_type = _TYPES.get(f".{name.rpartition('.')[2]}", _SCRIPT)
+            return Response(status=200, body=path.read_bytes(), content_type=content_type, headers=PROTECTION)
+
+        return handler
+
+    def document(self, answer: _Answer) -> Callable[[Request], Awaitable[Response]]:
+        """Return the handler of a document, with its protection and its errors."""
+
+        async def handler(request: Request) -> Response:
+            if (refusal := self._access.objection_to_document(request)) is not None:
+                return refusal
+            if self._prepared >= PREPARED:
+                return _later()
+            self._prepared += 1
+            try:
+                return Response(status=200, body=await answer(request), headers=PROTECTION)
+            except _BusyError:
+                return _later()
+            except FlannelError as error:
+                return Response(status=422, body=format_error(error), headers=PROTECTION)
+            finally:
+                self._prepared -= 1
+
+        return handler
+
+    def of_network(self, document: Callable[[_View], Awaitable[bytes]]) -> _Answer:
+        """Return the function that prepares a document of the network in the query."""
+        return lambda request: document(self._view(request))
+
+    async def networks(self, _: Request) -> bytes:
+        """Return the names of the networks."""
+        return json.dumps({"networks": sorted(self._daemon.networks)}).encode()
+
+    async def ping(self, request: Request) -> bytes:
+        """Return the report about the host in the query. Pings are rare, so that they harm no host."""
+        view, now = self._view(request), time.monotonic()
+        if now < self._may_ping_at:
+            raise _BusyError
+        self._may_ping_at = now + PING_S
+        return await view.ping(_parameter(request, "host"))
+
+    async def check(self, request: Request) -> bytes:
+        """Return the values and the effects of the config in the body."""
+        if request.headers.get("content-type") != "application/json":
+            raise FlannelError(
+                "the content type is not application/json", hint="Send the header Content-Type."
+            )
+        return self._view(request).checked(request.body.decode(errors="replace"))
+
+    def _view(self, request: Request) -> _View:
+        name = _parameter(request, "network")
+        network = self._daemon.networks.get(name)
+        if network is None:
+            raise FlannelError(f"flanneld runs no network {name!r}", hint="GET /v1/networks lists them.")
+        if network not in self._views:
+            self._views[network] = _View(network)
+        return self._views[network]
+
+
+def _parameter(request: Request, name: str) -> str:
+    return parse_qs(request.query, max_num_fields=8).get(name, [""])[0]
+
+
+def _later() -> Response:
+    return Response(
+        status=503,
+        body=b"flanneld prepares other answers: try again\n",
+        content_type=TEXT,
+        headers=(("Retry-After", "1"), *PROTECTION),
+    )
+
+
+# The network config contains a secret if its backend is wireguard with a preshared key.
+
+
+_SECRETS = frozenset({"psk"})
+"""Keys with a secret. The case of keys has no effect, as in the original."""
+
+
+def _without_secret(text: str | None) -> str | None:
+    """Return the config with HIDDEN in place of its secrets; unchanged without secrets."""
+    if text is None:
+        return None
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        return HIDDEN  # such a config is never in use
+    shown = _with_secrets(config, lambda _: HIDDEN)
+    return text if shown == config else json.dumps(shown, indent=2)
+
+
+def _with_secret(text: str, stored: str | None) -> str:
+    """Return the text with the stored secrets in place of HIDDEN."""
+    secrets: list[object] = []
+    try:
+        _with_secrets(json.loads(stored or "{}"), secrets.append)
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    whole = _with_secrets(config, lambda value: secrets[0] if value == HIDDEN and secrets else value)
+    return text if whole == config else json.dumps(whole)
+
+
+def _with_secrets(value: object, change: Callable[[object], object]) -> object:
+    """Return a JSON value with each secret in it changed."""
+    match value:
+        case dict():
+            return {
+                key: change(one) if fold(key) in _SECRETS else _with_secrets(one, change)
+                for key, one in value.items()
+            }
+        case list():
+            return [_with_secrets(one, change) for one in value]
+        case _:
+            return value
