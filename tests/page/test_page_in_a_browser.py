@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from pyflannel.model.status import Finding
 from pyflannel.wire.control_json import format_findings
 from testlab.browser import Page, browser_page
-from testlab.shown_network import ShownHost, ShownHosts, served
+from testlab.shown_network import ShownHost, ShownHosts, classes_of, served
 
 SOON_S = 30.0
 """Deadline in seconds. The lab measures the five seconds of a cut link, on an idle machine."""
@@ -42,13 +41,6 @@ def opened(page: Page, url: str, network: ShownHosts) -> None:
     page.wait("document.querySelector('#verdict').className !== 'unknown'")
 
 
-def state_of(subnet: IPv4Network) -> str:
-    """Return the expression for the classes of a peer on the map."""
-    return (
-        f"document.getElementById('peer-{str(subnet).translate(str.maketrans('./', '--'))}')?.classList.value"
-    )
-
-
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_a_join_a_cut_and_a_repair_appear_live(page: Page, count: int) -> None:
     network = ShownHosts(count)
@@ -59,15 +51,15 @@ def test_a_join_a_cut_and_a_repair_appear_live(page: Page, count: int) -> None:
         )
 
         joined = network.add()
-        page.wait(f"{state_of(joined.subnet)} === 'peer reached new'", SOON_S)
+        page.wait(f"{classes_of(joined.subnet)} === 'peer reached new'", SOON_S)
         assert page.run("document.querySelector('#news').innerText") == f"docker{count + 2} joined"
         cut = network.peers[1].subnet
         network.cut.add(cut)
-        page.wait(f"{state_of(cut)} === 'peer silent'", SOON_S)
+        page.wait(f"{classes_of(cut)} === 'peer silent'", SOON_S)
         assert page.run("document.querySelector('#verdict').innerText") == "docker3 does not answer"
         assert page.run("document.querySelector('#hosts tbody tr').innerText").startswith("docker3")
         network.cut.clear()
-        page.wait(f"{state_of(cut)} === 'peer reached'", SOON_S)
+        page.wait(f"{classes_of(cut)} === 'peer reached'", SOON_S)
         assert page.run("document.querySelector('#news').innerText") == "docker3 answers again"
         network.peers.remove(joined)
         page.wait(f"!document.getElementById('peer-10-100-{count + 2}-0-24') || {count} > 250", SOON_S)
@@ -115,7 +107,7 @@ def test_a_screen_reader_gets_names_and_states(page: Page) -> None:
     network.cut.add(network.peers[1].subnet)
     with served(ShownHost(_=network)) as url:
         opened(page, url, network)
-        page.wait(f"{state_of(network.peers[1].subnet)} === 'peer silent'")
+        page.wait(f"{classes_of(network.peers[1].subnet)} === 'peer silent'")
         nodes = page.call("Accessibility.getFullAXTree")["nodes"]
 
     named = {(one["role"]["value"], one.get("name", {}).get("value", "")) for one in nodes if "role" in one}

@@ -144,6 +144,12 @@ def lease(number: int) -> Lease:
     )
 
 
+def classes_of(subnet: IPv4Network) -> str:
+    """Return the expression of JavaScript for the classes of a peer on the map, such as `peer reached`."""
+    name = str(subnet).translate(str.maketrans("./", "--"))
+    return f"document.getElementById('peer-{name}')?.classList.value"
+
+
 @contextmanager
 def served(daemon: ShownHost, ip: str = "127.0.0.1", token_file: Path | None = None) -> Iterator[str]:
     """Serve the page in a thread during the block, which gets its URL."""
