@@ -64,6 +64,7 @@ from pyflannel.model.status import (
     Notice,
     PlanPreview,
     Status,
+    StoreStatus,
 )
 from pyflannel.model.store_record import Put
 from pyflannel.model.wireguard import WireguardContact
@@ -73,6 +74,7 @@ from pyflannel.ports import Clock, Store, Target
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_client import forwarder_status
 from pyflannel.processes.wireguard_go import WireguardGo
+from pyflannel.stores.counted import CountedStore
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.lease_signature import parse_allowed_keys
 
@@ -130,7 +132,7 @@ class HostNetwork:
         self,
         *,
         places: Places,
-        store: Store,
+        store: CountedStore,
         store_url: str,
         clock: Clock,
         supervisor: Supervisor,
@@ -190,11 +192,19 @@ class HostNetwork:
             backend=_with_traffic(status.backend, forwarder, fast_path),
             forwarder=forwarder,
             fast_path=fast_path,
+            store=self._with_requests(status.store),
             wireguard=wireguard_of(self._supervisor, await self._contacts()),
             strangers=strangers_of(self._supervisor, strangers)[:STRANGERS_SHOWN],
             docker=None if self._docker is None else self._docker.status(),
             lease_signing=None if self._signing is None else self._signing.status(),
         )
+
+    def _with_requests(self, store: StoreStatus | None) -> StoreStatus | None:
+        """Return the status of the store with its requests."""
+        if store is None:
+            return None
+        counted = self._store
+        return replace(store, requests=counted.requests, lost_watches=dict(counted.lost_watches))
 
     def _with_counters(self, status: Status) -> FastPathStatus | None:
         """Return the status of the fast path with the counters of the programs, if they are readable."""
@@ -337,6 +347,7 @@ async def open_network(
     """
     if own_node is not None:
         options = replace(options, node_id=own_node.name)
+    counted = CountedStore(store)
     async with AsyncExitStack() as opened:
         enter, clock = opened.enter_async_context, BoottimeClock()
         interfaces = await enter(KernelInterfaces())
@@ -349,7 +360,7 @@ async def open_network(
         wireguard = WireguardTarget(keys.private, wireguard_go)
         signing = _signing(options, places, store_url)
         world = World(
-            store=store,
+            store=counted,
             store_log=store_log,
             targets=(
                 linux,
@@ -395,7 +406,7 @@ async def open_network(
             opened.callback(docker_networks.remove, docker)
         yield HostNetwork(
             places=places,
-            store=store,
+            store=counted,
             store_url=store_url,
             clock=clock,
             supervisor=supervisor,

@@ -9,7 +9,7 @@ from itertools import chain
 from pyflannel.errors import sentences
 from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal
-from pyflannel.model.status import Event, JournalEntry
+from pyflannel.model.status import DURATIONS_S, Event, JournalEntry
 from pyflannel.plan.diff import found
 from pyflannel.ports import Clock
 
@@ -54,6 +54,8 @@ class Counts:
         passes: looks at the host that were compared with the plan.
         failures: attempts to read a target that failed.
         duration_s: of the latest comparison, its operations included.
+        durations: number of comparisons that took at most each of DURATIONS_S.
+        total_s: seconds of all comparisons.
         repairs_by_kind: how many damaged objects were repaired; each kind has an entry.
         last_repair: the damage that the latest repair found.
     """
@@ -61,8 +63,18 @@ class Counts:
     passes: int = 0
     failures: int = 0
     duration_s: float | None = None
+    durations: list[int] = field(default_factory=lambda: [0] * len(DURATIONS_S))
+    total_s: float = 0.0
     repairs_by_kind: Counter[str] = field(default_factory=Counter)
     last_repair: str | None = None
+
+    def add_pass(self, duration_s: float) -> None:
+        """Count a comparison."""
+        self.passes += 1
+        self.duration_s = duration_s
+        self.total_s += duration_s
+        for at, most_s in enumerate(DURATIONS_S):
+            self.durations[at] += duration_s <= most_s
 
     @property
     def repairs(self) -> int:

@@ -16,7 +16,7 @@ ROUND_S = 1.0
 """Shortest interval between the starts of two rounds."""
 
 PEERS_IN_A_SECOND = 500
-"""Most peers that are probed in a second, which costs 3 % of a core."""
+"""Most peers that are probed in a second, which costs 6 % of a core if none answers."""
 
 PEERS_IN_A_ROUND = 1024
 """Most peers of one round. If there are more, rounds take turns: the peers with the oldest result first."""

@@ -266,9 +266,8 @@ class Reconciler:
             operations += self._operations_on(batch, (one for one in due if one[0] not in keys))
         await self._perform(batch, operations)
         self._has_applied = not self._new_kinds
-        self.counts.passes += 1
+        self.counts.add_pass(self._clock.now() - began)
         self.counts.failures += len(readings) - len(shown)
-        self.counts.duration_s = self._clock.now() - began
         self._report_refusals()
 
     def _end_look(self, readings: Iterable[Reading]) -> None:

@@ -74,6 +74,8 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
             passes=counts.passes,
             failures=counts.failures,
             duration_s=counts.duration_s,
+            durations=tuple(counts.durations),
+            total_s=counts.total_s,
             repairs=counts.repairs,
             repairs_by_kind=dict(counts.repairs_by_kind),
             last_repair=counts.last_repair,

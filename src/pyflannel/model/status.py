@@ -179,6 +179,20 @@ class RefusedPeer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRequests:
+    """Requests to the store since flanneld started: their operation, their result and their number.
+
+    Attributes:
+        operation: `get`, `list`, `write`, `watch` or `time_to_live`.
+        result: `ok`, `error`, or `conflict` if the condition of a write failed.
+    """
+
+    operation: str
+    result: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatus:
     """The store of leases.
 
@@ -188,6 +202,9 @@ class StoreStatus:
         since_s: seconds since it became reachable or unreachable.
         last_error: the latest failure, even if it is resolved.
         last_error_age_s: seconds since the latest failure.
+        requests: requests since flanneld started.
+        lost_watches: number of watches that ended, by reason: `compacted` if the store no longer had the
+            history, otherwise `lost`.
     """
 
     url: str
@@ -196,6 +213,8 @@ class StoreStatus:
     since_s: float | None = None
     last_error: str | None = None
     last_error_age_s: float | None = None
+    requests: tuple[StoreRequests, ...] = ()
+    lost_watches: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +325,10 @@ class LeaseSigningStatus:
     refusals: Mapping[SignatureFault, int] = field(default_factory=dict)
 
 
+DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Seconds up to which passes are counted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconcileStatus:
     """The repairs of this host.
@@ -314,6 +337,8 @@ class ReconcileStatus:
         passes: number of comparisons of the host with the plan.
         failures: number of failed attempts to read the host.
         duration_s: seconds of the latest complete pass.
+        durations: number of passes that took at most each of DURATIONS_S.
+        total_s: seconds of all passes.
         repairs: number of repaired objects.
         repairs_by_kind: number of repaired objects of each kind: `link`, `route`, `bpf_program`.
         last_repair: the damage that the latest repair found, as logged.
@@ -324,6 +349,8 @@ class ReconcileStatus:
     passes: int = 0
     failures: int = 0
     duration_s: float | None = None
+    durations: tuple[int, ...] = ()
+    total_s: float = 0.0
     repairs: int = 0
     repairs_by_kind: Mapping[str, int] = field(default_factory=dict)
     last_repair: str | None = None

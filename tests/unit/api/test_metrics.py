@@ -1,5 +1,6 @@
 """The metrics of a status. Without a scrape they cost no memory."""
 
+import json
 import re
 import subprocess
 import sys
@@ -23,20 +24,33 @@ from pyflannel.model.status import (
     ReconcileStatus,
     RefusedPeer,
     Status,
+    StoreRequests,
     StoreStatus,
     StrangerStatus,
+    WireguardPeerStatus,
+    WireguardStatus,
 )
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
 ROOT = Path(__file__).parents[3]
+BOUNDS = ("0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "+Inf")
 UTC = 1_700_000_000.0
 STATUS = Status(
     version="0.1.0",
     is_ready=True,
     lease=LeaseStatus(phase="held", subnet=IPv4Network("10.100.15.0/24"), expires_in_s=3600.0, losses=2),
     backend=BackendStatus(type="udp", link="flannel0", mtu=1472),
-    store=StoreStatus(url="etcd://10.0.0.1:2379", is_connected=True, since_s=77.0),
+    store=StoreStatus(
+        url="etcd://10.0.0.1:2379",
+        is_connected=True,
+        since_s=77.0,
+        requests=(
+            StoreRequests(operation="list", result="ok", count=21),
+            StoreRequests(operation="write", result="conflict", count=22),
+        ),
+        lost_watches={"compacted": 23},
+    ),
     peers=5,
     leases=6,
     conflicts=1,
@@ -87,6 +101,8 @@ STATUS = Status(
         passes=20,
         failures=2,
         duration_s=0.25,
+        durations=(0, 1, 2, 3, 4, 19, 19, 19, 19, 20, 20),
+        total_s=7.5,
         repairs=3,
         repairs_by_kind={"route": 2, "link": 1},
         refused=("route: no",),
@@ -137,6 +153,15 @@ def test_every_value_of_a_status_has_a_sample() -> None:
         key("reconcile_passes_total"): 20,
         key("reconcile_failures_total"): 2,
         key("reconcile_last_duration_seconds"): 0.25,
+        **{
+            key("reconcile_duration_seconds_bucket", le=bound): count
+            for bound, count in zip(BOUNDS, (0, 1, 2, 3, 4, 19, 19, 19, 19, 20, 20, 20), strict=True)
+        },
+        key("reconcile_duration_seconds_count"): 20,
+        key("reconcile_duration_seconds_sum"): 7.5,
+        key("datastore_requests_total", op="list", code="ok"): 21,
+        key("datastore_requests_total", op="write", code="conflict"): 22,
+        key("watch_restarts_total", reason="compacted"): 23,
         key("repairs_total", object="route"): 2,
         key("repairs_total", object="link"): 1,
         key("operations_refused"): 1,
@@ -166,6 +191,33 @@ def test_every_value_of_a_status_has_a_sample() -> None:
         key("fast_path_left_packets_total", reason="options"): 13,
         key("fast_path_dropped_packets_total", reason="impostor"): 14,
     }
+
+
+def test_other_backends_count_the_bytes_of_their_device() -> None:
+    """The forwarder and the programs count those of the udp backend."""
+    counted = {"received": 70, "sent": 80, "mtu": 1450}
+    vxlan = Status(version="0.1.0", backend=BackendStatus(type="vxlan", link="flannel.1", **counted))
+    udp = Status(version="0.1.0", backend=BackendStatus(type="udp", link="flannel0", **counted))
+
+    assert scrape({"": vxlan})[key("tunnel_receive_bytes_total", path="device")] == 70
+    assert scrape({"": vxlan})[key("tunnel_transmit_bytes_total", path="device")] == 80
+    assert not [name for name, _ in scrape({"": udp}) if name.startswith("flannel_tunnel")]
+
+
+def test_wireguard_peers_are_counted_by_their_handshake() -> None:
+    ages = (None, 5.0, 180.0, 181.0, 4000.0, None)
+    peers = tuple(
+        WireguardPeerStatus(subnet=IPv4Network("10.100.9.0/24"), public_key="k", handshake_age_s=age)
+        for age in ages
+    )
+    status = Status(
+        version="0.1.0", wireguard=WireguardStatus(public_key="k", is_in_kernel=True, peers=peers)
+    )
+
+    scraped = scrape({"": status})
+
+    assert [scraped[key("wireguard_peers", handshake=one)] for one in ("never", "recent", "old")] == [2, 2, 2]
+    assert scraped[key("wireguard_last_handshake_timestamp_seconds")] == UTC - 5
 
 
 def test_a_missing_value_has_no_sample() -> None:
@@ -234,15 +286,46 @@ def test_names_follow_the_conventions() -> None:
         assert not {"ms", "octets", "minutes"} & set(family.name.split("_")), family.name
 
 
-@pytest.mark.parametrize("path", ["docs/guides/monitoring.md", "deploy/prometheus/flannel.rules.yml"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "docs/guides/monitoring.md",
+        "deploy/prometheus/flannel.rules.yml",
+        "deploy/prometheus/flannel.rules.test.yml",
+        "deploy/prometheus/flannel.dashboard.json",
+    ],
+)
 def test_expressions_use_only_existing_metrics(path: str) -> None:
-    labels = {family.name: set(family.labels) for family in FAMILIES}
+    common = {"instance", "job", "alertname", "severity"}
+    labels = {family.name: {*family.labels, *common} for family in FAMILIES}
+    labels["flannel_reconcile_duration_seconds_bucket"] = {"le", *common}
+    text = (ROOT / path).read_text().replace('\\"', '"')
 
-    used = re.findall(r"\b(flannel_\w+)(?:\{([^}]*)\})?", (ROOT / path).read_text())
+    used = re.findall(r"\b(flannel_\w+)(?:\{([^}]*)\})?", text)
 
     assert len(used) > 5
     for name, selector in used:
         assert set(re.findall(r"(\w+)(?:=~?|!=)\"", selector)) <= labels[name], name
+
+
+def test_each_alert_has_a_test() -> None:
+    """The level `page` of scripts/test runs them."""
+    folder = ROOT / "deploy/prometheus"
+    alerts = re.findall(r"alert: (\w+)", (folder / "flannel.rules.yml").read_text())
+    tested = (folder / "flannel.rules.test.yml").read_text()
+
+    assert [name for name in alerts if name not in tested] == []
+
+
+def test_the_dashboard_is_complete() -> None:
+    board = json.loads((ROOT / "deploy/prometheus/flannel.dashboard.json").read_text())
+    numbers = [panel["id"] for panel in board["panels"]]
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+
+    assert len(set(numbers)) == len(numbers) == len(set(places))
+    for panel in board["panels"]:
+        assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
+        assert all('instance=~"$instance"' in target["expr"] for target in panel["targets"]), panel["title"]
 
 
 def test_the_reference_names_every_metric_with_its_labels() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ LOOPBACK = Access(ip_address("127.0.0.1"))
 ANYWHERE = Access(ip_address("0.0.0.0"))
 TOKEN = "a-token-of-28-characters-123"
 PSK = "FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE="
-STATIC = files("pyflannel.api.page").joinpath("static")
+STATIC = Path(page.__file__).with_name("static")
 
 
 def request(target: str, *, method: str = "GET", body: bytes = b"", **headers: str) -> Request:
@@ -263,7 +262,9 @@ def test_a_form_of_another_site_cannot_send_a_config() -> None:
 # Bounds
 
 
-def test_clients_share_documents() -> None:
+def test_clients_share_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STATUS_S", "SHARED_S"):
+        monkeypatch.setattr(page, name, 3600.0)
     network = ShownHosts(5)
     some = [request("/v1/status"), request("/v1/peers")] * (PREPARED // 2)
 
@@ -330,6 +331,7 @@ def test_pings_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(page, "probe_path", probe_path)
+    monkeypatch.setattr(page, "PING_S", 3600.0)
     network = ShownHosts(2)
     some = [request(f"/v1/ping?host={network.peers[0].subnet}")] * 5
 

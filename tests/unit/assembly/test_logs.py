@@ -7,9 +7,11 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from pyflannel.assembly.logs import LibraryLimit, configure_logging
 
@@ -184,3 +186,24 @@ def test_a_field_of_a_megabyte_makes_a_short_line_that_keeps_both_ends(form: Lit
     assert len(stream.getvalue()) < 60_000
     assert "Skipped" in stream.getvalue()
     assert ": it has another form" in stream.getvalue()
+
+
+def test_each_line_of_json_follows_its_schema() -> None:
+    """Of each level, with a traceback, with characters that JSON must escape."""
+    schema = Path(__file__).parents[3] / "docs/reference/log-line.schema.json"
+    validator = Draft202012Validator(json.loads(schema.read_text()))
+    stream = io.StringIO()
+    configure_logging("json", 1, stream)
+    log = logging.getLogger("pyflannel.test")
+
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+        log.log(level, 'Repaired an object found="%s"', "\n\x1b\u2028\udcff")
+    try:
+        raise ValueError("no\nreason")
+    except ValueError:
+        log.exception("Failed")
+
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    for line in lines:
+        validator.validate(line)
+    assert [line["level"] for line in lines] == ["debug", "info", "warning", "error", "fatal", "error"]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pyflannel.model.status import Status
+from pyflannel.model.status import DURATIONS_S, BackendStatus, Status
 
 Sample = tuple[tuple[str, ...], float]
 """Values of the labels of a family, and the value of the sample."""
@@ -21,6 +21,9 @@ Sample = tuple[tuple[str, ...], float]
 _CARRIED = ("encapsulated", "decapsulated", "rejoined", "delivered")
 _MODES = ("safe", "user-space", "off")
 _PHASES = ("acquiring", "held", "lost", "taken")
+
+_RECENT_S = 180.0
+"""Age up to which the session of a WireGuard handshake is valid: REJECT_AFTER_TIME of its protocol."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +33,12 @@ class Family:
     Attributes:
         name: name as scraped, with `_total` of a counter.
         help: meaning, in one line.
-        samples: function that returns the samples of one network at a Unix time.
+        samples: function that returns the samples of one network at a Unix time. The samples of a histogram
+            are those of its buckets by `le`, cumulative, and its sum with the empty `le`.
     """
 
     name: str
-    kind: Literal["gauge", "counter"] = "gauge"
+    kind: Literal["gauge", "counter", "histogram"] = "gauge"
     help: str
     labels: tuple[str, ...] = ()
     samples: Callable[[Status, float], Iterable[Sample]]
@@ -82,13 +86,52 @@ def _repairs(status: Status, _: float) -> Iterator[Sample]:
         yield from (((kind,), count) for kind, count in status.reconcile.repairs_by_kind.items())
 
 
+def _requests(status: Status, _: float) -> Iterator[Sample]:
+    if status.store is not None:
+        yield from (((one.operation, one.result), one.count) for one in status.store.requests)
+
+
+def _lost_watches(status: Status, _: float) -> Iterator[Sample]:
+    if status.store is not None:
+        yield from (((reason,), count) for reason, count in status.store.lost_watches.items())
+
+
+def _pass_durations(status: Status, _: float) -> Iterator[Sample]:
+    if status.reconcile is not None and status.reconcile.durations:
+        for most_s, count in zip(DURATIONS_S, status.reconcile.durations, strict=True):
+            yield (str(most_s),), count
+        yield ("+Inf",), status.reconcile.passes
+        yield ("",), status.reconcile.total_s
+
+
+def _handshakes(status: Status, _: float) -> Iterator[Sample]:
+    if status.wireguard is not None:
+        ages = [peer.handshake_age_s for peer in status.wireguard.peers]
+        recent = sum(age is not None and age <= _RECENT_S for age in ages)
+        yield ("never",), ages.count(None)
+        yield ("recent",), recent
+        yield ("old",), len(ages) - ages.count(None) - recent
+
+
+def _latest_handshake(status: Status, utc: float) -> Iterator[Sample]:
+    peers = status.wireguard.peers if status.wireguard is not None else ()
+    ages = [peer.handshake_age_s for peer in peers if peer.handshake_age_s is not None]
+    if ages:
+        yield (), utc - min(ages)
+
+
 def _fast_path_mode(status: Status, _: float) -> Iterator[Sample]:
     if status.fast_path is not None:
         yield from (((mode,), mode == status.fast_path.mode) for mode in _MODES)
 
 
-def _tunnel(forwarder: str, programs: str, unit: str) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return the function for packets or bytes of the udp backend, by forwarder and by programs."""
+def _tunnel(
+    forwarder: str, programs: str, unit: str, device: Callable[[BackendStatus], int | None] | None = None
+) -> Callable[[Status, float], Iterable[Sample]]:
+    """Return the function for packets or bytes.
+
+    The forwarder and the programs count those of the udp backend, and the device those of another backend.
+    """
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
         user_space = status.forwarder.counters if status.forwarder is not None else {}
@@ -98,6 +141,10 @@ def _tunnel(forwarder: str, programs: str, unit: str) -> Callable[[Status, float
             counted = status.fast_path.counters if unit == "packets" else status.fast_path.octets
             if programs in counted:
                 yield ("programs",), counted[programs]
+        if device is None or status.backend is None or status.backend.type == "udp":
+            return
+        if (count := device(status.backend)) is not None:
+            yield ("device",), count
 
     return samples
 
@@ -252,6 +299,21 @@ FAMILIES = (
             )
         ),
     ),
+    Family(
+        name="flannel_datastore_requests_total",
+        kind="counter",
+        help="Requests to the store, by operation and result.",
+        labels=("op", "code"),
+        samples=_requests,
+    ),
+    Family(
+        name="flannel_watch_restarts_total",
+        kind="counter",
+        help="Watches of the store that ended and were opened again: the connection was lost or the history"
+        " compacted.",
+        labels=("reason",),
+        samples=_lost_watches,
+    ),
     # The host compared with the plan.
     Family(
         name="flannel_backend_info",
@@ -282,6 +344,12 @@ FAMILIES = (
         samples=_one(lambda status: status.reconcile.duration_s if status.reconcile else None),
     ),
     Family(
+        name="flannel_reconcile_duration_seconds",
+        kind="histogram",
+        help="Duration of the passes.",
+        samples=_pass_durations,
+    ),
+    Family(
         name="flannel_repairs_total",
         kind="counter",
         help="Number of damaged objects that were repaired.",
@@ -298,7 +366,18 @@ FAMILIES = (
         help="Number of delayed repairs, because another program keeps undoing them.",
         samples=_one(lambda status: len(status.reconcile.held) if status.reconcile else None),
     ),
-    # The packets of the udp backend.
+    # The packets of the backends.
+    Family(
+        name="flannel_wireguard_peers",
+        help="Number of WireGuard peers by their latest handshake: recent (3 minutes), old or never.",
+        labels=("handshake",),
+        samples=_handshakes,
+    ),
+    Family(
+        name="flannel_wireguard_last_handshake_timestamp_seconds",
+        help="Time of the latest handshake with any WireGuard peer.",
+        samples=_latest_handshake,
+    ),
     Family(
         name="flannel_fast_path_mode",
         help="Mode of the fast path of the udp backend: 1 for the current mode.",
@@ -322,7 +401,7 @@ FAMILIES = (
         kind="counter",
         help="Bytes of inner packets sent to peers.",
         labels=("path",),
-        samples=_tunnel("sent", "encapsulated", "octets"),
+        samples=_tunnel("sent", "encapsulated", "octets", lambda backend: backend.sent),
     ),
     Family(
         name="flannel_tunnel_receive_packets_total",
@@ -336,7 +415,7 @@ FAMILIES = (
         kind="counter",
         help="Bytes of inner packets received from peers.",
         labels=("path",),
-        samples=_tunnel("received", "decapsulated", "octets"),
+        samples=_tunnel("received", "decapsulated", "octets", lambda backend: backend.received),
     ),
     Family(
         name="flannel_stranger_packets",
@@ -428,10 +507,21 @@ class _Statuses(Collector):
 
     def _metric(self, family: Family) -> Metric:
         are_named = any(self._statuses)
+        if family.kind == "histogram":
+            return self._histogram(family, are_named=are_named)
         kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
         labels = [*(["network"] if are_named else []), *family.labels]
         metric = kind(family.name, family.help, labels=labels)
         for name, status in self._statuses.items():
             for values, value in family.samples(status, self._utc):
                 metric.add_metric([*([name] if are_named else []), *values], value)
+        return metric
+
+    def _histogram(self, family: Family, *, are_named: bool) -> Metric:
+        metric = HistogramMetricFamily(family.name, family.help, labels=["network"] if are_named else [])
+        for name, status in self._statuses.items():
+            samples = {bound: value for (bound,), value in family.samples(status, self._utc)}
+            if samples:
+                total = samples.pop("")
+                metric.add_metric([name] if are_named else [], list(samples.items()), total)
         return metric

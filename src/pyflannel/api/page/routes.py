@@ -9,8 +9,8 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qs
 from weakref import WeakKeyDictionary
@@ -50,8 +50,14 @@ PING_S, DOCTOR_S = 0.5, 30.0
 HIDDEN = "***"
 """Replaces a secret of the network config."""
 
-_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
-_SCRIPT = "text/javascript; charset=utf-8"
+_STATIC = Path(__file__).with_name("static")
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 
 
 class ShownNetwork(Protocol):
@@ -246,7 +252,7 @@ def page_routes(daemon: ShownDaemon, access: Access) -> Routes:
 
 def _files() -> Mapping[str, str]:
     """Return the names of the files of the page by their paths."""
-    names = [file.name for file in files(__package__).joinpath("static").iterdir()]
+    names = [file.name for file in _STATIC.iterdir()]
     return {"/": "index.html", **{f"/{name}": name for name in names if name != "index.html"}}
 
 
@@ -267,8 +273,8 @@ class _Page:
         async def handler(request: Request) -> Response:
             if (refusal := self._access.objection_to_file(request)) is not None:
                 return refusal
-            path = files(__package__).joinpath("static", name)
-            content_type = _TYPES.get(f".{name.rpartition('.')[2]}", _SCRIPT)
+            path = _STATIC / name
+            content_type = _TYPES[path.suffix]
             return Response(status=200, body=path.read_bytes(), content_type=content_type, headers=PROTECTION)
 
         return handler

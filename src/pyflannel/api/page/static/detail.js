@@ -95,6 +95,7 @@ function peerParts(host, peer, pinged) {
     peer.refused ? part(notice("warn", "This host does not send to it", peer.refused)) : null,
     pinged?.error ? part(notice("bad", pinged.error.message, pinged.error.hint)) : null,
     report && !report.ok && !peer.refused ? part(notice("bad", `Packets stop at: ${report.stops}`, report.cause, report.fix)) : null,
+    part(h("h3", {}, "The way of a packet"), way(host, peer, report, state)),
     part(facts([
       ["Subnet", mono(peer.subnet, peer.ipv6_subnet)],
       ["Address", mono(peer.public_ip, peer.public_ipv6)],
@@ -102,7 +103,6 @@ function peerParts(host, peer, pinged) {
       ["Handshake", peer.is_encrypted && (peer.handshake_age_s === null ? "none yet" : `${duration(peer.handshake_age_s)} ago`)],
       ["Identity", peer.owner ? mono(peer.owner) : "original flannel"],
     ])),
-    part(h("h3", {}, "The way of a packet"), way(host, peer, report, state)),
   ].filter(Boolean);
 }
 

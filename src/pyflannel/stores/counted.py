@@ -1,0 +1,102 @@
+"""A store that counts its requests, for the metrics."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
+from typing import TypeVar
+
+from pyflannel.errors import CompactedError, StoreError
+from pyflannel.model.status import StoreRequests
+from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
+from pyflannel.ports import Store, Watcher
+
+_Answer = TypeVar("_Answer")
+
+
+class CountedStore:
+    """The requests to another store, counted by operation and result."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._requests = Counter[tuple[str, str]]()
+        self._lost_watches = Counter[str]()
+
+    @property
+    def requests(self) -> tuple[StoreRequests, ...]:
+        """Return the number of requests by operation and result."""
+        return tuple(
+            StoreRequests(operation=operation, result=result, count=count)
+            for (operation, result), count in sorted(self._requests.items())
+        )
+
+    @property
+    def lost_watches(self) -> Mapping[str, int]:
+        """Return the number of watches that ended, by reason: `compacted` or `lost`."""
+        return self._lost_watches
+
+    async def get(self, key: str) -> Record | None:
+        """Return the record at exactly this key, or None."""
+        return await self._counted("get", self._store.get(key))
+
+    async def list(self, prefix: str) -> Listing:
+        """Return all records whose key starts with `prefix`, at one revision."""
+        return await self._counted("list", self._store.list(prefix))
+
+    async def write(self, operation: Put | Delete) -> Written | Conflict:
+        """Perform one conditional write. A condition that failed is the result `conflict`."""
+        try:
+            outcome = await self._store.write(operation)
+        except StoreError:
+            self._requests["write", "error"] += 1
+            raise
+        self._requests["write", "conflict" if isinstance(outcome, Conflict) else "ok"] += 1
+        return outcome
+
+    @asynccontextmanager
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
+        """Watch the keys under `prefix` for changes after revision `after`, during the block."""
+        opened = False
+        try:
+            async with self._store.watch(prefix, after) as watcher:
+                opened = True
+                self._requests["watch", "ok"] += 1
+                yield _CountedWatcher(watcher, self._lost_watches)
+        except StoreError:
+            if not opened:
+                self._requests["watch", "error"] += 1
+            raise
+
+    async def time_to_live(self, record: Record) -> float | None:
+        """Return the seconds until the record expires, or None if it never does."""
+        return await self._counted("time_to_live", self._store.time_to_live(record))
+
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Return the addresses by which the store is reached."""
+        return self._store.addresses()
+
+    async def close(self) -> None:
+        """Close the store."""
+        await self._store.close()
+
+    async def _counted(self, operation: str, answer: Awaitable[_Answer]) -> _Answer:
+        try:
+            result = await answer
+        except StoreError:
+            self._requests[operation, "error"] += 1
+            raise
+        self._requests[operation, "ok"] += 1
+        return result
+
+
+class _CountedWatcher:
+    def __init__(self, watcher: Watcher, lost: Counter[str]) -> None:
+        self._watcher = watcher
+        self._lost = lost
+
+    async def next(self) -> StoreChanges:
+        try:
+            return await self._watcher.next()
+        except StoreError as error:
+            self._lost["compacted" if isinstance(error, CompactedError) else "lost"] += 1
+            raise
