@@ -146,6 +146,10 @@ def test_a_file_of_another_user_gives_no_other_options(tmp_path: Path) -> None:
     assert run(tmp_path, "-c", "-f", "./subnet.env", "-d", "./out.env").returncode == 0
     assert (tmp_path / "out.env").read_text() == 'DOCKER_OPTS=" --bip=10.1.9.1/24 --mtu=1472"\n'
 
+    source.write_text(lines + "FLANNEL_IPV6_SUBNET=fd00::1/64\n")
+    assert run(tmp_path, "-c", "-f", "./subnet.env", "-d", "./out.env").returncode == 0
+    assert "--fixed-cidr-v6=fd00::/64 --ipv6" in (tmp_path / "out.env").read_text()
+
     source.write_text(lines.replace("1472", '"1472 --insecure"'))
     done = run(tmp_path, "-c", "-f", "./subnet.env", "-d", "./out.env")
     assert done.returncode == 2

@@ -157,6 +157,7 @@ _LINE = re.compile(
 )
 
 
+IPV6_SUBNET = "FLANNEL_IPV6_SUBNET"
 DOCKER0_SUBNET = "FLANNEL_DOCKER0_SUBNET"
 CNI_SUBNET = "FLANNEL_CNI_SUBNET"
 IPV6_CNI_SUBNET = "FLANNEL_IPV6_CNI_SUBNET"
@@ -184,7 +185,7 @@ def format_subnet_env(
     if config.enable_ipv6 and ipv6_subnet is not None:
         lines += [
             f"FLANNEL_IPV6_NETWORK={config.ipv6_network}",
-            f"FLANNEL_IPV6_SUBNET={_bridge_address(ipv6_subnet)}",
+            f"{IPV6_SUBNET}={_bridge_address(ipv6_subnet)}",
         ]
     lines += [f"FLANNEL_MTU={mtu}", f"FLANNEL_IPMASQ={str(ip_masq).lower()}"]
     if division is not None and config.enable_ipv4:
@@ -241,7 +242,7 @@ def previous_ipv6_subnet(text: str) -> IPv6Network | None:
     Raises:
         WireError: a line, or the value of FLANNEL_IPV6_SUBNET, is malformed.
     """
-    value = parse_subnet_env(text).get("FLANNEL_IPV6_SUBNET")
+    value = parse_subnet_env(text).get(IPV6_SUBNET)
     if value is None or "," in value:
         return None
     try:
@@ -265,13 +266,14 @@ def _value(found: re.Match[str]) -> str:
 
 # An environment file with Docker's options for Docker's unit.
 #
-# Source: flannel 0.28.9, the output of its mk-docker-opts.sh.
+# Source: flannel 0.28.9, the output of its mk-docker-opts.sh, which has no options for IPv6.
 
 DEFAULT_KEY = "DOCKER_OPTS"
 _OPTION_MARK = "DOCKER_OPT_"
 _OF_FLANNEL = {
     "FLANNEL_SUBNET": re.compile(r"[0-9.]+/[0-9]+"),
     DOCKER0_SUBNET: re.compile(r"[0-9.]+/[0-9]+"),
+    IPV6_SUBNET: re.compile(r"[0-9A-Fa-f:.]+/[0-9]+"),
     "FLANNEL_MTU": re.compile(r"[0-9]+"),
     "FLANNEL_IPMASQ": re.compile(r"true|false"),
 }
@@ -313,7 +315,7 @@ def format_docker_opts(
     values are not escaped.
 
     Raises:
-        WireError: FLANNEL_IPMASQ is neither true nor false.
+        WireError: FLANNEL_IPMASQ is neither true nor false, or FLANNEL_IPV6_SUBNET is invalid.
     """
     known = {**variables, **_flannel_options(variables, with_ip_masq)}
     options = _options(known, key)
@@ -343,6 +345,10 @@ def _flannel_options(variables: Mapping[str, str], with_ip_masq: bool) -> dict[s
     options = {}
     if subnet := variables.get(DOCKER0_SUBNET) or variables.get("FLANNEL_SUBNET"):
         options["DOCKER_OPT_BIP"] = f"--bip={subnet}"
+    # With the network plugin, the IPv6 subnet belongs to the networks of the plugin and to CNI.
+    if (ipv6 := variables.get(IPV6_SUBNET)) and not variables.get(DOCKER0_SUBNET):
+        options["DOCKER_OPT_FIXED_CIDR_V6"] = f"--fixed-cidr-v6={_ipv6_prefix(ipv6)}"
+        options["DOCKER_OPT_IPV6"] = "--ipv6"
     if mtu := variables.get("FLANNEL_MTU"):
         options["DOCKER_OPT_MTU"] = f"--mtu={mtu}"
     if with_ip_masq and (ip_masq := variables.get("FLANNEL_IPMASQ")):
@@ -350,6 +356,15 @@ def _flannel_options(variables: Mapping[str, str], with_ip_masq: bool) -> dict[s
             raise WireError(f"Invalid value of FLANNEL_IPMASQ: {ip_masq}", hint="Write true or false.")
         options["DOCKER_OPT_IPMASQ"] = f"--ip-masq={_DOCKER_IP_MASQ[ip_masq]}"
     return options
+
+
+def _ipv6_prefix(subnet: str) -> IPv6Network:
+    try:
+        return IPv6Network(subnet, strict=False)
+    except ValueError as error:
+        raise WireError(
+            f"Invalid value of {IPV6_SUBNET}: {subnet}", hint="Write an IPv6 address and a prefix length."
+        ) from error
 
 
 def _options(variables: Mapping[str, str], key: str) -> list[tuple[str, str]]:

@@ -35,6 +35,36 @@ def test_docker0_has_its_part_of_a_divided_subnet() -> None:
     assert text == INDIVIDUAL.replace("10.100.15.1/24", "10.100.15.1/27")
 
 
+DUAL = FLANNEL | {"FLANNEL_IPV6_NETWORK": "fd00:5::/48", "FLANNEL_IPV6_SUBNET": "fd00:5:0:f::1/64"}
+
+
+def test_in_a_network_with_ipv6_docker0_has_the_ipv6_subnet() -> None:
+    text = format_docker_opts(DUAL, individual=True, combined=True)
+
+    assert text == (
+        'DOCKER_OPT_BIP="--bip=10.100.15.1/24"\n'
+        'DOCKER_OPT_FIXED_CIDR_V6="--fixed-cidr-v6=fd00:5:0:f::/64"\n'
+        'DOCKER_OPT_IPMASQ="--ip-masq=true"\n'
+        'DOCKER_OPT_IPV6="--ipv6"\n'
+        'DOCKER_OPT_MTU="--mtu=1472"\n'
+        'DOCKER_OPTS=" --bip=10.100.15.1/24 --fixed-cidr-v6=fd00:5:0:f::/64 --ip-masq=true --ipv6'
+        ' --mtu=1472"\n'
+    )
+
+
+def test_with_the_network_plugin_docker0_has_no_ipv6() -> None:
+    """The IPv6 subnet belongs to the networks of the plugin and to CNI."""
+    divided = DUAL | {"FLANNEL_DOCKER0_SUBNET": "10.100.15.1/27"}
+
+    assert "v6" not in format_docker_opts(divided, individual=True, combined=True)
+
+
+@pytest.mark.parametrize("value", ["10.1.9.1/24", "fd00::1/64,fd01::1/64", "fd00::1/129", "--x"])
+def test_refuses_an_invalid_ipv6_subnet(value: str) -> None:
+    with pytest.raises(WireError, match=f"^Invalid value of FLANNEL_IPV6_SUBNET: {value}$"):
+        format_docker_opts({"FLANNEL_IPV6_SUBNET": value}, individual=True, combined=True)
+
+
 def test_docker_masquerades_if_flannel_does_not() -> None:
     text = format_docker_opts({"FLANNEL_IPMASQ": "true"}, individual=True, combined=False)
 
