@@ -208,6 +208,21 @@ BACKENDS: dict[str, Callable[[Way], list[Fault]]] = {
 }
 
 
+def check_whois(way: Way) -> None:
+    """The kernel of this host names the bridge and the port of its own container."""
+
+    def whois(address: object, exit_code: int = 0) -> dict[str, Any]:
+        ran = way.one.run(["flannelctl", "whois", "--json", str(address)], check=False)
+        assert ran.returncode == exit_code, ran.stdout + ran.stderr
+        return read_document(["whois"], ran.stdout)
+
+    near, far = whois(way.near.address), whois(way.far.address)
+    assert (near["kind"], near["is_here"], near["link"], near["port"]) == ("container", True, "br0", "c-c")
+    assert (far["kind"], far["is_here"], far["host_name"]) == ("container", False, way.other.name)
+    assert whois(way.other.address)["kind"] == "host"
+    assert whois("10.100.99.1", exit_code=1)["kind"] == "unused"
+
+
 @pytest.mark.timeout(600)
 def test_each_broken_step_is_named(overlay: Overlay, long_run: bool) -> None:
     """The long form breaks every step of the three backends, the short one some steps of vxlan."""
@@ -222,11 +237,16 @@ def test_each_broken_step_is_named(overlay: Overlay, long_run: bool) -> None:
 
 def check_stolen_mac(way: Way) -> None:
     """Name a changed MAC address of the vxlan device in doctor, whose command repairs it."""
+
+    def named() -> list[str]:
+        ran = way.one.run(["flannelctl", "doctor", "--json"], check=False)
+        found = read_document(["doctor"], ran.stdout)["findings"]
+        return [one["fix"] for one in found if one["code"] == "vtep-mac"]
+
     way.one.run(["ip", "link", "set", "flannel.1", "address", "02:00:00:00:00:77"])
-    ran = way.one.run(["flannelctl", "doctor", "--json"], check=False)
-    (found,) = [one for one in read_document(["doctor"], ran.stdout)["findings"] if one["code"] == "vtep-mac"]
-    way.one.run(found["fix"].split())
-    assert way.trace(way.far.address)["ok"]
+    (fix,) = named()
+    way.one.run(fix.split())
+    assert named() == []
 
 
 def running(overlay: Overlay, backend: str, before: Way | None) -> Way:
@@ -246,6 +266,8 @@ def running(overlay: Overlay, backend: str, before: Way | None) -> Way:
         (made.far.address, made.near.address),
     ):
         assert made.trace(*ends)["ok"]
+    if before is None:
+        check_whois(made)
     for host in hosts:
         overlay.daemons[host.name].kill()
     return made

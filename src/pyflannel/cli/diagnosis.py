@@ -1,7 +1,8 @@
-"""flannelctl trace and bugreport: the way of a packet, and an archive for a report of a fault."""
+"""flannelctl trace, whois and bugreport: a packet, an address, and an archive for a report of a fault."""
 
 import asyncio
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from pyflannel.cli.answers import places_of, print_facts, print_json, print_table
+from pyflannel.cli.answers import duration, network_of, places_of, print_facts, print_json, print_table
 from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, state_options
 from pyflannel.commands.bug_report import report_bug
-from pyflannel.commands.trace import trace_packet
+from pyflannel.commands.trace import AddressReport, trace_packet, who_is
+from pyflannel.model.lease import host_text
 from pyflannel.model.probe import TraceReport, TraceStep
 from pyflannel.wire.control_json import format_trace
 
@@ -84,6 +86,56 @@ def _trace_row(step: TraceStep) -> tuple[str, str, str]:
     name = f"reply: {step.name}" if step.is_way_back else step.name
     reason = f" ({step.cause})" if step.state == "unknown" else ""
     return name, step.state, f"{step.found}{reason}"
+
+
+@click.command()
+@click.argument("address", metavar="ADDRESS")
+@run_dir_option
+@shared_options("store", "socket", "json")
+@click.pass_obj
+def whois(invocation: Invocation, address: str, run_dir: Path | None) -> None:
+    """Show the host and the container that have an address.
+
+    ADDRESS is an address of a container, of a tunnel device or of a host. On the host of a container, its
+    bridge, port and MAC address are shown too. The exit code is 1 if no host has a lease for the address.
+
+    \b
+    Examples:
+      flannelctl whois 10.100.93.7
+      flannelctl whois 10.10.10.102 --json
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    found = asyncio.run(_who_is(invocation, run_dir, _address(address)))
+    if invocation.wants_json:
+        print_json(msgspec.json.encode(found, enc_hook=str))
+    else:
+        print_facts(_holder_facts(found))
+    if found.kind == "unused":
+        click.get_current_context().exit(1)
+
+
+async def _who_is(invocation: Invocation, run_dir: Path | None, address: IPv4Address) -> AddressReport:
+    async with network_of(invocation, run_dir) as network:
+        return await who_is(await network.leases(), address)
+
+
+_KINDS = {
+    "host": "the address of a host on the underlay",
+    "tunnel": "the tunnel device of a host",
+    "container": "a container",
+    "unused": "no host has a lease for it",
+}
+
+
+def _holder_facts(found: AddressReport) -> Iterator[tuple[str, str]]:
+    yield "address", f"{found.address}, {_KINDS[found.kind]}"
+    if found.public_ip is not None:
+        here = ", this host" if found.is_here else ""
+        yield "host", f"{host_text(found.public_ip, found.host_name)}{here}"
+        expiry = "" if found.expires_in_s is None else f", expires in {duration(found.expires_in_s)}"
+        yield "lease", f"{found.subnet}, {found.backend_type}{expiry}"
+    if found.link is not None:
+        details = [found.link, *([f"port {found.port}"] if found.port else []), found.mac or ""]
+        yield "interface", ", ".join(filter(None, details))
 
 
 @click.command()

@@ -1,6 +1,9 @@
 """flannelctl leases, peers and events: the network as this host knows it; and flannelctl rotate-key."""
 
 import asyncio
+import re
+import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,7 +35,7 @@ from pyflannel.cli.invocation import (
 from pyflannel.commands.examination import ping_path
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.reach import probe_peers
-from pyflannel.errors import FlannelError, TargetError
+from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError, printable
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
 from pyflannel.model.probe import PingReport, PingStep, milliseconds
 from pyflannel.model.status import JournalEntry, peer_entries
@@ -280,20 +283,102 @@ def rotate_key(invocation: Invocation, run_dir: Path | None) -> None:
 _EVENT_HEADINGS = ("TIME", "EVENT", "FOUND")
 
 
+_LOOK_S = 0.5
+"""Interval in seconds in which `--follow` asks flanneld."""
+
+_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(rf"(\d+)\s*({'|'.join(_UNITS_S)})")
+
+
 @click.command()
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Show only events since TIME: 30s, 10min, 2h or 1d ago, or 2026-11-30T19:00 in local time.",
+)
+@click.option("--follow", "-f", is_flag=True, help="Wait for further events, until Ctrl-C.")
 @run_dir_option
 @shared_options("socket", "json")
 @click.pass_obj
-def events(invocation: Invocation, run_dir: Path | None) -> None:
+def events(invocation: Invocation, since: str | None, follow: bool, run_dir: Path | None) -> None:
     """List the repairs, changes and refusals on this host, the latest last.
 
-    Shows the last 1,000 events since flanneld started. Needs a running flanneld.
-    """
-    entries = asyncio.run(ControlClient(socket_of(invocation, run_dir)).events())
-    if invocation.wants_json:
-        print_json(format_events(entries))
+    Shows the last 1,000 events since flanneld started. Needs a running flanneld. With --follow, flannelctl
+    also waits while flanneld restarts.
+
+    \b
+    Examples:
+      flannelctl events --since 10min
+      flannelctl events --follow --json
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    begin = 0.0 if since is None else begin_of(since, time.time())
+    daemon = ControlClient(socket_of(invocation, run_dir))
+    entries = asyncio.run(daemon.events())
+    shown = [entry for entry in entries if entry.at >= begin]
+    if follow:
+        _print_events(shown, wants_json=invocation.wants_json)
+        asyncio.run(_follow(daemon, entries, begin, wants_json=invocation.wants_json))
+    elif invocation.wants_json:
+        print_json(format_events(shown))
     else:
-        print_table(_EVENT_HEADINGS, map(_event_row, entries))
+        print_table(_EVENT_HEADINGS, map(_event_row, shown))
+
+
+def begin_of(text: str, now: float) -> float:
+    """Return the time that `--since` names, in seconds since the epoch; `now`: the present time.
+
+    Raises:
+        UsageError: it names none.
+    """
+    if (found := _DURATION.fullmatch(text.strip())) is not None:
+        return now - int(found[1]) * _UNITS_S[found[2]]
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone().timestamp()
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"--since {text!r} is neither a duration nor a time",
+            hint="Write 30s, 10min, 2h or 1d, or a time as 2026-11-30T19:00.",
+        ) from error
+
+
+def later(before: Sequence[JournalEntry], after: Sequence[JournalEntry]) -> Sequence[JournalEntry]:
+    """Return the entries of `after` that follow those of `before`; all if flanneld has started again."""
+    for place in range(len(after) if before else 0, 0, -1):
+        if after[place - 1] == before[-1]:
+            return after[place:]
+    return after
+
+
+async def _follow(
+    daemon: ControlClient, entries: list[JournalEntry], begin: float, *, wants_json: bool
+) -> None:
+    """Print further events until Ctrl-C."""
+    is_away = False
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        try:
+            found = await daemon.events()
+        except (NotReadyError, WireError) as error:
+            if not is_away:
+                print_warning(f"waiting for flanneld: {error}")
+            is_away = True
+            continue
+        is_away = False
+        new = [entry for entry in later(entries, found) if entry.at >= begin]
+        entries = found
+        _print_events(new, wants_json=wants_json)
+
+
+def _print_events(entries: Sequence[JournalEntry], *, wants_json: bool) -> None:
+    """Print events as they happen: a line for each, or one document in one line for all."""
+    if not entries:
+        return
+    if wants_json:
+        click.echo(printable(format_events(entries).decode()))
+    else:
+        for entry in entries:
+            say("  ".join(_event_row(entry)))
+    sys.stdout.flush()
 
 
 def _event_row(entry: JournalEntry) -> tuple[str, ...]:

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Literal
 
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.examination import interfaces_of_host, leases_of_host, programs_of, status_of_host
@@ -20,6 +21,7 @@ from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Interfaces
+from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.probe import Echo, PingReport, PingStep, TraceReport
 from pyflannel.model.route import FdbEntry
 from pyflannel.model.state import State
@@ -258,6 +260,75 @@ async def _encryption(links: Iterable[TraceLink]) -> list[DumpedDevice]:
                 if not ran.status:
                     found.append(parse_dump(link.name, ran.output))
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressReport:
+    """The document of `flannelctl whois`.
+
+    Attributes:
+        kind: `host`: the public address of a host; `tunnel`: the first address of a subnet, that of the
+            tunnel device; `container`: another address of a subnet; `unused`: no host has a lease for it.
+        host_name: null if it is unknown.
+        is_here: this host has the lease.
+        link: interface of this host that has the address, or the bridge of the container.
+        mac: MAC address of the container; null if the kernel of this host does not know it.
+        port: port of the bridge to the container; null if the bridge has not learned it.
+    """
+
+    address: IPv4Address
+    kind: Literal["host", "tunnel", "container", "unused"]
+    subnet: IPv4Network | None = None
+    host_name: str | None = None
+    public_ip: IPv4Address | None = None
+    backend_type: str = ""
+    expires_in_s: float | None = None
+    is_here: bool = False
+    link: str | None = None
+    mac: str | None = None
+    port: str | None = None
+
+
+async def who_is(leases: Sequence[LeaseEntry], address: IPv4Address) -> AddressReport:
+    """Return the host and the container of an address, from the leases and the kernel of this host.
+
+    Raises:
+        TargetError: the kernel cannot be read.
+    """
+    interfaces = await interfaces_of_host()
+    facts = Facts(source=address, destination=address, leases=leases, interfaces=interfaces)
+    lease = facts.lease_of(address)
+    holder, bridge = interfaces.holder(address), facts.bridge_of(address)
+    link = holder or bridge
+    mac = port = None
+    if bridge is not None and holder is None:
+        with contextlib.closing(RequestSocket()) as requests:
+            tables = await _Tables.read(requests)
+        mac = tables.neighbours.get((bridge.name, address))
+        port = tables.ports.get((bridge.name, mac or ""))
+    return AddressReport(
+        address=address,
+        kind=_kind_of(lease, address),
+        subnet=None if lease is None else lease.subnet,
+        host_name=None if lease is None else lease.host_name,
+        public_ip=None if lease is None else lease.public_ip,
+        backend_type="" if lease is None else lease.backend_type or "udp",
+        expires_in_s=None if lease is None else lease.expires_in_s,
+        is_here=lease is not None and interfaces.holder(lease.public_ip) is not None,
+        link=None if link is None else link.name,
+        mac=mac,
+        port=port,
+    )
+
+
+def _kind_of(
+    lease: LeaseEntry | None, address: IPv4Address
+) -> Literal["host", "tunnel", "container", "unused"]:
+    if lease is None:
+        return "unused"
+    if address == lease.public_ip:
+        return "host"
+    return "tunnel" if address == lease.subnet.network_address else "container"
 
 
 async def _followed(facts: Facts) -> TraceReport:

@@ -37,6 +37,7 @@ COMMANDS = {
     "rotate-key": "Replace the WireGuard key of this host, without losing a packet.",
     "status": "Show the state of flanneld on this host.",
     "trace": "Follow a packet step by step, and show the first step that stops it.",
+    "whois": "Show the host and the container that have an address.",
 }
 """Each listed command with its help. The texts are here, so that `--help` imports no command."""
 
@@ -57,6 +58,7 @@ _MODULES = {
     "prepare": "cleanup",
     "rotate-key": "network",
     "trace": "diagnosis",
+    "whois": "diagnosis",
 }
 """The module of each command that has no module of its own name."""
 
