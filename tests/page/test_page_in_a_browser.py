@@ -132,6 +132,8 @@ def test_the_config_is_checked_with_its_effects(page: Page) -> None:
         page.run(f"document.querySelector('#config textarea').value = '{WRITTEN}'")
         page.run("document.querySelector('#config button').click()")
         page.wait("document.querySelector('#config .effects')?.innerText.includes('from vxlan')")
+        page.wait("document.querySelector('#config .diff .removed')")
+        page.wait("document.querySelector('#config .result').innerText.includes('- link flannel.1')")
         page.run("document.querySelector('#config textarea').value = '{'")
         page.run("document.querySelector('#config button').click()")
         page.wait("document.querySelector('#config .notice.bad')")

@@ -20,6 +20,8 @@ from pyflannel.model.status import (
     LeaseStatus,
     NetworkStatus,
     Notice,
+    PlannedChange,
+    PlanPreview,
     ReconcileStatus,
     RefusedPeer,
     Status,
@@ -118,6 +120,9 @@ class ShownHosts:
             else EchoResult(state="reached", rtt_s=self._random.uniform(0.0002, 0.0016))
             for subnet in echoes
         }
+
+    async def preview(self, text: str | None) -> PlanPreview:
+        return PlanPreview(changes=(PlannedChange(action="remove", kind="link", text=f"flannel.1 {text}"),))
 
     async def examine(self) -> bytes:
         self.examinations += 1

@@ -104,7 +104,7 @@ def test_a_token_protects_each_document(tmp_path: Path, ip: str) -> None:
 
     assert ask(request("/", host="flannel.example"), access=access).status == 200  # it asks for the token
     for path in documents:
-        method = "POST" if path.endswith("check") else "GET"
+        method = "POST" if path in ("/v1/config/check", "/v1/plan") else "GET"
         for wrong in (
             {},
             {"authorization": "Bearer wrong"},
@@ -248,6 +248,21 @@ def test_an_invalid_config_is_refused_with_the_reason(body: bytes) -> None:
 
     assert answer.status == 422
     assert json.loads(answer.body)["error"]["message"]
+
+
+def test_the_plan_of_a_config_is_shown_and_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the stored preshared key in place of the hidden one."""
+    monkeypatch.setattr(page, "PLAN_S", 3600.0)
+    stored = json.dumps({"Network": "10.100.0.0/14", "Backend": {"Type": "wireguard", "PSK": PSK}})
+    given = request(
+        "/v1/plan", method="POST", body=stored.replace(PSK, HIDDEN).encode(), content_type="application/json"
+    )
+
+    first, second = asyncio.run(asked(ShownHost(_=ShownHosts(1, stored)), LOOPBACK, given, given))
+
+    planned = read_document(["plan"], first.body.decode())
+    assert PSK in planned["changes"][0]["text"]  # the double returns the config that it got
+    assert second.status == 503
 
 
 def test_a_form_of_another_site_cannot_send_a_config() -> None:

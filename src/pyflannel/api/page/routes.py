@@ -1,4 +1,5 @@
-"""HTTP routes of the page: GET / and its files, GET /v1/… for the documents, POST /v1/config/check.
+"""HTTP routes of the page: GET / and its files, GET /v1/… for the documents, POST /v1/config/check
+and /v1/plan.
 
 The documents are those of `flannelctl --json`. Nothing on the page changes the host or the network. A request
 costs a bounded part of the time of flanneld: answers are shared, and long work is done once at a time.
@@ -6,6 +7,7 @@ costs a bounded part of the time of flanneld: answers are shared, and long work 
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +23,7 @@ from pyflannel.errors import FlannelError
 from pyflannel.http.server import TEXT, Request, Response, Routes
 from pyflannel.model.lease import Lease, LeaseEntry
 from pyflannel.model.probe import Echo, EchoResult, milliseconds
-from pyflannel.model.status import JournalEntry, Notice, ReachStatus, Status, peer_entries
+from pyflannel.model.status import JournalEntry, Notice, PlanPreview, ReachStatus, Status, peer_entries
 from pyflannel.plan.backends import config_warnings, difference_of, effects_of
 from pyflannel.plan.doctor.peers import judged
 from pyflannel.wire.control_json import (
@@ -30,6 +32,7 @@ from pyflannel.wire.control_json import (
     format_events,
     format_peers,
     format_ping,
+    format_preview,
     format_status,
 )
 from pyflannel.wire.json_values import fold
@@ -44,8 +47,8 @@ SHARED_S, COSTS = 0.5, 20
 PREPARED = 16
 """Most answers in preparation. Further requests get 503, so that probes of health are always answered."""
 
-PING_S, DOCTOR_S = 0.5, 30.0
-"""Shortest intervals between two pings, and between two runs of doctor."""
+PING_S, PLAN_S, DOCTOR_S = 0.5, 2.0, 30.0
+"""Shortest intervals between two pings, between two plans, and between two runs of doctor."""
 
 HIDDEN = "***"
 """Replaces a secret of the network config."""
@@ -81,6 +84,13 @@ class ShownNetwork(Protocol):
     @property
     def probe_trouble(self) -> Notice | None:
         """Why the kernel refuses the probes; None if they are sent."""
+
+    async def preview(self, text: str | None) -> PlanPreview:
+        """Return the changes that the next pass would make, with this network config or the one in force.
+
+        Raises:
+            FlannelError: the config is invalid or refused, or there is no plan.
+        """
 
     async def examine(self) -> bytes:
         """Return the document of doctor.
@@ -159,6 +169,14 @@ class _View:
         peer, container = target_of(status, self._leases(), name)
         steps = await probe_path(status, peer, container)
         return format_ping(judged(peer, steps, is_container=container is not None, status=status, local=()))
+
+    async def plan(self, text: str) -> bytes:
+        """Return the document of `flannelctl plan --json --config`.
+
+        Raises:
+            FlannelError: the config is invalid or refused, or there is no plan.
+        """
+        return format_preview(await self._network.preview(_with_secret(text, self._network.config_text())))
 
     def checked(self, text: str) -> bytes:
         """Return the document of `flannelctl config set --dry-run --json`.
@@ -247,6 +265,7 @@ def page_routes(daemon: ShownDaemon, access: Access) -> Routes:
         ("GET", "/v1/doctor"): page.document(page.of_network(_View.doctor)),
         ("GET", "/v1/ping"): page.document(page.ping),
         ("POST", "/v1/config/check"): page.document(page.check),
+        ("POST", "/v1/plan"): page.document(page.plan),
     }
 
 
@@ -265,7 +284,7 @@ class _Page:
         self._access = access
         self._views: WeakKeyDictionary[ShownNetwork, _View] = WeakKeyDictionary()
         self._prepared = 0
-        self._may_ping_at = 0.0
+        self._may_ping_at = self._may_plan_at = 0.0
 
     def file(self, name: str) -> Callable[[Request], Awaitable[Response]]:
         """Return the handler of a file."""
@@ -317,11 +336,18 @@ class _Page:
 
     async def check(self, request: Request) -> bytes:
         """Return the values and the effects of the config in the body."""
-        if request.headers.get("content-type") != "application/json":
-            raise FlannelError(
-                "the content type is not application/json", hint="Send the header Content-Type."
-            )
-        return self._view(request).checked(request.body.decode(errors="replace"))
+        return self._view(request).checked(_config_in(request))
+
+    async def plan(self, request: Request) -> bytes:
+        """Return the changes on this host with the config in the body. This reads the host, so it is rare."""
+        text, view = _config_in(request), self._view(request)
+        if time.monotonic() < self._may_plan_at:
+            raise _BusyError
+        self._may_plan_at = math.inf
+        try:
+            return await view.plan(text)
+        finally:
+            self._may_plan_at = time.monotonic() + PLAN_S
 
     def _view(self, request: Request) -> _View:
         name = _parameter(request, "network")
@@ -335,6 +361,17 @@ class _Page:
 
 def _parameter(request: Request, name: str) -> str:
     return parse_qs(request.query, max_num_fields=8).get(name, [""])[0]
+
+
+def _config_in(request: Request) -> str:
+    """Return the network config in the body.
+
+    Raises:
+        FlannelError: the request may come from the form of another site.
+    """
+    if request.headers.get("content-type") != "application/json":
+        raise FlannelError("the content type is not application/json", hint="Send the header Content-Type.")
+    return request.body.decode(errors="replace")
 
 
 def _later() -> Response:

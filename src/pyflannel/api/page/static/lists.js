@@ -186,20 +186,38 @@ export class Lists {
     button.disabled = true;
     try {
       const { Warnings: warnings, Difference: difference, Effects: effects, Written: _, ...computed } = await this.ask("/v1/config/check", { body: text });
+      const changes = h("div", {}, h("h3", {}, "Changes on this host"), h("p", { class: "code" }, "flanneld compares the host with the new plan."));
       result.replaceChildren(
         h("div", { class: "notice good" }, h("b", {}, "The config is valid."), difference.length ? "" : "It does not differ from the config in use."),
         ...warnings.map((warning) => h("div", { class: "notice warn" }, warning)),
         effects.length ? h("div", {}, h("h3", {}, "Effects on running hosts"), h("ul", { class: "effects" }, ...effects.map((effect) => h("li", {}, effect)))) : difference.length ? h("p", {}, "It has no effect on running hosts.") : "",
         difference.length ? h("pre", { class: "diff" }, ...difference.slice(2).map((line) => h("div", { class: { "+": "added", "-": "removed" }[line[0]] ?? false }, line || " "))) : "",
+        difference.length ? changes : "",
         h("details", {}, h("summary", {}, "Computed values"), h("pre", { class: "diff" }, JSON.stringify(computed, null, 2))),
       );
+      if (difference.length) await this.plan(text, changes);
     } catch (error) {
       result.replaceChildren(h("div", { class: "notice bad" }, h("b", {}, error.message), error.hint ?? ""));
     } finally {
       button.disabled = false;
     }
   }
+
+  /** Show the changes that flanneld would make on this host. */
+  async plan(text, place) {
+    const title = h("h3", {}, "Changes on this host");
+    try {
+      const { changes, waits_for: waitsFor } = await this.again(() => this.ask("/v1/plan", { body: text }));
+      const lines = changes.slice(0, 200).map(({ action, kind, text: object }) => h("div", { class: SIGNS[action][1] }, `${SIGNS[action][0]} ${kind} ${object}`));
+      if (changes.length > lines.length) lines.push(h("div", {}, `${changes.length - lines.length} more: flannelctl plan`));
+      place.replaceChildren(title, waitsFor ? h("p", {}, `There is no plan yet: ${waitsFor}`) : lines.length ? h("pre", { class: "diff" }, ...lines) : h("p", {}, "none"));
+    } catch (error) {
+      place.replaceChildren(title, h("p", { class: "problem" }, problem(error)));
+    }
+  }
 }
+
+const SIGNS = { add: ["+", "added"], remove: ["-", "removed"], change: ["~", false] };
 
 const problem = (error) => (error.hint ? `${error.message}. ${error.hint}` : error.message);
 
