@@ -88,12 +88,13 @@ export class Topology {
     const anchor = isMany || Math.abs(side) < 30 ? "middle" : side > 0 ? "start" : "end";
     const shift = anchor === "middle" ? 0 : side > 0 ? size + 11 : -size - 11;
     const down = anchor !== "middle" ? -1 : at.y < middle.y ? -size - (isMany ? 6 : 20) : size + 15;
-    const words = isNamed ? `${short(name, 22)}|${isMany ? "" : peer.subnet}|${anchor}|${shift}|${down}` : "";
+    const hasSubnet = !isMany && middle.x > 260; // a narrow window has no space for it
+    const words = isNamed ? `${short(name, 22)}|${hasSubnet ? peer.subnet : ""}|${anchor}|${shift}|${down}` : "";
     if (node.words !== words) {
       node.words = words;
       node.text.replaceChildren(...(isNamed ? [
         s("tspan", { x: shift, y: down }, short(name, 22)),
-        isMany ? null : s("tspan", { x: shift, y: down + 14, class: "small" }, peer.subnet),
+        hasSubnet && s("tspan", { x: shift, y: down + 14, class: "small" }, peer.subnet),
       ].filter(Boolean) : []));
       set(node.text, "text-anchor", anchor);
     }
