@@ -39,6 +39,7 @@ _NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN = 3, 4, 5
 _NEW_RULE, _GET_RULE, _DELETE_RULE = 6, 7, 8
 _NEW_SET, _GET_SET = 9, 10
 _NEW_ELEMENTS, _GET_ELEMENTS, _DELETE_ELEMENTS = 12, 13, 14
+_GET_GENERATION = 16
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 
 _BODY = struct.Struct(">BBH")
@@ -107,6 +108,16 @@ def create_table(table: TableName) -> Request:
 def delete_table(table: TableName) -> Request:
     """Return the request that removes a table and its content."""
     return _request(_DELETE_TABLE, 0, table)
+
+
+def get_generation() -> Request:
+    """Return the request for the number of the ruleset, which grows with each transaction."""
+    return Request(_kind(_GET_GENERATION), ACK, _BODY.pack(ANY_FAMILY, 0, 0))
+
+
+def parse_generation(body: bytes) -> int:
+    """Return the number of the ruleset."""
+    return integer_of(attributes(body, _BODY.size).get(1))
 
 
 # Sets and their elements.
@@ -190,7 +201,7 @@ def dump_sets(table: TableName) -> Request:
 def parse_set(body: bytes) -> tuple[str, int, int]:
     """Return name, flags and length of the key of a set."""
     found = attributes(body, _BODY.size)
-    return text(found.get(_NAME, b"")), _integer(found.get(3)), _integer(found.get(5))
+    return text(found.get(_NAME, b"")), integer_of(found.get(3)), integer_of(found.get(5))
 
 
 _MOST_ELEMENTS = 1000
@@ -252,8 +263,8 @@ def parse_counted_elements(body: bytes) -> list[CountedElement]:
         if 1 not in found:
             continue
         counter = attributes(attributes(found.get(7, b"")).get(2, b""))
-        age_ms = _integer(found.get(4)) - _integer(found.get(5))
-        packets = _integer(counter.get(2))
+        age_ms = integer_of(found.get(4)) - integer_of(found.get(5))
+        packets = integer_of(counter.get(2))
         parsed.append(CountedElement(_value_of(found[1]), packets, max(age_ms, 0) / 1e3))
     return parsed
 
@@ -329,9 +340,14 @@ def parse_chain(body: bytes) -> tuple[TableName, Chain, bool]:
     found = attributes(body, _BODY.size)
     place = attributes(found.get(4, b""))
     priority = int.from_bytes(place.get(2, b""), "big", signed=True)
-    hook = _integer(place[1]) if 1 in place else None
-    accepts = hook is None or (_integer(found.get(5)) == ACCEPT and text(found.get(7, b"")) == "filter")
+    hook = integer_of(place[1]) if 1 in place else None
+    accepts = hook is None or (integer_of(found.get(5)) == ACCEPT and text(found.get(7, b"")) == "filter")
     return _table_in(body, found), Chain(text(found.get(3, b"")), (), hook, priority), accepts
+
+
+def dump_every_rule() -> Request:
+    """Return the request for the rules of all families."""
+    return Request(_kind(_GET_RULE), DUMP, _BODY.pack(ANY_FAMILY, 0, 0))
 
 
 def dump_rules(table: TableName) -> Request:
@@ -486,7 +502,7 @@ def _in(table: TableName, *parts: bytes) -> bytes:
 
 
 def _table_in(body: bytes, found: Mapping[int, bytes]) -> TableName:
-    return TableName(_integer(body[:1]), text(found.get(_TABLE, b"")))
+    return TableName(integer_of(body[:1]), text(found.get(_TABLE, b"")))
 
 
 def _kind(message: int) -> int:
@@ -510,8 +526,14 @@ def _value_of(nested: bytes) -> bytes:
     return nested[ATTRIBUTE.size :]
 
 
-def _integer(octets: bytes | None) -> int:
+def integer_of(octets: bytes | None) -> int:
+    """Return the number in an attribute; 0 if there is none."""
     return int.from_bytes(octets or b"", "big")
+
+
+def nested_attributes(octets: bytes) -> Iterator[bytes]:
+    """Yield the payload of each attribute, also if a kind occurs several times."""
+    return (payload for _, payload in _each(octets))
 
 
 def _each(octets: bytes) -> Iterator[tuple[int, bytes]]:

@@ -25,6 +25,7 @@ from pyflannel.wire.netlink.message import (
 
 NEW_QDISC = 36
 DELETE_QDISC = 37
+_GET_QDISC = 38
 NEW_FILTER = 44
 DELETE_FILTER = 45
 GET_FILTER = 46
@@ -77,6 +78,18 @@ def create_clsact(link: int) -> Request:
 def delete_clsact(link: int) -> Request:
     """Return the request that removes the qdisc and all its filters."""
     return Request(DELETE_QDISC, ACK, _clsact(link))
+
+
+def dump_qdiscs() -> Request:
+    """Return the request for the queueing disciplines of all links."""
+    return Request(_GET_QDISC, DUMP, _LAYOUT.pack(0, 0, 0, 0, 0))
+
+
+def parse_hook_link(body: bytes) -> int | None:
+    """Return the link of a clsact or ingress qdisc of a message's body; None for another qdisc."""
+    _, link, _, _, _ = unpack(_LAYOUT, body)
+    kind = text(attributes(body, _LAYOUT.size).get(_KIND, b""))
+    return link if kind in ("clsact", "ingress") else None
 
 
 def dump_filters(link: int, parent: int) -> Request:
