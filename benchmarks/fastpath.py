@@ -2,8 +2,8 @@
 
 Run by `scripts/bench fastpath`, as root. Two containers on two hosts of one segment, or the hosts themselves
 (`wire`). host-gw and vxlan are configured manually; `user` is flanneld with --fast-path=off, `safe` with
-safe. `nic` repeats all measurements with emulated network cards: packets leave the host in segments, and are
-coalesced on arrival.
+safe, `flow` with flow. `nic` repeats all measurements with emulated network cards: packets leave the host in
+segments, and are coalesced on arrival.
 """
 
 import os
@@ -31,7 +31,9 @@ from testlab.inside import run_inside
 from testlab.kernel_programs import look, packets_by_outcome
 
 TITLE = "udp backend in the kernel, beside the kernel's own paths"
-KINDS = ("wire", "host-gw", "vxlan", "user", "safe")
+KINDS = ("wire", "host-gw", "vxlan", "user", "safe", "flow")
+_BY_FLANNELD = {"user": "off", "safe": "safe", "flow": "flow"}
+_IN_KERNEL = ("safe", "flow")
 REFERENCE = "vxlan"
 PORT = 5203
 PINGS, PING_INTERVAL_S = 1000, 0.001
@@ -85,8 +87,10 @@ def create(labs: ExitStack, kind: str) -> Path:
         return Path(name=kind, hosts=(one, two), left=one, right=two)
     for host in (one, two):
         host.run(["iptables-restore", "--noflush"], text=_FIREWALL)
-    if kind in ("user", "safe"):
-        return join_by_flanneld(lab, kind, "udp", f"--fast-path={'off' if kind == 'user' else 'safe'}")
+        if kind == "flow":
+            host.run(["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_be_liberal=1"])
+    if kind in _BY_FLANNELD:
+        return join_by_flanneld(lab, kind, "udp", f"--fast-path={_BY_FLANNELD[kind]}")
     return join_manually(lab, kind, kind)
 
 
@@ -189,7 +193,8 @@ def describe(path: Path) -> Iterator[str]:
     host, other = path.hosts
     programs, counts = run_inside(host, look).programs, run_inside(host, packets_by_outcome)
     carried = counts.get("encapsulated", 0)
-    if bool(carried) is not (path.name == "safe"):
+    is_cached = "cached_out" in counts
+    if bool(carried) is not (path.name in _IN_KERNEL) or is_cached is not (path.name == "flow"):
         raise LabError(
             f"{path.name}: programs carried {carried} packets", hint="Read the output of flannelctl status."
         )
@@ -202,14 +207,16 @@ def describe(path: Path) -> Iterator[str]:
 
 def table(quantities: Sequence[Quantity], values: Values) -> Table:
     """Return the medians as a table, each with its ratio to the kernel's vxlan."""
-    shown = Table(title=f"{TITLE}: medians, and how much of vxlan; in the end, how much safe has of host-gw")
+    shown = Table(title=f"{TITLE}: medians, and their ratios to vxlan; at the end, ratios to host-gw")
     shown.add_column("")
-    for heading in (*KINDS, "safe/host-gw"):
+    for heading in (*KINDS, *(f"{kind}/host-gw" for kind in _IN_KERNEL)):
         shown.add_column(heading, justify="right")
     for quantity in quantities:
         routed = median(values[quantity.name, "host-gw"])
-        beside = f"{median(values[quantity.name, 'safe']) / routed:.2f}x" if routed else ""
-        shown.add_row(quantity.label, *(cell(quantity, kind, values) for kind in KINDS), beside)
+        beside = [
+            f"{median(values[quantity.name, kind]) / routed:.2f}x" if routed else "" for kind in _IN_KERNEL
+        ]
+        shown.add_row(quantity.label, *(cell(quantity, kind, values) for kind in KINDS), *beside)
     return shown
 
 
@@ -226,7 +233,7 @@ def chart(quantity: Quantity, values: Values) -> Chart:
             name=kind,
             value=median(values[quantity.name, kind]),
             told=cell(quantity, kind, values),
-            is_ours=kind == "safe",
+            is_ours=kind in _IN_KERNEL,
         )
         for kind in KINDS
     ]

@@ -442,6 +442,9 @@ class KernelPath(Protocol):
     def notices(self, device: str) -> tuple[Notice, ...]:
         """Return the problems of the tunnel of `device` that the latest look found and no repair solves."""
 
+    def uncached(self) -> tuple[str, ...]:
+        """Return why packets of flows do not bypass the firewall, in mode flow."""
+
 
 class PlainKernelPath:
     """A kernel without probes: every planned operation is tried."""
@@ -451,5 +454,9 @@ class PlainKernelPath:
         return ()
 
     def notices(self, device: str) -> tuple[Notice, ...]:
+        """Return nothing."""
+        return ()
+
+    def uncached(self) -> tuple[str, ...]:
         """Return nothing."""
         return ()

@@ -165,9 +165,9 @@ def namespace() -> Iterator[Namespace]:
         made.delete()
 
 
-@pytest.fixture
-def make_namespace() -> Iterator[Callable[[], Namespace]]:
-    """Make further network namespaces."""
+@contextlib.contextmanager
+def namespaces() -> Iterator[Callable[[], Namespace]]:
+    """Yield a function that makes network namespaces, which are removed at the end."""
     if os.geteuid() != 0:
         pytest.skip("needs root: network namespaces")
     made: list[Namespace] = []
@@ -181,6 +181,20 @@ def make_namespace() -> Iterator[Callable[[], Namespace]]:
     finally:
         for namespace in made:
             namespace.delete()
+
+
+@pytest.fixture
+def make_namespace() -> Iterator[Callable[[], Namespace]]:
+    """Make further network namespaces."""
+    with namespaces() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_shared_namespace() -> Iterator[Callable[[], Namespace]]:
+    """Make network namespaces that the tests of a module share."""
+    with namespaces() as make:
+        yield make
 
 
 @pytest.fixture

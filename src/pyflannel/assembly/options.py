@@ -49,10 +49,10 @@ KEY_FILE = "WIREGUARD_KEY_FILE"
 
 LogForm = Literal["klog", "json"]
 OnSubnetLost = Literal["keep", "renumber"]
-FastPathChoice = Literal["auto", "safe", "off"]
+FastPathChoice = Literal["auto", "safe", "flow", "off"]
 _LOG_FORMS: Mapping[str, LogForm] = {"klog": "klog", "json": "json"}
 _ON_SUBNET_LOST: Mapping[str, OnSubnetLost] = {"keep": "keep", "renumber": "renumber"}
-_FAST_PATHS: Mapping[str, FastPathChoice] = {"auto": "auto", "safe": "safe", "off": "off"}
+_FAST_PATHS: Mapping[str, FastPathChoice] = {"auto": "auto", "safe": "safe", "flow": "flow", "off": "off"}
 _GRO: Mapping[str, GroChoice] = {"auto": "auto", "on": "on", "off": "off"}
 _GUARD_MODES: Mapping[str, GuardMode] = {"strict": "strict", "peer": "peer", "off": "off"}
 LeaseSigningMode = Literal["off", "warn", "require"]

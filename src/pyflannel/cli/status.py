@@ -177,6 +177,8 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
                 yield "lacking", feature.text
         for notice in found.fast_path.remarks:
             yield "warning", str(notice)
+        for reason in found.fast_path.uncached:
+            yield "not cached", reason
     yield from _strangers(found)
     if found.docker:
         yield from _docker(found.docker)

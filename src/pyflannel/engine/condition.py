@@ -46,6 +46,7 @@ class Inputs:
         leases: the leases that are valid for the data path, including this host's.
         bridges: bridges of containers; only known for the fast path.
         has_fast_path: programs in the kernel may carry packets.
+        caches_flows: these programs may cache the firewall's decisions (mode flow).
         owner: identity of this host.
         surroundings: addresses and routes outside the overlay.
         wireguard: key and implementation, for the wireguard backend.
@@ -61,6 +62,7 @@ class Inputs:
     leases: SubnetMap[Lease] = field(default_factory=SubnetMap)
     bridges: tuple[Bridge, ...] = ()
     has_fast_path: bool = False
+    caches_flows: bool = False
     owner: str = ""
     surroundings: Surroundings = ALONE
     wireguard: WireguardFacts = UNKNOWN

@@ -25,7 +25,7 @@ RETRY_MAX_S = 60.0
 
 _WITHOUT_GRO_LINK = "Use a kernel with veth (CONFIG_VETH), or start flanneld with --fast-path-gro=off."
 
-Choice = Literal["auto", "safe", "off"]
+Choice = Literal["auto", "safe", "flow", "off"]
 
 
 class FastPath:
@@ -52,6 +52,7 @@ class FastPath:
         self._device = device
         self._features: tuple[Feature, ...] | None = None
         self._notices: tuple[Notice, ...] = ()
+        self._uncached: tuple[str, ...] = ()
         self._obstacle: str | None = None
         self._hint: str | None = None
         self._retry_s = RETRY_S
@@ -72,6 +73,10 @@ class FastPath:
         """Return whether programs are planned for a network with this config."""
         return config is not None and self._is_wanted(config) and not self._refused.is_set()
 
+    def caches_flows(self, config: NetworkConfig | None) -> bool:
+        """Return whether the programs may cache the firewall's decisions about flows."""
+        return config is not None and self._mode(config) == "flow"
+
     def reads(self, config: NetworkConfig | None) -> tuple[str, ...]:
         """Return the features for this host's lease: none while a program or a peer is refused."""
         return (PARTIAL_CHECKSUM,) if self.is_on(config) and self._is_proved else ()
@@ -89,7 +94,13 @@ class FastPath:
             return FastPathStatus(mode="off", reason="FastPath of the network config", remarks=self._notices)
         lacking = tuple(feature for feature in self._features or () if feature.answer != "present")
         if self._is_proved:
-            return FastPathStatus(mode="safe", lacking=lacking, remarks=self._notices)
+            caches = self.caches_flows(config)
+            return FastPathStatus(
+                mode="flow" if caches else "safe",
+                lacking=lacking,
+                remarks=self._notices,
+                uncached=self._uncached if caches else (),
+            )
         return FastPathStatus(
             mode="user-space",
             reason=self._obstacle,
@@ -162,10 +173,19 @@ class FastPath:
         if self._notices and not found:
             log.info("Resolved the fast path problem: %s", self._notices[0].text)
         self._notices = found
+        uncached = self._kernel.uncached()
+        if uncached != self._uncached:
+            if uncached:
+                log.warning("Packets meet the firewall in spite of mode flow: %s", "; ".join(uncached))
+            else:
+                log.info("Packets of flows bypass the firewall")
+        self._uncached = uncached
 
     def _is_wanted(self, config: NetworkConfig) -> bool:
-        mode = config.fast_path if self._choice == "auto" else self._choice
-        return config.backend_type == "udp" and mode == "safe"
+        return config.backend_type == "udp" and self._mode(config) in ("safe", "flow")
+
+    def _mode(self, config: NetworkConfig) -> str:
+        return config.fast_path if self._choice == "auto" else self._choice
 
 
 def _wanted_link(operation: Operation, kind: str) -> Link | None:
@@ -187,7 +207,7 @@ def _carries_packets(operation: Operation) -> bool:
     """Return whether the operation is on a program or a peer. A container or a bridge may just be gone."""
     match operation:
         case Add(BpfProgram(role=role)) | Replace(_, BpfProgram(role=role)):
-            return role is not Role.LAST_HOP
+            return role not in (Role.LAST_HOP, Role.SHORTCUT)
         case Add(BpfPeer()) | Replace(_, BpfPeer()):
             return True
         case _:

@@ -150,6 +150,7 @@ class Planner:
             mark=self._options.mark,
             owner=inputs.owner,
             has_fast_path=inputs.has_fast_path,
+            caches_flows=inputs.caches_flows,
             gro=self._options.gro,
             kernel=self._options.kernel,
             wireguard=inputs.wireguard,

@@ -500,7 +500,7 @@ class Supervisor:
         config = self._fast_path_config
         self.fast_path.examine(config)
         has_fast_path = self.fast_path.is_on(config)
-        self._change_inputs(has_fast_path=has_fast_path)
+        self._change_inputs(has_fast_path=has_fast_path, caches_flows=self.fast_path.caches_flows(config))
         self._bridges.want(has_fast_path)
         backend, wireguard = self.condition.inputs.backend, self.condition.inputs.wireguard
         if backend is not None and backend.is_encrypted:

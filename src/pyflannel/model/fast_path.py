@@ -22,11 +22,12 @@ class Role(Enum):
     DECAPSULATE = "flannel_decap"
     REJOIN = "flannel_join"
     LAST_HOP = "flannel_hop"
+    SHORTCUT = "flannel_short"
 
     @property
     def direction(self) -> Direction:
         """The side of its link at which the program is attached."""
-        return Direction.INGRESS if self in (Role.DECAPSULATE, Role.REJOIN) else Direction.EGRESS
+        return Direction.EGRESS if self in (Role.ENCAPSULATE, Role.LAST_HOP) else Direction.INGRESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class Tunnel:
         port: UDP port of received and source port of sent datagrams.
         mtu: bytes of the largest packet that is accepted from a peer, unless it is to be segmented.
         gro_link: link that coalesces TCP that arrived in segments; "" if there is none.
+        caches_flows: packets may bypass the firewall for a second after it passed one of their flow.
     """
 
     device: str
@@ -50,6 +52,7 @@ class Tunnel:
     port: int
     mtu: int
     gro_link: str = ""
+    caches_flows: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,8 @@ class BpfProgram(Item):
     """A program that carries the packets of a tunnel, attached to `link`.
 
     Attributes:
-        link: the TUN device, the underlay, the far end of the GRO veth or a bridge, depending on the role.
+        link: the TUN device, the underlay, the far end of the GRO veth, a bridge or the host's end of a
+            container's veth, depending on the role.
         is_current: False if the program is of another version, does not share its maps with the others, or
             is attached twice.
     """

@@ -308,6 +308,7 @@ class Host:
         owner: identity of the host, from which the MAC address of a VTEP is derived.
         kernel: release of the running kernel, `6.1.0-18-amd64`; "" if it is unknown.
         has_fast_path: programs in the kernel may carry the udp backend's packets.
+        caches_flows: these programs may cache the firewall's decisions (mode flow).
         gro: whether TCP segments from the underlay are coalesced; auto: if the underlay is hardware.
         surroundings: the surroundings without the own subnet and the objects of the plan.
         wireguard: key and implementation, for the wireguard backend.
@@ -322,6 +323,7 @@ class Host:
     owner: str = ""
     kernel: str = ""
     has_fast_path: bool = False
+    caches_flows: bool = False
     gro: GroChoice = "auto"
     surroundings: Surroundings = ALONE
     wireguard: WireguardFacts = UNKNOWN

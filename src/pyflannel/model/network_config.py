@@ -30,7 +30,7 @@ class AnyAddress(Protocol):
 
 DEFAULT_BACKEND = "udp"
 
-FAST_PATHS = ("safe", "off")
+FAST_PATHS = ("safe", "flow", "off")
 """The values of FastPath: programs in the kernel carry packets and bypass no hook of its firewall; or none.
 """
 

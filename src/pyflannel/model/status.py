@@ -33,7 +33,7 @@ STRANGERS_SHOWN = 64
 LeasePhase = Literal["acquiring", "held", "lost", "taken"]
 """Acquiring a subnet; holding it; acquiring it again after its loss; another host holds it."""
 
-FastPathMode = Literal["safe", "off", "user-space"]
+FastPathMode = Literal["safe", "flow", "off", "user-space"]
 
 SignatureFault = Literal[
     "unsigned",
@@ -237,12 +237,13 @@ class FastPathStatus:
 
     Attributes:
         mode: "user-space" if the kernel should carry them and cannot, "off" if it is disabled.
-        reason: why it is not "safe".
+        reason: why the kernel does not carry them.
         hint: the remedy, if there is one.
         counters: packets by their outcome in the programs; empty without programs.
         octets: bytes of inner packets, by the same outcomes.
         lacking: features that were absent or hidden at the latest probe.
         remarks: differences between kernel and plan that no repair can remove.
+        uncached: in mode flow, why packets do not bypass the firewall.
     """
 
     mode: FastPathMode
@@ -252,6 +253,7 @@ class FastPathStatus:
     octets: Mapping[str, int] = field(default_factory=dict)
     lacking: tuple[Feature, ...] = ()
     remarks: tuple[Notice, ...] = ()
+    uncached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

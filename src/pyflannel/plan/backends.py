@@ -249,7 +249,15 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
         this, other = engines if new.enable_nftables else reversed(engines)
         yield f"Hosts create their filter rules with {this}, and remove those of {other}."
     if new.backend_type == old.backend_type == "udp" and old.fast_path != new.fast_path:
-        yield f"Hosts turn the fast path {'off' if new.fast_path == 'off' else 'on'}. No packet is lost."
+        if "off" in (new.fast_path, old.fast_path):
+            yield f"Hosts turn the fast path {'off' if new.fast_path == 'off' else 'on'}. No packet is lost."
+        if "flow" in (new.fast_path, old.fast_path):
+            bypass = (
+                "may bypass the firewall for up to a second"
+                if new.fast_path == "flow"
+                else "meet the firewall"
+            )
+            yield f"Packets of known flows {bypass}. No packet is lost."
 
 
 def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """The fast path of the udp backend: the programs at the hooks of links, and the entries of their tables.
 
-Mode *safe*: packets that leave by the device are encapsulated there, after all hooks of the host's firewall.
-Packets that arrive at the underlay are decapsulated into the device, before these hooks. A frame that a
-bridge would only forward to a container is sent directly to the container's port.
+Mode *safe*, and the base of *flow*: packets that leave by the device are encapsulated there, after all hooks
+of the host's firewall. Packets that arrive at the underlay are decapsulated into the device, before these
+hooks. A frame that a bridge would only forward to a container is sent directly to the container's port.
+
+Mode *flow*: a program at the veth of each container sends packets of a known flow directly to the underlay.
 
 If the underlay is a network card, TCP arrives in segments, because the kernel's GRO does not support this
 tunnel. A veth pair with GRO coalesces them: the programs send the packets into one end, and the other end
@@ -94,11 +96,14 @@ def plan_last_hops(
         if bridge.obstacles or not any(address in host.lease.subnet for address in bridge.addresses):
             continue
         yield BpfProgram(link=bridge.name, role=Role.LAST_HOP, tunnel=_tunnel(host, port, mtu))
-        for container in bridge.containers:
-            if container.address in host.lease.subnet:
-                yield BpfContainer(
-                    device=host.device, address=container.address, mac=container.mac, link=container.port
-                )
+        served = [one for one in bridge.containers if one.address in host.lease.subnet]
+        if host.caches_flows:
+            for link in sorted({container.port for container in served}):
+                yield BpfProgram(link=link, role=Role.SHORTCUT, tunnel=_tunnel(host, port, mtu))
+        for container in served:
+            yield BpfContainer(
+                device=host.device, address=container.address, mac=container.mac, link=container.port
+            )
 
 
 def _tunnel(host: Host, port: int, mtu: int) -> Tunnel:
@@ -110,6 +115,7 @@ def _tunnel(host: Host, port: int, mtu: int) -> Tunnel:
         port=port,
         mtu=mtu,
         gro_link=_gro_pair(host)[0] if _has_gro_link(host) else "",
+        caches_flows=host.caches_flows,
     )
 
 

@@ -294,7 +294,8 @@ def _fast_path(raw: str) -> str:
             "unknown fast path",
             "FastPath",
             raw,
-            hint='Write FastPath as "safe", or as "off" to move all packets through user space.',
+            hint='Write FastPath as "safe", as "flow" to cache decisions of the firewall, or as "off" to move'
+            " all packets through user space.",
         )
     return str(value)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -97,6 +97,7 @@ class Host:
         self.subnet = IPv4Network(f"10.100.{number}.0/24")
         self.gateway = f"10.100.{number}.1"
         self.mtu = MTU
+        self.caches_flows = False
 
     def equip(self) -> None:
         """Create device, bridge and container, as on a host whose packets pass user space."""
@@ -134,6 +135,7 @@ class Host:
             port=8285,
             mtu=self.mtu,
             gro_link="flannel0-gro",
+            caches_flows=self.caches_flows,
         )
 
     def program(self, role: Role) -> BpfProgram:
@@ -143,6 +145,7 @@ class Host:
             Role.DECAPSULATE: "eth0",
             Role.REJOIN: "flannel0-rx",
             Role.LAST_HOP: "docker0",
+            Role.SHORTCUT: self.container.link,
         }
         return BpfProgram(link=links[role], role=role, tunnel=self.tunnel)
 
@@ -272,9 +275,9 @@ def _rank(operation) -> int:
             return _ORDER.index(type(item))
 
 
-@pytest.fixture
-def hosts(make_namespace, tmp_path) -> Iterator[list[Host]]:
-    """Two hosts on one underlay, each with a container, without a program."""
+@contextmanager
+def two_hosts(make_namespace, tmp_path: Path) -> Iterator[list[Host]]:
+    """Yield two hosts on one underlay, each with a container, without a program."""
     made = [Host(number, make_namespace, tmp_path / f"run{number}") for number in (15, 20)]
     one, two = made
     one.namespace.ip(f"link add eth0 type veth peer name eth0 netns {two.namespace.name}")
@@ -289,6 +292,26 @@ def hosts(make_namespace, tmp_path) -> Iterator[list[Host]]:
     finally:
         for host in made:
             host.stop()
+
+
+@pytest.fixture
+def hosts(make_namespace, tmp_path) -> Iterator[list[Host]]:
+    """Two hosts on one underlay, each with a container, without a program."""
+    with two_hosts(make_namespace, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_hosts(make_shared_namespace, tmp_path_factory) -> Iterator[list[Host]]:
+    """The same, for all tests of a module."""
+    with two_hosts(make_shared_namespace, tmp_path_factory.mktemp("hosts")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def make_hosts() -> Callable:
+    """Return the function that makes two further hosts."""
+    return two_hosts
 
 
 @pytest.fixture
@@ -314,7 +337,7 @@ def relayed(linked) -> list[Host]:
     return linked
 
 
-@pytest.fixture(name="open_socket")
+@pytest.fixture(name="open_socket", scope="session")
 def give_open_socket():
     """Return the function that opens a socket in a namespace."""
     return open_socket

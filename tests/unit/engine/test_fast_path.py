@@ -179,11 +179,15 @@ class Kernel:
     def __init__(self, *features: Feature) -> None:
         self.said = features
         self.shown: tuple[Notice, ...] = ()
+        self.objections: tuple[str, ...] = ()
         self.asked = 0
 
     def features(self) -> tuple[Feature, ...]:
         self.asked += 1
         return self.said
+
+    def uncached(self) -> tuple[str, ...]:
+        return self.objections
 
     def notices(self, device: str) -> tuple[Notice, ...]:
         return self.shown if device == "flannel0" else ()
@@ -259,6 +263,19 @@ def test_a_feature_with_a_replacement_may_be_missing() -> None:
     fast_path.examine(CONFIG)
 
     assert fast_path.is_on(CONFIG)
+
+
+def test_reasons_against_caching_are_logged_and_shown_in_mode_flow(caplog) -> None:
+    kernel = Kernel()
+    fast_path = Bench("flow", kernel=kernel).fast_path
+    kernel.objections = ("a rule of ip filter FORWARD decides by limit",)
+    for _ in range(2):
+        fast_path.judge((), (BpfProgram, BpfPeer), CONFIG)
+
+    assert fast_path.status(CONFIG) == FastPathStatus(mode="flow", uncached=kernel.objections)
+    assert fast_path.caches_flows(CONFIG)
+    assert "decides by limit" in "".join(record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("choice", ["auto", "off"])

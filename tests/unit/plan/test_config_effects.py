@@ -69,6 +69,15 @@ def test_the_fast_path_is_named_with_the_udp_backend() -> None:
     assert effects(old, new) == ["Hosts turn the fast path on. No packet is lost."]
 
 
+def test_the_effect_of_mode_flow_on_the_firewall_is_named() -> None:
+    old, new = '{"Network":"10.100.0.0/16"}', '{"Network":"10.100.0.0/16","FastPath":"flow"}'
+
+    assert effects(new, old) == [
+        "Packets of known flows may bypass the firewall for up to a second. No packet is lost."
+    ]
+    assert effects(old, new) == ["Packets of known flows meet the firewall. No packet is lost."]
+
+
 def test_hosts_with_another_subnet_are_named_with_the_remedy() -> None:
     (effect,) = effects('{"Network":"10.200.0.0/16","Backend":{"Type":"vxlan"}}')
 

@@ -133,6 +133,10 @@ def test_a_healthy_host_has_no_findings() -> None:
             replace(READY, fast_path=FastPathStatus(mode="safe", remarks=(Notice("there is no room"),))),
             "fast-path-full",
         ),
+        (
+            replace(READY, fast_path=FastPathStatus(mode="flow", uncached=("TCP only: a sysctl is 0",))),
+            "flow-not-cached",
+        ),
     ],
 )
 def test_a_daemon_that_is_not_ready_has_one_finding_with_the_most_specific_reason(

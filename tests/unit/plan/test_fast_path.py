@@ -56,6 +56,15 @@ def programs(state: State) -> list[tuple[str, Role]]:
     return [(item.link, item.role) for item in state if isinstance(item, BpfProgram)]
 
 
+def test_in_mode_flow_each_veth_of_a_container_has_a_program() -> None:
+    host = replace(HOST, caches_flows=True)
+
+    state = BACKEND.plan_bridges((DOCKER0,), host)
+
+    assert programs(state) == [("docker0", Role.LAST_HOP), ("veth1", Role.SHORTCUT)]
+    assert all(item.tunnel.caches_flows for item in state if isinstance(item, BpfProgram))
+
+
 def bpf(state: State) -> list[object]:
     return [item for item in state if isinstance(item, BpfProgram | BpfPeer | BpfContainer)]
 

@@ -5,7 +5,7 @@ number of values: peers are counted, not named.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +18,8 @@ from pyflannel.model.status import DURATIONS_S, BackendStatus, Status
 Sample = tuple[tuple[str, ...], float]
 """Values of the labels of a family, and the value of the sample."""
 
-_CARRIED = ("encapsulated", "decapsulated", "rejoined", "delivered")
-_MODES = ("safe", "user-space", "off")
+_CARRIED = ("encapsulated", "decapsulated", "rejoined", "delivered", "cached_out", "cached_in")
+_MODES = ("safe", "flow", "user-space", "off")
 _PHASES = ("acquiring", "held", "lost", "taken")
 
 _RECENT_S = 180.0
@@ -126,7 +126,10 @@ def _fast_path_mode(status: Status, _: float) -> Iterator[Sample]:
 
 
 def _tunnel(
-    forwarder: str, programs: str, unit: str, device: Callable[[BackendStatus], int | None] | None = None
+    forwarder: str,
+    programs: Sequence[str],
+    unit: str,
+    device: Callable[[BackendStatus], int | None] | None = None,
 ) -> Callable[[Status, float], Iterable[Sample]]:
     """Return the function for packets or bytes.
 
@@ -139,8 +142,8 @@ def _tunnel(
             yield ("forwarder",), user_space[name]
         if status.fast_path is not None:
             counted = status.fast_path.counters if unit == "packets" else status.fast_path.octets
-            if programs in counted:
-                yield ("programs",), counted[programs]
+            if counted:
+                yield ("programs",), sum(counted.get(outcome, 0) for outcome in programs)
         if device is None or status.backend is None or status.backend.type == "udp":
             return
         if (count := device(status.backend)) is not None:
@@ -394,28 +397,28 @@ FAMILIES = (
         kind="counter",
         help="Inner packets sent to peers, by the forwarder and by the programs in the kernel.",
         labels=("path",),
-        samples=_tunnel("sent", "encapsulated", "packets"),
+        samples=_tunnel("sent", ("encapsulated", "cached_out"), "packets"),
     ),
     Family(
         name="flannel_tunnel_transmit_bytes_total",
         kind="counter",
         help="Bytes of inner packets sent to peers.",
         labels=("path",),
-        samples=_tunnel("sent", "encapsulated", "octets", lambda backend: backend.sent),
+        samples=_tunnel("sent", ("encapsulated", "cached_out"), "octets", lambda backend: backend.sent),
     ),
     Family(
         name="flannel_tunnel_receive_packets_total",
         kind="counter",
         help="Inner packets received from peers.",
         labels=("path",),
-        samples=_tunnel("received", "decapsulated", "packets"),
+        samples=_tunnel("received", ("decapsulated",), "packets"),
     ),
     Family(
         name="flannel_tunnel_receive_bytes_total",
         kind="counter",
         help="Bytes of inner packets received from peers.",
         labels=("path",),
-        samples=_tunnel("received", "decapsulated", "octets", lambda backend: backend.received),
+        samples=_tunnel("received", ("decapsulated",), "octets", lambda backend: backend.received),
     ),
     Family(
         name="flannel_stranger_packets",

@@ -3,23 +3,26 @@
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from ipaddress import IPv4Network
 
 from pyflannel.kernel.bpf.features import examine
 from pyflannel.kernel.bpf.hooks import Hooks, KernelHooks
-from pyflannel.kernel.bpf.layout import SHARED, Outcome, Settings, devices_of, pack_settings
+from pyflannel.kernel.bpf.layout import SHARED, Outcome, Permit, Settings, devices_of, pack_settings
 from pyflannel.kernel.bpf.libbpf import Libbpf
 from pyflannel.kernel.bpf.maps import TunnelMaps
 from pyflannel.kernel.bpf.objects import KernelObjects, ObjectFile, read_object
 from pyflannel.kernel.bpf.standing import Standing, StandingPrograms, describe, shared_maps
 from pyflannel.kernel.bpf.syscall import opened
 from pyflannel.kernel.network.device_ioctls import link_index
-from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature, Tunnel
+from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature, Role, Tunnel
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.status import Notice
+
+_BYPASSED = (Role.ENCAPSULATE, Role.LAST_HOP, Role.SHORTCUT)
+"""Roles at links that cached packets bypass."""
 
 _NAMED = 8
 """Hooks that a message names."""
@@ -148,6 +151,36 @@ class FastPath:
         """Return the senders whose packets the guard of a tunnel dropped; none without a fast path."""
         return self._maps[device].strangers() if device in self._maps else ()
 
+    def put_permit(self, device: str, permit: Permit) -> None:
+        """Permit the programs of a tunnel to cache flows, or forbid it; nothing without programs."""
+        if device in self._maps:
+            self._maps[device].put_permit(permit)
+
+    async def foreign_hook(
+        self, programs: Iterable[BpfProgram], filtered: Container[int] = frozenset()
+    ) -> str | None:
+        """Return a link where cached packets would bypass a program or a filter of others; None without one.
+
+        Args:
+            programs: the programs of a tunnel that caches flows.
+            filtered: links, by index, with a qdisc for filters.
+        """
+        own = {(one.link, one.role.direction) for one in programs}
+        bypassed = {one.link for one in programs if one.role in _BYPASSED}
+        for link in sorted(bypassed):
+            try:
+                index = link_index(link)
+                for direction in Direction:
+                    if len(await self.hooks.programs(index, direction)) > ((link, direction) in own):
+                        return link
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                continue
+            if index in filtered:
+                return link
+        return None
+
     def notices(self, device: str) -> tuple[Notice, ...]:
         """Return the problems of a tunnel that no repair can end, as of the latest look. Raises nothing."""
         found = self._maps[device].notices if device in self._maps else []
@@ -180,6 +213,7 @@ class FastPath:
             port=tunnel.port,
             mtu=tunnel.mtu,
             gro_index=link_index(tunnel.gro_link) if tunnel.gro_link else 0,
+            caches_flows=tunnel.caches_flows,
         )
 
     def _hold_maps(self, devices: set[str], standing: Iterable[Standing]) -> None:

@@ -9,6 +9,11 @@
  *
  *	underlay [flannel_decap] -> one end of a veth, GRO, the other [flannel_join] -> flannel0
  *
+ * In mode flow, packets of a flow of which the firewall passed one unchanged in the last second go directly
+ *
+ *	container's veth [flannel_short] -> underlay
+ *	underlay [flannel_decap] or the far end of the veth pair [flannel_join] -> container's veth
+ *
  * A program takes a packet whole or not at all. Whatever it does not understand goes on as if it were not
  * there: out of flannel0 into user space, or up to the socket of user space. There the packet is relayed, or
  * its sender gets the ICMP error that it deserves.
@@ -37,6 +42,9 @@
 #define FRAGMENT 0x3fff		/* more fragments, or an offset */
 #define DO_NOT_FRAGMENT 0x4000
 #define VLAN 0x0fff		/* of a tag; 0 is that of none */
+#define FLOW_NS 1000000000ULL	/* how long the firewall's decision about a flow is valid */
+#define RENEWAL_NS (FLOW_NS / 2)	/* from this age on, single packets renew it */
+#define RENEWALS_NS (FLOW_NS / 8)	/* between two such packets */
 
 static __always_inline int count(enum outcome outcome, __u32 octets, int verdict)
 {
@@ -154,6 +162,260 @@ static __always_inline void write_tunnel_header(struct iphdr *ip, const struct p
 	udp->check = 0;
 }
 
+/* Encapsulate the IPv4 packet behind `link_octets` of an Ethernet header, or of none. Return 0, or what is wrong. */
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer *peer, __u32 link_octets,
+				       __u32 octets)
+{
+	struct iphdr *ip;
+
+	/* FIXED_GSO: a segment stays as long as it was, as flannel0's MTU leaves room for the tunnel's header. */
+	if (bpf_skb_adjust_room(skb, TUNNEL_OCTETS, BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
+				BPF_F_ADJ_ROOM_ENCAP_L4_UDP))
+		return LEFT_NO_ROOM;
+	ip = (void *)(long)skb->data + link_octets;
+	if ((void *)ip + TUNNEL_OCTETS + IP_OCTETS > (void *)(long)skb->data_end)
+		return DROPPED_UNFINISHED;
+	decrement_ttl((void *)ip + TUNNEL_OCTETS);
+	if (link_octets)	/* the host's own hop, which routing would have been */
+		decrement_ttl((void *)ip + TUNNEL_OCTETS);
+	write_tunnel_header(ip, peer, octets);
+	return 0;
+}
+
+/* Of the outcome of encapsulate() that is not 0. */
+static __always_inline int fail(int outcome, __u32 octets)
+{
+	return count(outcome, octets, outcome == LEFT_NO_ROOM ? NEXT : DROP);
+}
+
+/* The flow cache. */
+
+/* A packet that the cache is for. */
+struct candidate {
+	struct flow_key key;
+	__u16 octets;		/* of the packet, or of each segment with its headers */
+	__u8 tos;
+	__u8 closes;		/* TCP that changes the state of its connection; not for the cache, but known */
+};
+
+/* Describe the packet at `ip`. Return 0 if it is neither TCP nor UDP, or its header is not readable. */
+static __always_inline int describe(struct __sk_buff *skb, const struct iphdr *ip, int is_inbound,
+				    struct candidate *packet)
+{
+	const struct udphdr *udp = (const void *)(ip + 1);
+	const struct tcphdr *tcp = (const void *)(ip + 1);
+
+	if ((void *)(udp + 1) > (void *)(long)skb->data_end)
+		return 0;
+	packet->key.source = is_inbound ? ip->daddr : ip->saddr;
+	packet->key.destination = is_inbound ? ip->saddr : ip->daddr;
+	packet->key.source_port = is_inbound ? udp->dest : udp->source;
+	packet->key.destination_port = is_inbound ? udp->source : udp->dest;
+	packet->key.protocol = ip->protocol;
+	packet->octets = bpf_ntohs(ip->tot_len);
+	packet->tos = ip->tos;
+	packet->closes = 0;
+	if (ip->protocol == IPPROTO_UDP)
+		return 1;
+	if (ip->protocol != IPPROTO_TCP || (void *)(tcp + 1) > (void *)(long)skb->data_end)
+		return 0;
+	packet->closes = tcp->syn || tcp->fin || tcp->rst;
+	if (skb->gso_size)
+		packet->octets = IP_OCTETS + tcp->doff * 4 + skb->gso_size;
+	return 1;
+}
+
+/* Whether a packet that describe() took is whole and sound, so that routing and connection tracking would not
+ * drop it. */
+static __always_inline int is_sound(struct __sk_buff *skb, const struct iphdr *ip)
+{
+	const struct udphdr *udp = (const void *)(ip + 1);
+	const struct tcphdr *tcp = (const void *)(ip + 1);
+	__u32 octets;
+
+	if ((void *)(udp + 1) > (void *)(long)skb->data_end)
+		return 0;
+	octets = bpf_ntohs(ip->tot_len);
+	if (ip->version != 4 || ip->ihl != IP_OCTETS / 4 || (ip->frag_off & bpf_htons(FRAGMENT)) || ip->ttl <= 2 ||
+	    octets != skb->len - ETH_HLEN || octets > LONGEST - TUNNEL_OCTETS || checksum(ip))
+		return 0;
+	if (ip->protocol == IPPROTO_UDP)
+		return !skb->gso_size && bpf_ntohs(udp->len) == octets - IP_OCTETS;
+	if ((void *)(tcp + 1) > (void *)(long)skb->data_end)
+		return 0;
+	return tcp->ack && !tcp->urg && tcp->doff >= sizeof(*tcp) / 4 && octets >= IP_OCTETS + tcp->doff * 4U;
+}
+
+static __always_inline void forget(struct side *side)
+{
+	side->passed_at = 0;
+	side->token = 0;
+}
+
+/* Return the direction of the flow of a packet, behind an Ethernet header, if the packet may bypass the firewall.
+ * Otherwise mark the packet, if the firewall's decision about it is one about its flow. */
+static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_inbound, struct flow_key *key)
+{
+	struct iphdr *ip = (void *)(long)skb->data + ETH_HLEN;
+	struct ethhdr *ethernet = (void *)(long)skb->data;
+	struct candidate packet = {};
+	struct side *side, *opposite;
+	struct permit *permit;
+	struct flow *flow;
+	__u32 zero = 0;
+	__u64 now, age;
+	int is_same;
+
+	skb->tc_index = 0;
+	permit = bpf_map_lookup_elem(&flannel_permit, &zero);
+	if (!permit || skb->mark || !describe(skb, ip, is_inbound, &packet))
+		return NULL;
+	if (!(permit->protocols & (packet.key.protocol == IPPROTO_TCP ? CACHES_TCP : CACHES_UDP)))
+		return NULL;
+	*key = packet.key;
+	flow = bpf_map_lookup_elem(&flannel_flows, key);
+	if (packet.closes) {
+		if (flow) {
+			forget(&flow->outbound);
+			forget(&flow->inbound);
+		}
+		return NULL;
+	}
+	now = bpf_ktime_get_boot_ns();
+	if (now >= permit->until || !is_sound(skb, ip))
+		return NULL;
+	if (!flow) {
+		struct flow unknown = {};
+
+		bpf_map_update_elem(&flannel_flows, key, &unknown, BPF_NOEXIST);
+		flow = bpf_map_lookup_elem(&flannel_flows, key);
+		if (!flow)
+			return NULL;
+	}
+	side = is_inbound ? &flow->inbound : &flow->outbound;
+	opposite = is_inbound ? &flow->outbound : &flow->inbound;
+	is_same = side->link == skb->ifindex && side->tos == packet.tos &&
+		  (is_inbound || is_same_mac(side->mac, ethernet->h_dest));
+	age = now - side->passed_at;
+	if (age < FLOW_NS && side->passed_at && side->generation == permit->generation) {
+		if (!is_same)
+			return NULL;	/* another sender waits until the decision about this one is old */
+		if (packet.octets <= side->longest &&
+		    (age < RENEWAL_NS || now - side->examined_at < RENEWALS_NS))
+			return side;
+	} else {
+		side->passed_at = 0;
+	}
+
+	/* The first packet, and one after a pause, may change the state of its connection, and with it what the
+	 * firewall decides about the opposite direction. */
+	if (now - side->examined_at >= FLOW_NS) {
+		forget(opposite);
+		side->token = 0;
+	}
+	if (!side->token || !is_same || side->generation != permit->generation)
+		side->token = bpf_get_prandom_u32() | 1;
+	side->examined_at = now;
+	side->generation = permit->generation;
+	side->link = skb->ifindex;
+	side->tos = packet.tos;
+	if (!is_inbound)
+		__builtin_memcpy(side->mac, ethernet->h_dest, ETH_ALEN);
+	skb->tc_index = side->token;
+	return NULL;
+}
+
+/* The firewall passed this packet. If it did not change it, and the packet is one that was marked, its flow may
+ * bypass the firewall. `bridge` is the source of an inbound frame. */
+static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphdr *ip, const __u8 *bridge)
+{
+	struct candidate packet = {};
+	__u16 token = skb->tc_index;
+	struct flow *flow;
+	struct side *side;
+	__u64 now;
+
+	if (!token)
+		return;
+	skb->tc_index = 0;
+	if (skb->mark || !describe(skb, ip, !!bridge, &packet))
+		return;
+	flow = bpf_map_lookup_elem(&flannel_flows, &packet.key);
+	if (!flow)
+		return;
+	side = bridge ? &flow->inbound : &flow->outbound;
+	if (side->token != token || side->tos != packet.tos)
+		return;
+	now = bpf_ktime_get_boot_ns();
+	if (packet.octets > side->longest || now - side->passed_at >= RENEWAL_NS)
+		side->longest = packet.octets;
+	if (bridge)
+		__builtin_memcpy(side->mac, bridge, ETH_ALEN);
+	side->passed_at = now;
+}
+
+/* Where a container's frames go, or NULL. */
+static __always_inline __u32 *find_port(__be32 address, struct mac **mac)
+{
+	*mac = bpf_map_lookup_elem(&flannel_macs, &address);
+	return *mac ? bpf_map_lookup_elem(&flannel_ports, &address) : NULL;
+}
+
+/* Deliver a decapsulated packet, behind an Ethernet header, directly to the container, if its flow is cached.
+ * Return NEXT if not. */
+static __always_inline int deliver_cached(struct __sk_buff *skb)
+{
+	struct ethhdr *ethernet;
+	struct flow_key key;
+	struct side *side;
+	struct mac *mac;
+	struct iphdr *ip;
+	__u32 *port;
+	__u32 octets = skb->len - ETH_HLEN;
+
+	if (is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct tcphdr)))
+		is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct udphdr));
+	side = find_bypass(skb, 1, &key);
+	if (!side)
+		return NEXT;
+	port = find_port(key.source, &mac);
+	ethernet = (void *)(long)skb->data;
+	ip = (void *)(ethernet + 1);
+	if (!port || (void *)(ip + 1) > (void *)(long)skb->data_end)
+		return NEXT;
+	__builtin_memcpy(ethernet->h_dest, mac->octets, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, side->mac, ETH_ALEN);
+	decrement_ttl(ip);	/* the host's own hop */
+	return count(CACHED_IN, octets, bpf_redirect(*port, 0));
+}
+
+/* Ingress of a container's veth, on the host's end: packets to a peer whose flow is cached. */
+SEC("tc")
+int flannel_short(struct __sk_buff *skb)
+{
+	__u32 octets = skb->len - ETH_HLEN;
+	struct flow_key key;
+	struct peer *peer, to;
+	int outcome;
+
+	skb->tc_index = 0;
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
+		return NEXT;
+	if (is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct tcphdr)))
+		is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct udphdr));
+	if (!find_bypass(skb, 0, &key))
+		return NEXT;
+	peer = find_peer(key.destination);
+	if (!peer || !(peer->flags & PEER_READS_UNFINISHED) || is_gone(settings.underlay_index))
+		return NEXT;
+	to = *peer;
+	outcome = encapsulate(skb, &to, ETH_HLEN, octets);
+	if (outcome)
+		return fail(outcome, octets);
+	return count(CACHED_OUT, octets, bpf_redirect_neigh(settings.underlay_index, NULL, 0, 0));
+}
+
 /* Egress of flannel0: what the host routed to a peer's subnet leaves on the underlay, encapsulated. */
 SEC("tc")
 int flannel_encap(struct __sk_buff *skb)
@@ -162,6 +424,7 @@ int flannel_encap(struct __sk_buff *skb)
 	struct peer *peer, to;
 	struct ethhdr *ethernet;
 	struct iphdr *ip;
+	int outcome;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || is_short(skb, IP_OCTETS))
 		return count(LEFT_NOT_IPV4, octets, NEXT);
@@ -188,17 +451,11 @@ int flannel_encap(struct __sk_buff *skb)
 	if (is_gone(settings.underlay_index))
 		return count(LEFT_NO_DEVICE, octets, NEXT);
 	to = *peer;
-
-	/* FIXED_GSO: a segment stays as long as it was, as flannel0's MTU leaves room for the tunnel's header. */
-	if (bpf_skb_adjust_room(skb, TUNNEL_OCTETS, BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
-				BPF_F_ADJ_ROOM_ENCAP_L4_UDP))
-		return count(LEFT_NO_ROOM, octets, NEXT);
-	ip = (void *)(long)skb->data;
-	if ((void *)ip + TUNNEL_OCTETS + IP_OCTETS > (void *)(long)skb->data_end)
-		return count(DROPPED_UNFINISHED, octets, DROP);
-	decrement_ttl((void *)ip + TUNNEL_OCTETS);
-	write_tunnel_header(ip, &to, octets);
+	if (settings.caches_flows)
+		open_bypass(skb, ip, NULL);
+	outcome = encapsulate(skb, &to, 0, octets);
+	if (outcome)
+		return fail(outcome, octets);
 
 	/* A packet of a TUN device has no Ethernet header; the underlay's is filled in by redirect_neigh(), which
 	 * looks route and neighbour up like the kernel does, and waits for an answer to its ARP. */
@@ -220,7 +477,7 @@ int flannel_decap(struct __sk_buff *skb)
 	struct udphdr *udp;
 	struct peer *peer;
 	__u32 outer_octets, inner_octets;
-	int is_segment;
+	int is_segment, verdict;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || is_of_others(skb) ||
 	    is_short(skb, ETH_HLEN + TUNNEL_OCTETS + IP_OCTETS))
@@ -272,9 +529,15 @@ int flannel_decap(struct __sk_buff *skb)
 	decrement_ttl(inner);
 	if (bpf_skb_adjust_room(skb, -TUNNEL_OCTETS, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return count(DROPPED_UNFINISHED, octets, DROP);
+	count(DECAPSULATED, octets, 0);
 	if (is_segment && !is_gone(settings.gro_index))
-		return count(DECAPSULATED, octets, bpf_redirect(settings.gro_index, 0));
-	return count(DECAPSULATED, octets, bpf_redirect(settings.device_index, BPF_F_INGRESS));
+		return bpf_redirect(settings.gro_index, 0);
+	if (settings.caches_flows) {
+		verdict = deliver_cached(skb);
+		if (verdict != NEXT)
+			return verdict;
+	}
+	return bpf_redirect(settings.device_index, BPF_F_INGRESS);
 }
 
 /* Ingress of the far end of the veth pair with GRO: TCP segments from a network card, coalesced there. The frames
@@ -282,9 +545,16 @@ int flannel_decap(struct __sk_buff *skb)
 SEC("tc")
 int flannel_join(struct __sk_buff *skb)
 {
+	int verdict;
+
 	if (skb->protocol != bpf_htons(ETH_P_IP) || is_gone(settings.device_index) ||
 	    bpf_skb_change_type(skb, PACKET_HOST))
 		return DROP; /* nobody else sends here */
+	if (settings.caches_flows) {
+		verdict = deliver_cached(skb);
+		if (verdict != NEXT)
+			return verdict;
+	}
 	return count(REJOINED, skb->len - ETH_HLEN, bpf_redirect(settings.device_index, BPF_F_INGRESS));
 }
 
@@ -309,10 +579,11 @@ int flannel_hop(struct __sk_buff *skb)
 	ip = (void *)(ethernet + 1);
 	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
 		return NEXT;
-	mac = bpf_map_lookup_elem(&flannel_macs, &ip->daddr);
-	port = bpf_map_lookup_elem(&flannel_ports, &ip->daddr);
-	if (!mac || !port || !is_same_mac(ethernet->h_dest, mac->octets))
+	port = find_port(ip->daddr, &mac);
+	if (!port || !is_same_mac(ethernet->h_dest, mac->octets))
 		return NEXT;
+	if (settings.caches_flows)
+		open_bypass(skb, ip, ethernet->h_source);
 	return count(DELIVERED, skb->len - ETH_HLEN, bpf_redirect(*port, 0));
 }
 

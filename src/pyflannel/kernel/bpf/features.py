@@ -77,7 +77,14 @@ _LOG_OCTETS = 4096
 
 _LPM_TRIE = 11
 _NO_PREALLOC = 1
-_MAP_TYPES = {1: "HASH", 6: "PERCPU_ARRAY", 9: "LRU_HASH", _LPM_TRIE: "LPM_TRIE", 25: "DEVMAP_HASH"}
+_MAP_TYPES = {
+    1: "HASH",
+    2: "ARRAY",
+    6: "PERCPU_ARRAY",
+    9: "LRU_HASH",
+    _LPM_TRIE: "LPM_TRIE",
+    25: "DEVMAP_HASH",
+}
 """enum bpf_map_type."""
 
 _SCHED_CLS = 3
@@ -86,6 +93,7 @@ _SCHED_CLS = 3
 HELPERS = {
     1: "bpf_map_lookup_elem",
     2: "bpf_map_update_elem",
+    7: "bpf_get_prandom_u32",
     23: "bpf_redirect",
     32: "bpf_skb_change_type",
     39: "bpf_skb_pull_data",

@@ -20,7 +20,7 @@ BUILD_OCTETS = 8
 SETTINGS_MAP = ".rodata.setting"
 """The map with the settings of a program: the name of its section, cut to the kernel's 15 bytes."""
 
-_SETTINGS = struct.Struct("=8s16sII4s4s4sHHI")
+_SETTINGS = struct.Struct("=8s16sII4s4s4sHHII")
 _IDENTITY_OCTETS = BUILD_OCTETS + 16
 _SUBNET = struct.Struct("!II")
 _PEER = struct.Struct("!IHBx")
@@ -28,6 +28,7 @@ _COUNT = struct.Struct("=QQ")
 _INDEX = struct.Struct("=I")
 _STRANGER = struct.Struct("=4sI")
 _SIGHTING = struct.Struct("=QQ4s4s")
+_PERMIT = struct.Struct("=QII")
 _READS_UNFINISHED = 1
 
 
@@ -64,6 +65,8 @@ class Outcome(Enum):
     DECAPSULATED = "decapsulated"
     DELIVERED = "delivered"
     REJOINED = "rejoined"
+    CACHED_OUT = "cached_out"
+    CACHED_IN = "cached_in"
     LEFT_NOT_IPV4 = "left_not_ipv4"
     LEFT_OPTIONS = "left_options"
     LEFT_FRAGMENT = "left_fragment"
@@ -89,7 +92,9 @@ COUNTS = MapLayout(  # PERCPU_ARRAY
     name="flannel_counts", type=6, key_octets=4, value_octets=16, most_entries=len(Outcome)
 )
 DROPPED = MapLayout(name="flannel_dropped", type=9, key_octets=8, value_octets=24)  # LRU_HASH
-SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED)
+FLOWS = MapLayout(name="flannel_flows", type=9, key_octets=16, value_octets=80)  # LRU_HASH
+PERMIT = MapLayout(name="flannel_permit", type=2, key_octets=4, value_octets=16)  # ARRAY
+SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED, FLOWS, PERMIT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +105,7 @@ class Settings:
         build: digest of the object that the program is of.
         mtu: bytes of the largest accepted packet, unless it is to be segmented.
         gro_index: link on whose other end GRO coalesces TCP segments; 0 if there is none.
+        caches_flows: mode flow.
     """
 
     build: bytes
@@ -111,6 +117,7 @@ class Settings:
     port: int
     mtu: int
     gro_index: int = 0
+    caches_flows: bool = False
 
 
 def pack_settings(settings: Settings) -> bytes:
@@ -126,6 +133,7 @@ def pack_settings(settings: Settings) -> bytes:
         socket.htons(settings.port),
         settings.mtu,
         settings.gro_index,
+        settings.caches_flows,
     )
 
 
@@ -143,8 +151,8 @@ def unpack_settings(octets: bytes) -> Settings | None:
     if len(octets) < _IDENTITY_OCTETS:
         return None
     whole = octets[: _SETTINGS.size].ljust(_SETTINGS.size, b"\0")
-    build, device, device_index, underlay_index, address, base, mask, port, mtu, gro_index = _SETTINGS.unpack(
-        whole
+    build, device, device_index, underlay_index, address, base, mask, port, mtu, gro_index, caches_flows = (
+        _SETTINGS.unpack(whole)
     )
     try:
         subnet = IPv4Network((base, str(IPv4Address(mask))))
@@ -160,6 +168,7 @@ def unpack_settings(octets: bytes) -> Settings | None:
         port=socket.ntohs(port),
         mtu=mtu,
         gro_index=gro_index,
+        caches_flows=bool(caches_flows),
     )
 
 
@@ -207,6 +216,35 @@ def pack_port(link: int) -> bytes:
 def unpack_port(value: bytes) -> int:
     """Return the index of the link that an entry of the map of devices is."""
     return int(_INDEX.unpack(value)[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permit:
+    """Whether the programs may cache the firewall's decisions about flows.
+
+    Attributes:
+        until_ns: nanoseconds of CLOCK_BOOTTIME.
+        generation: decisions under a permit of another generation are not valid.
+        protocols: CACHES_UDP, CACHES_TCP.
+    """
+
+    until_ns: int = 0
+    generation: int = 0
+    protocols: int = 0
+
+
+CACHES_UDP, CACHES_TCP = 1, 2
+
+
+def pack_permit(permit: Permit) -> bytes:
+    """Return `struct permit`."""
+    return _PERMIT.pack(permit.until_ns, permit.generation, permit.protocols)
+
+
+def unpack_permit(value: bytes) -> Permit:
+    """Return the permit that `struct permit` is."""
+    until_ns, generation, protocols = _PERMIT.unpack(value)
+    return Permit(until_ns=until_ns, generation=generation, protocols=protocols)
 
 
 def unpack_counts(by_key: Mapping[bytes, bytes]) -> dict[Outcome, tuple[int, int]]:

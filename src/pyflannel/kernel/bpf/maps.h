@@ -23,6 +23,7 @@ struct settings {
 	__be16 port;		/* where our peers' datagrams arrive, and ours come from */
 	__u16 mtu;		/* of the TUN device; in the host's order */
 	__u32 gro_index;	/* veth on whose other end GRO coalesces TCP segments; 0 for none */
+	__u32 caches_flows;	/* 1 in mode flow */
 };
 
 /* Volatile, or the compiler would take the zeroes below for the values. A section of its own, so that nothing
@@ -85,6 +86,60 @@ struct {
 	__type(value, __u32);
 } flannel_devices SEC(".maps");
 
+/* The flow cache. A flow is a TCP or UDP connection between a container and a peer's container, by its addresses and
+ * ports as the container sends them. */
+struct flow_key {
+	__be32 source;
+	__be32 destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 protocol;
+};
+
+/* One direction of a flow. It may bypass the firewall for a second after a packet of it passed the firewall
+ * unchanged. The packet proves that with `token`, which it carries in its tc_index. */
+struct side {
+	__u64 passed_at;	/* 0 if no packet has passed */
+	__u64 examined_at;	/* when a packet last went to the firewall */
+	__u32 generation;	/* of the permit under which that was */
+	__u32 link;		/* where its packets arrive */
+	__u16 token;
+	__u16 longest;		/* octets of the longest packet, or segment, that has passed */
+	__u8 tos;
+	__u8 padding;
+	__u8 mac[6];		/* of the frame; outbound the destination, inbound the source, which is the bridge */
+	__u8 reserve[4];
+};
+
+struct flow {
+	struct side outbound;	/* from the container */
+	struct side inbound;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flannel_flows SEC(".maps");
+
+enum { CACHES_UDP = 1, CACHES_TCP = 2 };
+
+/* Whether flows may be cached. The daemon renews it while each rule of the firewall decides by the flow alone.
+ * Times are nanoseconds of CLOCK_BOOTTIME. */
+struct permit {
+	__u64 until;
+	__u32 generation;	/* flows of another generation are not valid */
+	__u32 protocols;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct permit);
+} flannel_permit SEC(".maps");
+
 /* What became of packets; the order is that of layout.py. */
 enum outcome {
 	/* carried */
@@ -92,6 +147,8 @@ enum outcome {
 	DECAPSULATED,
 	DELIVERED,
 	REJOINED,
+	CACHED_OUT,
+	CACHED_IN,
 	/* left to user space, or to the kernel's ordinary way */
 	LEFT_NOT_IPV4,
 	LEFT_OPTIONS,

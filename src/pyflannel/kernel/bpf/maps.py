@@ -15,15 +15,19 @@ from pyflannel.kernel.bpf.layout import (
     DROPPED,
     MACS,
     PEERS,
+    PERMIT,
     PORTS,
     Outcome,
+    Permit,
     pack_mac,
     pack_peer,
+    pack_permit,
     pack_port,
     pack_subnet,
     unpack_counts,
     unpack_mac,
     unpack_peer,
+    unpack_permit,
     unpack_port,
     unpack_stranger,
 )
@@ -340,6 +344,24 @@ class TunnelMaps:
         if link in self.devices():
             return  # put once more it would be missing for a moment, and a packet lost
         _raise_any(update_entries(self._descriptors[DEVICES.name], [pack_port(link)], [pack_port(link)]))
+
+    def permit(self) -> Permit:
+        """Return the permit to cache flows.
+
+        Raises:
+            OSError: the map cannot be read.
+        """
+        entries = read_entries(self._descriptors[PERMIT.name], PERMIT.key_octets, PERMIT.value_octets)
+        return unpack_permit(entries[bytes(PERMIT.key_octets)])
+
+    def put_permit(self, permit: Permit) -> None:
+        """Permit to cache flows, or forbid it.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        key = bytes(PERMIT.key_octets)
+        _raise_any(update_entries(self._descriptors[PERMIT.name], [key], [pack_permit(permit)]))
 
     def counts(self) -> dict[Outcome, tuple[int, int]]:
         """Return packets and bytes by outcome, since the creation of the maps.

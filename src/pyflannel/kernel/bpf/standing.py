@@ -179,6 +179,7 @@ def describe(
             port=settings.port,
             mtu=settings.mtu,
             gro_link=names.get(settings.gro_index, ""),
+            caches_flows=settings.caches_flows,
         )
         items.append(
             BpfProgram(link=names[one.link], role=program.role, tunnel=tunnel, is_current=is_current)

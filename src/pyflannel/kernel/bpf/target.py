@@ -10,7 +10,8 @@ from typing import Self
 from pyflannel.errors import TargetError, target_errors
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.hooks import Hooks
-from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.kernel.bpf.layout import CACHES_TCP, CACHES_UDP, Outcome, Permit
+from pyflannel.kernel.filters.flow_permit import FlowRules, in_brief
 from pyflannel.kernel.network.device_ioctls import link_index
 from pyflannel.kernel.network.requests import refusal_of
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature
@@ -62,6 +63,11 @@ class HookWatch:
 LOOK_S = 0.5
 """Interval of the looks at hooks, one system call each: the kernel announces no detached program."""
 
+RENEW_S = 0.3
+"""Interval of the renewals of a permit."""
+
+PERMIT_NS = 1_000_000_000
+
 _SEE_DMESG = "Look at the kernel's log (dmesg) for the reason."
 _RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN, and a bpffs at `.bpf` in its run directory."
 _HINTS = {
@@ -80,8 +86,14 @@ class BpfTarget:
 
     kinds = (BpfProgram, BpfPeer, BpfContainer)
 
-    def __init__(self, fast_path: FastPath, look_s: float = LOOK_S) -> None:
+    def __init__(
+        self, fast_path: FastPath, look_s: float = LOOK_S, flow_rules: FlowRules | None = None
+    ) -> None:
         self._fast_path = fast_path
+        self._flow_rules = flow_rules or FlowRules()
+        self._caching: tuple[BpfProgram, ...] = ()
+        self._caches = asyncio.Event()
+        self._not_cached: tuple[str, ...] = ()
         self._watch = HookWatch(fast_path.hooks)
         self._look_s = look_s
         self._has_places = asyncio.Event()
@@ -91,6 +103,7 @@ class BpfTarget:
 
     async def __aexit__(self, *_: object) -> None:
         """Close all descriptors. Programs and maps stay."""
+        self._flow_rules.close()
         self._fast_path.close()
 
     async def snapshot(self, desired: State) -> State:
@@ -106,6 +119,12 @@ class BpfTarget:
             self._has_places.set()
         else:
             self._has_places.clear()
+        self._caching = tuple(item for item in programs if item.tunnel.caches_flows)
+        if self._caching:
+            self._caches.set()
+        else:
+            self._caches.clear()
+            self._not_cached = ()
         try:
             with target_errors("eBPF programs and maps cannot be read", hint=_SEE_DMESG):
                 await self._watch.remember(places)
@@ -130,7 +149,7 @@ class BpfTarget:
 
     def changes(self) -> ChangeChannel:
         """Open a channel that announces a hook of the plan if its programs changed since the last look."""
-        return ChangeChannel(self._read_changes)
+        return ChangeChannel(self._read_changes, self._renew_permits)
 
     async def _read_changes(self, announce: Announce) -> None:
         while True:
@@ -138,6 +157,45 @@ class BpfTarget:
             await asyncio.sleep(self._look_s)
             if await self._watch.has_changed():
                 announce()
+
+    async def _renew_permits(self, announce: Announce) -> None:
+        """Permit the programs to cache flows, as long as the firewall decides by the flow alone.
+
+        A permit ends one second after the firewall was read, also if this process no longer runs. So no
+        decision of a previous ruleset is valid for longer.
+        """
+        while True:
+            await self._caches.wait()
+            reasons = await self.renew()
+            if reasons != self._not_cached:
+                self._not_cached = reasons
+                announce()  # so that the status shows them
+            await asyncio.sleep(RENEW_S)
+
+    async def renew(self) -> tuple[str, ...]:
+        """Renew the permits; return why flows, or TCP flows, do not bypass the firewall."""
+        firewall = await self._flow_rules.look()
+        try:
+            link = await self._fast_path.foreign_hook(self._caching, firewall.filtered_links)
+        except (OSError, TargetError) as error:
+            return (f"the programs at the links cannot be read: {error}",)
+        objections = firewall.objections
+        if link is not None:
+            objections = (*objections, f"{link} has a program or a filter of tc")
+        protocols = 0 if objections else CACHES_UDP | (0 if firewall.tcp_objection else CACHES_TCP)
+        permit = Permit(
+            until_ns=firewall.read_at_ns + PERMIT_NS if protocols else 0,
+            generation=firewall.generation,
+            protocols=protocols,
+        )
+        try:
+            for device in {item.tunnel.device for item in self._caching}:
+                self._fast_path.put_permit(device, permit)
+        except OSError as error:
+            return (f"the permit cannot be written: {error}",)
+        if objections:
+            return in_brief(objections)
+        return (firewall.tcp_objection,) if firewall.tcp_objection else ()
 
     def counts(self, device: str) -> Mapping[Outcome, tuple[int, int]]:
         """Return packets and bytes by outcome of a tunnel; empty without a fast path.
@@ -162,6 +220,10 @@ class BpfTarget:
     def notices(self, device: str) -> tuple[Notice, ...]:
         """Return the problems of a tunnel that no repair can end, as of the latest look."""
         return self._fast_path.notices(device)
+
+    def uncached(self) -> tuple[str, ...]:
+        """Return why packets of flows do not bypass the firewall, as of the latest renewal."""
+        return self._not_cached
 
     async def _change_peers(
         self, device: str, operations: Sequence[Operation], is_removal: bool

@@ -174,7 +174,7 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
     cause = "programs of an earlier flanneld carry packets by tables that flanneld cannot update"
     blind = [notice.text for notice in path.remarks if notice.hint]
     has_looked = seen.status.reconcile is not None and seen.status.reconcile.passes > 0
-    if blind or (path.mode != "safe" and seen.programs and has_looked):
+    if blind or (path.mode not in ("safe", "flow") and seen.programs and has_looked):
         yield Finding(
             code="programs-left",
             severity="error",
@@ -185,6 +185,19 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
     for notice in path.remarks:
         if not notice.hint:
             yield Finding(code="fast-path-full", severity="info", cause=notice.text, fix="flannelctl status")
+
+
+def _uncached(seen: Observed) -> Iterator[Finding]:
+    """Yield why packets meet the firewall in spite of mode flow."""
+    path = seen.status.fast_path
+    if path is not None and path.uncached:
+        yield Finding(
+            code="flow-not-cached",
+            severity="info",
+            cause="in mode flow, packets still meet the firewall",
+            evidence=some(path.uncached),
+            fix="nft list ruleset  # and change the rule or the setting that the evidence names",
+        )
 
 
 def _strangers(seen: Observed) -> Iterator[Finding]:
@@ -294,6 +307,7 @@ CHECKS = (
     _silent_peers,
     _user_space,
     _left_programs,
+    _uncached,
     _strangers,
     _refused_leases,
     _allow_list,

@@ -107,7 +107,7 @@ def _tunnel_flows(seen: Observed) -> Iterator[Flow]:
     if backend is None or backend.port is None or underlay is None:
         return
     # The programs of the fast path carry most packets past netfilter at the underlay.
-    severity: Severity = "warning" if path is not None and path.mode == "safe" else "error"
+    severity: Severity = "warning" if path is not None and path.mode in ("safe", "flow") else "error"
     here, port = underlay.address, backend.port
     for there in islice(dict.fromkeys(seen.membership.peers.values()), _PEERS):
         arriving = tunnel_packet(there, here, backend.type, port, iif=underlay.link)

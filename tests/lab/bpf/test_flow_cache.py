@@ -1,0 +1,272 @@
+"""Flows that bypass the firewall of two hosts, on the real kernel. No process of pyflannel runs."""
+
+import itertools
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+
+import pytest
+
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.layout import CACHES_TCP, CACHES_UDP, Outcome, Permit
+from pyflannel.model.fast_path import Role
+from pyflannel.model.state import State
+
+FOREVER = 1 << 62
+IP_RECVTTL = 12  # linux/in.h
+CUT_S = 1.0
+"""The longest time for which a decision of the firewall is valid."""
+
+_ports = itertools.count(5000)
+
+SOON_S = 0.25
+"""Within this time, a packet that the kernel passes has arrived."""
+
+FIREWALL = """
+table ip t {
+    chain forward {
+        type filter hook forward priority 0
+        ct state invalid drop
+        jump rules
+    }
+    chain rules {
+    }
+}
+"""
+
+
+class Talk:
+    """UDP sockets in a container of each host, and the packets between them."""
+
+    def __init__(self, stack: ExitStack, open_socket, one, two) -> None:
+        self.port = next(_ports)
+        self.ends = one, two
+        self.sockets = [
+            stack.enter_context(open_socket(each.namespace, socket.SOCK_DGRAM)) for each in self.ends
+        ]
+        for made, container in zip(self.sockets, self.ends, strict=True):
+            made.bind((container.address, self.port))
+        self.number = 0
+
+    def arrives(self, source: int = 0, octets: int = 0) -> bool:
+        """Send a packet from one or the other; return whether it arrives."""
+        self.number += 1
+        sent = b"%d " % self.number + bytes(octets)
+        self.sockets[source].sendto(sent, (self.ends[1 - source].address, self.port))
+        sink = self.sockets[1 - source]
+        sink.settimeout(SOON_S)
+        try:
+            while sink.recv(2000) != sent:
+                pass
+        except TimeoutError:
+            return False
+        return True
+
+
+def permit(host, **changes) -> None:
+    """Permit the programs of a host to cache flows, as the daemon would."""
+    given = {"until_ns": FOREVER, "generation": 1, "protocols": CACHES_UDP | CACHES_TCP} | changes
+
+    async def put():
+        with closing(FastPath()) as path:
+            await path.read([host.peer()])
+            path.put_permit("flannel0", Permit(**given))
+
+    host.namespace.run(put)
+
+
+@pytest.fixture(scope="module")
+def cached(shared_hosts):
+    """Two hosts with a firewall that tracks connections, in mode flow."""
+    one, two = shared_hosts
+    for host, peer in ((one, two), (two, one)):
+        host.caches_flows = True
+        host.namespace.command("nft", "-f", "-", given=FIREWALL)
+        host.namespace.command("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_be_liberal=1")
+        host.heal(host.plan(peer.peer()))
+    return shared_hosts
+
+
+@pytest.fixture
+def talk(cached, open_socket) -> Iterator[Talk]:
+    """Two containers that may use the cache."""
+    one, two = cached
+    for host in cached:
+        permit(host)
+    with ExitStack() as stack:
+        yield Talk(stack, open_socket, one.container, two.container)
+    for host in cached:
+        host.namespace.command("nft", "flush chain ip t rules")
+
+
+class Counted:
+    """The number of packets that the programs of a host counted since the last look."""
+
+    def __init__(self, host) -> None:
+        self.host = host
+        self.before = host.counts()
+
+    def __getitem__(self, outcome: Outcome) -> int:
+        return self.host.counts().get(outcome, 0) - self.before.get(outcome, 0)
+
+
+@pytest.fixture
+def counted(cached) -> list[Counted]:
+    """The packets of each host since the start of the test."""
+    return [Counted(host) for host in cached]
+
+
+def rule(host, words: str) -> None:
+    host.namespace.command("nft", f"add rule ip t rules {words}")
+
+
+def seconds_until_cut(talk: Talk) -> float:
+    since = time.monotonic()
+    while talk.arrives():
+        assert time.monotonic() - since < 30
+    return time.monotonic() - since - SOON_S
+
+
+def test_a_stream_bypasses_both_firewalls_and_arrives_unchanged(cached, talk, counted, send_stream):
+    one, two = cached
+
+    assert send_stream(one.container, two.container, 32 << 20)
+    assert send_stream(two.container, one.container, 8 << 20)
+
+    for host in counted:
+        assert host[Outcome.CACHED_OUT] > 5 * host[Outcome.ENCAPSULATED]
+        assert host[Outcome.CACHED_IN] > 5 * host[Outcome.DELIVERED]
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["sender", "receiver"])
+def test_a_new_rule_cuts_a_flow_within_a_second(cached, talk, counted, place):
+    assert all(talk.arrives() for _ in range(50))
+    assert counted[0][Outcome.CACHED_OUT] > 30
+    assert counted[1][Outcome.CACHED_IN] > 30
+
+    rule(cached[place], f"udp dport {talk.port} drop")
+
+    assert seconds_until_cut(talk) < CUT_S + SOON_S
+    assert not any(talk.arrives() for _ in range(3))
+
+
+def test_a_new_generation_of_the_rules_cuts_a_flow_immediately(cached, talk):
+    assert all(talk.arrives() for _ in range(10))
+    rule(cached[0], f"udp dport {talk.port} drop")
+    permit(cached[0], generation=2)
+
+    assert not talk.arrives()
+
+
+def test_without_a_permit_each_packet_meets_the_firewall(cached, talk):
+    one, two = cached
+    assert all(talk.arrives() for _ in range(10))
+    permit(one, until_ns=0)
+    permit(two, protocols=CACHES_TCP)
+    sender, receiver = Counted(one), Counted(two)
+
+    assert all(talk.arrives() for _ in range(10))
+
+    assert sender[Outcome.CACHED_OUT] == receiver[Outcome.CACHED_IN] == 0
+
+
+def test_a_flow_that_the_firewall_drops_is_never_cached(cached, talk, counted):
+    rule(cached[0], f"udp dport {talk.port} drop")
+
+    assert not any(talk.arrives() for _ in range(5))
+    assert counted[0][Outcome.CACHED_OUT] == 0
+
+
+def test_the_first_answer_ends_a_decision_about_the_state_new(cached, talk, counted):
+    """The rule passes only packets of connections without an answer."""
+    rule(cached[0], "ip saddr 10.100.15.2 ct state established drop")
+    assert all(talk.arrives() for _ in range(10))
+    assert counted[0][Outcome.CACHED_OUT] > 5
+
+    assert talk.arrives(source=1)
+
+    assert not any(talk.arrives() for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    "nat",
+    [
+        "type nat hook postrouting priority 100\nip saddr 10.100.15.2 snat to 10.100.15.77",
+        "type nat hook prerouting priority -100\nip daddr 10.100.20.2 dnat to 10.100.20.3",
+    ],
+    ids=["source", "destination"],
+)
+def test_a_flow_whose_address_is_translated_is_never_cached(cached, talk, counted, nat):
+    one, _ = cached
+    one.namespace.command("nft", f"table ip n {{\nchain n {{\n{nat}\n}}\n}}")
+    for _ in range(20):
+        talk.sockets[0].sendto(b"x", ("10.100.20.2", talk.port))
+    one.namespace.command("nft", "delete table ip n")
+
+    assert counted[0][Outcome.ENCAPSULATED] >= 20
+    assert counted[0][Outcome.CACHED_OUT] == 0
+
+
+def test_a_marked_packet_is_never_cached(cached, talk, counted):
+    rule(cached[0], f"udp dport {talk.port} meta mark set 7")
+
+    assert all(talk.arrives() for _ in range(10))
+    assert counted[0][Outcome.CACHED_OUT] == 0
+
+
+def test_another_container_with_the_same_address_does_not_use_the_decision(cached, talk, open_socket):
+    """The flow belongs to the link on which its packets arrived. So rules about links are obeyed."""
+    one, two = cached
+    forger = one.add_container(last=9, link="forger")
+    forger.namespace.ip(f"address add {one.container.address}/32 dev eth0")
+    shortcut = replace(one.program(Role.SHORTCUT), link=forger.link)
+    one.heal(one.plan(two.peer()) | State.of(shortcut))
+    with open_socket(forger.namespace, socket.SOCK_DGRAM) as forging:
+        forging.bind((one.container.address, talk.port))
+        assert all(talk.arrives() for _ in range(10))
+        counted = Counted(one)
+        for _ in range(10):
+            forging.sendto(b"forged", (two.container.address, talk.port))
+
+    assert counted[Outcome.CACHED_OUT] == 0
+
+
+def test_packets_longer_than_a_passed_one_meet_the_firewall_first(cached, talk):
+    assert all(talk.arrives() for _ in range(10))
+    counted = Counted(cached[1])
+
+    assert talk.arrives(octets=500)
+    assert counted[Outcome.CACHED_IN] == 0
+    assert talk.arrives(octets=500)
+    assert counted[Outcome.CACHED_IN] == 1
+
+
+def test_each_host_and_each_end_of_the_tunnel_is_still_a_hop(cached, talk, counted):
+    """As without the cache: `traceroute` and a packet with few hops left meet the same hosts."""
+    sender, sink = talk.sockets
+    sink.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+    seen = set()
+    for _ in range(20):
+        sender.sendto(b"x", sink.getsockname())
+        _, ancillary, _, _ = sink.recvmsg(100, 100)
+        seen.add(int.from_bytes(ancillary[0][2], "little"))
+    assert counted[0][Outcome.CACHED_OUT] > 10
+    assert seen == {60}
+
+    sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 2)
+    counted = Counted(cached[0])
+    assert not talk.arrives()
+    assert counted[Outcome.CACHED_OUT] == 0
+
+
+def test_a_container_that_ended_gets_no_packet(cached, talk):
+    """The last test: the container is gone."""
+    _, two = cached
+    assert all(talk.arrives() for _ in range(10))
+    two.namespace.ip(f"link delete {two.container.link}")
+    counted = Counted(two)
+
+    assert not talk.arrives()
+    assert counted[Outcome.CACHED_IN] == 0

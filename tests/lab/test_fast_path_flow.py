@@ -1,0 +1,91 @@
+"""Mode flow of the daemon: the cache is used while the firewall permits it, and never without the daemon."""
+
+import os
+import sys
+
+import pytest
+
+from pyflannel.lab.traffic import ping, wait_reached
+from pyflannel.lab.waiting import wait_until
+from testlab import kernel_programs
+from testlab.inside import run_inside
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEADLINE_S = 60.0
+LIBERAL = "net.netfilter.nf_conntrack_tcp_be_liberal"
+SEND = """
+import socket, sys
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.bind(("", 5000))
+for _ in range(100):
+    sender.sendto(b"x", (sys.argv[1], 5000))
+"""
+
+
+def look(host):
+    return run_inside(host, kernel_programs.look)
+
+
+def cached(box, far, host) -> int:
+    """Send a hundred packets of one flow; return the number of those that bypass the firewall of the host."""
+    before = run_inside(host, kernel_programs.packets_by_outcome).get("cached_out", 0)
+    box.run_in_network([sys.executable, "-c", SEND, str(far.address)])
+    return run_inside(host, kernel_programs.packets_by_outcome).get("cached_out", 0) - before
+
+
+def wait_uncached(overlay, host, reason: str) -> None:
+    def is_shown(status) -> bool:
+        return status.fast_path is not None and reason in " ".join(status.fast_path.uncached or ("none",))
+
+    overlay.wait_status(host, is_shown, f"shows {reason}")
+
+
+def test_flows_are_cached_while_the_firewall_permits_it(overlay):
+    hosts = one, _ = overlay.hosts["docker1"], overlay.hosts["docker4"]
+    for host in hosts:
+        host.run(["sysctl", "-qw", f"{LIBERAL}=0"])
+        overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", "--fast-path=flow")
+    overlay.settle(*hosts)
+    box, far = boxes = [host.container("box", gateway=host.gateway(), mtu=1472) for host in hosts]
+    wait_reached(boxes, deadline_s=DEADLINE_S)
+    wait_until(
+        lambda: any(word.startswith("flannel_short at ") for word in look(one).programs),
+        what="the container's veth has a program",
+        deadline_s=DEADLINE_S,
+    )
+    wait_uncached(overlay, one, LIBERAL)
+    one.run(["sysctl", "-qw", f"{LIBERAL}=1"])
+    wait_uncached(overlay, one, "none")
+    wait_until(lambda: cached(box, far, one) > 50, what="packets are cached", deadline_s=DEADLINE_S)
+
+    # A rule that counts.
+    one.run(["iptables", "-I", "FORWARD", "-m", "limit", "--limit", "1000/s", "-j", "ACCEPT"])
+    wait_uncached(overlay, one, "limit")
+    assert cached(box, far, one) == 0
+    one.run(["iptables", "-D", "FORWARD", "1"])
+    wait_uncached(overlay, one, "none")
+    assert cached(box, far, one) > 50
+
+    # A filter of another program at the container's veth.
+    (link,) = [word.removeprefix("flannel_short at ") for word in look(one).programs if "short" in word]
+    one.run(["tc", "qdisc", "add", "dev", link, "clsact"])
+    wait_uncached(overlay, one, "filter of tc")
+    assert cached(box, far, one) == 0
+    one.run(["tc", "qdisc", "delete", "dev", link, "clsact"])
+    wait_uncached(overlay, one, "none")
+
+    # No daemon.
+    overlay.daemons[one.name].kill()
+    wait_until(lambda: cached(box, far, one) == 0, what="no packet is cached", deadline_s=5)
+    assert ping(box, far.address).is_reached
+
+    # Mode safe again.
+    overlay.join(one)
+    wait_until(
+        lambda: not any("short" in word for word in look(one).programs),
+        what="no program at the container's veth",
+        deadline_s=DEADLINE_S,
+    )
+    assert cached(box, far, one) == 0
+    assert ping(box, far.address).is_reached
