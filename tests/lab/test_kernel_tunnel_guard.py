@@ -36,6 +36,13 @@ IPV6 = replace(
     subnet=IPV6_SUBNET,
     path=GuardedPath(links=("flannel-v6.1",), tunnel=GuardedTunnel(link="flannel-v6.1", port=8472, vni=1)),
 )
+IPV6_CHANGING = replace(
+    IPV6,
+    path=joined(
+        GuardedPath(links=(link,), tunnel=GuardedTunnel(link=link, port=port, vni=vni))
+        for link, port, vni in (("flannel-v6.7", 4789, 7), ("flannel-v6.1", 8472, 1))
+    ),
+)
 WIREGUARD = replace(IPV6, path=GuardedPath(links=("flannel-wg-v6",), refuses_clear=True))
 UDP = replace(
     VXLAN,
@@ -104,8 +111,12 @@ def passes(namespace, desired: Sequence[State]) -> list[list[Operation]]:
         (CHANGING, [peer(2), peer(3)]),
         (IPV6, [ipv6_peer(2), ipv6_peer(3)]),
         (WIREGUARD, []),
+        (IPV6_CHANGING, [ipv6_peer(2, other_ports=(4789,)), ipv6_peer(3)]),
     ],
-    ids=["vxlan", "udp", "host-gw", "three tunnels", "vxlan over IPv6", "wireguard over IPv6"],
+    ids=[
+        *("vxlan", "udp", "host-gw", "three tunnels"),
+        *("vxlan over IPv6", "wireguard over IPv6", "two tunnels over IPv6"),
+    ],
 )
 def test_one_pass_creates_it_and_another_removes_it(
     namespace, table: GuardTable, peers: list[GuardPeer]

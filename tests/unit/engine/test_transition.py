@@ -251,6 +251,28 @@ class TestPlan:
         assert [tunnel.port for tunnel in table.path.tunnels] == [8472, 8285]
         assert {entry.port, *entry.other_ports} == {8472, 8285}
 
+    def test_the_guard_of_ipv6_accepts_both(self) -> None:
+        """A peer publishes both in one lease with both subnets."""
+        vteps = [Vtep(mac=f"0e:00:00:00:06:0{number}", vni=number) for number in (1, 7)]
+        parts = [BackendPart(backend_type="vxlan", vtep=one, vtep_v6=one) for one in vteps]
+        one = peer(2, parts[1], parts[0])
+        one = replace(
+            one,
+            ipv6_subnet=IPv6Network("fd00:5:0:2::/64"),
+            attributes=replace(one.attributes, public_ipv6=IPv6Address("2001:db8::2")),
+        )
+        inputs = with_ipv6(changed(VXLAN, VxlanBackend(vni=7, udp_port=4789)))
+
+        _, state = planned(inputs, one)
+
+        table = next(table for table in state.of_type(GuardTable) if table.family == 6)
+        assert table.path is not None
+        assert set(table.path.links) == {"flannel-v6.1", "flannel-v6.7"}
+        assert {(tunnel.vni, tunnel.port) for tunnel in table.path.tunnels} == {(1, 8472), (7, 4789)}
+        (entry,) = (entry for entry in state.of_type(GuardPeer) if entry.family == 6)
+        assert (entry.address, entry.sources) == (IPv6Address("2001:db8::2"), one.ipv6_subnet)
+        assert {entry.port, *entry.other_ports} == {8472, 4789}
+
     def test_unencrypted_packets_are_refused_after_the_last_backend_without_encryption(self) -> None:
         wireguard = WireguardBackend(network=NETWORK)
         for inputs, refuses in ((changed(UDP, wireguard), False), (changed(wireguard), True)):

@@ -10,6 +10,7 @@ import pytest
 from pyflannel.kernel.filters.programs import Ran
 from pyflannel.kernel.wireguard import target as module
 from pyflannel.kernel.wireguard.target import WireguardTarget
+from pyflannel.model.item import Item, ItemMap
 from pyflannel.model.state import Replace, State
 from pyflannel.model.store_record import Secret
 from pyflannel.model.wireguard import WireguardDevice, WireguardPeer
@@ -82,3 +83,22 @@ def test_wireguard_go_sends_from_a_new_address_at_once(monkeypatch: pytest.Monke
 
     asyncio.run(change())
     assert f"wg set flannel-wg peer {PEER} endpoint 10.10.10.9:7 persistent-keepalive 25" in ran
+
+
+def test_a_change_of_the_plan_while_contacts_are_read_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan: ItemMap[Item] = ItemMap()
+    plan.add(PLAN)
+
+    async def run(*_: str, given: str = "") -> Ran:
+        plan.put(WireguardDevice(link=f"flannel-wg-{len(plan)}", public_key=OWN, port=1, is_in_kernel=True))
+        return Ran(0, WHOLE, "")
+
+    monkeypatch.setattr(module, "run_program", run)
+    target = WireguardTarget(lambda _: None, NoUserspace())
+
+    async def read() -> None:
+        await target.snapshot(State(plan))
+        count = len(list(State(plan).of_type(WireguardDevice)))
+        assert len(await target.contacts()) == count
+
+    asyncio.run(read())

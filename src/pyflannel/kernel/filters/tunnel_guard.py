@@ -129,7 +129,7 @@ class TunnelGuardTarget:
             TargetError: they cannot be read.
         """
         found: list[Stranger] = []
-        for table in self._desired.of_type(GuardTable):
+        for table in [*self._desired.of_type(GuardTable)]:  # the plan may change meanwhile
             if table.device == device:
                 request = dump_elements(name_of(table), SETS[table.family].dropped.name)
                 dropped = [one for some in await self._dump(request, parse_counted_elements) for one in some]

@@ -250,7 +250,7 @@ class WireguardTarget:
         """
         now = time.time()
         found: list[WireguardContact] = []
-        for planned in self._desired.of_type(WireguardDevice):
+        for planned in [*self._desired.of_type(WireguardDevice)]:  # the plan may change meanwhile
             device = await self._dump(planned.link)
             found += [_contact(one, now) for one in (() if device is None else device.peers)]
         return found
