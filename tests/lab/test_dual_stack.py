@@ -160,9 +160,30 @@ def test_each_object_is_repaired(overlay: Overlay, hosts: list[Host], damage: st
     wait_until(lambda: objects(host) == wanted, what=f"repair of: {damage}", deadline_s=HEALED_S)
 
 
-def test_a_restart_loses_no_packet(overlay: Overlay, hosts: list[Host]) -> None:
+def test_a_rebuild_of_the_guard_loses_no_packet_of_a_member(overlay: Overlay, hosts: list[Host]) -> None:
     first, second = hosts[0], hosts[2]
-    key = (first.lease(), bridge(first))
+    wanted = objects(first)
+
+    with PingStream(second, bridge(first).ip, interval_s=0.01) as stream:
+        stream.wait_answered()
+        for damage in ("delete table ip6 flannel-guard", "flush set ip6 flannel-guard ends"):
+            first.run(["nft", damage])
+            wait_until(lambda: objects(first) == wanted, what=f"repair of: {damage}", deadline_s=SOON_S)
+        stream.wait_answered()
+
+    assert stream.lost() == []
+
+
+def guard_handles(host: Host) -> str:
+    """Return the rules of the guard with their numbers, which are new if a rule is written again."""
+    listed = host.run(["nft", "--handle", "--stateless", "list", "table", "ip6", "flannel-guard"]).stdout
+    return "\n".join(line for line in listed.splitlines() if "# handle" in line)
+
+
+def test_a_restart_loses_no_packet(overlay: Overlay, hosts: list[Host]) -> None:
+    """The restarted daemon adopts the tunnel guard."""
+    first, second = hosts[0], hosts[2]
+    key, guard = (first.lease(), bridge(first)), guard_handles(first)
 
     with PingStream(second, bridge(first).ip, interval_s=0.01) as stream:
         stream.wait_answered()
@@ -172,6 +193,7 @@ def test_a_restart_loses_no_packet(overlay: Overlay, hosts: list[Host]) -> None:
 
     assert stream.lost() == []
     assert (first.lease(), bridge(first)) == key
+    assert guard_handles(first) == guard
 
 
 @pytest.mark.parametrize("has_nftables", [False, True], ids=["iptables", "nftables"])
@@ -253,3 +275,4 @@ def test_a_cleanup_removes_the_objects_of_both_families(overlay: Overlay, hosts:
     assert not [link["ifname"] for link in host.links() if link["ifname"].startswith("flannel")]
     assert not host.run(["ip", "-6", "route", "show", "proto", "80"]).stdout
     assert "flannel" not in host.run(["ip6tables-save"]).stdout.lower()
+    assert "flannel" not in host.run(["nft", "list", "tables"]).stdout
