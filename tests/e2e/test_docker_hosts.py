@@ -271,5 +271,5 @@ def test_no_packet_is_lost_when_the_daemon_ends_and_starts(network: Network, how
     assert reached.is_reached
     assert host.lease() == lease
     answered = {int(number) for number in re.findall(r" icmp_seq=(\d+) ttl=", said.read_text())}
-    # Without the last one, which may be in transit when ping ends; pings may also arrive in another order.
+    # The answer to the last ping may be in transit when ping ends. Answers may arrive in another order.
     assert sorted(answered) == list(range(1, max(answered) + 1))

@@ -88,7 +88,7 @@ with Lab(sys.argv[1]) as lab:
 """
 
 
-def test_remains_of_docker_after_a_killed_run_are_removed_by_the_next() -> None:
+def test_the_next_run_removes_the_remains_of_docker_after_a_killed_run() -> None:
     """Including containers, their control groups and overlays."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, NAME], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None

@@ -98,7 +98,7 @@ def damages_of(network) -> list[Callable[[], object]]:
 
     def etcd_hangs() -> None:
         with paused(network.overlay.etcd_program):
-            time.sleep(1)  # the fault itself: nothing to wait for
+            time.sleep(1)  # the duration of the fault
 
     def other_daemon_is_killed() -> None:
         network.overlay.daemons[network.other.name].kill()

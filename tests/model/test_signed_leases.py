@@ -292,7 +292,7 @@ def histories(length: int) -> list[tuple[Offer, ...]]:
 
 HISTORIES = histories(2)
 WORLDS, WORLDS_LONG = 500, 4_000
-"""Most visited worlds of each history. In the long run, each host has signed three leases."""
+"""Maximum number of visited worlds of each history. In the long run, each host has signed three leases."""
 
 
 @pytest.mark.parametrize("allowed", [frozenset({A, B}), None], ids=["allow-list", "first key"])
@@ -345,7 +345,7 @@ class NoReplacement(Trust):
 
 
 def lost(**parts: Mapping[object, object]) -> Rules:
-    """Return rules that do not keep a part of the file across a restart."""
+    """Return the rules of a host that loses these parts of its file at a restart."""
     return Rules(restart=lambda known: known._replace(**parts))
 
 

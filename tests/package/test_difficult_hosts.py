@@ -123,7 +123,9 @@ def installed(system: BootedSystem, package: Path) -> BootedSystem:
         ("dpkg --install /root/pyflannel.deb", "superuser privilege"),
     ],
 )
-def test_without_root_each_program_asks_for_it(installed: BootedSystem, command: str, complaint: str) -> None:
+def test_without_root_each_program_reports_that_it_needs_root(
+    installed: BootedSystem, command: str, complaint: str
+) -> None:
     as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
     refused = installed.run([*as_nobody, *shlex.split(command)], check=False)

@@ -166,8 +166,8 @@ class Places:
         """Return the places of the daemon with this prefix in the store, where these are the usual ones.
 
         The default prefix, and a store without a prefix (None), have the usual places. Another prefix has
-        directories in the usual ones, unless its daemon uses the usual places already, from a version that
-        had no other. The name of these directories is no name of a network.
+        directories inside the usual ones. If its daemon has used the usual places since an earlier version,
+        which had no others, it keeps them. No network can have the name of these directories.
         """
         if prefix in (None, DEFAULT_PREFIX):
             return self

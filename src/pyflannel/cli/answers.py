@@ -31,7 +31,7 @@ _WIDE = 1000
 def print_json(document: bytes) -> None:
     """Print a JSON document, indented."""
     text = msgspec.json.format(document, indent=2).decode()
-    click.echo(printable(text, keep="\n"))  # characters that JSON allows may steer a terminal
+    click.echo(printable(text, keep="\n"))  # JSON may contain characters that control a terminal
 
 
 def print_text(text: str) -> None:

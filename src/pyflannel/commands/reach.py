@@ -21,10 +21,10 @@ from pyflannel.model.probe import (
 from pyflannel.model.status import ReachStatus, Status
 
 PROBED = 256
-"""Most peers that one command probes: a random sample of the others would tell no more."""
+"""Maximum number of peers that one command probes: a random sample of the others would tell no more."""
 
 SAMPLED, SAMPLE_DEADLINE_S = 32, 1.0
-"""Most peers that `status` probes, and the time after which a peer counts as silent."""
+"""Maximum number of peers that `status` probes, and the seconds after which a peer counts as silent."""
 
 _SKIPPED = EchoResult(state="skipped")
 _TUNNELS = frozenset({"vxlan", "udp", "", "wireguard"})

@@ -85,7 +85,7 @@ def _drop_bounding_set(libc: ctypes.CDLL) -> None:
 def _drop_capabilities(libc: ctypes.CDLL) -> bool:
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = _CAPABILITY_HEADER.pack(_CAPABILITY_VERSION_3, 0)
-    libc.capset(header, _NO_CAPABILITY)  # the filter of the unit refuses it, also to a process without any
+    libc.capset(header, _NO_CAPABILITY)  # may fail: the unit's filter of system calls refuses it
     kept = ctypes.create_string_buffer(len(_NO_CAPABILITY))
     return not libc.capget(header, kept) and kept.raw == _NO_CAPABILITY
 

@@ -207,7 +207,9 @@ class SignedKeys:
         self._seen = octets
         try:
             trouble = (
-                None if await self._use(octets) else Notice("the list cannot be kept for a restart", _SPACE)
+                None
+                if await self._use(octets)
+                else Notice("could not save the list for the next start", _SPACE)
             )
         except WireError as error:
             text = str(error) if octets is None else f"the list in the store is not used: {error}"

@@ -16,7 +16,7 @@ from pyflannel.ports import Clock
 log = logging.getLogger(__name__)
 
 ROOM = 1000
-"""Entries that the journal keeps. They are lost when the daemon ends."""
+"""Maximum number of entries in the journal. They are lost when the daemon ends."""
 
 NAMED_AT_ONCE = 100
 """Objects of one pass that have entries of their own, so that a start leaves room for older entries."""

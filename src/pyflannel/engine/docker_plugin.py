@@ -399,7 +399,7 @@ class DockerPlugin:
     def _network(self, state: DockerState, name: str) -> DockerNetwork:
         if (network := state.networks.get(name)) is None:
             raise DockerPluginError(
-                "flanneld does not know this network: its memory was deleted",
+                "flanneld does not know this network: its saved state was deleted",
                 hint="Remove the network and create it again.",
             )
         return network
@@ -407,7 +407,7 @@ class DockerPlugin:
     def _endpoint(self, state: DockerState, name: str) -> DockerEndpoint:
         if (endpoint := state.endpoints.get(name)) is None:
             raise DockerPluginError(
-                "flanneld does not know this container: its memory was deleted",
+                "flanneld does not know this container: its saved state was deleted",
                 hint="Start the container again.",
             )
         return endpoint

@@ -192,7 +192,7 @@ class LeaseSigning:
         return "not_ours"
 
     def check_claim(self, claim: Claim, owner: str | None) -> None:
-        """Refuse the claim of a copy of this host, unless there is a copy.
+        """Refuse a claim with the identity of this host, unless this host has found a copy of itself.
 
         Raises:
             WireError: the claim is refused.

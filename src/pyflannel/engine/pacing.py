@@ -114,7 +114,7 @@ class Damping:
 
 
 LINES_A_MINUTE = 60
-"""Most log lines of one kind that a client of the store can cause per minute."""
+"""Maximum number of log lines of one kind that a client of the store can cause per minute."""
 
 
 class LogLimit:

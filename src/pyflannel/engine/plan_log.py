@@ -20,10 +20,10 @@ from pyflannel.ports import Clock, Guard
 log = logging.getLogger(__name__)
 
 NAMED_IN_LOG = 20
-"""Most peers of one update with a line of their own."""
+"""Maximum number of peers of one update that have log lines of their own."""
 
 PEERS_A_MINUTE = 1000
-"""Most lines per minute about added and removed peers. More hosts rarely join within a minute."""
+"""Maximum number of lines per minute about added and removed peers. More hosts rarely join in a minute."""
 
 
 class PlanLog:
@@ -119,7 +119,7 @@ QUIET_S = 60.0
 """Shortest time between two lines about one sender."""
 
 NAMED_SENDERS = 16
-"""Most senders with a line of their own within that time; the others share one line."""
+"""Maximum number of senders that have log lines of their own within that time; the others share one line."""
 
 
 @dataclass(frozen=True, slots=True)

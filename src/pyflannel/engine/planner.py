@@ -46,7 +46,7 @@ from pyflannel.plan.routes import (
 from pyflannel.wire.subnet_env import format_subnet_env
 
 _NAMED = 5
-"""Most hosts that a note names."""
+"""Maximum number of hosts that a note names."""
 
 
 @dataclass(frozen=True, slots=True)

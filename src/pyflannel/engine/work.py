@@ -202,9 +202,11 @@ class Work:
                 self._drop(key)
 
     def settle(self, key: Key, found: Item | None, kind: type[Item], since: int) -> None:
-        """Note that the object at a key is now `found`, as it was wanted at generation `since`.
+        """Note that an operation has made the object at a key as the plan of generation `since` requires.
 
-        If the key was changed later, its mark remains, with the object that is in place.
+        `found` is this object, or None if it was removed.
+
+        If the plan of the key changed later, its mark remains, with the existing object.
         """
         self.generation += 1
         mark = self.get(key)

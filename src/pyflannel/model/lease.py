@@ -49,7 +49,7 @@ CLAIM_TTL_S = 10
 
 
 LONGEST_OWNER = 256
-"""Most characters of an owner: more than the longest name of a Kubernetes Node (253)."""
+"""Maximum number of characters of an owner: more than the longest name of a Kubernetes Node (253)."""
 
 _LONGEST_HOST_NAME = 253
 _LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -115,7 +115,7 @@ class BackendPart:
 
 
 MOST_PREVIOUS = 2
-"""Most previous backends that a host keeps: the config may change again before all hosts have changed."""
+"""Maximum number of previous backends: the config may change again before all hosts have changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

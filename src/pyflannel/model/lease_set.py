@@ -11,7 +11,7 @@ from pyflannel.model.lease_protocol import ClaimGone, ClaimSeen, LeaseChange, Le
 _Value = TypeVar("_Value")
 
 _SHARD_MAX = 64
-"""Most entries of a shard on average, before the number of shards is quadrupled."""
+"""Maximum number of entries of a shard on average, before the number of shards is quadrupled."""
 
 _GROWTH = 4
 
@@ -110,7 +110,7 @@ def _place(subnet: IPv4Network, count: int) -> int:
 
 
 LARGEST = 65_536
-"""Most leases that one host accepts: the number of /24 subnets in a /8.
+"""Maximum number of leases that one host accepts: the number of /24 subnets in a /8.
 
 Each needs up to two kilobytes here, in the plan and in the kernel. Without a limit, a client of the store
 could exhaust the memory of all hosts.

@@ -28,7 +28,7 @@ class Notice:
 
 
 STRANGERS_SHOWN = 64
-"""Most rejected senders in a status: those with the most packets."""
+"""Maximum number of rejected senders in a status: those with the most packets."""
 
 LeasePhase = Literal["acquiring", "held", "lost", "taken"]
 """Acquiring a subnet; holding it; acquiring it again after its loss; another host holds it."""
@@ -52,7 +52,7 @@ SignatureFault = Literal[
 """
 
 REFUSED_LEASES_SHOWN = 64
-"""Most refused leases in a status: those in the store first, then the latest."""
+"""Maximum number of refused leases in a status: those in the store first, then the latest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ _LONGEST_SHOWN = 80
 """Longest key or value in a message, in characters."""
 
 _NAMED = 8
-"""Most unknown keys that a message names."""
+"""Maximum number of unknown keys that a message names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,7 @@ _IN_PLACE: Mapping[str, str] = {
 """Attributes of backends whose device cannot have both values, with their names for people."""
 
 _NAMED = 5
-"""Most hosts that an effect names."""
+"""Maximum number of hosts that an effect names."""
 
 
 def difference_of(old: str | None, new: str) -> list[str]:

@@ -14,7 +14,7 @@ THROUGH: tuple[Hook, ...] = ("ingress", "prerouting", "forward", "postrouting", 
 OUT: tuple[Hook, ...] = ("output", "postrouting", "egress")
 
 _DEEPEST = 16
-"""Most nested jumps (NFT_JUMP_STACK_SIZE)."""
+"""Maximum number of nested jumps (NFT_JUMP_STACK_SIZE)."""
 
 _TRACKING = -200
 """Priority of connection tracking (linux/netfilter_ipv4.h, NF_IP_PRI_CONNTRACK)."""

@@ -272,7 +272,7 @@ _DEFAULT_IN_HALVES = 1
 """A VPN routes everything to itself by two prefixes of this length."""
 
 _NAMED = 8
-"""Most routes of other programs that the notes name."""
+"""Maximum number of routes of other programs that the notes name."""
 
 
 def network_notes(

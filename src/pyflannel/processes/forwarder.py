@@ -213,7 +213,7 @@ class ForwarderTarget:
             try:
                 async with connected(self._socket) as client:
                     is_absent = False
-                    announce()  # for changes before the connection
+                    announce()  # the state may have changed before the connection
                     while await client.wait_for_change():
                         announce()
                 announce()

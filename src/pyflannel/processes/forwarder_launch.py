@@ -55,7 +55,7 @@ _INHERITED = ("PYTHON*", "LD_LIBRARY_PATH", "LANG", "LC_*", "TZ")
 
 _LACKS = {
     Restriction.NO_CAPABILITIES: "it could not give up its capabilities",
-    Restriction.FILTERED_CALLS: "the kernel took no filter of system calls",
+    Restriction.FILTERED_CALLS: "the kernel refused the filter of system calls",
 }
 
 _UNIT_HINT = "Read journalctl -u 'flannel-forwarder@*', then restart flanneld."

@@ -33,7 +33,7 @@ _REQUIRED = {
 _MINIMUM_VERSION = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 
 _INTERFACE_OF_ORIGINAL = "eth0"
-"""The interface name of an attachment whose saved file does not tell it. Kubernetes uses no other name."""
+"""The interface name of an attachment whose saved file does not contain it. Kubernetes uses no other name."""
 
 _STATUS_DEADLINE_S = 1.0
 

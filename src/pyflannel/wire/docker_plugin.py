@@ -159,7 +159,7 @@ def _published(binding: _PortBinding, address: IPv4Address) -> PublishedPort:
         raise WireError(f"IP protocol {binding.protocol} cannot be published", hint=_HINT)
     if not binding.host_port or binding.last_host_port not in (0, binding.host_port):
         raise DockerPluginError(
-            f"port {binding.port}/{protocol} is published without one port of the host",
+            f"port {binding.port}/{protocol} is not published at exactly one port of the host",
             hint=f"Docker cannot show a port that a plugin chooses. Name it: -p 8080:{binding.port}.",
         )
     if ":" in binding.host_ip and binding.host_ip != "::":

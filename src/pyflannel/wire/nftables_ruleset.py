@@ -17,7 +17,7 @@ from pyflannel.wire.iptables_ruleset import PROTOCOLS
 
 _HOOKS = frozenset(get_args(Hook))
 _MOST = 4096
-"""Most rules into which a verdict map or a set of concatenations is expanded."""
+"""Maximum number of rules into which a verdict map or a set of concatenations is expanded."""
 
 _FULL_MASK = 0xFFFFFFFF
 _NEVER = Match("protocol", ())

@@ -68,7 +68,7 @@ class Segment:
 
 
 def internet_checksum(octets: bytes) -> bytes:
-    """RFC 1071, word by word."""
+    """Return the checksum of RFC 1071, added up word by word."""
     octets = bytes(octets) + b"\0" * (len(octets) % 2)
     total = sum(int.from_bytes(octets[at : at + 2], "big") for at in range(0, len(octets), 2))
     while total > 0xFFFF:

@@ -914,7 +914,7 @@ def test_a_list_that_cannot_be_kept_is_used_and_reported(monkeypatch: pytest.Mon
             await bench.publish(1, "a", "b")
 
             assert known(a, own(b).subnet) is not None
-            assert bench.trouble("a") == "the list cannot be kept for a restart"
+            assert bench.trouble("a") == "could not save the list for the next start"
             monkeypatch.undo()
             await bench.publish(1, "a", "b")
             assert bench.trouble("a") == ""

@@ -131,7 +131,7 @@ def test_a_proxy_that_never_answers_is_asked_once_in_each_watch() -> None:
     asyncio.run(check())
 
 
-def test_a_slow_watcher_is_not_a_silence_of_the_member() -> None:
+def test_a_member_with_a_slow_watcher_is_not_reported_as_silent() -> None:
     """The member is blocked then, and cannot answer."""
 
     async def check() -> None:

@@ -305,7 +305,7 @@ def test_null_keeps_the_backend_type_of_another_spelling() -> None:
     assert attributes.public_ipv6 is None
 
 
-def test_texts_that_lists_repeat_are_bounded() -> None:
+def test_the_length_of_a_backend_type_and_of_an_owner_is_limited() -> None:
     """A lease with an overlong type is refused. A lease with an overlong owner has no owner."""
     assert parse_lease_attributes(b'{"BackendType":"%s"}' % (b"x" * 64)).backend_type == "x" * 64
     with pytest.raises(WireError, match="length <= 64"):

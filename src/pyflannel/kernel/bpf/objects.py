@@ -17,7 +17,7 @@ from pyflannel.kernel.bpf.syscall import Command, call_bpf, map_info, program_in
 OBJECT_NAME = "fastpath.bpf.o"
 
 _SECTIONS_AT = struct.Struct("<Q")
-_SECTION_COUNT = struct.Struct("<HH")  # and which of them has the names
+_SECTION_COUNT = struct.Struct("<HH")  # number of sections, and the index of the section with their names
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, size, …
 _PROGBITS = 1
 _EXECUTABLE = 4

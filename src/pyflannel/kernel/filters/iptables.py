@@ -372,7 +372,7 @@ class IptablesTarget:
 
     async def _remove(self, chain: IptablesChain, seen: _Seen) -> None:
         await self._restore(chain.family, format_removal(chain, _saved(seen)))
-        if (await self._version(chain.family)).is_nft:  # a table of legacy iptables stays with the namespace
+        if (await self._version(chain.family)).is_nft:  # no command removes a table of legacy iptables
             with suppress(TargetError, WireError):
                 await tidy(PROGRAMS[chain.family], chain.family, chain.table, chain.hook)
 

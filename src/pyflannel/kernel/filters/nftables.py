@@ -139,7 +139,7 @@ class NftTarget:
         try:
             checked = await run_program("nft", "-c", "-j", "-f", "-", given=format_check(family))
         except TargetError:
-            return  # the rules will say it
+            return  # writing the rules will report the error
         self._draws[family] = not checked.status
         if checked.status:
             log.warning("nftables: no random ports for masqueraded packets: %s", checked.cause)

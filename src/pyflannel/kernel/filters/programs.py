@@ -34,7 +34,7 @@ class Ran:
 
     @property
     def is_permanent(self) -> bool:
-        """Whether its error is permanent, from the words of its message."""
+        """Whether the error is permanent, according to the text that the program printed."""
         return any(is_permanent(code) and os.strerror(code) in self.complaint for code in errno.errorcode)
 
     @property
@@ -150,7 +150,11 @@ class RuleDump(Generic[_Dump]):
         try:
             self._notifications = NotificationSocket(_NFTABLES, _NETLINK_NETFILTER)
         except TargetError as error:
-            log.debug("The kernel announces no rules, they are read every %.0f s: %s", self._resync_s, error)
+            log.debug(
+                "The kernel does not announce changes of filter rules, reading them every %.0f s: %s",
+                self._resync_s,
+                error,
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,7 +190,7 @@ class RuleDump(Generic[_Dump]):
         try:
             await self._refresh()
         except TargetError:
-            self.forget()  # the look that follows says it
+            self.forget()  # the next look reports the error
         return before is None or before != self._last
 
     async def _refresh(self) -> _Dump:

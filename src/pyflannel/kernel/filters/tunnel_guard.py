@@ -272,7 +272,7 @@ class TunnelGuardTarget:
         await self._commit_in_parts(useless, but=errno.ENOENT)
 
     def _source_length(self, table: GuardTable) -> int:
-        """Return the usual prefix length; 0 if no table is planned yet, as each rule finds ranges."""
+        """Return the prefix length of most sources; 0, which fits all, if no table is planned yet."""
         planned = self._desired.by_key.get(table.key)
         return planned.source_length if isinstance(planned, GuardTable) else 0
 

@@ -252,7 +252,7 @@ class ChangeFilter:
         self._links: Links | None = None
 
     def looks(self, interest: Interest) -> None:
-        """Register the start of a look. If it reads other links, every change concerns it until its end."""
+        """Register the start of a look. If it reads other links, any change wakes it until it ends."""
         if self._interest is None or not self._interest.has_links_of(interest):
             self._links = None
         self._interest = interest

@@ -176,7 +176,8 @@ def _fdb_requests(old: FdbEntry, new: FdbEntry, index: int) -> tuple[Request, ..
     Surplus destinations are removed afterwards, so that no frame is lost.
     """
     put = put_fdb_entry(index, new.mac, new.destination)
-    if not old.is_plain:  # attributes that no request can remove; frames do not take the planned path anyhow
+    if not old.is_plain:
+        # No request removes its attributes. A gap loses no frame, because they already take another path.
         return remove_fdb_entry(index, new.mac), put
     if not old.others:
         return (put,)

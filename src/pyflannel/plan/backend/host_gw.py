@@ -17,7 +17,7 @@ from pyflannel.plan.backend_keys import ineffective, ipv4_network
 from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection
 
 _NAMED = 4
-"""Most prefixes of this host that a message names."""
+"""Maximum number of prefixes of this host that a message names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -138,10 +138,10 @@ _STEMS: Mapping[Family, tuple[str, str]] = {4: ("flannel.", "flannel.x"), 6: ("f
 """Starts of the device's name before the decimal VNI, and before the hexadecimal VNI if that is too long."""
 
 _LONGEST_NAME = 15
-"""Most bytes of a link's name (IFNAMSIZ without the NUL)."""
+"""Maximum number of bytes of a link's name (IFNAMSIZ without the NUL)."""
 
 _LONGEST_SHOWN = 80
-"""Most characters of invalid data in a message."""
+"""Maximum number of characters of invalid data in a message."""
 
 _PREFIX = re.compile(r"([0-9A-Fa-f]{2})[-:]([0-9A-Fa-f]{2})")
 _PUBLISHED_BITS = 0xFFFF

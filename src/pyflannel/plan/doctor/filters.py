@@ -13,7 +13,7 @@ from pyflannel.plan.doctor.observed import NAMED, Observed, some
 from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
 
 _PEERS = 4
-"""Most peers for which packets are evaluated: a host may have tens of thousands of rules."""
+"""Maximum number of peers for which packets are evaluated: a host may have tens of thousands of rules."""
 
 _DROPS = 4
 """Most chains that are named for one flow."""

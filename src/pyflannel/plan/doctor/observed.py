@@ -16,7 +16,7 @@ from pyflannel.model.route import Route
 from pyflannel.model.status import Membership, Status
 
 NAMED = 8
-"""Most objects that one finding names."""
+"""Maximum number of objects that one finding names."""
 
 
 Way = Literal["tunnel in", "container in", "container out", "host out"]

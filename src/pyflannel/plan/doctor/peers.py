@@ -11,7 +11,7 @@ from pyflannel.model.probe import PeerReach, PingReport, PingStep, StepName
 from pyflannel.model.status import Finding, Status
 
 _NAMED = 8
-"""Most peers that one finding names."""
+"""Maximum number of peers that one finding names."""
 
 Place = Literal["this host", "underlay", "tunnel", "peer", "container"]
 

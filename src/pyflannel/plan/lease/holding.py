@@ -190,7 +190,7 @@ def _check(state: LeaseState) -> tuple[Check, ...]:
         case Degraded(by):
             return (Check(by),)
         case _:
-            return ()  # the next answer or listing shows it
+            return ()  # the next answer or listing of the store shows a loss
 
 
 def hold(state: LeaseState, held: Held, now: float) -> Step:
