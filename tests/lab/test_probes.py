@@ -97,6 +97,8 @@ def test_a_hanging_daemon_does_not_hang_ping(overlay, pair: tuple[Host, Host]) -
     one, other = pair
     with paused(overlay.daemons[one.name]):
         assert ping(one, other.address)["ok"]
+        ran = one.run(["flannelctl", "trace", "--json", str(other.gateway().ip)])
+        assert read_document(["trace"], ran.stdout)["ok"]
 
 
 def test_doctor_reports_a_peer_whose_tunnel_is_blocked_there(pair: tuple[Host, Host]) -> None:

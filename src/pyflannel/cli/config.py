@@ -122,6 +122,9 @@ def validate(invocation: Invocation, source: str) -> None:
         print_json(format_network_config(computed).encode())
 
 
+_PLAN_DEADLINE_S = 4.0
+"""Deadline for the plan: the command answers within 5 s."""
+
 _SIGNS = {"add": "+", "change": "~", "remove": "-"}
 
 
@@ -156,7 +159,8 @@ def plan(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
       flannelctl plan --config '{"Network": "10.100.0.0/16", "Backend": {"Type": "vxlan"}}'
     """  # noqa: D301 - \b is the character by which click keeps line breaks
     text = None if source is None else _read(source)
-    found = asyncio.run(ControlClient(socket_of(invocation, run_dir)).preview(text))
+    daemon = ControlClient(socket_of(invocation, run_dir), _PLAN_DEADLINE_S)
+    found = asyncio.run(daemon.preview(text))
     if invocation.wants_json:
         print_json(format_preview(found))
     else:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -73,9 +73,10 @@ async def trace_packet(
     facts = Facts(source=source, destination=destination, leases=leases, interfaces=interfaces)
     facts = replace(facts, network=status.network.network if status.network else None)
     _check_ends(facts)
-    probed, silent = await _probe(facts, status)
+    # The tables of neighbours are read last: the probes fill them.
+    (probed, silent), facts = await asyncio.gather(_probe(facts, status), _read(facts, places))
     facts = replace(facts, probed=probed, silent=silent)
-    return await _followed(await _read(facts, places))
+    return await _followed(await _with_tables(facts))
 
 
 def _check_ends(facts: Facts) -> None:
@@ -207,18 +208,20 @@ class _Tables:
         )
 
 
-async def _read(facts: Facts, places: Places) -> Facts:
+async def _with_tables(facts: Facts) -> Facts:
     with contextlib.closing(RequestSocket()) as requests:
         tables = await _Tables.read(requests)
+    return replace(
+        facts, links=tables.links, neighbours=tables.neighbours, fdb=tables.fdb, ports=tables.ports
+    )
+
+
+async def _read(facts: Facts, places: Places) -> Facts:
     rules, programs, forwarder, encryption = await asyncio.gather(
-        read_ruleset(), _programs(places), _forwarder(places), _encryption(tables.links.values())
+        read_ruleset(), _programs(places), _forwarder(places), _encryption(facts.interfaces)
     )
     return replace(
         facts,
-        links=tables.links,
-        neighbours=tables.neighbours,
-        fdb=tables.fdb,
-        ports=tables.ports,
         forwards=forwards(),
         ruleset=rules.ruleset,
         rules_unread=_unread(rules),
@@ -250,10 +253,10 @@ async def _forwarder(places: Places) -> tuple[Forwarder | None, tuple[ForwarderP
     return None, ()
 
 
-async def _encryption(links: Iterable[TraceLink]) -> list[DumpedDevice]:
+async def _encryption(interfaces: Interfaces) -> list[DumpedDevice]:
     """Return the WireGuard devices: those of the kernel, and those of wireguard-go."""
     found: list[DumpedDevice] = []
-    for link in links:
+    for link in interfaces.interfaces:
         if link.kind in ("wireguard", "tun"):
             with contextlib.suppress(TargetError, WireError):
                 ran = await run_program("wg", "show", link.name, "dump")
