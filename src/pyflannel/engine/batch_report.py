@@ -9,7 +9,7 @@ from itertools import chain
 from pyflannel.errors import sentences
 from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal
-from pyflannel.model.status import DURATIONS_S, Event, JournalEntry
+from pyflannel.model.status import Durations, Event, JournalEntry
 from pyflannel.plan.diff import found
 from pyflannel.ports import Clock
 
@@ -54,8 +54,8 @@ class Counts:
         passes: looks at the host that were compared with the plan.
         failures: attempts to read a target that failed.
         duration_s: of the latest comparison, its operations included.
-        durations: number of comparisons that took at most each of DURATIONS_S.
-        total_s: seconds of all comparisons.
+        pass_durations: durations of the comparisons.
+        peer_durations: times from a change of peers in the plan until the host equals the plan.
         repairs_by_kind: how many damaged objects were repaired; each kind has an entry.
         last_repair: the damage that the latest repair found.
     """
@@ -63,8 +63,8 @@ class Counts:
     passes: int = 0
     failures: int = 0
     duration_s: float | None = None
-    durations: list[int] = field(default_factory=lambda: [0] * len(DURATIONS_S))
-    total_s: float = 0.0
+    pass_durations: Durations = field(default_factory=Durations)
+    peer_durations: Durations = field(default_factory=Durations)
     repairs_by_kind: Counter[str] = field(default_factory=Counter)
     last_repair: str | None = None
 
@@ -72,9 +72,7 @@ class Counts:
         """Count a comparison."""
         self.passes += 1
         self.duration_s = duration_s
-        self.total_s += duration_s
-        for at, most_s in enumerate(DURATIONS_S):
-            self.durations[at] += duration_s <= most_s
+        self.pass_durations = self.pass_durations.plus(duration_s)
 
     @property
     def repairs(self) -> int:

@@ -96,6 +96,9 @@ class Reconciler:
         self._work = Work()
         self._has_news = asyncio.Event()
         self._must_look = False
+        self._peers_changed_at: float | None = (
+            None  # the first change of peers that the host does not follow yet
+        )
         self._has_skipped = False
         self._looked_at = -math.inf
         self._new_kinds = self._targets.kinds  # kinds that were never applied: no difference is damage yet
@@ -148,6 +151,8 @@ class Reconciler:
         """Note a result of the planner. The host follows soon."""
         match result:
             case Changed(previous):
+                if self._peers_changed_at is None:
+                    self._peers_changed_at = self._clock.now()
                 for key, old in previous.items():
                     self._note_change(key, old, self._plan.by_key.get(key), is_known=True)
             case Replaced(plan):
@@ -209,6 +214,10 @@ class Reconciler:
         else:
             return False
         self._progressed()
+        if self._peers_changed_at is not None and self._work.is_empty:
+            duration_s = self._clock.now() - self._peers_changed_at
+            self.counts.peer_durations = self.counts.peer_durations.plus(duration_s)
+            self._peers_changed_at = None
         return True
 
     def _rest_s(self) -> float:

@@ -328,7 +328,32 @@ class LeaseSigningStatus:
 
 
 DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds up to which passes are counted."""
+"""Seconds up to which durations are counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """Durations of repeated work.
+
+    Attributes:
+        up_to: number of durations of at most each of DURATIONS_S.
+        total_s: seconds of all durations.
+    """
+
+    count: int = 0
+    up_to: tuple[int, ...] = (0,) * len(DURATIONS_S)
+    total_s: float = 0.0
+
+    def plus(self, duration_s: float) -> "Durations":
+        """Return the durations with one more."""
+        return Durations(
+            count=self.count + 1,
+            up_to=tuple(
+                number + (duration_s <= most_s)
+                for number, most_s in zip(self.up_to, DURATIONS_S, strict=True)
+            ),
+            total_s=self.total_s + duration_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,8 +364,8 @@ class ReconcileStatus:
         passes: number of comparisons of the host with the plan.
         failures: number of failed attempts to read the host.
         duration_s: seconds of the latest complete pass.
-        durations: number of passes that took at most each of DURATIONS_S.
-        total_s: seconds of all passes.
+        pass_durations: durations of the passes.
+        peer_durations: times from a change of peers in the plan until the host equals the plan.
         repairs: number of repaired objects.
         repairs_by_kind: number of repaired objects of each kind: `link`, `route`, `bpf_program`.
         last_repair: the damage that the latest repair found, as logged.
@@ -351,8 +376,8 @@ class ReconcileStatus:
     passes: int = 0
     failures: int = 0
     duration_s: float | None = None
-    durations: tuple[int, ...] = ()
-    total_s: float = 0.0
+    pass_durations: Durations = field(default_factory=Durations)
+    peer_durations: Durations = field(default_factory=Durations)
     repairs: int = 0
     repairs_by_kind: Mapping[str, int] = field(default_factory=dict)
     last_repair: str | None = None

@@ -17,6 +17,7 @@ from pyflannel.datapath.counters import Counters
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.model.status import (
     BackendStatus,
+    Durations,
     FastPathStatus,
     ForwarderStatus,
     LeaseSigningStatus,
@@ -102,8 +103,8 @@ STATUS = Status(
         passes=20,
         failures=2,
         duration_s=0.25,
-        durations=(0, 1, 2, 3, 4, 19, 19, 19, 19, 20, 20),
-        total_s=7.5,
+        pass_durations=Durations(count=20, up_to=(0, 1, 2, 3, 4, 19, 19, 19, 19, 20, 20), total_s=7.5),
+        peer_durations=Durations().plus(0.02).plus(77.0),
         repairs=3,
         repairs_by_kind={"route": 2, "link": 1},
         refused=("route: no",),
@@ -158,6 +159,12 @@ def test_every_value_of_a_status_has_a_sample() -> None:
             key("reconcile_duration_seconds_bucket", le=bound): count
             for bound, count in zip(BOUNDS, (0, 1, 2, 3, 4, 19, 19, 19, 19, 20, 20, 20), strict=True)
         },
+        **{
+            key("peer_programming_duration_seconds_bucket", le=bound): count
+            for bound, count in zip(BOUNDS, (0, 0, *[1] * 9, 2), strict=True)
+        },
+        key("peer_programming_duration_seconds_count"): 2,
+        key("peer_programming_duration_seconds_sum"): 77.02,
         key("reconcile_duration_seconds_count"): 20,
         key("reconcile_duration_seconds_sum"): 7.5,
         key("datastore_requests_total", op="list", code="ok"): 21,

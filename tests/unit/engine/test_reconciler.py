@@ -321,6 +321,31 @@ def test_a_later_change_of_a_peer_replaces_one_that_is_being_applied() -> None:
     asyncio.run(check())
 
 
+def test_the_time_from_a_change_of_peers_to_the_kernel_is_measured() -> None:
+    """From the first change that the host does not follow yet; a refused object makes it longer."""
+
+    async def check() -> None:
+        kernel = Slow()
+        async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
+            counts = bench.reconciler.counts
+            kernel.may_go_on.clear()
+            bench.change(Add(PEER))
+            await bench.clock.advance(0.2)
+            assert counts.peer_durations.count == 0
+            kernel.may_go_on.set()
+            await bench.clock.settle()
+            assert (counts.peer_durations.count, round(counts.peer_durations.total_s, 3)) == (1, 0.2)
+            assert counts.peer_durations.up_to[4:6] == (0, 1)  # more than 0.1 s, at most 0.25 s
+
+            bench.change(Remove(PEER))
+            await bench.clock.settle()
+            assert counts.peer_durations.count == 2
+            await bench.clock.advance(3600)  # audits change no peer
+            assert counts.peer_durations.count == 2
+
+    asyncio.run(check())
+
+
 def test_an_operation_continues_when_another_program_creates_its_required_object() -> None:
     async def check() -> None:
         kernel = LookedAt(refuse=lambda operation: operation == Add(LINK))

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pyflannel.model.status import DURATIONS_S, BackendStatus, Status
+from pyflannel.model.status import DURATIONS_S, BackendStatus, Durations, Status
 
 Sample = tuple[tuple[str, ...], float]
 """Values of the labels of a family, and the value of the sample."""
@@ -97,11 +97,20 @@ def _lost_watches(status: Status, _: float) -> Iterator[Sample]:
 
 
 def _pass_durations(status: Status, _: float) -> Iterator[Sample]:
-    if status.reconcile is not None and status.reconcile.durations:
-        for most_s, count in zip(DURATIONS_S, status.reconcile.durations, strict=True):
-            yield (str(most_s),), count
-        yield ("+Inf",), status.reconcile.passes
-        yield ("",), status.reconcile.total_s
+    if status.reconcile is not None:
+        yield from _buckets(status.reconcile.pass_durations)
+
+
+def _peer_durations(status: Status, _: float) -> Iterator[Sample]:
+    if status.reconcile is not None:
+        yield from _buckets(status.reconcile.peer_durations)
+
+
+def _buckets(durations: Durations) -> Iterator[Sample]:
+    for most_s, count in zip(DURATIONS_S, durations.up_to, strict=True):
+        yield (str(most_s),), count
+    yield ("+Inf",), durations.count
+    yield ("",), durations.total_s
 
 
 def _handshakes(status: Status, _: float) -> Iterator[Sample]:
@@ -351,6 +360,12 @@ FAMILIES = (
         kind="histogram",
         help="Duration of the passes.",
         samples=_pass_durations,
+    ),
+    Family(
+        name="flannel_peer_programming_duration_seconds",
+        kind="histogram",
+        help="Time from a change of peers, such as a host that joins, until its objects are in the kernel.",
+        samples=_peer_durations,
     ),
     Family(
         name="flannel_repairs_total",
