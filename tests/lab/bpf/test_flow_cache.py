@@ -132,7 +132,7 @@ def seconds_until_cut(talk: Talk) -> float:
 def test_a_stream_bypasses_both_firewalls_and_arrives_unchanged(cached, talk, counted, send_stream):
     one, two = cached
 
-    assert send_stream(one.container, two.container, 32 << 20)
+    assert send_stream(one.container, two.container, 16 << 20)
     assert send_stream(two.container, one.container, 8 << 20)
 
     for host in counted:
