@@ -79,7 +79,9 @@ def test_an_original_in_user_space_carries_tcp_in_both_directions(original, send
 
     assert send_stream(one.container, two.container, octets=1 << 20)
     assert send_stream(two.container, one.container, octets=1 << 20)
-    assert one.counts()[Outcome.DECAPSULATED] > 10
+    # With offloads, the original leaves the checksums of its datagrams to a card.
+    outcome = Outcome.LEFT_UNREADY_PEER if state == "on" else Outcome.DECAPSULATED
+    assert one.counts()[outcome] > 10
     assert Outcome.ENCAPSULATED not in one.counts()
 
 

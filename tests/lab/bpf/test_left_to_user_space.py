@@ -9,12 +9,15 @@ import socket
 import struct
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.lab.waiting import wait_until
+from pyflannel.model.fast_path import Role
+from pyflannel.model.state import State
 
 DEADLINE_S = 60.0
 UDP_SEGMENT = 103  # linux/udp.h
@@ -34,6 +37,28 @@ def test_a_peer_that_is_not_direct_is_served_by_user_space(relayed):
     assert answered == 3
     assert one.counts()[Outcome.LEFT_UNREADY_PEER] >= 3
     assert one.forwarder_counters()["sent_packets"] - before >= 3
+
+
+def test_nat_changes_a_packet_that_user_space_sent_over_a_virtual_underlay(relayed):
+    """The sender leaves the checksum of the datagram to its card, which does not exist."""
+    one, two = relayed
+    one.heal(one.plan(two.peer(is_direct=False)))
+    programs = [two.program(role) for role in (Role.ENCAPSULATE, Role.DECAPSULATE, Role.LAST_HOP)]
+    unjoined = [replace(each, tunnel=replace(each.tunnel, gro_link="")) for each in programs]
+    two.heal(State.of(one.peer(), two.container.entry, *unjoined))
+    two.namespace.command("nft", "add table ip t")
+    two.namespace.command("nft", "add chain ip t c { type nat hook prerouting priority -100; }")
+    two.namespace.command("nft", "add rule ip t c tcp dport 81 dnat to :80")
+
+    async def listen() -> socket.socket:
+        return socket.create_server((two.container.address, 80))
+
+    async def connect() -> socket.socket:
+        return socket.create_connection((two.container.address, 81), timeout=10)
+
+    with two.container.namespace.run(listen), one.container.namespace.run(connect) as channel:
+        assert channel.getpeername() == (two.container.address, 81)
+    assert two.counts()[Outcome.LEFT_UNREADY_PEER] >= 1
 
 
 def test_fragments_arrive_completely(relayed):

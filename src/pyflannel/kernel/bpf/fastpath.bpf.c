@@ -138,6 +138,18 @@ static __always_inline __u16 checksum(const struct iphdr *ip)
 	return ~sum;
 }
 
+/* Whether the sender left the UDP checksum to a card, and the datagram never passed one: the field contains the
+ * sum of the pseudo header, not inverted. */
+static __always_inline int has_unfinished_checksum(const struct iphdr *ip, const struct udphdr *udp)
+{
+	__u32 sum = (ip->saddr & 0xffff) + (ip->saddr >> 16) + (ip->daddr & 0xffff) + (ip->daddr >> 16) +
+		    bpf_htons(IPPROTO_UDP) + udp->len;
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return udp->check == sum;
+}
+
 /* The headers that the socket of user space would write. Without UDP checksum (RFC 768): each inner packet has
  * its own, and hardware can finish that one only. */
 static __always_inline void write_tunnel_header(struct iphdr *ip, const struct peer *peer, __u32 inner_octets)
@@ -523,6 +535,10 @@ int flannel_decap(struct __sk_buff *skb)
 		return count(LEFT_FRAGMENT, octets, NEXT);
 	if (inner->ttl <= 1)
 		return count(LEFT_EXPIRED, octets, NEXT);
+
+	/* The kernel would take the inner packet for the unfinished one, and NAT would damage it. */
+	if (has_unfinished_checksum(outer, udp))
+		return count(LEFT_UNREADY_PEER, octets, NEXT);
 
 	/* All of a connection takes one way, or its packets would overtake each other. */
 	is_segment = settings.gro_index && inner->protocol == IPPROTO_TCP && !skb->gso_size;
