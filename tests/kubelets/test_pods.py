@@ -8,30 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from pyflannel.lab.topology import LEFT
 from pyflannel.lab.traffic import wait_reached
 from pyflannel.lab.waiting import wait_until
-from testlab.kubelets import HOST_PORT, SOON_S, WEB_PORT, KubeApi, Pod
+from testlab.kubelets import SOON_S, KubeApi, Pod, check_traffic
 from testlab.pinging import pinging
-
-
-def source_at(pod: Pod, address: object, port: int = WEB_PORT) -> str:
-    """Return the address that the web server at `address` sees when a pod fetches its page."""
-    url = f"http://{address}:{port}/cgi-bin/source"
-    return pod.run_in_network(["curl", "-s", "-m", "5", url], check=False).stdout.strip()
-
-
-def check_traffic(api: KubeApi, one: Pod, two: Pod) -> None:
-    """Check pod to pod, Services, ports of hosts and the outside."""
-    wait_reached([one, two], deadline_s=SOON_S)
-    for pod, other in ((one, two), (two, one)):
-        assert source_at(pod, other.address) == str(pod.address), "the source address is kept"
-        service = api.get("service", other.name)["spec"]["clusterIP"]
-        seen = lambda pod=pod, service=service: source_at(pod, service, 80) == str(pod.address)  # noqa: E731
-        wait_until(seen, what=f"the Service of {other.name}", deadline_s=SOON_S)
-        assert source_at(pod, LEFT.gateway.ip) == str(pod.node.host.address), "masquerade to the outside"
-        fetch = ["curl", "-s", "-m", "5", f"http://{pod.node.host.address}:{HOST_PORT}/cgi-bin/source"]
-        assert api.outside(fetch).strip() == str(LEFT.gateway.ip), "hostPort"
 
 
 def use_backend(api: KubeApi, backend: str) -> None:
@@ -64,8 +44,7 @@ def test_a_killed_flanneld_and_a_rollout_lose_no_packet(
     with pinging(one, str(two.address)) as pings:
         api.kill_flanneld("node1")
         api.kubectl("rollout", "restart", "daemonset/kube-flannel-ds", "--namespace=kube-flannel")
-        status = ("rollout", "status", "daemonset/kube-flannel-ds", "--namespace=kube-flannel")
-        api.kubectl(*status, f"--timeout={SOON_S}s")
+        api.until_rolled_out()
     record_property("pings", f"{pings.lost} of {pings.lost + len(pings.answered)} pings lost")
     assert pings.lost == 0
     assert api.cluster.condition("node1") == before
@@ -95,6 +74,10 @@ def test_the_backend_of_a_running_cluster_changes(
         use_backend(api, backend)
     record_property("pings", f"{pings.lost} of {pings.lost + len(pings.answered)} pings lost")
     check_traffic(api, one, two)
+    if backend == "udp":
+        status = json.loads(one.node.host.flannelctl("status", "--json"))
+        record_property("fast path", f"fast path: {status['fast_path']['mode']}")
+        assert status["fast_path"]["mode"] == "safe", status["fast_path"]["reason"]
 
 
 def test_pods_of_a_node_that_was_rebooted_are_reached_again(api: KubeApi, pods: list[Pod]) -> None:

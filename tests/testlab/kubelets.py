@@ -23,7 +23,8 @@ from pyflannel.errors import LabError
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program, cgroup_of
 from pyflannel.lab.sandbox import RUN_TIMEOUT_S
-from pyflannel.lab.topology import Host, plug_in
+from pyflannel.lab.topology import LEFT, Host, plug_in
+from pyflannel.lab.traffic import wait_reached
 from pyflannel.lab.waiting import wait_until
 from testlab.cluster import PROGRAMS, Cluster
 
@@ -107,7 +108,11 @@ class KubeNode:
         self._prepare()
         self._boot()
         for image in images:
-            self._ctr("images", "import", str(image))
+            self.load(image)
+
+    def load(self, image: Path) -> None:
+        """Load the archive of an image."""
+        self._ctr("images", "import", str(image))
 
     def _prepare(self) -> None:
         files = self.host.directory / "node"
@@ -336,6 +341,18 @@ class KubeApi:
         wait_until(lambda: container() not in ("", before), what="a new container", deadline_s=SOON_S)
         self.until_flannel_is_ready()
 
+    def until_rolled_out(self) -> None:
+        """Wait until the pods of flanneld are those of the newest manifest, and ready."""
+        daemons = ("daemonset/kube-flannel-ds", "--namespace=kube-flannel", f"--timeout={SOON_S:g}s")
+        self.kubectl("rollout", "status", *daemons)
+
+    def renew_flanneld(self, node: str) -> None:
+        """Delete the pod of flanneld on a node, and wait until the next one is ready."""
+        before = self.flanneld_pod(node)
+        assert before is not None
+        self.kubectl("delete", "pod", "--namespace=kube-flannel", before["metadata"]["name"])
+        self.until_flannel_is_ready()
+
     def flanneld_pod(self, node: str) -> dict[str, Any] | None:
         """Return the pod of flanneld on a node, if there is one."""
         pods = self.get("pods", "--namespace=kube-flannel", f"--field-selector=spec.nodeName={node}")
@@ -371,6 +388,28 @@ def _has_condition(document: dict[str, Any], name: str) -> bool:
     return any(one["type"] == name and one["status"] == "True" for one in conditions)
 
 
+# Traffic.
+
+
+def source_at(pod: Pod, address: object, port: int = WEB_PORT) -> str:
+    """Return the address that the web server at `address` sees when a pod fetches its page."""
+    url = f"http://{address}:{port}/cgi-bin/source"
+    return pod.run_in_network(["curl", "-s", "-m", "5", url], check=False).stdout.strip()
+
+
+def check_traffic(api: KubeApi, one: Pod, two: Pod) -> None:
+    """Check pod to pod, Services, ports of hosts and the outside."""
+    wait_reached([one, two], deadline_s=SOON_S)
+    for pod, other in ((one, two), (two, one)):
+        assert source_at(pod, other.address) == str(pod.address), "the source address is kept"
+        service = api.get("service", other.name)["spec"]["clusterIP"]
+        seen = lambda pod=pod, service=service: source_at(pod, service, 80) == str(pod.address)  # noqa: E731
+        wait_until(seen, what=f"the Service of {other.name}", deadline_s=SOON_S)
+        assert source_at(pod, LEFT.gateway.ip) == str(pod.node.host.address), "masquerade to the outside"
+        fetch = ["curl", "-s", "-m", "5", f"http://{pod.node.host.address}:{HOST_PORT}/cgi-bin/source"]
+        assert api.outside(fetch).strip() == str(LEFT.gateway.ip), "hostPort"
+
+
 # Images, from programs of this machine.
 
 
@@ -386,12 +425,9 @@ def write_flannel_image(path: Path, name: str, plugin: Path) -> None:
     """
     image = _Image()
     interpreter = f"/usr/bin/python{sysconfig.get_python_version()}"
-    for program in (interpreter, "/usr/sbin/nft", "/usr/sbin/ip", "/usr/sbin/xtables-nft-multi"):
-        image.add_program(program, Path(program).resolve())
-    for command in ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-restore"):
-        image.add_link(f"/usr/sbin/{command}", "xtables-nft-multi")
+    _add_filters(image)
+    image.add_program(interpreter, Path(interpreter).resolve())
     image.add_link("/usr/bin/python3", Path(interpreter).name)
-    image.add_tree("/usr/lib/x86_64-linux-gnu/xtables", Path("/usr/lib/x86_64-linux-gnu/xtables"))
     for library in ("libbpf.so.1", "libelf.so.1", "libz.so.1"):
         image.add_program(
             f"/usr/lib/x86_64-linux-gnu/{library}", Path(f"/usr/lib/x86_64-linux-gnu/{library}")
@@ -406,9 +442,43 @@ def write_flannel_image(path: Path, name: str, plugin: Path) -> None:
         module = {"flannel-forwarder": "forwarder"}.get(program, program)
         text = f"import sys\nfrom pyflannel.programs.{module} import main\nsys.exit(main())\n"
         image.add(f"/opt/pyflannel/bin/{program}", f"#!{interpreter}\n{text}".encode())
+    image.add_link("/opt/bin", "pyflannel/bin")
+    image.add("/opt/pyflannel/bin/install-conf", INSTALL_CONF)
     image.add_tree("/opt/cni/bin", plugin)
     path_variable = "PATH=/opt/pyflannel/bin:/usr/sbin:/usr/bin:/bin"
     image.write(path, name, ["flanneld"], [path_variable, f"PYTHONPATH={packages}"])
+
+
+def _add_filters(image: "_Image") -> None:
+    for program in ("/usr/sbin/nft", "/usr/sbin/ip", "/usr/sbin/xtables-nft-multi"):
+        image.add_program(program, Path(program).resolve())
+    for command in (
+        "iptables",
+        "iptables-save",
+        "iptables-restore",
+        "ip6tables",
+        "ip6tables-save",
+        "ip6tables-restore",
+    ):
+        image.add_link(f"/usr/sbin/{command}", "xtables-nft-multi")
+    image.add_tree("/usr/lib/x86_64-linux-gnu/xtables", Path("/usr/lib/x86_64-linux-gnu/xtables"))
+
+
+INSTALL_CONF = b'#!/bin/sh -e\ncp "$1" "$2.new"\nmv -f "$2.new" "$2"\n'
+"""The program by which manifests of flannel write the network configuration of CNI."""
+
+
+def write_original_images(directory: Path, flannel: str, plugin: str, program: Path) -> list[Path]:
+    """Write the two images of the original with these names. The second contains `program`."""
+    image = _Image()
+    image.add_program("/opt/bin/flanneld", PROGRAMS / "flannel/flanneld")
+    image.add("/opt/bin/install-conf", INSTALL_CONF)
+    _add_filters(image)
+    image.write(directory / "flannel.tar", flannel, ["/opt/bin/flanneld"], ["PATH=/usr/sbin:/bin"])
+    image = _Image()
+    image.add("/flannel", program.read_bytes())
+    image.write(directory / "plugin.tar", plugin, ["sh"])
+    return [directory / "flannel.tar", directory / "plugin.tar"]
 
 
 def _requirements(name: str) -> list[tuple[importlib.metadata.Distribution, list[str]]]:

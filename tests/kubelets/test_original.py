@@ -1,0 +1,100 @@
+"""The original, flannel 0.28.9, in one cluster with pyflannel: replaced, and back, under pings.
+
+Its program is built from its sources. Its image is made here, under the name that its manifest contains.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.waiting import wait_until
+from testlab.cluster import PROGRAMS
+from testlab.kubelets import (
+    SOON_S,
+    KubeApi,
+    Pod,
+    check_traffic,
+    write_original_images,
+)
+from testlab.pinging import pinging
+
+MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes"
+ORIGINAL = PROGRAMS / "flannel/Documentation/kube-flannel.yml"
+OURS = "pyflannel:0.1.0"
+
+pytestmark = pytest.mark.skipif(not ORIGINAL.exists(), reason="the original is not built")
+
+
+@pytest.fixture(scope="module")
+def manifest(lab: Lab, api: KubeApi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The manifest of the original, whose images are on the nodes."""
+    text = ORIGINAL.read_text()
+    flannel, plugin = (
+        re.findall(rf"image: (\S+/{name}:\S+)", text)[0] for name in ("flannel", "flannel-cni-plugin")
+    )
+    directory = tmp_path_factory.mktemp("images")
+    for image in write_original_images(directory, flannel, plugin, lab.directory / "plugin/flannel"):
+        for node in api.nodes.values():
+            node.load(image)
+    yield text
+    api.kubectl("apply", "--kustomize", MANIFESTS)
+    api.until_rolled_out()
+
+
+@contextmanager
+def without_loss(one: Pod, two: Pod, record: Callable[[str, object], None]) -> Iterator[None]:
+    with pinging(one, str(two.address)) as pings:
+        yield
+    record("pings", f"{pings.lost} of {pings.lost + len(pings.answered)} pings lost")
+    assert pings.lost == 0
+
+
+def images(api: KubeApi) -> list[str]:
+    """Return the image of flanneld on each node."""
+    pods = [api.flanneld_pod(name) for name in api.nodes]
+    return [pod["spec"]["containers"][0]["image"].rpartition("/")[2] for pod in pods if pod]
+
+
+def test_the_original_replaces_pyflannel_and_back_in_a_cluster_of_both(
+    api: KubeApi, pods: list[Pod], manifest: str, record_property: Callable[[str, object], None]
+) -> None:
+    one, two = pods
+    with without_loss(one, two, record_property):
+        held = manifest.replace(
+            "spec:\n  selector:", "spec:\n  updateStrategy: {type: OnDelete}\n  selector:", 1
+        )
+        api.kubectl("apply", "--filename=-", text=held)
+        api.renew_flanneld("node1")
+    assert images(api) == ["flannel:v0.28.9", OURS]
+    check_traffic(api, one, two)
+
+    with without_loss(one, two, record_property):
+        api.renew_flanneld("node2")
+    assert images(api) == ["flannel:v0.28.9"] * 2
+
+    with without_loss(one, two, record_property):
+        api.kubectl("apply", "--kustomize", MANIFESTS)
+        api.until_rolled_out()
+    assert images(api) == [OURS] * 2
+    check_traffic(api, one, two)
+
+
+def test_the_manifest_of_the_original_starts_pyflannel_if_only_the_image_is_another(
+    api: KubeApi, pods: list[Pod], manifest: str, record_property: Callable[[str, object], None]
+) -> None:
+    one, two = pods
+    swapped = re.sub(r"image: \S+/flannel:\S+", f"image: {OURS}", manifest)
+    with without_loss(one, two, record_property):
+        api.kubectl("apply", "--filename=-", text=swapped)
+        api.until_rolled_out()
+    assert images(api) == [OURS] * 2
+    check_traffic(api, one, two)
+    wait_until(
+        lambda: all(api.cluster.condition(name) for name in api.nodes),
+        what="the conditions",
+        deadline_s=SOON_S,
+    )
