@@ -21,6 +21,7 @@ from pyflannel.cli.answers import (
     print_facts,
     print_json,
     print_table,
+    print_text,
     socket_of,
 )
 from pyflannel.cli.invocation import (
@@ -35,7 +36,7 @@ from pyflannel.cli.invocation import (
 from pyflannel.commands.examination import ping_path
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.reach import probe_peers
-from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError, printable
+from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
 from pyflannel.model.probe import PingReport, PingStep, milliseconds
 from pyflannel.model.status import JournalEntry, peer_entries
@@ -374,7 +375,7 @@ def _print_events(entries: Sequence[JournalEntry], *, wants_json: bool) -> None:
     if not entries:
         return
     if wants_json:
-        click.echo(printable(format_events(entries).decode()))
+        print_text(format_events(entries).decode())
     else:
         for entry in entries:
             say("  ".join(_event_row(entry)))
