@@ -1,22 +1,25 @@
 """Builds the form of the CNI plugin for hosts without Python.
 
-    /usr/bin/python3 -IS standalone.py SOURCES DIRECTORY
+    /usr/bin/python3 -IS standalone.py SOURCES DIRECTORY SBOM
 
 Writes to DIRECTORY the program `flannel`, and `flannel.d` with the interpreter that runs this script, its
 shared libraries, its dynamic loader, and the modules that the plugin imports. The first line of the program
 names the loader and the interpreter by their paths in /opt/cni/bin. So the host needs neither a shell nor a C
 library.
 
-SOURCES is the directory that contains the package pyflannel. Needs patchelf and ldd.
+SOURCES is the directory that contains the package pyflannel. SBOM is the file for the list of the Debian
+packages whose files are in DIRECTORY (CycloneDX). Needs patchelf, ldd and dpkg-query.
 """
 
 import importlib
+import json
 import os
 import py_compile
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 BIN_DIR = "/opt/cni/bin"
@@ -33,8 +36,8 @@ sys.exit(main())
 """
 
 
-def main(sources: Path, target: Path) -> None:
-    """Write the program and its directory."""
+def main(sources: Path, target: Path, sbom: Path) -> None:
+    """Write the program, its directory and the list of packages."""
     directory = target / "flannel.d"
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "lib").mkdir(parents=True)
@@ -44,7 +47,8 @@ def main(sources: Path, target: Path) -> None:
     shutil.copy(loader, directory / "loader")
     modules = imported_modules(sources)
     extensions = [file for _, file in modules if file.suffix == ".so"]
-    for library in {*libraries, *(each for file in extensions for each in linked_with(file)[0])}:
+    libraries += [each for file in extensions for each in linked_with(file)[0]]
+    for library in {*libraries}:
         shutil.copy(library, directory / "lib" / library.name)
     subprocess.run(
         ["patchelf", "--force-rpath", "--set-rpath", "$ORIGIN/lib", directory / "python"], check=True
@@ -64,6 +68,41 @@ def main(sources: Path, target: Path) -> None:
     program = target / "flannel"
     program.write_text(PROGRAM.format(directory=f"{BIN_DIR}/flannel.d"))
     program.chmod(0o755)
+    foreign = [file for name, file in modules if not name.startswith("pyflannel")]
+    sbom.write_text(
+        json.dumps(list_of_packages([interpreter, loader, *libraries, *foreign]), indent=2) + "\n"
+    )
+
+
+def list_of_packages(files: Iterable[Path]) -> dict[str, object]:
+    """Return the CycloneDX list of the Debian packages that contain these files."""
+    paths = {Path(os.path.realpath(file)) for file in files}
+    components = []
+    for package in sorted({owner(path) for path in paths}):
+        shown = ["dpkg-query", "--show", "--showformat=${source:Package} ${Version} ${Architecture}", package]
+        source, version, architecture = subprocess.check_output(shown, text=True).split()
+        name = package.partition(":")[0]
+        components.append(
+            {
+                "type": "library",
+                "name": name,
+                "version": version,
+                "purl": f"pkg:deb/debian/{name}@{version}?arch={architecture}&upstream={source}",
+            }
+        )
+    return {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "components": components}
+
+
+def owner(path: Path) -> str:
+    """Return the package that contains a file.
+
+    Packages of Debian 12 name files in /lib, which is a link to /usr/lib.
+    """
+    for one in (path, Path("/", *path.parts[2:])):
+        found = subprocess.run(["dpkg-query", "--search", one], capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            return found.stdout.partition(": ")[0]
+    raise FileNotFoundError(f"no Debian package contains {path}")
 
 
 def linked_with(file: Path) -> tuple[list[Path], Path]:
@@ -92,4 +131,4 @@ def relative(name: str, file: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]))
+    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]), Path(sys.argv[3]))

@@ -33,6 +33,11 @@ def firewall_system(release: str) -> Path:
     )
 
 
+def pipx_system(release: str) -> Path:
+    """Return the directory of a bootable system with pipx. It is created once for each machine."""
+    return _system(release, f"debian-{release}-pipx", [f"--include={_BOOTABLE},pipx,python3-venv"])
+
+
 def bare_system(release: str) -> Path:
     """Return the directory of a system as in a container image, without Python.
 
