@@ -404,14 +404,14 @@ def _failed(what: str, path: str, error: OSError) -> TargetError:
     )
 
 
-_DEVICES = Path("/proc/self/net/dev")
+_COUNTERS = Path("/proc/self/net/dev")
 _RECEIVED_BYTES, _SENT_BYTES = 0, 8
 """Columns after the name, in net/core/net-procfs.c."""
 
 
 def device_bytes(link: str) -> tuple[int, int] | None:
     """Return the bytes that a device has received and sent; None without the device."""
-    with contextlib.suppress(OSError), _DEVICES.open() as devices:
+    with contextlib.suppress(OSError), _COUNTERS.open() as devices:
         for line in devices:
             name, separator, columns = line.partition(":")
             if separator and name.strip() == link:
