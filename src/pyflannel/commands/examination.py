@@ -192,12 +192,16 @@ def _published_mac(places: Places) -> str | None:
 _CLOCKS = 16
 """Most peers whose clocks are compared with that of this host."""
 
+_CLOCK_DEADLINE_S = 0.7
+"""Deadline of their answers. Many firewalls drop these requests, and doctor must not wait for them."""
+
 
 async def _clock_offsets(status: Status, leases: list[LeaseEntry]) -> dict[IPv4Address, float]:
     """Return the offsets of the clocks of some peers; empty if none may be asked."""
     ends = (underlay for peer in peers_of(status, leases) for underlay, _ in (ends_of(peer),))
     with contextlib.suppress(TargetError):
-        return await clock_offsets(list(islice(filter(None, ends), _CLOCKS)))
+        some_ends = list(islice(filter(None, ends), _CLOCKS))
+        return await clock_offsets(some_ends, deadline_s=_CLOCK_DEADLINE_S)
     return {}
 
 
