@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 
 from doubles.hostile_inputs import Parser, check, damaged
 from pyflannel.errors import WireError
-from pyflannel.wire.netlink import addresses, bridges, links, message, neighbours, nftables, routes, tc, xfrm
+from pyflannel.wire.netlink import (
+    addresses,
+    bridges,
+    flow_rules,
+    links,
+    message,
+    neighbours,
+    nftables,
+    routes,
+    tc,
+    xfrm,
+)
 
 # Netlink: bodies of messages, with the attributes that each parser reads.
 
@@ -196,6 +207,16 @@ nf_tables = damaged(st.sampled_from(NF_TABLES)) | body(
 )
 
 
+def judge(octets: bytes) -> None:
+    """Examine a rule as one of the hook forward."""
+    rule = flow_rules.parse_found_rule(octets)
+    chain = flow_rules.FoundChain(rule.table._replace(family=nftables.IPV4), rule.chain, 2, "filter")
+    rule = replace(rule, table=chain.table)
+    assert flow_rules.forwarded_rules([chain], [rule]) == [rule]
+    flow_rules.sets_of([rule])
+    list(flow_rules.objections([chain], [rule]))
+
+
 def read_nf_tables(octets: bytes) -> None:
     for kind in (0x0A00, 0x0200):
         nftables.table_of(message.Message(kind, 0, 1, 0, octets))
@@ -204,6 +225,10 @@ def read_nf_tables(octets: bytes) -> None:
         nftables.parse_elements,
         nftables.parse_counted_elements,
         nftables.parse_chain,
+        nftables.parse_generation,
+        flow_rules.parse_found_chain,
+        flow_rules.parse_element_expressions,
+        judge,
         lambda one: nftables.is_rule(A_RULE, nftables.parse_rule(one)[2]),
     ):
         with suppress(WireError):

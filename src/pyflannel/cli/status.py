@@ -177,6 +177,8 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
                 yield "lacking", feature.text
         for notice in found.fast_path.remarks:
             yield "warning", str(notice)
+        if found.fast_path.mode == "flow":
+            yield "bypass", "packets of a flow skip the firewall for at most 1 s after it passed one of them"
         for reason in found.fast_path.uncached:
             yield "not cached", reason
     yield from _strangers(found)

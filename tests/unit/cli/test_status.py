@@ -8,6 +8,7 @@ from pyflannel.model.status import (
     DockerNetworkStatus,
     DockerPortStatus,
     DockerStatus,
+    FastPathStatus,
     LeaseSigningStatus,
     Notice,
     ReconcileStatus,
@@ -120,6 +121,15 @@ class CountedText(str):
         return str.__eq__(self, other)
 
     __hash__ = str.__hash__
+
+
+def test_mode_flow_is_shown_with_its_duration_and_the_reasons_against_it() -> None:
+    path = FastPathStatus(mode="flow", uncached=("a rule of ip filter FORWARD decides by limit",))
+    shown = dict(facts(Status(version="1", fast_path=path)))
+
+    assert shown["fast path"] == "flow"
+    assert "skip the firewall for at most 1 s" in shown["bypass"]
+    assert shown["not cached"] == path.uncached[0]
 
 
 def test_networks_and_published_ports_of_docker_are_listed() -> None:

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.tunnel_guard import guard_device_of
 from pyflannel.wire.netlink.flow_rules import (
@@ -98,7 +98,7 @@ class FlowRules:
             is_liberal = _SETTINGS.is_dir() and (
                 not _LIBERAL.exists() or _LIBERAL.read_text(encoding="ascii").strip() != "0"
             )
-        except (TargetError, OSError) as error:
+        except (TargetError, WireError, OSError) as error:
             self._examined = None
             return Firewall(read_at_ns=read_at_ns, objections=(f"the rules cannot be read: {error}",))
         return Firewall(
@@ -121,7 +121,7 @@ class FlowRules:
         every: list[FoundRule] = await dump(dump_every_rule(), parse_found_rule)
         if len(every) > MOST_RULES:
             return (f"nftables has more than {MOST_RULES} rules",)
-        chains = [one for one in chains if guard_device_of(one.table) is None]
+        chains = [one for one in chains if guard_device_of(one.table.name) is None]
         rules = forwarded_rules(chains, every)
         found = dict.fromkeys(objections(chains, rules))
         for table, name in sorted(sets_of(rules)):

@@ -15,7 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyflannel.wire.netlink.message import attributes, text
-from pyflannel.wire.netlink.nftables import Expression, TableName, integer_of, nested_attributes
+from pyflannel.wire.netlink.nftables import (
+    Expression,
+    TableName,
+    integer_of,
+    nested_attributes,
+    parse_chain,
+    parse_rule,
+)
 
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge"}
 _NETDEV, _BRIDGE = 5, 7
@@ -82,8 +89,7 @@ _JUMP, _GOTO = -3 & 0xFFFFFFFF, -4 & 0xFFFFFFFF
 class FoundChain:
     """A chain. `hook` is None for one that is entered only by jumps."""
 
-    family: int
-    table: str
+    table: TableName
     name: str
     hook: int | None
     type: str
@@ -93,8 +99,7 @@ class FoundChain:
 class FoundRule:
     """A rule of any family."""
 
-    family: int
-    table: str
+    table: TableName
     chain: str
     steps: tuple[Expression, ...]
 
@@ -104,23 +109,22 @@ SetName = tuple[TableName, str]
 
 
 def parse_found_chain(body: bytes) -> FoundChain:
-    """Return the chain of a message's body."""
-    found = attributes(body, _HEADER.size)
-    place = attributes(found.get(4, b""))
-    hook = integer_of(place[1]) if 1 in place else None
-    return FoundChain(
-        body[0], text(found.get(1, b"")), text(found.get(3, b"")), hook, text(found.get(7, b""))
-    )
+    """Return the chain of a message's body.
+
+    Raises:
+        WireError: too short, or an attribute has an invalid length.
+    """
+    table, chain, _ = parse_chain(body)
+    return FoundChain(table, chain.name, chain.hook, text(attributes(body, _HEADER.size).get(7, b"")))
 
 
 def parse_found_rule(body: bytes) -> FoundRule:
-    """Return the rule of a message's body."""
-    found = attributes(body, _HEADER.size)
-    steps = []
-    for listed in nested_attributes(found.get(4, b"")):
-        parts = attributes(listed)
-        steps.append((text(parts.get(1, b"")), parts.get(2, b"")))
-    return FoundRule(body[0], text(found.get(1, b"")), text(found.get(2, b"")), tuple(steps))
+    """Return the rule of a message's body.
+
+    Raises:
+        WireError: too short, or an attribute has an invalid length.
+    """
+    return FoundRule(*parse_rule(body))
 
 
 def parse_element_expressions(body: bytes) -> list[str]:
@@ -142,26 +146,22 @@ def forwarded_rules(chains: Sequence[FoundChain], rules: Iterable[FoundRule]) ->
 
     If a rule enters chains by a map, every chain without a hook in its table counts.
     """
-    by_chain: dict[tuple[int, str, str], list[FoundRule]] = {}
+    by_chain: dict[tuple[TableName, str], list[FoundRule]] = {}
     for rule in rules:
-        by_chain.setdefault((rule.family, rule.table, rule.chain), []).append(rule)
+        by_chain.setdefault((rule.table, rule.chain), []).append(rule)
     left = [
-        (chain.family, chain.table, chain.name)
+        (chain.table, chain.name)
         for chain in chains
-        if chain.family in _IPV4_FAMILIES and chain.hook in _FORWARDED and chain.type != "nat"
+        if chain.table.family in _IPV4_FAMILIES and chain.hook in _FORWARDED and chain.type != "nat"
     ]
     reached = set(left)
     while left:
-        family, table, name = left.pop()
-        for rule in by_chain.get((family, table, name), ()):
+        table, name = left.pop()
+        for rule in by_chain.get((table, name), ()):
             entered = {target for step in rule.steps for target in _targets(step)}
             if None in entered:
-                entered = {
-                    one.name
-                    for one in chains
-                    if one.hook is None and (one.family, one.table) == (family, table)
-                }
-            further = {(family, table, one) for one in entered if one is not None} - reached
+                entered = {one.name for one in chains if one.hook is None and one.table == table}
+            further = {(table, one) for one in entered if one is not None} - reached
             reached |= further
             left += further
     return [rule for key in sorted(reached) for rule in by_chain.get(key, ())]
@@ -182,7 +182,7 @@ def _targets(step: Expression) -> Iterator[str | None]:
 def sets_of(rules: Iterable[FoundRule]) -> set[SetName]:
     """Return the sets and maps in which rules look up a key."""
     return {
-        (TableName(rule.family, rule.table), text(attributes(data).get(1, b"")))
+        (rule.table, text(attributes(data).get(1, b"")))
         for rule in rules
         for name, data in rule.steps
         if name == "lookup"
@@ -197,15 +197,16 @@ def objections(chains: Iterable[FoundChain], rules: Iterable[FoundRule]) -> Iter
         rules: the rules that may decide about a forwarded packet.
     """
     for chain in chains:
-        if chain.family in (_NETDEV, _BRIDGE):
-            yield f"nftables has tables of the {_FAMILIES[chain.family]} family"
-        elif chain.family in _IPV4_FAMILIES and chain.hook not in (None, *_FORWARDED, *_OWN_PACKETS):
-            yield f"chain {chain.table} {chain.name} is at the hook ingress"
+        family = chain.table.family
+        if family in (_NETDEV, _BRIDGE):
+            yield f"nftables has tables of the {_FAMILIES[family]} family"
+        elif family in _IPV4_FAMILIES and chain.hook not in (None, *_FORWARDED, *_OWN_PACKETS):
+            yield f"chain {chain.table.name} {chain.name} is at the hook ingress"
     for rule in rules:
         for place, (name, data) in enumerate(rule.steps):
             following = rule.steps[place + 1] if place + 1 < len(rule.steps) else ("", b"")
             if (by := _objection(name, attributes(data), following)) is not None:
-                where = f"{_FAMILIES[rule.family]} {rule.table} {rule.chain}"
+                where = f"{_FAMILIES[rule.table.family]} {rule.table.name} {rule.chain}"
                 yield f"a rule of {where} decides by {by}"
 
 
