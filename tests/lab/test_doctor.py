@@ -481,16 +481,20 @@ def test_the_plan_of_another_config_is_shown_and_nothing_is_changed(overlay, hea
 
 
 def test_events_are_followed_while_they_happen(healthy: Host) -> None:
-    program = healthy.start(["flannelctl", "events", "--since", "1h", "--follow"], name="events")
+    """The damage is repeated until flannelctl has started."""
+    program = healthy.start(["flannelctl", "events", "--since", "0s", "--follow"], name="events")
     shown = healthy.directory / "log/events.log"
-    try:
-        wait_until(lambda: bool(shown.read_text()), what="older events are shown", deadline_s=DEADLINE_S)
+
+    def is_shown() -> bool:
         healthy.run(["ip", "link", "set", "flannel.1", "mtu", "1234"])
-        wait_until(lambda: "mtu 1234" in shown.read_text(), what="the repair is shown", deadline_s=DEADLINE_S)
+        return "mtu 1234" in shown.read_text()
+
+    try:
+        wait_until(is_shown, what="the repair is shown", deadline_s=DEADLINE_S)
     finally:
         program.kill()
-    (line,) = [line for line in shown.read_text().splitlines() if "mtu 1234" in line]
-    assert line.endswith("  repaired  link flannel.1: mtu 1234, wanted 1450")
+    lines = [line for line in shown.read_text().splitlines() if "mtu 1234" in line]
+    assert lines[0].endswith("  repaired  link flannel.1: mtu 1234, wanted 1450")
 
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
