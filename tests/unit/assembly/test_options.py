@@ -1,33 +1,20 @@
 """The flags of flanneld mean the same as in the original. Wrong use is reported in one line."""
 
-import json
-import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pyflannel.assembly.flanneld_flags import FLAGS, LATER_FLAGS
+from pyflannel.assembly.flanneld_flags import LATER_FLAGS
 from pyflannel.assembly.options import (
     FlanneldOptions,
-    RequestedText,
     parse_flanneld,
-    store_url_from_environment,
 )
 from pyflannel.errors import UsageError
 from pyflannel.http.sockets import Endpoint
-from pyflannel.model.store_record import Secret
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import default_of
-
-ROOT = Path(__file__).parents[3]
-
-
-def golden(name: str) -> list[dict[str, Any]]:
-    cases: list[dict[str, Any]] = json.loads((ROOT / "tests/golden" / name).read_text())["cases"]
-    return cases
 
 
 def options(*arguments: str, environment: Mapping[str, str] | None = None) -> FlanneldOptions:
@@ -149,172 +136,6 @@ def test_a_name_of_fifteen_bytes_and_an_address_with_a_zone_may_name_an_interfac
     assert options(*(f"--iface={each}" for each in given)).iface == given
 
 
-@pytest.mark.parametrize(
-    ("arguments", "environment", "url"),
-    [
-        (["--store=sqlite:///l.db"], {}, "sqlite:///l.db"),
-        (["--store=etcd://h:1,g:2/p"], {}, "etcd://h:1,g:2/p"),
-        ([], {"FLANNELD_STORE": "sqlite:///l.db"}, "sqlite:///l.db"),
-        (["--store=sqlite:///l.db"], {"FLANNELD_ETCD_ENDPOINTS": "http://h:1"}, "sqlite:///l.db"),
-        (
-            ["--etcd-prefix=/p"],
-            {"FLANNELD_STORE": "sqlite:///l.db", "FLANNELD_ETCD_ENDPOINTS": "http://h:1"},
-            "etcd://h:1/p",
-        ),
-        ([], {"FLANNELD_ETCD_ENDPOINTS": "http://h:1", "FLANNELD_ETCD_PREFIX": "/p"}, "etcd://h:1/p"),
-    ],
-)
-def test_the_store_is_named_by_url_or_by_endpoints(
-    arguments: list[str], environment: dict[str, str], url: str
-) -> None:
-    assert options(*arguments, environment=environment).store_url == url
-
-
-TLS = ("--etcd-endpoints=https://h:1,https://g:2", "--etcd-cafile=/ca.pem")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "url"),
-    [
-        (TLS, "etcds://h:1,g:2/coreos.com/network?cafile=/ca.pem"),
-        (
-            [
-                *TLS,
-                "--etcd-certfile=/c",
-                "--etcd-keyfile=/k y",
-                "--etcd-username=u",
-                "--etcd-password-file=/f",
-            ],
-            "etcds://h:1,g:2/coreos.com/network"
-            "?cafile=/ca.pem&certfile=/c&keyfile=/k%20y&username=u&password-file=/f",
-        ),
-        (["--store=etcds://h/p?cafile=/ca.pem"], "etcds://h/p?cafile=/ca.pem"),
-    ],
-)
-def test_the_url_names_the_files_of_tls_and_the_user(arguments: list[str], url: str) -> None:
-    parsed = options(*arguments)
-
-    assert parsed.store_url == url
-    assert parsed.warnings == ()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environment", "url"),
-    [
-        (
-            ["--etcd-endpoints=https://h:1"],
-            {"FLANNELD_ETCD_CAFILE": "/ca.pem"},
-            "etcds://h:1/coreos.com/network?cafile=/ca.pem",
-        ),
-        (
-            ["--etcd-endpoints=https://h:1"],
-            {
-                "FLANNELD_ETCD_CERTFILE": "/c",
-                "FLANNELD_ETCD_KEYFILE": "/k",
-                "FLANNELD_ETCD_USERNAME": "u",
-                "FLANNELD_ETCD_PASSWORD_FILE": "/f",
-            },
-            "etcds://h:1/coreos.com/network?certfile=/c&keyfile=/k&username=u&password-file=/f",
-        ),
-        (
-            ["--etcd-cafile=/mine.pem"],
-            {
-                "FLANNELD_ETCD_ENDPOINTS": "https://h:1",
-                "FLANNELD_ETCD_PREFIX": "/p",
-                "FLANNELD_ETCD_CAFILE": "/ca.pem",
-                "FLANNELD_ETCD_USERNAME": "u",
-                "FLANNELD_ETCD_PASSWORD": "secret",
-            },
-            "etcds://h:1/p?cafile=/mine.pem&username=u",
-        ),
-        (
-            ["--etcd-prefix=/p", "--etcd-cafile="],
-            {"FLANNELD_ETCD_ENDPOINTS": "https://h:1", "FLANNELD_ETCD_CAFILE": "/ca.pem"},
-            "etcds://h:1/p",
-        ),
-    ],
-)
-def test_each_store_variable_counts_unless_its_own_flag_is_given(
-    arguments: list[str], environment: dict[str, str], url: str
-) -> None:
-    """As in the original, a flag replaces its own variable and no other."""
-    parsed = options(*arguments, environment=environment)
-
-    assert parsed.store_url == url
-    assert parsed.warnings == ()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environment", "url", "without_effect"),
-    [
-        (
-            ["--store=etcds://h/p"],
-            {"FLANNELD_ETCD_CAFILE": "/ca.pem", "FLANNELD_ETCD_USERNAME": "u"},
-            "etcds://h/p",
-            "Ignored FLANNELD_ETCD_CAFILE, FLANNELD_ETCD_USERNAME, because --store names the store",
-        ),
-        (
-            ["--etcd-endpoints=http://h:1"],
-            {"FLANNELD_STORE": "sqlite:///l.db"},
-            "etcd://h:1/coreos.com/network",
-            "Ignored FLANNELD_STORE, because --etcd-endpoints names the store",
-        ),
-    ],
-)
-def test_a_warning_names_the_variables_that_another_way_to_name_the_store_overrides(
-    arguments: list[str], environment: dict[str, str], url: str, without_effect: str
-) -> None:
-    """`--store` and the etcd flags are two ways to name one store: the command line decides which counts."""
-    parsed = options(*arguments, environment=environment)
-
-    assert parsed.store_url == url
-    assert parsed.warnings == (without_effect,)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environment"),
-    [
-        (["--etcd-password=secret"], {}),
-        (["--etcd-password", "secret"], {"FLANNELD_ETCD_PASSWORD": "other"}),
-        ([], {"FLANNELD_ETCD_PASSWORD": "secret"}),
-    ],
-)
-def test_a_password_is_accepted_and_never_shown(arguments: list[str], environment: dict[str, str]) -> None:
-    parsed = options(*TLS, "--etcd-username=u", *arguments, environment=environment)
-
-    assert parsed.etcd_password == Secret("secret")
-    assert "secret" not in repr(parsed)
-    assert parsed.store_url.endswith("&username=u")
-
-
-def test_flags_that_http_endpoints_ignore_give_a_warning() -> None:
-    parsed = options("--etcd-cafile=/c", "--etcd-username=u", "--etcd-password=secret")
-
-    assert parsed.store_url.endswith("/coreos.com/network?username=u")
-    assert ["--etcd-cafile" in parsed.warnings[0], "unencrypted" in parsed.warnings[1]] == [True, True]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environment", "origin"),
-    [
-        (["--store=etcd://h/p?username=u", "--etcd-password=secret"], {}, "--store"),
-        (["--store=etcd://h/p?username=u&password-file=/f"], {}, "--store"),
-        ([], {"FLANNELD_STORE": "etcd://h/p?username=u", "FLANNELD_ETCD_PASSWORD": "s"}, "FLANNELD_STORE"),
-    ],
-)
-def test_a_store_url_that_sends_a_password_in_clear_text_gives_a_warning(
-    arguments: list[str], environment: dict[str, str], origin: str
-) -> None:
-    parsed = options(*arguments, environment=environment)
-
-    assert parsed.warnings == (f"The etcd password is sent unencrypted, because {origin} uses etcd://",)
-
-
-@pytest.mark.parametrize("url", ["etcds://h/p?username=u&password-file=/f", "etcd://h/p", "sqlite:///f"])
-def test_a_store_url_without_a_clear_text_password_gives_no_warning(url: str) -> None:
-    assert options(f"--store={url}").warnings == ()
-
-
 def test_the_health_endpoint_is_off_below_port_one() -> None:
     assert options("--healthz-port=-1").healthz is None
     assert options("--healthz-port=8081").healthz == Endpoint(
@@ -330,12 +151,6 @@ def test_the_http_flag_sets_the_endpoint_of_metrics() -> None:
     assert options(environment={"FLANNELD_HTTP": "[::1]:1"}).http == Endpoint(
         name="http", ip=IPv6Address("::1"), port=1, asked_by="FLANNELD_HTTP=[::1]:1"
     )
-
-
-def test_the_environment_alone_names_the_store() -> None:
-    environment = {"FLANNELD_ETCD_ENDPOINTS": "http://h:1", "FLANNELD_IP_MASQ": "nonsense"}
-
-    assert store_url_from_environment(environment) == "etcd://h:1/coreos.com/network"
 
 
 @pytest.mark.parametrize(
@@ -434,141 +249,6 @@ def test_wrong_use_is_reported_in_one_line_with_a_remedy(arguments: list[str], l
     assert line in refusal(*arguments)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--etcd-endpoints=http://u:secret@h:1"],
-        ["--etcd-endpoints=u:secret@h:1"],
-        ["--etcd-endpoints=http://h:1?x=secret"],
-        ["--store=u:secret@h:1"],
-        ["--store=etcd://u:secret@h:1/"],
-        ["--store=etcds://h/?username=u&password=secret"],
-        ["--etcd-password=secret"],
-        ["--etcd-password", "secret", "--etcd-username="],
-    ],
-)
-def test_no_refusal_quotes_a_password(arguments: list[str]) -> None:
-    assert "secret" not in refusal(*arguments)
-
-
-@pytest.mark.parametrize("flag", LATER_FLAGS, ids=lambda flag: flag.name)
-def test_a_flag_not_yet_supported_is_refused_unless_its_value_requests_nothing(flag: Any) -> None:
-    values = {"text": "x", "integer": "7", "boolean": "true"}
-    expected = f"--{flag.name} is not supported yet: Remove it"
-    assert expected in refusal(f"--{flag.name}={values[flag.kind]}")
-    assert options(f"--{flag.name}={default_of(flag).value}") == options()
-
-
-def test_help_and_version_are_printed_before_any_other_check() -> None:
-    told = parse_flanneld(["--ip-masq", "--public-ip=x", "--version"], {"FLANNELD_IP_MASQ": "maybe"})
-    usage = parse_flanneld(["-h"], {}, program="./flanneld")
-
-    assert isinstance(told, RequestedText)
-    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", told.text)
-    assert told.stream == "stderr"  # as the original
-    assert isinstance(usage, RequestedText)
-    assert usage.text.startswith("Usage: ./flanneld [OPTION]...\n")
-    assert usage.stream == "stdout"
-
-
-def test_help_groups_the_flags_by_subject_and_ends_with_the_flags_not_yet_supported() -> None:
-    usage = parse_flanneld(["--help"], {})
-    assert isinstance(usage, RequestedText)
-
-    parts = re.split(r"^(\S.*):\n", usage.text, flags=re.MULTILINE)
-    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    flags = {title: set(re.findall(r"^  --?(\w\S*?)(?:=|$)", text, re.M)) for title, text in sections.items()}
-
-    assert list(sections) == [
-        *("Store", "Kubernetes", "Leases", "Underlay", "Backend", "Firewall", "Docker", "Operation"),
-        *("Accepted without effect", "Not supported yet"),
-        *("Environment variables", "Exit codes", "Examples"),
-    ]
-    assert set.union(*list(flags.values())[:10]) == {flag.name for flag in FLAGS}
-    assert flags["Not supported yet"] == {flag.name for flag in LATER_FLAGS}
-    assert max(map(len, usage.text.splitlines())) <= 80
-
-
-@pytest.mark.parametrize(
-    "case", golden("cli-flags.json"), ids=lambda case: f"{case['version']}-{case['flag']}"
-)
-def test_every_flag_of_the_original_exists_with_its_default(case: dict[str, Any]) -> None:
-    flag = next(flag for flag in FLAGS if flag.name == case["flag"])
-
-    default = default_of(flag).value
-    text = str(default).lower() if isinstance(default, bool) else str(default)
-    assert (text or None) == (case.get("default") or ("0" if flag.kind == "integer" else None))
-
-
-# Golden cases that pyflannel refuses. The original continued, or ended with status 0.
-OUR_REFUSALS = {
-    "words that are no flags were ignored (0.20.2) or answered by the usage with status 0 (0.6.2)": {
-        "bool with separate word",
-        "single dash word",
-        "double dash then version",
-        "positional",
-        "positional before version",
-    },
-    "a wrong variable became zero, or was ignored": {
-        "env bad bool",
-        "env bad int",
-        "env bad bool for a flag with default true",
-    },
-    "wrong values showed late, as status 1 or not at all": {
-        "value that looks like a flag",
-        "public-ip not an address",
-        "renew margin 0",
-        "renew margin -5",
-        "bad endpoint",
-        "empty endpoints",
-        "bad iface regex",
-        "kube bad config file",
-        "kube with url, no names",
-        "kube bad prefix",
-    },
-    "not there yet": {
-        "listen bad scheme",
-        "listen",
-    },
-}
-
-
-@pytest.mark.parametrize("case", golden("cli-behaviour.json"), ids=lambda case: case["id"])
-def test_command_lines_are_accepted_or_refused_as_by_the_original(case: dict[str, Any]) -> None:
-    ours = _verdict(case["args"], case["env"])
-
-    refused = any(case["name"] in names for names in OUR_REFUSALS.values())
-    assert ours == ("refused" if refused else _original_verdict(case))
-
-
-def _verdict(arguments: list[str], environment: dict[str, str]) -> str:
-    try:
-        parsed = parse_flanneld(arguments, environment)
-    except UsageError:
-        return "refused"
-    if isinstance(parsed, FlanneldOptions):
-        return "runs"
-    return "usage" if parsed.text.startswith("Usage") else "version"
-
-
-def _original_verdict(case: dict[str, Any]) -> str:
-    first = (case["stderr_lines"] or [""])[0]
-    if first.startswith(
-        ("flag provided", "flag needs", "invalid value", "invalid boolean", "bad flag syntax")
-    ):
-        return "refused"
-    if case["usage_on_stderr"]:
-        return "usage"
-    return "version" if first in ("dev", "0.5.3+git") else "runs"
-
-
-def test_the_reference_names_every_flag_and_default() -> None:
-    text = (ROOT / "docs/reference/flags.md").read_text()
-
-    assert [flag.name for flag in FLAGS if f"`{flag.name}`" not in text] == []
-    assert [flag.default for flag in FLAGS if flag.default and f"`{flag.default}`" not in text] == []
-
-
 def test_the_fast_path_is_one_of_three() -> None:
     assert options("--fast-path=off").fast_path == "off"
     with pytest.raises(UsageError, match="--fast-path='turbo' is not a valid value"):
@@ -583,52 +263,9 @@ def test_the_docker_plugin_is_off_by_default_and_has_a_socket_in_dockers_directo
     assert (off.docker_socket, on.docker_socket) == (None, "/run/docker/plugins/flannel.sock")
 
 
-KUBERNETES = ("--kube-subnet-mgr", "--kubeconfig-file=/etc/flannel.conf")
-
-
-def test_kubernetes_replaces_the_other_stores() -> None:
-    found = options(*KUBERNETES, "--kube-annotation-prefix=example.org/blue", environment={"NODE_NAME": "n1"})
-
-    assert found.store_url == "kube:"
-    assert found.kubernetes is not None
-    assert (found.kubernetes.node, found.kubernetes.pod) == ("n1", None)
-    assert found.kubernetes.prefix == "example.org/blue-"
-    assert str(found.kubernetes.config) == "/etc/kube-flannel/net-conf.json"
-    assert found.kubernetes.sets_condition
-    assert not found.kubernetes.warns
-    pod = {"POD_NAME": "p", "POD_NAMESPACE": "s"}
-    others = ("--set-node-network-unavailable=false", "--warn-network-policies")
-    other = options(*KUBERNETES, *others, environment=pod).kubernetes
-    assert other is not None
-    assert (other.node, other.pod, other.sets_condition, other.warns) == (None, ("s", "p"), False, True)
-    assert options("--kube-api-url=x", "--net-config-path=/x").kubernetes is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environment", "message"),
-    [
-        (KUBERNETES, {}, "env variables POD_NAME and POD_NAMESPACE must be set: Or set NODE_NAME"),
-        (KUBERNETES, {"POD_NAME": "p"}, "env variables POD_NAME and POD_NAMESPACE must be set"),
-        (["--kube-subnet-mgr"], {"NODE_NAME": "n"}, "fail to create kubernetes config: this is no pod"),
-        (
-            ["--kube-subnet-mgr", "--kube-api-url=ftp://x"],
-            {"NODE_NAME": "n"},
-            "--kube-api-url is not the URL",
-        ),
-        (
-            [*KUBERNETES, "--networks=a"],
-            {"NODE_NAME": "n"},
-            "--networks cannot be used with --kube-subnet-mgr",
-        ),
-        ([*KUBERNETES, "--lease-signing=warn"], {"NODE_NAME": "n"}, "--lease-signing cannot be used with"),
-        (
-            [*KUBERNETES, "--kube-annotation-prefix=a/b/c"],
-            {"NODE_NAME": "n"},
-            "prefix can contain at most single slash: Write flannel.alpha.coreos.com.",
-        ),
-    ],
-)
-def test_wrong_options_for_kubernetes_are_refused(
-    arguments: list[str], environment: dict[str, str], message: str
-) -> None:
-    assert message in refusal(*arguments, environment=environment)
+@pytest.mark.parametrize("flag", LATER_FLAGS, ids=lambda flag: flag.name)
+def test_a_flag_not_yet_supported_is_refused_unless_its_value_requests_nothing(flag: Any) -> None:
+    values = {"text": "x", "integer": "7", "boolean": "true"}
+    expected = f"--{flag.name} is not supported yet: Remove it"
+    assert expected in refusal(f"--{flag.name}={values[flag.kind]}")
+    assert options(f"--{flag.name}={default_of(flag).value}") == options()
