@@ -21,7 +21,8 @@ from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 from testlab.booted_system import BootedSystem
-from testlab.debian_systems import CODENAMES, bootable_system, copy, install, newer, package_of, subnet_of
+from testlab.console import command_blocks
+from testlab.debian_systems import CODENAMES, bootable_system, copy, newer, package_of, subnet_of
 from testlab.pinging import Pings, pinging
 
 NAMES = ("docker1", "docker2")
@@ -31,6 +32,7 @@ INSTALL, CONFIGURE, START, CHECK = re.findall(
     README.partition("\n## Install the package\n")[2].partition("\n## ")[0],
     flags=re.DOTALL | re.MULTILINE,
 )
+GUIDE = "docs/guides/install.md"
 PEER = "10.100.77.0"
 """The address of another host in the README's last block."""
 SOON_S = 60.0
@@ -77,8 +79,6 @@ def package(dist: Path, release: str) -> Path:
 @pytest.fixture(scope="session")
 def installed(package: Path, release: str) -> Iterator[Installed]:
     """Install the package on two hosts by the README's commands; `ETCD` is the name of the etcd server."""
-    offline = INSTALL.replace("install", "install --yes --no-install-recommends", 1)
-    printed = INSTALL.split("/")[-1].strip()
     places = tuple(place for place in COOKBOOK.hosts if place.name in NAMES)
     with Lab(f"p{os.getpid()}", Topology(COOKBOOK.segments, places)) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
@@ -89,8 +89,7 @@ def installed(package: Path, release: str) -> Iterator[Installed]:
             system.boot()
             system.wait_up()
             system.run(["tee", "--append", "/etc/hosts"], text=f"{LEFT.gateway.ip} ETCD\n")
-            copy(package, system, f"/root/{package.name}")
-            system.run(["sh", "-ec", f"cd /root; {offline.replace(printed, package.name)}"])
+            run_apt(system, INSTALL, package)
         systems["docker1"].run(["sh", "-ec", CONFIGURE])
         for system in systems.values():
             system.run(["sh", "-ec", START])
@@ -99,6 +98,16 @@ def installed(package: Path, release: str) -> Iterator[Installed]:
             for name, system in systems.items()
         }
         yield Installed(lab, package, systems, containers)
+
+
+def run_apt(system: BootedSystem, command: str, package: Path | None = None) -> None:
+    """Run an apt-get of a document without questions, with this package instead of the printed one."""
+    words = command.split()
+    words.insert(2, "--yes")
+    if package is not None:
+        copy(package, system, f"/root/{package.name}")
+        words[-1] = f"/root/{package.name}"
+    system.run([*words, "--no-install-recommends"])
 
 
 def test_the_leases_list_the_hosts_and_their_first_addresses_answer(installed: Installed) -> None:
@@ -129,12 +138,14 @@ def test_programs_have_man_pages(installed: Installed) -> None:
 
 def test_upgrade_and_roll_back_lose_no_ping_and_keep_the_lease(installed: Installed, tmp_path: Path) -> None:
     subnet = installed.subnet("docker1")
+    (commands,) = command_blocks(GUIDE, "Upgrade and roll back")
+    packages = newer(installed.package, tmp_path), installed.package
 
     with installed.pinging() as pings:
-        for package in newer(installed.package, tmp_path), installed.package:
+        for command, package in zip(commands.splitlines(), packages, strict=True):
             system = installed.systems["docker1"]
             pid = system.show("flanneld", "MainPID")
-            install(system, package)
+            run_apt(system, command, package)
             assert system.show("flanneld", "ActiveState") == "active"
             assert system.show("flanneld", "MainPID") != pid
 
@@ -142,16 +153,34 @@ def test_upgrade_and_roll_back_lose_no_ping_and_keep_the_lease(installed: Instal
     assert installed.subnet("docker1") == subnet
 
 
+STAND_IN = "#!/bin/sh\necho $* >/run/arguments\nexec sleep infinity\n"
+
+
+def test_the_drop_in_gives_docker_the_subnet(installed: Installed) -> None:
+    """A stand-in for dockerd records its arguments, because the systems have no Docker."""
+    _, drop_in = command_blocks(GUIDE, "Debian")
+    system = installed.systems["docker1"]
+    system.run(["install", "/dev/stdin", "/usr/bin/dockerd"], text=STAND_IN)
+    system.run(["tee", "/etc/systemd/system/docker.service"], text="[Service]\nExecStart=dockerd\n")
+
+    system.run(["sh", "-ec", drop_in])
+
+    recorded = ["sh", "-c", "until [ -s /run/arguments ]; do sleep 0.1; done; cat /run/arguments"]
+    assert f"--bip={installed.subnet('docker1')}" in system.run(recorded).stdout
+
+
 def test_remove_leaves_the_network_and_purge_leaves_no_file(installed: Installed) -> None:
     """The last test: it takes one host out of the network."""
     system = installed.systems["docker2"]
+    (commands,) = command_blocks(GUIDE, "Remove")
+    remove, purge = commands.splitlines()
 
-    system.run(["dpkg", "--remove", "pyflannel"])
+    run_apt(system, remove)
 
     links = installed.lab.hosts["docker2"].links()
     assert not [link["ifname"] for link in links if link["ifname"].startswith("flannel")]
     assert system.run(["test", "-e", "/etc/default/flanneld"], check=False).returncode == 0
-    system.run(["dpkg", "--purge", "pyflannel"])
+    run_apt(system, purge)
     found = system.run(["find", "/", "-xdev", "-name", "*flannel*", "-not", "-path", "/root/*"]).stdout
     assert found == ""
     assert system.run(["find", "/run", "-name", "*flannel*"]).stdout == ""
