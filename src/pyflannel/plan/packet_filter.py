@@ -234,7 +234,7 @@ def _nftables(rules: _FamilyRules, device: str) -> Iterator[Item]:
 
 
 def plan_open_ports(ports: Iterable[int], config: NetworkConfig, host: Host, options: FilterOptions) -> State:
-    """Return the chain that accepts packets to the ports of the tunnels; IPv4 only, like the guard."""
+    """Return the chain that accepts packets to the ports of the tunnels. It opens IPv4 only."""
     rules = tuple(TunnelRule(host.underlay.address, port) for port in sorted({*ports}))
     if not options.opens_ports or not rules or host.family == 6:
         return State.EMPTY
