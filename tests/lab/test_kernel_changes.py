@@ -108,7 +108,7 @@ def attach(name: str) -> int:
 
 
 @pytest.mark.parametrize("words", WAKING.values(), ids=WAKING.keys())
-def test_changes_of_owned_objects_wake(namespace, applied, words: str) -> None:
+def test_changes_of_owned_objects_wake_the_reconciler(namespace, applied, words: str) -> None:
     async def then(_, wakes) -> None:
         namespace.ip(words.format(name=namespace.name))
         await wakes.next()

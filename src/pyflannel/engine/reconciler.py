@@ -488,7 +488,7 @@ class Reconciler:
         return type(item) in batch.new_kinds or (mark is not None and mark.is_planned)
 
     def _is_hopeless(self, operation: Operation) -> bool:
-        """Return whether the operation need not be tried again after a look.
+        """Return whether a look has made another attempt of the operation unnecessary.
 
         It was refused permanently and nothing has changed since, or it was refused just now.
         """
