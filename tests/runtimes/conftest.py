@@ -13,7 +13,10 @@ from pyflannel.lab.topology import LEFT, Host
 from pyflannel.lab.waiting import together
 
 GO_PROGRAMS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel/go"
-"""Directory of cnitool, crictl and newer delegates. `scripts/setup --runtimes` builds them with Go."""
+"""Directory of cnitool, crictl, dockerd, docker-compose and newer delegates.
+
+`scripts/setup --runtimes` builds them with Go.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +44,6 @@ def _prepare(host: Host, store: str) -> None:
 @pytest.fixture(scope="session")
 def go_programs() -> Path:
     """The directory of the programs that Go built."""
-    if not (GO_PROGRAMS / "crictl").exists():
-        pytest.skip("cnitool and crictl are not built, because Go is not installed")
+    if not (GO_PROGRAMS / "docker-compose").exists():  # which is built last
+        pytest.skip("the programs of CNI, Kubernetes and Docker are not built, because Go is not installed")
     return GO_PROGRAMS

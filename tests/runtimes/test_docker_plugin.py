@@ -251,14 +251,18 @@ def test_a_network_with_a_given_subnet_gives_the_wanted_address(pair: Pair) -> N
     host.engine.docker("network", "rm", "large")
 
 
-def test_a_compose_project_runs(pair: Pair) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_compose_project_runs(pair: Pair, version: int, request: pytest.FixtureRequest) -> None:
+    program = "docker-compose"
+    if version == 2:
+        program = str(request.getfixturevalue("go_programs") / "docker-compose")
     host = pair.host
     host.run(["mkdir", "-p", "/run/project"])
     host.run(["tee", "/run/project/docker-compose.yml"], text=COMPOSE)
-    compose = ["docker-compose", "--project-directory=/run/project", "-f", "/run/project/docker-compose.yml"]
+    compose = [program, "--project-directory=/run/project", "-f", "/run/project/docker-compose.yml"]
 
     host.run([*compose, "up", "--detach"])
-    reached = host.run(["docker", "exec", "project_one_1", "ping", "-c1", "-W5", "two"], check=False)
+    reached = host.run([*compose, "exec", "-T", "one", "ping", "-c1", "-W5", "two"], check=False)
     host.run([*compose, "down"])
 
     assert reached.returncode == 0
