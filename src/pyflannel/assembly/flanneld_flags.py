@@ -70,9 +70,8 @@ _BACKEND_FLAGS = (
     Flag(
         name="fast-path",
         default="auto",
-        meaning="how the udp backend forwards packets: safe (eBPF programs in the kernel), flow (the same,"
-        " and packets of a known flow bypass the firewall for up to a second), off (user space), or auto (as"
-        " FastPath in the network config)",
+        meaning="how the udp backend forwards packets: safe (eBPF programs in the kernel), flow (known flows"
+        " also bypass the firewall for a second), off (user space), or auto (FastPath of the config)",
     ),
     Flag(
         name="fast-path-gro",
