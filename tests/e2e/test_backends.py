@@ -147,6 +147,8 @@ def test_host_gw_reports_peers_that_are_not_on_its_link(new_network: NewNetwork)
         "notes": [],
         "is_encrypted": False,
         "port": None,
+        "received": None,
+        "sent": None,
     }
     assert f"refused peer  {far.lease()} at docker4 ({far.address}): " in docker1.flannelctl("status")
     assert [route["dev"] for route in docker1.routes("proto", "80")] == ["eth0"]
@@ -200,6 +202,8 @@ def test_alloc_only_acquires_a_subnet(new_network: NewNetwork) -> None:
         "notes": [],
         "is_encrypted": False,
         "port": None,
+        "received": None,
+        "sent": None,
     }
     assert docker1.subnet_env()["FLANNEL_MTU"] == "1500"
     assert network.record(network.lease_key("docker1"))["value"].startswith('{"PublicIP":"10.10.10.101",')

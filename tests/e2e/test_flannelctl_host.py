@@ -195,6 +195,8 @@ class TestStatus:
             "notes": [],
             "is_encrypted": False,
             "port": 8285,
+            "received": 0,
+            "sent": 0,
         }
         assert (status["store"]["url"], status["store"]["is_connected"]) == (host.store, True)
         assert status["forwarder"]["is_attached"]
