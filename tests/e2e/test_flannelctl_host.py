@@ -258,7 +258,7 @@ class TestStatus:
         assert left["owner"] == before["owner"]
         assert left["lease"]["subnet"] == before["lease"]["subnet"]
         assert left["network"]["network"] == "10.100.0.0/16"
-        assert left["backend"] == before["backend"]
+        assert left["backend"] == {**before["backend"], "sent": None, "received": None}
         assert left["forwarder"]["pid"]
         message, hint = done.stderr.splitlines()
         assert "does not respond" in message
