@@ -96,9 +96,7 @@ class Reconciler:
         self._work = Work()
         self._has_news = asyncio.Event()
         self._must_look = False
-        self._peers_changed_at: float | None = (
-            None  # the first change of peers that the host does not follow yet
-        )
+        self._peers_changed_at: float | None = None  # the first change of peers that is not applied yet
         self._has_skipped = False
         self._looked_at = -math.inf
         self._new_kinds = self._targets.kinds  # kinds that were never applied: no difference is damage yet
