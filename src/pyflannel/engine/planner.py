@@ -239,7 +239,9 @@ class Planner:
                 if view.backend is basis.newest:
                     found.add(guard_table(self._options.device, basis.family))
                     found.update(item.key for item in view.backend.plan_host(view.host) if item.IS_HOST_PART)
-                    peers = (peer for peer in self._peers[basis.family] if view_of(peer, basis) is not None)
+                    peers = (
+                        peer for peer in self._peers.get(basis.family, ()) if view_of(peer, basis) is not None
+                    )
                     found.update(item.key for peer in peers for item in receiving_items(peer, view))
         return found
 

@@ -191,6 +191,14 @@ class TestPlan:
         assert device_to(state, old) == "flannel.1"
         assert made.needs_previous
 
+    def test_a_family_that_the_new_config_lacks_has_no_objects_to_build(self) -> None:
+        """The planner has read the new config, but keeps its plan, which has IPv6."""
+        made, state = planned(changed(VXLAN, UDP, is_prepared=False), peer(2, VXLAN_PART))
+        (entry,) = state.of_type(ForwarderPeer)
+        made._bases = tuple(replace(basis, family=6) for basis in made._bases)
+
+        assert entry.key not in made.receiving_keys()
+
     def test_an_entry_that_was_made_before_the_new_lease_stays(self) -> None:
         made, _ = planned(changed(VXLAN, UDP), peer(2, VXLAN_PART))
 
