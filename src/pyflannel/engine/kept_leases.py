@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
 
-from pyflannel.engine.pacing import one_by_one
+from pyflannel.engine.pacing import one_by_one, pause
 from pyflannel.errors import WireError
 from pyflannel.model.lease import LastKnown, Lease
 from pyflannel.model.lease_protocol import Report, StoreAway, StoreBack
@@ -162,10 +162,16 @@ class LastKnownLeases:
         self._clock = clock
         self._current = current
         self._changed = asyncio.Event()
+        self._is_urgent = asyncio.Event()
         self._saved: LastKnown | None = None
 
     def changed(self) -> None:
         """Note a change, so that the leases are saved soon."""
+        self._changed.set()
+
+    def backend_changed(self) -> None:
+        """Note a change of the backend, so that it is saved now: a restart must know the previous one."""
+        self._is_urgent.set()
         self._changed.set()
 
     async def run(self) -> None:
@@ -177,7 +183,9 @@ class LastKnownLeases:
                 self._changed.clear()
                 saved = await self._save()
                 if saved is not None:
-                    await self._clock.sleep(SAVE_PAUSE_S if saved else RETRY_S)
+                    pause_s = SAVE_PAUSE_S if saved else RETRY_S
+                    await pause(self._clock, pause_s, until=self._is_urgent)
+                    self._is_urgent.clear()
                 if saved is False:
                     self._changed.set()
         finally:

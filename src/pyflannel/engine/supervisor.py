@@ -446,6 +446,7 @@ class Supervisor:
         inputs = with_config(self.condition.inputs, candidate.config, candidate.backend, text)
         if inputs.previous and inputs.previous is not self.condition.inputs.previous:
             log_change(inputs)
+            self._last_known.backend_changed()
         self._change(inputs=inputs)
         if is_first:
             self._continue_change(*self._change_of_last_run)
@@ -585,6 +586,7 @@ class Supervisor:
         keys = set() if self.condition.inputs.is_prepared else self.planner.receiving_keys()
         if keys and self.reconciler.has_built(keys):
             self._change_inputs(is_prepared=True)
+            self._last_known.backend_changed()
             self._inputs_changed()
         if self.reconciler.is_clean and not self.is_ready:
             self._was_ready.set()

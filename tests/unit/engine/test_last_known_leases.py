@@ -81,6 +81,26 @@ def test_several_changes_cause_one_write_after_a_pause() -> None:
     asyncio.run(run())
 
 
+def test_a_change_of_the_backend_is_saved_without_a_pause() -> None:
+    """A host that is killed within a second of the change resumes both backends."""
+    story = Story()
+
+    async def run() -> None:
+        task = await story.begin()
+        story.know(1, 2)
+        await story.clock.settle()
+        assert len(story.disk.writes) == 1
+
+        story.kept.backend_changed()
+        await story.clock.settle()
+
+        assert len(story.disk.writes) == 2
+        assert await story.kept.load() == story.known
+        task.cancel()
+
+    asyncio.run(run())
+
+
 def test_a_change_just_before_the_end_is_saved() -> None:
     """A host that restarts during an outage of the store must not forget the latest peers."""
     story = Story()
