@@ -307,7 +307,8 @@ def _with_traffic(
         by_process = {} if forwarder is None else forwarder.counters
         by_programs = {} if fast_path is None else fast_path.octets
         received = by_process.get("received_octets", 0) + by_programs.get("decapsulated", 0)
-        sent = by_process.get("sent_octets", 0) + by_programs.get("encapsulated", 0)
+        sent_by_programs = by_programs.get("encapsulated", 0) + by_programs.get("cached_out", 0)
+        sent = by_process.get("sent_octets", 0) + sent_by_programs
     return replace(backend, received=received, sent=sent)
 
 

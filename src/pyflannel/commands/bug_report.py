@@ -186,8 +186,8 @@ class _Process:
 
     def _read(self, name: str) -> list[str]:
         with contextlib.suppress(OSError):
-            octets = Path(f"/proc/{self.pid}/{name}").read_bytes()
-            return octets.decode(errors="replace").rstrip("\0").split("\0")
+            content = Path(f"/proc/{self.pid}/{name}").read_bytes()
+            return content.decode(errors="replace").rstrip("\0").split("\0")
         return []
 
     @property
@@ -301,10 +301,10 @@ def _write(archive: Path, directory: str, texts: Mapping[str, str]) -> None:
             tarfile.open(fileobj=packed, mode="w") as tar,
         ):
             for name, text in texts.items():
-                octets = text.encode(errors="replace")
+                content = text.encode(errors="replace")
                 entry = tarfile.TarInfo(f"{directory}/{name}")
-                entry.size, entry.mode = len(octets), 0o600
-                tar.addfile(entry, io.BytesIO(octets))
+                entry.size, entry.mode = len(content), 0o600
+                tar.addfile(entry, io.BytesIO(content))
     except OSError as error:
         raise FlannelError(
             f"the archive {archive} cannot be written: {in_words(error)}",
