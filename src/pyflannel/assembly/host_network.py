@@ -65,6 +65,7 @@ from pyflannel.model.status import (
     PlanPreview,
     Status,
     StoreStatus,
+    carried_by_programs,
 )
 from pyflannel.model.store_record import Put
 from pyflannel.model.wireguard import WireguardContact
@@ -305,10 +306,9 @@ def _with_traffic(
         received = sent = None
     else:
         by_process = {} if forwarder is None else forwarder.counters
-        by_programs = {} if fast_path is None else fast_path.octets
-        received = by_process.get("received_octets", 0) + by_programs.get("decapsulated", 0)
-        sent_by_programs = by_programs.get("encapsulated", 0) + by_programs.get("cached_out", 0)
-        sent = by_process.get("sent_octets", 0) + sent_by_programs
+        by_programs = carried_by_programs({} if fast_path is None else fast_path.octets)
+        received = by_process.get("received_octets", 0) + by_programs.received
+        sent = by_process.get("sent_octets", 0) + by_programs.sent
     return replace(backend, received=received, sent=sent)
 
 

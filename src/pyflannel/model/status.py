@@ -7,7 +7,7 @@ of `flannelctl status --json` has the same structure and names: a field may be a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pyflannel.errors import sentences
 from pyflannel.model.fast_path import Feature
@@ -254,6 +254,22 @@ class FastPathStatus:
     lacking: tuple[Feature, ...] = ()
     remarks: tuple[Notice, ...] = ()
     uncached: tuple[str, ...] = ()
+
+
+class Carried(NamedTuple):
+    """Packets, or bytes of inner packets, of a tunnel in each direction."""
+
+    received: int
+    sent: int
+
+
+def carried_by_programs(by_outcome: Mapping[str, int]) -> Carried:
+    """Return the packets or bytes that the programs of the fast path moved between host and peers.
+
+    A received packet with a cached flow has the outcome `cached_in` too, and is counted once.
+    """
+    sent = by_outcome.get("encapsulated", 0) + by_outcome.get("cached_out", 0)
+    return Carried(received=by_outcome.get("decapsulated", 0), sent=sent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,7 @@ STATUS = Status(
             "left_options": 13,
             "impostor": 14,
         },
-        octets={"encapsulated": 1000, "decapsulated": 1100},
+        octets={"encapsulated": 1000, "decapsulated": 1100, "cached_out": 200, "cached_in": 100},
     ),
     strangers=(
         StrangerStatus(
@@ -182,7 +182,7 @@ def test_every_value_of_a_status_has_a_sample() -> None:
         key("tunnel_transmit_packets_total", path="forwarder"): 3,
         key("tunnel_transmit_packets_total", path="programs"): 12,
         key("tunnel_transmit_bytes_total", path="forwarder"): 300,
-        key("tunnel_transmit_bytes_total", path="programs"): 1000,
+        key("tunnel_transmit_bytes_total", path="programs"): 1200,
         key("tunnel_receive_packets_total", path="forwarder"): 4,
         key("tunnel_receive_packets_total", path="programs"): 11,
         key("tunnel_receive_bytes_total", path="forwarder"): 400,

@@ -5,7 +5,7 @@ number of values: peers are counted, not named.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pyflannel.model.status import DURATIONS_S, BackendStatus, Durations, Status
+from pyflannel.model.status import DURATIONS_S, BackendStatus, Durations, Status, carried_by_programs
 
 Sample = tuple[tuple[str, ...], float]
 """Values of the labels of a family, and the value of the sample."""
@@ -135,9 +135,8 @@ def _fast_path_mode(status: Status, _: float) -> Iterator[Sample]:
 
 
 def _tunnel(
-    forwarder: str,
-    programs: Sequence[str],
-    unit: str,
+    direction: Literal["received", "sent"],
+    unit: Literal["packets", "octets"],
     device: Callable[[BackendStatus], int | None] | None = None,
 ) -> Callable[[Status, float], Iterable[Sample]]:
     """Return the function for packets or bytes.
@@ -147,12 +146,12 @@ def _tunnel(
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
         user_space = status.forwarder.counters if status.forwarder is not None else {}
-        if (name := f"{forwarder}_{unit}") in user_space:
+        if (name := f"{direction}_{unit}") in user_space:
             yield ("forwarder",), user_space[name]
         if status.fast_path is not None:
             counted = status.fast_path.counters if unit == "packets" else status.fast_path.octets
             if counted:
-                yield ("programs",), sum(counted.get(outcome, 0) for outcome in programs)
+                yield ("programs",), getattr(carried_by_programs(counted), direction)
         if device is None or status.backend is None or status.backend.type == "udp":
             return
         if (count := device(status.backend)) is not None:
@@ -412,28 +411,28 @@ FAMILIES = (
         kind="counter",
         help="Inner packets sent to peers, by the forwarder and by the programs in the kernel.",
         labels=("path",),
-        samples=_tunnel("sent", ("encapsulated", "cached_out"), "packets"),
+        samples=_tunnel("sent", "packets"),
     ),
     Family(
         name="flannel_tunnel_transmit_bytes_total",
         kind="counter",
         help="Bytes of inner packets sent to peers.",
         labels=("path",),
-        samples=_tunnel("sent", ("encapsulated", "cached_out"), "octets", lambda backend: backend.sent),
+        samples=_tunnel("sent", "octets", lambda backend: backend.sent),
     ),
     Family(
         name="flannel_tunnel_receive_packets_total",
         kind="counter",
         help="Inner packets received from peers.",
         labels=("path",),
-        samples=_tunnel("received", ("decapsulated",), "packets"),
+        samples=_tunnel("received", "packets"),
     ),
     Family(
         name="flannel_tunnel_receive_bytes_total",
         kind="counter",
         help="Bytes of inner packets received from peers.",
         labels=("path",),
-        samples=_tunnel("received", ("decapsulated",), "octets", lambda backend: backend.received),
+        samples=_tunnel("received", "octets", lambda backend: backend.received),
     ),
     Family(
         name="flannel_stranger_packets",
