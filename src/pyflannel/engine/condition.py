@@ -4,8 +4,10 @@ Log lines, the status, readiness and metrics are views of it. None of them chang
 event and the data path. The supervisor makes a new condition from each event, and plans from its inputs.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+from typing import Any
 
 from pyflannel.model.docker import NO_DOCKER, DockerParts
 from pyflannel.model.host import ALONE, Bridge, Surroundings, Underlay
@@ -80,6 +82,12 @@ class Inputs:
     def backends(self) -> tuple[Backend, ...]:
         """The backends of these configs."""
         return tuple(one.backend for one in self.generations)
+
+    @property
+    def fast_path_config(self) -> NetworkConfig | None:
+        """The config of the udp backend, also if it is a previous one; otherwise the config in force."""
+        found = (one.config for one in self.generations if one.config.backend_type == "udp")
+        return next(found, self.config)
 
 
 _LOSSES = ("lost", "taken")
@@ -218,3 +226,38 @@ class HostCondition:
     held: Held | None = None
     leases: LeaseSet = field(default_factory=LeaseSet)
     obstacle: str = ""
+
+
+class PresentCondition:
+    """The condition of this host at present. Each change replaces the value."""
+
+    def __init__(self, condition: HostCondition) -> None:
+        self.condition = condition
+
+    @property
+    def inputs(self) -> Inputs:
+        """The inputs of the plan."""
+        return self.condition.inputs
+
+    def change(self, **changes: Any) -> None:
+        """Replace attributes of the condition."""
+        self.condition = replace(self.condition, **changes)
+
+    def change_inputs(self, **changes: Any) -> None:
+        """Replace inputs of the plan."""
+        self.change(inputs=replace(self.condition.inputs, **changes))
+
+    def change_store(self, **changes: Any) -> None:
+        """Replace attributes of the store's condition."""
+        self.change(store=replace(self.condition.store, **changes))
+
+    def change_config(self, **changes: Any) -> None:
+        """Replace attributes of the network config's condition."""
+        self.change(config=replace(self.condition.config, **changes))
+
+    def note_stores(self, addresses: Iterable[IPv4Address]) -> None:
+        """Note the addresses of the store."""
+        found = self.inputs.surroundings
+        stores = tuple(one for one in addresses if not one.is_loopback)
+        if stores != found.stores:
+            self.change_inputs(surroundings=replace(found, stores=stores))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
 
+from pyflannel.engine.condition import HostCondition
 from pyflannel.engine.pacing import one_by_one, pause
 from pyflannel.errors import WireError
 from pyflannel.model.lease import LastKnown, Lease
@@ -230,6 +231,20 @@ class LastKnownLeases:
             previous=kept.previous,
             is_prepared=kept.is_prepared,
         )
+
+
+def known_of(condition: HostCondition) -> LastKnown | None:
+    """Return the config and leases to save for a start without a store; None while they are stale."""
+    held, text, inputs = condition.held, condition.config.text, condition.inputs
+    if held is None or text is None or condition.store.is_stale:
+        return None
+    return LastKnown(
+        config=text,
+        own=held.lease,
+        leases=tuple(condition.leases),
+        previous=tuple(one.text for one in inputs.previous if one.text),
+        is_prepared=inputs.is_prepared,
+    )
 
 
 def _have_the_same_text(known: LastKnown, other: LastKnown) -> bool:

@@ -9,22 +9,13 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from pyflannel.engine.batch_report import Journal
-from pyflannel.engine.condition import ConfigCondition, HostCondition, Inputs, LeaseCondition, StoreCondition
-from pyflannel.engine.config_acceptance import (
-    Accepted,
-    Candidate,
-    ConfigAcceptance,
-    ConfigLog,
-    NeedsLastKnown,
-    NeedsWireguard,
-    Refused,
-)
+from pyflannel.engine.condition import HostCondition, Inputs, LeaseCondition, PresentCondition, StoreCondition
+from pyflannel.engine.config_in_force import ConfigInForce, Consequences
 from pyflannel.engine.fast_path import FastPath
 from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
-from pyflannel.engine.kept_leases import LastKnownLeases, LeaseGrace
+from pyflannel.engine.kept_leases import LastKnownLeases, LeaseGrace, known_of
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import LeaseLog, log_shared_over
 from pyflannel.engine.node_keeper import NodeKeeper
@@ -34,11 +25,10 @@ from pyflannel.engine.planner import Planner
 from pyflannel.engine.preview import preview
 from pyflannel.engine.readiness import path_trouble, reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
-from pyflannel.engine.store_followers import ConfigFollower, read_config
-from pyflannel.engine.transition import Retirement, log_change, resumed, with_config
+from pyflannel.engine.transition import Retirement
 from pyflannel.engine.wireguard_keys import WireguardKeys
 from pyflannel.engine.world import HostOptions, World
-from pyflannel.errors import ConfigError, NotReadyError, StoreError, one_line
+from pyflannel.errors import NotReadyError, one_line
 from pyflannel.model.docker import DockerParts
 from pyflannel.model.host import Bridge, Surroundings, Underlay
 from pyflannel.model.lease import (
@@ -48,12 +38,10 @@ from pyflannel.model.lease import (
 )
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, StoreAway, Wanted
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import route_protocol
 from pyflannel.model.state import Blocked, Replaced
-from pyflannel.model.status import Notice, PlanPreview
+from pyflannel.model.status import PlanPreview
 from pyflannel.model.wireguard import WireguardDevice, WireguardFacts
-from pyflannel.plan.backends import Backend
 from pyflannel.ports import Target
 
 log = logging.getLogger(__name__)
@@ -67,30 +55,20 @@ class Supervisor:
         self._options = options
         self._previous = previous_run_subnet(options)
         self._prerequisites = asyncio.Event()
-        self._needs_last_known = asyncio.Event()
-        self._has_last_known = False
-        self._candidate: Candidate | None = None
-        self._change_of_last_run: tuple[tuple[str, ...], bool] = ((), True)
-        self._is_surrounded = asyncio.Event()
         self._notified_status = ""
         self._keeper: LeaseKeeper | NodeKeeper | None = None
         self._was_ready = asyncio.Event()
         now = world.clock.now()
         self.progress = asyncio.Event()
-        self.condition = HostCondition(
-            identity=options.identity,
-            inputs=Inputs(owner=options.identity.owner),
-            lease=LeaseCondition(since_s=now),
-            store=StoreCondition(since_s=now),
+        self._present = PresentCondition(
+            HostCondition(
+                identity=options.identity,
+                inputs=Inputs(owner=options.identity.owner),
+                lease=LeaseCondition(since_s=now),
+                store=StoreCondition(since_s=now),
+            )
         )
         self.planner = Planner(options.plan)
-        self._acceptance = ConfigAcceptance(
-            self.planner,
-            previous=self._previous,
-            requires_encryption=options.requires_encryption,
-            device=options.plan.device,
-        )
-        self._config_log = ConfigLog(world.clock)
         self._plan_log = PlanLog(world.clock)
         self._lease_log = LeaseLog(world.clock)
         self.journal = Journal(world.clock)
@@ -99,7 +77,9 @@ class Supervisor:
             clock=world.clock,
             draw=world.draw,
             journal=self.journal,
-            judge=lambda refused, settled: self.fast_path.judge(refused, settled, self._fast_path_config),
+            judge=lambda refused, settled: self.fast_path.judge(
+                refused, settled, self.condition.inputs.fast_path_config
+            ),
             progressed=self._progressed,
             alive=world.alive,
             audit_s=options.audit_s,
@@ -116,16 +96,6 @@ class Supervisor:
             protocol=route_protocol(options.plan.device),
             look_s=options.audit_s,
         )
-        self._config = ConfigFollower(
-            store=world.store,
-            clock=world.clock,
-            draw=world.draw,
-            store_log=world.store_log,
-            found=self._config_changed,
-            waiting=self._config_missing,
-            away=self._config_away,
-            is_assigned=world.own_node is not None,
-        )
         self.fast_path = FastPath(
             options.fast_path, world.clock, self._inputs_changed, world.kernel_path, options.plan.device
         )
@@ -137,7 +107,25 @@ class Supervisor:
             renewal_margin_s=renewal_margin_s(options.renew_margin_s, options.lease_ttl_s),
         )
         self._retirement = Retirement(world.clock, self._retire)
-        self._last_known = LastKnownLeases(memory=world.memory, clock=world.clock, current=self._current)
+        self._last_known = LastKnownLeases(
+            memory=world.memory, clock=world.clock, current=lambda: known_of(self.condition)
+        )
+        self._config = ConfigInForce(
+            world,
+            options,
+            present=self._present,
+            planner=self.planner,
+            underlay=self.underlay,
+            wireguard=self.wireguard,
+            last_known=self._last_known,
+            then=Consequences(
+                changed=self._inputs_changed,
+                fenced=lambda fence: self.reconciler.follow(Replaced(fence)),
+                started=self._started_with,
+                resume=self._resume,
+                noted=self.notify_status,
+            ),
+        )
 
     async def run(self) -> None:
         """Run until cancelled. The data path and the lease remain afterwards."""
@@ -151,15 +139,17 @@ class Supervisor:
             tasks.create_task(self._retirement.run(), name="previous backends")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.is_known.wait()
-            if self._previous is not None:
-                self._change_of_last_run = await self._last_known.load_change()
             tasks.create_task(self._config.run(), name="network config")
-            tasks.create_task(self._run_on_last_known(), name="run on last known leases")
             await self._prerequisites.wait()
             self._keeper = self._make_keeper()
             tasks.create_task(self._keeper.run(), name="lease keeper")
 
     # Queries of the API.
+
+    @property
+    def condition(self) -> HostCondition:
+        """The condition of this host at present."""
+        return self._present.condition
 
     @property
     def is_ready(self) -> bool:
@@ -210,38 +200,23 @@ class Supervisor:
             NotReadyError: this host has no lease yet, or not the key that the config needs.
             TargetError: the host cannot be read.
         """
-        inputs = self.condition.inputs if text is None else self._inputs_with(text)
+        inputs = self.condition.inputs if text is None else self._with_lease(self._config.inputs_with(text))
         return await preview(inputs, self._options.plan, targets)
 
-    def _inputs_with(self, text: str) -> Inputs:
-        """Return the inputs of the plan immediately after the change to this network config."""
-        config, backend = read_config(text, is_assigned=self._world.own_node is not None)
-        candidate = Candidate(text=text, config=config, backend=backend, revision=0)
-        match self._acceptance.examine(candidate, self.condition, has_last_known=True):
-            case Refused(trouble):
-                raise ConfigError(
-                    f"this host would keep its config, and wait for {trouble.text}", hint=trouble.hint
-                )
-            case NeedsWireguard() | NeedsLastKnown():
-                raise NotReadyError(
-                    "this host has no WireGuard key yet, so its plan is unknown",
-                    hint="Write the config on a test network first.",
-                )
-            case Accepted():
-                pass
-        inputs = with_config(self.condition.inputs, config, backend, self.condition.config.text or "")
+    def _with_lease(self, inputs: Inputs) -> Inputs:
+        """Return the inputs of another config with the lease that this host would publish for it."""
         if inputs.lease is None:
             raise NotReadyError("this host has no lease yet", hint="flannelctl status")
-        after = replace(self.condition, inputs=inputs)
-        udp = next((one.config for one in inputs.generations if one.config.backend_type == "udp"), config)
+        config = inputs.fast_path_config
         wanted = wanted_lease(
-            after, self._options, reads=self.fast_path.reads(udp), previous=self._previous, avoided=()
+            replace(self.condition, inputs=inputs),
+            self._options,
+            reads=self.fast_path.reads(config),
+            previous=self._previous,
+            avoided=(),
         )
-        return replace(
-            inputs,
-            lease=replace(inputs.lease, attributes=wanted.attributes),
-            has_fast_path=self.fast_path.is_on(udp),
-        )
+        lease = replace(inputs.lease, attributes=wanted.attributes)
+        return replace(inputs, lease=lease, has_fast_path=self.fast_path.is_on(config))
 
     # Starting.
 
@@ -278,31 +253,22 @@ class Supervisor:
         return wanted_lease(
             self.condition,
             self._options,
-            reads=self.fast_path.reads(self._fast_path_config),
+            reads=self.fast_path.reads(self.condition.inputs.fast_path_config),
             previous=self._previous,
             avoided=self.planner.avoided(config, self.condition.inputs),
         )
 
-    async def _run_on_last_known(self) -> None:
-        """Start with the last known config and leases if the store has no config that this host can use.
+    # Events change the condition.
 
-        The store does not answer, the config is missing, or it does not admit the subnet of the running
-        containers.
-        """
-        await self._needs_last_known.wait()
-        known = await self._last_known.load()
-        is_running = known is not None and known.own.subnet == self._previous
-        may_start = is_running or not self.condition.store.has_answered
-        if known is not None and self.condition.inputs.config is None and may_start:
-            await self._start_with(known)
-        elif known is not None and isinstance(self._keeper, NodeKeeper):
-            self._resume(known, self._keeper)
-        self._has_last_known = True
-        self._examine()
+    def _started_with(self, leases: LeaseSet) -> None:
+        self._leases_changed(leases)
+        self._prerequisites.set()
 
-    def _resume(self, known: LastKnown, keeper: NodeKeeper) -> None:
+    def _resume(self, known: LastKnown) -> None:
         """Run on the last known leases until the cluster answers. The config, which is a file, is known."""
         config = self.condition.inputs.config
+        if not isinstance(self._keeper, NodeKeeper):
+            return
         if self.condition.held is not None or config is None or not config.admits(known.own.subnet):
             return
         log.warning(
@@ -310,198 +276,41 @@ class Supervisor:
             known.own.subnet,
             len(known.leases) - 1,
         )
-        self._change_store(is_stale=True)
-        self._change(held=Held(lease=known.own))
-        self._change_inputs(lease=known.own)
-        keeper.resume(Held(lease=known.own))
+        self._present.change_store(is_stale=True)
+        self._present.change(held=Held(lease=known.own))
+        self._present.change_inputs(lease=known.own)
+        self._keeper.resume(Held(lease=known.own))
         self._leases_changed(LeaseSet.of(known.leases))
-
-    async def _start_with(self, known: LastKnown) -> None:
-        try:
-            config, backend = read_config(known.config, is_assigned=self._world.own_node is not None)
-        except ConfigError as error:
-            log.warning("Could not use the last known network config: %s", error.in_full)
-            return
-        while not self._has_asked_about(config):
-            self._is_surrounded.clear()
-            await self._is_surrounded.wait()
-        if self.condition.inputs.config is not None:
-            return
-        why = self._acceptance.objection_to(config, backend, self.condition.inputs)
-        if why is not None:
-            log.error("Refused the last known network config: %s", why)
-            return
-        if backend.is_encrypted:
-            self.wireguard.is_wanted.set()
-            await self.wireguard.is_usable.wait()
-        has_answered = self.condition.store.has_answered
-        log.warning(
-            "%s: starting with the last known config and leases lease=%s peers=%d",
-            "No usable network config" if has_answered else "Store unreachable",
-            known.own.subnet,
-            len(known.leases) - 1,
-        )
-        self._change_store(is_stale=not has_answered)
-        self._change_config(text=known.config)
-        self._change(held=Held(lease=known.own))
-        self._change_inputs(config=config, backend=backend, lease=known.own)
-        self._continue_change(known.previous, known.is_prepared)
-        self._leases_changed(LeaseSet.of(known.leases))
-        self._prerequisites.set()
-
-    def _current(self) -> LastKnown | None:
-        """Return the config and leases to save for a start without a store; None while they are stale."""
-        held, text = self.condition.held, self.condition.config.text
-        if held is None or text is None or self.condition.store.is_stale:
-            return None
-        inputs = self.condition.inputs
-        return LastKnown(
-            config=text,
-            own=held.lease,
-            leases=tuple(self.condition.leases),
-            previous=tuple(one.text for one in inputs.previous if one.text),
-            is_prepared=inputs.is_prepared,
-        )
-
-    # Events change the condition.
-
-    def _change(self, **changes: Any) -> None:
-        self.condition = replace(self.condition, **changes)
-
-    def _change_inputs(self, **changes: Any) -> None:
-        self._change(inputs=replace(self.condition.inputs, **changes))
-
-    def _change_store(self, **changes: Any) -> None:
-        self._change(store=replace(self.condition.store, **changes))
-
-    def _change_config(self, **changes: Any) -> None:
-        self._change(config=replace(self.condition.config, **changes))
 
     def _underlay_changed(self, underlay: Underlay) -> None:
-        self._change_inputs(underlay=underlay)
+        self._present.change_inputs(underlay=underlay)
         self._inputs_changed()
-        self._examine()
+        self._config.host_changed()
 
     def _surroundings_changed(self, surroundings: Surroundings) -> None:
         stores = self.condition.inputs.surroundings.stores
-        self._change_inputs(surroundings=replace(surroundings, stores=stores))
-        self._is_surrounded.set()
+        self._present.change_inputs(surroundings=replace(surroundings, stores=stores))
         self._replan()
-        self._examine()
-
-    def _config_changed(self, text: str, config: NetworkConfig, backend: Backend, revision: int) -> None:
-        self._change_store(has_answered=True)
-        self._candidate = Candidate(text=text, config=config, backend=backend, revision=revision)
-        self._examine()
-
-    def _examine(self) -> None:
-        """Use the config in the store if this host accepts it.
-
-        The host's routes that the config may affect must be known before. A refused config is examined again
-        when the host changes.
-        """
-        candidate = self._candidate
-        if candidate is None or not self._has_asked_about(candidate.config):
-            return
-        self._refresh_stores()
-        match self._acceptance.examine(candidate, self.condition, has_last_known=self._has_last_known):
-            case Accepted():
-                self._candidate = None
-                self._run_on(candidate)
-            case Refused(trouble, fence):
-                self._refuse(trouble)
-                if fence is not None:
-                    self.reconciler.follow(Replaced(fence))
-            case NeedsWireguard():
-                self.wireguard.is_wanted.set()
-            case NeedsLastKnown():
-                self._needs_last_known.set()
-
-    def _has_asked_about(self, config: NetworkConfig) -> bool:
-        """Return whether the host's routes to the config's network are known; if not, request them."""
-        inputs, candidate = self.condition.inputs, self._candidate
-        configs = (config, inputs.config, None if candidate is None else candidate.config)
-        ranges = (one.range_of(family) for one in configs if one is not None for family in one.families)
-        wanted = {network for network in ranges if network is not None}
-        if wanted <= inputs.surroundings.networks:
-            return True
-        self.underlay.ask_about(wanted)
-        return False
-
-    def _refuse(self, trouble: Notice) -> None:
-        """Keep running with the last valid config, if there is one."""
-        before = self.condition
-        self._change_store(is_stale=False)
-        self._change_config(revision=None, trouble=trouble, store_trouble=None)
-        self._inputs_changed()
-        self._config_log.log_refused(trouble, before)
-        if before.inputs.config is None and self._previous is not None:
-            self._needs_last_known.set()
-
-    def _run_on(self, candidate: Candidate) -> None:
-        self._config_log.log_accepted(candidate, self.condition)
-        self._change_store(is_stale=False)
-        is_first, text = self.condition.inputs.config is None, self.condition.config.text or ""
-        self._change(config=ConfigCondition(text=candidate.text, revision=candidate.revision))
-        inputs = with_config(self.condition.inputs, candidate.config, candidate.backend, text)
-        if inputs.previous and inputs.previous is not self.condition.inputs.previous:
-            log_change(inputs)
-            self._last_known.backend_changed()
-        self._change(inputs=inputs)
-        if is_first:
-            self._continue_change(*self._change_of_last_run)
-        self._inputs_changed()
-
-    def _continue_change(self, previous: tuple[str, ...], is_prepared: bool) -> None:
-        """Continue the change of the backend that was in progress at the end of the last run."""
-        inputs = resumed(
-            self.condition.inputs,
-            previous,
-            is_prepared=is_prepared,
-            requires_encryption=self._options.requires_encryption,
-        )
-        self._change(inputs=inputs)
+        self._config.host_changed()
 
     def _retire(self) -> None:
         """Give up the previous backends: no other host needs them."""
         ways = " and ".join(one.backend.way for one in self.condition.inputs.previous)
         log.info("Changed the backend: every host has left %s, which is removed", ways)
-        self._change_inputs(previous=())
+        self._present.change_inputs(previous=())
         self._inputs_changed()
 
-    def _refresh_stores(self) -> None:
-        """Update the addresses of the store in the inputs."""
-        found = self.condition.inputs.surroundings
-        stores = tuple(one for one in self._world.store.addresses() if not one.is_loopback)
-        if stores != found.stores:
-            self._change_inputs(surroundings=replace(found, stores=stores))
-
-    def _config_missing(self, trouble: Notice) -> None:
-        self._candidate = None
-        self._change_store(has_answered=True, is_stale=False)
-        self._change_config(trouble=trouble, store_trouble=None)
-        if self.condition.inputs.config is not None:
-            log.warning("Keeping the last valid network config")
-        elif self._previous is not None:
-            self._needs_last_known.set()
-        self.notify_status()
-
-    def _config_away(self, error: StoreError) -> None:
-        if self.condition.inputs.config is None:
-            self._change_store(has_answered=False)
-            self._change_config(trouble=None, store_trouble=str(error))
-        self._needs_last_known.set()
-        self.notify_status()
-
     def _bridges_changed(self, bridges: tuple[Bridge, ...]) -> None:
-        self._change_inputs(bridges=bridges)
+        self._present.change_inputs(bridges=bridges)
         self._replan()
 
     def _inputs_changed(self) -> None:
-        config = self._fast_path_config
+        config = self.condition.inputs.fast_path_config
         self.fast_path.examine(config)
         has_fast_path = self.fast_path.is_on(config)
-        self._change_inputs(has_fast_path=has_fast_path, caches_flows=self.fast_path.caches_flows(config))
+        self._present.change_inputs(
+            has_fast_path=has_fast_path, caches_flows=self.fast_path.caches_flows(config)
+        )
         self._bridges.want(has_fast_path)
         backend, wireguard = self.condition.inputs.backend, self.condition.inputs.wireguard
         if backend is not None and backend.is_encrypted:
@@ -512,49 +321,42 @@ class Supervisor:
         if self.condition.inputs.backend is not None and not self.condition.obstacle:
             self._prerequisites.set()
 
-    @property
-    def _fast_path_config(self) -> NetworkConfig | None:
-        """The config of the udp backend, also if it is a previous one."""
-        inputs = self.condition.inputs
-        found = (one.config for one in inputs.generations if one.config.backend_type == "udp")
-        return next(found, inputs.config)
-
     def _wireguard_changed(self, facts: WireguardFacts) -> None:
-        self._change_inputs(wireguard=facts)
+        self._present.change_inputs(wireguard=facts)
         self._inputs_changed()
-        self._examine()
+        self._config.host_changed()
 
     def plan_docker(self, parts: DockerParts) -> None:
         """Make these networks of Docker and their published ports a part of the plan."""
-        self._change_inputs(docker=parts)
+        self._present.change_inputs(docker=parts)
         self._replan()
 
     def _leases_changed(self, leases: LeaseSet) -> None:
         self._grace.update(leases)
-        self._change(leases=leases)
+        self._present.change(leases=leases)
         self._replan()
 
     def _reidentify(self, attributes: LeaseAttributes) -> LeaseAttributes:
         identity = self._world.reidentify()
-        self._change(identity=identity)
-        self._change_inputs(owner=identity.owner)
+        self._present.change(identity=identity)
+        self._present.change_inputs(owner=identity.owner)
         log.warning("Created a new identity for this host owner=%s", identity.owner)
         return identified(attributes, self.condition, host_name=self.host_name)
 
     def _report(self, report: Report) -> None:
         """Handle a report of the lease protocol."""
         now, before = self._world.clock.now(), self.condition
-        self._change(lease=before.lease.after(report, now), store=before.store.after(report, now))
+        self._present.change(lease=before.lease.after(report, now), store=before.store.after(report, now))
         self._grace.note_report(report)
         self._lease_log.log_report(report, before)
         if isinstance(self._keeper, NodeKeeper):
             if isinstance(report, StoreAway) and self.condition.held is None:
-                self._needs_last_known.set()
+                self._config.need_last_known()
             elif isinstance(report, Acquired):
-                self._change_store(is_stale=False)
+                self._present.change_store(is_stale=False)
         if isinstance(report, Acquired | Renewed):
-            self._change(held=report.held)
-            self._change_inputs(lease=report.held.lease)
+            self._present.change(held=report.held)
+            self._present.change_inputs(lease=report.held.lease)
             self._replan()
             self.wireguard.note_progress()
         self.notify_status()
@@ -563,18 +365,18 @@ class Supervisor:
 
     def _replan(self) -> None:
         """Pass the inputs to the planner, and its result to the reconciler."""
-        self._change_inputs(leases=self._grace.counted)
-        self._refresh_stores()
+        self._present.change_inputs(leases=self._grace.counted)
+        self._present.note_stores(self._world.store.addresses())
         self._last_known.changed()
         inputs = self.condition.inputs
         result = self.planner.update(inputs)
-        self._change(obstacle=result.reason if isinstance(result, Blocked) else self.planner.obstacle)
+        self._present.change(obstacle=result.reason if isinstance(result, Blocked) else self.planner.obstacle)
         self.reconciler.follow(result)
         self._plan_log.log_update(self.planner, result, inputs.backend)
         shared = self.condition.lease.shared
         if shared is not None:
             owners = self.planner.refused_owners(self.condition.leases)
-            self._change(lease=self.condition.lease.after_owners(owners.values()))
+            self._present.change(lease=self.condition.lease.after_owners(owners.values()))
             if self.condition.lease.shared is None:
                 log_shared_over(shared)
         held = None if self.condition.lease.phase == "taken" else self.condition.held
@@ -585,7 +387,7 @@ class Supervisor:
     def _progressed(self) -> None:
         keys = set() if self.condition.inputs.is_prepared else self.planner.receiving_keys()
         if keys and self.reconciler.has_built(keys):
-            self._change_inputs(is_prepared=True)
+            self._present.change_inputs(is_prepared=True)
             self._last_known.backend_changed()
             self._inputs_changed()
         if self.reconciler.is_clean and not self.is_ready:
