@@ -209,7 +209,9 @@ class FakeApiServer:
         notes = patch.get("metadata", {}).get("annotations", {})
         conditions = {one["type"]: one for one in node["status"].get("conditions", [])}
         conditions |= {one["type"]: one for one in patch.get("status", {}).get("conditions", [])}
-        metadata = {**node["metadata"], "annotations": {**node["metadata"]["annotations"], **notes}}
+        notes = {**node["metadata"]["annotations"], **notes}
+        kept = {name: text for name, text in notes.items() if text is not None}
+        metadata = {**node["metadata"], "annotations": kept}
         return await self._change(
             "MODIFIED", {**node, "metadata": metadata, "status": {"conditions": [*conditions.values()]}}
         )

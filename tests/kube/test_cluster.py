@@ -250,7 +250,7 @@ def test_a_malformed_config_is_named_and_used_when_it_is_correct(
 
 @pytest.mark.parametrize(
     ("backend", "published"),
-    [("host-gw", "host-gw"), ("udp", ""), ("alloc", "")],
+    [("host-gw", "host-gw"), ("alloc", "")],
 )
 def test_other_backends_publish_the_annotations_of_the_original(
     members: list[Member], cluster: Cluster, backend: str, published: str

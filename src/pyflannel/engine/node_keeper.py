@@ -283,7 +283,8 @@ class NodeKeeper:
             return
         missing = missing_annotations(node, lease.attributes, self._own.prefix)
         if missing:
-            node = replace(node, annotations={**node.annotations, **missing})
+            after = {**node.annotations, **missing}
+            node = replace(node, annotations={name: text for name, text in after.items() if text is not None})
             await self._patch(node, format_annotations(node, missing))
             log.info("Published the lease in Node %s: %s", node.name, ", ".join(sorted(missing)))
         condition = self._hold(lease)

@@ -30,8 +30,6 @@ A peer that has not read the newest lease of this host still sends by it.
 def with_config(inputs: Inputs, config: NetworkConfig, backend: Backend, text: str = "") -> Inputs:
     """Return the inputs with another config. The previous backend stays, if it is another data path.
 
-    In Kubernetes it does not stay, because the annotations of a Node have no place for it.
-
     Args:
         inputs: inputs with the present config.
         config: the next config.
@@ -42,7 +40,7 @@ def with_config(inputs: Inputs, config: NetworkConfig, backend: Backend, text: s
     before = inputs.backend
     if before is None or inputs.config is None or inputs.lease is None or before.way == backend.way:
         return changed
-    if "nothing" in (before.routed, backend.routed) or config.is_assigned:
+    if "nothing" in (before.routed, backend.routed):
         return replace(changed, previous=(), is_prepared=True)
     # Peers do not know a backend that was not prepared.
     known = (Generation(inputs.config, before, text),) if inputs.is_prepared else ()
@@ -72,13 +70,14 @@ def resumed(inputs: Inputs, texts: Iterable[str], *, is_prepared: bool, requires
         requires_encryption: give up each backend that does not encrypt.
     """
     assert inputs.backend is not None
+    assert inputs.config is not None
     found: list[Generation] = []
     for text in texts:
         with suppress(ConfigError):
-            config, backend = read_config(text, is_assigned=False)
+            config, backend = read_config(text, is_assigned=inputs.config.is_assigned)
             if backend.way != inputs.backend.way and not (backend.is_encrypted or requires_encryption):
                 found.append(Generation(config, backend, text))
-    previous = () if inputs.config is None or inputs.config.is_assigned else tuple(found[:MOST_PREVIOUS])
+    previous = tuple(found[:MOST_PREVIOUS])
     return replace(inputs, previous=previous, is_prepared=is_prepared or not previous)
 
 

@@ -8,6 +8,11 @@ the parts that flannel does not need. The lease of a Node consists of its podCID
     flannel.alpha.coreos.com/backend-data: '{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}'
     flannel.alpha.coreos.com/public-ip: 192.168.50.102
 
+During a change of the backend, and if the host reads more formats than the original, one annotation contains
+the data that other hosts with pyflannel need (decision 0069). `BackendType` and `BackendData` repeat the others:
+
+    flannel.alpha.coreos.com/pyflannel: '{"BackendType":"vxlan",…,"Also":[{…}],"Reads":["direct"]}'
+
 Source: flannel 0.28.9; Kubernetes API v1, NodeList and WatchEvent.
 """
 
@@ -16,17 +21,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from pyflannel.errors import WireError
 from pyflannel.model.kubernetes_node import Node, NodeCondition, NodeEvent
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, is_host_name
 from pyflannel.model.store_record import Change, DeleteSeen, Listing, PutSeen, Record
 from pyflannel.wire.json_values import parse_ipv4, parse_ipv6
-from pyflannel.wire.lease_json import format_backend_data, parse_lease_attributes
+from pyflannel.wire.lease_json import format_backend_data, format_parts, parse_lease_attributes
 
 NODES = "nodes/"
 """Start of the keys of Nodes in the store."""
@@ -297,15 +302,21 @@ def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
     subnets = subnets_of(node)
     if subnets.ipv4 is None:
         return None
+    port = _port(notes)
     try:
         value: dict[str, Any] = {
             "PublicIP": notes.get("public-ip", ""),
             "PublicIPv6": notes.get("public-ipv6"),
             "BackendType": notes.get("backend-type", ""),
-            "Pyflannel": {"Owner": node.name, "Host": node.name if is_host_name(node.name) else None},
+            "Pyflannel": {
+                "Owner": node.name,
+                "Host": node.name if is_host_name(node.name) else None,
+                "Port": port,
+                **_extras(notes),
+            },
         }
         for name, note in (("BackendData", "backend-data"), ("BackendV6Data", "backend-v6-data")):
-            if (data := notes.get(note, "null")) != "null":
+            if port is None and (data := notes.get(note, "null")) != "null":
                 value[name] = Raw(msgspec.json.format(data, indent=-1).encode())
         attributes = parse_lease_attributes(_ENCODER.encode(value))
     except (msgspec.MsgspecError, RecursionError, WireError) as error:
@@ -314,6 +325,53 @@ def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
             hint="Restart flanneld on that Node: it writes them again.",
         ) from error
     return Lease(subnet=subnets.ipv4, ipv6_subnet=subnets.ipv6, attributes=attributes, revision=revision)
+
+
+# The data for other hosts with pyflannel. An original that starts overwrites its annotations and leaves unknown
+# ones. So each datum is bound to the text of an annotation that the original writes.
+
+_OWN = "pyflannel"
+
+
+class _Extras(Struct, rename="pascal"):
+    """The annotation of pyflannel. It counts if type and data are those of the other annotations."""
+
+    backend_type: str
+    backend_data: Raw
+    also: Raw
+    reads: tuple[str, ...]
+
+
+class _UdpData(Struct, rename="pascal"):
+    """The data of udp, where the original writes null, so that it replaces them."""
+
+    port: Annotated[int, Meta(ge=1, le=65535)]
+
+
+_EXTRAS = msgspec.json.Decoder(_Extras)
+_UDP_DATA = msgspec.json.Decoder(_UdpData)
+
+
+def _extras(notes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the previous backends of a host and the formats that it reads, if its annotation counts."""
+    try:
+        found = _EXTRAS.decode(notes.get(_OWN, ""))
+    except (msgspec.MsgspecError, RecursionError):
+        return {}
+    published = notes.get("backend-type", ""), notes.get("backend-data", "null").encode()
+    if (found.backend_type, bytes(found.backend_data)) != published:
+        return {}
+    return {"Reads": found.reads, "Also": found.also}
+
+
+def _port(notes: Mapping[str, str]) -> int | None:
+    """Return the port of a host with udp; None if it publishes none."""
+    if notes.get("backend-type", "") not in _UDP:
+        return None
+    try:
+        return _UDP_DATA.decode(notes.get("backend-data", "null")).port
+    except (msgspec.MsgspecError, RecursionError):
+        return None
 
 
 def with_published_addresses(node: Node, attributes: LeaseAttributes, prefix: str) -> LeaseAttributes:
@@ -348,15 +406,24 @@ def _demanded(node: Node, prefix: str, kind: str, parse: Callable[[str], _Addres
     return None
 
 
+_UDP = ("", "udp")
+"""The types of a lease with udp."""
+
 _BOTH_FAMILIES = ("vxlan", "host-gw", "wireguard")
 """The backends that publish an IPv6 address."""
 
 
-def missing_annotations(node: Node, attributes: LeaseAttributes, prefix: str) -> dict[str, str]:
-    """Return the annotations by which a Node publishes these attributes, except those that it has already."""
+def missing_annotations(node: Node, attributes: LeaseAttributes, prefix: str) -> dict[str, str | None]:
+    """Return the annotations by which a Node publishes these attributes, except those that it has already.
+
+    None removes an annotation.
+    """
     kind = attributes.backend_type
-    wanted = {
-        "backend-data": _data(attributes.backend_data, attributes.vtep),
+    data = _data(attributes.backend_data, attributes.vtep)
+    if attributes.port is not None and kind in _UDP:
+        data = _ENCODER.encode(_UdpData(attributes.port)).decode()
+    wanted: dict[str, str | None] = {
+        "backend-data": data,
         "backend-type": kind,
         "kube-subnet-manager": "true",
         "public-ip": str(attributes.public_ip),
@@ -364,12 +431,25 @@ def missing_annotations(node: Node, attributes: LeaseAttributes, prefix: str) ->
     if kind == "vxlan" and wanted["backend-data"] == "null":
         del wanted["backend-data"], wanted["public-ip"]
     if attributes.public_ipv6 is not None and kind in _BOTH_FAMILIES:
-        data = _data(attributes.backend_v6_data, attributes.vtep_v6)
-        if kind == "host-gw" or data != "null":
-            wanted |= {"backend-v6-data": data, "public-ipv6": str(attributes.public_ipv6)}
+        data_v6 = _data(attributes.backend_v6_data, attributes.vtep_v6)
+        if kind == "host-gw" or data_v6 != "null":
+            wanted |= {"backend-v6-data": data_v6, "public-ipv6": str(attributes.public_ipv6)}
+    wanted[_OWN] = _format_extras(attributes, data)
     return {
         prefix + name: text for name, text in wanted.items() if node.annotations.get(prefix + name) != text
     }
+
+
+def _format_extras(attributes: LeaseAttributes, data: str) -> str | None:
+    if not attributes.also and not attributes.reads:
+        return None
+    extras = _Extras(
+        backend_type=attributes.backend_type,
+        backend_data=Raw(data),
+        also=format_parts(attributes.also),
+        reads=attributes.reads,
+    )
+    return _ENCODER.encode(extras).decode()
 
 
 def _data(text: str | None, vtep: Vtep | None) -> str:
@@ -378,8 +458,8 @@ def _data(text: str | None, vtep: Vtep | None) -> str:
     return "null" if vtep is None else format_backend_data(vtep)
 
 
-def format_annotations(node: Node, annotations: Mapping[str, str]) -> bytes:
-    """Return the patch that gives a Node these annotations, and keeps all others.
+def format_annotations(node: Node, annotations: Mapping[str, str | None]) -> bytes:
+    """Return the patch that gives a Node these annotations, and keeps all others. None removes one.
 
     The server refuses the patch if the Node was deleted and created again.
     """

@@ -248,7 +248,7 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
             key=_base64(attributes.signing_key),
             counter=attributes.counter,
             signature=_base64(attributes.signature),
-            also=_format_parts(attributes.also) if attributes.also else UNSET,
+            also=format_parts(attributes.also) if attributes.also else UNSET,
         )
     return escape(msgspec.json.encode(lease).decode()).encode()
 
@@ -384,7 +384,8 @@ def _part(one: _Part) -> BackendPart:
     )
 
 
-def _format_parts(parts: tuple[BackendPart, ...]) -> Raw:
+def format_parts(parts: tuple[BackendPart, ...]) -> Raw:
+    """Return the previous backends of a holder, as its lease contains them."""
     values = []
     for part in parts:
         text, text_v6 = (

@@ -15,7 +15,7 @@ from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.node_keeper import NodeKeeper
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.kubernetes_node import OwnNode
-from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
+from pyflannel.model.lease import BackendPart, Lease, LeaseAttributes, Vtep
 from pyflannel.model.lease_protocol import (
     Acquired,
     Held,
@@ -273,6 +273,26 @@ def test_the_address_of_the_annotations_is_published_while_running(on_bench: Cal
         await bench.server.annotate("n1", public_ip_overwrite="x")
         await bench.until(lambda: bench.last(Unassigned))
         assert "public-ip-overwrite='x' is not an IPv4 address" in bench.last(Unassigned).cause
+
+    on_bench(check)
+
+
+def test_a_previous_backend_is_published_and_removed_without_another_patch(
+    on_bench: Callable[..., None],
+) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        own = bench.wanted.attributes
+        also = (BackendPart(backend_type="host-gw"),)
+        bench.keeper.order(replace(bench.wanted, attributes=replace(own, also=also)))
+        await bench.until(lambda: bench.last(Acquired).held.lease.attributes.also == also)
+        assert "host-gw" in bench.server.annotations("n1")["pyflannel"]
+        bench.keeper.order(bench.wanted)
+        await bench.until(lambda: not bench.last(Acquired).held.lease.attributes.also)
+        assert "pyflannel" not in bench.server.annotations("n1")
+        await bench.server.put("n2", "10.244.2.0/24", **PEER)
+        await bench.until(lambda: len(bench.subnets()) == 2)
+        assert len(bench.server.patches) == 3
 
     on_bench(check)
 

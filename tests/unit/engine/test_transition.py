@@ -112,9 +112,6 @@ class TestConfig:
         assert ways(inputs) == [backend.way]
         assert inputs.is_prepared
 
-    def test_in_kubernetes_the_backend_changes_at_once(self) -> None:
-        assert ways(with_config(RUNNING, replace(CONFIG, is_assigned=True), VXLAN)) == ["vxlan with VNI 1"]
-
     def test_a_host_without_a_lease_starts_with_the_newest_backend(self) -> None:
         assert ways(with_config(replace(RUNNING, lease=None), CONFIG, VXLAN)) == ["vxlan with VNI 1"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from pyflannel.errors import WireError
 from pyflannel.model.kubernetes_node import DEFAULT_PREFIX, IS_UP, Node
-from pyflannel.model.lease import LeaseAttributes, Vtep, WireguardData
+from pyflannel.model.lease import BackendPart, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.store_record import DeleteSeen, PutSeen, Record
 from pyflannel.wire.kubernetes_node import (
     ApiFailure,
@@ -90,6 +90,87 @@ def test_only_annotations_that_differ_are_written() -> None:
             },
         }
     }
+
+
+VXLAN = BackendPart(backend_type="vxlan", vtep=Vtep(mac="02:00:00:00:00:01", vni=1))
+BOTH = VXLAN, BackendPart(backend_type="vxlan", vtep=Vtep(mac="02:00:00:00:00:02", vni=2))
+UDP = BackendPart(port=8285)
+
+
+def published(part: BackendPart, *also: BackendPart, reads: tuple[str, ...] = ()) -> Node:
+    """Return a Node that publishes a backend, its previous ones and the formats that its host reads."""
+    own = LeaseAttributes(public_ip=IPv4Address("10.99.0.11"), reads=reads).with_backend(part, also)
+    found = {name: text for name, text in written(node(), own).items() if text is not None}
+    return replace(node(), annotations=found)
+
+
+def written(found: Node, attributes: LeaseAttributes) -> dict[str, str | None]:
+    return missing_annotations(found, attributes, DEFAULT_PREFIX)
+
+
+def read(found: Node) -> LeaseAttributes:
+    lease = lease_of_node(found, DEFAULT_PREFIX)
+    assert lease is not None
+    return lease.attributes
+
+
+class TestOwnAnnotation:
+    NAME = DEFAULT_PREFIX + "pyflannel"
+
+    @pytest.mark.parametrize(
+        ("part", "also", "reads"),
+        [
+            (BackendPart(backend_type="host-gw"), BOTH, ()),
+            (VXLAN, (UDP, BackendPart(backend_type="host-gw")), ("direct",)),
+            (UDP, (), ("partial-checksum",)),
+            (VXLAN, (), ()),
+            (UDP, (), ()),
+        ],
+    )
+    def test_it_names_the_previous_backends_and_the_formats_that_the_host_reads(
+        self, part: BackendPart, also: tuple[BackendPart, ...], reads: tuple[str, ...]
+    ) -> None:
+        found = published(part, *also, reads=reads)
+        attributes = read(found)
+        assert (attributes.backend_part, attributes.also, attributes.reads) == (part, also, reads)
+        assert written(found, attributes) == {}
+        assert (self.NAME in found.annotations) == bool(also or reads)
+
+    def test_it_is_removed_when_it_has_no_content(self) -> None:
+        found = published(VXLAN, UDP)
+        patch = written(found, replace(read(found), also=()))
+        assert patch == {self.NAME: None}
+        assert json.loads(format_annotations(found, patch))["metadata"]["annotations"] == {self.NAME: None}
+
+    @pytest.mark.parametrize(
+        "later",
+        [
+            {"backend_data": '{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}'},
+            {"backend_type": "host-gw", "backend_data": "null"},
+        ],
+    )
+    def test_it_has_no_effect_after_the_original_has_changed_the_others(self, later: dict[str, str]) -> None:
+        found = published(VXLAN, UDP, reads=("direct",))
+        changed = {**found.annotations, **node(**later).annotations}
+        attributes = read(replace(found, annotations=changed))
+        assert (attributes.also, attributes.reads) == ((), ())
+
+    def test_formats_of_udp_have_no_effect_after_the_original_has_started(self) -> None:
+        found = published(UDP, reads=("partial-checksum",))
+        changed = {**found.annotations, DEFAULT_PREFIX + "backend-data": "null"}
+        attributes = read(replace(found, annotations=changed))
+        assert (attributes.port, attributes.reads) == (None, ())
+
+    @pytest.mark.parametrize("text", ["", "{", "null", "7", '{"BackendData":1,"Reads":7}', "[" * 5000, "{}"])
+    def test_a_malformed_one_has_no_effect(self, text: str) -> None:
+        found = published(VXLAN, UDP)
+        attributes = read(replace(found, annotations={**found.annotations, self.NAME: text}))
+        assert (attributes.backend_part, attributes.also) == (VXLAN, ())
+
+    @pytest.mark.parametrize("data", ['{"Port":0}', '{"Port":"x"}', "{}", "7", "null"])
+    def test_a_malformed_port_counts_as_none(self, data: str) -> None:
+        found = node(kube_subnet_manager="true", public_ip="10.99.0.11", backend_data=data)
+        assert read(found).port is None
 
 
 def test_a_node_without_the_mark_of_flannel_or_without_pod_cidr_has_no_lease() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
+from pyflannel.model.lease import BackendPart, Lease, LeaseAttributes, Vtep
 from pyflannel.model.lease_protocol import (
     DeleteLease,
     Exhausted,
@@ -140,18 +140,28 @@ def is_ours(lease: Lease, wanted: Wanted) -> bool:
 
 
 def merged_attributes(existing: LeaseAttributes, wanted: Wanted) -> LeaseAttributes:
-    """Return the attributes of a lease that replaces an existing one: the VTEP that peers know is kept.
+    """Return the attributes of a lease that replaces an existing one: the VTEPs that peers know are kept.
 
-    The VTEP of another owner is not kept, because that owner may return and then has the same MAC address.
+    Those of another owner are not kept, because that owner may return and then has the same MAC addresses.
     """
     attributes, owner = wanted.attributes, existing.owner
     if owner is not None and owner != wanted.owner:
         return attributes
-    if _may_stay(existing.vtep, attributes.vtep):
-        attributes = replace(attributes, backend_data=existing.backend_data, vtep=existing.vtep)
-    if _may_stay(existing.vtep_v6, attributes.vtep_v6):
-        attributes = replace(attributes, backend_v6_data=existing.backend_v6_data, vtep_v6=existing.vtep_v6)
-    return attributes
+    known = (existing.backend_part, *existing.also)
+    part, *also = (_with_known_vteps(one, known) for one in (attributes.backend_part, *attributes.also))
+    return attributes.with_backend(part, tuple(also))
+
+
+def _with_known_vteps(part: BackendPart, known: Sequence[BackendPart]) -> BackendPart:
+    ipv4 = next((one for one in known if _may_stay(one.vtep, part.vtep)), part)
+    ipv6 = next((one for one in known if _may_stay(one.vtep_v6, part.vtep_v6)), part)
+    return replace(
+        part,
+        backend_data=ipv4.backend_data,
+        vtep=ipv4.vtep,
+        backend_v6_data=ipv6.backend_v6_data,
+        vtep_v6=ipv6.vtep_v6,
+    )
 
 
 def _may_stay(existing: Vtep | None, wanted: Vtep | None) -> bool:

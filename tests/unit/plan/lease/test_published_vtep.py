@@ -4,8 +4,9 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from doubles.performed_step import FIRST, HOUR, Host, Store, lease, owner_of, wanted
-from pyflannel.model.lease import Lease, Vtep
+from pyflannel.model.lease import BackendPart, Lease, Vtep
 from pyflannel.model.lease_protocol import Wanted
+from pyflannel.plan.lease.choice import merged_attributes
 
 THEIRS = "36:f5:41:10:dc:86"
 
@@ -44,6 +45,17 @@ def test_the_vtep_that_the_original_published_is_kept() -> None:
     Host(store, wanted_with_vtep()).start()
     assert mac_of(store, FIRST) == THEIRS
     assert host.state.is_settled
+
+
+def test_the_vtep_of_a_previous_backend_is_kept_after_a_restart() -> None:
+    """During a change of the backend, peers still send to it."""
+    vxlan = BackendPart(backend_type="vxlan", vtep=Vtep(mac=THEIRS, vni=1))
+    derived = replace(vxlan, vtep=Vtep(mac="0e:00:00:00:00:01", vni=1))
+    host_gw = BackendPart(backend_type="host-gw")
+    standing = wanted().attributes.with_backend(host_gw, (vxlan,))
+    after = wanted().attributes.with_backend(host_gw, (derived,))
+
+    assert merged_attributes(standing, replace(wanted(), attributes=after)).also == (vxlan,)
 
 
 def test_an_unsuitable_vtep_is_not_kept() -> None:
