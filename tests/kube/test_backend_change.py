@@ -98,5 +98,32 @@ def test_a_change_of_the_backend_loses_no_packet(restricted: list[Member], clust
     }
 
 
+def test_hosts_that_restart_with_another_backend_lose_no_packet(
+    members: list[Member], cluster: Cluster
+) -> None:
+    """As after `kubectl rollout restart`: the config changed, and no running flanneld has read it."""
+    backend: dict[str, Any] = {"Type": "host-gw"}
+    for member in members:
+        member.start()
+    members[0].until_route("10.244.2.0/24")
+    members[1].until_route("10.244.1.0/24")
+    one, two = (
+        member.host.container("restart", gateway=member.host.gateway(), number=10, mtu=1420)
+        for member in members
+    )
+    with pinging(one, str(two.address)) as pings:
+        for member in members:
+            member.stop()
+            member.configure({"Network": "10.240.0.0/12", "Backend": backend})
+            member.start()
+            wait_until(lambda m=member: publishes(cluster, m, backend), what="the backend", deadline_s=SOON_S)
+        for member in members:
+            wait_until(
+                lambda m=member: has_changed(cluster, m, backend, []), what="the change", deadline_s=SOON_S
+            )
+    print(f"restarts: {pings.lost} of {pings.lost + len(pings.answered)} pings lost")
+    assert pings.lost == 0
+
+
 def patch_of(member: Member) -> str:
     return f"patch /api/v1/nodes/{member.node}/status"

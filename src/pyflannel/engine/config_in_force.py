@@ -35,6 +35,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.model.status import Notice
 from pyflannel.plan.backends import Backend
+from pyflannel.wire.lease_record import KeptChange
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class ConfigInForce:
             is_assigned=self._is_assigned,
         )
         self._candidate: Candidate | None = None
-        self._change_of_last_run: tuple[tuple[str, ...], bool] = ((), True)
+        self._change_of_last_run = KeptChange()
         self._needs_last_known = asyncio.Event()
         self._has_last_known = False
         self._host_changed = asyncio.Event()
@@ -234,17 +235,14 @@ class ConfigInForce:
             self._last_known.backend_changed()
         self._present.change(inputs=inputs)
         if before.inputs.config is None:
-            self._continue_change(*self._change_of_last_run)
+            self._continue_change(self._change_of_last_run)
         self._then.changed()
 
-    def _continue_change(self, previous: tuple[str, ...], is_prepared: bool) -> None:
-        """Continue the change of the backend that was in progress at the end of the last run."""
-        inputs = resumed(
-            self._present.inputs,
-            previous,
-            is_prepared=is_prepared,
-            requires_encryption=self._options.requires_encryption,
-        )
+    def _continue_change(self, kept: KeptChange) -> None:
+        """Continue the change of the backend that began in the last run, or since then."""
+        inputs = resumed(self._present.inputs, kept, requires_encryption=self._options.requires_encryption)
+        if inputs.previous:
+            log_change(inputs)
         self._present.change(inputs=inputs)
 
     # The last known config.
@@ -296,5 +294,5 @@ class ConfigInForce:
         self._present.change_config(text=known.config)
         self._present.change(held=Held(lease=known.own))
         self._present.change_inputs(config=config, backend=backend, lease=known.own)
-        self._continue_change(known.previous, known.is_prepared)
+        self._continue_change(KeptChange(known.config, known.previous, known.is_prepared))
         self._then.started(LeaseSet.of(known.leases))

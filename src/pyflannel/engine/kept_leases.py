@@ -17,7 +17,13 @@ from pyflannel.model.lease import LastKnown, Lease
 from pyflannel.model.lease_protocol import Report, StoreAway, StoreBack
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
 from pyflannel.ports import Clock, Memory
-from pyflannel.wire.lease_record import format_last_known, kept_lease, parse_change, parse_last_known
+from pyflannel.wire.lease_record import (
+    KeptChange,
+    format_last_known,
+    kept_lease,
+    parse_change,
+    parse_last_known,
+)
 
 log = logging.getLogger(__name__)
 
@@ -208,10 +214,10 @@ class LastKnownLeases:
             self._saved = known
         return is_saved
 
-    async def load_change(self) -> tuple[tuple[str, ...], bool]:
-        """Return the previous configs of the last run, and whether its newest one was prepared."""
+    async def load_change(self) -> KeptChange:
+        """Return the configs of the last run."""
         octets = await self._memory.load()
-        return ((), True) if octets is None else parse_change(octets)
+        return KeptChange() if octets is None else parse_change(octets)
 
     async def load(self) -> LastKnown | None:
         """Return the last saved leases, or None. An unreadable file is logged and counts as none."""

@@ -5,7 +5,7 @@ During the change, this host receives packets by both (decision 0051).
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.generations import Generation
 from pyflannel.ports import Clock
+from pyflannel.wire.lease_record import KeptChange
 
 log = logging.getLogger(__name__)
 
@@ -58,24 +59,34 @@ def log_change(inputs: Inputs) -> None:
     )
 
 
-def resumed(inputs: Inputs, texts: Iterable[str], *, is_prepared: bool, requires_encryption: bool) -> Inputs:
-    """Return the inputs with the previous backends of the last run, which peers may still use.
+def resumed(inputs: Inputs, kept: KeptChange, *, requires_encryption: bool) -> Inputs:
+    """Return the inputs with the backends of the last run, which peers may still use.
 
-    A backend that needs a key is not resumed.
+    The config may have changed since then. A backend that needs a key is not resumed. If the newest backend
+    encrypts, no packet is sent unencrypted by the config of the last run.
 
     Args:
         inputs: inputs with the newest config.
-        texts: the previous configs.
-        is_prepared: the newest backend was prepared.
+        kept: the configs of the last run.
         requires_encryption: give up each backend that does not encrypt.
     """
-    assert inputs.backend is not None
-    assert inputs.config is not None
+    newest, network = inputs.backend, inputs.config
+    assert newest is not None
+    assert network is not None
     found: list[Generation] = []
-    for text in texts:
+    is_prepared = False
+    for text in (kept.config, *kept.previous):
         with suppress(ConfigError):
-            config, backend = read_config(text, is_assigned=inputs.config.is_assigned)
-            if backend.way != inputs.backend.way and not (backend.is_encrypted or requires_encryption):
+            config, backend = read_config(text, is_assigned=network.is_assigned)
+            is_last = text == kept.config
+            if backend.way == newest.way:
+                is_prepared = is_last and kept.is_prepared
+            elif (
+                "nothing" not in (backend.routed, newest.routed)
+                and not (backend.is_encrypted or requires_encryption)
+                and (kept.is_prepared or not is_last)  # otherwise, peers do not know it
+                and not (is_last and newest.is_encrypted)
+            ):
                 found.append(Generation(config, backend, text))
     previous = tuple(found[:MOST_PREVIOUS])
     return replace(inputs, previous=previous, is_prepared=is_prepared or not previous)

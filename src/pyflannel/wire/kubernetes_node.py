@@ -9,7 +9,7 @@ the parts that flannel does not need. The lease of a Node consists of its podCID
     flannel.alpha.coreos.com/public-ip: 192.168.50.102
 
 During a change of the backend, and if the host reads more formats than the original, one annotation contains
-the data that other hosts with pyflannel need (decision 0069). `BackendType` and `BackendData` repeat the others:
+the data that other hosts with pyflannel need (decision 0069). `BackendType` and `BackendData` repeat others:
 
     flannel.alpha.coreos.com/pyflannel: '{"BackendType":"vxlan",…,"Also":[{…}],"Reads":["direct"]}'
 
@@ -327,8 +327,8 @@ def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
     return Lease(subnet=subnets.ipv4, ipv6_subnet=subnets.ipv6, attributes=attributes, revision=revision)
 
 
-# The data for other hosts with pyflannel. An original that starts overwrites its annotations and leaves unknown
-# ones. So each datum is bound to the text of an annotation that the original writes.
+# The data for other hosts with pyflannel. An original that starts overwrites its annotations and leaves
+# unknown ones. So each datum is bound to the text of an annotation that the original writes.
 
 _OWN = "pyflannel"
 

@@ -228,6 +228,7 @@ _PART = 100
 
 
 class _Change(msgspec.Struct, rename="pascal", kw_only=True, omit_defaults=True):
+    config: str = ""
     previous: tuple[str, ...] = ()
     is_prepared: bool = True
 
@@ -255,13 +256,27 @@ class Kept(NamedTuple):
     is_prepared: bool = True
 
 
-def parse_change(octets: bytes) -> tuple[tuple[str, ...], bool]:
-    """Return the previous configs in the file, and whether the newest was prepared; nothing of a bad file."""
+class KeptChange(NamedTuple):
+    """The network configs at the end of the last run, as text.
+
+    Attributes:
+        config: the newest; "" if it is unknown.
+        previous: those before, during a change of the backend.
+        is_prepared: the host could receive packets by the backend of the newest.
+    """
+
+    config: str = ""
+    previous: tuple[str, ...] = ()
+    is_prepared: bool = True
+
+
+def parse_change(octets: bytes) -> KeptChange:
+    """Return the configs in the file; nothing of a bad file."""
     try:
         change = msgspec.json.decode(octets, type=_Change)
     except (msgspec.MsgspecError, RecursionError):
-        return (), True
-    return change.previous, change.is_prepared
+        return KeptChange()
+    return KeptChange(change.config, change.previous, change.is_prepared)
 
 
 def parse_last_known(octets: bytes) -> Kept:

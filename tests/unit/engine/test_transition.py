@@ -29,6 +29,7 @@ from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.backend.wireguard import WireguardBackend
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.packet_filter import FilterOptions
+from pyflannel.wire.lease_record import KeptChange
 
 NETWORK = IPv4Network("10.100.0.0/16")
 CONFIG = NetworkConfig(network=NETWORK, subnet_length=24)
@@ -131,13 +132,38 @@ class TestResumed:
     TEXT = '{"Network":"10.100.0.0/16","Backend":{"Type":"%s"}}'
 
     def ways(self, *kinds: str, is_prepared: bool = True, requires_encryption: bool = False) -> list[str]:
-        texts = [self.TEXT % kind for kind in kinds]
-        inputs = changed(VXLAN)
-        return ways(resumed(inputs, texts, is_prepared=is_prepared, requires_encryption=requires_encryption))
+        return self.restarted(
+            "vxlan", *kinds, is_prepared=is_prepared, requires_encryption=requires_encryption
+        )
+
+    def restarted(
+        self,
+        last: str,
+        *kinds: str,
+        newest: Backend = VXLAN,
+        is_prepared: bool = True,
+        requires_encryption: bool = False,
+    ) -> list[str]:
+        """Return the ways of a host that starts with `newest`. Its last run ended with these backends."""
+        last, *previous = (self.TEXT % kind for kind in (last, *kinds))
+        kept = KeptChange(last, tuple(previous), is_prepared)
+        return ways(resumed(changed(newest), kept, requires_encryption=requires_encryption))
 
     def test_a_restart_continues_the_change(self) -> None:
         assert self.ways("udp", "host-gw") == ["vxlan with VNI 1", "udp", "host-gw"]
         assert self.ways("udp", is_prepared=False) == ["udp", "vxlan with VNI 1"]
+
+    def test_a_restart_with_another_backend_begins_a_change(self) -> None:
+        assert self.restarted("udp") == ["udp", "vxlan with VNI 1"]
+        assert self.restarted("udp", "host-gw") == ["udp", "host-gw", "vxlan with VNI 1"]
+        assert self.restarted("udp", "host-gw", is_prepared=False) == ["host-gw", "vxlan with VNI 1"]
+        assert self.restarted("udp", "vxlan") == ["udp", "vxlan with VNI 1"]
+        assert self.restarted("alloc") == ["vxlan with VNI 1"]
+
+    def test_a_start_with_an_encrypted_backend_sends_nothing_by_the_backend_of_the_last_run(self) -> None:
+        """But a change that was in progress continues: its operator permitted both."""
+        assert self.restarted("udp", newest=WireguardBackend(network=NETWORK)) == ["wireguard"]
+        assert self.restarted("wireguard", "udp", newest=WireguardBackend(network=NETWORK)) == ["wireguard", "udp"]
 
     @pytest.mark.parametrize("kind", ["vxlan", "wireguard", "vxlam", '"'])
     def test_a_config_of_no_use_is_forgotten(self, kind: str) -> None:
