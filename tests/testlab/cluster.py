@@ -215,14 +215,23 @@ class Cluster:
 
     def apply(self, manifest: Path) -> None:
         """Apply the documents of a manifest."""
+        for path, text in self._documents(manifest):
+            self.must("PATCH", f"{path}?fieldManager=tests&force=true", text, APPLY)
+
+    def delete(self, manifest: Path) -> None:
+        """Delete the objects of a manifest."""
+        for path, _ in self._documents(manifest):
+            self.must("DELETE", path)
+
+    def _documents(self, manifest: Path) -> Iterator[tuple[str, str]]:
+        """Yield the path of each object in a manifest, and its document."""
         for text in re.split(r"^---$", manifest.read_text(), flags=re.MULTILINE):
             found = dict(re.findall(r"^(kind|apiVersion|  name|  namespace): *(\S+)$", text, re.MULTILINE))
             kind, version = found["kind"], found["apiVersion"]
             group = "/api/v1" if version == "v1" else f"/apis/{version}"
             place = f"/namespaces/{found['  namespace']}" if "  namespace" in found else ""
             plural = re.sub("ys$", "ies", f"{kind.lower()}s")
-            path = f"{group}{place}/{plural}/{found['  name']}?fieldManager=tests&force=true"
-            self.must("PATCH", path, text, APPLY)
+            yield f"{group}{place}/{plural}/{found['  name']}", text
 
     def token(self, seconds: int = 3600, pod: dict[str, Any] | None = None) -> str:
         """Return a token of the service account of flannel; with `pod`, the token of this pod."""
