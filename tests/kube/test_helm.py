@@ -1,7 +1,6 @@
 """The Helm chart on a real API server: installation, upgrade and removal."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,10 +8,8 @@ import pytest
 
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.waiting import wait_until
-from testlab.cluster import PROGRAMS, Cluster, Member, pod_on
+from testlab.cluster import CHART, HELM, Cluster, Member, copy_chart, pod_on
 
-MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes"
-HELM = PROGRAMS / "helm"
 OBJECTS = [
     "/apis/apps/v1/namespaces/kube-flannel/daemonsets/kube-flannel-ds",
     "/api/v1/namespaces/kube-flannel/configmaps/kube-flannel-cfg",
@@ -34,7 +31,7 @@ pytestmark = pytest.mark.skipif(not HELM.exists(), reason="helm is not built: sc
 def helm(lab: Lab, cluster: Cluster) -> Iterator[Callable[..., str]]:
     """Run helm in a cluster without the objects of the manifests."""
     admin = cluster.kubeconfig("admin", token="admin-token")
-    manifests = [MANIFESTS / "policy.yaml", MANIFESTS / "rbac.yaml"]
+    manifests = [CHART / "policy.yaml", CHART / "rbac.yaml"]
     for manifest in manifests:
         cluster.delete(manifest)
 
@@ -47,18 +44,6 @@ def helm(lab: Lab, cluster: Cluster) -> Iterator[Callable[..., str]]:
         cluster.apply(manifest)
 
 
-@pytest.fixture
-def chart(tmp_path: Path) -> Path:
-    """The chart without its minimum version: the API server of the tests is built without a version."""
-    copy = tmp_path / "flannel"
-    shutil.copytree(MANIFESTS, copy)
-    lines = (copy / "Chart.yaml").read_text().splitlines()
-    kept = [line for line in lines if not line.startswith("kubeVersion:")]
-    assert len(kept) == len(lines) - 1
-    (copy / "Chart.yaml").write_text("\n".join(kept))
-    return copy
-
-
 def existing(cluster: Cluster) -> list[str]:
     return [path for path in OBJECTS if cluster.call("GET", path)[0] == 200]
 
@@ -68,9 +53,10 @@ def network(cluster: Cluster) -> str:
 
 
 def test_the_chart_is_installed_upgraded_and_removed(
-    members: list[Member], cluster: Cluster, helm: Callable[..., str], chart: Path
+    members: list[Member], cluster: Cluster, helm: Callable[..., str], tmp_path: Path
 ) -> None:
     one, _ = members
+    chart = copy_chart(tmp_path)
     assert existing(cluster) == []
     helm("install", "flannel", chart, "--set=podCidr=10.240.0.0/12")
     assert existing(cluster) == OBJECTS

@@ -125,6 +125,32 @@ def test_a_renamed_node_is_an_event_of_the_former_name(member: Member, cluster: 
     assert "NODE_NAME" in member.log()
 
 
+def test_a_cleanup_in_the_environment_of_flanneld_clears_its_node(member: Member, cluster: Cluster) -> None:
+    cluster.annotate("node1", public_ip_overwrite="10.10.10.201")
+    member.start()
+    wait_until(lambda: cluster.condition("node1") is not None, what="the condition", deadline_s=SOON_S)
+    member.stop()
+    variables = ["FLANNELD_KUBE_SUBNET_MGR=true", "NODE_NAME=node1"]
+    variables.append(f"FLANNELD_KUBECONFIG_FILE={cluster.directory}/flannel.conf")
+    cleanup = ["env", *variables, "flannelctl", "cleanup"]
+
+    preview = member.host.run([*cleanup, "--dry-run"]).stdout
+    assert "would remove annotations of Node node1, whose network is unavailable" in preview
+    assert cluster.annotations("node1")["kube-subnet-manager"] == "true"
+    member.host.run([*cleanup, "--yes"])
+
+    assert cluster.annotations("node1") == {"public-ip-overwrite": "10.10.10.201"}
+    condition = cluster.condition("node1")
+    assert condition is not None
+    assert (condition["status"], condition["reason"]) == ("True", "FlannelRemoved")
+    member.start()
+    wait_until(
+        lambda: (cluster.condition("node1") or {}).get("status") == "False",
+        what="condition",
+        deadline_s=SOON_S,
+    )
+
+
 def test_network_policies_without_a_program_that_enforces_them_are_an_event(
     member: Member, cluster: Cluster
 ) -> None:

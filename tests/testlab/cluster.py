@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -27,8 +28,8 @@ PROGRAMS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyf
 """The directory of the programs that `scripts/setup` builds with Go: `--kube` and `--kubelets`."""
 
 PROGRAM = PROGRAMS / "kube-apiserver"
-SERVICE_RANGE = "10.96.0.0/16"
-
+HELM = PROGRAMS / "helm"
+CHART = Path(__file__).parents[2] / "deploy/kubernetes"
 PORT = 6443
 HEALTH = 8081
 PREFIX = "flannel.alpha.coreos.com/"
@@ -46,10 +47,14 @@ class Cluster:
 
     Attributes:
         directory: keys, kubeconfigs and the audit log; visible in all sandboxes of the lab.
+        service_range: the range of Services; one of each family, with a comma, for both.
     """
 
-    def __init__(self, place: Sandbox, address: IPv4Address, directory: Path) -> None:
+    def __init__(
+        self, place: Sandbox, address: IPv4Address, directory: Path, service_range: str = "10.96.0.0/16"
+    ) -> None:
         self.directory = directory
+        self.service_range = service_range
         self.url = f"https://{address}:{PORT}"
         self._place = place
         self._address = address
@@ -77,7 +82,7 @@ class Cluster:
             "service-account-issuer": "https://kubernetes.default.svc",
             "service-account-key-file": f"{d}/sa.pub",
             "service-account-signing-key-file": f"{d}/sa.key",
-            "service-cluster-ip-range": SERVICE_RANGE,
+            "service-cluster-ip-range": self.service_range,
             "token-auth-file": f"{d}/tokens.csv",
             "authorization-mode": "Node,RBAC",
             "audit-policy-file": f"{d}/audit.yaml",
@@ -96,13 +101,18 @@ class Cluster:
         self._program.wait()
 
     def start_controllers(self, pod_range: str) -> None:
-        """Start the controllers, which assign podCIDRs from this range, and the scheduler."""
+        """Start the controllers and the scheduler. They assign podCIDRs from this range.
+
+        For both families, it is one of each, with a comma.
+        """
         d = self.directory
-        flags = {
+        lengths = {"node-cidr-mask-size": "24"}
+        if "," in pod_range:
+            lengths = {"node-cidr-mask-size-ipv4": "24", "node-cidr-mask-size-ipv6": "64"}
+        flags = lengths | {
             "allocate-node-cidrs": "true",
             "cluster-cidr": pod_range,
-            "node-cidr-mask-size": "24",
-            "service-cluster-ip-range": SERVICE_RANGE,
+            "service-cluster-ip-range": self.service_range,
             "service-account-private-key-file": f"{d}/sa.key",
             "root-ca-file": f"{d}/ca.crt",
             "use-service-account-credentials": "true",
@@ -404,6 +414,17 @@ def _node(name: str, cidr: str | None, **notes: str) -> dict[str, Any]:
 
 def _annotations(notes: dict[str, Any]) -> dict[str, Any]:
     return {PREFIX + name.replace("_", "-"): text for name, text in notes.items()}
+
+
+def copy_chart(directory: Path) -> Path:
+    """Return a copy of the Helm chart without its minimum version, because the API server has none."""
+    copy = directory / "flannel"
+    shutil.copytree(CHART, copy)
+    lines = (copy / "Chart.yaml").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("kubeVersion:")]
+    assert len(kept) == len(lines) - 1
+    (copy / "Chart.yaml").write_text("\n".join(kept))
+    return copy
 
 
 def pod_on(node: str, cluster: Cluster) -> dict[str, object]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyflannel.errors import UsageError, WireError
-from pyflannel.model.kubernetes_node import DEFAULT_PREFIX, OwnNode
+from pyflannel.model.kubernetes_node import DEFAULT_PREFIX, IS_REMOVED, OwnNode
+from pyflannel.model.store_record import Put
 from pyflannel.ports import Clock
 from pyflannel.wire.go_flags import Flag, Given, Settings
-from pyflannel.wire.kubernetes_node import annotation_prefix
+from pyflannel.wire.kubernetes_node import NODES, annotation_prefix, format_removal, rfc3339
 
 if TYPE_CHECKING:
     from pyflannel.engine.node_events import NodeEvents, PolicyWarning
@@ -113,6 +114,16 @@ class KubernetesOptions:
         return PolicyWarning(
             store.has_network_policies, policy_enforcer, partial(store.announce, node), clock
         )
+
+    async def release(self, node: str, clock: Clock) -> None:
+        """Take the annotations of flanneld from a Node, and report that the Node has no network.
+
+        Raises:
+            StoreError: the cluster does not answer, or refuses it.
+        """
+        condition = IS_REMOVED if self.sets_condition else None
+        patch = format_removal(self.prefix, condition, rfc3339(clock.utc()))
+        await self.store(clock).write(Put(key=NODES + node, value=patch, ttl_s=None, expected=None))
 
     def own_node(self, name: str) -> OwnNode:
         """Return the Node of this host."""

@@ -185,6 +185,15 @@ def store_from_environment(environment: Mapping[str, str]) -> StoreChoice:
     return chosen_store(Settings(STORE_FLAGS, [], environment))
 
 
+def kubernetes_from_environment(environment: Mapping[str, str]) -> KubernetesOptions | None:
+    """Return the cluster that flanneld without flags would use in this environment; None for another store.
+
+    Raises:
+        UsageError: a variable is invalid; message and hint fit one line.
+    """
+    return chosen_kubernetes(Settings(FLAGS, [], environment), environment)
+
+
 def store_url_from_environment(environment: Mapping[str, str]) -> str:
     """Return the URL of the store that flanneld without flags would use in this environment.
 

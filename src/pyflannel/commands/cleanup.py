@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyflannel.assembly.directories import DOCKER_SOCKET, Places
-from pyflannel.assembly.options import store_url_from_environment
+from pyflannel.assembly.options import kubernetes_from_environment, store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.assembly.stores import KubernetesAddress, open_store, parse_store_url
 from pyflannel.commands.examination import known_networks, membership_of, status_of_host
@@ -23,6 +23,7 @@ from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules, remove
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.kernel.host.locks import DeviceClaim, RunLock
+from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.kernel.network.container_links import KernelContainerLinks
 from pyflannel.kernel.network.linux import LinuxTarget, remove_next_hops
 from pyflannel.kernel.network.snapshot import survey
@@ -418,15 +419,23 @@ async def _release(
     *,
     is_preview: bool = False,
 ) -> bool:
-    """Delete the leases of `owner` from the store; return whether none remains."""
+    """Delete the leases of `owner` from the store, or the lease in its Node; return whether none remains."""
     try:
+        if (cluster := kubernetes_from_environment(environ)) is not None and cluster.node is not None:
+            if not is_preview:
+                await cluster.release(cluster.node, BoottimeClock())
+            report.removed.append(f"annotations of Node {cluster.node}, whose network is unavailable now")
+            return True
         url = store_url or store_url_from_environment(environ)
         if network is not None and "#" not in url:
             url = f"{url}#{network}"
         if is_missing(url):
             return True
         if isinstance(parse_store_url(url).store, KubernetesAddress):
-            report.kept.append("annotations of the Node, which the next flanneld on this host replaces")
+            report.kept.append(
+                "annotations of the Node, which the next flanneld on this host replaces; `flannelctl cleanup`"
+                " with the environment of flanneld removes them (FLANNELD_KUBE_SUBNET_MGR, NODE_NAME)"
+            )
             return True
         store = open_store(url, etcd_password_of(environ))
         try:

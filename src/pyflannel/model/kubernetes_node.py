@@ -26,6 +26,12 @@ IS_UP = NodeCondition(is_unavailable=False, reason="FlannelIsUp", message="Flann
 """The condition of a Node whose pods reach those of the others. Source: flannel 0.28.9."""
 
 
+IS_REMOVED = NodeCondition(
+    is_unavailable=True, reason="FlannelRemoved", message="Flannel was removed from this node"
+)
+"""The condition of a Node from which a cleanup has removed flannel. No pod is scheduled there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A Node.

@@ -406,6 +406,17 @@ def _demanded(node: Node, prefix: str, kind: str, parse: Callable[[str], _Addres
     return None
 
 
+_WRITTEN = (
+    "kube-subnet-manager",
+    "backend-type",
+    "backend-data",
+    "public-ip",
+    "backend-v6-data",
+    "public-ipv6",
+    _OWN,
+)
+"""The annotations that flanneld writes."""
+
 _UDP = ("", "udp")
 """The types of a lease with udp."""
 
@@ -476,7 +487,23 @@ def format_condition(node: Node, condition: NodeCondition, now: str) -> bytes:
 
     The server refuses the patch if the Node was deleted and created again.
     """
-    value = {
+    status = {"conditions": [_condition_value(condition, now)]}
+    return _ENCODER.encode({"metadata": {"uid": node.uid}, "status": status})
+
+
+def format_removal(prefix: str, condition: NodeCondition | None, now: str) -> bytes:
+    """Return the patch that takes the annotations of flanneld from any Node, and gives it this condition.
+
+    Annotations of operators remain.
+    """
+    patch: dict[str, Any] = {"metadata": {"annotations": {prefix + name: None for name in _WRITTEN}}}
+    if condition is not None:
+        patch["status"] = {"conditions": [_condition_value(condition, now)]}
+    return _ENCODER.encode(patch)
+
+
+def _condition_value(condition: NodeCondition, now: str) -> dict[str, str]:
+    return {
         "type": _CONDITION,
         "status": str(condition.is_unavailable),
         "lastHeartbeatTime": now,
@@ -484,7 +511,6 @@ def format_condition(node: Node, condition: NodeCondition, now: str) -> bytes:
         "reason": condition.reason,
         "message": condition.message,
     }
-    return _ENCODER.encode({"metadata": {"uid": node.uid}, "status": {"conditions": [value]}})
 
 
 _LONGEST_MESSAGE = 1024

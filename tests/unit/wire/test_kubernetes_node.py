@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.model.kubernetes_node import DEFAULT_PREFIX, IS_UP, Node
+from pyflannel.model.kubernetes_node import DEFAULT_PREFIX, IS_REMOVED, IS_UP, Node
 from pyflannel.model.lease import BackendPart, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.store_record import DeleteSeen, PutSeen, Record
 from pyflannel.wire.kubernetes_node import (
@@ -18,6 +18,7 @@ from pyflannel.wire.kubernetes_node import (
     annotation_prefix,
     format_annotations,
     format_condition,
+    format_removal,
     lease_of_node,
     missing_annotations,
     node_of,
@@ -171,6 +172,19 @@ class TestOwnAnnotation:
     def test_a_malformed_port_counts_as_none(self, data: str) -> None:
         found = node(kube_subnet_manager="true", public_ip="10.99.0.11", backend_data=data)
         assert read(found).port is None
+
+
+def test_a_removal_takes_every_annotation_that_flanneld_writes() -> None:
+    address = IPv6Address("2001:db8::1")
+    both = replace(VXLAN, vtep_v6=Vtep(mac="02:00:00:00:00:06", vni=1))
+    own = LeaseAttributes(public_ip=IPv4Address("10.99.0.11"), public_ipv6=address).with_backend(both, (UDP,))
+
+    patch = json.loads(format_removal(DEFAULT_PREFIX, IS_REMOVED, "TIME"))
+
+    assert patch["metadata"] == {"annotations": dict.fromkeys(written(node(), own))}
+    (condition,) = patch["status"]["conditions"]
+    assert (condition["status"], condition["reason"]) == ("True", "FlannelRemoved")
+    assert "status" not in json.loads(format_removal(DEFAULT_PREFIX, None, "TIME"))
 
 
 def test_a_node_without_the_mark_of_flannel_or_without_pod_cidr_has_no_lease() -> None:
