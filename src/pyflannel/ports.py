@@ -19,7 +19,7 @@ from pyflannel.model.item import Item
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
-from pyflannel.model.wireguard import WireguardFacts
+from pyflannel.model.wireguard import WireguardContact, WireguardFacts
 
 _Answer = TypeVar("_Answer")
 _Arguments = TypeVarTuple("_Arguments")
@@ -389,6 +389,10 @@ class BridgeSource(Protocol):
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
         """Open a channel of changes that may alter the answer."""
+
+
+WireguardContacts = Callable[[], Awaitable[Sequence[WireguardContact]]]
+"""Returns the exchange with each peer of WireGuard; empty without a device. It may raise TargetError."""
 
 
 class WireguardSource(Protocol):

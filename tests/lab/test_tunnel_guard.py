@@ -495,11 +495,11 @@ def test_both_tunnels_are_guarded_during_a_change_of_the_backend(overlay, joined
     status = overlay.status(hosts[0])
     assert status.backend is not None
     assert any("also receives packets by vxlan with VNI 1" in note for note in status.backend.notes)
-    assert "These hosts have not changed the backend yet: 10.10.10.66" in status.backend.notes
+    assert "Hosts that this host still reaches by a previous backend: 10.10.10.66" in status.backend.notes
     overlay.daemons[hosts[0].name].kill()
     overlay.daemons[hosts[0].name] = hosts[0].start_flanneld(f"--store={overlay.etcd.url}", "--ip-masq")
     resumed = overlay.wait_ready(hosts[0])
     assert resumed.backend is not None
     assert any("also receives packets by vxlan with VNI 1" in note for note in resumed.backend.notes)
-    assert "These hosts have not changed the backend yet: 10.10.10.66" in resumed.backend.notes
+    assert "Hosts that this host still reaches by a previous backend: 10.10.10.66" in resumed.backend.notes
     overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/10.100.200.0-28")

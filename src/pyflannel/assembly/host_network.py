@@ -381,6 +381,7 @@ async def open_network(
             alive=alive,
             kernel_path=fast_path,
             wireguard=keys,
+            contacts=wireguard.contacts,
             signing=signing,
             own_node=own_node,
             draw=random.SystemRandom().randrange,

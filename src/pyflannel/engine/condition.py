@@ -52,6 +52,7 @@ class Inputs:
         owner: identity of this host.
         surroundings: addresses and routes outside the overlay.
         wireguard: key and implementation, for the wireguard backend.
+        greeted: WireGuard keys of peers to which this host may send by `backend` while it has `previous`.
         docker: networks of Docker that the network plugin created.
     """
 
@@ -68,6 +69,7 @@ class Inputs:
     owner: str = ""
     surroundings: Surroundings = ALONE
     wireguard: WireguardFacts = UNKNOWN
+    greeted: frozenset[str] = frozenset()
     docker: DockerParts = NO_DOCKER
 
     @property

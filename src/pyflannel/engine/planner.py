@@ -130,7 +130,10 @@ class Planner:
         if not notes or not behind:
             return notes
         more = f" and {len(behind) - _NAMED} more" if len(behind) > _NAMED else ""
-        return (*notes, f"These hosts have not changed the backend yet: {', '.join(behind[:_NAMED])}{more}")
+        return (
+            *notes,
+            f"Hosts that this host still reaches by a previous backend: {', '.join(behind[:_NAMED])}{more}",
+        )
 
     @property
     def plan(self) -> State | None:
@@ -221,7 +224,7 @@ class Planner:
                 why = subnet_objection(one.subnet, inputs.underlay, inputs.surroundings)
                 if why is not None:
                     return self._block(f"another subnet for this host: {why}")
-        bases = tuple(basis_of(generations, one, inputs.backend) for one in hosts)
+        bases = tuple(basis_of(generations, one, inputs.backend, inputs.greeted) for one in hosts)
         if bases == self._bases and not self._is_contested:
             previous = self._plan_peers(bases)
             if previous is not None:

@@ -25,7 +25,7 @@ from pyflannel.engine.planner import Planner
 from pyflannel.engine.preview import preview
 from pyflannel.engine.readiness import path_trouble, reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
-from pyflannel.engine.transition import Retirement
+from pyflannel.engine.transition import Handshakes, Retirement
 from pyflannel.engine.wireguard_keys import WireguardKeys
 from pyflannel.engine.world import HostOptions, World
 from pyflannel.errors import NotReadyError, one_line
@@ -126,6 +126,7 @@ class Supervisor:
                 noted=self.notify_status,
             ),
         )
+        self._handshakes = Handshakes(world.contacts, world.clock, self._replan)
 
     async def run(self) -> None:
         """Run until cancelled. The data path and the lease remain afterwards."""
@@ -137,6 +138,7 @@ class Supervisor:
             tasks.create_task(self._bridges.run(), name="bridges")
             tasks.create_task(self.wireguard.run(), name="WireGuard key")
             tasks.create_task(self._retirement.run(), name="previous backends")
+            tasks.create_task(self._handshakes.run(), name="first handshakes")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.is_known.wait()
             tasks.create_task(self._config.run(), name="network config")
@@ -365,7 +367,8 @@ class Supervisor:
 
     def _replan(self) -> None:
         """Pass the inputs to the planner, and its result to the reconciler."""
-        self._present.change_inputs(leases=self._grace.counted)
+        self._handshakes.note(self.condition.inputs)
+        self._present.change_inputs(leases=self._grace.counted, greeted=self._handshakes.greeted)
         self._present.note_stores(self._world.store.addresses())
         self._last_known.changed()
         inputs = self.condition.inputs

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from pyflannel.engine.condition import Inputs
 from pyflannel.engine.store_followers import read_config
-from pyflannel.errors import ConfigError
+from pyflannel.errors import ConfigError, TargetError
 from pyflannel.model.lease import MOST_PREVIOUS, Lease
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.generations import Generation
-from pyflannel.ports import Clock
+from pyflannel.ports import Clock, WireguardContacts
 from pyflannel.wire.lease_record import KeptChange
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,18 @@ LINGER_S = 5.0
 
 A peer that has not read the newest lease of this host still sends by it.
 """
+
+HANDSHAKE_S = 12.0
+"""Longest time for which packets to a peer wait for its first handshake. It covers two repetitions.
+
+There must be a limit: otherwise a stranger who drops handshakes would prevent the encryption for ever.
+"""
+
+_LOOK_S = 0.1
+"""Minimum interval between two looks for handshakes …"""
+
+_PER_PEER_S = 0.0015
+"""… and the interval for each peer. A look takes a hundredth of this time."""
 
 
 def with_config(inputs: Inputs, config: NetworkConfig, backend: Backend, text: str = "") -> Inputs:
@@ -128,3 +140,60 @@ class Retirement:
                     self._retire()
                 else:
                     await self._clock.sleep(left_s)
+
+
+class Handshakes:
+    """The first handshakes with the peers, while the backend changes to wireguard.
+
+    If two hosts begin a handshake at the same moment, each drops its own because of the other one, and
+    WireGuard begins the next after 5 s (REKEY_TIMEOUT). Meanwhile, packets use the previous backend.
+
+    Attributes:
+        greeted: public keys of the peers that have answered, or had HANDSHAKE_S to do so.
+    """
+
+    def __init__(self, contacts: WireguardContacts, clock: Clock, changed: Callable[[], None]) -> None:
+        self.greeted: frozenset[str] = frozenset()
+        self._contacts = contacts
+        self._clock = clock
+        self._changed = changed
+        self._begun_s: dict[str, float] = {}
+        self._is_wanted = asyncio.Event()
+
+    def note(self, inputs: Inputs) -> None:
+        """Note whether the backend changes to wireguard."""
+        if inputs.previous and inputs.backend is not None and inputs.backend.is_encrypted:
+            self._is_wanted.set()
+        else:
+            self._is_wanted.clear()
+            self._begun_s.clear()
+            self.greeted = frozenset()
+
+    async def run(self) -> None:
+        """Look for handshakes during each change, until cancelled."""
+        while True:
+            await self._is_wanted.wait()
+            await self._look()
+            await self._clock.sleep(max(_LOOK_S, len(self._begun_s) * _PER_PEER_S))
+
+    async def _look(self) -> None:
+        try:
+            contacts = list(await self._contacts())
+        except TargetError as error:
+            log.debug("Could not look for handshakes: %s", error)
+            return
+        if not self._is_wanted.is_set():
+            return
+        now = self._clock.now()
+        for one in contacts:
+            self._begun_s.setdefault(one.public_key, now)
+        # A peer with both families has a device, and so a contact, for each.
+        silent = {
+            one.public_key
+            for one in contacts
+            if one.handshake_age_s is None and now - self._begun_s[one.public_key] < HANDSHAKE_S
+        }
+        greeted = self.greeted | (self._begun_s.keys() - silent)
+        if greeted != self.greeted:
+            self.greeted = greeted
+            self._changed()

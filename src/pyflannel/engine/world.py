@@ -12,6 +12,7 @@ from pyflannel.model.kubernetes_node import OwnNode
 from pyflannel.model.lease import LEASE_TTL_S, Identity
 from pyflannel.model.link import MARK
 from pyflannel.model.packet_filter import FIRST_DEVICE
+from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import (
@@ -22,8 +23,13 @@ from pyflannel.ports import (
     Memory,
     Store,
     Target,
+    WireguardContacts,
     WireguardSource,
 )
+
+
+async def _no_contacts() -> Sequence[WireguardContact]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +72,7 @@ class World:
         memory: stores the last known leases.
         kernel_path: returns the fast-path features of the kernel; None if only an attempt shows them.
         wireguard: the WireGuard key of this host; None if it can have none.
+        contacts: returns the exchange with each peer of WireGuard.
         signing: signs and checks leases; None if this host does not.
         own_node: the Node of this host, if the store is a Kubernetes cluster; None for any other store.
     """
@@ -83,6 +90,7 @@ class World:
     alive: Callable[[], object] = lambda: None
     kernel_path: KernelPath | None = None
     wireguard: WireguardSource | None = None
+    contacts: WireguardContacts = _no_contacts
     signing: LeaseSigning | None = None
     own_node: OwnNode | None = None
 

@@ -57,6 +57,7 @@ class Basis:
         views: the backends, in the order in which a peer is planned by them.
         newest: the backend of the newest config.
         path: the path of packets from other hosts.
+        greeted: WireGuard keys of peers that have answered a handshake, if there are several views.
     """
 
     family: Family
@@ -64,14 +65,19 @@ class Basis:
     views: tuple[View, ...]
     newest: Backend
     path: GuardedPath | None
+    greeted: frozenset[str] = frozenset()
 
 
-def basis_of(generations: Sequence[Generation], host: Host, newest: Backend) -> Basis:
+def basis_of(
+    generations: Sequence[Generation], host: Host, newest: Backend, greeted: frozenset[str] = frozenset()
+) -> Basis:
     """Return the basis of the host's family, with the backends that carry it."""
     backends = [one.backend for one in generations if host.family in one.backend.families]
     views = _views(backends, host)
     path = joined(view.backend.guarded_path(view.host) for view in views)
-    return Basis(host.family, generations[0].config, views, newest, path)
+    return Basis(
+        host.family, generations[0].config, views, newest, path, greeted if len(views) > 1 else frozenset()
+    )
 
 
 def _views(backends: Sequence[Backend], host: Host) -> tuple[View, ...]:
@@ -92,25 +98,37 @@ def _views(backends: Sequence[Backend], host: Host) -> tuple[View, ...]:
 
 
 def view_of(peer: Lease, basis: Basis) -> View | None:
-    """Return the first view that can reach a peer."""
-    return next((view for view in basis.views if view.variant(peer) is not None), None)
+    """Return the first view that can reach a peer now.
+
+    A peer that has not answered a handshake of WireGuard is reached by another view if possible.
+    """
+    able = [view for view in basis.views if view.variant(peer) is not None]
+    first = able[0] if able else None
+    return first if len(able) < 2 else next((view for view in able if _is_greeted(peer, view, basis)), first)
+
+
+def _is_greeted(peer: Lease, view: View, basis: Basis) -> bool:
+    """Return whether a view needs no first handshake with a peer, or the peer has answered one."""
+    is_new = view.backend is basis.newest and view.backend.is_encrypted
+    variant = view.variant(peer) if is_new else None
+    part = None if variant is None else variant.part(basis.family)
+    return part is None or part.wireguard is None or part.wireguard.public_key in basis.greeted
 
 
 def items_of(peer: Lease, basis: Basis) -> Iterator[Item]:
-    """Yield the objects of a peer for all backends, but the routes of the first alone.
+    """Yield the objects of a peer for all backends, but the routes of one alone: see `view_of`.
 
     The peer may send by each of them, until it has read the newest lease of this host. It may send by the
     newest before this host has read its lease.
     """
     keys: set[Key] = set()
-    chosen: View | None = None
+    chosen = view_of(peer, basis)
     items: Iterable[Item]
     for view in basis.views:
         variant = view.variant(peer)
         if variant is None:
             items = receiving_items(peer, view) if view.backend is basis.newest else ()
         else:
-            chosen = chosen or view
             items = view.backend.plan_peer(variant, view.host)
         if view is chosen and view.subnet_route is not None:
             subnet = subnet_of(peer, basis.family)

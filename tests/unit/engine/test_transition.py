@@ -10,18 +10,26 @@ from doubles.fake_clock import FakeClock
 from doubles.planning import SUBNET_FILE, Planning, by_subnet
 from pyflannel.engine.condition import HostCondition, Inputs, LeaseCondition, StoreCondition
 from pyflannel.engine.own_lease import identified
-from pyflannel.engine.transition import LINGER_S, Retirement, resumed, with_config
+from pyflannel.engine.transition import (
+    HANDSHAKE_S,
+    LINGER_S,
+    Handshakes,
+    Retirement,
+    resumed,
+    with_config,
+)
 from pyflannel.engine.world import PlanOptions
+from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Underlay
-from pyflannel.model.lease import BackendPart, Identity, Lease, LeaseAttributes, Vtep
+from pyflannel.model.lease import BackendPart, Identity, Lease, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.lease_protocol import Held
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardPeer, GuardTable
-from pyflannel.model.wireguard import WireguardFacts, WireguardPeer
+from pyflannel.model.wireguard import WireguardContact, WireguardFacts, WireguardPeer
 from pyflannel.plan.backend.alloc import AllocBackend
 from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backend.udp import UdpBackend
@@ -29,6 +37,7 @@ from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.backend.wireguard import WireguardBackend
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.packet_filter import FilterOptions
+from pyflannel.ports import WireguardContacts
 from pyflannel.wire.lease_record import KeptChange
 
 NETWORK = IPv4Network("10.100.0.0/16")
@@ -49,6 +58,10 @@ RUNNING = Inputs(
     wireguard=WireguardFacts(key=KEY, published=KEY, is_in_kernel=True),
 )
 UDP_PART = BackendPart(port=8285)
+PEER_KEY = "OtherKeyAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+WIREGUARD_PART = BackendPart(
+    backend_type="wireguard", wireguard=WireguardData(public_key=PEER_KEY, port=51820)
+)
 VXLAN_PART = BackendPart(backend_type="vxlan", vtep=Vtep(mac="0e:00:00:00:00:01", vni=1))
 
 
@@ -256,7 +269,7 @@ class TestPlan:
         made, _ = planned(changed(UDP, VXLAN), peer(2, UDP_PART))
         assert made.needs_previous
 
-        assert made.change_notes[1] == "These hosts have not changed the backend yet: 172.16.0.2"
+        assert made.change_notes[1] == "Hosts that this host still reaches by a previous backend: 172.16.0.2"
         made.take(leases=by_subnet([OWN, peer(2, VXLAN_PART, UDP_PART)]))
 
         assert not made.needs_previous
@@ -272,6 +285,37 @@ class TestPlan:
         assert device_to(state, old) == "flannel0"
         assert device_to(state, peer(3, UDP_PART)) == "flannel-wg"
         assert not list(state.of_type(WireguardPeer))
+
+    def test_packets_use_wireguard_after_the_first_handshake(self) -> None:
+        """Until then, the peer is on the device, and packets to it use the previous backend."""
+        for before, part in ((UDP, UDP_PART), (VXLAN, VXLAN_PART)):
+            new = peer(1, WIREGUARD_PART, part)
+            made, state = planned(changed(before, WireguardBackend(network=NETWORK)), new)
+            (link,) = (link.name for link in state.of_type(Link) if link.name != "flannel-wg")
+            assert [one.public_key for one in state.of_type(WireguardPeer)] == [PEER_KEY]
+            assert device_to(state, new) == link
+            assert made.needs_previous
+
+            made.take(greeted=frozenset({PEER_KEY}))
+
+            assert made.plan is not None
+            assert device_to(made.plan, new) == "flannel-wg"
+            assert not made.needs_previous
+
+    def test_a_peer_without_the_previous_backend_is_reached_by_wireguard(self) -> None:
+        new = peer(1, WIREGUARD_PART)
+
+        made, state = planned(changed(UDP, WireguardBackend(network=NETWORK)), new)
+
+        assert device_to(state, new) == "flannel-wg"
+        assert not made.needs_previous
+
+    def test_a_change_from_wireguard_waits_for_no_handshake(self) -> None:
+        old = peer(1, UDP_PART, WIREGUARD_PART)
+
+        _, state = planned(changed(WireguardBackend(network=NETWORK), UDP, is_prepared=False), old)
+
+        assert device_to(state, old) == "flannel-wg"
 
     def test_the_guard_accepts_both(self) -> None:
         _, state = planned(changed(UDP, VXLAN, HostGwBackend()), peer(2, VXLAN_PART, UDP_PART))
@@ -402,3 +446,64 @@ class TestRetirement:
         inputs = changed(UDP, VXLAN)
 
         assert set(self.retired_after((inputs, self.PUBLISHED, False), (inputs, self.PUBLISHED, True))) == {0}
+
+
+class TestHandshakes:
+    CHANGING = changed(UDP, WireguardBackend(network=NETWORK))
+
+    @staticmethod
+    def contacts(*keys: str, answered: str = "", failed: bool = False) -> WireguardContacts:
+        async def found() -> list[WireguardContact]:
+            if failed:
+                raise TargetError("wg failed", hint="Try again.")
+            return [
+                WireguardContact(public_key=key, handshake_age_s=1.0 if key in answered else None)
+                for key in keys
+            ]
+
+        return found
+
+    def greeted_after(self, seconds: float, contacts: WireguardContacts) -> set[str]:
+        clock = FakeClock()
+        handshakes = Handshakes(contacts, clock, lambda: None)
+
+        async def follow() -> set[str]:
+            async with clock.running(handshakes.run()):
+                handshakes.note(self.CHANGING)
+                await clock.advance(seconds)
+                return set(handshakes.greeted)
+
+        return asyncio.run(follow())
+
+    def test_a_peer_that_answers_is_greeted(self) -> None:
+        assert self.greeted_after(0.0, self.contacts("a", "b", answered="a")) == {"a"}
+
+    def test_a_peer_with_two_devices_answers_on_both(self) -> None:
+        async def contacts() -> list[WireguardContact]:
+            return [WireguardContact(public_key="a", handshake_age_s=age) for age in (None, 1.0)]
+
+        assert self.greeted_after(HANDSHAKE_S - 1, contacts) == set()
+
+    def test_a_silent_peer_is_sent_encrypted_packets_in_the_end(self) -> None:
+        assert self.greeted_after(HANDSHAKE_S - 1, self.contacts("a")) == set()
+        assert self.greeted_after(HANDSHAKE_S + 1, self.contacts("a")) == {"a"}
+
+    def test_a_failure_of_wg_is_no_answer(self) -> None:
+        assert self.greeted_after(HANDSHAKE_S + 1, self.contacts("a", failed=True)) == set()
+
+    def test_the_next_change_begins_without_a_handshake(self) -> None:
+        clock, told = FakeClock(), []
+        handshakes = Handshakes(self.contacts("a", answered="a"), clock, lambda: told.append(1))
+
+        async def follow() -> None:
+            async with clock.running(handshakes.run()):
+                handshakes.note(self.CHANGING)
+                await clock.settle()
+                assert handshakes.greeted == {"a"}
+                handshakes.note(RUNNING)
+                await clock.advance(1.0)
+
+        asyncio.run(follow())
+
+        assert handshakes.greeted == frozenset()
+        assert told == [1]
