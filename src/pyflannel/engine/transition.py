@@ -30,7 +30,7 @@ A peer that has not read the newest lease of this host still sends by it.
 HANDSHAKE_S = 12.0
 """Longest time for which packets to a peer wait for its first handshake. It covers two repetitions.
 
-There must be a limit: otherwise a stranger who drops handshakes would prevent the encryption for ever.
+There must be a limit: otherwise a stranger that drops handshakes would prevent the encryption forever.
 """
 
 _LOOK_S = 0.1

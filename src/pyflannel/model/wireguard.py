@@ -71,7 +71,7 @@ class WireguardDevice(Item):
         public_key: public key of this host; "" if the device has no private key.
         port: UDP port.
         is_in_kernel: the kernel encrypts; otherwise a process of wireguard-go, attached to a TUN device.
-        source: address of the underlay. wireguard-go keeps sending from the previous one after a change.
+        sources: addresses of the underlay. wireguard-go keeps sending from the previous ones after a change.
     """
 
     KIND = "wireguard_device"
@@ -84,7 +84,7 @@ class WireguardDevice(Item):
     public_key: str
     port: int
     is_in_kernel: bool
-    source: IpAddress | None = None
+    sources: tuple[IpAddress, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -112,10 +112,14 @@ class WireguardDevice(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireguardPeer(Item):
-    """A peer: packets to `allowed` are encrypted with its key; packets from it must come from `allowed`.
+    """The part of a peer in one family. Packets to and from `allowed` are encrypted with its key.
+
+    The parts of a peer on one device are one peer of WireGuard, with the same endpoint and options.
 
     Attributes:
         allowed: subnets of the peer, sorted.
+        family: the family of these subnets.
+        shares_device: the device carries both families.
         endpoint: `ADDRESS:PORT` or `[ADDRESS]:PORT` to send to until a handshake shows another; "" for none.
         keepalive_s: interval of keepalive packets; 0 for none.
         preshared_key: empty for none.
@@ -132,16 +136,19 @@ class WireguardPeer(Item):
     endpoint: str = ""
     keepalive_s: int = 0
     preshared_key: Secret = field(default_factory=lambda: Secret(""))
+    family: Family = 4
+    shares_device: bool = False
 
     @property
     def key(self) -> Key:
-        """The identity of the peer; all other attributes may be replaced."""
-        return ("wireguard-peer", self.link), self.public_key
+        """The identity of the part; all other attributes may be replaced."""
+        return ("wireguard-peer", self.link, self.family), self.public_key
 
     @property
     def title(self) -> str:
         """The name of the object in texts."""
-        return f"WireGuard peer {self.public_key} of {self.link}"
+        part = " for IPv6" if self.family == 6 else ""
+        return f"WireGuard peer {self.public_key} of {self.link}{part}"
 
     @property
     def parent_link(self) -> str | None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Collection
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
@@ -11,9 +11,11 @@ from pyflannel.kernel.filters.programs import Ran
 from pyflannel.kernel.wireguard import target as module
 from pyflannel.kernel.wireguard.target import WireguardTarget
 from pyflannel.model.item import Item, ItemMap
-from pyflannel.model.state import Replace, State
+from pyflannel.model.network_config import Family
+from pyflannel.model.state import Add, Operation, Remove, Replace, State
 from pyflannel.model.store_record import Secret
 from pyflannel.model.wireguard import WireguardDevice, WireguardPeer
+from pyflannel.plan.diff import diff, order
 
 OWN, PEER = "hKkG9PwcKtL6B6MdnWAsbASTyQkr88DF+WHHWMIMnzc=", "FqDGdFD1HvXfiGVm3k2sLPhRDQA3ZwrFHKuwbxFKvXo="
 DEVICE = WireguardDevice(link="flannel-wg", public_key=OWN, port=51820, is_in_kernel=True)
@@ -74,7 +76,7 @@ def test_wireguard_go_sends_from_a_new_address_at_once(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(module, "run_program", run)
     target = WireguardTarget(lambda _: Secret(OWN), NoUserspace())
-    before, after = (replace(DEVICE, source=IPv4Address(one)) for one in ("10.10.10.1", "10.10.10.2"))
+    before, after = (replace(DEVICE, sources=(IPv4Address(one),)) for one in ("10.10.10.1", "10.10.10.2"))
 
     async def change() -> None:
         assert list((await target.snapshot(State.of(before))).of_type(WireguardDevice)) == [before]
@@ -102,3 +104,96 @@ def test_a_change_of_the_plan_while_contacts_are_read_does_no_harm(monkeypatch: 
         assert len(await target.contacts()) == count
 
     asyncio.run(read())
+
+
+class Device:
+    """A WireGuard device behind the commands `wg show`, `wg addconf` and `wg set`: the allowed IPs by key."""
+
+    def __init__(self) -> None:
+        self.allowed: dict[str, str] = {}
+        self.greeted: list[str] = []
+
+    async def run(self, *words: str, given: str = "") -> Ran:
+        match words:
+            case ("wg", "addconf", *_):
+                for section in given.split("[Peer]\n")[1:]:
+                    lines = dict(line.split(" = ") for line in section.splitlines())
+                    self.allowed[lines["PublicKey"]] = lines["AllowedIPs"].replace(" ", "")
+                    if "Endpoint" in lines:
+                        self.greeted.append(lines["PublicKey"])
+            case ("wg", "set", _, "peer", key, "remove"):
+                del self.allowed[key]
+            case ("wg", "set", _, "peer", key, "allowed-ips", networks):
+                self.allowed[key] = networks
+        peers = (
+            f"{key}\t(none)\t10.10.10.9:7\t{networks or '(none)'}\t0\t0\t0\toff\n"
+            for key, networks in self.allowed.items()
+        )
+        return Ran(0, ALONE + "".join(peers), "")
+
+
+def part(family: Family, *, key: str = PEER) -> WireguardPeer:
+    return WireguardPeer(
+        link="flannel-wg",
+        public_key=key,
+        allowed=(IPv4Network("10.100.5.0/24") if family == 4 else IPv6Network("fd00:5:0:5::/64"),),
+        endpoint="10.10.10.9:7",
+        family=family,
+        shares_device=True,
+    )
+
+
+def test_the_parts_of_a_peer_in_both_families_are_one_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part comes and leaves separately. The last one removes the peer."""
+    device = Device()
+    monkeypatch.setattr(module, "run_program", device.run)
+    target = WireguardTarget(lambda _: None, NoUserspace())
+    ipv4, ipv6 = part(4), part(6)
+    steps: list[tuple[list[Operation], str | None]] = [
+        ([Add(ipv4)], "10.100.5.0/24"),
+        ([Add(ipv6)], "10.100.5.0/24,fd00:5:0:5::/64"),
+        ([Remove(ipv4)], "fd00:5:0:5::/64"),
+        ([Remove(ipv6)], None),
+        ([Add(ipv6), Add(ipv4)], "10.100.5.0/24,fd00:5:0:5::/64"),
+        ([Replace(replace(ipv4, keepalive_s=9), ipv4)], "10.100.5.0/24,fd00:5:0:5::/64"),
+        ([Remove(ipv6), Remove(ipv4)], None),
+    ]
+
+    async def follow() -> None:
+        for operations, allowed in steps:
+            assert not await target.apply(operations)
+            assert device.allowed.get(PEER) == allowed
+
+    asyncio.run(follow())
+    assert device.greeted == [PEER, PEER]  # each time that the peer was new
+
+
+@pytest.mark.parametrize("left", ["10.100.5.0/24,fd00:5:0:5::/64", "fd00:5:0:5::/64", ""])
+def test_a_damaged_peer_of_both_families_is_repaired(monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    device = Device()
+    device.allowed[PEER] = left
+    monkeypatch.setattr(module, "run_program", device.run)
+    target = WireguardTarget(lambda _: None, NoUserspace())
+    plan = State.of(DEVICE, part(4), part(6))
+
+    async def repair() -> None:
+        found = await target.snapshot(plan)
+        assert not await target.apply(order(diff(plan, found), plan))
+        assert await target.snapshot(plan) == plan
+
+    asyncio.run(repair())
+
+
+def test_a_peer_that_is_not_planned_is_removed_with_all_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    device.allowed[PEER] = "10.100.5.0/24,fd00:5:0:5::/64"
+    monkeypatch.setattr(module, "run_program", device.run)
+    target = WireguardTarget(lambda _: None, NoUserspace())
+    plan = State.of(DEVICE)
+
+    async def remove() -> None:
+        found = await target.snapshot(plan)
+        assert not await target.apply(order(diff(plan, found), plan))
+
+    asyncio.run(remove())
+    assert not device.allowed

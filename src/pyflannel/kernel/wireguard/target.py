@@ -7,16 +7,16 @@ every peer again, even if a handshake has shown another one.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.programs import Ran, run_program
-from pyflannel.model.network_config import IpAddress
+from pyflannel.model.network_config import BOTH_FAMILIES, Family, IpAddress, IpNetwork
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.store_record import Secret
-from pyflannel.model.wireguard import WireguardContact, WireguardDevice, WireguardPeer
+from pyflannel.model.wireguard import WireguardContact, WireguardDevice, WireguardPeer, sorted_networks
 from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
 from pyflannel.wire.wireguard import DumpedDevice, DumpedPeer, format_device, format_peers, parse_dump
 
@@ -88,7 +88,7 @@ class WireguardTarget:
         self._userspace = userspace
         self._desired = State.EMPTY
         self._known: State | None = None  # as read or announced last, if it differs from the plan
-        self._sources: dict[str, IpAddress | None] = {}  # those for which the endpoints were set
+        self._sources: dict[str, tuple[IpAddress, ...]] = {}  # those for which the endpoints were set
 
     async def snapshot(self, desired: State) -> State:
         """Return the planned devices, those of flanneld's wireguard-go processes, and their peers.
@@ -117,15 +117,15 @@ class WireguardTarget:
                 public_key=device.public_key,
                 port=device.port,
                 is_in_kernel=self._userspace.pid(device.link) is None,
-                source=self._source(device.link, desired),
+                sources=self._sources_of(device.link, desired),
             ),
-            *(_as_planned(one, desired, now) for one in device.peers),
+            *(part for one in device.peers for part in _parts(one, desired, now)),
         )
 
-    def _source(self, link: str, desired: State) -> IpAddress | None:
-        """Return the source address of a device, which cannot be read: the planned one until it changes."""
+    def _sources_of(self, link: str, desired: State) -> tuple[IpAddress, ...]:
+        """Return the source addresses of a device, which are not readable: the planned ones at first."""
         planned = next((one for one in desired.of_type(WireguardDevice) if one.link == link), None)
-        return self._sources.setdefault(link, None if planned is None else planned.source)
+        return self._sources.setdefault(link, () if planned is None else planned.sources)
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Configure the devices, then add and change peers, then remove peers.
@@ -141,11 +141,11 @@ class WireguardTarget:
         refusals: list[Refusal] = []
         removed: set[str] = set()
         changes: dict[str, list[Operation]] = {}
-        removals: dict[str, list[Remove]] = {}
+        removals: dict[str, list[WireguardPeer]] = {}
         for operation in operations:
             match operation:
-                case Remove(WireguardPeer(link=link)) as removal:
-                    removals.setdefault(link, []).append(removal)
+                case Remove(WireguardPeer() as part):
+                    removals.setdefault(part.link, []).append(part)
                 case Add(WireguardPeer(link=link)) | Replace(_, WireguardPeer(link=link)):
                     changes.setdefault(link, []).append(operation)
                 case Remove(WireguardDevice(link=link)):
@@ -161,9 +161,33 @@ class WireguardTarget:
             refusals += await self._settle(some, self._change(link, some))
         for link, gone in removals.items():
             if link not in removed:
-                keys = [removal.item.key[1] for removal in gone]
-                refusals += await self._settle(gone, self._set(link, [(str(key), "remove") for key in keys]))
+                refusals += await self._settle([*map(Remove, gone)], self._remove(link, gone))
         return refusals
+
+    async def _remove(self, link: str, parts: Sequence[WireguardPeer]) -> None:
+        """Remove parts of peers. A peer that has another part stays."""
+        left = await self._other_networks(link, parts)
+        changes = {
+            key: ("allowed-ips", ",".join(map(str, networks))) if (networks := left.get(key)) else ("remove",)
+            for key in (part.public_key for part in parts)
+        }
+        await self._set(link, [(key, *words) for key, words in changes.items()])
+
+    async def _other_networks(self, link: str, parts: Sequence[WireguardPeer]) -> dict[str, list[IpNetwork]]:
+        """Return the allowed IPs of the present peers that do not belong to one of these parts, by key.
+
+        If no part shares its device, nothing is read.
+        """
+        device = await self._dump(link) if any(part.shares_device for part in parts) else None
+        families = {(part.public_key, part.family) for part in parts}
+        return {
+            one.peer.public_key: [
+                network
+                for network in one.peer.allowed
+                if (one.peer.public_key, network.version) not in families
+            ]
+            for one in (() if device is None else device.peers)
+        }
 
     async def _settle(self, operations: Sequence[Operation], work: Awaitable[None]) -> list[Refusal]:
         try:
@@ -184,9 +208,9 @@ class WireguardTarget:
         elif old is None or old.is_in_kernel:
             await self._userspace.start(new.link)
         await self._run("addconf", new.link, "/dev/stdin", given=format_device(private, new.port))
-        if old is not None and old.source != new.source:
+        if old is not None and old.sources != new.sources:
             await self._send_from_new_source(new.link)
-        self._sources[new.link] = new.source
+        self._sources[new.link] = new.sources
 
     async def _send_from_new_source(self, link: str) -> None:
         """Set the endpoint of each peer again, and send it a packet, which shows it the new address.
@@ -209,25 +233,42 @@ class WireguardTarget:
         packets would be lost for 15 s, until it begins one itself. A new keepalive setting sends a packet
         immediately.
         """
-        sections: list[tuple[WireguardPeer, bool]] = []
-        added: list[WireguardPeer] = []
+        sections: dict[str, tuple[WireguardPeer, bool]] = {}
+        added: dict[str, WireguardPeer] = {}
+        new_items = [one.new if isinstance(one, Replace) else one.item for one in operations]
+        others = await self._other_networks(
+            link, [item for item in new_items if isinstance(item, WireguardPeer)]
+        )
         for operation in operations:
             match operation:
                 case Add(WireguardPeer() as new):
-                    sections.append((replace(new, keepalive_s=_GREETING_S), True))
-                    added.append(new)
+                    is_new_endpoint = is_new = new.public_key not in others
                 case Replace(WireguardPeer() as old, WireguardPeer() as new):
-                    sections.append((new, old.endpoint != new.endpoint))
+                    is_new_endpoint, is_new = old.endpoint != new.endpoint, False
                     if old.preshared_key and not new.preshared_key:
                         await self._set(link, [(new.public_key, "preshared-key", "/dev/null")])
                 case _:
                     continue
-        await self._run("addconf", link, "/dev/stdin", given=format_peers(sections))
+            key = new.public_key
+            if key in sections:
+                before, had_new_endpoint = sections[key]
+                allowed, is_new_endpoint = before.allowed, is_new_endpoint or had_new_endpoint
+            else:
+                allowed = tuple(others.get(key, ()))
+            if is_new:
+                added[key] = new
+            section = replace(
+                new,
+                allowed=sorted_networks([*allowed, *new.allowed]),
+                keepalive_s=_GREETING_S if key in added else new.keepalive_s,
+            )
+            sections[key] = section, is_new_endpoint
+        await self._run("addconf", link, "/dev/stdin", given=format_peers(sections.values()))
         await self._set(
             link,
             [
-                (peer.public_key, "persistent-keepalive", str(peer.keepalive_s))
-                for peer in added
+                (key, "persistent-keepalive", str(peer.keepalive_s))
+                for key, peer in added.items()
                 if peer.keepalive_s != _GREETING_S
             ],
         )
@@ -297,13 +338,22 @@ class WireguardTarget:
                 announce()
 
 
-def _as_planned(one: DumpedPeer, desired: State, now: float) -> WireguardPeer:
-    """Return a peer. It equals the plan if only its endpoint differs because of a handshake."""
-    planned = desired.by_key.get(one.peer.key)
-    if not isinstance(planned, WireguardPeer) or now - one.handshake_at > _LIVE_S:
-        return one.peer
-    learned = replace(one.peer, endpoint=planned.endpoint)
-    return planned if learned == planned else learned
+def _parts(one: DumpedPeer, desired: State, now: float) -> Iterator[WireguardPeer]:
+    """Yield the parts of a peer. One equals the plan if only its endpoint differs because of a handshake."""
+    present: dict[Family, list[IpNetwork]] = {}
+    for network in one.peer.allowed:
+        present.setdefault(network.version, []).append(network)
+    found = (desired.by_key.get(replace(one.peer, family=family).key) for family in BOTH_FAMILIES)
+    planned = {part.family: part for part in found if isinstance(part, WireguardPeer)}
+    shares_device = any(part.shares_device for part in planned.values())
+    for family in present or [*planned][:1] or [4]:
+        part = replace(
+            one.peer, allowed=tuple(present.get(family, ())), family=family, shares_device=shares_device
+        )
+        wanted = planned.get(family)
+        if wanted is not None and now - one.handshake_at <= _LIVE_S:
+            part = replace(part, endpoint=wanted.endpoint)
+        yield wanted if wanted == part else part
 
 
 def _contact(one: DumpedPeer, now: float) -> WireguardContact:

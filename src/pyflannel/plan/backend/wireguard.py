@@ -1,14 +1,15 @@
 """The wireguard backend: packets use a WireGuard device, which encrypts them with the peer's key.
 
-Each family has a device, as in the mode `separate` of the original: `flannel-wg` for IPv4, whose tunnel uses
-IPv4, and `flannel-wg-v6` for IPv6. The whole network is routed to the device, which selects the peer by the
-destination (allowed IPs). A second route, with the greatest metric, drops packets while the device is
-missing. Without it, they would leave unencrypted by the default route.
+In the mode `separate`, each family has a device: `flannel-wg` for IPv4, whose tunnel uses IPv4, and
+`flannel-wg-v6` for IPv6. In the other modes, `flannel-wg` carries both families, and the mode selects the
+address of a peer. The whole network is routed to the device, which selects the peer by the destination
+(allowed IPs). A second route, with the greatest metric, drops packets while the device is missing. Without
+it, they would leave unencrypted by the default route.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
 from typing import Literal
 
 from pyflannel.errors import ConfigError
@@ -17,7 +18,6 @@ from pyflannel.model.lease import Lease, WireguardData
 from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import (
     BOTH_FAMILIES,
-    IPV4_ONLY,
     Family,
     IpAddress,
     IpNetwork,
@@ -66,6 +66,10 @@ _NAT_KEEPALIVE_S = 25
 """Interval behind a NAT: less than the usual lifetimes of UDP mappings (wg(8), PersistentKeepalive)."""
 
 Mode = Literal["separate", "auto", "ipv4", "ipv6"]
+_PRIVATE = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+_UNIQUE_LOCAL = IPv6Network("fc00::/7")
+"""The prefixes that the original treats as private in the mode auto."""
+
 _MODES: Mapping[str, Mode] = {"separate": "separate", "auto": "auto", "ipv4": "ipv4", "ipv6": "ipv6"}
 _NO_KEY = parse_key("A" * 43 + "=")
 
@@ -79,6 +83,7 @@ class WireguardBackend:
         ipv6_network: the same for IPv6; None without IPv6.
         udp_port: UDP port of this host, and of each peer that publishes no other port.
         udp_port_v6: the same for the device of IPv6.
+        mode: the devices, and the addresses of peers.
         keepalive_s: interval of keepalive packets; 0 for none, unless this host is behind a NAT.
         outer_mtu: bytes of the largest encrypted packet; None for the underlay's MTU.
         preshared_key: key of all peers; empty for none.
@@ -89,6 +94,7 @@ class WireguardBackend:
     ipv6_network: IPv6Network | None = None
     udp_port: int = DEFAULT_PORT
     udp_port_v6: int = DEFAULT_PORT_V6
+    mode: Mode = "separate"
     keepalive_s: int = 0
     outer_mtu: int | None = None
     preshared_key: Secret = field(default_factory=lambda: Secret(""))
@@ -99,7 +105,7 @@ class WireguardBackend:
     port: None = None
     config_line: None = None
     routed: Routed = "network"
-    families: tuple[Family, ...] = IPV4_ONLY
+    families: tuple[Family, ...] = BOTH_FAMILIES
     is_encrypted: bool = True
 
     @property
@@ -108,11 +114,26 @@ class WireguardBackend:
         return self.udp_port
 
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> WireguardData:
-        """Return the public key and the port of the lease."""
+        """Return the public key and the port of the lease.
+
+        In the modes with one device, the original publishes `ListenPortV6` for IPv6, on which it does not
+        receive packets.
+        """
         return WireguardData(public_key=wireguard.published, port=self._port(family))
 
     def _port(self, family: Family) -> int:
-        return self.udp_port if family == 4 else self.udp_port_v6
+        return self.udp_port if self._device_family(family) == 4 else self.udp_port_v6
+
+    def _link(self, host: Host) -> str:
+        return wireguard_link(host.device, self._device_family(host.family))
+
+    def _device_family(self, family: Family) -> Family:
+        """Return the family that names the device and the port of a family."""
+        return family if self.mode == "separate" else 4
+
+    @property
+    def _shares_device(self) -> bool:
+        return self.mode != "separate" and self.ipv6_network is not None
 
     def _network(self, family: Family) -> IpNetwork | None:
         return self.network if family == 4 else self.ipv6_network
@@ -143,6 +164,8 @@ class WireguardBackend:
         """Return the missing condition: WireGuard itself, or a sufficient MTU of the underlay."""
         if wireguard.problem:
             return wireguard.problem
+        if self.mode == "ipv6" and underlay.ipv6_address is None:
+            return underlay.ipv6_trouble or "an IPv6 address of the host"
         smallest = _SMALLEST_MTU if underlay.ipv6_address is None else _SMALLEST_MTU_V6
         if self._mtu(underlay) >= smallest:
             return None
@@ -153,7 +176,7 @@ class WireguardBackend:
 
     def plan_host(self, host: Host) -> State:
         """Return the device with its key, its address, and the routes of the network."""
-        link, facts = wireguard_link(host.device, host.family), host.wireguard
+        link, facts = self._link(host), host.wireguard
         base = host.subnet.network_address
         return State.of(
             Link(
@@ -161,7 +184,7 @@ class WireguardBackend:
                 kind="wireguard" if facts.is_in_kernel else "tun",
                 mtu=self.mtu(host),
                 queue_length=1000 if facts.is_in_kernel else 500,
-                has_ipv6=host.family == 6,
+                has_ipv6=host.family == 6 or self._shares_device,
                 alias=host.mark,
                 owner=host.device_owner,
             ),
@@ -171,10 +194,20 @@ class WireguardBackend:
                 public_key=facts.key,
                 port=self._port(host.family),
                 is_in_kernel=facts.is_in_kernel,
-                source=host.address,
+                sources=tuple(self._sources(host)),
             ),
             *self._routes(host, link),
         )
+
+    def _sources(self, host: Host) -> Iterator[IpAddress]:
+        """Yield the addresses from which the device sends."""
+        if self.mode == "separate":
+            yield host.address
+            return
+        if self.mode in ("auto", "ipv4"):
+            yield host.underlay.address
+        if self.mode in ("auto", "ipv6") and host.underlay.ipv6_address is not None:
+            yield host.underlay.ipv6_address
 
     def _routes(self, host: Host, link: str) -> Iterator[Route]:
         """Yield the route of the network, and the one that drops packets while there is no device."""
@@ -198,7 +231,10 @@ class WireguardBackend:
             return f"Ignoring non-wireguard subnet: type={attributes.backend_type}"
         if part is None:
             return NO_IPV6
-        if (why := address_objection(part.address, host)) is not None:
+        address = self._address(peer, host)
+        if address is None:
+            return "it has no IPv6 address, which Backend.Mode ipv6 needs"
+        if (why := address_objection(address, host)) is not None:
             return why
         data = part.wireguard
         if data is None or data.public_key == _NO_KEY:
@@ -207,6 +243,33 @@ class WireguardBackend:
         if data.public_key in (host.wireguard.key, host.wireguard.published):
             return f"its PublicKey {data.public_key} is that of this host: is it a copy of this host?"
         return None
+
+    def _address(self, peer: Lease, host: Host) -> IpAddress | None:
+        """Return the address to which packets to a peer are sent; None if it has none in the mode's family.
+
+        The rule of the mode auto is that of the original: IPv6 if the IPv4 address of the peer is private,
+        and both hosts have a public IPv6 address.
+        """
+        ipv4, ipv6, own_ipv6 = (
+            peer.attributes.public_ip,
+            peer.attributes.public_ipv6,
+            host.underlay.public_ipv6,
+        )
+        match self.mode:
+            case "separate":
+                return ipv4 if host.family == 4 else ipv6
+            case "ipv4":
+                return ipv4
+            case "ipv6":
+                return ipv6
+            case "auto":
+                return ipv6 if _is_private(ipv4) and _are_public(ipv6, own_ipv6) else ipv4
+
+    def _peer_port(self, peer: Lease, host: Host) -> int:
+        """Return the port of a peer. With one device, it is the one published for IPv4."""
+        by_family = {4: peer.attributes.wireguard, 6: peer.attributes.wireguard_v6}
+        data = by_family[self._device_family(host.family)]
+        return (None if data is None else data.port) or self._port(host.family)
 
     def foreseen(self, peer: Lease) -> None:
         """Return nothing: the key of a peer is known only from its lease."""
@@ -238,22 +301,25 @@ class WireguardBackend:
         """Return the peer. It needs no route, because the network has one."""
         part = peer.part(host.family)
         data = None if part is None else part.wireguard
-        if part is None or data is None or self.objection(peer, host) is not None:
+        address = self._address(peer, host)
+        if part is None or data is None or address is None or self.objection(peer, host) is not None:
             return State.EMPTY
         return State.of(
             WireguardPeer(
-                link=wireguard_link(host.device, host.family),
+                link=self._link(host),
                 public_key=data.public_key,
                 allowed=sorted_networks([part.subnet]),
-                endpoint=_endpoint(part.address, data.port or self._port(host.family)),
-                keepalive_s=self.keepalive_s or (_NAT_KEEPALIVE_S if _is_behind_nat(host) else 0),
+                endpoint=_endpoint(address, self._peer_port(peer, host)),
+                keepalive_s=self.keepalive_s or (_NAT_KEEPALIVE_S if _is_behind_nat(host, address) else 0),
                 preshared_key=self.preshared_key,
+                family=host.family,
+                shares_device=self._shares_device,
             )
         )
 
     def guarded_path(self, host: Host) -> GuardedPath:
         """Return the device, at which all inner packets arrive."""
-        return GuardedPath(links=(wireguard_link(host.device, host.family),), refuses_clear=True)
+        return GuardedPath(links=(self._link(host),), refuses_clear=True)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return nothing: bridges need no objects."""
@@ -268,9 +334,20 @@ def _endpoint(address: IpAddress, port: int) -> str:
     return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
-def _is_behind_nat(host: Host) -> bool:
+def _is_behind_nat(host: Host, peer: IpAddress) -> bool:
+    """Return whether this host is behind a NAT in the family of a peer's address."""
     underlay = host.underlay
-    return (underlay.public_ip if host.family == 4 else underlay.public_ipv6) != host.address
+    if peer.version == 4:
+        return underlay.public_ip != underlay.address
+    return underlay.public_ipv6 != underlay.ipv6_address
+
+
+def _is_private(address: IPv4Address) -> bool:
+    return any(address in network for network in _PRIVATE)
+
+
+def _are_public(*addresses: IPv6Address | None) -> bool:
+    return all(address is not None and address not in _UNIQUE_LOCAL for address in addresses)
 
 
 def parse(config: NetworkConfig) -> WireguardBackend:
@@ -282,24 +359,21 @@ def parse(config: NetworkConfig) -> WireguardBackend:
     network = ipv4_network(config)
     keys = BackendKeys("wireguard", config.backend)
     mode = _mode(keys)
-    is_separate = mode == "separate"
-    warnings = ineffective(config, KEYS, BOTH_FAMILIES)
-    if config.enable_ipv6 and not is_separate:
-        warnings = (
-            *warnings,
-            f"EnableIPv6=true has no effect: with Backend.Mode {mode}, this version carries IPv4 only; the"
-            " mode separate carries both",
+    if mode == "ipv6" and not config.enable_ipv6:
+        raise ConfigError(
+            "Backend.Mode ipv6 needs EnableIPv6: without it, hosts publish no IPv6 address",
+            hint="Add EnableIPv6 and IPv6Network, or set another Backend.Mode.",
         )
     return WireguardBackend(
         network=network,
-        ipv6_network=config.ipv6_network if config.enable_ipv6 and is_separate else None,
-        families=BOTH_FAMILIES if is_separate else IPV4_ONLY,
+        ipv6_network=config.ipv6_network if config.enable_ipv6 else None,
+        mode=mode,
         udp_port_v6=keys.number("ListenPortV6", DEFAULT_PORT_V6, _PORTS),
         udp_port=keys.number("ListenPort", DEFAULT_PORT, _PORTS),
         keepalive_s=keys.number("PersistentKeepaliveInterval", 0, _KEEPALIVES),
         outer_mtu=keys.number("MTU", 0, _OUTER_MTUS, default_means="the MTU of the interface") or None,
         preshared_key=_preshared_key(keys),
-        config_warnings=warnings,
+        config_warnings=ineffective(config, KEYS, BOTH_FAMILIES),
     )
 
 
@@ -312,11 +386,6 @@ def _mode(keys: BackendKeys) -> Mode:
         raise ConfigError(
             f"no valid Mode configured: Backend.Mode is {text[:80]!r}, not {wanted}",
             hint="Write Backend.Mode as one of them, or leave it out for separate.",
-        )
-    if text == "ipv6":
-        raise ConfigError(
-            "Backend.Mode ipv6 is not supported yet",
-            hint="Set Backend.Mode to separate, auto or ipv4, or leave it out.",
         )
     return _MODES[text]
 

@@ -131,13 +131,14 @@ def _by_wireguard(facts: Facts, leg: Leg, link: TraceLink) -> Iterator[TraceStep
         found = f"wg show {link.name}: no peer has {leg.destination} in its allowed IPs"
         yield fails("encryption", found, f"{link.name} drops the packet: no peer accepts it", REPAIR)
         return
-    address, port = _endpoint(one.endpoint)
-    if address is None:
+    if not one.endpoint:
         found = f"wg show {link.name}: peer {one.public_key} has no endpoint"
         yield fails("encryption", found, "the address of the peer is unknown until it sends", LOOK)
         return
     yield passes("encryption", f"peer {one.public_key} of {link.name} at {one.endpoint}")
-    yield from _outer(facts, address, port, "wireguard", None)
+    address, port = _endpoint(one.endpoint)
+    if address is not None:  # the steps of the underlay are known for IPv4 only
+        yield from _outer(facts, address, port, "wireguard", None)
 
 
 def _wireguard_peer(facts: Facts, link: TraceLink, address: IPv4Address) -> WireguardPeer | None:

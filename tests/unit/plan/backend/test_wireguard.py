@@ -85,7 +85,11 @@ class TestIpv6:
         (link,) = plan.of_type(Link)
         assert (link.name, link.mtu, link.has_ipv6) == ("flannel-wg-v6", 1420, True)
         (device,) = plan.of_type(WireguardDevice)
-        assert (device.port, device.source, device.public_key) == (51821, IPv6Address("fd07::102"), OWN_KEY)
+        assert (device.port, device.sources, device.public_key) == (
+            51821,
+            (IPv6Address("fd07::102"),),
+            OWN_KEY,
+        )
         network = IPv6Network("fd00:5::/48")
         assert set(plan.of_type(Route)) == {
             Route(destination=network, link="flannel-wg-v6", metric=1024),
@@ -110,21 +114,122 @@ class TestIpv6:
 
         assert ports == [51820, 51821]
 
-    def test_a_mode_with_one_device_carries_ipv4_only(self) -> None:
-        one = parse(replace(DUAL_CONFIG, backend={"Type": "wireguard", "Mode": "auto"}))
-
-        assert one.families == (4,)
-        assert one.config_warnings == (
-            "EnableIPv6=true has no effect: with Backend.Mode auto, this version carries IPv4 only; the mode"
-            " separate carries both",
-        )
-
     def test_ipv6_needs_a_larger_mtu(self) -> None:
         underlay = replace(DUAL.underlay, mtu=1359)
 
         assert (
             parse(DUAL_CONFIG).obstacle(underlay, FACTS) == "an MTU of 1360 or more on eth0, which has 1359"
         )
+
+
+def one_device(mode: str) -> WireguardBackend:
+    return parse(replace(DUAL_CONFIG, backend={"Type": "wireguard", "Mode": mode, "ListenPortV6": 7}))
+
+
+def addresses(host: Host, ipv4: str, ipv6: str | None) -> Host:
+    """Return the host with these public addresses."""
+    address = None if ipv6 is None else IPv6Address(ipv6)
+    return replace(
+        host,
+        underlay=replace(
+            UNDERLAY,
+            public_ip=IPv4Address(ipv4),
+            ipv6_address=DUAL.underlay.ipv6_address,
+            public_ipv6=address,
+        ),
+    )
+
+
+class TestOneDevice:
+    """The modes `auto`, `ipv4` and `ipv6`: one device carries both families."""
+
+    @pytest.mark.parametrize("mode", ["auto", "ipv4", "ipv6"])
+    def test_both_families_plan_the_same_device(self, mode: str) -> None:
+        one = one_device(mode)
+        plans = [one.plan_host(replace(DUAL, family=family)) for family in (4, 6)]
+
+        assert [list(plan.of_type(Link)) for plan in plans[:1]] == [list(plans[1].of_type(Link))]
+        ((device,), (same,)) = (plan.of_type(WireguardDevice) for plan in plans)
+        assert device == same
+        assert (device.link, device.port) == ("flannel-wg", 51820)
+        assert [one.guarded_path(replace(DUAL, family=family)).links for family in (4, 6)] == [
+            ("flannel-wg",)
+        ] * 2
+        (link,) = plans[0].of_type(Link)
+        assert link.has_ipv6
+        assert [str(each.address) for plan in plans for each in plan.of_type(Address)] == [
+            "10.100.15.0/32",
+            "fd00:5:0:15::/128",
+        ]
+        assert [str(each.destination) for plan in plans for each in plan.of_type(Route) if each.link] == [
+            "10.100.0.0/16",
+            "fd00:5::/48",
+        ]
+
+    def test_the_lease_contains_the_port_of_the_device_in_both_families(self) -> None:
+        """The original publishes ListenPortV6 for IPv6, on which it receives nothing."""
+        assert [one_device("auto").lease_data("me", FACTS, family).port for family in (4, 6)] == [51820] * 2
+
+    def test_the_parts_of_a_peer_have_one_endpoint(self) -> None:
+        for mode, endpoint in (("ipv4", "203.0.113.7:7000"), ("ipv6", "[fd08::7]:7000")):
+            parts = [
+                peer_item(one_device(mode).plan_peer(DUAL_PEER, replace(DUAL, family=family)))
+                for family in (4, 6)
+            ]
+
+            assert [part.endpoint for part in parts] == [endpoint] * 2
+            assert [str(part.allowed[0]) for part in parts] == ["10.100.93.0/24", "fd00:5:0:93::/64"]
+            assert len({part.key for part in parts}) == 2
+            assert all(part.shares_device for part in parts)
+
+    @pytest.mark.parametrize(
+        ("ipv4", "ipv6", "own_ipv6", "is_ipv6"),
+        [
+            ("203.0.113.7", "2001:db8::7", "2001:db8::1", False),
+            ("192.168.50.7", "2001:db8::7", "2001:db8::1", True),
+            ("172.31.0.7", "2001:db8::7", "2001:db8::1", True),
+            ("10.0.0.7", "2001:db8::7", "fd07::1", False),
+            ("10.0.0.7", "fd07::7", "2001:db8::1", False),
+            ("10.0.0.7", None, "2001:db8::1", False),
+            ("10.0.0.7", "2001:db8::7", None, False),
+        ],
+    )
+    def test_auto_prefers_public_addresses(
+        self, ipv4: str, ipv6: str | None, own_ipv6: str | None, is_ipv6: bool
+    ) -> None:
+        attributes = replace(
+            DUAL_PEER.attributes,
+            public_ip=IPv4Address(ipv4),
+            public_ipv6=None if ipv6 is None else IPv6Address(ipv6),
+        )
+        host = replace(addresses(DUAL, "192.168.50.102", own_ipv6), family=4)
+
+        item = peer_item(one_device("auto").plan_peer(replace(DUAL_PEER, attributes=attributes), host))
+
+        assert item.endpoint == (f"[{ipv6}]:7000" if is_ipv6 else f"{ipv4}:7000")
+
+    def test_the_mode_ipv6_needs_ipv6_addresses(self) -> None:
+        one, bare = (
+            one_device("ipv6"),
+            replace(DUAL_PEER, attributes=replace(DUAL_PEER.attributes, public_ipv6=None)),
+        )
+
+        assert one.obstacle(UNDERLAY, FACTS) == "an IPv6 address of the host"
+        assert one.obstacle(DUAL.underlay, FACTS) is None
+        assert one.objection(bare, replace(DUAL, family=4)) == (
+            "it has no IPv6 address, which Backend.Mode ipv6 needs"
+        )
+        with pytest.raises(ConfigError, match=r"Backend\.Mode ipv6 needs EnableIPv6"):
+            backend(Mode="ipv6")
+
+    def test_the_address_of_the_tunnel_is_examined(self) -> None:
+        """Without it, this host would send packets to itself."""
+        attributes = replace(DUAL_PEER.attributes, public_ipv6=DUAL.underlay.ipv6_address)
+        copy = replace(DUAL_PEER, attributes=attributes)
+
+        why = one_device("ipv6").objection(copy, replace(DUAL, family=4))
+
+        assert why == "fd07::102 is an address of this host"
 
 
 class TestHost:
@@ -137,7 +242,7 @@ class TestHost:
                 public_key=OWN_KEY,
                 port=51820,
                 is_in_kernel=False,
-                source=HOST.underlay.address,
+                sources=(HOST.underlay.address,),
             ),
             Route(destination=NETWORK, link="flannel-wg", scope=SCOPE_LINK),
             Route(destination=NETWORK, link="", kind="blackhole", metric=2**32 - 1),
@@ -257,7 +362,6 @@ class TestConfig:
         ("keys", "message"),
         [
             ({"Mode": "x"}, "no valid Mode configured"),
-            ({"Mode": "ipv6"}, "Backend.Mode ipv6 is not supported yet"),
             ({"ListenPort": 0}, r"Backend\.ListenPort is 0"),
             ({"ListenPortV6": "1"}, r"Backend\.ListenPortV6 is "),
             ({"PersistentKeepaliveInterval": -1}, r"Backend\.PersistentKeepaliveInterval is -1"),
