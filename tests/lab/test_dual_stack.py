@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from ipaddress import IPv6Interface, IPv6Network, ip_network
 
 import pytest
@@ -31,9 +32,12 @@ def hosts(overlay: Overlay) -> list[Host]:
     return found
 
 
-def set_config(overlay: Overlay, kind: str = "vxlan", *, nftables: bool = False, ipv6: bool = True) -> None:
+def set_config(
+    overlay: Overlay, kind: str = "vxlan", *, nftables: bool = False, ipv6: bool = True, **options: str
+) -> None:
+    backend = {"Type": kind, **options}
     config = Overlay.config(
-        EnableIPv6=ipv6, IPv6Network=str(NETWORK), EnableNFTables=nftables, Backend={"Type": kind}
+        EnableIPv6=ipv6, IPv6Network=str(NETWORK), EnableNFTables=nftables, Backend=backend
     )
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
 
@@ -245,6 +249,66 @@ def test_wireguard_carries_both_families(overlay: Overlay, hosts: list[Host]) ->
     )
     first.run(["ip", "link", "delete", "flannel-wg-v6"])
     wait_reached(pair)
+
+
+_SNIFFER = """
+import signal, socket, sys
+sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))  # sent ones too: ETH_P_ALL
+sniffer.bind(("eth0", 3))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+print("sniffing", flush=True)
+seen = set()
+while True:
+    packet, source = sniffer.recvfrom(65536)
+    if source[1] == 0x0800 and b"\\n\\x64" in (packet[12:14], packet[16:18]):
+        line = "clear"
+    elif source[1] == 0x86dd and bytes.fromhex("fd0000050000") in (packet[8:14], packet[24:30]):
+        line = "clear"
+    elif source[1] == 0x86dd and packet[6] == 17 and packet[42:44] == (51820).to_bytes(2, "big"):
+        line = "encrypted"
+    else:
+        continue
+    if line not in seen:
+        seen.add(line)
+        print(line, flush=True)
+"""
+"""Reports packets on eth0 with an outer address of the overlay, and datagrams of WireGuard over IPv6."""
+
+
+def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: list[Host]) -> None:
+    """Running hosts change the mode. In the mode ipv6, the tunnel uses IPv6 for both families."""
+    first, second, _ = hosts
+    sniffer = first.start([sys.executable, "-c", _SNIFFER], name="sniffer")
+    log = first.directory / "log/sniffer.log"
+    wait_until(lambda: "sniffing" in log.read_text(), what="a sniffer", deadline_s=SOON_S)
+
+    for mode, endpoint in (
+        ("auto", f"{second.address}:51820"),  # the IPv6 addresses are not public
+        ("ipv6", f"[{ipv6_underlay(second).ip}]:51820"),
+    ):
+        set_config(overlay, "wireguard", Mode=mode)
+        wait_until(
+            lambda endpoint=endpoint: (
+                endpoint in first.run(["wg", "show", "flannel-wg", "endpoints"], check=False).stdout
+                and "flannel-wg-v6" not in [link["ifname"] for link in first.links()]
+            ),
+            what=f"the endpoint of the mode {mode}",
+            deadline_s=SOON_S,
+        )
+        wait_reached(hosts)
+
+    assert log.read_text().splitlines() == ["sniffing", "encrypted"]
+    sniffer.stop()
+    allowed = first.run(["wg", "show", "flannel-wg", "allowed-ips"]).stdout
+    assert f"{second.lease()} {bridge(second).network}" in allowed
+    subnet = second.lease()
+    key = f"{PREFIX}/subnets/{subnet.network_address}-24&{bridge(second).network.network_address}-64"
+    value = json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key))
+    assert value["BackendData"] == value["BackendV6Data"]
+    overlay.daemons[first.name].kill()
+    first.run(["wg", "set", "flannel-wg", "peer", value["BackendData"]["PublicKey"], "remove"])
+    overlay.join(first)
+    wait_reached(hosts)
 
 
 def test_unencrypted_packets_from_outside_are_not_delivered(overlay: Overlay, hosts: list[Host]) -> None:

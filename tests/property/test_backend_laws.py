@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +11,6 @@ from doubles.strategies import IPV6_NETWORK, NETWORK, OWN_KEY, keys, subnets
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.link import Address
-from pyflannel.model.network_config import BOTH_FAMILIES
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.model.wireguard import WireguardFacts, WireguardPeer
@@ -41,7 +40,12 @@ backends: st.SearchStrategy[Backend] = st.one_of(
     st.just(AllocBackend()),
     st.just(UdpBackend(network=NETWORK)),
     st.just(WireguardBackend(network=NETWORK)),
-    st.just(WireguardBackend(network=NETWORK, ipv6_network=IPV6_NETWORK, families=BOTH_FAMILIES)),
+    st.builds(
+        WireguardBackend,
+        network=st.just(NETWORK),
+        ipv6_network=st.just(IPV6_NETWORK),
+        mode=st.sampled_from(["separate", "auto", "ipv4", "ipv6"]),
+    ),
 )
 
 
@@ -156,7 +160,10 @@ def test_packets_of_a_peer_are_sent_only_to_its_subnet_and_address(
                     assert item.address in part.subnet
                 case WireguardPeer():
                     assert item.allowed == (part.subnet,)
-                    assert item.endpoint in (f"{part.address}:51820", f"[{part.address}]:51821")
+                    address, _, port = item.endpoint.rpartition(":")
+                    own = (peer.attributes.public_ip, peer.attributes.public_ipv6)
+                    assert ip_address(address.strip("[]")) in own
+                    assert port in ("51820", "51821")
 
 
 @given(case=cases(), data=st.data())

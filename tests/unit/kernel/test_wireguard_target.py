@@ -1,6 +1,7 @@
 """Changes of WireGuard by another program are announced each time. A new address of the host is used."""
 
 import asyncio
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -112,6 +113,7 @@ class Device:
     def __init__(self) -> None:
         self.allowed: dict[str, str] = {}
         self.greeted: list[str] = []
+        self.handshake_at = 0
 
     async def run(self, *words: str, given: str = "") -> Ran:
         match words:
@@ -126,7 +128,7 @@ class Device:
             case ("wg", "set", _, "peer", key, "allowed-ips", networks):
                 self.allowed[key] = networks
         peers = (
-            f"{key}\t(none)\t10.10.10.9:7\t{networks or '(none)'}\t0\t0\t0\toff\n"
+            f"{key}\t(none)\t10.10.10.9:7\t{networks or '(none)'}\t{self.handshake_at}\t0\t0\toff\n"
             for key, networks in self.allowed.items()
         )
         return Ran(0, ALONE + "".join(peers), "")
@@ -144,7 +146,7 @@ def part(family: Family, *, key: str = PEER) -> WireguardPeer:
 
 
 def test_the_parts_of_a_peer_in_both_families_are_one_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part comes and leaves separately. The last one removes the peer."""
+    """Each part is added and removed separately. The last one removes the peer."""
     device = Device()
     monkeypatch.setattr(module, "run_program", device.run)
     target = WireguardTarget(lambda _: None, NoUserspace())
@@ -182,6 +184,30 @@ def test_a_damaged_peer_of_both_families_is_repaired(monkeypatch: pytest.MonkeyP
         assert await target.snapshot(plan) == plan
 
     asyncio.run(repair())
+
+
+def test_a_learned_endpoint_stays_until_the_plan_has_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new plan is compared with a look at the device, for example after a change of the mode."""
+    device = Device()
+    device.allowed[PEER] = "10.100.5.0/24"
+    device.handshake_at = int(time.time())
+    monkeypatch.setattr(module, "run_program", device.run)
+    target = WireguardTarget(lambda _: None, NoUserspace())
+    learned, other = (replace(part(4), endpoint=one) for one in ("192.0.2.1:7", "[fd07::1]:7"))
+
+    async def look(planned: WireguardPeer) -> bool:
+        """Return whether the device is as planned."""
+        plan = State.of(DEVICE, planned)
+        return await target.snapshot(plan) == plan
+
+    async def follow() -> None:
+        assert await look(learned)
+        assert not await look(other)
+        assert not await target.apply([Replace(learned, other)])
+        assert await look(other)  # the peer sends from an address of the other family
+        assert not await look(learned)
+
+    asyncio.run(follow())
 
 
 def test_a_peer_that_is_not_planned_is_removed_with_all_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.programs import Ran, run_program
+from pyflannel.model.item import Key
 from pyflannel.model.network_config import BOTH_FAMILIES, Family, IpAddress, IpNetwork
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.store_record import Secret
@@ -89,6 +90,7 @@ class WireguardTarget:
         self._desired = State.EMPTY
         self._known: State | None = None  # as read or announced last, if it differs from the plan
         self._sources: dict[str, tuple[IpAddress, ...]] = {}  # those for which the endpoints were set
+        self._endpoints: dict[Key, str] = {}  # those that the plan had when they were set
 
     async def snapshot(self, desired: State) -> State:
         """Return the planned devices, those of flanneld's wireguard-go processes, and their peers.
@@ -119,13 +121,39 @@ class WireguardTarget:
                 is_in_kernel=self._userspace.pid(device.link) is None,
                 sources=self._sources_of(device.link, desired),
             ),
-            *(part for one in device.peers for part in _parts(one, desired, now)),
+            *(part for one in device.peers for part in self._parts(one, desired, now)),
         )
 
     def _sources_of(self, link: str, desired: State) -> tuple[IpAddress, ...]:
         """Return the source addresses of a device, which are not readable: the planned ones at first."""
         planned = next((one for one in desired.of_type(WireguardDevice) if one.link == link), None)
         return self._sources.setdefault(link, () if planned is None else planned.sources)
+
+    def _parts(self, one: DumpedPeer, desired: State, now: float) -> Iterator[WireguardPeer]:
+        """Yield the parts of a peer. One equals the plan if a handshake has shown another endpoint."""
+        present: dict[Family, list[IpNetwork]] = {}
+        for network in one.peer.allowed:
+            present.setdefault(network.version, []).append(network)
+        found = (desired.by_key.get(replace(one.peer, family=family).key) for family in BOTH_FAMILIES)
+        planned = {part.family: part for part in found if isinstance(part, WireguardPeer)}
+        shares_device = any(part.shares_device for part in planned.values())
+        for family in present or [*planned][:1] or [4]:
+            part = replace(
+                one.peer, allowed=tuple(present.get(family, ())), family=family, shares_device=shares_device
+            )
+            wanted = planned.get(family)
+            if wanted is not None and now - one.handshake_at <= _LIVE_S and self._is_set(part, wanted):
+                part = replace(part, endpoint=wanted.endpoint)
+            yield wanted if wanted == part else part
+
+    def _is_set(self, part: WireguardPeer, wanted: WireguardPeer) -> bool:
+        """Return whether the planned endpoint was set, so that a handshake has shown another one since.
+
+        At the start of flanneld, this is unknown, and assumed for an endpoint of the planned family.
+        """
+        is_likely = part.endpoint.startswith("[") == wanted.endpoint.startswith("[")
+        known = self._endpoints.setdefault(wanted.key, wanted.endpoint if is_likely else part.endpoint)
+        return known == wanted.endpoint
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Configure the devices, then add and change peers, then remove peers.
@@ -172,6 +200,8 @@ class WireguardTarget:
             for key in (part.public_key for part in parts)
         }
         await self._set(link, [(key, *words) for key, words in changes.items()])
+        for part in parts:
+            self._endpoints.pop(part.key, None)
 
     async def _other_networks(self, link: str, parts: Sequence[WireguardPeer]) -> dict[str, list[IpNetwork]]:
         """Return the allowed IPs of the present peers that do not belong to one of these parts, by key.
@@ -264,6 +294,7 @@ class WireguardTarget:
             )
             sections[key] = section, is_new_endpoint
         await self._run("addconf", link, "/dev/stdin", given=format_peers(sections.values()))
+        self._endpoints |= {item.key: item.endpoint for item in new_items if isinstance(item, WireguardPeer)}
         await self._set(
             link,
             [
@@ -336,24 +367,6 @@ class WireguardTarget:
             elif state != self._known:
                 self._known = state
                 announce()
-
-
-def _parts(one: DumpedPeer, desired: State, now: float) -> Iterator[WireguardPeer]:
-    """Yield the parts of a peer. One equals the plan if only its endpoint differs because of a handshake."""
-    present: dict[Family, list[IpNetwork]] = {}
-    for network in one.peer.allowed:
-        present.setdefault(network.version, []).append(network)
-    found = (desired.by_key.get(replace(one.peer, family=family).key) for family in BOTH_FAMILIES)
-    planned = {part.family: part for part in found if isinstance(part, WireguardPeer)}
-    shares_device = any(part.shares_device for part in planned.values())
-    for family in present or [*planned][:1] or [4]:
-        part = replace(
-            one.peer, allowed=tuple(present.get(family, ())), family=family, shares_device=shares_device
-        )
-        wanted = planned.get(family)
-        if wanted is not None and now - one.handshake_at <= _LIVE_S:
-            part = replace(part, endpoint=wanted.endpoint)
-        yield wanted if wanted == part else part
 
 
 def _contact(one: DumpedPeer, now: float) -> WireguardContact:
