@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from pyflannel.assembly.stores import DEFAULT_PREFIX
 from pyflannel.engine.store_followers import RESERVED
-from pyflannel.kernel.host.files import replace_file
+from pyflannel.kernel.host.files import read_end, replace_file
 from pyflannel.kernel.host.locks import is_locked
 from pyflannel.kernel.wireguard.keys import next_path
 from pyflannel.model.link import MARK
@@ -158,7 +158,7 @@ class Places:
     def device(self) -> str | None:
         """Return the device name that the daemon of this run directory claimed last; None if unknown."""
         with contextlib.suppress(OSError, ValueError):
-            if (name := self.device_file.read_text(encoding="ascii").strip()) in DEVICES:
+            if (name := read_end(self.device_file).decode("ascii").strip()) in DEVICES:
                 return name
         return None
 
@@ -192,7 +192,7 @@ class Places:
         """Return the identity of this host; None if no identity is stored or readable."""
         for path in (self.identity, self.run_identity):
             with contextlib.suppress(OSError, ValueError, RecursionError):
-                match json.loads(path.read_bytes()):
+                match json.loads(read_end(path)):
                     case {"Owner": str(owner)} if owner:
                         return owner
         return None

@@ -19,6 +19,7 @@ from pyflannel.commands.local_daemon import running_daemon
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, in_words
 from pyflannel.kernel.filters.programs import run_program
+from pyflannel.kernel.host.files import read_end
 from pyflannel.wire.control_json import (
     format_config_text,
     format_events,
@@ -33,6 +34,10 @@ DEADLINE_S = 3.0
 
 _MOST_OCTETS = 2 << 20
 """Most bytes of one part; of a longer one, the end is kept."""
+
+_MOST_LEARNED = 200
+"""Most values that are removed everywhere because they occur beside the name of a secret in some part. Beside
+such names, all are removed."""
 
 _DEFAULTS = Path("/etc/default/flanneld")
 _MOST_KEY_OCTETS = 1 << 20
@@ -101,7 +106,7 @@ class _Collection:
         """Add a part, or the reason why it is missing."""
         self.missing[name] = f"not complete within {DEADLINE_S:g} s"
         try:
-            self.parts[name] = await part
+            self.parts[name] = _end_of(await part)
         except FlannelError as error:
             self.missing[name] = str(error)
         except OSError as error:
@@ -131,10 +136,8 @@ async def report_bug(places: Places, archive: Path, directory: str, environ: Map
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DEADLINE_S):
             await asyncio.gather(*work)
-    everything = (*collection.parts.values(), *process.environ.values(), *process.arguments)
-    learned = {secret for text in everything for secret in named_secrets(text)}
-    redactor = Redactor({*_known_secrets(places, process, environ), *learned})
-    texts = {name: redactor.clean(_end_of(text)) for name, text in sorted(collection.parts.items())}
+    redactor = Redactor({*_known_secrets(places, process, environ), *_learned(collection.parts, process)})
+    texts = {name: redactor.clean(text) for name, text in sorted(collection.parts.items())}
     reasons = {name: redactor.clean(text) for name, text in sorted(collection.missing.items())}
     texts["missing.txt"] = "".join(f"{name}: {reason}\n" for name, reason in reasons.items())
     _write(archive, directory, texts)
@@ -216,9 +219,12 @@ def _files(places: Places, process: _Process) -> dict[str, Callable[[], Awaitabl
         **{f"log/{path.name}": path for path in sorted(places.run_dir.glob("*.log"))},
     }
 
+    own = {places.run_dir, places.state_dir, places.subnet_file.parent}
+
     def reader(path: Path) -> Callable[[], Awaitable[str]]:
         async def read() -> str:
-            return _end_of(path.read_text(errors="replace"))
+            octets = read_end(path, _MOST_OCTETS + 1, follows_links=path.parent not in own)
+            return _end_of(octets.decode(errors="replace"))
 
         return read
 
@@ -280,6 +286,23 @@ def _known_secrets(places: Places, process: _Process, environ: Mapping[str, str]
     return found
 
 
+_OF_OTHERS = ("log/", "events.", "leases.", "status.", "files/last-known.")
+"""Beginnings of the names of parts whose text other hosts and a writer of the store can cause."""
+
+
+def _learned(parts: Mapping[str, str], process: _Process) -> set[str]:
+    """Return values beside the names of secrets. Those that others can write come last, and are limited."""
+    ordered = sorted(parts, key=lambda name: (name.startswith(_OF_OTHERS), name))
+    texts = (*process.environ.values(), *process.arguments, *(parts[name] for name in ordered))
+    learned: set[str] = set()
+    for text in texts:
+        for secret in named_secrets(text):
+            if len(learned) == _MOST_LEARNED:
+                return learned
+            learned.add(secret)
+    return learned
+
+
 def _names_keys(name: str) -> bool:
     """Return whether the value of a flag or variable is the path of a file with a secret."""
     lowered = name.lower().replace("_", "-")
@@ -287,9 +310,7 @@ def _names_keys(name: str) -> bool:
 
 
 def _end_of(text: str) -> str:
-    if len(text) <= _MOST_OCTETS:
-        return text
-    return f"… {len(text) - _MOST_OCTETS} characters before are left out\n{text[-_MOST_OCTETS:]}"
+    return text if len(text) <= _MOST_OCTETS else f"… the beginning is left out\n{text[-_MOST_OCTETS:]}"
 
 
 def _write(archive: Path, directory: str, texts: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules, remove_rules
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
+from pyflannel.kernel.host.files import read_end
 from pyflannel.kernel.host.locks import DeviceClaim, RunLock
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.kernel.network.container_links import KernelContainerLinks
@@ -192,7 +193,7 @@ async def _remove_next_hops(protocol: int, done: Removal) -> None:
 async def _remove_container_links(places: Places, done: Removal, is_preview: bool) -> None:
     """Remove the links of Docker's containers to their bridges, which the file of the plugin lists."""
     try:
-        state = parse_state(places.docker.read_bytes())
+        state = parse_state(read_end(places.docker))
     except (OSError, WireError):
         return
     async with KernelContainerLinks() as links:

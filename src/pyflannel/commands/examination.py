@@ -22,6 +22,7 @@ from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.filters.ruleset import read_ruleset
+from pyflannel.kernel.host.files import read_end
 from pyflannel.kernel.host.machine import (
     ask_route,
     docker_table,
@@ -82,7 +83,7 @@ async def membership_of(places: Places, status: Status) -> Membership:
 
 def _last_known(places: Places) -> Kept | None:
     with contextlib.suppress(OSError, WireError):
-        return parse_last_known(places.last_known.read_bytes())
+        return parse_last_known(read_end(places.last_known))
     return None
 
 
@@ -95,7 +96,7 @@ def known_networks(places: Places, membership: Membership) -> frozenset[IPv4Netw
 
 def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
     with contextlib.suppress(OSError, WireError):
-        env = parse_subnet_env(path.read_text(errors="replace"))
+        env = parse_subnet_env(read_end(path, follows_links=True).decode(errors="replace"))
         for name in ("FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"):
             for word in env.get(name, "").split(","):
                 with contextlib.suppress(ValueError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from pyflannel.assembly.directories import Places
 from pyflannel.errors import BusyError, ConfigError, TargetError, UsageError, WireError
 from pyflannel.http.sockets import server_pid
+from pyflannel.kernel.host.files import read_end
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
 from pyflannel.plan.backends import backend_of
@@ -31,7 +32,7 @@ def running_daemon(lock: Path) -> int | None:
     only if it has the file open.
     """
     try:
-        number, program = lock.read_text().split(maxsplit=1)
+        number, program = read_end(lock).decode().split(maxsplit=1)
         if program.strip() != "flanneld":
             return None  # another cleanup
         pid = int(number)
@@ -219,7 +220,7 @@ def _port(config: NetworkConfig | None) -> int | None:
 
 def _read(path: Path) -> str:
     with contextlib.suppress(OSError):
-        return path.read_text(errors="replace")
+        return read_end(path, follows_links=True).decode(errors="replace")
     return ""
 
 
@@ -243,7 +244,7 @@ def _network(env: Mapping[str, str]) -> IPv4Network | None:
 
 def _last_known(path: Path) -> Kept | None:
     with contextlib.suppress(OSError, WireError):
-        return parse_last_known(path.read_bytes())
+        return parse_last_known(read_end(path))
     return None
 
 

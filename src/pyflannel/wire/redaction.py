@@ -14,31 +14,35 @@ _SHORTEST = 4
 _SHORTEST_LEARNED = 8
 """The same for a value that only a name beside it declares a secret: it may be `true` or `none`."""
 
-_NAME = (
-    r"[\w.-]*(?:passw|passphrase|secret|token|psk|pre-?shared|private[-_ ]?key|priv(?:ate)?key|credential"
-    r"|authorization|api[-_]?key|access[-_]?key|auth[-_]?key|key-data|cookie)[\w.-]*"
+_SECRET = (
+    r"(?:passw|passphrase|secret|token|psk|pre-?shared|private[-_ ]?key|priv(?:ate)?key|credential"
+    r"|authorization|api[-_]?key|access[-_]?key|auth[-_]?key|key-data|cookie)"
 )
 _NAMED_FILE = re.compile(r"(?:file|path|dir)\W*$", re.IGNORECASE)
 """The end of a name whose value is a path: `password-file`."""
 
+# Peers and writers of the store can cause lines in the log. So the time of each pattern is linear in the
+# length of the text: a match begins only at the beginning of a word, and quantifiers do not backtrack.
+
+_NAME = rf"(?<![\w.-])(?=[\w.-]*?{_SECRET})[\w.-]++(?:(?<=private) key[\w.-]*+)?"
 _PEM = re.compile(
     r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----).*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", re.DOTALL
 )
-_USER = re.compile(r"(://)[^\s\"'<>]*@")
-_BEARER = re.compile(r"\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
-_JWT = re.compile(r"\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?")
+_USER = re.compile(r"""(?<![^\s"'<>])(?P<before>(?>[^\s"'<>]*?://))(?P<user>[^\s"'<>]*)@""")
+_BEARER = re.compile(r"\b(bearer|basic)(\s++)[A-Za-z0-9._~+/=-]{8,}+", re.IGNORECASE)
+_JWT = re.compile(r"(?<![\w-])(?>([\w-]*?)\beyJ)[\w-]{8,}+\.[\w-]++(?:\.[\w-]*+)?")
 _ASSIGNED = re.compile(
-    rf"""(?P<name>\b{_NAME}\\?["']?)(?P<between>\s*[:=]\s*)"""
-    r"""(?P<value>\\"[^"\\]*\\"|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,;&"'}\]]+[^\n,;&"'}\]]*)""",
+    rf"""(?P<name>{_NAME}\\?["']?)(?P<between>\s*+[:=]\s*+)"""
+    r"""(?P<value>\\"[^"\\]*+\\"|"(?:[^"\\]|\\.)*+"|'[^']*+'|[^\s,;&"'}\]]++[^\n,;&"'}\]]*+)""",
     re.IGNORECASE,
 )
-_ARGUMENT = re.compile(rf"(?P<name>(?<!\w)--?{_NAME})(?P<between>[ \t]+)(?P<value>[^\s-]\S*)", re.IGNORECASE)
-_WHOLE_NAME = re.compile(_NAME, re.IGNORECASE)
+_ARGUMENT = re.compile(rf"(?P<name>(?=-){_NAME})(?P<between>[ \t]++)(?P<value>[^\s-]\S*+)", re.IGNORECASE)
+_SECRET_WORD = re.compile(_SECRET, re.IGNORECASE)
 
 
 def is_secret(name: str) -> bool:
     """Return whether the value of a variable, a flag or a key of this name is a secret."""
-    return _WHOLE_NAME.fullmatch(name) is not None and _NAMED_FILE.search(name) is None
+    return _SECRET_WORD.search(name) is not None and _NAMED_FILE.search(name) is None
 
 
 class Redactor:
@@ -51,18 +55,19 @@ class Redactor:
     def __init__(self, secrets: Iterable[str]) -> None:
         """Remove these values, also escaped as JSON, as a part of a URL, and in base64."""
         forms = {form for one in secrets if len(one) >= _SHORTEST for form in _forms(one)}
-        longest_first = sorted(forms, key=len, reverse=True)
-        self._known = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+        self._known = sorted(forms, key=len, reverse=True)
         self.removed = 0
 
     def clean(self, text: str) -> str:
         """Return the text without secrets."""
-        if self._known is not None:
-            text = self._counted(self._known, lambda _: REMOVED, text)
+        for form in self._known:
+            rest = text.split(form)
+            self.removed += len(rest) - 1
+            text = REMOVED.join(rest)
         text = self._counted(_PEM, lambda found: f"{found[1]}{REMOVED}{found[2]}", text)
-        text = self._counted(_USER, lambda found: f"{found[1]}{REMOVED}@", text)
+        text = self._counted(_USER, lambda found: f"{found['before']}{REMOVED}@", text)
         text = self._counted(_BEARER, lambda found: f"{found[1]}{found[2]}{REMOVED}", text)
-        text = self._counted(_JWT, lambda _: REMOVED, text)
+        text = self._counted(_JWT, lambda found: f"{found[1]}{REMOVED}", text)
         for pattern in (_ASSIGNED, _ARGUMENT):
             text = self._counted(pattern, _without_value, text)
         return text
@@ -96,7 +101,7 @@ def named_secrets(text: str) -> Iterator[str]:
             if _NAMED_FILE.search(found["name"]) is None and len(value) >= _SHORTEST_LEARNED:
                 yield value
     for url in _USER.finditer(text):
-        password = url[0].removeprefix("://").removesuffix("@").rpartition("@")[2].partition(":")[2]
+        password = url["user"].rpartition("@")[2].partition(":")[2]
         if len(password) >= _SHORTEST_LEARNED:
             yield password
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,51 @@ def test_an_existing_file_is_not_overwritten(
         report(places, archive, monkeypatch)
 
     assert archive.read_text() == "mine"
+
+
+def test_no_link_in_the_directories_of_the_daemon_is_followed(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These directories may belong to the user flanneld, and root collects the parts."""
+    private = tmp_path / "shadow"
+    private.write_text("root:$6$hash\n")
+    (places.run_dir / "linked.log").symlink_to(private)
+    places.docker.symlink_to(private)
+    os.mkfifo(places.run_dir / "fifo.log")
+
+    found, texts = report(places, tmp_path / "report.tar.gz", monkeypatch)
+
+    assert "$6$hash" not in "\n".join(texts.values())
+    reasons = {one.name: one.reason for one in found.missing}
+    assert reasons["log/linked.log"].startswith("ELOOP: ")
+    assert reasons["files/docker-networks.json"].startswith("ELOOP: ")
+    assert reasons["log/fifo.log"].endswith("fifo.log is not a regular file")
+
+
+def test_only_the_end_of_a_long_file_is_read(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (places.run_dir / "long.log").open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(0, os.SEEK_END)
+        file.write(b"the last line\n")
+
+    _, texts = report(places, tmp_path / "report.tar.gz", monkeypatch)
+
+    assert texts["log/long.log"].startswith("… ")
+    assert texts["log/long.log"].endswith("the last line\n")
+
+
+def test_names_of_secrets_in_leases_do_not_delay_the_report(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer of the store chooses the owners of leases."""
+    owners = [{"Owner": f"token=secret-{number:06}"} for number in range(50_000)]
+    places.last_known.write_text(json.dumps(owners))
+    started = time.process_time()
+
+    _, texts = report(places, tmp_path / "report.tar.gz", monkeypatch)
+
+    assert time.process_time() - started < 10.0
+    assert "secret-0" not in texts["files/last-known.json"]
+    assert PLANTED["url"] not in texts["log/forwarder.log"]

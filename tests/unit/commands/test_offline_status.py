@@ -3,7 +3,10 @@
 import asyncio
 import json
 import os
+import resource
 from pathlib import Path
+
+import pytest
 
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.local_daemon import offline_status, what_to_do
@@ -65,3 +68,28 @@ def test_the_owner_is_known_without_an_identity_file(tmp_path: Path) -> None:
     assert (found.owner, found.host_name) == ("us", "docker1")
     places.identity.write_text('{"Owner":"this host again","Machine":""}')
     assert asyncio.run(offline_status(places, "")).owner == "this host again"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "name", ["flanneld.lock", "device", "identity.json", "last-known.json", "subnet.env"]
+)
+def test_a_fifo_in_a_directory_of_the_daemon_does_not_block(name: str, tmp_path: Path) -> None:
+    """These directories may belong to the user flanneld, and root runs flannelctl."""
+    places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "subnet.env")
+    os.mkfifo(tmp_path / name)
+
+    assert not asyncio.run(offline_status(places, "")).is_live
+
+
+@pytest.mark.parametrize("name", ["identity.json", "last-known.json"])
+def test_an_endless_file_in_a_directory_of_the_daemon_is_not_read(name: str, tmp_path: Path) -> None:
+    places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "subnet.env")
+    (tmp_path / name).symlink_to("/dev/zero")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, hard))
+
+    try:
+        assert asyncio.run(offline_status(places, "")).owner is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -2,11 +2,12 @@
 
 import base64
 import json
+import time
 from urllib.parse import quote
 
 import pytest
 
-from pyflannel.wire.redaction import REMOVED, Redactor, is_secret, secrets_in
+from pyflannel.wire.redaction import REMOVED, Redactor, is_secret, named_secrets, secrets_in
 
 SECRET = 'S3"cr/et pa:ss'
 PLANTED = [
@@ -101,3 +102,36 @@ def test_the_secrets_of_a_file_of_keys() -> None:
     assert list(secrets_in(pem)) == ["MC4CAQ"]
     assert list(secrets_in("pass word\n\n")) == ["pass word"]
     assert list(secrets_in('{"Backend": {"PSK": "x"}, "users": [{"token": "y"}]}')) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["passw.", "token-", "a.", "-", "://", "://@", "eyJ-", "bearer ", "psk ", 'token="\\', "secret '", "="],
+)
+def test_the_time_is_linear_in_the_length_of_a_hostile_text(part: str) -> None:
+    """A peer or a writer of the store can cause such a line in the log."""
+    text = part * (60_000 // len(part))
+    started = time.process_time()
+
+    Redactor([]).clean(text)
+    list(named_secrets(text))
+
+    assert time.process_time() - started < 3.0
+
+
+def test_many_known_values_are_removed_in_a_short_time() -> None:
+    secrets = [f"secret-{number:06}" for number in range(200)]
+    text = f"{' '.join(secrets)} {'secret-' * 30_000}"
+    started = time.process_time()
+
+    cleaned = Redactor(secrets).clean(text)
+
+    assert time.process_time() - started < 3.0
+    assert not any(secret in cleaned for secret in secrets)
+
+
+def test_the_longer_of_two_known_values_is_removed_first() -> None:
+    redactor = Redactor(["hidden", "hidden-word"])
+
+    assert redactor.clean("a hidden-word") == f"a {REMOVED}"
+    assert redactor.removed == 1

@@ -119,6 +119,27 @@ def read_key_file(path: Path, name: str, *, if_exposed: str) -> bytes | None:
         raise unusable_key(path, name, in_words(error), "Make it a file that flanneld may read.") from error
 
 
+_LARGEST_FILE = 1 << 28  # bytes; 65,536 leases take an eighth of it
+
+
+def read_end(path: Path, most: int = _LARGEST_FILE, *, follows_links: bool = False) -> bytes:
+    """Return the last bytes of a regular file, at most this number.
+
+    Root reads files in directories of the user flanneld. Such a file must not lead to another one by a link,
+    nor stop the program as a FIFO, nor fill the memory.
+
+    Raises:
+        OSError: it is unreadable, a link or no regular file.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follows_links else os.O_NOFOLLOW)
+    with open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is not a regular file")
+        file.seek(max(0, status.st_size - most))
+        return file.read(most)
+
+
 def unusable_key(path: Path, name: str, why: str, hint: str) -> TargetError:
     """Return the error of a key file that cannot be used."""
     return TargetError(f"{name} {path} is unusable: {why}", hint=hint)

@@ -96,7 +96,7 @@ def _open(path: str) -> int:
 def is_locked(path: str) -> bool:
     """Return whether a program holds the lock at `path`."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:
