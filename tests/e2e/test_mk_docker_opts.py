@@ -156,6 +156,23 @@ def test_a_file_of_another_user_gives_no_other_options(tmp_path: Path) -> None:
     assert "FLANNEL_MTU is '1472 --insecure'" in done.stderr
 
 
+@pytest.mark.parametrize("path", ["run/subnet.env", "run/networks/blue.env"])
+def test_a_link_of_another_user_gives_no_other_options(path: str, tmp_path: Path) -> None:
+    """The user of flanneld may choose the content of a file of root: /sys/class/net/flannel.1/ifalias."""
+    source, chosen = tmp_path / path, tmp_path / "sys/flannel.1"
+    chosen.mkdir(parents=True)
+    (chosen / source.name).write_text("FLANNEL_MTU=1472\nDOCKER_OPT_X=--insecure\n")
+    (tmp_path / "run").mkdir()
+    os.chown(tmp_path / "run", 65534, 65534)
+    if source.parent.name == "networks":
+        source.parent.symlink_to(chosen)
+    else:
+        source.symlink_to(chosen / source.name)
+
+    assert run(tmp_path, "-c", "-f", str(source), "-d", "./out.env").returncode == 0
+    assert (tmp_path / "out.env").read_text() == 'DOCKER_OPTS=" --mtu=1472"\n'
+
+
 def test_the_input_is_not_executed(tmp_path: Path) -> None:
     (tmp_path / "subnet.env").write_text("FLANNEL_MTU=$(touch executed; echo 1472)\n")
 

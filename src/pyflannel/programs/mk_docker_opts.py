@@ -130,7 +130,7 @@ def _read(path: str) -> dict[str, str]:
     """Return the variables that the file assigns. A missing file is empty, with a warning on stderr.
 
     The original does not warn. Docker then starts with its default subnet, which no peer reaches. Docker runs
-    as root, so a file of another user, such as that of flanneld, gives no other options than flannel's.
+    as root, so a file or a link of another user, such as flanneld, gives no other options than flannel's.
     """
     if not os.path.isfile(path):
         sys.stderr.write(
@@ -140,8 +140,22 @@ def _read(path: str) -> dict[str, str]:
         return {}
     with open(path, "rb") as file:
         variables = parse_assignments(os.fsdecode(file.read()))
-        is_trusted = os.fstat(file.fileno()).st_uid in (0, os.geteuid())
+        is_trusted = _is_ours(os.fstat(file.fileno())) and _is_path_ours(path)
         return variables if is_trusted else flannels_alone(variables)
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    return found.st_uid in (0, os.geteuid())
+
+
+def _is_path_ours(path: str) -> bool:
+    """Return whether no other user can replace a part of the path, for example by a link to a file of root."""
+    part = os.path.abspath(path)
+    while _is_ours(os.lstat(part)):
+        if part == os.path.dirname(part):
+            return True
+        part = os.path.dirname(part)
+    return False
 
 
 def _write(path: str, octets: bytes) -> None:
