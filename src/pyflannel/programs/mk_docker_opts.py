@@ -149,7 +149,7 @@ def _is_ours(found: os.stat_result) -> bool:
 
 
 def _is_path_ours(path: str) -> bool:
-    """Return whether no other user can replace a part of the path, for example by a link to a file of root."""
+    """Return whether no other user can replace a part of the path, such as by a link to a file of root."""
     part = os.path.abspath(path)
     while _is_ours(os.lstat(part)):
         if part == os.path.dirname(part):
