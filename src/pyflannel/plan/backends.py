@@ -185,19 +185,23 @@ _NAMED = 5
 """Maximum number of hosts that an effect names."""
 
 
+_MOST_COMPARED = 4000
+"""Most lines of two configs that are compared. The time grows with the square of this number."""
+
+
 def difference_of(old: str | None, new: str) -> list[str]:
-    """Return a unified diff of two configs; empty if they differ in white space only."""
+    """Return a unified diff of two configs; empty if they differ in white space only.
+
+    If they are long, which only unknown keys cause, the diff removes all lines and adds all lines.
+    """
     from difflib import unified_diff  # only a change of the config needs it
 
-    return list(
-        unified_diff(
-            [] if old is None else _lines(old),
-            _lines(new),
-            fromfile="stored" if old is not None else "/dev/null",
-            tofile="new",
-            lineterm="",
-        )
-    )
+    before, after = [] if old is None else _lines(old), _lines(new)
+    names = "stored" if old is not None else "/dev/null", "new"
+    if len(before) + len(after) <= _MOST_COMPARED:
+        return list(unified_diff(before, after, *names, lineterm=""))
+    changed = [*(f"-{line}" for line in before), *(f"+{line}" for line in after)]
+    return [] if before == after else [f"--- {names[0]}", f"+++ {names[1]}", *changed]
 
 
 def _lines(text: str) -> list[str]:

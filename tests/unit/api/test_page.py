@@ -16,8 +16,9 @@ from pyflannel.api.page.routes import HIDDEN, PREPARED, page_routes
 from pyflannel.errors import TargetError, UsageError
 from pyflannel.http.server import Request, Response
 from pyflannel.model.probe import PingStep
-from pyflannel.model.status import Notice, Status
+from pyflannel.model.status import Notice, PlanPreview, Status
 from pyflannel.wire.control_json import parse_events, parse_status
+from pyflannel.wire.network_config_json import parse_network_config
 from testlab.documents import read_document
 from testlab.shown_network import CONFIG, ShownHost, ShownHosts
 
@@ -242,12 +243,51 @@ def test_a_config_is_checked_with_its_effects_and_not_written() -> None:
     assert network.config == CONFIG
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"Network": "10.0.0.0/99"}', b"[" * 4000])
-def test_an_invalid_config_is_refused_with_the_reason(body: bytes) -> None:
-    answer = ask(request("/v1/config/check", method="POST", body=body, content_type="application/json"))
+DEEP = b'{"a":' * 900 + b"1" + b"}" * 900
+"""The JSON module of Python reads it, but most recursive functions fail."""
+
+
+@pytest.mark.parametrize("path", ["/v1/config/check", "/v1/plan"])
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"Network": "10.0.0.0/99"}', b"[" * 4000, DEEP])
+def test_an_invalid_config_is_refused_with_the_reason(path: str, body: bytes) -> None:
+    class Host(ShownHosts):
+        async def preview(self, text: str | None) -> PlanPreview:
+            parse_network_config(text or "")
+            return await super().preview(text)
+
+    given = request(path, method="POST", body=body, content_type="application/json")
+    answer = ask(given, ShownHost(_=Host(1)))
 
     assert answer.status == 422
     assert json.loads(answer.body)["error"]["message"]
+
+
+@pytest.mark.parametrize("query", ["&".join("abcdefghi"), "network=x", "network=%ff"])
+def test_an_invalid_query_is_refused_with_the_reason(query: str) -> None:
+    """Another error would be a traceback in the log for each request."""
+    answer = ask(request(f"/v1/status?{query}"))
+
+    assert answer.status == 422
+    assert json.loads(answer.body)["error"]["message"]
+
+
+def test_checks_of_configs_take_a_small_part_of_the_time_of_flanneld() -> None:
+    given = request("/v1/config/check", method="POST", body=CONFIG.encode(), content_type="application/json")
+
+    first, second = asyncio.run(asked(ShownHost(_=ShownHosts(1)), LOOPBACK, given, given))
+
+    assert (first.status, second.status) == (200, 503)
+
+
+def test_an_unusable_file_of_the_token_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    access = Access(ip_address("127.0.0.1"), tmp_path / "missing")
+
+    for _ in range(3):
+        assert ask(request("/v1/status"), access=access).status == 503
+
+    assert len(caplog.records) == 1
 
 
 def test_the_plan_of_a_config_is_shown_and_rare(monkeypatch: pytest.MonkeyPatch) -> None:

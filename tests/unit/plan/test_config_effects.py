@@ -1,11 +1,13 @@
 """`flannelctl config set` shows the effects of another config on running hosts."""
 
+import json
+import time
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.plan.backends import effects_of
+from pyflannel.plan.backends import difference_of, effects_of
 from pyflannel.wire.network_config_json import parse_network_config
 
 LEASES = [
@@ -97,3 +99,17 @@ def test_hosts_of_the_original_are_counted_when_the_backend_changes() -> None:
     found = effects(with_backend('{"Type":"host-gw"}'), leases=[original])
 
     assert found[1].startswith("1 leases are of the original flannel")
+
+
+def test_long_configs_are_compared_in_a_short_time() -> None:
+    """A writer of the store and a client of the page choose 64 KB each, with few different lines."""
+    old, new = (
+        json.dumps({"X": [100 + (number * step) % 151 for number in range(13_000)]}) for step in (7, 11)
+    )
+    started = time.process_time()
+
+    found = difference_of(old, new)
+
+    assert time.process_time() - started < 1.0
+    assert (found[:3], found[-1]) == (["--- stored", "+++ new", "-{"], "+}")
+    assert difference_of(old, old) == []

@@ -3,7 +3,7 @@
 import hmac
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -71,6 +71,7 @@ class Access:
 
     ip: IPv4Address | IPv6Address
     token_file: Path | None = None
+    _complaints: set[str] = field(default_factory=set, compare=False)
 
     def objection_to_file(self, request: Request) -> Response | None:
         """Return the refusal of a request for a file of the page; None to answer. Files contain no secret."""
@@ -98,8 +99,11 @@ class Access:
         try:
             token = read_token(path).reveal()
         except UsageError as error:
-            log.error("Refused a request for the page: %s", error.in_full)
+            if error.in_full not in self._complaints:  # any client can cause the line
+                log.error("Refused a request for the page: %s", error.in_full)
+            self._complaints.add(error.in_full)
             return _refusal(503, "the file of the token is unusable: see the log of flanneld")
+        self._complaints.clear()
         if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode()):
             return None
         return Response.text(

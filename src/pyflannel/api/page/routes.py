@@ -284,7 +284,7 @@ class _Page:
         self._access = access
         self._views: WeakKeyDictionary[ShownNetwork, _View] = WeakKeyDictionary()
         self._prepared = 0
-        self._may_ping_at = self._may_plan_at = 0.0
+        self._may_ping_at = self._may_check_at = self._may_plan_at = 0.0
 
     def file(self, name: str) -> Callable[[Request], Awaitable[Response]]:
         """Return the handler of a file."""
@@ -335,8 +335,15 @@ class _Page:
         return await view.ping(_parameter(request, "host"))
 
     async def check(self, request: Request) -> bytes:
-        """Return the values and the effects of the config in the body."""
-        return self._view(request).checked(_config_in(request))
+        """Return the values and the effects of the config in the body, in a part of the time of flanneld."""
+        text, view, started = _config_in(request), self._view(request), time.monotonic()
+        if started < self._may_check_at:
+            raise _BusyError
+        try:
+            return view.checked(text)
+        finally:
+            ended = time.monotonic()
+            self._may_check_at = ended + COSTS * (ended - started)
 
     async def plan(self, request: Request) -> bytes:
         """Return the changes on this host with the config in the body. This reads the host, so it is rare."""
@@ -360,7 +367,10 @@ class _Page:
 
 
 def _parameter(request: Request, name: str) -> str:
-    return parse_qs(request.query, max_num_fields=8).get(name, [""])[0]
+    try:
+        return parse_qs(request.query, max_num_fields=8).get(name, [""])[0]
+    except ValueError as error:
+        raise FlannelError(f"the query is invalid: {error}", hint="Use at most eight fields.") from error
 
 
 def _config_in(request: Request) -> str:
@@ -396,9 +406,9 @@ def _without_secret(text: str | None) -> str | None:
         return None
     try:
         config = json.loads(text)
+        shown = _with_secrets(config, lambda _: HIDDEN)
     except (ValueError, RecursionError):
         return HIDDEN  # such a config is never in use
-    shown = _with_secrets(config, lambda _: HIDDEN)
     return text if shown == config else json.dumps(shown, indent=2)
 
 
@@ -408,9 +418,9 @@ def _with_secret(text: str, stored: str | None) -> str:
     try:
         _with_secrets(json.loads(stored or "{}"), secrets.append)
         config = json.loads(text)
+        whole = _with_secrets(config, lambda value: secrets[0] if value == HIDDEN and secrets else value)
     except (ValueError, RecursionError):
-        return text
-    whole = _with_secrets(config, lambda value: secrets[0] if value == HIDDEN and secrets else value)
+        return text  # not a config, which is reported when it is read
     return text if whole == config else json.dumps(whole)
 
 

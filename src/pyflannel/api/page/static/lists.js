@@ -185,7 +185,7 @@ export class Lists {
   async check(text, result, button) {
     button.disabled = true;
     try {
-      const { Warnings: warnings, Difference: difference, Effects: effects, Written: _, ...computed } = await this.ask("/v1/config/check", { body: text });
+      const { Warnings: warnings, Difference: difference, Effects: effects, Written: _, ...computed } = await this.again(() => this.ask("/v1/config/check", { body: text }));
       const changes = h("div", {}, h("h3", {}, "Changes on this host"), h("p", { class: "code" }, "flanneld compares the host with the new plan."));
       result.replaceChildren(
         h("div", { class: "notice good" }, h("b", {}, "The config is valid."), difference.length ? "" : "It does not differ from the config in use."),
