@@ -257,6 +257,27 @@ def test_a_replaced_lease_takes_no_traffic_and_is_written_again(how: str, pins: 
     run(check)
 
 
+@pytest.mark.parametrize("pins", [False, True], ids=["allow-list", "first key"])
+def test_a_lease_with_another_key_takes_no_traffic_while_its_holder_does_not_run(pins: bool) -> None:
+    """A holder that runs writes its lease again before others read the replaced one."""
+
+    async def check(bench: Bench) -> None:
+        a, b = bench.keeper("a", pins=pins), bench.keeper("b", pins=pins)
+        async with running(bench, b):
+            async with running(bench, a):
+                lease = own(a)
+            eves = replace(lease.attributes, public_ip=IPv4Address("192.0.2.250"))
+            replaced = sign(PREFIX, replace(lease, attributes=eves), 99, bench.keys["eve"])
+
+            await bench.put(lease_key(lease), lease_value(replaced))
+            await bench.clock.advance(30)
+
+            assert lease_of(await bench.record(lease_key(lease))).attributes.public_ip == eves.public_ip
+            assert known(b, lease.subnet) == lease.attributes
+
+    run(check)
+
+
 def test_an_old_lease_is_refused_after_a_restart_too() -> None:
     """A host moved to another subnet, and its old lease is written again."""
 
