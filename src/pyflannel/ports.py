@@ -194,6 +194,9 @@ class Store(Protocol):
     async def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, or None if it never does."""
 
+    async def age(self, record: Record) -> float | None:
+        """Return the seconds since a record with a TTL was written; None if the store does not know."""
+
     def addresses(self) -> tuple[IPv4Address, ...]:
         """Return the addresses by which it is reached, as far as they are known; none for a file."""
 

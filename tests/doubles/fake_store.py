@@ -149,6 +149,11 @@ class FakeStore:
         self._reach()
         return self._memory.time_to_live(record)
 
+    async def age(self, record: Record) -> float | None:
+        """Return the seconds since a record with a TTL was written; None if it is unknown."""
+        self._reach()
+        return self._memory.age(record)
+
     def addresses(self) -> tuple[IPv4Address, ...]:
         """Return the addresses that the test set."""
         return self.reached_at
@@ -209,6 +214,7 @@ def _lost(why: str) -> StoreError:
 class _Held:
     record: Record
     deadline: float | None
+    written_at: float
 
 
 class _Memory:
@@ -273,6 +279,12 @@ class _Memory:
             return 0.0
         return held.deadline - self.clock.now()
 
+    def age(self, record: Record) -> float | None:
+        held = self._held.get(record.key)
+        if held is None or held.deadline is None or held.record.lease_id != record.lease_id:
+            return None
+        return self.clock.now() - held.written_at
+
     async def changed(self) -> None:
         event = asyncio.Event()
         self._waiting[event] = None
@@ -297,7 +309,7 @@ class _Memory:
             created=self._revision if before is None else before.created,
         )
         deadline = None if put.ttl_s is None else self.clock.now() + put.ttl_s
-        self._held[put.key] = _Held(record, deadline)
+        self._held[put.key] = _Held(record, deadline, self.clock.now())
         self._happened(PutSeen(record))
         if deadline is not None:
             self.clock.call_at(deadline, lambda: self._expire(record))

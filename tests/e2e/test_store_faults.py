@@ -408,6 +408,25 @@ class TestLeaseLost:
         assert status["lease"]["expires_in_s"] is None
         assert "lease" not in network.record(key)
 
+    def test_the_lease_of_a_living_host_is_released_only_with_force(self, network: Any) -> None:
+        """A running flanneld answers. After a forced release it acquires the same subnet."""
+        host, key = network.hosts["docker2"], network.lease_key("docker2")
+        subnet = str(host.lease())
+
+        host.flannelctl("leases", "reserve", subnet)
+        refused = host.flannelctl("leases", "release", subnet, "--json", check=False)
+        reserved = "lease" not in network.record(key)
+        host.flannelctl("leases", "release", subnet, "--force")
+
+        assert "is alive" in json.loads(refused)["error"]["message"]
+        assert reserved
+        network.wait_status(
+            "docker2",
+            lambda status: status["is_ready"] and not status["lease"]["is_reservation"],
+            "holds a lease again",
+        )
+        assert str(host.lease()) == subnet
+
 
 def test_invalid_keys_are_skipped(network: Any, pinging: Pinging) -> None:
     """Each causes one warning. Peers are not changed, and a starting host is not delayed."""

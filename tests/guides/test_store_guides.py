@@ -26,7 +26,7 @@ SOON_S = 60.0
 CONFIG = '{"Network":"10.100.0.0/16"}'
 PLACES = {place.name: place for place in COOKBOOK.hosts}
 SHOWN = {
-    "reserved": "10.100.150.0-24",
+    "reserved": "10.100.150.0/24",
     "freed": "10.100.226.0-24",
     "address": "10.10.10.101",
     "identity": "be3c31e7af534a0897cfb0acfb502070",
@@ -115,7 +115,7 @@ class TestReservations:
         network.start(host)
         assert new.lease() == IPv4Network("10.100.5.0/24")
 
-        shown = run(host, in_this_run(reserve, reserved=in_key(host.lease())))
+        shown = run(host, in_this_run(reserve, reserved=host.lease()))
         assert "never (reserved)" in line_of(shown, host.lease())
 
         with pinging(host, str(new.lease().network_address)) as pings:

@@ -109,6 +109,11 @@ class Line:
         await self._travel()
         return await self.client.time_to_live(record)
 
+    async def age(self, record: Record) -> float | None:
+        """Return the seconds since a record with a TTL was written; None if it is unknown."""
+        await self._travel()
+        return await self.client.age(record)
+
     def addresses(self) -> tuple[IPv4Address, ...]:
         """Return no address, because the connection uses no route."""
         return ()

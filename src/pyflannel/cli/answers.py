@@ -1,11 +1,12 @@
 """Source of the answers of flannelctl's verbs, and printing as JSON, table or list."""
 
+import asyncio
 import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.stores import parse_store_url
 from pyflannel.cli.invocation import Invocation
-from pyflannel.commands.network_client import NetworkClient, network_client
-from pyflannel.errors import UsageError, one_line, printable
+from pyflannel.commands.network_client import NetworkClient, network_client, network_store
+from pyflannel.errors import NotReadyError, UsageError, one_line, printable
+from pyflannel.ports import Store
 
 _LONGEST_CELL = 256
 """Characters of a cell of a table that are printed: as many as an owner may have."""
@@ -124,3 +126,35 @@ def network_of(
         only_daemon=invocation.socket is not None,
         creates=creates,
     )
+
+
+_ANSWER_S = 4.8
+"""Deadline of a command that reads or writes the store itself: it answers within 5 s."""
+
+
+@asynccontextmanager
+async def store_of(
+    invocation: Invocation, run_dir: Path | None, *, creates: bool = False
+) -> AsyncIterator[Store]:
+    """Open the store that the options select, or that of the daemon, for at most 4.8 s.
+
+    Raises:
+        NotReadyError: the block has not ended in time.
+    """
+    try:
+        async with (
+            asyncio.timeout(_ANSWER_S),
+            network_store(
+                invocation.store_url,
+                socket_of(invocation, run_dir),
+                os.environ,
+                only_daemon=invocation.socket is not None,
+                creates=creates,
+            ) as store,
+        ):
+            yield store
+    except TimeoutError as error:
+        raise NotReadyError(
+            f"the store has not answered within {_ANSWER_S:g} s. A write may have taken effect",
+            hint="Check the store. Before you try again, run flannelctl leases and flannelctl config get.",
+        ) from error

@@ -6,13 +6,14 @@
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import click
+from click.shell_completion import CompletionItem
 
 from pyflannel.errors import FlannelError, one_line, printable
 
@@ -105,6 +106,38 @@ class VerbGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class ListGroup(VerbGroup):
+    """A group of verbs whose verb `ls` may be omitted. Options may be written before the verb."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the verb first. Without one, it is `ls`, unless only help is requested."""
+        place = next(_positions(args), len(args))
+        is_verb = place < len(args) and args[place] in self.commands
+        asks_help = not is_verb and any(word in ctx.help_option_names for word in args)
+        if is_verb:
+            args = [args[place], *args[:place], *args[place + 1 :]]
+        elif not (asks_help or (ctx.resilient_parsing and not args)):
+            args = ["ls", *args]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a verb, or an argument of `ls`."""
+        found = super().shell_complete(ctx, incomplete)
+        arguments = [one for one in self.commands["ls"].params if isinstance(one, click.Argument)]
+        return [*found, *(item for one in arguments for item in one.shell_complete(ctx, incomplete))]
+
+
+def _positions(args: Sequence[str]) -> Iterator[int]:
+    """Yield the positions of the words that are neither options nor their values."""
+    place = 0
+    while place < len(args) and args[place] != "--":
+        if args[place] in _WITH_VALUE:
+            place += 1
+        elif not args[place].startswith("-"):
+            yield place
+        place += 1
+
+
 def _full_name(context: click.Context, name: str) -> str:
     _, *groups = context.command_path.split()
     return " ".join([*groups, name])
@@ -159,6 +192,10 @@ _SOCKET = (
     },
 )
 _JSON = ("--json", "wants_json", {"is_flag": True, "help": "Print a JSON document instead of text."})
+
+
+_WITH_VALUE = ("--store", "--socket", "--run-dir")
+"""The options of all verbs of a group that are followed by a value."""
 
 
 def _shared(

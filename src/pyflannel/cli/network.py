@@ -1,4 +1,4 @@
-"""flannelctl leases, peers and events: the network as this host knows it; and flannelctl rotate-key."""
+"""flannelctl leases ls, peers and events: the network as this host knows it; and flannelctl rotate-key."""
 
 import asyncio
 import re
@@ -101,13 +101,13 @@ def _names(entry: LeaseEntry | PeerEntry) -> set[str]:
     return {str(entry.public_ip), str(entry.subnet), *name}
 
 
-@click.command()
+@click.command("ls")
 @_hosts_argument
 @wide_option
 @run_dir_option
 @shared_options("store", "socket", "json")
 @click.pass_obj
-def leases(invocation: Invocation, hosts: tuple[str, ...], wide: bool, run_dir: Path | None) -> None:
+def list_leases(invocation: Invocation, hosts: tuple[str, ...], wide: bool, run_dir: Path | None) -> None:
     """List the leases of the network.
 
     Lists all leases, or those of each HOST: a host name, an address or a subnet.

@@ -11,7 +11,14 @@ from typing import Protocol
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
 from pyflannel.assembly.stores import EmbeddedAddress, KubernetesAddress, open_store, parse_store_url
-from pyflannel.errors import NoStoreError, NotReadyError, StoreError, UsageError, WireError
+from pyflannel.errors import (
+    FlannelError,
+    NoStoreError,
+    NotReadyError,
+    StoreError,
+    UsageError,
+    WireError,
+)
 from pyflannel.http.server import Response
 from pyflannel.http.sockets import request
 from pyflannel.model.lease import Lease, LeaseEntry
@@ -206,9 +213,9 @@ def is_missing(url: str) -> bool:
 
 
 @asynccontextmanager
-async def store_client(
+async def opened_store(
     url: str, password: Secret | None = None, *, creates: bool = False
-) -> AsyncIterator[StoreClient]:
+) -> AsyncIterator[Store]:
     """Open the store at `url` for the length of a block.
 
     Raises:
@@ -222,9 +229,18 @@ async def store_client(
         )
     store = open_store(url, password)
     try:
-        yield StoreClient(store)
+        yield store
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def store_client(
+    url: str, password: Secret | None = None, *, creates: bool = False
+) -> AsyncIterator[StoreClient]:
+    """Open the store at `url` as a client for the length of a block. Errors are those of `opened_store`."""
+    async with opened_store(url, password, creates=creates) as store:
+        yield StoreClient(store)
 
 
 def _lease(record: Record) -> Lease | None:
@@ -323,3 +339,40 @@ async def network_client(
             return
     async with store_client(store_url, password, creates=creates) as client:
         yield client
+
+
+_SELECTION_S = 1.5
+"""Deadline for the daemon's answer which store it uses. Afterwards, the variables name the store."""
+
+
+@asynccontextmanager
+async def network_store(
+    store_url: str | None,
+    socket: Path,
+    environ: Mapping[str, str],
+    *,
+    only_daemon: bool = False,
+    creates: bool = False,
+) -> AsyncIterator[Store]:
+    """Open the store itself, for the length of a block: that of the daemon if no other is given.
+
+    The arguments and errors are those of `network_client`.
+
+    Raises:
+        FlannelError: the network is one of Kubernetes, whose leases are Nodes.
+    """
+    if store_url is None:
+        try:
+            status = await ControlClient(socket, _SELECTION_S).status()
+            store_url = status.store.url if status.store else None
+        except NotReadyError:
+            if only_daemon:
+                raise
+        store_url = store_url or store_url_from_environment(environ)
+    if isinstance(parse_store_url(store_url).store, KubernetesAddress):
+        raise FlannelError(
+            "the leases of this network are Nodes of Kubernetes, which this command does not change or read",
+            hint="Use kubectl get nodes -o yaml: the lease of a host is in the annotations of its Node.",
+        )
+    async with opened_store(store_url, etcd_password_of(environ), creates=creates) as store:
+        yield store

@@ -71,6 +71,10 @@ class CountedStore:
         """Return the seconds until the record expires, or None if it never does."""
         return await self._counted("time_to_live", self._store.time_to_live(record))
 
+    async def age(self, record: Record) -> float | None:
+        """Return the seconds since a record with a TTL was written; None if it is unknown."""
+        return await self._counted("age", self._store.age(record))
+
     def addresses(self) -> tuple[IPv4Address, ...]:
         """Return the addresses by which the store is reached."""
         return self._store.addresses()

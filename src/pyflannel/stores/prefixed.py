@@ -61,6 +61,10 @@ class PrefixedStore:
         """Return the seconds until the record expires, or None if it never does."""
         return await self._store.time_to_live(replace(record, key=self._prefix + record.key))
 
+    async def age(self, record: Record) -> float | None:
+        """Return the seconds since a record with a TTL was written; None if it is unknown."""
+        return await self._store.age(replace(record, key=self._prefix + record.key))
+
     def addresses(self) -> tuple[IPv4Address, ...]:
         """Return the addresses by which the store is reached."""
         return self._store.addresses()

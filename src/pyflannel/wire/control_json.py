@@ -217,8 +217,8 @@ def parse_public_key(document: bytes) -> str:
     return _decode(document, PublicKey).public_key
 
 
-def format_document(document: SignedFile | ListChange | AllowList) -> bytes:
-    """Return a document of `flannelctl allow-list`."""
+def format_document(document: object) -> bytes:
+    """Return a document of a command that defines its own type."""
     return _encode(document)
 
 

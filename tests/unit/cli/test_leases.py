@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from click.shell_completion import ShellComplete
 
 from pyflannel.assembly.stores import open_store
+from pyflannel.commands import reservations
 from pyflannel.model.store_record import Put
-from pyflannel.programs.flannelctl import run
+from pyflannel.programs.flannelctl import flannelctl, run
 from testlab.documents import read_document
 
 
@@ -97,3 +99,57 @@ class TestHostNames:
         entries = read_document(["leases"], capfd.readouterr().out)["leases"]
         assert [entry["host_name"] or "-" for entry in entries] == list(self.NAMES)
         assert [entry["owner"] for entry in entries] == ["5d0f", "77d2", "a11e", None]
+
+
+class TestVerbs:
+    """`ls` may be omitted, and options may be written before the verb."""
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        url = f"sqlite://{tmp_path}/leases.db"
+        write(
+            url, {"10.100.1.0-24": b'{"PublicIP":"10.0.0.1","Pyflannel":{"Owner":"5d0f","Host":"history"}}'}
+        )
+        return url
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["leases", "ls", "--store", "URL"],
+            ["leases", "--store", "URL", "ls"],
+            ["leases", "--store", "URL"],
+            ["leases", "--store", "URL", "10.0.0.1"],
+            ["leases", "ls", "history", "--store", "URL"],
+        ],
+    )
+    def test_the_list_is_the_usual_verb(
+        self, url: str, arguments: list[str], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run([url if word == "URL" else word for word in arguments]) == 0
+
+        assert len(capfd.readouterr().out.splitlines()) == 2
+
+    def test_the_help_lists_the_verbs(self, capfd: pytest.CaptureFixture[str]) -> None:
+        assert run(["leases", "--help"]) == 0
+
+        shown = capfd.readouterr().out
+        assert all(f"  {verb} " in shown for verb in ("ls", "reserve", "release", "history"))
+
+    def test_a_verb_is_completed(self) -> None:
+        completion = ShellComplete(flannelctl, {}, "flannelctl", "_FLANNELCTL_COMPLETE")
+
+        found = [item.value for item in completion.get_completions(["leases"], "re")]
+
+        assert found == ["release", "reserve"]
+
+    def test_the_holder_that_is_alive_is_named(
+        self, url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def answers(*_: object) -> bool:
+            return True
+
+        monkeypatch.setattr(reservations, "_answers", answers)
+
+        assert run(["--store", url, "leases", "release", "10.100.1.0/24"]) == 1
+
+        assert "history (10.0.0.1) is alive, so 10.100.1.0/24 is not released" in capfd.readouterr().err

@@ -162,6 +162,17 @@ class Database:
             ).fetchone()
             return max(0.0, found[0] - self._clock.now()) if found else 0.0
 
+    def age(self, record: Record) -> float | None:
+        """Return the seconds since the record was written; None without a TTL, or if it has expired."""
+        if not record.lease_id:
+            return None
+        with self._transaction("DEFERRED") as connection:
+            found = connection.execute(
+                "SELECT ttl_s - (deadline - ?) FROM record WHERE key = ? AND lease_id = ?",
+                (self._clock.now(), record.key, record.lease_id),
+            ).fetchone()
+            return max(0.0, found[0]) if found else None
+
     def seconds_to_expiry(self) -> float | None:
         """Return the seconds until the next record expires, or None if none does."""
         with self._transaction("DEFERRED") as connection:

@@ -63,6 +63,10 @@ class EmbeddedStore:
         """Return the seconds until the record expires, or None if it never does."""
         return await self._call(self._database.time_to_live, record)
 
+    async def age(self, record: Record) -> float | None:
+        """Return the seconds since a record with a TTL was written; None if it is unknown."""
+        return await self._call(self._database.age, record)
+
     def addresses(self) -> tuple[IPv4Address, ...]:
         """Return nothing: the store is a file of this host."""
         return ()

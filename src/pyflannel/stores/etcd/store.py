@@ -20,6 +20,7 @@ from pyflannel.stores.etcd.rpc_pb2 import (
     LeaseGrantRequest,
     LeaseRevokeRequest,
     LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
     RangeRequest,
     RangeResponse,
 )
@@ -121,14 +122,28 @@ class EtcdStore:
 
     async def time_to_live(self, record: Record) -> float | None:
         """Return the whole seconds until the record expires, or None if it never does."""
+        answer = await self._lease_of(record)
+        return None if answer is None else max(0.0, float(answer.TTL))
+
+    async def age(self, record: Record) -> float | None:
+        """Return the whole seconds since the record was written; None without a TTL, or if it has expired.
+
+        flannel never keeps an etcd lease alive: each write of a key grants a new one.
+        """
+        answer = await self._lease_of(record)
+        if answer is None or answer.TTL <= 0:
+            return None
+        return max(0.0, float(answer.grantedTTL - answer.TTL))
+
+    async def _lease_of(self, record: Record) -> LeaseTimeToLiveResponse | None:
+        """Return etcd's answer about the TTL of a record; None if it has none."""
         if not record.lease_id:
             return None
         request = LeaseTimeToLiveRequest(ID=record.lease_id)
-        answer = await self._cluster.ask(
+        return await self._cluster.ask(
             lambda member: LeaseStub(member.channel).LeaseTimeToLive(request),
             about=self._keys.shown(record.key),
         )
-        return max(0.0, float(answer.TTL))
 
     def addresses(self) -> tuple[IPv4Address, ...]:
         """Return the addresses of the members, as far as they are known."""

@@ -147,6 +147,10 @@ class KubernetesStore:
         """Return None: neither a Node nor the config expires."""
         return None
 
+    async def age(self, record: Record) -> float | None:
+        """Return None: no record has a TTL."""
+        return None
+
     def addresses(self) -> tuple[IPv4Address, ...]:
         """Return the IPv4 address of the API server, if it is known."""
         address = self._client.address

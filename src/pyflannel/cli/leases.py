@@ -1,0 +1,269 @@
+"""flannelctl leases: the list of leases, reservations, and the history of leases."""
+
+import asyncio
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import click
+
+from pyflannel.cli.answers import both, print_json, print_table, store_of
+from pyflannel.cli.invocation import (
+    Invocation,
+    ListGroup,
+    confirm,
+    is_interactive,
+    print_warning,
+    run_dir_option,
+    say,
+    shared_options,
+)
+from pyflannel.cli.network import list_leases
+from pyflannel.commands.history import LeaseEvent, LeaseHistory, lease_history
+from pyflannel.commands.reservations import (
+    ANSWER_S,
+    Release,
+    Reservation,
+    Subnets,
+    examine_release,
+    parse_subnets,
+    release,
+    reserve,
+)
+from pyflannel.errors import FlannelError, UsageError
+from pyflannel.model.lease import host_text
+from pyflannel.wire.control_json import format_document
+
+
+@click.group(cls=ListGroup)
+def leases() -> None:
+    """List, reserve and release the leases of the network.
+
+    Without a verb, lists the leases: all of them, or those of each HOST that follows.
+
+    \b
+    Examples:
+      flannelctl leases
+      flannelctl leases docker1
+      flannelctl leases reserve 10.100.15.0/24
+      flannelctl leases history 10.100.15.0/24
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+
+
+leases.add_command(list_leases)
+
+
+@leases.command("reserve")
+@click.argument("subnet", metavar="SUBNET")
+@click.option(
+    "--public-ip",
+    metavar="ADDRESS",
+    help="Reserve a free SUBNET for the host with this address on the underlay.",
+)
+@run_dir_option
+@shared_options("store", "socket", "json")
+@click.pass_obj
+def reserve_(invocation: Invocation, subnet: str, public_ip: str | None, run_dir: Path | None) -> None:
+    """Reserve a subnet for a host: a lease that never expires.
+
+    If a host has a lease for SUBNET, it keeps the subnet, and no packet is lost. A free SUBNET is
+    reserved for the host with --public-ip, which uses it when flanneld starts there for the first time. A
+    subnet of another host is never reserved.
+
+    \b
+    Exit codes:
+      0  the subnet is reserved, also if it was reserved for this host before
+      1  it is leased to another host, or the store refused the write
+      2  it is not a subnet of the network, or no host is named
+      3  there is no network config, or no answer in time
+
+    \b
+    Examples:
+      flannelctl leases reserve 10.100.15.0/24
+      flannelctl leases reserve 10.100.5.0/24 --public-ip 10.10.10.101
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    subnets, address = parse_subnets(subnet), None if public_ip is None else _address(public_ip)
+    made = asyncio.run(_reserve(invocation, run_dir, subnets, address))
+    if invocation.wants_json:
+        print_json(format_document(made))
+        return
+    verb = "reserved" if made.was_written else "already reserved"
+    say(f"{verb}: {both(made.subnet, made.ipv6_subnet)} for {host_text(made.public_ip, made.host_name)}")
+
+
+async def _reserve(
+    invocation: Invocation, run_dir: Path | None, subnets: Subnets, address: IPv4Address | None
+) -> Reservation:
+    async with store_of(invocation, run_dir) as store:
+        return await reserve(store, subnets, address)
+
+
+def _address(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--public-ip {text!r} is not an IPv4 address", hint="Write it as 10.10.10.101."
+        ) from error
+
+
+@leases.command("release")
+@click.argument("subnet", metavar="SUBNET")
+@click.option("--force", is_flag=True, help="Do not ask the holder: release its lease too if it is alive.")
+@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
+@run_dir_option
+@shared_options("store", "socket", "json")
+@click.pass_obj
+def release_(
+    invocation: Invocation, subnet: str, force: bool, is_confirmed: bool, run_dir: Path | None
+) -> None:
+    """Release a lease or a reservation, so that another host can use the subnet.
+
+    The holder is asked through the store first. A host that answers within 3 s is alive, and its lease is
+    not released without --force. The same applies to a host with the original flannel, which cannot be asked.
+    With --force, a running flanneld acquires the same subnet again, as a lease that expires, and no packet is
+    lost. On a terminal, flannelctl asks.
+
+    \b
+    Exit codes:
+      0  the lease is released
+      1  there is no such lease, its host is alive or unknown, or the store refused the write
+      2  SUBNET is not a subnet
+      3  no answer in time
+
+    \b
+    Examples:
+      flannelctl leases release 10.100.15.0/24
+      flannelctl leases release 10.100.15.0/24 --force --yes
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    found = asyncio.run(
+        _release(invocation, run_dir, parse_subnets(subnet), is_forced=force, is_confirmed=is_confirmed)
+    )
+    if invocation.wants_json:
+        print_json(format_document(found))
+    else:
+        what = "reservation" if found.was_reservation else "lease"
+        say(f"released the {what}: {both(found.subnet, found.ipv6_subnet)}")
+
+
+async def _release(
+    invocation: Invocation, run_dir: Path | None, subnets: Subnets, *, is_forced: bool, is_confirmed: bool
+) -> Release:
+    async with store_of(invocation, run_dir) as store:
+        found, record = await examine_release(store, subnets, asks=not is_forced)
+    if found.holder in ("alive", "unknown") and not is_forced:
+        raise FlannelError(
+            f"{_holder(found)}, so {found.subnet} is not released",
+            hint="Stop flannel there first: flannelctl cleanup. With --force, a running flanneld acquires "
+            "the subnet again, as a lease that expires.",
+        )
+    if found.holder == "silent":
+        print_warning(f"{_holder(found)}. If it is running, another host may get its subnet")
+    if not is_confirmed and is_interactive():
+        confirm(f"Release {found.subnet}?")
+    async with store_of(invocation, run_dir) as store:
+        await release(store, record)
+    return found
+
+
+def _holder(found: Release) -> str:
+    host = "the holder" if found.public_ip is None else host_text(found.public_ip, found.host_name)
+    if found.holder == "alive":
+        return f"{host} is alive"
+    if found.holder == "unknown":
+        return f"{host} cannot be asked, because its lease is not one of pyflannel"
+    return f"{host} has not answered within {ANSWER_S:g} s"
+
+
+_HEADINGS = ("REVISION", "EVENT", "SUBNET", "HOST", "PUBLIC IP", "BACKEND", "NOT LATER THAN")
+
+
+@leases.command("history")
+@click.argument("subnet", metavar="[SUBNET|ADDRESS]", required=False)
+@click.option("--renewals", is_flag=True, help="Show the renewals too: one for each lease and day.")
+@run_dir_option
+@shared_options("store", "socket", "json")
+@click.pass_obj
+def history(invocation: Invocation, subnet: str | None, renewals: bool, run_dir: Path | None) -> None:
+    """List the earlier leases that the store still has, the latest last.
+
+    Lists all, or those that overlap SUBNET or contain ADDRESS. etcd keeps changes until its compaction, the
+    SQLite store at least the last 10,000. The last line shows how far the history reaches. A store keeps no
+    times: "not later than" follows from the age of later leases.
+
+    \b
+    Exit codes:
+      0  the history is shown
+      1  SUBNET has none, or the store refused
+      2  SUBNET is not a subnet
+      3  no answer in time
+
+    \b
+    Examples:
+      flannelctl leases history
+      flannelctl leases history 10.100.15.0/24 --renewals
+      flannelctl leases history 10.100.15.7 --json
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    chosen = None if subnet is None else _network(subnet)
+    found = asyncio.run(_history(invocation, run_dir))
+    shown = [
+        one
+        for one in found.changes
+        if (chosen is None or one.subnet.overlaps(chosen)) and (renewals or one.event != "renewed")
+    ]
+    if chosen is not None and not shown:
+        raise FlannelError(f"the history has no lease of {chosen}", hint=_reach(found))
+    if invocation.wants_json:
+        print_json(
+            format_document(
+                LeaseHistory(
+                    begin=found.begin,
+                    revision=found.revision,
+                    is_complete=found.is_complete,
+                    changes=tuple(shown),
+                )
+            )
+        )
+        return
+    print_table(_HEADINGS, map(_row, shown))
+    say(_reach(found))
+
+
+async def _history(invocation: Invocation, run_dir: Path | None) -> LeaseHistory:
+    async with store_of(invocation, run_dir) as store:
+        return await lease_history(store)
+
+
+def _network(text: str) -> IPv4Network:
+    return parse_subnets(text if "/" in text or "-" in text else f"{text}/32")[0]
+
+
+def _row(one: LeaseEvent) -> tuple[str, ...]:
+    holder = (one.host_name or "-", "-" if one.public_ip is None else str(one.public_ip))
+    subnet = both(one.subnet, one.ipv6_subnet)
+    return str(one.revision), one.event, subnet, *holder, one.backend_type or "-", local_time(one.not_after)
+
+
+def local_time(at: float | None) -> str:
+    """Return a time for people, `unknown` for None."""
+    return (
+        "unknown"
+        if at is None
+        else datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    )
+
+
+def _reach(found: LeaseHistory) -> str:
+    return reach(found.begin, found.revision, is_complete=found.is_complete)
+
+
+def reach(begin: int, revision: int, *, is_complete: bool) -> str:
+    """Return how far a history reaches, as a sentence."""
+    start = (
+        "The history is complete since the store was created"
+        if begin <= 1
+        else f"The history is complete since revision {begin}: the store deleted older changes"
+    )
+    if is_complete:
+        return f"{start}, up to revision {revision}."
+    return f"{start}, but the store did not send all changes up to revision {revision} in time."

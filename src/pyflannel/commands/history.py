@@ -1,0 +1,301 @@
+"""The earlier values of leases and of the network config that a store still has."""
+
+import asyncio
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from typing import Literal
+
+from pyflannel.errors import CompactedError, WireError
+from pyflannel.model.lease import Lease
+from pyflannel.model.store_record import Change, DeleteSeen, Listing, PutSeen, Record, StoreChanges
+from pyflannel.ports import Store
+from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_of, leased_subnets
+
+_READ_S = 2.5
+"""Deadline for reading the changes. Afterwards, the history is incomplete."""
+
+_QUIET_S = 0.5
+"""Silence after which no earlier change follows. etcd does not report the end of earlier changes."""
+
+_MOST_DATED = 64
+"""Leases whose age is asked for: dates are no closer than a renewal, so more would add little."""
+
+
+class Dates:
+    """The latest times at which revisions were written, from leases with a TTL, whose age the store knows.
+
+    etcd begins TTLs again when it elects a leader. So an age is a minimum, and a time is never too early.
+    """
+
+    def __init__(self, known: Sequence[tuple[int, float]]) -> None:
+        """`known`: revisions, in ascending order, and seconds since the epoch."""
+        self._revisions = [revision for revision, _ in known]
+        earliest, times = float("inf"), []
+        for _, at in reversed(known):
+            earliest = min(earliest, at)
+            times.append(earliest)
+        self._times = times[::-1]
+
+    def not_after(self, revision: int) -> float | None:
+        """Return the latest possible time of a revision; None if no later lease has an age."""
+        place = bisect_left(self._revisions, revision)
+        return self._times[place] if place < len(self._times) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The changes of the keys with one prefix, the oldest first.
+
+    Attributes:
+        begin: revision from which on no change is missing. Of an earlier time, only values that are still in
+            the store are known.
+        revision: revision up to which the changes were read.
+        is_complete: False if the store did not send all of them before the deadline.
+    """
+
+    changes: tuple[Change, ...]
+    begin: int
+    revision: int
+    is_complete: bool
+    dates: Dates
+
+
+async def read_history(store: Store, prefix: str) -> History:
+    """Read the changes of the keys with this prefix.
+
+    Raises:
+        StoreError: the store does not respond.
+    """
+    listing = await store.list(prefix)
+    dates = await _read_dates(store, listing if prefix == SUBNETS else await store.list(SUBNETS))
+    begin = 0
+    while True:
+        try:
+            changes, is_complete = await _changes_after(store, listing, prefix, begin)
+        except CompactedError as error:
+            # The revision that etcd names has a complete state, and the one that SQLite names has a change.
+            begin = max(begin + 1, error.oldest - 1)
+        else:
+            break
+    old = sorted(
+        (record for record in listing.records if record.revision <= begin), key=lambda each: each.revision
+    )
+    return History(
+        changes=(*map(PutSeen, old), *changes),
+        begin=begin + 1,
+        revision=listing.revision,
+        is_complete=is_complete,
+        dates=dates,
+    )
+
+
+async def _changes_after(
+    store: Store, listing: Listing, prefix: str, begin: int
+) -> tuple[list[Change], bool]:
+    """Return the changes after `begin` up to the listing, and whether these are all."""
+    expected = {record.key: record.revision for record in listing.records if record.revision > begin}
+    found: list[Change] = []
+    current: dict[str, int] = {}
+    end = asyncio.get_running_loop().time() + _READ_S
+    async with store.watch(prefix, begin) as watcher:
+        while True:
+            is_at_end = current == expected
+            left = max(0.0, end - asyncio.get_running_loop().time())
+            try:
+                async with asyncio.timeout(_QUIET_S if is_at_end else left):
+                    batch: StoreChanges = await watcher.next()
+            except TimeoutError:
+                return found, is_at_end
+            for change in batch.changes:
+                if revision_of(change) <= listing.revision:
+                    found.append(change)
+                    _apply(change, current)
+            if batch.revision >= listing.revision:
+                return found, True
+
+
+def _apply(change: Change, current: dict[str, int]) -> None:
+    match change:
+        case PutSeen(record):
+            current[record.key] = record.revision
+        case DeleteSeen(key):
+            current.pop(key, None)
+
+
+def revision_of(change: Change) -> int:
+    """Return the revision of a change."""
+    return change.record.revision if isinstance(change, PutSeen) else change.revision
+
+
+async def _read_dates(store: Store, listing: Listing) -> Dates:
+    dated = sorted((each for each in listing.records if each.lease_id), key=lambda each: each.revision)
+    step = max(1, -(-len(dated) // _MOST_DATED))
+    chosen = dated[::-1][::step][::-1]  # with the newest one
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(store.age(record)) for record in chosen]
+    now = time.time()
+    ages = zip(chosen, (each.result() for each in asked), strict=True)
+    return Dates([(record.revision, now - age) for record, age in ages if age is not None])
+
+
+LeaseEventKind = Literal[
+    "acquired", "reserved", "renewed", "changed", "transferred", "expires", "written", "removed", "unreadable"
+]
+"""`expires`: a reservation got a TTL. `written`: the previous value is unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEvent:
+    """A change of one lease. The holder of a removed lease is the last known one.
+
+    Attributes:
+        not_after: latest possible time, in seconds since the epoch; None if it is unknown.
+    """
+
+    revision: int
+    event: LeaseEventKind
+    subnet: IPv4Network
+    ipv6_subnet: IPv6Network | None = None
+    public_ip: IPv4Address | None = None
+    host_name: str | None = None
+    owner: str | None = None
+    backend_type: str | None = None
+    is_reservation: bool = False
+    not_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseHistory:
+    """The document of `leases history`."""
+
+    begin: int
+    revision: int
+    is_complete: bool
+    changes: tuple[LeaseEvent, ...]
+
+
+async def lease_history(store: Store) -> LeaseHistory:
+    """Return the changes of all leases that the store still has, the oldest first.
+
+    Raises:
+        StoreError: the store does not respond.
+    """
+    history = await read_history(store, SUBNETS)
+    return LeaseHistory(
+        begin=history.begin,
+        revision=history.revision,
+        is_complete=history.is_complete,
+        changes=tuple(_lease_events(history)),
+    )
+
+
+def _lease_events(history: History) -> Iterator[LeaseEvent]:
+    before: dict[str, Lease | None] = {}  # None: deleted
+    for change in history.changes:
+        key = change.record.key if isinstance(change, PutSeen) else change.key
+        try:
+            subnet, ipv6_subnet = leased_subnets(key)
+        except WireError:
+            continue  # not a lease
+        event: LeaseEventKind
+        match change:
+            case PutSeen(record):
+                if (lease := _read(record)) is None:
+                    before.pop(key, None)
+                    event = "unreadable"
+                else:
+                    is_new = key in before or _is_new(record, history)
+                    event = _event(before.get(key), lease, is_new=is_new)
+                    before[key] = lease
+            case DeleteSeen():
+                lease, event = before.get(key), "removed"
+                before[key] = None
+        event_of_key = LeaseEvent(
+            revision=revision_of(change),
+            event=event,
+            subnet=subnet,
+            ipv6_subnet=ipv6_subnet,
+            not_after=history.dates.not_after(revision_of(change)),
+        )
+        yield event_of_key if lease is None else _with_holder(event_of_key, lease)
+
+
+def _with_holder(event: LeaseEvent, lease: Lease) -> LeaseEvent:
+    attributes = lease.attributes
+    return replace(
+        event,
+        public_ip=attributes.public_ip,
+        host_name=attributes.host_name,
+        owner=attributes.owner,
+        backend_type=attributes.backend_type or "udp",
+        is_reservation=not lease.has_ttl,
+    )
+
+
+def _is_new(record: Record, history: History) -> bool:
+    """Return whether the first known value of a key is the first one since the key was created."""
+    return record.created == record.revision if record.created else history.begin == 1
+
+
+def _read(record: Record) -> Lease | None:
+    try:
+        return lease_of(record)
+    except WireError:
+        return None
+
+
+def _event(before: Lease | None, after: Lease, *, is_new: bool) -> LeaseEventKind:
+    if before is None:
+        return ("acquired" if after.has_ttl else "reserved") if is_new else "written"
+    old, new = before.attributes, after.attributes
+    if (old.owner, old.public_ip) != (new.owner, new.public_ip) and (
+        old.owner != new.owner or old.owner is None
+    ):
+        return "transferred"
+    if before.has_ttl != after.has_ttl:
+        return "expires" if after.has_ttl else "reserved"
+    return "renewed" if old == new else "changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigVersion:
+    """One value of the network config; None if it was deleted. `not_after`: as in LeaseEvent."""
+
+    revision: int
+    text: str | None
+    not_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigHistory:
+    """The document of `config history`."""
+
+    begin: int
+    revision: int
+    is_complete: bool
+    versions: tuple[ConfigVersion, ...]
+
+
+async def config_history(store: Store) -> ConfigHistory:
+    """Return the values of the network config that the store still has, the oldest first.
+
+    Raises:
+        StoreError: the store does not respond.
+    """
+    history = await read_history(store, CONFIG)
+    versions = []
+    for change in history.changes:
+        key = change.record.key if isinstance(change, PutSeen) else change.key
+        if key == CONFIG:  # `config` is also the beginning of other keys
+            text = change.record.value.decode(errors="replace") if isinstance(change, PutSeen) else None
+            at = history.dates.not_after(revision_of(change))
+            versions.append(ConfigVersion(revision=revision_of(change), text=text, not_after=at))
+    return ConfigHistory(
+        begin=history.begin,
+        revision=history.revision,
+        is_complete=history.is_complete,
+        versions=tuple(versions),
+    )
