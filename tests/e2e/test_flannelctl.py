@@ -269,6 +269,8 @@ class TestLeases:
         history = here("--store", store, "leases", "history")
         assert [one["event"] for one in history["changes"]] == ["reserved", "removed"]
         assert history["is_complete"]
+        versions = here("--store", store, "config", "history")["versions"]
+        assert [one["text"] for one in versions] == [CONFIG]
 
     def test_the_history_begins_after_the_compaction(
         self, here: Here, shared_etcd: Any, network: str

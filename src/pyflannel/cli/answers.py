@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -85,6 +86,27 @@ def duration(seconds: float) -> str:
 def handshake(age_s: float | None) -> str:
     """Return the latest handshake of WireGuard in words."""
     return "no handshake yet" if age_s is None else f"last handshake {duration(age_s)} ago"
+
+
+def local_time(at: float | None) -> str:
+    """Return a time for people, `unknown` for None."""
+    return (
+        "unknown"
+        if at is None
+        else datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    )
+
+
+def reach(begin: int, revision: int, *, is_complete: bool) -> str:
+    """Return how far a history reaches, as a sentence."""
+    start = (
+        "The history is complete since the store was created"
+        if begin <= 1
+        else f"The history is complete since revision {begin}: the store deleted older changes"
+    )
+    if is_complete:
+        return f"{start}, up to revision {revision}."
+    return f"{start}, but the store did not send all changes up to revision {revision} in time."
 
 
 def places_of(

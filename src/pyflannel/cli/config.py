@@ -1,6 +1,7 @@
 """flannelctl config and plan: the network config, and the changes that it causes on this host."""
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -10,7 +11,15 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from pyflannel.cli.answers import network_of, print_json, print_text, socket_of
+from pyflannel.cli.answers import (
+    local_time,
+    network_of,
+    print_json,
+    print_text,
+    reach,
+    socket_of,
+    store_of,
+)
 from pyflannel.cli.invocation import (
     Invocation,
     VerbGroup,
@@ -21,6 +30,13 @@ from pyflannel.cli.invocation import (
     say,
     shared_options,
 )
+from pyflannel.commands.history import (
+    ConfigDifference,
+    ConfigHistory,
+    config_history,
+    host_deviations,
+    stored_config,
+)
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import (
     ConfigError,
@@ -28,12 +44,13 @@ from pyflannel.errors import (
     NotReadyError,
     UnknownBackendError,
     UsageError,
+    WireError,
 )
-from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import PlanPreview
 from pyflannel.plan.backends import config_warnings, difference_of, effects_of
-from pyflannel.wire.control_json import format_preview
+from pyflannel.wire.control_json import format_document, format_preview
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
 _SOURCE = "Name a file, write the JSON itself, or - for standard input."
@@ -120,6 +137,125 @@ def validate(invocation: Invocation, source: str) -> None:
         _print_computed(computed, warnings)
     else:
         print_json(format_network_config(computed).encode())
+
+
+@config.command()
+@click.argument("source", metavar="[FILE|JSON|-]", required=False, shell_complete=_complete_file)
+@run_dir_option
+@shared_options("store", "socket", "json")
+@click.pass_obj
+def diff(invocation: Invocation, source: str | None, run_dir: Path | None) -> None:
+    """Compare the stored network config with a file, and with that of the running hosts.
+
+    A lease shows the subnet, the type, the port and the VNI of its host, not the other keys. If flanneld on
+    this host responds, its whole config is compared.
+
+    \b
+    Exit codes:
+      0  there is no difference
+      1  there is one, or the store refused
+      2  a network config is invalid
+      3  there is no stored network config, or no answer in time
+
+    \b
+    Examples:
+      flannelctl config diff
+      flannelctl config diff new.json
+      flannelctl config diff --json
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    given = None if source is None else _read(source)
+    computed = None if given is None else parse_network_config(given)
+    found = asyncio.run(_compare(invocation, run_dir, given, computed))
+    if invocation.wants_json:
+        print_json(format_document(found))
+    else:
+        _print_difference(found, has_file=given is not None)
+    if not found.ok:
+        click.get_current_context().exit(1)
+
+
+async def _compare(
+    invocation: Invocation, run_dir: Path | None, given: str | None, computed: NetworkConfig | None
+) -> ConfigDifference:
+    used = None
+    if invocation.store_url is None:
+        with contextlib.suppress(NotReadyError, WireError):
+            used = await ControlClient(socket_of(invocation, run_dir), _ASK_S).config_text()
+    async with store_of(invocation, run_dir) as store:
+        stored, leases = await stored_config(store)
+    difference = () if given is None else tuple(difference_of(stored, given))
+    effects = () if computed is None else tuple(_effects(stored, computed, [*map(LeaseEntry.of, leases)]))
+    this_host = None if used is None else tuple(difference_of(stored, used, name="used on this host"))
+    hosts = host_deviations(stored, leases)
+    return ConfigDifference(
+        ok=not (difference or this_host or hosts),
+        difference=difference,
+        effects=effects,
+        this_host=this_host,
+        leases=len(leases),
+        hosts=hosts,
+    )
+
+
+_ASK_S = 1.0
+"""Deadline for flanneld on this host, so that the store can answer within 5 s too."""
+
+
+def _print_difference(found: ConfigDifference, *, has_file: bool) -> None:
+    if has_file:
+        print_text("\n".join(found.difference) or "no difference to the stored network config")
+        for effect in found.effects:
+            print_text(f"effect: {effect}")
+    if found.this_host:
+        print_text("\n".join(found.this_host))
+    elif found.this_host is not None:
+        say("this host: uses the stored network config")
+    for one in found.hosts:
+        say(f"{host_text(one.public_ip, one.host_name)}, {one.subnet}: {'; '.join(one.differences)}")
+    say(f"{len(found.hosts)} of {found.leases} leases differ from the stored network config")
+
+
+@config.command()
+@run_dir_option
+@shared_options("store", "socket", "json")
+@click.pass_obj
+def history(invocation: Invocation, run_dir: Path | None) -> None:
+    """List the earlier network configs that the store still has, the latest last.
+
+    Shows the difference of each config to the one before it. etcd keeps changes until its compaction, the
+    SQLite store at least the last 10,000. The last line shows how far the history reaches. A store keeps no
+    times: "not later than" follows from the age of later leases.
+
+    \b
+    Exit codes:
+      0  the history is shown
+      1  the store refused
+      3  no answer in time
+
+    \b
+    Examples:
+      flannelctl config history
+      flannelctl config history --json
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    found = asyncio.run(_history(invocation, run_dir))
+    if invocation.wants_json:
+        print_json(format_document(found))
+        return
+    before: str | None = None
+    for version in found.versions:
+        say(f"revision {version.revision}, not later than: {local_time(version.not_after)}")
+        if version.text is None:
+            say("the network config was deleted")
+        else:
+            lines = difference_of(before, version.text)[2:]  # without the names of files
+            print_text("\n".join(lines) or "no difference to the previous one")
+        before = version.text
+    say(reach(found.begin, found.revision, is_complete=found.is_complete))
+
+
+async def _history(invocation: Invocation, run_dir: Path | None) -> ConfigHistory:
+    async with store_of(invocation, run_dir) as store:
+        return await config_history(store)
 
 
 _PLAN_DEADLINE_S = 4.0

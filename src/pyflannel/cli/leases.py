@@ -1,13 +1,12 @@
 """flannelctl leases: the list of leases, reservations, and the history of leases."""
 
 import asyncio
-from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import click
 
-from pyflannel.cli.answers import both, print_json, print_table, store_of
+from pyflannel.cli.answers import both, local_time, print_json, print_table, reach, store_of
 from pyflannel.cli.invocation import (
     Invocation,
     ListGroup,
@@ -244,26 +243,5 @@ def _row(one: LeaseEvent) -> tuple[str, ...]:
     return str(one.revision), one.event, subnet, *holder, one.backend_type or "-", local_time(one.not_after)
 
 
-def local_time(at: float | None) -> str:
-    """Return a time for people, `unknown` for None."""
-    return (
-        "unknown"
-        if at is None
-        else datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    )
-
-
 def _reach(found: LeaseHistory) -> str:
     return reach(found.begin, found.revision, is_complete=found.is_complete)
-
-
-def reach(begin: int, revision: int, *, is_complete: bool) -> str:
-    """Return how far a history reaches, as a sentence."""
-    start = (
-        "The history is complete since the store was created"
-        if begin <= 1
-        else f"The history is complete since revision {begin}: the store deleted older changes"
-    )
-    if is_complete:
-        return f"{start}, up to revision {revision}."
-    return f"{start}, but the store did not send all changes up to revision {revision} in time."

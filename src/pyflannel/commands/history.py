@@ -1,4 +1,4 @@
-"""The earlier values of leases and of the network config that a store still has."""
+"""The earlier values of leases and of the network config in a store, and the config that hosts use."""
 
 import asyncio
 import time
@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Literal
 
-from pyflannel.errors import CompactedError, WireError
+from pyflannel.errors import CompactedError, NotReadyError, WireError
 from pyflannel.model.lease import Lease
 from pyflannel.model.store_record import Change, DeleteSeen, Listing, PutSeen, Record, StoreChanges
+from pyflannel.plan.backends import deviations_of
 from pyflannel.ports import Store
 from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_of, leased_subnets
+from pyflannel.wire.network_config_json import parse_network_config
 
 _READ_S = 2.5
 """Deadline for reading the changes. Afterwards, the history is incomplete."""
@@ -298,4 +300,70 @@ async def config_history(store: Store) -> ConfigHistory:
         revision=history.revision,
         is_complete=history.is_complete,
         versions=tuple(versions),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostDeviation:
+    """A running host whose lease differs from the network config. `differences`: one phrase each."""
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    host_name: str | None
+    differences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigDifference:
+    """The document of `config diff`.
+
+    Attributes:
+        ok: there is no difference.
+        difference: lines from the stored config to the given one; empty if none was given.
+        effects: of the given config on the running hosts.
+        this_host: lines from the stored config to the one that flanneld on this host uses; None if it does
+            not respond.
+        leases: number of compared leases.
+        hosts: the running hosts whose lease differs from the stored config.
+    """
+
+    ok: bool
+    difference: tuple[str, ...]
+    effects: tuple[str, ...]
+    this_host: tuple[str, ...] | None
+    leases: int
+    hosts: tuple[HostDeviation, ...]
+
+
+async def stored_config(store: Store) -> tuple[str, list[Lease]]:
+    """Return the stored network config and the leases.
+
+    Raises:
+        NotReadyError: there is no config.
+        StoreError: the store does not respond.
+    """
+    record = await store.get(CONFIG)
+    if record is None:
+        raise NotReadyError("there is no network config yet", hint="Write one: flannelctl config set FILE.")
+    leases = [lease for one in (await store.list(SUBNETS)).records if (lease := _read(one)) is not None]
+    return record.value.decode(errors="replace"), leases
+
+
+def host_deviations(text: str, leases: Sequence[Lease]) -> tuple[HostDeviation, ...]:
+    """Return the running hosts whose lease differs from the config, without unused reservations.
+
+    Raises:
+        ConfigError: the config is invalid.
+    """
+    config = parse_network_config(text)
+    running = [lease for lease in leases if lease.has_ttl or lease.attributes.owner is not None]
+    return tuple(
+        HostDeviation(
+            subnet=lease.subnet,
+            public_ip=lease.attributes.public_ip,
+            host_name=lease.attributes.host_name,
+            differences=tuple(found),
+        )
+        for lease in running
+        if (found := deviations_of(lease, config))
     )

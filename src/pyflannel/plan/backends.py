@@ -189,7 +189,7 @@ _MOST_COMPARED = 4000
 """Most lines of two configs that are compared. The time grows with the square of this number."""
 
 
-def difference_of(old: str | None, new: str) -> list[str]:
+def difference_of(old: str | None, new: str, *, name: str = "new") -> list[str]:
     """Return a unified diff of two configs; empty if they differ in white space only.
 
     If they are long, which only unknown keys cause, the diff removes all lines and adds all lines.
@@ -197,7 +197,7 @@ def difference_of(old: str | None, new: str) -> list[str]:
     from difflib import unified_diff  # only a change of the config needs it
 
     before, after = [] if old is None else _lines(old), _lines(new)
-    names = "stored" if old is not None else "/dev/null", "new"
+    names = "stored" if old is not None else "/dev/null", name
     if len(before) + len(after) <= _MOST_COMPARED:
         return list(unified_diff(before, after, *names, lineterm=""))
     changed = [*(f"-{line}" for line in before), *(f"+{line}" for line in after)]
@@ -288,3 +288,46 @@ def _largest_packet(backend: Backend, config: NetworkConfig) -> int | None:
         return None
     outer = getattr(backend, "outer_mtu", None) or _UNDERLAY_MTU
     return min(outer, _UNDERLAY_MTU) - max(overheads.get(family, 0) for family in config.families)
+
+
+def deviations_of(lease: Lease, config: NetworkConfig) -> list[str]:
+    """Return the differences between the lease of a running host and the config, one phrase each.
+
+    A lease contains the subnets, the type of the backend, its port and its VNI. It does not show the other
+    keys of the config that the host uses.
+
+    Raises:
+        ConfigError: the backend is unknown, or its part of the config is invalid.
+    """
+    return [*_subnet_deviations(lease, config), *_backend_deviations(lease, backend_of(config))]
+
+
+def _subnet_deviations(lease: Lease, config: NetworkConfig) -> Iterator[str]:
+    for subnet in (lease.subnet, lease.ipv6_subnet):
+        if subnet is not None and not config.admits(subnet):
+            yield f"the config does not admit its subnet {subnet}"
+    if config.enable_ipv6 and lease.ipv6_subnet is None:
+        yield "it has no IPv6 subnet"
+    if not config.enable_ipv6 and lease.ipv6_subnet is not None:
+        yield f"it has the IPv6 subnet {lease.ipv6_subnet}, and the config has no IPv6"
+
+
+def _backend_deviations(lease: Lease, backend: Backend) -> Iterator[str]:
+    attributes = lease.attributes
+    if attributes.backend_type != backend.lease_type:
+        yield f"its backend is {attributes.backend_type or 'udp'}, not {backend.lease_type or backend.way}"
+        return
+    if attributes.also:
+        previous = ", ".join(part.backend_type or "udp" for part in attributes.also)
+        yield f"it still receives packets by its previous backend {previous}"
+    match backend:
+        case udp.UdpBackend(port=wanted):
+            name, found = "Port", attributes.port
+        case vxlan.VxlanBackend(vni=wanted):
+            name, found = "VNI", None if attributes.vtep is None else attributes.vtep.vni
+        case wireguard.WireguardBackend(udp_port=wanted):
+            name, found = "ListenPort", None if attributes.wireguard is None else attributes.wireguard.port
+        case _:
+            return
+    if found not in (None, wanted):
+        yield f"its {name} is {found}, not {wanted}"

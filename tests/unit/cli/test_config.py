@@ -1,5 +1,6 @@
 """flannelctl config: checks, warnings, the difference to the stored config, the question on a terminal."""
 
+import asyncio
 import json
 import os
 import pty
@@ -9,9 +10,12 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from pyflannel.assembly.stores import open_store
+from pyflannel.model.store_record import Put
 from pyflannel.programs.flannelctl import run
 from testlab.documents import read_document
 
@@ -217,3 +221,94 @@ def test_set_does_not_ask_with_yes(tmp_path: Path) -> None:
     code, text = on_a_terminal(b"", "--store", f"sqlite://{tmp_path}/l.db", "config", "set", "--yes", GOOD)
 
     assert (code, "[y/N]" in text) == (0, False)
+
+
+class TestDifferenceAndHistory:
+    """The stored config, a file, and the leases of running hosts."""
+
+    LEASES: ClassVar = {
+        "10.100.1.0-24": b'{"PublicIP":"10.0.0.1","Pyflannel":{"Owner":"5d0f","Host":"docker1","Port":8285}}',
+        "10.100.2.0-24": b'{"PublicIP":"10.0.0.2","Pyflannel":{"Owner":"77d2","Host":"docker2","Port":9999}}',
+        "10.200.3.0-24": b'{"PublicIP":"10.0.0.3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"'
+        b'1a:71:ad:7e:3b:3f"}}',
+        "10.100.4.0-24": b'{"PublicIP":"10.0.0.4","BackendType":"host-gw"}',
+    }
+
+    @pytest.fixture
+    def network(self, store: str, set_config: Set, capfd: Printed) -> str:
+        """A config of udp, three running hosts, and a reservation that no host has used."""
+        assert set_config(GOOD) == 0
+
+        async def put() -> None:
+            opened = open_store(store)
+            for name, value in self.LEASES.items():
+                ttl_s = None if name.startswith("10.100.4") else 60
+                await opened.write(Put(key=f"subnets/{name}", value=value, ttl_s=ttl_s, expected=0))
+            await opened.close()
+
+        asyncio.run(put())
+        capfd.readouterr()
+        return store
+
+    def test_hosts_whose_lease_differs_are_named(self, network: str, capfd: Printed) -> None:
+        assert run(["--store", network, "config", "diff", "--json"]) == 1
+
+        found = read_document(["config", "diff"], capfd.readouterr().out)
+        assert [(one["host_name"], one["differences"]) for one in found["hosts"]] == [
+            ("docker2", ["its Port is 9999, not 8285"]),
+            (None, ["the config does not admit its subnet 10.200.3.0/24", "its backend is vxlan, not udp"]),
+        ]
+        assert (found["ok"], found["difference"], found["this_host"], found["leases"]) == (False, [], None, 4)
+
+    def test_a_file_is_compared_with_its_effects(self, network: str, capfd: Printed) -> None:
+        new = '{"Network": "10.100.0.0/16", "Backend": {"Type": "vxlan"}}'
+
+        assert run(["--store", network, "config", "diff", new]) == 1
+
+        shown = capfd.readouterr().out
+        assert '+    "Type": "vxlan"' in shown
+        assert "effect: Hosts change the backend from " in shown
+        assert "2 of 4 leases differ from the stored network config" in shown
+
+    def test_without_a_difference_the_exit_code_is_0(
+        self, store: str, set_config: Set, capfd: Printed
+    ) -> None:
+        set_config(GOOD)
+        capfd.readouterr()
+
+        assert run(["--store", store, "config", "diff", GOOD]) == 0
+
+        assert capfd.readouterr().out.splitlines() == [
+            "no difference to the stored network config",
+            "0 of 0 leases differ from the stored network config",
+        ]
+
+    @pytest.mark.parametrize(("given", "code"), [("{", 2), ('{"Network": "x"}', 2), ("/missing", 2)])
+    def test_an_invalid_file_is_refused(self, network: str, given: str, code: int) -> None:
+        assert run(["--store", network, "config", "diff", given]) == code
+
+    def test_without_a_stored_config_the_exit_code_is_3(self, store: str, set_config: Set) -> None:
+        asyncio.run(_empty(store))
+
+        assert run(["--store", store, "config", "diff"]) == 3
+
+    def test_the_versions_of_the_config_are_listed(self, network: str, capfd: Printed) -> None:
+        new = '{"Network": "10.100.0.0/16", "SubnetLen": 25}'
+        assert run(["--store", network, "config", "set", new]) == 0
+        capfd.readouterr()
+
+        assert run(["--store", network, "config", "history"]) == 0
+        shown = capfd.readouterr().out
+        assert run(["--store", network, "config", "history", "--json"]) == 0
+
+        found = read_document(["config", "history"], capfd.readouterr().out)
+        assert [one["text"] for one in found["versions"]] == [GOOD, new]
+        assert found["versions"][0]["not_after"] is not None
+        assert '+  "SubnetLen": 25' in shown
+        assert "The history is complete since the store was created, up to revision" in shown
+
+
+async def _empty(url: str) -> None:
+    opened = open_store(url)
+    await opened.list("")
+    await opened.close()
