@@ -309,6 +309,25 @@ class TestLeases:
         assert "'10.100.5.7/24' is not a subnet: 10.100.5.7/24 has host bits set" in error["message"]
 
 
+def test_a_network_is_created_and_removed(here: Here, store: str) -> None:
+    blue = '{"Network": "10.101.0.0/16", "Backend": {"Type": "udp", "Port": 8286}}'
+    here("--store", store, "config", "set", CONFIG)
+
+    made = here("--store", store, "network", "create", "blue", blue)
+    reserved = here("--store", f"{store}#blue", "leases", "reserve", "10.101.5.0/24", "--public-ip=10.9.9.9")
+    kept = here("--store", store, "network", "rm", "blue")["error"]
+    listed = here("--store", store, "network", "ls")["networks"]
+    gone = here("--store", store, "network", "rm", "blue", "--force")
+
+    assert (made["network"], reserved["was_written"], kept["code"]) == ("10.101.0.0/16", True, 1)
+    assert [(one["name"], one["leases"], one["reservations"]) for one in listed] == [
+        (None, 0, 0),
+        ("blue", 1, 1),
+    ]
+    assert gone["removed_leases"] == 1
+    assert len(here("--store", store, "network", "ls")["networks"]) == 1
+
+
 class TestFailures:
     @pytest.mark.parametrize(
         "arguments",

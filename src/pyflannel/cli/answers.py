@@ -156,9 +156,11 @@ _ANSWER_S = 4.8
 
 @asynccontextmanager
 async def store_of(
-    invocation: Invocation, run_dir: Path | None, *, creates: bool = False
+    invocation: Invocation, run_dir: Path | None, *, creates: bool = False, whole: bool = False
 ) -> AsyncIterator[Store]:
     """Open the store that the options select, or that of the daemon, for at most 4.8 s.
+
+    With `whole`, open the store with all its networks, also if only one of them is selected.
 
     Raises:
         NotReadyError: the block has not ended in time.
@@ -172,6 +174,7 @@ async def store_of(
                 os.environ,
                 only_daemon=invocation.socket is not None,
                 creates=creates,
+                whole=whole,
             ) as store,
         ):
             yield store

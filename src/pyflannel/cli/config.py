@@ -60,7 +60,8 @@ def _complete_file(_: click.Context, __: click.Parameter, incomplete: str) -> li
     return [CompletionItem(incomplete, type="file")]
 
 
-_source_argument = click.argument("source", metavar="FILE|JSON|-", shell_complete=_complete_file)
+source_argument = click.argument("source", metavar="FILE|JSON|-", shell_complete=_complete_file)
+"""The argument that is a network config; `read_source` returns its text."""
 
 
 @click.group(cls=VerbGroup)
@@ -87,7 +88,7 @@ def get(invocation: Invocation, run_dir: Path | None) -> None:
 
 
 @config.command("set")
-@_source_argument
+@source_argument
 @click.option("--dry-run", is_flag=True, help="Check the config and show the difference, write nothing.")
 @click.option("--force", is_flag=True, help="Write a config with unknown keys or an unknown backend too.")
 @click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
@@ -102,8 +103,8 @@ def set_(
     The config is a FILE, the JSON itself, or - for standard input. flannelctl shows the difference to the
     stored config and its effects on running hosts, and asks on a terminal. An invalid config is not written.
     """
-    text = _read(source)
-    computed, warnings = _checked(text, accepts_unknown=force)
+    text = read_source(source)
+    computed, warnings = checked_config(text, accepts_unknown=force)
     if warnings and not force:
         raise ConfigError("; ".join(warnings), hint="Correct the config, or write it with --force.")
     stored, leases = asyncio.run(_stored(invocation, run_dir))
@@ -124,7 +125,7 @@ def set_(
 
 
 @config.command()
-@_source_argument
+@source_argument
 @shared_options("json")
 @click.pass_obj
 def validate(invocation: Invocation, source: str) -> None:
@@ -132,7 +133,7 @@ def validate(invocation: Invocation, source: str) -> None:
 
     The config is a FILE, the JSON itself, or - for standard input. Nothing is written.
     """
-    computed, warnings = _checked(_read(source), accepts_unknown=False)
+    computed, warnings = checked_config(read_source(source), accepts_unknown=False)
     if invocation.wants_json:
         _print_computed(computed, warnings)
     else:
@@ -163,7 +164,7 @@ def diff(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
       flannelctl config diff new.json
       flannelctl config diff --json
     """  # noqa: D301 - \b is the character by which click keeps line breaks
-    given = None if source is None else _read(source)
+    given = None if source is None else read_source(source)
     computed = None if given is None else parse_network_config(given)
     found = asyncio.run(_compare(invocation, run_dir, given, computed))
     if invocation.wants_json:
@@ -294,7 +295,7 @@ def plan(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
       flannelctl plan --config new.json
       flannelctl plan --config '{"Network": "10.100.0.0/16", "Backend": {"Type": "vxlan"}}'
     """  # noqa: D301 - \b is the character by which click keeps line breaks
-    text = None if source is None else _read(source)
+    text = None if source is None else read_source(source)
     daemon = ControlClient(socket_of(invocation, run_dir), _PLAN_DEADLINE_S)
     found = asyncio.run(daemon.preview(text))
     if invocation.wants_json:
@@ -316,7 +317,7 @@ def _summary(found: PlanPreview) -> str:
     return f"{counts['add']} to add, {counts['change']} to change, {counts['remove']} to remove"
 
 
-def _checked(text: str, *, accepts_unknown: bool) -> tuple[NetworkConfig, list[str]]:
+def checked_config(text: str, *, accepts_unknown: bool) -> tuple[NetworkConfig, list[str]]:
     """Return the config and the warnings about it, which are printed too.
 
     Raises:
@@ -369,8 +370,13 @@ async def _set(invocation: Invocation, run_dir: Path | None, text: str) -> None:
         await network.set_config(text)
 
 
-def _read(source: str) -> str:
-    """Return the text of an argument: of the file, of standard input, or the argument itself."""
+def read_source(source: str) -> str:
+    """Return the text of an argument: of the file, of standard input, or the argument itself.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+        UsageError: it is empty or cannot be read.
+    """
     if source.lstrip().startswith("{"):
         return source
     if not source:

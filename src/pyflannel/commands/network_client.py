@@ -353,10 +353,11 @@ async def network_store(
     *,
     only_daemon: bool = False,
     creates: bool = False,
+    whole: bool = False,
 ) -> AsyncIterator[Store]:
     """Open the store itself, for the length of a block: that of the daemon if no other is given.
 
-    The arguments and errors are those of `network_client`.
+    The arguments and errors are those of `network_client`. With `whole`, a network in the URL is ignored.
 
     Raises:
         FlannelError: the network is one of Kubernetes, whose leases are Nodes.
@@ -369,6 +370,8 @@ async def network_store(
             if only_daemon:
                 raise
         store_url = store_url or store_url_from_environment(environ)
+    if whole:
+        store_url = store_url.partition("#")[0]
     if isinstance(parse_store_url(store_url).store, KubernetesAddress):
         raise FlannelError(
             "the leases of this network are Nodes of Kubernetes, which this command does not change or read",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network
 from typing import Protocol
 
-from pyflannel.errors import UnknownBackendError
+from pyflannel.errors import ConfigError, UnknownBackendError
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import BackendData, Lease, LeaseEntry, Vtep, host_text
 from pyflannel.model.network_config import Family, NetworkConfig
@@ -331,3 +331,29 @@ def _backend_deviations(lease: Lease, backend: Backend) -> Iterator[str]:
             return
     if found not in (None, wanted):
         yield f"its {name} is {found}, not {wanted}"
+
+
+def conflicts_of(config: NetworkConfig, other: NetworkConfig) -> Iterator[str]:
+    """Yield why no host can run two networks with these configs, one phrase each.
+
+    A backend that this version does not know has no known conflict.
+    """
+    for one in config.ranges:
+        for another in other.ranges:
+            if one.version == another.version and one.overlaps(another):
+                yield f"its range {one} overlaps {another}"
+    try:
+        backends = backend_of(config), backend_of(other)
+    except ConfigError:
+        return
+    match backends:
+        case udp.UdpBackend(port=first), udp.UdpBackend(port=second):
+            name = "Port"
+        case vxlan.VxlanBackend(vni=first), vxlan.VxlanBackend(vni=second):
+            name = "VNI"
+        case wireguard.WireguardBackend(udp_port=first), wireguard.WireguardBackend(udp_port=second):
+            name = "ListenPort"
+        case _:
+            return
+    if first == second:
+        yield f"it has the same {name} {first}"

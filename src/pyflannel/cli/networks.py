@@ -1,0 +1,186 @@
+"""flannelctl network: several networks in one store."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from pyflannel.cli.answers import both, print_json, print_table, store_of
+from pyflannel.cli.config import checked_config, read_source, source_argument
+from pyflannel.cli.invocation import (
+    Invocation,
+    VerbGroup,
+    confirm,
+    is_interactive,
+    print_warning,
+    run_dir_option,
+    say,
+    shared_options,
+)
+from pyflannel.commands.networks import (
+    NetworkChange,
+    NetworkEntry,
+    Networks,
+    check_name,
+    create_network,
+    find_network,
+    list_networks,
+    remove_network,
+)
+from pyflannel.errors import ConfigError
+from pyflannel.wire.control_json import format_document
+
+
+@click.group(cls=VerbGroup)
+def network() -> None:
+    """List, create and remove the networks of a store.
+
+    A store contains one network without a name, and any number of networks with a name. flanneld runs the
+    latter with --networks or --watch-networks.
+
+    \b
+    Examples:
+      flannelctl network ls
+      flannelctl network create blue '{"Network": "10.101.0.0/16"}'
+      flannelctl network rm blue
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+
+
+_HEADINGS = ("NAME", "NETWORK", "BACKEND", "LEASES", "RESERVED", "CONFIG")
+
+
+@network.command("ls")
+@run_dir_option
+@shared_options("store", "socket", "json")
+@click.pass_obj
+def ls(invocation: Invocation, run_dir: Path | None) -> None:
+    """List the networks of the store with their configs and numbers of leases.
+
+    The network without a name is shown as "-". A network without a config is listed if it has leases.
+
+    \b
+    Exit codes:
+      0  the networks are shown, also if there are none
+      1  the store refused
+      3  no answer in time
+
+    \b
+    Examples:
+      flannelctl network ls
+      flannelctl --store etcd://10.0.0.1 network ls --json
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    found = asyncio.run(_list(invocation, run_dir))
+    if invocation.wants_json:
+        print_json(format_document(found))
+    else:
+        print_table(_HEADINGS, map(_row, found.networks))
+
+
+async def _list(invocation: Invocation, run_dir: Path | None) -> Networks:
+    async with store_of(invocation, run_dir, whole=True) as store:
+        return await list_networks(store)
+
+
+def _row(entry: NetworkEntry) -> tuple[str, ...]:
+    return (
+        entry.name or "-",
+        "-" if entry.network is None else both(entry.network, entry.ipv6_network),
+        entry.backend_type or "-",
+        str(entry.leases),
+        str(entry.reservations),
+        entry.error or "valid",
+    )
+
+
+@network.command()
+@click.argument("name", metavar="NAME")
+@source_argument
+@click.option(
+    "--force", is_flag=True, help="Create it despite unknown keys or a conflict with another network."
+)
+@run_dir_option
+@shared_options("store", "socket", "json")
+@click.pass_obj
+def create(invocation: Invocation, name: str, source: str, force: bool, run_dir: Path | None) -> None:
+    """Check a network config and write it for a new network.
+
+    The config is a FILE, the JSON itself, or - for standard input. The ranges of two networks must not
+    overlap. Two networks with the backend udp or wireguard need different ports, and two with vxlan
+    different values of VNI, so that a host can run both.
+
+    \b
+    Exit codes:
+      0  the network is created
+      1  it exists or conflicts with another network, or the store refused
+      2  the name or the config is invalid
+      3  no answer in time
+
+    \b
+    Examples:
+      flannelctl network create blue blue.json
+      flannelctl network create red '{"Network": "10.102.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}'
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    check_name(name)
+    text = read_source(source)
+    _, warnings = checked_config(text, accepts_unknown=force)
+    if warnings and not force:
+        raise ConfigError("; ".join(warnings), hint="Correct the config, or write it with --force.")
+    made = asyncio.run(_create(invocation, run_dir, name, text, is_forced=force))
+    for conflict in made.conflicts:
+        print_warning(conflict)
+    if invocation.wants_json:
+        print_json(format_document(made))
+    else:
+        say(f"created the network {name}: {made.network}")
+
+
+async def _create(
+    invocation: Invocation, run_dir: Path | None, name: str, text: str, *, is_forced: bool
+) -> NetworkChange:
+    async with store_of(invocation, run_dir, creates=True, whole=True) as store:
+        return await create_network(store, name, text, is_forced=is_forced)
+
+
+@network.command()
+@click.argument("name", metavar="NAME")
+@click.option("--force", is_flag=True, help="Delete its leases too.")
+@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
+@run_dir_option
+@shared_options("store", "socket", "json")
+@click.pass_obj
+def rm(invocation: Invocation, name: str, force: bool, is_confirmed: bool, run_dir: Path | None) -> None:
+    """Remove a network from the store.
+
+    A network with leases is not removed without --force, which also deletes its leases and reservations.
+    Hosts with --watch-networks stop the network. Other running hosts keep it with their last config, and
+    write their leases again. The data path on the hosts remains: flannelctl cleanup removes it.
+
+    \b
+    Exit codes:
+      0  the network is removed
+      1  it has leases, or the store refused
+      2  the name is invalid
+      3  there is no such network, or no answer in time
+
+    \b
+    Examples:
+      flannelctl network rm blue
+      flannelctl network rm blue --force --yes
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    gone = asyncio.run(_remove(invocation, run_dir, name, is_forced=force, is_confirmed=is_confirmed))
+    if invocation.wants_json:
+        print_json(format_document(gone))
+    else:
+        leases = f" and {gone.removed_leases} leases" if gone.removed_leases else ""
+        say(f"removed the network {name}{leases}")
+
+
+async def _remove(
+    invocation: Invocation, run_dir: Path | None, name: str, *, is_forced: bool, is_confirmed: bool
+) -> NetworkChange:
+    async with store_of(invocation, run_dir, whole=True) as store:
+        found = await find_network(store, name)
+    if (is_forced or not found.leases) and not is_confirmed and is_interactive():
+        confirm(f"Remove the network {name} with {found.leases} leases?")
+    async with store_of(invocation, run_dir, whole=True) as store:
+        return await remove_network(store, found, is_forced=is_forced)
