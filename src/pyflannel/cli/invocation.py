@@ -121,7 +121,9 @@ class ListGroup(VerbGroup):
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete a verb, or an argument of `ls`."""
+        """Complete a verb, or an argument or option of `ls`."""
+        if incomplete.startswith("-"):
+            return self.commands["ls"].shell_complete(ctx, incomplete)
         found = super().shell_complete(ctx, incomplete)
         arguments = [one for one in self.commands["ls"].params if isinstance(one, click.Argument)]
         return [*found, *(item for one in arguments for item in one.shell_complete(ctx, incomplete))]
