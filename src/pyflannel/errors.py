@@ -173,7 +173,7 @@ _REMEDIES = {
 
 
 def remedy(error: OSError, otherwise: str) -> str:
-    """Return the remedy for an exhausted resource, if that caused the error, or else `otherwise`."""
+    """Return the remedy for an exhausted resource if that caused the error; if not, `otherwise`."""
     return _REMEDIES.get(error.errno or 0, otherwise)
 
 
@@ -181,7 +181,8 @@ def is_permanent(code: int | None) -> bool:
     """Return whether an operation with this errno fails until something else changes.
 
     Errors that may disappear by themselves are temporary: a lack of resources (EMFILE, ENFILE, ENOMEM,
-    ENOBUFS, ENOSPC, EDQUOT), a moment (EAGAIN, EBUSY, EINTR, ETIMEDOUT), a fault (EIO), another user of the
+    ENOBUFS, ENOSPC, EDQUOT), a short-lived condition (EAGAIN, EBUSY, EINTR, ETIMEDOUT), a fault (EIO),
+    another user of the
     resource (EADDRINUSE), and the state of the network (ENODEV, ENETDOWN, ENETUNREACH, EADDRNOTAVAIL), of
     which not every change is announced. An unknown errno is temporary too, because a needless retry costs
     little.

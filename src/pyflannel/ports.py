@@ -256,7 +256,7 @@ async def in_thread(act: Callable[[Unpack[_Arguments]], _Answer], *arguments: *_
     """Return the result of a call that may block, run in a thread.
 
     Raises:
-        OSError: EAGAIN, no thread can be started.
+        OSError: EAGAIN: no thread can be started.
     """
     try:
         return await asyncio.to_thread(act, *arguments)
@@ -402,31 +402,31 @@ class WireguardSource(Protocol):
     """The WireGuard key of this host, and the implementation that its kernel leaves to it."""
 
     async def observe(self) -> WireguardFacts:
-        """Return the facts as they are now. The first call makes a key if there is none.
+        """Return the facts as they are now. The first call creates a key if there is none.
 
         Raises:
             TargetError: the key or the implementation is unusable.
         """
 
     async def prepare(self) -> str:
-        """Make the next key and return its public key.
+        """Create the next key and return its public key.
 
         Raises:
-            TargetError: it cannot be made or kept.
+            TargetError: the key cannot be created or saved.
         """
 
     async def promote(self) -> None:
-        """Put the prepared key in the place of the current one.
+        """Replace the current key by the prepared one.
 
         Raises:
-            TargetError: it cannot be kept.
+            TargetError: the key cannot be saved.
         """
 
     async def discard(self) -> None:
-        """Forget the prepared key.
+        """Discard the prepared key.
 
         Raises:
-            TargetError: it cannot be removed.
+            TargetError: the key cannot be removed.
         """
 
 
@@ -444,7 +444,7 @@ class KernelPath(Protocol):
     """Features of the kernel, and problems without a repair. Calls never raise and take milliseconds."""
 
     def features(self) -> tuple[Feature, ...]:
-        """Return the features that the fast path uses, probed at each call."""
+        """Probe the features that the fast path uses, and return them."""
 
     def notices(self, device: str) -> tuple[Notice, ...]:
         """Return the problems of the tunnel of `device` that the latest look found and no repair solves."""

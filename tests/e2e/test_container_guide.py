@@ -90,7 +90,7 @@ def test_a_new_container_without_directories_has_the_subnet_of_the_previous_one(
 
     assert (lease_line(second), owner_line(second)) == (lease_line(first), owner_line(first))
     log = host.run(["docker", "logs", "flanneld"]).stderr
-    assert "Took over the identity on the device" in log
+    assert "Using the identity on the device" in log
     assert "asking whether" not in log
 
     run_block(host, cleanup)

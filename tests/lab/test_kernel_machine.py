@@ -113,7 +113,7 @@ def test_a_damaged_identity_is_moved_and_reported(
 
     assert json.loads(path.read_text())["Owner"] == identity.owner
     assert path.with_name("identity.json.corrupt").read_bytes() == text.encode("latin-1")
-    assert "spoilt" in caplog.text
+    assert "damaged" in caplog.text
 
 
 def test_a_new_identity_replaces_the_old_one(state_dir: str, run_dir: str, machine_id: Path) -> None:

@@ -50,7 +50,7 @@ class Controlled(Protocol):
 
         Raises:
             ConfigError: the config is invalid, or this host would refuse it.
-            NotReadyError: there is no lease yet.
+            NotReadyError: this host has no lease yet.
             TargetError: the host cannot be read.
         """
 
@@ -61,7 +61,7 @@ class Controlled(Protocol):
         """Write the network config to the store.
 
         Raises:
-            StoreError: it was not written, or the result is unknown.
+            StoreError: the config was not written, or the result is unknown.
         """
 
     async def rotate_key(self) -> str:
@@ -77,8 +77,8 @@ async def serve_control(path: Path, daemon: Controlled, *, look_s: float = LOOK_
     """Serve the control socket at `path` until cancelled, then remove it.
 
     Raises:
-        BusyError: another daemon serves it.
-        TargetError: it cannot be created there.
+        BusyError: another daemon serves a socket at `path`.
+        TargetError: the socket cannot be created there.
     """
     place = UnixPlace(
         path=path,

@@ -102,7 +102,7 @@ def _constant(answer: _Answer) -> Handler:
 
 
 def _handler(kind: type[_Request], perform: Callable[[_Request], Awaitable[_Answer | None]]) -> Handler:
-    """Return the handler of a method. Docker prints the error of a failed one to the user."""
+    """Return the handler of a method. If a request fails, Docker prints the error to the user."""
 
     async def handle(request: Request) -> Response:
         try:

@@ -1,1 +1,1 @@
-"""Composition: options become adapters, adapters and engine become a daemon."""
+"""Composition: creates the adapters from the options, and the daemon from the adapters and the engine."""

@@ -23,7 +23,7 @@ from pyflannel.wire.forwarder_control import SOCKET_NAME
 _RUN_DIR = Path("/run/flannel")
 
 DOCKER_SOCKET = Path("/run/docker/plugins/flannel.sock")
-"""The usual socket of the network plugin for Docker. Docker finds it by its directory."""
+"""The default socket of the network plugin for Docker. Docker finds it by its directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +163,11 @@ class Places:
         return None
 
     def of_prefix(self, prefix: str | None) -> "Places":
-        """Return the places of the daemon with this prefix in the store, where these are the usual ones.
+        """Return the places of the daemon with this prefix in the store, if these are the default places.
 
-        The default prefix, and a store without a prefix (None), have the usual places. Another prefix has
-        directories inside the usual ones. If its daemon has used the usual places since an earlier version,
-        which had no others, it keeps them. No network can have the name of these directories.
+        The default prefix, and a store without a prefix (None), have the default places. Another prefix has
+        directories inside the default ones. A daemon that has used the default places since an earlier
+        version, which had no others, keeps them. No network can have the name of these directories.
         """
         if prefix in (None, DEFAULT_PREFIX):
             return self
@@ -199,7 +199,8 @@ class Places:
 
 
 _LONGEST_DIRECTORY = 64
-"""Characters of the directory of a prefix: the path of a Unix socket in it has at most 107 bytes."""
+"""Maximum number of characters of the directory name of a prefix: the path of a Unix socket in it has at most
+107 bytes."""
 
 
 def _directory_of(prefix: str) -> str:

@@ -87,7 +87,8 @@ _ANSWER_S = 1.0
 
 
 _DOCTOR = "import os, sys; os.nice(10)\nfrom pyflannel.programs.flannelctl import main\nsys.exit(main())"
-"""flannelctl, which must not delay flanneld. Its memory is free again at its end."""
+"""The command runs as another process, so that it does not delay flanneld, and its memory is freed at its
+end."""
 
 
 class TunnelGuard:
@@ -265,7 +266,7 @@ class HostNetwork:
         """Return the document of `flannelctl doctor --json`, which runs as another process.
 
         Raises:
-            TargetError: it cannot run, did not end in time, or failed.
+            TargetError: doctor cannot run, did not end in time, or failed.
         """
         places = self.places
         ran = await run_program(
@@ -286,7 +287,7 @@ class HostNetwork:
         """Write the network config to the store.
 
         Raises:
-            StoreError: it was not written, or the outcome is unknown.
+            StoreError: the config was not written, or the result is unknown.
         """
         await self._store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
 
@@ -427,7 +428,10 @@ async def open_network(
 async def _reading_targets(
     places: Places, keys: WireguardKeys, wireguard_go: WireguardGo
 ) -> AsyncIterator[Sequence[Target]]:
-    """Open targets that read the host for another plan: those of the reconciler remember the one in force."""
+    """Open targets that read the host for another plan.
+
+    The targets of the reconciler remember the current plan.
+    """
     async with AsyncExitStack() as opened:
         enter = opened.enter_async_context
         yield (

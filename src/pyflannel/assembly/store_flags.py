@@ -148,7 +148,7 @@ def _named_by_url(url: str, origin: str, password: Secret | None) -> StoreChoice
 
 
 def _clear_text(address: EtcdAddress, cause: str) -> list[str]:
-    """Return a warning if the user's password is sent in clear text."""
+    """Return a warning if the password of the user is sent unencrypted."""
     if address.has_tls or "username" not in address.settings:
         return []
     return [f"The etcd password is sent unencrypted, because {cause}"]

@@ -25,7 +25,7 @@ from pyflannel.errors import NotReadyError, UsageError, one_line, printable
 from pyflannel.ports import Store
 
 _LONGEST_CELL = 256
-"""Characters of a cell of a table that are printed: as many as an owner may have."""
+"""Maximum number of printed characters in a cell of a table: the maximum length of an owner."""
 
 _WIDE = 1000
 """Width of a table in a file or a pipe. Long lines stay whole, so that grep finds them."""
@@ -140,7 +140,7 @@ def socket_of(invocation: Invocation, run_dir: Path | None) -> Path:
 def network_of(
     invocation: Invocation, run_dir: Path | None, *, creates: bool = False
 ) -> AbstractAsyncContextManager[NetworkClient]:
-    """Open the daemon or the store that the options select; `creates` allows to create the store."""
+    """Open the daemon or the store that the options select; `creates` permits a new file of the store."""
     return network_client(
         invocation.store_url,
         socket_of(invocation, run_dir),

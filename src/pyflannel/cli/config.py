@@ -356,7 +356,7 @@ async def _stored(invocation: Invocation, run_dir: Path | None) -> tuple[str | N
 
 
 def _effects(stored: str | None, new: NetworkConfig, leases: Sequence[LeaseEntry]) -> list[str]:
-    """Return the effects on running hosts; none if one of the configs does not tell."""
+    """Return the effects on running hosts; none if one of the configs is invalid."""
     if stored is None:
         return []
     try:

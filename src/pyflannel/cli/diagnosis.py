@@ -37,7 +37,7 @@ def trace(
     SOURCE and DESTINATION are addresses of containers or hosts. One of them must be on this host. Without
     SOURCE, the packet is from a container of this host, or from this host if it knows none. Each step is read
     from the kernel: container, bridge, route, filter rules, neighbour, FDB entry, program or forwarder,
-    underlay. The other host is probed. If it does not answer, the way of the reply on this host follows.
+    underlay. The other host is probed. If it does not answer, the path of the reply on this host follows.
     Needs root. Takes at most 5 seconds.
 
     \b

@@ -24,7 +24,7 @@ _HOST_HEADINGS = ("HOST", "ADDRESS", "LEASE", "DEVICE", "MTU", "REACHED", "RTT")
 _LAB_HEADINGS = ("LAB", "STATE", "HOSTS", "DIRECTORY")
 
 _USED: dict[str, tuple[Literal["json"]]] = {"demo": ("json",), "list": ("json",)}
-"""The shared options of each command that has any."""
+"""The options that several commands have."""
 
 
 def _complete_lab(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
@@ -32,7 +32,7 @@ def _complete_lab(_: click.Context, __: click.Parameter, incomplete: str) -> lis
 
 
 def _complete_host(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Return the running hosts of the named lab that begin so; none if the name is invalid."""
+    """Return the running hosts of a lab whose names begin with this text; none for an invalid lab."""
     try:
         hosts = LabDirectory(context.params["name"]).hosts()
     except UsageError:
@@ -84,7 +84,7 @@ def lab(context: click.Context) -> None:
 @_store_option
 @_docker_option
 @_plugin_option
-@click.option("--keep", is_flag=True, help="Keep the lab at the end, for a look around.")
+@click.option("--keep", is_flag=True, help="Keep the lab at the end, to examine it.")
 @json_option
 @click.pass_context
 def demo(context: click.Context, name: str, store: str, docker: bool, plugin: bool, keep: bool) -> None:

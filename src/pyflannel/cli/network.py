@@ -55,11 +55,11 @@ _HEADINGS = ("SUBNET", "HOST", "PUBLIC IP", "BACKEND")
 
 
 _COMPLETION_S = 0.3
-"""Deadline for host names while a person waits for the completion of a command line."""
+"""Deadline for the host names in the completion of a command line, for which a person waits."""
 
 
 def _complete_host(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Return the host names that begin so, from the daemon; none if it does not respond in time."""
+    """Return the host names that begin with this text; none if the daemon does not respond in time."""
     given = context.obj or Invocation()
     options = {**context.find_root().params, **context.params}
     socket = socket_of(replace(given, socket=given.socket or options.get("socket")), options.get("run_dir"))

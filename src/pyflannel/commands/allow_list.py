@@ -23,7 +23,7 @@ def operator_key(path: Path) -> bytes:
     """Return the public key of an operator; the key is made now if the file does not exist.
 
     Raises:
-        TargetError: the key cannot be made or kept, or the file is unusable.
+        TargetError: the key cannot be created or saved, or the file is unusable.
     """
     return lease_key(path, OPERATOR).public
 
@@ -32,7 +32,7 @@ def sign_file(source: Path, key_file: Path, target: Path, prefix: str, counter: 
     """Sign the allow-list in a file for a prefix of the store, and write it to another file.
 
     Args:
-        source: the list: a key per line.
+        source: the list: one key per line.
         key_file: the key of the operator.
         target: the signed list.
         prefix: prefix of the store.

@@ -33,7 +33,7 @@ DEADLINE_S = 3.0
 """Deadline for all parts: the command answers within 5 s."""
 
 _MOST_OCTETS = 2 << 20
-"""Most bytes of one part; of a longer one, the end is kept."""
+"""Maximum number of bytes of one part. Only the end of a longer part is kept."""
 
 _MOST_LEARNED = 200
 """Most values that are removed everywhere because they occur beside the name of a secret in some part. Beside

@@ -279,7 +279,7 @@ class Cleanup:
     """The options of a cleanup.
 
     Attributes:
-        store_url: URL of the store with the lease; None for the store of the running daemon, or else of the
+        store_url: URL of the store with the lease; None for the store of the running daemon, otherwise of the
             environment. For one of several networks, the URL may omit the network.
         node_id: identity of the host, if the daemon got it as an option.
         doubtful_rules: remove filter rules too that may belong to the original or to another program.
@@ -375,7 +375,7 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
     """Return the files to remove from the run directory; report those that a running original uses."""
     subnet_files = (
         places.subnet_file,
-        places.subnet_file.with_name(f".{places.subnet_file.name}"),  # of an original killed during a write
+        places.subnet_file.with_name(f".{places.subnet_file.name}"),  # of an original killed in a write
     )
     files = (
         places.device_file,
@@ -396,7 +396,7 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
 
 
 def _dead_docker_socket(places: Places) -> tuple[Path, ...]:
-    """Return the usual socket of Docker's network plugin if a killed flanneld left it.
+    """Return the default socket of Docker's network plugin if a killed flanneld left it behind.
 
     Docker would try to connect to it for 15 seconds.
     """

@@ -60,7 +60,7 @@ class CniPlaces:
 
     @property
     def are_default(self) -> bool:
-        """Whether runtimes read these directories without a configuration."""
+        """Whether runtimes read these directories by default."""
         return self == CniPlaces()
 
 

@@ -104,7 +104,7 @@ def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
 
 
 async def _underlay(known: Kept | None) -> str | None:
-    """Return the interface with the address of the last lease, or else that of the default route."""
+    """Return the interface with the address of the last lease, otherwise that of the default route."""
     with contextlib.suppress(FlannelError):
         interfaces = await interfaces_of_host()
         own = None if known is None else interfaces.holder(known.own.attributes.public_ip)
@@ -128,14 +128,14 @@ async def ping_path(places: Places, socket: Path | None, name: str) -> PingRepor
 
     Raises:
         FlannelError: no lease belongs to the name, or no probe can be sent.
-        NotReadyError: flanneld does not respond, and has left no leases.
+        NotReadyError: flanneld does not respond, and no leases are saved on this host.
     """
     if socket is not None:
         places = replace(places, run_dir=socket.parent)
     status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
     if not leases:
         raise NotReadyError(
-            "no lease is known on this host: flanneld does not respond, or has none",
+            "no lease is known on this host: flanneld does not respond, or has no lease",
             hint="flannelctl doctor",
         )
     peer, container = target_of(status, leases, name)
@@ -191,7 +191,7 @@ def _published_mac(places: Places) -> str | None:
 
 
 _CLOCKS = 16
-"""Most peers whose clocks are compared with that of this host."""
+"""Maximum number of peers whose clocks are compared with the clock of this host."""
 
 _CLOCK_DEADLINE_S = 0.7
 """Deadline of their answers. Many firewalls drop these requests, and doctor must not wait for them."""
@@ -270,7 +270,7 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
 
 
 _ASKED = 2
-"""Peers for which the kernel is asked about routes."""
+"""Maximum number of peers to which the kernel is asked for the route."""
 
 
 async def _route_answers(

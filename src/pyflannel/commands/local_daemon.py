@@ -69,7 +69,7 @@ async def stop_daemon(lock: Path) -> int | None:
             return None  # it ended before the pidfd was open
         _check_namespace(pid)
         unit = service_of(pid)
-        signal.pidfd_send_signal(process, 0)  # it has not ended, so that all this is true of it
+        signal.pidfd_send_signal(process, 0)  # it still runs, so the facts are about it
         if unit is not None:
             await stop_service(unit, STOP_S)
         else:
@@ -92,10 +92,10 @@ async def stop_daemon(lock: Path) -> int | None:
 
 
 def check_own_files(places: Places, usual: Places) -> None:
-    """Refuse a cleanup that would remove files of the `usual` daemon: only its run directory differs.
+    """Refuse a cleanup that would remove files of the daemon at the `usual` places.
 
     Raises:
-        UsageError: a path is that of the usual daemon, which is in use.
+        UsageError: a path belongs to the daemon at the default places, which runs.
     """
     if places.run_dir == usual.run_dir:
         return
@@ -153,7 +153,7 @@ def _check_namespace(pid: int) -> None:
 
 
 async def offline_status(places: Places, cause: str) -> Status:
-    """Return a status from the files of a daemon and its forwarder; `cause` is why the daemon gave none."""
+    """Return a status from the files of a daemon and its forwarder; `cause`: why the daemon is silent."""
     env_text = _read(places.subnet_file)
     env = _subnet_env(env_text)
     known = _last_known(places.last_known)

@@ -21,7 +21,7 @@ from pyflannel.model.probe import (
 from pyflannel.model.status import ReachStatus, Status
 
 PROBED = 256
-"""Maximum number of peers that one command probes: a random sample of the others would tell no more."""
+"""Maximum number of peers that one command probes: a random sample of more peers would show nothing else."""
 
 SAMPLED, SAMPLE_DEADLINE_S = 32, 1.0
 """Maximum number of peers that `status` probes, and the seconds after which a peer counts as silent."""

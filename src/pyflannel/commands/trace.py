@@ -1,4 +1,4 @@
-"""Reads the objects of the kernel that a packet meets on its way, and follows the packet through them."""
+"""Reads the objects of the kernel that a packet meets on its path, and follows the packet through them."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ from pyflannel.wire.netlink.neighbours import dump_fdb, dump_neighbours, parse_f
 from pyflannel.wire.wireguard import DumpedDevice, parse_dump
 
 _MOST_QUESTIONS = 16
-"""Most questions about routes; a packet has fewer steps."""
+"""Maximum number of queries of routes. A packet has fewer steps."""
 
 _DEADLINE_S = 2.0
 """Deadline for each part that may hang: the forwarder, wg, the programs."""
@@ -65,7 +65,7 @@ async def trace_packet(
     )
     if not leases:
         raise NotReadyError(
-            "no lease is known on this host: flanneld does not respond, or has none",
+            "no lease is known on this host: flanneld does not respond, or has no lease",
             hint="flannelctl doctor",
         )
     if source is None:
@@ -335,7 +335,10 @@ def _kind_of(
 
 
 async def _followed(facts: Facts) -> TraceReport:
-    """Ask the kernel about the routes of the packet, one after the other, as its way depends on them."""
+    """Ask the kernel about the routes of the packet one after the other.
+
+    The path of the packet depends on them.
+    """
     for _ in range(_MOST_QUESTIONS):
         match follow(facts):
             case RouteQuestion() as one:
@@ -345,4 +348,4 @@ async def _followed(facts: Facts) -> TraceReport:
                 facts = replace(facts, answers={**facts.answers, one: answer})
             case TraceReport() as report:
                 return report
-    raise TargetError("the way of the packet has too many steps", hint="Report this, with 'ip route'.")
+    raise TargetError("the path of the packet has too many steps", hint="Report this, with 'ip route'.")

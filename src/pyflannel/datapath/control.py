@@ -35,13 +35,14 @@ class Answer(NamedTuple):
 
 
 Handler = Callable[[int, Kind, bytes, list[int]], Answer]
-"""Performs a request of a client, by its number. It removes the descriptors that it uses from the list."""
+"""Performs a request of a client, by its number. The handler removes from the list the descriptors that it
+uses."""
 
 
 class ControlServer:
     """Reads requests and sends the result of `answer` for each.
 
-    Its first client is the connection to the daemon that started the forwarder. After `listen`, processes of
+    The first client is the daemon that started the forwarder. After `listen`, processes of
     root and of the daemon's user can connect. A client that sends an invalid frame, or does not read, is
     disconnected. `gone` is called with the number of each disconnected client.
     """

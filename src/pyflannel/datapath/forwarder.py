@@ -221,7 +221,10 @@ class Forwarder:
         return Answer(encode_frame(Kind.COUNTERS, encode_counters(self._relay.counters.by_name())))
 
     def _forget(self, client: int) -> None:
-        """Continue if a successor left before TAKEN; exit if the daemon left before LISTEN."""
+        """Continue if a successor disconnected before TAKEN.
+
+        Exit if the daemon disconnected before LISTEN.
+        """
         if client == self._successor:
             self._successor = None
         if client == self._starter:

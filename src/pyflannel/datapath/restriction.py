@@ -38,7 +38,7 @@ def restrict() -> Restriction:
 
 
 def _become(name: str) -> bool:
-    """Switch to this user if this process has the right. Return whether it did.
+    """Switch to this user if this process has the right. Return whether it succeeded.
 
     /etc/passwd is read directly, because a name service could use a network that needs this process.
     """
@@ -144,7 +144,8 @@ _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "riscv6
 _INSTRUCTION = Struct("=HBBI")  # code, jump if true, jump if false, operand
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _SECOND_ARGUMENT_AT, _THIRD_ARGUMENT_AT = 0, 4, 24, 32
-"""Offsets in struct seccomp_data. That of an argument is its lower half on a little-endian machine."""
+"""Offsets in struct seccomp_data. The offset of an argument is the offset of its lower half on a
+little-endian machine."""
 
 _ALLOW, _KILL_PROCESS, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 """A refused call fails with EPERM, so that an interpreter or C library with another call continues to run."""

@@ -27,7 +27,7 @@ from pyflannel.wire.lease_signature import (
 log = logging.getLogger(__name__)
 
 LOOK_S = 60.0
-"""Longest interval between two looks at the file, which may be on a file system that announces no changes."""
+"""Maximum interval between two reads of the file, which may be on a file system that announces no changes."""
 
 SETTLE_S = 0.5
 """A file is read when it has not changed for this long, so that no half-written list takes effect."""
@@ -62,7 +62,7 @@ class AllowList(Protocol):
         """Read the list that an earlier run kept."""
 
     async def see(self, octets: bytes | None) -> None:
-        """Take note of the value in the store; None if there is none."""
+        """Record the value in the store; None if there is none."""
 
 
 class AllowedKeys:
@@ -80,7 +80,7 @@ class AllowedKeys:
         self.changed = asyncio.Event()
 
     def reload(self) -> None:
-        """Read the file soon, even without a change."""
+        """Read the file soon, also if it has not changed."""
         self._has_news.set()
 
     async def load(self) -> None:
@@ -220,10 +220,10 @@ class SignedKeys:
         self._trouble = trouble
 
     async def _use(self, octets: bytes | None) -> bool:
-        """Use a list; return whether it is kept.
+        """Use a list from now on; return whether it was saved to the file.
 
         Raises:
-            WireError: it is not used.
+            WireError: the list is not used.
         """
         signed, kept = self._verified(octets), self._kept
         if kept is not None and (signed.text, signed.operator, signed.counter) == (

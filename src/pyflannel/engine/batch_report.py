@@ -54,7 +54,7 @@ class Counts:
         passes: looks at the host that were compared with the plan.
         failures: attempts to read a target that failed.
         duration_s: of the latest comparison, its operations included.
-        pass_durations: durations of the comparisons.
+        pass_durations: the durations of all comparisons.
         peer_durations: times from a change of peers in the plan until the host equals the plan.
         repairs_by_kind: how many damaged objects were repaired; each kind has an entry.
         last_repair: the damage that the latest repair found.

@@ -1,7 +1,8 @@
 """The host's condition in one network, as one value.
 
-Log lines, the status, readiness and metrics are views of it. None of them changes it, and none is between an
-event and the data path. The supervisor makes a new condition from each event, and plans from its inputs.
+Log lines, the status, readiness and metrics are views of it. They do not change the condition, and no event
+has to pass through them to reach the data path. The supervisor makes a new condition from each event, and
+plans from its inputs.
 """
 
 from collections.abc import Collection, Iterable
@@ -110,7 +111,7 @@ class LeaseCondition:
         unassigned: the latest report that Kubernetes assigns no usable subnet; None after it did.
         shared: the latest report that another living host has this host's address or identity; None after
             that host is gone.
-        is_sharer_known: that host had a lease since. When the lease is removed, the host is gone.
+        is_sharer_known: that host has had a lease since then. When this lease is removed, the host is gone.
     """
 
     phase: LeasePhase = "acquiring"
@@ -165,10 +166,10 @@ class StoreCondition:
 
     Attributes:
         is_away: the lease protocol cannot reach it.
-        since_s: when it became unreachable or reachable, in seconds of the clock.
+        since_s: time at which it became unreachable or reachable, in seconds of the clock.
         error: the latest failure, even if it is resolved.
-        error_s: when that failure was, in seconds of the clock.
-        has_answered: it returned the network config, or reported that there is none.
+        error_s: time of that failure, in seconds of the clock.
+        has_answered: the store has returned the network config, or reported that there is none.
         is_stale: the host uses the leases of its previous run, because the store has not answered yet.
     """
 

@@ -1,4 +1,4 @@
-"""Whether this host runs on a network config, and the log lines about that decision.
+"""Whether this host uses a network config, and the log lines about this decision.
 
 `store_followers` has parsed the text, so it is valid here. This host may still refuse the config, for example
 because its routes would cut the host off from the store.
@@ -67,7 +67,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class NeedsWireguard:
-    """The decision needs the host's WireGuard key, which was not asked for yet."""
+    """The decision needs the host's WireGuard key, which has not been requested yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class SupervisedHost:
         return (None, None) if config is None else (config.network, config.ipv6_network)
 
     def plan(self, parts: DockerParts) -> None:
-        """Make these networks and ports a part of the plan."""
+        """Add these networks and ports to the plan."""
         self._supervisor.plan_docker(parts)
 
     def objection(self) -> str | None:
@@ -117,7 +117,7 @@ class DockerNetworks:
         """Return the plugin for a new network, isolated from the other flannel networks: see `for_pool`.
 
         Raises:
-            DockerPluginError: see `for_pool`; or the options of the two drivers disagree.
+            DockerPluginError: as `for_pool`, and if the options of the two drivers disagree.
         """
         pools = [data.pool for data in request.ipv4 or []]
         holders = [name for name, one in self._plugins.items() if any(map(one.has_pool, pools))]

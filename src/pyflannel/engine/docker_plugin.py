@@ -78,7 +78,7 @@ class DockerPlugin:
         self._damage: TargetError | WireError | None = None
 
     async def load(self) -> None:
-        """Read the state of the previous run, and make it a part of the plan."""
+        """Read the state of the previous run, and add it to the plan."""
         try:
             saved = await self._memory.load()
             self._state = DockerState() if saved is None else parse_state(saved)
@@ -228,7 +228,10 @@ class DockerPlugin:
             await self._save(release_pool(self._known(), name))
 
     async def request_address(self, request: AddressRequest) -> tuple[IpAddress, Pool | Ipv6Pool]:
-        """Return an address of a pool. Without a wish, the gateway gets the first one."""
+        """Return an address of a pool.
+
+        If Docker requests no particular address, the gateway gets the first one.
+        """
         wanted = parse_address(request.address) if request.address else None
         async with self._lock:
             try:
@@ -341,7 +344,7 @@ class DockerPlugin:
             return endpoint, network, () if has_routes else routes
 
     async def leave(self, request: EndpointRequest) -> None:
-        """Remember that a container has left. Docker moves its link back afterwards."""
+        """Record that a container has left the network. Docker moves its link back afterwards."""
         async with self._lock:
             state = self._known()
             if (endpoint := state.endpoints.get(request.endpoint)) is not None:

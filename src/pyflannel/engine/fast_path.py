@@ -122,7 +122,7 @@ class FastPath:
     def judge(
         self, refused: Sequence[Refusal], settled: Container[type[Item]], config: NetworkConfig | None
     ) -> Sequence[Refusal]:
-        """Decide by the current refusals; return the refusals that do not concern the fast path.
+        """Update the decision by the current refusals; return the refusals that do not concern the fast path.
 
         The kernel carries the packets again when every program and every peer is in place. An absence of
         refusals is not enough, because an operation may not have been tried yet.
@@ -176,7 +176,9 @@ class FastPath:
         uncached = self._kernel.uncached()
         if uncached != self._uncached:
             if uncached:
-                log.warning("Packets meet the firewall in spite of mode flow: %s", "; ".join(uncached))
+                log.warning(
+                    "Packets pass through the firewall although the mode is flow: %s", "; ".join(uncached)
+                )
             else:
                 log.info("Packets of flows bypass the firewall")
         self._uncached = uncached
@@ -204,7 +206,10 @@ def _is_of_the_fast_path(operation: Operation) -> bool:
 
 
 def _carries_packets(operation: Operation) -> bool:
-    """Return whether the operation is on a program or a peer. A container or a bridge may just be gone."""
+    """Return whether the operation is on a program or a peer.
+
+    A container or a bridge may have been removed a moment ago.
+    """
     match operation:
         case Add(BpfProgram(role=role)) | Replace(_, BpfProgram(role=role)):
             return role not in (Role.LAST_HOP, Role.SHORTCUT)

@@ -168,7 +168,7 @@ class BridgeFollower:
         self._wanted = asyncio.Event()
 
     def want(self, is_wanted: bool) -> None:
-        """Begin to follow, or end it."""
+        """Start or stop following the bridges."""
         if is_wanted:
             self._wanted.set()
         else:

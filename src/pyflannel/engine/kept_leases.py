@@ -1,7 +1,7 @@
 """Leases that remain valid although the store does not deliver them.
 
-A lease that disappeared remains valid for a grace period: a living owner writes it again, and no packet to it
-is lost. The last known leases are saved for a restart of this host while its store is unreachable.
+A lease that disappeared remains valid for a grace period: a living owner writes it again, and no packet to
+that owner is lost. The last known leases are saved for a restart of this host while its store is unreachable.
 """
 
 import asyncio

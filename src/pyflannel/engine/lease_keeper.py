@@ -235,7 +235,10 @@ class LeaseKeeper:
             self._events.put_nowait(await self._answer(await self._requests.get()))
 
     async def _answer(self, request: List | Check | Write) -> Event:
-        """Perform a request. Nothing here refers to the result, which may be a listing of all leases."""
+        """Perform a request.
+
+        No variable keeps a reference to the result, because a listing of all leases is large.
+        """
         try:
             match request:
                 case List():

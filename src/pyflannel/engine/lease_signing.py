@@ -173,7 +173,7 @@ class LeaseSigning:
             self._warnings.line(logging.WARNING, text, lease.subnet, lease.attributes.host_text, notice.text)
 
     def _objection_to_own(self, lease: Lease, value: bytes, state: LeaseState) -> SignatureFault | None:
-        """Return why a lease that names this host is none of its own.
+        """Return the reason why a lease that names this host was not written by this host.
 
         The subnet of the previous run may have a lease of the time before this host signed.
         """
@@ -241,12 +241,15 @@ class LeaseSigning:
         return None if self._allowed is None else self._allowed.keys
 
     async def see_allow_list(self, octets: bytes | None) -> None:
-        """Take note of the allow-list in the store; None if there is none."""
+        """Record the allow-list in the store; None if there is none."""
         if self._allowed is not None:
             await self._allowed.see(octets)
 
     def is_revoked(self, lease: Lease, owner: str | None) -> bool:
-        """Return whether the key of a lease is not allowed any more, unless `owner`, this host, has it."""
+        """Return whether the key of a lease is no longer allowed.
+
+        The key of `owner`, this host, is always allowed.
+        """
         return (
             self._requires
             and self.rules is not None
@@ -255,12 +258,12 @@ class LeaseSigning:
         )
 
     def delete(self, key: str, subnet: IPv4Network) -> None:
-        """Take note that the lease at a key, on a subnet, was deleted."""
+        """Record that the lease at a key, on a subnet, was deleted."""
         self._refusals.remove(key)
         self._trust.delete(subnet)
 
     def keep_only(self, keys: Collection[str], subnets: Collection[IPv4Network]) -> None:
-        """Take note that a listing has these keys only, and accepted leases on these subnets only."""
+        """Record that a listing contained only these keys, with accepted leases on only these subnets."""
         self._refusals.keep_only(keys)
         for subnet in self._trust.holders.keys() - set(subnets):
             self._trust.delete(subnet)

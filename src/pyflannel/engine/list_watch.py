@@ -50,7 +50,7 @@ class StoreLog:
         self._failing: set[object] = set()
         self._began_at = 0.0
         self._ended_at = -math.inf
-        self._logged: set[str] = set()  # remedies, in this absence
+        self._logged: set[str] = set()  # remedies that were logged in this outage
         self._short_count = 0
         self._counted_from = -math.inf
 

@@ -1,7 +1,7 @@
 """Events of the Node of this host, as `kubectl describe node` shows them.
 
-They contain the reason why flanneld is not ready, as the status that the service manager gets. On demand,
-they contain a warning about NetworkPolicies that no program enforces.
+They contain the reason why flanneld is not ready, as the status that the service manager gets. With
+--warn-network-policies, they contain a warning about NetworkPolicies that no program enforces.
 """
 
 import asyncio

@@ -358,7 +358,7 @@ class NodeKeeper:
             return NodeCondition(is_unavailable=True, reason="FlannelSubnetChanged", message=text)
         if running not in (None, lease.subnet):
             log.warning(
-                "Changed the subnet from %s to podCIDR %s: pods of the former one are cut off",
+                "Changed the subnet from %s to podCIDR %s: pods in the former subnet are unreachable",
                 running,
                 lease.subnet,
             )

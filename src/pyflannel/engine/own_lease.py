@@ -96,8 +96,8 @@ def identified(
 ) -> LeaseAttributes:
     """Return the attributes with this host's current identity: owner, names and public keys.
 
-    The backend by which this host sends first is in the lease proper. While the next one is not prepared, it
-    is not in the lease at all.
+    The lease itself names the backend by which this host prefers to send. The lease does not name the next
+    backend before it is prepared.
     """
     inputs, identity = condition.inputs, condition.identity
     served = inputs.backends if inputs.is_prepared else inputs.backends[:-1]

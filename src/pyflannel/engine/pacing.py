@@ -66,7 +66,7 @@ class Damping:
 
     The pause between two repairs doubles, up to the length at which the repairs use a tenth of a core: a
     second for one object, and never more than `LONGEST_PAUSE_S`. The object is damaged meanwhile. The delays
-    end when the object was not changed for `FIGHT_WINDOW_S`.
+    end when the object has not been changed for `FIGHT_WINDOW_S`.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,10 @@ class Damping:
         return length
 
     def forget(self, now: float) -> None:
-        """Forget the objects that were not changed for a window: ten thousand may be repaired together."""
+        """Forget the objects that have not been changed for a window.
+
+        Ten thousand objects may be repaired together.
+        """
         self._repairs = {
             key: times for key, times in self._repairs.items() if now - times[-1] < FIGHT_WINDOW_S
         }
@@ -104,7 +107,7 @@ class Damping:
 
     @property
     def has_pauses(self) -> bool:
-        """Another program keeps, or kept, undoing a repair."""
+        """Another program undoes, or undid, a repair repeatedly."""
         return bool(self._pauses)
 
     def waits_until(self, key: Hashable, now: float) -> float | None:

@@ -16,10 +16,11 @@ ROUND_S = 1.0
 """Shortest interval between the starts of two rounds."""
 
 PEERS_IN_A_SECOND = 500
-"""Most peers that are probed in a second, which costs 6 % of a core if none answers."""
+"""Maximum number of peers that are probed per second, which costs 6 % of a core if none answers."""
 
 PEERS_IN_A_ROUND = 1024
-"""Most peers of one round. If there are more, rounds take turns: the peers with the oldest result first."""
+"""Maximum number of peers of one round. If there are more, rounds take turns: the peers with the oldest
+result first."""
 
 REFUSED_S = 10.0
 """Interval between attempts while the kernel refuses the probes."""
@@ -29,7 +30,7 @@ Send = Callable[[Sequence[Echo]], Awaitable[list[EchoResult]]]
 
 
 class PeerProbes:
-    """The reachability of peers, for a page that asks for it again and again.
+    """The reachability of peers, for a page that requests it repeatedly.
 
     Attributes:
         trouble: why no probe can be sent; None if they are sent.

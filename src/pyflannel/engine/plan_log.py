@@ -155,7 +155,7 @@ class GuardLog:
             await self._clock.sleep(LOOK_S)
 
     def log_senders(self, strangers: Sequence[Stranger]) -> None:
-        """Log the news about the senders that the guard remembers now; forget all others."""
+        """Log the new packets of the senders that the guard remembers now; forget all other senders."""
         now = self._clock.now()
         self._logged = {_key(one): logged for one in strangers if (logged := self._logged_of(one, now))}
         due = [one for one in strangers if self._news(one) and self._is_due(one, now)]

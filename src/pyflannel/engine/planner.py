@@ -137,7 +137,7 @@ class Planner:
 
     @property
     def plan(self) -> State | None:
-        """The plan in force, None before the first."""
+        """The current plan; None before the first plan."""
         return State(self._plan) if self._plan else None
 
     def host(self, inputs: Inputs, family: Family = 4) -> Host | None:
@@ -279,7 +279,10 @@ class Planner:
         return changes if before is None else list(differences(before, self._peers))
 
     def _all_conflicts(self) -> tuple[Conflict, ...]:
-        """Return the conflicts of all families; with those of one, the same tuple until they change."""
+        """Return the conflicts of all families.
+
+        If only one family has conflicts, the same tuple is returned until they change.
+        """
         conflicts = [peers.conflicts for peers in self._peers.values() if peers.conflicts]
         if len(conflicts) < 2:
             return conflicts[0] if conflicts else ()
@@ -329,7 +332,7 @@ class Planner:
         return Replaced(State(plan))
 
     def _add_peers(self, plan: ItemMap[Item], basis: Basis, contested: set[Key]) -> bool:
-        """Add the peers of a family to a plan, and the keys for which peers yield to `contested`.
+        """Add the peers of a family to a plan. Add to `contested` the keys for which peers yield.
 
         Returns:
             Whether two peers need one key.

@@ -247,7 +247,7 @@ class Reconciler:
         shown = [reading for reading in readings if reading.error is None]
         generations = {kind: reading.generation for reading in shown for kind in reading.kinds}
         # The plan was replaced during the look. A route could be added before the objects that carry its
-        # packets, so the next look is used instead. Of two successive looks, one is used.
+        # packets, so the next look is used instead. Of two looks in succession, only one is discarded.
         is_outdated = self._work.is_outdated(generations)
         self._has_skipped = is_outdated and not (self._has_skipped or self._new_kinds)
         if self._has_skipped:

@@ -168,7 +168,7 @@ class Supervisor:
 
         Raises:
             NotReadyError: WireGuard is not in use, or the store is unreachable; the old key stays.
-            TargetError: the key cannot be made or kept.
+            TargetError: the key cannot be created or saved.
         """
         if self.condition.store.is_away or self.condition.store.is_stale:
             raise NotReadyError(
@@ -296,7 +296,7 @@ class Supervisor:
         self._config.host_changed()
 
     def _retire(self) -> None:
-        """Give up the previous backends: no other host needs them."""
+        """Remove the previous backends, because no other host needs them."""
         ways = " and ".join(one.backend.way for one in self.condition.inputs.previous)
         log.info("Changed the backend: every host has left %s, which is removed", ways)
         self._present.change_inputs(previous=())

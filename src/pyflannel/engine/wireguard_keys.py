@@ -88,7 +88,7 @@ class WireguardKeys:
 
         Raises:
             NotReadyError: WireGuard is not in use, or a step took too long.
-            TargetError: the key cannot be made or kept.
+            TargetError: the key cannot be created or saved.
         """
         async with self._turn:
             before = self._facts

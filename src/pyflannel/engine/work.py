@@ -202,7 +202,7 @@ class Work:
                 self._drop(key)
 
     def settle(self, key: Key, found: Item | None, kind: type[Item], since: int) -> None:
-        """Note that an operation has made the object at a key as the plan of generation `since` requires.
+        """Record that the object at a key is now as the plan of generation `since` requires.
 
         `found` is this object, or None if it was removed.
 

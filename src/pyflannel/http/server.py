@@ -77,7 +77,7 @@ class Limits:
 
 READ_OCTETS = 64 * 1024
 WRITE_BYTES = 64 * 1024
-"""Most bytes of an answer that are copied for a client before it has read the previous ones."""
+"""Maximum number of bytes of an answer that are copied for a client before it has read the previous ones."""
 
 
 async def next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
@@ -244,7 +244,7 @@ def admit_all(_: socket.socket) -> bool:
 
 
 class _Places:
-    """Places for a limited number of clients. A client that keeps the server waiting can lose its place."""
+    """The limited number of places for clients. A client that keeps the server waiting can lose its place."""
 
     def __init__(self, count: int) -> None:
         self._count = count

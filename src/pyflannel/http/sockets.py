@@ -122,7 +122,7 @@ def listen_unix(path: Path) -> socket.socket:
 
     Raises:
         BusyError: another program serves it, or the path is not a socket.
-        OSError: it could not be created. The kernel refuses a path of more than 107 bytes.
+        OSError: the socket could not be created. The kernel refuses a path of more than 107 bytes.
     """
     _check_free(path)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ _SHORTAGES = frozenset(
         errno.ENOMEM,
     }
 )
-"""Why a socket cannot be created although its path is right. They end without a restart of the daemon."""
+"""Errors that prevent the creation of a socket at a valid path. They can disappear while the daemon runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,7 +96,7 @@ def wait_listening(server: Program, station: Station, port: int) -> None:
     """Return when a program listens on a TCP port of its station.
 
     Raises:
-        LabError: it ended, or did not listen in time.
+        LabError: the program ended, or did not listen in time.
     """
 
     def listens() -> bool:

@@ -26,7 +26,7 @@ class Station(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in tables."""
+        """The name of the station in tables."""
 
     @property
     def address(self) -> IPv4Address:

@@ -14,7 +14,7 @@ def wait_until(condition: Callable[[], bool], *, what: str, deadline_s: float) -
     """Return as soon as `condition` holds.
 
     Raises:
-        LabError: it did not within `deadline_s` seconds; the message begins with `what`.
+        LabError: the condition did not hold within `deadline_s` seconds; the message begins with `what`.
     """
     end = time.monotonic() + deadline_s
     while not condition():

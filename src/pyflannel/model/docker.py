@@ -33,9 +33,9 @@ class Division:
     """The parts of a host's subnet. Each address belongs to one part, so that it is given once.
 
     Attributes:
-        docker0: of Docker's default bridge; its options file contains it.
-        cni: of containers that a CNI runtime starts.
-        networks: of the networks that users create in Docker, one for each.
+        docker0: part of Docker's default bridge; the file of Docker's options contains it.
+        cni: part of the containers that a CNI runtime starts.
+        networks: parts of the networks that users create in Docker, one for each.
     """
 
     docker0: IPv4Network
@@ -96,7 +96,7 @@ class DockerNetwork:
     Attributes:
         name: Docker's identifier. Docker does not pass the name that the user gave.
         gateway: address of the bridge.
-        is_internal: containers reach the overlay and nothing else.
+        is_internal: its containers can reach only the overlay.
         ipv6_gateway: IPv6 address of the bridge; None for a network with IPv4 only.
     """
 

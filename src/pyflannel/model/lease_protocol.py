@@ -48,7 +48,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """The lease that the host uses. Its containers have addresses of it, so it changes only by an order.
+    """The lease that the host uses.
+
+    It changes only by an order, because containers have addresses of its subnet.
 
     Attributes:
         expires_at: time at which the lease expires unless it is renewed; None for a reservation.

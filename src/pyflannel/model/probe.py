@@ -140,7 +140,7 @@ TraceStepName = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceStep:
-    """One step of the way of a packet; the same names are the JSON of `flannelctl trace --json`.
+    """One step of the path of a packet; the same names are the JSON of `flannelctl trace --json`.
 
     Attributes:
         state: `fails`: the packet does not get further; `unknown`: this could not be read or evaluated.

@@ -34,7 +34,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """A key still has this revision; 0 for absent."""
+    """The condition that a key has this revision. Revision 0 means that the key does not exist."""
 
     key: str
     revision: int
@@ -59,7 +59,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
-    """Delete a key if it has the expected revision. None means any revision, or an absent key."""
+    """Delete a key if it has the expected revision. None means any, also no key."""
 
     key: str
     expected: int | None

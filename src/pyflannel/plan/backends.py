@@ -259,7 +259,7 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
             bypass = (
                 "may bypass the firewall for up to a second"
                 if new.fast_path == "flow"
-                else "meet the firewall"
+                else "pass through the firewall"
             )
             yield f"Packets of known flows {bypass}. No packet is lost."
 
@@ -282,7 +282,7 @@ def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str
 
 
 def _largest_packet(backend: Backend, config: NetworkConfig) -> int | None:
-    """Return the size of a container's largest packet on the usual underlay; None without a data path."""
+    """Return the MTU of containers if the MTU of the underlay is 1500; None without a data path."""
     overheads = _OVERHEADS.get(backend.lease_type or backend.way)
     if overheads is None:
         return None

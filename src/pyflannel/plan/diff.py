@@ -35,7 +35,8 @@ def diff(desired: State, actual: State) -> Iterator[Operation]:
 def differences(before: State, after: State) -> Iterator[tuple[Item | None, Item | None]]:
     """Yield both items of each key whose item differs, those without an item in `after` first.
 
-    Nearly all items are the same objects in both states. The loops skip those without a line of Python.
+    Nearly all items are the same objects in both states. The interpreter compares these in C, without a step
+    of Python code.
     """
     olds, news = before.by_key.tables, after.by_key.tables
     differing = [table for table in {**olds, **news} if olds.get(table) != news.get(table)]

@@ -444,7 +444,7 @@ def mac_of(address: IPv4Address) -> str:
 
 
 _QUEUE_LENGTH = 1000
-"""In packets; the kernel's default for a bridge."""
+"""Length of the transmit queue in packets: the kernel's default for a bridge."""
 
 
 def plan_bridges_of_docker(parts: DockerParts, host: Host, mtu: int) -> Iterator[Item]:

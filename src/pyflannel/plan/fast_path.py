@@ -19,7 +19,7 @@ from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease
 from pyflannel.model.link import Link, Veth
 
 _QUEUE_LENGTH = 1000
-"""In packets; the kernel's default for a veth."""
+"""Length of the transmit queue in packets: the kernel's default for a veth."""
 
 
 def plan_programs(host: Host, port: int, mtu: int) -> Iterator[BpfProgram | Link]:

@@ -38,7 +38,7 @@ class Peers:
 
     These leases are ignored, each with a conflict that gives the reason: a lease outside the network, one
     that overlaps this host's subnet, one with this host's address or with no address, and one that overlaps
-    another lease. Of two overlapping leases, the one with the length of the network is kept, or else the
+    another lease. Of two overlapping leases, the one with the length of the network is kept, otherwise the
     lower one. Two peers with one address are both peers, for example after an upgrade in a mixed network.
 
     The peers depend only on the present leases, not on their history.

@@ -50,7 +50,7 @@ class SilentError(TargetError):
     def __init__(self, pid: int) -> None:
         super().__init__(
             f"the forwarder{f' (pid {pid})' if pid else ''} did not respond for {ANSWER_S:.0f} s",
-            hint="Check whether it is stopped or gets no processor time. If it stays silent, it is replaced.",
+            hint="Check if it is stopped or gets no processor time. flanneld replaces a silent forwarder.",
         )
         self.pid = pid
 

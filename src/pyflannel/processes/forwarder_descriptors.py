@@ -12,14 +12,13 @@ from pyflannel.errors import TargetError, in_words
 
 
 def open_listener(path: str) -> socket.socket:
-    """Return a Unix socket that is bound at `path`, mode 0600; a socket that a dead forwarder left is
-    replaced.
+    """Return a Unix socket that is bound at `path`, mode 0600; the socket of an ended forwarder is replaced.
 
     The forwarder listens on it, so no client can connect before.
 
     Raises:
         TargetError: a running forwarder answers there.
-        OSError: the path cannot be used; EISDIR when a directory is there.
+        OSError: the path cannot be used; EISDIR if it is a directory.
     """
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -41,7 +40,7 @@ def _remove_stale(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
             return
-        except BlockingIOError:  # it runs: its backlog is full
+        except BlockingIOError:  # it runs, but its backlog is full
             holder = "another forwarder"
         else:
             holder = f"another forwarder, pid {pid_of_peer(probe)},"
@@ -69,13 +68,13 @@ _SO_RCVBUFFORCE = 33
 
 
 def open_underlay_socket(address: str, port: int) -> socket.socket:
-    """Return the tunnel's socket, bound.
+    """Return the bound socket of the tunnel.
 
     The kernel fragments a datagram that is longer than the known MTU of the path, and never refuses it
     (IP_PMTUDISC_WANT, the kernel's default, for any value of the host's ip_no_pmtu_disc).
 
     Raises:
-        OSError: EADDRINUSE when another program has the port, EADDRNOTAVAIL when the host lacks the address.
+        OSError: EADDRINUSE: another program has the port. EADDRNOTAVAIL: the host does not have the address.
     """
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
@@ -104,8 +103,8 @@ _TUNSETVNETHDRSZ = 0x400454D8
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
-"""linux/if_tun.h: a device of layer 3, whose reads and writes are bare packets, or behind a header that tells
-of segmentation."""
+"""linux/if_tun.h: a device of layer 3, whose reads and writes are packets alone, or packets after a header
+about segmentation."""
 
 _IFREQ = struct.Struct("16sH22x")
 _NUMBER = struct.Struct("=i")
@@ -155,7 +154,7 @@ def _attach(descriptor: int, link: str) -> None:
 
 
 def _accept_own_source(link: str) -> None:
-    """Let the host take packets from the device that carry its own address: the ICMP errors of the forwarder.
+    """Let the host accept packets from the device with its own address: the forwarder's ICMP errors.
 
     No other host can send such packets, because packets from the underlay are checked first. If the setting
     is read-only, the errors are lost, as with the original.

@@ -46,7 +46,7 @@ _MTU_REQUEST = struct.Struct("=16si20x")  # struct ifreq
 
 def _program() -> str | None:
     """Return the path of wireguard-go; None if it is not installed."""
-    import shutil  # not at the top: it loads libraries for archives, which every daemon would keep in memory
+    import shutil  # here, because it loads libraries that every daemon would keep in memory
 
     return shutil.which(PROGRAM)
 
@@ -87,7 +87,7 @@ class WireguardGo:
         try:
             return _server_here(link) is not None
         except PermissionError:
-            return False  # by a process of another user
+            return False  # a process of another user did it
 
     def pid(self, link: str) -> int | None:
         """Return the process of a link; None if none serves it in this network namespace.
@@ -127,7 +127,7 @@ class WireguardGo:
             mtu = _mtu(link)
             if not is_service() or not await self._start_in_unit(link):
                 await start_detached(launch, self._reaper)
-            _set_mtu(link, mtu)  # wireguard-go has set its own
+            _set_mtu(link, mtu)  # wireguard-go has set its own MTU
 
     async def _start_in_unit(self, link: str) -> bool:
         """Let systemd start the process in a unit of its own; return whether it did, and warn if not."""

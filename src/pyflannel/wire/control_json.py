@@ -136,7 +136,7 @@ def parse_leases(document: bytes) -> list[LeaseEntry]:
     """Return the leases of `{"leases": [...]}`.
 
     Raises:
-        WireError: it is not that.
+        WireError: the text has another form.
     """
     return _decode(document, Leases).leases
 
@@ -155,7 +155,7 @@ def parse_events(document: bytes) -> list[JournalEntry]:
     """Return the entries of `{"events": [...]}`.
 
     Raises:
-        WireError: it is not that.
+        WireError: the text has another form.
     """
     return _decode(document, Events).events
 
@@ -169,7 +169,7 @@ def parse_preview(document: bytes) -> PlanPreview:
     """Return the document of `plan`.
 
     Raises:
-        WireError: it is not that.
+        WireError: the text has another form.
     """
     return _decode(document, PlanPreview)
 
@@ -198,7 +198,7 @@ def parse_config_text(document: bytes) -> str | None:
     """Return the text of `{"text": ...}`.
 
     Raises:
-        WireError: it is not that.
+        WireError: the text has another form.
     """
     return _decode(document, _Config).text
 
@@ -212,7 +212,7 @@ def parse_public_key(document: bytes) -> str:
     """Return the key of `{"public_key": ...}`.
 
     Raises:
-        WireError: it is not that.
+        WireError: the text has another form.
     """
     return _decode(document, PublicKey).public_key
 

@@ -334,7 +334,7 @@ def parse_state(document: bytes) -> DockerState:
     """Return the state in the file.
 
     Raises:
-        WireError: `format_state` did not write it, or it was cut short.
+        WireError: `format_state` did not write it, or it is incomplete.
     """
     try:
         return msgspec.json.decode(document, type=DockerState, dec_hook=address_of_text)

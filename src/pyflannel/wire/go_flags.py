@@ -38,7 +38,7 @@ class Flag:
         name: without dashes.
         kind: type of its value; a secret is a text that is never shown.
         default: the value as text if the flag is not given.
-        meaning: half a sentence for the usage.
+        meaning: the description in the usage, without a full stop.
         from_environment: False if only the command line can set the flag.
     """
 

@@ -64,7 +64,10 @@ _TUNNEL_RULE = re.compile(r"-d (?P<address>[\d.]+)/32 -p udp -m udp --dport (?P<
 
 
 def parse_rule(text: str, hook: IptablesHook) -> FilterRule | TunnelRule | ForeignRule:
-    """Return the rule in a line of iptables-save. It is foreign if it has a part that owned rules lack."""
+    """Return the rule in a line of iptables-save.
+
+    The rule is foreign if it contains a part that no owned rule contains.
+    """
     if (match := _TUNNEL_RULE.fullmatch(text)) is not None:
         with suppress(ValueError):
             rule = TunnelRule(IPv4Address(match["address"]), int(match["port"]))

@@ -103,7 +103,7 @@ def _text(entry: Mapping[str, Any], key: str) -> str | None:
 
 
 def _file(entry: Mapping[str, Any], key: str) -> Secret | str | None:
-    """Return the decoded text at `KEY-data`, or else the path at `KEY`."""
+    """Return the decoded text at `KEY-data`, otherwise the path at `KEY`."""
     data = _text(entry, f"{key}-data")
     if data is None:
         return _text(entry, key)

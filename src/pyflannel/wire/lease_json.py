@@ -434,7 +434,8 @@ def _last_of_each(value: bytes | str) -> dict[str, Raw]:
 
 
 _NULL_KEEPS = {"backendtype", "vni"}
-"""Keys of simple values. For null, Go keeps their previous value, but clears the value of any other key."""
+"""Keys of simple values. If the value is null, Go keeps the previous value of these keys, and clears that of
+other keys."""
 
 
 def _compact(data: Raw) -> str:

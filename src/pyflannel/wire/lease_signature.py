@@ -84,8 +84,12 @@ def _is_signed(octets: bytes, key: bytes, signature: bytes) -> bool:
 
 
 class KnownKeys(NamedTuple):
-    """The counter of this host's latest lease; of others the least accepted counter by key, the key by owner,
-    and key and counter of the latest lease by subnet.
+    """The counter of this host's latest lease, and the keys and counters of other hosts.
+
+    Attributes:
+        floors: least accepted counter by key.
+        owners: key by owner.
+        holders: key and counter of the latest lease by subnet.
     """
 
     counter: int
@@ -141,7 +145,8 @@ def parse_allowed_keys(text: str) -> frozenset[bytes]:
     """Return the keys of an allow-list. Empty lines, and lines that begin with #, are ignored.
 
     Raises:
-        WireError: there is no key, or a line does not begin with one; the message contains its number.
+        WireError: there is no key, or a line does not begin with a key; the message contains the number of
+            the line.
     """
     keys = frozenset(_allowed(text))
     if not keys:

@@ -77,7 +77,7 @@ def test_the_effect_of_mode_flow_on_the_firewall_is_named() -> None:
     assert effects(new, old) == [
         "Packets of known flows may bypass the firewall for up to a second. No packet is lost."
     ]
-    assert effects(old, new) == ["Packets of known flows meet the firewall. No packet is lost."]
+    assert effects(old, new) == ["Packets of known flows pass through the firewall. No packet is lost."]
 
 
 def test_hosts_with_another_subnet_are_named_with_the_remedy() -> None:

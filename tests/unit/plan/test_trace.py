@@ -1,4 +1,4 @@
-"""The way of a packet: the first object of the kernel that stops it is named."""
+"""The path of a packet: the first object of the kernel that stops it is named."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -15,7 +15,7 @@ from pyflannel.model.store_record import Secret
 log = logging.getLogger(__name__)
 
 LEAST_TOKEN = 16
-"""Fewest characters of a token. A longer one cannot be guessed."""
+"""Minimum number of characters of a token. A shorter token could be guessed."""
 
 _LONGEST_TOKEN = 1024
 _TOKEN = re.compile(rf"[!-~]{{{LEAST_TOKEN},{_LONGEST_TOKEN}}}")
@@ -61,7 +61,7 @@ def read_token(path: Path) -> Secret:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Which requests the page answers.
+    """Decides which requests the page answers.
 
     Attributes:
         ip: the address on which flanneld listens.
@@ -74,13 +74,17 @@ class Access:
     _complaints: set[str] = field(default_factory=set, compare=False)
 
     def objection_to_file(self, request: Request) -> Response | None:
-        """Return the refusal of a request for a file of the page; None to answer. Files contain no secret."""
+        """Return the refusal of a request for a file of the page; None to answer.
+
+        The files of the page contain no secret.
+        """
         if self.token_file is not None:
             return None
         if not self.ip.is_loopback:
             return _refusal(403, "the page needs --http-token-file=FILE, except on a loopback address")
         if not _names_loopback(request.headers.get("host", "")):
-            # Another web site may have its name resolve to 127.0.0.1, so that a browser sends it the answers.
+            # The name of another web site may resolve to 127.0.0.1, so that a browser gives the answers to
+            # that site.
             return _refusal(
                 403, "the Host header names no loopback address: open http://127.0.0.1 or an SSH tunnel"
             )

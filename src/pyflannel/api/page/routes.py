@@ -42,10 +42,12 @@ STATUS_S = 1.0
 """Age up to which a status is used again."""
 
 SHARED_S, COSTS = 0.5, 20
-"""Shortest time for which clients share a document, and its ratio to the time that the document took."""
+"""Minimum time for which clients share a document, and the ratio of this time to the duration of its
+preparation."""
 
 PREPARED = 16
-"""Most answers in preparation. Further requests get 503, so that probes of health are always answered."""
+"""Maximum number of answers in preparation. Further requests get 503, so that probes of health are always
+answered."""
 
 PING_S, PLAN_S, DOCTOR_S = 0.5, 2.0, 30.0
 """Shortest intervals between two pings, between two plans, and between two runs of doctor."""
@@ -96,7 +98,7 @@ class ShownNetwork(Protocol):
         """Return the document of doctor.
 
         Raises:
-            TargetError: it is not available.
+            TargetError: doctor is not available.
         """
 
 
@@ -109,7 +111,7 @@ class ShownDaemon(Protocol):
 
 
 class _BusyError(Exception):
-    """The answer is prepared for another client: the client tries again."""
+    """The answer is being prepared for another client, so this client must try again."""
 
 
 class _View:
@@ -145,7 +147,7 @@ class _View:
         """Return the document of `flannelctl doctor --json`, at most DOCTOR_S old.
 
         Raises:
-            _BusyError: it is prepared for another client.
+            _BusyError: it is being prepared for another client.
             TargetError: doctor is not available.
         """
         if self._examined is not None and time.monotonic() < self._examined[0] + DOCTOR_S:

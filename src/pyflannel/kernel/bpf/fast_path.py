@@ -25,7 +25,7 @@ _BYPASSED = (Role.ENCAPSULATE, Role.LAST_HOP, Role.SHORTCUT)
 """Roles at links that cached packets bypass."""
 
 _NAMED = 8
-"""Hooks that a message names."""
+"""Maximum number of hooks that a message names."""
 
 _UNREADABLE = (
     "programs of an earlier flanneld seem to be attached at {}. Without CAP_SYS_ADMIN and without their pins,"
@@ -121,7 +121,7 @@ class FastPath:
             link = link_index(item.link)
         except OSError as error:
             if error.errno == errno.ENODEV:
-                return  # the program went with it
+                return  # the program was removed with the link
             raise
         for one in await self._of_same_key(link, item):
             await self.hooks.detach(link, item.role.direction, one.program.id)
@@ -144,7 +144,7 @@ class FastPath:
         (await self._maps_of(container.device)).remove_container(container.address)
 
     def counts(self, device: str) -> Mapping[Outcome, tuple[int, int]]:
-        """Return packets and bytes by outcome of a tunnel that was read; empty without a fast path."""
+        """Return the packets and bytes of a tunnel by outcome; empty if the tunnel has no fast path."""
         return self._maps[device].counts() if device in self._maps else {}
 
     def strangers(self, device: str) -> Sequence[Stranger]:
@@ -152,14 +152,14 @@ class FastPath:
         return self._maps[device].strangers() if device in self._maps else ()
 
     def put_permit(self, device: str, permit: Permit) -> None:
-        """Permit the programs of a tunnel to cache flows, or forbid it; nothing without programs."""
+        """Permit or forbid the programs of a tunnel to cache flows. Do nothing if it has no programs."""
         if device in self._maps:
             self._maps[device].put_permit(permit)
 
     async def foreign_hook(
         self, programs: Iterable[BpfProgram], filtered: Container[int] = frozenset()
     ) -> str | None:
-        """Return a link where cached packets would bypass a program or a filter of others; None without one.
+        """Return a link at which cached packets would bypass a program or filter of other software, or None.
 
         Args:
             programs: the programs of a tunnel that caches flows.
@@ -182,7 +182,7 @@ class FastPath:
         return None
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return the problems of a tunnel that no repair can end, as of the latest look. Raises nothing."""
+        """Return the problems of a tunnel in the latest look that no repair can solve. Raises nothing."""
         found = self._maps[device].notices if device in self._maps else []
         if any(link == device for link, _ in self._unreadable):
             places = ", ".join(f"{link} {direction.value}" for link, direction in self._unreadable[:_NAMED])
@@ -232,7 +232,7 @@ class FastPath:
         return self._maps[device]
 
     def _completed(self, device: str, found: Mapping[str, int]) -> TunnelMaps:
-        """Return the found maps, by descriptor, and new ones for the missing maps."""
+        """Return descriptors of the existing maps, and of new maps in place of the missing ones."""
         missing = [layout.name for layout in SHARED if layout.name not in found]
         with ExitStack() as on_failure:
             for descriptor in found.values():

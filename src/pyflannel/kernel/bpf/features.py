@@ -140,7 +140,8 @@ def _call(rights: ProcessRights | None) -> Feature:
     if code in (errno.EBADF, _EBADFD, errno.EINVAL):
         return Feature(name="bpf(2)", answer="present")
     if code in (errno.EPERM, errno.EACCES) and rights is not None and not rights.is_filtered:
-        # A call that is refused for lack of a right exists. With all rights, a security module refused it.
+        # A system call that is refused because a right is missing exists. If the process has all rights, a
+        # security module refused it.
         is_ours = rights.has(BPF, SYS_ADMIN) and not rights.is_confined
         return _seen("bpf(2)", "unknown" if is_ours else "present", said(error), _HIDDEN)
     if answer == "absent" and not is_filtered:

@@ -1,4 +1,4 @@
-"""The hooks of links at which programs run: tcx (kernel 6.6 and later), or a clsact qdisc."""
+"""The hooks of links at which programs run: tcx (Linux 6.6 and later), or a clsact qdisc."""
 
 import ctypes
 import errno
@@ -37,18 +37,18 @@ class Hooks(Protocol):
         """Return the identifiers of the programs, in the order in which they see packets.
 
         Raises:
-            OSError: ENODEV, the link does not exist.
+            OSError: ENODEV: the link does not exist.
         """
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Attach a program, given by descriptor, after the others.
+        """Attach a program, given by its descriptor, after the existing programs.
 
         Raises:
             OSError: the kernel refused.
         """
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Replace the program with the identifier `old` by another, given by descriptor, in one step.
+        """Replace the program with the identifier `old` atomically by another one, given by its descriptor.
 
         Raises:
             OSError: the kernel refused, or the old program is no longer attached.
@@ -58,7 +58,7 @@ class Hooks(Protocol):
         """Detach the program with the identifier `old`.
 
         Raises:
-            OSError: ENOENT, it is no longer attached.
+            OSError: ENOENT: it is no longer attached.
         """
 
 
@@ -95,12 +95,12 @@ class TcxHooks:
         """Return the identifiers of the programs, in the order in which they see packets.
 
         Raises:
-            OSError: ENODEV, there is no such link; EINVAL, the kernel has no tcx.
+            OSError: ENODEV: the link does not exist. EINVAL: the kernel has no tcx.
         """
         return _query(link, direction)
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Attach a program, given by descriptor, after the others.
+        """Attach a program, given by its descriptor, after the existing programs.
 
         Raises:
             OSError: the kernel refused.
@@ -108,10 +108,10 @@ class TcxHooks:
         call_bpf(Command.PROG_ATTACH, _ATTACH.pack(link, program, _TYPES[direction], 0, 0, 0, 0))
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Replace the program with the identifier `old` by another, given by descriptor, in one step.
+        """Replace the program with the identifier `old` atomically by another one, given by its descriptor.
 
         Raises:
-            OSError: ENOENT, the old one is not there any more.
+            OSError: ENOENT: the old program is no longer attached.
         """
         with opened(self._objects.open_program(old)) as replaced:
             call_bpf(
@@ -122,14 +122,14 @@ class TcxHooks:
         """Detach the program with the identifier `old`.
 
         Raises:
-            OSError: ENOENT, it is no longer attached.
+            OSError: ENOENT: it is no longer attached.
         """
         with opened(self._objects.open_program(old)) as program:
             call_bpf(Command.PROG_DETACH, _ATTACH.pack(link, program, _TYPES[direction], 0, 0, 0, 0))
 
 
 def ask_tcx() -> tuple[Answer, OSError | None]:
-    """Return whether the kernel has tcx. With the right, it answers with a list of programs."""
+    """Return whether the kernel has tcx, and the error of a query, which needs CAP_NET_ADMIN."""
     return ask(lambda: _query(socket.if_nameindex()[0][0], Direction.INGRESS), (errno.EINVAL,))
 
 
@@ -145,11 +145,11 @@ _PARENTS = {Direction.INGRESS: INGRESS, Direction.EGRESS: EGRESS}
 
 
 class ClsactHooks:
-    """Classifiers with direct action of this network namespace's links, by the links' indexes.
+    """eBPF classifiers in clsact qdiscs of links in this network namespace; links are given by their indexes.
 
     Every method raises:
         OSError: the kernel refused.
-        TargetError: it did not answer.
+        TargetError: the kernel did not answer.
     """
 
     def __init__(self) -> None:
@@ -164,12 +164,12 @@ class ClsactHooks:
         return tuple(one.program for one in await self._filters(link, direction))
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Add a program, given by descriptor, after the filters of other programs."""
+        """Add an eBPF program, given by its descriptor, after the filters of other programs."""
         await self._perform(create_clsact(link), but=errno.EEXIST)
         await self._perform(create_filter(link, _PARENTS[direction], program_info(program).name, program))
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Replace the program with the identifier `old` by another, given by descriptor, in one step."""
+        """Replace the program with the identifier `old` atomically by another, given by its descriptor."""
         before = await self._find(link, direction, old)
         await self._perform(
             replace_filter(link, _PARENTS[direction], before, program_info(program).name, program)
@@ -202,8 +202,8 @@ class KernelHooks:
     """Hooks of the type that the kernel has. The first use probes it.
 
     Every method raises:
-        OSError: the kernel refused; ENOSYS where it has no bpf(2), EPERM without the right to ask.
-        TargetError: it did not answer.
+        OSError: the kernel refused: ENOSYS if it has no bpf(2), EPERM without CAP_NET_ADMIN.
+        TargetError: the kernel did not answer.
     """
 
     def __init__(
@@ -223,11 +223,11 @@ class KernelHooks:
         return await (await self._hooks()).programs(link, direction)
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Attach a program, given by descriptor, after the others."""
+        """Attach a program, given by its descriptor, after the existing programs."""
         await (await self._hooks()).attach(link, direction, program)
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Replace the program with the identifier `old` by another, given by descriptor, in one step."""
+        """Replace the program with the identifier `old` atomically by another, given by its descriptor."""
         await (await self._hooks()).replace(link, direction, old, program)
 
     async def detach(self, link: int, direction: Direction, old: int) -> None:

@@ -15,7 +15,7 @@ from pyflannel.model.fast_path import BpfPeer
 from pyflannel.model.forwarder import Stranger, StrangerReason
 
 BUILD_OCTETS = 8
-"""Bytes of the digest that distinguishes the objects of versions."""
+"""Length in bytes of the digest that distinguishes the compiled objects of different versions."""
 
 SETTINGS_MAP = ".rodata.setting"
 """The map with the settings of a program: the name of its section, cut to the kernel's 15 bytes."""
@@ -38,7 +38,7 @@ class MapLayout:
 
     Attributes:
         type: enum bpf_map_type.
-        most_entries: maximum of entries, if it is part of the layout; 0 for any number.
+        most_entries: maximum number of entries, if it is part of the layout; 0 for any number.
     """
 
     name: str
@@ -48,7 +48,7 @@ class MapLayout:
     most_entries: int = 0
 
     def describes(self, found: MapInfo) -> bool:
-        """Return whether a map of the kernel is such a one."""
+        """Return whether a map of the kernel has this layout."""
         kind = (self.name, self.type, self.key_octets, self.value_octets)
         return kind == (
             found.name,
@@ -99,10 +99,10 @@ SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED, FLOWS, PERMIT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings that are written into a program before it is loaded; links by their indexes.
+    """The settings that are written into a program before it is loaded; links are given by their indexes.
 
     Attributes:
-        build: digest of the object that the program is of.
+        build: digest of the compiled object that contains the program.
         mtu: bytes of the largest accepted packet, unless it is to be segmented.
         gro_index: link on whose other end GRO coalesces TCP segments; 0 if there is none.
         caches_flows: mode flow.
@@ -138,15 +138,15 @@ def pack_settings(settings: Settings) -> bytes:
 
 
 def devices_of(settings: Settings) -> set[int]:
-    """Return the links that a program sends to."""
+    """Return the indexes of the links to which a program sends."""
     return {settings.device_index, settings.underlay_index, settings.gro_index} - {0}
 
 
 def unpack_settings(octets: bytes) -> Settings | None:
     """Return the settings of a program; None if these are not settings of any version.
 
-    Build and device stand where they stand in every version, so that none is ever taken for a stranger's;
-    the rest of another version's need not make sense.
+    Build and device have the same position in every version, so that each version recognizes the programs of
+    pyflannel. The other settings of another version may be meaningless.
     """
     if len(octets) < _IDENTITY_OCTETS:
         return None
@@ -183,9 +183,9 @@ def pack_peer(peer: BpfPeer) -> bytes:
 
 
 def unpack_peer(device: str, key: bytes, value: bytes) -> BpfPeer:
-    """Return the peer that an entry is, of the tunnel of `device`.
+    """Return the peer in an entry of the table of peers. The tunnel has this device.
 
-    The kernel ignores bits of the key behind its prefix.
+    The kernel ignores the bits of the key after its prefix.
     """
     prefix_length, base = _SUBNET.unpack(key)
     address, port, flags = _PEER.unpack(value)
@@ -204,17 +204,17 @@ def pack_mac(mac: str) -> bytes:
 
 
 def unpack_mac(value: bytes) -> str:
-    """Return the MAC address that `struct mac` holds."""
+    """Return the MAC address in `struct mac`."""
     return value[:6].hex(":")
 
 
 def pack_port(link: int) -> bytes:
-    """Return the index of a link, as an entry of the map of devices."""
+    """Return the entry of the map of devices for the link with this index."""
     return _INDEX.pack(link)
 
 
 def unpack_port(value: bytes) -> int:
-    """Return the index of the link that an entry of the map of devices is."""
+    """Return the index of the link in an entry of the map of devices."""
     return int(_INDEX.unpack(value)[0])
 
 
@@ -223,7 +223,7 @@ class Permit:
     """Whether the programs may cache the firewall's decisions about flows.
 
     Attributes:
-        until_ns: nanoseconds of CLOCK_BOOTTIME.
+        until_ns: time in nanoseconds of CLOCK_BOOTTIME.
         generation: decisions under a permit of another generation are not valid.
         protocols: CACHES_UDP, CACHES_TCP.
     """
@@ -242,7 +242,7 @@ def pack_permit(permit: Permit) -> bytes:
 
 
 def unpack_permit(value: bytes) -> Permit:
-    """Return the permit that `struct permit` is."""
+    """Return the permit in `struct permit`."""
     until_ns, generation, protocols = _PERMIT.unpack(value)
     return Permit(until_ns=until_ns, generation=generation, protocols=protocols)
 
@@ -263,12 +263,12 @@ _TURNED_AWAY: Mapping[int, StrangerReason] = {
 
 
 def unpack_stranger(key: bytes, value: bytes, now_ns: int) -> Stranger | None:
-    """Return whom an entry is about; None for an outcome of another version.
+    """Return the sender in an entry of the table of dropped packets; None for an outcome of another version.
 
     Args:
         key: `struct stranger`.
         value: `struct sighting`.
-        now_ns: nanoseconds of CLOCK_BOOTTIME.
+        now_ns: time in nanoseconds of CLOCK_BOOTTIME.
     """
     address, outcome = _STRANGER.unpack(key)
     packets, seen_at, source, destination = _SIGHTING.unpack(value)

@@ -1,6 +1,7 @@
 """The functions of libbpf that pyflannel uses, by ctypes: they load an object into the kernel.
 
-It is the one that knows relocation, BTF and the older kernels' ways. Source: libbpf.h, version 1.0 and later.
+libbpf implements relocation, BTF and the differences of older kernels. Source: libbpf.h, version 1.0 and
+later.
 """
 
 import ctypes
@@ -50,10 +51,10 @@ class Loaded(NamedTuple):
 
 
 class Libbpf:
-    """The library, loaded.
+    """The loaded library.
 
     Raises:
-        TargetError: it is not installed, or too old.
+        TargetError: libbpf is not installed, or too old.
     """
 
     def __init__(self, name: str = LIBRARY) -> None:
@@ -68,16 +69,16 @@ class Libbpf:
                 hint="Install libbpf 1.0 or later (Debian: libbpf1, Fedora: libbpf).",
                 is_permanent=isinstance(error, AttributeError) or "No such file" in str(error),
             ) from error
-        self._library.libbpf_set_print(None)  # it would write to standard error
+        self._library.libbpf_set_print(None)  # libbpf would write messages to standard error
 
     @property
     def version(self) -> str:
-        """Its version, such as `v1.1`."""
+        """Version of the library, for example `v1.1`."""
         version: bytes = self._library.libbpf_version_string()
         return version.decode("ascii", "replace")
 
     def create_maps(self, object_file: ObjectFile, names: Collection[str]) -> dict[str, int]:
-        """Return descriptors of new maps, by name, of those that the programs share.
+        """Create the maps that the programs share, and return their descriptors by name.
 
         Raises:
             TargetError: the kernel refused.
@@ -96,10 +97,10 @@ class Libbpf:
     def load_program(
         self, object_file: ObjectFile, name: str, settings: bytes, maps: Mapping[str, int]
     ) -> Loaded:
-        """Return a new program that has these settings, and shares these maps, given by descriptors.
+        """Load a program with these settings and these shared maps, given by descriptors, and return it.
 
         Raises:
-            TargetError: the kernel refused; the verifier's last lines are in the message.
+            TargetError: the kernel refused; the message contains the last lines of the verifier's log.
         """
         log = ctypes.create_string_buffer(_LOG_OCTETS)
         with self._open(object_file) as opened:
@@ -124,7 +125,7 @@ class Libbpf:
         if not opened:
             code = ctypes.get_errno()
             raise TargetError(
-                f"the object of the eBPF programs is spoilt: {os.strerror(code)}",
+                f"the object file of the eBPF programs is damaged: {os.strerror(code)}",
                 hint="Install pyflannel again.",
                 is_permanent=is_permanent(code),
             )
@@ -150,7 +151,7 @@ class Libbpf:
         if size.value != len(octets):
             raise TargetError(
                 f"the eBPF programs need {size.value} bytes of settings, not {len(octets)}",
-                hint="Install pyflannel again: its object is of another version.",
+                hint="Install pyflannel again: its object file belongs to another version.",
                 is_permanent=True,
             )
         ctypes.memmove(initial, octets, len(octets))
@@ -162,10 +163,10 @@ class Libbpf:
 
 
 def _kept(descriptors: Iterable[int]) -> list[int]:
-    """Return descriptors of the same things that stay when the object is closed.
+    """Return copies of the descriptors, which remain open when the object is closed.
 
     Raises:
-        OSError: there are no more descriptors.
+        OSError: no descriptor is free.
     """
     with ExitStack() as on_failure:
         kept = []
@@ -177,7 +178,7 @@ def _kept(descriptors: Iterable[int]) -> list[int]:
 
 
 def _refused(what: str, code: int, log: str) -> TargetError:
-    """Return the kernel's refusal, with the part of the verifier's log that says why."""
+    """Return the error for a refusal of the kernel, with the reason from the verifier's log."""
     name = errno.errorcode.get(code, f"errno {code}")
     message = f"kernel {os.uname().release} refused {what}: {name}: {os.strerror(code)}"
     hint = "Look at the kernel's log (dmesg) for the reason."
@@ -190,7 +191,7 @@ def _refused(what: str, code: int, log: str) -> TargetError:
 
 
 def useful_lines(log: str) -> list[str]:
-    """Return the last lines of a verifier's log that say something of the refusal."""
+    """Return the last lines of a verifier's log that give the reason of the refusal."""
     lines = [line.strip() for line in log.splitlines()]
     said = [line for line in lines if line and not line.startswith(_STATISTICS)]
     return said[-_LOG_LINES:]

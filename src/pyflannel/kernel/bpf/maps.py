@@ -1,4 +1,4 @@
-"""The maps that the programs of one tunnel share, and their entries, many in one system call."""
+"""The maps that the programs of one tunnel share. One system call reads or writes many of their entries."""
 
 import ctypes
 import errno
@@ -39,29 +39,29 @@ from pyflannel.model.status import Notice
 
 _Buffer: TypeAlias = ctypes.Array[ctypes.c_char]
 
-_ELEMENT = struct.Struct("=I4xQQQ")  # map, key, value or next key, flags
-_BATCH = struct.Struct("=4QIIQQ")  # token in, token out, keys, values, count, map, two sorts of flags
+_ELEMENT = struct.Struct("=I4xQQQ")  # fields: map, key, value or next key, flags
+_BATCH = struct.Struct("=4QIIQQ")  # positions before and after, keys, values, count, map, flags (two)
 _COUNT_AT = 32
 
 _ROOM: Final = 4096
-"""Entries that are asked for in one call."""
+"""Maximum number of entries that one call requests."""
 
 NO_BATCHES = 524
-"""ENOTSUPP, which is the kernel's own: this sort of map knows no batches."""
+"""ENOTSUPP, which exists only in the kernel: this type of map does not support batches."""
 
 
 def update_entries(map_descriptor: int, keys: Sequence[bytes], values: Sequence[bytes]) -> dict[int, OSError]:
-    """Make or replace entries, in order; return the refused by their place.
+    """Create or replace entries, in order; return the errors of the refused entries by position.
 
-    Keys and values come apart: ten thousand pairs would set the garbage collector going.
+    Keys and values are separate arguments, because ten thousand pairs would start a garbage collection.
     """
     return _change(Command.MAP_UPDATE_BATCH, Command.MAP_UPDATE_ELEM, map_descriptor, keys, values)
 
 
 def delete_entries(map_descriptor: int, keys: Sequence[bytes]) -> dict[int, OSError]:
-    """Delete the entries with these keys, in order; return the refused by their place.
+    """Delete the entries with these keys, in order; return the errors of the refused entries by position.
 
-    A missing entry is a success.
+    A missing entry counts as deleted.
     """
     refused = _change(Command.MAP_DELETE_BATCH, Command.MAP_DELETE_ELEM, map_descriptor, keys, ())
     return {place: error for place, error in refused.items() if error.errno != errno.ENOENT}
@@ -95,7 +95,7 @@ def read_entries(map_descriptor: int, key_octets: int, value_octets: int) -> dic
 
 
 def read_entries_at_once(map_descriptor: int, key_octets: int, value_octets: int) -> dict[bytes, bytes]:
-    """Return all entries of a map, by key; of one that knows no batches each by itself.
+    """Return all entries of a map, by key. If the map does not support batches, read each entry separately.
 
     Raises:
         OSError: the map cannot be read.
@@ -133,7 +133,7 @@ def _change(
     keys: Sequence[bytes],
     values: Sequence[bytes],
 ) -> dict[int, OSError]:
-    """Change entries in batches; a batch ends before the first that is refused, which is tried alone."""
+    """Change entries in batches; a batch ends before the first refused entry, which is tried alone."""
     refused: dict[int, OSError] = {}
     key_row, value_row = _Row(keys), _Row(values)
     has_batches, start = True, 0
@@ -145,7 +145,7 @@ def _change(
                 call_bpf(batch_command, batch)
             except OSError as error:
                 done = _count(batch)
-                # Where no entry was looked at, the number is still the one that was asked for.
+                # If the kernel examined no entry, the number is still the requested number.
                 has_batches = error.errno != NO_BATCHES and done < left
                 start += done if has_batches else 0
             else:
@@ -159,14 +159,14 @@ def _change(
 
 
 class _Row:
-    """Values of equal length, one after the other, for the kernel. The buffer lives during the call."""
+    """Values of equal length, one after the other, for the kernel. The buffer must exist during the call."""
 
     def __init__(self, each: Sequence[bytes]) -> None:
         self._buffer = _buffer(b"".join(each))
         self._octets = len(each[0]) if each else 0
 
     def at(self, place: int) -> int:
-        """Return the address of one of them; 0 where they are empty."""
+        """Return the address of the value at a position; 0 if the values are empty."""
         return _address(self._buffer) + place * self._octets if self._octets else 0
 
 
@@ -202,7 +202,7 @@ _FULL = (errno.ENOSPC, errno.E2BIG)
 
 
 class TunnelMaps:
-    """Descriptors of a tunnel's maps, by name: a map lives while a program or a descriptor has it."""
+    """Descriptors of a tunnel's maps, by name: a map exists while a program or a descriptor refers to it."""
 
     def __init__(self, device: str, descriptors: Mapping[str, int]) -> None:
         self._device = device
@@ -214,7 +214,7 @@ class TunnelMaps:
 
     @property
     def notices(self) -> list[Notice]:
-        """The tables that were full in the latest look."""
+        """Notices about the tables that were full in the latest look."""
         ways = {
             PEERS.name: ("peers", "packets to them go through user space"),
             PORTS.name: ("containers", "packets to them pass the bridge"),
@@ -232,13 +232,13 @@ class TunnelMaps:
         return self._descriptors
 
     def close(self) -> None:
-        """Let go of the maps."""
+        """Close the descriptors of the maps."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
 
     def peers(self, planned: Iterable[BpfPeer]) -> list[BpfPeer]:
-        """Return the entries of the table of peers; one that is as planned is the plan's own value.
+        """Return the entries of the table of peers; for an entry as planned, the object of the plan.
 
         If the table is full, the planned entries that do not fit count as present: user space carries their
         packets, and no repair is possible.
@@ -249,7 +249,7 @@ class TunnelMaps:
         entries = read_entries_at_once(self._descriptors[PEERS.name], PEERS.key_octets, PEERS.value_octets)
         is_full = len(entries) >= self._room[PEERS.name]
         found, missing = [], []
-        for peer in planned:  # which saves making thousands of equal values
+        for peer in planned:  # so that thousands of equal objects are not created again
             key = pack_subnet(peer.subnet)
             value = entries.get(key)
             if value == pack_peer(peer):
@@ -262,27 +262,28 @@ class TunnelMaps:
         return found + missing
 
     def put_peers(self, peers: Sequence[BpfPeer]) -> dict[int, OSError]:
-        """Make or replace entries as far as there is room; return the refused by their place."""
+        """Create or replace entries while there is space; return the errors of refused ones by position."""
         descriptor = self._descriptors[PEERS.name]
         keys, values = [pack_subnet(peer.subnet) for peer in peers], [pack_peer(peer) for peer in peers]
         refused = update_entries(descriptor, keys, values)
         for place in [place for place, error in refused.items() if error.errno in _FULL]:
-            # A full trie refuses even to replace (kernels before 6.13), and a wrong entry is worse than none.
+            # Before Linux 6.13, a full trie refuses even to replace an entry. A wrong entry is worse than
+            # none.
             delete_entries(descriptor, [keys[place]])
             update_entries(descriptor, [keys[place]], [values[place]])
             del refused[place]
         return refused
 
     def remove_peers(self, subnets: Sequence[IPv4Network]) -> dict[int, OSError]:
-        """Remove entries, if they are there; return the refused by their place."""
+        """Remove the entries that exist; return the errors of the refused removals by position."""
         return delete_entries(self._descriptors[PEERS.name], [pack_subnet(subnet) for subnet in subnets])
 
     def containers(
         self, names: Mapping[int, str], planned: Iterable[BpfContainer] = ()
     ) -> list[BpfContainer]:
-        """Return the entries of the table of containers; `names` are the links', by index.
+        """Return the entries of the table of containers; `names` contains the names of the links by index.
 
-        An entry of a deleted device is left out, because the kernel removed a part of it. If the table is
+        An entry of a deleted device is omitted, because the kernel removed a part of it. If the table is
         full, the planned entries that do not fit count as present: the bridge carries their packets.
 
         Raises:
@@ -305,10 +306,10 @@ class TunnelMaps:
         return found + missing
 
     def put_container(self, container: BpfContainer) -> None:
-        """Make or replace an entry, if there is room.
+        """Create or replace an entry, if there is space.
 
         Raises:
-            OSError: there is no such link.
+            OSError: the link does not exist.
         """
         key, port = container.address.packed, pack_port(link_index(container.link))
         refused = update_entries(self._descriptors[PORTS.name], [key], [port])
@@ -318,7 +319,7 @@ class TunnelMaps:
         _raise_any(update_entries(self._descriptors[MACS.name], [key], [pack_mac(container.mac)]))
 
     def remove_container(self, address: IPv4Address) -> None:
-        """Remove an entry, if it is there.
+        """Remove an entry, if it exists.
 
         Raises:
             OSError: the kernel refused.
@@ -327,7 +328,7 @@ class TunnelMaps:
             _raise_any(delete_entries(self._descriptors[layout.name], [address.packed]))
 
     def devices(self) -> set[int]:
-        """Return the indexes of the links that programs may send to.
+        """Return the indexes of the links to which programs may send.
 
         Raises:
             OSError: the map cannot be read.
@@ -336,13 +337,13 @@ class TunnelMaps:
         return {unpack_port(value) for value in entries.values()}
 
     def put_device(self, link: int) -> None:
-        """Let programs send to a link, given by index, for as long as it is there.
+        """Let programs send to the link with this index, while it exists.
 
         Raises:
-            OSError: there is no such link.
+            OSError: the link does not exist.
         """
         if link in self.devices():
-            return  # put once more it would be missing for a moment, and a packet lost
+            return  # if it were written again, it would be missing for a moment, and a packet would be lost
         _raise_any(update_entries(self._descriptors[DEVICES.name], [pack_port(link)], [pack_port(link)]))
 
     def permit(self) -> Permit:
@@ -364,7 +365,7 @@ class TunnelMaps:
         _raise_any(update_entries(self._descriptors[PERMIT.name], [key], [pack_permit(permit)]))
 
     def counts(self) -> dict[Outcome, tuple[int, int]]:
-        """Return packets and bytes by outcome, since the creation of the maps.
+        """Return the numbers of packets and bytes by outcome, since the creation of the maps.
 
         Raises:
             OSError: the map cannot be read.
@@ -373,7 +374,7 @@ class TunnelMaps:
         return unpack_counts(read_entries(self._descriptors[COUNTS.name], COUNTS.key_octets, octets))
 
     def strangers(self) -> list[Stranger]:
-        """Return whose packets the guard dropped, since the maps were made; of very many only the latest.
+        """Return the latest senders whose packets the guard dropped since the creation of the maps.
 
         Raises:
             OSError: the map cannot be read.
@@ -391,6 +392,6 @@ def _raise_any(refused: Mapping[int, OSError]) -> None:
 
 
 def possible_processors() -> int:
-    """Return how many processors the kernel keeps counters for (bpf(2), per-CPU maps)."""
+    """Return the number of processors for which the kernel keeps counters (bpf(2), per-CPU maps)."""
     with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
         return 1 + int(file.read().strip().replace(",", "-").rsplit("-", 1)[-1])

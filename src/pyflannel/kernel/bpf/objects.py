@@ -1,4 +1,4 @@
-"""Programs and maps: the compiled object of the package, and objects that the kernel has already."""
+"""Programs and maps: the compiled object file of the package, and the objects that exist in the kernel."""
 
 import contextlib
 import ctypes
@@ -27,7 +27,7 @@ _CALL = 0x85
 
 @dataclass(frozen=True, slots=True)
 class ObjectFile:
-    """An ELF object for the kernel.
+    """An ELF object file with programs for the kernel.
 
     Attributes:
         build: the first bytes of its SHA-256 digest, which identify its programs.
@@ -38,7 +38,7 @@ class ObjectFile:
 
     @property
     def helpers(self) -> dict[str, frozenset[int]]:
-        """The kernel's helpers that programs call, by section of the object; none of a spoilt one."""
+        """Numbers of the kernel's helpers that programs call, by section; empty for a damaged object file."""
         try:
             return dict(_calls_by_section(self.octets))
         except (struct.error, ValueError, UnicodeDecodeError):
@@ -46,10 +46,10 @@ class ObjectFile:
 
 
 def read_object() -> ObjectFile:
-    """Return the shipped object. importlib.resources is not used, because it costs 3 ms and a megabyte.
+    """Return the object file of the package. importlib.resources is not used: it needs 3 ms and 1 MB.
 
     Raises:
-        TargetError: the installation lacks it.
+        TargetError: the installation does not contain the object file.
     """
     try:
         octets = Path(__file__).with_name(OBJECT_NAME).read_bytes()
@@ -74,7 +74,7 @@ def _calls_by_section(elf: bytes) -> Iterator[tuple[str, frozenset[int]]]:
             calls = (
                 number
                 for operation, registers, _, number in _INSTRUCTION.iter_unpack(code)
-                if operation == _CALL and registers >> 4 == 0  # 1: another function of the object
+                if operation == _CALL and registers >> 4 == 0  # 1: another function of the same object file
             )
             yield elf[begin : elf.index(0, begin)].decode("ascii"), frozenset(calls)
 
@@ -101,7 +101,8 @@ class KernelObjects:
         """Return a descriptor of a program.
 
         Raises:
-            OSError: ENOENT, it is gone; EPERM, there is neither right nor pin.
+            OSError: ENOENT: it does not exist any more. EPERM: this process has no right to open it, and
+                there is no pin.
         """
         return self._open(Command.PROG_GET_FD_BY_ID, identifier, _program_name(identifier))
 
@@ -109,26 +110,27 @@ class KernelObjects:
         """Return a descriptor of a map.
 
         Raises:
-            OSError: ENOENT, it is gone; EPERM, there is neither right nor pin.
+            OSError: ENOENT: it does not exist any more. EPERM: this process has no right to open it, and
+                there is no pin.
         """
         return self._open(Command.MAP_GET_FD_BY_ID, identifier, _map_name(identifier))
 
     def pin(self, program: int, maps: Iterable[int]) -> None:
-        """Pin a program and its maps, given by descriptors; where there is no bpffs nothing happens."""
+        """Pin a program and its maps, given by descriptors. Do nothing if there is no bpffs."""
         self._pin(program, _program_name(program_info(program).id))
         for descriptor in maps:
             self._pin(descriptor, _map_name(map_info(descriptor).id))
 
     def prove(self, program: int) -> None:
-        """Return when a program, given by descriptor, will be found again by a daemon like this one.
+        """Check that a daemon with the same rights can find a program, given by descriptor, again.
 
         Raises:
-            OSError: EPERM, there is neither right nor pin. No later daemon could replace the program.
+            OSError: EPERM: it could not, and no later daemon could replace the program.
         """
         os.close(self.open_program(program_info(program).id))
 
     def unpin_all_but(self, programs: Iterable[int], maps: Iterable[int]) -> None:
-        """Remove the pins of all other objects than these, given by identifiers."""
+        """Remove all pins except those of these objects, given by identifiers."""
         kept = {*map(_program_name, programs), *map(_map_name, maps)}
         with contextlib.suppress(OSError):
             for name in os.listdir(self._directory):
@@ -137,12 +139,12 @@ class KernelObjects:
 
     @property
     def directory(self) -> str:
-        """The place for pins, which need not exist."""
+        """The directory for pins, which need not exist."""
         return self._directory
 
     @property
     def opens_by_identifier(self) -> bool:
-        """Whether this process may open objects by identifier. It tries an identifier that does not exist."""
+        """Whether this process may open objects by identifier: it tries an identifier that does not exist."""
         try:
             os.close(call_bpf(Command.PROG_GET_FD_BY_ID, _ID.pack(_NOBODYS, 0, 0)))
         except OSError as error:
@@ -151,7 +153,7 @@ class KernelObjects:
 
     @property
     def has_directory(self) -> bool:
-        """Whether there is a place for pins."""
+        """Whether there is a directory for pins."""
         return bool(self._directory) and os.path.isdir(self._directory)
 
     def _open(self, command: Command, identifier: int, name: str) -> int:

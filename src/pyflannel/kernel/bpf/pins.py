@@ -26,7 +26,7 @@ def is_bpffs(path: str) -> bool | None:
     except OSError:
         return None
     kinds = [kind.split()[0] for mount, kind in mounts if _unescaped(mount.split()[4]) == place]
-    return kinds[-1:] == ["bpf"]  # the last hides those before
+    return kinds[-1:] == ["bpf"]  # the last mount hides the earlier ones
 
 
 def kernel_has_bpffs() -> bool | None:
@@ -39,7 +39,7 @@ def kernel_has_bpffs() -> bool | None:
 
 
 def _unescaped(path: str) -> str:
-    """Return a path of /proc as it is: it has white space in octal."""
+    """Return a path without the escapes of /proc, which shows white space as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
@@ -47,7 +47,7 @@ def remove_pin_directory(path: str) -> bool:
     """Remove the directory, with its pins and the mount on it; return whether it existed.
 
     Raises:
-        OSError: EPERM, this process may not unmount it; ENOTEMPTY, it is a plain directory with files.
+        OSError: EPERM: this process may not unmount it. ENOTEMPTY: it is an ordinary directory with files.
     """
     if not os.path.isdir(path):
         return False
@@ -58,7 +58,7 @@ def remove_pin_directory(path: str) -> bool:
 
 
 _UMOUNT_NOFOLLOW = 8
-"""sys/mount.h: a symlink that took the place of the directory is refused."""
+"""sys/mount.h: refuse a symbolic link in the place of the directory."""
 
 
 def _unmount(path: str) -> None:
@@ -70,14 +70,14 @@ def _unmount(path: str) -> None:
 
 @contextmanager
 def pin_directory(path: str) -> Iterator[str]:
-    """Mount a bpffs at `path`, only for root, unless one exists. Yield a path that is safe from exchange.
+    """Mount a bpffs for root alone at `path`, unless it exists. Yield a path that the daemon cannot redirect.
 
-    The daemon owns the directory around `path`, and may exchange `path` for a symlink at any moment. So root
-    opens it without following one, and uses the descriptor for everything that follows.
+    The daemon owns the directory around `path`, and may replace `path` by a symbolic link at any moment. So
+    root opens it without following links, and then uses only the descriptor.
 
     Raises:
-        NotADirectoryError: a symlink or a file is there.
-        OSError: EPERM without CAP_SYS_ADMIN; ENODEV, the kernel has no bpffs.
+        NotADirectoryError: `path` is a symbolic link or a file.
+        OSError: EPERM: CAP_SYS_ADMIN is missing. ENODEV: the kernel has no bpffs.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with suppress(FileExistsError):
@@ -87,7 +87,7 @@ def pin_directory(path: str) -> Iterator[str]:
             _mount_bpffs(_path_of(directory), path)
     with opened(_open_directory(path)) as directory:
         if not _has_bpffs(directory):
-            raise NotADirectoryError(errno.ENOTDIR, "exchanged while a bpffs was mounted", path)
+            raise NotADirectoryError(errno.ENOTDIR, "replaced while a bpffs was mounted", path)
         yield _path_of(directory)
 
 
@@ -102,7 +102,7 @@ def _path_of(descriptor: int) -> str:
 def _has_bpffs(directory: int) -> bool:
     """Return whether the directory is on a bpffs.
 
-    Source: proc(5), mountinfo: the third field is the device, the first behind the dash the file system.
+    Source: proc(5), mountinfo: the third field is the device, the first after the dash is the file system.
     """
     number = os.fstat(directory).st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
@@ -124,8 +124,8 @@ async def pin_standing(directory: str) -> int:
     Programs have no pins if a daemon with all rights attached them, or if their bpffs was removed.
 
     Raises:
-        OSError: the kernel refused: EPERM without CAP_SYS_ADMIN, ENOSYS where it has no bpf(2).
-        TargetError: it did not answer.
+        OSError: the kernel refused: EPERM without CAP_SYS_ADMIN, ENOSYS if it has no bpf(2).
+        TargetError: the kernel did not answer.
     """
     objects = KernelObjects(directory)
     hooks = KernelHooks(objects)

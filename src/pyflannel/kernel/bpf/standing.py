@@ -23,7 +23,7 @@ class LoadedProgram:
     """A program of pyflannel, at any hook.
 
     Attributes:
-        map_ids: of the maps that it shares with others.
+        map_ids: identifiers of the maps that it shares with other programs.
     """
 
     id: int
@@ -35,7 +35,7 @@ class LoadedProgram:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A program of pyflannel at a hook of a link, given by its index."""
+    """A program of pyflannel at a hook of a link. The link is given by its index."""
 
     link: int
     program: LoadedProgram
@@ -46,8 +46,8 @@ class Look:
     """The programs that were found at hooks.
 
     Attributes:
-        identifiers: of all programs, of this daemon and of others.
-        unreadable: hooks, by the index of the link, with a program that this process may not read.
+        identifiers: identifiers of all programs, of this daemon and of other programs.
+        unreadable: hooks with a program that this process may not read, by the index of the link.
     """
 
     standing: list[Standing] = field(default_factory=list)
@@ -67,7 +67,7 @@ class StandingPrograms:
         """Return the programs of pyflannel on these links; a deleted link has none.
 
         Raises:
-            OSError: the kernel gives no answer: EPERM without CAP_NET_ADMIN.
+            OSError: the kernel refused: EPERM without CAP_NET_ADMIN.
         """
         return (await self._look(links)).standing
 
@@ -75,7 +75,7 @@ class StandingPrograms:
         """Return the programs of pyflannel on all links, and the hooks with unreadable programs.
 
         Raises:
-            OSError: the kernel gives no answer: EPERM without CAP_NET_ADMIN.
+            OSError: the kernel refused: EPERM without CAP_NET_ADMIN.
         """
         look = await self._look(links)
         for gone in self._known.keys() - look.identifiers:
@@ -110,16 +110,17 @@ class StandingPrograms:
                 self._known[identifier] = _read_program(self._objects, identifier)
             except OSError as error:
                 if error.errno == errno.ENOENT:
-                    return None  # it went in between
+                    return None  # it was removed in the meantime
                 raise
         return self._known[identifier]
 
 
 def _read_program(objects: KernelObjects, identifier: int) -> LoadedProgram | None:
-    """Return the role and the settings of a program; None if it is of another program than pyflannel.
+    """Return the role and the settings of an eBPF program; None if it is not a program of pyflannel.
 
     Raises:
-        OSError: ENOENT, it is gone; EPERM, there is neither right nor pin.
+        OSError: ENOENT: it does not exist any more. EPERM: this process has no right to open it, and there is
+            no pin.
     """
     with opened(objects.open_program(identifier)) as descriptor:
         info = program_info(descriptor)
@@ -138,7 +139,7 @@ def _read_program(objects: KernelObjects, identifier: int) -> LoadedProgram | No
 
 
 def _read_settings(descriptor: int) -> Settings | None:
-    """Return the settings, which another version may have in another size."""
+    """Return the settings. In another version they may have another size."""
     info = map_info(descriptor)
     entries = read_entries(descriptor, info.key_octets, info.value_octets)
     return unpack_settings(next(iter(entries.values()), b""))
@@ -147,13 +148,13 @@ def _read_settings(descriptor: int) -> Settings | None:
 def describe(
     standing: Sequence[Standing], names: Mapping[int, str], build: bytes, maps: Mapping[str, TunnelMaps]
 ) -> list[BpfProgram]:
-    """Return the programs as a plan names them, those of other versions too.
+    """Return the programs as items of a plan, also those of other versions.
 
     Args:
         standing: programs that were found.
-        names: of the links, by index.
-        build: of the programs that this version loads.
-        maps: that a tunnel's programs are to share, by its device.
+        names: names of the links by index.
+        build: digest of the object file that this version loads.
+        maps: the maps that the programs of a tunnel must share, by the device of the tunnel.
 
     Raises:
         OSError: a map cannot be read.
@@ -192,9 +193,9 @@ def _key(one: Standing) -> tuple[int, Role, str]:
 
 
 def shared_maps(standing: Iterable[Standing], device: str, objects: KernelObjects) -> dict[str, int]:
-    """Return descriptors of the maps that a tunnel's programs use, by name, of each the first.
+    """Return descriptors of the maps that a tunnel's programs use, by name; the first map of each name.
 
-    Maps of another version with another layout are left out, because this version cannot use them.
+    Maps with the layout of another version are omitted, because this version cannot use them.
 
     Raises:
         OSError: a map cannot be opened.

@@ -54,7 +54,7 @@ class Command(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramInfo:
-    """Information of the kernel about a program; its maps by identifier."""
+    """Information of the kernel about a program; `map_ids` are the identifiers of its maps."""
 
     id: int
     name: str
@@ -98,7 +98,7 @@ def program_info(descriptor: int) -> ProgramInfo:
     """Return the information of the kernel about a program.
 
     Raises:
-        OSError: the descriptor is none of a program.
+        OSError: the descriptor does not refer to a program.
     """
     most = 64
     ids = (ctypes.c_uint32 * most)()
@@ -111,7 +111,7 @@ def map_info(descriptor: int) -> MapInfo:
     """Return the information of the kernel about a map.
 
     Raises:
-        OSError: the descriptor is none of a map.
+        OSError: the descriptor does not refer to a map.
     """
     kind, identifier, key, value, most, _, name = _MAP_INFO.unpack(
         _ask_info(descriptor, bytes(_MAP_INFO.size))
@@ -146,7 +146,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def ask(question: Callable[[], object], absent: Collection[int]) -> tuple[Answer, OSError | None]:
-    """Return the answer, and the error of the question.
+    """Return the answer of a probe, and its error.
 
     Args:
         question: an action that succeeds if the feature is present.

@@ -42,7 +42,7 @@ class HookWatch:
         self._seen = {place: await self._look(place) for place in places}
 
     async def note(self, place: Place) -> None:
-        """Note a change by this process, which is not reported."""
+        """Record a change by this process, so that it is not announced."""
         self._seen[place] = await self._look(place)
 
     async def has_changed(self) -> bool:
@@ -80,7 +80,8 @@ _HINTS = {
 class BpfTarget:
     """A Target for BpfProgram, BpfPeer and BpfContainer items.
 
-    If they can permanently not be read, a look finds nothing, and each operation is refused with the reason.
+    If programs and maps are permanently unreadable, a look finds nothing, and each operation is refused with
+    the reason.
     Packets then take the path through user space.
     """
 
@@ -201,7 +202,7 @@ class BpfTarget:
         """Return packets and bytes by outcome of a tunnel; empty without a fast path.
 
         Raises:
-            OSError: they cannot be read.
+            OSError: the maps cannot be read.
         """
         return self._fast_path.counts(device)
 
@@ -209,7 +210,7 @@ class BpfTarget:
         """Return the senders whose packets the guard of a tunnel dropped; none without a fast path.
 
         Raises:
-            OSError: they cannot be read.
+            OSError: the maps cannot be read.
         """
         return self._fast_path.strangers(device)
 

@@ -36,7 +36,7 @@ _SETTINGS = Path("/proc/sys/net")
 _TIME_OFFSETS = Path("/proc/self/timens_offsets")
 
 MOST_RULES = 2000
-"""Of all tables: they are examined after each change, 30 microseconds each."""
+"""Maximum number of rules in all tables: each is examined after each change, which takes 30 microseconds."""
 
 _NAMED = 3
 _WITHOUT_LIBERAL = "TCP only: net.netfilter.nf_conntrack_tcp_be_liberal is not 1"
@@ -47,7 +47,7 @@ class Firewall:
     """Which decisions of the firewall the programs may cache.
 
     Attributes:
-        read_at_ns: nanoseconds of CLOCK_BOOTTIME, before it was read.
+        read_at_ns: time before the firewall was read, in nanoseconds of CLOCK_BOOTTIME.
         generation: number of the ruleset of nf_tables.
         objections: why no flow may be cached.
         tcp_objection: why no TCP flow may be cached.
@@ -142,7 +142,7 @@ class FlowRules:
 
 
 def _has_kernel_time(offsets: str) -> bool:
-    """Return whether CLOCK_BOOTTIME is the kernel's: a permit in another time could last for days."""
+    """Return whether CLOCK_BOOTTIME is the kernel's: in a time namespace, a permit could last for days."""
     return all(line.split()[1:] == ["0", "0"] for line in offsets.splitlines() if line.startswith("boottime"))
 
 

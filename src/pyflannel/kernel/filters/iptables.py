@@ -1,4 +1,4 @@
-"""iptables, nft or legacy, as a Target; its programs, its lock, and foreign rules in its tables."""
+"""iptables (nft or legacy) as a Target: its programs, its lock, and foreign rules in its tables."""
 
 import logging
 import os
@@ -55,7 +55,7 @@ def lock_holder() -> str | None:
 
 
 PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
-"""The name that every host has on its PATH, for one of the two kinds."""
+"""Names of the programs of the host's default kind, for each family."""
 
 _NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
 _MODERN = (1, 6, 2)
@@ -74,7 +74,7 @@ class Version:
     """The kind and the version that a program reports.
 
     Attributes:
-        is_nft: it works on nf_tables; else it is legacy iptables.
+        is_nft: it uses nf_tables; otherwise it is legacy iptables.
     """
 
     number: tuple[int, ...] = _MODERN
@@ -83,12 +83,12 @@ class Version:
 
     @property
     def is_modern(self) -> bool:
-        """Whether it waits for the lock when it is asked to, and draws ports."""
+        """Whether it has an option to wait for the lock, and can choose random ports."""
         return self.number >= _MODERN
 
 
 async def version_of(program: str) -> Version | None:
-    """Return the version of a program; None when it does not tell, or cannot be run."""
+    """Return the version of a program; None if it prints none, or cannot be run."""
     try:
         ran = await run_program(program, "--version")
     except TargetError:
@@ -106,8 +106,8 @@ async def read_saved(program: str) -> SavedTables:
     """Return the output of `PROGRAM-save`; with legacy iptables and without root, of the used tables only.
 
     Raises:
-        TargetError: it failed, or cannot be run.
-        WireError: it printed something else.
+        TargetError: the program failed, or cannot be run.
+        WireError: its output has another format.
     """
     ran = await run_program(f"{program}-save")
     if _NO_TABLE_NAMES not in ran.complaint:
@@ -128,7 +128,7 @@ async def restore(program: str, transaction: str, version: Version) -> None:
 
     Raises:
         LockHeldError: another program has held the xtables lock for a second.
-        TargetError: it failed, or cannot be run.
+        TargetError: the program failed, or cannot be run.
     """
     waiting = [f"--wait={_LOCK_WAIT_S}"] if version.is_modern else []
     ran = await run_program(f"{program}-restore", "--noflush", *waiting, given=transaction)
@@ -137,7 +137,7 @@ async def restore(program: str, transaction: str, version: Version) -> None:
     if "xtables lock" in ran.complaint:
         raise LockHeldError(
             f"{lock_holder() or 'another program'} holds the xtables lock ({LOCK})",
-            hint="It is tried again every few seconds; end the program if it hangs.",
+            hint="flanneld tries again every few seconds; end that program if it hangs.",
         )
     raise _failed(f"{program}-restore", ran)
 
@@ -149,7 +149,7 @@ async def tidy(program: str, family: Family, table: str, hook: str) -> None:
 
     Raises:
         TargetError: the program cannot be run.
-        WireError: it printed something else than rules.
+        WireError: its output has another format.
     """
     if is_unused_hook(await read_saved(program), table, hook):
         await run_program(program, "-t", table, "-X", hook)
@@ -190,7 +190,7 @@ async def remove_rules(left: LeftRules) -> None:
     """Remove these rules, all or none, and then the empty chains and tables that nf_tables created for them.
 
     Raises:
-        TargetError: iptables failed, or is not there.
+        TargetError: iptables failed, or is not installed.
     """
     version = await version_of(left.program) or Version()
     await restore(left.program, "\n".join([f"*{left.table}", *left.removal, "COMMIT", ""]), version)
@@ -213,7 +213,7 @@ async def _read(program: str, family: Family, *, is_other: bool) -> SavedRules |
 
 
 async def _other(program: str) -> str:
-    """Return the name of the kind that `program` is not."""
+    """Return the name of the program of the other kind."""
     version = await version_of(program)
     return f"{program}-nft" if version is not None and not version.is_nft else f"{program}-legacy"
 
@@ -233,7 +233,7 @@ class _Seen:
     """The present rules of one family. Rules of other programs do not count in comparisons.
 
     Attributes:
-        dropping: the built-in chains that drop packets that no rule accepts.
+        dropping: the built-in chains that drop packets which no rule accepts.
     """
 
     chains: tuple[IptablesChain, ...] = ()
@@ -245,7 +245,8 @@ class _Seen:
 class IptablesTarget:
     """A Target for IptablesChain items.
 
-    Where iptables cannot be read for good nothing is found, and each operation is refused with the reason.
+    If iptables is permanently unreadable, a look finds nothing, and each operation is refused with the
+    reason.
     """
 
     kinds = (IptablesChain,)
@@ -263,7 +264,7 @@ class IptablesTarget:
         self._dump.__exit__()
 
     async def snapshot(self, desired: State) -> State:
-        """Return the chains of pyflannel. A chain for a policy of DROP counts as present without it."""
+        """Return the chains of pyflannel. An absent chain counts as present if no policy needs it."""
         planned = list(desired.of_type(IptablesChain))
         seen = await self._see(frozenset(chain.family for chain in planned))
         found: dict[object, IptablesChain] = {
@@ -280,11 +281,11 @@ class IptablesTarget:
         return State.collect(found.values())
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Make or remove the chains, each in one transaction; once the lock was waited for, no more."""
+        """Create or remove each chain in one transaction. Wait for the lock once: then refuse the rest."""
         return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that tells when chains, jumps or the policies differ from the last look."""
+        """Open a channel that announces when chains, jumps or policies differ from the last look."""
         return self._dump.changes()
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
@@ -337,7 +338,7 @@ class IptablesTarget:
         return planned if there == await self._possible(planned) else there
 
     async def _possible(self, chain: IptablesChain) -> IptablesChain:
-        """Return the chain as this iptables can make it."""
+        """Return the chain in the form that this iptables supports."""
         if await self._is_modern(chain.family):
             return chain
         rules = tuple(_less_random(rule) if isinstance(rule, FilterRule) else rule for rule in chain.rules)
@@ -347,7 +348,7 @@ class IptablesTarget:
         return (await self._version(family)).is_modern
 
     async def _version(self, family: Family) -> Version:
-        """Return the version of iptables; the newest is assumed as long as it does not tell."""
+        """Return the version of iptables; the newest one if it is unknown."""
         known = self._versions.get(family)
         if known is None:
             known = await version_of(PROGRAMS[family])

@@ -37,7 +37,7 @@ class _Seen:
 class NftTarget:
     """A Target for NftTable items.
 
-    Where nft cannot be run for good nothing is found, and each operation is refused with the reason.
+    If nft permanently cannot be run, a look finds nothing, and each operation is refused with the reason.
     """
 
     kinds = (NftTable,)
@@ -66,7 +66,7 @@ class NftTarget:
         return State.collect(found)
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Make or remove the tables, in order."""
+        """Create or remove the tables, in order."""
         return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
@@ -125,7 +125,7 @@ class NftTarget:
                 raise TypeError(f"not an operation on a table of nftables: {operation!r}")
 
     async def _possible(self, table: NftTable) -> NftTable:
-        """Return the table as this host can make it: not every kernel draws ports."""
+        """Return the table in the form that this host supports: not every kernel can choose random ports."""
         if not any(_draws(chain.rules) for chain in table.chains):
             return table
         if table.family not in self._draws:

@@ -39,21 +39,21 @@ class Ran:
 
     @property
     def cause(self) -> str:
-        """Its error message, in one line."""
+        """The error message of the program, in one line."""
         lines = [line.strip() for line in self.complaint.splitlines()]
         said = [line for line in lines if line and not line.startswith("#")]
         return said[0] if said else f"exit status {self.status}"
 
 
 async def run_program(*words: str, given: str = "") -> Ran:
-    """Run a program with `given` as its input, to its end; cancelled or too slow, it is killed.
+    """Run a program with `given` as its input. It is killed at the deadline, or if this call is cancelled.
 
-    A thread waits for it. If the system refuses a pipe or a watch, asyncio's own processes wait forever, and
-    those of subprocess lose descriptors and the process itself.
+    A thread waits for it. The processes of asyncio and subprocess are not used: if the system refuses a pipe
+    or a watch, asyncio waits forever, and subprocess loses descriptors and the process itself.
 
     Raises:
-        MissingProgramError: it is not installed.
-        TargetError: it cannot be started, or did not end within its deadline.
+        MissingProgramError: the program is not installed.
+        TargetError: the program cannot be started, or did not end within the deadline.
     """
     running_pids: list[int] = []
     running = asyncio.ensure_future(
@@ -81,7 +81,7 @@ def _run(words: Sequence[str], given: bytes, running_pids: list[int]) -> Ran:
             pid = os.posix_spawnp(
                 words[0],
                 list(words),
-                child_environment("XTABLES_*") | {"LC_ALL": "C"},  # its words are parsed
+                child_environment("XTABLES_*") | {"LC_ALL": "C"},  # its messages are parsed
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, file, number)
                     for number, file in enumerate((entered, output, complaint))
@@ -93,7 +93,7 @@ def _run(words: Sequence[str], given: bytes, running_pids: list[int]) -> Ran:
             raise MissingProgramError(words[0]) from error
         running_pids.append(pid)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        running_pids.clear()  # before another process can get its number
+        running_pids.clear()  # before another process can get its ID
         _, status = os.waitpid(pid, 0)
         return Ran(os.waitstatus_to_exitcode(status), _text(output), _text(complaint))
 
@@ -142,7 +142,7 @@ class RuleDump(Generic[_Dump]):
         self._resync_s = resync_s
         self._reading = asyncio.Lock()
         self._last: _Dump | None = None
-        self._forgotten = 0  # times; a reading that began before the last of them does not count
+        self._forgotten = 0  # number of calls; a reading that began before the latest call is not used
         self.is_wanted = True
         self._notifications: NotificationSocket | None = None
 
@@ -172,7 +172,7 @@ class RuleDump(Generic[_Dump]):
         self._forgotten += 1
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that tells when a reading differs from the last, or there has to be a new one."""
+        """Open a channel that announces that a reading differs from the last one, or that one is needed."""
         return ChangeChannel(self._read_changes)
 
     async def _read_changes(self, announce: Announce) -> None:
@@ -185,7 +185,7 @@ class RuleDump(Generic[_Dump]):
             self.forget()  # without notifications, its validity is unknown
 
     async def _has_changed(self) -> bool:
-        """Read, and return whether that differs from the last reading, or there was none that counts."""
+        """Read again; return whether the result differs from the last valid reading, if there was one."""
         before = self._last
         try:
             await self._refresh()
@@ -201,7 +201,7 @@ class RuleDump(Generic[_Dump]):
             return read
 
     async def _wait(self) -> None:
-        """Return soon after something changed, and after the resync period at the latest."""
+        """Return soon after a change, and after the resync period at the latest."""
         try:
             async with asyncio.timeout(self._resync_s):
                 if self._notifications is None:

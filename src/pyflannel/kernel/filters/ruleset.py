@@ -47,7 +47,7 @@ _ENFORCERS = (
 
 
 async def policy_enforcer() -> str | None:
-    """Return the program that enforces NetworkPolicies on this host; None if there is none that is known.
+    """Return the program that enforces NetworkPolicies on this host; None if no known program does.
 
     Raises:
         TargetError: the chains cannot be listed.

@@ -1,4 +1,4 @@
-"""The Target that is the tunnel guard: tables of nf_tables that it writes and reads by netlink."""
+"""The tunnel guard as a Target: tables of nf_tables, written and read by netlink."""
 
 import asyncio
 import errno
@@ -62,10 +62,10 @@ log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 
 _MOST_OCTETS = 100_000
-"""Of one transaction: without rights over the whole machine a socket sends some 200,000 at once."""
+"""Maximum of one transaction: without rights over the whole machine, a socket sends about 200,000 at once."""
 
 _AT_ONCE = 500
-"""Elements that are computed before other tasks have a turn: half a millisecond of work."""
+"""Number of elements that are computed before other tasks get a turn: half a millisecond of work."""
 
 _COALESCE_S = 0.1
 """A program that sets up a firewall changes hundreds of rules in a row."""
@@ -78,7 +78,7 @@ _HINT = (
 class TunnelGuardTarget:
     """A Target for GuardTable and GuardPeer items.
 
-    Where nf_tables cannot be used for good nothing is found, and each operation is refused with the reason.
+    If nf_tables is permanently unusable, a look finds nothing, and each operation is refused with the reason.
     """
 
     kinds = (GuardTable, GuardPeer)
@@ -115,7 +115,7 @@ class TunnelGuardTarget:
             return State.EMPTY
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations, those of a table as one change."""
+        """Perform the operations. Those on one table form one change."""
         return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
@@ -123,13 +123,13 @@ class TunnelGuardTarget:
         return ChangeChannel(self._read_changes)
 
     async def strangers(self, device: str) -> list[Stranger]:
-        """Return whose packets the tables of a device dropped.
+        """Return the senders of the packets that the tables of a device dropped.
 
         Raises:
-            TargetError: they cannot be read.
+            TargetError: the tables cannot be read.
         """
         found: list[Stranger] = []
-        for table in [*self._desired.of_type(GuardTable)]:  # the plan may change meanwhile
+        for table in [*self._desired.of_type(GuardTable)]:  # the plan may change during the loop
             if table.device == device:
                 request = dump_elements(name_of(table), SETS[table.family].dropped.name)
                 dropped = [one for some in await self._dump(request, parse_counted_elements) for one in some]
@@ -139,7 +139,7 @@ class TunnelGuardTarget:
     async def _compare(self, planned: GuardTable) -> State:
         """Return the table, with its differences from the plan, and its peers.
 
-        The elements of one set at a time are in memory, once: there are tens of thousands.
+        Only the elements of one set are in memory at a time, because there are tens of thousands.
         """
         table, length = name_of(planned), planned.source_length
         differences = [*await self._set_differences(planned), *await self._rule_differences(planned)]
@@ -194,7 +194,7 @@ class TunnelGuardTarget:
         return differences
 
     async def _chains(self, table: TableName) -> dict[str, Chain | None]:
-        """Return the chains of a table by name, without rules; None for one that drops or is no filter."""
+        """Return the chains of a table by name, without rules; None for an unplanned type or policy."""
         listed = await self._dump(dump_chains(table.family), parse_chain)
         return {chain.name: chain if accepts else None for where, chain, accepts in listed if where == table}
 
@@ -226,7 +226,7 @@ class TunnelGuardTarget:
                 await self._exchange(_table_of(operations[0].subject), operations)
 
     async def _build(self, planned: GuardTable, operations: Sequence[Operation]) -> None:
-        """Make a table as it is planned: the rules last, so that no peer's packet is dropped meanwhile."""
+        """Create a table as planned. The rules are last, so that no packet of a peer is dropped meanwhile."""
         table, sets = name_of(planned), SETS[planned.family]
         peers = self._peers_after(planned, operations).values()
         if await self._set_differences(planned):
@@ -253,13 +253,13 @@ class TunnelGuardTarget:
         )
 
     async def _exchange(self, unplanned: GuardTable, operations: Sequence[Operation]) -> None:
-        """Change the entries of peers in a table that is there."""
+        """Change the entries of peers in an existing table."""
         table = name_of(unplanned)
         come = [peer for one in operations if (peer := _after(one)) is not None]
         gone = [peer for one in operations if (peer := _before(one)) is not None]
         left = self._peers_after(unplanned, operations).values() if gone else ()
         addresses = {int(peer.address) for peer in gone}
-        sharing = [peer for peer in left if int(peer.address) in addresses]  # integers: three times as fast
+        sharing = [peer for peer in left if int(peer.address) in addresses]  # integers are faster
         length = self._source_length(unplanned)
         new: list[Request] = []
         useless: list[Request] = []
@@ -272,7 +272,7 @@ class TunnelGuardTarget:
         await self._commit_in_parts(useless, but=errno.ENOENT)
 
     def _source_length(self, table: GuardTable) -> int:
-        """Return the prefix length of most sources; 0, which fits all, if no table is planned yet."""
+        """Return the prefix length of most sources; if no table is planned yet, 0, which matches them all."""
         planned = self._desired.by_key.get(table.key)
         return planned.source_length if isinstance(planned, GuardTable) else 0
 
@@ -284,7 +284,7 @@ class TunnelGuardTarget:
     def _peers_after(
         self, table: GuardTable, operations: Sequence[Operation]
     ) -> Mapping[Hashable, GuardPeer]:
-        """Return them as the operations leave them: the plan may be newer than the latest look."""
+        """Return the peers after the operations. The plan may be newer than the latest look."""
         peers = self._peers(table)
         for operation in operations:
             if not isinstance(operation.subject, GuardPeer):
@@ -297,7 +297,7 @@ class TunnelGuardTarget:
         return peers
 
     async def _commit_in_parts(self, requests: Iterable[Request], but: int = 0) -> None:
-        """Perform requests that need not take effect at once. They are made as they are needed."""
+        """Perform requests in several transactions. Each request is built only when it is sent."""
         part: list[Request] = []
         octets = 0
         for request in requests:
@@ -310,7 +310,7 @@ class TunnelGuardTarget:
             await self._commit(part, but)
 
     async def _commit(self, requests: Sequence[Request], but: int = 0) -> None:
-        """Perform a transaction; `but` is the one errno that is no refusal."""
+        """Perform a transaction; `but` is an errno that does not count as a refusal."""
         refused = await self._socket().transact_whole(transaction(requests))
         if refused is not None and refused.errno not in (0, but):
             error = OSError(refused.errno, refused.text or os.strerror(refused.errno))

@@ -1,4 +1,4 @@
-"""Files: written atomically, as a Target for planned files, and as the daemon's memory."""
+"""Files: atomic writes, the Target of planned files, and the saved state of the daemon."""
 
 import asyncio
 import contextlib
@@ -18,14 +18,14 @@ from pyflannel.ports import Announce, ChangeChannel, in_thread, performed
 
 MODE = 0o644
 _PRIVATE = 0o600
-"""Of the last known leases: the network config may contain a preshared key."""
+"""Mode of the file of the last known leases: the network config may contain a preshared key."""
 
 
 def replace_file(path: str, octets: bytes, mode: int = MODE) -> None:
-    """Make the file hold exactly this, as `Replacement` does.
+    """Replace the content of the file, as `Replacement` does.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the file could not be written.
     """
     with Replacement(path, mode) as replacement:
         replacement.write(octets)
@@ -35,11 +35,11 @@ def replace_file(path: str, octets: bytes, mode: int = MODE) -> None:
 class Replacement:
     """The new content of a file. The umask has no effect on its mode; new directories have mode 0755.
 
-    Readers see the old file until `finish`, then the new. When it fails, on a full disk, the old file stays.
-    There may be one writer of a path at a time.
+    Readers see the old file until `finish`, then the new one. If a write fails, for example on a full disk,
+    the old file stays. A path must have only one writer at a time.
 
     Raises:
-        OSError: from each method; it could not be written.
+        OSError: from each method; the file could not be written.
     """
 
     def __init__(self, path: str, mode: int = MODE) -> None:
@@ -47,7 +47,7 @@ class Replacement:
         self._mode = mode
         self._directory, name = os.path.split(os.path.abspath(path))
         os.makedirs(self._directory, mode=0o755, exist_ok=True)
-        # One fixed name, so that writers that were killed leave one file and not many.
+        # The name is fixed, so that killed writers leave only one file.
         self._temporary = os.path.join(self._directory, f".{name}.new")
         self._remove()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -57,7 +57,7 @@ class Replacement:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the old file as it is, unless this one is finished."""
+        """Keep the old file, unless `finish` has replaced it."""
         with contextlib.suppress(OSError):
             self._file.close()
         self._remove()
@@ -67,7 +67,7 @@ class Replacement:
         self._file.write(octets)
 
     def finish(self) -> None:
-        """Put the new file in the place of the old."""
+        """Replace the old file by the new one."""
         self._file.flush()
         os.fchmod(self._file.fileno(), self._mode)
         os.fsync(self._file.fileno())
@@ -146,7 +146,7 @@ def unusable_key(path: Path, name: str, why: str, hint: str) -> TargetError:
 
 
 def _sync_directory(path: str) -> None:
-    """Make the new name outlast a power failure; file systems that cannot do so keep it anyhow."""
+    """Make the new name survive a power failure. Ignore file systems that refuse this."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):
@@ -174,7 +174,7 @@ class FileMemory:
         self._complaint: str | None = None
 
     async def load(self) -> bytes | None:
-        """Return the bytes of the file, or None."""
+        """Return the bytes of the file; None if it does not exist or is unreadable."""
         try:
             return await in_thread(self._path.read_bytes)
         except FileNotFoundError:
@@ -188,9 +188,9 @@ class FileMemory:
             return None
 
     async def save(self, parts: Iterable[bytes]) -> bool:
-        """Replace the file by these parts, one at a time, so that other tasks get a turn; log a failure once.
+        """Replace the file by these parts, between which other tasks get a turn. Log a failure once.
 
-        Returns whether that succeeded.
+        Returns whether the file was replaced.
         """
         try:
             with await in_thread(Replacement, str(self._path), _PRIVATE) as replacement:
@@ -212,7 +212,7 @@ _COALESCE_S = 0.005
 _LARGEST = 1 << 20  # bytes; the files of pyflannel are far smaller
 
 _OTHER = "\0"
-"""Text of an object that is no readable plain file of mode 0644. It differs from every planned text."""
+"""Text of an object that is not a readable regular file of mode 0644. It differs from every planned text."""
 
 
 class FileTarget:
@@ -240,7 +240,7 @@ class FileTarget:
             self._inotify = None
 
     async def snapshot(self, desired: State) -> State:
-        """Return the planned files as they are now; those that are not there are left out."""
+        """Return the planned files in their current state. Missing files are omitted."""
         paths = [item.path for item in desired.of_type(HostFile)]
         if (inotify := self._listen()) is not None:
             self._watch(inotify, paths)  # before reading, so that a change in between is announced
@@ -267,7 +267,7 @@ class FileTarget:
                 announce()
 
     def _listen(self) -> Inotify | None:
-        """Return the inotify instance, if the kernel has one left; log once if it does not."""
+        """Return the inotify instance. If the kernel has none left, log this once and return None."""
         if self._inotify is None:
             try:
                 self._inotify = Inotify()
@@ -287,9 +287,10 @@ class FileTarget:
         self._has_complained = True
 
     def _watch(self, inotify: Inotify, paths: Sequence[str]) -> None:
-        """Watch the directory of each path or, while it is not there, the nearest one above it.
+        """Watch the directory of each path or, while it does not exist, its nearest existing parent.
 
-        Called before each look, so that a directory that was deleted and made again is watched again.
+        This is called before each look, so that a directory that was deleted and created again is watched
+        again.
         """
         names: dict[int, set[str]] = {}
         has_failed = False
@@ -320,7 +321,7 @@ def _add(inotify: Inotify, directory: str) -> int | None:
     """Watch a directory and return the number of the watch; None if there is no such directory yet.
 
     Raises:
-        OSError: there are no more watches, or the directory may not be read.
+        OSError: the limit of watches is reached, or the directory may not be read.
     """
     try:
         return inotify.add(directory)
@@ -332,7 +333,7 @@ def _read(path: str) -> HostFile | None:
     """Return the file at the path.
 
     Raises:
-        OSError: it is unknown at the moment.
+        OSError: the file is unreadable at the moment.
     """
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
@@ -340,7 +341,7 @@ def _read(path: str) -> HostFile | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EACCES, errno.ENXIO):  # a link, an unreadable file, a socket
+        if error.errno in (errno.ELOOP, errno.EACCES, errno.ENXIO):  # a link, an unreadable file or a socket
             return HostFile(path=path, text=_OTHER)
         raise
     try:

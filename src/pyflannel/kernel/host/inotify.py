@@ -1,4 +1,4 @@
-"""Hearing of changes in directories: inotify(7), which the standard library lacks."""
+"""Notifications of changes in directories by inotify(7), which the standard library does not support."""
 
 import asyncio
 import ctypes
@@ -41,7 +41,7 @@ UNWATCHED_HINT = (
 
 
 class Event(NamedTuple):
-    """Something happened to the entry `name` of a watched directory; "" for the directory itself."""
+    """A change of the entry `name` of a watched directory; the name "" means the directory itself."""
 
     watch: int
     mask: int
@@ -52,7 +52,7 @@ class Inotify:
     """Watches on directories.
 
     Raises:
-        OSError: the user has too many already (fs.inotify.max_user_instances).
+        OSError: the user has reached the limit of instances (fs.inotify.max_user_instances).
     """
 
     def __init__(self) -> None:
@@ -60,31 +60,31 @@ class Inotify:
         self._descriptor = self._checked(self._library.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify")
 
     def close(self) -> None:
-        """Let go of the descriptor, and with it of all watches."""
+        """Close the descriptor, which also ends all watches."""
         os.close(self._descriptor)
 
     def add(self, directory: str) -> int:
-        """Watch a directory and return the watch's number; the same again for one that is watched.
+        """Watch a directory and return the number of the watch; an existing watch keeps its number.
 
         Raises:
-            OSError: it is not there, is no directory, or may not be read.
+            OSError: the directory does not exist, is another kind of file, or may not be read.
         """
         mask = ENTRIES | WHOLE | _ONLY_DIRECTORY
         answer = self._library.inotify_add_watch(self._descriptor, os.fsencode(directory), mask)
         return self._checked(answer, directory)
 
     def remove(self, watch: int) -> None:
-        """Stop watching; one that the kernel forgot already is fine."""
+        """End a watch. A watch that the kernel has already ended is ignored."""
         self._library.inotify_rm_watch(self._descriptor, watch)
 
     async def read(self) -> list[Event]:
-        """Return the events that came, at least one."""
+        """Wait for at least one event, and return all that have arrived."""
         while not (events := self.take()):
             await _readable(self._descriptor)
         return events
 
     def take(self) -> list[Event]:
-        """Return the events that came, perhaps none."""
+        """Return the events that have arrived, possibly none."""
         try:
             octets = os.read(self._descriptor, _BUFFER)
         except BlockingIOError:
@@ -106,7 +106,7 @@ class Inotify:
 
 
 class InotifyFileWatch:
-    """A FileWatch by inotify on the file's directory. If the file is a link, each change there counts."""
+    """A FileWatch by inotify on the directory. If the file is a symbolic link, each change there counts."""
 
     @asynccontextmanager
     async def changes(self, path: Path) -> AsyncIterator[Changes]:

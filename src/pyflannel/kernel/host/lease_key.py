@@ -1,9 +1,9 @@
 """Files of keys: the Ed25519 key by which this host signs its lease, and the list of the keys of other hosts.
 
-The key of the host is in a file with mode 0600, kept across reboots.
+The key of the host is in a file with mode 0600, which survives reboots.
 
 The key belongs to an owner (`model.lease.Identity`): a host with a new identity gets a new key. A short-lived
-process makes the key, because the library takes 8 MiB of memory.
+process creates the key, because the library takes 8 MiB of memory.
 """
 
 import json
@@ -36,20 +36,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 key = Ed25519PrivateKey.generate()
 print(key.private_bytes_raw().hex(), key.public_key().public_bytes_raw().hex())
 """
-"""Prints both parts of a new key. It imports nothing of pyflannel, which would take seven times as long."""
+"""Prints both parts of a new key. With an import of pyflannel, it would take seven times as long."""
 
 
 def lease_key(path: Path, owner: str) -> LeaseKey:
-    """Return the key of an owner, made and kept now if the file has none of this owner.
+    """Return the key of an owner. If the file contains no key of this owner, create one and save it.
 
     Raises:
-        TargetError: the key cannot be made or kept, or the file is unusable.
+        TargetError: the key cannot be created or saved, or the file is unusable.
     """
     return _read(path, owner) or _make(path, owner)
 
 
 def public_lease_key(path: Path, owner: str) -> bytes | None:
-    """Return the public key of `lease_key`; None, and a log line, if there can be no key."""
+    """Return the public key of `lease_key`. If there can be no key, log the reason and return None."""
     try:
         return lease_key(path, owner).public
     except TargetError as error:
@@ -89,7 +89,8 @@ def _make(path: Path, owner: str) -> LeaseKey:
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         why = str(getattr(error, "stderr", "") or error).strip().rpartition("\n")[2]
         raise TargetError(
-            f"the key of the lease cannot be made: {why}", hint="Install the Python package cryptography."
+            f"the signing key of the lease cannot be created: {why}",
+            hint="Install the Python package cryptography.",
         ) from error
     text = json.dumps({"Owner": owner, "Private": private, "Public": public})
     try:
@@ -98,8 +99,8 @@ def _make(path: Path, owner: str) -> LeaseKey:
             replacement.finish()
     except OSError as error:
         raise TargetError(
-            f"the key of the lease cannot be kept in {path}: {in_words(error)}",
-            hint="Make the directory writable. For that of flanneld, see --state-dir.",
+            f"the signing key of the lease cannot be written to {path}: {in_words(error)}",
+            hint="Make the directory writable. The option --state-dir names the directory of flanneld.",
         ) from error
     return LeaseKey(bytes.fromhex(public), Secret(private))
 
@@ -112,7 +113,7 @@ class KeyListFile:
         self._path = path
 
     def read_now(self) -> str:
-        """Return the text of the file; it blocks.
+        """Return the text of the file. The call blocks.
 
         Raises:
             TargetError: the file is unreadable.

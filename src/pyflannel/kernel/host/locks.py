@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """A lock file, held from entering to leaving, or to the end of the process however it ends.
+    """A lock file, held during the block, and at most until the process ends for any reason.
 
-    The file contains the process ID and the program of the holder, for the message of a second one:
-    `1234 flanneld`.
+    The file contains the process ID and the program of the holder, such as `1234 flanneld`. The error of a
+    second process names them.
 
     Raises:
-        BusyError: on entering, when another process holds it; the message names that one.
-        TargetError: on entering, when the file cannot be made.
+        BusyError: on entering, if another process holds the lock; the message names that process.
+        TargetError: on entering, if the file cannot be created.
     """
 
     def __init__(self, path: str, program: str = "flanneld") -> None:
@@ -48,7 +48,7 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(self._path)  # while it is held, so that no lock of another process is removed
+            os.unlink(self._path)  # while the lock is held, so that no lock of another process is removed
         os.close(self._descriptor)
 
     def _acquire(self) -> int:
@@ -61,7 +61,7 @@ class RunLock:
                 except BlockingIOError:
                     holder = os.pread(descriptor, 256, 0).decode(errors="replace").strip()
                     raise self._busy(holder) from None
-                if self._is_at_path(descriptor):  # else the holder left, and took the file away, meanwhile
+                if self._is_at_path(descriptor):  # otherwise, the holder has removed the file in the meantime
                     unless_held.pop_all()
                     return descriptor
 
@@ -76,7 +76,7 @@ class RunLock:
         who = f"{program} (pid {pid})" if program else "another program"
         return BusyError(
             f"{who} is running already: it holds {self._path}",
-            hint="Stop it first, or give this one a run directory of its own (--run-dir).",
+            hint="Stop the running one first, or start this one with another run directory (--run-dir).",
         )
 
 
@@ -110,23 +110,25 @@ def is_locked(path: str) -> bool:
 
 _TRIES = 256
 _ANSWER_S = 10.0
-"""The kernel answers while it takes a request."""
+"""The kernel answers during the send call."""
 
 _NO_OWNED_TABLE = frozenset(
     {errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EPERM}
 )
-"""How a kernel before 5.12 or without nf_tables refuses, and any kernel if CAP_NET_ADMIN is missing."""
+"""The errors of a kernel before 5.12 or without nf_tables, and of any kernel if CAP_NET_ADMIN is missing."""
 
 
 class DeviceClaim:
-    """A name of a device, held for as long as this process lives, in its network namespace.
+    """A device name, claimed in the network namespace of this process until the process ends.
 
     The claim is an empty nftables table that belongs to a socket of this process. Its creation requires
-    CAP_NET_ADMIN, no other process can delete it, and the kernel deletes it at any end of the process. Each
+    CAP_NET_ADMIN, no other process can delete it, and the kernel deletes it when the process ends for any
+    reason. Each
     network namespace has tables of its own, as it has its devices.
 
-    A kernel that has no such tables (before Linux 5.12, or without nf_tables) leaves a name in the abstract
-    namespace of Unix sockets. Any local user can hold such a name, and the daemon then takes the next one.
+    If the kernel has no such tables (before Linux 5.12, or without nf_tables), the claim is a name in the
+    abstract namespace of Unix sockets. Any local user can hold such a name; then the daemon claims the next
+    one.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -141,18 +143,18 @@ class DeviceClaim:
             claim = _claim(list(islice(names, _TRIES)))
         if claim is None:
             raise BusyError(
-                "every name for a tunnel device is taken by another daemon",
-                hint="Stop the daemons that are too many; each holds an nftables table pyflannel-device-….",
+                "other daemons use every name for a tunnel device",
+                hint="Stop the surplus daemons. Each daemon holds an nftables table pyflannel-device-….",
             )
         self.name, self._held = claim
 
     def close(self) -> None:
-        """Let go of the name."""
+        """Release the name."""
         self._held.close()
 
 
 def _claim(names: Sequence[str]) -> tuple[str, socket.socket] | None:
-    """Return the first free name, with the object that holds it now."""
+    """Claim the first free name; return it with the socket that holds it."""
     try:
         return _claim_by_table(names)
     except OSError as error:
@@ -171,7 +173,7 @@ def _claim_by_table(names: Iterable[str]) -> tuple[str, socket.socket] | None:
         for name in names:
             table = f"pyflannel-device-{name}"
             code = _ask(owner, [get_table(TableName(IPV4, table))])
-            if code == errno.ENOENT:  # to ask is a hundred times as fast as to be refused
+            if code == errno.ENOENT:  # a query is a hundred times as fast as a refused creation
                 code = _ask(owner, own_table(TableName(IPV4, table)))
                 if not code:
                     unless_held.pop_all()
@@ -200,7 +202,7 @@ def _claim_by_address(names: Iterable[str]) -> tuple[str, socket.socket] | None:
 
 
 def _ask(asking: socket.socket, requests: Sequence[Request]) -> int:
-    """Send requests of which one wants an answer; return the errno of the answer, 0 for success."""
+    """Send requests, one of which asks for an answer; return the errno of the answer, 0 for success."""
     asking.send(b"".join(pack(request, number) for number, request in enumerate(requests, start=1)))
     while True:
         answers = [message for message in split(asking.recv(1 << 16)) if message.kind == ERROR]

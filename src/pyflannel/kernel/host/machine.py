@@ -52,13 +52,13 @@ def host_name() -> str | None:
 
 
 def watchdog_s() -> float | None:
-    """Return the seconds after which the service manager takes a silent process for dead; None for never.
+    """Return the seconds after which the service manager treats a silent process as hanging; None for never.
 
     Source: sd_watchdog_enabled(3).
     """
     limit = os.environ.get("WATCHDOG_USEC", "")
     if os.environ.get("WATCHDOG_PID") not in (None, str(os.getpid())):
-        return None  # it is for the parent process
+        return None  # the setting is for the parent process
     return int(limit) / 1e6 if limit.isdecimal() and int(limit) else None
 
 
@@ -67,18 +67,18 @@ _NAP_S = 30.0
 
 
 class BoottimeClock:
-    """A Clock on CLOCK_BOOTTIME, which counts while the host sleeps and is never set."""
+    """A Clock on CLOCK_BOOTTIME, which also counts while the host is suspended, and which cannot be set."""
 
     def now(self) -> float:
-        """Return seconds since the host booted."""
+        """Return the seconds since the host booted."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def utc(self) -> float:
-        """Return seconds since the epoch; it may step."""
+        """Return the seconds since the epoch. This clock may step."""
         return time.time()
 
     async def sleep(self, seconds: float) -> None:
-        """Return after `seconds` by `now`, at most half a minute late after the host slept."""
+        """Return after `seconds`, measured by `now`; at most half a minute late if the host was suspended."""
         deadline = self.now() + seconds
         await asyncio.sleep(min(seconds, _NAP_S))
         while (left := deadline - self.now()) > 0:
@@ -90,9 +90,9 @@ _DEBIANS = re.compile(r"\bDebian (\d+\.\d+\.\d+)")
 
 
 def kernel_release() -> str:
-    """Return the release of the kernel source, `5.4.233`, or else that of uname, `6.1.0-18-amd64`.
+    """Return the release of the kernel source, `5.4.233`, otherwise that of uname, `6.1.0-18-amd64`.
 
-    Debian and Ubuntu keep the last number of uname's release at 0, for any fixes.
+    In the release of uname, Debian and Ubuntu keep the last number at 0 regardless of the applied fixes.
     """
     signature = ""
     with contextlib.suppress(OSError), open(_UBUNTUS, encoding="ascii", errors="replace") as file:
@@ -102,9 +102,9 @@ def kernel_release() -> str:
 
 
 def exact_release(release: str, version: str, signature: str) -> str:
-    """Return the release in uname's version or in Ubuntu's signature, or else uname's own.
+    """Return the release in the version of uname or in Ubuntu's signature, otherwise the release of uname.
 
-    The signature is `Ubuntu 5.4.0-150.167-generic 5.4.233`, Debian's version `#1 SMP Debian 4.19.118-2`.
+    A signature is `Ubuntu 5.4.0-150.167-generic 5.4.233`, a version of Debian is `#1 SMP Debian 4.19.118-2`.
     """
     words = signature.split()
     if len(words) == 3 and words[0] == "Ubuntu":
@@ -117,10 +117,10 @@ _DISABLE_IPV6 = "/proc/sys/net/ipv6/conf/{link}/disable_ipv6"
 
 
 def set_ipv6(link: str, is_on: bool) -> None:
-    """Turn IPv6 on or off on a link; where the kernel has none, it is off already.
+    """Enable or disable IPv6 on a link. On a kernel without IPv6, it is always disabled.
 
     Raises:
-        OSError: it could not be written, or IPv6 was wanted and is not there.
+        OSError: the setting could not be written, or IPv6 was requested and the kernel has none.
     """
     nothing_to_turn_off = contextlib.suppress(FileNotFoundError) if not is_on else contextlib.nullcontext()
     with nothing_to_turn_off, open(_DISABLE_IPV6.format(link=link), "w", encoding="ascii") as setting:
@@ -131,7 +131,7 @@ def set_accept_ra(link: str, is_on: bool) -> None:
     """Set whether router advertisements on a link change the host's routes.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the setting could not be written.
     """
     with open(f"/proc/sys/net/ipv6/conf/{link}/accept_ra", "w", encoding="ascii") as setting:
         setting.write("1" if is_on else "0")
@@ -147,7 +147,7 @@ _DEVICES = Path("/sys/class/net")
 
 
 def forwards() -> bool | None:
-    """Return whether the host forwards IPv4 packets; None when that cannot be read."""
+    """Return whether the host forwards IPv4 packets; None if the setting is unreadable."""
     value = _number(_IPV4 / "ip_forward")
     return None if value is None else value != 0
 
@@ -155,7 +155,8 @@ def forwards() -> bool | None:
 def is_strict(link: str) -> bool:
     """Return whether the host drops packets that arrive by another link than their return route (RFC 3704).
 
-    The greater of the setting for all and that of the link counts (Documentation/networking/ip-sysctl).
+    The greater value of the global setting and the setting of the link applies
+    (Documentation/networking/ip-sysctl).
     """
     return max(_number(_IPV4 / f"conf/{name}/rp_filter") or 0 for name in ("all", link)) == 1
 
@@ -175,7 +176,7 @@ _REFUSED = {
     "host out": (),
 }
 """Answers of the kernel about a packet whose source the reverse path filter refuses. For a packet to the host
-itself this may be EINVAL, which is also the answer for a blackhole."""
+itself, the answer may be EINVAL, which is also the answer for a blackhole."""
 
 _KERNELS_RULES = frozenset({"0:", "32766:", "32767:"})
 
@@ -255,18 +256,19 @@ def read_identity(
     *,
     standing: str | None = None,
 ) -> Identity:
-    """Return this host's identity, made and kept at the first start.
+    """Return this host's identity, which is created and saved at the first start.
 
-    Without a state directory, the former flanneld of this run directory, boot and network namespace left it
-    in the run directory. The caller holds the lock of that, so the former flanneld has ended. Without a run
-    directory too, `standing` is the identity on the device in this network namespace; None if there is none,
-    or the former flanneld may still run.
+    Without a state directory, the identity is in the run directory, where the previous flanneld of this boot
+    and network namespace saved it. The caller holds the lock of the run directory, so the previous flanneld
+    has ended. If the run directory contains none, `standing` is used: the identity on the device in this
+    network namespace, or None if there is none or the previous flanneld may still run.
 
-    A disk that was cloned to another machine carries another's identity: a new one is made, and said so.
-    `node_id`, where given, is the owner, and nothing is kept.
+    A disk that was cloned to another machine contains the identity of the first one. Then a new identity is
+    created, and a warning is logged.
+    If `node_id` is given, it is the owner, and nothing is saved.
 
     Raises:
-        TargetError: the identity cannot be kept in `state_dir` or `run_dir`.
+        TargetError: the identity cannot be saved in `state_dir` or `run_dir`.
     """
     machine = machine_digest(machine_id_file)
     if node_id:
@@ -277,7 +279,7 @@ def read_identity(
         return new_identity(state_dir, run_dir, machine_id_file)
     if machine and kept.machine and machine != kept.machine:
         log.warning(
-            "Found the identity of another machine, made a new one owner=%s path=%s", kept.owner, path
+            "Found the identity of another machine, created a new one owner=%s path=%s", kept.owner, path
         )
         return new_identity(state_dir, run_dir, machine_id_file)
     identity = Identity(owner=kept.owner, machine=machine or kept.machine)
@@ -286,10 +288,10 @@ def read_identity(
 
 
 def new_identity(state_dir: str, run_dir: str, machine_id_file: str) -> Identity:
-    """Return a new random identity, kept in the place of the one before: another host has that.
+    """Return a new random identity, saved in place of the previous one, which another host has.
 
     Raises:
-        TargetError: the identity cannot be kept in `state_dir` or `run_dir`.
+        TargetError: the identity cannot be saved in `state_dir` or `run_dir`.
     """
     identity = Identity(owner=uuid.uuid4().hex, machine=machine_digest(machine_id_file))
     _keep(state_dir, run_dir, identity)
@@ -297,9 +299,9 @@ def new_identity(state_dir: str, run_dir: str, machine_id_file: str) -> Identity
 
 
 def machine_digest(machine_id_file: str) -> str:
-    """Return 16 hex digits that tell machines apart; "" when the machine-id is unknown.
+    """Return 16 hexadecimal digits that distinguish machines; "" if the machine-id is unknown.
 
-    The machine-id itself is confidential, and is not to leave the host (machine-id(5)).
+    The machine-id itself is confidential and must not leave the host (machine-id(5)).
     """
     try:
         with open(machine_id_file, encoding="ascii", errors="replace") as file:
@@ -312,7 +314,7 @@ def machine_digest(machine_id_file: str) -> str:
 
 
 def _read(path: str) -> Identity | None:
-    """Return the identity kept; None when there is none, or it is spoilt, which is then put aside."""
+    """Return the saved identity, or None. A damaged file is renamed, and counts as none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             text = file.read()
@@ -327,7 +329,7 @@ def _read(path: str) -> Identity | None:
         os.rename(path, aside)
     except OSError as error:
         raise _failed(f"moved aside to {aside}, as it is spoilt, from", path, error) from error
-    log.warning("Found a spoilt identity, put it aside path=%s", aside)
+    log.warning("Found a damaged identity file, renamed it path=%s", aside)
     return None
 
 
@@ -340,7 +342,7 @@ def _parse(text: str) -> Identity | None:
 
 
 def _left_in(run_dir: str, machine: str) -> Identity | None:
-    """Return the identity of the former flanneld here; None when it may be that of another host."""
+    """Return the identity that the previous flanneld saved here; None if it may be that of another host."""
     try:
         text = Path(run_dir, _FILE).read_text(encoding="utf-8", errors="replace")
         identity = _parse(text)
@@ -348,14 +350,14 @@ def _left_in(run_dir: str, machine: str) -> Identity | None:
             return None
     except OSError:
         return None
-    log.info("Took over the identity of the former flanneld of this boot and network namespace")
+    log.info("Using the identity of the previous flanneld of this boot and network namespace")
     return identity
 
 
 def _standing(owner: str | None, machine: str) -> Identity | None:
     if owner is None:
         return None
-    log.info("Took over the identity on the device in this network namespace owner=%s", owner)
+    log.info("Using the identity on the device in this network namespace owner=%s", owner)
     return Identity(owner=owner, machine=machine)
 
 
@@ -371,7 +373,7 @@ def _text(identity: Identity, **more: str) -> str:
 
 
 def _run_text(identity: Identity) -> str:
-    """Return the content of the run directory, which a copy of the directory elsewhere does not match."""
+    """Return the text of the identity in the run directory. A copy in another place does not match it."""
     namespace = os.stat("/proc/self/ns/net")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return _text(identity, Boot=boot, Namespace=f"{namespace.st_dev}:{namespace.st_ino}")
@@ -389,7 +391,7 @@ def _write(path: str, text: str) -> None:
         if Path(path).read_text(encoding="utf-8", errors="replace") == text:
             return
     except OSError:
-        pass  # written below, or refused there
+        pass  # it is written below, which may also report the error
     try:
         replace_file(path, text.encode())
     except OSError as error:
@@ -406,11 +408,11 @@ def _failed(what: str, path: str, error: OSError) -> TargetError:
 
 _COUNTERS = Path("/proc/self/net/dev")
 _RECEIVED_BYTES, _SENT_BYTES = 0, 8
-"""Columns after the name, in net/core/net-procfs.c."""
+"""Columns after the name (net/core/net-procfs.c)."""
 
 
 def device_bytes(link: str) -> tuple[int, int] | None:
-    """Return the bytes that a device has received and sent; None without the device."""
+    """Return the bytes that a device has received and sent; None if the device does not exist."""
     with contextlib.suppress(OSError), _COUNTERS.open() as devices:
         for line in devices:
             name, separator, columns = line.partition(":")

@@ -26,7 +26,7 @@ class KernelContainerLinks:
     """A ContainerLinks.
 
     Raises:
-        TargetError: on entering, when the kernel gives no socket.
+        TargetError: on entering, if the kernel refuses a socket.
     """
 
     async def __aenter__(self) -> Self:
@@ -55,7 +55,7 @@ class KernelContainerLinks:
                 raise
 
     async def disconnect(self, endpoint: DockerEndpoint) -> None:
-        """Delete the outer end; the kernel deletes the other with it."""
+        """Delete the outer end. The kernel then deletes the inner end."""
         with target_errors(f"link {endpoint.link} cannot be deleted", hint=_HINT):
             try:
                 await self._ask(links.delete_link(link_index(endpoint.link)))
@@ -110,7 +110,7 @@ class KernelContainerLinks:
         }
 
     def port_in_use(self, port: PublishedPort) -> bool:
-        """Return whether bind fails because another program has the port. It binds and closes a socket."""
+        """Return whether bind would fail because another program has the port. This binds a socket."""
         kind = _SOCKET_TYPES.get(port.protocol)
         if kind is None:
             return False

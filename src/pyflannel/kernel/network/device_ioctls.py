@@ -40,7 +40,7 @@ def link_index(name: str) -> int:
     """Return the index of a link in the network namespace of the process.
 
     Raises:
-        OSError: ENODEV, there is no such link.
+        OSError: ENODEV: the link does not exist.
     """
     request = _INDEX_REQUEST.pack(name.encode(errors="surrogateescape"), 0)
     try:
@@ -68,7 +68,7 @@ def offloads_checksums(link: str) -> bool:
     """Return whether the device computes checksums.
 
     Raises:
-        OSError: ENODEV, there is no such link; EOPNOTSUPP, it has no such setting.
+        OSError: ENODEV: the link does not exist. EOPNOTSUPP: the link does not have this setting.
     """
     return bool(_ask(link, _GET_CHECKSUMS, 0))
 
@@ -77,7 +77,7 @@ def set_checksum_offload(link: str, is_on: bool) -> None:
     """Let the device compute checksums, or let the kernel compute them before it.
 
     Raises:
-        OSError: there is no such link, it has no such setting, or the right is missing.
+        OSError: the link or the setting does not exist, or the right is missing.
     """
     _ask(link, _SET_CHECKSUMS, int(is_on))
 
@@ -86,7 +86,7 @@ def has_gro(link: str) -> bool:
     """Return whether an end of a veth coalesces TCP segments from the other end.
 
     Raises:
-        OSError: ENODEV, there is no such link; EOPNOTSUPP, it has no such setting.
+        OSError: ENODEV: the link does not exist. EOPNOTSUPP: the link does not have this setting.
     """
     return bool(_ask(link, _GET_GRO, 0)) and not _ask(link, _GET_TSO, 0)
 
@@ -95,7 +95,7 @@ def set_gro(link: str, is_on: bool) -> None:
     """Let an end of a veth coalesce received segments, and send only ready segments; or disable both.
 
     Raises:
-        OSError: there is no such link, it has no such setting, or the right is missing.
+        OSError: the link or the setting does not exist, or the right is missing.
     """
     _ask(link, _SET_TSO, int(not is_on))
     _ask(link, _SET_GRO, int(is_on))

@@ -167,7 +167,7 @@ class KernelInterfaces:
             announce()
 
     def _concerns(self, message: Message) -> bool:
-        """Return whether a notification may change an answer: most routes of a host are irrelevant."""
+        """Return whether a notification may change the answers: most routes of a host are irrelevant."""
         if message.kind not in (routes.NEW, routes.DELETE):
             return True
         if routes.protocol_of(message.body) == self._scope.protocol:

@@ -134,7 +134,7 @@ def _vxlan_of(vxlan: VxlanRecord, names: Mapping[int, str], offloads_checksums: 
     return Vxlan(
         vni=vxlan.vni,
         port=vxlan.port,
-        # A parent in another network namespace has no name here, and is in no plan.
+        # A parent in another network namespace has no name here, and no plan contains it.
         parent=names.get(vxlan.parent, f"if{vxlan.parent}") if vxlan.parent else "",
         local=vxlan.local,
         group=vxlan.group,

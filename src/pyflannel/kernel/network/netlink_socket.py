@@ -61,7 +61,7 @@ class RequestSocket:
         protocol: NETLINK_* (linux/netlink.h).
 
     Raises:
-        TargetError: the socket cannot be made.
+        TargetError: the socket cannot be created.
     """
 
     def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
@@ -267,7 +267,7 @@ class NotificationSocket:
             drops messages that do not fit.
 
     Raises:
-        TargetError: the socket cannot be made.
+        TargetError: the socket cannot be created.
     """
 
     def __init__(

@@ -102,7 +102,8 @@ def ask(operation: Operation, index_of: IndexOf, *, by_next_hops: Set[str] = fro
     Routes of the links in `by_next_hops` refer to next hop objects.
 
     Raises:
-        OSError: the link of the item does not exist. A removal then needs no request and does not raise.
+        OSError: the link of the item does not exist. A removal of such an item needs no request and does not
+            raise.
         TypeError: the item is a link, or no object of the kernel.
     """
     try:

@@ -89,7 +89,7 @@ class WireguardTarget:
         self._userspace = userspace
         self._desired = State.EMPTY
         self._known: State | None = None  # as read or announced last, if it differs from the plan
-        self._sources: dict[str, tuple[IpAddress, ...]] = {}  # those for which the endpoints were set
+        self._sources: dict[str, tuple[IpAddress, ...]] = {}  # when the endpoints were set
         self._endpoints: dict[Key, str] = {}  # those that the plan had when they were set
 
     async def snapshot(self, desired: State) -> State:

@@ -31,7 +31,7 @@ OVERHEAD = 28
 DEFAULT_PORT = 8285
 _PORTS = range(1, 65536)
 QUEUE_LENGTH = 500
-"""In packets; the kernel's default for a TUN device."""
+"""Length of the transmit queue in packets: the kernel's default for a TUN device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,8 @@ from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection, usual_metric
 
-# The MAC address of a host's VTEP: the address in its existing lease, or else one derived from its identity.
+# The MAC address of a host's VTEP: the address in its existing lease, otherwise one derived from its
+# identity.
 #
 # A device that is created again, after a restart or after the original, therefore has the address that the
 # peers know. The original draws a new address for each device, and all peers must learn it.
@@ -87,7 +88,8 @@ def is_of_one_device(mac: str) -> bool:
 # Kernels and drivers that write wrong checksums, unless the sending host computes the inner ones in software.
 #
 # A container's packet may enter the tunnel with a partial checksum, which the network card completes. Kernels
-# before the fix wrote a wrong one for masqueraded packets. The cards of VMware do the same for tunnels on
+# before the fix wrote a wrong checksum for masqueraded packets. The cards of VMware do the same for tunnels
+# on
 # ports that they do not know. The receiver drops these packets: a connection needs a minute, or fails. Other
 # hosts offload the checksum to the card, which increases the throughput considerably.
 #

@@ -188,13 +188,13 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
 
 
 def _uncached(seen: Observed) -> Iterator[Finding]:
-    """Yield why packets meet the firewall in spite of mode flow."""
+    """Yield why packets pass through the firewall although the mode is flow."""
     path = seen.status.fast_path
     if path is not None and path.uncached:
         yield Finding(
             code="flow-not-cached",
             severity="info",
-            cause="in mode flow, packets still meet the firewall",
+            cause="in mode flow, packets still pass through the firewall",
             evidence=some(path.uncached),
             fix="nft list ruleset  # and change the rule or the setting that the evidence names",
         )
@@ -276,7 +276,7 @@ def _allow_list(seen: Observed) -> Iterator[Finding]:
 
 
 _SINGLE_WARNINGS = 3
-"""Most warnings that are findings of their own. More are one finding."""
+"""Maximum number of warnings that have a finding each. If there are more, they share one finding."""
 
 
 def _warnings(seen: Observed) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ _PEERS = 4
 """Maximum number of peers for which packets are evaluated: a host may have tens of thousands of rules."""
 
 _DROPS = 4
-"""Most chains that are named for one flow."""
+"""Maximum number of chains that are named for one flow."""
 
 _TCP, _ANY_PORT, _SERVICE = 6, 40000, 29123
 _NO_BRIDGE = "docker0"

@@ -50,7 +50,7 @@ class Trust:
     """The keys that a host knows, and the order of their statements.
 
     Attributes:
-        allowed: the keys that may sign; None if the first key of each owner is accepted for good.
+        allowed: the keys that may sign; None if the first key of each owner is accepted permanently.
         floors: least acceptable counter by key. It must survive a restart.
         owners: key by owner, as first seen, without an allow-list. It must survive a restart.
         holders: key and counter of the latest accepted lease on each subnet. It must survive a restart.
@@ -113,7 +113,7 @@ class Trust:
         self.free.pop(lease.subnet, None)
 
     def delete(self, subnet: IPv4Network) -> None:
-        """Take note that the lease on a subnet was deleted: any acceptable key may take the subnet."""
+        """Record that the lease on a subnet was deleted: any acceptable key may take the subnet."""
         if subnet in self.holders:
             self.free[subnet] = None
         if len(self.free) > LARGEST:

@@ -1,4 +1,4 @@
-"""The objects of the kernel that a packet may meet, and the steps of its way."""
+"""The objects of the kernel that a packet may meet, and the steps of its path."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -161,7 +161,7 @@ class Leg:
 
     @property
     def reply(self) -> "Leg":
-        """The way of the answer."""
+        """The path of the reply."""
         return Leg(source=self.destination, destination=self.source, is_way_back=True)
 
 
@@ -176,7 +176,7 @@ def fails(name: TraceStepName, found: str, cause: str, fix: str) -> TraceStep:
 
 
 def unknown(name: TraceStepName, found: str, cause: str) -> TraceStep:
-    """Return a step about which this host knows too little."""
+    """Return a step whose result is unknown, because facts are missing on this host."""
     return TraceStep(name=name, state="unknown", found=found, cause=cause)
 
 

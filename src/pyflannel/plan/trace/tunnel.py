@@ -1,4 +1,4 @@
-"""The part of the way between the device of the tunnel and the wire, in both directions."""
+"""The part of the path between the device of the tunnel and the wire, in both directions."""
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, ip_address
@@ -92,7 +92,7 @@ def _by_vxlan(facts: Facts, leg: Leg, link: TraceLink, vxlan: Vxlan, hop: IPv4Ad
 
 
 def _by_udp(facts: Facts, leg: Leg, link: TraceLink) -> Iterator[TraceStep]:
-    """Yield the steps of the udp backend: a program of the fast path, or else the forwarder."""
+    """Yield the steps of the udp backend: a program of the fast path, otherwise the forwarder."""
     peer = facts.lease_of(leg.destination)
     program = facts.program(Role.ENCAPSULATE, link.name)
     entries = [one for one in facts.program_peers if leg.destination in one.subnet and one.is_direct]

@@ -29,7 +29,7 @@ from pyflannel.plan.trace.tunnel import from_wire, is_tunnel, rules, through
 
 
 def follow(facts: Facts) -> TraceReport | RouteQuestion:
-    """Return the way of the packet, or a question that the kernel must answer first.
+    """Return the path of the packet, or a question that the kernel must answer first.
 
     One of the two addresses must be on this host.
     """
@@ -123,7 +123,7 @@ def _routed(facts: Facts, leg: Leg, answer: RouteAnswer, arrives_at: str) -> Ite
 
 
 def _answer(facts: Facts, leg: Leg, peer: LeaseEntry) -> Iterator[TraceStep]:
-    """Yield the answer of the other host. Without one, the way of the reply on this host precedes it."""
+    """Yield the answer of the other host. Without one, the path of the reply on this host precedes it."""
     probed = facts.probed
     if probed is None:
         yield unknown("peer", host_of(peer), "no probe could be sent: run flannelctl as root")

@@ -76,7 +76,9 @@ _EXAMINE = "Stop the daemons that use the file, then check it: sqlite3 FILE 'PRA
 
 
 class Database:
-    """One file, opened at the first call and again after an error. Only one thread may use it.
+    """The file of a store, which is opened at the first call, and again after an error.
+
+    Only one thread may use it.
 
     Raises:
         StoreError: by every call if the file is unusable. The next call may succeed.

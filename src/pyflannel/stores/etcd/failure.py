@@ -145,14 +145,14 @@ _Answer = TypeVar("_Answer")
 
 
 async def within(seconds: float, call: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Return the result of `call`, or raise TimeoutError after `seconds` in which this process ran."""
+    """Return the result of `call`. Raise TimeoutError after `seconds`, counted as by `patience`."""
     async with patience(seconds):
         return await apart(call)
 
 
 @asynccontextmanager
 async def patience(seconds: float) -> AsyncIterator[None]:
-    """Raise TimeoutError in the body after `seconds` in which this process ran.
+    """Raise TimeoutError in the body after `seconds` of time in which this process was scheduled.
 
     On a busy machine a process may not run for a while, although the answer has arrived. An ordinary timeout
     would blame the endpoint, and a new connection would increase the load. So the time is counted in ticks,

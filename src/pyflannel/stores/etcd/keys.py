@@ -42,7 +42,10 @@ class KeySpace:
         return start, start[:-1] + bytes([start[-1] + 1])
 
     def record(self, found: KeyValue) -> Record:
-        """Return a key and value of etcd as a record. A value above the limit is cut just above it."""
+        """Return a key and value of etcd as a record.
+
+        A value above the limit is cut to one byte more than the limit.
+        """
         key = self.relative(found.key)
         return Record(
             key=key,

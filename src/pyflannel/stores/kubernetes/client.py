@@ -39,7 +39,7 @@ LONGEST_BODY: Final = 256 * 1024 * 1024
 
 _READ = 64 * 1024
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
-"""The kernel notices within 30 s that the server of a silent watch is gone."""
+"""The kernel detects within 30 s that the server of a silent watch is unreachable."""
 
 _DENIED = re.compile("denied (the )?request")
 """The refusal by a policy or a webhook."""
@@ -66,7 +66,7 @@ class Client:
 
     @property
     def address(self) -> IPv4Address | None:
-        """The IPv4 address of the server: of the latest connection, or else in its URL; None if unknown."""
+        """The IPv4 address of the latest connection, otherwise the one in the URL; None if unknown."""
         if self._address is None:
             with contextlib.suppress(StoreError):
                 return self._access.connection().server.ipv4

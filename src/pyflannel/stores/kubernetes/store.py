@@ -83,7 +83,7 @@ class KubernetesStore:
             record = self._read_config()
             return Listing((record,), record.revision)
         try:
-            # From the memory of the server, which must not be older than the changes that are known.
+            # The server may answer from its memory, which must not be older than the known changes.
             body = await self._client.call("GET", f"{_API}/nodes?resourceVersion={self._seen}")
         except RefusedError as error:
             if error.status in (_GONE, _TOO_NEW):
@@ -231,7 +231,7 @@ class _NodeWatcher:
         """Open the watch at the last revision.
 
         Raises:
-            CompactedError: the server no longer has the changes since then.
+            CompactedError: the server no longer has the changes since that revision.
             StoreError: the watch cannot be opened.
         """
         await self._opened.aclose()

@@ -168,7 +168,7 @@ def forwarded_rules(chains: Sequence[FoundChain], rules: Iterable[FoundRule]) ->
 
 
 def _targets(step: Expression) -> Iterator[str | None]:
-    """Yield the chain that a step enters; None for one of a map."""
+    """Yield the chain that a step enters; None if a map selects the chain."""
     name, data = step
     found = attributes(data)
     if name == "immediate":

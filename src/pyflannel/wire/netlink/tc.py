@@ -109,7 +109,7 @@ def parse_filter(body: bytes) -> BpfFilter | None:
         return None
     program = attributes(found.get(_OPTIONS, b"")).get(_ID)
     if program is None:
-        return None  # the head of a list of filters
+        return None  # the first message of a list of filters
     return BpfFilter(handle=handle, information=information, program=integer(program))
 
 
