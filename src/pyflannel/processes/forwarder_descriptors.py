@@ -126,7 +126,8 @@ def attach_device(link: str) -> int:
         raise OSError(error.errno, in_words(error)) from None
     try:
         _attach(descriptor, link)
-        # A device that was deleted in between was created again. It is deleted with this descriptor.
+        # If the device was deleted in between, the call has created it again. It is deleted with this
+        # descriptor.
         if _index(link) != index:
             raise OSError(errno.ENODEV, f"{link} was replaced while it was attached to")
     except OSError:

@@ -262,7 +262,7 @@ def _item(operation: Operation) -> Item:
 
 
 def _batch(operation: Operation) -> tuple[bool, str, bool]:
-    """Return the properties that consecutive operations of one batch share: kind, tunnel, put or removal."""
+    """Return the common properties of the operations in one batch: kind, tunnel, addition or removal."""
     item = _item(operation)
     return isinstance(item, BpfPeer), _device(item), isinstance(operation, Remove)
 

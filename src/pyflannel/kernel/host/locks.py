@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """A lock file, held during the block, and at most until the process ends for any reason.
+    """A lock file, held during the block. The kernel releases it if the process ends earlier.
 
     The file contains the process ID and the program of the holder, such as `1234 flanneld`. The error of a
     second process names them.

@@ -50,7 +50,7 @@ class VxlanRecord:
     Attributes:
         parent: index of the underlay's link; 0 for none.
         local: source address; None if the kernel chooses it.
-        group: default destination; None for none.
+        group: default destination; None if there is none.
         reports_misses: l2miss or l3miss.
     """
 
