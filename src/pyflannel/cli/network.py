@@ -91,7 +91,7 @@ def _of_hosts(entries: Sequence[_Entry], hosts: Sequence[str]) -> list[_Entry]:
         if not any(host in _names(entry) for entry in entries):
             raise FlannelError(
                 f"{host} is not in the list",
-                hint="Name a host by its host name, its address or its subnet. Without one, all are listed.",
+                hint="Use a host name, an address or a subnet. Without a host, all hosts are listed.",
             )
     return [entry for entry in ordered if not _names(entry).isdisjoint(hosts)]
 

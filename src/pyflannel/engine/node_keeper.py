@@ -150,7 +150,7 @@ class NodeKeeper:
         self._due.set()
 
     async def _follow_path(self) -> None:
-        """Report a failure of the data path that lasts, and its end at once."""
+        """Report a failure of the data path that lasts, and its end immediately."""
         while True:
             await self._path_noted.wait()
             self._path_noted.clear()

@@ -1,4 +1,4 @@
-"""A lab: hosts, a router and their files. It is created at once and removed at the end of its block."""
+"""A lab: hosts, a router and their files. It is created immediately, and removed at the end of its block."""
 
 import os
 import signal

@@ -49,7 +49,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """The inputs that concern all objects of a family. Another basis requires a new plan.
+    """The inputs that concern all objects of a family. If it changes, everything is planned again.
 
     Attributes:
         family: the family of the views.

@@ -1,4 +1,4 @@
-"""Sends ICMP echo and timestamp requests and receives the answers, many at once."""
+"""Sends ICMP echo and timestamp requests and receives the answers, for many hosts at the same time."""
 
 import asyncio
 import contextlib

@@ -46,7 +46,8 @@ def pick_ipv6(
     """Return an IPv6 subnet for a host with this IPv4 subnet that overlaps none of `occupied`, or None.
 
     Its number in the IPv6 range is that of the IPv4 subnet in the IPv4 range, if it is free. Two hosts that
-    choose one IPv4 subnet at the same time therefore choose one key, and the store admits only one of them.
+    choose the same IPv4 subnet at the same time therefore choose the same key, and the store admits only one
+    of them.
     The original draws both at random, and may give an IPv4 subnet to two hosts.
     """
     least, greatest = config.ipv6_subnet_min, config.ipv6_subnet_max

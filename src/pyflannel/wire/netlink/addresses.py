@@ -118,6 +118,6 @@ def _body(
     remote = address.ip if peer is None else peer
     body = header + attribute(_LOCAL, address.packed) + attribute(_ADDRESS, remote.packed)
     if address.version == 6:
-        # The address is in use at once, not after a second; and the kernel adds no route to its prefix.
+        # The address is usable immediately, not after a second, and the kernel adds no route to its prefix.
         body += attribute(_FLAGS, _U32.pack(NO_DUPLICATE_DETECTION | NO_PREFIX_ROUTE))
     return body
