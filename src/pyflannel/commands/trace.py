@@ -55,7 +55,7 @@ async def trace_packet(
 
     Raises:
         FlannelError: neither address is on this host.
-        NotReadyError: flanneld does not respond, and has left no leases.
+        NotReadyError: flanneld does not respond, and no leases are saved on this host.
         TargetError: the kernel cannot be read.
     """
     if socket is not None:

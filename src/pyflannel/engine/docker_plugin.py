@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import DockerPluginError, NotReadyError, TargetError, WireError
@@ -40,10 +40,7 @@ from pyflannel.wire.docker_plugin import (
     PoolRequest,
     format_state,
     parse_address,
-    parse_interface,
-    parse_ipv6_interface,
-    parse_ipv6_prefix,
-    parse_prefix,
+    parse_as,
     parse_state,
 )
 
@@ -202,8 +199,8 @@ class DockerPlugin:
                 state, ipv6 = request_ipv6_pool(
                     state,
                     host.ipv6_subnet,
-                    wanted=parse_ipv6_prefix(request.pool) if request.pool else None,
-                    choice=parse_ipv6_prefix(request.choice) if request.choice else None,
+                    wanted=parse_as(IPv6Network, request.pool) if request.pool else None,
+                    choice=parse_as(IPv6Network, request.choice) if request.choice else None,
                     network=self.network,
                 )
                 await self._save(state)
@@ -213,8 +210,8 @@ class DockerPlugin:
                 state,
                 host.subnet,
                 tuple(routed),
-                wanted=parse_prefix(request.pool) if request.pool else None,
-                choice=parse_prefix(request.choice) if request.choice else None,
+                wanted=parse_as(IPv4Network, request.pool) if request.pool else None,
+                choice=parse_as(IPv4Network, request.choice) if request.choice else None,
                 options=request.options or {},
                 network=self.network,
             )
@@ -261,9 +258,9 @@ class DockerPlugin:
             )
         network = DockerNetwork(
             name=request.network,
-            gateway=parse_interface(gateways[0]),
+            gateway=parse_as(IPv4Interface, gateways[0]),
             is_internal=request.is_internal,
-            ipv6_gateway=parse_ipv6_interface(ipv6_gateways[0]) if request.has_ipv6 else None,
+            ipv6_gateway=parse_as(IPv6Interface, ipv6_gateways[0]) if request.has_ipv6 else None,
         )
         async with self._lock:
             before = self._known()

@@ -1,8 +1,9 @@
 """Networks and containers of Docker on this host that get their addresses from flannel."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Generic, Self, TypeVar
 
 from pyflannel.model.network_config import IpNetwork
 
@@ -43,9 +44,13 @@ class Division:
     networks: tuple[IPv4Network, ...]
 
 
+_Network = TypeVar("_Network", IPv4Network, IPv6Network)
+_Address = TypeVar("_Address", IPv4Address, IPv6Address)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
-    """The addresses of one network of Docker.
+class FamilyPool(Generic[_Network, _Address]):
+    """The addresses of one network of Docker in one family.
 
     Attributes:
         subnet: the prefix of the network.
@@ -54,9 +59,9 @@ class Pool:
         network: name of the flannel network; "" if the host has one, without a name.
     """
 
-    subnet: IPv4Network
-    choice: IPv4Network
-    used: frozenset[IPv4Address] = frozenset()
+    subnet: _Network
+    choice: _Network
+    used: frozenset[_Address] = frozenset()
     network: str = ""
 
     @property
@@ -64,20 +69,21 @@ class Pool:
         """The identifier in Docker's requests: see `network_of_pool`."""
         return "/".join(("flannel", *filter(None, [self.network]), str(self.subnet)))
 
+    def marked(self, address: _Address, *, is_used: bool) -> Self:
+        """Return the pool in which an address is in use, or free."""
+        return replace(self, used=self.used | {address} if is_used else self.used - {address})
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ipv6Pool:
-    """The IPv6 addresses of one network of Docker: see `Pool`."""
 
-    subnet: IPv6Network
-    choice: IPv6Network
-    used: frozenset[IPv6Address] = frozenset()
-    network: str = ""
+class Pool(FamilyPool[IPv4Network, IPv4Address]):
+    """The IPv4 addresses of one network of Docker."""
 
-    @property
-    def name(self) -> str:
-        """The identifier in Docker's requests: see `network_of_pool`."""
-        return "/".join(("flannel", *filter(None, [self.network]), str(self.subnet)))
+    __slots__ = ()
+
+
+class Ipv6Pool(FamilyPool[IPv6Network, IPv6Address]):
+    """The IPv6 addresses of one network of Docker."""
+
+    __slots__ = ()
 
 
 def network_of_pool(name: str) -> str:

@@ -320,12 +320,11 @@ def request_address(
 
 
 def _marked(pool: Pool | Ipv6Pool, address: IpAddress, *, is_used: bool) -> Pool | Ipv6Pool:
-    """Return the pool in which an address is in use, or free."""
     match pool, address:
         case Pool(), IPv4Address():
-            return replace(pool, used=pool.used | {address} if is_used else pool.used - {address})
+            return pool.marked(address, is_used=is_used)
         case Ipv6Pool(), IPv6Address():
-            return replace(pool, used=pool.used | {address} if is_used else pool.used - {address})
+            return pool.marked(address, is_used=is_used)
         case _:
             return pool
 

@@ -303,7 +303,7 @@ async def _take_over(state: ForwarderState, path: Path, opened: AsyncExitStack) 
         if len(predecessor.descriptors) != count or count < 2:
             raise WireError(f"received {len(predecessor.descriptors)} descriptors, not {count}", hint="")
         if other.settings.link != state.settings.link:
-            raise WireError(f"it is that of {other.settings.link}", hint="")
+            raise WireError(f"it serves the link {other.settings.link}", hint="")
     except RefusedError:
         raise
     except (TargetError, WireError) as error:

@@ -124,14 +124,14 @@ class EndpointRequest(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.interface is None or not self.interface.address:
             return None
-        return _read(IPv4Interface, self.interface.address)
+        return parse_as(IPv4Interface, self.interface.address)
 
     @property
     def ipv6_address(self) -> IPv6Interface | None:
         """The IPv6 address that the IPAM driver gave: see `address`."""
         if self.interface is None or not self.interface.ipv6_address:
             return None
-        return _read(IPv6Interface, self.interface.ipv6_address)
+        return parse_as(IPv6Interface, self.interface.ipv6_address)
 
     @property
     def mac(self) -> str:
@@ -170,7 +170,7 @@ def _published(binding: _PortBinding, address: IPv4Address) -> PublishedPort:
     host = binding.host_ip if binding.host_ip not in ("", "::", "0.0.0.0") else None
     return PublishedPort(
         protocol=protocol,
-        host_address=None if host is None else _read(IPv4Address, host),
+        host_address=None if host is None else parse_as(IPv4Address, host),
         host_port=binding.host_port,
         address=address,
         port=binding.port,
@@ -201,7 +201,12 @@ _Address = TypeVar(
 )
 
 
-def _read(kind: type[_Address], text: str) -> _Address:
+def parse_as(kind: type[_Address], text: str) -> _Address:
+    """Return the address or prefix in a text.
+
+    Raises:
+        WireError: the text has another form.
+    """
     try:
         return kind(text)
     except ValueError as error:
@@ -211,50 +216,14 @@ def _read(kind: type[_Address], text: str) -> _Address:
         ) from error
 
 
-def parse_prefix(text: str) -> IPv4Network:
-    """Return an IPv4 prefix.
-
-    Raises:
-        WireError: it is none.
-    """
-    return _read(IPv4Network, text)
-
-
-def parse_ipv6_prefix(text: str) -> IPv6Network:
-    """Return an IPv6 prefix.
-
-    Raises:
-        WireError: it is none.
-    """
-    return _read(IPv6Network, text)
-
-
-def parse_interface(text: str) -> IPv4Interface:
-    """Return an IPv4 address with its prefix length.
-
-    Raises:
-        WireError: it is none.
-    """
-    return _read(IPv4Interface, text)
-
-
-def parse_ipv6_interface(text: str) -> IPv6Interface:
-    """Return an IPv6 address with its prefix length.
-
-    Raises:
-        WireError: it is none.
-    """
-    return _read(IPv6Interface, text)
-
-
 def parse_address(text: str) -> IpAddress:
     """Return an address of either family.
 
     Raises:
-        WireError: it is none.
+        WireError: the text is no address.
     """
     text = text.partition("/")[0]
-    return _read(IPv6Address, text) if ":" in text else _read(IPv4Address, text)
+    return parse_as(IPv6Address, text) if ":" in text else parse_as(IPv4Address, text)
 
 
 # Answers.

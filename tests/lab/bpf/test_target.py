@@ -383,7 +383,7 @@ def test_containers_beyond_the_size_of_the_table_use_the_bridge(linked, heal):
     assert operations == []
     assert (
         notice.text
-        == "the fast path has room for 4096 containers, and 1 more: packets to them pass the bridge"
+        == "the fast path has room for 4096 containers, and 1 more: packets to them pass through the bridge"
     )
     assert one.container.ping(two.container.address)[0] == 3
 

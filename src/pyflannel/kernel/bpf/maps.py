@@ -217,7 +217,7 @@ class TunnelMaps:
         """Notices about the tables that were full in the latest look."""
         ways = {
             PEERS.name: ("peers", "packets to them go through user space"),
-            PORTS.name: ("containers", "packets to them pass the bridge"),
+            PORTS.name: ("containers", "packets to them pass through the bridge"),
         }
         return [
             Notice(f"the fast path has room for {self._room[table]} {whom}, and {count} more: {way}")
