@@ -124,7 +124,7 @@ CLAIMS = "claims/"
 
 def longest_value(key: str) -> int:
     """Return how many bytes of a value to keep: one more than the maximum, so that it is refused later."""
-    name = key.rpartition("/")[2]  # of the only network, or of one of several
+    name = key.rpartition("/")[2]  # the config of the only network, or of one of several
     longest = {CONFIG: 4 * LONGEST_CONFIG, ALLOW_LIST: LONGEST_ALLOW_LIST}
     return longest.get(name, LONGEST_LEASE) + 1
 
