@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
@@ -10,116 +10,23 @@ from typing import Any
 
 import pytest
 
+from doubles.docker_host import (
+    ADDRESS,
+    ENDPOINT,
+    NETWORK,
+    OTHER,
+    Caller,
+    DockerHost,
+    Links,
+    Memory,
+    nothing,
+    portmap,
+)
 from doubles.fake_clock import FakeClock
-from pyflannel.api.docker_plugin import docker_routes
 from pyflannel.engine.docker_networks import DockerNetworks
 from pyflannel.engine.docker_plugin import DockerPlugin
-from pyflannel.errors import NotReadyError, TargetError
-from pyflannel.http.server import Request
 from pyflannel.kernel.host.files import FileMemory
-from pyflannel.model.docker import NO_DOCKER, DockerEndpoint, DockerParts, HostSubnet, PublishedPort
-
-NETWORK, ENDPOINT, OTHER = "4" * 64, "e" * 64, "f" * 64
-ADDRESS = "10.100.3.66/27"
-
-
-class Memory:
-    """One file, with a disk that may be full."""
-
-    def __init__(self, content: bytes | None = None) -> None:
-        self.content = content
-        self.is_full = False
-
-    async def load(self) -> bytes | None:
-        return self.content
-
-    async def save(self, parts: Iterable[bytes]) -> bool:
-        if not self.is_full:
-            self.content = b"".join(parts)
-        return not self.is_full
-
-
-class DockerHost:
-    """A host whose reconciler applies each plan at once, or none."""
-
-    def __init__(self) -> None:
-        self.progress = asyncio.Event()
-        self.parts = NO_DOCKER
-        self.is_ready = True
-        self.is_stuck = False
-        self.own = IPv4Network("10.100.3.0/24")
-        self.ipv6_network: IPv6Network | None = None
-
-    def subnet(self) -> HostSubnet:
-        if not self.is_ready:
-            raise NotReadyError("flanneld is not ready: it waits for the store", hint="Wait.")
-        ipv6 = None if self.ipv6_network is None else next(self.ipv6_network.subnets(new_prefix=64))
-        return HostSubnet(self.own, self.own.supernet(new_prefix=16), 1472, ipv6, self.ipv6_network)
-
-    def ranges(self) -> tuple[IPv4Network | None, IPv6Network | None]:
-        return (self.own.supernet(new_prefix=16), self.ipv6_network) if self.is_ready else (None, None)
-
-    def plan(self, parts: DockerParts) -> None:
-        self.parts = parts
-
-    def objection(self) -> str | None:
-        return "EPERM: Operation not permitted" if self.is_stuck else None
-
-
-class Links:
-    """The veths of a host, whose bridges are those of the plan."""
-
-    def __init__(self, host: DockerHost) -> None:
-        self._host = host
-        self.veths: dict[str, str] = {}
-        self.routed: dict[IPv4Network, str] = {}
-        self.loopback: set[str] = set()
-        self.used_ports: set[int] = set()
-        self.refuses = False
-
-    async def connect(self, endpoint: DockerEndpoint, bridge: str, mtu: int) -> None:
-        if self.refuses:
-            raise TargetError("the container cannot be connected", hint="Look at dmesg.")
-        self.veths[endpoint.link] = bridge
-
-    async def disconnect(self, endpoint: DockerEndpoint) -> None:
-        self.veths.pop(endpoint.link, None)
-
-    async def attach(self, bridges: Mapping[str, str]) -> Sequence[str]:
-        lost = [name for name, bridge in bridges.items() if self.veths.get(name, bridge) != bridge]
-        self.veths.update({name: bridges[name] for name in lost})
-        return lost
-
-    async def names(self) -> Collection[str]:
-        return self.veths
-
-    def open_loopback(self, bridge: str) -> None:
-        self.loopback.add(bridge)
-
-    async def has_bridge(self, name: str) -> bool:
-        return not self._host.is_stuck and name in {one.bridge for one in self._host.parts.networks}
-
-    async def on_link(self) -> Mapping[IPv4Network, str]:
-        return self.routed
-
-    def port_in_use(self, port: PublishedPort) -> bool:
-        return port.host_port in self.used_ports
-
-
-class Caller:
-    """Sends the requests of Docker's engine."""
-
-    def __init__(self, networks: DockerNetworks) -> None:
-        self._routes = docker_routes(networks)
-
-    async def ask(self, method: str, **fields: object) -> dict[str, Any]:
-        handler = self._routes["POST", f"/{method}"]
-        body = json.dumps(fields).encode()
-        answer = await handler(Request(method="POST", path=f"/{method}", body=body))
-        document: dict[str, Any] = json.loads(answer.body)
-        assert answer.status == 200
-        assert document.get("Err") == document.get("Error")
-        return document
+from pyflannel.model.docker import NO_DOCKER
 
 
 class Engine(Caller):
@@ -166,14 +73,6 @@ class Engine(Caller):
         about: dict[str, object] = {"NetworkID": NETWORK, "EndpointID": endpoint}
         for method in ("RevokeExternalConnectivity", "Leave", "DeleteEndpoint"):
             assert await self.ask(f"NetworkDriver.{method}", **about) == {}
-
-
-async def nothing() -> None:
-    """Isolate no flannel network, because there is one only."""
-
-
-def portmap(host_port: int) -> dict[str, object]:
-    return {"com.docker.network.portmap": [{"Proto": 6, "Port": 80, "HostPort": host_port}]}
 
 
 def run(act: Callable[[Engine], Coroutine[Any, Any, None]], memory: Memory | None = None) -> Engine:
@@ -526,94 +425,6 @@ def test_a_flannel_network_without_ipv6_refuses_ipv6_with_the_remedy() -> None:
     run(act)
 
 
-class SeveralNetworks(Caller):
-    """Docker's engine on a host with the flannel networks blue (10.101.0.0/16) and red (10.102.0.0/16)."""
-
-    def __init__(self) -> None:
-        self.memories = {name: Memory() for name in ("blue", "red")}
-        self.hosts = {name: DockerHost() for name in self.memories}
-        self.networks = DockerNetworks(has_names=True, remembered=lambda: self.memories)
-        self.plugins: dict[str, DockerPlugin] = {}
-        super().__init__(self.networks)
-        for number, host in enumerate(self.hosts.values(), start=101):
-            host.own = IPv4Network(f"10.{number}.3.0/24")
-
-    async def start(self, name: str) -> None:
-        host = self.hosts[name]
-        self.plugins[name] = DockerPlugin(
-            host=host, links=Links(host), memory=self.memories[name], clock=FakeClock(), network=name
-        )
-        await self.plugins[name].load()
-        self.networks.add(self.plugins[name])
-
-    async def create(
-        self, driver: str | None, ipam: str | None, identifier: str = NETWORK, pool: str | None = None
-    ) -> dict[str, Any]:
-        """Create a network with these values of `-o flannel.network` and of `--ipam-opt`."""
-        given = {"Pool": pool}
-        if pool is None:
-            options = {} if ipam is None else {"flannel.network": ipam}
-            given = await self.ask("IpamDriver.RequestPool", Pool="", Options=options, V6=False)
-        if "Err" in given:
-            return given
-        data = {"Pool": given["Pool"], "Gateway": str(given["Pool"]).replace("64/27", "65/27")}
-        generic = {} if driver is None else {"flannel.network": driver}
-        made = await self.ask(
-            "NetworkDriver.CreateNetwork",
-            NetworkID=identifier,
-            IPv4Data=[data],
-            Options={"com.docker.network.generic": generic},
-        )
-        if "Err" in made and "PoolID" in given:
-            await self.ask("IpamDriver.ReleasePool", PoolID=given["PoolID"])
-        return {**given, **made}
-
-
-def run_several(act: Callable[[SeveralNetworks], Coroutine[Any, Any, None]]) -> SeveralNetworks:
-    async def main() -> SeveralNetworks:
-        several = SeveralNetworks()
-        for name in several.memories:
-            await several.start(name)
-        await act(several)
-        return several
-
-    return asyncio.run(main())
-
-
-BLUE = "docker network create -d flannel --ipam-driver flannel -o flannel.network=blue"
-
-
-@pytest.mark.parametrize(
-    ("driver", "ipam", "message"),
-    [
-        (None, None, f"Run, for example: {BLUE} --ipam-opt flannel.network=blue NAME"),
-        ("blue", None, f"Run, for example: {BLUE} --ipam-opt flannel.network=blue NAME"),
-        (None, "blue", f"it is missing. Run: {BLUE} --ipam-opt flannel.network=blue NAME"),
-        ("red", "blue", f"it is red. Run: {BLUE} --ipam-opt flannel.network=blue NAME"),
-        ("green", "green", "no flannel network green on this host; there are: blue, red"),
-        ("green", "blue", "no flannel network green on this host; there are: blue, red"),
-    ],
-)
-def test_a_choice_of_the_flannel_network_without_both_options_is_refused(
-    driver: str | None, ipam: str | None, message: str
-) -> None:
-    async def act(several: SeveralNetworks) -> None:
-        assert message in (await several.create(driver, ipam))["Err"]
-
-    several = run_several(act)
-
-    assert [host.parts.networks for host in several.hosts.values()] == [(), ()]
-    assert not any(plugin.status().networks for plugin in several.plugins.values())
-
-
-def test_addresses_of_another_ipam_driver_are_refused_with_the_command_for_the_flannel_network() -> None:
-    async def act(several: SeveralNetworks) -> None:
-        refused = await several.create("blue", None, pool="172.18.0.64/27")
-        assert f"Run: {BLUE} --ipam-opt flannel.network=blue NAME" in refused["Err"]
-
-    run_several(act)
-
-
 def test_one_flannel_network_without_a_name_cannot_be_chosen() -> None:
     async def act(engine: Engine) -> None:
         options = {"flannel.network": "blue"}
@@ -621,64 +432,3 @@ def test_one_flannel_network_without_a_name_cannot_be_chosen() -> None:
         assert "there is no flannel network blue" in refused["Err"]
 
     run(act)
-
-
-def test_networks_of_docker_in_two_flannel_networks_are_isolated_also_after_a_restart() -> None:
-    async def act(several: SeveralNetworks) -> None:
-        blue = await several.create("blue", "blue")
-        red = await several.create("red", "red", OTHER)
-        assert blue["PoolID"] == "flannel/blue/10.101.3.64/27"
-        assert red["PoolID"] == "flannel/red/10.102.3.64/27"
-        ranges = {"blue": IPv4Network("10.101.0.0/16"), "red": IPv4Network("10.102.0.0/16")}
-        for name, other in (("blue", "red"), ("red", "blue")):
-            parts = several.hosts[name].parts
-            assert [one.name for one in parts.networks] == [NETWORK if name == "blue" else OTHER]
-            assert parts.others == (ranges[other],)
-
-        several.networks.remove(several.plugins["red"])
-        several.hosts["red"].is_ready = False
-        several.hosts["blue"].parts = NO_DOCKER
-        await several.start("blue")
-        await several.networks.isolate()
-        assert several.hosts["blue"].parts.others == (ranges["red"],)
-
-        del several.memories["red"]  # flannelctl cleanup
-        await several.networks.isolate()
-        assert several.hosts["blue"].parts.others == ()
-
-    run_several(act)
-
-
-def test_requests_about_a_flannel_network_that_has_ended_are_refused_and_change_nothing() -> None:
-    async def act(several: SeveralNetworks) -> None:
-        pool = (await several.create("blue", "blue"))["PoolID"]
-        before = several.memories["blue"].content
-        several.networks.remove(several.plugins["blue"])
-
-        removed = await several.ask("NetworkDriver.DeleteNetwork", NetworkID=NETWORK)
-        released = await several.ask("IpamDriver.ReleasePool", PoolID=pool)
-
-        assert "the flannel network blue does not run on this host" in removed["Err"]
-        assert "the flannel network blue does not run on this host" in released["Err"]
-        assert several.memories["blue"].content == before
-        unknown = await several.ask("NetworkDriver.DeleteNetwork", NetworkID=OTHER)
-        assert unknown == {}
-
-    run_several(act)
-
-
-def test_a_port_is_published_once_by_all_flannel_networks() -> None:
-    async def act(several: SeveralNetworks) -> None:
-        answers = []
-        for name, network in (("blue", NETWORK), ("red", OTHER)):
-            pool = await several.create(name, name, network)
-            address = str(pool["Pool"]).replace("64/27", "66/27")
-            about = {"NetworkID": network, "EndpointID": network}
-            await several.ask("NetworkDriver.CreateEndpoint", **about, Interface={"Address": address})
-            publish = "NetworkDriver.ProgramExternalConnectivity"
-            answers.append(await several.ask(publish, **about, Options=portmap(8080)))
-
-        assert answers[0] == {}
-        assert "port 0.0.0.0:8080/tcp of this host is in use" in answers[1]["Err"]
-
-    run_several(act)
