@@ -1,11 +1,11 @@
 """The flags of flanneld mean the same as in the original. Wrong use is reported in one line."""
 
-from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
 
+from doubles.flanneld_options import options, refusal
 from pyflannel.assembly.flanneld_flags import LATER_FLAGS
 from pyflannel.assembly.options import (
     FlanneldOptions,
@@ -15,20 +15,6 @@ from pyflannel.errors import UsageError
 from pyflannel.http.sockets import Endpoint
 from pyflannel.plan.packet_filter import FilterOptions
 from pyflannel.wire.go_flags import default_of
-
-
-def options(*arguments: str, environment: Mapping[str, str] | None = None) -> FlanneldOptions:
-    parsed = parse_flanneld(arguments, environment or {})
-    assert isinstance(parsed, FlanneldOptions)
-    return parsed
-
-
-def refusal(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    with pytest.raises(UsageError) as caught:
-        parse_flanneld(arguments, environment or {})
-    line = f"{caught.value}: {caught.value.hint}"
-    assert len(line.splitlines()) == 1
-    return line
 
 
 def test_without_flags_everything_has_the_original_default() -> None:

@@ -1,30 +1,12 @@
 """The flags and variables that name the store, its certificates and its user."""
 
-from collections.abc import Mapping
-
 import pytest
 
+from doubles.flanneld_options import options, refusal
 from pyflannel.assembly.options import (
-    FlanneldOptions,
-    parse_flanneld,
     store_url_from_environment,
 )
-from pyflannel.errors import UsageError
 from pyflannel.model.store_record import Secret
-
-
-def options(*arguments: str, environment: Mapping[str, str] | None = None) -> FlanneldOptions:
-    parsed = parse_flanneld(arguments, environment or {})
-    assert isinstance(parsed, FlanneldOptions)
-    return parsed
-
-
-def refusal(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    with pytest.raises(UsageError) as caught:
-        parse_flanneld(arguments, environment or {})
-    line = f"{caught.value}: {caught.value.hint}"
-    assert len(line.splitlines()) == 1
-    return line
 
 
 @pytest.mark.parametrize(

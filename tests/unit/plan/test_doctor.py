@@ -248,20 +248,22 @@ def test_errors_are_first_and_many_objects_are_counted() -> None:
     assert second.evidence[-1] == "… and 12 more"
 
 
-def test_rejected_senders_of_the_last_hour_are_named() -> None:
-    seen = StrangerStatus(
-        address=IPv4Address("10.9.0.66"),
-        reason="stranger",
-        packets=12,
-        age_s=59.6,
-        inner_source=IPv4Address("10.100.77.2"),
-        inner_destination=IPv4Address("10.100.15.2"),
-        cause="it holds no lease",
-        hint="Start flanneld there.",
-    )
-    old = replace(seen, address=IPv4Address("10.9.0.67"), age_s=RECENT_S)
+STRANGER = StrangerStatus(
+    address=IPv4Address("10.9.0.66"),
+    reason="stranger",
+    packets=12,
+    age_s=59.6,
+    inner_source=IPv4Address("10.100.77.2"),
+    inner_destination=IPv4Address("10.100.15.2"),
+    cause="it holds no lease",
+    hint="Start flanneld there.",
+)
 
-    (found,) = findings(replace(HEALTHY, status=replace(READY, strangers=(seen, old))))
+
+def test_rejected_senders_of_the_last_hour_are_named() -> None:
+    old = replace(STRANGER, address=IPv4Address("10.9.0.67"), age_s=RECENT_S)
+
+    (found,) = findings(replace(HEALTHY, status=replace(READY, strangers=(STRANGER, old))))
 
     assert found == Finding(
         code="stranger",
@@ -273,23 +275,13 @@ def test_rejected_senders_of_the_last_hour_are_named() -> None:
 
 
 def test_rejected_senders_with_one_cause_are_one_finding() -> None:
-    one = StrangerStatus(
-        address=IPv4Address("10.9.0.66"),
-        reason="stranger",
-        packets=12,
-        age_s=1.0,
-        inner_source=IPv4Address("10.100.77.2"),
-        inner_destination=IPv4Address("10.100.15.2"),
-        cause="it holds no lease",
-        hint="Start flanneld there.",
-    )
-    many = tuple(replace(one, address=IPv4Address(f"10.9.0.{number}")) for number in range(50))
-    other = replace(one, cause="it holds another subnet")
+    many = tuple(replace(STRANGER, address=IPv4Address(f"10.9.0.{number}")) for number in range(50))
+    other = replace(STRANGER, cause="it holds another subnet")
 
     alike, single = findings(replace(HEALTHY, status=replace(READY, strangers=(*many, other))))
 
     assert alike.cause == "tunnel packets from 50 addresses are dropped: it holds no lease"
-    assert alike.evidence[0].startswith("10.9.0.0: 12 packets, the latest 1 s ago")
+    assert alike.evidence[0].startswith("10.9.0.0: 12 packets, the latest 60 s ago")
     assert alike.evidence[-1] == "… and 42 more"
     assert single.cause == "tunnel packets from 10.9.0.66 are dropped: it holds another subnet"
 

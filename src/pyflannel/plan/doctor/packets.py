@@ -135,7 +135,7 @@ def _bridge_down(seen: Observed) -> Iterator[Finding]:
 
 
 def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
-    """Yield that the containers of Docker have addresses outside this host's subnet."""
+    """Yield the finding that the containers of Docker have addresses outside this host's subnet."""
     own, docker0 = seen.membership.subnet, seen.interfaces.named(_DOCKER0)
     if own is None or docker0 is None or seen.ports or not seen.docker0_ports:
         return
@@ -176,7 +176,7 @@ def _addresses(seen: Observed) -> Iterator[Finding]:
 
 
 def _vtep(seen: Observed) -> Iterator[Finding]:
-    """Yield that peers send to a MAC address which the vxlan device does not have.
+    """Yield the finding that peers send to a MAC address which the vxlan device does not have.
 
     A running flanneld restores the address within a second.
     """
