@@ -106,7 +106,7 @@ class Batch:
 
 
 class BatchReport:
-    """Reports each batch to the log, the counts and the journal. It decides nothing."""
+    """Reports each batch to the log, the counters and the journal. It decides nothing."""
 
     def __init__(self, journal: Journal, kinds: Iterable[type[Item]]) -> None:
         self._journal = journal

@@ -78,8 +78,10 @@ class KernelContainerLinks:
         return changed
 
     async def _attach(self, port: int, bridge: int) -> None:
-        """Make a link a port of the bridge. A container may use its own published port, so the bridge
-        reflects frames."""
+        """Make a link a port of the bridge.
+
+        A container may use its own published port, so the bridge reflects frames.
+        """
         await self._ask(links.enslave(port, bridge))
         await self._ask(links.reflect(port))
 

@@ -198,8 +198,10 @@ _SKEW_S = 5.0
 
 
 def clock_findings(offsets: Mapping[IPv4Address, float]) -> Iterator[Finding]:
-    """Yield the finding that the clocks of hosts differ. `offsets`: seconds by which the clock of a peer is
-    ahead."""
+    """Yield the finding that the clocks of hosts differ.
+
+    `offsets`: seconds by which the clock of a peer is ahead.
+    """
     apart = {address: offset for address, offset in offsets.items() if abs(offset) > _SKEW_S}
     if not apart:
         return
