@@ -19,7 +19,12 @@ from testlab.inside import run_inside
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 DEADLINE_S = 60.0
-SAFE = ["flannel_decap at eth0", "flannel_encap at flannel0", "flannel_hop at br0"]
+SAFE = [
+    "flannel_decap at eth0",
+    "flannel_encap at flannel0",
+    "flannel_hop at br0",
+    "flannel_nexthop at eth0",
+]
 FEWER_RIGHTS = ["setpriv", "--bounding-set=-sys_admin"]
 NO_LIBRARY = """
 for library in $(ldconfig -p | sed -n 's/.*libbpf.so.1 .*=> //p'); do

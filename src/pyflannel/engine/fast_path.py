@@ -212,7 +212,7 @@ def _carries_packets(operation: Operation) -> bool:
     """
     match operation:
         case Add(BpfProgram(role=role)) | Replace(_, BpfProgram(role=role)):
-            return role not in (Role.LAST_HOP, Role.SHORTCUT)
+            return role not in (Role.LAST_HOP, Role.SHORTCUT, Role.NEXT_HOP)
         case Add(BpfPeer()) | Replace(_, BpfPeer()):
             return True
         case _:

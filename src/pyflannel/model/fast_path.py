@@ -23,11 +23,13 @@ class Role(Enum):
     REJOIN = "flannel_join"
     LAST_HOP = "flannel_hop"
     SHORTCUT = "flannel_short"
+    NEXT_HOP = "flannel_nexthop"
 
     @property
     def direction(self) -> Direction:
         """The side of its link at which the program is attached."""
-        return Direction.EGRESS if self in (Role.ENCAPSULATE, Role.LAST_HOP) else Direction.INGRESS
+        leaving = (Role.ENCAPSULATE, Role.LAST_HOP, Role.NEXT_HOP)
+        return Direction.EGRESS if self in leaving else Direction.INGRESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

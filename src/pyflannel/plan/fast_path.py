@@ -2,7 +2,8 @@
 
 Mode *safe*, and the base of *flow*: packets that leave by the device are encapsulated there, after all hooks
 of the host's firewall. Packets that arrive at the underlay are decapsulated into the device, before these
-hooks. A frame that a bridge would only forward to a container is sent directly to the container's port.
+hooks. A frame that a bridge would only forward to a container is sent directly to the container's port. A
+program at the underlay keeps the Ethernet header of each peer for some milliseconds.
 
 Mode *flow*: a program at the veth of each container sends packets of a known flow directly to the underlay.
 
@@ -28,6 +29,7 @@ def plan_programs(host: Host, port: int, mtu: int) -> Iterator[BpfProgram | Link
         tunnel = _tunnel(host, port, mtu)
         yield BpfProgram(link=host.device, role=Role.ENCAPSULATE, tunnel=tunnel)
         yield BpfProgram(link=host.underlay.link, role=Role.DECAPSULATE, tunnel=tunnel)
+        yield BpfProgram(link=host.underlay.link, role=Role.NEXT_HOP, tunnel=tunnel)
         if _has_gro_link(host):
             near, far = _gro_pair(host)
             yield from (_end(near, far, host), _end(far, near, host))

@@ -146,6 +146,7 @@ class Host:
             Role.REJOIN: "flannel0-rx",
             Role.LAST_HOP: "docker0",
             Role.SHORTCUT: self.container.link,
+            Role.NEXT_HOP: "eth0",
         }
         return BpfProgram(link=links[role], role=role, tunnel=self.tunnel)
 

@@ -1,17 +1,22 @@
 """Packets that the programs carry, on the real kernel. No process of pyflannel runs on either host."""
 
+import json
 import socket
 import struct
-from contextlib import suppress
+from contextlib import closing, suppress
 from ipaddress import IPv4Address
 
-from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.layout import PEERS, Outcome
+from pyflannel.kernel.bpf.maps import read_entries_at_once
+from pyflannel.lab.waiting import wait_until
 from pyflannel.model.fast_path import Role
 from pyflannel.model.state import State
 from pyflannel.wire.packet import checksum
 
 ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
 DO_NOT_FRAGMENT = 0x4000
+MACS_AT = 20  # of struct peer in maps.h
 
 
 def test_containers_reach_each_other_without_any_process(linked):
@@ -23,6 +28,42 @@ def test_containers_reach_each_other_without_any_process(linked):
     assert "ttl=60" in said  # as in user space: each host routes once, and each end of the tunnel is a hop
     for host in linked:
         assert host.counts() == {Outcome.ENCAPSULATED: 3, Outcome.DECAPSULATED: 3, Outcome.DELIVERED: 3}
+
+
+def test_packets_follow_a_changed_neighbour(linked):
+    """The programs keep the Ethernet header of a peer, but only for some milliseconds."""
+    one, two = linked
+    assert one.container.ping(two.container.address)[0] == 3
+    assert kept_header(one, two) == mac_of(two) + mac_of(one)
+
+    def reaches() -> bool:
+        return one.container.ping(two.container.address, "-W", "0.3", count=1)[0] == 1
+
+    for mac, is_reached in (("02:00:00:00:00:99", False), (mac_of(two).hex(":"), True)):
+        one.namespace.ip(f"neigh replace {two.address} lladdr {mac} dev eth0 nud permanent")
+        wait_until(
+            lambda is_reached=is_reached: reaches() is is_reached,
+            what=f"packets go to {mac}",
+            deadline_s=5,
+        )
+
+
+def mac_of(host) -> bytes:
+    shown = json.loads(host.namespace.ip("-json link show eth0"))
+    return bytes.fromhex(shown[0]["address"].replace(":", ""))
+
+
+def kept_header(host, peer) -> bytes:
+    """Return the Ethernet addresses of the latest packet to a peer for which the route was looked up."""
+
+    async def read() -> bytes:
+        with closing(FastPath()) as path:
+            await path.read([peer.peer()])
+            table = path._maps["flannel0"].descriptors[PEERS.name]
+            (value,) = read_entries_at_once(table, PEERS.key_octets, PEERS.value_octets).values()
+            return value[MACS_AT : MACS_AT + 12]
+
+    return host.namespace.run(read)
 
 
 def test_a_stream_arrives_unchanged(linked, send_stream):

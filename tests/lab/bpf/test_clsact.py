@@ -50,7 +50,8 @@ def test_a_deleted_filter_is_detected_and_attached_again(classified, listen, mak
             await wakes.next()
 
     one.act(delete, clsact)
-    assert [operation.item for operation in one.heal(desired, clsact)] == [one.program(Role.DECAPSULATE)]
+    restored = {operation.item for operation in one.heal(desired, clsact)}
+    assert restored == {one.program(role) for role in (Role.DECAPSULATE, Role.NEXT_HOP)}
     assert one.container.ping(two.container.address)[0] == 3
 
 

@@ -72,7 +72,11 @@ def bpf(state: State) -> list[object]:
 def test_a_program_at_each_end_of_the_tunnel() -> None:
     planned = BACKEND.plan_host(HOST)
 
-    assert programs(planned) == [("flannel0", Role.ENCAPSULATE), ("eth0", Role.DECAPSULATE)]
+    assert programs(planned) == [
+        ("flannel0", Role.ENCAPSULATE),
+        ("eth0", Role.DECAPSULATE),
+        ("eth0", Role.NEXT_HOP),
+    ]
     tunnel = next(item.tunnel for item in planned if isinstance(item, BpfProgram))
     assert (tunnel.device, tunnel.underlay, tunnel.subnet, tunnel.port) == (
         "flannel0",
@@ -104,7 +108,7 @@ def test_tcp_that_hardware_delivers_in_segments_is_coalesced(
             ("flannel0-gro", Veth(peer="flannel0-rx", has_gro=True), "pyflannel"),
             ("flannel0-rx", Veth(peer="flannel0-gro", has_gro=True), "pyflannel"),
         ]
-        assert programs(planned)[2:] == [("flannel0-rx", Role.REJOIN)]
+        assert programs(planned)[3:] == [("flannel0-rx", Role.REJOIN)]
         assert tunnels == {"flannel0-gro"}
     else:
         assert ends == []

@@ -5,6 +5,8 @@
  *	container -> bridge -> routing, netfilter -> flannel0 [flannel_encap] -> underlay
  *	underlay [flannel_decap] -> flannel0 -> routing, netfilter -> bridge [flannel_hop] -> container
  *
+ * Where a packet leaves the underlay, flannel_nexthop keeps its Ethernet header for those behind it.
+ *
  * and where the underlay is a network card, on the way to flannel0
  *
  *	underlay [flannel_decap] -> one end of a veth, GRO, the other [flannel_join] -> flannel0
@@ -45,6 +47,7 @@
 #define FLOW_NS 1000000000ULL	/* how long the firewall's decision about a flow is valid */
 #define RENEWAL_NS (FLOW_NS / 2)	/* from this age on, single packets renew it */
 #define RENEWALS_NS (FLOW_NS / 8)	/* between two such packets */
+#define LOOKED_UP 0xf1a7	/* tc_index of a packet whose route and neighbour were looked up */
 
 static __always_inline int count(enum outcome outcome, __u32 octets, int verdict)
 {
@@ -87,6 +90,12 @@ static __always_inline struct peer *find_peer(__be32 address)
 	struct subnet key = { .prefix_length = 32, .base = address };
 
 	return bpf_map_lookup_elem(&flannel_peers, &key);
+}
+
+/* The kernel's ticks are 1 to 10 ms. So a change of a route or a neighbour has an effect within 80 ms. */
+static __always_inline __u64 current_period(void)
+{
+	return bpf_jiffies64() / 8;
 }
 
 /* Make the first octets of a packet readable, which may lie in pages of their own. Whoever reads them still
@@ -193,6 +202,23 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer 
 		decrement_ttl((void *)ip + TUNNEL_OCTETS);
 	write_tunnel_header(ip, peer, octets);
 	return 0;
+}
+
+/* Send an encapsulated packet, behind an Ethernet header, by the underlay. */
+static __always_inline int send_to_underlay(struct __sk_buff *skb, const struct peer *peer)
+{
+	struct ethhdr *ethernet = (void *)(long)skb->data;
+
+	/* Rules for a mark may choose another route. */
+	if (!skb->mark && peer->period == current_period() && peer->link == settings.underlay_index &&
+	    (void *)(ethernet + 1) <= (void *)(long)skb->data_end) {
+		__builtin_memcpy(ethernet, peer->macs, sizeof(peer->macs));
+		return bpf_redirect(settings.underlay_index, 0);
+	}
+	/* This helper looks route and neighbour up like the kernel does, and waits for an answer to its ARP. Then
+	 * flannel_nexthop sees the packet. */
+	skb->tc_index = LOOKED_UP;
+	return bpf_redirect_neigh(settings.underlay_index, NULL, 0, 0);
 }
 
 /* Of the outcome of encapsulate() that is not 0. */
@@ -408,7 +434,7 @@ int flannel_short(struct __sk_buff *skb)
 {
 	__u32 octets = skb->len - ETH_HLEN;
 	struct flow_key key;
-	struct peer *peer, to;
+	struct peer *peer;
 	int outcome;
 
 	skb->tc_index = 0;
@@ -421,11 +447,10 @@ int flannel_short(struct __sk_buff *skb)
 	peer = find_peer(key.destination);
 	if (!peer || !(peer->flags & PEER_READS_UNFINISHED) || is_gone(settings.underlay_index))
 		return NEXT;
-	to = *peer;
-	outcome = encapsulate(skb, &to, ETH_HLEN, octets);
+	outcome = encapsulate(skb, peer, ETH_HLEN, octets);
 	if (outcome)
 		return fail(outcome, octets);
-	return count(CACHED_OUT, octets, bpf_redirect_neigh(settings.underlay_index, NULL, 0, 0));
+	return count(CACHED_OUT, octets, send_to_underlay(skb, peer));
 }
 
 /* Egress of flannel0: what the host routed to a peer's subnet leaves on the underlay, encapsulated. */
@@ -433,7 +458,7 @@ SEC("tc")
 int flannel_encap(struct __sk_buff *skb)
 {
 	__u32 octets = skb->len;
-	struct peer *peer, to;
+	struct peer *peer;
 	struct ethhdr *ethernet;
 	struct iphdr *ip;
 	int outcome;
@@ -462,22 +487,50 @@ int flannel_encap(struct __sk_buff *skb)
 		return count(LEFT_LONG, octets, NEXT);
 	if (is_gone(settings.underlay_index))
 		return count(LEFT_NO_DEVICE, octets, NEXT);
-	to = *peer;
 	if (settings.caches_flows)
 		open_bypass(skb, ip, NULL);
-	outcome = encapsulate(skb, &to, 0, octets);
+	outcome = encapsulate(skb, peer, 0, octets);
 	if (outcome)
 		return fail(outcome, octets);
 
-	/* A packet of a TUN device has no Ethernet header; the underlay's is filled in by redirect_neigh(), which
-	 * looks route and neighbour up like the kernel does, and waits for an answer to its ARP. */
+	/* A packet of a TUN device has no Ethernet header. */
 	if (bpf_skb_change_head(skb, ETH_HLEN, 0))
 		return count(DROPPED_UNFINISHED, octets, DROP);
 	ethernet = (void *)(long)skb->data;
 	if ((void *)(ethernet + 1) > (void *)(long)skb->data_end)
 		return count(DROPPED_UNFINISHED, octets, DROP);
 	ethernet->h_proto = bpf_htons(ETH_P_IP);
-	return count(ENCAPSULATED, octets, bpf_redirect_neigh(settings.underlay_index, NULL, 0, 0));
+	return count(ENCAPSULATED, octets, send_to_underlay(skb, peer));
+}
+
+/* Egress of the underlay: keep the Ethernet header of a packet that send_to_underlay() had looked up. */
+SEC("tc")
+int flannel_nexthop(struct __sk_buff *skb)
+{
+	struct ethhdr *ethernet;
+	struct iphdr *outer, *inner;
+	struct peer *peer;
+
+	if (skb->tc_index != LOOKED_UP)
+		return NEXT;
+	skb->tc_index = 0;
+	if (skb->mark || skb->protocol != bpf_htons(ETH_P_IP) ||
+	    is_short(skb, ETH_HLEN + TUNNEL_OCTETS + IP_OCTETS))
+		return NEXT;
+	ethernet = (void *)(long)skb->data;
+	outer = (void *)(ethernet + 1);
+	inner = (void *)outer + TUNNEL_OCTETS;
+	if ((void *)(inner + 1) > (void *)(long)skb->data_end || ethernet->h_proto != bpf_htons(ETH_P_IP))
+		return NEXT;
+	/* An underlay without Ethernet headers sends no such frame. */
+	peer = find_peer(inner->daddr);
+	if (!peer || peer->address != outer->daddr || outer->saddr != settings.address)
+		return NEXT;
+	peer->period = 0;
+	__builtin_memcpy(peer->macs, ethernet, sizeof(peer->macs));
+	peer->link = skb->ifindex;
+	peer->period = current_period();
+	return NEXT;
 }
 
 /* Ingress of the underlay: a peer's datagram becomes a packet that comes out of flannel0. */

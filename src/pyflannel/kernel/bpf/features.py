@@ -99,6 +99,7 @@ HELPERS = {
     39: "bpf_skb_pull_data",
     43: "bpf_skb_change_head",
     50: "bpf_skb_adjust_room",
+    118: "bpf_jiffies64",
     125: "bpf_ktime_get_boot_ns",
     152: "bpf_redirect_neigh",
 }

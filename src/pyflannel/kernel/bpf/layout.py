@@ -23,7 +23,7 @@ SETTINGS_MAP = ".rodata.setting"
 _SETTINGS = struct.Struct("=8s16sII4s4s4sHHII")
 _IDENTITY_OCTETS = BUILD_OCTETS + 16
 _SUBNET = struct.Struct("!II")
-_PEER = struct.Struct("!IHBx")
+_PEER = struct.Struct("!IHBx")  # followed by data of the programs
 _COUNT = struct.Struct("=QQ")
 _INDEX = struct.Struct("=I")
 _STRANGER = struct.Struct("=4sI")
@@ -84,7 +84,7 @@ class Outcome(Enum):
     UNFINISHED = "unfinished"
 
 
-PEERS = MapLayout(name="flannel_peers", type=11, key_octets=8, value_octets=8)  # LPM_TRIE
+PEERS = MapLayout(name="flannel_peers", type=11, key_octets=8, value_octets=32)  # LPM_TRIE
 MACS = MapLayout(name="flannel_macs", type=1, key_octets=4, value_octets=8)  # HASH
 PORTS = MapLayout(name="flannel_ports", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
 DEVICES = MapLayout(name="flannel_devices", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
@@ -178,8 +178,14 @@ def pack_subnet(subnet: IPv4Network) -> bytes:
 
 
 def pack_peer(peer: BpfPeer) -> bytes:
-    """Return `struct peer`."""
-    return _PEER.pack(int(peer.address), peer.port, _READS_UNFINISHED if peer.is_direct else 0)
+    """Return `struct peer`, without the data of the programs."""
+    packed = _PEER.pack(int(peer.address), peer.port, _READS_UNFINISHED if peer.is_direct else 0)
+    return packed.ljust(PEERS.value_octets, b"\0")
+
+
+def is_peer(peer: BpfPeer, value: bytes) -> bool:
+    """Return whether `struct peer` is that of the peer, with any data of the programs."""
+    return value[: _PEER.size] == pack_peer(peer)[: _PEER.size]
 
 
 def unpack_peer(device: str, key: bytes, value: bytes) -> BpfPeer:
@@ -188,7 +194,7 @@ def unpack_peer(device: str, key: bytes, value: bytes) -> BpfPeer:
     The kernel ignores the bits of the key after its prefix.
     """
     prefix_length, base = _SUBNET.unpack(key)
-    address, port, flags = _PEER.unpack(value)
+    address, port, flags = _PEER.unpack_from(value)
     return BpfPeer(
         device=device,
         subnet=IPv4Network((base, socket.ntohl(prefix_length)), strict=False),

@@ -37,11 +37,16 @@ struct subnet {
 
 enum { PEER_READS_UNFINISHED = 1 };
 
+/* The daemon writes the first four fields, and zeroes into the others. There the programs keep the Ethernet header of
+ * the latest packet to the peer, so that not every packet needs a look-up of its route and its neighbour. */
 struct peer {
 	__be32 address;
 	__be16 port;
 	__u8 flags;		/* without PEER_READS_UNFINISHED its packets go through user space */
 	__u8 padding;
+	__u64 period;		/* in which the header was kept; it is valid until the end of the period */
+	__u32 link;		/* of the header */
+	__u8 macs[12];		/* destination and source */
 };
 
 /* Who has an inner address: where packets to it go, and from whom packets with it are taken. */

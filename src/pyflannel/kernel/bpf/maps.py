@@ -19,6 +19,7 @@ from pyflannel.kernel.bpf.layout import (
     PORTS,
     Outcome,
     Permit,
+    is_peer,
     pack_mac,
     pack_peer,
     pack_permit,
@@ -252,11 +253,12 @@ class TunnelMaps:
         for peer in planned:  # so that thousands of equal objects are not created again
             key = pack_subnet(peer.subnet)
             value = entries.get(key)
-            if value == pack_peer(peer):
+            if value is None:
+                if is_full:
+                    missing.append(peer)
+            elif is_peer(peer, value):
                 found.append(peer)
                 del entries[key]
-            elif value is None and is_full:
-                missing.append(peer)
         found += [unpack_peer(self._device, key, value) for key, value in entries.items()]
         self._crowded_out[PEERS.name] = len(missing)
         return found + missing
