@@ -14,7 +14,7 @@ from testlab.documents import read_document
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DRAWS, DRAWS_LONG = 11, 200
+DRAWS, DRAWS_LONG = 12, 200
 PAIRS, PAIRS_LONG = 5, 110
 NETWORK = "10.100.0.0/16"
 
@@ -157,8 +157,16 @@ def overlay_address(draw: random.Random, pair: Pair) -> Fault:
 
 
 def forwarding_off(draw: random.Random, pair: Pair) -> Fault:
-    setting = "sysctl -qw net.ipv4.ip_forward"
+    link = draw.choice(["br7", "flannel.1", None])
+    setting = f"sysctl -qw net/ipv4/{f'conf/{link}/forwarding' if link else 'ip_forward'}"
     return Fault(f"{setting}=0", f"{setting}=1", "forwarding-off")
+
+
+def other_route(draw: random.Random, pair: Pair) -> Fault:
+    """A route to a part of the peer's subnet, which the kernel prefers."""
+    part = next(pair.peer.lease().subnets(prefixlen_diff=1))
+    to = draw.choice([f"via {pair.peer.address}", "dev br7"])
+    return Fault(f"ip route add {part} {to}", f"ip route del {part}", "unplanned-route")
 
 
 KINDS: list[Callable[[random.Random, Pair], Fault]] = [
@@ -173,6 +181,7 @@ KINDS: list[Callable[[random.Random, Pair], Fault]] = [
     bridge_down,
     overlay_address,
     forwarding_off,
+    other_route,
 ]
 _WARNINGS = frozenset({"source-changed"})
 

@@ -76,6 +76,10 @@ def common_faults(way: Way) -> list[Fault]:
             "container",
         ),
         Fault("sysctl -qw net.ipv4.ip_forward=0", "sysctl -qw net.ipv4.ip_forward=1", "route"),
+        Fault(
+            "sysctl -qw net/ipv4/conf/br0/forwarding=0", "sysctl -qw net/ipv4/conf/br0/forwarding=1", "route"
+        ),
+        no_route_in_container(way),
         rule("FORWARD", f"-s {way.near.address}"),
         Fault(
             f"nft 'table inet fw {{ chain f {{ type filter hook forward priority 1;"
@@ -98,6 +102,14 @@ def common_faults(way: Way) -> list[Fault]:
         ),
         underlay_lost(way),
     ]
+
+
+def no_route_in_container(way: Way) -> Fault:
+    """A process runs in the container: the kernel shows its routes only beside a process."""
+    gateway = way.one.gateway().ip
+    do = "ip netns exec c sleep 99 >/dev/null 2>&1 & echo $! >/run/sleep; ip -n c route del default"
+    undo = f"kill $(cat /run/sleep); ip -n c route add default via {gateway}"
+    return Fault(do, undo, "container")
 
 
 def route_lost(way: Way, network: str = "") -> Fault:

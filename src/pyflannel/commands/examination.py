@@ -27,6 +27,7 @@ from pyflannel.kernel.host.machine import (
     ask_route,
     docker_table,
     forwards,
+    forwards_from,
     is_strict,
     policy_rules,
     port_mtus,
@@ -48,7 +49,8 @@ from pyflannel.plan.doctor.observed import Certificate, Observed, RouteAnswer
 from pyflannel.plan.doctor.peers import clock_findings, judged, with_peers
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.plan.underlay import UnderlayOptions, choose
-from pyflannel.processes.found import find_original
+from pyflannel.ports import in_thread
+from pyflannel.processes.found import find_containers, find_original
 from pyflannel.processes.systemd import has_unit
 from pyflannel.wire.certificate import validities_of, validity_of
 from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
@@ -247,6 +249,7 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         items=(*items, *rules),
         left_rules=rules_left(saved, known_networks(places, membership)),
         forwards=forwards(),
+        unforwarded=frozenset(one.name for one in interfaces.interfaces if not forwards_from(one.name)),
         strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
         ruleset=read.ruleset,
         answers=await _route_answers(status, membership, next(iter(bridges), None)),
@@ -258,6 +261,7 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         docker_drops=docker_drops(saved, await docker_table()),
         mark=places.mark,
         published_mac=_published_mac(places),
+        containers=tuple(await in_thread(lambda: list(find_containers()))),
         certificates=() if status.store is None else certificates_for(status.store.url),
         now=time.time(),
         has_unit=has_unit("flanneld.service"),

@@ -14,7 +14,7 @@ from pyflannel.commands.reach import probe_path
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.filters.ruleset import ReadRules, read_ruleset
-from pyflannel.kernel.host.machine import ask_route, forwards
+from pyflannel.kernel.host.machine import ask_route, forwards, forwards_from
 from pyflannel.kernel.network.echo import send_echoes
 from pyflannel.kernel.network.items import fdb_entry_of, link_of
 from pyflannel.kernel.network.netlink_socket import RequestSocket
@@ -29,7 +29,9 @@ from pyflannel.model.status import Status
 from pyflannel.plan.doctor.peers import judged
 from pyflannel.plan.trace.facts import Facts, RouteQuestion, TraceLink
 from pyflannel.plan.trace.way import follow
+from pyflannel.ports import in_thread
 from pyflannel.processes.forwarder import ForwarderTarget
+from pyflannel.processes.found import find_containers
 from pyflannel.wire.netlink.bridges import dump_learned, parse_bridge_link, parse_learned
 from pyflannel.wire.netlink.links import dump_links, parse_link
 from pyflannel.wire.netlink.neighbours import dump_fdb, dump_neighbours, parse_fdb_entry, parse_neighbour
@@ -223,6 +225,8 @@ async def _read(facts: Facts, places: Places) -> Facts:
     return replace(
         facts,
         forwards=forwards(),
+        unforwarded=frozenset(one.name for one in facts.interfaces.interfaces if not forwards_from(one.name)),
+        containers=await in_thread(lambda: list(find_containers())),
         ruleset=rules.ruleset,
         rules_unread=_unread(rules),
         programs=programs[0],

@@ -1,13 +1,15 @@
 """Processes in /proc that use a port, a device or a directory, and the end of a process."""
 
+import itertools
 import os
 import re
 import select
 import signal
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from pyflannel.plan.doctor.observed import ContainerNamespace
 from pyflannel.ports import in_thread
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 
@@ -75,6 +77,44 @@ def find_tun_holder(link: str) -> str | None:
         if any(attached.search(_read(descriptor)) for descriptor in _entries(process / "fdinfo")):
             return _describe(process)
     return None
+
+
+def find_containers() -> Iterator[ContainerNamespace]:
+    """Yield the network namespaces of the processes that are visible here, except this one."""
+    seen = {_link(_PROC / "thread-self/ns/net"), ""}
+    for process in _processes():
+        namespace = _link(process / "ns/net")
+        if namespace not in seen:
+            seen.add(namespace)
+            yield ContainerNamespace(
+                pid=int(process.name),
+                process=_describe(process),
+                addresses=frozenset(_own_addresses(_read(process / "net/fib_trie"))),
+                routes=tuple(_routes(_read(process / "net/route"))),
+            )
+
+
+def _own_addresses(fib_trie: str) -> Iterator[IPv4Address]:
+    """Yield the addresses in /proc/PID/net/fib_trie: the line after an address is `/32 host LOCAL`."""
+    for line, after in itertools.pairwise(fib_trie.splitlines()):
+        if after.strip() == "/32 host LOCAL":
+            yield IPv4Address(line.split()[-1])
+
+
+_RTF_REJECT = 0x200
+
+
+def _routes(table: str) -> Iterator[IPv4Network]:
+    """Yield the destinations in /proc/PID/net/route, without those that the kernel rejects.
+
+    Of the columns (proc(5)), the second is the destination and the eighth the mask, in the host's byte order,
+    and the fourth has the flags (linux/route.h).
+    """
+    for line in table.splitlines()[1:]:
+        _, destination, _, flags, _, _, _, mask, *_ = line.split()
+        if not int(flags, 16) & _RTF_REJECT:
+            length = int(mask, 16).bit_count()
+            yield IPv4Network((bytes.fromhex(destination)[::-1], length))
 
 
 def find_forwarders(run_dir: Path) -> list[int]:

@@ -176,7 +176,10 @@ class TestResumed:
     def test_a_start_with_an_encrypted_backend_sends_nothing_by_the_backend_of_the_last_run(self) -> None:
         """But a change that was in progress continues: its operator permitted both."""
         assert self.restarted("udp", newest=WireguardBackend(network=NETWORK)) == ["wireguard"]
-        assert self.restarted("wireguard", "udp", newest=WireguardBackend(network=NETWORK)) == ["wireguard", "udp"]
+        assert self.restarted("wireguard", "udp", newest=WireguardBackend(network=NETWORK)) == [
+            "wireguard",
+            "udp",
+        ]
 
     @pytest.mark.parametrize("kind", ["vxlan", "wireguard", "vxlam", '"'])
     def test_a_config_of_no_use_is_forgotten(self, kind: str) -> None:

@@ -20,7 +20,7 @@ from pyflannel.model.status import (
     UnderlayStatus,
 )
 from pyflannel.plan.doctor.findings import findings
-from pyflannel.plan.doctor.observed import Observed, RouteAnswer
+from pyflannel.plan.doctor.observed import ContainerNamespace, Observed, RouteAnswer
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
 
@@ -223,6 +223,38 @@ def test_a_fault_of_an_interface_is_named(links: tuple[Interface, ...], code: st
     one = found(replace(HEALTHY, interfaces=Interfaces(interfaces=links)))
 
     assert (one.code, one.fix) == (code, fix)
+
+
+@pytest.mark.parametrize(("link", "is_named"), [("docker0", True), ("flannel.1", True), ("eth0", False)])
+def test_a_link_of_the_way_whose_packets_are_not_forwarded_is_named(link: str, is_named: bool) -> None:
+    found = findings(replace(HEALTHY, unforwarded=frozenset({link})))
+
+    assert [one.code for one in found] == (["forwarding-off"] if is_named else [])
+    for one in found:
+        assert one.evidence == (f"net.ipv4.conf.{link}.forwarding = 0",)
+        assert one.fix == f"sysctl -w net/ipv4/conf/{link}/forwarding=1"
+
+
+@pytest.mark.parametrize(("prefix", "severity"), [("10.100.16.0/25", "error"), ("10.100.0.0/17", "warning")])
+def test_an_unplanned_route_that_takes_packets_of_a_peer_is_an_error(prefix: str, severity: str) -> None:
+    """A wider route does not: the kernel uses the route of the peer."""
+    other = Route(destination=IPv4Network(prefix), link="eth0", gateway=IPv4Address("10.0.0.9"), protocol=3)
+
+    (found,) = findings(replace(HEALTHY, items=(*HEALTHY.items, other)))
+
+    assert (found.code, found.severity) == ("unplanned-route", severity)
+
+
+def test_a_container_without_a_route_to_other_hosts_is_named() -> None:
+    address = OWN.network_address + 2
+    lost = ContainerNamespace(pid=7, process="nginx, pid 7", addresses=frozenset({address}), routes=(OWN,))
+    routed = replace(lost, pid=8, process="web, pid 8", routes=(OWN, IPv4Network("0.0.0.0/0")))
+    elsewhere = replace(lost, pid=9, addresses=frozenset({IPv4Address("172.17.0.2")}))
+
+    (found,) = findings(replace(HEALTHY, containers=(lost, routed, elsewhere)))
+
+    assert (found.code, found.severity) == ("container-route", "info")
+    assert found.evidence == ("10.100.15.2, nginx, pid 7",)
 
 
 def test_containers_of_docker_outside_the_subnet_are_named() -> None:

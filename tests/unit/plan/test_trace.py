@@ -16,7 +16,7 @@ from pyflannel.model.netfilter import Ruleset
 from pyflannel.model.probe import PingReport, PingStep, ProbeState, TraceReport
 from pyflannel.model.route import FdbEntry
 from pyflannel.model.wireguard import WireguardPeer
-from pyflannel.plan.doctor.observed import RouteAnswer, Way
+from pyflannel.plan.doctor.observed import ContainerNamespace, RouteAnswer, Way
 from pyflannel.plan.trace.facts import Facts, RouteQuestion, TraceLink
 from pyflannel.plan.trace.way import follow
 from pyflannel.wire.iptables import parse_save
@@ -271,6 +271,30 @@ def test_the_first_step_that_stops_the_packet_is_named(
     assert cause in (report.cause or "")
     assert report.steps[-1].state == "fails"
     assert report.fix
+
+
+def test_a_container_without_a_route_is_named_before_the_routes_of_the_host() -> None:
+    """In both directions: it sends the packet, or the reply."""
+    lost = ContainerNamespace(pid=7, process="nginx, pid 7", addresses=frozenset({NEAR}), routes=(OWN,))
+    for source, destination in ((NEAR, FAR), (FAR, NEAR)):
+        kernel = Kernel("vxlan")
+        kernel.facts = replace(VXLAN, containers=(lost,))
+
+        report = kernel.trace(source, destination)
+
+        assert (report.stops, report.cause) == ("container", f"the container {NEAR} has no route to {FAR}")
+        assert report.fix == "nsenter --net --target 7 ip route add default via 10.100.15.1"
+
+
+def test_a_link_whose_packets_are_not_forwarded_is_named() -> None:
+    for source, destination, link in ((NEAR, FAR, "br0"), (FAR, NEAR, "flannel.1")):
+        kernel = Kernel("vxlan")
+        kernel.facts = replace(VXLAN, unforwarded=frozenset({link}))
+
+        report = kernel.trace(source, destination)
+
+        assert (report.stops, report.steps[-1].found) == ("route", f"net.ipv4.conf.{link}.forwarding = 0")
+        assert report.fix == f"sysctl -w net/ipv4/conf/{link}/forwarding=1"
 
 
 def test_without_an_answer_the_way_of_the_reply_on_this_host_precedes_the_other_host() -> None:

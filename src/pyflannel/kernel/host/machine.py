@@ -152,6 +152,11 @@ def forwards() -> bool | None:
     return None if value is None else value != 0
 
 
+def forwards_from(link: str) -> bool:
+    """Return whether the host forwards IPv4 packets that arrive at a link, if it forwards any."""
+    return _number(_IPV4 / f"conf/{link}/forwarding") != 0
+
+
 def is_strict(link: str) -> bool:
     """Return whether the host drops packets that arrive by another link than their return route (RFC 3704).
 

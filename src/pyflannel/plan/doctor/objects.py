@@ -1,15 +1,19 @@
 """Objects of other programs that redirect or change packets, and networks that overlap."""
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.packet_filter import FIRST_DEVICE, IptablesChain, NftTable
 from pyflannel.model.route import PROTOCOLS, Route, route_protocol
 from pyflannel.model.status import Finding, Membership
-from pyflannel.plan.doctor.observed import NAMED, Observed, removal, shown, some
+from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, removal, shown, some
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
 from pyflannel.plan.routes import RouteConflict, conflicts, is_part, on_link_prefixes, overlap_note
+
+_EXAMINED = 4
+"""Peers in the prefix of an unplanned route that are examined; a host may have ten thousand routes."""
 
 _APART = "flannelctl config set FILE  # with a Network that overlaps no address of any host"
 
@@ -101,13 +105,20 @@ def _doubtful_rules(seen: Observed) -> Iterator[Finding]:
 def _unplanned_routes(seen: Observed) -> Iterator[Finding]:
     routes = list(unplanned_routes(seen.items, seen.membership))
     if routes:
+        used = any(_is_used(route, seen) for route in routes[:NAMED] if isinstance(route, Route))
         yield Finding(
             code="unplanned-route",
-            severity="warning",
+            severity="error" if used else "warning",
             cause="unplanned routes to parts of the network redirect packets for peers",
             evidence=some([shown(route) for route in routes]),
             fix="; ".join(removal(route) for route in routes[:NAMED]),
         )
+
+
+def _is_used(route: Route, seen: Observed) -> bool:
+    """Return whether the kernel sends packets for one of the first peers in a prefix by this route."""
+    subnets = (subnet for subnet in seen.membership.peers if route.destination.overlaps(subnet))
+    return any(main_route(seen, subnet.network_address + 2) == route for subnet in islice(subnets, _EXAMINED))
 
 
 def _notes(seen: Observed) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
 from pyflannel.model.fast_path import BpfProgram
@@ -49,6 +49,27 @@ class RouteAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerNamespace:
+    """Another network namespace of this machine, which may be that of a container.
+
+    Attributes:
+        pid: a process in it.
+        process: this process in words.
+        addresses: its own IPv4 addresses.
+        routes: the destinations of the routes in its main table.
+    """
+
+    pid: int
+    process: str
+    addresses: frozenset[IPv4Address] = frozenset()
+    routes: tuple[IPv4Network, ...] = ()
+
+    def has_route_to(self, destination: IPv4Address) -> bool:
+        """Return whether a packet to a destination can leave the namespace."""
+        return any(destination in route for route in self.routes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """A file of certificates for the store; of several in it, the one that is valid for longest.
 
@@ -74,6 +95,7 @@ class Observed:
         items: all links, all routes of the main table, and the filter rules with names of flannel.
         left_rules: other filter rules that an original left, or may have left.
         forwards: the host forwards IPv4 packets; None if this is unknown.
+        unforwarded: links whose packets the host does not forward, although it forwards those of others.
         strict: links with a strict reverse path filter.
         ruleset: all rules of netfilter, without the tables of pyflannel.
         answers: answers of the kernel about the routes of packets.
@@ -85,6 +107,7 @@ class Observed:
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
         mark: alias of the links of the daemon.
         published_mac: MAC address of the VTEP in the last known lease of this host; None if it has none.
+        containers: the network namespaces of containers, as far as they are visible.
         certificates: those that flanneld uses for the store.
         now: seconds since the epoch by the clock of this host.
         has_unit: systemd runs on this host and has the unit flanneld.service.
@@ -97,6 +120,7 @@ class Observed:
     items: tuple[Item, ...] = ()
     left_rules: tuple[LeftRules, ...] = ()
     forwards: bool | None = True
+    unforwarded: frozenset[str] = frozenset()
     strict: frozenset[str] = frozenset()
     ruleset: Ruleset = ()
     answers: tuple[RouteAnswer, ...] = ()
@@ -108,9 +132,22 @@ class Observed:
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mark: str = MARK
     published_mac: str | None = None
+    containers: tuple[ContainerNamespace, ...] = ()
     certificates: tuple[Certificate, ...] = ()
     now: float = 0.0
     has_unit: bool = True
+
+
+def main_route(seen: Observed, destination: IPv4Address) -> Route | None:
+    """Return the route of the main table that the kernel uses for a destination."""
+    routes = (
+        item
+        for item in seen.items
+        if isinstance(item, Route)
+        and isinstance(item.destination, IPv4Network)
+        and destination in item.destination
+    )
+    return max(routes, key=lambda route: (route.destination.prefixlen, -route.metric), default=None)
 
 
 def some(texts: Sequence[str]) -> tuple[str, ...]:

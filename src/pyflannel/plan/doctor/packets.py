@@ -1,12 +1,12 @@
 """Faults of this host that stop packets of the overlay: forwarding, routes, interfaces, addresses."""
 
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 from pyflannel.model.link import Link
 from pyflannel.model.route import Route
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.observed import NAMED, Observed, shown, some
+from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, shown, some
 from pyflannel.plan.leftovers import is_within
 
 _DOCKER0 = "docker0"
@@ -22,6 +22,23 @@ def _forwarding(seen: Observed) -> Iterator[Finding]:
             evidence=("net.ipv4.ip_forward = 0",),
             fix="sysctl -w net.ipv4.ip_forward=1",
         )
+        return
+    backend = seen.status.backend
+    tunnel = backend.link if backend is not None else None
+    links = [link for link in (*seen.ports, tunnel or seen.membership.underlay) if link in seen.unforwarded]
+    if links:
+        yield Finding(
+            code="forwarding-off",
+            severity="error",
+            cause=f"the host does not forward the packets that arrive at {' and '.join(map(str, links))}",
+            evidence=tuple(f"net.ipv4.conf.{link}.forwarding = 0" for link in links),
+            fix=forwarded(*map(str, links)),
+        )
+
+
+def forwarded(*links: str) -> str:
+    """Return the command that makes the host forward the packets that arrive at these links."""
+    return f"sysctl -w {' '.join(f'net/ipv4/conf/{link}/forwarding=1' for link in links)}"
 
 
 def _reverse_path(seen: Observed) -> Iterator[Finding]:
@@ -77,7 +94,7 @@ def _diverted(seen: Observed) -> Iterator[Finding]:
         for one in seen.answers
         if one.way == "container out"
         and one.refused_at is None
-        and one.link != _link_in_main_table(seen, one.destination)
+        and one.link != _link_of(main_route(seen, one.destination))
     ]
     rules = list(dict.fromkeys(rule for one in wrong for rule in one.rules))
     if rules:
@@ -90,20 +107,8 @@ def _diverted(seen: Observed) -> Iterator[Finding]:
         )
 
 
-def _link_in_main_table(seen: Observed, destination: IPv4Address) -> str | None:
-    routes = (
-        item
-        for item in seen.items
-        if isinstance(item, Route)
-        and isinstance(item.destination, IPv4Network)
-        and destination in item.destination
-    )
-    best = max(routes, key=_precedence, default=None)
-    return None if best is None else best.link
-
-
-def _precedence(route: Route) -> tuple[int, int]:
-    return route.destination.prefixlen, -route.metric
+def _link_of(route: Route | None) -> str | None:
+    return None if route is None else route.link
 
 
 def _port_mtus(seen: Observed) -> Iterator[Finding]:
@@ -119,6 +124,27 @@ def _port_mtus(seen: Observed) -> Iterator[Finding]:
                 evidence=some([f"{port} has MTU {size}" for port, size in large.items()]),
                 fix=_DOCKER_FIX,
             )
+
+
+def _container_routes(seen: Observed) -> Iterator[Finding]:
+    """Yield containers that cannot send to other hosts. That may be intended, as in an internal network."""
+    own, peer = seen.membership.subnet, next(iter(seen.membership.peers), None)
+    if own is None or peer is None:
+        return
+    lost = [
+        f"{address}, {one.process}"
+        for one in seen.containers
+        for address in sorted(one.addresses)
+        if address in own and not one.has_route_to(peer.network_address + 2)
+    ]
+    if lost:
+        yield Finding(
+            code="container-route",
+            severity="info",
+            cause="these containers have no route to other hosts",
+            evidence=some(lost),
+            fix="nsenter --net --target PID ip route  # the default route must lead to the bridge",
+        )
 
 
 def _bridge_down(seen: Observed) -> Iterator[Finding]:
@@ -238,6 +264,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _source_refused,
     _diverted,
     _bridge_down,
+    _container_routes,
     _bridge_subnet,
     _addresses,
     _public_address,

@@ -14,7 +14,7 @@ from pyflannel.model.probe import PingReport, TraceStep, TraceStepName
 from pyflannel.model.route import FdbEntry
 from pyflannel.model.wireguard import WireguardPeer
 from pyflannel.plan.doctor.filters import Flow, container_packet, overlay_flow
-from pyflannel.plan.doctor.observed import RouteAnswer, Way
+from pyflannel.plan.doctor.observed import ContainerNamespace, RouteAnswer, Way
 from pyflannel.plan.netfilter import IN, OUT, THROUGH
 
 REPAIR = (
@@ -71,6 +71,8 @@ class Facts:
         fdb: by the device and the MAC address.
         ports: name of the port of a bridge behind which a MAC address was learned, by bridge and address.
         forwards: the host forwards IPv4 packets; None if this is unknown.
+        unforwarded: links whose packets the host does not forward, although it forwards those of others.
+        containers: the network namespaces of containers, as far as they are visible.
         rules_unread: why filter rules could not be read; None if all were.
         encryption: all WireGuard peers of this host.
         listen_ports: UDP port of each WireGuard device, by its name.
@@ -89,6 +91,8 @@ class Facts:
     fdb: Mapping[tuple[str, str], FdbEntry] = field(default_factory=dict)
     ports: Mapping[tuple[str, str], str] = field(default_factory=dict)
     forwards: bool | None = True
+    unforwarded: frozenset[str] = frozenset()
+    containers: Sequence[ContainerNamespace] = ()
     ruleset: Ruleset = ()
     rules_unread: str | None = None
     programs: Sequence[BpfProgram] = ()

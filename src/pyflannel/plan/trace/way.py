@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.probe import TraceReport, TraceStep, TraceStepName
 from pyflannel.plan.doctor.observed import RouteAnswer
-from pyflannel.plan.doctor.packets import loosened
+from pyflannel.plan.doctor.packets import forwarded, loosened
 from pyflannel.plan.trace.facts import (
     LOOK,
     REPAIR,
@@ -60,8 +60,9 @@ def _outgoing(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
         yield passes("host", f"{leg.source} is an address of this host, on {holder.name}")
     else:
         yield from _to_container(facts, leg.source)
+        yield from _from_container(facts, leg)
         arrives_at = facts.route("host out", leg.source).link or ""
-        yield from _forwarding(facts)
+        yield from _forwarding(facts, arrives_at)
     answer = facts.route(
         "container out" if arrives_at else "host out", leg.destination, leg.source, arrives_at or None
     )
@@ -78,13 +79,35 @@ def _outgoing(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
         yield from _answer(facts, leg, peer)
 
 
-def _forwarding(facts: Facts) -> Iterator[TraceStep]:
+def _from_container(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
+    """Yield that the routes in the container of the source do not include the destination."""
+    for one in facts.containers:
+        if leg.source in one.addresses and not one.has_route_to(leg.destination):
+            bridge = facts.bridge_of(leg.source)
+            gateway = next((held.address.ip for held in bridge.addresses), None) if bridge else None
+            known = ", ".join(map(str, one.routes)) or "none"
+            yield fails(
+                "container",
+                f"the routes in the namespace of {one.process}: {known}",
+                f"the container {leg.source} has no route to {leg.destination}",
+                f"nsenter --net --target {one.pid} ip route add default via {gateway or 'ADDRESS'}",
+            )
+
+
+def _forwarding(facts: Facts, link: str) -> Iterator[TraceStep]:
     if facts.forwards is False:
         yield fails(
             "route",
             "net.ipv4.ip_forward = 0",
             "the host forwards no packets",
             "sysctl -w net.ipv4.ip_forward=1",
+        )
+    elif link in facts.unforwarded:
+        yield fails(
+            "route",
+            f"net.ipv4.conf.{link}.forwarding = 0",
+            f"the host does not forward the packets that arrive at {link}",
+            forwarded(link),
         )
 
 
@@ -154,11 +177,12 @@ def _incoming(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
     if not link.is_up:
         yield link_down("device", link)
     yield from from_wire(facts, leg, peer, link)
-    yield from _forwarding(facts) if facts.interfaces.holder(leg.destination) is None else ()
+    yield from _forwarding(facts, link.name) if facts.interfaces.holder(leg.destination) is None else ()
     answer = facts.route("container in", leg.destination, leg.source, link.name)
     yield from _routed(facts, leg, answer, link.name)
     if not answer.is_local:
         yield from _to_container(facts, leg.destination)
+        yield from _from_container(facts, leg.reply)
     if not leg.is_way_back:
         yield from _answer(facts, leg, peer)
 
