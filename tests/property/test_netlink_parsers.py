@@ -250,6 +250,7 @@ ROUTES = [
     PLAIN,
     routes.put_route(replace(A_ROUTE, gateway=IPv6Address("fe80::1"), source=IPv4Address("10.3.1.1"))).body,
     routes.put_route(replace(A_ROUTE, destination=IPv6Network("fd00::/64"), gateway=None)).body,
+    routes.put_route(replace(A_ROUTE, mtu=1350)).body,
     PLAIN[:12] + bytes(4),
     PLAIN[:12] + message.attribute(9, struct.pack("=HBBi", 8, 0, 0, 4)),
     struct.pack("=BBBBBBBBI", 2, 33, 0, 0, 254, 0, 0, 1, 0),

@@ -10,7 +10,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pyflannel import VERSION
 from pyflannel.assembly.directories import Places
@@ -21,6 +20,7 @@ from pyflannel.engine.docker_networks import DockerNetworks, SupervisedHost
 from pyflannel.engine.docker_plugin import DockerPlugin
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
+from pyflannel.engine.peer_probes import PeerProbes
 from pyflannel.engine.plan_log import GuardLog
 from pyflannel.engine.status_report import status_of, strangers_of, wireguard_of
 from pyflannel.engine.supervisor import Supervisor
@@ -78,9 +78,6 @@ from pyflannel.processes.wireguard_go import WireguardGo
 from pyflannel.stores.counted import CountedStore
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.lease_signature import parse_allowed_keys
-
-if TYPE_CHECKING:
-    from pyflannel.engine.peer_probes import PeerProbes
 
 _ANSWER_S = 1.0
 """Deadline for an answer of the forwarder, which may hang."""
@@ -145,7 +142,7 @@ class HostNetwork:
         docker: DockerPlugin | None,
         docker_networks: DockerNetworks | None,
         open_targets: Callable[[], AbstractAsyncContextManager[Sequence[Target]]],
-        probes: "PeerProbes | None",
+        probes: PeerProbes | None,
     ) -> None:
         self.places = places
         self._docker = docker
@@ -383,6 +380,7 @@ async def open_network(
             kernel_path=fast_path,
             wireguard=keys,
             contacts=wireguard.contacts,
+            send_echoes=_send_echoes,
             signing=signing,
             own_node=own_node,
             draw=random.SystemRandom().randrange,
@@ -393,8 +391,6 @@ async def open_network(
         supervisor = Supervisor(world, _host_options(options, places, claim.name, standing, audit_s))
         docker = probes = None
         if options.http is not None:
-            from pyflannel.engine.peer_probes import PeerProbes  # only the page needs it
-
             probes = PeerProbes(_send_echoes, clock)
         if docker_networks is not None:
             docker = DockerPlugin(
@@ -452,7 +448,7 @@ async def _send_echoes(echoes: Sequence[Echo]) -> list[EchoResult]:
     Raises:
         TargetError: the kernel refuses to send or to receive.
     """
-    from pyflannel.kernel.network.echo import send_echoes  # only the page needs it
+    from pyflannel.kernel.network.echo import send_echoes  # needed when there are peers
 
     try:
         return await send_echoes(echoes)

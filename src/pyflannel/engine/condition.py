@@ -5,9 +5,9 @@ has to pass through them to reach the data path. The supervisor makes a new cond
 plans from its inputs.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from pyflannel.model.docker import NO_DOCKER, DockerParts
@@ -54,6 +54,7 @@ class Inputs:
         surroundings: addresses and routes outside the overlay.
         wireguard: key and implementation, for the wireguard backend.
         greeted: WireGuard keys of peers to which this host may send by `backend` while it has `previous`.
+        path_mtus: the MTU of paths that carry less than planned, by the subnet of the peer.
         docker: networks of Docker that the network plugin created.
     """
 
@@ -71,6 +72,7 @@ class Inputs:
     surroundings: Surroundings = ALONE
     wireguard: WireguardFacts = UNKNOWN
     greeted: frozenset[str] = frozenset()
+    path_mtus: Mapping[IPv4Network, int] = field(default_factory=dict)
     docker: DockerParts = NO_DOCKER
 
     @property

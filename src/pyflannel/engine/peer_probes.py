@@ -1,13 +1,17 @@
-"""Probes of the peers while a page shows them. Without a page, nothing is sent."""
+"""Probes of the peers: their reachability while a page shows it, and the MTU of the paths to them."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ipaddress import IPv4Network
 
+from pyflannel.engine.pacing import pause
 from pyflannel.errors import TargetError
-from pyflannel.model.probe import Echo, EchoResult
+from pyflannel.model.probe import Echo, EchoResult, ProbedPaths
 from pyflannel.model.status import Notice
 from pyflannel.ports import Clock
+
+log = logging.getLogger(__name__)
 
 ASKED_S = 10.0
 """Time for which probes continue after the last request for their results."""
@@ -24,6 +28,26 @@ result first."""
 
 REFUSED_S = 10.0
 """Interval between attempts while the kernel refuses the probes."""
+
+PERIOD_S = 3600.0
+"""Interval between two probes of the MTU of a path."""
+
+SILENT_S = 60.0
+"""The same for a peer that does not answer, and for a result that has changed or is incomplete: a peer may
+have been starting, and routers limit their answers."""
+
+PAUSE_S = 5.0
+"""Pause between two rounds of these probes. A new peer is probed within twice this time."""
+
+PATHS_IN_A_ROUND = 64
+"""Most paths of one round: 10,000 new peers are probed within fourteen minutes."""
+
+SMALLEST_MTU = 552
+"""Smallest MTU of a path that is used: that of the kernel (net.ipv4.route.min_pmtu)."""
+
+_SMALL = 84
+_SIZES = 16
+"""Sizes that are tried at once. Three such steps find the largest of 1,500 sizes."""
 
 Send = Callable[[Sequence[Echo]], Awaitable[list[EchoResult]]]
 """Sends echo requests and returns their results, in a bounded time. It may raise TargetError."""
@@ -85,3 +109,145 @@ class PeerProbes:
             self._results.pop(subnet, None)
             self._results[subnet] = result
         return len(subnets)
+
+
+class PathMtus:
+    """The MTU of the path to each peer, probed after the peer joins and then hourly.
+
+    The probes are echo requests that no router may fragment: a small and a large one through the tunnel, and
+    one to the address of the peer on the underlay with the size of the largest tunnel packet. A router that
+    cannot forward it answers with its MTU. If the large one through the tunnel does not arrive, further sizes
+    are tried. If a peer does not answer at all, its path is unknown, and nothing changes.
+
+    Attributes:
+        found: the MTU of each path that carries less than planned, by the subnet of the peer.
+    """
+
+    def __init__(
+        self,
+        send: Send | None,
+        clock: Clock,
+        *,
+        paths: Callable[[], ProbedPaths | None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.found: Mapping[IPv4Network, int] = {}
+        self._send = send
+        self._clock = clock
+        self._paths = paths
+        self._changed = changed
+        self._due_s: dict[IPv4Network, float] = {}
+        self._unsure: set[IPv4Network] = set()  # the large packet on the underlay had no answer
+        self._probed: tuple[int, int] | None = None
+        self._may_differ = asyncio.Event()
+
+    def note_change(self) -> None:
+        """Note that the peers, the backend or the underlay may have changed."""
+        self._may_differ.set()
+
+    async def run(self) -> None:
+        """Probe the paths when they are due, until cancelled."""
+        if self._send is None:
+            return
+        while True:
+            self._may_differ.clear()
+            paths = self._paths()
+            if paths is not None:
+                self._enter(paths)
+                now = self._clock.now()
+                due = [subnet for subnet, at in self._due_s.items() if at <= now][:PATHS_IN_A_ROUND]
+                if due:
+                    await self._probe(self._send, paths, due)
+            next_s = min(self._due_s.values(), default=self._clock.now() + PERIOD_S) - self._clock.now()
+            if next_s > 0 and not self._may_differ.is_set():
+                await pause(self._clock, next_s, until=self._may_differ)
+            await self._clock.sleep(PAUSE_S)
+
+    def _enter(self, paths: ProbedPaths) -> None:
+        """Enter new peers as due, and forget the others; all of them if the planned MTU has changed."""
+        planned = paths.mtu, paths.overhead
+        if planned != self._probed:
+            self._probed = planned
+            self._due_s.clear()
+        for subnet in self._due_s.keys() - paths.ends.keys():
+            del self._due_s[subnet]
+            self._unsure.discard(subnet)
+        for subnet in paths.ends.keys() - self._due_s.keys():
+            self._due_s[subnet] = self._clock.now()
+        self._publish({subnet: mtu for subnet, mtu in self.found.items() if subnet in paths.ends})
+
+    def _publish(self, found: dict[IPv4Network, int]) -> None:
+        if found != self.found:
+            self.found = found
+            self._changed()
+
+    async def _probe(self, send: Send, paths: ProbedPaths, subnets: Sequence[IPv4Network]) -> None:
+        """Probe the paths to these peers, and publish the results."""
+        echoes = [
+            echo
+            for end, underlay in (paths.ends[subnet] for subnet in subnets)
+            for echo in (
+                Echo(destination=end, size=_SMALL),
+                Echo(destination=end, size=paths.mtu),
+                Echo(destination=underlay, size=paths.mtu + paths.overhead),
+            )
+        ]
+        found, searched = dict(self.found), dict[IPv4Network, tuple[int, int]]()
+        try:
+            results = await send(echoes)
+            for index, subnet in enumerate(subnets):
+                small, large, outer = results[3 * index : 3 * index + 3]
+                most = paths.mtu if outer.mtu is None else min(paths.mtu, outer.mtu - paths.overhead)
+                is_known = small.state == "reached"
+                is_unsure = outer.state == "silent" and subnet not in self._unsure
+                is_final = is_known and not is_unsure
+                self._due_s[subnet] = self._clock.now() + (PERIOD_S if is_final else self._again_s())
+                if not is_known:
+                    continue
+                (self._unsure.add if is_unsure else self._unsure.discard)(subnet)
+                if large.state == "reached":
+                    found[subnet] = most
+                else:
+                    searched[subnet] = _SMALL, min(most + 1, paths.mtu)
+            found |= await self._search(send, paths, searched)
+        except TargetError as error:
+            log.debug("Could not probe the MTU of paths: %s", error)
+            self._due_s |= dict.fromkeys(subnets, self._clock.now() + PERIOD_S)
+            return
+        known = {subnet: mtu for subnet, mtu in found.items() if SMALLEST_MTU <= mtu < paths.mtu}
+        for subnet in subnets:
+            if known.get(subnet) != self.found.get(subnet):
+                self._due_s[subnet] = self._clock.now() + self._again_s()
+                log.info(
+                    "Found the MTU of the path to a peer lease=%s mtu=%d",
+                    subnet,
+                    known.get(subnet, paths.mtu),
+                )
+        self._publish(known)
+
+    def _again_s(self) -> float:
+        """Return the time until a peer is probed again: longer in a large network, where many may be off."""
+        return min(PERIOD_S, max(SILENT_S, len(self._due_s) * SILENT_S / 1000))
+
+    async def _search(
+        self, send: Send, paths: ProbedPaths, ranges: dict[IPv4Network, tuple[int, int]]
+    ) -> dict[IPv4Network, int]:
+        """Return the largest size that arrives, between one that does and one that does not."""
+        while True:
+            echoes = {
+                (subnet, size): Echo(destination=paths.ends[subnet][0], size=size)
+                for subnet, (low, high) in ranges.items()
+                for size in range(low + 1, high, max(1, (high - low) // _SIZES))
+            }
+            if not echoes:
+                return {subnet: low for subnet, (low, _) in ranges.items()}
+            results = dict(zip(echoes, await send([*echoes.values()]), strict=True))
+            for subnet, (low, high) in ranges.items():
+                arrived = [
+                    size
+                    for (one, size), result in results.items()
+                    if one == subnet and result.state == "reached"
+                ]
+                reached = max(arrived, default=low)
+                missed = [size for one, size in results if one == subnet and size > reached]
+                ranges[subnet] = reached, min(missed, default=high)

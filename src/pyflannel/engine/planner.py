@@ -27,6 +27,7 @@ from pyflannel.plan.generations import (
     basis_of,
     bridge_items,
     items_of,
+    narrowed,
     outranked_by,
     receiving_items,
     transition_notes,
@@ -224,7 +225,10 @@ class Planner:
                 why = subnet_objection(one.subnet, inputs.underlay, inputs.surroundings)
                 if why is not None:
                     return self._block(f"another subnet for this host: {why}")
-        bases = tuple(basis_of(generations, one, inputs.backend, inputs.greeted) for one in hosts)
+        bases = tuple(
+            basis_of(generations, one, inputs.backend, greeted=inputs.greeted, path_mtus=inputs.path_mtus)
+            for one in hosts
+        )
         if bases == self._bases and not self._is_contested:
             previous = self._plan_peers(bases)
             if previous is not None:
@@ -462,7 +466,7 @@ class Planner:
         host = basis.views[0].host
         if len(basis.views) == 1:
             variant = basis.views[0].variant(peer) if peer.attributes.also else peer
-            items = tuple(basis.views[0].backend.plan_peer(variant or peer, host))
+            items = narrowed(tuple(basis.views[0].backend.plan_peer(variant or peer, host)), peer, basis)
         else:
             items = tuple(items_of(peer, basis))
         if not items:

@@ -1,13 +1,14 @@
 """The daemon's state as a Status, for the API and flannelctl."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from pyflannel.engine.condition import HostCondition, LeaseCondition
+from pyflannel.engine.condition import HostCondition, Inputs, LeaseCondition
 from pyflannel.engine.lease_log import EXHAUSTED_HINT, exhausted_text, holder_text, left_out_text, shared_text
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.model.forwarder import Stranger
+from pyflannel.model.host import Host
 from pyflannel.model.link import Link
 from pyflannel.model.status import (
     BackendStatus,
@@ -28,6 +29,9 @@ from pyflannel.plan.backends import notes_on
 from pyflannel.plan.diff import found
 from pyflannel.plan.strangers import explain
 from pyflannel.ports import Clock
+
+_NAMED = 5
+"""Maximum number of peers that a note names."""
 
 
 def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Clock) -> Status:
@@ -152,10 +156,26 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
         type=config.backend_type,
         link=next(links, None),
         mtu=min(backend.mtu(one) for one in (host, ipv6_host) if one is not None),
-        notes=(*notes_on(config, backend, host), *supervisor.planner.change_notes),
+        notes=(
+            *notes_on(config, backend, host),
+            *supervisor.planner.change_notes,
+            *_path_notes(inputs, host),
+        ),
         is_encrypted=all(one.is_encrypted for one in inputs.backends),
         port=backend.tunnel_port,
     )
+
+
+def _path_notes(inputs: Inputs, host: Host) -> Iterator[str]:
+    """Yield a note about paths that carry less than planned."""
+    found = sorted(inputs.path_mtus.items())
+    if found and inputs.backend is not None:
+        named = ", ".join(f"{subnet} {mtu}" for subnet, mtu in found[:_NAMED])
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        yield (
+            f"The paths to these peers carry less than {inputs.backend.mtu(host)} bytes, so their routes have"
+            f" a smaller MTU: {named}{more}"
+        )
 
 
 def wireguard_of(supervisor: Supervisor, contacts: Sequence[WireguardContact]) -> WireguardStatus | None:

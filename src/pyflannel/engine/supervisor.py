@@ -20,6 +20,7 @@ from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import LeaseLog, log_shared_over
 from pyflannel.engine.node_keeper import NodeKeeper
 from pyflannel.engine.own_lease import identified, previous_run_subnet, wanted_lease
+from pyflannel.engine.peer_probes import PathMtus
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Planner
 from pyflannel.engine.preview import preview
@@ -38,10 +39,12 @@ from pyflannel.model.lease import (
 )
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, StoreAway, Wanted
 from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.probe import ProbedPaths
 from pyflannel.model.route import route_protocol
 from pyflannel.model.state import Blocked, Replaced
 from pyflannel.model.status import PlanPreview
 from pyflannel.model.wireguard import WireguardDevice, WireguardFacts
+from pyflannel.plan.backends import overhead_of
 from pyflannel.ports import Target
 
 log = logging.getLogger(__name__)
@@ -127,6 +130,9 @@ class Supervisor:
             ),
         )
         self._handshakes = Handshakes(world.contacts, world.clock, self._replan)
+        self._path_mtus = PathMtus(
+            world.send_echoes, world.clock, paths=self._probed_paths, changed=self._replan
+        )
 
     async def run(self) -> None:
         """Run until cancelled. The data path and the lease remain afterwards."""
@@ -139,6 +145,7 @@ class Supervisor:
             tasks.create_task(self.wireguard.run(), name="WireGuard key")
             tasks.create_task(self._retirement.run(), name="previous backends")
             tasks.create_task(self._handshakes.run(), name="first handshakes")
+            tasks.create_task(self._path_mtus.run(), name="MTU of paths")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.is_known.wait()
             tasks.create_task(self._config.run(), name="network config")
@@ -368,13 +375,18 @@ class Supervisor:
     def _replan(self) -> None:
         """Pass the inputs to the planner, and its result to the reconciler."""
         self._handshakes.note(self.condition.inputs)
-        self._present.change_inputs(leases=self._grace.counted, greeted=self._handshakes.greeted)
+        self._present.change_inputs(
+            leases=self._grace.counted,
+            greeted=self._handshakes.greeted,
+            path_mtus=self._path_mtus.found,
+        )
         self._present.note_stores(self._world.store.addresses())
         self._last_known.changed()
         inputs = self.condition.inputs
         result = self.planner.update(inputs)
         self._present.change(obstacle=result.reason if isinstance(result, Blocked) else self.planner.obstacle)
         self.reconciler.follow(result)
+        self._path_mtus.note_change()
         self._plan_log.log_update(self.planner, result, inputs.backend)
         shared = self.condition.lease.shared
         if shared is not None:
@@ -387,6 +399,28 @@ class Supervisor:
         self._retirement.note(inputs, own, is_needed=self.planner.needs_previous)
         self.notify_status()
 
+    def _probed_paths(self) -> ProbedPaths | None:
+        """Return the paths to probe; None until the host is ready, and during a change of the backend."""
+        inputs, host = self.condition.inputs, self.planner.host(self.condition.inputs)
+        if not self.is_ready or inputs.previous or inputs.backend is None or host is None:
+            return None
+        overhead = overhead_of(inputs.backend)
+        if overhead is None:
+            return None
+        has_tunnel, refused = inputs.backend.tunnel_port is not None, self.planner.objections
+        return ProbedPaths(
+            mtu=inputs.backend.mtu(host),
+            overhead=overhead,
+            ends={
+                peer.subnet: (
+                    peer.subnet.network_address if has_tunnel else peer.attributes.public_ip,
+                    peer.attributes.public_ip,
+                )
+                for peer in self.planner.peers
+                if peer.subnet not in refused
+            },
+        )
+
     def _progressed(self) -> None:
         keys = set() if self.condition.inputs.is_prepared else self.planner.receiving_keys()
         if keys and self.reconciler.has_built(keys):
@@ -395,6 +429,7 @@ class Supervisor:
             self._inputs_changed()
         if self.reconciler.is_clean and not self.is_ready:
             self._was_ready.set()
+            self._path_mtus.note_change()
             self._world.notify("READY=1")
         self.wireguard.note_progress()
         self.progress.set()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pyflannel.engine.fast_path import Choice
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
+from pyflannel.engine.peer_probes import Send
 from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.model.host import GroChoice, HostFile
 from pyflannel.model.kubernetes_node import OwnNode
@@ -73,6 +74,7 @@ class World:
         kernel_path: returns the fast-path features of the kernel; None if only an attempt shows them.
         wireguard: the WireGuard key of this host; None if it can have none.
         contacts: returns the exchange with each peer of WireGuard.
+        send_echoes: sends echo requests and returns their results; None without probes.
         signing: signs and checks leases; None if this host does not.
         own_node: the Node of this host, if the store is a Kubernetes cluster; None for any other store.
     """
@@ -91,6 +93,7 @@ class World:
     kernel_path: KernelPath | None = None
     wireguard: WireguardSource | None = None
     contacts: WireguardContacts = _no_contacts
+    send_echoes: Send | None = None
     signing: LeaseSigning | None = None
     own_node: OwnNode | None = None
 

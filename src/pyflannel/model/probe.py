@@ -1,5 +1,6 @@
 """Probes of peers: ICMP echo requests, their results, and the reports of flannelctl."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
@@ -38,6 +39,22 @@ class EchoResult:
     text: str = ""
     sender: IPv4Address | None = None
     mtu: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbedPaths:
+    """The paths to the peers.
+
+    Attributes:
+        mtu: bytes of the largest packet of a container.
+        overhead: bytes that the tunnel adds.
+        ends: for each peer, the address at the end of its tunnel, and its address on the underlay. They are
+            equal without a tunnel.
+    """
+
+    mtu: int
+    overhead: int
+    ends: Mapping[IPv4Network, tuple[IPv4Address, IPv4Address]]
 
 
 def milliseconds(result: EchoResult) -> float | None:

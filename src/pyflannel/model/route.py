@@ -33,6 +33,7 @@ class Route(Item):
         metric: the kernel's priority; two routes to one destination differ in it.
         source: preferred source address of the host's own packets.
         is_onlink: the gateway is reached on the link without a route to it.
+        mtu: bytes of the largest packet; 0 for the MTU of the link.
         kind: `unicast`, `blackhole`, `unreachable`, `prohibit`, …, or `multipath`, which is never planned.
     """
 
@@ -48,6 +49,7 @@ class Route(Item):
     protocol: int = PROTOCOL_FLANNEL
     scope: int = SCOPE_GLOBAL
     is_onlink: bool = False
+    mtu: int = 0
     kind: str = "unicast"
 
     @property

@@ -281,6 +281,11 @@ def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str
     )
 
 
+def overhead_of(backend: Backend) -> int | None:
+    """Return the bytes that the tunnel of IPv4 adds to a packet; None without a data path."""
+    return _OVERHEADS.get(backend.lease_type or backend.way, {}).get(4)
+
+
 def _largest_packet(backend: Backend, config: NetworkConfig) -> int | None:
     """Return the MTU of containers if the MTU of the underlay is 1500; None without a data path."""
     overheads = _OVERHEADS.get(backend.lease_type or backend.way)

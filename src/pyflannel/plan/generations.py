@@ -4,7 +4,7 @@ Each backend sees the host and its peers in its own way: this host's lease as th
 the lease of a peer as the backend can use it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
@@ -58,6 +58,7 @@ class Basis:
         newest: the backend of the newest config.
         path: the path of packets from other hosts.
         greeted: WireGuard keys of peers that have answered a handshake, if there are several views.
+        path_mtus: the MTU of paths that carry less than planned, by the subnet of the peer; for one view.
     """
 
     family: Family
@@ -66,17 +67,30 @@ class Basis:
     newest: Backend
     path: GuardedPath | None
     greeted: frozenset[str] = frozenset()
+    path_mtus: Mapping[IPv4Network, int] = field(default_factory=dict)
 
 
 def basis_of(
-    generations: Sequence[Generation], host: Host, newest: Backend, greeted: frozenset[str] = frozenset()
+    generations: Sequence[Generation],
+    host: Host,
+    newest: Backend,
+    *,
+    greeted: frozenset[str] = frozenset(),
+    path_mtus: Mapping[IPv4Network, int] | None = None,
 ) -> Basis:
     """Return the basis of the host's family, with the backends that carry it."""
     backends = [one.backend for one in generations if host.family in one.backend.families]
     views = _views(backends, host)
     path = joined(view.backend.guarded_path(view.host) for view in views)
+    is_change, is_probed = len(views) > 1, len(views) == 1 and host.family == 4
     return Basis(
-        host.family, generations[0].config, views, newest, path, greeted if len(views) > 1 else frozenset()
+        host.family,
+        generations[0].config,
+        views,
+        newest,
+        path,
+        greeted if is_change else frozenset(),
+        path_mtus if is_probed and path_mtus else {},
     )
 
 
@@ -138,6 +152,25 @@ def items_of(peer: Lease, basis: Basis) -> Iterator[Item]:
             if item.key not in keys and (view is chosen or not isinstance(item, Route)):
                 keys.add(item.key)
                 yield item
+
+
+def narrowed(items: tuple[Item, ...], peer: Lease, basis: Basis) -> tuple[Item, ...]:
+    """Return the objects of a peer; if its path carries less than planned, a route with the MTU of the path.
+
+    A backend that routes the whole network has no route to a peer. Then one is added beside that route.
+    """
+    mtu = basis.path_mtus.get(peer.subnet)
+    if mtu is None or not items:
+        return items
+    if any(isinstance(item, Route) for item in items):
+        return tuple(replace(item, mtu=mtu) if isinstance(item, Route) else item for item in items)
+    view = basis.views[0]
+    routes = view.backend.plan_host(view.host).of_type(Route)
+    network = next((one for one in routes if one.kind == "unicast"), None)
+    if network is None:
+        return items
+    protocol = view.host.protocol
+    return (*items, replace(network, destination=peer.subnet, protocol=protocol, mtu=mtu))
 
 
 def receiving_items(peer: Lease, view: View) -> Iterable[Item]:

@@ -1,13 +1,25 @@
-"""Peers are probed only while a page asks, in rounds of bounded size."""
+"""Peers are probed while a page asks, in rounds of bounded size. The MTU of paths is probed hourly."""
 
 import asyncio
 from collections.abc import Sequence
-from ipaddress import IPv4Network
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
 
 from doubles.fake_clock import FakeClock
-from pyflannel.engine.peer_probes import ASKED_S, PEERS_IN_A_ROUND, PEERS_IN_A_SECOND, REFUSED_S, PeerProbes
+from pyflannel.engine.peer_probes import (
+    ASKED_S,
+    PATHS_IN_A_ROUND,
+    PAUSE_S,
+    PEERS_IN_A_ROUND,
+    PEERS_IN_A_SECOND,
+    PERIOD_S,
+    REFUSED_S,
+    SILENT_S,
+    PathMtus,
+    PeerProbes,
+)
 from pyflannel.errors import TargetError
-from pyflannel.model.probe import SILENT, Echo, EchoResult
+from pyflannel.model.probe import SILENT, Echo, EchoResult, ProbedPaths
 
 REACHED = EchoResult(state="reached", rtt_s=0.001)
 
@@ -119,3 +131,138 @@ def test_a_refusal_of_the_kernel_is_reported_and_tried_again() -> None:
             assert (probes.trouble, len(wire.rounds)) == (None, 2)
 
     asyncio.run(life())
+
+
+UNDERLAY = IPv4Address("192.0.2.1")
+MTU, OVERHEAD = 1450, 50
+
+
+@dataclass
+class Underlay:
+    """Paths that carry packets up to a size each; a router may answer to larger ones."""
+
+    carried: dict[IPv4Address, int] = field(default_factory=dict)
+    router_mtu: int | None = None
+    is_mute: bool = False
+    down: set[IPv4Address] = field(default_factory=set)
+    sent: list[Echo] = field(default_factory=list)
+
+    async def send(self, some: Sequence[Echo]) -> list[EchoResult]:
+        self.sent += some
+        return [self._result(echo) for echo in some]
+
+    def _result(self, echo: Echo) -> EchoResult:
+        if echo.destination == UNDERLAY:
+            if self.is_mute:
+                return SILENT
+            if self.router_mtu is not None and echo.size > self.router_mtu:
+                return EchoResult(state="rejected", mtu=self.router_mtu)
+            return REACHED
+        if echo.destination in self.down or echo.size > self.carried.get(echo.destination, MTU):
+            return SILENT
+        return REACHED
+
+
+class Paths:
+    """The MTUs of the paths of a host to some peers, and the peers."""
+
+    def __init__(self, underlay: Underlay, count: int = 3) -> None:
+        self.subnets = list(echoes(count))
+        self.underlay, self.clock, self.changes = underlay, FakeClock(), 0
+        self.mtu = MTU
+        self.mtus = PathMtus(underlay.send, self.clock, paths=self.paths, changed=self._changed)
+
+    def paths(self) -> ProbedPaths:
+        return ProbedPaths(
+            mtu=self.mtu,
+            overhead=OVERHEAD,
+            ends={subnet: (subnet.network_address, UNDERLAY) for subnet in self.subnets},
+        )
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def after(self, seconds: float) -> dict[IPv4Network, int]:
+        """Return the MTUs after this time."""
+
+        async def life() -> None:
+            async with self.clock.running(self.mtus.run()):
+                await self.clock.advance(seconds)
+
+        asyncio.run(life())
+        return dict(self.mtus.found)
+
+
+class TestPathMtus:
+    def test_a_path_that_drops_large_packets_silently_has_the_largest_size_that_arrives(self) -> None:
+        host = Paths(Underlay())
+        for mtu in (1349, 1449, 577):
+            host.underlay.carried[host.subnets[1].network_address] = mtu
+            host.mtus.note_change()
+
+            assert host.after(PERIOD_S + 10 * PAUSE_S) == {host.subnets[1]: mtu}
+
+    def test_the_answer_of_a_router_counts_although_fragments_arrive(self) -> None:
+        host = Paths(Underlay(router_mtu=1400))
+
+        assert host.after(1.0) == dict.fromkeys(host.subnets, 1350)
+
+    def test_a_path_without_a_limit_is_probed_hourly_and_changes_nothing(self) -> None:
+        host = Paths(Underlay(), count=1)
+
+        assert host.after(1.0) == {}
+        assert [echo.size for echo in host.underlay.sent] == [84, MTU, MTU + OVERHEAD]
+        assert host.after(PERIOD_S - 2.0) == {}
+        assert len(host.underlay.sent) == 3
+        host.underlay.router_mtu = 1300
+        assert host.after(2 * PAUSE_S) == {host.subnets[0]: 1250}
+        host.underlay.router_mtu = None
+        assert host.after(SILENT_S + PAUSE_S) == {}  # a changed result is confirmed soon
+        assert host.changes == 2
+
+    def test_a_silent_peer_keeps_its_result_and_is_probed_again_soon(self) -> None:
+        host = Paths(Underlay(router_mtu=1400), count=1)
+        host.underlay.down = {host.subnets[0].network_address}
+
+        assert host.after(1.0) == {}
+        host.underlay.down.clear()
+        assert host.after(SILENT_S + PAUSE_S) == {host.subnets[0]: 1350}
+        host.underlay.down = {host.subnets[0].network_address}
+        assert host.after(PERIOD_S + PAUSE_S) == {host.subnets[0]: 1350}
+
+    def test_no_answer_makes_a_path_smaller_than_the_kernel_permits(self) -> None:
+        assert Paths(Underlay(router_mtu=100)).after(1.0) == {}
+
+    def test_a_silent_underlay_is_probed_once_more_and_then_hourly(self) -> None:
+        """Routers limit their answers, and some firewalls drop echo requests."""
+        host = Paths(Underlay(is_mute=True), count=1)
+
+        for seconds, rounds in ((1.0, 1), (SILENT_S + PAUSE_S, 2), (PERIOD_S - 2 * SILENT_S, 2)):
+            assert host.after(seconds) == {}
+            assert len(host.underlay.sent) == 3 * rounds
+
+    def test_a_new_peer_is_probed_and_a_removed_one_is_forgotten(self) -> None:
+        host = Paths(Underlay(router_mtu=1400), count=2)
+        first, second = host.subnets
+        host.subnets = [first]
+
+        assert host.after(1.0) == {first: 1350}
+        host.subnets = [second]
+        host.mtus.note_change()
+        assert host.after(2 * PAUSE_S) == {second: 1350}
+
+    def test_another_planned_mtu_is_probed_at_once(self) -> None:
+        host = Paths(Underlay(router_mtu=1400), count=1)
+        assert host.after(1.0) == {host.subnets[0]: 1350}
+
+        host.mtu = 1300
+        host.mtus.note_change()
+
+        assert host.after(2 * PAUSE_S) == {}
+
+    def test_a_round_has_a_limit(self) -> None:
+        host = Paths(Underlay(), count=PATHS_IN_A_ROUND + 1)
+
+        assert host.after(PAUSE_S / 2) == {}
+
+        assert len(host.underlay.sent) == 3 * PATHS_IN_A_ROUND

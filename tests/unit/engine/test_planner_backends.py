@@ -19,6 +19,7 @@ from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import Blocked, Changed, Replaced
 from pyflannel.plan.backend.alloc import AllocBackend
 from pyflannel.plan.backend.host_gw import HostGwBackend
+from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.backends import Backend
 
@@ -246,3 +247,42 @@ def test_two_peers_with_one_mac_address_do_not_slow_other_changes() -> None:
     assert [type(result) for result in results] == [Changed, Changed, Changed]
     assert isinstance(gone, Replaced)
     assert made.refused == {}
+
+
+def routes_to(made: Planning, peer: Lease) -> list[tuple[str, int]]:
+    """Return device and MTU of each route to the subnet of a peer."""
+    assert made.plan is not None
+    return [
+        (route.link, route.mtu)
+        for route in made.plan.of_type(Route)
+        if route.destination == peer.subnet and route.kind == "unicast"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "before"),
+    [
+        (VxlanBackend(), "vxlan", [("flannel.1", 0)]),
+        (UdpBackend(network=IPv4Network("10.100.0.0/16")), "udp", []),
+    ],
+)
+def test_the_route_to_a_peer_carries_a_smaller_mtu_of_its_path(
+    backend: Backend, kind: str, before: list[tuple[str, int]]
+) -> None:
+    """With udp, which routes the whole network, the peer gets a route of its own until the path is better."""
+    near, far = (
+        replace(one, attributes=replace(one.attributes, backend_type=kind))
+        for one in (lease(10, 1), lease(11, 2))
+    )
+    made = planner(backend)
+    made.take(leases=by_subnet([near, far]))
+    device = "flannel.1" if kind == "vxlan" else "flannel0"
+
+    made.take(path_mtus={far.subnet: 1350})
+
+    assert routes_to(made, near) == before
+    assert routes_to(made, far) == [(device, 1350)]
+    made.take(leases=by_subnet([near]))
+    assert routes_to(made, far) == []
+    made.take(leases=by_subnet([near, far]), path_mtus={})
+    assert routes_to(made, far) == before

@@ -86,6 +86,7 @@ def route_of(route: RouteRecord, names: Mapping[int, str]) -> Route:
         protocol=route.protocol,
         scope=route.scope,
         is_onlink=route.is_onlink,
+        mtu=route.mtu,
         kind="multipath" if route.is_multipath else KINDS.get(route.kind, str(route.kind)),
     )
 

@@ -217,6 +217,7 @@ def _record(route: Route, index_of: IndexOf) -> RouteRecord:
         scope=route.scope,
         kind=_KIND_NUMBERS.get(route.kind, UNICAST),
         is_onlink=route.is_onlink,
+        mtu=route.mtu,
         is_multipath=route.kind == "multipath",
     )
 

@@ -58,9 +58,12 @@ _LINK = 4
 _GATEWAY = 5
 _METRIC = 6
 _PREFERRED_SOURCE = 7
+_METRICS = 8
 _MULTIPATH = 9
 _VIA = 18
 _NEXT_HOP_NUMBER = 30
+
+_MTU = 2  # RTAX_MTU, in RTA_METRICS
 
 
 class RouteGlance(NamedTuple):
@@ -87,6 +90,7 @@ class RouteRecord:
         index: of the link, for multipath of the first link; 0 for none.
         kind: rtm_type.
         is_multipath: it has several next hops. This record contains only the link of the first one.
+        mtu: 0 if the route has none.
     """
 
     destination: IPv4Network | IPv6Network
@@ -99,6 +103,7 @@ class RouteRecord:
     kind: int = UNICAST
     is_onlink: bool = False
     is_multipath: bool = False
+    mtu: int = 0
 
 
 def dump_routes(family: int) -> Request:
@@ -211,6 +216,7 @@ def parse_route(body: bytes) -> RouteRecord | None:
         kind=kind,
         is_onlink=bool(flags & _ONLINK),
         is_multipath=is_multipath,
+        mtu=integer(attributes(found[_METRICS], 0).get(_MTU, b"")) if _METRICS in found else 0,
     )
 
 
@@ -263,6 +269,8 @@ def _body(route: RouteRecord) -> bytes:
         parts.append(attribute(_PREFERRED_SOURCE, route.source.packed))
     if route.metric:
         parts.append(attribute(_METRIC, _U32.pack(route.metric)))
+    if route.mtu:
+        parts.append(attribute(_METRICS, attribute(_MTU, _U32.pack(route.mtu))))
     return b"".join(parts)
 
 

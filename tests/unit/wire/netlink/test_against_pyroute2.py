@@ -157,6 +157,18 @@ def test_routes_of_pyroute2_are_read(
     assert ours == RouteRecord(destination=network, index=index, gateway=gateway, metric=metric)
 
 
+def test_the_mtu_of_a_route_of_pyroute2_is_read_and_written() -> None:
+    theirs = rtmsg()
+    theirs["family"], theirs["dst_len"], theirs["table"], theirs["type"] = 2, 24, 254, 1
+    theirs["attrs"] = [("RTA_DST", "10.1.2.0"), ("RTA_METRICS", {"attrs": [("RTAX_MTU", 1350)]})]
+    theirs.encode()
+
+    ours = parse_route(bytes(theirs.data)[HEADER.size :])
+
+    assert ours == RouteRecord(destination=IPv4Network("10.1.2.0/24"), mtu=1350)
+    assert parse_route(put_route(ours).body) == ours
+
+
 def test_a_multipath_route_is_recognized() -> None:
     theirs = rtmsg()
     theirs["family"], theirs["dst_len"], theirs["table"], theirs["type"] = 2, 24, 254, 1
