@@ -58,6 +58,26 @@ def test_ping_reaches_a_host_by_each_of_its_names(pair: tuple[Host, Host]) -> No
         assert (report["ok"], report["stops"]) == (True, None)
 
 
+def test_bench_measures_each_path_and_names_a_silent_one(pair: tuple[Host, Host]) -> None:
+    one, other = pair
+    drop = "iptables -I INPUT -p udp --dport 8472 -j DROP"
+
+    ran = one.run(["flannelctl", "bench", str(other.address), "--json"])
+    with fault(other, drop, "iptables -F INPUT"):
+        broken = one.run(["flannelctl", "bench", str(other.address)], check=False)
+
+    report = read_document(["bench"], ran.stdout)
+    assert [(line["name"], line["size"]) for line in report["lines"]] == [
+        (name, size) for size in (84, 1450) for name in ("measurement", "underlay", "tunnel", "container")
+    ]
+    assert all(line["received"] > 0 for line in report["lines"])
+    assert [line["ratio"] is not None for line in report["lines"]] == [False, False, True, True] * 2
+    assert broken.returncode == 1
+    assert [line.split()[3:6] for line in broken.stdout.splitlines() if line.startswith("tunnel")] == [
+        ["0", "of", "1"]
+    ] * 2
+
+
 def test_peers_and_status_show_the_answers(pair: tuple[Host, Host]) -> None:
     one, _ = pair
     (peer,) = read_document(["peers"], one.flannelctl("peers", "--json"))["peers"]

@@ -33,14 +33,15 @@ from pyflannel.cli.invocation import (
     state_options,
     wide_option,
 )
-from pyflannel.commands.examination import ping_path
+from pyflannel.commands.examination import bench_host, ping_path
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.reach import probe_peers
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
-from pyflannel.model.probe import PingReport, PingStep, milliseconds
+from pyflannel.model.probe import BenchLine, BenchReport, PingReport, PingStep, milliseconds
 from pyflannel.model.status import JournalEntry, peer_entries
 from pyflannel.wire.control_json import (
+    format_document,
     format_events,
     format_leases,
     format_peers,
@@ -263,6 +264,72 @@ def _step(step: PingStep) -> str:
     mtu = "" if step.mtu is None else f", up to {step.mtu} bytes"
     text = f", {step.text}" if step.text else ""
     return f"{step.destination} {step.state}{rtt}{mtu}{text}"
+
+
+@click.command()
+@click.argument("host", metavar="HOST|ADDRESS", shell_complete=_complete_host)
+@run_dir_option
+@state_options
+@shared_options("socket", "json")
+@click.pass_obj
+def bench(
+    invocation: Invocation,
+    host: str,
+    run_dir: Path | None,
+    state_dir: Path | None,
+    subnet_file: Path | None,
+) -> None:
+    """Measure round-trip times to a host: underlay, tunnel and container path, and their ratios.
+
+    HOST is a host name, an address or a subnet of a lease; ADDRESS is the address of a container. Sends
+    single ICMP echo packets of 84 bytes and of the MTU of the network, one at a time, for about two seconds.
+    The other host needs no running flanneld, and may be an original flannel. Throughput is not measured.
+    Needs root. Takes at most 5 seconds.
+
+    \b
+    Exit codes:
+      0  each path answered
+      1  a path did not answer, or the host is unknown
+      3  flanneld does not respond, and its files do not suffice
+
+    \b
+    Examples:
+      flannelctl bench docker2
+      flannelctl bench 10.100.93.7 --json
+    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    report = asyncio.run(bench_host(places_of(run_dir, state_dir, subnet_file), invocation.socket, host))
+    if invocation.wants_json:
+        print_json(format_document(report))
+    else:
+        _print_bench(report)
+    if not report.ok:
+        click.get_current_context().exit(1)
+
+
+_BENCH_HEADINGS = ("PATH", "ADDRESS", "BYTES", "ANSWERED", "MIN MS", "MEDIAN MS", "P90 MS", "RATIO")
+
+
+def _print_bench(report: BenchReport) -> None:
+    encrypted = ", encrypted" if report.is_encrypted else ""
+    host = host_text(report.public_ip, report.host_name)
+    say(f"{host}, {report.subnet}, {report.backend_type}{encrypted}")
+    print_table(_BENCH_HEADINGS, map(_bench_row, report.lines))
+    for label, texts in (("measured", report.measured), ("not measured", report.not_measured)):
+        for text in texts:
+            say(f"{label}: {text}")
+
+
+def _bench_row(line: BenchLine) -> tuple[str, ...]:
+    times = (line.min_ms, line.median_ms, line.p90_ms)
+    reason = f" ({line.text})" if line.text and not line.received else ""
+    return (
+        line.name,
+        str(line.destination),
+        str(line.size),
+        f"{line.received} of {line.sent}{reason}",
+        *("-" if one is None else f"{one:.3f}" for one in times),
+        "-" if line.ratio is None else f"{line.ratio:.2f}",
+    )
 
 
 @click.command("rotate-key")

@@ -14,7 +14,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.assembly.stores import EtcdAddress, parse_store_url
 from pyflannel.commands.local_daemon import offline_status
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.commands.reach import ends_of, peers_of, probe_path, probe_peers, target_of
+from pyflannel.commands.reach import bench_path, ends_of, peers_of, probe_path, probe_peers, target_of
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
@@ -40,7 +40,7 @@ from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import IpNetwork
-from pyflannel.model.probe import PeerReach, PingReport
+from pyflannel.model.probe import BenchReport, PeerReach, PingReport
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, Status
 from pyflannel.plan.doctor.filters import docker_drops
@@ -132,6 +132,26 @@ async def ping_path(places: Places, socket: Path | None, name: str) -> PingRepor
         FlannelError: no lease belongs to the name, or no probe can be sent.
         NotReadyError: flanneld does not respond, and no leases are saved on this host.
     """
+    places, status, leases = await _known(places, socket)
+    peer, container = target_of(status, leases, name)
+    steps, local = await asyncio.gather(
+        probe_path(status, peer, container), _findings_in_time(places, status, leases)
+    )
+    return judged(peer, steps, is_container=container is not None, status=status, local=local)
+
+
+async def bench_host(places: Places, socket: Path | None, name: str) -> BenchReport:
+    """Measure the paths to a host or a container. Arguments and errors are those of `ping_path`."""
+    _, status, leases = await _known(places, socket)
+    return await bench_path(status, *target_of(status, leases, name))
+
+
+async def _known(places: Places, socket: Path | None) -> tuple[Places, Status, list[LeaseEntry]]:
+    """Return the places of the daemon, its status and its leases.
+
+    Raises:
+        NotReadyError: flanneld does not respond, and has left no leases.
+    """
     if socket is not None:
         places = replace(places, run_dir=socket.parent)
     status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
@@ -140,11 +160,7 @@ async def ping_path(places: Places, socket: Path | None, name: str) -> PingRepor
             "no lease is known on this host: flanneld does not respond, or has no lease",
             hint="flannelctl doctor",
         )
-    peer, container = target_of(status, leases, name)
-    steps, local = await asyncio.gather(
-        probe_path(status, peer, container), _findings_in_time(places, status, leases)
-    )
-    return judged(peer, steps, is_container=container is not None, status=status, local=local)
+    return places, status, leases
 
 
 async def _findings_in_time(places: Places, status: Status, leases: list[LeaseEntry]) -> tuple[Finding, ...]:

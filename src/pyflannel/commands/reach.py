@@ -1,9 +1,12 @@
 """Probes the peers of this host: which of them are reachable, and where the packets to one host stop."""
 
+import asyncio
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, ip_address
+from statistics import median
+from typing import Literal
 
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
@@ -11,6 +14,8 @@ from pyflannel.kernel.network.echo import DEADLINE_S, send_echoes
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.probe import (
+    BenchLine,
+    BenchReport,
     Echo,
     EchoResult,
     PeerReach,
@@ -202,3 +207,126 @@ async def _bridge_address(subnet: IPv4Network | None) -> IPv4Address | None:
         ),
         None,
     )
+
+
+_ROUNDS, _BENCH_S = 40, 2.0
+"""Maximum number of requests for each path and size, and the seconds after which no round begins."""
+
+_ANSWER_S, _GAP_S = 0.35, 0.005
+"""Deadline of a reply, shorter than the second attempt of `send_echoes`; and the pause between requests."""
+
+_SMALL = 84
+"""Size of a small packet in bytes: that of ping."""
+
+_LOOPBACK = IPv4Address("127.0.0.1")
+
+_MEASURED = (
+    "The round-trip time of single ICMP echo packets. The kernels of both hosts carry and answer them.",
+    "The paths take turns, one request at a time, so that load of the hosts concerns all of them.",
+    "The line of the measurement is this host alone: the part of each time that the measurement adds.",
+)
+_NOT_MEASURED = (
+    "Throughput and processor time. They need traffic, which no daemon makes on request.",
+    "TCP, and the path inside containers. This host sends from its bridge.",
+)
+
+
+async def bench_path(status: Status, peer: LeaseEntry, container: IPv4Address | None) -> BenchReport:
+    """Measure the paths to a host, or to a container on it, for at most 2.4 s.
+
+    At most one request is on its way, and a reply is as large as its request.
+
+    Raises:
+        FlannelError: the host is this one, or has no path.
+        TargetError: this process may not send ICMP echo requests.
+    """
+    own = status.lease.subnet if status.lease is not None else None
+    if peer.subnet == own:
+        raise FlannelError(
+            f"{peer.subnet} is the subnet of this host", hint="Name another host: flannelctl leases."
+        )
+    mtu = (status.backend.mtu if status.backend is not None else None) or _MTUS[-1]
+    underlay, tunnel = ends_of(peer)
+    bridge = await _bridge_address(own)
+    ends: list[tuple[BenchName, IPv4Address | None, IPv4Address | None]] = [
+        ("measurement", _LOOPBACK, None),
+        ("underlay", underlay, _own_address(status)),
+        ("tunnel", tunnel, None),
+        ("container", container or peer.subnet.network_address + 1, bridge),
+    ]
+    runs = [
+        _Run(name, Echo(destination=destination, source=source, size=size))
+        for size in sorted({_SMALL, mtu})
+        for name, destination, source in ends
+        if destination is not None
+    ]
+    await _take_turns(runs)
+    medians = {run.echo.size: run.median for run in runs if run.name == "underlay"}
+    return BenchReport(
+        subnet=peer.subnet,
+        public_ip=peer.public_ip,
+        host_name=peer.host_name,
+        backend_type=peer.backend_type or "udp",
+        is_encrypted=status.backend is not None and status.backend.is_encrypted,
+        ok=all(run.times for run in runs),
+        lines=tuple(run.line(medians.get(run.echo.size)) for run in runs),
+        measured=_MEASURED,
+        not_measured=_NOT_MEASURED,
+    )
+
+
+BenchName = Literal["measurement", "underlay", "tunnel", "container"]
+
+
+@dataclass(slots=True)
+class _Run:
+    """The requests of one path and size so far. `times`: of the replies, in milliseconds."""
+
+    name: BenchName
+    echo: Echo
+    sent: int = 0
+    times: list[float] = field(default_factory=list)
+    text: str = ""
+
+    @property
+    def median(self) -> float | None:
+        return median(self.times) if self.times else None
+
+    def line(self, underlay: float | None) -> BenchLine:
+        middle = self.median
+        has_ratio = middle is not None and underlay and self.name not in ("measurement", "underlay")
+        return BenchLine(
+            name=self.name,
+            destination=self.echo.destination,
+            size=self.echo.size,
+            sent=self.sent,
+            received=len(self.times),
+            min_ms=min(self.times, default=None),
+            median_ms=None if middle is None else round(middle, 3),
+            p90_ms=sorted(self.times)[len(self.times) * 9 // 10] if self.times else None,
+            ratio=round(middle / underlay, 2) if has_ratio and middle and underlay else None,
+            text=self.text,
+        )
+
+
+_SILENT_ROUNDS = 1
+"""Requests without a reply, after the first one, after which a path is not asked again."""
+
+
+async def _take_turns(runs: Sequence[_Run]) -> None:
+    """Send a request on each path in turn. The first one may wait for a neighbour and is not counted."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _BENCH_S
+    await send_echoes([run.echo for run in runs], deadline_s=_ANSWER_S)
+    for _ in range(_ROUNDS):
+        for run in runs:
+            if loop.time() > end:
+                return
+            if run.sent >= _SILENT_ROUNDS and not run.times:
+                continue
+            (result,) = await send_echoes([run.echo], deadline_s=_ANSWER_S)
+            run.sent += 1
+            run.text = result.text
+            if (rtt := milliseconds(result)) is not None:
+                run.times.append(rtt)
+            await asyncio.sleep(_GAP_S)

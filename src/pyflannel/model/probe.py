@@ -192,3 +192,47 @@ class TraceReport:
     stops: TraceStepName | None = None
     cause: str | None = None
     fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchLine:
+    """The round-trip times of echoes of one size over one path, in milliseconds; None without a reply.
+
+    Attributes:
+        name: `measurement` is this host itself: the part of each time that the measurement adds.
+        size: bytes of the IP packet.
+        sent, received: numbers of requests and replies.
+        ratio: of the median to that of the underlay with the same size; None without both.
+    """
+
+    name: Literal["measurement", "underlay", "tunnel", "container"]
+    destination: IPv4Address
+    size: int
+    sent: int
+    received: int
+    min_ms: float | None = None
+    median_ms: float | None = None
+    p90_ms: float | None = None
+    ratio: float | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """The document of `flannelctl bench`. `ok`: each path to the host answered.
+
+    Attributes:
+        backend_type: `udp` for udp.
+        measured: the meaning of the times, one sentence each.
+        not_measured: the properties that they do not show, one sentence each.
+    """
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    host_name: str | None
+    backend_type: str
+    is_encrypted: bool
+    ok: bool
+    lines: tuple[BenchLine, ...]
+    measured: tuple[str, ...]
+    not_measured: tuple[str, ...]

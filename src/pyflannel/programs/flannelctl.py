@@ -23,6 +23,7 @@ _INTERRUPTED = 130
 
 COMMANDS = {
     "allow-list": "Sign, publish and show the list of the keys whose leases are accepted.",
+    "bench": "Measure round-trip times to a host: underlay, tunnel and container path, and their ratios.",
     "bugreport": "Write one archive with the state of this host, without secrets.",
     "cleanup": "Remove flannel from this host.",
     "cni": "Install or remove the CNI plugin.",
@@ -46,6 +47,7 @@ _UNLISTED = ("bundle", "explain", "pins", "prepare")
 """Commands for the systemd unit, not for operators, and other names of `bugreport` and `trace`."""
 
 _MODULES = {
+    "bench": "network",
     "bugreport": "diagnosis",
     "bundle": "diagnosis",
     "doctor": "status",

@@ -71,9 +71,9 @@ async def send_echoes(echoes: Sequence[Echo], *, deadline_s: float = DEADLINE_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
                 async with asyncio.TaskGroup() as tasks:
-                    receiving = tasks.create_task(sender.receive(), name="echo replies")
-                    await sender.send()
-                    await receiving
+                    sending = tasks.create_task(sender.send(), name="echo requests")
+                    await sender.receive()
+                    sending.cancel()  # all are answered: it only waits for the next attempt
         return sender.results()
 
 
