@@ -14,6 +14,7 @@ from pyflannel.cli.answers import duration, network_of, places_of, print_facts, 
 from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, state_options
 from pyflannel.commands.bug_report import report_bug
 from pyflannel.commands.trace import AddressReport, trace_packet, who_is
+from pyflannel.errors import UsageError
 from pyflannel.model.lease import host_text
 from pyflannel.model.probe import TraceReport, TraceStep
 from pyflannel.wire.control_json import format_trace
@@ -54,7 +55,7 @@ def trace(
     """  # noqa: D301 - \b is the character by which click keeps line breaks
     if len(addresses) > 2:
         raise click.UsageError("a packet has one source and one destination")
-    *sources, destination = map(_address, addresses)
+    *sources, destination = map(address_of, addresses)
     places = places_of(run_dir, state_dir, subnet_file)
     source = sources[0] if sources else None
     report = asyncio.run(trace_packet(places, invocation.socket, source, destination))
@@ -69,11 +70,19 @@ def trace(
 explain = trace
 
 
-def _address(text: str) -> IPv4Address:
+def address_of(text: str) -> IPv4Address:
+    """Return the address in an argument.
+
+    Raises:
+        UsageError: the argument is not an IPv4 address.
+    """
     try:
         return IPv4Address(text)
     except ValueError as error:
-        raise click.UsageError(f"{text!r} is not an IPv4 address") from error
+        raise UsageError(
+            f"{text!r} is not an IPv4 address",
+            hint="'flannelctl leases' shows the addresses of the hosts; 'flannelctl ping' accepts names.",
+        ) from error
 
 
 def _print_trace(report: TraceReport) -> None:
@@ -105,7 +114,7 @@ def whois(invocation: Invocation, address: str, run_dir: Path | None) -> None:
       flannelctl whois 10.100.93.7
       flannelctl whois 10.10.10.102 --json
     """  # noqa: D301 - \b is the character by which click keeps line breaks
-    found = asyncio.run(_who_is(invocation, run_dir, _address(address)))
+    found = asyncio.run(_who_is(invocation, run_dir, address_of(address)))
     if invocation.wants_json:
         print_json(msgspec.json.encode(found, enc_hook=str))
     else:
