@@ -34,6 +34,18 @@ def cached(box, far, host) -> int:
     return run_inside(host, kernel_programs.packets_by_outcome).get("cached_out", 0) - before
 
 
+def passed_veth(box, far, host) -> int:
+    """Send a hundred packets of one flow; return how many pass the host's end of the receiver's veth."""
+
+    def sent() -> int:
+        (link,) = [word.removeprefix("flannel_short at ") for word in look(host).programs if "short" in word]
+        return int(host.run(["cat", f"/sys/class/net/{link}/statistics/tx_packets"]).stdout)
+
+    before = sent()
+    box.run_in_network([sys.executable, "-c", SEND, str(far.address)])
+    return sent() - before
+
+
 def wait_uncached(overlay, host, reason: str) -> None:
     def is_shown(status) -> bool:
         return status.fast_path is not None and reason in " ".join(status.fast_path.uncached or ("none",))
@@ -42,7 +54,7 @@ def wait_uncached(overlay, host, reason: str) -> None:
 
 
 def test_flows_are_cached_while_the_firewall_permits_it(overlay):
-    hosts = one, _ = overlay.hosts["docker1"], overlay.hosts["docker4"]
+    hosts = one, two = overlay.hosts["docker1"], overlay.hosts["docker4"]
     for host in hosts:
         host.run(["sysctl", "-qw", f"{LIBERAL}=0"])
         overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", "--fast-path=flow")
@@ -58,6 +70,14 @@ def test_flows_are_cached_while_the_firewall_permits_it(overlay):
     one.run(["sysctl", "-qw", f"{LIBERAL}=1"])
     wait_uncached(overlay, one, "none")
     wait_until(lambda: cached(box, far, one) > 50, what="packets are cached", deadline_s=DEADLINE_S)
+
+    # The host's end of the receiver's veth is skipped, unless it limits the rate of the container.
+    wait_until(lambda: passed_veth(box, far, two) < 50, what="packets skip the veth", deadline_s=DEADLINE_S)
+    (shaped,) = [word.removeprefix("flannel_short at ") for word in look(two).programs if "short" in word]
+    shape = ["dev", shaped, "root", "tbf", "rate", "1gbit", "burst", "64kb", "latency", "50ms"]
+    two.run(["tc", "qdisc", "add", *shape])
+    wait_until(lambda: passed_veth(box, far, two) >= 100, what="packets pass the qdisc", deadline_s=5)
+    two.run(["tc", "qdisc", "delete", *shape[:3]])
 
     # A rule that counts.
     one.run(["iptables", "-I", "FORWARD", "-m", "limit", "--limit", "1000/s", "-j", "ACCEPT"])

@@ -1,10 +1,34 @@
 """The rules of which flowing packets may bypass the firewall, on the real kernel."""
 
+import socket
 import sys
+from contextlib import closing
 
 import pytest
 
 from pyflannel.kernel.filters.flow_permit import FlowRules
+
+
+def test_veths_into_containers_may_be_skipped_unless_they_have_a_queue(make_namespace):
+    host, container = make_namespace(), make_namespace()
+    host.ip(f"link add veth1 type veth peer name eth0 netns {container.name}")
+    host.ip("link add veth2 type veth peer name veth3")
+    for link in ("veth1", "veth2", "veth3"):
+        host.ip(f"link set {link} up")
+    container.ip("link set eth0 up")
+
+    async def look() -> set[str]:
+        return {socket.if_indextoname(link) for link in (await rules.look()).direct_links}
+
+    rules = FlowRules()
+    with closing(rules):
+        assert host.run(look) == {"veth1"}
+        limit = "root tbf rate 1gbit burst 64kb latency 50ms"
+        host.command("tc", "qdisc", "add", "dev", "veth1", *limit.split())
+        assert host.run(look) == set()
+        host.command("tc", "qdisc", "delete", "dev", "veth1", "root")
+        assert host.run(look) == {"veth1"}
+
 
 BY_FLOW = """
 *nat

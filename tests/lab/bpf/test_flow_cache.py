@@ -65,14 +65,19 @@ class Talk:
         return True
 
 
-def permit(host, **changes) -> None:
-    """Permit the programs of a host to cache flows, as the daemon would."""
+def permit(host, *, skips_veth: bool = True, **changes) -> None:
+    """Permit the programs of a host to cache flows, as the daemon would.
+
+    Packets go directly into the container if its veth may be skipped.
+    """
     given = {"until_ns": FOREVER, "generation": 1, "protocols": CACHES_UDP | CACHES_TCP} | changes
 
     async def put():
         with closing(FastPath()) as path:
             await path.read([host.peer()])
-            path.put_permit("flannel0", Permit(**given))
+            links = (socket.if_nametoindex(host.container.link),)
+            path.put_permit("flannel0", Permit(), links)  # no veth may be skipped any more
+            path.put_permit("flannel0", Permit(**given), links if skips_veth else ())
 
     host.namespace.run(put)
 
@@ -129,8 +134,14 @@ def seconds_until_cut(talk: Talk) -> float:
     return time.monotonic() - since - SOON_S
 
 
-def test_a_stream_bypasses_both_firewalls_and_arrives_unchanged(cached, talk, counted, send_stream):
+@pytest.mark.parametrize("skips_veth", [True, False])
+def test_a_stream_bypasses_both_firewalls_and_arrives_unchanged(
+    cached, talk, counted, send_stream, skips_veth
+):
     one, two = cached
+    for host in cached:
+        permit(host, skips_veth=skips_veth)
+    before = two.packets_sent(two.container.link)
 
     assert send_stream(one.container, two.container, 16 << 20)
     assert send_stream(two.container, one.container, 8 << 20)
@@ -138,6 +149,8 @@ def test_a_stream_bypasses_both_firewalls_and_arrives_unchanged(cached, talk, co
     for host in counted:
         assert host[Outcome.CACHED_OUT] > 5 * host[Outcome.ENCAPSULATED]
         assert host[Outcome.CACHED_IN] > 5 * host[Outcome.DELIVERED]
+    passed = two.packets_sent(two.container.link) - before
+    assert passed < counted[1][Outcome.CACHED_IN] if skips_veth else passed > counted[1][Outcome.CACHED_IN]
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["sender", "receiver"])

@@ -3,7 +3,7 @@
 import errno
 import os
 import socket
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from ipaddress import IPv4Network
@@ -151,10 +151,14 @@ class FastPath:
         """Return the senders whose packets the guard of a tunnel dropped; none without a fast path."""
         return self._maps[device].strangers() if device in self._maps else ()
 
-    def put_permit(self, device: str, permit: Permit) -> None:
-        """Permit or forbid the programs of a tunnel to cache flows. Do nothing if it has no programs."""
+    def put_permit(self, device: str, permit: Permit, direct_links: Collection[int] = ()) -> None:
+        """Permit or forbid the programs of a tunnel to cache flows. Do nothing if it has no programs.
+
+        Packets of cached flows skip the veths `direct_links`, by index, as long as the permit is valid.
+        """
         if device in self._maps:
             self._maps[device].put_permit(permit)
+            self._maps[device].put_direct_links(direct_links, permit.until_ns)
 
     async def foreign_hook(
         self, programs: Iterable[BpfProgram], filtered: Container[int] = frozenset()

@@ -293,7 +293,8 @@ static __always_inline void forget(struct side *side)
 
 /* Return the direction of the flow of a packet, behind an Ethernet header, if the packet may bypass the firewall.
  * Otherwise mark the packet, if the firewall's decision about it is one about its flow. */
-static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_inbound, struct flow_key *key)
+static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_inbound, struct flow_key *key,
+						__u64 *time)
 {
 	struct iphdr *ip = (void *)(long)skb->data + ETH_HLEN;
 	struct ethhdr *ethernet = (void *)(long)skb->data;
@@ -320,7 +321,7 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 		}
 		return NULL;
 	}
-	now = bpf_ktime_get_boot_ns();
+	*time = now = bpf_ktime_get_boot_ns();
 	if (now >= permit->until || !is_sound(skb, ip))
 		return NULL;
 	if (!flow) {
@@ -410,11 +411,12 @@ static __always_inline int deliver_cached(struct __sk_buff *skb)
 	struct mac *mac;
 	struct iphdr *ip;
 	__u32 *port;
+	__u64 *direct_until, now;
 	__u32 octets = skb->len - ETH_HLEN;
 
 	if (is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct tcphdr)))
 		is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct udphdr));
-	side = find_bypass(skb, 1, &key);
+	side = find_bypass(skb, 1, &key, &now);
 	if (!side)
 		return NEXT;
 	port = find_port(key.source, &mac);
@@ -425,7 +427,9 @@ static __always_inline int deliver_cached(struct __sk_buff *skb)
 	__builtin_memcpy(ethernet->h_dest, mac->octets, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_source, side->mac, ETH_ALEN);
 	decrement_ttl(ip);	/* the host's own hop */
-	return count(CACHED_IN, octets, bpf_redirect(*port, 0));
+	count(CACHED_IN, octets, 0);
+	direct_until = bpf_map_lookup_elem(&flannel_direct, port);
+	return direct_until && now < *direct_until ? bpf_redirect_peer(*port, 0) : bpf_redirect(*port, 0);
 }
 
 /* Ingress of a container's veth, on the host's end: packets to a peer whose flow is cached. */
@@ -435,6 +439,7 @@ int flannel_short(struct __sk_buff *skb)
 	__u32 octets = skb->len - ETH_HLEN;
 	struct flow_key key;
 	struct peer *peer;
+	__u64 now;
 	int outcome;
 
 	skb->tc_index = 0;
@@ -442,7 +447,7 @@ int flannel_short(struct __sk_buff *skb)
 		return NEXT;
 	if (is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct tcphdr)))
 		is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct udphdr));
-	if (!find_bypass(skb, 0, &key))
+	if (!find_bypass(skb, 0, &key, &now))
 		return NEXT;
 	peer = find_peer(key.destination);
 	if (!peer || !(peer->flags & PEER_READS_UNFINISHED) || is_gone(settings.underlay_index))

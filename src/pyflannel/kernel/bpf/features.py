@@ -102,6 +102,7 @@ HELPERS = {
     118: "bpf_jiffies64",
     125: "bpf_ktime_get_boot_ns",
     152: "bpf_redirect_neigh",
+    155: "bpf_redirect_peer",
 }
 """Names of helpers for messages. Source: linux/bpf.h, ___BPF_FUNC_MAPPER."""
 

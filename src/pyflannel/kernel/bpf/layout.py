@@ -26,6 +26,7 @@ _SUBNET = struct.Struct("!II")
 _PEER = struct.Struct("!IHBx")  # followed by data of the programs
 _COUNT = struct.Struct("=QQ")
 _INDEX = struct.Struct("=I")
+_TIME = struct.Struct("=Q")
 _STRANGER = struct.Struct("=4sI")
 _SIGHTING = struct.Struct("=QQ4s4s")
 _PERMIT = struct.Struct("=QII")
@@ -94,7 +95,8 @@ COUNTS = MapLayout(  # PERCPU_ARRAY
 DROPPED = MapLayout(name="flannel_dropped", type=9, key_octets=8, value_octets=24)  # LRU_HASH
 FLOWS = MapLayout(name="flannel_flows", type=9, key_octets=16, value_octets=80)  # LRU_HASH
 PERMIT = MapLayout(name="flannel_permit", type=2, key_octets=4, value_octets=16)  # ARRAY
-SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED, FLOWS, PERMIT)
+DIRECT = MapLayout(name="flannel_direct", type=9, key_octets=4, value_octets=8)  # LRU_HASH
+SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED, FLOWS, PERMIT, DIRECT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +219,11 @@ def unpack_mac(value: bytes) -> str:
 def pack_port(link: int) -> bytes:
     """Return the entry of the map of devices for the link with this index."""
     return _INDEX.pack(link)
+
+
+def pack_time(time_ns: int) -> bytes:
+    """Return nanoseconds of CLOCK_BOOTTIME."""
+    return _TIME.pack(time_ns)
 
 
 def unpack_port(value: bytes) -> int:

@@ -145,6 +145,16 @@ struct {
 	__type(value, struct permit);
 } flannel_permit SEC(".maps");
 
+/* Veths that packets of cached flows skip on the way into the container, by index: until when, in nanoseconds of
+ * CLOCK_BOOTTIME. The daemon renews an entry while the veth's other end is in another namespace, and it has no queueing
+ * discipline. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u64);
+} flannel_direct SEC(".maps");
+
 /* What became of packets; the order is that of layout.py. */
 enum outcome {
 	/* carried */

@@ -5,13 +5,14 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, TypeAlias
 
 from pyflannel.kernel.bpf.layout import (
     COUNTS,
     DEVICES,
+    DIRECT,
     DROPPED,
     MACS,
     PEERS,
@@ -25,6 +26,7 @@ from pyflannel.kernel.bpf.layout import (
     pack_permit,
     pack_port,
     pack_subnet,
+    pack_time,
     unpack_counts,
     unpack_mac,
     unpack_peer,
@@ -365,6 +367,15 @@ class TunnelMaps:
         """
         key = bytes(PERMIT.key_octets)
         _raise_any(update_entries(self._descriptors[PERMIT.name], [key], [pack_permit(permit)]))
+
+    def put_direct_links(self, links: Collection[int], until_ns: int) -> None:
+        """Let packets of cached flows skip these veths until this time.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        until = [pack_time(until_ns)] * len(links)
+        _raise_any(update_entries(self._descriptors[DIRECT.name], [pack_port(one) for one in links], until))
 
     def counts(self) -> dict[Outcome, tuple[int, int]]:
         """Return the numbers of packets and bytes by outcome, since the creation of the maps.

@@ -191,7 +191,7 @@ class BpfTarget:
         )
         try:
             for device in {item.tunnel.device for item in self._caching}:
-                self._fast_path.put_permit(device, permit)
+                self._fast_path.put_permit(device, permit, firewall.direct_links if protocols else ())
         except OSError as error:
             return (f"the permit cannot be written: {error}",)
         if objections:

@@ -17,6 +17,7 @@ from pyflannel.wire.netlink.flow_rules import (
     parse_found_rule,
     sets_of,
 )
+from pyflannel.wire.netlink.links import dump_links, parse_far_veth
 from pyflannel.wire.netlink.message import Message
 from pyflannel.wire.netlink.nftables import (
     ANY_FAMILY,
@@ -27,7 +28,7 @@ from pyflannel.wire.netlink.nftables import (
     get_generation,
     parse_generation,
 )
-from pyflannel.wire.netlink.tc import dump_qdiscs, parse_hook_link
+from pyflannel.wire.netlink.tc import dump_qdiscs, parse_qdisc
 
 _LEGACY = Path("/proc/thread-self/net/ip_tables_names")
 _LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
@@ -38,6 +39,8 @@ _TIME_OFFSETS = Path("/proc/self/timens_offsets")
 MOST_RULES = 2000
 """Maximum number of rules in all tables: each is examined after each change, which takes 30 microseconds."""
 
+_FILTERING = ("clsact", "ingress")
+_WITHOUT_QUEUE = ("noqueue", *_FILTERING)
 _NAMED = 3
 _WITHOUT_LIBERAL = "TCP only: net.netfilter.nf_conntrack_tcp_be_liberal is not 1"
 
@@ -52,6 +55,7 @@ class Firewall:
         objections: why no flow may be cached.
         tcp_objection: why no TCP flow may be cached.
         filtered_links: links with a qdisc for filters of tc, by index.
+        direct_links: veths without a queueing discipline whose other end is in another namespace, by index.
     """
 
     read_at_ns: int
@@ -59,6 +63,7 @@ class Firewall:
     objections: tuple[str, ...] = ()
     tcp_objection: str = ""
     filtered_links: frozenset[int] = frozenset()
+    direct_links: frozenset[int] = frozenset()
 
 
 class FlowRules:
@@ -68,6 +73,8 @@ class FlowRules:
         self._requests: RequestSocket | None = None
         self._links: RequestSocket | None = None
         self._examined: Firewall | None = None
+        self._seen_links: frozenset[int] = frozenset()
+        self._far_veths: frozenset[int] = frozenset()
 
     def close(self) -> None:
         """Close the sockets."""
@@ -92,7 +99,7 @@ class FlowRules:
                 found = self._examined.objections
             if _LEGACY.exists() and (tables := _LEGACY.read_text(encoding="ascii").split()):
                 found = (*found, f"iptables-legacy has tables: {', '.join(tables)}")
-            filtered_links = frozenset(await self._route_socket().dump(dump_qdiscs(), parse_hook_link))
+            filtered_links, direct_links = await self._links_by_qdisc()
             if _TIME_OFFSETS.exists() and not _has_kernel_time(_TIME_OFFSETS.read_text(encoding="ascii")):
                 found = (*found, "flanneld runs in a time namespace with another time")
             is_liberal = _SETTINGS.is_dir() and (
@@ -107,7 +114,19 @@ class FlowRules:
             objections=found,
             tcp_objection="" if is_liberal else _WITHOUT_LIBERAL,
             filtered_links=filtered_links,
+            direct_links=direct_links,
         )
+
+    async def _links_by_qdisc(self) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the links with a qdisc for filters, and the veths into which no packet has to wait."""
+        qdiscs: list[tuple[int, str]] = await self._route_socket().dump(dump_qdiscs(), parse_qdisc)
+        links = frozenset(link for link, _ in qdiscs)
+        if links != self._seen_links:  # a veth stays one, so only new links need a look
+            self._far_veths = frozenset(await self._route_socket().dump(dump_links(), parse_far_veth))
+            self._seen_links = links
+        queued = {link for link, kind in qdiscs if kind not in _WITHOUT_QUEUE}
+        filtered = frozenset(link for link, kind in qdiscs if kind in _FILTERING)
+        return filtered, (self._far_veths & links) - queued
 
     async def _generation(self) -> int:
         answer = await self._socket().ask(get_generation())

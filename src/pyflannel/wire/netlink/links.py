@@ -233,6 +233,14 @@ def parse_link(body: bytes) -> LinkRecord:
     )
 
 
+def parse_far_veth(body: bytes) -> int | None:
+    """Return the index of a veth whose other end is in another namespace; None for any other link."""
+    _, _, index, _, _ = unpack(_LAYOUT, body)
+    found = attributes(body, _LAYOUT.size)
+    kind, _ = _kind(found.get(_INFO, b""))
+    return index if kind == "veth" and _OTHER_NAMESPACE in found else None
+
+
 def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
     """Return the request that creates a vxlan device. It is refused if a link with this name exists.
 

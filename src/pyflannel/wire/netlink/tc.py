@@ -85,11 +85,10 @@ def dump_qdiscs() -> Request:
     return Request(_GET_QDISC, DUMP, _LAYOUT.pack(0, 0, 0, 0, 0))
 
 
-def parse_hook_link(body: bytes) -> int | None:
-    """Return the link of a clsact or ingress qdisc of a message's body; None for another qdisc."""
+def parse_qdisc(body: bytes) -> tuple[int, str]:
+    """Return the link and the kind of the queueing discipline of a message's body."""
     _, link, _, _, _ = unpack(_LAYOUT, body)
-    kind = text(attributes(body, _LAYOUT.size).get(_KIND, b""))
-    return link if kind in ("clsact", "ingress") else None
+    return link, text(attributes(body, _LAYOUT.size).get(_KIND, b""))
 
 
 def dump_filters(link: int, parent: int) -> Request:
