@@ -153,6 +153,48 @@ def test_a_stream_bypasses_both_firewalls_and_arrives_unchanged(
     assert passed < counted[1][Outcome.CACHED_IN] if skips_veth else passed > counted[1][Outcome.CACHED_IN]
 
 
+def test_connections_outlive_the_timeouts_of_connection_tracking_while_packets_flow(
+    cached, talk, counted, open_socket
+):
+    """Cached packets do not restart the timeouts. Those that meet the firewall do, also if one end closed."""
+    one, two = cached
+    for host in cached:
+        for state in ("established", "close_wait", "fin_wait", "last_ack"):
+            host.namespace.command("sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_timeout_{state}=2")
+        rule(host, "tcp flags & (syn | ack) == ack ct state new drop")  # of a forgotten connection
+    with (
+        open_socket(two.container.namespace, socket.SOCK_STREAM) as listener,
+        open_socket(one.container.namespace, socket.SOCK_STREAM) as client,
+    ):
+        listener.bind((two.container.address, talk.port))
+        listener.listen()
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        with server:
+            exchange_for(3, client, server)
+            client.shutdown(socket.SHUT_WR)
+            exchange_for(3, server, client)
+
+            assert counted[0][Outcome.CACHED_OUT] > 50
+            assert counted[1][Outcome.CACHED_IN] > 50
+
+            # No packet for longer than the timeout: as without the cache, both hosts forget the connection.
+            time.sleep(3)
+            server.send(b"late")
+            client.settimeout(SOON_S)
+            with pytest.raises(TimeoutError):
+                client.recv(4)
+
+
+def exchange_for(seconds: float, source: socket.socket, sink: socket.socket) -> None:
+    sink.settimeout(5)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        source.send(b"x")
+        assert sink.recv(1) == b"x"
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("place", [0, 1], ids=["sender", "receiver"])
 def test_a_new_rule_cuts_a_flow_within_a_second(cached, talk, counted, place):
     assert all(talk.arrives() for _ in range(50))
