@@ -37,6 +37,7 @@ _IN_KERNEL = ("safe", "flow")
 REFERENCE = "vxlan"
 PORT = 5203
 PINGS, PING_INTERVAL_S = 1000, 0.001
+OWN_RATE = 0.95
 PICTURED = (
     "TCP, 1 stream",
     f"{SMALL_BYTES}-byte packets, received",
@@ -138,6 +139,7 @@ def measurements(seconds: int, prefix: str = "") -> list[Measurement]:
             (
                 quantity(f"{SMALL_BYTES}-byte packets, received", "kpps"),
                 quantity(f"{SMALL_BYTES}-byte packets, lost", "%", is_less_better=True),
+                quantity(f"{SMALL_BYTES}-byte packets, lost at own rate", "%", is_less_better=True),
             ),
         ),
         Measurement(
@@ -169,10 +171,14 @@ def busy_s() -> float:
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
-def packets(path: Path, *, seconds: int) -> tuple[float, float]:
-    """Return how many thousand small packets a second arrive and are lost at the maximum rate."""
-    sent = small_packets(path, seconds)
-    return sent.received_kpps, sent.lost_percent
+def packets(path: Path, *, seconds: int) -> tuple[float, float, float]:
+    """Return how many thousand small packets a second arrive at the maximum rate, and the lost part.
+
+    The last figure is the lost part at OWN_RATE of the rate that arrived.
+    """
+    flooded = small_packets(path, seconds)
+    paced = small_packets(path, seconds, kpps=OWN_RATE * flooded.received_kpps)
+    return flooded.received_kpps, flooded.lost_percent, paced.lost_percent
 
 
 def round_trips(path: Path) -> tuple[float, float]:

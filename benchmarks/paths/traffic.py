@@ -8,9 +8,9 @@ from pyflannel.lab.kernel_path import Datagrams, measure_datagrams
 SMALL_BYTES = 64
 
 
-def small_packets(path: Path, seconds: int) -> Datagrams:
-    """Send small datagrams at the maximum rate."""
-    return measure_datagrams(path.left, path.right, octets=SMALL_BYTES, seconds=seconds)
+def small_packets(path: Path, seconds: int, kpps: float = 0.0) -> Datagrams:
+    """Send small datagrams at a rate, or with 0 at the maximum rate."""
+    return measure_datagrams(path.left, path.right, octets=SMALL_BYTES, seconds=seconds, kpps=kpps)
 
 
 def ping_times(path: Path, *, pings: int, interval_s: float) -> list[float]:

@@ -57,13 +57,15 @@ def measure_throughput(
     return Throughput(gbit_s=received["bits_per_second"] / 1e9, octets=int(received["bytes"]))
 
 
-def measure_datagrams(source: Station, destination: Station, *, octets: int, seconds: int) -> Datagrams:
-    """Send datagrams with a payload of `octets` bytes at the maximum rate.
+def measure_datagrams(
+    source: Station, destination: Station, *, octets: int, seconds: int, kpps: float = 0.0
+) -> Datagrams:
+    """Send datagrams with a payload of `octets` bytes at a rate, or with 0 at the maximum rate.
 
     Raises:
         LabError: iperf3 failed; the hint is its output.
     """
-    flags = ["--udp", "--bandwidth", "0", "--length", str(octets)]
+    flags = ["--udp", "--bandwidth", str(round(kpps * 1e3 * octets * 8)), "--length", str(octets)]
     total = _run(source, destination, seconds, *flags)["sum"]
     arrived = total["packets"] - total["lost_packets"]
     return Datagrams(received_kpps=arrived / total["seconds"] / 1e3, lost_percent=total["lost_percent"])
