@@ -297,6 +297,18 @@ def test_a_link_whose_packets_are_not_forwarded_is_named() -> None:
         assert report.fix == f"sysctl -w net/ipv4/conf/{link}/forwarding=1"
 
 
+def test_a_tunnel_over_ipv6_is_followed_to_the_encryption() -> None:
+    """With `Mode` ipv6. The steps of the underlay are known for IPv4 only."""
+    kernel = Kernel("wireguard")
+    without(kernel, encryption=(replace(WIREGUARD.encryption[0], endpoint="[2001:db8::2]:51820"),))
+
+    report = kernel.trace()
+
+    assert report.ok
+    assert "encryption" in [one.name for one in report.steps]
+    assert "underlay" not in [one.name for one in report.steps]
+
+
 def test_without_an_answer_the_way_of_the_reply_on_this_host_precedes_the_other_host() -> None:
     kernel = Kernel("vxlan")
     without(kernel, probed=probed("silent", "tunnel"))
