@@ -150,15 +150,15 @@ def network_of(
     )
 
 
-_ANSWER_S = 4.8
-"""Deadline of a command that reads or writes the store itself: it answers within 5 s."""
+_ANSWER_S = 4.0
+"""Deadline of a command that reads or writes the store itself: with its start, it answers within 5 s."""
 
 
 @asynccontextmanager
 async def store_of(
     invocation: Invocation, run_dir: Path | None, *, creates: bool = False, whole: bool = False
 ) -> AsyncIterator[Store]:
-    """Open the store that the options select, or that of the daemon, for at most 4.8 s.
+    """Open the store that the options select, or that of the daemon, for at most 4 s.
 
     With `whole`, open the store with all its networks, also if only one of them is selected.
 

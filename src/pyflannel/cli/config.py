@@ -259,7 +259,7 @@ async def _history(invocation: Invocation, run_dir: Path | None) -> ConfigHistor
         return await config_history(store)
 
 
-_PLAN_DEADLINE_S = 4.0
+_PLAN_DEADLINE_S = 3.0
 """Deadline for the plan: the command answers within 5 s."""
 
 _SIGNS = {"add": "+", "change": "~", "remove": "-"}

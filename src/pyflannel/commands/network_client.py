@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pyflannel.assembly.options import store_url_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of
@@ -38,8 +38,16 @@ from pyflannel.wire.control_json import (
 from pyflannel.wire.lease_record import ALLOW_LIST, CONFIG, SUBNETS, lease_of
 from pyflannel.wire.network_config_json import parse_network_config
 
-DEADLINE_S = 5.0
-"""Deadline for an answer from the memory of the daemon, whose loop is never busy for that long."""
+_Answer = TypeVar("_Answer")
+
+DEADLINE_S = 2.5
+"""Deadline for an answer from the memory of the daemon, whose loop is never busy for that long.
+
+flannelctl itself needs up to 2 s to start on a busy host, and must answer within 5 s.
+"""
+
+READ_S, EXPIRIES_S = 1.8, 1.0
+"""Deadlines for a record or a listing of the store, and for the expiries of the leases in it."""
 
 WRITE_DEADLINE_S = 40.0
 """Deadline for an answer that depends on the store; longer than the daemon's own deadline."""
@@ -153,7 +161,7 @@ class StoreClient:
 
     async def config_text(self) -> str | None:
         """Return the network config as it is stored, or None."""
-        record = await self._store.get(CONFIG)
+        record = await _in_time(self._store.get(CONFIG))
         return None if record is None else record.value.decode(errors="replace")
 
     async def set_config(self, text: str) -> None:
@@ -182,24 +190,45 @@ class StoreClient:
             )
 
     async def leases(self) -> list[LeaseEntry]:
-        """Return every lease. A key without a valid lease is logged and skipped."""
-        listing = await self._store.list(SUBNETS)
+        """Return every lease. A key without a valid lease is logged and skipped.
+
+        If the store does not report all expiries in time, the others are unknown.
+        """
+        listing = await _in_time(self._store.list(SUBNETS))
+        leases = [(record, lease) for record in listing.records if (lease := _lease(record)) is not None]
+        expiries: dict[str, float | None] = {}
         turns = asyncio.Semaphore(_QUESTIONS_AT_ONCE)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                asked = [
-                    tasks.create_task(self._entry(record, lease, turns))
-                    for record in listing.records
-                    if (lease := _lease(record)) is not None
-                ]
+            async with asyncio.timeout(EXPIRIES_S), asyncio.TaskGroup() as tasks:
+                for record, lease in leases:
+                    if lease.has_ttl:
+                        tasks.create_task(self._ask_expiry(record, turns, expiries))
+        except* TimeoutError:
+            log.warning("the store has not reported all expiries within %g s", EXPIRIES_S)
         except* StoreError as failures:
             raise failures.exceptions[0] from None  # all have the same cause
-        return [each.result() for each in asked]
+        return [LeaseEntry.of(lease, expires_in_s=expiries.get(record.key)) for record, lease in leases]
 
-    async def _entry(self, record: Record, lease: Lease, turns: asyncio.Semaphore) -> LeaseEntry:
+    async def _ask_expiry(
+        self, record: Record, turns: asyncio.Semaphore, expiries: dict[str, float | None]
+    ) -> None:
         async with turns:
-            expires_in_s = await self._store.time_to_live(record) if lease.has_ttl else None
-        return LeaseEntry.of(lease, expires_in_s=expires_in_s)
+            expiries[record.key] = await self._store.time_to_live(record)
+
+
+async def _in_time(answer: Awaitable[_Answer]) -> _Answer:
+    """Return the answer of the store.
+
+    Raises:
+        StoreError: it does not respond in time.
+    """
+    try:
+        async with asyncio.timeout(READ_S):
+            return await answer
+    except TimeoutError as error:
+        raise StoreError(
+            f"the store does not respond: no answer within {READ_S:g} s", hint="Check that it runs."
+        ) from error
 
 
 def is_missing(url: str) -> bool:
@@ -298,6 +327,10 @@ class _Daemon:
         return await self._daemon.leases()
 
 
+_SELECTION_S = 2.0
+"""Deadline for the daemon's answer which store it uses. Afterwards, the variables name the store."""
+
+
 @asynccontextmanager
 async def network_client(
     store_url: str | None,
@@ -326,7 +359,7 @@ async def network_client(
     if store_url is None:
         daemon = ControlClient(socket)
         try:
-            status = await daemon.status()
+            status = await ControlClient(socket, _SELECTION_S).status()
         except NotReadyError:
             if only_daemon:
                 raise
@@ -339,10 +372,6 @@ async def network_client(
             return
     async with store_client(store_url, password, creates=creates) as client:
         yield client
-
-
-_SELECTION_S = 1.5
-"""Deadline for the daemon's answer which store it uses. Afterwards, the variables name the store."""
 
 
 @asynccontextmanager

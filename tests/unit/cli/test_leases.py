@@ -1,6 +1,7 @@
 """flannelctl leases prints one line for each key of the store."""
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -8,8 +9,13 @@ from typing import ClassVar
 import pytest
 from click.shell_completion import ShellComplete
 
+from doubles.fake_clock import FakeClock
+from doubles.fake_store import FakeStore
 from pyflannel.assembly.stores import open_store
-from pyflannel.commands import reservations
+from pyflannel.cli import answers
+from pyflannel.commands import network_client, reservations
+from pyflannel.commands.network_client import StoreClient
+from pyflannel.errors import StoreError
 from pyflannel.model.store_record import Put
 from pyflannel.programs.flannelctl import flannelctl, run
 from testlab.documents import read_document
@@ -153,3 +159,51 @@ class TestVerbs:
         assert run(["--store", url, "leases", "release", "10.100.1.0/24"]) == 1
 
         assert "history (10.0.0.1) is alive, so 10.100.1.0/24 is not released" in capfd.readouterr().err
+
+
+class TestLateStore:
+    """A store that does not answer in time, or not completely."""
+
+    @pytest.fixture
+    def store(self) -> FakeStore:
+        store = FakeStore(FakeClock())
+        for key, ttl_s in (("subnets/10.100.1.0-24", 60), ("subnets/10.100.2.0-24", None)):
+            store.change(Put(key=key, value=b'{"PublicIP":"10.0.0.1"}', ttl_s=ttl_s, expected=0))
+        return store
+
+    def test_expiries_that_are_late_are_unknown(
+        self, store: FakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(network_client, "EXPIRIES_S", 0.01)
+        monkeypatch.setattr(store, "time_to_live", _never)
+
+        entries = asyncio.run(StoreClient(store).leases())
+
+        assert [(one.is_reservation, one.expires_in_s) for one in entries] == [(False, None), (True, None)]
+        assert "the store has not reported all expiries" in caplog.text
+
+    def test_a_store_that_hangs_is_an_error(self, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(network_client, "READ_S", 0.01)
+        monkeypatch.setattr(store, "list", _never)
+        monkeypatch.setattr(store, "get", _never)
+
+        for call in (StoreClient(store).leases, StoreClient(store).config_text):
+            with pytest.raises(StoreError, match="no answer within"):
+                asyncio.run(call())
+
+
+async def _never(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_command_on_a_hanging_store_ends_in_time(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "_ANSWER_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"etcd://127.0.0.1:{silent.getsockname()[1]}"
+        for words in (["leases", "history"], ["leases", "release", "10.100.1.0/24"], ["network", "ls"]):
+            assert run(["--store", url, "--json", *words]) == 3
+
+            error = read_document(words, capfd.readouterr().out)["error"]
+            assert "has not answered within 0.1 s" in error["message"]
