@@ -422,7 +422,7 @@ def _with_secret(text: str, stored: str | None) -> str:
         config = json.loads(text)
         whole = _with_secrets(config, lambda value: secrets[0] if value == HIDDEN and secrets else value)
     except (ValueError, RecursionError):
-        return text  # not a config, which is reported when it is read
+        return text  # the text is not a config; the function that reads it reports this
     return text if whole == config else json.dumps(whole)
 
 

@@ -125,7 +125,7 @@ class KernelObjects:
         """Check that a daemon with the same rights can find a program, given by descriptor, again.
 
         Raises:
-            OSError: EPERM: it could not, and no later daemon could replace the program.
+            OSError: EPERM: such a daemon cannot find the program, so it could not replace it.
         """
         os.close(self.open_program(program_info(program).id))
 

@@ -378,7 +378,10 @@ def _text(identity: Identity, **more: str) -> str:
 
 
 def _run_text(identity: Identity) -> str:
-    """Return the text of the identity in the run directory. A copy in another place does not match it."""
+    """Return the text of the identity in the run directory.
+
+    A copy in another directory does not match this text.
+    """
     namespace = os.stat("/proc/self/ns/net")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return _text(identity, Boot=boot, Namespace=f"{namespace.st_dev}:{namespace.st_ino}")
