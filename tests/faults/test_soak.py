@@ -45,6 +45,7 @@ def test_random_damage(network, long_run: bool, figures: Callable[[str], None]) 
     damages = damages_of(network)
     samples: list[Sample] = []
     dealt = 0
+    suspended_s, wall_s = clocks()
     with network.pinged("random damage for a minute", is_limited=not long_run) as pings:
         end = time.monotonic() + (HOUR_S if long_run else MINUTE_S)
         while time.monotonic() < end:
@@ -65,10 +66,25 @@ def test_random_damage(network, long_run: bool, figures: Callable[[str], None]) 
         f" longest silence {pings.longest_silence_s():.2f} s"
     )
 
+    now = clocks()
+    figures(
+        f"{network.path}: longest time between two answers {pings.longest_gap_s():.2f} s,"
+        f" machine suspended for {now[0] - suspended_s:.2f} s, clock changed by {now[1] - wall_s:+.2f} s"
+    )
+
     assert growth < MOST_GROWTH_MIB
     assert min(one.descriptors for one in late) <= min(one.descriptors for one in early)
     assert max(one.threads for one in late) <= max(one.threads for one in early)
     assert pings.longest_silence_s() < LONGEST_SILENCE_S
+
+
+def clocks() -> tuple[float, float]:
+    """Return the seconds for which the machine was suspended, and its wall-clock time without running time.
+
+    A suspension or a new time of the clock looks like a silence: the times of answers are wall-clock times.
+    """
+    running_s = time.clock_gettime(time.CLOCK_MONOTONIC)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - running_s, time.time() - running_s
 
 
 def curves(samples: Sequence[Sample]) -> list[str]:
