@@ -9,23 +9,17 @@ import pytest
 
 from pyflannel.lab.lab import Lab
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
-from pyflannel.lab.waiting import together
 from testlab.cluster import Cluster
 from testlab.kubelets import (
     WEB,
     KubeApi,
-    KubeNode,
     Pod,
-    build_plugin,
     is_built,
-    write_box,
-    write_flannel_image,
+    start_cluster,
 )
 
 MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes"
 REPORT = Path(__file__).with_name("report.md")
-IMAGE = "docker.io/library/pyflannel:0.1.0"
-"""The image that the manifests name."""
 
 
 @pytest.fixture(scope="session")
@@ -43,18 +37,7 @@ def lab() -> Iterator[Lab]:
 def api(lab: Lab) -> KubeApi:
     """The manifests are installed by the command of the guide, and all nodes are ready."""
     cluster = Cluster(lab.router, LEFT.gateway.ip, lab.directory / "kubernetes")
-    cluster.start()
-    cluster.start_controllers("10.244.0.0/16")
-    images = [lab.directory / "box.tar", lab.directory / "pyflannel.tar"]
-    build_plugin(lab.directory / "plugin")
-    write_box(images[0])
-    write_flannel_image(images[1], IMAGE, lab.directory / "plugin")
-    nodes = [
-        KubeNode(lab, lab.hosts[host], name, cluster, mode)
-        for host, name, mode in (("docker1", "node1", "nftables"), ("docker2", "node2", "iptables"))
-    ]
-    together([lambda node=node: node.start(images) for node in nodes])
-    api = KubeApi(lab, cluster, nodes)
+    api = start_cluster(lab, cluster, "10.244.0.0/16")
     api.kubectl("apply", "--kustomize", MANIFESTS)
     api.until_flannel_is_ready()
     lab.router.start(["busybox", "sh", "-c", WEB], name="web")

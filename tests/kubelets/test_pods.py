@@ -73,6 +73,7 @@ def test_the_backend_of_a_running_cluster_changes(
     with pinging(one, str(two.address)) as pings:
         use_backend(api, backend)
     record_property("pings", f"{pings.lost} of {pings.lost + len(pings.answered)} pings lost")
+    assert pings.lost == 0
     check_traffic(api, one, two)
     if backend == "udp":
         status = json.loads(one.node.host.flannelctl("status", "--json"))

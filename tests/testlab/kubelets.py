@@ -12,7 +12,8 @@ import sysconfig
 import tarfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address
+from functools import partial
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -25,10 +26,14 @@ from pyflannel.lab.program import Program, cgroup_of
 from pyflannel.lab.sandbox import RUN_TIMEOUT_S
 from pyflannel.lab.topology import LEFT, Host, plug_in
 from pyflannel.lab.traffic import wait_reached
-from pyflannel.lab.waiting import wait_until
-from testlab.cluster import PROGRAMS, Cluster
+from pyflannel.lab.waiting import together, wait_until
+from testlab.cluster import HELM, PROGRAMS, Cluster
+from testlab.overlay import ipv6_underlay
 
 ROOT = Path(__file__).parents[2]
+IMAGE = "docker.io/library/pyflannel:0.1.0"
+"""The image that the manifests name."""
+
 BOX = "localhost/box:1"
 """The image of pods: busybox, whose default command waits."""
 
@@ -77,6 +82,7 @@ class Pod:
     def __init__(self, node: "KubeNode", document: dict[str, Any]) -> None:
         self.name = str(document["metadata"]["name"])
         self.address = IPv4Address(document["status"]["podIP"])
+        self.addresses = [ip_address(one["ip"]) for one in document["status"]["podIPs"]]
         self.node = node
         number = document["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
         self._into = ["nsenter", f"--target={node.process(number)}", "--net", "--"]
@@ -95,7 +101,11 @@ class Pod:
 class KubeNode:
     """A host with containerd, kubelet and kube-proxy."""
 
-    def __init__(self, lab: Lab, host: Host, name: str, cluster: Cluster, proxy_mode: str) -> None:
+    def __init__(
+        self, lab: Lab, host: Host, name: str, cluster: Cluster, proxy_mode: str, addresses: str
+    ) -> None:
+        """`addresses`: those that the kubelet reports, with commas."""
+        self._addresses = addresses
         self.host = host
         self.name = name
         self._lab = lab
@@ -202,7 +212,7 @@ class KubeNode:
             f"--config={files}/kubelet.json",
             f"--kubeconfig={kubeconfig}",
             f"--hostname-override={self.name}",
-            f"--node-ip={self.host.address}",
+            f"--node-ip={self._addresses}",
         ]
         self._kubelet = self._start("kubelet", *flags)
 
@@ -262,6 +272,11 @@ class KubeApi:
         program = shutil.which("kubectl") or PROGRAMS / "kubectl"
         command = [program, f"--kubeconfig={self._admin}", *argv]
         return self._lab.router.run(command, text=text, check=check).stdout
+
+    def helm(self, *argv: str | Path) -> str:
+        """Run helm as an administrator, in the namespace of flannel."""
+        command = ["nice", "-n", "5", HELM, f"--kubeconfig={self._admin}", "--namespace=kube-flannel", *argv]
+        return self._lab.router.run(command, timeout_s=SOON_S).stdout
 
     def get(self, *argv: str) -> dict[str, Any]:
         """Return a document of `kubectl get`."""
@@ -388,12 +403,30 @@ def _has_condition(document: dict[str, Any], name: str) -> bool:
     return any(one["type"] == name and one["status"] == "True" for one in conditions)
 
 
+def start_cluster(lab: Lab, cluster: Cluster, pod_range: str, *, has_ipv6: bool = False) -> KubeApi:
+    """Start a cluster with two nodes, without flannel, and with its images on the nodes."""
+    cluster.start()
+    cluster.start_controllers(pod_range)
+    images = [lab.directory / "box.tar", lab.directory / "pyflannel.tar"]
+    build_plugin(lab.directory / "plugin")
+    write_box(images[0])
+    write_flannel_image(images[1], IMAGE, lab.directory / "plugin")
+    nodes: list[KubeNode] = []
+    for host, name, mode in (("docker1", "node1", "nftables"), ("docker2", "node2", "iptables")):
+        place = lab.hosts[host]
+        addresses = f"{place.address},{ipv6_underlay(place).ip}" if has_ipv6 else str(place.address)
+        nodes.append(KubeNode(lab, place, name, cluster, mode, addresses))
+    together([partial(node.start, images) for node in nodes])
+    return KubeApi(lab, cluster, nodes)
+
+
 # Traffic.
 
 
 def source_at(pod: Pod, address: object, port: int = WEB_PORT) -> str:
     """Return the address that the web server at `address` sees when a pod fetches its page."""
-    url = f"http://{address}:{port}/cgi-bin/source"
+    host = f"[{address}]" if ":" in str(address) else address
+    url = f"http://{host}:{port}/cgi-bin/source"
     return pod.run_in_network(["curl", "-s", "-m", "5", url], check=False).stdout.strip()
 
 
@@ -589,7 +622,8 @@ def build_plugin(directory: Path) -> None:
     """Build the form of the CNI plugin that needs no file of its host."""
     directory.mkdir()
     builder = ROOT / "deploy/cni/standalone.py"
-    subprocess.run(["/usr/bin/python3", "-IS", builder, ROOT / "src", directory], check=True)
+    packages = directory.with_suffix(".cdx.json")
+    subprocess.run(["/usr/bin/python3", "-IS", builder, ROOT / "src", directory, packages], check=True)
 
 
 def is_built() -> bool:
