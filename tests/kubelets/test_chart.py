@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from testlab.cluster import PROGRAMS
+from testlab.cluster import CHART, HELM, PROGRAMS
 
-CHART = Path(__file__).parents[2] / "deploy/kubernetes"
-HELM = PROGRAMS / "helm"
 KUBERNETES = "--kube-version=1.36.3"
 
 pytestmark = pytest.mark.skipif(not HELM.exists(), reason="helm is not built, because Go is not installed")
@@ -108,6 +106,7 @@ def test_the_other_values_of_the_original_have_their_effect() -> None:
     assert daemon["image"] == install["image"] == "example.org/pyflannel:2"
     assert daemon["args"] == ["--kube-subnet-mgr", "--healthz-port=9999"]
     assert daemon["resources"]["limits"] == {"memory": "100Mi"}
+    assert daemon["startupProbe"]["httpGet"]["port"] == 9999
     assert daemon["readinessProbe"] == {"httpGet": {"path": "/readyz", "port": 9999}, "periodSeconds": 3}
     assert (pod["tolerations"], pod["imagePullSecrets"]) == ([{"operator": "Exists"}], [{"name": "key"}])
     assert pod["nodeSelector"] == {"kubernetes.io/os": "linux", "role": "worker"}
