@@ -90,6 +90,21 @@ def test_with_read_only_proc_sys_the_device_has_no_ipv6_address(namespace, targe
     assert target.snapshot(SEED) == SEED
 
 
+def test_with_read_only_proc_sys_a_device_of_ipv6_is_complete(target, monkeypatch):
+    """As in a pod: IPv6 is on already, and accept_ra keeps its value."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pyflannel.kernel.network.links.set_ipv6", refuse)
+    monkeypatch.setattr("pyflannel.kernel.network.snapshot.may_set_ipv6", lambda: False)
+    (link,) = SEED.of_type(Link)
+    wanted = State.of(replace(link, has_ipv6=True))
+
+    assert target.heal(wanted) == []
+    assert target.snapshot(wanted) == wanted
+
+
 DAMAGE = {
     "link down": ["link set flannel0 down"],
     "link down and up": ["link set flannel0 down", "link set flannel0 up"],

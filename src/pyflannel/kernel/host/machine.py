@@ -127,6 +127,14 @@ def set_ipv6(link: str, is_on: bool) -> None:
         setting.write("0" if is_on else "1")
 
 
+def is_ipv6_on(link: str) -> bool:
+    """Return whether IPv6 is on on a link; False if it is unknown."""
+    try:
+        return Path(_DISABLE_IPV6.format(link=link)).read_text().strip() == "0"
+    except OSError:
+        return False
+
+
 def set_accept_ra(link: str, is_on: bool) -> None:
     """Set whether router advertisements on a link change the host's routes.
 

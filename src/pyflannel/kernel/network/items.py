@@ -50,7 +50,7 @@ def link_of(
     """Return the link. The MAC address of an end of a veth is omitted: the kernel chooses it at random.
 
     If /proc/sys is read-only (`may_set_ipv6` is False), a link for which the kernel generates no IPv6
-    address counts as one without IPv6.
+    address counts as one without IPv6, and no link accepts routers.
     """
     is_veth = link.kind == "veth"
     mark, owner = split_alias(link.alias)
@@ -61,7 +61,7 @@ def link_of(
         is_up=link.is_up,
         queue_length=link.queue_length,
         has_ipv6=link.has_ipv6 and (link.generates_ipv6 or may_set_ipv6),
-        accepts_routers=link.accepts_routers and (link.generates_ipv6 or may_set_ipv6),
+        accepts_routers=link.accepts_routers and may_set_ipv6,
         alias=mark,
         owner=owner,
         mac="" if is_veth else link.mac,

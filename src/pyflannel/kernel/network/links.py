@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.host.machine import set_accept_ra, set_ipv6
+from pyflannel.kernel.host.machine import is_ipv6_on, set_accept_ra, set_ipv6
 from pyflannel.kernel.network.device_ioctls import create_tun, link_index, set_checksum_offload, set_gro
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.kernel.network.requests import GONE, refusal, refusal_of
@@ -136,8 +136,10 @@ class LinkWriter:
             if link.has_ipv6:
                 set_accept_ra(link.name, link.accepts_routers)
         except OSError as error:
-            if error.errno == errno.EROFS and is_silent:
-                return []  # in a container: without addresses, IPv6 sends no packets on the link
+            # In a container: without addresses, IPv6 sends no packets on the link. Where it must be on and is,
+            # accept_ra has no effect, because no router announces itself through the tunnel.
+            if error.errno == errno.EROFS and (is_silent or (link.has_ipv6 and is_ipv6_on(link.name))):
+                return []
             return [refusal_of(operation, error)]
         return []
 
