@@ -136,8 +136,8 @@ class LinkWriter:
             if link.has_ipv6:
                 set_accept_ra(link.name, link.accepts_routers)
         except OSError as error:
-            # In a container: without addresses, IPv6 sends no packets on the link. Where it must be on and is,
-            # accept_ra has no effect, because no router announces itself through the tunnel.
+            # In a container: without addresses, IPv6 sends no packets on the link. If IPv6 must be on, and is
+            # on, accept_ra has no effect: no router announces itself through the tunnel.
             if error.errno == errno.EROFS and (is_silent or (link.has_ipv6 and is_ipv6_on(link.name))):
                 return []
             return [refusal_of(operation, error)]
