@@ -178,7 +178,11 @@ class Host:
         """Make a pass and return its operations. None may be refused."""
 
         async def make_pass(target):
-            return await heal(target, desired)
+            operations = await heal(target, desired)
+            if self.caches_flows:
+                await target.snapshot(desired)
+                await target.renew()
+            return operations
 
         return self.act(make_pass, hooks)
 
@@ -295,10 +299,21 @@ def two_hosts(make_namespace, tmp_path: Path) -> Iterator[list[Host]]:
             host.stop()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test of two hosts in mode safe, and with `--long` also in mode flow."""
+    if "mode" in metafunc.fixturenames:
+        is_long = metafunc.config.getoption("--long")
+        metafunc.parametrize("mode", ["safe", "flow"] if is_long else ["safe"], scope="session")
+
+
 @pytest.fixture
-def hosts(make_namespace, tmp_path) -> Iterator[list[Host]]:
+def hosts(make_namespace, tmp_path, mode) -> Iterator[list[Host]]:
     """Two hosts on one underlay, each with a container, without a program."""
     with two_hosts(make_namespace, tmp_path) as made:
+        for host in made:
+            host.caches_flows = mode == "flow"
+            if host.caches_flows:
+                host.namespace.command("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_be_liberal=1")
         yield made
 
 

@@ -91,7 +91,8 @@ def test_an_original_behind_hardware_with_checksum_offload_can_be_a_direct_peer(
     one.heal(one.plan(two.peer()))
 
     assert send_stream(one.container, two.container, octets=1 << 20)
-    assert one.counts()[Outcome.ENCAPSULATED] > 10
+    counts = one.counts()
+    assert counts[Outcome.ENCAPSULATED] + counts.get(Outcome.CACHED_OUT, 0) > 10
 
 
 @pytest.mark.parametrize("state", ["on", "off"])
