@@ -8,7 +8,7 @@ import json
 import struct
 from contextlib import suppress
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
@@ -21,34 +21,19 @@ from hypothesis import strategies as st
 from doubles.hostile_inputs import Parser, as_bytes, check, damaged, damaged_text, deep, values, words
 from pyflannel.assembly.flanneld_flags import FLAGS
 from pyflannel.assembly.stores import masked, parse_store_url
-from pyflannel.errors import CniError, DockerPluginError, UsageError, WireError
+from pyflannel.errors import CniError, UsageError, WireError
 from pyflannel.kernel.bpf import layout
 from pyflannel.kernel.network.interfaces import parse_resolvers
-from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Pool, PublishedPort
 from pyflannel.model.netfilter import Packet
 from pyflannel.plan.netfilter import THROUGH, judge
 from pyflannel.wire import cni, iptables, lease_signature, nftables
 from pyflannel.wire.certificate import validity_of
-from pyflannel.wire.docker_plugin import (
-    AddressRequest,
-    EndpointRequest,
-    NetworkRequest,
-    PoolRequest,
-    format_state,
-    parse_address,
-    parse_interface,
-    parse_ipv6_prefix,
-    parse_prefix,
-    parse_request,
-    parse_state,
-)
 from pyflannel.wire.go_flags import read_environment, read_words
 from pyflannel.wire.iptables_ruleset import ruleset_of
 from pyflannel.wire.nftables_ruleset import parse_ruleset
 from pyflannel.wire.redaction import Redactor, named_secrets, secrets_in
 from pyflannel.wire.wireguard import parse_dump
 
-ADDRESS = IPv4Address("10.3.1.130")
 PACKET = Packet(source=IPv4Address("10.3.1.2"), destination=IPv4Address("10.3.2.2"), protocol=6)
 
 # iptables-save.
@@ -499,68 +484,6 @@ ALLOWED_KEYS = [f"# a list\n{KEY} docker1\n\n{'0f' * 32}\n", "short\n", "é\n"]
 
 RESOLVERS = ["nameserver 10.3.0.1\nnameserver fd00::1\nsearch x\n", "nameserver", "nameserver 1.2.3"]
 
-# Docker: its requests, and the memory of its plugin.
-
-ENDPOINT = DockerEndpoint(
-    name="e" * 64,
-    network="n" * 64,
-    address=IPv4Interface("10.3.1.130/26"),
-    mac="02:42:0a:03:01:82",
-    ports=(PublishedPort(protocol="tcp", host_address=None, host_port=8080, address=ADDRESS, port=80),),
-)
-PLUGIN_STATES = [
-    format_state(DockerState()),
-    format_state(
-        DockerState(
-            pools={"p": Pool(subnet=IPv4Network("10.3.1.128/26"), choice=IPv4Network("10.3.1.128/26"))},
-            networks={"n": DockerNetwork(name="n", gateway=IPv4Interface("10.3.1.129/26"))},
-            endpoints={"e": ENDPOINT},
-        )
-    ),
-]
-GENERIC = "com.docker.network.generic"
-PORTS = [{"Proto": 6, "Port": 80, "HostIP": "0.0.0.0", "HostPort": 8080, "HostPortEnd": 8080}]
-DOCKER_REQUESTS = [
-    b"",
-    b'{"Pool":"10.3.1.128/26","SubPool":"10.3.1.128/27","Options":{},"V6":false}',
-    b'{"PoolID":"flannel/10.3.1.128/26","Address":"10.3.1.129/26",'
-    b'"Options":{"RequestAddressType":"com.docker.network.gateway"}}',
-    b'{"NetworkID":"n","Options":{"com.docker.network.generic":{"x":"y"}},'
-    b'"IPv4Data":[{"Pool":"10.3.1.128/26","Gateway":"10.3.1.129/26"}],"IPv6Data":[]}',
-    json.dumps(
-        {
-            "NetworkID": "n",
-            "EndpointID": "e",
-            "Interface": {"Address": "10.3.1.130/26", "AddressIPv6": "fd00::2/64", "MacAddress": ""},
-            "Options": {"com.docker.network.portmap": PORTS, GENERIC: {}},
-        }
-    ).encode(),
-]
-
-
-def read_docker_request(body: bytes) -> None:
-    with suppress(WireError, DockerPluginError):
-        address = parse_request(body, AddressRequest)
-        _ = address.is_for_gateway, parse_address(address.address)
-    with suppress(WireError, DockerPluginError):
-        pool = parse_request(body, PoolRequest)
-        parse_ipv6_prefix(pool.pool) if pool.is_ipv6 else parse_prefix(pool.pool)
-    with suppress(WireError, DockerPluginError):
-        network = parse_request(body, NetworkRequest)
-        _ = network.driver_options, network.is_internal, network.has_ipv6
-        for data in network.ipv4 or []:
-            parse_interface(data.gateway)
-    endpoint = parse_request(body, EndpointRequest)
-    endpoint.ports(ADDRESS)
-    _ = endpoint.address, endpoint.ipv6_address, endpoint.mac
-
-
-def read_plugin_state(octets: bytes) -> None:
-    state = parse_state(octets)
-    _ = state.plan, [one.bridge for one in state.networks.values()]
-    format_state(state)
-
-
 # Texts of a bug report.
 
 SECRETS = [
@@ -571,6 +494,7 @@ SECRETS = [
     "Authorization: Bearer hidden.words",
     "token: eyJhbGciOi.hidden.words",
     "-----BEGIN PRIVATE KEY-----\nhidden\n-----END PRIVATE KEY-----",
+    '{"users": [{"token": "hidden", "number": 7}], "Private": ["hidden"]}',
 ]
 
 
@@ -580,19 +504,6 @@ def remove_secrets(text: str) -> None:
 
 
 PARSERS = [
-    Parser(
-        "request of Docker",
-        read_docker_request,
-        damaged(st.sampled_from(DOCKER_REQUESTS)) | as_bytes(deep),
-        (WireError, DockerPluginError),
-        DOCKER_REQUESTS,
-    ),
-    Parser(
-        "state of the Docker plugin",
-        read_plugin_state,
-        damaged(st.sampled_from(PLUGIN_STATES)) | as_bytes(deep),
-        corpus=PLUGIN_STATES,
-    ),
     Parser(
         "text with secrets",
         remove_secrets,

@@ -1,13 +1,14 @@
-"""Parsers of packets, control frames and HTTP under hostile input: each returns or raises its own error.
+"""Parsers of packets, control frames, HTTP and Docker's requests under hostile input.
 
-Each parser gets a thousand inputs, or a million with --long.
+Each returns or raises its own error. Each parser gets a thousand inputs, or a million with --long.
 """
 
 import asyncio
 import json
 import struct
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 
 import pytest
 from hypothesis import strategies as st
@@ -15,11 +16,23 @@ from hypothesis import strategies as st
 from doubles.hostile_inputs import Parser, as_bytes, check, damaged, deep, golden, values
 from pyflannel.datapath.forwarding import Drop, PeerTable, inbound, outbound
 from pyflannel.datapath.tcp_run import TcpRun
-from pyflannel.errors import WireError
+from pyflannel.errors import DockerPluginError, WireError
 from pyflannel.http.server import Conversation, Limits, Request, Response
+from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Pool, PublishedPort
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.status import JournalEntry, LeaseStatus, Notice, RefusedPeer, Status, StoreStatus
 from pyflannel.wire import control_json, forwarder_control
+from pyflannel.wire.docker_plugin import (
+    AddressRequest,
+    EndpointRequest,
+    NetworkRequest,
+    PoolRequest,
+    format_state,
+    parse_address,
+    parse_as,
+    parse_request,
+    parse_state,
+)
 from pyflannel.wire.forwarder_control import FrameReader, Kind, Peer, Settings, encode_frame
 from pyflannel.wire.packet import icmp_time_exceeded, icmp_unreachable
 
@@ -367,7 +380,92 @@ HTTP = Parser(
         b"",
     ],
 )
-PARSERS = [*PACKETS, *CONTROL, HTTP]
+# Docker: its requests, and the memory of its plugin.
+
+ADDRESS = IPv4Address("10.3.1.130")
+ENDPOINT = DockerEndpoint(
+    name="e" * 64,
+    network="n" * 64,
+    address=IPv4Interface("10.3.1.130/26"),
+    mac="02:42:0a:03:01:82",
+    ports=(PublishedPort(protocol="tcp", host_address=None, host_port=8080, address=ADDRESS, port=80),),
+)
+PLUGIN_STATES = [
+    format_state(DockerState()),
+    format_state(
+        DockerState(
+            pools={"p": Pool(subnet=IPv4Network("10.3.1.128/26"), choice=IPv4Network("10.3.1.128/26"))},
+            networks={"n": DockerNetwork(name="n", gateway=IPv4Interface("10.3.1.129/26"))},
+            endpoints={"e": ENDPOINT},
+        )
+    ),
+]
+GENERIC = "com.docker.network.generic"
+PORTS = [{"Proto": 6, "Port": 80, "HostIP": "0.0.0.0", "HostPort": 8080, "HostPortEnd": 8080}]
+REFUSED_PORTS = [{"Proto": 1}, {"Proto": 6}, {"Proto": 6, "HostPort": 80, "HostIP": "fd00::1"}]
+DOCKER_REQUESTS = [
+    *(
+        json.dumps(
+            {"NetworkID": "n", "EndpointID": "e", "Options": {"com.docker.network.portmap": [port]}}
+        ).encode()
+        for port in REFUSED_PORTS
+    ),
+    b"",
+    b'{"Pool":"10.3.1.128/26","SubPool":"10.3.1.128/27","Options":{},"V6":false}',
+    b'{"PoolID":"flannel/10.3.1.128/26","Address":"10.3.1.129/26",'
+    b'"Options":{"RequestAddressType":"com.docker.network.gateway"}}',
+    b'{"NetworkID":"n","Options":{"com.docker.network.generic":{"x":"y"}},'
+    b'"IPv4Data":[{"Pool":"10.3.1.128/26","Gateway":"10.3.1.129/26"}],"IPv6Data":[]}',
+    json.dumps(
+        {
+            "NetworkID": "n",
+            "EndpointID": "e",
+            "Interface": {"Address": "10.3.1.130/26", "AddressIPv6": "fd00::2/64", "MacAddress": ""},
+            "Options": {"com.docker.network.portmap": PORTS, GENERIC: {}},
+        }
+    ).encode(),
+]
+
+
+def read_docker_request(body: bytes) -> None:
+    with suppress(WireError, DockerPluginError):
+        address = parse_request(body, AddressRequest)
+        _ = address.is_for_gateway, parse_address(address.address)
+    with suppress(WireError, DockerPluginError):
+        pool = parse_request(body, PoolRequest)
+        parse_as(IPv6Network if pool.is_ipv6 else IPv4Network, pool.pool)
+    with suppress(WireError, DockerPluginError):
+        network = parse_request(body, NetworkRequest)
+        _ = network.driver_options, network.is_internal, network.has_ipv6
+        for data in network.ipv4 or []:
+            parse_as(IPv4Interface, data.gateway)
+    endpoint = parse_request(body, EndpointRequest)
+    endpoint.ports(ADDRESS)
+    _ = endpoint.address, endpoint.ipv6_address, endpoint.mac
+
+
+def read_plugin_state(octets: bytes) -> None:
+    state = parse_state(octets)
+    _ = state.plan, [one.bridge for one in state.networks.values()]
+    format_state(state)
+
+
+DOCKER = [
+    Parser(
+        "request of Docker",
+        read_docker_request,
+        damaged(st.sampled_from(DOCKER_REQUESTS)) | as_bytes(deep),
+        (WireError, DockerPluginError),
+        DOCKER_REQUESTS,
+    ),
+    Parser(
+        "state of the Docker plugin",
+        read_plugin_state,
+        damaged(st.sampled_from(PLUGIN_STATES)) | as_bytes(deep),
+        corpus=PLUGIN_STATES,
+    ),
+]
+PARSERS = [*PACKETS, *CONTROL, HTTP, *DOCKER]
 
 
 @pytest.mark.timeout(3600)
