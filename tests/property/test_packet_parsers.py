@@ -8,7 +8,7 @@ import json
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import strategies as st
@@ -20,7 +20,15 @@ from pyflannel.errors import DockerPluginError, WireError
 from pyflannel.http.server import Conversation, Limits, Request, Response
 from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Pool, PublishedPort
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.status import JournalEntry, LeaseStatus, Notice, RefusedPeer, Status, StoreStatus
+from pyflannel.model.status import (
+    JournalEntry,
+    LeaseStatus,
+    Notice,
+    RefusedPeer,
+    Status,
+    StoreStatus,
+    StrangerStatus,
+)
 from pyflannel.wire import control_json, forwarder_control
 from pyflannel.wire.docker_plugin import (
     AddressRequest,
@@ -237,6 +245,18 @@ a_status = Status(
     store=StoreStatus(url="etcd://a", is_connected=False, since_s=4.0),
     refused_peers=(
         RefusedPeer(subnet=IPv4Network("10.3.2.0/24"), public_ip=IPv4Address("192.0.2.1"), reason="x"),
+    ),
+    strangers=(
+        StrangerStatus(
+            address=IPv4Address("192.0.2.1"),
+            reason="stranger",
+            packets=1,
+            age_s=1.0,
+            inner_source=IPv4Address("10.3.1.2"),
+            inner_destination=IPv6Address("fd00::1"),
+            cause="x",
+            hint="y",
+        ),
     ),
 )
 an_entry = LeaseEntry(subnet=IPv4Network("10.3.1.0/24"), public_ip=IPv4Address("192.0.2.1"), owner="a")
