@@ -24,7 +24,7 @@ from lease_model.engines import (
     foreign,
 )
 from lease_model.rules import Violation
-from pyflannel.engine import supervisor
+from pyflannel.engine import config_in_force, supervisor
 from pyflannel.engine.condition import Inputs
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.list_watch import StoreLog
@@ -423,7 +423,8 @@ def test_the_simulation_finds_defects(
     """
     make: Make = Engine
     if isinstance(defect, type):
-        monkeypatch.setattr(supervisor, defect.__base__.__name__, defect)
+        used_by = config_in_force if defect is StubbornFollower else supervisor
+        monkeypatch.setattr(used_by, defect.__base__.__name__, defect)
     else:
         make = defect
     days, kinds = (28, FAULTS) if long_run else (6, kinds)

@@ -109,7 +109,7 @@ def check_own_files(places: Places, usual: Places) -> None:
     ]
     if theirs and (usual.device_file.exists() or running_daemon(usual.lock) is not None):
         raise UsageError(
-            f"{' and '.join(theirs)} belong to the flanneld of {usual.run_dir}",
+            f"the flanneld of {usual.run_dir} uses {' and '.join(theirs)}",
             hint=f"Name the state directory and the subnet file of {places.run_dir} too."
             f" One of several networks has {usual.state_dir}/NAME and {usual.run_dir}/networks/NAME.env.",
         )

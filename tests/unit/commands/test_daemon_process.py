@@ -161,10 +161,10 @@ def test_the_files_of_the_usual_daemon_are_protected(tmp_path: Path, other: str)
     )
 
     check_own_files(shared, usual)  # the usual daemon has never run here
-    with RunLock(str(usual.lock)), pytest.raises(UsageError, match=f"{other}=.*: these belong to"):
+    with RunLock(str(usual.lock)), pytest.raises(UsageError, match=f"the flanneld of .*/usual uses {other}="):
         check_own_files(shared, usual)
     usual.device_file.touch()
-    with pytest.raises(UsageError, match="these belong to"):
+    with pytest.raises(UsageError, match="the flanneld of .*/usual uses"):
         check_own_files(shared, usual)
     check_own_files(own, usual)
     check_own_files(usual, usual)
