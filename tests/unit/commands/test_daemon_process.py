@@ -161,10 +161,11 @@ def test_the_files_of_the_usual_daemon_are_protected(tmp_path: Path, other: str)
     )
 
     check_own_files(shared, usual)  # the usual daemon has never run here
-    with RunLock(str(usual.lock)), pytest.raises(UsageError, match=f"the flanneld of .*/usual uses {other}="):
+    message = rf"the flanneld of .*/usual uses {other}="
+    with RunLock(str(usual.lock)), pytest.raises(UsageError, match=message):
         check_own_files(shared, usual)
     usual.device_file.touch()
-    with pytest.raises(UsageError, match="the flanneld of .*/usual uses"):
+    with pytest.raises(UsageError, match=r"the flanneld of .*/usual uses"):
         check_own_files(shared, usual)
     check_own_files(own, usual)
     check_own_files(usual, usual)
