@@ -10,7 +10,10 @@ from engine_law import defects
 from engine_law.law import LOOKS, OTHERS_RIGHT, REFUSALS, REPAIRS, RIGHT, BrokenLaw, check
 from engine_law.steps import (
     DUAL,
+    AddStray,
     Announce,
+    Answer,
+    Configure,
     CreateUnderlay,
     Damage,
     GoOn,
@@ -18,6 +21,7 @@ from engine_law.steps import (
     ListLeases,
     LoseWatch,
     MoveUnderlay,
+    OwnLease,
     Refuse,
     RemoveUnderlay,
     RenameLink,
@@ -81,6 +85,34 @@ def test_an_address_whose_answer_was_lost_keeps_its_neighbours() -> None:
     """It is added again after a peer was added."""
     lost = Refuse(part=LINKS, nth=1, is_permanent=False, takes_effect=True)
     check(History(steps=((lost, 0.001), (SetPeer(0, 0), None)), is_announced=False))
+
+
+@pytest.mark.timeout(60)
+def test_a_refused_replacement_of_a_link_is_tried_again_after_a_pause() -> None:
+    """The objects that the kernel would drop with the link are restored each time, and must not hasten it."""
+    steps = (
+        (Configure(config=3), 0.3),
+        (Refuse(part=0, nth=18, is_permanent=False, takes_effect=False), 11.0),
+        (Damage(nth=18, how=6, is_announced=True), None),
+        (SpoilPeer(slot=1), 0.001),
+    )
+    check(History(steps=steps, config=1, change=SetPeer(0, None), damage=RenameLink(nth=2)))
+
+
+def test_each_outdated_look_counts_as_a_pass() -> None:
+    steps = (
+        (SpoilPeer(slot=1), 6.0),
+        (Silence(part=3), 0.03),
+        (AddStray(which=0, is_announced=True), 0.001),
+        (OwnLease(number=1), 0.3),
+        (OwnLease(number=0), None),
+        (Answer(part=3), 0.03),
+        (SetPeer(slot=1, variant=None), 0.03),
+        (Silence(part=4), 0.06),
+        (SetPeer(slot=2, variant=None), 0.001),
+        (AddStray(which=0, is_announced=False), 0.001),
+    )
+    check(History(steps=steps, config=1, is_announced=False))
 
 
 def test_changes_of_a_target_that_was_never_read_cause_no_looks_at_others() -> None:

@@ -253,6 +253,7 @@ class Reconciler:
         if self._has_skipped:
             self._end_look(readings)
             self._must_look = True
+            self._count_pass(began, readings)
             return
         state = reduce(or_, (reading.state for reading in shown), State.EMPTY)
         if Link in generations:
@@ -273,9 +274,12 @@ class Reconciler:
             operations += self._operations_on(batch, (one for one in due if one[0] not in keys))
         await self._perform(batch, operations)
         self._has_applied = not self._new_kinds
-        self.counts.add_pass(self._clock.now() - began)
-        self.counts.failures += len(readings) - len(shown)
+        self._count_pass(began, readings)
         self._report_refusals()
+
+    def _count_pass(self, began: float, readings: Sequence[Reading]) -> None:
+        self.counts.add_pass(self._clock.now() - began)
+        self.counts.failures += sum(reading.error is not None for reading in readings)
 
     def _end_look(self, readings: Iterable[Reading]) -> None:
         for reading in readings:
@@ -349,7 +353,7 @@ class Reconciler:
             await self._apply(batch, files)
         self._is_performing = False
         if any(operation.subject.IS_HOST_PART for operation in batch.done()):
-            self._work.release()
+            self._work.release(before=began)
         self._note_fights(batch, self._clock.now() - began)
         self._report.report(batch)
 

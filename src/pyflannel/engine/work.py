@@ -259,12 +259,16 @@ class Work:
             due_s = mark.tried_s + pause_s * 2.0 ** min(mark.hastened, 30)
             self._put(key, replace(mark, due_s=min(due_s, mark.due_s), is_hastened=True))
 
-    def release(self) -> None:
-        """Make blocked and refused keys due: a required object may be in place now."""
+    def release(self, before: float = math.inf) -> None:
+        """Make blocked and refused keys due: a required object may be in place now.
+
+        A key that was refused at the time `before` or later keeps its pause. Otherwise, an operation that is
+        refused again and again would have no pause if other operations of its batch succeed.
+        """
         for key, mark in list(self.undone()):
             if mark.stage is Stage.BLOCKED:
                 self._put(key, replace(mark, stage=Stage.OPEN))
-            elif mark.refusal is not None and not mark.refusal.is_permanent and mark.due_s < math.inf:
+            elif _may_succeed(mark) and mark.tried_s < before:
                 self._put(key, replace(mark, due_s=-math.inf))
 
     def _note_found(self, key: Key, mark: Mark, found: Item | None) -> None:
@@ -289,3 +293,8 @@ class Work:
     def _drop(self, key: Key) -> None:
         for table in self._tables:
             table.pop(key, None)
+
+
+def _may_succeed(mark: Mark) -> bool:
+    """Return whether another attempt of a refused operation may succeed."""
+    return mark.refusal is not None and not mark.refusal.is_permanent and mark.due_s < math.inf
