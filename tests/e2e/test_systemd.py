@@ -159,8 +159,8 @@ class TestBoot:
         assert "-s 10.100.0.0/16" in rules
 
     def test_the_kernel_carries_the_packets(self, booted: Booted) -> None:
-        """At the device, the underlay and Docker's bridge, with two capabilities and the pins."""
-        booted.wait(lambda: len(booted.programs()) == 3, "three programs stand")
+        """At the device, both hooks of the underlay and Docker's bridge, with two capabilities and the pins."""
+        booted.wait(lambda: len(booted.programs()) == 4, "four programs are attached")
         booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
 
         assert "No fast path" not in booted.system.journal("flanneld.service")
@@ -221,7 +221,7 @@ class TestRights:
         with booted.changed("User=root"):
             booted.system.run(["kill", before])
             forwarder, pid = booted.wait_another_forwarder([before]), booted.main_pid
-            booted.wait(lambda: len(booted.programs()) == 3, "three programs are pinned")
+            booted.wait(lambda: len(booted.programs()) == 4, "four programs are pinned")
             booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
             assert booted.rights(pid)[0] == "root"
             with pinging(booted.elsewhere, booted.container) as pings:
@@ -276,7 +276,7 @@ class TestRestart:
 
         The next daemon takes over the programs that the previous one attached.
         """
-        booted.wait(lambda: len(booted.programs()) == 3, "three programs stand")
+        booted.wait(lambda: len(booted.programs()) == 4, "four programs are attached")
         pid, forwarders, programs = booted.main_pid, booted.forwarders(), booted.programs()
 
         with pinging(booted.elsewhere, booted.container) as pings:
@@ -290,7 +290,7 @@ class TestRestart:
         self, booted: Booted, pinging: Callable[..., AbstractContextManager[Any]]
     ) -> None:
         """Without pins, the next daemon would attach its programs behind others that are permanent."""
-        booted.wait(lambda: len(booted.programs()) == 3, "three programs stand")
+        booted.wait(lambda: len(booted.programs()) == 4, "four programs are attached")
         programs, pid = booted.programs(), booted.main_pid
         booted.system.run(["umount", "/run/flannel/.bpf"])
 

@@ -135,7 +135,7 @@ def test_a_daemon_with_fewer_rights_takes_over_the_programs(overlay, ends, ping_
         stream.wait_answered()
 
     assert stream.lost() == []
-    assert len(programs) == 3
+    assert len(programs) == 4
     assert pinned() == programs
 
     overlay.daemons[other.name].stop()

@@ -260,7 +260,7 @@ def test_a_network_named_like_the_directory_of_pins_has_separate_pins(pair: tupl
         names = host.run(["ls", "/run/flannel/.bpf"]).stdout.split()
         return [name for name in names if name.startswith("program")]
 
-    wait_until(lambda: len(pinned()) == 4, what="two programs of each", deadline_s=SOON_S)
+    wait_until(lambda: len(pinned()) == 6, what="three programs of each", deadline_s=SOON_S)
 
 
 def test_networks_start_and_end_with_their_configs(pair: tuple[Lab, Host, Host]) -> None:

@@ -461,4 +461,4 @@ def test_a_damaged_object_is_refused(linked, make_target):
 
     (refused,) = one.act(apply)
 
-    assert "is spoilt" in refused.cause
+    assert "is damaged" in refused.cause

@@ -341,7 +341,7 @@ def _read(path: str) -> Identity | None:
     try:
         os.rename(path, aside)
     except OSError as error:
-        raise _failed(f"moved aside to {aside}, as it is spoilt, from", path, error) from error
+        raise _failed(f"moved aside to {aside} because it is damaged, from", path, error) from error
     log.warning("Found a damaged identity file, renamed it path=%s", aside)
     return None
 
