@@ -159,7 +159,7 @@ class TestBoot:
         assert "-s 10.100.0.0/16" in rules
 
     def test_the_kernel_carries_the_packets(self, booted: Booted) -> None:
-        """At the device, both hooks of the underlay and Docker's bridge, with two capabilities and the pins."""
+        """At the device, both hooks of the underlay and Docker's bridge, with two capabilities and pins."""
         booted.wait(lambda: len(booted.programs()) == 4, "four programs are attached")
         booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
 
