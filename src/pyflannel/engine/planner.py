@@ -79,6 +79,7 @@ class Planner:
         self._peers_of: tuple[object, ...] = ()
         self._bridges: tuple[Bridge, ...] = ()
         self._docker = NO_DOCKER
+        self._links: set[str] = set()  # of all plans: a link and its routes exist until they are removed
         self._host_routes: tuple[IpNetwork, ...] = ()  # routes of the host itself, independent of peers
         self._is_contested = False  # two peers need one key, and only a whole plan decides which gets it
         self._contested: Set[Key] = frozenset()  # keys of the peers that yield to others
@@ -166,7 +167,7 @@ class Planner:
             return host
         backends = [one for one in inputs.backends if inputs.surroundings.routes and family in one.families]
         links = {item.name for one in backends for item in one.plan_host(host).of_type(Link)}
-        found = foreign(inputs.surroundings, network, links, self._plan)
+        found = foreign(inputs.surroundings, network, links | self._links, self._plan)
         own, needed, peers = (
             host.subnet,
             {*found.stores, *found.gateways, *found.resolvers},
@@ -311,6 +312,7 @@ class Planner:
         for basis in bases:
             for view in basis.views:
                 plan.add(item for item in view.backend.plan_host(view.host) if item.key not in plan)
+        self._links |= {item.name for item in State(plan).of_type(Link)}
         self._host_routes = tuple(
             item.destination for item in State(plan).of_type(Route) if item.kind == "unicast"
         )

@@ -21,7 +21,7 @@ from pyflannel.engine.transition import (
 from pyflannel.engine.world import PlanOptions
 from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host import Underlay
+from pyflannel.model.host import Surroundings, Underlay
 from pyflannel.model.lease import BackendPart, Identity, Lease, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.lease_protocol import Held
 from pyflannel.model.link import Link
@@ -139,6 +139,17 @@ class TestConfig:
         inputs = changed(UDP, VXLAN, HostGwBackend(), VxlanBackend(vni=2))
 
         assert ways(inputs) == ["vxlan with VNI 2", "host-gw", "vxlan with VNI 1"]
+
+
+def test_the_routes_of_a_device_that_is_being_removed_are_not_of_another_program() -> None:
+    """The kernel's route of the previous device is seen until the device is gone."""
+    left = Route(destination=NETWORK, link="flannel0", protocol=2)
+    surroundings = Surroundings(routes=(left,))
+    made, _ = planned(replace(changed(UDP, VXLAN), surroundings=surroundings))
+
+    for _ in range(2):
+        made.take(previous=(), surroundings=replace(surroundings))
+        assert [note for note in made.notes if note.startswith("Network")] == []
 
 
 class TestResumed:
