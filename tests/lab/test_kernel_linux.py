@@ -7,7 +7,7 @@ import stat
 import struct
 import time
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.model.link import Address, Link
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
-from pyflannel.model.state import Add, Refusal, Remove, State
+from pyflannel.model.state import Add, Refusal, Remove, Replace, State
 from pyflannel.plan.ownership import ours
 from testlab.inside import hide_directory
 
@@ -264,6 +264,24 @@ def test_only_the_owned_one_of_two_routes_with_one_key_is_removed(namespace, tar
     target.apply(Remove(NETWORK_ROUTE))
 
     assert route_in_use(namespace) == "10.100.0.0/16 dev other scope link"
+
+
+def test_an_ipv6_route_moves_to_the_device_whose_gateway_it_contains(namespace, target):
+    """A change from host-gw to vxlan: the kernel finds the old route if it searches the new gateway."""
+    for link in ("eth7", "flannel-v6.1"):
+        namespace.ip(f"link add {link} type bridge")
+        namespace.ip(f"link set {link} up")
+    namespace.ip("address add fd07:1::65/64 dev eth7 nodad")
+    subnet = IPv6Network("fd00:10:100:ec::/64")
+    old = Route(destination=subnet, link="eth7", gateway=IPv6Address("fd07:1::66"), metric=1024)
+    new = replace(old, link="flannel-v6.1", gateway=subnet.network_address, is_onlink=True)
+    assert target.apply(Add(old)) == []
+
+    assert target.apply(Replace(old, new)) == []
+
+    assert [one.link for one in target.snapshot(State.EMPTY).of_type(Route) if one.key == new.key] == [
+        new.link
+    ]
 
 
 def test_a_refusal_contains_the_kernels_reason_and_stops_no_other_operation(namespace, target):

@@ -117,9 +117,13 @@ def ask(operation: Operation, index_of: IndexOf, *, by_next_hops: Set[str] = fro
 def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: IndexOf) -> Asked | None:
     """Return further requests for a route, or None if none can help.
 
-    Two cases need them. A link without carrier accepts routes, but no next hops. And the kernel answers
+    Three cases need them. A link without carrier accepts routes, but no next hops. And the kernel answers
     EEXIST if a route of another program precedes an existing route with the same key (`ip route prepend`):
     then the existing route is removed first. No packet is lost, because the kernel used the other route.
+
+    The last case is an IPv6 route whose gateway is in its destination. While the existing route leads to
+    another link, the kernel answers EINVAL (net/ipv6/route.c, ip6_route_check_nh_onlink). The existing route
+    is removed first, and for a few microseconds there is none.
     """
     match asked.operation:
         case Add(Route() as route) | Replace(_, Route() as route) if len(answers) > 1 and answers[0].errno:
@@ -127,8 +131,17 @@ def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: IndexO
         case Add(Route() as route) | Replace(_, Route() as route) if answers[-1].errno == errno.EEXIST:
             record = _record(route, index_of)
             return Asked(asked.operation, (*_route_removal(route, record), put_route(record)))
+        case Replace(Route() as old, Route() as route) if _is_in_the_way(old, route, answers[-1].errno):
+            removal = _route_removal(old, _record(old, index_of))
+            return Asked(asked.operation, (*removal, put_route(_record(route, index_of))))
         case _:
             return None
+
+
+def _is_in_the_way(old: Route, new: Route, answer: int) -> bool:
+    """Return whether the kernel found the old route when it searched the gateway of the new one."""
+    is_moved = new.is_onlink and new.destination.version == 6 and old.link != new.link
+    return answer == errno.EINVAL and is_moved and new.gateway in new.destination
 
 
 def failure(asked: Asked, answers: Sequence[Acknowledgement]) -> Acknowledgement | None:
