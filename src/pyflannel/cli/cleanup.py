@@ -12,6 +12,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import places_of, print_json
 from pyflannel.cli.invocation import (
     Invocation,
+    Verb,
     confirm,
     is_interactive,
     run_dir_option,
@@ -25,7 +26,7 @@ from pyflannel.commands.preparation import create_pins, user_named
 from pyflannel.commands.preparation import prepare as prepare_for
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("--dry-run", is_flag=True, help="List the objects to remove, and change nothing.")
 @click.option("--keep-lease", is_flag=True, help="Keep the lease, so that another program takes it over.")
 @click.option(
@@ -93,7 +94,7 @@ def _report(invocation: Invocation, report: CleanupReport, verb: str) -> None:
         say(f"flannelctl: {line}", err=True)
 
 
-@click.command()
+@click.command(cls=Verb)
 @run_dir_option
 @shared_options()
 def pins(run_dir: Path | None) -> None:
@@ -106,7 +107,7 @@ def pins(run_dir: Path | None) -> None:
         say(line)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("--user", required=True, metavar="NAME", help="The user of flanneld.")
 @run_dir_option
 @state_options

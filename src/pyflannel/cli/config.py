@@ -22,6 +22,7 @@ from pyflannel.cli.answers import (
 )
 from pyflannel.cli.invocation import (
     Invocation,
+    Verb,
     VerbGroup,
     confirm,
     is_interactive,
@@ -151,19 +152,17 @@ def diff(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
     A lease shows the subnet, the type, the port and the VNI of its host, not the other keys. If flanneld on
     this host responds, its whole config is compared.
 
-    \b
     Exit codes:
       0  there is no difference
       1  there is one, or the store refused
       2  a network config is invalid
       3  there is no stored network config, or no answer in time
 
-    \b
     Examples:
       flannelctl config diff
       flannelctl config diff new.json
       flannelctl config diff --json
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     given = None if source is None else read_source(source)
     computed = None if given is None else parse_network_config(given)
     found = asyncio.run(_compare(invocation, run_dir, given, computed))
@@ -227,17 +226,15 @@ def history(invocation: Invocation, run_dir: Path | None) -> None:
     SQLite store at least the last 10,000. The last line shows how far the history reaches. A store keeps no
     times: "not later than" follows from the age of later leases.
 
-    \b
     Exit codes:
       0  the history is shown
       1  the store refused
       3  no answer in time
 
-    \b
     Examples:
       flannelctl config history
       flannelctl config history --json
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     found = asyncio.run(_history(invocation, run_dir))
     if invocation.wants_json:
         print_json(format_document(found))
@@ -265,7 +262,7 @@ _PLAN_DEADLINE_S = 3.0
 _SIGNS = {"add": "+", "change": "~", "remove": "-"}
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option(
     "--config",
     "source",
@@ -283,18 +280,16 @@ def plan(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
     object that it would add, ~ for one that it would change, - for one that it would remove. Needs a running
     flanneld. Takes at most 5 seconds.
 
-    \b
     Exit codes:
       0  the changes are shown, also if there are none
       2  the network config is invalid, or this host would refuse it
       3  flanneld does not respond, or has no plan yet
 
-    \b
     Examples:
       flannelctl plan
       flannelctl plan --config new.json
       flannelctl plan --config '{"Network": "10.100.0.0/16", "Backend": {"Type": "vxlan"}}'
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     text = None if source is None else read_source(source)
     daemon = ControlClient(socket_of(invocation, run_dir), _PLAN_DEADLINE_S)
     found = asyncio.run(daemon.preview(text))

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from pyflannel.cli.answers import duration, network_of, places_of, print_facts, print_json, print_table
-from pyflannel.cli.invocation import Invocation, run_dir_option, say, shared_options, state_options
+from pyflannel.cli.invocation import Invocation, Verb, run_dir_option, say, shared_options, state_options
 from pyflannel.commands.bug_report import report_bug
 from pyflannel.commands.trace import AddressReport, trace_packet, who_is
 from pyflannel.errors import UsageError
@@ -20,7 +20,7 @@ from pyflannel.model.probe import TraceReport, TraceStep
 from pyflannel.wire.control_json import format_trace
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("addresses", metavar="[SOURCE] DESTINATION", nargs=-1, required=True)
 @run_dir_option
 @state_options
@@ -41,18 +41,16 @@ def trace(
     underlay. The other host is probed. If it does not answer, the path of the reply on this host follows.
     Needs root. Takes at most 5 seconds.
 
-    \b
     Exit codes:
       0  no step stops the packet
       1  a step stops it, or neither address is on this host
       3  flanneld does not respond, and its files do not suffice
 
-    \b
     Examples:
       flannelctl trace 10.100.93.7
       flannelctl trace 10.100.15.2 10.100.93.7
       flannelctl trace --json 10.100.93.7 10.100.15.2
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     if len(addresses) > 2:
         raise click.UsageError("a packet has one source and one destination")
     *sources, destination = map(address_of, addresses)
@@ -98,7 +96,7 @@ def _trace_row(step: TraceStep) -> tuple[str, str, str]:
     return name, step.state, f"{step.found}{reason}"
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("address", metavar="ADDRESS")
 @run_dir_option
 @shared_options("store", "socket", "json")
@@ -109,11 +107,10 @@ def whois(invocation: Invocation, address: str, run_dir: Path | None) -> None:
     ADDRESS is an address of a container, of a tunnel device or of a host. On the host of a container, its
     bridge, port and MAC address are shown too. The exit code is 1 if no host has a lease for the address.
 
-    \b
     Examples:
       flannelctl whois 10.100.93.7
       flannelctl whois 10.10.10.102 --json
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     found = asyncio.run(_who_is(invocation, run_dir, address_of(address)))
     if invocation.wants_json:
         print_json(msgspec.json.encode(found, enc_hook=str))
@@ -148,7 +145,7 @@ def _holder_facts(found: AddressReport) -> Iterator[tuple[str, str]]:
         yield "interface", ", ".join(filter(None, details))
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option(
     "--output",
     "-o",
@@ -174,16 +171,14 @@ def bugreport(
     kernel, logs, and versions. Passwords, private keys and tokens are removed from all texts. Addresses and
     host names stay. A part that is not complete in time is named as missing. Takes at most 5 seconds.
 
-    \b
     Exit codes:
       0  the archive is written
       1  the archive cannot be written
 
-    \b
     Examples:
       flannelctl bugreport
       flannelctl bugreport --output /tmp/report.tar.gz
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = f"flannel-bugreport-{os.uname().nodename}-{now}"
     archive = output or Path(f"{name}.tar.gz")

@@ -5,6 +5,7 @@
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -77,11 +78,30 @@ def print_help(context: click.Context) -> None:
     click.echo(context.get_help())
 
 
+_LISTS = re.compile(r"^( *)(Exit codes:|Examples:)$", re.MULTILINE)
+"""The headings in a help text whose lines are not joined."""
+
+
+def _with_line_breaks(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a command. click keeps the line breaks of a paragraph behind a backspace."""
+    text = settings.get("help")
+    return settings if text is None else settings | {"help": _LISTS.sub("\\1\b\n\\1\\2", text)}
+
+
+class Verb(click.Command):
+    """A command with lists of exit codes and examples in its help."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **_with_line_breaks(settings))
+
+
 class VerbGroup(click.Group):
     """A group of verbs. Without a verb it prints its help; for an unknown verb it suggests a similar one."""
 
+    command_class = Verb
+
     def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **{"invoke_without_command": True, **settings})
+        super().__init__(*arguments, **{"invoke_without_command": True, **_with_line_breaks(settings)})
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb, or print the help if there is none."""

@@ -40,13 +40,12 @@ def leases() -> None:
 
     Without a verb, lists the leases: all of them, or those of each HOST that follows.
 
-    \b
     Examples:
       flannelctl leases
       flannelctl leases docker1
       flannelctl leases reserve 10.100.15.0/24
       flannelctl leases history 10.100.15.0/24
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
 
 
 leases.add_command(list_leases)
@@ -69,18 +68,16 @@ def reserve_(invocation: Invocation, subnet: str, public_ip: str | None, run_dir
     reserved for the host with --public-ip, which uses it when flanneld starts there for the first time. A
     subnet of another host is never reserved.
 
-    \b
     Exit codes:
       0  the subnet is reserved, also if it was reserved for this host before
       1  it is leased to another host, or the store refused the write
       2  it is not a subnet of the network, or no host is named
       3  there is no network config, or no answer in time
 
-    \b
     Examples:
       flannelctl leases reserve 10.100.15.0/24
       flannelctl leases reserve 10.100.5.0/24 --public-ip 10.10.10.101
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     subnets, address = parse_subnets(subnet), None if public_ip is None else _address(public_ip)
     made = asyncio.run(_reserve(invocation, run_dir, subnets, address))
     if invocation.wants_json:
@@ -123,18 +120,16 @@ def release_(
     With --force, a running flanneld acquires the same subnet again, as a lease that expires, and no packet is
     lost. On a terminal, flannelctl asks.
 
-    \b
     Exit codes:
       0  the lease is released
       1  there is no such lease, its host is alive or unknown, or the store refused the write
       2  SUBNET is not a subnet
       3  no answer in time
 
-    \b
     Examples:
       flannelctl leases release 10.100.15.0/24
       flannelctl leases release 10.100.15.0/24 --force --yes
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     found = asyncio.run(
         _release(invocation, run_dir, parse_subnets(subnet), is_forced=force, is_confirmed=is_confirmed)
     )
@@ -190,19 +185,17 @@ def history(invocation: Invocation, subnet: str | None, renewals: bool, run_dir:
     SQLite store at least the last 10,000. The last line shows how far the history reaches. A store keeps no
     times: "not later than" follows from the age of later leases.
 
-    \b
     Exit codes:
       0  the history is shown
       1  SUBNET has none, or the store refused
       2  SUBNET is not a subnet
       3  no answer in time
 
-    \b
     Examples:
       flannelctl leases history
       flannelctl leases history 10.100.15.0/24 --renewals
       flannelctl leases history 10.100.15.7 --json
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     chosen = None if subnet is None else _network(subnet)
     found = asyncio.run(_history(invocation, run_dir))
     shown = [

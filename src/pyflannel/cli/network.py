@@ -26,6 +26,7 @@ from pyflannel.cli.answers import (
 )
 from pyflannel.cli.invocation import (
     Invocation,
+    Verb,
     print_warning,
     run_dir_option,
     say,
@@ -152,7 +153,7 @@ def _expiry(entry: LeaseEntry) -> str:
     return f"in {duration(entry.expires_in_s)}"
 
 
-@click.command()
+@click.command(cls=Verb)
 @_hosts_argument
 @wide_option
 @click.option("--probe/--no-probe", default=True, help="Probe the hosts (default), or send no packet.")
@@ -212,7 +213,7 @@ def _state(entry: PeerEntry) -> str:
     return f"answers{rtt}{mtu}{encrypted}"
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("host", metavar="HOST|ADDRESS", shell_complete=_complete_host)
 @run_dir_option
 @state_options
@@ -231,18 +232,16 @@ def ping(
     underlay, the tunnel and the container one after the other, by ICMP echo, and examines this host if there
     is no answer. An original flannel answers too. Needs root. Takes at most 5 seconds.
 
-    \b
     Exit codes:
       0  packets of the largest size arrive
       1  packets stop, or the host is unknown
       3  flanneld does not respond, and its files do not suffice
 
-    \b
     Examples:
       flannelctl ping docker2
       flannelctl ping 10.100.93.7
       flannelctl ping --json 192.168.50.101
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     report = asyncio.run(ping_path(places_of(run_dir, state_dir, subnet_file), invocation.socket, host))
     if invocation.wants_json:
         print_json(format_ping(report))
@@ -266,7 +265,7 @@ def _step(step: PingStep) -> str:
     return f"{step.destination} {step.state}{rtt}{mtu}{text}"
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("host", metavar="HOST|ADDRESS", shell_complete=_complete_host)
 @run_dir_option
 @state_options
@@ -286,17 +285,15 @@ def bench(
     The other host needs no running flanneld, and may be an original flannel. Throughput is not measured.
     Needs root. Takes at most 5 seconds.
 
-    \b
     Exit codes:
       0  each path answered
       1  a path did not answer, or the host is unknown
       3  flanneld does not respond, and its files do not suffice
 
-    \b
     Examples:
       flannelctl bench docker2
       flannelctl bench 10.100.93.7 --json
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     report = asyncio.run(bench_host(places_of(run_dir, state_dir, subnet_file), invocation.socket, host))
     if invocation.wants_json:
         print_json(format_document(report))
@@ -358,7 +355,7 @@ _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(rf"(\d+)\s*({'|'.join(_UNITS_S)})")
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option(
     "--since",
     metavar="TIME",
@@ -374,11 +371,10 @@ def events(invocation: Invocation, since: str | None, follow: bool, run_dir: Pat
     Shows the last 1,000 events since flanneld started. Needs a running flanneld. With --follow, flannelctl
     also waits while flanneld restarts.
 
-    \b
     Examples:
       flannelctl events --since 10min
       flannelctl events --follow --json
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     begin = 0.0 if since is None else begin_of(since, time.time())
     daemon = ControlClient(socket_of(invocation, run_dir))
     entries = asyncio.run(daemon.events())

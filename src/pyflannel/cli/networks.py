@@ -38,12 +38,11 @@ def network() -> None:
     A store contains one network without a name, and any number of networks with a name. flanneld runs the
     latter with --networks or --watch-networks.
 
-    \b
     Examples:
       flannelctl network ls
       flannelctl network create blue '{"Network": "10.101.0.0/16"}'
       flannelctl network rm blue
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
 
 
 _HEADINGS = ("NAME", "NETWORK", "BACKEND", "LEASES", "RESERVED", "CONFIG")
@@ -58,17 +57,15 @@ def ls(invocation: Invocation, run_dir: Path | None) -> None:
 
     The network without a name is shown as "-". A network without a config is listed if it has leases.
 
-    \b
     Exit codes:
       0  the networks are shown, also if there are none
       1  the store refused
       3  no answer in time
 
-    \b
     Examples:
       flannelctl network ls
       flannelctl --store etcd://10.0.0.1 network ls --json
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     found = asyncio.run(_list(invocation, run_dir))
     if invocation.wants_json:
         print_json(format_document(found))
@@ -108,18 +105,16 @@ def create(invocation: Invocation, name: str, source: str, force: bool, run_dir:
     overlap. Two networks with the backend udp or wireguard need different ports, and two with vxlan
     different values of VNI, so that a host can run both.
 
-    \b
     Exit codes:
       0  the network is created
       1  it exists or conflicts with another network, or the store refused
       2  the name or the config is invalid
       3  no answer in time
 
-    \b
     Examples:
       flannelctl network create blue blue.json
       flannelctl network create red '{"Network": "10.102.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}'
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     check_name(name)
     text = read_source(source)
     _, warnings = checked_config(text, accepts_unknown=force)
@@ -155,18 +150,16 @@ def rm(invocation: Invocation, name: str, force: bool, is_confirmed: bool, run_d
     Hosts with --watch-networks stop the network. Other running hosts keep it with their last config, and
     write their leases again. The data path on the hosts remains: flannelctl cleanup removes it.
 
-    \b
     Exit codes:
       0  the network is removed
       1  it has leases, or the store refused
       2  the name is invalid
       3  there is no such network, or no answer in time
 
-    \b
     Examples:
       flannelctl network rm blue
       flannelctl network rm blue --force --yes
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     gone = asyncio.run(_remove(invocation, run_dir, name, is_forced=force, is_confirmed=is_confirmed))
     if invocation.wants_json:
         print_json(format_document(gone))

@@ -10,6 +10,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import both, duration, handshake, places_of, print_facts, print_json, socket_of
 from pyflannel.cli.invocation import (
     Invocation,
+    Verb,
     run_dir_option,
     say,
     shared_options,
@@ -41,7 +42,7 @@ from pyflannel.wire.control_json import format_findings, format_status
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option(
     "--fix",
     "fixes",
@@ -99,7 +100,7 @@ _NAMED = 8
 """Refused peers, strangers and repairs that are listed individually, of each kind."""
 
 
-@click.command()
+@click.command(cls=Verb)
 @wide_option
 @run_dir_option
 @state_options

@@ -104,19 +104,17 @@ def flannelctl(context: click.Context, store_url: str | None, socket: Path | Non
     flannelctl asks the running flanneld. If none runs, it reads the store that the FLANNELD_ variables name.
     --store, --socket and --json may be written before or after the command.
 
-    \b
     Exit codes:
       0  success
       1  a problem was found, or the action failed
       2  wrong use, or a bad network config
       3  not ready, or no answer in time
 
-    \b
     Examples:
       flannelctl status
       flannelctl --store etcd://10.0.0.1:2379/coreos.com/network leases
       flannelctl config set '{"Network": "10.100.0.0/16"}'
-    """  # noqa: D301 - \b is the character by which click keeps line breaks
+    """
     context.obj = Invocation(store_url=store_url, socket=socket, wants_json=wants_json)
 
 
