@@ -258,7 +258,7 @@ class _Memory:
         if not self._compacted <= after <= self._revision:
             raise CompactedError(after + 1, self._compacted + 1)
         start = bisect_right(self._history, after, key=lambda entry: entry[0])
-        found = (change for _, change in self._history[start:] if _key(change).startswith(prefix))
+        found = (change for _, change in self._history[start:] if change.key.startswith(prefix))
         return StoreChanges(tuple(found), self._revision)
 
     def compact(self, revision: int | None) -> None:
@@ -326,7 +326,3 @@ class _Memory:
     def _happened(self, change: Change) -> None:
         self._history.append((self._revision, change))
         self.wake()
-
-
-def _key(change: Change) -> str:
-    return change.record.key if isinstance(change, PutSeen) else change.key

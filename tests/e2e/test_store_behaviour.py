@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -154,8 +155,7 @@ async def seen(watch: Watcher, count: int) -> list[Change]:
     return found
 
 
-def revision_of(change: Change) -> int:
-    return change.record.revision if isinstance(change, PutSeen) else change.revision
+revision_of = attrgetter("revision")
 
 
 def test_a_record_reads_back_as_it_was_written(subject: Subject, run: Callable) -> None:

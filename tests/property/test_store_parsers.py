@@ -32,7 +32,7 @@ from pyflannel.stores.etcd.rpc_pb2 import KeyValue
 from pyflannel.wire.kubeconfig import parse_kubeconfig
 from pyflannel.wire.kubernetes_node import lease_of_node, node_of, parse_event, parse_node, subnets_of
 from pyflannel.wire.lease_json import parse_claim, parse_lease_attributes, parse_vtep, signed_form
-from pyflannel.wire.lease_record import claim_of, kept_lease, lease_of, parse_last_known
+from pyflannel.wire.lease_record import claim_of, lease_of, parse_last_known, readable_lease
 from pyflannel.wire.lease_signature import parse_signed_list
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 from pyflannel.wire.subnet_env import parse_assignments, parse_subnet_env, previous_subnet
@@ -241,7 +241,7 @@ def read_record(found: tuple[bytes, bytes]) -> None:
 
 def read_kept(octets: bytes) -> None:
     for record in parse_last_known(octets).records:
-        kept_lease(record)
+        readable_lease(record)
 
 
 def read_claim(value: bytes) -> None:

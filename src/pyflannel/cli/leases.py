@@ -1,6 +1,7 @@
 """flannelctl leases: the list of leases, reservations, and the history of leases."""
 
 import asyncio
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -206,16 +207,7 @@ def history(invocation: Invocation, subnet: str | None, renewals: bool, run_dir:
     if chosen is not None and not shown:
         raise FlannelError(f"the history has no lease of {chosen}", hint=_reach(found))
     if invocation.wants_json:
-        print_json(
-            format_document(
-                LeaseHistory(
-                    begin=found.begin,
-                    revision=found.revision,
-                    is_complete=found.is_complete,
-                    changes=tuple(shown),
-                )
-            )
-        )
+        print_json(format_document(replace(found, changes=tuple(shown))))
         return
     print_table(_HEADINGS, map(_row, shown))
     say(_reach(found))

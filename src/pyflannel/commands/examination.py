@@ -53,7 +53,7 @@ from pyflannel.ports import in_thread
 from pyflannel.processes.found import find_containers, find_original
 from pyflannel.processes.systemd import has_unit
 from pyflannel.wire.certificate import validities_of, validity_of
-from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
+from pyflannel.wire.lease_record import Kept, parse_last_known, readable_lease
 from pyflannel.wire.subnet_env import parse_subnet_env
 
 _DAEMON_S, _EXAMINED_S = 2.0, 2.5
@@ -71,7 +71,7 @@ async def status_of_host(places: Places) -> Status:
 async def membership_of(places: Places, status: Status) -> Membership:
     """Return network, subnet and underlay of the host; None for each unknown value."""
     known = _last_known(places)
-    leases = () if known is None else filter(None, map(kept_lease, known.records))
+    leases = () if known is None else filter(None, map(readable_lease, known.records))
     return Membership(
         network=status.network.network if status.network else None,
         subnet=status.lease.subnet if status.lease else None,
@@ -121,7 +121,7 @@ async def leases_of_host(places: Places) -> list[LeaseEntry]:
     with contextlib.suppress(NotReadyError, WireError):
         return await ControlClient(places.control_socket, _DAEMON_S).leases()
     known = _last_known(places)
-    leases = () if known is None else (known.own, *filter(None, map(kept_lease, known.records)))
+    leases = () if known is None else (known.own, *filter(None, map(readable_lease, known.records)))
     return list({lease.subnet: LeaseEntry.of(lease) for lease in leases}.values())
 
 

@@ -13,7 +13,7 @@ from pyflannel.model.lease import Lease
 from pyflannel.model.store_record import Change, DeleteSeen, Listing, PutSeen, Record, StoreChanges
 from pyflannel.plan.backends import deviations_of
 from pyflannel.ports import Store
-from pyflannel.wire.lease_record import CONFIG, SUBNETS, lease_of, leased_subnets
+from pyflannel.wire.lease_record import CONFIG, SUBNETS, leased_subnets, readable_lease
 from pyflannel.wire.network_config_json import parse_network_config
 
 _READ_S = 2.5
@@ -112,7 +112,7 @@ async def _changes_after(
             except TimeoutError:
                 return found, is_at_end
             for change in batch.changes:
-                if revision_of(change) <= listing.revision:
+                if change.revision <= listing.revision:
                     found.append(change)
                     _apply(change, current)
             if batch.revision >= listing.revision:
@@ -125,11 +125,6 @@ def _apply(change: Change, current: dict[str, int]) -> None:
             current[record.key] = record.revision
         case DeleteSeen(key):
             current.pop(key, None)
-
-
-def revision_of(change: Change) -> int:
-    """Return the revision of a change."""
-    return change.record.revision if isinstance(change, PutSeen) else change.revision
 
 
 async def _read_dates(store: Store, listing: Listing) -> Dates:
@@ -197,7 +192,7 @@ async def lease_history(store: Store) -> LeaseHistory:
 def _lease_events(history: History) -> Iterator[LeaseEvent]:
     before: dict[str, Lease | None] = {}  # None: deleted
     for change in history.changes:
-        key = change.record.key if isinstance(change, PutSeen) else change.key
+        key = change.key
         try:
             subnet, ipv6_subnet = leased_subnets(key)
         except WireError:
@@ -205,7 +200,7 @@ def _lease_events(history: History) -> Iterator[LeaseEvent]:
         event: LeaseEventKind
         match change:
             case PutSeen(record):
-                if (lease := _read(record)) is None:
+                if (lease := readable_lease(record)) is None:
                     before.pop(key, None)
                     event = "unreadable"
                 else:
@@ -216,11 +211,11 @@ def _lease_events(history: History) -> Iterator[LeaseEvent]:
                 lease, event = before.get(key), "removed"
                 before[key] = None
         event_of_key = LeaseEvent(
-            revision=revision_of(change),
+            revision=change.revision,
             event=event,
             subnet=subnet,
             ipv6_subnet=ipv6_subnet,
-            not_after=history.dates.not_after(revision_of(change)),
+            not_after=history.dates.not_after(change.revision),
         )
         yield event_of_key if lease is None else _with_holder(event_of_key, lease)
 
@@ -240,13 +235,6 @@ def _with_holder(event: LeaseEvent, lease: Lease) -> LeaseEvent:
 def _is_new(record: Record, history: History) -> bool:
     """Return whether the first known value of a key is the first one since the key was created."""
     return record.created == record.revision if record.created else history.begin == 1
-
-
-def _read(record: Record) -> Lease | None:
-    try:
-        return lease_of(record)
-    except WireError:
-        return None
 
 
 def _event(before: Lease | None, after: Lease, *, is_new: bool) -> LeaseEventKind:
@@ -290,11 +278,10 @@ async def config_history(store: Store) -> ConfigHistory:
     history = await read_history(store, CONFIG)
     versions = []
     for change in history.changes:
-        key = change.record.key if isinstance(change, PutSeen) else change.key
-        if key == CONFIG:  # `config` is also the beginning of other keys
+        if change.key == CONFIG:  # `config` is also the beginning of other keys
             text = change.record.value.decode(errors="replace") if isinstance(change, PutSeen) else None
-            at = history.dates.not_after(revision_of(change))
-            versions.append(ConfigVersion(revision=revision_of(change), text=text, not_after=at))
+            at = history.dates.not_after(change.revision)
+            versions.append(ConfigVersion(revision=change.revision, text=text, not_after=at))
     return ConfigHistory(
         begin=history.begin,
         revision=history.revision,
@@ -345,7 +332,7 @@ async def stored_config(store: Store) -> tuple[str, list[Lease]]:
     record = await store.get(CONFIG)
     if record is None:
         raise NotReadyError("there is no network config yet", hint="Write one: flannelctl config set FILE.")
-    leases = [lease for one in (await store.list(SUBNETS)).records if (lease := _read(one)) is not None]
+    leases = [*filter(None, map(readable_lease, (await store.list(SUBNETS)).records))]
     return record.value.decode(errors="replace"), leases
 
 

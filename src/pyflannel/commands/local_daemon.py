@@ -17,7 +17,7 @@ from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, St
 from pyflannel.plan.backends import backend_of
 from pyflannel.processes.forwarder_client import forwarder_link, forwarder_status
 from pyflannel.processes.systemd import service_of, stop_service
-from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
+from pyflannel.wire.lease_record import Kept, parse_last_known, readable_lease
 from pyflannel.wire.network_config_json import parse_network_config
 from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
 
@@ -254,7 +254,7 @@ def _owner(known: Kept | None) -> str | None:
 
 
 def _peers(known: Kept) -> int:
-    leases = map(kept_lease, known.records)
+    leases = map(readable_lease, known.records)
     return len({lease.subnet for lease in leases if lease is not None} - {known.own.subnet})
 
 

@@ -24,6 +24,7 @@ from pyflannel.wire.lease_record import (
     lease_value,
     leased_subnets,
     parse_subnet_key,
+    readable_lease,
 )
 from pyflannel.wire.network_config_json import parse_network_config
 
@@ -142,7 +143,7 @@ async def _reserve_new(
         if (other := next((each for each in taken if each.overlaps(one)), None)) is not None:
             raise FlannelError(f"{one} overlaps the lease of {other}", hint=_OTHER_SUBNET)
     for record, _ in leases:
-        held = _lease_or_none(record)
+        held = readable_lease(record)
         if held is not None and held.attributes.public_ip == public_ip:
             raise FlannelError(
                 f"{held.attributes.host_text} already has the lease of {held.subnet}",
@@ -221,7 +222,7 @@ async def examine_release(store: Store, subnets: Subnets, *, asks: bool = True) 
     if record is None:
         raise FlannelError(f"no host has a lease for {subnets[0]}", hint=_CHANGED)
     subnet, ipv6_subnet = leased_subnets(record.key)
-    lease = _lease_or_none(record)
+    lease = readable_lease(record)
     holder: Literal["alive", "silent", "unknown", "none"]
     if lease is None or not asks:
         holder = "unknown"
@@ -308,12 +309,5 @@ def _found(records: Sequence[Record], subnets: Subnets) -> Record | None:
 def _subnets_of(record: Record) -> Subnets | None:
     try:
         return leased_subnets(record.key)
-    except WireError:
-        return None
-
-
-def _lease_or_none(record: Record) -> Lease | None:
-    try:
-        return lease_of(record)
     except WireError:
         return None

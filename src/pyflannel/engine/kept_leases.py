@@ -20,9 +20,9 @@ from pyflannel.ports import Clock, Memory
 from pyflannel.wire.lease_record import (
     KeptChange,
     format_last_known,
-    kept_lease,
     parse_change,
     parse_last_known,
+    readable_lease,
 )
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class LastKnownLeases:
         except WireError as error:
             log.warning("%s", error.in_full)
             return None
-        leases = await one_by_one(kept_lease, kept.records)
+        leases = await one_by_one(readable_lease, kept.records)
         return LastKnown(
             config=kept.config,
             own=kept.own,

@@ -89,10 +89,8 @@ class ConfigFollower:
 
     def _changed(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if isinstance(change, PutSeen) and change.record.key == CONFIG:
-                self._read(change.record)
-            elif not isinstance(change, PutSeen) and change.key == CONFIG:
-                self._read(None)
+            if change.key == CONFIG:
+                self._read(change.record if isinstance(change, PutSeen) else None)
 
     def _read(self, record: Record | None) -> None:
         try:
@@ -173,10 +171,11 @@ class NetworkFollower:
 
     def _changed(self, changes: Sequence[Change]) -> None:
         for change in changes:
+            if (name := network_of(change.key)) is None:
+                continue
             if isinstance(change, PutSeen):
-                if (name := network_of(change.record.key)) is not None:
-                    self._add(name)
-            elif (name := network_of(change.key)) is not None:
+                self._add(name)
+            else:
                 self._remove(name)
 
     def _add(self, name: str) -> None:

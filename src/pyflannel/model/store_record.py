@@ -88,6 +88,16 @@ class PutSeen:
 
     record: Record
 
+    @property
+    def key(self) -> str:
+        """The written key."""
+        return self.record.key
+
+    @property
+    def revision(self) -> int:
+        """The revision of the write."""
+        return self.record.revision
+
 
 @dataclass(frozen=True, slots=True)
 class DeleteSeen:

@@ -296,8 +296,8 @@ def parse_last_known(octets: bytes) -> Kept:
     return Kept(file.config, own, records, file.previous, file.is_prepared)
 
 
-def kept_lease(record: Record) -> Lease | None:
-    """Return the lease of a record of the file; None if the record is invalid."""
+def readable_lease(record: Record) -> Lease | None:
+    """Return the lease of a record; None if the record is invalid."""
     try:
         return lease_of(record)
     except WireError:

@@ -11,9 +11,9 @@ from pyflannel.wire import lease_record
 from pyflannel.wire.lease_record import (
     KeptChange,
     format_last_known,
-    kept_lease,
     parse_change,
     parse_last_known,
+    readable_lease,
 )
 
 OWN = "subnets/10.100.1.0-24"
@@ -37,7 +37,7 @@ def test_deep_nesting_in_the_lease_of_a_peer_affects_only_that_peer() -> None:
 
     kept = parse_last_known(octets)
 
-    leases = [kept_lease(record) for record in kept.records]
+    leases = [readable_lease(record) for record in kept.records]
     assert [lease and str(lease.subnet) for lease in leases] == ["10.100.1.0/24", None]
 
 

@@ -150,9 +150,7 @@ class Database:
                 (after, prefix, len(prefix), BATCH_CHANGES),
             )
             changes = tuple(_to_change(row) for row in rows)
-            return StoreChanges(
-                changes, _revision_of(changes[-1]) if len(changes) == BATCH_CHANGES else revision
-            )
+            return StoreChanges(changes, changes[-1].revision if len(changes) == BATCH_CHANGES else revision)
 
     def time_to_live(self, record: Record) -> float | None:
         """Return the seconds until the record expires, 0 if it has expired, None if it never does."""
@@ -365,10 +363,6 @@ def _to_change(row: tuple[int, str, bytes | None, int]) -> Change:
     if value is None:
         return DeleteSeen(key, revision)
     return PutSeen(Record(key=key, value=value, revision=revision, lease_id=lease_id))
-
-
-def _revision_of(change: Change) -> int:
-    return change.record.revision if isinstance(change, PutSeen) else change.revision
 
 
 def _revision(connection: sqlite3.Connection) -> int:

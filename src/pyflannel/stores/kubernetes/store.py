@@ -280,7 +280,7 @@ class _NodeWatcher:
                     self._note(revision)
                 case change:
                     changes.append(change)
-                    self._note(_revision(change))
+                    self._note(change.revision)
         return tuple(changes)
 
     def _note(self, revision: int) -> None:
@@ -288,7 +288,3 @@ class _NodeWatcher:
 
     def _compacted(self, status: int) -> CompactedError | None:
         return CompactedError(self._after, self._after + 1) if status == _GONE else None
-
-
-def _revision(change: Change) -> int:
-    return change.record.revision if isinstance(change, PutSeen) else change.revision
