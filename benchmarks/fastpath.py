@@ -157,7 +157,7 @@ def stream(path: Path, *, seconds: int) -> tuple[float, float]:
     """Return the throughput of one stream, and the processor time of the whole machine for it."""
     before = busy_s()
     carried = measure_throughput(path.left, path.right, seconds=seconds)
-    return carried.gbit_s, (busy_s() - before) / (carried.octets * 8 / 1e9)
+    return carried.gbit_s, (busy_s() - before) / (carried.received_bytes * 8 / 1e9)
 
 
 def streams(path: Path, *, seconds: int) -> tuple[float]:

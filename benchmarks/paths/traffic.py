@@ -10,7 +10,7 @@ SMALL_BYTES = 64
 
 def small_packets(path: Path, seconds: int, kpps: float = 0.0) -> Datagrams:
     """Send small datagrams at a rate, or with 0 at the maximum rate."""
-    return measure_datagrams(path.left, path.right, octets=SMALL_BYTES, seconds=seconds, kpps=kpps)
+    return measure_datagrams(path.left, path.right, size=SMALL_BYTES, seconds=seconds, kpps=kpps)
 
 
 def ping_times(path: Path, *, pings: int, interval_s: float) -> list[float]:

@@ -445,7 +445,7 @@ def test_the_path_of_the_kernel_is_verified(lab: Lab) -> None:
             measure_kernel_path(path, seconds=1)
 
     assert result.gbit_s > 0
-    assert result.octets > 0
+    assert result.received_bytes > 0
 
 
 def test_a_lab_of_a_thread_is_removed_too() -> None:

@@ -361,9 +361,9 @@ def test_a_host_without_a_key_of_a_lease_gets_no_session(network) -> None:
     finally:
         router.run(["ip", "link", "delete", "stranger"])
 
-    handshake_at, received_octets, sent_octets = map(int, shown[4:7])
-    assert (handshake_at, received_octets) == (0, 0)
-    assert sent_octets > 0
+    handshake_at, received_bytes, sent_bytes = map(int, shown[4:7])
+    assert (handshake_at, received_bytes) == (0, 0)
+    assert sent_bytes > 0
     assert echo_requests(host) == before
 
 

@@ -214,8 +214,8 @@ class HostNetwork:
         except OSError:
             return status.fast_path
         packets = {outcome.value: packets for outcome, (packets, _) in counts.items()}
-        octets = {outcome.value: octets for outcome, (_, octets) in counts.items()}
-        return replace(status.fast_path, counters=packets, octets=octets)
+        sizes = {outcome.value: size for outcome, (_, size) in counts.items()}
+        return replace(status.fast_path, counters=packets, byte_counters=sizes)
 
     async def _contacts(self) -> list[WireguardContact]:
         """Return the exchange with each WireGuard peer; empty if `wg` does not answer."""
@@ -304,9 +304,9 @@ def _with_traffic(
         received = sent = None
     else:
         by_process = {} if forwarder is None else forwarder.counters
-        by_programs = carried_by_programs({} if fast_path is None else fast_path.octets)
-        received = by_process.get("received_octets", 0) + by_programs.received
-        sent = by_process.get("sent_octets", 0) + by_programs.sent
+        by_programs = carried_by_programs({} if fast_path is None else fast_path.byte_counters)
+        received = by_process.get("received_bytes", 0) + by_programs.received
+        sent = by_process.get("sent_bytes", 0) + by_programs.sent
     return replace(backend, received=received, sent=sent)
 
 

@@ -32,7 +32,7 @@ from pyflannel.wire.redaction import Redactor, is_secret, named_secrets, secrets
 DEADLINE_S = 3.0
 """Deadline for all parts: the command answers within 5 s."""
 
-_MOST_OCTETS = 2 << 20
+_MOST_BYTES = 2 << 20
 """Maximum number of bytes of one part. Only the end of a longer part is kept."""
 
 _MOST_LEARNED = 200
@@ -223,8 +223,8 @@ def _files(places: Places, process: _Process) -> dict[str, Callable[[], Awaitabl
 
     def reader(path: Path) -> Callable[[], Awaitable[str]]:
         async def read() -> str:
-            octets = read_end(path, _MOST_OCTETS + 1, follows_links=path.parent not in own)
-            return _end_of(octets.decode(errors="replace"))
+            content = read_end(path, _MOST_BYTES + 1, follows_links=path.parent not in own)
+            return _end_of(content.decode(errors="replace"))
 
         return read
 
@@ -310,7 +310,7 @@ def _names_keys(name: str) -> bool:
 
 
 def _end_of(text: str) -> str:
-    return text if len(text) <= _MOST_OCTETS else f"… the beginning is left out\n{text[-_MOST_OCTETS:]}"
+    return text if len(text) <= _MOST_BYTES else f"… the beginning is left out\n{text[-_MOST_BYTES:]}"
 
 
 def _write(archive: Path, directory: str, texts: Mapping[str, str]) -> None:

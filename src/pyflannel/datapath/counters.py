@@ -31,7 +31,7 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self.sent_packets = self.sent_octets = self.received_packets = self.received_octets = 0
+        self.sent_packets = self.sent_bytes = self.received_packets = self.received_bytes = 0
         self.batches_sent = self.batches_received = self.batches_written = 0
         self.strangers = Strangers()
         self._events: dict[str, int] = {
@@ -72,9 +72,9 @@ class Counters:
     def _totals(self) -> dict[str, int]:
         return {
             "sent_packets": self.sent_packets,
-            "sent_octets": self.sent_octets,
+            "sent_bytes": self.sent_bytes,
             "received_packets": self.received_packets,
-            "received_octets": self.received_octets,
+            "received_bytes": self.received_bytes,
             "batches_sent": self.batches_sent,
             "batches_received": self.batches_received,
             "batches_written": self.batches_written,

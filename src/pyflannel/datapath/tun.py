@@ -143,7 +143,7 @@ class DeviceWriter:
         """Write a packet of a peer."""
         if self._write(packet):
             self._counters.received_packets += 1
-            self._counters.received_octets += len(packet)
+            self._counters.received_bytes += len(packet)
 
     def write_own(self, packet: bytes) -> None:
         """Write a packet of the forwarder itself: an ICMP error to the host."""
@@ -164,7 +164,7 @@ class DeviceWriter:
             else:
                 self._counters.batches_written += 1
                 self._counters.received_packets += count
-                self._counters.received_octets += run.octets
+                self._counters.received_bytes += run.octets
                 return
         for start, size in run.packets():
             self.write(view[start : start + size])

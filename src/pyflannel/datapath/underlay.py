@@ -53,7 +53,7 @@ class UnderlaySender:
             self._counters.count_failure("send", error)
         else:
             self._counters.sent_packets += 1
-            self._counters.sent_octets += len(packet)
+            self._counters.sent_bytes += len(packet)
 
     def send_run(self, packets: Sequence[memoryview], size: int, endpoint: Endpoint) -> None:
         """Send packets of `size` bytes each. The last one may be shorter."""
@@ -72,7 +72,7 @@ class UnderlaySender:
         else:
             self._counters.batches_sent += 1
             self._counters.sent_packets += len(packets)
-            self._counters.sent_octets += octets
+            self._counters.sent_bytes += octets
 
     def _may_segment(self, endpoint: Endpoint) -> bool:
         if self._refused_until and (until := self._refused_until.get(endpoint)) is not None:

@@ -216,8 +216,8 @@ class LastKnownLeases:
 
     async def load_change(self) -> KeptChange:
         """Return the configs of the last run."""
-        octets = await self._memory.load()
-        return KeptChange() if octets is None else parse_change(octets)
+        content = await self._memory.load()
+        return KeptChange() if content is None else parse_change(content)
 
     async def load(self) -> LastKnown | None:
         """Return the last saved leases, or None. An unreadable file is logged and counts as none."""

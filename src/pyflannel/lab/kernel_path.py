@@ -25,11 +25,11 @@ class Throughput:
 
     Attributes:
         gbit_s: received payload in 10^9 bits per second.
-        octets: received payload in bytes.
+        received_bytes: received payload.
     """
 
     gbit_s: float
-    octets: int
+    received_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +54,18 @@ def measure_throughput(
         LabError: iperf3 failed; the hint is its output.
     """
     received = _run(source, destination, seconds, "--parallel", str(streams))["sum_received"]
-    return Throughput(gbit_s=received["bits_per_second"] / 1e9, octets=int(received["bytes"]))
+    return Throughput(gbit_s=received["bits_per_second"] / 1e9, received_bytes=int(received["bytes"]))
 
 
 def measure_datagrams(
-    source: Station, destination: Station, *, octets: int, seconds: int, kpps: float = 0.0
+    source: Station, destination: Station, *, size: int, seconds: int, kpps: float = 0.0
 ) -> Datagrams:
-    """Send datagrams with a payload of `octets` bytes at a rate, or with 0 at the maximum rate.
+    """Send datagrams with a payload of `size` bytes at a rate, or with 0 at the maximum rate.
 
     Raises:
         LabError: iperf3 failed; the hint is its output.
     """
-    flags = ["--udp", "--bandwidth", str(round(kpps * 1e3 * octets * 8)), "--length", str(octets)]
+    flags = ["--udp", "--bandwidth", str(round(kpps * 1e3 * size * 8)), "--length", str(size)]
     total = _run(source, destination, seconds, *flags)["sum"]
     arrived = total["packets"] - total["lost_packets"]
     return Datagrams(received_kpps=arrived / total["seconds"] / 1e3, lost_percent=total["lost_percent"])
@@ -317,12 +317,12 @@ def measure_kernel_path(path: KernelPath, *, seconds: int) -> Throughput:
     """
     for host in (path.left_host, path.right_host):
         _prove_plain(host)
-    before = _octets_sent(path.left_host)
+    before = _bytes_sent(path.left_host)
     result = measure_throughput(path.left, path.right, seconds=seconds)
-    carried = _octets_sent(path.left_host) - before
-    if carried < result.octets:
+    carried = _bytes_sent(path.left_host) - before
+    if carried < result.received_bytes:
         raise LabError(
-            f"vxlan carried {carried} bytes of {result.octets}",
+            f"vxlan carried {carried} bytes of {result.received_bytes}",
             hint="Check the routes of the plain hosts.",
         )
     return result
@@ -347,5 +347,5 @@ def _prove_plain(host: Host) -> None:
         raise LabError(f"{host.name} runs a program of pyflannel: {ours}", hint="Measure on a new host.")
 
 
-def _octets_sent(host: Host) -> int:
+def _bytes_sent(host: Host) -> int:
     return int(host.run(["cat", f"/sys/class/net/{VXLAN}/statistics/tx_bytes"]).stdout)

@@ -240,7 +240,7 @@ class FastPathStatus:
         reason: why the kernel does not carry them.
         hint: the remedy, if there is one.
         counters: packets by their outcome in the programs; empty without programs.
-        octets: bytes of inner packets, by the same outcomes.
+        byte_counters: bytes of inner packets, by the same outcomes.
         lacking: features that were absent or hidden at the latest probe.
         remarks: differences between kernel and plan that no repair can remove.
         uncached: in mode flow, why packets do not bypass the firewall.
@@ -250,7 +250,7 @@ class FastPathStatus:
     reason: str | None = None
     hint: str | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
-    octets: Mapping[str, int] = field(default_factory=dict)
+    byte_counters: Mapping[str, int] = field(default_factory=dict)
     lacking: tuple[Feature, ...] = ()
     remarks: tuple[Notice, ...] = ()
     uncached: tuple[str, ...] = ()

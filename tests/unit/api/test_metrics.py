@@ -63,9 +63,9 @@ STATUS = Status(
         is_attached=True,
         counters={
             "sent_packets": 3,
-            "sent_octets": 300,
+            "sent_bytes": 300,
             "received_packets": 4,
-            "received_octets": 400,
+            "received_bytes": 400,
             "batches_sent": 1,
             "dropped_out_no_route": 5,
             "dropped_in_not_ours": 6,
@@ -84,7 +84,7 @@ STATUS = Status(
             "left_options": 13,
             "impostor": 14,
         },
-        octets={"encapsulated": 1000, "decapsulated": 1100, "cached_out": 200, "cached_in": 100},
+        byte_counters={"encapsulated": 1000, "decapsulated": 1100, "cached_out": 200, "cached_in": 100},
     ),
     strangers=(
         StrangerStatus(

@@ -49,7 +49,7 @@ def test_a_run_is_one_call():
     sender.send_run(RUN[:1], 100, PEER)
 
     assert socket.calls == [("run", PEER), ("packet", PEER)]
-    assert (counters.sent_packets, counters.sent_octets, counters.batches_sent) == (4, 340, 1)
+    assert (counters.sent_packets, counters.sent_bytes, counters.batches_sent) == (4, 340, 1)
     assert offloads.used is Offload.SEGMENTED_SEND
     assert said == []
 

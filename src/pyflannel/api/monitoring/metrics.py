@@ -136,7 +136,7 @@ def _fast_path_mode(status: Status, _: float) -> Iterator[Sample]:
 
 def _tunnel(
     direction: Literal["received", "sent"],
-    unit: Literal["packets", "octets"],
+    unit: Literal["packets", "bytes"],
     device: Callable[[BackendStatus], int | None] | None = None,
 ) -> Callable[[Status, float], Iterable[Sample]]:
     """Return the function for packets or bytes.
@@ -149,7 +149,7 @@ def _tunnel(
         if (name := f"{direction}_{unit}") in user_space:
             yield ("forwarder",), user_space[name]
         if status.fast_path is not None:
-            counted = status.fast_path.counters if unit == "packets" else status.fast_path.octets
+            counted = status.fast_path.counters if unit == "packets" else status.fast_path.byte_counters
             if counted:
                 yield ("programs",), getattr(carried_by_programs(counted), direction)
         if device is None or status.backend is None or status.backend.type == "udp":
@@ -418,7 +418,7 @@ FAMILIES = (
         kind="counter",
         help="Bytes of inner packets sent to peers.",
         labels=("path",),
-        samples=_tunnel("sent", "octets", lambda backend: backend.sent),
+        samples=_tunnel("sent", "bytes", lambda backend: backend.sent),
     ),
     Family(
         name="flannel_tunnel_receive_packets_total",
@@ -432,7 +432,7 @@ FAMILIES = (
         kind="counter",
         help="Bytes of inner packets received from peers.",
         labels=("path",),
-        samples=_tunnel("received", "octets", lambda backend: backend.received),
+        samples=_tunnel("received", "bytes", lambda backend: backend.received),
     ),
     Family(
         name="flannel_stranger_packets",
