@@ -209,8 +209,13 @@ def host_gw_faults(way: Way) -> list[Fault]:
     ]
 
 
-QUICK = 2
+QUICK = 3
 """Faults of the short form."""
+
+
+def quick_faults(way: Way) -> list[Fault]:
+    return [no_route_in_container(way), *vxlan_faults(way)]
+
 
 BACKENDS: dict[str, Callable[[Way], list[Fault]]] = {
     "vxlan": lambda way: [*common_faults(way), *vxlan_faults(way)],
@@ -239,7 +244,7 @@ def check_whois(way: Way) -> None:
 def test_each_broken_step_is_named(overlay: Overlay, long_run: bool) -> None:
     """The long form breaks every step of the three backends, the short one some steps of vxlan."""
     way = None
-    for backend, faults in BACKENDS.items() if long_run else [("vxlan", vxlan_faults)]:
+    for backend, faults in BACKENDS.items() if long_run else [("vxlan", quick_faults)]:
         way = running(overlay, backend, way)
         for one in faults(way)[: None if long_run else QUICK]:
             check(way, backend, one)

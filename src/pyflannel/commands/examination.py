@@ -27,10 +27,10 @@ from pyflannel.kernel.host.machine import (
     ask_route,
     docker_table,
     forwards,
-    forwards_from,
     is_strict,
     policy_rules,
     port_mtus,
+    unforwarded,
 )
 from pyflannel.kernel.network.echo import clock_offsets
 from pyflannel.kernel.network.interfaces import KernelInterfaces
@@ -265,7 +265,7 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         items=(*items, *rules),
         left_rules=rules_left(saved, known_networks(places, membership)),
         forwards=forwards(),
-        unforwarded=frozenset(one.name for one in interfaces.interfaces if not forwards_from(one.name)),
+        unforwarded=unforwarded(one.name for one in interfaces.interfaces),
         strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
         ruleset=read.ruleset,
         answers=await _route_answers(status, membership, next(iter(bridges), None)),
@@ -277,7 +277,7 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         docker_drops=docker_drops(saved, await docker_table()),
         mark=places.mark,
         published_mac=_published_mac(places),
-        containers=tuple(await in_thread(lambda: list(find_containers()))),
+        containers=await in_thread(find_containers),
         certificates=() if status.store is None else certificates_for(status.store.url),
         now=time.time(),
         has_unit=has_unit("flanneld.service"),

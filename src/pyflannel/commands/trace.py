@@ -14,7 +14,7 @@ from pyflannel.commands.reach import probe_path
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.filters.ruleset import ReadRules, read_ruleset
-from pyflannel.kernel.host.machine import ask_route, forwards, forwards_from
+from pyflannel.kernel.host.machine import ask_route, forwards, unforwarded
 from pyflannel.kernel.network.echo import send_echoes
 from pyflannel.kernel.network.items import fdb_entry_of, link_of
 from pyflannel.kernel.network.netlink_socket import RequestSocket
@@ -225,8 +225,8 @@ async def _read(facts: Facts, places: Places) -> Facts:
     return replace(
         facts,
         forwards=forwards(),
-        unforwarded=frozenset(one.name for one in facts.interfaces.interfaces if not forwards_from(one.name)),
-        containers=await in_thread(lambda: list(find_containers())),
+        unforwarded=unforwarded(one.name for one in facts.interfaces.interfaces),
+        containers=await in_thread(find_containers),
         ruleset=rules.ruleset,
         rules_unread=_unread(rules),
         programs=programs[0],

@@ -79,19 +79,22 @@ def find_tun_holder(link: str) -> str | None:
     return None
 
 
-def find_containers() -> Iterator[ContainerNamespace]:
-    """Yield the network namespaces of the processes that are visible here, except this one."""
-    seen = {_link(_PROC / "thread-self/ns/net"), ""}
+def find_containers() -> tuple[ContainerNamespace, ...]:
+    """Return the network namespaces of the processes that are visible here, except this one."""
+    found: dict[str, Path] = {}
     for process in _processes():
-        namespace = _link(process / "ns/net")
-        if namespace not in seen:
-            seen.add(namespace)
-            yield ContainerNamespace(
-                pid=int(process.name),
-                process=_describe(process),
-                addresses=frozenset(_own_addresses(_read(process / "net/fib_trie"))),
-                routes=tuple(_routes(_read(process / "net/route"))),
-            )
+        found.setdefault(_link(process / "ns/net"), process)
+    for other in (_link(_PROC / "thread-self/ns/net"), ""):
+        found.pop(other, None)
+    return tuple(
+        ContainerNamespace(
+            pid=int(process.name),
+            process=_describe(process),
+            addresses=frozenset(_own_addresses(_read(process / "net/fib_trie"))),
+            routes=tuple(_routes(_read(process / "net/route"))),
+        )
+        for process in found.values()
+    )
 
 
 def _own_addresses(fib_trie: str) -> Iterator[IPv4Address]:

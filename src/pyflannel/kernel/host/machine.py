@@ -13,6 +13,7 @@ import re
 import socket
 import time
 import uuid
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -160,9 +161,9 @@ def forwards() -> bool | None:
     return None if value is None else value != 0
 
 
-def forwards_from(link: str) -> bool:
-    """Return whether the host forwards IPv4 packets that arrive at a link, if it forwards any."""
-    return _number(_IPV4 / f"conf/{link}/forwarding") != 0
+def unforwarded(links: Iterable[str]) -> frozenset[str]:
+    """Return the links whose arriving IPv4 packets the host does not forward."""
+    return frozenset(link for link in links if _number(_IPV4 / f"conf/{link}/forwarding") == 0)
 
 
 def is_strict(link: str) -> bool:

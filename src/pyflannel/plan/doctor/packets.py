@@ -25,14 +25,14 @@ def _forwarding(seen: Observed) -> Iterator[Finding]:
         return
     backend = seen.status.backend
     tunnel = backend.link if backend is not None else None
-    links = [link for link in (*seen.ports, tunnel or seen.membership.underlay) if link in seen.unforwarded]
-    if links:
+    on_the_way = (*seen.ports, tunnel or seen.membership.underlay or "")
+    if links := [link for link in on_the_way if link in seen.unforwarded]:
         yield Finding(
             code="forwarding-off",
             severity="error",
-            cause=f"the host does not forward the packets that arrive at {' and '.join(map(str, links))}",
+            cause=f"the host does not forward the packets that arrive at {' and '.join(links)}",
             evidence=tuple(f"net.ipv4.conf.{link}.forwarding = 0" for link in links),
-            fix=forwarded(*map(str, links)),
+            fix=forwarded(*links),
         )
 
 
