@@ -306,6 +306,12 @@ def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: lis
         )
         wait_reached(hosts)
 
+    # A peer that changes the mode later sends over IPv4 until then, and the endpoint follows its packets.
+    wait_until(
+        lambda: reaches(first, second) and "encrypted" in log.read_text(),
+        what="an encrypted packet over IPv6",
+        deadline_s=SOON_S,
+    )
     assert log.read_text().splitlines() == ["sniffing", "encrypted"]
     sniffer.stop()
     allowed = first.run(["wg", "show", "flannel-wg", "allowed-ips"]).stdout

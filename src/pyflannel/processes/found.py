@@ -1,6 +1,5 @@
 """Processes in /proc that use a port, a device or a directory, and the end of a process."""
 
-import itertools
 import os
 import re
 import select
@@ -98,10 +97,17 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
 
 
 def _own_addresses(fib_trie: str) -> Iterator[IPv4Address]:
-    """Yield the addresses in /proc/PID/net/fib_trie: the line after an address is `/32 host LOCAL`."""
-    for line, after in itertools.pairwise(fib_trie.splitlines()):
-        if after.strip() == "/32 host LOCAL":
-            yield IPv4Address(line.split()[-1])
+    """Yield the addresses in /proc/PID/net/fib_trie.
+
+    The lines below `|-- ADDRESS` are the routes to it: `/32 host LOCAL` once per link that has the address.
+    """
+    address = ""
+    for line in fib_trie.splitlines():
+        first, _, rest = line.strip().partition(" ")
+        if first == "|--":
+            address = rest
+        elif (first, rest) == ("/32", "host LOCAL"):
+            yield IPv4Address(address)
 
 
 _RTF_REJECT = 0x200
