@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import tarfile
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,9 @@ class _Collection:
             self.missing[name] = str(error)
         except OSError as error:
             self.missing[name] = in_words(error)
+        except Exception as error:  # noqa: BLE001 - the report is most needed when a check has a defect
+            trace = "".join(traceback.format_exception(error))
+            self.missing[name] = f"a defect of pyflannel: {trace.rstrip()}"
         else:
             del self.missing[name]
 

@@ -108,6 +108,22 @@ def test_missing_parts_are_named(places: Places, tmp_path: Path, monkeypatch: py
     assert json.loads(texts["status.json"])["is_live"] is False
 
 
+def test_a_defect_in_one_part_leaves_the_others(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def examine(_: Places) -> None:
+        raise ZeroDivisionError("a defect of the checks")
+
+    monkeypatch.setattr(bug_report, "examine", examine)
+
+    found, texts = report(places, tmp_path / "report.tar.gz", monkeypatch)
+
+    reasons = {one.name: one.reason for one in found.missing}
+    assert reasons["doctor.json"].startswith("a defect of pyflannel: Traceback (most recent call last):\n")
+    assert reasons["doctor.json"].endswith("ZeroDivisionError: a defect of the checks")
+    assert json.loads(texts["status.json"])["is_live"] is False
+
+
 def test_an_existing_file_is_not_overwritten(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
