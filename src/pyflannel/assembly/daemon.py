@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyflannel.assembly.directories import Places, file_in_the_way, objection
 from pyflannel.assembly.host_network import HostNetwork, open_network
@@ -15,7 +15,6 @@ from pyflannel.assembly.kubernetes import KubernetesOptions
 from pyflannel.assembly.logs import NETWORK
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import open_store, parse_store_url
-from pyflannel.engine.docker_networks import DockerNetworks
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.readiness import Liveness, Readiness
 from pyflannel.engine.reconciler import AUDIT_S
@@ -29,6 +28,9 @@ from pyflannel.model.status import Notice, Status
 from pyflannel.plan.lease.holding import retry_pause_s
 from pyflannel.ports import Store
 from pyflannel.stores.prefixed import PrefixedStore
+
+if TYPE_CHECKING:
+    from pyflannel.engine.docker_networks import DockerNetworks
 
 Door = Callable[[HostNetwork], Coroutine[Any, Any, None]]
 """Serves the API of one network until cancelled."""
@@ -82,13 +84,14 @@ class Daemon:
         self._liveness = Liveness(notify, self._clock, watchdog_s())
         self._running: dict[str, HostNetwork] = {}
         has_names = bool(options.networks) or options.watch_networks
-        self.docker = (
-            None
-            if options.docker_socket is None
-            else DockerNetworks(has_names=has_names, remembered=self._docker_memories)
-        )
+        self.docker = None if options.docker_socket is None else self._make_docker(has_names=has_names)
         # With --watch-networks, one ready network suffices: the others may appear at any time.
         self._readiness = Readiness(notify, () if options.watch_networks else options.networks)
+
+    def _make_docker(self, *, has_names: bool) -> "DockerNetworks":
+        from pyflannel.engine.docker_networks import DockerNetworks  # takes memory, and few hosts use it
+
+        return DockerNetworks(has_names=has_names, remembered=self._docker_memories)
 
     @property
     def waiting_for(self) -> str | None:

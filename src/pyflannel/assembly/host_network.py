@@ -10,14 +10,13 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyflannel import VERSION
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import parse_store_url
 from pyflannel.engine.allowed_keys import AllowedKeys, AllowList, SignedKeys
-from pyflannel.engine.docker_networks import DockerNetworks, SupervisedHost
-from pyflannel.engine.docker_plugin import DockerPlugin
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.peer_probes import PeerProbes
@@ -79,6 +78,10 @@ from pyflannel.stores.counted import CountedStore
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.lease_signature import parse_allowed_keys
 
+if TYPE_CHECKING:
+    from pyflannel.engine.docker_networks import DockerNetworks
+    from pyflannel.engine.docker_plugin import DockerPlugin
+
 _ANSWER_S = 1.0
 """Deadline for an answer of the forwarder, which may hang."""
 
@@ -139,8 +142,8 @@ class HostNetwork:
         guard: TunnelGuard,
         wireguard: WireguardTarget,
         signing: LeaseSigning | None,
-        docker: DockerPlugin | None,
-        docker_networks: DockerNetworks | None,
+        docker: "DockerPlugin | None",
+        docker_networks: "DockerNetworks | None",
         open_targets: Callable[[], AbstractAsyncContextManager[Sequence[Target]]],
         probes: PeerProbes | None,
     ) -> None:
@@ -322,7 +325,7 @@ async def open_network(
     alive: Callable[[], object],
     audit_s: float,
     own_node: OwnNode | None = None,
-    docker_networks: DockerNetworks | None = None,
+    docker_networks: "DockerNetworks | None" = None,
     name: str = "",
 ) -> AsyncIterator[HostNetwork]:
     """Open the adapters of one network, which has its own device. The end of the block closes them.
@@ -393,6 +396,9 @@ async def open_network(
         if options.http is not None:
             probes = PeerProbes(_send_echoes, clock)
         if docker_networks is not None:
+            from pyflannel.engine.docker_networks import SupervisedHost
+            from pyflannel.engine.docker_plugin import DockerPlugin
+
             docker = DockerPlugin(
                 host=SupervisedHost(supervisor),
                 links=await enter(KernelContainerLinks()),

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyflannel.api.control import serve_control
-from pyflannel.api.docker_plugin import serve_docker
 from pyflannel.api.monitoring.routes import health_routes, metrics_routes
 from pyflannel.assembly.daemon import Daemon, places_of, run_lock
 from pyflannel.assembly.directories import Places
@@ -93,6 +92,8 @@ async def _run(options: FlanneldOptions, places: Places) -> None:
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(daemon.run(), name="daemon")]
         if options.docker_socket is not None and daemon.docker is not None:
+            from pyflannel.api.docker_plugin import serve_docker
+
             serving = serve_docker(Path(options.docker_socket), daemon.docker)
             running.append(tasks.create_task(serving, name="docker"))
         for endpoint, routes in _endpoints(options, daemon):
