@@ -20,8 +20,8 @@ import pytest
 import testlab
 from pyflannel.lab.program import Program, cgroup_of
 from pyflannel.lab.topology import Host
-from pyflannel.lab.waiting import wait_until
 from testlab.overlay import SOON_S
+from testlab.usage import wait_ended
 
 DIRECTORIES = ("/run/flannel", "/var/lib/flannel")
 STOPPED_S = 30.0
@@ -288,7 +288,7 @@ def killed_for_memory(network, pid: int, make_it_allocate: Callable[[], None]) -
     (group / "cgroup.procs").write_text(str(pid))
     limits[0].write_text("0")
     make_it_allocate()
-    wait_until(lambda: not is_running(pid), what=f"the kernel kills {pid}", deadline_s=SOON_S)
+    wait_ended(pid, SOON_S)
     events = (group / "memory.oom_control", group / "memory.events")
     counts = [path.read_text() for path in events if path.exists()]
     assert re.search(r"oom_kill [1-9]", "".join(counts))
@@ -305,11 +305,3 @@ def memory_group(directory: Path) -> Path:
         if control.exists() and "memory" in (group / "cgroup.controllers").read_text().split():
             control.write_text("+memory")
     return Path(tempfile.mkdtemp(dir=parent))
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

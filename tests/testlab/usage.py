@@ -1,9 +1,11 @@
-"""Processor time and memory of a process."""
+"""Processor time and memory of a process, and its end."""
 
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from pyflannel.lab.waiting import wait_until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,3 +45,16 @@ def running_s(pid: int) -> float:
         with suppress(FileNotFoundError, ProcessLookupError):
             total += int(thread.joinpath("schedstat").read_text().split()[0])
     return total / 1e9
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_ended(pid: int, deadline_s: float = 60.0) -> None:
+    """Wait for the end of a process."""
+    wait_until(lambda: not is_running(pid), what=f"the end of process {pid}", deadline_s=deadline_s)

@@ -5,10 +5,9 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 
 import pytest
 
@@ -19,6 +18,7 @@ from pyflannel.processes import forwarder_launch
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_launch import move_forwarder
 from pyflannel.wire.forwarder_control import FrameReader, Kind, decode_handed, encode_frame
+from testlab.usage import wait_ended
 
 DEADLINE_S = 60.0
 NEXT = "next"
@@ -51,12 +51,6 @@ while True:
     client.recv(100)
     client.sendall(b"pf\\x63\\x80" + bytes(60))
 """
-
-
-def is_running(pid: int) -> bool:
-    with suppress(OSError):
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    return False
 
 
 def hand_over(host, new=None, version=NEXT):
@@ -103,7 +97,7 @@ def test_no_ping_is_lost(linked, long_run):
         assert not refusals
         assert (sent, received) == (1000 * seconds, 1000 * seconds)
         assert one.pid != pid
-        wait_until(lambda pid=pid: not is_running(pid), what="the end of the process", deadline_s=DEADLINE_S)
+        wait_ended(pid)
         assert one.counters()["sent_packets"] == one.counters()["received_packets"] == counted
 
 
@@ -147,7 +141,7 @@ def test_a_forwarder_of_root_that_cannot_be_replaced_is_killed(linked, monkeypat
 
     moved = one.namespace.run(move)
 
-    wait_until(lambda: not is_running(pid), what="the end of the process", deadline_s=DEADLINE_S)
+    wait_ended(pid)
     if failures == 1:
         assert moved == "True"
         one.reach(two)
@@ -260,7 +254,7 @@ def test_a_forwarder_without_hand_over_is_stopped_and_started_again(hosts, caplo
 
     assert not one.apply(Replace(replace(one.forwarder, is_current=False), one.forwarder))
 
-    wait_until(lambda: not is_running(pid), what="the end of the process", deadline_s=DEADLINE_S)
+    wait_ended(pid)
     assert found == State.of(replace(one.forwarder, is_current=False), two.peer())
     assert "does not hand over" in caplog.text
     assert one.snapshot() == State.of(one.forwarder, two.peer())
