@@ -130,8 +130,9 @@ def _run(command: str, conf: NetworkConf, environment: Mapping[str, str]) -> str
 def _add(conf: NetworkConf, environment: Mapping[str, str]) -> str:
     delegate = cni.delegate_conf(conf, _subnets(conf))
     text = cni.format_conf(delegate)
-    _Saved(conf.data_dir).write(_attachment(environment), text)
     with _failure("failed to delegate add"):
+        _program_of(delegate, environment)  # without it, nothing is attached, and a DEL has nothing to do
+        _Saved(conf.data_dir).write(_attachment(environment), text)
         result = _delegate("ADD", delegate, text, environment)
         return cni.format_result(result, conf.version)
 
@@ -407,7 +408,7 @@ def _delegate(
     Raises:
         CniError: it is not installed, or failed; the error that it printed, if any.
     """
-    program = _find(cni.check_delegate_type(delegate), environment["CNI_PATH"])
+    program = _program_of(delegate, environment)
     finished = _execute(program, text, {**environment, "CNI_COMMAND": command})
     if finished.status == 0:
         sys.stderr.write(finished.errors.decode(errors="replace"))
@@ -431,8 +432,8 @@ def _failure(what: str) -> Iterator[None]:
         raise CniError(f"{what}: {error}", hint=error.hint, code=error.code) from error
 
 
-def _find(name: str, path: str) -> str:
-    directories = path.split(":")
+def _program_of(delegate: Mapping[str, object], environment: Mapping[str, str]) -> str:
+    name, directories = cni.check_delegate_type(delegate), environment["CNI_PATH"].split(":")
     for directory in directories:
         program = os.path.join(directory, name)
         if os.path.isfile(program):

@@ -26,6 +26,7 @@ fail) printf '{"code": 101, "msg": "delegate says no", "details": "some details"
 silent-fail) exit 1 ;;
 junk) echo hello ;;
 stderr-fail) echo oops >&2; exit 3 ;;
+crash) kill -SEGV $$ ;;
 esac
 """
 
@@ -258,6 +259,27 @@ def test_the_text_of_a_delegate_is_in_the_error(host: Host) -> None:
     error = json.loads(host.command("ADD").stdout)
     assert error["msg"].startswith("failed to delegate add: netplugin failed: ")
     assert error["msg"].endswith("ended with status 3: oops")
+
+
+def test_a_delegate_that_crashes_is_named_and_can_be_deleted(host: Host) -> None:
+    host.mode = "crash"
+    error = json.loads(host.command("ADD").stdout)
+    host.mode = "ok"
+    deleted = host.command("DEL")
+    assert error["code"] == 999
+    assert error["msg"].endswith("/bin/bridge was ended by signal 11: no error message")
+    assert [call.env["CNI_COMMAND"] for call in deleted.calls] == ["DEL"]
+    assert list(host.data.iterdir()) == []
+
+
+def test_an_add_without_its_delegate_saves_nothing(host: Host) -> None:
+    """Otherwise the DEL that follows would fail as long as the delegate is missing."""
+    (host.directory / "bin/bridge").unlink()
+    error = json.loads(host.command("ADD").stdout)
+    assert error["msg"].startswith('failed to delegate add: failed to find plugin "bridge" in path [')
+    assert "containernetworking-plugins" in error["details"]
+    assert host.saved() == {}
+    assert host.command("DEL").status == 0
 
 
 def test_a_damaged_saved_file_is_replaced_by_the_configuration_of_now(host: Host) -> None:
