@@ -195,7 +195,10 @@ def parse_subnets(text: str) -> Subnets:
         raise WireError(f"it is missing {', '.join(missing)}", hint="Delete it: flanneld writes it again.")
     if not re.fullmatch(r"[0-9]{1,9}", values["FLANNEL_MTU"]):
         raise _bad_variable("FLANNEL_MTU", values["FLANNEL_MTU"], "a number of bytes")
-    return Subnets(networks, subnets, int(values["FLANNEL_MTU"]), values["FLANNEL_IPMASQ"] == "true")
+    ip_masq = values["FLANNEL_IPMASQ"]
+    if ip_masq not in ("true", "false") and any(word.startswith(ip_masq) for word in ("true", "false")):
+        raise _bad_variable("FLANNEL_IPMASQ", ip_masq, "true or false: the file is cut short")
+    return Subnets(networks, subnets, int(values["FLANNEL_MTU"]), ip_masq == "true")
 
 
 def delegate_conf(conf: NetworkConf, host: Subnets) -> dict[str, object]:

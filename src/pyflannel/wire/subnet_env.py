@@ -177,7 +177,8 @@ def format_subnet_env(
     """Return the text of subnet.env, with the lines of each family that the config enables.
 
     FLANNEL_SUBNET is the first address after the base address of the subnet: the address for the bridge. If
-    the subnet is divided, docker0 and CNI each have a part of it, which the last lines name.
+    the subnet is divided, docker0 and CNI each have a part of it. The line that every file has is the last
+    one, so that a reader notices if the file is cut short.
     """
     lines = []
     if config.enable_ipv4 and subnet is not None:
@@ -187,7 +188,6 @@ def format_subnet_env(
             f"FLANNEL_IPV6_NETWORK={config.ipv6_network}",
             f"{IPV6_SUBNET}={_bridge_address(ipv6_subnet)}",
         ]
-    lines += [f"FLANNEL_MTU={mtu}", f"FLANNEL_IPMASQ={str(ip_masq).lower()}"]
     if division is not None and config.enable_ipv4:
         lines += [
             f"{DOCKER0_SUBNET}={_bridge_address(division.docker0)}",
@@ -195,6 +195,7 @@ def format_subnet_env(
         ]
     if ipv6_cni is not None and config.enable_ipv6:
         lines.append(f"{IPV6_CNI_SUBNET}={_bridge_address(ipv6_cni)}")
+    lines += [f"FLANNEL_MTU={mtu}", f"FLANNEL_IPMASQ={str(ip_masq).lower()}"]
     return "".join(f"{line}\n" for line in lines)
 
 

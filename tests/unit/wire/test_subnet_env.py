@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyflannel.errors import WireError
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.plan.docker_plugin import divide, ipv6_part_of_cni
+from pyflannel.wire import cni
 from pyflannel.wire.subnet_env import format_subnet_env, parse_subnet_env, previous_subnet
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/subnet-env.json").read_text())["cases"]
@@ -67,9 +68,9 @@ def test_a_divided_subnet_names_the_parts_of_docker0_and_cni() -> None:
     text = format_subnet_env(config=config, subnet=subnet, mtu=1472, ip_masq=False, division=divide(subnet))
 
     assert text == (
-        "FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.15.1/24\nFLANNEL_MTU=1472\n"
-        "FLANNEL_IPMASQ=false\n"
+        "FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.15.1/24\n"
         "FLANNEL_DOCKER0_SUBNET=10.100.15.1/27\nFLANNEL_CNI_SUBNET=10.100.15.33/27\n"
+        "FLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
     )
     assert previous_subnet(text) == subnet
 
@@ -84,8 +85,31 @@ def test_a_divided_ipv6_subnet_names_the_part_of_cni() -> None:
         config=config, subnet=None, ipv6_subnet=host, mtu=1430, ip_masq=False, ipv6_cni=ipv6_part_of_cni(host)
     )
 
-    assert text.splitlines()[-1] == "FLANNEL_IPV6_CNI_SUBNET=fd00:5:0:34:2000::1/67"
+    assert "\nFLANNEL_IPV6_CNI_SUBNET=fd00:5:0:34:2000::1/67\n" in text
     assert ipv6_part_of_cni(IPv6Network("fd00:5::/112")) is None
+
+
+@pytest.mark.parametrize("ip_masq", [False, True])
+def test_the_cni_plugin_refuses_a_file_that_is_cut_short(ip_masq: bool) -> None:
+    """Otherwise it could give the addresses of docker0 and of Docker's networks to its containers."""
+    subnet, ipv6_subnet = IPv4Network("10.100.15.0/24"), IPv6Network("fd00:5:0:34::/64")
+    text = format_subnet_env(
+        config=NetworkConfig(
+            network=IPv4Network("10.100.0.0/16"), enable_ipv6=True, ipv6_network=IPv6Network("fd00:5::/48")
+        ),
+        subnet=subnet,
+        ipv6_subnet=ipv6_subnet,
+        mtu=1472,
+        ip_masq=ip_masq,
+        division=divide(subnet),
+        ipv6_cni=ipv6_part_of_cni(ipv6_subnet),
+    )
+
+    for length in range(len(text) - 1):  # without the last line break, it is complete
+        with pytest.raises(WireError):
+            cni.parse_subnets(text[:length])
+
+    assert cni.parse_subnets(text.rstrip()) == cni.parse_subnets(text)
 
 
 @given(subnet=SUBNETS, mtu=st.integers(68, 65535), ip_masq=st.booleans())
