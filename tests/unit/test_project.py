@@ -221,6 +221,19 @@ def test_every_function_that_the_architecture_names_exists() -> None:
     assert [f"{path}:{name}" for path, name in named if name not in definitions(ROOT / path)] == []
 
 
+def test_the_readme_connects_container_engines_as_the_guides() -> None:
+    """With three commands at most; tests/runtimes runs those of the guides."""
+    section = (ROOT / "README.md").read_text().partition("## Connect a container engine\n")[2]
+    blocks = re.findall(r"^```(yaml)?\n(.*?)^```", section.partition("\n## ")[0], re.DOTALL | re.MULTILINE)
+    guides = "".join(
+        (ROOT / f"docs/guides/{name}.md").read_text() for name in ("docker-plugin", "compose", "cni")
+    )
+
+    assert len(blocks) == 6
+    assert [block for _, block in blocks if not all(line in guides for line in block.splitlines())] == []
+    assert [block for kind, block in blocks if not kind and len(block.splitlines()) > 3] == []
+
+
 def test_every_fault_of_the_table_has_its_test() -> None:
     """The tests take their limits from docs/reliability.md: a row without a test would prove nothing."""
     tests = "".join(path.read_text() for path in sorted((ROOT / "tests/faults").glob("test_*.py")))
