@@ -9,6 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import h11
 
+from pyflannel.model.kubernetes_node import DEFAULT_PREFIX
+
 PATCH = "application/strategic-merge-patch+json"
 
 
@@ -62,10 +64,13 @@ class FakeApiServer:
 
     # The operator's side.
 
-    async def put(self, name: str, cidr: str | None = None, **notes: str) -> None:
-        """Create a Node with flannel's annotations; underscores stand for dashes."""
-        spec = {} if cidr is None else {"podCIDR": cidr, "podCIDRs": [cidr]}
-        found = {f"flannel.alpha.coreos.com/{key.replace('_', '-')}": text for key, text in notes.items()}
+    async def put(
+        self, name: str, cidr: str | None = None, *, prefix: str = DEFAULT_PREFIX, **notes: str
+    ) -> None:
+        """Create a Node with flannel's annotations; underscores stand for dashes. Commas join podCIDRs."""
+        cidrs = [] if cidr is None else cidr.split(",")
+        spec = {"podCIDR": cidrs[0], "podCIDRs": cidrs} if cidrs else {}
+        found = {prefix + key.replace("_", "-"): text for key, text in notes.items()}
         known = self.nodes.get(name)
         uid = f"uid-{self.revision}" if known is None else known["metadata"]["uid"]
         metadata = {"name": name, "uid": uid, "annotations": found}
@@ -75,7 +80,7 @@ class FakeApiServer:
     async def annotate(self, name: str, **notes: str | None) -> None:
         node = json.loads(json.dumps(self.nodes[name]))
         for key, text in notes.items():
-            full = f"flannel.alpha.coreos.com/{key.replace('_', '-')}"
+            full = DEFAULT_PREFIX + key.replace("_", "-")
             if text is None:
                 node["metadata"]["annotations"].pop(full, None)
             else:
@@ -97,7 +102,7 @@ class FakeApiServer:
 
     def annotations(self, name: str) -> dict[str, str]:
         found = self.nodes[name]["metadata"]["annotations"]
-        return {key.removeprefix("flannel.alpha.coreos.com/"): text for key, text in found.items()}
+        return {key.removeprefix(DEFAULT_PREFIX): text for key, text in found.items()}
 
     async def _change(self, kind: str, node: dict[str, Any]) -> dict[str, Any]:
         async with self._news:

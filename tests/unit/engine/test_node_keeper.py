@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from pyflannel.model.lease_set import LeaseSet
 from pyflannel.wire.network_config_json import parse_network_config
 from unit.stores.test_kubernetes import store_at
 
+OWN = OwnNode(name="n1")
 VTEP = Vtep(mac="02:00:00:00:00:01", vni=1)
 PEER = {
     "kube_subnet_manager": "true",
@@ -40,27 +41,25 @@ PEER = {
 
 
 class Bench:
-    """A keeper of Node n1 and its reports."""
+    """A keeper of a Node and its reports."""
 
-    def __init__(self, server: FakeApiServer, directory: Path, **wanted: Any) -> None:
+    def __init__(self, server: FakeApiServer, directory: Path, own: OwnNode = OWN, **wanted: Any) -> None:
         self.server = server
         self.reports: list[Report] = []
         self.leases = LeaseSet()
         self.is_ready = asyncio.Event()
-        self.wanted = Wanted(
-            network=parse_network_config('{"Network":"10.244.0.0/16"}', is_assigned=True),
-            attributes=LeaseAttributes(
-                public_ip=IPv4Address("10.99.0.11"), backend_type="vxlan", owner="n1", vtep=VTEP
-            ),
-            **wanted,
+        network = parse_network_config('{"Network":"10.244.0.0/16"}', is_assigned=True)
+        attributes = LeaseAttributes(
+            public_ip=IPv4Address("10.99.0.11"), backend_type="vxlan", owner="n1", vtep=VTEP
         )
+        self.wanted = Wanted(**({"network": network, "attributes": attributes} | wanted))
         clock = BoottimeClock()
         self.keeper = NodeKeeper(
-            store=store_at(server.url, directory),
+            store=store_at(server.url, directory, prefix=own.prefix),
             clock=clock,
             draw=lambda _: 0,
             store_log=StoreLog(clock),
-            own=OwnNode(name="n1"),
+            own=own,
             wanted=self.wanted,
             held=None,
             report=self.reports.append,
@@ -308,6 +307,116 @@ def test_a_new_address_of_the_host_is_published(on_bench: Callable[..., None]) -
         }
 
     on_bench(check)
+
+
+BOTH = {
+    "network": parse_network_config(
+        '{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48"}', is_assigned=True
+    ),
+    "attributes": LeaseAttributes(
+        public_ip=IPv4Address("10.99.0.11"),
+        public_ipv6=IPv6Address("fd00:99::11"),
+        backend_type="vxlan",
+        owner="n1",
+        vtep=VTEP,
+        vtep_v6=replace(VTEP, mac="02:00:00:00:06:01"),
+    ),
+}
+"""The wanted lease of a host in a network with both families."""
+
+PEER_BOTH = PEER | {
+    "backend_v6_data": '{"VNI":1,"VtepMAC":"4e:d0:c7:f6:f3:66"}',
+    "public_ipv6": "fd00:99::12",
+}
+
+
+@pytest.mark.parametrize(
+    ("note", "text", "attribute"),
+    [
+        ("public_ip", "10.99.0.77", "public_ip"),
+        ("public_ipv6", "fd00:99::77", "public_ipv6"),
+        ("backend_data", '{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}', "vtep"),
+        ("backend_v6_data", '{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}', "vtep_v6"),
+    ],
+)
+def test_a_change_of_one_family_of_a_peer_is_followed(
+    on_bench: Callable[..., None], note: str, text: str, attribute: str
+) -> None:
+    """The original drops a change of one family alone."""
+
+    async def check(bench: Bench) -> None:
+        def peer() -> LeaseAttributes | None:
+            found = bench.leases.by_subnet.get(IPv4Network("10.244.2.0/24"))
+            return None if found is None else found.attributes
+
+        await bench.server.put("n2", "10.244.2.0/24,fd00:10:244:2::/64", **PEER_BOTH)
+        await bench.until(peer)
+        before = peer()
+        assert before is not None
+        await bench.server.annotate("n2", **{note: text})
+        await bench.until(lambda: peer() != before)
+        after = peer()
+        assert after is not None
+        assert after == replace(before, **{attribute: getattr(after, attribute)})
+        assert "77" in str(getattr(after, attribute))
+
+    on_bench(check, "10.244.1.0/24,fd00:10:244:1::/64", **BOTH)
+
+
+@pytest.mark.parametrize(("note", "published"), [("public_ip", "10.99.0.77"), ("public_ipv6", "fd00:99::77")])
+def test_an_overwritten_address_of_one_family_is_published(
+    on_bench: Callable[..., None], note: str, published: str
+) -> None:
+    name = note.replace("_", "-")
+
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        before = bench.server.annotations("n1")
+        await bench.server.annotate("n1", **{f"{note}_overwrite": published})
+        await bench.until(lambda: bench.server.annotations("n1")[name] == published)
+        assert list(bench.server.patches[-1]["metadata"]["annotations"].values()) == [published]
+        await bench.server.annotate("n1", **{f"{note}_overwrite": None})
+        await bench.until(lambda: bench.server.annotations("n1") == before)
+
+    on_bench(check, "10.244.1.0/24,fd00:10:244:1::/64", **BOTH)
+
+
+def test_a_node_with_another_ipv6_pod_cidr_keeps_the_subnets_of_its_pods(
+    on_bench: Callable[..., None],
+) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        await bench.server.delete("n1")
+        await bench.server.put("n1", "10.244.1.0/24,fd00:10:244:9::/64")
+        await bench.until(lambda: "fd00:10:244:9::/64 now" in getattr(bench.last(Unassigned), "cause", ""))
+
+    on_bench(check, "10.244.1.0/24,fd00:10:244:1::/64", **BOTH)
+
+
+def test_annotations_with_another_prefix_are_written_and_read(on_bench: Callable[..., None]) -> None:
+    prefix = "example.org/blue-"
+
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        written = bench.server.nodes["n1"]["metadata"]["annotations"]
+        assert all(name.startswith(prefix) for name in written)
+        assert written[f"{prefix}public-ip"] == "10.99.0.11"
+        await bench.server.put("n2", "10.244.2.0/24", **PEER)  # of a network with the usual prefix
+        await bench.server.put("n3", "10.244.3.0/24", prefix=prefix, **PEER)
+        await bench.until(lambda: bench.subnets() == ["10.244.1.0/24", "10.244.3.0/24"])
+
+    on_bench(check, own=OwnNode(name="n1", prefix=prefix))
+
+
+def test_the_condition_is_left_alone_if_the_flag_says_so(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        bench.is_ready.set()
+        await bench.until(lambda: bench.last(Acquired))
+        await bench.server.put("n2", "10.244.2.0/24", **PEER)
+        await bench.until(lambda: "10.244.2.0/24" in bench.subnets())
+        assert [conditions_in(patch) for patch in bench.server.patches] == [[]]
+
+    on_bench(check, own=OwnNode(name="n1", sets_condition=False))
 
 
 def test_peers_come_change_and_go_with_their_nodes(on_bench: Callable[..., None]) -> None:

@@ -32,7 +32,9 @@ class NoWait(BoottimeClock):
         await asyncio.sleep(0)
 
 
-def store_at(url: str, directory: Path, clock: Clock | None = None, **user: str) -> KubernetesStore:
+def store_at(
+    url: str, directory: Path, clock: Clock | None = None, prefix: str = DEFAULT_PREFIX, **user: str
+) -> KubernetesStore:
     """A store whose kubeconfig has this user, by default the accepted token."""
     kubeconfig = directory / "kubeconfig"
     kubeconfig.write_text(
@@ -49,7 +51,7 @@ def store_at(url: str, directory: Path, clock: Clock | None = None, **user: str)
     if not config.exists():
         config.write_text(CONFIG)
     client = Client(Access(url="", kubeconfig=kubeconfig, environment={}), clock or NoWait())
-    return KubernetesStore(client, clock or NoWait(), config=config, prefix=DEFAULT_PREFIX)
+    return KubernetesStore(client, clock or NoWait(), config=config, prefix=prefix)
 
 
 def run(check: Callable[[FakeApiServer], Awaitable[None]]) -> None:
