@@ -23,6 +23,7 @@ class FakeApiServer:
         events: the created Events.
         token: the only accepted token.
         forbidden: verbs that are answered with 403.
+        failure: status and message by which every request fails, if not None.
         throttled: number of requests that are answered with 429 next.
         sends_bookmarks: end each watch with a bookmark.
     """
@@ -36,6 +37,7 @@ class FakeApiServer:
         self.events: list[dict[str, Any]] = []
         self.token = "good"
         self.forbidden: set[str] = set()
+        self.failure: tuple[int, str] | None = None
         self.throttled = 0
         self.port = 0
         self._history: list[tuple[int, str, dict[str, Any]]] = []
@@ -171,6 +173,8 @@ class FakeApiServer:
             return refuse(429, "too many requests", [("Retry-After", "1")])
         if headers.get(b"authorization") != f"Bearer {self.token}".encode():
             return refuse(401, "Unauthorized")
+        if self.failure is not None:
+            return refuse(*self.failure)
         if verb in self.forbidden:
             return refuse(403, f'nodes is forbidden: User "u" cannot {verb} resource "nodes"')
         match verb:

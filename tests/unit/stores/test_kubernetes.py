@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -149,6 +150,32 @@ def test_a_forbidden_request_names_the_missing_right(tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match='cannot list resource "nodes"') as error:
             await store.list("nodes/")
         assert "rbac.yaml" in error.value.hint
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "shown", "hint"),
+    [
+        (
+            422,
+            "ValidatingAdmissionPolicy 'p' denied request: no",
+            "the admission control of",
+            "Let this policy",
+        ),
+        (400, 'admission webhook "w" denied the request: no', "the admission control of", "or webhook"),
+        (500, 'failed calling webhook "w": refused', "a webhook .* does not answer", "Repair this webhook"),
+        (500, "etcdserver: request timed out", "answered 500", "log of the API server"),
+    ],
+)
+def test_a_refusal_names_the_part_of_the_cluster_that_caused_it(
+    tmp_path: Path, status: int, message: str, shown: str, hint: str
+) -> None:
+    async def check(server: FakeApiServer) -> None:
+        server.failure = status, message
+        with pytest.raises(RefusedError, match=f"{shown}.*{re.escape(message)}") as error:
+            await store_at(server.url, tmp_path).list("nodes/")
+        assert hint in error.value.hint
 
     run(check)
 

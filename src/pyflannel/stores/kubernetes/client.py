@@ -279,6 +279,9 @@ def _refusal(answer: Answer, message: str) -> RefusedError:
             hint = "Grant flanneld the role in deploy/kubernetes/rbac.yaml."
         case 404:
             text, hint = f"{message or 'not found'}", "Check the name of the Node: NODE_NAME."
+        case 500 if "failed calling webhook" in message:
+            text = f"a webhook of {url} does not answer: {message}"
+            hint = "Repair this webhook of the cluster, or let it ignore nodes/status."
         case status:
             text = f"the API server {url} answered {status}: {message}"
             hint = "flanneld tries again. The log of the API server has the reason."
