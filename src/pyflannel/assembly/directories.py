@@ -10,15 +10,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pyflannel.assembly.stores import DEFAULT_PREFIX
-from pyflannel.engine.store_followers import RESERVED
-from pyflannel.kernel.host.files import read_end, replace_file
+from pyflannel.kernel.host.files import next_path, read_end, replace_file
 from pyflannel.kernel.host.locks import is_locked
-from pyflannel.kernel.wireguard.keys import next_path
 from pyflannel.model.link import MARK
 from pyflannel.model.route import DEVICES
-from pyflannel.processes.forwarder_launch import LOG_NAME
-from pyflannel.processes.wireguard_go import LOG_NAME as WIREGUARD_LOG_NAME
-from pyflannel.wire.forwarder_control import SOCKET_NAME
+from pyflannel.model.wireguard import LOG_NAME as WIREGUARD_LOG_NAME
+from pyflannel.wire.forwarder_control import LOG_NAME, SOCKET_NAME
+from pyflannel.wire.lease_record import RESERVED
 
 _RUN_DIR = Path("/run/flannel")
 

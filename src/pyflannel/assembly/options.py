@@ -18,7 +18,7 @@ from pyflannel.assembly.flanneld_flags import (
 )
 from pyflannel.assembly.kubernetes import URL as KUBERNETES_URL
 from pyflannel.assembly.kubernetes import KubernetesOptions, chosen_kubernetes
-from pyflannel.assembly.store_flags import STORE_FLAGS, StoreChoice, chosen_store
+from pyflannel.assembly.store_flags import StoreChoice, chosen_store
 from pyflannel.errors import UsageError, cut
 from pyflannel.http.sockets import Endpoint
 from pyflannel.model.host import GroChoice
@@ -176,15 +176,6 @@ def parse_flanneld(
     )
 
 
-def store_from_environment(environment: Mapping[str, str]) -> StoreChoice:
-    """Return the store that flanneld without flags would use in this environment.
-
-    Raises:
-        UsageError: a variable is invalid; message and hint fit one line.
-    """
-    return chosen_store(Settings(STORE_FLAGS, [], environment))
-
-
 def kubernetes_from_environment(environment: Mapping[str, str]) -> KubernetesOptions | None:
     """Return the cluster that flanneld without flags would use in this environment; None for another store.
 
@@ -192,15 +183,6 @@ def kubernetes_from_environment(environment: Mapping[str, str]) -> KubernetesOpt
         UsageError: a variable is invalid; message and hint fit one line.
     """
     return chosen_kubernetes(Settings(FLAGS, [], environment), environment)
-
-
-def store_url_from_environment(environment: Mapping[str, str]) -> str:
-    """Return the URL of the store that flanneld without flags would use in this environment.
-
-    Raises:
-        UsageError: a variable is invalid; message and hint fit one line.
-    """
-    return store_from_environment(environment).url
 
 
 def _options(settings: Settings, kubernetes: KubernetesOptions | None) -> FlanneldOptions:

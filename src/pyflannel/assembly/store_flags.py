@@ -111,6 +111,24 @@ def _one_way(settings: Settings, given: Sequence[Given]) -> tuple[list[Given], l
     return way, [f"Ignored {idle}, because {origin} names the store"]
 
 
+def store_from_environment(environment: Mapping[str, str]) -> StoreChoice:
+    """Return the store that flanneld without flags would use in this environment.
+
+    Raises:
+        UsageError: a variable is invalid; message and hint fit one line.
+    """
+    return chosen_store(Settings(STORE_FLAGS, [], environment))
+
+
+def store_url_from_environment(environment: Mapping[str, str]) -> str:
+    """Return the URL of the store that flanneld without flags would use in this environment.
+
+    Raises:
+        UsageError: a variable is invalid; message and hint fit one line.
+    """
+    return store_from_environment(environment).url
+
+
 def etcd_password_of(environment: Mapping[str, str]) -> Secret | None:
     """Return the password in the environment, for a store that is named by other means."""
     return Secret(environment.get(PASSWORD_VARIABLE, "")) or None

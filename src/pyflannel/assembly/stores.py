@@ -187,10 +187,13 @@ def masked(url: str) -> str:
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def open_store(url: str, password: Secret | None = None) -> Store:
+def open_store(url: str, password: Secret | None = None, *, busy_s: float | None = None) -> Store:
     """Return the store that `url` names. It connects at its first request.
 
-    `password`: password of the user in the URL, unless the URL names a password file.
+    Args:
+        url: the URL.
+        password: password of the user in the URL, unless the URL names a password file.
+        busy_s: time for which a call waits while another process locks an embedded store; None for 5 s.
 
     Raises:
         UsageError: the URL is invalid, or the password is missing.
@@ -201,7 +204,7 @@ def open_store(url: str, password: Secret | None = None) -> Store:
         case EtcdAddress() as etcd:
             store = _etcd_store(etcd, password)
         case EmbeddedAddress(path):
-            store = _embedded_store(path)
+            store = _embedded_store(path, busy_s)
         case KubernetesAddress():
             raise UsageError(
                 "kube: is the store of a running flanneld, and only that process can read it",
@@ -210,13 +213,14 @@ def open_store(url: str, password: Secret | None = None) -> Store:
     return PrefixedStore(store, address.network, closes=True) if address.network else store
 
 
-def _embedded_store(path: Path) -> Store:
+def _embedded_store(path: Path, busy_s: float | None) -> Store:
     from pyflannel.kernel.host.inotify import InotifyFileWatch
     from pyflannel.kernel.host.machine import BoottimeClock
-    from pyflannel.stores.embedded.database import Database
+    from pyflannel.stores.embedded.database import BUSY_S, Database
     from pyflannel.stores.embedded.store import EmbeddedStore
 
-    database = Database(path, BoottimeClock(), _BOOT_ID.read_text().strip())
+    wait_s = BUSY_S if busy_s is None else busy_s
+    database = Database(path, BoottimeClock(), _BOOT_ID.read_text().strip(), busy_s=wait_s)
     return EmbeddedStore(path, database, InotifyFileWatch())
 
 

@@ -1,15 +1,13 @@
 """flannelctl allow-list: the list of hosts' keys, which an operator signs and hosts read from the store."""
 
-import asyncio
 import os
 from pathlib import Path
 
 import click
 
-from pyflannel.assembly.options import store_url_from_environment
-from pyflannel.assembly.store_flags import etcd_password_of
+from pyflannel.assembly.store_flags import etcd_password_of, store_url_from_environment
 from pyflannel.assembly.stores import parse_store_url
-from pyflannel.cli.answers import print_json, print_text
+from pyflannel.cli.answers import answer, print_json, print_text
 from pyflannel.cli.invocation import (
     Invocation,
     VerbGroup,
@@ -91,14 +89,14 @@ def publish(invocation: Invocation, file: Path, dry_run: bool, is_confirmed: boo
     """
     url, password = _url(invocation), etcd_password_of(os.environ)
     signed = read_signed(file, _prefix(invocation))
-    publication = asyncio.run(compare(signed, file, url, password))
+    publication = answer(invocation, compare(signed, file, url, password))
     difference = publication.difference
     if not invocation.wants_json:
         print_text("\n".join(difference) or "no difference to the stored allow-list")
     if not dry_run:
         if not is_confirmed and is_interactive():
-            confirm("Write this allow-list for all hosts?")
-        asyncio.run(publication.write(url, password))
+            invocation = confirm(invocation, "Write this allow-list for all hosts?")
+        answer(invocation, publication.write(url, password), writes=True)
     if invocation.wants_json:
         print_json(format_document(ListChange(signed.counter, difference, written=not dry_run)))
     else:
@@ -112,7 +110,7 @@ def publish(invocation: Invocation, file: Path, dry_run: bool, is_confirmed: boo
 def get(invocation: Invocation) -> None:
     """Print the allow-list in the store. A damaged or forged list is an error."""
     url, password = _url(invocation), etcd_password_of(os.environ)
-    signed = asyncio.run(stored_list(url, password, _prefix(invocation)))
+    signed = answer(invocation, stored_list(url, password, _prefix(invocation)))
     if signed is None:
         raise NotReadyError(
             "the store contains no allow-list", hint="Write one with flannelctl allow-list publish."

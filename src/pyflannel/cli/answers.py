@@ -5,24 +5,25 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from pyflannel.assembly.directories import Places
-from pyflannel.assembly.options import store_url_from_environment
+from pyflannel.assembly.store_flags import store_url_from_environment
 from pyflannel.assembly.stores import parse_store_url
 from pyflannel.cli.invocation import Invocation
 from pyflannel.commands.network_client import NetworkClient, network_client, network_store
 from pyflannel.errors import NotReadyError, UsageError, one_line, printable
 from pyflannel.ports import Store
+
+_Answer = TypeVar("_Answer")
 
 _LONGEST_CELL = 256
 """Maximum number of printed characters in a cell of a table: the maximum length of an owner."""
@@ -44,6 +45,9 @@ def print_text(text: str) -> None:
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under their headings; on a terminal, within its width."""
+    from rich.console import Console  # not at the top: it takes longer to load than most answers
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, overflow="fold")
@@ -150,36 +154,51 @@ def network_of(
     )
 
 
-_ANSWER_S = 4.0
-"""Deadline of a command that reads or writes the store itself: with its start, it answers within 5 s."""
-
-
-@asynccontextmanager
-async def store_of(
+def store_of(
     invocation: Invocation, run_dir: Path | None, *, creates: bool = False, whole: bool = False
-) -> AsyncIterator[Store]:
-    """Open the store that the options select, or that of the daemon, for at most 4 s.
+) -> AbstractAsyncContextManager[Store]:
+    """Open the store that the options select, or that of the daemon.
 
     With `whole`, open the store with all its networks, also if only one of them is selected.
+    """
+    return network_store(
+        invocation.store_url,
+        socket_of(invocation, run_dir),
+        os.environ,
+        only_daemon=invocation.socket is not None,
+        creates=creates,
+        whole=whole,
+    )
+
+
+def answer(invocation: Invocation, work: Coroutine[Any, Any, _Answer], *, writes: bool = False) -> _Answer:
+    """Do the work of a command, and return its result within 5 s of the start of flannelctl.
+
+    Args:
+        invocation: the command.
+        work: the work; it is cancelled at the deadline.
+        writes: the work changes the store, perhaps also if it is cancelled.
 
     Raises:
-        NotReadyError: the block has not ended in time.
+        NotReadyError: the work is not complete in time.
     """
+    return asyncio.run(_in_time(work, invocation.left_s(), writes=writes))
+
+
+async def _in_time(work: Coroutine[Any, Any, _Answer], left_s: float, *, writes: bool) -> _Answer:
     try:
-        async with (
-            asyncio.timeout(_ANSWER_S),
-            network_store(
-                invocation.store_url,
-                socket_of(invocation, run_dir),
-                os.environ,
-                only_daemon=invocation.socket is not None,
-                creates=creates,
-                whole=whole,
-            ) as store,
-        ):
-            yield store
+        async with asyncio.timeout(left_s) as limit:
+            return await work
     except TimeoutError as error:
+        if not limit.expired():
+            raise
+        if writes:
+            raise NotReadyError(
+                "flanneld or the store has not answered within 5 s. A write may have taken effect",
+                hint="Check both with flannelctl doctor. Before you try again, run flannelctl leases and "
+                "flannelctl config get.",
+            ) from error
         raise NotReadyError(
-            f"the store has not answered within {_ANSWER_S:g} s. A write may have taken effect",
-            hint="Check the store. Before you try again, run flannelctl leases and flannelctl config get.",
+            "flanneld or the store has not answered within 5 s",
+            hint="Check flanneld with flannelctl doctor, the store, and the load of the host.",
         ) from error

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from pyflannel.assembly.directories import Places
-from pyflannel.cli.answers import places_of, print_json
+from pyflannel.cli.answers import answer, places_of, print_json
 from pyflannel.cli.invocation import (
     Invocation,
     Verb,
@@ -68,12 +68,12 @@ def cleanup(
         doubtful_rules=doubtful_rules,
     )
     if dry_run:
-        _report(invocation, asyncio.run(preview(work, os.environ)), "would remove")
+        _report(invocation, answer(invocation, preview(work, os.environ)), "would remove")
         return
     if not is_confirmed and is_interactive():
-        for line in asyncio.run(preview(work, os.environ)).removed:
+        for line in answer(invocation, preview(work, os.environ)).removed:
             say(f"will remove {line}", err=True)
-        confirm("Remove flannel from this host?")
+        confirm(invocation, "Remove flannel from this host?")
     report = asyncio.run(clean_up(work, os.environ))
     _report(invocation, report, "removed")
     if report.problems:

@@ -1,6 +1,5 @@
 """flannelctl config and plan: the network config, and the changes that it causes on this host."""
 
-import asyncio
 import contextlib
 import json
 import sys
@@ -12,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pyflannel.cli.answers import (
+    answer,
     local_time,
     network_of,
     print_json,
@@ -76,7 +76,7 @@ def config() -> None:
 @click.pass_obj
 def get(invocation: Invocation, run_dir: Path | None) -> None:
     """Print the network config as it is stored."""
-    text = asyncio.run(_get(invocation, run_dir))
+    text = answer(invocation, _get(invocation, run_dir))
     if text is None:
         raise NotReadyError(
             "there is no network config yet",
@@ -108,7 +108,7 @@ def set_(
     computed, warnings = checked_config(text, accepts_unknown=force)
     if warnings and not force:
         raise ConfigError("; ".join(warnings), hint="Correct the config, or write it with --force.")
-    stored, leases = asyncio.run(_stored(invocation, run_dir))
+    stored, leases = answer(invocation, _stored(invocation, run_dir))
     difference, effects = difference_of(stored, text), _effects(stored, computed, leases)
     if not invocation.wants_json:
         print_text("\n".join(difference) or "no difference to the stored network config")
@@ -116,8 +116,8 @@ def set_(
             print_text(f"effect: {effect}")
     if not dry_run:
         if not is_confirmed and is_interactive():
-            confirm("Write this network config for all hosts?")
-        asyncio.run(_set(invocation, run_dir, text))
+            invocation = confirm(invocation, "Write this network config for all hosts?")
+        answer(invocation, _set(invocation, run_dir, text), writes=True)
     if invocation.wants_json:
         _print_computed(computed, warnings, Difference=difference, Effects=effects, Written=not dry_run)
     else:
@@ -165,7 +165,7 @@ def diff(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
     """
     given = None if source is None else read_source(source)
     computed = None if given is None else parse_network_config(given)
-    found = asyncio.run(_compare(invocation, run_dir, given, computed))
+    found = answer(invocation, _compare(invocation, run_dir, given, computed))
     if invocation.wants_json:
         print_json(format_document(found))
     else:
@@ -235,7 +235,7 @@ def history(invocation: Invocation, run_dir: Path | None) -> None:
       flannelctl config history
       flannelctl config history --json
     """
-    found = asyncio.run(_history(invocation, run_dir))
+    found = answer(invocation, _history(invocation, run_dir))
     if invocation.wants_json:
         print_json(format_document(found))
         return
@@ -292,7 +292,7 @@ def plan(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
     """
     text = None if source is None else read_source(source)
     daemon = ControlClient(socket_of(invocation, run_dir), _PLAN_DEADLINE_S)
-    found = asyncio.run(daemon.preview(text))
+    found = answer(invocation, daemon.preview(text))
     if invocation.wants_json:
         print_json(format_preview(found))
     else:

@@ -10,7 +10,15 @@ from pathlib import Path
 import click
 import msgspec
 
-from pyflannel.cli.answers import duration, network_of, places_of, print_facts, print_json, print_table
+from pyflannel.cli.answers import (
+    answer,
+    duration,
+    network_of,
+    places_of,
+    print_facts,
+    print_json,
+    print_table,
+)
 from pyflannel.cli.invocation import Invocation, Verb, run_dir_option, say, shared_options, state_options
 from pyflannel.commands.bug_report import report_bug
 from pyflannel.commands.trace import AddressReport, trace_packet, who_is
@@ -56,7 +64,7 @@ def trace(
     *sources, destination = map(address_of, addresses)
     places = places_of(run_dir, state_dir, subnet_file)
     source = sources[0] if sources else None
-    report = asyncio.run(trace_packet(places, invocation.socket, source, destination))
+    report = answer(invocation, trace_packet(places, invocation.socket, source, destination))
     if invocation.wants_json:
         print_json(format_trace(report))
     else:
@@ -111,7 +119,7 @@ def whois(invocation: Invocation, address: str, run_dir: Path | None) -> None:
       flannelctl whois 10.100.93.7
       flannelctl whois 10.10.10.102 --json
     """
-    found = asyncio.run(_who_is(invocation, run_dir, address_of(address)))
+    found = answer(invocation, _who_is(invocation, run_dir, address_of(address)))
     if invocation.wants_json:
         print_json(msgspec.json.encode(found, enc_hook=str))
     else:
@@ -143,6 +151,10 @@ def _holder_facts(found: AddressReport) -> Iterator[tuple[str, str]]:
     if found.link is not None:
         details = [found.link, *([f"port {found.port}"] if found.port else []), found.mac or ""]
         yield "interface", ", ".join(filter(None, details))
+
+
+_OF_PARTS = 0.6
+"""Share of the time in which bugreport collects. In the rest, it removes secrets and writes the archive."""
 
 
 @click.command(cls=Verb)
@@ -182,9 +194,9 @@ def bugreport(
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = f"flannel-bugreport-{os.uname().nodename}-{now}"
     archive = output or Path(f"{name}.tar.gz")
-    report = asyncio.run(
-        report_bug(places_of(run_dir, state_dir, subnet_file), archive, name, dict(os.environ))
-    )
+    places = places_of(run_dir, state_dir, subnet_file)
+    deadline_s = invocation.left_s() * _OF_PARTS
+    report = asyncio.run(report_bug(places, archive, name, dict(os.environ), deadline_s))
     if invocation.wants_json:
         print_json(msgspec.json.encode(report))
         return

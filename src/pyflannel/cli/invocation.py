@@ -7,6 +7,7 @@ import functools
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -30,11 +31,22 @@ class Invocation:
         store_url: URL of the store to read instead of asking flanneld; None if it was not given.
         socket: control socket of flanneld; None to use the one in the run directory.
         wants_json: print JSON documents instead of text.
+        began: start of the process, in seconds of CLOCK_BOOTTIME; None if it does not limit the answer.
     """
 
     store_url: str | None = None
     socket: Path | None = None
     wants_json: bool = False
+    began: float | None = None
+
+    def left_s(self) -> float:
+        """Return how long the command may still work, so that it answers within 5 s of its start."""
+        age_s = 0.0 if self.began is None else time.clock_gettime(time.CLOCK_BOOTTIME) - self.began
+        return max(_LEAST_S, _ANSWER_S - age_s)
+
+
+_ANSWER_S, _LEAST_S = 4.4, 0.5
+"""Longest time from the start of the process to the end of the work, without printing; least time to work."""
 
 
 def say(text: str, *, label: str = "", err: bool = False) -> None:
@@ -58,14 +70,15 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def confirm(question: str) -> None:
-    """Ask on standard error.
+def confirm(invocation: Invocation, question: str) -> Invocation:
+    """Ask on standard error. Return the invocation for the work that follows, which begins now.
 
     Raises:
         FlannelError: the answer is not yes.
     """
     if not click.confirm(question, err=True):
         raise FlannelError("nothing was changed", hint="")
+    return replace(invocation, began=None)
 
 
 def print_object(document: Mapping[str, object]) -> None:

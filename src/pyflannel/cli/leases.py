@@ -1,13 +1,12 @@
 """flannelctl leases: the list of leases, reservations, and the history of leases."""
 
-import asyncio
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import click
 
-from pyflannel.cli.answers import both, local_time, print_json, print_table, reach, store_of
+from pyflannel.cli.answers import answer, both, local_time, print_json, print_table, reach, store_of
 from pyflannel.cli.invocation import (
     Invocation,
     ListGroup,
@@ -32,6 +31,7 @@ from pyflannel.commands.reservations import (
 )
 from pyflannel.errors import FlannelError, UsageError
 from pyflannel.model.lease import host_text
+from pyflannel.model.store_record import Record
 from pyflannel.wire.control_json import format_document
 
 
@@ -80,7 +80,7 @@ def reserve_(invocation: Invocation, subnet: str, public_ip: str | None, run_dir
       flannelctl leases reserve 10.100.5.0/24 --public-ip 10.10.10.101
     """
     subnets, address = parse_subnets(subnet), None if public_ip is None else _address(public_ip)
-    made = asyncio.run(_reserve(invocation, run_dir, subnets, address))
+    made = answer(invocation, _reserve(invocation, run_dir, subnets, address), writes=True)
     if invocation.wants_json:
         print_json(format_document(made))
         return
@@ -116,7 +116,7 @@ def release_(
 ) -> None:
     """Release a lease or a reservation, so that another host can use the subnet.
 
-    The holder is asked through the store first. A host that answers within 3 s is alive, and its lease is
+    The holder is asked through the store first. A host that answers within 2 s is alive, and its lease is
     not released without --force. The same applies to a host with the original flannel, which cannot be asked.
     With --force, a running flanneld acquires the same subnet again, as a lease that expires, and no packet is
     lost. On a terminal, flannelctl asks.
@@ -131,9 +131,14 @@ def release_(
       flannelctl leases release 10.100.15.0/24
       flannelctl leases release 10.100.15.0/24 --force --yes
     """
-    found = asyncio.run(
-        _release(invocation, run_dir, parse_subnets(subnet), is_forced=force, is_confirmed=is_confirmed)
+    subnets = parse_subnets(subnet)
+    found, record = answer(
+        invocation, _examine_release(invocation, run_dir, subnets, asks=not force), writes=not force
     )
+    _check_release(found, is_forced=force)
+    if not is_confirmed and is_interactive():
+        invocation = confirm(invocation, f"Release {found.subnet}?")
+    answer(invocation, _release(invocation, run_dir, record), writes=True)
     if invocation.wants_json:
         print_json(format_document(found))
     else:
@@ -141,11 +146,14 @@ def release_(
         say(f"released the {what}: {both(found.subnet, found.ipv6_subnet)}")
 
 
-async def _release(
-    invocation: Invocation, run_dir: Path | None, subnets: Subnets, *, is_forced: bool, is_confirmed: bool
-) -> Release:
+async def _examine_release(
+    invocation: Invocation, run_dir: Path | None, subnets: Subnets, *, asks: bool
+) -> tuple[Release, Record]:
     async with store_of(invocation, run_dir) as store:
-        found, record = await examine_release(store, subnets, asks=not is_forced)
+        return await examine_release(store, subnets, asks=asks)
+
+
+def _check_release(found: Release, *, is_forced: bool) -> None:
     if found.holder in ("alive", "unknown") and not is_forced:
         raise FlannelError(
             f"{_holder(found)}, so {found.subnet} is not released",
@@ -154,11 +162,11 @@ async def _release(
         )
     if found.holder == "silent":
         print_warning(f"{_holder(found)}. If it is running, another host may get its subnet")
-    if not is_confirmed and is_interactive():
-        confirm(f"Release {found.subnet}?")
+
+
+async def _release(invocation: Invocation, run_dir: Path | None, record: Record) -> None:
     async with store_of(invocation, run_dir) as store:
         await release(store, record)
-    return found
 
 
 def _holder(found: Release) -> str:
@@ -198,7 +206,7 @@ def history(invocation: Invocation, subnet: str | None, renewals: bool, run_dir:
       flannelctl leases history 10.100.15.7 --json
     """
     chosen = None if subnet is None else _network(subnet)
-    found = asyncio.run(_history(invocation, run_dir))
+    found = answer(invocation, _history(invocation, run_dir))
     shown = [
         one
         for one in found.changes

@@ -13,6 +13,7 @@ from typing import TypeVar
 import click
 
 from pyflannel.cli.answers import (
+    answer,
     both,
     duration,
     handshake,
@@ -34,9 +35,7 @@ from pyflannel.cli.invocation import (
     state_options,
     wide_option,
 )
-from pyflannel.commands.examination import bench_host, ping_path
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.commands.reach import probe_peers
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
 from pyflannel.model.probe import BenchLine, BenchReport, PingReport, PingStep, milliseconds
@@ -114,7 +113,7 @@ def list_leases(invocation: Invocation, hosts: tuple[str, ...], wide: bool, run_
 
     Lists all leases, or those of each HOST: a host name, an address or a subnet.
     """
-    entries = _of_hosts(asyncio.run(_leases(invocation, run_dir)), hosts)
+    entries = _of_hosts(answer(invocation, _leases(invocation, run_dir)), hosts)
     if invocation.wants_json:
         print_json(format_leases(entries))
     else:
@@ -168,7 +167,7 @@ def peers(
     Lists all hosts, or each HOST: a host name, an address or a subnet. Needs a running flanneld. Probes up to
     256 of the hosts by ICMP echo through the tunnel; --no-probe sends nothing.
     """
-    entries = asyncio.run(_peers(socket_of(invocation, run_dir), hosts, probes=probe))
+    entries = answer(invocation, _peers(socket_of(invocation, run_dir), hosts, probes=probe))
     if invocation.wants_json:
         print_json(format_peers(entries))
     else:
@@ -176,6 +175,8 @@ def peers(
 
 
 async def _peers(socket: Path, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
+    from pyflannel.commands.reach import probe_peers  # not at the top: other verbs start without it
+
     daemon = ControlClient(socket)
     status, known = await daemon.status(), await daemon.leases()
     entries = _of_hosts(peer_entries(status, known), hosts)
@@ -242,7 +243,10 @@ def ping(
       flannelctl ping 10.100.93.7
       flannelctl ping --json 192.168.50.101
     """
-    report = asyncio.run(ping_path(places_of(run_dir, state_dir, subnet_file), invocation.socket, host))
+    from pyflannel.commands.examination import ping_path
+
+    places = places_of(run_dir, state_dir, subnet_file)
+    report = answer(invocation, ping_path(places, invocation.socket, host))
     if invocation.wants_json:
         print_json(format_ping(report))
     else:
@@ -294,7 +298,10 @@ def bench(
       flannelctl bench docker2
       flannelctl bench 10.100.93.7 --json
     """
-    report = asyncio.run(bench_host(places_of(run_dir, state_dir, subnet_file), invocation.socket, host))
+    from pyflannel.commands.examination import bench_host
+
+    places = places_of(run_dir, state_dir, subnet_file)
+    report = answer(invocation, bench_host(places, invocation.socket, host))
     if invocation.wants_json:
         print_json(format_document(report))
     else:
@@ -338,7 +345,8 @@ def rotate_key(invocation: Invocation, run_dir: Path | None) -> None:
 
     Needs a running flanneld with the wireguard backend, and its store. Prints the new public key.
     """
-    public_key = asyncio.run(ControlClient(socket_of(invocation, run_dir)).rotate_key())
+    daemon = ControlClient(socket_of(invocation, run_dir))
+    public_key = answer(invocation, daemon.rotate_key(), writes=True)
     if invocation.wants_json:
         print_json(format_public_key(public_key))
     else:
@@ -377,7 +385,7 @@ def events(invocation: Invocation, since: str | None, follow: bool, run_dir: Pat
     """
     begin = 0.0 if since is None else begin_of(since, time.time())
     daemon = ControlClient(socket_of(invocation, run_dir))
-    entries = asyncio.run(daemon.events())
+    entries = answer(invocation, daemon.events())
     shown = [entry for entry in entries if entry.at >= begin]
     if follow:
         _print_events(shown, wants_json=invocation.wants_json)

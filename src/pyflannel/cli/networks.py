@@ -1,11 +1,10 @@
 """flannelctl network: several networks in one store."""
 
-import asyncio
 from pathlib import Path
 
 import click
 
-from pyflannel.cli.answers import both, print_json, print_table, store_of
+from pyflannel.cli.answers import answer, both, print_json, print_table, store_of
 from pyflannel.cli.config import checked_config, read_source, source_argument
 from pyflannel.cli.invocation import (
     Invocation,
@@ -66,7 +65,7 @@ def ls(invocation: Invocation, run_dir: Path | None) -> None:
       flannelctl network ls
       flannelctl --store etcd://10.0.0.1 network ls --json
     """
-    found = asyncio.run(_list(invocation, run_dir))
+    found = answer(invocation, _list(invocation, run_dir))
     if invocation.wants_json:
         print_json(format_document(found))
     else:
@@ -120,7 +119,7 @@ def create(invocation: Invocation, name: str, source: str, force: bool, run_dir:
     _, warnings = checked_config(text, accepts_unknown=force)
     if warnings and not force:
         raise ConfigError("; ".join(warnings), hint="Correct the config, or write it with --force.")
-    made = asyncio.run(_create(invocation, run_dir, name, text, is_forced=force))
+    made = answer(invocation, _create(invocation, run_dir, name, text, is_forced=force), writes=True)
     for conflict in made.conflicts:
         print_warning(conflict)
     if invocation.wants_json:
@@ -160,7 +159,10 @@ def rm(invocation: Invocation, name: str, force: bool, is_confirmed: bool, run_d
       flannelctl network rm blue
       flannelctl network rm blue --force --yes
     """
-    gone = asyncio.run(_remove(invocation, run_dir, name, is_forced=force, is_confirmed=is_confirmed))
+    found = answer(invocation, _find(invocation, run_dir, name))
+    if (force or not found.leases) and not is_confirmed and is_interactive():
+        invocation = confirm(invocation, f"Remove the network {name} with {found.leases} leases?")
+    gone = answer(invocation, _remove(invocation, run_dir, found, is_forced=force), writes=True)
     if invocation.wants_json:
         print_json(format_document(gone))
     else:
@@ -168,12 +170,13 @@ def rm(invocation: Invocation, name: str, force: bool, is_confirmed: bool, run_d
         say(f"removed the network {name}{leases}")
 
 
-async def _remove(
-    invocation: Invocation, run_dir: Path | None, name: str, *, is_forced: bool, is_confirmed: bool
-) -> NetworkChange:
+async def _find(invocation: Invocation, run_dir: Path | None, name: str) -> NetworkEntry:
     async with store_of(invocation, run_dir, whole=True) as store:
-        found = await find_network(store, name)
-    if (is_forced or not found.leases) and not is_confirmed and is_interactive():
-        confirm(f"Remove the network {name} with {found.leases} leases?")
+        return await find_network(store, name)
+
+
+async def _remove(
+    invocation: Invocation, run_dir: Path | None, found: NetworkEntry, *, is_forced: bool
+) -> NetworkChange:
     async with store_of(invocation, run_dir, whole=True) as store:
         return await remove_network(store, found, is_forced=is_forced)

@@ -2,12 +2,21 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from pyflannel.assembly.directories import Places
-from pyflannel.cli.answers import both, duration, handshake, places_of, print_facts, print_json, socket_of
+from pyflannel.cli.answers import (
+    answer,
+    both,
+    duration,
+    handshake,
+    places_of,
+    print_facts,
+    print_json,
+    socket_of,
+)
 from pyflannel.cli.invocation import (
     Invocation,
     Verb,
@@ -17,10 +26,8 @@ from pyflannel.cli.invocation import (
     state_options,
     wide_option,
 )
-from pyflannel.commands.examination import examine, fix
 from pyflannel.commands.local_daemon import offline_status, what_to_do
 from pyflannel.commands.network_client import ControlClient, live_status
-from pyflannel.commands.reach import with_reach
 from pyflannel.errors import NotReadyError, sentences
 from pyflannel.model.status import (
     BackendStatus,
@@ -38,6 +45,9 @@ from pyflannel.model.status import (
     WireguardStatus,
 )
 from pyflannel.wire.control_json import format_findings, format_status
+
+_OF_PRINTING_S = 0.2
+"""Part of the time of doctor that remains for the order of the findings."""
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
@@ -65,7 +75,13 @@ def doctor(
 
     Changes nothing without --fix. The exit code is 1 if packets are lost or may be lost.
     """
-    found, fixed = asyncio.run(_examined(places_of(run_dir, state_dir, subnet_file), fixes=fixes))
+    from pyflannel.commands.examination import examine, fix  # not at the top: status starts without it
+
+    places = places_of(run_dir, state_dir, subnet_file)
+    found = answer(invocation, examine(places, invocation.left_s() - _OF_PRINTING_S))
+    fixed = asyncio.run(fix(found)) if fixes else []
+    if fixed:
+        found = answer(replace(invocation, began=None), examine(places))
     is_ok = all(one.severity != "error" for one in found)
     if invocation.wants_json:
         print_json(format_findings(found, is_ok=is_ok, fixed=fixed))
@@ -75,13 +91,6 @@ def doctor(
         _print_findings(found)
     if not is_ok:
         click.get_current_context().exit(1)
-
-
-async def _examined(places: Places, *, fixes: bool) -> tuple[tuple[Finding, ...], list[str]]:
-    """Return the findings, and the commands that were run before."""
-    found = await examine(places)
-    fixed = await fix(found) if fixes else []
-    return (await examine(places), fixed) if fixed else (found, fixed)
 
 
 def _print_findings(found: Sequence[Finding]) -> None:
@@ -120,9 +129,9 @@ def status(
     """
     places = places_of(run_dir, state_dir, subnet_file)
     try:
-        found = asyncio.run(_status_and_reach(socket_of(invocation, run_dir)))
+        found = answer(invocation, _status_and_reach(socket_of(invocation, run_dir)))
     except NotReadyError as error:
-        left = asyncio.run(offline_status(places, str(error)))
+        left = answer(invocation, offline_status(places, str(error)))
         _print_status(invocation, left, is_wide=wide)
         say(f"flannelctl: {error}", err=True)
         say(f"  {what_to_do(places, left)}", err=True)
@@ -133,6 +142,8 @@ def status(
 
 
 async def _status_and_reach(socket: Path) -> Status:
+    from pyflannel.commands.reach import with_reach  # not at the top: the other verbs start without it
+
     return await with_reach(await live_status(socket), ControlClient(socket))
 
 

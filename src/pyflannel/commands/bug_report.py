@@ -30,9 +30,6 @@ from pyflannel.wire.control_json import (
 )
 from pyflannel.wire.redaction import Redactor, is_secret, named_secrets, secrets_in
 
-DEADLINE_S = 3.0
-"""Deadline for all parts: the command answers within 5 s."""
-
 _MOST_BYTES = 2 << 20
 """Maximum number of bytes of one part. Only the end of a longer part is kept."""
 
@@ -100,12 +97,13 @@ class BugReport:
 
 @dataclass(slots=True)
 class _Collection:
+    deadline_s: float
     parts: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     async def take(self, name: str, part: Awaitable[str]) -> None:
         """Add a part, or the reason why it is missing."""
-        self.missing[name] = f"not complete within {DEADLINE_S:g} s"
+        self.missing[name] = f"not complete within {self.deadline_s:.1f} s"
         try:
             self.parts[name] = _end_of(await part)
         except FlannelError as error:
@@ -119,7 +117,9 @@ class _Collection:
             del self.missing[name]
 
 
-async def report_bug(places: Places, archive: Path, directory: str, environ: Mapping[str, str]) -> BugReport:
+async def report_bug(
+    places: Places, archive: Path, directory: str, environ: Mapping[str, str], deadline_s: float
+) -> BugReport:
     """Write an archive with the state of this host, readable only for its owner.
 
     Args:
@@ -127,18 +127,19 @@ async def report_bug(places: Places, archive: Path, directory: str, environ: Map
         archive: path of the archive, which must not exist.
         directory: name of the directory in the archive.
         environ: the environment of flannelctl; its secrets are removed from all texts.
+        deadline_s: deadline for all parts. A part that is not complete is named as missing.
 
     Raises:
         FlannelError: the archive cannot be written.
     """
-    collection = _Collection()
+    collection = _Collection(deadline_s)
     process = _Process(running_daemon(places.lock))
     environ = {**_default_settings(), **environ}
-    parts = {**_documents(places), **_files(places, process)}
+    parts = {**_documents(places, deadline_s), **_files(places, process)}
     work = [collection.take(name, _output_of(words)) for name, words in _COMMANDS.items()]
     work += [collection.take(name, read()) for name, read in parts.items()]
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             await asyncio.gather(*work)
     redactor = Redactor({*_known_secrets(places, process, environ), *_learned(collection.parts, process)})
     texts = {name: redactor.clean(text) for name, text in sorted(collection.parts.items())}
@@ -153,7 +154,7 @@ async def report_bug(places: Places, archive: Path, directory: str, environ: Map
     )
 
 
-def _documents(places: Places) -> dict[str, Callable[[], Awaitable[str]]]:
+def _documents(places: Places, deadline_s: float) -> dict[str, Callable[[], Awaitable[str]]]:
     """Return the documents of flannelctl and of the daemon."""
 
     async def status() -> str:
@@ -166,7 +167,7 @@ def _documents(places: Places) -> dict[str, Callable[[], Awaitable[str]]]:
     async def leases() -> str:
         return format_leases(await leases_of_host(places)).decode()
 
-    daemon = ControlClient(places.control_socket, DEADLINE_S)
+    daemon = ControlClient(places.control_socket, deadline_s)
 
     async def events() -> str:
         return format_events(await daemon.events()).decode()

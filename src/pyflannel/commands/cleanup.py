@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyflannel.assembly.directories import DOCKER_SOCKET, Places
-from pyflannel.assembly.options import kubernetes_from_environment, store_url_from_environment
-from pyflannel.assembly.store_flags import etcd_password_of
+from pyflannel.assembly.options import kubernetes_from_environment
+from pyflannel.assembly.store_flags import etcd_password_of, store_url_from_environment
 from pyflannel.assembly.stores import KubernetesAddress, open_store, parse_store_url
 from pyflannel.commands.examination import known_networks, membership_of, status_of_host
 from pyflannel.commands.local_daemon import running_daemon, stop_daemon
@@ -37,19 +37,18 @@ from pyflannel.model.route import DEVICES, Route, route_protocol
 from pyflannel.model.state import Remove, State
 from pyflannel.model.status import Membership, Status
 from pyflannel.model.store_record import Conflict, Delete, Record, Written
+from pyflannel.model.wireguard import LOG_NAME as WIREGUARD_LOG_NAME
 from pyflannel.plan.diff import diff, order
 from pyflannel.plan.leftovers import left_by_original, rules_left
 from pyflannel.plan.ownership import ours
 from pyflannel.plan.routes import fences_in_use
 from pyflannel.ports import Store, Target
 from pyflannel.processes.forwarder import ForwarderTarget
-from pyflannel.processes.forwarder_launch import LOG_NAME
 from pyflannel.processes.found import find_original
 from pyflannel.processes.systemd import service_of
-from pyflannel.processes.wireguard_go import LOG_NAME as WIREGUARD_LOG_NAME
 from pyflannel.processes.wireguard_go import WireguardGo
 from pyflannel.wire.docker_plugin import parse_state
-from pyflannel.wire.forwarder_control import SOCKET_NAME
+from pyflannel.wire.forwarder_control import LOG_NAME, SOCKET_NAME
 from pyflannel.wire.lease_record import SUBNETS, lease_of
 
 _NAMED = 8

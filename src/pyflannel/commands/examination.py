@@ -56,7 +56,7 @@ from pyflannel.wire.certificate import validities_of, validity_of
 from pyflannel.wire.lease_record import Kept, parse_last_known, readable_lease
 from pyflannel.wire.subnet_env import parse_subnet_env
 
-_DAEMON_S, _EXAMINED_S = 2.0, 2.5
+_DAEMON_S, _EXAMINED_S = 1.5, 2.0
 """Deadlines for the daemon and for the examination of the host: a command answers within 5 s."""
 
 
@@ -171,17 +171,30 @@ async def _findings_in_time(places: Places, status: Status, leases: list[LeaseEn
     return ()
 
 
-async def examine(places: Places) -> tuple[Finding, ...]:
-    """Return the findings about this host, errors first.
+async def examine(places: Places, left_s: float = 4.0) -> tuple[Finding, ...]:
+    """Return the findings about this host, errors first. If it takes longer, a finding names this.
 
     Raises:
         TargetError: links and routes are unreadable.
     """
+    end = asyncio.get_running_loop().time() + left_s
     status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
     found, reach, offsets = await asyncio.gather(
-        _examined(places, status, leases), _reach(status, leases), _clock_offsets(status, leases)
+        _examined_until(end, places, status, leases), _reach(status, leases), _clock_offsets(status, leases)
     )
     return with_peers((*found, *clock_findings(offsets)), reach, status)
+
+
+async def _examined_until(
+    end: float, places: Places, status: Status, leases: list[LeaseEntry]
+) -> tuple[Finding, ...]:
+    """Return the findings about this host itself, or one that they were not complete at `end`."""
+    try:
+        async with asyncio.timeout_at(end):
+            return await _examined(places, status, leases)
+    except TimeoutError:
+        cause = "the examination of this host was not complete in time, so its problems are unknown"
+        return (Finding(code="not-examined", severity="error", cause=cause, fix="flannelctl doctor"),)
 
 
 async def fix(found: Sequence[Finding]) -> list[str]:

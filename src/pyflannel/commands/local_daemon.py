@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,11 @@ from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
 
 STOP_S = 20.0
 """Deadline for the end of a daemon; longer than its own deadlines."""
+
+_REPORT_S = 2.0
+"""Time after which flannelctl reports that it waits."""
+
+log = logging.getLogger(__name__)
 
 
 def running_daemon(lock: Path) -> int | None:
@@ -74,7 +80,8 @@ async def stop_daemon(lock: Path) -> int | None:
             await stop_service(unit, STOP_S)
         else:
             signal.pidfd_send_signal(process, signal.SIGTERM)
-        await _end_of(process)
+            signal.pidfd_send_signal(process, signal.SIGCONT)  # a stopped process handles no other signal
+        await _end_of(process, pid)
     except ProcessLookupError:
         return pid
     except PermissionError as error:
@@ -115,14 +122,19 @@ def check_own_files(places: Places, usual: Places) -> None:
         )
 
 
-async def _end_of(process: int) -> None:
+async def _end_of(process: int, pid: int) -> None:
     """Return after the end of the process, when its pidfd becomes readable."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(process, ended.set)
     try:
         async with asyncio.timeout(STOP_S):
-            await ended.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REPORT_S):
+                    await ended.wait()
+            if not ended.is_set():
+                log.warning("flanneld (pid %d) has not ended yet: waiting for at most %g s", pid, STOP_S)
+                await ended.wait()
     finally:
         loop.remove_reader(process)
 
@@ -158,8 +170,7 @@ async def offline_status(places: Places, cause: str) -> Status:
     env = _subnet_env(env_text)
     known = _last_known(places.last_known)
     config = _config(known)
-    forwarder = await forwarder_status(places.run_dir)
-    link = await forwarder_link(places.run_dir)
+    forwarder, link = await asyncio.gather(forwarder_status(places.run_dir), forwarder_link(places.run_dir))
     return Status(
         version=None,
         is_live=False,

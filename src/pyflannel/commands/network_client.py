@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from pyflannel.assembly.options import store_url_from_environment
-from pyflannel.assembly.store_flags import etcd_password_of
+from pyflannel.assembly.store_flags import etcd_password_of, store_url_from_environment
 from pyflannel.assembly.stores import EmbeddedAddress, KubernetesAddress, open_store, parse_store_url
 from pyflannel.errors import (
     FlannelError,
@@ -40,14 +39,17 @@ from pyflannel.wire.network_config_json import parse_network_config
 
 _Answer = TypeVar("_Answer")
 
-DEADLINE_S = 2.5
+DEADLINE_S = 2.0
 """Deadline for an answer from the memory of the daemon, whose loop is never busy for that long.
 
 flannelctl itself needs up to 2 s to start on a busy host, and must answer within 5 s.
 """
 
-READ_S, EXPIRIES_S = 1.8, 1.0
+READ_S, EXPIRIES_S = 1.5, 0.8
 """Deadlines for a record or a listing of the store, and for the expiries of the leases in it."""
+
+_BUSY_S = 1.2
+"""Time for which a call waits for an embedded store that another process locks."""
 
 WRITE_DEADLINE_S = 40.0
 """Deadline for an answer that depends on the store; longer than the daemon's own deadline."""
@@ -256,7 +258,7 @@ async def opened_store(
             f"the store {url} does not exist",
             hint="Correct the path. If it is right, 'flannelctl config set' creates the store.",
         )
-    store = open_store(url, password)
+    store = open_store(url, password, busy_s=_BUSY_S)
     try:
         yield store
     finally:
@@ -327,7 +329,7 @@ class _Daemon:
         return await self._daemon.leases()
 
 
-_SELECTION_S = 2.0
+_SELECTION_S = 1.2
 """Deadline for the daemon's answer which store it uses. Afterwards, the variables name the store."""
 
 

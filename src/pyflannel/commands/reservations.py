@@ -31,8 +31,11 @@ from pyflannel.wire.network_config_json import parse_network_config
 Subnets = tuple[IPv4Network, IPv6Network | None]
 """The subnets of a lease. Without an IPv6 subnet, they may name a lease that has one."""
 
-ANSWER_S = 3.0
+ANSWER_S = 2.0
 """Time in which a living holder answers the question of `release`; a connected one needs milliseconds."""
+
+_DELETE_S = 0.5
+"""Deadline for the deletion of the question."""
 
 _ANY_ADDRESS = IPv4Address(0)
 _CHANGED = "Run flannelctl leases, and try again."
@@ -55,7 +58,7 @@ class Release:
     """The document of `leases release`.
 
     Attributes:
-        holder: `alive` if the holder answered, `silent` if it did not within 3 s, `unknown` if it was not
+        holder: `alive` if the holder answered, `silent` if it did not within 2 s, `unknown` if it was not
             asked, because of --force or because an original flannel does not answer, and `none` for a
             reservation that no host has used.
     """
@@ -276,8 +279,9 @@ async def _answers(store: Store, subnet: IPv4Network) -> bool:
     except TimeoutError:
         return False
     finally:
-        with contextlib.suppress(StoreError):  # it expires by itself
-            await store.write(Delete(key=key, expected=written.revision))
+        with contextlib.suppress(StoreError, TimeoutError):  # it expires by itself
+            async with asyncio.timeout(_DELETE_S):
+                await store.write(Delete(key=key, expected=written.revision))
 
 
 async def _write(store: Store, put: Put) -> int:

@@ -14,7 +14,7 @@ from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Change, Listing, PutSeen, Record
 from pyflannel.plan.backends import Backend, backend_of
 from pyflannel.ports import Clock, Store
-from pyflannel.wire.lease_record import CONFIG
+from pyflannel.wire.lease_record import CONFIG, RESERVED
 from pyflannel.wire.network_config_json import parse_network_config
 
 log = logging.getLogger(__name__)
@@ -115,10 +115,6 @@ class ConfigFollower:
             text = sentences(error.in_full, "Waiting for a valid one.")
             self._bad.line(logging.ERROR, "%s: %s", _FAILED, text)
             self._logged = str(error)
-
-
-RESERVED = frozenset({"subnets", "claims"})
-"""No network can have these names, because the default network has keys below them."""
 
 
 class NetworkFollower:

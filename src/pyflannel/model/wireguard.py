@@ -14,6 +14,9 @@ from pyflannel.model.store_record import Secret
 DEVICE = "flannel-wg"
 """Name of the device; the name of the original."""
 
+LOG_NAME = "wireguard-go.log"
+"""Name of the file in the run directory that receives the output of wireguard-go."""
+
 KEY_OCTETS = 32
 
 

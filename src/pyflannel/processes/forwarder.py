@@ -27,7 +27,6 @@ from pyflannel.processes.forwarder_client import (
 )
 from pyflannel.processes.forwarder_descriptors import attach_device
 from pyflannel.processes.forwarder_launch import (
-    LOG_NAME,
     NoHandOverError,
     PortFreedError,
     PortInUseError,
@@ -42,6 +41,7 @@ from pyflannel.processes.found import (
     is_forwarder_of,
 )
 from pyflannel.wire.forwarder_control import (
+    LOG_NAME,
     SOCKET_NAME,
     ForwarderState,
     Kind,

@@ -28,6 +28,7 @@ from pyflannel.processes.forwarder_descriptors import open_listener, open_underl
 from pyflannel.processes.found import FORWARDER, end_process, find_port_holder, is_forwarder
 from pyflannel.processes.systemd import FORWARDER_TEMPLATE, NoUnitError, connect_to_new, is_service
 from pyflannel.wire.forwarder_control import (
+    LOG_NAME,
     SOCKET_NAME,
     ForwarderState,
     Kind,
@@ -40,9 +41,6 @@ from pyflannel.wire.forwarder_control import (
 )
 
 log = logging.getLogger(__name__)
-
-LOG_NAME = "forwarder.log"
-"""Name of the file in the run directory that receives its standard error."""
 
 _LOOK_AGAIN_S = 0.01
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from pyflannel.errors import TargetError, in_words, target_errors
-from pyflannel.model.wireguard import DEVICE
+from pyflannel.model.wireguard import DEVICE, LOG_NAME
 from pyflannel.ports import child_environment
 from pyflannel.processes.forwarder_client import ANSWER_S
 from pyflannel.processes.forwarder_descriptors import pid_of_peer
@@ -29,8 +29,6 @@ from pyflannel.processes.systemd import WIREGUARD_TEMPLATE, NoUnitError, connect
 log = logging.getLogger(__name__)
 
 PROGRAM = "wireguard-go"
-LOG_NAME = "wireguard-go.log"
-"""Name of the file in the run directory that receives its output."""
 
 _SOCKETS = Path("/run/wireguard")
 """Directory of the control sockets, compiled into wireguard-go and `wg`."""

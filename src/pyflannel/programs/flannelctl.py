@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -115,7 +116,8 @@ def flannelctl(context: click.Context, store_url: str | None, socket: Path | Non
       flannelctl --store etcd://10.0.0.1:2379/coreos.com/network leases
       flannelctl config set '{"Network": "10.100.0.0/16"}'
     """
-    context.obj = Invocation(store_url=store_url, socket=socket, wants_json=wants_json)
+    given = context.obj or Invocation()
+    context.obj = replace(given, store_url=store_url, socket=socket, wants_json=wants_json)
 
 
 def _complete_command(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -162,11 +164,17 @@ def main() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("flannelctl: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:], began=process_start()))
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code.
+def process_start() -> float:
+    """Return the start of this process, in seconds of CLOCK_BOOTTIME (proc_pid_stat(5), starttime)."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def run(arguments: Sequence[str], *, began: float | None = None) -> int:
+    """Run one command and return its exit code. `began`: see `Invocation`.
 
     An error is one line on standard error, with the remedy in a second line. With --json it is also a
     document on standard output.
@@ -175,7 +183,9 @@ def run(arguments: Sequence[str]) -> int:
     own = itertools.takewhile(lambda word: word not in ("exec", "--"), arguments)
     wants_json = "--json" in own
     try:
-        code = flannelctl.main(list(arguments), prog_name="flannelctl", standalone_mode=False)
+        code = flannelctl.main(
+            list(arguments), prog_name="flannelctl", standalone_mode=False, obj=Invocation(began=began)
+        )
     except click.Abort:
         return _fail("interrupted", "", _INTERRUPTED, wants_json)
     except click.UsageError as error:

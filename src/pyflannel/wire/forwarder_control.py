@@ -65,6 +65,9 @@ LONGEST_PAYLOAD_OCTETS = 2 << 20
 SOCKET_NAME = "forwarder.sock"
 """The file name of the socket in the run directory."""
 
+LOG_NAME = "forwarder.log"
+"""The name of the file in the run directory that receives its standard error."""
+
 _HEADER = Struct("!2sBBI")
 _PEER = Struct("!IBIH")
 _REMOVAL = Struct("!IB")

@@ -121,6 +121,9 @@ SUBNETS = "subnets/"
 CLAIMS = "claims/"
 """Start of the keys of claims."""
 
+RESERVED = frozenset({"subnets", "claims"})
+"""No network can have these names, because the default network has keys below them."""
+
 
 def longest_value(key: str) -> int:
     """Return how many bytes of a value to keep: one more than the maximum, so that it is refused later."""

@@ -20,7 +20,7 @@ from pyflannel.model.state import Add, Remove, Replace, State
 from pyflannel.processes import forwarder_descriptors, forwarder_launch
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_descriptors import open_underlay_socket
-from pyflannel.processes.forwarder_launch import LOG_NAME
+from pyflannel.wire.forwarder_control import LOG_NAME
 from testlab.usage import is_running, usage_of, wait_ended
 
 DEADLINE_S = 60.0

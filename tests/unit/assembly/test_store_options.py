@@ -3,9 +3,7 @@
 import pytest
 
 from doubles.flanneld_options import options, refusal
-from pyflannel.assembly.options import (
-    store_url_from_environment,
-)
+from pyflannel.assembly.store_flags import store_url_from_environment
 from pyflannel.model.store_record import Secret
 
 

@@ -62,7 +62,6 @@ def report(
         "kernel/slow.txt": ("sleep", "60"),
     }
     monkeypatch.setattr(bug_report, "_COMMANDS", commands)
-    monkeypatch.setattr(bug_report, "DEADLINE_S", 2.0)
     environ = {
         "FLANNELD_ETCD_PASSWORD": PLANTED["environment"],
         "FLANNELD_ETCD_PASSWORD_FILE": str(places.state_dir.parent / "password"),
@@ -72,7 +71,7 @@ def report(
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as daemon:
         assert daemon.stdout is not None
         daemon.stdout.readline()
-        found = asyncio.run(report_bug(places, archive, "host", environ))
+        found = asyncio.run(report_bug(places, archive, "host", environ, 2.0))
         daemon.kill()
     with tarfile.open(archive) as tar:
         texts = {name: tar.extractfile(name).read().decode() for name in tar.getnames()}  # type: ignore[union-attr]
@@ -101,7 +100,7 @@ def test_missing_parts_are_named(places: Places, tmp_path: Path, monkeypatch: py
     found, texts = report(places, tmp_path / "report.tar.gz", monkeypatch)
 
     reasons = {one.name: one.reason for one in found.missing}
-    assert reasons["kernel/slow.txt"] == "not complete within 2 s"
+    assert reasons["kernel/slow.txt"] == "not complete within 2.0 s"
     assert reasons["kernel/none.txt"] == "no-such-program is not installed"
     assert reasons["events.json"].startswith("flanneld does not respond at ")
     assert "kernel/none.txt: no-such-program is not installed" in texts["missing.txt"]

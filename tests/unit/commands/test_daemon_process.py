@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,6 +67,16 @@ def test_the_holder_is_found_and_stopped(lock: Path, hold: Hold) -> None:
     assert found == stopped == daemon.pid
     assert daemon.wait(20) == -15
     assert running_daemon(lock) is None
+
+
+def test_a_suspended_daemon_is_stopped(lock: Path, hold: Hold) -> None:
+    """A process that SIGSTOP suspends handles SIGTERM only after SIGCONT."""
+    daemon = hold()
+    daemon.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, daemon.pid, os.WSTOPPED | os.WNOWAIT)
+
+    assert asyncio.run(stop_daemon(lock)) == daemon.pid
+    assert daemon.wait(20) == -15
 
 
 def test_the_service_of_a_process_that_got_the_number_is_not_stopped(

@@ -86,6 +86,11 @@ _OTHERS = 0o077
 _LARGEST_KEY_FILE = 4096  # bytes
 
 
+def next_path(path: Path) -> Path:
+    """Return the file of the next key, beside the key file at `path`."""
+    return path.with_name(f"{path.name}.next")
+
+
 def read_key_file(path: Path, name: str, *, if_exposed: str) -> bytes | None:
     """Return the content of a file with a secret key; None if the file does not exist.
 

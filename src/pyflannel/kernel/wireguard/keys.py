@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pyflannel.errors import TargetError, target_errors
 from pyflannel.kernel.filters.programs import MissingProgramError, Ran, run_program
-from pyflannel.kernel.host.files import KEY_MODE, Replacement, read_key_file, unusable_key
+from pyflannel.kernel.host.files import KEY_MODE, Replacement, next_path, read_key_file, unusable_key
 from pyflannel.kernel.network.links import has_wireguard
 from pyflannel.model.store_record import Secret
 from pyflannel.model.wireguard import KEY_OCTETS, WireguardFacts, parse_key
@@ -14,11 +14,6 @@ from pyflannel.ports import in_thread
 
 PROGRAM = "wg"
 _NAME = "the WireGuard key file"
-
-
-def next_path(path: Path) -> Path:
-    """Return the file of the next key, beside the key file at `path`."""
-    return path.with_name(f"{path.name}.next")
 
 
 class WireguardKeys:
