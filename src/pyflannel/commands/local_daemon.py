@@ -13,6 +13,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.errors import BusyError, ConfigError, TargetError, UsageError, WireError
 from pyflannel.http.sockets import server_pid
 from pyflannel.kernel.host.files import read_end
+from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
 from pyflannel.plan.backends import backend_of
@@ -188,6 +189,13 @@ async def offline_status(places: Places, cause: str) -> Status:
         peers=_peers(known) if known else 0,
         forwarder=forwarder,
     )
+
+
+def last_known_leases(places: Places) -> list[LeaseEntry]:
+    """Return the leases in the last answer that the daemon had from the store; empty if it kept none."""
+    known = _last_known(places.last_known)
+    leases = map(readable_lease, known.records if known else ())
+    return [LeaseEntry.of(lease) for lease in leases if lease is not None]
 
 
 def what_to_do(places: Places, status: Status) -> str:

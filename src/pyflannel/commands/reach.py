@@ -87,6 +87,16 @@ def ends_of(peer: LeaseEntry) -> tuple[IPv4Address | None, IPv4Address | None]:
     return underlay, peer.subnet.network_address if peer.backend_type in _TUNNELS else None
 
 
+def decisive_echoes(status: Status, leases: Iterable[LeaseEntry]) -> dict[IPv4Network, Echo]:
+    """Return the echo by which each peer is reachable: through the tunnel, or to its address without one."""
+    found = {}
+    for peer in peers_of(status, leases):
+        underlay, tunnel = ends_of(peer)
+        if (destination := tunnel or underlay) is not None:
+            found[peer.subnet] = Echo(destination=destination)
+    return found
+
+
 def _own_address(status: Status) -> IPv4Address | None:
     return status.underlay.address if status.underlay is not None else None
 

@@ -32,6 +32,7 @@ class EchoResult:
         text: why there is no reply, in one line; "" if it is unknown.
         sender: sender of the ICMP error; None without one.
         mtu: largest IP packet that a router on the path forwards, from its ICMP error.
+        attempts: number of requests up to the one that was answered; of all requests without an answer.
     """
 
     state: ProbeState
@@ -39,6 +40,7 @@ class EchoResult:
     text: str = ""
     sender: IPv4Address | None = None
     mtu: int | None = None
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

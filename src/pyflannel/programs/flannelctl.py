@@ -39,6 +39,7 @@ COMMANDS = {
     "plan": "Show the changes that flanneld would make now, or with another network config.",
     "rotate-key": "Replace the WireGuard key of this host, without losing a packet.",
     "status": "Show the state of flanneld on this host.",
+    "top": "Watch this host on the whole screen: peers, traffic, repairs and store, live.",
     "trace": "Follow a packet step by step, and show the first step that stops it.",
     "whois": "Show the host and the container that have an address.",
 }

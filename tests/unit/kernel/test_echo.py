@@ -40,6 +40,21 @@ def test_each_request_has_its_own_nonce() -> None:
     assert _Pending(Echo(destination=PEER)).nonce != _Pending(Echo(destination=PEER)).nonce
 
 
+def test_the_number_of_requests_up_to_the_answer_is_known() -> None:
+    """A lost request is not hidden by the answer to the next one. A late answer loses none."""
+
+    def attempts(sequence: int | None) -> int:
+        sender = _Sender(None, [Echo(destination=PEER)])  # type: ignore[arg-type]
+        (one,) = sender._pending.values()
+        one.sent_at += [1.0, 1.4, 1.9]
+        if sequence is not None:
+            message = IcmpMessage(sender=PEER, kind=ECHO_REPLY, code=0, body=one.nonce, sequence=sequence)
+            sender._take(message, 2.0)
+        return sender.results()[0].attempts
+
+    assert [attempts(one) for one in (1, 2, 3, None)] == [1, 2, 3, 3]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets need root")
 def test_many_requests_are_answered_and_a_refused_one_is_reported() -> None:
     """By loopback; the largest is larger than the MTU of any device."""

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 from weakref import WeakKeyDictionary
 
 from pyflannel.api.page.access import PROTECTION, Access
-from pyflannel.commands.reach import ends_of, peers_of, probe_path, target_of
+from pyflannel.commands.reach import decisive_echoes, probe_path, target_of
 from pyflannel.errors import FlannelError
 from pyflannel.http.server import TEXT, Request, Response, Routes
 from pyflannel.model.lease import Lease, LeaseEntry
@@ -217,12 +217,7 @@ class _View:
 
     def _probed(self, status: Status, leases: Sequence[LeaseEntry]) -> Mapping[IPv4Network, EchoResult]:
         """Return the latest results of the probes of peers, and let them continue."""
-        echoes = {}
-        for peer in peers_of(status, leases):
-            underlay, tunnel = ends_of(peer)
-            if (destination := tunnel or underlay) is not None:
-                echoes[peer.subnet] = Echo(destination=destination)
-        return self._network.probe(echoes)
+        return self._network.probe(decisive_echoes(status, leases))
 
     def _peers(self, status: Status) -> bytes:
         leases = self._leases()

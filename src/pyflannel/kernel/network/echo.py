@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from pyflannel.errors import TargetError, remedy
@@ -135,7 +135,7 @@ class _Sender:
         self._results: dict[bytes, EchoResult] = {}
 
     def results(self) -> list[EchoResult]:
-        return [self._results.get(one.nonce) or one.refusal or SILENT for one in self._order]
+        return [self._results.get(one.nonce) or _unanswered(one) for one in self._order]
 
     async def send(self) -> None:
         started = time.monotonic()
@@ -177,20 +177,31 @@ class _Sender:
         if message.kind == ECHO_REPLY:
             one = self._pending.get(message.body[:_NONCE_OCTETS])
             if one is not None and message.sender == one.echo.destination:
-                sent_at = one.sent_at[min(message.sequence, len(one.sent_at)) - 1]
-                self._settle(one, EchoResult(state="reached", rtt_s=now - sent_at))
+                attempt = max(1, min(message.sequence, len(one.sent_at)))
+                rtt_s = now - one.sent_at[attempt - 1]
+                self._settle(one, EchoResult(state="reached", rtt_s=rtt_s, attempts=attempt))
             return
         quoted = next((one for one in self._pending.values() if one.nonce in message.body), None)
         if quoted is not None:
             text = f"{message.sender} answers: {message.text}"
             self._settle(
                 quoted,
-                EchoResult(state="rejected", text=text, sender=message.sender, mtu=message.mtu),
+                EchoResult(
+                    state="rejected",
+                    text=text,
+                    sender=message.sender,
+                    mtu=message.mtu,
+                    attempts=len(quoted.sent_at),
+                ),
             )
 
     def _settle(self, one: _Pending, result: EchoResult) -> None:
         self._results[one.nonce] = result
         del self._pending[one.nonce]
+
+
+def _unanswered(one: _Pending) -> EchoResult:
+    return replace(one.refusal or SILENT, attempts=max(1, len(one.sent_at)))
 
 
 def _refusal(error: OSError) -> str:

@@ -1,0 +1,257 @@
+"""The live view of one host: the state of its flanneld, and its peers with round-trip times, loss and rates.
+
+The documents are those of the control socket. Peers are probed by this process, as the page does it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Protocol
+
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.local_daemon import last_known_leases, offline_status, what_to_do
+from pyflannel.commands.network_client import ControlClient
+from pyflannel.commands.reach import decisive_echoes
+from pyflannel.engine.peer_probes import PeerProbes, Send
+from pyflannel.errors import FlannelError, NotReadyError
+from pyflannel.kernel.host.machine import BoottimeClock
+from pyflannel.kernel.network.echo import send_echoes
+from pyflannel.model.lease import LeaseEntry, PeerEntry
+from pyflannel.model.probe import Echo, EchoResult, milliseconds
+from pyflannel.model.status import Carried, JournalEntry, Notice, Status, peer_entries
+from pyflannel.ports import Clock
+
+LOOK_S, LONGEST_LOOK_S, COSTS = 1.0, 5.0, 20
+"""Shortest and longest pause after a look, and the ratio of the pause to the duration of the look."""
+
+RATES_KEPT = 60
+"""Number of rates of the whole host that are kept."""
+
+ROUNDS_KEPT = 30
+"""Number of the latest probes of a peer from which its loss is computed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LivePeer:
+    """A peer at one moment.
+
+    Attributes:
+        loss: part of the requests of the latest probes that had no reply, 0 to 1; None if it was not probed.
+        rates: bytes per second in each direction; None if the backend does not count them for each peer.
+    """
+
+    entry: PeerEntry
+    loss: float | None = None
+    rates: "Rates | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Bytes per second in each direction."""
+
+    received: float
+    sent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """A host at one moment.
+
+    Attributes:
+        status: of flanneld; from its files while it does not respond.
+        peers: in the order of their subnets; the last known ones while flanneld does not respond.
+        events: the events of the passes, the latest last.
+        rates: of the whole host, one for each look, the latest last; empty if the backend counts no bytes.
+        trouble: why flanneld does not respond, and the remedy; None if it responds.
+        silent_s: seconds since its last response; None if it responds, or has not responded yet.
+        probe_trouble: why peers are not probed; None if they are.
+    """
+
+    status: Status
+    peers: tuple[LivePeer, ...] = ()
+    events: tuple[JournalEntry, ...] = ()
+    rates: tuple[Rates, ...] = ()
+    trouble: Notice | None = None
+    silent_s: float | None = None
+    probe_trouble: Notice | None = None
+
+
+class Answers(Protocol):
+    """The answers of a daemon: those of the control socket, by `commands.network_client.ControlClient`."""
+
+    async def status(self) -> Status:
+        """Return the status of the daemon."""
+
+    async def leases(self) -> list[LeaseEntry]:
+        """Return the leases that the daemon knows."""
+
+    async def events(self) -> list[JournalEntry]:
+        """Return the events of the passes, the latest last."""
+
+
+class LiveView:
+    """Follows one daemon, also while it does not respond, and passes each moment to `show`."""
+
+    def __init__(
+        self, daemon: Answers, places: Places, send: Send, clock: Clock, show: Callable[[Moment], object]
+    ) -> None:
+        """Follow `daemon`, whose files are at `places`, and probe its peers by `send`."""
+        self._daemon = daemon
+        self._places = places
+        self._clock = clock
+        self._show = show
+        self._losses = _Losses(send)
+        self._probes = PeerProbes(self._losses.send, clock)
+        self._traffic = _Traffic()
+        self._known: tuple[Status, list[LeaseEntry], list[JournalEntry]] | None = None
+        self._answered_at: float | None = None
+
+    async def run(self) -> None:
+        """Show a moment about every second, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._probes.run(), name="probes of peers")
+            tasks.create_task(self._look_repeatedly(), name="looks at flanneld")
+
+    async def _look_repeatedly(self) -> None:
+        while True:
+            started = self._clock.now()
+            moment = await self._look()
+            took_s = self._clock.now() - started
+            self._show(moment)
+            pause_s = LOOK_S if moment.trouble else min(LONGEST_LOOK_S, max(LOOK_S, COSTS * took_s))
+            await self._clock.sleep(pause_s)
+
+    async def _look(self) -> Moment:
+        try:
+            status = await self._daemon.status()
+            leases, events = await self._daemon.leases(), await self._daemon.events()
+        except FlannelError as error:
+            return await self._without_answer(error)
+        self._known = status, leases, events
+        self._answered_at = self._clock.now()
+        self._traffic.add(self._answered_at, status)
+        return self._moment(status, status, leases, events)
+
+    async def _without_answer(self, error: FlannelError) -> Moment:
+        """Return the moment from the files of flanneld, with the peers of its last answer, if any."""
+        offline = await offline_status(self._places, str(error))
+        self._traffic.interrupt()
+        if self._known is None:
+            self._known = offline, last_known_leases(self._places), []
+        hint = what_to_do(self._places, offline) if isinstance(error, NotReadyError) else error.hint
+        return replace(
+            self._moment(offline, *self._known),
+            trouble=Notice(str(error), hint),
+            silent_s=None if self._answered_at is None else self._clock.now() - self._answered_at,
+        )
+
+    def _moment(
+        self, shown: Status, known: Status, leases: Sequence[LeaseEntry], events: Sequence[JournalEntry]
+    ) -> Moment:
+        """Return the moment with the peers in `leases`; `known`: the status that these leases belong to."""
+        echoes = decisive_echoes(known, leases)
+        self._losses.keep({echo.destination for echo in echoes.values()})
+        results = self._probes.ask(echoes)
+        return Moment(
+            status=shown,
+            peers=tuple(
+                self._peer(entry, echoes.get(entry.subnet), results.get(entry.subnet))
+                for entry in sorted(peer_entries(known, leases), key=lambda entry: entry.subnet)
+            ),
+            events=tuple(events),
+            rates=self._traffic.rates,
+            probe_trouble=self._probes.trouble,
+        )
+
+    def _peer(self, entry: PeerEntry, echo: Echo | None, result: EchoResult | None) -> LivePeer:
+        rates = self._traffic.of_peers.get(entry.subnet)
+        if echo is None or result is None:
+            return LivePeer(entry=entry, rates=rates)
+        return LivePeer(
+            entry=replace(entry, is_reached=result.state == "reached", rtt_ms=milliseconds(result)),
+            loss=self._losses.of(echo.destination),
+            rates=rates,
+        )
+
+
+def live_view(socket: Path, places: Places, show: Callable[[Moment], object]) -> LiveView:
+    """Return the view of the daemon at a control socket. Its peers are probed by ICMP echo."""
+    return LiveView(ControlClient(socket), places, send_echoes, BoottimeClock(), show)
+
+
+class _Losses:
+    """Sends probes, and counts their requests and replies."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._counted: dict[IPv4Address, deque[tuple[int, int]]] = {}
+
+    async def send(self, echoes: Sequence[Echo]) -> list[EchoResult]:
+        results = await self._send(echoes)
+        for echo, result in zip(echoes, results, strict=True):
+            counted = self._counted.setdefault(echo.destination, deque(maxlen=ROUNDS_KEPT))
+            counted.append((result.attempts, result.state == "reached"))
+        return results
+
+    def of(self, destination: IPv4Address) -> float | None:
+        """Return the part of the requests without a reply; None if none was sent."""
+        counted = self._counted.get(destination)
+        if not counted:
+            return None
+        return 1 - sum(replies for _, replies in counted) / sum(requests for requests, _ in counted)
+
+    def keep(self, destinations: set[IPv4Address]) -> None:
+        """Forget all other destinations."""
+        for other in self._counted.keys() - destinations:
+            del self._counted[other]
+
+
+class _Traffic:
+    """Rates from counters of bytes. A counter that became smaller has started again, so it has no rate.
+
+    Attributes:
+        rates: of the whole host, the latest last.
+        of_peers: of each peer, if the backend counts its bytes.
+    """
+
+    def __init__(self) -> None:
+        self.rates: tuple[Rates, ...] = ()
+        self.of_peers: Mapping[IPv4Network, Rates] = {}
+        self._before: tuple[float, dict[IPv4Network | None, Carried]] | None = None
+
+    def add(self, now: float, status: Status) -> None:
+        """Compute the rates since the status before; `now`: seconds of a monotonic clock."""
+        counters = dict(_counters(status))
+        before, self._before = self._before, (now, counters)
+        if before is None or now <= before[0]:
+            return
+        passed_s = now - before[0]
+        found = {
+            name: Rates((one.received - old.received) / passed_s, (one.sent - old.sent) / passed_s)
+            for name, one in counters.items()
+            if (old := before[1].get(name)) is not None
+            and one.received >= old.received
+            and one.sent >= old.sent
+        }
+        whole = found.pop(None, None)
+        self.rates = (*self.rates, whole)[-RATES_KEPT:] if whole is not None else ()
+        self.of_peers = {subnet: rates for subnet, rates in found.items() if subnet is not None}
+
+    def interrupt(self) -> None:
+        """Forget the rates, because they are not known at present. The next one covers the interruption."""
+        self.rates, self.of_peers = (), {}
+
+
+def _counters(status: Status) -> list[tuple[IPv4Network | None, Carried]]:
+    """Return the bytes of each peer that the backend counts; of the whole host under None."""
+    backend = status.backend
+    peers = status.wireguard.peers if status.wireguard is not None else ()
+    found: list[tuple[IPv4Network | None, Carried]] = [
+        (peer.subnet, Carried(peer.received, peer.sent)) for peer in peers
+    ]
+    if backend is not None and backend.received is not None and backend.sent is not None:
+        found.append((None, Carried(backend.received, backend.sent)))
+    return found
