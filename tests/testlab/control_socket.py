@@ -1,4 +1,4 @@
-"""A control socket with leases, for the tests of completion."""
+"""The control socket of a double of flanneld."""
 
 import asyncio
 import threading
@@ -16,11 +16,9 @@ _START_S = 20.0
 
 
 @contextmanager
-def serving_leases(directory: Path, *host_names: str | None) -> Iterator[Path]:
-    """Serve the leases of these hosts at a socket in the directory, in a thread; yield its path."""
-    socket = directory / "flanneld.sock"
+def serving(socket: Path, daemon: Any) -> Iterator[None]:
+    """Serve a daemon at this socket, in a thread."""
     loop, is_served = asyncio.new_event_loop(), threading.Event()
-    daemon: Any = SimpleNamespace(leases=lambda: _leases(host_names))
 
     async def serve() -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -37,11 +35,19 @@ def serving_leases(directory: Path, *host_names: str | None) -> Iterator[Path]:
     thread.start()
     try:
         assert is_served.wait(_START_S)
-        yield socket
+        yield
     finally:
         loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
         thread.join(_START_S)
         loop.close()
+
+
+@contextmanager
+def serving_leases(directory: Path, *host_names: str | None) -> Iterator[Path]:
+    """Serve the leases of these hosts at a socket in the directory; yield its path."""
+    socket = directory / "flanneld.sock"
+    with serving(socket, SimpleNamespace(leases=lambda: _leases(host_names))):
+        yield socket
 
 
 def _leases(host_names: Sequence[str | None]) -> list[Lease]:

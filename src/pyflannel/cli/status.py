@@ -1,12 +1,16 @@
 """flannelctl status and flannelctl doctor."""
 
 import asyncio
+import contextlib
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import (
     answer,
     both,
@@ -15,6 +19,7 @@ from pyflannel.cli.answers import (
     places_of,
     print_facts,
     print_json,
+    print_text,
     socket_of,
 )
 from pyflannel.cli.invocation import (
@@ -111,6 +116,14 @@ _NAMED = 8
 
 @click.command(cls=Verb)
 @wide_option
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="First wait until flanneld is ready, at most so long.",
+)
+@click.option("--watch", is_flag=True, help="Show the status every second, until Ctrl-C.")
 @run_dir_option
 @state_options
 @shared_options("socket", "json")
@@ -118,6 +131,8 @@ _NAMED = 8
 def status(
     invocation: Invocation,
     wide: bool,
+    wait_s: float | None,
+    watch: bool,
     run_dir: Path | None,
     state_dir: Path | None,
     subnet_file: Path | None,
@@ -125,20 +140,57 @@ def status(
     """Show the state of flanneld on this host.
 
     The exit code is 0 if flanneld is ready, and 3 if not. If flanneld does not respond, its files are shown.
-    The first line also states whether peers answer: up to 32 of them are probed.
+    The first line also states whether peers answer: up to 32 of them are probed. With --watch and --json,
+    each line is a document.
+
+    Examples:
+      flannelctl status --wait 60
+      flannelctl status --watch
     """
-    places = places_of(run_dir, state_dir, subnet_file)
+    places, socket = places_of(run_dir, state_dir, subnet_file), socket_of(invocation, run_dir)
+    if wait_s is not None:
+        asyncio.run(_wait_ready(socket, wait_s))
+    if watch or wait_s is not None:
+        invocation = replace(invocation, began=None)
+    while watch:
+        if sys.stdout.isatty() and not invocation.wants_json:
+            click.clear()
+        _show_status(invocation, socket, places, is_wide=wide, is_line=True)
+        sys.stdout.flush()
+        time.sleep(_WATCH_S)
+    if not _show_status(invocation, socket, places, is_wide=wide):
+        click.get_current_context().exit(3)
+
+
+_WATCH_S = 1.0
+"""Pause between two answers of `--watch`, and between two attempts of `--wait`."""
+
+
+async def _wait_ready(socket: Path, wait_s: float) -> None:
+    """Return when flanneld is ready, or after this time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            while True:
+                with contextlib.suppress(NotReadyError):
+                    if (await ControlClient(socket).status()).is_ready:
+                        return
+                await asyncio.sleep(_WATCH_S)
+
+
+def _show_status(
+    invocation: Invocation, socket: Path, places: Places, *, is_wide: bool, is_line: bool = False
+) -> bool:
+    """Print the status, with `is_line` as JSON in one line; return whether flanneld is ready."""
     try:
-        found = answer(invocation, _status_and_reach(socket_of(invocation, run_dir)))
+        found = answer(invocation, _status_and_reach(socket))
     except NotReadyError as error:
         left = answer(invocation, offline_status(places, str(error)))
-        _print_status(invocation, left, is_wide=wide)
+        _print_status(invocation, left, is_wide=is_wide, is_line=is_line)
         say(f"flannelctl: {error}", err=True)
         say(f"  {what_to_do(places, left)}", err=True)
-        click.get_current_context().exit(3)
-    _print_status(invocation, found, is_wide=wide)
-    if not found.is_ready:
-        click.get_current_context().exit(3)
+        return False
+    _print_status(invocation, found, is_wide=is_wide, is_line=is_line)
+    return found.is_ready
 
 
 async def _status_and_reach(socket: Path) -> Status:
@@ -147,8 +199,10 @@ async def _status_and_reach(socket: Path) -> Status:
     return await with_reach(await live_status(socket), ControlClient(socket))
 
 
-def _print_status(invocation: Invocation, found: Status, *, is_wide: bool) -> None:
-    if invocation.wants_json:
+def _print_status(invocation: Invocation, found: Status, *, is_wide: bool, is_line: bool) -> None:
+    if invocation.wants_json and is_line:
+        print_text(format_status(found).decode())
+    elif invocation.wants_json:
         print_json(format_status(found))
     else:
         print_facts(facts(found, is_wide=is_wide))

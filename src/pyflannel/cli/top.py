@@ -53,7 +53,7 @@ def top(
     if not all(one.isatty() for one in (sys.stdin, sys.stdout, sys.stderr)) or _is_dumb():
         raise UsageError(
             "flannelctl top needs a terminal that can move its cursor",
-            hint="Elsewhere, use flannelctl status, flannelctl peers or flannelctl events --follow.",
+            hint="Elsewhere, use flannelctl status --watch, flannelctl peers or flannelctl events --follow.",
         )
     try:
         from pyflannel.cli.top_screen import run_screen

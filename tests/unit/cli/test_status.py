@@ -1,8 +1,14 @@
-"""flannelctl status lists the reasons why a host is not ready, and limits long lists."""
+"""flannelctl status lists the reasons why a host is not ready, limits long lists, waits and repeats."""
 
+import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from pyflannel.cli import status as status_verb
 from pyflannel.cli.status import facts
 from pyflannel.model.status import (
     DockerNetworkStatus,
@@ -17,6 +23,8 @@ from pyflannel.model.status import (
     Status,
     StoreStatus,
 )
+from pyflannel.programs.flannelctl import run
+from testlab.control_socket import serving
 
 QUIET = ReconcileStatus(
     passes=7, failures=0, duration_s=0.01, repairs=6, repairs_by_kind={"route": 6}, last_repair=None
@@ -149,3 +157,55 @@ def test_networks_and_published_ports_of_docker_are_listed() -> None:
         ("docker port", "0.0.0.0:8080/tcp to 10.100.3.66:80"),
     ]
     assert ("docker", "no network yet") in facts(replace(found, docker=DockerStatus()))
+
+
+def places(tmp_path: Path) -> list[str]:
+    return [f"--{name}={tmp_path}" for name in ("run-dir", "state-dir", "subnet-file")]
+
+
+def test_wait_returns_when_flanneld_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status_verb, "_WATCH_S", 0.02)
+    asked: list[bool] = []
+
+    async def status() -> Status:
+        asked.append(len(asked) > 2)
+        return Status(version="1", is_ready=asked[-1])
+
+    with serving(tmp_path / "flanneld.sock", SimpleNamespace(status=status)):
+        assert run(["status", "--wait", "20", *places(tmp_path)]) == 0
+
+    assert capfd.readouterr().out.startswith("flanneld  1, ready")
+    assert asked == [False, False, False, True, True]
+
+
+def test_wait_ends_without_flanneld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status_verb, "_WATCH_S", 0.02)
+
+    assert run(["status", "--wait", "0.05", *places(tmp_path)]) == 3
+
+    assert "does not respond" in capfd.readouterr().out
+
+
+def test_watch_prints_a_document_in_each_line_also_while_flanneld_does_not_respond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def status() -> Status:
+        return Status(version="1", is_ready=True)
+
+    served = serving(tmp_path / "flanneld.sock", SimpleNamespace(status=status))
+    steps = iter([lambda: served.__exit__(None, None, None), interrupt])
+    monkeypatch.setattr(status_verb.time, "sleep", lambda _: next(steps)())
+    served.__enter__()
+
+    assert run(["status", "--watch", "--json", *places(tmp_path)]) == 130
+
+    lines = capfd.readouterr().out.splitlines()
+    assert [json.loads(line)["is_live"] for line in lines[:2]] == [True, False]
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt

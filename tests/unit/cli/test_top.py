@@ -3,10 +3,9 @@
 import asyncio
 import re
 import sys
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Network
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pyflannel import VERSION
-from pyflannel.api.control import serve_control
 from pyflannel.cli.top import Order, listed, size, verdict
 from pyflannel.commands.live_view import LivePeer, Moment, Rates
 from pyflannel.model.lease import PeerEntry
 from pyflannel.model.status import BackendStatus, JournalEntry, Notice, Status, StoreStatus
 from pyflannel.programs.flannelctl import run
+from testlab.control_socket import serving
 from testlab.shown_network import ShownHosts
 
 if TYPE_CHECKING:
@@ -293,23 +292,8 @@ class Daemon:
     def __getattr__(self, name: str) -> object:
         return getattr(self.hosts, name)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        loop = asyncio.new_event_loop()
-        task = loop.create_task(serve_control(self.socket, self))  # type: ignore[arg-type]
-
-        def run() -> None:
-            with suppress(asyncio.CancelledError):
-                loop.run_until_complete(task)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            loop.call_soon_threadsafe(task.cancel)
-            thread.join(20)
-            loop.close()
+    def running(self) -> AbstractContextManager[None]:
+        return serving(self.socket, self)
 
 
 @pytest.fixture

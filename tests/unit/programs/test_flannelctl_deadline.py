@@ -46,7 +46,7 @@ VERBS = {
     "whois": (ADDRESS,),
 }
 WITHOUT_DAEMON = {"allow-list new-key", "allow-list sign", "config validate", "help", "version"}
-WITH_OWN_DURATION = {"lab", "cni"}
+WITH_OWN_DURATION = {"lab", "cni", "top"}
 START_S = 1.0
 """Time that the start of flannelctl took, in this test."""
 
