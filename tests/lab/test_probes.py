@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together
 from testlab.documents import read_document
 from testlab.faults import paused
+from testlab.overlay import Overlay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -129,3 +131,28 @@ def test_doctor_reports_a_peer_whose_tunnel_is_blocked_there(pair: tuple[Host, H
     found = json.loads(ran.stdout)["findings"]
     assert [one["code"] for one in found if one["severity"] != "info"] == ["tunnel-blocked"]
     assert ran.returncode == 1
+
+
+@pytest.mark.skipif(
+    find_spec("textual") is None or find_spec("pyte") is None,
+    reason="textual or pyte is missing: scripts/setup installs both",
+)
+def test_top_shows_peers_that_join_and_leave_also_after_a_restart_of_flanneld(
+    pair: tuple[Host, Host], overlay: Overlay
+) -> None:
+    from testlab.terminal import Terminal
+
+    one, joining = pair[0], overlay.hosts["docker2"]
+    with Terminal(one.entering(["flannelctl", "top"]), environment=one.environment) as terminal:
+        terminal.wait("all is well: the peer answers")
+        overlay.join(joining)
+        terminal.wait(lambda text: "all is well: 2 peers answer" in text and "docker2" in text)
+        overlay.daemons[one.name].kill()
+        terminal.wait(lambda text: "flanneld does not respond" in text and "docker2" in text)
+        joining.run(["flannelctl", "cleanup", "--yes"])
+        overlay.join(one)
+        terminal.wait(lambda text: "all is well: the peer answers" in text and "docker2" not in text)
+        terminal.type("q")
+
+        assert terminal.wait_ended() == 0
+        assert terminal.is_restored

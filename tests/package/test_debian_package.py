@@ -136,6 +136,12 @@ def test_programs_have_man_pages(installed: Installed) -> None:
     assert r"\-\-etcd\-endpoints" in text
 
 
+def test_the_package_contains_the_screen_of_top(installed: Installed) -> None:
+    python = "/usr/lib/pyflannel/bin/python3"
+
+    installed.systems["docker1"].run([python, "-c", "import pyflannel.cli.top_screen"])
+
+
 def test_upgrade_and_roll_back_lose_no_ping_and_keep_the_lease(installed: Installed, tmp_path: Path) -> None:
     subnet = installed.subnet("docker1")
     (commands,) = command_blocks(GUIDE, "Upgrade and roll back")

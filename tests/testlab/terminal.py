@@ -41,13 +41,13 @@ class Terminal:
         self.received = ""
         self._resize(columns, lines)
         self._attributes = termios.tcgetattr(self._own)
-        inherited = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "LANG": "C.UTF-8"}
+        own = {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
         self.program = subprocess.Popen(
             command,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env={**inherited, **(environment or {})},
+            env={"PATH": os.environ["PATH"], **(environment or {}), **own},
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that it gets SIGWINCH
         )

@@ -187,7 +187,7 @@ def _show_status(
         left = answer(invocation, offline_status(places, str(error)))
         _print_status(invocation, left, is_wide=is_wide, is_line=is_line)
         say(f"flannelctl: {error}", err=True)
-        say(f"  {what_to_do(places, left)}", err=True)
+        say(f"  {what_to_do(places, left, error)}", err=True)
         return False
     _print_status(invocation, found, is_wide=is_wide, is_line=is_line)
     return found.is_ready

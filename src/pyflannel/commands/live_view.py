@@ -141,7 +141,9 @@ class LiveView:
         self._traffic.interrupt()
         if self._known is None:
             self._known = offline, last_known_leases(self._places), []
-        hint = what_to_do(self._places, offline) if isinstance(error, NotReadyError) else error.hint
+        hint = error.hint
+        if isinstance(error, NotReadyError):
+            hint = what_to_do(self._places, offline, error)
         return replace(
             self._moment(offline, *self._known),
             trouble=Notice(str(error), hint),

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
-from pyflannel.errors import BusyError, ConfigError, TargetError, UsageError, WireError
+from pyflannel.errors import BusyError, ConfigError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.http.sockets import server_pid
 from pyflannel.kernel.host.files import read_end
 from pyflannel.model.lease import LeaseEntry
@@ -198,8 +198,10 @@ def last_known_leases(places: Places) -> list[LeaseEntry]:
     return [LeaseEntry.of(lease) for lease in leases if lease is not None]
 
 
-def what_to_do(places: Places, status: Status) -> str:
-    """Return the remedy for a host whose daemon does not respond."""
+def what_to_do(places: Places, status: Status, error: NotReadyError) -> str:
+    """Return the remedy for a host whose daemon does not respond; `error`: of the request to it."""
+    if isinstance(error.__cause__, PermissionError):
+        return error.hint
     pid = running_daemon(places.lock)
     inside = {path.parent for path in places.run_dir.glob(f"*/{places.control_socket.name}")}
     others = sorted(path for path in inside if running_daemon(Places(run_dir=path).lock) is not None)

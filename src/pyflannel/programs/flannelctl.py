@@ -197,6 +197,8 @@ def run(arguments: Sequence[str], *, began: float | None = None) -> int:
     except Exception as error:
         if os.environ.get(_TRACEBACK):
             raise
+        if isinstance(error, PermissionError) and os.geteuid() != 0:
+            return _fail(f"no permission to use {error.filename}", "Run flannelctl as root.", 1, wants_json)
         hint = f"Set {_TRACEBACK}=1 to see the traceback, and report it."
         return _fail(f"{type(error).__name__}: {error}", hint, 1, wants_json)
     return code if isinstance(code, int) else 0

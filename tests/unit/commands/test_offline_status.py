@@ -10,11 +10,13 @@ import pytest
 
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.local_daemon import offline_status, what_to_do
+from pyflannel.errors import NotReadyError
 from pyflannel.http.sockets import listen_unix
 from pyflannel.kernel.host.locks import RunLock
 from pyflannel.model.status import Status
 
 SILENT = Status(version="1", is_live=False)
+GONE = NotReadyError("flanneld does not respond", hint="Start flanneld.")
 
 
 def test_each_of_several_networks_is_named_in_the_remedy(tmp_path: Path) -> None:
@@ -26,7 +28,7 @@ def test_each_of_several_networks_is_named_in_the_remedy(tmp_path: Path) -> None
         listen_unix(tmp_path / "red" / "flanneld.sock"),
         listen_unix(tmp_path / "blue" / "flanneld.sock"),
     ):
-        advice = what_to_do(places, SILENT)
+        advice = what_to_do(places, SILENT, GONE)
 
     assert advice == (
         f"flanneld (pid {os.getpid()}) runs several networks:"
@@ -40,9 +42,9 @@ def test_a_daemon_of_another_prefix_is_named(tmp_path: Path) -> None:
     blue = places.of_prefix("/blue")
 
     with RunLock(str(blue.lock)), listen_unix(blue.control_socket):
-        advice = what_to_do(places, SILENT)
+        advice = what_to_do(places, SILENT, GONE)
         with RunLock(str(places.lock)):
-            hanging = what_to_do(places, SILENT)
+            hanging = what_to_do(places, SILENT, GONE)
 
     assert advice == f"Start flanneld, or select the one of another prefix with --run-dir={tmp_path}/@blue."
     assert hanging.startswith(f"flanneld (pid {os.getpid()}) runs: ")
@@ -52,9 +54,16 @@ def test_a_running_daemon_that_does_not_respond_hangs(tmp_path: Path) -> None:
     places = Places(run_dir=tmp_path)
 
     with RunLock(str(places.lock)):
-        advice = what_to_do(places, SILENT)
+        advice = what_to_do(places, SILENT, GONE)
 
     assert advice.startswith(f"flanneld (pid {os.getpid()}) runs: read its log")
+
+
+def test_without_the_right_to_ask_the_remedy_is_another_user(tmp_path: Path) -> None:
+    error = NotReadyError("flanneld does not respond", hint="Run flannelctl as root.")
+    error.__cause__ = PermissionError()
+
+    assert what_to_do(Places(run_dir=tmp_path), SILENT, error) == "Run flannelctl as root."
 
 
 def test_the_owner_is_known_without_an_identity_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from pyflannel import VERSION
-from pyflannel.programs.flannelctl import COMMANDS, LazyGroup, run
+from pyflannel.programs.flannelctl import COMMANDS, LazyGroup, flannelctl, run
 from testlab.documents import read_document
 
 Printed = pytest.CaptureFixture[str]
@@ -154,6 +154,19 @@ def test_an_interrupt_is_an_error_document(capfd: Printed, monkeypatch: pytest.M
     assert run(["status", "--json"]) == 130
     error = read_document(["status"], capfd.readouterr().out)["error"]
     assert (error["message"], error["code"]) == ("interrupted", 130)
+
+
+def test_without_rights_the_remedy_is_another_user(capfd: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: click.Context) -> None:
+        raise PermissionError(13, "Permission denied", "/run/flannel/.bpf")
+
+    monkeypatch.setattr(flannelctl.commands["version"], "invoke", refuse)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+
+    assert run(["version"]) == 1
+    assert capfd.readouterr().err == (
+        "flannelctl: no permission to use /run/flannel/.bpf\n  Run flannelctl as root.\n"
+    )
 
 
 def test_a_command_in_the_lab_has_its_own_json_option(capfd: Printed) -> None:
