@@ -288,7 +288,8 @@ class NodeKeeper:
             await self._patch(node, format_annotations(node, missing))
             log.info("Published the lease in Node %s: %s", node.name, ", ".join(sorted(missing)))
         condition = self._hold(lease)
-        if self._own.sets_condition and self._is_ready.is_set() and node.condition != condition:
+        is_known = self._is_ready.is_set() or condition.is_unavailable
+        if self._own.sets_condition and is_known and node.condition != condition:
             patch = format_condition(node, condition, rfc3339(self._clock.utc()))
             await self._patch(replace(node, condition=condition), patch)
 

@@ -473,25 +473,45 @@ def test_a_broken_data_path_is_a_condition_only_if_it_lasts(
     monkeypatch.setattr("pyflannel.engine.node_keeper.PATH_PATIENCE_S", 0.05)
 
     async def check(bench: Bench) -> None:
-        def statuses() -> list[tuple[str, str]]:
-            conditions = [one for patch in bench.server.patches for one in conditions_in(patch)]
-            return [(one["status"], one["reason"]) for one in conditions]
-
         bench.is_ready.set()
-        await bench.until(lambda: statuses() == [("False", "FlannelIsUp")])
+        await bench.until(lambda: statuses(bench) == [("False", "FlannelIsUp")])
         bench.keeper.note_path("another program keeps changing this object")
         bench.keeper.note_path(None)
         await asyncio.sleep(0.1)
         bench.keeper.note_path("link flannel.1: File exists")
-        await bench.until(lambda: len(statuses()) == 2)
-        assert statuses()[1] == ("True", "FlannelPathBroken")
+        await bench.until(lambda: len(statuses(bench)) == 2)
+        assert statuses(bench)[1] == ("True", "FlannelPathBroken")
         assert "link flannel.1" in conditions_in(bench.server.patches[-1])[0]["message"]
         bench.keeper.note_path("link flannel.1: another cause")
         bench.keeper.note_path(None)
-        await bench.until(lambda: len(statuses()) == 3)
-        assert statuses()[2] == ("False", "FlannelIsUp")
+        await bench.until(lambda: len(statuses(bench)) == 3)
+        assert statuses(bench)[2] == ("False", "FlannelIsUp")
 
     on_bench(check)
+
+
+def test_a_data_path_that_is_broken_at_the_start_is_a_condition(
+    on_bench: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a boot: the Node still has the condition of the previous run."""
+    monkeypatch.setattr("pyflannel.engine.node_keeper.PATH_PATIENCE_S", 0.05)
+
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        assert statuses(bench) == []
+        bench.keeper.note_path("link flannel.1: File exists")
+        await bench.until(lambda: statuses(bench) == [("True", "FlannelPathBroken")])
+        bench.keeper.note_path(None)
+        bench.is_ready.set()
+        await bench.until(lambda: statuses(bench)[1:] == [("False", "FlannelIsUp")])
+
+    on_bench(check)
+
+
+def statuses(bench: Bench) -> list[tuple[str, str]]:
+    """Return status and reason of each condition that the keeper wrote."""
+    found = [one for patch in bench.server.patches for one in conditions_in(patch)]
+    return [(one["status"], one["reason"]) for one in found]
 
 
 def conditions_in(patch: dict[str, Any]) -> list[dict[str, str]]:
