@@ -144,31 +144,36 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IPv4Address | 
     own = status.lease.subnet if status.lease is not None else None
     mtu = status.backend.mtu if status.backend is not None else None
     bridge = await _bridge_address(own)
-    asked: dict[StepName, Echo] = {}
     underlay, tunnel = ends_of(peer)
+    asked: dict[StepName, tuple[IPv4Address, IPv4Address | None]] = {}
     if underlay is not None and peer.subnet != own:
-        asked["underlay"] = Echo(destination=underlay, source=_own_address(status))
+        asked["underlay"] = underlay, _own_address(status)
     if tunnel is not None and peer.subnet != own:
-        asked["tunnel"] = Echo(destination=tunnel)
-    asked["container"] = Echo(destination=container or peer.subnet.network_address + 1, source=bridge)
+        asked["tunnel"] = tunnel, None
+    asked["container"] = container or peer.subnet.network_address + 1, bridge
     underlay_mtu = status.underlay.mtu if status.underlay is not None else None
-    echoes = [
-        one
-        for name, echo in asked.items()
-        for one in _sized(echo, underlay_mtu if name == "underlay" else mtu, (*_MTUS, mtu or 0))
-    ]
-    results = dict(zip(echoes, await send_echoes(echoes), strict=True))
+    echoes = {
+        name: _sized(
+            Echo(destination=destination, source=source),
+            underlay_mtu if name == "underlay" else mtu,
+            (*_MTUS, mtu or 0),
+        )
+        for name, (destination, source) in asked.items()
+    }
+    sent = [echo for some in echoes.values() for echo in some]
+    results = dict(zip(sent, await send_echoes(sent), strict=True))
     return [
         PingStep(
             name=name,
-            destination=echo.destination,
-            source=echo.source,
-            state=results[echo].state,
-            rtt_ms=milliseconds(results[echo]),
-            mtu=_largest(echo.destination, results),
-            text=results[echo].text,
+            destination=destination,
+            source=source,
+            state=results[first].state,
+            rtt_ms=milliseconds(results[first]),
+            mtu=_largest(destination, results),
+            text=results[first].text,
         )
-        for name, echo in asked.items()
+        for name, (destination, source) in asked.items()
+        for first in echoes[name][:1]
     ]
 
 
@@ -265,7 +270,7 @@ async def bench_path(status: Status, peer: LeaseEntry, container: IPv4Address | 
         ("container", container or peer.subnet.network_address + 1, bridge),
     ]
     runs = [
-        _Run(name, Echo(destination=destination, source=source, size=size))
+        _Run(name, destination, Echo(destination=destination, source=source, size=size))
         for size in sorted({_SMALL, mtu})
         for name, destination, source in ends
         if destination is not None
@@ -293,6 +298,7 @@ class _Run:
     """The requests of one path and size so far. `times`: of the replies, in milliseconds."""
 
     name: BenchName
+    destination: IPv4Address
     echo: Echo
     sent: int = 0
     times: list[float] = field(default_factory=list)
@@ -307,7 +313,7 @@ class _Run:
         has_ratio = middle is not None and underlay and self.name not in ("measurement", "underlay")
         return BenchLine(
             name=self.name,
-            destination=self.echo.destination,
+            destination=self.destination,
             size=self.echo.size,
             sent=self.sent,
             received=len(self.times),

@@ -7,7 +7,7 @@ plans from its inputs.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from typing import Any
 
 from pyflannel.model.docker import NO_DOCKER, DockerParts
@@ -28,7 +28,7 @@ from pyflannel.model.lease_protocol import (
     Unassigned,
 )
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 from pyflannel.model.status import LeasePhase, Notice
 from pyflannel.model.wireguard import UNKNOWN, WireguardFacts
 from pyflannel.plan.backends import Backend
@@ -54,7 +54,8 @@ class Inputs:
         surroundings: addresses and routes outside the overlay.
         wireguard: key and implementation, for the wireguard backend.
         greeted: WireGuard keys of peers to which this host may send by `backend` while it has `previous`.
-        path_mtus: the MTU of paths that carry less than planned, by the subnet of the peer.
+        path_mtus: the MTU of paths that carry less than planned, by the subnet of the peer in
+            the family.
         docker: networks of Docker that the network plugin created.
     """
 
@@ -72,7 +73,7 @@ class Inputs:
     surroundings: Surroundings = ALONE
     wireguard: WireguardFacts = UNKNOWN
     greeted: frozenset[str] = frozenset()
-    path_mtus: Mapping[IPv4Network, int] = field(default_factory=dict)
+    path_mtus: Mapping[IpNetwork, int] = field(default_factory=dict)
     docker: DockerParts = NO_DOCKER
 
     @property

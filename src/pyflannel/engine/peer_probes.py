@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network
 
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import TargetError
+from pyflannel.model.network_config import Family, IpNetwork
 from pyflannel.model.probe import Echo, EchoResult, ProbedPaths
 from pyflannel.model.status import Notice
 from pyflannel.ports import Clock
@@ -42,8 +43,8 @@ PAUSE_S = 5.0
 PATHS_IN_A_ROUND = 64
 """Most paths of one round: 10,000 new peers are probed within fourteen minutes."""
 
-SMALLEST_MTU = 552
-"""Smallest MTU of a path that is used: that of the kernel (net.ipv4.route.min_pmtu)."""
+SMALLEST_MTUS: Mapping[Family, int] = {4: 552, 6: 1280}
+"""Smallest MTU of a path that is used: that of the kernel (net.ipv4.route.min_pmtu), and that of IPv6."""
 
 _SMALL = 84
 _SIZES = 16
@@ -120,7 +121,7 @@ class PathMtus:
     are tried. If a peer does not answer at all, its path is unknown, and nothing changes.
 
     Attributes:
-        found: the MTU of each path that carries less than planned, by the subnet of the peer.
+        found: the MTU of each path that carries less than planned, by the subnet of the peer in the family.
     """
 
     def __init__(
@@ -128,17 +129,17 @@ class PathMtus:
         send: Send | None,
         clock: Clock,
         *,
-        paths: Callable[[], ProbedPaths | None],
+        paths: Callable[[], Sequence[ProbedPaths]],
         changed: Callable[[], None],
     ) -> None:
-        self.found: Mapping[IPv4Network, int] = {}
+        self.found: Mapping[IpNetwork, int] = {}
         self._send = send
         self._clock = clock
         self._paths = paths
         self._changed = changed
-        self._due_s: dict[IPv4Network, float] = {}
-        self._unsure: set[IPv4Network] = set()  # the large packet on the underlay had no answer
-        self._probed: tuple[int, int] | None = None
+        self._due_s: dict[IpNetwork, float] = {}
+        self._unsure: set[IpNetwork] = set()  # the large packet on the underlay had no answer
+        self._planned: tuple[object, ...] = ()
         self._may_differ = asyncio.Event()
 
     def note_change(self) -> None:
@@ -152,52 +153,52 @@ class PathMtus:
         while True:
             self._may_differ.clear()
             paths = self._paths()
-            if paths is not None:
-                self._enter(paths)
+            if paths:
+                by_subnet = self._enter(paths)
                 now = self._clock.now()
                 due = [subnet for subnet, at in self._due_s.items() if at <= now][:PATHS_IN_A_ROUND]
                 if due:
-                    await self._probe(self._send, paths, due)
+                    await self._probe(self._send, by_subnet, due)
             next_s = min(self._due_s.values(), default=self._clock.now() + PERIOD_S) - self._clock.now()
             if next_s > 0 and not self._may_differ.is_set():
                 await pause(self._clock, next_s, until=self._may_differ)
             await self._clock.sleep(PAUSE_S)
 
-    def _enter(self, paths: ProbedPaths) -> None:
-        """Enter new peers as due, and forget the others; all of them if the planned MTU has changed."""
-        planned = paths.mtu, paths.overhead
-        if planned != self._probed:
-            self._probed = planned
+    def _enter(self, paths: Sequence[ProbedPaths]) -> Mapping[IpNetwork, ProbedPaths]:
+        """Enter new peers as due, and forget the others; all of them if the planned MTU has changed.
+
+        Returns:
+            The paths by the subnet of the peer.
+        """
+        planned = tuple((one.mtu, one.overheads, one.padding) for one in paths)
+        if planned != self._planned:
+            self._planned = planned
             self._due_s.clear()
-        for subnet in self._due_s.keys() - paths.ends.keys():
+        by_subnet = {subnet: one for one in paths for subnet in one.ends}
+        for subnet in self._due_s.keys() - by_subnet.keys():
             del self._due_s[subnet]
             self._unsure.discard(subnet)
-        for subnet in paths.ends.keys() - self._due_s.keys():
-            self._due_s[subnet] = self._clock.now()
-        self._publish({subnet: mtu for subnet, mtu in self.found.items() if subnet in paths.ends})
+        for subnet in by_subnet:
+            self._due_s.setdefault(subnet, self._clock.now())
+        self._publish({subnet: mtu for subnet, mtu in self.found.items() if subnet in by_subnet})
+        return by_subnet
 
-    def _publish(self, found: dict[IPv4Network, int]) -> None:
+    def _publish(self, found: dict[IpNetwork, int]) -> None:
         if found != self.found:
             self.found = found
             self._changed()
 
-    async def _probe(self, send: Send, paths: ProbedPaths, subnets: Sequence[IPv4Network]) -> None:
+    async def _probe(
+        self, send: Send, paths: Mapping[IpNetwork, ProbedPaths], subnets: Sequence[IpNetwork]
+    ) -> None:
         """Probe the paths to these peers, and publish the results."""
-        echoes = [
-            echo
-            for end, underlay in (paths.ends[subnet] for subnet in subnets)
-            for echo in (
-                Echo(destination=end, size=_SMALL),
-                Echo(destination=end, size=paths.mtu),
-                Echo(destination=underlay, size=paths.mtu + paths.overhead),
-            )
-        ]
-        found, searched = dict(self.found), dict[IPv4Network, tuple[int, int]]()
+        found, searched = dict(self.found), dict[IpNetwork, tuple[int, int]]()
         try:
-            results = await send(echoes)
+            results = await send([echo for subnet in subnets for echo in _probes(paths[subnet], subnet)])
             for index, subnet in enumerate(subnets):
                 small, large, outer = results[3 * index : 3 * index + 3]
-                most = paths.mtu if outer.mtu is None else min(paths.mtu, outer.mtu - paths.overhead)
+                mtu = paths[subnet].mtu
+                most = mtu if outer.mtu is None else paths[subnet].inner(subnet, outer.mtu)
                 is_known = small.state == "reached"
                 is_unsure = outer.state == "silent" and subnet not in self._unsure
                 is_final = is_known and not is_unsure
@@ -208,20 +209,24 @@ class PathMtus:
                 if large.state == "reached":
                     found[subnet] = most
                 else:
-                    searched[subnet] = _SMALL, min(most + 1, paths.mtu)
+                    searched[subnet] = _SMALL, min(most + 1, mtu)
             found |= await self._search(send, paths, searched)
         except TargetError as error:
             log.debug("Could not probe the MTU of paths: %s", error)
             self._due_s |= dict.fromkeys(subnets, self._clock.now() + PERIOD_S)
             return
-        known = {subnet: mtu for subnet, mtu in found.items() if SMALLEST_MTU <= mtu < paths.mtu}
+        known = {
+            subnet: mtu
+            for subnet, mtu in found.items()
+            if SMALLEST_MTUS[subnet.version] <= mtu < paths[subnet].mtu
+        }
         for subnet in subnets:
             if known.get(subnet) != self.found.get(subnet):
                 self._due_s[subnet] = self._clock.now() + self._again_s()
                 log.info(
                     "Found the MTU of the path to a peer lease=%s mtu=%d",
                     subnet,
-                    known.get(subnet, paths.mtu),
+                    known.get(subnet, paths[subnet].mtu),
                 )
         self._publish(known)
 
@@ -230,12 +235,15 @@ class PathMtus:
         return min(PERIOD_S, max(SILENT_S, len(self._due_s) * SILENT_S / 1000))
 
     async def _search(
-        self, send: Send, paths: ProbedPaths, ranges: dict[IPv4Network, tuple[int, int]]
-    ) -> dict[IPv4Network, int]:
+        self,
+        send: Send,
+        paths: Mapping[IpNetwork, ProbedPaths],
+        ranges: dict[IpNetwork, tuple[int, int]],
+    ) -> dict[IpNetwork, int]:
         """Return the largest size that arrives, between one that does and one that does not."""
         while True:
             echoes = {
-                (subnet, size): Echo(destination=paths.ends[subnet][0], size=size)
+                (subnet, size): Echo(destination=paths[subnet].ends[subnet][0], size=size)
                 for subnet, (low, high) in ranges.items()
                 for size in range(low + 1, high, max(1, (high - low) // _SIZES))
             }
@@ -251,3 +259,11 @@ class PathMtus:
                 reached = max(arrived, default=low)
                 missed = [size for one, size in results if one == subnet and size > reached]
                 ranges[subnet] = reached, min(missed, default=high)
+
+
+def _probes(paths: ProbedPaths, subnet: IpNetwork) -> Iterator[Echo]:
+    """Yield the probes of a path: small and large through the tunnel, and the largest on the underlay."""
+    end, underlay = paths.ends[subnet]
+    yield Echo(destination=end, size=_SMALL)
+    yield Echo(destination=end, size=paths.mtu)
+    yield Echo(destination=underlay, size=paths.outer(subnet))

@@ -4,7 +4,7 @@ The plan is a function of `Inputs` alone. A cache makes small changes fast: if a
 is planned again, and the result equals a new plan.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
@@ -94,6 +94,11 @@ class Planner:
     def peers(self) -> tuple[Lease, ...]:
         """The valid leases of other hosts, in the order of their subnets."""
         return self._peers_in(4)
+
+    def planned_peers(self, family: Family) -> Iterator[Lease]:
+        """Yield the peers in a family, without those that are not planned, in no particular order."""
+        peers = self._peers.get(family, ())
+        return (peer for peer in peers if subnet_of(peer, family) not in self.objections)
 
     def _peers_in(self, family: Family) -> tuple[Lease, ...]:
         return tuple(sorted(self._peers.get(family, ()), key=place_of))

@@ -159,23 +159,24 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
         notes=(
             *notes_on(config, backend, host),
             *supervisor.planner.change_notes,
-            *_path_notes(inputs, host),
+            *_path_notes(inputs, [one for one in (host, ipv6_host) if one is not None]),
         ),
         is_encrypted=all(one.is_encrypted for one in inputs.backends),
         port=backend.tunnel_port,
     )
 
 
-def _path_notes(inputs: Inputs, host: Host) -> Iterator[str]:
-    """Yield a note about paths that carry less than planned."""
-    found = sorted(inputs.path_mtus.items())
-    if found and inputs.backend is not None:
-        named = ", ".join(f"{subnet} {mtu}" for subnet, mtu in found[:_NAMED])
-        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        yield (
-            f"The paths to these peers carry less than {inputs.backend.mtu(host)} bytes, so their routes have"
-            f" a smaller MTU: {named}{more}"
-        )
+def _path_notes(inputs: Inputs, hosts: Sequence[Host]) -> Iterator[str]:
+    """Yield a note about the paths that carry less than planned, for each family of this host."""
+    for host in hosts:
+        found = sorted(one for one in inputs.path_mtus.items() if one[0].version == host.family)
+        if found and inputs.backend is not None:
+            named = ", ".join(f"{subnet} {mtu}" for subnet, mtu in found[:_NAMED])
+            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            yield (
+                f"The paths to these peers carry less than {inputs.backend.mtu(host)} bytes, so their routes"
+                f" have a smaller MTU: {named}{more}"
+            )
 
 
 def wireguard_of(supervisor: Supervisor, contacts: Sequence[WireguardContact]) -> WireguardStatus | None:

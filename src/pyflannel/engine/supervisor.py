@@ -44,7 +44,7 @@ from pyflannel.model.route import route_protocol
 from pyflannel.model.state import Blocked, Replaced
 from pyflannel.model.status import PlanPreview
 from pyflannel.model.wireguard import WireguardDevice, WireguardFacts
-from pyflannel.plan.backends import overhead_of
+from pyflannel.plan.backends import paths_of
 from pyflannel.ports import Target
 
 log = logging.getLogger(__name__)
@@ -399,27 +399,18 @@ class Supervisor:
         self._retirement.note(inputs, own, is_needed=self.planner.needs_previous)
         self.notify_status()
 
-    def _probed_paths(self) -> ProbedPaths | None:
-        """Return the paths to probe; None until the host is ready, and during a change of the backend."""
-        inputs, host = self.condition.inputs, self.planner.host(self.condition.inputs)
-        if not self.is_ready or inputs.previous or inputs.backend is None or host is None:
-            return None
-        overhead = overhead_of(inputs.backend)
-        if overhead is None:
-            return None
-        has_tunnel, refused = inputs.backend.tunnel_port is not None, self.planner.objections
-        return ProbedPaths(
-            mtu=inputs.backend.mtu(host),
-            overhead=overhead,
-            ends={
-                peer.subnet: (
-                    peer.subnet.network_address if has_tunnel else peer.attributes.public_ip,
-                    peer.attributes.public_ip,
-                )
-                for peer in self.planner.peers
-                if peer.subnet not in refused
-            },
+    def _probed_paths(self) -> Sequence[ProbedPaths]:
+        """Return the paths to probe; none until the host is ready, and during a change of the backend."""
+        inputs, planner = self.condition.inputs, self.planner
+        backend, config = inputs.backend, inputs.config
+        if not self.is_ready or inputs.previous or backend is None or config is None:
+            return ()
+        found = (
+            paths_of(backend, host, planner.planned_peers(family))
+            for family in config.families
+            if (host := planner.host(inputs, family)) is not None
         )
+        return [paths for paths in found if paths is not None]
 
     def _progressed(self) -> None:
         keys = set() if self.condition.inputs.is_prepared else self.planner.receiving_keys()

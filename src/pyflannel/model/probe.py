@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
+
 ProbeState = Literal["reached", "rejected", "silent", "unsent", "skipped"]
 """An echo reply arrived; an ICMP error arrived; nothing arrived; the kernel refused to send; not probed."""
 
@@ -18,9 +20,14 @@ class Echo:
         size: bytes of the IP packet.
     """
 
-    destination: IPv4Address
-    source: IPv4Address | None = None
+    destination: IpAddress
+    source: IpAddress | None = None
     size: int = 84
+
+    @property
+    def family(self) -> Family:
+        """The family of the addresses."""
+        return self.destination.version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,25 +45,36 @@ class EchoResult:
     state: ProbeState
     rtt_s: float | None = None
     text: str = ""
-    sender: IPv4Address | None = None
+    sender: IpAddress | None = None
     mtu: int | None = None
     attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbedPaths:
-    """The paths to the peers.
+    """The paths to the peers in one family.
 
     Attributes:
         mtu: bytes of the largest packet of a container.
-        overhead: bytes that the tunnel adds.
+        overheads: bytes that the tunnel adds, by the family of the address on the underlay.
+        padding: multiple of bytes to which the tunnel fills its packets.
         ends: for each peer, the address at the end of its tunnel, and its address on the underlay. They are
             equal without a tunnel.
     """
 
     mtu: int
-    overhead: int
-    ends: Mapping[IPv4Network, tuple[IPv4Address, IPv4Address]]
+    overheads: Mapping[Family, int]
+    padding: int = 1
+    ends: Mapping[IpNetwork, tuple[IpAddress, IpAddress]]
+
+    def outer(self, subnet: IpNetwork) -> int:
+        """Return the bytes of the largest tunnel packet to a peer."""
+        return self.mtu + self.overheads[self.ends[subnet][1].version]
+
+    def inner(self, subnet: IpNetwork, outer: int) -> int:
+        """Return the bytes of the largest packet of a container in a tunnel packet of this size."""
+        inner = outer - self.overheads[self.ends[subnet][1].version]
+        return self.mtu if inner >= self.mtu else inner // self.padding * self.padding
 
 
 def milliseconds(result: EchoResult) -> float | None:

@@ -9,7 +9,8 @@ from typing import Protocol
 from pyflannel.errors import ConfigError, UnknownBackendError
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import BackendData, Lease, LeaseEntry, Vtep, host_text
-from pyflannel.model.network_config import Family, NetworkConfig
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork, NetworkConfig
+from pyflannel.model.probe import ProbedPaths
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
 from pyflannel.model.wireguard import WireguardFacts
@@ -169,7 +170,7 @@ _UNDERLAY_MTU = 1500
 _OVERHEADS: Mapping[str, Mapping[Family, int]] = {
     "udp": {4: udp.OVERHEAD},
     "vxlan": vxlan.OVERHEADS,
-    "host-gw": {4: 0},
+    "host-gw": {4: 0, 6: 0},
     "wireguard": {4: wireguard.OVERHEAD},
 }
 _IN_PLACE: Mapping[str, str] = {
@@ -281,9 +282,28 @@ def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str
     )
 
 
-def overhead_of(backend: Backend) -> int | None:
-    """Return the bytes that the tunnel of IPv4 adds to a packet; None without a data path."""
-    return _OVERHEADS.get(backend.lease_type or backend.way, {}).get(4)
+def paths_of(backend: Backend, host: Host, peers: Iterable[Lease]) -> ProbedPaths | None:
+    """Return the paths to these peers in the family of the host; None without a data path."""
+    is_wireguard = isinstance(backend, wireguard.WireguardBackend)
+    overheads = wireguard.OVERHEADS if is_wireguard else _OVERHEADS.get(backend.lease_type or backend.way)
+    if overheads is None or host.family not in backend.families:
+        return None
+    ends: dict[IpNetwork, tuple[IpAddress, IpAddress]] = {}
+    for peer in peers:
+        part, address = peer.part(host.family), _underlay_address(peer, backend, host)
+        if part is not None and address is not None:
+            has_tunnel = backend.tunnel_port is not None
+            ends[part.subnet] = part.subnet.network_address if has_tunnel else address, address
+    padding = wireguard.PADDING if is_wireguard else 1
+    return ProbedPaths(mtu=backend.mtu(host), overheads=overheads, padding=padding, ends=ends)
+
+
+def _underlay_address(peer: Lease, backend: Backend, host: Host) -> IpAddress | None:
+    """Return the address to which packets to a peer are sent; None if it has none."""
+    if isinstance(backend, wireguard.WireguardBackend):
+        return backend.address_of(peer, host)
+    part = peer.part(host.family)
+    return None if part is None else part.address
 
 
 def _largest_packet(backend: Backend, config: NetworkConfig) -> int | None:

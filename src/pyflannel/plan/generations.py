@@ -11,7 +11,7 @@ from ipaddress import IPv4Network
 from pyflannel.model.host import Bridge, Host
 from pyflannel.model.item import Item, Key
 from pyflannel.model.lease import Lease
-from pyflannel.model.network_config import Family, NetworkConfig
+from pyflannel.model.network_config import Family, IpNetwork, NetworkConfig
 from pyflannel.model.route import Route
 from pyflannel.model.tunnel_guard import GuardedPath, joined
 from pyflannel.plan.backends import Backend, own_variant
@@ -58,7 +58,8 @@ class Basis:
         newest: the backend of the newest config.
         path: the path of packets from other hosts.
         greeted: WireGuard keys of peers that have answered a handshake, if there are several views.
-        path_mtus: the MTU of paths that carry less than planned, by the subnet of the peer; for one view.
+        path_mtus: the MTU of paths that carry less than planned, by the subnet of the peer in the family; for
+            one view.
     """
 
     family: Family
@@ -67,7 +68,7 @@ class Basis:
     newest: Backend
     path: GuardedPath | None
     greeted: frozenset[str] = frozenset()
-    path_mtus: Mapping[IPv4Network, int] = field(default_factory=dict)
+    path_mtus: Mapping[IpNetwork, int] = field(default_factory=dict)
 
 
 def basis_of(
@@ -76,13 +77,13 @@ def basis_of(
     newest: Backend,
     *,
     greeted: frozenset[str] = frozenset(),
-    path_mtus: Mapping[IPv4Network, int] | None = None,
+    path_mtus: Mapping[IpNetwork, int] | None = None,
 ) -> Basis:
     """Return the basis of the host's family, with the backends that carry it."""
     backends = [one.backend for one in generations if host.family in one.backend.families]
     views = _views(backends, host)
     path = joined(view.backend.guarded_path(view.host) for view in views)
-    is_change, is_probed = len(views) > 1, len(views) == 1 and host.family == 4
+    is_change, is_probed = len(views) > 1, len(views) == 1
     return Basis(
         host.family,
         generations[0].config,
@@ -159,7 +160,7 @@ def narrowed(items: tuple[Item, ...], peer: Lease, basis: Basis) -> tuple[Item, 
 
     A backend that routes the whole network has no route to a peer. Then one is added beside that route.
     """
-    mtu = basis.path_mtus.get(peer.subnet)
+    mtu = basis.path_mtus.get(subnet_of(peer, basis.family)) if basis.path_mtus else None
     if mtu is None or not items:
         return items
     if any(isinstance(item, Route) for item in items):
@@ -170,7 +171,8 @@ def narrowed(items: tuple[Item, ...], peer: Lease, basis: Basis) -> tuple[Item, 
     if network is None:
         return items
     protocol = view.host.protocol
-    return (*items, replace(network, destination=peer.subnet, protocol=protocol, mtu=mtu))
+    subnet = subnet_of(peer, basis.family)
+    return (*items, replace(network, destination=subnet, protocol=protocol, mtu=mtu))
 
 
 def receiving_items(peer: Lease, view: View) -> Iterable[Item]:

@@ -1,15 +1,21 @@
-"""ICMP echo and timestamp requests, and the messages that answer them (RFC 792, RFC 1191)."""
+"""ICMP echo and timestamp requests, and the messages that answer them, for IPv4 and IPv6.
 
+Source: RFC 792, RFC 1191; for IPv6 RFC 4443.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
+from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.wire.packet import HEADER_OCTETS, PROTOCOL_ICMP, checksum
 
 ECHO_REPLY, UNREACHABLE, ECHO_REQUEST, TIME_EXCEEDED = 0, 3, 8, 11
 TIMESTAMP_REQUEST, TIMESTAMP_REPLY = 13, 14
+UNREACHABLE_V6, TOO_BIG_V6, TIME_EXCEEDED_V6, ECHO_REQUEST_V6, ECHO_REPLY_V6 = 1, 2, 3, 128, 129
 
-OVERHEAD = HEADER_OCTETS + 8
+OVERHEADS: Mapping[Family, int] = {4: HEADER_OCTETS + 8, 6: 40 + 8}
 """Bytes of an echo packet beside its payload."""
 
 _HEADER = Struct("!BBHHH")
@@ -27,6 +33,17 @@ _CODES = {
 }
 """Source: RFC 792, RFC 1812 section 5.2.7.1."""
 
+_CODES_V6 = {
+    0: "no route",
+    1: "prohibited by a filter",
+    2: "beyond the scope of the source address",
+    3: "address unreachable",
+    4: "port unreachable",
+    5: "source address prohibited",
+    6: "route rejected",
+}
+"""Source: RFC 4443 section 3.1."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IcmpMessage:
@@ -39,7 +56,7 @@ class IcmpMessage:
         mtu: next-hop MTU in an error about a packet that is too large; None if the router did not report it.
     """
 
-    sender: IPv4Address
+    sender: IpAddress
     kind: int
     code: int
     body: bytes
@@ -48,15 +65,25 @@ class IcmpMessage:
     mtu: int | None = None
 
     @property
+    def is_echo_reply(self) -> bool:
+        """Whether it answers an echo request."""
+        return self.kind == (ECHO_REPLY if self.sender.version == 4 else ECHO_REPLY_V6)
+
+    @property
     def text(self) -> str:
         """The error in words."""
-        if self.kind == TIME_EXCEEDED:
+        is_ipv4 = self.sender.version == 4
+        if self.kind == (TIME_EXCEEDED if is_ipv4 else TIME_EXCEEDED_V6):
             return "TTL exceeded: a routing loop"
-        return _CODES.get(self.code, f"unreachable, code {self.code}")
+        if not is_ipv4 and self.kind == TOO_BIG_V6:
+            return _CODES[_FRAGMENTATION_NEEDED]
+        return (_CODES if is_ipv4 else _CODES_V6).get(self.code, f"unreachable, code {self.code}")
 
 
-def format_echo(identifier: int, sequence: int, payload: bytes) -> bytes:
-    """Return an echo request without its IP header."""
+def format_echo(identifier: int, sequence: int, payload: bytes, family: Family = 4) -> bytes:
+    """Return an echo request without its IP header. The kernel computes the checksum of ICMPv6."""
+    if family == 6:
+        return _HEADER.pack(ECHO_REQUEST_V6, 0, 0, identifier, sequence) + payload
     return _request(ECHO_REQUEST, identifier, sequence, payload)
 
 
@@ -113,4 +140,20 @@ def parse_icmp(packet: bytes) -> IcmpMessage | None:
         identifier=identifier,
         sequence=last,
         mtu=last or None if is_too_large else None,
+    )
+
+
+def parse_icmpv6(message: bytes, sender: IPv6Address) -> IcmpMessage | None:
+    """Return the ICMPv6 message, which the kernel delivers without its IP header; None if there is none."""
+    if len(message) < _HEADER.size:
+        return None
+    kind, code, _, identifier, last = _HEADER.unpack_from(message)
+    return IcmpMessage(
+        sender=sender,
+        kind=kind,
+        code=code,
+        body=message[_HEADER.size :],
+        identifier=identifier,
+        sequence=last,
+        mtu=(identifier << 16 | last) or None if kind == TOO_BIG_V6 else None,
     )

@@ -15,7 +15,8 @@ TIMES_S = {"10.0.0.1": 0.001, "10.1.0.0": 0.003}
 
 
 def run_of(name: BenchName, address: str) -> _Run:
-    return _Run(name, Echo(destination=IPv4Address(address)))
+    destination = IPv4Address(address)
+    return _Run(name, destination, Echo(destination=destination))
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, *runs: _Run) -> list[list[str]]:

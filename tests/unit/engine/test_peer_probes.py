@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from doubles.fake_clock import FakeClock
 from pyflannel.engine.peer_probes import (
@@ -19,6 +19,7 @@ from pyflannel.engine.peer_probes import (
     PeerProbes,
 )
 from pyflannel.errors import TargetError
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import SILENT, Echo, EchoResult, ProbedPaths
 
 REACHED = EchoResult(state="reached", rtt_s=0.001)
@@ -133,7 +134,7 @@ def test_a_refusal_of_the_kernel_is_reported_and_tried_again() -> None:
     asyncio.run(life())
 
 
-UNDERLAY = IPv4Address("192.0.2.1")
+UNDERLAYS: dict[Family, IpAddress] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8::1")}
 MTU, OVERHEAD = 1450, 50
 
 
@@ -141,10 +142,10 @@ MTU, OVERHEAD = 1450, 50
 class Underlay:
     """Paths that carry packets up to a size each; a router may answer to larger ones."""
 
-    carried: dict[IPv4Address, int] = field(default_factory=dict)
+    carried: dict[IpAddress, int] = field(default_factory=dict)
     router_mtu: int | None = None
     is_mute: bool = False
-    down: set[IPv4Address] = field(default_factory=set)
+    down: set[IpAddress] = field(default_factory=set)
     sent: list[Echo] = field(default_factory=list)
 
     async def send(self, some: Sequence[Echo]) -> list[EchoResult]:
@@ -152,7 +153,7 @@ class Underlay:
         return [self._result(echo) for echo in some]
 
     def _result(self, echo: Echo) -> EchoResult:
-        if echo.destination == UNDERLAY:
+        if echo.destination in UNDERLAYS.values():
             if self.is_mute:
                 return SILENT
             if self.router_mtu is not None and echo.size > self.router_mtu:
@@ -167,22 +168,31 @@ class Paths:
     """The MTUs of the paths of a host to some peers, and the peers."""
 
     def __init__(self, underlay: Underlay, count: int = 3) -> None:
-        self.subnets = list(echoes(count))
+        self.subnets: list[IpNetwork] = list(echoes(count))
+        self.padding = 1
         self.underlay, self.clock, self.changes = underlay, FakeClock(), 0
         self.mtu = MTU
         self.mtus = PathMtus(underlay.send, self.clock, paths=self.paths, changed=self._changed)
 
-    def paths(self) -> ProbedPaths:
-        return ProbedPaths(
-            mtu=self.mtu,
-            overhead=OVERHEAD,
-            ends={subnet: (subnet.network_address, UNDERLAY) for subnet in self.subnets},
-        )
+    def paths(self) -> list[ProbedPaths]:
+        return [
+            ProbedPaths(
+                mtu=self.mtu - (20 if family == 6 else 0),
+                overheads={4: OVERHEAD, 6: OVERHEAD + 20},
+                padding=self.padding,
+                ends={
+                    subnet: (subnet.network_address, UNDERLAYS[family])
+                    for subnet in self.subnets
+                    if subnet.version == family
+                },
+            )
+            for family in UNDERLAYS
+        ]
 
     def _changed(self) -> None:
         self.changes += 1
 
-    def after(self, seconds: float) -> dict[IPv4Network, int]:
+    def after(self, seconds: float) -> dict[IpNetwork, int]:
         """Return the MTUs after this time."""
 
         async def life() -> None:
@@ -206,6 +216,30 @@ class TestPathMtus:
         host = Paths(Underlay(router_mtu=1400))
 
         assert host.after(1.0) == dict.fromkeys(host.subnets, 1350)
+
+    def test_the_path_of_ipv6_has_an_mtu_of_its_own(self) -> None:
+        """A router answers with the MTU of both tunnels, and that of IPv6 has a longer header."""
+        host = Paths(Underlay(router_mtu=1400), count=1)
+        subnet = IPv6Network("fd00:0:0:1::/64")
+        host.subnets.append(subnet)
+
+        assert host.after(1.0) == {host.subnets[0]: 1350, subnet: 1330}
+        assert host.after(PERIOD_S) == {host.subnets[0]: 1350, subnet: 1330}
+        host.underlay.router_mtu = None
+        host.underlay.carried[subnet.network_address] = 1301
+        assert host.after(PERIOD_S) == {subnet: 1301}
+
+    def test_a_tunnel_that_fills_packets_leaves_room_for_them(self) -> None:
+        host = Paths(Underlay(router_mtu=1400), count=1)
+        host.padding = 16
+
+        assert host.after(1.0) == {host.subnets[0]: 1344}
+
+    def test_no_mtu_below_that_of_ipv6_is_used(self) -> None:
+        host = Paths(Underlay(router_mtu=1340), count=0)
+        host.subnets = [IPv6Network("fd00:0:0:1::/64")]
+
+        assert host.after(1.0) == {}
 
     def test_a_path_without_a_limit_is_probed_hourly_and_changes_nothing(self) -> None:
         host = Paths(Underlay(), count=1)

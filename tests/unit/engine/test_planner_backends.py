@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
@@ -13,15 +13,17 @@ from pyflannel.engine.condition import Inputs
 from pyflannel.engine.plan_log import NAMED_IN_LOG, PEERS_A_MINUTE
 from pyflannel.engine.world import PlanOptions
 from pyflannel.model.host import Underlay
-from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, WireguardData
+from pyflannel.model.network_config import BOTH_FAMILIES, NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import Blocked, Changed, Replaced
+from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend.alloc import AllocBackend
 from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
-from pyflannel.plan.backends import Backend
+from pyflannel.plan.backend.wireguard import WireguardBackend
+from pyflannel.plan.backends import Backend, paths_of
 
 CONFIG = NetworkConfig(network=IPv4Network("10.100.0.0/16"), subnet_length=24)
 OWN = Lease(
@@ -250,12 +252,12 @@ def test_two_peers_with_one_mac_address_do_not_slow_other_changes() -> None:
 
 
 def routes_to(made: Planning, peer: Lease) -> list[tuple[str, int]]:
-    """Return device and MTU of each route to the subnet of a peer."""
+    """Return device and MTU of each route to the subnets of a peer."""
     assert made.plan is not None
     return [
         (route.link, route.mtu)
         for route in made.plan.of_type(Route)
-        if route.destination == peer.subnet and route.kind == "unicast"
+        if route.destination in (peer.subnet, peer.ipv6_subnet) and route.kind == "unicast"
     ]
 
 
@@ -286,3 +288,117 @@ def test_the_route_to_a_peer_carries_a_smaller_mtu_of_its_path(
     assert routes_to(made, far) == []
     made.take(leases=by_subnet([near, far]), path_mtus={})
     assert routes_to(made, far) == before
+
+
+WIREGUARD = WireguardBackend(network=IPv4Network("10.100.0.0/16"), ipv6_network=IPv6Network("fd00:5::/48"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "before", "after"),
+    [
+        (
+            VxlanBackend(),
+            "vxlan",
+            [("flannel.1", 0), ("flannel-v6.1", 0)],
+            [("flannel.1", 0), ("flannel-v6.1", 1330)],
+        ),
+        (HostGwBackend(), "host-gw", [("eth0", 0), ("eth0", 0)], [("eth0", 0), ("eth0", 1330)]),
+        (WIREGUARD, "wireguard", [], [("flannel-wg-v6", 1330)]),
+        (replace(WIREGUARD, mode="auto"), "wireguard", [], [("flannel-wg", 1330)]),
+    ],
+)
+def test_the_ipv6_route_to_a_peer_carries_a_smaller_mtu_of_its_path(
+    backend: Backend, kind: str, before: list[tuple[str, int]], after: list[tuple[str, int]]
+) -> None:
+    """The route of the other family keeps the planned MTU."""
+    made, peer = dual_planner(backend), dual_lease(10, 1, kind)
+    assert peer.ipv6_subnet is not None
+    made.take(leases=by_subnet([peer]))
+    assert routes_to(made, peer) == before
+
+    made.take(path_mtus={peer.ipv6_subnet: 1330})
+
+    assert routes_to(made, peer) == after
+    made.take(path_mtus={})
+    assert routes_to(made, peer) == before
+
+
+def dual_lease(number: int, host: int, kind: str) -> Lease:
+    part = lease(number, host)
+    key = WireguardData(public_key=f"{number:043d}=", port=51820)
+    attributes = replace(
+        part.attributes,
+        public_ipv6=IPv6Address(f"fd07::{host}"),
+        backend_type=kind,
+        vtep_v6=Vtep(mac=f"0e:00:00:00:06:{host:02x}", vni=1),
+        wireguard=key,
+        wireguard_v6=key,
+    )
+    return replace(part, ipv6_subnet=IPv6Network(f"fd00:5:0:{number}::/64"), attributes=attributes)
+
+
+def dual_planner(backend: Backend) -> Planning:
+    """Return a planner of a network with both families."""
+    own = replace(
+        OWN,
+        ipv6_subnet=IPv6Network("fd00:5:0:15::/64"),
+        attributes=replace(OWN.attributes, public_ipv6=IPv6Address("fd07::99")),
+    )
+    underlay = replace(
+        UNDERLAY,
+        ipv6_address=IPv6Address("fd07::99"),
+        public_ipv6=IPv6Address("fd07::99"),
+        on_link=(IPv4Network("172.16.0.0/24"), IPv6Network("fd07::/64")),
+    )
+    config = replace(CONFIG, enable_ipv6=True, ipv6_network=IPv6Network("fd00:5::/48"), ipv6_subnet_length=64)
+    facts = WireguardFacts(key="A" * 42 + "E=", published="A" * 42 + "E=", is_in_kernel=True)
+    inputs = Inputs(
+        config=config, backend=backend, lease=own, underlay=underlay, owner="f00d", wireguard=facts
+    )
+    return Planning(inputs, PlanOptions(subnet_file=SUBNET_FILE))
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "ends", "outer"),
+    [
+        (VxlanBackend(), "vxlan", ("10.100.10.0 172.16.0.1", "fd00:5:0:10:: fd07::1"), (1500, 1500)),
+        (HostGwBackend(), "host-gw", ("172.16.0.1 172.16.0.1", "fd07::1 fd07::1"), (1500, 1500)),
+        (WIREGUARD, "wireguard", ("10.100.10.0 172.16.0.1", "fd00:5:0:10:: fd07::1"), (1480, 1500)),
+        (
+            replace(WIREGUARD, mode="ipv6"),
+            "wireguard",
+            ("10.100.10.0 fd07::1", "fd00:5:0:10:: fd07::1"),
+            (1500, 1500),
+        ),
+        (
+            replace(WIREGUARD, mode="ipv4"),
+            "wireguard",
+            ("10.100.10.0 172.16.0.1", "fd00:5:0:10:: 172.16.0.1"),
+            (1480, 1480),
+        ),
+    ],
+)
+def test_the_probes_of_a_path_follow_the_tunnel(
+    backend: Backend, kind: str, ends: tuple[str, str], outer: tuple[int, int]
+) -> None:
+    """The tunnel of one family may use the other, and its header then has another length."""
+    made, peer = dual_planner(backend), dual_lease(10, 1, kind)
+    made.take(leases=by_subnet([peer]))
+    hosts = [host for family in BOTH_FAMILIES if (host := made.host(made.inputs, family)) is not None]
+
+    found = [paths_of(backend, host, made.planned_peers(host.family)) for host in hosts]
+
+    assert [
+        (" ".join(map(str, one.ends[subnet])), one.outer(subnet))
+        for one in found
+        if one
+        for subnet in one.ends
+    ] == list(zip(ends, outer, strict=True))
+
+
+def test_no_path_is_probed_without_a_data_path() -> None:
+    made = dual_planner(AllocBackend())
+    host = made.host(made.inputs)
+
+    assert host is not None
+    assert paths_of(AllocBackend(), host, [dual_lease(10, 1, "")]) is None

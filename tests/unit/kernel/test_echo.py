@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -12,11 +12,12 @@ from pyflannel.model.probe import Echo
 from pyflannel.wire.icmp import ECHO_REPLY, UNREACHABLE, IcmpMessage
 
 HERE, PEER, ROUTER = IPv4Address("127.0.0.1"), IPv4Address("192.0.2.7"), IPv4Address("192.0.2.1")
+HERE_V6 = IPv6Address("::1")
 
 
 def taken(message_from: IPv4Address, kind: int, body: bytes | None = None) -> str:
     """Return the state of a request to PEER after this message; without `body` it contains the nonce."""
-    sender = _Sender(None, [Echo(destination=PEER)])  # type: ignore[arg-type]
+    sender = _Sender({}, [Echo(destination=PEER)])
     (one,) = sender._pending.values()
     one.sent_at.append(time.monotonic())
     around = b"" if kind == ECHO_REPLY else b"headers of a tunnel"
@@ -61,10 +62,18 @@ def test_many_requests_are_answered_and_a_refused_one_is_reported() -> None:
     echoes = [Echo(destination=HERE + number) for number in range(100)]
     too_large = Echo(destination=HERE, size=65535)
     wrong_source = Echo(destination=HERE, source=PEER)
+    here = [Echo(destination=HERE_V6, source=source, size=1500) for source in (None, HERE_V6)]
+    wrong_source_v6 = Echo(destination=HERE_V6, source=IPv6Address("2001:db8::7"))
 
-    results = asyncio.run(send_echoes([*echoes, too_large, wrong_source], deadline_s=1.0))
+    results = asyncio.run(
+        send_echoes([*echoes, too_large, wrong_source, *here, wrong_source_v6], deadline_s=1.0)
+    )
 
     assert {one.state for one in results[:100]} == {"reached"}
     assert all(one.rtt_s is not None and 0 <= one.rtt_s < 1 for one in results[:100])
     assert results[100].state in ("unsent", "reached")
-    assert results[101].state == "unsent"
+    assert [one.state for one in results[101:]] == ["unsent", "reached", "reached", "unsent"]
+
+
+def test_no_request_needs_no_time() -> None:
+    assert asyncio.run(send_echoes([], deadline_s=60.0)) == []

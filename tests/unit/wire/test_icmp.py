@@ -1,18 +1,20 @@
 """ICMP echo requests and the messages that answer them."""
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from struct import pack
 
 import pytest
 
 from pyflannel.wire.icmp import (
     ECHO_REPLY,
+    ECHO_REPLY_V6,
     UNREACHABLE,
     IcmpMessage,
     clock_offset,
     format_echo,
     format_timestamp,
     parse_icmp,
+    parse_icmpv6,
 )
 from pyflannel.wire.packet import checksum
 
@@ -51,6 +53,32 @@ def test_a_reply_and_an_error_are_parsed() -> None:
 )
 def test_another_packet_is_no_message(octets: bytes) -> None:
     assert parse_icmp(octets) is None
+
+
+def test_an_echo_request_of_ipv6_has_the_layout_of_rfc_4443() -> None:
+    """The kernel computes its checksum, which covers addresses that only the kernel knows."""
+    assert format_echo(0x1234, 7, b"payload", family=6) == b"\x80\0\0\0\x12\x34\0\x07payload"
+
+
+def test_a_reply_and_errors_of_ipv6_are_parsed() -> None:
+    sender = IPv6Address("fd00::2")
+
+    reply = parse_icmpv6(b"\x81\0\0\0\x12\x34\0\x07payload", sender)
+    too_large = parse_icmpv6(b"\x02\0\0\0\0\0\x05\x78quoted", sender)
+    unreachable = parse_icmpv6(b"\x01\x03\0\0\0\0\x05\x78quoted", sender)
+    exceeded = parse_icmpv6(b"\x03\0\0\0\0\0\0\0quoted", sender)
+
+    assert reply == IcmpMessage(
+        sender=sender, kind=ECHO_REPLY_V6, code=0, body=b"payload", identifier=0x1234, sequence=7
+    )
+    assert [one is not None and one.is_echo_reply for one in (reply, too_large)] == [True, False]
+    assert too_large is not None
+    assert (too_large.mtu, too_large.body, too_large.text) == (1400, b"quoted", "packet too large")
+    assert unreachable is not None
+    assert (unreachable.mtu, unreachable.text) == (None, "address unreachable")
+    assert exceeded is not None
+    assert exceeded.text == "TTL exceeded: a routing loop"
+    assert parse_icmpv6(bytes(7), sender) is None
 
 
 MIDNIGHT = 1_900_022_400.0

@@ -8,23 +8,29 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from pyflannel.errors import TargetError, remedy
+from pyflannel.model.network_config import Family
 from pyflannel.model.probe import SILENT, Echo, EchoResult
 from pyflannel.wire.icmp import (
     ECHO_REPLY,
-    OVERHEAD,
+    ECHO_REPLY_V6,
+    OVERHEADS,
     TIME_EXCEEDED,
+    TIME_EXCEEDED_V6,
     TIMESTAMP_REPLY,
+    TOO_BIG_V6,
     UNREACHABLE,
+    UNREACHABLE_V6,
     IcmpMessage,
     clock_offset,
     format_echo,
     format_timestamp,
     parse_icmp,
+    parse_icmpv6,
 )
 
 DEADLINE_S = 1.5
@@ -40,6 +46,8 @@ _BURST, _PAUSE_S = 32, 0.005
 _SOL_RAW, _ICMP_FILTER = 255, 1  # linux/socket.h, linux/icmp.h
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3  # linux/in.h: set DF, and do not use the cached path MTU
 _IP_PKTINFO = 8
+_ICMPV6_FILTER, _ICMPV6_KINDS = 1, 256  # linux/icmpv6.h: a bit per type, set for those that are dropped
+_IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE, _IPV6_DONTFRAG = 23, 3, 62  # linux/in6.h
 _LARGEST = 65535
 
 
@@ -66,14 +74,22 @@ async def send_echoes(echoes: Sequence[Echo], *, deadline_s: float = DEADLINE_S)
     Raises:
         TargetError: this process may not open a raw socket.
     """
-    with contextlib.closing(_open(ECHO_REPLY, UNREACHABLE, TIME_EXCEEDED)) as opened:
-        sender = _Sender(opened, echoes)
+    with contextlib.ExitStack() as stack:
+        sockets = {
+            family: stack.enter_context(contextlib.closing(_open_echo(family)))
+            for family in sorted({echo.family for echo in echoes})
+        }
+        sender = _Sender(sockets, echoes)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
                 async with asyncio.TaskGroup() as tasks:
-                    sending = tasks.create_task(sender.send(), name="echo requests")
-                    await sender.receive()
-                    sending.cancel()  # all are answered: it only waits for the next attempt
+                    running = [tasks.create_task(sender.send(), name="echo requests")]
+                    for family in sockets:
+                        name = f"answers of IPv{family}"
+                        running.append(tasks.create_task(sender.receive(family), name=name))
+                    await sender.is_answered.wait()
+                    for task in running:
+                        task.cancel()
         return sender.results()
 
 
@@ -102,37 +118,56 @@ async def clock_offsets(
                     message = parse_icmp(await loop.sock_recv(opened, _LARGEST))
                     if message is None or message.identifier != identifier:
                         continue
-                    offset = clock_offset(message.body, time.time())
-                    if numbers.get(message.sequence) == message.sender and offset is not None:
-                        found[message.sender] = offset
+                    offset, sender = clock_offset(message.body, time.time()), numbers.get(message.sequence)
+                    if sender is not None and sender == message.sender and offset is not None:
+                        found[sender] = offset
     return found
 
 
+def _open_echo(family: Family) -> socket.socket:
+    if family == 4:
+        return _open(ECHO_REPLY, UNREACHABLE, TIME_EXCEEDED)
+    opened = _raw_socket(socket.AF_INET6, socket.IPPROTO_ICMPV6)
+    received = sum(1 << kind for kind in (ECHO_REPLY_V6, UNREACHABLE_V6, TOO_BIG_V6, TIME_EXCEEDED_V6))
+    dropped = ((1 << _ICMPV6_KINDS) - 1) ^ received
+    words = [dropped >> shift & 0xFFFFFFFF for shift in range(0, _ICMPV6_KINDS, 32)]
+    opened.setsockopt(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, struct.pack("=8I", *words))
+    opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE)
+    opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, 1)
+    return opened
+
+
 def _open(*kinds: int) -> socket.socket:
+    opened = _raw_socket(socket.AF_INET, socket.IPPROTO_ICMP)
+    received = sum(1 << kind for kind in kinds)
+    opened.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~received & 0xFFFFFFFF))
+    opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+    return opened
+
+
+def _raw_socket(family: int, protocol: int) -> socket.socket:
     try:
-        opened = socket.socket(
-            socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMP
-        )
+        opened = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
     except OSError as error:
         raise TargetError(
             f"cannot send ICMP echo requests: {error.strerror}",
             hint=remedy(error, "Run flannelctl as root, or with CAP_NET_RAW."),
         ) from error
-    received = sum(1 << kind for kind in kinds)
-    opened.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~received & 0xFFFFFFFF))
-    opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
     with contextlib.suppress(OSError):
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     return opened
 
 
 class _Sender:
-    def __init__(self, opened: socket.socket, echoes: Sequence[Echo]) -> None:
-        self._socket = opened
+    def __init__(self, sockets: Mapping[Family, socket.socket], echoes: Sequence[Echo]) -> None:
+        self.is_answered = asyncio.Event()
+        self._sockets = sockets
         self._identifier = os.getpid() & 0xFFFF
         self._order = [_Pending(echo) for echo in echoes]
         self._pending = {one.nonce: one for one in self._order}
         self._results: dict[bytes, EchoResult] = {}
+        if not self._pending:
+            self.is_answered.set()
 
     def results(self) -> list[EchoResult]:
         return [self._results.get(one.nonce) or _unanswered(one) for one in self._order]
@@ -149,32 +184,35 @@ class _Sender:
                 return
 
     def _send(self, one: _Pending) -> None:
-        payload = one.nonce + bytes(max(0, one.echo.size - OVERHEAD - _NONCE_OCTETS))
+        echo, family = one.echo, one.echo.family
+        payload = one.nonce + bytes(max(0, echo.size - OVERHEADS[family] - _NONCE_OCTETS))
         one.sent_at.append(time.monotonic())
-        source = one.echo.source.packed if one.echo.source is not None else bytes(4)
-        address = struct.pack("=i4s4s", 0, source, bytes(4))  # struct in_pktinfo
+        source = [] if echo.source is None else [_from(echo.source)]
         try:
-            self._socket.sendmsg(
-                [format_echo(self._identifier, len(one.sent_at), payload)],
-                [(socket.IPPROTO_IP, _IP_PKTINFO, address)],
+            self._sockets[family].sendmsg(
+                [format_echo(self._identifier, len(one.sent_at), payload, family)],
+                source,
                 0,
-                (str(one.echo.destination), 0),
+                (str(echo.destination), 0),
             )
         except OSError as error:
             one.refusal = EchoResult(state="unsent", text=_refusal(error))
         else:
             one.refusal = None
 
-    async def receive(self) -> None:
+    async def receive(self, family: Family) -> None:
         loop = asyncio.get_running_loop()
-        while self._pending:
-            packet = await loop.sock_recv(self._socket, _LARGEST)
-            message = parse_icmp(packet)
+        while True:
+            packet, address = await loop.sock_recvfrom(self._sockets[family], _LARGEST)
+            if family == 4:
+                message = parse_icmp(packet)
+            else:
+                message = parse_icmpv6(packet, IPv6Address(address[0].partition("%")[0]))
             if message is not None:
                 self._take(message, time.monotonic())
 
     def _take(self, message: IcmpMessage, now: float) -> None:
-        if message.kind == ECHO_REPLY:
+        if message.is_echo_reply:
             one = self._pending.get(message.body[:_NONCE_OCTETS])
             if one is not None and message.sender == one.echo.destination:
                 attempt = max(1, min(message.sequence, len(one.sent_at)))
@@ -198,6 +236,15 @@ class _Sender:
     def _settle(self, one: _Pending, result: EchoResult) -> None:
         self._results[one.nonce] = result
         del self._pending[one.nonce]
+        if not self._pending:
+            self.is_answered.set()
+
+
+def _from(source: IPv4Address | IPv6Address) -> tuple[int, int, bytes]:
+    """Return the control message that sets the source address: struct in_pktinfo, struct in6_pktinfo."""
+    if source.version == 4:
+        return socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4s", 0, source.packed, bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16si", source.packed, 0)
 
 
 def _unanswered(one: _Pending) -> EchoResult:

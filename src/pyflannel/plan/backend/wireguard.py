@@ -48,8 +48,14 @@ from pyflannel.plan.routes import (
 
 KEYS = ("ListenPort", "ListenPortV6", "MTU", "PSK", "PersistentKeepaliveInterval", "Mode")
 
-OVERHEAD = 80
-"""Bytes that the tunnel adds: IPv6 (40), UDP (8), WireGuard (32). 60 with IPv4, but the original uses 80."""
+OVERHEADS: Mapping[Family, int] = {4: 60, 6: 80}
+"""Bytes that the tunnel adds: IPv4 (20) or IPv6 (40), UDP (8), WireGuard (32)."""
+
+OVERHEAD = OVERHEADS[6]
+"""The bytes for which the plan leaves room, as the original does, also with IPv4."""
+
+PADDING = 16
+"""WireGuard fills packets to a multiple of these bytes, but not above the MTU of its device."""
 
 DEFAULT_PORT = 51820
 DEFAULT_PORT_V6 = 51821
@@ -231,7 +237,7 @@ class WireguardBackend:
             return f"Ignoring non-wireguard subnet: type={attributes.backend_type}"
         if part is None:
             return NO_IPV6
-        address = self._address(peer, host)
+        address = self.address_of(peer, host)
         if address is None:
             return "it has no IPv6 address, which Backend.Mode ipv6 needs"
         if (why := address_objection(address, host)) is not None:
@@ -244,7 +250,7 @@ class WireguardBackend:
             return f"its PublicKey {data.public_key} is that of this host: is it a copy of this host?"
         return None
 
-    def _address(self, peer: Lease, host: Host) -> IpAddress | None:
+    def address_of(self, peer: Lease, host: Host) -> IpAddress | None:
         """Return the address to which packets to a peer are sent; None if it has none in the mode's family.
 
         The rule of the mode auto is that of the original: IPv6 if the IPv4 address of the peer is private,
@@ -301,7 +307,7 @@ class WireguardBackend:
         """Return the peer. It needs no route, because the network has one."""
         part = peer.part(host.family)
         data = None if part is None else part.wireguard
-        address = self._address(peer, host)
+        address = self.address_of(peer, host)
         if part is None or data is None or address is None or self.objection(peer, host) is not None:
             return State.EMPTY
         return State.of(
