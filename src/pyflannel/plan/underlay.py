@@ -169,16 +169,24 @@ def _by_name_or_address(sought: str, interfaces: Interfaces) -> _Outcome:
         if interface is None:
             return _Missed(sought, f"no interface is named {sought}")
         return _with_best_address(sought, interface)
-    holders = [one for one in interfaces.interfaces if one.holds(address) and not one.is_loopback]
-    if len(holders) > 1:
-        names = " and ".join(one.name for one in holders)
-        return _Missed(sought, f"{address} is an address of {names}: select one of them by its name")
+    if (several := _on_several(address, interfaces)) is not None:
+        return several
     interface = interfaces.holder(address)
     if interface is None:
         return _Missed(sought, f"no interface has the address {address}")
     if isinstance(address, IPv6Address):
         return _with_best_address(sought, interface)
     return _checked(sought, interface, address)
+
+
+def _on_several(address: IPv4Address | IPv6Address, interfaces: Interfaces) -> _Missed | None:
+    """Return that an address does not select an interface, because several have it; None if it does."""
+    holders = [one for one in interfaces.interfaces if one.holds(address) and not one.is_loopback]
+    if len(holders) < 2:
+        return None
+    names = " and ".join(one.name for one in holders)
+    reason = f"{address} is an address of {names}: select one of them by its name with --iface"
+    return _Missed(str(address), reason)
 
 
 def _by_pattern(pattern: re.Pattern[str], interfaces: Interfaces) -> _Outcome:
@@ -219,7 +227,7 @@ def _by_default(public_ip: IPv4Address | None, interfaces: Interfaces) -> Iterat
     # A public address may belong to a NAT, so that no interface has it. It selects an interface only if that
     # interface has it.
     if public_ip is not None and (holder := interfaces.holder(public_ip)) is not None:
-        yield _checked(str(public_ip), holder, public_ip)
+        yield _on_several(public_ip, interfaces) or _checked(str(public_ip), holder, public_ip)
     routes = sorted(interfaces.default_routes, key=lambda route: route.metric)
     for route in routes:
         interface = interfaces.named(route.link)

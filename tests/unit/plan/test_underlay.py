@@ -347,3 +347,18 @@ def test_an_address_on_two_interfaces_does_not_select_one() -> None:
 
     with pytest.raises(NoUnderlayError, match=r"192\.168\.50\.102 is an address of eth0 and eth5"):
         choose(UnderlayOptions(ifaces=("192.168.50.102",)), found)
+
+
+def test_a_public_address_on_two_interfaces_does_not_select_one() -> None:
+    """The log names both. The default route selects the interface."""
+    found = Interfaces(
+        interfaces=(interface("eth5", "10.9.9.9/24", index=1), ETH0, interface("eth6", "10.9.9.9/24")),
+        default_routes=(BY_ETH0,),
+    )
+    wanted = UnderlayOptions(public_ip=IPv4Address("10.9.9.9"))
+
+    assert chosen(wanted, found)[0] == "eth0"
+    assert narrate(wanted, found)[1] == (
+        "Could not find valid interface matching 10.9.9.9: 10.9.9.9 is an address of eth5 and eth6: select"
+        " one of them by its name with --iface"
+    )
