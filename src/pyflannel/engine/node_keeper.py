@@ -320,6 +320,13 @@ class NodeKeeper:
         prefix, config = self._own.prefix, self._wanted.network
         subnets = subnets_of(node)
         ipv6 = subnets.ipv6 if config.enable_ipv6 else None
+        if subnets.ipv4 is None and subnets.ipv6 is not None:
+            raise WireError(
+                f'node "{node.name}" has only the IPv6 podCIDR {subnets.ipv6},'
+                " and IPv6 alone is not supported",
+                hint="Create the cluster with both families: an IPv4 and an IPv6 range for --cluster-cidr of"
+                " kube-controller-manager and --service-cluster-ip-range of kube-apiserver.",
+            )
         if subnets.ipv4 is None or (config.enable_ipv6 and ipv6 is None):
             raise WireError(
                 f'node "{node.name}" pod cidr not assigned{"" if subnets.ipv4 is None else " for IPv6"}',

@@ -89,13 +89,14 @@ def ipv4_network(config: NetworkConfig) -> IPv4Network:
     """Return the IPv4 network.
 
     Raises:
-        ConfigError: IPv4 is disabled. The key of a lease contains an IPv4 subnet, so that no host could hold
-            a lease.
+        ConfigError: IPv4 is disabled. The IPv4 subnet identifies a lease: in etcd, as with the original, and
+            in pyflannel also in Kubernetes.
     """
     if not config.enable_ipv4 or config.network is None:
         raise ConfigError(
-            "EnableIPv4=false: the store has no form of a lease without an IPv4 subnet",
-            hint="Leave EnableIPv4 out and set Network; for both families, also EnableIPv6 and IPv6Network.",
+            "EnableIPv4=false: networks with IPv6 alone are not supported, as each lease has an IPv4 subnet",
+            hint="Leave EnableIPv4 out and set Network; for both families, also EnableIPv6 and IPv6Network."
+            " In Kubernetes, the cluster needs both families too.",
         )
     return config.network
 

@@ -181,6 +181,18 @@ def test_a_node_without_pod_cidr_is_awaited(on_bench: Callable[..., None]) -> No
     on_bench(check, cidr="")
 
 
+def test_a_node_with_ipv6_alone_is_refused_with_the_remedy(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Unassigned))
+        assert bench.last(Unassigned).cause == (
+            'node "n1" has only the IPv6 podCIDR fd00:7::/64, and IPv6 alone is not supported'
+        )
+        assert "both families" in bench.last(Unassigned).hint
+        assert bench.server.patches == []
+
+    on_bench(check, cidr="fd00:7::/64")
+
+
 def test_an_absent_node_is_awaited(on_bench: Callable[..., None]) -> None:
     async def check(bench: Bench) -> None:
         await bench.until(lambda: bench.last(Unassigned))

@@ -419,7 +419,7 @@ class TestConfig:
         assert max(map(len, name)) <= 15
 
     def test_a_network_without_ipv4_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match="EnableIPv4=false: the store has no form of a lease"):
+        with pytest.raises(ConfigError, match="EnableIPv4=false: networks with IPv6 alone are not"):
             parse(replace(CONFIG, enable_ipv4=False))
 
     def test_ipv6_has_an_effect(self) -> None:
