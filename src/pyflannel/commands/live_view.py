@@ -7,7 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from pyflannel.errors import FlannelError, NotReadyError
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.kernel.network.echo import send_echoes
 from pyflannel.model.lease import LeaseEntry, PeerEntry
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.probe import Echo, EchoResult, milliseconds
 from pyflannel.model.status import Carried, JournalEntry, Notice, Status, peer_entries
 from pyflannel.ports import Clock
@@ -189,7 +190,7 @@ class _Losses:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._counted: dict[IPv4Address, deque[tuple[int, int]]] = {}
+        self._counted: dict[IpAddress, deque[tuple[int, int]]] = {}
 
     async def send(self, echoes: Sequence[Echo]) -> list[EchoResult]:
         results = await self._send(echoes)
@@ -198,14 +199,14 @@ class _Losses:
             counted.append((result.attempts, result.state == "reached"))
         return results
 
-    def of(self, destination: IPv4Address) -> float | None:
+    def of(self, destination: IpAddress) -> float | None:
         """Return the part of the requests without a reply; None if none was sent."""
         counted = self._counted.get(destination)
         if not counted:
             return None
         return 1 - sum(replies for _, replies in counted) / sum(requests for requests, _ in counted)
 
-    def keep(self, destinations: set[IPv4Address]) -> None:
+    def keep(self, destinations: set[IpAddress]) -> None:
         """Forget all other destinations."""
         for other in self._counted.keys() - destinations:
             del self._counted[other]
