@@ -153,10 +153,8 @@ def _verdict(moment: Moment) -> tuple[str, str]:
         return "no answer", moment.trouble.text
     status, peers = moment.status, moment.peers
     if not status.is_ready:
-        return (
-            "no answer",
-            f"not ready: waiting for {status.waiting_for}" if status.waiting_for else "not ready",
-        )
+        reason = f": waiting for {status.waiting_for}" if status.waiting_for else ""
+        return "no answer", f"not ready{reason}"
     number = counts(moment)
     if number["no answer"]:
         silent = next(peer for peer in peers if state_of(peer) == "no answer")
@@ -175,9 +173,8 @@ def _verdict(moment: Moment) -> tuple[str, str]:
         return "not probed", f"ready, {_peers(len(peers))}"
     if number["not probed"]:
         return "answers", f"{number['answers']:,} of {_peers(len(peers))} answer so far"
-    return (
-        "answers",
-        f"all is well: {'the peer answers' if len(peers) == 1 else f'{len(peers):,} peers answer'}",
+    return "answers", "all is well: " + (
+        "the peer answers" if len(peers) == 1 else f"{len(peers):,} peers answer"
     )
 
 
@@ -420,11 +417,8 @@ def detail(moment: Moment, peer: LivePeer) -> Text:
         "no answer": f"no answer: run flannelctl ping {entry.public_ip}",
         "refused": f"refused: {entry.refused}",
     }
-    parts = [
-        both(entry.subnet, entry.ipv6_subnet),
-        both(entry.public_ip, entry.public_ipv6),
-        _path(moment, peer),
-    ]
+    addresses = both(entry.subnet, entry.ipv6_subnet), both(entry.public_ip, entry.public_ipv6)
+    parts = [*addresses, _path(moment, peer)]
     if entry.is_encrypted:
         parts.append(f"encrypted, {handshake(entry.handshake_age_s)}")
     if peer.loss is not None:
