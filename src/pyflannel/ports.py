@@ -14,8 +14,9 @@ from pyflannel.errors import TargetError, in_words, target_errors
 from pyflannel.model.docker import DockerEndpoint, DockerParts, HostSubnet, PublishedPort
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import Stranger
-from pyflannel.model.host import Bridge, Interfaces, RouteScope
+from pyflannel.model.host import Bridge, Interface, Interfaces, RouteScope
 from pyflannel.model.item import Item
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
@@ -295,6 +296,13 @@ class InterfaceSource(Protocol):
 
         Raises:
             TargetError: the kernel gave no answer.
+        """
+
+    async def announce(self, interface: Interface, addresses: Iterable[IpAddress]) -> None:
+        """Send the MAC address of an interface with its addresses to all hosts on its link.
+
+        Raises:
+            TargetError: the kernel refused it.
         """
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:

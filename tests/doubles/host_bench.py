@@ -13,6 +13,7 @@ from pyflannel.engine.supervisor import Supervisor
 from pyflannel.engine.world import HostOptions, PlanOptions, World
 from pyflannel.model.host import Bridge, DefaultRoute, Interface, InterfaceAddress, Interfaces, RouteScope
 from pyflannel.model.lease import Identity
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.route import Route
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import ChangeChannel
@@ -47,6 +48,9 @@ class OneInterface:
 
     async def route_to(self, address: object) -> None:
         return None
+
+    async def announce(self, interface: Interface, addresses: Iterable[IpAddress]) -> None:
+        """Announce nothing: there is no link."""
 
     def changes(self) -> ChangeChannel:
         return announcing(self._changed)

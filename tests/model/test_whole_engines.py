@@ -38,6 +38,7 @@ from pyflannel.model.item import Key
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import Event, Held, Listed, Report, WatchLost
 from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.store_record import Conflict, Delete, Put, Record, Written
 from pyflannel.plan.diff import diff
@@ -92,6 +93,9 @@ class Surroundings:
 
     async def route_to(self, address: IPv4Address) -> None:
         return None
+
+    async def announce(self, interface: Interface, addresses: Iterable[IpAddress]) -> None:
+        """Announce nothing: there is no link."""
 
     def changes(self) -> ChangeChannel:
         return ChangeChannel(self._read_changes)

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pyflannel.engine.list_watch import listen
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import NoUnderlayError, TargetError
-from pyflannel.model.host import Bridge, RouteScope, Surroundings, Underlay
-from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.host import Bridge, Interface, Interfaces, RouteScope, Surroundings, Underlay
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.route import PROTOCOL_FLANNEL
 from pyflannel.plan.underlay import UnderlayOptions, choose, narrate, surroundings_of
 from pyflannel.ports import BridgeSource, Clock, InterfaceSource
@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 LOOK_S = 10.0
 """Seconds between two checks without a notification of a change."""
 
+_ANNOUNCEMENTS, _ANNOUNCED_EVERY_S = 3, 1.0
+"""Announcements of one address, and the seconds between them: a new link may drop the first ones."""
+
 
 class UnderlayFollower:
     """Calls `found` with the first underlay and each different one, `waiting` if there is none yet.
@@ -29,6 +32,9 @@ class UnderlayFollower:
 
     If the underlay disappears, it remains valid until another is found, because packets may still get
     through.
+
+    The first address, and each that moves to another interface or MAC address, is announced to the hosts on
+    the link. Otherwise, they send to the previous MAC address until their entry expires.
     """
 
     def __init__(
@@ -54,6 +60,9 @@ class UnderlayFollower:
         self._surroundings: Surroundings | None = None
         self._current: Underlay | None = None
         self._ipv6_trouble = ""
+        self._announced: tuple[object, ...] = ()
+        self._to_announce: tuple[Interface, tuple[IpAddress, ...]] | None = None
+        self._has_moved = asyncio.Event()
         self._changed = asyncio.Event()
         self.is_known = asyncio.Event()
         self.waiting_for: str | None = "an interface"
@@ -64,6 +73,7 @@ class UnderlayFollower:
             tasks.create_task(
                 listen(self._source.changes, self._clock, self._changed.set), name="interface changes"
             )
+            tasks.create_task(self._announce(), name="announcements")
             while True:
                 self._changed.clear()
                 await self._look()
@@ -90,6 +100,7 @@ class UnderlayFollower:
             self._wait(error)
             return
         underlay = self._with_known_ipv6(found)
+        self._note_place(found, interfaces)
         self.waiting_for = None
         has_new_address = self._current is None or _in_ipv4(self._current) != _in_ipv4(underlay)
         if has_new_address:
@@ -105,6 +116,30 @@ class UnderlayFollower:
         # An IPv6 part that joins a known underlay is announced before the surroundings, which make the
         # network config usable.
         self._take_surroundings(surroundings)
+
+    def _note_place(self, found: Underlay, interfaces: Interfaces) -> None:
+        """Note the interface of the addresses, and have them announced if it is another one."""
+        interface = interfaces.named(found.link)
+        addresses = tuple(one for one in (found.address, found.ipv6_address) if one is not None)
+        place = None if interface is None else (interface.index, interface.mac, interface.is_up)
+        if interface is not None and (place, addresses) != self._announced:
+            self._announced = place, addresses
+            self._to_announce = interface, addresses
+            self._has_moved.set()
+
+    async def _announce(self) -> None:
+        while True:
+            await self._has_moved.wait()
+            self._has_moved.clear()
+            for _ in range(_ANNOUNCEMENTS):
+                if self._to_announce is None or self._has_moved.is_set():
+                    break
+                try:
+                    await self._source.announce(*self._to_announce)
+                except TargetError as error:
+                    log.info("Could not announce the address of the underlay: %s", error)
+                    break
+                await self._clock.sleep(_ANNOUNCED_EVERY_S)
 
     def _with_known_ipv6(self, found: Underlay) -> Underlay:
         """Return the underlay with its last IPv6 address if it has lost it: packets may still get through."""

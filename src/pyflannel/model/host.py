@@ -70,6 +70,7 @@ class Interface:
             default routes. The link-local prefix of IPv6 is not included.
         driver: the kernel driver, `vmxnet3`, `veth`; "" if it is unknown, or there is no IPv4 address.
         has_ipv6: IPv6 is enabled on it.
+        mac: lower case with colons; "" without one.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Interface:
     on_link: tuple[IpNetwork, ...] = ()
     driver: str = ""
     has_ipv6: bool = True
+    mac: str = ""
 
     def holds(self, address: IPv4Address | IPv6Address) -> bool:
         """Return whether it has exactly this address."""

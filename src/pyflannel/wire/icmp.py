@@ -1,6 +1,6 @@
-"""ICMP echo and timestamp requests, and the messages that answer them, for IPv4 and IPv6.
+"""ICMP echo and timestamp requests, the messages that answer them, and announcements of addresses.
 
-Source: RFC 792, RFC 1191; for IPv6 RFC 4443.
+Source: RFC 792, RFC 1191; for IPv6 RFC 4443, RFC 4861. Announcements of IPv4 addresses: RFC 826, RFC 5227.
 """
 
 from collections.abc import Mapping
@@ -157,3 +157,23 @@ def parse_icmpv6(message: bytes, sender: IPv6Address) -> IcmpMessage | None:
         sequence=last,
         mtu=(identifier << 16 | last) or None if kind == TOO_BIG_V6 else None,
     )
+
+
+_ARP = Struct("!HHBBH6s4s6s4s")
+_ETHERNET, _IPV4, _ARP_REQUEST = 1, 0x0800, 1
+_NEIGHBOUR_ADVERTISEMENT = 136
+_IS_ROUTER, _OVERRIDES = 0x80000000, 0x20000000
+_TARGET_MAC = b"\x02\x01"  # the option, and its length of eight bytes
+
+
+def format_arp_announcement(address: IPv4Address, mac: bytes) -> bytes:
+    """Return an ARP request for an own address: hosts that know the address replace its MAC address."""
+    held = address.packed
+    return _ARP.pack(_ETHERNET, _IPV4, len(mac), len(held), _ARP_REQUEST, mac, held, bytes(len(mac)), held)
+
+
+def format_unsolicited_advertisement(address: IPv6Address, mac: bytes, *, is_router: bool) -> bytes:
+    """Return the same for IPv6, without IP header and checksum. `is_router`: the host forwards packets."""
+    flags = _OVERRIDES | (_IS_ROUTER if is_router else 0)
+    header = _HEADER.pack(_NEIGHBOUR_ADVERTISEMENT, 0, 0, flags >> 16, flags & 0xFFFF)
+    return header + address.packed + _TARGET_MAC + mac

@@ -4,6 +4,8 @@ from ipaddress import IPv4Address, IPv6Address
 from struct import pack
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyflannel.wire.icmp import (
     ECHO_REPLY,
@@ -11,8 +13,10 @@ from pyflannel.wire.icmp import (
     UNREACHABLE,
     IcmpMessage,
     clock_offset,
+    format_arp_announcement,
     format_echo,
     format_timestamp,
+    format_unsolicited_advertisement,
     parse_icmp,
     parse_icmpv6,
 )
@@ -79,6 +83,36 @@ def test_a_reply_and_errors_of_ipv6_are_parsed() -> None:
     assert exceeded is not None
     assert exceeded.text == "TTL exceeded: a routing loop"
     assert parse_icmpv6(bytes(7), sender) is None
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_a_message_or_none(octets: bytes) -> None:
+    sender = IPv6Address("fd00::2")
+
+    found = (parse_icmp(octets), parse_icmp(packet(octets)), parse_icmpv6(octets, sender))
+
+    assert all(one is None or (one.text and one.is_echo_reply in (True, False)) for one in found)
+    assert (found[2] is None) == (len(octets) < 8)
+
+
+MAC = bytes.fromhex("0e0000000001")
+
+
+def test_an_arp_announcement_asks_for_an_own_address() -> None:
+    """RFC 5227 section 3: sender and target are the same address."""
+    assert format_arp_announcement(IPv4Address("10.0.0.2"), MAC) == bytes.fromhex(
+        "0001 0800 06 04 0001 0e0000000001 0a000002 000000000000 0a000002"
+    )
+
+
+def test_an_unsolicited_advertisement_replaces_the_mac_address() -> None:
+    """RFC 4861 section 4.4: the flags override and router, and the option with the MAC address."""
+    address = IPv6Address("fd00::2")
+
+    sent = format_unsolicited_advertisement(address, MAC, is_router=True)
+
+    assert sent == bytes.fromhex("88000000 a0000000") + address.packed + bytes.fromhex("0201") + MAC
+    assert format_unsolicited_advertisement(address, MAC, is_router=False)[4] == 0x20
 
 
 MIDNIGHT = 1_900_022_400.0

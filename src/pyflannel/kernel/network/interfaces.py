@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -28,6 +28,7 @@ from pyflannel.model.link import split_alias
 from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.route import PROTOCOLS
 from pyflannel.ports import Announce, ChangeChannel
+from pyflannel.wire.icmp import format_arp_announcement, format_unsolicited_advertisement
 from pyflannel.wire.netlink import addresses, bridges, links, neighbours, nftables, routes, xfrm
 from pyflannel.wire.netlink.addresses import AddressRecord
 from pyflannel.wire.netlink.bridges import BridgeLink
@@ -131,6 +132,18 @@ class KernelInterfaces:
         name = next((link.name for link in found if link.index == route.index), None)
         return None if name is None else (name, route.source)
 
+    async def announce(self, interface: Interface, addresses: Iterable[IpAddress]) -> None:
+        """Send an ARP announcement, or an unsolicited neighbour advertisement, for each address.
+
+        Raises:
+            TargetError: the kernel refused it.
+        """
+        try:
+            for address in addresses if interface.mac else ():
+                _announce(interface, address, bytes.fromhex(interface.mac.replace(":", "")))
+        except OSError as error:
+            raise failed(f"the announcement of the address of {interface.name}", error) from error
+
     def changes(self) -> ChangeChannel:
         """Open a channel of changes to links, addresses, IPsec, and the routes that `observe` reads."""
         return ChangeChannel(self._read_changes, *([] if self._ipsec is None else [self._read_policies]))
@@ -203,6 +216,7 @@ class KernelInterfaces:
             on_link=_on_link(own, [route for route in by_routes if route.index == link.index]),
             driver=driver_of(self._devices, link.name) if _has_ipv4(own) else "",
             has_ipv6=link.has_ipv6,
+            mac=link.mac,
         )
 
     async def _default_routes(
@@ -222,6 +236,34 @@ class KernelInterfaces:
         # Routing rules may select another table than main, so only the kernel's own look-up is correct.
         reached = await self.route_to(_FAR_AWAY)
         return () if reached is None else (DefaultRoute(link=reached[0], source=reached[1]),)
+
+
+_ETH_P_ARP = 0x0806  # linux/if_ether.h
+_BROADCAST = b"\xff" * 6
+_ALL_NODES = "ff02::1"
+_HOP_LIMIT = 255
+"""Receivers drop advertisements with another one, which a router has forwarded (RFC 4861 section 7.1.2)."""
+
+
+def _announce(interface: Interface, address: IpAddress, mac: bytes) -> None:
+    if isinstance(address, IPv4Address):
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+            message = format_arp_announcement(address, mac)
+            sender.sendto(message, (interface.name, _ETH_P_ARP, 0, 0, _BROADCAST))
+        return
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+    with socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6) as sender:
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, _HOP_LIMIT)
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+        sender.bind((str(address), 0))
+        message = format_unsolicited_advertisement(address, mac, is_router=_forwards_ipv6(interface.name))
+        sender.sendto(message, (_ALL_NODES, 0, 0, interface.index))
+
+
+def _forwards_ipv6(name: str) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/sys/net/ipv6/conf/{name}/forwarding").read_text().strip() != "0"
+    return False
 
 
 def _device_socket() -> socket.socket:

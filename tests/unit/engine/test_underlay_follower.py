@@ -1,0 +1,79 @@
+"""The follower of the underlay announces its addresses if they move to another interface or MAC address."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+
+from doubles.fake_clock import FakeClock
+from doubles.fake_kernel import announcing
+from pyflannel.engine.host_followers import UnderlayFollower
+from pyflannel.errors import TargetError
+from pyflannel.model.host import DefaultRoute, Interface, InterfaceAddress, Interfaces, RouteScope, Underlay
+from pyflannel.model.network_config import IpAddress
+from pyflannel.plan.underlay import UnderlayOptions
+from pyflannel.ports import ChangeChannel
+
+ETH0 = Interface(
+    name="eth0",
+    index=2,
+    mtu=1500,
+    mac="0e:00:00:00:00:01",
+    addresses=tuple(
+        InterfaceAddress(address=one) for one in (IPv4Interface("10.0.0.1/24"), IPv6Interface("fd07::1/64"))
+    ),
+)
+
+
+class Link:
+    """An InterfaceSource with one interface. It records the announcements."""
+
+    def __init__(self) -> None:
+        self.interface = ETH0
+        self.announced: list[str] = []
+        self.refuses = False
+        self.changed = asyncio.Event()
+
+    async def observe(self, scope: RouteScope) -> Interfaces:
+        return Interfaces(interfaces=(self.interface,), default_routes=(DefaultRoute(link="eth0"),))
+
+    async def route_to(self, address: IPv4Address) -> None:
+        return None
+
+    async def announce(self, interface: Interface, addresses: Iterable[IpAddress]) -> None:
+        if self.refuses:
+            raise TargetError("no permission", hint="Run as root.")
+        self.announced.append(f"{' '.join(map(str, addresses))} at {interface.mac}")
+
+    def changes(self) -> ChangeChannel:
+        return announcing(self.changed)
+
+
+def test_an_address_is_announced_three_times_at_each_of_its_places() -> None:
+    link, clock, found = Link(), FakeClock(), list[Underlay]()
+    follower = UnderlayFollower(
+        source=link,
+        wanted=UnderlayOptions(),
+        clock=clock,
+        found=found.append,
+        surrounded=lambda _: None,
+        waiting=lambda: None,
+    )
+
+    async def life() -> None:
+        async with clock.running(follower.run()):
+            await clock.advance(60.0)
+            follower.ask_about([IPv4Network("10.100.0.0/16")])
+            await clock.advance(60.0)
+            link.interface = replace(ETH0, index=3, mac="0e:00:00:00:00:02")
+            link.changed.set()
+            await clock.advance(60.0)
+            link.refuses = True
+            link.interface = replace(ETH0, index=4)
+            link.changed.set()
+            await clock.advance(60.0)
+
+    asyncio.run(life())
+
+    assert link.announced == ["10.0.0.1 at 0e:00:00:00:00:01"] * 3 + ["10.0.0.1 at 0e:00:00:00:00:02"] * 3
+    assert len(found) == 1
