@@ -406,7 +406,8 @@ def title(moment: Moment, rows: Sequence[LivePeer], words: str) -> Text:
         text.append(f"  {len(rows):,} with {one_line(words, 40)!r}", WARN)
     for state, number in counts(moment).items():
         symbol, style = SYMBOLS[state]
-        text.append(f"  {symbol} {number:,}", style).append(f" {state}", DIM)
+        word = "answer" if state == "answers" and number > 1 else state
+        text.append(f"  {symbol} {number:,}", style).append(f" {word}", DIM)
     return text
 
 
