@@ -84,10 +84,10 @@ class Overlay:
         """Start a flanneld that repairs only announced damage, and wait until packets can flow."""
         self.join_with(host, module="reconciler", constant="AUDIT_S", value=1e9)
 
-    def join_with(self, host: Host, *, module: str, constant: str, value: float) -> None:
+    def join_with(self, host: Host, *flags: str, module: str, constant: str, value: float) -> None:
         """Start a flanneld with another value of a constant of an engine module, and wait as `join` does."""
         program = _CHANGED.format(module=module, constant=constant, value=value)
-        daemon = [sys.executable, "-c", program, f"--store={self.etcd.url}"]
+        daemon = [sys.executable, "-c", program, f"--store={self.etcd.url}", *flags]
         self.daemons[host.name] = host.start_service(daemon, name="flanneld")
 
     def set_backend(self, kind: str, **options: Any) -> None:

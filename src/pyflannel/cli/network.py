@@ -211,7 +211,16 @@ def _state(entry: PeerEntry) -> str:
         return f"no answer: run flannelctl ping {entry.public_ip}{encrypted}"
     rtt = "" if entry.rtt_ms is None else f" in {entry.rtt_ms:.1f} ms"
     mtu = "" if entry.path_mtu is None else f", mtu {entry.path_mtu}"
-    return f"answers{rtt}{mtu}{encrypted}"
+    return f"answers{rtt}{mtu}{_narrow(entry)}{encrypted}"
+
+
+def _narrow(entry: PeerEntry) -> str:
+    """Return the MTUs of the routes to a host whose paths carry less than planned."""
+    texts = []
+    for path in entry.path_mtus:
+        family = "" if path.ipv6_subnet is None else " of IPv6"
+        texts.append(f", mtu of the {'route' if path.is_routed else 'path'}{family} {path.measured}")
+    return "".join(texts)
 
 
 @click.command(cls=Verb)

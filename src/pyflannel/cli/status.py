@@ -234,6 +234,7 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
     if found.wireguard:
         yield from _wireguard(found.wireguard)
     yield from _refused_peers(found)
+    yield from _path_mtus(found)
     if found.forwarder:
         yield "forwarder", _forwarder(found.forwarder)
     if found.fast_path:
@@ -267,6 +268,15 @@ def _refused_peers(found: Status) -> Iterator[tuple[str, str]]:
         yield "refused peer", f"{peer.subnet} at {peer.host_text}: {peer.reason}"
     if len(peers) > _NAMED:
         yield "refused peer", f"{len(peers) - _NAMED} more: see flannelctl peers"
+
+
+def _path_mtus(found: Status) -> Iterator[tuple[str, str]]:
+    for one in found.path_mtus[:_NAMED]:
+        end = "on the route" if one.is_routed else "larger packets are lost"
+        sizes = f"{one.measured} of {one.planned} bytes"
+        yield "path mtu", f"{one.ipv6_subnet or one.subnet}: {sizes}, {end}{_for(one.since_s)}"
+    if len(found.path_mtus) > _NAMED:
+        yield "path mtu", f"{len(found.path_mtus) - _NAMED} more: see flannelctl peers"
 
 
 def _strangers(found: Status) -> Iterator[tuple[str, str]]:

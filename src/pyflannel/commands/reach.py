@@ -51,11 +51,13 @@ async def probe_peers(
     if len(peers) > most:
         peers = random.sample(peers, most)
     mtu = status.backend.mtu if status.backend is not None else None
+    measured = _measured(status)
     echoes: list[Echo] = []
     for peer in peers:
         underlay, tunnel = ends_of(peer)
         echoes += [] if underlay is None else [Echo(destination=underlay, source=_own_address(status))]
-        echoes += [] if tunnel is None else _sized(Echo(destination=tunnel), mtu, (mtu,) if mtu else ())
+        sizes = (mtu or 0, measured.get(peer.subnet, 0))
+        echoes += [] if tunnel is None else _sized(Echo(destination=tunnel), mtu, sizes)
     results = dict(zip(echoes, await send_echoes(echoes, deadline_s=deadline_s), strict=True))
     return {peer.subnet: _reach_of(peer, status, mtu, results) for peer in peers}
 
@@ -126,6 +128,11 @@ def _reach_of(
     )
 
 
+def _measured(status: Status) -> dict[IPv4Network, int]:
+    """Return the MTU of the IPv4 paths that carry less than planned, by the subnet of the peer."""
+    return {one.subnet: one.measured for one in status.path_mtus if one.ipv6_subnet is None}
+
+
 def _largest(destination: IPv4Address, results: dict[Echo, EchoResult]) -> int | None:
     arrived = [
         echo.size
@@ -156,7 +163,7 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IPv4Address | 
         name: _sized(
             Echo(destination=destination, source=source),
             underlay_mtu if name == "underlay" else mtu,
-            (*_MTUS, mtu or 0),
+            (*_MTUS, mtu or 0, _measured(status).get(peer.subnet, 0)),
         )
         for name, (destination, source) in asked.items()
     }

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import TargetError
 from pyflannel.model.network_config import Family, IpNetwork
-from pyflannel.model.probe import Echo, EchoResult, ProbedPaths
+from pyflannel.model.probe import Echo, EchoResult, PathMtu, ProbedPaths
 from pyflannel.model.status import Notice
 from pyflannel.ports import Clock
 
@@ -121,7 +121,8 @@ class PathMtus:
     are tried. If a peer does not answer at all, its path is unknown, and nothing changes.
 
     Attributes:
-        found: the MTU of each path that carries less than planned, by the subnet of the peer in the family.
+        measured: the paths that carry less than planned, by the subnet of the peer in the family.
+        found: the MTU of those whose route can have it.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class PathMtus:
         paths: Callable[[], Sequence[ProbedPaths]],
         changed: Callable[[], None],
     ) -> None:
+        self.measured: Mapping[IpNetwork, PathMtu] = {}
         self.found: Mapping[IpNetwork, int] = {}
         self._send = send
         self._clock = clock
@@ -152,47 +154,53 @@ class PathMtus:
             return
         while True:
             self._may_differ.clear()
-            paths = self._paths()
-            if paths:
-                by_subnet = self._enter(paths)
-                now = self._clock.now()
-                due = [subnet for subnet, at in self._due_s.items() if at <= now][:PATHS_IN_A_ROUND]
-                if due:
-                    await self._probe(self._send, by_subnet, due)
+            await self._round(self._send)
             next_s = min(self._due_s.values(), default=self._clock.now() + PERIOD_S) - self._clock.now()
             if next_s > 0 and not self._may_differ.is_set():
                 await pause(self._clock, next_s, until=self._may_differ)
             await self._clock.sleep(PAUSE_S)
 
-    def _enter(self, paths: Sequence[ProbedPaths]) -> Mapping[IpNetwork, ProbedPaths]:
-        """Enter new peers as due, and forget the others; all of them if the planned MTU has changed.
+    async def _round(self, send: Send) -> None:
+        paths = self._paths()
+        if not paths:
+            return
+        self._enter(paths)
+        now = self._clock.now()
+        due = [subnet for subnet, at in self._due_s.items() if at <= now][:PATHS_IN_A_ROUND]
+        if due:
+            await self._probe(
+                send, {subnet: one for subnet in due for one in paths if subnet in one.peers}, due
+            )
 
-        Returns:
-            The paths by the subnet of the peer.
-        """
+    def _enter(self, paths: Sequence[ProbedPaths]) -> None:
+        """Enter new peers as due, and forget the others; all of them if the planned MTU has changed."""
         planned = tuple((one.mtu, one.overheads, one.padding) for one in paths)
         if planned != self._planned:
             self._planned = planned
             self._due_s.clear()
-        by_subnet = {subnet: one for one in paths for subnet in one.ends}
-        for subnet in self._due_s.keys() - by_subnet.keys():
+        for subnet in [one for one in self._due_s if not any(one in each.peers for each in paths)]:
             del self._due_s[subnet]
             self._unsure.discard(subnet)
-        for subnet in by_subnet:
-            self._due_s.setdefault(subnet, self._clock.now())
-        self._publish({subnet: mtu for subnet, mtu in self.found.items() if subnet in by_subnet})
-        return by_subnet
+        for each in paths:
+            for subnet in each.peers:
+                self._due_s.setdefault(subnet, self._clock.now())
+        self._publish({subnet: one for subnet, one in self.measured.items() if subnet in self._due_s})
 
-    def _publish(self, found: dict[IpNetwork, int]) -> None:
-        if found != self.found:
-            self.found = found
+    def _publish(self, measured: Mapping[IpNetwork, PathMtu]) -> None:
+        if measured != self.measured:
+            self.measured = measured
+            self.found = {
+                subnet: one.measured
+                for subnet, one in measured.items()
+                if one.measured >= SMALLEST_MTUS[subnet.version]
+            }
             self._changed()
 
     async def _probe(
         self, send: Send, paths: Mapping[IpNetwork, ProbedPaths], subnets: Sequence[IpNetwork]
     ) -> None:
         """Probe the paths to these peers, and publish the results."""
-        found, searched = dict(self.found), dict[IpNetwork, tuple[int, int]]()
+        found, searched = dict[IpNetwork, int](), dict[IpNetwork, tuple[int, int]]()
         try:
             results = await send([echo for subnet in subnets for echo in _probes(paths[subnet], subnet)])
             for index, subnet in enumerate(subnets):
@@ -207,7 +215,8 @@ class PathMtus:
                     continue
                 (self._unsure.add if is_unsure else self._unsure.discard)(subnet)
                 if large.state == "reached":
-                    found[subnet] = most
+                    # Fragments arrive, so nothing is lost if no route can have an MTU as small as this.
+                    found[subnet] = most if most >= SMALLEST_MTUS[subnet.version] else mtu
                 else:
                     searched[subnet] = _SMALL, min(most + 1, mtu)
             found |= await self._search(send, paths, searched)
@@ -215,20 +224,24 @@ class PathMtus:
             log.debug("Could not probe the MTU of paths: %s", error)
             self._due_s |= dict.fromkeys(subnets, self._clock.now() + PERIOD_S)
             return
-        known = {
-            subnet: mtu
-            for subnet, mtu in found.items()
-            if SMALLEST_MTUS[subnet.version] <= mtu < paths[subnet].mtu
-        }
-        for subnet in subnets:
-            if known.get(subnet) != self.found.get(subnet):
-                self._due_s[subnet] = self._clock.now() + self._again_s()
-                log.info(
-                    "Found the MTU of the path to a peer lease=%s mtu=%d",
+        measured = dict(self.measured)
+        for subnet, mtu in found.items():
+            planned, before = paths[subnet].mtu, self.measured.get(subnet)
+            if mtu >= planned if before is None else (before.planned, before.measured) == (planned, mtu):
+                continue
+            self._due_s[subnet] = self._clock.now() + self._again_s()
+            measured.pop(subnet, None)
+            if mtu < planned:
+                measured[subnet] = PathMtu(planned, mtu, self._clock.now())
+            if mtu < SMALLEST_MTUS[subnet.version]:
+                log.warning(
+                    "Larger packets to a peer are lost: no route can have so small an MTU lease=%s mtu=%d",
                     subnet,
-                    known.get(subnet, paths[subnet].mtu),
+                    mtu,
                 )
-        self._publish(known)
+            else:
+                log.info("Found the MTU of the path to a peer lease=%s mtu=%d", subnet, min(mtu, planned))
+        self._publish(measured)
 
     def _again_s(self) -> float:
         """Return the time until a peer is probed again: longer in a large network, where many may be off."""
@@ -243,7 +256,7 @@ class PathMtus:
         """Return the largest size that arrives, between one that does and one that does not."""
         while True:
             echoes = {
-                (subnet, size): Echo(destination=paths[subnet].ends[subnet][0], size=size)
+                (subnet, size): Echo(destination=paths[subnet].end(subnet), size=size)
                 for subnet, (low, high) in ranges.items()
                 for size in range(low + 1, high, max(1, (high - low) // _SIZES))
             }
@@ -263,7 +276,7 @@ class PathMtus:
 
 def _probes(paths: ProbedPaths, subnet: IpNetwork) -> Iterator[Echo]:
     """Yield the probes of a path: small and large through the tunnel, and the largest on the underlay."""
-    end, underlay = paths.ends[subnet]
+    end = paths.end(subnet)
     yield Echo(destination=end, size=_SMALL)
     yield Echo(destination=end, size=paths.mtu)
-    yield Echo(destination=underlay, size=paths.outer(subnet))
+    yield Echo(destination=paths.peers[subnet], size=paths.outer(subnet))

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from pyflannel.engine.condition import HostCondition, Inputs, LeaseCondition
+from pyflannel.engine.condition import HostCondition, LeaseCondition
 from pyflannel.engine.lease_log import EXHAUSTED_HINT, exhausted_text, holder_text, left_out_text, shared_text
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.model.forwarder import Stranger
-from pyflannel.model.host import Host
 from pyflannel.model.link import Link
+from pyflannel.model.probe import NarrowPath
 from pyflannel.model.status import (
     BackendStatus,
     LeaseStatus,
@@ -27,11 +27,9 @@ from pyflannel.model.status import (
 from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.backends import notes_on
 from pyflannel.plan.diff import found
+from pyflannel.plan.peers import place_of, subnet_of
 from pyflannel.plan.strangers import explain
 from pyflannel.ports import Clock
-
-_NAMED = 5
-"""Maximum number of peers that a note names."""
 
 
 def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Clock) -> Status:
@@ -87,6 +85,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
             held=tuple(found(operation) for operation in reconciler.delayed()),
         ),
         warnings=tuple(warnings),
+        path_mtus=tuple(_path_mtus(supervisor, now)),
     )
 
 
@@ -156,27 +155,29 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
         type=config.backend_type,
         link=next(links, None),
         mtu=min(backend.mtu(one) for one in (host, ipv6_host) if one is not None),
-        notes=(
-            *notes_on(config, backend, host),
-            *supervisor.planner.change_notes,
-            *_path_notes(inputs, [one for one in (host, ipv6_host) if one is not None]),
-        ),
+        notes=(*notes_on(config, backend, host), *supervisor.planner.change_notes),
         is_encrypted=all(one.is_encrypted for one in inputs.backends),
         port=backend.tunnel_port,
     )
 
 
-def _path_notes(inputs: Inputs, hosts: Sequence[Host]) -> Iterator[str]:
-    """Yield a note about the paths that carry less than planned, for each family of this host."""
-    for host in hosts:
-        found = sorted(one for one in inputs.path_mtus.items() if one[0].version == host.family)
-        if found and inputs.backend is not None:
-            named = ", ".join(f"{subnet} {mtu}" for subnet, mtu in found[:_NAMED])
-            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-            yield (
-                f"The paths to these peers carry less than {inputs.backend.mtu(host)} bytes, so their routes"
-                f" have a smaller MTU: {named}{more}"
-            )
+def _path_mtus(supervisor: Supervisor, now: float) -> Iterator[NarrowPath]:
+    """Yield the paths to peers that carry less than planned, in the order of their subnets."""
+    measured, inputs = supervisor.path_mtus.measured, supervisor.condition.inputs
+    if not measured or inputs.config is None:
+        return
+    for family in inputs.config.families:
+        for peer in sorted(supervisor.planner.planned_peers(family), key=place_of):
+            subnet = subnet_of(peer, family)
+            if (path := measured.get(subnet)) is not None:
+                yield NarrowPath(
+                    subnet=peer.subnet,
+                    ipv6_subnet=peer.ipv6_subnet if family == 6 else None,
+                    planned=path.planned,
+                    measured=path.measured,
+                    since_s=now - path.since_s,
+                    is_routed=subnet in inputs.path_mtus and not inputs.previous,
+                )
 
 
 def wireguard_of(supervisor: Supervisor, contacts: Sequence[WireguardContact]) -> WireguardStatus | None:

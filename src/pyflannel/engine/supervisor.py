@@ -130,7 +130,7 @@ class Supervisor:
             ),
         )
         self._handshakes = Handshakes(world.contacts, world.clock, self._replan)
-        self._path_mtus = PathMtus(
+        self.path_mtus = PathMtus(
             world.send_echoes, world.clock, paths=self._probed_paths, changed=self._replan
         )
 
@@ -145,7 +145,7 @@ class Supervisor:
             tasks.create_task(self.wireguard.run(), name="WireGuard key")
             tasks.create_task(self._retirement.run(), name="previous backends")
             tasks.create_task(self._handshakes.run(), name="first handshakes")
-            tasks.create_task(self._path_mtus.run(), name="MTU of paths")
+            tasks.create_task(self.path_mtus.run(), name="MTU of paths")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.is_known.wait()
             tasks.create_task(self._config.run(), name="network config")
@@ -378,7 +378,7 @@ class Supervisor:
         self._present.change_inputs(
             leases=self._grace.counted,
             greeted=self._handshakes.greeted,
-            path_mtus=self._path_mtus.found,
+            path_mtus=self.path_mtus.found,
         )
         self._present.note_stores(self._world.store.addresses())
         self._last_known.changed()
@@ -386,7 +386,7 @@ class Supervisor:
         result = self.planner.update(inputs)
         self._present.change(obstacle=result.reason if isinstance(result, Blocked) else self.planner.obstacle)
         self.reconciler.follow(result)
-        self._path_mtus.note_change()
+        self.path_mtus.note_change()
         self._plan_log.log_update(self.planner, result, inputs.backend)
         shared = self.condition.lease.shared
         if shared is not None:
@@ -420,7 +420,7 @@ class Supervisor:
             self._inputs_changed()
         if self.reconciler.is_clean and not self.is_ready:
             self._was_ready.set()
-            self._path_mtus.note_change()
+            self.path_mtus.note_change()
             self._world.notify("READY=1")
         self.wireguard.note_progress()
         self.progress.set()

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
+from pyflannel.model.probe import NarrowPath
 from pyflannel.model.store_record import Secret
 
 
@@ -363,6 +364,7 @@ class PeerEntry:
         is_reached: it answered a probe; None if it was not probed.
         rtt_ms: round-trip time of the probe through the tunnel; None without an answer.
         path_mtu: largest probe that it answered, in bytes; None without an answer.
+        path_mtus: the paths to it that carry less than planned, as flanneld has measured them.
     """
 
     subnet: IPv4Network
@@ -378,3 +380,4 @@ class PeerEntry:
     is_reached: bool | None = None
     rtt_ms: float | None = None
     path_mtu: int | None = None
+    path_mtus: tuple[NarrowPath, ...] = ()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Literal
 
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
@@ -58,23 +58,64 @@ class ProbedPaths:
         mtu: bytes of the largest packet of a container.
         overheads: bytes that the tunnel adds, by the family of the address on the underlay.
         padding: multiple of bytes to which the tunnel fills its packets.
-        ends: for each peer, the address at the end of its tunnel, and its address on the underlay. They are
-            equal without a tunnel.
+        has_tunnel: the probes are sent through the tunnel, to the first address of the subnet of the peer.
+        peers: the address of each peer on the underlay, by its subnet.
     """
 
     mtu: int
     overheads: Mapping[Family, int]
     padding: int = 1
-    ends: Mapping[IpNetwork, tuple[IpAddress, IpAddress]]
+    has_tunnel: bool = True
+    peers: Mapping[IpNetwork, IpAddress]
+
+    def end(self, subnet: IpNetwork) -> IpAddress:
+        """Return the address at the end of the path to a peer."""
+        return subnet.network_address if self.has_tunnel else self.peers[subnet]
 
     def outer(self, subnet: IpNetwork) -> int:
         """Return the bytes of the largest tunnel packet to a peer."""
-        return self.mtu + self.overheads[self.ends[subnet][1].version]
+        return self.mtu + self.overheads[self.peers[subnet].version]
 
     def inner(self, subnet: IpNetwork, outer: int) -> int:
         """Return the bytes of the largest packet of a container in a tunnel packet of this size."""
-        inner = outer - self.overheads[self.ends[subnet][1].version]
+        inner = outer - self.overheads[self.peers[subnet].version]
         return self.mtu if inner >= self.mtu else inner // self.padding * self.padding
+
+
+@dataclass(frozen=True, slots=True)
+class PathMtu:
+    """The MTU of a path that carries less than planned.
+
+    Attributes:
+        planned: bytes of the largest packet of a container.
+        measured: bytes of the largest packet that arrives.
+        since_s: time of the first probe with this result, in seconds of the clock.
+    """
+
+    planned: int
+    measured: int
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NarrowPath:
+    """A path to a peer that carries less than planned, for documents.
+
+    Attributes:
+        subnet: the IPv4 subnet of the peer.
+        ipv6_subnet: its IPv6 subnet if this is the path of IPv6 packets; None for the path of IPv4 packets.
+        planned: bytes of the largest packet of a container.
+        measured: bytes of the largest packet that arrives.
+        since_s: seconds since the first probe with this result.
+        is_routed: the route to the peer has the measured MTU. Otherwise, larger packets are lost.
+    """
+
+    subnet: IPv4Network
+    ipv6_subnet: IPv6Network | None = None
+    planned: int
+    measured: int
+    since_s: float
+    is_routed: bool
 
 
 def milliseconds(result: EchoResult) -> float | None:

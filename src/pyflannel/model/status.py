@@ -14,6 +14,7 @@ from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import StrangerReason
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
 from pyflannel.model.network_config import AnyAddress
+from pyflannel.model.probe import NarrowPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,6 +472,7 @@ class Status:
         lease_signing: signatures of leases; None with --lease-signing=off.
         docker: networks of Docker; None without --docker-plugin.
         warnings: problems for the operator, one line each: two hosts share an address, a lease was taken.
+        path_mtus: the paths to peers that carry less than planned, those of IPv4 first.
         reach: answers of peers to the probes of flannelctl; None if none was probed.
     """
 
@@ -497,6 +499,7 @@ class Status:
     docker: DockerStatus | None = None
     reconcile: ReconcileStatus | None = None
     warnings: tuple[str, ...] = ()
+    path_mtus: tuple[NarrowPath, ...] = ()
     reach: ReachStatus | None = None
 
 
@@ -505,6 +508,9 @@ def peer_entries(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry
     refused = {peer.subnet: peer.reason for peer in status.refused_peers}
     encrypted = {peer.subnet: peer for peer in (status.wireguard.peers if status.wireguard else ())}
     own = status.lease.subnet if status.lease else None
+    narrow: dict[IPv4Network, list[NarrowPath]] = {}
+    for path in status.path_mtus:
+        narrow.setdefault(path.subnet, []).append(path)
     return [
         PeerEntry(
             subnet=lease.subnet,
@@ -517,6 +523,7 @@ def peer_entries(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry
             refused=refused.get(lease.subnet),
             is_encrypted=lease.subnet in encrypted,
             handshake_age_s=encrypted[lease.subnet].handshake_age_s if lease.subnet in encrypted else None,
+            path_mtus=tuple(narrow.get(lease.subnet, ())),
         )
         for lease in leases
         if lease.subnet != own

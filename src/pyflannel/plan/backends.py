@@ -16,6 +16,7 @@ from pyflannel.model.tunnel_guard import GuardedPath
 from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend import alloc, host_gw, udp, vxlan, wireguard
 from pyflannel.plan.backend_keys import without_effect
+from pyflannel.plan.peers import subnet_of
 from pyflannel.plan.routes import Routed, network_notes
 
 
@@ -288,14 +289,18 @@ def paths_of(backend: Backend, host: Host, peers: Iterable[Lease]) -> ProbedPath
     overheads = wireguard.OVERHEADS if is_wireguard else _OVERHEADS.get(backend.lease_type or backend.way)
     if overheads is None or host.family not in backend.families:
         return None
-    ends: dict[IpNetwork, tuple[IpAddress, IpAddress]] = {}
+    found: dict[IpNetwork, IpAddress] = {}
     for peer in peers:
-        part, address = peer.part(host.family), _underlay_address(peer, backend, host)
-        if part is not None and address is not None:
-            has_tunnel = backend.tunnel_port is not None
-            ends[part.subnet] = part.subnet.network_address if has_tunnel else address, address
-    padding = wireguard.PADDING if is_wireguard else 1
-    return ProbedPaths(mtu=backend.mtu(host), overheads=overheads, padding=padding, ends=ends)
+        address = _underlay_address(peer, backend, host)
+        if address is not None:
+            found[subnet_of(peer, host.family)] = address
+    return ProbedPaths(
+        mtu=backend.mtu(host),
+        overheads=overheads,
+        padding=wireguard.PADDING if is_wireguard else 1,
+        has_tunnel=backend.tunnel_port is not None,
+        peers=found,
+    )
 
 
 def _underlay_address(peer: Lease, backend: Backend, host: Host) -> IpAddress | None:

@@ -16,6 +16,7 @@ from pyflannel.model.state import State
 
 FOREVER = 1 << 62
 IP_RECVTTL = 12  # linux/in.h
+IP_MTU_DISCOVER, IP_PMTUDISC_PROBE = 10, 3
 CUT_S = 1.0
 """The longest time for which a decision of the firewall is valid."""
 
@@ -296,6 +297,31 @@ def test_packets_longer_than_a_passed_one_meet_the_firewall_first(cached, talk):
     assert counted[Outcome.CACHED_IN] == 0
     assert talk.arrives(octets=500)
     assert counted[Outcome.CACHED_IN] == 1
+
+
+def test_a_smaller_mtu_of_the_route_takes_effect_within_a_second(cached, talk):
+    """The firewall passes packets of the new size only. Smaller packets of the flow bypass it meanwhile."""
+    one, two = cached
+    sender, sink = talk.sockets
+    sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)  # DF, and no MTU is remembered
+    assert all(talk.arrives(octets=size) for size in (0, 1000) * 10)
+    one.namespace.ip(f"route add {two.subnet} dev flannel0 mtu 600")
+    try:
+        sink.settimeout(SOON_S)
+        began = latest = time.monotonic()
+        while time.monotonic() - latest < SOON_S:
+            assert latest - began < 2 * CUT_S
+            sender.sendto(bytes(1000), sink.getsockname())
+            sender.sendto(b"small", sink.getsockname())
+            while len(sink.recv(2000)) > 5:
+                latest = time.monotonic()
+        counted = Counted(one)
+
+        assert latest - began <= CUT_S
+        assert all(talk.arrives() for _ in range(10))
+        assert counted[Outcome.CACHED_OUT] >= 8
+    finally:
+        one.namespace.ip(f"route delete {two.subnet} dev flannel0")
 
 
 def test_each_host_and_each_end_of_the_tunnel_is_still_a_hop(cached, talk, counted):

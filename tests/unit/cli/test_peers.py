@@ -1,11 +1,14 @@
 """flannelctl peers: the other hosts, and why some are not reachable."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 import pytest
 
+from pyflannel.cli.network import _state
+from pyflannel.cli.status import facts
 from pyflannel.model.lease import LeaseEntry, PeerEntry
+from pyflannel.model.probe import NarrowPath
 from pyflannel.model.status import (
     BackendStatus,
     LeaseStatus,
@@ -70,6 +73,35 @@ def test_peers_are_the_leases_of_others_with_the_reason_of_a_refusal() -> None:
 
 def test_refused_peers_and_notes_are_received_unchanged() -> None:
     assert parse_status(format_status(STATUS)) == STATUS
+
+
+def test_narrow_paths_are_shown_with_their_peer() -> None:
+    ipv4 = NarrowPath(
+        subnet=IPv4Network("10.100.20.0/24"), planned=1450, measured=1350, since_s=61.0, is_routed=True
+    )
+    ipv6 = replace(ipv4, ipv6_subnet=IPv6Network("fd00:5:0:20::/64"), measured=1200, is_routed=False)
+    status = replace(STATUS, path_mtus=(ipv4, ipv6))
+
+    found = peer_entries(status, [entry(9), entry(20)])
+
+    assert [one.path_mtus for one in found] == [(), (ipv4, ipv6)]
+    assert _state(replace(found[1], is_reached=True, path_mtu=1450)) == (
+        "answers, mtu 1450, mtu of the route 1350, mtu of the path of IPv6 1200"
+    )
+    document = read_document(["peers"], format_peers(found).decode())
+    assert document["peers"][1]["path_mtus"][1] == {
+        "subnet": "10.100.20.0/24",
+        "ipv6_subnet": "fd00:5:0:20::/64",
+        "planned": 1450,
+        "measured": 1200,
+        "since_s": 61.0,
+        "is_routed": False,
+    }
+    assert parse_status(format_status(status)) == status
+    assert [text for name, text in facts(status) if name == "path mtu"] == [
+        "10.100.20.0/24: 1350 of 1450 bytes, on the route for 1 min 1 s",
+        "fd00:5:0:20::/64: 1200 of 1450 bytes, larger packets are lost for 1 min 1 s",
+    ]
 
 
 @pytest.mark.parametrize(

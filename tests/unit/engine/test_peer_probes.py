@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+import pytest
+
 from doubles.fake_clock import FakeClock
 from pyflannel.engine.peer_probes import (
     ASKED_S,
@@ -20,7 +22,7 @@ from pyflannel.engine.peer_probes import (
 )
 from pyflannel.errors import TargetError
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
-from pyflannel.model.probe import SILENT, Echo, EchoResult, ProbedPaths
+from pyflannel.model.probe import SILENT, Echo, EchoResult, PathMtu, ProbedPaths
 
 REACHED = EchoResult(state="reached", rtt_s=0.001)
 
@@ -180,11 +182,7 @@ class Paths:
                 mtu=self.mtu - (20 if family == 6 else 0),
                 overheads={4: OVERHEAD, 6: OVERHEAD + 20},
                 padding=self.padding,
-                ends={
-                    subnet: (subnet.network_address, UNDERLAYS[family])
-                    for subnet in self.subnets
-                    if subnet.version == family
-                },
+                peers={subnet: UNDERLAYS[family] for subnet in self.subnets if subnet.version == family},
             )
             for family in UNDERLAYS
         ]
@@ -265,7 +263,42 @@ class TestPathMtus:
         assert host.after(PERIOD_S + PAUSE_S) == {host.subnets[0]: 1350}
 
     def test_no_answer_makes_a_path_smaller_than_the_kernel_permits(self) -> None:
-        assert Paths(Underlay(router_mtu=100)).after(1.0) == {}
+        host = Paths(Underlay(router_mtu=100), count=1)
+
+        assert host.after(1.0) == {}
+        assert host.mtus.measured == {}  # fragments arrive
+
+    def test_a_path_with_an_mtu_below_that_of_any_route_is_reported(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        host = Paths(Underlay(), count=1)
+        ipv6 = IPv6Network("fd00:0:0:1::/64")
+        host.subnets.append(ipv6)
+        host.underlay.carried = {host.subnets[0].network_address: 400, ipv6.network_address: 1279}
+
+        assert host.after(1.0) == {}
+        assert {subnet: (one.planned, one.measured) for subnet, one in host.mtus.measured.items()} == {
+            host.subnets[0]: (1450, 400),
+            ipv6: (1430, 1279),
+        }
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+    def test_a_result_has_the_time_of_its_first_probe(self) -> None:
+        host = Paths(Underlay(router_mtu=1400), count=1)
+        (subnet,) = host.subnets
+        host.after(1.0)
+        first = host.mtus.measured[subnet]
+
+        host.after(PERIOD_S + 2 * PAUSE_S)
+        assert host.mtus.measured[subnet] == first == PathMtu(1450, 1350, first.since_s)
+        host.underlay.router_mtu = 1300
+        host.after(PERIOD_S + 2 * PAUSE_S)
+        other = host.mtus.measured[subnet]
+        assert other.measured == 1250
+        assert other.since_s > first.since_s
+        host.underlay.router_mtu = None
+        host.after(PERIOD_S + 2 * PAUSE_S)
+        assert host.mtus.measured == {}
 
     def test_a_silent_underlay_is_probed_once_more_and_then_hourly(self) -> None:
         """Routers limit their answers, and some firewalls drop echo requests."""

@@ -389,10 +389,10 @@ def test_the_probes_of_a_path_follow_the_tunnel(
     found = [paths_of(backend, host, made.planned_peers(host.family)) for host in hosts]
 
     assert [
-        (" ".join(map(str, one.ends[subnet])), one.outer(subnet))
+        (f"{one.end(subnet)} {address}", one.outer(subnet))
         for one in found
-        if one
-        for subnet in one.ends
+        if one is not None
+        for subnet, address in one.peers.items()
     ] == list(zip(ends, outer, strict=True))
 
 

@@ -1,11 +1,20 @@
 """The conclusions from probes."""
 
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.probe import SILENT, EchoResult, PeerReach, PingStep, ProbeState, StepName
+from pyflannel.model.probe import (
+    SILENT,
+    EchoResult,
+    NarrowPath,
+    PeerReach,
+    PingStep,
+    ProbeState,
+    StepName,
+)
 from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status
 from pyflannel.plan.doctor.peers import judged, with_peers
 
@@ -104,6 +113,63 @@ def reach(number: int, underlay: EchoResult, tunnel: EchoResult, mtu: int | None
 )
 def test_silent_peers_are_a_finding(results: list[PeerReach], codes: list[tuple[str, str]]) -> None:
     assert [(one.code, one.severity) for one in with_peers((), results, STATUS)] == codes
+
+
+def narrow(number: int, measured: int, *, is_routed: bool = True, is_ipv6: bool = False) -> NarrowPath:
+    return NarrowPath(
+        subnet=IPv4Network(f"10.100.{number}.0/24"),
+        ipv6_subnet=IPv6Network(f"fd00:5:0:{number}::/64") if is_ipv6 else None,
+        planned=1450,
+        measured=measured,
+        since_s=60.0,
+        is_routed=is_routed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arrived", "paths", "found"),
+    [
+        (1350, [narrow(1, 1350)], [("info", "10.100.1.0/24: 1350 of 1450 bytes arrive")]),
+        (1450, [narrow(1, 1350)], [("info", "10.100.1.0/24: 1350 of 1450 bytes arrive")]),  # as fragments
+        (84, [narrow(1, 1350)], [("error", "10.100.1.0/24 at 10.0.0.1: 84 bytes arrive")]),
+        (400, [narrow(1, 400, is_routed=False)], [("error", "10.100.1.0/24 at 10.0.0.1: 400 bytes arrive")]),
+        (
+            1450,
+            [narrow(1, 1200, is_routed=False, is_ipv6=True), narrow(2, 1300, is_ipv6=True)],
+            [
+                ("error", "fd00:5:0:1::/64: 1200 of 1450 bytes arrive"),
+                ("info", "fd00:5:0:2::/64: 1300 of 1450 bytes arrive"),
+            ],
+        ),
+    ],
+)
+def test_a_narrow_path_is_an_error_unless_the_route_has_its_mtu(
+    arrived: int, paths: list[NarrowPath], found: list[tuple[str, str]]
+) -> None:
+    status = replace(STATUS, path_mtus=tuple(paths))
+
+    findings = with_peers((), [reach(1, REACHED, REACHED, arrived)], status)
+
+    assert {one.code for one in findings} == {"path-mtu"}
+    assert [(one.severity, line) for one in findings for line in one.evidence] == found
+
+
+def test_a_fault_of_this_host_does_not_explain_a_narrow_path() -> None:
+    status = replace(STATUS, path_mtus=(narrow(1, 1350),))
+
+    found = with_peers((DROPPED,), [reach(1, REACHED, REACHED, 1350)], status)
+
+    assert [(one.code, one.severity) for one in found] == [("forward-dropped", "error"), ("path-mtu", "info")]
+    assert found[0].evidence == ()
+
+
+def test_packets_of_the_mtu_of_the_route_are_sufficient_for_a_ping() -> None:
+    steps = path("reached", "reached", "reached", mtu=1350)
+
+    for paths, place in (((), "tunnel"), ((narrow(16, 1350),), None), ((narrow(16, 1400),), "tunnel")):
+        status = replace(STATUS, path_mtus=paths)
+        report = judged(PEER, steps, is_container=False, status=status, local=())
+        assert report.stops == place
 
 
 def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from statistics import median
 from typing import Literal, NamedTuple
 
 from pyflannel.model.lease import LeaseEntry, host_text
-from pyflannel.model.probe import PeerReach, PingReport, PingStep, StepName
+from pyflannel.model.probe import NarrowPath, PeerReach, PingReport, PingStep, StepName
 from pyflannel.model.status import Finding, Status
-
-_NAMED = 8
-"""Maximum number of peers that one finding names."""
+from pyflannel.plan.doctor.observed import some
 
 Place = Literal["this host", "underlay", "tunnel", "peer", "container"]
 
@@ -62,7 +60,7 @@ def _stop(
     tunnel, container = steps.get("tunnel"), steps["container"]
     decisive = container if is_container or tunnel is None else tunnel
     if decisive.state == "reached":
-        return _too_small(tunnel, status)
+        return _too_small(peer, tunnel, status)
     refused = next((one.reason for one in status.refused_peers if one.subnet == peer.subnet), None)
     if refused is not None:
         return _Stop("this host", f"this host does not send to {_name(peer)}: {refused}", "flannelctl peers")
@@ -85,9 +83,11 @@ def _obstacle(found: Iterable[Finding]) -> Finding | None:
     return next(errors, None)
 
 
-def _too_small(tunnel: PingStep | None, status: Status) -> _Stop | None:
+def _too_small(peer: LeaseEntry, tunnel: PingStep | None, status: Status) -> _Stop | None:
     wanted = status.backend.mtu if status.backend is not None else None
     if tunnel is None or tunnel.mtu is None or wanted is None or tunnel.mtu >= wanted:
+        return None
+    if tunnel.mtu >= _on_routes(status).get(peer.subnet, wanted):
         return None
     return _Stop(
         "tunnel",
@@ -163,9 +163,11 @@ def with_peers(found: Sequence[Finding], reach: Sequence[PeerReach], status: Sta
     if cause is None:
         ranks = {"error": 0, "warning": 1, "info": 2}
         return tuple(sorted((*found, *peers), key=lambda one: ranks[one.severity]))
-    consequences = tuple(f"consequence: {one.cause}" for one in peers)
+    lost = [one for one in peers if one.severity != "info"]
+    consequences = tuple(f"consequence: {one.cause}" for one in lost)
     whole = replace(cause, evidence=(*cause.evidence, *consequences))
-    return tuple(whole if one is cause else one for one in found)
+    known = [one for one in peers if one.severity == "info"]
+    return (*(whole if one is cause else one for one in found), *known)
 
 
 def reach_findings(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
@@ -216,7 +218,7 @@ def clock_findings(offsets: Mapping[IPv4Address, float]) -> Iterator[Finding]:
         code="clock-skew",
         severity="warning",
         cause=f"{cause}: certificates may seem invalid, and peers may refuse handshakes of WireGuard",
-        evidence=(*lines[:_NAMED], *([f"… and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else ())),
+        evidence=some(lines),
         fix="timedatectl set-ntp true  # on the host whose clock is wrong",
     )
 
@@ -226,8 +228,15 @@ def _ahead(offset: float) -> str:
 
 
 def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
-    wanted = status.backend.mtu if status.backend is not None else None
-    small = [one for one in reach if one.path_mtu is not None and wanted and one.path_mtu < wanted]
+    """Yield the paths that carry less than planned: an error if the route does not have their MTU."""
+    wanted, on_routes = status.backend.mtu if status.backend is not None else None, _on_routes(status)
+    small = [
+        one
+        for one in reach
+        if one.path_mtu is not None
+        and wanted
+        and one.path_mtu < min(wanted, on_routes.get(one.subnet, wanted))
+    ]
     if small:
         yield Finding(
             code="path-mtu",
@@ -237,15 +246,48 @@ def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
             evidence=_listed(small),
             fix=f"flannelctl ping {small[0].public_ip}  # shows the largest that arrive; {_MTU_FIX}",
         )
+    known = {one.subnet for one in small}
+    lost = [
+        one for one in status.path_mtus if not one.is_routed and (one.ipv6_subnet or one.subnet) not in known
+    ]
+    if lost:
+        yield Finding(
+            code="path-mtu",
+            severity="error",
+            cause=f"packets of the planned size do not arrive at {len(lost)} peers, and no route can have the"
+            " MTU of these paths: it is below that of the kernel, or below the 1280 bytes of IPv6",
+            evidence=_paths(lost),
+            fix=_MTU_FIX,
+        )
+    routed = [one for one in status.path_mtus if one.is_routed and one.subnet not in known]
+    if routed:
+        yield Finding(
+            code="path-mtu",
+            severity="info",
+            cause=f"the paths to {len(routed)} peers carry less than planned, and the routes to them have the"
+            " MTU of the path",
+            evidence=_paths(routed),
+            fix=f"{_MTU_FIX}; only needed to avoid fragments",
+        )
 
 
-def _many(some: Sequence[PeerReach], reach: Sequence[PeerReach]) -> str:
-    return f"{len(some)} of {len(reach)} probed peers answer{'s' if len(some) == 1 else ''}"
+def _on_routes(status: Status) -> dict[IPv4Network, int]:
+    """Return the MTUs of paths that the IPv4 routes have, by the subnet of the peer."""
+    return {one.subnet: one.measured for one in status.path_mtus if one.is_routed and one.ipv6_subnet is None}
 
 
-def _listed(some: Sequence[PeerReach]) -> tuple[str, ...]:
-    lines = [f"{one.subnet} at {_name(one)}: {_reason(one)}" for one in some[:_NAMED]]
-    return (*lines, f"… and {len(some) - _NAMED} more") if len(some) > _NAMED else tuple(lines)
+def _paths(paths: Sequence[NarrowPath]) -> tuple[str, ...]:
+    return some(
+        [f"{one.ipv6_subnet or one.subnet}: {one.measured} of {one.planned} bytes arrive" for one in paths]
+    )
+
+
+def _many(few: Sequence[PeerReach], reach: Sequence[PeerReach]) -> str:
+    return f"{len(few)} of {len(reach)} probed peers answer{'s' if len(few) == 1 else ''}"
+
+
+def _listed(peers: Sequence[PeerReach]) -> tuple[str, ...]:
+    return some([f"{one.subnet} at {_name(one)}: {_reason(one)}" for one in peers])
 
 
 def _reason(one: PeerReach) -> str:
