@@ -4,4 +4,5 @@ Start with ARCHITECTURE.md at the root of the repository. The docstring of each 
 """
 
 VERSION = "0.1.0"
-"""The metadata of the package read it here, because reading them at run time takes megabytes of memory."""
+"""The package metadata takes the version from here, because reading the metadata at run time takes
+megabytes of memory."""

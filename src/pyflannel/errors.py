@@ -23,14 +23,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Texts for people. Parts of them come from the store. A writer of the store must not be able to forge a line
-# of the log, control a terminal, or fill a disk.
+# Texts for people. Parts of log lines and messages come from the store. A writer of the store must not be
+# able to forge a line of the log, control a terminal, or fill a disk.
 
 LONGEST_TEXT = 4000
-"""Characters of a line of the log or of flannelctl, before characters are escaped."""
+"""Maximum number of characters of a line of the log or of flannelctl, before characters are escaped."""
 
 _LONGEST_MESSAGE = 1000
-"""Characters of the message of an error."""
+"""Maximum number of characters of the message of an error."""
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that end a line, control a terminal or change the text direction, and surrogates."""
@@ -39,7 +39,7 @@ _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def one_line(text: str, longest: int = LONGEST_TEXT) -> str:
-    """Return a text on one line that is safe to print: cut, then its control characters escaped."""
+    """Return a text on one line that is safe to print. It is cut, and its control characters are escaped."""
     return printable(cut(text, longest))
 
 
@@ -56,9 +56,9 @@ def _escaped(character: str) -> str:
 
 
 def cut(text: str, longest: int) -> str:
-    """Return a text of about `longest` characters. Of a longer text, both ends are kept.
+    """Return a text of about `longest` characters. If the text is longer, its beginning and its end are kept.
 
-    A message often quotes a value before its fault, so the end is as important as the beginning.
+    A message often quotes a value before the reason, so the end is as important as the beginning.
     """
     left_out = len(text) - longest
     if left_out <= 0:
@@ -71,7 +71,9 @@ _MARKS = (".", "?", "!", "…")
 
 
 def sentences(message: str, hint: str) -> str:
-    """Return a message and its hint as sentences. Punctuation at the end of the message is kept."""
+    """Return a message and its hint as one text of complete sentences. Punctuation at the end of the
+    message is kept.
+    """
     message = message.rstrip()
     if not hint:
         return message
@@ -79,7 +81,7 @@ def sentences(message: str, hint: str) -> str:
 
 
 class FlannelError(Exception):
-    """Root of the tree. `hint` is the remedy, in one sentence.
+    """Root of the error tree. `hint` is the remedy, in one sentence.
 
     A long message is shortened, because it may quote a value of the store, and may be kept for a long time.
     """
@@ -95,11 +97,11 @@ class FlannelError(Exception):
 
 
 class UsageError(FlannelError):
-    """Flags, environment or arguments are invalid. The hint contains the correct form."""
+    """Flags, environment or arguments are invalid. The hint of the error contains the correct form."""
 
 
 class ConfigError(FlannelError):
-    """The network config allows no plan. The message names the key and the value."""
+    """The network config allows no plan. The message of the error names the key and the value."""
 
 
 class UnknownBackendError(ConfigError):
@@ -107,7 +109,7 @@ class UnknownBackendError(ConfigError):
 
 
 class NoUnderlayError(FlannelError):
-    """No interface can carry the tunnel yet. The message names the missing condition."""
+    """No interface can carry the tunnel yet. The message of the error names the missing condition."""
 
 
 class WireError(FlannelError):
@@ -115,16 +117,18 @@ class WireError(FlannelError):
 
 
 class StoreError(FlannelError):
-    """The store refused or is unreachable. A retry may succeed."""
+    """The store refused or is unreachable. A retry may succeed later."""
 
 
 class CompactedError(StoreError):
-    """The history of the store no longer contains the revision: list again, then watch."""
+    """The history of the store no longer contains the revision, so the caller must list again and then
+    watch.
+    """
 
     def __init__(self, revision: int, oldest: int) -> None:
         super().__init__(
             f"revision {revision} was compacted, the oldest is {oldest}",
-            hint="List the leases again and watch from that listing's revision.",
+            hint="List the leases again and watch from the revision of that list.",
         )
         self.oldest = oldest
 
@@ -133,7 +137,7 @@ class TargetError(FlannelError):
     """The kernel, or the forwarder in its place, refused an operation.
 
     Attributes:
-        is_permanent: a retry fails until something else changes. Otherwise a retry may succeed.
+        is_permanent: True if a retry fails until something else changes. Otherwise a retry may succeed.
     """
 
     def __init__(self, message: str, *, hint: str, is_permanent: bool = False) -> None:
@@ -148,7 +152,7 @@ class TargetError(FlannelError):
 
 @contextmanager
 def target_errors(what: str, *, hint: str) -> Iterator[None]:
-    """Raise an OSError in the block as a TargetError. This is the error boundary of an adapter."""
+    """Raise an OSError in the block as a TargetError. This function is the error boundary of an adapter."""
     try:
         yield
     except OSError as error:
@@ -173,19 +177,20 @@ _REMEDIES = {
 
 
 def remedy(error: OSError, otherwise: str) -> str:
-    """Return the remedy for an exhausted resource if that caused the error; if not, `otherwise`."""
+    """Return the remedy for an exhausted resource if this caused the error; `otherwise` for any other
+    cause.
+    """
     return _REMEDIES.get(error.errno or 0, otherwise)
 
 
 def is_permanent(code: int | None) -> bool:
     """Return whether an operation with this errno fails until something else changes.
 
-    Errors that may disappear by themselves are temporary: a lack of resources (EMFILE, ENFILE, ENOMEM,
+    Errors that may disappear without an action are temporary: a lack of resources (EMFILE, ENFILE, ENOMEM,
     ENOBUFS, ENOSPC, EDQUOT), a short-lived condition (EAGAIN, EBUSY, EINTR, ETIMEDOUT), a fault (EIO),
-    another user of the
-    resource (EADDRINUSE), and the state of the network (ENODEV, ENETDOWN, ENETUNREACH, EADDRNOTAVAIL), of
-    which not every change is announced. An unknown errno is temporary too, because a needless retry costs
-    little.
+    another user of the resource (EADDRINUSE), and the state of the network (ENODEV, ENETDOWN, ENETUNREACH,
+    EADDRNOTAVAIL). The kernel does not announce every change of this state. An unknown errno is temporary
+    too, because a needless retry costs little.
     """
     return code in _PERMANENT
 
@@ -196,13 +201,13 @@ _PERMANENT = frozenset(
         errno.EPERM,
         errno.EACCES,
         errno.EROFS,
-        # This kernel does not support it.
+        # This kernel does not support the operation.
         errno.ENOSYS,
         errno.EOPNOTSUPP,
         errno.EAFNOSUPPORT,
         errno.EPROTONOSUPPORT,
         524,  # ENOTSUPP, which exists only in the kernel
-        # The kernel rejects the request as invalid, and a retry is the same request.
+        # The kernel rejects the request as invalid, and a retry would send the same request.
         errno.EINVAL,
         errno.ERANGE,
         errno.E2BIG,
@@ -235,7 +240,9 @@ class CniError(FlannelError):
 
 
 class DockerPluginError(FlannelError):
-    """Docker requests an operation of the network plugin that is impossible. Docker prints the text."""
+    """Docker requests an operation that the network plugin cannot perform. Docker prints the text of the
+    error.
+    """
 
 
 class LabError(FlannelError):
@@ -247,4 +254,4 @@ class NotReadyError(FlannelError):
 
 
 class NoStoreError(NotReadyError):
-    """The file of an embedded store does not exist. A read does not create it."""
+    """The file of an embedded store does not exist. Reading does not create the file."""

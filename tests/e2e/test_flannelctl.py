@@ -299,7 +299,7 @@ class TestLeases:
     def test_a_subnet_without_history_is_reported(self, here: Here, network: str) -> None:
         error = here("--store", network, "leases", "history", "10.200.0.0/24")["error"]
 
-        assert (error["code"], error["message"]) == (1, "the history has no lease of 10.200.0.0/24")
+        assert (error["code"], error["message"]) == (1, "the history contains no lease of 10.200.0.0/24")
 
     @pytest.mark.parametrize("verb", ["reserve", "release", "history"])
     def test_a_wrong_subnet_is_named(self, here: Here, network: str, verb: str) -> None:

@@ -211,14 +211,14 @@ def test_rules_of_unknown_origin_are_only_information(healthy: Host) -> None:
 
 
 def test_the_text_for_people_has_cause_evidence_and_command(healthy: Host) -> None:
-    assert "found no problem of this host" in healthy.flannelctl("doctor")
+    assert "found no problem on this host" in healthy.flannelctl("doctor")
     healthy.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
 
     said = healthy.flannelctl("doctor", check=False)
 
     healthy.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
     assert said.splitlines() == [
-        "error: the host forwards no packets: its containers reach no other host",
+        "error: the host forwards no packets, so its containers cannot reach other hosts",
         "    seen: net.ipv4.ip_forward = 0",
         "    type: sysctl -w net.ipv4.ip_forward=1",
     ]

@@ -147,7 +147,7 @@ def test_a_failing_mount_of_bpffs_is_reported(ends):
         done = host.run([*before, "flannelctl", "pins"], check=False)
         assert done.returncode != 0
         assert f"eBPF programs cannot be pinned in /run/flannel/.bpf: {code}" in done.stderr
-        assert "packets go through user space" in done.stderr
+        assert "packets pass through user space" in done.stderr
 
 
 @pytest.mark.parametrize(

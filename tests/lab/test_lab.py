@@ -287,7 +287,7 @@ def test_two_labs_are_independent(lab: Lab) -> None:
 
 @pytest.mark.parametrize("name", ["", "A", "a/b", "..", "1a", "a" * 21])
 def test_an_invalid_name_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="is not a name for a lab"):
+    with pytest.raises(UsageError, match="is not a valid name for a lab"):
         Lab(name)
 
 
@@ -409,7 +409,7 @@ def test_a_command_that_fails_or_hangs_is_reported(lab: Lab) -> None:
 
     with pytest.raises(LabError, match=r"status 1: .*No such file"):
         host.run(["cat", "/no/such/file"])
-    with pytest.raises(LabError, match=r"did not end in 0\.3 s"):
+    with pytest.raises(LabError, match=r"did not exit within 0\.3 s"):
         host.run(["sleep", "54321"], timeout_s=0.3)
 
     assert not any("54321" in command for command in host.commands())

@@ -53,7 +53,7 @@ def test_write_access_to_the_store_cannot_redirect_packets_of_hosts_that_require
     forged = {**json.loads(signed), "PublicIP": str(eve.address)}
     overlay.etcd.etcdctl("put", key_of(two), json.dumps(forged))
 
-    overlay.wait_logged(one, "its signature is not that of its key", after=said)
+    overlay.wait_logged(one, "its signature does not match its key", after=said)
     wait_until(
         lambda: (
             json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key_of(two)))["PublicIP"]
@@ -70,7 +70,7 @@ def test_write_access_to_the_store_cannot_redirect_packets_of_hosts_that_require
     assert f"{subnets['docker2']} at {refused.host_text}, once" in one.flannelctl("status")
     findings = json.loads(one.flannelctl("--json", "doctor"))["findings"]
     causes = [each["cause"] for each in findings if each["code"] == "lease-signature"]
-    assert "a lease is refused: its signature is not that of its key" in causes
+    assert "a lease is refused: its signature does not match its key" in causes
     stream.stop()
     assert stream.lost() == []
     assert overlay.peers(one) == peers
@@ -113,7 +113,9 @@ def test_hosts_accept_only_the_keys_that_an_operator_signed_in_the_store(
     # Forged by the adversary with a key of its own, in the place of the operator's.
     forged = json.loads(first) | {"Keys": f"{'ab' * 32}\n", "Counter": 9}
     overlay.etcd.etcdctl("put", listed, json.dumps(forged))
-    overlay.wait_status(one, has_trouble("its signature is not that of its key"), "reports a forged list")
+    overlay.wait_status(
+        one, has_trouble("the signature of the list does not match its key"), "reports a forged list"
+    )
     overlay.etcd.etcdctl("del", listed)
     overlay.wait_status(one, has_trouble("does not contain the allow-list any more"), "reports a deletion")
     restart(overlay, one, *flags)
@@ -128,7 +130,9 @@ def test_hosts_accept_only_the_keys_that_an_operator_signed_in_the_store(
     publish("docker1")
     overlay.wait_status(one, lambda status: status.peers == 0, "sends no more to docker2")
     overlay.etcd.etcdctl("put", listed, first)
-    overlay.wait_status(one, has_trouble("its counter 1 is not above 2"), "reports an old list")
+    overlay.wait_status(
+        one, has_trouble("the counter 1 of the list is not higher than 2"), "reports an old list"
+    )
     assert overlay.status(one).peers == 0
     assert operator.stat().st_mode & 0o077 == 0
 

@@ -1,1 +1,3 @@
-"""The API of a running daemon: control socket, health and metrics. Its modules do not import each other."""
+"""The API of a running daemon: control socket, health and metrics. The modules of this package do not
+import each other.
+"""

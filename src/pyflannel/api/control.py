@@ -34,7 +34,9 @@ from pyflannel.wire.network_config_json import parse_network_config
 
 
 class Controlled(Protocol):
-    """The part of the daemon that the control socket needs. Leases and config come from memory."""
+    """The interface of the daemon that the control socket uses. The daemon returns leases and config from
+    memory.
+    """
 
     async def status(self) -> Status:
         """Return the current status, within a bounded time."""
@@ -43,15 +45,16 @@ class Controlled(Protocol):
         """Return every known lease, including the lease of this host."""
 
     def events(self) -> Sequence[JournalEntry]:
-        """Return the events of the passes, the latest last."""
+        """Return the events of the passes in their order, with the latest event last."""
 
     async def preview(self, text: str | None) -> PlanPreview:
-        """Return the changes that the next pass would make, with this network config or the one in force.
+        """Return the changes that the next pass would make, with this network config, or with the config in
+        force.
 
         Raises:
             ConfigError: the config is invalid, or this host would refuse it.
             NotReadyError: this host has no lease yet.
-            TargetError: the host cannot be read.
+            TargetError: the state of the host cannot be read.
         """
 
     def config_text(self) -> str | None:
@@ -61,7 +64,7 @@ class Controlled(Protocol):
         """Write the network config to the store.
 
         Raises:
-            StoreError: the config was not written, or the result is unknown.
+            StoreError: the config was not written, or the result of the write is unknown.
         """
 
     async def rotate_key(self) -> str:
@@ -78,7 +81,7 @@ async def serve_control(path: Path, daemon: Controlled, *, look_s: float = LOOK_
 
     Raises:
         BusyError: another daemon serves a socket at `path`.
-        TargetError: the socket cannot be created there.
+        TargetError: the socket cannot be created at `path`.
     """
     place = UnixPlace(
         path=path,

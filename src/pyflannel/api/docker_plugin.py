@@ -1,4 +1,6 @@
-"""The socket of Docker's plugin protocol: a network driver and an IPAM driver with the name `flannel`."""
+"""The socket for Docker's plugin protocol, which provides a network driver and an IPAM driver with the
+name `flannel`.
+"""
 
 import logging
 from collections.abc import Awaitable, Callable

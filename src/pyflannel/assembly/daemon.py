@@ -37,7 +37,8 @@ Door = Callable[[HostNetwork], Coroutine[Any, Any, None]]
 
 
 def places_of(options: FlanneldOptions) -> Places:
-    """Return the directories and files of the daemon. Call this before the daemon locks its run directory.
+    """Return the directories and files of the daemon. This must be called before the daemon locks its run
+    directory.
 
     Raises:
         UsageError: the store URL is invalid.
@@ -61,7 +62,7 @@ class Daemon:
     `turned` is called after each turn of a reconciler's loop, when the memory of the pass is free again.
 
     Attributes:
-        docker: the network plugin for Docker; None without it.
+        docker: the network plugin for Docker; None without the plugin.
 
     Raises:
         UsageError: the store URL is invalid.
@@ -115,7 +116,7 @@ class Daemon:
         return dict(zip(running, found, strict=True))
 
     def reload(self) -> bool:
-        """Read the allow-lists of all networks again; return whether there are any."""
+        """Read the allow-lists of all networks again; return whether there is an allow-list."""
         reloaded = [network.reload() for network in self._running.values()]
         return any(reloaded)
 
@@ -124,7 +125,7 @@ class Daemon:
         return self._clock.utc()
 
     async def run(self) -> None:
-        """Run until cancelled. The data path stays.
+        """Run until cancelled. The data path continues to work.
 
         Raises:
             FlannelError: the daemon cannot run on this host.
@@ -156,7 +157,7 @@ class Daemon:
             await self._store.close()
 
     def _objection(self, name: str) -> Notice | None:
-        """Return why a network of this name cannot run on this host; None if it can."""
+        """Return why a network of this name cannot run on this host; None if it can run."""
         if (why := objection(name)) is not None:
             return Notice(why, "Rename the network.")
         if (path := file_in_the_way(name, self._places)) is not None:
@@ -167,7 +168,7 @@ class Daemon:
         return None
 
     def _docker_memories(self) -> Mapping[str, FileMemory]:
-        """Return the memory of the plugin for Docker of each network with a state directory."""
+        """Return the stored state of the Docker plugin, for each network that has a state directory."""
         found = {"": self._places}
         with suppress(OSError):
             names = [one.name for one in os.scandir(self._places.state_dir) if one.is_dir()]
@@ -254,7 +255,9 @@ class Daemon:
                         tasks.create_task(network.run(), name="network")
                         tasks.create_task(self._door(network), name="door")
                 finally:
-                    if self._running.get(name) is network:  # otherwise the network has started again
+                    if (
+                        self._running.get(name) is network
+                    ):  # otherwise a new instance of the network has started
                         del self._running[name]
 
     def _expected(self) -> Iterable[str]:

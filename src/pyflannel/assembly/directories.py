@@ -21,18 +21,18 @@ from pyflannel.wire.lease_record import RESERVED
 _RUN_DIR = Path("/run/flannel")
 
 DOCKER_SOCKET = Path("/run/docker/plugins/flannel.sock")
-"""The default socket of the network plugin for Docker. Docker finds it by its directory."""
+"""The default socket of the network plugin for Docker. Docker finds the socket because of its directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """The directories and files of one daemon, as its options of these names set them.
+    """The directories and files of one daemon, which the options of the same names select.
 
     Attributes:
         run_dir: directory of the sockets and the lock; empty after a boot.
         state_dir: directory of the identity and the last known leases; survives a boot.
         subnet_file: file that Docker and other programs read.
-        daemon: places of the daemon, if these are the places of one of its several networks.
+        daemon: paths of the daemon, if this object contains the paths of one of its several networks.
     """
 
     run_dir: Path = _RUN_DIR
@@ -42,7 +42,7 @@ class Places:
 
     @property
     def shared(self) -> "Places":
-        """The places that all networks of the daemon share."""
+        """The paths that all networks of the daemon share."""
         return self.daemon or self
 
     @property
@@ -62,12 +62,12 @@ class Places:
 
     @property
     def run_identity(self) -> Path:
-        """The identity in this boot and network namespace, for a daemon without a state directory."""
+        """The identity for this boot and network namespace, for a daemon without a state directory."""
         return self.shared.run_dir / self.identity.name
 
     @property
     def spoilt_identity(self) -> Path:
-        """The unreadable identity file that was set aside."""
+        """The unreadable identity file that flanneld renamed."""
         return self.identity.with_name(f"{self.identity.name}.corrupt")
 
     @property
@@ -87,7 +87,7 @@ class Places:
 
     @property
     def last_known(self) -> Path:
-        """The file of the leases in the last answer of the store."""
+        """The file of the last known leases, which flanneld last read from the store."""
         return self.state_dir / "last-known.json"
 
     @property
@@ -97,7 +97,7 @@ class Places:
 
     @property
     def wireguard_key(self) -> Path:
-        """The file of the WireGuard key, if WIREGUARD_KEY_FILE names no other."""
+        """The file of the WireGuard key, unless WIREGUARD_KEY_FILE names another file."""
         return self.state_dir / "wgkey"
 
     @property
@@ -112,30 +112,36 @@ class Places:
 
     @property
     def prefix_file(self) -> Path:
-        """The file of the store's prefix. Its name begins with a dot, which no name of a network does."""
+        """The file that contains the store's prefix. The file name begins with a dot, which no name of a
+        network does.
+        """
         return self.state_dir / ".prefix"
 
     @property
     def device_file(self) -> Path:
-        """The device name that the daemon claimed. Backends without a device record it nowhere else."""
+        """The device name that the daemon claimed. Backends without a device record this name nowhere
+        else.
+        """
         return self.run_dir / "device"
 
     @property
     def bpf(self) -> Path:
         """Mount point of a bpffs, for a daemon without the right to open programs by their identifiers.
 
-        Several networks share it, and each finds its programs by their device. The name begins with a dot,
-        because the name of a network cannot.
+        Several networks share this bpffs, and each finds its programs by their device. The name begins with a
+        dot, because the name of a network cannot.
         """
         return self.shared.run_dir / ".bpf"
 
     @property
     def mark(self) -> str:
-        """The alias of pyflannel's links. It contains the run directory unless that is the default one."""
+        """The alias of the links that this daemon owns. The alias contains the run directory, unless it is
+        the default directory.
+        """
         return MARK if self.run_dir == _RUN_DIR else f"{MARK} {self.run_dir}"
 
     def of_network(self, name: str, subnet_dir: Path) -> "Places":
-        """Return the places of one of several networks. All networks share the identity of the host."""
+        """Return the paths of one of several networks. All networks share the identity of the host."""
         return Places(
             run_dir=self.run_dir / name,
             state_dir=self.state_dir / name,
@@ -147,7 +153,7 @@ class Places:
     def network(self) -> str | None:
         """The name of the network if these are the places of one of several networks; None otherwise.
 
-        The places of a network are named as by `of_network` and contain no identity.
+        This recognizes the paths that `of_network` returns. They contain no identity.
         """
         name = self.state_dir.name
         is_one = self.run_dir.name == name and self.subnet_file.name == f"{name}.env"
@@ -161,11 +167,12 @@ class Places:
         return None
 
     def of_prefix(self, prefix: str | None) -> "Places":
-        """Return the places of the daemon with this prefix in the store, if these are the default places.
+        """Return the paths of the daemon with this prefix in the store, if this object contains the default
+        paths.
 
-        The default prefix, and a store without a prefix (None), have the default places. Another prefix has
-        directories inside the default ones. A daemon that has used the default places since an earlier
-        version, which had no others, keeps them. No network can have the name of these directories.
+        The default prefix, and a store without a prefix (None), use the default paths. Another prefix uses
+        directories inside the default directories. If a daemon already used the default paths in an earlier
+        version, which had no other paths, it keeps them. No network can have the name of these directories.
         """
         if prefix in (None, DEFAULT_PREFIX):
             return self
@@ -182,7 +189,7 @@ class Places:
             return False
 
     def keep_prefix(self, prefix: str | None) -> None:
-        """Record the prefix of the daemon that uses these places, unless the directory is read-only."""
+        """Record the prefix of the daemon that uses these paths, unless the directory is read-only."""
         with contextlib.suppress(OSError):
             replace_file(str(self.prefix_file), os.fsencode(prefix or ""))
 
@@ -197,8 +204,8 @@ class Places:
 
 
 _LONGEST_DIRECTORY = 64
-"""Maximum number of characters of the directory name of a prefix: the path of a Unix socket in it has at most
-107 bytes."""
+"""Maximum number of characters of the directory name of a prefix, because the path of a Unix socket in
+this directory has at most 107 bytes."""
 
 
 def _directory_of(prefix: str) -> str:
@@ -210,9 +217,10 @@ def _directory_of(prefix: str) -> str:
     return f"{name[: _LONGEST_DIRECTORY - len(digest) - 1]}~{digest}"
 
 
-# The names of several networks in one daemon. Each name is a key in the store and a directory name here.
+# The names of several networks in one daemon. Each name is a key in the store and the name of a directory on
+# this host.
 #
-# Source: flannel 0.6.2, where a name is one segment of a path.
+# Source: flannel 0.6.2, where the name of a network is one segment of a path.
 
 _FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -228,7 +236,8 @@ _FILES = frozenset(
         WIREGUARD_LOG_NAME,
     }
 )
-"""The files of a daemon next to the directories of its networks, in its run and state directories."""
+"""Names of the daemon's own files in its run and state directories, which also contain directories of its
+networks."""
 
 
 def objection(name: str) -> str | None:

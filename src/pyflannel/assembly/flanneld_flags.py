@@ -1,6 +1,7 @@
-"""All flags of flanneld, those of the original under their names and defaults, and the text of --help.
+"""All flags of flanneld, including those of the original with the same names and defaults, and the text of
+--help.
 
-Source: flannel 0.6.2, 0.20.2 and 0.28.9, the union of their flags.
+Source: the flags of flannel 0.6.2, 0.20.2 and 0.28.9 together.
 """
 
 import textwrap
@@ -33,12 +34,12 @@ _LEASE_FLAGS = (
     ),
     Flag(name="node-id", meaning="identity of this host, instead of the identity kept in state-dir"),
     Flag(name="machine-id-file", default="/etc/machine-id", meaning="path of the machine-id"),
-    Flag(name="networks", meaning="names of several networks to join, separated by commas"),
+    Flag(name="networks", meaning="names of several networks that flanneld joins, separated by commas"),
     Flag(
         name="watch-networks",
         kind="boolean",
-        meaning="join each network of the store, or of networks, when its config appears; leave it when its"
-        " config is deleted",
+        meaning="join each network of the store, or of networks, when its config appears; leave the "
+        "network when its config is deleted",
     ),
 )
 
@@ -50,8 +51,8 @@ _UNDERLAY_FLAGS = (
     ),
     Flag(
         name="iface-regex",
-        meaning="regular expression that selects the interface by its addresses, then by its name; may be"
-        " repeated",
+        meaning="regular expression that selects the interface by its addresses, and otherwise by its "
+        "name; may be repeated",
     ),
     Flag(name="iface-can-reach", meaning="use the interface by which the kernel reaches this IPv4 address"),
     Flag(
@@ -85,23 +86,24 @@ _FIREWALL_FLAGS = (
     Flag(
         name="guard",
         default="strict",
-        meaning="accept tunnel packets from the address of a host, with an inner source in its subnet"
-        " (strict) or with any inner source (peer); or from everyone (off)",
+        meaning="accept tunnel packets from the address of a peer, with an inner source in the peer's "
+        "subnet (strict) or with any inner source (peer); or from any sender (off)",
     ),
     Flag(
         name="require-encryption",
         kind="boolean",
-        meaning="run no backend that sends packets unencrypted, for any network config",
+        meaning="refuse every backend that sends packets unencrypted, regardless of the network config",
     ),
     Flag(
         name="lease-signing",
         default="off",
-        meaning="sign the lease of this host; refuse leases of others without an acceptable signature"
-        " (require), only report them (warn), or do neither (off)",
+        meaning="sign the lease of this host; refuse leases of other hosts without an acceptable "
+        "signature (require), only report them (warn), or neither sign nor check (off)",
     ),
     Flag(
         name="lease-keys",
-        meaning="file with the keys of the hosts whose leases are accepted; default: the first key of each",
+        meaning="file with the keys of the hosts whose leases are accepted; default: accept the first key "
+        "of each owner",
     ),
     Flag(
         name="lease-operators",
@@ -122,7 +124,7 @@ _FIREWALL_FLAGS = (
     Flag(
         name="open-ports",
         kind="boolean",
-        meaning="accept tunnel packets of peers in the chain INPUT of iptables; needs the guard",
+        meaning="accept tunnel packets of peers in the chain INPUT of iptables; requires the tunnel guard",
     ),
     Flag(
         name="iptables-resync",
@@ -147,8 +149,8 @@ _DOCKER_FLAGS = (
     Flag(
         name="docker-plugin-socket",
         default=str(DOCKER_SOCKET),
-        meaning="socket of the network plugin; in another directory, /etc/docker/plugins/flannel.spec must"
-        " name it",
+        meaning="socket of the network plugin; if it is in another directory, "
+        "/etc/docker/plugins/flannel.spec must contain its path",
     ),
 )
 
@@ -166,13 +168,13 @@ _OPERATION_FLAGS = (
     Flag(
         name="run-dir",
         default="/run/flannel",
-        meaning="directory of the sockets and the lock; for another etcd-prefix, a directory in it",
+        meaning="directory of the control sockets and the lock file; for another etcd-prefix, a subdirectory",
     ),
     Flag(
         name="state-dir",
         default="/var/lib/flannel",
-        meaning="directory of the host's identity and the last known leases; for another etcd-prefix, a"
-        " directory in it",
+        meaning="directory of the host's identity and the last known leases; for another etcd-prefix, a "
+        "subdirectory",
     ),
     Flag(
         name="http",
@@ -181,16 +183,16 @@ _OPERATION_FLAGS = (
     ),
     Flag(
         name="http-token-file",
-        meaning="file with the token that the page asks for; required for the page if http is not a loopback"
+        meaning="file with the token that the page requires; required for the page if http is not a loopback"
         " address",
     ),
     Flag(name="healthz-ip", default="0.0.0.0", meaning="IP address for health checks"),
     Flag(name="healthz-port", kind="integer", default="0", meaning="port for health checks; default: none"),
-    Flag(name="log-format", default="klog", meaning="format of the log lines: klog or json"),
+    Flag(name="log-format", default="klog", meaning="format of the log lines: klog (text) or json"),
     Flag(name="v", kind="integer", default="0", meaning="log level; 1 or more adds debug lines"),
     Flag(name="version", kind="boolean", meaning="print the version and exit", from_environment=False),
-    Flag(name="help", kind="boolean", meaning="print this text and exit", from_environment=False),
-    Flag(name="h", kind="boolean", meaning="print this text and exit", from_environment=False),
+    Flag(name="help", kind="boolean", meaning="print this help and exit", from_environment=False),
+    Flag(name="h", kind="boolean", meaning="print this help and exit", from_environment=False),
 )
 
 LATER_FLAGS = (
@@ -199,10 +201,10 @@ LATER_FLAGS = (
     Flag(name="remote-keyfile", meaning="private key for TLS of listen and remote"),
     Flag(name="remote-certfile", meaning="certificate for TLS of listen and remote"),
     Flag(name="remote-cafile", meaning="certificate authority for TLS of listen and remote"),
-    Flag(name="vmodule", meaning="log level for each source file"),
-    Flag(name="log_backtrace_at", meaning="source line that logs a backtrace"),
+    Flag(name="vmodule", meaning="log level of single source files"),
+    Flag(name="log_backtrace_at", meaning="source line at which a backtrace is logged"),
 )
-"""Known flags without an implementation: only the empty text, 0 and false are accepted."""
+"""Known flags without an implementation. Only the values "", 0 and false are accepted."""
 
 _IDLE_FLAGS = (
     Flag(name="logtostderr", kind="boolean", default="true", meaning="the log is always on stderr"),
@@ -210,7 +212,7 @@ _IDLE_FLAGS = (
     Flag(name="stderrthreshold", meaning="the log is always on stderr"),
     Flag(name="log_dir", meaning="the log is always on stderr"),
 )
-"""Accepted with any value, because the log of the original is always on stderr too."""
+"""Flags that are accepted with any value, because the log of the original is always on stderr too."""
 
 _GROUPS: Mapping[str, tuple[Flag, ...]] = {
     "Store": STORE_FLAGS,

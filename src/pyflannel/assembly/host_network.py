@@ -1,4 +1,6 @@
-"""Composition of one network of this host: adapters, engine, and the answers for the API."""
+"""Composition of one network of this host: the adapters, the engine, and the methods that answer API
+requests.
+"""
 
 import asyncio
 import os
@@ -87,12 +89,14 @@ _ANSWER_S = 1.0
 
 
 _DOCTOR = "import os, sys; os.nice(10)\nfrom pyflannel.programs.flannelctl import main\nsys.exit(main())"
-"""The command runs as another process, so that it does not delay flanneld, and its memory is freed at its
-end."""
+"""The arguments of the doctor command. It runs as another process, so that it does not delay flanneld and
+its memory is freed when it exits."""
 
 
 class TunnelGuard:
-    """Collects the strangers of one tunnel from eBPF programs, forwarder and filter rules."""
+    """Collects the senders of dropped packets of one tunnel from eBPF programs, forwarder and filter
+    rules.
+    """
 
     def __init__(
         self, device: str, fast_path: BpfTarget, forwarder: ForwarderTarget, rules: TunnelGuardTarget
@@ -116,7 +120,7 @@ class TunnelGuard:
 
 
 def _joined(strangers: Iterable[Stranger]) -> list[Stranger]:
-    """Merge the entries of each address and reason; the latest packet counts."""
+    """Merge entries with the same address and reason; the merged entry has the time of the latest packet."""
     joined: dict[tuple[IpAddress, str], Stranger] = {}
     for one in strangers:
         key = one.address, one.reason
@@ -128,7 +132,9 @@ def _joined(strangers: Iterable[Stranger]) -> list[Stranger]:
 
 
 class HostNetwork:
-    """This host in one network. `run` maintains the membership; the other methods answer the API."""
+    """This host in one network. `run` keeps the host in the network; the other methods answer API
+    requests.
+    """
 
     def __init__(
         self,
@@ -163,7 +169,7 @@ class HostNetwork:
         self._guard_log = GuardLog(guard, clock, lambda strangers: strangers_of(supervisor, strangers))
 
     async def run(self) -> None:
-        """Run until cancelled. The data path stays."""
+        """Run until cancelled. The data path continues to work."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._supervisor.run(), name="supervisor")
             tasks.create_task(self._guard_log.run(), name="log of the guard")
@@ -175,7 +181,7 @@ class HostNetwork:
                 tasks.create_task(self._probes.run(), name="probes of peers")
 
     def reload(self) -> bool:
-        """Read the allow-list again, if there is one; return whether there is."""
+        """Read the allow-list again, if there is an allow-list; return whether there is one."""
         return self._signing is not None and self._signing.reload()
 
     @property
@@ -221,7 +227,9 @@ class HostNetwork:
         return replace(status.fast_path, counters=packets, byte_counters=sizes)
 
     async def _contacts(self) -> list[WireguardContact]:
-        """Return the exchange with each WireGuard peer; empty if `wg` does not answer."""
+        """Return the contact (handshake, endpoint, bytes) of each WireGuard peer; empty if `wg` does not
+        answer.
+        """
         with suppress(TargetError, TimeoutError):
             async with asyncio.timeout(_ANSWER_S):
                 return await self._wireguard.contacts()
@@ -236,16 +244,17 @@ class HostNetwork:
         return sorted(self._supervisor.condition.leases, key=lambda lease: lease.subnet)
 
     def events(self) -> list[JournalEntry]:
-        """Return the events of the passes, the latest last."""
+        """Return the events of the passes, with the latest event last."""
         return self._supervisor.journal.entries()
 
     async def preview(self, text: str | None) -> PlanPreview:
-        """Return the changes that the next pass would make, with this network config or the one in force.
+        """Return the changes that the next pass would make, with this network config, or with the config in
+        force.
 
         Raises:
             ConfigError: the config is invalid, or this host would refuse it.
-            NotReadyError: there is no lease yet.
-            TargetError: the host cannot be read.
+            NotReadyError: this host has no lease yet.
+            TargetError: the state of the host cannot be read.
         """
         async with self._open_targets() as targets:
             return await self._supervisor.preview(text, targets)
@@ -266,7 +275,7 @@ class HostNetwork:
         """Return the document of `flannelctl doctor --json`, which runs as another process.
 
         Raises:
-            TargetError: doctor cannot run, did not end in time, or failed.
+            TargetError: doctor cannot run, did not exit in time, or failed.
         """
         places = self.places
         ran = await run_program(
@@ -276,7 +285,9 @@ class HostNetwork:
             f"--subnet-file={places.subnet_file}",
         )
         if ran.status not in (0, 1):
-            raise TargetError(f"flannelctl doctor failed: {ran.cause}", hint="Run it as root on this host.")
+            raise TargetError(
+                f"flannelctl doctor failed: {ran.cause}", hint="Run flannelctl doctor as root on this host."
+            )
         return ran.output.encode(errors="replace")
 
     def config_text(self) -> str | None:
@@ -297,7 +308,8 @@ def _with_traffic(
 ) -> BackendStatus | None:
     """Return the backend with the bytes that it received and sent.
 
-    The programs of the fast path move packets past the device of the udp backend, so it does not count them.
+    The programs of the fast path move packets without passing the device of the udp backend, so the device
+    does not count them.
     """
     if backend is None or backend.link is None:
         return backend
@@ -328,18 +340,19 @@ async def open_network(
     docker_networks: "DockerNetworks | None" = None,
     name: str = "",
 ) -> AsyncIterator[HostNetwork]:
-    """Open the adapters of one network, which has its own device. The end of the block closes them.
+    """Open the adapters of one network, which has its own device. They are closed when the `async with` block
+    ends.
 
     Args:
         options: options of the daemon.
         places: directories and files of this network.
-        store: store of its leases.
+        store: store with the leases of this network.
         store_url: URL of the store, for status and log.
         store_log: logs the state of the store connection, for all networks.
         notify: sends a message to the service manager.
-        alive: called after each turn of the reconciler's loop.
+        alive: function that is called after each turn of the reconciler's loop.
         audit_s: longest interval between two passes.
-        own_node: Node of this host in a Kubernetes cluster. Its name is the identity of the host.
+        own_node: Node of this host in a Kubernetes cluster. The name of the Node is the identity of the host.
         docker_networks: plugins for Docker of all networks; None without the plugin.
         name: the name of the network; "" for a single network.
 
@@ -449,12 +462,12 @@ async def _reading_targets(
 
 
 async def _send_echoes(echoes: Sequence[Echo]) -> list[EchoResult]:
-    """Return the result of each echo request.
+    """Send echo requests and return the result of each.
 
     Raises:
-        TargetError: the kernel refuses to send or to receive.
+        TargetError: the kernel refuses to send or to receive echo packets.
     """
-    from pyflannel.kernel.network.echo import send_echoes  # needed when there are peers
+    from pyflannel.kernel.network.echo import send_echoes  # needed only if there are peers
 
     try:
         return await send_echoes(echoes)
@@ -464,7 +477,7 @@ async def _send_echoes(echoes: Sequence[Echo]) -> list[EchoResult]:
 
 
 def _signing(options: FlanneldOptions, places: Places, store_url: str) -> LeaseSigning | None:
-    """Return the signatures of leases, if the operator wants them.
+    """Return the signatures of leases, if the operator enabled them.
 
     Raises:
         UsageError: the file of allowed keys or of operators is unusable.
@@ -504,16 +517,17 @@ def _wireguard_keys(options: FlanneldOptions, places: Places, wireguard_go: Wire
 
 
 async def _claim(places: Places, interfaces: KernelInterfaces) -> tuple[DeviceClaim, str | None]:
-    """Claim a device name and record it. The name of the previous run is preferred.
+    """Claim a device name and record the name in the run directory. The name of the previous run is
+    preferred.
 
-    Return the claim, and the identity on the device of the previous run.
+    Return the claim of a device name, and the identity on the device of the previous run.
     """
     kept, found = places.device(), await interfaces.observe()
     names = device_names(
         places.mark,
         found,
         kept=kept,
-        protocols=await route_protocols() if kept is None else (),  # there may be many routes
+        protocols=await route_protocols() if kept is None else (),  # a host may have many routes
     )
     claim = DeviceClaim(names)
     if claim.name != kept:
@@ -575,7 +589,7 @@ def _host_options(
 
 
 def _with_key(identity: Identity, places: Places) -> Identity:
-    """Return the identity with the public key by which the host signs its lease."""
+    """Return the identity with the public key with which the host signs its lease."""
     return replace(identity, signing_key=public_lease_key(places.lease_key, identity.owner))
 
 
@@ -585,7 +599,9 @@ def _directories(places: Places) -> tuple[str, str]:
 
 
 def _old_text(path: Path) -> str | None:
-    """Return the subnet file of the previous run; None if unreadable, and flanneld replaces it later."""
+    """Return the subnet file of the previous run; None if it is unreadable, in which case flanneld
+    replaces it later.
+    """
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -597,9 +613,10 @@ _USER = "flanneld"
 
 
 def _senders() -> tuple[int, ...]:
-    """Return the users beside root whose sockets may carry the tunnel: of this process, and of the unit.
+    """Return the users besides root whose sockets may carry tunnel packets: the user of this process, and the
+    user of the unit.
 
-    A forwarder may still use the socket of a former daemon, which had another user.
+    A forwarder may still use the socket of a former daemon, which ran as another user.
     """
     users = {os.geteuid()}
     with suppress(KeyError):

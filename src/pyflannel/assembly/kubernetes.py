@@ -1,6 +1,6 @@
 """Kubernetes as the store: its flags and variables, and the adapters that they select.
 
-The modules of the store are imported only if Kubernetes is selected.
+The modules of the Kubernetes store are imported only if Kubernetes is selected.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,8 @@ KUBERNETES_FLAGS = (
         meaning="keep leases in the Nodes of a Kubernetes cluster, which assigns the subnets",
     ),
     Flag(
-        name="kube-api-url", meaning="URL of the Kubernetes API; default: that of the kubeconfig or the pod"
+        name="kube-api-url",
+        meaning="URL of the Kubernetes API; default: the URL in the kubeconfig, or that of the pod",
     ),
     Flag(
         name="kubeconfig-file", meaning="kubeconfig with the credentials; default: service account of the pod"
@@ -65,9 +66,9 @@ class KubernetesOptions:
     """The cluster, and the Node of this host in it.
 
     Attributes:
-        prefix: start of the names of annotations.
+        prefix: prefix of the names of annotations.
         config: file of the network config.
-        node: name of the Node; None to ask for it by `pod`.
+        node: name of the Node; None to find the Node by `pod`.
         pod: namespace and name of the pod of flanneld.
         warns: warn about NetworkPolicies that no program enforces.
     """
@@ -81,7 +82,7 @@ class KubernetesOptions:
     warns: bool = False
 
     def store(self, clock: Clock) -> "KubernetesStore":
-        """Return the store. It connects at its first request."""
+        """Return the store. The store connects to the cluster at its first request."""
         from pyflannel.stores.kubernetes.client import Client
         from pyflannel.stores.kubernetes.store import KubernetesStore
 
@@ -100,7 +101,7 @@ class KubernetesOptions:
         return await node_of_pod(Client(self.access, clock), namespace, pod)
 
     def events(self, node: str, clock: Clock) -> "NodeEvents":
-        """Return the Events of a Node. They have a connection of their own."""
+        """Return the Events of a Node. Events use their own connection."""
         from pyflannel.engine.node_events import NodeEvents
 
         return NodeEvents(partial(self.store(clock).announce, node), clock)
@@ -116,10 +117,10 @@ class KubernetesOptions:
         )
 
     async def release(self, node: str, clock: Clock) -> None:
-        """Take the annotations of flanneld from a Node, and report that the Node has no network.
+        """Remove the annotations of flanneld from a Node, and report that the Node has no network.
 
         Raises:
-            StoreError: the cluster does not answer, or refuses it.
+            StoreError: the cluster does not answer, or refuses the change.
         """
         condition = IS_REMOVED if self.sets_condition else None
         patch = format_removal(self.prefix, condition, rfc3339(clock.utc()))
@@ -153,7 +154,7 @@ def chosen_kubernetes(settings: Settings, environment: Mapping[str, str]) -> Kub
     if node is None and not all(pod):
         raise UsageError(
             "env variables POD_NAME and POD_NAMESPACE must be set",
-            hint="Or set NODE_NAME to the name of this host's Node.",
+            hint="Set both, or set NODE_NAME to the name of this host's Node.",
         )
     from pyflannel.stores.kubernetes.access import Access
 

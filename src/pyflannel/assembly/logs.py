@@ -1,4 +1,4 @@
-"""The daemon's log: klog's form for people, JSON for collectors. Nothing else is written to stderr."""
+"""The daemon's log: klog's format for people, JSON for collectors. flanneld writes nothing else to stderr."""
 
 import json
 import logging
@@ -14,25 +14,27 @@ from pyflannel.errors import LONGEST_TEXT, cut, one_line, printable
 
 # Log lines in klog's form: `I1012 08:50:54.409928   25161 daemon.py:126] message`.
 #
-# Source: flannel 0.28.9, whose lines are klog's: letter, month and day, time, process id in 7 columns.
+# Source: flannel 0.28.9, whose lines have klog's format: letter, month and day, time, process id in 7
+# columns.
 
 Letter = Literal["I", "W", "E", "F"]
 """Info, warning, error, fatal: the severities that klog knows."""
 
 
 def format_klog(letter: Letter, when: datetime, process: int, file: str, line: int, message: str) -> str:
-    """Return one log line, without a newline at its end; `when` is local time, as klog's is."""
+    """Return one log line, without a newline at its end; `when` is in local time, as in klog."""
     return f"{letter}{when:%m%d %H:%M:%S.%f} {process:7d} {file}:{line}] {message}"
 
 
 NETWORK: ContextVar[str] = ContextVar("NETWORK", default="")
-"""The network that the current task works for, where one daemon runs several: it ends each line."""
+"""The network that the current task works for, if one daemon runs several networks. Its name is at the end
+of each log line."""
 
 _LONGEST_TRACEBACK = 16_000
 """Characters."""
 
 _INDENT = "    "
-"""Start of each line of a traceback, so that no text in it can look like the start of a log line."""
+"""Prefix of each line of a traceback, so that no text in it can look like the start of a log line."""
 
 _OURS = "pyflannel"
 _LIBRARY_LINES = 10
@@ -41,14 +43,15 @@ _SEVERITIES: tuple[tuple[int, Letter, str], ...] = (
     (logging.ERROR, "E", "error"),
     (logging.WARNING, "W", "warning"),
     (logging.INFO, "I", "info"),
-    (logging.NOTSET, "I", "debug"),  # klog has no letter for debug: it prints such lines as info
+    (logging.NOTSET, "I", "debug"),  # klog has no letter for debug, so it prints debug lines as info
 )
 
 
 def configure_logging(form: LogForm, verbosity: int, stream: TextIO) -> None:
     """Send the log of the process to `stream`, one event per line; debug lines of pyflannel from verbosity 1.
 
-    Libraries log warnings and errors, a limited number in a minute. A second call replaces the first.
+    Only warnings and errors of libraries are logged, at most a limited number per minute. A second call
+    replaces the first.
     """
     handler = _LogStream(stream)
     handler.addFilter(LibraryLimit())
@@ -66,7 +69,7 @@ class _LogStream(logging.StreamHandler[TextIO]):
 
 
 class LibraryLimit(logging.Filter):
-    """Passes the lines of pyflannel, and ten lines a minute of libraries.
+    """Passes the lines of pyflannel, and ten lines per minute of libraries.
 
     asyncio logs 32 lines a second while a client waits and no descriptor is left, and one for each connection
     if memory is short.
@@ -79,7 +82,9 @@ class LibraryLimit(logging.Filter):
         self._lines = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is logged; add the number of lines left out in the minute before."""
+        """Return whether the record is logged; and add the number of lines that were omitted in the
+        previous minute.
+        """
         if record.name.partition(".")[0] == _OURS:
             return True
         if (now := self._now()) >= self._until:
@@ -92,9 +97,10 @@ class LibraryLimit(logging.Filter):
 
 
 class KlogFormatter(logging.Formatter):
-    """`I1012 08:50:54.409928   25161 daemon.py:126] message`, in local time; a traceback follows, indented.
+    """`I1012 08:50:54.409928   25161 daemon.py:126] message`, in local time; an indented traceback may
+    follow.
 
-    Control characters are escaped and long messages cut, so that one event is one line of bounded length.
+    Control characters are escaped and long messages are cut, so that one event is one line of bounded length.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -137,7 +143,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _traceback(record: logging.LogRecord, formatter: logging.Formatter) -> list[str]:
-    """Return the lines of the traceback that belongs to the line, if any."""
+    """Return the lines of the traceback of a log record, if it has one."""
     if not record.exc_info:
         return []
     return cut(formatter.formatException(record.exc_info), _LONGEST_TRACEBACK).split("\n")

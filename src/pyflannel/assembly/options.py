@@ -1,4 +1,6 @@
-"""The checked options of flanneld, read from flags, FLANNELD_ variables and defaults, in this order."""
+"""The checked options of flanneld, read from flags, FLANNELD_ variables and defaults, in this order of
+precedence.
+"""
 
 import os
 import re
@@ -31,7 +33,7 @@ from pyflannel.wire.go_flags import Flag, Given, Settings, read_words
 _MARGIN_MINUTES = range(1, 24 * 60)
 _LAST_PORT = 65535
 _LONGEST_NAME = 15
-"""Bytes of an interface's name (IFNAMSIZ minus the NUL)."""
+"""Maximum length in bytes of an interface's name (IFNAMSIZ minus the NUL)."""
 
 _TTL_S = range(5, 366 * 24 * 3600)
 _POSIX_CLASSES = {
@@ -42,7 +44,7 @@ _POSIX_CLASSES = {
     "[:upper:]": "A-Z",
     "[:xdigit:]": "0-9a-fA-F",
 }
-"""Go's regular expressions have these classes inside brackets, Python's do not."""
+"""Character classes that Go's regular expressions allow inside brackets and Python's do not."""
 
 KEY_FILE = "WIREGUARD_KEY_FILE"
 """Variable of the original with the path of the WireGuard key."""
@@ -66,27 +68,30 @@ class FlanneldOptions:
 
     Attributes:
         store_url: URL of the store: `etcd://HOST:PORT,…/PREFIX`, `sqlite:///PATH`, `kube:`.
-        etcd_password: password of the user in the URL, if it was given directly and not by a file.
+        etcd_password: password of the user in the URL, if it was given directly and not in a file.
         kubernetes: the cluster whose Nodes hold the leases; None for another store.
-        iface: names or addresses of interfaces, in the order in which they are tried.
-        iface_regex: tried after `iface`: matched anywhere in the addresses of an interface, then in its name.
+        iface: names or addresses of interfaces, in the order in which flanneld tries them.
+        iface_regex: regular expressions that are tried after `iface`; they match any part of the addresses of
+            an interface, or of its name.
         iface_can_reach: tried last.
         subnet_dir: directory of the subnet files of several networks.
         networks: names of several networks below the prefix of the store; empty for a single network.
         watch_networks: run each network of the store, or of `networks`, while its config exists.
-        has_blackhole: drop packets to the own subnet that no local bridge accepts.
+        has_blackhole: drop packets to the host's own subnet that no local bridge accepts.
         iptables_resync_s: longest interval between two checks of the filter rules.
         lease_ttl_s: lease time.
-        renew_margin_s: time before the end of the lease at which it is renewed; at most half of it.
-        run_dir, state_dir: directories of the daemon; None for those of the prefix in the store.
-        node_id: identity instead of the one kept in `state_dir`; None to use the kept one.
+        renew_margin_s: time before the end of the lease at which the lease is renewed; at most half of the
+            lease time.
+        run_dir, state_dir: directories of the daemon; None for the directories of the prefix in the store.
+        node_id: identity that replaces the one in `state_dir`; None to use the one in `state_dir`.
         verbosity: 1 or more adds debug lines to the log.
-        healthz: endpoint of health; `http` serves health, metrics and the page.
+        healthz: address and port of the health endpoint; `http` serves health, metrics and the page.
         http_token_file: file of the token for the page; None for no token, on a loopback address only.
-        fast_path: how the udp backend forwards packets; auto: as the network config says.
-        fast_path_gro: whether TCP that arrives in segments is joined; auto where the underlay is hardware.
-        requires_encryption: run no backend that sends packets unencrypted.
-        wireguard_key_file: path of the WireGuard key; None for the one in `state_dir`.
+        fast_path: how the udp backend forwards packets; auto: as the network config specifies.
+        fast_path_gro: whether received TCP segments are coalesced; auto: only if the underlay is a network
+            card.
+        requires_encryption: refuse every backend that sends packets unencrypted.
+        wireguard_key_file: path of the WireGuard key; None for the file in `state_dir`.
         docker_socket: socket of the network plugin for Docker; None without the plugin.
         warnings: messages for the operator, one line each.
     """
@@ -131,9 +136,9 @@ class FlanneldOptions:
 
 @dataclass(frozen=True, slots=True)
 class RequestedText:
-    """The text of --help or --version, which is printed instead of running.
+    """The text of --help or --version, which is printed instead of running flanneld.
 
-    The original prints both to stderr. The help is on stdout, so that it can be paged (decision 0036).
+    The original prints both texts to stderr. The help is on stdout, so that it can be paged (decision 0036).
     """
 
     text: str
@@ -145,8 +150,8 @@ def parse_flanneld(
 ) -> FlanneldOptions | RequestedText:
     """Return the options in the command line (without the program's name) and the environment.
 
-    A flag on the command line overrides its variable. If a flag is repeated, the last one counts, or all if
-    the flag allows it.
+    A flag on the command line overrides its variable. If a flag is repeated, the last value applies, or all
+    values if the flag allows it.
 
     Raises:
         UsageError: an invalid flag, variable or argument; message and hint fit one line.
@@ -160,15 +165,15 @@ def parse_flanneld(
     if rest:
         raise UsageError(
             f"{rest[0]!r} is not a flag, and flanneld takes no other arguments",
-            hint="Write --NAME=VALUE, or --NAME=false for a boolean.",
+            hint="Write --NAME=VALUE, or --NAME=false for a boolean flag.",
         )
     settings = Settings(FLAGS, written, environment)
     for flag in LATER_FLAGS:
         _refuse_later(flag, settings)
     if settings.last("lease-keys").value and settings.last("lease-operators").value:
         raise UsageError(
-            "lease-keys and lease-operators exclude each other",
-            hint="Give lease-keys for a list in a file, lease-operators for a signed list in the store.",
+            "lease-keys and lease-operators cannot be used together",
+            hint="Use lease-keys for a list in a file, or lease-operators for a signed list in the store.",
         )
     return replace(
         _options(settings, chosen_kubernetes(settings, environment)),
@@ -231,7 +236,8 @@ def _packet_filter(settings: Settings) -> FilterOptions:
     opens_ports = settings.last("open-ports")
     if opens_ports.value and guard == "off":
         raise UsageError(
-            f"{opens_ports.origin} needs the guard, which drops tunnel packets of strangers",
+            f"{opens_ports.origin} needs the tunnel guard, which drops tunnel packets of senders without "
+            f"a lease",
             hint="Remove --guard=off, or open the port in your firewall.",
         )
     return FilterOptions(
@@ -255,7 +261,7 @@ def _resync_s(given: Given) -> int:
 def _refuse_later(flag: Flag, settings: Settings) -> None:
     for given in settings.all(flag.name):
         if given.value not in ("", 0, False):
-            # The value is not quoted, because it may be a password.
+            # The message does not quote the value, because it may be a password.
             other = f", or write {given.origin}=false" if flag.kind == "boolean" else ""
             raise UsageError(f"{given.origin} is not supported yet", hint=f"Remove it{other}.")
 
@@ -288,7 +294,9 @@ def _ipv6_address(given: Given) -> IPv6Address | None:
 
 
 def _iface(given: Given) -> str:
-    """Return a name or an address of an interface. The rules of names are the kernel's (dev_valid_name)."""
+    """Return the checked name or address of an interface. The rules for names are those of the kernel
+    (dev_valid_name).
+    """
     text = str(given.value)
     with suppress(ValueError):
         ip_address(text)
@@ -328,7 +336,7 @@ def _healthz(settings: Settings) -> Endpoint | None:
             f"{given.origin}={given.value} is not a port from 1 to {_LAST_PORT}",
             hint=f"Write {given.origin}=8081, for example.",
         )
-    if given.number <= 0:  # the original treats negative numbers as 0 too
+    if given.number <= 0:  # the original also treats negative numbers as 0
         return None
     return Endpoint(name="healthz", ip=ip, port=given.number, asked_by=f"{given.origin}={given.value}")
 

@@ -1,4 +1,4 @@
-"""The flags that name the store and its user, and the store URL that they form.
+"""The flags that select the store and its user, and the store URL that they form.
 
 The URL contains every setting except a password given directly, which is kept separately.
 """
@@ -36,7 +36,8 @@ STORE_FLAGS = (
     Flag(name="etcd-prefix", default="/coreos.com/network", meaning="prefix of flannel's keys in etcd"),
     Flag(
         name="etcd-cafile",
-        meaning="file of the certificate authorities of etcd; default: those that the system trusts",
+        meaning="file of the certificate authorities of etcd; default: the authorities that the system "
+        "trusts",
     ),
     Flag(name="etcd-certfile", meaning="client certificate, if etcd requires one"),
     Flag(name="etcd-keyfile", meaning="private key of the client certificate"),
@@ -44,7 +45,7 @@ STORE_FLAGS = (
     Flag(
         name="etcd-password",
         kind="secret",
-        meaning="password of the etcd user; prefer its variable or etcd-password-file",
+        meaning="password of the etcd user; for secrecy, use its variable or etcd-password-file instead",
     ),
     Flag(name="etcd-password-file", meaning="file that contains the password in its first line"),
     Flag(
@@ -60,7 +61,7 @@ class StoreChoice:
     """The requested store.
 
     Attributes:
-        password: password of the user in the URL, if it was given directly and not by a file.
+        password: password of the user in the URL, if it was given directly and not in a file.
         warnings: messages for the operator, one line each.
     """
 
@@ -70,10 +71,11 @@ class StoreChoice:
 
 
 def chosen_store(settings: Settings) -> StoreChoice:
-    """Return the store that the flags and variables name.
+    """Return the store that the flags and variables select.
 
     Raises:
-        UsageError: they are invalid or contradict each other; message and hint fit one line.
+        UsageError: the flags or variables are invalid or contradict each other; message and hint fit one
+            line.
     """
     given = [given for flag in STORE_FLAGS for given in settings.all(flag.name) if given.value]
     passwords = [each for each in given if isinstance(each.value, Secret)]
@@ -87,10 +89,11 @@ def chosen_store(settings: Settings) -> StoreChoice:
 
 
 def _one_way(settings: Settings, given: Sequence[Given]) -> tuple[list[Given], list[str]]:
-    """Return the settings that name the store, the URL or the etcd flags, and a warning about the rest.
+    """Return the settings that select the store (the URL, or the etcd flags), and a warning about the
+    settings without effect.
 
-    The command line may use one form and the environment the other: a variable for all hosts does not
-    contradict the command line.
+    The command line may use the URL and the environment the etcd flags, or the reverse. A variable for all
+    hosts then does not contradict the command line.
     """
     urls = [each for each in given if each.flag.name == "store"]
     etcd = [each for each in given if each.flag.name != "store"]
@@ -102,7 +105,7 @@ def _one_way(settings: Settings, given: Sequence[Given]) -> tuple[list[Given], l
     if has_url == has_etcd:
         names = " and ".join(dict.fromkeys(each.origin for each in given))
         raise UsageError(
-            f"{names} name two stores",
+            f"{names} select two different stores",
             hint="Use either the etcd flags, or a store URL with all settings: …?cafile=PATH&username=NAME.",
         )
     way, other = (urls, etcd) if has_url else (etcd, urls)
@@ -130,7 +133,7 @@ def store_url_from_environment(environment: Mapping[str, str]) -> str:
 
 
 def etcd_password_of(environment: Mapping[str, str]) -> Secret | None:
-    """Return the password in the environment, for a store that is named by other means."""
+    """Return the password in the environment, for a store that a URL selects."""
     return Secret(environment.get(PASSWORD_VARIABLE, "")) or None
 
 
@@ -183,7 +186,7 @@ def _password(given: Sequence[Given]) -> Secret | None:
 def _check_password(address: EtcdAddress, password: Secret | None) -> None:
     user, file = address.settings.get("username"), address.settings.get("password-file")
     if user is None and password is not None:
-        raise UsageError("the etcd password needs a user", hint="Add --etcd-username=NAME.")
+        raise UsageError("an etcd password was given, but no etcd user", hint="Add --etcd-username=NAME.")
     if user is not None and password is None and file is None:
         raise UsageError(
             f"the etcd user {user!r} has no password",
@@ -192,7 +195,7 @@ def _check_password(address: EtcdAddress, password: Secret | None) -> None:
     if password is not None and file is not None:
         raise UsageError(
             f"the etcd user {user!r} has two passwords",
-            hint="Use either --etcd-password-file, or the password itself.",
+            hint="Use either --etcd-password-file, or a flag or variable with the password itself.",
         )
 
 
@@ -233,7 +236,7 @@ def _member(text: str, origin: str) -> Endpoint:
 
 
 def _has_port(text: str) -> bool:
-    # The text before an @ may be a password: such an endpoint is refused, and no message quotes it.
+    # The text before an @ may be a password. An endpoint with an @ is refused, and no message quotes it.
     try:
         return bool(parse_endpoint(text) and _split(f"//{text}").port)
     except ValueError:

@@ -1,11 +1,11 @@
-"""The URL that names a lease store, and the store that it names.
+"""The URL of a lease store, and the adapter of the store that the URL selects.
 
     etcd://HOST[:PORT],HOST[:PORT]/PREFIX[?username=NAME&password-file=PATH]
     etcds://…                             [?cafile=PATH&certfile=PATH&keyfile=PATH&…]
     sqlite:///PATH
 
 A `#NAME` at the end selects one of several networks in the store. A URL must not contain a password, because
-URLs are shown.
+URLs are shown in logs and in the status.
 
 Only the module of the store in use is imported: the libraries of etcd take 8 MB of memory, SQLite 1 MB.
 """
@@ -41,7 +41,7 @@ class EtcdAddress:
     """An etcd cluster, and the user and TLS files for it.
 
     Attributes:
-        settings: the given paths and names, with the keys of `TLS_NAMES` and `USER_NAMES`; none is empty.
+        settings: the specified paths and names, with the keys of `TLS_NAMES` and `USER_NAMES`; none is empty.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -55,7 +55,7 @@ class EtcdAddress:
 
     @property
     def url(self) -> str:
-        """The URL of this address."""
+        """The URL of this store."""
         query = "&".join(f"{name}={quote(value, safe='/')}" for name, value in self.settings.items())
         hosts = ",".join(map(str, self.endpoints))
         return f"{'etcds' if self.has_tls else 'etcd'}://{hosts}{self.prefix}{query and '?'}{query}"
@@ -70,7 +70,7 @@ class EmbeddedAddress:
 
 @dataclass(frozen=True, slots=True)
 class KubernetesAddress:
-    """The Kubernetes cluster of flanneld's flags."""
+    """The Kubernetes cluster that flanneld's flags select."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,10 @@ class StoreAddress:
 
 
 def parse_store_url(url: str, origin: str = "store") -> StoreAddress:
-    """Return the store that the URL names; messages name `origin` as the source of the URL.
+    """Return the store that the URL selects; messages name `origin` as the source of the URL.
 
     Raises:
-        UsageError: the URL is invalid. Parts that may contain a password are not quoted.
+        UsageError: the URL is invalid. Error messages do not quote parts that may contain a password.
     """
     whole, _, network = url.partition("#")
     scheme, separator, rest = whole.partition(":")
@@ -111,10 +111,11 @@ def parse_store_url(url: str, origin: str = "store") -> StoreAddress:
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Return the endpoint that `HOST` or `HOST:PORT` names.
+    """Return the endpoint in the text `HOST` or `HOST:PORT`.
 
     Raises:
-        ValueError: the text has neither form. It is not quoted: it may contain a password before an @.
+        ValueError: the text has neither form. The message does not quote the text, because it may contain a
+            password before an @.
     """
     parts = urlsplit(f"//{text}")
     if not parts.hostname or parts.netloc != text or "@" in text:
@@ -129,7 +130,7 @@ def check_settings(settings: Mapping[str, str], *, has_tls: bool, shown: str) ->
     """Check that the settings of an etcd cluster are known and complete.
 
     Raises:
-        UsageError: the message begins with `shown` and names the wrong setting.
+        UsageError: the message begins with the URL `shown` and names the wrong setting.
     """
     known = (*TLS_NAMES, *USER_NAMES) if has_tls else USER_NAMES
     for name in settings:
@@ -145,7 +146,7 @@ def check_settings(settings: Mapping[str, str], *, has_tls: bool, shown: str) ->
                 f"{shown}: {name} is not a setting", hint=f"The settings are {', '.join(known)}."
             )
     if ("certfile" in settings) != ("keyfile" in settings):
-        raise UsageError(f"{shown}: certfile and keyfile need each other", hint="Give both, or neither.")
+        raise UsageError(f"{shown}: certfile and keyfile must be used together", hint="Set both, or neither.")
     if "password-file" in settings and "username" not in settings:
         raise UsageError(f"{shown}: password-file needs username", hint="Add username=NAME.")
 
@@ -170,12 +171,14 @@ def _etcd(rest: str, *, has_tls: bool, shown: str) -> EtcdAddress:
 def _settings(query: str, shown: str) -> dict[str, str]:
     try:
         return dict(parse_qsl(query, strict_parsing=True)) if query else {}
-    except ValueError:  # its text quotes the query
+    except ValueError:  # the text of the error quotes the query
         raise UsageError(f"{shown}: the query is not NAME=VALUE&NAME=VALUE", hint=_FORMS) from None
 
 
 def masked(url: str) -> str:
-    """Return the URL without parts that may contain a password: text before an @, values of the query."""
+    """Return the URL without the parts that may contain a password: the text before an @ and the values of
+    the query.
+    """
     place, mark, query = url.partition("?")
     scheme, slashes, rest = place.partition("//") if "//" in place else ("", "", place)
     _, at, hosts = rest.rpartition("@")
@@ -208,7 +211,7 @@ def open_store(url: str, password: Secret | None = None, *, busy_s: float | None
         case KubernetesAddress():
             raise UsageError(
                 "kube: is the store of a running flanneld, and only that process can read it",
-                hint="Start flanneld with --kube-subnet-mgr; flannelctl asks it.",
+                hint="Start flanneld with --kube-subnet-mgr; flannelctl then asks flanneld.",
             )
     return PrefixedStore(store, address.network, closes=True) if address.network else store
 

@@ -1,1 +1,3 @@
-"""The commands of flannelctl: options, tables and JSON. `commands` does the work."""
+"""The commands of flannelctl: options, tables and JSON. The package `commands` does the work of the
+commands.
+"""

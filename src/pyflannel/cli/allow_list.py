@@ -1,4 +1,6 @@
-"""flannelctl allow-list: the list of hosts' keys, which an operator signs and hosts read from the store."""
+"""flannelctl allow-list: manage the list of hosts' keys, which an operator signs and hosts read from the
+store.
+"""
 
 import os
 from pathlib import Path
@@ -35,10 +37,10 @@ def allow_list() -> None:
 @shared_options("json")
 @click.pass_obj
 def new_key(invocation: Invocation, file: Path) -> None:
-    """Make the key of an operator in FILE, and print its public part.
+    """Create the key of an operator in FILE, and print its public part.
 
-    Write the public part into the file of --lease-operators on each host. A key that FILE contains stays.
-    Keep FILE on a machine that is not a host of the network.
+    Write the public part into the file of --lease-operators on each host. If FILE already contains a key,
+    this key is not changed. Keep FILE on a machine that is not a host of the network.
     """
     public = operator_key(file).hex()
     if invocation.wants_json:
@@ -49,13 +51,20 @@ def new_key(invocation: Invocation, file: Path) -> None:
 
 @allow_list.command()
 @click.argument("file", metavar="FILE", type=_PATH)
-@click.option("--key", "key_file", metavar="KEYFILE", type=_PATH, required=True, help="Key of the operator.")
+@click.option(
+    "--key",
+    "key_file",
+    metavar="KEYFILE",
+    type=_PATH,
+    required=True,
+    help="File with the key of the operator.",
+)
 @click.option("--output", metavar="FILE", type=_PATH, show_default="FILE.signed", help="Signed list.")
 @click.option(
     "--counter",
     type=click.IntRange(1, LARGEST_COUNTER),
     show_default="one more than in the output file, if that exists",
-    help="Counter of the list. Hosts refuse a list with a lower one than the last.",
+    help="Counter of the list. Hosts refuse a list whose counter is lower than that of the last list.",
 )
 @shared_options("store", "json")
 @click.pass_obj
@@ -64,8 +73,8 @@ def sign(
 ) -> None:
     """Sign the allow-list in FILE for the network in the store.
 
-    FILE contains a key per line, then any remark. The signature covers the prefix of the store, so select the
-    store as for the other commands. flannelctl does not connect to it.
+    FILE contains one key per line, with an optional comment after it. The signature covers the prefix of the
+    store, so select the store as for the other commands. flannelctl does not connect to the store.
     """
     target = output or file.with_name(f"{file.name}.signed")
     signed = sign_file(file, key_file, target, _prefix(invocation), counter)
@@ -77,7 +86,7 @@ def sign(
 
 @allow_list.command()
 @click.argument("file", metavar="SIGNED", type=_PATH)
-@click.option("--dry-run", is_flag=True, help="Check the list and show the difference, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check the list and show the difference, but write nothing.")
 @click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
 @shared_options("store", "json")
 @click.pass_obj

@@ -1,4 +1,4 @@
-"""Source of the answers of flannelctl's verbs, and printing as JSON, table or list."""
+"""Access to the daemon or the store for flannelctl's verbs, and output as JSON, table or list."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ _LONGEST_CELL = 256
 """Maximum number of printed characters in a cell of a table: the maximum length of an owner."""
 
 _WIDE = 1000
-"""Width of a table in a file or a pipe. Long lines stay whole, so that grep finds them."""
+"""Width of a table in a file or a pipe. Long lines are not wrapped, so that grep finds them."""
 
 
 def print_json(document: bytes) -> None:
@@ -39,7 +39,7 @@ def print_json(document: bytes) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text of the store in full; a JSON document stays the same document."""
+    """Print a text of the store in full; a JSON document remains the same document."""
     click.echo(printable(text, keep="\n\t"))
 
 
@@ -55,7 +55,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         *cells, last = row
         table.add_row(*(one_line(cell, _LONGEST_CELL) for cell in cells), one_line(last))
     width = None if sys.stdout.isatty() else _WIDE
-    # No markup and no highlighting: the texts come from the store and from files.
+    # Markup and highlighting are disabled, because the texts come from the store and from files.
     console = Console(width=width, markup=False, highlight=False, emoji=False)
     with console.capture() as text:
         console.print(table)
@@ -64,7 +64,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print facts, one per line, with their names in one column."""
+    """Print named values, one per line, with the names in one column."""
     lines = list(facts)
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
@@ -93,7 +93,7 @@ def handshake(age_s: float | None) -> str:
 
 
 def local_time(at: float | None) -> str:
-    """Return a time for people, `unknown` for None."""
+    """Return a time as text for people; `unknown` for None."""
     return (
         "unknown"
         if at is None
@@ -102,7 +102,7 @@ def local_time(at: float | None) -> str:
 
 
 def reach(begin: int, revision: int, *, is_complete: bool) -> str:
-    """Return how far a history reaches, as a sentence."""
+    """Return a sentence that states how far back a history reaches."""
     start = (
         "The history is complete since the store was created"
         if begin <= 1
@@ -120,12 +120,12 @@ def places_of(
     *,
     store_url: str | None = None,
 ) -> Places:
-    """Return the places of a daemon: those given, and otherwise those of its prefix in the store.
+    """Return the paths of a daemon: the given paths, or otherwise the paths of its prefix in the store.
 
-    `store_url`: the store of the daemon; None for that of the FLANNELD_ variables.
+    `store_url`: the store of the daemon; None for the store of the FLANNELD_ variables.
     """
     usual = Places()
-    with contextlib.suppress(UsageError):  # flanneld reports an invalid variable
+    with contextlib.suppress(UsageError):  # an invalid variable is reported by flanneld, not here
         url = store_url or store_url_from_environment(os.environ)
         usual = usual.of_prefix(parse_store_url(url).prefix)
     return replace(
@@ -137,14 +137,16 @@ def places_of(
 
 
 def socket_of(invocation: Invocation, run_dir: Path | None) -> Path:
-    """Return the given control socket, or that of the daemon with this run directory."""
+    """Return the given control socket, or the control socket of the daemon with this run directory."""
     return invocation.socket or places_of(run_dir).control_socket
 
 
 def network_of(
     invocation: Invocation, run_dir: Path | None, *, creates: bool = False
 ) -> AbstractAsyncContextManager[NetworkClient]:
-    """Open the daemon or the store that the options select; `creates` permits a new file of the store."""
+    """Open the daemon or the store that the options select; `creates` permits the creation of a store
+    file.
+    """
     return network_client(
         invocation.store_url,
         socket_of(invocation, run_dir),

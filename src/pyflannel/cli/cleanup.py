@@ -28,14 +28,17 @@ from pyflannel.commands.preparation import prepare as prepare_for
 
 @click.command(cls=Verb)
 @click.option("--dry-run", is_flag=True, help="List the objects to remove, and change nothing.")
-@click.option("--keep-lease", is_flag=True, help="Keep the lease, so that another program takes it over.")
+@click.option("--keep-lease", is_flag=True, help="Keep the lease, so that another program can take it over.")
 @click.option(
     "--doubtful-rules",
     is_flag=True,
-    help="Remove filter rules too that may belong to the original flannel or to another program.",
+    help="Also remove filter rules that may belong to the original flannel or to another program.",
 )
 @click.option(
-    "--node-id", metavar="ID", envvar="FLANNELD_NODE_ID", help="The identity that flanneld got by --node-id."
+    "--node-id",
+    metavar="ID",
+    envvar="FLANNELD_NODE_ID",
+    help="The identity that flanneld got from --node-id.",
 )
 @click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
 @run_dir_option
@@ -55,8 +58,9 @@ def cleanup(
 ) -> None:
     """Remove flannel from this host.
 
-    Stops flanneld and its forwarder, and removes their links, routes, filter rules and files, and the lease.
-    The traffic of the network stops. flannelctl lists the removed objects. On a terminal it asks first.
+    Cleanup stops flanneld and its forwarder, and removes their links, routes, filter rules and files, and the
+    lease. The traffic of the network stops. flannelctl lists the removed objects. On a terminal, flannelctl
+    asks first.
     """
     places = places_of(run_dir, state_dir, subnet_file, store_url=invocation.store_url)
     check_own_files(places, Places())
@@ -100,8 +104,9 @@ def _report(invocation: Invocation, report: CleanupReport, verb: str) -> None:
 def pins(run_dir: Path | None) -> None:
     """Pin the eBPF programs of this host, so that a flanneld without CAP_SYS_ADMIN can open them.
 
-    Mounts a bpffs at `.bpf` in the run directory, and pins the programs at the links of this network
-    namespace there. Needs root and the mount namespace of the host. The systemd unit of flanneld runs it.
+    This command mounts a bpffs at `.bpf` in the run directory, and pins in it the programs that are attached
+    to the links of this network namespace. It needs root and the mount namespace of the host. The systemd
+    unit of flanneld runs this command before each start.
     """
     for line in asyncio.run(create_pins(places_of(run_dir))):
         say(line)
@@ -113,11 +118,12 @@ def pins(run_dir: Path | None) -> None:
 @state_options
 @shared_options()
 def prepare(user: str, run_dir: Path | None, state_dir: Path | None, subnet_file: Path | None) -> None:
-    """Give the user of flanneld access to all that it needs.
+    """Give the user of flanneld access to all objects that flanneld needs.
 
-    Does the work of `pins` for this user. Gives it the files of a flanneld that ran as root, and the lock of
-    iptables. Replaces forwarders of root without losing a packet. Needs root and the mount namespace of the
-    host. The systemd unit of flanneld runs it.
+    This command does the work of `pins` for this user. It gives the user the files of a flanneld that ran as
+    root, and access to the lock file of iptables. It replaces forwarders that run as root without losing a
+    packet. It needs root and the mount namespace of the host. The systemd unit of flanneld runs this command
+    before each start.
     """
     done, failures = asyncio.run(prepare_for(places_of(run_dir, state_dir, subnet_file), user_named(user)))
     for line in done:

@@ -20,7 +20,7 @@ from pyflannel.wire.cni import DEFAULT_SUBNET_FILE
 
 @click.group(cls=VerbGroup)
 def cni() -> None:
-    """Attach the containers of Kubernetes, containerd and Podman to the network."""
+    """Attach containers of Kubernetes, containerd and Podman to the network."""
 
 
 _bin_dir = click.option(
@@ -48,7 +48,7 @@ _conf_dir = click.option(
 def install_(invocation: Invocation, bin_dir: Path, conf_dir: Path, subnet_file: Path | None) -> None:
     """Install the plugin "flannel" and its network configuration.
 
-    An original plugin is set aside, and its network configuration stays.
+    An original plugin is renamed, and its network configuration is not changed.
     """
     places = CniPlaces(bin_dir=bin_dir, conf_dir=conf_dir)
     _report(invocation, install(places, subnet_file or Path(DEFAULT_SUBNET_FILE)))
@@ -60,7 +60,7 @@ def install_(invocation: Invocation, bin_dir: Path, conf_dir: Path, subnet_file:
 @shared_options("json")
 @click.pass_obj
 def uninstall_(invocation: Invocation, bin_dir: Path, conf_dir: Path) -> None:
-    """Remove the files that "cni install" wrote, and restore a plugin that it set aside.
+    """Remove the files that "cni install" wrote, and restore a plugin that it renamed.
 
     Stop the containers first: without the plugin, the runtime cannot remove their interfaces.
     """
@@ -78,4 +78,4 @@ def _report(invocation: Invocation, report: CniReport) -> None:
     for line in report.kept:
         say(f"kept {line}")
     if not report.done and not report.kept:
-        say("found no plugin of pyflannel there")
+        say("found no plugin of pyflannel in this directory")

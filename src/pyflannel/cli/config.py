@@ -1,4 +1,4 @@
-"""flannelctl config and plan: the network config, and the changes that it causes on this host."""
+"""flannelctl config and flannelctl plan: the network config, and the changes that it causes on this host."""
 
 import contextlib
 import json
@@ -62,7 +62,7 @@ def _complete_file(_: click.Context, __: click.Parameter, incomplete: str) -> li
 
 
 source_argument = click.argument("source", metavar="FILE|JSON|-", shell_complete=_complete_file)
-"""The argument that is a network config; `read_source` returns its text."""
+"""The argument for a network config. `read_source` returns the text of the config."""
 
 
 @click.group(cls=VerbGroup)
@@ -90,8 +90,10 @@ def get(invocation: Invocation, run_dir: Path | None) -> None:
 
 @config.command("set")
 @source_argument
-@click.option("--dry-run", is_flag=True, help="Check the config and show the difference, write nothing.")
-@click.option("--force", is_flag=True, help="Write a config with unknown keys or an unknown backend too.")
+@click.option("--dry-run", is_flag=True, help="Check the config and show the difference, but write nothing.")
+@click.option(
+    "--force", is_flag=True, help="Write the config even if it has unknown keys or an unknown backend."
+)
 @click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
 @run_dir_option
 @shared_options("store", "socket", "json")
@@ -102,7 +104,8 @@ def set_(
     """Check a network config and write it, for all hosts.
 
     The config is a FILE, the JSON itself, or - for standard input. flannelctl shows the difference to the
-    stored config and its effects on running hosts, and asks on a terminal. An invalid config is not written.
+    stored config and its effects on running hosts, and asks on a terminal. flannelctl does not write an
+    invalid config.
     """
     text = read_source(source)
     computed, warnings = checked_config(text, accepts_unknown=force)
@@ -147,10 +150,10 @@ def validate(invocation: Invocation, source: str) -> None:
 @shared_options("store", "socket", "json")
 @click.pass_obj
 def diff(invocation: Invocation, source: str | None, run_dir: Path | None) -> None:
-    """Compare the stored network config with a file, and with that of the running hosts.
+    """Compare the stored network config with a file, and with the configs of the running hosts.
 
-    A lease shows the subnet, the type, the port and the VNI of its host, not the other keys. If flanneld on
-    this host responds, its whole config is compared.
+    For other hosts, flannelctl compares only the values in their leases: the subnet, the type, the port and
+    the VNI. If flanneld on this host responds, flannelctl compares the whole config of this host.
 
     Exit codes:
       0  there is no difference
@@ -198,7 +201,7 @@ async def _compare(
 
 
 _ASK_S = 1.0
-"""Deadline for flanneld on this host, so that the store can answer within 5 s too."""
+"""Deadline for flanneld on this host, so that the store can still answer within 5 s."""
 
 
 def _print_difference(found: ConfigDifference, *, has_file: bool) -> None:
@@ -222,9 +225,9 @@ def _print_difference(found: ConfigDifference, *, has_file: bool) -> None:
 def history(invocation: Invocation, run_dir: Path | None) -> None:
     """List the earlier network configs that the store still has, the latest last.
 
-    Shows the difference of each config to the one before it. etcd keeps changes until its compaction, the
-    SQLite store at least the last 10,000. The last line shows how far the history reaches. A store keeps no
-    times: "not later than" follows from the age of later leases.
+    Each config is shown as the difference to the previous config. etcd keeps changes until its compaction.
+    The SQLite store keeps at least the last 10,000. The last line shows how far back the history reaches. A
+    store keeps no times: "not later than" follows from the age of later leases.
 
     Exit codes:
       0  the history is shown
@@ -245,7 +248,9 @@ def history(invocation: Invocation, run_dir: Path | None) -> None:
         if version.text is None:
             say("the network config was deleted")
         else:
-            lines = difference_of(before, version.text)[2:]  # without the names of files
+            lines = difference_of(before, version.text)[
+                2:
+            ]  # the lines of the difference, without the file names
             print_text("\n".join(lines) or "no difference to the previous one")
         before = version.text
     say(reach(found.begin, found.revision, is_complete=found.is_complete))
@@ -268,7 +273,7 @@ _SIGNS = {"add": "+", "change": "~", "remove": "-"}
     "source",
     metavar="FILE|JSON|-",
     shell_complete=_complete_file,
-    help="Plan with this network config instead of the one in force. Nothing is written.",
+    help="Plan with this network config instead of the config in force. Nothing is written.",
 )
 @run_dir_option
 @shared_options("socket", "json")
@@ -277,8 +282,8 @@ def plan(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
     """Show the changes that flanneld would make now, or with another network config.
 
     flanneld reads this host and compares it with the plan. Nothing is changed. A line begins with + for an
-    object that it would add, ~ for one that it would change, - for one that it would remove. Needs a running
-    flanneld. Takes at most 5 seconds.
+    object that would be added, ~ for an object that would be changed, and - for an object that would be
+    removed. The command needs a running flanneld. The command takes at most 5 seconds.
 
     Exit codes:
       0  the changes are shown, also if there are none
@@ -313,10 +318,10 @@ def _summary(found: PlanPreview) -> str:
 
 
 def checked_config(text: str, *, accepts_unknown: bool) -> tuple[NetworkConfig, list[str]]:
-    """Return the config and the warnings about it, which are printed too.
+    """Return the config and the warnings about it, and print the warnings.
 
     Raises:
-        ConfigError: it is invalid; an unknown backend is a warning if `accepts_unknown`.
+        ConfigError: the config is invalid; an unknown backend is a warning if `accepts_unknown`.
     """
     computed = parse_network_config(text)
     try:
@@ -341,7 +346,7 @@ async def _get(invocation: Invocation, run_dir: Path | None) -> str | None:
 
 
 async def _stored(invocation: Invocation, run_dir: Path | None) -> tuple[str | None, list[LeaseEntry]]:
-    """Return the stored config and the leases; nothing if there is no store yet, which `set` creates."""
+    """Return the stored config and the leases; None for both if there is no store yet; `set` creates it."""
     try:
         async with network_of(invocation, run_dir) as network:
             text = await network.config_text()
@@ -366,11 +371,12 @@ async def _set(invocation: Invocation, run_dir: Path | None, text: str) -> None:
 
 
 def read_source(source: str) -> str:
-    """Return the text of an argument: of the file, of standard input, or the argument itself.
+    """Return the text that an argument selects: the content of a file, standard input, or the argument
+    itself.
 
     Raises:
-        ConfigError: it is not UTF-8.
-        UsageError: it is empty or cannot be read.
+        ConfigError: the text is not UTF-8.
+        UsageError: the text is empty or cannot be read.
     """
     if source.lstrip().startswith("{"):
         return source
@@ -391,7 +397,7 @@ def read_source(source: str) -> str:
 
 
 def _described(text: str) -> bytes:
-    """Return the stored text, with its computed values or the reason why it is invalid."""
+    """Return the stored text of the config, with its computed values or the reason why it is invalid."""
     computed, fault = None, None
     try:
         computed = json.loads(format_network_config(parse_network_config(text)))

@@ -1,4 +1,6 @@
-"""flannelctl trace, whois and bugreport: a packet, an address, and an archive for a report of a fault."""
+"""flannelctl trace, whois and bugreport: they follow a packet, explain an address, and write an archive
+for a fault report.
+"""
 
 import asyncio
 import os
@@ -44,10 +46,10 @@ def trace(
     """Follow a packet step by step, and show the first step that stops it.
 
     SOURCE and DESTINATION are addresses of containers or hosts. One of them must be on this host. Without
-    SOURCE, the packet is from a container of this host, or from this host if it knows none. Each step is read
-    from the kernel: container, bridge, route, filter rules, neighbour, FDB entry, program or forwarder,
-    underlay. The other host is probed. If it does not answer, the path of the reply on this host follows.
-    Needs root. Takes at most 5 seconds.
+    SOURCE, the packet is from a container of this host, or from this host if flannelctl finds no container.
+    flannelctl reads each step from the kernel: container, bridge, route, filter rules, neighbour, FDB entry,
+    program or forwarder, underlay. flannelctl also probes the other host. If the other host does not answer,
+    flannelctl also shows the path of the reply on this host. Needs root. The command takes at most 5 seconds.
 
     Exit codes:
       0  no step stops the packet
@@ -60,7 +62,7 @@ def trace(
       flannelctl trace --json 10.100.93.7 10.100.15.2
     """
     if len(addresses) > 2:
-        raise click.UsageError("a packet has one source and one destination")
+        raise click.UsageError("too many addresses: a packet has one source and one destination")
     *sources, destination = map(address_of, addresses)
     places = places_of(run_dir, state_dir, subnet_file)
     source = sources[0] if sources else None
@@ -113,7 +115,7 @@ def whois(invocation: Invocation, address: str, run_dir: Path | None) -> None:
     """Show the host and the container that have an address.
 
     ADDRESS is an address of a container, of a tunnel device or of a host. On the host of a container, its
-    bridge, port and MAC address are shown too. The exit code is 1 if no host has a lease for the address.
+    bridge, port and MAC address are also shown. The exit code is 1 if no host has a lease for the address.
 
     Examples:
       flannelctl whois 10.100.93.7
@@ -164,7 +166,7 @@ _OF_PARTS = 0.6
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
     show_default="flannel-bugreport-HOST-TIME.tar.gz in this directory",
-    help="Archive to write. It must not exist.",
+    help="Archive to write. The file must not exist.",
 )
 @run_dir_option
 @state_options
@@ -179,9 +181,10 @@ def bugreport(
 ) -> None:
     """Write one archive with the state of this host, without secrets.
 
-    Contains the documents of status, doctor, leases, events and config, the tables and filter rules of the
-    kernel, logs, and versions. Passwords, private keys and tokens are removed from all texts. Addresses and
-    host names stay. A part that is not complete in time is named as missing. Takes at most 5 seconds.
+    The archive contains the output of status, doctor, leases, events and config, the tables and filter rules
+    of the kernel, logs, and versions. Passwords, private keys and tokens are removed from all texts.
+    Addresses and host names are not removed. The archive names each part that could not be completed in time.
+    The command takes at most 5 seconds.
 
     Exit codes:
       0  the archive is written
@@ -203,7 +206,7 @@ def bugreport(
     say(f"wrote {report.file}: {len(report.parts)} files, {report.removed} secrets removed")
     for one in report.missing:
         say(f"  missing {one.name}: {one.reason}")
-    say("Read it before you send it: it contains addresses and names of hosts.")
+    say("Read the archive before you send it, because it contains addresses and names of hosts.")
 
 
 bundle = bugreport

@@ -1,6 +1,6 @@
 """Shared parts of flannelctl's verbs: options, groups, and printing of text.
 
-`--help` imports this module, so it imports little.
+`--help` imports this module, so it must import few modules.
 """
 
 import functools
@@ -54,8 +54,8 @@ def say(text: str, *, label: str = "", err: bool = False) -> None:
 
     Args:
         text: the text.
-        label: printed unchanged before the text, with a colon; it may be styled.
-        err: print on standard error.
+        label: prefix that is printed before the text with a colon, without escaping; it may be styled.
+        err: True to print on standard error.
     """
     click.echo(f"{label}: {one_line(text)}" if label else one_line(text), err=err)
 
@@ -66,7 +66,9 @@ def print_warning(text: str) -> None:
 
 
 def is_interactive() -> bool:
-    """Return whether a person can be asked: standard input and standard error are a terminal."""
+    """Return whether flannelctl can ask a person, which is true if standard input and standard error are
+    terminals.
+    """
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
@@ -92,11 +94,13 @@ def print_help(context: click.Context) -> None:
 
 
 _LISTS = re.compile(r"^( *)(Exit codes:|Examples:)$", re.MULTILINE)
-"""The headings in a help text whose lines are not joined."""
+"""The headings of those parts of a help text whose line breaks are kept."""
 
 
 def _with_line_breaks(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a command. click keeps the line breaks of a paragraph behind a backspace."""
+    """Return the values of the global options for a command. click keeps the line breaks of a paragraph
+    that begins with a backspace character.
+    """
     text = settings.get("help")
     return settings if text is None else settings | {"help": _LISTS.sub("\\1\b\n\\1\\2", text)}
 
@@ -109,7 +113,9 @@ class Verb(click.Command):
 
 
 class VerbGroup(click.Group):
-    """A group of verbs. Without a verb it prints its help; for an unknown verb it suggests a similar one."""
+    """A group of verbs. Without a verb, it prints the help. For an unknown verb, it suggests a similar
+    one.
+    """
 
     command_class = Verb
 
@@ -117,7 +123,7 @@ class VerbGroup(click.Group):
         super().__init__(*arguments, **{"invoke_without_command": True, **_with_line_breaks(settings)})
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb, or print the help if there is none."""
+        """Run the verb, or print the help if no verb was given."""
         result = super().invoke(ctx)
         if ctx.invoked_subcommand is None:
             print_help(ctx)
@@ -129,7 +135,7 @@ class VerbGroup(click.Group):
         """Return the verb in `args`.
 
         Raises:
-            click.UsageError: there is no such verb; the message names a similar one.
+            click.UsageError: the verb is unknown; the message names a similar one.
         """
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
@@ -143,7 +149,7 @@ class ListGroup(VerbGroup):
     """A group of verbs whose verb `ls` may be omitted. Options may be written before the verb."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the verb first. Without one, it is `ls`, unless only help is requested."""
+        """Move the verb before the options. Without a verb, insert `ls`, unless only help is requested."""
         place = next(_positions(args), len(args))
         is_verb = place < len(args) and args[place] in self.commands
         asks_help = not is_verb and any(word in ctx.help_option_names for word in args)
@@ -163,7 +169,7 @@ class ListGroup(VerbGroup):
 
 
 def _positions(args: Sequence[str]) -> Iterator[int]:
-    """Yield the positions of the words that are neither options nor their values."""
+    """Yield the positions of the arguments that are neither options nor their values."""
     place = 0
     while place < len(args) and args[place] != "--":
         if args[place] in _WITH_VALUE:
@@ -179,7 +185,7 @@ def _full_name(context: click.Context, name: str) -> str:
 
 
 def shared_options(*used: _Shared) -> Callable[[_Command], _Command]:
-    """Accept --store, --socket and --json after the verb too, and warn about one that has no effect."""
+    """Accept --store, --socket and --json also after the verb, and warn if such an option has no effect."""
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)
@@ -196,7 +202,7 @@ def shared_options(*used: _Shared) -> Callable[[_Command], _Command]:
 
 
 def warn_of_ignored(invocation: Invocation, verb: str, *used: _Shared) -> None:
-    """Warn on standard error about --store, --socket and --json if they were given and have no effect."""
+    """Warn on standard error about --store, --socket and --json if they were given but have no effect."""
     if invocation.wants_json and "json" not in used:
         print_warning(f"--json has no effect on '{verb}'")
     if invocation.store_url is not None and "store" not in used:
@@ -208,7 +214,7 @@ def warn_of_ignored(invocation: Invocation, verb: str, *used: _Shared) -> None:
 
 
 def json_option(command: _Command) -> _Command:
-    """Accept --json after the verb too."""
+    """Also accept --json after the verb."""
     return _shared(*_JSON, is_hidden=False)(command)
 
 
@@ -237,7 +243,7 @@ def _shared(
     option: str, field: str, settings: Mapping[str, Any], *, is_hidden: bool
 ) -> Callable[[_Command], _Command]:
     def keep(context: click.Context, _: click.Parameter, value: Any) -> None:
-        if value:  # completion has no invocation yet
+        if value:  # during completion, there is no invocation yet
             context.obj = replace(context.obj or Invocation(), **{field: value})
 
     return click.option(option, field, expose_value=False, callback=keep, hidden=is_hidden, **settings)
@@ -245,11 +251,11 @@ def _shared(
 
 def wide_option(command: _Command) -> _Command:
     """Add --wide."""
-    return click.option("--wide", is_flag=True, help="Show the identities of hosts too.")(command)
+    return click.option("--wide", is_flag=True, help="Also show the identities of hosts.")(command)
 
 
 def run_dir_option(command: _Command) -> _Command:
-    """Add --run-dir, with the variable of flanneld. Without it, `places_of` finds the directory."""
+    """Add --run-dir, with the variable of flanneld. Without this option, `places_of` finds the directory."""
     return _directory("--run-dir", f"/run/flannel{_OF_PREFIX}", "Run directory of flanneld.")(command)
 
 

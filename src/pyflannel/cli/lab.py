@@ -51,14 +51,14 @@ _store_option = click.option(
     help="Store of the leases: the embedded store, or an etcd on the router.",
 )
 _docker_option = click.option(
-    "--docker/--no-docker", default=True, help="Run containers by Docker, or as plain namespaces."
+    "--docker/--no-docker", default=True, help="Run containers with Docker, or as network namespaces."
 )
 
 
 _plugin_option = click.option(
     "--plugin",
     is_flag=True,
-    help="Create a network by the network plugin for Docker, without options of Docker.",
+    help="Create a network with the network plugin for Docker, without options of Docker.",
 )
 
 
@@ -73,7 +73,7 @@ def _options(name: str, store: str, docker: bool, plugin: bool) -> DemoOptions:
 def lab(context: click.Context) -> None:
     """Run several flannel hosts on this machine, for a demo or a trial.
 
-    Each host has network, process and mount namespaces of its own. Needs root.
+    Each host has network, process and mount namespaces separate from those of the machine. Needs root.
     """
     verb = context.invoked_subcommand or ""
     warn_of_ignored(context.obj, f"{context.command_path} {verb}".rstrip(), *_USED.get(verb, ()))
@@ -84,15 +84,15 @@ def lab(context: click.Context) -> None:
 @_store_option
 @_docker_option
 @_plugin_option
-@click.option("--keep", is_flag=True, help="Keep the lab at the end, to examine it.")
+@click.option("--keep", is_flag=True, help="Keep the lab at the end, so that you can examine it.")
 @json_option
 @click.pass_context
 def demo(context: click.Context, name: str, store: str, docker: bool, plugin: bool, keep: bool) -> None:
-    """Set up four Docker hosts with one flannel network, measure it, and remove all.
+    """Set up four Docker hosts with one flannel network, measure the network, and remove the lab.
 
-    Prints lease, device and MTU of each host, the number of containers that its container reaches, the
-    round-trip time, and the TCP throughput beside that of the kernel's vxlan. The exit code is 1 if a
-    container is not reachable.
+    The demo prints lease, device and MTU of each host, the number of containers that its container reaches,
+    the round-trip time, and the TCP throughput and, for comparison, that of the kernel's vxlan. The exit code
+    is 1 if a container is not reachable.
     """
     invocation: Invocation = context.obj
     options = replace(_options(name, store, docker, plugin), is_kept=keep)
@@ -113,9 +113,9 @@ def demo(context: click.Context, name: str, store: str, docker: bool, plugin: bo
 @_store_option
 @_docker_option
 @_plugin_option
-@click.option("--bare", is_flag=True, help="Create only the hosts, without store, flanneld and containers.")
+@click.option("--bare", is_flag=True, help="Create only the hosts, without a store, flanneld or containers.")
 def up(name: str, store: str, docker: bool, plugin: bool, bare: bool) -> None:
-    """Set up the hosts of the demo and keep them. Replaces a lab of the same name."""
+    """Set up the hosts of the demo and keep them. The new lab replaces a lab of the same name."""
     options = _options(name, store, docker, plugin)
     with _one_failure(), _ending_as_by_interrupt(), Lab(name) as hosts:
         if not bare:
@@ -127,7 +127,7 @@ def up(name: str, store: str, docker: bool, plugin: bool, bare: bool) -> None:
 @lab.command()
 @_name_option
 def down(name: str) -> None:
-    """Remove a kept lab, or the remains of a killed run."""
+    """Remove a lab, or the objects that remain after a killed run."""
     remove_lab(name)
 
 
@@ -150,14 +150,14 @@ def list_labs(invocation: Invocation) -> None:
 @click.argument("host", shell_complete=_complete_host)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def execute(name: str, host: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND on HOST, or a shell without COMMAND. HOST may be `router`."""
+    """Run COMMAND on HOST. Without COMMAND, run a shell. HOST may be `router`."""
     sandbox = enter_host(name, host)
     argv = sandbox.entering(command or ("bash",))
     os.execvpe(argv[0], argv, sandbox.environment)
 
 
 class _Narrator:
-    """Prints each step on standard error: its start, its name, its duration."""
+    """Prints each step on standard error: its name when it starts, and its duration when it ends."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -216,7 +216,7 @@ def _print_guide(options: DemoOptions, *, bare: bool = False) -> None:
 
 @contextlib.contextmanager
 def _one_failure() -> Iterator[None]:
-    """Raise only the first of several failures; the others on other hosts mostly have the same cause."""
+    """Raise only the first of several failures; failures on other hosts mostly have the same cause."""
     try:
         yield
     except ExceptionGroup as group:
@@ -225,7 +225,7 @@ def _one_failure() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ending_as_by_interrupt() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the block as Ctrl-C does, so that the lab is removed."""
+    """Make SIGTERM and SIGHUP end the block in the same way as Ctrl-C, so that the lab is removed."""
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:

@@ -1,4 +1,4 @@
-"""flannelctl leases: the list of leases, reservations, and the history of leases."""
+"""flannelctl leases: list, reserve and release leases, and show their history."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -39,7 +39,7 @@ from pyflannel.wire.control_json import format_document
 def leases() -> None:
     """List, reserve and release the leases of the network.
 
-    Without a verb, lists the leases: all of them, or those of each HOST that follows.
+    Without a verb, flannelctl lists all leases, or the leases of each HOST that follows.
 
     Examples:
       flannelctl leases
@@ -63,11 +63,11 @@ leases.add_command(list_leases)
 @shared_options("store", "socket", "json")
 @click.pass_obj
 def reserve_(invocation: Invocation, subnet: str, public_ip: str | None, run_dir: Path | None) -> None:
-    """Reserve a subnet for a host: a lease that never expires.
+    """Reserve a subnet for a host. A reservation is a lease that never expires.
 
-    If a host has a lease for SUBNET, it keeps the subnet, and no packet is lost. A free SUBNET is
-    reserved for the host with --public-ip, which uses it when flanneld starts there for the first time. A
-    subnet of another host is never reserved.
+    If a host has a lease for SUBNET, it keeps the subnet, and no packet is lost. A free SUBNET is reserved
+    for the host with --public-ip, which uses it when flanneld first starts on it. A subnet of another host is
+    never reserved.
 
     Exit codes:
       0  the subnet is reserved, also if it was reserved for this host before
@@ -100,13 +100,15 @@ def _address(text: str) -> IPv4Address:
         return IPv4Address(text)
     except ValueError as error:
         raise UsageError(
-            f"--public-ip {text!r} is not an IPv4 address", hint="Write it as 10.10.10.101."
+            f"--public-ip {text!r} is not an IPv4 address", hint="Write the address in the form 10.10.10.101."
         ) from error
 
 
 @leases.command("release")
 @click.argument("subnet", metavar="SUBNET")
-@click.option("--force", is_flag=True, help="Do not ask the holder: release its lease too if it is alive.")
+@click.option(
+    "--force", is_flag=True, help="Do not ask the holder; release its lease even if the host is running."
+)
 @click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
 @run_dir_option
 @shared_options("store", "socket", "json")
@@ -157,7 +159,8 @@ def _check_release(found: Release, *, is_forced: bool) -> None:
     if found.holder in ("alive", "unknown") and not is_forced:
         raise FlannelError(
             f"{_holder(found)}, so {found.subnet} is not released",
-            hint="Stop flannel there first: flannelctl cleanup. With --force, a running flanneld acquires "
+            hint="First stop flannel on this host with flannelctl cleanup. With --force, a running "
+            "flanneld acquires "
             "the subnet again, as a lease that expires.",
         )
     if found.holder == "silent":
@@ -183,16 +186,16 @@ _HEADINGS = ("REVISION", "EVENT", "SUBNET", "HOST", "PUBLIC IP", "BACKEND", "NOT
 
 @leases.command("history")
 @click.argument("subnet", metavar="[SUBNET|ADDRESS]", required=False)
-@click.option("--renewals", is_flag=True, help="Show the renewals too: one for each lease and day.")
+@click.option("--renewals", is_flag=True, help="Also show the renewals: one per lease and day.")
 @run_dir_option
 @shared_options("store", "socket", "json")
 @click.pass_obj
 def history(invocation: Invocation, subnet: str | None, renewals: bool, run_dir: Path | None) -> None:
     """List the earlier leases that the store still has, the latest last.
 
-    Lists all, or those that overlap SUBNET or contain ADDRESS. etcd keeps changes until its compaction, the
-    SQLite store at least the last 10,000. The last line shows how far the history reaches. A store keeps no
-    times: "not later than" follows from the age of later leases.
+    The list contains all leases, or those that overlap SUBNET or contain ADDRESS. etcd keeps changes until
+    its compaction. The SQLite store keeps at least the last 10,000. The last line shows how far back the
+    history reaches. A store keeps no times: "not later than" follows from the age of later leases.
 
     Exit codes:
       0  the history is shown
@@ -213,7 +216,7 @@ def history(invocation: Invocation, subnet: str | None, renewals: bool, run_dir:
         if (chosen is None or one.subnet.overlaps(chosen)) and (renewals or one.event != "renewed")
     ]
     if chosen is not None and not shown:
-        raise FlannelError(f"the history has no lease of {chosen}", hint=_reach(found))
+        raise FlannelError(f"the history contains no lease of {chosen}", hint=_reach(found))
     if invocation.wants_json:
         print_json(format_document(replace(found, changes=tuple(shown))))
         return

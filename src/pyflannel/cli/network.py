@@ -1,4 +1,6 @@
-"""flannelctl leases ls, peers and events: the network as this host knows it; and flannelctl rotate-key."""
+"""flannelctl leases ls, peers, ping, bench, events and rotate-key: information about the network from this
+host.
+"""
 
 import asyncio
 import re
@@ -52,7 +54,7 @@ from pyflannel.wire.control_json import (
 _Entry = TypeVar("_Entry", LeaseEntry, PeerEntry)
 
 _HEADINGS = ("SUBNET", "HOST", "PUBLIC IP", "BACKEND")
-"""The columns that every list of hosts has. OWNER and a last column follow."""
+"""The first columns of every list of hosts. The columns OWNER and one more column follow."""
 
 
 _COMPLETION_S = 0.3
@@ -80,7 +82,8 @@ _hosts_argument = click.argument("hosts", metavar="[HOST]...", nargs=-1, shell_c
 
 
 def _of_hosts(entries: Sequence[_Entry], hosts: Sequence[str]) -> list[_Entry]:
-    """Return the entries of these host names, addresses or subnets, or all if there are none, by subnet.
+    """Return the entries of these host names, addresses or subnets, or all entries if no host is named,
+    ordered by subnet.
 
     Raises:
         FlannelError: a host has no entry.
@@ -91,8 +94,8 @@ def _of_hosts(entries: Sequence[_Entry], hosts: Sequence[str]) -> list[_Entry]:
     for host in hosts:
         if not any(host in _names(entry) for entry in entries):
             raise FlannelError(
-                f"{host} is not in the list",
-                hint="Use a host name, an address or a subnet. Without a host, all hosts are listed.",
+                f"{host} is not in the list of hosts",
+                hint="Use a host name, an address or a subnet. Without an argument, all hosts are listed.",
             )
     return [entry for entry in ordered if not _names(entry).isdisjoint(hosts)]
 
@@ -111,7 +114,7 @@ def _names(entry: LeaseEntry | PeerEntry) -> set[str]:
 def list_leases(invocation: Invocation, hosts: tuple[str, ...], wide: bool, run_dir: Path | None) -> None:
     """List the leases of the network.
 
-    Lists all leases, or those of each HOST: a host name, an address or a subnet.
+    The list contains all leases, or the leases of each HOST: a host name, an address or a subnet.
     """
     entries = _of_hosts(answer(invocation, _leases(invocation, run_dir)), hosts)
     if invocation.wants_json:
@@ -155,17 +158,18 @@ def _expiry(entry: LeaseEntry) -> str:
 @click.command(cls=Verb)
 @_hosts_argument
 @wide_option
-@click.option("--probe/--no-probe", default=True, help="Probe the hosts (default), or send no packet.")
+@click.option("--probe/--no-probe", default=True, help="Probe the hosts (default), or do not send probes.")
 @run_dir_option
 @shared_options("socket", "json")
 @click.pass_obj
 def peers(
     invocation: Invocation, hosts: tuple[str, ...], wide: bool, probe: bool, run_dir: Path | None
 ) -> None:
-    """List the other hosts, and why some are not reachable.
+    """List the other hosts, and the reason if one is not reachable.
 
-    Lists all hosts, or each HOST: a host name, an address or a subnet. Needs a running flanneld. Probes up to
-    256 of the hosts by ICMP echo through the tunnel; --no-probe sends nothing.
+    The list contains all hosts, or each HOST: a host name, an address or a subnet. The command needs a
+    running flanneld. flannelctl probes up to 256 of the hosts by ICMP echo through the tunnel. With
+    --no-probe, it sends nothing.
     """
     entries = answer(invocation, _peers(socket_of(invocation, run_dir), hosts, probes=probe))
     if invocation.wants_json:
@@ -186,7 +190,7 @@ async def _peers(socket: Path, hosts: Sequence[str], *, probes: bool) -> list[Pe
     try:
         found = await probe_peers(status, [lease for lease in known if lease.subnet in listed])
     except TargetError as error:
-        print_warning(f"probed no host: {error.in_full}")
+        print_warning(f"no host was probed: {error.in_full}")
         return entries
     return [
         replace(
@@ -238,9 +242,10 @@ def ping(
 ) -> None:
     """Probe the path to a host or a container, and show where packets stop.
 
-    HOST is a host name, an address or a subnet of a lease; ADDRESS is the address of a container. Probes the
-    underlay, the tunnel and the container one after the other, by ICMP echo, and examines this host if there
-    is no answer. An original flannel answers too. Needs root. Takes at most 5 seconds.
+    HOST is a host name, an address or a subnet of a lease; ADDRESS is the address of a container. flannelctl
+    probes the underlay, the tunnel and the container one after the other, by ICMP echo, and checks this host
+    if there is no answer. A host with the original flannel also answers. Needs root. The command takes at
+    most 5 seconds.
 
     Exit codes:
       0  packets of the largest size arrive
@@ -293,10 +298,10 @@ def bench(
 ) -> None:
     """Measure round-trip times to a host: underlay, tunnel and container path, and their ratios.
 
-    HOST is a host name, an address or a subnet of a lease; ADDRESS is the address of a container. Sends
-    single ICMP echo packets of 84 bytes and of the MTU of the network, one at a time, for about two seconds.
-    The other host needs no running flanneld, and may be an original flannel. Throughput is not measured.
-    Needs root. Takes at most 5 seconds.
+    HOST is a host name, an address or a subnet of a lease; ADDRESS is the address of a container. flannelctl
+    sends single ICMP echo packets of 84 bytes and of the MTU of the network, one at a time, for about two
+    seconds. The other host needs no running flanneld, and may be an original flannel. flannelctl bench does
+    not measure throughput. Needs root. The command takes at most 5 seconds.
 
     Exit codes:
       0  each path answered
@@ -352,7 +357,8 @@ def _bench_row(line: BenchLine) -> tuple[str, ...]:
 def rotate_key(invocation: Invocation, run_dir: Path | None) -> None:
     """Replace the WireGuard key of this host, without losing a packet.
 
-    Needs a running flanneld with the wireguard backend, and its store. Prints the new public key.
+    The command needs a running flanneld with the wireguard backend, and its store. flannelctl prints the new
+    public key.
     """
     daemon = ControlClient(socket_of(invocation, run_dir))
     public_key = answer(invocation, daemon.rotate_key(), writes=True)
@@ -366,7 +372,7 @@ _EVENT_HEADINGS = ("TIME", "EVENT", "FOUND")
 
 
 _LOOK_S = 0.5
-"""Interval in seconds in which `--follow` asks flanneld."""
+"""Interval in seconds between two requests of `--follow` to flanneld."""
 
 _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(rf"(\d+)\s*({'|'.join(_UNITS_S)})")
@@ -383,10 +389,10 @@ _DURATION = re.compile(rf"(\d+)\s*({'|'.join(_UNITS_S)})")
 @shared_options("socket", "json")
 @click.pass_obj
 def events(invocation: Invocation, since: str | None, follow: bool, run_dir: Path | None) -> None:
-    """List the repairs, changes and refusals on this host, the latest last.
+    """List the repairs, changes and refusals on this host, with the latest last.
 
-    Shows the last 1,000 events since flanneld started. Needs a running flanneld. With --follow, flannelctl
-    also waits while flanneld restarts.
+    The list contains the last 1,000 events since flanneld started. The command needs a running flanneld. With
+    --follow, flannelctl continues to wait if flanneld restarts.
 
     Examples:
       flannelctl events --since 10min
@@ -406,7 +412,7 @@ def events(invocation: Invocation, since: str | None, follow: bool, run_dir: Pat
 
 
 def begin_of(text: str, now: float) -> float:
-    """Return the time that `--since` names, in seconds since the epoch; `now`: the present time.
+    """Return the time that `--since` names, in seconds since the epoch; `now` is the current time.
 
     Raises:
         UsageError: it names none.
@@ -423,7 +429,9 @@ def begin_of(text: str, now: float) -> float:
 
 
 def later(before: Sequence[JournalEntry], after: Sequence[JournalEntry]) -> Sequence[JournalEntry]:
-    """Return the entries of `after` that follow those of `before`; all if flanneld has started again."""
+    """Return the events in `after` that are newer than those in `before`; all events if flanneld restarted
+    between the two.
+    """
     for place in range(len(after) if before else 0, 0, -1):
         if after[place - 1] == before[-1]:
             return after[place:]
@@ -433,7 +441,7 @@ def later(before: Sequence[JournalEntry], after: Sequence[JournalEntry]) -> Sequ
 async def _follow(
     daemon: ControlClient, entries: list[JournalEntry], begin: float, *, wants_json: bool
 ) -> None:
-    """Print further events until Ctrl-C."""
+    """Print new events until Ctrl-C."""
     is_away = False
     while True:
         await asyncio.sleep(_LOOK_S)
@@ -451,7 +459,7 @@ async def _follow(
 
 
 def _print_events(entries: Sequence[JournalEntry], *, wants_json: bool) -> None:
-    """Print events as they happen: a line for each, or one document in one line for all."""
+    """Print new events: one line for each event, or all in one JSON document on one line."""
     if not entries:
         return
     if wants_json:

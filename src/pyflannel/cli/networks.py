@@ -35,7 +35,7 @@ def network() -> None:
     """List, create and remove the networks of a store.
 
     A store contains one network without a name, and any number of networks with a name. flanneld runs the
-    latter with --networks or --watch-networks.
+    networks with a name with --networks or --watch-networks.
 
     Examples:
       flannelctl network ls
@@ -52,7 +52,7 @@ _HEADINGS = ("NAME", "NETWORK", "BACKEND", "LEASES", "RESERVED", "CONFIG")
 @shared_options("store", "socket", "json")
 @click.pass_obj
 def ls(invocation: Invocation, run_dir: Path | None) -> None:
-    """List the networks of the store with their configs and numbers of leases.
+    """List the networks of the store with their configs and the number of their leases.
 
     The network without a name is shown as "-". A network without a config is listed if it has leases.
 
@@ -92,7 +92,9 @@ def _row(entry: NetworkEntry) -> tuple[str, ...]:
 @click.argument("name", metavar="NAME")
 @source_argument
 @click.option(
-    "--force", is_flag=True, help="Create it despite unknown keys or a conflict with another network."
+    "--force",
+    is_flag=True,
+    help="Create the network despite unknown keys or a conflict with another network.",
 )
 @run_dir_option
 @shared_options("store", "socket", "json")
@@ -101,8 +103,8 @@ def create(invocation: Invocation, name: str, source: str, force: bool, run_dir:
     """Check a network config and write it for a new network.
 
     The config is a FILE, the JSON itself, or - for standard input. The ranges of two networks must not
-    overlap. Two networks with the backend udp or wireguard need different ports, and two with vxlan
-    different values of VNI, so that a host can run both.
+    overlap. Two networks with the backend udp or wireguard need different ports, and two networks with vxlan
+    need different values of VNI, so that a host can run both networks.
 
     Exit codes:
       0  the network is created
@@ -137,7 +139,7 @@ async def _create(
 
 @network.command()
 @click.argument("name", metavar="NAME")
-@click.option("--force", is_flag=True, help="Delete its leases too.")
+@click.option("--force", is_flag=True, help="Also delete the leases of the network.")
 @click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
 @run_dir_option
 @shared_options("store", "socket", "json")
@@ -145,9 +147,10 @@ async def _create(
 def rm(invocation: Invocation, name: str, force: bool, is_confirmed: bool, run_dir: Path | None) -> None:
     """Remove a network from the store.
 
-    A network with leases is not removed without --force, which also deletes its leases and reservations.
-    Hosts with --watch-networks stop the network. Other running hosts keep it with their last config, and
-    write their leases again. The data path on the hosts remains: flannelctl cleanup removes it.
+    If a network has leases, flannelctl removes it only with --force, and then also deletes its leases and
+    reservations. Hosts with --watch-networks stop the network. Other running hosts keep the network with
+    their last config, and write their leases again. The data path on the hosts remains, and flannelctl
+    cleanup removes it.
 
     Exit codes:
       0  the network is removed

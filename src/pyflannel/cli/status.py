@@ -1,4 +1,4 @@
-"""flannelctl status and flannelctl doctor."""
+"""The commands flannelctl status and flannelctl doctor."""
 
 import asyncio
 import contextlib
@@ -62,8 +62,8 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
     "--fix",
     "fixes",
     is_flag=True,
-    help="Run the commands that set one value of the kernel: forwarding on, the bridge up, rp_filter of the"
-    " tunnel device loose. Then examine again.",
+    help="Run those repair commands that only change one kernel setting: turn forwarding on, set the "
+    "bridge up, or set rp_filter of the tunnel device to loose. Then examine again.",
 )
 @run_dir_option
 @state_options
@@ -78,7 +78,7 @@ def doctor(
 ) -> None:
     """List the problems of this host, with cause and remedy.
 
-    Changes nothing without --fix. The exit code is 1 if packets are lost or may be lost.
+    Without --fix, doctor changes nothing. The exit code is 1 if packets are lost or may be lost.
     """
     from pyflannel.commands.examination import examine, fix  # not at the top: status starts without it
 
@@ -105,13 +105,13 @@ def _print_findings(found: Sequence[Finding]) -> None:
             say(f"    seen: {line}")
         say(f"    type: {one.fix}")
     if not found:
-        say("found no problem of this host")
+        say("found no problem on this host")
 
 
 _NOT_LIVE = "does not respond; the facts below are from its files"
 
 _NAMED = 8
-"""Refused peers, strangers and repairs that are listed individually, of each kind."""
+"""Maximum number of refused peers, of unknown senders and of repairs that are listed individually."""
 
 
 @click.command(cls=Verb)
@@ -209,7 +209,7 @@ def _print_status(invocation: Invocation, found: Status, *, is_wide: bool, is_li
 
 
 def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield the facts of a status for people, each with its name; the identity only if `is_wide`."""
+    """Yield the values of a status as text for people, each with its name; the identity only if `is_wide`."""
     yield "flanneld", f"{found.version}, {_readiness(found)}" if found.is_live else _NOT_LIVE
     if found.host_name:
         yield "host", found.host_name
@@ -261,8 +261,8 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
 
 
 def _refused_peers(found: Status) -> Iterator[tuple[str, str]]:
-    """Yield the first refused peers that no warning names."""
-    warnings = frozenset(found.warnings)  # there may be thousands of both
+    """Yield the first refused peers that are not in a warning."""
+    warnings = frozenset(found.warnings)  # there may be thousands of refused peers and of warnings
     peers = [peer for peer in found.refused_peers if peer.reason not in warnings]
     for peer in peers[:_NAMED]:
         yield "refused peer", f"{peer.subnet} at {peer.host_text}: {peer.reason}"
@@ -312,7 +312,7 @@ def _lease_signing(signing: LeaseSigningStatus) -> Iterator[tuple[str, str]]:
     counter = "" if signing.counter is None else f", list {signing.counter}"
     yield "signatures", f"{signing.mode}, {keys}{counter}{own}"
     if signing.trouble is not None:
-        yield "warning", f"keeps the last good allow-list: {signing.trouble}"
+        yield "warning", f"keeps the last valid allow-list: {signing.trouble}"
     for one in signing.refused[:_NAMED]:
         times = "once" if one.times == 1 else f"{one.times} times"
         place = "" if one.is_in_store else ", not in the store any more"

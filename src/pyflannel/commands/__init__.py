@@ -1,1 +1,1 @@
-"""Work of flannelctl itself: it examines and cleans a host, with or without a daemon."""
+"""The tasks that flannelctl does itself, such as examining and cleaning a host, with or without a daemon."""

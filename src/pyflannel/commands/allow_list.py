@@ -20,7 +20,7 @@ from pyflannel.wire.lease_signature import (
 
 
 def operator_key(path: Path) -> bytes:
-    """Return the public key of an operator; the key is made now if the file does not exist.
+    """Return the public key of an operator; create the key if the file does not exist.
 
     Raises:
         TargetError: the key cannot be created or saved, or the file is unusable.
@@ -36,15 +36,17 @@ def sign_file(source: Path, key_file: Path, target: Path, prefix: str, counter: 
         key_file: the key of the operator.
         target: the signed list.
         prefix: prefix of the store.
-        counter: counter of the list; None for one more than that in `target`.
+        counter: counter of the list; None for one more than the counter in `target`.
 
     Raises:
         ConfigError: the list is invalid or too large.
         TargetError: a file is unreadable.
-        UsageError: there is no key, or `target` cannot be written.
+        UsageError: the key file does not exist, or `target` cannot be written.
     """
     if not key_file.exists():
-        raise UsageError(f"{key_file} does not exist", hint="Make a key with flannelctl allow-list new-key.")
+        raise UsageError(
+            f"{key_file} does not exist", hint="Create a key with flannelctl allow-list new-key."
+        )
     try:
         text = KeyListFile(source).read_now()
         parse_allowed_keys(text)
@@ -60,7 +62,7 @@ def sign_file(source: Path, key_file: Path, target: Path, prefix: str, counter: 
 
 
 def _counter_in(path: Path) -> int:
-    """Return the counter of a signed list; 0 if there is none."""
+    """Return the counter of a signed list; 0 if there is no signed list."""
     with contextlib.suppress(OSError, WireError):
         return parse_signed_list(path.read_bytes()).counter
     return 0
@@ -70,7 +72,7 @@ def read_signed(path: Path, prefix: str) -> SignedList:
     """Return the signed list in a file.
 
     Raises:
-        ConfigError: it is damaged, or not signed for this prefix of the store.
+        ConfigError: the list is damaged, or not signed for this prefix of the store.
         TargetError: the file is unreadable.
     """
     return _verified(KeyListFile(path).read_now().encode(), prefix, str(path))
@@ -84,7 +86,7 @@ def _verified(text: bytes, prefix: str, source: str) -> SignedList:
         raise ConfigError(f"{source}: {error}", hint=error.hint) from error
     if not is_authentic_list(prefix, signed):
         raise ConfigError(
-            f"{source}: its signature is not that of its key for the prefix {prefix or '(none)'}",
+            f"{source}: the signature does not match the key and the prefix {prefix or '(none)'}",
             hint="Sign the list with the same --store.",
         )
     return signed
@@ -94,7 +96,7 @@ async def stored_list(url: str, password: Secret | None, prefix: str) -> SignedL
     """Return the list in the store, or None.
 
     Raises:
-        ConfigError: it is damaged or forged.
+        ConfigError: the list is damaged or forged.
         StoreError: the store does not respond.
     """
     async with store_client(url, password) as client:
@@ -106,7 +108,7 @@ class Publication:
     """A signed list and the list in the store that it replaces.
 
     Attributes:
-        difference: the lines that differ.
+        difference: the lines that differ between the two lists.
     """
 
     def __init__(self, signed: SignedList, old: SignedList | None, revision: int) -> None:
@@ -118,17 +120,17 @@ class Publication:
         """Write the list.
 
         Raises:
-            StoreError: the store does not respond, or contains another list meanwhile.
+            StoreError: the store does not respond, or contains another list than the compared one.
         """
         async with store_client(url, password) as client:
             await client.set_allow_list(format_signed_list(self._signed), self._revision)
 
 
 async def compare(signed: SignedList, source: Path, url: str, password: Secret | None) -> Publication:
-    """Compare a signed list with the one in the store.
+    """Compare a signed list with the list in the store.
 
     Raises:
-        ConfigError: it has no higher counter than the stored one.
+        ConfigError: its counter is not higher than that of the stored list.
         StoreError: the store does not respond.
     """
     async with store_client(url, password) as client:
@@ -136,12 +138,12 @@ async def compare(signed: SignedList, source: Path, url: str, password: Secret |
     if stored is None:
         return Publication(signed, None, 0)
     old = None
-    with contextlib.suppress(WireError):  # a damaged list is replaced
+    with contextlib.suppress(WireError):  # a damaged list in the store is replaced
         old = parse_signed_list(stored.value)
     if old is not None and old != signed and old.counter >= signed.counter:
         raise ConfigError(
-            f"{source} has the counter {signed.counter}, and the stored list has {old.counter}",
-            hint=f"Sign it with --counter={old.counter + 1}.",
+            f"{source} has the counter {signed.counter}, but the stored list has the counter {old.counter}",
+            hint=f"Sign the list again with --counter={old.counter + 1}.",
         )
     return Publication(signed, old, stored.revision)
 

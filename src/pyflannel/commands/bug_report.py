@@ -34,8 +34,8 @@ _MOST_BYTES = 2 << 20
 """Maximum number of bytes of one part. Only the end of a longer part is kept."""
 
 _MOST_LEARNED = 200
-"""Most values that are removed everywhere because they occur beside the name of a secret in some part. Beside
-such names, all are removed."""
+"""Maximum number of values that are removed from all parts because they occur beside the name of a secret
+in one part. Values beside such names are always removed."""
 
 _DEFAULTS = Path("/etc/default/flanneld")
 _MOST_KEY_OCTETS = 1 << 20
@@ -68,7 +68,7 @@ _COMMANDS: Mapping[str, Sequence[str]] = {
     "versions/docker.txt": ("docker", "version"),
     "versions/systemd.txt": ("systemctl", "--version"),
 }
-"""The output of these programs is a part of the archive."""
+"""The programs whose output is a part of the archive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class BugReport:
 
     Attributes:
         file: path of the archive.
-        parts: names of the files in it.
+        parts: names of the files in the archive.
         removed: number of secrets that were removed from the texts.
     """
 
@@ -123,7 +123,7 @@ async def report_bug(
     """Write an archive with the state of this host, readable only for its owner.
 
     Args:
-        places: those of the daemon.
+        places: paths of the daemon.
         archive: path of the archive, which must not exist.
         directory: name of the directory in the archive.
         environ: the environment of flannelctl; its secrets are removed from all texts.
@@ -200,7 +200,7 @@ class _Process:
 
     @property
     def flags(self) -> Iterator[tuple[str, str]]:
-        """The flags with their values."""
+        """The flags of a command line, with their values."""
         for word, following in zip(self.arguments, [*self.arguments[1:], ""], strict=False):
             if word.startswith("-"):
                 name, equals, value = word.lstrip("-").partition("=")
@@ -208,7 +208,9 @@ class _Process:
 
 
 def _files(places: Places, process: _Process) -> dict[str, Callable[[], Awaitable[str]]]:
-    """Return the files of the daemon and the facts about its process. No file of keys is among them."""
+    """Return the files of the daemon and the facts about its process. They never include a file that
+    contains keys.
+    """
     files = {
         "files/subnet.env": places.subnet_file,
         "files/last-known.json": places.last_known,
@@ -252,7 +254,7 @@ def _files(places: Places, process: _Process) -> dict[str, Callable[[], Awaitabl
 
 
 def _default_settings() -> dict[str, str]:
-    """Return the variables of the file that the units of the packages read."""
+    """Return the variables in the settings file that the units of the packages read."""
     with contextlib.suppress(OSError):
         lines = _DEFAULTS.read_text(errors="replace").splitlines()
         pairs = (line.strip().partition("=") for line in lines)
@@ -278,7 +280,7 @@ async def _output_of(words: Sequence[str]) -> str:
 
 
 def _known_secrets(places: Places, process: _Process, environ: Mapping[str, str]) -> set[str]:
-    """Return the secrets of this host that pyflannel uses. They are removed wherever they occur."""
+    """Return the secrets of this host that pyflannel uses. All occurrences of these secrets are removed."""
     variables = {**environ, **process.environ}
     given = [*variables.items(), *process.flags]
     found = {value for name, value in given if is_secret(name) and value}
@@ -292,11 +294,13 @@ def _known_secrets(places: Places, process: _Process, environ: Mapping[str, str]
 
 
 _OF_OTHERS = ("log/", "events.", "leases.", "status.", "files/last-known.")
-"""Beginnings of the names of parts whose text other hosts and a writer of the store can cause."""
+"""Prefixes of the names of parts whose text other hosts or a writer of the store can influence."""
 
 
 def _learned(parts: Mapping[str, str], process: _Process) -> set[str]:
-    """Return values beside the names of secrets. Those that others can write come last, and are limited."""
+    """Return the values that occur beside the names of secrets. Values that others can write are last, and
+    their number is limited.
+    """
     ordered = sorted(parts, key=lambda name: (name.startswith(_OF_OTHERS), name))
     texts = (*process.environ.values(), *process.arguments, *(parts[name] for name in ordered))
     learned: set[str] = set()

@@ -52,7 +52,7 @@ from pyflannel.wire.forwarder_control import LOG_NAME, SOCKET_NAME
 from pyflannel.wire.lease_record import SUBNETS, lease_of
 
 _NAMED = 8
-"""Objects of one kind that are listed individually. More are counted."""
+"""Maximum number of objects of one kind that are listed individually. More are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +67,17 @@ class Removal:
 async def remove_objects(
     places: Places, membership: Membership, *, doubtful_rules: bool = False, is_preview: bool = False
 ) -> Removal:
-    """Remove the forwarder, pyflannel's kernel objects and, for the default daemon, those of the original.
+    """Remove the forwarder, pyflannel's kernel objects and, for the default daemon, the objects of the
+    original.
 
-    The targets are emptied one after the other, so that a failing one hides no other. flanneld must not run.
+    The targets are emptied one after the other, so that the failure of one target does not affect the others.
+    flanneld must not run.
 
     Args:
-        places: the places of the daemon.
+        places: the paths of the daemon.
         membership: the networks of this host.
-        doubtful_rules: remove filter rules too that may belong to the original or to another program.
-        is_preview: change nothing; list the objects that would be removed.
+        doubtful_rules: also remove filter rules that may belong to the original or to another program.
+        is_preview: list the objects that would be removed, and change nothing.
     """
     done = Removal()
     async with AsyncExitStack() as opened:
@@ -113,7 +115,7 @@ async def remove_objects(
 def claimed_name(places: Places, found: Iterable[Item]) -> str | None:
     """Return the device name that the daemon claimed, which identifies its routes and rules; None if unknown.
 
-    If nothing records the name, the default daemon has flannel0, unless another daemon has that.
+    If nothing records the name, the default daemon has flannel0, unless another daemon has this name.
     """
     if (kept := places.device()) is not None:
         return kept
@@ -140,11 +142,13 @@ def _names_of_others(places: Places, aliases: Iterable[str]) -> set[str | None]:
 
 
 async def _fences(places: Places, done: Removal) -> list[Key]:
-    """Return the keys of the routes without which packets of running containers would leave unencrypted."""
+    """Return the keys of the routes that must be kept, because without them packets of running containers
+    would leave unencrypted.
+    """
     try:
         found = await survey()
     except FlannelError:
-        return []  # the target reports it
+        return []  # the target reports the failure
     links = {item.name for item in found if isinstance(item, Link) and item.alias == places.mark}
     fences = fences_in_use([item for item in found if isinstance(item, Route)], links)
     done.kept.extend(
@@ -181,7 +185,7 @@ async def _empty(
 
 
 async def _remove_next_hops(protocol: int, done: Removal) -> None:
-    """Remove next hops whose routes another program deleted."""
+    """Remove next-hop objects whose routes another program deleted."""
     try:
         if count := await remove_next_hops(protocol):
             done.removed.append(f"{count} next hop{'' if count == 1 else 's'} without a route")
@@ -235,7 +239,7 @@ async def _remove_originals(
 async def _remove_rules(
     left: Iterable[LeftRules], done: Removal, takes_doubtful: bool, is_preview: bool
 ) -> None:
-    """Remove the rules that the original left, and doubtful ones only if `takes_doubtful`."""
+    """Remove the rules that the original left, and doubtful rules only if `takes_doubtful`."""
     pid = find_original()
     for one in left:
         if pid is not None:
@@ -255,7 +259,7 @@ async def _remove_rules(
 
 
 def in_lines(items: Iterable[Item]) -> Iterator[str]:
-    """Yield the titles of the items, one line each; of a kind with many items, their number."""
+    """Yield the titles of the items, one line each; for a kind with many items, only their number."""
     found = list(items)
     counts = Counter(type(item) for item in found)
     yield from (item.title for item in found if counts[type(item)] <= _NAMED)
@@ -278,11 +282,11 @@ class Cleanup:
     """The options of a cleanup.
 
     Attributes:
-        store_url: URL of the store with the lease; None for the store of the running daemon, otherwise of the
-            environment. For one of several networks, the URL may omit the network.
-        node_id: identity of the host, if the daemon got it as an option.
-        doubtful_rules: remove filter rules too that may belong to the original or to another program.
-        keep_lease: keep lease and identity, so that another program takes over the subnet.
+        store_url: URL of the store with the lease; None for the store of the running daemon, or otherwise the
+            store of the environment. For one of several networks, the URL may omit the network.
+        node_id: identity of the host, if the daemon got the identity as an option.
+        doubtful_rules: also remove filter rules that may belong to the original or to another program.
+        keep_lease: keep the lease and the identity, so that another program can take over the subnet.
     """
 
     places: Places
@@ -293,11 +297,12 @@ class Cleanup:
 
 
 async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport:
-    """Return the host to its state before flannel. A failure is reported and does not stop the cleanup.
+    """Restore the state that the host had before flannel. A failure of one step is reported, and does not
+    stop the cleanup.
 
     Raises:
-        BusyError: the daemon does not end, or another one starts.
-        TargetError: the user may not stop the daemon, or not write to its run directory.
+        BusyError: the daemon does not exit, or another daemon starts.
+        TargetError: the user has no permission to stop the daemon, or to write to its run directory.
         UsageError: the daemon runs in another network namespace.
     """
     report = CleanupReport()
@@ -312,7 +317,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
         report.removed.append(f"flanneld (pid {pid})")
     if unit is not None:
         report.kept.append(f"unit {unit}; if it is enabled, `systemctl disable {unit}` before the next boot")
-    run_dir_existed = places.run_dir.exists()  # the lock creates it
+    run_dir_existed = places.run_dir.exists()  # the lock file is created by locking
     with RunLock(str(places.lock), "flannelctl cleanup"):  # prevents the start of a daemon
         owner = await owner_of(cleanup, status)
         removal = await remove_objects(places, membership, doubtful_rules=cleanup.doubtful_rules)
@@ -334,7 +339,9 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
 
 
 async def preview(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport:
-    """Return the report that `clean_up` would give, as far as it is known beforehand. Changes nothing."""
+    """Return the report that `clean_up` would give, as far as it can be known without removing anything.
+    Changes nothing.
+    """
     report = CleanupReport()
     places = cleanup.places
     status = await status_of_host(places)
@@ -360,7 +367,9 @@ async def preview(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport
 
 
 async def owner_of(cleanup: Cleanup, status: Status) -> str | None:
-    """Return the identity of this host. In a container without state directory, its device contains it."""
+    """Return the identity of this host. In a container without state directory, the tunnel device contains
+    the identity.
+    """
     if owner := cleanup.node_id or status.owner:
         return owner
     with suppress(FlannelError):  # `remove_objects` reports it
@@ -371,10 +380,14 @@ async def owner_of(cleanup: Cleanup, status: Status) -> str | None:
 
 
 def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
-    """Return the files to remove from the run directory; report those that a running original uses."""
+    """Return the files to remove from the run directory; report the files that a running original flannel
+    uses.
+    """
     subnet_files = (
         places.subnet_file,
-        places.subnet_file.with_name(f".{places.subnet_file.name}"),  # of an original killed in a write
+        places.subnet_file.with_name(
+            f".{places.subnet_file.name}"
+        ),  # temporary file of an original that was killed during a write
     )
     files = (
         places.device_file,
@@ -395,7 +408,7 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
 
 
 def _dead_docker_socket(places: Places) -> tuple[Path, ...]:
-    """Return the default socket of Docker's network plugin if a killed flanneld left it behind.
+    """Return the default socket of Docker's network plugin if a killed flanneld did not remove it.
 
     Docker would try to connect to it for 15 seconds.
     """
@@ -419,7 +432,9 @@ async def _release(
     *,
     is_preview: bool = False,
 ) -> bool:
-    """Delete the leases of `owner` from the store, or the lease in its Node; return whether none remains."""
+    """Delete the leases of `owner` from the store, or the lease in its Node; return whether no such lease
+    remains.
+    """
     try:
         if (cluster := kubernetes_from_environment(environ)) is not None and cluster.node is not None:
             if not is_preview:
@@ -482,7 +497,7 @@ def _lease_of(record: Record, owner: str) -> Lease | None:
 
 def _remove_files(report: CleanupReport, *paths: Path) -> None:
     for path in paths:
-        # A killed writer leaves its temporary file.
+        # The temporary file of a killed process counts as a file of pyflannel.
         for each in (path, path.with_name(f".{path.name}.new")):
             try:
                 each.unlink()
@@ -502,7 +517,7 @@ def _remove_pins(report: CleanupReport, path: Path) -> None:
 
 
 def _remove_directory(path: Path, report: CleanupReport) -> None:
-    """Remove a directory unless it contains files of others."""
+    """Remove a directory unless it contains files of other programs."""
     try:
         path.rmdir()
         report.removed.append(f"directory {path}")

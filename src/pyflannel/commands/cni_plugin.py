@@ -1,4 +1,6 @@
-"""Installation of the CNI plugin on this host: the program, and the network configuration that names it."""
+"""Installation of the CNI plugin on this host: the program, and the network configuration that refers to
+it.
+"""
 
 import contextlib
 import json
@@ -16,10 +18,10 @@ from pyflannel.wire.cni import DEFAULT_SUBNET_FILE
 
 PROGRAM = "flannel"
 CONFLIST = "10-flannel.conflist"
-"""The file names of the original."""
+"""The names of the files are the same as in the original."""
 
 _FORMER = ".flannel.former"
-"""The program of the same name that an installation set aside."""
+"""The program of the same name that an installation renamed."""
 
 _MARK = "# Written by 'flannelctl cni install'. 'flannelctl cni uninstall' removes it."
 
@@ -41,7 +43,7 @@ sys.exit(main())
 """
 
 DELEGATES = ("bridge", "host-local", "portmap", "loopback")
-"""The plugins that the network configuration needs, and the one that every runtime needs."""
+"""The plugins that the network configuration needs, and the plugin that every runtime needs."""
 
 _RUNTIMES = {
     "containerd": "containerd and Kubernetes on it",
@@ -60,13 +62,13 @@ class CniPlaces:
 
     @property
     def are_default(self) -> bool:
-        """Whether runtimes read these directories by default."""
+        """True if runtimes read these directories by default."""
         return self == CniPlaces()
 
 
 @dataclass(slots=True)
 class CniReport:
-    """The result of an installation or a removal: a line for each item."""
+    """The result of an installation or a removal, with one line for each item."""
 
     done: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -77,8 +79,8 @@ def install(places: CniPlaces, subnet_file: Path, path: str = os.environ.get("PA
     """Install the plugin: the program first, and the network configuration last.
 
     A runtime that reads the directories at any moment finds a configuration only with its program. A program
-    of the same name, which is the original's, is set aside. A network configuration of the same name stays,
-    because the plugin reads the configuration of the original.
+    of the same name, which belongs to the original, is renamed. A network configuration of the same name is
+    not changed, because the plugin reads the configuration of the original.
 
     Raises:
         UsageError: a directory cannot be written.
@@ -106,7 +108,8 @@ def install(places: CniPlaces, subnet_file: Path, path: str = os.environ.get("PA
 
 
 def uninstall(places: CniPlaces) -> CniReport:
-    """Remove the files of an installation, the network configuration first, and restore a former program.
+    """Remove the files of an installation, the network configuration first, and restore a program that the
+    installation renamed.
 
     Raises:
         UsageError: a directory cannot be written.
@@ -133,7 +136,9 @@ def uninstall(places: CniPlaces) -> CniReport:
 
 
 def conflist_text(subnet_file: Path) -> str:
-    """Return the network configuration: the original's, with a version that current runtimes accept."""
+    """Return the network configuration: that of the original, with a version number that current runtimes
+    accept.
+    """
     flannel: dict[str, object] = {
         "type": PROGRAM,
         "delegate": {"hairpinMode": True, "isDefaultGateway": True},
@@ -146,7 +151,9 @@ def conflist_text(subnet_file: Path) -> str:
 
 
 def _launcher() -> str:
-    """Return the program. It starts the system's interpreter without a virtual environment, to save time."""
+    """Return the program. The launcher starts the system's interpreter without a virtual environment, to
+    save time.
+    """
     package = Path(pyflannel.__file__).parents[1]
     return _LAUNCHER.format(
         interpreter=os.path.realpath(sys.executable), mark=_MARK, package=str(package.resolve())

@@ -69,7 +69,7 @@ async def status_of_host(places: Places) -> Status:
 
 
 async def membership_of(places: Places, status: Status) -> Membership:
-    """Return network, subnet and underlay of the host; None for each unknown value."""
+    """Return the network, subnet and underlay of the host; None for each unknown value."""
     known = _last_known(places)
     leases = () if known is None else filter(None, map(readable_lease, known.records))
     return Membership(
@@ -90,7 +90,7 @@ def _last_known(places: Places) -> Kept | None:
 
 
 def known_networks(places: Places, membership: Membership) -> frozenset[IPv4Network | IPv6Network]:
-    """Return the present and former networks of this host, from the store and each subnet.env."""
+    """Return the current and former networks of this host, from the store and each subnet.env."""
     files = [places.subnet_file, *places.run_dir.glob("networks/*.env")]
     named = {network for path in files for network in _named_in(path)}
     return frozenset(named if membership.network is None else {membership.network, *named})
@@ -106,7 +106,9 @@ def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
 
 
 async def _underlay(known: Kept | None) -> str | None:
-    """Return the interface with the address of the last lease, otherwise that of the default route."""
+    """Return the interface with the address of the last lease, or otherwise the interface of the default
+    route.
+    """
     with contextlib.suppress(FlannelError):
         interfaces = await interfaces_of_host()
         own = None if known is None else interfaces.holder(known.own.attributes.public_ip)
@@ -117,7 +119,7 @@ async def _underlay(known: Kept | None) -> str | None:
 
 
 async def leases_of_host(places: Places) -> list[LeaseEntry]:
-    """Return the leases that the daemon knows, or those in its files if it does not respond."""
+    """Return the leases that the daemon knows, or the leases in its files if it does not respond."""
     with contextlib.suppress(NotReadyError, WireError):
         return await ControlClient(places.control_socket, _DAEMON_S).leases()
     known = _last_known(places)
@@ -126,10 +128,11 @@ async def leases_of_host(places: Places) -> list[LeaseEntry]:
 
 
 async def ping_path(places: Places, socket: Path | None, name: str) -> PingReport:
-    """Return where packets to a host or a container stop. `socket`: control socket, if it was given.
+    """Return the place where packets to a host or a container stop. `socket`: control socket, if the user
+    specified it.
 
     Raises:
-        FlannelError: no lease belongs to the name, or no probe can be sent.
+        FlannelError: no lease belongs to this name, or no probe can be sent.
         NotReadyError: flanneld does not respond, and no leases are saved on this host.
     """
     places, status, leases = await _known(places, socket)
@@ -141,16 +144,18 @@ async def ping_path(places: Places, socket: Path | None, name: str) -> PingRepor
 
 
 async def bench_host(places: Places, socket: Path | None, name: str) -> BenchReport:
-    """Measure the paths to a host or a container. Arguments and errors are those of `ping_path`."""
+    """Measure the paths to a host or a container. The arguments and errors are the same as those of
+    `ping_path`.
+    """
     _, status, leases = await _known(places, socket)
     return await bench_path(status, *target_of(status, leases, name))
 
 
 async def _known(places: Places, socket: Path | None) -> tuple[Places, Status, list[LeaseEntry]]:
-    """Return the places of the daemon, its status and its leases.
+    """Return the paths of the daemon, its status and its leases.
 
     Raises:
-        NotReadyError: flanneld does not respond, and has left no leases.
+        NotReadyError: flanneld does not respond, and its files contain no leases.
     """
     if socket is not None:
         places = replace(places, run_dir=socket.parent)
@@ -164,7 +169,7 @@ async def _known(places: Places, socket: Path | None) -> tuple[Places, Status, l
 
 
 async def _findings_in_time(places: Places, status: Status, leases: list[LeaseEntry]) -> tuple[Finding, ...]:
-    """Return the findings about this host itself; empty if they are not ready in time."""
+    """Return the findings about this host itself; empty if the examination does not end in time."""
     with contextlib.suppress(TimeoutError, FlannelError):
         async with asyncio.timeout(_EXAMINED_S):
             return await _examined(places, status, leases)
@@ -198,7 +203,7 @@ async def _examined_until(
 
 
 async def fix(found: Sequence[Finding]) -> list[str]:
-    """Run the commands of the safe findings, and return those that succeeded."""
+    """Run the repair commands of the safe findings, and return the commands that succeeded."""
     commands = [one.fix for one in found if one.code in SAFE]
     done = []
     for command in commands:
@@ -209,7 +214,7 @@ async def fix(found: Sequence[Finding]) -> list[str]:
 
 
 async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
-    """Return the answers of the peers; empty if this process may not send probes."""
+    """Return the answers of the peers; empty if this process has no permission to send probes."""
     with contextlib.suppress(TargetError):
         return list((await probe_peers(status, leases)).values())
     return []
@@ -225,11 +230,12 @@ _CLOCKS = 16
 """Maximum number of peers whose clocks are compared with the clock of this host."""
 
 _CLOCK_DEADLINE_S = 0.7
-"""Deadline of their answers. Many firewalls drop these requests, and doctor must not wait for them."""
+"""Deadline for the answers of these peers. Many firewalls drop timestamp requests, and doctor must not
+wait for them."""
 
 
 async def _clock_offsets(status: Status, leases: list[LeaseEntry]) -> dict[IPv4Address, float]:
-    """Return the offsets of the clocks of some peers; empty if none may be asked."""
+    """Return the offsets of the clocks of some peers; empty if no peer can be asked."""
     ends = (underlay for peer in peers_of(status, leases) for underlay, _ in (ends_of(peer),))
     with contextlib.suppress(TargetError):
         some_ends = list(islice(filter(None, ends), _CLOCKS))
@@ -303,13 +309,13 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
 
 
 _ASKED = 2
-"""Maximum number of peers to which the kernel is asked for the route."""
+"""Maximum number of peers for which the kernel is asked for the route."""
 
 
 async def _route_answers(
     status: Status, membership: Membership, bridge: str | None
 ) -> tuple[RouteAnswer, ...]:
-    """Return the answers of the kernel about packets between this host and some of its peers."""
+    """Return the routes that the kernel chooses for packets between this host and some of its peers."""
     own, underlay = membership.subnet, status.underlay
     tunnel = status.backend.link if status.backend is not None else None
     if own is None or not status.is_live:
@@ -346,7 +352,7 @@ async def programs_of(places: Places) -> tuple[tuple[BpfProgram, ...], tuple[Bpf
     async with BpfTarget(FastPath(str(places.bpf))) as fast_path:
         found = await fast_path.snapshot(State.EMPTY)
         own = [one for one in found.of_type(BpfProgram) if one.tunnel.device == device]
-        # Their maps are read only if they are planned.
+        # The maps of the programs are read only if the programs are planned.
         found = await fast_path.snapshot(State.collect(own)) if own else State.EMPTY
     programs = tuple(one for one in found.of_type(BpfProgram) if one.tunnel.device == device)
     return programs, tuple(found.of_type(BpfPeer))

@@ -17,23 +17,27 @@ from pyflannel.wire.lease_record import CONFIG, SUBNETS, leased_subnets, readabl
 from pyflannel.wire.network_config_json import parse_network_config
 
 _READ_S = 2.5
-"""Deadline for reading the changes. Afterwards, the history is incomplete."""
+"""Deadline for reading the changes. After this deadline, the history is reported as incomplete."""
 
 _QUIET_S = 0.5
-"""Silence after which no earlier change follows. etcd does not report the end of earlier changes."""
+"""Time in seconds without a change, after which all earlier changes are assumed to have arrived. etcd does
+not report when it has sent all earlier changes."""
 
 _MOST_DATED = 64
-"""Leases whose age is asked for: dates are no closer than a renewal, so more would add little."""
+"""Maximum number of leases whose age is requested. More would add little, because one age per renewal
+interval is enough."""
 
 
 class Dates:
-    """The latest times at which revisions were written, from leases with a TTL, whose age the store knows.
+    """The latest possible times of revisions. They are computed from leases with a TTL, whose age the store
+    knows.
 
-    etcd begins TTLs again when it elects a leader. So an age is a minimum, and a time is never too early.
+    etcd starts all TTLs from their full length when it elects a leader. Therefore an age is a minimum, and a
+    computed time is never too early.
     """
 
     def __init__(self, known: Sequence[tuple[int, float]]) -> None:
-        """`known`: revisions, in ascending order, and seconds since the epoch."""
+        """`known`: pairs of a revision and its time in seconds since the epoch, in ascending order."""
         self._revisions = [revision for revision, _ in known]
         earliest, times = float("inf"), []
         for _, at in reversed(known):
@@ -52,10 +56,10 @@ class History:
     """The changes of the keys with one prefix, the oldest first.
 
     Attributes:
-        begin: revision from which on no change is missing. Of an earlier time, only values that are still in
+        begin: revision since which no change is missing. Of earlier changes, only values that are still in
             the store are known.
         revision: revision up to which the changes were read.
-        is_complete: False if the store did not send all of them before the deadline.
+        is_complete: False if the store did not send all changes before the deadline.
     """
 
     changes: tuple[Change, ...]
@@ -78,7 +82,8 @@ async def read_history(store: Store, prefix: str) -> History:
         try:
             changes, is_complete = await _changes_after(store, listing, prefix, begin)
         except CompactedError as error:
-            # The revision that etcd names has a complete state, and the one that SQLite names has a change.
+            # At the revision that etcd names, the state is complete. The revision that SQLite names is that
+            # of a change.
             begin = max(begin + 1, error.oldest - 1)
         else:
             break
@@ -97,7 +102,7 @@ async def read_history(store: Store, prefix: str) -> History:
 async def _changes_after(
     store: Store, listing: Listing, prefix: str, begin: int
 ) -> tuple[list[Change], bool]:
-    """Return the changes after `begin` up to the listing, and whether these are all."""
+    """Return the changes after `begin` up to the list request, and whether these are all changes."""
     expected = {record.key: record.revision for record in listing.records if record.revision > begin}
     found: list[Change] = []
     current: dict[str, int] = {}
@@ -130,7 +135,7 @@ def _apply(change: Change, current: dict[str, int]) -> None:
 async def _read_dates(store: Store, listing: Listing) -> Dates:
     dated = sorted((each for each in listing.records if each.lease_id), key=lambda each: each.revision)
     step = max(1, -(-len(dated) // _MOST_DATED))
-    chosen = dated[::-1][::step][::-1]  # with the newest one
+    chosen = dated[::-1][::step][::-1]  # including the newest revision
     async with asyncio.TaskGroup() as tasks:
         asked = [tasks.create_task(store.age(record)) for record in chosen]
     now = time.time()
@@ -141,12 +146,12 @@ async def _read_dates(store: Store, listing: Listing) -> Dates:
 LeaseEventKind = Literal[
     "acquired", "reserved", "renewed", "changed", "transferred", "expires", "written", "removed", "unreadable"
 ]
-"""`expires`: a reservation got a TTL. `written`: the previous value is unknown."""
+"""The kinds of events. `expires`: a reservation got a TTL. `written`: the previous value is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseEvent:
-    """A change of one lease. The holder of a removed lease is the last known one.
+    """A change of one lease. The holder of a removed lease is the last known holder.
 
     Attributes:
         not_after: latest possible time, in seconds since the epoch; None if it is unknown.
@@ -233,7 +238,7 @@ def _with_holder(event: LeaseEvent, lease: Lease) -> LeaseEvent:
 
 
 def _is_new(record: Record, history: History) -> bool:
-    """Return whether the first known value of a key is the first one since the key was created."""
+    """Return whether the first known value of a key is also the first value since the key was created."""
     return record.created == record.revision if record.created else history.begin == 1
 
 
@@ -252,7 +257,7 @@ def _event(before: Lease | None, after: Lease, *, is_new: bool) -> LeaseEventKin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigVersion:
-    """One value of the network config; None if it was deleted. `not_after`: as in LeaseEvent."""
+    """One value of the network config; None if it was deleted. `not_after`: the same as in LeaseEvent."""
 
     revision: int
     text: str | None
@@ -278,7 +283,7 @@ async def config_history(store: Store) -> ConfigHistory:
     history = await read_history(store, CONFIG)
     versions = []
     for change in history.changes:
-        if change.key == CONFIG:  # `config` is also the beginning of other keys
+        if change.key == CONFIG:  # other keys also begin with `config`
             text = change.record.value.decode(errors="replace") if isinstance(change, PutSeen) else None
             at = history.dates.not_after(change.revision)
             versions.append(ConfigVersion(revision=change.revision, text=text, not_after=at))
@@ -292,7 +297,9 @@ async def config_history(store: Store) -> ConfigHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostDeviation:
-    """A running host whose lease differs from the network config. `differences`: one phrase each."""
+    """A running host whose lease differs from the network config. `differences`: one phrase for each
+    difference.
+    """
 
     subnet: IPv4Network
     public_ip: IPv4Address
@@ -305,11 +312,12 @@ class ConfigDifference:
     """The document of `config diff`.
 
     Attributes:
-        ok: there is no difference.
-        difference: lines from the stored config to the given one; empty if none was given.
-        effects: of the given config on the running hosts.
-        this_host: lines from the stored config to the one that flanneld on this host uses; None if it does
-            not respond.
+        ok: True if there is no difference.
+        difference: lines of the difference from the stored config to the given config; empty if no config was
+            given.
+        effects: effects of the given config on the running hosts.
+        this_host: lines of the difference from the stored config to the config that flanneld on this host
+            uses; None if flanneld does not respond.
         leases: number of compared leases.
         hosts: the running hosts whose lease differs from the stored config.
     """
@@ -326,7 +334,7 @@ async def stored_config(store: Store) -> tuple[str, list[Lease]]:
     """Return the stored network config and the leases.
 
     Raises:
-        NotReadyError: there is no config.
+        NotReadyError: the store contains no network config.
         StoreError: the store does not respond.
     """
     record = await store.get(CONFIG)
@@ -337,7 +345,7 @@ async def stored_config(store: Store) -> tuple[str, list[Lease]]:
 
 
 def host_deviations(text: str, leases: Sequence[Lease]) -> tuple[HostDeviation, ...]:
-    """Return the running hosts whose lease differs from the config, without unused reservations.
+    """Return the running hosts whose lease differs from the config, excluding unused reservations.
 
     Raises:
         ConfigError: the config is invalid.

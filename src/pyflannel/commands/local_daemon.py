@@ -1,4 +1,6 @@
-"""The daemon of this host: the process that holds its lock, and a status from its files without it."""
+"""The daemon of this host: the process that holds its lock, and a status from its files if it does not
+run.
+"""
 
 import asyncio
 import contextlib
@@ -24,7 +26,7 @@ from pyflannel.wire.network_config_json import parse_network_config
 from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
 
 STOP_S = 20.0
-"""Deadline for the end of a daemon; longer than its own deadlines."""
+"""Deadline for a daemon to exit; longer than its own deadlines."""
 
 _REPORT_S = 2.0
 """Time after which flannelctl reports that it waits."""
@@ -35,8 +37,8 @@ log = logging.getLogger(__name__)
 def running_daemon(lock: Path) -> int | None:
     """Return the process ID of the daemon that holds `lock`; None without a daemon.
 
-    The file contains `1234 flanneld`, possibly from a killed daemon. The process with that ID is the daemon
-    only if it has the file open.
+    The lock file contains, for example, `1234 flanneld`, possibly from a daemon that was killed. The process
+    with that ID is the daemon only if it has the lock file open.
     """
     try:
         number, program = read_end(lock).decode().split(maxsplit=1)
@@ -59,9 +61,10 @@ async def stop_daemon(lock: Path) -> int | None:
     A service is stopped by systemd, which would otherwise restart it.
 
     Raises:
-        BusyError: it did not end in time, or its lock was deleted and only its socket shows that it runs, or
-            these are the places of one of its several networks. TargetError: the user has no right to stop
-            it. UsageError: it runs in another network namespace, so its objects cannot be removed from here.
+        BusyError: the daemon did not exit in time; or its lock was deleted and only its socket shows that it
+            runs; or these are the paths of one of its several networks. TargetError: the user has no
+            permission to stop the daemon. UsageError: the daemon runs in another network namespace, so its
+            objects cannot be removed from here.
     """
     pid = running_daemon(lock)
     if pid is None:
@@ -73,10 +76,10 @@ async def stop_daemon(lock: Path) -> int | None:
         return None
     try:
         if running_daemon(lock) != pid:
-            return None  # it ended before the pidfd was open
+            return None  # the process exited before the pidfd was open
         _check_namespace(pid)
         unit = service_of(pid)
-        signal.pidfd_send_signal(process, 0)  # it still runs, so the facts are about it
+        signal.pidfd_send_signal(process, 0)  # the process still runs, so the values belong to it
         if unit is not None:
             await stop_service(unit, STOP_S)
         else:
@@ -91,8 +94,8 @@ async def stop_daemon(lock: Path) -> int | None:
         ) from error
     except TimeoutError as error:
         raise BusyError(
-            f"flanneld (pid {pid}) did not end within {STOP_S:g} s",
-            hint=f"Read its log, end it with 'kill -9 {pid}', then clean up again.",
+            f"flanneld (pid {pid}) did not exit within {STOP_S:g} s",
+            hint=f"Read its log, terminate it with 'kill -9 {pid}', then run cleanup again.",
         ) from error
     finally:
         os.close(process)
@@ -100,10 +103,10 @@ async def stop_daemon(lock: Path) -> int | None:
 
 
 def check_own_files(places: Places, usual: Places) -> None:
-    """Refuse a cleanup that would remove files of the daemon at the `usual` places.
+    """Refuse a cleanup that would remove files of the daemon at the `usual` paths.
 
     Raises:
-        UsageError: a path belongs to the daemon at the default places, which runs.
+        UsageError: a path belongs to the running daemon at the default paths.
     """
     if places.run_dir == usual.run_dir:
         return
@@ -118,8 +121,9 @@ def check_own_files(places: Places, usual: Places) -> None:
     if theirs and (usual.device_file.exists() or running_daemon(usual.lock) is not None):
         raise UsageError(
             f"the flanneld of {usual.run_dir} uses {' and '.join(theirs)}",
-            hint=f"Name the state directory and the subnet file of {places.run_dir} too."
-            f" One of several networks has {usual.state_dir}/NAME and {usual.run_dir}/networks/NAME.env.",
+            hint=f"Also specify the state directory and the subnet file of {places.run_dir}."
+            f" For one of several networks, these are {usual.state_dir}/NAME and "
+            f"{usual.run_dir}/networks/NAME.env.",
         )
 
 
@@ -147,13 +151,14 @@ def _check_unserved(places: Places) -> None:
         raise BusyError(
             f"flanneld (pid {pid}) runs the network {places.run_dir.name}, and perhaps others",
             hint="Remove it from --networks and restart flanneld, or, with --watch-networks, delete its"
-            " config from the store; then clean up again.",
+            " config from the store. Then clean up again.",
         )
     if pid is not None:
         unit = service_of(pid)
         raise BusyError(
             f"flanneld (pid {pid}) runs: it serves {control_socket}, but its lock file is missing",
-            hint=f"End it with '{f'systemctl stop {unit}' if unit else f'kill {pid}'}', then clean up again.",
+            hint=f"Terminate it with '{f'systemctl stop {unit}' if unit else f'kill {pid}'}', then run "
+            f"cleanup again.",
         )
 
 
@@ -161,12 +166,14 @@ def _check_namespace(pid: int) -> None:
     if not os.path.samefile(f"/proc/{pid}/ns/net", "/proc/self/ns/net"):
         raise UsageError(
             f"flanneld (pid {pid}) runs in another network namespace",
-            hint=f"Run flannelctl there: nsenter --net=/proc/{pid}/ns/net flannelctl …",
+            hint=f"Run flannelctl in that namespace: nsenter --net=/proc/{pid}/ns/net flannelctl …",
         )
 
 
 async def offline_status(places: Places, cause: str) -> Status:
-    """Return a status from the files of a daemon and its forwarder; `cause`: why the daemon is silent."""
+    """Return a status from the files of a daemon and its forwarder; `cause`: the reason why the daemon
+    does not respond.
+    """
     env_text = _read(places.subnet_file)
     env = _subnet_env(env_text)
     known = _last_known(places.last_known)

@@ -58,12 +58,14 @@ WRITE_DEADLINE_S = 40.0
 class ControlClient:
     """Client of the daemon at a control socket.
 
-    Every call raises NotReadyError if no daemon answers in time, WireError if the answer is not that of a
+    Every call raises NotReadyError if no daemon answers in time, WireError if the answer is not from a
     daemon, and the error that the daemon reports.
     """
 
     def __init__(self, socket: Path, deadline_s: float = DEADLINE_S) -> None:
-        """Use `socket`, which is opened at each call. `deadline_s`: for an answer from memory."""
+        """Use `socket`; each call opens a new connection to it. `deadline_s`: deadline for an answer that
+        the daemon gives from memory.
+        """
         self._socket = socket
         self._deadline_s = deadline_s
 
@@ -76,15 +78,17 @@ class ControlClient:
         return parse_leases(await self._ask("GET", "/v1/leases"))
 
     async def events(self) -> list[JournalEntry]:
-        """Return the events of the daemon's passes, the latest last."""
+        """Return the events of the daemon's passes, with the latest event last."""
         return parse_events(await self._ask("GET", "/v1/events"))
 
     async def config_text(self) -> str | None:
-        """Return the network config that the daemon runs with, or None."""
+        """Return the network config that the daemon uses, or None."""
         return parse_config_text(await self._ask("GET", "/v1/config"))
 
     async def preview(self, text: str | None) -> PlanPreview:
-        """Return the changes that the next pass would make, with this network config or the one in force."""
+        """Return the changes that the next pass would make, with this network config, or with the config
+        in force.
+        """
         return parse_preview(await self._ask("POST", "/v1/plan", body=(text or "").encode()))
 
     async def set_config(self, text: str) -> None:
@@ -114,7 +118,7 @@ class ControlClient:
 async def live_status(socket: Path) -> Status:
     """Return the status of the daemon at a control socket, and of its forwarder.
 
-    flannelctl queries the forwarder itself if the daemon could not.
+    flannelctl queries the forwarder itself if the daemon could not do so.
 
     Raises:
         NotReadyError: the daemon does not respond.
@@ -151,14 +155,15 @@ def _hint(error: OSError) -> str:
 log = logging.getLogger(__name__)
 
 _QUESTIONS_AT_ONCE = 32
-"""Concurrent requests for expiries: enough to hide the latency of the store, too few to load it."""
+"""Concurrent requests for expiries: enough requests to hide the latency of the store, but too few to
+overload it."""
 
 
 class StoreClient:
     """Reads and writes a network in a store. Every call raises StoreError if the store does not respond."""
 
     def __init__(self, store: Store) -> None:
-        """Use `store`. The caller closes it."""
+        """Use `store`. The caller must close it."""
         self._store = store
 
     async def config_text(self) -> str | None:
@@ -170,7 +175,7 @@ class StoreClient:
         """Write the network config.
 
         Raises:
-            ConfigError: it is invalid; nothing was written.
+            ConfigError: the config is invalid; nothing was written.
         """
         parse_network_config(text)
         await self._store.write(Put(key=CONFIG, value=text.encode(), ttl_s=None, expected=None))
@@ -180,21 +185,22 @@ class StoreClient:
         return await self._store.get(ALLOW_LIST)
 
     async def set_allow_list(self, text: bytes, expected: int) -> None:
-        """Write the allow-list in the place of the one with this revision; 0 if there was none.
+        """Write the allow-list , replacing the list with this revision; 0 if there was no list.
 
         Raises:
-            StoreError: another list was written meanwhile.
+            StoreError: another program wrote a list in the meantime.
         """
         outcome = await self._store.write(Put(key=ALLOW_LIST, value=text, ttl_s=None, expected=expected))
         if isinstance(outcome, Conflict):
             raise StoreError(
-                "the allow-list was changed meanwhile", hint="Compare both lists, and try again."
+                "the allow-list was changed by another program in the meantime",
+                hint="Compare both lists, and try again.",
             )
 
     async def leases(self) -> list[LeaseEntry]:
-        """Return every lease. A key without a valid lease is logged and skipped.
+        """Return every lease. Keys without a valid lease are logged and skipped.
 
-        If the store does not report all expiries in time, the others are unknown.
+        If the store does not report all expiries in time, the missing ones are unknown.
         """
         listing = await _in_time(self._store.list(SUBNETS))
         leases = [(record, lease) for record in listing.records if (lease := _lease(record)) is not None]
@@ -206,9 +212,9 @@ class StoreClient:
                     if lease.has_ttl:
                         tasks.create_task(self._ask_expiry(record, turns, expiries))
         except* TimeoutError:
-            log.warning("the store has not reported all expiries within %g s", EXPIRIES_S)
+            log.warning("the store has not reported the expiry of all leases within %g s", EXPIRIES_S)
         except* StoreError as failures:
-            raise failures.exceptions[0] from None  # all have the same cause
+            raise failures.exceptions[0] from None  # all failures have the same cause
         return [LeaseEntry.of(lease, expires_in_s=expiries.get(record.key)) for record, lease in leases]
 
     async def _ask_expiry(
@@ -219,17 +225,17 @@ class StoreClient:
 
 
 async def _in_time(answer: Awaitable[_Answer]) -> _Answer:
-    """Return the answer of the store.
+    """Return the result of a call of the store.
 
     Raises:
-        StoreError: it does not respond in time.
+        StoreError: the store does not respond in time.
     """
     try:
         async with asyncio.timeout(READ_S):
             return await answer
     except TimeoutError as error:
         raise StoreError(
-            f"the store does not respond: no answer within {READ_S:g} s", hint="Check that it runs."
+            f"the store does not respond: no answer within {READ_S:g} s", hint="Check that the store runs."
         ) from error
 
 
@@ -256,7 +262,7 @@ async def opened_store(
     if not creates and is_missing(url):
         raise NoStoreError(
             f"the store {url} does not exist",
-            hint="Correct the path. If it is right, 'flannelctl config set' creates the store.",
+            hint="Correct the path. If the path is right, 'flannelctl config set' creates the store.",
         )
     store = open_store(url, password, busy_s=_BUSY_S)
     try:
@@ -296,9 +302,9 @@ class NetworkClient(Protocol):
 
 
 class _Daemon:
-    """The daemon, and its store as long as that responds.
+    """The daemon, and its store as long as the store responds.
 
-    Only the store knows when leases expire, and a config that the daemon rejected.
+    Only the store has the expiry of leases, and a network config that the daemon rejected.
     """
 
     def __init__(self, daemon: ControlClient, store_url: str | None, password: Secret | None) -> None:
@@ -323,7 +329,8 @@ class _Daemon:
                     return await client.leases()
             except (StoreError, UsageError, NoStoreError) as error:
                 log.warning(
-                    "read the leases from flanneld, without expiry, because the store cannot be read: %s",
+                    "read the leases from flanneld, without their expiry, because the store cannot be "
+                    "read: %s",
                     error,
                 )
         return await self._daemon.leases()
@@ -345,16 +352,16 @@ async def network_client(
     """Open the daemon or a store, for the length of a block.
 
     Args:
-        store_url: the store to use, if given.
-        socket: control socket of the daemon, which is used otherwise if it responds.
-        environ: its FLANNELD_ variables name the store to use if no daemon responds. They also contain etcd's
-            password.
-        only_daemon: the user selected the daemon, so no store replaces it.
-        creates: create the file of an embedded store.
+        store_url: the URL of the store, if the user gave one.
+        socket: control socket of the daemon, which is used if no store is given and the daemon responds.
+        environ: the environment, whose FLANNELD_ variables select the store to use if no daemon responds.
+            They also contain etcd's password.
+        only_daemon: the user selected the daemon, so no store is used instead.
+        creates: True to create the file of an embedded store.
 
     Raises:
         NoStoreError: the file of the store does not exist, and `creates` is false.
-        NotReadyError: `only_daemon`, and it does not respond.
+        NotReadyError: `only_daemon` is true, and the daemon does not respond.
         UsageError: the store URL is invalid.
     """
     password = etcd_password_of(environ)
@@ -369,7 +376,7 @@ async def network_client(
         else:
             url = status.store.url if status.store else None
             if url is not None and isinstance(parse_store_url(url).store, KubernetesAddress):
-                url = None  # only flanneld can read it
+                url = None  # only flanneld can read this store
             yield _Daemon(daemon, url, password)
             return
     async with store_client(store_url, password, creates=creates) as client:
@@ -386,9 +393,10 @@ async def network_store(
     creates: bool = False,
     whole: bool = False,
 ) -> AsyncIterator[Store]:
-    """Open the store itself, for the length of a block: that of the daemon if no other is given.
+    """Open the store directly, for the length of a block; if none is given, the store of the daemon.
 
-    The arguments and errors are those of `network_client`. With `whole`, a network in the URL is ignored.
+    The arguments and errors are the same as those of `network_client`. With `whole`, a network in the URL is
+    ignored.
 
     Raises:
         FlannelError: the network is one of Kubernetes, whose leases are Nodes.
@@ -405,7 +413,8 @@ async def network_store(
         store_url = store_url.partition("#")[0]
     if isinstance(parse_store_url(store_url).store, KubernetesAddress):
         raise FlannelError(
-            "the leases of this network are Nodes of Kubernetes, which this command does not change or read",
+            "the leases of this network are Nodes of Kubernetes, which this command neither reads nor "
+            "changes",
             hint="Use kubectl get nodes -o yaml: the lease of a host is in the annotations of its Node.",
         )
     async with opened_store(store_url, etcd_password_of(environ), creates=creates) as store:

@@ -1,4 +1,4 @@
-"""Several networks in one store: the list of them, new ones, and their removal."""
+"""Several networks in one store: listing, creating and removing them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ class NetworkEntry:
     """One network of a store.
 
     Attributes:
-        name: its name; None for the network without a name.
-        network: its range; None if it has none, or if the config is invalid or missing.
-        leases: number of its leases, with reservations.
-        error: why the config is invalid or missing; None if it is valid.
+        name: name of the network; None for the network without a name.
+        network: address range of the network; None if it has no range, or if the config is invalid or
+            missing.
+        leases: number of leases, including reservations.
+        error: reason why the config is invalid or missing; None if it is valid.
         config_revision: revision of the config in the store; 0 if it is missing.
     """
 
@@ -48,8 +49,8 @@ class NetworkChange:
     """The document of `network create` and `network rm`.
 
     Attributes:
-        conflicts: with other networks, of `create --force`.
-        removed_leases: number of deleted leases, of `rm --force`.
+        conflicts: conflicts with other networks, for `create --force`.
+        removed_leases: number of deleted leases, for `rm --force`.
     """
 
     name: str
@@ -59,7 +60,7 @@ class NetworkChange:
 
 
 async def list_networks(store: Store) -> Networks:
-    """Return all networks with a config or a lease, the one without a name first.
+    """Return all networks with a config or a lease, with the network without a name first.
 
     Raises:
         StoreError: the store does not respond.
@@ -68,7 +69,7 @@ async def list_networks(store: Store) -> Networks:
 
 
 async def _known(store: Store) -> list[tuple[NetworkEntry, NetworkConfig | None]]:
-    """Return the networks, each with its config if that is valid."""
+    """Return the networks, each with its config if the config is valid."""
     configs: dict[str | None, Record] = {}
     leases: dict[str | None, list[Record]] = {}
     for record in (await store.list("")).records:
@@ -82,7 +83,9 @@ async def _known(store: Store) -> list[tuple[NetworkEntry, NetworkConfig | None]
 
 
 def _split(key: str) -> tuple[str | None, str]:
-    """Return the name of the network of a key, None for the one without a name, and the key in it."""
+    """Return the name of the network of a key, or None for the network without a name, and the key within
+    the network.
+    """
     name, _, rest = key.partition("/")
     if rest and objection(name) is None:
         return name, rest
@@ -114,7 +117,7 @@ def check_name(name: str) -> None:
     """Check the name of a network.
 
     Raises:
-        UsageError: no network can have it.
+        UsageError: no network can have this name.
     """
     if (why := objection(name)) is not None:
         raise UsageError(f"{name!r} cannot be the name of a network: {why}", hint="Choose another name.")
@@ -125,8 +128,8 @@ async def create_network(store: Store, name: str, text: str, *, is_forced: bool)
 
     Raises:
         ConfigError: the config is invalid.
-        FlannelError: the network exists, or conflicts with another one and `is_forced` is false.
-        StoreError: the store does not respond, or another program wrote the config meanwhile.
+        FlannelError: the network exists, or conflicts with another network and `is_forced` is false.
+        StoreError: the store does not respond, or another program wrote the config in the meantime.
         UsageError: no network can have this name.
     """
     check_name(name)
@@ -139,12 +142,15 @@ async def create_network(store: Store, name: str, text: str, *, is_forced: bool)
     conflicts = tuple(_conflicts(config, name, known))
     if conflicts and not is_forced:
         raise FlannelError(
-            f"the network {name} conflicts with another one: {'; '.join(conflicts)}",
+            f"the network {name} conflicts with another network: {'; '.join(conflicts)}",
             hint="Change its config. If no host runs both networks, create it with --force.",
         )
     put = Put(key=f"{name}/{CONFIG}", value=text.encode(), ttl_s=None, expected=0)
     if isinstance(await store.write(put), Conflict):
-        raise StoreError(f"the network {name} was created meanwhile", hint="Run flannelctl network ls.")
+        raise StoreError(
+            f"the network {name} was created by another program",
+            hint="Check the networks with flannelctl network ls, and try again.",
+        )
     return NetworkChange(name=name, network=config.network, conflicts=conflicts)
 
 
@@ -166,7 +172,7 @@ async def find_network(store: Store, name: str) -> NetworkEntry:
     """Return a network.
 
     Raises:
-        NotReadyError: it does not exist.
+        NotReadyError: the network does not exist.
         StoreError: the store does not respond.
         UsageError: no network can have this name.
     """
@@ -180,11 +186,11 @@ async def find_network(store: Store, name: str) -> NetworkEntry:
 async def remove_network(store: Store, found: NetworkEntry, *, is_forced: bool) -> NetworkChange:
     """Delete the config of a network and, if `is_forced`, its leases.
 
-    A new lease is conditional on the config, so none is written after the deletion of the config.
+    A new lease is conditional on the config, so no lease is written after the deletion of the config.
 
     Raises:
-        FlannelError: there are leases, and `is_forced` is false.
-        StoreError: the store does not respond, or another program wrote the config meanwhile.
+        FlannelError: the network has leases, and `is_forced` is false.
+        StoreError: the store does not respond, or another program wrote the config in the meantime.
     """
     prefix, key = f"{found.name}/", f"{found.name}/{CONFIG}"
     if found.leases and not is_forced:
@@ -210,12 +216,13 @@ async def remove_network(store: Store, found: NetworkEntry, *, is_forced: bool) 
 def _in_use(found: NetworkEntry, leases: int) -> FlannelError:
     return FlannelError(
         f"the network {found.name} has {leases} lease{'' if leases == 1 else 's'}",
-        hint=f"Run flannelctl cleanup on its hosts: flannelctl --store URL#{found.name} leases lists them. "
-        "--force deletes the leases too.",
+        hint=f"Run flannelctl cleanup on its hosts, which flannelctl --store URL#{found.name} leases lists. "
+        "--force also deletes the leases.",
     )
 
 
 def _changed(found: NetworkEntry) -> StoreError:
     return StoreError(
-        f"the config of the network {found.name} was written meanwhile", hint="Run flannelctl network ls."
+        f"the config of the network {found.name} was written by another program",
+        hint="Check the networks with flannelctl network ls, and try again.",
     )

@@ -1,4 +1,6 @@
-"""Preparation by root for a flanneld that runs as another user. The unit runs it before each start."""
+"""Preparation of the host, as root, for a flanneld that runs as another user. The unit runs this code
+before each start.
+"""
 
 import os
 import pwd
@@ -15,7 +17,7 @@ from pyflannel.processes.forwarder_launch import move_forwarder
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 
 XTABLES_LOCK = Path("/run/xtables.lock")
-"""Lock file of iptables. Its programs create it with mode 0600."""
+"""Lock file of iptables. The programs of iptables create this file with mode 0600."""
 
 _PROTECTED_HARDLINKS = Path("/proc/sys/fs/protected_hardlinks")
 
@@ -33,13 +35,14 @@ def user_named(name: str) -> User:
     """Return a user.
 
     Raises:
-        UsageError: this host has no such user.
+        UsageError: the user does not exist on this host.
     """
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
         raise UsageError(
-            f"this host has no user {name}", hint="Run systemd-sysusers, or install the package again."
+            f"the user {name} does not exist on this host",
+            hint="Run systemd-sysusers, or install the package again.",
         ) from None
     return User(name, entry.pw_uid, entry.pw_gid)
 
@@ -47,9 +50,11 @@ def user_named(name: str) -> User:
 async def prepare(
     places: Places, user: User, lock: Path = XTABLES_LOCK
 ) -> tuple[list[str], list[FlannelError]]:
-    """Give the user access to the files that flanneld needs; return lines about it, and failures.
+    """Give the user access to the files that flanneld needs; return lines that report the changes, and the
+    failures.
 
-    A failure of one part does not prevent the others. Needs root and the mount namespace of the host.
+    A failure of one part does not prevent the others. The process needs root and the mount namespace of the
+    host.
     """
     done: list[str] = []
     failures: list[FlannelError] = []
@@ -72,10 +77,10 @@ async def prepare(
 def give_files(directory: Path, user: User) -> int:
     """Give the user the files of root below a directory that this user owns; return their number.
 
-    A flanneld of root left them. systemd gives them to the user with the directory itself, but no later ones.
-    The user may put links into the directory, so symbolic links are left out, and so are files with several
-    names. If the kernel does not protect hard links, the user can add names to files of root, and nothing is
-    given.
+    They are from a flanneld that ran as root. When systemd changes the owner of the directory, it also
+    changes the files in it, but not files that root creates later. The user may put links into the directory,
+    so symbolic links and files with several hard links are skipped. If the kernel does not protect hard
+    links, the user could create hard links to files of root, so this function then changes nothing.
     """
     count = 0
     with suppress(OSError):
@@ -107,7 +112,9 @@ def _is_on(device: int, name: str, directory: int) -> bool:
 
 @contextmanager
 def _opened(name: str, directory: int) -> Iterator[int]:
-    """Open a file without following a link or reading it, so that a check and a change concern one file."""
+    """Open a file without following a link or reading it, so that a check and a later change apply to the
+    same file.
+    """
     descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
         yield descriptor
@@ -116,7 +123,9 @@ def _opened(name: str, directory: int) -> Iterator[int]:
 
 
 def _share_lock(path: Path, user: User) -> None:
-    """Let the group of the user open the lock. iptables opens it to read, which is enough to lock it."""
+    """Let the group of the user open the lock file of iptables. iptables opens the file for reading, which
+    is enough to lock it.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.fchown(descriptor, -1, user.gid)
@@ -129,11 +138,11 @@ async def create_pins(places: Places, user: User | None = None) -> list[str]:
     """Mount the directory of pins and pin the attached programs; return a line that reports it.
 
     Args:
-        places: the places of the daemon.
+        places: the paths of the daemon.
         user: owner of the directory and the pins; None for root.
 
     Raises:
-        TargetError: this host or user cannot pin programs there.
+        TargetError: this host or user cannot pin programs in the directory.
     """
     try:
         with pin_directory(str(places.bpf)) as directory:
@@ -145,18 +154,22 @@ async def create_pins(places: Places, user: User | None = None) -> list[str]:
     except NotADirectoryError as error:
         raise TargetError(
             f"{places.bpf} is not a directory",
-            hint="Remove it, and find the program that created it: flanneld creates only a directory.",
+            hint="Remove the file, and find the program that created it. flanneld only creates a "
+            "directory at this path.",
         ) from error
     except OSError as error:
         raise TargetError(
             f"eBPF programs cannot be pinned in {places.bpf}: {in_words(error)}",
-            hint="Run as root, on a kernel with eBPF. Without pins, packets go through user space.",
+            hint="Run the command as root, on a kernel with eBPF. Without pins, packets pass through user "
+            "space.",
         ) from error
     return [f"pinned {count} eBPF programs of this host in {places.bpf}"]
 
 
 async def _move_forwarders(run_dir: Path, user: User) -> list[str]:
-    """Replace each forwarder that a flanneld of root started: it would refuse this user."""
+    """Replace each forwarder that a flanneld that ran as root started, because such a forwarder would
+    refuse this user.
+    """
     sockets = [path for depth in ("", "*/", "*/*/") for path in run_dir.glob(f"{depth}{SOCKET_NAME}")]
     return [
         f"moved the forwarder of {path.parent} to {user.name}"

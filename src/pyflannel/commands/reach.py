@@ -1,4 +1,6 @@
-"""Probes the peers of this host: which of them are reachable, and where the packets to one host stop."""
+"""Probes the peers of this host, to find which peers are reachable, and where the packets to one peer
+stop.
+"""
 
 import asyncio
 import random
@@ -26,7 +28,7 @@ from pyflannel.model.probe import (
 from pyflannel.model.status import ReachStatus, Status
 
 PROBED = 256
-"""Maximum number of peers that one command probes: a random sample of more peers would show nothing else."""
+"""Maximum number of peers that one command probes. A larger random sample would not show more."""
 
 SAMPLED, SAMPLE_DEADLINE_S = 32, 1.0
 """Maximum number of peers that `status` probes, and the seconds after which a peer counts as silent."""
@@ -36,16 +38,17 @@ _TUNNELS = frozenset({"vxlan", "udp", "", "wireguard"})
 """Backends whose device on each host has the first address of the host's subnet."""
 
 _MTUS = (1500, 1480, 1450, 1420, 1400, 1380, 1280, 576)
-"""Sizes of probe packets below the MTU of the network, in bytes."""
+"""Sizes in bytes of the probe packets that are smaller than the MTU of the network."""
 
 
 async def probe_peers(
     status: Status, leases: Sequence[LeaseEntry], *, most: int = PROBED, deadline_s: float = DEADLINE_S
 ) -> dict[IPv4Network, PeerReach]:
-    """Return the results for the peers to which this host sends; for a random sample if there are many.
+    """Return the results for the peers to which this host sends, or for a random sample of them if there are
+    many.
 
     Raises:
-        TargetError: this process may not send ICMP echo requests.
+        TargetError: this process has no permission to send ICMP echo requests.
     """
     peers = list(peers_of(status, leases))
     if len(peers) > most:
@@ -63,7 +66,7 @@ async def probe_peers(
 
 
 async def with_reach(status: Status, client: ControlClient) -> Status:
-    """Return the status with the answers of a sample of the peers; unchanged if no probe is possible."""
+    """Return the status with the answers of a sample of the peers; unchanged if probes are not possible."""
     if not status.is_ready or not status.peers:
         return status
     try:
@@ -84,7 +87,9 @@ def peers_of(status: Status, leases: Iterable[LeaseEntry]) -> Iterable[LeaseEntr
 
 
 def ends_of(peer: LeaseEntry) -> tuple[IPv4Address | None, IPv4Address | None]:
-    """Return the addresses of a peer on the underlay and on its tunnel device; None if it has none."""
+    """Return the addresses of a peer on the underlay and on its tunnel device; None for an address that
+    the peer does not have.
+    """
     underlay = None if peer.public_ip.is_unspecified else peer.public_ip
     return underlay, peer.subnet.network_address if peer.backend_type in _TUNNELS else None
 
@@ -104,7 +109,7 @@ def _own_address(status: Status) -> IPv4Address | None:
 
 
 def _sized(echo: Echo, mtu: int | None, sizes: Iterable[int]) -> list[Echo]:
-    """Return the request and its larger forms, none larger than the MTU."""
+    """Return the request and its larger variants, none of them larger than the MTU."""
     larger = {size for size in sizes if mtu is not None and echo.size < size <= mtu}
     return [echo, *(Echo(destination=echo.destination, source=echo.source, size=one) for one in larger)]
 
@@ -146,7 +151,7 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IPv4Address | 
     """Return the result for each part of the path to a host, or to a container on it.
 
     Raises:
-        TargetError: this process may not send ICMP echo requests.
+        TargetError: this process has no permission to send ICMP echo requests.
     """
     own = status.lease.subnet if status.lease is not None else None
     mtu = status.backend.mtu if status.backend is not None else None
@@ -187,7 +192,7 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IPv4Address | 
 def target_of(
     status: Status, leases: Sequence[LeaseEntry], name: str
 ) -> tuple[LeaseEntry, IPv4Address | None]:
-    """Return the lease that is meant, and the address of a container if one was given.
+    """Return the lease that the argument refers to, and the address of a container if one was given.
 
     Raises:
         FlannelError: no other host has this name, or no lease contains this address.
@@ -209,12 +214,13 @@ def target_of(
         )
     raise FlannelError(
         f"no host has the name {name!r}",
-        hint="Name a host by its host name, its address or its subnet; 'flannelctl leases' lists them.",
+        hint="Specify a host by its host name, its address or its subnet. 'flannelctl leases' lists the "
+        "hosts.",
     )
 
 
 async def _bridge_address(subnet: IPv4Network | None) -> IPv4Address | None:
-    """Return the address of this host on the bridge of its containers; None without one."""
+    """Return the address of this host on the bridge of its containers; None if there is no bridge."""
     if subnet is None:
         return None
     async with KernelInterfaces() as observer:
@@ -232,13 +238,14 @@ async def _bridge_address(subnet: IPv4Network | None) -> IPv4Address | None:
 
 
 _ROUNDS, _BENCH_S = 40, 2.0
-"""Maximum number of requests for each path and size, and the seconds after which no round begins."""
+"""Maximum number of requests for each path and size, and the seconds after which no new round begins."""
 
 _ANSWER_S, _GAP_S = 0.35, 0.005
-"""Deadline of a reply, shorter than the second attempt of `send_echoes`; and the pause between requests."""
+"""Deadline of a reply, shorter than the second attempt of `send_echoes`, and the pause between two
+requests."""
 
 _SMALL = 84
-"""Size of a small packet in bytes: that of ping."""
+"""Size in bytes of a small packet, which is the same as that of the program ping."""
 
 _LOOPBACK = IPv4Address("127.0.0.1")
 
@@ -256,16 +263,17 @@ _NOT_MEASURED = (
 async def bench_path(status: Status, peer: LeaseEntry, container: IPv4Address | None) -> BenchReport:
     """Measure the paths to a host, or to a container on it, for at most 2.4 s.
 
-    At most one request is on its way, and a reply is as large as its request.
+    At most one request is in flight, and a reply is as large as its request.
 
     Raises:
-        FlannelError: the host is this one, or has no path.
-        TargetError: this process may not send ICMP echo requests.
+        FlannelError: the host is this host, or has no path.
+        TargetError: this process has no permission to send ICMP echo requests.
     """
     own = status.lease.subnet if status.lease is not None else None
     if peer.subnet == own:
         raise FlannelError(
-            f"{peer.subnet} is the subnet of this host", hint="Name another host: flannelctl leases."
+            f"{peer.subnet} is the subnet of this host",
+            hint="Specify another host; 'flannelctl leases' lists them.",
         )
     mtu = (status.backend.mtu if status.backend is not None else None) or _MTUS[-1]
     underlay, tunnel = ends_of(peer)
@@ -302,7 +310,9 @@ BenchName = Literal["measurement", "underlay", "tunnel", "container"]
 
 @dataclass(slots=True)
 class _Run:
-    """The requests of one path and size so far. `times`: of the replies, in milliseconds."""
+    """The requests of one path and size that were sent so far. `times`: round-trip times of the replies,
+    in milliseconds.
+    """
 
     name: BenchName
     destination: IPv4Address
@@ -333,11 +343,14 @@ class _Run:
 
 
 _SILENT_ROUNDS = 1
-"""Requests without a reply, after the first one, after which a path is not asked again."""
+"""Maximum number of requests without a reply (not counting the first one); then no more requests are sent
+on the path."""
 
 
 async def _take_turns(runs: Sequence[_Run]) -> None:
-    """Send a request on each path in turn. The first one may wait for a neighbour and is not counted."""
+    """Send one request on each path, one path after the other. The first request may wait for a neighbour
+    and is not counted.
+    """
     loop = asyncio.get_running_loop()
     end = loop.time() + _BENCH_S
     await send_echoes([run.echo for run in runs], deadline_s=_ANSWER_S)

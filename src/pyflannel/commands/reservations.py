@@ -1,4 +1,4 @@
-"""Reserving and releasing subnets: writes of an operator to the leases in a store, each conditional."""
+"""Reserving and releasing subnets: conditional writes of an operator to the leases in a store."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ from pyflannel.wire.lease_record import (
 from pyflannel.wire.network_config_json import parse_network_config
 
 Subnets = tuple[IPv4Network, IPv6Network | None]
-"""The subnets of a lease. Without an IPv6 subnet, they may name a lease that has one."""
+"""The subnets of a lease. Without an IPv6 subnet, they also match a lease that has an IPv6 subnet."""
 
 ANSWER_S = 2.0
 """Time in which a living holder answers the question of `release`; a connected one needs milliseconds."""
@@ -43,7 +43,9 @@ _CHANGED = "Run flannelctl leases, and try again."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
-    """The document of `leases reserve`. `was_written` is false if the subnet was reserved for the host."""
+    """The document of `leases reserve`. `was_written` is false if the subnet was already reserved for the
+    host.
+    """
 
     subnet: IPv4Network
     ipv6_subnet: IPv6Network | None
@@ -72,10 +74,10 @@ class Release:
 
 
 def parse_subnets(text: str) -> Subnets:
-    """Return the subnets in a text: 10.5.52.0/24, with IPv6 after a comma, or the key of a lease.
+    """Return the subnets that a text specifies: 10.5.52.0/24, with IPv6 after a comma, or the key of a lease.
 
     Raises:
-        UsageError: they are not in such a form.
+        UsageError: the text has none of these forms.
     """
     try:
         if "/" not in text:
@@ -85,7 +87,7 @@ def parse_subnets(text: str) -> Subnets:
     except (ValueError, WireError) as error:
         raise UsageError(
             f"{text!r} is not a subnet: {error}",
-            hint="Write it as flannelctl leases shows it, for example 10.100.5.0/24.",
+            hint="Write the subnet as flannelctl leases shows it, for example 10.100.5.0/24.",
         ) from error
 
 
@@ -93,10 +95,10 @@ async def reserve(store: Store, subnets: Subnets, public_ip: IPv4Address | None)
     """Reserve a subnet for the host that holds it, or for the host with the address `public_ip`.
 
     Raises:
-        ConfigError: there is no valid network config, or it does not admit the subnet.
-        FlannelError: the subnet or the host has another lease.
-        StoreError: the store does not respond, or another program wrote meanwhile.
-        UsageError: no host is named.
+        ConfigError: there is no valid network config, or the config does not allow the subnet.
+        FlannelError: another lease exists for the subnet or for the host.
+        StoreError: the store does not respond, or another program wrote in the meantime.
+        UsageError: no host is specified.
     """
     records = (await store.list(SUBNETS)).records
     record = _found(records, subnets)
@@ -107,11 +109,11 @@ async def reserve(store: Store, subnets: Subnets, public_ip: IPv4Address | None)
     if public_ip not in (None, attributes.public_ip):
         raise FlannelError(
             f"{lease.subnet} is leased to {attributes.host_text}, not to {public_ip}",
-            hint="Reserve another subnet, or release this one first: flannelctl leases release.",
+            hint="Reserve another subnet, or first release this subnet with flannelctl leases release.",
         )
     revision = record.revision
     if lease.has_ttl:
-        # The value stays as it is, with its signature, which does not cover the TTL.
+        # The value and its signature are not changed, because the signature does not cover the TTL.
         revision = await _write(
             store, Put(key=record.key, value=record.value, ttl_s=None, expected=record.revision)
         )
@@ -124,13 +126,14 @@ async def _reserve_new(
     config_record = await store.get(CONFIG)
     if config_record is None:
         raise NotReadyError(
-            "there is no network config yet", hint="Write it first: flannelctl config set FILE."
+            "there is no network config yet", hint="First write a config with flannelctl config set FILE."
         )
     config = parse_network_config(config_record.value)
     if public_ip is None:
         raise UsageError(
             f"no host has a lease for {subnets[0]}",
-            hint="Name the host for which it is reserved: --public-ip ADDRESS, its address on the underlay.",
+            hint="Specify the host for which the subnet is reserved with --public-ip ADDRESS, its address "
+            "on the underlay.",
         )
     _check_address(public_ip, config)
     leases = [(record, leased) for record in records if (leased := _subnets_of(record)) is not None]
@@ -150,7 +153,8 @@ async def _reserve_new(
         if held is not None and held.attributes.public_ip == public_ip:
             raise FlannelError(
                 f"{held.attributes.host_text} already has the lease of {held.subnet}",
-                hint=f"Reserve {held.subnet} for it, or remove flannel from it: flannelctl cleanup there.",
+                hint=f"Reserve {held.subnet} for it, or remove flannel from it with flannelctl cleanup on "
+                f"that host.",
             )
     lease = Lease(
         subnet=subnets[0],
@@ -172,14 +176,15 @@ _OTHER_SUBNET = "Choose a free subnet. flannelctl leases shows those in use."
 
 
 def _check_address(public_ip: IPv4Address, config: NetworkConfig) -> None:
-    """Check that an address may be that of a host on the underlay.
+    """Check that an address can be the address of a host on the underlay.
 
     Raises:
         UsageError: it may not.
     """
     if public_ip.is_unspecified or public_ip.is_multicast or public_ip.is_loopback:
         raise UsageError(
-            f"--public-ip {public_ip} is not the address of a host", hint="Use its address on the underlay."
+            f"--public-ip {public_ip} is not the address of a host",
+            hint="Use the address of the host on the underlay.",
         )
     if config.network is not None and public_ip in config.network:
         raise UsageError(
@@ -195,8 +200,8 @@ def _check_range(wanted: Sequence[IpNetwork], config: NetworkConfig) -> None:
             least = config.subnet_min if one.version == 4 else config.ipv6_subnet_min
             greatest = config.subnet_max if one.version == 4 else config.ipv6_subnet_max
             raise ConfigError(
-                f"the network config does not admit {one}",
-                hint=f"A subnet has the length /{length} and lies between {least} and {greatest}.",
+                f"the network config does not allow {one}",
+                hint=f"A subnet has the length /{length} and must be between {least} and {greatest}.",
             )
 
 
@@ -214,11 +219,11 @@ def _reservation(lease: Lease, revision: int, *, was_written: bool) -> Reservati
 async def examine_release(store: Store, subnets: Subnets, *, asks: bool = True) -> tuple[Release, Record]:
     """Return the lease of a subnet and the state of its holder, and the record to delete.
 
-    The holder is asked with a claim, as another host would: a living one deletes the claim, and writes its
-    lease again. With `asks` false, it is not asked, and its state is unknown.
+    This asks the holder with a claim, as another host would do. A running holder deletes the claim and writes
+    its lease again. If `asks` is false, the holder is not asked, and its state is unknown.
 
     Raises:
-        FlannelError: there is no lease.
+        FlannelError: the subnet has no lease.
         StoreError: the store does not respond.
     """
     record = _found((await store.list(SUBNETS)).records, subnets)
@@ -244,17 +249,19 @@ async def examine_release(store: Store, subnets: Subnets, *, asks: bool = True) 
 
 
 async def release(store: Store, record: Record) -> None:
-    """Delete the lease at this record.
+    """Delete the lease in this record.
 
     Raises:
-        StoreError: the store does not respond, or its holder wrote the lease meanwhile.
+        StoreError: the store does not respond, or the holder wrote its lease in the meantime.
     """
     if isinstance(await store.write(Delete(key=record.key, expected=record.revision)), Conflict):
-        raise StoreError(f"{record.key} was written meanwhile, so its holder may be alive", hint=_CHANGED)
+        raise StoreError(
+            f"{record.key} was written in the meantime, so its holder may be alive", hint=_CHANGED
+        )
 
 
 async def _answers(store: Store, subnet: IPv4Network) -> bool:
-    """Return whether the holder of a subnet answers a claim. The claim is deleted afterwards.
+    """Return whether the holder of a subnet answers a claim. After that, the claim is deleted.
 
     The claim has no address, so the holder does not report a conflict with another host.
     """
@@ -287,12 +294,14 @@ async def _answers(store: Store, subnet: IPv4Network) -> bool:
 async def _write(store: Store, put: Put) -> int:
     outcome = await store.write(put)
     if isinstance(outcome, Conflict):
-        raise StoreError(f"{put.key} or the network config was written meanwhile", hint=_CHANGED)
+        raise StoreError(
+            f"{put.key} or the network config was written by another program in the meantime", hint=_CHANGED
+        )
     return outcome.revision
 
 
 def _found(records: Sequence[Record], subnets: Subnets) -> Record | None:
-    """Return the record of a lease on these subnets.
+    """Return the record of the lease for these subnets.
 
     Raises:
         UsageError: there are several.
@@ -306,7 +315,7 @@ def _found(records: Sequence[Record], subnets: Subnets) -> Record | None:
     ]
     if len(found) > 1:
         keys = ", ".join(record.key.removeprefix(SUBNETS) for record in found)
-        raise UsageError(f"{subnets[0]} has several keys: {keys}", hint="Write one of these keys.")
+        raise UsageError(f"{subnets[0]} has several keys: {keys}", hint="Specify one of these keys.")
     return found[0] if found else None
 
 

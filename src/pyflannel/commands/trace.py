@@ -1,4 +1,4 @@
-"""Reads the objects of the kernel that a packet meets on its path, and follows the packet through them."""
+"""Reads the objects of the kernel that a packet passes on its path, and follows the packet through them."""
 
 import asyncio
 import contextlib
@@ -38,10 +38,10 @@ from pyflannel.wire.netlink.neighbours import dump_fdb, dump_neighbours, parse_f
 from pyflannel.wire.wireguard import DumpedDevice, parse_dump
 
 _MOST_QUESTIONS = 16
-"""Maximum number of queries of routes. A packet has fewer steps."""
+"""Maximum number of queries of routes. A valid path has fewer steps."""
 
 _DEADLINE_S = 2.0
-"""Deadline for each part that may hang: the forwarder, wg, the programs."""
+"""Deadline for each part that may hang: the forwarder, wg, the eBPF programs."""
 
 
 async def trace_packet(
@@ -50,15 +50,15 @@ async def trace_packet(
     """Follow a packet between two addresses, one of which is on this host.
 
     Args:
-        places: those of the daemon.
-        socket: control socket, if it was given.
-        source: None for a container of this host, or for the host itself if it has none.
+        places: paths of the daemon.
+        socket: control socket, if the user specified one.
+        source: None for a container of this host, or for the host itself if it has no container.
         destination: the other end.
 
     Raises:
         FlannelError: neither address is on this host.
         NotReadyError: flanneld does not respond, and no leases are saved on this host.
-        TargetError: the kernel cannot be read.
+        TargetError: the state of the kernel cannot be read.
     """
     if socket is not None:
         places = replace(places, run_dir=socket.parent)
@@ -75,7 +75,7 @@ async def trace_packet(
     facts = Facts(source=source, destination=destination, leases=leases, interfaces=interfaces)
     facts = replace(facts, network=status.network.network if status.network else None)
     _check_ends(facts)
-    # The tables of neighbours are read last: the probes fill them.
+    # The tables of neighbours are read last, because the probes fill them.
     (probed, silent), facts = await asyncio.gather(_probe(facts, status), _read(facts, places))
     facts = replace(facts, probed=probed, silent=silent)
     return await _followed(await _with_tables(facts))
@@ -93,10 +93,11 @@ def _check_ends(facts: Facts) -> None:
 
 
 async def _container_of(status: Status, interfaces: Interfaces) -> IPv4Address:
-    """Return the address of a container of this host that the kernel knows, or of the host on its bridge.
+    """Return the address of a container of this host that the kernel knows, or the address of the host on its
+    bridge.
 
     Raises:
-        FlannelError: this host has neither.
+        FlannelError: this host has neither of the two.
     """
     own = status.lease.subnet if status.lease is not None else None
     bridges = [
@@ -120,7 +121,7 @@ async def _container_of(status: Status, interfaces: Interfaces) -> IPv4Address:
     if found is None:
         raise FlannelError(
             "this host has no container, no bridge of containers and no known address",
-            hint="Name the source: flannelctl trace SOURCE DESTINATION",
+            hint="Specify the source: flannelctl trace SOURCE DESTINATION",
         )
     return found
 
@@ -154,7 +155,7 @@ async def _no_steps() -> list[PingStep]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tables:
-    """The tables of the kernel for links, neighbours and forwarding of frames."""
+    """The tables of the kernel for links, neighbours and frame forwarding (FDB)."""
 
     links: dict[str, TraceLink]
     neighbours: dict[tuple[str, IPv4Address], str]
@@ -258,7 +259,7 @@ async def _forwarder(places: Places) -> tuple[Forwarder | None, tuple[ForwarderP
 
 
 async def _encryption(interfaces: Interfaces) -> list[DumpedDevice]:
-    """Return the WireGuard devices: those of the kernel, and those of wireguard-go."""
+    """Return the WireGuard devices of the kernel and of wireguard-go."""
     found: list[DumpedDevice] = []
     for link in interfaces.interfaces:
         if link.kind in ("wireguard", "tun"):
@@ -274,10 +275,11 @@ class AddressReport:
     """The document of `flannelctl whois`.
 
     Attributes:
-        kind: `host`: the public address of a host; `tunnel`: the first address of a subnet, that of the
-            tunnel device; `container`: another address of a subnet; `unused`: no host has a lease for it.
+        kind: `host`: the public address of a host; `tunnel`: the first address of a subnet, which the tunnel
+            device has; `container`: another address of a subnet; `unused`: no host has a lease for the
+            address.
         host_name: null if it is unknown.
-        is_here: this host has the lease.
+        is_here: True if this host has the lease.
         link: interface of this host that has the address, or the bridge of the container.
         mac: MAC address of the container; null if the kernel of this host does not know it.
         port: port of the bridge to the container; null if the bridge has not learned it.
@@ -300,7 +302,7 @@ async def who_is(leases: Sequence[LeaseEntry], address: IPv4Address) -> AddressR
     """Return the host and the container of an address, from the leases and the kernel of this host.
 
     Raises:
-        TargetError: the kernel cannot be read.
+        TargetError: the state of the kernel cannot be read.
     """
     interfaces = await interfaces_of_host()
     facts = Facts(source=address, destination=address, leases=leases, interfaces=interfaces)
@@ -339,9 +341,9 @@ def _kind_of(
 
 
 async def _followed(facts: Facts) -> TraceReport:
-    """Ask the kernel about the routes of the packet one after the other.
+    """Ask the kernel for the routes of the packet, one query after the other.
 
-    The path of the packet depends on them.
+    The path of the packet depends on these routes.
     """
     for _ in range(_MOST_QUESTIONS):
         match follow(facts):
@@ -352,4 +354,6 @@ async def _followed(facts: Facts) -> TraceReport:
                 facts = replace(facts, answers={**facts.answers, one: answer})
             case TraceReport() as report:
                 return report
-    raise TargetError("the path of the packet has too many steps", hint="Report this, with 'ip route'.")
+    raise TargetError(
+        "the path of the packet has too many steps", hint="Report this defect, with the output of 'ip route'."
+    )

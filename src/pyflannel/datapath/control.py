@@ -1,4 +1,6 @@
-"""The forwarder's control socket: several clients at the same time, which cannot delay packets."""
+"""The forwarder's control socket. It serves several clients at the same time, and they cannot delay
+packets.
+"""
 
 import os
 import socket
@@ -13,20 +15,21 @@ from pyflannel.wire.forwarder_control import FrameReader, Kind, encode_frame
 _CLIENTS = 16
 _READ_OCTETS = 65536
 _UNSENT_OCTETS = 8 << 20
-"""Maximum size in bytes of the answers that a client has not read. A client with more is disconnected."""
+"""Maximum size in bytes of the answers that a client has not read. A client with more unread bytes is
+disconnected."""
 
 _DESCRIPTORS = 1
-"""Maximum number of descriptors of a request. The kernel closes others."""
+"""Maximum number of file descriptors in a request. The kernel closes any further descriptors."""
 
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class Answer(NamedTuple):
-    """The frame that answers a request.
+    """The frame that is sent as the answer to a request.
 
     Attributes:
-        is_change: whether the state changed, so that other processes must be notified.
-        descriptors: sent with the frame.
+        is_change: True if the state changed, so that other processes must be notified.
+        descriptors: file descriptors that are sent with the frame.
     """
 
     frame: bytes
@@ -35,8 +38,8 @@ class Answer(NamedTuple):
 
 
 Handler = Callable[[int, Kind, bytes, list[int]], Answer]
-"""Performs a request of a client, by its number. The handler removes from the list the descriptors that it
-uses."""
+"""Performs a request of the client with this number. The handler removes from the list the descriptors
+that it uses."""
 
 
 class ControlServer:
@@ -70,7 +73,7 @@ class ControlServer:
         self._send(self._starter, frame)
 
     def listen(self) -> None:
-        """Accept clients. From now on, they see the credentials of this process at the socket."""
+        """Accept clients. From now on, new clients see the credentials of this process at the socket."""
         self._listener.listen(_CLIENTS)
         self._poller.add(self._listener.fileno(), READABLE, self._on_connection)
         self._is_listening = True
@@ -216,7 +219,7 @@ def _close(descriptors: Iterable[int]) -> None:
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int, int]:
-    """Return pid, uid and gid of the process at the other end."""
+    """Return pid, uid and gid of the process at the other end of the connection."""
     octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
     pid, uid, gid = _PEER_CREDENTIALS.unpack(octets)
     return pid, uid, gid

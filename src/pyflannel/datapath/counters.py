@@ -18,16 +18,18 @@ _INBOUND = (
 
 
 class Counters:
-    """Counters since the start. They never decrease.
+    """Counters since the start of the forwarder. They never decrease.
 
-    - sent_*: to peers; received_*: to the device
+    - sent_*: packets and bytes to peers; received_*: packets and bytes to the device
     - batches_*: system calls with several packets
     - dropped_out_*: dropped packets of the device; dropped_in_*: dropped packets of peers
     - icmp_*: sent errors, and errors not sent because of the rate limit
-    - CALL_failed_ERRNO: packets lost because the kernel refused a call; appears at the first refusal
+    - CALL_failed_ERRNO: packets lost because the kernel refused a call; the counter appears at the first
+    refusal
 
     Attributes:
-        strangers: the senders of packets that the guard dropped. A successor does not get them.
+        strangers: the senders of packets that the guard dropped. A new forwarder does not take over these
+            senders.
     """
 
     def __init__(self) -> None:
@@ -49,7 +51,7 @@ class Counters:
         self._events[f"dropped_in_{drop.value}"] += packets
 
     def count_icmp(self, kind: str) -> None:
-        """Count an ICMP error: `unreachable`, `time_exceeded`, or one `held_back`."""
+        """Count an ICMP error: `unreachable`, `time_exceeded`, or an error that was `held_back`."""
         self._events[f"icmp_{kind}"] += 1
 
     def count_failure(self, call: str, error: OSError, packets: int = 1) -> None:
@@ -58,7 +60,7 @@ class Counters:
         self._events[name] = self._events.get(name, 0) + packets
 
     def add(self, others: Mapping[str, int]) -> None:
-        """Continue with the counters of a predecessor."""
+        """Continue with the counters of the previous forwarder."""
         for name, value in others.items():
             if name in self._totals():
                 setattr(self, name, getattr(self, name) + value)
@@ -82,7 +84,7 @@ class Counters:
 
 
 class TokenBucket:
-    """Grants at most `burst` at once, and at most `rate` per second on average."""
+    """Grants at most `burst` packets at once, and at most `rate` packets per second on average."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate
@@ -91,7 +93,7 @@ class TokenBucket:
         self._filled_at: float | None = None
 
     def take(self, now: float) -> bool:
-        """Return whether one more is granted at `now`, in seconds of a monotonic clock."""
+        """Return whether one more packet is granted at `now`, in seconds of a monotonic clock."""
         if self._filled_at is not None:
             self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
         self._filled_at = now
@@ -103,13 +105,16 @@ class TokenBucket:
 
 _RATE_PER_S = 100
 _BURST = 50
-"""The limits of each kind of error. RFC 1812 section 4.3.2.8 requires a limit, but does not define values."""
+"""The rate limits for each kind of ICMP error. RFC 1812 section 4.3.2.8 requires a limit, but does not
+define values."""
 
 Builder = Callable[[bytearray, int, int], bytes | None]
 
 
 class IcmpErrors:
-    """Creates errors from the tunnel's address; None if an error is not allowed or exceeds the rate limit."""
+    """Creates ICMP errors with the tunnel's address as the source; returns None if an error is not allowed
+    or exceeds the rate limit.
+    """
 
     def __init__(self, source: int, counters: Counters) -> None:
         self._source = source
@@ -118,11 +123,11 @@ class IcmpErrors:
         self._time_exceededs = TokenBucket(_RATE_PER_S, _BURST)
 
     def unreachable(self, packet: bytearray, size: int) -> bytes | None:
-        """Return the net unreachable for a packet."""
+        """Return the ICMP "net unreachable" message for a packet."""
         return self._make("unreachable", icmp_unreachable, self._unreachables, packet, size)
 
     def time_exceeded(self, packet: bytearray, size: int) -> bytes | None:
-        """Return the time exceeded for a packet."""
+        """Return the ICMP "time exceeded" message for a packet."""
         return self._make("time_exceeded", icmp_time_exceeded, self._time_exceededs, packet, size)
 
     def _make(

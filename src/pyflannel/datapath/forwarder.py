@@ -44,8 +44,8 @@ class Start:
         starter: the connection to the daemon.
         listener: the bound control socket, on which this process listens later.
         udp: the bound socket of the tunnel.
-        device: the attachment to the device from a predecessor, or None.
-        state: version, settings and peers. Its process ID has no meaning.
+        device: the attachment to the device from the previous forwarder, or None.
+        state: version, settings and peers. The process ID in it has no meaning.
 
     Raises:
         OSError: the daemon exited, or sent nothing in time.
@@ -58,7 +58,7 @@ class Start:
         payload, descriptors = _receive(self.starter)
         count, self.state = decode_handed(payload)
         if len(descriptors) != count or not 2 <= count <= _DESCRIPTORS:
-            raise WireError(f"received {len(descriptors)} descriptors, not {count}", hint="")
+            raise WireError(f"received {len(descriptors)} descriptors instead of {count}", hint="")
         self.listener, self.udp = (_socket_of(descriptor) for descriptor in descriptors[:2])
         self.device = descriptors[2] if count > 2 else None
 
@@ -88,7 +88,7 @@ class Watchdog:
     """Watchdog messages to systemd, which kills a hanging process. A daemon of another user cannot kill it.
 
     Attributes:
-        interval_s: interval between two messages; None without a watchdog.
+        interval_s: interval in seconds between two messages; None without a watchdog.
 
     Source: sd_watchdog_enabled(3), sd_notify(3).
     """
@@ -104,15 +104,17 @@ class Watchdog:
             self._socket.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
 
     def sign(self) -> None:
-        """Send a message if it is due."""
+        """Send a watchdog message if it is due."""
         if self.interval_s is not None and (now := monotonic()) >= self._due:
             self._due = now + self.interval_s
-            with suppress(OSError):  # the queue of systemd is full; the next message is early enough
+            with suppress(
+                OSError
+            ):  # the queue of systemd is full; the next watchdog message arrives early enough
                 self._socket.send(b"WATCHDOG=1")
 
 
 _CHANGES = frozenset({Kind.REPLACE_PEERS, Kind.CHANGE_PEERS, Kind.ATTACH, Kind.STOP})
-"""Requests during a hand-over that the successor would not receive."""
+"""Requests that are refused during a hand-over, because the new forwarder would not learn of them."""
 
 _GENERATIONS = 1 << 64
 
@@ -120,9 +122,9 @@ _GENERATIONS = 1 << 64
 class Forwarder:
     """One tunnel's user-space data path.
 
-    It starts without the device. It gets the peers first, then ATTACH, so that no packet meets an empty
-    table. A successor starts with the peers and the device of its predecessor, and both forward packets. If
-    the daemon exits before LISTEN, the forwarder exits.
+    The forwarder starts without the device. It gets the peers first and then ATTACH, so that no packet is
+    looked up in an empty table. During a replacement, the new forwarder starts with the peers and the device
+    of the old forwarder, and both forward packets. If the daemon exits before LISTEN, the forwarder exits.
 
     Raises:
         WireError: a descriptor has the wrong type.
@@ -153,7 +155,9 @@ class Forwarder:
             watchdog.sign()
 
     def stop(self) -> None:
-        """Close device, port and control socket, so that a successor can use them. Later calls do nothing."""
+        """Close device, port and control socket, so that a new forwarder can use them. Later calls do
+        nothing.
+        """
         if not self._is_stopping:
             self._is_stopping = True
             self._relay.close()
@@ -163,7 +167,7 @@ class Forwarder:
         """Perform one request.
 
         Raises:
-            WireError: it is not a request, or its payload is invalid; nothing took effect.
+            WireError: the frame is not a request, or its payload is invalid; nothing took effect.
         """
         if kind in _CHANGES and self._successor is not None:
             return _refuse(EBUSY, "the forwarder is being handed over to another process")
@@ -221,7 +225,7 @@ class Forwarder:
         return Answer(encode_frame(Kind.COUNTERS, encode_counters(self._relay.counters.by_name())))
 
     def _forget(self, client: int) -> None:
-        """Continue if a successor disconnected before TAKEN.
+        """Continue if the new forwarder disconnected before TAKEN.
 
         Exit if the daemon disconnected before LISTEN.
         """

@@ -1,4 +1,6 @@
-"""Decides for one packet: its peer, or the reason to drop it. Does no input or output."""
+"""Decides about one packet: the peer to send it to, or the reason to drop it. This module does no input or
+output.
+"""
 
 from collections.abc import Iterable
 from enum import Enum
@@ -17,7 +19,7 @@ from pyflannel.wire.packet import (
 )
 
 Endpoint = tuple[str, int]
-"""Underlay address as text, and UDP port of a peer, in the form of a socket."""
+"""Underlay address as text, and UDP port of a peer, in the form that the socket uses."""
 
 
 class PeerTable:
@@ -55,7 +57,7 @@ class PeerTable:
         self.change((), peers)
 
     def change(self, removals: Iterable[tuple[int, int]], peers: Iterable[Peer]) -> None:
-        """Remove the existing ones of the (subnet, prefix length) pairs, then set the peers."""
+        """Remove those of the (subnet, prefix length) pairsthat exist, then set the peers."""
         by_mask = dict(self._levels)
         for subnet, length in removals:
             if old := self._peers.pop((subnet, length), None):
@@ -81,25 +83,26 @@ def _mask(prefix_length: int) -> int:
     return 0xFFFFFFFF << (32 - prefix_length) & 0xFFFFFFFF
 
 
-# The decision for a packet: its destination, or the reason to drop it.
+# The decision for a packet, which is its destination, or the reason to drop it.
 #
-# The two directions differ on purpose. Packets of the host are only routed. The source of packets from the
-# underlay is also checked, because any program can send a datagram.
+# The checks of the two directions differ on purpose. Packets of the host are only routed, without a check of
+# the source. The source of packets from the underlay is also checked, because any program can send a
+# datagram.
 
 
 class Drop(Enum):
-    """The reason for a dropped packet; the value is the counter's name."""
+    """The reason for a dropped packet; its value is the name of the counter."""
 
-    SHORT = "short"  # shorter than a header
+    SHORT = "short"  # the packet is shorter than a header
     NOT_IPV4 = "not_ipv4"
-    INCONSISTENT = "inconsistent"  # header length, total length and size are inconsistent
-    LONG = "long"  # longer than the tunnel's MTU
-    LOOP = "loop"  # a tunnel datagram to a peer, which the host routed into the tunnel
-    NO_ROUTE = "no_route"  # no peer has the destination
+    INCONSISTENT = "inconsistent"  # the header length, total length and size of the packet are inconsistent
+    LONG = "long"  # the packet is longer than the tunnel's MTU
+    LOOP = "loop"  # the packet is a tunnel datagram to a peer, which the host routed into the tunnel
+    NO_ROUTE = "no_route"  # no peer's subnet contains the destination
     EXPIRED = "expired"  # TTL expired
-    STRANGER = "stranger"  # no peer has the inner source
-    IMPOSTOR = "impostor"  # the inner source belongs to another peer than the sender
-    NOT_OURS = "not_ours"  # inner destination outside this host's subnet
+    STRANGER = "stranger"  # no peer's subnet contains the inner source
+    IMPOSTOR = "impostor"  # the inner source belongs to a peer other than the sender
+    NOT_OURS = "not_ours"  # the inner destination is outside this host's subnet
     DETACHED = "detached"  # no attached device
 
 
@@ -109,9 +112,9 @@ def outbound(buffer: bytearray, at: int, size: int, peers: PeerTable, mtu: int) 
     The route is checked before the TTL: a packet without a route is unreachable, regardless of its TTL.
 
     UDP to the underlay address and tunnel port of a peer is a tunnel datagram that the host routed into the
-    tunnel. If the forwarder sent it, it would return endlessly, each time in another datagram. It is dropped
-    regardless of its source, because a NAT may have changed the source. A later fragment has no port, so
-    there the address alone decides.
+    tunnel. If the forwarder sent it, the datagram would return endlessly, each time in another datagram. Such
+    a datagram is dropped regardless of its source, because a NAT may have changed the source. A later
+    fragment has no port, so for a fragment only the address is compared.
     """
     if size < HEADER_OCTETS:
         return Drop.SHORT
@@ -139,8 +142,8 @@ def inbound(
     """Return None for a valid packet of a peer at `at`, with its TTL decremented, or the reason to drop it.
 
     A packet is valid only from the peer whose subnet contains the inner source, and only to this host's
-    subnet, whose first address is the tunnel's. The sender's port is ignored, because a NAT may have changed
-    it.
+    subnet; the first address of this subnet is that of the tunnel. The sender's port is ignored, because a
+    NAT may have changed the port.
     """
     if size < HEADER_OCTETS:
         return Drop.SHORT
@@ -173,22 +176,23 @@ def _fault(version_and_length: int, total: int, size: int, mtu: int) -> Drop | N
 
 
 REMEMBERED = 256
-"""Maximum number of senders. Forged addresses may be unlimited, so the least recent sender is removed."""
+"""Maximum number of senders that are remembered. The number of forged addresses is unlimited, so the least
+recent sender is removed."""
 
 _LONGEST_AGE_MS = (1 << 32) - 1
 
 GUARDED = frozenset({Drop.STRANGER, Drop.IMPOSTOR, Drop.NOT_OURS})
-"""Reasons that concern the sender, not only the packet."""
+"""Drop reasons that concern the sender, not only the packet."""
 
 
 class Strangers:
-    """Senders of dropped packets since the start, the latest last."""
+    """Senders of dropped packets since the start, with the latest sender last."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, Drop], tuple[int, float, int, int]] = {}
 
     def note(self, sender: str, drop: Drop, source: int, destination: int) -> None:
-        """Remember a dropped packet with these inner addresses."""
+        """Record a dropped packet with these inner addresses."""
         seen, key = self._seen, (sender, drop)
         packets = seen.pop(key)[0] if key in seen else 0
         seen[key] = packets + 1, monotonic(), source, destination

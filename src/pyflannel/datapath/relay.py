@@ -1,4 +1,6 @@
-"""The relay: moves packets from the device to the peers and back, in batches, when a socket is ready."""
+"""The relay, which moves packets from the device to the peers and back, in batches, when a socket is
+ready.
+"""
 
 import select
 import struct
@@ -17,10 +19,12 @@ from pyflannel.wire.forwarder_control import Settings
 from pyflannel.wire.packet import HEADER, ROUTED, TTL_AND_CHECKSUM, TTL_AT, checksum_one_hop_on
 
 _ROUTE = Struct("!I4xBBH4xI")
-"""First word (version, header length, TOS, total length), TTL, protocol, checksum, destination."""
+"""The struct format of an IPv4 header: first word (version, header length, TOS, total length), TTL,
+protocol, checksum, destination."""
 
 _ROUND = 132
-"""Maximum packets before the other direction and the control socket are served: three full calls."""
+"""Maximum packets before the other direction and the control socket are served: the packets of three full
+calls."""
 
 
 class OutboundPath:
@@ -41,14 +45,17 @@ class OutboundPath:
         self._writer = writer
         self._errors = errors
         self._counters = counters
-        # One byte more than the MTU, so that a packet that is too long is detected, not truncated.
+        # The buffer is one byte larger than the MTU, so that a packet that is too long is detected, not
+        # truncated.
         stride = Tun.HEADER_OCTETS + mtu + 1
         self._buffer = bytearray(_ROUND * stride)
         self._view = memoryview(self._buffer)
         self._slots = [(at, self._view[at : at + stride]) for at in range(0, _ROUND * stride, stride)]
 
     def relay(self, tun: Tun) -> bool:
-        """Send the packets of the device, at most one round. Return False if the device was removed."""
+        """Send packets from the device to peers, for at most one round. Return False if the device was
+        removed.
+        """
         read, header_octets = FileIO(tun.descriptor, closefd=False).readinto, tun.header_octets
         buffer, view, mtu, peers = self._buffer, self._view, self._mtu, self._peers
         unpack, patch = _ROUTE.unpack_from, TTL_AND_CHECKSUM.pack_into
@@ -78,7 +85,8 @@ class OutboundPath:
                 self._drop(verdict, at, size)
             elif verdict is endpoint and size <= run_size and room:
                 run.append(view[at : at + size])
-                # A run ends with its first shorter packet, because UDP_SEGMENT splits it so.
+                # A run ends with its first shorter packet, because UDP_SEGMENT allows only the last segment
+                # to be shorter.
                 room = room - 1 if size == run_size else 0
             else:
                 self._send(run, run_size, endpoint)
@@ -113,20 +121,23 @@ _SIZE = struct.Struct("=i")
 _ANCILLARY_OCTETS = 64
 
 _CALLS = 64
-"""Maximum number of calls before the other direction and the control socket are served."""
+"""Maximum number of system calls before the other direction and the control socket are served."""
 
 _LONGEST_OCTETS = 65535
-"""Maximum length of one datagram, or of several that the kernel coalesced.
+"""Maximum length of one datagram, or of several datagrams that the kernel coalesced.
 
 A datagram that is longer than the MTU is detected, not truncated.
 """
 
 _BUFFER_OCTETS = 4 * _LONGEST_OCTETS
-"""Size of the buffer, which contains a run until it is written. A larger one would not fit the cache."""
+"""Size of the buffer, which contains a run of segments until it is written. A larger buffer would not fit
+into the processor cache."""
 
 
 class InboundPath:
-    """Moves packets from the peers to the device. Each datagram is checked. A run ends with its round."""
+    """Moves packets from the peers to the device. Each datagram is checked. A run of segments ends at the
+    end of the round.
+    """
 
     def __init__(
         self,
@@ -158,7 +169,7 @@ class InboundPath:
             offloads.use(Offload.JOINED_RECEIVE)
 
     def relay(self) -> None:
-        """Write the packets of peers to the device, at most one round."""
+        """Write the packets of peers to the device, for at most one round."""
         view, receive, counters = self._view, self._udp.recvmsg_into, self._counters
         at = 0
         for _ in range(_CALLS):
@@ -181,14 +192,14 @@ class InboundPath:
         self._write_run()
 
     def _take(self, start: int, end: int, size: int, sender: str) -> None:
-        """Write or drop packets of one peer, with `size` bytes each. The last one may be shorter."""
+        """Write or drop packets of one peer, with `size` bytes each. The last packet may be shorter."""
         run = self._run
         if sender != self._run_sender:
             self._write_run()
             self._run_sender = sender
         at, is_run_likely = start, True
         while True:
-            octets = min(size, end - at)  # 0 for an empty datagram
+            octets = min(size, end - at)  # the size is 0 for an empty datagram
             if not run.starts:
                 self._begin(at, octets, sender)
             elif is_run_likely and octets and (taken := run.extend_all(at, size, (end - at) // size)):
@@ -204,7 +215,9 @@ class InboundPath:
                 return
 
     def _begin(self, at: int, size: int, sender: str) -> None:
-        """Check a packet that does not continue a run. Begin a run with it, write it or drop it."""
+        """Check a packet that does not continue a run of segments. Begin a run with this packet, write it,
+        or drop it.
+        """
         drop = inbound(self._buffer, at, size, sender, self._peers, self._settings)
         if drop is not None:
             self._drop(drop, at, size, sender)
@@ -232,10 +245,10 @@ class InboundPath:
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 BROKEN = select.EPOLLERR | select.EPOLLHUP
-"""EPOLLERR and EPOLLHUP. The kernel always reports them."""
+"""EPOLLERR and EPOLLHUP. The kernel reports these events even if they are not requested."""
 
 Handler = Callable[[int], None]
-"""Called with the events of its descriptor. Unhandled events are reported again."""
+"""A handler is called with the events of its descriptor. Unhandled events are reported again."""
 
 
 class Poller:
@@ -262,17 +275,18 @@ class Poller:
     def run_round(self, deadline_s: float | None = None) -> None:
         """Wait for an event or the timeout, then call each handler with an event once."""
         for descriptor, events in self._epoll.poll(deadline_s):
-            # An earlier handler of this round may have removed it.
+            # An earlier handler of this round may have removed this descriptor.
             if (handler := self._handlers.get(descriptor)) is not None:
                 handler(events)
 
 
 class Relay:
-    """The data path: handles both directions alternately, in batches.
+    """The data path, which handles both directions alternately, in batches.
 
     No packet and no failure of the underlay stops it. Lost packets are counted by reason. If the device is
-    removed, `on_detached` is called once, and packets from peers are dropped until `attach`. `say` is called
-    once for each offload that the kernel lacks. `device` is the attachment of a predecessor.
+    removed, `on_detached` is called once, and packets from peers are dropped until `attach`. The function
+    `say` is called once for each offload that the kernel lacks. `device` is the attachment that the previous
+    forwarder passed on.
     """
 
     def __init__(
@@ -306,19 +320,19 @@ class Relay:
 
     @property
     def is_attached(self) -> bool:
-        """Whether the forwarder is attached to the device that currently has the link's name."""
+        """True if the forwarder is attached to the device that currently has the link's name."""
         return self._tun is not None and self._tun.is_current
 
     @property
     def offloads(self) -> Offload:
-        """The offloads in use."""
+        """The kernel offloads that are in use."""
         return self._offloads.used
 
     def attach(self, device: int) -> None:
         """Use this attachment to the device instead of the previous one.
 
         Raises:
-            OSError: as Tun; the descriptor is closed, and the previous attachment remains.
+            OSError: the same as in `Tun`; the descriptor is closed, and the previous attachment remains.
         """
         tun = Tun(self._settings.link, device, self._offloads)
         self._detach()

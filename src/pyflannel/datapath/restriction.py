@@ -1,7 +1,8 @@
 """Drops root, capabilities and most system calls of the forwarder before its first packet.
 
 The forwarder parses packets of unknown senders, so a defect in it must not give them access to the host.
-Afterwards it can only use its open descriptors: those of one tunnel and of its control socket.
+After that, the process can only use its open descriptors, which are those of one tunnel and of its control
+socket.
 
 Sources: capabilities(7), prctl(2), seccomp(2), linux/seccomp.h, linux/bpf_common.h.
 """
@@ -16,17 +17,17 @@ from struct import Struct
 from pyflannel.wire.forwarder_control import Restriction
 
 USER = "flannel-forwarder"
-"""The system user of the forwarder. The Debian package creates it."""
+"""The system user of the forwarder. The Debian package creates this user."""
 
 
 def restrict() -> Restriction:
     """Drop all rights of this process permanently, and return the restrictions in effect.
 
-    No restriction is required: in a container without the user, uid 0 remains, without a capability.
+    No restriction is required. In a container without the user, uid 0 remains, but without capabilities.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     done = Restriction(0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # Linux 3.5; the filter requires it
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # Linux 3.5; required by the filter
     _drop_bounding_set(libc)
     if _become(USER):
         done |= Restriction.OWN_USER
@@ -38,7 +39,7 @@ def restrict() -> Restriction:
 
 
 def _become(name: str) -> bool:
-    """Switch to this user if this process has the right. Return whether it succeeded.
+    """Switch to this user if this process has the right to do so. Return whether the switch succeeded.
 
     /etc/passwd is read directly, because a name service could use a network that needs this process.
     """
@@ -47,7 +48,7 @@ def _become(name: str) -> bool:
         return False
     uid, gid = entry
     if os.geteuid() == 0:
-        with suppress(PermissionError):  # without CAP_SETUID and CAP_SETGID
+        with suppress(PermissionError):  # happens without CAP_SETUID and CAP_SETGID
             os.setgroups([])
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
@@ -68,7 +69,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITIES = 64
-"""More capabilities than any kernel has. The kernel refuses unknown ones with EINVAL."""
+"""A number larger than the number of capabilities of any kernel. The kernel refuses unknown capabilities
+with EINVAL."""
 
 _CAPABILITY_HEADER = Struct("=Ii")
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -85,13 +87,13 @@ def _drop_bounding_set(libc: ctypes.CDLL) -> None:
 def _drop_capabilities(libc: ctypes.CDLL) -> bool:
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = _CAPABILITY_HEADER.pack(_CAPABILITY_VERSION_3, 0)
-    libc.capset(header, _NO_CAPABILITY)  # may fail: the unit's filter of system calls refuses it
+    libc.capset(header, _NO_CAPABILITY)  # may fail: the unit's filter of system calls refuses this call
     kept = ctypes.create_string_buffer(len(_NO_CAPABILITY))
     return not libc.capget(header, kept) and kept.raw == _NO_CAPABILITY
 
 
 _SYSTEM_CALLS = {
-    # name: number on x86_64, number on machines with the generic table, such as aarch64 and riscv64
+    # name: number on x86_64, number on architectures with the generic table, such as aarch64 and riscv64
     "read": (0, 63),
     "writev": (20, 66),
     "recvmsg": (47, 212),
@@ -105,7 +107,7 @@ _SYSTEM_CALLS = {
     "newfstatat": (262, 79),
     "close": (3, 57),
     "accept4": (288, 242),
-    "getsockname": (51, 204),  # Python calls it for each accepted connection
+    "getsockname": (51, 204),  # Python uses this system call for each accepted connection
     "getsockopt": (55, 209),
     "listen": (50, 201),
     "getpid": (39, 172),
@@ -124,12 +126,12 @@ _SYSTEM_CALLS = {
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
-"""The allowed system calls. The calls for each packet are the first.
+"""The allowed system calls. The calls that are used for each packet are first.
 
-Recorded with strace while the process forwarded packets in both directions, in runs and singly, served
-clients, lost its device and got another, handed over, and exited because of STOP and of SIGTERM. The calls
-that the C library and the interpreter use under other conditions were added (memory, signals, clocks without
-a vDSO).
+The list was recorded with strace while the process forwarded packets in both directions, in runs and singly,
+served clients, lost its device and got another, was replaced, and exited because of STOP and of SIGTERM. The
+calls that the C library and the interpreter use under other conditions were added (memory, signals, clocks
+without a vDSO).
 """
 
 _IOCTL = (16, 29)
@@ -139,7 +141,7 @@ _MPROTECT = (10, 226)
 _PROT_EXEC = 4
 
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "riscv64": (0xC00000F3, 1)}
-"""linux/audit.h, AUDIT_ARCH_…, and the column of the numbers."""
+"""linux/audit.h, AUDIT_ARCH_…, and the column of the system call numbers."""
 
 _INSTRUCTION = Struct("=HBBI")  # code, jump if true, jump if false, operand
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
@@ -148,7 +150,8 @@ _NUMBER_AT, _ARCHITECTURE_AT, _SECOND_ARGUMENT_AT, _THIRD_ARGUMENT_AT = 0, 4, 24
 little-endian machine."""
 
 _ALLOW, _KILL_PROCESS, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
-"""A refused call fails with EPERM, so that an interpreter or C library with another call continues to run."""
+"""A refused call fails with EPERM, so that an interpreter or C library that uses another call continues to
+run."""
 
 _PR_SET_SECCOMP = 22
 _SECCOMP_MODE_FILTER = 2
@@ -161,7 +164,9 @@ class _Program(ctypes.Structure):
 
 
 def _filter_calls(libc: ctypes.CDLL) -> bool:
-    """Let the kernel refuse all other calls. Return False on an unknown machine, or without seccomp."""
+    """Let the kernel refuse all other calls. Return False on an unknown processor architecture, or without
+    seccomp.
+    """
     found = _ARCHITECTURES.get(os.uname().machine)
     if found is None:
         return False
@@ -171,7 +176,7 @@ def _filter_calls(libc: ctypes.CDLL) -> bool:
 
 
 def _instructions(architecture: int, column: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the filter: one block for each call, which returns or falls through to the next."""
+    """Yield the filter. It has one block for each call, which returns or continues with the next block."""
     yield _LOAD, 0, 0, _ARCHITECTURE_AT
     yield _JUMP_EQUAL, 1, 0, architecture
     yield _RETURN, 0, 0, _KILL_PROCESS

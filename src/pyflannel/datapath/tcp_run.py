@@ -1,9 +1,9 @@
 """Runs of TCP segments that are written in one call, and that the kernel splits into identical segments.
 
 The kernel splits a run by copying its headers (tcp_gso_segment, inet_gso_segment). It increments sequence
-number and IP identification, computes lengths and checksums, and sets PSH only in the last segment. So a run
-contains only segments without other differences, and only correct checksums, because the kernel would correct
-the others.
+number and IP identification, computes lengths and checksums, and sets PSH only in the last segment. Therefore
+a run contains only segments without other differences. All its checksums must be correct, because the kernel
+would replace wrong ones.
 """
 
 from functools import lru_cache
@@ -19,7 +19,7 @@ offset, TTL, protocol), checksum, flow (addresses and ports), sequence number, s
 length, flags, window), checksum (RFC 791 section 3.1, RFC 9293 section 3.1)."""
 
 _SHORTEST_OCTETS = 40
-"""Both headers without options: the fields above, and the urgent pointer."""
+"""The IP and TCP headers without options: the fields above, and the urgent pointer."""
 
 _LENGTH = Struct("!H")
 
@@ -27,7 +27,7 @@ _UNDIVIDED = 0xBFFF << 16
 """All bits of the IP flags and fragment offset except "don't fragment"."""
 
 _ONE_HOP = 1 << 8
-"""The value 1 of the TTL in the word that contains it."""
+"""The value that a TTL of 1 has in the word that contains it."""
 
 _CONTROL = 0x0FFF << 16
 _ACK = 0x0010 << 16
@@ -36,7 +36,7 @@ _PSH = 0x0008 << 16
 
 _HEADER_LENGTH_SHIFT = 28
 _NEVER_COMPUTED = 0xFFFF
-"""A checksum equivalent to 0. The kernel writes 0."""
+"""A checksum of 0xFFFF, which is equivalent to 0. The kernel writes 0 instead."""
 
 _LONGEST_OCTETS = 65535
 _FEWEST_AT_ONCE = 4
@@ -45,11 +45,11 @@ _CHUNK_OCTETS = 4096
 
 
 class TcpRun:
-    """Consecutive segments of one flow in the receive buffer. They are not copied.
+    """Consecutive segments of one flow in the receive buffer. The segments are not copied.
 
     Attributes:
         starts: offset of each segment; empty between two runs.
-        octets: sum of the segments' lengths, as packets.
+        octets: sum of the lengths of the segments, including their headers.
     """
 
     def __init__(self, buffer: bytearray) -> None:
@@ -63,7 +63,7 @@ class TcpRun:
         self._room = 0
 
     def start(self, at: int, size: int) -> bool:
-        """Begin with a packet, whose TTL was decremented. Return False if no other packet may follow.
+        """Begin a run with a packet, whose TTL was decremented. Return False if no other packet may follow.
 
         The packet has a header of 20 bytes or more, and a length of `size` bytes.
         """
@@ -95,8 +95,8 @@ class TcpRun:
     def extend(self, at: int, size: int) -> bool:
         """Append the unchanged packet and return True, or return False if it does not continue the run.
 
-        An appended packet has the verdict of the run's first packet: it has the same addresses and TTL, is
-        not longer, and its length is consistent.
+        An appended packet has the same verdict as the run's first packet: it has the same addresses and TTL,
+        is not longer, and its length is consistent.
         """
         payload = size - self._header_octets
         if not 0 < payload <= self._room or size > self._size:
@@ -126,11 +126,12 @@ class TcpRun:
         return True
 
     def extend_all(self, at: int, size: int, count: int) -> int:
-        """Append some of `count` adjacent packets of `size` bytes. Return their number.
+        """Append some of `count` adjacent packets of `size` bytes, and return their number. Return their
+        number.
 
-        If the number is 0, the first packet may still continue the run. All packets are checked at once,
-        field by field, which takes a quarter of the time of `extend`. If they do not all continue the run,
-        fewer are checked.
+        If the number is 0, the first packet may still continue the run. This method checks all packets at
+        once, field by field, which takes a quarter of the time of `extend`. If not all of them continue the
+        run, it checks fewer packets.
         """
         payload = size - self._header_octets
         count = min(count, self._room // payload) if size == self._size else 0
@@ -155,7 +156,7 @@ class TcpRun:
         return count
 
     def _is_continued_by(self, fields: tuple[Any, ...], size: int, count: int, payload: int) -> bool:
-        """Return whether this number of packets continues the run. The last one may have PSH."""
+        """Return whether this number of packets continues the run. The last packet may have PSH."""
         return (
             fields[0::9].count(self._first + size) == count
             and fields[1::9] == tuple(range(self._identity, self._identity + count))
@@ -175,7 +176,9 @@ class TcpRun:
         self._room = 0
 
     def packets(self) -> list[tuple[int, int]]:
-        """Return offset and size of each segment, with the TTL decremented, to write them singly."""
+        """Return offset and size of each segment, with the TTL decremented, so that the caller can write
+        them singly.
+        """
         for at in self.starts[1:]:
             decrement_ttl(self._buffer, at)
         sizes = [self._size] * (len(self.starts) - 1) + [self._last_size]
@@ -190,13 +193,15 @@ class TcpRun:
         total = sum(int.from_bytes(self._view[start:end], "little") for start, end in self._chunks())
         count = len(self.starts)
         pseudo = (self._addresses + PROTOCOL_TCP - HEADER_OCTETS) * count + self.octets
-        # Modulo 65535, a factor of 256 swaps the bytes of a word. Numbers in the host's order are faster.
+        # Modulo 65535, a factor of 256 swaps the bytes of a word. Numbers in the byte order of the host are
+        # faster.
         return (total * 256 + pseudo) % 65535 == 0
 
     def merged(self) -> tuple[bytearray, list[memoryview], int]:
-        """Return headers, payloads and payload length of a segment, to write the whole run in one call.
+        """Return headers, payloads and payload length of a segment, so that the caller can write the whole
+        run in one call.
 
-        The TCP checksum covers only the pseudo header. The kernel adds the rest.
+        The TCP checksum covers only the pseudo header. The kernel adds the sum of the payload.
         """
         at, length, view = self.starts[0], self._header_octets, self._view
         header = self._buffer[at : at + length]
@@ -218,7 +223,9 @@ class TcpRun:
         return int.from_bytes(self._flow[:8], "big")
 
     def _chunks(self) -> list[tuple[int, int]]:
-        """Return parts of the buffer with the run. Their words are aligned to the words of a packet."""
+        """Return the parts of the buffer that contain the run. Their words are aligned to the words of a
+        packet.
+        """
         first, last, size = self.starts[0], self.starts[-1], self._size
         if size % 2 == 0 and last - first == (len(self.starts) - 1) * size:
             spans = [(first, last + self._last_size)]
@@ -234,6 +241,6 @@ class TcpRun:
 
 @lru_cache(maxsize=256)
 def _layout(size: int, header_octets: int, count: int) -> Struct:
-    """Return the layout of this number of adjacent packets: fields of _HEADERS and rest of the header."""
+    """Return the layout of this number of adjacent packets: fields of _HEADERS and the rest of the header."""
     rest = header_octets - _HEADERS.size
     return Struct("!" + f"{_FIELDS}{rest}s{size - header_octets}x" * count)

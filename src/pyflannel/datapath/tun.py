@@ -13,15 +13,15 @@ from pyflannel.datapath.tcp_run import TcpRun
 
 
 class Offload(IntFlag):
-    """Offloads of the kernel. Each is used if the kernel supports it."""
+    """Offloads of the kernel. Each offload is used if the kernel supports it."""
 
-    RUN_WRITE = 1  # the device takes a run of TCP segments in one write (IFF_VNET_HDR)
+    RUN_WRITE = 1  # the device accepts a run of TCP segments in one write (IFF_VNET_HDR)
     SEGMENTED_SEND = 2  # one call sends many datagrams (UDP_SEGMENT)
     JOINED_RECEIVE = 4  # one call receives many datagrams (UDP_GRO)
 
 
 class Offloads:
-    """The offloads in use. Each missing offload is logged once."""
+    """The offloads that are in use. Each missing offload is logged only once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -58,17 +58,18 @@ _NO_SEGMENTATION = bytes(_HEADER.size)
 
 
 class Tun:
-    """An attachment to a TUN device. The daemon created it, because only the daemon has the right to.
+    """An attachment to a TUN device. The daemon created it, because only the daemon has the right to create
+    it.
 
     The kernel segments and checksums all packets from the device, because no offload is requested.
 
     Attributes:
         header_octets: length in bytes of the header before each packet; 0 if the kernel does not support it.
-        takes_runs: whether `write_run` may be used.
+        takes_runs: True if `write_run` may be used.
 
     Raises:
-        OSError: `descriptor`, which is then closed, is not attached to the device with the name: ENODEV if
-            the device has another name, EBADFD if it was removed.
+        OSError: `descriptor`, which is closed in this case, is not attached to the device with the name:
+            ENODEV if the device has another name, EBADFD if it was removed.
     """
 
     HEADER_OCTETS = _HEADER.size
@@ -92,7 +93,7 @@ class Tun:
 
     @property
     def is_current(self) -> bool:
-        """Whether the attached device exists and still has its name."""
+        """True if the attached device exists and still has its name."""
         try:
             return _interface(self.descriptor)[0] == self._link
         except OSError:
@@ -106,14 +107,16 @@ class Tun:
             os.write(self.descriptor, packet)
 
     def write_run(self, header: bytearray, payloads: Sequence[memoryview], payload_octets: int) -> None:
-        """Write a run of TCP segments to the device: one header with a partial checksum, and all payloads."""
+        """Write a run of TCP segments to the device, as one header with a partial checksum and all
+        payloads.
+        """
         segmentation = _HEADER.pack(
             _NEEDS_CHECKSUM, _TCP_OVER_IPV4, len(header), payload_octets, _IP_HEADER_OCTETS, _TCP_CHECKSUM_AT
         )
         os.writev(self.descriptor, [segmentation, header, *payloads])
 
     def close(self) -> None:
-        """Close the attachment. A persistent device remains."""
+        """Close the attachment. The persistent device is not removed."""
         os.close(self.descriptor)
 
 
@@ -121,7 +124,7 @@ def _interface(descriptor: int) -> tuple[str, int]:
     """Return name and flags of the device to which a descriptor is attached.
 
     Raises:
-        OSError: EBADFD if it is not attached.
+        OSError: EBADFD if the descriptor is not attached.
     """
     name, flags = _IFREQ.unpack(ioctl(descriptor, TUNGETIFF, bytes(_IFREQ.size)))
     return name.rstrip(b"\0").decode(errors="surrogateescape"), flags
@@ -130,7 +133,7 @@ def _interface(descriptor: int) -> tuple[str, int]:
 class DeviceWriter:
     """Writes packets to the device. Refused packets are counted and lost. Never raises.
 
-    If the device was removed, it calls `on_lost`. `tun` is None while there is no device.
+    If the device was removed, this object calls `on_lost`. `tun` is None while no device is attached.
     """
 
     def __init__(self, counters: Counters, offloads: Offloads, on_lost: Callable[[], None]) -> None:
@@ -146,11 +149,11 @@ class DeviceWriter:
             self._counters.received_bytes += len(packet)
 
     def write_own(self, packet: bytes) -> None:
-        """Write a packet of the forwarder itself: an ICMP error to the host."""
+        """Write a packet that the forwarder created, which is an ICMP error to the host."""
         self._write(packet)
 
     def write_run(self, run: TcpRun, view: memoryview) -> None:
-        """Write the segments of a run in `view`, in one call if no byte changes by that."""
+        """Write the segments of a run in `view`, in one call if the packets remain unchanged by it."""
         tun, count = self.tun, len(run.starts)
         if count > 1 and tun is not None and tun.takes_runs and run.has_true_checksums():
             try:

@@ -1,4 +1,4 @@
-"""Sends packets to peers by the UDP socket on the underlay."""
+"""Sends packets to peers with the UDP socket on the underlay."""
 
 import errno
 import socket
@@ -12,7 +12,7 @@ from pyflannel.datapath.tun import Offload, Offloads
 
 LONGEST_RUN_OCTETS = 65507
 LONGEST_RUN_PACKETS = 64
-"""Limits of UDP_SEGMENT: a datagram's payload, and UDP_MAX_SEGMENTS of Linux 4.18 to 6.8."""
+"""Limits of UDP_SEGMENT: the maximum payload of a datagram, and UDP_MAX_SEGMENTS of Linux 4.18 to 6.8."""
 
 _SOL_UDP = 17
 _UDP_SEGMENT = 103
@@ -21,15 +21,15 @@ _UDP_SEGMENT = 103
 _SEGMENT = Struct("=H")
 
 _UNSEGMENTED = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP})
-"""Errors of UDP_SEGMENT that do not occur with single datagrams. Causes: a link without checksum offload,
-IPsec, a path MTU smaller than the packets."""
+"""Errors of UDP_SEGMENT that do not occur with single datagrams. The causes are a link without checksum
+offload, IPsec, a path MTU smaller than the packets."""
 
 _AGAIN_S = 10.0
-"""Time in seconds without UDP_SEGMENT to a peer after a refusal."""
+"""Time in seconds for which UDP_SEGMENT is not used for a peer after a refusal."""
 
 
 class UnderlaySender:
-    """Sends packets by the socket. Refused packets are counted and lost. Never raises."""
+    """Sends packets with the socket. Refused packets are counted and lost. Never raises."""
 
     def __init__(self, udp: socket.socket, counters: Counters, offloads: Offloads) -> None:
         self._udp = udp
@@ -37,7 +37,9 @@ class UnderlaySender:
         self._offloads = offloads
         self._refused_until: dict[Endpoint, float] = {}
         try:
-            udp.setsockopt(_SOL_UDP, _UDP_SEGMENT, 0)  # unchanged; refused if the kernel does not support it
+            udp.setsockopt(
+                _SOL_UDP, _UDP_SEGMENT, 0
+            )  # sets no size; the kernel refuses the option if it does not support it
         except OSError as error:
             offloads.lack(Offload.SEGMENTED_SEND, error)
             self._can_segment = False
@@ -56,7 +58,7 @@ class UnderlaySender:
             self._counters.sent_bytes += len(packet)
 
     def send_run(self, packets: Sequence[memoryview], size: int, endpoint: Endpoint) -> None:
-        """Send packets of `size` bytes each. The last one may be shorter."""
+        """Send packets of `size` bytes each. The last packet may be shorter."""
         if len(packets) == 1 or not self._may_segment(endpoint):
             self._send_one_by_one(packets, endpoint)
             return

@@ -1,1 +1,1 @@
-"""Continuous reconciliation: asyncio and ports, nothing of the operating system."""
+"""Continuous reconciliation. The package uses asyncio and ports, and no calls of the operating system."""

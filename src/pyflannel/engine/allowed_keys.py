@@ -1,6 +1,6 @@
-"""The allow-list of keys: a file, or a list in the store that an operator signed.
+"""The allow-list of keys, which is a file, or a list in the store that an operator signed.
 
-A list that is broken, or that no operator signed, or an older one, changes nothing.
+A list has no effect if it is malformed, if no operator signed it, or if it is older than the current list.
 """
 
 import asyncio
@@ -30,7 +30,8 @@ LOOK_S = 60.0
 """Maximum interval between two reads of the file, which may be on a file system that announces no changes."""
 
 SETTLE_S = 0.5
-"""A file is read when it has not changed for this long, so that no half-written list takes effect."""
+"""A file is read after it has not changed for this time in seconds, so that no half-written list takes
+effect."""
 
 SETTLE_MAX_S = 5.0
 
@@ -39,7 +40,7 @@ class AllowList(Protocol):
     """The keys whose leases this host accepts.
 
     Attributes:
-        keys: the last good list.
+        keys: the keys in the last valid list.
         counter: counter of the list, if an operator signed it.
         changed: set when `keys` has changed.
     """
@@ -50,7 +51,7 @@ class AllowList(Protocol):
 
     @property
     def trouble(self) -> Notice | None:
-        """Why a later list is not used, and the remedy; None if the list is the latest."""
+        """The reason why a later list is not used, and the remedy; None if the list is the latest."""
 
     async def run(self) -> None:
         """Follow the files until cancelled."""
@@ -62,7 +63,7 @@ class AllowList(Protocol):
         """Read the list that an earlier run kept."""
 
     async def see(self, octets: bytes | None) -> None:
-        """Record the value in the store; None if there is none."""
+        """Record the value that the store contains; None if there is no value."""
 
 
 class AllowedKeys:
@@ -71,7 +72,7 @@ class AllowedKeys:
     counter: int | None = None
 
     def __init__(self, file: KeyFile, clock: Clock, keys: frozenset[bytes]) -> None:
-        """Start with the keys that the file contained."""
+        """Start with the keys that the file contained when it was last read."""
         self._file = file
         self._clock = clock
         self._has_news = asyncio.Event()
@@ -80,14 +81,14 @@ class AllowedKeys:
         self.changed = asyncio.Event()
 
     def reload(self) -> None:
-        """Read the file soon, also if it has not changed."""
+        """Read the file soon, even if it has not changed."""
         self._has_news.set()
 
     async def load(self) -> None:
-        """Do nothing: the file itself is kept."""
+        """Do nothing, because the file itself is kept."""
 
     async def see(self, octets: bytes | None) -> None:
-        """Do nothing: a list in the store has no effect."""
+        """Do nothing, because a list in the store has no effect."""
 
     async def run(self) -> None:
         """Follow the file until cancelled."""
@@ -123,9 +124,9 @@ class AllowedKeys:
         self._use(keys)
 
     def _keep(self, trouble: Notice) -> None:
-        """Keep the last good list, and log the reason once."""
+        """Keep the last valid list, and log the reason once."""
         if trouble != self.trouble:
-            log.error("Kept the last good list of %d allowed keys: %s", len(self.keys), trouble)
+            log.error("Kept the last valid list of %d allowed keys: %s", len(self.keys), trouble)
         self.trouble = trouble
 
     def _use(self, keys: frozenset[bytes]) -> None:
@@ -151,9 +152,9 @@ _WRITER = (
 class SignedKeys:
     """The AllowList in the store, signed by an operator whose key is in a file of this host.
 
-    The last verified list stays in force, regardless of the store and of the file of operators. A later
-    list must have a higher counter than all lists of the present operators. So the counter of an operator who
-    was removed, because the key was stolen, has no effect.
+    The last verified list stays in force, regardless of the store and of the file of operators. A later list
+    must have a higher counter than all lists of the current operators. Therefore the counter of a removed
+    operator, whose key may be stolen, has no effect.
     """
 
     def __init__(self, operators: AllowedKeys, prefix: str, memory: Memory, clock: Clock) -> None:
@@ -171,7 +172,7 @@ class SignedKeys:
 
     @property
     def trouble(self) -> Notice | None:
-        """Why a later list, or the file of operators, is not used."""
+        """The reason why a later list, or the file of operators, is not used."""
         return self._trouble or self._operators.trouble
 
     def reload(self) -> None:
@@ -203,7 +204,9 @@ class SignedKeys:
         self.changed.set()
 
     async def see(self, octets: bytes | None) -> None:
-        """Use the list in the store if it is a later one of an operator; None if the store has none."""
+        """Use the list in the store if it is a later list that an operator signed; None if the store has
+        no list.
+        """
         self._seen = octets
         try:
             trouble = (
@@ -220,7 +223,7 @@ class SignedKeys:
         self._trouble = trouble
 
     async def _use(self, octets: bytes | None) -> bool:
-        """Use a list from now on; return whether it was saved to the file.
+        """Use a list from now on; return whether it was saved to its file.
 
         Raises:
             WireError: the list is not used.
@@ -236,7 +239,8 @@ class SignedKeys:
         latest = max((counters.get(key, 0) for key in self._operators.keys), default=0)
         if signed.counter <= latest:
             raise WireError(
-                f"its counter {signed.counter} is not above {latest}, the counter of the last list",
+                f"the counter {signed.counter} of the list is not higher than {latest}, the counter of "
+                f"the last list",
                 hint=_WRITER,
             )
         keys = parse_allowed_keys(signed.text)
@@ -257,7 +261,7 @@ class SignedKeys:
         return is_kept
 
     async def _keep(self, kept: KeptList) -> bool:
-        """Save a list for a restart, unless it is saved; return whether it is."""
+        """Save a list for a restart, unless it is already saved; return whether it is saved."""
         if kept != self._saved and await self._memory.save([format_kept_list(kept)]):
             self._saved = kept
         return kept == self._saved
@@ -271,8 +275,11 @@ class SignedKeys:
         signed = parse_signed_list(octets)
         if signed.operator not in self._operators.keys:
             raise WireError(
-                f"the key {signed.operator.hex()} signed it, which is no operator's", hint=_WRITER
+                f"the list is signed by the key {signed.operator.hex()}, which belongs to no operator",
+                hint=_WRITER,
             )
         if not is_authentic_list(self._prefix, signed):
-            raise WireError("its signature is not that of its key for this prefix of the store", hint=_WRITER)
+            raise WireError(
+                "the signature of the list does not match its key and this prefix of the store", hint=_WRITER
+            )
         return signed

@@ -1,4 +1,4 @@
-"""The report of a batch: entries of the journal, log lines and counters."""
+"""The report of a batch of operations: entries of the journal, log lines and counters."""
 
 import logging
 from collections import Counter, deque
@@ -16,17 +16,18 @@ from pyflannel.ports import Clock
 log = logging.getLogger(__name__)
 
 ROOM = 1000
-"""Maximum number of entries in the journal. They are lost when the daemon ends."""
+"""Maximum number of entries in the journal. The entries are lost when the daemon exits."""
 
 NAMED_AT_ONCE = 100
-"""Objects of one pass that have entries of their own, so that a start leaves room for older entries."""
+"""Maximum number of objects of one pass that have their own entries, so that a start leaves room for older
+entries."""
 
 NAMED_IN_LOG = 8
-"""Objects that one log line names."""
+"""Maximum number of objects that one log line names."""
 
 
 class Journal:
-    """The last entries, the oldest first."""
+    """The last entries of the journal, the oldest first."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -51,12 +52,12 @@ class Counts:
     """Counters of the reconciler since its start.
 
     Attributes:
-        passes: looks at the host that were compared with the plan.
-        failures: attempts to read a target that failed.
-        duration_s: of the latest comparison, its operations included.
+        passes: number of looks at the host that were compared with the plan.
+        failures: number of attempts to read a target that failed.
+        duration_s: duration of the latest comparison, including its operations.
         pass_durations: the durations of all comparisons.
-        peer_durations: times from a change of peers in the plan until the host equals the plan.
-        repairs_by_kind: how many damaged objects were repaired; each kind has an entry.
+        peer_durations: times from a change of peers in the plan until the state of the host equals the plan.
+        repairs_by_kind: number of repaired objects; each kind has an entry.
         last_repair: the damage that the latest repair found.
     """
 
@@ -76,7 +77,7 @@ class Counts:
 
     @property
     def repairs(self) -> int:
-        """How many objects were repaired."""
+        """The number of objects that were repaired."""
         return self.repairs_by_kind.total()
 
 
@@ -86,9 +87,10 @@ class Batch:
 
     Attributes:
         since: generation of the plan from which the operations were computed.
-        new_kinds: kinds that were never applied before, so that no operation on them is a repair.
+        new_kinds: kinds that were not applied before, so that no operation on them is a repair.
         refused: the operations that did not take effect.
-        planned: the operations that followed from the plan, in the order in which they were applied.
+        planned: the operations that resulted from a change of the plan, in the order in which they were
+            applied.
         repairs: the operations that repaired damage.
         fights: the repairs that another program keeps undoing, if this was detected now.
     """
@@ -123,7 +125,8 @@ class BatchReport:
             self._journal.note("fought over", [operation])
             log.error(
                 "Delayed the next repair: another program keeps changing this object object=%s. Find the"
-                " program that manages it (NetworkManager, systemd-networkd, dhcpcd) and exclude it there.",
+                " program that manages it (NetworkManager, systemd-networkd, dhcpcd) and exclude the "
+                "object in its configuration.",
                 found(operation),
             )
         if batch.planned:
@@ -134,7 +137,7 @@ class BatchReport:
                 log.debug("%s %s", type(operation).__name__, found(operation))
 
     def report_refusals(self, refused: Iterable[Refusal], known: Iterable[Refusal]) -> None:
-        """Report each cause of refusals, with the objects that it concerns, unless it is `known`."""
+        """Report each cause of refusals, with the objects that it affects, unless the cause is `known`."""
         before = {(found(one.operation), one.cause) for one in known}
         by_cause: dict[tuple[str, str], list[Operation]] = {}
         for one in refused:

@@ -1,8 +1,8 @@
 """The host's condition in one network, as one value.
 
-Log lines, the status, readiness and metrics are views of it. They do not change the condition, and no event
-has to pass through them to reach the data path. The supervisor makes a new condition from each event, and
-plans from its inputs.
+Log lines, the status, readiness and metrics are views of it. They do not change the condition, and events
+reach the data path without them. The supervisor makes a new condition from each event, and plans from its
+inputs.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -42,17 +42,17 @@ class Inputs:
     Attributes:
         config: the network config in force; None until one is known.
         backend: the backend of the config.
-        previous: earlier configs by which peers may still send, the newest first.
-        is_prepared: this host can receive packets by `backend`; until then, it sends by `previous`.
+        previous: earlier configs that peers may still use to send, the newest first.
+        is_prepared: True if this host can receive packets by `backend`; before that, it sends by `previous`.
         underlay: the interface that carries the tunnel.
         lease: this host's lease.
         leases: the leases that are valid for the data path, including this host's.
-        bridges: bridges of containers; only known for the fast path.
-        has_fast_path: programs in the kernel may carry packets.
-        caches_flows: these programs may cache the firewall's decisions (mode flow).
+        bridges: bridges of containers; only known if the fast path is used.
+        has_fast_path: True if eBPF programs may carry packets.
+        caches_flows: True if these programs may cache the firewall's decisions (mode flow).
         owner: identity of this host.
         surroundings: addresses and routes outside the overlay.
-        wireguard: key and implementation, for the wireguard backend.
+        wireguard: WireGuard key and implementation, for the wireguard backend.
         greeted: WireGuard keys of peers to which this host may send by `backend` while it has `previous`.
         path_mtus: the MTU of paths that carry less than planned, by the subnet of the peer in
             the family.
@@ -78,7 +78,9 @@ class Inputs:
 
     @property
     def generations(self) -> tuple[Generation, ...]:
-        """The configs of this host, in the order in which it sends by them; empty while none is known."""
+        """The configs of this host, in the order of their precedence for sending; empty while none is
+        known.
+        """
         if self.config is None or self.backend is None:
             return ()
         newest = Generation(self.config, self.backend)
@@ -86,18 +88,18 @@ class Inputs:
 
     @property
     def backends(self) -> tuple[Backend, ...]:
-        """The backends of these configs."""
+        """The backends of `generations`, in the same order."""
         return tuple(one.backend for one in self.generations)
 
     @property
     def fast_path_config(self) -> NetworkConfig | None:
-        """The config of the udp backend, also if it is a previous one; otherwise the config in force."""
+        """The config of the udp backend, also if it is a previous config; otherwise the config in force."""
         found = (one.config for one in self.generations if one.config.backend_type == "udp")
         return next(found, self.config)
 
 
 _LOSSES = ("lost", "taken")
-"""Phases in which the store does not contain this host's lease. One may follow the other."""
+"""Phases in which the store does not contain this host's lease. Each of these phases may follow the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +108,16 @@ class LeaseCondition:
 
     Attributes:
         phase: phase of the lease protocol.
-        since_s: when the phase began, in seconds of the clock.
+        since_s: time at which the phase began, in seconds of the clock.
         taken: the latest report that another host holds this host's subnet; None otherwise.
-        losses: how often this host's lease disappeared from the store.
+        losses: number of times that this host's lease disappeared from the store.
         contested: the holder that was asked whether it is alive, until the answer is known.
-        exhausted: the latest report that no subnet is free; None after one was found.
-        unassigned: the latest report that Kubernetes assigns no usable subnet; None after it did.
+        exhausted: the latest report that no subnet is free; None after a free subnet was found.
+        unassigned: the latest report that Kubernetes assigns no usable subnet; None after it assigned one.
         shared: the latest report that another living host has this host's address or identity; None after
-            that host is gone.
-        is_sharer_known: that host has had a lease since then. When this lease is removed, the host is gone.
+            that host stopped using it.
+        is_sharer_known: True if that host has had a lease since then. When this lease is removed, the host is
+            gone.
     """
 
     phase: LeasePhase = "acquiring"
@@ -149,7 +152,7 @@ class LeaseCondition:
                 return self
 
     def after_owners(self, owners: Collection[str]) -> "LeaseCondition":
-        """Return the condition when these hosts have leases that are not planned for."""
+        """Return the condition after an update of the owners whose leases this host sees."""
         if self.shared is None:
             return self
         if self.shared.other in owners:
@@ -168,12 +171,13 @@ class StoreCondition:
     """The store of leases.
 
     Attributes:
-        is_away: the lease protocol cannot reach it.
+        is_away: True if the lease protocol cannot reach the store.
         since_s: time at which it became unreachable or reachable, in seconds of the clock.
         error: the latest failure, even if it is resolved.
-        error_s: time of that failure, in seconds of the clock.
-        has_answered: the store has returned the network config, or reported that there is none.
-        is_stale: the host uses the leases of its previous run, because the store has not answered yet.
+        error_s: time of the latest failure, in seconds of the clock.
+        has_answered: True if the store has returned the network config, or reported that there is no config.
+        is_stale: True if the host uses the leases of its previous run, because the store has not answered
+            yet.
     """
 
     since_s: float
@@ -200,10 +204,10 @@ class ConfigCondition:
     """The network config, in force and in the store.
 
     Attributes:
-        text: text of the config in force; None before the first.
+        text: text of the config in force; None before the first config.
         revision: revision of the store's key, if the config in force is the one in the store.
-        trouble: why the host does not use the config in the store.
-        store_trouble: why the first config could not be read from the store.
+        trouble: reason why the host does not use the config in the store.
+        store_trouble: reason why the first config could not be read from the store.
     """
 
     text: str | None = None
@@ -217,7 +221,7 @@ class HostCondition:
     """This host in one network.
 
     Attributes:
-        identity: the owner in this host's lease.
+        identity: the identity (owner) in this host's lease.
         inputs: inputs of the plan.
         held: this host's lease, current or last.
         leases: all known leases.
@@ -235,7 +239,7 @@ class HostCondition:
 
 
 class PresentCondition:
-    """The condition of this host at present. Each change replaces the value."""
+    """The condition of this host at the current time. Each change replaces the value."""
 
     def __init__(self, condition: HostCondition) -> None:
         self.condition = condition
@@ -250,7 +254,7 @@ class PresentCondition:
         self.condition = replace(self.condition, **changes)
 
     def change_inputs(self, **changes: Any) -> None:
-        """Replace inputs of the plan."""
+        """Replace some of the inputs of the plan."""
         self.change(inputs=replace(self.condition.inputs, **changes))
 
     def change_store(self, **changes: Any) -> None:
@@ -262,7 +266,7 @@ class PresentCondition:
         self.change(config=replace(self.condition.config, **changes))
 
     def note_stores(self, addresses: Iterable[IPv4Address]) -> None:
-        """Note the addresses of the store."""
+        """Record the addresses of the store."""
         found = self.inputs.surroundings
         stores = tuple(one for one in addresses if not one.is_loopback)
         if stores != found.stores:

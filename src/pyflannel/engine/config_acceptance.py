@@ -1,7 +1,7 @@
-"""Whether this host uses a network config, and the log lines about this decision.
+"""The decision whether this host uses a network config, and the log lines about this decision.
 
-`store_followers` has parsed the text, so it is valid here. This host may still refuse the config, for example
-because its routes would cut the host off from the store.
+`store_followers` has parsed the text, so the config is valid here. This host may still refuse the config, for
+example because its routes would cut the host off from the store.
 """
 
 import logging
@@ -27,7 +27,7 @@ _RETURN = (
     "Write the old config again. To change to another network, run it beside this one, move the containers,"
     " and remove this one; or stop the containers, run flannelctl cleanup and start flanneld."
 )
-"""The remedy for a network config that does not admit this host's subnet."""
+"""The remedy for a network config that excludes this host's subnet."""
 
 _APART = "Write a config whose Network does not overlap addresses or routes of any host."
 """The remedy for a network config whose routes this host refuses."""
@@ -38,7 +38,9 @@ _ENCRYPT = "Write a config with Backend.Type wireguard, or start flanneld withou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """The network config in the store, until the host uses it. `revision` is that of the store's key."""
+    """The network config in the store, until the host uses it. `revision` is the revision of the store's
+    key.
+    """
 
     text: str
     config: NetworkConfig
@@ -72,19 +74,19 @@ class NeedsWireguard:
 
 @dataclass(frozen=True, slots=True)
 class NeedsLastKnown:
-    """The decision needs the last known leases: they show whether containers run in another subnet."""
+    """The decision needs the last known leases, which show whether containers run in another subnet."""
 
 
 Verdict = Accepted | Refused | NeedsWireguard | NeedsLastKnown
 
 
 class ConfigAcceptance:
-    """Decides whether this host uses a network config. The decision depends on its arguments alone.
+    """Decides whether this host uses a network config. The decision depends only on its arguments.
 
     Args:
-        planner: knows the routes of a config and the addresses that they would cover.
+        planner: object that knows the routes of a config and the addresses that they would cover.
         previous: subnet of the previous run, in which containers may still run.
-        requires_encryption: refuse each backend that sends unencrypted packets.
+        requires_encryption: True to refuse each backend that sends unencrypted packets.
         device: device name that the daemon claims.
     """
 
@@ -101,8 +103,8 @@ class ConfigAcceptance:
 
         Args:
             candidate: config in the store.
-            condition: condition of the host. The host's routes to the network of the config are known.
-            has_last_known: the last known leases were loaded, or there are none.
+            condition: condition of the host. The host's routes to the network of the config must be known.
+            has_last_known: True if the last known leases were loaded, or there are none.
         """
         config, backend, held = candidate.config, candidate.backend, condition.held
         if (why := self._encryption_objection(backend)) is not None:
@@ -124,7 +126,7 @@ class ConfigAcceptance:
         return Accepted()
 
     def objection_to(self, config: NetworkConfig, backend: Backend, inputs: Inputs) -> str | None:
-        """Return why the host cannot start with its last known config; None if it can."""
+        """Return the reason why the host cannot start with its last known config; None if it can start."""
         return self._encryption_objection(backend) or self._planner.objection_to(config, backend, inputs)
 
     def _encryption_objection(self, backend: Backend) -> str | None:
@@ -133,7 +135,9 @@ class ConfigAcceptance:
         return f"Backend.Type {backend.lease_type or 'udp'} does not, and --require-encryption is set"
 
     def _fence(self, config: NetworkConfig, inputs: Inputs, *, has_last_known: bool) -> State | None:
-        """Return the plan without objects that send unencrypted; None if a config runs or may be loaded."""
+        """Return the plan without objects that send packets unencrypted; None if a config is in force or
+        may be loaded.
+        """
         may_run_on_last_known = self._previous is not None and not has_last_known
         if inputs.config is not None or may_run_on_last_known:
             return None
@@ -150,7 +154,7 @@ class ConfigLog:
         self._refusals = LogLimit(log, clock, "network configs that this host refuses")
 
     def log_refused(self, trouble: Notice, before: HostCondition) -> None:
-        """Log a refusal; `before` is the condition before it."""
+        """Log a refusal; `before` is the condition before the refusal."""
         if trouble == before.config.trouble:
             return
         is_first = before.inputs.config is None
@@ -159,7 +163,7 @@ class ConfigLog:
         self._refusals.line(logging.ERROR, "Refused the network config, %s %s", how, text)
 
     def log_accepted(self, candidate: Candidate, before: HostCondition) -> None:
-        """Log the config that the host uses from now on, unless it used the same one before."""
+        """Log the config that the host uses from now on, unless it already used the same config."""
         config, backend, inputs = candidate.config, candidate.backend, before.inputs
         if config == inputs.config and backend == inputs.backend and not before.store.is_stale:
             return

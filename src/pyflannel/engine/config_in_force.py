@@ -1,4 +1,4 @@
-"""The network config on which this host runs: the one in the store, or the last known one.
+"""The network config on which this host runs, which is the config in the store, or the last known config.
 
 `store_followers` reads the config in the store, `config_acceptance` decides whether this host uses it, and
 this module makes it the config of the host's condition.
@@ -42,14 +42,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consequences:
-    """The functions that are called after a change of the condition.
+    """Functions that are called after a change of the condition.
 
     Attributes:
-        changed: the config in force changed.
-        fenced: the host must drop the network's packets; the argument is the plan for this.
-        started: the host runs on its last known config and on these leases.
-        resume: run on these last known leases. The config is known, because it is a file.
-        noted: only the status changed.
+        changed: called when the config in force changed.
+        fenced: called when the host must drop the network's packets; the argument is the plan for this.
+        started: called when the host runs on its last known config and on these leases.
+        resume: called to run on these last known leases. The network config is known, because it is a file.
+        noted: function that is called if only the status changed.
     """
 
     changed: Callable[[], None]
@@ -64,9 +64,9 @@ class ConfigInForce:
 
     Args:
         present: the condition of the host.
-        planner: knows the routes of a config.
-        underlay: finds out the host's routes to the network of a config.
-        wireguard: provides the key for a config that needs one.
+        planner: object that knows the routes of a config.
+        underlay: object that finds the host's routes to the network of a config.
+        wireguard: object that provides the key for a config that needs one.
         last_known: the config and the leases of the previous run.
     """
 
@@ -115,7 +115,9 @@ class ConfigInForce:
         self._host_changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Follow the config in the store, until cancelled. The host's interface must be known."""
+        """Follow the config in the store, until cancelled. Before this, the host's interface must be
+        known.
+        """
         if self._previous is not None:
             self._change_of_last_run = await self._last_known.load_change()
         async with asyncio.TaskGroup() as tasks:
@@ -123,12 +125,12 @@ class ConfigInForce:
             tasks.create_task(self._run_on_last_known(), name="run on last known leases")
 
     def host_changed(self) -> None:
-        """Examine the config in the store again, because the host or its condition changed."""
+        """Check the config in the store again, because the host or its condition changed."""
         self._host_changed.set()
         self._examine()
 
     def need_last_known(self) -> None:
-        """Start with the last known leases, if there are any: the store does not provide them."""
+        """Start with the last known leases, if there are any, because the store does not provide leases."""
         self._needs_last_known.set()
 
     def inputs_with(self, text: str) -> Inputs:
@@ -155,7 +157,7 @@ class ConfigInForce:
                 pass
         return with_config(condition.inputs, config, backend, condition.config.text or "")
 
-    # The config in the store.
+    # The network config in the store.
 
     def _found(self, text: str, config: NetworkConfig, backend: Backend, revision: int) -> None:
         self._present.change_store(has_answered=True)
@@ -182,8 +184,8 @@ class ConfigInForce:
     def _examine(self) -> None:
         """Use the config in the store if this host accepts it.
 
-        The host's routes that the config may affect must be known before. A refused config is examined again
-        when the host changes.
+        The host's routes that the config may affect must be known before the call. A refused config is
+        checked again when the host changes.
         """
         candidate = self._candidate
         if candidate is None or not self._knows_routes_to(candidate.config):
@@ -204,7 +206,9 @@ class ConfigInForce:
                 self._needs_last_known.set()
 
     def _knows_routes_to(self, config: NetworkConfig) -> bool:
-        """Return whether the host's routes to the config's network are known; if not, request them."""
+        """Return whether the host's routes to the config's network are known; if they are unknown, request
+        them.
+        """
         inputs, candidate = self._present.inputs, self._candidate
         configs = (config, inputs.config, None if candidate is None else candidate.config)
         ranges = (one.range_of(family) for one in configs if one is not None for family in one.families)
@@ -215,7 +219,7 @@ class ConfigInForce:
         return False
 
     def _refuse(self, trouble: Notice) -> None:
-        """Keep running with the last valid config, if there is one."""
+        """Keep running with the last valid config, if such a config exists."""
         before = self._present.condition
         self._present.change_store(is_stale=False)
         self._present.change_config(revision=None, trouble=trouble, store_trouble=None)
@@ -239,19 +243,19 @@ class ConfigInForce:
         self._then.changed()
 
     def _continue_change(self, kept: KeptChange) -> None:
-        """Continue the change of the backend that began in the last run, or since then."""
+        """Continue the change of the backend that began in the last run, or after it."""
         inputs = resumed(self._present.inputs, kept, requires_encryption=self._options.requires_encryption)
         if inputs.previous:
             log_change(inputs)
         self._present.change(inputs=inputs)
 
-    # The last known config.
+    # The last known network config.
 
     async def _run_on_last_known(self) -> None:
         """Start with the last known config and leases if the store has no config that this host can use.
 
-        The store does not answer, the config is missing, or it does not admit the subnet of the running
-        containers.
+        This happens if the store does not answer, or if its config is missing or excludes the subnet of the
+        running containers.
         """
         await self._needs_last_known.wait()
         known = await self._last_known.load()

@@ -1,4 +1,4 @@
-"""The flannel networks of this host, as the network plugin for Docker needs them."""
+"""The flannel networks of this host, in the form that the network plugin for Docker uses."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from pyflannel.ports import Memory
 from pyflannel.wire.docker_plugin import EndpointRequest, NetworkRequest, PoolRequest, parse_state
 
 _KINDS = (Link, Address, NftTable)
-"""Objects of the plan that the networks of Docker consist of."""
+"""The kinds of objects of the plan that implement networks of Docker."""
 
 
 class SupervisedHost:
@@ -36,7 +36,7 @@ class SupervisedHost:
         host = self._supervisor.planner.host(inputs)
         if host is None or config is None or config.network is None or backend is None:
             raise NotReadyError(
-                f"flanneld is not ready: it waits for {self._supervisor.waiting_for}",
+                f"flanneld is not ready. It waits for {self._supervisor.waiting_for}",
                 hint="Run flannelctl status.",
             )
         ipv6 = self._supervisor.planner.host(inputs, 6) if config.enable_ipv6 else None
@@ -59,7 +59,7 @@ class SupervisedHost:
         self._supervisor.plan_docker(parts)
 
     def objection(self) -> str | None:
-        """Return why a part of the plan is not in place: see `DockerHost`."""
+        """Return the reason why a part of the plan is not in place: see `DockerHost`."""
         reconciler = self._supervisor.reconciler
         if all(reconciler.is_in_place(kind) for kind in _KINDS):
             return None
@@ -68,11 +68,13 @@ class SupervisedHost:
 
 
 class DockerNetworks:
-    """The plugins of all flannel networks of this host. It finds the one that a request of Docker concerns.
+    """The plugins of all flannel networks of this host. For each request of Docker, it finds the plugin that
+    must handle the request.
 
     Args:
-        has_names: the daemon runs networks with names.
-        remembered: returns the memory of the plugin for each flannel network that this host has or had.
+        has_names: True if the daemon runs networks with names.
+        remembered: function that returns the saved state of the plugin for each flannel network that this
+            host has or had.
     """
 
     def __init__(self, *, has_names: bool, remembered: Callable[[], Mapping[str, Memory]]) -> None:
@@ -86,8 +88,8 @@ class DockerNetworks:
         self._plugins[plugin.network] = plugin
 
     def remove(self, plugin: DockerPlugin) -> None:
-        """Stop using a plugin, because its flannel network has ended on this host."""
-        if self._plugins.get(plugin.network) is plugin:  # otherwise the network has started again
+        """Stop using a plugin, because its flannel network was stopped on this host."""
+        if self._plugins.get(plugin.network) is plugin:  # otherwise a new instance of the network has started
             del self._plugins[plugin.network]
 
     @property
@@ -95,7 +97,7 @@ class DockerNetworks:
         return sorted(self._plugins) if self._has_names else None
 
     async def isolate(self) -> None:
-        """Isolate each flannel network from the others."""
+        """Isolate each flannel network from the other flannel networks."""
         if self._has_names:
             names = {*self._plugins, *self._remembered()}
             found = {name: one.ranges for name, one in self._plugins.items()}
@@ -108,7 +110,7 @@ class DockerNetworks:
         """Return the plugin that gives addresses for a new network.
 
         Raises:
-            DockerPluginError: the user chose no flannel network, or one that does not exist.
+            DockerPluginError: the user chose no flannel network, or a network that does not exist.
             NotReadyError: the flannel network is starting.
         """
         return self._running(flannel_network((request.options or {}).get(NETWORK_OPTION), self._known))
@@ -117,7 +119,8 @@ class DockerNetworks:
         """Return the plugin for a new network, isolated from the other flannel networks: see `for_pool`.
 
         Raises:
-            DockerPluginError: as `for_pool`, and if the options of the two drivers disagree.
+            DockerPluginError: the same as for `for_pool`, and also if the options of the two drivers
+                disagree.
         """
         pools = [data.pool for data in request.ipv4 or []]
         holders = [name for name, one in self._plugins.items() if any(map(one.has_pool, pools))]
@@ -136,7 +139,7 @@ class DockerNetworks:
         return self._running(network_of_pool(pool))
 
     async def of_network(self, network: str) -> DockerPlugin:
-        """Return the plugin of a network of Docker; any plugin if none knows the network.
+        """Return the plugin of a network of Docker; if no plugin knows the network, any of them.
 
         Raises:
             DockerPluginError: its flannel network does not run.
@@ -152,7 +155,9 @@ class DockerNetworks:
         return next(iter(self._plugins.values()), None) or self._running("")
 
     async def publish(self, request: EndpointRequest) -> None:
-        """Publish the ports of a container, unless another flannel network has published one of them."""
+        """Publish the ports of a container, unless another flannel network has published one of these
+        ports.
+        """
         async with self._publishing:
             plugin = await self.of_network(request.network)
             others = [port for one in self._plugins.values() if one is not plugin for port in one.ports]
@@ -178,5 +183,5 @@ def _does_not_run(name: str) -> DockerPluginError:
     text = f"the flannel network {name}" if name else "the flannel network without a name"
     return DockerPluginError(
         f"{text} does not run on this host",
-        hint="Write its config to the store again, or restore the flags of flanneld.",
+        hint="Write the config of this network to the store again, or restore the flags of flanneld.",
     )

@@ -1,9 +1,9 @@
-"""The network plugin for Docker: performs Docker's requests, and remembers their results.
+"""The network plugin for Docker, which performs Docker's requests and keeps their results.
 
-Docker never repeats a request: neither after its own restart nor after one of flanneld. So each change is
-saved before it takes effect. Networks and published ports are a part of the plan of the host, and the
-reconciler creates and repairs them. Only the veths of containers are created here, because Docker moves one
-end of each into a container.
+Docker never repeats a request: neither after its own restart nor after a restart of flanneld. Therefore each
+change is saved before it takes effect. Networks and published ports are a part of the plan of the host, and
+the reconciler creates and repairs them. Only the veths of containers are created in this module, because
+Docker moves one end of each into a container.
 """
 
 import asyncio
@@ -47,7 +47,8 @@ from pyflannel.wire.docker_plugin import (
 log = logging.getLogger(__name__)
 
 _IN_PLACE_S = 10.0
-"""Deadline for the reconciler. It takes milliseconds; Docker waits for half a minute."""
+"""Deadline for the reconciler to create an object. Normally this takes milliseconds; Docker waits for half
+a minute."""
 
 _LOOK_S = 0.01
 
@@ -59,7 +60,7 @@ class DockerPlugin:
     """The networks of Docker in one flannel network. One request is performed at a time.
 
     Attributes:
-        network: the name of the flannel network; "" if the host has one, without a name.
+        network: the name of the flannel network; "" if the host has only one network, without a name.
     """
 
     def __init__(
@@ -86,9 +87,9 @@ class DockerPlugin:
         self._host.plan(self._state.plan)
 
     async def run(self, isolate: Callable[[], Awaitable[None]]) -> None:
-        """Connect containers again whenever a bridge was created again, until cancelled.
+        """Connect containers again each time a bridge was created again, until cancelled.
 
-        `isolate` is called whenever the range of the flannel network may have changed.
+        `isolate` is called each time the range of the flannel network may have changed.
         """
         while True:
             self._host.progress.clear()
@@ -148,7 +149,9 @@ class DockerPlugin:
 
     @property
     def ranges(self) -> tuple[IPv4Network | None, IPv6Network | None]:
-        """The range of the flannel network in each family; None while it is unknown, or if there is none."""
+        """The range of the flannel network in each family; None while it is unknown, or if the network has
+        no range in this family.
+        """
         return self._host.ranges()
 
     @property
@@ -171,12 +174,12 @@ class DockerPlugin:
         ranges: Mapping[str, IPv4Network],
         ipv6_ranges: Mapping[str, IPv6Network],
     ) -> None:
-        """Isolate this flannel network from the others.
+        """Isolate this flannel network from the other flannel networks.
 
         Args:
             names: the flannel networks that exist on this host.
-            ranges: their known ranges of IPv4.
-            ipv6_ranges: their known ranges of IPv6.
+            ranges: known IPv4 ranges of these networks.
+            ipv6_ranges: known IPv6 ranges of these networks.
         """
         names = {*names} - {self.network}
         async with self._lock:
@@ -186,7 +189,7 @@ class DockerPlugin:
             others = {name: one for name, one in {**state.others, **ranges}.items() if name in names}
             ipv6 = {**state.ipv6_others, **ipv6_ranges}
             ipv6 = {name: one for name, one in ipv6.items() if name in names}
-            with suppress(DockerPluginError):  # logged; the next call tries again
+            with suppress(DockerPluginError):  # the failure is logged, and the next call tries again
                 await self._save(replace(state, others=others, ipv6_others=ipv6))
 
     # Addresses.
@@ -227,7 +230,7 @@ class DockerPlugin:
     async def request_address(self, request: AddressRequest) -> tuple[IpAddress, Pool | Ipv6Pool]:
         """Return an address of a pool.
 
-        If Docker requests no particular address, the gateway gets the first one.
+        If Docker requests no particular address, the gateway gets the first address.
         """
         wanted = parse_address(request.address) if request.address else None
         async with self._lock:
@@ -248,7 +251,7 @@ class DockerPlugin:
     # Networks.
 
     async def create_network(self, request: NetworkRequest) -> None:
-        """Create the bridge of a network, and return when it can take containers."""
+        """Create the bridge of a network, and return when containers can be connected to it."""
         gateways = [data.gateway for data in request.ipv4 or [] if data.gateway]
         ipv6_gateways = [data.gateway for data in request.ipv6 or [] if data.gateway]
         if not gateways or len(gateways) > 1 or (request.has_ipv6 and len(ipv6_gateways) != 1):
@@ -273,7 +276,7 @@ class DockerPlugin:
             log.info("Created a network of Docker subnet=%s bridge=%s", network.subnet, network.bridge)
 
     async def delete_network(self, name: str) -> None:
-        """Remove the bridge of a network, and the leftovers of its containers."""
+        """Remove the bridge of a network, and the remaining objects of its containers."""
         async with self._lock:
             state = self._known()
             for endpoint in state.endpoints.values():
@@ -285,7 +288,7 @@ class DockerPlugin:
     # Containers.
 
     async def create_endpoint(self, request: EndpointRequest) -> DockerEndpoint:
-        """Remember a container with the address that the IPAM driver gave it."""
+        """Record a container with the address that the IPAM driver gave it."""
         address = request.address
         async with self._lock:
             state = self._known()
@@ -314,10 +317,11 @@ class DockerPlugin:
     async def join(
         self, request: EndpointRequest
     ) -> tuple[DockerEndpoint, DockerNetwork, tuple[IpNetwork, ...]]:
-        """Connect a container to its bridge; return also the routes that it needs.
+        """Connect a container to its bridge; also return the routes that the container needs.
 
-        A container gets the routes to the other hosts once, because a second network has the same ones. They
-        do not contain the subnet of this host: Docker refuses a second network within an existing route.
+        A container gets the routes to the other hosts once, because a second network has the same routes.
+        These routes exclude the subnet of this host, because Docker refuses a second network within an
+        existing route.
         """
         async with self._lock:
             state, host = self._known(), self._host.subnet()
@@ -341,7 +345,9 @@ class DockerPlugin:
             return endpoint, network, () if has_routes else routes
 
     async def leave(self, request: EndpointRequest) -> None:
-        """Record that a container has left the network. Docker moves its link back afterwards."""
+        """Record that a container has left the network. After that, Docker moves the link of the container
+        back.
+        """
         async with self._lock:
             state = self._known()
             if (endpoint := state.endpoints.get(request.endpoint)) is not None:
@@ -356,7 +362,9 @@ class DockerPlugin:
                 await self._save(remove_endpoint(state, endpoint.name))
 
     async def publish(self, request: EndpointRequest, others: Collection[PublishedPort] = ()) -> None:
-        """Publish the ports of a container. Other flannel networks have published `others`."""
+        """Publish the ports of a container. `others` are the ports that other flannel networks have
+        published.
+        """
         async with self._lock:
             before = self._known()
             endpoint = self._endpoint(before, request.endpoint)
@@ -399,7 +407,7 @@ class DockerPlugin:
     def _network(self, state: DockerState, name: str) -> DockerNetwork:
         if (network := state.networks.get(name)) is None:
             raise DockerPluginError(
-                "flanneld does not know this network: its saved state was deleted",
+                "flanneld does not know this network: because its saved state was deleted",
                 hint="Remove the network and create it again.",
             )
         return network
@@ -407,20 +415,21 @@ class DockerPlugin:
     def _endpoint(self, state: DockerState, name: str) -> DockerEndpoint:
         if (endpoint := state.endpoints.get(name)) is None:
             raise DockerPluginError(
-                "flanneld does not know this container: its saved state was deleted",
+                "flanneld does not know this container: because its saved state was deleted",
                 hint="Start the container again.",
             )
         return endpoint
 
     async def _save(self, state: DockerState) -> None:
-        """Save a state, then plan it."""
+        """Save a state, and then add it to the plan."""
         before = self._known()
         if state == before:
             return
         if not await self._memory.save([format_state(state)]):
             raise DockerPluginError(
                 "flanneld cannot save the networks of Docker",
-                hint="Make its state directory writable, or free space there. Read the log of flanneld.",
+                hint="Make its state directory writable, or free space on its file system. Read the log "
+                "of flanneld.",
             )
         self._state = state
         if state.plan != before.plan:

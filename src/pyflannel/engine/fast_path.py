@@ -1,4 +1,6 @@
-"""Whether this host uses the fast path: the operator's setting, and the features of the kernel."""
+"""The decision whether this host uses the fast path. It depends on the operator's setting and the features
+of the kernel.
+"""
 
 import asyncio
 import logging
@@ -20,7 +22,8 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 RETRY_MAX_S = 60.0
-"""Seconds until the fast path is tried again after the kernel refused a program; doubled up to the maximum.
+"""Seconds until the fast path is tried again after the kernel refused a program. The delay doubles up to
+the maximum.
 """
 
 _WITHOUT_GRO_LINK = "Use a kernel with veth (CONFIG_VETH), or start flanneld with --fast-path-gro=off."
@@ -29,10 +32,11 @@ Choice = Literal["auto", "safe", "flow", "off"]
 
 
 class FastPath:
-    """Decides whether programs are planned: the host's flag overrides the network config, the kernel both.
+    """Decides whether programs are planned: the host's flag overrides the network config, and the abilities
+    of the kernel override both.
 
-    A feature that is known to be missing is not tried. A feature that cannot be probed is tried, and the
-    kernel may refuse it.
+    A feature that is known to be missing is not used. A feature that cannot be probed is used, and the kernel
+    may refuse it.
 
     `changed` is called when the decision changes.
     """
@@ -57,7 +61,7 @@ class FastPath:
         self._hint: str | None = None
         self._retry_s = RETRY_S
         self._refused = asyncio.Event()
-        self._is_proved = True  # until a feature is missing or refused
+        self._is_proved = True  # true until a feature is missing or refused
 
     def examine(self, config: NetworkConfig | None) -> None:
         """Probe the features of the kernel, before programs are planned for the first time or again."""
@@ -74,17 +78,19 @@ class FastPath:
         return config is not None and self._is_wanted(config) and not self._refused.is_set()
 
     def caches_flows(self, config: NetworkConfig | None) -> bool:
-        """Return whether the programs may cache the firewall's decisions about flows."""
+        """Return whether the programs may cache the decisions of the firewall about flows."""
         return config is not None and self._mode(config) == "flow"
 
     def reads(self, config: NetworkConfig | None) -> tuple[str, ...]:
-        """Return the features for this host's lease: none while a program or a peer is refused."""
+        """Return the packet formats to publish in this host's lease; none while a program or a peer is
+        refused.
+        """
         return (PARTIAL_CHECKSUM,) if self.is_on(config) and self._is_proved else ()
 
     def status(self, config: NetworkConfig | None) -> FastPathStatus | None:
-        """Return the path of packets and the reason; None for other backends.
+        """Return the path of packets and the reason; None for backends other than udp.
 
-        During a retry, the previous result counts.
+        During a retry, this returns the previous result.
         """
         if config is None or config.backend_type != "udp":
             return None
@@ -122,7 +128,7 @@ class FastPath:
     def judge(
         self, refused: Sequence[Refusal], settled: Container[type[Item]], config: NetworkConfig | None
     ) -> Sequence[Refusal]:
-        """Update the decision by the current refusals; return the refusals that do not concern the fast path.
+        """Update the decision by the current refusals; return the refusals that do not affect the fast path.
 
         The kernel carries the packets again when every program and every peer is in place. An absence of
         refusals is not enough, because an operation may not have been tried yet.
@@ -142,7 +148,7 @@ class FastPath:
             return tuple(one for one in refused if not _is_of_the_fast_path(one.operation))
         is_in_place = BpfProgram in settled and BpfPeer in settled
         if self._obstacle is not None and not self._is_proved and is_in_place:
-            log.info("The kernel carries the packets again, after: %s", self._obstacle)
+            log.info("The kernel carries the packets again, because this problem ended: %s", self._obstacle)
             self._obstacle, self._retry_s, self._is_proved = None, RETRY_S, True
             self._changed()
         return refused
@@ -154,7 +160,7 @@ class FastPath:
         self._refused.set()
 
     def _reason(self, unserved: Refusal, refused: Iterable[Refusal]) -> tuple[str, str]:
-        """Return the cause of a refusal and the remedy; programs need the GRO veth, if one is planned."""
+        """Return the cause of a refusal and the remedy; the GRO veth matters only if it is planned."""
         for one in refused:
             if (gro_link := _wanted_link(one.operation, "veth")) is not None:
                 return f"{gro_link.name} cannot be created: {one.cause}", _WITHOUT_GRO_LINK
@@ -180,7 +186,7 @@ class FastPath:
                     "Packets pass through the firewall although the mode is flow: %s", "; ".join(uncached)
                 )
             else:
-                log.info("Packets of flows bypass the firewall")
+                log.info("Packets of known flows bypass the firewall")
         self._uncached = uncached
 
     def _is_wanted(self, config: NetworkConfig) -> bool:
@@ -208,7 +214,7 @@ def _is_of_the_fast_path(operation: Operation) -> bool:
 def _carries_packets(operation: Operation) -> bool:
     """Return whether the operation is on a program or a peer.
 
-    A container or a bridge may have been removed a moment ago.
+    A container or a bridge may have been removed just before.
     """
     match operation:
         case Add(BpfProgram(role=role)) | Replace(_, BpfProgram(role=role)):

@@ -1,4 +1,4 @@
-"""Followers of the host: its underlay interface and its bridges."""
+"""Tasks that follow changes of the host: of its underlay interface and of its bridges."""
 
 import asyncio
 import logging
@@ -18,17 +18,18 @@ log = logging.getLogger(__name__)
 
 
 LOOK_S = 10.0
-"""Seconds between two checks without a notification of a change."""
+"""Interval in seconds between two checks without a notification of a change."""
 
 _ANNOUNCEMENTS, _ANNOUNCED_EVERY_S = 3, 1.0
 """Announcements of one address, and the seconds between them: a new link may drop the first ones."""
 
 
 class UnderlayFollower:
-    """Calls `found` with the first underlay and each different one, `waiting` if there is none yet.
+    """Calls `found` with the first underlay and each later one that differs, and `waiting` if there is no
+    underlay yet.
 
-    `surrounded` gets the other interfaces and routes of the host in the same way; before the underlay, if
-    both changed.
+    `surrounded` gets the other interfaces and routes of the host in the same way. If both changed, it is
+    called before `found`.
 
     If the underlay disappears, it remains valid until another is found, because packets may still get
     through.
@@ -80,7 +81,9 @@ class UnderlayFollower:
                 await pause(self._clock, self._look_s, until=self._changed)
 
     def ask_about(self, networks: Iterable[IpNetwork]) -> None:
-        """Include the routes to these networks in the surroundings, and check them soon."""
+        """Include the routes to these networks in the surroundings of the host, and check these routes
+        soon.
+        """
         self._scope = replace(self._scope, networks=frozenset(networks))
         self._changed.set()
 
@@ -142,7 +145,9 @@ class UnderlayFollower:
                 await self._clock.sleep(_ANNOUNCED_EVERY_S)
 
     def _with_known_ipv6(self, found: Underlay) -> Underlay:
-        """Return the underlay with its last IPv6 address if it has lost it: packets may still get through."""
+        """Return the underlay with its last IPv6 address if the interface has lost it, because packets may
+        still get through.
+        """
         current = self._current
         has_lost_it = found.ipv6_trouble and current is not None and current.ipv6_address is not None
         if not has_lost_it or current is None or current.link != found.link:
@@ -179,16 +184,16 @@ def _words(underlay: Underlay) -> str:
 
 
 BRIDGE_LOOK_S = 10.0
-"""Seconds between two checks without a notification of a change."""
+"""Interval in seconds between two checks without a notification of a change."""
 
 
 class BridgeFollower:
-    """Calls `found` with the bridges, and again after each change, while they are wanted.
+    """Calls `found` with the bridges, and again after each change, while the bridges are needed.
 
-    Otherwise it does not receive changes: in a vxlan network, the kernel would announce the neighbour and the
-    FDB entry of each peer.
+    Otherwise it does not subscribe to changes, because in a vxlan network, the kernel would announce the
+    neighbour and the FDB entry of each peer.
 
-    If the bridges are unreadable, they count as none: without an entry, the kernel's bridge carries the
+    If the bridges are unreadable, they count as missing. Without an entry, the kernel's bridge carries the
     packets of a container.
     """
 
@@ -228,7 +233,9 @@ class BridgeFollower:
         try:
             bridges = await self._source.observe()
         except TargetError as error:
-            log.warning("Could not read the bridges, their packets take the normal path: %s", error)
+            log.warning(
+                "Could not read the bridges of containers, so their packets take the normal path: %s", error
+            )
             bridges = ()
         if bridges != self._current:
             self._current = bridges

@@ -1,7 +1,8 @@
 """Leases that remain valid although the store does not deliver them.
 
-A lease that disappeared remains valid for a grace period: a living owner writes it again, and no packet to
-that owner is lost. The last known leases are saved for a restart of this host while its store is unreachable.
+A lease that disappeared remains valid for a grace period. A running owner writes it again in this time, and
+no packet to that owner is lost. The last known leases are saved for a restart of this host while its store is
+unreachable.
 """
 
 import asyncio
@@ -28,12 +29,14 @@ from pyflannel.wire.lease_record import (
 log = logging.getLogger(__name__)
 
 GRACE_S = 2.0
-"""Seconds that a disappeared lease remains valid for the data path: a living owner needs milliseconds."""
+"""Time in seconds for which a disappeared lease remains valid for the data path. A running owner needs
+milliseconds to write it again."""
 
 SILENCE_S = 20.0
-"""Longest time that an owner needs to write its lease again if its store member does not respond.
+"""Longest time that an owner needs to write its lease again if its member of the store does not respond.
 
-It detects this after 10 s, a call takes up to 5 s, and the next attempt is up to 5 s later.
+The owner detects the silent member after 10 s, a call takes up to 5 s, and the next attempt is up to 5 s
+later.
 """
 
 _TICK_S = 0.1
@@ -43,12 +46,12 @@ _TICK_S = 0.1
 class LeaseGrace:
     """The leases that disappeared recently, until their grace period ends or their subnet is leased again.
 
-    A subnet counts as leased again if another lease overlaps it. The grace period is SILENCE_S in two cases,
-    and otherwise GRACE_S:
+    A subnet counts as leased again if another lease overlaps it. The grace period is SILENCE_S in the
+    following two cases, and GRACE_S in all other cases:
 
     - The store is unreachable, or was unreachable within the last SILENCE_S.
-    - Leases are renewed less than SILENCE_S before they expire. Then an owner may lose its lease before it
-      detects that the store does not respond.
+    - Leases are renewed less than SILENCE_S before they expire. In this case, an owner may lose its lease
+      before it detects that the store does not respond.
 
     `changed` is called when a grace period ended.
 
@@ -68,7 +71,7 @@ class LeaseGrace:
         self._outage_until = -math.inf
 
     def note_report(self, report: Report) -> None:
-        """Note whether the store is reachable."""
+        """Record whether the store is reachable."""
         match report:
             case StoreAway():
                 self._outage_until = math.inf
@@ -78,7 +81,7 @@ class LeaseGrace:
                 pass
 
     def update(self, leases: LeaseSet) -> None:
-        """Note the leases that disappeared and those that were added since the last set."""
+        """Record the leases that disappeared or were added since the last set of leases."""
         now = self._clock.now()
         until = now + (SILENCE_S if now < self._outage_until else self._grace_s)
         added: list[tuple[IPv4Network, Lease]] = []
@@ -94,7 +97,7 @@ class LeaseGrace:
         if self._vanished:
             self.counted = self.counted.with_changes([*((over, None) for over in taken), *added])
         else:
-            self.counted = self._present  # one map in memory instead of two
+            self.counted = self._present  # this keeps one map in memory instead of two
 
     @property
     def vanished(self) -> tuple[Lease, ...]:
@@ -102,18 +105,18 @@ class LeaseGrace:
         return tuple(lease for group in self._vanished.values() for lease, _ in group.values())
 
     async def run(self) -> None:
-        """End each grace period at its time, until cancelled."""
+        """End each grace period when it is over, until cancelled."""
         while True:
             await self._has_vanished.wait()
             self._has_vanished.clear()
             while self._vanished:
                 first = min(until for group in self._vanished.values() for _, until in group.values())
-                # The grace period of a lease that disappears meanwhile may end sooner.
+                # The grace period of a lease that disappears in the meantime may end sooner.
                 await self._clock.sleep(min(max(first - self._clock.now(), _TICK_S), GRACE_S))
                 self._expire()
 
     def _overlapping(self, subnet: IPv4Network) -> Iterator[IPv4Network]:
-        """Yield the disappeared subnets that overlap a subnet, without a search through all."""
+        """Yield the disappeared subnets that overlap a subnet, without searching all disappeared subnets."""
         for length, group in self._vanished.items():
             if length <= subnet.prefixlen:
                 wide = subnet if length == subnet.prefixlen else subnet.supernet(new_prefix=length)
@@ -155,13 +158,13 @@ RETRY_S = 10.0
 """Interval between attempts to write while the disk is full or read-only."""
 
 SAVED_PER_S = 1000
-"""Leases for which a write is delayed by one second: at 15 µs per lease, writes use 1 % of a core."""
+"""Number of leases per second of delay before a write. At 15 µs per lease, writes then use 1 % of a core."""
 
 
 class LastKnownLeases:
-    """Saves the result of `current` soon after each change, and loads the last saved one.
+    """Saves the result of `current` soon after each change, and loads the last saved result.
 
-    Up to a thousand leases are saved immediately. The more leases there are, the longer the delay.
+    Up to a thousand leases are saved immediately. With more leases, the delay is longer.
     """
 
     def __init__(self, *, memory: Memory, clock: Clock, current: Callable[[], LastKnown | None]) -> None:
@@ -173,11 +176,13 @@ class LastKnownLeases:
         self._saved: LastKnown | None = None
 
     def changed(self) -> None:
-        """Note a change, so that the leases are saved soon."""
+        """Record a change, so that the leases are saved soon."""
         self._changed.set()
 
     def backend_changed(self) -> None:
-        """Note a change of the backend, so that it is saved now: a restart must know the previous one."""
+        """Record a change of the backend, so that it is saved immediately, because a restart must know the
+        previous backend.
+        """
         self._is_urgent.set()
         self._changed.set()
 
@@ -203,7 +208,7 @@ class LastKnownLeases:
         return 0 if known is None else len(known.leases) // SAVED_PER_S
 
     async def _save(self) -> bool | None:
-        """Save; return whether that succeeded, None if there was nothing to save."""
+        """Save the leases; return whether this succeeded, None if there was nothing to save."""
         known = self._current()
         if known is None:
             return None
@@ -240,7 +245,9 @@ class LastKnownLeases:
 
 
 def known_of(condition: HostCondition) -> LastKnown | None:
-    """Return the config and leases to save for a start without a store; None while they are stale."""
+    """Return the config and leases to save for a start without a store; None while the known leases are
+    stale.
+    """
     held, text, inputs = condition.held, condition.config.text, condition.inputs
     if held is None or text is None or condition.store.is_stale:
         return None
@@ -254,7 +261,7 @@ def known_of(condition: HostCondition) -> LastKnown | None:
 
 
 def _have_the_same_text(known: LastKnown, other: LastKnown) -> bool:
-    """Return whether both are saved as the same text: a renewal does not change it."""
+    """Return whether both values are saved as the same text. A renewal does not change the text."""
     return (
         (known.config, known.previous, known.is_prepared) == (other.config, other.previous, other.is_prepared)
         and len(known.leases) == len(other.leases)

@@ -1,4 +1,5 @@
-"""The lease keeper: performs the actions of the lease protocol, and passes their results to it as events.
+"""The lease keeper, which performs the actions of the lease protocol, and passes their results to it as
+events.
 
 The decisions are in `plan.lease.step.step`.
 """
@@ -87,10 +88,10 @@ log = logging.getLogger(__name__)
 class LeaseKeeper:
     """Keeps this host's lease in the store, and follows the leases of all hosts.
 
-    `report` gets the reports of the lease protocol, `leases_changed` each new set of leases. Both are called
-    in the order of the events, and must not block. `reidentify` creates a new identity and returns the
-    attributes of the lease for it. `store_log` logs the outages of the store. `signing` signs and
-    checks leases; None if this host does not.
+    `report` gets the reports of the lease protocol, and `leases_changed` gets each new set of leases. Both
+    are called in the order of the events, and must not block. `reidentify` creates a new identity and returns
+    the attributes of the lease for it. `store_log` logs the outages of the store. `signing` signs and checks
+    leases; None if this host does not use signatures.
     """
 
     def __init__(
@@ -128,11 +129,11 @@ class LeaseKeeper:
         self.state = LeaseState(wanted=wanted, held=held, phase=Listing())
 
     def order(self, wanted: Wanted) -> None:
-        """Change the wanted lease: another address, another config."""
+        """Change the wanted lease, for example because the address or the config changed."""
         self._events.put_nowait(Ordered(wanted))
 
     async def run(self) -> None:
-        """Keep the lease until cancelled; the lease stays in the store."""
+        """Keep the lease until cancelled; after that, the lease remains in the store."""
         if self._signing is not None:
             await self._signing.load()
         try:
@@ -147,7 +148,9 @@ class LeaseKeeper:
             self._store_log.forget(self)
 
     async def _judge_again(self, signing: LeaseSigning) -> None:
-        """Read all leases again after each change of the allow-list: the watch shows only new ones."""
+        """Read all leases again after each change of the allow-list, because the watch shows only new
+        leases.
+        """
         while True:
             await signing.rules_changed()
             self._know(self.leases.without(self._is_revoked))
@@ -258,7 +261,7 @@ class LeaseKeeper:
                 return listed
 
     async def _list_once(self) -> Listed:
-        listing = await self._store.list("")  # leases and claims at one revision
+        listing = await self._store.list("")  # lists leases and claims at one revision
         if self._signing is not None:
             values = (record.value for record in listing.records if record.key == ALLOW_LIST)
             await self._signing.see_allow_list(next(values, None))
@@ -348,7 +351,7 @@ class LeaseKeeper:
                 return gone
 
     def _seen(self, record: Record) -> LeaseChange | None:
-        """Return the content of a record; None for a key of another purpose or an invalid record."""
+        """Return the content of a record; None if the key has another purpose or the record is invalid."""
         try:
             seen = _read(record)
             if self._signing is not None:
@@ -399,7 +402,7 @@ def _gone(key: str, revision: int) -> LeaseChange | None:
         if key.startswith(CLAIMS):
             return ClaimGone(claimed_subnet(key), revision)
     except WireError:
-        pass  # it was skipped when it was written
+        pass  # the record was skipped when it was written
     return None
 
 

@@ -1,4 +1,4 @@
-"""The log of the lease protocol: one line for each report, with the original's text if it has one."""
+"""Logging of the lease protocol, with one line for each report, with the original's text if it has one."""
 
 import logging
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ SKIPPED_KEPT = 1000
 """Number of invalid keys that are remembered, so that each is logged once."""
 
 _KEY_KEPT = 256
-"""Characters of a key that are remembered. The key of a lease has at most 68 characters."""
+"""Maximum number of characters of a key that are remembered. The key of a lease has at most 68 characters."""
 
 EXHAUSTED_HINT = "Widen Network, increase SubnetLen, or remove stale leases."
 """The remedy if no subnet is free."""
@@ -55,14 +55,16 @@ _KEEPERS = {
 
 
 class LeaseLog:
-    """Logs reports of the lease protocol. A client of the store can cause many, so lines are limited."""
+    """Logs reports of the lease protocol. A client of the store can cause many reports, so the number of
+    lines is limited.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._limit = LogLimit(log, clock, "the lease of this host")
 
     def log_report(self, report: Report, before: HostCondition) -> None:
-        """Log a report of the lease protocol; `before` is the condition that it changes."""
+        """Log a report of the lease protocol; `before` is the condition before the report."""
         match report:
             case Picking(network):
                 self._limit.line(
@@ -99,7 +101,7 @@ class LeaseLog:
             case Acquired() | Renewed():
                 self._log_held(report, before)
             case StoreAway() | StoreBack():
-                pass  # `StoreLog` logs it once for all users of the store
+                pass  # `StoreLog` logs the outage once for all users of the store
             case Lost() | Taken() | Contested() | SharedAddress():
                 self._log_trouble(report, before)
 
@@ -136,8 +138,9 @@ class LeaseLog:
                 if before.lease.taken is None or holder_text(before.lease.taken) != holder:
                     self._limit.line(
                         logging.ERROR,
-                        "Lost the subnet to %s: this host keeps running, degraded. To change its subnet"
-                        " instead, start flanneld with --on-subnet-lost=renumber. lease=%s other_lease=%s",
+                        "Lost the subnet to %s: this host keeps running, degraded. To change the subnet "
+                        "of this host instead, start flanneld with --on-subnet-lost=renumber. lease=%s "
+                        "other_lease=%s",
                         holder,
                         lease.subnet,
                         by.subnet,
@@ -156,9 +159,9 @@ class LeaseLog:
 
 
 class SkippedKeys:
-    """Logs the keys of the store that contain no valid lease or claim, each once for each reason.
+    """Logs the keys of the store that contain no valid lease or claim, each key once for each reason.
 
-    A client of the store can write any number of them, so memory and log are bounded.
+    A client of the store can write any number of such keys, so memory and log are bounded.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -179,19 +182,19 @@ class SkippedKeys:
             del self._reasons[next(iter(self._reasons))]
 
     def forget(self, key: str) -> None:
-        """Note that a key is deleted, or contains a lease now."""
+        """Record that a key is deleted, or contains a lease now."""
         if self._reasons:
             self._reasons.pop(cut(key, _KEY_KEPT), None)
 
     def keep_only(self, keys: Iterable[str]) -> None:
-        """Note all existing keys."""
+        """Record which keys exist, and forget all others."""
         if self._reasons:
             present = {cut(key, _KEY_KEPT) for key in keys}
             self._reasons = {key: reason for key, reason in self._reasons.items() if key in present}
 
 
 def log_shared_over(shared: SharedAddress) -> None:
-    """Log that no other host has this host's address or identity any more."""
+    """Log that no other host has this host's address or identity anymore."""
     log.info("The host with the same address or identity is gone owner=%s", shared.other)
 
 

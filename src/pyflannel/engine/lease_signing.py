@@ -30,7 +30,9 @@ REFUSALS_KEPT = 1000
 
 
 class Refusals:
-    """The refused leases since flanneld started. A client of the store can write any number of them."""
+    """The refused leases since flanneld started. A client of the store can write any number of such
+    leases.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -38,10 +40,12 @@ class Refusals:
         self.counts: Counter[SignatureFault] = Counter()
 
     def add(self, lease: Lease, fault: SignatureFault) -> bool:
-        """Note a refused lease; return whether it is the first on its key with this fault."""
+        """Record a refused lease; return whether it is the first refusal for its key with this reason."""
         key = lease_key(lease)
         known = self._kept.pop((key, fault), None)
-        is_written = known is None or known[2] != lease.revision  # a listing shows the same value again
+        is_written = (
+            known is None or known[2] != lease.revision
+        )  # a list response contains the same value again
         self.counts[fault] += is_written
         refused = RefusedLease(
             subnet=lease.subnet,
@@ -59,18 +63,20 @@ class Refusals:
         return known is None
 
     def remove(self, key: str) -> None:
-        """Note that a key has another lease, or none."""
+        """Record that a key has another lease, or no lease."""
         for fault in FAULTS:
             if (known := self._kept.get((key, fault))) is not None and known[0].is_in_store:
                 self._kept[key, fault] = replace(known[0], is_in_store=False), *known[1:]
 
     def keep_only(self, keys: Collection[str]) -> None:
-        """Note all keys of a listing."""
+        """Record all keys of a list response, and forget the others."""
         for key in {key for key, _ in self._kept} - set(keys):
             self.remove(key)
 
     def shown(self) -> tuple[RefusedLease, ...]:
-        """Return the refused leases for a status: those in the store first, then the latest."""
+        """Return the refused leases for a status: leases that are still in the store are first, then the
+        latest refusals.
+        """
         now = self._clock.now()
         latest = (replace(refused, age_s=now - at) for refused, at, _ in reversed(self._kept.values()))
         return tuple(sorted(latest, key=lambda one: not one.is_in_store)[:REFUSED_LEASES_SHOWN])
@@ -80,11 +86,11 @@ class LeaseSigning:
     """The signatures of the leases of one network.
 
     Args:
-        requires: refuse leases without an acceptable signature; otherwise only warn about them.
+        requires: True to refuse leases without an acceptable signature; False to only warn about them.
         prefix: prefix of the store, which each signature covers.
-        key_of: returns the key pair of an owner.
+        key_of: function that returns the key pair of an owner.
         allowed: the keys of other hosts that are accepted; None for the first key of each owner.
-        memory: keeps the counters and the keys of owners across restarts.
+        memory: object that keeps the counters and the keys of owners across restarts.
     """
 
     def __init__(
@@ -113,7 +119,7 @@ class LeaseSigning:
         self._kept = KnownKeys(0, {}, {}, {})
 
     async def load(self) -> None:
-        """Read the counters and keys that an earlier run kept."""
+        """Read the counters and keys that an earlier run saved."""
         if self._allowed is not None:
             await self._allowed.load()
         octets = await self._memory.load()
@@ -130,7 +136,7 @@ class LeaseSigning:
         self._trust.restore(self._kept.floors, self._kept.owners, self._kept.holders)
 
     async def signed(self, lease: Lease) -> Lease:
-        """Return a lease of this host with a signature, whose counter is kept before.
+        """Return a lease of this host with a signature, after saving its counter.
 
         Raises:
             TargetError: the host has no key.
@@ -175,7 +181,7 @@ class LeaseSigning:
     def _objection_to_own(self, lease: Lease, value: bytes, state: LeaseState) -> SignatureFault | None:
         """Return the reason why a lease that names this host was not written by this host.
 
-        The subnet of the previous run may have a lease of the time before this host signed.
+        The subnet of the previous run may have a lease from the time before this host signed its leases.
         """
         try:
             is_own_key = lease.attributes.signing_key == self._key_of(state.wanted.owner).public
@@ -185,7 +191,7 @@ class LeaseSigning:
         if is_own:
             counter = lease.attributes.counter or 0
             self._has_copy |= self._has_own and counter > self._counter
-            # The saved counter may be older, as after a restore from a backup.
+            # The saved counter may be older, for example after a restore from a backup.
             self._has_own, self._counter = True, max(self._counter, counter)
         if is_own or (state.held is None and lease.subnet == state.wanted.previous):
             return None
@@ -206,8 +212,8 @@ class LeaseSigning:
     def yields(self) -> bool:
         """Return whether this host may give up its identity to a copy of it.
 
-        Its new key would not be allowed. So it needs a proof, which only the key can give: a lease with a
-        counter that this host has not used.
+        With a new identity, its new key would not be in the allow-list. Therefore the host requires a proof,
+        which only the key can give: a lease with a counter that this host has not used.
         """
         if self._requires and not self._has_copy:
             text = "Kept the identity of this host: no other host has signed a lease with its key"
@@ -228,7 +234,7 @@ class LeaseSigning:
         return self._allowed is not None
 
     async def rules_changed(self) -> None:
-        """Return when the allow-list has changed."""
+        """Wait until the allow-list has changed."""
         if self._allowed is None:
             await asyncio.Event().wait()
         else:
@@ -248,7 +254,7 @@ class LeaseSigning:
     def is_revoked(self, lease: Lease, owner: str | None) -> bool:
         """Return whether the key of a lease is no longer allowed.
 
-        The key of `owner`, this host, is always allowed.
+        The key of this host, whose identity is `owner`, is always allowed.
         """
         return (
             self._requires
@@ -269,7 +275,7 @@ class LeaseSigning:
             self._trust.delete(subnet)
 
     def status(self) -> LeaseSigningStatus:
-        """Return the current status."""
+        """Return the current status of the signatures."""
         return LeaseSigningStatus(
             mode="require" if self._requires else "warn",
             allowed=None if self.rules is None else len(self.rules),
@@ -284,7 +290,7 @@ class LeaseSigning:
         return None if self.rules is None or self._own_key is None else self._own_key in self.rules
 
     async def keep(self) -> None:
-        """Save the counters, if they changed, before the accepted leases take effect."""
+        """If the counters changed, save them before the accepted leases take effect."""
         trust = self._trust
         known = KnownKeys(self._counter, dict(trust.floors), dict(trust.owners), dict(trust.holders))
         if known != self._kept and await self._memory.save([format_known_keys(known)]):

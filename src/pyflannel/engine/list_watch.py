@@ -1,4 +1,6 @@
-"""Follows changes: of keys in the store, and of the host. Logs when this fails and when it works again."""
+"""Follows changes of keys in the store, and changes of the host. It logs when following fails, and when it
+works again.
+"""
 
 import logging
 import math
@@ -14,13 +16,14 @@ from pyflannel.ports import Changes, Clock, Store
 log = logging.getLogger(__name__)
 
 STEADY_S = 5.0
-"""A watch that was open for this long resets the backoff."""
+"""Minimum time in seconds for which a watch must be open, so that its end resets the backoff."""
 
 SHORT_S = 10.0
 """Longest duration of a short outage of the store."""
 
 CALM_S = 60.0
-"""Outages with less than this time between them are reported as one, as on a link that loses packets."""
+"""Outages with less than this time between them are reported as one, for example on a link that loses
+packets."""
 
 
 async def follow(
@@ -36,9 +39,10 @@ async def follow(
 
 
 class StoreLog:
-    """Logs that the store is unreachable, and that it is reachable again, once for all its users.
+    """Logs that the store is unreachable, and that it is reachable again, only once for all users of the
+    store.
 
-    An outage is logged once, and again if its cause changes to one with another remedy. If short outages
+    An outage is logged once, and again if its cause changes to a cause with another remedy. If short outages
     follow each other, only their number is logged, at most once per `CALM_S`.
     """
 
@@ -50,12 +54,14 @@ class StoreLog:
         self._failing: set[object] = set()
         self._began_at = 0.0
         self._ended_at = -math.inf
-        self._logged: set[str] = set()  # remedies that were logged in this outage
+        self._logged: set[str] = set()  # the remedies that were already logged in this outage
         self._short_count = 0
         self._counted_from = -math.inf
 
     def failed(self, user: object, error: StoreError, retry_in_s: float, doing: str | None = None) -> None:
-        """Note that a user of the store got no answer. `doing` is the text of its failure at a start."""
+        """Record that a user of the store got no answer. `doing` is the text for a failure when this user
+        starts.
+        """
         now = self._clock.now()
         if not self._failing:
             self._began_at = now
@@ -72,7 +78,7 @@ class StoreLog:
             self._log(logging.WARNING, text, retry_in_s, error.in_full)
 
     def answered(self, user: object) -> None:
-        """Note that a user of the store got an answer."""
+        """Record that a user of the store got an answer."""
         if user not in self._failing:
             return
         self._failing.remove(user)
@@ -99,15 +105,16 @@ class StoreLog:
         self._context.run(log.log, level, text, *arguments, stacklevel=2)
 
     def forget(self, user: object) -> None:
-        """Note that a user has ended."""
+        """Record that a user has ended."""
         self._failing.discard(user)
 
 
 class ListAndWatch:
     """Passes all records under `prefix` and their changes to its user, and retries after failures.
 
-    `listed` gets all records, at first and whenever a change may have been missed. `changed` gets the later
-    changes, in order. `failed` gets each error. They are called one at a time, and must not block.
+    `listed` gets all records, at the start and each time a change may have been missed. `changed` gets the
+    later changes, in order. `failed` gets each error. These functions are called one at a time, and must not
+    block.
     """
 
     def __init__(
@@ -153,7 +160,7 @@ class ListAndWatch:
             self._store_log.forget(self)
 
     async def _list_and_watch(self) -> StoreError:
-        """List the keys once and watch them until the watch ends; return the reason."""
+        """List the keys once and watch them until the watch ends; return the reason of the end."""
         self._opened_at = None
         try:
             listing = await self._store.list(self._prefix)
@@ -171,7 +178,7 @@ class ListAndWatch:
 
 
 REOPEN_MIN_S = 1.0
-"""First pause before a failed channel is opened again. It doubles up to REOPEN_MAX_S."""
+"""First pause before a failed channel is opened again. The pause doubles up to REOPEN_MAX_S."""
 
 REOPEN_MAX_S = 30.0
 
@@ -179,13 +186,13 @@ REOPEN_MAX_S = 30.0
 async def listen(
     source: Callable[[], AbstractAsyncContextManager[Changes]], clock: Clock, changed: Callable[[], object]
 ) -> None:
-    """Call `changed` after each burst of changes, until cancelled. A failed channel is opened again."""
+    """Call `changed` after each burst of changes, until cancelled. A channel that failed is opened again."""
     pause_s, cause = REOPEN_MIN_S, ""
     while True:
         try:
             async with source() as changes:
                 if cause:
-                    log.info("Receiving change notifications again, after: %s", cause)
+                    log.info("Receiving change notifications again, because this problem ended: %s", cause)
                     cause, pause_s = "", REOPEN_MIN_S
                     changed()  # changes may have been missed
                 while True:
@@ -193,7 +200,7 @@ async def listen(
                     changed()
         except TargetError as error:
             if not cause:
-                log.warning("No change notifications, checking at intervals: %s", error.in_full)
+                log.warning("Not receiving change notifications, so checking at intervals: %s", error.in_full)
                 changed()
             cause = str(error)
         await clock.sleep(pause_s)

@@ -1,7 +1,7 @@
-"""Events of the Node of this host, as `kubectl describe node` shows them.
+"""Events of the Node of this host, which `kubectl describe node` shows.
 
-They contain the reason why flanneld is not ready, as the status that the service manager gets. With
---warn-network-policies, they contain a warning about NetworkPolicies that no program enforces.
+They contain the reason why flanneld is not ready, in the same text as the status that the service manager
+gets. With --warn-network-policies, they contain a warning about NetworkPolicies that no program enforces.
 """
 
 import asyncio
@@ -17,18 +17,18 @@ from pyflannel.ports import Clock
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0
-"""Seconds after which a reason becomes an Event. Most end earlier, for example at each start."""
+"""Seconds after which a reason becomes an Event. Most such reasons end earlier, for example at each start."""
 
 RETRY_S = 30.0
 
 MOST_EVENTS, WINDOW_S = 6, 600.0
-"""At most this many Events within the window: etcd keeps each for an hour."""
+"""Maximum number of Events within the window. The limit exists because etcd keeps each Event for an hour."""
 
 _STATUS, _WAITING = "STATUS=", "waiting for "
 
 
 LOOK_S = 300.0
-"""Interval at which flanneld asks for NetworkPolicies. The first time is earlier."""
+"""Interval at which flanneld asks the cluster for NetworkPolicies. The first request is sent earlier."""
 
 FIRST_LOOK_S = 20.0
 
@@ -36,7 +36,9 @@ Announce = Callable[[NodeEvent], Awaitable[None]]
 
 
 class NodeEvents:
-    """Creates an Event when flanneld is not ready for some seconds, and one when it is ready again."""
+    """Creates an Event when flanneld is not ready for some seconds, and another Event when it is ready
+    again.
+    """
 
     def __init__(self, announce: Announce, clock: Clock) -> None:
         self._announce = announce
@@ -48,7 +50,9 @@ class NodeEvents:
         self._has_failed = False
 
     def notifier(self, notify: Callable[[str], object]) -> Callable[[str], object]:
-        """Return the function by which the network notifies the service manager, and this object."""
+        """Return a function that passes each notification to `notify`, and also records its status for the
+        Events.
+        """
 
         def note(text: str) -> None:
             notify(text)
@@ -97,7 +101,8 @@ def _event(reason: str | None) -> NodeEvent:
 class PolicyWarning:
     """Warns once if NetworkPolicies exist, and no known program enforces them on this host.
 
-    `exist` asks the cluster, and `enforcer` returns the name of the program that enforces them here.
+    The function `exist` asks the cluster for policies. The function `enforcer` returns the name of the
+    program that enforces policies on this host.
     """
 
     def __init__(
@@ -114,7 +119,7 @@ class PolicyWarning:
         self._shown: str | None = None
 
     async def run(self) -> None:
-        """Look at intervals until cancelled."""
+        """Check for policies at intervals until cancelled."""
         await self._clock.sleep(FIRST_LOOK_S)
         while True:
             try:
@@ -137,7 +142,7 @@ class PolicyWarning:
             await self._announce(event)
 
     def _show(self, text: str) -> None:
-        """Log a text unless it was the last one."""
+        """Log a text unless it was the last logged text."""
         if text != self._shown:
             self._shown = text
             log.warning("%s", text)

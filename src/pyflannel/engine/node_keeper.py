@@ -1,7 +1,8 @@
 """The node keeper: publishes the lease of this host in its Kubernetes Node, and follows all Nodes.
 
-Kubernetes assigns the subnet of a host, its podCIDR, and no lease expires. So there is nothing to choose, to
-renew or to contest, and the lease protocol is not in use. The supervisor gets the same reports.
+Kubernetes assigns the subnet of a host, its podCIDR, and no lease expires. Therefore a host does not choose,
+renew or contest a subnet, and the lease protocol is not used. The supervisor gets the same reports as from
+the lease keeper.
 """
 
 import asyncio
@@ -52,14 +53,15 @@ _DRAIN = "Drain the Node and restart flanneld on it: pods that start then get ad
 
 
 PATH_PATIENCE_S = 10.0
-"""Seconds for which the data path may fail before the Node reports it. Most failures are repaired earlier."""
+"""Seconds for which the data path may fail before the Node reports the failure. Most failures are repaired
+earlier."""
 
 
 class NodeKeeper:
     """Keeps the lease of this host in its Node, and follows the leases of all Nodes.
 
-    `report` gets the reports about this host's lease, `leases_changed` each new set of leases. Both must not
-    block. `is_ready` is set when the plan of the host has taken effect for the first time.
+    `report` gets the reports about this host's lease, and `leases_changed` gets each new set of leases. These
+    functions must not block. `is_ready` is set when the plan of the host has taken effect for the first time.
     """
 
     def __init__(
@@ -111,17 +113,17 @@ class NodeKeeper:
         )
 
     def order(self, wanted: Wanted) -> None:
-        """Change the wanted lease: another address, another config."""
+        """Change the wanted lease, for example because the address or the config changed."""
         self._wanted = wanted
         self._due.set()
 
     def resume(self, held: Held) -> None:
-        """Note the lease of the previous run, on which the host runs until the cluster answers."""
+        """Record the lease of the previous run, on which the host runs until the cluster answers."""
         self._held = held
-        self._has_trouble = True  # the lease is reported again, also if it is the same
+        self._has_trouble = True  # the lease is reported again, even if it is the same
 
     def note_path(self, trouble: str | None) -> None:
-        """Note why this host carries no packets of the network; None if it can."""
+        """Record the reason why this host cannot carry packets of the network; None if it can."""
         if trouble != self._path_trouble:
             self._path_trouble = trouble
             self._path_noted.set()
@@ -150,7 +152,7 @@ class NodeKeeper:
         self._due.set()
 
     async def _follow_path(self) -> None:
-        """Report a failure of the data path that lasts, and its end immediately."""
+        """Report a failure of the data path that lasts, and report the end of the failure immediately."""
         while True:
             await self._path_noted.wait()
             self._path_noted.clear()
@@ -245,7 +247,7 @@ class NodeKeeper:
             return None
 
     def _lease(self, node: Node, revision: int, known: Lease | None) -> Lease | None:
-        """Return the lease of a Node: the known one if nothing changed that flannel needs."""
+        """Return the lease of a Node: the known lease if nothing changed that flannel uses."""
         key = NODES + node.name
         try:
             lease = lease_of_node(node, self._own.prefix, revision)
@@ -258,7 +260,9 @@ class NodeKeeper:
         return lease
 
     def _take_own(self, node: Node | None, revision: int) -> None:
-        """Note the state of the Node of this host, unless the answer to a write was later."""
+        """Record the state of the Node of this host, unless the answer to a write already contained a
+        later state.
+        """
         if revision >= self._node_revision:
             self._node, self._node_revision = node, revision
             self._due.set()
@@ -270,7 +274,7 @@ class NodeKeeper:
         self._report(Unassigned(cause, hint))
 
     async def _publish(self) -> None:
-        """Give the Node the annotations and the condition that it lacks."""
+        """Write the annotations and the condition that are missing in the Node."""
         node = self._node
         if node is None:
             if self._has_listed:
@@ -294,7 +298,7 @@ class NodeKeeper:
             await self._patch(replace(node, condition=condition), patch)
 
     async def _patch(self, changed: Node, patch: bytes) -> None:
-        """Change the Node; `changed` is its new state, until the watch delivers this or a later one."""
+        """Change the Node; `changed` is its new state, until the watch delivers this state or a later one."""
         put = Put(key=NODES + changed.name, value=patch, ttl_s=None, expected=None)
         written = await self._store.write(put)
         if isinstance(written, Written) and written.revision > self._node_revision:
@@ -311,7 +315,7 @@ class NodeKeeper:
     def _wanted_lease(self, node: Node) -> Lease:
         """Return the lease of this host: the podCIDRs of its Node, and the attributes that it publishes.
 
-        The addresses are those of the operator's annotations, if there are any, and the VTEPs those that the
+        The addresses are those of the operator's annotations, if there are any. The VTEPs are those that the
         peers know.
 
         Raises:
@@ -352,9 +356,9 @@ class NodeKeeper:
         )
 
     def _hold(self, lease: Lease) -> NodeCondition:
-        """Report the lease if it is new, and return the condition of the Node.
+        """Report the lease if the lease is new, and return the condition of the Node.
 
-        A running host keeps its subnet unless it may renumber.
+        A running host keeps its subnet unless the operator allows it to renumber.
         """
         held, previous = self._held, self._wanted.previous
         running = previous if held is None else held.lease.subnet

@@ -1,4 +1,4 @@
-"""The lease that this host publishes: its attributes, from the host's condition."""
+"""Computes the attributes of the lease that this host publishes from the host's condition."""
 
 import logging
 from dataclasses import replace
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def previous_run_subnet(options: HostOptions) -> IPv4Network | None:
-    """Return the subnet of the previous run, from the old subnet.env; None if there is none."""
+    """Return the subnet of the previous run, from the old subnet.env; None if no subnet is known."""
     if options.subnet_env is None:
         return None
     try:
@@ -34,7 +34,7 @@ def previous_run_subnet(options: HostOptions) -> IPv4Network | None:
 
 
 def _previous_ipv6(options: HostOptions) -> IPv6Network | None:
-    """Return the IPv6 subnet of the previous run; None if there is none, or it is malformed."""
+    """Return the IPv6 subnet of the previous run; None if it is missing or malformed."""
     try:
         return None if options.subnet_env is None else previous_ipv6_subnet(options.subnet_env)
     except WireError:
@@ -49,7 +49,7 @@ def wanted_lease(
     previous: IPv4Network | None,
     avoided: tuple[IpNetwork, ...],
 ) -> Wanted:
-    """Return the lease that this host wants, once config, backend and underlay are known.
+    """Return the lease that this host wants, if config, backend and underlay are known.
 
     Args:
         condition: condition of the host.
@@ -81,7 +81,7 @@ def wanted_lease(
 
 
 def _public_ipv6(condition: HostCondition) -> IPv6Address | None:
-    """Return the IPv6 address to publish; if the host has lost it, the one that its lease publishes.
+    """Return the IPv6 address to publish; if the host has lost it, the address in its current lease.
 
     Some releases of the original crash on a lease with an IPv6 subnet and without this address.
     """
@@ -96,8 +96,8 @@ def identified(
 ) -> LeaseAttributes:
     """Return the attributes with this host's current identity: owner, names and public keys.
 
-    The lease itself names the backend by which this host prefers to send. The lease does not name the next
-    backend before it is prepared.
+    The outermost keys of the lease name the backend by which this host prefers to send. The lease does not
+    name the next backend before it is prepared.
     """
     inputs, identity = condition.inputs, condition.identity
     served = inputs.backends if inputs.is_prepared else inputs.backends[:-1]
@@ -109,7 +109,7 @@ def identified(
 
 
 def _part(backend: Backend, condition: HostCondition) -> BackendPart:
-    """Return the part of a backend in the lease, in both families."""
+    """Return the part of the lease that describes a backend, in both families."""
     config = condition.inputs.config
     data, data_v6 = _data(backend, condition, 4), None
     if config is not None and config.enable_ipv6 and 6 in backend.families:
@@ -127,7 +127,7 @@ def _part(backend: Backend, condition: HostCondition) -> BackendPart:
 
 
 def _data(backend: Backend, condition: HostCondition, family: Family) -> BackendData | None:
-    """Return the data of a backend in the lease. A VTEP that the peers know stays."""
+    """Return the data that the lease contains for a backend. A VTEP address that the peers know is kept."""
     owner, held = condition.identity.owner, condition.held
     data = backend.lease_data(owner, condition.inputs.wireguard, family)
     if isinstance(data, Vtep) and held is not None and held.lease.attributes.owner == owner:

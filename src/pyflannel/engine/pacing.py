@@ -1,4 +1,4 @@
-"""Limits over time: turns of the event loop, pauses, and lines of the log."""
+"""Limits over time: turns of the event loop, pauses, and log lines."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from typing import TypeVar
 from pyflannel.ports import Clock
 
 FIGHT_REPAIRS = 6
-"""This many repairs of one object within FIGHT_WINDOW_S mean that another program undoes them."""
+"""Number of repairs of one object within FIGHT_WINDOW_S which shows that another program undoes them."""
 
 FIGHT_WINDOW_S = 10.0
 
@@ -19,17 +19,19 @@ PAUSE_S = 1.0
 """The longest pause between cheap repairs: one repair per second costs negligible processor time."""
 
 COSTS = 10
-"""Ratio of the longest pause to the duration of the repair: repairs may use a tenth of a core."""
+"""Ratio of the longest pause to the duration of the repair: so that repairs use at most a tenth of a core."""
 
 LONGEST_PAUSE_S = 4.0
-"""The longest pause: on a busy machine, even a cheap repair takes long, and packets are lost meanwhile."""
+"""The longest pause: on a busy machine, even a cheap repair takes long, and packets are lost during the
+pause."""
 
 RETRY_MIN_S = 0.05
-"""First pause before a failed attempt is repeated. It doubles; an event ends it immediately."""
+"""First pause before a failed attempt is repeated. The pause doubles each time; an event ends it
+immediately."""
 
 
 async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
-    """Return when the event is set, at the latest after `seconds` of the clock."""
+    """Return when the event is set, or after `seconds` of the clock at the latest."""
     waits = {asyncio.ensure_future(until.wait()), asyncio.ensure_future(clock.sleep(seconds))}
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -40,14 +42,14 @@ async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
 
 
 READ_AT_ONCE = 10
-"""Records that are read before other tasks get a turn: a tenth of a millisecond of work."""
+"""Number of records that are read before other tasks run, which is about a tenth of a millisecond of work."""
 
 _Found = TypeVar("_Found")
 _Read = TypeVar("_Read")
 
 
 async def one_by_one(read: Callable[[_Found], _Read], found: Iterable[_Found]) -> list[_Read]:
-    """Return the result of `read` for each item. Other tasks get a turn after every few items."""
+    """Return the result of `read` for each item. Other tasks can run after every few items."""
     results: list[_Read] = []
     for item in found:
         results.append(read(item))
@@ -57,16 +59,16 @@ async def one_by_one(read: Callable[[_Found], _Read], found: Iterable[_Found]) -
 
 
 def longest_pause_s(cost_s: float) -> float:
-    """Return the longest pause before a batch that took `cost_s` seconds is tried again."""
+    """Return the longest pause before a batch that took `cost_s` seconds is repeated."""
     return min(max(PAUSE_S, COSTS * cost_s), LONGEST_PAUSE_S)
 
 
 class Damping:
     """Counts the repairs of each object, and delays them if another program keeps undoing them.
 
-    The pause between two repairs doubles, up to the length at which the repairs use a tenth of a core: a
-    second for one object, and never more than `LONGEST_PAUSE_S`. The object is damaged meanwhile. The delays
-    end when the object has not been changed for `FIGHT_WINDOW_S`.
+    The pause between two repairs doubles, until the repairs use a tenth of a core. The pause is at most one
+    second for one object, and never more than `LONGEST_PAUSE_S`. During the pause, the object remains
+    damaged. The delays end when the object has not been changed for `FIGHT_WINDOW_S`.
     """
 
     def __init__(self) -> None:
@@ -74,7 +76,7 @@ class Damping:
         self._pauses: dict[Hashable, tuple[float, float]] = {}
 
     def repaired(self, key: Hashable, now: float, cost_s: float = 0.0) -> float | None:
-        """Note a repair; return the pause in seconds that begins now, None if there is none.
+        """Record a repair; return the pause in seconds that begins now, or None if no pause begins.
 
         `cost_s`: duration of the repair's batch.
         """
@@ -91,7 +93,7 @@ class Damping:
         return length
 
     def forget(self, now: float) -> None:
-        """Forget the objects that have not been changed for a window.
+        """Forget the objects that have not been changed for `FIGHT_WINDOW_S`.
 
         Ten thousand objects may be repaired together.
         """
@@ -102,7 +104,7 @@ class Damping:
 
     @property
     def remembered(self) -> int:
-        """Number of remembered objects."""
+        """Number of objects that are remembered."""
         return len(self._repairs.keys() | self._pauses.keys())
 
     @property
@@ -111,7 +113,7 @@ class Damping:
         return bool(self._pauses)
 
     def waits_until(self, key: Hashable, now: float) -> float | None:
-        """Return until when the repair of this object is delayed, or None if it is due now."""
+        """Return the time until which the repair of this object is delayed, or None if it is due now."""
         until, _ = self._pauses.get(key, (0.0, 0.0))
         return until if until > now else None
 
@@ -134,7 +136,7 @@ class LogLimit:
         self._lines = 0
 
     def line(self, level: int, text: str, *values: object) -> None:
-        """Log a line, or only count it."""
+        """Log a line, or only count it if the limit is reached."""
         now = self._clock.now()
         if now >= self._until:
             if self._lines > self._most:

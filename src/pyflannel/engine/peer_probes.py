@@ -1,4 +1,4 @@
-"""Probes of the peers: their reachability while a page shows it, and the MTU of the paths to them."""
+"""Probes of the peers: their reachability while a web page shows it, and the MTU of the paths to them."""
 
 import asyncio
 import logging
@@ -24,8 +24,8 @@ PEERS_IN_A_SECOND = 500
 """Maximum number of peers that are probed per second, which costs 6 % of a core if none answers."""
 
 PEERS_IN_A_ROUND = 1024
-"""Maximum number of peers of one round. If there are more, rounds take turns: the peers with the oldest
-result first."""
+"""Maximum number of peers of one round. If there are more peers, each round probes the peers with the
+oldest results."""
 
 REFUSED_S = 10.0
 """Interval between attempts while the kernel refuses the probes."""
@@ -34,31 +34,31 @@ PERIOD_S = 3600.0
 """Interval between two probes of the MTU of a path."""
 
 SILENT_S = 60.0
-"""The same for a peer that does not answer, and for a result that has changed or is incomplete: a peer may
+"""The interval for a peer that does not answer, or whose result changed or is incomplete. The peer may
 have been starting, and routers limit their answers."""
 
 PAUSE_S = 5.0
-"""Pause between two rounds of these probes. A new peer is probed within twice this time."""
+"""Pause between two rounds of probes of the MTU. A new peer is probed within twice this time."""
 
 PATHS_IN_A_ROUND = 64
-"""Most paths of one round: 10,000 new peers are probed within fourteen minutes."""
+"""Maximum number of paths in one round: 10,000 new peers are probed within fourteen minutes."""
 
 SMALLEST_MTUS: Mapping[Family, int] = {4: 552, 6: 1280}
 """Smallest MTU of a path that is used: that of the kernel (net.ipv4.route.min_pmtu), and that of IPv6."""
 
 _SMALL = 84
 _SIZES = 16
-"""Sizes that are tried at once. Three such steps find the largest of 1,500 sizes."""
+"""Number of sizes that are tried at the same time. Three such steps find the largest of 1,500 sizes."""
 
 Send = Callable[[Sequence[Echo]], Awaitable[list[EchoResult]]]
-"""Sends echo requests and returns their results, in a bounded time. It may raise TargetError."""
+"""Sends echo requests and returns their results, in a bounded time. The function may raise TargetError."""
 
 
 class PeerProbes:
-    """The reachability of peers, for a page that requests it repeatedly.
+    """The reachability of peers, for a web page that requests it repeatedly.
 
     Attributes:
-        trouble: why no probe can be sent; None if they are sent.
+        trouble: reason why no probes can be sent; None if probes are sent.
     """
 
     def __init__(self, send: Send, clock: Clock) -> None:
@@ -81,7 +81,7 @@ class PeerProbes:
         return {subnet: result for subnet, result in self._results.items() if subnet in echoes}
 
     async def run(self) -> None:
-        """Probe while the results are asked for, until cancelled."""
+        """Probe while clients request the results, until cancelled."""
         while True:
             await self._asked.wait()
             started = self._clock.now()
@@ -115,10 +115,11 @@ class PeerProbes:
 class PathMtus:
     """The MTU of the path to each peer, probed after the peer joins and then hourly.
 
-    The probes are echo requests that no router may fragment: a small and a large one through the tunnel, and
-    one to the address of the peer on the underlay with the size of the largest tunnel packet. A router that
-    cannot forward it answers with its MTU. If the large one through the tunnel does not arrive, further sizes
-    are tried. If a peer does not answer at all, its path is unknown, and nothing changes.
+    The probes are echo requests that no router may fragment: a small and a large request through the tunnel,
+    and one request to the address of the peer on the underlay with the size of the largest tunnel packet. A
+    router that cannot forward such a request answers with its MTU. If the large request through the tunnel
+    does not arrive, further sizes are tried. If a peer does not answer at all, its path is unknown, and
+    nothing changes.
 
     Attributes:
         measured: the paths that carry less than planned, by the subnet of the peer in the family.
@@ -145,7 +146,7 @@ class PathMtus:
         self._may_differ = asyncio.Event()
 
     def note_change(self) -> None:
-        """Note that the peers, the backend or the underlay may have changed."""
+        """Record that the peers, the backend or the underlay may have changed."""
         self._may_differ.set()
 
     async def run(self) -> None:
@@ -244,7 +245,9 @@ class PathMtus:
         self._publish(measured)
 
     def _again_s(self) -> float:
-        """Return the time until a peer is probed again: longer in a large network, where many may be off."""
+        """Return the time until a peer is probed again. It is longer in a large network, where many hosts
+        may be off.
+        """
         return min(PERIOD_S, max(SILENT_S, len(self._due_s) * SILENT_S / 1000))
 
     async def _search(

@@ -20,14 +20,15 @@ from pyflannel.ports import Clock, Guard
 log = logging.getLogger(__name__)
 
 NAMED_IN_LOG = 20
-"""Maximum number of peers of one update that have log lines of their own."""
+"""Maximum number of peers of one update that have their own log lines."""
 
 PEERS_A_MINUTE = 1000
-"""Maximum number of lines per minute about added and removed peers. More hosts rarely join in a minute."""
+"""Maximum number of lines per minute about added and removed peers. It is rare that more hosts join within
+a minute."""
 
 
 class PlanLog:
-    """Logs added and removed peers, conflicts, objections, notes and obstacles, each once."""
+    """Logs added and removed peers, conflicts, objections, notes and obstacles, each of them once."""
 
     def __init__(self, clock: Clock) -> None:
         self._refused = LogLimit(log, clock, "refused leases")
@@ -74,7 +75,7 @@ class PlanLog:
         self._reason = reason
 
     def _log_notes(self, notes: tuple[str, ...], backend: Backend | None) -> None:
-        """Log new notes, except those about the config, which were logged with it."""
+        """Log new notes, except those about the config, which were logged together with the config."""
         of_config = backend.config_warnings if backend is not None else ()
         for note in notes:
             if note not in self._notes and note not in of_config:
@@ -113,13 +114,14 @@ def _is_news(one: Objection, known: Objection | None) -> bool:
 
 
 LOOK_S = 5.0
-"""Pause between two readings of the rejected senders; each is a few system calls."""
+"""Pause between two readings of the rejected senders; each read needs a few system calls."""
 
 QUIET_S = 60.0
 """Shortest time between two lines about one sender."""
 
 NAMED_SENDERS = 16
-"""Maximum number of senders that have log lines of their own within that time; the others share one line."""
+"""Maximum number of senders that have their own log lines within that time; the other senders share one
+line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ class GuardLog:
             await self._clock.sleep(LOOK_S)
 
     def log_senders(self, strangers: Sequence[Stranger]) -> None:
-        """Log the new packets of the senders that the guard remembers now; forget all other senders."""
+        """Log the new packets of the senders that the guard currently remembers; forget all other senders."""
         now = self._clock.now()
         self._logged = {_key(one): logged for one in strangers if (logged := self._logged_of(one, now))}
         due = [one for one in strangers if self._news(one) and self._is_due(one, now)]
@@ -167,7 +169,9 @@ class GuardLog:
             self._log_together(due[free:], now)
 
     def _logged_of(self, stranger: Stranger, now: float) -> _Logged | None:
-        """Return the last line about a sender; the previous daemon logged senders long before this start."""
+        """Return the last line about a sender; a sender that only the previous daemon logged counts as
+        logged long ago.
+        """
         is_of_before = now - stranger.age_s < self._began - QUIET_S
         return self._logged.get(_key(stranger)) or (
             _Logged(stranger.packets, -math.inf) if is_of_before else None
@@ -200,7 +204,9 @@ class GuardLog:
         return logged is None or now - logged.at >= QUIET_S
 
     def _news(self, stranger: Stranger | StrangerStatus) -> int:
-        """Return its packets since the last line about it; a restarted guard counts from 0."""
+        """Return the number of a sender's packets since the last log line about it; a restarted guard
+        counts from 0.
+        """
         logged = self._logged.get(_key(stranger))
         if logged is None or stranger.packets < logged.packets:
             return stranger.packets

@@ -1,7 +1,7 @@
 """The planner: computes the plan from the inputs of a network and this host.
 
-The plan is a function of `Inputs` alone. A cache makes small changes fast: if a lease changes, only its peer
-is planned again, and the result equals a new plan.
+The plan is a function only of `Inputs`. A cache makes small changes fast: if a lease changes, only its peer
+is planned again, and the result equals a plan that is computed from the beginning.
 """
 
 from collections.abc import Iterator, Mapping, Set
@@ -52,7 +52,7 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """A peer that is not planned in a family, and the reason."""
+    """A peer that is not planned in one address family, and the reason."""
 
     peer: Lease
     reason: str
@@ -60,29 +60,33 @@ class Objection:
 
 
 class Planner:
-    """Keeps the plan up to date: `update` takes the present inputs and returns the changes of the plan.
+    """Keeps the plan up to date: `update` takes the current inputs and returns the changes of the plan.
 
     Attributes:
         conflicts: conflicts of leases, in the order of their subnets.
-        objections: the peers that are not planned, by their subnet in the family; the same mapping until it
-            changes.
-        notes: peculiarities of the network on this host, one line each.
+        objections: the peers that are not planned, by their subnet in the family; the same mapping object
+            until its content changes.
+        notes: notes about unusual properties of the network on this host, one line each.
         peer_changes: peers that the latest update added, removed or changed, until `forget_changes`.
-        obstacle: why the newest backend cannot work on this host; "" if it can.
+        obstacle: reason why the newest backend cannot work on this host; "" if it can.
     """
 
     def __init__(self, options: PlanOptions) -> None:
         self._options = options
-        self._bases: tuple[Basis, ...] = ()  # one per family; none if the next plan must be a new one
+        self._bases: tuple[
+            Basis, ...
+        ] = ()  # one entry per family; empty if the next plan must be computed from the beginning
         self._plan: ItemMap[Item] = ItemMap()
         self._peers: Mapping[Family, Peers] = {}
         self._peers_of: tuple[object, ...] = ()
         self._bridges: tuple[Bridge, ...] = ()
         self._docker = NO_DOCKER
-        self._links: set[str] = set()  # of all plans: a link and its routes exist until they are removed
+        self._links: set[str] = (
+            set()
+        )  # for all plans, because a link and its routes exist until they are removed
         self._host_routes: tuple[IpNetwork, ...] = ()  # routes of the host itself, independent of peers
         self._is_contested = False  # two peers need one key, and only a whole plan decides which gets it
-        self._contested: Set[Key] = frozenset()  # keys of the peers that yield to others
+        self._contested: Set[Key] = frozenset()  # keys of the peers that leave an object to other peers
         self.conflicts: tuple[Conflict, ...] = ()
         self.objections: Mapping[IpNetwork, Objection] = {}
         self.notes: tuple[str, ...] = ()
@@ -110,7 +114,9 @@ class Planner:
 
     @property
     def refused(self) -> dict[IPv4Network, str]:
-        """The reasons why leases of other hosts are not planned, by their IPv4 subnet; that of IPv4 first."""
+        """The reasons why leases of other hosts are not planned, by their IPv4 subnet; the reason in IPv4
+        has precedence.
+        """
         reasons: dict[IPv4Network, str] = {}
         for family in (6, 4):
             if (peers := self._peers.get(family)) is not None:
@@ -126,7 +132,9 @@ class Planner:
 
     @property
     def needs_previous(self) -> bool:
-        """Whether a peer is reached by a previous backend, or the newest cannot work on this host."""
+        """True if a peer is reached by a previous backend, or if the newest backend cannot work on this
+        host.
+        """
         return bool(self._behind or self.obstacle)
 
     @property
@@ -148,7 +156,7 @@ class Planner:
         return State(self._plan) if self._plan else None
 
     def host(self, inputs: Inputs, family: Family = 4) -> Host | None:
-        """Return the host as backends see it; None while its lease or its underlay is missing."""
+        """Return the host in the form that backends use; None while its lease or its underlay is missing."""
         if inputs.lease is None or inputs.underlay is None:
             return None
         if family == 6 and (inputs.lease.ipv6_subnet is None or inputs.underlay.ipv6_address is None):
@@ -178,7 +186,7 @@ class Planner:
             {*found.stores, *found.gateways, *found.resolvers},
             self._peers.get(family),
         )
-        # A host may have thousands of addresses of services, which change and do not concern the plan.
+        # A host may have thousands of addresses of services, which change often and do not affect the plan.
         addresses = frozenset(
             address
             for address in found.addresses
@@ -187,7 +195,7 @@ class Planner:
         return replace(host, surroundings=replace(outside(found, own), addresses=addresses))
 
     def objection_to(self, config: NetworkConfig, backend: Backend, inputs: Inputs) -> str | None:
-        """Return why this host cannot use a config, independent of leases; None if it can."""
+        """Return the reason why this host cannot use a config, independent of leases; None if it can."""
         if inputs.underlay is None:
             return None
         for network in config.ranges:
@@ -198,7 +206,7 @@ class Planner:
         return None
 
     def avoided(self, config: NetworkConfig, inputs: Inputs) -> tuple[IpNetwork, ...]:
-        """Return the prefixes that the new subnets of this host should not overlap."""
+        """Return the prefixes that a new subnet of this host should not overlap."""
         if inputs.underlay is None:
             return ()
         prefixes: list[IpNetwork] = []
@@ -245,7 +253,9 @@ class Planner:
         return self._plan_all(bases, inputs)
 
     def receiving_keys(self) -> set[Key]:
-        """Return the objects by which this host receives packets of the newest backend, if it is planned."""
+        """Return the objects that this host needs to receive packets of the newest backend, if it is
+        planned.
+        """
         found: set[Key] = set()
         for basis in self._bases:
             for view in basis.views:
@@ -263,7 +273,9 @@ class Planner:
         self.peer_changes = []
 
     def _block(self, reason: str) -> Blocked:
-        """Keep the plan in force. If peers changed meanwhile, the next plan is a new one."""
+        """Keep the plan in force. If peers changed in this update, the next plan is computed from the
+        beginning.
+        """
         if self.peer_changes:
             self._bases = ()
         return Blocked(reason)
@@ -299,7 +311,7 @@ class Planner:
         return tuple(dict.fromkeys(conflict for each in conflicts for conflict in each))
 
     def _plan_all(self, bases: tuple[Basis, ...], inputs: Inputs) -> Replaced:
-        """Plan everything. If two peers need one object, the backend decides which gets it."""
+        """Plan everything. If two peers need one object, the backend decides which peer gets it."""
         config, options = bases[0].config, self._options
         firsts = [basis.views[0] for basis in bases if basis.views]
         text = format_subnet_env(
@@ -343,14 +355,14 @@ class Planner:
         return Replaced(State(plan))
 
     def _add_peers(self, plan: ItemMap[Item], basis: Basis, contested: set[Key]) -> bool:
-        """Add the peers of a family to a plan. Add to `contested` the keys for which peers yield.
+        """Add the peers of a family to a plan. Add to `contested` the keys that peers leave to other peers.
 
         Returns:
-            Whether two peers need one key.
+            True if two peers need one key.
         """
         count, peers = len(plan), self._peers_in(basis.family)
         judged = [(peer, self._objection(peer, basis)) for peer in peers]
-        # A refused peer has precedence over no other.
+        # A refused peer does not have precedence over other peers.
         outranked = outranked_by([peer for peer, reason in judged if reason is None], basis)
         objections = dict(self.objections)
         for peer, objection in judged:
@@ -368,7 +380,9 @@ class Planner:
         return len(plan) < count
 
     def _plan_peers(self, bases: tuple[Basis, ...]) -> dict[Key, Item | None] | None:
-        """Plan the changed peers again; return None if two peers need one key: then all must be planned."""
+        """Plan the changed peers again; return None if two peers need one key, so that all peers must be
+        planned.
+        """
         if not self.peer_changes:
             return {}
         gone: ItemMap[Item] = ItemMap()
@@ -412,7 +426,7 @@ class Planner:
         return self._exchange(gone, come)
 
     def _is_about_contest(self, change: PeerChange, basis: Basis) -> bool:
-        """Return whether a peer needs, or needed, an object for which others yield."""
+        """Return whether a peer needs, or needed, an object that other peers leave to it."""
         return any(
             item.key in self._contested
             for peer in (change.old, change.new)
@@ -441,7 +455,9 @@ class Planner:
         return affected
 
     def _objection(self, peer: Lease, basis: Basis) -> str | None:
-        """Return why a peer is not planned: the backend's objection, or its address is in the overlay."""
+        """Return the reason why a peer is not planned: the backend's objection, or an address inside the
+        overlay.
+        """
         view, network = view_of(peer, basis), basis.config.range_of(basis.family)
         if view is None:
             return basis.views[0].backend.objection(peer, basis.views[0].host) if basis.views else None
@@ -460,14 +476,14 @@ class Planner:
         return overlay_objection(address, (host.subnet, *self._host_routes, *routed), host)
 
     def _note_generation(self, peer: Lease, basis: Basis) -> None:
-        """Note whether a planned peer is reached by a previous backend."""
+        """Record whether a planned peer is reached by a previous backend."""
         if len(basis.views) > 1:
             view = view_of(peer, basis)
             if view is not None and view.backend is not basis.newest:
                 self._behind.add(subnet_of(peer, basis.family))
 
     def _plan_peer(self, peer: Lease, basis: Basis) -> tuple[Item, ...]:
-        """Return the objects of one peer; none if no backend plans any for it."""
+        """Return the objects of one peer; none if no backend plans objects for it."""
         if not basis.views:
             return ()
         host = basis.views[0].host
@@ -481,7 +497,7 @@ class Planner:
         return (*items, *plan_guard_peer(basis.path, peer, host, self._options.packet_filter.guard))
 
     def _plan_bridges(self, basis: Basis, bridges: tuple[Bridge, ...]) -> dict[Key, Item | None]:
-        """Plan the objects of the bridges and their containers again, if these changed."""
+        """Plan the objects of the bridges and their containers again, if the bridges changed."""
         if bridges is self._bridges:
             return {}
         gone = State.collect(bridge_items(basis, self._bridges)).by_key
@@ -502,7 +518,9 @@ class Planner:
         return previous
 
     def _items_of_docker(self, basis: Basis, docker: DockerParts) -> State:
-        """Return the bridges of Docker's networks, and the filter rules, some of which concern them."""
+        """Return the bridges of Docker's networks, and the filter rules, some of which are for these
+        bridges.
+        """
         first = basis.views[0]
         rules = plan_filter(basis.config, first.host, self._options.packet_filter, docker)
         bridges = plan_bridges_of_docker(docker, first.host, first.backend.mtu(first.host))

@@ -19,15 +19,16 @@ from pyflannel.ports import Target
 
 
 async def preview(inputs: Inputs, options: PlanOptions, targets: Sequence[Target]) -> PlanPreview:
-    """Return the differences between the host, as it is read now, and the plan for these inputs.
+    """Return the differences between the host, whose state is read now, and the plan for these inputs.
 
     Args:
         inputs: inputs of the plan.
         options: its options.
-        targets: read the host. They are not those of the reconciler, which remember the plan in force.
+        targets: read the host. These targets are not those of the reconciler, which remember the plan in
+            force.
 
     Raises:
-        TargetError: a target cannot be read.
+        TargetError: the state of a target cannot be read.
     """
     match Planner(options).update(inputs):
         case Replaced(plan):

@@ -12,12 +12,13 @@ from pyflannel.ports import Clock
 
 
 def reason_to_wait(condition: HostCondition, reconciler: Reconciler, *, was_ready: bool) -> str | None:
-    """Return why a host with an underlay is not ready, in one line; None if it is ready.
+    """Return the reason why a host with an underlay is not ready, in one line; None if it is ready.
 
     Args:
         condition: condition of the host.
         reconciler: reconciler of the host.
-        was_ready: the host was ready before. Then a change of the plan alone does not make it unready.
+        was_ready: True if the host was ready before. In this case, a change of the plan alone does not make
+            it unready.
     """
     store, lease, config = condition.store, condition.lease, condition.config
     if condition.obstacle:
@@ -40,9 +41,9 @@ def reason_to_wait(condition: HostCondition, reconciler: Reconciler, *, was_read
 
 
 def path_trouble(condition: HostCondition, reconciler: Reconciler) -> str | None:
-    """Return why this host carries no packets of the network, in one line; None if it can.
+    """Return the reason why this host cannot carry packets of the network, in one line; None if it can.
 
-    Objects for single peers do not count: the others are reached.
+    Objects for single peers do not count, because the other peers are still reachable.
     """
     if condition.obstacle:
         return condition.obstacle
@@ -85,7 +86,7 @@ class Readiness:
         self._awaited = set(expected)
 
     def notifier(self, name: str) -> Callable[[str], object]:
-        """Return the function by which network `name` notifies the service manager."""
+        """Return the function that network `name` uses to notify the service manager."""
 
         def notify(text: str) -> None:
             if text == READY:
@@ -138,7 +139,7 @@ class Liveness:
     async def run(self) -> None:
         """Send WATCHDOG=1 while the daemon has no network; return immediately without a watchdog."""
         while self.pause_s < math.inf:
-            self._notify_alive()  # while a network is silent, this sends nothing
+            self._notify_alive()  # while one network gives no sign of life, this sends nothing
             await self._clock.sleep(self.pause_s)
 
     def _notify_alive(self) -> None:

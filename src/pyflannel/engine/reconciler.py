@@ -1,8 +1,8 @@
-"""The reconciler: keeps the host equal to the plan.
+"""The reconciler: keeps the state of the host equal to the plan.
 
-One task works on one record (`engine.work`). Three events fill the record: a change of the plan, a look that
-finds an object that differs from the plan, and a refusal. The task takes the keys that are due, computes one
-operation for each from the present plan, puts them into order, and applies them as one batch.
+One task works on one record (`engine.work`). Three events fill the record: a change of the plan, a look at
+the host that finds an object that differs from the plan, and a refusal. The task takes the keys that are due,
+computes one operation for each from the current plan, sorts the operations, and applies them as one batch.
 """
 
 import asyncio
@@ -37,13 +37,16 @@ from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.ports import Clock, Target
 
 AUDIT_S = 10.0
-"""Longest pause between two looks at the host: the kernel does not announce every change."""
+"""Longest pause between two looks at the host. It is needed because the kernel does not announce every
+change."""
 
 AUDITED_PER_S = 1000
-"""Objects that an audit may read per second since the last one: at 10 µs each, this is 1 % of a core."""
+"""Objects that an audit may read per second since the last audit. At 10 µs per object, this is 1 % of a
+core."""
 
 RETRY_COSTS = 4
-"""Ratio of the pause after a refused operation to its duration: an operation on a hanging target takes long.
+"""Ratio of the pause after a refused operation to the duration of the operation, because an operation on a
+hanging target takes long.
 """
 
 Judge = Callable[[Sequence[Refusal], Kinds], Sequence[Refusal]]
@@ -55,11 +58,11 @@ class Reconciler:
     Args:
         targets: the targets to which the plan is applied.
         clock: time.
-        draw: returns a random number below its argument, for the jitter of retries.
-        judge: takes the present refusals, and the kinds of which every object is in place. It returns the
-            refusals to report; for the others, it has changed the inputs of the plan.
-        progressed: called after each batch and each look.
-        alive: called in each turn of the loop, at least every `audit_s` seconds.
+        draw: function that returns a random number below its argument, for the jitter of retries.
+        judge: function that takes the current refusals, and the kinds of which every object is in place. It
+            returns the refusals to report. For all other refusals, it changes the inputs of the plan.
+        progressed: function that is called after each batch and each look.
+        alive: function that is called in each turn of the loop, at least every `audit_s` seconds.
         audit_s: longest pause between two looks.
         mark: alias of the links of this daemon.
         device: device name that this daemon claims.
@@ -96,43 +99,49 @@ class Reconciler:
         self._work = Work()
         self._has_news = asyncio.Event()
         self._must_look = False
-        self._peers_changed_at: float | None = None  # the first change of peers that is not applied yet
+        self._peers_changed_at: float | None = None  # the first change of peers that is not yet applied
         self._has_skipped = False
         self._looked_at = -math.inf
-        self._new_kinds = self._targets.kinds  # kinds that were never applied: no difference is damage yet
+        self._new_kinds = (
+            self._targets.kinds
+        )  # kinds that were never applied, so that a difference is not damage yet
         self._has_applied = False
         self._is_performing = False
         self._taken: Mapping[str, Refusal] = {}
-        self._known: tuple[Refusal, ...] = ()  # refusals that were reported
+        self._known: tuple[Refusal, ...] = ()  # refusals that were already reported
 
     # Questions.
 
     @property
     def counts(self) -> Counts:
-        """The counters since the start."""
+        """The counters since the start of flanneld."""
         return self._report.counts
 
     @property
     def is_clean(self) -> bool:
-        """The host is as planned: all targets were read, and no operation is left or in progress."""
+        """True if the state of the host equals the plan: all targets were read, and no operation is left
+        or in progress.
+        """
         is_busy = self._is_performing or not self._work.is_empty
         return self._has_applied and not self._targets.errors and not is_busy
 
     def is_in_place(self, kind: type[Item]) -> bool:
-        """Return whether every object of a kind is as planned, as far as is known."""
+        """Return whether every object of a kind is as planned, as far as the reconciler knows."""
         return not self._is_performing and all(mark.kind is not kind for _, mark in self._work.undone())
 
     def has_built(self, keys: Iterable[Key]) -> bool:
-        """Return whether the objects with these keys are as planned, as far as is known."""
+        """Return whether the objects with these keys are as planned, as far as the reconciler knows."""
         is_busy = self._is_performing or bool(self._new_kinds)
         return not is_busy and all(self._work.get(key) is None for key in keys)
 
     def refused(self) -> Iterator[Refusal]:
-        """Yield the operations that were refused, and not performed since."""
+        """Yield the operations that were refused, and that were not performed since then."""
         return self._work.refusals()
 
     def delayed(self) -> Iterator[Operation]:
-        """Yield the repairs that another program keeps undoing, and the operations that require these."""
+        """Yield the repairs that another program keeps undoing, and the operations that require these
+        repairs.
+        """
         waiting = (Stage.PAUSED, Stage.BLOCKED) if self._work.has_pauses else ()
         for key, mark in self._work.undone() if waiting else ():
             if mark.stage in waiting and (operation := self._operation_on(key, mark)) is not None:
@@ -140,13 +149,13 @@ class Reconciler:
 
     @property
     def error(self) -> str | None:
-        """Why a target could not be read; None if all were."""
+        """The reason why a target could not be read; None if all targets were read."""
         return "; ".join(dict.fromkeys(map(str, self._targets.errors))) or None
 
     # Events.
 
     def follow(self, result: PlanResult) -> None:
-        """Note a result of the planner. The host follows soon."""
+        """Record a result of the planner. Soon after that, the reconciler changes the host."""
         match result:
             case Changed(previous):
                 if self._peers_changed_at is None:
@@ -180,7 +189,7 @@ class Reconciler:
     # The loop.
 
     async def run(self) -> None:
-        """Run until cancelled. The host does not change afterwards."""
+        """Run until cancelled. After the call ends, the reconciler does not change the host."""
         async with asyncio.TaskGroup() as tasks:
             following = self._targets.run(changed=self.look, answered=self._has_news.set)
             tasks.create_task(following, name="targets")
@@ -194,7 +203,7 @@ class Reconciler:
                 await pause(self._clock, self._rest_s(), until=self._has_news)
 
     async def _turn(self) -> bool:
-        """Perform the due work; return whether there was any."""
+        """Perform the work that is due; return whether any work was due."""
         now = self._clock.now()
         if self._must_look or now >= self._audit_due_s:
             self._must_look = False
@@ -229,25 +238,28 @@ class Reconciler:
 
     @property
     def _is_held(self) -> bool:
-        """Whether all work waits for a look that is in progress, so that its operations have one order.
+        """True if all work waits for a look that is in progress, so that its operations have one order.
 
-        Otherwise, a route could be removed before the look permits the one that replaces it.
+        Otherwise, a route could be removed before the look permits the route that replaces it.
         """
         is_looking = self._targets.awaited_until > -math.inf
         return is_looking and self._work.needs_look(but=self._targets.unread_kinds)
 
     @property
     def _audit_due_s(self) -> float:
-        """Time of the next audit: the more there is to read, the later."""
+        """Time of the next audit. It is later if there are more objects to read."""
         return self._looked_at + max(self._audit_s, len(self._plan) / AUDITED_PER_S)
 
     async def _compare(self, readings: Sequence[Reading]) -> None:
-        """Compare the readings of the targets with the plan, and perform the resulting operations."""
+        """Compare the states that were read of the targets with the plan, and perform the resulting
+        operations.
+        """
         began = self._clock.now()
         shown = [reading for reading in readings if reading.error is None]
         generations = {kind: reading.generation for reading in shown for kind in reading.kinds}
-        # The plan was replaced during the look. A route could be added before the objects that carry its
-        # packets, so the next look is used instead. Of two looks in succession, only one is discarded.
+        # Reason to discard a look: the plan was replaced during the look. Otherwise, a route could be added
+        # before the objects that carry its packets, so the next look is used instead. Of two consecutive
+        # looks, only one is discarded.
         is_outdated = self._work.is_outdated(generations)
         self._has_skipped = is_outdated and not (self._has_skipped or self._new_kinds)
         if self._has_skipped:
@@ -263,7 +275,7 @@ class Reconciler:
         actual = ours(state, desired, self._mark, self._device)
         found = (change(old, new) for old, new in differences(actual, wanted))
         operations = [operation for operation in found if operation is not None]
-        if not self._work.is_blank:  # else ten thousand unused keys would be created
+        if not self._work.is_blank:  # otherwise, ten thousand unused keys would be created
             operations = self._without_later(operations, generations, desired)
         self._end_look(readings)
         batch = Batch(self._work.generation, self._new_kinds)
@@ -288,7 +300,9 @@ class Reconciler:
     def _without_later(
         self, operations: Iterable[Operation], generations: Mapping[type[Item], int], desired: State
     ) -> list[Operation]:
-        """Omit the keys that changed after the look began. Settle the keys that the look shows as planned."""
+        """Omit the keys that changed after the look began. Remove from the record the keys that the look
+        shows as planned.
+        """
         left, differing = [], set()
         for operation in operations:
             item = operation.subject
@@ -302,7 +316,9 @@ class Reconciler:
         has_host_part = False
         for key, mark in list(self._work.undone()):
             wanted = desired.by_key.get(key)
-            is_left_out = wanted is None and key in self._plan.by_key  # another daemon has its link
+            is_left_out = (
+                wanted is None and key in self._plan.by_key
+            )  # the link of the object belongs to another daemon
             is_shown = mark.generation <= generations.get(mark.kind, -1)
             if is_shown and not is_left_out and key not in differing:
                 self._work.settle(key, wanted, mark.kind, self._work.generation)
@@ -312,7 +328,7 @@ class Reconciler:
         return left
 
     def _leave_taken(self, batch: Batch, desired: State) -> None:
-        """Postpone the objects on links that another daemon of this host has."""
+        """Postpone the objects on links that belong to another daemon of this host."""
         for refusal in self._taken.values():
             self._postpone(batch, refusal.operation, Stage.REFUSED, refusal=refusal)
         for item in self._plan if self._taken else ():
@@ -321,7 +337,9 @@ class Reconciler:
                 self._work.postpone(item.key, blocked, batch.since)
 
     def _operations_on(self, batch: Batch, due: Iterable[tuple[Key, Mark]]) -> list[Operation]:
-        """Return the operations on keys that are due. Settle those that need none."""
+        """Return the operations on keys that are due. Remove the keys that need no operation from the
+        record.
+        """
         operations = []
         for key, mark in due:
             operation = self._operation_on(key, mark)
@@ -332,7 +350,7 @@ class Reconciler:
         return operations
 
     async def _work_on(self, due: Iterable[tuple[Key, Mark]]) -> None:
-        """Perform the due operations without a look: the record contains the objects in place."""
+        """Perform the due operations without a look, because the record contains the existing objects."""
         batch = Batch(self._work.generation)
         await self._perform(batch, self._operations_on(batch, due))
         if batch.refused:
@@ -358,13 +376,15 @@ class Reconciler:
         self._report.report(batch)
 
     def _report_refusals(self) -> None:
-        """Pass the refusals to the judge, and report the new ones. The judge may change the plan."""
+        """Pass the refusals to the function `judge`, and report the new ones. This function may change the
+        plan.
+        """
         known, refused = self._known, tuple(self.refused())
         self._known = refused
         self._report.report_refusals(self._judge(refused, self._settled_kinds()), known)
 
     def _note_fights(self, batch: Batch, cost_s: float) -> None:
-        """Note the repairs that another program undid so often that the next one is delayed."""
+        """Record the repairs that another program undid so often that the next repair is delayed."""
         now = self._clock.now()
         if batch.repairs:
             self._damping.forget(now)
@@ -374,7 +394,9 @@ class Reconciler:
                 batch.fights.append(operation)
 
     def _with_losses(self, batch: Batch, operations: list[Operation]) -> list[Operation]:
-        """Return the operations, and those that restore the objects that the kernel drops because of them."""
+        """Return the operations, together with operations that restore the objects that the kernel drops
+        because of them.
+        """
         restored: list[Operation] = []
         for item, left in losses(operations, self._plan):
             self._work.lose(item.key, left, type(item))
@@ -387,10 +409,10 @@ class Reconciler:
     def _admit(
         self, batch: Batch, operations: Sequence[Operation], after: Sequence[Operation] = ()
     ) -> list[Operation]:
-        """Return the operations that can succeed now. The others wait in the record.
+        """Return the operations that can succeed now. The other operations wait in the record.
 
         An operation waits while another program keeps undoing it, while its target cannot be read, and while
-        an object that it requires is missing. The operations `after` were admitted before.
+        an object that it requires is missing. The operations `after` were admitted earlier.
         """
         admitted: list[Operation] = []
         unread, now = self._targets.unread_kinds, self._clock.now()
@@ -428,7 +450,7 @@ class Reconciler:
         missing = Missing()
         for refusal in refused:
             if self._work.is_later(refusal.operation.subject.key, batch.since):
-                self.look()  # the object changed meanwhile
+                self.look()  # the object changed in the meantime
             now = self._clock.now()
             if missing.blocks(refusal.operation):  # a missing object is the cause
                 self._postpone(batch, refusal.operation, Stage.BLOCKED, tried_s=now)
@@ -467,8 +489,8 @@ class Reconciler:
     def _retry_due_s(self, refusal: Refusal, cost_s: float) -> float:
         """Return the time at which a refused operation is retried without an event.
 
-        A permanent refusal waits for the interval of an audit. The pause of a temporary one doubles. Jitter
-        prevents that hosts with the same problem retry in step.
+        A permanent refusal waits for the interval of an audit. The pause after a temporary refusal doubles.
+        Jitter prevents that hosts with the same problem retry at the same time.
         """
         if refusal.is_permanent:
             return self._clock.now() + self._audit_s
@@ -479,20 +501,23 @@ class Reconciler:
         return self._clock.now() + pause_s * (0.5 + self._draw(1000) / 2000)
 
     def _operation_on(self, key: Key, mark: Mark) -> Operation | None:
-        """Return the operation on a key, as far as known; None if there is none."""
+        """Return the operation that is needed for a key, as far as the reconciler knows; None if no
+        operation is needed.
+        """
         planned = self._plan.by_key.get(key)
         is_unknown = mark.stage is Stage.UNKNOWN and planned is not None
         return change(None if is_unknown else mark.found, planned)
 
     def _is_planned(self, batch: Batch, item: Item) -> bool:
-        """Return whether an operation on the item follows from the plan and is not a repair."""
+        """Return whether an operation on the item results from a change of the plan and is not a repair."""
         mark = self._work.get(item.key)
         return type(item) in batch.new_kinds or (mark is not None and mark.is_planned)
 
     def _is_hopeless(self, operation: Operation) -> bool:
-        """Return whether a look has made another attempt of the operation unnecessary.
+        """Return whether a look has made another attempt at the operation unnecessary.
 
-        It was refused permanently and nothing has changed since, or it was refused just now.
+        This is the case if it was refused permanently and nothing has changed since, or if it was just
+        refused.
         """
         mark = self._work.get(operation.subject.key)
         if mark is None or mark.refusal is None or mark.found != _found_by(operation):
@@ -500,7 +525,9 @@ class Reconciler:
         return mark.refusal.is_permanent or self._clock.now() < mark.tried_s + RETRY_MIN_S
 
     def _missing_host_parts(self, but: Iterable[Operation] = ()) -> Missing:
-        """Return the objects that others may require and that are not in place, except those of `but`."""
+        """Return the objects that other objects may require and that do not exist yet, except those of
+        `but`.
+        """
         missing, undone = Missing(), list(self._work.undone_host_parts())
         keys = {operation.subject.key for operation in but} if undone else set()
         for key, mark in undone:
@@ -508,11 +535,11 @@ class Reconciler:
                 missing.note(operation)
         for kind in self._new_kinds:
             for item in self._plan.of_type(kind) if kind.IS_HOST_PART else ():
-                missing.note(Add(item))  # probably: its target was never read
+                missing.note(Add(item))  # this is probable, because its target was never read
         return missing
 
     def _is_host_part_missing(self) -> bool:
-        """Return whether subnet.env must wait, because a program that reads it would start containers."""
+        """Return whether subnet.env must wait, because a program that reads it might start containers."""
         unread = (kind for kind in self._targets.unread_kinds if kind.IS_HOST_PART)
         is_unread = any(next(self._plan.of_type(kind), None) is not None for kind in unread)
         return is_unread or bool(self._missing_host_parts())

@@ -181,7 +181,7 @@ def _path_mtus(supervisor: Supervisor, now: float) -> Iterator[NarrowPath]:
 
 
 def wireguard_of(supervisor: Supervisor, contacts: Sequence[WireguardContact]) -> WireguardStatus | None:
-    """Return the WireGuard device and its exchange with each peer; None with another backend."""
+    """Return the WireGuard device and its contact with each peer; None with another backend."""
     inputs = supervisor.condition.inputs
     if inputs.backend is None or not inputs.backend.is_encrypted or not inputs.wireguard.key:
         return None

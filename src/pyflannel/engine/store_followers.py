@@ -1,4 +1,4 @@
-"""Followers of the store: of the network config, and of the networks if one daemon runs several."""
+"""Tasks that follow the store: the network config, and the list of networks if one daemon runs several."""
 
 import asyncio
 import logging
@@ -24,15 +24,16 @@ MISSING = "flannel config not found in etcd store. Did you create your config us
 
 
 def read_config(text: str | bytes, *, is_assigned: bool) -> tuple[NetworkConfig, Backend]:
-    """Return the config in a text, and its backend. `is_assigned`: others assign the subnets.
+    """Parse a text, and return the network config and its backend. `is_assigned`: another program assigns the
+    subnets.
 
     Raises:
-        ConfigError: the config is invalid; the message names key and value.
+        ConfigError: the config is invalid; the message names the key and the value.
     """
     config = parse_network_config(text, is_assigned=is_assigned)
     backend = backend_of(config)
     if config.enable_ipv6 and 6 not in backend.families:
-        config = replace(config, enable_ipv6=False)  # the backend's config_warnings name it
+        config = replace(config, enable_ipv6=False)  # the backend's config_warnings already name it
     return config, backend
 
 
@@ -44,11 +45,12 @@ def _remedy(error: ConfigError, *, is_file: bool) -> str:
 
 
 class ConfigFollower:
-    """Calls `found` with each valid config, `waiting` with the reason if there is none, `away` on failure.
+    """Calls `found` with each valid config, `waiting` with the reason if there is no valid config, and `away`
+    if the store fails.
 
-    The arguments of `found` are the config's text, the config, its backend, and its revision in the store.
-    An invalid config does not replace a valid one: the host keeps running with the last valid config.
-    With `is_assigned`, Kubernetes assigns the subnets, and the config is a file.
+    The arguments of `found` are the config's text, the config, its backend, and its revision in the store. An
+    invalid config does not replace a valid one, so the host keeps running with the last valid config. With
+    `is_assigned`, Kubernetes assigns the subnets, and the config is a file.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class ConfigFollower:
         self._found(text, config, backend, record.revision)
 
     def _log(self, error: ConfigError) -> None:
-        """Log a problem, unless it is the one that was logged last."""
+        """Log a problem, unless it equals the last logged problem."""
         if self._logged != str(error):
             text = sentences(error.in_full, "Waiting for a valid one.")
             self._bad.line(logging.ERROR, "%s: %s", _FAILED, text)
@@ -154,7 +156,7 @@ class NetworkFollower:
         )
 
     async def run(self) -> None:
-        """Follow until cancelled; then all networks end too."""
+        """Follow until cancelled; then all networks are stopped."""
         async with self._tasks:
             await self._loop.run()
 
@@ -191,7 +193,7 @@ class NetworkFollower:
         self._running[name] = self._tasks.create_task(self._live(name, turn), name=f"network {name}")
 
     async def _live(self, name: str, turn: asyncio.Lock) -> None:
-        """Run the network after the previous one with this name has ended."""
+        """Run the network after the previous one with this name has stopped."""
         async with turn:
             log.info("Network added: %s", name)
             await self._run(name)
@@ -199,7 +201,7 @@ class NetworkFollower:
     def _remove(self, name: str) -> None:
         task = self._running.pop(name, None)
         if task is not None:
-            log.info("Network removed: %s; its data path stays until flannelctl cleanup", name)
+            log.info("Network removed: %s; its data path remains until flannelctl cleanup", name)
             task.cancel()
 
 

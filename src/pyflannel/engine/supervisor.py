@@ -135,7 +135,7 @@ class Supervisor:
         )
 
     async def run(self) -> None:
-        """Run until cancelled. The data path and the lease remain afterwards."""
+        """Run until cancelled. After `run` ends, the data path and the lease remain."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.reconciler.run(), name="reconciler")
             tasks.create_task(self._last_known.run(), name="last known leases")
@@ -153,16 +153,16 @@ class Supervisor:
             self._keeper = self._make_keeper()
             tasks.create_task(self._keeper.run(), name="lease keeper")
 
-    # Queries of the API.
+    # Methods that answer queries of the API.
 
     @property
     def condition(self) -> HostCondition:
-        """The condition of this host at present."""
+        """The condition of this host at the current time."""
         return self._present.condition
 
     @property
     def is_ready(self) -> bool:
-        """Whether the plan has taken effect once. It stays true."""
+        """True if the plan has taken effect at least once. It stays true."""
         return self._was_ready.is_set()
 
     @property
@@ -174,7 +174,7 @@ class Supervisor:
         """Replace the WireGuard key of this host and return the new public key.
 
         Raises:
-            NotReadyError: WireGuard is not in use, or the store is unreachable; the old key stays.
+            NotReadyError: WireGuard is not in use, or the store is unreachable; the old key remains in use.
             TargetError: the key cannot be created or saved.
         """
         if self.condition.store.is_away or self.condition.store.is_stale:
@@ -202,12 +202,13 @@ class Supervisor:
         return None if reason is None else one_line(reason)
 
     async def preview(self, text: str | None, targets: Sequence[Target]) -> PlanPreview:
-        """Return the changes that the next pass would make, with this network config or the one in force.
+        """Return the changes that the next pass would make, with this network config, or with the config in
+        force.
 
         Raises:
             ConfigError: the config is invalid, or this host would refuse it.
-            NotReadyError: this host has no lease yet, or not the key that the config needs.
-            TargetError: the host cannot be read.
+            NotReadyError: this host has no lease yet, or does not have the key that the config needs.
+            TargetError: the state of the host cannot be read.
         """
         inputs = self.condition.inputs if text is None else self._with_lease(self._config.inputs_with(text))
         return await preview(inputs, self._options.plan, targets)
@@ -267,14 +268,16 @@ class Supervisor:
             avoided=self.planner.avoided(config, self.condition.inputs),
         )
 
-    # Events change the condition.
+    # Methods that handle events and change the condition.
 
     def _started_with(self, leases: LeaseSet) -> None:
         self._leases_changed(leases)
         self._prerequisites.set()
 
     def _resume(self, known: LastKnown) -> None:
-        """Run on the last known leases until the cluster answers. The config, which is a file, is known."""
+        """Run on the last known leases until the cluster answers. The network config is known, because it
+        is a file.
+        """
         config = self.condition.inputs.config
         if not isinstance(self._keeper, NodeKeeper):
             return
@@ -305,7 +308,7 @@ class Supervisor:
     def _retire(self) -> None:
         """Remove the previous backends, because no other host needs them."""
         ways = " and ".join(one.backend.way for one in self.condition.inputs.previous)
-        log.info("Changed the backend: every host has left %s, which is removed", ways)
+        log.info("Changed the backend: no host uses %s any more, so it is removed", ways)
         self._present.change_inputs(previous=())
         self._inputs_changed()
 
@@ -370,7 +373,7 @@ class Supervisor:
             self.wireguard.note_progress()
         self.notify_status()
 
-    # Consequences of a change.
+    # Methods that handle the consequences of a change.
 
     def _replan(self) -> None:
         """Pass the inputs to the planner, and its result to the reconciler."""
@@ -427,7 +430,7 @@ class Supervisor:
         self.notify_status()
 
     def notify_status(self) -> None:
-        """Send the status to the service manager, if it has changed."""
+        """Send the status to the service manager, if the status has changed."""
         waiting, held = self.waiting_for, self.condition.held
         lease = None if held is None else held.lease.subnet
         status = f"waiting for {waiting}" if waiting else f"lease {lease}, {self.planner.peer_count} peers"

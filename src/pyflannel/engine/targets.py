@@ -1,4 +1,6 @@
-"""The targets of a plan. Each is read in its own task, so that a silent target does not delay the others."""
+"""The targets of a plan. Each target is read in its own task, so that a target that does not respond does
+not delay the others.
+"""
 
 import asyncio
 import logging
@@ -19,13 +21,14 @@ from pyflannel.ports import Clock, Target
 log = logging.getLogger(__name__)
 
 LATE_S = 0.2
-"""Seconds after which a look continues without a target that has not answered. Its answer is used later."""
+"""Seconds after which a look continues without a target that has not answered. The answer of this target
+is used later."""
 
 ANSWER_S = 15.0
-"""Deadline of an answer; PER_OBJECT_S is added for each object."""
+"""Deadline in seconds for an answer; PER_OBJECT_S is added for each object."""
 
 PER_OBJECT_S = 0.005
-"""Ten times the time that a busy kernel needs for one object."""
+"""This is ten times the time that a busy kernel needs for one object."""
 
 _Answer = TypeVar("_Answer")
 
@@ -50,12 +53,12 @@ class _Reader:
     """Reads one target on request.
 
     Attributes:
-        reading: the latest reading, until it is taken.
-        is_asked: a reading is in progress, or was not taken yet.
-        asked_at: when the reading was requested, in seconds of the clock.
-        must_ask: the target may have changed since the request; it must be read again.
+        reading: the latest result, until it is used.
+        is_asked: True if a read is in progress, or its result was not used yet.
+        asked_at: time at which the read was requested, in seconds of the clock.
+        must_ask: True if the target may have changed since the request, so that it must be read again.
         error: error of the latest attempt; None if it succeeded.
-        retry_at: when the next attempt after an error is due, in seconds of the clock.
+        retry_at: time at which the next attempt after an error is due, in seconds of the clock.
     """
 
     def __init__(self, target: Target, clock: Clock) -> None:
@@ -84,7 +87,7 @@ class _Reader:
         self._asked.set()
 
     def take(self) -> Reading | None:
-        """Return the reading, once."""
+        """Return the result of the read; a second call returns None."""
         reading, self.reading = self.reading, None
         if reading is not None:
             self.is_asked = False
@@ -92,12 +95,12 @@ class _Reader:
         return reading
 
     def awaited_until(self, now: float) -> float:
-        """Return the time until which a look waits for it; minus infinity if none does."""
+        """Return the time until which a look waits for this target; minus infinity if no look waits."""
         until = self.asked_at + LATE_S
         return until if self.is_asked and self.reading is None and now < until else -math.inf
 
     def _note_error(self, error: TargetError | None) -> None:
-        """Log the change from readable to unreadable and back. An unreadable target is asked again soon."""
+        """Log the change from readable to unreadable, or back. An unreadable target is read again soon."""
         before, self.error = self.error, error
         if error is not None:
             self._retries += 1
@@ -107,10 +110,10 @@ class _Reader:
                 log.error("Could not read the current state of the host: %s", error.in_full)
         elif before is not None:
             self._retries = 0
-            log.info("Read the current state of the host again, after: %s", before)
+            log.info("Read the current state of the host again, because this problem ended: %s", before)
 
     async def read(self, answered: Callable[[], None]) -> None:
-        """Read on each request, until cancelled."""
+        """Read the target on each request, until cancelled."""
         while True:
             await self._asked.wait()
             self._asked.clear()
@@ -142,7 +145,7 @@ class Targets:
 
     @property
     def unread_kinds(self) -> Kinds:
-        """The kinds of the targets that could not be read."""
+        """The kinds of items of the targets that could not be read."""
         return _union(reader.kinds for reader in self._readers if reader.error is not None)
 
     @property
@@ -156,7 +159,7 @@ class Targets:
         return min((reader.retry_at for reader in self._readers), default=math.inf)
 
     async def run(self, *, changed: Callable[[], None], answered: Callable[[], None]) -> None:
-        """Read the targets when asked and listen to their changes, until cancelled."""
+        """Read the targets on request and listen to their changes, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for reader in self._readers:
                 name = type(reader.target).__name__
@@ -166,29 +169,29 @@ class Targets:
                 )
 
     def ask(self, desired: State, begin: Callable[[Kinds], int]) -> None:
-        """Ask for the state of each target.
+        """Request the state of each target.
 
-        `begin` is called with the kinds of each target that is asked; it returns the reading's generation.
+        `begin` is called with the kinds of each target that is read; it returns the generation for this read.
         """
         for reader in self._readers:
             reader.ask(desired, begin)
 
     def ask_later(self, kind: type[Item]) -> None:
-        """Note that the target of this kind must be asked, or asked again if a reading is in progress."""
+        """Record that the target of this kind must be read, or read again if a read is in progress."""
         for reader in self._readers:
             reader.must_ask = reader.must_ask or kind in reader.kinds
 
     def ask_again(self, desired: State, begin: Callable[[Kinds], int]) -> None:
-        """Ask the unreadable targets whose pause is over, and those that changed since they were asked."""
+        """Read the unreadable targets whose pause is over, and the targets that changed since the request."""
         now = self._clock.now()
         for reader in self._readers:
             if reader.retry_at <= now or (reader.must_ask and not reader.is_asked):
                 reader.ask(desired, begin)
 
     def take(self) -> list[Reading]:
-        """Return the readings that can be used now.
+        """Return the results of reads that can be used now.
 
-        Readings of one look are used together, so that their operations have one order. A target that has
+        The results of one look are used together, so that their operations have one order. A target that has
         not responded in time is skipped.
         """
         if self.awaited_until > -math.inf:
@@ -197,17 +200,19 @@ class Targets:
 
     @property
     def awaited_until(self) -> float:
-        """Time until which a look waits for targets; minus infinity if it waits for none."""
+        """Time until which a look waits for targets; minus infinity if it does not wait."""
         now = self._clock.now()
         return max((reader.awaited_until(now) for reader in self._readers), default=-math.inf)
 
     @property
     def late_at(self) -> float:
-        """Time at which readings are used without those of late targets; infinity without a reading."""
+        """Time at which the results are used without those of late targets; infinity if there is no
+        result.
+        """
         return math.inf if all(reader.reading is None for reader in self._readers) else self.awaited_until
 
     async def apply(self, operations: Sequence[Operation]) -> list[Refusal]:
-        """Apply the operations in their order; consecutive ones for one target form a batch."""
+        """Apply the operations in their order; consecutive operations for one target form a batch."""
         refusals: list[Refusal] = []
         for target, run in groupby(operations, key=lambda operation: self._by_kind[type(operation.subject)]):
             batch = list(run)
@@ -226,7 +231,8 @@ async def within_time(work: Coroutine[Any, Any, _Answer], clock: Clock, objects:
     """Return the result of the work on this number of objects.
 
     Raises:
-        TargetError: the work raised it, or there was no result in time. Then the work is cancelled.
+        TargetError: the work raised this error, or gave no result in time. After the deadline, the work is
+            cancelled.
     """
     limit_s = ANSWER_S + PER_OBJECT_S * objects
     ended = asyncio.Event()

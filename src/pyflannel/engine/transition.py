@@ -1,6 +1,7 @@
-"""The change from one backend to the next: when it begins, and when the previous backend is given up.
+"""The change from one backend to the next. It defines when the change begins, and when the previous backend
+is removed.
 
-During the change, this host receives packets by both (decision 0051).
+During the change, this host receives packets by both backends (decision 0051).
 """
 
 import asyncio
@@ -22,32 +23,35 @@ from pyflannel.wire.lease_record import KeptChange
 log = logging.getLogger(__name__)
 
 LINGER_S = 5.0
-"""Seconds for which the previous backend stays after the last peer has changed.
+"""Seconds for which the previous backend is kept after the last peer has changed.
 
-A peer that has not read the newest lease of this host still sends by it.
+A peer that has not read the newest lease of this host still sends by the previous backend.
 """
 
 HANDSHAKE_S = 12.0
-"""Longest time for which packets to a peer wait for its first handshake. It covers two repetitions.
+"""Longest time for which packets to a peer wait for its first handshake. This time covers two repetitions of
+the handshake.
 
-There must be a limit: otherwise a stranger that drops handshakes would prevent the encryption forever.
+A limit is necessary, because otherwise an attacker that drops handshakes could prevent the encryption
+forever.
 """
 
 _LOOK_S = 0.1
-"""Minimum interval between two looks for handshakes …"""
+"""Minimum interval between two checks for handshakes."""
 
 _PER_PEER_S = 0.0015
-"""… and the interval for each peer. A look takes a hundredth of this time."""
+"""Additional interval between two checks for handshakes, for each peer. A check takes a hundredth of this
+time."""
 
 
 def with_config(inputs: Inputs, config: NetworkConfig, backend: Backend, text: str = "") -> Inputs:
-    """Return the inputs with another config. The previous backend stays, if it is another data path.
+    """Return the inputs with another config. The previous backend is kept if its data path differs.
 
     Args:
-        inputs: inputs with the present config.
+        inputs: inputs with the current config.
         config: the next config.
         backend: its backend.
-        text: text of the present config.
+        text: text of the current config.
     """
     changed = replace(inputs, config=config, backend=backend)
     before = inputs.backend
@@ -65,7 +69,7 @@ def log_change(inputs: Inputs) -> None:
     """Log the beginning of a change of the backend."""
     assert inputs.backend is not None
     log.info(
-        "Changing the backend to %s, and receiving by %s too until no host needs it",
+        "Changing the backend to %s, and also receiving by %s until no host needs it",
         inputs.backend.way,
         " and ".join(one.backend.way for one in inputs.previous),
     )
@@ -75,12 +79,12 @@ def resumed(inputs: Inputs, kept: KeptChange, *, requires_encryption: bool) -> I
     """Return the inputs with the backends of the last run, which peers may still use.
 
     The config may have changed since then. A backend that needs a key is not resumed. If the newest backend
-    encrypts, no packet is sent unencrypted by the config of the last run.
+    encrypts, no packet is sent unencrypted with the config of the last run.
 
     Args:
         inputs: inputs with the newest config.
         kept: the configs of the last run.
-        requires_encryption: give up each backend that does not encrypt.
+        requires_encryption: True to drop each backend that does not encrypt.
     """
     newest, network = inputs.backend, inputs.config
     assert newest is not None
@@ -96,7 +100,7 @@ def resumed(inputs: Inputs, kept: KeptChange, *, requires_encryption: bool) -> I
             elif (
                 "nothing" not in (backend.routed, newest.routed)
                 and not (backend.is_encrypted or requires_encryption)
-                and (kept.is_prepared or not is_last)  # otherwise, peers do not know it
+                and (kept.is_prepared or not is_last)  # otherwise, peers do not know this backend
                 and not (is_last and newest.is_encrypted)
             ):
                 found.append(Generation(config, backend, text))
@@ -105,7 +109,7 @@ def resumed(inputs: Inputs, kept: KeptChange, *, requires_encryption: bool) -> I
 
 
 class Retirement:
-    """Calls `retire` when `LINGER_S` have passed in which the previous backends were not needed."""
+    """Calls `retire` when the previous backends were not needed for `LINGER_S` seconds."""
 
     def __init__(self, clock: Clock, retire: Callable[[], None]) -> None:
         self._clock = clock
@@ -114,12 +118,14 @@ class Retirement:
         self._is_unneeded = asyncio.Event()
 
     def note(self, inputs: Inputs, own: Lease | None, *, is_needed: bool) -> None:
-        """Note whether previous backends are needed. They are, until the lease of this host names the next.
+        """Record whether previous backends are needed. They are needed until the lease of this host contains
+        the next backend.
 
         Args:
             inputs: inputs of the plan.
-            own: this host's lease in the store; None if another host has its subnet, so that no peer sends.
-            is_needed: a peer is reached by one of them, or the newest cannot work.
+            own: this host's lease in the store; None if another host has its subnet, so that no peer sends to
+                this host.
+            is_needed: True if a peer is reached by a previous backend, or if the newest backend cannot work.
         """
         has_published = own is None or len(own.attributes.also) == len(inputs.previous)
         if not inputs.previous or not inputs.is_prepared or is_needed or not has_published:
@@ -129,7 +135,7 @@ class Retirement:
             self._is_unneeded.set()
 
     async def run(self) -> None:
-        """Retire the previous backends at their time, until cancelled."""
+        """Remove the previous backends when their time is over, until cancelled."""
         while True:
             await self._is_unneeded.wait()
             self._is_unneeded.clear()
@@ -145,11 +151,11 @@ class Retirement:
 class Handshakes:
     """The first handshakes with the peers, while the backend changes to wireguard.
 
-    If two hosts begin a handshake at the same moment, each drops its own because of the other one, and
-    WireGuard begins the next after 5 s (REKEY_TIMEOUT). Meanwhile, packets use the previous backend.
+    If two hosts begin a handshake at the same moment, each drops its own because of the other handshake, and
+    WireGuard begins the next one after 5 s (REKEY_TIMEOUT). Until then, packets use the previous backend.
 
     Attributes:
-        greeted: public keys of the peers that have answered, or had HANDSHAKE_S to do so.
+        greeted: public keys of the peers that have answered, or have had HANDSHAKE_S seconds to answer.
     """
 
     def __init__(self, contacts: WireguardContacts, clock: Clock, changed: Callable[[], None]) -> None:
@@ -161,7 +167,7 @@ class Handshakes:
         self._is_wanted = asyncio.Event()
 
     def note(self, inputs: Inputs) -> None:
-        """Note whether the backend changes to wireguard."""
+        """Record whether the backend changes to wireguard."""
         if inputs.previous and inputs.backend is not None and inputs.backend.is_encrypted:
             self._is_wanted.set()
         else:
@@ -170,7 +176,7 @@ class Handshakes:
             self.greeted = frozenset()
 
     async def run(self) -> None:
-        """Look for handshakes during each change, until cancelled."""
+        """Check for handshakes during each change, until cancelled."""
         while True:
             await self._is_wanted.wait()
             await self._look()
@@ -187,7 +193,7 @@ class Handshakes:
         now = self._clock.now()
         for one in contacts:
             self._begun_s.setdefault(one.public_key, now)
-        # A peer with both families has a device, and so a contact, for each.
+        # A peer with both families has one device, and therefore one contact, for each family.
         silent = {
             one.public_key
             for one in contacts

@@ -1,9 +1,10 @@
-"""The WireGuard key of this host: followed while the backend needs it, and rotated without loss.
+"""The WireGuard key of this host. The key file is followed while the backend needs it, and the key is rotated
+without packet loss.
 
-A rotation changes the key of the device first and the lease second. Between the two, packets to peers wait in
-the device, and packets from peers arrive by the sessions of the old key. When a peer sees the new key in the
-lease, it moves the subnet to that key and begins a handshake. In the reverse order, a fast peer would drop
-the packets that this host still sends by the old key.
+A rotation changes the key of the device first and the lease second. Between these two changes, packets to
+peers wait in the device, and packets from peers arrive by the sessions of the old key. When a peer sees the
+new key in the lease, it moves the subnet to that key and begins a handshake. In the reverse order, a fast
+peer would drop the packets that this host still sends with the old key.
 """
 
 import asyncio
@@ -19,17 +20,19 @@ from pyflannel.ports import Clock, WireguardSource
 log = logging.getLogger(__name__)
 
 LOOK_S = 10.0
-"""Pause between two looks at the key file …"""
+"""Pause between two checks of the key file."""
 
 TROUBLED_LOOK_S = 1.0
-"""… and while WireGuard cannot be used."""
+"""Pause between two checks while WireGuard cannot be used."""
 
 STEP_S = 10.0
-"""Deadline of each step of a rotation."""
+"""Deadline for each step of a rotation."""
 
 
 class WireguardKeys:
-    """Calls `found` with the facts of WireGuard, and again when they differ, while `is_wanted` is set."""
+    """Calls `found` with the key and implementation of WireGuard, and again when these change, while
+    `is_wanted` is set.
+    """
 
     def __init__(
         self, source: WireguardSource | None, clock: Clock, found: Callable[[WireguardFacts], None]
@@ -74,17 +77,17 @@ class WireguardKeys:
         self._found(facts)
 
     def note_progress(self) -> None:
-        """Note that the host or the lease has changed, which a rotation may wait for."""
+        """Record that the host or the lease has changed, which a rotation may wait for."""
         self._progress.set()
 
     async def rotate(self, is_switched: Callable[[], bool], is_published: Callable[[str], bool]) -> str:
         """Replace the key by a new one and return its public key.
 
-        If a step fails, the old key stays.
+        If a step fails, the old key remains in use.
 
         Args:
-            is_switched: whether the device is as planned.
-            is_published: whether the lease has this public key.
+            is_switched: function that returns whether the device is as planned.
+            is_published: function that returns whether the lease has this public key.
 
         Raises:
             NotReadyError: WireGuard is not in use, or a step took too long.
@@ -118,8 +121,8 @@ class WireguardKeys:
             left_s = end - self._clock.now()
             if left_s <= 0:
                 raise NotReadyError(
-                    f"{failure} within {STEP_S:.0f} s, so the old key stays",
-                    hint="Read flannelctl status, then try again.",
+                    f"{failure} within {STEP_S:.0f} s, so the old key remains in use",
+                    hint="Check flannelctl status, then try again.",
                 )
             self._progress.clear()
             await pause(self._clock, left_s, until=self._progress)

@@ -1,8 +1,9 @@
 """The record of work: the keys whose object may differ from the plan.
 
-A change of the plan marks a few keys. A look at the host finds keys that differ. A refused key remains in the
-record. Each mark and each write has a generation. Of two facts about one key, the later one counts: a look
-that began before a key was changed or written does not contain that change.
+A change of the plan adds the marks of a few keys to the record. A look at the host finds keys that differ. A
+refused key remains in the record. Each mark in the record, and each write to the host, has a generation. Of
+two observations of one key, the later one is used. A look that began before a key was changed or written does
+not contain that change.
 """
 
 import math
@@ -18,42 +19,44 @@ Kinds = frozenset[type[Item]]
 
 
 class Stage(Enum):
-    """The next step for a mark."""
+    """The next step for a marked key."""
 
     OPEN = auto()
     """An operation can be performed now."""
 
     UNKNOWN = auto()
-    """A look must show the object in place."""
+    """A look must first show which object exists."""
 
     BLOCKED = auto()
-    """It waits for a required object, or for a target that cannot be read."""
+    """The operation waits for a required object, or for a target that cannot be read."""
 
     PAUSED = auto()
-    """It waits for the end of a pause, because another program keeps undoing the repair."""
+    """The operation waits for the end of a pause, because another program keeps undoing the repair."""
 
     REFUSED = auto()
-    """It waits for the time of the next attempt."""
+    """The operation waits for the time of the next attempt."""
 
     DONE = auto()
-    """No work is left. The mark remains until the looks end that began before the object was written."""
+    """No work is left for this key. The mark remains until the looks end that began before the object was
+    written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """The work on one key.
+    """The pending work on one key.
 
     Attributes:
         kind: kind of the object.
         generation: generation of the latest change or write of the key.
         stage: the next step.
-        found: the object at the key, as far as known; None if there is none.
-        is_planned: the difference follows from a change of the plan. Otherwise it is damage.
-        due_s: when a pause or a refusal ends, in seconds of the clock.
+        found: the object at the key, as far as known; None if no object exists.
+        is_planned: True if the difference results from a change of the plan. Otherwise the difference is
+            damage.
+        due_s: time at which a pause ends or a refused operation is retried, in seconds of the clock.
         attempts: number of consecutive refusals.
-        refusal: the latest refusal; None if there was none.
-        tried_s: when the latest attempt was, in seconds of the clock; minus infinity if there was none.
-        is_hastened: the next attempt was brought forward.
+        refusal: the latest refusal; None if no operation was refused.
+        tried_s: time of the latest attempt, in seconds of the clock; minus infinity if there was no attempt.
+        is_hastened: True if the next attempt was brought forward.
         hastened: number of consecutive attempts that were brought forward.
     """
 
@@ -71,15 +74,18 @@ class Mark:
 
 
 class Work:
-    """Marks by key. One task writes them.
+    """Marks by key. Only one task changes the marks.
 
-    Thousands of keys may be blocked while a few others change. So each use has a table of its keys.
+    Thousands of keys may be blocked while a few others change. Therefore the record keeps a separate table of
+    keys for each purpose.
     """
 
     def __init__(self) -> None:
         self._marks: dict[Key, Mark] = {}
-        self._timely: dict[Key, None] = {}  # open, paused or refused: due now or later
-        self._host_parts: dict[Key, None] = {}  # not done, and required by others
+        self._timely: dict[Key, None] = {}  # keys that are open, paused or refused, and due now or later
+        self._host_parts: dict[
+            Key, None
+        ] = {}  # keys whose work is not done, and whose objects other objects require
         self._unknown: dict[Key, None] = {}
         self._refused: dict[Key, None] = {}
         self._paused: dict[Key, None] = {}
@@ -96,30 +102,30 @@ class Work:
         self._looks: list[tuple[int, Kinds]] = []
         self.generation = 0
 
-    # Questions about the record.
+    # Methods that query the record.
 
     @property
     def is_empty(self) -> bool:
-        """No work is left."""
+        """No work is left for this key."""
         return len(self._marks) == len(self._done)
 
     @property
     def is_blank(self) -> bool:
-        """No key is marked."""
+        """True if no key is marked."""
         return not self._marks
 
     @property
     def is_idle(self) -> bool:
-        """No key is marked and no look is in progress, so that writes need not be recorded."""
+        """True if no key is marked and no look is in progress, so that writes need not be recorded."""
         return not self._marks and not self._looks
 
     @property
     def has_pauses(self) -> bool:
-        """Another program keeps undoing a repair."""
+        """True if another program keeps undoing a repair."""
         return bool(self._paused)
 
     def get(self, key: Key) -> Mark | None:
-        """Return the mark of a key; None if no work is left there."""
+        """Return the mark of a key; None if no work is left for the key."""
         mark = self._marks.get(key)
         return None if mark is None or mark.stage is Stage.DONE else mark
 
@@ -129,25 +135,27 @@ class Work:
         return mark is not None and mark.generation > generation
 
     def needs_look(self, but: Kinds) -> bool:
-        """Return whether a look must show a key, except keys of the kinds `but`."""
+        """Return whether a look must read a key, except keys of the kinds `but`."""
         return any(self._marks[key].kind not in but for key in self._unknown)
 
     def is_outdated(self, began: Mapping[type[Item], int]) -> bool:
-        """Return whether a look must show a key that was changed after the look at its kind began."""
+        """Return whether a look must read a key that was changed after the look at its kind began."""
         marks = (self._marks[key] for key in self._unknown)
         return any(mark.generation > began.get(mark.kind, mark.generation) for mark in marks)
 
     def was_refused(self, key: Key) -> bool:
-        """Return whether the latest operation on a key was refused. It may have taken effect nevertheless."""
+        """Return whether the latest operation on a key was refused. The operation may have taken effect
+        nevertheless.
+        """
         mark = self.get(key)
         return mark is not None and mark.tried_s > -math.inf
 
     def undone(self) -> Iterator[tuple[Key, Mark]]:
-        """Yield each key with work left."""
+        """Yield each key that has pending work."""
         return ((key, mark) for key, mark in self._marks.items() if mark.stage is not Stage.DONE)
 
     def undone_host_parts(self) -> Iterator[tuple[Key, Mark]]:
-        """Yield each key with work left whose object others may require."""
+        """Yield each key that has pending work and whose object other objects may require."""
         return ((key, self._marks[key]) for key in self._host_parts)
 
     def refusals(self) -> Iterator[Refusal]:
@@ -160,23 +168,26 @@ class Work:
         return [(key, mark) for key, mark in marks if mark.stage is Stage.OPEN or mark.due_s <= now]
 
     def next_due_s(self) -> float:
-        """Return when the next key is due, in seconds of the clock; infinity if there is none."""
+        """Return the time at which the next key is due, in seconds of the clock; infinity if no key is
+        pending.
+        """
         marks = (self._marks[key] for key in self._timely)
         return min((-math.inf if one.stage is Stage.OPEN else one.due_s for one in marks), default=math.inf)
 
-    # Changes of the record.
+    # Methods that change the record.
 
     def change(self, key: Key, previous: Item | None, kind: type[Item], *, is_known: bool) -> bool:
-        """Mark a key whose planned object has changed. Return whether the object in place is known.
+        """Mark a key whose planned object has changed. Return whether the existing object is known.
 
-        If it is not known, a look must begin now: one that is in progress does not contain this change.
+        If it is unknown, a look must begin now, because a look that is in progress does not contain this
+        change.
 
         Args:
             key: key of the object.
-            previous: the planned object before the change. It is in place, unless the record contains
-                another.
+            previous: the planned object before the change. This object exists, unless the record contains
+                another object.
             kind: kind of the object.
-            is_known: False if a look must show the object in place.
+            is_known: False if a look must show which object exists.
         """
         self.generation += 1
         mark = self._marks.get(key)
@@ -187,12 +198,12 @@ class Work:
         return is_known
 
     def begin_look(self, kinds: Kinds) -> int:
-        """Note that a look at these kinds begins; return the current generation."""
+        """Record that a look at these kinds begins; return the current generation."""
         self._looks.append((self.generation, kinds))
         return self.generation
 
     def end_look(self, generation: int, kinds: Kinds) -> None:
-        """Note that a look ended, and remove the marks that only this look needed."""
+        """Record that a look ended, and remove the marks that only this look needed."""
         self._looks.remove((generation, kinds))
         for key in [key for key in self._done if self._marks[key].kind in kinds]:
             mark = self._marks[key]
@@ -202,7 +213,7 @@ class Work:
                 self._drop(key)
 
     def settle(self, key: Key, found: Item | None, kind: type[Item], since: int) -> None:
-        """Record that the object at a key is now as the plan of generation `since` requires.
+        """Record that the object at a key now equals the one in the plan of generation `since`.
 
         `found` is this object, or None if it was removed.
 
@@ -221,16 +232,18 @@ class Work:
             self._drop(key)
 
     def lose(self, key: Key, left: Item | None, kind: type[Item]) -> None:
-        """Note that the kernel dropped a planned object with another; `left` remains. This is not damage."""
+        """Record that the kernel dropped a planned object together with another; `left` remains. Such a
+        loss is not damage.
+        """
         self.generation += 1
         lost = Mark(kind=kind, generation=self.generation, stage=Stage.OPEN, found=left, is_planned=True)
         self._put(key, lost)
 
     def postpone(self, key: Key, later: Mark, since: int) -> None:
-        """Keep a key for later, with the mark `later`, whose generation and counts are filled in.
+        """Keep a key in the record, with the mark `later`; this method sets its generation and counters.
 
-        A change of the key after generation `since` has precedence: then only the object in place is noted.
-        If `later` was tried, only a look shows that object.
+        A change of the key after generation `since` has precedence; in that case only the existing object is
+        recorded. If the operation of `later` was attempted, only a look can show that object.
         """
         mark = self.get(key)
         if mark is not None and mark.generation > since:
@@ -249,10 +262,12 @@ class Work:
         self._put(key, replace(later, generation=generation, attempts=attempts, hastened=hastened))
 
     def hasten(self, key: Key, pause_s: float) -> None:
-        """Bring the next attempt at a refused key forward, because a look followed soon after the latest one.
+        """Bring the next attempt at a refused operation forward, because a look followed soon after the
+        latest attempt.
 
-        That attempt may itself have caused the look. Therefore each consecutive attempt is brought forward
-        less. The first one is due `pause_s` after the latest attempt. A permanent refusal does not change.
+        The attempt may itself have caused the look. Therefore each consecutive attempt is brought forward
+        less. The first such attempt is due `pause_s` after the latest attempt. The time of a permanently
+        refused operation does not change.
         """
         mark = self._marks[key]
         if mark.refusal is not None and not mark.refusal.is_permanent:
@@ -260,10 +275,10 @@ class Work:
             self._put(key, replace(mark, due_s=min(due_s, mark.due_s), is_hastened=True))
 
     def release(self, before: float = math.inf) -> None:
-        """Make blocked and refused keys due: a required object may be in place now.
+        """Make blocked and refused keys due, because a required object may exist now.
 
         A key that was refused at the time `before` or later keeps its pause. Otherwise, an operation that is
-        refused again and again would have no pause if other operations of its batch succeed.
+        refused repeatedly would have no pause if other operations of its batch succeed.
         """
         for key, mark in list(self.undone()):
             if mark.stage is Stage.BLOCKED:
@@ -296,5 +311,5 @@ class Work:
 
 
 def _may_succeed(mark: Mark) -> bool:
-    """Return whether another attempt of a refused operation may succeed."""
+    """Return whether another attempt at a refused operation may succeed."""
     return mark.refusal is not None and not mark.refusal.is_permanent and mark.due_s < math.inf

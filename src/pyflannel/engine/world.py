@@ -42,11 +42,11 @@ class PlanOptions:
         other_files: further planned files.
         packet_filter: options of the filter rules.
         device: device name that the daemon claims.
-        mark: alias of its links.
+        mark: alias of the links of the daemon.
         kernel: release of the running kernel; "" if unknown.
-        has_blackhole: drop packets to this host's subnet that no local bridge accepts.
-        gro: coalesce received TCP segments of the fast path.
-        serves_docker: the host has the network plugin for Docker.
+        has_blackhole: True to drop packets to this host's subnet that no local bridge accepts.
+        gro: True to coalesce received TCP segments of the fast path.
+        serves_docker: True if the host has the network plugin for Docker.
     """
 
     subnet_file: str
@@ -65,17 +65,18 @@ class World:
     """The ports and functions of one host in one network.
 
     Attributes:
-        notify: notifies the service manager (sd_notify).
-        alive: called in each turn of the reconciler's loop.
-        draw: returns a random number below its argument.
-        store_log: log of the store's outages, shared by all its users.
-        reidentify: creates and saves a new identity.
-        memory: stores the last known leases.
-        kernel_path: returns the fast-path features of the kernel; None if only an attempt shows them.
-        wireguard: the WireGuard key of this host; None if it can have none.
-        contacts: returns the exchange with each peer of WireGuard.
-        send_echoes: sends echo requests and returns their results; None without probes.
-        signing: signs and checks leases; None if this host does not.
+        notify: function that notifies the service manager (sd_notify).
+        alive: function that is called in each turn of the reconciler's loop.
+        draw: function that returns a random number below its argument.
+        store_log: log of the store's outages, shared by all users of the store.
+        reidentify: function that creates and saves a new identity.
+        memory: object that saves the last known leases.
+        kernel_path: function that returns the fast-path features of the kernel; None if only an attempt can
+            show them.
+        wireguard: the WireGuard key of this host; None if the host can have no key.
+        contacts: function that returns the contact with each WireGuard peer.
+        send_echoes: function that sends echo requests and returns their results; None if probes are off.
+        signing: object that signs and checks leases; None if signatures are off.
         own_node: the Node of this host, if the store is a Kubernetes cluster; None for any other store.
     """
 
@@ -103,11 +104,12 @@ class HostOptions:
     """The operator's options for this host.
 
     Attributes:
-        host_name: published in the lease, for people; None to publish none.
+        host_name: host name that is published in the lease, for people; None to publish none.
         plan: options of the plan.
         subnet_env: text of subnet.env from the previous run, or None.
         audit_s: longest time between two checks of the host and of its interfaces.
-        requires_encryption: run no backend that sends unencrypted packets, for any network config.
+        requires_encryption: True to refuse every backend that sends unencrypted packets, regardless of the
+            network config.
     """
 
     identity: Identity

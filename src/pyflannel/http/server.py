@@ -20,8 +20,8 @@ class Request:
     """A complete request.
 
     Attributes:
-        method: as sent, upper case by convention; HEAD arrives as GET.
-        path: the target without its query, not percent-decoded.
+        method: method as the client sent it, by convention in upper case; HEAD is passed as GET.
+        path: the request target without its query, not percent-decoded.
         query: the query of the target, without its question mark, not percent-decoded.
         headers: values by name in lower case; the last value of a repeated name.
     """
@@ -35,7 +35,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """A complete answer. The server adds length and date."""
+    """A complete answer. The server adds the headers for length and date."""
 
     status: int
     body: bytes = b""
@@ -50,19 +50,22 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits of a server. All are pyflannel's choices, generous for normal clients.
+    """Limits of a server. All values are chosen by pyflannel, and are generous for normal clients.
 
     Attributes:
-        connections: open connections. A further client replaces the client that has kept the server waiting
-            longest. It gets 503 only if the server is preparing an answer for every client.
-        head_octets: size of request line and headers together, or of a chunk header, or of the trailers.
-        body_octets: size of the body of a request.
-        idle_s: time between an answer, or the start of the connection, and the first byte of a request.
-        request_s: time between the first and the last byte of a request.
-        handler_s: time to prepare the answer.
-        response_s: time for the client to read the answer.
-        linger_s: time for a refused client to stop sending, so that it can read the reason. At most
-            `connections` refused clients linger, and more are dropped without an answer.
+        connections: open connections. If all connections are in use, a new client replaces the client that
+            has kept the server waiting longest. The new client gets status 503 only if the server is
+            preparing an answer for every client.
+        head_octets: maximum size of request line and headers together, or of a chunk header, or of the
+            trailers.
+        body_octets: maximum size of the body of a request.
+        idle_s: maximum time between an answer, or the start of the connection, and the first byte of a
+            request.
+        request_s: maximum time between the first and the last byte of a request.
+        handler_s: maximum time to prepare the answer.
+        response_s: maximum time for the client to read the answer.
+        linger_s: maximum time for a refused client to stop sending, so that it can read the reason. At most
+            `connections` refused clients linger, and further ones are dropped without an answer.
     """
 
     connections: int = 64
@@ -77,11 +80,11 @@ class Limits:
 
 READ_OCTETS = 64 * 1024
 WRITE_BYTES = 64 * 1024
-"""Maximum number of bytes of an answer that are copied for a client before it has read the previous ones."""
+"""Maximum number of bytes of a response that are copied for a client before it has read the previous ones."""
 
 
 async def next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
-    """Return the next h11 event. The end of the stream is an event too.
+    """Return the next h11 event. The end of the stream is also an event.
 
     Raises:
         h11.RemoteProtocolError: the other side violates HTTP/1.1, or exceeds a limit of the connection.
@@ -95,7 +98,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class _RefusedError(Exception):
-    """The request is refused, and the connection ends after the answer."""
+    """The request is refused, and the connection is closed after the answer."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -103,14 +106,16 @@ class _RefusedError(Exception):
 
 
 class Conversation:
-    """Answers the requests of one connection in order, also pipelined ones, until either side ends it."""
+    """Answers the requests of one connection in order, also pipelined ones, until either side closes it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits) -> None:
         self._reader = reader
         self._writer = writer
         self._limits = limits
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_octets)
-        self._is_head = False  # the present request is HEAD, whose answer has no body, also a refusal
+        self._is_head = (
+            False  # the current request is HEAD, so the response has no body, even if it is a refusal
+        )
 
     async def run(self, answer: Handler) -> None:
         """Answer until the client disconnects, is silent for too long or exceeds a limit.
@@ -130,7 +135,7 @@ class Conversation:
             if (self._h11.our_state, self._h11.their_state) != (h11.DONE, h11.DONE):
                 return
             self._h11.start_next_cycle()
-            await asyncio.sleep(0)  # lets other tasks run between pipelined requests
+            await asyncio.sleep(0)  # this lets other tasks run between pipelined requests
 
     async def _has_more(self) -> bool:
         """Return whether another request has begun; False after a long silence."""
@@ -205,7 +210,9 @@ class Conversation:
 
 
 async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, linger_s: float) -> None:
-    """Stop sending and let the client finish. Closing a socket with unread bytes would lose the answer."""
+    """Stop sending, and read until the client has finished. Closing a socket with unread bytes would lose
+    the answer.
+    """
     writer.write_eof()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(linger_s):
@@ -217,7 +224,8 @@ def _drop(transport: asyncio.WriteTransport) -> None:
     """Close the connection now, and discard bytes that the client did not read.
 
     `abort` is called only while bytes are left. asyncio (Python 3.11) raises AttributeError if `abort` is
-    called after a transport ended by itself: after `close`, it ends as soon as its last bytes are sent.
+    called after a transport was closed. After `close`, a transport is closed as soon as its last bytes are
+    sent.
     """
     if transport.get_write_buffer_size():
         transport.abort()
@@ -226,14 +234,16 @@ def _drop(transport: asyncio.WriteTransport) -> None:
 
 
 def _declared_length(head: h11.Request) -> int:
-    """Return the Content-Length, 0 without one. h11 has checked that it is a number."""
+    """Return the Content-Length, or 0 if the header is missing. h11 has checked that the value is a
+    number.
+    """
     return next((int(value) for name, value in head.headers if name == b"content-length"), 0)
 
 
 log = logging.getLogger(__name__)
 
 Routes = Mapping[tuple[str, str], Handler]
-"""Handlers by method and path. The handler of GET also answers HEAD."""
+"""Handlers by method and path. The handler of GET is also used for HEAD."""
 
 Admit = Callable[[socket.socket], bool]
 
@@ -244,14 +254,16 @@ def admit_all(_: socket.socket) -> bool:
 
 
 class _Places:
-    """The limited number of places for clients. A client that keeps the server waiting can lose its place."""
+    """The limited number of places for connections of clients. A client that keeps the server waiting can
+    lose its place.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._waiting: dict[
             asyncio.WriteTransport, None
-        ] = {}  # the server waits for the client; the longest wait is first
-        self._busy: set[asyncio.WriteTransport] = set()  # the server prepares an answer
+        ] = {}  # clients for which the server waits; the longest wait is first
+        self._busy: set[asyncio.WriteTransport] = set()  # clients for which the server prepares an answer
 
     @contextlib.contextmanager
     def take(self, transport: asyncio.WriteTransport) -> Iterator[bool]:
@@ -265,7 +277,7 @@ class _Places:
 
     @contextlib.contextmanager
     def keep_busy(self, transport: asyncio.WriteTransport) -> Iterator[None]:
-        """Protect a place from eviction during the block. After it, a new wait begins."""
+        """Protect a place from eviction during the block. After the block, a new wait begins."""
         self._waiting.pop(transport, None)
         self._busy.add(transport)
         try:
@@ -281,15 +293,16 @@ class _Places:
             return False
         longest = next(iter(self._waiting))
         del self._waiting[longest]
-        _drop(longest)  # its task ends at the next read or write
+        _drop(longest)  # the client's task ends at its next read or write
         return True
 
 
 _BACKLOG = 32
-"""Connections accepted in one turn of the event loop, and the length of the kernel's queue.
+"""Maximum number of connections that are accepted in one turn of the event loop, and the length of the
+kernel's queue.
 
-It is smaller than `Limits.connections`, so that newer clients cannot evict a client before its request is
-read.
+This number is smaller than `Limits.connections`, so that newer clients cannot evict a client before its
+request is read.
 """
 
 
@@ -353,7 +366,9 @@ class HttpServer:
     async def _turn_away(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, status: HTTPStatus
     ) -> None:
-        """Refuse a client without reading its request. Drop it if too many refused clients linger."""
+        """Refuse a client without reading its request. Drop the client without an answer if too many
+        refused clients linger.
+        """
         if self._lingering >= self._limits.connections:
             return
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"

@@ -17,11 +17,11 @@ from pyflannel.errors import BusyError, TargetError, WireError, remedy
 from pyflannel.http.server import JSON, HttpServer, Limits, Response, Routes, next_event
 
 _BODY_OCTETS = 64 * 1024 * 1024
-"""More than any answer of the daemon: 10,000 leases are 4 MB."""
+"""Maximum size in bytes of an answer, which is more than any answer of the daemon. 10,000 leases are 4 MB."""
 
 
 async def request(path: Path, method: str, target: str, *, body: bytes = b"", deadline_s: float) -> Response:
-    """Return the answer to one request, of any status, within `deadline_s`.
+    """Return the answer to one request, with any status, within `deadline_s`.
 
     Raises:
         OSError: no process listens, the connection broke, or the deadline passed (TimeoutError).
@@ -61,14 +61,15 @@ async def _exchange(
     if not isinstance(head, h11.Response):
         raise WireError(
             "the connection ended without an answer",
-            hint="Try again. If it fails again, read the log of flanneld.",
+            hint="Try again. If the request fails again, read the log of flanneld.",
         )
     answer = bytearray()
     while isinstance(piece := await next_event(connection, reader), h11.Data):
         answer += piece.data
         if len(answer) > _BODY_OCTETS:
             raise WireError(
-                f"the answer is longer than {_BODY_OCTETS} bytes", hint="Check which program listens there."
+                f"the answer is longer than {_BODY_OCTETS} bytes",
+                hint="Check which program listens on the socket.",
             )
     content_type = next((value for name, value in head.headers if name == b"content-type"), b"")
     return Response(status=head.status_code, body=bytes(answer), content_type=content_type.decode("latin-1"))
@@ -78,19 +79,19 @@ _BACKLOG = 64
 
 
 def listen_tcp(ip: IPv4Address | IPv6Address, port: int) -> socket.socket:
-    """Return a listening socket. `::` also accepts IPv4, as in Go.
+    """Return a listening socket. The address `::` also accepts IPv4, as in Go.
 
     Raises:
         BusyError: another program uses the port.
-        TargetError: the kernel refused it: the host does not have the address, or the port is reserved for
-            root.
+        TargetError: the kernel refused the address or port, because the host does not have the address, or
+            the port is reserved for root.
     """
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     is_dual = ip == IPv6Address("::")
     if is_dual and not socket.has_dualstack_ipv6():
         raise TargetError(
             f"TCP port {format_address(ip, port)} cannot be opened: this kernel has no IPv6",
-            hint="Use an IPv4 address, or 0.0.0.0 for all.",
+            hint="Use an IPv4 address, or 0.0.0.0 for all addresses.",
         )
     try:
         return socket.create_server((str(ip), port), family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual)
@@ -103,7 +104,8 @@ def listen_tcp(ip: IPv4Address | IPv6Address, port: int) -> socket.socket:
             ) from error
         raise TargetError(
             f"TCP port {where} cannot be opened: {os.strerror(error.errno or 0)}",
-            hint="Use an address of this host, or 0.0.0.0 for all, and a port that flanneld may open.",
+            hint="Use an address of this host, or 0.0.0.0 for all addresses, and a port that flanneld may "
+            "open.",
         ) from error
 
 
@@ -118,10 +120,10 @@ _UCRED = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 def listen_unix(path: Path) -> socket.socket:
     """Return a non-blocking listening socket at `path`, mode 0600.
 
-    A socket without a server is replaced atomically. At no time can another user connect.
+    A socket that no process serves is replaced atomically. Another user cannot connect at any time.
 
     Raises:
-        BusyError: another program serves it, or the path is not a socket.
+        BusyError: another program serves the socket, or the path is not a socket.
         OSError: the socket could not be created. The kernel refuses a path of more than 107 bytes.
     """
     _check_free(path)
@@ -148,7 +150,9 @@ def peer_uid(connection: socket.socket) -> int:
 
 
 def server_pid(path: Path) -> int | None:
-    """Return the process ID of the server at `path`, 0 if in another PID namespace; None without one."""
+    """Return the process ID of the server at `path`, 0 if in another PID namespace; None if there is no
+    server.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -169,7 +173,9 @@ def _check_free(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise BusyError(f"{path} is not a socket", hint="Move that file, or choose another run directory.")
+        raise BusyError(
+            f"{path} is not a socket", hint="Move the file at this path, or choose another run directory."
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
@@ -177,16 +183,16 @@ def _check_free(path: Path) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             return
         except OSError:
-            pass  # the queue is full, so a process listens
+            pass  # the queue of connections is full, so a process listens
     raise BusyError(
-        f"another program serves {path}", hint="Stop that program, or choose another run directory."
+        f"another program serves {path}", hint="Stop the other program, or choose another run directory."
     )
 
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Interval between checks for a deleted socket, which is then created again."""
+"""Interval between checks for a deleted socket, which the daemon then creates again."""
 
 _SHORTAGES = frozenset(
     {
@@ -199,17 +205,18 @@ _SHORTAGES = frozenset(
         errno.ENOMEM,
     }
 )
-"""Errors that prevent the creation of a socket at a valid path. They can disappear while the daemon runs."""
+"""Errors that prevent the creation of a socket at a valid path. Such errors can disappear while the daemon
+runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnixPlace:
-    """A Unix socket that the daemon serves.
+    """The description of a Unix socket that the daemon serves.
 
     Attributes:
-        name: its name in texts.
-        consequence: the effect of its absence, as a sentence without its full stop.
-        hint: the remedy if it cannot be created at this path.
+        name: name of the socket in texts.
+        consequence: the effect of a missing socket, as a sentence without its full stop.
+        hint: the remedy if the socket cannot be created at this path.
     """
 
     path: Path
@@ -225,8 +232,8 @@ async def serve_unix(place: UnixPlace, server: HttpServer, *, look_s: float = LO
     read-only, or a limit is reached, the daemon works without the socket.
 
     Raises:
-        BusyError: another daemon serves it.
-        TargetError: it cannot be created there.
+        BusyError: another daemon serves the socket.
+        TargetError: the socket cannot be created at the path.
     """
     path = place.path
     listener = await _first_listener(place, look_s)
@@ -300,7 +307,7 @@ def _remove(path: Path, inode: int | None) -> None:
 
 
 _STRANGERS = Limits(head_octets=8 * 1024, body_octets=4 * 1024, idle_s=10.0, request_s=5.0, response_s=5.0)
-"""Limits for TCP clients, which may be any container. Probes and collectors of metrics need less."""
+"""Limits for TCP clients, which may be any container. Health probes and metrics collectors need less."""
 
 RETRY_S = 5.0
 """Interval between attempts to open an address and port."""
@@ -312,7 +319,7 @@ class Endpoint:
 
     Attributes:
         name: name in the log.
-        asked_by: the flag or variable with its value, as given.
+        asked_by: the flag or variable that sets it, with the value.
     """
 
     name: str
@@ -322,7 +329,7 @@ class Endpoint:
 
 
 async def serve_endpoint(endpoint: Endpoint, routes: Routes, *, retry_s: float = RETRY_S) -> None:
-    """Serve until cancelled. If the address or port cannot be opened, log this and retry."""
+    """Serve until cancelled. If the address or port cannot be opened, log the error and retry."""
     listener = await _listen(endpoint, retry_s)
     log.info("Start %s server on %s", endpoint.name, format_address(endpoint.ip, endpoint.port))
     await HttpServer(routes, limits=_STRANGERS).serve(listener)

@@ -1,4 +1,6 @@
-"""Containers of a lab, as network namespaces or by Docker: their image, and a web server in one."""
+"""Containers of a lab, as network namespaces or with Docker, including their image and a web server in a
+container.
+"""
 
 import io
 import json
@@ -24,7 +26,7 @@ def write_image(path: Path) -> None:
     """Write the root file system of a busybox container as a tar archive, for `docker import`.
 
     Raises:
-        LabError: the machine has no busybox, or one that needs shared libraries.
+        LabError: the machine has no busybox, or a busybox that needs shared libraries.
     """
     found = shutil.which("busybox")
     if found is None:
@@ -50,15 +52,15 @@ def _add_file(archive: tarfile.TarFile, name: str, content: bytes, *, mode: int)
 
 
 class Container(Protocol):
-    """A container on a host, as a network namespace or by Docker."""
+    """A container on a host, as a network namespace or run by Docker."""
 
     @property
     def name(self) -> str:
-        """Its name on its host."""
+        """The name of the container on its host."""
 
     @property
     def address(self) -> IPv4Address:
-        """Its address on the overlay."""
+        """The address of the container on the overlay."""
 
     def run(self, argv: Sequence[str], *, check: bool = True) -> CompletedProcess[str]:
         """Run a command in the container."""
@@ -79,7 +81,7 @@ BRIDGE = "br0"
 
 
 def create_bridge(host: Sandbox, address: IPv4Interface) -> None:
-    """Create the bridge for the containers of a host; `address` is their gateway."""
+    """Create the bridge for the containers of a host; `address` is the gateway of the containers."""
     host.run(["ip", "link", "add", BRIDGE, "type", "bridge"])
     host.run(["ip", "address", "add", str(address), "dev", BRIDGE])
     host.run(["ip", "link", "set", BRIDGE, "up"])
@@ -89,7 +91,7 @@ class _NetworkUser:
     """Runs programs of the machine in the network of a container."""
 
     def __init__(self, host: Sandbox, name: str, into: Sequence[str]) -> None:
-        """Enter the network by the command `into`."""
+        """The command `into` enters the network of the container."""
         self.name = name
         self._host = host
         self._into = into
@@ -141,7 +143,8 @@ class DockerEngine:
         self._daemon: Program | None = None
 
     def write_settings(self) -> None:
-        """Write the host's daemon.json before the host starts, so that it applies to every dockerd there.
+        """Write the host's daemon.json before the host starts, so that it applies to every dockerd on the
+        host.
 
         The containers are in the control group of the lab, which the lab removes in any case.
         """
@@ -154,14 +157,14 @@ class DockerEngine:
         path.write_text(json.dumps(settings))
 
     def start(self, exec_start: str, *, environment_file: Path | None = None) -> Program:
-        """Start dockerd as systemd does with this ExecStart, and return when it is ready.
+        """Start dockerd in the same way as systemd does with this ExecStart, and return when it is ready.
 
         Args:
             exec_start: the command line, `dockerd $DOCKER_OPTS` or `dockerd --bip=${FLANNEL_SUBNET}`.
             environment_file: file of the variables, as a path on the host.
 
         Raises:
-            LabError: dockerd ended, or was not ready in time.
+            LabError: dockerd exited, or was not ready in time.
         """
         variables = {}
         if environment_file is not None:
@@ -171,7 +174,7 @@ class DockerEngine:
         return self._daemon
 
     def stop(self) -> None:
-        """Stop the engine; its containers end too."""
+        """Stop the engine, which also stops its containers."""
         if self._daemon is not None:
             self._daemon.stop(_START_DEADLINE_S)
             self._daemon = None
@@ -187,7 +190,7 @@ class DockerEngine:
     def run_container(
         self, name: str, command: Sequence[str], *, options: Sequence[str] = (), network: str = "bridge"
     ) -> "DockerContainer":
-        """Run a container in the background, as `docker run --detach` with these further options."""
+        """Run a container in the background, as `docker run --detach` with these additional options."""
         self.docker("run", "--detach", f"--name={name}", f"--network={network}", *options, IMAGE, *command)
         return DockerContainer(self._host, self, name, network=network)
 
@@ -214,7 +217,7 @@ class DockerContainer(_NetworkUser):
         return int(answer[0].rpartition(":")[2])
 
     def remove(self) -> None:
-        """Remove the container, also if it runs."""
+        """Remove the container, even if it runs."""
         self._engine.docker("rm", "--force", self.name)
 
 
@@ -232,10 +235,10 @@ def fetch(container: Container, address: IPv4Address, *, port: int = PORT) -> st
     """Fetch the page at an address from a container. Retry for some seconds while the server starts.
 
     Raises:
-        LabError: there was no page within the deadline.
+        LabError: the server did not respond within the deadline.
     """
     url = f"http://{address}:{port}/"
-    # Without wget's option -T, which crashes the static busybox 1.35 of Debian 12.
+    # wget is used without the option -T, which crashes the static busybox 1.35 of Debian 12.
     command = ["busybox", "timeout", "3", "busybox", "wget", "-q", "-O", "-", url]
     end = time.monotonic() + _ANSWER_DEADLINE_S
     while (got := container.run(command, check=False)).returncode != 0:

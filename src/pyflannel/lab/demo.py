@@ -1,4 +1,4 @@
-"""The demo: the cookbook's four Docker hosts on one flannel network, with measurements."""
+"""The demo: the cookbook's four Docker hosts on one flannel network, and measurements on it."""
 
 import json
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -30,9 +30,9 @@ class DemoOptions:
 
     Attributes:
         name: name of the lab.
-        has_etcd: keep the leases in an etcd on the router, otherwise in the embedded store.
-        has_docker: run a Docker engine on each host, otherwise use plain namespaces as containers.
-        has_plugin: create the network of the containers by the network plugin, without options of Docker.
+        has_etcd: keep the leases in an etcd on the router, instead of the embedded store.
+        has_docker: run a Docker engine on each host, instead of using network namespaces as containers.
+        has_plugin: create the network of the containers with the network plugin, without options of Docker.
         is_kept: keep the lab at the end.
     """
 
@@ -51,7 +51,7 @@ class HostRow:
         mtu: MTU of the device in bytes.
         reached: number of containers of other hosts that answered every ping of this host's container.
         others: number of containers of other hosts.
-        rtt_ms: average round-trip time to those that answered; None if none did.
+        rtt_ms: average round-trip time to the containers that answered; None if no container answered.
     """
 
     host: str
@@ -70,8 +70,8 @@ class DemoReport:
 
     Attributes:
         page: the page that the container on the last host fetched from the container on the first host.
-        overlay: throughput of one TCP stream from the first host's container to the last host's.
-        kernel: the same between plain hosts, over manually configured vxlan of the kernel.
+        overlay: throughput of one TCP stream from the first host's container to the last host's container.
+        kernel: throughput between two hosts without flannel, over manually configured vxlan of the kernel.
     """
 
     rows: tuple[HostRow, ...]
@@ -82,7 +82,7 @@ class DemoReport:
 
     @property
     def is_good(self) -> bool:
-        """Whether every container reached every other container."""
+        """True if every container reached every other container."""
         return all(row.reached == row.others for row in self.rows)
 
     @property
@@ -95,14 +95,14 @@ class Narrator(Protocol):
     """Reports the progress to the user."""
 
     def step(self, name: str) -> AbstractContextManager[None]:
-        """Report the begin of a step, and its duration at the end of the block."""
+        """Report the beginning of a step, and its duration at the end of the block."""
 
 
 def run_demo(options: DemoOptions, narrator: Narrator) -> DemoReport:
-    """Run the demo and return its results. The lab is removed afterwards, unless it is to be kept.
+    """Run the demo and return its results. After the demo, the lab is removed, unless the options keep it.
 
     Raises:
-        LabError: a part failed; the lab is removed.
+        LabError: a part of the demo failed; the lab is then removed.
     """
     lab = Lab(options.name)
     with ExitStack() as opened:
@@ -119,7 +119,9 @@ def run_demo(options: DemoOptions, narrator: Narrator) -> DemoReport:
 
 
 def bring_up(lab: Lab, options: DemoOptions, narrator: Narrator) -> dict[str, Container]:
-    """Join the hosts to one flannel network, start a web server in a container on each, and return them."""
+    """Join the hosts to one flannel network, start a web server in a container on each, and return the
+    containers.
+    """
     with narrator.step("starting etcd on the router" if options.has_etcd else "creating the embedded store"):
         store = _open_store(lab, options)
     with narrator.step("starting flanneld on each host"):
@@ -149,7 +151,9 @@ def start_docker(lab: Lab, host: Host, name: str) -> Container:
 
 
 def start_on_plugin(lab: Lab, host: Host, name: str) -> Container:
-    """Start the Docker engine of the host without options, a network of the plugin, and a container in it."""
+    """Start the Docker engine of the host without options, then a network of the plugin, and a container
+    in it.
+    """
     host.engine.start("dockerd")
     host.engine.import_image(lab.directory / "busybox.tar")
     host.engine.docker("network", "create", "-d", "flannel", "--ipam-driver", "flannel", "web")
@@ -169,7 +173,7 @@ def _page(host: Host) -> str:
 
 
 def _open_store(lab: Lab, options: DemoOptions) -> list[str]:
-    """Create the store, write the network config to it, and return flanneld's flags for it."""
+    """Create the store, write the network config to it, and return flanneld's flags for this store."""
     if options.has_etcd:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         etcd.start()
@@ -186,7 +190,7 @@ def _measure(lab: Lab, containers: dict[str, Container], narrator: Narrator) -> 
     hosts = list(lab.hosts.values())
     first, last = containers[hosts[0].name], containers[hosts[-1].name]
     with narrator.step("pinging every container from every other container"):
-        with suppress(LabError, ExceptionGroup):  # the table shows unreachable containers
+        with suppress(LabError, ExceptionGroup):  # the table of results shows unreachable containers
             wait_reached(containers.values(), deadline_s=_REACHED_S)
         pings = ping_all(containers.values())
         rows = [_row(host, containers[host.name], pings) for host in hosts]

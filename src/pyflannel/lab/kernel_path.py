@@ -1,4 +1,6 @@
-"""Paths of the kernel between two hosts, configured manually, and the throughput between two stations."""
+"""Paths of the kernel between two hosts, configured manually, and the throughput between two stations
+(hosts or containers).
+"""
 
 import json
 from collections.abc import Iterable
@@ -24,7 +26,7 @@ class Throughput:
     """Throughput of TCP.
 
     Attributes:
-        gbit_s: received payload in 10^9 bits per second.
+        gbit_s: rate of the received payload in 10^9 bits per second.
         received_bytes: received payload.
     """
 
@@ -34,11 +36,11 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Datagrams:
-    """Result of sending datagrams at the maximum rate.
+    """The result of sending datagrams at the maximum rate.
 
     Attributes:
-        received_kpps: received datagrams in thousands per second.
-        lost_percent: lost part of the sent datagrams.
+        received_kpps: rate of received datagrams in thousands per second.
+        lost_percent: fraction of the sent datagrams that was lost.
     """
 
     received_kpps: float
@@ -51,7 +53,7 @@ def measure_throughput(
     """Send concurrent TCP streams from source to destination.
 
     Raises:
-        LabError: iperf3 failed; the hint is its output.
+        LabError: iperf3 failed; the hint contains its output.
     """
     received = _run(source, destination, seconds, "--parallel", str(streams))["sum_received"]
     return Throughput(gbit_s=received["bits_per_second"] / 1e9, received_bytes=int(received["bytes"]))
@@ -60,10 +62,10 @@ def measure_throughput(
 def measure_datagrams(
     source: Station, destination: Station, *, size: int, seconds: int, kpps: float = 0.0
 ) -> Datagrams:
-    """Send datagrams with a payload of `size` bytes at a rate, or with 0 at the maximum rate.
+    """Send datagrams with a payload of `size` bytes at a rate, or at the maximum rate if the rate is 0.
 
     Raises:
-        LabError: iperf3 failed; the hint is its output.
+        LabError: iperf3 failed; the hint contains its output.
     """
     flags = ["--udp", "--bandwidth", str(round(kpps * 1e3 * size * 8)), "--length", str(size)]
     total = _run(source, destination, seconds, *flags)["sum"]
@@ -95,10 +97,10 @@ def _run(source: Station, destination: Station, seconds: int, *flags: str) -> di
 
 
 def wait_listening(server: Program, station: Station, port: int) -> None:
-    """Return when a program listens on a TCP port of its station.
+    """Wait until a program listens on a TCP port of its station.
 
     Raises:
-        LabError: the program ended, or did not listen in time.
+        LabError: the program exited, or did not listen in time.
     """
 
     def listens() -> bool:
@@ -116,7 +118,7 @@ _PATIENCE_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerObjects:
-    """The kernel objects of any number of peers.
+    """The kernel objects of several peers.
 
     Attributes:
         device: their device.
@@ -134,10 +136,10 @@ class PeerObjects:
         return len(self.routes) + len(self.neighbours) + len(self.fdb)
 
     def create(self, sandbox: Sandbox, *, patience_s: float = _PATIENCE_S) -> None:
-        """Add the objects by `ip` and `bridge`. The device must exist.
+        """Add the objects with `ip` and `bridge`. The vxlan device must exist.
 
         Raises:
-            LabError: not all were added within `patience_s` seconds.
+            LabError: not all objects were added within `patience_s` seconds.
         """
         neighbours = (
             f"neigh add {address} lladdr {mac} nud permanent dev {self.device}"
@@ -157,7 +159,7 @@ class PeerObjects:
 def objects_of(leases: Iterable[Lease], backend: str, *, device: str = VXLAN_DEVICE) -> PeerObjects:
     """Return the kernel objects for these peers on a host of the same link, for vxlan or host-gw.
 
-    `device` is the device of vxlan.
+    `device` is the name of the vxlan device.
     """
     leases = list(leases)
     if backend == "host-gw":
@@ -175,7 +177,9 @@ def objects_of(leases: Iterable[Lease], backend: str, *, device: str = VXLAN_DEV
 
 
 def objects_on(sandbox: Sandbox, backend: str) -> PeerObjects:
-    """Return the kernel objects of a host: for vxlan those on the device, for host-gw the marked ones."""
+    """Return the kernel objects of a host: for vxlan the objects on the device, for host-gw the objects
+    with the mark.
+    """
     if backend == "host-gw":
         return PeerObjects(device="eth0", routes=_routes(sandbox, "proto", _PROTOCOL))
     neighbours = _ask(sandbox, "ip", "neighbour", "show", "dev", VXLAN_DEVICE, "nud", "permanent")
@@ -196,7 +200,7 @@ def create_vxlan(
     device: str = VXLAN_DEVICE,
     mac: str | None = None,
 ) -> None:
-    """Create the vxlan device by `ip`. Without `mac`, the kernel chooses an address."""
+    """Create the vxlan device with `ip`. Without `mac`, the kernel chooses an address."""
     own = f" address {mac}" if mac else ""
     lines = [
         f"link add {device}{own} type vxlan id 1 local {local} dev eth0 dstport 8472 nolearning",
@@ -222,10 +226,10 @@ def _batch(sandbox: Sandbox, program: str, lines: Iterable[str], patience_s: flo
     sandbox.run([program, "-batch", "-"], text="\n".join(lines) + "\n", timeout_s=patience_s)
 
 
-# Paths of the kernel between two hosts, configured manually as by an operator without flannel.
+# Paths of the kernel between two hosts, configured manually as an operator without flannel would do it.
 #
 # They are the reference for measurements, with the same objects as pyflannel: vxlan without learning, or a
-# route by the peer.
+# route through the peer.
 
 VXLAN = "vxlan1"
 WIREGUARD = "wg1"
@@ -250,7 +254,7 @@ class KernelPath:
 def add_manually(
     backend: str, hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]
 ) -> tuple[NamespaceContainer, NamespaceContainer]:
-    """Connect two hosts as vxlan, host-gw or wireguard connects them; return a container on each.
+    """Connect two hosts with the objects of vxlan, host-gw or wireguard; return a container on each.
 
     The gateways are the addresses of the bridges for the containers.
     """
@@ -266,7 +270,9 @@ def add_manually(
 
 
 def create_wireguard_path(hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]) -> None:
-    """Connect two hosts by WireGuard: that of the kernel, or wireguard-go if the kernel has none."""
+    """Connect two hosts by WireGuard. This uses the WireGuard of the kernel, or wireguard-go if the kernel
+    has no WireGuard.
+    """
     keys = [host.run(["wg", "genkey"]).stdout for host in hosts]
     public = [host.run(["wg", "pubkey"], text=key).stdout for host, key in zip(hosts, keys, strict=True)]
     for number, (host, gateway) in enumerate(zip(hosts, gateways, strict=True)):
@@ -303,17 +309,18 @@ def _lay_routes(
 
 
 def create_kernel_path(lab: Lab) -> KernelPath:
-    """Add two new hosts, one on each segment, and connect their containers by vxlan and routes."""
+    """Add two new hosts, one on each segment, and connect their containers with vxlan and routes."""
     one, two = lab.add_hosts(_LEFT, _RIGHT)
     left, right = add_manually("vxlan", (one, two), (_LEFT_GATEWAY, _RIGHT_GATEWAY))
     return KernelPath(left, right, one, two)
 
 
 def measure_kernel_path(path: KernelPath, *, seconds: int) -> Throughput:
-    """Measure one TCP stream. Check that vxlan carried it and that nothing of pyflannel is on the hosts.
+    """Measure one TCP stream. Check that vxlan carried the stream, and that the hosts have no objects of
+    pyflannel.
 
     Raises:
-        LabError: a check failed, so that the figure would not be that of the kernel.
+        LabError: a check failed, so the figure may not be that of the kernel's vxlan.
     """
     for host in (path.left_host, path.right_host):
         _prove_plain(host)
@@ -323,13 +330,13 @@ def measure_kernel_path(path: KernelPath, *, seconds: int) -> Throughput:
     if carried < result.received_bytes:
         raise LabError(
             f"vxlan carried {carried} bytes of {result.received_bytes}",
-            hint="Check the routes of the plain hosts.",
+            hint="Check the routes of the hosts without flannel.",
         )
     return result
 
 
 def _lease(host: Host, gateway: IPv4Interface, mac: str) -> Lease:
-    """Return the lease of a host for the other end."""
+    """Return the lease of a host for the peer at the other end."""
     attributes = LeaseAttributes(public_ip=host.address, vtep=Vtep(mac=mac, vni=1))
     return Lease(subnet=gateway.network, attributes=attributes)
 
@@ -341,10 +348,13 @@ def _prove_plain(host: Host) -> None:
     programs = [" ".join(command) for command in host.commands()]
     if "tun" in kinds or any(name.startswith("flannel") for name in names):
         raise LabError(
-            f"{host.name} has a device of pyflannel: {sorted(names)}", hint="Measure on a new host."
+            f"{host.name} has a device of pyflannel: {sorted(names)}",
+            hint="Repeat the measurement on a new host.",
         )
     if ours := [program for program in programs if "flanneld" in program or "forwarder" in program]:
-        raise LabError(f"{host.name} runs a program of pyflannel: {ours}", hint="Measure on a new host.")
+        raise LabError(
+            f"{host.name} runs a program of pyflannel: {ours}", hint="Repeat the measurement on a new host."
+        )
 
 
 def _bytes_sent(host: Host) -> int:

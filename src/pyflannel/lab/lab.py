@@ -1,4 +1,6 @@
-"""A lab: hosts, a router and their files. It is created immediately, and removed at the end of its block."""
+"""A lab: hosts, a router and their files. It is created immediately, and removed at the end of its `with`
+block.
+"""
 
 import os
 import signal
@@ -25,8 +27,8 @@ class EtcdServer:
     """An etcd in a sandbox of the lab.
 
     Attributes:
-        endpoint: its URL for `--etcd-endpoints`.
-        url: its URL for `--store`.
+        endpoint: URL of this etcd for `--etcd-endpoints`.
+        url: URL of this etcd for `--store`.
     """
 
     def __init__(self, place: Sandbox, address: str) -> None:
@@ -35,12 +37,12 @@ class EtcdServer:
         self.url = f"etcd://{address}:{CLIENT_PORT}{PREFIX}"
 
     def start(self) -> Program:
-        """Start it with the data of an earlier start, if any; return when it responds."""
+        """Start etcd, with the data of an earlier start if there is any, and return when it responds."""
         return self._place.start_service(
             [
                 "etcd",
                 "--data-dir=/var/lib/etcd-lab",
-                "--unsafe-no-fsync",  # the data need not survive a crash of the machine
+                "--unsafe-no-fsync",  # the data of etcd need not survive a crash of the machine
                 f"--listen-client-urls=http://0.0.0.0:{CLIENT_PORT}",
                 f"--advertise-client-urls={self.endpoint}",
                 "--listen-peer-urls=http://127.0.0.1:2380",
@@ -61,16 +63,17 @@ _LAST_LINES = 10
 
 
 class Lab:
-    """Several hosts on one machine, in namespaces of their own.
+    """Several hosts on one machine, in their own namespaces.
 
-    It is a context manager. The lab is removed at the end of the block, also after an exception or Ctrl-C. At
-    the beginning, the remains of killed runs and a kept lab of the same name are removed. Labs with different
-    names are independent.
+    A lab is a context manager. The lab is removed at the end of the block, also after an exception or Ctrl-C.
+    At the beginning of the block, the remains of killed runs and a kept lab of the same name are removed.
+    Labs with different names are independent of each other.
 
     Attributes:
         name: name of the lab, unique on this machine.
-        directory: all its files, with a directory for each host.
-        router: sandbox that connects the segments. A store or a client outside the overlay may run here.
+        directory: directory of all files of the lab, with a subdirectory for each host.
+        router: the sandbox that connects the segments. A store or a client outside the overlay may run in
+            this sandbox.
         hosts: the hosts by name.
     """
 
@@ -88,7 +91,9 @@ class Lab:
 
     def __enter__(self) -> "Lab":
         if os.geteuid() != 0:
-            raise UsageError("the lab needs root to create namespaces and mounts", hint="Run it with sudo.")
+            raise UsageError(
+                "the lab needs root to create namespaces and mounts", hint="Run the command with sudo."
+            )
         remove_remains()
         self._home.acquire()
         try:
@@ -117,17 +122,21 @@ class Lab:
         self.remove()
 
     def add_hosts(self, *places: HostPlace) -> list[Host]:
-        """Add further hosts, all at the same time."""
+        """Add more hosts, all at the same time."""
         hosts = self._begin_hosts(places)
         self._join(hosts)
         return hosts
 
     def keep(self) -> None:
-        """Keep the lab if the block succeeds. `remove`, or a lab of the same name, removes it later."""
+        """Keep the lab if the block succeeds. Later, `remove` or a new lab of the same name removes the
+        lab.
+        """
         self._is_kept = True
 
     def remove(self) -> None:
-        """End all processes and remove everything. Signals cannot interrupt this."""
+        """End all processes, and remove all objects and files of the lab. Signals cannot interrupt the
+        removal.
+        """
         with self._may_begin:
             self._is_ending = True
         with _uninterrupted():
@@ -161,10 +170,14 @@ class Lab:
         return hosts
 
     def _begin(self, sandbox: Sandbox) -> None:
-        """Begin a sandbox, unless the lab is ending: `remove` would not find it."""
+        """Begin a sandbox, unless the lab is being removed, because `remove` would not find the new
+        sandbox.
+        """
         with self._may_begin:
             if self._is_ending:
-                raise LabError(f"lab {self.name} is ending", hint="Add hosts before the end of the lab.")
+                raise LabError(
+                    f"lab {self.name} is being removed", hint="Add hosts before the lab is removed."
+                )
             self._begun.append(sandbox)
             sandbox.begin()
 
@@ -182,7 +195,7 @@ class StandingLab:
     """A lab that has a directory on this machine.
 
     Attributes:
-        state: `in use` by a running program, `kept`, or `remains` of a killed run.
+        state: state of the lab: `in use` by a running program, `kept`, or `remains` of a killed run.
         hosts: names of the running sandboxes, including the router.
     """
 
@@ -209,7 +222,7 @@ def standing_labs() -> list[StandingLab]:
 
 
 def _states(homes: list[LabDirectory]) -> dict[str, str]:
-    """Return the states of labs by name. A lab is in use if its lock stays taken for a while."""
+    """Return the states of labs by name. A lab is in use if its lock remains locked for a while."""
     states = dict.fromkeys((home.name for home in homes), "in use")
     end = time.monotonic() + PATIENCE_S
     while homes:
@@ -228,8 +241,8 @@ def remove_lab(name: str) -> None:
     """Remove a kept lab, or the remains of a killed run.
 
     Raises:
-        LabError: there is no lab of this name.
-        BusyError: a running program uses it.
+        LabError: a lab of this name does not exist.
+        BusyError: a running program uses the lab.
     """
     home = LabDirectory(name)
     if not home.path.is_dir():
@@ -243,7 +256,7 @@ def enter_host(name: str, host: str) -> Sandbox:
     """Return a host, or the router, of an existing lab.
 
     Raises:
-        LabError: there is no such lab or host.
+        LabError: the lab or the host does not exist.
     """
     home = LabDirectory(name)
     hosts = home.hosts()

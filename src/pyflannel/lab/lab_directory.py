@@ -13,7 +13,9 @@ from pyflannel.errors import BusyError, LabError, UsageError
 from pyflannel.lab.program import end_processes, first_processes, remove_cgroups, remove_roots
 from pyflannel.lab.waiting import POLL_S
 
-ROOT = Path("/var/tmp/flannel-lab")  # not /tmp or /run: Docker's images may be too large for memory
+ROOT = Path(
+    "/var/tmp/flannel-lab"
+)  # this is not /tmp or /run, because Docker's images may be too large for memory
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 _KEPT = "kept"
 PATIENCE_S = 0.5
@@ -21,16 +23,16 @@ PATIENCE_S = 0.5
 
 
 class LabDirectory:
-    """The directory of one lab below ROOT. Only the holder of its lock may change the lab.
+    """The directory of one lab below ROOT. Only the process that holds its lock may change the lab.
 
-    The lock ends with the process that took it. So a lab without a lock was kept, or is the remains of a
-    killed run.
+    The lock is released when the process that holds it exits. Therefore a lab without a lock was kept, or
+    remained after a killed run.
     """
 
     def __init__(self, name: str) -> None:
         if not _NAME.fullmatch(name):
             raise UsageError(
-                f"{name!r} is not a name for a lab",
+                f"{name!r} is not a valid name for a lab",
                 hint="Use up to 20 lower-case letters, digits and dashes, beginning with a letter.",
             )
         self.name = name
@@ -38,7 +40,7 @@ class LabDirectory:
         self._lock: int | None = None
 
     def acquire(self) -> None:
-        """Create the directory if necessary, and take the lock. Wait for a program that removes remains.
+        """Create the directory if necessary, and acquire the lock. Wait for a program that removes remains.
 
         That program would treat the new directory as remains while it has no lock.
 
@@ -63,12 +65,14 @@ class LabDirectory:
             if time.monotonic() >= end:
                 raise BusyError(
                     f"lab {self.name} is in use by another program",
-                    hint="Wait until that program ends, or choose another name.",
+                    hint="Wait until that program exits, or choose another name.",
                 )
             time.sleep(POLL_S)
 
     def take(self) -> bool:
-        """Take the lock and return True; False if there is no directory, or another program has the lock."""
+        """Acquire the lock and return True; return False if the directory does not exist, or if another
+        program holds the lock.
+        """
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -80,25 +84,25 @@ class LabDirectory:
             return False
         if not self._is_current(
             descriptor
-        ):  # it was removed, and perhaps created again, before the lock was taken
+        ):  # the directory was removed, and perhaps created again, before the lock was taken
             os.close(descriptor)
             return False
         self._lock = descriptor
         return True
 
     def release(self) -> None:
-        """Release the lock. The lab stays unchanged."""
+        """Release the lock. The lab is not changed."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def mark_kept(self) -> None:
-        """Record that the lab is kept when its program ends."""
+        """Record that the lab is kept when its program exits."""
         (self.path / _KEPT).touch()
 
     @property
     def is_kept(self) -> bool:
-        """Whether the lab is kept. Valid only while no program uses the lab."""
+        """True if the lab is kept. This is valid only while no program uses the lab."""
         return (self.path / _KEPT).exists()
 
     def hosts(self) -> dict[str, int]:
@@ -148,7 +152,7 @@ def lab_names() -> list[str]:
 
 
 def remove_remains() -> None:
-    """Remove the remains of all killed runs. `flannelctl lab down` reports remains that cannot be removed."""
+    """Remove the remains of all killed runs. `flannelctl lab down` reports files that cannot be removed."""
     with without_removals():
         for name in lab_names():
             home = LabDirectory(name)
@@ -163,7 +167,7 @@ def remove_remains() -> None:
 
 
 def _remove_what_is_shared() -> None:
-    """Remove the objects that all labs share, if no lab exists. No lab may begin meanwhile."""
+    """Remove the objects that all labs share, if no lab exists. No lab may begin while this runs."""
     if not lab_names():
         remove_roots()
         with contextlib.suppress(OSError):
@@ -174,8 +178,9 @@ def _remove_what_is_shared() -> None:
 def without_removals() -> Iterator[None]:
     """Prevent the removal of remains and shared objects by other programs during the block.
 
-    Of two labs that begin at the same time, the second waits for the first. The first may be removing the
-    remains of a lab with the name of the second. Without the wait, the second would find its name in use.
+    Of two labs that begin at the same time, the second lab waits for the first. The first lab may be removing
+    the remains of a lab with the name of the second. Without the wait, the second lab would find that its
+    name is in use.
     """
     descriptor = os.open(ROOT.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,4 +1,6 @@
-"""Programs in a sandbox: their mark, their control groups, and commands of systemd units."""
+"""Programs in a sandbox. This module contains their mark, their control groups, and the parsing of
+commands in systemd units.
+"""
 
 import contextlib
 import os
@@ -15,7 +17,7 @@ from pathlib import Path
 from pyflannel.errors import LabError
 from pyflannel.lab.waiting import wait_until
 
-# EnvironmentFile and ExecStart of a unit, interpreted as by systemd.
+# EnvironmentFile and ExecStart of a unit, interpreted in the same way as by systemd.
 #
 # Source: systemd.exec(5), EnvironmentFile; systemd.service(5), Command lines.
 
@@ -39,8 +41,8 @@ def read_environment_file(text: str) -> dict[str, str]:
 def expand(exec_start: str, variables: Mapping[str, str]) -> list[str]:
     """Return the words of a command line.
 
-    `${NAME}` is replaced by the value, also inside a word. `$NAME` as a separate word is split at white space
-    into any number of words. An unset variable is empty.
+    `${NAME}` is replaced by the value of the variable, also inside a word. `$NAME` as a separate word is
+    split at white space into any number of words. An unset variable is empty.
     """
     words = []
     for word in shlex.split(exec_start):
@@ -59,12 +61,13 @@ def _unquoted(value: str) -> str:
 
 # The mark on every process of a lab, by which a later program finds it.
 #
-# The environment of every process of a lab, and of its children, contains the directory of its sandbox. So no
-# list of process IDs is needed, and the processes of a killed run are found like all others.
+# The environment of every process of a lab, and of its children, contains the directory of its sandbox.
+# Therefore no list of process IDs is needed, and the processes of a killed run are found like all others.
 
 VARIABLE = "PYFLANNEL_SANDBOX"
 _SANDBOX_DEPTH = 2
-"""Number of PID namespaces of the first process of a sandbox: the machine's and its own."""
+"""Number of PID namespaces of the first process of a sandbox. These are the namespace of the machine and
+its own."""
 
 
 def mark_of(directory: Path) -> dict[str, str]:
@@ -80,22 +83,24 @@ def first_processes(lab: Path) -> dict[str, int]:
 
 
 def end_processes(lab: Path, *, deadline_s: float = 60.0) -> None:
-    """Kill every process of the lab and return when the last one has ended.
+    """Kill every process of the lab and return when the last process has exited.
 
     Raises:
-        LabError: some still run after `deadline_s` seconds.
+        LabError: some processes still run after `deadline_s` seconds.
     """
     end = time.monotonic() + deadline_s
     while doomed := [pid for pid, _ in _marked(lab)]:
         if time.monotonic() >= end:
             raise LabError(
-                f"processes {doomed} cannot be killed", hint="Examine them with ps. The lab stays."
+                f"processes {doomed} cannot be killed", hint="Examine these processes with ps. The lab stays."
             )
         _kill(doomed, deadline_s)
 
 
 def _kill(pids: list[int], deadline_s: float) -> None:
-    """Kill these processes and wait. The first process of a sandbox ends after all others in it."""
+    """Kill these processes and wait. The first process of a sandbox exits after all other processes in the
+    sandbox.
+    """
     descriptors = []
     poller = select.poll()
     try:
@@ -108,7 +113,7 @@ def _kill(pids: list[int], deadline_s: float) -> None:
             poller.register(descriptor, select.POLLIN)
             with contextlib.suppress(
                 ProcessLookupError
-            ):  # has ended, and its parent has not read the status yet
+            ):  # the process has exited, but its parent has not read the status yet
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         waiting = len(descriptors)
         end = time.monotonic() + deadline_s
@@ -144,7 +149,7 @@ def _is_first(pid: int) -> bool:
     for line in status.splitlines():
         if line.startswith("NSpid:"):
             ids = line.split()[1:]
-            # Counted from the PID namespace of the reader: one more than that.
+            # Relative to the PID namespace of the reader, the level is one more.
             return len(ids) == _SANDBOX_DEPTH and ids[-1] == "1"
     return False
 
@@ -160,7 +165,7 @@ def cgroup_of(directory: Path) -> str:
 
 
 def remove_cgroups(lab: str) -> None:
-    """Remove every control group of the lab, whose processes have ended.
+    """Remove every control group of the lab, whose processes have exited.
 
     Raises:
         LabError: a group is still in use after some seconds.
@@ -178,7 +183,7 @@ def remove_cgroups(lab: str) -> None:
 def remove_roots() -> None:
     """Remove the parent of the control groups of all labs.
 
-    No lab may exist or begin meanwhile, because its programs may be creating a group there.
+    No lab may exist or begin while this runs, because the programs of a lab may create a group there.
     """
     for root in _roots():
         with contextlib.suppress(OSError):
@@ -186,12 +191,13 @@ def remove_roots() -> None:
 
 
 def _roots() -> list[Path]:
-    # Version 2 has one hierarchy, at the mount itself; version 1 has one below it for each controller.
+    # Version 2 has one hierarchy at the mount point. Version 1 has one hierarchy below the mount point for
+    # each controller.
     return [_HIERARCHIES / ROOT, *_HIERARCHIES.glob(f"*/{ROOT}")]
 
 
 def _remove(group: Path) -> bool:
-    """Remove a control group and its descendants; return False while one is in use."""
+    """Remove a control group and its descendants; return False if one of them is in use."""
     try:
         for path, _, _ in os.walk(group, topdown=False):
             os.rmdir(path)
@@ -209,7 +215,7 @@ class Program:
 
     Attributes:
         name: name in messages.
-        log: file with its standard output and error, or None.
+        log: file that receives the standard output and error of the program, or None.
     """
 
     def __init__(self, name: str, entry: subprocess.Popen[str], *, log: Path | None) -> None:
@@ -223,19 +229,19 @@ class Program:
         """The process ID of the program in the machine's PID namespace.
 
         Raises:
-            LabError: it ended before its process ID was read.
+            LabError: the program exited before its process ID was read.
         """
         if (pid := self._find_pid()) is None:
-            raise LabError(f"{self.name} ended before it could be found", hint=self.last_words())
+            raise LabError(f"{self.name} exited before it could be found", hint=self.last_words())
         return pid
 
     @property
     def exit_code(self) -> int | None:
-        """The exit status, or None while it runs."""
+        """The exit status; None while the program runs."""
         return self._entry.poll()
 
     def send(self, signal_number: int) -> None:
-        """Send a signal to the program, unless it has ended."""
+        """Send a signal to the program, unless it has exited."""
         if self.exit_code is not None or (pid := self._find_pid()) is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -266,7 +272,7 @@ class Program:
         """Return the exit status.
 
         Raises:
-            LabError: it still runs after `deadline_s` seconds.
+            LabError: the program still runs after `deadline_s` seconds.
         """
         try:
             return self._entry.wait(deadline_s)
@@ -276,42 +282,42 @@ class Program:
             ) from error
 
     def stop(self, deadline_s: float = _STOP_DEADLINE_S) -> int:
-        """End it by SIGTERM and return its exit status.
+        """Terminate the program with SIGTERM and return its exit status.
 
         Raises:
-            LabError: it did not end in time.
+            LabError: the program did not exit in time.
         """
         self.send(signal.SIGTERM)
         return self.wait(deadline_s)
 
     def kill(self) -> None:
-        """End it by SIGKILL and wait for its end."""
+        """Kill the program with SIGKILL and wait for its exit."""
         self.send(signal.SIGKILL)
         self.wait()
 
     def communicate(self, text: str | None, timeout_s: float) -> tuple[str, str]:
-        """Write standard input, and return standard output and standard error at the end of the program.
+        """Write standard input, and return standard output and standard error when the program exits.
 
         Raises:
-            LabError: it did not end in `timeout_s` seconds, and was killed.
+            LabError: the program did not exit within `timeout_s` seconds, and was killed.
         """
         try:
             return self._entry.communicate(text, timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
             self.kill()
             raise LabError(
-                f"{self.name} did not end in {timeout_s:g} s",
-                hint="Allow more time, or find out why it hangs.",
+                f"{self.name} did not exit within {timeout_s:g} s",
+                hint="Increase the deadline, or find out why it hangs.",
             ) from error
 
     def last_words(self, lines: int = 8) -> str:
-        """Return the end of its log, for an error message."""
+        """Return the end of the program's log, for an error message."""
         if self.log is None or not self.log.exists():
             return "There is no log."
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) or "Its log is empty."
 
     def _find_pid(self) -> int | None:
-        """Return the process ID, or None if the program ended before its process ID was read."""
+        """Return the process ID, or None if the program exited before its process ID was read."""
         if self._pid is None:
             entered = f"{self.name} enters its sandbox"
             wait_until(self._has_entered, what=entered, deadline_s=_ENTRY_DEADLINE_S)
@@ -331,6 +337,6 @@ def _is_stopped(pid: int) -> bool:
     """Return whether every thread has stopped. The state follows the name, which may contain brackets."""
     try:
         stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    except OSError:  # a thread just ended
+    except OSError:  # a thread has just exited
         return False
     return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)

@@ -1,4 +1,4 @@
-"""A sandbox: processes, mounts, a network and a host name of its own on this machine."""
+"""A sandbox: processes, mounts, a network and a host name, separate from those of this machine."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ _LOOK_S = 0.05
 
 
 class NotifySocket:
-    """A datagram socket to which a service sends READY=1. It is closed after the wait.
+    """A datagram socket to which a service sends READY=1. The socket is closed after the wait.
 
     An open socket without a reader would block the service when its queue is full.
     """
@@ -40,11 +40,11 @@ class NotifySocket:
         self._path.unlink(missing_ok=True)
 
     def wait_ready(self, program: Program, deadline_s: float) -> None:
-        """Return when `program` is ready.
+        """Wait until `program` is ready.
 
         Raises:
-            LabError: it ended, or sent nothing for `deadline_s` seconds; the message contains the end of its
-                log.
+            LabError: the program exited, or sent nothing for `deadline_s` seconds; the message contains the
+                end of its log.
         """
         end = time.monotonic() + deadline_s
         while time.monotonic() < end:
@@ -62,7 +62,7 @@ class NotifySocket:
 def _not_ready(program: Program, fault: str) -> LabError:
     return LabError(
         f"{program.name} {fault}; its log ends:\n{program.last_words()}",
-        hint=f"Read the rest in {program.log}.",
+        hint=f"The complete log is in {program.log}.",
     )
 
 
@@ -77,12 +77,13 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class Sandbox:
     """A machine for its programs: own process IDs, /run, /etc, /var/lib, network and host name.
 
-    Everything in it ends with its first process: one SIGKILL removes processes, mounts, devices and routes.
-    Nothing of it is visible in the namespaces of the machine.
+    All parts of a sandbox end together with its first process. Killing this process removes processes,
+    mounts, devices and routes. The objects of a sandbox are not visible in the namespaces of the machine.
 
     Attributes:
-        name: its host name, and the name of its directory.
-        directory: its files: `run` is its /run, `etc` contains its changes of /etc, `log` its logs.
+        name: host name of the sandbox, and name of its directory.
+        directory: files of the sandbox: `run` is its /run, `etc` contains its changes of /etc, and `log` its
+            logs.
     """
 
     def __init__(self, name: str, directory: Path) -> None:
@@ -130,7 +131,7 @@ class Sandbox:
         self._init_pid = int(children[0])
 
     def reap(self) -> None:
-        """Read the exit status of all started processes, after every process of the lab has ended."""
+        """Read the exit status of all started processes, after every process of the lab has exited."""
         for entry in [*self._entries, self._init]:
             if entry is not None:
                 entry.wait()
@@ -139,10 +140,10 @@ class Sandbox:
                         stream.close()
 
     def let_go(self) -> None:
-        """Leave the started processes running after the end of this program."""
+        """Leave the started processes running after this program exits."""
         for entry in [*self._entries, self._init]:
             if entry is not None and entry.poll() is None:
-                entry.returncode = 0  # tells Popen that no code will wait for it
+                entry.returncode = 0  # this makes Popen not warn that no code waited for the process
 
     def adopt(self, init_pid: int) -> None:
         """Use a sandbox that another program created, with the first process `init_pid`."""
@@ -150,7 +151,7 @@ class Sandbox:
 
     @property
     def init_pid(self) -> int:
-        """Its first process in the machine's PID namespace, for `nsenter --target`."""
+        """The process ID of its first process in the machine's PID namespace, for `nsenter --target`."""
         return self._init_pid
 
     @property
@@ -175,7 +176,7 @@ class Sandbox:
         """Run a command in the sandbox and return its output; `text` is its standard input.
 
         Raises:
-            LabError: it failed (with `check`), or did not end in time.
+            LabError: the command failed (with `check`), or did not exit in time.
         """
         stdin = subprocess.DEVNULL if text is None else subprocess.PIPE
         entry = self._enter(argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -187,14 +188,17 @@ class Sandbox:
             complaint = complained.strip() or said.strip()
             raise LabError(
                 f"`{command}` on {self.name} failed with status {status}: {complaint}",
-                hint=f"Its files are in {self.directory}. `flannelctl lab exec` runs commands there.",
+                hint=f"The files of the sandbox are in {self.directory}. `flannelctl lab exec` runs "
+                f"commands in the sandbox.",
             )
         return subprocess.CompletedProcess([str(word) for word in argv], status, said, complained)
 
     def start(
         self, argv: Sequence[str | Path], *, name: str = "", environment: Mapping[str, str] | None = None
     ) -> Program:
-        """Start a program in the sandbox without waiting for its end. It writes to `log/NAME.log`."""
+        """Start a program in the sandbox without waiting for its exit. The program writes to
+        `log/NAME.log`.
+        """
         name = name or PurePosixPath(argv[0]).name
         log = self.directory / "log" / f"{name}.log"
         with log.open("a") as output:
@@ -218,7 +222,7 @@ class Sandbox:
         """Start a program and return when it has sent READY=1 to its NOTIFY_SOCKET.
 
         Raises:
-            LabError: it ended, or was not ready in time.
+            LabError: the program exited, or was not ready in time.
         """
         name = name or PurePosixPath(argv[0]).name
         inside = f"/run/notify/{name}.{time.monotonic_ns()}"

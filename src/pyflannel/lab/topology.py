@@ -19,10 +19,11 @@ ROUTER = "router"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """An Ethernet with hosts. The router is its gateway.
+    """An Ethernet with hosts. The router is the gateway of this network.
 
     Attributes:
-        name: also the name of its switch, a bridge in the sandbox of the router; at most 12 bytes.
+        name: name of the segment, which is also the name of its switch, a bridge in the sandbox of the
+            router; at most 12 bytes.
     """
 
     name: str
@@ -34,7 +35,7 @@ class HostPlace:
     """A host and its connection: `eth0` with this address, and a default route to the segment's gateway.
 
     Attributes:
-        name: also the name of its port on the switch, at most 15 bytes.
+        name: name of the host, which is also the name of its port on the switch, at most 15 bytes.
     """
 
     name: str
@@ -67,14 +68,15 @@ COOKBOOK = Topology(
 
 # The segments of the router, and the connections of hosts.
 #
-# Every device is created in its sandbox, so none appears in the network of the machine.
+# Every device is created in its sandbox, so no device appears in the network of the machine.
 
 
 def create_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
-    """Create a switch for each segment, and connect the router to it with the address of the gateway.
+    """Create a switch for each segment, and connect the router to each switch with the address of the
+    gateway.
 
     The switch is a bridge with a separate port for the router. If the bridge were the port, the kernel would
-    segment tunnel packets in software, and tunnels would seem half as fast.
+    segment tunnel packets in software, and tunnels would have only half of their throughput.
     """
     lines = []
     for segment in segments:
@@ -83,8 +85,8 @@ def create_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
             f"link add {segment.name} type bridge",
             f"link add {port} type veth peer name sw-{segment.name}",
             f"link set sw-{segment.name} master {segment.name} up",
-            # Otherwise the bridge also answers ARP for the gateway, with a MAC address that changes with its
-            # ports.
+            # Otherwise, the bridge would also answer ARP for the gateway, with a MAC address that changes
+            # with its ports.
             f"link set {segment.name} arp off up",
             f"address add {segment.gateway} dev {port}",
             f"link set {port} up",
@@ -93,7 +95,7 @@ def create_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
 
 
 def plug_in(router: Sandbox, host: Sandbox, place: HostPlace) -> None:
-    """Connect the host's eth0 to a port of its segment, named after the host."""
+    """Connect the host's eth0 to a port of its segment. The port has the name of the host."""
     cable = f"link add eth0 netns {host.init_pid} type veth peer name {place.name} netns {router.init_pid}\n"
     done = subprocess.run(["ip", "-batch", "-"], input=cable, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -117,8 +119,8 @@ class Host(Sandbox):
     """A host. The default paths of flanneld are usable, because the host has its own /run, /etc and /var/lib.
 
     Attributes:
-        place: its place in the topology.
-        engine: its Docker engine, not started.
+        place: place of the host in the topology.
+        engine: Docker engine of the host, which is not started.
     """
 
     def __init__(self, place: HostPlace, directory: Path) -> None:
@@ -127,13 +129,13 @@ class Host(Sandbox):
         self.engine = DockerEngine(self)
 
     def begin(self) -> None:
-        """Start the first process, as in every sandbox."""
+        """Start the first process, in the same way as for every sandbox."""
         self.engine.write_settings()
         super().begin()
 
     @property
     def address(self) -> IPv4Address:
-        """Its address on the underlay."""
+        """The address of the host on the underlay."""
         return self.place.address.ip
 
     def start_flanneld(
@@ -145,12 +147,12 @@ class Host(Sandbox):
         """Start flanneld and return when it is ready.
 
         Raises:
-            LabError: it ended, or was not ready in time; the message contains the end of its log.
+            LabError: flanneld exited, or was not ready in time; the message contains the end of its log.
         """
         return self.start_service(["flanneld", *flags], environment=environment, deadline_s=deadline_s)
 
     def launch_flanneld(self, *flags: str, environment: Mapping[str, str] | None = None) -> Program:
-        """Start flanneld without waiting."""
+        """Start flanneld without waiting until it is ready."""
         return self.start(["flanneld", *flags], environment=environment)
 
     def flannelctl(self, *argv: str, check: bool = True) -> str:

@@ -22,7 +22,7 @@ _ANSWER_S = 1.0
 
 
 class Station(Protocol):
-    """A host or container: it has an address and a network of its own."""
+    """A host or container: a station with its own address and network."""
 
     @property
     def name(self) -> str:
@@ -57,15 +57,15 @@ class PingResult:
 
     @property
     def is_reached(self) -> bool:
-        """Whether every ping was answered."""
+        """True if every ping was answered."""
         return self.received == self.sent > 0
 
 
 def ping(source: Station, destination: IPv4Address | str, *, count: int = 3) -> PingResult:
     """Ping an address `count` times at intervals of 0.1 s, with a deadline of 1 s for each answer.
 
-    Without a deadline, ping(8) ends almost immediately after the last ping. With one, it sends until `count`
-    answers have arrived, and answers to further pings are not counted here.
+    Without a deadline, ping(8) exits almost immediately after the last ping. With a deadline, it sends until
+    `count` answers have arrived, and answers to further pings are not counted here.
     """
     deadline_s = ceil((count - 1) * _PING_INTERVAL_S + _ANSWER_S)
     times = ["-c", str(count), "-i", str(_PING_INTERVAL_S), "-w", str(deadline_s)]
@@ -80,12 +80,13 @@ def ping(source: Station, destination: IPv4Address | str, *, count: int = 3) -> 
 
 
 def wait_reached(stations: Iterable[Station], *, deadline_s: float) -> None:
-    """Return when each station has received an answer from every other station.
+    """Wait until each station has received an answer from every other station.
 
-    A host is ready when its own packets can flow. The other hosts learn of it a moment later.
+    A host is ready when its own packets can flow. The other hosts learn of the host a moment later.
 
     Raises:
-        LabError: a pair is not connected after `deadline_s` seconds; the message names the first such pair.
+        LabError: a pair is not connected after `deadline_s` seconds; the message names the first pair that is
+            not connected.
     """
 
     def reach(one: Station, other: Station) -> None:
@@ -99,7 +100,9 @@ def wait_reached(stations: Iterable[Station], *, deadline_s: float) -> None:
 
 
 def ping_all(stations: Iterable[Station], *, count: int = 3) -> dict[tuple[str, str], PingResult]:
-    """Ping every station from every other one at the same time; return results by names of both."""
+    """Ping every station from every other station at the same time; return the results by the names of
+    both stations.
+    """
     pairs = _pairs(stations)
     results = together([partial(ping, one, other.address, count=count) for one, other in pairs])
     return {(one.name, other.name): result for (one, other), result in zip(pairs, results, strict=True)}

@@ -11,10 +11,10 @@ POLL_S = 0.01
 
 
 def wait_until(condition: Callable[[], bool], *, what: str, deadline_s: float) -> None:
-    """Return as soon as `condition` holds.
+    """Return as soon as `condition` is true.
 
     Raises:
-        LabError: the condition did not hold within `deadline_s` seconds; the message begins with `what`.
+        LabError: the condition was not true within `deadline_s` seconds; the message begins with `what`.
     """
     end = time.monotonic() + deadline_s
     while not condition():
@@ -28,16 +28,17 @@ def wait_until(condition: Callable[[], bool], *, what: str, deadline_s: float) -
 Result = TypeVar("Result")
 
 _HEARING_S = 0.2
-"""Longest single wait. Python handles a signal that arrives just before a wait only after that wait."""
+"""Longest single wait. Python handles a signal that arrives just before a wait only after the wait has
+ended."""
 
 
 def together(calls: Iterable[Callable[[], Result]]) -> list[Result]:
     """Perform all calls concurrently and return their results in order.
 
-    An interrupt does not wait for the running calls, because the end of the lab ends them.
+    An interrupt does not wait for the running calls, because the end of the lab ends these calls.
 
     Raises:
-        Exception: the failure, if one call failed.
+        Exception: the failure of a call, if exactly one call failed.
         ExceptionGroup: several calls failed.
     """
     pending = list(calls)

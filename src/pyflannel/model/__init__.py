@@ -1,1 +1,3 @@
-"""Values, such as leases, links and routes. Frozen and slotted; no I/O, no clock, no logging."""
+"""Value types, such as leases, links and routes. They are frozen and slotted, and do no I/O, read no clock
+and write no log.
+"""

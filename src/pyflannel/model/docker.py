@@ -10,15 +10,15 @@ from pyflannel.model.network_config import IpNetwork
 
 @dataclass(frozen=True, slots=True)
 class HostSubnet:
-    """The facts of this host that a network of Docker depends on.
+    """The properties of this host on which a network of Docker depends.
 
     Attributes:
         subnet: the subnet of the host.
-        network: the network of all hosts.
-        mtu: bytes of the largest packet of a container.
+        network: the range of the flannel network.
+        mtu: size in bytes of the largest packet of a container.
         ipv6_subnet: the IPv6 subnet of the host; None if the flannel network has IPv4 only.
-        ipv6_network: the IPv6 network of all hosts.
-        ipv6_mtu: bytes of the largest packet of a container with addresses of both families.
+        ipv6_network: the IPv6 range of the flannel network.
+        ipv6_mtu: size in bytes of the largest packet of a container with addresses of both families.
     """
 
     subnet: IPv4Network
@@ -31,12 +31,12 @@ class HostSubnet:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """The parts of a host's subnet. Each address belongs to one part, so that it is given once.
+    """The parts of a host's subnet. Each address belongs to one part, so that it is assigned only once.
 
     Attributes:
         docker0: part of Docker's default bridge; the file of Docker's options contains it.
         cni: part of the containers that a CNI runtime starts.
-        networks: parts of the networks that users create in Docker, one for each.
+        networks: parts of the networks that users create in Docker, with one part for each network.
     """
 
     docker0: IPv4Network
@@ -56,7 +56,7 @@ class FamilyPool(Generic[_Network, _Address]):
         subnet: the prefix of the network.
         choice: the part of the prefix from which addresses are chosen (`--ip-range`).
         used: addresses in use, including that of the gateway.
-        network: name of the flannel network; "" if the host has one, without a name.
+        network: name of the flannel network; "" if the host has only one network, without a name.
     """
 
     subnet: _Network
@@ -70,7 +70,7 @@ class FamilyPool(Generic[_Network, _Address]):
         return "/".join(("flannel", *filter(None, [self.network]), str(self.subnet)))
 
     def marked(self, address: _Address, *, is_used: bool) -> Self:
-        """Return the pool in which an address is in use, or free."""
+        """Return the state of the pool in which an address is in use, or free."""
         return replace(self, used=self.used | {address} if is_used else self.used - {address})
 
 
@@ -102,7 +102,7 @@ class DockerNetwork:
     Attributes:
         name: Docker's identifier. Docker does not pass the name that the user gave.
         gateway: address of the bridge.
-        is_internal: its containers can reach only the overlay.
+        is_internal: True if its containers can reach only the overlay.
         ipv6_gateway: IPv6 address of the bridge; None for a network with IPv4 only.
     """
 
@@ -113,12 +113,14 @@ class DockerNetwork:
 
     @property
     def subnet(self) -> IPv4Network:
-        """The prefix of its containers."""
+        """The prefix of the network's containers."""
         return self.gateway.network
 
     @property
     def bridge(self) -> str:
-        """The name of its bridge: at most 15 bytes, with as many digits of Docker's identifier as fit."""
+        """The name of the network's bridge, which has at most 15 bytes and contains as many digits of
+        Docker's identifier as fit.
+        """
         return f"flbr-{self.name[:10]}"
 
 
@@ -128,7 +130,7 @@ class PublishedPort:
 
     Attributes:
         protocol: `tcp`, `udp` or `sctp`.
-        host_address: the address of the host; None for all.
+        host_address: the address of the host; None for all addresses.
     """
 
     protocol: str
@@ -138,7 +140,7 @@ class PublishedPort:
     port: int
 
     def overlaps(self, other: "PublishedPort") -> bool:
-        """Return whether a packet may match both."""
+        """Return whether a packet may match both ports."""
         is_same_address = None in (self.host_address, other.host_address) or (
             self.host_address == other.host_address
         )
@@ -156,9 +158,9 @@ class DockerEndpoint:
     Attributes:
         name: Docker's identifier.
         network: identifier of the network.
-        sandbox: path of the container's network namespace; "" if it has not joined.
+        sandbox: path of the container's network namespace; "" if the container has not joined.
         ports: its published ports.
-        ipv6_address: None in a network with IPv4 only.
+        ipv6_address: IPv6 address of the container; None in a network with only IPv4.
     """
 
     name: str
@@ -171,23 +173,24 @@ class DockerEndpoint:
 
     @property
     def link(self) -> str:
-        """The name of the host's end of its veth."""
+        """The name of the host's end of the container's veth."""
         return f"flv{self.name[:12]}"
 
     @property
     def inner_link(self) -> str:
-        """The name of the container's end, until Docker renames it."""
+        """The name of the container's end of its veth, until Docker renames it."""
         return f"flc{self.name[:12]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerState:
-    """All that the plugin remembers. Docker never repeats a request after a restart of either side.
+    """The complete state that the plugin keeps. Docker never repeats a request after a restart of either
+    side.
 
     Attributes:
-        others: ranges of the other flannel networks of this host, by their names. They are remembered, so
+        others: ranges of the other flannel networks of this host, by their names. These ranges are kept, so
             that the containers are isolated from them before the configs of all networks are known.
-        ipv6_others: the same for IPv6.
+        ipv6_others: IPv6 ranges of the other flannel networks of this host, by their names.
     """
 
     pools: Mapping[str, Pool] = field(default_factory=dict)
@@ -199,7 +202,7 @@ class DockerState:
 
     @property
     def plan(self) -> "DockerParts":
-        """The part that the plan of the host depends on."""
+        """The part of the state on which the plan of the host depends on."""
         ports = (port for endpoint in self.endpoints.values() for port in endpoint.ports)
         return DockerParts(
             networks=tuple(self.networks.values()),
@@ -213,7 +216,7 @@ class DockerParts:
     """The networks and published ports that the plan of the host contains.
 
     Attributes:
-        others: ranges of other flannel networks of this host, from which this one is isolated.
+        others: ranges of other flannel networks of this host, from which this network is isolated.
     """
 
     networks: tuple[DockerNetwork, ...] = ()
@@ -222,4 +225,4 @@ class DockerParts:
 
 
 NO_DOCKER = DockerParts()
-"""No network of Docker."""
+"""The value for a host without networks of Docker."""

@@ -37,14 +37,16 @@ class Tunnel:
     """The settings of a program for its tunnel.
 
     Attributes:
-        device: name of the TUN device; the program belongs to its owner.
+        device: name of the TUN device; the program belongs to the owner of this device.
         underlay: name of the link that carries the tunnel.
         address: this host's address on the underlay, the source of sent and destination of received packets.
         subnet: this host's subnet; only packets to it are accepted from peers.
         port: UDP port of received and source port of sent datagrams.
-        mtu: bytes of the largest packet that is accepted from a peer, unless it is to be segmented.
-        gro_link: link that coalesces TCP that arrived in segments; "" if there is none.
-        caches_flows: packets may bypass the firewall for a second after it passed one of their flow.
+        mtu: size in bytes of the largest packet that is accepted from a peer, unless the packet will be
+            segmented.
+        gro_link: link that coalesces received TCP segments; "" if there is no such link.
+        caches_flows: True if packets may bypass the firewall for a second after it passed a packet of their
+            flow.
     """
 
     device: str
@@ -62,10 +64,10 @@ class BpfProgram(Item):
     """A program that carries the packets of a tunnel, attached to `link`.
 
     Attributes:
-        link: the TUN device, the underlay, the far end of the GRO veth, a bridge or the host's end of a
-            container's veth, depending on the role.
-        is_current: False if the program is of another version, does not share its maps with the others, or
-            is attached twice.
+        link: link of the program: the TUN device, the underlay, the far end of the GRO veth, a bridge or the
+            host's end of a container's veth, depending on the role.
+        is_current: False if the program is of another version, does not share its maps with the other
+            programs, or is attached twice.
     """
 
     KIND = "bpf_program"
@@ -79,7 +81,7 @@ class BpfProgram(Item):
 
     @property
     def key(self) -> Key:
-        """The identity of the object: a tunnel has one program of a role on a link."""
+        """The identity of the object, because a tunnel has only one program of each role on a link."""
         return ("bpf-program", self.tunnel.device), (self.link, self.role.value)
 
     @property
@@ -109,8 +111,8 @@ class BpfPeer(Item):
 
     Attributes:
         device: name of the TUN device of the tunnel.
-        is_direct: the kernel sends to it. If False, its packets take user space, because it does not accept
-            checksums that hardware must complete.
+        is_direct: True if eBPF programs send to the peer. If False, user space sends its packets, because the
+            peer does not accept checksums that hardware must complete.
     """
 
     KIND = "bpf_peer"
@@ -125,7 +127,7 @@ class BpfPeer(Item):
 
     @property
     def key(self) -> Key:
-        """The identity of the entry; all other attributes may be replaced."""
+        """The identity of the entry; all other attributes can be replaced in place."""
         return ("bpf-peer", self.device), self.subnet
 
     @property
@@ -164,7 +166,7 @@ class BpfContainer(Item):
 
     @property
     def key(self) -> Key:
-        """The identity of the entry: MAC address and link may be replaced."""
+        """The identity of the entry. MAC address and link can be replaced in place."""
         return ("bpf-container", self.device), self.address
 
     @property
@@ -183,7 +185,8 @@ class BpfContainer(Item):
 
 
 Answer = Literal["present", "absent", "unknown"]
-"""Unknown: a missing right or a seccomp filter hides it. Only an attempt shows it."""
+"""Unknown: a missing right or a seccomp filter hides the feature. Only an attempt shows whether it is
+present."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +196,8 @@ class Feature:
     Attributes:
         detail: the observation.
         hint: the remedy if the feature is not present.
-        is_needed: without it, the kernel carries no packets. Other features have a replacement.
+        is_needed: True if the kernel carries no packets without the feature. Features with False have a
+            replacement.
     """
 
     name: str
@@ -204,6 +208,6 @@ class Feature:
 
     @property
     def text(self) -> str:
-        """The answer in one line."""
+        """The result of the probe in one line."""
         word = "could not be probed" if self.answer == "unknown" else self.answer
         return f"{self.name}: {word}" + (f", {self.detail}" if self.detail else "")

@@ -13,14 +13,14 @@ class Forwarder(Item):
     """The process that moves packets between a TUN device and a UDP socket.
 
     Attributes:
-        link: name of its TUN device.
-        tunnel_address: source of its ICMP errors: the base address of this host's subnet.
+        link: name of the TUN device.
+        tunnel_address: source address of its ICMP errors, which is the base address of this host's subnet.
         subnet: this host's subnet; only packets to it are accepted from peers.
         listen_address: address of the underlay interface, to which the socket is bound.
         port: UDP port of this host, and of each peer that publishes no other port.
-        mtu: bytes of the largest inner packet.
-        is_attached: False if its device was deleted.
-        is_current: False if it is of another version than the daemon.
+        mtu: size in bytes of the largest inner packet.
+        is_attached: False if the TUN device was deleted.
+        is_current: False if the version of the forwarder differs from that of the daemon.
     """
 
     KIND = "forwarder"
@@ -39,7 +39,7 @@ class Forwarder(Item):
 
     @property
     def key(self) -> Key:
-        """The identity of the object: one forwarder per device."""
+        """The identity of the object. A device has only one forwarder."""
         return "forwarder", self.link
 
     @property
@@ -53,11 +53,13 @@ class Forwarder(Item):
         return self.link
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return True: a run directory has only the forwarder of its daemon."""
+        """Return True, because a run directory contains only the forwarder of its daemon."""
         return True
 
     def after(self, changes: LinkChanges) -> "Forwarder":
-        """Return the forwarder after these changes. It is not attached if its device was created again."""
+        """Return the forwarder after these changes. If its device was created again, the forwarder is not
+        attached.
+        """
         return replace(self, is_attached=False) if self.link in changes.recreated else self
 
 
@@ -76,7 +78,7 @@ class ForwarderPeer(Item):
 
     @property
     def key(self) -> Key:
-        """The identity of the entry; address and port may be replaced."""
+        """The identity of the entry; address and port can be replaced in place."""
         return ("forwarder-peer", self.link), self.subnet
 
     @property
@@ -91,25 +93,26 @@ class ForwarderPeer(Item):
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """The forwarder that has the table."""
+        """The forwarder whose table contains the entry."""
         return (("forwarder", self.link),)
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return True: a run directory has only the forwarder of its daemon."""
+        """Return True, because a run directory contains only the forwarder of its daemon."""
         return True
 
     def after(self, changes: LinkChanges) -> "ForwarderPeer":
-        """Return the entry: the forwarder keeps its table without a device."""
+        """Return the entry unchanged, because the forwarder keeps its table even without a device."""
         return self
 
 
 StrangerReason = Literal["stranger", "impostor", "not_ours"]
-"""No host has the inner source; another host has it; the inner destination is not in this host's subnet."""
+"""Reasons: no host holds the inner source; another host holds it; the inner destination is not in this
+host's subnet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stranger:
-    """Packets from one address that were dropped for one reason, since the start of the counters.
+    """Packets from one address that were dropped for one reason, since the counters started.
 
     Attributes:
         address: source address of the outer header, which may be forged.

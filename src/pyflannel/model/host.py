@@ -34,7 +34,7 @@ class HostFile(Item):
         return f"file {self.path}"
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return False: a file at another path belongs to another program."""
+        """Return False, because a file at another path belongs to another program."""
         return False
 
 
@@ -43,11 +43,13 @@ class InterfaceAddress:
     """An address of an interface.
 
     Attributes:
-        is_global: usable beyond the link (scope global, and not a link-local address).
-        is_permanent: it has no lifetime, unlike an address from DHCP.
-        is_tentative: the kernel has not yet verified that no other host has it, or found one (IPv6).
-        is_secondary: another address of its prefix is primary (IPv4), or it is temporary (IPv6).
-        is_deprecated: no new connection may use it.
+        is_global: True if the address is usable beyond the link (scope global, and not a link-local address).
+        is_permanent: True if the address has no lifetime, unlike an address from DHCP.
+        is_tentative: True if the kernel has not yet verified that no other host uses the address, or found
+            such a host (IPv6).
+        is_secondary: True if another address of its prefix is primary (IPv4), or if the address is temporary
+            (IPv6).
+        is_deprecated: True if new connections must not use the address.
     """
 
     address: IPv4Interface | IPv6Interface
@@ -88,7 +90,7 @@ class Interface:
     mac: str = ""
 
     def holds(self, address: IPv4Address | IPv6Address) -> bool:
-        """Return whether it has exactly this address."""
+        """Return whether the interface has exactly this address."""
         return any(held.address.ip == address for held in self.addresses)
 
 
@@ -97,9 +99,9 @@ class DefaultRoute:
     """A default route.
 
     Attributes:
-        link: name of its interface.
-        source: preferred source address of the host's own packets, if it has one.
-        gateway: None if it has no gateway.
+        link: name of the interface of the route.
+        source: preferred source address of the host's own packets, if the route has one.
+        gateway: gateway; None if the route has no gateway.
     """
 
     link: str
@@ -110,7 +112,8 @@ class DefaultRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteScope:
-    """The scope of observed routes: they overlap these networks and do not have pyflannel's protocol.
+    """The scope of observed routes. Observed routes overlap these networks and do not have pyflannel's
+    protocol.
 
     IPv6 routes are only observed if one of the networks is an IPv6 network.
     """
@@ -127,9 +130,9 @@ class IpsecPolicy:
     """The packets that match an IPsec policy, regardless of its action.
 
     Attributes:
-        is_outgoing: for outgoing packets; otherwise for incoming ones.
-        protocol: IP protocol; 0 for all.
-        port: destination port; only the bits of `port_mask` count.
+        is_outgoing: True for a policy for outgoing packets; False for incoming packets.
+        protocol: IP protocol; 0 for all protocols.
+        port: destination port; only the bits of `port_mask` are compared.
     """
 
     is_outgoing: bool
@@ -142,7 +145,9 @@ class IpsecPolicy:
     def may_concern(
         self, source: IPv4Address | None, destination: IPv4Address | None, port: int | None
     ) -> bool:
-        """Return whether UDP packets between these ends may match; None means any address or port."""
+        """Return whether UDP packets between these two endpoints may match the policy; None means any
+        address or port.
+        """
         return (
             self.protocol in (0, _UDP)
             and (port is None or (port ^ self.port) & self.port_mask == 0)
@@ -157,8 +162,8 @@ class Interfaces:
 
     Attributes:
         ipv6_gateways: gateways of the IPv6 default routes.
-        routes: routes of other programs and of the kernel, of every kind, in the requested scope; without
-            default routes.
+        routes: routes of other programs and of the kernel, of every kind, in the requested scope; default
+            routes are excluded.
         resolvers: addresses of the host's DNS servers.
         policies: IPsec policies.
     """
@@ -185,7 +190,7 @@ class BridgedContainer:
 
     Attributes:
         mac: six bytes in lower-case hexadecimal, with colons.
-        port: the port of the bridge to it: the host's end of its veth.
+        port: port of the bridge to the neighbour, which is the host's end of its veth.
     """
 
     address: IPv4Address
@@ -198,7 +203,7 @@ class Bridge:
     """A bridge with IPv4 addresses of the host.
 
     Attributes:
-        obstacles: texts about features that a frame would bypass if it is sent directly to a port.
+        obstacles: descriptions of the features that a frame bypasses if it is sent directly to a port.
         containers: neighbours behind its forwarding ports that have sent packets, in the order of addresses.
     """
 
@@ -235,14 +240,15 @@ class Underlay:
 
     Attributes:
         link: name of the interface.
-        address: its address, where tunnel sockets are bound.
-        mtu: bytes of the largest outgoing packet.
-        public_ip: address that other hosts use; differs from `address` behind a NAT.
+        address: address of the interface, to which tunnel sockets are bound.
+        mtu: size in bytes of the largest outgoing packet.
+        public_ip: address that other hosts use; it differs from `address` behind a NAT.
         on_link: prefixes that the host reaches by the interface without a gateway, of both families.
-        driver: the kernel driver of the interface, `vmxnet3`, `veth`; "" if it is unknown.
-        ipv6_address: as `address`; None if IPv6 is not used, or the interface has no usable address.
+        driver: kernel driver of the interface, for example `vmxnet3` or `veth`; "" if it is unknown.
+        ipv6_address: the same as `address` for IPv6; None if IPv6 is not used, or the interface has no usable
+            address.
         public_ipv6: as `public_ip`.
-        ipv6_trouble: why there is no `ipv6_address` although IPv6 is used; "" if there is one.
+        ipv6_trouble: reason why there is no `ipv6_address` although IPv6 is used; "" if there is an address.
     """
 
     link: str
@@ -257,7 +263,7 @@ class Underlay:
 
     @property
     def is_virtual(self) -> bool:
-        """Outgoing packets may arrive with partial checksums, because no hardware completes them.
+        """True if outgoing packets may arrive with partial checksums, because no hardware completes them.
 
         This is also assumed for an unknown driver.
         """
@@ -274,11 +280,12 @@ class Surroundings:
 
     Attributes:
         networks: the scope of `routes`.
-        routes: routes of other programs and of the kernel that overlap the networks; without default routes.
-        addresses: addresses of its interfaces.
-        gateways: gateways of its default routes.
-        stores: addresses of the store, as far as known.
-        resolvers: addresses of its DNS servers.
+        routes: routes of other programs and of the kernel that overlap the networks; default routes are
+            excluded.
+        addresses: addresses of the host's interfaces.
+        gateways: gateways of the host's default routes.
+        stores: addresses of the store, as far as they are known.
+        resolvers: addresses of the host's DNS servers.
         policies: IPsec policies.
     """
 
@@ -303,19 +310,20 @@ class Host:
     of a backend receive the host in one family, and plan the objects of this family.
 
     Attributes:
-        family: the family. `subnet` and `address` are those of this family.
+        family: the family. `subnet` and `address` belong to this family.
         device: name that the daemon claims, unique on this host: the name of its TUN device, and the mark of
             its filter rules and its routes.
         mark: alias of this daemon's links.
         owner: identity of the host, from which the MAC address of a VTEP is derived.
-        kernel: release of the running kernel, `6.1.0-18-amd64`; "" if it is unknown.
-        has_fast_path: programs in the kernel may carry the udp backend's packets.
-        caches_flows: these programs may cache the firewall's decisions (mode flow).
-        gro: whether TCP segments from the underlay are coalesced; auto: if the underlay is hardware.
-        surroundings: the surroundings without the own subnet and the objects of the plan.
+        kernel: release of the running kernel, for example `6.1.0-18-amd64`; "" if it is unknown.
+        has_fast_path: True if eBPF programs may carry the udp backend's packets.
+        caches_flows: True if these programs may cache the firewall's decisions (mode flow).
+        gro: whether received TCP segments are coalesced; auto: only if the underlay is a network card.
+        surroundings: the surroundings excluding the host's own subnet and the objects of the plan.
         wireguard: key and implementation, for the wireguard backend.
-        serves_docker: the host has the network plugin for Docker. Docker refuses a network whose prefix
-            overlaps a route with scope link, so the route of the flannel network must have no such scope.
+        serves_docker: True if the host has the network plugin for Docker. Docker refuses a network whose
+            prefix overlaps a route with scope link, so the route of the flannel network must not have this
+            scope.
     """
 
     lease: Lease
@@ -334,26 +342,26 @@ class Host:
 
     @property
     def subnet(self) -> IpNetwork:
-        """The host's subnet in the family."""
+        """The host's subnet in this address family."""
         if self.family == 4:
             return self.lease.subnet
-        assert self.lease.ipv6_subnet is not None  # otherwise, the host is not planned in IPv6
+        assert self.lease.ipv6_subnet is not None  # if this is None, the host is not planned in IPv6
         return self.lease.ipv6_subnet
 
     @property
     def address(self) -> IpAddress:
-        """The address in the family, where tunnel sockets are bound."""
+        """The underlay address in this address family, to which tunnel sockets are bound."""
         if self.family == 4:
             return self.underlay.address
-        assert self.underlay.ipv6_address is not None  # otherwise, the host is not planned in IPv6
+        assert self.underlay.ipv6_address is not None  # if this is None, the host is not planned in IPv6
         return self.underlay.ipv6_address
 
     @property
     def device_owner(self) -> str:
-        """The identity on its tunnel device, from which a restart without directories reads it."""
+        """The identity on the host's tunnel device, from which a restart without directories reads it."""
         return self.owner if is_random_identity(self.owner) else ""
 
     @property
     def protocol(self) -> int:
-        """The rtm_protocol of its routes."""
+        """The rtm_protocol of the routes that the host adds."""
         return route_protocol(self.device)

@@ -9,20 +9,20 @@ Key = tuple[Hashable, Hashable]
 """The identity of an object: its table, and its name in the table.
 
 A table contains objects of one kind, for example those on one link. Ten thousand objects therefore need no
-memory for keys: the name is a part of each object.
+memory for keys, because the name is a part of each object.
 """
 
 ANY = None
-"""In place of the name in a key: any object of the table."""
+"""A value in place of the name in a key, which means any object of the table."""
 
 
 class Rank(IntEnum):
-    """The place of a kind in a batch: objects are built in this order and removed in the reverse order.
+    """The position of a kind in a batch. Objects are built in this order and removed in the reverse order.
 
-    The route attracts traffic. It is built after the objects that carry its packets, and removed first:
-    otherwise, its packets would be lost. A program is attached after its maps are filled. Filter rules follow
-    the route, because they may have to wait for a lock. Files are last: a program that reads subnet.env may
-    start containers immediately.
+    The route directs packets to the other objects. A route is built after the objects that carry its packets,
+    and removed before them. Otherwise, packets would be lost. A program is attached after its maps are
+    filled. Filter rules follow the route, because they may have to wait for a lock. Files are last, because a
+    program that reads subnet.env may start containers immediately.
     """
 
     LINK = 0
@@ -40,13 +40,13 @@ class Rank(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
-    """How a daemon recognises its own objects.
+    """The properties by which a daemon recognizes its own objects.
 
     Attributes:
-        mark: alias of the links that it creates.
-        device: device name that it claims; None if that is unknown, and no route or filter rule is
-            recognised.
-        links: names of the links that carry its mark.
+        mark: alias of the links that the daemon creates.
+        device: device name that the daemon claims; None if it is unknown, in which case no route or filter
+            rule is recognized.
+        links: names of the links that carry the mark of the daemon.
     """
 
     mark: str
@@ -60,13 +60,14 @@ LinkPrefix = tuple[str, Hashable]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkChanges:
-    """Changes of links with which the kernel drops other objects.
+    """Changes of links that cause the kernel to drop other objects.
 
     Attributes:
-        recreated: links that are deleted and created again. All objects on them are dropped.
-        readdressed: links that get another MAC address. Their neighbours are dropped.
-        prefixes: prefixes of removed IPv4 addresses. Other addresses of the prefix may be dropped.
-        unaddressed: links that lose their last IPv4 address. Their IPv4 routes and neighbours are dropped.
+        recreated: links that are deleted and created again. The kernel drops all objects on these links.
+        readdressed: links that get another MAC address. The kernel drops the neighbours on these links.
+        prefixes: prefixes of removed IPv4 addresses. The kernel may drop other addresses of the prefix.
+        unaddressed: links that lose their last IPv4 address. The kernel drops the IPv4 routes and neighbours
+            on these links.
     """
 
     recreated: Collection[str]
@@ -83,11 +84,11 @@ class Item:
     changes only its own module, the backend that plans it, and its adapter.
 
     Attributes:
-        KIND: the kind as one word, for metrics and the status.
-        PLURAL: the plural, for texts.
-        RANK: the place of the kind in a batch.
-        IS_HOST_PART: no file is written before all objects of the kind are in place.
-        IS_BOUND_TO_LINK: the key contains the link, so that the object has the link's owner.
+        KIND: name of the kind as one word, for metrics and the status.
+        PLURAL: name of the kind in the plural, for texts.
+        RANK: position of the kind in a batch.
+        IS_HOST_PART: True if no file is written before all objects of the kind exist.
+        IS_BOUND_TO_LINK: True if the key contains the link, so that the owner of the link owns the object.
     """
 
     __slots__ = ()
@@ -101,12 +102,12 @@ class Item:
 
     @property
     def key(self) -> Key:
-        """The table, and the name in it. Two values with one key are one object."""
+        """The table of the object, and its name in the table. Two values with one key are one object."""
         raise NotImplementedError
 
     @property
     def title(self) -> str:
-        """The name of the object in texts: `link flannel0`."""
+        """The name of the object in texts, for example `link flannel0`."""
         raise NotImplementedError
 
     @property
@@ -120,15 +121,19 @@ class Item:
         return () if self.parent_link is None else (("link", self.parent_link),)
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the object is recognised as pyflannel's although no plan names it."""
+        """Return whether the object is recognized as owned by pyflannel even if no plan names it."""
         raise NotImplementedError
 
     def serves(self, wanted: Self) -> bool:
-        """Return whether the object carries those that require `wanted`, although it differs from it."""
+        """Return whether the object can carry the objects that require `wanted`, although it differs from
+        `wanted`.
+        """
         return True
 
     def after(self, changes: LinkChanges) -> "Item | None":
-        """Return the remainder of the object after these links have changed; None if the kernel drops it."""
+        """Return the remainder of the object after these links have changed; None if the kernel drops the
+        whole object.
+        """
         return None if self.parent_link in changes.recreated else self
 
 
@@ -136,7 +141,7 @@ _Item = TypeVar("_Item", bound=Item)
 
 
 class ItemMap(Mapping[Key, _Item]):
-    """Items by key. At most one item has a key."""
+    """Items by key. At most one item has a given key."""
 
     __slots__ = ("_tables",)
 
@@ -147,14 +152,16 @@ class ItemMap(Mapping[Key, _Item]):
 
     @classmethod
     def of_tables(cls, tables: Mapping[Hashable, dict[Hashable, _Item]]) -> "ItemMap[_Item]":
-        """Return the map of these tables. It shares them: neither they nor the map may change any more."""
+        """Return a map that consists of these tables. The map shares these tables, so neither the tables
+        nor the map may change after that.
+        """
         made = cls()
         made._tables.update((table, names) for table, names in tables.items() if names)
         return made
 
     @property
     def tables(self) -> Mapping[Hashable, dict[Hashable, _Item]]:
-        """The items by table and name; no table is empty. A reader does not change them."""
+        """The items by table and name; no table is empty. Readers must not change them."""
         return self._tables
 
     def copy(self) -> "ItemMap[_Item]":
@@ -172,26 +179,26 @@ class ItemMap(Mapping[Key, _Item]):
                 tables[table] = {name: item}
 
     def put(self, item: _Item) -> None:
-        """Add an item, or replace the one with its key."""
+        """Add an item, or replace the item with the same key."""
         table, name = item.key
         self._tables.setdefault(table, {})[name] = item
 
     def discard(self, key: Key) -> None:
-        """Remove the item with this key, if there is one."""
+        """Remove the item with this key, if it exists."""
         table, name = key
         names = self._tables.get(table, {})
         if names.pop(name, None) is not None and not names:
             del self._tables[table]
 
     def each(self) -> Iterator[_Item]:
-        """Yield the items. This is faster than `values()`, which looks each of them up."""
+        """Yield the items. This is faster than `values()`, which looks up each item."""
         for names in self._tables.values():
             yield from names.values()
 
     def __or__(self, other: "ItemMap[_Item]") -> "ItemMap[_Item]":
-        """Return the union. If both have a key, the item of this map is kept.
+        """Return the union. If both maps contain a key, the item of this map is kept.
 
-        The maps share tables, which must not be changed afterwards.
+        The maps share tables, which must not be changed after that.
         """
         tables = dict(other._tables)
         for table, names in self._tables.items():

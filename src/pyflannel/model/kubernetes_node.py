@@ -1,10 +1,10 @@
-"""A Node of a Kubernetes cluster, as far as flannel needs it, and the Node of this host."""
+"""The parts of a Node of a Kubernetes cluster that flannel needs, and the Node of this host."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 DEFAULT_PREFIX = "flannel.alpha.coreos.com/"
-"""Start of the names of flannel's annotations, unless `--kube-annotation-prefix` names another one."""
+"""Prefix of the names of flannel's annotations, unless `--kube-annotation-prefix` sets another prefix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,8 +12,8 @@ class NodeCondition:
     """The condition NetworkUnavailable of a Node.
 
     Attributes:
-        is_unavailable: its status: True, False, or None for Unknown.
-        reason: for programs, in camel case.
+        is_unavailable: status of the condition: True, False, or None for Unknown.
+        reason: reason for programs, in camel case.
         message: for people.
     """
 
@@ -23,13 +23,13 @@ class NodeCondition:
 
 
 IS_UP = NodeCondition(is_unavailable=False, reason="FlannelIsUp", message="Flannel is running on this node")
-"""The condition of a Node whose pods reach those of the others. Source: flannel 0.28.9."""
+"""The condition of a Node whose pods can reach the pods of other Nodes. Source: flannel 0.28.9."""
 
 
 IS_REMOVED = NodeCondition(
     is_unavailable=True, reason="FlannelRemoved", message="Flannel was removed from this node"
 )
-"""The condition of a Node from which a cleanup has removed flannel. No pod is scheduled there."""
+"""The condition of a Node from which a cleanup has removed flannel. No pod is scheduled on this Node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +37,10 @@ class Node:
     """A Node.
 
     Attributes:
-        uid: identifier of this object. A Node that is deleted and created again has another one.
+        uid: identifier of this object. A Node that is deleted and created again has another identifier.
         pod_cidrs: the prefixes that the cluster assigned to the pods of the Node, as text.
-        annotations: those whose name begins with flannel's prefix.
-        condition: its condition NetworkUnavailable; None if it has none.
+        annotations: annotations whose name begins with flannel's prefix.
+        condition: condition NetworkUnavailable of the Node; None if the Node has no such condition.
     """
 
     name: str
@@ -55,8 +55,8 @@ class NodeEvent:
     """An Event of a Node, which `kubectl describe node` shows.
 
     Attributes:
-        is_warning: its type: Warning or Normal.
-        reason: for programs, in camel case.
+        is_warning: type of the Event: Warning or Normal.
+        reason: reason for programs, in camel case.
         message: for people.
     """
 
@@ -70,8 +70,8 @@ class OwnNode:
     """The Node of this host.
 
     Attributes:
-        prefix: start of the names of flannel's annotations, with its last character: `/` or `-`.
-        sets_condition: set the condition NetworkUnavailable (`--set-node-network-unavailable`).
+        prefix: prefix of the names of flannel's annotations, including its last character, `/` or `-`.
+        sets_condition: True to set the condition NetworkUnavailable (`--set-node-network-unavailable`).
     """
 
     name: str

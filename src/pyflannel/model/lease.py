@@ -1,4 +1,6 @@
-"""Leases and claims: which host holds which subnet, and how the lists of leases and peers show it."""
+"""Leases and claims, which state the holder of each subnet, and the entries of the lists of leases and
+peers.
+"""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -16,8 +18,8 @@ class Vtep:
 
     Attributes:
         mac: MAC address of the VTEP, lower case with colons.
-        vni: VXLAN network identifier; None in leases of release 0.6, which publishes none.
-        mac_prefix: start of `mac` that the network config requires; not published.
+        vni: VXLAN network identifier; None in leases of release 0.6, which publishes no VNI.
+        mac_prefix: prefix of `mac` that the network config requires; it is not published.
     """
 
     mac: str
@@ -31,7 +33,7 @@ class WireguardData:
 
     Attributes:
         public_key: public key of the host, in base64.
-        port: UDP port; None in leases of release 0.20, which publishes none.
+        port: UDP port; None in leases of release 0.20, which publishes no port.
     """
 
     public_key: str
@@ -39,14 +41,14 @@ class WireguardData:
 
 
 BackendData = Vtep | WireguardData
-"""The data of any backend."""
+"""The backend data of any type of backend."""
 
 
 LEASE_TTL_S = 24 * 3600
-"""Seconds that a lease lasts without renewal (24 h, as in flannel)."""
+"""Time in seconds after which a lease expires without renewal (24 h, as in flannel)."""
 
 CLAIM_TTL_S = 10
-"""Seconds in which a living owner must answer a claim on its subnet."""
+"""Time in seconds within which a running owner must answer a claim on its subnet."""
 
 
 LONGEST_OWNER = 256
@@ -60,13 +62,13 @@ _HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*(?!\d+\Z){_LABEL}", re.ASCII | re.IGNO
 def is_host_name(text: str) -> bool:
     """Return whether a text is a host name, not an address.
 
-    Source: RFC 1123 section 2.1. The length of the text form follows from RFC 1035 section 2.3.4.
+    Source: RFC 1123 section 2.1. The length of the text form is limited by RFC 1035 section 2.3.4.
     """
     return len(text) <= _LONGEST_HOST_NAME and _HOST_NAME.fullmatch(text) is not None
 
 
 KEY_OCTETS, SIGNATURE_OCTETS = 32, 64
-"""Bytes of an Ed25519 key and of its signatures (RFC 8032)."""
+"""Length in bytes of an Ed25519 key, and of its signatures (RFC 8032)."""
 
 LARGEST_COUNTER = 2**53
 """Largest counter of the signed statements of a key: the largest integer that all JSON readers represent."""
@@ -79,7 +81,7 @@ class Identity:
     Attributes:
         owner: random ID from the first start, or the value of `--node-id`; published in the lease.
         machine: digest of the machine-id, to detect a copied state directory; "" if it is unknown.
-        signing_key: Ed25519 public key of this owner, published in the lease; None if the host has none.
+        signing_key: Ed25519 public key of this owner, published in the lease; None if the host has no key.
     """
 
     owner: str
@@ -88,22 +90,26 @@ class Identity:
 
 
 class LeaseKey(NamedTuple):
-    """The key pair by which a host signs its lease; the private key in hexadecimal digits."""
+    """The key pair with which a host signs its lease; the private key in hexadecimal digits."""
 
     public: bytes
     private: Secret
 
 
 PARTIAL_CHECKSUM = "partial-checksum"
-"""Value of `reads`: accepts packets with partial checksums, which no hardware has completed."""
+"""Value of `reads` that means: this host accepts packets with partial checksums, which no hardware has
+completed."""
 
 DIRECT = "direct"
-"""Value of `reads` in a vxlan network: accepts packets without the tunnel (DirectRouting)."""
+"""Value of `reads` in a vxlan networkthat means: this host accepts packets without the tunnel
+(DirectRouting)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendPart:
-    """The part of a lease that depends on the backend; the attributes are those of `LeaseAttributes`."""
+    """The part of a lease that depends on the backend; its attributes have the same meaning as in
+    `LeaseAttributes`.
+    """
 
     backend_type: str = ""
     backend_data: str | None = None
@@ -116,7 +122,7 @@ class BackendPart:
 
 
 MOST_PREVIOUS = 2
-"""Maximum number of previous backends: the config may change again before all hosts have changed."""
+"""Maximum number of previous backends, because the config may change again before all hosts have changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,23 +130,24 @@ class LeaseAttributes:
     """The attributes that a host publishes in its lease.
 
     Attributes:
-        public_ip: address of the host on the underlay; 0.0.0.0 if it has none.
-        backend_type: the published type: empty for udp and alloc.
-        backend_data: the backend's JSON as text; None if absent, or if it is `vtep` as pyflannel writes it:
-            nearly all leases have this form, and their texts would need a megabyte.
-        vtep: the VTEP that a vxlan lease publishes; None if it publishes none.
-        wireguard: the key and port in `backend_data` of a wireguard lease; None if it contains no key.
-        backend_v6_data: as `backend_data`, of the part in IPv6.
-        vtep_v6: as `vtep`, in IPv6.
-        wireguard_v6: as `wireguard`, in IPv6.
+        public_ip: address of the host on the underlay; 0.0.0.0 if the host has no address.
+        backend_type: the published type of the backend; empty for udp and alloc.
+        backend_data: the backend's JSON as text; None if absent, or if it is `vtep` as pyflannel writes it.
+            Nearly all leases have this form, and storing their texts would need a megabyte.
+        vtep: the VTEP that a vxlan lease publishes; None if the lease publishes no VTEP.
+        wireguard: the key and port in `backend_data` of a wireguard lease; None if the lease contains no key.
+        backend_v6_data: the same as `backend_data`, for the IPv6 part.
+        vtep_v6: the same as `vtep`, for IPv6.
+        wireguard_v6: the same as `wireguard`, for IPv6.
         owner: `Identity.owner` of the holder; None in leases of the original flannel.
-        host_name: host name of the holder, only for people: two hosts may have the same one. None if it is
-            not published, or not a host name.
+        host_name: host name of the holder, only for people, because two hosts may have the same name. The
+            name is None if it is not published, or not a host name.
         port: UDP port of the holder's udp backend; None if it is not published.
-        reads: formats that the holder accepts in addition to those of the original, sorted.
+        reads: packet formats that the holder accepts in addition to those of the original, sorted.
         signing_key: Ed25519 public key of the holder; None if it is not published.
-        counter: number of this statement of the key, which grows with each write; None if it is not signed.
-        signature: of the lease by the key; None if it is not signed.
+        counter: counter of this signed statement, which grows with each write; None if the lease is not
+            signed.
+        signature: signature of the lease with the key; None if the lease is not signed.
         also: previous backends by which the holder still receives packets, during a change of the backend.
     """
 
@@ -164,12 +171,12 @@ class LeaseAttributes:
 
     @property
     def host_text(self) -> str:
-        """The holder for people: its host name, if known, and its address."""
+        """Text that names the holder for people: its host name, if known, and its address."""
         return host_text(self.public_ip, self.host_name)
 
     @property
     def backend_part(self) -> BackendPart:
-        """The part that depends on the backend."""
+        """The part of the lease that depends on the backend."""
         return BackendPart(
             backend_type=self.backend_type,
             backend_data=self.backend_data,
@@ -198,7 +205,7 @@ class LeaseAttributes:
 
 
 def host_text(address: IPv4Address, host_name: str | None) -> str:
-    """Return a host for people: `docker2 (192.168.50.101)`, or the address alone."""
+    """Return a host for people: `docker2 (192.168.50.101)`, or only the address."""
     return str(address) if host_name is None else f"{host_name} ({address})"
 
 
@@ -208,8 +215,8 @@ class LeasePart(NamedTuple):
     Attributes:
         subnet: the subnet of the host.
         address: the address of the host on the underlay.
-        vtep: the VTEP that carries this family; None if the lease publishes none.
-        wireguard: the key and port for this family; None if the lease publishes none.
+        vtep: the VTEP that carries this family; None if the lease publishes no VTEP.
+        wireguard: the key and port for this family; None if the lease publishes no key.
     """
 
     subnet: IpNetwork
@@ -225,7 +232,8 @@ class Lease:
     Attributes:
         revision: store revision of the last write; 0 for a lease that is not written yet.
         has_ttl: False for a reservation, which never expires and never gets a TTL.
-        since: store revision since which the holder has published its VTEP or its key; 0 if it is unknown.
+        since: store revision since which the holder has published its VTEP or its key; 0 if the revision is
+            unknown.
     """
 
     subnet: IPv4Network
@@ -245,7 +253,9 @@ class Lease:
         return tuple(replace(self, attributes=attributes.with_backend(part)) for part in parts)
 
     def part(self, family: Family) -> LeasePart | None:
-        """Return the part of a family; None for IPv6 if the lease has no IPv6 subnet or no IPv6 address."""
+        """Return the part of the lease for an address family; None for IPv6 if the lease has no IPv6
+        subnet or no IPv6 address.
+        """
         attributes = self.attributes
         if family == 4:
             return LeasePart(self.subnet, attributes.public_ip, attributes.vtep, attributes.wireguard)
@@ -257,23 +267,24 @@ class Lease:
 
     @property
     def text(self) -> str:
-        """The subnets for people: `10.5.52.0/24`, or `10.5.52.0/24 fd00:5:0:34::/64`."""
+        """The subnets as text for people: `10.5.52.0/24`, or `10.5.52.0/24 fd00:5:0:34::/64`."""
         return str(self.subnet) if self.ipv6_subnet is None else f"{self.subnet} {self.ipv6_subnet}"
 
 
 def renewal_margin_s(wanted_s: float, ttl_s: float) -> float:
-    """Return the seconds before its expiry at which a lease is renewed: at most half of its TTL."""
+    """Return the seconds before the expiry of a lease at which it is renewed; at most half of its TTL."""
     return min(wanted_s, ttl_s / 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A host asks whether the holder of `subnet` is alive. Without an answer, it takes over the lease.
+    """A claim, with which a host asks whether the holder of `subnet` is alive. If there is no answer, the
+    host takes over the lease.
 
     Attributes:
         host_name: host name of the asking host; None if it is unknown.
-        held_s: seconds for which the asking host has held this lease, if a copy of it wrote the lease: the
-            host that has held it for longer keeps it. None if the asking host does not hold it.
+        held_s: seconds for which the asking host has held this lease, if a copy of this host wrote the lease.
+            The copy that has held it for longer keeps it. None if the asking host does not hold the lease.
     """
 
     subnet: IPv4Network
@@ -285,7 +296,7 @@ class Claim:
 
     @property
     def host_text(self) -> str:
-        """The asking host for people: its host name, if known, and its address."""
+        """Text that names the asking host for people: its host name, if known, and its address."""
         return host_text(self.public_ip, self.host_name)
 
 
@@ -295,7 +306,7 @@ class LastKnown:
 
     Attributes:
         previous: texts of the previous configs, during a change of the backend.
-        is_prepared: this host can receive packets by the backend of `config`.
+        is_prepared: True if this host can receive packets by the backend of `config`.
     """
 
     config: str
@@ -307,15 +318,17 @@ class LastKnown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseEntry:
-    """One lease; the same names are the JSON of the control socket and of `flannelctl leases --json`.
+    """One entry of the list of leases; its attributes are the names in the JSON of the control socket and of
+    `flannelctl leases --json`.
 
     Attributes:
-        backend_type: the published type: empty for udp and alloc.
+        backend_type: the published type of the backend; empty for udp and alloc.
         owner: identity of the holder; None in leases of the original flannel.
         host_name: host name of the holder; None if it is unknown.
-        port: UDP port of the holder's udp backend, if published.
+        port: UDP port of the holder's udp backend, None if it is not published.
         is_reservation: it never expires.
-        expires_in_s: seconds until the expiry; None for a reservation, or if only the daemon was asked.
+        expires_in_s: seconds until the expiry; None for a reservation, or if the daemon was asked instead of
+            the store.
         revision: store revision of the last write.
     """
 
@@ -333,7 +346,7 @@ class LeaseEntry:
 
     @classmethod
     def of(cls, lease: Lease, *, expires_in_s: float | None = None) -> "LeaseEntry":
-        """Return the line for `lease`."""
+        """Return the entry of the list for `lease`."""
         attributes = lease.attributes
         return cls(
             subnet=lease.subnet,
@@ -352,16 +365,16 @@ class LeaseEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerEntry:
-    """Another host of the network; the same names are the JSON of `flannelctl peers --json`.
+    """One entry of the list of peers; its attributes are the names in the JSON of `flannelctl peers --json`.
 
     Attributes:
-        backend_type: the published type: empty for udp and alloc.
-        owner: identity of the host; None for an original flannel.
+        backend_type: the published type of the backend; empty for udp and alloc.
+        owner: identity of the host; None for a host with the original flannel.
         host_name: host name of the host; None if it is unknown.
-        refused: why this host does not send to it; None if it does.
-        is_encrypted: packets to it are encrypted.
-        handshake_age_s: seconds since the latest handshake with it; None if there was none.
-        is_reached: it answered a probe; None if it was not probed.
+        refused: reason why this host does not send to the peer; None if it sends to the peer.
+        is_encrypted: True if packets to the peer are encrypted.
+        handshake_age_s: seconds since the latest handshake with the peer; None if there was no handshake.
+        is_reached: True if the peer answered a probe; None if it was not probed.
         rtt_ms: round-trip time of the probe through the tunnel; None without an answer.
         path_mtu: largest probe that it answered, in bytes; None without an answer.
         path_mtus: the paths to it that carry less than planned, as flanneld has measured them.

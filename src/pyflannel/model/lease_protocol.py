@@ -1,6 +1,6 @@
 """The values of the lease protocol: the wanted lease, the events, the actions and the reports.
 
-Times are seconds of a clock that never steps and also counts while the host sleeps.
+Times are seconds of a clock that never steps and also counts while the host is suspended.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,17 @@ class Wanted:
 
     Attributes:
         network: the network config, with the range of subnets.
-        config_revision: revision of the config in the store; None if it is unknown or out of date. Then no
-            write depends on it.
+        config_revision: revision of the config in the store; None if it is unknown or out of date. In that
+            case, no write depends on the revision.
         attributes: attributes of this host's lease; the owner is its identity.
         previous: the subnet of the previous run, from the old subnet.env; preferred if it is free.
-        previous_ipv6: the same for IPv6.
-        avoided: prefixes in the network that this host needs or routes elsewhere: a new subnet overlaps one
-            only if there is no other.
+        previous_ipv6: the IPv6 subnet of the previous run; preferred if it is free.
+        avoided: prefixes in the network that this host needs or routes elsewhere. A new subnet overlaps such
+            a prefix only if no other subnet is free.
         ttl_s: seconds until a lease expires unless it is renewed.
         renew_margin_s: seconds before the expiry at which the lease is renewed; at most half of the TTL.
-        renumbers: take another subnet if another host holds the current one (`--on-subnet-lost=renumber`).
+        renumbers: True to take another subnet if another host holds the current one
+            (`--on-subnet-lost=renumber`).
     """
 
     network: NetworkConfig
@@ -42,7 +43,7 @@ class Wanted:
     @property
     def owner(self) -> str:
         """The identity of this host."""
-        assert self.attributes.owner is not None  # a pyflannel host always has one
+        assert self.attributes.owner is not None  # a pyflannel host always has an identity
         return self.attributes.owner
 
 
@@ -50,7 +51,7 @@ class Wanted:
 class Held:
     """The lease that the host uses.
 
-    It changes only by an order, because containers have addresses of its subnet.
+    This lease changes only if an operator orders it, because containers have addresses of its subnet.
 
     Attributes:
         expires_at: time at which the lease expires unless it is renewed; None for a reservation.
@@ -60,15 +61,15 @@ class Held:
     expires_at: float | None = None
 
 
-# Writes. Each is conditional on the revision of the key.
+# Writes. Each write is conditional on the revision of the key.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutLease:
-    """Write a lease if its key has revision `expected` (0: is absent).
+    """Write a lease if its key has revision `expected` (0 means that the key must be absent).
 
-    If `config_revision` is set, the network config must also have this revision: after a change of the
-    config, a lease at another key may overlap this subnet.
+    If `config_revision` is set, the network config must also have this revision, because after a change of
+    the config, a lease at another key may overlap this subnet.
     """
 
     lease: Lease
@@ -93,7 +94,7 @@ class PutClaim:
 
 @dataclass(frozen=True, slots=True)
 class DeleteClaim:
-    """Answer a claim: the holder of the lease is alive."""
+    """Answer a claim, to show that the holder of the lease is alive."""
 
     claim: Claim
 
@@ -103,7 +104,7 @@ Write = PutLease | DeleteLease | PutClaim | DeleteClaim
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Read the key of a known lease: a store that lost its data does not have it any more."""
+    """Read the key of a known lease. In a store that lost its data, the key is missing."""
 
     lease: Lease
 
@@ -129,9 +130,9 @@ class LeaseGone:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """The key of `subnet` contains no valid lease, and is occupied nevertheless.
+    """The key of `subnet` contains no valid lease, but the subnet counts as occupied.
 
-    This also applies to a key with an IPv6 subnet.
+    This value is also used to a key with an IPv6 subnet.
     """
 
     subnet: IPv4Network
@@ -188,8 +189,8 @@ class WatchLost:
     """The watch ended.
 
     Attributes:
-        is_compacted: the store has compacted the revision from which the watch was to continue.
-        was_steady: the watch was open long enough to count as working.
+        is_compacted: True if the store has compacted the revision from which the watch was to continue.
+        was_steady: True if the watch was open long enough to count as working.
     """
 
     cause: str
@@ -208,7 +209,9 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class Conflicted:
-    """The condition of a write was false. `current` is the lease at the key; None if none is readable."""
+    """The condition of a write was false. `current` is the lease at the key; None if the key contains no
+    readable lease.
+    """
 
     write: Write
     current: Lease | Claim | None
@@ -216,7 +219,9 @@ class Conflicted:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The store did not answer. A write may have taken effect nevertheless. None means the listing."""
+    """The store did not answer. A write may have taken effect nevertheless. The request is None for a list
+    request.
+    """
 
     write: Write | Check | None
     cause: str
@@ -225,7 +230,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The lease at the checked key; None if none is readable."""
+    """The lease at the checked key; None if the key contains no readable lease."""
 
     lease: Lease
     current: Lease | None
@@ -233,7 +238,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Woke:
-    """The requested time is reached."""
+    """The requested time has been reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +251,12 @@ class Ordered:
 Event = Started | Listed | Checked | Seen | WatchLost | Wrote | Conflicted | Failed | Woke | Ordered
 
 
-# Actions beside the writes.
+# Actions other than writes.
 
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """Request a listing of all leases and claims."""
+    """Request a list of all leases and claims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +275,9 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Reidentify:
-    """Create a new identity, because this host is a copy of a living host. The answer is Ordered."""
+    """Create a new identity, because this host is a copy of a running host. The answer is an Ordered
+    event.
+    """
 
 
 # Reports to the operator.
@@ -299,11 +306,11 @@ class ReusingPrevious:
 
 @dataclass(frozen=True, slots=True)
 class Unsuitable:
-    """The network config does not admit a subnet of this host.
+    """The network config excludes a subnet of this host.
 
     Attributes:
-        fate: a lease is `deleted`; a reservation is `kept`, because only the operator removes it; the
-            `previous` subnet of subnet.env is ignored.
+        fate: `deleted` for a lease; `kept` for a reservation, because only the operator removes it;
+            `previous` for the subnet in subnet.env, which is ignored.
     """
 
     subnet: IPv4Network
@@ -312,7 +319,7 @@ class Unsuitable:
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """This host holds the lease from now on."""
+    """This host holds the lease from this time on."""
 
     held: Held
 
@@ -326,14 +333,18 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """This host's lease disappeared from the store. It is acquired again; the data path is unaffected."""
+    """This host's lease disappeared from the store. The host acquires the lease again; the data path is
+    unaffected.
+    """
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Another host holds this host's subnet. This host keeps it, degraded, until an order to renumber."""
+    """Another host holds this host's subnet. This host keeps the subnet, degraded, until an operator
+    orders it to renumber.
+    """
 
     lease: Lease
     by: Lease
@@ -348,13 +359,13 @@ class Contested:
 
 @dataclass(frozen=True, slots=True)
 class SharedAddress:
-    """Another living host has the address or the identity of this host. Both hosts report it.
+    """Another living host has the address or the identity of this host. Both hosts report the conflict.
 
     Attributes:
-        subnet: subnet of the lease that both claim.
-        other: identity of the other host, or its relation to this one.
+        subnet: subnet of the lease that both hosts claim.
+        other: identity of the other host, or its relation to this host.
         host: host name, if known, and address of the other host.
-        is_ours: True if this host keeps that lease, False if the other host holds it, None if it is
+        is_ours: True if this host keeps that lease, False if the other host holds it, None if this is
             undecided.
     """
 
@@ -386,7 +397,7 @@ class Unassigned:
 
 @dataclass(frozen=True, slots=True)
 class StoreAway:
-    """The store does not answer. Reported at each attempt; the last known leases remain valid."""
+    """The store does not answer. This is reported at each attempt; the last known leases remain valid."""
 
     cause: str
     retry_in_s: float

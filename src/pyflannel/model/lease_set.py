@@ -1,4 +1,4 @@
-"""The known leases of a network, by subnet, in a map whose changed copies share their parts."""
+"""The known leases of a network, by subnet, in a map of which changed copies share the unchanged parts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,16 +17,17 @@ _GROWTH = 4
 
 
 class SubnetMap(Mapping[IPv4Network, _Value]):
-    """Values by subnet. A changed copy, and the difference from it, need time for one shard, not for all.
+    """Values by subnet. A changed copy, and the difference from it, take time only for one shard, not for all
+    shards.
 
-    In a network of ten thousand leases, single leases change many times per second. A plain dictionary would
-    be copied and compared completely each time.
+    In a network of ten thousand leases, single leases change many times per second. Instead, a plain
+    dictionary would be copied and compared completely each time.
     """
 
     __slots__ = ("_length", "_shards")
 
     def __init__(self, entries: Iterable[tuple[IPv4Network, _Value]] = ()) -> None:
-        """Create the map of these entries. The last entry of a subnet counts."""
+        """Create the map of these entries. The last entry of a subnet is used."""
         by_subnet = dict(entries)
         count = 1
         while len(by_subnet) > count * _SHARD_MAX:
@@ -64,7 +65,7 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
     ) -> Iterator[tuple[IPv4Network, _Value | None, _Value | None]]:
         """Yield each subnet with a different value in `other`, with both values.
 
-        If two shards differ, an equal value that is another object counts as different.
+        In two shards that differ, a value that is equal but another object counts as different.
         """
         pairs: Iterable[tuple[Mapping[IPv4Network, _Value], Mapping[IPv4Network, _Value]]]
         if len(self._shards) == len(other._shards):
@@ -82,7 +83,7 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
                     yield subnet, None, value
 
     def entries(self) -> Iterator[tuple[IPv4Network, _Value]]:
-        """Yield subnets and values. This is faster than `items()`, which looks each of them up."""
+        """Yield subnets and values. This is faster than `items()`, which looks up each item."""
         for shard in self._shards:
             yield from shard.items()
 
@@ -105,15 +106,17 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
 
 
 def _place(subnet: IPv4Network, count: int) -> int:
-    """Return the shard of a subnet, from its number among the subnets of its length."""
+    """Return the shard of a subnet, which is computed from the number of the subnet among the subnets of
+    its length.
+    """
     return (int(subnet.network_address) >> (32 - subnet.prefixlen)) % count
 
 
 LARGEST = 65_536
 """Maximum number of leases that one host accepts: the number of /24 subnets in a /8.
 
-Each needs up to two kilobytes here, in the plan and in the kernel. Without a limit, a client of the store
-could exhaust the memory of all hosts.
+Each lease needs up to two kilobytes in this set, in the plan and in the kernel. Without a limit, a client of
+the store could exhaust the memory of all hosts.
 """
 
 _KeyChange = tuple[IPv4Network, IPv6Network | None, Lease | None]
@@ -122,25 +125,26 @@ _KeyChange = tuple[IPv4Network, IPv6Network | None, Lease | None]
 
 @dataclass(frozen=True, slots=True)
 class LeaseSet:
-    """Leases by subnet, and the revision of the latest listing.
+    """Leases by subnet, and the revision of the latest list response.
 
-    A listing replaces everything. A change that is older than the listing is ignored.
+    A list response replaces the whole set. A change that is older than the list response is ignored.
 
-    A key whose value becomes unreadable keeps its last valid lease while the key exists: its host may be
-    alive, and needs its traffic until it writes its lease again. This applies to changes of a watch and to
-    listings. A listing of known leases changes nothing. A host that starts meanwhile does not know the last
-    valid value, and omits this lease.
+    A key whose value becomes unreadable keeps its last valid lease while the key exists. The host may be
+    running, and needs its traffic until it writes its lease again. This applies to changes of a watch and to
+    list responses. A list response that contains only known leases changes nothing. A host that starts during
+    this time does not know the last valid value, and omits this lease.
 
     A lease keeps the revision since which its VTEP has been published, while the VTEP does not change.
 
-    An IPv4 subnet may have several keys: one without and several with an IPv6 subnet. The key without one has
-    precedence, then the key with the lowest IPv6 subnet, regardless of their order.
+    An IPv4 subnet may have several keys: one key without an IPv6 subnet, and several keys with one. The key
+    without an IPv6 subnet has precedence, then the key with the lowest IPv6 subnet, regardless of the order
+    of the keys.
 
     Attributes:
-        outranked: the ignored leases, by the subnet that they share with the valid one.
-        has_ipv6: a key with an IPv6 subnet was known, and may still be.
-        left_out: number of ignored leases, because there are more than LARGEST. When there is room, the next
-            listing accepts them.
+        outranked: the ignored leases, by the subnet that they share with the valid lease.
+        has_ipv6: True if a key with an IPv6 subnet was known, and may still exist.
+        left_out: number of ignored leases, because the set already contains LARGEST leases. When there is
+            room, the next list response adds them.
     """
 
     by_subnet: SubnetMap[Lease] = field(default_factory=SubnetMap)
@@ -151,7 +155,7 @@ class LeaseSet:
 
     @classmethod
     def of(cls, leases: Iterable[Lease], revision: int = 0) -> "LeaseSet":
-        """Return the set of a listing at `revision`."""
+        """Return the set for a list response at `revision`."""
         leases = tuple(leases)
         left_out = max(0, len(leases) - LARGEST)
         if left_out:
@@ -161,13 +165,13 @@ class LeaseSet:
         return found._with([(x.subnet, x.ipv6_subnet, x) for x in leases if x.ipv6_subnet is not None])
 
     def listed(self, leases: Iterable[Lease], unreadable: Iterable[Unreadable], revision: int) -> "LeaseSet":
-        """Return the set after a listing at `revision` of these leases and unreadable keys."""
+        """Return the set after a list response at `revision` of these leases and unreadable keys."""
         leases = map(self._dated, leases)
         kept = (self._at(one.subnet, one.ipv6_subnet) for one in unreadable)
         return LeaseSet.of([*leases, *(lease for lease in kept if lease is not None)], revision)
 
     def after(self, changes: Iterable[LeaseChange]) -> "LeaseSet":
-        """Return the set after these changes, in their order; itself if nothing changed."""
+        """Return the set after these changes, in their order; this set itself if nothing changed."""
         news: list[_KeyChange] = []
         room, left_out = LARGEST - len(self.by_subnet), 0
         if self.outranked:
@@ -190,7 +194,7 @@ class LeaseSet:
         return known._with(news)
 
     def without(self, is_left_out: Callable[[Lease], bool]) -> "LeaseSet":
-        """Return the set without some leases; itself if there are none of them."""
+        """Return the set without some leases; this set itself if it contains none of them."""
         others = (lease for some in self.outranked.values() for lease in some)
         gone = [lease for lease in (*self, *others) if is_left_out(lease)]
         return self._with([(lease.subnet, lease.ipv6_subnet, None) for lease in gone])
@@ -204,7 +208,7 @@ class LeaseSet:
     def _dated(self, lease: Lease) -> Lease:
         """Return a received lease with the revision since which its holder publishes its VTEP or key.
 
-        The known lease of its key shows whether this write changed it.
+        The known lease of its key shows whether this write changed the VTEP or key.
         """
         known = self.by_subnet.get(lease.subnet)
         if known is not None and known.ipv6_subnet != lease.ipv6_subnet:
@@ -258,7 +262,7 @@ class LeaseSet:
 
 
 def _published(lease: Lease) -> object:
-    """Return the MAC addresses or keys that belong to one host alone; None if the lease has neither."""
+    """Return the MAC addresses or keys that belong to only one host; None if the lease has no such value."""
     attributes = lease.attributes
     if attributes.vtep_v6 is not None or attributes.wireguard_v6 is not None:
         return (

@@ -9,18 +9,20 @@ from pyflannel.model.item import Item, Key, LinkChanges, LinkPrefix, Marks, Rank
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vxlan:
-    """The parameters of a vxlan device, as planned or as found.
+    """The parameters of a vxlan device, as planned or as read from the kernel.
 
     Attributes:
         vni: VXLAN network identifier, 0 to 2^24 - 1.
         port: UDP destination port.
-        parent: name of the underlay interface; "" if the device is bound to none.
-        local: source address of the tunnel; None if the kernel chooses it.
-        group: destination of packets without an FDB entry; never planned.
-        has_gbp: uses the group policy extension.
-        learns: learns FDB entries from received packets.
-        reports_misses: reports unknown addresses to user space (l2miss or l3miss), as release 0.6 requested.
-        offloads_checksums: offloads inner checksums to the underlay device (tx-checksum-ip-generic).
+        parent: name of the underlay interface; "" if the device is not bound to an interface.
+        local: source address of the tunnel; None if the kernel chooses the address.
+        group: destination of packets without an FDB entry; it is never planned.
+        has_gbp: True if the device uses the group policy extension.
+        learns: True if the device learns FDB entries from received packets.
+        reports_misses: True if the device reports unknown addresses to user space (l2miss or l3miss), as
+            release 0.6 requested.
+        offloads_checksums: True if the device offloads inner checksums to the underlay device
+            (tx-checksum-ip-generic).
     """
 
     vni: int
@@ -34,11 +36,14 @@ class Vxlan:
     offloads_checksums: bool = True
 
     def becomes(self, other: "Vxlan") -> bool:
-        """Return whether an existing device can be changed into `other`; otherwise it is created again."""
+        """Return whether an existing device can be changed into `other`; otherwise the device must be
+        created again.
+        """
         return self.fixed == other.fixed
 
     def excludes(self, other: "Vxlan") -> bool:
-        """Return whether the kernel refuses a device with one while a device with the other exists.
+        """Return whether the kernel refuses a device with these parameters while a device with `other`
+        exists.
 
         Devices share the socket of a port, and the VNI identifies the device of a packet. With the group
         policy extension, a device has its own socket, and a port can have only one (drivers/net/vxlan).
@@ -62,58 +67,66 @@ class Veth:
     """The parameters of one end of a veth. Both ends always exist together.
 
     Attributes:
-        peer: name of the other end; "" if it is in another network namespace. Never changes in place.
-        has_gro: this end coalesces the TCP segments that the other end sent. This needs GRO on this end and
-            no TSO on the other: the kernel does not coalesce packets of a sender with TSO.
+        peer: name of the other end; "" if it is in another network namespace. The name never changes in
+            place.
+        has_gro: True if this end coalesces the TCP segments that the other end sent. This needs GRO on this
+            end and no TSO on the other end, because the kernel does not coalesce packets of a sender with
+            TSO.
     """
 
     peer: str
     has_gro: bool = False
 
     def becomes(self, other: "Veth") -> bool:
-        """Return whether this can be changed into `other` in place; otherwise the link is created again."""
+        """Return whether this end can be changed into `other` in place; otherwise the link is created
+        again.
+        """
         return self.peer == other.peer
 
 
 MARK = "pyflannel"
-"""Start of the alias of every pyflannel link. Each daemon of a host has its own alias."""
+"""Prefix of the alias of every pyflannel link. Each daemon of a host has its own alias."""
 
 _IDENTITY = re.compile(r"[0-9a-f]{32}")
 _WITH_OWNER = re.compile(rf"({MARK}(?: .*)?) owner=({_IDENTITY.pattern})")
 
 
 def is_random_identity(owner: str) -> bool:
-    """Return whether flanneld generated this identity. It does not keep one that an operator set."""
+    """Return whether flanneld generated this identity. flanneld does not keep an identity that an operator
+    set.
+    """
     return _IDENTITY.fullmatch(owner) is not None
 
 
 def split_alias(text: str) -> tuple[str, str]:
-    """Return the mark and the owner in the kernel's alias of a link; "" for the owner if there is none."""
+    """Return the mark and the owner in the kernel's alias of a link; "" for the owner if the alias
+    contains no owner.
+    """
     found = _WITH_OWNER.fullmatch(text)
     return (found[1], found[2]) if found else (text, "")
 
 
 def join_alias(mark: str, owner: str) -> str:
-    """Return the kernel's alias of a link with this mark and owner, as `split_alias` reads it."""
+    """Return the kernel's alias of a link with this mark and owner, in the form that `split_alias` reads."""
     return f"{mark} owner={owner}" if owner else mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link(Item):
-    """A network device, as planned or as found.
+    """A network device, as planned or as read from the kernel.
 
     Attributes:
-        name: at most 15 bytes (IFNAMSIZ without the NUL).
-        kind: the kernel's kind: `tun`, `vxlan`, `wireguard`, `veth`; "" for a physical device. It does not
-            change in place.
-        mtu: bytes of the largest outgoing packet.
+        name: name of at most 15 bytes (IFNAMSIZ without the NUL).
+        kind: kind of the link in the kernel: `tun`, `vxlan`, `wireguard`, `veth`; "" for a physical device.
+            The kind does not change in place.
+        mtu: MTU: size in bytes of the largest outgoing packet.
         is_up: administratively up (IFF_UP).
         queue_length: packets (txqueuelen).
-        has_ipv6: False if IPv6 is disabled on it.
-        accepts_routers: routers that announce themselves on it change the host's routes (accept_ra).
-        alias: free text; on a pyflannel link, the mark of its daemon.
-        owner: random identity of the host, on a tunnel device of its daemon; "" if there is none.
-        mac: lower case with colons; "" if there is none, as on a TUN device.
+        has_ipv6: False if IPv6 is disabled on the link.
+        accepts_routers: True if router advertisements on the link change the host's routes (accept_ra).
+        alias: alias; on a pyflannel link, the mark of its daemon.
+        owner: random identity of the host, on a tunnel device of its daemon; "" if there is no identity.
+        mac: MAC address in lower case with colons; "" if the link has none, for example a TUN device.
         vxlan: parameters of a vxlan device.
         veth: parameters of an end of a veth.
     """
@@ -138,7 +151,9 @@ class Link(Item):
     veth: Veth | None = None
 
     def becomes(self, other: "Link") -> bool:
-        """Return whether this link can be changed into `other` in place; otherwise it is created again."""
+        """Return whether this link can be changed into `other` in place; otherwise the link must be
+        created again.
+        """
         if self.kind != other.kind:
             return False
         if self.veth is not None and other.veth is not None:
@@ -146,7 +161,7 @@ class Link(Item):
         return self.vxlan is None or other.vxlan is None or self.vxlan.becomes(other.vxlan)
 
     def excludes(self, other: "Link") -> bool:
-        """Return whether the kernel refuses this link while the other exists."""
+        """Return whether the kernel refuses this link while the other link exists."""
         return self.vxlan is not None and other.vxlan is not None and self.vxlan.excludes(other.vxlan)
 
     @property
@@ -164,11 +179,13 @@ class Link(Item):
         return self.alias == marks.mark
 
     def serves(self, wanted: "Link") -> bool:
-        """Return whether objects on the link can be configured before it has changed into `wanted`."""
+        """Return whether objects on the link can be configured before the link has been changed into
+        `wanted`.
+        """
         return self.is_up and self.becomes(wanted)
 
     def after(self, changes: LinkChanges) -> "Link | None":
-        """Return the link, or None if it is the other end of a veth that is recreated."""
+        """Return the link, or None if the link is the other end of a veth that is recreated."""
         return None if self.veth is not None and self.veth.peer in changes.recreated else self
 
 
@@ -177,7 +194,7 @@ class Address(Item):
     """An address with its prefix length on a link. For an IPv4 address, the kernel adds the connected route.
 
     Attributes:
-        peer: the other end of a point-to-point address; never planned.
+        peer: the other end of a point-to-point address; it is never planned.
     """
 
     KIND = "address"
@@ -219,6 +236,8 @@ class Address(Item):
         return self.link, self.address.network
 
     def after(self, changes: LinkChanges) -> "Address | None":
-        """Return the address, or None if its link is created again or another of its prefix is removed."""
+        """Return the address, or None if its link is created again or if another address of its prefix is
+        removed.
+        """
         is_dropped = self.link in changes.recreated or self.prefix in changes.prefixes
         return None if is_dropped else self

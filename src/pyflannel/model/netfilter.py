@@ -1,4 +1,4 @@
-"""The rules of netfilter on a host, of every program, and the packets that they judge."""
+"""The rules of netfilter on a host, of every program, and the packets to which they apply."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,10 +38,10 @@ class Packet:
     """An IPv4 packet at the hooks of a host.
 
     Attributes:
-        iif: name of the interface at which it arrived; "" if the host itself sends it.
-        oif: name of the interface by which it leaves; "" if it is for the host itself.
-        state: its state in connection tracking; `invalid` before it was tracked.
-        mark: None if rules have set an unknown mark.
+        iif: name of the interface at which it arrived; "" if the host itself sends the packet.
+        oif: name of the interface by which it leaves; "" if the packet is for the host itself.
+        state: state of the packet in connection tracking; `invalid` before the packet was tracked.
+        mark: the mark; None if rules have set an unknown mark.
     """
 
     source: IPv4Address
@@ -57,7 +57,7 @@ class Packet:
     mark: int | None = 0
 
     def value(self, field: Field) -> Value | None:
-        """Return the value of a field; None if it is unknown."""
+        """Return the value of a field; None if the value is unknown."""
         match field:
             case "family":
                 return "ipv4"
@@ -93,11 +93,11 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A condition: the value is in one of the ranges, or equals one of the texts.
+    """A condition that a packet matches if the value is in one of the ranges, or equals one of the texts.
 
     Attributes:
         values: ranges of numbers, both ends included, or texts.
-        mask: bits of the value that count; None for all.
+        mask: bits of the value that are compared; None for all bits.
     """
 
     field: Field
@@ -127,12 +127,12 @@ def _is_in(value: Value, one: tuple[int, int] | str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A condition that pyflannel does not evaluate, in the words of the rule."""
+    """A condition that pyflannel does not evaluate, as written in the rule."""
 
     text: str = ""
 
     def holds(self, packet: Packet) -> None:
-        """Return None: it is unknown whether the packet matches."""
+        """Return None, because it is unknown whether the packet matches."""
 
 
 ActionKind = Literal[
@@ -156,9 +156,9 @@ class Action:
 
     Attributes:
         target: chain of a jump or a goto.
-        translates: the address that a translation changes.
+        translates: the address that an address translation changes.
         value: bits that a mark gets: `mark & keep ^ value`; None for an unknown mark.
-        keep: bits of the mark that stay.
+        keep: bits of the mark that are kept.
     """
 
     kind: ActionKind
@@ -170,11 +170,11 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule: its action applies to packets that match all conditions.
+    """A rule, whose action applies to packets that match all conditions.
 
     Attributes:
         text: the rule as its program lists it.
-        number: handle of nftables, or position in the chain of iptables, from 1.
+        number: handle of nftables, or position in the chain of iptables, starting with 1.
     """
 
     matches: tuple[Match | Unknown, ...]
@@ -190,7 +190,7 @@ class BaseChain:
     Attributes:
         program: `nft`, or the iptables program that lists it.
         family: family of nftables; `ip` for iptables.
-        is_nat: it sees only the first packet of a connection.
+        is_nat: True if it sees only the first packet of a connection.
         device: interface of the hooks `ingress` and `egress`.
         chains: all chains of its table, by name.
     """
@@ -208,7 +208,7 @@ class BaseChain:
 
     @property
     def place(self) -> str:
-        """The chain in texts: `iptables chain INPUT in filter`, `nft chain inet fw input`."""
+        """The name of the chain in texts: `iptables chain INPUT in filter`, `nft chain inet fw input`."""
         if self.program == "nft":
             return f"nft chain {self.family} {self.table} {self.name}"
         return f"{self.program} chain {self.name} in {self.table}"
@@ -224,9 +224,9 @@ class Judgement:
 
     Attributes:
         kind: `unknown` if it depends on a condition that pyflannel does not evaluate.
-        chain: the base chain that drops it, or may drop it.
-        rule: the rule that drops it, or may drop it; None for the policy.
-        translation: the rule that changes its source, with its base chain.
+        chain: the base chain that drops, or may drop, the packet.
+        rule: the rule that drops, or may drop, the packet; None if the policy drops it.
+        translation: the rule that changes the source of the packet, with its base chain.
     """
 
     kind: Literal["accept", "drop", "reject", "unknown"]

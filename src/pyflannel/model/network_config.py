@@ -17,7 +17,7 @@ IpNetwork = IPv4Network | IPv6Network
 
 @runtime_checkable
 class AnyAddress(Protocol):
-    """An IpAddress as one type, for documents: msgspec reads no union of two such types."""
+    """An IpAddress as one type, for documents, because msgspec cannot read a union of two such types."""
 
     @property
     def version(self) -> Family:
@@ -25,13 +25,14 @@ class AnyAddress(Protocol):
 
     @property
     def packed(self) -> bytes:
-        """The address in network byte order."""
+        """The address as bytes in network byte order."""
 
 
 DEFAULT_BACKEND = "udp"
 
 FAST_PATHS = ("safe", "flow", "off")
-"""The values of FastPath: programs in the kernel carry packets and bypass no hook of its firewall; or none.
+"""The values of FastPath. `safe`: eBPF programs carry the packets, and every hook of the firewall applies.
+`flow`: packets of known flows also bypass the firewall. `off`: no eBPF programs.
 """
 
 
@@ -60,22 +61,23 @@ LATER_KEYS = ("Networks", "IPv6Networks")
 class NetworkConfig:
     """One network of all hosts, and its backend.
 
-    The values of a disabled family are those of the operator: neither completed nor checked, nor used.
+    The values of a disabled family are as the operator wrote them. They are not completed, checked or used.
 
     Attributes:
-        network: the whole IPv4 range; None only if IPv4 is disabled and the operator wrote none.
+        network: the whole IPv4 range; None only if IPv4 is disabled and the operator wrote no range.
         subnet_length: prefix length of one host's subnet.
         subnet_min: base address of the first subnet that may be leased.
         subnet_max: base address of the last subnet that may be leased.
-        backend_type: lower case; `udp` if the config names none.
-        backend: the Backend object as decoded JSON, `{}` if absent; keys as written.
-        enable_nftables: use nftables instead of iptables.
+        backend_type: type of the backend in lower case; `udp` if the config contains no type.
+        backend: the Backend object as decoded JSON, or `{}` if absent; its keys are as written.
+        enable_nftables: True to use nftables instead of iptables.
         fast_path: one of FAST_PATHS. The original ignores this key.
-        is_assigned: others assign the subnets, with any length: in Kubernetes, the podCIDR of each Node.
-        unread: existing keys without effect, each once: keys of LATER_KEYS, or unknown keys, as written if
-            they are printable.
+        is_assigned: True if another program assigns the subnets, with any length. In Kubernetes, this is, the
+            podCIDR of each Node.
+        unread: keys in the config without effect, each key once: keys of LATER_KEYS, or unknown keys, as
+            written if they are printable.
 
-    Source: flannel 0.28.9, the keys of its network config.
+    Source: the keys of the network config in flannel 0.28.9.
     """
 
     enable_ipv4: bool = True
@@ -97,11 +99,11 @@ class NetworkConfig:
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """The enabled families, IPv4 first."""
+        """The enabled address families, IPv4 first."""
         return (*((4,) if self.enable_ipv4 else ()), *((6,) if self.enable_ipv6 else ()))
 
     def range_of(self, family: Family) -> IpNetwork | None:
-        """Return the whole range of an enabled family; None if it is disabled."""
+        """Return the whole range of an enabled family; None if the family is disabled."""
         if family == 4:
             return self.network if self.enable_ipv4 else None
         return self.ipv6_network if self.enable_ipv6 else None
@@ -116,7 +118,8 @@ class NetworkConfig:
         return self.subnet_length if family == 4 else self.ipv6_subnet_length
 
     def admits(self, subnet: IpNetwork) -> bool:
-        """Return whether a lease on `subnet` is allowed: its length is right, and it is in the range.
+        """Return whether a lease on `subnet` is allowed, which is true if its length is correct and it is in
+        the range.
 
         Without IPv6, an IPv6 subnet has no effect and is allowed.
         """

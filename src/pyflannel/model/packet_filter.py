@@ -10,12 +10,12 @@ from pyflannel.model.docker import PublishedPort
 from pyflannel.model.item import Item, Key, Marks, Rank
 from pyflannel.model.network_config import Family
 
-# Names of chains and tables. A host's only daemon uses the names of the original.
+# The names of chains and tables. A host's only daemon uses the names of the original.
 #
-# Each further daemon has another device, and appends the number of its device to the names.
+# Each additional daemon has another device, and appends the number of its device to the names.
 
 FIRST_DEVICE = "flannel0"
-"""The daemon with this device uses the names of the original."""
+"""The daemon that claims this device uses the names of the original."""
 
 _STEM = "flannel"
 
@@ -26,7 +26,9 @@ def filter_name(stem: str, device: str) -> str:
 
 
 def device_of(name: str, stem: str) -> str | None:
-    """Return the device of the daemon with this object; None if the name does not begin with `stem`."""
+    """Return the device of the daemon that owns the object with this name; None if the name does not begin
+    with `stem`.
+    """
     if name == stem:
         return FIRST_DEVICE
     rest = name.removeprefix(f"{stem}-")
@@ -35,7 +37,7 @@ def device_of(name: str, stem: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The addresses of a network or, if negated, all others."""
+    """The addresses of a network or, if negated, all other addresses."""
 
     network: IPv4Network | IPv6Network
     is_negated: bool = False
@@ -64,7 +66,8 @@ class Masquerade:
     """The packet gets the address of its outgoing interface, and a port of this host.
 
     Attributes:
-        is_fully_random: the port is random, so that two simultaneous packets do not get the same port.
+        is_fully_random: True if the port is chosen at random, so that two simultaneous packets do not get the
+            same port.
     """
 
     is_fully_random: bool = True
@@ -75,7 +78,7 @@ Verdict = Accept | Return | Masquerade
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterRule:
-    """The verdict for packets that match all given conditions."""
+    """The verdict for packets that match all conditions of the rule."""
 
     source: Prefix | None = None
     destination: Prefix | None = None
@@ -101,7 +104,8 @@ class PortRule:
 class TranslatedRule:
     """Packets between these prefixes whose destination a PortRule changed are masqueraded; only in nftables.
 
-    The container would send its answer past the host otherwise, and the client would not recognise it.
+    The container would otherwise send its answer without passing the host, and the client would not recognize
+    it.
     """
 
     source: IPv4Network
@@ -110,10 +114,11 @@ class TranslatedRule:
 
 @dataclass(frozen=True, slots=True)
 class LoopbackRule:
-    """Packets with this end in 127.0.0.0/8 that arrive by another link than loopback are dropped.
+    """Packets with the source or destination in 127.0.0.0/8 that arrive by another link than loopback are
+    dropped.
 
-    The kernel does so itself, except on a link with route_localnet, which published ports at 127.0.0.1 need.
-    Only in nftables.
+    The kernel drops such packets itself, except on a link with route_localnet, which published ports at
+    127.0.0.1 need. Only in nftables.
     """
 
     is_source: bool
@@ -124,7 +129,7 @@ class IsolationRule:
     """Packets to another flannel network of this host are dropped; only in nftables.
 
     Attributes:
-        origin: the range of their source addresses, or the name of the link by which they arrive.
+        origin: the range of their source addresses, or the name of the link by which the packets arrive.
         destination: the range of the other network.
     """
 
@@ -142,7 +147,7 @@ class TunnelRule:
 
 IptablesRules = tuple[FilterRule | TunnelRule | ForeignRule, ...]
 Rules = tuple[FilterRule | PortRule | TranslatedRule | LoopbackRule | IsolationRule | ForeignRule, ...]
-"""In the order of evaluation; the first matching rule decides."""
+"""The rules are in the order of evaluation, and the first matching rule decides."""
 
 
 IptablesTable = Literal["nat", "filter"]
@@ -154,7 +159,7 @@ TABLES: Mapping[IptablesHook, IptablesTable] = {
     "FORWARD": "filter",
     "INPUT": "filter",
 }
-"""The tables of these chains."""
+"""The tables of the built-in chains."""
 
 PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
 
@@ -163,7 +168,7 @@ STEMS: Mapping[IptablesHook, str] = {
     "FORWARD": "FLANNEL-FWD",
     "INPUT": "FLANNEL-INPUT",
 }
-"""Stems of the names of pyflannel's chains. The original has the first two."""
+"""Stems of the names of pyflannel's chains. The original has the first two of these chains."""
 
 
 class Jump(Enum):
@@ -180,15 +185,15 @@ class IptablesChain(Item):
     """A chain, its rules, and the jump from a built-in chain.
 
     The jump is last, so that the rules of other programs decide first; but it is before a rule that decides
-    for every packet, and therefore before the policy. In INPUT the jump is first: a chain of another program
-    may drop every packet.
+    about every packet, and therefore before the policy. In INPUT, the jump is first, because a chain of
+    another program may drop every packet.
 
     Attributes:
-        hook: the built-in chain that jumps here.
+        hook: the built-in chain that jumps to this chain.
         device: device of the daemon that owns the chain.
-        jump: always IN_PLACE in a plan.
-        is_for_dropping: the chain is only needed if the built-in chain drops packets. Otherwise, an absent
-            chain counts as present, and a present one is removed.
+        jump: position of the jump; always IN_PLACE in a plan.
+        is_for_dropping: True if the chain is only needed when the built-in chain drops packets. Otherwise, an
+            absent chain counts as present, and an existing one is removed.
     """
 
     KIND = "iptables_chain"
@@ -223,16 +228,16 @@ class IptablesChain(Item):
         return f"{PROGRAMS[self.family]} chain {self.name} in {self.table}"
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the name is that of the daemon's device."""
+        """Return whether the name contains the daemon's device."""
         return self.device == marks.device
 
 
 NFT_STEMS: Mapping[Family, str] = {4: "flannel-ipv4", 6: "flannel-ipv6"}
-"""Stems of the names of pyflannel's tables; the names of the original."""
+"""Stems of the names of pyflannel's tables, which are the names of the original."""
 
 FORWARD = "forward"
 POSTROUTING = "postrtg"
-"""Names of the chains in pyflannel's tables; the names of the original."""
+"""Names of the chains in pyflannel's tables, which are the names of the original."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +246,7 @@ class NftChain:
 
     Attributes:
         kind: `filter` or `nat`.
-        hook: `forward`, `prerouting`, `output`, `postrouting`.
+        hook: hook of the chain: `forward`, `prerouting`, `output`, `postrouting`.
         priority: chains with a lower priority are evaluated first.
     """
 
@@ -254,11 +259,11 @@ class NftChain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NftTable(Item):
-    """A complete table of one family: objects of other programs in it are not wanted.
+    """A complete table of one family. Objects of other programs in it are removed.
 
     Attributes:
         device: device of the daemon that owns the table.
-        others: other objects in the table, as `set NAME`.
+        others: other objects in the table, for example `set NAME`.
     """
 
     KIND = "nft_table"
@@ -286,7 +291,7 @@ class NftTable(Item):
         return f"nftables table {self.name}"
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the name is that of the daemon's device."""
+        """Return whether the name contains the daemon's device."""
         return self.device == marks.device
 
 
@@ -295,9 +300,9 @@ class SavedRules:
     """All rules of one family that one iptables program prints.
 
     Attributes:
-        program: `iptables` or `ip6tables`; `iptables-legacy` or `iptables-nft` for the variant that is not
-            this host's `iptables`.
-        is_other: it is this other variant, with which pyflannel writes no rules.
+        program: `iptables` or `ip6tables`; `iptables-legacy` or `iptables-nft` for the kind of iptables that
+            `iptables` on this host does not use.
+        is_other: True if the program is of this other kind, with which pyflannel writes no rules.
         chains: rules without `-A CHAIN`, by table and chain.
     """
 
@@ -314,7 +319,7 @@ class LeftRules:
     Attributes:
         shown: texts of the rules, one line each.
         removal: the arguments of `PROGRAM -t TABLE`, or the lines of PROGRAM-restore, in their order.
-        is_sure: only the original writes such rules. Otherwise, another program may own them.
+        is_sure: True if only the original writes such rules. Otherwise, another program may own them.
     """
 
     program: str
@@ -325,5 +330,5 @@ class LeftRules:
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """The shell commands that remove them."""
+        """The shell commands that remove these rules."""
         return tuple(f"{self.program} -t {self.table} {words}" for words in self.removal)

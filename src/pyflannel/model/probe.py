@@ -8,7 +8,8 @@ from typing import Literal
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 
 ProbeState = Literal["reached", "rejected", "silent", "unsent", "skipped"]
-"""An echo reply arrived; an ICMP error arrived; nothing arrived; the kernel refused to send; not probed."""
+"""States of a probe: an echo reply arrived; an ICMP error arrived; nothing arrived; the kernel refused to
+send; the path was not probed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,8 +17,8 @@ class Echo:
     """An ICMP echo request.
 
     Attributes:
-        source: source address; None for the one that the kernel chooses.
-        size: bytes of the IP packet.
+        source: source address; None to let the kernel choose the address.
+        size: size in bytes of the IP packet.
     """
 
     destination: IpAddress
@@ -36,8 +37,8 @@ class EchoResult:
 
     Attributes:
         rtt_s: round-trip time; None without a reply.
-        text: why there is no reply, in one line; "" if it is unknown.
-        sender: sender of the ICMP error; None without one.
+        text: reason why there is no reply, in one line; "" if it is unknown.
+        sender: sender of the ICMP error; None if there is no ICMP error.
         mtu: largest IP packet that a router on the path forwards, from its ICMP error.
         attempts: number of requests up to the one that was answered; of all requests without an answer.
     """
@@ -131,8 +132,9 @@ class PeerReach:
     """The results for one peer.
 
     Attributes:
-        underlay: echo to the public address of the peer.
-        tunnel: echo through the tunnel to the overlay address of the peer; `skipped` if it has none.
+        underlay: result of the echo request to the public address of the peer.
+        tunnel: result of the echo request through the tunnel to the overlay address of the peer; `skipped` if
+            the peer has no such address.
         path_mtu: largest probed packet that arrived through the tunnel; None if it is unknown.
     """
 
@@ -145,7 +147,7 @@ class PeerReach:
 
     @property
     def decisive(self) -> EchoResult:
-        """The result for the path of the packets of containers, or for the part of it that was probed."""
+        """The result for the path of the packets of containers, or for the probed part of this path."""
         return self.underlay if self.tunnel.state == "skipped" else self.tunnel
 
     @property
@@ -159,11 +161,11 @@ StepName = Literal["underlay", "tunnel", "container"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PingStep:
-    """One part of the path; the same names are the JSON of `flannelctl ping --json`.
+    """One part of the path; its attributes are the names in the JSON of `flannelctl ping --json`.
 
     Attributes:
-        source: None if the kernel chose it.
-        mtu: largest packet that arrived, in bytes; None if no size was probed.
+        source: source address; None if the kernel chose it.
+        mtu: size in bytes of the largest packet that arrived; None if no size was probed.
         text: details in one line; "" if there are none.
     """
 
@@ -181,12 +183,12 @@ class PingReport:
     """The document of `flannelctl ping`.
 
     Attributes:
-        subnet: subnet of the host with this address.
-        public_ip: its address on the underlay.
-        ok: packets of containers reach the host, or the address that was given.
-        stops: where packets stop; None if they arrive.
-        cause: the reason, in one line; None if they arrive.
-        fix: the command or the remedy; None if they arrive.
+        subnet: subnet of the probed host.
+        public_ip: address of the probed host on the underlay.
+        ok: True if packets of containers reach the host, or the address in the argument.
+        stops: place where packets stop; None if packets arrive.
+        cause: reason in one line; None if packets arrive.
+        fix: the command or the remedy; None if packets arrive.
     """
 
     subnet: IPv4Network
@@ -218,13 +220,14 @@ TraceStepName = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceStep:
-    """One step of the path of a packet; the same names are the JSON of `flannelctl trace --json`.
+    """One step of the path of a packet; its attributes are the names in the JSON of `flannelctl trace
+    --json`.
 
     Attributes:
-        state: `fails`: the packet does not get further; `unknown`: this could not be read or evaluated.
+        state: `fails`: this step stops the packet; `unknown`: the step could not be read or evaluated.
         found: the object of the kernel, or the answer of the probe, in one line.
-        is_way_back: a step of the reply.
-        cause: why it fails, or why this is unknown; None otherwise.
+        is_way_back: True for a step of the reply's path.
+        cause: reason why the step fails or is unknown; None otherwise.
         fix: the command or the remedy; None if the step does not fail.
     """
 
@@ -242,8 +245,8 @@ class TraceReport:
 
     Attributes:
         ok: no step fails.
-        steps: the steps in the order of the packet, up to the first that fails.
-        stops: name of the step that fails; None if none fails.
+        steps: the steps in the order in which the packet passes them, up to the first step that fails.
+        stops: name of the step that fails; None if no step fails.
     """
 
     source: IPv4Address
@@ -257,13 +260,16 @@ class TraceReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchLine:
-    """The round-trip times of echoes of one size over one path, in milliseconds; None without a reply.
+    """The round-trip times of echo requests of one size over one path, in milliseconds; None if there was no
+    reply.
 
     Attributes:
-        name: `measurement` is this host itself: the part of each time that the measurement adds.
-        size: bytes of the IP packet.
+        name: `measurement` is a path inside this host. It shows the part of each time that the measurement
+            itself needs.
+        size: size in bytes of the IP packet.
         sent, received: numbers of requests and replies.
-        ratio: of the median to that of the underlay with the same size; None without both.
+        ratio: ratio of the median to that of the underlay with the same size; None if one of the two is
+            missing.
     """
 
     name: Literal["measurement", "underlay", "tunnel", "container"]
@@ -280,12 +286,12 @@ class BenchLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """The document of `flannelctl bench`. `ok`: each path to the host answered.
+    """The document of `flannelctl bench`. `ok`: True if each path to the host answered.
 
     Attributes:
         backend_type: `udp` for udp.
-        measured: the meaning of the times, one sentence each.
-        not_measured: the properties that they do not show, one sentence each.
+        measured: the meaning of the times, with one sentence for each.
+        not_measured: the properties that the times do not show, with one sentence for each.
     """
 
     subnet: IPv4Network

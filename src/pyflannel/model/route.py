@@ -1,4 +1,4 @@
-"""Routes, neighbours and FDB entries: the objects that lead packets to a peer."""
+"""Routes, neighbours and FDB entries: the objects that direct packets to a peer."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -27,14 +27,15 @@ def route_key(version: int, base: int, length: int, metric: int) -> Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route(Item):
-    """Packets to `destination` leave by `link`, to `gateway` if there is one.
+    """Packets to `destination` leave by `link`, and are sent to `gateway` if the route has a gateway.
 
     Attributes:
-        metric: the kernel's priority; two routes to one destination differ in it.
+        metric: metric of the route in the kernel; two routes to one destination have different metrics.
         source: preferred source address of the host's own packets.
-        is_onlink: the gateway is reached on the link without a route to it.
-        mtu: bytes of the largest packet; 0 for the MTU of the link.
-        kind: `unicast`, `blackhole`, `unreachable`, `prohibit`, …, or `multipath`, which is never planned.
+        is_onlink: True if the gateway is reached on the link without a route to it.
+        mtu: size in bytes of the largest packet; 0 for the MTU of the link.
+        kind: type of the route: `unicast`, `blackhole`, `unreachable`, `prohibit`, …, or `multipath`, which
+            is never planned.
     """
 
     KIND = "route"
@@ -54,7 +55,7 @@ class Route(Item):
 
     @property
     def key(self) -> Key:
-        """The identity of the kernel object: link and gateway may be replaced."""
+        """The identity of the kernel object. Link and gateway can be replaced in place."""
         base = self.destination.network_address
         return route_key(base.version, int(base), self.destination.prefixlen, self.metric)
 
@@ -66,18 +67,22 @@ class Route(Item):
 
     @property
     def parent_link(self) -> str | None:
-        """The link that packets leave by; None for a blackhole."""
+        """The link by which packets leave; None for a blackhole."""
         return self.link or None
 
     def after(self, changes: LinkChanges) -> "Route | None":
-        """Return the route, or None if its link is created again or loses its last IPv4 address."""
+        """Return the route, or None if its link is created again or if the link loses its last IPv4
+        address.
+        """
         is_ipv4 = self.destination.version == 4
         is_dropped = self.link in changes.recreated or (is_ipv4 and self.link in changes.unaddressed)
         return None if is_dropped else self
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """Its link, and the addresses that are still missing there: one of them may be the source."""
+        """The link of the route, and the addresses that are still missing on the link, because one of them
+        may be the source.
+        """
         return (("link", self.link), (("address", self.link), ANY)) if self.link else ()
 
     def is_marked(self, marks: Marks) -> bool:
@@ -87,22 +92,22 @@ class Route(Item):
         )
 
 
-# Route protocols: the numbers by which daemons on one host recognize their routes.
+# Route protocols, which are the numbers by which daemons on one host recognize their routes.
 #
-# A route has no alias and no name. Its protocol is one byte, which the kernel stores and does not use. The
-# daemon of flannel0 writes 80, that of flannel1 101, that of flannel2 102, and so on. Other programs use
-# numbers around these: 84 is OVN, 99 is openr, 186 to 198 are routing daemons (linux/rtnetlink.h, rt_protos
-# of iproute2).
+# A route has no alias and no name. Its protocol is one byte, which the kernel stores but does not use. The
+# daemon that claims flannel0 uses 80, the daemon of flannel1 uses 101, that of flannel2 uses 102, and so on.
+# Other programs use the numbers nearby: OVN uses 84, openr uses 99, and routing daemons use 186 to 198
+# (linux/rtnetlink.h, rt_protos of iproute2).
 
 _STEM = "flannel"
 _BEFORE_OTHERS = 100
 _OTHERS = range(1, 80)
 
 PROTOCOLS = frozenset({PROTOCOL_FLANNEL, *(_BEFORE_OTHERS + number for number in _OTHERS)})
-"""All numbers that pyflannel daemons may write."""
+"""All route protocol numbers that pyflannel daemons may use."""
 
 DEVICES = (FIRST_DEVICE, *(f"{_STEM}{number}" for number in _OTHERS))
-"""All names that a daemon may claim; each has its own number."""
+"""All names that a daemon may claim; each name has its own number."""
 
 
 def route_protocol(device: str) -> int:
@@ -115,11 +120,11 @@ def route_protocol(device: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbour(Item):
-    """A neighbour entry, as planned or as found.
+    """A neighbour entry, as planned or as read from the kernel.
 
     Attributes:
-        mac: six bytes in lower-case hexadecimal, with colons; "" if the kernel has none.
-        is_permanent: neither aged nor probed (NUD_PERMANENT).
+        mac: MAC address, six bytes in lower-case hexadecimal with colons; "" if the kernel knows no address.
+        is_permanent: True if the entry is neither aged nor probed (NUD_PERMANENT).
     """
 
     KIND = "neighbour"
@@ -152,7 +157,9 @@ class Neighbour(Item):
         return self.link in marks.links
 
     def after(self, changes: LinkChanges) -> "Neighbour | None":
-        """Return the neighbour; None if its link is created again, or loses its MAC or last IPv4 address."""
+        """Return the neighbour; None if its link is created again, or if the link loses its MAC address or
+        last IPv4 address.
+        """
         is_ipv4 = self.address.version == 4
         is_dropped = self.link in changes.recreated or self.link in changes.readdressed
         return None if is_dropped or (is_ipv4 and self.link in changes.unaddressed) else self
@@ -164,9 +171,10 @@ class FdbEntry(Item):
 
     Attributes:
         mac: six bytes in lower-case hexadecimal, with colons.
-        others: further destinations, each of which gets a copy; never planned. Sorted.
-        is_permanent: neither aged nor replaced by learning (NUD_PERMANENT or NUD_NOARP).
-        is_plain: it has the device's port, VNI and underlay; no other entry is planned.
+        others: additional destinations, each of which gets a copy of the frame; they are never planned.
+            Sorted.
+        is_permanent: True if the entry is neither aged nor replaced by learning (NUD_PERMANENT or NUD_NOARP).
+        is_plain: True if the entry has the device's port, VNI and underlay; no other entry is planned.
     """
 
     KIND = "fdb_entry"

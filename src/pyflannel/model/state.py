@@ -11,7 +11,7 @@ _Kind = TypeVar("_Kind", bound=Item)
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Items by key. At most one item has a key.
+    """Items by key. At most one item has a given key.
 
     A state is not changed after its creation, except the plan, which `engine.planner` updates in place.
     """
@@ -22,21 +22,21 @@ class State:
 
     @classmethod
     def of(cls, *items: Item) -> "State":
-        """Return the state of these items. Of two items with one key, the first is kept."""
+        """Return the state of these items. If two items have one key, the first is kept."""
         return cls(ItemMap(items))
 
     @classmethod
     def collect(cls, items: Iterable[Item]) -> "State":
-        """Return the state of these items. Of two items with one key, the first is kept."""
+        """Return the state of these items. If two items have one key, the first is kept."""
         return cls(ItemMap(items))
 
     @classmethod
     def of_tables(cls, tables: Mapping[Hashable, dict[Hashable, Item]]) -> "State":
-        """Return the state of these tables, which are shared and must not be changed afterwards."""
+        """Return the state of these tables, which are shared and must not be changed after that."""
         return cls(ItemMap.of_tables(tables))
 
     def of_kinds(self, kinds: Container[type[Item]]) -> "State":
-        """Return the items of these kinds, with shared tables: each contains items of one kind."""
+        """Return the items of these kinds. The tables are shared, and each contains items of one kind."""
         tables = self.by_key.tables.items()
         return State.of_tables({t: names for t, names in tables if type(next(iter(names.values()))) in kinds})
 
@@ -49,14 +49,14 @@ class State:
                 yield item
 
     def without(self, keys: Iterable[Key]) -> "State":
-        """Return the state without the items of these keys."""
+        """Return the state without the items that have these keys."""
         left = self.by_key.copy()
         for key in keys:
             left.discard(key)
         return State(left)
 
     def __or__(self, other: "State") -> "State":
-        """Return the union. If both have a key, the item of this state is kept."""
+        """Return the union. If both states contain a key, the item of this state is kept."""
         return State(self.by_key | other.by_key)
 
     def __iter__(self) -> Iterator[Item]:
@@ -80,7 +80,7 @@ class Add:
 
     @property
     def subject(self) -> Item:
-        """The item of the operation."""
+        """The item to which the operation applies."""
         return self.item
 
 
@@ -105,7 +105,7 @@ class Remove:
 
     @property
     def subject(self) -> Item:
-        """The item of the operation."""
+        """The item to which the operation applies."""
         return self.item
 
 
@@ -117,8 +117,8 @@ class Refusal:
     """An operation that did not take effect, the cause, and the remedy.
 
     Attributes:
-        is_permanent: the same operation cannot succeed before its input changes: a missing right, a read-only
-            file system, an unknown feature. Any other refusal is temporary.
+        is_permanent: True if the same operation cannot succeed before its input changes, for example because
+            of a missing right, a read-only file system, an unknown feature. All other refusals are temporary.
     """
 
     operation: Operation
@@ -137,14 +137,16 @@ class Unchanged:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Some objects of the plan changed. Their keys, with the planned objects before the change."""
+    """Some objects of the plan changed. Keys of the changed objects, each with the planned object before
+    the change.
+    """
 
     previous: Mapping[Key, Item | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A new plan. Later changes are made in place and reported by `Changed`."""
+    """A new plan. The whole plan was replaced. Later changes are made in place and reported by `Changed`."""
 
     plan: State
 

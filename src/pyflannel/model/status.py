@@ -1,7 +1,7 @@
 """The status of a daemon.
 
-`None` means unknown, or not available yet. Names with `_s` are in seconds. The JSON of the control socket and
-of `flannelctl status --json` has the same structure and names: a field may be added, never renamed.
+`None` means unknown, or not available so far. Names with `_s` are in seconds. The JSON of the control socket
+and of `flannelctl status --json` has the same structure and names: a field may be added, never renamed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from pyflannel.model.probe import NarrowPath
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One line of text. `hint` is the remedy; it is empty if there is none."""
+    """One line of text. `hint` is the remedy; it is empty if there is no remedy."""
 
     text: str
     hint: str = ""
@@ -29,10 +29,10 @@ class Notice:
 
 
 STRANGERS_SHOWN = 64
-"""Maximum number of rejected senders in a status: those with the most packets."""
+"""Maximum number of rejected senders in a status; the senders of the most packets are kept."""
 
 LeasePhase = Literal["acquiring", "held", "lost", "taken"]
-"""Acquiring a subnet; holding it; acquiring it again after its loss; another host holds it."""
+"""The phases: acquiring a subnet; holding it; acquiring it again after it was lost; another host holds it."""
 
 FastPathMode = Literal["safe", "flow", "off", "user-space"]
 
@@ -46,22 +46,24 @@ SignatureFault = Literal[
     "too_many_keys",
     "not_ours",
 ]
-"""Why a host does not accept a lease.
+"""Reasons why a host does not accept a lease.
 
-`changed_key`: its owner had another key before. `held_subnet`: the holder of the subnet has another key.
-`not_ours`: it names this host, which has not signed it. See `plan.lease.trust.FAULTS`.
+`changed_key`: the owner of the lease had another key before. `held_subnet`: the holder of the subnet has
+another key. `not_ours`: the lease names this host as the holder, but this host has not signed it. See
+`plan.lease.trust.FAULTS`.
 """
 
 REFUSED_LEASES_SHOWN = 64
-"""Maximum number of refused leases in a status: those in the store first, then the latest."""
+"""Maximum number of refused leases in a status: leases that are still in the store are first, then the
+latest refusals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkStatus:
-    """The network config in force, and its range.
+    """The network config in force, and the range of the network.
 
     Attributes:
-        trouble: why the host does not use the config in the store, and the remedy.
+        trouble: reason why the host does not use the config in the store, and the remedy.
     """
 
     text: str | None = None
@@ -75,14 +77,14 @@ class LeaseStatus:
     """The lease of this host.
 
     Attributes:
-        subnet: the current or last subnet; packets use it in every phase.
-        ipv6_subnet: the same for IPv6; None if the network has no IPv6.
-        is_reservation: the operator wrote it without TTL: it never expires.
-        expires_in_s: seconds until the store deletes it, unless it is renewed.
+        subnet: the current or last subnet; packets use it in every phase of the lease.
+        ipv6_subnet: the current or last IPv6 subnet; None if the network has no IPv6.
+        is_reservation: True if an operator wrote the lease without a TTL, so that it never expires.
+        expires_in_s: seconds until the store deletes the lease, unless it is renewed.
         since_s: seconds since the start of the phase.
         holder: the host that holds the subnet in the phase `taken`.
-        trouble: why there is no lease, and the remedy; None if it is unknown, or there is a lease.
-        losses: how often the lease was lost or taken since flanneld started.
+        trouble: reason why there is no lease, and the remedy; None if this is unknown or if there is a lease.
+        losses: number of times that the lease was lost or taken since flanneld started.
     """
 
     phase: LeasePhase | None = None
@@ -98,7 +100,7 @@ class LeaseStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnderlayStatus:
-    """The interface that carries the tunnel; peers send to `public_ip`."""
+    """The interface that carries the tunnel. Peers send to `public_ip`."""
 
     link: str
     address: IPv4Address
@@ -113,13 +115,13 @@ class BackendStatus:
     """The backend: its type, its device, and the MTU of a container in bytes.
 
     Attributes:
-        link: None if the backend has no device.
-        is_encrypted: all packets to other hosts are encrypted.
-        notes: peculiarities of the backend on this host, one line each.
-        port: UDP port on which this host receives tunnel packets; None without a tunnel.
-        received: bytes of inner packets received from peers since the start of the counters; None if the
+        link: name of the device; None if the backend has no device.
+        is_encrypted: True if all packets to other hosts are encrypted.
+        notes: notes about unusual properties of the backend on this host, one line each.
+        port: UDP port on which this host receives tunnel packets; None if there is no tunnel.
+        received: number of bytes of inner packets received from peers since the counters started; None if the
             backend does not count them.
-        sent: the same for packets sent to peers.
+        sent: number of bytes of inner packets sent to peers, in the same way.
     """
 
     type: str
@@ -137,10 +139,10 @@ class WireguardPeerStatus:
     """A WireGuard peer of this host.
 
     Attributes:
-        endpoint: current destination of packets to it; None if it is unknown.
-        handshake_age_s: seconds since the latest handshake; None if there was none.
-        received: bytes received from it since the device was created.
-        sent: bytes sent to it since the device was created.
+        endpoint: current destination of packets to the peer; None if it is unknown.
+        handshake_age_s: seconds since the latest handshake; None if there was no handshake.
+        received: number of bytes received from the peer since the device was created.
+        sent: number of bytes sent to the peer since the device was created.
     """
 
     subnet: IPv4Network
@@ -156,7 +158,7 @@ class WireguardStatus:
     """The WireGuard device of this host and its peers, in the order of their subnets.
 
     Attributes:
-        is_in_kernel: the kernel encrypts; otherwise wireguard-go.
+        is_in_kernel: True if the kernel encrypts; False if wireguard-go does.
     """
 
     public_key: str
@@ -166,7 +168,9 @@ class WireguardStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedPeer:
-    """A refused host with a lease, and the reason; `host_name` is None if it is unknown."""
+    """A host with a lease to which this host does not send, and the reason; `host_name` is None if it is
+    unknown.
+    """
 
     subnet: IPv4Network
     public_ip: IPv4Address
@@ -175,13 +179,13 @@ class RefusedPeer:
 
     @property
     def host_text(self) -> str:
-        """The text of the host: its host name, if known, and its address."""
+        """Text that names the host: its host name, if known, and its address."""
         return host_text(self.public_ip, self.host_name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreRequests:
-    """Requests to the store since flanneld started: their operation, their result and their number.
+    """The number of requests to the store since flanneld started, for one operation and result.
 
     Attributes:
         operation: `get`, `list`, `write`, `watch` or `time_to_live`.
@@ -199,8 +203,8 @@ class StoreStatus:
 
     Attributes:
         url: URL without secrets.
-        is_stale: the leases are those of the previous run, because the store has not answered yet.
-        since_s: seconds since it became reachable or unreachable.
+        is_stale: True if the leases are those of the previous run, because the store has not answered yet.
+        since_s: seconds since the store became reachable or unreachable.
         last_error: the latest failure, even if it is resolved.
         last_error_age_s: seconds since the latest failure.
         requests: requests since flanneld started.
@@ -220,10 +224,10 @@ class StoreStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwarderStatus:
-    """The process that moves packets in user space, and its counters by name.
+    """The process that moves packets in user space, with its counters by name.
 
     Attributes:
-        restrictions: rights that it gave up: `own_user`, `no_capabilities`, `filtered_calls`.
+        restrictions: rights that this process gave up: `own_user`, `no_capabilities`, `filtered_calls`.
     """
 
     pid: int | None = None
@@ -237,14 +241,15 @@ class FastPathStatus:
     """The path of packets: through programs in the kernel, or through user space.
 
     Attributes:
-        mode: "user-space" if the kernel should carry them and cannot, "off" if it is disabled.
-        reason: why the kernel does not carry them.
+        mode: "user-space" if the kernel should carry the packets but cannot; "off" if the fast path is
+            disabled.
+        reason: reason why the kernel does not carry the packets.
         hint: the remedy, if there is one.
-        counters: packets by their outcome in the programs; empty without programs.
-        byte_counters: bytes of inner packets, by the same outcomes.
+        counters: number of packets by their outcome in the eBPF programs; empty without programs.
+        byte_counters: number of bytes of inner packets, by the same outcomes.
         lacking: features that were absent or hidden at the latest probe.
         remarks: differences between kernel and plan that no repair can remove.
-        uncached: in mode flow, why packets do not bypass the firewall.
+        uncached: in mode flow, the reasons why packets do not bypass the firewall.
     """
 
     mode: FastPathMode
@@ -267,7 +272,7 @@ class Carried(NamedTuple):
 def carried_by_programs(by_outcome: Mapping[str, int]) -> Carried:
     """Return the packets or bytes that the programs of the fast path moved between host and peers.
 
-    A received packet with a cached flow has the outcome `cached_in` too, and is counted once.
+    A received packet with a cached flow also has the outcome `cached_in`, and is counted once.
     """
     sent = by_outcome.get("encapsulated", 0) + by_outcome.get("cached_out", 0)
     return Carried(received=by_outcome.get("decapsulated", 0), sent=sent)
@@ -278,7 +283,7 @@ class StrangerStatus:
     """A sender whose tunnel packets the guard drops (`model.forwarder.Stranger`), with an explanation.
 
     Attributes:
-        cause: the fault according to the current leases, in one line.
+        cause: the reason for the drop according to the current leases, in one line.
         hint: the remedy.
     """
 
@@ -297,11 +302,11 @@ class RefusedLease:
     """A lease whose signature this host does not accept.
 
     Attributes:
-        cause: the fault, in one line.
+        cause: the reason, in one line.
         hint: the remedy.
-        times: how often such a lease was written on the subnet since flanneld started.
-        age_s: seconds since flanneld read it last.
-        is_in_store: the store still contains it.
+        times: number of times that such a lease was written on the subnet since flanneld started.
+        age_s: seconds since flanneld last read the lease.
+        is_in_store: True if the store still contains the lease.
     """
 
     subnet: IPv4Network
@@ -316,23 +321,23 @@ class RefusedLease:
 
     @property
     def host_text(self) -> str:
-        """The text of the host in the lease: its host name, if known, and its address."""
+        """Text that names the host in the lease: its host name, if known, and its address."""
         return host_text(self.public_ip, self.host_name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseSigningStatus:
-    """The signatures of leases.
+    """The state of the signatures of leases.
 
     Attributes:
-        mode: `require`: refused leases are not used; `warn`: they are used nevertheless.
+        mode: `require`: refused leases are not used; `warn`: refused leases are used nevertheless.
         allowed: number of keys whose leases are accepted; None if the first key of each owner is accepted.
         counter: counter of the allow-list in force, if an operator signed it.
-        is_own_key_allowed: the list contains the key of this host; None without a list or a lease.
-        trouble: why the last good list is in use instead of the latest, and the remedy; None if the latest
-            is in use.
+        is_own_key_allowed: True if the list contains the key of this host; None without a list or a lease.
+        trouble: reason why the last valid list is in use instead of the latest list, and the remedy; None if
+            the latest list is in use.
         refused: refused leases since flanneld started; at most REFUSED_LEASES_SHOWN.
-        refusals: number of refused writes since flanneld started, for each fault.
+        refusals: number of refused writes since flanneld started, for each reason.
     """
 
     mode: Literal["warn", "require"]
@@ -345,7 +350,7 @@ class LeaseSigningStatus:
 
 
 DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds up to which durations are counted."""
+"""Limits in seconds for counting durations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,8 +358,8 @@ class Durations:
     """Durations of repeated work.
 
     Attributes:
-        up_to: number of durations of at most each of DURATIONS_S.
-        total_s: seconds of all durations.
+        up_to: number of durations that do not exceed the limit, for each limit in DURATIONS_S.
+        total_s: sum of all durations in seconds.
     """
 
     count: int = 0
@@ -362,7 +367,7 @@ class Durations:
     total_s: float = 0.0
 
     def plus(self, duration_s: float) -> "Durations":
-        """Return the durations with one more."""
+        """Return the durations with another duration added."""
         return Durations(
             count=self.count + 1,
             up_to=tuple(
@@ -378,16 +383,16 @@ class ReconcileStatus:
     """The repairs of this host.
 
     Attributes:
-        passes: number of comparisons of the host with the plan.
-        failures: number of failed attempts to read the host.
-        duration_s: seconds of the latest complete pass.
+        passes: number of comparisons of the state of the host with the plan.
+        failures: number of failed attempts to read the state of the host.
+        duration_s: duration in seconds of the latest complete pass.
         pass_durations: durations of the passes.
-        peer_durations: times from a change of peers in the plan until the host equals the plan.
+        peer_durations: times from a change of peers in the plan until the state of the host equals the plan.
         repairs: number of repaired objects.
-        repairs_by_kind: number of repaired objects of each kind: `link`, `route`, `bpf_program`.
-        last_repair: the damage that the latest repair found, as logged.
+        repairs_by_kind: number of repaired objects of each kind, for example `link`, `route`, `bpf_program`.
+        last_repair: the damage that the latest repair found, in the text of the log.
         refused: operations that did not take effect in the latest pass, with the reason.
-        held: delayed repairs, because another program keeps undoing them.
+        held: repairs that are delayed because another program keeps undoing them.
     """
 
     passes: int = 0
@@ -404,7 +409,7 @@ class ReconcileStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReachStatus:
-    """The result of probing peers. flannelctl probes a sample, the daemon none.
+    """The result of probing peers. flannelctl probes a sample of the peers; the daemon probes none.
 
     Attributes:
         probed: number of probed peers.
@@ -420,9 +425,9 @@ class DockerNetworkStatus:
     """A network of Docker with addresses of flannel.
 
     Attributes:
-        bridge: its bridge; "" if another driver than flannel has created it.
-        used: addresses in use, with those of the bridge.
-        usable: addresses that can be used.
+        bridge: bridge of the network; "" if a driver other than flannel created the network.
+        used: number of addresses in use, including those of the bridge.
+        usable: number of addresses that can be used.
     """
 
     subnet: IPv4Network
@@ -433,7 +438,7 @@ class DockerNetworkStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerPortStatus:
-    """A published port, which Docker does not show."""
+    """A published port; Docker does not show such ports."""
 
     protocol: str
     host_address: IPv4Address | None
@@ -452,22 +457,22 @@ class DockerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """The daemon at one moment.
+    """The status of the daemon at one moment.
 
     Attributes:
         version: version of the daemon; None if it does not respond.
-        is_live: the daemon answered; False if it did not, and the status is from files.
+        is_live: True if the daemon answered; False if the status is from files.
         owner: the identity of this host in its lease.
-        host_name: the host name that this host publishes in its lease; None if it publishes none.
-        is_ready: packets can flow, this host holds its lease, and the latest pass succeeded.
-        waiting_for: why it is not ready, in one line.
+        host_name: the host name that this host publishes in its lease; None if it publishes no name.
+        is_ready: True if packets can flow, this host holds its lease, and the latest pass succeeded.
+        waiting_for: reason why the host is not ready, in one line.
         peers: number of other hosts with a lease.
         leases: number of known leases, including this host's.
         conflicts: number of leases that conflict with each other or with the network config.
         refused_peers: peers to which this host does not send, in the order of their subnets.
         fast_path: fast path of the udp backend.
         wireguard: device and peers of the wireguard backend.
-        strangers: senders of dropped tunnel packets since the start of the counters; at most STRANGERS_SHOWN,
+        strangers: senders of dropped tunnel packets since the counters started; at most STRANGERS_SHOWN, with
             the senders of the most packets first.
         lease_signing: signatures of leases; None with --lease-signing=off.
         docker: networks of Docker; None without --docker-plugin.
@@ -531,7 +536,7 @@ def peer_entries(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry
 
 
 Severity = Literal["error", "warning", "info"]
-"""Packets are lost or may be lost; a problem to check; information."""
+"""Severities: packets are lost or may be lost; a problem to check; information."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -539,7 +544,7 @@ class Finding:
     """One finding of doctor.
 
     Attributes:
-        code: kind of the finding; never renamed.
+        code: kind of the finding; a kind is never renamed.
         cause: the fault, in one sentence.
         evidence: the observations, one line each.
         fix: the command or the remedy.
@@ -554,7 +559,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """The known membership of this host in a network. Its daemon may not be running.
+    """The known membership of this host in a network. The daemon may not be running.
 
     Attributes:
         network: the whole range.
@@ -574,8 +579,8 @@ class PlannedChange:
     """A change that the next pass would make.
 
     Attributes:
-        kind: kind of the object: `link`, `route`, `fdb_entry`.
-        text: the object; for a change, the difference.
+        kind: kind of the object, for example `link`, `route`, `fdb_entry`.
+        text: text of the object, or of the difference for a change.
     """
 
     action: Literal["add", "change", "remove"]
@@ -588,7 +593,7 @@ class PlanPreview:
     """The document of `flannelctl plan`.
 
     Attributes:
-        waits_for: why there is no plan; None if there is one.
+        waits_for: reason why there is no plan; None if there is a plan.
         changes: the changes in the order in which a pass would make them.
     """
 
@@ -601,13 +606,14 @@ Event = Literal["repaired", "planned", "refused", "fought over"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """One operation of a pass; the same names are the JSON of `flannelctl events --json`.
+    """One operation of a pass; its attributes are the names in the JSON of `flannelctl events --json`.
 
     Attributes:
         at: seconds since the epoch.
         event: `repaired`: another program had damaged the object; `planned`: the plan has changed; `refused`:
             the operation failed; `fought over`: another program keeps undoing it.
-        found: the difference, `link flannel0: mtu 1300, wanted 1472`; with the cause of a refusal.
+        found: the difference, for example `link flannel0: mtu 1300, wanted 1472`, with the cause if the
+            operation was refused.
     """
 
     at: float

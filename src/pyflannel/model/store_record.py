@@ -1,4 +1,5 @@
-"""Values of a store: records under a prefix with etcd's revisions, writes, changes; and its password.
+"""Values of a store: records under a prefix with etcd's revisions, writes and changes; and the password of a
+store.
 
 Keys are relative to the store's prefix: `config`, `subnets/10.5.52.0-24`, `claims/10.5.52.0-24`.
 """
@@ -12,7 +13,7 @@ class Record:
 
     Attributes:
         revision: revision of the last write to this key (etcd: mod_revision).
-        lease_id: the store's handle of the expiry; 0 for a key without TTL.
+        lease_id: handle by which the store identifies the expiry; 0 for a key without TTL.
         created: revision at which the key was created (etcd: create_revision); 0 if the store does not
             record it.
     """
@@ -34,7 +35,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """The condition that a key has this revision. Revision 0 means that the key does not exist."""
+    """The condition that a key must have this revision. Revision 0 means that the key does not exist."""
 
     key: str
     revision: int
@@ -45,9 +46,9 @@ class Put:
     """Write a key on condition of its revision.
 
     Attributes:
-        ttl_s: seconds until the store deletes the key; None for never.
-        expected: the revision that the key must have: 0 for absent, None for any.
-        given: a further condition on another key.
+        ttl_s: seconds until the store deletes the key; None if it never does.
+        expected: the revision that the key must have; 0 if it must be absent, None for any revision.
+        given: an additional condition on another key.
     """
 
     key: str
@@ -59,7 +60,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
-    """Delete a key if it has the expected revision. None means any, also no key."""
+    """Delete a key if it has the expected revision. None means any revision, or no key."""
 
     key: str
     expected: int | None
@@ -74,7 +75,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The key had another revision, or a further condition was false; nothing was written.
+    """The key had another revision, or the additional condition was false; nothing was written.
 
     `current` is the record at the key, None if it is absent.
     """
@@ -123,7 +124,9 @@ class StoreChanges:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secret:
-    """A password. Only `reveal` shows its text. An empty one is false."""
+    """A password. Only `reveal` returns the text of the password. An empty password is false in a
+    condition.
+    """
 
     _text: str
 

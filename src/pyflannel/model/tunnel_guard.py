@@ -1,6 +1,8 @@
-"""The tunnel guard: tables of nf_tables that drop forged tunnel packets, and their entry for each peer.
+"""The tunnel guard: tables of nf_tables that drop forged tunnel packets, and the entries of the peers in
+these tables.
 
-Each address family has a table, and a tunnel carries the family of its own outer header.
+Each address family has a table, and a tunnel carries only inner packets of the same family as its outer
+header.
 """
 
 from collections.abc import Iterable
@@ -12,10 +14,11 @@ from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.packet_filter import device_of, filter_name
 
 GuardMode = Literal["strict", "peer", "off"]
-"""The check of the guard: outer and inner source, only the outer source, or nothing."""
+"""Modes of the guard: it checks the outer and the inner source (strict), only the outer source (peer), or
+nothing (off)."""
 
 STEM = "flannel-guard"
-"""Stem of the names of the tables."""
+"""Common prefix of the names of the tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +26,7 @@ class GuardedTunnel:
     """A tunnel of UDP datagrams.
 
     Attributes:
-        link: link of the inner packets, flannel0 or flannel.1.
+        link: link of the inner packets, for example flannel0 or flannel.1.
         port: UDP port on which this host receives tunnel packets.
         vni: VXLAN network identifier; None if an inner packet follows the UDP header, as with udp.
     """
@@ -35,14 +38,14 @@ class GuardedTunnel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardedPath:
-    """The path of packets from other hosts to this one.
+    """The path of packets from other hosts to this host.
 
     Attributes:
         links: links at which inner packets arrive.
-        tunnel: None if peers send inner packets without a tunnel, as with host-gw, or if the device checks
-            them.
-        refuses_clear: drop unencrypted packets to this host's subnet that arrive at the underlay.
-        others: further tunnels, during a change of the backend.
+        tunnel: the tunnel; None if peers send inner packets without a tunnel, as with host-gw, or if the
+            device checks them.
+        refuses_clear: True to drop unencrypted packets to this host's subnet that arrive at the underlay.
+        others: additional tunnels, during a change of the backend.
     """
 
     links: tuple[str, ...]
@@ -52,13 +55,13 @@ class GuardedPath:
 
     @property
     def tunnels(self) -> tuple[GuardedTunnel, ...]:
-        """All tunnels, those with a VNI first: their rules match only their own port."""
+        """All tunnels. Those with a VNI are first, because their rules match only their own port."""
         found = self.others if self.tunnel is None else (self.tunnel, *self.others)
         return tuple(sorted(found, key=lambda one: one.vni is None))
 
 
 def joined(paths: Iterable[GuardedPath | None]) -> GuardedPath | None:
-    """Return the path that accepts the packets of each of these paths; None if there is none."""
+    """Return the path that accepts the packets of each of these paths; None if there are no paths."""
     found = [path for path in paths if path is not None]
     if len(found) < 2:
         return found[0] if found else None
@@ -79,12 +82,12 @@ class GuardTable(Item):
         device: device name that the daemon claims.
         underlay: link that carries the tunnel.
         address: address of this host on the underlay.
-        source_length: prefix length of the `sources` of most peers, which are found fastest.
+        source_length: prefix length of the `sources` of most peers, for which the look-up is fastest.
         network: network of the overlay; None for an existing table that is not planned.
         subnet: subnet of this host.
         path: path of packets from other hosts.
-        users: users that may send tunnel packets beside root: the user of flanneld.
-        differences: texts about unplanned content of the table.
+        users: users that may send tunnel packets in addition to root, which is the user of flanneld.
+        differences: descriptions of unplanned content of the table.
     """
 
     KIND = "guard_table"
@@ -118,7 +121,7 @@ class GuardTable(Item):
         return f"nftables table {self.name}" if self.family == 4 else f"nftables table ip6 {self.name}"
 
     def is_marked(self, marks: Marks) -> bool:
-        """Return whether the name is that of the daemon's device."""
+        """Return whether the name contains the daemon's device."""
         return self.device == marks.device
 
 
@@ -131,7 +134,7 @@ class GuardPeer(Item):
         subnet: subnet of the peer.
         address: address of the peer on the underlay.
         port: UDP port on which the peer receives tunnel packets.
-        other_ports: its ports of further tunnels, during a change of the backend.
+        other_ports: its ports of additional tunnels, during a change of the backend.
         sources: the peer's subnet, or all addresses if only the outer source is checked.
     """
 
@@ -153,7 +156,9 @@ class GuardPeer(Item):
 
     @property
     def key(self) -> Key:
-        """The identity of the entry: the first address of the subnet, because subnets do not overlap."""
+        """The identity of the entry, which is the first address of the subnet, because subnets do not
+        overlap.
+        """
         return guard_peers(self.device, self.family), int(self.subnet.network_address)
 
     @property
@@ -177,7 +182,7 @@ def guard_table(device: str, family: Family) -> Key:
 
 
 def guard_peers(device: str, family: Family) -> tuple[str, str, Family]:
-    """Return the table of a device's peers in keys of states."""
+    """Return the first part of the keys of a device's peers, which names their table."""
     return "guard-peer", device, family
 
 

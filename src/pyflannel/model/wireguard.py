@@ -1,4 +1,4 @@
-"""WireGuard: the device of a host, its peers, and the facts of the host that a plan needs."""
+"""WireGuard: the device of a host, its peers, and the WireGuard properties of the host that a plan needs."""
 
 import binascii
 from base64 import b64decode, b64encode
@@ -12,7 +12,7 @@ from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.store_record import Secret
 
 DEVICE = "flannel-wg"
-"""Name of the device; the name of the original."""
+"""Name of the device, which is the same as in the original."""
 
 LOG_NAME = "wireguard-go.log"
 """Name of the file in the run directory that receives the output of wireguard-go."""
@@ -30,7 +30,7 @@ def wireguard_link(device: str, family: Family = 4) -> str:
 
 
 def parse_key(text: str) -> str | None:
-    """Return a key as `wg` writes it; None if the text is not 32 bytes in base64."""
+    """Return a key in the form that `wg` writes; None if the text is not 32 bytes in base64."""
     try:
         octets = b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -47,13 +47,13 @@ def sorted_networks(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireguardFacts:
-    """The facts about WireGuard on this host that a plan needs.
+    """The WireGuard properties of this host that a plan needs.
 
     Attributes:
         key: public key of the device; "" while unknown.
-        published: public key in the lease of this host. Differs from `key` only during a rotation.
-        is_in_kernel: the kernel has WireGuard; otherwise wireguard-go carries the packets.
-        problem: why WireGuard is unusable, in one line; "" if it is usable.
+        published: public key in the lease of this host. It differs from `key` only during a rotation.
+        is_in_kernel: True if the kernel has WireGuard; False if wireguard-go carries the packets.
+        problem: reason why WireGuard is unusable, in one line; "" if it is usable.
     """
 
     key: str = ""
@@ -63,18 +63,20 @@ class WireguardFacts:
 
 
 UNKNOWN = WireguardFacts(problem="the WireGuard key of this host")
-"""Nothing was read yet."""
+"""The value before anything was read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireguardDevice(Item):
-    """A link that encrypts, with its key and its UDP port.
+    """A link that encrypts packets, with its key and its UDP port.
 
     Attributes:
         public_key: public key of this host; "" if the device has no private key.
         port: UDP port.
-        is_in_kernel: the kernel encrypts; otherwise a process of wireguard-go, attached to a TUN device.
-        sources: addresses of the underlay. wireguard-go keeps sending from the previous ones after a change.
+        is_in_kernel: True if the kernel encrypts; False if a process of wireguard-godoes, which is attached
+            to a TUN device.
+        sources: source addresses on the underlay. wireguard-go keeps sending from the previous addresses
+            after a change.
     """
 
     KIND = "wireguard_device"
@@ -91,7 +93,7 @@ class WireguardDevice(Item):
 
     @property
     def key(self) -> Key:
-        """The identity of the object: a link has one configuration."""
+        """The identity of the object. A link has only one configuration."""
         return "wireguard", self.link
 
     @property
@@ -115,16 +117,17 @@ class WireguardDevice(Item):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireguardPeer(Item):
-    """The part of a peer in one family. Packets to and from `allowed` are encrypted with its key.
+    """The part of a peer in one family. Packets to and from `allowed` are encrypted with the key of the peer.
 
     The parts of a peer on one device are one peer of WireGuard, with the same endpoint and options.
 
     Attributes:
         allowed: subnets of the peer, sorted.
-        family: the family of these subnets.
-        shares_device: the device carries both families.
-        endpoint: `ADDRESS:PORT` or `[ADDRESS]:PORT` to send to until a handshake shows another; "" for none.
-        keepalive_s: interval of keepalive packets; 0 for none.
+        family: the address family of these subnets.
+        shares_device: True if the device carries both families.
+        endpoint: `ADDRESS:PORT` or `[ADDRESS]:PORT` to send to until another endpoint is learned from a
+            handshake; "" for no endpoint.
+        keepalive_s: interval of keepalive packets; 0 for no keepalive packets.
         preshared_key: empty for none.
     """
 
@@ -144,7 +147,7 @@ class WireguardPeer(Item):
 
     @property
     def key(self) -> Key:
-        """The identity of the part; all other attributes may be replaced."""
+        """The identity of the part; all other attributes can be replaced in place."""
         return ("wireguard-peer", self.link, self.family), self.public_key
 
     @property
@@ -181,10 +184,10 @@ class WireguardContact:
 
     Attributes:
         public_key: public key of the peer.
-        endpoint: current destination of packets to it; "" if it is unknown.
-        handshake_age_s: seconds since the latest handshake; None if there was none.
-        received: bytes received from it.
-        sent: bytes sent to it.
+        endpoint: current destination of packets to the peer; "" if it is unknown.
+        handshake_age_s: seconds since the latest handshake; None if there was no handshake.
+        received: number of bytes received from the peer.
+        sent: number of bytes sent to the peer.
     """
 
     public_key: str
@@ -194,7 +197,7 @@ class WireguardContact:
     sent: int = 0
 
     def joined(self, other: "WireguardContact") -> "WireguardContact":
-        """Return the contact by two devices, one per family, with the same peer."""
+        """Return the combined contact of two devices, one per family, with the same peer."""
         ages = [one.handshake_age_s for one in (self, other) if one.handshake_age_s is not None]
         return WireguardContact(
             public_key=self.public_key,

@@ -2,7 +2,7 @@
 
 Keys are case-insensitive. `null` means the default. If a key is repeated, the last value applies.
 
-Source: flannel 0.28.9. The messages begin as those of the original, so that they can be searched for.
+Source: flannel 0.28.9. The messages begin like those of the original, so that users find them in a search.
 """
 
 import json
@@ -14,7 +14,7 @@ from pyflannel.errors import ConfigError
 from pyflannel.model.network_config import IPV4_ONLY, KEYS, LATER_KEYS, Family, NetworkConfig
 
 _LONGEST_SHOWN = 80
-"""Longest key or value in a message, in characters."""
+"""Maximum number of characters of a key or value in a message."""
 
 _NAMED = 8
 """Maximum number of unknown keys that a message names."""
@@ -26,7 +26,7 @@ class BackendKeys:
 
     Attributes:
         name: name of the backend in the original's messages: `VXLAN`.
-        backend: the decoded JSON object, with its keys as written.
+        backend: the decoded JSON object, with its keys as the operator wrote them.
     """
 
     name: str
@@ -124,7 +124,9 @@ def ineffective(
 
 
 def without_effect(config: NetworkConfig) -> tuple[str, ...]:
-    """Return a line for each key of the original without effect outside Backend, and one for unknown keys."""
+    """Return a line for each key of the original without effect outside Backend, and one line for unknown
+    keys.
+    """
     lines = [
         f"{key} has no effect: it is a key of flannel 0.20 that this version does not support"
         for key in config.unread
@@ -137,7 +139,7 @@ def without_effect(config: NetworkConfig) -> tuple[str, ...]:
 
 
 def _named(keys: Sequence[str]) -> str:
-    """Return the first keys, the number of further ones, and the verb: they have."""
+    """Return the first keys, the number of further keys, and the verb "has" or "have"."""
     more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
     return f"{', '.join(keys[:_NAMED])}{more} {'have' if len(keys) > 1 else 'has'}"
 

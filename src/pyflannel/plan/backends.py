@@ -23,16 +23,16 @@ from pyflannel.plan.routes import Routed, network_notes
 class Backend(Protocol):
     """The plans for one network, as pure functions. A value that is parsed from the network config.
 
-    Functions with a `host` plan the family of that host.
+    Functions with a `host` plan the address family of that host.
     """
 
     @property
     def lease_type(self) -> str:
-        """BackendType in the lease."""
+        """The BackendType that the lease contains."""
 
     @property
     def way(self) -> str:
-        """The data path on the wire, as text: hosts with another one need both during a change."""
+        """The identity of the data path, as text. During a change to another data path, hosts need both."""
 
     @property
     def port(self) -> int | None:
@@ -40,19 +40,19 @@ class Backend(Protocol):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Packet formats that the lease publishes as readable."""
+        """Packet formats that the host accepts and that the lease publishes."""
 
     @property
     def tunnel_port(self) -> int | None:
-        """UDP port on which this host receives tunnel packets; None without a tunnel."""
+        """UDP port on which this host receives tunnel packets; None if the backend has no tunnel."""
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """The families that it carries, IPv4 first."""
+        """The address families that the backend carries, IPv4 first."""
 
     @property
     def routed(self) -> Routed:
-        """Destinations of its routes."""
+        """Destinations of the backend's routes."""
 
     @property
     def config_line(self) -> str | None:
@@ -64,7 +64,7 @@ class Backend(Protocol):
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether every packet to another host is encrypted."""
+        """True if every packet to another host is encrypted."""
 
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> BackendData | None:
         """Return the BackendData of the lease of the host with this identity."""
@@ -73,22 +73,30 @@ class Backend(Protocol):
         """Return the size of the largest packet of a container, in bytes."""
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return the peculiarities of the backend on this host, one line each, with `config_warnings`."""
+        """Return notes about unusual properties of the backend on this host, one line each, including
+        `config_warnings`.
+        """
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
-        """Return the missing condition if the backend cannot work on this host, as text; None if it can."""
+        """Return the missing condition if the backend cannot work on this host, as text; None if it can
+        work.
+        """
 
     def plan_host(self, host: Host) -> State:
         """Return the objects of the host itself, which do not depend on peers."""
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why this backend cannot reach a peer, as text for the log; None if it can."""
+        """Return the reason why this backend cannot reach a peer, as text for the log; None if it can
+        reach the peer.
+        """
 
     def foreseen(self, peer: Lease) -> Lease | None:
-        """Return the lease by which a peer will publish this backend; None if it cannot be known before."""
+        """Return the lease that a peer will publish for this backend; None if this cannot be known in
+        advance.
+        """
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return the peers that yield to others which need the same object, by subnet, with the reason.
+        """Return the peers that yield to other peers which need the same object, by subnet, with the reason.
 
         The result does not depend on the order in which the peers were added.
         """
@@ -97,7 +105,7 @@ class Backend(Protocol):
         """Return the objects of one peer; empty for a peer with an objection."""
 
     def guarded_path(self, host: Host) -> GuardedPath | None:
-        """Return the path of packets from other hosts to this one; None if the backend does not know it."""
+        """Return the path of packets from other hosts to this host; None if the backend does not know it."""
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return the objects for containers behind these bridges; empty for most backends."""
@@ -111,7 +119,7 @@ _PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {
     "wireguard": wireguard.parse,
 }
 
-# Backends of the original that pyflannel does not support. A config with one of them is valid.
+# Types of backends of the original that pyflannel does not support. A config with one of them is valid.
 _LATER = frozenset({"ipip", "ipsec", "extension", "tencent-vpc"})
 
 
@@ -119,7 +127,7 @@ def config_warnings(config: NetworkConfig) -> tuple[str, ...]:
     """Return warnings about a valid config, one line each: parts that this version does not support.
 
     Raises:
-        ConfigError: the backend is unknown to flannel too, or its part of the config is invalid.
+        ConfigError: the original does not know the backend either, or its part of the config is invalid.
     """
     if config.backend_type in _LATER:
         later = f"Backend.Type {config.backend_type} is supported by the original, not by this version"
@@ -128,7 +136,7 @@ def config_warnings(config: NetworkConfig) -> tuple[str, ...]:
 
 
 def notes_on(config: NetworkConfig, backend: Backend, host: Host) -> tuple[str, ...]:
-    """Return the peculiarities of the network on this host, one line each."""
+    """Return notes about unusual properties of the network on this host, one line each."""
     if backend.routed == "nothing":
         return backend.notes(host)
     network = config.range_of(host.family)
@@ -137,7 +145,9 @@ def notes_on(config: NetworkConfig, backend: Backend, host: Host) -> tuple[str, 
 
 
 def own_variant(lease: Lease, backend: Backend, host: Host) -> Lease:
-    """Return this host's lease as a backend published it, or the lease itself if it did not."""
+    """Return this host's lease with the part that a backend published, or the unchanged lease if it
+    published no part.
+    """
     data = backend.lease_data(host.owner, host.wireguard, host.family)
     for variant in lease.variants:
         attributes = variant.attributes
@@ -153,7 +163,7 @@ def backend_of(config: NetworkConfig) -> Backend:
     """Return the backend of the config.
 
     Raises:
-        ConfigError: there is no such backend, or its part of the config is invalid.
+        ConfigError: the backend does not exist, or its part of the config is invalid.
     """
     parser = _PARSERS.get(config.backend_type)
     if parser is None:
@@ -181,14 +191,15 @@ _IN_PLACE: Mapping[str, str] = {
     "has_gbp": "GBP",
     "learns": "Learning",
 }
-"""Attributes of backends whose device cannot have both values, with their names for people."""
+"""Attributes of backends whose device cannot have both the old and the new value, with their names for
+people."""
 
 _NAMED = 5
 """Maximum number of hosts that an effect names."""
 
 
 _MOST_COMPARED = 4000
-"""Most lines of two configs that are compared. The time grows with the square of this number."""
+"""Maximum number of lines of two configs that are compared. The time grows with the square of this number."""
 
 
 def difference_of(old: str | None, new: str, *, name: str = "new") -> list[str]:
@@ -196,7 +207,7 @@ def difference_of(old: str | None, new: str, *, name: str = "new") -> list[str]:
 
     If they are long, which only unknown keys cause, the diff removes all lines and adds all lines.
     """
-    from difflib import unified_diff  # only a change of the config needs it
+    from difflib import unified_diff  # this import is needed only for a change of the config
 
     before, after = [] if old is None else _lines(old), _lines(new)
     names = "stored" if old is not None else "/dev/null", name
@@ -214,7 +225,8 @@ def _lines(text: str) -> list[str]:
 
 
 def effects_of(old: NetworkConfig, new: NetworkConfig, leases: Iterable[LeaseEntry]) -> list[str]:
-    """Return the effects of another config on the running hosts with these leases, one sentence each.
+    """Return the effects of another config on the running hosts with these leases, with one sentence for each
+    effect.
 
     Raises:
         ConfigError: one of the configs is invalid.
@@ -267,7 +279,7 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
 
 
 def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str]:
-    """Yield the hosts that refuse the config, because it does not admit their subnets."""
+    """Yield the hosts that refuse the configbecause it excludes their subnets."""
     refusing = [lease for lease in leases if new.enable_ipv4 and not new.admits(lease.subnet)]
     if not refusing:
         return
@@ -312,7 +324,9 @@ def _underlay_address(peer: Lease, backend: Backend, host: Host) -> IpAddress | 
 
 
 def _largest_packet(backend: Backend, config: NetworkConfig) -> int | None:
-    """Return the MTU of containers if the MTU of the underlay is 1500; None without a data path."""
+    """Return the MTU of containers if the MTU of the underlay is 1500; None if the backend has no data
+    path.
+    """
     overheads = _OVERHEADS.get(backend.lease_type or backend.way)
     if overheads is None:
         return None
@@ -321,7 +335,8 @@ def _largest_packet(backend: Backend, config: NetworkConfig) -> int | None:
 
 
 def deviations_of(lease: Lease, config: NetworkConfig) -> list[str]:
-    """Return the differences between the lease of a running host and the config, one phrase each.
+    """Return the differences between the lease of a running host and the config, with one phrase for each
+    difference.
 
     A lease contains the subnets, the type of the backend, its port and its VNI. It does not show the other
     keys of the config that the host uses.
@@ -364,9 +379,9 @@ def _backend_deviations(lease: Lease, backend: Backend) -> Iterator[str]:
 
 
 def conflicts_of(config: NetworkConfig, other: NetworkConfig) -> Iterator[str]:
-    """Yield why no host can run two networks with these configs, one phrase each.
+    """Yield the reasons why no host can run two networks with these configs, one phrase for each reason.
 
-    A backend that this version does not know has no known conflict.
+    A backend that this version does not know causes no known conflict.
     """
     for one in config.ranges:
         for another in other.ranges:

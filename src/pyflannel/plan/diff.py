@@ -1,4 +1,6 @@
-"""The difference between two states: operations in a safe order, and their text for log and status."""
+"""The difference between two states: operations in a safe order, and their texts for the log and the
+status.
+"""
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import fields, replace
@@ -22,9 +24,10 @@ from pyflannel.model.tunnel_guard import GuardTable
 
 
 def diff(desired: State, actual: State) -> Iterator[Operation]:
-    """Yield the operations that turn `actual` into `desired`, in no order.
+    """Yield the operations that turn `actual` into `desired`, in no particular order.
 
-    `actual` holds only items that pyflannel owns. A link that cannot be changed in place is created again.
+    `actual` holds only items that pyflannel owns. A link that cannot be changed in place is removed and
+    created again.
     """
     for old, new in differences(actual, desired):
         operation = change(old, new)
@@ -33,7 +36,7 @@ def diff(desired: State, actual: State) -> Iterator[Operation]:
 
 
 def differences(before: State, after: State) -> Iterator[tuple[Item | None, Item | None]]:
-    """Yield both items of each key whose item differs, those without an item in `after` first.
+    """Yield both items of each key whose item differs, with the keys that have no item in `after` first.
 
     Nearly all items are the same objects in both states. The interpreter compares these in C, without a step
     of Python code.
@@ -63,8 +66,8 @@ def change(actual: Item | None, desired: Item | None) -> Operation | None:
 def losses(operations: Collection[Operation], desired: State) -> Iterator[tuple[Item, Item | None]]:
     """Yield the items of `desired` that the kernel drops, or may drop, with the changed items.
 
-    Also yield the remainder of each; None if nothing remains. An item that the operations write is omitted,
-    because it is written afterwards. Writing an item that the kernel has kept has no effect.
+    Also yield the remaining part of each item; None if nothing remains. An item that the operations write is
+    omitted, because it is written after that. Writing an item that the kernel has kept has no effect.
     """
     changes = _link_changes(operations, desired)
     if changes is None:
@@ -76,7 +79,7 @@ def losses(operations: Collection[Operation], desired: State) -> Iterator[tuple[
 
 
 def _link_changes(operations: Iterable[Operation], desired: State) -> LinkChanges | None:
-    """Return the changes with which the kernel drops other objects; None if there are none."""
+    """Return the changes that cause the kernel to drop other objects; None if there are none."""
     recreated: set[str] = set()
     readdressed: set[str] = set()
     prefixes: set[LinkPrefix] = set()
@@ -101,25 +104,26 @@ def _link_changes(operations: Iterable[Operation], desired: State) -> LinkChange
     )
 
 
-# With the first IPv4 address of a prefix on a link the kernel removes the others of that prefix. So an
-# address whose prefix stays is removed before others are added. Any other address is removed after that,
-# because a link loses its routes and neighbours with its last address.
+# With the first IPv4 address of a prefix on a link, the kernel also removes the other addresses of that
+# prefix. Therefore, if a prefix remains, its old address is removed before new ones are added. Any other
+# address is removed after that, because a link loses its routes and neighbours with its last address.
 _SHARED_PREFIX_RANK = Rank.ADDRESS - 1
 
-# Both ends of a veth are made together. While another link has the name of one end, the kernel refuses the
-# other. So a link that is recreated makes room before other links are added.
+# Both ends of a veth are created together. While another link has the name of one end, the kernel refuses to
+# create the other end. Therefore a link that is recreated is removed before other links are added.
 _RECREATED_LINK_RANK = Rank.LINK - 1
 
-# The kernel refuses a second vxlan device with one VNI and port. So a device that was renamed is removed
-# before its successor is built.
+# The kernel refuses a second vxlan device with one VNI and port. Therefore a device that was renamed is
+# removed before the new device is built.
 _LINK_IN_THE_WAY_RANK = Rank.LINK - 2
 
 _REMOVAL_RANK = 100
-"""Above every build rank. The kind that is built last is removed first."""
+"""A number greater than every build rank. The kind that is built last is removed first."""
 
 
 def order(operations: Iterable[Operation], desired: State) -> list[Operation]:
-    """Sort into a safe sequence: make before break, unless the kernel cannot have both.
+    """Sort the operations into a safe sequence, which is make before break, unless the kernel cannot have
+    both objects.
 
     Operations of one rank keep their order.
     """
@@ -144,14 +148,16 @@ def _rank(operation: Operation, kept: Set[LinkPrefix], built: Sequence[Link]) ->
 
 
 class Missing:
-    """The objects that are not there yet, or do not serve yet, so that others cannot be built on them."""
+    """The objects that do not exist yet, or do not work yet, so that objects that require them cannot be
+    built.
+    """
 
     def __init__(self) -> None:
         self._keys: set[Key] = set()
         self._tables: set[Hashable] = set()
 
     def note(self, operation: Operation) -> None:
-        """Note an operation that has not been performed."""
+        """Record an operation that has not been performed."""
         match operation:
             case Add(item):
                 pass
@@ -163,11 +169,11 @@ class Missing:
         self._tables.add(item.key[0])
 
     def __bool__(self) -> bool:
-        """Return whether anything is missing."""
+        """Return whether any object is missing."""
         return bool(self._keys)
 
     def blocks(self, operation: Operation) -> bool:
-        """Return whether the operation would be refused because something that it requires is missing."""
+        """Return whether the operation would be refused because an object that it requires is missing."""
         if isinstance(operation, Remove) or not self._keys:
             return False
         return any(

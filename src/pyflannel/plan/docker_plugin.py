@@ -21,10 +21,12 @@ from pyflannel.model.network_config import IpAddress
 from pyflannel.model.route import IPV6_METRIC, PROTOCOL_KERNEL, SCOPE_LINK, Route
 
 _PARTS_LENGTH = 3
-"""Bits of the prefix that number the parts: eight parts."""
+"""Number of bits of the prefix that number the parts, for eight parts."""
 
 _LONGEST_SUBNET = 26
-"""Each of its parts has five addresses for containers."""
+"""Prefix length of the smallest subnet that can be divided. Each of its parts has five addresses for
+containers.
+"""
 
 _LONGEST_POOL = 29
 _LONGEST_IPV6_POOL = 120
@@ -41,15 +43,16 @@ def create_command(network: str) -> str:
 
 
 def flannel_network(option: object, known: Sequence[str] | None, *, holder: str | None = None) -> str:
-    """Return the flannel network that the user chose by an option.
+    """Return the flannel network that the user chose with an option.
 
     Args:
-        option: the value of `flannel.network`; None without it.
-        known: names of the flannel networks of this host; None if it has one, without a name.
+        option: the value of `flannel.network`; None if the option is missing.
+        known: names of the flannel networks of this host; None if the host has only one network, without a
+            name.
         holder: for the network driver, the flannel network whose addresses the IPAM driver gave.
 
     Raises:
-        DockerPluginError: there is no such network, or the options of the two drivers disagree.
+        DockerPluginError: the network does not exist, or the options of the two drivers disagree.
     """
     if known is None:
         if option is not None:
@@ -60,27 +63,28 @@ def flannel_network(option: object, known: Sequence[str] | None, *, holder: str 
         return ""
     if option is not None and option not in known:
         raise DockerPluginError(
-            f"there is no flannel network {option} on this host; there are: {', '.join(known) or 'none'}",
+            f"the flannel network {option} does not exist on this host; the existing ones are: "
+            f"{', '.join(known) or 'none'}",
             hint="Choose one of them, or write the config of the network to the store and add its name to"
             " --networks.",
         )
     if holder is not None and holder != option:
         which = "it is missing" if option is None else f"it is {option}"
         raise DockerPluginError(
-            f"the addresses are of the flannel network {holder} (--ipam-opt), so -o {NETWORK_OPTION} must be"
-            f" {holder}, but {which}",
+            f"the addresses belong to the flannel network {holder} (--ipam-opt), so -o {NETWORK_OPTION} "
+            f"must be {holder}, not {which}",
             hint=f"Run: {create_command(holder)}",
         )
     if option is None:
         raise DockerPluginError(
-            f"no option chooses one of the flannel networks of this host: {', '.join(known) or 'none yet'}",
+            f"no option selects one of the flannel networks of this host: {', '.join(known) or 'none yet'}",
             hint=f"Run, for example: {create_command(known[0] if known else 'NETWORK')}",
         )
     return str(option)
 
 
 def divide(subnet: IPv4Network) -> Division | None:
-    """Return the parts of a host's subnet; None if it is too small."""
+    """Return the parts of a host's subnet; None if the subnet is too small."""
     if subnet.prefixlen > _LONGEST_SUBNET:
         return None
     docker0, cni, *networks = subnet.subnets(prefixlen_diff=_PARTS_LENGTH)
@@ -100,17 +104,17 @@ def request_pool(
     """Return the addresses of a new network.
 
     Args:
-        state: the state so far.
+        state: the state before the request.
         host: the subnet of this host.
-        taken: prefixes of other bridges and routes of the host. Docker repeats its request without end if it
-            gets one of them.
+        taken: prefixes of other bridges and routes of the host. Docker repeats its request forever if it gets
+            one of these prefixes.
         wanted: the subnet that the user gave; None to choose one.
-        choice: the part of it from which addresses are chosen.
+        choice: the part of the subnet from which addresses are chosen.
         options: options of the user for the IPAM driver.
-        network: name of the flannel network; "" if the host has one, without a name.
+        network: name of the flannel network; "" if the host has only one network, without a name.
 
     Raises:
-        DockerPluginError: there is no such pool.
+        DockerPluginError: the pool does not exist.
     """
     division = divide(host)
     if division is None:
@@ -134,7 +138,8 @@ def request_pool(
 
 
 _IPV6_BITS = 16
-"""A pool of IPv6 addresses is this much longer than the subnet of the host: a /80 of a /64."""
+"""Number of bits by which the prefix of an IPv6 pool is longer than the subnet of the host, for example a
+/80 in a /64."""
 
 _LONGEST_IPV6_SUBNET = 104
 
@@ -147,10 +152,10 @@ def request_ipv6_pool(
     choice: IPv6Network | None,
     network: str = "",
 ) -> tuple[DockerState, Ipv6Pool]:
-    """Return the IPv6 addresses of a new network: see `request_pool`. Docker checks no IPv6 routes.
+    """Return the IPv6 addresses of a new network: see `request_pool`. Docker does not compare IPv6 routes.
 
     Raises:
-        DockerPluginError: there is no such pool.
+        DockerPluginError: the pool does not exist.
     """
     if host is None:
         raise DockerPluginError(
@@ -163,7 +168,7 @@ def request_ipv6_pool(
             f"the subnet {host} of this host is too small to be divided",
             hint=f"Write a network config with IPv6SubnetLen {_LONGEST_IPV6_SUBNET} or less.",
         )
-    _, _, *parts = host.subnets(prefixlen_diff=_PARTS_LENGTH)  # the second one is for CNI
+    _, _, *parts = host.subnets(prefixlen_diff=_PARTS_LENGTH)  # the second part is for CNI
     taken = [pool.subnet for pool in state.ipv6_pools.values()]
     taken += [one.ipv6_gateway.network for one in state.networks.values() if one.ipv6_gateway is not None]
     ends = f"{parts[0].network_address} to {parts[-1].broadcast_address}"
@@ -177,7 +182,7 @@ def request_ipv6_pool(
     if subnet is None:
         raise DockerPluginError(
             f"the IPv6 subnet {wanted or ''} is not a free part of {ends}",
-            hint=f"Choose a /{_LONGEST_IPV6_POOL} or larger there, or omit the --subnet of IPv6.",
+            hint=f"Choose a /{_LONGEST_IPV6_POOL} or larger in it, or omit the --subnet of IPv6.",
         )
     if choice is not None and not choice.subnet_of(subnet):
         raise DockerPluginError(
@@ -235,7 +240,7 @@ def _checked(
         if wanted.overlaps(other):
             raise DockerPluginError(
                 f"the subnet {wanted} overlaps {other}, which this host uses",
-                hint="`ip route` shows by which link. Choose another subnet, or omit --subnet.",
+                hint="`ip route` shows the link that uses it. Choose another subnet, or omit --subnet.",
             )
     return wanted
 
@@ -247,13 +252,17 @@ def _chosen(division: Division, length: int, taken: Collection[IPv4Network]) -> 
     covering = [other for other in taken if all(other.supernet_of(part) for part in division.networks)]
     if covering:
         raise DockerPluginError(
-            f"a route of this host contains {covering[0]}, so Docker accepts no part of it for a network",
-            hint="If it is docker0's, run mk-docker-opts -c -d /etc/default/docker and restart Docker:"
-            " docker0 gets its own part of the subnet. If it is that of a CNI bridge, delete the bridge.",
+            f"a route of this host contains {covering[0]}, so Docker does not accept a part of it for a "
+            f"network",
+            hint="If it is the route of docker0, run mk-docker-opts -c -d /etc/default/docker and restart "
+            "Docker. docker0 then gets its own part of the subnet. If it is the route of a CNI bridge, "
+            "delete "
+            "the bridge.",
         )
     raise DockerPluginError(
-        f"no /{length} of {_in_words(division.networks)} is free: each network of Docker takes one",
-        hint="Remove unused networks with `docker network prune`, or give new ones fewer addresses with"
+        f"no /{length} of {_in_words(division.networks)} is free: each network of Docker needs one",
+        hint="Remove unused networks with `docker network prune`, or create networks with fewer addresses "
+        "with"
         f" --ipam-opt {_LENGTH_OPTION}={min(length + 1, _LONGEST_POOL)}.",
     )
 
@@ -278,7 +287,7 @@ def _in_words(parts: Iterable[IPv4Network]) -> str:
 
 
 def release_pool(state: DockerState, name: str) -> DockerState:
-    """Return the state without a pool. An unknown pool is released already."""
+    """Return the state without a pool. An unknown pool counts as already released."""
     return replace(
         state,
         pools={key: pool for key, pool in state.pools.items() if key != name},
@@ -289,10 +298,10 @@ def release_pool(state: DockerState, name: str) -> DockerState:
 def request_address(
     state: DockerState, name: str, wanted: IpAddress | None
 ) -> tuple[DockerState, Pool | Ipv6Pool, IpAddress]:
-    """Return an address of a pool that is in no use.
+    """Return an address of a pool that is not in use.
 
     Raises:
-        DockerPluginError: there is none, or the wanted one is in use.
+        DockerPluginError: no address is free, or the requested address is in use.
     """
     pool = _pool(state, name)
     if wanted is None:
@@ -305,7 +314,8 @@ def request_address(
             )
     elif wanted not in pool.subnet:
         raise DockerPluginError(
-            f"the address {wanted} is not in the subnet {pool.subnet}", hint="Choose one of this subnet."
+            f"the address {wanted} is not in the subnet {pool.subnet}",
+            hint="Choose an address in this subnet.",
         )
     elif wanted in pool.used:
         raise DockerPluginError(
@@ -338,7 +348,7 @@ def release_address(state: DockerState, name: str, address: IpAddress) -> Docker
     """Return the state in which an address of a pool is free, unless a container has it.
 
     Docker deletes the endpoint of a container before it releases the address. If another endpoint has the
-    address, `without_dead` has freed and given it before.
+    address, `without_dead` has already freed this address, and it was assigned again.
     """
     pool = state.pools.get(name) or state.ipv6_pools.get(name)
     if pool is None or any(address in _addresses(endpoint) for endpoint in state.endpoints.values()):
@@ -352,10 +362,10 @@ def _addresses(endpoint: DockerEndpoint) -> tuple[IpAddress, ...]:
 
 
 def without_dead(state: DockerState, links: Collection[str]) -> DockerState:
-    """Return the state without the containers that joined and whose link is not in `links`.
+    """Return the state without the containers that have joined a network and whose link is not in `links`.
 
     The kernel deletes the link with the network namespace of the container. If Docker removed a container
-    while flanneld did not run, it does not repeat the request.
+    while flanneld did not run, Docker does not repeat the request.
     """
     for endpoint in tuple(state.endpoints.values()):
         if not endpoint.sandbox or endpoint.link in links:
@@ -374,7 +384,7 @@ def _pool(state: DockerState, name: str) -> Pool | Ipv6Pool:
     if pool is None:
         raise DockerPluginError(
             f"the pool {name} does not exist",
-            hint="The memory of the plugin was deleted. Remove the network and create it again.",
+            hint="The saved state of the plugin was deleted. Remove the network and create it again.",
         )
     return pool
 
@@ -390,27 +400,27 @@ def _with_pool(state: DockerState, pool: Pool | Ipv6Pool) -> DockerState:
 def add_network(
     state: DockerState, network: DockerNetwork, options: Iterable[str], flannel: str = ""
 ) -> DockerState:
-    """Return the state with another network of Docker in the flannel network of the name `flannel`.
+    """Return the state with another network of Docker in the flannel network named `flannel`.
 
     Raises:
-        DockerPluginError: its addresses are not flannel's, or an option is unknown.
+        DockerPluginError: the addresses do not belong to flannel, or an option is unknown.
     """
     if not any(pool.subnet == network.subnet for pool in state.pools.values()):
         raise DockerPluginError(
-            f"another IPAM driver chose the subnet {network.subnet}, and no other host knows it",
+            f"another IPAM driver chose the subnet {network.subnet}, which no other host knows",
             hint=f"Run: {create_command(flannel)}",
         )
     ipv6 = network.ipv6_gateway
     if ipv6 is not None and not any(pool.subnet == ipv6.network for pool in state.ipv6_pools.values()):
         raise DockerPluginError(
-            f"another IPAM driver chose the subnet {ipv6.network}, and no other host knows it",
+            f"another IPAM driver chose the subnet {ipv6.network}, which no other host knows",
             hint=f"Run: {create_command(flannel)} --ipv6",
         )
     for name in options:
         if name != NETWORK_OPTION:
             raise DockerPluginError(
                 f"{name} is not an option of the network driver flannel",
-                hint="Create the network without it.",
+                hint="Create the network without this option.",
             )
     return replace(state, networks={**state.networks, network.name: network})
 
@@ -425,7 +435,7 @@ def remove_network(state: DockerState, name: str) -> DockerState:
 
 
 def put_endpoint(state: DockerState, endpoint: DockerEndpoint) -> DockerState:
-    """Return the state with an endpoint, in place of the one with its name."""
+    """Return the state with an endpoint, which replaces an endpoint with the same identifier."""
     return replace(state, endpoints={**state.endpoints, endpoint.name: endpoint})
 
 
@@ -435,22 +445,23 @@ def remove_endpoint(state: DockerState, name: str) -> DockerState:
 
 
 def mac_of(address: IPv4Address) -> str:
-    """Return the MAC address of a container, as Docker's bridge driver derives it.
+    """Return the MAC address of a container, computed in the same way as by Docker's bridge driver.
 
-    A new container with the address of a former one has its MAC address too, so that no ARP entry is wrong.
+    A new container with the address of an earlier container also has the same MAC address, so that ARP
+    entries remain correct.
     """
     return ":".join(f"{octet:02x}" for octet in (0x02, 0x42, *address.packed))
 
 
 _QUEUE_LENGTH = 1000
-"""Length of the transmit queue in packets: the kernel's default for a bridge."""
+"""Length of the transmit queue in packets, which is the kernel's default for a bridge."""
 
 
 def plan_bridges_of_docker(parts: DockerParts, host: Host, mtu: int) -> Iterator[Item]:
     """Yield the bridge of each network in the host's subnet, its address and the connected route.
 
-    For IPv6, yield the address and the route only. The MAC address is fixed: otherwise a bridge takes that of
-    a port, and changes it with its ports.
+    For IPv6, yield only the address and the route. The MAC address is fixed, because otherwise a bridge takes
+    the address of a port, and changes it with its ports.
     """
     for network in parts.networks:
         if not network.subnet.subnet_of(host.lease.subnet):

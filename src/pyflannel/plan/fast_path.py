@@ -2,14 +2,14 @@
 
 Mode *safe*, and the base of *flow*: packets that leave by the device are encapsulated there, after all hooks
 of the host's firewall. Packets that arrive at the underlay are decapsulated into the device, before these
-hooks. A frame that a bridge would only forward to a container is sent directly to the container's port. A
-program at the underlay keeps the Ethernet header of each peer for some milliseconds.
+hooks. A frame that a bridge would forward to a container without further processing is sent directly to the
+container's port. A program at the underlay keeps the Ethernet header of each peer for some milliseconds.
 
 Mode *flow*: a program at the veth of each container sends packets of a known flow directly to the underlay.
 
 If the underlay is a network card, TCP arrives in segments, because the kernel's GRO does not support this
-tunnel. A veth pair with GRO coalesces them: the programs send the packets into one end, and the other end
-passes the coalesced packets to the device.
+tunnel. A veth pair with GRO coalesces these segments. The programs send the packets into one end, and the
+other end passes the coalesced packets to the device.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,11 +20,13 @@ from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease
 from pyflannel.model.link import Link, Veth
 
 _QUEUE_LENGTH = 1000
-"""Length of the transmit queue in packets: the kernel's default for a veth."""
+"""Length of the transmit queue in packets, which is the kernel's default for a veth."""
 
 
 def plan_programs(host: Host, port: int, mtu: int) -> Iterator[BpfProgram | Link]:
-    """Yield the programs and the GRO veth of a host, except those of bridges; nothing without fast path."""
+    """Yield the programs and the GRO veth of a host, except the programs of bridges; nothing if the fast
+    path is off.
+    """
     if host.has_fast_path:
         tunnel = _tunnel(host, port, mtu)
         yield BpfProgram(link=host.device, role=Role.ENCAPSULATE, tunnel=tunnel)
@@ -37,7 +39,9 @@ def plan_programs(host: Host, port: int, mtu: int) -> Iterator[BpfProgram | Link
 
 
 def ipsec_note(host: Host, port: int) -> str | None:
-    """Return the note about peers whose packets take user space because of IPsec; None without such peers."""
+    """Return the note about peers whose packets take user space because of IPsec; None if there are no
+    such peers.
+    """
     policies = _policies(host, port)
     if not host.has_fast_path or not policies:
         return None
@@ -47,7 +51,7 @@ def ipsec_note(host: Host, port: int) -> str | None:
 
 
 def _policies(host: Host, port: int) -> list[IpsecPolicy]:
-    """Return the policies that may concern the tunnel with any peer, on any port of the peer."""
+    """Return the policies that may apply to the tunnel with any peer, on any port of the peer."""
     own = host.underlay.address
     return [
         policy
@@ -59,7 +63,9 @@ def _policies(host: Host, port: int) -> list[IpsecPolicy]:
 
 
 def _is_secured(peer: Lease, host: Host, port: int, peer_port: int) -> bool:
-    """Return whether an IPsec policy may concern the tunnel with a peer: only user space applies policies."""
+    """Return whether an IPsec policy may apply to the tunnel with a peer, because only user space applies
+    policies.
+    """
     own, address = host.underlay.address, peer.attributes.public_ip
     return any(
         policy.may_concern(own, address, peer_port)
@@ -70,13 +76,14 @@ def _is_secured(peer: Lease, host: Host, port: int, peer_port: int) -> bool:
 
 
 def plan_peer_entry(peer: Lease, host: Host, port: int, peer_port: int) -> Iterator[BpfPeer]:
-    """Yield the entry of a peer that listens at `peer_port`; none if IPsec may concern the tunnel with it.
+    """Yield the entry of a peer that listens at `peer_port`; nothing if an IPsec policy may apply to the
+    tunnel with this peer.
 
     The programs bypass IPsec. They leave packets of a peer without an entry to user space, in both
     directions.
 
     If no hardware completes checksums, the kernel sends only to a peer whose lease accepts partial checksums.
-    The original in user space would receive no TCP.
+    An original flannel in user space would otherwise receive no TCP packets.
     """
     if host.has_fast_path and not _is_secured(peer, host, port, peer_port):
         yield BpfPeer(
@@ -91,7 +98,7 @@ def plan_peer_entry(peer: Lease, host: Host, port: int, peer_port: int) -> Itera
 def plan_last_hops(
     bridges: Iterable[Bridge], host: Host, port: int, mtu: int
 ) -> Iterator[BpfProgram | BpfContainer]:
-    """Yield programs for the bridges of this host's subnet, and an entry for each of their containers."""
+    """Yield programs for the bridges of this host's subnet, and one entry for each of their containers."""
     if not host.has_fast_path:
         return
     for bridge in bridges:
@@ -122,7 +129,9 @@ def _tunnel(host: Host, port: int, mtu: int) -> Tunnel:
 
 
 def _has_gro_link(host: Host) -> bool:
-    """Return whether TCP segments are coalesced; between hosts without hardware, they are not segmented."""
+    """Return whether TCP segments are coalesced. Between hosts on a virtual underlay, packets are not
+    segmented.
+    """
     return host.gro == "on" or (host.gro == "auto" and not host.underlay.is_virtual)
 
 

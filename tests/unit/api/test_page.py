@@ -367,11 +367,14 @@ def test_doctor_runs_once_for_many_requests(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_failed_doctor_is_an_error_with_its_remedy() -> None:
     class Failing(ShownHosts):
         async def examine(self) -> bytes:
-            raise TargetError("flannelctl doctor failed", hint="Run it as root on this host.")
+            raise TargetError("flannelctl doctor failed", hint="Run flannelctl doctor as root on this host.")
 
     answer = ask(request("/v1/doctor"), ShownHost(_=Failing(1)))
 
-    assert (answer.status, json.loads(answer.body)["error"]["hint"]) == (422, "Run it as root on this host.")
+    assert (answer.status, json.loads(answer.body)["error"]["hint"]) == (
+        422,
+        "Run flannelctl doctor as root on this host.",
+    )
 
 
 def test_pings_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:

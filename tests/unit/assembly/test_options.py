@@ -68,7 +68,7 @@ def test_flags_select_the_filter_rules() -> None:
 
 
 def test_open_ports_need_the_guard() -> None:
-    with pytest.raises(UsageError, match="--open-ports needs the guard"):
+    with pytest.raises(UsageError, match="--open-ports needs the tunnel guard"):
         options("--open-ports", "--guard=off")
 
 
@@ -163,7 +163,7 @@ def test_the_http_flag_sets_the_endpoint_of_metrics() -> None:
             ["--subnet-lease-renew-margin=0"],
             "Invalid subnet-lease-renew-margin option, out of acceptable range",
         ),
-        (["--lease-keys=a", "--lease-operators=b"], "lease-keys and lease-operators exclude each other"),
+        (["--lease-keys=a", "--lease-operators=b"], "lease-keys and lease-operators cannot be used together"),
         (["--subnet-lease-renew-margin=1440"], "1 to 1439 minutes"),
         (["--subnet-lease-ttl=4"], "--subnet-lease-ttl=86400"),
         (["--subnet-lease-ttl=0"], "from 5 to 31622399"),
@@ -188,7 +188,7 @@ def test_the_http_flag_sets_the_endpoint_of_metrics() -> None:
         ),
         (
             ["--etcd-endpoints=http://h:1", "--store=sqlite:///l"],
-            "--etcd-endpoints and --store name two stores",
+            "--etcd-endpoints and --store select two different stores",
         ),
         (["--store=l.db"], "--store 'l.db' is not a store URL: Write etcd://"),
         (["--store=sqlite://l.db"], "--store 'sqlite://l.db' is not a store URL"),
@@ -197,7 +197,10 @@ def test_the_http_flag_sets_the_endpoint_of_metrics() -> None:
             "--store 'kube:' is not a store URL of flanneld: Write --kube-subnet-mgr instead.",
         ),
         (["--etcd-username=u"], "the etcd user 'u' has no password: Add --etcd-password-file"),
-        (["--etcd-password=secret"], "the etcd password needs a user: Add --etcd-username=NAME."),
+        (
+            ["--etcd-password=secret"],
+            "an etcd password was given, but no etcd user: Add --etcd-username=NAME.",
+        ),
         (["--etcd-password-file=/f"], "etcd: password-file needs username: Add username=NAME."),
         (
             ["--etcd-username=u", "--etcd-password=secret", "--etcd-password-file=/f"],
@@ -205,9 +208,9 @@ def test_the_http_flag_sets_the_endpoint_of_metrics() -> None:
         ),
         (
             ["--etcd-endpoints=https://h:1", "--etcd-certfile=/c"],
-            "etcd: certfile and keyfile need each other: Give both",
+            "etcd: certfile and keyfile must be used together: Set both",
         ),
-        (["--store=etcds://h", "--etcd-cafile=/c"], "--etcd-cafile and --store name two stores"),
+        (["--store=etcds://h", "--etcd-cafile=/c"], "--etcd-cafile and --store select two different stores"),
         (["--store=etcds://h?username=u"], "the etcd user 'u' has no password"),
         (["--node-id=" + "x" * 257], "Write --node-id with at most 256 printable characters."),
         (["--node-id=a\nb"], "--node-id='a\\nb' is not an identity"),

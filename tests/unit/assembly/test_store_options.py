@@ -220,7 +220,7 @@ def test_kubernetes_replaces_the_other_stores() -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (KUBERNETES, {}, "env variables POD_NAME and POD_NAMESPACE must be set: Or set NODE_NAME"),
+        (KUBERNETES, {}, "env variables POD_NAME and POD_NAMESPACE must be set: Set both, or set NODE_NAME"),
         (KUBERNETES, {"POD_NAME": "p"}, "env variables POD_NAME and POD_NAMESPACE must be set"),
         (["--kube-subnet-mgr"], {"NODE_NAME": "n"}, "fail to create kubernetes config: this is no pod"),
         (

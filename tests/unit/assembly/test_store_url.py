@@ -82,7 +82,7 @@ def test_an_invalid_url_is_quoted_with_a_remedy(url: str) -> None:
         ("etcds://h1/p?user=u&x=secret", "'etcds://h1/p?user=…&x=…': user is not a setting"),
         ("etcd://h1/p?xsecret", "store 'etcd://h1/p?…': the query is not NAME=VALUE"),
         ("etcd://h1/p?cafile=/c", "cafile needs TLS"),
-        ("etcds://h1/p?certfile=/c", "certfile and keyfile need each other"),
+        ("etcds://h1/p?certfile=/c", "certfile and keyfile must be used together"),
         ("etcds://h1/p?password-file=/f", "password-file needs username"),
         ("etcds://h1/p?username=u", "the etcd user 'u' has no password"),
     ],

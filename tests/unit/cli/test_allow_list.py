@@ -87,15 +87,15 @@ def test_an_old_list_is_not_published(call: Call, capfd: Printed) -> None:
 
     assert call("publish", "keys.signed") == 2
     printed = capfd.readouterr().err
-    assert "keys.signed has the counter 7, and the stored list has 7" in printed
-    assert "Sign it with --counter=8." in printed
+    assert "keys.signed has the counter 7, but the stored list has the counter 7" in printed
+    assert "Sign the list again with --counter=8." in printed
 
 
 def test_a_list_for_another_prefix_is_not_published(call: Call, capfd: Printed) -> None:
     run(["--store", "etcd://192.0.2.1/blue", "allow-list", "sign", "keys", "--key", "op.json"])
 
     assert call("publish", "keys.signed") == 2
-    assert "its signature is not that of its key for the prefix (none)" in capfd.readouterr().err
+    assert "the signature does not match the key and the prefix (none)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "short\n"])

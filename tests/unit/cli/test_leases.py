@@ -97,7 +97,7 @@ class TestHostNames:
     ) -> None:
         assert run(["--store", url, "leases", "docker1", host]) == 1
 
-        assert f"{host} is not in the list" in capfd.readouterr().err
+        assert f"{host} is not in the list of hosts" in capfd.readouterr().err
 
     def test_the_document_contains_both(self, url: str, capfd: pytest.CaptureFixture[str]) -> None:
         assert run(["--store", url, "leases", "--json"]) == 0
@@ -180,7 +180,7 @@ class TestLateStore:
         entries = asyncio.run(StoreClient(store).leases())
 
         assert [(one.is_reservation, one.expires_in_s) for one in entries] == [(False, None), (True, None)]
-        assert "the store has not reported all expiries" in caplog.text
+        assert "the store has not reported the expiry of all leases" in caplog.text
 
     def test_a_store_that_hangs_is_an_error(self, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(network_client, "READ_S", 0.01)

@@ -176,5 +176,5 @@ class TestRaces:
             store.change(Put(key="blue/config", value=b"{}", ttl_s=None, expected=None))
             await remove_network(store, found, is_forced=True)
 
-        with pytest.raises(StoreError, match="written meanwhile"):
+        with pytest.raises(StoreError, match="written by another program"):
             asyncio.run(test())

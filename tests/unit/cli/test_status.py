@@ -94,7 +94,7 @@ def test_refused_leases_are_listed_and_many_are_counted() -> None:
         subnet=IPv4Network("10.100.9.0/24"),
         public_ip=IPv4Address("10.9.0.66"),
         fault="invalid",
-        cause="its signature is not that of its key",
+        cause="its signature does not match its key",
         hint="Restrict the writers.",
         age_s=5.0,
     )
@@ -105,7 +105,7 @@ def test_refused_leases_are_listed_and_many_are_counted() -> None:
 
     assert ("signatures", "require, 3 allowed keys") in lines
     refused = [text for name, text in lines if name == "refused lease"]
-    cause = "its signature is not that of its key"
+    cause = "its signature does not match its key"
     assert refused[0] == f"10.100.9.0/24 at 10.9.0.66, once, 5 s ago: {cause}"
     assert refused[1] == f"10.100.9.0/24 at 10.9.0.66, 3 times, 5 s ago, not in the store any more: {cause}"
     assert refused[8:] == ["2 more: see flannelctl status --json"]
@@ -114,7 +114,7 @@ def test_refused_leases_are_listed_and_many_are_counted() -> None:
     )
     shown = list(facts(Status(version="1", lease_signing=trouble)))
     assert ("signatures", "require, 3 allowed keys, list 7, without the key of this host") in shown
-    assert ("warning", "keeps the last good allow-list: it contains no key. Write one.") in shown
+    assert ("warning", "keeps the last valid allow-list: it contains no key. Write one.") in shown
     first_key = Status(version="1", lease_signing=LeaseSigningStatus(mode="warn"))
     assert dict(facts(first_key))["signatures"] == "warn, the first key of each owner"
 

@@ -134,7 +134,7 @@ def test_a_daemon_that_does_not_end_is_reported(
     monkeypatch.setattr(local_daemon, "STOP_S", 0.1)
     daemon = hold(how="stubborn")
 
-    with pytest.raises(BusyError, match=rf"pid {daemon.pid}\) did not end"):
+    with pytest.raises(BusyError, match=rf"pid {daemon.pid}\) did not exit"):
         asyncio.run(stop_daemon(lock))
 
 
@@ -144,7 +144,7 @@ def test_a_daemon_whose_lock_was_deleted_is_reported(lock: Path) -> None:
         with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) runs: it serves") as refused:
             asyncio.run(stop_daemon(lock))
 
-    assert refused.value.hint == f"End it with 'kill {os.getpid()}', then clean up again."
+    assert refused.value.hint == f"Terminate it with 'kill {os.getpid()}', then run cleanup again."
     assert asyncio.run(stop_daemon(lock)) is None  # a remaining socket is not a daemon
 
 

@@ -79,5 +79,5 @@ def test_the_group_may_lock_iptables_and_others_may_not(tmp_path: Path) -> None:
 
 
 def test_a_missing_user_is_named() -> None:
-    with pytest.raises(UsageError, match="no user flannel-missing"):
+    with pytest.raises(UsageError, match="the user flannel-missing does not exist"):
         user_named("flannel-missing")

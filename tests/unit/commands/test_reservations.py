@@ -108,8 +108,8 @@ def test_the_key_of_a_reservation_contains_the_ipv6_subnet_with_the_same_number(
         (FREE, IPv4Address("10.100.3.4"), CONFIG, UsageError, "an address of the overlay"),
         (FREE, IPv4Address("0.0.0.0"), CONFIG, UsageError, "not the address of a host"),
         (FREE, IPv4Address("10.0.0.1"), CONFIG, FlannelError, "already has the lease of 10.100.1.0/24"),
-        ((IPv4Network("10.100.9.0/25"), None), HOST, CONFIG, ConfigError, "does not admit 10.100.9.0/25"),
-        ((IPv4Network("10.99.9.0/24"), None), HOST, CONFIG, ConfigError, "does not admit 10.99.9.0/24"),
+        ((IPv4Network("10.100.9.0/25"), None), HOST, CONFIG, ConfigError, "does not allow 10.100.9.0/25"),
+        ((IPv4Network("10.99.9.0/24"), None), HOST, CONFIG, ConfigError, "does not allow 10.99.9.0/24"),
         (
             (IPv4Network("10.100.0.0/23"), None),
             HOST,
@@ -142,7 +142,7 @@ def test_a_config_that_changes_meanwhile_prevents_the_reservation() -> None:
 
     store.write = late  # type: ignore[method-assign]
 
-    with pytest.raises(StoreError, match="written meanwhile"):
+    with pytest.raises(StoreError, match="written by another program in the meantime"):
         asyncio.run(reserve(store, FREE, HOST))
 
 
@@ -204,7 +204,7 @@ def test_a_lease_that_its_holder_wrote_meanwhile_is_kept() -> None:
         store.change(Put(key=record.key, value=OURS, ttl_s=None, expected=None))
         await release(store, record)
 
-    with pytest.raises(StoreError, match="written meanwhile"):
+    with pytest.raises(StoreError, match="written in the meantime"):
         asyncio.run(test())
     assert record_at(store, "subnets/10.100.1.0-24").value == OURS
 

@@ -123,5 +123,5 @@ def test_a_start_without_its_descriptors_ends_with_one_line(
     listener, _ = sockets
     with starting(listener.fileno()) as (process, _):
         assert process.stderr is not None
-        assert process.stderr.read().endswith(b": received 1 descriptors, not 2\n")
+        assert process.stderr.read().endswith(b": received 1 descriptors instead of 2\n")
         assert process.wait(DEADLINE_S) == 1

@@ -1,4 +1,4 @@
-"""A network config that would cut the host off is refused, and the last good one stays in force."""
+"""A network config that would cut the host off is refused, and the last valid one stays in force."""
 
 import asyncio
 import logging

@@ -78,8 +78,16 @@ BLUE = "docker network create -d flannel --ipam-driver flannel -o flannel.networ
         ("blue", None, f"Run, for example: {BLUE} --ipam-opt flannel.network=blue NAME"),
         (None, "blue", f"it is missing. Run: {BLUE} --ipam-opt flannel.network=blue NAME"),
         ("red", "blue", f"it is red. Run: {BLUE} --ipam-opt flannel.network=blue NAME"),
-        ("green", "green", "no flannel network green on this host; there are: blue, red"),
-        ("green", "blue", "no flannel network green on this host; there are: blue, red"),
+        (
+            "green",
+            "green",
+            "the flannel network green does not exist on this host; the existing ones are: blue, red",
+        ),
+        (
+            "green",
+            "blue",
+            "the flannel network green does not exist on this host; the existing ones are: blue, red",
+        ),
     ],
 )
 def test_a_choice_of_the_flannel_network_without_both_options_is_refused(

@@ -606,4 +606,4 @@ def test_without_notifications_each_audit_reads_the_host(caplog: pytest.LogCaptu
             assert bench.passes <= 63
 
     asyncio.run(check())
-    assert caplog.text.count("No change notifications") == 1
+    assert caplog.text.count("Not receiving change notifications") == 1

@@ -73,8 +73,8 @@ def test_an_address_of_another_host_is_logged(caplog: pytest.LogCaptureFixture) 
 
     assert caplog.messages == [
         "Could not serve --http=203.0.113.1:8471, retrying: TCP port 203.0.113.1:8471 cannot be opened"
-        ": Cannot assign requested address. Use an address of this host, or 0.0.0.0 for all, and a port"
-        " that flanneld may open."
+        ": Cannot assign requested address. Use an address of this host, or 0.0.0.0 for all addresses, and a"
+        " port that flanneld may open."
     ]
 
 

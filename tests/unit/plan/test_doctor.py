@@ -328,7 +328,7 @@ def test_an_unusable_allow_list_and_one_without_this_host_are_named() -> None:
     assert first == Finding(
         code="allow-list",
         severity="warning",
-        cause="flanneld keeps the last good allow-list: /etc/flannel/lease-keys: it contains no key",
+        cause="flanneld keeps the last valid allow-list: /etc/flannel/lease-keys: it contains no key",
         evidence=("in force: 2 keys",),
         fix="Write a file with one key per line.",
     )

@@ -125,13 +125,13 @@ def test_each_chain_that_drops_the_same_packets_is_named() -> None:
             "source-changed",
             "iptables rule in nat POSTROUTING: -s 10.100.15.0/24 ! -o docker0 -j MASQUERADE",
             "iptables -t nat -D POSTROUTING -s 10.100.15.0/24 ! -o docker0 -j MASQUERADE"
-            "  # Docker needs --ip-masq=false too: mk-docker-opts",
+            "  # Docker also needs --ip-masq=false, see mk-docker-opts",
         ),
         (
             iptables(":INPUT ACCEPT", "-A INPUT -m set --match-set bad src -j DROP"),
             "rules-unknown",
             "iptables rule in filter INPUT: -m set --match-set bad src -j DROP (--match-set bad src)",
-            "flannelctl ping HOST  # probes whether packets arrive",
+            "flannelctl ping HOST  # shows whether packets arrive",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""Health and metrics over HTTP: the routes, and the metrics."""
+"""Health and metrics over HTTP: the HTTP routes and the values of the metrics."""

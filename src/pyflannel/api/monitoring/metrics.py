@@ -1,4 +1,5 @@
-"""The metrics of a daemon: their families, samples from a status, and the text format of Prometheus.
+"""The metrics of a daemon: the metric families, their samples computed from a status, and the text format of
+Prometheus.
 
 Only this module loads prometheus-client. An unknown or absent value has no sample. No label has an unlimited
 number of values: peers are counted, not named.
@@ -16,7 +17,7 @@ from prometheus_client.registry import Collector
 from pyflannel.model.status import DURATIONS_S, BackendStatus, Durations, Status, carried_by_programs
 
 Sample = tuple[tuple[str, ...], float]
-"""Values of the labels of a family, and the value of the sample."""
+"""A sample: the values of the family's labels, and the value of the sample."""
 
 _CARRIED = ("encapsulated", "decapsulated", "rejoined", "delivered", "cached_out", "cached_in")
 _MODES = ("safe", "flow", "user-space", "off")
@@ -31,10 +32,10 @@ class Family:
     """One metric.
 
     Attributes:
-        name: name as scraped, with `_total` of a counter.
-        help: meaning, in one line.
-        samples: function that returns the samples of one network at a Unix time. The samples of a histogram
-            are those of its buckets by `le`, cumulative, and its sum with the empty `le`.
+        name: name in the output, with the suffix `_total` for a counter.
+        help: help text of the metric, in one line.
+        samples: function that returns the samples of one network at a Unix time. A histogram has one
+            cumulative sample for each bucket, labelled by `le`, and its sum with an empty `le`.
     """
 
     name: str
@@ -45,7 +46,9 @@ class Family:
 
 
 def _one(value: Callable[[Status], float | None]) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return the function for a family without labels: one sample, or none without a value."""
+    """Return the function for a family without labels; it returns one sample, or none if the value is
+    missing.
+    """
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
         found = value(status)
@@ -139,9 +142,10 @@ def _tunnel(
     unit: Literal["packets", "bytes"],
     device: Callable[[BackendStatus], int | None] | None = None,
 ) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return the function for packets or bytes.
+    """Return the function that samples the counters of packets or bytes.
 
-    The forwarder and the programs count those of the udp backend, and the device those of another backend.
+    The forwarder and the eBPF programs count packets of the udp backend. The device counts packets of any
+    other backend.
     """
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
@@ -161,9 +165,10 @@ def _tunnel(
 
 
 def _forwarder(*prefixes: str) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return the function for the forwarder's counters with these prefixes, by the rest of their names.
+    """Return the function that samples the forwarder's counters with these prefixes. The rest of a counter's
+    name is the label.
 
-    With several prefixes, their last word is the value of a label in front: `in` of `dropped_in`.
+    With several prefixes, the last word of the prefix is the value of the first label: `in` for `dropped_in`.
     """
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
@@ -187,7 +192,9 @@ def _failures(status: Status, _: float) -> Iterator[Sample]:
 def _programs(
     belongs: Callable[[str], bool], prefix: str = ""
 ) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return the function for the programs' counters that belong to a family, without their prefix."""
+    """Return the function that samples the eBPF programs' counters of a family. The label is the name
+    without its prefix.
+    """
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
         for outcome, count in (status.fast_path.counters if status.fast_path is not None else {}).items():
@@ -198,7 +205,7 @@ def _programs(
 
 
 def _strangers(status: Status, _: float) -> Iterator[Sample]:
-    """Yield the packets of the listed senders by reason."""
+    """Yield the number of dropped packets of the listed senders, by reason."""
     packets = Counter[str]()
     for stranger in status.strangers:
         packets[stranger.reason] += stranger.packets
@@ -228,7 +235,7 @@ FAMILIES = (
         help="1 if packets can flow, this host holds its lease, and the latest pass succeeded.",
         samples=_one(lambda status: status.is_ready),
     ),
-    # The lease of this host, and the leases of others.
+    # Metrics of this host's lease, and of the leases of other hosts.
     Family(
         name="flannel_lease_phase",
         help="Phase of the lease of this host: 1 for the current phase.",
@@ -271,7 +278,7 @@ FAMILIES = (
     Family(
         name="flannel_lease_signatures_refused_total",
         kind="counter",
-        help="Number of written leases whose signatures this host does not accept, by fault.",
+        help="Number of written leases whose signatures this host does not accept, by reason.",
         labels=("fault",),
         samples=_lease_refusals,
     ),
@@ -287,7 +294,7 @@ FAMILIES = (
     ),
     Family(
         name="flannel_lease_keys_stale",
-        help="1 if the last good allow-list is in use, because the latest is unusable.",
+        help="1 if the last valid allow-list is in use, because the latest one is unusable.",
         samples=_one(_lease_keys_stale),
     ),
     # The store.
@@ -320,12 +327,12 @@ FAMILIES = (
     Family(
         name="flannel_watch_restarts_total",
         kind="counter",
-        help="Watches of the store that ended and were opened again: the connection was lost or the history"
-        " compacted.",
+        help="Watches of the store that ended and were opened again, because the connection was lost or "
+        "the history was compacted.",
         labels=("reason",),
         samples=_lost_watches,
     ),
-    # The host compared with the plan.
+    # Metrics of the passes, which compare the host with the plan.
     Family(
         name="flannel_backend_info",
         help="Backend and its device; always 1.",
@@ -340,7 +347,7 @@ FAMILIES = (
     Family(
         name="flannel_reconcile_passes_total",
         kind="counter",
-        help="Number of comparisons of the host with the plan.",
+        help="Number of times that flanneld compared the state of the host with the plan.",
         samples=_one(lambda status: status.reconcile.passes if status.reconcile else None),
     ),
     Family(
@@ -380,10 +387,10 @@ FAMILIES = (
     ),
     Family(
         name="flannel_operations_held",
-        help="Number of delayed repairs, because another program keeps undoing them.",
+        help="Number of repairs that are delayed because another program keeps undoing them.",
         samples=_one(lambda status: len(status.reconcile.held) if status.reconcile else None),
     ),
-    # The packets of the backends.
+    # Metrics of the packets that the backends carry.
     Family(
         name="flannel_wireguard_peers",
         help="Number of WireGuard peers by their latest handshake: recent (3 minutes), old or never.",
@@ -409,7 +416,7 @@ FAMILIES = (
     Family(
         name="flannel_tunnel_transmit_packets_total",
         kind="counter",
-        help="Inner packets sent to peers, by the forwarder and by the programs in the kernel.",
+        help="Inner packets sent to peers, by the forwarder and by the eBPF programs in the kernel.",
         labels=("path",),
         samples=_tunnel("sent", "packets"),
     ),
@@ -471,21 +478,21 @@ FAMILIES = (
     Family(
         name="flannel_fast_path_carried_packets_total",
         kind="counter",
-        help="Packets that the programs in the kernel processed, by part of the path.",
+        help="Packets that the eBPF programs in the kernel processed, by part of the path.",
         labels=("part",),
         samples=_programs(lambda outcome: outcome in _CARRIED),
     ),
     Family(
         name="flannel_fast_path_left_packets_total",
         kind="counter",
-        help="Packets that the programs passed to user space or to the regular kernel path.",
+        help="Packets that the eBPF programs passed to user space or to the regular kernel path.",
         labels=("reason",),
         samples=_programs(lambda outcome: outcome.startswith("left_"), "left_"),
     ),
     Family(
         name="flannel_fast_path_dropped_packets_total",
         kind="counter",
-        help="Packets that the programs dropped.",
+        help="Packets that the eBPF programs dropped.",
         labels=("reason",),
         samples=_programs(lambda outcome: outcome not in _CARRIED and not outcome.startswith("left_")),
     ),
@@ -493,7 +500,7 @@ FAMILIES = (
 
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Source: Prometheus, exposition formats, text format."""
+"""Source: The document "Exposition formats" of Prometheus, section on the text format."""
 
 
 def expose(statuses: Mapping[str, Status], utc: float) -> bytes:

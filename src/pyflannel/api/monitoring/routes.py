@@ -1,8 +1,8 @@
-"""HTTP routes that monitoring reads: GET /healthz, GET /readyz, GET /metrics.
+"""HTTP routes for monitoring: GET /healthz, GET /readyz, GET /metrics.
 
 /healthz shows that the daemon runs. /readyz shows whether packets can flow and the leases are up to date, or
-else the missing condition. It becomes false again if the store is unreachable, the lease is lost, or a repair
-failed.
+the condition that is missing. Readiness becomes false again if the store is unreachable, the lease is lost,
+or a repair failed.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pyflannel.model.status import Status
 
 
 class Watched(Protocol):
-    """The part of the daemon that health needs."""
+    """The interface of the daemon that the health checks use."""
 
     @property
     def waiting_for(self) -> str | None:
@@ -21,7 +21,7 @@ class Watched(Protocol):
 
 
 class Measured(Protocol):
-    """The part of the daemon that metrics need."""
+    """The interface of the daemon that the metrics use."""
 
     async def statuses(self) -> Mapping[str, Status]:
         """Return the status of each network by its name; "" is the name of a single network."""
@@ -46,7 +46,9 @@ def health_routes(daemon: Watched) -> Routes:
 
 
 def metrics_routes(daemon: Measured) -> Routes:
-    """Return the route of metrics. The first request loads the library that formats them, to save memory."""
+    """Return the route of metrics. The first request loads the library that formats metrics, to save
+    memory.
+    """
 
     async def metrics(_: Request) -> Response:
         from pyflannel.api.monitoring.metrics import CONTENT_TYPE, expose

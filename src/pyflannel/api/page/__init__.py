@@ -1,1 +1,1 @@
-"""The page of `flanneld --http`: its files, the documents that it shows, and the access to them."""
+"""The web page of `flanneld --http`: its files, the documents that it shows, and the access to them."""

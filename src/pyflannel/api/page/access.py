@@ -15,13 +15,14 @@ from pyflannel.model.store_record import Secret
 log = logging.getLogger(__name__)
 
 LEAST_TOKEN = 16
-"""Minimum number of characters of a token. A shorter token could be guessed."""
+"""Minimum number of characters of a token. A shorter token would be easy to guess."""
 
 _LONGEST_TOKEN = 1024
 _TOKEN = re.compile(rf"[!-~]{{{LEAST_TOKEN},{_LONGEST_TOKEN}}}")
 
 _SAME_SITE = frozenset({"same-origin", "none"})
-"""Values of Sec-Fetch-Site for a request of the page itself, and of a user who enters the address."""
+"""Values of Sec-Fetch-Site that the page itself sends, and that a browser sends if a user enters the
+address."""
 
 PROTECTION = (
     (
@@ -36,11 +37,11 @@ PROTECTION = (
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Cache-Control", "no-store"),
 )
-"""Headers by which a browser runs only the scripts of the page, and shows its answers to no other page."""
+"""Headers that make a browser run only the scripts of the page, and hide the responses from other pages."""
 
 
 def read_token(path: Path) -> Secret:
-    """Return the token in a file: one word of printable ASCII characters.
+    """Return the token in a file, which is one word of printable ASCII characters.
 
     Raises:
         UsageError: the file is unreadable, or contains no such word.
@@ -74,7 +75,7 @@ class Access:
     _complaints: set[str] = field(default_factory=set, compare=False)
 
     def objection_to_file(self, request: Request) -> Response | None:
-        """Return the refusal of a request for a file of the page; None to answer.
+        """Return the response that refuses a request for a file of the page; None if the request is allowed.
 
         The files of the page contain no secret.
         """
@@ -83,7 +84,7 @@ class Access:
         if not self.ip.is_loopback:
             return _refusal(403, "the page needs --http-token-file=FILE, except on a loopback address")
         if not _names_loopback(request.headers.get("host", "")):
-            # The name of another web site may resolve to 127.0.0.1, so that a browser gives the answers to
+            # The name of another web site may resolve to 127.0.0.1, so that a browser gives the responses to
             # that site.
             return _refusal(
                 403, "the Host header names no loopback address: open http://127.0.0.1 or an SSH tunnel"
@@ -91,7 +92,7 @@ class Access:
         return None
 
     def objection_to_document(self, request: Request) -> Response | None:
-        """Return the refusal of a request for a document; None to answer."""
+        """Return the response that refuses a request for a document; None if the request is allowed."""
         if (refusal := self.objection_to_file(request)) is not None:
             return refusal
         if request.headers.get("sec-fetch-site", "none") not in _SAME_SITE:
@@ -103,7 +104,7 @@ class Access:
         try:
             token = read_token(path).reveal()
         except UsageError as error:
-            if error.in_full not in self._complaints:  # any client can cause the line
+            if error.in_full not in self._complaints:  # any client can cause this log line
                 log.error("Refused a request for the page: %s", error.in_full)
             self._complaints.add(error.in_full)
             return _refusal(503, "the file of the token is unusable: see the log of flanneld")

@@ -2,7 +2,8 @@
 and /v1/plan.
 
 The documents are those of `flannelctl --json`. Nothing on the page changes the host or the network. A request
-costs a bounded part of the time of flanneld: answers are shared, and long work is done once at a time.
+costs a bounded part of the time of flanneld, because clients share documents and long work never runs twice
+at a time.
 """
 
 import asyncio
@@ -39,21 +40,21 @@ from pyflannel.wire.json_values import fold
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
 STATUS_S = 1.0
-"""Age up to which a status is used again."""
+"""Maximum age of a status that is used again."""
 
 SHARED_S, COSTS = 0.5, 20
 """Minimum time for which clients share a document, and the ratio of this time to the duration of its
 preparation."""
 
 PREPARED = 16
-"""Maximum number of answers in preparation. Further requests get 503, so that probes of health are always
-answered."""
+"""Maximum number of responses that are prepared at the same time. Further requests get 503, so that probes
+of health are always answered."""
 
 PING_S, PLAN_S, DOCTOR_S = 0.5, 2.0, 30.0
-"""Shortest intervals between two pings, between two plans, and between two runs of doctor."""
+"""Minimum intervals between two pings, between two plans, and between two runs of doctor."""
 
 HIDDEN = "***"
-"""Replaces a secret of the network config."""
+"""The text that replaces a secret of the network config."""
 
 _STATIC = Path(__file__).with_name("static")
 
@@ -66,7 +67,7 @@ _TYPES = {
 
 
 class ShownNetwork(Protocol):
-    """The part of one network that the page shows."""
+    """The interface of one network that the page uses."""
 
     async def status(self) -> Status:
         """Return the current status, within a bounded time."""
@@ -75,7 +76,7 @@ class ShownNetwork(Protocol):
         """Return every known lease, including the lease of this host."""
 
     def events(self) -> Sequence[JournalEntry]:
-        """Return the events of the passes, the latest last."""
+        """Return the events of the passes in their order, with the latest event last."""
 
     def config_text(self) -> str | None:
         """Return the network config in use; None if there is none."""
@@ -88,10 +89,11 @@ class ShownNetwork(Protocol):
         """Why the kernel refuses the probes; None if they are sent."""
 
     async def preview(self, text: str | None) -> PlanPreview:
-        """Return the changes that the next pass would make, with this network config or the one in force.
+        """Return the changes that the next pass would make, with this network config, or with the config in
+        force.
 
         Raises:
-            FlannelError: the config is invalid or refused, or there is no plan.
+            FlannelError: the config is invalid or refused, or the host has no plan.
         """
 
     async def examine(self) -> bytes:
@@ -103,7 +105,7 @@ class ShownNetwork(Protocol):
 
 
 class ShownDaemon(Protocol):
-    """The part of the daemon that the page shows."""
+    """The interface of the daemon that the page uses."""
 
     @property
     def networks(self) -> Mapping[str, ShownNetwork]:
@@ -111,7 +113,7 @@ class ShownDaemon(Protocol):
 
 
 class _BusyError(Exception):
-    """The answer is being prepared for another client, so this client must try again."""
+    """Raised if the document is being prepared for another client, so this client must try again."""
 
 
 class _View:
@@ -144,10 +146,10 @@ class _View:
         return format_config_text(_without_secret(self._network.config_text()))
 
     async def doctor(self) -> bytes:
-        """Return the document of `flannelctl doctor --json`, at most DOCTOR_S old.
+        """Return the document of `flannelctl doctor --json`, which is at most DOCTOR_S seconds old.
 
         Raises:
-            _BusyError: it is being prepared for another client.
+            _BusyError: the document is being prepared for another client.
             TargetError: doctor is not available.
         """
         if self._examined is not None and time.monotonic() < self._examined[0] + DOCTOR_S:
@@ -162,7 +164,7 @@ class _View:
         return self._examined[1]
 
     async def ping(self, name: str) -> bytes:
-        """Return the document of `flannelctl ping --json`, without an examination of this host.
+        """Return the document of `flannelctl ping --json`, without the checks of this host.
 
         Raises:
             FlannelError: no host has this name, or the kernel refuses the probes.
@@ -176,7 +178,7 @@ class _View:
         """Return the document of `flannelctl plan --json --config`.
 
         Raises:
-            FlannelError: the config is invalid or refused, or there is no plan.
+            FlannelError: the config is invalid or refused, or the host has no plan.
         """
         return format_preview(await self._network.preview(_with_secret(text, self._network.config_text())))
 
@@ -267,7 +269,7 @@ def page_routes(daemon: ShownDaemon, access: Access) -> Routes:
 
 
 def _files() -> Mapping[str, str]:
-    """Return the names of the files of the page by their paths."""
+    """Return the file names of the page, keyed by their URL paths."""
     names = [file.name for file in _STATIC.iterdir()]
     return {"/": "index.html", **{f"/{name}": name for name in names if name != "index.html"}}
 
@@ -296,7 +298,7 @@ class _Page:
         return handler
 
     def document(self, answer: _Answer) -> Callable[[Request], Awaitable[Response]]:
-        """Return the handler of a document, with its protection and its errors."""
+        """Return the handler of a document, which checks access and reports errors."""
 
         async def handler(request: Request) -> Response:
             if (refusal := self._access.objection_to_document(request)) is not None:
@@ -324,7 +326,9 @@ class _Page:
         return json.dumps({"networks": sorted(self._daemon.networks)}).encode()
 
     async def ping(self, request: Request) -> bytes:
-        """Return the report about the host in the query. Pings are rare, so that they harm no host."""
+        """Return the report about the host in the query. Pings are limited to long intervals, so that they
+        load no host.
+        """
         view, now = self._view(request), time.monotonic()
         if now < self._may_ping_at:
             raise _BusyError
@@ -332,7 +336,9 @@ class _Page:
         return await view.ping(_parameter(request, "host"))
 
     async def check(self, request: Request) -> bytes:
-        """Return the values and the effects of the config in the body, in a part of the time of flanneld."""
+        """Return the values and the effects of the config in the body, in a limited part of flanneld's
+        processor time.
+        """
         text, view, started = _config_in(request), self._view(request), time.monotonic()
         if started < self._may_check_at:
             raise _BusyError
@@ -343,7 +349,9 @@ class _Page:
             self._may_check_at = ended + COSTS * (ended - started)
 
     async def plan(self, request: Request) -> bytes:
-        """Return the changes on this host with the config in the body. This reads the host, so it is rare."""
+        """Return the changes on this host with the config in the body. This reads the state of the host,
+        so it is done only at long intervals.
+        """
         text, view = _config_in(request), self._view(request)
         if time.monotonic() < self._may_plan_at:
             raise _BusyError
@@ -357,7 +365,9 @@ class _Page:
         name = _parameter(request, "network")
         network = self._daemon.networks.get(name)
         if network is None:
-            raise FlannelError(f"flanneld runs no network {name!r}", hint="GET /v1/networks lists them.")
+            raise FlannelError(
+                f"flanneld runs no network {name!r}", hint="GET /v1/networks lists the networks."
+            )
         if network not in self._views:
             self._views[network] = _View(network)
         return self._views[network]
@@ -371,7 +381,7 @@ def _parameter(request: Request, name: str) -> str:
 
 
 def _config_in(request: Request) -> str:
-    """Return the network config in the body.
+    """Return the network config in the body of a request.
 
     Raises:
         FlannelError: the request may come from the form of another site.
@@ -394,7 +404,8 @@ def _later() -> Response:
 
 
 _SECRETS = frozenset({"psk"})
-"""Keys with a secret. The case of keys has no effect, as in the original."""
+"""Keys of the network config whose value is a secret. Upper and lower case are equal in keys, as in the
+original."""
 
 
 def _without_secret(text: str | None) -> str | None:
@@ -417,7 +428,7 @@ def _with_secret(text: str, stored: str | None) -> str:
         config = json.loads(text)
         whole = _with_secrets(config, lambda value: secrets[0] if value == HIDDEN and secrets else value)
     except (ValueError, RecursionError):
-        return text  # the text is not a config; the function that reads it reports this
+        return text  # the text is not a config, and the function that parses it reports the error
     return text if whole == config else json.dumps(whole)
 
 

@@ -1,4 +1,6 @@
-"""The fast path of the tunnels of this network namespace: their programs, and the maps that these share."""
+"""The fast path of the tunnels of this network namespace: their programs, and the maps that the programs
+share.
+"""
 
 import errno
 import os
@@ -22,7 +24,7 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.status import Notice
 
 _BYPASSED = (Role.ENCAPSULATE, Role.LAST_HOP, Role.SHORTCUT)
-"""Roles at links that cached packets bypass."""
+"""Roles of programs at links that cached packets bypass."""
 
 _NAMED = 8
 """Maximum number of hooks that a message names."""
@@ -40,14 +42,14 @@ _HAND_OVER = (
 class FastPath:
     """Reads and changes the programs and maps in the kernel. Keeps the maps of the planned tunnels open.
 
-    `pins` is a directory, which need not exist: see KernelObjects.
+    `pins` is a directory, which need not exist (see KernelObjects).
 
-    Hooks reference programs, and programs reference maps. So all of them stay when this process ends, and the
-    next process finds them at the hooks.
+    Hooks reference programs, and programs reference maps. Therefore all of them remain when this process
+    exits, and the next process finds them at the hooks.
 
     Every method raises:
-        OSError: the kernel refused, or a link is missing.
-        TargetError: libbpf or the object is missing, or the kernel refused a map or a program.
+        OSError: the kernel refused the operation, or a link is missing.
+        TargetError: libbpf or the object file is missing, or the kernel refused a map or a program.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class FastPath:
         self._unreadable: list[tuple[str, Direction]] = []
 
     def close(self) -> None:
-        """Close all descriptors. Programs and maps stay."""
+        """Close all descriptors. Programs and maps remain in the kernel."""
         self.hooks.close()
         for maps in self._maps.values():
             maps.close()
@@ -93,9 +95,10 @@ class FastPath:
         return items
 
     async def attach(self, item: BpfProgram) -> None:
-        """Attach a program to its hook. It replaces other programs of its role and tunnel there.
+        """Attach a program to its hook. It replaces other programs with the same role and tunnel at this
+        hook.
 
-        No packet meets the hook without a program in the meantime.
+        At no time is the hook without a program.
         """
         link, direction = link_index(item.link), item.role.direction
         tunnel_maps, settings = await self._maps_of(item.tunnel.device), self._settings_of(item.tunnel)
@@ -121,18 +124,20 @@ class FastPath:
             link = link_index(item.link)
         except OSError as error:
             if error.errno == errno.ENODEV:
-                return  # the program was removed with the link
+                return  # the program was removed together with the link
             raise
         for one in await self._of_same_key(link, item):
             await self.hooks.detach(link, item.role.direction, one.program.id)
         await self._unpin_leftovers()
 
     async def put_peers(self, device: str, peers: Sequence[BpfPeer]) -> Mapping[int, OSError]:
-        """Create or replace entries of the table of peers; return the refused ones by position."""
+        """Create or replace entries of the table of peers; return the errors of refused entries by
+        position.
+        """
         return (await self._maps_of(device)).put_peers(peers)
 
     async def remove_peers(self, device: str, subnets: Sequence[IPv4Network]) -> Mapping[int, OSError]:
-        """Remove existing entries of the table of peers; return the refused ones by position."""
+        """Remove existing entries of the table of peers; return the errors of refused entries by position."""
         return (await self._maps_of(device)).remove_peers(subnets)
 
     async def put_container(self, container: BpfContainer) -> None:
@@ -148,11 +153,13 @@ class FastPath:
         return self._maps[device].counts() if device in self._maps else {}
 
     def strangers(self, device: str) -> Sequence[Stranger]:
-        """Return the senders whose packets the guard of a tunnel dropped; none without a fast path."""
+        """Return the senders whose packets the guard of a tunnel dropped; an empty list without a fast
+        path.
+        """
         return self._maps[device].strangers() if device in self._maps else ()
 
     def put_permit(self, device: str, permit: Permit, direct_links: Collection[int] = ()) -> None:
-        """Permit or forbid the programs of a tunnel to cache flows. Do nothing if it has no programs.
+        """Permit or forbid the programs of a tunnel to cache flows. Do nothing if the tunnel has no programs.
 
         Packets of cached flows skip the veths `direct_links`, by index, as long as the permit is valid.
         """
@@ -186,7 +193,9 @@ class FastPath:
         return None
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return the problems of a tunnel in the latest look that no repair can solve. Raises nothing."""
+        """Return the problems of a tunnel that were found in the latest look that no repair can solve.
+        Raises nothing.
+        """
         found = self._maps[device].notices if device in self._maps else []
         if any(link == device for link, _ in self._unreadable):
             places = ", ".join(f"{link} {direction.value}" for link, direction in self._unreadable[:_NAMED])
@@ -194,7 +203,7 @@ class FastPath:
         return tuple(found)
 
     def features(self) -> tuple[Feature, ...]:
-        """Return the features that the fast path uses. Raises nothing."""
+        """Return the kernel features that the fast path uses. Raises nothing."""
         return examine(self._objects, lambda: self._library, lambda: self._object_file)
 
     @cached_property
@@ -229,14 +238,14 @@ class FastPath:
                 self._maps[device] = self._completed(device, found)
 
     async def _maps_of(self, device: str) -> TunnelMaps:
-        """Return the maps that the programs of the tunnel use, or new ones if there are none."""
+        """Return the maps that the programs of the tunnel use, or new ones if there are no such maps."""
         if device not in self._maps:
             standing = await self._programs.find(dict(socket.if_nameindex()))
             self._maps[device] = self._completed(device, shared_maps(standing, device, self._objects))
         return self._maps[device]
 
     def _completed(self, device: str, found: Mapping[str, int]) -> TunnelMaps:
-        """Return descriptors of the existing maps, and of new maps in place of the missing ones."""
+        """Return descriptors of the existing maps, and of new maps in place of the missing maps."""
         missing = [layout.name for layout in SHARED if layout.name not in found]
         with ExitStack() as on_failure:
             for descriptor in found.values():

@@ -29,9 +29,9 @@ class ProcessRights:
     """The rights of a process.
 
     Attributes:
-        capabilities: the effective ones, one bit each.
-        is_filtered: a seccomp filter may answer its system calls instead of the kernel.
-        is_confined: it is in a user namespace, and its rights are limited to it.
+        capabilities: the effective capabilities, one bit each.
+        is_filtered: True if a seccomp filter may answer its system calls instead of the kernel.
+        is_confined: True if the process is in a user namespace, and its rights are limited to that namespace.
     """
 
     capabilities: int
@@ -57,11 +57,11 @@ def own_rights() -> ProcessRights | None:
         return None
 
 
-# The features of this kernel and the rights of this process that the fast path uses. Each is probed once; all
-# probes take a few milliseconds.
+# The features of this kernel and the rights of this process that the fast path uses. Each feature is probed
+# once; all probes together take a few milliseconds.
 #
-# No feature is derived from a version number. The list follows from the programs: the types of the maps that
-# they share, and the helpers that they call.
+# No feature is derived from a version number. The list is computed from the programs: the types of the maps
+# that they share, and the helpers that they call.
 
 _RANKS: tuple[Answer, ...] = ("present", "unknown", "absent")
 
@@ -104,10 +104,10 @@ HELPERS = {
     152: "bpf_redirect_neigh",
     155: "bpf_redirect_peer",
 }
-"""Names of helpers for messages. Source: linux/bpf.h, ___BPF_FUNC_MAPPER."""
+"""Names of the kernel's helper functions, for messages. Source: linux/bpf.h, ___BPF_FUNC_MAPPER."""
 
 _UNKNOWN_HELPER = ("unknown func", "invalid func", "cannot use helper")
-"""Messages of the verifiers of several kernels for a helper that they lack for a type of program."""
+"""Messages of the verifiers of several kernels if a program type cannot use a helper function."""
 
 _GIVE_RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN."
 _OLD_KERNEL = "It takes a newer kernel, or one with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF."
@@ -133,7 +133,7 @@ def examine(
 
 
 def _call(rights: ProcessRights | None) -> Feature:
-    """Query a program by an invalid descriptor: a kernel with the system call reports EBADF."""
+    """Query a program with an invalid descriptor, because a kernel with the system call reports EBADF."""
     answer, error = ask(
         lambda: call_bpf(Command.OBJ_GET_INFO_BY_FD, _INFO.pack(_NO_DESCRIPTOR, 0, 0)), (errno.ENOSYS,)
     )
@@ -142,8 +142,8 @@ def _call(rights: ProcessRights | None) -> Feature:
     if code in (errno.EBADF, _EBADFD, errno.EINVAL):
         return Feature(name="bpf(2)", answer="present")
     if code in (errno.EPERM, errno.EACCES) and rights is not None and not rights.is_filtered:
-        # A system call that is refused because a right is missing exists. If the process has all rights, a
-        # security module refused it.
+        # If a system call is refused because a right is missing, the kernel has this system call. If the
+        # process has all rights, a security module refused the call.
         is_ours = rights.has(BPF, SYS_ADMIN) and not rights.is_confined
         return _seen("bpf(2)", "unknown" if is_ours else "present", said(error), _HIDDEN)
     if answer == "absent" and not is_filtered:
@@ -270,14 +270,16 @@ def _finding(objects: KernelObjects) -> Feature:
 def _judged(
     rights: ProcessRights | None, name: str, answer: Answer, error: OSError | None, *, is_needed: bool = True
 ) -> Feature:
-    """Return a feature from the kernel's answer. Without the right to probe, the hint names the right."""
+    """Return a feature from the kernel's answer. If the right to probe is missing, the hint names the
+    right.
+    """
     may_ask = rights is None or (rights.has(BPF, SYS_ADMIN) and rights.has(NET_ADMIN, SYS_ADMIN))
     hint = _OLD_KERNEL if answer == "absent" else _HIDDEN if may_ask else _GIVE_RIGHTS
     return _seen(name, answer, said(error), hint, is_needed=is_needed)
 
 
 def _seen(name: str, answer: Answer, detail: str, hint: str, *, is_needed: bool = True) -> Feature:
-    """Return a feature, without an explanation if it is present."""
+    """Return a feature, without an explanation if the feature is present."""
     if answer == "present":
         return Feature(name=name, answer=answer, is_needed=is_needed)
     return Feature(name=name, answer=answer, detail=detail, hint=hint, is_needed=is_needed)

@@ -1,4 +1,4 @@
-"""The hooks of links at which programs run: tcx (Linux 6.6 and later), or a clsact qdisc."""
+"""The hooks of links at which programs run, which are tcx (Linux 6.6 and later), or a clsact qdisc."""
 
 import ctypes
 import errno
@@ -28,44 +28,45 @@ from pyflannel.wire.netlink.tc import (
 
 
 class Hooks(Protocol):
-    """Hooks of links, by the indexes of the links. An attached program stays when this process ends."""
+    """Hooks of links, by the indexes of the links. An attached program remains when this process exits."""
 
     def close(self) -> None:
         """Close the descriptors. The programs stay."""
 
     async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
-        """Return the identifiers of the programs, in the order in which they see packets.
+        """Return the identifiers of the programs, in the order in which they run.
 
         Raises:
-            OSError: ENODEV: the link does not exist.
+            OSError: ENODEV if the link does not exist.
         """
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Attach a program, given by its descriptor, after the existing programs.
+        """Attach a program, identified by its file descriptor, after the existing programs.
 
         Raises:
             OSError: the kernel refused.
         """
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Replace the program with the identifier `old` atomically by another one, given by its descriptor.
+        """Replace the program with the identifier `old` atomically with another program, identified by its
+        file descriptor.
 
         Raises:
-            OSError: the kernel refused, or the old program is no longer attached.
+            OSError: the kernel refused the call, or the old program is no longer attached.
         """
 
     async def detach(self, link: int, direction: Direction, old: int) -> None:
         """Detach the program with the identifier `old`.
 
         Raises:
-            OSError: ENOENT: it is no longer attached.
+            OSError: ENOENT if the program is no longer attached.
         """
 
 
 # Programs at the tcx hooks of links. Source: linux/bpf.h; kernel 6.6 and later.
 #
-# A program is attached directly, without a link object. The hook references the program, and the program its
-# maps. So it stays when the daemon ends, with or without a mounted bpffs.
+# A program is attached directly, without a link object. The hook references the program, and the program
+# references its maps. Therefore the program remains when the daemon exits, with or without a mounted bpffs.
 
 _TYPES = {Direction.INGRESS: 46, Direction.EGRESS: 47}
 """BPF_TCX_INGRESS, BPF_TCX_EGRESS."""
@@ -92,15 +93,15 @@ class TcxHooks:
         """Do nothing, because no descriptor is open."""
 
     async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
-        """Return the identifiers of the programs, in the order in which they see packets.
+        """Return the identifiers of the programs, in the order in which they run.
 
         Raises:
-            OSError: ENODEV: the link does not exist. EINVAL: the kernel has no tcx.
+            OSError: ENODEV if the link does not exist. EINVAL if the kernel has no tcx.
         """
         return _query(link, direction)
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Attach a program, given by its descriptor, after the existing programs.
+        """Attach a program, identified by its file descriptor, after the existing programs.
 
         Raises:
             OSError: the kernel refused.
@@ -108,10 +109,11 @@ class TcxHooks:
         call_bpf(Command.PROG_ATTACH, _ATTACH.pack(link, program, _TYPES[direction], 0, 0, 0, 0))
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Replace the program with the identifier `old` atomically by another one, given by its descriptor.
+        """Replace the program with the identifier `old` atomically with another program, identified by its
+        file descriptor.
 
         Raises:
-            OSError: ENOENT: the old program is no longer attached.
+            OSError: ENOENT if the old program is no longer attached.
         """
         with opened(self._objects.open_program(old)) as replaced:
             call_bpf(
@@ -122,14 +124,14 @@ class TcxHooks:
         """Detach the program with the identifier `old`.
 
         Raises:
-            OSError: ENOENT: it is no longer attached.
+            OSError: ENOENT if the program is no longer attached.
         """
         with opened(self._objects.open_program(old)) as program:
             call_bpf(Command.PROG_DETACH, _ATTACH.pack(link, program, _TYPES[direction], 0, 0, 0, 0))
 
 
 def ask_tcx() -> tuple[Answer, OSError | None]:
-    """Return whether the kernel has tcx, and the error of a query, which needs CAP_NET_ADMIN."""
+    """Return whether the kernel has tcx hooks, and the error of a query, which needs CAP_NET_ADMIN."""
     return ask(lambda: _query(socket.if_nameindex()[0][0], Direction.INGRESS), (errno.EINVAL,))
 
 
@@ -145,7 +147,8 @@ _PARENTS = {Direction.INGRESS: INGRESS, Direction.EGRESS: EGRESS}
 
 
 class ClsactHooks:
-    """eBPF classifiers in clsact qdiscs of links in this network namespace; links are given by their indexes.
+    """eBPF classifiers in clsact qdiscs of links in this network namespace; links are identified by their
+    indexes.
 
     Every method raises:
         OSError: the kernel refused.
@@ -160,16 +163,18 @@ class ClsactHooks:
         self._requests.close()
 
     async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
-        """Return the identifiers of the programs, in the order in which they see packets."""
+        """Return the identifiers of the programs, in the order in which they run."""
         return tuple(one.program for one in await self._filters(link, direction))
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Add an eBPF program, given by its descriptor, after the filters of other programs."""
+        """Add an eBPF program, identified by its file descriptor, after the filters of other programs."""
         await self._perform(create_clsact(link), but=errno.EEXIST)
         await self._perform(create_filter(link, _PARENTS[direction], program_info(program).name, program))
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Replace the program with the identifier `old` atomically by another, given by its descriptor."""
+        """Replace the program with the identifier `old` atomically with another program, identified by its
+        file descriptor.
+        """
         before = await self._find(link, direction, old)
         await self._perform(
             replace_filter(link, _PARENTS[direction], before, program_info(program).name, program)
@@ -199,7 +204,7 @@ class ClsactHooks:
 
 
 class KernelHooks:
-    """Hooks of the type that the kernel has. The first use probes it.
+    """Hooks of the type that the kernel has. The first use probes this type.
 
     Every method raises:
         OSError: the kernel refused: ENOSYS if it has no bpf(2), EPERM without CAP_NET_ADMIN.
@@ -219,15 +224,17 @@ class KernelHooks:
             self._chosen.close()
 
     async def programs(self, link: int, direction: Direction) -> tuple[int, ...]:
-        """Return the identifiers of the programs, in the order in which they see packets."""
+        """Return the identifiers of the programs, in the order in which they run."""
         return await (await self._hooks()).programs(link, direction)
 
     async def attach(self, link: int, direction: Direction, program: int) -> None:
-        """Attach a program, given by its descriptor, after the existing programs."""
+        """Attach a program, identified by its file descriptor, after the existing programs."""
         await (await self._hooks()).attach(link, direction, program)
 
     async def replace(self, link: int, direction: Direction, old: int, program: int) -> None:
-        """Replace the program with the identifier `old` atomically by another, given by its descriptor."""
+        """Replace the program with the identifier `old` atomically with another program, identified by its
+        file descriptor.
+        """
         await (await self._hooks()).replace(link, direction, old, program)
 
     async def detach(self, link: int, direction: Direction, old: int) -> None:

@@ -1,6 +1,7 @@
-"""The layout of the data that programs and this process share: settings, keys and values of maps. See maps.h.
+"""The layout of the data that the eBPF programs and this process share: settings, keys and values of maps.
+See maps.h.
 
-Addresses and ports are in network order, everything else is in the host's.
+Addresses and ports are in network byte order, and all other values in the byte order of the host.
 """
 
 import socket
@@ -18,12 +19,13 @@ BUILD_OCTETS = 8
 """Length in bytes of the digest that distinguishes the compiled objects of different versions."""
 
 SETTINGS_MAP = ".rodata.setting"
-"""The map with the settings of a program: the name of its section, cut to the kernel's 15 bytes."""
+"""The map with the settings of a program; its name is that of the section, cut to the 15 bytes that the
+kernel allows."""
 
 _SETTINGS = struct.Struct("=8s16sII4s4s4sHHII")
 _IDENTITY_OCTETS = BUILD_OCTETS + 16
 _SUBNET = struct.Struct("!II")
-_PEER = struct.Struct("!IHBx")  # followed by data of the programs
+_PEER = struct.Struct("!IHBx")  # followed by data that the programs write
 _COUNT = struct.Struct("=QQ")
 _INDEX = struct.Struct("=I")
 _TIME = struct.Struct("=Q")
@@ -39,7 +41,8 @@ class MapLayout:
 
     Attributes:
         type: enum bpf_map_type.
-        most_entries: maximum number of entries, if it is part of the layout; 0 for any number.
+        most_entries: maximum number of entries, if the number is part of the layout; 0 if any number is
+            allowed.
     """
 
     name: str
@@ -101,11 +104,12 @@ SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED, FLOWS, PERMIT, DIRECT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings that are written into a program before it is loaded; links are given by their indexes.
+    """The settings that are written into a program before it is loaded; links are identified by their
+    indexes.
 
     Attributes:
         build: digest of the compiled object that contains the program.
-        mtu: bytes of the largest accepted packet, unless it is to be segmented.
+        mtu: size in bytes of the largest accepted packet, unless the packet will be segmented.
         gro_index: link on whose other end GRO coalesces TCP segments; 0 if there is none.
         caches_flows: mode flow.
     """
@@ -145,10 +149,10 @@ def devices_of(settings: Settings) -> set[int]:
 
 
 def unpack_settings(octets: bytes) -> Settings | None:
-    """Return the settings of a program; None if these are not settings of any version.
+    """Return the settings of a program; None if the bytes are not settings of any version.
 
-    Build and device have the same position in every version, so that each version recognizes the programs of
-    pyflannel. The other settings of another version may be meaningless.
+    The digest of the build and the device have the same position in every version, so that each version
+    recognizes the programs of pyflannel. The other settings of another version may be meaningless.
     """
     if len(octets) < _IDENTITY_OCTETS:
         return None
@@ -180,18 +184,18 @@ def pack_subnet(subnet: IPv4Network) -> bytes:
 
 
 def pack_peer(peer: BpfPeer) -> bytes:
-    """Return `struct peer`, without the data of the programs."""
+    """Return `struct peer`, without the data that the programs write."""
     packed = _PEER.pack(int(peer.address), peer.port, _READS_UNFINISHED if peer.is_direct else 0)
     return packed.ljust(PEERS.value_octets, b"\0")
 
 
 def is_peer(peer: BpfPeer, value: bytes) -> bool:
-    """Return whether `struct peer` is that of the peer, with any data of the programs."""
+    """Return whether `struct peer` belongs to the peer, ignoring the data that the programs write."""
     return value[: _PEER.size] == pack_peer(peer)[: _PEER.size]
 
 
 def unpack_peer(device: str, key: bytes, value: bytes) -> BpfPeer:
-    """Return the peer in an entry of the table of peers. The tunnel has this device.
+    """Return the peer in an entry of the table of peers. `device` is the device of the tunnel.
 
     The kernel ignores the bits of the key after its prefix.
     """
@@ -233,11 +237,11 @@ def unpack_port(value: bytes) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
-    """Whether the programs may cache the firewall's decisions about flows.
+    """The permit that lets the programs cache the firewall's decisions about flows.
 
     Attributes:
-        until_ns: time in nanoseconds of CLOCK_BOOTTIME.
-        generation: decisions under a permit of another generation are not valid.
+        until_ns: end of the permit, in nanoseconds of CLOCK_BOOTTIME.
+        generation: generation; decisions that were cached under another generation are not valid.
         protocols: CACHES_UDP, CACHES_TCP.
     """
 
@@ -281,7 +285,7 @@ def unpack_stranger(key: bytes, value: bytes, now_ns: int) -> Stranger | None:
     Args:
         key: `struct stranger`.
         value: `struct sighting`.
-        now_ns: time in nanoseconds of CLOCK_BOOTTIME.
+        now_ns: end of the permit, in nanoseconds of CLOCK_BOOTTIME.
     """
     address, outcome = _STRANGER.unpack(key)
     packets, seen_at, source, destination = _SIGHTING.unpack(value)

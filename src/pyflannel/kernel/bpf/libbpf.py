@@ -1,6 +1,6 @@
-"""The functions of libbpf that pyflannel uses, by ctypes: they load an object into the kernel.
+"""The functions of libbpf that pyflannel uses, through ctypes, to load an object file into the kernel.
 
-libbpf implements relocation, BTF and the differences of older kernels. Source: libbpf.h, version 1.0 and
+libbpf implements relocation, BTF and the differences of older kernels. Source: libbpf.h, version 1.0 or
 later.
 """
 
@@ -21,7 +21,8 @@ _SETTINGS_SECTION = ".rodata.settings"
 
 _LOG_OCTETS = 1 << 20
 _LOG_LINES = 3
-"""Lines from the end of the verifier's log that a message contains: they name the refused instruction."""
+"""Number of lines from the end of the verifier's log that a message contains. These lines name the refused
+instruction."""
 
 _SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__open_mem": (c_void_p, (c_char_p, c_size_t, c_void_p)),
@@ -69,7 +70,7 @@ class Libbpf:
                 hint="Install libbpf 1.0 or later (Debian: libbpf1, Fedora: libbpf).",
                 is_permanent=isinstance(error, AttributeError) or "No such file" in str(error),
             ) from error
-        self._library.libbpf_set_print(None)  # libbpf would write messages to standard error
+        self._library.libbpf_set_print(None)  # otherwise, libbpf would write messages to standard error
 
     @property
     def version(self) -> str:
@@ -97,10 +98,12 @@ class Libbpf:
     def load_program(
         self, object_file: ObjectFile, name: str, settings: bytes, maps: Mapping[str, int]
     ) -> Loaded:
-        """Load a program with these settings and these shared maps, given by descriptors, and return it.
+        """Load a program with these settings and these shared maps, identified by descriptors, and return the
+        program.
 
         Raises:
-            TargetError: the kernel refused; the message contains the last lines of the verifier's log.
+            TargetError: the kernel refused the program; the message contains the last lines of the verifier's
+                log.
         """
         log = ctypes.create_string_buffer(_LOG_OCTETS)
         with self._open(object_file) as opened:
@@ -150,7 +153,7 @@ class Libbpf:
         initial = self._library.bpf_map__initial_value(of_object, ctypes.byref(size))
         if size.value != len(octets):
             raise TargetError(
-                f"the eBPF programs need {size.value} bytes of settings, not {len(octets)}",
+                f"the eBPF programs need {size.value} bytes of settings, but {len(octets)} were given",
                 hint="Install pyflannel again: its object file belongs to another version.",
                 is_permanent=True,
             )
@@ -166,7 +169,7 @@ def _kept(descriptors: Iterable[int]) -> list[int]:
     """Return copies of the descriptors, which remain open when the object is closed.
 
     Raises:
-        OSError: no descriptor is free.
+        OSError: no file descriptor is free.
     """
     with ExitStack() as on_failure:
         kept = []
@@ -178,7 +181,7 @@ def _kept(descriptors: Iterable[int]) -> list[int]:
 
 
 def _refused(what: str, code: int, log: str) -> TargetError:
-    """Return the error for a refusal of the kernel, with the reason from the verifier's log."""
+    """Return the error for an operation that the kernel refused, with the reason from the verifier's log."""
     name = errno.errorcode.get(code, f"errno {code}")
     message = f"kernel {os.uname().release} refused {what}: {name}: {os.strerror(code)}"
     hint = "Look at the kernel's log (dmesg) for the reason."

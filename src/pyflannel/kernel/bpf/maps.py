@@ -56,7 +56,7 @@ NO_BATCHES = 524
 def update_entries(map_descriptor: int, keys: Sequence[bytes], values: Sequence[bytes]) -> dict[int, OSError]:
     """Create or replace entries, in order; return the errors of the refused entries by position.
 
-    Keys and values are separate arguments, because ten thousand pairs would start a garbage collection.
+    Keys and values are separate arguments, because ten thousand pairs would trigger a garbage collection.
     """
     return _change(Command.MAP_UPDATE_BATCH, Command.MAP_UPDATE_ELEM, map_descriptor, keys, values)
 
@@ -71,7 +71,7 @@ def delete_entries(map_descriptor: int, keys: Sequence[bytes]) -> dict[int, OSEr
 
 
 def read_entries(map_descriptor: int, key_octets: int, value_octets: int) -> dict[bytes, bytes]:
-    """Return all entries of a map, by key. An entry that changes meanwhile may be missing.
+    """Return all entries of a map, as a mapping by key. An entry that changes during the read may be missing.
 
     Raises:
         OSError: the map cannot be read.
@@ -98,7 +98,8 @@ def read_entries(map_descriptor: int, key_octets: int, value_octets: int) -> dic
 
 
 def read_entries_at_once(map_descriptor: int, key_octets: int, value_octets: int) -> dict[bytes, bytes]:
-    """Return all entries of a map, by key. If the map does not support batches, read each entry separately.
+    """Return all entries of a map, as a mapping by key. If the map does not support batches, read each entry
+    separately.
 
     Raises:
         OSError: the map cannot be read.
@@ -136,7 +137,7 @@ def _change(
     keys: Sequence[bytes],
     values: Sequence[bytes],
 ) -> dict[int, OSError]:
-    """Change entries in batches; a batch ends before the first refused entry, which is tried alone."""
+    """Change entries in batches; a batch ends before the first refused entry, which is then tried alone."""
     refused: dict[int, OSError] = {}
     key_row, value_row = _Row(keys), _Row(values)
     has_batches, start = True, 0
@@ -148,7 +149,7 @@ def _change(
                 call_bpf(batch_command, batch)
             except OSError as error:
                 done = _count(batch)
-                # If the kernel examined no entry, the number is still the requested number.
+                # If the kernel processed no entry, the returned number still equals the requested number.
                 has_batches = error.errno != NO_BATCHES and done < left
                 start += done if has_batches else 0
             else:
@@ -162,7 +163,9 @@ def _change(
 
 
 class _Row:
-    """Values of equal length, one after the other, for the kernel. The buffer must exist during the call."""
+    """Values of equal length, one after the other in a buffer for the kernel. The buffer must exist during
+    the call.
+    """
 
     def __init__(self, each: Sequence[bytes]) -> None:
         self._buffer = _buffer(b"".join(each))
@@ -201,11 +204,13 @@ def _address(buffer: _Buffer | None) -> int:
 
 
 _FULL = (errno.ENOSPC, errno.E2BIG)
-"""Error codes of a full trie and of a full hash."""
+"""Error codes that the kernel returns for a full trie and for a full hash."""
 
 
 class TunnelMaps:
-    """Descriptors of a tunnel's maps, by name: a map exists while a program or a descriptor refers to it."""
+    """Descriptors of a tunnel's maps, by the name of the map. A map exists while a program or a descriptor
+    refers to it.
+    """
 
     def __init__(self, device: str, descriptors: Mapping[str, int]) -> None:
         self._device = device
@@ -217,7 +222,7 @@ class TunnelMaps:
 
     @property
     def notices(self) -> list[Notice]:
-        """Notices about the tables that were full in the latest look."""
+        """Messages about the tables that were full in the latest look."""
         ways = {
             PEERS.name: ("peers", "packets to them go through user space"),
             PORTS.name: ("containers", "packets to them pass through the bridge"),
@@ -241,10 +246,11 @@ class TunnelMaps:
         self._descriptors.clear()
 
     def peers(self, planned: Iterable[BpfPeer]) -> list[BpfPeer]:
-        """Return the entries of the table of peers; for an entry as planned, the object of the plan.
+        """Return the entries of the table of peers; if an entry is as planned, return the object of the plan
+        itself.
 
-        If the table is full, the planned entries that do not fit count as present: user space carries their
-        packets, and no repair is possible.
+        If the table is full, the planned entries that do not fit count as present, because user space carries
+        their packets and a repair is not possible.
 
         Raises:
             OSError: the map cannot be read.
@@ -252,7 +258,7 @@ class TunnelMaps:
         entries = read_entries_at_once(self._descriptors[PEERS.name], PEERS.key_octets, PEERS.value_octets)
         is_full = len(entries) >= self._room[PEERS.name]
         found, missing = [], []
-        for peer in planned:  # so that thousands of equal objects are not created again
+        for peer in planned:  # this avoids that thousands of equal objects are created again
             key = pack_subnet(peer.subnet)
             value = entries.get(key)
             if value is None:
@@ -266,13 +272,15 @@ class TunnelMaps:
         return found + missing
 
     def put_peers(self, peers: Sequence[BpfPeer]) -> dict[int, OSError]:
-        """Create or replace entries while there is space; return the errors of refused ones by position."""
+        """Create or replace entries while there is space; return the errors of refused entries by
+        position.
+        """
         descriptor = self._descriptors[PEERS.name]
         keys, values = [pack_subnet(peer.subnet) for peer in peers], [pack_peer(peer) for peer in peers]
         refused = update_entries(descriptor, keys, values)
         for place in [place for place, error in refused.items() if error.errno in _FULL]:
-            # Before Linux 6.13, a full trie refuses even to replace an entry. A wrong entry is worse than
-            # none.
+            # Before Linux 6.13, a full trie refuses even to replace an entry. A wrong entry is worse than a
+            # missing entry.
             delete_entries(descriptor, [keys[place]])
             update_entries(descriptor, [keys[place]], [values[place]])
             del refused[place]
@@ -287,8 +295,9 @@ class TunnelMaps:
     ) -> list[BpfContainer]:
         """Return the entries of the table of containers; `names` contains the names of the links by index.
 
-        An entry of a deleted device is omitted, because the kernel removed a part of it. If the table is
-        full, the planned entries that do not fit count as present: the bridge carries their packets.
+        An entry of a deleted device is omitted, because the kernel already removed a part of the entry. If
+        the table is full, the planned entries that do not fit count as present, because the bridge carries
+        their packets.
 
         Raises:
             OSError: the maps cannot be read.
@@ -347,7 +356,7 @@ class TunnelMaps:
             OSError: the link does not exist.
         """
         if link in self.devices():
-            return  # if it were written again, it would be missing for a moment, and a packet would be lost
+            return  # a second write would remove the entry for a moment, and a packet would be lost
         _raise_any(update_entries(self._descriptors[DEVICES.name], [pack_port(link)], [pack_port(link)]))
 
     def permit(self) -> Permit:

@@ -1,4 +1,6 @@
-"""Programs and maps: the compiled object file of the package, and the objects that exist in the kernel."""
+"""Access to programs and maps: the compiled object file of the package, and the objects that exist in the
+kernel.
+"""
 
 import contextlib
 import ctypes
@@ -30,7 +32,7 @@ class ObjectFile:
     """An ELF object file with programs for the kernel.
 
     Attributes:
-        build: the first bytes of its SHA-256 digest, which identify its programs.
+        build: the first bytes of the SHA-256 digest of the file, which identify its programs.
     """
 
     octets: bytes
@@ -46,7 +48,7 @@ class ObjectFile:
 
 
 def read_object() -> ObjectFile:
-    """Return the object file of the package. importlib.resources is not used: it needs 3 ms and 1 MB.
+    """Return the object file of the package. importlib.resources is not used, because it needs 3 ms and 1 MB.
 
     Raises:
         TargetError: the installation does not contain the object file.
@@ -61,7 +63,7 @@ def read_object() -> ObjectFile:
 
 
 def _calls_by_section(elf: bytes) -> Iterator[tuple[str, frozenset[int]]]:
-    """Yield the sections with code, and the numbers of the helpers that are called there.
+    """Yield the sections with code, and the numbers of the helpers that the code calls.
 
     Source: elf(5), 64 bits, little-endian; Documentation/bpf/standardization/instruction-set.rst, calls.
     """
@@ -74,16 +76,17 @@ def _calls_by_section(elf: bytes) -> Iterator[tuple[str, frozenset[int]]]:
             calls = (
                 number
                 for operation, registers, _, number in _INSTRUCTION.iter_unpack(code)
-                if operation == _CALL and registers >> 4 == 0  # 1: another function of the same object file
+                if operation == _CALL
+                and registers >> 4 == 0  # 1 means another function of the same object file
             )
             yield elf[begin : elf.index(0, begin)].decode("ascii"), frozenset(calls)
 
 
 # Programs and maps of the kernel, opened by their identifiers.
 #
-# This requires CAP_SYS_ADMIN. A daemon without this right opens pinned objects instead: if its directory is a
-# bpffs, it pins each attached program and its maps there, under their identifiers. The data path never
-# depends on a pin: the hook references the program, and the program its maps.
+# This requires CAP_SYS_ADMIN. A daemon without this right opens pinned objects instead. If its directory is a
+# bpffs, it pins each attached program and its maps there, with their identifiers as names. The data path
+# never depends on a pin: the hook references the program, and the program references its maps.
 
 _ID = struct.Struct("=III")  # id, next id, flags
 _NOBODYS = 0x7FFFFFFF
@@ -92,7 +95,7 @@ _PIN = struct.Struct("=QII")  # path, descriptor, flags
 
 
 class KernelObjects:
-    """Opens objects by identifier, with the pins in `directory`, which need not exist."""
+    """Opens kernel objects by their identifiers, with the pins in `directory`, which need not exist."""
 
     def __init__(self, directory: str = "") -> None:
         self._directory = directory
@@ -101,8 +104,8 @@ class KernelObjects:
         """Return a descriptor of a program.
 
         Raises:
-            OSError: ENOENT: it does not exist any more. EPERM: this process has no right to open it, and
-                there is no pin.
+            OSError: ENOENT if the program no longer exists. EPERM if this process has no right to open the
+                program, and there is no pin.
         """
         return self._open(Command.PROG_GET_FD_BY_ID, identifier, _program_name(identifier))
 
@@ -110,27 +113,27 @@ class KernelObjects:
         """Return a descriptor of a map.
 
         Raises:
-            OSError: ENOENT: it does not exist any more. EPERM: this process has no right to open it, and
-                there is no pin.
+            OSError: ENOENT if the program no longer exists. EPERM if this process has no right to open the
+                program, and there is no pin.
         """
         return self._open(Command.MAP_GET_FD_BY_ID, identifier, _map_name(identifier))
 
     def pin(self, program: int, maps: Iterable[int]) -> None:
-        """Pin a program and its maps, given by descriptors. Do nothing if there is no bpffs."""
+        """Pin a program and its maps, identified by descriptors. Do nothing if there is no bpffs."""
         self._pin(program, _program_name(program_info(program).id))
         for descriptor in maps:
             self._pin(descriptor, _map_name(map_info(descriptor).id))
 
     def prove(self, program: int) -> None:
-        """Check that a daemon with the same rights can find a program, given by descriptor, again.
+        """Check that a daemon with the same rights can find a program, identified by its descriptor, again.
 
         Raises:
-            OSError: EPERM: such a daemon cannot find the program, so it could not replace it.
+            OSError: EPERM if such a daemon cannot find the program, and therefore could not replace it.
         """
         os.close(self.open_program(program_info(program).id))
 
     def unpin_all_but(self, programs: Iterable[int], maps: Iterable[int]) -> None:
-        """Remove all pins except those of these objects, given by identifiers."""
+        """Remove all pins except those of these objects, identified by their identifiers."""
         kept = {*map(_program_name, programs), *map(_map_name, maps)}
         with contextlib.suppress(OSError):
             for name in os.listdir(self._directory):
@@ -144,7 +147,9 @@ class KernelObjects:
 
     @property
     def opens_by_identifier(self) -> bool:
-        """Whether this process may open objects by identifier: it tries an identifier that does not exist."""
+        """True if this process may open objects by identifier. To find out, it tries an identifier that
+        does not exist.
+        """
         try:
             os.close(call_bpf(Command.PROG_GET_FD_BY_ID, _ID.pack(_NOBODYS, 0, 0)))
         except OSError as error:
@@ -153,7 +158,7 @@ class KernelObjects:
 
     @property
     def has_directory(self) -> bool:
-        """Whether there is a directory for pins."""
+        """True if a directory for pins exists."""
         return bool(self._directory) and os.path.isdir(self._directory)
 
     def _open(self, command: Command, identifier: int, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Pins of programs and maps in a bpffs, for a daemon that may not open them by identifier."""
+"""Pins of programs and maps in a bpffs, for a daemon that may not open objects by identifier."""
 
 import ctypes
 import errno
@@ -15,7 +15,7 @@ from pyflannel.kernel.bpf.syscall import opened
 
 
 def is_bpffs(path: str) -> bool | None:
-    """Return whether a bpffs is mounted at `path`; None if that is unknown.
+    """Return whether a bpffs is mounted at `path`; None if this is unknown.
 
     Source: proc(5), mountinfo.
     """
@@ -30,7 +30,7 @@ def is_bpffs(path: str) -> bool | None:
 
 
 def kernel_has_bpffs() -> bool | None:
-    """Return whether the kernel has a bpffs that could be mounted; None if that is unknown."""
+    """Return whether the kernel has a bpffs that could be mounted; None if this is unknown."""
     try:
         with open("/proc/filesystems", encoding="ascii", errors="replace") as file:
             return any(line.split()[-1:] == ["bpf"] for line in file)
@@ -44,10 +44,11 @@ def _unescaped(path: str) -> str:
 
 
 def remove_pin_directory(path: str) -> bool:
-    """Remove the directory, with its pins and the mount on it; return whether it existed.
+    """Remove the directory, with its pins and the mount on it; return whether the directory existed.
 
     Raises:
-        OSError: EPERM: this process may not unmount it. ENOTEMPTY: it is an ordinary directory with files.
+        OSError: EPERM if this process has no permission to unmount it. ENOTEMPTY if it is an ordinary
+            directory with files.
     """
     if not os.path.isdir(path):
         return False
@@ -58,7 +59,7 @@ def remove_pin_directory(path: str) -> bool:
 
 
 _UMOUNT_NOFOLLOW = 8
-"""sys/mount.h: refuse a symbolic link in the place of the directory."""
+"""sys/mount.h: refuse a symbolic link at the path of the directory."""
 
 
 def _unmount(path: str) -> None:
@@ -70,14 +71,15 @@ def _unmount(path: str) -> None:
 
 @contextmanager
 def pin_directory(path: str) -> Iterator[str]:
-    """Mount a bpffs for root alone at `path`, unless it exists. Yield a path that the daemon cannot redirect.
+    """Mount a bpffs at `path` that only root can access, unless it already exists. Yield a path that the
+    daemon cannot redirect.
 
-    The daemon owns the directory around `path`, and may replace `path` by a symbolic link at any moment. So
-    root opens it without following links, and then uses only the descriptor.
+    The daemon owns the directory around `path`, and may replace `path` by a symbolic link at any moment.
+    Therefore root opens `path` without following links, and then uses only the descriptor.
 
     Raises:
         NotADirectoryError: `path` is a symbolic link or a file.
-        OSError: EPERM: CAP_SYS_ADMIN is missing. ENODEV: the kernel has no bpffs.
+        OSError: EPERM if CAP_SYS_ADMIN is missing. ENODEV if the kernel has no bpffs.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with suppress(FileExistsError):
@@ -87,7 +89,9 @@ def pin_directory(path: str) -> Iterator[str]:
             _mount_bpffs(_path_of(directory), path)
     with opened(_open_directory(path)) as directory:
         if not _has_bpffs(directory):
-            raise NotADirectoryError(errno.ENOTDIR, "replaced while a bpffs was mounted", path)
+            raise NotADirectoryError(
+                errno.ENOTDIR, "the directory was replaced while a bpffs was being mounted", path
+            )
         yield _path_of(directory)
 
 
@@ -102,7 +106,8 @@ def _path_of(descriptor: int) -> str:
 def _has_bpffs(directory: int) -> bool:
     """Return whether the directory is on a bpffs.
 
-    Source: proc(5), mountinfo: the third field is the device, the first after the dash is the file system.
+    Source: proc(5), mountinfo: the third field is the device, and the first field after the dash is the file
+        system.
     """
     number = os.fstat(directory).st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
@@ -124,7 +129,7 @@ async def pin_standing(directory: str) -> int:
     Programs have no pins if a daemon with all rights attached them, or if their bpffs was removed.
 
     Raises:
-        OSError: the kernel refused: EPERM without CAP_SYS_ADMIN, ENOSYS if it has no bpf(2).
+        OSError: the kernel refused the call: EPERM without CAP_SYS_ADMIN, ENOSYS if it has no bpf(2).
         TargetError: the kernel did not answer.
     """
     objects = KernelObjects(directory)

@@ -20,10 +20,10 @@ _ROLES = {role.value: role for role in Role}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedProgram:
-    """A program of pyflannel, at any hook.
+    """A program of pyflannel in the kernel, regardless of its hook.
 
     Attributes:
-        map_ids: identifiers of the maps that it shares with other programs.
+        map_ids: identifiers of the maps that the program shares with other programs.
     """
 
     id: int
@@ -35,7 +35,7 @@ class LoadedProgram:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A program of pyflannel at a hook of a link. The link is given by its index."""
+    """A program of pyflannel at a hook of a link. The link is identified by its index."""
 
     link: int
     program: LoadedProgram
@@ -56,7 +56,9 @@ class Look:
 
 
 class StandingPrograms:
-    """Finds the programs of pyflannel. It reads each program once, because an identifier is never reused."""
+    """Finds the programs of pyflannel. It reads each program only once, because an identifier is never
+    reused.
+    """
 
     def __init__(self, hooks: Hooks, objects: KernelObjects) -> None:
         self._hooks = hooks
@@ -64,10 +66,10 @@ class StandingPrograms:
         self._known: dict[int, LoadedProgram | None] = {}
 
     async def find(self, links: Iterable[int]) -> list[Standing]:
-        """Return the programs of pyflannel on these links; a deleted link has none.
+        """Return the programs of pyflannel on these links; a deleted link has no programs.
 
         Raises:
-            OSError: the kernel refused: EPERM without CAP_NET_ADMIN.
+            OSError: the kernel refused the call: EPERM without CAP_NET_ADMIN.
         """
         return (await self._look(links)).standing
 
@@ -75,7 +77,7 @@ class StandingPrograms:
         """Return the programs of pyflannel on all links, and the hooks with unreadable programs.
 
         Raises:
-            OSError: the kernel refused: EPERM without CAP_NET_ADMIN.
+            OSError: the kernel refused the call: EPERM without CAP_NET_ADMIN.
         """
         look = await self._look(links)
         for gone in self._known.keys() - look.identifiers:
@@ -110,7 +112,7 @@ class StandingPrograms:
                 self._known[identifier] = _read_program(self._objects, identifier)
             except OSError as error:
                 if error.errno == errno.ENOENT:
-                    return None  # it was removed in the meantime
+                    return None  # the program was removed in the meantime
                 raise
         return self._known[identifier]
 
@@ -119,8 +121,8 @@ def _read_program(objects: KernelObjects, identifier: int) -> LoadedProgram | No
     """Return the role and the settings of an eBPF program; None if it is not a program of pyflannel.
 
     Raises:
-        OSError: ENOENT: it does not exist any more. EPERM: this process has no right to open it, and there is
-            no pin.
+        OSError: ENOENT if the program no longer exists. EPERM if this process has no right to open the
+            program, and there is no pin.
     """
     with opened(objects.open_program(identifier)) as descriptor:
         info = program_info(descriptor)
@@ -139,7 +141,7 @@ def _read_program(objects: KernelObjects, identifier: int) -> LoadedProgram | No
 
 
 def _read_settings(descriptor: int) -> Settings | None:
-    """Return the settings. In another version they may have another size."""
+    """Return the settings. In another version of pyflannel, the settings may have another size."""
     info = map_info(descriptor)
     entries = read_entries(descriptor, info.key_octets, info.value_octets)
     return unpack_settings(next(iter(entries.values()), b""))
@@ -148,7 +150,7 @@ def _read_settings(descriptor: int) -> Settings | None:
 def describe(
     standing: Sequence[Standing], names: Mapping[int, str], build: bytes, maps: Mapping[str, TunnelMaps]
 ) -> list[BpfProgram]:
-    """Return the programs as items of a plan, also those of other versions.
+    """Return the programs as items of a plan, including programs of other versions.
 
     Args:
         standing: programs that were found.
@@ -193,7 +195,8 @@ def _key(one: Standing) -> tuple[int, Role, str]:
 
 
 def shared_maps(standing: Iterable[Standing], device: str, objects: KernelObjects) -> dict[str, int]:
-    """Return descriptors of the maps that a tunnel's programs use, by name; the first map of each name.
+    """Return descriptors of the maps that a tunnel's programs use, by name; if there are several of one name,
+    the first map.
 
     Maps with the layout of another version are omitted, because this version cannot use them.
 

@@ -21,7 +21,7 @@ _NUMBERS = {
     "s390x": 351,
     "x86_64": 321,
 }
-"""asm/unistd.h of each machine."""
+"""asm/unistd.h of each architecture."""
 
 _NAME_OCTETS = 16
 
@@ -74,14 +74,17 @@ class MapInfo:
 
 
 def call_bpf(command: Command, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
-    """Perform bpf(2) and return its result. The kernel may also answer in a buffer of attributes.
+    """Perform bpf(2) and return its result. The kernel may also write a part of its answer into the
+    attributes.
 
     Raises:
-        OSError: with the errno of the kernel; ENOSYS on a machine whose number of bpf(2) is unknown.
+        OSError: with the errno of the kernel; ENOSYS on an architecture whose number of bpf(2) is unknown.
     """
     number = _NUMBERS.get(os.uname().machine)
     if number is None:
-        raise OSError(errno.ENOSYS, f"bpf(2) has no known number on {os.uname().machine}")
+        raise OSError(
+            errno.ENOSYS, f"the number of the system call bpf(2) is unknown on {os.uname().machine}"
+        )
     buffer = (
         ctypes.create_string_buffer(attributes, len(attributes))
         if isinstance(attributes, bytes)
@@ -123,7 +126,7 @@ def map_info(descriptor: int) -> MapInfo:
 
 @contextmanager
 def opened(descriptor: int) -> Iterator[int]:
-    """Close the descriptor at the end of the block."""
+    """Close the descriptor when the block ends."""
     try:
         yield descriptor
     finally:
@@ -149,8 +152,8 @@ def ask(question: Callable[[], object], absent: Collection[int]) -> tuple[Answer
     """Return the answer of a probe, and its error.
 
     Args:
-        question: an action that succeeds if the feature is present.
-        absent: the errnos that mean that the feature is absent. With any other errno, this is unknown.
+        question: function that succeeds if the feature is present.
+        absent: errnos that mean that the feature is absent. With any other errno, the result is unknown.
     """
     try:
         question()
@@ -160,7 +163,7 @@ def ask(question: Callable[[], object], absent: Collection[int]) -> tuple[Answer
 
 
 def said(error: OSError | None) -> str:
-    """Return name and text of an error, such as `EPERM: Operation not permitted`; "" without one."""
+    """Return name and text of an error, such as `EPERM: Operation not permitted`; "" if there is no error."""
     if error is None or error.errno is None:
         return ""
     return f"{errno.errorcode.get(error.errno, f'errno {error.errno}')}: {os.strerror(error.errno)}"

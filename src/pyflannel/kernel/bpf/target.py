@@ -42,11 +42,11 @@ class HookWatch:
         self._seen = {place: await self._look(place) for place in places}
 
     async def note(self, place: Place) -> None:
-        """Record a change by this process, so that it is not announced."""
+        """Record a change by this process, so that it does not cause a notification."""
         self._seen[place] = await self._look(place)
 
     async def has_changed(self) -> bool:
-        """Return whether a hook differs from the previous call, and remember its present programs."""
+        """Return whether a hook differs from the previous call, and remember its current programs."""
         before = self._seen
         await self.remember(before)
         return self._seen != before
@@ -61,10 +61,11 @@ class HookWatch:
 
 
 LOOK_S = 0.5
-"""Interval of the looks at hooks, one system call each: the kernel announces no detached program."""
+"""Interval between checks of the hooks, because the kernel does not announce a detached program. Each
+check is one system call."""
 
 RENEW_S = 0.3
-"""Interval of the renewals of a permit."""
+"""Interval between renewals of a permit."""
 
 PERMIT_NS = 1_000_000_000
 
@@ -81,8 +82,7 @@ class BpfTarget:
     """A Target for BpfProgram, BpfPeer and BpfContainer items.
 
     If programs and maps are permanently unreadable, a look finds nothing, and each operation is refused with
-    the reason.
-    Packets then take the path through user space.
+    the reason. Packets then pass through user space.
     """
 
     kinds = (BpfProgram, BpfPeer, BpfContainer)
@@ -103,7 +103,7 @@ class BpfTarget:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close all descriptors. Programs and maps stay."""
+        """Close all descriptors. Programs and maps remain in the kernel."""
         self._flow_rules.close()
         self._fast_path.close()
 
@@ -149,7 +149,9 @@ class BpfTarget:
         return refusals
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that announces a hook of the plan if its programs changed since the last look."""
+        """Open a channel that sends a notification for a hook of the plan if its programs changed since
+        the last look.
+        """
         return ChangeChannel(self._read_changes, self._renew_permits)
 
     async def _read_changes(self, announce: Announce) -> None:
@@ -160,21 +162,21 @@ class BpfTarget:
                 announce()
 
     async def _renew_permits(self, announce: Announce) -> None:
-        """Permit the programs to cache flows, as long as the firewall decides by the flow alone.
+        """Permit the programs to cache flows, as long as the firewall decides only by the flow.
 
-        A permit ends one second after the firewall was read, also if this process no longer runs. So no
-        decision of a previous ruleset is valid for longer.
+        A permit ends one second after the firewall was read, even if this process no longer runs. Therefore a
+        decision of a previous ruleset is not valid for longer.
         """
         while True:
             await self._caches.wait()
             reasons = await self.renew()
             if reasons != self._not_cached:
                 self._not_cached = reasons
-                announce()  # so that the status shows them
+                announce()  # this makes them visible in the status
             await asyncio.sleep(RENEW_S)
 
     async def renew(self) -> tuple[str, ...]:
-        """Renew the permits; return why flows, or TCP flows, do not bypass the firewall."""
+        """Renew the permits; return the reason why flows, or TCP flows, do not bypass the firewall."""
         firewall = await self._flow_rules.look()
         try:
             link = await self._fast_path.foreign_hook(self._caching, firewall.filtered_links)
@@ -207,7 +209,7 @@ class BpfTarget:
         return self._fast_path.counts(device)
 
     def strangers(self, device: str) -> Sequence[Stranger]:
-        """Return the senders whose packets the guard of a tunnel dropped; none without a fast path.
+        """Return the senders whose packets the guard of a tunnel dropped; an empty list without a fast path.
 
         Raises:
             OSError: the maps cannot be read.
@@ -219,11 +221,13 @@ class BpfTarget:
         return self._fast_path.features()
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return the problems of a tunnel that no repair can end, as of the latest look."""
+        """Return the problems of a tunnel that no repair can end, according to the latest look."""
         return self._fast_path.notices(device)
 
     def uncached(self) -> tuple[str, ...]:
-        """Return why packets of flows do not bypass the firewall, as of the latest renewal."""
+        """Return the reason why packets of flows do not bypass the firewall, according to the latest
+        renewal.
+        """
         return self._not_cached
 
     async def _change_peers(

@@ -1,1 +1,1 @@
-"""The packet filter of the network namespace that the process is in, by iptables and by nftables."""
+"""The packet filter of the network namespace that the process is in, through iptables and nftables."""

@@ -1,4 +1,4 @@
-"""Whether the firewall of this network namespace decides about a packet by its flow alone."""
+"""Examines whether the firewall of this network namespace decides about a packet only by its flow."""
 
 import time
 from dataclasses import dataclass
@@ -37,7 +37,8 @@ _SETTINGS = Path("/proc/sys/net")
 _TIME_OFFSETS = Path("/proc/self/timens_offsets")
 
 MOST_RULES = 2000
-"""Maximum number of rules in all tables: each is examined after each change, which takes 30 microseconds."""
+"""Maximum number of rules in all tables. Each rule is examined after each change, which takes 30
+microseconds."""
 
 _FILTERING = ("clsact", "ingress")
 _WITHOUT_QUEUE = ("noqueue", *_FILTERING)
@@ -47,13 +48,13 @@ _WITHOUT_LIBERAL = "TCP only: net.netfilter.nf_conntrack_tcp_be_liberal is not 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Firewall:
-    """Which decisions of the firewall the programs may cache.
+    """The result of the examination: which decisions of the firewall the programs may cache.
 
     Attributes:
         read_at_ns: time before the firewall was read, in nanoseconds of CLOCK_BOOTTIME.
         generation: number of the ruleset of nf_tables.
-        objections: why no flow may be cached.
-        tcp_objection: why no TCP flow may be cached.
+        objections: reason why no flow may be cached.
+        tcp_objection: reason why no TCP flow may be cached.
         filtered_links: links with a qdisc for filters of tc, by index.
         direct_links: veths without a queueing discipline whose other end is in another namespace, by index.
     """
@@ -67,7 +68,7 @@ class Firewall:
 
 
 class FlowRules:
-    """Examines the rules of netfilter, again after each change of them."""
+    """Examines the rules of netfilter, and does so again after each change of the rules."""
 
     def __init__(self) -> None:
         self._requests: RequestSocket | None = None
@@ -84,7 +85,9 @@ class FlowRules:
         self._requests = self._links = None
 
     async def look(self) -> Firewall:
-        """Return the present firewall. Rules that cannot be read count as an objection. Raises nothing."""
+        """Return the current state of the firewall. Rules that cannot be read count as an objection.
+        Raises nothing.
+        """
         read_at_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         try:
             generation = await self._generation()
@@ -118,10 +121,10 @@ class FlowRules:
         )
 
     async def _links_by_qdisc(self) -> tuple[frozenset[int], frozenset[int]]:
-        """Return the links with a qdisc for filters, and the veths into which no packet has to wait."""
+        """Return the links with a qdisc for filters, and the veths without a queueing discipline."""
         qdiscs: list[tuple[int, str]] = await self._route_socket().dump(dump_qdiscs(), parse_qdisc)
         links = frozenset(link for link, _ in qdiscs)
-        if links != self._seen_links:  # a veth stays one, so only new links need a look
+        if links != self._seen_links:  # the type of a link does not change, so only new links must be read
             self._far_veths = frozenset(await self._route_socket().dump(dump_links(), parse_far_veth))
             self._seen_links = links
         queued = {link for link, kind in qdiscs if kind not in _WITHOUT_QUEUE}
@@ -131,7 +134,7 @@ class FlowRules:
     async def _generation(self) -> int:
         answer = await self._socket().ask(get_generation())
         if not isinstance(answer, Message):
-            raise TargetError("nf_tables gave no generation", hint="See dmesg.")
+            raise TargetError("nf_tables returned no generation", hint="See dmesg.")
         return parse_generation(answer.body)
 
     async def _objections(self) -> tuple[str, ...]:
@@ -161,11 +164,13 @@ class FlowRules:
 
 
 def _has_kernel_time(offsets: str) -> bool:
-    """Return whether CLOCK_BOOTTIME is the kernel's: in a time namespace, a permit could last for days."""
+    """Return whether CLOCK_BOOTTIME equals that of the kernel. In a time namespace, a permit could last
+    for days.
+    """
     return all(line.split()[1:] == ["0", "0"] for line in offsets.splitlines() if line.startswith("boottime"))
 
 
 def in_brief(objections: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the first objections, and the number of the others."""
+    """Return the first objections, and the number of further objections."""
     further = len(objections) - _NAMED
     return (*objections[:_NAMED], *([f"and {further} more"] if further > 0 else []))

@@ -1,4 +1,6 @@
-"""iptables (nft or legacy) as a Target: its programs, its lock, and foreign rules in its tables."""
+"""iptables (nft or legacy) as a Target: the programs of iptables, their lock, and rules of other programs
+in the tables.
+"""
 
 import logging
 import os
@@ -55,14 +57,15 @@ def lock_holder() -> str | None:
 
 
 PROGRAMS: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
-"""Names of the programs of the host's default kind, for each family."""
+"""Names of the programs of the kind of iptables that the host uses by default, for each family."""
 
 _NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
 _MODERN = (1, 6, 2)
-"""The first version that waits for the lock in iptables-restore, and masquerades fully random."""
+"""The first version that waits for the lock in iptables-restore, and supports fully random source ports
+for masquerading."""
 
 _LOCK_WAIT_S = 1
-"""Seconds for which a change waits for the xtables lock. Other repairs wait meanwhile."""
+"""Seconds for which a change waits for the xtables lock. During this time, other repairs wait."""
 
 
 class LockHeldError(TargetError):
@@ -74,7 +77,7 @@ class Version:
     """The kind and the version that a program reports.
 
     Attributes:
-        is_nft: it uses nf_tables; otherwise it is legacy iptables.
+        is_nft: True if the program uses nf_tables; False for legacy iptables.
     """
 
     number: tuple[int, ...] = _MODERN
@@ -83,12 +86,12 @@ class Version:
 
     @property
     def is_modern(self) -> bool:
-        """Whether it has an option to wait for the lock, and can choose random ports."""
+        """True if iptables has an option to wait for the lock, and can choose random ports."""
         return self.number >= _MODERN
 
 
 async def version_of(program: str) -> Version | None:
-    """Return the version of a program; None if it prints none, or cannot be run."""
+    """Return the version of a program; None if it prints no version, or cannot be run."""
     try:
         ran = await run_program(program, "--version")
     except TargetError:
@@ -103,17 +106,20 @@ _NO_TABLE_NAMES = "Failed to list table names"
 
 
 async def read_saved(program: str) -> SavedTables:
-    """Return the output of `PROGRAM-save`; with legacy iptables and without root, of the used tables only.
+    """Return the output of `PROGRAM-save`; with legacy iptables and without root, only the output for the
+    used tables.
 
     Raises:
         TargetError: the program failed, or cannot be run.
-        WireError: its output has another format.
+        WireError: the output has another format.
     """
     ran = await run_program(f"{program}-save")
     if _NO_TABLE_NAMES not in ran.complaint:
         return _parsed(program, ran)
     single = [await run_program(f"{program}-save", "-t", table) for table in dict.fromkeys(TABLES.values())]
-    possible = [one for one in single if not one.status] or single[:1]  # the kernel may lack one of them
+    possible = [one for one in single if not one.status] or single[
+        :1
+    ]  # the kernel may not support one of the kinds
     return dict(ChainMap(*(dict(_parsed(program, one)) for one in possible)))
 
 
@@ -137,19 +143,20 @@ async def restore(program: str, transaction: str, version: Version) -> None:
     if "xtables lock" in ran.complaint:
         raise LockHeldError(
             f"{lock_holder() or 'another program'} holds the xtables lock ({LOCK})",
-            hint="flanneld tries again every few seconds; end that program if it hangs.",
+            hint="flanneld tries again every few seconds. If the other program hangs, terminate it.",
         )
     raise _failed(f"{program}-restore", ran)
 
 
 async def tidy(program: str, family: Family, table: str, hook: str) -> None:
-    """Remove the built-in chain and the table that an iptables of nf_tables created, if they are unused.
+    """Remove the built-in chain and the table that iptables with the nf_tables backend created, if they are
+    unused.
 
-    Both are deleted only while they are empty, so that no rule of another program is deleted with them.
+    Both are deleted only while they are empty, so that no rule of another program is deleted.
 
     Raises:
         TargetError: the program cannot be run.
-        WireError: its output has another format.
+        WireError: the output has another format.
     """
     if is_unused_hook(await read_saved(program), table, hook):
         await run_program(program, "-t", table, "-X", hook)
@@ -165,7 +172,7 @@ async def tidy(program: str, family: Family, table: str, hook: str) -> None:
 def _failed(program: str, ran: Ran) -> TargetError:
     return TargetError(
         f"{program} failed: {ran.cause}",
-        hint="Run flanneld as root, or with CAP_NET_ADMIN (legacy iptables: CAP_NET_RAW too); see dmesg.",
+        hint="Run flanneld as root, or with CAP_NET_ADMIN (and CAP_NET_RAW for legacy iptables); see dmesg.",
         is_permanent=ran.is_permanent,
     )
 
@@ -177,7 +184,9 @@ def _failed(program: str, ran: Ran) -> TargetError:
 
 
 async def read_rules() -> tuple[SavedRules, ...]:
-    """Return the output of each program, without missing or failing ones. It creates no table."""
+    """Return the output of each program, skipping programs that are missing or fail. This creates no
+    table.
+    """
     read = []
     for family, program in PROGRAMS.items():
         for one in (program, await _other(program)):
@@ -187,7 +196,8 @@ async def read_rules() -> tuple[SavedRules, ...]:
 
 
 async def remove_rules(left: LeftRules) -> None:
-    """Remove these rules, all or none, and then the empty chains and tables that nf_tables created for them.
+    """Remove these rules, either all or none, and then the empty chains and tables that nf_tables created for
+    them.
 
     Raises:
         TargetError: iptables failed, or is not installed.
@@ -230,10 +240,10 @@ _MISSING_HINT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
-    """The present rules of one family. Rules of other programs do not count in comparisons.
+    """The current rules of one family. Rules of other programs are ignored in comparisons.
 
     Attributes:
-        dropping: the built-in chains that drop packets which no rule accepts.
+        dropping: the built-in chains that drop packets that no rule accepts.
     """
 
     chains: tuple[IptablesChain, ...] = ()
@@ -264,7 +274,9 @@ class IptablesTarget:
         self._dump.__exit__()
 
     async def snapshot(self, desired: State) -> State:
-        """Return the chains of pyflannel. An absent chain counts as present if no policy needs it."""
+        """Return the chains of pyflannel. An absent chain counts as present if it is not needed because no
+        policy drops packets.
+        """
         planned = list(desired.of_type(IptablesChain))
         seen = await self._see(frozenset(chain.family for chain in planned))
         found: dict[object, IptablesChain] = {
@@ -281,11 +293,13 @@ class IptablesTarget:
         return State.collect(found.values())
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Create or remove each chain in one transaction. Wait for the lock once: then refuse the rest."""
+        """Create or remove each chain in one transaction. Wait for the lock only once; if this fails,
+        refuse the remaining operations.
+        """
         return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that announces when chains, jumps or policies differ from the last look."""
+        """Open a channel that announces when chains, jumps or policies differ from those in the last look."""
         return self._dump.changes()
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
@@ -315,7 +329,7 @@ class IptablesTarget:
         return await self._dump.get()
 
     async def _read(self) -> Mapping[Family, _Seen]:
-        """Read the families that are planned or were found; all of them the first time."""
+        """Read the families that are planned or were found; and all families the first time."""
         return {family: await self._read_family(family) for family in sorted(self._families)}
 
     async def _read_family(self, family: Family) -> _Seen:
@@ -333,7 +347,7 @@ class IptablesTarget:
         return _Seen(chains=tuple(chains_of(saved, family)), dropping=dropping, saved=saved)
 
     async def _normalised(self, there: IptablesChain, planned: IptablesChain) -> IptablesChain:
-        """Return the planned chain if the present one is the closest form that this host supports."""
+        """Return the planned chain if the current chain is the closest form that this host supports."""
         there = replace(there, is_for_dropping=planned.is_for_dropping)
         return planned if there == await self._possible(planned) else there
 
@@ -348,7 +362,7 @@ class IptablesTarget:
         return (await self._version(family)).is_modern
 
     async def _version(self, family: Family) -> Version:
-        """Return the version of iptables; the newest one if it is unknown."""
+        """Return the version of iptables; the newest version if it is unknown."""
         known = self._versions.get(family)
         if known is None:
             known = await version_of(PROGRAMS[family])
@@ -388,7 +402,7 @@ def _saved(seen: _Seen) -> SavedTables:
 
 
 def _is_needed(chain: IptablesChain, seen: _Seen) -> bool:
-    """Return whether iptables may drop packets that the chain would accept; False if it is missing."""
+    """Return whether iptables may drop packets that the chain would accept; False if iptables is missing."""
     if not chain.is_for_dropping or chain.hook in seen.dropping:
         return True
     return seen.error is not None and not isinstance(seen.error, MissingProgramError)

@@ -28,7 +28,7 @@ _MISSING_HINT = "Install nftables; or set EnableNFTables to false in the network
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The present tables of pyflannel; none if they cannot be read, with the reason for refusals."""
+    """The current tables of pyflannel; none if they cannot be read, with the reason for refusals."""
 
     tables: tuple[NftTable, ...] = ()
     error: TargetError | None = field(default=None, compare=False)
@@ -37,7 +37,7 @@ class _Seen:
 class NftTarget:
     """A Target for NftTable items.
 
-    If nft permanently cannot be run, a look finds nothing, and each operation is refused with the reason.
+    If nft cannot be run at all, a look finds nothing, and each operation is refused with the reason.
     """
 
     kinds = (NftTable,)
@@ -105,7 +105,7 @@ class NftTarget:
         return parse_names(await _nft("list", "tables"))
 
     async def _read_table(self, family: Family, device: str) -> NftTable | None:
-        """Return a listed table; None if it was deleted meanwhile."""
+        """Return a listed table; None if it was deleted in the meantime."""
         name = NftTable(family=family, device=device, chains=()).name
         try:
             text = await _nft("-j", "list", "table", FAMILIES[family], name)
@@ -125,7 +125,9 @@ class NftTarget:
                 raise TypeError(f"not an operation on a table of nftables: {operation!r}")
 
     async def _possible(self, table: NftTable) -> NftTable:
-        """Return the table in the form that this host supports: not every kernel can choose random ports."""
+        """Return the table in the form that this host supports, because not every kernel can choose random
+        ports.
+        """
         if not any(_draws(chain.rules) for chain in table.chains):
             return table
         if table.family not in self._draws:
@@ -139,7 +141,7 @@ class NftTarget:
         try:
             checked = await run_program("nft", "-c", "-j", "-f", "-", given=format_check(family))
         except TargetError:
-            return  # writing the rules will report the error
+            return  # the error is reported when the rules are written
         self._draws[family] = not checked.status
         if checked.status:
             log.warning("nftables: no random ports for masqueraded packets: %s", checked.cause)
@@ -149,7 +151,7 @@ async def _nft(*words: str, given: str = "") -> str:
     """Return the output of nft.
 
     Raises:
-        TargetError: it failed, or cannot be run.
+        TargetError: nft failed, or cannot be run.
     """
     ran = await run_program("nft", *words, given=given)
     if ran.status:

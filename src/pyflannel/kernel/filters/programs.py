@@ -26,7 +26,7 @@ class MissingProgramError(TargetError):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """The exit status and the output of a program."""
+    """The exit status and the output of a program that was run."""
 
     status: int
     output: str
@@ -34,7 +34,7 @@ class Ran:
 
     @property
     def is_permanent(self) -> bool:
-        """Whether the error is permanent, according to the text that the program printed."""
+        """True if the error is permanent, according to the text that the program printed."""
         return any(is_permanent(code) and os.strerror(code) in self.complaint for code in errno.errorcode)
 
     @property
@@ -46,26 +46,27 @@ class Ran:
 
 
 async def run_program(*words: str, given: str = "") -> Ran:
-    """Run a program with `given` as its input. It is killed at the deadline, or if this call is cancelled.
+    """Run a program with `given` as its input. The program is killed at the deadline, or if this call is
+    cancelled.
 
-    A thread waits for it. The processes of asyncio and subprocess are not used: if the system refuses a pipe
-    or a watch, asyncio waits forever, and subprocess loses descriptors and the process itself.
+    A thread waits for its exit. The modules asyncio and subprocess are not used to run it. If the system
+    refuses a pipe or a watch, asyncio waits forever, and subprocess loses descriptors and the process itself.
 
     Raises:
         MissingProgramError: the program is not installed.
-        TargetError: the program cannot be started, or did not end within the deadline.
+        TargetError: the program cannot be started, or did not exit within the deadline.
     """
     running_pids: list[int] = []
     running = asyncio.ensure_future(
         in_thread(_run, words, given.encode(errors="surrogateescape"), running_pids)
     )
     try:
-        with target_errors(f"{words[0]} cannot be run", hint="Check the file, its mode, and dmesg."):
+        with target_errors(f"{words[0]} cannot be run", hint="Check the program file, its mode, and dmesg."):
             async with asyncio.timeout(_DEADLINE_S):
                 return await asyncio.shield(running)
     except TimeoutError as error:
         raise TargetError(
-            f"{words[0]} did not end within {_DEADLINE_S:.0f} s", hint="Find the reason with ps and dmesg."
+            f"{words[0]} did not exit within {_DEADLINE_S:.0f} s", hint="Find the cause with ps and dmesg."
         ) from error
     finally:
         if not running.done():
@@ -81,26 +82,26 @@ def _run(words: Sequence[str], given: bytes, running_pids: list[int]) -> Ran:
             pid = os.posix_spawnp(
                 words[0],
                 list(words),
-                child_environment("XTABLES_*") | {"LC_ALL": "C"},  # its messages are parsed
+                child_environment("XTABLES_*") | {"LC_ALL": "C"},  # the messages of the program are parsed
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, file, number)
                     for number, file in enumerate((entered, output, complaint))
                 ],
-                setpgroup=0,  # so that its children are killed with it
+                setpgroup=0,  # so that the children of the program are killed together with it
                 setsigdef=[signal.SIGPIPE],
             )
         except FileNotFoundError as error:
             raise MissingProgramError(words[0]) from error
         running_pids.append(pid)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        running_pids.clear()  # before another process can get its ID
+        running_pids.clear()  # before another process can get the process ID
         _, status = os.waitpid(pid, 0)
         return Ran(os.waitstatus_to_exitcode(status), _text(output), _text(complaint))
 
 
 @contextmanager
 def _memory(name: str) -> Iterator[int]:
-    """Open a file in memory, which need not be read while the program runs."""
+    """Open a file in memory, so that the output need not be read while the program runs."""
     descriptor = os.memfd_create(name)
     try:
         yield descriptor
@@ -112,9 +113,9 @@ def _text(file: int) -> str:
     return os.pread(file, os.fstat(file).st_size, 0).decode(errors="surrogateescape")
 
 
-# The latest reading of the packet filter, until the filter changes.
+# The latest state of the packet filter that was read, until the filter changes.
 #
-# Reading runs a program, so passes caused by routes and links share the latest reading. The filter is read
+# Reading runs a program, so passes caused by routes and links share the latest result. The filter is read
 # again when the kernel announces a change of nf_tables (which iptables uses as well), after changes by
 # pyflannel, and periodically, because legacy iptables announces nothing.
 
@@ -125,16 +126,17 @@ _NFTABLES = 1 << 6
 """NFNLGRP_NFTABLES is group 7 (linux/nfnetlink.h)."""
 
 _COALESCE_S = 0.1
-"""A program that sets up a firewall changes hundreds of rules in a row."""
+"""A program that sets up a firewall changes hundreds of rules one after the other."""
 
 _Dump = TypeVar("_Dump")
 
 
 class RuleDump(Generic[_Dump]):
-    """The latest reading, and the announcement of a different one. An exception of `read` is not kept.
+    """Keeps the latest output of a program, and sends a notification when the output changes. An exception of
+    `read` is not kept.
 
-    Once entered, it receives every change. `read` reads; `resync_s` is the longest validity of a reading
-    while `is_wanted`.
+    After it is entered, it receives every change. `read` reads the rules. `resync_s` is the longest time for
+    which a result is valid while `is_wanted`.
     """
 
     def __init__(self, read: Callable[[], Awaitable[_Dump]], resync_s: float) -> None:
@@ -142,7 +144,7 @@ class RuleDump(Generic[_Dump]):
         self._resync_s = resync_s
         self._reading = asyncio.Lock()
         self._last: _Dump | None = None
-        self._forgotten = 0  # number of calls; a reading that began before the latest call is not used
+        self._forgotten = 0  # number of calls; a read that began before the latest call is not used
         self.is_wanted = True
         self._notifications: NotificationSocket | None = None
 
@@ -151,7 +153,7 @@ class RuleDump(Generic[_Dump]):
             self._notifications = NotificationSocket(_NFTABLES, _NETLINK_NETFILTER)
         except TargetError as error:
             log.debug(
-                "The kernel does not announce changes of filter rules, reading them every %.0f s: %s",
+                "The kernel does not announce changes of filter rules, so they are read every %.0f s: %s",
                 self._resync_s,
                 error,
             )
@@ -163,16 +165,16 @@ class RuleDump(Generic[_Dump]):
             self._notifications = None
 
     async def get(self) -> _Dump:
-        """Return the latest reading, also while the next one is in progress."""
+        """Return the latest result, even while the next read is in progress."""
         return await self._refresh() if self._last is None else self._last
 
     def forget(self) -> None:
-        """Read again before the next use, after a change by this process."""
+        """Discard the latest result after a change by this process, so that the next use reads again."""
         self._last = None
         self._forgotten += 1
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that announces that a reading differs from the last one, or that one is needed."""
+        """Open a channel that announces that a result differs from the last one, or that a read is needed."""
         return ChangeChannel(self._read_changes)
 
     async def _read_changes(self, announce: Announce) -> None:
@@ -182,10 +184,10 @@ class RuleDump(Generic[_Dump]):
                 if self.is_wanted and await self._has_changed():
                     announce()
         finally:
-            self.forget()  # without notifications, its validity is unknown
+            self.forget()  # without notifications, the validity of a result is unknown
 
     async def _has_changed(self) -> bool:
-        """Read again; return whether the result differs from the last valid reading, if there was one."""
+        """Read again; return whether the result differs from the last valid result, if there was one."""
         before = self._last
         try:
             await self._refresh()

@@ -18,14 +18,14 @@ _FAMILIES = frozenset({"ip", "inet", "netdev"})
 
 @dataclass(frozen=True, slots=True)
 class ReadRules:
-    """The rules that could be read, and why others could not."""
+    """The rules that could be read, and the reasons why other rules could not be read."""
 
     ruleset: Ruleset
     failures: tuple[FlannelError, ...] = ()
 
 
 async def read_ruleset() -> ReadRules:
-    """Return all rules for IPv4 packets, without the tables of pyflannel itself."""
+    """Return all rules for IPv4 packets, except those in the tables of pyflannel."""
     program = PROGRAMS[4]
     version = await version_of(program)
     is_nft = version is None or version.is_nft
@@ -43,11 +43,11 @@ _ENFORCERS = (
     (re.compile(r"^\s*chain KUBE-ROUTER-FORWARD\b", re.MULTILINE), "kube-router"),
     (re.compile(r"^\s*chain CILIUM_FORWARD\b", re.MULTILINE), "Cilium"),
 )
-"""Tables and chains of the programs that enforce NetworkPolicies of Kubernetes beside flannel."""
+"""Tables and chains of the programs that enforce NetworkPolicies of Kubernetes on hosts with flannel."""
 
 
 async def policy_enforcer() -> str | None:
-    """Return the program that enforces NetworkPolicies on this host; None if no known program does.
+    """Return the program that enforces NetworkPolicies on this host; None if no known program enforces them.
 
     Raises:
         TargetError: the chains cannot be listed.
@@ -60,11 +60,11 @@ async def _saved(program: str) -> SavedTables:
     try:
         return await read_saved(program)
     except (TargetError, WireError):
-        return {}  # the program is not installed, or the kernel lacks it
+        return {}  # the program is not installed, or the kernel does not support it
 
 
 async def _tables(listed: frozenset[str]) -> tuple[Ruleset, tuple[FlannelError, ...]]:
-    """Return the tables of nf_tables, without those of iptables, which `listed` names."""
+    """Return the tables of nf_tables, except those of iptables, which are in `listed`."""
     found: list[Ruleset] = []
     failures: list[FlannelError] = []
     try:

@@ -1,4 +1,4 @@
-"""The tunnel guard as a Target: tables of nf_tables, written and read by netlink."""
+"""The tunnel guard as a Target: tables of nf_tables, written and read through netlink."""
 
 import asyncio
 import errno
@@ -62,13 +62,15 @@ log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 
 _MOST_OCTETS = 100_000
-"""Maximum of one transaction: without rights over the whole machine, a socket sends about 200,000 at once."""
+"""Maximum size in bytes of one transaction. Without rights in the initial namespace, a socket can send
+about 200,000 bytes at once."""
 
 _AT_ONCE = 500
-"""Number of elements that are computed before other tasks get a turn: half a millisecond of work."""
+"""Number of elements that are computed before other tasks can run, which is about half a millisecond of
+work."""
 
 _COALESCE_S = 0.1
-"""A program that sets up a firewall changes hundreds of rules in a row."""
+"""A program that sets up a firewall changes hundreds of rules one after the other."""
 
 _HINT = (
     "Run flanneld as root, or with CAP_NET_ADMIN, on a kernel with nf_tables; or set --guard=off. See dmesg."
@@ -115,7 +117,7 @@ class TunnelGuardTarget:
             return State.EMPTY
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations. Those on one table form one change."""
+        """Perform the operations. Operations on one table form one change."""
         return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
@@ -139,7 +141,7 @@ class TunnelGuardTarget:
     async def _compare(self, planned: GuardTable) -> State:
         """Return the table, with its differences from the plan, and its peers.
 
-        Only the elements of one set are in memory at a time, because there are tens of thousands.
+        Only the elements of one set are in memory at a time, because there are tens of thousands of elements.
         """
         table, length = name_of(planned), planned.source_length
         differences = [*await self._set_differences(planned), *await self._rule_differences(planned)]
@@ -194,7 +196,9 @@ class TunnelGuardTarget:
         return differences
 
     async def _chains(self, table: TableName) -> dict[str, Chain | None]:
-        """Return the chains of a table by name, without rules; None for an unplanned type or policy."""
+        """Return the chains of a table by name, without rules; None if a type or policy differs from the
+        plan.
+        """
         listed = await self._dump(dump_chains(table.family), parse_chain)
         return {chain.name: chain if accepts else None for where, chain, accepts in listed if where == table}
 
@@ -226,7 +230,9 @@ class TunnelGuardTarget:
                 await self._exchange(_table_of(operations[0].subject), operations)
 
     async def _build(self, planned: GuardTable, operations: Sequence[Operation]) -> None:
-        """Create a table as planned. The rules are last, so that no packet of a peer is dropped meanwhile."""
+        """Create a table as planned. The rules are last, so that no packet of a peer is dropped while the
+        table is created.
+        """
         table, sets = name_of(planned), SETS[planned.family]
         peers = self._peers_after(planned, operations).values()
         if await self._set_differences(planned):
@@ -268,23 +274,26 @@ class TunnelGuardTarget:
             new += add_elements(table, spec, added)
             useless += delete_elements(table, spec, removed - kept)
         await self._commit_in_parts(new)
-        # Another program may have deleted one of these. The next look finds the rest.
+        # Another program may have deleted one of these objects. The next look finds the remaining
+        # differences.
         await self._commit_in_parts(useless, but=errno.ENOENT)
 
     def _source_length(self, table: GuardTable) -> int:
-        """Return the prefix length of most sources; if no table is planned yet, 0, which matches them all."""
+        """Return the prefix length of most sources; if no table is planned yet, 0, which matches all
+        sources.
+        """
         planned = self._desired.by_key.get(table.key)
         return planned.source_length if isinstance(planned, GuardTable) else 0
 
     def _peers(self, table: GuardTable) -> dict[Hashable, GuardPeer]:
-        """Return a copy of the planned peers of a table, by the name in their key."""
+        """Return a copy of the planned peers of a table, by the name that their key contains."""
         named = self._desired.by_key.tables.get(guard_peers(table.device, table.family), {})
         return cast("dict[Hashable, GuardPeer]", dict(named))  # a table holds items of one kind
 
     def _peers_after(
         self, table: GuardTable, operations: Sequence[Operation]
     ) -> Mapping[Hashable, GuardPeer]:
-        """Return the peers after the operations. The plan may be newer than the latest look."""
+        """Return the peers that exist after the operations. The plan may be newer than the latest look."""
         peers = self._peers(table)
         for operation in operations:
             if not isinstance(operation.subject, GuardPeer):
@@ -310,7 +319,7 @@ class TunnelGuardTarget:
             await self._commit(part, but)
 
     async def _commit(self, requests: Sequence[Request], but: int = 0) -> None:
-        """Perform a transaction; `but` is an errno that does not count as a refusal."""
+        """Perform a transaction; the argument `but` is an errno that does not count as a refusal."""
         refused = await self._socket().transact_whole(transaction(requests))
         if refused is not None and refused.errno not in (0, but):
             error = OSError(refused.errno, refused.text or os.strerror(refused.errno))
@@ -325,7 +334,7 @@ class TunnelGuardTarget:
         return self._requests
 
     async def _read_changes(self, announce: Announce) -> None:
-        await self._is_planned.wait()  # without a guard there is nothing to watch
+        await self._is_planned.wait()  # without a guard, no notifications are needed
         try:
             notifications = NotificationSocket(CHANGES, PROTOCOL)
         except TargetError as error:
@@ -352,7 +361,7 @@ class TunnelGuardTarget:
 
 
 def _guard_of(table: TableName) -> GuardTable | None:
-    """Return the unplanned guard with this name; None if it is not a table of the guard."""
+    """Return the guard that is not planned and has this name; None if it is not a table of the guard."""
     family, device = family_of(table), guard_device_of(table.name)
     return None if family is None or device is None else GuardTable(device=device, family=family)
 
@@ -376,7 +385,7 @@ def _before(operation: Operation) -> GuardPeer | None:
 
 
 def _after(operation: Operation) -> GuardPeer | None:
-    """Return the peer that an operation leaves."""
+    """Return the peer that exists after an operation."""
     match operation:
         case Add(GuardPeer() as peer) | Replace(_, GuardPeer() as peer):
             return peer

@@ -1,1 +1,1 @@
-"""The host beside its network: files, locks, clocks, settings, its service manager."""
+"""Parts of the host other than its network: files, locks, clocks, settings, its service manager."""

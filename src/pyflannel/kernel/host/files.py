@@ -18,11 +18,12 @@ from pyflannel.ports import Announce, ChangeChannel, in_thread, performed
 
 MODE = 0o644
 _PRIVATE = 0o600
-"""Mode of the file of the last known leases: the network config may contain a preshared key."""
+"""Mode of the file of the last known leases. Only its owner may read it, because the network config may
+contain a preshared key."""
 
 
 def replace_file(path: str, octets: bytes, mode: int = MODE) -> None:
-    """Replace the content of the file, as `Replacement` does.
+    """Replace the content of the file, in the same way as `Replacement`.
 
     Raises:
         OSError: the file could not be written.
@@ -35,11 +36,11 @@ def replace_file(path: str, octets: bytes, mode: int = MODE) -> None:
 class Replacement:
     """The new content of a file. The umask has no effect on its mode; new directories have mode 0755.
 
-    Readers see the old file until `finish`, then the new one. If a write fails, for example on a full disk,
-    the old file stays. A path must have only one writer at a time.
+    Readers see the old file until `finish`, and then the new file. If a write fails, for example on a full
+    disk, the old file is kept. A path must have only one writer at a time.
 
     Raises:
-        OSError: from each method; the file could not be written.
+        OSError: raised by each method if the file could not be written.
     """
 
     def __init__(self, path: str, mode: int = MODE) -> None:
@@ -47,7 +48,7 @@ class Replacement:
         self._mode = mode
         self._directory, name = os.path.split(os.path.abspath(path))
         os.makedirs(self._directory, mode=0o755, exist_ok=True)
-        # The name is fixed, so that killed writers leave only one file.
+        # The name is fixed, so that killed processes leave at most one temporary file.
         self._temporary = os.path.join(self._directory, f".{name}.new")
         self._remove()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -67,7 +68,7 @@ class Replacement:
         self._file.write(octets)
 
     def finish(self) -> None:
-        """Replace the old file by the new one."""
+        """Replace the old file with the new file."""
         self._file.flush()
         os.fchmod(self._file.fileno(), self._mode)
         os.fsync(self._file.fileno())
@@ -96,11 +97,11 @@ def read_key_file(path: Path, name: str, *, if_exposed: str) -> bytes | None:
 
     Args:
         path: path of the file.
-        name: name of the file in messages, `the WireGuard key file`.
+        name: name of the file in messages, for example `the WireGuard key file`.
         if_exposed: the remedy if other users may know the key.
 
     Raises:
-        TargetError: the file is unreadable or of another user, or others may read it.
+        TargetError: the file is unreadable, belongs to another user, or may be read by other users.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -124,17 +125,17 @@ def read_key_file(path: Path, name: str, *, if_exposed: str) -> bytes | None:
         raise unusable_key(path, name, in_words(error), "Make it a file that flanneld may read.") from error
 
 
-_LARGEST_FILE = 1 << 28  # bytes; 65,536 leases take an eighth of it
+_LARGEST_FILE = 1 << 28  # in bytes; 65,536 leases need an eighth of this size
 
 
 def read_end(path: Path, most: int = _LARGEST_FILE, *, follows_links: bool = False) -> bytes:
     """Return the last bytes of a regular file, at most this number.
 
-    Root reads files in directories of the user flanneld. Such a file must not lead to another one by a link,
-    nor stop the program as a FIFO, nor fill the memory.
+    Root reads files in directories of the user flanneld. Such a file must not lead to another file by a link,
+    block the program as a FIFO, or fill the memory.
 
     Raises:
-        OSError: it is unreadable, a link or no regular file.
+        OSError: the file is unreadable, is a link, or is not a regular file.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follows_links else os.O_NOFOLLOW)
     with open(os.open(path, flags), "rb") as file:
@@ -151,7 +152,9 @@ def unusable_key(path: Path, name: str, why: str, hint: str) -> TargetError:
 
 
 def _sync_directory(path: str) -> None:
-    """Make the new name survive a power failure. Ignore file systems that refuse this."""
+    """Sync the directory, so that the new file name survives a power failure. Errors of file systems that
+    do not support this are ignored.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):
@@ -164,12 +167,12 @@ log = logging.getLogger(__name__)
 
 
 class FileMemory:
-    """One small file, replaced atomically.
+    """One small file that is replaced atomically.
 
     Args:
         path: the file.
-        content: the content in log lines.
-        is_vital: raise an error if the file exists and is unreadable, instead of starting without it.
+        content: name of the content in log lines.
+        is_vital: True to raise an error if the file exists and is unreadable, instead of starting without it.
     """
 
     def __init__(self, path: Path, *, content: str = "the last known leases", is_vital: bool = False) -> None:
@@ -187,15 +190,17 @@ class FileMemory:
         except OSError as error:
             if self._is_vital:
                 raise TargetError.of(
-                    f"{self._path} cannot be read", error, hint="Make it readable, then restart flanneld."
+                    f"{self._path} cannot be read",
+                    error,
+                    hint="Make the file readable, then restart flanneld.",
                 ) from error
             log.warning("Could not read %s: %s", self._path, error.strerror)
             return None
 
     async def save(self, parts: Iterable[bytes]) -> bool:
-        """Replace the file by these parts, between which other tasks get a turn. Log a failure once.
+        """Replace the file by these parts, between which other tasks can run. Log a failure only once.
 
-        Returns whether the file was replaced.
+        Return whether the file was replaced.
         """
         try:
             with await in_thread(Replacement, str(self._path), _PRIVATE) as replacement:
@@ -208,23 +213,27 @@ class FileMemory:
             self._complaint = error.strerror
             return False
         if self._complaint is not None:
-            log.info("Saved %s to %s, after: %s", self._content, self._path, self._complaint)
+            log.info(
+                "Saved %s to %s, because this problem ended: %s", self._content, self._path, self._complaint
+            )
         self._complaint = None
         return True
 
 
 _COALESCE_S = 0.005
-_LARGEST = 1 << 20  # bytes; the files of pyflannel are far smaller
+_LARGEST = 1 << 20  # in bytes; the files of pyflannel are far smaller
 
 _OTHER = "\0"
-"""Text of an object that is not a readable regular file of mode 0644. It differs from every planned text."""
+"""Text of an object that is not a readable regular file of mode 0644. This text differs from every planned
+text."""
 
 
 class FileTarget:
     """A Target for HostFile items.
 
-    Once entered, it receives every change of the files of the last snapshot, also while no task waits. If
-    other programs use all inotify instances of the kernel, it receives none, and requests one at each look.
+    After it is entered, it receives every change of the files in the last snapshot, even while no task waits.
+    If other programs use all inotify instances of the kernel, this target receives no changes, and requests
+    an instance at each look.
     """
 
     kinds = (HostFile,)
@@ -248,8 +257,10 @@ class FileTarget:
         """Return the planned files in their current state. Missing files are omitted."""
         paths = [item.path for item in desired.of_type(HostFile)]
         if (inotify := self._listen()) is not None:
-            self._watch(inotify, paths)  # before reading, so that a change in between is announced
-        with target_errors("a file cannot be read", hint="Look at its file system, and at dmesg."):
+            self._watch(
+                inotify, paths
+            )  # this is done before reading, so that a change in between is announced
+        with target_errors("a file cannot be read", hint="Check its file system, and dmesg."):
             found = await in_thread(lambda: [_read(path) for path in paths])
         return State.collect(item for item in found if item is not None)
 
@@ -282,10 +293,10 @@ class FileTarget:
         return self._inotify
 
     def _complain(self, error: OSError) -> None:
-        """Log once that files cannot be watched."""
+        """Log only once that files cannot be watched."""
         if not self._has_complained:
             log.warning(
-                "Could not watch files for changes, checking them at each audit instead: %s. %s",
+                "Could not watch files for changes, so they are checked at each audit instead: %s. %s",
                 in_words(error),
                 UNWATCHED_HINT,
             )
@@ -294,8 +305,8 @@ class FileTarget:
     def _watch(self, inotify: Inotify, paths: Sequence[str]) -> None:
         """Watch the directory of each path or, while it does not exist, its nearest existing parent.
 
-        This is called before each look, so that a directory that was deleted and created again is watched
-        again.
+        This method is called before each look, so that a directory that was deleted and created again is
+        watched again.
         """
         names: dict[int, set[str]] = {}
         has_failed = False
@@ -323,10 +334,10 @@ class FileTarget:
 
 
 def _add(inotify: Inotify, directory: str) -> int | None:
-    """Watch a directory and return the number of the watch; None if there is no such directory yet.
+    """Watch a directory and return the number of the watch; None if the directory does not exist yet.
 
     Raises:
-        OSError: the limit of watches is reached, or the directory may not be read.
+        OSError: the limit of watches is reached, or there is no permission to read the directory.
     """
     try:
         return inotify.add(directory)
@@ -338,15 +349,19 @@ def _read(path: str) -> HostFile | None:
     """Return the file at the path.
 
     Raises:
-        OSError: the file is unreadable at the moment.
+        OSError: the file is currently unreadable.
     """
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for its writer.
+        # O_NONBLOCK: prevents that opening a FIFO waits for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EACCES, errno.ENXIO):  # a link, an unreadable file or a socket
+        if error.errno in (
+            errno.ELOOP,
+            errno.EACCES,
+            errno.ENXIO,
+        ):  # the file is a link, unreadable or a socket
             return HostFile(path=path, text=_OTHER)
         raise
     try:

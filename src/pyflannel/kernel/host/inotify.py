@@ -67,7 +67,7 @@ class Inotify:
         """Watch a directory and return the number of the watch; an existing watch keeps its number.
 
         Raises:
-            OSError: the directory does not exist, is another kind of file, or may not be read.
+            OSError: the directory does not exist, is not a directory, or there is no permission to read it.
         """
         mask = ENTRIES | WHOLE | _ONLY_DIRECTORY
         answer = self._library.inotify_add_watch(self._descriptor, os.fsencode(directory), mask)
@@ -78,7 +78,7 @@ class Inotify:
         self._library.inotify_rm_watch(self._descriptor, watch)
 
     async def read(self) -> list[Event]:
-        """Wait for at least one event, and return all that have arrived."""
+        """Wait for at least one event, and return all events that have arrived."""
         while not (events := self.take()):
             await _readable(self._descriptor)
         return events
@@ -106,11 +106,13 @@ class Inotify:
 
 
 class InotifyFileWatch:
-    """A FileWatch by inotify on the directory. If the file is a symbolic link, each change there counts."""
+    """A FileWatch by inotify on the directory. If the file is a symbolic link, each change in the
+    directory counts.
+    """
 
     @asynccontextmanager
     async def changes(self, path: Path) -> AsyncIterator[Changes]:
-        """Open a channel of writes to `path`, also of its creation, replacement and deletion."""
+        """Open a channel that announces writes to `path`, and its creation, replacement and deletion."""
         with ExitStack() as opened:
             with target_errors(f"{path.parent} cannot be watched", hint=UNWATCHED_HINT):
                 inotify = opened.enter_context(closing(Inotify()))

@@ -1,9 +1,10 @@
-"""Files of keys: the Ed25519 key by which this host signs its lease, and the list of the keys of other hosts.
+"""Files of keys: the Ed25519 key with which this host signs its lease, and the list of the keys of other
+hosts.
 
 The key of the host is in a file with mode 0600, which survives reboots.
 
-The key belongs to an owner (`model.lease.Identity`): a host with a new identity gets a new key. A short-lived
-process creates the key, because the library takes 8 MiB of memory.
+The key belongs to an owner (`model.lease.Identity`), so a host with a new identity gets a new key. A
+short-lived process creates the key, because the library takes 8 MiB of memory.
 """
 
 import json
@@ -28,7 +29,7 @@ _IF_EXPOSED = "Delete it: flanneld makes a new key, which operators then allow."
 _DEADLINE_S = 30.0
 
 OPERATOR = "operator"
-"""Owner of the key of an operator, which has the same form of file."""
+"""Owner of the key of an operator, whose key file has the same format."""
 
 _PROGRAM = """
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -36,7 +37,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 key = Ed25519PrivateKey.generate()
 print(key.private_bytes_raw().hex(), key.public_key().public_bytes_raw().hex())
 """
-"""Prints both parts of a new key. With an import of pyflannel, it would take seven times as long."""
+"""Command that prints the private and the public part of a new key. With an import of pyflannel, the
+command would take seven times as long."""
 
 
 def lease_key(path: Path, owner: str) -> LeaseKey:
@@ -49,7 +51,7 @@ def lease_key(path: Path, owner: str) -> LeaseKey:
 
 
 def public_lease_key(path: Path, owner: str) -> bytes | None:
-    """Return the public key of `lease_key`. If there can be no key, log the reason and return None."""
+    """Return the public key of `lease_key`. If no key can be created, log the reason and return None."""
     try:
         return lease_key(path, owner).public
     except TargetError as error:
@@ -100,7 +102,7 @@ def _make(path: Path, owner: str) -> LeaseKey:
     except OSError as error:
         raise TargetError(
             f"the signing key of the lease cannot be written to {path}: {in_words(error)}",
-            hint="Make the directory writable. The option --state-dir names the directory of flanneld.",
+            hint="Make the directory writable. The option --state-dir sets the directory of flanneld.",
         ) from error
     return LeaseKey(bytes.fromhex(public), Secret(private))
 

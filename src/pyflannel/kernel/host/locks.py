@@ -1,4 +1,4 @@
-"""Locks: one program of its kind in a run directory, one daemon with a device name."""
+"""Locks: only one program of its kind in a run directory, and only one daemon with a device name."""
 
 import contextlib
 import errno
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """A lock file, held during the block. The kernel releases it if the process ends earlier.
+    """A lock file, held during the block. The kernel releases the lock if the process exits earlier.
 
     The file contains the process ID and the program of the holder, such as `1234 flanneld`. The error of a
-    second process names them.
+    second process contains both values.
 
     Raises:
         BusyError: on entering, if another process holds the lock; the message names that process.
@@ -39,7 +39,9 @@ class RunLock:
         with target_errors(f"the lock file {self._path} cannot be made", hint=hint):
             os.makedirs(os.path.dirname(os.path.abspath(self._path)), mode=0o755, exist_ok=True)
             self._descriptor = self._acquire()
-        with contextlib.suppress(OSError):  # on a full disk, the lock is held without the process ID in it
+        with contextlib.suppress(
+            OSError
+        ):  # on a full disk, the lock is held, but the file does not contain the process ID
             os.truncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()} {self._program}\n".encode(), 0)
         return self
@@ -48,7 +50,9 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(self._path)  # while the lock is held, so that no lock of another process is removed
+            os.unlink(
+                self._path
+            )  # the file is removed while the lock is held, so that no lock of another process is removed
         os.close(self._descriptor)
 
     def _acquire(self) -> int:
@@ -76,7 +80,7 @@ class RunLock:
         who = f"{program} (pid {pid})" if program else "another program"
         return BusyError(
             f"{who} is running already: it holds {self._path}",
-            hint="Stop the running one first, or start this one with another run directory (--run-dir).",
+            hint="Stop the running program first, or start this one with another run directory (--run-dir).",
         )
 
 
@@ -119,24 +123,23 @@ _NO_OWNED_TABLE = frozenset(
 
 
 class DeviceClaim:
-    """A device name, claimed in the network namespace of this process until the process ends.
+    """A device name, reserved in the network namespace of this process until the process ends.
 
-    The claim is an empty nftables table that belongs to a socket of this process. Its creation requires
-    CAP_NET_ADMIN, no other process can delete it, and the kernel deletes it when the process ends for any
-    reason. Each
-    network namespace has tables of its own, as it has its devices.
+    The claim is an empty nftables table that belongs to a socket of this process. Creating the table requires
+    CAP_NET_ADMIN, no other process can delete the table, and the kernel deletes it when the process ends for
+    any reason. Each network namespace has its own tables, as it has its own devices.
 
     If the kernel has no such tables (before Linux 5.12, or without nf_tables), the claim is a name in the
-    abstract namespace of Unix sockets. Any local user can hold such a name; then the daemon claims the next
-    one.
+    abstract namespace of Unix sockets. Any local user can reserve such a name; then the daemon claims the
+    next one.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         """Claim the first of `names` that is free.
 
         Raises:
-            BusyError: each of the first few hundred is in use.
-            TargetError: the kernel refuses sockets.
+            BusyError: all of the first few hundred names are in use.
+            TargetError: the kernel refuses to create a socket.
         """
         hint = "Give flanneld the right to make netlink and Unix sockets."
         with target_errors("no device name can be claimed", hint=hint):
@@ -144,7 +147,8 @@ class DeviceClaim:
         if claim is None:
             raise BusyError(
                 "other daemons use every name for a tunnel device",
-                hint="Stop the surplus daemons. Each daemon holds an nftables table pyflannel-device-….",
+                hint="Stop daemons that are not needed. Each daemon holds an nftables table "
+                "pyflannel-device-….",
             )
         self.name, self._held = claim
 
@@ -154,7 +158,7 @@ class DeviceClaim:
 
 
 def _claim(names: Sequence[str]) -> tuple[str, socket.socket] | None:
-    """Claim the first free name; return it with the socket that holds it."""
+    """Claim the first free name; return the name with the socket that holds it."""
     try:
         return _claim_by_table(names)
     except OSError as error:
@@ -179,7 +183,7 @@ def _claim_by_table(names: Iterable[str]) -> tuple[str, socket.socket] | None:
                     unless_held.pop_all()
                     return name, owner
                 if code in (errno.EEXIST, errno.EPERM):
-                    continue  # another daemon was faster
+                    continue  # another daemon claimed the name first
             if code:
                 raise OSError(code, os.strerror(code))
     return None
@@ -202,7 +206,7 @@ def _claim_by_address(names: Iterable[str]) -> tuple[str, socket.socket] | None:
 
 
 def _ask(asking: socket.socket, requests: Sequence[Request]) -> int:
-    """Send requests, one of which asks for an answer; return the errno of the answer, 0 for success."""
+    """Send requests, one of which requests an answer; return the errno of the answer, 0 for success."""
     asking.send(b"".join(pack(request, number) for number, request in enumerate(requests, start=1)))
     while True:
         answers = [message for message in split(asking.recv(1 << 16)) if message.kind == ERROR]

@@ -27,7 +27,7 @@ from pyflannel.plan.doctor.observed import RouteAnswer, Way
 def notify(text: str) -> bool:
     """Send assignments such as `READY=1` to NOTIFY_SOCKET; return whether they were sent.
 
-    Without a listening service manager, nothing happens: the daemon runs nevertheless.
+    Without a listening service manager, nothing happens, and the daemon runs anyway.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -59,12 +59,12 @@ def watchdog_s() -> float | None:
     """
     limit = os.environ.get("WATCHDOG_USEC", "")
     if os.environ.get("WATCHDOG_PID") not in (None, str(os.getpid())):
-        return None  # the setting is for the parent process
+        return None  # the setting is meant for the parent process
     return int(limit) / 1e6 if limit.isdecimal() and int(limit) else None
 
 
 _NAP_S = 30.0
-"""Longest single sleep: the clock of the event loop stops while the host is suspended."""
+"""Maximum length of a single sleep, because the clock of the event loop stops while the host is suspended."""
 
 
 class BoottimeClock:
@@ -79,7 +79,9 @@ class BoottimeClock:
         return time.time()
 
     async def sleep(self, seconds: float) -> None:
-        """Return after `seconds`, measured by `now`; at most half a minute late if the host was suspended."""
+        """Return after `seconds`, measured by `now`; with a delay of at most half a minute if the host was
+        suspended.
+        """
         deadline = self.now() + seconds
         await asyncio.sleep(min(seconds, _NAP_S))
         while (left := deadline - self.now()) > 0:
@@ -91,7 +93,8 @@ _DEBIANS = re.compile(r"\bDebian (\d+\.\d+\.\d+)")
 
 
 def kernel_release() -> str:
-    """Return the release of the kernel source, `5.4.233`, otherwise that of uname, `6.1.0-18-amd64`.
+    """Return the release of the kernel source, `5.4.233`, or otherwise the release of uname,
+    `6.1.0-18-amd64`.
 
     In the release of uname, Debian and Ubuntu keep the last number at 0 regardless of the applied fixes.
     """
@@ -103,7 +106,8 @@ def kernel_release() -> str:
 
 
 def exact_release(release: str, version: str, signature: str) -> str:
-    """Return the release in the version of uname or in Ubuntu's signature, otherwise the release of uname.
+    """Return the release in the version text of uname or in Ubuntu's signature, otherwise the release of
+    uname.
 
     A signature is `Ubuntu 5.4.0-150.167-generic 5.4.233`, a version of Debian is `#1 SMP Debian 4.19.118-2`.
     """
@@ -118,10 +122,10 @@ _DISABLE_IPV6 = "/proc/sys/net/ipv6/conf/{link}/disable_ipv6"
 
 
 def set_ipv6(link: str, is_on: bool) -> None:
-    """Enable or disable IPv6 on a link. On a kernel without IPv6, it is always disabled.
+    """Enable or disable IPv6 on a link. On a kernel without IPv6, IPv6 is always disabled.
 
     Raises:
-        OSError: the setting could not be written, or IPv6 was requested and the kernel has none.
+        OSError: the setting could not be written, or IPv6 was requested and the kernel does not support it.
     """
     nothing_to_turn_off = contextlib.suppress(FileNotFoundError) if not is_on else contextlib.nullcontext()
     with nothing_to_turn_off, open(_DISABLE_IPV6.format(link=link), "w", encoding="ascii") as setting:
@@ -129,7 +133,7 @@ def set_ipv6(link: str, is_on: bool) -> None:
 
 
 def is_ipv6_on(link: str) -> bool:
-    """Return whether IPv6 is on on a link; False if it is unknown."""
+    """Return whether IPv6 is enabled on a link; False if this is unknown."""
     try:
         return Path(_DISABLE_IPV6.format(link=link)).read_text().strip() == "0"
     except OSError:
@@ -147,7 +151,7 @@ def set_accept_ra(link: str, is_on: bool) -> None:
 
 
 def may_set_ipv6() -> bool:
-    """Return whether `set_ipv6` can work: in a container, /proc/sys is often read-only."""
+    """Return whether `set_ipv6` can work, because in a container, /proc/sys is often read-only."""
     return os.access(_DISABLE_IPV6.format(link="all"), os.W_OK)
 
 
@@ -162,12 +166,13 @@ def forwards() -> bool | None:
 
 
 def unforwarded(links: Iterable[str]) -> frozenset[str]:
-    """Return the links whose arriving IPv4 packets the host does not forward."""
+    """Return the links whose received IPv4 packets the host does not forward."""
     return frozenset(link for link in links if _number(_IPV4 / f"conf/{link}/forwarding") == 0)
 
 
 def is_strict(link: str) -> bool:
-    """Return whether the host drops packets that arrive by another link than their return route (RFC 3704).
+    """Return whether the host drops packets whose return route uses another link than the one by which they
+    arrived (RFC 3704).
 
     The greater value of the global setting and the setting of the link applies
     (Documentation/networking/ip-sysctl).
@@ -189,8 +194,8 @@ _REFUSED = {
     "container out": (os.strerror(errno.EXDEV),),
     "host out": (),
 }
-"""Answers of the kernel about a packet whose source the reverse path filter refuses. For a packet to the host
-itself, the answer may be EINVAL, which is also the answer for a blackhole."""
+"""Error codes of the kernel for a packet whose source the reverse path filter refuses. For a packet to the
+host itself, the answer may be EINVAL, which is also the answer for a blackhole."""
 
 _KERNELS_RULES = frozenset({"0:", "32766:", "32767:"})
 
@@ -204,7 +209,9 @@ async def policy_rules() -> tuple[str, ...]:
 
 
 async def docker_table() -> str:
-    """Return the rules of Docker's nftables engine for IPv4 as nft prints them; "" if it is not in use."""
+    """Return the rules of Docker's nftables engine for IPv4 as nft prints them; "" if this engine is not
+    in use.
+    """
     with contextlib.suppress(TargetError):
         ran = await run_program("nft", "list", "table", "ip", "docker-bridges")
         return "" if ran.status else ran.output
@@ -219,7 +226,7 @@ async def ask_route(
     arrives_at: str | None = None,
     rules: tuple[str, ...] = (),
 ) -> RouteAnswer | None:
-    """Return the answer of the kernel about the route of a packet; None if it cannot be asked."""
+    """Return the answer of the kernel about the route of a packet; None if the kernel cannot be asked."""
     question = ["ip", "-4", "route", "get", str(destination)]
     question += [] if source is None else ["from", str(source)]
     question += [] if arrives_at is None else ["iif", arrives_at]
@@ -274,12 +281,11 @@ def read_identity(
 
     Without a state directory, the identity is in the run directory, where the previous flanneld of this boot
     and network namespace saved it. The caller holds the lock of the run directory, so the previous flanneld
-    has ended. If the run directory contains none, `standing` is used: the identity on the device in this
-    network namespace, or None if there is none or the previous flanneld may still run.
+    has exited. If the run directory contains no identity, `standing` is used: the identity on the device in
+    this network namespace, or None if it is missing or the previous flanneld may still run.
 
-    A disk that was cloned to another machine contains the identity of the first one. Then a new identity is
-    created, and a warning is logged.
-    If `node_id` is given, it is the owner, and nothing is saved.
+    A disk that was cloned to another machine contains the identity of the first machine. Then a new identity
+    is created, and a warning is logged. If `node_id` is given, this value is the owner, and nothing is saved.
 
     Raises:
         TargetError: the identity cannot be saved in `state_dir` or `run_dir`.
@@ -302,7 +308,7 @@ def read_identity(
 
 
 def new_identity(state_dir: str, run_dir: str, machine_id_file: str) -> Identity:
-    """Return a new random identity, saved in place of the previous one, which another host has.
+    """Return a new random identity, and save it in place of the previous identity, which another host uses.
 
     Raises:
         TargetError: the identity cannot be saved in `state_dir` or `run_dir`.
@@ -328,7 +334,7 @@ def machine_digest(machine_id_file: str) -> str:
 
 
 def _read(path: str) -> Identity | None:
-    """Return the saved identity, or None. A damaged file is renamed, and counts as none."""
+    """Return the saved identity, or None. A damaged file is renamed, and treated as missing."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             text = file.read()
@@ -356,7 +362,7 @@ def _parse(text: str) -> Identity | None:
 
 
 def _left_in(run_dir: str, machine: str) -> Identity | None:
-    """Return the identity that the previous flanneld saved here; None if it may be that of another host."""
+    """Return the identity that the previous flanneld saved here; None if it may belong to another host."""
     try:
         text = Path(run_dir, _FILE).read_text(encoding="utf-8", errors="replace")
         identity = _parse(text)
@@ -408,7 +414,7 @@ def _write(path: str, text: str) -> None:
         if Path(path).read_text(encoding="utf-8", errors="replace") == text:
             return
     except OSError:
-        pass  # it is written below, which may also report the error
+        pass  # the file is written below, which may also report the error
     try:
         replace_file(path, text.encode())
     except OSError as error:
@@ -419,13 +425,13 @@ def _failed(what: str, path: str, error: OSError) -> TargetError:
     name = errno.errorcode.get(error.errno or 0, "unknown error")
     return TargetError(
         f"the identity cannot be {what} {path}: {name}: {error.strerror}",
-        hint="Run as root, name another --state-dir and --run-dir, or give --node-id.",
+        hint="Run as root, set another --state-dir and --run-dir, or set --node-id.",
     )
 
 
 _COUNTERS = Path("/proc/self/net/dev")
 _RECEIVED_BYTES, _SENT_BYTES = 0, 8
-"""Columns after the name (net/core/net-procfs.c)."""
+"""Columns of /proc/net/dev after the name of the device (net/core/net-procfs.c)."""
 
 
 def device_bytes(link: str) -> tuple[int, int] | None:

@@ -1,1 +1,1 @@
-"""Links, addresses, neighbours and routes of the network namespace of the process, by netlink."""
+"""Links, addresses, neighbours and routes of the network namespace of the process, through netlink."""

@@ -1,4 +1,6 @@
-"""The veths of Docker's containers, and the routes of the host that Docker compares with a new network."""
+"""The veths of Docker's containers, and the routes of the host that Docker compares with the prefix of a
+new network.
+"""
 
 import contextlib
 import errno
@@ -26,7 +28,7 @@ class KernelContainerLinks:
     """A ContainerLinks.
 
     Raises:
-        TargetError: on entering, if the kernel refuses a socket.
+        TargetError: on entering, if the kernel refuses to create a socket.
     """
 
     async def __aenter__(self) -> Self:
@@ -37,7 +39,9 @@ class KernelContainerLinks:
         self._requests.close()
 
     async def connect(self, endpoint: DockerEndpoint, bridge: str, mtu: int) -> None:
-        """Create the veth with its outer end at the bridge. Docker moves the inner end into the container."""
+        """Create the veth of a container, with its outer end as a port of the bridge. Docker moves the
+        inner end into the container.
+        """
         await self.disconnect(endpoint)
         with target_errors(f"the container cannot be connected to {bridge}", hint=_HINT):
             await self._ask(links.create_veth(endpoint.link, endpoint.inner_link, queues=1))
@@ -55,7 +59,7 @@ class KernelContainerLinks:
                 raise
 
     async def disconnect(self, endpoint: DockerEndpoint) -> None:
-        """Delete the outer end. The kernel then deletes the inner end."""
+        """Delete the outer end of the veth. The kernel then deletes the inner end."""
         with target_errors(f"link {endpoint.link} cannot be deleted", hint=_HINT):
             try:
                 await self._ask(links.delete_link(link_index(endpoint.link)))
@@ -72,7 +76,7 @@ class KernelContainerLinks:
             port, master = by_name.get(name), by_name.get(bridge)
             if port is None or master is None or port.bridge == master.index:
                 continue
-            with contextlib.suppress(OSError):  # one of them has just been deleted
+            with contextlib.suppress(OSError):  # one of the links was just deleted
                 await self._attach(port.index, master.index)
                 changed.append(name)
         return changed
@@ -80,13 +84,16 @@ class KernelContainerLinks:
     async def _attach(self, port: int, bridge: int) -> None:
         """Make a link a port of the bridge.
 
-        A container may use its own published port, so the bridge reflects frames.
+        A container may use its own published port, so the bridge sends frames back to the port on which they
+        arrived (hairpin mode).
         """
         await self._ask(links.enslave(port, bridge))
         await self._ask(links.reflect(port))
 
     def open_loopback(self, bridge: str) -> None:
-        """Set route_localnet. The plan drops packets with addresses of 127.0.0.0/8 that arrive there."""
+        """Set route_localnet. The plan drops packets with addresses of 127.0.0.0/8 that arrive at the
+        bridge.
+        """
         with target_errors(f"ports at 127.0.0.1 cannot lead to {bridge}", hint="Mount /proc/sys writable."):
             Path(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet").write_text("1")
 
@@ -100,7 +107,9 @@ class KernelContainerLinks:
         return any(link.name == name and link.kind == "bridge" and link.is_up for link in found)
 
     async def on_link(self) -> Mapping[IPv4Network, str]:
-        """Return the destinations of routes with scope link. Docker compares with these alone."""
+        """Return the destinations of routes with scope link. Docker compares a new network only with these
+        destinations.
+        """
         found = await self._requests.dump(links.dump_links(), links.parse_link)
         names = {link.index: link.name for link in found}
         dumped = await self._requests.dump(routes.dump_routes(INET), routes.parse_route)
@@ -113,12 +122,14 @@ class KernelContainerLinks:
         }
 
     def port_in_use(self, port: PublishedPort) -> bool:
-        """Return whether bind would fail because another program has the port. This binds a socket."""
+        """Return whether bind would fail because another program uses the port. To find out, this binds a
+        socket.
+        """
         kind = _SOCKET_TYPES.get(port.protocol)
         if kind is None:
             return False
         with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as probe:
-            if port.protocol == "tcp":  # connections that have ended do not count
+            if port.protocol == "tcp":  # closed connections do not count
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((str(port.host_address or ""), port.host_port))
@@ -130,7 +141,7 @@ class KernelContainerLinks:
         """Send one request.
 
         Raises:
-            OSError: the kernel refused it.
+            OSError: the kernel refused the call.
         """
         (answer,) = await self._requests.transact([request])
         if answer.errno:

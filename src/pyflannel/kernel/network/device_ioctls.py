@@ -1,4 +1,6 @@
-"""ioctl(2) on network devices: creates TUN devices, and reads and sets offloads, and reads drivers."""
+"""ioctl(2) on network devices: creates TUN devices, reads and sets offloads, and reads the names of
+drivers.
+"""
 
 import array
 import fcntl
@@ -20,8 +22,8 @@ def create_tun(name: str) -> None:
     """Create a persistent TUN device for IP packets without a header.
 
     Raises:
-        OSError: with a file name if the device file cannot be opened; without one if the kernel refused the
-            device.
+        OSError: the error has a file name if the device file cannot be opened, and no file name if the kernel
+            refused the device.
     """
     descriptor = os.open(DEVICE_FILE, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -40,7 +42,7 @@ def link_index(name: str) -> int:
     """Return the index of a link in the network namespace of the process.
 
     Raises:
-        OSError: ENODEV: the link does not exist.
+        OSError: ENODEV if the link does not exist.
     """
     request = _INDEX_REQUEST.pack(name.encode(errors="surrogateescape"), 0)
     try:
@@ -52,7 +54,8 @@ def link_index(name: str) -> int:
     return index
 
 
-# Offloads of a device: work of the sender or receiver that the device does. `ethtool --show-features`.
+# Offloads of a device, which are tasks of the sender or receiver that the device does. `ethtool
+# --show-features`.
 #
 # On a vxlan device, tx-checksumming is only tx-checksum-ip-generic. Source: linux/ethtool.h.
 
@@ -68,16 +71,16 @@ def offloads_checksums(link: str) -> bool:
     """Return whether the device computes checksums.
 
     Raises:
-        OSError: ENODEV: the link does not exist. EOPNOTSUPP: the link does not have this setting.
+        OSError: ENODEV if the link does not exist. EOPNOTSUPP if the link does not have this setting.
     """
     return bool(_ask(link, _GET_CHECKSUMS, 0))
 
 
 def set_checksum_offload(link: str, is_on: bool) -> None:
-    """Let the device compute checksums, or let the kernel compute them before it.
+    """Let the device compute checksums, or let the kernel compute them before the device.
 
     Raises:
-        OSError: the link or the setting does not exist, or the right is missing.
+        OSError: the link or the setting does not exist, or a right is missing.
     """
     _ask(link, _SET_CHECKSUMS, int(is_on))
 
@@ -86,16 +89,17 @@ def has_gro(link: str) -> bool:
     """Return whether an end of a veth coalesces TCP segments from the other end.
 
     Raises:
-        OSError: ENODEV: the link does not exist. EOPNOTSUPP: the link does not have this setting.
+        OSError: ENODEV if the link does not exist. EOPNOTSUPP if the link does not have this setting.
     """
     return bool(_ask(link, _GET_GRO, 0)) and not _ask(link, _GET_TSO, 0)
 
 
 def set_gro(link: str, is_on: bool) -> None:
-    """Let an end of a veth coalesce received segments, and send only ready segments; or disable both.
+    """Let an end of a veth coalesce received segments, and send only ready segments; or disable both
+    settings.
 
     Raises:
-        OSError: the link or the setting does not exist, or the right is missing.
+        OSError: the link or the setting does not exist, or a right is missing.
     """
     _ask(link, _SET_TSO, int(not is_on))
     _ask(link, _SET_GRO, int(is_on))
@@ -111,13 +115,13 @@ def _ask(link: str, command: int, value: int) -> int:
 
 _GET_DRIVER_INFORMATION = 3
 _INFORMATION = struct.Struct("=I32s32s32s32s32s12s5I")
-_DRIVER_REQUEST = struct.Struct("16sP16x")  # struct ifreq, whose data is a pointer
+_DRIVER_REQUEST = struct.Struct("16sP16x")  # struct ifreq, whose data field is a pointer
 
 
 def driver_of(asking: socket.socket, name: str) -> str:
     """Return the driver of the interface `name`, such as `vmxnet3` or `veth`; "" if it is unknown.
 
-    `asking` is any socket of the network namespace of the interface.
+    The argument `asking` is any socket of the network namespace of the interface.
     """
     answer = array.array("B", bytes(_INFORMATION.size))
     struct.pack_into("=I", answer, 0, _GET_DRIVER_INFORMATION)

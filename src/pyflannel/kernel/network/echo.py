@@ -37,11 +37,12 @@ DEADLINE_S = 1.5
 """Time after which a request without an answer counts as lost."""
 
 _AGAIN_S = (0.0, 0.4, 0.9)
-"""Times of the attempts after the start: the first packet may be lost while an address is resolved."""
+"""Times of the attempts after the start in seconds. More than one is needed, because the first packet may
+be lost while an address is resolved."""
 
 _NONCE_OCTETS = 16
 _BURST, _PAUSE_S = 32, 0.005
-"""Requests that are sent without a pause, and the pause."""
+"""Number of requests that are sent without a pause, and the pause after them."""
 
 _SOL_RAW, _ICMP_FILTER = 255, 1  # linux/socket.h, linux/icmp.h
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3  # linux/in.h: set DF, and do not use the cached path MTU
@@ -53,7 +54,7 @@ _LARGEST = 65535
 
 @dataclass(slots=True)
 class _Pending:
-    """A request without an answer so far. The random nonce proves that an answer belongs to it.
+    """A request that has no answer yet. The random nonce proves that an answer belongs to this request.
 
     Attributes:
         sent_at: the times of the attempts; the sequence number is the number of the attempt.
@@ -66,13 +67,13 @@ class _Pending:
 
 
 async def send_echoes(echoes: Sequence[Echo], *, deadline_s: float = DEADLINE_S) -> list[EchoResult]:
-    """Return the result of each request, within `deadline_s`. No request is fragmented.
+    """Return the result of each request, within `deadline_s` seconds. No request is fragmented.
 
-    A reply counts if its sender is the destination and it contains the nonce of the request. An ICMP error
-    counts if it quotes the nonce, also if a tunnel header precedes it.
+    A reply is accepted if its sender is the destination and it contains the nonce of the request. An ICMP
+    error is accepted if it quotes the nonce, even if a tunnel header precedes it.
 
     Raises:
-        TargetError: this process may not open a raw socket.
+        TargetError: this process has no permission to open a raw socket.
     """
     with contextlib.ExitStack() as stack:
         sockets = {
@@ -98,11 +99,11 @@ async def clock_offsets(
 ) -> dict[IPv4Address, float]:
     """Return the seconds by which the clocks of these hosts are ahead of the clock of this host.
 
-    Differences of whole days are invisible: an ICMP timestamp contains the time of the day. Hosts that do not
-    answer are left out: firewalls often drop these requests.
+    Differences of whole days are not detected, because an ICMP timestamp contains the time of the day. Hosts
+    that do not answer are omitted, because firewalls often drop these requests.
 
     Raises:
-        TargetError: this process may not open a raw socket.
+        TargetError: this process has no permission to open a raw socket.
     """
     identifier = secrets.randbits(16)
     numbers = {secrets.randbits(16): address for address in addresses}

@@ -48,7 +48,7 @@ _RESOLVERS = "/etc/resolv.conf"
 _NO_ROUTES = RouteScope()
 
 _MOST_POLICIES = 64
-"""Maximum number of IPsec policies: each peer is compared with each policy."""
+"""Maximum number of IPsec policies. It is limited because each peer is compared with each policy."""
 
 _EVERYBODY = IPv4Network("0.0.0.0/0")
 _EVERY_POLICY = tuple(
@@ -57,14 +57,14 @@ _EVERY_POLICY = tuple(
 )
 
 _FAR_AWAY = IPv4Address("198.51.100.1")
-"""An address of a documentation network (RFC 5737): the route to it is the default route."""
+"""An address of a documentation network (RFC 5737), so that the route to it is the default route."""
 
 
 class KernelInterfaces:
     """An InterfaceSource.
 
     Raises:
-        TargetError: on entering, if the kernel refuses a socket.
+        TargetError: on entering, if the kernel refuses to create a socket.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class KernelInterfaces:
         )
 
     async def route_to(self, address: IPv4Address) -> tuple[str, IPv4Address] | None:
-        """Return link and source address of this host's packets to `address`; None without a route."""
+        """Return link and source address of this host's packets to `address`; None if there is no route."""
         self._asked_for.add(address)
         answer = await self._requests.ask(routes.look_up_route(address))
         if not isinstance(answer, Message):
@@ -157,7 +157,7 @@ class KernelInterfaces:
             announce()
 
     async def _policies(self) -> tuple[IpsecPolicy, ...]:
-        """Return the IPsec policies; one policy for all addresses if there are too many."""
+        """Return the IPsec policies; one policy for all addresses if the number of policies is too large."""
         if self._ipsec is None:
             return ()
         requests = self._ipsec[0]
@@ -166,9 +166,9 @@ class KernelInterfaces:
         except TargetError as error:
             if not error.is_permanent:
                 raise
-            return ()  # without this right, there is no fast path either
+            return ()  # without this right, the fast path does not work either
         answer = await requests.ask(xfrm.get_default())
-        if isinstance(answer, Message):  # a kernel before 5.15 refuses
+        if isinstance(answer, Message):  # a kernel before 5.15 refuses this option
             found += xfrm.parse_default(answer.body)
         return tuple(found) if len(found) <= _MOST_POLICIES else _EVERY_POLICY
 
@@ -180,7 +180,9 @@ class KernelInterfaces:
             announce()
 
     def _concerns(self, message: Message) -> bool:
-        """Return whether a notification may change the answers: most routes of a host are irrelevant."""
+        """Return whether a notification may change the answers, because most routes of a host are
+        irrelevant.
+        """
         if message.kind not in (routes.NEW, routes.DELETE):
             return True
         if routes.protocol_of(message.body) == self._scope.protocol:
@@ -275,7 +277,7 @@ def _device_socket() -> socket.socket:
 
 
 def _route_that_matters(scope: RouteScope, body: bytes) -> RouteRecord | None:
-    """Return a route if it is in the scope, a default route or one without a gateway; None for all others."""
+    """Return a route if it is in the scope, is a default route, or has no gateway; None for all others."""
     protocol = routes.protocol_of(body)
     if protocol == scope.protocol or (protocol in PROTOCOLS and not scope.networks):
         return None
@@ -289,7 +291,7 @@ def _route_that_matters(scope: RouteScope, body: bytes) -> RouteRecord | None:
 
 
 def _overlaps(scope: RouteScope, glance: RouteGlance) -> bool:
-    """Return whether a route other than a default route overlaps a network of the scope."""
+    """Return whether a route other than a default route overlaps a network in the scope."""
     base = glance.key[1]
     return (
         bool(glance.length)
@@ -338,7 +340,7 @@ def parse_resolvers(text: str) -> Iterator[IpAddress]:
 def _on_link(held: list[AddressRecord], by_routes: list[RouteRecord]) -> tuple[IpNetwork, ...]:
     """Return the networks that a link reaches without a gateway, from its addresses and its routes.
 
-    The link-local prefix of IPv6, which every link has, is left out.
+    The link-local prefix of IPv6, which every link has, is omitted.
 
     The kernel removes the routes of a link that is set down, but keeps the addresses.
     """
@@ -381,11 +383,10 @@ _PLAIN_QUEUEING = ("", "noqueue")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BridgeSockets:
-    """Attributes:
-    requests: reads links, addresses and neighbours.
-    filter_requests: reads the rules of the bridge family.
-    notifications: receives changes of links, addresses and neighbours.
-    filter_notifications: receives changes of rules; None without the right to do so.
+    """Attributes: requests: socket that reads links, addresses and neighbours. filter_requests: socket
+    that reads the rules of the bridge family. notifications: socket that receives changes of links,
+    addresses and neighbours. filter_notifications: socket that receives changes of rules; None if the
+    process has no right to do so.
     """
 
     requests: RequestSocket
@@ -397,7 +398,7 @@ class _BridgeSockets:
 class KernelBridges:
     """A BridgeSource.
 
-    Its sockets are opened at the first use, because only the fast path uses it.
+    The sockets are opened at the first use, because only the fast path needs them.
     """
 
     def __init__(self) -> None:
@@ -415,7 +416,7 @@ class KernelBridges:
         """Return the sockets.
 
         Raises:
-            TargetError: the kernel refuses a socket.
+            TargetError: the kernel refuses to create a socket.
         """
         if self._sockets is None:
             with contextlib.ExitStack() as opened:
@@ -472,7 +473,9 @@ class KernelBridges:
             announce()
 
     def _concerns(self, message: Message) -> bool:
-        """Return whether a notification may change the answer: most neighbours are not behind a bridge."""
+        """Return whether a notification may change the answer, because most neighbours are not behind a
+        bridge.
+        """
         if message.kind not in (neighbours.NEW, neighbours.DELETE):
             return True
         learned = bridges.parse_learned(message.body)
@@ -507,7 +510,7 @@ class KernelBridges:
         try:
             return bool(await opened.filter_requests.dump(nftables.dump_tables(nftables.BRIDGE), len))
         except TargetError:
-            return True  # unknown: the path without the eBPF program is always correct
+            return True  # the state is unknown, and the path without the eBPF program is always correct
 
 
 def _obstacles(bridge: BridgeLink, has_rules: bool) -> list[str]:

@@ -17,7 +17,7 @@ from pyflannel.wire.netlink.routes import RouteRecord
 # plan.
 #
 # `names` contains the names of all links, by index. A link that was created after the listing has no name
-# yet; its notification causes the next look.
+# yet. The notification about it causes the next look.
 
 KINDS = {
     1: "unicast",
@@ -47,10 +47,11 @@ def link_of(
     has_gro: bool = False,
     may_set_ipv6: bool = True,
 ) -> Link:
-    """Return the link. The MAC address of an end of a veth is omitted: the kernel chooses it at random.
+    """Return the link. The MAC address of an end of a veth is omitted, because the kernel chooses it at
+    random.
 
-    If /proc/sys is read-only (`may_set_ipv6` is False), a link for which the kernel generates no IPv6
-    address counts as one without IPv6, and no link accepts routers.
+    If /proc/sys is read-only (`may_set_ipv6` is False), a link for which the kernel generates no IPv6 address
+    counts as a link without IPv6, and no link counts as accepting router advertisements.
     """
     is_veth = link.kind == "veth"
     mark, owner = split_alias(link.alias)
@@ -76,7 +77,9 @@ def address_of(address: AddressRecord, names: Mapping[int, str]) -> Address:
 
 
 def route_of(route: RouteRecord, names: Mapping[int, str]) -> Route:
-    """Return the route. A blackhole or similar route has no link: for IPv6 the kernel reports loopback."""
+    """Return the route. A blackhole or similar route has no link in the plan, although for IPv6 the kernel
+    reports loopback.
+    """
     return Route(
         destination=route.destination,
         link="" if route.kind in _WITHOUT_LINK else names.get(route.index, ""),
@@ -135,7 +138,7 @@ def _vxlan_of(vxlan: VxlanRecord, names: Mapping[int, str], offloads_checksums: 
     return Vxlan(
         vni=vxlan.vni,
         port=vxlan.port,
-        # A parent in another network namespace has no name here, and no plan contains it.
+        # A parent in another network namespace has no name in this namespace, and is not in a plan.
         parent=names.get(vxlan.parent, f"if{vxlan.parent}") if vxlan.parent else "",
         local=vxlan.local,
         group=vxlan.group,
@@ -147,7 +150,7 @@ def _vxlan_of(vxlan: VxlanRecord, names: Mapping[int, str], offloads_checksums: 
 
 
 class OnLink(Protocol):
-    """An item on a link; without a link, the name is empty."""
+    """An item on a link; if the item has no link, the name is empty."""
 
     @property
     def link(self) -> str:
@@ -159,14 +162,14 @@ _Item = TypeVar("_Item", bound=OnLink)
 
 
 class Remembered(Generic[_Item]):
-    """The items of the last look, in the order of the dump, each with the hash of its message.
+    """Memory of the items of the last look, in the order of the dump, each with the hash of its message.
 
     Fields that change constantly, such as counters, are not part of the hash.
 
-    The kernel nearly always dumps a table in the same order. So two arrays suffice, which need a fifth of the
-    memory of a dictionary. If the order differs, a dictionary is built and kept until the dump ends. Python's
-    hash of bytes has 64 bits and a secret seed: among a million messages, a collision is less likely than a
-    memory error.
+    The kernel nearly always dumps a table in the same order. Therefore two arrays are enough, which need a
+    fifth of the memory of a dictionary. If the order differs, a dictionary is built and kept until the dump
+    ends. Python's hash of bytes has 64 bits and a secret seed: among a million messages, a collision is less
+    likely than a memory error.
     """
 
     def __init__(self) -> None:
@@ -187,7 +190,7 @@ class Remembered(Generic[_Item]):
         self._place, self._by_hash = 0, None
 
     def end(self) -> None:
-        """End the look: forget the items that were not in it."""
+        """End the look, and forget the items that it did not contain."""
         self._old_hashes, self._old_items, self._by_hash = self._hashes, self._items, None
 
     def reader(
@@ -195,7 +198,7 @@ class Remembered(Generic[_Item]):
     ) -> Callable[[bytes], _Item | None]:
         """Return a function that reads a message of a dump.
 
-        It calls `make` for a new message, and for one of which `make` returned None before.
+        The function calls `make` for a new message, and for a message for which `make` returned None before.
         """
 
         def read(body: bytes) -> _Item | None:

@@ -45,17 +45,20 @@ def is_link_operation(operation: Operation) -> bool:
 
 
 class LinkWriter:
-    """Performs operations on links, one at a time: each consists of several dependent system calls."""
+    """Performs operations on links, one at a time, because each of them consists of several dependent
+    system calls.
+    """
 
     def __init__(self, requests: RequestSocket) -> None:
         self._requests = requests
         self._begun: dict[str, Vxlan] = {}  # devices that may exist although their creation was refused
 
     async def perform(self, operation: Operation) -> list[Refusal]:
-        """Perform one operation. If a part of it is refused, the other parts are still performed.
+        """Perform one operation. If the kernel refuses a part of the operation, the other parts are still
+        performed.
 
         Returns:
-            At most one refusal: that of the first refused part.
+            At most one refusal, which is that of the first refused part.
         """
         try:
             match operation:
@@ -94,8 +97,9 @@ class LinkWriter:
                 if refusals := await self._ask(operation, [links.create_wireguard(link.name)]):
                     return refusals
             case Link(kind="veth", veth=Veth(peer=peer)):
-                # The kernel creates both ends at once, so the second end exists when its operation follows.
-                # One queue for each processor keeps packets on the processor that the network card selected.
+                # The kernel creates both ends at once, so the second end already exists when its own
+                # operation follows. One queue for each processor keeps packets on the processor that the
+                # network card selected.
                 request = links.create_veth(link.name, peer, queues=os.cpu_count() or 1)
                 if refusals := await self._ask(operation, [request], tolerated=(errno.EEXIST,)):
                     return refusals
@@ -113,7 +117,8 @@ class LinkWriter:
             refusals += self._settle(operation, set_checksum_offload, new.name, new.vxlan.offloads_checksums)
         if new.veth is not None and (old is None or old.veth != new.veth):
             refusals += self._settle(operation, set_gro, new.name, new.veth.has_gro)
-            # This step must be between the MTU and "up": a link whose MTU grows to the minimum of IPv6 has
+            # This step must be after setting the MTU and before setting the link up. A link whose MTU grows
+            # to the minimum of IPv6 has
         # IPv6 again, and a link that is set up with IPv6 solicits routers.
         has_other_ipv6 = old is None or (old.has_ipv6, old.accepts_routers) != (
             new.has_ipv6,
@@ -128,16 +133,17 @@ class LinkWriter:
     async def _settle_ipv6(self, operation: Operation, index: int, link: Link) -> list[Refusal]:
         is_silent = False
         if not link.has_ipv6:
-            # Disabling IPv6 would suffice. This setting persists if another program enables IPv6 on all
-            # links. A kernel without IPv6 refuses it.
+            # Disabling IPv6 would be enough. However, this setting persists if another program enables IPv6
+            # on all links. A kernel without IPv6 refuses this setting.
             is_silent = not await self._ask(operation, [links.stop_ipv6_addresses(index)])
         try:
             set_ipv6(link.name, link.has_ipv6)
             if link.has_ipv6:
                 set_accept_ra(link.name, link.accepts_routers)
         except OSError as error:
-            # In a container: without addresses, IPv6 sends no packets on the link. If IPv6 must be on, and is
-            # on, accept_ra has no effect: no router announces itself through the tunnel.
+            # This is for containers: without addresses, IPv6 sends no packets on the link. If IPv6 must be
+            # enabled, and is enabled, accept_ra has no effect, because no router sends advertisements through
+            # the tunnel.
             if error.errno == errno.EROFS and (is_silent or (link.has_ipv6 and is_ipv6_on(link.name))):
                 return []
             return [refusal_of(operation, error)]
@@ -172,9 +178,9 @@ class LinkWriter:
 
 
 def _changed_attributes(index: int, old: Link | None, new: Link) -> Iterator[Request]:
-    """Yield a request for each attribute that differs, the mark first.
+    """Yield one request for each attribute that differs. The request for the mark is the first.
 
-    Each attribute has a request of its own: after a refused attribute, the kernel ignores the rest of the
+    Each attribute has its own request, because after a refused attribute, the kernel ignores the rest of the
     request.
     """
     if old is None or (old.alias, old.owner) != (new.alias, new.owner):
@@ -190,10 +196,10 @@ def _changed_attributes(index: int, old: Link | None, new: Link) -> Iterator[Req
 
 
 def _record(vxlan: Vxlan) -> VxlanRecord:
-    """Return the parameters in the kernel's form.
+    """Return the parameters in the form of the kernel.
 
     Raises:
-        OSError: ENODEV, the parent does not exist.
+        OSError: ENODEV if the parent does not exist.
     """
     return VxlanRecord(
         vni=vxlan.vni,

@@ -47,21 +47,21 @@ from pyflannel.wire.netlink.routes import (
 _COALESCE_S = 0.005
 
 _BATCH = 100
-"""Operations that are sent together."""
+"""Maximum number of operations that are sent together."""
 
 
 class LinuxTarget:
     """A Target for Link, Address, Neighbour, FdbEntry and Route items.
 
-    From entering on, it receives notifications of all changes, even while no task waits for them. It reads by
-    one socket and writes by another, so that no operation waits for a long look.
+    After it is entered, it receives notifications of all changes, even while no task waits for them. It reads
+    with one socket and writes with another, so that no operation waits for a long look.
 
     Args:
-        notification_octets: size of the receive buffer for notifications, in bytes. If it overflows, anything
-            may have changed.
+        notification_octets: size of the receive buffer for notifications, in bytes. If the buffer overflows,
+            any object may have changed.
 
     Raises:
-        TargetError: on entering, if the kernel refuses a netlink socket.
+        TargetError: on entering, if the kernel refuses to create a netlink socket.
     """
 
     kinds = (Link, Address, Neighbour, FdbEntry, Route)
@@ -77,7 +77,9 @@ class LinuxTarget:
             notifications = NotificationSocket(GROUPS, buffer_octets=self._notification_octets)
             self._notifications = opened.enter_context(contextlib.closing(notifications))
             port = self._requests.port.to_bytes(4, sys.byteorder)
-            self._notifications.ignore([(PORT_AT, (port,))])  # as `Watch` would, one message at a time
+            self._notifications.ignore(
+                [(PORT_AT, (port,))]
+            )  # in the same way as `Watch`, one message at a time
             self._sockets = opened.pop_all()
         self._reader = SnapshotReader(questions)
         self._links = LinkWriter(self._requests)
@@ -88,9 +90,10 @@ class LinuxTarget:
         self._sockets.close()
 
     async def snapshot(self, desired: State) -> State:
-        """Return the objects at keys of the plan, those with pyflannel's mark, and those on such links.
+        """Return the objects at keys of the plan, objects with pyflannel's mark, and objects on links with
+        the mark.
 
-        Of neighbours and FDB entries, only those on planned vxlan devices are returned.
+        Of neighbours and FDB entries, only entries on planned vxlan devices are returned.
         """
         began = time.monotonic()
         interest = Interest.of(desired)
@@ -102,7 +105,9 @@ class LinuxTarget:
         return seen.state
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations in order. Consecutive ones are sent as one batch, except those on links."""
+        """Perform the operations in order. Consecutive operations are sent as one batch, except operations
+        on links.
+        """
         return await performed(operations, self._apply(operations))
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
@@ -121,7 +126,7 @@ class LinuxTarget:
     def changes(self) -> ChangeChannel:
         """Open a channel of changes by other programs to the objects of the latest snapshot.
 
-        During a burst, the interval between two announcements is at least the duration of the latest look.
+        During a burst, the interval between two notifications is at least the duration of the latest look.
         """
         return ChangeChannel(self._read_changes)
 
@@ -133,7 +138,7 @@ class LinuxTarget:
             announce()
 
     def _note_made(self, operation: Operation) -> None:
-        """Watch the objects on a new link of pyflannel from now on, not only from the next look on."""
+        """Watch the objects on a new link of pyflannel immediately, not only after the next look."""
         match operation:
             case Add(Link(name=name)) | Replace(_, Link(name=name)):
                 with contextlib.suppress(OSError):  # it was refused
@@ -155,7 +160,9 @@ class LinuxTarget:
         async with asyncio.TaskGroup() as tasks:
             for start in range(0, len(operations), _BATCH):
                 task = tasks.create_task(self._perform_batch(batch, index_of), name="changes of the kernel")
-                await asyncio.sleep(0)  # the send starts, and other tasks run between two batches
+                await asyncio.sleep(
+                    0
+                )  # the system call that sends starts, and other tasks run between two batches
                 following = operations[start + _BATCH : start + 2 * _BATCH]
                 batch, refused_next = self._asked(following, index_of, by_next_hops)
                 done = await task
@@ -168,7 +175,7 @@ class LinuxTarget:
     def _asked(
         self, operations: Sequence[Operation], index_of: IndexOf, by_next_hops: Set[str]
     ) -> tuple[list[Asked], list[Refusal]]:
-        """Return the operations with their requests, and refusals of those for which there is no request."""
+        """Return the operations with their requests, and refusals for operations that have no request."""
         asked: list[Asked] = []
         refusals: list[Refusal] = []
         for operation in operations:
@@ -209,9 +216,10 @@ def _refused(asked: Asked, answers: Sequence[Acknowledgement]) -> list[Refusal]:
 
 
 async def remove_next_hops(protocol: int) -> int:
-    """Remove the next hops of this rtm_protocol and the routes that refer to them; return their number.
+    """Remove the next-hop objects of this rtm_protocol and the routes that refer to them; return their
+    number.
 
-    A kernel without support for next hops has none.
+    A kernel without support for next-hop objects has none.
 
     Raises:
         TargetError: the kernel did not answer.
@@ -238,12 +246,14 @@ GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800 | 0x8000_0000
 
 
 class ChangeFilter:
-    """Decides which notifications of the kernel concern the plan, from the last look and the current plan.
+    """Decides which notifications of the kernel affect the plan, by comparing them with the last look and the
+    current plan.
 
-    Before the first look, every notification concerns it.
+    Before the first look, every notification affects it.
 
     Args:
-        port: port of the request socket. Notifications of pyflannel's own changes carry it and are ignored.
+        port: port of the request socket. Notifications of pyflannel's own changes contain this port and are
+            ignored.
     """
 
     def __init__(self, port: int) -> None:
@@ -252,7 +262,9 @@ class ChangeFilter:
         self._links: Links | None = None
 
     def looks(self, interest: Interest) -> None:
-        """Register the start of a look. If it reads other links, any change wakes it until it ends."""
+        """Register the start of a look. If it reads other links, until its end, every change counts as
+        relevant.
+        """
         if self._interest is None or not self._interest.has_links_of(interest):
             self._links = None
         self._interest = interest
@@ -271,7 +283,7 @@ class ChangeFilter:
         """Return whether another program changed an object of the last look.
 
         Raises:
-            WireError: the message is shorter than its kind needs.
+            WireError: the message is shorter than required for its kind.
         """
         if message.port == self._port:
             return False
@@ -280,13 +292,16 @@ class ChangeFilter:
             return True
         match message.kind:
             case neighbours.NEW | neighbours.DELETE:
-                # Traffic causes most of these notifications. The check of the link rejects nearly all.
+                # Traffic causes most of these notifications. The check of the link rejects nearly all of
+                # them.
                 index = neighbours.entry_index(message.body)
                 return index in seen.ours and self._is_damage(message, interest, seen)
             case routes.NEW | routes.DELETE:
                 glance = routes.glance_at_route(message.body)
                 return glance is not None and interest.concerns_route(glance, seen.ours)
-            case routes.DELETE_NEXT_HOP:  # its routes are removed too, and the kernel does not announce that
+            case (
+                routes.DELETE_NEXT_HOP
+            ):  # the kernel also removes the routes of the link, and does not announce this
                 return routes.next_hop_protocol(message.body) in interest.protocols
             case links.NEW | links.DELETE:
                 link = links.parse_link(message.body)
@@ -304,8 +319,8 @@ class ChangeFilter:
         """Return whether an entry on one of pyflannel's links differs from the plan.
 
         The kernel does not report which program changed an FDB entry. No repair is necessary if an entry now
-        equals the plan, if an unplanned entry was removed, or if the kernel learned an entry at a key without
-        a planned one.
+        equals the plan, if an entry that is not planned was removed, or if the kernel learned an entry at a
+        key without a planned entry.
         """
         neighbour, entry = neighbours.parse_neighbour(message.body), neighbours.parse_fdb_entry(message.body)
         item: Neighbour | FdbEntry
@@ -319,7 +334,5 @@ class ChangeFilter:
         if message.kind == neighbours.NEW:
             return item != planned and (item.is_permanent or planned is not None)
         if isinstance(item, FdbEntry) and isinstance(planned, FdbEntry):
-            return (
-                item.destination == planned.destination
-            )  # another destination was removed by pyflannel itself
+            return item.destination == planned.destination  # pyflannel itself removed another destination
         return planned is not None

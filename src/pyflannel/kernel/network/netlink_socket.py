@@ -25,7 +25,7 @@ from pyflannel.wire.netlink.message import (
     split,
 )
 
-# linux/netlink.h and asm-generic/socket.h; the socket module lacks them.
+# linux/netlink.h and asm-generic/socket.h; the socket module does not define them.
 _SOL_NETLINK = 270
 _CAP_ACK = 10
 _EXT_ACK = 11
@@ -33,19 +33,19 @@ _GET_STRICT_CHECK = 12
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 
-# The kernel answers during the send call, so the receive buffer must hold all answers of a batch. Each counts
-# as about 800 bytes.
+# The kernel answers during the send call, so the receive buffer must hold all answers of a batch. Each answer
+# counts as about 800 bytes.
 _BATCH = 256
 _FEW = 10
-"""The kernel performs this number of requests faster than a thread starts."""
+"""Number of requests that the kernel performs in less time than a thread needs to start."""
 
 _REQUEST_BUFFER = 1 << 20
 NOTIFICATION_BUFFER = 4 << 20
-_DATAGRAM = 1 << 16  # bytes; the kernel fills at most 32 KiB
-_DATAGRAMS_A_TURN = 200  # notifications, before other tasks run
+_DATAGRAM = 1 << 16  # in bytes; the kernel fills at most 32 KiB
+_DATAGRAMS_A_TURN = 200  # number of notifications that are read before other tasks run
 
-# Errors that mean an empty table. A namespace has no main table before its first route, a kernel may have no
-# IPv6, and a link may be removed during a dump.
+# Errors that mean that a table is empty. A namespace has no main table before its first route, a kernel may
+# not support IPv6, and a link may be removed during a dump.
 _NOTHING_THERE = frozenset({errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ENODEV})
 
 _DEADLINE_S = 10.0
@@ -81,7 +81,8 @@ class RequestSocket:
         self._socket.close()
 
     async def transact(self, requests: Sequence[Request]) -> list[Acknowledgement]:
-        """Perform requests that ask for an acknowledgement, in order. After a failed request, continue.
+        """Perform requests that ask for an acknowledgement, in order. After a failed request, continue with
+        the next one.
 
         Returns:
             One acknowledgement for each request, in the order of the requests.
@@ -93,11 +94,11 @@ class RequestSocket:
         for start in range(0, len(requests), _BATCH):
             async with self._turn:
                 answers += await self._transact_batch(requests[start : start + _BATCH])
-            await asyncio.sleep(0)  # let other tasks run between two batches
+            await asyncio.sleep(0)  # this lets other tasks run between two batches
         return answers
 
     async def dump(self, request: Request, read: Callable[[bytes], _Value | None]) -> list[_Value]:
-        """Return the result of `read` for each message's body, in the kernel's order, without None.
+        """Return the result of `read` for each message's body, in the kernel's order, omitting None.
 
         If the kernel's tables change during a dump, the dump is repeated.
 
@@ -119,7 +120,7 @@ class RequestSocket:
         )
 
     async def ask(self, request: Request) -> Message | Acknowledgement:
-        """Return the single message that answers a request, or the refusal.
+        """Return the single message that answers a request, or the refusal of the kernel.
 
         Raises:
             TargetError: the kernel did not answer.
@@ -133,10 +134,11 @@ class RequestSocket:
                             return parse_acknowledgement(message) if message.kind == ERROR else message
 
     async def transact_whole(self, requests: Sequence[Request]) -> Acknowledgement | None:
-        """Perform all requests or none. The first and the last delimit the batch and ask for no answer.
+        """Perform all requests or none. The first and the last request delimit the batch and do not request
+        an answer.
 
         Returns:
-            The first refusal, after which no request took effect; None if all took effect.
+            The first refusal, in which case no request took effect; None if all requests took effect.
 
         Raises:
             TargetError: the kernel did not answer, so the result of the requests is unknown.
@@ -186,20 +188,22 @@ class RequestSocket:
                             _raise_refused_dump(parse_acknowledgement(message))
                         elif (value := read(message.body)) is not None:
                             values.append(value)
-                    await asyncio.sleep(0)  # let other tasks run during a long dump
+                    await asyncio.sleep(0)  # this lets other tasks run during a long dump
         finally:
             if not is_finished:
                 self._drain()
         return values, is_whole
 
     def _send(self, requests: Sequence[Request]) -> int:
-        """Send the requests in one datagram and return the sequence number of the first."""
+        """Send the requests in one datagram and return the sequence number of the first request."""
         first, octets = self._packed(requests)
         self._put(octets)
         return first
 
     async def _send_apart(self, requests: Sequence[Request]) -> int:
-        """Send the requests in a thread: the kernel performs them during the call, while other tasks run."""
+        """Send the requests in a thread, because the kernel performs them during the call, while other
+        tasks run.
+        """
         first, octets = self._packed(requests)
         await in_thread(self._put, octets)
         return first
@@ -225,7 +229,9 @@ class RequestSocket:
             raise TargetError(str(error), hint=error.hint) from error
 
     def _drain(self) -> None:
-        """Read an aborted dump to its end: before that, the kernel starts no second dump on the socket."""
+        """Read an aborted dump to its end, because before that, the kernel does not start another dump on
+        the socket.
+        """
         while True:
             try:
                 self._socket.recv(_DATAGRAM)
@@ -241,7 +247,7 @@ _INSTRUCTION = struct.Struct("=HBBI")
 _PROGRAM = struct.Struct("@HP")
 _LOAD = {1: 0x30, 2: 0x28, 4: 0x20}  # BPF_LD | BPF_ABS | BPF_B, BPF_H, BPF_W
 _JUMP_IF_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
-_RETURN = 0x06  # BPF_RET | BPF_K: number of bytes of the message that pass
+_RETURN = 0x06  # BPF_RET | BPF_Kwith the number of bytes of the message to accept
 _WHOLE = 0xFFFFFFFF
 
 
@@ -258,13 +264,13 @@ def _program(fields: Sequence[Field]) -> list[tuple[int, int, int, int]]:
 
 
 class NotificationSocket:
-    """Receives notifications of the kernel: messages of multicast groups, from construction on.
+    """Receives notifications of the kernel: messages of multicast groups, beginning with its construction.
 
     Args:
         groups: mask of RTMGRP_* (linux/rtnetlink.h), or of another protocol's groups.
         protocol: NETLINK_* (linux/netlink.h).
-        buffer_octets: size of the receive buffer, in bytes. The kernel adds an overhead to each message, and
-            drops messages that do not fit.
+        buffer_octets: size of the receive buffer, in bytes. The kernel adds overhead to each message in the
+            buffer, and drops messages that do not fit.
 
     Raises:
         TargetError: the socket cannot be created.
@@ -280,7 +286,7 @@ class NotificationSocket:
         self._socket.close()
 
     def ignore(self, fields: Sequence[Field]) -> None:
-        """Let the kernel drop, from now on, the messages in which each field has one of its values.
+        """Let the kernel drop all further messages in which each field has one of its values.
 
         The filter is a classic BPF program, which needs no rights. If the kernel refuses it, all messages are
         received.
@@ -298,7 +304,7 @@ class NotificationSocket:
                 octets = await loop.sock_recv(self._socket, _DATAGRAM)
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
-                    return  # the buffer was full: any message may be lost
+                    return  # the buffer was full: any message may have been lost
                 raise failed("netlink notification", error) from error
             try:
                 if any(concerns(message) for message in split(octets)):
@@ -306,10 +312,10 @@ class NotificationSocket:
             except WireError:
                 return  # an unreadable message may announce any change
             if number % _DATAGRAMS_A_TURN == 0:
-                await asyncio.sleep(0)  # queued messages are received without a pause
+                await asyncio.sleep(0)  # queued messages are received without waiting
 
     async def forget(self) -> None:
-        """Discard all queued messages; let other tasks run meanwhile."""
+        """Discard all queued messages; let other tasks run during this."""
         while not self._forget_some():
             await asyncio.sleep(0)
 
@@ -327,7 +333,7 @@ class NotificationSocket:
                 return True
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    return True  # the next wait() raises it
+                    return True  # the next wait() raises this error
         return False
 
 
@@ -361,7 +367,9 @@ def _open(buffer_octets: int, groups: int, protocol: int = socket.NETLINK_ROUTE)
 
 
 def _try_option(opened: socket.socket, level: int, option: int, value: int | bytes) -> None:
-    """Set an option that is useful, but not required: the kernel may lack it, or this process the right."""
+    """Set an option that is useful, but not required: the kernel may not support it, or this process may
+    have no right to set it.
+    """
     try:
         opened.setsockopt(level, option, value)
     except OSError:

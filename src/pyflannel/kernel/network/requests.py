@@ -1,4 +1,6 @@
-"""Items as netlink requests: the requests for an operation, the meaning of an answer, and next hops."""
+"""Items as netlink requests: the requests for an operation, the meaning of an answer, and next-hop
+objects.
+"""
 
 import errno
 import os
@@ -57,7 +59,7 @@ _HINTS = {
 
 
 def refusal(operation: Operation, code: int, text: str = "") -> Refusal:
-    """Return the refusal for an error number; `text` is the kernel's explanation."""
+    """Return the refusal with an error number; `text` is the kernel's explanation."""
     name = errno.errorcode.get(code, f"errno {code}")
     cause = f"{name}: {os.strerror(code)}"
     return Refusal(
@@ -82,10 +84,11 @@ _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
 _REMOVALS = frozenset({addresses.DELETE, neighbours.DELETE, routes.DELETE_NEXT_HOP, routes.DELETE})
 
 _GONE_BEFORE = GONE | {errno.EINVAL}
-"""The same for a removal that is not the last request: EINVAL if the next hop of the route does not exist."""
+"""The same error numbers for a removal that is not the last request. EINVAL means that the next-hop object
+of the route does not exist."""
 
 IndexOf = Callable[[str], int]
-"""Returns the index of the link with a name; raises OSError if there is no such link."""
+"""Function that returns the index of the link with a name; raises OSError if there is no such link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +102,12 @@ class Asked:
 def ask(operation: Operation, index_of: IndexOf, *, by_next_hops: Set[str] = frozenset()) -> Asked:
     """Return an operation on any item except a link, with its requests.
 
-    Routes of the links in `by_next_hops` refer to next hop objects.
+    Routes of the links in `by_next_hops` refer to next-hop objects.
 
     Raises:
-        OSError: the link of the item does not exist. A removal of such an item needs no request and does not
-            raise.
-        TypeError: the item is a link, or no object of the kernel.
+        OSError: the link of the item does not exist. Removing an item whose link does not exist needs no
+            request, and does not raise this.
+        TypeError: the item is a link, or not an object of the kernel.
     """
     try:
         return Asked(operation, _requests(operation, index_of, by_next_hops))
@@ -115,15 +118,16 @@ def ask(operation: Operation, index_of: IndexOf, *, by_next_hops: Set[str] = fro
 
 
 def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: IndexOf) -> Asked | None:
-    """Return further requests for a route, or None if none can help.
+    """Return further requests for a route, or None if no request can help.
 
-    Three cases need them. A link without carrier accepts routes, but no next hops. And the kernel answers
-    EEXIST if a route of another program precedes an existing route with the same key (`ip route prepend`):
-    then the existing route is removed first. No packet is lost, because the kernel used the other route.
+    Further requests are needed in three cases. A link without carrier accepts routes, but no next-hop
+    objects. Second, the kernel answers EEXIST if a route of another program precedes an existing route with
+    the same key (`ip route prepend`). In this case, the existing route is removed first. No packet is lost,
+    because the kernel already used the other route.
 
-    The last case is an IPv6 route whose gateway is in its destination. While the existing route leads to
+    The last case is an IPv6 route whose gateway is inside its destination. While the existing route uses
     another link, the kernel answers EINVAL (net/ipv6/route.c, ip6_route_check_nh_onlink). The existing route
-    is removed first, and for a few microseconds there is none.
+    is removed first, and for a few microseconds no route exists.
     """
     match asked.operation:
         case Add(Route() as route) | Replace(_, Route() as route) if len(answers) > 1 and answers[0].errno:
@@ -139,7 +143,7 @@ def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: IndexO
 
 
 def _is_in_the_way(old: Route, new: Route, answer: int) -> bool:
-    """Return whether the kernel found the old route when it searched the gateway of the new one."""
+    """Return whether the kernel found the old route when it searched for the gateway of the new one."""
     is_moved = new.is_onlink and new.destination.version == 6 and old.link != new.link
     return answer == errno.EINVAL and is_moved and new.gateway in new.destination
 
@@ -184,14 +188,15 @@ def _requests(operation: Operation, index_of: IndexOf, by_next_hops: Set[str]) -
 
 
 def _fdb_requests(old: FdbEntry, new: FdbEntry, index: int) -> tuple[Request, ...]:
-    """Return the requests that replace `old` by `new`.
+    """Return the requests that replace `old` with `new`.
 
-    The kernel changes the first destination in place, unless the planned one is already among the others.
-    Surplus destinations are removed afterwards, so that no frame is lost.
+    The kernel changes the first destination in place, unless the planned one is already among the other
+    destinations. Surplus destinations are removed after that, so that no frame is lost.
     """
     put = put_fdb_entry(index, new.mac, new.destination)
     if not old.is_plain:
-        # No request removes its attributes. A gap loses no frame, because they already take another path.
+        # No request can remove single attributes of the object. A short gap loses no frame, because frames
+        # already take another path.
         return remove_fdb_entry(index, new.mac), put
     if not old.others:
         return (put,)
@@ -209,9 +214,10 @@ def _route_put(route: Route, record: RouteRecord, by_next_hop: bool) -> tuple[Re
 
 
 def _route_removal(route: Route, record: RouteRecord) -> tuple[Request, ...]:
-    """Return the requests that remove a route, with or without a next hop object.
+    """Return the requests that remove a route, with or without a next-hop object.
 
-    The route is removed first: if the next hop were removed first, the kernel would search the whole table.
+    The route is removed first, because the kernel would search the whole table if the next-hop object were
+    removed first.
     """
     number = next_hop_number(route)
     if number is None:
@@ -235,31 +241,34 @@ def _record(route: Route, index_of: IndexOf) -> RouteRecord:
     )
 
 
-# Routes that refer to next hop objects, which make tens of thousands of routes cheap.
+# Routes that refer to next-hop objects, which make tens of thousands of routes cheap.
 #
-# If a new route contains its gateway, the kernel searches all such routes of the link for one with the same
-# attributes (net/ipv4/fib_semantics.c, fib_find_info): 10,000 routes take one second, 50,000 one minute. If a
-# route refers to a next hop object, the kernel finds the object by its number. The kernel lists such a route
-# with gateway and link, like any other, but `ip route` also shows `nhid`, and the kernel removes the route
-# when the link loses its carrier. Therefore next hops are used only for thousands of routes. A physical link
-# can lose its carrier while no daemon runs that would restore the routes: there the limit is higher.
+# If a new route contains its gateway, the kernel searches all such routes of the link for a route with the
+# same attributes (net/ipv4/fib_semantics.c, fib_find_info): 10,000 routes take one second, 50,000 one minute.
+# If a route refers to a next-hop object, the kernel finds the object by its number. The kernel lists such a
+# route with its gateway and link, like any other route. However, `ip route` also shows `nhid`, and the kernel
+# removes the route when the link loses its carrier. Therefore next-hop objects are used only for thousands of
+# routes. A physical link can lose its carrier while no daemon runs that would restore the routes. Therefore
+# the minimum number is higher for physical links.
 #
-# Each route has a next hop of its own, which is removed with it. See docs/decisions.
+# Each route has its own next-hop object, which is removed together with the route. See docs/decisions.
 
 WORTH_IT = 2000
-"""Minimum number of routes, added in one batch to a tunnel's device, for which next hops are used."""
+"""Minimum number of routes, added in one batch to a tunnel's device, from which on next-hop objects are
+used."""
 
 WORTH_IT_ON_A_CABLE = 5_000
-"""The same for any other link."""
+"""The same minimum number for any other link."""
 
 _LONGEST_PREFIX = 27
-"""Up to this length, the zero bits at the end of a network address have room for the prefix length."""
+"""Maximum prefix length of a destination. Up to this length, the zero bits at the end of a network address
+have room for the prefix length."""
 
 _READABLE = "/proc/sys/net/ipv4/nexthop_compat_mode"
 
 
 def next_hop_number(route: Route) -> int | None:
-    """Return the unique number of the route's next hop, or None if such a route never has one."""
+    """Return the unique number of the route's next-hop object, or None if such a route never has one."""
     prefix = route.destination
     if (
         isinstance(prefix, IPv4Network)
@@ -272,7 +281,7 @@ def next_hop_number(route: Route) -> int | None:
 
 
 def links_worth_it(operations: Iterable[Operation]) -> Set[str]:
-    """Return the links for which these operations contain enough routes to use next hops."""
+    """Return the links for which these operations contain enough routes to use next-hop objects."""
     counts: Counter[tuple[str, bool]] = Counter()
     for operation in operations:
         match operation:
@@ -288,7 +297,7 @@ def links_worth_it(operations: Iterable[Operation]) -> Set[str]:
 
 
 def are_next_hops_readable() -> bool:
-    """Return whether the kernel shows the gateway of a route that refers to a next hop."""
+    """Return whether the kernel shows the gateway of a route that refers to a next-hop object."""
     try:
         with open(_READABLE, encoding="ascii") as setting:
             return setting.read().strip() == "1"

@@ -43,14 +43,14 @@ from pyflannel.wire.netlink.routes import RouteGlance, RouteRecord, dump_routes,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interest:
-    """Selects the objects of a namespace that concern a plan. All other objects are ignored.
+    """Selects the objects of a namespace that are relevant for a plan. All other objects are ignored.
 
     Attributes:
-        desired: the plan. Single items are replaced in it when they are planned again.
+        desired: the plan. When single items are planned again, they are replaced in this plan.
         links: names of the planned links.
         carriers: names of the links on which planned links, addresses and routes depend.
         marks: aliases of the planned links, so that devices of other daemons are ignored. Empty: any mark.
-        protocols: rtm_protocol of the planned routes; without planned routes, those of all daemons.
+        protocols: rtm_protocol of the planned routes; without planned routes, the protocols of all daemons.
     """
 
     desired: State
@@ -61,7 +61,7 @@ class Interest:
 
     @classmethod
     def of(cls, desired: State) -> "Interest":
-        """Return the interest of this plan."""
+        """Return the selection of objects for this plan."""
         links, carriers, marks = set(), set(), set()
         protocols = set()
         for link in desired.of_type(Link):
@@ -75,7 +75,7 @@ class Interest:
         for names in desired.by_key.tables.values():
             match next(iter(names.values())):
                 case Neighbour(link=name) | FdbEntry(link=name) | Address(link=name):
-                    carriers.add(name)  # all items of a table are on one link
+                    carriers.add(name)  # because all items of a table are on one link
                 case _:
                     pass
         return cls(
@@ -87,7 +87,7 @@ class Interest:
         )
 
     def has_links_of(self, other: "Interest") -> bool:
-        """Return whether both select the same links."""
+        """Return whether both selections contain the same links."""
         return (self.links, self.carriers, self.marks) == (other.links, other.carriers, other.marks)
 
     def concerns_link(self, link: LinkRecord) -> bool:
@@ -101,11 +101,12 @@ class Interest:
         return route.protocol in self.protocols or route.link in ours or route.key in self.desired.by_key
 
 
-# Reads the objects of one network namespace that concern a plan, normalised to be comparable with the plan.
+# Reads the objects of one network namespace that are relevant for a plan, normalised to be comparable with
+# the plan.
 #
-# Three sorts of objects are omitted:
+# The following three sorts of objects are omitted:
 # - The link-local address and its route, which the kernel adds to a link with IPv6 (`Link.has_ipv6`).
-# - Routes that the kernel never uses: only the first of several routes with one key counts.
+# - Routes that the kernel never uses: of several routes with one key, only the first is used.
 # - Entries that the kernel learned, unless the plan has an entry with the same key.
 
 _LINK_LOCAL = IPv6Network("fe80::/64")
@@ -120,7 +121,7 @@ class Links:
     """The links of a namespace.
 
     Attributes:
-        names: of all links, by index.
+        names: names of all links, by index.
         ours: indexes of the links that are planned or carry pyflannel's mark.
         carriers: indexes of the links on which planned items depend.
     """
@@ -139,10 +140,10 @@ class Snapshot:
 
 
 class SnapshotReader:
-    """Reads the objects that concern a plan.
+    """Reads the objects that are relevant for a plan.
 
-    The kernel's tables are read in full each time. The item of each message is remembered: an unchanged
-    object costs one look-up and results in the identical item.
+    The kernel's tables are read in full each time. The item of each message is remembered. An unchanged
+    object therefore costs only one look-up, and results in the identical item.
     """
 
     def __init__(self, requests: RequestSocket) -> None:
@@ -152,7 +153,7 @@ class SnapshotReader:
         self._fdb = Remembered[FdbEntry]()
 
     async def read(self, interest: Interest) -> Snapshot:
-        """Return the current state of the objects that concern the plan.
+        """Return the current state of the objects that are relevant for the plan.
 
         Raises:
             TargetError: the kernel refused or did not answer.
@@ -214,7 +215,7 @@ async def _take(items: ItemMap[Item], found: Sequence[Item]) -> None:
 
 
 def _planned(item: _Item, desired: State) -> _Item:
-    """Return the plan's item if it is equal: this saves memory, and a later comparison is fast."""
+    """Return the plan's item if it is equal, which saves memory, and a later comparison is fast."""
     planned = desired.by_key.get(item.key)
     return planned if planned == item else item
 
@@ -236,7 +237,7 @@ def _link(link: LinkRecord, links: Links) -> Link:
             joins = has_gro(link.name)
     except OSError as error:
         if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP):
-            raise  # the other two mean that the link was removed meanwhile, or has no such setting
+            raise  # the other two errors mean that the link was removed, or has no such setting
     return link_of(link, links.names, offloads_checksums=offloads, has_gro=joins, may_set_ipv6=may_set_ipv6())
 
 
@@ -252,7 +253,7 @@ def _is_kernels_own(address: AddressRecord) -> bool:
 
 
 async def route_protocols() -> frozenset[int]:
-    """Return the rtm_protocol of every route of the main table, each once.
+    """Return the rtm_protocol of every route of the main table, each protocol once.
 
     Raises:
         TargetError: the kernel refused or did not answer.

@@ -1,4 +1,4 @@
-"""The WireGuard key of this host: a file with mode 0600, created at the first start and kept afterwards."""
+"""The WireGuard key of this host: a file with mode 0600, created at the first start and then kept."""
 
 import os
 from collections.abc import Callable
@@ -17,12 +17,12 @@ _NAME = "the WireGuard key file"
 
 
 class WireguardKeys:
-    """The key file of one network.
+    """Access to the key file of one network.
 
     Args:
         path: path of the key file.
-        original: key file of the original flannel. Its key is used if `path` does not exist.
-        objection: the reason why wireguard-go cannot be used; "" if it can.
+        original: key file of the original flannel. The key in it is used if `path` does not exist.
+        objection: the reason why wireguard-go cannot be used; "" if it can be used.
     """
 
     def __init__(self, path: Path, original: Path | None, objection: Callable[[], str]) -> None:
@@ -36,7 +36,7 @@ class WireguardKeys:
         self._has_observed = False
 
     def private(self, public_key: str) -> Secret | None:
-        """Return the private key of a public key that was observed or prepared; None for any other."""
+        """Return the private key of a public key that was read or prepared; None for any other public key."""
         return self._private.get(public_key)
 
     async def observe(self) -> WireguardFacts:
@@ -69,7 +69,7 @@ class WireguardKeys:
         return public
 
     async def promote(self) -> None:
-        """Replace the current key by the prepared one.
+        """Replace the current key with the prepared key.
 
         Raises:
             TargetError: the file cannot be renamed.
@@ -129,7 +129,7 @@ _WRITABLE = "Make the state directory writable for flanneld, or choose another o
 
 
 def _read_key(path: Path) -> str | None:
-    """Return the private key in a file; None if there is no file.
+    """Return the private key in a file; None if the file does not exist.
 
     Raises:
         TargetError: the file is unreadable, other users may read it, or it contains no key.

@@ -1,7 +1,7 @@
 """WireGuard devices as a target of plans. `wg` configures the kernel's devices and those of wireguard-go.
 
 `wg addconf` and `wg set` change only the objects of an operation. `wg syncconf` would set the endpoint of
-every peer again, even if a handshake has shown another one.
+every peer again, even if flanneld learned another endpoint from a handshake.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 _PROGRAM = "wg"
 _LOOK_S = 0.5
-"""Minimum interval between two looks for changes, because WireGuard does not announce changes."""
+"""Minimum interval between two checks for changes, because WireGuard does not announce changes."""
 
 _PER_PEER_S = 0.0015
-"""Minimum interval for each peer. A look takes a hundredth of this time."""
+"""Additional interval between two checks, for each peer. A check takes a hundredth of this time."""
 
 _LIVE_S = 180
 """Lifetime of a session after its handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6.1)."""
@@ -37,38 +37,39 @@ _AT_ONCE = 500
 """Maximum number of peers in one command line of `wg`."""
 
 _ABSENT = ("No such device", "Protocol not supported")
-"""Messages of `wg` for a missing device. The second one is for a kernel without WireGuard."""
+"""Messages of `wg` for a missing device. The second message is for a kernel without WireGuard."""
 
 _GREETING_S = 25
-"""Interval of keepalive packets of a new peer until the handshake has begun. The value has no effect."""
+"""Interval of keepalive packets of a new peer until the handshake has begun. The value itself has no
+effect."""
 
 
 class Userspace(Protocol):
     """The processes of wireguard-go in this network namespace."""
 
     def links(self) -> Collection[str]:
-        """Return the links that a process serves.
+        """Return the links that a process of wireguard-go serves.
 
         Raises:
             TargetError: the processes cannot be found.
         """
 
     def pid(self, link: str) -> int | None:
-        """Return the process of a link; None if there is none.
+        """Return the process of a link; None if the link has no process.
 
         Raises:
-            TargetError: it cannot be found.
+            TargetError: the process cannot be found.
         """
 
     async def start(self, link: str) -> None:
-        """Start the process of a link, and stop a running one before.
+        """Start the process of a link, after stopping a process that already runs.
 
         Raises:
-            TargetError: it did not start.
+            TargetError: the process did not start.
         """
 
     async def stop(self, link: str) -> None:
-        """Stop the process of a link if there is one.
+        """Stop the process of a link if the link has a process.
 
         Raises:
             TargetError: another program serves the link.
@@ -78,8 +79,8 @@ class Userspace(Protocol):
 class WireguardTarget:
     """The WireGuard devices of the network namespace.
 
-    An existing device or process is used, regardless of the program that created it. Only an operation
-    removes it.
+    An existing device or process is used, even if another program created it. It is removed only by an
+    operation.
     """
 
     kinds = (WireguardDevice, WireguardPeer)
@@ -88,12 +89,14 @@ class WireguardTarget:
         self._private = private
         self._userspace = userspace
         self._desired = State.EMPTY
-        self._known: State | None = None  # as read or announced last, if it differs from the plan
-        self._sources: dict[str, tuple[IpAddress, ...]] = {}  # when the endpoints were set
-        self._endpoints: dict[Key, str] = {}  # those that the plan had when they were set
+        self._known: State | None = (
+            None  # the state that was last read or announced, if it differs from the plan
+        )
+        self._sources: dict[str, tuple[IpAddress, ...]] = {}  # times at which the endpoints were set
+        self._endpoints: dict[Key, str] = {}  # the endpoints that the plan contained when they were set
 
     async def snapshot(self, desired: State) -> State:
-        """Return the planned devices, those of flanneld's wireguard-go processes, and their peers.
+        """Return the planned devices, the devices of flanneld's wireguard-go processes, and their peers.
 
         Raises:
             TargetError: `wg` failed.
@@ -125,12 +128,16 @@ class WireguardTarget:
         )
 
     def _sources_of(self, link: str, desired: State) -> tuple[IpAddress, ...]:
-        """Return the source addresses of a device, which are not readable: the planned ones at first."""
+        """Return the source addresses of a device, which cannot be read; initially these are the planned
+        ones.
+        """
         planned = next((one for one in desired.of_type(WireguardDevice) if one.link == link), None)
         return self._sources.setdefault(link, () if planned is None else planned.sources)
 
     def _parts(self, one: DumpedPeer, desired: State, now: float) -> Iterator[WireguardPeer]:
-        """Yield the parts of a peer. One equals the plan if a handshake has shown another endpoint."""
+        """Yield the parts of a peer. A part is reported as equal to the plan if its endpoint differs only
+        because of a handshake.
+        """
         present: dict[Family, list[IpNetwork]] = {}
         for network in one.peer.allowed:
             present.setdefault(network.version, []).append(network)
@@ -147,9 +154,10 @@ class WireguardTarget:
             yield wanted if wanted == part else part
 
     def _is_set(self, part: WireguardPeer, wanted: WireguardPeer) -> bool:
-        """Return whether the planned endpoint was set, so that a handshake has shown another one since.
+        """Return whether the planned endpoint was set, so that a different endpoint must be from a later
+        handshake.
 
-        At the start of flanneld, this is unknown, and assumed for an endpoint of the planned family.
+        At the start of flanneld, this is unknown. It is then assumed for an endpoint of the planned family.
         """
         is_likely = part.endpoint.startswith("[") == wanted.endpoint.startswith("[")
         known = self._endpoints.setdefault(wanted.key, wanted.endpoint if is_likely else part.endpoint)
@@ -158,7 +166,7 @@ class WireguardTarget:
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Configure the devices, then add and change peers, then remove peers.
 
-        With this order, a subnet that moves from one key to another has a key at all times.
+        With this order, a subnet that moves from one key to another always belongs to a key.
         """
         refusals = await performed(operations, self._apply(operations))
         if not refusals:
@@ -193,7 +201,7 @@ class WireguardTarget:
         return refusals
 
     async def _remove(self, link: str, parts: Sequence[WireguardPeer]) -> None:
-        """Remove parts of peers. A peer that has another part stays."""
+        """Remove parts of peers. A peer that has another part is not removed."""
         left = await self._other_networks(link, parts)
         changes = {
             key: ("allowed-ips", ",".join(map(str, networks))) if (networks := left.get(key)) else ("remove",)
@@ -204,9 +212,9 @@ class WireguardTarget:
             self._endpoints.pop(part.key, None)
 
     async def _other_networks(self, link: str, parts: Sequence[WireguardPeer]) -> dict[str, list[IpNetwork]]:
-        """Return the allowed IPs of the present peers that do not belong to one of these parts, by key.
+        """Return the allowed IPs of the existing peers that do not belong to one of these parts, by key.
 
-        If no part shares its device, nothing is read.
+        If no part shares its device, the device is not read.
         """
         device = await self._dump(link) if any(part.shares_device for part in parts) else None
         families = {(part.public_key, part.family) for part in parts}
@@ -231,7 +239,7 @@ class WireguardTarget:
         if private is None:
             raise TargetError(
                 f"the private key of {new.public_key} is not in the key file",
-                hint="flanneld reads the key file again.",
+                hint="flanneld reads the key file again and retries.",
             )
         if new.is_in_kernel:
             await self._userspace.stop(new.link)
@@ -243,10 +251,11 @@ class WireguardTarget:
         self._sources[new.link] = new.sources
 
     async def _send_from_new_source(self, link: str) -> None:
-        """Set the endpoint of each peer again, and send it a packet, which shows it the new address.
+        """Set the endpoint of each peer again, and send it a packet, from which the peer learns the new
+        address.
 
         wireguard-go keeps the source address of its packets to an endpoint. If the host loses this address,
-        the peer receives nothing until it sends a packet itself.
+        the peer receives no packets until it sends a packet itself.
         """
         device = await self._dump(link)
         peers = [one.peer for one in (() if device is None else device.peers) if one.peer.endpoint]
@@ -257,11 +266,11 @@ class WireguardTarget:
         )
 
     async def _change(self, link: str, operations: Sequence[Operation]) -> None:
-        """Add and change peers, and begin a handshake with each that is added.
+        """Add and change peers, and begin a handshake with each peer that is added.
 
         Such a peer may have a session with a previous process of this host. Without the handshake, its
-        packets would be lost for 15 s, until it begins one itself. A new keepalive setting sends a packet
-        immediately.
+        packets would be lost for 15 s, until the peer begins a handshake itself. A new keepalive setting
+        sends a packet immediately.
         """
         sections: dict[str, tuple[WireguardPeer, bool]] = {}
         added: dict[str, WireguardPeer] = {}
@@ -305,7 +314,7 @@ class WireguardTarget:
         )
 
     async def _set(self, link: str, changes: Sequence[tuple[str, ...]]) -> None:
-        """Change single settings of peers. A missing peer or link counts as removed."""
+        """Change individual settings of peers. A missing peer or link counts as removed."""
         for start in range(0, len(changes), _AT_ONCE):
             some = changes[start : start + _AT_ONCE]
             ran = await run_program(
@@ -315,14 +324,14 @@ class WireguardTarget:
                 _check(ran, f"wg set {link}")
 
     async def contacts(self) -> list[WireguardContact]:
-        """Return the latest handshake and traffic of each peer; empty without a device.
+        """Return the latest handshake and traffic of each peer; empty if the device does not exist.
 
         Raises:
             TargetError: `wg` failed.
         """
         now = time.time()
         found: list[WireguardContact] = []
-        for planned in [*self._desired.of_type(WireguardDevice)]:  # the plan may change meanwhile
+        for planned in [*self._desired.of_type(WireguardDevice)]:  # the plan may change during the wait
             device = await self._dump(planned.link)
             found += [_contact(one, now) for one in (() if device is None else device.peers)]
         return found

@@ -1,4 +1,6 @@
-"""The alloc backend: the host acquires a subnet and writes subnet.env. Others transport the packets."""
+"""The alloc backend: the host acquires a subnet and writes subnet.env. Other programs transport the
+packets.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,8 +20,8 @@ class AllocBackend:
     """The alloc backend of one network.
 
     Attributes:
-        lease_type: empty, as in the original.
-        config_warnings: parts of the config without effect, one line each.
+        lease_type: type in the lease, which is empty, as in the original.
+        config_warnings: warnings about parts of the config without effect, one line each.
     """
 
     config_warnings: tuple[str, ...] = ()
@@ -34,38 +36,38 @@ class AllocBackend:
     is_encrypted: bool = False
 
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> None:
-        """Return nothing: subnet and address are sufficient."""
+        """Return nothing, because the subnet and the address are sufficient."""
 
     def mtu(self, host: Host) -> int:
         """Return the size of the largest packet of a container, in bytes: the underlay's MTU."""
         return host.underlay.mtu
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return the peculiarities of the backend on this host, one line each."""
+        """Return notes about unusual properties of the backend on this host, one line each."""
         return self.config_warnings
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> None:
-        """Return nothing: it needs no condition."""
+        """Return nothing, because the backend requires no condition."""
 
     def plan_host(self, host: Host) -> State:
         """Return nothing."""
         return State.EMPTY
 
     def objection(self, peer: Lease, host: Host) -> None:
-        """Return nothing: peers are not checked."""
+        """Return nothing, because peers are not checked."""
 
     def foreseen(self, peer: Lease) -> None:
-        """Return nothing: the backend reads nothing of a peer."""
+        """Return nothing, because the backend reads no data of a peer."""
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return nothing: peers are not checked."""
+        """Return nothing, because peers are not checked."""
         return {}
 
     def guarded_path(self, host: Host) -> None:
-        """Return nothing: other programs transport the packets."""
+        """Return nothing, because other programs transport the packets."""
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return nothing: bridges need no objects."""
+        """Return nothing, because bridges need no objects."""
         return State.EMPTY
 
     def plan_peer(self, peer: Lease, host: Host) -> State:

@@ -1,6 +1,7 @@
-"""The host-gw backend: packets are sent without a tunnel; each peer is the gateway of its subnet.
+"""The host-gw backend: packets are sent without a tunnel, and each peer is the gateway of its subnet.
 
-There is no tunnel and no device. Therefore, all hosts must be on one link, and publish their addresses on it.
+There is no tunnel and no device. Therefore, all hosts must be on one link, and publish their addresses on
+this link.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,7 @@ class HostGwBackend:
     """The host-gw backend of one network.
 
     Attributes:
-        config_warnings: parts of the config without effect, one line each.
+        config_warnings: warnings about parts of the config without effect, one line each.
     """
 
     config_warnings: tuple[str, ...] = ()
@@ -40,18 +41,20 @@ class HostGwBackend:
     is_encrypted: bool = False
 
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> None:
-        """Return nothing: subnet and address are sufficient."""
+        """Return nothing, because the subnet and the address are sufficient."""
 
     def mtu(self, host: Host) -> int:
         """Return the size of the largest packet of a container, in bytes: the underlay's MTU."""
         return host.underlay.mtu
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return the peculiarities of the backend on this host, one line each."""
+        """Return notes about unusual properties of the backend on this host, one line each."""
         return self.config_warnings
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
-        """Return why it cannot work: the published address is not that of the interface."""
+        """Return the reason why the backend cannot work, which is that the published address is not that
+        of the interface.
+        """
         for public, address in (
             (underlay.public_ip, underlay.address),
             (underlay.public_ipv6, underlay.ipv6_address),
@@ -65,11 +68,13 @@ class HostGwBackend:
         return None
 
     def plan_host(self, host: Host) -> State:
-        """Return nothing: the underlay exists already."""
+        """Return nothing, because the underlay exists already."""
         return State.EMPTY
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why a peer cannot be the gateway: another backend, or it is not on the link."""
+        """Return the reason why a peer cannot be the gateway: it uses another backend, or is not on the
+        link.
+        """
         part, underlay = peer.part(host.family), host.underlay
         if peer.attributes.backend_type != self.lease_type:
             return f"Ignoring non-host-gw subnet: type={peer.attributes.backend_type}"
@@ -87,10 +92,10 @@ class HostGwBackend:
         )
 
     def foreseen(self, peer: Lease) -> None:
-        """Return nothing: packets of a peer are received without an object for it."""
+        """Return nothing, because packets of a peer are received without an object for it."""
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return nothing: no two peers need the same object."""
+        """Return nothing, because no two peers need the same object."""
         return {}
 
     def guarded_path(self, host: Host) -> GuardedPath:
@@ -98,7 +103,7 @@ class HostGwBackend:
         return GuardedPath(links=(host.underlay.link,))
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return nothing: bridges need no objects."""
+        """Return nothing, because bridges need no objects."""
         return State.EMPTY
 
     def plan_peer(self, peer: Lease, host: Host) -> State:

@@ -31,7 +31,7 @@ OVERHEAD = 28
 DEFAULT_PORT = 8285
 _PORTS = range(1, 65536)
 QUEUE_LENGTH = 500
-"""Length of the transmit queue in packets: the kernel's default for a TUN device."""
+"""Length of the transmit queue in packets, which is the kernel's default for a TUN device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +39,9 @@ class UdpBackend:
     """The udp backend of one network.
 
     Attributes:
-        network: the whole range, routed to the device.
+        network: the whole range of the network, which is routed to the device.
         port: UDP port of the host, and of each peer that publishes no other port.
-        config_warnings: parts of the config without effect, one line each.
+        config_warnings: warnings about parts of the config without effect, one line each.
     """
 
     network: IPv4Network
@@ -61,14 +61,14 @@ class UdpBackend:
         return self.port
 
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> None:
-        """Return nothing: subnet and address are sufficient."""
+        """Return nothing, because the subnet and the address are sufficient."""
 
     def mtu(self, host: Host) -> int:
         """Return the size of the largest packet of a container, in bytes."""
         return host.underlay.mtu - OVERHEAD
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return the peculiarities of the backend on this host, one line each."""
+        """Return notes about unusual properties of the backend on this host, one line each."""
         why = route_objection(self.network, host.underlay, host.surroundings)
         ipsec = ipsec_note(host, self.port)
         return (
@@ -78,7 +78,7 @@ class UdpBackend:
         )
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> None:
-        """Return nothing: it works on each host with UDP."""
+        """Return nothing, because the backend works on each host with UDP."""
 
     def plan_host(self, host: Host) -> State:
         """Return the device, its address, the route of the network, the forwarder and the programs."""
@@ -107,8 +107,8 @@ class UdpBackend:
     def _network_route(self, host: Host, base: IPv4Address) -> tuple[Address | Route, ...]:
         """Return the device's address and the route of the network; only the address if the route is refused.
 
-        The kernel adds the route with the address. It is planned nevertheless, so that it is restored if only
-        the route is removed or replaced.
+        The kernel adds the route with the address. The plan contains this route nevertheless, so that it is
+        restored if only the route is removed or replaced.
         """
         if route_objection(self.network, host.underlay, host.surroundings) is not None:
             return (Address(link=host.device, address=IPv4Interface(base)),)
@@ -129,23 +129,25 @@ class UdpBackend:
         )
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why the peer cannot be reached: another backend, or an unusable address."""
+        """Return the reason why the peer cannot be reached: it uses another backend, or an unusable
+        address.
+        """
         if peer.attributes.backend_type not in ("", "udp"):
             return f"Ignoring non-udp subnet: type={peer.attributes.backend_type}"
         return address_objection(peer.attributes.public_ip, host)
 
     def foreseen(self, peer: Lease) -> Lease:
-        """Return the lease of the peer with this backend: the network config contains the port."""
+        """Return the lease of the peer with this backend, because the network config contains the port."""
         return replace(peer, attributes=peer.attributes.with_backend(BackendPart(port=self.port)))
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return nothing: no two peers need the same object."""
+        """Return nothing, because no two peers need the same object."""
         return {}
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return the entries of one peer in the tables of the forwarder and of the programs.
 
-        A peer of the original publishes neither type nor port: it uses the port of the config.
+        A peer of the original publishes neither type nor port, so it uses the port of the config.
         """
         if self.objection(peer, host) is not None:
             return State.EMPTY
@@ -169,7 +171,7 @@ def parse(config: NetworkConfig) -> UdpBackend:
     """Return the backend of the config.
 
     Raises:
-        ConfigError: IPv4 is disabled, or Port is not a UDP port; the message names key and value.
+        ConfigError: IPv4 is disabled, or Port is not a UDP port; the message names the key and the value.
     """
     network = ipv4_network(config)
     port = BackendKeys("UDP", config.backend).number("Port", DEFAULT_PORT, _PORTS)

@@ -3,10 +3,10 @@
 Each family has a device: `flannel.1` for IPv4, whose tunnel uses IPv4, and `flannel-v6.1` for IPv6, whose
 tunnel uses IPv6. A device has the base address of this host's subnet as a /32 or /128. Each peer has three
 objects: a neighbour with the base address of its subnet and the MAC address of its VTEP, an FDB entry from
-this MAC address to the host, and a route to its subnet. Therefore, no host sends ARP requests or learns
+this MAC address to the host, and a route to its subnet. As a result, no host sends ARP requests or learns
 addresses.
 
-Source: flannel 0.28.9 (per peer, /32); RFC 7348.
+Source: flannel 0.28.9 for the objects of a peer and the /32; RFC 7348.
 """
 
 import hashlib
@@ -29,33 +29,35 @@ from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
 from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection, usual_metric
 
-# The MAC address of a host's VTEP: the address in its existing lease, otherwise one derived from its
-# identity.
+# The MAC address of a host's VTEP: the address in its existing lease, or otherwise an address derived from
+# its identity.
 #
 # A device that is created again, after a restart or after the original, therefore has the address that the
-# peers know. The original draws a new address for each device, and all peers must learn it.
+# peers know. The original generates a new address for each device, and all peers must learn it.
 
 _LENGTH = 6
 _LOCAL = 0x02
 _GROUP = 0x01
-"""Bits of the first byte: locally administered, and a group address (IEEE 802, clause 8.2)."""
+"""Bits of the first bytethat mark it as locally administered, and as a group address (IEEE 802, clause
+8.2)."""
 
 _GROUP_DIGITS = "13579bdf"
-"""Second digits of group addresses."""
+"""The second hexadecimal digits that group addresses have."""
 
 _ALL_ZEROS = "00:00:00:00:00:00"
 
 _LABELS: Mapping[Family, bytes] = {4: b"pyflannel VTEP\0", 6: b"pyflannel VTEP 6\0"}
 
 
-@lru_cache(maxsize=16)  # called several times per peer
+@lru_cache(maxsize=16)  # cached because it is called several times per peer
 def vtep_of(owner: str, vni: int, prefix: bytes = b"", family: Family = 4) -> Vtep:
     """Return the VTEP that is derived from the identity `owner`."""
     return Vtep(mac=vtep_mac(owner, prefix, family), vni=vni, mac_prefix=prefix)
 
 
 def vtep_mac(owner: str, prefix: bytes = b"", family: Family = 4) -> str:
-    """Return the MAC address of `owner`: lower case with colons, locally administered, of a single device.
+    """Return the MAC address of `owner`: lower case with colons, locally administered, and the address of a
+    single device.
 
     `prefix` replaces its first bytes, regardless of their bits.
     """
@@ -78,7 +80,7 @@ def _fits(mac: str, prefix: bytes) -> bool:
 
 
 def is_of_one_device(mac: str) -> bool:
-    """Return whether this is the address of one device: not a group address, and not all zeros.
+    """Return whether this is the address of one device, which means not a group address, and not all zeros.
 
     In the FDB of a vxlan device, the address of all zeros is the default destination.
     """
@@ -88,23 +90,23 @@ def is_of_one_device(mac: str) -> bool:
 # Kernels and drivers that write wrong checksums, unless the sending host computes the inner ones in software.
 #
 # A container's packet may enter the tunnel with a partial checksum, which the network card completes. Kernels
-# before the fix wrote a wrong checksum for masqueraded packets. The cards of VMware do the same for tunnels
-# on
-# ports that they do not know. The receiver drops these packets: a connection needs a minute, or fails. Other
-# hosts offload the checksum to the card, which increases the throughput considerably.
+# before the fix wrote a wrong checksum for masqueraded packets. The network cards of VMware do the same for
+# tunnels on ports that they do not know. The receiver drops these packets, so that a connection needs a
+# minute, or fails. Other hosts offload the checksum to the card, which increases the throughput considerably.
 #
 # Source: kubernetes issue 88986, whose fix is in Linux 5.7 and in the releases below.
 
 _FIXED_SINCE = (5, 7)
 _FIXED_IN: Mapping[tuple[int, int], int] = {(5, 6): 13, (5, 4): 41, (4, 19): 123, (4, 14): 181}
-"""The first release with the fix, by series."""
+"""The first kernel release with the fix, by stable series."""
 
 _DRIVERS = frozenset({"vmxnet3"})
 _RELEASE = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
 def checksum_trap(kernel: str, driver: str) -> str | None:
-    """Return why a tunnel must not offload inner checksums to the device, in one line; None if it may.
+    """Return the reason in one line why a tunnel must not offload inner checksums to the device; None if it
+    may do so.
 
     Args:
         kernel: release of the kernel, as far as known; "" if it is unknown.
@@ -137,7 +139,8 @@ _SMALLEST_MTUS: Mapping[Family, int] = {4: 68, 6: 1280}
 
 _OUTER_MTUS = range(_SMALLEST_MTUS[4] + OVERHEADS[4], 65536)
 _STEMS: Mapping[Family, tuple[str, str]] = {4: ("flannel.", "flannel.x"), 6: ("flannel-v6.", "flannel6x")}
-"""Starts of the device's name before the decimal VNI, and before the hexadecimal VNI if that is too long."""
+"""Prefixes of the device's name before the decimal VNI, and before the hexadecimal VNI if the decimal
+number is too long."""
 
 _LONGEST_NAME = 15
 """Maximum number of bytes of a link's name (IFNAMSIZ without the NUL)."""
@@ -150,7 +153,7 @@ _PUBLISHED_BITS = 0xFFFF
 """Release 0.20 publishes only these bits of its VNI."""
 
 
-@lru_cache(maxsize=16)  # called several times per peer
+@lru_cache(maxsize=16)  # cached because it is called several times per peer
 def _device_name(vni: int, family: Family) -> str:
     decimal, hexadecimal = _STEMS[family]
     name = f"{decimal}{vni}"
@@ -163,10 +166,11 @@ class VxlanBackend:
 
     Attributes:
         udp_port: port of all hosts; 0 for the kernel's default.
-        routes_directly: a peer on the underlay's link is the gateway of its subnet, without the tunnel.
-        outer_mtu: bytes of the largest tunnel packet; None for the underlay's MTU.
-        mac_prefix: required start of the VTEP's MAC address; empty if the config requires none.
-        config_warnings: parts of the config without effect, one line each.
+        routes_directly: True if a peer on the underlay's link is the gateway of its subnet, without the
+            tunnel.
+        outer_mtu: size in bytes of the largest tunnel packet; None for the underlay's MTU.
+        mac_prefix: required prefix of the VTEP's MAC address; empty if the config requires none.
+        config_warnings: warnings about parts of the config without effect, one line each.
     """
 
     vni: int = DEFAULT_VNI
@@ -196,12 +200,14 @@ class VxlanBackend:
 
     @property
     def way(self) -> str:
-        """The data path on the wire: the VNI, and packets without the tunnel."""
+        """The identity of the data path: the VNI, and packets without the tunnel."""
         return f"vxlan with VNI {self.vni}{' and direct routing' if self.routes_directly else ''}"
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The formats that the lease publishes: the guard of this host accepts packets without the tunnel."""
+        """The packet formats that the lease publishes, because the guard of this host accepts packets
+        without the tunnel.
+        """
         return (DIRECT,) if self.routes_directly else ()
 
     @property
@@ -212,7 +218,8 @@ class VxlanBackend:
     def device(self, family: Family = 4) -> str:
         """Return the name of the device of a family: `flannel.1`, `flannel-v6.1`.
 
-        If the decimal digits of the VNI are too many for a name: `flannel.xffffff`, `flannel6xffffff`.
+        If the decimal VNI is too long for a name, the names are, for example, `flannel.xffffff` and
+        `flannel6xffffff`.
         """
         return _device_name(self.vni, family)
 
@@ -225,7 +232,7 @@ class VxlanBackend:
         return self._mtu(host.underlay, host.family)
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return the peculiarities of the backend on this host, one line each."""
+        """Return notes about unusual properties of the backend on this host, one line each."""
         notes = list(self.config_warnings)
         underlay = host.underlay
         if self.outer_mtu is not None and self.outer_mtu > underlay.mtu:
@@ -238,7 +245,7 @@ class VxlanBackend:
         return tuple(notes)
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
-        """Return the missing condition: an MTU that is large enough for the tunnel."""
+        """Return the missing condition, which is an MTU that is large enough for the tunnel."""
         family: Family = 4 if underlay.ipv6_address is None else 6
         if self._mtu(underlay, family) >= _SMALLEST_MTUS[family]:
             return None
@@ -274,7 +281,7 @@ class VxlanBackend:
         )
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why a peer cannot be reached: another backend or network, or invalid data."""
+        """Return the reason why a peer cannot be reached: another backend or network, or invalid data."""
         return self._objection_to(peer, peer.part(host.family), host)
 
     def _objection_to(self, peer: Lease, part: LeasePart | None, host: Host) -> str | None:
@@ -305,14 +312,15 @@ class VxlanBackend:
         return None
 
     def foreseen(self, peer: Lease) -> None:
-        """Return nothing: packets of a peer are received without an object for it."""
+        """Return nothing, because packets of a peer are received without an object for it."""
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return the peers that yield to another, by subnet, with the reason.
+        """Return the peers that yield to another peer, by subnet, with the reason.
 
-        A MAC address belongs to one host. If peers at several addresses publish the same one, the host that
-        published it first has precedence: a copy, a mistake or a forged lease does not redirect its packets.
-        Of equal ones, for example after a start without the store, the lowest subnet has precedence.
+        A MAC address belongs to one host. If peers at several addresses publish the same address, the host
+        that published it first has precedence. Therefore a copy, a mistake or a forged lease does not
+        redirect its packets. If none was first, for example after a start without the store, the lowest
+        subnet has precedence.
         """
         by_mac: dict[str, list[Lease]] = {}
         for peer in peers:
@@ -334,18 +342,18 @@ class VxlanBackend:
         return GuardedPath(links=(device, *direct), tunnel=tunnel)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return nothing: bridges need no objects."""
+        """Return nothing, because bridges need no objects."""
         return State.EMPTY
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return neighbour, FDB entry and route of a peer, or only the direct route."""
+        """Return the neighbour, FDB entry and route of a peer, or only the direct route."""
         part = peer.part(host.family)
         if part is None or self._objection_to(peer, part, host) is not None:
             return State.EMPTY
         if self._is_direct(peer, part, host):
             return State.of(direct_route(part, host))
         device, vtep, base = self.device(host.family), part.vtep, part.subnet.network_address
-        assert vtep is not None  # otherwise, there was an objection
+        assert vtep is not None  # otherwise, there would have been an objection
         return State.of(
             FdbEntry(link=device, mac=vtep.mac, destination=part.address),
             Neighbour(link=device, address=base, mac=vtep.mac),
@@ -364,7 +372,9 @@ class VxlanBackend:
         return outer - OVERHEADS[family]
 
     def _is_direct(self, peer: Lease, part: LeasePart, host: Host) -> bool:
-        """Return whether packets to a peer need no tunnel. The guard of a pyflannel host must accept it."""
+        """Return whether packets to a peer need no tunnel. The guard of a pyflannel host must accept such
+        packets.
+        """
         attributes = peer.attributes
         accepts = attributes.owner is None or DIRECT in attributes.reads
         return self.routes_directly and accepts and host.underlay.reaches(part.address)
@@ -402,7 +412,7 @@ def parse(config: NetworkConfig) -> VxlanBackend:
     """Return the backend of the config.
 
     Raises:
-        ConfigError: IPv4 is disabled, or a value is invalid; the message names key and value.
+        ConfigError: IPv4 is disabled, or a value is invalid; the message names the key and the value.
     """
     ipv4_network(config)
     keys = BackendKeys("VXLAN", config.backend)

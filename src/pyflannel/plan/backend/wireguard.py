@@ -4,7 +4,7 @@ In the mode `separate`, each family has a device: `flannel-wg` for IPv4, whose t
 `flannel-wg-v6` for IPv6. In the other modes, `flannel-wg` carries both families, and the mode selects the
 address of a peer. The whole network is routed to the device, which selects the peer by the destination
 (allowed IPs). A second route, with the greatest metric, drops packets while the device is missing. Without
-it, they would leave unencrypted by the default route.
+this route, packets would leave unencrypted by the default route.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -69,7 +69,8 @@ _SMALLEST_MTU_V6 = 1280
 
 _OUTER_MTUS = range(_SMALLEST_MTU + OVERHEAD, 65536)
 _NAT_KEEPALIVE_S = 25
-"""Interval behind a NAT: less than the usual lifetimes of UDP mappings (wg(8), PersistentKeepalive)."""
+"""Interval of keepalive packets behind a NAT, which is less than the usual lifetimes of UDP mappings
+(wg(8), PersistentKeepalive)."""
 
 Mode = Literal["separate", "auto", "ipv4", "ipv6"]
 _PRIVATE = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
@@ -85,15 +86,15 @@ class WireguardBackend:
     """The wireguard backend of one network.
 
     Attributes:
-        network: the whole range, routed to the device.
-        ipv6_network: the same for IPv6; None without IPv6.
+        network: the whole range of the network, which is routed to the device.
+        ipv6_network: the IPv6 range of the network; None without IPv6.
         udp_port: UDP port of this host, and of each peer that publishes no other port.
-        udp_port_v6: the same for the device of IPv6.
-        mode: the devices, and the addresses of peers.
-        keepalive_s: interval of keepalive packets; 0 for none, unless this host is behind a NAT.
-        outer_mtu: bytes of the largest encrypted packet; None for the underlay's MTU.
-        preshared_key: key of all peers; empty for none.
-        config_warnings: parts of the config without effect, one line each.
+        udp_port_v6: UDP port of the device for IPv6.
+        mode: mode, which selects the devices and the addresses of peers.
+        keepalive_s: interval of keepalive packets; 0 for no such packets, unless this host is behind a NAT.
+        outer_mtu: size in bytes of the largest encrypted packet; None for the underlay's MTU.
+        preshared_key: preshared key of all peers; empty for no key.
+        config_warnings: warnings about parts of the config without effect, one line each.
     """
 
     network: IPv4Network
@@ -122,8 +123,8 @@ class WireguardBackend:
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> WireguardData:
         """Return the public key and the port of the lease.
 
-        In the modes with one device, the original publishes `ListenPortV6` for IPv6, on which it does not
-        receive packets.
+        In the modes with one device, the original publishes `ListenPortV6` for IPv6, although the device does
+        not receive packets on this port.
         """
         return WireguardData(public_key=wireguard.published, port=self._port(family))
 
@@ -134,7 +135,7 @@ class WireguardBackend:
         return wireguard_link(host.device, self._device_family(host.family))
 
     def _device_family(self, family: Family) -> Family:
-        """Return the family that names the device and the port of a family."""
+        """Return the family whose device and port are used for a family."""
         return family if self.mode == "separate" else 4
 
     @property
@@ -149,7 +150,7 @@ class WireguardBackend:
         return self._mtu(host.underlay)
 
     def notes(self, host: Host) -> tuple[str, ...]:
-        """Return the peculiarities of the backend on this host, one line each."""
+        """Return notes about unusual properties of the backend on this host, one line each."""
         return tuple(self._notes(host))
 
     def _notes(self, host: Host) -> Iterator[str]:
@@ -167,7 +168,7 @@ class WireguardBackend:
             yield f"{'Network' if host.family == 4 else 'IPv6Network'} {why}"
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
-        """Return the missing condition: WireGuard itself, or a sufficient MTU of the underlay."""
+        """Return the missing condition, which is WireGuard itself, or a sufficient MTU of the underlay."""
         if wireguard.problem:
             return wireguard.problem
         if self.mode == "ipv6" and underlay.ipv6_address is None:
@@ -216,10 +217,12 @@ class WireguardBackend:
             yield host.underlay.ipv6_address
 
     def _routes(self, host: Host, link: str) -> Iterator[Route]:
-        """Yield the route of the network, and the one that drops packets while there is no device."""
+        """Yield the route of the network, and the route that drops packets while the device does not
+        exist.
+        """
         network = self._network(host.family)
         if network is not None and route_objection(network, host.underlay, host.surroundings) is None:
-            # The kernel knows no scope of IPv6 routes.
+            # The kernel has no scopes for IPv6 routes.
             is_global = host.serves_docker or host.family == 6
             yield Route(
                 destination=network,
@@ -231,7 +234,9 @@ class WireguardBackend:
             yield plan_fence(network, host.protocol)
 
     def objection(self, peer: Lease, host: Host) -> str | None:
-        """Return why the peer cannot be reached: another backend, no key, or an unusable address."""
+        """Return the reason why the peer cannot be reached: another backend, no key, or an unusable
+        address.
+        """
         attributes, part = peer.attributes, peer.part(host.family)
         if attributes.backend_type != self.lease_type:
             return f"Ignoring non-wireguard subnet: type={attributes.backend_type}"
@@ -272,18 +277,18 @@ class WireguardBackend:
                 return ipv6 if _is_private(ipv4) and _are_public(ipv6, own_ipv6) else ipv4
 
     def _peer_port(self, peer: Lease, host: Host) -> int:
-        """Return the port of a peer. With one device, it is the one published for IPv4."""
+        """Return the port of a peer. With one device, this is the port published for IPv4."""
         by_family = {4: peer.attributes.wireguard, 6: peer.attributes.wireguard_v6}
         data = by_family[self._device_family(host.family)]
         return (None if data is None else data.port) or self._port(host.family)
 
     def foreseen(self, peer: Lease) -> None:
-        """Return nothing: the key of a peer is known only from its lease."""
+        """Return nothing, because the key of a peer is known only from its lease."""
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Return the peers that yield to another with the same key, by subnet, with the reason.
+        """Return the peers that yield to another peer with the same key, by subnet, with the reason.
 
-        A key belongs to one host. If peers publish the same one, the host that published it first has
+        A key belongs to one host. If peers publish the same key, the host that published it first has
         precedence: a copy, a mistake or a forged lease does not redirect its packets.
         """
         by_key: dict[str, list[Lease]] = {}
@@ -304,7 +309,7 @@ class WireguardBackend:
         return reasons
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return the peer. It needs no route, because the network has one."""
+        """Return the peer. The peer needs no route of its own, because the network has one."""
         part = peer.part(host.family)
         data = None if part is None else part.wireguard
         address = self.address_of(peer, host)
@@ -328,7 +333,7 @@ class WireguardBackend:
         return GuardedPath(links=(self._link(host),), refuses_clear=True)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return nothing: bridges need no objects."""
+        """Return nothing, because bridges need no objects."""
         return State.EMPTY
 
     def _mtu(self, underlay: Underlay) -> int:
@@ -360,7 +365,7 @@ def parse(config: NetworkConfig) -> WireguardBackend:
     """Return the backend of the config.
 
     Raises:
-        ConfigError: IPv4 is disabled, or a value is invalid; the message names key and value.
+        ConfigError: IPv4 is disabled, or a value is invalid; the message names the key and the value.
     """
     network = ipv4_network(config)
     keys = BackendKeys("wireguard", config.backend)
@@ -391,13 +396,13 @@ def _mode(keys: BackendKeys) -> Mode:
     if text not in _MODES:
         raise ConfigError(
             f"no valid Mode configured: Backend.Mode is {text[:80]!r}, not {wanted}",
-            hint="Write Backend.Mode as one of them, or leave it out for separate.",
+            hint="Set Backend.Mode to one of these values, or omit it for separate.",
         )
     return _MODES[text]
 
 
 def _preshared_key(keys: BackendKeys) -> Secret:
-    """Return the preshared key. No message repeats it."""
+    """Return the preshared key. Messages never contain this key."""
     text = keys.text("PSK", "a preshared key in quotes")
     if text is None or text == "":
         return Secret("")
@@ -405,6 +410,6 @@ def _preshared_key(keys: BackendKeys) -> Secret:
         raise ConfigError(
             f"error decoding wireguard backend config: Backend.PSK is not a key of {KEY_OCTETS} bytes in"
             f" base64: it has {len(text)} characters, and a key has 44",
-            hint="Write the output of `wg genpsk`, or leave it out for no preshared key.",
+            hint="Write the output of `wg genpsk`, or omit PSK to use no preshared key.",
         )
     return Secret(key)

@@ -1,1 +1,1 @@
-"""The findings of doctor: one small check for each kind of fault."""
+"""The findings of doctor: with one small check for each kind of fault."""

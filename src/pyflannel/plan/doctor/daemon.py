@@ -8,14 +8,15 @@ from pyflannel.model.status import Finding, RefusedLease, SignatureFault, Status
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 
 RECENT_S = 3600.0
-"""Age of a rejected sender's latest packet, or of a replaced lease, up to which it is a finding.
+"""Maximum age of a rejected sender's latest packet, or of a replaced lease, for which it is reported as a
+finding.
 
-The status shows older ones too.
+The status also shows older ones.
 """
 
 
 def _daemon(seen: Observed) -> Iterator[Finding]:
-    """Yield why the daemon is not ready, with the most specific reason."""
+    """Yield the reason why the daemon is not ready, with the most specific reason."""
     status = seen.status
     waiting = status.waiting_for or "no reason given"
     if not status.is_live:
@@ -45,7 +46,8 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause="another program keeps changing objects of flanneld",
             evidence=some(status.reconcile.held),
-            fix="ip monitor  # find the program (NetworkManager, dhcpcd, …) and exclude the object there",
+            fix="ip monitor  # find the program (NetworkManager, dhcpcd, …) and exclude the object in its "
+            "configuration",
         )
     elif status.reconcile is not None and status.reconcile.refused:
         yield Finding(
@@ -75,7 +77,7 @@ _EXPIRES_SOON_S = 30 * 86400.0
 
 
 def _certificates(seen: Observed) -> Iterator[Finding]:
-    """Yield certificates for the store that are not valid now, or not for long."""
+    """Yield certificates for the store that are invalid now, or expire soon."""
     for one in seen.certificates:
         noun, now = f"the {one.noun} for the store", seen.now
         fix = f"openssl x509 -noout -dates -in {one.path}  # then replace the file; flanneld reads it again"
@@ -94,7 +96,7 @@ def _certificates(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="certificate-invalid",
             severity="error",
-            cause=f"{noun} {state}: flanneld cannot connect to the store again",
+            cause=f"{noun} {state}: flanneld cannot reconnect to the store",
             evidence=(
                 f"{one.path}: valid from {_date(one.not_before)} until {_date(one.not_after)}",
                 f"the clock of this host shows {_date(now)}",
@@ -147,7 +149,8 @@ def _silent_peers(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause=f"{len(silent)} of {len(peers)} peers have not answered a handshake of WireGuard",
             evidence=some([f"{peer.subnet} at {peer.endpoint or 'an unknown address'}" for peer in silent]),
-            fix="wg show  # let firewalls and NATs pass the UDP ports of these endpoints, in both directions",
+            fix="wg show  # configure firewalls and NATs to pass the UDP ports of these endpoints, in "
+            "both directions",
         )
 
 
@@ -180,7 +183,7 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause=cause,
             evidence=some([*blind, *(program.title for program in seen.programs)]),
-            fix=f"flannelctl pins, then {restart}  # or, to remove the programs: flannelctl cleanup",
+            fix=f"flannelctl pins, then {restart}  # to remove the programs instead: flannelctl cleanup",
         )
     for notice in path.remarks:
         if not notice.hint:
@@ -188,7 +191,7 @@ def _left_programs(seen: Observed) -> Iterator[Finding]:
 
 
 def _uncached(seen: Observed) -> Iterator[Finding]:
-    """Yield why packets pass through the firewall although the mode is flow."""
+    """Yield the reasons why packets pass through the firewall although the mode is flow."""
     path = seen.status.fast_path
     if path is not None and path.uncached:
         yield Finding(
@@ -196,12 +199,12 @@ def _uncached(seen: Observed) -> Iterator[Finding]:
             severity="info",
             cause="in mode flow, packets still pass through the firewall",
             evidence=some(path.uncached),
-            fix="nft list ruleset  # and change the rule or the setting that the evidence names",
+            fix="nft list ruleset  # then change the rule or the setting that the evidence names",
         )
 
 
 def _strangers(seen: Observed) -> Iterator[Finding]:
-    """Yield the senders of dropped tunnel packets, those with one cause and one remedy together."""
+    """Yield the senders of dropped tunnel packets, grouped by cause and remedy."""
     alike: dict[tuple[str, str], list[StrangerStatus]] = {}
     for one in seen.status.strangers:
         if one.age_s < RECENT_S:
@@ -226,7 +229,7 @@ def _traffic(one: StrangerStatus) -> str:
 
 
 def _refused_leases(seen: Observed) -> Iterator[Finding]:
-    """Yield the leases whose signatures are refused, by fault."""
+    """Yield the leases whose signatures are refused, by reason."""
     signing = seen.status.lease_signing
     if signing is None:
         return
@@ -253,11 +256,13 @@ def _refused_lease(one: RefusedLease) -> str:
 
 
 def _allow_list(seen: Observed) -> Iterator[Finding]:
-    """Yield why the latest allow-list is not in use, and whether it lacks this host."""
+    """Yield the reason why the latest allow-list is not in use, and a finding if it does not contain the
+    key of this host.
+    """
     signing = seen.status.lease_signing
     if signing is not None and signing.trouble is not None:
         has_none = signing.allowed == 0 and signing.mode == "require"
-        how = "flanneld refuses all other hosts" if has_none else "flanneld keeps the last good allow-list"
+        how = "flanneld refuses all other hosts" if has_none else "flanneld keeps the last valid allow-list"
         yield Finding(
             code="allow-list",
             severity="error" if has_none else "warning",
@@ -269,14 +274,16 @@ def _allow_list(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="own-key-not-allowed",
             severity="warning",
-            cause="the allow-list lacks the key of this host: hosts with the same list refuse its lease",
+            cause="the allow-list does not contain the key of this host, so hosts with the same list "
+            "refuse its lease",
             evidence=(f"in force: {signing.allowed} keys",),
             fix="jq -r .Public /var/lib/flannel/lease-key.json  # add this key to the list on all hosts",
         )
 
 
 _SINGLE_WARNINGS = 3
-"""Maximum number of warnings that have a finding each. If there are more, they share one finding."""
+"""Maximum number of warnings that have a separate finding each. If there are more warnings, they share one
+finding."""
 
 
 def _warnings(seen: Observed) -> Iterator[Finding]:

@@ -1,4 +1,6 @@
-"""Filter rules that drop or change packets of the overlay: the rules are evaluated for these packets."""
+"""Filter rules that drop or change packets of the overlay. To find them, the rules are evaluated for these
+packets.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,18 +15,21 @@ from pyflannel.plan.doctor.observed import NAMED, Observed, some
 from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
 
 _PEERS = 4
-"""Maximum number of peers for which packets are evaluated: a host may have tens of thousands of rules."""
+"""Maximum number of peers for which packets are evaluated, because a host may have tens of thousands of
+rules."""
 
 _DROPS = 4
 """Maximum number of chains that are named for one flow."""
 
 _TCP, _ANY_PORT, _SERVICE = 6, 40000, 29123
 _NO_BRIDGE = "docker0"
-"""Name of the bridge that the first container will have, while there is no bridge."""
+"""Name of the bridge that the first container will have, used while no bridge exists."""
 
 
 class Flow(NamedTuple):
-    """Packets of one kind: how a finding names them, and how a rule accepts them."""
+    """Packets of one kind, with the name that a finding uses for them, and the conditions by which a rule
+    accepts them.
+    """
 
     code: str
     noun: str
@@ -40,7 +45,7 @@ class Flow(NamedTuple):
 
 
 def tunnel_flow(packet: Packet, port: int, hooks: tuple[Hook, ...], *, severity: Severity = "error") -> Flow:
-    """Return the flow of a tunnel packet that arrives, if the hooks are IN, or leaves, if they are OUT."""
+    """Return the flow of a tunnel packet that arrives, (hooks IN) or leaves (hooks OUT)."""
     noun = f"UDP port {port}"
     is_in = hooks == IN
     return Flow(
@@ -73,7 +78,7 @@ def overlay_flow(packet: Packet, network: IPv4Network, hooks: tuple[Hook, ...] =
 def tunnel_packet(
     source: IPv4Address, destination: IPv4Address, backend: str, port: int, *, iif: str = "", oif: str = ""
 ) -> Packet:
-    """Return the outer packet of a tunnel; vxlan draws the source port from the inner packet."""
+    """Return the outer packet of a tunnel; vxlan computes the source port from the inner packet."""
     return Packet(
         source=source,
         destination=destination,
@@ -106,7 +111,7 @@ def _tunnel_flows(seen: Observed) -> Iterator[Flow]:
     backend, underlay, path = status.backend, status.underlay, status.fast_path
     if backend is None or backend.port is None or underlay is None:
         return
-    # The programs of the fast path carry most packets past netfilter at the underlay.
+    # The programs of the fast path let most packets bypass netfilter at the underlay.
     severity: Severity = "warning" if path is not None and path.mode in ("safe", "flow") else "error"
     here, port = underlay.address, backend.port
     for there in islice(dict.fromkeys(seen.membership.peers.values()), _PEERS):
@@ -117,7 +122,7 @@ def _tunnel_flows(seen: Observed) -> Iterator[Flow]:
 
 
 def _container_flows(seen: Observed) -> Iterator[Flow]:
-    """Yield packets between a container of this host and one of another host, in both directions."""
+    """Yield packets between a container of this host and a container of another host, in both directions."""
     status, membership = seen.status, seen.membership
     network, own = membership.network, membership.subnet
     backend = status.backend
@@ -140,7 +145,7 @@ def _containers_elsewhere(seen: Observed, network: IPv4Network, own: IPv4Network
 
 
 def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
-    """Yield the fate of each flow. If a chain drops it, also its fate without this chain."""
+    """Yield the fate of each flow. If a chain drops it, also yield its fate without this chain."""
     if not seen.ruleset:
         return
     for flow in (*_tunnel_flows(seen), *_container_flows(seen)):
@@ -178,7 +183,7 @@ def _filters(seen: Observed) -> Iterator[Finding]:
             severity="info",
             cause="doctor cannot evaluate these filter rules, which may drop packets of the overlay",
             evidence=some([f"{text} ({reason})" if reason else text for text, reason in unknown.items()]),
-            fix="flannelctl ping HOST  # probes whether packets arrive",
+            fix="flannelctl ping HOST  # shows whether packets arrive",
         )
 
 
@@ -189,7 +194,7 @@ def _is_of_docker(rule: Rule | None, seen: Observed) -> bool:
 
 
 def dropped_by(chain: BaseChain, rule: Rule | None, flow: Flow, kind: str) -> Finding:
-    """Return the finding about a rule, or the policy of a chain, that drops or rejects the packets."""
+    """Return the finding about a rule, or the policy of a chain, that drops or rejects packets."""
     verb = "rejects" if kind == "reject" else "drops"
     other = ", even if another chain accepts them" if flow.code == "forward-dropped" else ""
     return Finding(
@@ -218,7 +223,9 @@ def listed(chain: BaseChain, rule: Rule | None, flow: Flow | None = None) -> str
 
 
 def _repair(flow: Flow, chain: BaseChain) -> str:
-    """Return the command by which the chain accepts the packets, for the program that owns it."""
+    """Return the command that makes the chain accept the packets, in the form for the program that owns
+    the chain.
+    """
     if chain.program == "nft":
         if chain.table == "firewalld":
             return flow.firewalld
@@ -244,7 +251,7 @@ def _changed(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
         severity="warning",
         cause="these rules change the source address of packets between containers of different hosts",
         evidence=some(list(changes)),
-        fix=f"{'; '.join(commands[:NAMED])}  # Docker needs --ip-masq=false too: mk-docker-opts",
+        fix=f"{'; '.join(commands[:NAMED])}  # Docker also needs --ip-masq=false, see mk-docker-opts",
     )
 
 
@@ -252,7 +259,7 @@ _RAW_DROP = re.compile(r"-d \S+ ! -i (?P<bridge>\S+) (?:.* )?-j DROP")
 _FORWARD_DROP = re.compile(r"! -i (?P<bridge>\S+) -o (?P=bridge) -j DROP")
 _NFT_CHAIN = re.compile(r"\s*chain filter-forward-in__(?P<bridge>\S+) \{")
 _NFT_RAW_DROP = re.compile(r'iifname != (?P<links>"[^"]+"|\{[^}]*\}) .*drop comment "DROP DIRECT ACCESS"')
-"""The links are the bridge and the interfaces that its option trusted_host_interfaces names."""
+"""The accepted links are the bridge and the interfaces that its option trusted_host_interfaces names."""
 
 _NFT_FORWARD_DROP = 'drop comment "UNPUBLISHED PORT DROP"'
 
@@ -264,7 +271,8 @@ def docker_drops(saved: Iterable[SavedRules], table: str) -> dict[str, tuple[str
 
     Args:
         saved: the rules of iptables.
-        table: Docker's table of nftables, as `nft list table ip docker-bridges` prints it; "" without one.
+        table: Docker's table of nftables, as printed by `nft list table ip docker-bridges`; "" if the table
+            does not exist.
 
     Source: moby 29, daemon/libnetwork/drivers/bridge/internal.
     """

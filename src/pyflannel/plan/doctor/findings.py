@@ -8,9 +8,10 @@ from pyflannel.plan.doctor import daemon, filters, objects, packets
 from pyflannel.plan.doctor.observed import Observed
 
 SAFE = frozenset({"forwarding-off", "bridge-down", "strict-reverse-path"})
-"""Codes of findings whose command `doctor --fix` runs.
+"""Codes of the findings whose command `doctor --fix` runs.
 
-It sets one value of the kernel that the overlay needs, and changes neither a firewall nor the underlay.
+Such a command sets one value of the kernel that the overlay needs, and changes neither a firewall nor the
+underlay.
 """
 
 _CHECKS = (*daemon.CHECKS, *filters.CHECKS, *packets.CHECKS, *objects.CHECKS)

@@ -13,13 +13,16 @@ from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_rout
 from pyflannel.plan.routes import RouteConflict, conflicts, is_part, on_link_prefixes, overlap_note
 
 _EXAMINED = 4
-"""Peers in the prefix of an unplanned route that are examined; a host may have ten thousand routes."""
+"""Maximum number of peers in the prefix of an unplanned route that are examined. A host may have ten
+thousand routes."""
 
 _APART = "flannelctl config set FILE  # with a Network that overlaps no address of any host"
 
 
 def _underlay_conflicts(seen: Observed) -> Iterator[Finding]:
-    """Yield how the network overlaps the underlay; an error if a route takes packets from it."""
+    """Yield a finding if the network overlaps the underlay; it is an error if a route diverts packets for
+    the underlay.
+    """
     found = _conflicts(seen)
     if found:
         routes = (item for item in seen.items if isinstance(item, Route))
@@ -52,7 +55,7 @@ def _takes(route: Route, found: Iterable[RouteConflict], membership: Membership)
 
 
 def _leftovers(seen: Observed) -> Iterator[Finding]:
-    """Yield objects of an original flannel; its rules only if no pyflannel daemon took them over."""
+    """Yield objects of an original flannel; include its rules only if no pyflannel daemon took them over."""
     left = list(left_by_original(seen.items, seen.membership))
     if seen.claimed is None and not seen.status.is_live and not _has_another_daemon(seen.items):
         rules = (item for item in seen.items if isinstance(item, IptablesChain | NftTable))
@@ -65,7 +68,7 @@ def _leftovers(seen: Observed) -> Iterator[Finding]:
             severity="warning",
             cause=f"an original flanneld runs on this host (pid {seen.original}) with these objects",
             evidence=some(lines),
-            fix=f"kill {seen.original}  # to replace it; then run flannelctl doctor again",
+            fix=f"kill {seen.original}  # replaces the original; then run flannelctl doctor again",
         )
     elif lines:
         commands = [command for item in left if (command := removal(item))]
@@ -116,13 +119,13 @@ def _unplanned_routes(seen: Observed) -> Iterator[Finding]:
 
 
 def _is_used(route: Route, seen: Observed) -> bool:
-    """Return whether the kernel sends packets for one of the first peers in a prefix by this route."""
+    """Return whether the kernel sends packets for one of the first peers in a prefix with this route."""
     subnets = (subnet for subnet in seen.membership.peers if route.destination.overlaps(subnet))
     return any(main_route(seen, subnet.network_address + 2) == route for subnet in islice(subnets, _EXAMINED))
 
 
 def _notes(seen: Observed) -> Iterator[Finding]:
-    """Yield the notes of the backend that no other finding contains."""
+    """Yield findings for the notes of the backend that no other finding contains."""
     backend, network = seen.status.backend, seen.membership.network
     reported = {f"Network {conflict.text}" for conflict in _conflicts(seen)}
     if network is not None:

@@ -20,8 +20,8 @@ NAMED = 8
 
 
 Way = Literal["tunnel in", "container in", "container out", "host out"]
-"""A tunnel packet from a peer to this host; a packet of a container from, or to, another host; a packet that
-this host itself sends."""
+"""The kinds of packets: a tunnel packet from a peer to this host; a packet of a container from, or to,
+another host; a packet that this host itself sends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +30,11 @@ class RouteAnswer:
 
     Attributes:
         destination: the destination of the packet.
-        text: the question and the answer in one line.
+        text: the query and the answer in one line.
         link: interface by which the packet leaves; None if it does not leave.
-        gateway: the next hop, if it is not the destination itself.
-        is_local: the packet is for this host itself.
-        refused_at: interface whose reverse path filter drops the packet; None if none does.
+        gateway: the next hop, if it differs from the destination.
+        is_local: True if the packet is for this host itself.
+        refused_at: interface whose reverse path filter drops the packet; None if no filter drops it.
         rules: policy rules of other programs, as `ip rule` lists them.
     """
 
@@ -50,13 +50,13 @@ class RouteAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerNamespace:
-    """Another network namespace of this machine, which may be that of a container.
+    """Another network namespace of this machine, which may belong to a container.
 
     Attributes:
-        pid: a process in it.
-        process: this process in words.
-        addresses: its own IPv4 addresses.
-        routes: the destinations of the routes in its main table.
+        pid: ID of a process in the namespace.
+        process: description of this process.
+        addresses: IPv4 addresses of the namespace.
+        routes: the destinations of the routes in the main table of the namespace.
     """
 
     pid: int
@@ -71,12 +71,13 @@ class ContainerNamespace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """A file of certificates for the store; of several in it, the one that is valid for longest.
+    """A certificate file for the store. If the file contains several certificates, this is the one that is
+    valid for the longest time.
 
     Attributes:
-        noun: its use: `client certificate`, `certificate of the authority`.
-        not_before: seconds since the epoch.
-        not_after: seconds since the epoch.
+        noun: use of the certificate: `client certificate`, `certificate of the authority`.
+        not_before: start of its validity, in seconds since the epoch.
+        not_after: end of its validity, in seconds since the epoch.
     """
 
     path: str
@@ -92,25 +93,27 @@ class Observed:
     Attributes:
         claimed: the device name that the daemon claims; None if pyflannel has not run here.
         original: process ID of an original flanneld on this host.
-        items: all links, all routes of the main table, and the filter rules with names of flannel.
-        left_rules: other filter rules that an original left, or may have left.
-        forwards: the host forwards IPv4 packets; None if this is unknown.
-        unforwarded: links whose packets the host does not forward, although it forwards those of others.
+        items: all links, all routes of the main table, and the filter rules whose names are those of flannel.
+        left_rules: other filter rules that an original flannel left, or may have left.
+        forwards: True if the host forwards IPv4 packets; None if this is unknown.
+        unforwarded: links whose packets the host does not forward, although it forwards packets of other
+            links.
         strict: links with a strict reverse path filter.
-        ruleset: all rules of netfilter, without the tables of pyflannel.
+        ruleset: all rules of netfilter, except those in the tables of pyflannel.
         answers: answers of the kernel about the routes of packets.
         interfaces: all interfaces with their addresses.
-        programs: programs of the claimed device, at the hooks of links.
+        programs: eBPF programs of the claimed device, at the hooks of links.
         on_link: prefixes that the underlay reaches without a gateway.
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name.
         docker0_ports: number of containers at docker0, if it exists.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
         mark: alias of the links of the daemon.
-        published_mac: MAC address of the VTEP in the last known lease of this host; None if it has none.
+        published_mac: MAC address of the VTEP in the last known lease of this host; None if the lease has no
+            VTEP.
         containers: the network namespaces of containers, as far as they are visible.
-        certificates: those that flanneld uses for the store.
-        now: seconds since the epoch by the clock of this host.
-        has_unit: systemd runs on this host and has the unit flanneld.service.
+        certificates: certificates that flanneld uses for the store.
+        now: time of this host's clock, in seconds since the epoch.
+        has_unit: True if systemd runs on this host and has the unit flanneld.service.
     """
 
     status: Status
@@ -151,13 +154,15 @@ def main_route(seen: Observed, destination: IPv4Address) -> Route | None:
 
 
 def some(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the first texts, and the number of the others."""
+    """Return the first texts, and the number of further texts."""
     more = len(texts) - NAMED
     return (*texts[:NAMED], f"… and {more} more") if more > 0 else tuple(texts)
 
 
 def shown(item: Item) -> str:
-    """Return an object in words; a route with its gateway, its link and its protocol."""
+    """Return the description of an object; for a route, it contains its gateway, its link and its
+    protocol.
+    """
     if not isinstance(item, Route):
         return item.title
     gateway = f" via {item.gateway}" if item.gateway is not None else ""

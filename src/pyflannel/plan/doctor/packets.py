@@ -18,7 +18,7 @@ def _forwarding(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="forwarding-off",
             severity="error",
-            cause="the host forwards no packets: its containers reach no other host",
+            cause="the host forwards no packets, so its containers cannot reach other hosts",
             evidence=("net.ipv4.ip_forward = 0",),
             fix="sysctl -w net.ipv4.ip_forward=1",
         )
@@ -42,7 +42,9 @@ def forwarded(*links: str) -> str:
 
 
 def _reverse_path(seen: Observed) -> Iterator[Finding]:
-    """Yield a strict filter that drops tunnel packets of peers to which this host sends by another link."""
+    """Yield a finding for a strict filter that drops tunnel packets of peers to which this host sends
+    through another link.
+    """
     backend = seen.status.backend
     tunnel = backend.link if backend is not None else None
     if tunnel is None or tunnel not in seen.strict or any(one.refused_at == tunnel for one in seen.answers):
@@ -59,7 +61,8 @@ def _reverse_path(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="strict-reverse-path",
             severity="warning",
-            cause=f"packets of these peers from the tunnel are dropped: the route to them is not by {tunnel}",
+            cause=f"packets of these peers from the tunnel are dropped, because the route to these peers "
+            f"does not use {tunnel}",
             evidence=(f"rp_filter of {tunnel} is 1, strict", *some([shown(route) for route in elsewhere])),
             fix=loosened(tunnel),
         )
@@ -71,7 +74,9 @@ def loosened(link: str) -> str:
 
 
 def _source_refused(seen: Observed) -> Iterator[Finding]:
-    """Yield packets whose source the kernel refuses, because it would send replies by another interface."""
+    """Yield findings for packets whose source the kernel refuses, because it would send replies through
+    another interface.
+    """
     by_link: dict[str, list[str]] = {}
     for one in seen.answers:
         if one.refused_at is not None:
@@ -80,15 +85,17 @@ def _source_refused(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="source-refused",
             severity="error",
-            cause=f"rp_filter drops packets of peers that arrive at {link}: the route to their source uses"
-            " another interface",
+            cause=f"rp_filter drops packets of peers that arrive at {link}, because the route to their "
+            f"source uses another interface",
             evidence=some(lines),
             fix=loosened(link),
         )
 
 
 def _diverted(seen: Observed) -> Iterator[Finding]:
-    """Yield packets to other hosts for which the kernel does not use the route of the main table."""
+    """Yield findings for packets to other hosts for which the kernel does not use the route of the main
+    table.
+    """
     wrong = [
         one
         for one in seen.answers
@@ -127,7 +134,9 @@ def _port_mtus(seen: Observed) -> Iterator[Finding]:
 
 
 def _container_routes(seen: Observed) -> Iterator[Finding]:
-    """Yield containers that cannot send to other hosts. That may be intended, as in an internal network."""
+    """Yield findings for containers that cannot send to other hosts. This may be intended, for example in
+    an internal network.
+    """
     own, peer = seen.membership.subnet, next(iter(seen.membership.peers), None)
     if own is None or peer is None:
         return
@@ -176,7 +185,9 @@ def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
 
 
 def _addresses(seen: Observed) -> Iterator[Finding]:
-    """Yield interfaces with addresses of other hosts' subnets: this host takes their packets."""
+    """Yield findings for interfaces with addresses of other hosts' subnets, because this host then
+    receives the packets for them.
+    """
     membership, status = seen.membership, seen.status
     network, own = membership.network, membership.subnet
     tunnel = status.backend.link if status.backend is not None else None
@@ -193,7 +204,8 @@ def _addresses(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="overlay-address",
             severity="error",
-            cause="this host has addresses of subnets of other hosts, and takes their packets itself",
+            cause="this host has addresses of subnets of other hosts, so it receives the packets for "
+            "these addresses itself",
             evidence=some([f"{address} on {name}" for name, address in held]),
             fix=_DOCKER_FIX
             if held[0][0] == _DOCKER0
@@ -214,7 +226,8 @@ def _vtep(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="vtep-mac",
             severity="error",
-            cause=f"{own[0].name} drops the packets of peers: its MAC address is not the published one",
+            cause=f"{own[0].name} drops the packets of peers, because its MAC address differs from the "
+            f"published one",
             evidence=(f"{own[0].name} has {own[0].mac}, the lease contains {seen.published_mac}",),
             fix=f"ip link set {own[0].name} address {seen.published_mac}",
         )
@@ -224,7 +237,7 @@ _VIRTUALBOX = IPv4Address("10.0.2.15")
 
 
 def _public_address(seen: Observed) -> Iterator[Finding]:
-    """Yield a public address at which peers cannot reach this host."""
+    """Yield a finding for a public address at which peers cannot reach this host."""
     underlay = seen.status.underlay
     if underlay is None:
         return
@@ -235,7 +248,7 @@ def _public_address(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause="peers cannot reach 10.0.2.15, the address that VirtualBox gives to every guest",
             evidence=(f"{underlay.link} has {underlay.address}, published as {underlay.public_ip}",),
-            fix="flanneld --iface=eth1  # the interface by which the other hosts are reached",
+            fix="flanneld --iface=eth1  # the interface that reaches the other hosts",
         )
     elif link is not None and not link.holds(underlay.address):
         yield Finding(
@@ -255,7 +268,7 @@ def _public_address(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause=f"peers send to {underlay.public_ip}, which no interface of this host has",
             evidence=(f"{underlay.link} has {underlay.address}, published as {underlay.public_ip}",),
-            fix="flanneld --public-ip=ADDRESS  # an address at which the other hosts reach this one",
+            fix="flanneld --public-ip=ADDRESS  # an address at which other hosts can reach this host",
         )
 
 

@@ -1,4 +1,6 @@
-"""Conclusions from probes: which peers are unreachable, where packets to a host stop, and why."""
+"""Conclusions from probes. They name unreachable peers, the place where packets to a host stop, and the
+reason.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,14 +30,14 @@ def judged(
     status: Status,
     local: Sequence[Finding],
 ) -> PingReport:
-    """Return the report of a ping: where the packets stop, and why.
+    """Return the report of a pingwith the place where the packets stop, and the reason.
 
     Args:
         peer: the lease of the other host.
         steps: the results, from the underlay to the container.
-        is_container: the address of a container was given, so that it must answer.
+        is_container: True if the user specified the address of a container, which must answer.
         status: the status of this host.
-        local: findings of doctor about this host.
+        local: the findings of doctor about this host.
     """
     stop = _stop(peer, {step.name: step for step in steps}, is_container, status, local)
     return PingReport(
@@ -74,7 +76,7 @@ def _stop(
 
 
 _BESIDE_THE_PATH = frozenset({"daemon-away", "store-away"})
-"""Codes of errors that stop no packet to a known peer."""
+"""Codes of findings that are errors, but do not stop packets to known peers."""
 
 
 def _obstacle(found: Iterable[Finding]) -> Finding | None:
@@ -144,7 +146,7 @@ def _behind_the_tunnel(peer: LeaseEntry, container: PingStep, underlay: PingStep
 
 
 def carrier_of(status: Status) -> str:
-    """Return the text of the packets that carry the overlay: `UDP port 8472`."""
+    """Return the text of the packets that carry the overlay, for example `UDP port 8472`."""
     port = status.backend.port if status.backend is not None else None
     return "the overlay" if port is None else f"UDP port {port}"
 
@@ -154,9 +156,9 @@ def _name(peer: LeaseEntry | PeerReach) -> str:
 
 
 def with_peers(found: Sequence[Finding], reach: Sequence[PeerReach], status: Status) -> tuple[Finding, ...]:
-    """Return the findings about this host, with those about peers that do not answer.
+    """Return the findings about this host, including findings about peers that do not answer.
 
-    If this host loses packets itself, the silence of its peers is a consequence, not another finding.
+    If this host loses packets itself, silent peers are a consequence, and not a separate finding.
     """
     peers = tuple(reach_findings(reach, status))
     cause = _obstacle(found)
@@ -171,7 +173,9 @@ def with_peers(found: Sequence[Finding], reach: Sequence[PeerReach], status: Sta
 
 
 def reach_findings(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
-    """Yield the findings about peers that do not answer: errors if packets of containers are lost."""
+    """Yield the findings about peers that do not answer; these are errors if packets of containers are
+    lost.
+    """
     away = [one for one in reach if not one.is_reached and one.underlay.state != "reached"]
     blocked = [one for one in reach if not one.is_reached and one.underlay.state == "reached"]
     if blocked:
@@ -179,7 +183,7 @@ def reach_findings(reach: Sequence[PeerReach], status: Status) -> Iterator[Findi
             code="tunnel-blocked",
             severity="error",
             cause=f"{_many(blocked, reach)} on the underlay, but not through the tunnel:"
-            f" {carrier_of(status)} is blocked in one direction, or flannel does not run there",
+            f" {carrier_of(status)} is blocked in one direction, or flannel does not run on that host",
             evidence=_listed(blocked),
             fix=_fix_of_tunnel(status),
         )
@@ -196,13 +200,13 @@ def reach_findings(reach: Sequence[PeerReach], status: Status) -> Iterator[Findi
 
 
 _SKEW_S = 5.0
-"""Difference of two clocks from which it is a finding."""
+"""Minimum difference of two clocks in seconds that is reported as a finding."""
 
 
 def clock_findings(offsets: Mapping[IPv4Address, float]) -> Iterator[Finding]:
     """Yield the finding that the clocks of hosts differ.
 
-    `offsets`: seconds by which the clock of a peer is ahead.
+    `offsets`: number of seconds by which the clock of a peer is ahead.
     """
     apart = {address: offset for address, offset in offsets.items() if abs(offset) > _SKEW_S}
     if not apart:
@@ -242,9 +246,10 @@ def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
             code="path-mtu",
             severity="error",
             cause=f"packets of {wanted} bytes, the MTU of the network, do not arrive at"
-            f" {len(small)} of {len(reach)} probed peers; smaller ones do",
+            f" {len(small)} of {len(reach)} probed peers; smaller packets arrive",
             evidence=_listed(small),
-            fix=f"flannelctl ping {small[0].public_ip}  # shows the largest that arrive; {_MTU_FIX}",
+            fix=f"flannelctl ping {small[0].public_ip}  # shows the size of the largest packet that "
+            f"arrives; {_MTU_FIX}",
         )
     known = {one.subnet for one in small}
     lost = [

@@ -21,7 +21,7 @@ FAULTS: Mapping[SignatureFault, Notice] = {
         "Start flanneld on its host with --lease-signing=require or warn. If no living host owns the lease,"
         " delete it.",
     ),
-    "invalid": Notice("its signature is not that of its key", _WRITER),
+    "invalid": Notice("its signature does not match its key", _WRITER),
     "not_allowed": Notice(
         "its key is not allowed",
         "Compare the key with lease-key.json on its host. If they are equal, add the key to the allow-list."
