@@ -255,9 +255,8 @@ class Daemon:
                         tasks.create_task(network.run(), name="network")
                         tasks.create_task(self._door(network), name="door")
                 finally:
-                    if (
-                        self._running.get(name) is network
-                    ):  # otherwise a new instance of the network has started
+                    # otherwise a new instance of the network has started
+                    if self._running.get(name) is network:
                         del self._running[name]
 
     def _expected(self) -> Iterable[str]:

@@ -248,9 +248,8 @@ def history(invocation: Invocation, run_dir: Path | None) -> None:
         if version.text is None:
             say("the network config was deleted")
         else:
-            lines = difference_of(before, version.text)[
-                2:
-            ]  # the lines of the difference, without the file names
+            # the lines of the difference, without the file names
+            lines = difference_of(before, version.text)[2:]
             print_text("\n".join(lines) or "no difference to the previous one")
         before = version.text
     say(reach(found.begin, found.revision, is_complete=found.is_complete))

@@ -385,9 +385,8 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
     """
     subnet_files = (
         places.subnet_file,
-        places.subnet_file.with_name(
-            f".{places.subnet_file.name}"
-        ),  # temporary file of an original that was killed during a write
+        # temporary file of an original that was killed during a write
+        places.subnet_file.with_name(f".{places.subnet_file.name}"),
     )
     files = (
         places.device_file,

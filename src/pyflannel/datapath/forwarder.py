@@ -107,9 +107,8 @@ class Watchdog:
         """Send a watchdog message if it is due."""
         if self.interval_s is not None and (now := monotonic()) >= self._due:
             self._due = now + self.interval_s
-            with suppress(
-                OSError
-            ):  # the queue of systemd is full; the next watchdog message arrives early enough
+            # the queue of systemd is full; the next watchdog message arrives early enough
+            with suppress(OSError):
                 self._socket.send(b"WATCHDOG=1")
 
 

@@ -37,9 +37,8 @@ class UnderlaySender:
         self._offloads = offloads
         self._refused_until: dict[Endpoint, float] = {}
         try:
-            udp.setsockopt(
-                _SOL_UDP, _UDP_SEGMENT, 0
-            )  # sets no size; the kernel refuses the option if it does not support it
+            # sets no size; the kernel refuses the option if it does not support it
+            udp.setsockopt(_SOL_UDP, _UDP_SEGMENT, 0)
         except OSError as error:
             offloads.lack(Offload.SEGMENTED_SEND, error)
             self._can_segment = False

@@ -43,9 +43,8 @@ class Refusals:
         """Record a refused lease; return whether it is the first refusal for its key with this reason."""
         key = lease_key(lease)
         known = self._kept.pop((key, fault), None)
-        is_written = (
-            known is None or known[2] != lease.revision
-        )  # a list response contains the same value again
+        # a list response contains the same value again
+        is_written = known is None or known[2] != lease.revision
         self.counts[fault] += is_written
         refused = RefusedLease(
             subnet=lease.subnet,

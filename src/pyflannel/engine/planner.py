@@ -73,17 +73,15 @@ class Planner:
 
     def __init__(self, options: PlanOptions) -> None:
         self._options = options
-        self._bases: tuple[
-            Basis, ...
-        ] = ()  # one entry per family; empty if the next plan must be computed from the beginning
+        # one entry per family; empty if the next plan must be computed from the beginning
+        self._bases: tuple[Basis, ...] = ()
         self._plan: ItemMap[Item] = ItemMap()
         self._peers: Mapping[Family, Peers] = {}
         self._peers_of: tuple[object, ...] = ()
         self._bridges: tuple[Bridge, ...] = ()
         self._docker = NO_DOCKER
-        self._links: set[str] = (
-            set()
-        )  # for all plans, because a link and its routes exist until they are removed
+        # for all plans, because a link and its routes exist until they are removed
+        self._links: set[str] = set()
         self._host_routes: tuple[IpNetwork, ...] = ()  # routes of the host itself, independent of peers
         self._is_contested = False  # two peers need one key, and only a whole plan decides which gets it
         self._contested: Set[Key] = frozenset()  # keys of the peers that leave an object to other peers

@@ -102,9 +102,8 @@ class Reconciler:
         self._peers_changed_at: float | None = None  # the first change of peers that is not yet applied
         self._has_skipped = False
         self._looked_at = -math.inf
-        self._new_kinds = (
-            self._targets.kinds
-        )  # kinds that were never applied, so that a difference is not damage yet
+        # kinds that were never applied, so that a difference is not damage yet
+        self._new_kinds = self._targets.kinds
         self._has_applied = False
         self._is_performing = False
         self._taken: Mapping[str, Refusal] = {}
@@ -316,9 +315,8 @@ class Reconciler:
         has_host_part = False
         for key, mark in list(self._work.undone()):
             wanted = desired.by_key.get(key)
-            is_left_out = (
-                wanted is None and key in self._plan.by_key
-            )  # the link of the object belongs to another daemon
+            # the link of the object belongs to another daemon
+            is_left_out = wanted is None and key in self._plan.by_key
             is_shown = mark.generation <= generations.get(mark.kind, -1)
             if is_shown and not is_left_out and key not in differing:
                 self._work.settle(key, wanted, mark.kind, self._work.generation)

@@ -83,9 +83,8 @@ class Work:
     def __init__(self) -> None:
         self._marks: dict[Key, Mark] = {}
         self._timely: dict[Key, None] = {}  # keys that are open, paused or refused, and due now or later
-        self._host_parts: dict[
-            Key, None
-        ] = {}  # keys whose work is not done, and whose objects other objects require
+        # keys whose work is not done, and whose objects other objects require
+        self._host_parts: dict[Key, None] = {}
         self._unknown: dict[Key, None] = {}
         self._refused: dict[Key, None] = {}
         self._paused: dict[Key, None] = {}

@@ -260,9 +260,8 @@ class _Places:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._waiting: dict[
-            asyncio.WriteTransport, None
-        ] = {}  # clients for which the server waits; the longest wait is first
+        # clients for which the server waits; the longest wait is first
+        self._waiting: dict[asyncio.WriteTransport, None] = {}
         self._busy: set[asyncio.WriteTransport] = set()  # clients for which the server prepares an answer
 
     @contextlib.contextmanager

@@ -13,9 +13,8 @@ from pyflannel.errors import BusyError, LabError, UsageError
 from pyflannel.lab.program import end_processes, first_processes, remove_cgroups, remove_roots
 from pyflannel.lab.waiting import POLL_S
 
-ROOT = Path(
-    "/var/tmp/flannel-lab"
-)  # this is not /tmp or /run, because Docker's images may be too large for memory
+# this is not /tmp or /run, because Docker's images may be too large for memory
+ROOT = Path("/var/tmp/flannel-lab")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 _KEPT = "kept"
 PATIENCE_S = 0.5
@@ -82,9 +81,8 @@ class LabDirectory:
         except BlockingIOError:
             os.close(descriptor)
             return False
-        if not self._is_current(
-            descriptor
-        ):  # the directory was removed, and perhaps created again, before the lock was taken
+        # the directory was removed, and perhaps created again, before the lock was taken
+        if not self._is_current(descriptor):
             os.close(descriptor)
             return False
         self._lock = descriptor

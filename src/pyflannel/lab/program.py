@@ -111,9 +111,8 @@ def _kill(pids: list[int], deadline_s: float) -> None:
                 continue
             descriptors.append(descriptor)
             poller.register(descriptor, select.POLLIN)
-            with contextlib.suppress(
-                ProcessLookupError
-            ):  # the process has exited, but its parent has not read the status yet
+            # the process has exited, but its parent has not read the status yet
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         waiting = len(descriptors)
         end = time.monotonic() + deadline_s

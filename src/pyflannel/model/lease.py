@@ -101,7 +101,7 @@ PARTIAL_CHECKSUM = "partial-checksum"
 completed."""
 
 DIRECT = "direct"
-"""Value of `reads` in a vxlan networkthat means: this host accepts packets without the tunnel
+"""Value of `reads` in a vxlan network that means: this host accepts packets without the tunnel
 (DirectRouting)."""
 
 

@@ -73,7 +73,7 @@ class WireguardDevice(Item):
     Attributes:
         public_key: public key of this host; "" if the device has no private key.
         port: UDP port.
-        is_in_kernel: True if the kernel encrypts; False if a process of wireguard-godoes, which is attached
+        is_in_kernel: True if the kernel encrypts; False if a process of wireguard-go does, which is attached
             to a TUN device.
         sources: source addresses on the underlay. wireguard-go keeps sending from the previous addresses
             after a change.

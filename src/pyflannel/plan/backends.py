@@ -279,7 +279,7 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
 
 
 def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str]:
-    """Yield the hosts that refuse the configbecause it excludes their subnets."""
+    """Yield the hosts that refuse the config because it excludes their subnets."""
     refusing = [lease for lease in leases if new.enable_ipv4 and not new.admits(lease.subnet)]
     if not refusing:
         return

@@ -117,9 +117,8 @@ async def read_saved(program: str) -> SavedTables:
     if _NO_TABLE_NAMES not in ran.complaint:
         return _parsed(program, ran)
     single = [await run_program(f"{program}-save", "-t", table) for table in dict.fromkeys(TABLES.values())]
-    possible = [one for one in single if not one.status] or single[
-        :1
-    ]  # the kernel may not support one of the kinds
+    # the kernel may not support one of the kinds
+    possible = [one for one in single if not one.status] or single[:1]
     return dict(ChainMap(*(dict(_parsed(program, one)) for one in possible)))
 
 

@@ -257,9 +257,8 @@ class FileTarget:
         """Return the planned files in their current state. Missing files are omitted."""
         paths = [item.path for item in desired.of_type(HostFile)]
         if (inotify := self._listen()) is not None:
-            self._watch(
-                inotify, paths
-            )  # this is done before reading, so that a change in between is announced
+            # this is done before reading, so that a change in between is announced
+            self._watch(inotify, paths)
         with target_errors("a file cannot be read", hint="Check its file system, and dmesg."):
             found = await in_thread(lambda: [_read(path) for path in paths])
         return State.collect(item for item in found if item is not None)
@@ -357,11 +356,12 @@ def _read(path: str) -> HostFile | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        # the file is a link, unreadable or a socket
         if error.errno in (
             errno.ELOOP,
             errno.EACCES,
             errno.ENXIO,
-        ):  # the file is a link, unreadable or a socket
+        ):
             return HostFile(path=path, text=_OTHER)
         raise
     try:

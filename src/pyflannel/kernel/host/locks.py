@@ -39,9 +39,8 @@ class RunLock:
         with target_errors(f"the lock file {self._path} cannot be made", hint=hint):
             os.makedirs(os.path.dirname(os.path.abspath(self._path)), mode=0o755, exist_ok=True)
             self._descriptor = self._acquire()
-        with contextlib.suppress(
-            OSError
-        ):  # on a full disk, the lock is held, but the file does not contain the process ID
+        # on a full disk, the lock is held, but the file does not contain the process ID
+        with contextlib.suppress(OSError):
             os.truncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()} {self._program}\n".encode(), 0)
         return self
@@ -50,9 +49,8 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(
-                self._path
-            )  # the file is removed while the lock is held, so that no lock of another process is removed
+            # the file is removed while the lock is held, so that no lock of another process is removed
+            os.unlink(self._path)
         os.close(self._descriptor)
 
     def _acquire(self) -> int:

@@ -77,9 +77,8 @@ class LinuxTarget:
             notifications = NotificationSocket(GROUPS, buffer_octets=self._notification_octets)
             self._notifications = opened.enter_context(contextlib.closing(notifications))
             port = self._requests.port.to_bytes(4, sys.byteorder)
-            self._notifications.ignore(
-                [(PORT_AT, (port,))]
-            )  # in the same way as `Watch`, one message at a time
+            # in the same way as `Watch`, one message at a time
+            self._notifications.ignore([(PORT_AT, (port,))])
             self._sockets = opened.pop_all()
         self._reader = SnapshotReader(questions)
         self._links = LinkWriter(self._requests)
@@ -160,9 +159,8 @@ class LinuxTarget:
         async with asyncio.TaskGroup() as tasks:
             for start in range(0, len(operations), _BATCH):
                 task = tasks.create_task(self._perform_batch(batch, index_of), name="changes of the kernel")
-                await asyncio.sleep(
-                    0
-                )  # the system call that sends starts, and other tasks run between two batches
+                # the system call that sends starts, and other tasks run between two batches
+                await asyncio.sleep(0)
                 following = operations[start + _BATCH : start + 2 * _BATCH]
                 batch, refused_next = self._asked(following, index_of, by_next_hops)
                 done = await task
@@ -299,9 +297,8 @@ class ChangeFilter:
             case routes.NEW | routes.DELETE:
                 glance = routes.glance_at_route(message.body)
                 return glance is not None and interest.concerns_route(glance, seen.ours)
-            case (
-                routes.DELETE_NEXT_HOP
-            ):  # the kernel also removes the routes of the link, and does not announce this
+            # the kernel also removes the routes of the link, and does not announce this
+            case routes.DELETE_NEXT_HOP:
                 return routes.next_hop_protocol(message.body) in interest.protocols
             case links.NEW | links.DELETE:
                 link = links.parse_link(message.body)

@@ -247,7 +247,7 @@ _INSTRUCTION = struct.Struct("=HBBI")
 _PROGRAM = struct.Struct("@HP")
 _LOAD = {1: 0x30, 2: 0x28, 4: 0x20}  # BPF_LD | BPF_ABS | BPF_B, BPF_H, BPF_W
 _JUMP_IF_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
-_RETURN = 0x06  # BPF_RET | BPF_Kwith the number of bytes of the message to accept
+_RETURN = 0x06  # BPF_RET | BPF_K with the number of bytes of the message to accept
 _WHOLE = 0xFFFFFFFF
 
 

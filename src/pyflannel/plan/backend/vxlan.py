@@ -38,7 +38,7 @@ from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection,
 _LENGTH = 6
 _LOCAL = 0x02
 _GROUP = 0x01
-"""Bits of the first bytethat mark it as locally administered, and as a group address (IEEE 802, clause
+"""Bits of the first byte that mark it as locally administered, and as a group address (IEEE 802, clause
 8.2)."""
 
 _GROUP_DIGITS = "13579bdf"

@@ -30,7 +30,7 @@ def judged(
     status: Status,
     local: Sequence[Finding],
 ) -> PingReport:
-    """Return the report of a pingwith the place where the packets stop, and the reason.
+    """Return the report of a ping with the place where the packets stop, and the reason.
 
     Args:
         peer: the lease of the other host.
