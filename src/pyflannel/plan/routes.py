@@ -21,8 +21,7 @@ from pyflannel.plan.leftovers import is_on_originals_device
 
 Effect = Literal["replaces", "captures", "contains"]
 """The route to the destination replaces the route to the prefix; it is longer and has precedence for a part
-of
-the prefix; or it is shorter, and the route to the prefix has precedence."""
+of the prefix; or it is shorter, and the route to the prefix has precedence."""
 
 _IPV4_BITS = 32
 
