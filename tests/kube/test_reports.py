@@ -1,5 +1,7 @@
 """Reports of flanneld in its Node: Events, and the condition NetworkUnavailable."""
 
+import base64
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import LabError
+from pyflannel.lab.lab import Lab
 from pyflannel.lab.waiting import wait_until
 from testlab.cluster import STRATEGIC, Cluster, Member, pod_on
 
@@ -40,18 +43,23 @@ def rejecting(cluster: Cluster, token: str) -> Iterator[str]:
     cluster.must("POST", POLICIES, {"metadata": {"name": name}, "spec": spec})
     binding = {"policyName": name, "validationActions": ["Deny"]}
     cluster.must("POST", BINDINGS, {"metadata": {"name": name}, "spec": binding})
-
-    def is_in_force() -> bool:
-        patch = {"metadata": {"annotations": {"flannel.alpha.coreos.com/x": "y"}}}
-        path = "/api/v1/nodes/node1/status?dryRun=All"
-        return text in str(cluster.call("PATCH", path, patch, STRATEGIC, token)[1])
-
     try:
-        wait_until(is_in_force, what="the policy", deadline_s=SOON_S)
+        until_rejected(cluster, token, text)
         yield text
     finally:
         cluster.must("DELETE", f"{BINDINGS}/{name}")
         cluster.must("DELETE", f"{POLICIES}/{name}")
+
+
+def until_rejected(cluster: Cluster, token: str, text: str) -> None:
+    """Wait until the server rejects changes of the Node by flanneld with this text."""
+    patch = {"metadata": {"annotations": {"flannel.alpha.coreos.com/x": "y"}}}
+    path = "/api/v1/nodes/node1/status?dryRun=All"
+    wait_until(
+        lambda: text in str(cluster.call("PATCH", path, patch, STRATEGIC, token)[1]),
+        what=f"a change is rejected: {text}",
+        deadline_s=SOON_S,
+    )
 
 
 def until_event(cluster: Cluster, kind: str, text: str) -> None:
@@ -86,9 +94,17 @@ def test_a_broken_data_path_is_a_condition_of_the_node_until_it_is_repaired(
     wait_until(lambda: status() == ("False", "FlannelIsUp"), what="the condition", deadline_s=SOON_S)
     # A device of another program with the same VNI and port: the kernel refuses that of flanneld.
     other = "ip link add other type vxlan id 1 dev eth0 dstport 8472 && ip link set other up"
-    member.host.run(["sh", "-ec", f"ip link delete flannel.1; {other}"])
+    break_path = ["sh", "-ec", f"ip link delete flannel.1; {other}"]
+    member.host.run(break_path)
     wait_until(lambda: status() == ("True", "FlannelPathBroken"), what="the failure", deadline_s=SOON_S)
     until_event(cluster, "Warning", "flannel.1")
+    member.host.run(["ip", "link", "delete", "other"])
+    wait_until(lambda: status() == ("False", "FlannelIsUp"), what="the repair", deadline_s=SOON_S)
+
+    member.stop()
+    member.host.run(break_path)
+    member.launch()  # as after a boot: the condition is that of the previous run
+    wait_until(lambda: status() == ("True", "FlannelPathBroken"), what="the failure", deadline_s=SOON_S)
     member.host.run(["ip", "link", "delete", "other"])
     wait_until(lambda: status() == ("False", "FlannelIsUp"), what="the repair", deadline_s=SOON_S)
 
@@ -116,6 +132,66 @@ def test_a_rejected_and_a_forbidden_patch_are_events_and_nothing_is_published(
     member.until_ready()
 
 
+WEBHOOK = """
+import http.server, json, ssl, sys
+
+class Refusal(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        review["response"] = {
+            "uid": review.pop("request")["uid"], "allowed": False, "status": {"message": "not on Fridays"}
+        }
+        body = json.dumps(review).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+server = http.server.HTTPServer(("127.0.0.1", 9443), Refusal)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(*sys.argv[1:])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+"""A webhook that refuses every change."""
+
+WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+
+
+def test_a_webhook_that_rejects_a_patch_or_is_unreachable_is_named(
+    lab: Lab, member: Member, cluster: Cluster, token: str
+) -> None:
+    files = [str(cluster.directory / name) for name in ("api.crt", "api.key")]
+    webhook = lab.router.start([sys.executable, "-c", WEBHOOK, *files], name="webhook")
+    authority = base64.b64encode((cluster.directory / "ca.crt").read_bytes()).decode()
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["nodes/status"]}
+    hook = {
+        "name": "frozen.example.org",
+        "clientConfig": {"url": "https://127.0.0.1:9443/", "caBundle": authority},
+        "rules": [rule],
+        "admissionReviewVersions": ["v1"],
+        "sideEffects": "None",
+        "timeoutSeconds": 5,
+    }
+    cluster.must("POST", WEBHOOKS, {"metadata": {"name": "frozen"}, "webhooks": [hook]})
+    try:
+        until_rejected(cluster, token, "not on Fridays")
+        member.launch()
+        member.until_waits_for('webhook "frozen.example.org" denied the request: not on Fridays')
+        until_event(cluster, "Warning", "not on Fridays")
+        webhook.kill()
+        member.until_waits_for('failed calling webhook "frozen.example.org"')
+        until_event(cluster, "Warning", "failed calling webhook")
+        assert 'failed calling webhook "frozen.example.org"' in member.host.flannelctl("status", check=False)
+        assert "Repair this webhook" in member.log()
+        assert cluster.annotations("node1") == {}
+    finally:
+        cluster.must("DELETE", f"{WEBHOOKS}/frozen")
+    member.until_ready()
+    assert cluster.annotations("node1")["kube-subnet-manager"] == "true"
+
+
 def test_a_renamed_node_is_an_event_of_the_former_name(member: Member, cluster: Cluster) -> None:
     member.start()
     cluster.delete_node("node1")
@@ -123,6 +199,7 @@ def test_a_renamed_node_is_an_event_of_the_former_name(member: Member, cluster: 
     until_event(cluster, "Warning", "there is no Node node1")
     member.until_waits_for("there is no Node node1")
     assert "NODE_NAME" in member.log()
+    assert cluster.annotations("renamed") == {}
 
 
 def test_a_cleanup_in_the_environment_of_flanneld_clears_its_node(member: Member, cluster: Cluster) -> None:

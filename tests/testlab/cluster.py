@@ -11,8 +11,9 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ PREFIX = "flannel.alpha.coreos.com/"
 STRATEGIC, MERGE = "application/strategic-merge-patch+json", "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 ACCOUNT = "/api/v1/namespaces/kube-flannel/serviceaccounts/flannel"
+_API_SERVER = "kube-apiserver"
 _COMPONENTS = ("kube-controller-manager", "kube-scheduler", "kube-proxy")
 _NODES = ("node1", "node2")
 _CLONE_NEWNET = 0x40000000
@@ -58,14 +60,21 @@ class Cluster:
         self.url = f"https://{address}:{PORT}"
         self._place = place
         self._address = address
-        self._program: Program | None = None
+        self._programs: dict[str, Program] = {}
+        self._starts: dict[str, Callable[[], object]] = {
+            "etcd": self._start_etcd,
+            _API_SERVER: self.start_api_server,
+        }
 
     def start(self) -> None:
         """Create the keys and start etcd and the API server."""
         self.directory.mkdir(parents=True)
         self._make_keys()
-        EtcdServer(self._place, str(self._address)).start()
+        self._start_etcd()
         self.start_api_server()
+
+    def _start_etcd(self) -> None:
+        self._programs["etcd"] = EtcdServer(self._place, str(self._address)).start()
 
     def start_api_server(self) -> None:
         """Start the API server, also again, and return when it is ready."""
@@ -88,17 +97,24 @@ class Cluster:
             "audit-policy-file": f"{d}/audit.yaml",
             "audit-log-path": f"{d}/audit.jsonl",
         }
-        self._program = self._place.start(
+        self._programs[_API_SERVER] = self._place.start(
             ["nice", "-n", "5", PROGRAM, *(f"--{name}={value}" for name, value in flags.items())],
-            name="kube-apiserver",
+            name=_API_SERVER,
         )
         wait_until(self._is_ready, what="kube-apiserver is ready", deadline_s=_READY_S)
 
     def kill_api_server(self) -> None:
         """End the API server at once. After SIGTERM, it needs a minute."""
-        assert self._program is not None
-        self._program.send(signal.SIGKILL)
-        self._program.wait()
+        self._kill(_API_SERVER)
+
+    def restart(self, name: str) -> None:
+        """Kill a program of the control plane, and start it again."""
+        self._kill(name)
+        self._starts[name]()
+
+    def _kill(self, name: str) -> None:
+        self._programs[name].send(signal.SIGKILL)
+        self._programs[name].wait()
 
     def start_controllers(self, pod_range: str) -> None:
         """Start the controllers and the scheduler. They assign podCIDRs from this range.
@@ -117,8 +133,9 @@ class Cluster:
             "root-ca-file": f"{d}/ca.crt",
             "use-service-account-credentials": "true",
         }
-        self._start_component("kube-controller-manager", **flags)
-        self._start_component("kube-scheduler")
+        for name, own in (("kube-controller-manager", flags), ("kube-scheduler", {})):
+            self._starts[name] = partial(self._start_component, name, **own)
+            self._starts[name]()
 
     def _start_component(self, name: str, **flags: str) -> None:
         path = self.kubeconfig(name, token=f"{name}-token")
@@ -131,7 +148,8 @@ class Cluster:
             "cert-dir": str(self.directory),
         }
         words = [f"--{flag}={value}" for flag, value in flags.items()]
-        self._place.start(["nice", "-n", "5", PROGRAMS / name, *words], name=name)
+        command: list[str | Path] = ["nice", "-n", "5", PROGRAMS / name, *words]
+        self._programs[name] = self._place.start(command, name=name)
 
     def _make_keys(self) -> None:
         d = self.directory
@@ -182,9 +200,9 @@ class Cluster:
     # The API.
 
     def _is_ready(self) -> bool:
-        assert self._program is not None
-        if self._program.exit_code is not None:
-            raise LabError("kube-apiserver ended", hint=self._program.last_words())
+        program = self._programs[_API_SERVER]
+        if program.exit_code is not None:
+            raise LabError("kube-apiserver ended", hint=program.last_words())
         try:
             return self.call("GET", "/readyz")[0] == 200
         except OSError:
@@ -258,13 +276,16 @@ class Cluster:
         self.must("POST", "/api/v1/nodes", _node(name, cidr, **notes))
 
     def add_peers(self, count: int) -> None:
-        """Create Nodes of other hosts with vxlan, with podCIDRs from 10.245.0.0/24 on."""
+        """Create Nodes of other hosts with vxlan, with podCIDRs from 10.245.0.0/24 on.
+
+        Their status is as long as that of a kubelet which has pulled fifty images, the most that it reports.
+        """
         texts = []
         for number in range(count):
             high, low = divmod(number, 256)
             mac = f"02:00:00:01:{high:02x}:{low:02x}"
             node = _node(f"peer{number}", f"10.{245 + high}.{low}.0/24", **peer(f"10.20.{high}.{low}", mac))
-            texts.append(json.dumps({"apiVersion": "v1", "kind": "Node", **node}))
+            texts.append(json.dumps({"apiVersion": "v1", "kind": "Node", "status": _STATUS, **node}))
         with self.connection() as connection:
             for text in texts:
                 headers = {"Authorization": "Bearer admin-token", "Content-Type": "application/json"}
@@ -331,10 +352,10 @@ class Member:
         """Write net-conf.json; a text as it is."""
         self.config.write_text(config if isinstance(config, str) else json.dumps(config))
 
-    def launch(self, *flags: str, kubeconfig: Path | None = None) -> Program:
+    def launch(self, *flags: str, kubeconfig: Path | None = None, **environment: str) -> Program:
         """Start flanneld without waiting."""
         self._flanneld = self.host.launch_flanneld(
-            *self._flags(flags, kubeconfig), environment={"NODE_NAME": self.node}
+            *self._flags(flags, kubeconfig), environment={"NODE_NAME": self.node, **environment}
         )
         return self._flanneld
 
@@ -407,6 +428,24 @@ def peer(address: str, mac: str) -> dict[str, str]:
     }
 
 
+_STATUS = {
+    "capacity": dict.fromkeys(("cpu", "memory", "pods", "ephemeral-storage"), "64"),
+    "conditions": [
+        {"type": name, "status": "False", "reason": "KubeletHasEnough", "message": "kubelet has enough" * 3}
+        for name in ("MemoryPressure", "DiskPressure", "PIDPressure", "Ready")
+    ],
+    "images": [
+        {
+            "names": [
+                f"registry.example/team/program{n}@sha256:{'0' * 64}",
+                f"registry.example/team/program{n}:1",
+            ]
+        }
+        for n in range(50)
+    ],
+}
+
+
 def _node(name: str, cidr: str | None, **notes: str) -> dict[str, Any]:
     spec = {} if cidr is None else {"podCIDR": cidr, "podCIDRs": [cidr]}
     return {"metadata": {"name": name, "annotations": _annotations(notes)}, "spec": spec}
@@ -427,7 +466,7 @@ def copy_chart(directory: Path) -> Path:
     return copy
 
 
-def pod_on(node: str, cluster: Cluster) -> dict[str, object]:
+def pod_on(node: str, cluster: Cluster) -> dict[str, Any]:
     """Create a pod of flannel on a Node and return it."""
     spec = {
         "nodeName": node,
@@ -436,7 +475,7 @@ def pod_on(node: str, cluster: Cluster) -> dict[str, object]:
         "containers": [{"name": "c", "image": "none"}],
     }
     pod = {"metadata": {"generateName": "flannel-"}, "spec": spec}
-    created: dict[str, object] = cluster.must("POST", "/api/v1/namespaces/kube-flannel/pods", pod)
+    created: dict[str, Any] = cluster.must("POST", "/api/v1/namespaces/kube-flannel/pods", pod)
     return created
 
 

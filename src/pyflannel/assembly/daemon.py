@@ -84,6 +84,7 @@ class Daemon:
         self._store_log = StoreLog(self._clock)
         self._liveness = Liveness(notify, self._clock, watchdog_s())
         self._running: dict[str, HostNetwork] = {}
+        self._before_start = "its start"
         has_names = bool(options.networks) or options.watch_networks
         self.docker = None if options.docker_socket is None else self._make_docker(has_names=has_names)
         # With --watch-networks, one ready network suffices: the others may appear at any time.
@@ -99,7 +100,7 @@ class Daemon:
         """The reason why the host is not ready in all its networks, in one line; None if it is ready."""
         for name in self._expected():
             network = self._running.get(name)
-            waiting_for = "its start" if network is None else network.waiting_for
+            waiting_for = self._before_start if network is None else network.waiting_for
             if waiting_for is not None:
                 return f"{name}: {waiting_for}" if name else waiting_for
         return None if self._running else "a network"
@@ -203,10 +204,12 @@ class Daemon:
                 name = await options.node_of_pod(*options.pod, self._clock)
             except StoreError as error:
                 pause_s = retry_pause_s(failures, random.SystemRandom().randrange)
+                self._before_start = f"the Node of its pod: {error}"
                 self._store_log.failed(self, error, pause_s, "Couldn't find the Node of this pod")
                 failures += 1
                 await self._clock.sleep(pause_s)
             else:
+                self._before_start = "its start"
                 self._store_log.answered(self)
                 return options.own_node(name)
         return options.own_node(options.node or "")

@@ -129,7 +129,7 @@ class Bookmark:
     revision: int
 
 
-def parse_nodes(text: bytes, prefix: str) -> Listing:
+def parse_nodes(text: bytes | bytearray, prefix: str) -> Listing:
     """Return the Nodes of a NodeList. Of their annotations, those with this prefix are kept.
 
     Raises:
@@ -143,7 +143,7 @@ def parse_nodes(text: bytes, prefix: str) -> Listing:
         raise _not("a list of Nodes", error) from error
 
 
-def parse_node(text: bytes, prefix: str) -> Record:
+def parse_node(text: bytes | bytearray, prefix: str) -> Record:
     """Return the record of a Node.
 
     Raises:
@@ -155,7 +155,7 @@ def parse_node(text: bytes, prefix: str) -> Record:
         raise _not("a Node", error) from error
 
 
-def parse_pod_node(text: bytes) -> str:
+def parse_pod_node(text: bytes | bytearray) -> str:
     """Return the name of the Node of a pod; "" if it has none.
 
     Raises:
@@ -167,7 +167,7 @@ def parse_pod_node(text: bytes) -> str:
         raise _not("a pod", error) from error
 
 
-def parse_has_items(text: bytes) -> bool:
+def parse_has_items(text: bytes | bytearray) -> bool:
     """Return whether a list of any kind has items.
 
     Raises:
@@ -204,7 +204,7 @@ def parse_event(line: bytes, prefix: str) -> Change | Bookmark | ApiFailure:
         raise _not("an event of a watch", error) from error
 
 
-def parse_failure(text: bytes) -> ApiFailure:
+def parse_failure(text: bytes | bytearray) -> ApiFailure:
     """Return the failure in the body of an answer; the text itself if it is no Status object."""
     try:
         failure = _FAILURE.decode(text)

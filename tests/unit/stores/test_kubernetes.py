@@ -247,6 +247,12 @@ def test_the_node_of_a_pod_is_asked_for(tmp_path: Path) -> None:
         client = Client(Access(url="", kubeconfig=tmp_path / "kubeconfig", environment={}), NoWait())
         assert await node_of_pod(client, "kube-flannel", "kube-flannel-ds-x") == "n1"
         assert server.requests == [("get", "/api/v1/namespaces/kube-flannel/pods/kube-flannel-ds-x")]
+        server.forbidden = {"get"}
+        with pytest.raises(StoreError, match="forbids it") as error:
+            await node_of_pod(client, "kube-flannel", "kube-flannel-ds-x")
+        assert error.value.hint.startswith(
+            "Set NODE_NAME to the name of the Node, or let flanneld get its pod"
+        )
 
     run(check)
 

@@ -72,7 +72,7 @@ class Client:
                 return self._access.connection().server.ipv4
         return self._address
 
-    async def call(self, method: str, path: str, body: bytes = b"") -> bytes:
+    async def call(self, method: str, path: str, body: bytes = b"") -> bytearray:
         """Return the body of the answer. A throttled request is repeated when the server allows it.
 
         Raises:
@@ -194,18 +194,18 @@ class Answer:
         if self.status // 100 != 2:
             raise _refusal(self, parse_failure(await self._whole()).message)
 
-    async def body(self) -> bytes:
-        """Return the whole body of an accepted request."""
+    async def body(self) -> bytearray:
+        """Return the whole body of an accepted request. There is no copy of it: a list may have many MB."""
         await self.check()
         return await self._whole()
 
-    async def _whole(self) -> bytes:
+    async def _whole(self) -> bytearray:
         body = bytearray()
         while (event := await self._data()) is not None:
             body += event
             if len(body) > LONGEST_BODY:
                 raise self._failed(f"the answer is longer than {LONGEST_BODY} bytes")
-        return bytes(body)
+        return body
 
     async def lines(self) -> list[bytes]:
         """Return the next complete lines of a watch; empty at its end."""

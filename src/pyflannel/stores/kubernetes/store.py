@@ -159,7 +159,7 @@ class KubernetesStore:
     async def close(self) -> None:
         """Do nothing: no connection remains open."""
 
-    def _node(self, body: bytes) -> Record:
+    def _node(self, body: bytearray) -> Record:
         try:
             return parse_node(body, self._prefix)
         except WireError as error:
@@ -184,6 +184,11 @@ async def node_of_pod(client: Client, namespace: str, pod: str) -> str:
             return name
     except WireError as error:
         raise StoreError(str(error), hint=error.hint) from error
+    except RefusedError as error:
+        if error.status != 403:
+            raise
+        hint = "Set NODE_NAME to the name of the Node, or let flanneld get its pod (resource pods, verb get)."
+        raise StoreError(str(error), hint=hint) from error
     raise StoreError(
         f"node name not present in pod spec '{namespace}/{pod}'",
         hint="Set NODE_NAME to the name of the Node.",
