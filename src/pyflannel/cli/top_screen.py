@@ -203,6 +203,7 @@ class Top(App[None]):
         super().__init__(ansi_color=True)
         self._moment: Moment | None = None
         self._has_events = True
+        self._window = Size(0, 0)
         self._list = PeerList(self._show_peers)
         self.failure: Exception | None = None
 
@@ -218,6 +219,7 @@ class Top(App[None]):
 
     def on_mount(self) -> None:
         """Let the keys move in the list."""
+        self._window = self.size
         self._list.focus()
 
     def show(self, moment: Moment) -> None:
@@ -226,24 +228,25 @@ class Top(App[None]):
         if self.is_running:
             self._draw()
 
-    def on_resize(self) -> None:
-        """Draw all parts for the new size."""
+    def on_resize(self, event: events.Resize) -> None:
+        """Draw all parts for the new size, which `size` has only later."""
+        self._window = event.size
         self._draw()
 
     def _draw(self) -> None:
-        self.screen.set_class(self.size.height < 20, "small")
+        self.screen.set_class(self._window.height < 20, "small")
         keys = _FILTER_KEYS if self.query_one(Input).display else _KEYS
         self.query_one("#keys", Static).update(Text(keys, DIM))
         if self._moment is None:
             return
         self.query_one("#summary", Static).update(
-            summary(self._moment, self.size.width - 2, self.size.height)
+            summary(self._moment, self._window.width - 2, self._window.height)
         )
         self._show_events(self._moment)
         self._list.show(self._moment)
 
     def _show_events(self, moment: Moment) -> None:
-        lines = min(8, (self.size.height - 16) // 3) if self._has_events else 0
+        lines = min(8, (self._window.height - 16) // 3) if self._has_events else 0
         shown = moment.events[-lines:] if lines > 0 else ()
         place = self.query_one("#events", Static)
         place.display = bool(shown)

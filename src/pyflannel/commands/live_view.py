@@ -25,8 +25,10 @@ from pyflannel.model.probe import Echo, EchoResult, milliseconds
 from pyflannel.model.status import Carried, JournalEntry, Notice, Status, peer_entries
 from pyflannel.ports import Clock
 
-LOOK_S, LONGEST_LOOK_S, COSTS = 1.0, 5.0, 20
-"""Shortest and longest pause after a look, and the ratio of the pause to the duration of the look."""
+LOOK_S, PEERS_IN_A_SECOND = 1.0, 2000
+"""Pause after a look, in seconds; and the number of peers that lengthens it by one, up to LONGEST_LOOK_S."""
+
+LONGEST_LOOK_S = 5.0
 
 RATES_KEPT = 60
 """Number of rates of the whole host that are kept."""
@@ -118,12 +120,9 @@ class LiveView:
 
     async def _look_repeatedly(self) -> None:
         while True:
-            started = self._clock.now()
             moment = await self._look()
-            took_s = self._clock.now() - started
             self._show(moment)
-            pause_s = LOOK_S if moment.trouble else min(LONGEST_LOOK_S, max(LOOK_S, COSTS * took_s))
-            await self._clock.sleep(pause_s)
+            await self._clock.sleep(min(LONGEST_LOOK_S, LOOK_S + len(moment.peers) // PEERS_IN_A_SECOND))
 
     async def _look(self) -> Moment:
         try:

@@ -4,7 +4,7 @@ import asyncio
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -24,7 +24,8 @@ from testlab.control_socket import serving
 from testlab.shown_network import ShownHosts
 
 if TYPE_CHECKING:
-    from pyflannel.cli.top_screen import Top
+    from textual.pilot import Pilot
+
     from testlab.terminal import Terminal
 
 needs_textual = pytest.mark.skipif(
@@ -145,7 +146,7 @@ def test_sizes_have_three_digits_and_a_unit() -> None:
     ]  # fmt: skip
 
 
-Life = Callable[["Top", Callable[..., Awaitable[str]]], Awaitable[None]]
+Life = Callable[["Pilot[None]", Callable[..., Awaitable[str]]], Awaitable[None]]
 
 
 def on_screen(shown: Moment, life: Life, columns: int = 80, lines: int = 24) -> None:
@@ -162,7 +163,7 @@ def on_screen(shown: Moment, life: Life, columns: int = 80, lines: int = 24) -> 
                 return "\n".join(strip.text.rstrip() for strip in screen.screen._compositor.render_strips())
 
             screen.show(shown)
-            await life(screen, press)
+            await life(pilot, press)
 
     asyncio.run(main())
 
@@ -181,7 +182,7 @@ def rows_of(text: str) -> list[str]:
 
 @needs_textual
 def test_the_keys_sort_reverse_and_filter() -> None:
-    async def life(screen: "Top", press: Callable[..., Awaitable[str]]) -> None:
+    async def life(pilot: "Pilot[None]", press: Callable[..., Awaitable[str]]) -> None:
         assert rows_of(await press())[:2] == ["docker3", "docker4"]
         assert rows_of(await press("s", "r"))[:2] == ["docker6", "docker5"]
         assert "5  2 with 'DOCKER5'" not in (text := await press("slash", *"ocker5"))
@@ -196,12 +197,12 @@ def test_the_keys_sort_reverse_and_filter() -> None:
 
 @needs_textual
 def test_a_selected_peer_shows_the_reason_and_stays_selected_when_the_order_changes() -> None:
-    async def life(screen: "Top", press: Callable[..., Awaitable[str]]) -> None:
+    async def life(pilot: "Pilot[None]", press: Callable[..., Awaitable[str]]) -> None:
         reason = "docker4 refused: it is not on the link of this host"
         assert reason in words_of(await press("down", "down"))
-        screen.show(replace(FIVE, peers=(*FIVE.peers[:2], replace(FIVE.peers[2], loss=0.0), peer(7))))
+        pilot.app.show(replace(FIVE, peers=(*FIVE.peers[:2], replace(FIVE.peers[2], loss=0.0), peer(7))))
         assert reason in words_of(await press("s", "s", "r"))
-        screen.show(moment(peer(7)))
+        pilot.app.show(moment(peer(7)))
         assert "refused" not in await press()
 
     on_screen(FIVE, life)
@@ -211,13 +212,13 @@ def test_a_selected_peer_shows_the_reason_and_stays_selected_when_the_order_chan
 def test_a_thousand_peers_can_be_reached_by_keys() -> None:
     thousand = moment(*(peer(number, name=f"host{number}") for number in range(2, 1002)))
 
-    async def life(screen: "Top", press: Callable[..., Awaitable[str]]) -> None:
+    async def life(pilot: "Pilot[None]", press: Callable[..., Awaitable[str]]) -> None:
         assert "PEERS  1,000" in await press()
         assert "host1001 " in await press("end")
         assert rows_of(await press("home"))[0] == "host2"
         started = time.process_time()
         for _ in range(5):
-            screen.show(thousand)
+            pilot.app.show(thousand)
             await press()
         assert (time.process_time() - started) / 5 < 0.5  # of the second that a moment lasts
 
@@ -236,7 +237,10 @@ def test_each_width_shows_the_columns_that_fit() -> None:
     ):
 
         async def life(
-            screen: "Top", press: Callable[..., Awaitable[str]], headings: str = headings, most: int = columns
+            pilot: "Pilot[None]",
+            press: Callable[..., Awaitable[str]],
+            headings: str = headings,
+            most: int = columns,
         ) -> None:
             text = await press("down")
             assert headings in [" ".join(line.split()) for line in text.splitlines()]
@@ -246,11 +250,30 @@ def test_each_width_shows_the_columns_that_fit() -> None:
 
 
 @needs_textual
+def test_another_size_of_the_window_is_used_immediately() -> None:
+    """A moment may follow only after seconds."""
+
+    async def life(pilot: "Pilot[None]", press: Callable[..., Awaitable[str]]) -> None:
+        wide = (await press()).splitlines()
+        await pilot.resize_terminal(60, 14)
+        low = (await press()).splitlines()
+        assert (len(wide), len(low)) == (24, 14)
+        assert words_of(wide[-1]) == words_of(low[-1])
+        assert len(facts_of(wide)) > len(facts_of(low)) > 0
+
+    on_screen(FIVE, life)
+
+
+def facts_of(lines: Sequence[str]) -> list[str]:
+    return [line for line in lines if line.split()[:1] in (["backend"], ["store"], ["traffic"])]
+
+
+@needs_textual
 def test_the_picture_in_the_guide_shows_the_present_screen() -> None:
     picture = (Path(__file__).parents[3] / "docs/top.svg").read_text()
     shown = words_of(re.sub(r"<[^>]*>", " ", picture).replace("&#160;", " "))
 
-    async def life(screen: "Top", press: Callable[..., Awaitable[str]]) -> None:
+    async def life(pilot: "Pilot[None]", press: Callable[..., Awaitable[str]]) -> None:
         lines = (await press()).splitlines()
         keys = words_of(lines[-1])
         (headings,) = (words_of(line) for line in lines if line.split()[:2] == ["HOST", "SUBNET"])
@@ -266,7 +289,7 @@ def test_text_of_other_hosts_controls_neither_the_terminal_nor_the_layout() -> N
         peer(2, name="\x1b]0;x\x07[bold]\n" + "a" * 300), peer(3, name="[/red]"), peer(4, name="日本" * 30)
     )
 
-    async def life(screen: "Top", press: Callable[..., Awaitable[str]]) -> None:
+    async def life(pilot: "Pilot[None]", press: Callable[..., Awaitable[str]]) -> None:
         text = await press("down")
         assert "\x1b" not in text
         assert "[/red]" in text
@@ -305,7 +328,7 @@ _QUICK = """
 from pyflannel.commands import live_view
 from pyflannel.programs.flannelctl import main
 
-live_view.LOOK_S, live_view.COSTS = 0.1, 0
+live_view.LOOK_S = 0.1
 main()
 """
 
