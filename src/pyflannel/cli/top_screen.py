@@ -191,7 +191,7 @@ class Top(App[None]):
         Binding("q", "quit"),
         Binding("ctrl+c", "quit", priority=True),
         Binding("ctrl+q", "quit", priority=True),
-        Binding("slash", "filter"),
+        Binding("slash", "filter", priority=True),  # before the keys that follow it
         Binding("s", "sort"),
         Binding("r", "reverse"),
         Binding("e", "events"),
@@ -220,7 +220,7 @@ class Top(App[None]):
     def on_mount(self) -> None:
         """Let the keys move in the list."""
         self._window = self.size
-        self._list.focus()
+        self.screen.set_focus(self._list)
 
     def show(self, moment: Moment) -> None:
         """Show another moment."""
@@ -271,11 +271,15 @@ class Top(App[None]):
         """End without a traceback: flannelctl reports the error."""
         self.exit(return_code=1)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Return whether a key may act: a slash in the words of the filter is a part of them."""
+        return not (action == "filter" and isinstance(self.focused, Input))
+
     def action_filter(self) -> None:
         """Ask for the words of the filter."""
         asked = self.query_one(Input)
         asked.display = True
-        asked.focus()
+        self.screen.set_focus(asked)
         self._draw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -287,7 +291,7 @@ class Top(App[None]):
     def on_input_submitted(self) -> None:
         """Keep the filter, and return to the list."""
         self.query_one(Input).display = False
-        self._list.focus()
+        self.screen.set_focus(self._list)
         self._draw()
 
     def action_clear(self) -> None:

@@ -352,6 +352,8 @@ def test_the_screen_follows_the_daemon_through_joins_and_a_restart(daemon: Daemo
             terminal.wait(lambda text: "ADDRESS" not in text and "docker4" in text)
             daemon.hosts.add()
             terminal.wait("docker5")
+            terminal.type("/10.100.5.0/24\r")  # as one paste
+            terminal.wait(lambda text: "1 with '10.100.5.0/24'" in text and "docker4" not in text)
         terminal.wait(lambda text: "flanneld does not respond" in text and "docker5" in text)
         with daemon.running():
             terminal.wait(lambda text: "does not respond" not in text and "docker5" in text)
