@@ -3,12 +3,14 @@
 import json
 import os
 import sys
+import time
+from contextlib import ExitStack
 from ipaddress import IPv6Interface, IPv6Network, ip_network
 
 import pytest
 
 from pyflannel.lab.lab import PREFIX
-from pyflannel.lab.topology import Host
+from pyflannel.lab.topology import Host, plug_in
 from pyflannel.lab.waiting import together, wait_until
 from testlab.overlay import Overlay, PingStream, ipv6_underlay
 
@@ -16,6 +18,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 HEALED_S = 1.0
 """Deadline for the repair of an object."""
+
+ANNOUNCED_S = 3.0
+"""Deadline for the peers of a moved address. The next packet of the host itself would need a little longer."""
 
 SOON_S = 30.0
 NETWORK = ip_network("fd00:5::/48")
@@ -209,6 +214,26 @@ def test_a_restart_loses_no_packet(overlay: Overlay, hosts: list[Host]) -> None:
     assert guard_handles(first) == guard
 
 
+def test_peers_reach_a_host_whose_addresses_moved_to_another_nic(overlay: Overlay, hosts: list[Host]) -> None:
+    """The peers know its previous MAC address, and it sends them nothing but the announcements at first."""
+    host, other, _ = hosts
+    configure_bridges(hosts)
+    ends = (host.gateway().ip, bridge(host).ip)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(PingStream(other, end, interval_s=0.05)) for end in ends]
+        for stream in streams:
+            stream.wait_answered()
+        address = ipv6_underlay(host)
+        host.run(["ip", "link", "delete", "eth0"])
+        plug_in(overlay.lab.router, host, host.place)
+        batch = f"address add {address} dev eth0 nodad\nroute add default via {address.network[0xFE]}\n"
+        host.run(["ip", "-batch", "-"], text=batch)
+
+        began = time.monotonic()
+        for stream in streams:
+            stream.wait_answered(deadline_s=began + ANNOUNCED_S - time.monotonic())
+
+
 @pytest.mark.parametrize("has_nftables", [False, True], ids=["iptables", "nftables"])
 def test_host_gw_and_the_filter_rules_have_both_families(
     overlay: Overlay, hosts: list[Host], has_nftables: bool
@@ -284,20 +309,41 @@ while True:
 """Reports packets on eth0 with an outer address of the overlay, and datagrams of WireGuard over IPv6."""
 
 
+def make_public(overlay: Overlay, *hosts: Host) -> dict[str, IPv6Interface]:
+    """Give the hosts public IPv6 addresses, and deprecate their unique local ones; return the new ones."""
+    found = {}
+    for number, segment in enumerate(("left", "right"), start=1):
+        gateway = f"2001:db8:{number}::fe/64"
+        overlay.lab.router.run(["ip", "address", "add", gateway, "dev", f"gw-{segment}", "nodad"])
+    for host in hosts:
+        before = ipv6_underlay(host)
+        after = IPv6Interface(str(before).replace("fd07:", "2001:db8:", 1))
+        batch = f"address change {before} dev eth0 preferred_lft 0\naddress add {after} dev eth0 nodad\n"
+        host.run(["ip", "-batch", "-"], text=batch)
+        found[host.name] = after
+    return found
+
+
 def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: list[Host]) -> None:
-    """Running hosts change the mode. In the mode ipv6, the tunnel uses IPv6 for both families."""
+    """Running hosts change the mode. In the mode ipv6, the tunnel uses IPv6 for both families.
+
+    The mode auto uses IPv6 if the IPv6 addresses of both hosts are public.
+    """
     first, second, _ = hosts
     sniffer = first.start([sys.executable, "-c", _SNIFFER], name="sniffer")
     log = first.directory / "log/sniffer.log"
     wait_until(lambda: "sniffing" in log.read_text(), what="a sniffer", deadline_s=SOON_S)
 
-    for mode, endpoint in (
-        ("auto", f"{second.address}:51820"),  # the IPv6 addresses are not public
-        ("ipv6", f"[{ipv6_underlay(second).ip}]:51820"),
-    ):
-        set_config(overlay, "wireguard", Mode=mode)
+    def wait_endpoint(endpoint: str, mode: str) -> None:
+        # A peer that changes the mode later sends to the previous endpoint until then, and its packets count.
+        for host in hosts:
+            overlay.wait_status(
+                host,
+                lambda status: status.network is not None and f'"Mode": "{mode}"' in str(status.network.text),
+                f"has the mode {mode}",
+            )
         wait_until(
-            lambda endpoint=endpoint: (
+            lambda: (
                 endpoint in first.run(["wg", "show", "flannel-wg", "endpoints"], check=False).stdout
                 and "flannel-wg-v6" not in [link["ifname"] for link in first.links()]
             ),
@@ -305,6 +351,14 @@ def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: lis
             deadline_s=SOON_S,
         )
         wait_reached(hosts)
+
+    for mode, endpoint in (
+        ("auto", f"{second.address}:51820"),  # the IPv6 addresses are not public
+        ("ipv4", f"{second.address}:51820"),
+        ("ipv6", f"[{ipv6_underlay(second).ip}]:51820"),
+    ):
+        set_config(overlay, "wireguard", Mode=mode)
+        wait_endpoint(endpoint, mode)
 
     # A peer that changes the mode later sends over IPv4 until then, and the endpoint follows its packets.
     wait_until(
@@ -314,6 +368,10 @@ def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: lis
     )
     assert log.read_text().splitlines() == ["sniffing", "encrypted"]
     sniffer.stop()
+    public = make_public(overlay, *hosts)
+    wait_endpoint(f"[{public[second.name].ip}]:51820", "ipv6")
+    set_config(overlay, "wireguard", Mode="auto")
+    wait_endpoint(f"[{public[second.name].ip}]:51820", "auto")
     allowed = first.run(["wg", "show", "flannel-wg", "allowed-ips"]).stdout
     assert f"{second.lease()} {bridge(second).network}" in allowed
     subnet = second.lease()
