@@ -20,7 +20,7 @@ HEALED_S = 1.0
 """Deadline for the repair of an object."""
 
 ANNOUNCED_S = 3.0
-"""Deadline for the peers of a moved address. The next packet of the host itself would need a little longer."""
+"""Deadline for the peers of a moved address. The next packet of the host itself would come later."""
 
 SOON_S = 30.0
 NETWORK = ip_network("fd00:5::/48")
