@@ -2,9 +2,9 @@
 
 Run by `scripts/bench backends`, as root. vxlan, host-gw and wireguard are compared with the same path
 configured manually, with the same MTU and the same rules in FORWARD, and for wireguard with the same
-implementation, the kernel's or wireguard-go. udp, here in user space, is compared with the kernel's vxlan. A
-ratio is the median of the rounds, with their quartiles. In each round, both paths are measured one after the
-other.
+implementation, the kernel's or wireguard-go. vxlan and host-gw are also measured over IPv6. udp, here in user
+space, is compared with the kernel's vxlan. A ratio is the median of the rounds, with their quartiles. In each
+round, both paths are measured one after the other.
 """
 
 import sys
@@ -18,13 +18,14 @@ from rich.table import Table
 from command.options import add_json, add_picture, add_rounds, bench_parser, exit_status
 from command.output import load, load_since, present
 from drawing.bars import Bar, Chart, draw_bars
-from paths.path import NETWORK, Path, join_by_flanneld, join_manually, two_hosts
+from paths.path import NETWORK, NETWORK_V6, Path, join_by_flanneld, join_manually, two_hosts
 from paths.quantity import Quantity, Ratio, Values, ratio, spread
 from paths.rounds import Measurement, measure_in_turn
 from paths.traffic import SMALL_BYTES, ping_times, small_packets
 from paths.way import way_of
 from pyflannel.errors import LabError
 from pyflannel.lab.kernel_path import measure_throughput
+from pyflannel.model.network_config import Family
 
 TITLE = "Each backend beside the same path, configured manually"
 REFERENCES = {
@@ -32,13 +33,18 @@ REFERENCES = {
     "host-gw": "host-gw (manual)",
     "wireguard": "wireguard (manual)",
     "udp": "vxlan (manual)",
+    "vxlan-v6": "vxlan-v6 (manual)",
+    "host-gw-v6": "host-gw-v6 (manual)",
 }
+_OVER_IPV6 = "-v6"
+"""Suffix of a path over IPv6."""
+
 PINGS, PING_INTERVAL_S = 400, 0.002
-FORWARD_RULES = f"""*filter
+FORWARD_RULES = """*filter
 :FLANNEL-FWD - [0:0]
 -A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
--A FLANNEL-FWD -s {NETWORK} -m comment --comment "flanneld forward" -j ACCEPT
--A FLANNEL-FWD -d {NETWORK} -m comment --comment "flanneld forward" -j ACCEPT
+-A FLANNEL-FWD -s {network} -m comment --comment "flanneld forward" -j ACCEPT
+-A FLANNEL-FWD -d {network} -m comment --comment "flanneld forward" -j ACCEPT
 COMMIT
 """
 """The manual path evaluates the same rules for a packet as flannel 0.28."""
@@ -77,16 +83,25 @@ def create_backend(labs: ExitStack, backend: str) -> Path:
     """Create a lab with two hosts that flanneld connects."""
     lab = two_hosts(labs, f"backend-{backend}")
     flags = ["--fast-path=off"] if backend == "udp" else []
-    return join_by_flanneld(lab, backend, backend, *flags)
+    kind, family = backend.removesuffix(_OVER_IPV6), family_of(backend)
+    return join_by_flanneld(lab, backend, kind, *flags, family=family)
+
+
+def family_of(backend: str) -> Family:
+    """Return the family of a path."""
+    return 6 if backend.endswith(_OVER_IPV6) else 4
 
 
 def create_reference(labs: ExitStack, name: str) -> Path:
     """Create a lab with two hosts that are connected manually, with flannel's rules in FORWARD."""
     backend = name.removesuffix(" (manual)")
     lab = two_hosts(labs, f"by-hand-{backend}")
+    family = family_of(backend)
+    program, network = ("iptables", NETWORK) if family == 4 else ("ip6tables", NETWORK_V6)
     for host in lab.hosts.values():
-        host.run(["iptables-restore", "--noflush"], text=FORWARD_RULES)
-    return join_manually(lab, name, backend)
+        rules = FORWARD_RULES.format(network=network)
+        host.run([f"{program}-restore", "--noflush"], text=rules)
+    return join_manually(lab, name, backend.removesuffix(_OVER_IPV6), family=family)
 
 
 def in_pairs(paths: Sequence[Path]) -> list[Path]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,14 +21,16 @@ from crowd.start import HAND_PATIENCE_S, TITLE, Start, start_curves, starts_in_m
 from crowd.steady import FOREIGN, STORM_PER_S, Rest, Steady, steady_in_markdown
 from drawing.curves import draw_curves
 from pyflannel.errors import LabError
-from pyflannel.lab.kernel_path import create_vxlan, objects_of
+from pyflannel.lab.kernel_path import VXLAN_DEVICES, create_vxlan
 from pyflannel.lab.program import Program
 from pyflannel.lab.waiting import wait_until
-from testlab.crowded_network import BARE_ADDRESS, CrowdedNetwork, crowded_network
+from testlab.crowded_network import ADDRESSES_V6, BARE_ADDRESS, CrowdedNetwork, crowded_network
 from testlab.faults import paused
+from testlab.standing_leases import families_of
 from testlab.usage import running_s, usage_of
 
-BACKENDS = ("udp", "host-gw", "vxlan")
+BACKENDS = ("udp", "host-gw", "vxlan", "vxlan-dual")
+STEADY_BACKENDS = ("host-gw", "vxlan")
 SIZES = (100, 1000, 3000, 10_000)
 LARGEST = 50_000
 """Maximum for host-gw, because one kernel also serves the other benchmarks."""
@@ -87,7 +89,7 @@ def main() -> int:
     steady = [
         measure_steady(backend, options.steady, options.idle, options.storm)
         for backend in options.backends
-        if backend != "udp" and options.steady
+        if backend in STEADY_BACKENDS and options.steady
     ]
     about = load_since(before)
     told = [line for each in steady for line in each.lines()]
@@ -116,8 +118,9 @@ def measure_start(backend: str, count: int, *, is_last: bool) -> Start:
     with crowded_network("bench-scale", backend, count) as network:
         hand_s = add_manually(network)
         before, began = prefixes(network), time.monotonic()
+        wanted = before + count * len(families_of(backend))
         with ThreadPoolExecutor() as aside:
-            routed = aside.submit(time_routes, network, before + count) if hand_s is not None else None
+            routed = aside.submit(time_routes, network, wanted) if hand_s is not None else None
             daemon = network.start()
             ready_s, used = time.monotonic() - began, usage_of(daemon.pid)
             last_s = ready_s if routed is None else routed.result()
@@ -178,11 +181,16 @@ def add_manually(network: CrowdedNetwork) -> float | None:
     """Return the seconds of batch files with the same objects; None if the backend needs no such objects."""
     if network.backend == "udp":
         return None
-    if network.backend == "vxlan":
+    families = families_of(network.backend)
+    if network.backend != "host-gw":
         create_vxlan(network.bare, IPv4Interface("10.0.1.0/32"), BARE_ADDRESS.ip)
-    objects, began = objects_of(network.leases, network.backend), time.monotonic()
+    if 6 in families:
+        own = IPv6Interface("fd00:5:0:1::/128")
+        create_vxlan(network.bare, own, ADDRESSES_V6[1].ip, device=VXLAN_DEVICES[6])
+    objects, began = [network.objects(family=family) for family in families], time.monotonic()
     try:
-        objects.create(network.bare, patience_s=HAND_PATIENCE_S)
+        for each in objects:
+            each.create(network.bare, patience_s=HAND_PATIENCE_S)
     except LabError:
         if time.monotonic() - began < HAND_PATIENCE_S:
             raise
@@ -200,10 +208,13 @@ def time_routes(network: CrowdedNetwork, count: int) -> float:
 def prefixes(network: CrowdedNetwork) -> int:
     """Return the number of prefixes in the main table of the host, as counted by the kernel.
 
-    Without routing rules, the local table is the same one, and its content is listed a second time.
+    Without routing rules, the local table is the same one, and its content is listed a second time. The
+    number contains the routes of IPv6, which are counted in all tables.
     """
-    counted = Path(f"/proc/{network.host.init_pid}/net/fib_triestat").read_text().partition("Main:")[2]
-    return int(counted.partition("Prefixes:")[2].split()[0])
+    counts = Path(f"/proc/{network.host.init_pid}/net")
+    counted = (counts / "fib_triestat").read_text().partition("Main:")[2]
+    ipv6_routes = int((counts / "rt6_stats").read_text().split()[3], 16)
+    return int(counted.partition("Prefixes:")[2].split()[0]) + ipv6_routes
 
 
 def wait_saved(network: CrowdedNetwork) -> None:

@@ -12,7 +12,7 @@ TITLE = "Start of a host in a large network: seconds until the last peer is in t
 HAND_PATIENCE_S = 30.0
 """Maximum time for `ip -batch` in seconds: its time for each gateway grows with the number of gateways."""
 
-COLOURS = {"udp": "#2ca02c", "host-gw": "#1f77b4", "vxlan": "#d62728"}
+COLOURS = {"udp": "#2ca02c", "host-gw": "#1f77b4", "vxlan": "#d62728", "vxlan-dual": "#9467bd"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

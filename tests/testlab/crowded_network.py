@@ -4,19 +4,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 
-from pyflannel.lab.kernel_path import objects_of, objects_on
+from pyflannel.lab.kernel_path import PeerObjects, objects_of, objects_on
 from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import Host, HostPlace, Topology
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.lease import Lease
+from pyflannel.model.network_config import Family
 from testlab.inside import run_inside
 from testlab.lease_events import Churn, EventTimes, churn, time_events
 from testlab.standing_leases import (
     UNDERLAY,
     existing_lease,
+    families_of,
     network_config,
     remove_leases,
     write_leases,
@@ -24,6 +26,9 @@ from testlab.standing_leases import (
 
 ADDRESS = IPv4Interface("172.16.0.2/12")
 BARE_ADDRESS = IPv4Interface("172.16.0.3/12")
+ADDRESSES_V6 = IPv6Interface("fd07::2/64"), IPv6Interface("fd07::3/64")
+"""IPv6 addresses of the host and of the bare one, if the backend carries both families."""
+
 _ETCD = str(UNDERLAY.gateway.ip)
 
 
@@ -70,12 +75,19 @@ class CrowdedNetwork:
 
     def wait_right(self, newcomers: Sequence[Lease] = ()) -> None:
         """Return when the kernel has the objects of the existing leases and of these, and no others."""
-        wanted = objects_of([*self.leases, *newcomers], self.backend)
-        wait_until(
-            lambda: objects_on(self.host, self.backend) == wanted,
-            what=f"the kernel has the {len(wanted)} objects of the peers, and no others",
-            deadline_s=self.deadline_s,
-        )
+        for family in families_of(self.backend):
+            wanted = self.objects(newcomers, family)
+            wait_until(
+                lambda family=family, wanted=wanted: (  # type: ignore[misc]
+                    objects_on(self.host, self.backend, family=family) == wanted
+                ),
+                what=f"the kernel has the {len(wanted)} objects of the peers, and no others",
+                deadline_s=self.deadline_s,
+            )
+
+    def objects(self, newcomers: Sequence[Lease] = (), family: Family = 4) -> PeerObjects:
+        """Return the objects of the existing leases and of these in a family."""
+        return objects_of([*self.leases, *newcomers], self.backend, family=family)
 
 
 @contextmanager
@@ -88,6 +100,9 @@ def crowded_network(
     with Lab(name, Topology((UNDERLAY,), places)) as lab:
         etcd = EtcdServer(lab.router, _ETCD)
         etcd.start()
+        if 6 in families_of(backend):
+            for host, address in zip(lab.hosts.values(), ADDRESSES_V6, strict=True):
+                host.run(["ip", "address", "add", str(address), "dev", "eth0", "nodad"])
         etcd.etcdctl("put", f"{PREFIX}/config", network_config(backend))
         run_inside(lab.router, partial(write_leases, _ETCD, leases))
         yield CrowdedNetwork(

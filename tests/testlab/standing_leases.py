@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
 
 from grpclib.client import Channel
@@ -12,6 +12,7 @@ from grpclib.client import Channel
 from pyflannel.lab.lab import CLIENT_PORT, PREFIX
 from pyflannel.lab.topology import Segment
 from pyflannel.model.lease import LEASE_TTL_S, Lease, LeaseAttributes, Vtep
+from pyflannel.model.network_config import BOTH_FAMILIES, IPV4_ONLY, Family
 from pyflannel.stores.etcd.keys import KeySpace
 from pyflannel.stores.etcd.rpc_grpc import KVStub, LeaseStub
 from pyflannel.stores.etcd.rpc_pb2 import (
@@ -27,33 +28,53 @@ UNDERLAY = Segment("wide", IPv4Interface("172.16.0.1/12"))
 """A prefix with all existing hosts on the link of the real one, as host-gw needs it."""
 
 NETWORK = IPv4Network("10.0.0.0/8")
+NETWORK_V6 = IPv6Network("fd00:5::/48")
 SUBNET_LENGTH = 24
 MOST = 60_000
 """Maximum number of hosts with a separate subnet and address."""
 
 _FIRST_SUBNET = 256  # 10.1.0.0/24
 _FIRST_ADDRESS = IPv4Address("172.17.0.0")
+_FIRST_ADDRESS_V6 = IPv6Address("fd07::1:0")
 _AT_ONCE = 100
 """Writes in one transaction. etcd allows 128."""
 
 
+DUAL_STACK = "-dual"
+"""Suffix of a backend that carries both families."""
+
+
+def families_of(backend: str) -> tuple[Family, ...]:
+    """Return the families of a backend: `vxlan`, `vxlan-dual`."""
+    return BOTH_FAMILIES if backend.endswith(DUAL_STACK) else IPV4_ONLY
+
+
 def network_config(backend: str) -> str:
     """Return the network config that all of them share."""
-    return json.dumps({"Network": str(NETWORK), "SubnetLen": SUBNET_LENGTH, "Backend": {"Type": backend}})
+    config = {"Network": str(NETWORK), "SubnetLen": SUBNET_LENGTH}
+    if 6 in families_of(backend):
+        config |= {"EnableIPv6": True, "IPv6Network": str(NETWORK_V6)}
+    return json.dumps({**config, "Backend": {"Type": backend.removesuffix(DUAL_STACK)}})
 
 
 def existing_lease(number: int, backend: str, *, address: IPv4Address | None = None) -> Lease:
     """Return the lease of host `number`, below MOST; `address` replaces its usual address."""
+    is_dual, backend = 6 in families_of(backend), backend.removesuffix(DUAL_STACK)
     vtep = Vtep(mac=(0x02_00_00_00_00_00 + number).to_bytes(6).hex(":"), vni=1)
+    vtep_v6 = Vtep(mac=(0x06_00_00_00_00_00 + number).to_bytes(6).hex(":"), vni=1)
     has_vtep = backend == "vxlan"
+    subnet_v6 = IPv6Network((int(NETWORK_V6.network_address) + (_FIRST_SUBNET + number << 64), 64))
     return Lease(
+        ipv6_subnet=subnet_v6 if is_dual else None,
         subnet=IPv4Network(
             (int(NETWORK.network_address) + ((_FIRST_SUBNET + number) << (32 - SUBNET_LENGTH)), SUBNET_LENGTH)
         ),
         attributes=LeaseAttributes(
             public_ip=address or _FIRST_ADDRESS + number,
             backend_type="" if backend == "udp" else backend,
+            public_ipv6=_FIRST_ADDRESS_V6 + number if is_dual else None,
             vtep=vtep if has_vtep else None,
+            vtep_v6=vtep_v6 if has_vtep and is_dual else None,
             owner=f"{number:032x}",
             port=8285 if backend == "udp" else None,
         ),

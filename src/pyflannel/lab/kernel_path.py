@@ -3,9 +3,9 @@
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 
 from pyflannel.errors import LabError
 from pyflannel.lab.containers import NamespaceContainer
@@ -16,6 +16,7 @@ from pyflannel.lab.topology import LEFT, RIGHT, Host, HostPlace
 from pyflannel.lab.traffic import Station
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
+from pyflannel.model.network_config import Family, IpAddress
 
 PORT = 5201
 _LISTEN_DEADLINE_S = 30.0
@@ -111,7 +112,7 @@ def wait_listening(server: Program, station: Station, port: int) -> None:
     wait_until(listens, what=f"{server.name} listens", deadline_s=_LISTEN_DEADLINE_S)
 
 
-VXLAN_DEVICE = "flannel.1"
+VXLAN_DEVICES: Mapping[Family, str] = {4: "flannel.1", 6: "flannel-v6.1"}
 _PROTOCOL = "80"
 _PATIENCE_S = 300.0
 
@@ -156,37 +157,47 @@ class PeerObjects:
         _batch(sandbox, "ip", [*neighbours, *routes], patience_s)
 
 
-def objects_of(leases: Iterable[Lease], backend: str, *, device: str = VXLAN_DEVICE) -> PeerObjects:
+def objects_of(
+    leases: Iterable[Lease], backend: str, *, family: Family = 4, device: str | None = None
+) -> PeerObjects:
     """Return the kernel objects for these peers on a host of the same link, for vxlan or host-gw.
 
+<<<<<<< HEAD
     `device` is the name of the vxlan device.
+=======
+    `device` is the device of vxlan if it is not that of flanneld.
+>>>>>>> dcd0ad5a (Measure vxlan and host-gw over IPv6, and a start with dual-stack leases)
     """
-    leases = list(leases)
+    parts = [part for lease in leases if (part := lease.part(family)) is not None]
     if backend == "host-gw":
-        routes = frozenset((str(lease.subnet), str(lease.attributes.public_ip)) for lease in leases)
+        routes = frozenset((str(part.subnet), str(part.address)) for part in parts)
         return PeerObjects(device="eth0", routes=routes)
-    ends = [(lease, str(lease.subnet.network_address), lease.attributes.vtep) for lease in leases]
+    ends = [(part, str(part.subnet.network_address), part.vtep) for part in parts]
     return PeerObjects(
-        device=device,
-        routes=frozenset((str(lease.subnet), base) for lease, base, _ in ends),
+        device=device or VXLAN_DEVICES[family],
+        routes=frozenset((str(part.subnet), base) for part, base, _ in ends),
         neighbours=frozenset((base, vtep.mac) for _, base, vtep in ends if vtep is not None),
-        fdb=frozenset(
-            (vtep.mac, str(lease.attributes.public_ip)) for lease, _, vtep in ends if vtep is not None
-        ),
+        fdb=frozenset((vtep.mac, str(part.address)) for part, _, vtep in ends if vtep is not None),
     )
 
 
+<<<<<<< HEAD
 def objects_on(sandbox: Sandbox, backend: str) -> PeerObjects:
     """Return the kernel objects of a host: for vxlan the objects on the device, for host-gw the objects
     with the mark.
     """
+=======
+def objects_on(sandbox: Sandbox, backend: str, *, family: Family = 4) -> PeerObjects:
+    """Return the kernel objects of a host: for vxlan those on the device, for host-gw the marked ones."""
+>>>>>>> dcd0ad5a (Measure vxlan and host-gw over IPv6, and a start with dual-stack leases)
     if backend == "host-gw":
-        return PeerObjects(device="eth0", routes=_routes(sandbox, "proto", _PROTOCOL))
-    neighbours = _ask(sandbox, "ip", "neighbour", "show", "dev", VXLAN_DEVICE, "nud", "permanent")
-    fdb = _ask(sandbox, "bridge", "fdb", "show", "dev", VXLAN_DEVICE)
+        return PeerObjects(device="eth0", routes=_routes(sandbox, family, "proto", _PROTOCOL))
+    device = VXLAN_DEVICES[family]
+    neighbours = _ask(sandbox, "ip", f"-{family}", "neighbour", "show", "dev", device, "nud", "permanent")
+    fdb = _ask(sandbox, "bridge", "fdb", "show", "dev", device)
     return PeerObjects(
-        device=VXLAN_DEVICE,
-        routes=_routes(sandbox, "dev", VXLAN_DEVICE),
+        device=device,
+        routes=_routes(sandbox, family, "dev", device, "proto", _PROTOCOL),
         neighbours=frozenset((entry["dst"], entry["lladdr"]) for entry in neighbours),
         fdb=frozenset((entry["mac"], entry["dst"]) for entry in fdb),
     )
@@ -194,10 +205,10 @@ def objects_on(sandbox: Sandbox, backend: str) -> PeerObjects:
 
 def create_vxlan(
     sandbox: Sandbox,
-    address: IPv4Interface,
-    local: IPv4Address,
+    address: IPv4Interface | IPv6Interface,
+    local: IpAddress,
     *,
-    device: str = VXLAN_DEVICE,
+    device: str = VXLAN_DEVICES[4],
     mac: str | None = None,
 ) -> None:
     """Create the vxlan device with `ip`. Without `mac`, the kernel chooses an address."""
@@ -210,8 +221,8 @@ def create_vxlan(
     _batch(sandbox, "ip", lines)
 
 
-def _routes(sandbox: Sandbox, *selector: str) -> frozenset[tuple[str, str]]:
-    routes = _ask(sandbox, "ip", "route", "show", *selector)
+def _routes(sandbox: Sandbox, family: Family, *selector: str) -> frozenset[tuple[str, str]]:
+    routes = _ask(sandbox, "ip", f"-{family}", "route", "show", *selector)
     return frozenset((route["dst"], route.get("gateway", "")) for route in routes)
 
 

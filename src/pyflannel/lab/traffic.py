@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import permutations
 from math import ceil
 from pathlib import Path
@@ -29,7 +29,7 @@ class Station(Protocol):
         """The name of the station in tables."""
 
     @property
-    def address(self) -> IPv4Address:
+    def address(self) -> IPv4Address | IPv6Address:
         """Its address."""
 
     def run_in_network(
@@ -61,7 +61,7 @@ class PingResult:
         return self.received == self.sent > 0
 
 
-def ping(source: Station, destination: IPv4Address | str, *, count: int = 3) -> PingResult:
+def ping(source: Station, destination: IPv4Address | IPv6Address | str, *, count: int = 3) -> PingResult:
     """Ping an address `count` times at intervals of 0.1 s, with a deadline of 1 s for each answer.
 
     Without a deadline, ping(8) exits almost immediately after the last ping. With a deadline, it sends until
