@@ -66,7 +66,7 @@ for attempt in range(8):
                     if attempt:  # the answer of the host has arrived since
                         waiting.discard(size)
         end = time.monotonic() + 0.3
-        while window & waiting and time.monotonic() < end:
+        while window & waiting - refused.keys() and time.monotonic() < end:
             try:
                 waiting.discard(int(sender.recv(64)))
             except OSError:
