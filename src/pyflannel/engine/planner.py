@@ -102,6 +102,11 @@ class Planner:
         peers = self._peers.get(family, ())
         return (peer for peer in peers if subnet_of(peer, family) not in self.objections)
 
+    def planned_peer(self, subnet: IpNetwork) -> Lease | None:
+        """Return the planned peer with this subnet, of either family; None if there is none."""
+        peers = self._peers.get(subnet.version)
+        return None if peers is None or subnet in self.objections else peers.at(subnet)
+
     def _peers_in(self, family: Family) -> tuple[Lease, ...]:
         return tuple(sorted(self._peers.get(family, ()), key=place_of))
 

@@ -27,7 +27,6 @@ from pyflannel.model.status import (
 from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.backends import notes_on
 from pyflannel.plan.diff import found
-from pyflannel.plan.peers import place_of, subnet_of
 from pyflannel.plan.strangers import explain
 from pyflannel.ports import Clock
 
@@ -164,20 +163,17 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
 def _path_mtus(supervisor: Supervisor, now: float) -> Iterator[NarrowPath]:
     """Yield the paths to peers that carry less than planned, in the order of their subnets."""
     measured, inputs = supervisor.path_mtus.measured, supervisor.condition.inputs
-    if not measured or inputs.config is None:
-        return
-    for family in inputs.config.families:
-        for peer in sorted(supervisor.planner.planned_peers(family), key=place_of):
-            subnet = subnet_of(peer, family)
-            if (path := measured.get(subnet)) is not None:
-                yield NarrowPath(
-                    subnet=peer.subnet,
-                    ipv6_subnet=peer.ipv6_subnet if family == 6 else None,
-                    planned=path.planned,
-                    measured=path.measured,
-                    since_s=now - path.since_s,
-                    is_routed=subnet in inputs.path_mtus and not inputs.previous,
-                )
+    found = [(subnet, supervisor.planner.planned_peer(subnet), path) for subnet, path in measured.items()]
+    for subnet, peer, path in sorted(found, key=lambda one: (one[0].version, one[0])):
+        if peer is not None:
+            yield NarrowPath(
+                subnet=peer.subnet,
+                ipv6_subnet=peer.ipv6_subnet if subnet.version == 6 else None,
+                planned=path.planned,
+                measured=path.measured,
+                since_s=now - path.since_s,
+                is_routed=subnet in inputs.path_mtus and not inputs.previous,
+            )
 
 
 def wireguard_of(supervisor: Supervisor, contacts: Sequence[WireguardContact]) -> WireguardStatus | None:

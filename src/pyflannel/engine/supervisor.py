@@ -20,7 +20,7 @@ from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import LeaseLog, log_shared_over
 from pyflannel.engine.node_keeper import NodeKeeper
 from pyflannel.engine.own_lease import identified, previous_run_subnet, wanted_lease
-from pyflannel.engine.peer_probes import PathMtus
+from pyflannel.engine.peer_probes import PathMtus, paths_of
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Planner
 from pyflannel.engine.preview import preview
@@ -44,7 +44,6 @@ from pyflannel.model.route import route_protocol
 from pyflannel.model.state import Blocked, Replaced
 from pyflannel.model.status import PlanPreview
 from pyflannel.model.wireguard import WireguardDevice, WireguardFacts
-from pyflannel.plan.backends import paths_of
 from pyflannel.ports import Target
 
 log = logging.getLogger(__name__)
@@ -402,18 +401,10 @@ class Supervisor:
         self._retirement.note(inputs, own, is_needed=self.planner.needs_previous)
         self.notify_status()
 
-    def _probed_paths(self) -> Sequence[ProbedPaths]:
-        """Return the paths to probe; none until the host is ready, and during a change of the backend."""
-        inputs, planner = self.condition.inputs, self.planner
-        backend, config = inputs.backend, inputs.config
-        if not self.is_ready or inputs.previous or backend is None or config is None:
-            return ()
-        found = (
-            paths_of(backend, host, planner.planned_peers(family))
-            for family in config.families
-            if (host := planner.host(inputs, family)) is not None
-        )
-        return [paths for paths in found if paths is not None]
+    def _probed_paths(self) -> ProbedPaths | None:
+        """Return the paths to probe; None until the host is ready, and during a change of the backend."""
+        inputs = self.condition.inputs
+        return None if not self.is_ready or inputs.previous else paths_of(self.planner, inputs)
 
     def _progressed(self) -> None:
         keys = set() if self.condition.inputs.is_prepared else self.planner.receiving_keys()

@@ -162,11 +162,7 @@ def objects_of(
 ) -> PeerObjects:
     """Return the kernel objects for these peers on a host of the same link, for vxlan or host-gw.
 
-<<<<<<< HEAD
-    `device` is the name of the vxlan device.
-=======
-    `device` is the device of vxlan if it is not that of flanneld.
->>>>>>> dcd0ad5a (Measure vxlan and host-gw over IPv6, and a start with dual-stack leases)
+    `device` is the name of the vxlan device, if it is not the device of flanneld.
     """
     parts = [part for lease in leases if (part := lease.part(family)) is not None]
     if backend == "host-gw":
@@ -181,15 +177,10 @@ def objects_of(
     )
 
 
-<<<<<<< HEAD
-def objects_on(sandbox: Sandbox, backend: str) -> PeerObjects:
+def objects_on(sandbox: Sandbox, backend: str, *, family: Family = 4) -> PeerObjects:
     """Return the kernel objects of a host: for vxlan the objects on the device, for host-gw the objects
     with the mark.
     """
-=======
-def objects_on(sandbox: Sandbox, backend: str, *, family: Family = 4) -> PeerObjects:
-    """Return the kernel objects of a host: for vxlan those on the device, for host-gw the marked ones."""
->>>>>>> dcd0ad5a (Measure vxlan and host-gw over IPv6, and a start with dual-stack leases)
     if backend == "host-gw":
         return PeerObjects(device="eth0", routes=_routes(sandbox, family, "proto", _PROTOCOL))
     device = VXLAN_DEVICES[family]

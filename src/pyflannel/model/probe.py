@@ -1,6 +1,6 @@
 """Probes of peers: ICMP echo requests, their results, and the reports of flannelctl."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Literal
@@ -52,35 +52,47 @@ class EchoResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbedPaths:
-    """The paths to the peers in one family.
+class ProbedPath:
+    """The path to one peer in one family.
 
     Attributes:
+        end: the address behind the tunnel that answers the probes; that of the underlay without a tunnel.
+        underlay: the address of the peer on the underlay.
         mtu: bytes of the largest packet of a container.
-        overheads: bytes that the tunnel adds, by the family of the address on the underlay.
+        overhead: bytes that the tunnel adds.
         padding: multiple of bytes to which the tunnel fills its packets.
-        has_tunnel: the probes are sent through the tunnel, to the first address of the subnet of the peer.
-        peers: the address of each peer on the underlay, by its subnet.
     """
 
+    end: IpAddress
+    underlay: IpAddress
     mtu: int
-    overheads: Mapping[Family, int]
+    overhead: int
     padding: int = 1
-    has_tunnel: bool = True
-    peers: Mapping[IpNetwork, IpAddress]
 
-    def end(self, subnet: IpNetwork) -> IpAddress:
-        """Return the address at the end of the path to a peer."""
-        return subnet.network_address if self.has_tunnel else self.peers[subnet]
+    @property
+    def outer(self) -> int:
+        """The bytes of the largest tunnel packet."""
+        return self.mtu + self.overhead
 
-    def outer(self, subnet: IpNetwork) -> int:
-        """Return the bytes of the largest tunnel packet to a peer."""
-        return self.mtu + self.overheads[self.peers[subnet].version]
-
-    def inner(self, subnet: IpNetwork, outer: int) -> int:
+    def inner(self, outer: int) -> int:
         """Return the bytes of the largest packet of a container in a tunnel packet of this size."""
-        inner = outer - self.overheads[self.peers[subnet].version]
+        inner = outer - self.overhead
         return self.mtu if inner >= self.mtu else inner // self.padding * self.padding
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedPaths:
+    """The paths to all peers. They are computed one by one, because there may be ten thousand.
+
+    Attributes:
+        planned: equal for two plans with the same tunnel and the same MTU in each family.
+        subnets: returns the subnets of the peers in each family.
+        path_to: returns the path to the peer with a subnet; None if there is none.
+    """
+
+    planned: object
+    subnets: Callable[[], Iterator[IpNetwork]]
+    path_to: Callable[[IpNetwork], ProbedPath | None]
 
 
 @dataclass(frozen=True, slots=True)

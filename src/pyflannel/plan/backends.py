@@ -9,8 +9,8 @@ from typing import Protocol
 from pyflannel.errors import ConfigError, UnknownBackendError
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import BackendData, Lease, LeaseEntry, Vtep, host_text
-from pyflannel.model.network_config import Family, IpAddress, IpNetwork, NetworkConfig
-from pyflannel.model.probe import ProbedPaths
+from pyflannel.model.network_config import Family, IpAddress, NetworkConfig
+from pyflannel.model.probe import ProbedPath
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
 from pyflannel.model.wireguard import WireguardFacts
@@ -295,24 +295,31 @@ def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str
     )
 
 
-def paths_of(backend: Backend, host: Host, peers: Iterable[Lease]) -> ProbedPaths | None:
-    """Return the paths to these peers in the family of the host; None without a data path."""
-    is_wireguard = isinstance(backend, wireguard.WireguardBackend)
-    overheads = wireguard.OVERHEADS if is_wireguard else _OVERHEADS.get(backend.lease_type or backend.way)
-    if overheads is None or host.family not in backend.families:
+def path_to(backend: Backend, host: Host, peer: Lease) -> ProbedPath | None:
+    """Return the path to a peer in the family of the host; None without a data path."""
+    overheads, address = _overheads_of(backend), _underlay_address(peer, backend, host)
+    if overheads is None or address is None or host.family not in backend.families:
         return None
-    found: dict[IpNetwork, IpAddress] = {}
-    for peer in peers:
-        address = _underlay_address(peer, backend, host)
-        if address is not None:
-            found[subnet_of(peer, host.family)] = address
-    return ProbedPaths(
+    has_tunnel = backend.tunnel_port is not None
+    return ProbedPath(
+        end=subnet_of(peer, host.family).network_address if has_tunnel else address,
+        underlay=address,
         mtu=backend.mtu(host),
-        overheads=overheads,
-        padding=wireguard.PADDING if is_wireguard else 1,
-        has_tunnel=backend.tunnel_port is not None,
-        peers=found,
+        overhead=overheads[address.version],
+        padding=wireguard.PADDING if isinstance(backend, wireguard.WireguardBackend) else 1,
     )
+
+
+def has_probed_paths(backend: Backend) -> bool:
+    """Return whether packets to peers have a path that probes can measure."""
+    return _overheads_of(backend) is not None
+
+
+def _overheads_of(backend: Backend) -> Mapping[Family, int] | None:
+    """Return the bytes that the tunnel adds, by the family of the underlay; None without a data path."""
+    if isinstance(backend, wireguard.WireguardBackend):
+        return wireguard.OVERHEADS
+    return _OVERHEADS.get(backend.lease_type or backend.way)
 
 
 def _underlay_address(peer: Lease, backend: Backend, host: Host) -> IpAddress | None:

@@ -113,10 +113,16 @@ class Peers:
     def covering(self, address: IpAddress) -> Iterator[Lease]:
         """Yield the peers whose subnet contains this address; nearly always none."""
         for length in self._lengths:
-            for subnet in self._leased(ip_network((address, length), strict=False)):
-                lease = self._leases.get(subnet)
-                if lease is not None and self._is_sound(lease) and subnet not in self._overlapped:
-                    yield lease
+            if (peer := self.at(ip_network((address, length), strict=False))) is not None:
+                yield peer
+
+    def at(self, subnet: IpNetwork) -> Lease | None:
+        """Return the peer with this subnet in the family; None if there is none."""
+        for key in self._leased(subnet):
+            lease = self._leases.get(key)
+            if lease is not None and self._is_sound(lease) and key not in self._overlapped:
+                return lease
+        return None
 
     def _leased(self, subnet: IpNetwork) -> tuple[IPv4Network, ...]:
         """Return the keys of the leases on a subnet of the family."""

@@ -22,7 +22,7 @@ from pyflannel.engine.peer_probes import (
 )
 from pyflannel.errors import TargetError
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
-from pyflannel.model.probe import SILENT, Echo, EchoResult, PathMtu, ProbedPaths
+from pyflannel.model.probe import SILENT, Echo, EchoResult, PathMtu, ProbedPath, ProbedPaths
 
 REACHED = EchoResult(state="reached", rtt_s=0.001)
 
@@ -176,16 +176,19 @@ class Paths:
         self.mtu = MTU
         self.mtus = PathMtus(underlay.send, self.clock, paths=self.paths, changed=self._changed)
 
-    def paths(self) -> list[ProbedPaths]:
-        return [
-            ProbedPaths(
-                mtu=self.mtu - (20 if family == 6 else 0),
-                overheads={4: OVERHEAD, 6: OVERHEAD + 20},
-                padding=self.padding,
-                peers={subnet: UNDERLAYS[family] for subnet in self.subnets if subnet.version == family},
-            )
-            for family in UNDERLAYS
-        ]
+    def paths(self) -> ProbedPaths:
+        return ProbedPaths(self.mtu, lambda: iter(self.subnets), self.path_to)
+
+    def path_to(self, subnet: IpNetwork) -> ProbedPath | None:
+        if subnet not in self.subnets:
+            return None
+        return ProbedPath(
+            end=subnet.network_address,
+            underlay=UNDERLAYS[subnet.version],
+            mtu=self.mtu - (20 if subnet.version == 6 else 0),
+            overhead=OVERHEAD + (20 if subnet.version == 6 else 0),
+            padding=self.padding,
+        )
 
     def _changed(self) -> None:
         self.changes += 1
@@ -326,6 +329,25 @@ class TestPathMtus:
         host.mtus.note_change()
 
         assert host.after(2 * PAUSE_S) == {}
+
+    def test_other_tasks_run_while_many_peers_are_entered(self) -> None:
+        host = Paths(Underlay(), count=3000)
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while not host.underlay.sent:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async def life() -> None:
+            counting = asyncio.create_task(count())
+            async with host.clock.running(host.mtus.run()):
+                await counting
+
+        asyncio.run(life())
+
+        assert turns >= 12
 
     def test_a_round_has_a_limit(self) -> None:
         host = Paths(Underlay(), count=PATHS_IN_A_ROUND + 1)

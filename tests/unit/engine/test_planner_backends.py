@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from doubles.planning import SUBNET_FILE, Planning, by_subnet
 from pyflannel.engine.condition import Inputs
+from pyflannel.engine.peer_probes import paths_of
 from pyflannel.engine.plan_log import NAMED_IN_LOG, PEERS_A_MINUTE
 from pyflannel.engine.world import PlanOptions
 from pyflannel.model.host import Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, WireguardData
-from pyflannel.model.network_config import BOTH_FAMILIES, NetworkConfig
+from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
 from pyflannel.model.state import Blocked, Changed, Replaced
 from pyflannel.model.wireguard import WireguardFacts
@@ -23,7 +24,7 @@ from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.backend.wireguard import WireguardBackend
-from pyflannel.plan.backends import Backend, paths_of
+from pyflannel.plan.backends import Backend
 
 CONFIG = NetworkConfig(network=IPv4Network("10.100.0.0/16"), subnet_length=24)
 OWN = Lease(
@@ -384,21 +385,18 @@ def test_the_probes_of_a_path_follow_the_tunnel(
     """The tunnel of one family may use the other, and its header then has another length."""
     made, peer = dual_planner(backend), dual_lease(10, 1, kind)
     made.take(leases=by_subnet([peer]))
-    hosts = [host for family in BOTH_FAMILIES if (host := made.host(made.inputs, family)) is not None]
 
-    found = [paths_of(backend, host, made.planned_peers(host.family)) for host in hosts]
+    paths = paths_of(made, made.inputs)
 
-    assert [
-        (f"{one.end(subnet)} {address}", one.outer(subnet))
-        for one in found
-        if one is not None
-        for subnet, address in one.peers.items()
-    ] == list(zip(ends, outer, strict=True))
+    assert paths is not None
+    found = [path for subnet in paths.subnets() if (path := paths.path_to(subnet)) is not None]
+    assert [(f"{path.end} {path.underlay}", path.outer) for path in found] == list(
+        zip(ends, outer, strict=True)
+    )
 
 
 def test_no_path_is_probed_without_a_data_path() -> None:
     made = dual_planner(AllocBackend())
-    host = made.host(made.inputs)
+    made.take(leases=by_subnet([dual_lease(10, 1, "")]))
 
-    assert host is not None
-    assert paths_of(AllocBackend(), host, [dual_lease(10, 1, "")]) is None
+    assert paths_of(made, made.inputs) is None
