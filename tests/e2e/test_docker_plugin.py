@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from pyflannel.lab.containers import DockerContainer, fetch, serving, write_image
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import Host
+from pyflannel.lab.topology import LEFT, Host
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import together, wait_until
 
@@ -41,7 +42,10 @@ def daemons() -> dict[str, Program]:
 
 @pytest.fixture(scope="module")
 def network(network_of: Callable[..., Any], daemons: dict[str, Program]) -> Iterator[Any]:
-    """Two hosts with the udp backend, and Docker with the options of mk-docker-opts."""
+    """Two hosts with the udp backend. On docker1, Docker has the options of mk-docker-opts.
+
+    On docker4, Docker has no options, and runs before flanneld.
+    """
     with network_of("docker1", "docker4", store="sqlite") as network:
         write_image(network.lab.directory / "busybox.tar")
         together([partial(start_host, network, name, daemons) for name in network.hosts])
@@ -50,9 +54,12 @@ def network(network_of: Callable[..., Any], daemons: dict[str, Program]) -> Iter
 
 def start_host(network: Any, name: str, daemons: dict[str, Program]) -> None:
     host = network.hosts[name]
+    if name == "docker4":
+        host.engine.start("dockerd")
     daemons[name] = network.start(name, *words(DAEMON)[2:])
-    host.run(["mk-docker-opts", "-c", "-d", DOCKER_OPTIONS])
-    host.engine.start("dockerd --live-restore $DOCKER_OPTS", environment_file=DOCKER_OPTIONS)
+    if name == "docker1":
+        host.run(["mk-docker-opts", "-c", "-d", DOCKER_OPTIONS])
+        host.engine.start("dockerd --live-restore $DOCKER_OPTS", environment_file=DOCKER_OPTIONS)
     host.engine.import_image(network.lab.directory / "busybox.tar")
     host.run(words(CREATE))
     image = {"IMAGE": "busybox", "--detach": f"-d {PUBLISH}"}
@@ -87,6 +94,12 @@ def test_containers_of_two_hosts_reach_each_other_by_the_commands_of_the_guide(n
 
     assert [result.is_reached for result in pings] == [True, True]
     assert fetch(here, there.address) == "page of docker4"
+    assert ping(here, LEFT.gateway.ip).is_reached  # masqueraded: the router has no route back
+    (shown,) = json.loads(network.hosts["docker1"].engine.docker("network", "inspect", "web").stdout)
+    (prefix,) = shown["IPAM"]["Config"]
+    (attached,) = shown["Containers"].values()
+    assert IPv4Network(prefix["Subnet"]).subnet_of(network.hosts["docker1"].lease())
+    assert IPv4Interface(attached["IPv4Address"]) == IPv4Interface(f"{here.address}/27")
 
 
 def test_a_published_port_is_reached_from_everywhere(network: Any) -> None:
@@ -136,12 +149,28 @@ def test_a_wrong_request_is_refused_with_the_remedy_and_leaves_nothing(network: 
     own = str(container(host).address).rpartition(".")[0]
     assert "part of docker0" in refused(host, *create, f"--subnet={own}.0/26", "wrong")
     assert "which this host uses" in refused(host, *create, f"--subnet={own}.64/26", "wrong")
-    assert "color is not an option" in refused(host, *create, "-o", "color=red", "wrong")
+    assert "color is not an option of the network" in refused(host, *create, "-o", "color=red", "wrong")
+    assert "color is not an option of the IPAM" in refused(host, *create, "--ipam-opt", "color=red", "wrong")
     assert "one network, without" in refused(host, *create, "--ipam-opt", "flannel.network=blue", "wrong")
     assert "port 0.0.0.0:8080/tcp of this host is in use" in refused(host, *run, PUBLISH, "busybox", "true")
     assert "Name it: -p 8080:80" in refused(host, *run, "--publish=80", "busybox", "true")
 
     assert ((host.directory / STATE).read_text(), names_of_links(host)) == before
+
+
+def test_a_route_of_the_whole_subnet_is_named_and_not_requested_again(network: Any) -> None:
+    """Docker repeats a request without end if it refuses the answer."""
+    host, log = network.hosts["docker1"], network.hosts["docker1"].directory / "log/flanneld.log"
+    own = f"{host.lease()[9]}/24"
+    for argv in ("link add whole type bridge", f"address add {own} dev whole", "link set whole up"):
+        host.run(["ip", *argv.split()])
+    before = log.read_text().count("IpamDriver.RequestPool")
+
+    said = refused(host, *words(CREATE)[1:-1], "wrong")
+
+    host.run(["ip", "link", "delete", "whole"])
+    assert f"a route of this host contains {host.lease()}" in said
+    assert log.read_text().count("IpamDriver.RequestPool") == before + 1
 
 
 def test_a_deleted_bridge_returns_with_its_containers(network: Any) -> None:

@@ -1,78 +1,74 @@
 """containerd: `ctr run --cni`, and pods by the interface of Kubernetes (CRI)."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pyflannel.errors import LabError
 from pyflannel.lab.topology import Host
+from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
-
-IMAGE = "localhost/busybox:latest"
-CONFIG = f"""\
-version = 2
-root = "/var/lib/docker/containerd"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{IMAGE}"
-restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "native"
-"""
-SOON_S = 60.0
+from testlab.container_ways import (
+    CTR_RUN,
+    IMAGE,
+    SOON_S,
+    UNUSABLE_SUBNET_FILES,
+    Containerd,
+    CriWay,
+    CtrWay,
+    attachments,
+    other_subnet_file,
+)
 
 
 @pytest.fixture(scope="module")
-def containerd(hosts: list[Host]) -> Iterator[list[Host]]:
+def containerds(hosts: list[Host]) -> Iterator[list[Containerd]]:
     """Start containerd on both hosts, with an image that sleeps."""
-    running = []
-    for host in hosts:
-        host.run(["sh", "-c", "mkdir -p /etc/containerd && cat >/etc/containerd/config.toml"], text=CONFIG)
-        running.append(host.start(["containerd"]))
-        socket = host.directory / "run/containerd/containerd.sock"
-        wait_until(socket.exists, what="containerd answers", deadline_s=SOON_S)
-        podman = ["podman", "--storage-driver=vfs"]
-        archive = str(host.directory.parent / "busybox.tar")
-        change = '--change=ENTRYPOINT ["/bin/sleep", "infinity"]'
-        host.run([*podman, "import", change, archive, IMAGE])
-        host.run([*podman, "save", "--format=docker-archive", "--output=/run/image.tar", IMAGE])
-        host.run(["ctr", "--namespace=k8s.io", "image", "import", "/run/image.tar"])
-    yield hosts
-    for program in running:
-        program.stop()
+    running = [Containerd(host) for host in hosts]
+    for containerd in running:
+        containerd.start()
+        containerd.import_image()
+    yield running
+    for containerd in running:
+        containerd.stop()
 
 
-def test_containers_of_two_hosts_reach_each_other_with_ctr(containerd: list[Host]) -> None:
-    first, second = containerd
-    run = ["ctr", "--namespace=k8s.io", "run", "--cni", "--snapshotter=native", "--cgroup="]
-    second.start([*run, IMAGE, "other"], name="ctr")
-    shown = ["ctr", "--namespace=k8s.io", "task", "exec", "--exec-id=look", "other", "ip", "-o", "-4", "addr"]
-    wait_until(lambda: "eth0" in second.run(shown, check=False).stdout, what="a container", deadline_s=SOON_S)
-    address = next(line.split()[3] for line in second.run(shown).stdout.splitlines() if "eth0" in line)
-    ping = [IMAGE, "one", "ping", "-c1", "-W5", address.partition("/")[0]]
-    assert "1 packets received" in first.run([*run, "--rm", *ping]).stdout
-    second.run(["ctr", "--namespace=k8s.io", "task", "kill", "--signal=KILL", "other"])
-    assert first.run(["find", "/var/lib/cni/flannel", "-type", "f"]).stdout == ""
+def test_containers_of_two_hosts_reach_each_other_with_ctr(containerds: list[Containerd]) -> None:
+    first, second = containerds
+    other = CtrWay(second).start("other")
+    alone = [*CTR_RUN, "--rm", IMAGE, "one", "ping", "-c1", "-W5", str(other.address)]
+    assert "1 packets received" in first.host.run(alone).stdout
+    CtrWay(second).end("other")
+    for containerd in containerds:
+        assert attachments(containerd.host) == []
 
 
-def test_pods_of_two_hosts_reach_each_other_by_cri(containerd: list[Host], go_programs: Path) -> None:
-    def crictl(host: Host, *words: str, text: str | None = None) -> str:
-        socket = "unix:///run/containerd/containerd.sock"
-        return host.run([str(go_programs / "crictl"), "-r", socket, *words], text=text).stdout
+def test_pods_of_two_hosts_reach_each_other_by_cri(containerds: list[Containerd], go_programs: Path) -> None:
+    ways = [CriWay(containerd, go_programs) for containerd in containerds]
+    first, second = [way.start("web") for way in ways]  # the condition NetworkReady is true
+    assert ping(first, second.address).is_reached
+    assert ping(second, first.address).is_reached
+    for way, containerd in zip(ways, containerds, strict=True):
+        way.end("web")
+        assert attachments(containerd.host) == []
 
-    addresses = []
-    for host in containerd:
-        conditions = json.loads(crictl(host, "info"))["status"]["conditions"]
-        assert [each["status"] for each in conditions if each["type"] == "NetworkReady"] == [True]
-        pod = {"metadata": {"name": "web", "namespace": "default", "uid": host.name}, "linux": {}}
-        host.run(["sh", "-c", "cat >/run/pod.json"], text=json.dumps(pod))
-        number = crictl(host, "runp", "/run/pod.json").strip()
-        status = json.loads(crictl(host, "inspectp", number))["status"]
-        addresses.append((number, status["network"]["ip"]))
-    for host, (number, _), (_, other) in zip(containerd, addresses, reversed(addresses), strict=True):
-        pid = json.loads(crictl(host, "inspectp", number))["info"]["pid"]
-        host.run(["nsenter", f"--target={pid}", "--net", "ping", "-c1", "-W5", other])
-    for host, (number, _) in zip(containerd, addresses, strict=True):
-        crictl(host, "stopp", number)
-        crictl(host, "rmp", number)
-        assert host.run(["find", "/var/lib/cni/flannel", "-type", "f"]).stdout == ""
+
+@pytest.mark.parametrize(("text", "reason"), UNUSABLE_SUBNET_FILES.values(), ids=UNUSABLE_SUBNET_FILES)
+def test_containerd_shows_why_the_subnet_file_is_unusable(
+    containerds: list[Containerd], go_programs: Path, text: str | None, reason: str
+) -> None:
+    containerd = containerds[0]
+    pods = CriWay(containerd, go_programs)
+
+    with other_subnet_file(containerd.host, text) as path:
+        by_ctr = containerd.host.run([*CTR_RUN, IMAGE, f"refused-{text is None}", "true"], check=False).stderr
+        wait_until(lambda: path in pods.crictl("info"), what="CRI reads the file again", deadline_s=SOON_S)
+        with pytest.raises(LabError) as by_cri:
+            pods.start("refused")
+
+    assert f"{path}: {reason}" in by_ctr
+    assert f"{path}: {reason}" in str(by_cri.value)
+    assert attachments(containerd.host) == []
+    wait_until(lambda: path not in pods.crictl("info"), what="CRI reads the file again", deadline_s=SOON_S)
+    assert pods.crictl("pods", "--quiet") == ""

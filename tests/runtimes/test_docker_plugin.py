@@ -1,13 +1,11 @@
-"""The network plugin for Docker on real engines, with each backend: restarts in every order, CNI, Compose."""
+"""The network plugin for Docker on real engines, with each backend: addresses, names, Compose, faults."""
 
 import json
 import os
 import re
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,8 @@ from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import together, wait_until
 from testlab.cni_runtime import Runtime
+from testlab.container_ways import ComposeWay
+from testlab.docker_requests import NAMES, requests_for_names
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
@@ -31,7 +31,6 @@ SLEEP = ["sleep", "100000"]
 OPTIONS = Path("/etc/default/docker")
 STATE = "var/lib/flannel/docker-networks.json"
 SOON_S = 60.0
-_numbers = count(1)
 KILL = """\
 containers=$(docker inspect --format "{{.State.Pid}}" $(docker ps --quiet --filter status=running))
 kill -9 $(pidof dockerd)
@@ -47,20 +46,23 @@ _BLOCKS = re.findall(r"^```(?:yaml)?\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILIN
 COMPOSE_NETWORK = next(block for block in _BLOCKS if block.startswith("networks:"))
 CREATE_PLAIN = next(block for block in _BLOCKS if " -d bridge " in block)
 NAME_SOCKET = next(block for block in _BLOCKS if "flannel.spec" in block)
+NAMED = "".join(block for block in _BLOCKS if "--name db " in block or "--add-host" in block)
 """Blocks of the guide."""
 
-COMPOSE = f"""\
-version: "3"
-services:
-  one:
-    image: busybox
-    command: sleep 100000
-    stop_grace_period: 0s
-  two:
-    image: busybox
-    command: sleep 100000
-    stop_grace_period: 0s
-{COMPOSE_NETWORK}"""
+NAME_SERVER = """\
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("", 53))
+while True:
+    query, client = server.recvfrom(512)
+    question = query[12 : query.index(b"\\0", 12) + 5]
+    is_ipv4 = question[-4:-2] == b"\\0\\1"
+    counts = b"\\0\\1" + (b"\\0\\1" if is_ipv4 else b"\\0\\0") + bytes(4)
+    record = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4" + socket.inet_aton(sys.argv[1])
+    answer = query[:2] + b"\\x81\\x80" + counts + question + (record if is_ipv4 else b"")
+    server.sendto(answer, client)
+"""
+"""A name server that answers each question for an IPv4 address with its argument."""
 
 
 @dataclass
@@ -69,7 +71,6 @@ class Pair:
 
     lab: Lab
     etcd: EtcdServer
-    store: Program
     daemons: dict[str, Program] = field(default_factory=dict)
 
     @property
@@ -117,7 +118,8 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     places = tuple(place for place in COOKBOOK.hosts if place.segment is LEFT)
     with Lab(f"plugin-{request.param}", Topology(COOKBOOK.segments, places)) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
-        pair = Pair(lab, etcd, etcd.start())
+        etcd.start()
+        pair = Pair(lab, etcd)
         config = {"Network": "10.100.0.0/16", "Backend": {"Type": request.param}}
         pair.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
         write_image(lab.directory / "busybox.tar")
@@ -145,45 +147,12 @@ def start_docker(pair: Pair) -> None:
     pair.start_docker(pair.host)
 
 
-RESTARTS: dict[str, tuple[Callable[[Pair], None], ...]] = {
-    "flanneld": (end_flanneld, start_flanneld),
-    "flanneld-killed": (kill_flanneld, start_flanneld),
-    "docker": (end_docker, start_docker),
-    "flanneld-first": (end_flanneld, end_docker, start_flanneld, start_docker),
-    "docker-first": (end_docker, end_flanneld, start_flanneld, start_docker),
-    "docker-before-flanneld": (end_docker, kill_flanneld, start_docker, start_flanneld),
-}
-
-
-@pytest.mark.parametrize("steps", RESTARTS.values(), ids=RESTARTS)
-def test_a_restart_loses_no_packet_and_no_address(
-    pair: Pair, steps: tuple[Callable[[Pair], None], ...]
-) -> None:
-    address, before = pair.web.address, pair.state()
-    pings = pair.far.start_in_network(
-        ["ping", "-n", "-i", "0.01", str(address)], name=f"pings-{next(_numbers)}"
-    )
-    said = pings.log
-    assert said is not None
-    wait_until(lambda: " ttl=" in said.read_text(), what="pings are answered", deadline_s=SOON_S)
-
-    for step in steps:
-        step(pair)
-    new = pair.host.engine.run_container("new", SLEEP, network="web", options=["--stop-timeout=1"])
-    reached = ping(pair.far, new.address)
-    pings.send(signal.SIGINT)
-    pings.wait()
-
-    answered = {int(number) for number in re.findall(r" icmp_seq=(\d+) ttl=", said.read_text())}
-    assert sorted(answered) == list(range(1, max(answered) + 1))
-    assert reached.is_reached
-    assert pair.web.address == address
-    assert new.address != address
-    pair.host.engine.docker("rm", "--force", "new")
-    assert pair.state() == before
-
-
-def test_a_published_port_works_after_the_restarts(pair: Pair) -> None:
+def test_a_published_port_works_after_restarts(pair: Pair) -> None:
+    """Restarts in every order, of containers of each way: test_restarts.py."""
+    end_docker(pair)
+    kill_flanneld(pair)
+    start_flanneld(pair)
+    start_docker(pair)
     url = f"http://{pair.host.address}:8080/"
 
     page = pair.far.run(["busybox", "timeout", "5", "busybox", "wget", "-q", "-O", "-", url])
@@ -251,32 +220,65 @@ def test_a_network_with_a_given_subnet_gives_the_wanted_address(pair: Pair) -> N
     host.engine.docker("network", "rm", "large")
 
 
+def test_docker_passes_no_name_to_a_plugin_except_in_an_option(pair: Pair) -> None:
+    """Names across hosts depend on it: docs/decisions/0070-no-names-of-containers-across-hosts.md."""
+    requests = requests_for_names(pair.host)
+
+    assert "/NetworkDriver.CreateEndpoint" in requests
+    assert [name for name in NAMES if name in requests] == ["of-option"]
+
+
+def test_a_container_of_another_host_has_a_name_that_the_user_gives(pair: Pair) -> None:
+    """By a fixed address and --add-host, or by a name server of the user."""
+    here, there = pair.host, pair.lab.hosts["docker2"]
+    base = str(here.lease().network_address)[:-1]
+    create, database, caller = (
+        line.replace("10.100.15.", base).replace("IMAGE", f"busybox {' '.join(SLEEP)}")
+        for line in NAMED.splitlines()
+    )
+    here.run(create.split())
+    here.run(database.split())
+    there.run(caller.split())
+    by_host = there.engine.docker("exec", "shop", "ping", "-c1", "-W5", "db", check=False).stdout
+    server = DockerContainer(here, here.engine, "db", network="database")
+    answering = server.start_in_network(["python3", "-c", NAME_SERVER, str(server.address)])
+    dns = ["run", "--rm", "--network=web", f"--dns={server.address}", "busybox"]
+    by_server = there.engine.docker(*dns, "ping", "-c1", "-W5", "db.example", check=False).stdout
+    answering.stop()
+    there.engine.docker("rm", "--force", "shop")
+    here.engine.docker("rm", "--force", "db")
+    here.engine.docker("network", "rm", "database")
+
+    assert f"from {server.address}:" in by_host
+    assert f"from {server.address}:" in by_server
+
+
+def test_an_internal_network_reaches_the_flannel_network_and_nothing_else(pair: Pair) -> None:
+    host = pair.host
+    host.engine.docker(*CREATE, "--internal", "inner")
+    inner = host.engine.run_container("inner", SLEEP, network="inner", options=["--stop-timeout=1"])
+    reached = [ping(inner, address, count=1).is_reached for address in (pair.far.address, LEFT.gateway.ip)]
+    host.engine.docker("rm", "--force", "inner")
+    host.engine.docker("network", "rm", "inner")
+
+    assert reached == [True, False]
+    assert ping(pair.web, LEFT.gateway.ip, count=1).is_reached
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_compose_project_runs(pair: Pair, version: int, request: pytest.FixtureRequest) -> None:
-    program = "docker-compose"
+    """Its services reach each other by name. Version 2 is the Compose plugin, `docker compose`."""
+    program: str | Path = "docker-compose"
     if version == 2:
-        program = str(request.getfixturevalue("go_programs") / "docker-compose")
-    host = pair.host
-    host.run(["mkdir", "-p", "/run/project"])
-    host.run(["tee", "/run/project/docker-compose.yml"], text=COMPOSE)
-    compose = [program, "--project-directory=/run/project", "-f", "/run/project/docker-compose.yml"]
+        program = request.getfixturevalue("go_programs") / "docker-compose"
+    project = ComposeWay(pair.host, program, "project", COMPOSE_NETWORK, ["one", "two"])
 
-    host.run([*compose, "up", "--detach"])
-    reached = host.run([*compose, "exec", "-T", "one", "ping", "-c1", "-W5", "two"], check=False)
-    host.run([*compose, "down"])
+    project.run("up", "--detach")
+    reached = project.run("exec", "-T", "one", "ping", "-c1", "-W5", "two", check=False)
+    project.run("down")
 
     assert reached.returncode == 0
     assert len(pair.state()["networks"]) == 1
-
-
-def test_a_container_starts_while_the_store_is_unreachable(pair: Pair) -> None:
-    pair.store.pause()
-    try:
-        new = pair.host.engine.run_container("new", SLEEP, network="web", options=["--stop-timeout=1"])
-        pair.wait_reached(new.address)
-        pair.host.engine.docker("rm", "--force", "new")
-    finally:
-        pair.store.go_on()
 
 
 def test_a_container_does_not_start_while_flanneld_does_not_run(pair: Pair) -> None:
@@ -330,6 +332,32 @@ def test_a_host_that_boots_again_has_its_containers_with_their_ports(pair: Pair)
     assert [len(pool["used"]) for pool in pair.state()["pools"].values()] == [2, 2]
     host.engine.docker("rm", "--force", "sleeper")
     host.engine.docker("network", "rm", "other")
+    assert {kind: len(entries) for kind, entries in pair.state().items()} == {
+        kind: len(entries) for kind, entries in before.items()
+    }
+
+
+def test_docker_without_live_restore_starts_its_containers_again(pair: Pair) -> None:
+    """They get addresses of their network, each another one, as in Docker's own networks."""
+    host, before = pair.host, pair.state()
+    host.engine.run_container(
+        "sleeper", SLEEP, network="web", options=["--restart=always", "--stop-timeout=1"]
+    )
+    for _ in range(2):  # the first start ends the containers that run
+        end_docker(pair)
+        host.engine.start("dockerd $DOCKER_OPTS", environment_file=OPTIONS)
+        for name in ("web", "sleeper"):
+            wait_running(host, name)
+
+    addresses = [
+        DockerContainer(host, host.engine, name, network="web").address for name in ("web", "sleeper")
+    ]
+    for address in addresses:
+        pair.wait_reached(address)
+    assert len(set(addresses)) == 2
+    host.engine.docker("rm", "--force", "sleeper")
+    end_docker(pair)
+    start_docker(pair)
     assert {kind: len(entries) for kind, entries in pair.state().items()} == {
         kind: len(entries) for kind, entries in before.items()
     }

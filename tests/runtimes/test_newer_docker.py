@@ -14,6 +14,7 @@ from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import together
+from testlab.docker_requests import NAMES, requests_for_names
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
@@ -50,7 +51,11 @@ def pair(request: pytest.FixtureRequest, go_programs: Path) -> Iterator[Pair]:
     with Lab(f"newer-{request.param}", Topology(COOKBOOK.segments, places)) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         etcd.start()
-        config = {"Network": "10.100.0.0/16", "Backend": {"Type": "vxlan"}}
+        config = {
+            "Network": "10.100.0.0/16",
+            "Backend": {"Type": "vxlan"},
+            "EnableNFTables": request.param == "nftables",  # the same engine for the rules of flannel
+        }
         etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
         write_image(lab.directory / "busybox.tar")
 
@@ -71,6 +76,7 @@ def test_networks_of_the_plugin_are_not_affected(pair: Pair) -> None:
 
     assert fetch(pair.web(here), pair.web(there).address) == f"page of {there.name}"
     assert fetch(pair.web(here), there.address, port=8080) == f"page of {there.name}"
+    assert ping(pair.web(here), LEFT.gateway.ip).is_reached  # masqueraded: the router has no route back
     assert "docker-drops" not in here.flannelctl("doctor", check=False)
 
 
@@ -88,6 +94,14 @@ def test_doctor_names_the_option_for_a_bridge_network(pair: Pair) -> None:
         assert reached == (name == "open")
         assert len(named) == (0 if name == "open" else 1)
         assert all(UNPROTECTED in fix for fix in named)
+
+
+def test_docker_passes_no_name_to_a_plugin_except_in_an_option(pair: Pair) -> None:
+    """Names across hosts depend on it: docs/decisions/0070-no-names-of-containers-across-hosts.md."""
+    requests = requests_for_names(pair.hosts[0])
+
+    assert "/NetworkDriver.CreateEndpoint" in requests
+    assert [name for name in NAMES if name in requests] == ["of-option"]
 
 
 def test_containers_and_networks_end(pair: Pair) -> None:

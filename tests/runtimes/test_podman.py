@@ -1,80 +1,106 @@
-"""Podman with its CNI backend: containers of two hosts, and a published port."""
+"""Podman with its CNI backend, and with netavark."""
 
-import json
 import re
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from pyflannel.lab.program import Program
 from pyflannel.lab.topology import Host
+from pyflannel.lab.traffic import ping, wait_reached
+from testlab.container_ways import (
+    PODMAN_WITH_CNI,
+    PODMAN_WITH_NETAVARK,
+    SOON_S,
+    UNUSABLE_SUBNET_FILES,
+    PodmanWay,
+    attachments,
+    other_subnet_file,
+)
+from testlab.pinging import pinging
 
-CONTAINERS_CONF = """\
-[network]
-{network}
-[engine]
-cgroup_manager="cgroupfs"
-events_logger="file"
-[containers]
-default_ulimits=["nofile=1024:1024","nproc=1024:1024"]
-"""
-
-
-CREATE_NETWORK = """\
-. /run/flannel/subnet.env
-podman network create --subnet ${FLANNEL_SUBNET%.*}.128/25 --opt mtu=$FLANNEL_MTU flannel
-"""
+GUIDE = (Path(__file__).parents[2] / "docs/guides/cni.md").read_text()
+_BLOCKS = re.findall(r"^```\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+CREATE_IN_PART, CREATE_IN_HALF = (
+    block.partition("podman run")[0] for block in _BLOCKS if "podman network create" in block
+)
 """The commands of the guide."""
 
 
-class Podman:
-    """Podman on one host of the lab, whose /var/lib is an overlay."""
-
-    def __init__(self, host: Host, network: str) -> None:
-        self.host = host
-        text = CONTAINERS_CONF.format(network=network)
-        host.run(
-            ["sh", "-c", "mkdir -p /etc/containers && cat >/etc/containers/containers.conf"],
-            text=text,
-        )
-        self("import", str(host.directory.parent / "busybox.tar"), "busybox")
-
-    def __call__(self, *words: str) -> str:
-        return self.host.run(["podman", "--runtime=/usr/sbin/runc", "--storage-driver=vfs", *words]).stdout
-
-    def start(self, name: str, *options: str) -> str:
-        """Start a web server; return its address."""
-        settings = ["--detach", f"--name={name}", "--security-opt=seccomp=unconfined", *options]
-        self("run", *settings, "localhost/busybox", "httpd", "-f", "-v", "-h", "/etc")
-        [network] = json.loads(self("inspect", name))[0]["NetworkSettings"]["Networks"].values()
-        return str(network["IPAddress"])
-
-
-def clients(podman: Podman, name: str) -> list[str]:
+def clients(podman: PodmanWay, name: str) -> list[str]:
     """Return the addresses of the clients that a web server logged."""
-    logged = podman.host.run(["podman", "--storage-driver=vfs", "logs", name]).stderr
-    return re.findall(r"\[::ffff:([0-9.]+)\]:\d+: response:200", logged)
+    return re.findall(r"\[::ffff:([0-9.]+)\]:\d+: response:200", podman("logs", name).stderr)
+
+
+def page(podman: PodmanWay, name: str, address: object) -> str:
+    """Return the page at an address, read by a container."""
+    return podman("exec", name, "wget", "-q", "-O", "-", f"http://{address}/passwd").stdout
 
 
 def test_containers_of_two_hosts_reach_each_other_and_a_port_is_published(hosts: list[Host]) -> None:
-    first, second = (Podman(host, 'network_backend="cni"\ndefault_network="cbr0"') for host in hosts)
-    own = first.start("web1", "--publish=8080:80")
-    address = second.start("web2")
-    assert "root:" in first("exec", "web1", "wget", "-q", "-O", "-", f"http://{address}/passwd")
-    assert clients(second, "web2") == [own]
+    first, second = (PodmanWay(host, PODMAN_WITH_CNI) for host in hosts)
+    own = first.start("web1", "--publish=8080:80").address
+    address = second.start("web2").address
+    assert "root:" in page(first, "web1", address)
+    assert clients(second, "web2") == [str(own)]
     assert "root:" in second.host.run(["curl", "-s", f"http://{hosts[0].address}:8080/passwd"]).stdout
     for podman, name in ((first, "web1"), (second, "web2")):
-        podman("rm", "--force", "--time=0", name)
-        assert podman.host.run(["find", "/var/lib/cni/flannel", "-type", "f"]).stdout == ""
+        podman.end(name)
+        assert attachments(podman.host) == []
 
 
-def test_containers_of_two_hosts_reach_each_other_with_netavark(hosts: list[Host]) -> None:
-    first, second = (Podman(host, 'network_backend="netavark"') for host in hosts)
-    addresses = []
+@pytest.mark.parametrize(("text", "reason"), UNUSABLE_SUBNET_FILES.values(), ids=UNUSABLE_SUBNET_FILES)
+def test_podman_shows_why_the_subnet_file_is_unusable(
+    hosts: list[Host], text: str | None, reason: str
+) -> None:
+    podman = PodmanWay(hosts[0], PODMAN_WITH_CNI)
+    run = ["run", "--rm", "--security-opt=seccomp=unconfined", "localhost/busybox", "true"]
+
+    with other_subnet_file(hosts[0], text) as path:
+        refused = podman(*run, check=False)
+
+    assert f"{path}: {reason}" in refused.stderr
+    assert attachments(hosts[0]) == []
+    podman(*run)
+
+
+def test_netavark_connects_containers_also_during_restarts_of_flanneld(pair: Any) -> None:
+    """Podman has no daemon that could restart."""
+    first, second = (PodmanWay(host, PODMAN_WITH_NETAVARK, "flannel") for host in pair.hosts)
+    for podman in (first, second):
+        podman.host.run(["sh", "-c", CREATE_IN_PART])
+    near, far = (podman.start("web") for podman in (first, second))
+    wait_reached([near, far], deadline_s=SOON_S)
+
+    assert "root:" in page(first, "web", far.address)
+    host = pair.hosts[0]
+    sources = {str(host.lease().network_address), str(host.address)}  # the second one with host-gw
+    assert sources.issuperset(clients(second, "web"))  # netavark masquerades
+    for end in (Program.stop, Program.kill):
+        with pinging(far, str(near.address)) as pings:
+            end(pair.daemons[host.name])
+            pair.start_flanneld(host)
+        new = first.start("new")
+        assert (pings.lost, ping(far, new.address).is_reached) == (0, True)
+        assert new.address != near.address
+        first.end("new")
+    for podman in (first, second):
+        podman.end("web")
+        podman("network", "rm", "flannel")
+
+
+def test_netavark_may_have_the_upper_half_of_an_undivided_subnet(hosts: list[Host]) -> None:
+    first, second = (PodmanWay(host, PODMAN_WITH_NETAVARK, "flannel") for host in hosts)
     for podman in (first, second):
         podman.host.run(
             ["ip", "link", "delete", "cni0"], check=False
         )  # of another test, with the same subnet
-        podman.host.run(["sh", "-c", CREATE_NETWORK])
-        addresses.append(podman.start("web", "--network=flannel"))
-    assert "root:" in first("exec", "web", "wget", "-q", "-O", "-", f"http://{addresses[1]}/passwd")
-    assert clients(second, "web") == [str(hosts[0].lease().network_address)]  # netavark masquerades
+        podman.host.run(["sh", "-c", CREATE_IN_HALF])
+    near, far = (podman.start("web") for podman in (first, second))
+
+    wait_reached([near, far], deadline_s=SOON_S)
+
     for podman in (first, second):
-        podman("rm", "--force", "--time=0", "web")
+        podman.end("web")
         podman("network", "rm", "flannel")
