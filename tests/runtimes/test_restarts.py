@@ -231,6 +231,11 @@ def start_and_end(pair: Pair) -> dict[str, bool]:
 def test_containers_start_while_the_store_is_unreachable(pair: Pair) -> None:
     pair.store.pause()
     try:
+        wait_until(
+            lambda: "2379/coreos.com/network, unreachable" in pair.host.flannelctl("status", check=False),
+            what="flanneld reports the store as unreachable",
+            deadline_s=SOON_S,
+        )
         is_reached = start_and_end(pair)
     finally:
         pair.store.go_on()
