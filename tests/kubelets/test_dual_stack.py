@@ -5,6 +5,7 @@ Helm installs flannel here, on a cluster of its own, because the podCIDRs of a N
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from ipaddress import IPv4Network, IPv6Network
@@ -15,6 +16,7 @@ from pyflannel.lab.lab import Lab
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from pyflannel.lab.waiting import wait_until
 from testlab.cluster import HELM, Cluster, copy_chart
+from testlab.console import task_commands
 from testlab.kubelets import SOON_S, WEB, WEB_PORT, KubeApi, Pod, is_built, source_at, start_cluster
 from testlab.overlay import ipv6_underlay
 from testlab.pinging import pinging
@@ -94,3 +96,42 @@ def test_pods_reach_each_other_and_services_in_both_families(
     lost = [pings.lost for pings in streams]
     record_property("pings", f"{lost} pings lost in a rollout, by IPv4 and IPv6")
     assert lost == [0, 0]
+
+
+def test_a_change_of_one_family_of_a_node_leaves_the_other_family(
+    api: KubeApi,
+) -> None:
+    one, two = api.nodes.values()
+
+    def destinations() -> list[str]:
+        """Return the addresses to which node2 sends packets for node1, by IPv4 and IPv6."""
+        entries = [
+            two.host.run(["bridge", "fdb", "show", "dev", link]).stdout
+            for link in ("flannel.1", "flannel-v6.1")
+        ]
+        return [word for text in entries for word in re.findall(r"dst (\S+)", text)]
+
+    own = [str(one.host.address), str(ipv6_underlay(one.host).ip)]
+    assert destinations() == own
+    others = (("public_ip_overwrite", "192.0.2.99"), ("public_ipv6_overwrite", "fd00:99::1"))
+    for position, (note, other) in enumerate(others):
+        expected = [*own]
+        expected[position] = other
+        api.cluster.annotate("node1", **{note: other})
+        wait_until(lambda e=expected: destinations() == e, what=note, deadline_s=SOON_S)
+        api.cluster.annotate("node1", **{note: None})
+        wait_until(lambda: destinations() == own, what="the own addresses", deadline_s=SOON_S)
+
+
+def test_the_removal_after_helm_leaves_no_trace(api: KubeApi) -> None:
+    assert all(node.traces() for node in api.nodes.values())
+    api.kubectl("delete", "pods", "--all", "--now")
+
+    replace, wait, _ = task_commands("Remove it")
+    api.run(replace)
+    api.run(wait)
+    api.helm("uninstall", "flannel")
+
+    for name, node in api.nodes.items():
+        assert api.cluster.annotations(name) == {}
+        wait_until(lambda node=node: node.traces() == [], what=f"{name} is clean", deadline_s=SOON_S)

@@ -3,6 +3,7 @@
 Its program is built from its sources. Its image is made here, under the name that its manifest contains.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab.lab import Lab
-from pyflannel.lab.waiting import wait_until
 from testlab.cluster import PROGRAMS
+from testlab.console import task_commands
 from testlab.kubelets import (
-    SOON_S,
     KubeApi,
     Pod,
     check_traffic,
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not ORIGINAL.exists(), reason="the original is n
 
 
 @pytest.fixture(scope="module")
-def manifest(lab: Lab, api: KubeApi, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def manifest(lab: Lab, api: KubeApi, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The manifest of the original, whose images are on the nodes."""
     text = ORIGINAL.read_text()
     flannel, plugin = (
@@ -40,9 +40,7 @@ def manifest(lab: Lab, api: KubeApi, tmp_path_factory: pytest.TempPathFactory) -
     for image in write_original_images(directory, flannel, plugin, lab.directory / "plugin/flannel"):
         for node in api.nodes.values():
             node.load(image)
-    yield text
-    api.kubectl("apply", "--kustomize", MANIFESTS)
-    api.until_rolled_out()
+    return text
 
 
 @contextmanager
@@ -59,7 +57,7 @@ def images(api: KubeApi) -> list[str]:
     return [pod["spec"]["containers"][0]["image"].rpartition("/")[2] for pod in pods if pod]
 
 
-def test_the_original_replaces_pyflannel_and_back_in_a_cluster_of_both(
+def test_the_original_replaces_pyflannel_in_a_cluster_of_both(
     api: KubeApi, pods: list[Pod], manifest: str, record_property: Callable[[str, object], None]
 ) -> None:
     one, two = pods
@@ -76,25 +74,46 @@ def test_the_original_replaces_pyflannel_and_back_in_a_cluster_of_both(
         api.renew_flanneld("node2")
     assert images(api) == ["flannel:v0.28.9"] * 2
 
+
+def test_pyflannel_replaces_the_original_if_only_the_image_of_its_manifest_is_another(
+    api: KubeApi, pods: list[Pod], manifest: str, record_property: Callable[[str, object], None]
+) -> None:
+    """By the commands of the README. The manifest grants neither CAP_BPF nor a bpffs, nor /dev/net/tun."""
+    one, two = pods
+    with without_loss(one, two, record_property):
+        api.kubectl("apply", "--filename=-", text=manifest)  # the pods of the original stay
+        assert images(api) == ["flannel:v0.28.9"] * 2
+        for command in task_commands("Keep the manifest of the original"):
+            api.run(command)
+    assert images(api) == [OURS] * 2
+    check_traffic(api, one, two)
+
+    api.give_flanneld_tun()
+    with without_loss(one, two, record_property):
+        api.use_backend("udp")
+    check_traffic(api, one, two)
+    fast_path = json.loads(one.node.host.flannelctl("status", "--json"))["fast_path"]
+    reason = f"{fast_path['mode']}: {fast_path['reason']}"
+    record_property("fast path", f"fast path: {reason}")
+    assert fast_path["mode"] == "user-space"
+    assert "CAP_BPF" in reason
+    assert reason in one.node.host.flannelctl("status")
+    with without_loss(one, two, record_property):
+        api.use_backend("vxlan")
+
+
+def test_the_manifests_replace_those_of_the_original(
+    api: KubeApi, pods: list[Pod], manifest: str, record_property: Callable[[str, object], None]
+) -> None:
+    one, two = pods
+    with without_loss(one, two, record_property):
+        api.kubectl("apply", "--filename=-", text=manifest)
+        api.until_rolled_out()
+    assert images(api) == ["flannel:v0.28.9"] * 2
     with without_loss(one, two, record_property):
         api.kubectl("apply", "--kustomize", MANIFESTS)
         api.until_rolled_out()
     assert images(api) == [OURS] * 2
+    for command in task_commands("Remove the role of the original"):
+        api.run(command)
     check_traffic(api, one, two)
-
-
-def test_the_manifest_of_the_original_starts_pyflannel_if_only_the_image_is_another(
-    api: KubeApi, pods: list[Pod], manifest: str, record_property: Callable[[str, object], None]
-) -> None:
-    one, two = pods
-    swapped = re.sub(r"image: \S+/flannel:\S+", f"image: {OURS}", manifest)
-    with without_loss(one, two, record_property):
-        api.kubectl("apply", "--filename=-", text=swapped)
-        api.until_rolled_out()
-    assert images(api) == [OURS] * 2
-    check_traffic(api, one, two)
-    wait_until(
-        lambda: all(api.cluster.condition(name) for name in api.nodes),
-        what="the conditions",
-        deadline_s=SOON_S,
-    )

@@ -27,6 +27,13 @@ def command_blocks(document: str, section: str = "") -> list[str]:
     ]
 
 
+def task_commands(task: str) -> list[str]:
+    """Return the commands of the README that follow the text `**task**`."""
+    _, found, text = (ROOT / "README.md").read_text().partition(f"\n**{task}**")
+    assert found, task
+    return text.partition("\n```\n")[2].partition("\n```")[0].splitlines()
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A command, the host on which it runs (or several, with commas), and the lines of its output."""

@@ -5,6 +5,7 @@ import importlib.metadata
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -57,6 +58,13 @@ _DIRECTORIES = {
 
 _MACHINE_SYSCTLS = {"vm/overcommit_memory": "1", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
 """The kubelet sets these for the whole machine. Each node has plain files in their place."""
+
+_FILES = (
+    *("/run/flannel", "/var/lib/flannel", "/sys/fs/bpf/flannel", "/opt/cni/bin/flannel"),
+    *("/opt/cni/bin/flannel.d", "/etc/cni/net.d/10-flannel.conflist", "/var/lib/cni/flannel"),
+    "/var/lib/cni/networks/cbr0",
+)
+"""The files of flannel on a node."""
 
 _CONTAINERD = f"""\
 version = 2
@@ -111,7 +119,7 @@ class KubeNode:
         self._lab = lab
         self._cluster = cluster
         self._proxy_mode = proxy_mode
-        self._kubelet: Program | None = None
+        self._programs: dict[str, Program] = {}
 
     def start(self, images: Iterable[Path]) -> None:
         """Start the programs of the node and load the images."""
@@ -182,14 +190,8 @@ class KubeNode:
         ]
         plugins = "mkdir -p /opt/cni/bin; cp -n /usr/lib/cni/* /opt/cni/bin/"
         self.host.run(["sh", "-ec", "\n".join([*mounts, plugins, "mount --make-rshared /"])])
-        self.host.start(
-            ["nice", "-n", "5", "containerd", f"--config={files}/containerd.toml"], name="containerd"
-        )
-        wait_until(
-            lambda: self._ctr("version", check=False) != "", what="containerd answers", deadline_s=SOON_S
-        )
-        self._start("kube-proxy", f"--config={files}/proxy.json")
-        self.start_kubelet()
+        for name in ("containerd", "kube-proxy", "kubelet"):
+            self._start(name)
 
     def _make_cgroups(self) -> None:
         """Create the control groups of the node. A cpuset accepts a process only if it names processors."""
@@ -204,26 +206,28 @@ class KubeNode:
                     if (group / name).exists() and not (group / name).read_text().strip():
                         (group / name).write_text((group.parent / name).read_text())
 
-    def start_kubelet(self) -> None:
-        """Start the kubelet."""
+    def _start(self, name: str) -> None:
         files = self.host.directory / "node"
-        kubeconfig = self._cluster.kubeconfig(self.name, token=f"{self.name}-token")
-        flags = [
-            f"--config={files}/kubelet.json",
-            f"--kubeconfig={kubeconfig}",
-            f"--hostname-override={self.name}",
-            f"--node-ip={self._addresses}",
-        ]
-        self._kubelet = self._start("kubelet", *flags)
+        flags = {
+            "containerd": [f"--config={files}/containerd.toml"],
+            "kube-proxy": [f"--config={files}/proxy.json"],
+            "kubelet": [
+                f"--config={files}/kubelet.json",
+                f"--kubeconfig={self._cluster.kubeconfig(self.name, token=f'{self.name}-token')}",
+                f"--hostname-override={self.name}",
+                f"--node-ip={self._addresses}",
+            ],
+        }[name]
+        program = name if name == "containerd" else PROGRAMS / name
+        self._programs[name] = self.host.start(["nice", "-n", "5", program, *flags], name=name)
+        if name == "containerd":
+            wait_until(lambda: self._ctr("version", check=False) != "", what="containerd", deadline_s=SOON_S)
 
-    def _start(self, name: str, *flags: str) -> Program:
-        return self.host.start(["nice", "-n", "5", PROGRAMS / name, *flags], name=name)
-
-    def kill_kubelet(self) -> None:
-        """End the kubelet at once."""
-        assert self._kubelet is not None
-        self._kubelet.send(signal.SIGKILL)
-        self._kubelet.wait()
+    def restart(self, name: str) -> None:
+        """Kill containerd, kube-proxy or the kubelet, and start it again. Pods keep running."""
+        self._programs[name].send(signal.SIGKILL)
+        self._programs[name].wait()
+        self._start(name)
 
     def reboot(self) -> None:
         """End every process of the node, and start it again with its files, without its /run."""
@@ -239,6 +243,20 @@ class KubeNode:
         self.host.finish()
         plug_in(self._lab.router, self.host, self.host.place)
         self._boot()
+
+    def traces(self) -> list[str]:
+        """Return everything of flannel on the node."""
+        script = f"""
+            for file in {" ".join(_FILES)}; do if [ -e $file ]; then echo $file; fi; done
+            ip -oneline link | grep -oE ' (flannel[^:]*|cni0):' || true
+            ip route | grep 10.244 || true
+            ip -6 route | grep fd00:10:244 || true
+            nft list ruleset | grep -i flannel || true
+            iptables-save | grep -i flannel || true
+            ip6tables-save | grep -i flannel || true
+        """
+        found = self.host.run(["sh", "-c", script]).stdout
+        return [line.strip() for line in found.splitlines()]
 
     # Pods and containers.
 
@@ -272,6 +290,12 @@ class KubeApi:
         program = shutil.which("kubectl") or PROGRAMS / "kubectl"
         command = [program, f"--kubeconfig={self._admin}", *argv]
         return self._lab.router.run(command, text=text, check=check).stdout
+
+    def run(self, command: str) -> str:
+        """Run a command of a document: kubectl with words of a shell, and paths of the clone."""
+        program, *words = shlex.split(command)
+        assert program == "kubectl"
+        return self.kubectl(*(ROOT / word if word.startswith("deploy/") else word for word in words))
 
     def helm(self, *argv: str | Path) -> str:
         """Run helm as an administrator, in the namespace of flannel."""
@@ -345,16 +369,44 @@ class KubeApi:
 
     def kill_flanneld(self, node: str) -> None:
         """Kill flanneld in its pod, and wait until the kubelet has restarted it."""
-
-        def container() -> str:
-            pod = self.flanneld_pod(node)
-            (status,) = pod["status"]["containerStatuses"] if pod else ({},)
-            return str(status.get("containerID", "")).removeprefix("containerd://")
-
-        before = container()
+        before = self._flanneld_container(node)
         self.nodes[node].kill_container(before)
-        wait_until(lambda: container() not in ("", before), what="a new container", deadline_s=SOON_S)
+        wait_until(
+            lambda: self._flanneld_container(node) not in ("", before),
+            what="a new container",
+            deadline_s=SOON_S,
+        )
         self.until_flannel_is_ready()
+
+    def _flanneld_container(self, node: str) -> str:
+        pod = self.flanneld_pod(node)
+        (status,) = pod["status"]["containerStatuses"] if pod else ({},)
+        return str(status.get("containerID", "")).removeprefix("containerd://")
+
+    def give_flanneld_tun(self) -> None:
+        """Create /dev/net/tun in the pods of flanneld, whose manifest does not mount it."""
+        script = "mkdir -p /dev/net; mknod /dev/net/tun c 10 200"
+        for name, node in self.nodes.items():
+            process = node.process(self._flanneld_container(name))
+            node.host.run(["nsenter", f"--target={process}", "--mount", "--", "sh", "-ec", script])
+
+    def use_backend(self, backend: str) -> None:
+        """Change the backend in the ConfigMap and wait until all Nodes publish it."""
+        config = json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": backend}})
+        patch = json.dumps({"data": {"net-conf.json": config}})
+        names = ("configmap", "kube-flannel-cfg", "--namespace=kube-flannel")
+        self.kubectl("patch", *names, f"--patch={patch}")
+        kind = {"udp": ""}.get(backend, backend)
+
+        def is_published() -> bool:
+            return all(self.cluster.annotations(name).get("backend-type") == kind for name in self.nodes)
+
+        wait_until(is_published, what=f"backend {backend}", deadline_s=SOON_S)
+        self.until_flannel_is_ready()
+
+    def conditions(self) -> dict[str, dict[str, str] | None]:
+        """Return the condition NetworkUnavailable of each Node."""
+        return {name: self.cluster.condition(name) for name in self.nodes}
 
     def until_rolled_out(self) -> None:
         """Wait until the pods of flanneld are those of the newest manifest, and ready."""

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pyflannel import VERSION, errors
+from testlab.console import command_blocks
 from testlab.fault_table import fault_rows
 
 ROOT = Path(__file__).parents[2]
@@ -254,6 +255,15 @@ def test_a_decision_lists_its_costs_and_the_signs_of_a_wrong_decision(record: Pa
     headings = re.findall(r"^## (.+)$", record.read_text(), flags=re.MULTILINE)
 
     assert headings == ["Context", "Decision", "Costs", "Signs of a wrong decision"]
+
+
+def test_each_task_of_kubernetes_needs_at_most_three_commands() -> None:
+    blocks = command_blocks("README.md", "Kubernetes")
+
+    assert len(blocks) >= 10
+    assert [block for block in blocks if len(block.splitlines()) > 3] == []
+    named = re.findall(r"(?:deploy|scripts)/\S+", "".join(blocks))
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_the_changelog_opens_with_this_version() -> None:
