@@ -566,6 +566,13 @@ def write_original_images(directory: Path, flannel: str, plugin: str, program: P
     return [directory / "flannel.tar", directory / "plugin.tar"]
 
 
+def write_policies_image(path: Path, name: str) -> None:
+    """Write the image of kube-network-policies with this name. Its manifest contains the whole command."""
+    image = _Image()
+    image.add_program("/bin/netpol", PROGRAMS / "kube-network-policies/netpol")
+    image.write(path, name, [])
+
+
 def _requirements(name: str) -> list[tuple[importlib.metadata.Distribution, list[str]]]:
     """Return the packages that a package needs when it runs, with their files."""
     found: dict[str, tuple[importlib.metadata.Distribution, list[str]]] = {}
