@@ -257,12 +257,14 @@ class _Column:
         text: the text of a peer.
         order: the value by which peers are sorted. Peers without a value follow the others.
         is_number: aligned to the right, and sorted with the greatest value first.
+        width: least width, so that a usual change of a value moves no other column.
     """
 
     heading: str
     text: Callable[[Moment, LivePeer], str]
     order: Callable[[Moment, LivePeer], "str | float | None"]
     is_number: bool = False
+    width: int = 0
 
 
 def _text_column(heading: str, text: Callable[[Moment, LivePeer], str]) -> _Column:
@@ -274,6 +276,7 @@ COLUMNS = {
         heading="STATE",
         text=lambda _, peer: f"{SYMBOLS[state_of(peer)][0]} {state_of(peer)}",
         order=lambda _, peer: _STATES.index(state_of(peer)),
+        width=12,
     ),
     "host": _text_column("HOST", lambda _, peer: name_of(peer)),
     "subnet": _Column(
@@ -292,6 +295,7 @@ COLUMNS = {
         text=lambda _, peer: _rtt(peer),
         order=lambda _, peer: peer.entry.rtt_ms,
         is_number=True,
+        width=7,
     ),
     "loss": _Column(
         heading="LOSS",
@@ -304,12 +308,14 @@ COLUMNS = {
         text=lambda _, peer: _rate(peer.rates, "received"),
         order=lambda _, peer: peer.rates.received if peer.rates else None,
         is_number=True,
+        width=9,
     ),
     "out": _Column(
         heading="OUT",
         text=lambda _, peer: _rate(peer.rates, "sent"),
         order=lambda _, peer: peer.rates.sent if peer.rates else None,
         is_number=True,
+        width=9,
     ),
 }
 """The columns by their names, in the order of the sort keys."""
@@ -363,7 +369,7 @@ def fitting(moment: Moment, width: int) -> dict[str, int]:
         texts = [column.text(moment, peer) for peer in moment.peers]
         if name in ("in", "out") and not any(texts):
             continue
-        needed = max([len(column.heading) + 2, *map(cell_len, texts)])
+        needed = max([column.width, len(column.heading) + 2, *map(cell_len, texts)])
         needed = min(needed, _LONGEST_NAME) if name == "host" else needed
         if needed <= width or not found:
             found[name] = needed

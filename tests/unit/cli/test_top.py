@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pyflannel import VERSION
-from pyflannel.cli.top import Order, listed, size, verdict
+from pyflannel.cli.top import Order, fitting, listed, size, verdict
 from pyflannel.commands.live_view import LivePeer, Moment, Rates
 from pyflannel.model.lease import PeerEntry
 from pyflannel.model.status import BackendStatus, JournalEntry, Notice, Status, StoreStatus
@@ -247,6 +247,12 @@ def test_each_width_shows_the_columns_that_fit() -> None:
             assert all(len(line) <= most for line in text.splitlines())
 
         on_screen(shown, life, columns)
+
+
+def test_a_peer_that_stops_to_answer_moves_no_column() -> None:
+    before, after = moment(peer(2), peer(3)), moment(peer(2, answers=False), peer(3, answers=False))
+
+    assert fitting(before, 100) == fitting(after, 100)
 
 
 @needs_textual
