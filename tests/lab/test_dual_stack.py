@@ -10,7 +10,7 @@ from ipaddress import IPv6Interface, IPv6Network, ip_network
 import pytest
 
 from pyflannel.lab.lab import PREFIX
-from pyflannel.lab.topology import Host, plug_in
+from pyflannel.lab.topology import LEFT, Host, plug_in
 from pyflannel.lab.waiting import together, wait_until
 from testlab.overlay import Overlay, PingStream, ipv6_underlay
 
@@ -212,6 +212,50 @@ def test_a_restart_loses_no_packet(overlay: Overlay, hosts: list[Host]) -> None:
     assert stream.lost() == []
     assert (first.lease(), bridge(first)) == key
     assert guard_handles(first) == guard
+
+
+def test_one_family_follows_its_address_and_the_other_loses_no_packet(
+    overlay: Overlay, hosts: list[Host]
+) -> None:
+    """The lease has the new address within two seconds, and the peers reach it within five."""
+    host, other, _ = hosts
+    configure_bridges(hosts)
+    ends = {4: host.gateway().ip, 6: bridge(host).ip}
+    old = {4: str(host.place.address), 6: str(ipv6_underlay(host))}
+    new = {4: "10.10.10.111/24", 6: "fd07:1::6f/64"}
+    gateways = {4: LEFT.gateway.ip, 6: ipv6_underlay(host).network[0xFE]}
+    for family, before, after in ((4, old, new), (6, old, new), (4, new, old), (6, new, old)):
+        with (
+            PingStream(other, ends[family], interval_s=0.05) as moving,
+            PingStream(other, ends[10 - family], interval_s=0.05) as staying,
+        ):
+            for stream in (moving, staying):
+                stream.wait_answered()
+            first = max(answer.number for answer in staying.answers())
+            batch = (
+                f"address delete {before[family]} dev eth0\n"
+                f"address add {after[family]} dev eth0{' nodad' if family == 6 else ''}\n"
+                f"route replace default via {gateways[family]} dev eth0\n"
+            )
+            host.run(["ip", "-batch", "-"], text=batch)
+            began = time.monotonic()
+            wait_until(
+                lambda family=family, after=after: (
+                    after[family].partition("/")[0] in published(overlay, host)
+                ),
+                what=f"the lease has {after[family]}",
+                deadline_s=2.0,
+            )
+            moving.wait_answered(deadline_s=began + 5.0 - time.monotonic())
+            staying.wait_answered()
+        assert [number for number in staying.lost() if number > first] == [], after[family]
+
+
+def published(overlay: Overlay, host: Host) -> list[str]:
+    """Return the addresses in the lease of a host."""
+    prefix = f"{PREFIX}/subnets/{host.lease().network_address}-"
+    value = json.loads(overlay.etcd.etcdctl("get", "--prefix", "--print-value-only", prefix))
+    return [value["PublicIP"], value["PublicIPv6"]]
 
 
 def test_peers_reach_a_host_whose_addresses_moved_to_another_nic(overlay: Overlay, hosts: list[Host]) -> None:
