@@ -173,18 +173,26 @@ def store_of(
     )
 
 
-def answer(invocation: Invocation, work: Coroutine[Any, Any, _Answer], *, writes: bool = False) -> _Answer:
+def answer(
+    invocation: Invocation,
+    work: Coroutine[Any, Any, _Answer],
+    *,
+    writes: bool = False,
+    is_limited: bool = False,
+) -> _Answer:
     """Do the work of a command, and return its result within 5 s of the start of flannelctl.
 
     Args:
         invocation: the command.
         work: the work; it is cancelled at the deadline.
         writes: the work changes the store, perhaps also if it is cancelled.
+        is_limited: see `Invocation.left_s`.
 
     Raises:
         NotReadyError: the work is not complete in time.
     """
-    return asyncio.run(_in_time(work, invocation.left_s(), writes=writes))
+    left_s = invocation.left_s(is_limited=is_limited)
+    return asyncio.run(_in_time(work, left_s, writes=writes))
 
 
 async def _in_time(work: Coroutine[Any, Any, _Answer], left_s: float, *, writes: bool) -> _Answer:
@@ -196,11 +204,11 @@ async def _in_time(work: Coroutine[Any, Any, _Answer], left_s: float, *, writes:
             raise
         if writes:
             raise NotReadyError(
-                "flanneld or the store has not answered within 5 s. A write may have taken effect",
+                "there is no answer in time. A write may have taken effect",
                 hint="Check both with flannelctl doctor. Before you try again, run flannelctl leases and "
                 "flannelctl config get.",
             ) from error
         raise NotReadyError(
-            "flanneld or the store has not answered within 5 s",
+            "there is no answer in time",
             hint="Check flanneld with flannelctl doctor, the store, and the load of the host.",
         ) from error

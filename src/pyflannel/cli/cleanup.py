@@ -72,10 +72,10 @@ def cleanup(
         doubtful_rules=doubtful_rules,
     )
     if dry_run:
-        _report(invocation, answer(invocation, preview(work, os.environ)), "would remove")
+        _report(invocation, answer(invocation, preview(work, os.environ), is_limited=True), "would remove")
         return
     if not is_confirmed and is_interactive():
-        for line in answer(invocation, preview(work, os.environ)).removed:
+        for line in answer(invocation, preview(work, os.environ), is_limited=True).removed:
             say(f"will remove {line}", err=True)
         confirm(invocation, "Remove flannel from this host?")
     report = asyncio.run(clean_up(work, os.environ))

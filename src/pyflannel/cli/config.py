@@ -296,7 +296,7 @@ def plan(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
     """
     text = None if source is None else read_source(source)
     daemon = ControlClient(socket_of(invocation, run_dir), _PLAN_DEADLINE_S)
-    found = answer(invocation, daemon.preview(text))
+    found = answer(invocation, daemon.preview(text), is_limited=True)
     if invocation.wants_json:
         print_json(format_preview(found))
     else:

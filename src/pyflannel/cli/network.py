@@ -171,7 +171,7 @@ def peers(
     running flanneld. flannelctl probes up to 256 of the hosts by ICMP echo through the tunnel. With
     --no-probe, it sends nothing.
     """
-    entries = answer(invocation, _peers(socket_of(invocation, run_dir), hosts, probes=probe))
+    entries = answer(invocation, _peers(socket_of(invocation, run_dir), hosts, probes=probe), is_limited=True)
     if invocation.wants_json:
         print_json(format_peers(entries))
     else:
@@ -260,7 +260,7 @@ def ping(
     from pyflannel.commands.examination import ping_path
 
     places = places_of(run_dir, state_dir, subnet_file)
-    report = answer(invocation, ping_path(places, invocation.socket, host))
+    report = answer(invocation, ping_path(places, invocation.socket, host), is_limited=True)
     if invocation.wants_json:
         print_json(format_ping(report))
     else:
@@ -315,7 +315,7 @@ def bench(
     from pyflannel.commands.examination import bench_host
 
     places = places_of(run_dir, state_dir, subnet_file)
-    report = answer(invocation, bench_host(places, invocation.socket, host))
+    report = answer(invocation, bench_host(places, invocation.socket, host), is_limited=True)
     if invocation.wants_json:
         print_json(format_document(report))
     else:
@@ -400,7 +400,7 @@ def events(invocation: Invocation, since: str | None, follow: bool, run_dir: Pat
     """
     begin = 0.0 if since is None else begin_of(since, time.time())
     daemon = ControlClient(socket_of(invocation, run_dir))
-    entries = answer(invocation, daemon.events())
+    entries = answer(invocation, daemon.events(), is_limited=True)
     shown = [entry for entry in entries if entry.at >= begin]
     if follow:
         _print_events(shown, wants_json=invocation.wants_json)

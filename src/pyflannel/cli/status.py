@@ -83,10 +83,11 @@ def doctor(
     from pyflannel.commands.examination import examine, fix  # not at the top: status starts without it
 
     places = places_of(run_dir, state_dir, subnet_file)
-    found = answer(invocation, examine(places, invocation.left_s() - _OF_PRINTING_S))
+    left_s = invocation.left_s(is_limited=True) - _OF_PRINTING_S
+    found = answer(invocation, examine(places, left_s), is_limited=True)
     fixed = asyncio.run(fix(found)) if fixes else []
     if fixed:
-        found = answer(replace(invocation, began=None), examine(places))
+        found = answer(replace(invocation, began=None), examine(places, left_s), is_limited=True)
     is_ok = all(one.severity != "error" for one in found)
     if invocation.wants_json:
         print_json(format_findings(found, is_ok=is_ok, fixed=fixed))
@@ -182,9 +183,9 @@ def _show_status(
 ) -> bool:
     """Print the status, with `is_line` as JSON in one line; return whether flanneld is ready."""
     try:
-        found = answer(invocation, _status_and_reach(socket))
+        found = answer(invocation, _status_and_reach(socket), is_limited=True)
     except NotReadyError as error:
-        left = answer(invocation, offline_status(places, str(error)))
+        left = answer(invocation, offline_status(places, str(error)), is_limited=True)
         _print_status(invocation, left, is_wide=is_wide, is_line=is_line)
         say(f"flannelctl: {error}", err=True)
         say(f"  {what_to_do(places, left, error)}", err=True)
