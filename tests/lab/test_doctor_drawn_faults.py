@@ -14,7 +14,7 @@ from testlab.documents import read_document
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DRAWS, DRAWS_LONG = 12, 200
+DRAWS, DRAWS_LONG = 14, 200
 PAIRS, PAIRS_LONG = 5, 110
 NETWORK = "10.100.0.0/16"
 
@@ -42,7 +42,10 @@ def pair(overlay) -> Pair:
     together([lambda host=host: overlay.join(host) for host in hosts])
     overlay.settle(*hosts)
     for host in hosts:
-        batch = f"link add br7 type bridge\nlink set br7 up\naddress add {host.gateway()} dev br7\n"
+        batch = (
+            f"link add br7 type bridge\nlink set br7 up\naddress add {host.gateway()} dev br7\n"
+            "link add port7 mtu 1450 type veth peer name inside7\nlink set port7 master br7\n"
+        )
         host.run(["ip", "-batch", "-"], text=batch)
     return hosts
 
@@ -124,6 +127,19 @@ def forward_by_nft(draw: random.Random, pair: Pair) -> Fault:
     return Fault(do, f"nft delete table {family} {table}", "forward-dropped")
 
 
+def forward_by_bridge(draw: random.Random, pair: Pair) -> Fault:
+    """A rule for the frames of containers at the bridge."""
+    is_in = draw.random() < 0.5
+    hook = draw.choice(["prerouting", "input"] if is_in else ["output", "postrouting"])
+    base = f"type filter hook {hook} priority {draw.choice([-300, -200, 0, 10])}"
+    device = f"{'iifname' if is_in else 'oifname'} {draw.choice(['port7', 'port*'])}"
+    address = f"ip {'saddr' if is_in else 'daddr'} {pair.host.lease()}"
+    text = f"{some_of(draw, device, 'ether type ip', address)} counter drop"
+    table = f"bridge fw{draw.randint(0, 99)}"
+    do = f"nft 'table {table} {{ chain c {{ {base}; {text}; }}; }}'"
+    return Fault(do, f"nft delete table {table}", "forward-dropped")
+
+
 def asymmetric_way(draw: random.Random, pair: Pair) -> Fault:
     name = draw.choice(["eth0", "all"])
     before = f"sysctl -qw net/ipv4/conf/{name}/rp_filter"
@@ -144,6 +160,19 @@ def masquerade(draw: random.Random, pair: Pair) -> Fault:
     match = draw.choice([f"-s {pair.host.lease()} ! -o br7", "-o flannel.1", f"-s {NETWORK}"])
     do, undo = (f"iptables -t nat {option} POSTROUTING {match} -j MASQUERADE" for option in ("-I", "-D"))
     return Fault(do, undo, "source-changed")
+
+
+def ipsec_block(draw: random.Random, pair: Pair) -> Fault:
+    """A policy against tunnel packets, or against those of containers."""
+    is_in = draw.random() < 0.5
+    ends = (f"{pair.host.address}/32", f"{pair.peer.address}/32")
+    source, destination = reversed(ends) if is_in else ends
+    selector = f"src {source} dst {draw.choice([destination, '0.0.0.0/0'])}"
+    selector += f" {some_of(draw, 'proto udp dport 8472')} dir {'in' if is_in else 'out'}"
+    if draw.random() < 0.25:
+        selector = f"src {NETWORK} dst {NETWORK} dir {draw.choice(['fwd', 'out'])}"
+    do = f"ip xfrm policy add {selector} priority {draw.randint(0, 5000)} action block"
+    return Fault(do, f"ip xfrm policy delete {selector}", "ipsec-block")
 
 
 def bridge_down(draw: random.Random, pair: Pair) -> Fault:
@@ -175,9 +204,11 @@ KINDS: list[Callable[[random.Random, Pair], Fault]] = [
     default_deny,
     forward_by_iptables,
     forward_by_nft,
+    forward_by_bridge,
     asymmetric_way,
     policy_rule,
     masquerade,
+    ipsec_block,
     bridge_down,
     overlay_address,
     forwarding_off,

@@ -336,27 +336,40 @@ def test_waiting_ends_when_the_address_is_added(namespace, listen) -> None:
 
 
 def test_ipsec_policies_are_read(host) -> None:
-    """Also one that blocks all other packets.
-
-    IPv6 policies and those for forwarded packets are irrelevant.
-    """
+    """Also one that blocks all other packets. The newest is the first. IPv6 policies are irrelevant."""
     ends = "src 10.0.0.1/32 dst 10.0.0.0/16"
     host.ip(f"xfrm policy add {ends} proto udp dport 8285 dir out action block mark 7 mask 7")
-    host.ip(f"xfrm policy add {ends} dir fwd")
+    host.ip(f"xfrm policy add {ends} dev eth0 proto tcp sport 5 dir fwd priority 9")
     host.ip("xfrm policy add src fd00::/8 dst fd00::/8 dir in")
     host.ip("xfrm policy setdefault in block")
     everybody = IPv4Network("0.0.0.0/0")
 
-    assert observed(host).policies == (
+    found = observed(host)
+    eth0 = found.named("eth0")
+    assert eth0 is not None
+    assert found.policies == (
         IpsecPolicy(
-            is_outgoing=True,
+            direction="forward",
+            source=IPv4Network("10.0.0.1/32"),
+            destination=IPv4Network("10.0.0.0/16"),
+            protocol=6,
+            source_port=5,
+            source_port_mask=0xFFFF,
+            link=eth0.index,
+            priority=9,
+        ),
+        IpsecPolicy(
+            direction="out",
             source=IPv4Network("10.0.0.1/32"),
             destination=IPv4Network("10.0.0.0/16"),
             protocol=17,
             port=8285,
             port_mask=0xFFFF,
+            mark=7,
+            mark_mask=7,
+            is_block=True,
         ),
-        IpsecPolicy(is_outgoing=False, source=everybody, destination=everybody),
+        IpsecPolicy(direction="in", source=everybody, destination=everybody, priority=1 << 32, is_block=True),
     )
 
 

@@ -28,14 +28,21 @@ _EMPTY = (
 
 
 class Wire:
-    """Two namespaces with a veth between them; rules are in the first."""
+    """Two namespaces with a veth between them; rules are in the first.
 
-    def __init__(self, make_namespace: Callable) -> None:
+    If it has a bridge, the veth is a port of it, and the bridge has the address.
+    """
+
+    def __init__(self, make_namespace: Callable, *, has_bridge: bool = False) -> None:
         self.host, self.peer = make_namespace(), make_namespace()
+        self.link, self.port = ("br7", "eth0") if has_bridge else ("eth0", "")
         self.host.ip(f"link add eth0 type veth peer name eth0 netns {self.peer.name}")
-        for namespace, address in ((self.host, NEAR), (self.peer, FAR)):
-            namespace.ip(f"address add {address}/24 dev eth0")
-            namespace.ip("link set eth0 up")
+        if has_bridge:
+            self.host.ip("link add br7 type bridge")
+            self.host.ip("link set eth0 master br7 up")
+        for namespace, address, link in ((self.host, NEAR, self.link), (self.peer, FAR, "eth0")):
+            namespace.ip(f"address add {address}/24 dev {link}")
+            namespace.ip(f"link set {link} up")
         self.sockets: dict[tuple[str, int], socket.socket] = {}
         for namespace, address in ((self.host, NEAR), (self.peer, FAR)):
             for port in (PORT, SENTINEL):
@@ -84,8 +91,10 @@ class Wire:
             source_port=source_port,
             destination_port=PORT,
             length=36,
-            iif="eth0" if is_incoming else "",
-            oif="" if is_incoming else "eth0",
+            iif=self.link if is_incoming else "",
+            oif="" if is_incoming else self.link,
+            in_port=self.port if is_incoming else "",
+            out_port="" if is_incoming else self.port,
         )
 
     def judged(self, *, is_incoming: bool, source_port: int) -> Judgement:
@@ -100,11 +109,14 @@ class Wire:
 
 @pytest.fixture
 def wire(make_namespace) -> Iterator[Wire]:
-    one = Wire(make_namespace)
-    try:
+    with contextlib.closing(Wire(make_namespace)) as one:
         yield one
-    finally:
-        one.close()
+
+
+@pytest.fixture
+def bridged_wire(make_namespace) -> Iterator[Wire]:
+    with contextlib.closing(Wire(make_namespace, has_bridge=True)) as one:
+        yield one
 
 
 def nft_condition(draw: random.Random, is_incoming: bool) -> str:
@@ -192,6 +204,47 @@ def nft_rules(draw: random.Random, is_incoming: bool) -> str:
     }}"""
 
 
+def bridge_rules(draw: random.Random, is_incoming: bool) -> str:
+    """Return a table of the family bridge with a base chain at a random hook."""
+    hooks = ["prerouting", "input", "forward"] if is_incoming else ["output", "postrouting", "forward"]
+    source = FAR if is_incoming else NEAR
+    conditions = [
+        "",
+        f"ip saddr {source}",
+        f"ip saddr != {source}",
+        f"udp dport {PORT}",
+        "ether type ip",
+        "ether type { arp, ip }",
+        "ether type arp",
+        "ether type != ip",
+        "meta protocol ip",
+        "ip protocol udp",
+        'iifname "eth0"',
+        'iifname "br7"',
+        'oifname "eth*"',
+        'oifname "br7"',
+        "vlan id 5",
+        "ip6 saddr ::1",
+        "arp operation request",
+        "meta mark set 0x5",
+        "limit rate 1000/second",
+    ]
+    rules = [
+        f"{draw.choice(conditions)} {draw.choice(conditions)} {draw.choice(['accept', 'drop', 'drop', ''])}"
+        for _ in range(draw.randint(1, 3))
+    ]
+    lines = [f"udp dport {SENTINEL} accept", "arp operation { request, reply } accept"]
+    lines += [one for one in rules if one.strip()]
+    hook, priority = draw.choice(hooks), draw.choice([-300, -200, 0, 10])
+    policy, text = draw.choice(["accept", "drop"]), "\n".join(lines)
+    return f"""table bridge t{draw.randint(0, 999)} {{
+        chain base {{
+            type filter hook {hook} priority {priority}; policy {policy};
+            {text}
+        }}
+    }}"""
+
+
 def iptables_rules(draw: random.Random, is_incoming: bool) -> str:
     """Return the input of iptables-restore for one table."""
     table = draw.choice(["raw", "mangle", "filter"])
@@ -244,12 +297,13 @@ def iptables_rules(draw: random.Random, is_incoming: bool) -> str:
 def install(wire: Wire, draw: random.Random, is_incoming: bool) -> str:
     """Install random rules and return them."""
     installed = []
-    for _ in range(draw.randint(1, 2)):
-        kind = draw.choice(["nft", "nft", "iptables", "iptables-legacy"])
+    first = ["nft", "nft", "iptables", "iptables-legacy"] if not wire.port else ["bridge"]
+    for kinds in (first, ["nft", "iptables"])[: draw.randint(1, 2)]:
+        kind = draw.choice(kinds)
         while True:
             with contextlib.suppress(AssertionError):  # contradicting conditions are refused: draw again
-                if kind == "nft":
-                    rules = nft_rules(draw, is_incoming)
+                if kind in ("nft", "bridge"):
+                    rules = (nft_rules if kind == "nft" else bridge_rules)(draw, is_incoming)
                     wire.host.command("nft", "-f", "-", given=rules)
                 else:
                     rules = iptables_rules(draw, is_incoming)
@@ -262,11 +316,10 @@ def install(wire: Wire, draw: random.Random, is_incoming: bool) -> str:
 DRAWS, DRAWS_LONG = 25, 1000
 
 
-@pytest.mark.timeout(1800)
-def test_the_judgement_is_that_of_the_kernel(wire: Wire, long_run: bool) -> None:
-    """A judgement is unknown only where a rule has a condition that cannot be evaluated."""
+def compare(wire: Wire, draws: int) -> None:
+    """Compare the judgements of random rules with the kernel."""
     counts: dict[str, int] = {}
-    for number in range(DRAWS_LONG if long_run else DRAWS):
+    for number in range(draws):
         draw = random.Random(number)
         is_incoming = draw.random() < 0.5
         wire.clear()
@@ -284,8 +337,19 @@ def test_the_judgement_is_that_of_the_kernel(wire: Wire, long_run: bool) -> None
         else:
             assert "random" in rules or "limit" in rules, f"draw {number}: {judgement}\n{rules}"
     wire.clear()
-    assert counts["accept"] >= DRAWS // 8
-    assert counts["drop"] >= DRAWS // 8
+    assert counts["accept"] >= draws // 8
+    assert counts["drop"] >= draws // 8
+
+
+@pytest.mark.timeout(1800)
+def test_the_judgement_is_that_of_the_kernel(wire: Wire, long_run: bool) -> None:
+    """A judgement is unknown only where a rule has a condition that cannot be evaluated."""
+    compare(wire, DRAWS_LONG if long_run else DRAWS)
+
+
+@pytest.mark.timeout(1800)
+def test_the_judgement_at_a_bridge_is_that_of_the_kernel(bridged_wire: Wire, long_run: bool) -> None:
+    compare(bridged_wire, DRAWS_LONG if long_run else DRAWS)
 
 
 def test_programs_that_enforce_network_policies_are_recognised(make_namespace: Callable) -> None:

@@ -110,7 +110,7 @@ acknowledgements = st.builds(
     body("=iIHHII", [index, st.integers(0, 40), octet, octet, word, word], attributes_of([1, 2], names)),
 )
 policies = body(
-    "=4s12x4s12x2s2s2s2sHBBB3x8x64x32x8xBB",
+    "=4s12x4s12x2s2s2s2sHBBB3xi4x64x32xI4xBB6x",
     [
         st.binary(min_size=4, max_size=4),
         st.binary(min_size=4, max_size=4),
@@ -119,10 +119,12 @@ policies = body(
         octet,
         octet,
         octet,
-        st.integers(0, 3),
+        index,
+        word,
+        st.integers(0, 4),
         st.integers(0, 2),
     ],
-    st.just(b""),
+    attributes_of([5, 21], st.binary(max_size=9)),
 )
 defaults = st.lists(st.integers(0, 2), max_size=4).map(bytes)
 datagrams = damaged(

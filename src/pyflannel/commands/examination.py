@@ -14,7 +14,15 @@ from pyflannel.assembly.directories import Places
 from pyflannel.assembly.stores import EtcdAddress, parse_store_url
 from pyflannel.commands.local_daemon import offline_status
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.commands.reach import bench_path, ends_of, peers_of, probe_path, probe_peers, target_of
+from pyflannel.commands.reach import (
+    bench_path,
+    ends_of,
+    neighbours_of_host,
+    peers_of,
+    probe_path,
+    probe_peers,
+    target_of,
+)
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
@@ -28,6 +36,7 @@ from pyflannel.kernel.host.machine import (
     docker_table,
     forwards,
     is_strict,
+    lacks_arp,
     policy_rules,
     port_mtus,
     unforwarded,
@@ -176,7 +185,7 @@ async def _findings_in_time(places: Places, status: Status, leases: list[LeaseEn
     return ()
 
 
-async def examine(places: Places, left_s: float = 4.0) -> tuple[Finding, ...]:
+async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     """Return the findings about this host, errors first. If it takes longer, a finding names this.
 
     Raises:
@@ -187,7 +196,8 @@ async def examine(places: Places, left_s: float = 4.0) -> tuple[Finding, ...]:
     found, reach, offsets = await asyncio.gather(
         _examined_until(end, places, status, leases), _reach(status, leases), _clock_offsets(status, leases)
     )
-    return with_peers((*found, *clock_findings(offsets)), reach, status)
+    unresolved = await _unresolved(status)
+    return with_peers((*found, *clock_findings(offsets)), reach, status, unresolved)
 
 
 async def _examined_until(
@@ -218,6 +228,29 @@ async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
     with contextlib.suppress(TargetError):
         return list((await probe_peers(status, leases)).values())
     return []
+
+
+async def _unresolved(status: Status) -> dict[IPv4Address, str]:
+    """Return the neighbours on the underlay without a MAC address, in the words of `ip neighbour`."""
+    link = status.underlay.link if status.underlay is not None else None
+    with contextlib.suppress(TargetError):
+        return {
+            one.address: f"ip neighbour show {one.address} dev {name}: FAILED or INCOMPLETE"
+            for name, one in await neighbours_of_host()
+            if name == link and one.is_unresolved and isinstance(one.address, IPv4Address)
+        }
+    return {}
+
+
+async def _set_neighbours(link: str | None) -> frozenset[IPv4Address]:
+    """Return the addresses whose MAC address at a link is set by an operator."""
+    with contextlib.suppress(TargetError):
+        return frozenset(
+            one.address
+            for name, one in await neighbours_of_host()
+            if name == link and one.is_permanent and isinstance(one.address, IPv4Address)
+        )
+    return frozenset()
 
 
 def _published_mac(places: Places) -> str | None:
@@ -292,6 +325,9 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         programs=programs[0],
         on_link=_on_link(interfaces, membership),
         ports={name: port_mtus(name) for name in bridges},
+        lacks_arp=lacks_arp(membership.underlay or ""),
+        set_neighbours=await _set_neighbours(membership.underlay),
+        underlay_ports=tuple(port_mtus(membership.underlay or "")),
         docker0_ports=len(port_mtus("docker0")),
         docker_drops=docker_drops(saved, await docker_table()),
         mark=places.mark,

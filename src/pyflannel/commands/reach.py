@@ -3,6 +3,7 @@ stop.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
 from pyflannel.kernel.network.echo import DEADLINE_S, send_echoes
 from pyflannel.kernel.network.interfaces import KernelInterfaces
+from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.probe import (
     BenchLine,
@@ -26,6 +28,8 @@ from pyflannel.model.probe import (
     milliseconds,
 )
 from pyflannel.model.status import ReachStatus, Status
+from pyflannel.wire.netlink.links import dump_links, parse_link
+from pyflannel.wire.netlink.neighbours import NeighbourRecord, dump_neighbours, parse_neighbour
 
 PROBED = 256
 """Maximum number of peers that one command probes. A larger random sample would not show more."""
@@ -63,6 +67,18 @@ async def probe_peers(
         echoes += [] if tunnel is None else _sized(Echo(destination=tunnel), mtu, sizes)
     results = dict(zip(echoes, await send_echoes(echoes, deadline_s=deadline_s), strict=True))
     return {peer.subnet: _reach_of(peer, status, mtu, results) for peer in peers}
+
+
+async def neighbours_of_host() -> list[tuple[str, NeighbourRecord]]:
+    """Return the IPv4 neighbours that the kernel knows, with the names of their links.
+
+    Raises:
+        TargetError: the kernel refused or did not answer.
+    """
+    with contextlib.closing(RequestSocket()) as requests:
+        names = {one.index: one.name for one in await requests.dump(dump_links(), parse_link)}
+        found = await requests.dump(dump_neighbours(0), parse_neighbour)
+    return [(names.get(one.index, ""), one) for one in found if isinstance(one.address, IPv4Address)]
 
 
 async def with_reach(status: Status, client: ControlClient) -> Status:

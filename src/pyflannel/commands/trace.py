@@ -180,6 +180,7 @@ class _Tables:
                 is_up=one.is_up,
                 has_carrier=one.has_carrier,
                 resolves=one.resolves,
+                is_ethernet=one.is_ethernet,
                 is_forwarding=one.is_forwarding or not one.bridge,
                 vxlan=items[one.index].vxlan if one.index in items else None,
             )
@@ -204,7 +205,7 @@ class _Tables:
             neighbours={
                 (names.get(one.index, ""), one.address): one.mac
                 for one in near
-                if isinstance(one.address, IPv4Address) and one.mac
+                if isinstance(one.address, IPv4Address) and one.mac and not one.is_unasked
             },
             fdb={(one.link, one.mac): one for one in entries},
             ports={(names.get(bridge, ""), mac): names.get(port, "") for bridge, port, mac in learned},

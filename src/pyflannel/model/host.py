@@ -127,20 +127,33 @@ _UDP = 17
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IpsecPolicy:
-    """The packets that match an IPsec policy, regardless of its action.
+    """An IPsec policy: the packets that match it, and its action.
 
     Attributes:
-        is_outgoing: True for a policy for outgoing packets; False for incoming packets.
+        direction: packets for this host, packets that leave it, also forwarded ones, or arriving packets
+            that it forwards.
         protocol: IP protocol; 0 for all protocols.
         port: destination port; only the bits of `port_mask` are compared.
+        source_port: only the bits of `source_port_mask` count.
+        link: index of the interface; 0 for all.
+        mark: only the bits of `mark_mask` count.
+        priority: the policy with the lowest number decides.
+        is_block: it drops the packets; other policies let them pass, or encrypt them.
     """
 
-    is_outgoing: bool
+    direction: Literal["in", "out", "forward"]
     source: IPv4Network
     destination: IPv4Network
     protocol: int = 0
     port: int = 0
     port_mask: int = 0
+    source_port: int = 0
+    source_port_mask: int = 0
+    link: int = 0
+    mark: int = 0
+    mark_mask: int = 0
+    priority: int = 0
+    is_block: bool = False
 
     def may_concern(
         self, source: IPv4Address | None, destination: IPv4Address | None, port: int | None

@@ -18,6 +18,8 @@ Field = Literal[
     "length",
     "iif",
     "oif",
+    "in_bridge",
+    "out_bridge",
     "state",
     "status",
     "mark",
@@ -40,6 +42,10 @@ class Packet:
     Attributes:
         iif: name of the interface at which it arrived; "" if the host itself sends the packet.
         oif: name of the interface by which it leaves; "" if the packet is for the host itself.
+        in_port: if `iif` is a bridge: its port at which the frame arrived; "" if it is none, or unknown.
+        out_port: if `oif` is a bridge: its port by which the frame leaves; "" if it is none, or unknown.
+        in_bridge: in the family bridge, where `iif` is a port: the bridge of the port; "" elsewhere.
+        out_bridge: in the family bridge, where `oif` is a port: the bridge of the port; "" elsewhere.
         state: state of the packet in connection tracking; `invalid` before the packet was tracked.
         mark: the mark; None if rules have set an unknown mark.
     """
@@ -53,6 +59,10 @@ class Packet:
     length: int | None = None
     iif: str = ""
     oif: str = ""
+    in_port: str = ""
+    out_port: str = ""
+    in_bridge: str = ""
+    out_bridge: str = ""
     state: Literal["new", "established", "untracked", "invalid"] = "new"
     mark: int | None = 0
 
@@ -79,6 +89,10 @@ class Packet:
                 return self.iif
             case "oif":
                 return self.oif
+            case "in_bridge":
+                return self.in_bridge
+            case "out_bridge":
+                return self.out_bridge
             case "state":
                 return self.state
             case "status":

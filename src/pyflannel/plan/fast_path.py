@@ -45,7 +45,7 @@ def ipsec_note(host: Host, port: int) -> str | None:
     policies = _policies(host, port)
     if not host.has_fast_path or not policies:
         return None
-    prefixes = {policy.destination if policy.is_outgoing else policy.source for policy in policies}
+    prefixes = {policy.destination if policy.direction == "out" else policy.source for policy in policies}
     shown = ", ".join(map(str, sorted(prefixes)))
     return f"IPsec policies may concern the tunnel: packets of peers in {shown} take user space"
 
@@ -56,9 +56,8 @@ def _policies(host: Host, port: int) -> list[IpsecPolicy]:
     return [
         policy
         for policy in host.surroundings.policies
-        if (
-            policy.may_concern(own, None, None) if policy.is_outgoing else policy.may_concern(None, own, port)
-        )
+        if (policy.direction == "out" and policy.may_concern(own, None, None))
+        or (policy.direction == "in" and policy.may_concern(None, own, port))
     ]
 
 
@@ -68,9 +67,8 @@ def _is_secured(peer: Lease, host: Host, port: int, peer_port: int) -> bool:
     """
     own, address = host.underlay.address, peer.attributes.public_ip
     return any(
-        policy.may_concern(own, address, peer_port)
-        if policy.is_outgoing
-        else policy.may_concern(address, own, port)
+        (policy.direction == "out" and policy.may_concern(own, address, peer_port))
+        or (policy.direction == "in" and policy.may_concern(address, own, port))
         for policy in host.surroundings.policies
     )
 

@@ -6,6 +6,7 @@ unknown only if they differ.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from pyflannel.model.netfilter import BaseChain, Hook, Judgement, Match, Packet, Rule, Ruleset, Unknown
 
@@ -19,7 +20,62 @@ _DEEPEST = 16
 _TRACKING = -200
 """Priority of connection tracking (linux/netfilter_ipv4.h, NF_IP_PRI_CONNTRACK)."""
 
-_FAMILIES = frozenset({"ip", "inet", "netdev"})
+_ROUTED = frozenset({"ip", "inet", "netdev"})
+_BRIDGED = frozenset({"bridge"})
+_AT_DEVICE = frozenset({"inet", "netdev"})
+
+
+class _Stage(NamedTuple):
+    """A hook that a packet passes; the families of its chains, and the interfaces that they see."""
+
+    hook: Hook
+    families: frozenset[str]
+    iif: str
+    oif: str
+    in_bridge: str = ""
+    out_bridge: str = ""
+
+    def chains(self, ruleset: Ruleset) -> list[BaseChain]:
+        """Return the base chains in the order of their priorities."""
+        device = {"ingress": self.iif, "egress": self.oif}.get(self.hook)
+        found = (
+            one
+            for one in ruleset
+            if one.hook == self.hook and one.family in self.families and device in (None, one.device)
+        )
+        return sorted(found, key=lambda one: one.priority)
+
+    def seen(self, packet: Packet) -> Packet:
+        """Return the packet as it is here."""
+        return replace(
+            packet, iif=self.iif, oif=self.oif, in_bridge=self.in_bridge, out_bridge=self.out_bridge
+        )
+
+
+def _stages(packet: Packet, hooks: Sequence[Hook]) -> Iterator[_Stage]:
+    """Yield the hooks of the bridge at which the packet arrives, those of IP, and those of the other bridge.
+
+    A bridge receives a packet for the host at the hook input, and sends one of the host at output. Between
+    two of its ports, a packet passes forward instead.
+
+    Source: net/bridge/br_input.c, br_forward.c.
+    """
+    near, far, into, out_of = packet.in_port, packet.out_port, packet.iif, packet.oif
+    is_bridged = bool(near and far) and into == out_of
+    if near:
+        yield _Stage("ingress", _AT_DEVICE, near, "")
+        yield _Stage("prerouting", _BRIDGED, near, "", into)
+        if is_bridged:
+            yield _Stage("forward", _BRIDGED, near, far, into, out_of)
+        else:
+            yield _Stage("input", _BRIDGED, near, "", into)
+    for hook in hooks:
+        yield _Stage(hook, _ROUTED, into, out_of)
+    if far:
+        if not is_bridged:
+            yield _Stage("output", _BRIDGED, "", far, "", out_of)
+        yield _Stage("postrouting", _BRIDGED, "", far, "", out_of)
+        yield _Stage("egress", _AT_DEVICE, "", far)
 
 
 def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
@@ -27,14 +83,15 @@ def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
     doubt: Judgement | None = None
     translation: tuple[BaseChain, Rule] | None = None
     is_translated = False
-    for chain in _in_order(packet, ruleset, hooks):
+    for stage, chain in _in_order(packet, ruleset, hooks):
         if chain.is_nat and (packet.state != "new" or is_translated):
             continue
         is_tracked = not _is_before_tracking(chain)
-        run = _Run(chain, packet if is_tracked else replace(packet, state="invalid"))
+        run = _Run(chain, stage.seen(packet if is_tracked else replace(packet, state="invalid")))
         run.evaluate()
         was_untracked = run.packet.state == "untracked"
-        packet = run.packet if is_tracked or was_untracked else replace(run.packet, state=packet.state)
+        state = run.packet.state if is_tracked or was_untracked else packet.state
+        packet = replace(packet, mark=run.packet.mark, state=state)
         dropping = [one for one in run.ends if one.kind in ("drop", "reject")]
         if len(dropping) == len(run.ends):
             first = dropping[0]
@@ -55,18 +112,13 @@ def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
 
 
 def _is_before_tracking(chain: BaseChain) -> bool:
-    return chain.hook == "ingress" or (chain.hook in ("prerouting", "output") and chain.priority < _TRACKING)
+    tracking = ("prerouting",) if chain.family == "bridge" else ("prerouting", "output")
+    return chain.hook == "ingress" or (chain.hook in tracking and chain.priority < _TRACKING)
 
 
-def _in_order(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Iterator[BaseChain]:
-    for hook in hooks:
-        device = {"ingress": packet.iif, "egress": packet.oif}.get(hook)
-        chains = [
-            one
-            for one in ruleset
-            if one.hook == hook and one.family in _FAMILIES and device in (None, one.device)
-        ]
-        yield from sorted(chains, key=lambda one: one.priority)
+def _in_order(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Iterator[tuple[_Stage, BaseChain]]:
+    for stage in _stages(packet, hooks):
+        yield from ((stage, chain) for chain in stage.chains(ruleset))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ _MOST = 4096
 
 _FULL_MASK = 0xFFFFFFFF
 _NEVER = Match("protocol", ())
-"""Holds for no packet: a condition on IPv6."""
+"""Holds for no packet: a condition on IPv6, on ARP or on a VLAN."""
 
 _HANDLE = re.compile(r"^\s*(?P<text>.*?) # handle (?P<handle>\d+)$", re.MULTILINE)
 _CHAIN_DEVICE = re.compile(
@@ -301,8 +301,10 @@ def _field(left: Any) -> _Field:
             return _Field(name)
         case {"payload": {"protocol": "ip"}}:
             return _Field(None)
-        case {"payload": {"protocol": "ip6" | "icmpv6"}}:
+        case {"payload": {"protocol": "ip6" | "icmpv6" | "arp" | "vlan"}}:
             return _Field(None, (_NEVER,))
+        case {"payload": {"protocol": "ether", "field": "type"}}:
+            return _Field("family")
         case {"payload": {"protocol": "th", "field": "sport" | "dport" as name}}:
             return _Field(name)
         case {"payload": {"protocol": "icmp", "field": "type"}}:
@@ -318,6 +320,10 @@ def _field(left: Any) -> _Field:
             return _Field("iif")
         case {"meta": {"key": "oifname" | "oif"}}:
             return _Field("oif")
+        case {"meta": {"key": "ibrname"}}:
+            return _Field("in_bridge")
+        case {"meta": {"key": "obrname"}}:
+            return _Field("out_bridge")
         case {"meta": {"key": "l4proto"}}:
             return _Field("protocol")
         case {"meta": {"key": "mark"}}:
@@ -352,9 +358,11 @@ def _value(right: Any, field: Field) -> tuple[int, int] | str:
         case {"prefix": {"addr": str(address), "len": int(length)}}, _:
             network = IPv4Network((address, length))
             return int(network.network_address), int(network.broadcast_address)
-        case "ip", "family":
+        case "ip" | 0x0800, "family":  # ETH_P_IP
             return "ipv4"
-        case str(text), ("iif" | "oif" | "state" | "status" | "stype" | "dtype" | "family"):
+        case str(text), (
+            "iif" | "oif" | "in_bridge" | "out_bridge" | "state" | "status" | "stype" | "dtype" | "family"
+        ):
             return text
         case _:
             number = _number(right, field)

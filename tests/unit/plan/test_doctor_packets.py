@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Literal
 
 import pytest
 
-from pyflannel.model.host import Interface, InterfaceAddress, Interfaces
+from pyflannel.model.host import Interface, InterfaceAddress, Interfaces, IpsecPolicy
 from pyflannel.model.link import Link, Vxlan
-from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.netfilter import Action, BaseChain, Hook, Match, Rule, Ruleset
 from pyflannel.model.route import Route
 from pyflannel.model.status import (
     BackendStatus,
@@ -144,6 +145,57 @@ def test_a_rule_against_the_overlay_is_named(
     assert evidence is None or one.evidence == (evidence,)
 
 
+def bridge_rule(hook: Hook, *matches: Match) -> Ruleset:
+    """Return a table of the family bridge that drops the packets that match."""
+    rule = Rule(matches, Action("drop"), "the rule drop", 3)
+    chain = BaseChain(
+        program="nft", family="bridge", table="fw", name="c", hook=hook, priority=0, chains={"c": (rule,)}
+    )
+    return (chain,)
+
+
+@pytest.mark.parametrize("hook", ["prerouting", "input", "forward", "output", "postrouting"])
+def test_a_rule_of_the_family_bridge_against_containers_is_named(hook: Hook) -> None:
+    seen = replace(HEALTHY, ports={"docker0": {"veth1": 1450, "veth2": 1450}})
+
+    one = found(replace(seen, ruleset=bridge_rule(hook)))
+
+    assert (one.code, one.severity) == ("forward-dropped", "error")
+    assert one.evidence == ("nft rule in bridge fw c: the rule drop",)
+    assert one.fix.startswith("nft insert rule bridge fw c ip saddr 10.100.0.0/16 accept; ")
+
+
+def test_a_rule_against_any_port_of_the_bridge_is_named() -> None:
+    """The rules are evaluated for the ports of all containers."""
+    seen = replace(HEALTHY, ports={"docker0": {f"veth{number}": 1450 for number in range(4)}})
+
+    for hook, field in (("input", "iif"), ("output", "oif")):
+        assert (
+            found(replace(seen, ruleset=bridge_rule(hook, Match(field, ("veth3",))))).code
+            == "forward-dropped"
+        )
+        assert findings(replace(seen, ruleset=bridge_rule(hook, Match(field, ("veth9",))))) == ()
+
+
+def test_a_rule_of_the_family_bridge_is_named_before_the_first_container_exists() -> None:
+    assert found(replace(HEALTHY, ruleset=bridge_rule("input"))).code == "forward-dropped"
+    assert findings(replace(HEALTHY, ruleset=bridge_rule("forward"))) == ()
+
+
+@pytest.mark.parametrize(
+    ("ports", "is_named"), [(("eth1",), True), (("eth1", "tap0"), True), (("tap0", "tap1"), False)]
+)
+def test_a_rule_against_tunnel_packets_at_a_bridge_as_underlay_is_named(
+    ports: tuple[str, ...], is_named: bool
+) -> None:
+    """The packets pass its only port, or the only one that is a physical device."""
+    links = (*LINKS, *(replace(interface(port), kind="" if port == "eth1" else "tun") for port in ports))
+    seen = replace(HEALTHY, underlay_ports=ports, interfaces=Interfaces(interfaces=links))
+    rules = bridge_rule("prerouting", Match("dport", ((8472, 8472),)))
+
+    assert [one.code for one in findings(replace(seen, ruleset=rules))] == ["tunnel-dropped"] * is_named
+
+
 def test_one_rule_is_one_finding_for_all_peers() -> None:
     peers = {IPv4Network((int(PEER.network_address) + 256 * n, 24)): THERE + n for n in range(10)}
     seen = replace(HEALTHY, membership=replace(HEALTHY.membership, peers=peers))
@@ -165,6 +217,92 @@ def test_rules_for_other_packets_are_no_finding() -> None:
     )
 
     assert findings(replace(HEALTHY, ruleset=rules)) == ()
+
+
+def policy(
+    direction: Literal["in", "out", "forward"], source: str, destination: str, **more: object
+) -> IpsecPolicy:
+    made = IpsecPolicy(
+        direction=direction,
+        source=IPv4Network(source),
+        destination=IPv4Network(destination),
+        priority=100,
+        is_block=True,
+    )
+    return replace(made, **more)
+
+
+def with_policies(*policies: IpsecPolicy) -> Observed:
+    return replace(HEALTHY, interfaces=Interfaces(interfaces=LINKS, policies=policies))
+
+
+ANY = "0.0.0.0/0"
+
+
+@pytest.mark.parametrize(
+    ("one", "evidence", "fix"),
+    [
+        (
+            policy("out", "10.0.0.1/32", "10.0.0.2/32", protocol=17, port=8472, port_mask=0xFFFF),
+            "src 10.0.0.1/32 dst 10.0.0.2/32 proto udp dport 8472 dir out action block priority 100",
+            "ip xfrm policy delete src 10.0.0.1/32 dst 10.0.0.2/32 proto udp dport 8472 dir out",
+        ),
+        (
+            policy("in", "10.0.0.2/32", ANY),
+            "src 10.0.0.2/32 dst 0.0.0.0/0 dir in action block priority 100",
+            "ip xfrm policy delete src 10.0.0.2/32 dst 0.0.0.0/0 dir in",
+        ),
+        (
+            policy("forward", "10.100.0.0/16", "10.100.0.0/16", protocol=6),
+            "src 10.100.0.0/16 dst 10.100.0.0/16 proto tcp dir fwd action block priority 100",
+            "ip xfrm policy delete src 10.100.0.0/16 dst 10.100.0.0/16 proto tcp dir fwd",
+        ),
+        (
+            policy("out", ANY, ANY, priority=1 << 32),
+            "ip xfrm policy getdefault: out: block",
+            "ip xfrm policy setdefault out accept",
+        ),
+    ],
+)
+def test_an_ipsec_policy_that_drops_packets_is_named(one: IpsecPolicy, evidence: str, fix: str) -> None:
+    finding = found(with_policies(one))
+
+    assert (finding.code, finding.severity) == ("ipsec-block", "error")
+    assert evidence in finding.evidence[0]
+    assert finding.fix.startswith(fix)
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [
+        (policy("out", ANY, "10.0.0.2/32", is_block=False),),
+        (policy("out", ANY, "10.0.0.3/32"),),
+        (policy("out", ANY, "10.0.0.2/32", protocol=17, port=8473, port_mask=0xFFFF),),
+        (policy("out", ANY, "10.0.0.2/32", protocol=17, source_port=53, source_port_mask=0xFFFF),),
+        (policy("out", ANY, "10.0.0.2/32", link=7),),
+        (policy("out", ANY, "10.0.0.2/32", mark=5, mark_mask=0xFF),),
+        (policy("out", ANY, ANY), policy("out", ANY, ANY, priority=99, is_block=False)),
+        (policy("out", ANY, ANY), policy("out", ANY, ANY, is_block=False)),
+        (
+            policy("out", ANY, ANY, priority=1 << 32),
+            policy("out", ANY, ANY, priority=1 << 31, is_block=False),
+        ),
+    ],
+    ids=[
+        "not block",
+        "another peer",
+        "port",
+        "source port",
+        "interface",
+        "mark",
+        "priority",
+        "the older",
+        "default",
+    ],
+)
+def test_an_ipsec_policy_that_drops_no_packet_is_no_finding(policies: tuple[IpsecPolicy, ...]) -> None:
+    """Of two policies with the same priority, the kernel uses the older, which it lists last."""
+    assert findings(with_policies(*policies)) == ()
 
 
 @pytest.mark.parametrize(("mode", "severity"), [("safe", "warning"), ("off", "error")])
@@ -255,6 +393,18 @@ def test_a_container_without_a_route_to_other_hosts_is_named() -> None:
 
     assert (found.code, found.severity) == ("container-route", "info")
     assert found.evidence == ("10.100.15.2, nginx, pid 7",)
+
+
+def test_an_underlay_without_arp_is_named() -> None:
+    """Unless an operator has set the MAC addresses of the peers on the link."""
+    seen = replace(HEALTHY, lacks_arp=True)
+
+    one = found(seen)
+
+    assert (one.code, one.severity, one.fix) == ("arp-off", "error", "ip link set eth0 arp on")
+    assert one.evidence == ("ip link show eth0: NOARP", "10.0.0.2: no MAC address")
+    assert findings(replace(seen, set_neighbours=frozenset({THERE}))) == ()
+    assert findings(replace(seen, on_link=())) == ()
 
 
 def test_containers_of_docker_outside_the_subnet_are_named() -> None:

@@ -182,6 +182,23 @@ def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:
     assert [one.code for one in with_peers((AWAY,), results, STATUS)] == ["daemon-away", "tunnel-blocked"]
 
 
+def test_silent_peers_without_a_mac_address_are_named_by_their_neighbour_entries() -> None:
+    """A host that is off is a warning while other peers answer."""
+    lost = [reach(number, SILENT, SILENT, None) for number in (2, 3)]
+    entries = {IPv4Address("10.0.0.2"): "10.0.0.2 FAILED", IPv4Address("10.0.0.9"): "10.0.0.9 FAILED"}
+
+    found = with_peers((), lost, STATUS, entries)
+
+    assert [(one.code, one.severity) for one in found] == [
+        ("no-neighbour", "error"),
+        ("peers-silent", "warning"),
+    ]
+    assert found[0].evidence == ("10.0.0.2 FAILED",)
+    found = with_peers((), [reach(1, REACHED, REACHED), lost[0]], STATUS, entries)
+    assert [(one.code, one.severity) for one in found] == [("no-neighbour", "warning")]
+    assert with_peers((), [reach(2, SILENT, REACHED)], STATUS, entries) == ()
+
+
 def test_of_many_silent_peers_the_rest_is_counted() -> None:
     (found,) = with_peers((), [reach(number, SILENT, SILENT, None) for number in range(20)], STATUS)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Literal
 
 import pytest
 
@@ -187,8 +188,8 @@ def secured(*policies: IpsecPolicy) -> Host:
     return replace(HOST, surroundings=Surroundings(policies=policies))
 
 
-def policy(*, is_outgoing: bool = True, **more: object) -> IpsecPolicy:
-    made = IpsecPolicy(is_outgoing=is_outgoing, source=EVERYBODY, destination=EVERYBODY)
+def policy(direction: Literal["in", "out", "forward"] = "out", **more: object) -> IpsecPolicy:
+    made = IpsecPolicy(direction=direction, source=EVERYBODY, destination=EVERYBODY)
     return replace(made, **more)
 
 
@@ -199,9 +200,9 @@ PEER, OWN = IPv4Network("10.10.10.101/32"), IPv4Network("192.168.50.102/32")
     "concerning",
     [
         policy(),
-        policy(is_outgoing=False),
+        policy("in"),
         policy(source=OWN, destination=PEER, protocol=17, port=8285, port_mask=0xFFFF),
-        policy(is_outgoing=False, source=PEER, destination=OWN, protocol=17, port=8285, port_mask=0xFFFF),
+        policy("in", source=PEER, destination=OWN, protocol=17, port=8285, port_mask=0xFFFF),
         policy(destination=IPv4Network("10.10.0.0/16"), port=0x2000, port_mask=0xF000),
     ],
 )
@@ -219,7 +220,7 @@ def test_a_peer_with_an_ipsec_policy_takes_user_space(concerning: IpsecPolicy) -
         policy(destination=IPv4Network("10.10.10.99/32")),
         policy(source=IPv4Network("192.168.50.99/32")),
         policy(protocol=17, port=500, port_mask=0xFFFF),
-        policy(is_outgoing=False, destination=PEER, source=OWN),
+        policy("in", destination=PEER, source=OWN),
     ],
 )
 def test_a_policy_about_other_packets_changes_nothing(other: IpsecPolicy) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.model.netfilter import UDP, Packet, Ruleset
+from pyflannel.model.netfilter import UDP, Hook, Packet, Ruleset
 from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
@@ -231,6 +231,101 @@ def test_a_chain_of_a_device_judges_only_its_packets() -> None:
     assert judge(TUNNEL, chain, IN).kind == "accept"
     assert judge(replace(TUNNEL, iif="eth1"), chain, IN).kind == "drop"
     assert judge(replace(TUNNEL, iif="eth1"), chain, OUT).kind == "accept"
+
+
+AT_BRIDGE = replace(TUNNEL, iif="br7", in_port="veth1")
+FROM_BRIDGE = replace(TUNNEL, iif="flannel.1", oif="br7", out_port="veth1")
+BETWEEN_PORTS = replace(TUNNEL, iif="br7", oif="br7", in_port="veth1", out_port="veth2")
+
+
+def bridge(*expressions: dict[str, Any], hook: str, **more: Any) -> Ruleset:
+    """Return a rule at a hook of the family bridge."""
+    return tuple(replace(chain, family="bridge") for chain in nft([*expressions], hook=hook, **more))
+
+
+@pytest.mark.parametrize(
+    ("packet", "hooks", "passed"),
+    [
+        (TUNNEL, IN, set()),
+        (AT_BRIDGE, IN, {"prerouting", "input"}),
+        (replace(AT_BRIDGE, oif="eth0"), THROUGH, {"prerouting", "input"}),
+        (FROM_BRIDGE, THROUGH, {"output", "postrouting"}),
+        (BETWEEN_PORTS, (), {"prerouting", "forward", "postrouting"}),
+    ],
+)
+def test_a_packet_passes_the_hooks_of_its_bridge(
+    packet: Packet, hooks: tuple[Hook, ...], passed: set[str]
+) -> None:
+    every = ("prerouting", "input", "forward", "output", "postrouting")
+
+    dropped = {hook for hook in every if judge(packet, bridge(DROP, hook=hook), hooks).kind == "drop"}
+
+    assert dropped == passed
+
+
+def meta(key: str, text: str) -> dict[str, Any]:
+    return condition({"meta": {"key": key}}, text)
+
+
+ETHER_TYPE = {"payload": {"protocol": "ether", "field": "type"}}
+
+
+@pytest.mark.parametrize(
+    ("packet", "hook", "expressions", "kind"),
+    [
+        (AT_BRIDGE, "input", [meta("iifname", "veth*"), DROP], "drop"),
+        (AT_BRIDGE, "input", [meta("iifname", "br7"), DROP], "accept"),
+        (AT_BRIDGE, "prerouting", [meta("ibrname", "br7"), DROP], "drop"),
+        (AT_BRIDGE, "prerouting", [meta("ibrname", "br8"), DROP], "accept"),
+        (AT_BRIDGE, "input", [meta("oifname", "eth0"), DROP], "accept"),
+        (FROM_BRIDGE, "output", [meta("oifname", "veth1"), DROP], "drop"),
+        (FROM_BRIDGE, "postrouting", [meta("obrname", "br7"), DROP], "drop"),
+        (FROM_BRIDGE, "output", [meta("iifname", "flannel.1"), DROP], "accept"),
+        (AT_BRIDGE, "input", [condition(ETHER_TYPE, "ip"), DROP], "drop"),
+        (AT_BRIDGE, "input", [condition(ETHER_TYPE, 2048), DROP], "drop"),
+        (AT_BRIDGE, "input", [condition(ETHER_TYPE, {"set": ["arp", "ip"]}), DROP], "drop"),
+        (AT_BRIDGE, "input", [condition(ETHER_TYPE, "arp"), DROP], "accept"),
+        (
+            AT_BRIDGE,
+            "input",
+            [condition({"payload": {"protocol": "vlan", "field": "id"}}, 5), DROP],
+            "accept",
+        ),
+        (
+            AT_BRIDGE,
+            "input",
+            [condition({"payload": {"protocol": "arp", "field": "operation"}}, "request"), DROP],
+            "accept",
+        ),
+        (
+            AT_BRIDGE,
+            "input",
+            [condition({"payload": {"protocol": "ether", "field": "saddr"}}, "02::"), DROP],
+            "unknown",
+        ),
+    ],
+)
+def test_rules_of_the_family_bridge(
+    packet: Packet, hook: str, expressions: list[dict[str, Any]], kind: str
+) -> None:
+    assert judge(packet, bridge(*expressions, hook=hook), THROUGH).kind == kind
+
+
+def test_a_mark_of_the_bridge_is_seen_by_later_hooks() -> None:
+    mark = {"mangle": {"key": {"meta": {"key": "mark"}}, "value": 7}}
+    rules = bridge(mark, hook="prerouting")
+    drop = nft([condition({"meta": {"key": "mark"}}, 7), meta("iifname", "br7"), DROP])
+
+    assert judge(AT_BRIDGE, (*rules, *drop), IN).kind == "drop"
+    assert judge(TUNNEL, (*rules, *drop), IN).kind == "accept"
+
+
+def test_a_chain_of_the_port_of_a_bridge_judges_its_packets() -> None:
+    chain = nft([DROP], hook="ingress", dev="veth1")
+
+    assert judge(AT_BRIDGE, chain, IN).kind == "drop"
+    assert judge(FROM_BRIDGE, nft([DROP], hook="egress", dev="veth1"), THROUGH).kind == "drop"
+    assert judge(TUNNEL, chain, IN).kind == "accept"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"nftables": [{"rule": {}}]}', '{"nftables": 5}'])

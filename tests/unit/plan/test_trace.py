@@ -9,10 +9,10 @@ import pytest
 
 from pyflannel.model.fast_path import BpfPeer, BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
-from pyflannel.model.host import Interface, InterfaceAddress, Interfaces
+from pyflannel.model.host import Interface, InterfaceAddress, Interfaces, IpsecPolicy
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.link import Vxlan
-from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.netfilter import Action, BaseChain, Hook, Match, Rule, Ruleset
 from pyflannel.model.probe import PingReport, PingStep, ProbeState, TraceReport
 from pyflannel.model.route import FdbEntry
 from pyflannel.model.wireguard import WireguardPeer
@@ -177,6 +177,20 @@ def without(kernel: Kernel, **changes: object) -> None:
 
 
 Break = Callable[[Kernel], None]
+
+
+def bridge_rule(hook: Hook, *matches: Match) -> Ruleset:
+    """Return a table of the family bridge that drops the packets that match."""
+    rule = Rule(matches, Action("drop"), "the rule drop", 3)
+    chain = BaseChain(
+        program="nft", family="bridge", table="fw", name="c", hook=hook, priority=0, chains={"c": (rule,)}
+    )
+    return (chain,)
+
+
+BLOCK = IpsecPolicy(
+    direction="out", source=IPv4Network("0.0.0.0/0"), destination=IPv4Network("10.0.0.2/32"), is_block=True
+)
 DROP_TUNNEL = iptables(":INPUT ACCEPT", "-A INPUT -p udp --dport 8472 -j DROP")
 FAULTS: list[tuple[str, Break, str, str]] = [
     ("vxlan", lambda k: without(k, forwards=False), "route", "the host forwards no packets"),
@@ -203,6 +217,18 @@ FAULTS: list[tuple[str, Break, str, str]] = [
         lambda k: without(k, ruleset=iptables(":OUTPUT ACCEPT", "-A OUTPUT -p udp --dport 8472 -j DROP")),
         "rule",
         "drops tunnel packets to UDP port 8472",
+    ),
+    (
+        "vxlan",
+        lambda k: without(k, ruleset=bridge_rule("input", Match("iif", ("veth1",)))),
+        "rule",
+        "nft chain bridge fw c drops packets of 10.100.0.0/16",
+    ),
+    (
+        "vxlan",
+        lambda k: without(k, interfaces=replace(INTERFACES, policies=(BLOCK,))),
+        "rule",
+        "an IPsec policy drops tunnel packets to UDP port 8472 of peers",
     ),
     ("vxlan", lambda k: k.change("container out", FAR), "route", "no route to 10.100.16.2"),
     (
@@ -240,6 +266,16 @@ FAULTS: list[tuple[str, Break, str, str]] = [
         lambda k: without(k, neighbours={("br0", NEAR): NEAR_MAC}),
         "underlay",
         "10.0.0.2 does not answer ARP on eth0",
+    ),
+    (
+        "host-gw",
+        lambda k: without(
+            k,
+            neighbours={("br0", NEAR): NEAR_MAC},
+            links={**BASE.links, "eth0": TraceLink(name="eth0", resolves=False)},
+        ),
+        "underlay",
+        "ARP is off on eth0",
     ),
     (
         "host-gw",
@@ -376,6 +412,29 @@ def test_a_packet_between_two_containers_of_this_host() -> None:
 
     without(kernel, neighbours={**BASE.neighbours, ("br0", other): NEAR_MAC})
     assert [one.name for one in kernel.trace(NEAR, other).steps][-2:] == ["bridge", "container"]
+
+
+def test_the_rules_of_the_family_bridge_are_followed_at_the_ports_of_the_packet() -> None:
+    """To a container, from one container to another, and at a bridge as underlay."""
+    kernel, other, mac = Kernel("vxlan"), OWN.network_address + 3, "02:00:00:00:00:03"
+    without(
+        kernel,
+        neighbours={**VXLAN.neighbours, ("br0", other): mac},
+        ports={**VXLAN.ports, ("br0", mac): "veth2", ("eth0", THERE_MAC): "eth1"},
+    )
+
+    without(kernel, ruleset=bridge_rule("output", Match("oif", ("veth1",))))
+    assert kernel.trace(FAR, NEAR).stops == "rule"
+    assert kernel.trace(NEAR, FAR).ok
+    without(kernel, ruleset=bridge_rule("forward", Match("iif", ("veth1",)), Match("oif", ("veth2",))))
+    assert kernel.trace(NEAR, other).stops == "rule"
+    assert kernel.trace(other, NEAR).ok
+    without(kernel, ruleset=bridge_rule("postrouting", Match("oif", ("eth1",))))
+    report = kernel.trace(NEAR, FAR)
+    assert (report.stops, report.cause) == (
+        "rule",
+        "nft chain bridge fw c drops tunnel packets to UDP port 8472 of peers",
+    )
 
 
 def test_a_packet_of_the_host_itself() -> None:

@@ -25,6 +25,7 @@ def test_a_bridge_that_filters_vlans() -> None:
         is_up=True,
         has_carrier=False,
         resolves=True,
+        is_ethernet=True,
         filters_vlans=True,
         is_forwarding=False,
     )

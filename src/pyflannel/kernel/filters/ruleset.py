@@ -13,7 +13,7 @@ from pyflannel.wire.iptables_ruleset import ruleset_of
 from pyflannel.wire.nftables import is_own_table
 from pyflannel.wire.nftables_ruleset import parse_ruleset
 
-_FAMILIES = frozenset({"ip", "inet", "netdev"})
+_FAMILIES = frozenset({"ip", "inet", "netdev", "bridge"})
 
 
 @dataclass(frozen=True, slots=True)

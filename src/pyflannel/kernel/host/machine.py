@@ -180,6 +180,15 @@ def is_strict(link: str) -> bool:
     return max(_number(_IPV4 / f"conf/{name}/rp_filter") or 0 for name in ("all", link)) == 1
 
 
+def lacks_arp(link: str) -> bool:
+    """Return whether ARP is off on a link whose frames have MAC addresses (linux/if.h, linux/if_arp.h)."""
+    flags = _number(_DEVICES / link / "flags") or 0
+    return bool(flags & _NO_ARP) and _number(_DEVICES / link / "type") == _ETHERNET
+
+
+_NO_ARP, _ETHERNET = 0x80, 1
+
+
 def port_mtus(bridge: str) -> dict[str, int]:
     """Return the MTU of each port of a bridge, in bytes, by name."""
     with contextlib.suppress(OSError):
@@ -258,7 +267,7 @@ def _ipv4(text: str | None) -> IPv4Address | None:
 
 def _number(path: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
-        return int(path.read_text(encoding="ascii"))
+        return int(path.read_text(encoding="ascii"), 0)
     return None
 
 

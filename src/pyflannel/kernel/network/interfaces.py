@@ -51,9 +51,9 @@ _MOST_POLICIES = 64
 """Maximum number of IPsec policies. It is limited because each peer is compared with each policy."""
 
 _EVERYBODY = IPv4Network("0.0.0.0/0")
-_EVERY_POLICY = tuple(
-    IpsecPolicy(is_outgoing=is_outgoing, source=_EVERYBODY, destination=_EVERYBODY)
-    for is_outgoing in (False, True)
+_EVERY_POLICY = (
+    IpsecPolicy(direction="in", source=_EVERYBODY, destination=_EVERYBODY),
+    IpsecPolicy(direction="out", source=_EVERYBODY, destination=_EVERYBODY),
 )
 
 _FAR_AWAY = IPv4Address("198.51.100.1")

@@ -22,8 +22,11 @@ _DROPS = 4
 """Maximum number of chains that are named for one flow."""
 
 _TCP, _ANY_PORT, _SERVICE = 6, 40000, 29123
-_NO_BRIDGE = "docker0"
-"""Name of the bridge that the first container will have, used while no bridge exists."""
+_NO_BRIDGE, _NO_PORT = "docker0", "veth0"
+"""Names of the bridge and of the port that the first container will have, used while none exists."""
+
+_PORTS = 8
+"""Maximum number of ports of a bridge for which the rules of the family bridge are evaluated."""
 
 
 class Flow(NamedTuple):
@@ -76,7 +79,15 @@ def overlay_flow(packet: Packet, network: IPv4Network, hooks: tuple[Hook, ...] =
 
 
 def tunnel_packet(
-    source: IPv4Address, destination: IPv4Address, backend: str, port: int, *, iif: str = "", oif: str = ""
+    source: IPv4Address,
+    destination: IPv4Address,
+    backend: str,
+    port: int,
+    *,
+    iif: str = "",
+    oif: str = "",
+    in_port: str = "",
+    out_port: str = "",
 ) -> Packet:
     """Return the outer packet of a tunnel; vxlan computes the source port from the inner packet."""
     return Packet(
@@ -87,11 +98,19 @@ def tunnel_packet(
         destination_port=port,
         iif=iif,
         oif=oif,
+        in_port=in_port,
+        out_port=out_port,
     )
 
 
 def container_packet(
-    source: IPv4Address, destination: IPv4Address, *, iif: str = "", oif: str = ""
+    source: IPv4Address,
+    destination: IPv4Address,
+    *,
+    iif: str = "",
+    oif: str = "",
+    in_port: str = "",
+    out_port: str = "",
 ) -> Packet:
     """Return the first packet of a TCP connection of a container."""
     return Packet(
@@ -102,10 +121,12 @@ def container_packet(
         destination_port=_SERVICE,
         iif=iif,
         oif=oif,
+        in_port=in_port,
+        out_port=out_port,
     )
 
 
-def _tunnel_flows(seen: Observed) -> Iterator[Flow]:
+def tunnel_flows(seen: Observed) -> Iterator[Flow]:
     """Yield tunnel packets from and to peers."""
     status = seen.status
     backend, underlay, path = status.backend, status.underlay, status.fast_path
@@ -113,16 +134,28 @@ def _tunnel_flows(seen: Observed) -> Iterator[Flow]:
         return
     # The programs of the fast path let most packets bypass netfilter at the underlay.
     severity: Severity = "warning" if path is not None and path.mode in ("safe", "flow") else "error"
-    here, port = underlay.address, backend.port
+    here, port, uplink = underlay.address, backend.port, _uplink(seen)
     for there in islice(dict.fromkeys(seen.membership.peers.values()), _PEERS):
-        arriving = tunnel_packet(there, here, backend.type, port, iif=underlay.link)
-        leaving = tunnel_packet(here, there, backend.type, port, oif=underlay.link)
+        arriving = tunnel_packet(there, here, backend.type, port, iif=underlay.link, in_port=uplink)
+        leaving = tunnel_packet(here, there, backend.type, port, oif=underlay.link, out_port=uplink)
         yield tunnel_flow(arriving, port, IN, severity=severity)
         yield tunnel_flow(leaving, port, OUT, severity=severity)
 
 
-def _container_flows(seen: Observed) -> Iterator[Flow]:
-    """Yield packets between a container of this host and a container of another host, in both directions."""
+def _uplink(seen: Observed) -> str:
+    """Return the port by which a bridge as underlay reaches other hosts; "" if it is none or unknown."""
+    ports = seen.underlay_ports
+    if len(ports) > 1:
+        links = (seen.interfaces.named(port) for port in ports)
+        ports = tuple(link.name for link in links if link is not None and not link.kind)
+    return ports[0] if len(ports) == 1 else ""
+
+
+def container_flows(seen: Observed) -> Iterator[Flow]:
+    """Yield packets between a container of this host and a container of another host, in both directions.
+
+    For the ports of other containers, only the rules at the bridge are evaluated.
+    """
     status, membership = seen.status, seen.membership
     network, own = membership.network, membership.subnet
     backend = status.backend
@@ -131,9 +164,16 @@ def _container_flows(seen: Observed) -> Iterator[Flow]:
         return
     bridge = next(iter(seen.ports), _NO_BRIDGE)
     here = own.network_address + 2
+    port, *others = list(seen.ports.get(bridge, ()))[:_PORTS] or [_NO_PORT]
     for there in islice(_containers_elsewhere(seen, network, own), _PEERS):
-        yield overlay_flow(container_packet(here, there, iif=bridge, oif=device), network)
-        yield overlay_flow(container_packet(there, here, iif=device, oif=bridge), network)
+        yield overlay_flow(container_packet(here, there, iif=bridge, oif=device, in_port=port), network)
+        yield overlay_flow(container_packet(there, here, iif=device, oif=bridge, out_port=port), network)
+    there = next(_containers_elsewhere(seen, network, own))
+    for other in others:
+        yield overlay_flow(container_packet(here, there, iif=bridge, in_port=other), network, ())
+        yield overlay_flow(container_packet(there, here, oif=bridge, out_port=other), network, ())
+        near = container_packet(here, here + 1, iif=bridge, oif=bridge, in_port=port, out_port=other)
+        yield overlay_flow(near, network, ())
 
 
 def _containers_elsewhere(seen: Observed, network: IPv4Network, own: IPv4Network) -> Iterator[IPv4Address]:
@@ -148,7 +188,7 @@ def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
     """Yield the fate of each flow. If a chain drops it, also yield its fate without this chain."""
     if not seen.ruleset:
         return
-    for flow in (*_tunnel_flows(seen), *_container_flows(seen)):
+    for flow in (*tunnel_flows(seen), *container_flows(seen)):
         left: Ruleset = seen.ruleset
         for _ in range(_DROPS):
             judgement = judge(flow.packet, left, flow.hooks)

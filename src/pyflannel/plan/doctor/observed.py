@@ -105,6 +105,9 @@ class Observed:
         programs: eBPF programs of the claimed device, at the hooks of links.
         on_link: prefixes that the underlay reaches without a gateway.
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name.
+        lacks_arp: ARP is off on the underlay.
+        set_neighbours: addresses whose MAC address on the underlay an operator has set.
+        underlay_ports: ports of the underlay if that is a bridge.
         docker0_ports: number of containers at docker0, if it exists.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
         mark: alias of the links of the daemon.
@@ -131,6 +134,9 @@ class Observed:
     programs: tuple[BpfProgram, ...] = ()
     on_link: tuple[IpNetwork, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    lacks_arp: bool = False
+    set_neighbours: frozenset[IPv4Address] = frozenset()
+    underlay_ports: tuple[str, ...] = ()
     docker0_ports: int = 0
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mark: str = MARK

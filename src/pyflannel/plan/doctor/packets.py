@@ -1,13 +1,17 @@
-"""Faults of this host that stop packets of the overlay: forwarding, routes, interfaces, addresses."""
+"""Faults of this host that stop packets of the overlay: forwarding, routes, interfaces, IPsec policies."""
 
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
 
+from pyflannel.model.host import Interfaces, IpsecPolicy
 from pyflannel.model.link import Link
+from pyflannel.model.netfilter import UDP, Packet
 from pyflannel.model.route import Route
 from pyflannel.model.status import Finding
+from pyflannel.plan.doctor.filters import Flow, container_flows, tunnel_flows
 from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, shown, some
 from pyflannel.plan.leftovers import is_within
+from pyflannel.plan.netfilter import IN, OUT, THROUGH
 
 _DOCKER0 = "docker0"
 _DOCKER_FIX = "mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers"
@@ -169,6 +173,27 @@ def _bridge_down(seen: Observed) -> Iterator[Finding]:
             )
 
 
+def _arp(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that the underlay cannot send to peers on the same link."""
+    lost = [
+        address
+        for address in dict.fromkeys(seen.membership.peers.values())
+        if any(address in prefix for prefix in seen.on_link) and address not in seen.set_neighbours
+    ]
+    link = seen.membership.underlay
+    if seen.lacks_arp and lost:
+        yield Finding(
+            code="arp-off",
+            severity="error",
+            cause=f"ARP is off on {link}, so this host reaches no peer on the same link",
+            evidence=(
+                f"ip link show {link}: NOARP",
+                *some([f"{one}: no MAC address" for one in lost]),
+            ),
+            fix=f"ip link set {link} arp on",
+        )
+
+
 def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that the containers of Docker have addresses outside this host's subnet."""
     own, docker0 = seen.membership.subnet, seen.interfaces.named(_DOCKER0)
@@ -272,10 +297,99 @@ def _public_address(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def blocking_policy(flow: Flow, interfaces: Interfaces) -> IpsecPolicy | None:
+    """Return the IPsec policy that drops the packets of a flow; None if none does.
+
+    Of the policies that match, the one with the lowest number of its priority decides, and of several the
+    oldest, which the kernel lists last. A packet that the host forwards is also checked as it leaves.
+
+    Source: net/xfrm/xfrm_policy.c, xfrm_policy_match, xfrm_policy_insert_list, xfrm_policy_walk.
+    """
+    packet = flow.packet
+    directions = {IN: ("in",), OUT: ("out",), THROUGH: ("forward", "out")}.get(flow.hooks, ())
+    for direction in directions:
+        name = packet.oif if direction == "out" else packet.iif
+        link = interfaces.named(name)
+        index = 0 if link is None else link.index
+        matching = [
+            one
+            for one in reversed(interfaces.policies)
+            if one.direction == direction and _selects(one, packet, index)
+        ]
+        first = min(matching, key=lambda one: one.priority, default=None)
+        if first is not None and first.is_block:
+            return first
+    return None
+
+
+def _selects(policy: IpsecPolicy, packet: Packet, link: int) -> bool:
+    return (
+        packet.source in policy.source
+        and packet.destination in policy.destination
+        and policy.protocol in (0, packet.protocol)
+        and ((packet.destination_port or 0) ^ policy.port) & policy.port_mask == 0
+        and ((packet.source_port or 0) ^ policy.source_port) & policy.source_port_mask == 0
+        and policy.link in (0, link)
+        and (packet.mark or 0) & policy.mark_mask == policy.mark
+    )
+
+
+def policy_text(policy: IpsecPolicy) -> str:
+    """Return a policy as `ip xfrm policy` shows it."""
+    if policy.priority > _LEAST_PRIORITY:
+        return f"ip xfrm policy getdefault: {_DIRECTION[policy.direction]}: block"
+    return f"ip xfrm policy: {_selector(policy)} action block priority {policy.priority}"
+
+
+_LEAST_PRIORITY = 0xFFFFFFFF
+"""The greatest number of a policy. The default action of the host has a greater one."""
+
+_DIRECTION = {"in": "in", "out": "out", "forward": "fwd"}
+
+
+def _selector(policy: IpsecPolicy) -> str:
+    """Return the selector of a policy in the words of `ip xfrm policy`."""
+    protocol = "" if not policy.protocol else f" proto {_PROTOCOLS.get(policy.protocol, policy.protocol)}"
+    ports = [("sport", policy.source_port, policy.source_port_mask), ("dport", policy.port, policy.port_mask)]
+    shown = "".join(f" {name} {number}" for name, number, mask in ports if mask)
+    mark = f" mark {policy.mark:#x} mask {policy.mark_mask:#x}" if policy.mark_mask else ""
+    ends = f"src {policy.source} dst {policy.destination}"
+    return f"{ends}{protocol}{shown} dir {_DIRECTION[policy.direction]}{mark}"
+
+
+_PROTOCOLS = {6: "tcp", UDP: "udp"}
+
+
+def policy_removal(policy: IpsecPolicy) -> str:
+    """Return the command that removes a policy, or the default action of the host."""
+    if policy.priority > _LEAST_PRIORITY:
+        return f"ip xfrm policy setdefault {_DIRECTION[policy.direction]} accept"
+    return f"ip xfrm policy delete {_selector(policy)}"
+
+
+def _blocked_by_ipsec(seen: Observed) -> Iterator[Finding]:
+    """Yield the IPsec policies that drop packets of the overlay."""
+    found: dict[IpsecPolicy, str] = {}
+    for flow in (*tunnel_flows(seen), *container_flows(seen)):
+        if (policy := blocking_policy(flow, seen.interfaces)) is not None:
+            found.setdefault(policy, flow.noun)
+    if found:
+        nouns = " and ".join(dict.fromkeys(found.values()))
+        yield Finding(
+            code="ipsec-block",
+            severity="error",
+            cause=f"IPsec policies drop {nouns}",
+            evidence=some([policy_text(policy) for policy in found]),
+            fix=f"{'; '.join(policy_removal(one) for one in list(found)[:NAMED])}"
+            "  # or change the connection of the IPsec daemon that installs it",
+        )
+
+
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _forwarding,
     _source_refused,
     _diverted,
+    _arp,
     _bridge_down,
     _container_routes,
     _bridge_subnet,
@@ -284,4 +398,5 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _vtep,
     _reverse_path,
     _port_mtus,
+    _blocked_by_ipsec,
 )

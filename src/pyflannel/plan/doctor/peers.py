@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from statistics import median
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from pyflannel.model.lease import LeaseEntry, host_text
@@ -155,12 +156,23 @@ def _name(peer: LeaseEntry | PeerReach) -> str:
     return host_text(peer.public_ip, peer.host_name)
 
 
-def with_peers(found: Sequence[Finding], reach: Sequence[PeerReach], status: Status) -> tuple[Finding, ...]:
+def with_peers(
+    found: Sequence[Finding],
+    reach: Sequence[PeerReach],
+    status: Status,
+    unresolved: Mapping[IPv4Address, str] = MappingProxyType({}),
+) -> tuple[Finding, ...]:
     """Return the findings about this host, including findings about peers that do not answer.
 
     If this host loses packets itself, silent peers are a consequence, and not a separate finding.
+
+    Args:
+        found: the findings about this host.
+        reach: the results of the probes.
+        status: the status of this host.
+        unresolved: neighbour entries without a MAC address after the probes, in words, by their address.
     """
-    peers = tuple(reach_findings(reach, status))
+    peers = tuple(reach_findings(reach, status, unresolved))
     cause = _obstacle(found)
     if cause is None:
         ranks = {"error": 0, "warning": 1, "info": 2}
@@ -172,11 +184,13 @@ def with_peers(found: Sequence[Finding], reach: Sequence[PeerReach], status: Sta
     return (*(whole if one is cause else one for one in found), *known)
 
 
-def reach_findings(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
-    """Yield the findings about peers that do not answer; these are errors if packets of containers are
-    lost.
-    """
-    away = [one for one in reach if not one.is_reached and one.underlay.state != "reached"]
+def reach_findings(
+    reach: Sequence[PeerReach], status: Status, unresolved: Mapping[IPv4Address, str]
+) -> Iterator[Finding]:
+    """Yield the findings about peers that do not answer: errors if packets of containers are lost."""
+    silent = [one for one in reach if not one.is_reached and one.underlay.state != "reached"]
+    deaf = [one for one in silent if one.public_ip in unresolved]
+    away = [one for one in silent if one.public_ip not in unresolved]
     blocked = [one for one in reach if not one.is_reached and one.underlay.state == "reached"]
     if blocked:
         yield Finding(
@@ -187,10 +201,21 @@ def reach_findings(reach: Sequence[PeerReach], status: Status) -> Iterator[Findi
             evidence=_listed(blocked),
             fix=_fix_of_tunnel(status),
         )
+    if deaf:
+        first = deaf[0].public_ip
+        yield Finding(
+            code="no-neighbour",
+            severity="error" if len(silent) == len(reach) else "warning",
+            cause=f"{len(deaf)} of {len(reach)} probed peers are on the same link and do not answer ARP: they"
+            " are off or have another address, or ARP does not pass",
+            evidence=some([unresolved[one.public_ip] for one in deaf]),
+            fix=f"ip neighbour show {first}  # on that host: ip link (NOARP), ip address; on both: nft list"
+            " tables arp; then the VLAN of both",
+        )
     if away:
         yield Finding(
             code="peers-silent",
-            severity="error" if len(away) == len(reach) else "warning",
+            severity="error" if len(silent) == len(reach) and not deaf else "warning",
             cause=f"{len(away)} of {len(reach)} probed peers answer neither on the underlay nor through the"
             " tunnel",
             evidence=_listed(away),

@@ -30,6 +30,7 @@ class TraceLink:
     Attributes:
         kind: the kernel's kind; "" for a physical device.
         resolves: it resolves addresses to MAC addresses by ARP.
+        is_ethernet: its frames have MAC addresses.
         is_forwarding: for a port of a bridge: it forwards frames.
     """
 
@@ -38,6 +39,7 @@ class TraceLink:
     is_up: bool = True
     has_carrier: bool = True
     resolves: bool = True
+    is_ethernet: bool = True
     is_forwarding: bool = True
     vxlan: Vxlan | None = None
 
@@ -137,6 +139,10 @@ class Facts:
             (one for one in bridges if any(address in held.address.network for held in one.addresses)), None
         )
 
+    def port_to(self, bridge: str, address: IPv4Address) -> str:
+        """Return the port of a bridge behind which an address is; "" if it is unknown, or no bridge."""
+        return self.ports.get((bridge, self.neighbours.get((bridge, address), "")), "")
+
     def is_here(self, address: IPv4Address) -> bool:
         """Return whether the address belongs to this host or is in the prefix of one of its bridges."""
         return self.interfaces.holder(address) is not None or self.bridge_of(address) is not None
@@ -157,7 +163,14 @@ class Leg:
 
     def flow(self, facts: Facts, iif: str, oif: str) -> Flow:
         """Return the packet at the filter rules."""
-        packet = container_packet(self.source, self.destination, iif=iif, oif=oif)
+        packet = container_packet(
+            self.source,
+            self.destination,
+            iif=iif,
+            oif=oif,
+            in_port=facts.port_to(iif, self.source),
+            out_port=facts.port_to(oif, self.destination),
+        )
         if self.is_way_back:
             packet = replace(packet, state="established")
         hooks = THROUGH if iif and oif else IN if iif else OUT

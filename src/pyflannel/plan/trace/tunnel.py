@@ -9,8 +9,14 @@ from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.link import Vxlan
 from pyflannel.model.probe import TraceStep
 from pyflannel.model.wireguard import WireguardPeer
-from pyflannel.plan.doctor.filters import Flow, dropped_by, listed, tunnel_flow, tunnel_packet
-from pyflannel.plan.doctor.packets import loosened
+from pyflannel.plan.doctor.filters import (
+    Flow,
+    dropped_by,
+    listed,
+    tunnel_flow,
+    tunnel_packet,
+)
+from pyflannel.plan.doctor.packets import blocking_policy, loosened, policy_removal, policy_text
 from pyflannel.plan.netfilter import IN, OUT, judge, why
 from pyflannel.plan.trace.facts import (
     LOOK,
@@ -27,9 +33,15 @@ from pyflannel.plan.trace.facts import (
 
 
 def rules(facts: Facts, flow: Flow) -> Iterator[TraceStep]:
-    """Yield the filter rule that decides about a packet, or that none drops it."""
+    """Yield the filter rule or the IPsec policy that decides about a packet, or that none drops it."""
+    if (policy := blocking_policy(flow, facts.interfaces)) is not None:
+        text = policy_text(policy)
+        yield fails("rule", text, f"an IPsec policy drops {flow.noun}", policy_removal(policy))
     judged = judge(flow.packet, facts.ruleset, flow.hooks)
-    place = f"hooks {', '.join(flow.hooks)}"
+    ports = sorted({flow.packet.in_port, flow.packet.out_port} - {""})
+    place = f"hooks {', '.join(flow.hooks)}" + (
+        f", and those of the bridge at {', '.join(ports)}" if ports else ""
+    )
     if judged.chain is not None and judged.kind in ("drop", "reject"):
         finding = dropped_by(judged.chain, judged.rule, flow, judged.kind)
         yield fails("rule", listed(judged.chain, judged.rule, flow), finding.cause, finding.fix)
@@ -168,7 +180,8 @@ def _outer(facts: Facts, to: IPv4Address, port: int, backend: str, local: object
     answer = facts.route("host out", to, source)
     if answer.link is not None:
         sender = source or _address_on(facts, answer.link) or to
-        packet = tunnel_packet(sender, to, backend, port, oif=answer.link)
+        uplink = facts.port_to(answer.link, answer.gateway or to)
+        packet = tunnel_packet(sender, to, backend, port, oif=answer.link, out_port=uplink)
         yield from rules(facts, tunnel_flow(packet, port, OUT))
     yield from _outer_route(facts, to, source)
 
@@ -197,10 +210,13 @@ def _onto_wire(facts: Facts, link: TraceLink, hop: IPv4Address) -> Iterator[Trac
         found = f"ip link show {link.name}: NO-CARRIER"
         yield fails("underlay", found, f"{link.name} has no carrier", "connect the cable of the interface")
     mac = facts.neighbours.get((link.name, hop))
-    if not link.resolves:
-        yield passes("underlay", f"{link.name}, to {hop}")
-    elif mac is not None:
+    if mac is not None:
         yield passes("underlay", f"{link.name}, to {hop} at {mac}")
+    elif not link.resolves and link.is_ethernet:
+        cause = f"ARP is off on {link.name}, so it sends no frame to {hop}"
+        yield fails("underlay", f"ip link show {link.name}: NOARP", cause, f"ip link set {link.name} arp on")
+    elif not link.resolves:
+        yield passes("underlay", f"{link.name}, to {hop}")
     elif facts.probed is None:
         yield unknown(
             "underlay", f"{link.name}, to {hop}", "no packet was sent that resolves its MAC address"
@@ -275,8 +291,10 @@ def _arrives(
 ) -> Iterator[TraceStep]:
     """Yield the underlay and the filter rules for a tunnel packet of the peer."""
     yield from _reaches(facts, peer, local)
-    link = facts.route("host out", peer.public_ip, local).link or ""
+    back = facts.route("host out", peer.public_ip, local)
+    link = back.link or ""
     target = local or _address_on(facts, link)
     if target is not None:
-        packet = tunnel_packet(peer.public_ip, target, backend, port, iif=link)
+        uplink = facts.port_to(link, back.gateway or peer.public_ip)
+        packet = tunnel_packet(peer.public_ip, target, backend, port, iif=link, in_port=uplink)
         yield from rules(facts, tunnel_flow(packet, port, IN))

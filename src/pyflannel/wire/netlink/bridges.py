@@ -18,6 +18,7 @@ from pyflannel.wire.netlink.message import (
 )
 
 _LINK = struct.Struct("=BxHiII")
+_ETHERNET = 1  # ARPHRD_ETHER (linux/if_arp.h)
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _U32 = struct.Struct("=I")
 _GET_NEIGHBOUR = 30  # RTM_GETNEIGH
@@ -51,6 +52,7 @@ class BridgeLink:
         is_up: administratively up.
         has_carrier: its lower layer is up; for a bridge: one of its ports.
         resolves: it resolves addresses to MAC addresses by ARP.
+        is_ethernet: its frames have MAC addresses.
         filters_vlans: for a bridge: it filters VLANs.
         is_forwarding: for a port: it forwards frames.
     """
@@ -63,6 +65,7 @@ class BridgeLink:
     is_up: bool
     has_carrier: bool
     resolves: bool
+    is_ethernet: bool
     filters_vlans: bool
     is_forwarding: bool
 
@@ -73,7 +76,7 @@ def parse_bridge_link(body: bytes) -> BridgeLink:
     Raises:
         WireError: too short, or an attribute has an invalid length.
     """
-    _, _, index, flags, _ = unpack(_LINK, body)
+    _, hardware, index, flags, _ = unpack(_LINK, body)
     found = attributes(body, _LINK.size)
     info = attributes(found.get(_INFO, b""))
     kind = text(info.get(_INFO_KIND, b""))
@@ -88,6 +91,7 @@ def parse_bridge_link(body: bytes) -> BridgeLink:
         is_up=bool(flags & _UP),
         has_carrier=bool(flags & _LOWER_UP),
         resolves=not flags & _NO_ARP,
+        is_ethernet=hardware == _ETHERNET,
         filters_vlans=bool(integer(data.get(_VLAN_FILTERING, b""))),
         is_forwarding=integer(port.get(_PORT_STATE, b"")) == _FORWARDING,
     )

@@ -37,7 +37,8 @@ BRIDGE = 7
 
 PERMANENT = 0x80
 NO_ARP = 0x40
-"""States (linux/neighbour.h, NUD_PERMANENT, NUD_NOARP)."""
+_INCOMPLETE, _FAILED = 0x01, 0x20
+"""States (linux/neighbour.h, NUD_PERMANENT, NUD_NOARP, NUD_INCOMPLETE, NUD_FAILED)."""
 
 _SELF = 0x02  # NTF_SELF: an entry of the device, not of its bridge
 _UNICAST = 1  # RTN_UNICAST
@@ -71,12 +72,16 @@ class NeighbourRecord:
     Attributes:
         index: of the link.
         mac: lower case with colons; "" if it is unknown.
+        is_unresolved: the kernel has asked for the MAC address without an answer.
+        is_unasked: the kernel does not ask for the MAC address at this link, and uses that of the link.
     """
 
     index: int
     address: IPv4Address | IPv6Address
     mac: str
     is_permanent: bool = True
+    is_unresolved: bool = False
+    is_unasked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +145,8 @@ def parse_neighbour(body: bytes) -> NeighbourRecord | None:
         address=parse_address(found.get(_DESTINATION, b"")),
         mac=parse_mac(found.get(_MAC, b"")),
         is_permanent=bool(state & PERMANENT),
+        is_unresolved=bool(state & (_INCOMPLETE | _FAILED)),
+        is_unasked=bool(state & NO_ARP),
     )
 
 

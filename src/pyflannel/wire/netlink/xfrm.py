@@ -2,17 +2,19 @@
 
 Layout of a policy, in bytes: selector 56 (destination 16, source 16, destination port 2 and its mask 2,
 source port 2 and its mask 2, family 2, prefix lengths of destination and source 1 each, protocol 1, padding
-3, interface 4, user 4), lifetimes 64 and 32, priority 4, index 4, direction 1, action 1. Ports are in network
-order. Layout of the default: actions for received, forwarded and sent packets, 1 each. Source: linux/xfrm.h,
-struct xfrm_userpolicy_info, struct xfrm_userpolicy_default.
+3, interface 4, user 4), lifetimes 64 and 32, priority 4, index 4, direction 1, action 1, flags 1, share 1,
+padding 4. Ports are in network order. Attributes follow: XFRMA_MARK contains a mark and its mask, 4 each.
+Layout of the default: actions for received, forwarded and sent packets, 1 each. Source: linux/xfrm.h, struct
+xfrm_userpolicy_info, struct xfrm_userpolicy_default.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network
+from typing import Literal
 
 from pyflannel.model.host import IpsecPolicy
-from pyflannel.wire.netlink.message import DUMP, INET, Request, unpack
+from pyflannel.wire.netlink.message import DUMP, INET, Request, attributes, unpack
 
 PROTOCOL = 6
 """NETLINK_XFRM (linux/netlink.h)."""
@@ -23,10 +25,16 @@ POLICIES = 8
 _GET_POLICY, _GET_DEFAULT = 0x15, 0x28
 """XFRM_MSG_GETPOLICY, and XFRM_MSG_GETDEFAULT of Linux 5.15 and later."""
 
-_POLICY = struct.Struct("=4s12x4s12x2s2s2s2sHBBB3x8x64x32x8xBB")
+_POLICY = struct.Struct("=4s12x4s12x2s2s2s2sHBBB3xi4x64x32xI4xBB6x")
+_MARK = struct.Struct("=II")
+_MARK_ATTRIBUTE = 21
 _DEFAULT = struct.Struct("=BBB")
-_IN, _OUT = 0, 1
+_DIRECTIONS: Mapping[int, Literal["in", "out", "forward"]] = {0: "in", 1: "out", 2: "forward"}
+_OF_DEFAULT: tuple[Literal["in", "forward", "out"], ...] = ("in", "forward", "out")
 _BLOCK = 1
+_LAST = 1 << 32
+"""Priority of the default action, which is lower than that of every policy."""
+
 _EVERYBODY = IPv4Network("0.0.0.0/0")
 
 
@@ -36,24 +44,36 @@ def dump_policies() -> Request:
 
 
 def parse_policy(body: bytes) -> IpsecPolicy | None:
-    """Return an IPv4 policy for received or sent packets; None for any other policy.
+    """Return an IPv4 policy of the host; None for a policy of IPv6 or of a socket.
 
     Raises:
-        WireError: fewer bytes than its layout needs.
+        WireError: fewer bytes than its layout needs, or an attribute is cut.
     """
     if len(body) < _POLICY.size:
         unpack(_POLICY, body)
     fields = _POLICY.unpack_from(body)
-    destination, source, port, port_mask, _, _, family, length, source_length, protocol, direction, _ = fields
-    if family not in (0, INET) or direction not in (_IN, _OUT):
+    destination, source, port, port_mask, source_port, source_port_mask, family, length, source_length = (
+        fields[:9]
+    )
+    protocol, link, priority, direction, action = fields[9:]
+    if family not in (0, INET) or direction not in _DIRECTIONS:
         return None
+    mark = attributes(body, _POLICY.size).get(_MARK_ATTRIBUTE)
+    value, mask = (0, 0) if mark is None else unpack(_MARK, mark)
     return IpsecPolicy(
-        is_outgoing=direction == _OUT,
+        direction=_DIRECTIONS[direction],
         source=_prefix(source, source_length),
         destination=_prefix(destination, length),
         protocol=protocol,
         port=int.from_bytes(port, "big"),
         port_mask=int.from_bytes(port_mask, "big"),
+        source_port=int.from_bytes(source_port, "big"),
+        source_port_mask=int.from_bytes(source_port_mask, "big"),
+        link=link,
+        mark=value,
+        mark_mask=mask,
+        priority=priority,
+        is_block=action == _BLOCK,
     )
 
 
@@ -72,7 +92,8 @@ def parse_default(body: bytes) -> Iterator[IpsecPolicy]:
     Raises:
         WireError: fewer bytes than its layout needs.
     """
-    arriving, _, leaving = unpack(_DEFAULT, body)
-    for action, is_outgoing in ((arriving, False), (leaving, True)):
+    for action, direction in zip(unpack(_DEFAULT, body), _OF_DEFAULT, strict=True):
         if action == _BLOCK:
-            yield IpsecPolicy(is_outgoing=is_outgoing, source=_EVERYBODY, destination=_EVERYBODY)
+            yield IpsecPolicy(
+                direction=direction, source=_EVERYBODY, destination=_EVERYBODY, priority=_LAST, is_block=True
+            )

@@ -96,15 +96,20 @@ def test_neighbours_of_pyroute2_are_read(state: int, is_permanent: bool) -> None
     )
 
     assert parse_neighbour(body) == NeighbourRecord(
-        index=5, address=IPv4Address("10.100.2.0"), mac="0e:00:00:00:00:02", is_permanent=is_permanent
+        index=5,
+        address=IPv4Address("10.100.2.0"),
+        mac="0e:00:00:00:00:02",
+        is_permanent=is_permanent,
+        is_unasked=state == 0x40,
     )
 
 
-def test_a_neighbour_without_an_answer_has_no_mac() -> None:
-    body = by_pyroute2(family=2, ifindex=5, state=0x20, attrs=[("NDA_DST", "10.100.2.0")])
+@pytest.mark.parametrize("state", [0x01, 0x20])
+def test_a_neighbour_without_an_answer_has_no_mac(state: int) -> None:
+    body = by_pyroute2(family=2, ifindex=5, state=state, attrs=[("NDA_DST", "10.100.2.0")])
 
     assert parse_neighbour(body) == NeighbourRecord(
-        index=5, address=IPv4Address("10.100.2.0"), mac="", is_permanent=False
+        index=5, address=IPv4Address("10.100.2.0"), mac="", is_permanent=False, is_unresolved=True
     )
 
 
