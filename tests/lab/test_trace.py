@@ -240,12 +240,43 @@ def check_whois(way: Way) -> None:
     assert whois("10.100.99.1", exit_code=1)["kind"] == "unused"
 
 
+def check_probe(way: Way) -> None:
+    """A real packet is followed out and back, and to the rule that drops it. No table remains."""
+    way.one.run(["sh", "-c", "ip netns exec c sleep 99 >/dev/null 2>&1 & echo $! >/run/sleep"])
+    way.one.run(
+        [
+            "nft",
+            "table inet fw { chain f { type filter hook forward priority 1; accept; };"
+            " chain o { type filter hook output priority 1; }; }",
+        ]
+    )
+    try:
+        passed = way.trace("--probe", way.near.address, way.far.address)["probe"]
+        way.one.run(["nft", "add rule inet fw o udp dport 8472 counter drop"])
+        dropped = way.trace("--probe", way.near.address, way.far.address, exit_code=1)["probe"]
+    finally:
+        way.one.run(["sh", "-c", "nft delete table inet fw; kill $(cat /run/sleep)"])
+
+    chains = [(one["packet"], one["chain"], one["verdict"], one["oif"]) for one in passed["events"]]
+    assert ("request", "f", "accept", "flannel.1") in chains
+    assert ("tunnel request", "o", "accept", "eth0") in chains
+    assert ("reply", "f", "accept", "br0") in chains
+    assert passed["rtt_ms"] > 0
+    last = dropped["events"][-1]
+    assert (last["packet"], last["chain"], last["verdict"]) == ("tunnel request", "o", "drop")
+    assert last["rule"].endswith("drop")
+    assert dropped["rtt_ms"] is None
+    assert "flannel-trace" not in way.one.run(["nft", "list", "tables"]).stdout
+
+
 @pytest.mark.timeout(600)
 def test_each_broken_step_is_named(overlay: Overlay, long_run: bool) -> None:
     """The long form breaks every step of the three backends, the short one some steps of vxlan."""
     way = None
     for backend, faults in BACKENDS.items() if long_run else [("vxlan", quick_faults)]:
         way = running(overlay, backend, way)
+        if backend == "vxlan":
+            check_probe(way)
         for one in faults(way)[: None if long_run else QUICK]:
             check(way, backend, one)
         if backend == "vxlan" and long_run:

@@ -23,6 +23,7 @@ from pyflannel.wire.netlink import (
     message,
     neighbours,
     nftables,
+    packet_trace,
     routes,
     tc,
     xfrm,
@@ -137,6 +138,20 @@ datagrams = damaged(
         max_size=3,
     ).map(b"".join)
 )
+
+
+traces = body(
+    ">BBH",
+    [families, octet, st.just(0)],
+    attributes_of(
+        [1, 2, 3, 4, 5, 6, 8, 10, 12, 16],
+        st.binary(max_size=24) | st.sampled_from([b"\0\0\0\1", b"\0\0\0\3", b"fw\0"]),
+    ),
+)
+
+
+def read_trace(octets: bytes) -> None:
+    packet_trace.parse_trace(message.Message(kind=10 << 8 | 17, flags=0, sequence=0, port=0, body=octets))
 
 
 def read_route(octets: bytes) -> None:
@@ -295,6 +310,7 @@ PARSERS = [
     Parser("filter of tc", tc.parse_filter, tc_bodies),
     Parser("object of nf_tables", read_nf_tables, nf_tables, corpus=NF_TABLES),
     Parser("IPsec policy", xfrm.parse_policy, policies),
+    Parser("message of a traced packet", read_trace, traces),
     Parser("default of IPsec", lambda octets: list(xfrm.parse_default(octets)), defaults),
 ]
 

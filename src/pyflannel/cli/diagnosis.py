@@ -26,12 +26,18 @@ from pyflannel.commands.bug_report import report_bug
 from pyflannel.commands.trace import AddressReport, trace_packet, who_is
 from pyflannel.errors import UsageError
 from pyflannel.model.lease import host_text
-from pyflannel.model.probe import TraceReport, TraceStep
+from pyflannel.model.probe import PacketEvent, PacketTrace, TraceReport, TraceStep
 from pyflannel.wire.control_json import format_trace
 
 
 @click.command(cls=Verb)
 @click.argument("addresses", metavar="[SOURCE] DESTINATION", nargs=-1, required=True)
+@click.option(
+    "--probe",
+    "probes",
+    is_flag=True,
+    help="Also send one ICMP echo request from SOURCE, and show each decision of nftables about it.",
+)
 @run_dir_option
 @state_options
 @shared_options("socket", "json")
@@ -39,6 +45,7 @@ from pyflannel.wire.control_json import format_trace
 def trace(
     invocation: Invocation,
     addresses: tuple[str, ...],
+    probes: bool,
     run_dir: Path | None,
     state_dir: Path | None,
     subnet_file: Path | None,
@@ -51,6 +58,9 @@ def trace(
     program or forwarder, underlay. flannelctl also probes the other host. If the other host does not answer,
     flannelctl also shows the path of the reply on this host. Needs root. The command takes at most 5 seconds.
 
+    With --probe, a temporary table of nftables marks the probe and its reply. The kernel removes it when
+    flannelctl ends. The rules of iptables-legacy are not shown.
+
     Exit codes:
       0  no step stops the packet
       1  a step stops it, or neither address is on this host
@@ -59,6 +69,7 @@ def trace(
     Examples:
       flannelctl trace 10.100.93.7
       flannelctl trace 10.100.15.2 10.100.93.7
+      flannelctl trace --probe 10.100.15.2 10.100.93.7
       flannelctl trace --json 10.100.93.7 10.100.15.2
     """
     if len(addresses) > 2:
@@ -66,7 +77,11 @@ def trace(
     *sources, destination = map(address_of, addresses)
     places = places_of(run_dir, state_dir, subnet_file)
     source = sources[0] if sources else None
-    report = answer(invocation, trace_packet(places, invocation.socket, source, destination))
+    report = answer(
+        invocation,
+        trace_packet(places, invocation.socket, source, destination, probes=probes),
+        is_limited=True,
+    )
     if invocation.wants_json:
         print_json(format_trace(report))
     else:
@@ -98,6 +113,25 @@ def _print_trace(report: TraceReport) -> None:
     print_table(("STEP", "RESULT", "FOUND"), map(_trace_row, report.steps))
     if report.stops is not None:
         print_facts([("stops at", f"{report.stops}: {report.cause}"), ("type", report.fix or "")])
+    if report.probe is not None:
+        _print_probe(report.probe)
+
+
+_EVENT_HEADINGS = ("PACKET", "CHAIN", "IN", "OUT", "VERDICT", "RULE")
+
+
+def _print_probe(probe: PacketTrace) -> None:
+    say("")
+    print_table(_EVENT_HEADINGS, map(_event_row, probe.events))
+    say(
+        "the probe got no reply" if probe.rtt_ms is None else f"the reply arrived after {probe.rtt_ms:.1f} ms"
+    )
+
+
+def _event_row(event: PacketEvent) -> tuple[str, ...]:
+    handle = "policy" if event.handle is None else f"handle {event.handle}"
+    chain = f"{event.family} {event.table} {event.chain}"
+    return event.packet, chain, event.iif or "-", event.oif or "-", event.verdict, event.rule or handle
 
 
 def _trace_row(step: TraceStep) -> tuple[str, str, str]:

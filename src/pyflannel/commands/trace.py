@@ -12,6 +12,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.commands.examination import interfaces_of_host, leases_of_host, programs_of, status_of_host
 from pyflannel.commands.reach import probe_path
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
+from pyflannel.kernel.filters.packet_trace import trace_echo
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.filters.ruleset import ReadRules, read_ruleset
 from pyflannel.kernel.host.machine import ask_route, forwards, unforwarded
@@ -22,13 +23,13 @@ from pyflannel.model.fast_path import BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Interfaces
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.probe import Echo, PingReport, PingStep, TraceReport
+from pyflannel.model.probe import Echo, PacketTrace, PingReport, PingStep, TraceReport
 from pyflannel.model.route import FdbEntry
 from pyflannel.model.state import State
 from pyflannel.model.status import Status
 from pyflannel.plan.doctor.peers import judged
 from pyflannel.plan.trace.facts import Facts, RouteQuestion, TraceLink
-from pyflannel.plan.trace.way import follow
+from pyflannel.plan.trace.way import follow, with_text
 from pyflannel.ports import in_thread
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.found import find_containers
@@ -45,7 +46,12 @@ _DEADLINE_S = 2.0
 
 
 async def trace_packet(
-    places: Places, socket: Path | None, source: IPv4Address | None, destination: IPv4Address
+    places: Places,
+    socket: Path | None,
+    source: IPv4Address | None,
+    destination: IPv4Address,
+    *,
+    probes: bool = False,
 ) -> TraceReport:
     """Follow a packet between two addresses, one of which is on this host.
 
@@ -54,9 +60,10 @@ async def trace_packet(
         socket: control socket, if the user specified one.
         source: None for a container of this host, or for the host itself if it has no container.
         destination: the other end.
+        probes: send an echo request from the source, and follow it through nf_tables.
 
     Raises:
-        FlannelError: neither address is on this host.
+        FlannelError: neither address is on this host, or no packet can be sent from the source.
         NotReadyError: flanneld does not respond, and no leases are saved on this host.
         TargetError: the state of the kernel cannot be read.
     """
@@ -78,7 +85,27 @@ async def trace_packet(
     # The tables of neighbours are read last, because the probes fill them.
     (probed, silent), facts = await asyncio.gather(_probe(facts, status), _read(facts, places))
     facts = replace(facts, probed=probed, silent=silent)
-    return await _followed(await _with_tables(facts))
+    report = await _followed(await _with_tables(facts))
+    return replace(report, probe=await _probed(facts)) if probes else report
+
+
+async def _probed(facts: Facts) -> PacketTrace:
+    """Send a packet from the source, and return its path through nf_tables.
+
+    Raises:
+        FlannelError: the source is on another host, or no process of its container is visible.
+        TargetError: no table, socket or packet can be made.
+    """
+    pid = None
+    if facts.interfaces.holder(facts.source) is None:
+        pid = next((one.pid for one in facts.containers if facts.source in one.addresses), None)
+        if pid is None:
+            raise FlannelError(
+                f"no packet can be sent from {facts.source}: no process of it is visible on this host",
+                hint="Name a running container of this host as SOURCE, or run it on the host of SOURCE.",
+            )
+    found = await trace_echo(facts.source, facts.destination, pid)
+    return replace(found, events=tuple(with_text(one, facts.ruleset) for one in found.events))
 
 
 def _check_ends(facts: Facts) -> None:

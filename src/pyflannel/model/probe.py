@@ -251,6 +251,46 @@ class TraceStep:
     fix: str | None = None
 
 
+TracedPacket = Literal["request", "reply", "tunnel request", "tunnel reply"]
+"""A packet of a probe. Those of the tunnel contain the other ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacketEvent:
+    """One decision of nf_tables about a packet of the probe.
+
+    Attributes:
+        family, table, chain: the chain that decided.
+        handle: handle of the rule; None for the policy of the chain.
+        verdict: `accept`, `drop`, `jump CHAIN`, `goto CHAIN`, `return`, `queue` or `stolen`.
+        iif, oif: the interfaces at the hook; None if there is none.
+        rule: the rule as nft lists it; "" if it is unknown.
+    """
+
+    packet: TracedPacket
+    family: str
+    table: str
+    chain: str
+    handle: int | None = None
+    verdict: str
+    iif: str | None = None
+    oif: str | None = None
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacketTrace:
+    """The path of a real packet through nf_tables.
+
+    Attributes:
+        events: the decisions in their order.
+        rtt_ms: round-trip time; None without a reply.
+    """
+
+    events: tuple[PacketEvent, ...]
+    rtt_ms: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceReport:
     """The document of `flannelctl trace`.
@@ -259,6 +299,7 @@ class TraceReport:
         ok: no step fails.
         steps: the steps in the order in which the packet passes them, up to the first step that fails.
         stops: name of the step that fails; None if no step fails.
+        probe: the path of a real packet; None without `--probe`.
     """
 
     source: IPv4Address
@@ -268,6 +309,7 @@ class TraceReport:
     stops: TraceStepName | None = None
     cause: str | None = None
     fix: str | None = None
+    probe: PacketTrace | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

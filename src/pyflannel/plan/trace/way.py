@@ -8,7 +8,8 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.probe import TraceReport, TraceStep, TraceStepName
+from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.probe import PacketEvent, TraceReport, TraceStep, TraceStepName
 from pyflannel.plan.doctor.observed import RouteAnswer
 from pyflannel.plan.doctor.packets import forwarded, loosened
 from pyflannel.plan.trace.facts import (
@@ -52,6 +53,16 @@ def follow(facts: Facts) -> TraceReport | RouteQuestion:
         cause=None if failed is None else failed.cause,
         fix=None if failed is None else failed.fix,
     )
+
+
+def with_text(event: PacketEvent, ruleset: Ruleset) -> PacketEvent:
+    """Return the decision with the text of its rule, if the rules of this host contain it."""
+    for chain in ruleset:
+        if chain.program == "nft" and (chain.family, chain.table) == (event.family, event.table):
+            for rule in chain.chains.get(event.chain, ()):
+                if rule.number == event.handle:
+                    return replace(event, rule=rule.text)
+    return event
 
 
 def _outgoing(facts: Facts, leg: Leg) -> Iterator[TraceStep]:

@@ -1,0 +1,156 @@
+"""Sends one ICMP echo request and follows it, and its reply, through nf_tables of this network namespace.
+
+A table of its own marks these packets only. The socket owns the table, so the kernel removes it when the
+socket is closed, also if this process is killed.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import secrets
+import socket
+import threading
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from pyflannel.errors import TargetError, remedy
+from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
+from pyflannel.model.probe import PacketTrace
+from pyflannel.ports import in_thread
+from pyflannel.wire.icmp import ECHO_REPLY, format_echo, parse_icmp
+from pyflannel.wire.netlink.links import dump_links, parse_link
+from pyflannel.wire.netlink.message import Message
+from pyflannel.wire.netlink.nftables import BRIDGE, PROTOCOL
+from pyflannel.wire.netlink.packet_trace import (
+    GROUP,
+    INET,
+    TABLE,
+    TracedEcho,
+    TraceMessage,
+    decisions,
+    parse_trace,
+    tracing_table,
+)
+
+REPLY_S = 1.0
+"""Time after which the request counts as lost."""
+
+_QUIET_S = 0.05
+"""Time without a message after which all have arrived: the kernel sends them before the reply."""
+
+_NONCE_OCTETS = 16
+_LARGEST = 65535
+_NEW_NETWORK = 0x40000000  # CLONE_NEWNET
+_HINT = "Run flannelctl as root. Tracing needs Linux 5.12."
+
+
+async def trace_echo(source: IPv4Address, destination: IPv4Address, pid: int | None) -> PacketTrace:
+    """Send an echo request, and return the decisions of nf_tables about it and about its reply.
+
+    Args:
+        source: address of the sender.
+        destination: address to which the request is sent.
+        pid: a process in the network namespace of the sender; None for this namespace.
+
+    Raises:
+        TargetError: no table, socket or packet can be made, or another trace runs.
+    """
+    echo = TracedEcho(source=source, destination=destination, identifier=secrets.randbits(16))
+    messages: list[TraceMessage] = []
+
+    def take(message: Message) -> bool:
+        if (found := parse_trace(message)) is not None:
+            messages.append(found)
+        return False
+
+    with (
+        contextlib.closing(RequestSocket(PROTOCOL)) as requests,
+        contextlib.closing(NotificationSocket(GROUP, PROTOCOL)) as traces,
+        contextlib.closing(await in_thread(_open_in, pid)) as opened,
+    ):
+        refusal = await requests.transact_whole(tracing_table(echo, INET))
+        if refusal is not None:
+            raise TargetError(
+                f"the table {TABLE} cannot be created: {os.strerror(refusal.errno)}",
+                hint=f"{_HINT} Only one trace can run at a time.",
+            )
+        await requests.transact_whole(tracing_table(echo, BRIDGE))  # a kernel may lack this family
+        rtt_s = await _ask(opened, echo)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_QUIET_S):
+                await traces.wait(take)
+    return PacketTrace(
+        events=tuple(decisions(messages, echo, await _link_names())),
+        rtt_ms=None if rtt_s is None else rtt_s * 1000,
+    )
+
+
+async def _ask(opened: socket.socket, echo: TracedEcho) -> float | None:
+    """Send the request; return the round-trip time in seconds, or None without a reply."""
+    nonce = secrets.token_bytes(_NONCE_OCTETS)
+    loop = asyncio.get_running_loop()
+    try:
+        opened.bind((str(echo.source), 0))
+        opened.sendto(format_echo(echo.identifier, 1, nonce), (str(echo.destination), 0))
+    except PermissionError:
+        return None  # a rule dropped it
+    except OSError as error:
+        raise TargetError(
+            f"{echo.source} cannot send to {echo.destination}: {error.strerror}",
+            hint="flannelctl trace without --probe shows its route.",
+        ) from error
+    sent_at = time.monotonic()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REPLY_S):
+            while True:
+                reply = parse_icmp(await loop.sock_recv(opened, _LARGEST))
+                if reply is not None and reply.kind == ECHO_REPLY and reply.body[:_NONCE_OCTETS] == nonce:
+                    return time.monotonic() - sent_at
+    return None
+
+
+def _open_in(pid: int | None) -> socket.socket:
+    """Open a raw socket for ICMP in the network namespace of a process, by a thread that ends afterwards."""
+    if pid is None:
+        return _open()
+    results: list[socket.socket | OSError] = []
+
+    def enter() -> None:
+        try:
+            with Path(f"/proc/{pid}/ns/net").open("rb") as namespace:
+                library = ctypes.CDLL(None, use_errno=True)
+                if library.setns(namespace.fileno(), _NEW_NETWORK):
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            results.append(_open())
+        except OSError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=enter, name="socket in a container")
+    thread.start()
+    thread.join()
+    (result,) = results
+    if isinstance(result, OSError):
+        raise _refused(result) from result
+    return result
+
+
+def _open() -> socket.socket:
+    try:
+        return socket.socket(
+            socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMP
+        )
+    except OSError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: OSError) -> TargetError:
+    return TargetError(
+        f"cannot send an ICMP echo request from there: {error.strerror}", hint=remedy(error, _HINT)
+    )
+
+
+async def _link_names() -> dict[int, str]:
+    with contextlib.closing(RequestSocket()) as requests:
+        return {one.index: one.name for one in await requests.dump(dump_links(), parse_link)}

@@ -1,0 +1,254 @@
+"""Tracing of one ICMP echo through nf_tables: rules that mark its packets, and the messages of the kernel.
+
+A marked packet causes a message for each rule that it meets and for each policy that decides about it. The
+packet of the tunnel that contains it is another packet: vxlan and udp have rules of their own.
+
+Source: linux/netfilter/nf_tables.h, enum nft_trace_attributes; linux/netfilter/nfnetlink.h.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from struct import Struct
+
+from pyflannel.model.probe import PacketEvent, TracedPacket
+from pyflannel.wire.netlink.message import Message, Request, attribute, attributes, text
+from pyflannel.wire.netlink.nftables import (
+    BRIDGE,
+    LOCAL_OUT,
+    NETWORK_HEADER,
+    PREROUTING,
+    REGISTER,
+    TRANSPORT_HEADER,
+    Chain,
+    Expression,
+    Rule,
+    TableName,
+    create_chain,
+    create_rules,
+    equals,
+    integer_of,
+    own_table,
+    payload,
+    transaction,
+)
+from pyflannel.wire.packet import PROTOCOL_ICMP
+
+GROUP = 1 << 8
+"""Mask of the multicast group NFNLGRP_NFTRACE, 9."""
+
+INET = 1
+"""NFPROTO_INET."""
+
+TABLE = "flannel-trace"
+
+_TRACE = 10 << 8 | 17  # NFNL_SUBSYS_NFTABLES, NFT_MSG_TRACE
+_BODY = Struct(">BBH")
+_U32 = Struct(">I")
+_ID = Struct(">H")
+_FIRST = -450
+"""Priority before every other chain: conntrack defragments at -400 (linux/netfilter_ipv4.h)."""
+
+_PROTOCOL_AT, _ADDRESSES_AT, _ID_AT = 9, 12, 4
+"""Offsets in the headers of IP and of ICMP."""
+
+_UDP = 17
+_IP_OCTETS, _UDP_OCTETS = 20, 8
+_TUNNELS = (_UDP_OCTETS, _UDP_OCTETS + 8 + 14)
+"""Bytes of the headers of UDP, and of UDP, VXLAN and Ethernet, before the inner packet."""
+
+_META_TRACE = 12  # NFT_META_NFTRACE
+_FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedEcho:
+    """The echo to follow: its ends and its identifier."""
+
+    source: IPv4Address
+    destination: IPv4Address
+    identifier: int
+
+
+def tracing_table(echo: TracedEcho, family: int) -> list[Request]:
+    """Return the transaction that creates a table for this echo: INET, or BRIDGE for the ports of bridges.
+
+    The socket that sends it owns the table. The kernel deletes the table when the socket is closed.
+    """
+    table = TableName(family, TABLE)
+    hooks = {"prerouting": PREROUTING}
+    if family != BRIDGE:
+        hooks["output"] = LOCAL_OUT
+    requests: list[Request] = [*own_table(table)[1:-1]]
+    for hook, number in hooks.items():
+        for name, rules in _rules(echo).items():
+            chain = Chain(f"{name}-{hook}", rules, number, _FIRST)
+            requests += [create_chain(table, chain), *create_rules(table, chain)]
+    return transaction(requests)
+
+
+def _rules(echo: TracedEcho) -> Mapping[str, tuple[Rule, ...]]:
+    there, back = echo.source.packed + echo.destination.packed, echo.destination.packed + echo.source.packed
+    identifier = _ID.pack(echo.identifier)
+    return {
+        f"{prefix}{name}": tuple(Rule(f"{prefix}{name}", (*one, *_MARK)) for one in steps)
+        for name, ends in (("request", there), ("reply", back))
+        for prefix, steps in (("", [_plain(ends, identifier)]), ("tunnel-", list(_inside(ends, identifier))))
+    }
+
+
+def _plain(ends: bytes, identifier: bytes) -> tuple[Expression, ...]:
+    return (
+        payload(NETWORK_HEADER, _PROTOCOL_AT, 1),
+        equals(bytes([PROTOCOL_ICMP])),
+        payload(NETWORK_HEADER, _ADDRESSES_AT, len(ends)),
+        equals(ends),
+        payload(TRANSPORT_HEADER, _ID_AT, _ID.size),
+        equals(identifier),
+    )
+
+
+def _inside(ends: bytes, identifier: bytes) -> Iterator[tuple[Expression, ...]]:
+    """Yield the conditions for the packet of a tunnel that contains the echo."""
+    for headers in _TUNNELS:
+        yield (
+            payload(NETWORK_HEADER, _PROTOCOL_AT, 1),
+            equals(bytes([_UDP])),
+            payload(TRANSPORT_HEADER, headers + _PROTOCOL_AT, 1),
+            equals(bytes([PROTOCOL_ICMP])),
+            payload(TRANSPORT_HEADER, headers + _ADDRESSES_AT, len(ends)),
+            equals(ends),
+            payload(TRANSPORT_HEADER, headers + _IP_OCTETS + _ID_AT, _ID.size),
+            equals(identifier),
+        )
+
+
+_MARK: tuple[Expression, ...] = (
+    (
+        "immediate",
+        attribute(1, _U32.pack(REGISTER)) + attribute(2 | 0x8000, attribute(1, b"\x01\x00\x00\x00")),
+    ),
+    ("meta", attribute(2, _U32.pack(_META_TRACE)) + attribute(3, _U32.pack(REGISTER))),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceMessage:
+    """One message: a rule that a packet met, or a policy.
+
+    Attributes:
+        number: the same for the messages of one packet, while its route and its interface are the same.
+        handle: handle of the rule; None for a policy, and for the end of a chain.
+        iif, oif: indexes of the interfaces; 0 for none.
+        source: source of the packet. Only the first message of a chain contains it and the interfaces.
+        is_icmp: the packet is one of ICMP.
+    """
+
+    number: int
+    family: str
+    table: str
+    chain: str
+    handle: int | None
+    verdict: str
+    iif: int = 0
+    oif: int = 0
+    source: IPv4Address | None = None
+    is_icmp: bool = False
+
+    @property
+    def packet(self) -> TracedPacket | None:
+        """The packet, if this is a message about a rule of the tracing table."""
+        is_own = self.table == TABLE and self.handle is not None
+        return _PACKETS.get(self.chain.rpartition("-")[0]) if is_own else None
+
+
+_PACKETS: Mapping[str, TracedPacket] = {
+    "request": "request",
+    "reply": "reply",
+    "tunnel-request": "tunnel request",
+    "tunnel-reply": "tunnel reply",
+}
+_VERDICTS: Mapping[int, str] = {
+    0: "drop",
+    1: "accept",
+    2: "stolen",
+    3: "queue",
+    -1: "continue",
+    -3: "jump",
+    -4: "goto",
+    -5: "return",
+}
+_POLICY, _RULE = 1, 3  # NFT_TRACETYPE_*
+
+
+def parse_trace(message: Message) -> TraceMessage | None:
+    """Return the content of a message about a traced packet; None for any other message.
+
+    Raises:
+        WireError: an attribute is cut.
+    """
+    if message.kind != _TRACE or len(message.body) < _BODY.size:
+        return None
+    found = attributes(message.body, _BODY.size)
+    kind = integer_of(found.get(4))
+    if kind not in (_POLICY, _RULE):
+        return None
+    if kind == _POLICY:
+        code, target = integer_of(found.get(16)), ""
+    else:
+        verdict = attributes(found.get(5, b""))
+        code, target = _signed(integer_of(verdict.get(1))), text(verdict.get(2, b""))
+    header = found.get(8, b"")
+    is_ip = len(header) >= _IP_OCTETS
+    return TraceMessage(
+        number=integer_of(found.get(6)),
+        family=_FAMILIES.get(message.body[0], str(message.body[0])),
+        table=text(found.get(1, b"")),
+        chain=text(found.get(2, b"")),
+        handle=integer_of(found[3]) if 3 in found else None,
+        verdict=f"{_VERDICTS.get(code, str(code))} {target}".rstrip(),
+        iif=integer_of(found.get(10)),
+        oif=integer_of(found.get(12)),
+        source=IPv4Address(header[_ADDRESSES_AT : _ADDRESSES_AT + 4]) if is_ip else None,
+        is_icmp=is_ip and header[_PROTOCOL_AT] == PROTOCOL_ICMP,
+    )
+
+
+def _signed(code: int) -> int:
+    return code - (1 << 32) if code >> 31 else code
+
+
+def decisions(
+    messages: Iterable[TraceMessage], echo: TracedEcho, names: Mapping[int, str]
+) -> Iterator[PacketEvent]:
+    """Yield the decisions, in order, without those of the tracing table and rules that decide nothing.
+
+    `names`: names of the links, by index.
+    """
+    by_source: dict[tuple[IPv4Address, bool], TracedPacket] = {
+        (echo.source, True): "request",
+        (echo.destination, True): "reply",
+    }
+    by_number: dict[int, TracedPacket] = {}
+    links: dict[tuple[int, str, str], tuple[str | None, str | None]] = {}
+    for one in messages:
+        place = one.number, one.table, one.chain
+        if one.source is not None:
+            if one.packet is not None:
+                by_source[one.source, one.is_icmp] = one.packet
+            if (packet := by_source.get((one.source, one.is_icmp))) is not None:
+                by_number[one.number] = packet
+            links[place] = names.get(one.iif), names.get(one.oif)
+        if one.table == TABLE or one.verdict == "continue" or one.number not in by_number:
+            continue
+        iif, oif = links.get(place, (None, None))
+        yield PacketEvent(
+            packet=by_number[one.number],
+            family=one.family,
+            table=one.table,
+            chain=one.chain,
+            handle=one.handle,
+            verdict=one.verdict,
+            iif=iif,
+            oif=oif,
+        )
