@@ -8,7 +8,7 @@ import json
 import struct
 from contextlib import suppress
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
@@ -18,14 +18,15 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import NameOID
 from hypothesis import strategies as st
 
+from doubles.drawn_rulesets import NFT_RULESETS, PACKETS, SAVED_RULESETS, nft_rulesets, saved_rulesets
 from doubles.hostile_inputs import Parser, as_bytes, check, damaged, damaged_text, deep, values, words
 from pyflannel.assembly.flanneld_flags import FLAGS
 from pyflannel.assembly.stores import masked, parse_store_url
 from pyflannel.errors import CniError, UsageError, WireError
 from pyflannel.kernel.bpf import layout
 from pyflannel.kernel.network.interfaces import parse_resolvers
-from pyflannel.model.netfilter import Packet
-from pyflannel.plan.netfilter import THROUGH, judge
+from pyflannel.model.netfilter import Ruleset
+from pyflannel.plan.netfilter import judge, why
 from pyflannel.wire import cni, iptables, lease_signature, nftables
 from pyflannel.wire.certificate import validity_of
 from pyflannel.wire.go_flags import read_environment, read_words
@@ -34,7 +35,14 @@ from pyflannel.wire.nftables_ruleset import parse_ruleset
 from pyflannel.wire.redaction import Redactor, named_secrets, secrets_in
 from pyflannel.wire.wireguard import parse_dump
 
-PACKET = Packet(source=IPv4Address("10.3.1.2"), destination=IPv4Address("10.3.2.2"), protocol=6)
+
+def judge_packets(ruleset: Ruleset) -> None:
+    """Evaluate the rules for packets of each kind."""
+    for packet, hooks in PACKETS:
+        judged = judge(packet, ruleset, hooks)
+        if judged.rule is not None:
+            why(judged.rule, packet)
+
 
 # iptables-save.
 
@@ -57,6 +65,9 @@ SAVED_LINES = [
     '-A FLANNEL-FWD -s 10.3.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT',
     '-A FLANNEL-POSTRTG ! -s 10.3.0.0/16 -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" '
     "-j MASQUERADE --random-fully",
+    ":FLANNEL-INPUT -",
+    '-A FLANNEL-INPUT -d 192.0.2.1/32 -p udp -m udp --dport 8472 -m comment --comment "flanneld tunnel" '
+    "-j ACCEPT",
     '-A FLANNEL-POSTRTG -m mark --mark z -m comment --comment "flanneld masq" -j RETURN',
     "-A FLANNEL-POSTRTG -s nothing -d",
     '-A FORWARD "no end',
@@ -94,7 +105,7 @@ def read_saved(text: str) -> None:
             iptables.format_removal(chain, tables)
     iptables.drops_by_default(tables, "FORWARD")
     iptables.is_unused_hook(tables, "filter", "FORWARD")
-    judge(PACKET, ruleset_of(tables, "iptables"), THROUGH)
+    judge_packets(ruleset_of(tables, "iptables"))
 
 
 # nft: the names of tables, and tables in JSON.
@@ -255,7 +266,7 @@ def read_listing(text: str) -> None:
     for family in (4, 6):
         with suppress(WireError):
             nftables.format_table(nftables.parse_table(text, family, "flannel0"))
-    judge(PACKET, parse_ruleset(text, text), THROUGH)
+    judge_packets(parse_ruleset(text, text))
 
 
 # A certificate in PEM.
@@ -511,13 +522,19 @@ PARSERS = [
         (),
         SECRETS,
     ),
-    Parser("iptables-save", read_saved, saved | damaged_text(saved, "\"'!-*:\\ \n/"), corpus=SAVED),
+    Parser(
+        "iptables-save",
+        read_saved,
+        saved | saved_rulesets | damaged_text(saved | saved_rulesets, "\"'!-*:\\ \n/"),
+        corpus=[*SAVED, *SAVED_RULESETS],
+    ),
     Parser("nft's names of tables", lambda text: nftables.parse_names(text), nft_names | words),
     Parser(
         "nft's JSON",
         read_listing,
-        listings | damaged_text(listings, '"{}[]:,0\\') | deep,
+        listings | nft_rulesets | damaged_text(listings | nft_rulesets, '"{}[]:,0\\') | deep,
         corpus=[json.dumps({"nftables": entries}) for entries in (PASSING, OURS, PASSING + OURS)]
+        + NFT_RULESETS
         + ["{}", '{"nftables":7}', '{"nftables":[7]}', '{"nftables":[{"rule":{}}]}'],
     ),
     Parser(
