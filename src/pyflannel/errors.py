@@ -39,7 +39,9 @@ _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def one_line(text: str, longest: int = LONGEST_TEXT) -> str:
-    """Return a text on one line that is safe to print. It is cut, and its control characters are escaped."""
+    """Return a text on one line that is safe to print. Long texts are cut, and control characters are
+    escaped.
+    """
     return printable(cut(text, longest))
 
 

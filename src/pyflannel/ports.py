@@ -1,4 +1,4 @@
-"""The ports: protocols of the adapters that the engine needs. Each has at least two implementations."""
+"""The ports: protocols of the adapters that the engine needs. Each port has at least two implementations."""
 
 import asyncio
 import errno
@@ -27,60 +27,64 @@ _Arguments = TypeVarTuple("_Arguments")
 
 
 class Clock(Protocol):
-    """Two clocks: a monotonic one for deadlines, and the wall clock for texts."""
+    """Two clocks: a monotonic clock for deadlines, and the wall clock for texts."""
 
     def now(self) -> float:
-        """Return seconds of a monotonic clock that also counts while the host sleeps (CLOCK_BOOTTIME)."""
+        """Return seconds of a monotonic clock that also counts while the host is suspended
+        (CLOCK_BOOTTIME).
+        """
 
     def utc(self) -> float:
-        """Return seconds since the epoch. Only for texts, because the wall clock may step."""
+        """Return seconds since the epoch. This clock is used only for texts, because the wall clock may
+        step.
+        """
 
     async def sleep(self, seconds: float) -> None:
-        """Return after `seconds`, measured by `now`."""
+        """Wait for `seconds`, measured by `now`."""
 
 
 class Memory(Protocol):
-    """One file in the state directory, or a double of it."""
+    """One file in the state directory, or a test double of such a file."""
 
     async def load(self) -> bytes | None:
-        """Return the bytes saved last, or None. An unreadable file is logged and counts as None.
+        """Return the bytes that were saved last; None if nothing was saved. An unreadable file is logged and
+        counts as None.
 
         Raises:
-            TargetError: the file is vital and unreadable.
+            TargetError: the file is unreadable and flanneld must not start without it.
         """
 
     async def save(self, parts: Iterable[bytes]) -> bool:
-        """Replace the content atomically by these parts, which are iterated once.
+        """Replace the content atomically by these parts, which are iterated only once.
 
-        Returns whether that succeeded. After a failure, which is logged once, the old content stays.
+        Return whether the write succeeded. After a failure, which is logged once, the old content is kept.
         """
 
 
 class Changes(Protocol):
-    """An open channel of changes."""
+    """An open channel that announces changes."""
 
     async def next(self) -> None:
-        """Return after the next burst of changes since the last return, or since the opening.
+        """Wait for the next burst of changes after the last return, or after the opening.
 
         A burst is announced at least once. Bursts before the call are coalesced. A cancelled call loses no
         burst: the next call returns.
 
         Raises:
-            TargetError: the reader of the changes failed, and each later call fails too. Changes may have
-                been
-                missed: open another channel, then take a snapshot.
+            TargetError: the reader of the changes failed, and each later call also fails. Changes may have
+                been missed: open another channel, then take a snapshot.
         """
 
 
 Announce = Callable[[], None]
-"""Function that a reader calls after a burst of changes."""
+"""A function that a reader calls after a burst of changes."""
 
 
 class ChangeChannel:
     """The changes that readers announce during an `async with` block.
 
-    Each reader is a task that runs during the whole block, also while no task waits for a change. A reader
-    that ends before the block has failed.
+    Each reader is a task that runs during the whole block, even while no task waits for a change. If a reader
+    ends before the block ends, it has failed.
     """
 
     def __init__(self, *readers: Callable[[Announce], Coroutine[Any, Any, None]]) -> None:
@@ -102,7 +106,7 @@ class ChangeChannel:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def next(self) -> None:
-        """Return after the next burst of changes; raise if a reader has failed."""
+        """Wait for the next burst of changes; raise if a reader has failed."""
         await self._told.wait()
         if self._failure is not None:
             raise self._failure
@@ -111,22 +115,22 @@ class ChangeChannel:
     def _note_end(self, task: "asyncio.Task[None]") -> None:
         error = None if task.cancelled() else task.exception()
         if error is None:
-            error = TargetError("the reader of changes ended", hint="flanneld starts it again.")
+            error = TargetError("the reader of changes ended", hint="flanneld starts the reader again.")
         elif isinstance(error, OSError):
             error = TargetError(
-                f"the reader of changes failed: {in_words(error)}", hint="flanneld starts it again."
+                f"the reader of changes failed: {in_words(error)}", hint="flanneld starts the reader again."
             )
         self._failure = self._failure or error
         self._told.set()
 
 
 class FileWatch(Protocol):
-    """Reports when a file may have changed, by any process."""
+    """Reports when a file may have changed, regardless of the process that changed it."""
 
     def changes(self, path: Path) -> AbstractAsyncContextManager[Changes]:
-        """Open a channel of writes to `path`, including its creation, replacement and deletion.
+        """Open a channel that announces writes to `path`, including its creation, replacement and deletion.
 
-        It may report a change that did not happen.
+        The channel may report a change that did not happen.
 
         Raises:
             TargetError: on opening, if the directory of the file cannot be watched.
@@ -134,10 +138,10 @@ class FileWatch(Protocol):
 
 
 class KeyFile(Protocol):
-    """A file with a list of keys, or a double of it.
+    """A file with a list of keys, or a test double of such a file.
 
     Attributes:
-        name: path of the file, for messages.
+        name: path of the file, which is used in messages.
     """
 
     name: str
@@ -150,29 +154,29 @@ class KeyFile(Protocol):
         """
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
-        """Open a channel of changes of the file, as FileWatch does."""
+        """Open a channel that announces changes of the file, in the same way as FileWatch."""
 
 
 class Watcher(Protocol):
-    """An open watch. Only one task may use it."""
+    """An open watch. Only one task may use this watch."""
 
     async def next(self) -> StoreChanges:
         """Wait for changes and return all that have arrived, each exactly once, in the store's order.
 
-        The first result is empty, with the revision where the watch begins. If the watch ends or the store is
-        silent, this raises within a bounded time.
+        The first result is empty, with the revision at which the watch begins. If the watch ends or the store
+        is silent, this raises an error within a bounded time.
 
         Raises:
             CompactedError: the history no longer contains the revision.
-            StoreError: the watch is lost. Start a new one at the last revision.
+            StoreError: the watch is lost. Start a new watch at the last revision.
         """
 
 
 class Store(Protocol):
     """Keys under one prefix, with revisions, conditional writes, TTLs and watches.
 
-    Every call raises StoreError within a bounded time if the store is unreachable or refuses. The caller may
-    retry. A write that raised may or may not have taken effect.
+    Every call of a store raises StoreError within a bounded time if the store is unreachable or refuses. The
+    caller may retry. A write that raised an error may have taken effect nevertheless.
     """
 
     async def get(self, key: str) -> Record | None:
@@ -196,10 +200,14 @@ class Store(Protocol):
         """Return the seconds until the record expires, or None if it never does."""
 
     async def age(self, record: Record) -> float | None:
-        """Return the seconds since a record with a TTL was written; None if the store does not know."""
+        """Return the seconds since a record with a TTL was written; None if the store does not know the
+        time.
+        """
 
     def addresses(self) -> tuple[IPv4Address, ...]:
-        """Return the addresses by which it is reached, as far as they are known; none for a file."""
+        """Return the addresses through which the store is reached, as far as they are known; empty for a
+        file.
+        """
 
     async def close(self) -> None:
         """Close connections and files."""
@@ -208,30 +216,35 @@ class Store(Protocol):
 class Target(Protocol):
     """An external system, such as the kernel, that can be read and changed, and announces its changes.
 
-    A snapshot always reads the current state, never a memory of it. It may contain foreign objects:
-    `plan.ownership` decides which objects pyflannel owns, from the plan in `desired`.
+    A snapshot always reads the current state, never a stored copy of it. A snapshot may contain objects of
+    other programs. `plan.ownership` decides which objects pyflannel owns, from the plan in `desired`.
     """
 
     @property
     def kinds(self) -> Collection[type[Item]]:
-        """The kinds of items in this target. No other target has them."""
+        """The kinds of items in this target. No other target has items of these kinds."""
 
     async def snapshot(self, desired: State) -> State:
         """Return the current state, normalised so that it compares equal to plans.
 
-        `desired` tells the adapter which objects to read. It may omit other objects, unless they carry
-        pyflannel's mark or depend on a device of pyflannel. `desired` is the plan until the next snapshot,
-        and the adapter may keep it: items in it are replaced before `apply` gets them.
+        `desired` tells the adapter which objects to read. A snapshot may omit other objects, unless they
+        carry pyflannel's mark or depend on a device of pyflannel. `desired` is the plan until the next
+        snapshot, and the adapter may keep a reference to it. Items in the plan are replaced before `apply`
+        gets them.
 
         Raises:
             TargetError: the state is unreadable.
         """
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations in order and return the refusals. A refusal does not stop the rest."""
+        """Perform the operations in order and return the refusals. A refusal does not stop the remaining
+        operations.
+        """
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
-        """Open a channel of changes to the objects of the latest snapshot, made by any program."""
+        """Open a channel that announces changes of the objects of the latest snapshot, made by any
+        program.
+        """
 
 
 def refused_by(operation: Operation, error: TargetError) -> Refusal:
@@ -242,9 +255,10 @@ def refused_by(operation: Operation, error: TargetError) -> Refusal:
 async def performed(
     operations: Sequence[Operation], performing: Awaitable[Sequence[Refusal]]
 ) -> Sequence[Refusal]:
-    """Return the refusals. This is the error boundary of a target's `apply`.
+    """Return the refusals. This function is the error boundary of a target's `apply`.
 
-    If the whole call failed, every operation is refused with its cause. The next look finds the effects.
+    If the whole call failed, every operation is refused with the cause of this failure. The next look finds
+    the effects of the call.
     """
     try:
         with target_errors("the change failed", hint="Read the kernel's log (dmesg) for the cause."):
@@ -254,10 +268,10 @@ async def performed(
 
 
 async def in_thread(act: Callable[[Unpack[_Arguments]], _Answer], *arguments: *_Arguments) -> _Answer:
-    """Return the result of a call that may block, run in a thread.
+    """Run a call that may block in a thread, and return its result.
 
     Raises:
-        OSError: EAGAIN: no thread can be started.
+        OSError: EAGAIN if no thread can be started.
     """
     try:
         return await asyncio.to_thread(act, *arguments)
@@ -280,22 +294,24 @@ def child_environment(*wanted: str) -> dict[str, str]:
 
 
 class InterfaceSource(Protocol):
-    """The current interfaces of one network namespace, and notices of their changes."""
+    """The current interfaces of one network namespace, and notifications of their changes."""
 
     async def observe(self, scope: RouteScope) -> Interfaces:
-        """Return the interfaces, their addresses, the default routes and those in `scope` as they are now.
+        """Return the interfaces, their addresses, the default routes and the routes in `scope`, in their
+        current state.
 
         Raises:
             TargetError: they are unreadable.
         """
 
     async def route_to(self, address: IPv4Address) -> tuple[str, IPv4Address] | None:
-        """Return link and source address of the host's own packets to `address`; None without a route.
+        """Return the link and the source address of the host's own packets to `address`; None if there is no
+        route.
 
         No packet is sent.
 
         Raises:
-            TargetError: the kernel gave no answer.
+            TargetError: the kernel did not answer.
         """
 
     async def announce(self, interface: Interface, addresses: Iterable[IpAddress]) -> None:
@@ -306,28 +322,29 @@ class InterfaceSource(Protocol):
         """
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
-        """Open a channel of changes that may alter the latest answers above."""
+        """Open a channel that announces changes which may alter the latest answers above."""
 
 
 class ContainerLinks(Protocol):
     """The links of Docker's containers to their bridges, in one network namespace."""
 
     async def connect(self, endpoint: DockerEndpoint, bridge: str, mtu: int) -> None:
-        """Create the veth of a container, with one end at the bridge. An existing veth is replaced.
+        """Create the veth of a container, with one end as a port of the bridge. An existing veth is replaced.
 
         Raises:
-            TargetError: the kernel refused it; no part of it exists.
+            TargetError: the kernel refused to create it; no part of the veth exists.
         """
 
     async def disconnect(self, endpoint: DockerEndpoint) -> None:
         """Remove the veth, if it exists.
 
         Raises:
-            TargetError: the kernel refused it.
+            TargetError: the kernel refused to remove it.
         """
 
     async def attach(self, bridges: Mapping[str, str]) -> Sequence[str]:
-        """Make each link the port of its bridge, as far as both exist; return the links that changed.
+        """Make each link the port of its bridge, if both the link and the bridge exist; return the links that
+        changed.
 
         Raises:
             TargetError: the links are unreadable.
@@ -341,10 +358,10 @@ class ContainerLinks(Protocol):
         """
 
     def open_loopback(self, bridge: str) -> None:
-        """Let packets from 127.0.0.1 leave by a bridge, as published ports at 127.0.0.1 need.
+        """Let packets from 127.0.0.1 leave by a bridge, which published ports at 127.0.0.1 need.
 
         Raises:
-            TargetError: the kernel refused it.
+            TargetError: the kernel refused to remove it.
         """
 
     async def has_bridge(self, name: str) -> bool:
@@ -358,20 +375,20 @@ class ContainerLinks(Protocol):
         """
 
     def port_in_use(self, port: PublishedPort) -> bool:
-        """Return whether a program of the host has a socket at this port."""
+        """Return whether a program of the host uses this port."""
 
 
 class DockerHost(Protocol):
-    """The host in one flannel network, as the network plugin for Docker needs it.
+    """The host in one flannel network, in the form that the network plugin for Docker uses.
 
     Attributes:
-        progress: set whenever the reconciler has changed the host.
+        progress: set each time the reconciler has changed the host.
     """
 
     progress: asyncio.Event
 
     def subnet(self) -> HostSubnet:
-        """Return the facts of the host.
+        """Return the properties of the host that networks of Docker need.
 
         Raises:
             DockerPluginError: the network has no IPv4.
@@ -379,17 +396,21 @@ class DockerHost(Protocol):
         """
 
     def ranges(self) -> tuple[IPv4Network | None, IPv6Network | None]:
-        """Return the range of the flannel network in each family; None while it is unknown or if not used."""
+        """Return the range of the flannel network in each family; None while it is unknown, or if the
+        family is not used.
+        """
 
     def plan(self, parts: DockerParts) -> None:
-        """Make these networks and ports a part of the plan."""
+        """Include these networks and ports in the plan."""
 
     def objection(self) -> str | None:
-        """Return why a part of the plan is not in place; "" while it is in progress, None if all is."""
+        """Return the reason why a part of the plan is not in place; "" while work is in progress; None if
+        all parts are in place.
+        """
 
 
 class BridgeSource(Protocol):
-    """The current bridges of one network namespace, and notices of their changes."""
+    """The current bridges of one network namespace, and notifications of their changes."""
 
     async def observe(self) -> tuple[Bridge, ...]:
         """Return the bridges that have IPv4 addresses, in the order of their names.
@@ -399,18 +420,19 @@ class BridgeSource(Protocol):
         """
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
-        """Open a channel of changes that may alter the answer."""
+        """Open a channel that announces changes which may alter the answer."""
 
 
 WireguardContacts = Callable[[], Awaitable[Sequence[WireguardContact]]]
-"""Returns the exchange with each peer of WireGuard; empty without a device. It may raise TargetError."""
+"""A function that returns the contact with each WireGuard peer; empty if the device does not exist. This
+function may raise TargetError."""
 
 
 class WireguardSource(Protocol):
-    """The WireGuard key of this host, and the implementation that its kernel leaves to it."""
+    """The WireGuard key of this host, and the WireGuard implementation that the host uses."""
 
     async def observe(self) -> WireguardFacts:
-        """Return the facts as they are now. The first call creates a key if there is none.
+        """Return the current WireGuard properties of the host. The first call creates a key if no key exists.
 
         Raises:
             TargetError: the key or the implementation is unusable.
@@ -424,7 +446,7 @@ class WireguardSource(Protocol):
         """
 
     async def promote(self) -> None:
-        """Replace the current key by the prepared one.
+        """Replace the current key with the prepared key.
 
         Raises:
             TargetError: the key cannot be saved.
@@ -442,27 +464,32 @@ class Guard(Protocol):
     """Drops tunnel packets from unexpected senders."""
 
     async def strangers(self) -> Sequence[Stranger]:
-        """Return the senders of dropped packets, one for each address and reason, in no order.
+        """Return the senders of dropped packets, one for each address and reason, in no particular order.
 
-        If there are very many, only the latest. Empty if the guard does not respond.
+        If there are very many senders, only the latest are returned. The result is empty if the guard does
+        not respond.
         """
 
 
 class KernelPath(Protocol):
-    """Features of the kernel, and problems without a repair. Calls never raise and take milliseconds."""
+    """Access to the kernel features of the fast path, and to problems that cannot be repaired. Its calls
+    never raise an error, and take milliseconds.
+    """
 
     def features(self) -> tuple[Feature, ...]:
         """Probe the features that the fast path uses, and return them."""
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return the problems of the tunnel of `device` that the latest look found and no repair solves."""
+        """Return the problems of the tunnel of `device` that the latest look found and that no repair can
+        solve.
+        """
 
     def uncached(self) -> tuple[str, ...]:
-        """Return why packets of flows do not bypass the firewall, in mode flow."""
+        """Return the reasons why packets of flows do not bypass the firewall, in mode flow."""
 
 
 class PlainKernelPath:
-    """A kernel without probes: every planned operation is tried."""
+    """An implementation without probes, so that every planned operation is tried."""
 
     def features(self) -> tuple[Feature, ...]:
         """Return nothing."""

@@ -50,8 +50,8 @@ UNWRITABLE = {"stderr": "./no/such/dir/out.env: No such file or directory\n", "e
 
 def refused(part: str) -> dict[str, Any]:
     """Return the differences if the input needs a shell."""
-    cause = f"./subnet.env: line 1: {part} needs a shell, but the file is not executed"
-    hint = "Write assignments NAME=value. Quote special characters of a shell."
+    cause = f"./subnet.env: line 1: {part} needs a shell, but no shell executes the file"
+    hint = "Write assignments NAME=value. Write quotes around special characters of a shell."
     return {"output": None, "stderr": f"{cause}. {hint}\n", "exit": 2}
 
 

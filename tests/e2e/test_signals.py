@@ -41,7 +41,10 @@ def test_the_allow_list_is_read_again_when_it_changes_and_on_sighup(new_network:
     path.write_text("")
     network.wait_logged("docker1", "Kept the last valid list of 2 allowed keys: /run/lease-keys: it contains")
     signing = network.status("docker1")["lease_signing"]
-    assert (signing["allowed"], signing["trouble"]["text"]) == (2, "/run/lease-keys: it contains no key")
+    assert (signing["allowed"], signing["trouble"]["text"]) == (
+        2,
+        "/run/lease-keys: the file contains no key",
+    )
 
     path.with_name("new").write_text(f"{'ab' * 32} docker2\n")
     path.with_name("new").rename(path)

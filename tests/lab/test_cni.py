@@ -61,7 +61,7 @@ def test_containers_of_two_hosts_reach_each_other_until_they_are_deleted(runtime
     first.check(one)
     for runtime, container in ((first, one), (second, other)):
         runtime.delete(container)
-        with pytest.raises(CniError, match="not known here"):
+        with pytest.raises(CniError, match="is unknown on this host"):
             runtime.check(container)
         runtime.end(container)
         assert runtime.remains() == []

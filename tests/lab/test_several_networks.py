@@ -159,7 +159,7 @@ def test_two_networks_with_one_vni_do_not_fight(pair: tuple[Lab, Host, Host]) ->
     host.start(["flanneld", *flags(stores["blue"], "blue")], name="blue")
 
     log = host.directory / "log/blue.log"
-    text = "flannel.1: missing; refused: the flanneld with --run-dir=/run/flannel has this link"
+    text = "flannel.1: missing; refused: the flanneld with --run-dir=/run/flannel owns this link"
     wait_until(lambda: text in log.read_text(), what="it names the owner of the device", deadline_s=SOON_S)
     assert objects(host)["links"] == before["links"]
     assert not repaired(host, "green")

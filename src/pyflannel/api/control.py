@@ -45,7 +45,7 @@ class Controlled(Protocol):
         """Return every known lease, including the lease of this host."""
 
     def events(self) -> Sequence[JournalEntry]:
-        """Return the events of the passes in their order, with the latest event last."""
+        """Return the events of the passes in the order of time, with the latest event last."""
 
     async def preview(self, text: str | None) -> PlanPreview:
         """Return the changes that the next pass would make, with this network config, or with the config in

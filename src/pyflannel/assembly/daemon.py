@@ -37,7 +37,7 @@ Door = Callable[[HostNetwork], Coroutine[Any, Any, None]]
 
 
 def places_of(options: FlanneldOptions) -> Places:
-    """Return the directories and files of the daemon. This must be called before the daemon locks its run
+    """Return the directories and files of the daemon. Call this method before the daemon locks its run
     directory.
 
     Raises:

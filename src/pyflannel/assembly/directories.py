@@ -153,7 +153,7 @@ class Places:
     def network(self) -> str | None:
         """The name of the network if these are the places of one of several networks; None otherwise.
 
-        This recognizes the paths that `of_network` returns. They contain no identity.
+        This recognizes the paths that `of_network` returns. These paths contain no identity.
         """
         name = self.state_dir.name
         is_one = self.run_dir.name == name and self.subnet_file.name == f"{name}.env"

@@ -89,8 +89,8 @@ _ANSWER_S = 1.0
 
 
 _DOCTOR = "import os, sys; os.nice(10)\nfrom pyflannel.programs.flannelctl import main\nsys.exit(main())"
-"""The arguments of the doctor command. It runs as another process, so that it does not delay flanneld and
-its memory is freed when it exits."""
+"""The arguments of the doctor command. The command runs as another process, so that it does not delay
+flanneld, and its memory is freed when it exits."""
 
 
 class TunnelGuard:
@@ -340,8 +340,8 @@ async def open_network(
     docker_networks: "DockerNetworks | None" = None,
     name: str = "",
 ) -> AsyncIterator[HostNetwork]:
-    """Open the adapters of one network, which has its own device. They are closed when the `async with` block
-    ends.
+    """Open the adapters of one network, which has its own device. The adapters are closed when the `async
+    with` block ends.
 
     Args:
         options: options of the daemon.

@@ -83,7 +83,7 @@ class FlanneldOptions:
         renew_margin_s: time before the end of the lease at which the lease is renewed; at most half of the
             lease time.
         run_dir, state_dir: directories of the daemon; None for the directories of the prefix in the store.
-        node_id: identity that replaces the one in `state_dir`; None to use the one in `state_dir`.
+        node_id: identity that replaces the one in `state_dir`; None to use the identity in `state_dir`.
         verbosity: 1 or more adds debug lines to the log.
         healthz: address and port of the health endpoint; `http` serves health, metrics and the page.
         http_token_file: file of the token for the page; None for no token, on a loopback address only.

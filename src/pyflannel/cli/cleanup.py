@@ -105,8 +105,8 @@ def pins(run_dir: Path | None) -> None:
     """Pin the eBPF programs of this host, so that a flanneld without CAP_SYS_ADMIN can open them.
 
     This command mounts a bpffs at `.bpf` in the run directory, and pins in it the programs that are attached
-    to the links of this network namespace. It needs root and the mount namespace of the host. The systemd
-    unit of flanneld runs this command before each start.
+    to the links of this network namespace. The command needs root and the mount namespace of the host. The
+    systemd unit of flanneld runs this command before each start.
     """
     for line in asyncio.run(create_pins(places_of(run_dir))):
         say(line)
@@ -120,10 +120,10 @@ def pins(run_dir: Path | None) -> None:
 def prepare(user: str, run_dir: Path | None, state_dir: Path | None, subnet_file: Path | None) -> None:
     """Give the user of flanneld access to all objects that flanneld needs.
 
-    This command does the work of `pins` for this user. It gives the user the files of a flanneld that ran as
-    root, and access to the lock file of iptables. It replaces forwarders that run as root without losing a
-    packet. It needs root and the mount namespace of the host. The systemd unit of flanneld runs this command
-    before each start.
+    This command does the work of `pins` for this user. The command gives the user the files of a flanneld
+    that ran as root, and access to the lock file of iptables. The command replaces forwarders that run as
+    root without losing a packet. The command needs root and the mount namespace of the host. The systemd unit
+    of flanneld runs this command before each start.
     """
     done, failures = asyncio.run(prepare_for(places_of(run_dir, state_dir, subnet_file), user_named(user)))
     for line in done:

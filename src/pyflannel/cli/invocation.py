@@ -29,7 +29,7 @@ class Invocation:
 
     Attributes:
         store_url: URL of the store to read instead of asking flanneld; None if it was not given.
-        socket: control socket of flanneld; None to use the one in the run directory.
+        socket: control socket of flanneld; None to use the socket in the run directory.
         wants_json: print JSON documents instead of text.
         began: start of the process, in seconds of CLOCK_BOOTTIME; None if it does not limit the answer.
     """

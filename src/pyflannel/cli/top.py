@@ -234,7 +234,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def _traffic(rates: Sequence[Rates], width: int) -> Text:
-    """Return the latest rates in both directions, and the earlier ones as bars of one scale."""
+    """Return the latest rates in both directions, and the earlier rates as bars with the same scale."""
     most = max(1.0, *(max(one.received, one.sent) for one in rates))
     bars = max(0, min(30, (width - 46) // 2))
     line = Text()
@@ -378,7 +378,7 @@ def fitting(moment: Moment, width: int) -> dict[str, int]:
 
 
 def headings(columns: Mapping[str, int], order: Order) -> Iterator[tuple[str, Style]]:
-    """Yield the headings of these columns; an arrow marks the one by which the peers are sorted."""
+    """Yield the headings of these columns; an arrow marks the column by which the peers are sorted."""
     for name, width in columns.items():
         column = COLUMNS[name]
         arrow = " ▾" if column.is_number != order.is_reversed else " ▴"

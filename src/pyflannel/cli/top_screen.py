@@ -42,7 +42,9 @@ _FILTER_KEYS = "Enter keep the filter  Esc remove it"
 
 
 class PeerList(ScrollView, can_focus=True):
-    """The list of the peers. It draws only the visible lines, so a thousand peers cost no more than ten."""
+    """The list of the peers. The list draws only the visible lines, so a thousand peers cost no more than
+    ten.
+    """
 
     DEFAULT_CSS = """
     PeerList { height: 1fr; overflow-x: hidden; background: ansi_default; scrollbar-size-vertical: 1;

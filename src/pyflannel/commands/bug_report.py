@@ -208,8 +208,8 @@ class _Process:
 
 
 def _files(places: Places, process: _Process) -> dict[str, Callable[[], Awaitable[str]]]:
-    """Return the files of the daemon and the facts about its process. They never include a file that
-    contains keys.
+    """Return the files of the daemon and the facts about its process. The result never includes a file
+    that contains keys.
     """
     files = {
         "files/subnet.env": places.subnet_file,

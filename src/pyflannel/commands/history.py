@@ -29,8 +29,8 @@ interval is enough."""
 
 
 class Dates:
-    """The latest possible times of revisions. They are computed from leases with a TTL, whose age the store
-    knows.
+    """The latest possible times of revisions. These times are computed from leases with a TTL, whose age the
+    store knows.
 
     etcd starts all TTLs from their full length when it elects a leader. Therefore an age is a minimum, and a
     computed time is never too early.

@@ -65,7 +65,7 @@ class Moment:
 
     Attributes:
         status: of flanneld; from its files while it does not respond.
-        peers: in the order of their subnets; the last known ones while flanneld does not respond.
+        peers: the peers in the order of their subnets; while flanneld does not respond, the last known peers.
         events: the events of the passes, the latest last.
         rates: of the whole host, one for each look, the latest last; empty if the backend counts no bytes.
         trouble: why flanneld does not respond, and the remedy; None if it responds.

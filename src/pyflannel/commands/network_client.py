@@ -200,7 +200,7 @@ class StoreClient:
     async def leases(self) -> list[LeaseEntry]:
         """Return every lease. Keys without a valid lease are logged and skipped.
 
-        If the store does not report all expiries in time, the missing ones are unknown.
+        If the store does not report all expiries in time, the missing expiries are unknown.
         """
         listing = await _in_time(self._store.list(SUBNETS))
         leases = [(record, lease) for record in listing.records if (lease := _lease(record)) is not None]
@@ -354,8 +354,8 @@ async def network_client(
     Args:
         store_url: the URL of the store, if the user gave one.
         socket: control socket of the daemon, which is used if no store is given and the daemon responds.
-        environ: the environment, whose FLANNELD_ variables select the store to use if no daemon responds.
-            They also contain etcd's password.
+        environ: the environment, whose FLANNELD_ variables select the store to use if no daemon responds. The
+            variables also contain etcd's password.
         only_daemon: the user selected the daemon, so no store is used instead.
         creates: True to create the file of an embedded store.
 

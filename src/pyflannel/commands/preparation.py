@@ -77,7 +77,7 @@ async def prepare(
 def give_files(directory: Path, user: User) -> int:
     """Give the user the files of root below a directory that this user owns; return their number.
 
-    They are from a flanneld that ran as root. When systemd changes the owner of the directory, it also
+    These files are from a flanneld that ran as root. When systemd changes the owner of the directory, it also
     changes the files in it, but not files that root creates later. The user may put links into the directory,
     so symbolic links and files with several hard links are skipped. If the kernel does not protect hard
     links, the user could create hard links to files of root, so this function then changes nothing.

@@ -219,8 +219,8 @@ def _reservation(lease: Lease, revision: int, *, was_written: bool) -> Reservati
 async def examine_release(store: Store, subnets: Subnets, *, asks: bool = True) -> tuple[Release, Record]:
     """Return the lease of a subnet and the state of its holder, and the record to delete.
 
-    This asks the holder with a claim, as another host would do. A running holder deletes the claim and writes
-    its lease again. If `asks` is false, the holder is not asked, and its state is unknown.
+    The function asks the holder with a claim, in the same way as another host. A running holder deletes the
+    claim and writes its lease again. If `asks` is false, the holder is not asked, and its state is unknown.
 
     Raises:
         FlannelError: the subnet has no lease.
@@ -286,7 +286,7 @@ async def _answers(store: Store, subnet: IPv4Network) -> bool:
     except TimeoutError:
         return False
     finally:
-        with contextlib.suppress(StoreError, TimeoutError):  # it expires by itself
+        with contextlib.suppress(StoreError, TimeoutError):  # the claim expires by itself
             async with asyncio.timeout(_DELETE_S):
                 await store.write(Delete(key=key, expected=written.revision))
 

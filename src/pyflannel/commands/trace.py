@@ -156,7 +156,7 @@ async def _container_of(status: Status, interfaces: Interfaces) -> IPv4Address:
 async def _probe(facts: Facts, status: Status) -> tuple[PingReport | None, frozenset[IPv4Address]]:
     """Probe the other host, and the containers of this host.
 
-    This also fills the neighbour tables of the kernel.
+    The probes also fill the neighbour tables of the kernel.
     """
     ends = [facts.source, facts.destination]
     near = [one for one in ends if facts.is_here(one) and facts.interfaces.holder(one) is None]

@@ -1,5 +1,5 @@
-"""The forwarder's control socket. It serves several clients at the same time, and they cannot delay
-packets.
+"""The forwarder's control socket. The socket serves several clients at the same time, and clients cannot
+delay packets.
 """
 
 import os

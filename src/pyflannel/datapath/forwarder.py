@@ -121,9 +121,10 @@ _GENERATIONS = 1 << 64
 class Forwarder:
     """One tunnel's user-space data path.
 
-    The forwarder starts without the device. It gets the peers first and then ATTACH, so that no packet is
-    looked up in an empty table. During a replacement, the new forwarder starts with the peers and the device
-    of the old forwarder, and both forward packets. If the daemon exits before LISTEN, the forwarder exits.
+    The forwarder starts without the device. The forwarder gets the peers first and then ATTACH, so that no
+    packet is looked up in an empty table. During a replacement, the new forwarder starts with the peers and
+    the device of the old forwarder, and both forward packets. If the daemon exits before LISTEN, the
+    forwarder exits.
 
     Raises:
         WireError: a descriptor has the wrong type.

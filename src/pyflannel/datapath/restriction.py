@@ -176,7 +176,9 @@ def _filter_calls(libc: ctypes.CDLL) -> bool:
 
 
 def _instructions(architecture: int, column: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the filter. It has one block for each call, which returns or continues with the next block."""
+    """Yield the filter. The filter has one block for each call, and each block returns or continues with
+    the next block.
+    """
     yield _LOAD, 0, 0, _ARCHITECTURE_AT
     yield _JUMP_EQUAL, 1, 0, architecture
     yield _RETURN, 0, 0, _KILL_PROCESS

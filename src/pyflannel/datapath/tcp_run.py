@@ -1,9 +1,9 @@
 """Runs of TCP segments that are written in one call, and that the kernel splits into identical segments.
 
-The kernel splits a run by copying its headers (tcp_gso_segment, inet_gso_segment). It increments sequence
-number and IP identification, computes lengths and checksums, and sets PSH only in the last segment. Therefore
-a run contains only segments without other differences. All its checksums must be correct, because the kernel
-would replace wrong ones.
+The kernel splits a run by copying its headers (tcp_gso_segment, inet_gso_segment). The kernel increments
+sequence number and IP identification, computes lengths and checksums, and sets PSH only in the last segment.
+Therefore a run contains only segments without other differences. All its checksums must be correct, because
+the kernel would replace wrong checksums.
 """
 
 from functools import lru_cache

@@ -1,8 +1,8 @@
 """The host's condition in one network, as one value.
 
-Log lines, the status, readiness and metrics are views of it. They do not change the condition, and events
-reach the data path without them. The supervisor makes a new condition from each event, and plans from its
-inputs.
+Log lines, the status, readiness and metrics are views of it. These views do not change the condition, and
+events reach the data path without these views. The supervisor makes a new condition from each event, and
+plans from its inputs.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -205,7 +205,7 @@ class ConfigCondition:
 
     Attributes:
         text: text of the config in force; None before the first config.
-        revision: revision of the store's key, if the config in force is the one in the store.
+        revision: revision of the store's key, if the config in force is the config in the store.
         trouble: reason why the host does not use the config in the store.
         store_trouble: reason why the first config could not be read from the store.
     """

@@ -254,8 +254,8 @@ class ConfigInForce:
     async def _run_on_last_known(self) -> None:
         """Start with the last known config and leases if the store has no config that this host can use.
 
-        This happens if the store does not answer, or if its config is missing or excludes the subnet of the
-        running containers.
+        The host uses these values if the store does not answer, or if its config is missing or excludes the
+        subnet of the running containers.
         """
         await self._needs_last_known.wait()
         known = await self._last_known.load()

@@ -1,5 +1,5 @@
-"""The decision whether this host uses the fast path. It depends on the operator's setting and the features
-of the kernel.
+"""The decision whether this host uses the fast path. The decision depends on the operator's setting and
+the features of the kernel.
 """
 
 import asyncio

@@ -21,7 +21,7 @@ LOOK_S = 10.0
 """Interval in seconds between two checks without a notification of a change."""
 
 _ANNOUNCEMENTS, _ANNOUNCED_EVERY_S = 3, 1.0
-"""Announcements of one address, and the seconds between them: a new link may drop the first ones."""
+"""Announcements of one address, and the seconds between them: a new link may drop the first announcements."""
 
 
 class UnderlayFollower:

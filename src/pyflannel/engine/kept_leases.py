@@ -97,7 +97,7 @@ class LeaseGrace:
         if self._vanished:
             self.counted = self.counted.with_changes([*((over, None) for over in taken), *added])
         else:
-            self.counted = self._present  # this keeps one map in memory instead of two
+            self.counted = self._present  # this way, one map is in memory instead of two
 
     @property
     def vanished(self) -> tuple[Lease, ...]:

@@ -1,5 +1,5 @@
-"""Follows changes of keys in the store, and changes of the host. It logs when following fails, and when it
-works again.
+"""Follows changes of keys in the store, and changes of the host. This class logs when the connection to
+the store fails, and when it works again.
 """
 
 import logging

@@ -1,7 +1,8 @@
 """Events of the Node of this host, which `kubectl describe node` shows.
 
-They contain the reason why flanneld is not ready, in the same text as the status that the service manager
-gets. With --warn-network-policies, they contain a warning about NetworkPolicies that no program enforces.
+The Events contain the reason why flanneld is not ready, in the same text as the status that the service
+manager gets. With --warn-network-policies, they contain a warning about NetworkPolicies that no program
+enforces.
 """
 
 import asyncio

@@ -255,8 +255,8 @@ class PathMtus:
         self._publish(measured)
 
     def _again_s(self) -> float:
-        """Return the time until a peer is probed again. It is longer in a large network, where many hosts
-        may be off.
+        """Return the time until a peer is probed again. This time is longer in a large network, where many
+        hosts may be off.
         """
         return min(PERIOD_S, max(SILENT_S, len(self._due_s) * SILENT_S / 1000))
 
@@ -266,7 +266,9 @@ class PathMtus:
         paths: Mapping[IpNetwork, ProbedPath],
         ranges: dict[IpNetwork, tuple[int, int]],
     ) -> dict[IpNetwork, int]:
-        """Return the largest size that arrives, between one that does and one that does not."""
+        """Return the largest size that arrives, between a size that arrives and a size that does not
+        arrive.
+        """
         while True:
             echoes = {
                 (subnet, size): Echo(destination=paths[subnet].end, size=size)

@@ -23,8 +23,8 @@ NAMED_IN_LOG = 20
 """Maximum number of peers of one update that have their own log lines."""
 
 PEERS_A_MINUTE = 1000
-"""Maximum number of lines per minute about added and removed peers. It is rare that more hosts join within
-a minute."""
+"""Maximum number of lines per minute about added and removed peers. More hosts rarely join within a
+minute."""
 
 
 class PlanLog:

@@ -43,7 +43,7 @@ def reason_to_wait(condition: HostCondition, reconciler: Reconciler, *, was_read
 def path_trouble(condition: HostCondition, reconciler: Reconciler) -> str | None:
     """Return the reason why this host cannot carry packets of the network, in one line; None if it can.
 
-    Objects for single peers do not count, because the other peers are still reachable.
+    Objects for single peers are not considered, because the other peers are still reachable.
     """
     if condition.obstacle:
         return condition.obstacle

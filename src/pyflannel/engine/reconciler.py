@@ -37,8 +37,8 @@ from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.ports import Clock, Target
 
 AUDIT_S = 10.0
-"""Longest pause between two looks at the host. It is needed because the kernel does not announce every
-change."""
+"""Longest pause between two looks at the host. The looks are needed because the kernel does not announce
+every change."""
 
 AUDITED_PER_S = 1000
 """Objects that an audit may read per second since the last audit. At 10 µs per object, this is 1 % of a
@@ -59,8 +59,9 @@ class Reconciler:
         targets: the targets to which the plan is applied.
         clock: time.
         draw: function that returns a random number below its argument, for the jitter of retries.
-        judge: function that takes the current refusals, and the kinds of which every object is in place. It
-            returns the refusals to report. For all other refusals, it changes the inputs of the plan.
+        judge: function that takes the current refusals, and the kinds of which every object is in place. The
+            function returns the refusals to report. For all other refusals, it changes the inputs of the
+            plan.
         progressed: function that is called after each batch and each look.
         alive: function that is called in each turn of the loop, at least every `audit_s` seconds.
         audit_s: longest pause between two looks.
@@ -246,7 +247,7 @@ class Reconciler:
 
     @property
     def _audit_due_s(self) -> float:
-        """Time of the next audit. It is later if there are more objects to read."""
+        """Time of the next audit. The audit is later if there are more objects to read."""
         return self._looked_at + max(self._audit_s, len(self._plan) / AUDITED_PER_S)
 
     async def _compare(self, readings: Sequence[Reading]) -> None:
@@ -374,8 +375,8 @@ class Reconciler:
         self._report.report(batch)
 
     def _report_refusals(self) -> None:
-        """Pass the refusals to the function `judge`, and report the new ones. This function may change the
-        plan.
+        """Pass the refusals to the function `judge`, and report the new refusals. This function may change
+        the plan.
         """
         known, refused = self._known, tuple(self.refused())
         self._known = refused
@@ -514,8 +515,8 @@ class Reconciler:
     def _is_hopeless(self, operation: Operation) -> bool:
         """Return whether a look has made another attempt at the operation unnecessary.
 
-        This is the case if it was refused permanently and nothing has changed since, or if it was just
-        refused.
+        A new attempt is unnecessary if the operation was refused permanently and nothing has changed since,
+        or if it was just refused.
         """
         mark = self._work.get(operation.subject.key)
         if mark is None or mark.refusal is None or mark.found != _found_by(operation):
@@ -533,7 +534,7 @@ class Reconciler:
                 missing.note(operation)
         for kind in self._new_kinds:
             for item in self._plan.of_type(kind) if kind.IS_HOST_PART else ():
-                missing.note(Add(item))  # this is probable, because its target was never read
+                missing.note(Add(item))  # probably the cause: its target was never read
         return missing
 
     def _is_host_part_missing(self) -> bool:

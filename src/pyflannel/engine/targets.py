@@ -28,7 +28,7 @@ ANSWER_S = 15.0
 """Deadline in seconds for an answer; PER_OBJECT_S is added for each object."""
 
 PER_OBJECT_S = 0.005
-"""This is ten times the time that a busy kernel needs for one object."""
+"""The deadline is ten times the time that a busy kernel needs for one object."""
 
 _Answer = TypeVar("_Answer")
 
@@ -212,7 +212,7 @@ class Targets:
         return math.inf if all(reader.reading is None for reader in self._readers) else self.awaited_until
 
     async def apply(self, operations: Sequence[Operation]) -> list[Refusal]:
-        """Apply the operations in their order; consecutive operations for one target form a batch."""
+        """Apply the operations in the given order; consecutive operations for one target form a batch."""
         refusals: list[Refusal] = []
         for target, run in groupby(operations, key=lambda operation: self._by_kind[type(operation.subject)]):
             batch = list(run)

@@ -1,5 +1,5 @@
-"""The change from one backend to the next. It defines when the change begins, and when the previous backend
-is removed.
+"""The change from one backend to the next. This module defines when the change begins, and when the previous
+backend is removed.
 
 During the change, this host receives packets by both backends (decision 0051).
 """
@@ -118,8 +118,8 @@ class Retirement:
         self._is_unneeded = asyncio.Event()
 
     def note(self, inputs: Inputs, own: Lease | None, *, is_needed: bool) -> None:
-        """Record whether previous backends are needed. They are needed until the lease of this host contains
-        the next backend.
+        """Record whether previous backends are needed. Previous backends are needed until the lease of this
+        host contains the next backend.
 
         Args:
             inputs: inputs of the plan.

@@ -212,7 +212,7 @@ class Work:
                 self._drop(key)
 
     def settle(self, key: Key, found: Item | None, kind: type[Item], since: int) -> None:
-        """Record that the object at a key now equals the one in the plan of generation `since`.
+        """Record that the object at a key now equals the object in the plan of generation `since`.
 
         `found` is this object, or None if it was removed.
 

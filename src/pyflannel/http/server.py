@@ -65,7 +65,7 @@ class Limits:
         handler_s: maximum time to prepare the answer.
         response_s: maximum time for the client to read the answer.
         linger_s: maximum time for a refused client to stop sending, so that it can read the reason. At most
-            `connections` refused clients linger, and further ones are dropped without an answer.
+            `connections` refused clients linger, and further clients are dropped without an answer.
     """
 
     connections: int = 64
@@ -80,7 +80,8 @@ class Limits:
 
 READ_OCTETS = 64 * 1024
 WRITE_BYTES = 64 * 1024
-"""Maximum number of bytes of a response that are copied for a client before it has read the previous ones."""
+"""Maximum number of bytes of a response that are copied for a client before it has read the previous
+bytes."""
 
 
 async def next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
@@ -106,7 +107,9 @@ class _RefusedError(Exception):
 
 
 class Conversation:
-    """Answers the requests of one connection in order, also pipelined ones, until either side closes it."""
+    """Answers the requests of one connection in order, including pipelined requests, until either side
+    closes it.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits) -> None:
         self._reader = reader

@@ -230,8 +230,8 @@ def _batch(sandbox: Sandbox, program: str, lines: Iterable[str], patience_s: flo
 
 # Paths of the kernel between two hosts, configured manually as an operator without flannel would do it.
 #
-# They are the reference for measurements, with the same objects as pyflannel: vxlan without learning, or a
-# route through the peer.
+# These paths are the reference for measurements, with the same objects as pyflannel: vxlan without learning,
+# or a route through the peer.
 
 VXLAN = "vxlan1"
 WIREGUARD = "wg1"
@@ -272,8 +272,8 @@ def add_manually(
 
 
 def create_wireguard_path(hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]) -> None:
-    """Connect two hosts by WireGuard. This uses the WireGuard of the kernel, or wireguard-go if the kernel
-    has no WireGuard.
+    """Connect two hosts by WireGuard. The link uses the WireGuard of the kernel, or wireguard-go if the
+    kernel has no WireGuard.
     """
     keys = [host.run(["wg", "genkey"]).stdout for host in hosts]
     public = [host.run(["wg", "pubkey"], text=key).stdout for host, key in zip(hosts, keys, strict=True)]

@@ -1,5 +1,5 @@
-"""A lab: hosts, a router and their files. It is created immediately, and removed at the end of its `with`
-block.
+"""A lab: hosts, a router and their files. The lab is created immediately, and removed at the end of its
+`with` block.
 """
 
 import os

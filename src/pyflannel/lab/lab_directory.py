@@ -13,7 +13,7 @@ from pyflannel.errors import BusyError, LabError, UsageError
 from pyflannel.lab.program import end_processes, first_processes, remove_cgroups, remove_roots
 from pyflannel.lab.waiting import POLL_S
 
-# this is not /tmp or /run, because Docker's images may be too large for memory
+# the directory is not in /tmp or /run, because Docker's images may be too large for memory
 ROOT = Path("/var/tmp/flannel-lab")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 _KEPT = "kept"
@@ -41,7 +41,7 @@ class LabDirectory:
     def acquire(self) -> None:
         """Create the directory if necessary, and acquire the lock. Wait for a program that removes remains.
 
-        That program would treat the new directory as remains while it has no lock.
+        The other program would treat the new directory as remains while it has no lock.
 
         Raises:
             BusyError: a running program holds the lock.
@@ -100,7 +100,7 @@ class LabDirectory:
 
     @property
     def is_kept(self) -> bool:
-        """True if the lab is kept. This is valid only while no program uses the lab."""
+        """True if the lab is kept. The value is valid only while no program uses the lab."""
         return (self.path / _KEPT).exists()
 
     def hosts(self) -> dict[str, int]:

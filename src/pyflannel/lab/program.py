@@ -66,8 +66,8 @@ def _unquoted(value: str) -> str:
 
 VARIABLE = "PYFLANNEL_SANDBOX"
 _SANDBOX_DEPTH = 2
-"""Number of PID namespaces of the first process of a sandbox. These are the namespace of the machine and
-its own."""
+"""Number of PID namespaces of the first process of a sandbox. The two namespaces are the namespace of the
+machine and the namespace of the sandbox."""
 
 
 def mark_of(directory: Path) -> dict[str, str]:

@@ -191,7 +191,7 @@ class ItemMap(Mapping[Key, _Item]):
             del self._tables[table]
 
     def each(self) -> Iterator[_Item]:
-        """Yield the items. This is faster than `values()`, which looks up each item."""
+        """Yield the items. This method is faster than `values()`, which looks up each item."""
         for names in self._tables.values():
             yield from names.values()
 

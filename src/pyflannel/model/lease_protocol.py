@@ -268,7 +268,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Send a Woke event at this time. This replaces the previously requested time."""
+    """Send a Woke event at this time. This time replaces the previously requested time."""
 
     at: float
 
@@ -397,7 +397,9 @@ class Unassigned:
 
 @dataclass(frozen=True, slots=True)
 class StoreAway:
-    """The store does not answer. This is reported at each attempt; the last known leases remain valid."""
+    """The store does not answer. The failure is reported at each attempt; the last known leases remain
+    valid.
+    """
 
     cause: str
     retry_in_s: float

@@ -39,7 +39,9 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
         self._length = len(by_subnet)
 
     def with_changes(self, changes: Iterable[tuple[IPv4Network, _Value | None]]) -> "SubnetMap[_Value]":
-        """Return the map after these changes, in their order: a new value, or None to remove the subnet."""
+        """Return the map after these changes, in the given order: a new value, or None to remove the
+        subnet.
+        """
         shards = list(self._shards)
         own: dict[int, dict[IPv4Network, _Value]] = {}
         length = self._length
@@ -83,7 +85,7 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
                     yield subnet, None, value
 
     def entries(self) -> Iterator[tuple[IPv4Network, _Value]]:
-        """Yield subnets and values. This is faster than `items()`, which looks up each item."""
+        """Yield subnets and values. This method is faster than `items()`, which looks up each item."""
         for shard in self._shards:
             yield from shard.items()
 
@@ -130,9 +132,9 @@ class LeaseSet:
     A list response replaces the whole set. A change that is older than the list response is ignored.
 
     A key whose value becomes unreadable keeps its last valid lease while the key exists. The host may be
-    running, and needs its traffic until it writes its lease again. This applies to changes of a watch and to
-    list responses. A list response that contains only known leases changes nothing. A host that starts during
-    this time does not know the last valid value, and omits this lease.
+    running, and needs its traffic until it writes its lease again. This rule applies to changes of a watch
+    and to list responses. A list response that contains only known leases changes nothing. A host that starts
+    during this time does not know the last valid value, and omits this lease.
 
     A lease keeps the revision since which its VTEP has been published, while the VTEP does not change.
 
@@ -171,7 +173,7 @@ class LeaseSet:
         return LeaseSet.of([*leases, *(lease for lease in kept if lease is not None)], revision)
 
     def after(self, changes: Iterable[LeaseChange]) -> "LeaseSet":
-        """Return the set after these changes, in their order; this set itself if nothing changed."""
+        """Return the set after these changes, in the given order; this set itself if nothing changed."""
         news: list[_KeyChange] = []
         room, left_out = LARGEST - len(self.by_subnet), 0
         if self.outranked:

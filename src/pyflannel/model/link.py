@@ -69,9 +69,9 @@ class Veth:
     Attributes:
         peer: name of the other end; "" if it is in another network namespace. The name never changes in
             place.
-        has_gro: True if this end coalesces the TCP segments that the other end sent. This needs GRO on this
-            end and no TSO on the other end, because the kernel does not coalesce packets of a sender with
-            TSO.
+        has_gro: True if this end coalesces the TCP segments that the other end sent. Coalescing needs GRO on
+            this end and no TSO on the other end, because the kernel does not coalesce packets of a sender
+            with TSO.
     """
 
     peer: str

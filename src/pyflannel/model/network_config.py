@@ -61,7 +61,8 @@ LATER_KEYS = ("Networks", "IPv6Networks")
 class NetworkConfig:
     """One network of all hosts, and its backend.
 
-    The values of a disabled family are as the operator wrote them. They are not completed, checked or used.
+    The values of a disabled family are as the operator wrote them. These values are not completed, checked or
+    used.
 
     Attributes:
         network: the whole IPv4 range; None only if IPv4 is disabled and the operator wrote no range.

@@ -318,7 +318,8 @@ class LeftRules:
 
     Attributes:
         shown: texts of the rules, one line each.
-        removal: the arguments of `PROGRAM -t TABLE`, or the lines of PROGRAM-restore, in their order.
+        removal: the arguments of `PROGRAM -t TABLE`, or the lines of PROGRAM-restore, in the order in which
+            they are used.
         is_sure: True if only the original writes such rules. Otherwise, another program may own them.
     """
 

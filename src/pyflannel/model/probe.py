@@ -40,7 +40,8 @@ class EchoResult:
         text: reason why there is no reply, in one line; "" if it is unknown.
         sender: sender of the ICMP error; None if there is no ICMP error.
         mtu: largest IP packet that a router on the path forwards, from its ICMP error.
-        attempts: number of requests up to the one that was answered; of all requests without an answer.
+        attempts: number of requests, including the request that was answered; the number of all requests if
+            none was answered.
     """
 
     state: ProbeState
@@ -318,8 +319,8 @@ class BenchLine:
     reply.
 
     Attributes:
-        name: `measurement` is a path inside this host. It shows the part of each time that the measurement
-            itself needs.
+        name: `measurement` is a path inside this host. This path shows the part of each time that the
+            measurement itself needs.
         size: size in bytes of the IP packet.
         sent, received: numbers of requests and replies.
         ratio: ratio of the median to that of the underlay with the same size; None if one of the two is

@@ -55,7 +55,7 @@ class GuardedPath:
 
     @property
     def tunnels(self) -> tuple[GuardedTunnel, ...]:
-        """All tunnels. Those with a VNI are first, because their rules match only their own port."""
+        """All tunnels. Tunnels with a VNI are first, because their rules match only their own port."""
         found = self.others if self.tunnel is None else (self.tunnel, *self.others)
         return tuple(sorted(found, key=lambda one: one.vni is None))
 

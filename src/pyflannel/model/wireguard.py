@@ -51,7 +51,7 @@ class WireguardFacts:
 
     Attributes:
         key: public key of the device; "" while unknown.
-        published: public key in the lease of this host. It differs from `key` only during a rotation.
+        published: public key in the lease of this host. This key differs from `key` only during a rotation.
         is_in_kernel: True if the kernel has WireGuard; False if wireguard-go carries the packets.
         problem: reason why WireGuard is unusable, in one line; "" if it is usable.
     """

@@ -71,7 +71,7 @@ class BackendKeys:
     def bad(self, key: str, value: object, wanted: str, default: str | None = None) -> ConfigError:
         """Return the error that names the key, its value and the allowed values."""
         shown = _cut(json.dumps(value))
-        omitted = f"leave it out for {default}" if default is not None else "leave it out"
+        omitted = f"omit it for {default}" if default is not None else "omit it"
         return ConfigError(
             f"error decoding {self.name} backend config: Backend.{key} is {shown}, not {wanted}",
             hint=f"Write Backend.{key} as {wanted}, or {omitted}.",

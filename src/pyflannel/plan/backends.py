@@ -345,8 +345,8 @@ def deviations_of(lease: Lease, config: NetworkConfig) -> list[str]:
     """Return the differences between the lease of a running host and the config, with one phrase for each
     difference.
 
-    A lease contains the subnets, the type of the backend, its port and its VNI. It does not show the other
-    keys of the config that the host uses.
+    A lease contains the subnets, the type of the backend, its port and its VNI. A lease does not show the
+    other keys of the config that the host uses.
 
     Raises:
         ConfigError: the backend is unknown, or its part of the config is invalid.

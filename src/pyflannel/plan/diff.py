@@ -105,7 +105,7 @@ def _link_changes(operations: Iterable[Operation], desired: State) -> LinkChange
 
 
 # With the first IPv4 address of a prefix on a link, the kernel also removes the other addresses of that
-# prefix. Therefore, if a prefix remains, its old address is removed before new ones are added. Any other
+# prefix. Therefore, if a prefix remains, its old address is removed before new addresses are added. Any other
 # address is removed after that, because a link loses its routes and neighbours with its last address.
 _SHARED_PREFIX_RANK = Rank.ADDRESS - 1
 

@@ -63,7 +63,7 @@ def flannel_network(option: object, known: Sequence[str] | None, *, holder: str 
         return ""
     if option is not None and option not in known:
         raise DockerPluginError(
-            f"the flannel network {option} does not exist on this host; the existing ones are: "
+            f"the flannel network {option} does not exist on this host; the existing networks are: "
             f"{', '.join(known) or 'none'}",
             hint="Choose one of them, or write the config of the network to the store and add its name to"
             " --networks.",

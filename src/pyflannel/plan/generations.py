@@ -1,6 +1,6 @@
 """The backends of a host: one, or several during a change of the backend (decision 0051).
 
-Each backend sees the host and its peers in its own way: this host's lease as the backend published it, and
+Each backend gets its own view of the host and its peers: this host's lease as the backend published it, and
 the lease of a peer as the backend can use it.
 """
 
@@ -20,7 +20,9 @@ from pyflannel.plan.peers import subnet_of
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A network config with its backend and its text. During a change of the backend, a host has several."""
+    """A network config with its backend and its text. During a change of the backend, a host has several
+    of them.
+    """
 
     config: NetworkConfig
     backend: Backend
@@ -29,10 +31,11 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A backend, and the host as it sees it.
+    """A backend, and the host in the view of this backend.
 
     Attributes:
-        subnet_route: pattern of the routes to single peers, if another backend has the route of the network.
+        subnet_route: template for the routes to single peers, if another backend has the route of the
+            network.
     """
 
     backend: Backend
@@ -40,7 +43,9 @@ class View:
     subnet_route: Route | None = None
 
     def variant(self, peer: Lease) -> Lease | None:
-        """Return the lease of a peer as this backend can use it; None if it cannot."""
+        """Return the lease of a peer in the form that this backend can use; None if the backend cannot use
+        it.
+        """
         if self.backend.objection(peer, self.host) is None:
             return peer
         others = peer.variants[1:]
@@ -49,17 +54,17 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """The inputs that concern all objects of a family. If it changes, everything is planned again.
+    """The inputs that affect all objects of a family. If the basis changes, all objects are planned again.
 
     Attributes:
-        family: the family of the views.
+        family: the address family of the views.
         config: the config of the first view.
-        views: the backends, in the order in which a peer is planned by them.
+        views: the backends, in the order in which they are tried for a peer.
         newest: the backend of the newest config.
         path: the path of packets from other hosts.
         greeted: WireGuard keys of peers that have answered a handshake, if there are several views.
-        path_mtus: the MTU of paths that carry less than planned, by the subnet of the peer in the family; for
-            one view.
+        path_mtus: the MTU of paths whose MTU is smaller than planned, by the subnet of the peer in the
+            family; for one view.
     """
 
     family: Family
@@ -96,7 +101,9 @@ def basis_of(
 
 
 def _views(backends: Sequence[Backend], host: Host) -> tuple[View, ...]:
-    """Return the views of these backends. The first that routes the whole network has its route."""
+    """Return the views of these backends. The first backend that routes the whole network has the route of
+    the network.
+    """
     if len(backends) == 1:
         return (View(backends[0], host),)
     views: list[View] = []
@@ -115,7 +122,7 @@ def _views(backends: Sequence[Backend], host: Host) -> tuple[View, ...]:
 def view_of(peer: Lease, basis: Basis) -> View | None:
     """Return the first view that can reach a peer now.
 
-    A peer that has not answered a handshake of WireGuard is reached by another view if possible.
+    A peer that has not answered a handshake of WireGuard is reached through another view if possible.
     """
     able = [view for view in basis.views if view.variant(peer) is not None]
     first = able[0] if able else None
@@ -131,10 +138,10 @@ def _is_greeted(peer: Lease, view: View, basis: Basis) -> bool:
 
 
 def items_of(peer: Lease, basis: Basis) -> Iterator[Item]:
-    """Yield the objects of a peer for all backends, but the routes of one alone: see `view_of`.
+    """Yield the objects of a peer for all backends, but the routes of only one backend (see `view_of`).
 
-    The peer may send by each of them, until it has read the newest lease of this host. It may send by the
-    newest before this host has read its lease.
+    The peer may send by each of these backends, until it has read the newest lease of this host. The peer may
+    send by the newest backend before this host has read the peer's lease.
     """
     keys: set[Key] = set()
     chosen = view_of(peer, basis)
@@ -156,9 +163,11 @@ def items_of(peer: Lease, basis: Basis) -> Iterator[Item]:
 
 
 def narrowed(items: tuple[Item, ...], peer: Lease, basis: Basis) -> tuple[Item, ...]:
-    """Return the objects of a peer; if its path carries less than planned, a route with the MTU of the path.
+    """Return the objects of a peer; if the MTU of its path is smaller than planned, include a route with the
+    MTU of the path.
 
-    A backend that routes the whole network has no route to a peer. Then one is added beside that route.
+    A backend that routes the whole network has no route to a peer. In this case, a route to the peer is added
+    beside the route of the network.
     """
     mtu = basis.path_mtus.get(subnet_of(peer, basis.family)) if basis.path_mtus else None
     if mtu is None or not items:
@@ -182,7 +191,7 @@ def receiving_items(peer: Lease, view: View) -> Iterable[Item]:
 
 
 def outranked_by(peers: Sequence[Lease], basis: Basis) -> dict[IPv4Network, str]:
-    """Return the peers that yield to others, by subnet, with the reason."""
+    """Return the peers that yield to other peers, by subnet, with the reason."""
     found: dict[IPv4Network, str] = {}
     for view in basis.views:
         variants = [variant for peer in peers if (variant := view.variant(peer)) is not None]

@@ -1,4 +1,4 @@
-"""Objects of the original flannel on this host, and rules that it left in the packet filter."""
+"""Objects of the original flannel on this host, and rules that the original left in the packet filter."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -20,9 +20,9 @@ from pyflannel.model.status import Membership
 #     0.20 and newer  its own chains, FLANNEL-POSTRTG and FLANNEL-FWD, with the names of pyflannel's chains
 #
 # A comment identifies a rule of the original. Without a comment, only the complete set of a release, in its
-# order and for a network that is known on this host, is certainly from the original. A part of it may belong
-# to another program. The chains are treated as pyflannel's, except those in the kind of iptables that this
-# host no longer uses.
+# order and for a network that is known on this host, is certainly from the original. A part of such a set may
+# belong to another program. The chains are treated as owned by pyflannel, except those in the kind of
+# iptables that this host no longer uses.
 #
 # Source: the rules of flannel 0.6.2 and 0.20.2 as printed by iptables-save; the source code of the other
 # releases.
@@ -62,11 +62,12 @@ _FIRST_FORMS = (
         rf"-s (?P=subnet) ! -d (?P<network>{_PREFIX}) -j MASQUERADE",
     ),
 )
-"""Rules of the chain: with any backend; earlier with udp; earlier with host-gw, for the subnet."""
+"""Rules in the chain that the original wrote: with any backend, in earlier releases with udp, and in
+earlier releases with host-gw for the subnet."""
 
 
 def rules_left(saved: Iterable[SavedRules], networks: Set[Network]) -> tuple[LeftRules, ...]:
-    """Return the rules that an original left or may have left; `networks` are known on this host."""
+    """Return the rules that an original flannel left, or may have left; `networks` are known on this host."""
     return tuple(left for one in saved for left in _left(one, networks))
 
 
@@ -117,7 +118,7 @@ def _is_proper(match: re.Match[str], saved: SavedRules) -> bool:
 
 
 def _accepts(saved: SavedRules, networks: Set[Network]) -> Iterator[LeftRules]:
-    """Yield the two rules that accept packets of a network: an operator may have written the same rules."""
+    """Yield the two rules that accept packets of a network; an operator may have written the same rules."""
     hook = _HOOKS["filter"]
     rules = _rules(saved, "filter", hook)
     for network in sorted(map(str, networks)):
@@ -174,14 +175,14 @@ def _rules(saved: SavedRules, table: str, chain: str) -> Sequence[str]:
 
 # Objects that an original flannel left on a host, and other unplanned routes inside the network.
 #
-# The original does not mark its objects. Its devices are recognized by name and kind, its routes by protocol
-# boot, a gateway and a whole subnet. A daemon takes over the objects at the keys of its plan. It does not
-# touch the others, which only an operator's command removes.
+# The original does not mark its objects. The devices of the original are recognized by name and kind. Its
+# routes are recognized by the protocol boot, a gateway and a whole subnet. A daemon takes over the objects at
+# the keys of its plan. A daemon does not touch other objects; only a command of an operator removes them.
 #
 # Source: the kernel objects of flannel 0.6.2 to 0.28.9.
 
 PROTOCOL_BOOT = 3
-"""rtm_protocol of routes without a given protocol (linux/rtnetlink.h, RTPROT_BOOT)."""
+"""rtm_protocol of routes that were added without a protocol (linux/rtnetlink.h, RTPROT_BOOT)."""
 
 _DEVICES = (
     ("tun", re.compile(r"flannel0")),
@@ -203,9 +204,9 @@ def left_by_original(found: Iterable[Item], membership: Membership) -> State:
 
 
 def unplanned_routes(found: Iterable[Item], membership: Membership) -> State:
-    """Return the routes to parts of the network that are neither pyflannel's nor the original's.
+    """Return the routes to parts of the network that are owned neither by pyflannel nor by the original.
 
-    They redirect packets for peers. Routes inside the host's own subnet are not included.
+    Such routes redirect packets for peers. Routes inside the host's own subnet are not included.
     """
     items = tuple(found)
     ours = {item.name for item in items if isinstance(item, Link) and item.alias.startswith(MARK)}
@@ -235,9 +236,10 @@ def _is_originals_link(link: Link) -> bool:
 
 
 def is_on_originals_device(route: Route) -> bool:
-    """Return whether the route is to a peer of an original, on a device with a name that only it uses.
+    """Return whether the route is to a peer of an original, on a device with a name that only the original
+    uses.
 
-    A pyflannel daemon marks its routes by their protocol.
+    A pyflannel daemon marks its routes with their protocol number.
     """
     return route.protocol == PROTOCOL_BOOT and any(
         name.fullmatch(route.link) for kind, name in _DEVICES if kind != "tun"
@@ -259,14 +261,14 @@ def _is_originals_route(route: Route, membership: Membership) -> bool:
 
 
 def _may_lead_to_peer(route: Route, membership: Membership) -> bool:
-    """Return whether a peer with this subnet has the gateway's address, or no such peer is known."""
+    """Return whether a peer with this subnet has the gateway's address, or whether no such peer is known."""
     destination = route.destination
     peer = membership.peers.get(destination) if isinstance(destination, IPv4Network) else None
     return peer in (None, route.gateway)
 
 
 def _is_originals_blackhole(route: Route, membership: Membership) -> bool:
-    """Return whether it is the original's blackhole for the host's subnet."""
+    """Return whether the route is the blackhole of the original for the host's subnet."""
     return (
         route.destination == membership.subnet
         and route.kind == "blackhole"

@@ -1,7 +1,7 @@
-"""Evaluates the rules of netfilter for one packet, as the kernel does.
+"""Evaluates the rules of netfilter for one packet, in the same way as the kernel.
 
 A rule with an unknown condition may apply or not, so the evaluation follows both possibilities. The result is
-unknown only if they differ.
+unknown only if the results of both differ.
 """
 
 from collections.abc import Iterator, Sequence
@@ -79,7 +79,7 @@ def _stages(packet: Packet, hooks: Sequence[Hook]) -> Iterator[_Stage]:
 
 
 def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
-    """Return the fate of a packet at these hooks, in their order."""
+    """Return the fate of a packet at these hooks, in the given order."""
     doubt: Judgement | None = None
     translation: tuple[BaseChain, Rule] | None = None
     is_translated = False
@@ -123,7 +123,7 @@ def _in_order(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Iterat
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """A possible end of a packet in a base chain; `rule` is None for the policy."""
+    """A possible fate of a packet in a base chain; `rule` is None for the policy."""
 
     kind: str
     rule: Rule | None
@@ -131,21 +131,24 @@ class _End:
 
 @dataclass(slots=True)
 class _Run:
-    """One packet in one base chain."""
+    """The evaluation of one packet in one base chain."""
 
     chain: BaseChain
     packet: Packet
     ends: list[_End] = field(default_factory=list)
     seen: dict[tuple[str, Packet], bool] = field(default_factory=dict)
-    """Whether the packet ends in a chain that was already evaluated for it: chains may jump to each other."""
+    """Chains that were already evaluated for the packet, each with the information whether the packet ends
+    in it. These chains are needed because chains may jump to each other."""
 
     def evaluate(self) -> None:
-        """Collect all possible ends."""
+        """Collect all possible fates of the packet."""
         if not self._walk(self.chain.name, _DEEPEST, is_certain=True):
             self.ends.append(_End(self.chain.policy, None))
 
     def _walk(self, name: str, depth: int, *, is_certain: bool) -> bool:
-        """Evaluate a chain that the packet certainly or possibly enters; return whether it ends there."""
+        """Evaluate a chain that the packet certainly or possibly enters; return whether the packet ends in
+        this chain.
+        """
         if not depth:
             self.ends.append(_End("unknown", None))
             return True
@@ -196,7 +199,7 @@ class _Run:
 
 
 def _holds(rule: Rule, packet: Packet) -> bool | None:
-    """Return whether all conditions of a rule hold; None if this is unknown."""
+    """Return whether all conditions of a rule are true; None if this is unknown."""
     results = [one.holds(packet) for one in rule.matches]
     if False in results:
         return False
@@ -204,7 +207,7 @@ def _holds(rule: Rule, packet: Packet) -> bool | None:
 
 
 def why(rule: Rule, packet: Packet) -> str:
-    """Return the condition of a rule that could not be evaluated; "" if there is none."""
+    """Return the condition of a rule that could not be evaluated; "" if all conditions were evaluated."""
     for one in rule.matches:
         match one:
             case Unknown(text):

@@ -14,12 +14,12 @@ from pyflannel.model.state import Add, Refusal, State
 def device_names(
     mark: str, interfaces: Interfaces, *, kept: str | None = None, protocols: Collection[int] = ()
 ) -> Iterator[str]:
-    """Yield the names `flannel0`, `flannel1`, … that this daemon may claim, the best first.
+    """Yield the names `flannel0`, `flannel1`, … that this daemon may claim, with the best name first.
 
-    The name of the previous run is first, then the name of a device with the daemon's mark, so that a restart
-    finds its own objects. A device without a mark belongs to the program that created it, except flannel0:
-    the only daemon of a host takes it over. A name with existing routes belongs to a daemon that is not
-    running.
+    The name of the previous run is first, then the name of a device with the daemon's mark, so that a
+    restarted daemon finds its own objects. A device without a mark belongs to the program that created it,
+    except flannel0, which the only daemon of a host takes over. A name with existing routes belongs to a
+    daemon that is not running.
 
     Args:
         mark: alias of this daemon's links.
@@ -40,10 +40,10 @@ def device_names(
 
 
 def identity_on_device(mark: str, claimed: str, interfaces: Interfaces) -> str | None:
-    """Return the identity on the tunnel device of an ended daemon with this mark.
+    """Return the identity on the tunnel device of a daemon with this mark that has exited.
 
-    None if there is no such device, or if its daemon may still run: only the holder of a name has a device of
-    that name, and only the holder of flannel0 has a vxlan device with the default mark.
+    None if the device does not exist, or if its daemon may still run. Only the holder of a name has a device
+    of that name, and only the holder of flannel0 has a vxlan device with the default mark.
 
     Args:
         mark: alias of this daemon's links.
@@ -57,20 +57,20 @@ def identity_on_device(mark: str, claimed: str, interfaces: Interfaces) -> str |
 
 
 def ours(actual: State, desired: State, mark: str = MARK, device: str | None = FIRST_DEVICE) -> State:
-    """Return the objects that this daemon owns: a pass towards `desired` may change or remove them.
+    """Return the objects that this daemon owns, which a pass may change or remove to reach `desired`.
 
-    `mark` is the alias of the links of this daemon. `device` is the name that it claims; None if this is
-    unknown, so that its routes and filter rules cannot be distinguished from those of another daemon.
+    `mark` is the alias of the links of this daemon. `device` is the name that the daemon claims; None if it
+    is unknown, so that its routes and filter rules cannot be distinguished from those of another daemon.
 
-    1. The daemon owns an object at a key of the plan, on a link of the plan or with its mark, regardless of
-    the
-       program that created it: a route that another program replaced is repaired. But a link with the mark of
-       another daemon belongs to that daemon, with the objects on it. A route that another program had first
-       is not planned (plan.routes).
-    2. Elsewhere, the daemon owns only objects with its mark: links by alias, routes by protocol number,
-    filter
+    1. The daemon owns an object at a key of the plan, on a link of the plan or with its mark, even if another
+    program created it. Therefore a route that another program replaced is repaired. However, a link with the
+    mark of
+       another daemon belongs to that daemon, together with the objects on it. A route that another program
+       created first is not planned (plan.routes).
+    2. In all other cases, the daemon owns only objects with its mark: links by alias, routes by protocol
+    number, filter
        rules by the name of their chain or table, which contains the device.
-    3. All other objects are foreign and are not changed.
+    3. All other objects belong to other programs and are not changed.
     """
     others = {link.name for link in actual.of_type(Link) if _is_others(link, mark)}
     links = {link.name for link in (*actual.of_type(Link), *desired.of_type(Link)) if link.alias == mark}
@@ -89,15 +89,16 @@ def ours(actual: State, desired: State, mark: str = MARK, device: str | None = F
 
 
 def taken_links(actual: State, desired: State, mark: str = MARK) -> Mapping[str, Refusal]:
-    """Return a refusal for each link of the plan that another daemon of this host has, by name.
+    """Return a refusal for each link of the plan that another daemon of this host owns, by the name of the
+    link.
 
-    They are left out of the plan while the other daemon has them.
+    Such links are omitted from the plan while the other daemon owns them.
     """
     return {
         item.name: Refusal(
             operation=Add(wanted),
-            cause=f"the flanneld with --run-dir={_run_dir(item.alias)} has this link",
-            hint="Give each network its own VNI (Backend.VNI). If that daemon no longer exists, run"
+            cause=f"the flanneld with --run-dir={_run_dir(item.alias)} owns this link",
+            hint="Give each network its own VNI (Backend.VNI). If the other daemon no longer exists, run"
             f" `flannelctl cleanup --run-dir={_run_dir(item.alias)}`.",
         )
         for item in actual.of_type(Link)

@@ -33,11 +33,13 @@ from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardMode, 
 # Masquerading: packets that leave the network get the host's address. Packets inside the network are
 # unchanged.
 #
-# Source: flannel 0.28.9, its iptables rules and their order. Its nftables rules differ: they do not
-# masquerade packets from the host to containers of other hosts. pyflannel has one set of rules for both.
+# Source: flannel 0.28.9, its iptables rules and their order. The nftables rules of the original differ,
+# because they do not masquerade packets from the host to containers of other hosts. pyflannel has one set of
+# rules for both engines.
 
 MASQUERADED = Mark(0x4000, 0x4000)
-"""Mark of kube-proxy for packets that it masquerades itself. A second masquerading would lose the port."""
+"""Mark that kube-proxy sets on packets that it masquerades itself. A second masquerading would lose the
+port."""
 
 _MULTICAST_IPV4 = IPv4Network("224.0.0.0/4")
 _MULTICAST_IPV6 = IPv6Network("ff00::/8")
@@ -55,18 +57,20 @@ def masquerade_rules(
         FilterRule(mark=MASQUERADED, verdict=Return()),
         FilterRule(source=own, destination=inside, verdict=Return()),
         FilterRule(source=inside, destination=own, verdict=Return()),
-        # Containers of this host receive packets of clients outside the overlay with their real address.
+        # Packets from clients outside the overlay reach containers of this host with their real source
+        # address.
         FilterRule(source=outside, destination=own, verdict=Return()),
         FilterRule(source=inside, destination=unicast, verdict=masquerade),
-        # The host itself: a peer could not send an answer to an address of the underlay through the overlay.
+        # Packets of the host itself are masqueraded, because a peer could not send an answer to an address of
+        # the underlay through the overlay.
         FilterRule(source=outside, destination=inside, verdict=masquerade),
     )
 
 
 # Forwarding: packets from and to the network are accepted, regardless of the policy of the chain.
 #
-# As in the original, the rules name no interface: with host-gw, and for clients behind a router, the packets
-# arrive at the underlay.
+# As in the original, the rules contain no interface. With host-gw, and for clients behind a router, the
+# packets arrive at the underlay interface.
 
 
 def forward_rules(network: IPv4Network | IPv6Network) -> tuple[FilterRule, ...]:
@@ -86,10 +90,10 @@ class FilterOptions:
     """The operator's options for this host's packet filter.
 
     Attributes:
-        is_fully_random: ports of masqueraded packets are random, if the host supports it.
-        opens_ports: INPUT accepts tunnel packets.
-        guard: the tunnel packets that are accepted.
-        users: local users that may send tunnel packets beside root.
+        is_fully_random: True for random ports of masqueraded packets, if the host supports them.
+        opens_ports: True to accept tunnel packets in INPUT.
+        guard: mode of the tunnel guard, which selects the tunnel packets that are accepted.
+        users: local users that may send tunnel packets in addition to root.
     """
 
     masquerades: bool = False
@@ -115,7 +119,8 @@ def plan_filter(
 ) -> State:
     """Return the rules of the host's family, as items of the engine that the config selects.
 
-    The rules for networks of Docker are in nftables with both engines. Ports are published for IPv4 only.
+    The rules for networks of Docker are in nftables, even if the other rules are in iptables. Ports are
+    published for IPv4 only.
     """
     network = config.range_of(host.family)
     if network is None:
@@ -133,9 +138,11 @@ _BEFORE_SRCNAT = _SRCNAT - 1
 
 
 def _isolation(network: IPv4Network | IPv6Network, host: Host, docker: DockerParts) -> Iterator[NftChain]:
-    """Yield the chain that isolates this flannel network from the others of the host, if there are any.
+    """Yield the chain that isolates this flannel network from other flannel networks of the host, if there
+    are any.
 
-    It precedes the change of destinations: a published port is reached from each network.
+    This chain precedes the translation of destinations, so that a published port is reachable from each
+    network.
     """
     bridges = [each.bridge for each in docker.networks if each.subnet.subnet_of(host.lease.subnet)]
     others = [one for one in docker.others if one.version == network.version and not _overlap(one, network)]
@@ -153,8 +160,8 @@ def _docker_chains(
 ) -> Iterator[NftChain]:
     """Yield the chains of published ports, and of packets that leave the network from containers of Docker.
 
-    Docker does both for its own bridges only. Without `--ip-masq`, other containers are masqueraded by Docker
-    or not at all.
+    Docker creates such rules only for its own bridges. Without `--ip-masq`, other containers are masqueraded
+    by Docker, or are not masqueraded.
     """
     own = [each for each in docker.networks if each.subnet.subnet_of(host.lease.subnet)]
     ports = tuple(PortRule(port) for port in docker.ports if any(port.address in each.subnet for each in own))
@@ -220,21 +227,24 @@ def _nftables(rules: _FamilyRules, device: str) -> Iterator[Item]:
     if chains:
         yield NftTable(family=rules.family, device=device, chains=chains)
     if rules.forward:
-        # An accept in pyflannel's table does not override a drop in another table. If Docker has set the
-        # policy of iptables' FORWARD to DROP, the packet must be accepted in that chain.
+        # An accept rule in pyflannel's table does not override a drop rule in another table. If Docker has
+        # set the policy of iptables' FORWARD to DROP, the packet must be accepted in that chain.
         yield IptablesChain(
             family=rules.family, hook="FORWARD", device=device, rules=rules.forward, is_for_dropping=True
         )
 
 
-# Open ports: INPUT accepts the tunnel packets of this host. The guard has dropped those of strangers before.
+# Open ports: INPUT accepts the tunnel packets of this host. The tunnel guard has already dropped tunnel
+# packets of senders without a lease.
 #
-# iptables has the rules with both engines: an accept in pyflannel's table of nftables does not override a
-# drop in another table.
+# iptables has the rules with both engines, because an accept rule in pyflannel's table of nftables does not
+# override a drop rule in another table.
 
 
 def plan_open_ports(ports: Iterable[int], config: NetworkConfig, host: Host, options: FilterOptions) -> State:
-    """Return the chain that accepts packets to the ports of the tunnels. It opens IPv4 only."""
+    """Return the chain that accepts packets to the ports of the tunnels. The chain opens these ports only
+    for IPv4.
+    """
     rules = tuple(TunnelRule(host.underlay.address, port) for port in sorted({*ports}))
     if not options.opens_ports or not rules or host.family == 6:
         return State.EMPTY
@@ -278,7 +288,7 @@ def plan_guard(path: GuardedPath | None, config: NetworkConfig, host: Host, opti
 def plan_guard_peer(
     path: GuardedPath | None, peer: Lease, host: Host, mode: GuardMode
 ) -> tuple[GuardPeer, ...]:
-    """Return the guard's entry for a peer in the host's family; none without a tunnel."""
+    """Return the guard's entry for a peer in the host's family; None if there is no tunnel."""
     if path is None or path.tunnel is None or mode == "off":
         return ()
     part = peer.part(host.family)

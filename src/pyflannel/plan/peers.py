@@ -1,4 +1,4 @@
-"""The peers among the holders of leases: all other hosts, except those with unusable leases."""
+"""The peers among the holders of leases, which are all other hosts, except those with unusable leases."""
 
 from bisect import bisect_right, insort
 from collections import Counter
@@ -17,14 +17,16 @@ _BROADCAST = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Conflicting leases, and the consequence."""
+    """Leases that are in conflict, and the consequence of the conflict."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class PeerChange:
-    """The previous and the present lease of a peer in a family; None if it was or is no peer."""
+    """The previous and the current lease of a peer in an address family; None if the host was not, or is
+    not, a peer.
+    """
 
     old: Lease | None
     new: Lease | None
@@ -34,14 +36,15 @@ class PeerChange:
 class Peers:
     """The peers among the leases in one family, updated as leases change.
 
-    A lease without a part in the family is not a peer in it.
+    A lease without a part in the family is not a peer in this family.
 
-    These leases are ignored, each with a conflict that gives the reason: a lease outside the network, one
-    that overlaps this host's subnet, one with this host's address or with no address, and one that overlaps
-    another lease. Of two overlapping leases, the one with the length of the network is kept, otherwise the
-    lower one. Two peers with one address are both peers, for example after an upgrade in a mixed network.
+    These leases are ignored, each with a conflict that gives the reason: a lease outside the network, a lease
+    that overlaps this host's subnet, a lease with this host's address or without an address, and a lease that
+    overlaps another lease. Of two overlapping leases, the lease with the length of the network is kept, or
+    otherwise the lease with the lower subnet. Two peers with one address are both peers, for example after an
+    upgrade in a mixed network.
 
-    The peers depend only on the present leases, not on their history.
+    The peers depend only on the current leases, not on their history.
     """
 
     def __init__(self, own: Lease, network: IpNetwork | None, subnet_length: int, family: Family = 4) -> None:
@@ -60,7 +63,7 @@ class Peers:
         self._lengths: Counter[int] = Counter()
         self._at: dict[IpAddress, IPv4Network] = {}
         self._sharing: dict[IpAddress, set[IPv4Network]] = {}
-        # The leases by their IPv6 subnet. Two leases may have the same one, because only both subnets
+        # The leases by their IPv6 subnet. Two leases may have the same IPv6 subnet, because only both subnets
         # together are a key of the store.
         self._by_ipv6: dict[IpNetwork, tuple[IPv4Network, ...]] = {}
         self._ipv6_doubles: set[IpNetwork] = set()
@@ -69,7 +72,7 @@ class Peers:
         self._conflicts: tuple[Conflict, ...] | None = ()
 
     def update(self, leases: SubnetMap[Lease]) -> list[PeerChange]:
-        """Update the peers to these leases; return the changes, in no order."""
+        """Update the peers to these leases; return the changes, in no particular order."""
         sound = [
             (subnet, was, now)
             for subnet, old, new in self._leases.differences(leases)
@@ -107,11 +110,11 @@ class Peers:
         return sum(self._lengths.values()) - len(self._overlapped)
 
     def has_address(self, address: IpAddress) -> bool:
-        """Return whether a lease of another host, sound by itself, has this address."""
+        """Return whether a lease of another host, which is valid by itself, has this address."""
         return address in self._at
 
     def covering(self, address: IpAddress) -> Iterator[Lease]:
-        """Yield the peers whose subnet contains this address; nearly always none."""
+        """Yield the peers whose subnet contains this address; there is nearly always none."""
         for length in self._lengths:
             if (peer := self.at(ip_network((address, length), strict=False))) is not None:
                 yield peer
@@ -152,8 +155,8 @@ class Peers:
     def conflicts(self) -> tuple[Conflict, ...]:
         """The conflicts, in the order of the subnets; the same tuple until they change.
 
-        There may be as many conflicts as leases. A change of a valid lease must not need time for all of
-        them.
+        There may be as many conflicts as leases. A change of a valid lease must not take time for all
+        conflicts.
         """
         if self._conflicts is None:
             self._conflicts = self._all_conflicts()
@@ -199,7 +202,7 @@ class Peers:
         return lease
 
     def _add(self, subnet: IPv4Network, lease: Lease | None) -> Lease | None:
-        """Add the present lease of a subnet; return it if it is valid."""
+        """Add the current lease of a subnet; return it if it is valid."""
         part = None if lease is None else lease.part(self._family)
         if lease is None or part is None or subnet == self._own.subnet:
             return None
@@ -240,7 +243,7 @@ class Peers:
         return self._family == 4 or lease.part(6) is not None
 
     def _objection(self, lease: Lease, part: LeasePart) -> str | None:
-        """Return the fault of a lease by itself, independent of other leases."""
+        """Return the reason why a lease is invalid by itself, independent of other leases."""
         first, last = _range(part.subnet)
         own_first, own_last = self._own_range
         if self._network is not None and not self._network[0] <= first <= last <= self._network[1]:
@@ -258,7 +261,7 @@ class Peers:
         return None not in ports and ports[0] != ports[1]
 
     def _overlaps(self) -> dict[IPv4Network, Conflict]:
-        """Return the valid leases that overlap one with precedence."""
+        """Return the valid leases that overlap a lease with precedence."""
         overlapped: dict[IPv4Network, Conflict] = {}
         taken: list[tuple[int, int, IpNetwork]] = []
         parts = {
@@ -285,7 +288,9 @@ class Peers:
         return subnet.prefixlen != self._subnet_length, int(subnet.network_address), subnet.prefixlen
 
     def _join(self, address: IpAddress, subnet: IPv4Network) -> None:
-        """Note the subnet of an address. Nearly all addresses have one, so a set is only used for several."""
+        """Record the subnet of an address. Nearly all addresses have only one subnet, so a set is used
+        only if there are several.
+        """
         first = self._at.setdefault(address, subnet)
         if first != subnet:
             self._sharing.setdefault(address, {first}).add(subnet)
@@ -304,7 +309,9 @@ class Peers:
 
 
 def _range(subnet: IpNetwork) -> tuple[int, int]:
-    """Return first and last address, which sort as the subnet does, ten times as fast."""
+    """Return the first and the last address of a subnet, which have the same sort order as the subnet and
+    are ten times as fast.
+    """
     first = int(subnet.network_address)
     return first, first | ((1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1)
 
@@ -314,12 +321,12 @@ def _text(lease: Lease) -> str:
 
 
 def subnet_of(lease: Lease, family: Family) -> IpNetwork:
-    """Return the subnet of a peer in a family that it has."""
+    """Return the subnet of a peer in an address family in which it has one."""
     return lease.subnet if family == 4 or lease.ipv6_subnet is None else lease.ipv6_subnet
 
 
 def place_of(lease: Lease) -> tuple[int, int]:
-    """Return a key that sorts as the subnet does, ten times as fast."""
+    """Return a key that has the same sort order as the subnet and is ten times as fast."""
     return int(lease.subnet.network_address), lease.subnet.prefixlen
 
 

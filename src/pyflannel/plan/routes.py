@@ -2,8 +2,9 @@
 
 Regardless of the content of the store, no planned route redirects packets for an address that the host needs
 to reach the store: the store itself, a default gateway, and the addresses that the underlay reaches without a
-gateway. No route of another program is replaced or removed. The longest prefix decides: a network that
-contains the underlay redirects nothing for which the underlay has longer routes.
+gateway. A plan never replaces or removes a route of another program. The route with the longest prefix is
+used. Therefore a network that contains the underlay does not redirect packets for which the underlay has
+routes with longer prefixes.
 """
 
 from collections.abc import Collection, Container, Iterable
@@ -20,8 +21,8 @@ from pyflannel.model.state import State
 from pyflannel.plan.leftovers import is_on_originals_device
 
 Effect = Literal["replaces", "captures", "contains"]
-"""The route to the destination replaces the route to the prefix; it is longer and has precedence for a part
-of the prefix; or it is shorter, and the route to the prefix has precedence."""
+"""Effects of a route on a prefix: it replaces the route to the prefix; it is longer and has precedence for
+a part of the prefix; or it is shorter, and the route to the prefix has precedence."""
 
 _IPV4_BITS = 32
 
@@ -31,7 +32,7 @@ Routed = Literal["network", "peers", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class HostPrefix:
-    """A prefix that the host must reach without the overlay; `role` names it in messages."""
+    """A prefix that the host must reach without the overlay; `role` is its name in messages."""
 
     prefix: IpNetwork
     role: str
@@ -47,7 +48,7 @@ class RouteConflict:
 
     @property
     def text(self) -> str:
-        """The conflict, in one sentence without its full stop."""
+        """The text of the conflict, in one sentence without its full stop."""
         match self.effect:
             case "replaces":
                 return (
@@ -67,12 +68,16 @@ class RouteConflict:
 
 
 def on_link_prefixes(link: str, on_link: Iterable[IpNetwork]) -> tuple[HostPrefix, ...]:
-    """Return the prefixes that the host reaches without a gateway by the link that carries the tunnel."""
+    """Return the prefixes that the host reaches without a gateway through the link that carries the
+    tunnel.
+    """
     return tuple(HostPrefix(prefix, f"the prefix of {link}") for prefix in on_link)
 
 
 def conflicts(destinations: Iterable[IpNetwork], prefixes: Iterable[HostPrefix]) -> tuple[RouteConflict, ...]:
-    """Return all conflicts of routes to `destinations` with the host's prefixes, in this order."""
+    """Return all conflicts of routes to `destinations` with the host's prefixes, in the order of the
+    destinations.
+    """
     of_host = tuple(prefixes)
     return tuple(
         RouteConflict(destination=destination, other=other, effect=_effect(destination, other.prefix))
@@ -93,12 +98,13 @@ def foreign(
 ) -> Surroundings:
     """Return the surroundings that can conflict with a plan for this network.
 
-    A route at a key of the plan in force does not count as another program's: it is damage, and is repaired.
-    A route on a link of the plan, or on another device of an original flannel, is taken over.
+    A route at a key of the plan in force does not count as a route of another program, because it is damage,
+    and is repaired. A route on a link of the plan, or on another device of an original flannel, is taken
+    over.
 
     Args:
         found: the observed surroundings.
-        network: network of the plan.
+        network: range of the network in the plan.
         links: names of the plan's own links.
         planned: keys of the plan in force.
     """
@@ -145,7 +151,8 @@ def route_objection(
     *,
     adopted: LeasePart | None = None,
 ) -> str | None:
-    """Return why no route with the usual metric to `destination` may be planned; None if it may.
+    """Return the reason why a route with the usual metric to `destination` may not be planned; None if it may
+    be planned.
 
     A blackhole has the greatest metric and may be planned.
 
@@ -153,8 +160,8 @@ def route_objection(
         destination: destination of the route into the overlay.
         underlay: the underlay, whose prefixes must remain reachable.
         surroundings: the other routes of the host, and the addresses that it needs.
-        adopted: a peer. A route of any program to its subnet, with its address as gateway, counts as the
-            planned one.
+        adopted: a peer. A route of any program to the peer's subnet, with the peer's address as gateway,
+            counts as the planned route.
     """
     if (loss := _loss(destination, underlay, surroundings)) is not None:
         return loss
@@ -169,7 +176,9 @@ def route_objection(
 
 
 def peer_objection(peer: LeasePart, host: Host) -> str | None:
-    """Return why no route to a peer's subnet is planned: its address, or the route itself; None if it is."""
+    """Return the reason why no route to a peer's subnet is planned, which is its address or the route
+    itself; None if the route is planned.
+    """
     return address_objection(peer.address, host) or route_objection(
         peer.subnet, host.underlay, host.surroundings, adopted=peer
     )
@@ -178,19 +187,22 @@ def peer_objection(peer: LeasePart, host: Host) -> str | None:
 def network_objection(
     network: IpNetwork | None, routed: Routed, underlay: Underlay, surroundings: Surroundings
 ) -> str | None:
-    """Return why this host cannot use a config with this network, in one sentence; None if it can."""
+    """Return the reason why this host cannot use a config with this network, in one sentence; None if it
+    can use it.
+    """
     if network is None or routed == "nothing":
         return None
     if routed == "network":
         return route_objection(network, underlay, surroundings)
-    return _loss_of_underlay(network, underlay)  # the route to each part of it would have the same effect
+    return _loss_of_underlay(network, underlay)  # the same is true for each part of the prefix
 
 
 def subnet_objection(subnet: IpNetwork, underlay: Underlay, surroundings: Surroundings) -> str | None:
-    """Return why containers of this host cannot have this subnet, in one sentence; None if they can.
+    """Return the reason why containers of this host cannot have this subnet, in one sentence; None if they
+    can have it.
 
-    Their bridge has a route to it. If this route exists already, it redirects nothing more. The first address
-    becomes the address of the tunnel device.
+    The bridge of the containers has a route to the subnet. If this route exists already, it does not redirect
+    additional packets. The first address becomes the address of the tunnel device.
     """
     has_bridge = any(route.destination == subnet for route in surroundings.routes)
     if not has_bridge and (loss := _loss(subnet, underlay, surroundings)) is not None:
@@ -202,7 +214,7 @@ def subnet_objection(subnet: IpNetwork, underlay: Underlay, surroundings: Surrou
 
 
 def avoided(network: IpNetwork, underlay: Underlay, surroundings: Surroundings) -> tuple[IpNetwork, ...]:
-    """Return the prefixes in a network that no new subnet of this host should overlap, in their order."""
+    """Return the prefixes in a network that no new subnet of this host should overlap, in ascending order."""
     addresses = (*surroundings.stores, *surroundings.gateways, *surroundings.resolvers)
     found = {*underlay.on_link, *_destinations(surroundings.routes), *map(_alone, addresses)}
     inside = (one for one in found if one != network and is_part(one, network))
@@ -237,7 +249,7 @@ def _loss(destination: IpNetwork, underlay: Underlay, surroundings: Surroundings
 
 def _loss_of_underlay(destination: IpNetwork, underlay: Underlay) -> str | None:
     base, length, width = int(destination.network_address), destination.prefixlen, destination.max_prefixlen
-    for prefix in underlay.on_link:  # for thousands of peers; the methods of ipaddress take ten times as long
+    for prefix in underlay.on_link:  # for speed: the methods of ipaddress take ten times as long
         if (
             length >= prefix.prefixlen
             and not (base ^ int(prefix.network_address)) >> (width - prefix.prefixlen)
@@ -268,7 +280,7 @@ def shown(route: Route) -> str:
 
 
 _DEFAULT_IN_HALVES = 1
-"""A VPN routes everything to itself by two prefixes of this length."""
+"""A VPN routes all packets to itself with two prefixes of this length."""
 
 _NAMED = 8
 """Maximum number of routes of other programs that the notes name."""
@@ -299,7 +311,7 @@ def network_notes(
 
 
 def overlap_note(network: IpNetwork, route: Route) -> str:
-    """Return the effect of the overlap of the network and a route of another program, in one line."""
+    """Return the effect of the overlap between the network and a route of another program, in one line."""
     destination = route.destination
     if destination.prefixlen < network.prefixlen:
         return f"Network {network} is a part of {destination} ({shown(route)}): its packets enter the overlay"
@@ -314,13 +326,14 @@ def overlap_note(network: IpNetwork, route: Route) -> str:
 # Addresses of peers.
 
 NO_IPV6 = "its lease has no IPv6 subnet or no PublicIPv6, so that only IPv4 reaches it"
-"""The objection to a peer that publishes no IPv6 part."""
+"""The reason to refuse a peer that publishes no IPv6 part."""
 
 _EVERY_ADDRESS = 31
-"""From this prefix length on, a prefix has no broadcast address (RFC 3021)."""
+"""Prefix length from which on a prefix has no broadcast address (RFC 3021)."""
 
 _NO_HOST = frozenset({0, 127})
-"""First bytes of addresses: never a destination, and the host itself (RFC 1122 section 3.2.1.3)."""
+"""First bytes of addressesthat are never a destination, and that mean the host itself (RFC 1122 section
+3.2.1.3)."""
 
 _MULTICAST = 0xE
 _LINK_LOCAL = 0xA9FE
@@ -329,7 +342,7 @@ _BROADCAST = 0xFFFFFFFF
 
 
 def address_objection(address: IpAddress, host: Host) -> str | None:
-    """Return why no backend can send to a peer's address; None if it can."""
+    """Return the reason why no backend can send to a peer's address; None if a backend can."""
     underlay = host.underlay
     if isinstance(address, IPv6Address):
         return _ipv6_address_objection(address, host)
@@ -358,9 +371,9 @@ def _ipv6_address_objection(address: IPv6Address, host: Host) -> str | None:
 
 
 def overlay_objection(address: IpAddress, routed: Iterable[IpNetwork], host: Host) -> str | None:
-    """Return the conflict if a peer's address is routed into the overlay; None if it is not.
+    """Return the conflict if a peer's address is routed into the overlay; None if it is not routed there.
 
-    Tunnel packets to it would enter the tunnel again, in a loop.
+    Tunnel packets to the peer would enter the tunnel again, in a loop.
 
     Args:
         address: address of the peer on the underlay.
@@ -386,21 +399,23 @@ def direct_route(peer: LeasePart, host: Host) -> Route:
 
 
 def usual_metric(destination: IpNetwork) -> int:
-    """Return the metric of a route for which none is requested."""
+    """Return the metric of a route for which no metric is requested."""
     return 0 if destination.max_prefixlen == _IPV4_BITS else IPV6_METRIC
 
 
-# The blackhole for this host's subnet: it drops packets that no bridge of containers accepts.
+# The blackhole for this host's subnet, which drops packets that no bridge of containers accepts.
 #
-# Without it, such a packet leaves the host by another route, returns, because the subnet belongs to this
-# host, and loops until its TTL ends.
+# Without this route, such a packet leaves the host by another route, returns, because the subnet belongs to
+# this host, and loops until its TTL ends.
 
 METRIC = 2**32 - 1
-"""The greatest metric: the route of a bridge to the same subnet has precedence."""
+"""The greatest metric, so that the route of a bridge to the same subnet has precedence."""
 
 
 def plan_fence(network: IpNetwork, protocol: int) -> Route:
-    """Return the route that drops packets to a network without a device, so that none leaves unencrypted."""
+    """Return the route that drops packets to a network without a device, so that no packet leaves
+    unencrypted.
+    """
     return Route(destination=network, link="", kind="blackhole", metric=METRIC, protocol=protocol)
 
 
@@ -409,7 +424,7 @@ def fences_in_use(routes: Collection[Route], links: Container[str]) -> list[Rout
 
     Args:
         routes: of the host.
-        links: of pyflannel; any other link with a part of the network leads to containers.
+        links: links of pyflannel; any other link with a part of the network leads to containers.
     """
     return [
         fence

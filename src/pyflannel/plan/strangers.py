@@ -14,7 +14,7 @@ _ADDRESSES = "Give its containers only addresses in {}: run mk-docker-opts there
 def explain(
     strangers: Sequence[Stranger], leases: Iterable[Lease], own: IPv4Network | None
 ) -> tuple[StrangerStatus, ...]:
-    """Return each sender with its leases and the remedy, the sender of the most packets first.
+    """Return each sender with its leases and the remedy, ordered by the number of packets, highest first.
 
     Args:
         strangers: senders that the guard rejected.
@@ -77,9 +77,10 @@ def _explain(stranger: Stranger, known: _Known, own: IPv4Network | None) -> Stra
 def _judge(
     stranger: Stranger, subnet: IpNetwork | None, holder: Lease | None, own: IPv4Network | None
 ) -> tuple[str, str]:
-    """Return the fault of the latest packet, and the remedy if its sender is a host of the network.
+    """Return the reason why the latest packet was dropped, and the remedy if its sender is a host of the
+    network.
 
-    `subnet` is that of the sender; None if it holds no lease.
+    `subnet` is the subnet of the sender; None if it holds no lease.
     """
     unknown = (
         f"; if not, stop its program (ip neigh show to {stranger.address}). This host drops its packets."

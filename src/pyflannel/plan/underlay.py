@@ -21,7 +21,7 @@ _CONTAINER_BRIDGE = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}|cni\d+|
 _NAMED_AT_MOST = 8
 
 Reached = tuple[str, IPv4Address] | None
-"""Link and source of packets to the address that must be reached; None if there is no route."""
+"""Link and source address of packets to the address that must be reached; None if there is no route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +30,11 @@ class UnderlayOptions:
 
     Attributes:
         ifaces: names or addresses of interfaces, tried in this order.
-        iface_regexes: patterns, tried next, anywhere in an interface's addresses, then in its name.
-        can_reach: tried last: the interface by which the kernel reaches this address.
-        public_ip: address by which other hosts reach this one; None for the interface's address.
-        public_ipv6: the same for IPv6.
+        iface_regexes: regular expressions that are tried next; they match any part of an interface's
+            addresses, or otherwise of its name.
+        can_reach: tried last: the interface through which the kernel reaches this address.
+        public_ip: address that other hosts use to reach this host; None for the interface's address.
+        public_ipv6: IPv6 address that other hosts use to reach this host.
     """
 
     ifaces: tuple[str, ...] = ()
@@ -44,7 +45,7 @@ class UnderlayOptions:
 
     @property
     def asks_for_default(self) -> bool:
-        """No option selects an interface."""
+        """This function is used if no option selects an interface."""
         return not self.ifaces and not self.iface_regexes and self.can_reach is None
 
 
@@ -66,19 +67,19 @@ _Outcome = _Found | _Missed
 def choose(
     wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None, *, uses_ipv6: bool = False
 ) -> Underlay:
-    """Return the underlay: the first existing interface in the order of the options.
+    """Return the underlay, which is the first existing interface in the order of the options.
 
-    Both families use one interface. It is chosen by IPv4; then its IPv6 address is chosen. A missing IPv6
-    address is not an error here, so that IPv4 continues without it.
+    Both families use one interface. This interface is chosen by IPv4, and then its IPv6 address is chosen. A
+    missing IPv6 address is not an error here, so that IPv4 continues without IPv6.
 
     Args:
         wanted: the options of the operator.
         interfaces: the interfaces of the host.
-        reached: the result for `wanted.can_reach`.
-        uses_ipv6: the network has IPv6.
+        reached: the result of the kernel for `wanted.can_reach`.
+        uses_ipv6: True if the network has IPv6.
 
     Raises:
-        NoUnderlayError: there is none yet; the message gives the reasons in one line.
+        NoUnderlayError: no interface is usable yet; the message gives the reasons in one line.
     """
     outcomes = list(_until_found(wanted, interfaces, reached))
     match outcomes[-1]:
@@ -121,7 +122,7 @@ def surroundings_of(interfaces: Interfaces, scope: RouteScope) -> Surroundings:
 def narrate(
     wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None, *, uses_ipv6: bool = False
 ) -> tuple[str, ...]:
-    """Return the log lines of a choice, in order, as flannel 0.6.2 and 0.28.9 write them.
+    """Return the log lines of a choice, in order, in the form that flannel 0.6.2 and 0.28.9 use.
 
     Raises:
         NoUnderlayError: as `choose`.
@@ -142,7 +143,7 @@ def narrate(
 
 
 def _until_found(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached) -> Iterator[_Outcome]:
-    """Yield the outcome of each attempt, up to the first success; at least one."""
+    """Yield the outcome of each attempt, up to the first success; there is at least one."""
     for outcome in _attempts(wanted, interfaces, reached):
         if isinstance(outcome, _Found) and not outcome.interface.mtu:
             outcome = _Missed(outcome.interface.name, f"{outcome.interface.name} has no MTU")
@@ -224,8 +225,8 @@ def _by_reach(address: IPv4Address, interfaces: Interfaces, reached: Reached) ->
 
 
 def _by_default(public_ip: IPv4Address | None, interfaces: Interfaces) -> Iterator[_Outcome]:
-    # A public address may belong to a NAT, so that no interface has it. It selects an interface only if that
-    # interface has it.
+    # A public address may belong to a NAT, so that no interface has it. A public address selects an interface
+    # only if the interface has this address.
     if public_ip is not None and (holder := interfaces.holder(public_ip)) is not None:
         yield _on_several(public_ip, interfaces) or _checked(str(public_ip), holder, public_ip)
     routes = sorted(interfaces.default_routes, key=lambda route: route.metric)
@@ -257,7 +258,9 @@ def _checked(sought: str, interface: Interface, address: IPv4Address) -> _Outcom
 
 
 def _usable(interface: Interface) -> list[IPv4Address]:
-    """Return the IPv4 addresses that other hosts can reach, the best first, otherwise in kernel order."""
+    """Return the IPv4 addresses that other hosts can reach, with the best address first, and otherwise in
+    kernel order.
+    """
     ranked = sorted(
         (held for held in interface.addresses if not held.is_deprecated),
         key=lambda held: (not held.is_global, not held.is_permanent, held.is_secondary),
@@ -315,9 +318,9 @@ def _fault(held: InterfaceAddress) -> str:
 
 
 def _usable_ipv6(interface: Interface) -> list[IPv6Address]:
-    """Return the IPv6 addresses that other hosts can reach for a long time, the best first.
+    """Return the IPv6 addresses that other hosts can reach for a long time, with the best address first.
 
-    Temporary addresses (RFC 8981), deprecated ones and link-local ones are not among them.
+    Temporary addresses (RFC 8981), deprecated addresses and link-local addresses are not included.
     """
     ranked = sorted(interface.addresses, key=lambda held: not held.is_permanent)
     return [
@@ -340,7 +343,7 @@ def _unicast(held: InterfaceAddress) -> IPv4Address | None:
 
 
 def _is_overlay(interface: Interface) -> bool:
-    """Return whether it is a device of pyflannel or of another flannel, which cannot carry the tunnel."""
+    """Return whether a link is a device of pyflannel or of another flannel, which cannot carry the tunnel."""
     is_flannels = interface.name.startswith("flannel") and interface.kind in _OVERLAY_KINDS
     return interface.alias.startswith(MARK) or is_flannels
 

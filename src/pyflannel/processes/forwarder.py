@@ -1,4 +1,4 @@
-"""The forwarder as a target of plans: a process that is started, updated and found again."""
+"""The forwarder as a target of plans. The forwarder is a process that is started, updated and found again."""
 
 import asyncio
 import logging
@@ -81,8 +81,8 @@ class _Known:
 
     Attributes:
         generation: generation of the table; None if it was not read.
-        attached: the state if the device is attached.
-        detached: the state if it is not.
+        attached: the state of the forwarder and its peers, if the device is attached.
+        detached: the state if the device is not attached.
     """
 
     pid: int | None = None
@@ -92,10 +92,10 @@ class _Known:
 
 
 class ForwarderTarget:
-    """The forwarder of one run directory. At most one runs there.
+    """The forwarder of one run directory. At most one forwarder runs in a run directory.
 
-    A running forwarder is used, whichever program started it. Only an operation ends it, not the end of the
-    daemon.
+    A running forwarder is used, even if another program started it. Only an operation stops it; it continues
+    when the daemon exits.
     """
 
     kinds = (Forwarder, ForwarderPeer)
@@ -122,7 +122,7 @@ class ForwarderTarget:
         """Return the running forwarder and its peers, or an empty state.
 
         A forwarder that twice in succession does not respond, or uses another protocol, is killed, because it
-        gets no changes of peers.
+        cannot receive changes of peers.
 
         Raises:
             TargetError: a forwarder runs, but does not respond.
@@ -143,12 +143,15 @@ class ForwarderTarget:
         return found
 
     async def _read(self) -> State:
-        """Return the state of the forwarder. Read its table only if it changed since the last time."""
+        """Return the state of the forwarder. The table of peers is read only if it changed since the last
+        read.
+        """
         async with connected(self._socket) as client:
             pid, summary = client.pid, None
             try:
                 if pid == self._known.pid != self._terse:
-                    # Reset after the answer: a forwarder without this request closes the connection.
+                    # The value is reset after the answer, because a forwarder that does not know this request
+                    # closes the connection.
                     self._terse = pid
                     summary = decode_summary(await client.ask(Kind.READ_SUMMARY))
                     self._terse = None
@@ -162,8 +165,9 @@ class ForwarderTarget:
         attached, detached = (
             State.collect((replace(one, is_attached=value), *peers)) for value in (True, False)
         )
-        if one.is_current:  # another version may not know summaries
-            # The generation was read before the table, so the next summary shows a change in between.
+        if one.is_current:  # a forwarder of another version may not know summaries
+            # The generation was read before the table, so the next summary shows a change that occurred in
+            # between.
             self._known = _Known(
                 pid=pid,
                 generation=None if summary is None else summary.generation,
@@ -173,9 +177,9 @@ class ForwarderTarget:
         return attached if one.is_attached else detached
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Stop and start the process, then change its peers in one request, then attach it.
+        """Stop and start the process, then change its peers in one request, then attach the device.
 
-        This order does not depend on the order of the operations: a forwarder must end before its successor
+        This order does not depend on the order of the operations: a forwarder must exit before the new one
         starts, and no packet may arrive while the table is empty.
         """
         return await performed(operations, self._apply(operations))
@@ -200,9 +204,9 @@ class ForwarderTarget:
         return refusals
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that announces when a forwarder appears, ends, loses its device or is changed.
+        """Open a channel that announces when a forwarder appears, exits, loses its device or is changed.
 
-        A new forwarder is detected only if the plan contains a forwarder.
+        The channel detects a new forwarder only if the plan contains a forwarder.
         """
         return ChangeChannel(self._read_changes)
 
@@ -213,13 +217,13 @@ class ForwarderTarget:
             try:
                 async with connected(self._socket) as client:
                     is_absent = False
-                    announce()  # the state may have changed before the connection
+                    announce()  # the state may have changed before the connection was opened
                     while await client.wait_for_change():
                         announce()
                 announce()
             except AbsentError:
                 if not is_absent:
-                    announce()  # it may have ended before the first attempt
+                    announce()  # the process may have exited before the first attempt
                 is_absent = True
             except TargetError as error:
                 log.debug("Could not watch the forwarder: %s", error)
@@ -228,14 +232,14 @@ class ForwarderTarget:
                     await self._started.wait()
 
     def _note_plan(self, desired: State) -> None:
-        """Wake the watch as soon as a forwarder is planned."""
+        """Wake the task that watches as soon as a forwarder is planned."""
         is_planned = next(desired.of_type(Forwarder), None) is not None
         if is_planned and not self._is_planned:
             self._started.set()
         self._is_planned = is_planned
 
     async def end_unreachable(self) -> Sequence[int]:
-        """End the unreachable forwarders of the run directory, and return their process IDs."""
+        """Stop the unreachable forwarders of the run directory, and return their process IDs."""
         answering: int | None = None
         with suppress(TargetError):
             async with connected(self._socket) as client:
@@ -262,7 +266,8 @@ class ForwarderTarget:
             raise TargetError(str(error), hint=error.hint) from error
 
     async def strangers(self) -> list[Stranger]:
-        """Return the senders of packets that the guard dropped, the latest last; empty if none runs.
+        """Return the senders of packets that the guard dropped, with the latest sender last; empty if no
+        forwarder runs.
 
         Raises:
             TargetError: a forwarder runs, but does not respond.
@@ -336,7 +341,9 @@ class ForwarderTarget:
             await start()
 
     async def _hand_over(self, forwarder: Forwarder) -> None:
-        """Replace the process by one with other settings or of this version, without losing a packet."""
+        """Replace the process by a new one with other settings or of this version, without losing a
+        packet.
+        """
         try:
             await self._launch(forwarder, is_successor=True)
         except NoHandOverError as error:
@@ -346,14 +353,16 @@ class ForwarderTarget:
             log.info("Handed the forwarder over link=%s", forwarder.link)
 
     async def _restart(self, forwarder: Forwarder) -> None:
-        """Restart with other settings and the same peers."""
+        """Restart the process with other settings and the same peers."""
         peers = (await self._read_state()).peers
         await self._stop()
         await self._start(forwarder)
         await self._ask(Kind.REPLACE_PEERS, encode_peers(peers))
 
     async def _stop(self) -> None:
-        """Stop the process, or kill it if it does not respond. Port and device are free afterwards."""
+        """Stop the process, or kill it if it does not respond. After that, the port and the device are
+        free.
+        """
         with suppress(AbsentError):
             async with connected(self._socket) as client:
                 try:
@@ -362,7 +371,7 @@ class ForwarderTarget:
                     await _killed(client.pid)
 
     async def _apply_peers(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Change all peers in one atomic request. The last operation on a subnet counts."""
+        """Change all peers in one atomic request. Of several operations on a subnet, the last one is used."""
         ours = [operation for operation in operations if isinstance(_item(operation), ForwarderPeer)]
         removals: list[tuple[int, int]] = []
         peers: list[Peer] = []
@@ -385,7 +394,7 @@ class ForwarderTarget:
         return ()
 
     async def _attach(self, link: str) -> None:
-        """Give the forwarder a new attachment to the device, unless it has the only one."""
+        """Give the forwarder a new attachment to the device, unless it already has the only possible one."""
         try:
             device = await in_thread(attach_device, link)
         except OSError as error:
@@ -413,7 +422,7 @@ def _item(operation: Operation) -> Item:
 async def _killed(pid: int) -> bool:
     """Kill the process that serves the socket; return whether it was a forwarder that this process may kill.
 
-    In a unit of its own it has another user, and the watchdog of systemd ends it.
+    A forwarder in its own unit runs as another user, and the watchdog of systemd kills it.
     """
     with _boundary(), suppress(PermissionError):
         return await end_process(pid, is_forwarder)
@@ -422,7 +431,8 @@ async def _killed(pid: int) -> bool:
 
 def _boundary() -> AbstractContextManager[None]:
     return target_errors(
-        "the forwarder cannot be reached or changed", hint="Check its run directory and its log there."
+        "the forwarder cannot be reached or changed",
+        hint="Check the run directory, and the log of the forwarder in it.",
     )
 
 

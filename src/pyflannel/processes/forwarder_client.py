@@ -27,7 +27,7 @@ ANSWER_S = 5.0
 
 _READ_OCTETS = 65536
 _DESCRIPTORS = 3
-"""Those of HANDED: listener, UDP socket, device."""
+"""Number of descriptors in HANDED: listener, UDP socket, device."""
 
 _STATUS_S = 1.0
 """Deadline for a status, whose reader does not wait for a forwarder that hangs."""
@@ -45,18 +45,19 @@ class EndedError(TargetError):
 
 
 class SilentError(TargetError):
-    """The forwarder with process ID `pid`, or 0 if that is unknown, runs and does not respond."""
+    """The forwarder with process ID `pid`, or 0 if the ID is unknown, runs and does not respond."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(
             f"the forwarder{f' (pid {pid})' if pid else ''} did not respond for {ANSWER_S:.0f} s",
-            hint="Check if it is stopped or gets no processor time. flanneld replaces a silent forwarder.",
+            hint="Check whether the forwarder is stopped, or gets no processor time. flanneld replaces a "
+            "forwarder that does not respond.",
         )
         self.pid = pid
 
 
 class ForeignError(TargetError):
-    """The process `pid` at the socket does not use the protocol of the forwarder."""
+    """The process `pid` that serves the socket does not use the protocol of the forwarder."""
 
     def __init__(self, pid: int, error: WireError) -> None:
         super().__init__(f"the forwarder (pid {pid}) uses another protocol: {error}", hint=error.hint)
@@ -64,7 +65,7 @@ class ForeignError(TargetError):
 
 
 class RefusedError(TargetError):
-    """The forwarder refused a request; `errno` is that of the kernel, or 0."""
+    """The forwarder refused a request; `errno` is the error of the kernel, or 0."""
 
     def __init__(self, message: str, *, errno: int) -> None:
         hint = remedy(OSError(errno, message), "Read the log of the forwarder.")
@@ -76,8 +77,8 @@ async def connected(path: Path) -> AsyncIterator["ForwarderClient"]:
     """Connect to the forwarder that listens at `path`, for the length of a block.
 
     Raises:
-        AbsentError: no process listens there.
-        TargetError: it does not accept the connection.
+        AbsentError: no process listens at `path`.
+        TargetError: the forwarder does not accept the connection.
     """
     loop, kind = asyncio.get_running_loop(), socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     with ExitStack() as opened:
@@ -98,7 +99,7 @@ async def connected(path: Path) -> AsyncIterator["ForwarderClient"]:
 
 
 class ForwarderClient:
-    """Sends requests and receives notices of changes. Only one task at a time may use it.
+    """Sends requests and receives notifications of changes. Only one task at a time may use a client.
 
     Attributes:
         pid: process ID of the forwarder.
@@ -113,24 +114,25 @@ class ForwarderClient:
         self.pid = pid
 
     def close(self) -> None:
-        """Close the connection and the descriptors that arrived."""
+        """Close the connection and the descriptors that were received."""
         self._connection.close()
         while self.descriptors:
             os.close(self.descriptors.pop())
 
     async def ask(self, kind: Kind, payload: bytes = b"", descriptors: Sequence[int] = ()) -> bytes:
-        """Send a request, with descriptors, and return the payload of its answer.
+        """Send a request, together with descriptors, and return the payload of its answer.
 
         Raises:
             RefusedError: the forwarder refused.
-            SilentError: it did not respond in time.
-            ForeignError: it uses another protocol.
+            SilentError: the forwarder did not respond in time.
+            ForeignError: the process uses another protocol.
             TargetError: the connection ended.
         """
         try:
             async with asyncio.timeout(ANSWER_S):
                 frame = encode_frame(kind, payload)
-                # Descriptors travel with the first byte. The buffer is empty, because each answer is awaited.
+                # Descriptors arrive together with the first byte. The buffer is empty, because each answer is
+                # awaited.
                 if descriptors:
                     frame = frame[socket.send_fds(self._connection, [frame], descriptors) :]
                 await asyncio.get_running_loop().sock_sendall(self._connection, frame)
@@ -177,7 +179,7 @@ class ForwarderClient:
         return self._received.popleft()
 
     async def _wait_readable(self) -> None:
-        """Return when the connection can be read. asyncio has no call that receives descriptors."""
+        """Wait until the connection can be read. asyncio has no call that receives descriptors."""
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self._connection, readable.set)
         try:
@@ -191,9 +193,9 @@ def _gone(reason: str) -> EndedError:
 
 
 async def forwarder_status(run_dir: Path) -> ForwarderStatus | None:
-    """Return the status of the forwarder of a run directory; None if it does not respond soon.
+    """Return the status of the forwarder of a run directory; None if it does not respond within the deadline.
 
-    The table of peers is not read: it may be long, and packets would wait.
+    The table of peers is not read, because it may be long, and packets would have to wait.
     """
     try:
         async with asyncio.timeout(_STATUS_S), connected(run_dir / SOCKET_NAME) as client:
@@ -210,7 +212,9 @@ async def forwarder_status(run_dir: Path) -> ForwarderStatus | None:
 
 
 async def forwarder_link(run_dir: Path) -> str | None:
-    """Return the device of the forwarder of a run directory; None if it does not respond soon."""
+    """Return the device of the forwarder of a run directory; None if it does not respond within the
+    deadline.
+    """
     try:
         async with asyncio.timeout(_STATUS_S), connected(run_dir / SOCKET_NAME) as client:
             return decode_state(await client.ask(Kind.READ_STATE)).settings.link

@@ -12,12 +12,13 @@ from pyflannel.errors import TargetError, in_words
 
 
 def open_listener(path: str) -> socket.socket:
-    """Return a Unix socket that is bound at `path`, mode 0600; the socket of an ended forwarder is replaced.
+    """Return a Unix socket that is bound at `path`, mode 0600; the socket of a forwarder that has exited is
+    replaced.
 
-    The forwarder listens on it, so no client can connect before.
+    Only the forwarder listens on the socket, so no client can connect earlier.
 
     Raises:
-        TargetError: a running forwarder answers there.
+        TargetError: a running forwarder answers at `path`.
         OSError: the path cannot be used; EISDIR if it is a directory.
     """
     _remove_stale(path)
@@ -40,12 +41,13 @@ def _remove_stale(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
             return
-        except BlockingIOError:  # it runs, but its backlog is full
+        except BlockingIOError:  # a forwarder runs, but its queue of connections is full
             holder = "another forwarder"
         else:
             holder = f"another forwarder, pid {pid_of_peer(probe)},"
     raise TargetError(
-        f"{holder} answers at {path}", hint="Stop it first, or use another run directory for this one."
+        f"{holder} answers at {path}",
+        hint="Stop the running forwarder first, or use another run directory for this flanneld.",
     )
 
 
@@ -60,11 +62,11 @@ _BUFFER_OCTETS = 4 << 20
 
 _IP_MTU_DISCOVER = 10
 _IP_PMTUDISC_WANT = 1
-"""linux/in.h; the socket module does not name them."""
+"""linux/in.h; the socket module does not define them."""
 
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
-"""asm-generic/socket.h: beyond the system's limits, with CAP_NET_ADMIN."""
+"""asm-generic/socket.h, which allows values above the limits of the system, with CAP_NET_ADMIN."""
 
 
 def open_underlay_socket(address: str, port: int) -> socket.socket:
@@ -74,7 +76,8 @@ def open_underlay_socket(address: str, port: int) -> socket.socket:
     (IP_PMTUDISC_WANT, the kernel's default, for any value of the host's ip_no_pmtu_disc).
 
     Raises:
-        OSError: EADDRINUSE: another program has the port. EADDRNOTAVAIL: the host does not have the address.
+        OSError: EADDRINUSE if another program uses the port. EADDRNOTAVAIL if the host does not have the
+            address.
     """
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
@@ -103,8 +106,8 @@ _TUNSETVNETHDRSZ = 0x400454D8
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
-"""linux/if_tun.h: a device of layer 3, whose reads and writes are packets alone, or packets after a header
-about segmentation."""
+"""linux/if_tun.h. The flags select a device of layer 3, whose reads and writes are only packets, or
+packets after a header about segmentation."""
 
 _IFREQ = struct.Struct("16sH22x")
 _NUMBER = struct.Struct("=i")
@@ -113,11 +116,11 @@ _HEADER_OCTETS = 10
 
 
 def attach_device(link: str) -> int:
-    """Return a descriptor that is attached to a TUN device. No device is ever created.
+    """Return a descriptor that is attached to a TUN device. The call never creates a device.
 
     Raises:
-        OSError: ENODEV if there is no such device, EBUSY if another program holds it, or the error of opening
-            /dev/net/tun or attaching; the text names the object.
+        OSError: ENODEV if the device does not exist, EBUSY if another program uses it, or the error of
+            opening /dev/net/tun or attaching; the text names the object.
     """
     index = _index(link)
     try:
@@ -126,10 +129,10 @@ def attach_device(link: str) -> int:
         raise OSError(error.errno, in_words(error)) from None
     try:
         _attach(descriptor, link)
-        # If the device was deleted in between, the call has created it again. It is deleted with this
-        # descriptor.
+        # If the device was deleted in between, the call has created it again. The new device is deleted when
+        # this descriptor is closed.
         if _index(link) != index:
-            raise OSError(errno.ENODEV, f"{link} was replaced while it was attached to")
+            raise OSError(errno.ENODEV, f"{link} was replaced during the attachment")
     except OSError:
         os.close(descriptor)
         raise
@@ -138,7 +141,7 @@ def attach_device(link: str) -> int:
 
 
 def _attach(descriptor: int, link: str) -> None:
-    """Attach to the device. The kernel creates a missing device by the same call."""
+    """Attach to the device. The kernel creates a missing device with the same system call."""
     flags = _IFF_TUN | _IFF_NO_PI
     try:
         try:
@@ -155,10 +158,11 @@ def _attach(descriptor: int, link: str) -> None:
 
 
 def _accept_own_source(link: str) -> None:
-    """Let the host accept packets from the device with its own address: the forwarder's ICMP errors.
+    """Let the host accept packets from the device with its own address, which are the forwarder's ICMP
+    errors.
 
     No other host can send such packets, because packets from the underlay are checked first. If the setting
-    is read-only, the errors are lost, as with the original.
+    is read-only, the ICMP errors are lost, as with the original.
     """
     with suppress(OSError), open(f"/proc/sys/net/ipv4/conf/{link}/accept_local", "w") as file:
         file.write("1")

@@ -1,4 +1,4 @@
-"""Starts a process that continues after the end of its parent, the forwarder among them."""
+"""Starts processes that continue after their parent exits, such as the forwarder."""
 
 import asyncio
 import errno
@@ -45,10 +45,10 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.01
 
 _END_S = 1.0
-"""Deadline for the end of a process that has closed its connection."""
+"""Deadline for the exit of a process that has closed its connection."""
 
 _INHERITED = ("PYTHON*", "LD_LIBRARY_PATH", "LANG", "LC_*", "TZ")
-"""Variables that the interpreter and its log need. They contain no setting of the daemon."""
+"""Variables that the interpreter and its log need. These variables contain no settings of the daemon."""
 
 
 _LACKS = {
@@ -59,7 +59,8 @@ _LACKS = {
 _UNIT_HINT = "Read journalctl -u 'flannel-forwarder@*', then restart flanneld."
 
 _MOVES = 3
-"""Attempts to replace the forwarder of root. Each may wait ANSWER_S for the start of a forwarder."""
+"""Maximum number of attempts to replace a forwarder that runs as root. Each attempt may wait ANSWER_S for
+the start of a forwarder."""
 
 _UNKNOWN = 0
 """Process ID of a forwarder that systemd starts."""
@@ -78,16 +79,16 @@ class NoHandOverError(TargetError):
 
 
 class Reaper:
-    """Reads the exit status of child processes when they end, so that they do not remain zombies."""
+    """Reads the exit status of child processes when they exit, so that they do not remain zombies."""
 
     def __init__(self) -> None:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def watch(self, process: "subprocess.Popen[bytes]") -> None:
-        """Read the status of this child when it ends.
+        """Read the status of this child when it exits.
 
         Raises:
-            OSError: the kernel cannot announce its end.
+            OSError: the kernel cannot report its exit.
         """
         descriptor = os.pidfd_open(process.pid)
         try:
@@ -98,7 +99,9 @@ class Reaper:
         self._children[descriptor] = process
 
     def close(self) -> None:
-        """Stop watching. `subprocess` reads the status of a later end when it starts the next child."""
+        """Stop watching. `subprocess` reads the status of a process that exits later when it starts the
+        next child.
+        """
         for descriptor in list(self._children):
             self._forget(descriptor)
 
@@ -120,16 +123,18 @@ async def start_forwarder(
     *,
     is_successor: bool = False,
 ) -> None:
-    """Start the process, and return when it listens on its control socket. A new one is not attached yet.
+    """Start the forwarder process, and return when it listens on its control socket. A new forwarder is not
+    attached to the device yet.
 
-    The process opens nothing itself: it gets its descriptors, its settings and its peers. A successor takes
-    over those of the running forwarder, which then ends. If this fails, the running one continues.
+    The process opens no descriptors itself. The process gets its descriptors, its settings and its peers from
+    the caller. If a forwarder runs, the new one takes over its descriptors, and the running one then exits.
+    If the take-over fails, the running forwarder continues.
 
     Raises:
-        PortInUseError: another program uses the port; the message names it.
+        PortInUseError: another program uses the port; the message names the program.
         PortFreedError: another program used the port and has released it.
         NoHandOverError: the running forwarder refused the hand-over.
-        TargetError: it did not start; the message contains the cause.
+        TargetError: the process did not start; the message contains the cause.
     """
     async with AsyncExitStack() as opened:
         equip = _take_over if is_successor else _open
@@ -141,13 +146,15 @@ async def start_forwarder(
 
 
 async def move_forwarder(run_dir: Path, uid: int, gid: int) -> bool:
-    """Replace the forwarder of a run directory if it refuses this user, as that of a flanneld of root does.
+    """Replace the forwarder of a run directory if it refuses this user, which is the case if a flanneld that
+    ran as root started it.
 
-    Root calls it. systemd starts the new forwarder, as if this user had connected. If the new one gets no
-    processor time to start, the running forwarder is killed after some attempts: flanneld could never use it.
+    Root calls it. systemd starts the new forwarder, in the same way as if this user had connected. If the new
+    forwarder gets no processor time to start, the running forwarder is killed after some attempts, because
+    flanneld could never use it.
 
     Raises:
-        TargetError: it was not replaced. The message states if it was killed.
+        TargetError: the forwarder was not replaced. The message states whether it was killed.
     """
     path = run_dir.absolute() / SOCKET_NAME
     if not await _refuses(path, uid, gid):
@@ -192,7 +199,7 @@ async def _move(path: Path, uid: int, gid: int) -> None:
 
 @contextmanager
 def _as_user(uid: int, gid: int) -> Iterator[None]:
-    """Connect as another user: the forwarder accepts the user that started it."""
+    """Connect as another user, because the forwarder accepts the user that started it."""
     own_uid, own_gid = os.geteuid(), os.getegid()
     os.setegid(gid)
     os.seteuid(uid)
@@ -208,8 +215,8 @@ class _Equipment:
     """The descriptors and the state that a new forwarder gets.
 
     Attributes:
-        descriptors: the control socket, the UDP socket and, from a predecessor, the device.
-        predecessor: the connection to it.
+        descriptors: the control socket, the UDP socket and, from a previous forwarder, the device.
+        predecessor: connection to the previous forwarder.
     """
 
     state: ForwarderState
@@ -231,7 +238,7 @@ def _state(forwarder: Forwarder, version: str) -> ForwarderState:
 
 
 async def _open(state: ForwarderState, path: Path, opened: AsyncExitStack) -> _Equipment:
-    """Return new sockets, without the device; `opened` closes them."""
+    """Return new sockets, without the device; `opened` closes the sockets."""
     udp = await _open_udp(state.settings, opened)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,7 +278,7 @@ async def _explain_no_socket(address: IPv4Address, port: int, error: OSError) ->
             )
         return PortInUseError(
             f"UDP port {port} of {address} is in use by {holder}",
-            hint="Stop that program, or set another Backend.Port in the network config, for all hosts.",
+            hint="Stop the other program, or set another Backend.Port in the network config, for all hosts.",
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return TargetError(
@@ -294,7 +301,9 @@ def _removed_after_failure(path: Path) -> Iterator[None]:
 
 
 async def _take_over(state: ForwarderState, path: Path, opened: AsyncExitStack) -> _Equipment:
-    """Return the descriptors of the running forwarder, with the new settings; `opened` closes the copies."""
+    """Return the descriptors of the running forwarder, with the new settings; `opened` closes the copied
+    descriptors.
+    """
     try:
         predecessor = await opened.enter_async_context(connected(path))
         count, other = decode_handed(await predecessor.ask(Kind.HAND_OVER))
@@ -317,7 +326,9 @@ async def _take_over(state: ForwarderState, path: Path, opened: AsyncExitStack) 
 
 
 async def _start_in_unit(equipment: _Equipment) -> Restriction | None:
-    """Let systemd start the process in a unit of its own; return None, with a warning, if it does not."""
+    """Let systemd start the process in its own unit; log a warning and return None if systemd does not
+    start it.
+    """
     try:
         with connect_to_new(FORWARDER_TEMPLATE) as connection:
             return await _equip(ForwarderClient(connection, _UNKNOWN), equipment)
@@ -326,7 +337,7 @@ async def _start_in_unit(equipment: _Equipment) -> Restriction | None:
     except SilentError as error:
         if error.pid != _UNKNOWN:
             raise
-        raise TargetError(  # not a reason to give up the unit, which lasts until the next restart
+        raise TargetError(  # no reason to give up the unit, which lasts until the next restart
             f"flannel-forwarder@.service started no forwarder within {ANSWER_S:.0f} s", hint=_UNIT_HINT
         ) from error
     except EndedError as error:
@@ -336,7 +347,7 @@ async def _start_in_unit(equipment: _Equipment) -> Restriction | None:
 
 
 async def _start(python: str, equipment: _Equipment, run_dir: Path, reaper: Reaper) -> Restriction:
-    command = [python, "-P", "-m", FORWARDER]  # -P: the working directory is not searched for modules
+    command = [python, "-P", "-m", FORWARDER]  # -P: Python finds no modules in the working directory
     said = run_dir / LOG_NAME
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -354,23 +365,23 @@ async def _start(python: str, equipment: _Equipment, run_dir: Path, reaper: Reap
                 raise
             process.kill()
             raise TargetError(
-                f"the forwarder did not respond within {ANSWER_S:.0f} s of its start",
+                f"the forwarder did not respond within {ANSWER_S:.0f} s after its start",
                 hint=f"Read {said}. The host may be overloaded.",
             ) from None
 
 
 async def _equip(client: ForwarderClient, equipment: _Equipment) -> Restriction:
-    """Give a new process its descriptors, and let its predecessor end when both move packets.
+    """Give a new process its descriptors, and stop the previous process when both move packets.
 
     Raises:
-        EndedError: the new process ended.
-        SilentError: it did not respond, or the predecessor did not.
+        EndedError: the new process exited.
+        SilentError: the new or the previous process did not respond.
     """
     start = encode_handed(len(equipment.descriptors), equipment.state)
     summary = decode_summary(await client.ask(Kind.START, start, equipment.descriptors))
     counters = b""
     if equipment.predecessor is not None:
-        with suppress(EndedError):  # it ended by itself meanwhile
+        with suppress(EndedError):  # the process exited in the meantime
             counters = await equipment.predecessor.ask(Kind.TAKEN)
     await client.ask(Kind.LISTEN, counters)
     return summary.restrictions
@@ -384,7 +395,7 @@ def _report(restrictions: Restriction) -> None:
 
 
 async def _explain_end(process: subprocess.Popen[bytes], said: Path, written: int) -> TargetError:
-    """Return the cause of the end of the process, from its exit code and its output."""
+    """Return the reason why the process exited, from its exit code and its output."""
     try:
         status = await in_thread(process.wait, _END_S)
     except subprocess.TimeoutExpired:
@@ -398,13 +409,14 @@ async def _explain_end(process: subprocess.Popen[bytes], said: Path, written: in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A process to start.
+    """The description of a process to start.
 
     Attributes:
-        name: in messages, `the forwarder`.
+        name: name of the process in messages, for example `the forwarder`.
         log: file that receives its standard error.
-        answers: whether the process with this ID serves its socket.
-        explain: the error of a process that ended, from its exit status and its output.
+        answers: function that returns whether the process with this ID serves its socket.
+        explain: function that returns the error of a process that exited, from its exit status and its
+            output.
     """
 
     name: str
@@ -416,10 +428,10 @@ class Launch:
 
 
 async def start_detached(launch: Launch, reaper: Reaper) -> None:
-    """Start a process, and return when it answers.
+    """Start a process, and return when it responds.
 
     Raises:
-        TargetError: it did not start, or its error as `launch` explains it.
+        TargetError: the process did not start; or the error that `launch` derives from its output.
     """
     said = launch.log
     said.parent.mkdir(parents=True, exist_ok=True)
@@ -433,7 +445,7 @@ async def start_detached(launch: Launch, reaper: Reaper) -> None:
     except TimeoutError:
         process.kill()
         raise TargetError(
-            f"{launch.name} did not respond within {ANSWER_S:.0f} s of its start",
+            f"{launch.name} did not respond within {ANSWER_S:.0f} s after its start",
             hint=f"Read {said}. The host may be overloaded.",
         ) from None
 
@@ -446,10 +458,11 @@ def _spawned(
     name: str,
     stdin: int = subprocess.DEVNULL,
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a process that appends its standard error to a file; return it and the former size of the file.
+    """Start a process that appends its standard error to a file; return the process and the previous size of
+    the file.
 
     Raises:
-        TargetError: it cannot be started or watched.
+        TargetError: the process cannot be started or watched.
     """
     try:
         with said.open("ab") as stderr:
@@ -461,7 +474,7 @@ def _spawned(
                 stderr=stderr.fileno(),
                 cwd="/",
                 env=environment,
-                start_new_session=True,  # signals to the terminal of the daemon do not reach it
+                start_new_session=True,  # so that signals to the terminal of the daemon do not reach it
             )
     except OSError as error:
         hint = f"Check that {said.parent} is writable and that {command[0]} is executable."

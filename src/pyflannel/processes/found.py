@@ -1,4 +1,4 @@
-"""Processes in /proc that use a port, a device or a directory, and the end of a process."""
+"""Processes in /proc that use a port, a device or a directory, and stopping a process."""
 
 import os
 import re
@@ -16,10 +16,11 @@ _GONE_S = 2.0
 
 
 async def end_process(pid: int, is_meant: Callable[[int], bool]) -> bool:
-    """Kill a process if `is_meant` accepts it. Return, when it has ended, whether it was killed here.
+    """Kill a process if `is_meant` accepts it. Return after it has exited; return whether this function
+    killed it.
 
-    The pidfd is opened before `is_meant` examines the process. Another process that gets this process ID
-    later is not killed.
+    The pidfd is opened before `is_meant` examines the process. Therefore another process that gets the same
+    process ID later is not killed.
     """
     return await in_thread(_end, pid, is_meant)
 
@@ -33,7 +34,7 @@ def _end(pid: int, is_meant: Callable[[int], bool]) -> bool:
         if not is_meant(pid):
             return False
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        # A process that sleeps in the kernel may take longer. Its resources then stay in use.
+        # A process that sleeps in the kernel may take longer. Until then, its resources remain in use.
         select.select([descriptor], [], [], _GONE_S)
     except ProcessLookupError:
         return False
@@ -48,7 +49,7 @@ FORWARDER = "pyflannel.programs.forwarder"
 """The module in the command line of a forwarder that the daemon started."""
 
 _PROGRAM = "flannel-forwarder"
-"""The program of the unit."""
+"""The name of the program in the unit."""
 
 
 def find_port_holder(address: IPv4Address, port: int) -> str | None:
@@ -79,7 +80,9 @@ def find_tun_holder(link: str) -> str | None:
 
 
 def find_containers() -> tuple[ContainerNamespace, ...]:
-    """Return the network namespaces of the processes that are visible here, except this one."""
+    """Return the network namespaces of the processes that are visible to this process, except its own
+    namespace.
+    """
     found: dict[str, Path] = {}
     for process in _processes():
         found.setdefault(_link(process / "ns/net"), process)
@@ -99,7 +102,8 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
 def _own_addresses(fib_trie: str) -> Iterator[IPv4Address]:
     """Yield the addresses in /proc/PID/net/fib_trie.
 
-    The lines below `|-- ADDRESS` are the routes to it: `/32 host LOCAL` once per link that has the address.
+    The lines below `|-- ADDRESS` are the routes to the address: `/32 host LOCAL` once per link that has the
+    address.
     """
     address = ""
     for line in fib_trie.splitlines():
@@ -114,10 +118,10 @@ _RTF_REJECT = 0x200
 
 
 def _routes(table: str) -> Iterator[IPv4Network]:
-    """Yield the destinations in /proc/PID/net/route, without those that the kernel rejects.
+    """Yield the destinations in /proc/PID/net/route, except destinations that the kernel rejects.
 
-    Of the columns (proc(5)), the second is the destination and the eighth the mask, in the host's byte order,
-    and the fourth has the flags (linux/route.h).
+    In the columns (proc(5)), the second contains the destination and the eighth the mask, in the host's byte
+    order, and the fourth has the flags (linux/route.h).
     """
     for line in table.splitlines()[1:]:
         _, destination, _, flags, _, _, _, mask, *_ = line.split()
@@ -127,7 +131,7 @@ def _routes(table: str) -> Iterator[IPv4Network]:
 
 
 def find_forwarders(run_dir: Path) -> list[int]:
-    """Return the forwarders of a run directory, reachable or not, in this network namespace."""
+    """Return the forwarders of a run directory, even unreachable ones, in this network namespace."""
     return [int(process.name) for process in _processes() if is_forwarder_of(run_dir, int(process.name))]
 
 
@@ -153,7 +157,8 @@ def is_forwarder(pid: int) -> bool:
 def is_forwarder_of(run_dir: Path, pid: int) -> bool:
     """Return whether a process is a forwarder of a run directory, in this network namespace.
 
-    Such a process has the socket that was bound in the directory, also after its file was deleted.
+    Such a process has the socket that was bound in the directory, even after the file of the socket was
+    deleted.
     """
     if not is_forwarder(pid):
         return False
@@ -162,7 +167,8 @@ def is_forwarder_of(run_dir: Path, pid: int) -> bool:
 
 
 def _bound_at(path: str) -> set[str]:
-    """Return the Unix sockets of this network namespace that are bound to a path, named as in /proc/PID/fd.
+    """Return the Unix sockets of this network namespace that are bound to a path, with the names that
+    /proc/PID/fd uses.
 
     Of the columns (proc(5), /proc/net/unix) the seventh is the inode, and the path follows it.
     """
@@ -171,12 +177,14 @@ def _bound_at(path: str) -> set[str]:
 
 
 def _sockets(address: IPv4Address, port: int) -> set[str]:
-    """Return the UDP sockets bound to the port on this address or on all, named as in /proc/PID/fd."""
+    """Return the UDP sockets bound to the port on this address or on all addresses, with the names that
+    /proc/PID/fd uses.
+    """
     return {f"socket:[{inode}]" for table in ("udp", "udp6") for inode in _inodes(table, address, port)}
 
 
 def _inodes(table: str, address: IPv4Address, port: int) -> Iterator[str]:
-    """Yield the inodes of the sockets bound to the port on this address or on all.
+    """Yield the inodes of the sockets bound to the port on this address or on all addresses.
 
     Of the columns (proc(5), /proc/net/tcp) the second is the local address in the host's byte order and the
     port, both in hexadecimal, and the tenth is the inode.
@@ -197,14 +205,14 @@ def _link(path: Path) -> str:
     try:
         return str(path.readlink())
     except OSError:
-        return ""  # closed, or access denied
+        return ""  # the descriptor was closed, or access was denied
 
 
 def _entries(directory: Path) -> list[Path]:
     try:
         return list(directory.iterdir())
     except OSError:
-        return []  # the process ended, or access denied
+        return []  # the process exited, or access was denied
 
 
 def _read(path: Path) -> str:

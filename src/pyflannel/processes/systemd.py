@@ -1,4 +1,4 @@
-"""systemd: units of this host, the unit of a process, and the start of processes in units of their own."""
+"""systemd: units of this host, the unit of a process, and starting processes in their own units."""
 
 import asyncio
 import os
@@ -11,11 +11,11 @@ from pyflannel.errors import TargetError, in_words
 from pyflannel.ports import child_environment
 
 _CGROUP = re.compile(r"^(?:\d+:name=systemd|0:):.*/(?P<unit>[^/]+\.service)$", re.MULTILINE)
-"""The hierarchy of systemd in cgroup version 1, or the only one in version 2, cgroups(7)."""
+"""The hierarchy of systemd in cgroup version 1, or the only hierarchy in version 2, cgroups(7)."""
 
 
 _BOOTED = "run/systemd/system"
-"""Exists if systemd is the init system (sd_booted(3))."""
+"""This directory exists if systemd is the init system (sd_booted(3))."""
 
 _UNIT_DIRECTORIES = (
     "etc/systemd/system",
@@ -35,7 +35,8 @@ def has_unit(name: str, root: Path = Path("/")) -> bool:
 def service_of(pid: int) -> str | None:
     """Return the service whose main process is `pid`, such as `flanneld.service`, or None.
 
-    A mere descendant of a service, such as a shell, has another process ID in its SYSTEMD_EXEC_PID.
+    A process that is only a descendant of a service, such as a shell, has another process ID in its
+    SYSTEMD_EXEC_PID.
     """
     process = Path(f"/proc/{pid}")
     try:
@@ -48,10 +49,11 @@ def service_of(pid: int) -> str | None:
 
 
 async def stop_service(unit: str, deadline_s: float) -> None:
-    """Stop a service. systemd would restart it after a mere signal.
+    """Stop a service. The function asks systemd to stop the service, because systemd would restart the
+    service after a signal.
 
     Raises:
-        TargetError: systemd did not stop it; the message contains the reason.
+        TargetError: systemd did not stop the service; the message contains the reason.
         TimeoutError: systemd did not respond in time.
     """
     systemctl = await asyncio.create_subprocess_exec(
@@ -77,7 +79,7 @@ async def stop_service(unit: str, deadline_s: float) -> None:
 
 
 FORWARDER_TEMPLATE, WIREGUARD_TEMPLATE = "flannel-forwarder", "flannel-wireguard"
-"""Templates of units. With each connection to its socket, systemd starts a process in a unit of its own."""
+"""Templates of units. With each connection to its socket, systemd starts a process in its own unit."""
 
 _SOCKETS = Path("/run")
 
@@ -95,7 +97,8 @@ def is_service(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def connect_to_new(template: str, sockets: Path = _SOCKETS) -> socket.socket:
-    """Return a connection to a process that systemd starts now; it is the standard input of the process.
+    """Return a connection to a process that systemd starts now; the connection is the standard input of the
+    process.
 
     Raises:
         NoUnitError: systemd does not listen, or this process has no access to the socket.

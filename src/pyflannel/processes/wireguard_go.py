@@ -1,7 +1,8 @@
-"""wireguard-go, for kernels without WireGuard: a process that is attached to a TUN device of pyflannel.
+"""wireguard-go, for kernels without WireGuard, which is a process that is attached to a TUN device of
+pyflannel.
 
-The device is persistent, so the process may end and start again without a change of addresses and routes:
-meanwhile the kernel drops the packets.
+The device is persistent, so the process may exit and start again without a change of addresses and routes.
+Meanwhile, the kernel drops the packets.
 """
 
 import asyncio
@@ -43,14 +44,16 @@ _MTU_REQUEST = struct.Struct("=16si20x")  # struct ifreq
 
 
 def _program() -> str | None:
-    """Return the path of wireguard-go; None if it is not installed."""
-    import shutil  # here, because it loads libraries that every daemon would keep in memory
+    """Return the path of the program wireguard-go; None if it is not installed."""
+    import shutil  # imported here, because it loads libraries that every daemon would keep in memory
 
     return shutil.which(PROGRAM)
 
 
 class WireguardGo:
-    """The wireguard-go processes of this network namespace. They continue after the end of the daemon."""
+    """The wireguard-go processes of this network namespace. These processes continue after the daemon
+    exits.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -63,13 +66,13 @@ class WireguardGo:
         self._reaper.close()
 
     def objection(self) -> str:
-        """Return why it cannot be used, in one line; "" if it can."""
+        """Return the reason in one line why wireguard-go cannot be used; "" if it can be used."""
         if _program() is None:
             return f"{PROGRAM}, which is not installed, because the kernel of this host has no WireGuard"
         return ""
 
     def links(self) -> Collection[str]:
-        """Return the links of the name of WireGuard devices that a process serves.
+        """Return the links named like WireGuard devices that a process serves.
 
         Raises:
             TargetError: the processes cannot be found.
@@ -85,22 +88,23 @@ class WireguardGo:
         try:
             return _server_here(link) is not None
         except PermissionError:
-            return False  # a process of another user did it
+            return False  # a process of another user has already done this
 
     def pid(self, link: str) -> int | None:
-        """Return the process of a link; None if none serves it in this network namespace.
+        """Return the process of a link; None if no process serves it in this network namespace.
 
         Raises:
-            TargetError: it cannot be found.
+            TargetError: the process cannot be found.
         """
         with _finding(f"the process of {link}"):
             return _server_here(link)
 
     async def start(self, link: str) -> None:
-        """Start the process of a link, in the place of one that runs, and return when it can be configured.
+        """Start the process of a link, replacing a process that already runs, and return when it can be
+        configured.
 
         Raises:
-            TargetError: it did not start; the message contains the cause.
+            TargetError: the process did not start; the message contains the cause.
         """
         await self.stop(link)
         with _finding(f"the process of {link}"):
@@ -108,7 +112,7 @@ class WireguardGo:
         if other is not None:
             raise TargetError(
                 f"{_socket(link)} is served by a program of another network namespace (pid {other})",
-                hint="Give each flanneld a mount namespace with a /run/wireguard of its own.",
+                hint="Give each flanneld a mount namespace with its own /run/wireguard.",
             )
         program = _program()
         if program is None:
@@ -128,7 +132,9 @@ class WireguardGo:
             _set_mtu(link, mtu)  # wireguard-go has set its own MTU
 
     async def _start_in_unit(self, link: str) -> bool:
-        """Let systemd start the process in a unit of its own; return whether it did, and warn if not."""
+        """Let systemd start the process in its own unit; return whether systemd started it, and log a
+        warning if systemd did not start it.
+        """
         try:
             with connect_to_new(WIREGUARD_TEMPLATE) as connection:
                 connection.send(f"{link}\n".encode())
@@ -150,7 +156,7 @@ class WireguardGo:
         return False
 
     async def stop(self, link: str) -> None:
-        """End the process of a link, if there is one. The device stays."""
+        """Stop the process of a link, if it has one. The device stays."""
         pid = self.pid(link)
         if pid is None:
             return
@@ -173,7 +179,7 @@ class WireguardGo:
 
 
 def _is_closed(connection: socket.socket) -> bool:
-    """Return whether the process at the other end has ended. It writes nothing."""
+    """Return whether the process at the other end has exited. It writes nothing."""
     try:
         return not connection.recv(1)
     except BlockingIOError:
@@ -189,7 +195,9 @@ def _finding(what: str) -> AbstractContextManager[None]:
 
 
 def _server(link: str) -> int | None:
-    """Return the process that serves the socket of a link, in any network namespace; None without one."""
+    """Return the process that serves the socket of a link, in any network namespace; None if there is no
+    such process.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.setblocking(False)
         try:

@@ -1,1 +1,1 @@
-"""Entry points. Only they combine the API and the commands with the rest."""
+"""Entry points. Only these modules combine the API and the commands with the rest."""

@@ -4,10 +4,11 @@ The runtime passes the command in CNI_COMMAND and the network configuration on s
 computes the configuration of the delegate (by default `bridge` with `host-local`) from subnet.env, saves it,
 and runs the delegate.
 
-A saved configuration belongs to one attachment, which is a container and an interface name. The first
-attachment of a container is saved under the file name of the original, which is the container ID, with a
-symbolic link `ID@INTERFACE` to it. Further attachments are saved as `ID@INTERFACE`. So the original can
-delete the attachments that this plugin made, and this plugin those of the original.
+A saved configuration belongs to one attachment, which is a container and an interface name. The configuration
+of the first attachment of a container is saved under the file name of the original, which is the container
+ID, with a symbolic link `ID@INTERFACE` to it. The results of further attachments are saved as `ID@INTERFACE`.
+Therefore the original can delete attachments that this plugin made, and this plugin can delete those of the
+original.
 """
 
 import contextlib
@@ -69,7 +70,8 @@ def main() -> int:
         return 1
     except OSError as error:
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        failure = CniError(text, hint="Check the rights and the free space there.", code=cni.IO_FAILURE)
+        hint = "Check the permissions and the free space in this directory."
+        failure = CniError(text, hint=hint, code=cni.IO_FAILURE)
         sys.stdout.write(cni.format_error(failure, version))
         return 1
     return 0
@@ -87,7 +89,7 @@ def _check_environment(command: str, environment: Mapping[str, str]) -> None:
     if missing:
         raise CniError(
             f"required env variables [{','.join(missing)}] missing",
-            hint="The container runtime sets these variables.",
+            hint="The container runtime must set these variables.",
             code=cni.INVALID_ENVIRONMENT,
         )
     if "CNI_CONTAINERID" in required:
@@ -102,12 +104,12 @@ def _check_namespace(environment: Mapping[str, str]) -> None:
         named = os.stat(environment.get("CNI_NETNS") or os.devnull)
         own = os.stat("/proc/self/ns/net")
     except OSError:
-        return  # a DEL may come after the end of the namespace; in an ADD, the delegate reports it
+        return  # a DEL may follow the end of the namespace; in an ADD, the delegate reports the error
     is_own = (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
     if is_own and environment.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true"):
         raise CniError(
             f"plugin's netns and netns from CNI_NETNS should not be the same: {environment['CNI_NETNS']}",
-            hint="Name the namespace of a container, or set CNI_NETNS_OVERRIDE=1.",
+            hint="Specify the namespace of a container, or set CNI_NETNS_OVERRIDE=1.",
             code=cni.INVALID_ENVIRONMENT,
         )
 
@@ -156,7 +158,7 @@ def _delete(conf: NetworkConf, environment: Mapping[str, str]) -> str:
 
 
 def _rebuilt(conf: NetworkConf) -> dict[str, object]:
-    """Return the delegate configuration computed again, or an empty one if that is impossible."""
+    """Return the delegate configuration computed again, or an empty configuration if that is impossible."""
     with contextlib.suppress(CniError):
         return cni.delegate_conf(conf, _subnets(conf))
     return {}
@@ -168,8 +170,10 @@ def _check(conf: NetworkConf, environment: Mapping[str, str]) -> str:
     delegate = None if text is None else cni.parse_saved_conf(text)
     if delegate is None:
         raise CniError(
-            f"the attachment {attachment.interface} of container {attachment.container} is not known here",
-            hint=f"{conf.data_dir} has no valid configuration for it. Start the container again.",
+            f"the attachment {attachment.interface} of container {attachment.container} is unknown on "
+            f"this host",
+            hint=f"{conf.data_dir} contains no valid configuration for this attachment. Start the "
+            f"container again.",
             code=cni.UNKNOWN_CONTAINER,
         )
     planned = cni.delegate_conf(conf, _subnets(conf))
@@ -198,7 +202,9 @@ def _status(conf: NetworkConf, environment: Mapping[str, str]) -> str:
 
 
 def _collect(conf: NetworkConf, environment: Mapping[str, str]) -> str:
-    """Delete each saved attachment of this network that does not exist, then let the delegate collect."""
+    """Delete each saved attachment of this network that does not exist, then let the delegate collect its
+    garbage.
+    """
     saved = _Saved(conf.data_dir)
     failures = []
     for attachment in saved.attachments():
@@ -256,7 +262,7 @@ def _subnets(conf: NetworkConf) -> cni.Subnets:
     """Return the subnets of this host.
 
     Raises:
-        CniError: flanneld has not written them; the message contains the reason that it gives.
+        CniError: flanneld has not written subnet.env; the message contains the reason that flanneld gives.
     """
     try:
         with open(conf.subnet_file, encoding="utf-8") as file:
@@ -271,7 +277,7 @@ def _subnets(conf: NetworkConf) -> cni.Subnets:
 
 
 def _advice(run_dir: str) -> str:
-    """Return the remedy when subnet.env is unusable, from the status of flanneld."""
+    """Return the remedy if subnet.env is unusable, from the status of flanneld."""
     import socket
 
     request = b"GET /v1/status HTTP/1.1\r\nHost: flanneld\r\nConnection: close\r\n\r\n"
@@ -314,7 +320,9 @@ class _Saved:
                 os.unlink(temporary)
 
     def _name(self, temporary: str, attachment: Attachment, keyed: str) -> None:
-        """Rename a new file to the name of the original if it is free, or was this attachment's before."""
+        """Rename a new file to the name of the original if it is free, or if this attachment already used
+        it.
+        """
         first = self._path(attachment.container)
         if self._link_target(keyed) == attachment.container:
             os.rename(temporary, first)
@@ -328,7 +336,7 @@ class _Saved:
         os.rename(temporary, keyed)
 
     def read(self, attachment: Attachment) -> bytes | None:
-        """Return the saved configuration of an attachment; None if there is none."""
+        """Return the saved configuration of an attachment; None if no configuration is saved."""
         for path in self._candidates(attachment):
             with contextlib.suppress(FileNotFoundError):
                 with open(path, "rb") as file:
@@ -346,7 +354,9 @@ class _Saved:
                 os.unlink(path)
 
     def attachments(self) -> Iterator[Attachment]:
-        """Yield every saved attachment. If the original saved it, its interface is ""."""
+        """Yield every saved attachment. If the original saved an attachment, the name of its interface is
+        "".
+        """
         try:
             names = sorted(os.listdir(self._directory))
         except FileNotFoundError:
@@ -361,9 +371,9 @@ class _Saved:
                 yield Attachment(name, "")
 
     def _candidates(self, attachment: Attachment) -> Iterator[str]:
-        """Yield the files that may hold an attachment: its own, or that of the original.
+        """Yield the files that may contain an attachment: the file of this plugin, or that of the original.
 
-        A file of the original that another attachment of pyflannel points to is not a candidate.
+        A file of the original to which another attachment of pyflannel links is not a candidate.
         """
         keyed = self._keyed(attachment)
         if attachment.interface and os.path.lexists(keyed):
@@ -406,7 +416,7 @@ def _delegate(
     """Run a command of a delegate; return its standard output.
 
     Raises:
-        CniError: it is not installed, or failed; the error that it printed, if any.
+        CniError: the delegate is not installed, or failed; this is the error that it printed, if any.
     """
     program = _program_of(delegate, environment)
     finished = _execute(program, text, {**environment, "CNI_COMMAND": command})
@@ -425,7 +435,7 @@ def _delegate(
 
 @contextlib.contextmanager
 def _failure(what: str) -> Iterator[None]:
-    """Name the failed step in an error of this plugin; an error of the delegate remains as it is."""
+    """Name the failed step in an error of this plugin; an error of the delegate is not changed."""
     try:
         yield
     except CniError as error:
@@ -440,13 +450,15 @@ def _program_of(delegate: Mapping[str, object], environment: Mapping[str, str]) 
             return program
     raise CniError(
         f'failed to find plugin "{name}" in path [{" ".join(directories)}]',
-        hint="Install it: Debian's package containernetworking-plugins has bridge and host-local.",
+        hint="Install the plugin: Debian's package containernetworking-plugins has bridge and host-local.",
         code=cni.INTERNAL,
     )
 
 
 def _execute(program: str, text: bytes, environment: Mapping[str, str]) -> _Finished:
-    """Run a program with `text` on its standard input. Files in memory cannot block, as pipes could."""
+    """Run a program with `text` on its standard input. The output is read from files in memory, because
+    they cannot block as pipes could.
+    """
     given, output, errors = (os.memfd_create(name) for name in ("stdin", "stdout", "stderr"))
     try:
         os.write(given, text)

@@ -46,7 +46,7 @@ COMMANDS = {
 """Each listed command with its help. The texts are here, so that `--help` imports no command."""
 
 _UNLISTED = ("bundle", "explain", "pins", "prepare")
-"""Commands for the systemd unit, not for operators, and other names of `bugreport` and `trace`."""
+"""Commands for the systemd unit, not for operators, and alternative names of `bugreport` and `trace`."""
 
 _MODULES = {
     "bench": "network",
@@ -65,7 +65,7 @@ _MODULES = {
     "trace": "diagnosis",
     "whois": "diagnosis",
 }
-"""The module of each command that has no module of its own name."""
+"""The module of each command whose module has a different name."""
 
 
 class LazyGroup(VerbGroup):
@@ -86,7 +86,7 @@ class LazyGroup(VerbGroup):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands without importing any."""
+        """Write the list of commands without importing any command."""
         texts = COMMANDS | {name: command.get_short_help_str() for name, command in self.commands.items()}
         with formatter.section("Commands"):
             formatter.write_dl(sorted(texts.items()))
@@ -103,8 +103,8 @@ class LazyGroup(VerbGroup):
 def flannelctl(context: click.Context, store_url: str | None, socket: Path | None, wants_json: bool) -> None:
     """Show, check and change a flannel network.
 
-    flannelctl asks the running flanneld. If none runs, it reads the store that the FLANNELD_ variables name.
-    --store, --socket and --json may be written before or after the command.
+    flannelctl asks the running flanneld. If no flanneld runs, flannelctl reads the store that the FLANNELD_
+    variables select. --store, --socket and --json may be written before or after the command.
 
     Exit codes:
       0  success
@@ -154,7 +154,7 @@ def version(invocation: Invocation) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """One line for each record, because parts of it may come from the store."""
+    """Logs are written as one line for each record, because parts of a record may come from the store."""
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(super().format(record))
@@ -177,7 +177,7 @@ def process_start() -> float:
 def run(arguments: Sequence[str], *, began: float | None = None) -> int:
     """Run one command and return its exit code. `began`: see `Invocation`.
 
-    An error is one line on standard error, with the remedy in a second line. With --json it is also a
+    An error is one line on standard error, with the remedy in a second line. With --json the error is also a
     document on standard output.
     """
     # The words after `exec` belong to the command that runs in the lab.

@@ -7,7 +7,9 @@ from pyflannel.programs.own_process import leave_out_openssl
 
 
 def main() -> int:
-    """Run until a signal; return 0 then, 1 if flanneld cannot run here, 2 on wrong use."""
+    """Run until a signal; return 0 after a signal, 1 if flanneld cannot run here, 2 for a wrong command
+    line.
+    """
     leave_out_openssl(sys.argv[1:], os.environ)
     from pyflannel.programs.flanneld_run import run
 

@@ -1,4 +1,4 @@
-"""The run of flanneld, after own_process has decided which libraries to load."""
+"""Runs flanneld, after own_process has decided which libraries to load."""
 
 import asyncio
 import logging
@@ -26,11 +26,13 @@ _IGNORED = {
     signal.SIGUSR1: "flanneld does not use this signal",
     signal.SIGUSR2: "flanneld does not use this signal",
 }
-"""Further signals that would end the process by default, and why flanneld ignores them."""
+"""Further signals that would end the process by default, and the reason why flanneld ignores them."""
 
 
 def run() -> int:
-    """Run until a signal; return 0 then, 1 if flanneld cannot run here, 2 on wrong use."""
+    """Run until a signal; return 0 after a signal, 1 if flanneld cannot run here, 2 for a wrong command
+    line.
+    """
     try:
         options = parse_flanneld(sys.argv[1:], os.environ)
     except UsageError as error:
@@ -60,7 +62,7 @@ def run() -> int:
 
 
 def _first(group: BaseExceptionGroup[FlannelError]) -> FlannelError:
-    """Return the first failure; it cancelled the other tasks."""
+    """Return the first failure; this failure cancelled the other tasks."""
     first = group.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
@@ -117,13 +119,13 @@ def _endpoints(options: FlanneldOptions, daemon: Daemon) -> Iterator[tuple[Endpo
     """Yield each HTTP endpoint and its routes.
 
     Raises:
-        UsageError: the token for the page is unusable.
+        UsageError: the token for the web page is unusable.
     """
     health = health_routes(daemon)
     if options.healthz is not None:
         yield options.healthz, health
     if options.http is not None:
-        from pyflannel.api.page.access import Access, read_token  # only --http needs the page
+        from pyflannel.api.page.access import Access, read_token  # only --http needs the module of the page
         from pyflannel.api.page.routes import page_routes
 
         token_file = None if options.http_token_file is None else Path(options.http_token_file)

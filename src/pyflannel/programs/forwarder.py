@@ -1,8 +1,8 @@
 """The forwarder process: the user-space data path of the udp backend.
 
 The daemon starts it, and it continues after the daemon ends. Its standard input is a connection to the
-daemon, which sends settings and open descriptors. It needs no rights. With CAP_SYS_NICE it gets a higher
-priority than ordinary programs, before it gives up its capabilities.
+daemon, which sends settings and open descriptors. The forwarder needs no rights. With CAP_SYS_NICE, it gets a
+higher priority than ordinary programs, before it gives up its capabilities.
 """
 
 import os
@@ -16,7 +16,7 @@ from pyflannel.datapath.restriction import restrict
 from pyflannel.errors import WireError
 
 _COMMAND_NAME = "flannel-forward"
-"""The name in ps and /proc/PID/comm; 15 bytes at most."""
+"""The name in ps and /proc/PID/comm, with at most 15 bytes."""
 
 _NICENESS = -10
 
@@ -65,10 +65,10 @@ def _name_process() -> None:
 def _take_precedence() -> None:
     """Raise the priority of this process, so that packets do not wait for busy containers.
 
-    With autogroup scheduling (sched(7)), the niceness of a process counts only within its session, and the
-    session has its own niceness. The daemon starts the forwarder in a session of its own.
+    With autogroup scheduling (sched(7)), the niceness of a process has an effect only within its session, and
+    the session has its own niceness. The daemon starts the forwarder in its own session.
     """
-    with suppress(OSError):  # without CAP_SYS_NICE the default priority stays
+    with suppress(OSError):  # without CAP_SYS_NICE the default priority is kept
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         if os.getsid(0) == os.getpid():
             with open("/proc/self/autogroup", "w", encoding="ascii") as file:

@@ -1,6 +1,6 @@
-"""`mk-docker-opts` writes Docker's options from subnet.env, as flannel's shell script of that name does.
+"""`mk-docker-opts` writes Docker's options from subnet.env, like flannel's shell script of the same name.
 
-It never executes the input. It replaces the output as a whole.
+The program never executes the input. The program replaces the output file as a whole.
 """
 
 import errno
@@ -50,7 +50,9 @@ class _Flags(NamedTuple):
 
 
 def main() -> int:
-    """Run the program; return its exit status: 1 on wrong use or a refusal, 2 on an unusable file."""
+    """Run the program; return its exit status: 1 for a wrong command line or a refusal, 2 for an unusable
+    file.
+    """
     try:
         flags = _parse(sys.argv[1:])
     except UsageError as error:
@@ -67,7 +69,7 @@ def main() -> int:
 
 
 def _generate(flags: _Flags, variables: Mapping[str, str]) -> int:
-    """Write the options for `variables`, then look for a conflicting route."""
+    """Write the options for `variables`, then check for a conflicting route."""
     try:
         text = format_docker_opts(
             variables,
@@ -92,7 +94,8 @@ def _parse(arguments: Sequence[str]) -> _Flags:
     """Return the flags, parsed like getopts of a POSIX shell. Words after the flags are ignored.
 
     Raises:
-        UsageError: a wrong flag (with the message of dash), or a request for the usage (without a message).
+        UsageError: a wrong flag (with the same message as dash), or a request for the usage (without a
+            message).
     """
     given: dict[str, str] = {}
     words = list(arguments)
@@ -127,10 +130,11 @@ def _environment() -> dict[str, str]:
 
 
 def _read(path: str) -> dict[str, str]:
-    """Return the variables that the file assigns. A missing file is empty, with a warning on stderr.
+    """Return the variables that the file assigns. A missing file counts as empty, with a warning on stderr.
 
-    The original does not warn. Docker then starts with its default subnet, which no peer reaches. Docker runs
-    as root, so a file or a link of another user, such as flanneld, gives no other options than flannel's.
+    The original does not warn about a missing file. Without options, Docker starts with its default subnet,
+    which no peer can reach. Docker runs as root, so a file or a link of another user, such as flanneld, must
+    not be able to set options other than those of flannel.
     """
     if not os.path.isfile(path):
         sys.stderr.write(
@@ -149,7 +153,9 @@ def _is_ours(found: os.stat_result) -> bool:
 
 
 def _is_path_ours(path: str) -> bool:
-    """Return whether no other user can replace a part of the path, such as by a link to a file of root."""
+    """Return whether no other user can replace a part of the path, for example by a link to a file of
+    root.
+    """
     part = os.path.abspath(path)
     while _is_ours(os.lstat(part)):
         if part == os.path.dirname(part):
@@ -162,7 +168,7 @@ def _write(path: str, octets: bytes) -> None:
     """Replace the content of `path` as a whole. Like `>`, follow symbolic links and keep mode and owner.
 
     Paths that cannot be replaced are written in place: an open descriptor such as /dev/stdout, a file that is
-    not regular, and a file that is a mount point, as in a container.
+    not regular, and a file that is a mount point, for example in a container.
     """
     try:
         found = os.stat(path)
@@ -181,7 +187,9 @@ def _write(path: str, octets: bytes) -> None:
 
 
 def _replace(path: str, octets: bytes, found: os.stat_result | None) -> None:
-    """Rename a new file to `path`, with mode and owner of the existing file `found`, if any."""
+    """Rename a new file to `path`, with mode and owner of the existing file `found`, if such a file
+    exists.
+    """
     temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{os.urandom(4).hex()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:

@@ -1,7 +1,7 @@
 """This process: memory that it does not need, and a password on its command line.
 
-The limits of resident memory are 36 MiB at 100 leases and 50 MiB at 10,000. Measured with Python 3.11 on
-x86_64, in MiB:
+The limits of resident memory are 36 MiB with 100 leases and 50 MiB with 10,000 leases. Memory that each
+setting saves, measured with Python 3.11 on x86_64, in MiB:
 
 | setting | without | with |
 |---|---|---|
@@ -9,8 +9,8 @@ x86_64, in MiB:
 | do not import OpenSSL: vxlan and udp, 10,000 leases | 49.7, 53.0 | 45.1, 48.0 |
 | return free memory: vxlan, 10,000 leases, after 2,000 others were added and removed | 55.4 | 53.1 |
 
-`scripts/bench scale` measures both limits. These settings saved less than 0.4 MiB each, and no time: a fixed
-mmap threshold and a single arena of the allocator.
+`scripts/bench scale` measures both limits. These settings saved less than 0.4 MiB each, and no time, and are
+not used: a fixed mmap threshold and a single arena of the allocator.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def leave_out_openssl(arguments: Sequence[str], environment: Mapping[str, str]) 
     """Prevent the import of OpenSSL in this process, unless a flag or a variable may need it.
 
     asyncio, the gRPC client and hashlib import OpenSSL if it is installed, and work without it. Call this
-    before their first import.
+    function before the first import of these modules.
     """
     variables = (f"{name}={value}" for name, value in environment.items() if name.startswith("FLANNELD_"))
     if not any(_MAY_NEED_OPENSSL.search(each) for each in (*arguments, *variables)):
@@ -46,20 +46,20 @@ def leave_out_openssl(arguments: Sequence[str], environment: Mapping[str, str]) 
 
 
 def return_free_memory() -> None:
-    """Return the free pages of the heap to the kernel. This takes 0.2 ms if there are many."""
-    with contextlib.suppress(AttributeError):  # the C library has no such function
+    """Return the free pages of the heap to the kernel. The call takes 0.2 ms if there are many free pages."""
+    with contextlib.suppress(AttributeError):  # this C library does not have the function
         _LIBC.malloc_trim(0)
 
 
 _YOUNG, _MIDDLE, _OLD = 700, 10, 100
-"""Thresholds of the garbage collector: those of Python, but a tenth of the full collections."""
+"""Thresholds of the garbage collector: the values of Python, but with a tenth of the full collections."""
 
 
 def collect_less() -> None:
-    """Leave the objects of modules out of garbage collections, and make full collections a tenth as often.
+    """Exclude the objects of modules from garbage collections, and make full collections a tenth as often.
 
-    A full collection among 10,000 leases delays events for 40 ms, and three of them take 0.17 s of a start.
-    They free only objects that refer to each other, such as those of a network that ended.
+    A full collection with 10,000 leases delays events for 40 ms, and three of them take 0.17 s of a start.
+    Full collections free only objects that refer to each other, such as those of a network that ended.
     """
     gc.freeze()
     gc.set_threshold(_YOUNG, _MIDDLE, _OLD)
@@ -72,11 +72,13 @@ _STATE = 3
 
 
 def hide_on_command_line(secret: Secret) -> bool:
-    """Overwrite `secret` in the command line of this process with asterisks; return whether it is hidden.
+    """Overwrite `secret` in the command line of this process with asterisks; return whether the secret is
+    hidden.
 
     A word is overwritten if it equals `secret` or ends in `=` and `secret`. A process in a sandbox may not be
     allowed to write its own memory. The kernel reads /proc/PID/cmdline from the memory of the process, so the
-    secret is visible only in the milliseconds between exec and this call. Another exec would not be faster.
+    secret is visible only in the milliseconds between exec and this call. Hiding the secret by another exec
+    would not be faster.
     """
     try:
         start, words = _read_words()

@@ -44,7 +44,7 @@ class CountedStore:
         return await self._counted("list", self._store.list(prefix))
 
     async def write(self, operation: Put | Delete) -> Written | Conflict:
-        """Perform one conditional write. A condition that failed is the result `conflict`."""
+        """Perform one conditional write. If a condition failed, the result counts as `conflict`."""
         try:
             outcome = await self._store.write(operation)
         except StoreError:
@@ -72,11 +72,11 @@ class CountedStore:
         return await self._counted("time_to_live", self._store.time_to_live(record))
 
     async def age(self, record: Record) -> float | None:
-        """Return the seconds since a record with a TTL was written; None if it is unknown."""
+        """Return the seconds since a record with a TTL was written; None if the time is unknown."""
         return await self._counted("age", self._store.age(record))
 
     def addresses(self) -> tuple[IPv4Address, ...]:
-        """Return the addresses by which the store is reached."""
+        """Return the addresses through which the store is reached."""
         return self._store.addresses()
 
     async def close(self) -> None:

@@ -21,7 +21,9 @@ from pyflannel.ports import Store, Watcher
 
 
 class PrefixedStore:
-    """A store inside another store, where key `K` is `NAME/K`. With `closes`, it closes the other store."""
+    """A store inside another store, in which the key `K` is `NAME/K`. With `closes`, `close` also closes
+    the other store.
+    """
 
     def __init__(self, store: Store, name: str, *, closes: bool = False) -> None:
         self._store = store
@@ -58,19 +60,19 @@ class PrefixedStore:
             yield _PrefixedWatcher(watcher, self._our_change)
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None if it never does."""
+        """Return the seconds until the record expires, or None if the record never expires."""
         return await self._store.time_to_live(replace(record, key=self._prefix + record.key))
 
     async def age(self, record: Record) -> float | None:
-        """Return the seconds since a record with a TTL was written; None if it is unknown."""
+        """Return the seconds since a record with a TTL was written; None if this time is unknown."""
         return await self._store.age(replace(record, key=self._prefix + record.key))
 
     def addresses(self) -> tuple[IPv4Address, ...]:
-        """Return the addresses by which the store is reached."""
+        """Return the addresses through which the store is reached."""
         return self._store.addresses()
 
     async def close(self) -> None:
-        """Close the store, unless other networks use it too."""
+        """Close the store, unless other networks also use the store."""
         if self._closes:
             await self._store.close()
 

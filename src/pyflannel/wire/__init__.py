@@ -1,1 +1,1 @@
-"""Formats: bytes and text to values and back; no sockets, no files."""
+"""Formats: conversion of bytes and text to values and back, without sockets and files."""

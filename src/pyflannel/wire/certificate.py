@@ -1,6 +1,7 @@
 """The validity period of an X.509 certificate.
 
-Reads only the parts of DER that are necessary for it. Source: RFC 5280 section 4.1, X.690 section 8.
+This module reads only the parts of DER that contain this period. Source: RFC 5280 section 4.1, X.690 section
+8.
 """
 
 import base64
@@ -20,17 +21,18 @@ _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s(.*?)-----END CERTIFICATE-----"
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """The first and the last second in which a certificate is valid."""
+    """The first and the last second of the validity period of a certificate."""
 
     not_before: datetime
     not_after: datetime
 
 
 def validity_of(pem: str) -> Validity:
-    """Return the validity of the first certificate in a PEM text. In a chain, it is the holder's own.
+    """Return the validity of the first certificate in a PEM text. In a chain, the first certificate is the
+    certificate of the holder.
 
     Raises:
-        WireError: there is no certificate, or its format is invalid.
+        WireError: the text contains no certificate, or the format of the certificate is invalid.
     """
     found = _PEM.search(pem)
     if found is None:
@@ -77,7 +79,7 @@ def _element(octets: bytes, at: int, tag: int | None = None) -> range:
     if tag is not None and octets[at] != tag:
         raise ValueError(f"tag {octets[at]:#x} at {at}")
     length, start = octets[at + 1], at + 2
-    if length & 0x80:  # the long form: the number of bytes of the length
+    if length & 0x80:  # the long form contains the number of bytes of the length
         after = start + (length & 0x7F)
         length, start = int.from_bytes(octets[start:after], "big"), after
     if start + length > len(octets):

@@ -1,6 +1,7 @@
 """The formats of the CNI plugin: network configuration, delegate configuration, results and errors.
 
-This module imports only the modules that an ADD needs, because each start of a container waits for them.
+This module imports only the modules that an ADD needs, because each start of a container waits for these
+imports.
 
 Source: CNI specification 1.1.0; flannel's CNI plugin 1.9.1 for the delegate configuration.
 """
@@ -30,17 +31,18 @@ INVALID_CONFIG = 7
 TRY_AGAIN_LATER = 11
 PLUGIN_NOT_AVAILABLE = 50
 INTERNAL = 999
-"""Error codes. Source: CNI specification 1.1.0, section 5; INTERNAL is the code of the CNI library."""
+"""Error codes. Source: CNI specification 1.1.0, section 5; the CNI library defines the code INTERNAL."""
 
 LONGEST = 1 << 20
-"""Maximum length of a network configuration in bytes. A large one has a few thousand."""
+"""Maximum length of a network configuration in bytes. A large network configuration has a few thousand
+bytes."""
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 """Network names and container IDs."""
 
 _LONGEST_INTERFACE_NAME = 15
 _ATTACHMENT_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
-"""The key of the valid attachments in a GC, and its name before libcni 1.2.3."""
+"""The key of the valid attachments in a GC request, and the name of this key before libcni 1.2.3."""
 
 
 class Attachment(NamedTuple):
@@ -54,9 +56,9 @@ class NetworkConf(NamedTuple):
     """The network configuration that the runtime passes on standard input.
 
     Attributes:
-        version: cniVersion; "" if it is missing, which means 0.1.0.
-        prev_result: the result of the ADD, in a CHECK.
-        valid: the attachments that exist, in a GC.
+        version: cniVersion; "" if the key is missing, which means 0.1.0.
+        prev_result: in a CHECK request, the result of the ADD.
+        valid: in a GC request, the attachments that exist.
     """
 
     name: str
@@ -75,9 +77,9 @@ class Subnets(NamedTuple):
 
     Attributes:
         networks: IPv4 first.
-        subnets: the subnets of this host, at most one for each family, IPv4 first.
+        subnets: the subnets of this host, at most one subnet for each family, IPv4 first.
         mtu: bytes.
-        ip_masq: flanneld masquerades, so the delegate does not.
+        ip_masq: flanneld masquerades, so the delegate does not masquerade.
     """
 
     networks: tuple[IPv4Network | IPv6Network, ...]
@@ -90,14 +92,14 @@ def parse_network_conf(text: bytes) -> NetworkConf:
     """Return the network configuration.
 
     Raises:
-        CniError: it is not a JSON object, or the value of a key is invalid.
+        CniError: the text is not a JSON object, or the value of a key is invalid.
     """
     document = _decode(text)
     if document is None:
         document = {}
     if not isinstance(document, dict):
         raise CniError(
-            f"error unmarshall network config: it is {_kind(document)}, not an object",
+            f"error unmarshall network config: the text is {_kind(document)}, not an object",
             hint="Write an object with the keys name, cniVersion and type.",
             code=DECODING_FAILURE,
         )
@@ -147,7 +149,7 @@ def check_container_id(container: str) -> None:
     """Check a container ID, which becomes a file name.
 
     Raises:
-        CniError: it has invalid characters.
+        CniError: the ID contains invalid characters.
     """
     if not _NAME.fullmatch(container):
         raise CniError(
@@ -161,7 +163,7 @@ def check_interface_name(name: str) -> None:
     """Check the name of the interface in the container.
 
     Raises:
-        CniError: the kernel does not accept it.
+        CniError: the kernel does not accept the name.
     """
     if len(name) > _LONGEST_INTERFACE_NAME:
         raise CniError(
@@ -192,7 +194,9 @@ def parse_subnets(text: str) -> Subnets:
     missing += [] if subnets else ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"]
     missing += [name for name in ("FLANNEL_MTU", "FLANNEL_IPMASQ") if name not in values]
     if missing:
-        raise WireError(f"it is missing {', '.join(missing)}", hint="Delete it: flanneld writes it again.")
+        raise WireError(
+            f"it is missing {', '.join(missing)}", hint="Delete the file: flanneld writes it again."
+        )
     if not re.fullmatch(r"[0-9]{1,9}", values["FLANNEL_MTU"]):
         raise _bad_variable("FLANNEL_MTU", values["FLANNEL_MTU"], "a number of bytes")
     ip_masq = values["FLANNEL_IPMASQ"]
@@ -202,7 +206,7 @@ def parse_subnets(text: str) -> Subnets:
 
 
 def delegate_conf(conf: NetworkConf, host: Subnets) -> dict[str, object]:
-    """Return the configuration of the delegate. Keys in `delegate` have precedence over flannel's.
+    """Return the configuration of the delegate. Keys in `delegate` have precedence over the keys of flannel.
 
     Raises:
         CniError: `delegate` or `ipam` is invalid.
@@ -228,7 +232,7 @@ def delegate_conf(conf: NetworkConf, host: Subnets) -> dict[str, object]:
 
 
 def with_gateways(result: object) -> object:
-    """Return a result in which every route has its gateway, as the delegate configured it.
+    """Return a result in which every route has its gateway, which the delegate has configured.
 
     A route without a gateway uses the gateway of the address of its family. CHECK of the bridge plugin before
     1.2 expects the gateway in the result.
@@ -252,7 +256,7 @@ def check_delegate_type(conf: Mapping[str, object]) -> str:
     """Return the type of a delegate: the file name of its program.
 
     Raises:
-        CniError: it is missing, or no file name.
+        CniError: the type is missing, or is not a file name.
     """
     kind = conf.get("type")
     if not isinstance(kind, str) or not kind:
@@ -263,7 +267,7 @@ def check_delegate_type(conf: Mapping[str, object]) -> str:
 
 
 def format_conf(value: object) -> bytes:
-    """Return JSON as the original formats it (Go, encoding/json, maps): sorted keys, shortest numbers."""
+    """Return JSON in the format of the original (Go, encoding/json, maps): sorted keys, shortest numbers."""
     return escape(_format(value)).encode("utf-8", "surrogatepass")
 
 
@@ -271,7 +275,7 @@ def format_result(result: bytes, version: str) -> str:
     """Return the result of a delegate in the layout of the CNI library.
 
     Raises:
-        CniError: it is not a JSON object.
+        CniError: the text is not a JSON object.
     """
     try:
         document = json.loads(result)
@@ -299,7 +303,7 @@ def parse_saved_conf(text: bytes) -> dict[str, object] | None:
 
 
 def parse_error(text: bytes) -> CniError | None:
-    """Return the error that a delegate printed, or None if it printed none."""
+    """Return the error that a delegate printed, or None if the delegate printed no error."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -330,7 +334,9 @@ def format_versions() -> str:
 
 
 def format_waiting_for(document: bytes) -> str | None:
-    """Return the reason in a status of flanneld why it is not ready; None if it is ready or unknown."""
+    """Return why flanneld is not ready, from its status; None if flanneld is ready, or if the status does
+    not say it.
+    """
     status = parse_saved_conf(document) or {}
     reason = status.get("waiting_for")
     return None if status.get("is_ready") or not isinstance(reason, str) else reason
@@ -354,7 +360,9 @@ def _decode(text: bytes) -> object:
 
 
 def _number(text: str) -> float | int:
-    """Return a number as the original decodes it: a float. Integers below 2**53 are exact in both forms."""
+    """Return a number as a float, because the original decodes numbers to floats. Integers below 2**53 are
+    exact as integers and as floats.
+    """
     number = float(text)
     if number - number != 0:
         raise ValueError(f"{text} is not a finite number")
@@ -424,7 +432,9 @@ _ROUTE_OPTIONAL_NUMBERS = ("table", "scope")
 
 
 def _routes(value: object) -> Iterable[dict[str, object]]:
-    """Yield each route of the ipam configuration with the keys that the original knows, in its order."""
+    """Yield each route of the ipam configuration with the keys that the original knows, in the order of
+    the original.
+    """
     if value is None:
         return
     if not isinstance(value, list):
@@ -471,7 +481,7 @@ _LAST_WITH_EXPONENT = 1e-6
 
 
 def _format_float(number: float) -> str:
-    """Return the shortest decimal form, with an exponent where Go's encoding/json has one."""
+    """Return the shortest decimal form, with an exponent if Go's encoding/json writes an exponent."""
     text = repr(number)
     mantissa, _, exponent = text.partition("e")
     if number and not _LAST_WITH_EXPONENT <= abs(number) < _FIRST_WITH_EXPONENT:

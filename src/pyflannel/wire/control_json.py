@@ -1,7 +1,7 @@
 """The JSON documents of the control socket and of flannelctl: status, leases, config, errors.
 
-Each is one object. Source: docs/reference/flannelctl.md. A reader ignores unknown keys, so that an older
-flannelctl works with a newer daemon.
+Each document is one object. Source: docs/reference/flannelctl.md. A reader ignores unknown keys, so that an
+older flannelctl works with a newer daemon.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,9 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """The document of `doctor`. `ok` is false if a finding is an error; `fixed`: the commands of `--fix`."""
+    """The document of `doctor`. `ok` is false if a finding is an error; `fixed` contains the commands that
+    `--fix` performed.
+    """
 
     ok: bool
     findings: tuple[Finding, ...]
@@ -76,7 +78,7 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class SignedFile:
-    """The document of `allow-list new-key` and `sign`. `counter` is null for a key."""
+    """The document of `allow-list new-key` and `sign`. `counter` is null for a new key."""
 
     file: str
     operator: str
@@ -114,7 +116,7 @@ class _Failure:
 
 
 def format_status(status: Status) -> bytes:
-    """Return the status as JSON, with the names of the model."""
+    """Return the status as JSON, with the field names of the model."""
     return _encode(status)
 
 
@@ -136,7 +138,7 @@ def parse_leases(document: bytes) -> list[LeaseEntry]:
     """Return the leases of `{"leases": [...]}`.
 
     Raises:
-        WireError: the text has another form.
+        WireError: the text does not have this form.
     """
     return _decode(document, Leases).leases
 
@@ -155,7 +157,7 @@ def parse_events(document: bytes) -> list[JournalEntry]:
     """Return the entries of `{"events": [...]}`.
 
     Raises:
-        WireError: the text has another form.
+        WireError: the text does not have this form.
     """
     return _decode(document, Events).events
 
@@ -169,7 +171,7 @@ def parse_preview(document: bytes) -> PlanPreview:
     """Return the document of `plan`.
 
     Raises:
-        WireError: the text has another form.
+        WireError: the text does not have this form.
     """
     return _decode(document, PlanPreview)
 
@@ -190,7 +192,7 @@ def format_ping(report: PingReport) -> bytes:
 
 
 def format_config_text(text: str | None) -> bytes:
-    """Return `{"text": ...}`: the network config as it is in the store, or null."""
+    """Return `{"text": ...}`: the text of the network config in the store, or null."""
     return _encode(_Config(text))
 
 
@@ -198,7 +200,7 @@ def parse_config_text(document: bytes) -> str | None:
     """Return the text of `{"text": ...}`.
 
     Raises:
-        WireError: the text has another form.
+        WireError: the text does not have this form.
     """
     return _decode(document, _Config).text
 
@@ -212,13 +214,13 @@ def parse_public_key(document: bytes) -> str:
     """Return the key of `{"public_key": ...}`.
 
     Raises:
-        WireError: the text has another form.
+        WireError: the text does not have this form.
     """
     return _decode(document, PublicKey).public_key
 
 
 def format_document(document: object) -> bytes:
-    """Return a document of a command that defines its own type."""
+    """Return a document of a command that defines its own document type."""
     return _encode(document)
 
 
@@ -228,7 +230,7 @@ def format_error(error: FlannelError) -> bytes:
 
 
 def parse_error(document: bytes) -> FlannelError:
-    """Return the error of the daemon, of the same class if callers distinguish it.
+    """Return the error of the daemon, with the same class if callers need the class.
 
     Raises:
         WireError: the text is not such an error.

@@ -1,4 +1,5 @@
-"""Docker's plugin protocol: requests and answers of a network driver and its IPAM driver, and their memory.
+"""Docker's plugin protocol: requests and answers of a network driver and its IPAM driver, and the state that
+they save.
 
 Docker sends JSON by POST to a path such as `/NetworkDriver.Join`. The answer to a failed request is an object
 with the error text: a network driver names the key `Err`, an IPAM driver names it `Error`.
@@ -33,7 +34,7 @@ _HINT = "Report the version of Docker on this host."
 
 
 class PoolRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """IpamDriver.RequestPool: the pool is "" if the driver chooses it."""
+    """IpamDriver.RequestPool: the pool is "" if the driver chooses the pool."""
 
     pool: str = msgspec.field(name="Pool", default="")
     choice: str = msgspec.field(name="SubPool", default="")
@@ -48,7 +49,7 @@ class PoolReference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AddressRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """IpamDriver.RequestAddress and ReleaseAddress: the address is "" if the driver chooses it."""
+    """IpamDriver.RequestAddress and ReleaseAddress: the address is "" if the driver chooses the address."""
 
     pool: str = msgspec.field(name="PoolID")
     address: str = msgspec.field(name="Address", default="")
@@ -56,12 +57,12 @@ class AddressRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_for_gateway(self) -> bool:
-        """Whether the address becomes that of the bridge."""
+        """True if the bridge gets the address."""
         return (self.options or {}).get(_REQUEST_TYPE) == GATEWAY_REQUEST
 
 
 class NetworkData(msgspec.Struct, frozen=True, kw_only=True):
-    """A prefix of a network, as an IPAM driver gave it."""
+    """A prefix of a network that an IPAM driver has assigned."""
 
     pool: str = msgspec.field(name="Pool", default="")
     gateway: str = msgspec.field(name="Gateway", default="")
@@ -77,18 +78,18 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def driver_options(self) -> Mapping[str, object]:
-        """The options that the user gave with `-o`."""
+        """Options that the user gave with `-o`."""
         found = (self.options or {}).get(_DRIVER_OPTIONS)
         return found if isinstance(found, dict) else {}
 
     @property
     def is_internal(self) -> bool:
-        """Whether the user gave `--internal`."""
+        """True if the user gave `--internal`."""
         return (self.options or {}).get(_INTERNAL) is True
 
     @property
     def has_ipv6(self) -> bool:
-        """Whether the user gave `--ipv6`."""
+        """True if the user gave `--ipv6`."""
         return (self.options or {}).get(_IPV6) is True
 
 
@@ -117,10 +118,10 @@ class EndpointRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> IPv4Interface | None:
-        """The address that the IPAM driver gave; None without one.
+        """The address that the IPAM driver gave; None if it gave no address.
 
         Raises:
-            WireError: it is not an IPv4 address with a prefix length.
+            WireError: the text is not an IPv4 address with a prefix length.
         """
         if self.interface is None or not self.interface.address:
             return None
@@ -128,22 +129,22 @@ class EndpointRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ipv6_address(self) -> IPv6Interface | None:
-        """The IPv6 address that the IPAM driver gave: see `address`."""
+        """The IPv6 address that the IPAM driver gave; None if it gave no IPv6 address."""
         if self.interface is None or not self.interface.ipv6_address:
             return None
         return parse_as(IPv6Interface, self.interface.ipv6_address)
 
     @property
     def mac(self) -> str:
-        """The MAC address that the user gave; "" without one."""
+        """The MAC address that the user gave; "" if the user gave no MAC address."""
         return "" if self.interface is None else self.interface.mac
 
     def ports(self, address: IPv4Address) -> tuple[PublishedPort, ...]:
         """Return the published ports of the container with this address.
 
         Raises:
-            DockerPluginError: a port is one that the plugin cannot publish.
-            WireError: the request is not as Docker sends it.
+            DockerPluginError: the plugin cannot publish one of the ports.
+            WireError: the request does not have the form of Docker's requests.
         """
         found = (self.options or {}).get(_PORT_MAP) or []
         try:
@@ -184,7 +185,7 @@ def parse_request(body: bytes, kind: type[_Request]) -> _Request:
     """Return a request of Docker.
 
     Raises:
-        WireError: it is not as Docker sends it.
+        WireError: the request does not have the form of Docker's requests.
     """
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
@@ -193,7 +194,7 @@ def parse_request(body: bytes, kind: type[_Request]) -> _Request:
 
 
 def _malformed(error: Exception) -> WireError:
-    return WireError(f"the request is not one of Docker: {error}", hint=_HINT)
+    return WireError(f"the request has not the form of Docker's requests: {error}", hint=_HINT)
 
 
 _Address = TypeVar(
@@ -205,7 +206,7 @@ def parse_as(kind: type[_Address], text: str) -> _Address:
     """Return the address or prefix in a text.
 
     Raises:
-        WireError: the text has another form.
+        WireError: the text contains neither.
     """
     try:
         return kind(text)
@@ -229,12 +230,12 @@ def parse_address(text: str) -> IpAddress:
 # Answers.
 
 Answer = Mapping[str, object]
-"""An answer, before it is JSON."""
+"""An answer, before its conversion to JSON."""
 
 NOTHING: Answer = {}
 ACTIVATION: Answer = {"Implements": ["NetworkDriver", "IpamDriver"]}
 NETWORK_CAPABILITIES: Answer = {"Scope": "local", "ConnectivityScope": "global"}
-"""Scope local: Docker refuses scope global outside a swarm."""
+"""The scope is local, because Docker refuses scope global outside a swarm."""
 
 IPAM_CAPABILITIES: Answer = {"RequiresMACAddress": False, "RequiresRequestReplay": False}
 ADDRESS_SPACES: Answer = {
@@ -255,7 +256,9 @@ def address_answer(address: IpAddress, pool: Pool | Ipv6Pool) -> Answer:
 
 
 def endpoint_answer(endpoint: DockerEndpoint, *, has_mac: bool) -> Answer:
-    """Return the answer to CreateEndpoint. Docker accepts no value for an attribute that it gave itself."""
+    """Return the answer to CreateEndpoint. If Docker itself gave an attribute, Docker accepts no value for
+    it.
+    """
     return {"Interface": {} if has_mac else {"MacAddress": endpoint.mac}}
 
 
@@ -280,7 +283,7 @@ def join_answer(endpoint: DockerEndpoint, network: DockerNetwork, routes: tuple[
 
 
 def error_answer(error: FlannelError) -> Answer:
-    """Return the answer to a failed request, with both spellings of the key."""
+    """Return the answer to a failed request, with both names of the key."""
     return {"Err": error.in_full, "Error": error.in_full}
 
 
@@ -289,7 +292,7 @@ def format_answer(answer: Answer) -> bytes:
     return msgspec.json.encode(answer)
 
 
-# The memory of the plugin, as a file.
+# The file with the state of the plugin.
 
 
 def format_state(state: DockerState) -> bytes:
@@ -303,12 +306,12 @@ def parse_state(document: bytes) -> DockerState:
     """Return the state in the file.
 
     Raises:
-        WireError: `format_state` did not write it, or it is incomplete.
+        WireError: `format_state` did not write this file, or the file is incomplete.
     """
     try:
         return msgspec.json.decode(document, type=DockerState, dec_hook=address_of_text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(
-            f"it is damaged: {error}",
+            f"the file is damaged: {error}",
             hint="Remove the networks of Docker with the driver flannel, then delete the file.",
         ) from error

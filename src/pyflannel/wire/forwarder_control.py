@@ -5,13 +5,13 @@ A frame is a header of 8 bytes, the same in every version, and a payload; number
     magic "pf" 2 · version 1 · kind 1 · length of the payload 4
 
 A client sends requests. The forwarder answers each request in order with one frame, for example STATE,
-COUNTERS, DONE or REFUSED. It may send a CHANGED frame at any time between answers: the device was removed, or
-another process changed the state. Later versions added the kinds from HAND_OVER on. A forwarder that does not
-know them closes the connection.
+COUNTERS, DONE or REFUSED. The forwarder may send a CHANGED frame at any time between answers: the device was
+removed, or another process changed the state. Later versions added the kinds from HAND_OVER on. A forwarder
+that does not know them closes the connection.
 
-A forwarder opens no file and no socket. It gets its descriptors by SCM_RIGHTS, together with the first bytes
-of the frame. Its first connection is its standard input. There the daemon sends START, then LISTEN. If this
-connection ends before LISTEN, the forwarder exits.
+A forwarder opens no file and no socket. The forwarder gets its descriptors by SCM_RIGHTS, together with the
+first bytes of the frame. Its first connection is its standard input. On this connection, the daemon sends
+START, then LISTEN. If this connection ends before LISTEN, the forwarder exits.
 
     request          payload                                        answer
     READ_STATE       none                                           STATE
@@ -38,13 +38,13 @@ connection ends before LISTEN, the forwarder exits.
     SUMMARY          generation 8 · attached 1 · offloads 1 · restrictions 1. The generation changes with the
                      table of peers and with the process. A later version added the restrictions.
     STRANGERS        each: address 4 · inner source 4 · inner destination 4 · packets 8 · milliseconds since
-                     the latest 4 · length of the reason 1 · reason, ASCII. These are the senders of packets
-                     that the guard dropped, the latest last.
+                     the latest 4 · length of the reason 1 · reason, ASCII. The payload contains the senders
+                     of packets that the guard dropped, with the latest sender at the end.
 
 During a hand-over, the daemon gets HANDED from the old forwarder, sends START to the new one, then TAKEN to
-the old one and LISTEN to the new one. From START to TAKEN both forward packets, each packet is forwarded
-once, and the old one refuses changes. If the daemon exits before TAKEN, the new one exits and the old one
-continues.
+the old forwarder and LISTEN to the new forwarder. From START to TAKEN, both forwarders forward packets, and
+each packet is forwarded once. The old forwarder refuses changes. If the daemon exits before TAKEN, the new
+forwarder exits and the old forwarder continues.
 
 A change of peers is checked as a whole before any part takes effect. Addresses are integers, because the
 forwarder does not import the module ipaddress.
@@ -138,11 +138,11 @@ class ForwarderState(NamedTuple):
 
 
 class Restriction(IntFlag):
-    """The rights that a forwarder gave up after its start."""
+    """The permissions that a forwarder gave up after its start."""
 
-    OWN_USER = 1  # its user is neither that of the daemon nor root
+    OWN_USER = 1  # its user is neither the user of the daemon nor root
     NO_CAPABILITIES = 2
-    FILTERED_CALLS = 4  # the kernel refuses all system calls that it does not need
+    FILTERED_CALLS = 4  # the kernel refuses all system calls that the forwarder does not need
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -154,9 +154,10 @@ class Summary(NamedTuple):
     """A summary of the state of a running forwarder.
 
     Attributes:
-        generation: changes with each table of peers, and is never the same in two processes.
+        generation: a number that changes with each table of peers, and that differs between any two
+            processes.
         offloads: the offloads in use, as a number of datapath.tun.Offload.
-        restrictions: none for a forwarder of an older version.
+        restrictions: empty for a forwarder of an older version.
     """
 
     generation: int
@@ -193,7 +194,7 @@ class FrameReader:
         """Yield kind and payload of each complete frame.
 
         Raises:
-            WireError: the stream has another format or version. It cannot be read further.
+            WireError: the stream has an unknown format or version. The rest of the stream cannot be read.
         """
         self._pending += octets
         while len(self._pending) >= _HEADER.size:
@@ -230,10 +231,10 @@ def decode_peers(payload: bytes | memoryview) -> list[Peer]:
     """Return the peers of a payload.
 
     Raises:
-        WireError: it is not a whole number of peers, or a prefix has bits beyond its length.
+        WireError: the payload does not consist of whole peers, or a prefix has bits beyond its length.
     """
     if len(payload) % _PEER.size:
-        raise WireError(f"peers take {len(payload)} bytes, not a multiple of {_PEER.size}", hint=_HINT)
+        raise WireError(f"peers take {len(payload)} bytes, which is no multiple of {_PEER.size}", hint=_HINT)
     peers = [Peer(*fields) for fields in _PEER.iter_unpack(payload)]
     for peer in peers:
         _check_prefix(peer.subnet, peer.prefix_length)
@@ -250,7 +251,7 @@ def decode_change(payload: bytes) -> tuple[list[tuple[int, int]], list[Peer]]:
     """Return removals and peers of a CHANGE_PEERS payload.
 
     Raises:
-        WireError: it ends early, or a prefix has bits beyond its length.
+        WireError: the payload ends early, or a prefix has bits beyond its length.
     """
     if len(payload) < _COUNT.size:
         raise WireError(f"change of peers takes {len(payload)} bytes, needs {_COUNT.size}", hint=_HINT)
@@ -278,7 +279,7 @@ def decode_state(payload: bytes) -> ForwarderState:
     """Return the state in a STATE payload.
 
     Raises:
-        WireError: it ends early, or a prefix has bits beyond its length.
+        WireError: the payload ends early, or a prefix has bits beyond its length.
     """
     if len(payload) < _STATE.size or len(payload) < (start := _STATE.size + payload[_STATE.size - 1]):
         raise WireError(f"state of the forwarder ends after {len(payload)} bytes", hint=_HINT)
@@ -298,7 +299,7 @@ def decode_handed(payload: bytes) -> tuple[int, ForwarderState]:
     """Return the number of descriptors of HANDED or START, and the state.
 
     Raises:
-        WireError: it ends early, or a prefix has bits beyond its length.
+        WireError: the payload ends early, or a prefix has bits beyond its length.
     """
     state = decode_state(payload[1:])
     return payload[0], state
@@ -310,7 +311,7 @@ def encode_summary(summary: Summary) -> bytes:
 
 
 def decode_summary(payload: bytes) -> Summary:
-    """Return the summary in a SUMMARY payload, which may be longer in a later version.
+    """Return the summary in a SUMMARY payload, which may be longer if the forwarder has a later version.
 
     Raises:
         WireError: it ends early.
@@ -356,7 +357,7 @@ def encode_strangers(strangers: Iterable[Stranger]) -> bytes:
 
 
 def decode_strangers(payload: bytes) -> list[Stranger]:
-    """Return the strangers of a payload, in its order.
+    """Return the strangers of a payload, in the order of the payload.
 
     Raises:
         WireError: it ends early.

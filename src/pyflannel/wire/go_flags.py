@@ -1,4 +1,6 @@
-"""Reads command lines and environments like Go's flag library, and selects the value of each flag."""
+"""Reads command lines and environments in the same way as Go's flag library, and selects the value of each
+flag.
+"""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -8,13 +10,13 @@ from typing import Literal
 from pyflannel.errors import UsageError
 from pyflannel.model.store_record import Secret
 
-# Reads command lines and environments like Go's flag library.
+# Reads command lines and environments in the same way as Go's flag library.
 #
 # `-name` equals `--name`. `--name=value` equals `--name value`, but a boolean takes a value only after `=`.
 # The first word that is not a flag, or `--`, ends the flags. argparse has other rules: a value cannot begin
 # with a dash, a boolean takes the next word, and flags can follow arguments.
 #
-# Source: Go 1.19, package flag; numbers as strconv.ParseInt reads them with base 0.
+# Source: Go 1.19, package flag; numbers are read in the same way as by strconv.ParseInt with base 0.
 
 _BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
@@ -36,9 +38,9 @@ class Flag:
 
     Attributes:
         name: without dashes.
-        kind: type of its value; a secret is a text that is never shown.
-        default: the value as text if the flag is not given.
-        meaning: the description in the usage, without a full stop.
+        kind: type of its value; the type for a secret is a text that is never shown.
+        default: the value if the flag is not given, as text.
+        meaning: the description in the help text, without a full stop.
         from_environment: False if only the command line can set the flag.
     """
 
@@ -54,7 +56,7 @@ class Given:
     """A given flag.
 
     Attributes:
-        origin: its written form: `--iface`, or the name of the variable.
+        origin: the name as the user wrote it: `--iface`, or the name of the variable.
     """
 
     flag: Flag
@@ -68,14 +70,14 @@ class Given:
 
 
 def default_of(flag: Flag) -> Given:
-    """Return the flag with its default."""
+    """Return the definition of a flag with this default."""
     origin = f"--{flag.name}"
     text = flag.default or {"integer": "0", "boolean": "false"}.get(flag.kind, "")
     return Given(flag=flag, value=_read(flag, text, origin), origin=origin)
 
 
 def read_words(flags: Iterable[Flag], words: Sequence[str]) -> tuple[list[Given], list[str]]:
-    """Return the flags in `words`, in their order, and the words after the flags.
+    """Return the flags in `words`, in the same order, and the words after the flags.
 
     Raises:
         UsageError: a flag is unknown, has no value, or has a value of the wrong type.
@@ -140,7 +142,9 @@ def _read(flag: Flag, text: str, origin: str) -> Value:
 
 
 def _read_integer(text: str) -> int | None:
-    """Return the integer of at most 64 bits in the text, or None, like Go (strconv.ParseInt, base 0)."""
+    """Return the integer of at most 64 bits in the text, or None, in the same way as Go (strconv.ParseInt,
+    base 0).
+    """
     if octal := _OCTAL.fullmatch(text):
         number = int(octal[1] + octal[2], 8)
     elif len(text) <= _LONGEST and _INTEGER.fullmatch(text):
@@ -151,7 +155,9 @@ def _read_integer(text: str) -> int | None:
 
 
 def _suggestion(name: str, names: Collection[str]) -> str:
-    from difflib import get_close_matches  # imported here, because it would cost every daemon 150 KiB
+    from difflib import (
+        get_close_matches,  # imported here, because at the top it would use 150 KiB in every daemon
+    )
 
     close = get_close_matches(name.lower(), names, n=1)
     return f"Write --{close[0]}." if close else "See --help for all flags."
@@ -161,7 +167,9 @@ ENVIRONMENT_PREFIX = "FLANNELD"
 
 
 class Settings:
-    """The flags of the command line and, for other flags, those of the environment."""
+    """The flags of the command line and the flags of the environment that the command line does not
+    contain.
+    """
 
     def __init__(
         self, flags: Sequence[Flag], written: Sequence[Given], environment: Mapping[str, str]
@@ -176,5 +184,5 @@ class Settings:
         return [given for given in self._given if given.flag.name == name]
 
     def last(self, name: str) -> Given:
-        """Return the value of a flag that is not repeatable; its default if it was not given."""
+        """Return the value of a flag that is not repeatable; the default if the flag was not given."""
         return (self.all(name) or [default_of(self._flags[name])])[-1]

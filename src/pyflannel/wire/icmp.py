@@ -16,7 +16,7 @@ TIMESTAMP_REQUEST, TIMESTAMP_REPLY = 13, 14
 UNREACHABLE_V6, TOO_BIG_V6, TIME_EXCEEDED_V6, ECHO_REQUEST_V6, ECHO_REPLY_V6 = 1, 2, 3, 128, 129
 
 OVERHEADS: Mapping[Family, int] = {4: HEADER_OCTETS + 8, 6: 40 + 8}
-"""Bytes of an echo packet beside its payload."""
+"""Number of bytes in front of the payload of an echo packet."""
 
 _HEADER = Struct("!BBHHH")
 _FRAGMENTATION_NEEDED = 4
@@ -31,7 +31,7 @@ _CODES = {
     10: "host prohibited",
     13: "prohibited by a filter",
 }
-"""Source: RFC 792, RFC 1812 section 5.2.7.1."""
+"""Sources: RFC 792, RFC 1812 section 5.2.7.1."""
 
 _CODES_V6 = {
     0: "no route",
@@ -50,10 +50,11 @@ class IcmpMessage:
     """A received message.
 
     Attributes:
-        body: the payload of an echo reply; in an error, the start of the packet that caused it.
+        body: payload of an echo reply; for an error, the start of the packet that caused the error.
         identifier: identifier of a reply.
         sequence: sequence number of a reply.
-        mtu: next-hop MTU in an error about a packet that is too large; None if the router did not report it.
+        mtu: next-hop MTU in an error about a packet that is too large; None if the router did not report this
+            MTU.
     """
 
     sender: IpAddress
@@ -71,7 +72,7 @@ class IcmpMessage:
 
     @property
     def text(self) -> str:
-        """The error in words."""
+        """The error as a text."""
         is_ipv4 = self.sender.version == 4
         if self.kind == (TIME_EXCEEDED if is_ipv4 else TIME_EXCEEDED_V6):
             return "TTL exceeded: a routing loop"
@@ -90,7 +91,7 @@ def format_echo(identifier: int, sequence: int, payload: bytes, family: Family =
 _TIMES = Struct("!III")
 _DAY_MS = 86_400_000
 _UNUSUAL = 1 << 31
-"""Bit of a time that is not in milliseconds since midnight UTC."""
+"""This bit marks a time that is not in milliseconds since midnight UTC."""
 
 
 def format_timestamp(identifier: int, sequence: int, utc_s: float) -> bytes:
@@ -99,7 +100,8 @@ def format_timestamp(identifier: int, sequence: int, utc_s: float) -> bytes:
 
 
 def clock_offset(body: bytes, utc_s: float) -> float | None:
-    """Return the seconds by which the clock of the sender of a timestamp reply is ahead, within half a day.
+    """Return the seconds by which the clock of the sender of a timestamp reply is ahead of this host's clock,
+    within half a day.
 
     None if the reply has no usable times. `utc_s`: time of the arrival, seconds since the epoch.
     """
@@ -113,7 +115,7 @@ def clock_offset(body: bytes, utc_s: float) -> float | None:
 
 
 def _apart(later: int, earlier: int) -> int:
-    """Return the difference of two times of the day in milliseconds, at most half a day."""
+    """Return the difference between two times of the day in milliseconds, at most half a day."""
     return (later - earlier + _DAY_MS // 2) % _DAY_MS - _DAY_MS // 2
 
 
@@ -124,7 +126,7 @@ def _request(kind: int, identifier: int, sequence: int, payload: bytes) -> bytes
 
 
 def parse_icmp(packet: bytes) -> IcmpMessage | None:
-    """Return the ICMP message in an IPv4 packet; None if there is none."""
+    """Return the ICMP message in an IPv4 packet; None if it contains none."""
     if len(packet) < HEADER_OCTETS or packet[0] >> 4 != 4 or packet[9] != PROTOCOL_ICMP:
         return None
     at = (packet[0] & 0x0F) * 4

@@ -30,22 +30,22 @@ from pyflannel.model.packet_filter import (
 
 # Rules as arguments of iptables.
 #
-# `[! ]-s PREFIX [! ]-d PREFIX -m mark --mark VALUE/MASK -m comment --comment "TEXT" -j TARGET`, in the
-# order of iptables-save. A rule in any other form is foreign. Source: iptables-save(8),
-# iptables-extensions(8).
+# `[! ]-s PREFIX [! ]-d PREFIX -m mark --mark VALUE/MASK -m comment --comment "TEXT" -j TARGET`, in the order
+# of iptables-save. A rule in another form is foreign. Source: iptables-save(8), iptables-extensions(8).
 
 COMMENTS: Mapping[IptablesHook, str] = {
     "POSTROUTING": "flanneld masq",
     "FORWARD": "flanneld forward",
     "INPUT": "flanneld tunnel",
 }
-"""Comments of pyflannel's rules by built-in chain. The first two are those of the original."""
+"""Comments of pyflannel's rules by built-in chain. The first two comments are the comments of the
+original."""
 
 _FULL_MASK = 0xFFFFFFFF
 
 
 def format_rule(rule: FilterRule | TunnelRule, hook: IptablesHook) -> str:
-    """Return the rule as iptables-save prints it, without the chain."""
+    """Return the rule in the form of iptables-save, without the chain."""
     comment = f'-m comment --comment "{COMMENTS[hook]}"'
     if isinstance(rule, TunnelRule):
         return f"-d {rule.address}/32 -p udp -m udp --dport {rule.port} {comment} -j ACCEPT"
@@ -83,7 +83,7 @@ def parse_rule(text: str, hook: IptablesHook) -> FilterRule | TunnelRule | Forei
 
 
 def rule_words(text: str) -> list[str]:
-    """Return the words of a rule without quotes. A rule with an unclosed quote is a single word."""
+    """Return the words of a rule, and remove the quotes. A rule with an unclosed quote is a single word."""
     try:
         return shlex.split(text)
     except ValueError:
@@ -146,12 +146,12 @@ def _take_mark(words: list[str]) -> tuple[Mark | None, list[str]]:
 # POLICY is `-` for a chain that is not built in. Counters are ignored. Source: iptables-save(8).
 
 _FOR_ALL = frozenset({"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "MASQUERADE", "SNAT"})
-"""Targets that end the chain: no later rule is evaluated."""
+"""Targets that end the chain: after them, no later rule is evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedChain:
-    """A chain: its policy ("-" if it is not built in), and its rules without `-A CHAIN`."""
+    """A chain: its policy ("-" if the chain is not built in), and its rules without `-A CHAIN`."""
 
     policy: str
     rules: tuple[str, ...] = ()
@@ -165,7 +165,7 @@ def parse_save(text: str) -> SavedTables:
     """Return all tables of the output.
 
     Raises:
-        WireError: a line has none of the four forms.
+        WireError: a line has none of the four forms of this format.
     """
     tables: dict[str, dict[str, tuple[str, list[str]]]] = {}
     chains: dict[str, tuple[str, list[str]]] = {}
@@ -193,7 +193,7 @@ def parse_save(text: str) -> SavedTables:
 
 
 def chains_of(tables: SavedTables, family: Family) -> Iterator[IptablesChain]:
-    """Yield the chains with names of pyflannel, regardless of the daemon."""
+    """Yield the chains with names of pyflannel, regardless of the daemon that owns them."""
     for hook, stem in STEMS.items():
         chains = tables.get(TABLES[hook], {})
         for name in chains:
@@ -231,7 +231,7 @@ def jump_of(chains: Mapping[str, SavedChain], hook: IptablesHook, name: str) -> 
 
 
 def jump_rule(hook: IptablesHook, name: str) -> str:
-    """Return the rule that jumps to a chain of pyflannel."""
+    """Return the text of the rule that jumps to a chain of pyflannel."""
     return f'-m comment --comment "{COMMENTS[hook]}" -j {name}'
 
 
@@ -246,7 +246,7 @@ def jumps_to(chains: Mapping[str, SavedChain], name: str) -> list[tuple[str, str
 
 
 def deciding_index(rules: Sequence[str]) -> int | None:
-    """Return the index of the first rule that decides for every packet."""
+    """Return the index of the first rule that decides about every packet."""
     return next((index for index, rule in enumerate(rules) if _decides_for_all(rule)), None)
 
 
@@ -264,13 +264,16 @@ def _decides_for_all(rule: str) -> bool:
     return words[:1] == ["-j"] and words[1:2] != [] and words[1] in _FOR_ALL
 
 
-# Input of iptables-restore --noflush: one transaction for each chain, so that no packet meets half of it.
+# Input of iptables-restore --noflush: one transaction for each chain, so that no packet is evaluated by half
+# of a chain.
 #
 # `:CHAIN -` creates a chain, or empties an existing one. Source: iptables-restore(8).
 
 
 def format_chain(chain: IptablesChain, saved: SavedTables) -> str:
-    """Return the input that creates the chain and its jump as planned. A jump in its place is not touched."""
+    """Return the input that creates the chain and its jump as planned. A jump at the correct position
+    remains.
+    """
     chains = saved.get(chain.table, {})
     lines = [
         f"-A {chain.name} {format_rule(rule, chain.hook)}"

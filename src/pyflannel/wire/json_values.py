@@ -23,14 +23,14 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
 _TO_ESCAPE = re.compile("[<>&\u2028\u2029]")
 
 ADDRESSES = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
-"""Types that documents of pyflannel contain as text."""
+"""Types that documents of pyflannel contain as a string."""
 
 
 def address_of_text(kind: type, text: object) -> object:
     """Return an address from its text: the `dec_hook` of msgspec, which expects this error for other types.
 
     Raises:
-        NotImplementedError: the type is no address.
+        NotImplementedError: the type is not an address type.
     """
     if kind is AnyAddress and isinstance(text, str):
         return ip_address(text)
@@ -40,7 +40,7 @@ def address_of_text(kind: type, text: object) -> object:
 
 
 def fold(key: str) -> str:
-    """Return the form of a key in which all its spellings are equal: upper and lower case are the same.
+    """Return the form of a key that is the same for all its spellings, in upper and lower case.
 
     The names of known keys are ASCII. Under Unicode simple folding, two other characters match ASCII letters:
     U+017F (long s) matches s, U+212A (the Kelvin sign) matches k.
@@ -54,21 +54,21 @@ def escape(document: str) -> str:
 
 
 LONGEST = 64 * 1024
-"""Maximum length of a network config in characters. A large one has a thousand."""
+"""Maximum length of a network config in characters. A large network config has a thousand characters."""
 
 _MOST_KEYS = 1000
-"""Maximum number of keys of a network config, including those of inner objects and repeated ones."""
+"""Maximum number of keys of a network config, including the keys of inner objects, and repeated keys."""
 
 _DEEPEST = 32
 """Maximum number of objects and arrays around a value."""
 
 
 def decode(text: str) -> object:
-    """Return the document in the text. If a key occurs twice, the last place and value count.
+    """Return the document in the text. If a key occurs twice, its last position and its last value apply.
 
     Raises:
-        ValueError: it is not JSON, or contains a number that is too large.
-        ConfigError: it has too many keys, or is nested too deeply.
+        ValueError: the text is not JSON, or contains a number that is too large.
+        ConfigError: the document has too many keys, or is nested too deeply.
     """
     keys = 0
 
@@ -86,12 +86,13 @@ def decode(text: str) -> object:
     except RecursionError as error:
         raise _too_deep() from error
     _check_depth(document)
-    # JSON can contain half of a surrogate pair, which no output can encode. The original reads U+FFFD.
+    # JSON can contain half of a surrogate pair, which no output can encode. The original reads such a half as
+    # U+FFFD.
     return json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(document, ensure_ascii=False)))
 
 
 def beyond_bound(how: str) -> ConfigError:
-    """Return the error that names the exceeded limit of the network config."""
+    """Return the error for a network config that exceeds a limit; the error names the limit."""
     return ConfigError(f"the network config {how}", hint="Remove the keys that flannel does not know.")
 
 
@@ -144,7 +145,7 @@ def _skip(text: str, at: int) -> int:
 def _last_of_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
     last: dict[str, object] = {}
     for key, value in pairs:
-        # Move the key to the end: the last of several spellings of one key must also be the last in order.
+        # Move the key to the end, because the spelling that was read last must also be the last in order.
         last.pop(key, None)
         last[key] = value
     return last
@@ -157,7 +158,7 @@ def _finite(text: str) -> float:
     return number
 
 
-# Addresses as text, with the syntax of the original (Go, net.ParseIP): one parser for both families.
+# Addresses in text form, with the syntax of the original (Go, net.ParseIP): one parser for both families.
 #
 # An IPv4 address and its IPv4-mapped IPv6 form, `10.3.1.0` and `::ffff:10.3.1.0`, are the same address.
 
@@ -191,24 +192,25 @@ def parse_ipv6(text: str) -> IPv6Address:
 
 
 def parse_dotted(text: str) -> IPv4Address:
-    """Return the IPv4 address of dotted text only. The result is the library's, but several times as fast.
+    """Return the IPv4 address of dotted text only. The result is the same as that of the library, but this
+    function is several times as fast.
 
-    Each lease contains such an address.
+    The speed matters because each lease contains such an address.
 
     Raises:
         ValueError: the text is not an address.
     """
     found = _DOTTED.fullmatch(text)
     if found is None:
-        return IPv4Address(text)  # its error names the reason
+        return IPv4Address(text)  # the error of this function names the reason
     first, second, third, fourth = found.groups()
     return IPv4Address(int(first) << 24 | int(second) << 16 | int(third) << 8 | int(fourth))
 
 
-# Single values of the network config, from JSON text to the meaning.
+# Single values of the network config, converted from JSON text.
 #
 # An address or a network is the text between the quotes. Escapes are not decoded, as in the original. If a
-# value is not a string, its JSON text is used, which is then an invalid address.
+# value is not a string, its JSON text is used, and is then an invalid address.
 #
 # Source: flannel 0.28.9. Messages contain the texts of the original, so that a search finds them.
 
@@ -220,7 +222,7 @@ _LONGEST_SHOWN = 80
 
 
 def boolean(key: str, raw: str, if_null: bool) -> bool:
-    """Return whether the value is true."""
+    """Return True if the value is the boolean true."""
     match raw:
         case "true":
             return True
@@ -257,8 +259,8 @@ def ipv4_network(key: str, raw: str) -> IPv4Network | None:
 def ipv6_network(key: str, raw: str) -> IPv6Network | None:
     """Return a network without host bits; None for ::/0, which counts as absent.
 
-    A network of IPv4-mapped addresses is refused: the original writes its subnets as IPv4 into keys, and
-    cannot read such keys.
+    A network of IPv4-mapped addresses is refused: the original writes the subnets of such a network as IPv4
+    into keys, and cannot read such keys.
     """
     hint = f'Write {key} as an IPv6 network, for example "fd00:3::/48".'
     try:
@@ -272,7 +274,7 @@ def ipv6_network(key: str, raw: str) -> IPv6Network | None:
 
 def ipv4_address(key: str, raw: str) -> IPv4Address | None:
     """Return an address; None for 0.0.0.0, which counts as absent."""
-    hint = f'Write {key} as an IPv4 address, for example "10.3.1.0", or leave it out.'
+    hint = f'Write {key} as an IPv4 address, for example "10.3.1.0", or omit the key.'
     try:
         address = parse_ipv6(_unquoted(raw)).ipv4_mapped
     except ValueError as error:
@@ -289,7 +291,7 @@ def ipv6_address(key: str, raw: str) -> IPv6Address | None:
     try:
         return parse_ipv6(_unquoted(raw))
     except ValueError as error:
-        hint = f'Write {key} as an IPv6 address, for example "fd00:3:0:1::", or leave it out.'
+        hint = f'Write {key} as an IPv6 address, for example "fd00:3:0:1::", or omit the key.'
         raise bad_value("invalid IP address format", key, raw, hint=hint) from error
 
 

@@ -20,13 +20,14 @@ _LATER = ("exec", "auth-provider", "username", "password", "impersonate", "as")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kubeconfig:
-    """A server and the credentials for it. A path is as written; relative ones begin at the file's directory.
+    """A server and the credentials for it. Paths are not changed; a relative path begins at the file's
+    directory.
 
     Attributes:
         server: URL of the API server; "" if the file names none.
-        ca, certificate, key: text in PEM, or a path; None if the file contains neither.
-        server_name: expected name in the server's certificate; None for the host of the URL.
-        is_insecure: do not check the server's certificate.
+        ca, certificate, key: text in PEM, or a path; None if the file contains neither a text nor a path.
+        server_name: expected name in the server's certificate; None if the name is the host of the URL.
+        is_insecure: the server's certificate is not checked.
         token: bearer token; `token_file` has precedence.
     """
 
@@ -74,7 +75,7 @@ def _document(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        import yaml  # half a megabyte, which a file in JSON does not need
+        import yaml  # this import takes half a megabyte of memory, and a file in JSON does not need it
 
     try:
         return yaml.safe_load(text)

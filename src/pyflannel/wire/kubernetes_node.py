@@ -3,17 +3,15 @@
 The store keeps each Node as a record with the key `nodes/NAME`. Its value is the JSON of the Node, without
 the parts that flannel does not need. The lease of a Node consists of its podCIDR and its annotations:
 
-    flannel.alpha.coreos.com/kube-subnet-manager: "true"
-    flannel.alpha.coreos.com/backend-type: vxlan
-    flannel.alpha.coreos.com/backend-data: '{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}'
-    flannel.alpha.coreos.com/public-ip: 192.168.50.102
+    =
 
-During a change of the backend, and if the host reads more formats than the original, one annotation contains
-the data that other hosts with pyflannel need (decision 0069). `BackendType` and `BackendData` repeat others:
+During a change of the backend, or if the host reads more formats than the original, one annotation contains
+the data that other hosts with pyflannel need (decision 0069). `BackendType` and `BackendData` repeat the
+content of others:
 
     flannel.alpha.coreos.com/pyflannel: '{"BackendType":"vxlan",…,"Also":[{…}],"Reads":["direct"]}'
 
-Source: flannel 0.28.9; Kubernetes API v1, NodeList and WatchEvent.
+Sources: flannel 0.28.9; Kubernetes API v1, NodeList and WatchEvent.
 """
 
 import re
@@ -34,7 +32,7 @@ from pyflannel.wire.json_values import parse_ipv4, parse_ipv6
 from pyflannel.wire.lease_json import format_backend_data, format_parts, parse_lease_attributes
 
 NODES = "nodes/"
-"""Start of the keys of Nodes in the store."""
+"""In the store, the keys of Nodes begin with this text."""
 
 _CONDITION = "NetworkUnavailable"
 _STATUSES: Mapping[str, bool | None] = {"True": True, "False": False}
@@ -111,10 +109,10 @@ _ENCODER = msgspec.json.Encoder()
 
 @dataclass(frozen=True, slots=True)
 class ApiFailure:
-    """The server refused a request, or ended a watch.
+    """The reason why the server refused a request or ended a watch.
 
     Attributes:
-        code: status as in HTTP; 0 if the answer contains none.
+        code: status of HTTP; 0 if the answer contains no status.
         message: the server's text.
     """
 
@@ -124,13 +122,13 @@ class ApiFailure:
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """All changes up to this revision were sent."""
+    """The server has sent all changes up to this revision."""
 
     revision: int
 
 
 def parse_nodes(text: bytes | bytearray, prefix: str) -> Listing:
-    """Return the Nodes of a NodeList. Of their annotations, those with this prefix are kept.
+    """Return the Nodes of a NodeList. The Nodes keep only the annotations with this prefix.
 
     Raises:
         WireError: the text is not a NodeList.
@@ -156,7 +154,7 @@ def parse_node(text: bytes | bytearray, prefix: str) -> Record:
 
 
 def parse_pod_node(text: bytes | bytearray) -> str:
-    """Return the name of the Node of a pod; "" if it has none.
+    """Return the name of the Node of a pod; "" if the pod has no Node.
 
     Raises:
         WireError: the text is not a pod.
@@ -205,7 +203,7 @@ def parse_event(line: bytes, prefix: str) -> Change | Bookmark | ApiFailure:
 
 
 def parse_failure(text: bytes | bytearray) -> ApiFailure:
-    """Return the failure in the body of an answer; the text itself if it is no Status object."""
+    """Return the failure in the body of an answer; the text itself if it is not a Status object."""
     try:
         failure = _FAILURE.decode(text)
     except (msgspec.MsgspecError, RecursionError):
@@ -224,7 +222,7 @@ def _record(node: _Node, prefix: str) -> Record:
 
 
 def _revision(metadata: _Metadata) -> int:
-    """Return the revision of an object. Kubernetes guarantees that it is a number (KEP 5504)."""
+    """Return the revision of an object. Kubernetes guarantees that the revision is a number (KEP 5504)."""
     return int(metadata.resource_version or "0")
 
 
@@ -239,7 +237,7 @@ def node_of(record: Record) -> Node:
     """Return the Node of a record.
 
     Raises:
-        WireError: the record is not that of a Node.
+        WireError: the record is not the record of a Node.
     """
     try:
         found = _NODE.decode(record.value)
@@ -263,7 +261,7 @@ def _condition(found: _Condition) -> NodeCondition:
 
 
 class Subnets(NamedTuple):
-    """The prefixes of the pods of a Node; None for a family without one."""
+    """The prefixes of the pods of a Node; None for a family without a prefix."""
 
     ipv4: IPv4Network | None
     ipv6: IPv6Network | None
@@ -291,7 +289,7 @@ def subnets_of(node: Node) -> Subnets:
 
 
 def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
-    """Return the lease of a Node; None if its flanneld has published none.
+    """Return the lease of a Node; None if the flanneld of this Node has published no lease.
 
     Raises:
         WireError: an annotation or the podCIDR is invalid; the message names the Node.
@@ -327,14 +325,16 @@ def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
     return Lease(subnet=subnets.ipv4, ipv6_subnet=subnets.ipv6, attributes=attributes, revision=revision)
 
 
-# The data for other hosts with pyflannel. An original that starts overwrites its annotations and leaves
-# unknown ones. So each datum is bound to the text of an annotation that the original writes.
+# The data for other hosts with pyflannel. When the original starts, it overwrites its own annotations and
+# keeps unknown annotations. Therefore each value contains the text of an annotation that the original writes.
 
 _OWN = "pyflannel"
 
 
 class _Extras(Struct, rename="pascal"):
-    """The annotation of pyflannel. It counts if type and data are those of the other annotations."""
+    """The annotation of pyflannel. This annotation is used if its type and data equal the values of the
+    other annotations.
+    """
 
     backend_type: str
     backend_data: Raw
@@ -343,7 +343,7 @@ class _Extras(Struct, rename="pascal"):
 
 
 class _UdpData(Struct, rename="pascal"):
-    """The data of udp, where the original writes null, so that it replaces them."""
+    """The data of udp. The original writes null for udp, and therefore replaces these data."""
 
     port: Annotated[int, Meta(ge=1, le=65535)]
 
@@ -353,7 +353,7 @@ _UDP_DATA = msgspec.json.Decoder(_UdpData)
 
 
 def _extras(notes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the previous backends of a host and the formats that it reads, if its annotation counts."""
+    """Return the previous backends of a host and the formats that it reads, if its annotation is used."""
     try:
         found = _EXTRAS.decode(notes.get(_OWN, ""))
     except (msgspec.MsgspecError, RecursionError):
@@ -365,7 +365,7 @@ def _extras(notes: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _port(notes: Mapping[str, str]) -> int | None:
-    """Return the port of a host with udp; None if it publishes none."""
+    """Return the port of a host with udp; None if the host publishes no port."""
     if notes.get("backend-type", "") not in _UDP:
         return None
     try:
@@ -375,9 +375,10 @@ def _port(notes: Mapping[str, str]) -> int | None:
 
 
 def with_published_addresses(node: Node, attributes: LeaseAttributes, prefix: str) -> LeaseAttributes:
-    """Return the attributes with the addresses that the annotations of the operator demand.
+    """Return the attributes with the addresses that the operator has set in annotations.
 
-    `public-ip-overwrite` has precedence over `node-public-ip`, and so have those of IPv6.
+    `public-ip-overwrite` has precedence over `node-public-ip`, and the same is true of the annotations for
+    IPv6.
 
     Raises:
         WireError: the text of an annotation is not an address.
@@ -418,14 +419,14 @@ _WRITTEN = (
 """The annotations that flanneld writes."""
 
 _UDP = ("", "udp")
-"""The types of a lease with udp."""
+"""The backend types of a lease with udp."""
 
 _BOTH_FAMILIES = ("vxlan", "host-gw", "wireguard")
 """The backends that publish an IPv6 address."""
 
 
 def missing_annotations(node: Node, attributes: LeaseAttributes, prefix: str) -> dict[str, str | None]:
-    """Return the annotations by which a Node publishes these attributes, except those that it has already.
+    """Return the annotations that the Node must change to publish these attributes.
 
     None removes an annotation.
     """
@@ -470,7 +471,8 @@ def _data(text: str | None, vtep: Vtep | None) -> str:
 
 
 def format_annotations(node: Node, annotations: Mapping[str, str | None]) -> bytes:
-    """Return the patch that gives a Node these annotations, and keeps all others. None removes one.
+    """Return the patch that gives a Node these annotations, and keeps all other annotations. None removes
+    one.
 
     The server refuses the patch if the Node was deleted and created again.
     """
@@ -478,7 +480,7 @@ def format_annotations(node: Node, annotations: Mapping[str, str | None]) -> byt
 
 
 def rfc3339(utc: float) -> str:
-    """Return a time, in seconds since the epoch, as the API writes it."""
+    """Return a time, given in seconds since the epoch, in the format of the API."""
     return datetime.fromtimestamp(utc, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -492,9 +494,9 @@ def format_condition(node: Node, condition: NodeCondition, now: str) -> bytes:
 
 
 def format_removal(prefix: str, condition: NodeCondition | None, now: str) -> bytes:
-    """Return the patch that takes the annotations of flanneld from any Node, and gives it this condition.
+    """Return the patch that removes the annotations of flanneld from a Node and sets this condition.
 
-    Annotations of operators remain.
+    The annotations of operators remain.
     """
     patch: dict[str, Any] = {"metadata": {"annotations": {prefix + name: None for name in _WRITTEN}}}
     if condition is not None:
@@ -514,13 +516,14 @@ def _condition_value(condition: NodeCondition, now: str) -> dict[str, str]:
 
 
 _LONGEST_MESSAGE = 1024
-"""Bytes of the message of an Event. Source: Kubernetes API v1, Event."""
+"""Maximum length of the message of an Event, in bytes. Source: Kubernetes API v1, Event."""
 
 
 def format_event(node: str, event: NodeEvent, now: str, number: int) -> bytes:
-    """Return an Event of a Node at time `now` (RFC 3339). `number` makes its name unique.
+    """Return an Event of a Node at time `now` (RFC 3339). `number` makes the name of the Event unique.
 
-    Events of Nodes are in the namespace `default`, and name the Node as its uid, as those of the kubelet do.
+    Events of Nodes are in the namespace `default`, and contain the name of the Node as its uid, in the same
+    way as Events of the kubelet.
     """
     value = {
         "metadata": {"namespace": "default", "name": f"{node}.{number:x}"},
@@ -547,7 +550,7 @@ def annotation_prefix(text: str) -> str:
     """Return the start of the names of annotations for a value of `--kube-annotation-prefix`.
 
     Raises:
-        WireError: the value has an invalid form.
+        WireError: the value is not a valid prefix.
     """
     if text.count("/") > 1:
         raise WireError(

@@ -27,11 +27,11 @@ from pyflannel.model.lease import (
 from pyflannel.model.wireguard import parse_key
 from pyflannel.wire.json_values import escape, fold, members, parse_ipv4, parse_ipv6
 
-# The data that a backend publishes in its lease: `BackendData` to JSON, and back.
+# The data that a backend publishes in its lease: conversion of `BackendData` to JSON, and back.
 #
 # Examples: `{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}`, `{"PublicKey":"…","Port":51820}`
 #
-# Source: flannel 0.28.9. Release 0.6 writes no VNI, release 0.20 no port.
+# Source: flannel 0.28.9. Release 0.6 writes no VNI, and release 0.20 writes no port.
 
 _MAC = re.compile(
     r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}|[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}",
@@ -40,7 +40,8 @@ _MAC = re.compile(
 """The forms of a MAC address that the original reads (Go, net.ParseMAC)."""
 
 _USUAL = re.compile(r'\{"VNI":([1-9][0-9]{0,8}),"VtepMAC":"((?:[0-9a-f]{2}:){5}[0-9a-f]{2})"\}', re.ASCII)
-"""The text of nearly all leases, which this expression reads several times as fast: there are thousands."""
+"""This expression matches the text of nearly all leases, and is several times as fast as a parser. A
+network has thousands of leases."""
 
 _SEPARATORS = re.compile(r"[:.-]")
 _VNIS = range(2**32)
@@ -48,7 +49,9 @@ _VNIS = range(2**32)
 
 
 def format_backend_data(data: BackendData) -> str:
-    """Return the data of a host's VTEP or key for its lease, with the keys in the original's order."""
+    """Return the backend data of a host's lease, from its VTEP or its public key. The JSON keys are in the
+    original's order.
+    """
     if isinstance(data, WireguardData):
         port = "" if data.port is None else f',"Port":{data.port}'
         return f'{{"PublicKey":"{data.public_key}"{port}}}'
@@ -57,10 +60,10 @@ def format_backend_data(data: BackendData) -> str:
 
 
 def parse_vtep(text: str) -> Vtep | None:
-    """Return the VTEP that a vxlan lease publishes; None if the text contains none.
+    """Return the VTEP that a vxlan lease publishes; None if the text contains no VTEP.
 
     Keys match in upper and lower case, and unknown keys are ignored. An invalid text is not an error of the
-    lease: it only makes this peer unreachable.
+    lease: only this peer becomes unreachable.
     """
     if (usual := _usual_vtep(text)) is not None:
         return usual
@@ -105,7 +108,8 @@ def parse_wireguard(text: str) -> WireguardData | None:
 
 # Converts the JSON values of leases and claims to `LeaseAttributes` and `Claim`, and back.
 #
-# A lease is written as by flannel 0.28.9, with one additional key at the end, which the original ignores:
+# A lease is written in the form of flannel 0.28.9, with one additional key at the end, which the original
+# ignores:
 #
 #     {"PublicIP":"192.168.50.102","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1},
 #      "BackendV6Data":{"VNI":1},"Pyflannel":{"Owner":"…","Host":"…","Port":8285,"Reads":["…"],"Key":"…",…}}
@@ -113,9 +117,10 @@ def parse_wireguard(text: str) -> WireguardData | None:
 # Only pyflannel writes claims: {"Owner":"…","PublicIP":"192.168.50.102","Held":3600.5}.
 
 LONGEST_LEASE = 4096
-"""Maximum length of a lease or claim in bytes. Every release writes a few hundred.
+"""Maximum length of a lease or claim in bytes. Every release writes a few hundred bytes.
 
-A host keeps each lease in memory. The parsers take linear time. msgspec limits the depth with RecursionError.
+The length is limited because a host keeps each lease in memory. The time of the parsers is linear in the
+length. If the depth exceeds the limit, msgspec raises RecursionError.
 """
 
 _LONGEST_TYPE = 64
@@ -128,10 +133,10 @@ class _Ours(Struct, omit_defaults=True, rename="pascal"):
     """The additional data of a lease, for other hosts with pyflannel."""
 
     owner: Annotated[str, Meta(min_length=1, max_length=LONGEST_OWNER)]
-    host: Any = None  # only for people: an invalid name must not hide the owner
+    host: Any = None  # the name is only for people, so an invalid name must not hide the owner
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     reads: tuple[str, ...] = ()
-    key: Any = None  # an invalid key is ignored, and must not hide the owner either
+    key: Any = None  # an invalid key is ignored, because it must not hide the owner
     counter: Any = None
     signature: Any = None
     also: Raw | UnsetType = UNSET
@@ -192,11 +197,12 @@ _CLAIM = msgspec.json.Decoder(_ClaimValue)
 def parse_lease_attributes(value: bytes) -> LeaseAttributes:
     """Return the attributes in the value of a lease.
 
-    Keys match in upper and lower case, unknown keys are ignored, and if a key occurs twice, the last one
-    counts. An invalid Pyflannel object is ignored: its host is nevertheless a peer.
+    Keys match in upper and lower case, unknown keys are ignored, and if a key occurs twice, its last value
+    applies. An invalid Pyflannel object is ignored, and the host remains a peer.
 
     Raises:
-        WireError: the value is not a lease. This includes IPv6 text as PublicIP, which crashes the original.
+        WireError: the value is not a lease. An IPv6 text as PublicIP is also refused; the original crashes
+            when it reads such a lease.
     """
     try:
         _check_length(value)
@@ -227,7 +233,9 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
 
 
 def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
-    """Return the value of a lease: the original's keys and, if the lease has an owner, pyflannel's."""
+    """Return the value of a lease: the original's keys and, if the lease has an owner, the keys of
+    pyflannel.
+    """
     owner, ipv6 = attributes.owner, attributes.public_ipv6
     data = _data_text(attributes.backend_data, attributes.vtep)
     data_v6 = _data_text(attributes.backend_v6_data, attributes.vtep_v6)
@@ -256,8 +264,8 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
 def signed_form(value: bytes) -> bytes:
     """Return the content of a lease without its signature, in one form for all spellings and orders.
 
-    The outermost keys are in lower case. Keys that this version does not know stay, so that it can check the
-    signatures of later versions. The attributes of a lease depend on this content only.
+    The outermost keys are in lower case. Keys that this version does not know remain, so that it can check
+    the signatures of later versions. The attributes of a lease depend only on this content.
 
     Raises:
         WireError: the value is not a JSON object, or too long.
@@ -286,7 +294,8 @@ def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
         public_ip = parse_ipv4(claim.public_ip)
     except (ValueError, RecursionError) as error:
         raise WireError(
-            f"not a claim: {error}", hint="Delete the key. Hosts write claims again when necessary."
+            f"not a claim: {error}",
+            hint="Delete the key. Delete the key: hosts write claims again when necessary.",
         ) from error
     return Claim(
         subnet=subnet,
@@ -299,7 +308,7 @@ def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
 
 
 def format_claim(claim: Claim) -> bytes:
-    """Return the value of a claim. The key contains the subnet, and the store the revision."""
+    """Return the value of a claim. The key contains the subnet, and the store knows the revision."""
     return msgspec.json.encode(
         _ClaimValue(
             owner=claim.owner, public_ip=str(claim.public_ip), host=claim.host_name, held=claim.held_s
@@ -334,7 +343,7 @@ def _check_length(value: bytes) -> None:
 
 
 def _decode(value: bytes) -> _LeaseValue:
-    """Return a lease. A lease with only known keys, the usual case, is decoded in one step."""
+    """Return a lease. A lease usually contains only known keys; such a lease is decoded in one step."""
     try:
         return _LEASE.decode(value)
     except msgspec.ValidationError:
@@ -344,7 +353,7 @@ def _decode(value: bytes) -> _LeaseValue:
 def _backend_data(
     data: Raw | UnsetType, backend_type: object
 ) -> tuple[str | None, Vtep | None, WireguardData | None]:
-    """Return the data of the backend: as VTEP if `format_backend_data` wrote it, else as text."""
+    """Return the data of the backend: as a VTEP if `format_backend_data` wrote the data, else as text."""
     if not data:
         return None, None, None
     if backend_type != "vxlan":
@@ -362,7 +371,7 @@ def _data_text(data: str | None, vtep: Vtep | None) -> str | None:
 
 
 def _parts(octets: Raw) -> tuple[BackendPart, ...]:
-    """Return the previous backends of a holder; none if they have another form."""
+    """Return the previous backends of a holder; an empty tuple if they have another form."""
     try:
         return tuple(_part(one) for one in _PARTS.decode(octets)[:MOST_PREVIOUS])
     except (ValueError, RecursionError):
@@ -385,7 +394,7 @@ def _part(one: _Part) -> BackendPart:
 
 
 def format_parts(parts: tuple[BackendPart, ...]) -> Raw:
-    """Return the previous backends of a holder, as its lease contains them."""
+    """Return the previous backends of a holder, in the form in which its lease contains them."""
     values = []
     for part in parts:
         text, text_v6 = (
@@ -404,7 +413,9 @@ def format_parts(parts: tuple[BackendPart, ...]) -> Raw:
 
 
 def _known_members(value: bytes) -> dict[str, Raw]:
-    """Return the known members of a lease with their usual names; pyflannel's only if it is valid."""
+    """Return the known members of a lease with their usual names; the object of pyflannel is included only
+    if it is valid.
+    """
     known = {_LEASE_KEYS.get(key, ""): member for key, member in _last_of_each(value).items()}
     known.pop("", None)
     try:
@@ -415,11 +426,12 @@ def _known_members(value: bytes) -> dict[str, Raw]:
 
 
 def _last_of_each(value: bytes | str) -> dict[str, Raw]:
-    """Return the members of an object by folded key. The last of several spellings of a key counts.
+    """Return the members of an object by key, in lower case. If a key occurs in several spellings, the last
+    spelling applies.
 
     Raises:
-        ValueError: it is not an object.
-        RecursionError: it is nested too deeply.
+        ValueError: the text is not an object.
+        RecursionError: the object is nested too deeply.
     """
     found = _MEMBERS.decode(value)
     by_key = {fold(key): member for key, member in found.items()}
@@ -434,10 +446,12 @@ def _last_of_each(value: bytes | str) -> dict[str, Raw]:
 
 
 _NULL_KEEPS = {"backendtype", "vni"}
-"""Keys of simple values. If the value is null, Go keeps the previous value of these keys, and clears that of
-other keys."""
+"""Keys of simple values. If the value is null, Go keeps the previous value of these keys, and clears the
+value of other keys."""
 
 
 def _compact(data: Raw) -> str:
-    """Return the JSON of the backend in its written form, so that leases with equal content are equal."""
+    """Return the JSON of the backend in the form in which it is written, so that leases with equal content
+    are equal.
+    """
     return escape(msgspec.json.format(bytes(data), indent=-1).decode(errors="replace"))

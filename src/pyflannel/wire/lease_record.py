@@ -1,11 +1,11 @@
 """Converts records of the store to leases and claims, and back; reads and writes last-known.json.
 
-The key of a record contains the subnet, its value the holder. last-known.json contains the leases with which
-a host starts if its store is unreachable:
+The key of a record contains the subnet, and its value contains the holder. last-known.json contains the
+leases with which a host starts if its store is unreachable:
 
     {"Config":"{…}","Own":"subnets/10.100.15.0-24","Leases":{"subnets/10.100.15.0-24":"{…}",…}}
 
-Its keys and values are those of the store, so that the parsers of the store read it.
+The file has the same keys and values as the store, so that the parsers of the store can read it.
 """
 
 import re
@@ -34,7 +34,8 @@ from pyflannel.wire.lease_json import (
 #
 # Source: flannel 0.28.9. There is no form for IPv6 alone.
 
-# The original's expression does not match from the start: it reads 10.5.52.0.1-24 as 5.52.0.1/24.
+# The regular expression of the original may match in the middle of a key: the original reads 10.5.52.0.1-24
+# as 5.52.0.1/24.
 _LENGTH = "(0|[1-9][0-9]{0,2})"
 _KEY = re.compile(f"([0-9.]+)-{_LENGTH}(?:&([0-9a-f:]+)-{_LENGTH})?")
 
@@ -50,8 +51,9 @@ def parse_subnet_key(text: str) -> tuple[IPv4Network, IPv6Network | None]:
     """Return the subnets of a key.
 
     A subnet has exactly one key, which `format_subnet_key` writes. The original also reads addresses with
-    host bits and lengths with leading zeros. They are refused, because they would be second keys of a lease.
-    IPv4-mapped IPv6 is refused, because the original writes it as IPv4 and cannot read it.
+    host bits and lengths with leading zeros. Such keys are refused, because a lease would then have several
+    keys. IPv4-mapped IPv6 is refused, because the original writes such a subnet as IPv4 and cannot read the
+    key.
 
     Raises:
         WireError: the text is not such a key.
@@ -97,14 +99,15 @@ def _ipv6_subnet(address: str, length: str) -> IPv6Network:
 def _not_a_key(text: str, why: str) -> WireError:
     return WireError(
         f"not the key of a subnet: {text!r}: {why}",
-        hint="Delete the key. A lease has base address, dash and prefix length as key, as in 10.5.52.0-24.",
+        hint="Delete the key. The key of a lease consists of base address, dash and prefix length, for "
+        "example 10.5.52.0-24.",
     )
 
 
 # Converts records of the store to leases and claims, and back. Two kinds of keys:
 #
-# - `subnets/10.5.52.0-24`: a lease; without TTL, a reservation
-# - `claims/10.5.52.0-24`: a claim, which asks whether the holder of that lease is alive
+# - `subnets/10.5.52.0-24`: a lease, or a reservation if the record has no TTL
+# - `claims/10.5.52.0-24`: a claim, which asks the holder of that lease to show that it is running
 
 CONFIG = "config"
 """The key of the network config, below the store's prefix."""
@@ -113,30 +116,32 @@ ALLOW_LIST = "allow-list"
 """The key of the signed allow-list, below the prefix of the store."""
 
 LONGEST_ALLOW_LIST = 1 << 20
-"""Bytes: enough for 15,000 hosts. etcd refuses values of more than 1.5 MB."""
+"""Bytes: the limit is enough for 15,000 hosts. etcd refuses values of more than 1.5 MB."""
 
 SUBNETS = "subnets/"
-"""Start of the keys of leases."""
+"""The keys of leases begin with this text."""
 
 CLAIMS = "claims/"
-"""Start of the keys of claims."""
+"""The keys of claims begin with this text."""
 
 RESERVED = frozenset({"subnets", "claims"})
 """No network can have these names, because the default network has keys below them."""
 
 
 def longest_value(key: str) -> int:
-    """Return how many bytes of a value to keep: one more than the maximum, so that it is refused later."""
-    name = key.rpartition("/")[2]  # the config of the only network, or of one of several
+    """Return how many bytes of a value to keep: one more than the maximum, so that the parser later
+    refuses the value.
+    """
+    name = key.rpartition("/")[2]  # the config of the only network, or of one of several networks
     longest = {CONFIG: 4 * LONGEST_CONFIG, ALLOW_LIST: LONGEST_ALLOW_LIST}
     return longest.get(name, LONGEST_LEASE) + 1
 
 
 def lease_of(record: Record) -> Lease:
-    """Return the lease of a record.
+    """=
 
     Raises:
-        WireError: key or value is not that of a lease; the message contains the key.
+        WireError: key or value does not have the form of a lease; the message contains the key.
     """
     subnet, ipv6_subnet = leased_subnets(record.key)
     try:
@@ -150,7 +155,7 @@ def lease_of(record: Record) -> Lease:
         attributes=attributes,
         revision=record.revision,
         has_ttl=record.lease_id != 0,
-        since=record.revision if is_new else record.created,  # one integer for both saves 32 bytes per lease
+        since=record.revision if is_new else record.created,  # the same object saves 32 bytes
     )
 
 
@@ -158,7 +163,7 @@ def claim_of(record: Record) -> Claim:
     """Return the claim of a record.
 
     Raises:
-        WireError: key or value is not that of a claim; the message contains the key.
+        WireError: key or value does not have the form of a claim; the message contains the key.
     """
     subnet = claimed_subnet(record.key)
     try:
@@ -171,7 +176,7 @@ def leased_subnets(key: str) -> tuple[IPv4Network, IPv6Network | None]:
     """Return the subnets of the lease at `key`. A deletion contains only the key.
 
     Raises:
-        WireError: it is not the key of a lease.
+        WireError: `key` is not the key of a lease.
     """
     try:
         return parse_subnet_key(_below(SUBNETS, key))
@@ -183,7 +188,7 @@ def claimed_subnet(key: str) -> IPv4Network:
     """Return the subnet of the claim at `key`.
 
     Raises:
-        WireError: it is not the key of a claim.
+        WireError: `key` is not the key of a claim.
     """
     try:
         subnet, ipv6_subnet = parse_subnet_key(_below(CLAIMS, key))
@@ -227,7 +232,7 @@ def _at(key: str, error: WireError) -> WireError:
 
 
 _PART = 100
-"""Number of leases in each written part."""
+"""Number of leases in each part that is written."""
 
 
 class _Change(msgspec.Struct, rename="pascal", kw_only=True, omit_defaults=True):
@@ -237,7 +242,7 @@ class _Change(msgspec.Struct, rename="pascal", kw_only=True, omit_defaults=True)
 
 
 class _File(msgspec.Struct, rename="pascal", kw_only=True, omit_defaults=True):
-    """The file; its leases are at its end, because they are written in parts."""
+    """The file. The leases are at its end, because they are written in parts."""
 
     config: str
     own: str
@@ -247,9 +252,10 @@ class _File(msgspec.Struct, rename="pascal", kw_only=True, omit_defaults=True):
 
 
 class Kept(NamedTuple):
-    """The content of the file. Its leases are still records, because they take longer to read than the file.
+    """The content of the file. The leases remain records, because their conversion takes longer than the
+    reading of the file.
 
-    Revisions are 0, and every lease counts as one with a TTL.
+    The revisions are 0, and every record has a TTL.
     """
 
     config: str
@@ -263,9 +269,9 @@ class KeptChange(NamedTuple):
     """The network configs at the end of the last run, as text.
 
     Attributes:
-        config: the newest; "" if it is unknown.
-        previous: those before, during a change of the backend.
-        is_prepared: the host could receive packets by the backend of the newest.
+        config: text of the newest config; "" if it is unknown.
+        previous: during a change of the backend, the texts of the earlier configs.
+        is_prepared: true if the host was able to receive packets through the backend of the newest config.
     """
 
     config: str = ""
@@ -274,7 +280,7 @@ class KeptChange(NamedTuple):
 
 
 def parse_change(octets: bytes) -> KeptChange:
-    """Return the configs in the file; nothing of a bad file."""
+    """Return the configs in the file; an empty result for an invalid file."""
     try:
         change = msgspec.json.decode(octets, type=_Change)
     except (msgspec.MsgspecError, RecursionError):
@@ -308,7 +314,7 @@ def readable_lease(record: Record) -> Lease | None:
 
 
 def format_last_known(known: LastKnown) -> Iterator[bytes]:
-    """Yield the file in parts, because the whole of a large network takes a long time."""
+    """Yield the file in parts, because a large network takes a long time."""
     file = _File(
         config=known.config,
         own=lease_key(known.own),

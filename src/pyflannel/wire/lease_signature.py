@@ -1,8 +1,8 @@
-"""Signatures of leases and of allow-lists: the signed bytes, and Ed25519.
+"""Signatures of leases and of allow-lists: the bytes that are signed, and the algorithm Ed25519.
 
 A signature covers the prefix of the store, the key of the lease and its value without the signature: subnet,
-owner, addresses, backend, port, counter and public key. The value is signed in a form of its own, with sorted
-keys, so that spelling and order in the store have no effect. The form contains keys of later versions.
+owner, addresses, backend, port, counter and public key. The value is signed in a separate form with sorted
+keys, so that spelling and order in the store have no effect. This form also contains keys of later versions.
 
 The library is imported by the first call, because it takes 8 MiB of memory.
 """
@@ -28,11 +28,13 @@ from pyflannel.wire.lease_record import (
 )
 
 _PURPOSE = b"pyflannel lease 1"
-"""Distinguishes these signatures from all others of the key."""
+"""This text distinguishes signatures of leases from all other signatures with the same key."""
 
 
 def _signed_octets(prefix: str, lease: Lease, value: bytes) -> bytes:
-    """Return the signed bytes of a lease with this value: netstrings, each part after its length."""
+    """Return the signed bytes of a lease with this value: the parts as netstrings, in which each part
+    follows its length.
+    """
     return _netstrings(_PURPOSE, prefix.encode(), lease_key(lease).encode(), signed_form(value))
 
 
@@ -55,9 +57,9 @@ def _signature(octets: bytes, key: LeaseKey) -> bytes:
 
 
 def is_authentic(prefix: str, lease: Lease, value: bytes) -> bool:
-    """Return whether the lease has a counter and a valid signature of the key in it, for this store.
+    """Return whether the lease has a counter and a valid signature by the key in the lease, for this store.
 
-    `value`: value in the store that contains the lease.
+    `value`: value of the record in the store that contains the lease.
     """
     attributes = lease.attributes
     if attributes.signing_key is None or attributes.signature is None or attributes.counter is None:
@@ -80,16 +82,16 @@ def _is_signed(octets: bytes, key: bytes, signature: bytes) -> bool:
     return True
 
 
-# lease-counters.json: counters and keys that a host keeps across restarts.
+# lease-counters.json: counters and keys that remain on a host after a restart.
 
 
 class KnownKeys(NamedTuple):
     """The counter of this host's latest lease, and the keys and counters of other hosts.
 
     Attributes:
-        floors: least accepted counter by key.
+        floors: lowest accepted counter, by key.
         owners: key by owner.
-        holders: key and counter of the latest lease by subnet.
+        holders: key and counter of the latest lease, by subnet.
     """
 
     counter: int
@@ -131,7 +133,7 @@ def parse_known_keys(octets: bytes) -> KnownKeys:
         }
     except (ValueError, RecursionError, WireError) as error:
         raise WireError(
-            f"lease-counters.json cannot be read: {error}", hint="Delete it: flanneld writes it again."
+            f"lease-counters.json cannot be read: {error}", hint="Delete the file: flanneld writes it again."
         ) from error
     return KnownKeys(file.counter, floors, owners, holders)
 
@@ -145,12 +147,12 @@ def parse_allowed_keys(text: str) -> frozenset[bytes]:
     """Return the keys of an allow-list. Empty lines, and lines that begin with #, are ignored.
 
     Raises:
-        WireError: there is no key, or a line does not begin with a key; the message contains the number of
-            the line.
+        WireError: the list contains no key, or a line does not begin with a key; the message contains the
+            number of the line.
     """
     keys = frozenset(_allowed(text))
     if not keys:
-        raise WireError("it contains no key", hint="Write a file with one key per line.")
+        raise WireError("the file contains no key", hint="Write a file with one key per line.")
     return keys
 
 
@@ -174,14 +176,14 @@ def _allowed(text: str) -> Iterator[bytes]:
         yield key
 
 
-# The allow-list in the store: the text of such a file, a counter and the signature of an operator.
+# The allow-list in the store: the text of an allow-list, a counter and the signature of an operator.
 
 _LIST_PURPOSE = b"pyflannel allow-list 1"
-"""Distinguishes these signatures from those of leases."""
+"""This text distinguishes signatures of allow-lists from signatures of leases."""
 
 
 class SignedList(NamedTuple):
-    """An allow-list that an operator signed. Of two lists, the one with the higher counter is the later."""
+    """An allow-list that an operator signed. Of two lists, the list with the higher counter is later."""
 
     text: str
     counter: int
@@ -197,12 +199,14 @@ class _SignedList(msgspec.Struct, rename="pascal"):
 
 
 def sign_list(prefix: str, text: str, counter: int, key: LeaseKey) -> SignedList:
-    """Return an allow-list, signed by the key of an operator for the hosts with this prefix of the store."""
+    """Return an allow-list, signed with the key of an operator for the hosts with this prefix of the
+    store.
+    """
     return SignedList(text, counter, key.public, _signature(_list_octets(prefix, text, counter), key))
 
 
 def is_authentic_list(prefix: str, signed: SignedList) -> bool:
-    """Return whether the key in the list signed it for this prefix of the store."""
+    """Return whether the list is signed with the key in it, for this prefix of the store."""
     return _is_signed(_list_octets(prefix, signed.text, signed.counter), signed.operator, signed.signature)
 
 
@@ -214,7 +218,7 @@ def format_signed_list(signed: SignedList) -> bytes:
     """Return the value of the list in the store.
 
     Raises:
-        WireError: it is too large.
+        WireError: the list is too large.
     """
     operator, signature = (
         b2a_base64(octets, newline=False).decode() for octets in (signed.operator, signed.signature)
@@ -229,7 +233,7 @@ def parse_signed_list(octets: bytes) -> SignedList:
     """Return the list in a value of the store. Its signature is not checked.
 
     Raises:
-        WireError: it is not such a value.
+        WireError: the value is not a signed allow-list.
     """
     if len(octets) > LONGEST_ALLOW_LIST:
         raise _too_large()
@@ -242,9 +246,9 @@ def parse_signed_list(octets: bytes) -> SignedList:
     except (ValueError, RecursionError) as error:
         raise WireError(f"it is not a signed allow-list: {error}", hint=_PUBLISH) from error
     if len(operator) != KEY_OCTETS or len(signature) != SIGNATURE_OCTETS:
-        raise WireError("its key or its signature has a wrong length", hint=_PUBLISH)
+        raise WireError("the key or the signature has a wrong length", hint=_PUBLISH)
     if not 0 < found.counter <= LARGEST_COUNTER:
-        raise WireError(f"its counter {found.counter} is out of range", hint=_PUBLISH)
+        raise WireError(f"the counter {found.counter} is out of range", hint=_PUBLISH)
     return SignedList(text, found.counter, operator, signature)
 
 
@@ -253,7 +257,7 @@ _PUBLISH = "Write it with flannelctl allow-list publish."
 
 def _too_large() -> WireError:
     return WireError(
-        f"it has more than {LONGEST_ALLOW_LIST} bytes",
+        f"the list has more than {LONGEST_ALLOW_LIST} bytes",
         hint="Shorten the remarks after the keys, or use --lease-keys.",
     )
 
@@ -285,16 +289,16 @@ def parse_kept_list(octets: bytes) -> KeptList:
     """Return the content of the file.
 
     Raises:
-        WireError: it is not such a file.
+        WireError: the text is not a file of this kind.
     """
     try:
         file = msgspec.json.decode(octets, type=_KeptList)
         counters = {bytes.fromhex(key): counter for key, counter in file.counters.items()}
         operator = bytes.fromhex(file.operator)
         if operator not in counters:
-            raise ValueError("its operator has no counter")
+            raise ValueError("the operator of the list has no counter")
     except (ValueError, RecursionError) as error:
         raise WireError(
-            f"allow-list.json cannot be read: {error}", hint="Delete it; it is written again."
+            f"allow-list.json cannot be read: {error}", hint="Delete the file: flanneld writes it again."
         ) from error
     return KeptList(file.keys, operator, counters)

@@ -29,18 +29,20 @@ from pyflannel.wire.json_values import (
 # Source: flannel 0.28.9. The first subnet of a network is not used unless SubnetMin names it.
 
 _FEWEST_BITS = 2
-"""Two bits, thus four: the minimum number of subnets of a network, and of addresses of a subnet."""
+"""Two bits, which means four: the minimum number of subnets of a network, and of addresses of a subnet."""
 
 
 def subnet_range(
     network: IPv4Network | IPv6Network, length: int, first: int, last: int
 ) -> tuple[int, int, int]:
-    """Return the prefix length of a subnet, and the base addresses of the first and the last, as numbers.
+    """Return the prefix length of a subnet, and the base addresses of the first and the last subnet, as
+    numbers.
 
     0 means that a value is not configured.
 
     Raises:
-        ConfigError: a value is invalid; the message contains its key, with the prefix IPv6 for that family.
+        ConfigError: a value is invalid; the message contains the key of the value, with the prefix IPv6 for
+            the family IPv6.
     """
     length = _subnet_length(network, length)
     size = 1 << (network.max_prefixlen - length)
@@ -51,19 +53,22 @@ def subnet_range(
 
 
 def _subnet_length(network: IPv4Network | IPv6Network, length: int) -> int:
-    """Return the given length; without one, the default, or a longer one that divides the network by four."""
+    """Return the given length. Without a given length, return the default, or a longer length that divides
+    the network by four.
+    """
     family, usual = ("", 24) if network.version == 4 else ("IPv6", 64)
     longest = network.max_prefixlen - _FEWEST_BITS
     if length > longest:
         raise ConfigError(
             f"{family}SubnetLen must be less than /{longest + 1}: {family}SubnetLen={length}",
-            hint=f"Write a {family}SubnetLen of at most {longest}, or leave it out.",
+            hint=f"Write a {family}SubnetLen of at most {longest}, or omit NameSubnetLen.",
         )
     if length and length < network.prefixlen + _FEWEST_BITS:
         raise ConfigError(
             "network must be able to accommodate at least four subnets:"
             f" {family}SubnetLen={length} {family}Network={network}",
-            hint=f"Write a {family}SubnetLen of {network.prefixlen + _FEWEST_BITS} or more, or leave it out.",
+            hint=f"Write a {family}SubnetLen of {network.prefixlen + _FEWEST_BITS} or more, or omit "
+            f"NameSubnetLen.",
         )
     if length:
         return length
@@ -72,7 +77,7 @@ def _subnet_length(network: IPv4Network | IPv6Network, length: int) -> int:
         name = "network" if network.version == 4 else "IPv6Network"
         raise ConfigError(
             f"{name} is too small. Minimum useful network prefix is /{smallest}: {family}Network={network}",
-            hint=f"Widen {family}Network to /{smallest} or a shorter prefix.",
+            hint=f"Write a {family}Network with the prefix length {smallest} or less.",
         )
     return max(usual, network.prefixlen + _FEWEST_BITS)
 
@@ -84,7 +89,7 @@ def _check_bounds(network: IPv4Network | IPv6Network, length: int, minimum: int,
         if bound not in network:
             raise ConfigError(
                 f"{key} is not in the range of the {family}Network: {key}={bound} {family}Network={network}",
-                hint=f"Write {key} as the base address of a subnet inside {network}, or leave it out.",
+                hint=f"Write {key} as the base address of a subnet inside {network}, or omit the key.",
             )
     host_bits = (1 << (network.max_prefixlen - length)) - 1
     for key, bound in bounds:
@@ -106,18 +111,18 @@ def _check_bounds(network: IPv4Network | IPv6Network, length: int, minimum: int,
 #
 # docs/reference/network-config.md lists every key, default and check.
 #
-# Source: flannel 0.28.9. Messages contain the texts of the original, so that a search finds them. Key and
-# value are appended.
+# Source: flannel 0.28.9. Messages contain the texts of the original, so that a search for these texts finds
+# pyflannel's messages. The key and the value are appended to the text.
 
 
 def parse_network_config(text: str | bytes, *, is_assigned: bool = False) -> NetworkConfig:
     """Return the network config, with computed values for all absent keys.
 
-    With `is_assigned`, others assign the subnets. The keys of subnets then have no effect.
+    With `is_assigned`, another program assigns the subnets. In this case, the keys of subnets have no effect.
 
     Keys match in upper and lower case. Unknown keys are ignored and listed in `unread`. If a key occurs
-    twice, the last one counts. `null` counts as absent, except for Network, IPv6Network, SubnetMin and
-    SubnetMax.
+    twice, the last value applies. A key with the value `null` is treated as absent, except for Network,
+    IPv6Network, SubnetMin and SubnetMax.
 
     The time is linear in the length of the text. Length, number of keys and depth have limits.
 
@@ -133,7 +138,7 @@ def parse_network_config(text: str | bytes, *, is_assigned: bool = False) -> Net
     if not (config.enable_ipv4 or config.enable_ipv6):
         raise ConfigError(
             "none defined stack: EnableIPv4=false EnableIPv6=false",
-            hint="Leave EnableIPv4 out, or set EnableIPv6 to true.",
+            hint="Omit EnableIPv4, or set EnableIPv6 to true.",
         )
     if config.enable_ipv4:
         config = _with_ipv4_range(config, is_assigned=is_assigned)
@@ -145,8 +150,9 @@ def parse_network_config(text: str | bytes, *, is_assigned: bool = False) -> Net
 def format_network_config(config: NetworkConfig) -> str:
     """Return the config with its computed values, as one line of JSON.
 
-    Keys, their order and the form of absent values equal the original's. BackendType, which the original does
-    not print, is added at the end. `parse_network_config` reads the same config from it, except `unread`.
+    Keys, their order and the form of absent values are the same as in the original. BackendType, which the
+    original does not print, is added at the end. `parse_network_config` reads the same config from this line,
+    except `unread`.
     """
     document: dict[str, object] = {
         "EnableIPv4": config.enable_ipv4,
@@ -210,7 +216,7 @@ def _absent(key: str, example: str) -> ConfigError:
     )
 
 
-# The values in the text.
+# The values that the text of the message contains.
 
 
 def _as_written(text: str) -> NetworkConfig:
@@ -234,7 +240,9 @@ def _as_written(text: str) -> NetworkConfig:
 
 
 def _unread_name(key: str, raw: str) -> str | None:
-    """Return the name of a key without effect for messages; None for a known or a harmless key."""
+    """Return the name of a key without effect for messages; None for a known key, or a key that may be
+    ignored.
+    """
     match fold(key):
         case "networks":
             return "Networks" if decode(raw) else None
@@ -247,7 +255,7 @@ def _unread_name(key: str, raw: str) -> str | None:
 
 
 _READ = {fold(key) for key in (*KEYS, "BackendType")}
-"""The last key is one that `format_network_config` adds."""
+"""The function `format_network_config` adds the last key."""
 
 
 def _with_member(config: NetworkConfig, key: str, raw: str) -> NetworkConfig:
@@ -331,6 +339,6 @@ def _backend_type(backend: Mapping[str, object]) -> str:
     if not name:
         raise ConfigError(
             "unknown backend type: Backend has no Backend.Type",
-            hint='Set Backend.Type, for example to "udp", or leave Backend out.',
+            hint='Set Backend.Type, for example to "udp", or omit Backend.',
         )
     return name.lower()

@@ -38,11 +38,11 @@ _KNOWN_OBJECTS = frozenset({"metainfo", "table", "chain", "rule"})
 
 
 def format_table(table: NftTable) -> str:
-    """Return the transaction that creates the planned table, and replaces an existing one."""
+    """Return the transaction that creates the planned table, and replaces an existing table."""
     name = {"family": FAMILIES[table.family], "name": table.name}
     inside = {"family": FAMILIES[table.family], "table": table.name}
     commands: list[object] = [
-        {"add": {"table": name}},  # so that it can be deleted
+        {"add": {"table": name}},  # the rule is deleted through this handle
         {"delete": {"table": name}},
         {"add": {"table": name}},
     ]
@@ -76,7 +76,9 @@ _OWN = re.compile(r"(flannel-(ipv4|ipv6|guard)(-\d+)?|pyflannel-device-.*)")
 
 
 def is_own_table(name: str) -> bool:
-    """Return whether a table belongs to a pyflannel daemon: its rules, its guard, or its claim."""
+    """Return whether a table belongs to a pyflannel daemon: the table of its rules, of its guard, or of
+    its claim.
+    """
     return _OWN.fullmatch(name) is not None
 
 
@@ -87,7 +89,7 @@ def parse_names(text: str) -> list[tuple[Family, str]]:
     a device name is such a table.
 
     Raises:
-        WireError: the text is not such an output.
+        WireError: the text is not an output of this command.
     """
     found: list[tuple[Family, str]] = []
     for line in text.splitlines():
@@ -108,7 +110,7 @@ def parse_table(text: str, family: Family, device: str) -> NftTable:
     """Return the table in the output of `nft -j list table`.
 
     Raises:
-        WireError: the text is not such an output.
+        WireError: the text is not an output of this command.
     """
     rules: dict[str, list[_Rule]] = {}
     bases: list[Mapping[str, object]] = []
@@ -245,7 +247,9 @@ def _verdict(verdict: Verdict) -> object:
 
 
 def _parse_rule(expressions: object, family: Family) -> _Rule:
-    """Return the rule in nft's JSON. It is foreign if pyflannel would not print it in the same form."""
+    """Return the rule in nft's JSON. The rule is foreign if it differs from every rule that pyflannel
+    writes.
+    """
     match expressions:
         case [*matches, {"dnat": {"addr": str(address), "port": int(port)}}]:
             return _parse_port_rule(matches, address, port) or ForeignRule(json.dumps(expressions))
@@ -285,7 +289,7 @@ def _isolation_rules(origin: object, destination: object, family: Family) -> Ite
 
 
 def _parse_port_rule(matches: Sequence[object], address: str, port: int) -> PortRule | None:
-    """Return the rule that publishes a port; None if it is not written as planned."""
+    """Return the rule that publishes a port; None if the rule does not have the planned form."""
     match matches:
         case [
             *before,

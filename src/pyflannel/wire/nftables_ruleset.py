@@ -1,6 +1,7 @@
 """The output of `nft -j list table` as rules that can be evaluated. Source: libnftables-json(5).
 
-The text of a rule, and the device of a chain at the hook `ingress`, are in the output of `nft -a list table`.
+The text of a rule, and the device of a chain at the hook `ingress`, are only in output of `nft -a list
+table`.
 """
 
 import json
@@ -64,8 +65,8 @@ def parse_ruleset(document: str, listing: str) -> Ruleset:
     """Return the base chains of one table.
 
     Args:
-        document: the output of `nft -j list table`.
-        listing: the output of `nft -a list table`.
+        document: output of `nft -j list table`.
+        listing: output of `nft -a list table`.
 
     Raises:
         WireError: the document is not nft's JSON.
@@ -115,7 +116,9 @@ def _base_chains(entries: Sequence[_Json], listing: str) -> Iterator[BaseChain]:
 
 
 def _devices(chain: _Json, listed: str) -> list[str]:
-    """Return the devices of a chain; [""] for a chain of all devices. nft 1.0.6 omits them in its JSON."""
+    """Return the devices of a chain; [""] for a chain of all devices. nft 1.0.6 omits these devices in its
+    JSON.
+    """
     given = chain.get("dev", [])
     named = [given] if isinstance(given, str) else list(given)
     return named or re.findall(r'"?([^\s"{},=]+)"?', listed) or [""]
@@ -123,10 +126,10 @@ def _devices(chain: _Json, listed: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """A tested property, and the conditions that nft implies.
+    """The property that a condition tests, and the conditions that nft implies.
 
     Attributes:
-        field: None if it cannot be evaluated.
+        field: None if the property cannot be evaluated.
     """
 
     field: Field | None
@@ -135,13 +138,15 @@ class _Field:
 
 
 class _Statements:
-    """Parses the statements of rules of one table; `named` are its sets and maps."""
+    """Parses the statements of rules of one table; `named` contains the sets and maps of the table."""
 
     def __init__(self, named: Mapping[str, Sequence[Any]]) -> None:
         self._named = named
 
     def rules(self, statements: Sequence[_Json], text: str, handle: int) -> Iterator[Rule]:
-        """Yield a rule for each combination of conditions; a verdict map has several."""
+        """Yield a rule for each combination of conditions; a rule with a verdict map has several
+        combinations.
+        """
         before: list[list[list[Match | Unknown]]] = []
         for statement in statements:
             ((kind, value),) = statement.items()
@@ -168,7 +173,7 @@ class _Statements:
             yield Rule(tuple(match for part in combination for match in part), action, text, handle)
 
     def _alternatives(self, kind: str, value: Any, text: str) -> list[list[Match | Unknown]]:
-        """Return the alternative lists of conditions of a statement, one of which must hold."""
+        """Return the alternative lists of conditions of a statement, one of which a packet must meet."""
         if kind != "match":
             return [[Unknown(kind if kind != "xt" else f"a match of iptables in {text!r}")]]
         left, right, operator = value["left"], value["right"], value["op"]
@@ -236,7 +241,7 @@ def _plain(member: Any) -> Any:
 
 
 def _action(kind: str, value: Any) -> Action | None:
-    """Return the effect of a statement; None if it is a condition."""
+    """Return the effect of a statement; None if the statement is a condition."""
     match kind:
         case "accept" | "drop" | "return" | "continue" | "notrack" | "reject":
             kinds: Mapping[str, Literal["accept", "drop", "return", "continue", "notrack", "reject"]] = {
@@ -347,10 +352,9 @@ def _field(left: Any) -> _Field:
 
 
 def _value(right: Any, field: Field) -> tuple[int, int] | str:
-    """Return a range of numbers or a text.
+    """Return a value of nft's JSON as a range of numbers or as a text.
 
-    Raises:
-        ValueError, KeyError: the value cannot be compared with the field.
+    =
     """
     match right, field:
         case {"range": [low, high]}, _:

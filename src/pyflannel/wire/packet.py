@@ -1,21 +1,22 @@
 """IPv4 packets in a buffer: the header's layout, the TTL, and the ICMP errors of a router.
 
-Addresses are integers and buffers are changed in place, because this code runs for every packet.
+Addresses are integers and buffers are changed in place, for speed, because this code runs for every packet.
 """
 
 from struct import Struct
 
 HEADER_OCTETS = 20
 HEADER = Struct("!BBHHHBBHII")
-"""Version and header length, TOS, total length, id, flags and fragment offset, TTL, protocol, checksum,
-source, destination (RFC 791 section 3.1)."""
+"""The whole header: version and header length, TOS, total length, id, flags and fragment offset, TTL,
+protocol, checksum, source, destination (RFC 791 section 3.1)."""
 
 ROUTED = Struct("!BxH4xBBHII")
-"""Seven of these: version and header length, total length, TTL, protocol, checksum, source, destination."""
+"""Seven of these fields: version and header length, total length, TTL, protocol, checksum, source,
+destination."""
 
 TTL_AND_CHECKSUM = Struct("!BBH")
 TTL_AT = 8
-"""Offset of TTL, protocol and checksum."""
+"""Offsets of TTL, protocol and checksum in the header."""
 
 PROTOCOL_ICMP = 1
 PROTOCOL_TCP = 6
@@ -24,12 +25,13 @@ PROTOCOL_UDP = 17
 ICMP_UNREACHABLE = 3
 ICMP_TIME_EXCEEDED = 11
 _ICMP_ERRORS = frozenset({3, 4, 5, 11, 12})
-"""Unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792)."""
+"""The types of ICMP errors: unreachable, source quench, redirect, time exceeded, parameter problem (RFC
+792)."""
 
 _ICMP_HEADER = Struct("!BBHI")
 _ICMP_HEADER_OCTETS = 8
 _ERROR_TTL = 8
-"""TTL of the sent errors (flannel 0.6.2 and later)."""
+"""TTL of the errors that flanneld sends (flannel 0.6.2 and later)."""
 
 _QUOTED_PAYLOAD_OCTETS = 8
 _LONGEST_HEADER_OCTETS = 60
@@ -37,10 +39,10 @@ _FRAGMENT_OFFSET = 0x1FFF
 
 
 def checksum(octets: bytes | bytearray | memoryview) -> int:
-    """Return the Internet checksum (RFC 1071) of bytes that are not all zero.
+    """Return the Internet checksum (RFC 1071) of bytes, of which at least one is not zero.
 
-    Modulo 65535, 2**16 equals 1. So the buffer as one number has the same remainder as the sum of its words.
-    If the length is odd, the last byte is the high byte of its word.
+    Modulo 65535, 2**16 equals 1. Therefore the buffer as one number has the same remainder as the sum of its
+    words. If the length is odd, the last byte is the high byte of its word.
     """
     number = int.from_bytes(octets, "big")
     if len(octets) % 2:
@@ -49,9 +51,10 @@ def checksum(octets: bytes | bytearray | memoryview) -> int:
 
 
 def destination_port(packet: bytearray, at: int, size: int) -> int | None:
-    """Return the destination port of the UDP or TCP packet of `size` bytes at `at`. Its header is valid.
+    """Return the destination port of the UDP or TCP packet of `size` bytes at `at`. The header of the packet
+    must be valid.
 
-    The result is None if there is no port: in a later fragment, or a packet that ends before the port.
+    The result is None for a packet without a port: a later fragment, or a packet that ends before the port.
     """
     port_at = (packet[at] & 0x0F) * 4 + 2
     if size < port_at + 2 or int.from_bytes(packet[at + 6 : at + 8], "big") & _FRAGMENT_OFFSET:
@@ -60,7 +63,9 @@ def destination_port(packet: bytearray, at: int, size: int) -> int | None:
 
 
 def decrement_ttl(packet: bytearray, at: int = 0) -> None:
-    """Decrement the TTL of the packet at `at` and update its checksum. The TTL must not be 0."""
+    """Decrement the TTL of the packet at `at` and update the checksum of its header. The TTL must not be
+    0.
+    """
     ttl, protocol, old = TTL_AND_CHECKSUM.unpack_from(packet, at + TTL_AT)
     TTL_AND_CHECKSUM.pack_into(packet, at + TTL_AT, ttl - 1, protocol, checksum_one_hop_on(old))
 
@@ -68,17 +73,17 @@ def decrement_ttl(packet: bytearray, at: int = 0) -> None:
 def checksum_one_hop_on(old: int) -> int:
     """Return a header's checksum after its TTL was decremented.
 
-    It grows by 0x0100, in one's complement arithmetic. A correct checksum is never 0xffff, nor is a
+    The checksum grows by 0x0100, in one's complement arithmetic. A correct checksum is never 0xffff, nor is a
     remainder: 0xfeff becomes 0x0000 (RFC 1624 section 3).
     """
     return (old + 0x0100) % 65535
 
 
 def icmp_unreachable(packet: bytearray, size: int, source: int) -> bytes | None:
-    """Return the ICMP net unreachable from `source` for this packet, or None if none may be sent.
+    """Return the ICMP net unreachable from `source` for this packet, or None if no error may be sent.
 
-    None is sent for an ICMP packet, nor for a packet with a header of maximum length (flannel 0.6.2 and
-    later).
+    No error is sent for an ICMP packet, and no error for a packet with a header of maximum length (flannel
+    0.6.2 and later).
     """
     fields = HEADER.unpack_from(packet)
     if fields[6] == PROTOCOL_ICMP or (fields[0] & 0x0F) * 4 >= _LONGEST_HEADER_OCTETS:
@@ -87,9 +92,9 @@ def icmp_unreachable(packet: bytearray, size: int, source: int) -> bytes | None:
 
 
 def icmp_time_exceeded(packet: bytearray, size: int, source: int) -> bytes | None:
-    """Return the ICMP time exceeded from `source` for this packet, or None if none may be sent.
+    """Return the ICMP time exceeded from `source` for this packet, or None if no error may be sent.
 
-    It is also sent for an echo request, so that traceroute by ICMP shows the ends of the tunnel.
+    This error is also sent for an echo request, so that a traceroute with ICMP shows the ends of the tunnel.
     """
     header_octets = (packet[0] & 0x0F) * 4
     if packet[9] == PROTOCOL_ICMP and (size <= header_octets or packet[header_octets] in _ICMP_ERRORS):
@@ -98,9 +103,9 @@ def icmp_time_exceeded(packet: bytearray, size: int, source: int) -> bytes | Non
 
 
 def _icmp_error(packet: bytearray, size: int, kind: int, source: int) -> bytes | None:
-    """Return an ICMP error of code 0 that quotes the header and at most 8 bytes after it.
+    """Return an ICMP error of code 0 that quotes the header and at most 8 bytes after the header.
 
-    None is sent for a later fragment, nor if source or destination is not a single host (RFC 1122 section
+    No error is sent for a later fragment, or if source or destination is not a single host (RFC 1122 section
     3.2.2).
     """
     version_and_length, _, _, _, fragment, _, _, _, offender, destination = HEADER.unpack_from(packet)
@@ -116,5 +121,7 @@ def _icmp_error(packet: bytearray, size: int, kind: int, source: int) -> bytes |
 
 
 def _is_single_host(address: int) -> bool:
-    """Return whether the address can belong to one host: not 0.0.0.0, multicast, reserved or broadcast."""
+    """Return whether the address can belong to one host: it is not 0.0.0.0, multicast, reserved or
+    broadcast.
+    """
     return 0 < address < 0xE0000000

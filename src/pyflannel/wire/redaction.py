@@ -1,4 +1,4 @@
-"""Removes secrets from texts that leave a host: known values, and values beside the name of a secret."""
+"""Removes secrets from texts that leave a host: known values, and values next to the name of a secret."""
 
 import json
 import re
@@ -9,20 +9,22 @@ from urllib.parse import quote
 REMOVED = "(removed)"
 
 _SHORTEST = 4
-"""Characters of the shortest known value that is removed. A shorter one would remove parts of other words."""
+"""Minimum length of a known value that is removed, in characters. With a shorter value, parts of other
+words would be removed."""
 
 _SHORTEST_LEARNED = 8
-"""The same for a value that only a name beside it declares a secret: it may be `true` or `none`."""
+"""Minimum length of a value that is a secret only because of the name next to it. Such a value may be
+`true` or `none`."""
 
 _SECRET = (
     r"(?:passw|passphrase|secret|token|psk|pre-?shared|private[-_ ]?key|priv(?:ate)?key|credential"
     r"|authorization|api[-_]?key|access[-_]?key|auth[-_]?key|key-data|cookie)"
 )
 _NAMED_FILE = re.compile(r"(?:file|path|dir)\W*$", re.IGNORECASE)
-"""The end of a name whose value is a path: `password-file`."""
+"""A name with this suffix has a path as its value, for example `password-file`."""
 
-# Peers and writers of the store can cause lines in the log. So the time of each pattern is linear in the
-# length of the text: a match begins only at the beginning of a word, and quantifiers do not backtrack.
+# Peers and writers of the store can cause lines in the log. Therefore the time of each pattern is linear in
+# the length of the text: a match begins only at the beginning of a word, and quantifiers do not backtrack.
 
 _NAME = rf"(?<![\w.-])(?=[\w.-]*?{_SECRET})[\w.-]++(?:(?<=private) key[\w.-]*+)?"
 _PEM = re.compile(
@@ -49,11 +51,11 @@ class Redactor:
     """Removes secrets from texts.
 
     Attributes:
-        removed: number of removed values.
+        removed: number of values that were removed.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        """Remove these values, also escaped as JSON, as a part of a URL, and in base64."""
+        """Remove these values, and also their forms in JSON, in a URL, and in base64."""
         forms = {form for one in secrets if len(one) >= _SHORTEST for form in _forms(one)}
         self._known = sorted(forms, key=len, reverse=True)
         self.removed = 0
@@ -94,7 +96,9 @@ def _without_value(found: re.Match[str]) -> str:
 
 
 def named_secrets(text: str) -> Iterator[str]:
-    """Yield the values beside the names of secrets, and the passwords in URLs, to find them elsewhere."""
+    """Yield the values next to the names of secrets, and the passwords in URLs. The caller removes these
+    values in other places too.
+    """
     for pattern in (_ASSIGNED, _ARGUMENT):
         for found in pattern.finditer(text):
             value = found["value"].strip("\\\"'")
@@ -114,7 +118,9 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def secrets_in(text: str) -> Iterator[str]:
-    """Yield the secrets in the text of a file of keys: its lines, or the named values of a JSON document."""
+    """Yield the secrets in the text of a file of keys: its lines, or the values of secret names in a JSON
+    document.
+    """
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):

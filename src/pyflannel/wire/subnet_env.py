@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyflannel.errors import WireError
 
-if TYPE_CHECKING:  # without this import, the CNI plugin and mk-docker-opts start twice as fast
+if TYPE_CHECKING:  # this import is here because the CNI plugin and mk-docker-opts then start twice as fast
     from pyflannel.model.docker import Division
     from pyflannel.model.network_config import NetworkConfig
 
@@ -37,18 +37,20 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOME = re.compile(r"(?:\A[A-Za-z_][A-Za-z0-9_]*=|:)~")
 
 _Pieces = list[tuple[str, str]]
-"""An incomplete word: for each piece its kind, which is a group of `_PIECE`, and its text without quotes."""
+"""An incomplete word. For each piece, it contains the kind, which is a group of `_PIECE`, and the text
+without quotes."""
 
 
 class _Word(NamedTuple):
-    """A word without its quotes. Its first `bare` characters were not quoted."""
+    """A word without its quotes. The first `bare` characters of the word were not quoted."""
 
     text: str
     bare: int
 
 
 def parse_assignments(text: str) -> dict[str, str]:
-    """Return the variables that a shell has after it has read `text`. The last assignment of a name counts.
+    """Return the variables that a shell has after it has read `text`. If a name is assigned twice, the last
+    assignment applies.
 
     A carriage return is an ordinary character, as in a shell.
 
@@ -135,17 +137,17 @@ def _complaint(text: str, position: int) -> WireError:
 
 def _needs_shell(line: int, what: str) -> WireError:
     return WireError(
-        f"line {line}: {what} needs a shell, but the file is not executed",
-        hint="Write assignments NAME=value. Quote special characters of a shell.",
+        f"line {line}: {what} needs a shell, but no shell executes the file",
+        hint="Write assignments NAME=value. Write quotes around special characters of a shell.",
     )
 
 
-# subnet.env describes the lease of a host for Docker, CNI and people.
+# subnet.env describes the lease of a host for Docker, CNI and operators.
 #
-# It has one `NAME=value` on each line, without quotes or blanks, in flannel's order. It is read with the
-# wider syntax of dotenv: comments, `export`, quotes, blanks around the equals sign, CRLF.
+# The file has one `NAME=value` on each line, without quotes or blanks, in flannel's order. flanneld reads the
+# file with the wider syntax of dotenv: comments, `export`, quotes, blanks around the equals sign, CRLF.
 #
-# Source: flannel 0.28.9, its subnet file.
+# Source: flannel 0.28.9, the subnet file of that release.
 
 _LINE = re.compile(
     r"""
@@ -161,7 +163,8 @@ IPV6_SUBNET = "FLANNEL_IPV6_SUBNET"
 DOCKER0_SUBNET = "FLANNEL_DOCKER0_SUBNET"
 CNI_SUBNET = "FLANNEL_CNI_SUBNET"
 IPV6_CNI_SUBNET = "FLANNEL_IPV6_CNI_SUBNET"
-"""Only with the network plugin for Docker: the parts of FLANNEL_SUBNET for docker0 and for CNI."""
+"""The following lines exist only with the network plugin for Docker: the parts of FLANNEL_SUBNET for
+docker0 and for CNI."""
 
 
 def format_subnet_env(
@@ -200,7 +203,7 @@ def format_subnet_env(
 
 
 def parse_subnet_env(text: str) -> Mapping[str, str]:
-    """Return the values by name. The last value of a name counts, and no variable is expanded.
+    """Return the values by name. If a name occurs twice, its last value applies. No variable is expanded.
 
     Raises:
         WireError: a line is neither a comment nor `NAME=value`; the message quotes the line.
@@ -265,7 +268,7 @@ def _value(found: re.Match[str]) -> str:
     return str(found["single"] or found["plain"] or "")
 
 
-# An environment file with Docker's options for Docker's unit.
+# A file for the unit of Docker: an environment file with options of Docker.
 #
 # Source: flannel 0.28.9, the output of its mk-docker-opts.sh, which has no options for IPv6.
 
@@ -282,7 +285,8 @@ _OF_FLANNEL = {
 
 
 def flannels_alone(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return only flannel's variables from a file, because its writer must not set other options of Docker.
+    """Return only flannel's variables from a file, because the writer of the file must not set other options
+    of Docker.
 
     Raises:
         WireError: a value does not have the form that flannel writes.
@@ -292,12 +296,12 @@ def flannels_alone(variables: Mapping[str, str]) -> dict[str, str]:
         if value and not _OF_FLANNEL[name].fullmatch(value):
             raise WireError(
                 f"{name} is {value!r}, and the file does not belong to root",
-                hint="Wait until flanneld writes the file again, or read a file of root.",
+                hint="Wait until flanneld writes the file again, or read a file that belongs to root.",
             )
     return found
 
 
-# Docker masquerades if flannel does not.
+# Docker masquerades if flannel does not masquerade.
 _DOCKER_IP_MASQ = {"true": "false", "false": "true"}
 
 
@@ -311,9 +315,9 @@ def format_docker_opts(
 ) -> str:
     """Return the lines `NAME="option"` in the order of their names, then `key="all options"`.
 
-    `variables` are those of the environment, replaced by those of the file. Every variable that contains
-    `DOCKER_OPT_` is an option. The combined line begins with the previous value of `key`. Quotation marks in
-    values are not escaped.
+    `variables` contains the variables of the environment and of the file. A variable of the file has
+    precedence. Every variable that contains `DOCKER_OPT_` is an option. The combined line begins with the
+    previous value of `key`. Quotation marks in values are not escaped.
 
     Raises:
         WireError: FLANNEL_IPMASQ is neither true nor false, or FLANNEL_IPV6_SUBNET is invalid.

@@ -20,7 +20,7 @@ class DumpedPeer:
     """A peer as `wg show DEVICE dump` prints it.
 
     Attributes:
-        peer: its configuration, with the current endpoint.
+        peer: configuration of the peer, with the current endpoint.
         handshake_at: seconds since the epoch; 0 if there was no handshake.
     """
 
@@ -32,7 +32,7 @@ class DumpedPeer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DumpedDevice:
-    """A device as `wg show DEVICE dump` prints it; `public_key` is "" without a private key."""
+    """A device as `wg show DEVICE dump` prints it; `public_key` is "" if the device has no private key."""
 
     link: str
     public_key: str
@@ -61,7 +61,7 @@ def parse_dump(link: str, text: str) -> DumpedDevice:
             peers=tuple(_peer(link, line.split("\t")) for line in rest),
         )
     except ValueError as error:
-        # Not the text: it contains keys.
+        # The message does not contain the text, because the text contains keys.
         raise WireError("the output of wg show dump has an unknown format", hint=_HINT) from error
 
 
@@ -90,7 +90,7 @@ def format_device(private_key: Secret, port: int) -> str:
 
 
 def format_peers(peers: Iterable[tuple[WireguardPeer, bool]]) -> str:
-    """Return the sections of peers for `wg addconf`, each with its endpoint only if the flag is set.
+    """Return the sections of peers for `wg addconf`, and include an endpoint only if its flag is set.
 
     A section replaces the allowed IPs of the peer, and takes them from any other peer.
     """

@@ -110,11 +110,11 @@ def test_refused_leases_are_listed_and_many_are_counted() -> None:
     assert refused[1] == f"10.100.9.0/24 at 10.9.0.66, 3 times, 5 s ago, not in the store any more: {cause}"
     assert refused[8:] == ["2 more: see flannelctl status --json"]
     trouble = replace(
-        signing, counter=7, trouble=Notice("it contains no key", "Write one."), is_own_key_allowed=False
+        signing, counter=7, trouble=Notice("the file contains no key", "Write one."), is_own_key_allowed=False
     )
     shown = list(facts(Status(version="1", lease_signing=trouble)))
     assert ("signatures", "require, 3 allowed keys, list 7, without the key of this host") in shown
-    assert ("warning", "keeps the last valid allow-list: it contains no key. Write one.") in shown
+    assert ("warning", "keeps the last valid allow-list: the file contains no key. Write one.") in shown
     first_key = Status(version="1", lease_signing=LeaseSigningStatus(mode="warn"))
     assert dict(facts(first_key))["signatures"] == "warn, the first key of each owner"
 

@@ -217,7 +217,7 @@ def test_a_list_that_no_operator_signed_for_this_network_changes_nothing(how: st
                     text = "it is not a signed allow-list: JSON is malformed: invalid character (byte 0)"
                 case "no keys":
                     await bench.publish(2)
-                    text = "it contains no key"
+                    text = "the file contains no key"
                 case _:
                     await bench.publish(1, "a", "b", "eve")
                     text = "the counter 1 of the list is not higher than 1, the counter of the last list"

@@ -81,12 +81,12 @@ BLUE = "docker network create -d flannel --ipam-driver flannel -o flannel.networ
         (
             "green",
             "green",
-            "the flannel network green does not exist on this host; the existing ones are: blue, red",
+            "the flannel network green does not exist on this host; the existing networks are: blue, red",
         ),
         (
             "green",
             "blue",
-            "the flannel network green does not exist on this host; the existing ones are: blue, red",
+            "the flannel network green does not exist on this host; the existing networks are: blue, red",
         ),
     ],
 )

@@ -287,7 +287,7 @@ def test_the_device_of_another_daemon_is_not_changed_and_is_logged(caplog) -> No
             assert kernel.state == State.of(theirs, LINK)
             assert not bench.reconciler.is_clean
             assert [r.operation for r in bench.reconciler.refused()] == [Add(wanted)]
-            assert caplog.text.count("--run-dir=/run/blue has this link") == 1
+            assert caplog.text.count("--run-dir=/run/blue owns this link") == 1
 
             kernel.damage(Remove(theirs))
             await bench.clock.advance(2)

@@ -320,7 +320,9 @@ def test_refused_leases_in_the_store_or_of_the_last_hour_are_named_by_fault() ->
 
 
 def test_an_unusable_allow_list_and_one_without_this_host_are_named() -> None:
-    trouble = Notice("/etc/flannel/lease-keys: it contains no key", "Write a file with one key per line.")
+    trouble = Notice(
+        "/etc/flannel/lease-keys: the file contains no key", "Write a file with one key per line."
+    )
     signing = LeaseSigningStatus(mode="require", allowed=2, trouble=trouble, is_own_key_allowed=False)
 
     first, second = findings(replace(HEALTHY, status=replace(READY, lease_signing=signing)))
@@ -328,7 +330,7 @@ def test_an_unusable_allow_list_and_one_without_this_host_are_named() -> None:
     assert first == Finding(
         code="allow-list",
         severity="warning",
-        cause="flanneld keeps the last valid allow-list: /etc/flannel/lease-keys: it contains no key",
+        cause="flanneld keeps the last valid allow-list: /etc/flannel/lease-keys: the file contains no key",
         evidence=("in force: 2 keys",),
         fix="Write a file with one key per line.",
     )

@@ -174,10 +174,10 @@ def test_a_signature_covers_every_part_of_a_list(change: dict[str, Any]) -> None
     ("octets", "why"),
     [
         (b"[" * 5000, "it is not a signed allow-list"),
-        (format_signed_list(LIST._replace(counter=0)), "its counter 0 is out of range"),
-        (format_signed_list(LIST._replace(counter=2**60)), "its counter 1152921504606846976 is out of range"),
-        (format_signed_list(LIST._replace(operator=b"a")), "its key or its signature has a wrong length"),
-        (b" " * (1 << 20) + b"{}", "it has more than 1048576 bytes"),
+        (format_signed_list(LIST._replace(counter=0)), "the counter 0 is out of range"),
+        (format_signed_list(LIST._replace(counter=2**60)), "the counter 1152921504606846976 is out of range"),
+        (format_signed_list(LIST._replace(operator=b"a")), "the key or the signature has a wrong length"),
+        (b" " * (1 << 20) + b"{}", "the list has more than 1048576 bytes"),
     ],
 )
 def test_another_value_is_no_signed_list(octets: bytes, why: str) -> None:
@@ -186,7 +186,7 @@ def test_another_value_is_no_signed_list(octets: bytes, why: str) -> None:
 
 
 def test_a_list_that_no_host_would_read_is_not_written() -> None:
-    with pytest.raises(WireError, match="it has more than 1048576 bytes"):
+    with pytest.raises(WireError, match="the list has more than 1048576 bytes"):
         format_signed_list(LIST._replace(text="#" * (1 << 20)))
 
 
@@ -200,5 +200,7 @@ def test_the_counters_are_read_back_and_those_of_an_earlier_version_too() -> Non
 def test_the_kept_list_is_read_back() -> None:
     kept = KeptList(LIST.text, KEY.public, {KEY.public: 7, bytes(32): 9})
     assert parse_kept_list(format_kept_list(kept)) == kept
-    with pytest.raises(WireError, match=r"allow-list.json cannot be read: its operator has no counter"):
+    with pytest.raises(
+        WireError, match=r"allow-list.json cannot be read: the operator of the list has no counter"
+    ):
         parse_kept_list(format_kept_list(kept._replace(operator=b"a" * 32)))

@@ -76,7 +76,7 @@ class ShownNetwork(Protocol):
         """Return every known lease, including the lease of this host."""
 
     def events(self) -> Sequence[JournalEntry]:
-        """Return the events of the passes in their order, with the latest event last."""
+        """Return the events of the passes in the order of time, with the latest event last."""
 
     def config_text(self) -> str | None:
         """Return the network config in use; None if there is none."""
@@ -349,8 +349,8 @@ class _Page:
             self._may_check_at = ended + COSTS * (ended - started)
 
     async def plan(self, request: Request) -> bytes:
-        """Return the changes on this host with the config in the body. This reads the state of the host,
-        so it is done only at long intervals.
+        """Return the changes on this host with the config in the body. The page calls this route only at
+        long intervals, because the route reads the state of the host.
         """
         text, view = _config_in(request), self._view(request)
         if time.monotonic() < self._may_plan_at:

@@ -95,8 +95,8 @@ class FastPath:
         return items
 
     async def attach(self, item: BpfProgram) -> None:
-        """Attach a program to its hook. It replaces other programs with the same role and tunnel at this
-        hook.
+        """Attach a program to its hook. The program replaces other programs with the same role and tunnel at
+        this hook.
 
         At no time is the hook without a program.
         """
@@ -238,7 +238,7 @@ class FastPath:
                 self._maps[device] = self._completed(device, found)
 
     async def _maps_of(self, device: str) -> TunnelMaps:
-        """Return the maps that the programs of the tunnel use, or new ones if there are no such maps."""
+        """Return the maps that the programs of the tunnel use, or new maps if there are no such maps."""
         if device not in self._maps:
             standing = await self._programs.find(dict(socket.if_nameindex()))
             self._maps[device] = self._completed(device, shared_maps(standing, device, self._objects))

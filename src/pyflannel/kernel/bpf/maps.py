@@ -258,7 +258,7 @@ class TunnelMaps:
         entries = read_entries_at_once(self._descriptors[PEERS.name], PEERS.key_octets, PEERS.value_octets)
         is_full = len(entries) >= self._room[PEERS.name]
         found, missing = [], []
-        for peer in planned:  # this avoids that thousands of equal objects are created again
+        for peer in planned:  # this cache avoids thousands of equal objects
             key = pack_subnet(peer.subnet)
             value = entries.get(key)
             if value is None:

@@ -26,7 +26,7 @@ def is_bpffs(path: str) -> bool | None:
     except OSError:
         return None
     kinds = [kind.split()[0] for mount, kind in mounts if _unescaped(mount.split()[4]) == place]
-    return kinds[-1:] == ["bpf"]  # the last mount hides the earlier ones
+    return kinds[-1:] == ["bpf"]  # the last mount hides the earlier mounts
 
 
 def kernel_has_bpffs() -> bool | None:

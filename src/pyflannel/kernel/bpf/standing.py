@@ -56,8 +56,8 @@ class Look:
 
 
 class StandingPrograms:
-    """Finds the programs of pyflannel. It reads each program only once, because an identifier is never
-    reused.
+    """Finds the programs of pyflannel. The function reads each program only once, because an identifier is
+    never reused.
     """
 
     def __init__(self, hooks: Hooks, objects: KernelObjects) -> None:

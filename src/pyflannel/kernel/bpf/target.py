@@ -172,7 +172,7 @@ class BpfTarget:
             reasons = await self.renew()
             if reasons != self._not_cached:
                 self._not_cached = reasons
-                announce()  # this makes them visible in the status
+                announce()  # the status then shows these refusals
             await asyncio.sleep(RENEW_S)
 
     async def renew(self) -> tuple[str, ...]:

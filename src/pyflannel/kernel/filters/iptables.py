@@ -183,8 +183,8 @@ def _failed(program: str, ran: Ran) -> TargetError:
 
 
 async def read_rules() -> tuple[SavedRules, ...]:
-    """Return the output of each program, skipping programs that are missing or fail. This creates no
-    table.
+    """Return the output of each program, skipping programs that are missing or fail. The programs create
+    no table.
     """
     read = []
     for family, program in PROGRAMS.items():

@@ -171,7 +171,7 @@ def unforwarded(links: Iterable[str]) -> frozenset[str]:
 
 
 def is_strict(link: str) -> bool:
-    """Return whether the host drops packets whose return route uses another link than the one by which they
+    """Return whether the host drops packets whose return route uses another link than the link on which they
     arrived (RFC 3704).
 
     The greater value of the global setting and the setting of the link applies

@@ -129,7 +129,7 @@ class KernelContainerLinks:
         if kind is None:
             return False
         with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as probe:
-            if port.protocol == "tcp":  # closed connections do not count
+            if port.protocol == "tcp":  # closed connections are ignored
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((str(port.host_address or ""), port.host_port))

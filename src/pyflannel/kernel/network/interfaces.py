@@ -48,7 +48,7 @@ _RESOLVERS = "/etc/resolv.conf"
 _NO_ROUTES = RouteScope()
 
 _MOST_POLICIES = 64
-"""Maximum number of IPsec policies. It is limited because each peer is compared with each policy."""
+"""Maximum number of IPsec policies. The number is limited because each peer is compared with each policy."""
 
 _EVERYBODY = IPv4Network("0.0.0.0/0")
 _EVERY_POLICY = (

@@ -141,9 +141,9 @@ class LinkWriter:
             if link.has_ipv6:
                 set_accept_ra(link.name, link.accepts_routers)
         except OSError as error:
-            # This is for containers: without addresses, IPv6 sends no packets on the link. If IPv6 must be
-            # enabled, and is enabled, accept_ra has no effect, because no router sends advertisements through
-            # the tunnel.
+            # This request is for containers: without addresses, IPv6 sends no packets on the link. If IPv6
+            # must be enabled, and is enabled, accept_ra has no effect, because no router sends advertisements
+            # through the tunnel.
             if error.errno == errno.EROFS and (is_silent or (link.has_ipv6 and is_ipv6_on(link.name))):
                 return []
             return [refusal_of(operation, error)]

@@ -53,8 +53,8 @@ _BATCH = 100
 class LinuxTarget:
     """A Target for Link, Address, Neighbour, FdbEntry and Route items.
 
-    After it is entered, it receives notifications of all changes, even while no task waits for them. It reads
-    with one socket and writes with another, so that no operation waits for a long look.
+    After it is entered, it receives notifications of all changes, even while no task waits for them. The
+    adapter reads with one socket and writes with another, so that no operation waits for a long look.
 
     Args:
         notification_octets: size of the receive buffer for notifications, in bytes. If the buffer overflows,

@@ -79,8 +79,8 @@ class Userspace(Protocol):
 class WireguardTarget:
     """The WireGuard devices of the network namespace.
 
-    An existing device or process is used, even if another program created it. It is removed only by an
-    operation.
+    An existing device or process is used, even if another program created it. A device or process is removed
+    only by an operation.
     """
 
     kinds = (WireguardDevice, WireguardPeer)
@@ -129,7 +129,7 @@ class WireguardTarget:
 
     def _sources_of(self, link: str, desired: State) -> tuple[IpAddress, ...]:
         """Return the source addresses of a device, which cannot be read; initially these are the planned
-        ones.
+        addresses.
         """
         planned = next((one for one in desired.of_type(WireguardDevice) if one.link == link), None)
         return self._sources.setdefault(link, () if planned is None else planned.sources)
@@ -157,7 +157,8 @@ class WireguardTarget:
         """Return whether the planned endpoint was set, so that a different endpoint must be from a later
         handshake.
 
-        At the start of flanneld, this is unknown. It is then assumed for an endpoint of the planned family.
+        At the start of flanneld, this is unknown. In this case, the property is assumed for an endpoint of
+        the planned family.
         """
         is_likely = part.endpoint.startswith("[") == wanted.endpoint.startswith("[")
         known = self._endpoints.setdefault(wanted.key, wanted.endpoint if is_likely else part.endpoint)

@@ -87,7 +87,8 @@ def is_of_one_device(mac: str) -> bool:
     return mac[1] not in _GROUP_DIGITS and mac != _ALL_ZEROS
 
 
-# Kernels and drivers that write wrong checksums, unless the sending host computes the inner ones in software.
+# Kernels and drivers that write wrong checksums, unless the sending host computes the inner checksums in
+# software.
 #
 # A container's packet may enter the tunnel with a partial checksum, which the network card completes. Kernels
 # before the fix wrote a wrong checksum for masqueraded packets. The network cards of VMware do the same for

@@ -11,7 +11,7 @@ RECENT_S = 3600.0
 """Maximum age of a rejected sender's latest packet, or of a replaced lease, for which it is reported as a
 finding.
 
-The status also shows older ones.
+The status also shows older errors.
 """
 
 

@@ -71,8 +71,8 @@ class ContainerNamespace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """A certificate file for the store. If the file contains several certificates, this is the one that is
-    valid for the longest time.
+    """A certificate file for the store. If the file contains several certificates, this is the certificate
+    that is valid for the longest time.
 
     Attributes:
         noun: use of the certificate: `client certificate`, `certificate of the authority`.

@@ -138,8 +138,8 @@ def _port_mtus(seen: Observed) -> Iterator[Finding]:
 
 
 def _container_routes(seen: Observed) -> Iterator[Finding]:
-    """Yield findings for containers that cannot send to other hosts. This may be intended, for example in
-    an internal network.
+    """Yield findings for containers that cannot send to other hosts. Such a network may be intended, for
+    example in an internal network.
     """
     own, peer = seen.membership.subnet, next(iter(seen.membership.peers), None)
     if own is None or peer is None:

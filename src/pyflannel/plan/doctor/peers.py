@@ -1,5 +1,5 @@
-"""Conclusions from probes. They name unreachable peers, the place where packets to a host stop, and the
-reason.
+"""Conclusions from probes. The findings name unreachable peers, the place where packets to a host stop,
+and the reason.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

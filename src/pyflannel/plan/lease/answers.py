@@ -49,32 +49,33 @@ from pyflannel.plan.lease.state import (
 )
 
 JITTER_S = 0.25
-"""Longest random pause after a lost race, so that the losers do not collide again."""
+"""Maximum random pause after another host wrote first, so that the hosts that lost do not collide again."""
 
 CONFIG_S = 5.0
-"""Pause before another listing if the network config has changed. The new config ends the pause."""
+"""Pause before another list request if the network config has changed. The new config ends the pause."""
 
 BUSY_S = 0.1
-"""A store that takes longer than this to answer is busy."""
+"""Response time in seconds above which a store counts as busy."""
 
 IN_TURN_MAX_S = 5.0
 """Longest pause between the acquisition of the lease and the watch."""
 
 EXHAUSTED_S = 10.0
-"""Pause before another listing if no subnet was free."""
+"""Pause before another list request if no subnet was free."""
 
 
 def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step:
-    """Choose from the listed leases, if the host waits for a listing."""
+    """Choose from the listed leases, if the host waits for a list."""
     if not isinstance(state.phase, Listing):
         return state, ()
     actions: list[Action] = []
     if not state.is_watching:
-        # Not the maximum of both: a store that lost its data counts from the beginning. Missed changes are in
-        # the listing, or the watch, which continues from it, delivers them again.
+        # The maximum of both is not used, because a store that lost its data counts from the beginning.
+        # Missed changes are in the list, or the watch, which continues from the revision of the list,
+        # delivers them again.
         state = replace(state, revision=listed.revision, watch_at=None, is_unsure=False, missed=())
     elif state.is_unsure and listed.revision < state.revision:
-        # The store has lost data, so the new watch must continue from the listing.
+        # The store has lost data, so the new watch must continue from the revision of the list.
         state = replace(state, revision=listed.revision)
         actions.append(Watch(listed.revision))
     else:
@@ -83,17 +84,17 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
     if state.held is not None:
         following, chosen = _listed_while_running(state, state.held, listed, now)
     elif listed.revision < (state.wanted.config_revision or 0):
-        # The listing is older than the config: since then, others may have acquired subnets of another
+        # The list is older than the config. Since then, other hosts may have acquired subnets of another
         # length.
         following, chosen = look_again(state, now + JITTER_S)
     else:
         choice, before = choose(listed, state.wanted, state.answered, draw)
         actions.extend(before)
         following, chosen = _begin(state, choice, now, taken=tuple(occupied(listed)))
-    if not isinstance(following.phase, Putting | Contesting):  # otherwise, the answer to the write shows it
+    if not isinstance(following.phase, Putting | Contesting):  # else the answer to the write shows changes
         following, chosen = store_back(following, chosen, was=state)
-    # A host without a lease starts the watch after it has one. Otherwise, if a thousand hosts start together,
-    # each would receive the leases of all others while all of them try to write.
+    # A host without a lease starts the watch after it has a lease. Otherwise, if a thousand hosts start
+    # together, each would receive the leases of all others while all of them try to write.
     if following.held is not None or not isinstance(following.phase, Putting):
         following, watch = _watch(following)
         actions.extend(watch)
@@ -108,10 +109,11 @@ def _watch(state: LeaseState) -> Step:
 
 
 def _watch_in_turn(state: LeaseState, took_s: float, now: float) -> Step:
-    """Start the watch; the longer the store took to answer, the later, because many hosts try to write.
+    """Start the watch. If the store took longer to answer, the watch starts later, because many hosts try to
+    write.
 
-    Each host that already watches receives every new lease, which delays the writes of the others. The watch
-    delivers the earlier changes immediately when it starts.
+    Each host that already watches receives every new lease, which delays the writes of the other hosts. The
+    watch delivers the earlier changes immediately when it starts.
     """
     if took_s < BUSY_S or state.is_watching or state.watch_at is not None:
         return _watch(state)
@@ -130,7 +132,7 @@ def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: fl
             return state, (DeleteLease(existing), *writes)
     if existing is not None and _is_untouched(existing, held, state.wanted):
         return hold(state, held, now)
-    # If the lease is written again, its attributes stay the same.
+    # If the lease is written again, its attributes do not change.
     wanted = replace(state.wanted, attributes=merged_attributes(held.lease.attributes, state.wanted))
     return _begin(state, keep(held.lease, listed, wanted, state.answered), now)
 
@@ -142,7 +144,7 @@ def _is_certain(lease: Lease, wanted: Wanted) -> bool:
 def _is_untouched(existing: Lease, held: Held, wanted: Wanted) -> bool:
     """Return whether this host's lease is unchanged in the store.
 
-    The revision alone is not sufficient: a store that lost its data uses it again.
+    The revision alone is not sufficient: a store that lost its data may assign the same revision again.
     """
     return existing.revision == held.lease.revision and is_ours(existing, wanted)
 
@@ -171,7 +173,7 @@ def on_wrote(state: LeaseState, write: Action, revision: int, now: float) -> Ste
                 if subnet is not None
             )
             if state.held is None and not is_admitted:
-                return replace(state, phase=Listing()), (List(),)  # the config changed meanwhile
+                return replace(state, phase=Listing()), (List(),)  # the config changed in the meantime
             held = _held(put, revision, sent_at)
             runs_since = sent_at if state.runs_since is None else state.runs_since
             state = replace(state, answered=frozenset(), runs_since=runs_since, is_in_doubt=False)
@@ -190,13 +192,13 @@ def on_wrote(state: LeaseState, write: Action, revision: int, now: float) -> Ste
 
 
 def on_checked(state: LeaseState, lease: Lease, current: Lease | None, now: float) -> Step:
-    """Request a listing if the store has lost a known lease, which the watch would not deliver."""
+    """Request a list if the store has lost a known lease, which the watch would not deliver."""
     state = replace(state, is_checking=False)
     match state.phase:
         case Holding(put=None) if state.held is not None and state.held.lease == lease:
             pass
         case Holding(put=None) if state.held is not None:
-            return hold(state, state.held, now)  # the watch has delivered another lease since
+            return hold(state, state.held, now)  # the watch has delivered another lease since then
         case Degraded(by) if by == lease:
             pass
         case _:
@@ -217,7 +219,9 @@ def _is_same(current: Lease, lease: Lease) -> bool:
 
 
 def _held(put: PutLease, revision: int, sent_at: float) -> Held:
-    """Return the lease of a successful write. Its TTL counts from the request, so it is never too long."""
+    """Return the lease of a successful write. The TTL is counted from the request, so that it is never too
+    long.
+    """
     lease = replace(put.lease, revision=revision, has_ttl=put.ttl_s is not None)
     return Held(lease=lease, expires_at=None if put.ttl_s is None else sent_at + put.ttl_s)
 
@@ -225,7 +229,7 @@ def _held(put: PutLease, revision: int, sent_at: float) -> Held:
 def on_conflicted(
     state: LeaseState, write: Action, current: Lease | Claim | None, now: float, draw: Draw
 ) -> Step:
-    """Choose again after a lost race, or react to another writer of the held lease's key."""
+    """Choose again after another host wrote first, or react to another writer of the held lease's key."""
     match state.phase, write:
         case Putting(put, occupied=taken), PutLease() if write == put:
             if isinstance(current, Lease) and _may_draw_again(state, put, current):
@@ -235,12 +239,12 @@ def on_conflicted(
                 state, actions = _begin(state, choice, now, taken=taken)
                 return state, (*reports, *actions)
             if write.config_revision is not None and current is None:
-                # The config has changed. The new one will arrive soon, or has arrived meanwhile.
+                # The config has changed. The new config will arrive soon, or has already arrived.
                 is_known = state.wanted.config_revision != write.config_revision
                 return look_again(state, now + (0.0 if is_known else CONFIG_S))
             return look_again(state, now + JITTER_S * draw(1000) / 1000)
         case Contesting(), PutClaim():
-            return look_again(state, now + CLAIM_TTL_S)  # another host contests it: wait for the outcome
+            return look_again(state, now + CLAIM_TTL_S)  # another host contests the lease
         case Holding(put=put), PutLease() if write == put and state.held is not None:
             if isinstance(current, Lease):
                 return overwritten(state, state.held, current, now)
@@ -250,10 +254,11 @@ def on_conflicted(
 
 
 def _may_draw_again(state: LeaseState, put: PutLease, current: Lease) -> bool:
-    """Return whether the last listing is sufficient: another host was faster at one of many free subnets.
+    """Return whether the last list is sufficient, because another host only took one of many free subnets.
 
-    If a thousand hosts start together, a hundred draw the same subnet as another one. They need no further
-    listing. After a change of the config, the listing may lack overlapping subnets of another length.
+    If a thousand hosts start together, a hundred choose the same subnet as another host. These hosts need no
+    further list. After a change of the config, the list may not contain overlapping subnets of another
+    length.
     """
     return (
         put.expected == 0

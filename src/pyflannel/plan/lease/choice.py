@@ -1,4 +1,6 @@
-"""The choice of a subnet: the host's own lease, the subnet of its previous run, or a free subnet."""
+"""The choice of a subnet, which is the subnet of the host's own lease, that of its previous run, or a free
+subnet.
+"""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -27,10 +29,10 @@ from pyflannel.plan.lease.state import Draw
 def pick(
     config: NetworkConfig, occupied: Iterable[IpNetwork], draw: Callable[[int], int]
 ) -> IPv4Network | None:
-    """Return a subnet of the config that overlaps none of `occupied`, or None if there is none.
+    """Return a subnet of the config that overlaps none of `occupied`, or None if no subnet is free.
 
     `draw(n)` returns a random number below n. The cost grows with the number of leases, not with the size of
-    the network: the free subnets are counted, not listed.
+    the network, because the free subnets are counted, not listed.
     """
     if config.subnet_min is None or config.subnet_max is None:
         return None
@@ -45,10 +47,10 @@ def pick_ipv6(
 ) -> IPv6Network | None:
     """Return an IPv6 subnet for a host with this IPv4 subnet that overlaps none of `occupied`, or None.
 
-    Its number in the IPv6 range is that of the IPv4 subnet in the IPv4 range, if it is free. Two hosts that
-    choose the same IPv4 subnet at the same time therefore choose the same key, and the store admits only one
-    of them.
-    The original draws both at random, and may give an IPv4 subnet to two hosts.
+    Its number in the IPv6 range equals the number of the IPv4 subnet in the IPv4 range, if that IPv6 subnet
+    is free. Two hosts that choose the same IPv4 subnet at the same time therefore choose the same key, and
+    the store accepts only one of the two writes. The original chooses both at random, and may give an IPv4
+    subnet to two hosts.
     """
     least, greatest = config.ipv6_subnet_min, config.ipv6_subnet_max
     if least is None or greatest is None or config.subnet_min is None:
@@ -64,11 +66,11 @@ def pick_ipv6(
 
 
 class _Free:
-    """The free subnets of a range, by their number in it.
+    """The free subnets of a range, by their number in the range.
 
     Attributes:
         total: number of all subnets.
-        count: number of the free ones.
+        count: number of free subnets.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class _Free:
         spans = []
         for network in occupied:
             if network.max_prefixlen == width:
-                # broadcast_address is not used, because each network would cache it forever.
+                # broadcast_address is not used, because each network object would cache it forever.
                 offset = int(network.network_address) - self._first
                 last = offset + (1 << (width - network.prefixlen)) - 1
                 spans.append((max(offset // self._size, 0), min(last // self._size + 1, self.total)))
@@ -98,7 +100,7 @@ class _Free:
         return not place or index >= self._taken[place - 1][1]
 
     def nth(self, number: int) -> int:
-        """Return the number in the range of the free subnet with this number among the free ones."""
+        """Return the number in the range of the free subnet with this number among the free subnets."""
         for start, stop in self._taken:
             if number < start:
                 break
@@ -112,28 +114,30 @@ class _Free:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """This host may take the lease if its holder is dead: ask the holder."""
+    """This host may take the lease if its holder is dead, so the holder must be asked."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class TakenBy:
-    """Another host holds the subnet that this host uses, or one that overlaps it."""
+    """Another host holds the subnet that this host uses, or a subnet that overlaps it."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class NoneFree:
-    """No subnet is free now."""
+    """Currently, no subnet is free."""
 
 
 Choice = PutLease | Contest | TakenBy | NoneFree
 
 
 def is_ours(lease: Lease, wanted: Wanted) -> bool:
-    """Return whether a lease names this host: by its owner or, in a lease without an owner, by address."""
+    """Return whether a lease names this host, either by its owner or, if the lease has no owner, by its
+    address.
+    """
     owner = lease.attributes.owner
     if owner is None:
         return _has_our_address(lease, wanted)
@@ -143,7 +147,8 @@ def is_ours(lease: Lease, wanted: Wanted) -> bool:
 def merged_attributes(existing: LeaseAttributes, wanted: Wanted) -> LeaseAttributes:
     """Return the attributes of a lease that replaces an existing one: the VTEPs that peers know are kept.
 
-    Those of another owner are not kept, because that owner may return and then has the same MAC addresses.
+    The VTEPs of another owner are not kept, because that owner may return and then has the same MAC
+    addresses.
     """
     attributes, owner = wanted.attributes, existing.owner
     if owner is not None and owner != wanted.owner:
@@ -170,7 +175,9 @@ def _may_stay(existing: Vtep | None, wanted: Vtep | None) -> bool:
 
 
 def claim_on(lease: Lease, wanted: Wanted) -> PutLease:
-    """Return the write that gives an existing lease the wanted attributes; a reservation remains one."""
+    """Return the write that gives an existing lease the wanted attributes; a reservation remains a
+    reservation.
+    """
     return PutLease(
         lease=replace(lease, attributes=merged_attributes(lease.attributes, wanted)),
         ttl_s=wanted.ttl_s if lease.has_ttl else None,
@@ -190,10 +197,11 @@ def lacks_ipv6(lease: Lease, wanted: Wanted) -> bool:
 
 
 def with_ipv6(lease: Lease, listed: Listed, wanted: Wanted) -> PutLease | None:
-    """Return the write of a lease with the same IPv4 subnet and an IPv6 subnet; None if none is free.
+    """Return the write of a lease with the same IPv4 subnet and an IPv6 subnet; None if no IPv6 subnet is
+    free.
 
-    It has another key. The existing key is deleted before: an original that sees the deletion of a key
-    removes its route to the IPv4 subnet, also if another key names it.
+    This lease has another key. The existing key is deleted first. An original that sees the deletion of a key
+    removes its route to the IPv4 subnet, even if another key contains this subnet.
     """
     subnet = _free_ipv6(lease.subnet, occupied(listed), wanted)
     if subnet is None:
@@ -223,7 +231,7 @@ def recreate(running: Lease, wanted: Wanted, expected: int = 0) -> PutLease:
 
 
 def keep(held: Lease, listed: Listed, wanted: Wanted, answered: frozenset[str]) -> Choice:
-    """Choose for a host that already uses the subnet of the lease `held`: that subnet or none.
+    """Choose for a host that already uses the subnet of the lease `held`: either that subnet, or none.
 
     `answered` contains the owners that are known to be alive.
     """
@@ -248,9 +256,9 @@ def choose(
 ) -> tuple[Choice, tuple[DeleteLease | Report, ...]]:
     """Choose for a host without a subnet; also return the deletions and reports before the choice.
 
-    In this order: the host's own lease, by owner, then by address as in the original; the subnet of the
-    previous run; the lease of a dead host with this host's address; any free subnet.
-    `answered` contains the owners that are known to be alive.
+    Candidates in order of precedence: the host's own lease (by owner, or otherwise by address as in the
+    original); the subnet of the previous run; the lease of a dead host with this host's address; any free
+    subnet. `answered` contains the owners that are known to be alive.
     """
     before: list[DeleteLease | Report] = []
     own = (lease for lease in listed.leases if _looks_like_ours(lease, wanted))
@@ -279,7 +287,7 @@ def choose(
 def choose_free(
     taken: Sequence[IpNetwork], wanted: Wanted, draw: Draw
 ) -> tuple[PutLease | NoneFree, tuple[Report, ...]]:
-    """Choose a subnet that overlaps none of `taken`: that of the previous run, or any."""
+    """Choose a subnet that overlaps none of `taken`: the subnet of the previous run, or any other."""
     reports: list[Report] = []
     previous = wanted.previous
     if previous is not None and _is_previous_free(taken, wanted):
@@ -330,7 +338,7 @@ def occupied(listed: Listed) -> list[IpNetwork]:
 
 
 def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:
-    """Return the sort key of a lease: the strongest match with this host first, then the newest."""
+    """Return the sort key of a lease. The strongest match with this host is first, then the newest lease."""
     if lease.attributes.owner is not None and is_ours(lease, wanted):
         rank = 1 if must_contest(lease, wanted) else 0
     elif is_ours(lease, wanted):
@@ -341,9 +349,10 @@ def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:
 
 
 def must_contest(lease: Lease, wanted: Wanted) -> bool:
-    """Return whether another living host may use this lease, although it matches this host."""
-    # With another address: this host's old address, or that of a clone. With another identity: an earlier
-    # identity of this host, or a living host with the same address. A clone has the same machine-id.
+    """Return whether another running host may use this lease, although it matches this host."""
+    # A lease with another address has this host's old address, or that of a clone. A lease with another
+    # identity has an earlier identity of this host, or belongs to a running host with the same address. A
+    # clone has the same machine-id.
     return not (is_ours(lease, wanted) and _has_our_address(lease, wanted))
 
 

@@ -1,4 +1,6 @@
-"""A host with a lease: renewal, degradation, the changes that its watch delivers, and lost requests."""
+"""The protocol of a host that has a lease: renewal, degradation, the changes that its watch delivers, and
+lost requests.
+"""
 
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -46,7 +48,9 @@ from pyflannel.plan.lease.state import (
 
 
 def degrade(state: LeaseState, by: Lease, now: float) -> Step:
-    """Keep using the subnet although another host holds it, unless the host is configured to renumber."""
+    """Keep using the subnet although another host holds it in the store, unless the host is configured to
+    renumber.
+    """
     if state.held is None:
         return replace(state, phase=Listing()), (List(),)
     taken = Taken(state.held.lease, by)
@@ -89,7 +93,7 @@ RETRY_MAX_S = 5.0
 
 
 def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step:
-    """Schedule the next attempt of a failed request that the host waits for, with growing pauses."""
+    """Schedule the next attempt of a failed request for whose answer the host waits, with growing pauses."""
     pause = retry_pause_s(state.failures, draw)
     away = StoreAway(failed.cause, pause, failed.hint)
     if isinstance(failed.write, Check):
@@ -101,7 +105,7 @@ def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step
         case Listing() if failed.write is None:
             return replace(after, phase=Resting(now + pause)), (away,)
         case Putting(put) if failed.write == put:
-            return replace(after, phase=Resting(now + pause)), (away,)  # the listing shows the outcome
+            return replace(after, phase=Resting(now + pause)), (away,)  # the list shows the outcome
         case Contesting() if isinstance(failed.write, PutClaim):
             return replace(after, phase=Resting(now + pause)), (away,)
         case Holding(put=put) if put is not None and failed.write == put:
@@ -113,11 +117,11 @@ def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step
 
 
 def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) -> Step:
-    """Watch again from the latest known revision; if the store has compacted it, request a listing."""
+    """Watch again from the latest known revision; if the store has compacted it, request a list."""
     state = replace(state, is_watching=False, is_unsure=True)
     if lost.is_compacted:
-        # The single changes are no longer available, so request a listing. The revisions of missed changes
-        # may be from a time before the store lost its data.
+        # The single changes are no longer available, so the host requests a list. The revisions of missed
+        # changes may be from a time before the store lost its data.
         state = replace(state, missed=())
         match state.phase:
             case Listing():
@@ -125,7 +129,7 @@ def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) ->
             case Holding() | Degraded() | Resting():
                 return replace(state, phase=Listing()), (List(),)
             case _:
-                return look_again(state, now)  # a lost write shows in the listing
+                return look_again(state, now)  # the list shows whether a lost write took effect
     if lost.was_steady:
         state = replace(state, short_watches=0)
     pause = retry_pause_s(max(state.failures, state.short_watches), draw)
@@ -140,21 +144,22 @@ def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) ->
 
 
 def look_again(state: LeaseState, until: float) -> Step:
-    """Request a listing at that time, and choose again."""
+    """Request a list at that time, and then choose again."""
     return replace(state, phase=Resting(until)), ()
 
 
 def store_back(state: LeaseState, actions: tuple[Action, ...], *, was: LeaseState) -> Step:
-    """Note that the store answered; report it if the previous request failed."""
+    """Record that the store answered; report it if the previous request failed."""
     if not was.failures:
         return state, actions
     return replace(state, failures=0), (StoreBack(), *actions)
 
 
 def retry_pause_s(failures: int, draw: Draw) -> float:
-    """Return 0.1 s, doubled per failure up to RETRY_MAX_S, minus a random part of up to a half.
+    """Return the pause before a retry: 0.1 s, doubled for each failure up to RETRY_MAX_S, minus a random part
+    of up to a half.
 
-    The random part prevents that hosts retry in step.
+    The random part prevents that hosts retry at the same time.
     """
     longest = min(0.1 * 2.0 ** min(failures, 16), RETRY_MAX_S)
     return longest * (1 - draw(500) / 1000)
@@ -164,7 +169,7 @@ _COPY = "a copy of this host"
 
 
 def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> Step:
-    """Handle all changes that a watch delivered, in their order."""
+    """Handle all changes that a watch delivered, in the order of their arrival."""
     actions: list[Action] = []
     if state.failures:
         state = replace(state, failures=0)
@@ -172,7 +177,7 @@ def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> 
     for change in changes:
         state, more = _changed(state, change, now)
         actions.extend(more)
-    if state.is_unsure and not isinstance(state.phase, Listing):  # a listing would show it
+    if state.is_unsure and not isinstance(state.phase, Listing):  # a list would show it
         checks = _check(state)
         state = replace(state, is_unsure=False, is_checking=bool(checks))
         actions.extend(checks)
@@ -180,9 +185,9 @@ def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> 
 
 
 def _check(state: LeaseState) -> tuple[Check, ...]:
-    """Return the check whether the store has lost its data while no watch was open.
+    """Return the action that checks whether the store has lost its data while no watch was open.
 
-    The watch would not show this if the store has already passed the latest known revision.
+    The watch would not show a loss if the store has already passed the latest known revision.
     """
     match state.phase:
         case Holding(put=None) if state.held is not None:
@@ -190,11 +195,11 @@ def _check(state: LeaseState) -> tuple[Check, ...]:
         case Degraded(by):
             return (Check(by),)
         case _:
-            return ()  # the next answer or listing of the store shows a loss
+            return ()  # the next answer or list of the store shows a loss
 
 
 def hold(state: LeaseState, held: Held, now: float) -> Step:
-    """Enter Holding; then handle the changes that arrived while the answer was awaited."""
+    """Enter Holding; then handle the changes that arrived while the host waited for the answer."""
     renew_at = None
     if held.expires_at is not None:
         renew_at = held.expires_at - renewal_margin_s(state.wanted.renew_margin_s, state.wanted.ttl_s)
@@ -229,7 +234,9 @@ def _changed(state: LeaseState, change: LeaseChange, now: float) -> Step:
 
 
 def _is_given_back(change: LeaseChange, wanted: Wanted) -> bool:
-    """Return whether the other host's lease may be gone: deleted, unreadable, or replaced by this host's."""
+    """Return whether the other host's lease may be gone: deleted, unreadable, or replaced by the lease of
+    this host.
+    """
     return isinstance(change, LeaseGone | Unreadable) or (
         isinstance(change, LeaseSeen) and is_ours(change.lease, wanted)
     )
@@ -252,11 +259,12 @@ def _changed_while_holding(
     match change:
         case LeaseGone(gone, at, ipv6) | Unreadable(gone, at, ipv6) if gone == subnet and at > revision:
             if ipv6 != held.lease.ipv6_subnet:
-                return state, ()  # another key of the IPv4 subnet, such as that of before IPv6 was enabled
+                return state, ()  # another key of the IPv4 subnet, for example without IPv6
             return replace(state, phase=Listing()), (Lost(held.lease), List())
         case LeaseSeen(lease) if lease.subnet == subnet and lease.revision > revision:
             if holding.put is not None and lease.attributes == holding.put.lease.attributes:
-                # This host's renewal before its answer, or a later change by an operator.
+                # The write is this host's renewal before its answer arrived, or a later change by an
+                # operator.
                 return replace(state, missed=(*state.missed, change)), ()
             return overwritten(state, held, lease, now)
         case ClaimSeen(claim) if claim.subnet == subnet:
@@ -266,7 +274,9 @@ def _changed_while_holding(
 
 
 def overwritten(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
-    """React to a write to this host's key: by this host or an operator, by a copy, or by another host."""
+    """React to a write to this host's key. The writer may be this host, an operator, a copy of this host,
+    or another host.
+    """
     if not is_ours(lease, state.wanted):
         return degrade(state, lease, now)
     if _is_by_a_copy(state, held, lease):
@@ -278,41 +288,45 @@ def overwritten(state: LeaseState, held: Held, lease: Lease, now: float) -> Step
 
 
 def _is_by_a_copy(state: LeaseState, held: Held, lease: Lease) -> bool:
-    """Return whether a living copy of this host wrote the lease, not this host or an operator.
+    """Return whether a running copy of this host wrote the lease, and not this host or an operator.
 
-    An operator writes a reservation. A lease without an owner may be from an original flannel.
+    An operator writes only reservations. A lease without an owner may be from an original flannel.
     """
     has_identity = lease.attributes.owner is not None
     return has_identity and not state.is_in_doubt and lease.has_ttl and held.lease.has_ttl
 
 
 def _meet_copy(state: LeaseState, lease: Lease, now: float) -> Step:
-    """Report a living copy of this host, and find out by a claim which has held the lease for longer."""
+    """Report a running copy of this host, and find out with a claim which copy has held the lease for
+    longer.
+    """
     shared = SharedAddress(lease.subnet, _COPY, lease.attributes.host_text, is_ours=None)
     state, actions = contest(state, lease, now)
     return state, (shared, *actions)
 
 
 def _adopt(state: LeaseState, held: Held, lease: Lease, now: float) -> Step:
-    """Use a lease that was written in this host's name: a write whose answer was lost, or by an operator."""
+    """Use a lease that was written in this host's name, by a write whose answer was lost, or by an
+    operator.
+    """
     state = replace(state, is_in_doubt=False)
     adopted = Held(lease=lease, expires_at=held.expires_at if lease.has_ttl else None)
     state, actions = hold(state, adopted, now)
     if lease.has_ttl:
-        state, renewal = renew(state, now)  # so that its expiry is known
+        state, renewal = renew(state, now)  # after a renewal, the expiry of the lease is known
         return state, (*actions, *renewal)
-    return state, (Renewed(adopted), *actions)  # an operator made it a reservation: it remains one
+    return state, (Renewed(adopted), *actions)  # an operator made the lease a reservation
 
 
 def _answer(state: LeaseState, claim: Claim, now: float) -> Step:
-    """Answer a claim: write this host's lease again, so that the write of the claimant fails."""
+    """Answer a claim by writing this host's lease again, so that the write of the claimant fails."""
     is_of_copy = claim.owner == state.wanted.owner
     if is_of_copy and claim.held_s is None and claim.public_ip == state.wanted.attributes.public_ip:
-        return state, (DeleteClaim(claim),)  # a claim of this host's previous run
+        return state, (DeleteClaim(claim),)  # the claim is from this host's previous run
     is_renewing = isinstance(state.phase, Holding) and state.phase.put is not None
     if is_renewing or state.is_unsure or state.is_checking:
         # The claimant may have read the lease after the renewal in progress, so another renewal is needed. If
-        # the store has lost its data, the running check shows it.
+        # the store has lost its data, the running check shows this.
         return replace(state, missed=(*state.missed, ClaimSeen(claim))), ()
     if is_of_copy and claim.held_s is not None and claim.held_s > held_s(state, now):
         return _yield_lease(state, claim.subnet, claim.host_text)
@@ -330,11 +344,12 @@ def _changed_while_contesting(
     match change:
         case ClaimGone(subnet, revision):
             is_answer = subnet == contest.lease.subnet and 0 < contest.claim_revision < revision
-            is_answer = is_answer and now < contest.asked_at + CLAIM_TTL_S  # later, the claim has expired
+            is_answer = is_answer and now < contest.asked_at + CLAIM_TTL_S  # then the claim expires
         case LeaseSeen(lease) if lease.subnet == contest.lease.subnet:
             is_answer = lease.revision > contest.lease.revision
             if is_answer and state.held is not None and is_ours(lease, state.wanted):
-                # A copy of this host may write before it reads the claim. It answers by deleting the claim.
+                # A copy of this host may write before it reads the claim. The copy answers by deleting the
+                # claim.
                 return replace(state, phase=replace(contest, lease=lease)), ()
         case LeaseGone(subnet) if subnet == contest.lease.subnet:
             return replace(state, phase=Listing()), (List(),)

@@ -27,12 +27,12 @@ Draw = Callable[[int], int]
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A listing of all leases was requested."""
+    """A list of all leases was requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """No request until then; after that, a listing of all leases."""
+    """The host sends no request before `until`. After that, it requests a list of all leases."""
 
     until: float
 
@@ -42,7 +42,7 @@ class Putting:
     """A write of a lease was requested, at time `sent_at`.
 
     Attributes:
-        occupied: the subnets that were known to be leased.
+        occupied: the subnets that were known to be leased at that time.
     """
 
     put: PutLease
@@ -52,11 +52,12 @@ class Putting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contesting:
-    """The holder of `lease` must show until then that it is alive.
+    """The holder of `lease` must show before `until` that it is running.
 
     Attributes:
-        asked_at: time at which the claim was requested: it cannot expire earlier than its TTL after that.
-        claim_revision: revision of the claim after it was written; 0 until then.
+        asked_at: time at which the claim was requested. The claim cannot expire earlier than its TTL after
+            this time.
+        claim_revision: revision of the claim after it was written; 0 before that.
     """
 
     lease: Lease
@@ -67,13 +68,13 @@ class Contesting:
 
 @dataclass(frozen=True, slots=True)
 class Reidentifying:
-    """This host is a copy of a living host, and waits for a new identity."""
+    """This host is a copy of a running host, and waits for a new identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """This host holds the lease. If `put` is set, a renewal is in progress; otherwise it is due at
-    `renew_at`.
+    """This host holds the lease. If `put` is set, a renewal is in progress; otherwise the next renewal is
+    due at `renew_at`.
     """
 
     renew_at: float | None
@@ -97,20 +98,21 @@ class LeaseState:
 
     Attributes:
         held: the lease that the host uses; None before the first lease.
-        revision: latest revision that a listing or a watch has delivered; the watch continues from it.
-        is_watching: a watch is open.
-        is_unsure: the watch was lost, or was opened later than the listing that it continues. When it is
-            open, a check must show whether the store still has the same data.
-        is_checking: this check is in progress.
-        watch_at: time at which the watch is opened again.
+        revision: latest revision that a list response or a watch has delivered; the watch continues from it.
+        is_watching: True if a watch is open.
+        is_unsure: True if the watch was lost, or was opened later than the list that it continues. When the
+            watch is open, a check must show whether the store still has the same data.
+        is_checking: True if this check is in progress.
+        watch_at: time at which the watch will be opened again.
         failures: number of consecutive requests without an answer.
         short_watches: number of consecutive watches that did not stay open although the store answered.
-        answered: owners at this host's address that showed that they are alive.
-        runs_since: time at which this daemon first held a lease; None before.
-        is_in_doubt: a write of this host's lease may take effect without its knowledge, and the next change
-            may be that write: a request failed, or a write of the previous run may be in transit.
-        missed: changes of the subnet that is used or requested, while an answer was awaited. The answer shows
-            which of them are later.
+        answered: owners with this host's address that have shown that they are running.
+        runs_since: time at which this daemon first held a lease; None before that.
+        is_in_doubt: True if a write of this host's lease may take effect without its knowledge, so that the
+            next change may be this write. A write is in doubt if a request failed, or if a write of the
+            previous run may be in transit.
+        missed: changes of the used or requested subnet that arrived while the host waited for an answer. The
+            answer shows which of these changes are later.
         wake_at: the latest requested time of a wake-up.
     """
 
@@ -132,12 +134,12 @@ class LeaseState:
 
     @property
     def is_settled(self) -> bool:
-        """The key in the store names this host."""
+        """The key in the store contains a lease of this host."""
         return isinstance(self.phase, Holding)
 
     @property
     def is_sure(self) -> bool:
-        """The store has not lost its data: if it had, a known revision might be that of another write."""
+        """The store has not lost its data. If it had, a known revision might belong to another write."""
         return self.is_watching and not self.is_unsure and not self.is_checking
 
 
@@ -146,10 +148,10 @@ Step = tuple[LeaseState, tuple[Action, ...]]
 
 
 def known_leases(leases: LeaseSet, event: Event, state: LeaseState) -> LeaseSet:
-    """Return the known leases after `event`; `leases` itself if nothing changed.
+    """Return the known leases after `event`; the object `leases` itself if nothing changed.
 
-    `state` is the state of the protocol before the event. A listing that is older than the changes from an
-    open watch is ignored: the watch would not deliver the later changes again.
+    `state` is the state of the protocol before the event. A list that is older than the changes from an open
+    watch is ignored, because the watch would not deliver the later changes again.
     """
     match event:
         case Listed(revision=revision) if _is_overtaken(revision, state):
@@ -170,7 +172,8 @@ def apply_key_precedence(event: Event, before: LeaseSet, after: LeaseSet) -> Eve
     """Return the event without the keys over which another key of the same IPv4 subnet has precedence.
 
     `before` and `after` are the known leases before and after the event. The protocol requests only IPv4
-    subnets. A key with an IPv6 subnet is therefore neither the loss of a lease nor another holder of it.
+    subnets. A key with an IPv6 subnet is therefore neither the loss of a lease nor another holder of the
+    lease.
     """
     match event:
         case Listed():
@@ -187,7 +190,7 @@ def _by_precedence(listed: Listed) -> Listed:
     first = LeaseSet.of(listed.leases).by_subnet
     alone = [one for one in listed.unreadable if one.ipv6_subnet is None]
     known = {*first, *(one.subnet for one in alone)}
-    # The subnet is occupied, and its own key is free.
+    # The subnet is occupied, although its own key is free.
     others = (replace(one, revision=0) for one in listed.unreadable if one.subnet not in known)
     return replace(
         listed,

@@ -9,13 +9,14 @@
               Contesting ─▶ …        Degraded: keeps the subnet, until it is free again
 
 The caller performs the actions and reports each result as an event. The model checker explores the same
-function. The subnet of a host (`held`) changes only by an order, because its containers have addresses of it.
+function. The subnet of a host (`held`) changes only if an operator orders it, because its containers have
+addresses of this subnet.
 
-The store decides which host owns a subnet: each write is conditional on the revision that it replaces. A lost
-answer has no effect, because the next listing shows the outcome of the write.
+The store decides which host owns a subnet, because each write is conditional on the revision that it
+replaces. A lost answer has no effect, because the next list shows the outcome of the write.
 
-This module handles time and orders. `plan.lease.answers` handles the store's answers. `plan.lease.holding`
-handles the changes that the watch delivers, failed requests and lost watches.
+This module handles timers and orders of the operator. `plan.lease.answers` handles the store's answers.
+`plan.lease.holding` handles the changes that the watch delivers, failed requests and lost watches.
 """
 
 from dataclasses import replace
@@ -118,7 +119,7 @@ def _woken(state: LeaseState, now: float) -> Step:
         case Contesting(until=until, claim_revision=0) if until <= now:
             return replace(state, phase=Listing()), (*actions, List())  # the claim was not written
         case Contesting(lease=lease, until=until) if until <= now:
-            # The claim expired without an answer. If the holder is alive, it wrote its lease when it read
+            # The claim expired without an answer. If the holder is running, it wrote its lease when it read
             # the claim, and this write fails.
             put = claim_on(lease, state.wanted)
             return replace(state, phase=Putting(put, now)), (*actions, put)

@@ -1,8 +1,9 @@
-"""Which signed leases a host accepts: by their key, and by the order of the statements of a key.
+"""Which signed leases a host accepts. The decision depends on their key, and on the order of the statements
+of a key.
 
-A lease is a statement of its key, and each statement has a higher counter than the one before. A host
-refuses a statement that is older than one that it accepted, or that another key replaced on its subnet. So it
-does not accept an old lease that is written to the store again.
+A lease is a statement of its key, and each statement has a higher counter than the previous one. A host
+refuses a statement that is older than one that it accepted, or that another key replaced on the subnet of the
+lease. Therefore it does not accept an old lease that is written to the store again.
 """
 
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ FAULTS: Mapping[SignatureFault, Notice] = {
     ),
     "not_ours": Notice("it names this host, which has not signed it", _WRITER),
 }
-"""The text and the remedy of each fault."""
+"""The text and the remedy for each reason of a refusal."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,10 +52,13 @@ class Trust:
 
     Attributes:
         allowed: the keys that may sign; None if the first key of each owner is accepted permanently.
-        floors: least acceptable counter by key. It must survive a restart.
-        owners: key by owner, as first seen, without an allow-list. It must survive a restart.
-        holders: key and counter of the latest accepted lease on each subnet. It must survive a restart.
-        free: subnets whose lease was deleted since, or may have been, because this host did not run.
+        floors: lowest acceptable counter of each key. These counters must survive a restart.
+        owners: the first known key of each owner; used only without an allow-list. These counters must
+            survive a restart.
+        holders: key and counter of the latest accepted lease on each subnet. These counters must survive a
+            restart.
+        free: subnets whose lease was deleted since then, or may have been deleted while this host did not
+            run.
     """
 
     allowed: frozenset[bytes] | None = None
@@ -76,7 +80,9 @@ class Trust:
         self.free.update(dict.fromkeys(holders))
 
     def objection(self, lease: Lease, is_authentic: bool) -> SignatureFault | None:
-        """Return why a lease is not accepted; None if it is. `is_authentic`: its key signed it."""
+        """Return the reason why a lease is not accepted; None if it is accepted. `is_authentic`: True if
+        the key in the lease signed it.
+        """
         attributes = lease.attributes
         key, counter = attributes.signing_key, attributes.counter
         if key is None or counter is None or attributes.signature is None:
@@ -98,7 +104,7 @@ class Trust:
         return None
 
     def accept(self, lease: Lease) -> None:
-        """Remember a lease to which there is no objection."""
+        """Record a lease that has been accepted."""
         attributes = lease.attributes
         key, counter = attributes.signing_key, attributes.counter
         assert key is not None
@@ -113,7 +119,7 @@ class Trust:
         self.free.pop(lease.subnet, None)
 
     def delete(self, subnet: IPv4Network) -> None:
-        """Record that the lease on a subnet was deleted: any acceptable key may take the subnet."""
+        """Record that the lease on a subnet was deleted, so that any acceptable key may take the subnet."""
         if subnet in self.holders:
             self.free[subnet] = None
         if len(self.free) > LARGEST:

@@ -1,4 +1,4 @@
-"""The objects of the kernel that a packet may meet, and the steps of its path."""
+"""The objects of the kernel through which a packet may pass, and the steps of its path."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,7 +46,7 @@ class TraceLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteQuestion:
-    """A question to the kernel about the route of a packet."""
+    """A query to the kernel about the route of a packet."""
 
     way: Way
     destination: IPv4Address
@@ -55,7 +55,7 @@ class RouteQuestion:
 
 
 class UnansweredError(Exception):
-    """A question about a route has no answer yet."""
+    """A query about a route has no answer yet."""
 
     def __init__(self, question: RouteQuestion) -> None:
         super().__init__(question)
@@ -64,22 +64,24 @@ class UnansweredError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """The objects of the kernel of this host, the answers of the kernel, and the answers of probes.
+    """The objects of the kernel of this host, the results of queries to the kernel, and the results of
+    probes.
 
     Attributes:
         network: range of the overlay; None if it is unknown.
         leases: the leases of all hosts.
-        neighbours: MAC address of a neighbour, by its link and its address; without unresolved ones.
-        fdb: by the device and the MAC address.
+        neighbours: MAC address of a neighbour, by its link and its address; except unresolved neighbours.
+        fdb: destination of each FDB entry, by the device and the MAC address.
         ports: name of the port of a bridge behind which a MAC address was learned, by bridge and address.
-        forwards: the host forwards IPv4 packets; None if this is unknown.
-        unforwarded: links whose packets the host does not forward, although it forwards those of others.
+        forwards: True if the host forwards IPv4 packets; None if this is unknown.
+        unforwarded: links whose packets the host does not forward, although it forwards packets of other
+            links.
         containers: the network namespaces of containers, as far as they are visible.
-        rules_unread: why filter rules could not be read; None if all were.
+        rules_unread: reason why filter rules could not be read; None if all were read.
         encryption: all WireGuard peers of this host.
         listen_ports: UDP port of each WireGuard device, by its name.
-        answers: None as an answer: the kernel could not be asked.
-        probed: the answers of the other host; None if no probe could be sent.
+        answers: The value None means that the kernel could not be asked.
+        probed: the answers of the other host to probes; None if no probe could be sent.
         silent: containers of this host that did not answer an ICMP echo.
     """
 
@@ -114,10 +116,10 @@ class Facts:
         source: IPv4Address | None = None,
         arrives_at: str | None = None,
     ) -> RouteAnswer:
-        """Return the answer of the kernel.
+        """Return the answer of the kernel to a query.
 
         Raises:
-            UnansweredError: the question has no answer yet.
+            UnansweredError: the query has no answer yet.
         """
         question = RouteQuestion(way=way, destination=destination, source=source, arrives_at=arrives_at)
         if question not in self.answers:
@@ -126,14 +128,14 @@ class Facts:
         return found or RouteAnswer(way=way, destination=destination, text="the kernel could not be asked")
 
     def lease_of(self, address: IPv4Address) -> LeaseEntry | None:
-        """Return the lease of the host of an address."""
+        """Return the lease of the host to which an address belongs."""
         return next(
             (one for one in self.leases if address in one.subnet or address == one.public_ip),
             None,
         )
 
     def bridge_of(self, address: IPv4Address) -> Interface | None:
-        """Return the bridge of this host in whose prefix the address is."""
+        """Return the bridge of this host whose prefix contains the address."""
         bridges = (one for one in self.interfaces.interfaces if one.kind == "bridge")
         return next(
             (one for one in bridges if any(address in held.address.network for held in one.addresses)), None
@@ -155,7 +157,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leg:
-    """One direction: from a container to another one, or its reply."""
+    """One direction: from a container to another one, or the direction of the reply."""
 
     source: IPv4Address
     destination: IPv4Address
@@ -193,12 +195,12 @@ def fails(name: TraceStepName, found: str, cause: str, fix: str) -> TraceStep:
 
 
 def unknown(name: TraceStepName, found: str, cause: str) -> TraceStep:
-    """Return a step whose result is unknown, because facts are missing on this host."""
+    """Return a step whose result is unknown, because information is missing on this host."""
     return TraceStep(name=name, state="unknown", found=found, cause=cause)
 
 
 def host_of(peer: LeaseEntry) -> str:
-    """Return the host of a lease in words."""
+    """Return the text that names the host of a lease."""
     return host_text(peer.public_ip, peer.host_name)
 
 

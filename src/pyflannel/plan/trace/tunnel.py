@@ -1,4 +1,4 @@
-"""The part of the path between the device of the tunnel and the wire, in both directions."""
+"""The part of the path between the device of the tunnel and the underlay, in both directions."""
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, ip_address
@@ -61,12 +61,12 @@ def rules(facts: Facts, flow: Flow) -> Iterator[TraceStep]:
 
 
 def is_tunnel(link: TraceLink) -> bool:
-    """Return whether packets are sent to other hosts inside other packets at this link."""
+    """Return whether packets are sent to other hosts encapsulated in other packets at this link."""
     return link.kind in ("vxlan", "tun", "wireguard")
 
 
 def through(facts: Facts, leg: Leg, link: TraceLink, hop: IPv4Address) -> Iterator[TraceStep]:
-    """Yield the steps from the device of the route to the wire."""
+    """Yield the steps from the device of the route to the underlay."""
     if not link.is_up:
         yield link_down("device", link)
     elif link.vxlan is not None:
@@ -80,7 +80,7 @@ def through(facts: Facts, leg: Leg, link: TraceLink, hop: IPv4Address) -> Iterat
 
 
 def _is_encrypted(facts: Facts, link: TraceLink) -> bool:
-    """Return whether WireGuard serves the link: the kernel, or wireguard-go on a TUN device."""
+    """Return whether WireGuard handles the link, either in the kernel, or by wireguard-go on a TUN device."""
     return link.kind == "wireguard" or any(one.link == link.name for one in facts.encryption)
 
 
@@ -104,7 +104,9 @@ def _by_vxlan(facts: Facts, leg: Leg, link: TraceLink, vxlan: Vxlan, hop: IPv4Ad
 
 
 def _by_udp(facts: Facts, leg: Leg, link: TraceLink) -> Iterator[TraceStep]:
-    """Yield the steps of the udp backend: a program of the fast path, otherwise the forwarder."""
+    """Yield the steps of the udp backend, which are a program of the fast path, or otherwise the
+    forwarder.
+    """
     peer = facts.lease_of(leg.destination)
     program = facts.program(Role.ENCAPSULATE, link.name)
     entries = [one for one in facts.program_peers if leg.destination in one.subnet and one.is_direct]
@@ -149,7 +151,7 @@ def _by_wireguard(facts: Facts, leg: Leg, link: TraceLink) -> Iterator[TraceStep
         return
     yield passes("encryption", f"peer {one.public_key} of {link.name} at {one.endpoint}")
     address, port = _endpoint(one.endpoint)
-    if address is not None:  # the steps of the underlay are known for IPv4 only
+    if address is not None:  # the steps of the underlay can be determined only for IPv4
         yield from _outer(facts, address, port, "wireguard", None)
 
 

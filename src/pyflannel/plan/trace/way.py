@@ -1,6 +1,7 @@
-"""Follows one packet between containers: out of this host, into it, or between two of its containers.
+"""Follows one packet between containers. The packet leaves this host, arrives at it, or is between two of its
+containers.
 
-A generator of steps may continue after a step that fails; `follow` stops there.
+A generator of steps may continue after a step that fails; `follow` stops at that step.
 """
 
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from pyflannel.plan.trace.tunnel import from_wire, is_tunnel, rules, through
 
 
 def follow(facts: Facts) -> TraceReport | RouteQuestion:
-    """Return the path of the packet, or a question that the kernel must answer first.
+    """Return the path of the packet, or a query that the kernel must answer first.
 
     One of the two addresses must be on this host.
     """
@@ -91,7 +92,7 @@ def _outgoing(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
 
 
 def _from_container(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
-    """Yield that the routes in the container of the source do not include the destination."""
+    """Yield a failed step if the routes in the source container do not include the destination."""
     for one in facts.containers:
         if leg.source in one.addresses and not one.has_route_to(leg.destination):
             bridge = facts.bridge_of(leg.source)
@@ -157,7 +158,9 @@ def _routed(facts: Facts, leg: Leg, answer: RouteAnswer, arrives_at: str) -> Ite
 
 
 def _answer(facts: Facts, leg: Leg, peer: LeaseEntry) -> Iterator[TraceStep]:
-    """Yield the answer of the other host. Without one, the path of the reply on this host precedes it."""
+    """Yield the answer of the other host. If there is no answer, the path of the reply on this host
+    precedes this step.
+    """
     probed = facts.probed
     if probed is None:
         yield unknown("peer", host_of(peer), "no probe could be sent: run flannelctl as root")
@@ -199,7 +202,7 @@ def _incoming(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
 
 
 def _to_container(facts: Facts, address: IPv4Address) -> Iterator[TraceStep]:
-    """Yield the bridge and the container with an address of this host."""
+    """Yield the steps of the bridge and of the container that has the address."""
     bridge = facts.bridge_of(address)
     if bridge is not None and not bridge.is_up:
         yield link_down("bridge", TraceLink(name=bridge.name))

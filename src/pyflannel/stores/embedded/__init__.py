@@ -1,1 +1,1 @@
-"""The store in one SQLite file, shared by the processes of one machine. It needs no server."""
+"""The store in one SQLite file, shared by the processes of one machine. This store needs no server."""

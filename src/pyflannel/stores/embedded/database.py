@@ -1,4 +1,6 @@
-"""The store on SQLite: revisions, conditional writes, expiry, limited history. Calls are synchronous."""
+"""The store in an SQLite file, with revisions, conditional writes, expiry, limited history. Calls are
+synchronous.
+"""
 
 import contextlib
 import errno
@@ -28,7 +30,7 @@ HISTORY_REVISIONS = 10_000
 """Minimum number of past revisions at which a watch can begin."""
 
 BUSY_S = 5.0
-"""Time that a call waits for the transaction of another process."""
+"""Time in seconds that a call waits for the transaction of another process."""
 
 BATCH_CHANGES = 1000
 """Maximum number of changes that a watch reads at once."""
@@ -37,8 +39,8 @@ _FORMAT = 1
 """PRAGMA user_version of the tables below."""
 
 # One revision changes one key, so the revision identifies the change. Deadlines are CLOCK_BOOTTIME seconds of
-# the boot named in `store`, which steps of the wall clock do not affect. After a reboot, `expires_utc` gives
-# them.
+# the boot named in `store`, which steps of the wall clock do not affect. After a reboot, the new deadlines
+# are computed from `expires_utc`.
 _SCHEMA = (
     """CREATE TABLE store (revision INTEGER NOT NULL, compacted INTEGER NOT NULL, boot_id TEXT NOT NULL)""",
     """CREATE TABLE record (
@@ -60,7 +62,7 @@ _HINTS = {
     "SQLITE_PERM": "Run as a user with write access to the file.",
     "SQLITE_READONLY": "Make the file and its directory writable, or run as a user with write access.",
 }
-"""Remedies for errors of SQLite, by the beginning of their names."""
+"""Remedies for errors of SQLite, keyed by the beginning of their names."""
 
 _SQLITE_NAMES = {
     errno.EACCES: "SQLITE_READONLY",
@@ -81,7 +83,7 @@ class Database:
     Only one thread may use it.
 
     Raises:
-        StoreError: by every call if the file is unusable. The next call may succeed.
+        StoreError: raised by every call if the file is unusable. The next call may succeed.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class Database:
         """Return the next changes under `prefix` after revision `after`, possibly none.
 
         Raises:
-            CompactedError: the history does not contain `after`, or has not reached it yet.
+            CompactedError: the history does not contain `after`, or has not reached this revision yet.
         """
         with self._transaction("DEFERRED") as connection:
             ((revision, compacted),) = connection.execute("SELECT revision, compacted FROM store")
@@ -153,7 +155,7 @@ class Database:
             return StoreChanges(changes, changes[-1].revision if len(changes) == BATCH_CHANGES else revision)
 
     def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, 0 if it has expired, None if it never does."""
+        """Return the seconds until the record expires, 0 if it has expired, None if it never expires."""
         if not record.lease_id:
             return None
         with self._transaction("DEFERRED") as connection:
@@ -163,7 +165,7 @@ class Database:
             return max(0.0, found[0] - self._clock.now()) if found else 0.0
 
     def age(self, record: Record) -> float | None:
-        """Return the seconds since the record was written; None without a TTL, or if it has expired."""
+        """Return the seconds since the record was written; None if it has no TTL or has expired."""
         if not record.lease_id:
             return None
         with self._transaction("DEFERRED") as connection:
@@ -174,7 +176,7 @@ class Database:
             return max(0.0, found[0]) if found else None
 
     def seconds_to_expiry(self) -> float | None:
-        """Return the seconds until the next record expires, or None if none does."""
+        """Return the seconds until the next record expires, or None if no record expires."""
         with self._transaction("DEFERRED") as connection:
             (deadline,) = connection.execute("SELECT min(deadline) FROM record").fetchone()
             return None if deadline is None else max(0.0, deadline - self._clock.now())
@@ -209,7 +211,7 @@ class Database:
             raise _store_error(self._path, error) from error
 
     def _announce(self) -> None:
-        """Wake the watchers of the log. SQLite writes to it before the commit is readable."""
+        """Wake the watchers of the log. SQLite writes to this log before the commit is readable."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(f"{self._path}-wal")
 
@@ -276,7 +278,7 @@ class Database:
         connection.execute("COMMIT")
 
     def _carry_over_reboot(self, connection: sqlite3.Connection) -> None:
-        """Compute new deadlines from the wall clock.
+        """Compute new deadlines of records from the wall clock.
 
         The clock may have been changed while the host was off, or may not be set yet. No record gets more
         than its TTL.
@@ -316,7 +318,7 @@ class Database:
         return revision
 
     def _forget_history(self, connection: sqlite3.Connection, revision: int) -> None:
-        """Keep the last `history` revisions, and up to a tenth more, so that deletions are rare."""
+        """Keep the last `history` revisions, and up to a tenth more than that, so that deletions are rare."""
         ((compacted,),) = connection.execute("SELECT compacted FROM store")
         if revision - compacted > self._history + self._history // 10:
             oldest = revision - self._history
@@ -325,7 +327,7 @@ class Database:
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
-    # After some errors, such as a full disk, SQLite has rolled back already and refuses another rollback.
+    # After some errors, such as a full disk, SQLite has already rolled back and refuses another rollback.
     if connection.in_transaction:
         connection.execute("ROLLBACK")
 
@@ -395,6 +397,6 @@ def _store_error(path: Path, error: sqlite3.Error | OSError) -> StoreError:
         name, text = _SQLITE_NAMES.get(error.errno or 0, "SQLITE_CANTOPEN"), error.strerror
     else:
         name, text = getattr(error, "sqlite_errorname", None) or "", str(error)
-    # Extended names begin with the primary one: SQLITE_READONLY_DIRECTORY.
+    # Extended names of errors begin with the primary name, for example SQLITE_READONLY_DIRECTORY.
     hint = next((hint for prefix, hint in _HINTS.items() if name.startswith(prefix)), _EXAMINE)
     return StoreError(f"{path}: {text}", hint=hint)

@@ -17,7 +17,7 @@ from pyflannel.stores.embedded.database import Database
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Interval at which a watch reads the file without a notification."""
+"""Interval at which a watch reads the file even without a notification."""
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
@@ -47,7 +47,7 @@ class EmbeddedStore:
     @asynccontextmanager
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Watcher]:
         """Watch the keys under `prefix` for changes after revision `after`, during the block."""
-        await self._seconds_to_look()  # creates the directory of the file, which the file watch needs
+        await self._seconds_to_look()  # creates the directory of the file, for the file watch
         async with AsyncExitStack() as opened:
             try:
                 writes = await opened.enter_async_context(self._file_watch.changes(self._log_file))
@@ -56,7 +56,7 @@ class EmbeddedStore:
                 writes = None
             await self._call(
                 self._database.changes, prefix, after
-            )  # raises CompactedError if the history is too short
+            )  # the call raises CompactedError if the history is too short
             yield _Watcher(self, prefix, after, writes)
 
     async def time_to_live(self, record: Record) -> float | None:
@@ -64,11 +64,11 @@ class EmbeddedStore:
         return await self._call(self._database.time_to_live, record)
 
     async def age(self, record: Record) -> float | None:
-        """Return the seconds since a record with a TTL was written; None if it is unknown."""
+        """Return the seconds since a record with a TTL was written; None if the time is unknown."""
         return await self._call(self._database.age, record)
 
     def addresses(self) -> tuple[IPv4Address, ...]:
-        """Return nothing: the store is a file of this host."""
+        """Return nothing, because the store is a file of this host."""
         return ()
 
     async def close(self) -> None:
@@ -95,7 +95,7 @@ class EmbeddedStore:
 
 
 class _Watcher:
-    """A watch of the file. `writes` announces possible writes; None without notifications."""
+    """A watch of the file. `writes` announces possible writes; None if notifications are not available."""
 
     def __init__(self, store: EmbeddedStore, prefix: str, after: int, writes: Changes | None) -> None:
         self._store = store
@@ -105,7 +105,9 @@ class _Watcher:
         self._is_new = True
 
     async def next(self) -> StoreChanges:
-        """Wait for changes. Read the file whenever it may have been written, or a record may have expired."""
+        """Wait for changes. Read the file each time it may have been written, or a record may have
+        expired.
+        """
         if self._is_new:
             self._is_new = False
             return StoreChanges((), self._after)

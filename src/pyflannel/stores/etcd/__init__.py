@@ -1,1 +1,1 @@
-"""The store in etcd v3, with several endpoints of one cluster."""
+"""The store that uses etcd v3, with several endpoints of one cluster."""

@@ -54,11 +54,11 @@ def is_still_ours(address: Address) -> bool:
 
 
 _ALERT_S = 1.5
-"""Time for the TLS alert of a member that has just ended a connection."""
+"""Maximum time in seconds to wait for the TLS alert of a member that has just closed a connection."""
 
 # The connections of a stopped or unplugged member stay open, and only pings detect this. etcd drops clients
-# that ping more often than every 5 s (--grpc-keepalive-min-time) or without calls. The window of the
-# connection is larger than that of a stream, so that an unread watch does not block calls.
+# that ping more often than every 5 s (--grpc-keepalive-min-time) or that ping without calls. The window of
+# the connection is larger than the window of a stream, so that an unread watch does not block calls.
 _CONFIGURATION = Configuration(
     _keepalive_time=6,
     _keepalive_timeout=4,
@@ -70,10 +70,10 @@ _CONFIGURATION = Configuration(
 
 
 class _Protocol(H2Protocol):
-    """Counts all received data as a sign of life, and knows both ends of the connection.
+    """Counts all received data as a sign of life, and stores the addresses of both ends of the connection.
 
-    grpclib accepts only the answer to its ping, which follows all data sent before: many megabytes if a watch
-    catches up over a slow connection.
+    grpclib accepts only the answer to its ping as a sign of life. This answer follows all data that was sent
+    before, which may be many megabytes if a watch catches up over a slow connection.
     """
 
     local: Address | None = None
@@ -90,10 +90,11 @@ class _Protocol(H2Protocol):
 
 
 class Connection(Channel):
-    """A gRPC channel that reopens by itself, each time with the current TLS files.
+    """A gRPC channel that reopens automatically, each time with the current TLS files.
 
     Attributes:
-        remote: the member's IPv4 address at the last connection; None before, or if it has none.
+        remote: the member's IPv4 address at the last connection; None before that, or if it has no IPv4
+            address.
     """
 
     def __init__(self, endpoint: Endpoint, tls: TlsFiles | None) -> None:
@@ -142,10 +143,11 @@ class Member:
         return cls(endpoint, tls, Connection(endpoint, tls))
 
     async def alert(self) -> SSLError | None:
-        """Return the TLS alert by which the member refuses the client certificate, or None.
+        """Return the TLS alert with which the member refuses the client certificate, or None.
 
-        In TLS 1.3 the alert follows the handshake. The client has sent data by then, and a connection that is
-        closed with unread bytes loses the alert. So this connection sends nothing and only reads the alert.
+        In TLS 1.3 the alert follows the handshake. At that time the client has already sent data, and a
+        connection that is closed with unread bytes loses the alert. Therefore this connection sends nothing
+        and only reads the alert.
         """
         if self.tls is None:
             return None
@@ -176,7 +178,8 @@ class User:
     """A user of etcd.
 
     Attributes:
-        password: the password, or a file that contains it in the first line and is read at each login.
+        password: the password, or the path of a file that contains it in the first line and is read at each
+            login.
     """
 
     name: str
@@ -196,7 +199,8 @@ class User:
             cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise StoreError(
                 f"the password file {self.password} cannot be read: {cause}",
-                hint="Create the file, readable for flanneld. flanneld reads it at each login.",
+                hint="Create the file, and make it readable for flanneld. flanneld reads the file at each "
+                "login.",
             ) from None
         if not line:
             raise StoreError(
@@ -207,7 +211,7 @@ class User:
 
 
 class Login:
-    """The token of a user at a cluster, valid at all members."""
+    """The token of a user at a cluster, which is valid at all members."""
 
     def __init__(self, user: User) -> None:
         self.user = user
@@ -215,7 +219,7 @@ class Login:
         self._turn = asyncio.Lock()
 
     def accompany(self, member: Member) -> None:
-        """Add the token, if there is one, to every call to `member`."""
+        """Add the token, if the client has a token, to every call to `member`."""
 
         async def add_token(event: SendRequest) -> None:
             if self._token:
@@ -224,7 +228,7 @@ class Login:
         listen(member.channel, SendRequest, add_token)
 
     async def token(self, member: Member) -> str:
-        """Return the token. Log in at `member` if there is none yet.
+        """Return the token. Log in at `member` if the client has no token yet.
 
         Raises:
             StoreError: the password is unreadable, or etcd refused it.
@@ -232,7 +236,9 @@ class Login:
         return await self.renew(member, None) if self._token is None else self._token
 
     async def renew(self, member: Member, refused: str | None) -> str:
-        """Return a token other than the refused one. Of several concurrent calls, only the first logs in."""
+        """Return a token that differs from the refused token. Of several concurrent calls, only the first
+        call logs in.
+        """
         async with self._turn:
             if self._token is None or self._token == refused:
                 self._token = None  # the login must not contain the old token
@@ -264,7 +270,7 @@ class Cluster:
     def __init__(
         self, endpoints: Sequence[Endpoint], *, tls: TlsFiles | None = None, user: User | None = None
     ) -> None:
-        """Use `endpoints`, over TLS if `tls` is given, and as `user` if one is given."""
+        """Use `endpoints`, over TLS if `tls` is given, and as `user` if `user` is given."""
         self._given = tuple(endpoints)
         self._endpoints = list(endpoints)
         self._tls = tls
@@ -281,20 +287,19 @@ class Cluster:
     ) -> _Answer:
         """Return the result of `call` at the first member that answers.
 
-        `about`: the requested keys, for the message of a refusal.
-        `once`: do not send a request to another member after it may have reached one, so that it is not
-        performed twice.
+        `about`: the requested keys, for the message of a refusal. `once`: if a request may have reached a
+        member, do not send the request to another member, so that it is not performed twice.
 
         Raises:
-            RefusedError: a member refused the request, which had no effect.
-            StoreError: no member answered. With `once`, the request may have had its effect. Or a certificate
-                or password file is unusable, and nothing was sent.
+            RefusedError: a member refused the request, and the request had no effect.
+            StoreError: no member answered. With `once`, the request may have had its effect. This error is
+                also raised if a certificate or password file is unusable; then nothing was sent.
         """
         failures: list[tuple[Endpoint, Exception]] = []
         for endpoint in tuple(self._endpoints):
             member = self._member(endpoint)
             try:
-                # Separate from the call: if this fails, nothing was sent.
+                # The connection is opened before the call: if this fails, nothing was sent.
                 if not member.channel.is_open:
                     await within(CONNECT_S, member.channel.__connect__())
             except OSError as error:
@@ -315,7 +320,7 @@ class Cluster:
                 self._endpoints.remove(endpoint)
                 self._endpoints.insert(0, endpoint)
                 return answer
-        # In the given order, so that the same failure has the same text and is logged once.
+        # The causes are in the given order, so that the same failure has the same text and is logged once.
         failures.sort(key=lambda failure: self._given.index(failure[0]))
         raise StoreError(
             f"etcd does not respond: {'; '.join(f'{where}: {explain(error)}' for where, error in failures)}",
@@ -323,7 +328,7 @@ class Cluster:
         )
 
     def distrust(self, member: Member) -> None:
-        """Try this member last from now on, over a new connection. Calls over the old connection end."""
+        """From now on, try this member last, over a new connection. Calls over the old connection end."""
         self._endpoints.remove(member.endpoint)
         self._endpoints.append(member.endpoint)
         if self._members.get(member.endpoint) is member:
@@ -331,7 +336,9 @@ class Cluster:
         member.channel.close()
 
     def addresses(self) -> tuple[IPv4Address, ...]:
-        """Return the members' IPv4 addresses; for a name, the address of the latest connection."""
+        """Return the members' IPv4 addresses; for a member with a name, the address of the latest
+        connection.
+        """
         known = (self._reached.get(endpoint, endpoint.ipv4) for endpoint in self._given)
         return tuple(address for address in known if address is not None)
 
@@ -362,7 +369,7 @@ class Cluster:
     def _member(self, endpoint: Endpoint) -> Member:
         existing = self._members.get(endpoint)
         if existing is not None and existing.channel.is_stranded:
-            # A call would get no answer until its deadline.
+            # Without this check, a call would get no answer until its deadline.
             existing.channel.close()
             del self._members[endpoint]
         if endpoint not in self._members:
@@ -374,7 +381,7 @@ class Cluster:
 
 
 async def _cause(member: Member, error: Exception) -> Exception:
-    """Return the cause of a call without an answer, or the TLS alert that refuses the client certificate."""
+    """Return the reason why a call got no answer, or the TLS alert that refuses the client certificate."""
     if isinstance(error, TimeoutError | GRPCError):
         return error
     return await member.alert() or error

@@ -53,12 +53,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """PEM files. They are read for each connection, so that replaced files are used.
+    """PEM files. The files are read for each connection, so that replaced files are used.
 
     Attributes:
-        ca: certificate authorities for the members; None for those of the system.
-        certificate: client certificate, followed by its chain; None if members do not require one.
-        key: its private key, without a pass phrase; given if and only if `certificate` is.
+        ca: certificate authorities for the members; None for the authorities of the system.
+        certificate: client certificate, followed by its chain; None if members do not require a client
+            certificate.
+        key: private key of the client certificate, without a pass phrase; given if and only if `certificate`
+            is given.
     """
 
     ca: Path | None = None
@@ -69,13 +71,13 @@ class TlsFiles:
         """Return the settings for a new connection: TLS 1.2 or newer, with a check of the member's name.
 
         Raises:
-            StoreError: a file is unreadable or unusable; the message names it.
+            StoreError: a file is unreadable or unusable; the message names the file.
         """
-        import ssl  # not at the top: see programs/own_process.py
+        import ssl  # this import is not at the top, see programs/own_process.py
 
         context = ssl.create_default_context() if self.ca is None else _trusting(self.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # As in Go: only the extension for names counts, and old authorities without the extensions that
+        # As in Go, only the extension for names is used, and old authorities without the extensions that
         # Python 3.13 requires are valid.
         context.hostname_checks_common_name = False
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -99,7 +101,9 @@ def _trusting(ca: Path) -> "ssl.SSLContext":
 
 
 def _show(context: "ssl.SSLContext", certificate: Path, key: Path) -> None:
-    """Add the client certificate to `context`. Check it first, because a member refuses without a reason."""
+    """Add the client certificate to `context`. The certificate is checked first, because a member refuses
+    a certificate without a reason.
+    """
     try:
         validity = validity_of(_read(certificate, "certificate"))
     except WireError as error:
@@ -118,7 +122,8 @@ def _show(context: "ssl.SSLContext", certificate: Path, key: Path) -> None:
             ) from error
         raise StoreError(
             f"the etcd key {key} or the certificate {certificate} cannot be used",
-            hint="Both must be PEM. The key begins with -----BEGIN PRIVATE KEY----- or BEGIN EC PRIVATE KEY.",
+            hint="Both files must be PEM. The key begins with -----BEGIN PRIVATE KEY----- or BEGIN EC "
+            "PRIVATE KEY.",
         ) from error
 
 
@@ -127,7 +132,7 @@ def _check_time(certificate: Path, not_before: datetime, not_after: datetime) ->
     if now > not_after:
         raise StoreError(
             f"the etcd certificate {certificate} expired at {not_after:%Y-%m-%d %H:%M:%S} UTC",
-            hint="Replace the file. flanneld uses the new one at the next attempt.",
+            hint="Replace the file. flanneld uses the new certificate at the next attempt.",
         )
     if now < not_before:
         raise StoreError(
@@ -137,7 +142,7 @@ def _check_time(certificate: Path, not_before: datetime, not_after: datetime) ->
 
 
 def _refuse_pass_phrase(key: Path) -> str:
-    # Without this, OpenSSL would ask for the pass phrase on the terminal.
+    # Without this function, OpenSSL would ask for the pass phrase on the terminal.
     raise StoreError(
         f"the etcd key {key} is protected by a pass phrase",
         hint="Remove the pass phrase from the key, and set mode 0600.",

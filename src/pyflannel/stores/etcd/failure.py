@@ -26,9 +26,10 @@ BROKEN = (
     AssertionError,
     *NONSENSE,
 )
-"""Errors that end a call before its answer. A broken connection shows in several layers of the client.
+"""Errors that end a call before the answer arrives. A broken connection causes errors in several layers of
+the client.
 
-grpclib asserts that a complete message is there when the stream has ended.
+grpclib asserts that a complete message has arrived when the stream has ended.
 """
 
 _REFUSALS = {
@@ -40,7 +41,7 @@ _REFUSALS = {
     Status.RESOURCE_EXHAUSTED: "etcd is full or overloaded: compact, defragment, then disarm its alarm.",
     Status.UNIMPLEMENTED: "Use etcd 3.4 or newer.",
 }
-"""Refusals that have no effect and that every member would give, and their remedies."""
+"""Refusals that have no effect and that every member would give, and the remedies for these refusals."""
 
 _HINTS = {
     "user name is empty": "This etcd requires a user: set --etcd-username and a password.",
@@ -61,7 +62,7 @@ _NO_TLS = "If etcd serves without TLS, use http:// (or etcd://)."
 
 
 class RefusedError(StoreError):
-    """A member understood and refused the request, which had no effect."""
+    """A member understood and refused the request, and the request had no effect."""
 
     def __init__(self, endpoint: Endpoint, status: Status, message: str | None, about: str = "") -> None:
         reason = (message or status.name).rpartition("etcdserver: ")[2]
@@ -81,7 +82,7 @@ def is_refusal(error: BaseException) -> bool:
 def needs_login(error: GRPCError, *, has_token: bool) -> bool:
     """Return whether the call may succeed with another token.
 
-    Without a token, a client with a certificate is the user in its common name, possibly without rights.
+    Without a token, a client with a certificate is the user in its common name, possibly without permissions.
     """
     if error.status is Status.PERMISSION_DENIED:
         return not has_token
@@ -91,7 +92,7 @@ def needs_login(error: GRPCError, *, has_token: bool) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """Return the short cause why a member gave no answer."""
+    """Return the reason why a member gave no answer, as a short text."""
     match error:
         case SSLCertVerificationError():
             return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
@@ -128,7 +129,7 @@ def hint_of(error: BaseException) -> str:
 
 
 def _alert(reason: str) -> str:
-    """Return only the name of the alert, without the TLS version that OpenSSL puts before it."""
+    """Return only the name of the TLS alert, without the TLS version that OpenSSL puts before it."""
     return reason.partition("alert ")[2]
 
 
@@ -145,7 +146,9 @@ _Answer = TypeVar("_Answer")
 
 
 async def within(seconds: float, call: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Return the result of `call`. Raise TimeoutError after `seconds`, counted as by `patience`."""
+    """Return the result of `call`. Raise TimeoutError after `seconds`, counted in the same way as in
+    `patience`.
+    """
     async with patience(seconds):
         return await apart(call)
 
@@ -155,8 +158,8 @@ async def patience(seconds: float) -> AsyncIterator[None]:
     """Raise TimeoutError in the body after `seconds` of time in which this process was scheduled.
 
     On a busy machine a process may not run for a while, although the answer has arrived. An ordinary timeout
-    would blame the endpoint, and a new connection would increase the load. So the time is counted in ticks,
-    each of which counts once, however late it is.
+    would report an error of the endpoint, and a new connection would increase the load. Therefore the time is
+    counted in ticks. Each tick counts once, regardless of its delay.
     """
     loop = asyncio.get_running_loop()
     tick_s = seconds / _TICKS
@@ -168,7 +171,7 @@ async def patience(seconds: float) -> AsyncIterator[None]:
             if left:
                 timer = loop.call_later(tick_s, count, left - 1)
             else:
-                deadline.reschedule(loop.time())  # handles the data that has arrived first
+                deadline.reschedule(loop.time())  # first, this handles the data that has arrived
 
         try:
             yield
@@ -177,15 +180,15 @@ async def patience(seconds: float) -> AsyncIterator[None]:
 
 
 async def apart(call: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Await `call` in a task of its own.
+    """Await `call` in a separate task.
 
     If a connection breaks, grpclib 0.4 cancels the waiting task without `Task.uncancel`. In the caller's
     task, later timeouts and task groups would then fail. The task groups of Python 3.11 have the same defect,
-    so the error leaves the group as a value.
+    so the error is returned from the group as a value.
     """
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(_answer_or_error(call))
-    if task.cancelled():  # by grpclib; a cancellation of the caller does not reach this line
+    if task.cancelled():  # grpclib cancelled the task; a cancellation of the caller does not reach this line
         raise StreamTerminatedError("the connection was lost")
     match task.result():
         case _Failed(error):

@@ -15,13 +15,13 @@ from pyflannel.wire.lease_record import longest_value
 
 
 class KeySpace:
-    """Joins and splits prefix and key at one slash, whether or not the prefix ends in one."""
+    """Joins and splits prefix and key at one slash, even if the prefix ends in a slash."""
 
     def __init__(self, prefix: str) -> None:
         self._root = prefix.rstrip("/").encode() + b"/"
 
     def full(self, key: str) -> bytes:
-        """Return the full key in etcd."""
+        """Return the full key in etcd, as bytes."""
         return self._root + key.encode()
 
     def shown(self, key: str) -> str:
@@ -35,8 +35,8 @@ class KeySpace:
     def range_of(self, prefix: str) -> tuple[bytes, bytes]:
         """Return first key and end of the range of all keys that start with `prefix`.
 
-        The end is the first key after all of them: the prefix with its last byte incremented. This is always
-        possible, because no byte of UTF-8 is 0xff.
+        The end is the first key after all these keys: the prefix with its last byte incremented. The last
+        byte can always be incremented, because no byte of UTF-8 is 0xff.
         """
         start = self.full(prefix)
         return start, start[:-1] + bytes([start[-1] + 1])
@@ -57,7 +57,9 @@ class KeySpace:
 
 
 def transaction(keys: KeySpace, operation: Put | Delete, lease_id: int) -> TxnRequest:
-    """Return the request for one write. A put attaches its key to the etcd lease `lease_id`; 0 for none."""
+    """Return the request for one write. A put attaches its key to the etcd lease `lease_id`; 0 for no etcd
+    lease.
+    """
     key = keys.full(operation.key)
     if isinstance(operation, Put):
         put = PutRequest(key=key, value=operation.value, lease=lease_id, prev_kv=True)
@@ -73,7 +75,7 @@ def transaction(keys: KeySpace, operation: Put | Delete, lease_id: int) -> TxnRe
 
 
 def _has_revision(key: bytes, revision: int) -> Compare:
-    # An absent key has the revision 0: one comparison serves absence and every revision.
+    # An absent key has the revision 0, so the same comparison checks absence and every revision.
     return Compare(target=Compare.MOD, result=Compare.EQUAL, key=key, mod_revision=revision)
 
 
@@ -86,7 +88,7 @@ def outcome(keys: KeySpace, answer: TxnResponse) -> Written | Conflict:
 
 
 def lease_left_behind(answer: TxnResponse) -> int:
-    """Return the etcd lease to which the key was attached before this write; 0 for none."""
+    """Return the etcd lease to which the key was attached before this write; 0 if there was none."""
     response = answer.responses[0]
     if response.HasField("response_put"):
         return int(response.response_put.prev_kv.lease)

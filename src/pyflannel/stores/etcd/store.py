@@ -29,16 +29,17 @@ from pyflannel.stores.etcd.watch import Watch
 log = logging.getLogger(__name__)
 
 PAGE_RECORDS = 1000
-"""Records of one request, so that an answer stays far below etcd's limits."""
+"""Number of records of one request. With this number, an answer remains far below etcd's limits."""
 
 MOST_RECORDS = 4 * LARGEST
-"""Records of a listing. There may be reservations and claims beside the leases, and keys that hold none."""
+"""Maximum number of records of a list. There may be reservations and claims besides the leases, and keys
+that contain no lease."""
 
 
 class EtcdStore:
     """The keys under one prefix of an etcd v3 cluster (3.4 and newer).
 
-    A key with a TTL is attached to an etcd lease of its own: `lease_id`.
+    A key with a TTL is attached to its own etcd lease: `lease_id`.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class EtcdStore:
         self._answering: set[Endpoint] = set()  # members that answer progress requests
 
     async def get(self, key: str) -> Record | None:
-        """Return the record at exactly this key, or None; linearisable."""
+        """Return the record at exactly this key, or None. The read is linearisable."""
         answer = await self._range(RangeRequest(key=self._keys.full(key)), key)
         return self._keys.record(answer.kvs[0]) if answer.kvs else None
 
@@ -68,15 +69,15 @@ class EtcdStore:
             try:
                 return await self._list_at_one_revision(prefix)
             except RefusedError as refused:
-                # The revision was compacted between two pages: start again at a newer one.
+                # The revision was compacted between two pages, so start again at a newer revision.
                 if refused.status is not Status.OUT_OF_RANGE:
                     raise
 
     async def write(self, operation: Put | Delete) -> Written | Conflict:
         """Perform one conditional write as one transaction.
 
-        If the answer gets lost, the write may have taken effect. The new etcd lease then expires by itself,
-        because revoking it would delete the key.
+        If the answer gets lost, the write may have taken effect. The new etcd lease then expires, because
+        revoking it would delete the key.
         """
         lease_id = 0
         if isinstance(operation, Put) and operation.ttl_s is not None:
@@ -92,8 +93,8 @@ class EtcdStore:
             await self._revoke(lease_id)
             raise
         result = outcome(self._keys, answer)
-        # After a lost race the new lease has no key, and after a write the previous lease has none. Hourly
-        # renewals would otherwise collect 24 h leases in etcd.
+        # After a lost race the new lease has no key, and after a write the previous lease has no key.
+        # Otherwise, hourly renewals would create many leases of 24 h in etcd.
         if isinstance(result, Conflict):
             await self._revoke(lease_id)
         else:
@@ -107,7 +108,7 @@ class EtcdStore:
 
             async def start(member: Member) -> Watch:
                 watch = Watch(self._keys, after, member, self._answering)
-                attempts.push_async_callback(watch.close)  # also if the answer arrives too late
+                attempts.push_async_callback(watch.close)  # this also applies if the answer arrives too late
                 await watch.start(prefix)
                 return watch
 
@@ -121,12 +122,13 @@ class EtcdStore:
                     self._cluster.distrust(watch.member)
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the whole seconds until the record expires, or None if it never does."""
+        """Return the whole seconds until the record expires, or None if the record never expires."""
         answer = await self._lease_of(record)
         return None if answer is None else max(0.0, float(answer.TTL))
 
     async def age(self, record: Record) -> float | None:
-        """Return the whole seconds since the record was written; None without a TTL, or if it has expired.
+        """Return the whole seconds since the record was written; None if the record has no TTL or has
+        expired.
 
         flannel never keeps an etcd lease alive: each write of a key grants a new one.
         """
@@ -136,7 +138,7 @@ class EtcdStore:
         return max(0.0, float(answer.grantedTTL - answer.TTL))
 
     async def _lease_of(self, record: Record) -> LeaseTimeToLiveResponse | None:
-        """Return etcd's answer about the TTL of a record; None if it has none."""
+        """Return etcd's answer about the TTL of a record; None if the record has no TTL."""
         if not record.lease_id:
             return None
         request = LeaseTimeToLiveRequest(ID=record.lease_id)
@@ -185,10 +187,11 @@ class EtcdStore:
         return int(answer.ID)
 
     async def _release(self, lease_id: int) -> None:
-        """Revoke an etcd lease whose key has another lease now. If this fails, the lease expires by itself.
+        """Revoke an etcd lease whose key is attached to another etcd lease now. If this fails, the lease
+        expires at its end.
 
-        An operator may have attached other keys to it, which would be deleted. So etcd is asked for its keys
-        first.
+        An operator may have attached other keys to the lease, which would then also be deleted. Therefore
+        flanneld first asks etcd for the keys of the lease.
         """
         if not lease_id:
             return
@@ -197,14 +200,18 @@ class EtcdStore:
             lease = await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseTimeToLive(request))
         except StoreError as error:
             log.debug(
-                "Could not revoke an etcd lease, it expires by itself lease_id=%x cause=%s", lease_id, error
+                "Could not revoke an etcd lease, which therefore expires later lease_id=%x cause=%s",
+                lease_id,
+                error,
             )
             return
         if lease.TTL > 0 and not lease.keys:
             await self._revoke(lease_id)
 
     async def _revoke(self, lease_id: int) -> None:
-        """Revoke an etcd lease and its keys; 0 for none. If this fails, the lease expires by itself."""
+        """Revoke an etcd lease, which deletes its keys. Do nothing for the number 0. If this fails, the
+        lease expires at its end.
+        """
         if not lease_id:
             return
         request = LeaseRevokeRequest(ID=lease_id)
@@ -212,11 +219,15 @@ class EtcdStore:
             await self._cluster.ask(lambda member: LeaseStub(member.channel).LeaseRevoke(request))
         except StoreError as error:
             log.debug(
-                "Could not revoke an etcd lease, it expires by itself lease_id=%x cause=%s", lease_id, error
+                "Could not revoke an etcd lease, which therefore expires later lease_id=%x cause=%s",
+                lease_id,
+                error,
             )
 
     async def _raise_if_rewound(self, after: int) -> None:
-        """Raise CompactedError if etcd is older than revision `after`: it was restored or replaced."""
+        """Raise CompactedError if the revision of etcd is lower than `after`, because etcd was restored or
+        replaced.
+        """
         answer = await self._range(RangeRequest(key=self._keys.full(""), count_only=True), "")
         if answer.header.revision < after:
             raise CompactedError(after, answer.header.revision)

@@ -1,4 +1,6 @@
-"""A watch at one member. It ends with the member, the connection or the history."""
+"""A watch at one member. The watch ends if the member or the connection ends, or if the history is
+compacted.
+"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -24,16 +26,18 @@ from pyflannel.stores.etcd.rpc_pb2 import (
 )
 
 SILENT_S = 5.0
-"""Silence after which the member is asked for a sign of life."""
+"""Duration of silence after which the member is asked for a progress report."""
 
 ANSWER_S = 5.0
-"""Deadline for the sign of life. Without a request, etcd reports progress only every 10 minutes."""
+"""Deadline for the progress report. Without a request, etcd reports progress only every 10 minutes."""
 
-# With this, a member without contact to the others ends the watch instead of keeping silent.
+# With this setting, a member that lost the connection to the other members ends the watch. Without this
+# setting, it would send nothing.
 _REQUIRE_LEADER = {"hasleader": "true"}
 
 _READ_AHEAD = 10
-"""Responses that are read before the watcher takes them. Then the member has to wait."""
+"""Maximum number of responses that are read before the watcher takes them. If there are more, the member
+has to wait."""
 
 _REQUESTED = -1
 """`watch_id` of the answer to a progress request."""
@@ -46,15 +50,19 @@ _Stream = Stream[WatchRequest, WatchResponse]
 class Watch:
     """A watch of the changes after revision `after`, at one member. The caller of `start` must close it.
 
-    One task reads, and another requires signs of life. When one of them ends, `next` raises.
+    One task reads, and another task requests progress reports. When one of these tasks ends, `next` raises an
+    error.
 
     Attributes:
         member: the member that serves the watch.
-        revision: revision of the member when it confirmed the watch. It may lag behind the cluster.
+        revision: revision of the member when it confirmed the watch. This revision may be older than the
+            revision of the cluster.
     """
 
     def __init__(self, keys: KeySpace, after: int, member: Member, answering: set[Endpoint]) -> None:
-        """`answering`: the members that have answered a progress request. This watch adds its own member."""
+        """`answering`: the members that have answered a progress request. This watch adds its member to
+        this set.
+        """
         self.member = member
         self.revision = 0
         self._keys = keys
@@ -70,12 +78,13 @@ class Watch:
     async def start(self, prefix: str) -> None:
         """Watch all keys under `prefix`; return when the member has confirmed the watch.
 
-        The watch begins at `after` itself, and that revision is skipped. etcd 3.4 lets a watch begin at a
-        compacted revision, and does not report a key deleted there (etcd issue 18089).
+        The watch begins at revision `after`, and the changes of this revision are ignored. etcd 3.4 lets a
+        watch begin at a compacted revision, and does not report a key that was deleted at that revision (etcd
+        issue 18089).
 
         Raises:
             GRPCError: the member refused the watch.
-            StreamTerminatedError: the connection broke. Other errors of BROKEN may mean the same.
+            StreamTerminatedError: the connection broke. Other errors in BROKEN may also mean a refusal.
         """
         start, end = self._keys.range_of(prefix)
         request = WatchCreateRequest(
@@ -83,7 +92,7 @@ class Watch:
         )
         confirmed: asyncio.Future[_Stream] = asyncio.get_running_loop().create_future()
         # One task reads all responses: grpclib 0.4 cancels the waiting task when the connection breaks (see
-        # `apart`), and a task for each response would take longer than reading it.
+        # `apart`), and a task for each response would take longer than the reading.
         reading = self._run(self._read(WatchRequest(create_request=request), confirmed), "etcd watch")
         waits: list[asyncio.Future[Any]] = [reading, confirmed]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +109,7 @@ class Watch:
 
     @property
     def is_lost(self) -> bool:
-        """Whether member or connection failed."""
+        """True if the member or the connection failed."""
         return self._end is not None and not isinstance(self._end, CompactedError)
 
     async def next(self) -> StoreChanges:
@@ -109,7 +118,7 @@ class Watch:
         The changes of one revision are returned together.
 
         Raises:
-            CompactedError: the history of the member no longer contains the revision.
+            CompactedError: the history of the member no longer contains the revision of the watch.
             StoreError: the watch has ended, and a new one is required.
         """
         if self._is_first:
@@ -133,7 +142,7 @@ class Watch:
             await stream.send_message(request)
             created = await _received(stream)
             if created.canceled:
-                # etcd 3.4 answers this to a user without rights, and also to an expired token.
+                # etcd 3.4 sends this answer to a user without permissions, and also for an expired token.
                 raise GRPCError(Status.UNAUTHENTICATED, created.cancel_reason or "the watch was canceled")
             self.revision = created.header.revision
             confirmed.set_result(stream)
@@ -141,8 +150,8 @@ class Watch:
                 response = await _received(stream)
                 self._life.set()
                 if response.watch_id == _REQUESTED:
-                    # Only a sign of life: etcd before 3.4.25 may report a revision here before it sends
-                    # earlier events (etcd issue 15220).
+                    # This response only shows that the member is running: etcd before 3.4.25 may report a
+                    # revision here before it sends earlier events (etcd issue 15220).
                     self._answering.add(self.member.endpoint)
                 else:
                     self._raise_if_ended(response)
@@ -151,8 +160,8 @@ class Watch:
     async def _require_life(self, stream: _Stream) -> None:
         """Raise TimeoutError if the member neither sends anything nor answers a progress request.
 
-        A member that has never answered is asked only once and need not answer. etcd's grpc-proxy does not
-        forward progress requests, and logs an error for each (etcd issue 19710).
+        A member that has never answered is asked only once, and no answer is required. etcd's grpc-proxy does
+        not forward progress requests, and logs an error for each request (etcd issue 19710).
         """
         is_asked = False
         while True:
@@ -182,7 +191,7 @@ class Watch:
         return task
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Make `next` raise the first error that ended a task, after the responses before it."""
+        """Make `next` return the earlier responses, and then raise the first error that ended a task."""
         error = _why(task)
         if self._end is None and isinstance(error, StoreError):
             self._end = error
@@ -193,10 +202,10 @@ class Watch:
             )
             self._end.__cause__ = error
         if not self._arrived.full():
-            self._arrived.put_nowait(None)  # wakes the waiting task
+            self._arrived.put_nowait(None)  # this wakes the waiting task
 
     async def _whole_responses(self) -> list[WatchResponse]:
-        """Wait for responses and return those that have arrived completely."""
+        """Wait for responses and return the responses that have arrived completely."""
         while not self._taken or self._taken[-1].fragment or not self._arrived.empty():
             if self._end is not None and self._arrived.empty():
                 raise self._end
@@ -226,7 +235,8 @@ class Watch:
 async def _received(stream: _Stream) -> WatchResponse:
     response = await stream.recv_message()
     if response is None:
-        # Raised inside the stream's block: leaving the block raises the status of the member.
+        # The error is raised inside the stream's block, because the end of the block raises the status of the
+        # member.
         raise StreamTerminatedError("the member ended the stream")
     return response
 

@@ -1,4 +1,4 @@
-"""The way to the API server: its address, and the credentials, which are read for each connection."""
+"""The address of the API server, and the credentials, which are read for each connection."""
 
 import os
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Server:
     """The API server.
 
     Attributes:
-        path: start of all paths, "" or `/PATH`.
+        path: start of the path of each request: "" or `/PATH`.
     """
 
     url: str
@@ -46,10 +46,10 @@ class Server:
 
 
 def parse_server(url: str, origin: str) -> Server:
-    """Return the server that a URL names; messages name `origin` as the source of the URL.
+    """Return the server at a URL; messages name `origin` as the source of the URL.
 
     Raises:
-        UsageError: it is not the URL of an API server.
+        UsageError: the text is not the URL of an API server.
     """
     try:
         parts = urlsplit(url if "://" in url else f"https://{url}")
@@ -64,13 +64,13 @@ def parse_server(url: str, origin: str) -> Server:
 
 
 class Access:
-    """The server and the credentials: of a kubeconfig file, of a URL, or of the service account of the pod.
+    """The server and the credentials, from a kubeconfig file, a URL, or the service account of the pod.
 
-    A kubeconfig file, a token file and certificates are read for each connection, so that renewed ones are
+    A kubeconfig file, a token file and certificates are read for each connection, so that renewed files are
     used.
 
     Raises:
-        UsageError: nothing names a server, or its URL is invalid.
+        UsageError: no flag or file names a server, or its URL is invalid.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class Access:
             self._given = parse_server(f"https://{shown}:{port or 443}", "KUBERNETES_SERVICE_HOST")
 
     def connection(self) -> "Connection":
-        """Return the server and the present credentials.
+        """Return the server and the current credentials.
 
         Raises:
-            StoreError: a file is unreadable or unusable; the message names it.
+            StoreError: a file is unreadable or unusable; the message names the file.
         """
         if self._account is not None:
             config = Kubeconfig(ca=str(self._account / "ca.crt"), token_file=str(self._account / "token"))
@@ -129,7 +129,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """One connection to the server. Relative paths in `config` begin at `base`."""
+    """The settings of one connection to the server. Relative paths in `config` begin at `base`."""
 
     server: Server
     config: Kubeconfig
@@ -168,7 +168,7 @@ class Connection:
         """
         if not self.server.has_tls:
             return None
-        import ssl  # not at the top: see programs/own_process.py
+        import ssl  # this import is not at the top, see programs/own_process.py
 
         context = ssl.create_default_context()
         if self.config.ca is not None:
@@ -195,7 +195,8 @@ class Connection:
         with ExitStack() as opened:
             paths = []
             for content in (text, self._text(key, "client key")[1]):
-                # Python reads them only from files. These files are in memory, private to this process.
+                # Python reads certificates and keys only from files. These files are in memory, and only this
+                # process can read them.
                 file = opened.enter_context(os.fdopen(os.memfd_create("flanneld"), "w"))
                 file.write(content)
                 file.flush()
@@ -209,7 +210,7 @@ class Connection:
                 ) from error
 
     def _text(self, content: Secret | str, what: str) -> tuple[str, str]:
-        """Return the origin for messages, and the text, of a PEM file or of its content."""
+        """Return the origin of a PEM text, for messages, and the text. The argument is a path or the text."""
         if isinstance(content, Secret):
             return f"the {what} in the kubeconfig", content.reveal()
         path = self.base / content

@@ -1,7 +1,7 @@
-"""Requests to the Kubernetes API: HTTP/1.1 on asyncio, one connection for each request.
+"""Requests to the Kubernetes API: HTTP/1.1 on asyncio, with one connection for each request.
 
-A host sends four requests when it starts, and one every few minutes for its watch. A connection for each of
-them costs less than one that is kept open, and uses renewed credentials.
+A host sends four requests when it starts, and one request every few minutes for its watch. A connection for
+each request costs less than a permanent connection, and uses renewed credentials.
 """
 
 import asyncio
@@ -26,30 +26,30 @@ CALL_S = 10.0
 """Deadline for an answer, and for the start of a watch."""
 
 THROTTLED_TRIES = 3
-"""Requests until a throttled call fails."""
+"""Number of throttled requests after which a call fails."""
 
 LONGEST_WAIT_S = 10.0
-"""Longest pause that the server can demand by Retry-After."""
+"""Longest pause that the server can demand with Retry-After."""
 
 LONGEST_LINE = 2 * 1024 * 1024
-"""Bytes of a line of a watch: etcd limits an object to 1.5 MB."""
+"""Maximum length of a line of a watch, in bytes: etcd limits an object to 1.5 MB."""
 
 LONGEST_BODY: Final = 256 * 1024 * 1024
-"""Bytes of an answer: that of 10,000 Nodes with long lists of images."""
+"""Maximum length of an answer, in bytes: enough for 10,000 Nodes with long lists of images."""
 
 _READ = 64 * 1024
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 """The kernel detects within 30 s that the server of a silent watch is unreachable."""
 
 _DENIED = re.compile("denied (the )?request")
-"""The refusal by a policy or a webhook."""
+"""The start of the message if a policy or a webhook refused the request."""
 
 JSON = "application/json"
 PATCH = "application/strategic-merge-patch+json"
 
 
 class RefusedError(StoreError):
-    """The server refused a request. `status` is that of HTTP."""
+    """The server refused a request. `status` is the status of HTTP."""
 
     def __init__(self, message: str, *, hint: str, status: int) -> None:
         super().__init__(message, hint=hint)
@@ -66,7 +66,7 @@ class Client:
 
     @property
     def address(self) -> IPv4Address | None:
-        """The IPv4 address of the latest connection, otherwise the one in the URL; None if unknown."""
+        """The IPv4 address of the latest connection, otherwise the address in the URL; None if unknown."""
         if self._address is None:
             with contextlib.suppress(StoreError):
                 return self._access.connection().server.ipv4
@@ -76,7 +76,7 @@ class Client:
         """Return the body of the answer. A throttled request is repeated when the server allows it.
 
         Raises:
-            StoreError: no answer in time, or the server refused (RefusedError).
+            StoreError: no answer arrived in time, or the server refused the request (RefusedError).
         """
         for attempt in range(THROTTLED_TRIES):
             async with self._exchange(method, path, body) as answer:
@@ -89,10 +89,10 @@ class Client:
 
     @asynccontextmanager
     async def lines(self, path: str) -> AsyncIterator["Answer"]:
-        """Open a watch during the block.
+        """Keep a watch open during the block.
 
         Raises:
-            StoreError: no answer in time, or the server refused (RefusedError).
+            StoreError: no answer arrived in time, or the server refused the request (RefusedError).
         """
         async with self._exchange("GET", path, b"") as answer:
             async with _deadline(answer.connection):
@@ -162,7 +162,7 @@ class Answer:
         return (head or b"") + (content or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
 
     async def head(self) -> None:
-        """Read status and headers."""
+        """Read status and headers of the answer."""
         while self._response is None:
             event = await self._next()
             if isinstance(event, h11.Response):
@@ -208,7 +208,7 @@ class Answer:
         return body
 
     async def lines(self) -> list[bytes]:
-        """Return the next complete lines of a watch; empty at its end."""
+        """Return the next complete lines of a watch; an empty list at the end of the watch."""
         while b"\n" not in self._rest:
             data = await self._data()
             if data is None:

@@ -44,7 +44,8 @@ LOOK_S = 5.0
 _API = "/api/v1"
 _GONE, _TOO_NEW = 410, 504
 _SHORTEST_WATCH_S, _LONGEST_WATCH_S = 300, 599
-"""Range of the random time after which a watch ends, so that those of many hosts end one after another."""
+"""Range of the random time after which a watch ends, so that the watches of many hosts do not end at the
+same time."""
 
 _SILENCE_S = 30.0
 """Time after which the end of a watch is overdue."""
@@ -53,11 +54,11 @@ _SILENCE_S = 30.0
 class KubernetesStore:
     """Two kinds of records: `config`, the content of a file, and `nodes/NAME`, the Nodes of the cluster.
 
-    A Node is written by a patch: the value of a Put contains its changed parts, and no condition.
+    A Node is written by a patch: the value of a Put contains the changed parts of the Node, and no condition.
     """
 
     def __init__(self, client: Client, clock: Clock, *, config: Path, prefix: str) -> None:
-        """`prefix`: start of the names of the annotations that records contain."""
+        """`prefix`: the records contain the annotations whose names begin with this text."""
         self._client = client
         self._clock = clock
         self._config = config
@@ -78,7 +79,7 @@ class KubernetesStore:
             raise
 
     async def list(self, prefix: str) -> Listing:
-        """Return the config for the prefix `config`, and all Nodes for any other."""
+        """Return the config for the prefix `config`, and all Nodes for any other prefix."""
         if prefix == CONFIG:
             record = self._read_config()
             return Listing((record,), record.revision)
@@ -87,7 +88,7 @@ class KubernetesStore:
             body = await self._client.call("GET", f"{_API}/nodes?resourceVersion={self._seen}")
         except RefusedError as error:
             if error.status in (_GONE, _TOO_NEW):
-                self._seen = 0  # a cluster that was restored counts from an older revision
+                self._seen = 0  # a restored cluster continues from an older revision
             raise
         try:
             listing = await in_thread(parse_nodes, body, self._prefix)
@@ -114,7 +115,7 @@ class KubernetesStore:
         """Create an Event of a Node.
 
         Raises:
-            StoreError: the server does not answer, or forbids it.
+            StoreError: the server does not answer, or forbids the Event.
         """
         utc = self._clock.utc()
         body = format_event(node, event, rfc3339(utc), int(utc * 1e9))
@@ -124,7 +125,7 @@ class KubernetesStore:
         """Return whether the cluster has a NetworkPolicy.
 
         Raises:
-            StoreError: the server does not answer, or forbids it.
+            StoreError: the server does not answer, or forbids the Event.
         """
         body = await self._client.call("GET", "/apis/networking.k8s.io/v1/networkpolicies?limit=1")
         try:
@@ -144,11 +145,11 @@ class KubernetesStore:
             yield watcher
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return None: neither a Node nor the config expires."""
+        """Return None, because neither a Node nor the config expires."""
         return None
 
     async def age(self, record: Record) -> float | None:
-        """Return None: no record has a TTL."""
+        """Return None, because no record has a TTL."""
         return None
 
     def addresses(self) -> tuple[IPv4Address, ...]:
@@ -157,7 +158,7 @@ class KubernetesStore:
         return () if address is None else (address,)
 
     async def close(self) -> None:
-        """Do nothing: no connection remains open."""
+        """Do nothing, because no connection remains open."""
 
     def _node(self, body: bytearray) -> Record:
         try:
@@ -176,7 +177,7 @@ async def node_of_pod(client: Client, namespace: str, pod: str) -> str:
     """Return the name of the Node on which a pod runs.
 
     Raises:
-        StoreError: the server does not answer, or the pod has no Node.
+        StoreError: the server does not answer, or the pod runs on no Node.
     """
     path = f"{_API}/namespaces/{quote(namespace, safe='')}/pods/{quote(pod, safe='')}"
     try:
@@ -196,12 +197,12 @@ async def node_of_pod(client: Client, namespace: str, pod: str) -> str:
 
 
 def _path(key: str) -> str:
-    """Return the path of a record below the API: `nodes/NAME`."""
+    """Return the path of the record `nodes/NAME` in the API."""
     return NODES + quote(key.removeprefix(NODES), safe="")
 
 
 class _ConfigWatcher:
-    """Reads the file at intervals: the volume of a ConfigMap replaces a link in its path."""
+    """Reads the file at intervals, because the volume of a ConfigMap replaces a link in its path."""
 
     def __init__(self, store: KubernetesStore, after: int) -> None:
         self._store = store
@@ -209,7 +210,7 @@ class _ConfigWatcher:
         self._is_new = True
 
     async def next(self) -> StoreChanges:
-        """Return the next content of the file."""
+        """Wait until the file changes, and return its content."""
         if self._is_new:
             self._is_new = False
             return StoreChanges((), self._after)
@@ -222,7 +223,7 @@ class _ConfigWatcher:
 
 
 class _NodeWatcher:
-    """A watch of all Nodes. When its time is over, it is opened again at its last revision."""
+    """A watch of all Nodes. When its time is over, the watch is opened again at its last revision."""
 
     def __init__(self, store: KubernetesStore, opened: AsyncExitStack, after: int) -> None:
         self._store = store
@@ -236,7 +237,7 @@ class _NodeWatcher:
         """Open the watch at the last revision.
 
         Raises:
-            CompactedError: the server no longer has the changes since that revision.
+            CompactedError: the server no longer has the changes since the last revision.
             StoreError: the watch cannot be opened.
         """
         await self._opened.aclose()
@@ -251,7 +252,7 @@ class _NodeWatcher:
             raise self._compacted(error.status) or error from error
 
     async def next(self) -> StoreChanges:
-        """Return the next changes."""
+        """Wait for changes and return them."""
         if self._is_new:
             self._is_new = False
             return StoreChanges((), self._after)
@@ -261,7 +262,7 @@ class _NodeWatcher:
                 async with asyncio.timeout(self._limit_s):
                     lines = await self._answer.lines()
             except TimeoutError as error:
-                raise StoreError("the watch is silent", hint="flanneld opens another one.") from error
+                raise StoreError("the watch is silent", hint="flanneld opens another watch.") from error
             if not lines:
                 await self.open()
                 continue
@@ -279,7 +280,7 @@ class _NodeWatcher:
             match event:
                 case ApiFailure(code, message):
                     raise self._compacted(code) or StoreError(
-                        f"the API server ended the watch: {message}", hint="flanneld opens another one."
+                        f"the API server ended the watch: {message}", hint="flanneld opens another watch."
                     )
                 case Bookmark(revision):
                     self._note(revision)

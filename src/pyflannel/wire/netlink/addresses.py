@@ -53,8 +53,8 @@ class AddressRecord:
 
     Attributes:
         index: of its link.
-        peer: the other end of a point-to-point address; None if it equals the address.
-        scope: rt_scope, 0 for global.
+        peer: the other end of a point-to-point address; None if the other end has the same address.
+        scope: the rt_scope of the address: 0 for global.
         flags: as above.
     """
 
@@ -71,7 +71,7 @@ def dump_addresses(family: int = 0) -> Request:
 
 
 def address_index(body: bytes) -> int:
-    """Return only the link's index. This is cheap, and foreign addresses need no full record."""
+    """Return only the link's index. The function is fast, and foreign addresses need no full record."""
     return unpack(_LAYOUT, body)[4]
 
 
@@ -79,13 +79,13 @@ def parse_address_message(body: bytes) -> AddressRecord | None:
     """Return the address of a message's body; None for families other than IP.
 
     Raises:
-        WireError: too short, without address, or an attribute has an invalid length.
+        WireError: the body is too short or contains no address, or an attribute has an invalid length.
     """
     family, length, flags, scope, index = unpack(_LAYOUT, body)
     if family not in (INET, INET6):
         return None
     found = attributes(body, _LAYOUT.size)
-    # If there is a _LOCAL, it is the address, and _ADDRESS is the other end.
+    # If a message contains _LOCAL, _LOCAL is the address, and _ADDRESS is the other end.
     remote = parse_address(found.get(_ADDRESS, b""))
     local = parse_address(found[_LOCAL]) if _LOCAL in found else remote
     if _FLAGS in found:
@@ -118,6 +118,7 @@ def _body(
     remote = address.ip if peer is None else peer
     body = header + attribute(_LOCAL, address.packed) + attribute(_ADDRESS, remote.packed)
     if address.version == 6:
-        # The address is usable immediately, not after a second, and the kernel adds no route to its prefix.
+        # With these flags, the address is usable immediately instead of after one second, and the kernel adds
+        # no route to its prefix.
         body += attribute(_FLAGS, _U32.pack(NO_DUPLICATE_DETECTION | NO_PREFIX_ROUTE))
     return body

@@ -1,6 +1,6 @@
 """Bridges, their ports, and learned MAC addresses: the attributes of bridges in RTM_*LINK and RTM_*NEIGH.
 
-Source: linux/if_link.h (IFLA_BR_*, IFLA_BRPORT_*), linux/if_bridge.h, linux/neighbour.h, struct ndmsg.
+Sources: linux/if_link.h (IFLA_BR_*, IFLA_BRPORT_*), linux/if_bridge.h, linux/neighbour.h, struct ndmsg.
 """
 
 import struct
@@ -46,8 +46,8 @@ class BridgeLink:
     """The attributes of a link that concern bridges.
 
     Attributes:
-        kind: the kernel's kind; `bridge` for a bridge.
-        bridge: index of the bridge of which the link is a port; 0 for none.
+        kind: kind of the link in the kernel; `bridge` for a bridge.
+        bridge: index of the bridge of which the link is a port; 0 if it is not a port.
         queueing: name of its queueing discipline.
         is_up: administratively up.
         has_carrier: its lower layer is up; for a bridge: one of its ports.
@@ -74,7 +74,7 @@ def parse_bridge_link(body: bytes) -> BridgeLink:
     """Return the link of a message's body.
 
     Raises:
-        WireError: too short, or an attribute has an invalid length.
+        WireError: the body is too short, or an attribute has an invalid length.
     """
     _, hardware, index, flags, _ = unpack(_LINK, body)
     found = attributes(body, _LINK.size)
@@ -107,7 +107,7 @@ def parse_learned(body: bytes) -> tuple[int, int, str] | None:
     """Return bridge, port and MAC address from a message; None for the MAC address of a port itself.
 
     Raises:
-        WireError: too short, or an attribute has an invalid length.
+        WireError: the body is too short, or an attribute has an invalid length.
     """
     family, port, state, _, _ = unpack(_NEIGHBOUR, body)
     if family != _BRIDGE or state & _PERMANENT:

@@ -1,10 +1,10 @@
 """Which rules of nf_tables decide about a packet by its flow alone, so that a decision may be cached.
 
-A rule does so if it reads nothing but addresses, ports, interfaces, the mark and the state of the connection.
-A rule that counts, chooses at random, or reads another field may decide otherwise about the next packet of
-the flow. A rule with an expression that is not listed here counts as such a rule.
+A rule decides by the flow alone if it reads only addresses, ports, interfaces, the mark and the state of the
+connection. A rule that counts, chooses at random, or reads another field may decide otherwise about the next
+packet of the flow. A rule with an expression that is not listed here is treated as such a rule.
 
-Only rules for forwarded packets matter: those of the hooks prerouting, forward and postrouting. Chains of
+Only rules for forwarded packets matter: the rules of the hooks prerouting, forward and postrouting. Chains of
 type nat decide once for each connection, and no changed flow is cached.
 
 Source: linux/netfilter/nf_tables.h, linux/netfilter/xt_*.h.
@@ -35,12 +35,12 @@ _HARMLESS = frozenset(
     {"bitwise", "byteorder", "cmp", "counter", "fib", "immediate", "log", "masq", "nat", "notrack", "range"}
     | {"redir", "reject"}
 )
-"""Expressions that read no packet, change no packet of a cached flow, and decide by values that others read.
+"""Expressions that read no packet, change no packet of a cached flow, and decide by values that other
+expressions read.
 """
 
 _META = frozenset({1, 3, 4, 5, 6, 7, 8, 9, 15, 16, 21, 22})
-"""NFT_META_PROTOCOL, MARK, IIF, OIF, IIFNAME, OIFNAME, IIFTYPE, OIFTYPE, NFPROTO, L4PROTO, IIFGROUP,
-OIFGROUP.
+"""=
 """
 
 _MARK = 3
@@ -50,7 +50,7 @@ LABELS, ZONE, SRC_IP, DST_IP, ID.
 """
 
 _CT_CHANGED = frozenset({3, 13})
-"""NFT_CT_MARK, LABELS: a rule may set them."""
+"""NFT_CT_MARK, LABELS: a rule may set these keys."""
 
 _NETWORK, _TRANSPORT = 1, 2
 _ADDRESSES = range(12, 20)
@@ -58,7 +58,7 @@ _PROTOCOL = range(9, 10)
 _PORTS = range(4)
 _TCP_FLAGS = range(13, 14)
 _OF_CONNECTIONS = 0x17
-"""FIN, SYN, RST, ACK: cached TCP packets have ACK and none of the others."""
+"""The flags FIN, SYN, RST and ACK: cached TCP packets have ACK and none of the other three."""
 
 _MATCHES = frozenset({"addrtype", "comment", "connmark", "iprange", "mark", "multiport", "state", "udp"})
 _TARGETS = frozenset(
@@ -87,7 +87,7 @@ _JUMP, _GOTO = -3 & 0xFFFFFFFF, -4 & 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class FoundChain:
-    """A chain. `hook` is None for one that is entered only by jumps."""
+    """A chain. `hook` is None for a chain that is entered only by jumps."""
 
     table: TableName
     name: str
@@ -112,7 +112,7 @@ def parse_found_chain(body: bytes) -> FoundChain:
     """Return the chain of a message's body.
 
     Raises:
-        WireError: too short, or an attribute has an invalid length.
+        WireError: the body is too short, or an attribute has an invalid length.
     """
     table, chain, _ = parse_chain(body)
     return FoundChain(table, chain.name, chain.hook, text(attributes(body, _HEADER.size).get(7, b"")))
@@ -122,13 +122,13 @@ def parse_found_rule(body: bytes) -> FoundRule:
     """Return the rule of a message's body.
 
     Raises:
-        WireError: too short, or an attribute has an invalid length.
+        WireError: the body is too short, or an attribute has an invalid length.
     """
     return FoundRule(*parse_rule(body))
 
 
 def parse_element_expressions(body: bytes) -> list[str]:
-    """Return the names of the expressions that elements of a message perform."""
+    """Return the names of the expressions in the set elements of a message."""
     names = []
     for listed in nested_attributes(attributes(body, _HEADER.size).get(3, b"")):
         found = attributes(listed)
@@ -142,9 +142,10 @@ def parse_element_expressions(body: bytes) -> list[str]:
 
 
 def forwarded_rules(chains: Sequence[FoundChain], rules: Iterable[FoundRule]) -> list[FoundRule]:
-    """Return the rules that may decide about a forwarded packet: of its hooks, and of the chains from there.
+    """Return the rules that may decide about a forwarded packet: the rules of the hooks, and of the chains
+    that these rules enter.
 
-    If a rule enters chains by a map, every chain without a hook in its table counts.
+    If a rule enters chains by a map, every chain without a hook in its table is included.
     """
     by_chain: dict[tuple[TableName, str], list[FoundRule]] = {}
     for rule in rules:
@@ -190,10 +191,10 @@ def sets_of(rules: Iterable[FoundRule]) -> set[SetName]:
 
 
 def objections(chains: Iterable[FoundChain], rules: Iterable[FoundRule]) -> Iterator[str]:
-    """Yield why decisions about flows may not be cached, in the order of the rules.
+    """Yield the reasons why decisions about flows may not be cached, in the order of the rules.
 
     Args:
-        chains: all chains of the host.
+        chains: =
         rules: the rules that may decide about a forwarded packet.
     """
     for chain in chains:
@@ -211,7 +212,9 @@ def objections(chains: Iterable[FoundChain], rules: Iterable[FoundRule]) -> Iter
 
 
 def _objection(name: str, found: dict[int, bytes], following: Expression) -> str | None:
-    """Return the property by which a step decides, if it is not one of the flow; else None."""
+    """Return the property by which a step decides, if this property does not belong to the flow; else
+    None.
+    """
     if name in _HARMLESS or name == "lookup":
         return None
     match name:
@@ -238,7 +241,9 @@ def _objection(name: str, found: dict[int, bytes], following: Expression) -> str
 
 
 def _payload_objection(found: dict[int, bytes], following: Expression) -> str | None:
-    """Return the read field of the packet, if it is not one of the flow; else None."""
+    """Return the field of the packet that a step reads, if this field does not belong to the flow; else
+    None.
+    """
     if 1 not in found:
         return "a changed packet"
     base, offset, octets = (integer_of(found.get(kind)) for kind in (2, 3, 4))

@@ -1,4 +1,4 @@
-"""The tunnel guard as chains and sets of nf_tables. Both address families have the same ones.
+"""The tunnel guard as chains and sets of nf_tables. Both address families have the same chains and sets.
 
     arriving, before routing and after DNAT
         datagram to this host's tunnel port: goto to_us
@@ -30,10 +30,10 @@ vxlan puts a local user's packet into a datagram, and the datagram still belongs
 Therefore the packet gets a mark when it leaves by the overlay, and loses the mark when it gets the tunnel
 header. A user without rights cannot set a mark.
 
-A datagram that is too short to contain a VNI counts as one with this host's VNI. Only the first outer
-fragment has ports. The receiver ignores the other fragments if the first is missing. In IPv6, nf_tables
+A datagram that is too short to contain a VNI is treated as a datagram with this host's VNI. Only the first
+outer fragment has ports. The receiver ignores the other fragments if the first is missing. In IPv6, nf_tables
 finds the UDP header behind extension headers, and Linux 5.11 or newer ignores a datagram whose first fragment
-does not contain it.
+does not contain the UDP header.
 """
 
 import struct
@@ -88,7 +88,8 @@ from pyflannel.wire.netlink.nftables import (
 )
 
 REMEMBERED_MS = 3_600_000
-"""Time for which the addresses of a dropped packet are remembered after the latest such packet."""
+"""Time for which the addresses of a dropped packet are remembered after the latest packet with these
+addresses."""
 
 _SENDERS, _RANGES, _ENDS, _DROPPED = "senders", "ranges", "ends", "dropped"
 
@@ -100,7 +101,7 @@ class GuardSets(NamedTuple):
         senders: outer source and first inner source of each peer whose subnet has the usual prefix length.
         ranges: outer source and range of inner sources of each other peer. A look-up takes longer with more
             ranges.
-        ends: address and tunnel port of each peer.
+        ends: underlay address and tunnel port of each peer.
         dropped: outer source, inner source and inner destination of dropped packets.
     """
 
@@ -111,7 +112,7 @@ class GuardSets(NamedTuple):
 
     @property
     def of_peers(self) -> tuple[SetSpec, ...]:
-        """The sets whose elements are of peers."""
+        """The sets whose elements describe peers."""
         return self.senders, self.ranges, self.ends
 
 
@@ -128,7 +129,9 @@ SETS: Mapping[Family, GuardSets] = {4: _sets(IPV4_ADDRESS), 6: _sets(IPV6_ADDRES
 
 
 class _Header(NamedTuple):
-    """The header of an IP packet: offsets and length of its addresses in bytes, and its EtherType."""
+    """The header of an IP packet: the offsets and the length of its addresses in bytes, and the EtherType
+    of the packet.
+    """
 
     source: int
     destination: int
@@ -142,12 +145,12 @@ _HEADERS: Mapping[Family, _Header] = {
 }
 
 _AFTER_DNAT = -90
-"""Priority of base chains: DNAT has -100 (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_DST)."""
+"""Priorities of the base chains; the priority of DNAT is -100 (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_DST)."""
 
 _BEFORE_DNAT = -110
 
 _USERS_PACKET = 0x2000_0000
-"""Bit of the mark of local users' inner packets."""
+"""This bit of the mark is set for the inner packets of local users."""
 
 _PROTOCOL_UDP, _UNICAST = 17, 1
 _NO_ROUTE = bytes(4)
@@ -163,12 +166,12 @@ def name_of(table: GuardTable) -> TableName:
 
 
 def family_of(table: TableName) -> Family | None:
-    """Return the address family of a table; None if it has another one."""
+    """Return the address family of a table; None if it has another family."""
     return next((family for family, number in _PROTOCOLS.items() if number == table.family), None)
 
 
 def chains_of(table: GuardTable) -> tuple[Chain, ...]:
-    """Return the chains. A chain follows the chains to which its rules jump."""
+    """Return the chains. Each chain follows the chains to which its rules jump."""
     tunnels = () if table.path is None else table.path.tunnels
     if not tunnels:
         arriving = Chain("arriving", tuple(_overlay_rules(table)), PREROUTING, _AFTER_DNAT)
@@ -197,7 +200,7 @@ def chains_of(table: GuardTable) -> tuple[Chain, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Socket:
-    """The tunnels that share a UDP port, and the ending of the names of their chains."""
+    """The tunnels that share a UDP port, and the suffix of the names of their chains."""
 
     tunnels: tuple[GuardedTunnel, ...]
     ending: str
@@ -216,7 +219,7 @@ class _Socket:
 
 
 def _by_port(tunnels: Iterable[GuardedTunnel]) -> Iterable[list[GuardedTunnel]]:
-    """Return the tunnels in groups: those with a VNI may share a port."""
+    """Return the tunnels in groups, because tunnels with a VNI may share a port."""
     groups: dict[tuple[int, bool], list[GuardedTunnel]] = {}
     for tunnel in tunnels:
         groups.setdefault((tunnel.port, tunnel.vni is None), []).append(tunnel)
@@ -244,7 +247,9 @@ def _tunnel_rules(one: _Socket, table: GuardTable) -> Iterator[Rule]:
 
 
 def _overlay_rules(table: GuardTable) -> Iterator[Rule]:
-    """Yield the rules that drop packets with a source in another host's subnet, but from another link."""
+    """Yield the rules that drop packets with a source in another host's subnet, but that arrive from
+    another link.
+    """
     if table.network is None or table.subnet is None or table.path is None:
         return
     for link in table.path.links:
@@ -327,7 +332,7 @@ def _of_user(tunnel: GuardedTunnel, family: Family) -> Iterator[Rule]:
 
 
 def _by_user(trusted: Iterable[int]) -> tuple[Expression, ...]:
-    """Return the steps that match packets of users other than root and these.
+    """Return the steps that match packets of users other than root and the given users.
 
     A packet belongs to the user that opened the socket, even if another user sends. A forwarded packet
     belongs to no user.
@@ -364,7 +369,7 @@ def _from_a_peer(
 
 
 def _inner(tunnel: GuardedTunnel) -> int:
-    """Return the offset of the inner IP header from the UDP header."""
+    """Return the offset of the inner IP header, counted from the UDP header."""
     return _UDP_HEADER + (0 if tunnel.vni is None else _VXLAN_HEADER + _ETHERNET_HEADER)
 
 
@@ -405,7 +410,7 @@ def _network(family: Family, address: int, length: int) -> IpNetwork:
 
 
 def _name(link: str) -> bytes:
-    """Return the name of a link in the form in which the kernel compares it: 16 bytes (IFNAMSIZ)."""
+    """Return the name of a link in the form in which the kernel compares names: 16 bytes (IFNAMSIZ)."""
     return link.encode(errors="surrogateescape").ljust(16, b"\0")
 
 

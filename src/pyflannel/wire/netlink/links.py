@@ -48,7 +48,7 @@ class VxlanRecord:
     """The parameters of a vxlan device as the kernel reports them.
 
     Attributes:
-        parent: index of the underlay's link; 0 for none.
+        parent: index of the underlay's link; 0 if there is none.
         local: source address; None if the kernel chooses it.
         group: default destination; None if there is none.
         reports_misses: l2miss or l3miss.
@@ -128,7 +128,7 @@ NEW = 16
 DELETE = 17
 GET = 18
 SET = 19
-"""nlmsg_type (linux/rtnetlink.h, RTM_NEWLINK and following)."""
+"""Values of nlmsg_type (linux/rtnetlink.h, RTM_NEWLINK and following)."""
 
 _LAYOUT = struct.Struct("=BxHiII")
 _UP = 0x1  # IFF_UP
@@ -150,7 +150,7 @@ _SENDING_QUEUES = 31  # IFLA_NUM_TX_QUEUES
 _RECEIVING_QUEUES = 32  # IFLA_NUM_RX_QUEUES
 _DUMP_MASK = 29
 _OTHER_NAMESPACE = 37
-# Attributes within _INFO, and within its data for a TUN device (enum of IFLA_TUN_*).
+# Attributes within _INFO, and within the data of a TUN device (enum of IFLA_TUN_*).
 _INFO_KIND = 1
 _INFO_DATA = 2
 _TUN_TYPE = 3
@@ -172,15 +172,17 @@ class LinkRecord:
     """A link as the kernel reports it.
 
     Attributes:
-        kind: as `ip -details link` prints it, but `tap` differs from `tun`; "" for a physical device.
+        kind: the kind that `ip -details link` prints, but `tap` and `tun` are different kinds; "" for a
+            physical device.
         queue_length: packets.
         alias: "" without one.
-        has_ipv6: IPv6 is enabled. It is in use if the link is up.
-        accepts_routers: IPv6 is enabled, and router advertisements change the host's routes (accept_ra).
-        generates_ipv6: if it has IPv6, the kernel adds an IPv6 link-local address.
-        mac: lower case with colons; "" without one.
+        has_ipv6: IPv6 is enabled. The link is in use if it is up.
+        accepts_routers: IPv6 is enabled on the link, and router advertisements on it change the host's routes
+            (accept_ra).
+        generates_ipv6: if IPv6 is enabled on the link, the kernel adds an IPv6 link-local address.
+        mac: in lower case with colons; "" if the link has none.
         vxlan: the parameters of a vxlan device.
-        other: index of its other end, or of its lower link; 0 if there is none in this namespace.
+        other: index of the other end of the link, or of its lower link; 0 if there is none in this namespace.
     """
 
     index: int
@@ -206,10 +208,10 @@ def dump_links() -> Request:
 
 
 def parse_link(body: bytes) -> LinkRecord:
-    """Return the link of a message's body.
+    """Return the link that a message's body describes.
 
     Raises:
-        WireError: too short, or an attribute has an invalid length.
+        WireError: the body is too short, or an attribute has an invalid length.
     """
     _, _, index, flags, _ = unpack(_LAYOUT, body)
     found = attributes(body, _LAYOUT.size)
@@ -242,9 +244,10 @@ def parse_far_veth(body: bytes) -> int | None:
 
 
 def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
-    """Return the request that creates a vxlan device. It is refused if a link with this name exists.
+    """Return the request that creates a vxlan device. The kernel refuses the request if a link with this name
+    exists.
 
-    Without `mac` the kernel chooses a random one.
+    Without `mac`, the kernel chooses a random one.
     """
     parts = [attribute(_NAME, name.encode(errors="surrogateescape") + b"\0")]
     if mac:
@@ -254,7 +257,8 @@ def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
 
 
 def create_veth(name: str, peer: str, queues: int) -> Request:
-    """Return the request that creates both ends of a veth. It is refused if a link with either name exists.
+    """Return the request that creates both ends of a veth. The kernel refuses the request if a link with
+    either name exists.
 
     Each end has this number of queues in each direction.
     """
@@ -274,7 +278,9 @@ def create_wireguard(name: str) -> Request:
 
 
 def create_bridge(name: str, mac: str) -> Request:
-    """Return the request that creates a bridge with this MAC address, which its ports then do not change."""
+    """Return the request that creates a bridge with this MAC address, which does not change with its
+    ports.
+    """
     parts = attribute(_NAME, name.encode(errors="surrogateescape") + b"\0") + attribute(_MAC, mac_octets(mac))
     return Request(NEW, ACK | CREATE | EXCLUSIVE, _LAYOUT.pack(0, 0, 0, 0, 0) + parts + _info("bridge", b""))
 
@@ -285,15 +291,16 @@ def enslave(index: int, bridge: int) -> Request:
 
 
 def reflect(index: int) -> Request:
-    """Return the request after which a bridge also sends frames back to the port that they came from."""
+    """Return the request after which a bridge also sends frames back to the port from which they came."""
     mode = nest(_PORT_INFO, attribute(_PORT_MODE, b"\1"))
     return Request(SET, ACK, _LAYOUT.pack(_BRIDGE, 0, index, 0, 0) + mode)
 
 
 def probe_wireguard() -> Request:
-    """Return a request that creates no device, to detect WireGuard.
+    """Return a request that detects WireGuard and creates no device.
 
-    A kernel without WireGuard refuses its kind. A kernel with WireGuard refuses its MTU.
+    A kernel without WireGuard refuses the kind in this request. A kernel with WireGuard refuses the MTU in
+    this request.
     """
     body = _LAYOUT.pack(0, 0, 0, 0, 0) + attribute(_MTU, _U32.pack(2**32 - 1))
     return Request(NEW, ACK | CREATE | EXCLUSIVE, body + _info("wireguard", b""))
@@ -344,7 +351,7 @@ def _info(kind: str, data: bytes) -> bytes:
 
 
 def _kind(info: bytes) -> tuple[str, bytes]:
-    """Return the kind of a link and the data of this kind."""
+    """Return the kind of a link and the data that belong to this kind."""
     parts = attributes(info)
     kind, data = text(parts.get(_INFO_KIND, b"")), parts.get(_INFO_DATA, b"")
     if kind == "tun" and integer(attributes(data).get(_TUN_TYPE, b"")) == _TUN_TYPE_TAP:

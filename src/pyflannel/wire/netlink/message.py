@@ -1,4 +1,4 @@
-"""Netlink messages: header, attributes, acknowledgements, and addresses in attributes."""
+"""Netlink messages: header, attributes, acknowledgements, and the addresses in attributes."""
 
 import struct
 import sys
@@ -17,9 +17,9 @@ from pyflannel.errors import WireError
 
 # Every netlink message consists of a header, a body and attributes.
 #
-# Layout of the header, in bytes: length 4 (header included), type 2, flags 2, sequence 4, port 4. An
-# attribute: length 2 (these four bytes included), kind 2, payload. Both are padded to four bytes, in the
-# host's byte order. Source: RFC 3549 section 2.2; linux/netlink.h.
+# Layout of the header, in bytes: length 4 (header included), type 2, flags 2, sequence 4, port 4. Layout of
+# an attribute, in bytes: length 2 (including these four bytes), kind 2, payload. Messages and attributes are
+# padded to four bytes. Numbers are in the host's byte order. Source: RFC 3549 section 2.2; linux/netlink.h.
 
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
@@ -27,7 +27,7 @@ KIND_AT, PORT_AT = 4, 12
 
 ERROR = 2
 DONE = 3
-"""nlmsg_type of answers (linux/netlink.h, NLMSG_ERROR, NLMSG_DONE)."""
+"""Values of nlmsg_type for answers (linux/netlink.h, NLMSG_ERROR, NLMSG_DONE)."""
 
 REQUEST = 0x1
 ACK = 0x4
@@ -38,12 +38,12 @@ DUMP = 0x300
 CREATE = 0x400
 """nlmsg_flags (linux/netlink.h)."""
 
-_KIND_MASK = 0x3FFF  # without the bits NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_KIND_MASK = 0x3FFF  # =
 _NESTED = 0x8000
 
 
 class Request(NamedTuple):
-    """A request to the kernel. The socket adds the sequence number and the request for an answer."""
+    """A request to the kernel. The socket adds the sequence number and asks for an answer."""
 
     kind: int
     flags: int
@@ -55,8 +55,8 @@ class Message(NamedTuple):
 
     Attributes:
         kind: nlmsg_type.
-        port: of the socket whose request caused it; 0 if the kernel acted by itself.
-        body: the part after the header, without padding.
+        port: number of the socket whose request caused the message; 0 if no request caused it.
+        body: the bytes after the header, without padding.
     """
 
     kind: int
@@ -102,10 +102,10 @@ def nest(kind: int, *attributes: bytes) -> bytes:
 
 
 def attributes(octets: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Return the attributes from `offset` on, by kind. If a kind occurs twice, the last one counts.
+    """Return the attributes from `offset` on, by kind. If a kind occurs twice, its last payload applies.
 
     Raises:
-        WireError: a length is beyond the end.
+        WireError: a length is beyond the end of the bytes.
     """
     found: dict[int, bytes] = {}
     end = len(octets)
@@ -141,15 +141,15 @@ def text(octets: bytes) -> str:
 
 def _truncated(what: str, present: int, needed: int) -> WireError:
     return WireError(
-        f"netlink {what} has {present} bytes, needs {needed}",
-        hint="The kernel uses an unknown form of netlink: report its version.",
+        f"netlink {what} has {present} bytes, but needs {needed}",
+        hint="The kernel uses an unknown form of netlink: report the version of the kernel.",
     )
 
 
 # The kernel's answer to one request: success, or an error number and often a text.
 #
-# Layout of the body, in bytes: error 4 (negative errno, or 0), header of the request 16, its body unless the
-# answer is capped, then attributes. Source: linux/netlink.h, struct nlmsgerr, enum nlmsgerr_attrs.
+# Layout of the body, in bytes: error 4 (negative errno, or 0), header of the request 16, body of the request
+# unless the answer is capped, then attributes. Source: linux/netlink.h, struct nlmsgerr, enum nlmsgerr_attrs.
 
 _ERROR = struct.Struct("=i")
 _CAPPED = 0x100
@@ -158,11 +158,11 @@ _TEXT = 1  # NLMSGERR_ATTR_MSG
 
 
 class Acknowledgement(NamedTuple):
-    """The result of the request with this sequence number.
+    """The result of a request.
 
     Attributes:
         errno: 0 if the request took effect.
-        text: the kernel's explanation (extended acknowledgement); "" without one.
+        text: the kernel's explanation (extended acknowledgement); "" if there is none.
     """
 
     sequence: int
@@ -174,7 +174,7 @@ def parse_acknowledgement(message: Message) -> Acknowledgement:
     """Return the content of an NLMSG_ERROR or NLMSG_DONE message.
 
     Raises:
-        WireError: fewer bytes than its layout needs.
+        WireError: the body is shorter than its layout.
     """
     body = message.body
     (error,) = unpack(_ERROR, body)
@@ -195,7 +195,7 @@ def _attributes_offset(message: Message) -> int:
 
 
 def parse_mac(octets: bytes) -> str:
-    """Return bytes in lower-case hexadecimal, with colons; "" for none."""
+    """Return bytes in lower-case hexadecimal, with colons; "" for no bytes."""
     return octets.hex(":") if octets else ""
 
 
@@ -233,7 +233,7 @@ def parse_address(octets: bytes) -> IPv4Address | IPv6Address:
     """Return the address of 4 or 16 bytes.
 
     Raises:
-        WireError: another number of bytes.
+        WireError: the number of bytes is neither 4 nor 16.
     """
     if len(octets) == 4:
         return IPv4Address(int.from_bytes(octets, "big"))
@@ -241,7 +241,7 @@ def parse_address(octets: bytes) -> IPv4Address | IPv6Address:
         return IPv6Address(int.from_bytes(octets, "big"))
     raise WireError(
         f"an IP address has 4 or 16 bytes, not {len(octets)}",
-        hint="The kernel uses an unknown form of netlink: report its version.",
+        hint="The kernel uses an unknown form of netlink: report the version of the kernel.",
     )
 
 
@@ -249,7 +249,7 @@ def parse_interface(octets: bytes, length: int) -> IPv4Interface | IPv6Interface
     """Return the address of 4 or 16 bytes with its prefix length.
 
     Raises:
-        WireError: another number of bytes, or a length beyond the address.
+        WireError: the number of bytes is neither 4 nor 16, or the prefix length is too large.
     """
     address = parse_address(octets)
     _check_length(address, length)
@@ -259,10 +259,11 @@ def parse_interface(octets: bytes, length: int) -> IPv4Interface | IPv6Interface
 
 
 def parse_prefix(octets: bytes, length: int) -> IPv4Network | IPv6Network:
-    """Return the prefix of 4 or 16 bytes and a length. Bits beyond the length are ignored.
+    """Return the prefix with this address of 4 or 16 bytes and this length. Bits beyond the length are
+    ignored.
 
     Raises:
-        WireError: another number of bytes, or a length beyond the address.
+        WireError: the number of bytes is neither 4 nor 16, or the prefix length is too large.
     """
     address = parse_address(octets)
     _check_length(address, length)
@@ -277,5 +278,5 @@ def _check_length(address: IPv4Address | IPv6Address, length: int) -> None:
     if length > address.max_prefixlen:
         raise WireError(
             f"a prefix of {address} has at most {address.max_prefixlen} bits, not {length}",
-            hint="The kernel uses an unknown form of netlink: report its version.",
+            hint="The kernel uses an unknown form of netlink: report the version of the kernel.",
         )

@@ -30,7 +30,7 @@ from pyflannel.wire.netlink.message import (
 NEW = 28
 DELETE = 29
 GET = 30
-"""nlmsg_type (linux/rtnetlink.h, RTM_NEWNEIGH and following)."""
+"""Values of nlmsg_type (linux/rtnetlink.h, RTM_NEWNEIGH and following)."""
 
 BRIDGE = 7
 """AF_BRIDGE (linux/socket.h)."""
@@ -40,7 +40,7 @@ NO_ARP = 0x40
 _INCOMPLETE, _FAILED = 0x01, 0x20
 """States (linux/neighbour.h, NUD_PERMANENT, NUD_NOARP, NUD_INCOMPLETE, NUD_FAILED)."""
 
-_SELF = 0x02  # NTF_SELF: an entry of the device, not of its bridge
+_SELF = 0x02  # NTF_SELF means an entry of the device, not of its bridge
 _UNICAST = 1  # RTN_UNICAST
 _UNSPECIFIED = 0  # AF_UNSPEC
 
@@ -90,8 +90,8 @@ class FdbRecord:
 
     Attributes:
         index: of the link.
-        destination: None if it has a group of next hops instead.
-        is_plain: has no port, VNI, link or group of next hops of its own.
+        destination: None if the entry has a group of next hops instead.
+        is_plain: the entry has no port, VNI, link or group of next hops.
     """
 
     index: int
@@ -102,17 +102,22 @@ class FdbRecord:
 
 
 def dump_neighbours(index: int) -> Request:
-    """Return the request for a link's neighbours of all families. Before Linux 4.4, it returns all links'."""
+    """Return the request for a link's neighbours of all families. Before Linux 4.4, the kernel returns the
+    neighbours of all links.
+    """
     return Request(GET, DUMP, _dump_body(_UNSPECIFIED, index))
 
 
 def dump_fdb(index: int) -> Request:
-    """Return the request for a device's FDB entries. On an old kernel, it returns those of all devices."""
+    """Return the request for a device's FDB entries. On an old kernel, the kernel returns the entries of
+    all devices.
+    """
     return Request(GET, DUMP, _dump_body(BRIDGE, index))
 
 
 def entry_index(body: bytes) -> int:
-    """Return only the link's index. This is cheap, because every packet may change a neighbour's state.
+    """Return only the link's index. The function must be fast, because every packet may change a neighbour's
+    state.
 
     Raises:
         WireError: too short.
@@ -121,9 +126,9 @@ def entry_index(body: bytes) -> int:
 
 
 def lasting_part(body: bytes) -> bytes:
-    """Return the part of a body that changes only if the entry changes, not if it is used.
+    """Return the part of a body that changes only if the entry changes, and not when the entry is used.
 
-    If the body has another form than that of a permanent IPv4 entry, it is returned whole.
+    If the body has another form than the body of a permanent IPv4 entry, the whole body is returned.
     """
     if body[_AGES_AT : _AGES_AT + 4] in _AGES_HEADERS:
         return body[:_AGES_AT]
@@ -134,7 +139,7 @@ def parse_neighbour(body: bytes) -> NeighbourRecord | None:
     """Return the neighbour of a message's body; None for an FDB entry.
 
     Raises:
-        WireError: too short, without address, or an attribute has an invalid length.
+        WireError: the body is too short or contains no address, or an attribute has an invalid length.
     """
     family, index, state, _, _ = unpack(_LAYOUT, body)
     if family not in (INET, INET6):
@@ -154,7 +159,7 @@ def parse_fdb_entry(body: bytes) -> FdbRecord | None:
     """Return the FDB entry of a message's body; None for a neighbour, and for an entry of the bridge.
 
     Raises:
-        WireError: too short, or an attribute has an invalid length.
+        WireError: the body is too short, or an attribute has an invalid length.
     """
     family, index, state, flags, _ = unpack(_LAYOUT, body)
     if family != BRIDGE or not flags & _SELF:

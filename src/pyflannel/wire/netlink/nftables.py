@@ -1,4 +1,4 @@
-"""nf_tables by netlink: transactions, tables, chains, rules, sets, and the expressions of rules.
+"""nf_tables through netlink: transactions, tables, chains, rules, sets, and the expressions of rules.
 
 Layout of a body, in bytes: family 1, version 1, resource 2 (big-endian), then attributes. All numbers in
 attributes are big-endian. Source: linux/netfilter/nfnetlink.h, struct nfgenmsg; linux/netfilter/nf_tables.h.
@@ -57,7 +57,7 @@ _APPEND = 0x800
 
 
 class TableName(NamedTuple):
-    """The identity of a table: its family, NFPROTO_*, and its name."""
+    """The identity of a table: its family (`NFPROTO_*`) and its name."""
 
     family: int
     name: str
@@ -80,7 +80,7 @@ def transaction(requests: Iterable[Request]) -> list[Request]:
 
 
 def table_of(message: Message) -> TableName | None:
-    """Return the table that a notification concerns; None if there is none."""
+    """Return the table that a notification concerns; None if it concerns no table."""
     if message.kind >> 8 != _SUBSYSTEM or message.kind & 0xFF > _DELETE_ELEMENTS:
         return None
     return parse_table_name(message.body)
@@ -92,10 +92,11 @@ def get_table(table: TableName) -> Request:
 
 
 def own_table(table: TableName) -> list[Request]:
-    """Return the requests, for one datagram, that create a table owned by the socket.
+    """Return the requests, in one datagram, that create a table that the socket owns.
 
     Only this socket can change or delete the table, and the kernel deletes it when the socket is closed. If a
-    table with this name exists, the kernel refuses: EPERM if another socket owns it, else EEXIST.
+    table with this name exists, the kernel refuses the request: EPERM if another socket owns the table, else
+    EEXIST.
     """
     return transaction([_request(_NEW_TABLE, CREATE | EXCLUSIVE, table, _number(_FLAGS, _OWNER))])
 
@@ -130,7 +131,7 @@ class SetSpec:
     Attributes:
         types: types of the key's fields, which nft shows.
         flags: NFT_SET_*.
-        size: maximum number of elements; 0 for no limit.
+        size: maximum number of elements; 0 if there is no limit.
         timeout_ms: lifetime of an element that a rule adds; 0 for no limit.
     """
 
@@ -157,7 +158,7 @@ IPV4_ADDRESS, IPV6_ADDRESS, SERVICE = 7, 8, 13
 """Types of fields in libnftables: ipv4_addr, ipv6_addr, inet_service."""
 
 _LENGTHS = {IPV4_ADDRESS: 4, IPV6_ADDRESS: 16, SERVICE: 4}
-"""Bytes of a field in a key: a multiple of four."""
+"""Bytes of a field in a key: this is a multiple of four."""
 
 Element = bytes
 """An element of a set: its key, followed by the last key if it is a range; empty for the catch-all element.
@@ -199,13 +200,13 @@ def dump_sets(table: TableName) -> Request:
 
 
 def parse_set(body: bytes) -> tuple[str, int, int]:
-    """Return name, flags and length of the key of a set."""
+    """Return the name of a set, its flags, and the length of its keys."""
     found = attributes(body, _BODY.size)
     return text(found.get(_NAME, b"")), integer_of(found.get(3)), integer_of(found.get(5))
 
 
 _MOST_ELEMENTS = 1000
-"""Elements in one message: an attribute has at most 65,535 bytes."""
+"""Number of elements in one message. An attribute has at most 65,535 bytes."""
 
 
 def add_elements(table: TableName, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
@@ -214,7 +215,9 @@ def add_elements(table: TableName, spec: SetSpec, elements: Iterable[Element]) -
 
 
 def delete_elements(table: TableName, spec: SetSpec, elements: Iterable[Element]) -> Iterator[Request]:
-    """Yield the requests that remove elements. They are refused if an element does not exist."""
+    """Yield the requests that remove elements. The kernel refuses these requests if an element does not
+    exist.
+    """
     yield from _elements(_DELETE_ELEMENTS, 0, table, spec, elements)
 
 
@@ -256,7 +259,7 @@ class CountedElement(NamedTuple):
 
 
 def parse_counted_elements(body: bytes) -> list[CountedElement]:
-    """Return the elements of one message of a set with packet counters, without the catch-all element."""
+    """Return the elements in one message about a set with packet counters, without the catch-all element."""
     parsed = []
     for _, listed in _each(attributes(body, _BODY.size).get(3, b"")):
         found = attributes(listed)
@@ -280,7 +283,9 @@ Expression = tuple[str, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A comment, which nft shows, and steps, which the kernel performs in order until one does not match."""
+    """A rule: a comment, which nft shows, and steps, which the kernel performs in order until a step does
+    not match.
+    """
 
     comment: str
     expressions: tuple[Expression, ...]
@@ -288,7 +293,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain. Without a hook, it is entered only by jumps."""
+    """A chain. Without a hook, the chain is entered only by jumps."""
 
     name: str
     rules: tuple[Rule, ...]
@@ -306,7 +311,7 @@ def create_chain(table: TableName, chain: Chain) -> Request:
 
 
 def create_rules(table: TableName, chain: Chain) -> Iterator[Request]:
-    """Yield the requests that append the rules of a chain to the existing ones."""
+    """Yield the requests that append the rules of a chain to the existing rules."""
     for rule in chain.rules:
         steps = [nest(_LIST_ELEMENT, _text(1, name), nest(2, data)) for name, data in rule.expressions]
         comment = rule.comment.encode() + b"\0"
@@ -316,12 +321,12 @@ def create_rules(table: TableName, chain: Chain) -> Iterator[Request]:
             table,
             _text(2, chain.name),
             nest(4, *steps),
-            attribute(7, bytes((0, len(comment))) + comment),  # libnftnl: type 0 is a comment
+            attribute(7, bytes((0, len(comment))) + comment),  # in libnftnl, type 0 is a comment
         )
 
 
 def delete_rules(table: TableName) -> Request:
-    """Return the request that removes every rule of a table."""
+    """Return the request that removes all rules of a table."""
     return _request(_DELETE_RULE, 0, table)
 
 
@@ -394,9 +399,9 @@ REGISTER = 1
 
 
 def register_after(octets: int) -> int:
-    """Return the register after the first `octets` bytes of registers, by the number that the kernel reports.
+    """Return the number that the kernel reports for the register after the first `octets` bytes of registers.
 
-    NFT_REG_1 to NFT_REG_4 (1 to 4) begin at multiples of 16 bytes; NFT_REG32_00 (8) and the next ones at
+    NFT_REG_1 to NFT_REG_4 (1 to 4) begin at multiples of 16 bytes; NFT_REG32_00 (8) and the next registers at
     multiples of 4.
     """
     return 8 + octets // 4 if octets % 16 else 1 + octets // 16
@@ -438,7 +443,7 @@ def equals(value: bytes, register: int = REGISTER) -> Expression:
 
 
 def differs(value: bytes, register: int = REGISTER) -> Expression:
-    """Match if the register has another value."""
+    """Match if the register does not have this value."""
     return "cmp", _number(1, register) + _number(2, _NOT_EQUAL) + _value(3, value)
 
 
@@ -476,7 +481,7 @@ def verdict(code: int) -> Expression:
 
 
 def goto(chain: str) -> Expression:
-    """Continue in another chain without return."""
+    """Continue in another chain, and do not return to this chain."""
     return _verdict(_number(1, _GOTO) + _text(2, chain))
 
 
@@ -527,7 +532,7 @@ def _value_of(nested: bytes) -> bytes:
 
 
 def integer_of(octets: bytes | None) -> int:
-    """Return the number in an attribute; 0 if there is none."""
+    """Return the number in an attribute; 0 if the attribute is missing."""
     return int.from_bytes(octets or b"", "big")
 
 

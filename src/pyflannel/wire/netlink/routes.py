@@ -1,7 +1,7 @@
-"""Routes: RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE; and the next hops that they may refer to.
+"""Routes: RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE; and the next-hop objects to which routes may refer.
 
 Layout of the body of a route, in bytes: family, destination length, source length, TOS, table, protocol,
-scope, type 1 each, flags 4, then attributes. Source: linux/rtnetlink.h, struct rtmsg.
+scope and type 1 each, flags 4, then attributes. Source: linux/rtnetlink.h, struct rtmsg.
 
 Layout of the body of a next hop, in bytes: family 1, scope 1, protocol 1, padding 1, flags 4, then
 attributes. Source: linux/nexthop.h, struct nhmsg.
@@ -38,12 +38,13 @@ from pyflannel.wire.netlink.message import (
 NEW = 24
 DELETE = 25
 GET = 26
-"""nlmsg_type (linux/rtnetlink.h, RTM_NEWROUTE and following)."""
+"""Values of nlmsg_type (linux/rtnetlink.h, RTM_NEWROUTE and following)."""
 
 TABLE_MAIN = 254
 
 UNICAST = 1
-"""rtm_type of a route to a link or gateway. Routes of other types refuse packets or deliver them locally."""
+"""The rtm_type of a route to a link or gateway. Routes of other types refuse packets or deliver them
+locally."""
 
 _LAYOUT = struct.Struct("=BBBBBBBBI")
 _PROTOCOL_AT = 5
@@ -51,7 +52,7 @@ _U32 = struct.Struct("=I")
 _NEXT_HOP = struct.Struct("=HBBi")
 
 _ONLINK = 0x4  # RTNH_F_ONLINK
-_CLONED = 0x200  # RTM_F_CLONED: a cache entry, not a route
+_CLONED = 0x200  # RTM_F_CLONED marks a cache entry, which is not a route
 
 _DESTINATION = 1
 _LINK = 4
@@ -67,12 +68,12 @@ _MTU = 2  # RTAX_MTU, in RTA_METRICS
 
 
 class RouteGlance(NamedTuple):
-    """The fields of a route that show whether it concerns pyflannel.
+    """The fields that show whether a route concerns pyflannel.
 
     Attributes:
         key: that of `model.route.Route`. The default metric of IPv6 is 1024.
         length: of the prefix.
-        link: an index; 0 for multipath or none.
+        link: index of the link; 0 for multipath or for no link.
     """
 
     key: Key
@@ -87,10 +88,11 @@ class RouteRecord:
     """A route as the kernel reports it.
 
     Attributes:
-        index: of the link, for multipath of the first link; 0 for none.
+        index: index of the link, or of the first link for multipath; 0 for none.
         kind: rtm_type.
-        is_multipath: it has several next hops. This record contains only the link of the first one.
-        mtu: 0 if the route has none.
+        is_multipath: the route has several next hops. This record contains only the link of the first next
+            hop.
+        mtu: 0 if the route has no next-hop object.
     """
 
     destination: IPv4Network | IPv6Network
@@ -107,18 +109,23 @@ class RouteRecord:
 
 
 def dump_routes(family: int) -> Request:
-    """Return the request for the routes of the main table. Before Linux 4.20, it returns all tables."""
+    """Return the request for the routes of the main table. Before Linux 4.20, the kernel returns the
+    routes of all tables.
+    """
     return Request(GET, DUMP, _LAYOUT.pack(family, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0))
 
 
 def look_up_route(address: IPv4Address | IPv6Address) -> Request:
-    """Return the request for the route of the host's own packets to an address. No packet is sent."""
+    """Return the request for the route of the host's own packets to an address. The kernel sends no
+    packet.
+    """
     header = _LAYOUT.pack(family_of(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     return Request(GET, 0, header + attribute(_DESTINATION, address.packed))
 
 
 def glance_at_route(body: bytes) -> RouteGlance | None:
-    """Return the fields that distinguish owned from foreign routes; None if it is no route of the main table.
+    """Return the fields that distinguish owned from foreign routes; None if the message does not describe a
+    route of the main table.
 
     The full record is not built, because a host may have tens of thousands of foreign routes.
 
@@ -156,7 +163,9 @@ def protocol_of(body: bytes) -> int:
 
 
 def fields_of(protocol: int) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
-    """Return offset and values of the fields that identify all messages about the routes of a protocol."""
+    """Return the offset and the values of the fields that identify all messages about the routes of a
+    protocol.
+    """
     kinds = tuple(kind.to_bytes(2, sys.byteorder) for kind in (NEW, DELETE))
     return (KIND_AT, kinds), (HEADER.size + _PROTOCOL_AT, (bytes((protocol,)),))
 
@@ -184,7 +193,7 @@ def covers(body: bytes, address: IPv4Address | IPv6Address) -> bool:
     """Return whether the route of a message's body, in any table, leads to this address.
 
     Raises:
-        WireError: too short, or an attribute has an invalid length.
+        WireError: the body is too short, or an attribute has an invalid length.
     """
     family, length, *_ = unpack(_LAYOUT, body)
     if family != family_of(address):
@@ -196,7 +205,7 @@ def parse_route(body: bytes) -> RouteRecord | None:
     """Return the route of a message's body; None if it is neither IPv4 nor IPv6.
 
     Raises:
-        WireError: too short, or an attribute has an invalid length.
+        WireError: the body is too short, or an attribute has an invalid length.
     """
     family, length, _, _, _, protocol, scope, kind, flags = unpack(_LAYOUT, body)
     if family not in (INET, INET6):
@@ -231,7 +240,9 @@ def remove_route(route: RouteRecord) -> Request:
 
 
 def put_route_by(route: RouteRecord, next_hop: int) -> Request:
-    """Return the request that adds a route by a next hop object, or replaces the first with its key."""
+    """Return the request that adds a route through a next-hop object, or replaces the first route with its
+    key.
+    """
     return Request(NEW, ACK | CREATE | REPLACE, _body_by(route, next_hop))
 
 
@@ -282,7 +293,7 @@ def _zeros(family: int) -> bytes:
 def _gateway(found: dict[int, bytes]) -> IPv4Address | IPv6Address | None:
     if _GATEWAY in found:
         return parse_address(found[_GATEWAY])
-    if _VIA in found:  # an IPv4 route with an IPv6 gateway: family 2, address
+    if _VIA in found:  # for an IPv4 route with an IPv6 gateway: family 2, address
         return parse_address(found[_VIA][2:])
     return None
 
@@ -293,12 +304,12 @@ def _gateway_attribute(gateway: IPv4Address | IPv6Address, family: int) -> bytes
     return attribute(_VIA, struct.pack("=H", family_of(gateway)) + gateway.packed)
 
 
-# Next hop objects, to which routes refer. Linux 5.3 and later.
+# Next-hop objects, to which routes refer. These objects need Linux 5.3 or later.
 
 NEW_NEXT_HOP = 104
 DELETE_NEXT_HOP = 105
 GET_NEXT_HOP = 106
-"""nlmsg_type (linux/rtnetlink.h, RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP)."""
+"""Values of nlmsg_type for next hops (linux/rtnetlink.h, RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP)."""
 
 _NEXT_HOP_LAYOUT = struct.Struct("=BBBxI")
 
@@ -310,7 +321,7 @@ _NEXT_HOP_GATEWAY = 6
 def put_next_hop(
     number: int, index: int, gateway: IPv4Address | IPv6Address, *, protocol: int, is_onlink: bool
 ) -> Request:
-    """Return the request that creates a next hop, or changes it for all routes that refer to it."""
+    """Return the request that creates a next hop, or changes a next hop for all routes that refer to it."""
     body = _NEXT_HOP_LAYOUT.pack(family_of(gateway), 0, protocol, _ONLINK if is_onlink else 0)
     body += attribute(_NEXT_HOP_ID, _U32.pack(number))
     body += attribute(_NEXT_HOP_LINK, _U32.pack(index)) + attribute(_NEXT_HOP_GATEWAY, gateway.packed)
@@ -333,7 +344,7 @@ def parse_next_hop_number(body: bytes) -> int:
     """Return the number of a next hop.
 
     Raises:
-        WireError: too short, or an attribute has an invalid length.
+        WireError: the body is too short, or an attribute has an invalid length.
     """
     return integer(attributes(body, _NEXT_HOP_LAYOUT.size).get(_NEXT_HOP_ID, b""))
 

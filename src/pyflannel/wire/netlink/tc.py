@@ -1,8 +1,8 @@
 """Traffic control: the clsact qdisc, and eBPF classifiers in it.
 
 Layout of the body, in bytes: family 1, padding 3, index of the link 4, handle 4, parent 4, information 4,
-then attributes. A filter's information is its priority in the upper half, its protocol in the lower. Source:
-linux/rtnetlink.h, struct tcmsg; linux/pkt_sched.h; linux/pkt_cls.h.
+then attributes. The upper half of a filter's information contains its priority, and the lower half contains
+its protocol. Source: linux/rtnetlink.h, struct tcmsg; linux/pkt_sched.h; linux/pkt_cls.h.
 """
 
 import struct
@@ -29,7 +29,7 @@ _GET_QDISC = 38
 NEW_FILTER = 44
 DELETE_FILTER = 45
 GET_FILTER = 46
-"""nlmsg_type (linux/rtnetlink.h, RTM_NEWQDISC and following)."""
+"""Values of nlmsg_type (linux/rtnetlink.h, RTM_NEWQDISC and following)."""
 
 INGRESS = 0xFFFFFFF2
 EGRESS = 0xFFFFFFF3
@@ -44,11 +44,11 @@ _CLSACT_PARENT = 0xFFFFFFF1
 _EVERY_PROTOCOL = integer((0x0003).to_bytes(2, "big"))  # ETH_P_ALL, in network order
 
 LAST = 0xFFFF << 16 | _EVERY_PROTOCOL
-"""Information of a filter with the last priority."""
+"""The information field of a filter with the last priority."""
 
 _KIND = 1
 _OPTIONS = 2
-# Within _OPTIONS of a bpf classifier.
+# =
 _DESCRIPTOR = 6
 _NAME = 7
 _FLAGS = 8
@@ -62,7 +62,7 @@ class BpfFilter:
 
     Attributes:
         information: priority and protocol.
-        program: identifier of its program.
+        program: identifier of the program of the classifier.
     """
 
     handle: int
@@ -71,7 +71,9 @@ class BpfFilter:
 
 
 def create_clsact(link: int) -> Request:
-    """Return the request that adds the qdisc, to which filters are attached. It is refused if one exists."""
+    """Return the request that adds the qdisc, to which filters can be attached. The kernel refuses the
+    request if the link has this qdisc already.
+    """
     return Request(NEW_QDISC, ACK | CREATE | EXCLUSIVE, _clsact(link))
 
 
@@ -97,10 +99,10 @@ def dump_filters(link: int, parent: int) -> Request:
 
 
 def parse_filter(body: bytes) -> BpfFilter | None:
-    """Return the eBPF classifier of a message's body; None if it is another filter.
+    """Return the eBPF classifier of a message's body; None if the message describes another filter.
 
     Raises:
-        WireError: too short, or an attribute has an invalid length.
+        WireError: the body is too short, or an attribute has an invalid length.
     """
     _, _, handle, _, information = unpack(_LAYOUT, body)
     found = attributes(body, _LAYOUT.size)
@@ -115,8 +117,8 @@ def parse_filter(body: bytes) -> BpfFilter | None:
 def create_filter(link: int, parent: int, name: str, program: int) -> Request:
     """Return the request that adds a program, given by its descriptor, in direct-action mode.
 
-    It runs after the filters of other programs. If a filter is added without a priority, the kernel chooses
-    one before those of the existing filters, at most 49152.
+    This program runs after the filters of other programs. If a filter is added without a priority, the kernel
+    chooses a priority before the priorities of the existing filters, and at most 49152.
     """
     body = _LAYOUT.pack(0, link, 0, parent, LAST) + _options(name, program)
     return Request(NEW_FILTER, ACK | CREATE | EXCLUSIVE, body)

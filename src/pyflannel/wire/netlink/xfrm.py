@@ -1,4 +1,4 @@
-"""IPsec policies by netlink: the policies of the host, and its default action without a policy.
+"""IPsec policies through netlink: the policies of the host, and its default action without a policy.
 
 Layout of a policy, in bytes: selector 56 (destination 16, source 16, destination port 2 and its mask 2,
 source port 2 and its mask 2, family 2, prefix lengths of destination and source 1 each, protocol 1, padding
@@ -82,7 +82,7 @@ def _prefix(address: bytes, length: int) -> IPv4Network:
 
 
 def get_default() -> Request:
-    """Return the request for the default action of the host."""
+    """Return the request for the default actions of the host."""
     return Request(_GET_DEFAULT, 0, _DEFAULT.pack(0, 0, 0))
 
 
@@ -90,7 +90,7 @@ def parse_default(body: bytes) -> Iterator[IpsecPolicy]:
     """Yield one policy for all addresses if the host blocks packets without a policy.
 
     Raises:
-        WireError: fewer bytes than its layout needs.
+        WireError: the body is shorter than its layout.
     """
     for action, direction in zip(unpack(_DEFAULT, body), _OF_DEFAULT, strict=True):
         if action == _BLOCK:

@@ -97,5 +97,5 @@ def test_an_acknowledgement_contains_errno_and_the_kernels_text(is_capped: bool)
 def test_a_message_longer_than_its_datagram_is_refused() -> None:
     octets = HEADER.pack(40, 16, 0, 1, 0) + bytes(8)
 
-    with pytest.raises(WireError, match="has 24 bytes, needs 40"):
+    with pytest.raises(WireError, match="has 24 bytes, but needs 40"):
         list(split(octets))
