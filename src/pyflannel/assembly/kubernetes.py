@@ -29,7 +29,8 @@ KUBERNETES_FLAGS = (
     ),
     Flag(
         name="kube-api-url",
-        meaning="URL of the Kubernetes API; default: the URL in the kubeconfig, or that of the pod",
+        meaning="URL of the Kubernetes API; default: the URL in the kubeconfig, or the URL of the cluster "
+        "of the pod",
     ),
     Flag(
         name="kubeconfig-file", meaning="kubeconfig with the credentials; default: service account of the pod"

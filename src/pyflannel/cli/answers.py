@@ -159,9 +159,9 @@ def network_of(
 def store_of(
     invocation: Invocation, run_dir: Path | None, *, creates: bool = False, whole: bool = False
 ) -> AbstractAsyncContextManager[Store]:
-    """Open the store that the options select, or that of the daemon.
+    """Open the store that the options select, or the store of the daemon.
 
-    With `whole`, open the store with all its networks, also if only one of them is selected.
+    With `whole`, open the store with all its networks, even if only one of them is selected.
     """
     return network_store(
         invocation.store_url,

@@ -285,7 +285,7 @@ def plan(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
     removed. The command needs a running flanneld. The command takes at most 5 seconds.
 
     Exit codes:
-      0  the changes are shown, also if there are none
+      0  the changes are shown, even if there are none
       2  the network config is invalid, or this host would refuse it
       3  flanneld does not respond, or has no plan yet
 

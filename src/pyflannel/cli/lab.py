@@ -91,8 +91,8 @@ def demo(context: click.Context, name: str, store: str, docker: bool, plugin: bo
     """Set up four Docker hosts with one flannel network, measure the network, and remove the lab.
 
     The demo prints lease, device and MTU of each host, the number of containers that its container reaches,
-    the round-trip time, and the TCP throughput and, for comparison, that of the kernel's vxlan. The exit code
-    is 1 if a container is not reachable.
+    the round-trip time, and the TCP throughput. For comparison, it also prints the TCP throughput of the
+    kernel's vxlan. The exit code is 1 if a container is not reachable.
     """
     invocation: Invocation = context.obj
     options = replace(_options(name, store, docker, plugin), is_kept=keep)

@@ -70,7 +70,7 @@ def reserve_(invocation: Invocation, subnet: str, public_ip: str | None, run_dir
     never reserved.
 
     Exit codes:
-      0  the subnet is reserved, also if it was reserved for this host before
+      0  the subnet is reserved, even if it was reserved for this host before
       1  it is leased to another host, or the store refused the write
       2  it is not a subnet of the network, or no host is named
       3  there is no network config, or no answer in time

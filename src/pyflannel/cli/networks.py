@@ -57,7 +57,7 @@ def ls(invocation: Invocation, run_dir: Path | None) -> None:
     The network without a name is shown as "-". A network without a config is listed if it has leases.
 
     Exit codes:
-      0  the networks are shown, also if there are none
+      0  the networks are shown, even if there are none
       1  the store refused
       3  no answer in time
 

@@ -1,6 +1,6 @@
 """flannelctl top: the texts on its screen, in order. `cli.top_screen` draws them.
 
-Colours are those of the terminal. Each state also has a symbol and a word, so no colour is needed.
+The colours are the colours of the terminal. Each state also has a symbol and a word, so no colour is needed.
 """
 
 import asyncio

@@ -136,8 +136,8 @@ def uninstall(places: CniPlaces) -> CniReport:
 
 
 def conflist_text(subnet_file: Path) -> str:
-    """Return the network configuration: that of the original, with a version number that current runtimes
-    accept.
+    """Return the network configuration: the configuration of the original, with a version number that
+    current runtimes accept.
     """
     flannel: dict[str, object] = {
         "type": PROGRAM,

@@ -82,8 +82,8 @@ async def read_history(store: Store, prefix: str) -> History:
         try:
             changes, is_complete = await _changes_after(store, listing, prefix, begin)
         except CompactedError as error:
-            # At the revision that etcd names, the state is complete. The revision that SQLite names is that
-            # of a change.
+            # At the revision that etcd names, the state is complete. The revision that SQLite names is the
+            # revision of a change.
             begin = max(begin + 1, error.oldest - 1)
         else:
             break

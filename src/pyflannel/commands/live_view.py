@@ -1,6 +1,6 @@
 """The live view of one host: the state of its flanneld, and its peers with round-trip times, loss and rates.
 
-The documents are those of the control socket. Peers are probed by this process, as the page does it.
+The documents are the documents of the control socket. Peers are probed by this process, as the page does it.
 """
 
 import asyncio
@@ -83,7 +83,9 @@ class Moment:
 
 
 class Answers(Protocol):
-    """The answers of a daemon: those of the control socket, by `commands.network_client.ControlClient`."""
+    """The answers that a daemon gives on its control socket, read by
+    `commands.network_client.ControlClient`.
+    """
 
     async def status(self) -> Status:
         """Return the status of the daemon."""
@@ -96,7 +98,7 @@ class Answers(Protocol):
 
 
 class LiveView:
-    """Follows one daemon, also while it does not respond, and passes each moment to `show`."""
+    """Follows one daemon, even while it does not respond, and passes each moment to `show`."""
 
     def __init__(
         self, daemon: Answers, places: Places, send: Send, clock: Clock, show: Callable[[Moment], object]

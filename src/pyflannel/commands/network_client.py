@@ -275,7 +275,9 @@ async def opened_store(
 async def store_client(
     url: str, password: Secret | None = None, *, creates: bool = False
 ) -> AsyncIterator[StoreClient]:
-    """Open the store at `url` as a client for the length of a block. Errors are those of `opened_store`."""
+    """Open the store at `url` as a client for the length of a block. The errors are the same as in
+    `opened_store`.
+    """
     async with opened_store(url, password, creates=creates) as store:
         yield StoreClient(store)
 

@@ -57,7 +57,7 @@ class PeerTable:
         self.change((), peers)
 
     def change(self, removals: Iterable[tuple[int, int]], peers: Iterable[Peer]) -> None:
-        """Remove those of the (subnet, prefix length) pairs that exist, then set the peers."""
+        """Remove the existing pairs of (subnet, prefix length), then set the peers."""
         by_mask = dict(self._levels)
         for subnet, length in removals:
             if old := self._peers.pop((subnet, length), None):

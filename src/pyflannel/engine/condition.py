@@ -93,7 +93,7 @@ class Inputs:
 
     @property
     def fast_path_config(self) -> NetworkConfig | None:
-        """The config of the udp backend, also if it is a previous config; otherwise the config in force."""
+        """The config of the udp backend, even if it is a previous config; otherwise the config in force."""
         found = (one.config for one in self.generations if one.config.backend_type == "udp")
         return next(found, self.config)
 

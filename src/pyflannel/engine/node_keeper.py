@@ -315,8 +315,8 @@ class NodeKeeper:
     def _wanted_lease(self, node: Node) -> Lease:
         """Return the lease of this host: the podCIDRs of its Node, and the attributes that it publishes.
 
-        The addresses are those of the operator's annotations, if there are any. The VTEPs are those that the
-        peers know.
+        If the operator has set annotations, the addresses are the addresses in these annotations. The VTEPs
+        are those that the peers know.
 
         Raises:
             WireError: the Node has no podCIDR that this host can use, or an annotation is not an address.

@@ -24,8 +24,8 @@ async def preview(inputs: Inputs, options: PlanOptions, targets: Sequence[Target
     Args:
         inputs: inputs of the plan.
         options: its options.
-        targets: read the host. These targets are not those of the reconciler, which remember the plan in
-            force.
+        targets: read the host. These targets are not the targets of the reconciler, because its targets
+            remember the plan in force.
 
     Raises:
         TargetError: the state of a target cannot be read.

@@ -322,7 +322,7 @@ def measure_kernel_path(path: KernelPath, *, seconds: int) -> Throughput:
     pyflannel.
 
     Raises:
-        LabError: a check failed, so the figure may not be that of the kernel's vxlan.
+        LabError: a check failed, so the figure may not be the throughput of the kernel's vxlan.
     """
     for host in (path.left_host, path.right_host):
         _prove_plain(host)

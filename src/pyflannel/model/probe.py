@@ -323,7 +323,7 @@ class BenchLine:
             measurement itself needs.
         size: size in bytes of the IP packet.
         sent, received: numbers of requests and replies.
-        ratio: ratio of the median to that of the underlay with the same size; None if one of the two is
+        ratio: ratio of the median to the median of the underlay with the same size; None if one of the two is
             missing.
     """
 

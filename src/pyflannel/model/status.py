@@ -203,7 +203,8 @@ class StoreStatus:
 
     Attributes:
         url: URL without secrets.
-        is_stale: True if the leases are those of the previous run, because the store has not answered yet.
+        is_stale: True if the leases are the leases of the previous run, because the store has not answered
+            yet.
         since_s: seconds since the store became reachable or unreachable.
         last_error: the latest failure, even if it is resolved.
         last_error_age_s: seconds since the latest failure.
@@ -477,7 +478,7 @@ class Status:
         lease_signing: signatures of leases; None with --lease-signing=off.
         docker: networks of Docker; None without --docker-plugin.
         warnings: problems for the operator, one line each: two hosts share an address, a lease was taken.
-        path_mtus: the paths to peers that carry less than planned, those of IPv4 first.
+        path_mtus: the paths to peers that carry less than planned, with the IPv4 paths first.
         reach: answers of peers to the probes of flannelctl; None if none was probed.
     """
 

@@ -2,7 +2,8 @@
 
 Keys are case-insensitive. `null` means the default. If a key is repeated, the last value applies.
 
-Source: flannel 0.28.9. The messages begin like those of the original, so that users find them in a search.
+Source: flannel 0.28.9. The messages begin in the same way as the messages of the original, so that users find
+    them in a search.
 """
 
 import json

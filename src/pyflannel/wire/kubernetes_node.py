@@ -227,7 +227,7 @@ def _revision(metadata: _Metadata) -> int:
 
 
 def _not(what: str, error: Exception) -> WireError:
-    return WireError(f"not {what}: {error}", hint="Check that the URL is that of a Kubernetes API server.")
+    return WireError(f"not {what}: {error}", hint="Check that the URL is the URL of a Kubernetes API server.")
 
 
 # Nodes and leases.

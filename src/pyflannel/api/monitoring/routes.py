@@ -31,7 +31,9 @@ class Measured(Protocol):
 
 
 def health_routes(daemon: Watched) -> Routes:
-    """Return the HTTP routes of health checks. The texts are the original's and end without a newline."""
+    """Return the HTTP routes of health checks. The texts are the same as in the original, and end without
+    a newline.
+    """
 
     async def healthz(_: Request) -> Response:
         return _text(200, "flanneld is running")

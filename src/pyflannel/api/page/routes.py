@@ -1,9 +1,9 @@
 """HTTP routes of the page: GET / and its files, GET /v1/… for the documents, POST /v1/config/check
 and /v1/plan.
 
-The documents are those of `flannelctl --json`. Nothing on the page changes the host or the network. A request
-costs a bounded part of the time of flanneld, because clients share documents and long work never runs twice
-at a time.
+The documents are the same as the documents of `flannelctl --json`. Nothing on the page changes the host or
+the network. A request costs a bounded part of the time of flanneld, because clients share documents and long
+work never runs twice at a time.
 """
 
 import asyncio

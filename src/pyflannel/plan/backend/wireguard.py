@@ -258,8 +258,8 @@ class WireguardBackend:
     def address_of(self, peer: Lease, host: Host) -> IpAddress | None:
         """Return the address to which packets to a peer are sent; None if it has none in the mode's family.
 
-        The rule of the mode auto is that of the original: IPv6 if the IPv4 address of the peer is private,
-        and both hosts have a public IPv6 address.
+        The mode auto has the same rule as the original: IPv6 if the IPv4 address of the peer is private, and
+        both hosts have a public IPv6 address.
         """
         ipv4, ipv6, own_ipv6 = (
             peer.attributes.public_ip,

@@ -350,9 +350,9 @@ def _preference(lease: Lease, wanted: Wanted) -> tuple[int, int]:
 
 def must_contest(lease: Lease, wanted: Wanted) -> bool:
     """Return whether another running host may use this lease, although it matches this host."""
-    # A lease with another address has this host's old address, or that of a clone. A lease with another
-    # identity has an earlier identity of this host, or belongs to a running host with the same address. A
-    # clone has the same machine-id.
+    # A lease with another address has this host's old address, or the address of a clone. A lease with
+    # another identity has an earlier identity of this host, or belongs to a running host with the same
+    # address. A clone has the same machine-id.
     return not (is_ours(lease, wanted) and _has_our_address(lease, wanted))
 
 

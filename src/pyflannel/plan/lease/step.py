@@ -119,8 +119,8 @@ def _woken(state: LeaseState, now: float) -> Step:
         case Contesting(until=until, claim_revision=0) if until <= now:
             return replace(state, phase=Listing()), (*actions, List())  # the claim was not written
         case Contesting(lease=lease, until=until) if until <= now:
-            # The claim expired without an answer. If the holder is running, it wrote its lease when it read
-            # the claim, and this write fails.
+            # The claim expired without an answer. If the holder is running, it has written its lease after
+            # the claim, and the following conditional write fails.
             put = claim_on(lease, state.wanted)
             return replace(state, phase=Putting(put, now)), (*actions, put)
         case Holding(renew_at=renew_at, put=None) if renew_at is not None and renew_at <= now:

@@ -81,7 +81,7 @@ class Trust:
 
     def objection(self, lease: Lease, is_authentic: bool) -> SignatureFault | None:
         """Return the reason why a lease is not accepted; None if it is accepted. `is_authentic`: True if
-        the key in the lease signed it.
+        the lease is signed with the key in it.
         """
         attributes = lease.attributes
         key, counter = attributes.signing_key, attributes.counter

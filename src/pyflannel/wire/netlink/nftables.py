@@ -537,12 +537,12 @@ def integer_of(octets: bytes | None) -> int:
 
 
 def nested_attributes(octets: bytes) -> Iterator[bytes]:
-    """Yield the payload of each attribute, also if a kind occurs several times."""
+    """Yield the payload of each attribute, even if a kind occurs several times."""
     return (payload for _, payload in _each(octets))
 
 
 def _each(octets: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield kind (with its flags) and payload of each attribute, also if a kind occurs several times."""
+    """Yield kind (with its flags) and payload of each attribute, even if a kind occurs several times."""
     offset = 0
     while offset + ATTRIBUTE.size <= len(octets):
         size, kind = ATTRIBUTE.unpack_from(octets, offset)
