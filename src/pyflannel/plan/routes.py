@@ -332,7 +332,7 @@ _EVERY_ADDRESS = 31
 """Prefix length from which on a prefix has no broadcast address (RFC 3021)."""
 
 _NO_HOST = frozenset({0, 127})
-"""First bytes of addressesthat are never a destination, and that mean the host itself (RFC 1122 section
+"""First bytes of addresses that are never a destination, and that mean the host itself (RFC 1122 section
 3.2.1.3)."""
 
 _MULTICAST = 0xE
