@@ -61,14 +61,14 @@ def _subnet_length(network: IPv4Network | IPv6Network, length: int) -> int:
     if length > longest:
         raise ConfigError(
             f"{family}SubnetLen must be less than /{longest + 1}: {family}SubnetLen={length}",
-            hint=f"Write a {family}SubnetLen of at most {longest}, or omit NameSubnetLen.",
+            hint=f"Write a {family}SubnetLen of at most {longest}, or omit {family}SubnetLen.",
         )
     if length and length < network.prefixlen + _FEWEST_BITS:
         raise ConfigError(
             "network must be able to accommodate at least four subnets:"
             f" {family}SubnetLen={length} {family}Network={network}",
             hint=f"Write a {family}SubnetLen of {network.prefixlen + _FEWEST_BITS} or more, or omit "
-            f"NameSubnetLen.",
+            f"{family}SubnetLen.",
         )
     if length:
         return length
