@@ -3,7 +3,10 @@
 The store keeps each Node as a record with the key `nodes/NAME`. Its value is the JSON of the Node, without
 the parts that flannel does not need. The lease of a Node consists of its podCIDR and its annotations:
 
-    =
+    flannel.alpha.coreos.com/kube-subnet-manager: "true"
+    flannel.alpha.coreos.com/backend-type: vxlan
+    flannel.alpha.coreos.com/backend-data: '{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}'
+    flannel.alpha.coreos.com/public-ip: 192.168.50.102
 
 During a change of the backend, or if the host reads more formats than the original, one annotation contains
 the data that other hosts with pyflannel need (decision 0069). `BackendType` and `BackendData` repeat the

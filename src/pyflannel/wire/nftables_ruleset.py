@@ -354,7 +354,8 @@ def _field(left: Any) -> _Field:
 def _value(right: Any, field: Field) -> tuple[int, int] | str:
     """Return a value of nft's JSON as a range of numbers or as a text.
 
-    =
+    Raises:
+        ValueError, KeyError: the value cannot be compared with the field.
     """
     match right, field:
         case {"range": [low, high]}, _:
