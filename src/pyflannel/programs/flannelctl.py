@@ -192,16 +192,24 @@ def run(arguments: Sequence[str], *, began: float | None = None) -> int:
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "flannelctl"
         return _fail(error.format_message(), f"Try '{path} --help'.", error.exit_code, wants_json)
-    except FlannelError as error:
-        return _fail(str(error), error.hint, _exit_code(error), wants_json)
-    except Exception as error:
+    except Exception as raised:
+        first = _first(raised)
+        if isinstance(first, FlannelError):
+            return _fail(str(first), first.hint, _exit_code(first), wants_json)
         if os.environ.get(_TRACEBACK):
             raise
-        if isinstance(error, PermissionError) and os.geteuid() != 0:
-            return _fail(f"no permission to use {error.filename}", "Run flannelctl as root.", 1, wants_json)
+        if isinstance(first, PermissionError) and os.geteuid() != 0:
+            return _fail(f"no permission to use {first.filename}", "Run flannelctl as root.", 1, wants_json)
         hint = f"Set {_TRACEBACK}=1 to see the traceback, and report it."
-        return _fail(f"{type(error).__name__}: {error}", hint, 1, wants_json)
+        return _fail(f"{type(first).__name__}: {first}", hint, 1, wants_json)
     return code if isinstance(code, int) else 0
+
+
+def _first(error: Exception) -> Exception:
+    """Return the first error of a group of errors, or the error itself."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _fail(message: str, hint: str, code: int, wants_json: bool) -> int:

@@ -6,6 +6,7 @@ import click
 import pytest
 
 from pyflannel import VERSION
+from pyflannel.errors import NotReadyError
 from pyflannel.programs.flannelctl import COMMANDS, LazyGroup, flannelctl, run
 from testlab.documents import read_document
 
@@ -154,6 +155,25 @@ def test_an_interrupt_is_an_error_document(capfd: Printed, monkeypatch: pytest.M
     assert run(["status", "--json"]) == 130
     error = read_document(["status"], capfd.readouterr().out)["error"]
     assert (error["message"], error["code"]) == ("interrupted", 130)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "code"),
+    [
+        (NotReadyError("flanneld is starting", hint="Try again."), "flanneld is starting\n  Try again.", 3),
+        (ZeroDivisionError("division"), "ZeroDivisionError: division\n  Set FLANNELCTL_TRACEBACK=1", 1),
+    ],
+)
+def test_an_error_of_concurrent_work_is_named(
+    error: Exception, text: str, code: int, capfd: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ExceptionGroup("unhandled errors in a TaskGroup", [ExceptionGroup("", [error])])
+
+    monkeypatch.setattr("pyflannel.cli.status.places_of", fail)
+
+    assert run(["doctor"]) == code
+    assert text in capfd.readouterr().err
 
 
 def test_without_rights_the_remedy_is_another_user(capfd: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
