@@ -195,6 +195,15 @@ def test_containers_of_two_hosts_reach_each_other(pair: Pair) -> None:
     assert len(set(addresses)) == len(addresses)
     for number, host in enumerate(pair.hosts):
         assert all(both[number].address in host.lease() for both in pair.standing.values())
+    mtu = int(pair.host.subnet_env()["FLANNEL_MTU"])
+    assert {kind: mtu_of(near) for kind, (near, _) in pair.standing.items()} == dict.fromkeys(
+        pair.standing, mtu
+    )
+
+
+def mtu_of(container: Station) -> int:
+    shown = container.run_in_network(["ip", "-j", "link", "show", "dev", "eth0"]).stdout
+    return int(json.loads(shown)[0]["mtu"])
 
 
 @pytest.mark.parametrize("steps", RESTARTS.values(), ids=RESTARTS)
