@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -267,6 +268,39 @@ def check_probe(way: Way) -> None:
     assert last["rule"].endswith("drop")
     assert dropped["rtt_ms"] is None
     assert "flannel-trace" not in way.one.run(["nft", "list", "tables"]).stdout
+
+
+_CREATE_TABLES = """
+import asyncio
+import sys
+from ipaddress import IPv4Address
+from pyflannel.kernel.network.netlink_socket import RequestSocket
+from pyflannel.wire.netlink.nftables import BRIDGE, PROTOCOL
+from pyflannel.wire.netlink.packet_trace import INET, TracedEcho, tracing_table
+
+echo = TracedEcho(source=IPv4Address(1), destination=IPv4Address(2), identifier=3)
+
+async def create():
+    requests = RequestSocket(PROTOCOL)
+    print([await requests.transact_whole(tracing_table(echo, one)) for one in (INET, BRIDGE)], flush=True)
+    sys.stdin.read()
+
+asyncio.run(create())
+"""
+
+
+def test_the_tables_of_a_killed_trace_are_removed(make_namespace: Callable[[], Any]) -> None:
+    """The kernel removes them with the socket of the process."""
+    host = make_namespace()
+    words = ["ip", "netns", "exec", host.name, sys.executable, "-c", _CREATE_TABLES]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trace:
+        assert trace.stdout is not None
+        assert trace.stdout.readline() == "[None, None]\n"
+        tables = host.command("nft", "list", "tables")
+        trace.kill()
+
+    assert tables.splitlines() == ["table inet flannel-trace", "table bridge flannel-trace"]
+    assert host.command("nft", "list", "tables") == ""
 
 
 @pytest.mark.timeout(600)

@@ -30,6 +30,9 @@ from pyflannel.wire.control_json import (
 )
 from pyflannel.wire.redaction import Redactor, is_secret, named_secrets, secrets_in
 
+_OF_DOCTOR = 0.9
+"""Share of the deadline after which doctor reports its incomplete findings, which the archive then contains."""
+
 _MOST_BYTES = 2 << 20
 """Maximum number of bytes of one part. Only the end of a longer part is kept."""
 
@@ -161,7 +164,7 @@ def _documents(places: Places, deadline_s: float) -> dict[str, Callable[[], Awai
         return format_status(await status_of_host(places)).decode()
 
     async def doctor() -> str:
-        found = await examine(places)
+        found = await examine(places, deadline_s * _OF_DOCTOR)
         return format_findings(found, is_ok=all(one.severity != "error" for one in found)).decode()
 
     async def leases() -> str:

@@ -110,7 +110,7 @@ def test_missing_parts_are_named(places: Places, tmp_path: Path, monkeypatch: py
 def test_a_defect_in_one_part_leaves_the_others(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def examine(_: Places) -> None:
+    async def examine(_: Places, left_s: float) -> None:
         raise ZeroDivisionError("a defect of the checks")
 
     monkeypatch.setattr(bug_report, "examine", examine)
