@@ -31,7 +31,7 @@ from pyflannel.wire.control_json import (
 from pyflannel.wire.redaction import Redactor, is_secret, named_secrets, secrets_in
 
 _OF_DOCTOR = 0.9
-"""Share of the deadline after which doctor reports its incomplete findings, which the archive then contains."""
+"""Share of the deadline after which doctor reports incomplete findings, so that the archive has them."""
 
 _MOST_BYTES = 2 << 20
 """Maximum number of bytes of one part. Only the end of a longer part is kept."""
