@@ -140,20 +140,6 @@ datagrams = damaged(
 )
 
 
-traces = body(
-    ">BBH",
-    [families, octet, st.just(0)],
-    attributes_of(
-        [1, 2, 3, 4, 5, 6, 8, 10, 12, 16],
-        st.binary(max_size=24) | st.sampled_from([b"\0\0\0\1", b"\0\0\0\3", b"fw\0"]),
-    ),
-)
-
-
-def read_trace(octets: bytes) -> None:
-    packet_trace.parse_trace(message.Message(kind=10 << 8 | 17, flags=0, sequence=0, port=0, body=octets))
-
-
 def read_route(octets: bytes) -> None:
     for read in (
         routes.glance_at_route,
@@ -194,6 +180,52 @@ TABLE = nftables.TableName(nftables.IPV6, "flannel-guard")
 A_SET = nftables.SetSpec("peers", (nftables.IPV4_ADDRESS, nftables.SERVICE), nftables.INTERVALS, 9, 1000)
 A_RULE = nftables.Rule("a comment", (nftables.meta(7), nftables.equals(b"abcd"), nftables.verdict(1)))
 A_CHAIN = nftables.Chain("input", (A_RULE,), hook=nftables.PREROUTING, priority=-300)
+
+
+def big(kind: int, number: int) -> bytes:
+    return message.attribute(kind, struct.pack(">I", number))
+
+
+def named(name: str, info: bytes = b"") -> bytes:
+    return message.attribute(1, name.encode() + b"\0") + message.attribute(3, info)
+
+
+FLAGS = nftables.payload(nftables.TRANSPORT_HEADER, 13, 1)
+FLOW_RULE = nftables.Rule(
+    "each expression that a decision about flows may depend on",
+    (
+        nftables.goto("jumped"),
+        nftables.is_in("peers"),
+        ("lookup", message.attribute(1, b"verdicts\0") + big(3, 0)),
+        nftables.set_mark(),
+        nftables.meta(nftables.META_USER),
+        *(("ct", big(kind, 1) + big(2, key)) for kind in (1, 4) for key in (0, 3, 14)),
+        nftables.payload(nftables.NETWORK_HEADER, 12, 8),
+        nftables.payload(nftables.NETWORK_HEADER, 8, 1),
+        ("payload", big(2, 1)),
+        FLAGS,
+        nftables.masked(b"\x17"),
+        FLAGS,
+        nftables.masked(b"\xff"),
+        FLAGS,
+        ("objref", big(1, 1)),
+        ("objref", big(1, 2)),
+        *(("match", named(name, bytes(140))) for name in ("conntrack", "tcp", "mark", "owner")),
+        *(("match", named(name)) for name in ("conntrack", "tcp")),
+        *(("target", named(name)) for name in ("MASQUERADE", "NFQUEUE")),
+        ("limit", b""),
+    ),
+)
+FLOW_CHAIN = nftables.Chain("jumped", (FLOW_RULE,))
+LIMITED = message.nest(
+    3,
+    message.nest(
+        1,
+        message.nest(7, named("limit")),
+        message.nest(9, named("object")),
+        message.nest(11, message.nest(1, named("quota"))),
+    ),
+)
 COUNTED = message.nest(
     3,
     message.nest(
@@ -212,8 +244,8 @@ NF_TABLES = [
     *(one.body for one in nftables.add_elements(TABLE, A_SET, [b"abcdefgh", b"abcdefghijklmnop"])),
     nftables.create_chain(TABLE, A_CHAIN).body,
     nftables.create_chain(TABLE, nftables.Chain("jumped", ())).body,
-    *(one.body for one in nftables.create_rules(TABLE, A_CHAIN)),
-    struct.pack(">BBH", 2, 0, 0) + COUNTED,
+    *(one.body for chain in (A_CHAIN, FLOW_CHAIN) for one in nftables.create_rules(TABLE, chain)),
+    *(struct.pack(">BBH", 2, 0, 0) + elements for elements in (COUNTED, LIMITED)),
 ]
 nf_tables = damaged(st.sampled_from(NF_TABLES)) | body(
     ">BBH",
@@ -224,14 +256,49 @@ nf_tables = damaged(st.sampled_from(NF_TABLES)) | body(
 )
 
 
+traces = body(
+    ">BBH",
+    [families, octet, st.just(0)],
+    attributes_of(
+        [1, 2, 3, 4, 5, 6, 8, 10, 12, 16],
+        st.binary(max_size=24) | st.sampled_from([b"\0\0\0\1", b"\0\0\0\3", b"fw\0"]),
+    ),
+)
+
+
+TRACES = [
+    struct.pack(">BBH", 1, 0, 0)
+    + message.attribute(1, b"fw\0")
+    + message.attribute(2, b"f\0")
+    + big(4, kind)
+    + big(6, 7)
+    + message.attribute(3, bytes(7) + b"\5")
+    + message.nest(5, big(1, code), message.attribute(2, b"sub\0"))
+    + message.attribute(8, bytes(20))
+    + big(10, 2)
+    + big(16, code)
+    for kind in (1, 2, 3)
+    for code in (0, 1, -3 & 0xFFFFFFFF)
+]
+
+
+def read_trace(octets: bytes) -> None:
+    packet_trace.parse_trace(message.Message(kind=10 << 8 | 17, flags=0, sequence=0, port=0, body=octets))
+
+
 def judge(octets: bytes) -> None:
-    """Examine a rule as one of the hook forward."""
+    """Examine a rule as one of the hook forward, and as one of a chain that this one enters."""
     rule = flow_rules.parse_found_rule(octets)
     chain = flow_rules.FoundChain(rule.table._replace(family=nftables.IPV4), rule.chain, 2, "filter")
     rule = replace(rule, table=chain.table)
     assert flow_rules.forwarded_rules([chain], [rule]) == [rule]
     flow_rules.sets_of([rule])
     list(flow_rules.objections([chain], [rule]))
+    jumped = replace(chain, name="jumped", hook=None)
+    flow_rules.forwarded_rules([chain, jumped], [rule, replace(rule, chain="jumped")])
+    for family, hook in ((nftables.BRIDGE, 2), (nftables.IPV4, 5)):
+        table = rule.table._replace(family=family)
+        list(flow_rules.objections([replace(chain, table=table, hook=hook)], []))
 
 
 def read_nf_tables(octets: bytes) -> None:
@@ -310,7 +377,9 @@ PARSERS = [
     Parser("filter of tc", tc.parse_filter, tc_bodies),
     Parser("object of nf_tables", read_nf_tables, nf_tables, corpus=NF_TABLES),
     Parser("IPsec policy", xfrm.parse_policy, policies),
-    Parser("message of a traced packet", read_trace, traces),
+    Parser(
+        "message of a traced packet", read_trace, traces | damaged(st.sampled_from(TRACES)), corpus=TRACES
+    ),
     Parser("default of IPsec", lambda octets: list(xfrm.parse_default(octets)), defaults),
 ]
 
