@@ -127,6 +127,7 @@ class WireguardPeer(Item):
         shares_device: True if the device carries both families.
         endpoint: `ADDRESS:PORT` or `[ADDRESS]:PORT` to send to until another endpoint is learned from a
             handshake; "" for no endpoint.
+        keeps_family: an endpoint of the other family is never learned.
         keepalive_s: interval of keepalive packets; 0 for no keepalive packets.
         preshared_key: empty for none.
     """
@@ -144,6 +145,7 @@ class WireguardPeer(Item):
     preshared_key: Secret = field(default_factory=lambda: Secret(""))
     family: Family = 4
     shares_device: bool = False
+    keeps_family: bool = False
 
     @property
     def key(self) -> Key:

@@ -210,6 +210,29 @@ def test_a_learned_endpoint_stays_until_the_plan_has_another_one(monkeypatch: py
     asyncio.run(follow())
 
 
+def test_an_endpoint_of_the_other_family_is_not_learned_if_the_mode_has_one_family(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A peer that has not changed its mode yet sends from the other family."""
+    device = Device()
+    device.allowed[PEER] = "10.100.5.0/24"
+    device.handshake_at = int(time.time())
+    monkeypatch.setattr(module, "run_program", device.run)
+    target = WireguardTarget(lambda _: None, NoUserspace())
+    planned = replace(part(4), endpoint="[fd07::1]:7", keeps_family=True)
+
+    async def follow() -> None:
+        assert not await target.apply([Add(planned)])
+        found = await target.snapshot(State.of(DEVICE, planned))
+        assert [one.endpoint for one in found.of_type(WireguardPeer)] == ["10.10.10.9:7"]
+        same_family = replace(planned, endpoint="192.0.2.1:7")
+        assert not await target.apply([Replace(planned, same_family)])
+        plan = State.of(DEVICE, same_family)
+        assert await target.snapshot(plan) == plan
+
+    asyncio.run(follow())
+
+
 def test_a_peer_that_is_not_planned_is_removed_with_all_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
     device.allowed[PEER] = "10.100.5.0/24,fd00:5:0:5::/64"

@@ -144,9 +144,14 @@ class WireguardTarget:
         found = (desired.by_key.get(replace(one.peer, family=family).key) for family in BOTH_FAMILIES)
         planned = {part.family: part for part in found if isinstance(part, WireguardPeer)}
         shares_device = any(part.shares_device for part in planned.values())
+        keeps_family = any(part.keeps_family for part in planned.values())
         for family in present or [*planned][:1] or [4]:
             part = replace(
-                one.peer, allowed=tuple(present.get(family, ())), family=family, shares_device=shares_device
+                one.peer,
+                allowed=tuple(present.get(family, ())),
+                family=family,
+                shares_device=shares_device,
+                keeps_family=keeps_family,
             )
             wanted = planned.get(family)
             if wanted is not None and now - one.handshake_at <= _LIVE_S and self._is_set(part, wanted):
@@ -159,10 +164,13 @@ class WireguardTarget:
 
         At the start of flanneld, this is unknown. In this case, the property is assumed for an endpoint of
         the planned family.
+
+        If two hosts change the family one after the other, each may learn the previous endpoint from the
+        other again. Neither of them would leave the previous family.
         """
-        is_likely = part.endpoint.startswith("[") == wanted.endpoint.startswith("[")
-        known = self._endpoints.setdefault(wanted.key, wanted.endpoint if is_likely else part.endpoint)
-        return known == wanted.endpoint
+        is_of_family = part.endpoint.startswith("[") == wanted.endpoint.startswith("[")
+        known = self._endpoints.setdefault(wanted.key, wanted.endpoint if is_of_family else part.endpoint)
+        return known == wanted.endpoint and (is_of_family or not wanted.keeps_family)
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Configure the devices, then add and change peers, then remove peers.

@@ -325,6 +325,7 @@ class WireguardBackend:
                 preshared_key=self.preshared_key,
                 family=host.family,
                 shares_device=self._shares_device,
+                keeps_family=self.mode != "auto",
             )
         )
 

@@ -181,6 +181,11 @@ class TestOneDevice:
             assert [str(part.allowed[0]) for part in parts] == ["10.100.93.0/24", "fd00:5:0:93::/64"]
             assert len({part.key for part in parts}) == 2
             assert all(part.shares_device for part in parts)
+            assert all(part.keeps_family for part in parts)
+
+    def test_the_mode_auto_permits_endpoints_of_both_families(self) -> None:
+        """Two hosts may choose different families, because the choice also depends on the own addresses."""
+        assert not peer_item(one_device("auto").plan_peer(DUAL_PEER, DUAL)).keeps_family
 
     @pytest.mark.parametrize(
         ("ipv4", "ipv6", "own_ipv6", "is_ipv6"),
@@ -300,6 +305,7 @@ class TestPeer:
                 public_key=PEER_KEY,
                 allowed=(PEER.subnet,),
                 endpoint="203.0.113.7:7000",
+                keeps_family=True,
             )
         )
 
