@@ -87,7 +87,7 @@ class Daemon:
         self._before_start = "its start"
         has_names = bool(options.networks) or options.watch_networks
         self.docker = None if options.docker_socket is None else self._make_docker(has_names=has_names)
-        # With --watch-networks, one ready network suffices: the others may appear at any time.
+        # With --watch-networks, one ready network is enough, because the others may appear at any time.
         self._readiness = Readiness(notify, () if options.watch_networks else options.networks)
 
     def _make_docker(self, *, has_names: bool) -> "DockerNetworks":

@@ -191,7 +191,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def open_store(url: str, password: Secret | None = None, *, busy_s: float | None = None) -> Store:
-    """Return the store that `url` names. The store connects at its first request.
+    """Return the adapter of the store that `url` selects. The store connects at its first request.
 
     Args:
         url: the URL.

@@ -44,7 +44,7 @@ def print_text(text: str) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under their headings; on a terminal, within its width."""
+    """Print a table of rows with headings; on a terminal, the table is as wide as the terminal."""
     from rich.console import Console  # not at the top: it takes longer to load than most answers
     from rich.table import Table
 

@@ -30,7 +30,7 @@ class Invocation:
     Attributes:
         store_url: URL of the store to read instead of asking flanneld; None if it was not given.
         socket: control socket of flanneld; None to use the socket in the run directory.
-        wants_json: print JSON documents instead of text.
+        wants_json: True to print JSON documents instead of text.
         began: start of the process, in seconds of CLOCK_BOOTTIME; None if it does not limit the answer.
     """
 
@@ -77,7 +77,8 @@ def is_interactive() -> bool:
 
 
 def confirm(invocation: Invocation, question: str) -> Invocation:
-    """Ask on standard error. Return the invocation for the work that follows, which begins now.
+    """Ask a yes-or-no question on standard error. Return the invocation for the work that follows, which
+    begins now.
 
     Raises:
         FlannelError: the answer is not yes.

@@ -118,10 +118,10 @@ def release_(
 ) -> None:
     """Release a lease or a reservation, so that another host can use the subnet.
 
-    The holder is asked through the store first. A host that answers within 2 s is alive, and its lease is
-    not released without --force. The same applies to a host with the original flannel, which cannot be asked.
-    With --force, a running flanneld acquires the same subnet again, as a lease that expires, and no packet is
-    lost. On a terminal, flannelctl asks.
+    First flannelctl asks the holder through the store. A host that answers within 2 s is alive, and its lease
+    is not released without --force. The same applies to a host with the original flannel, which cannot be
+    asked. With --force, a running flanneld acquires the same subnet again, as a lease that expires, and no
+    packet is lost. On a terminal, flannelctl asks before it deletes the lease.
 
     Exit codes:
       0  the lease is released
@@ -164,7 +164,9 @@ def _check_release(found: Release, *, is_forced: bool) -> None:
             "the subnet again, as a lease that expires.",
         )
     if found.holder == "silent":
-        print_warning(f"{_holder(found)}. If it is running, another host may get its subnet")
+        print_warning(
+            f"{_holder(found)}. If flanneld is running on the holder, another host may get its subnet"
+        )
 
 
 async def _release(invocation: Invocation, run_dir: Path | None, record: Record) -> None:

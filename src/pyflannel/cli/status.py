@@ -140,9 +140,9 @@ def status(
 ) -> None:
     """Show the state of flanneld on this host.
 
-    The exit code is 0 if flanneld is ready, and 3 if not. If flanneld does not respond, its files are shown.
-    The first line also states whether peers answer: up to 32 of them are probed. With --watch and --json,
-    each line is a document.
+    The exit code is 0 if flanneld is ready, and 3 if flanneld is not ready. If flanneld does not respond,
+    flannelctl shows the content of its files. The first line also states whether peers answer; flannelctl
+    probes up to 32 of them. With --watch and --json, each line is a document.
 
     Examples:
       flannelctl status --wait 60

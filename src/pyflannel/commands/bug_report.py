@@ -105,7 +105,7 @@ class _Collection:
     missing: dict[str, str] = field(default_factory=dict)
 
     async def take(self, name: str, part: Awaitable[str]) -> None:
-        """Add a part, or the reason why it is missing."""
+        """Add a part to the archive, or the reason why the part is missing."""
         self.missing[name] = f"not complete within {self.deadline_s:.1f} s"
         try:
             self.parts[name] = _end_of(await part)

@@ -66,7 +66,7 @@ from pyflannel.wire.lease_record import Kept, parse_last_known, readable_lease
 from pyflannel.wire.subnet_env import parse_subnet_env
 
 _DAEMON_S, _EXAMINED_S = 1.5, 2.0
-"""Deadlines for the daemon and for the examination of the host: a command answers within 5 s."""
+"""Deadlines for the daemon and for the examination of the host, so that a command takes at most 5 s."""
 
 
 async def status_of_host(places: Places) -> Status:

@@ -128,7 +128,7 @@ def check_own_files(places: Places, usual: Places) -> None:
 
 
 async def _end_of(process: int, pid: int) -> None:
-    """Return after the end of the process, when its pidfd becomes readable."""
+    """Return after the process has exited, when its pidfd becomes readable."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(process, ended.set)

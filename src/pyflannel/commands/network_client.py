@@ -40,13 +40,13 @@ from pyflannel.wire.network_config_json import parse_network_config
 _Answer = TypeVar("_Answer")
 
 DEADLINE_S = 2.0
-"""Deadline for an answer from the memory of the daemon, whose loop is never busy for that long.
+"""Deadline for an answer that the daemon gives from memory, whose loop is never busy for that long.
 
 flannelctl itself needs up to 2 s to start on a busy host, and must answer within 5 s.
 """
 
 READ_S, EXPIRIES_S = 1.5, 0.8
-"""Deadlines for a record or a listing of the store, and for the expiries of the leases in it."""
+"""Deadlines for a record or a listing of the store, and for the expiries of the listed leases."""
 
 _BUSY_S = 1.2
 """Time for which a call waits for an embedded store that another process locks."""
@@ -339,7 +339,8 @@ class _Daemon:
 
 
 _SELECTION_S = 1.2
-"""Deadline for the daemon's answer which store it uses. Afterwards, the variables name the store."""
+"""Deadline for the daemon to report the URL of its store. After this deadline, flannelctl uses the store
+in the environment variables."""
 
 
 @asynccontextmanager

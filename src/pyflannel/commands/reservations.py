@@ -32,7 +32,7 @@ Subnets = tuple[IPv4Network, IPv6Network | None]
 """The subnets of a lease. Without an IPv6 subnet, they also match a lease that has an IPv6 subnet."""
 
 ANSWER_S = 2.0
-"""Time in which a living holder answers the question of `release`; a connected one needs milliseconds."""
+"""Time in which a running holder answers the claim of `release`; a connected holder needs milliseconds."""
 
 _DELETE_S = 0.5
 """Deadline for the deletion of the question."""

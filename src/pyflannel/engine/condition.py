@@ -114,7 +114,7 @@ class LeaseCondition:
         contested: the holder that was asked whether it is alive, until the answer is known.
         exhausted: the latest report that no subnet is free; None after a free subnet was found.
         unassigned: the latest report that Kubernetes assigns no usable subnet; None after it assigned one.
-        shared: the latest report that another living host has this host's address or identity; None after
+        shared: the latest report that another running host has this host's address or identity; None after
             that host stopped using it.
         is_sharer_known: True if that host has had a lease since then. When this lease is removed, the host is
             gone.
@@ -223,7 +223,7 @@ class HostCondition:
     Attributes:
         identity: the identity (owner) in this host's lease.
         inputs: inputs of the plan.
-        held: this host's lease, current or last.
+        held: the current lease of this host, or its last lease if it has no lease now.
         leases: all known leases.
         obstacle: object or state that the backend waits for; "" if it can work.
     """

@@ -247,7 +247,7 @@ class NodeKeeper:
             return None
 
     def _lease(self, node: Node, revision: int, known: Lease | None) -> Lease | None:
-        """Return the lease of a Node: the known lease if nothing changed that flannel uses."""
+        """Return the lease of a Node; the known lease if no value that flannel uses has changed."""
         key = NODES + node.name
         try:
             lease = lease_of_node(node, self._own.prefix, revision)

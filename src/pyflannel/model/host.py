@@ -65,13 +65,14 @@ class Interface:
     """A link with its addresses, in the kernel's order.
 
     Attributes:
-        kind: the kernel's kind; "" for a physical device.
-        alias: free text; the mark on a link of pyflannel.
-        owner: random identity of a host, on its tunnel device; "" if there is none.
-        on_link: prefixes that the host reaches by it without a gateway, sorted, IPv4 first; without the
-            default routes. The link-local prefix of IPv6 is not included.
-        driver: the kernel driver, `vmxnet3`, `veth`; "" if it is unknown, or there is no IPv4 address.
-        has_ipv6: IPv6 is enabled on it.
+        kind: kind of the link in the kernel; "" for a physical device.
+        alias: alias; on a link of pyflannel, it contains the mark.
+        owner: random identity of a host, on its tunnel device; "" if it contains no identity.
+        on_link: prefixes that the host reaches by the link without a gateway, sorted with IPv4 first; default
+            routes are excluded. The link-local prefix of IPv6 is not included.
+        driver: kernel driver, for example `vmxnet3` or `veth`; "" if it is unknown, or the link has no IPv4
+            address.
+        has_ipv6: True if IPv6 is enabled on the link.
         mac: lower case with colons; "" without one.
     """
 

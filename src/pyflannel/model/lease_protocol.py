@@ -359,7 +359,7 @@ class Contested:
 
 @dataclass(frozen=True, slots=True)
 class SharedAddress:
-    """Another living host has the address or the identity of this host. Both hosts report the conflict.
+    """Another running host has the address or the identity of this host. Both hosts report the conflict.
 
     Attributes:
         subnet: subnet of the lease that both hosts claim.

@@ -96,7 +96,7 @@ def ipv4_network(config: NetworkConfig) -> IPv4Network:
     if not config.enable_ipv4 or config.network is None:
         raise ConfigError(
             "EnableIPv4=false: networks with IPv6 alone are not supported, as each lease has an IPv4 subnet",
-            hint="Leave EnableIPv4 out and set Network; for both families, also EnableIPv6 and IPv6Network."
+            hint="Omit EnableIPv4 and set Network. For both families, also set EnableIPv6 and IPv6Network."
             " In Kubernetes, the cluster needs both families too.",
         )
     return config.network

@@ -1,8 +1,8 @@
 """The forwarder process: the user-space data path of the udp backend.
 
-The daemon starts it, and it continues after the daemon ends. Its standard input is a connection to the
-daemon, which sends settings and open descriptors. The forwarder needs no rights. With CAP_SYS_NICE, it gets a
-higher priority than ordinary programs, before it gives up its capabilities.
+The daemon starts the forwarder, and the forwarder continues after the daemon exits. Its standard input is a
+connection to the daemon, which sends settings and open descriptors. The forwarder needs no rights. With
+CAP_SYS_NICE, it gets a higher priority than ordinary programs, before it gives up its capabilities.
 """
 
 import os

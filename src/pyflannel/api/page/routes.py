@@ -218,7 +218,7 @@ class _View:
         return [LeaseEntry.of(lease) for lease in self._network.leases()]
 
     def _probed(self, status: Status, leases: Sequence[LeaseEntry]) -> Mapping[IPv4Network, EchoResult]:
-        """Return the latest results of the probes of peers, and let them continue."""
+        """Return the latest results of the probes of peers, and let the probes continue."""
         return self._network.probe(decisive_echoes(status, leases))
 
     def _peers(self, status: Status) -> bytes:

@@ -256,7 +256,8 @@ class WireguardBackend:
         return None
 
     def address_of(self, peer: Lease, host: Host) -> IpAddress | None:
-        """Return the address to which packets to a peer are sent; None if it has none in the mode's family.
+        """Return the address to which packets to a peer are sent; None if the peer has no address in the
+        family that the mode requires.
 
         The mode auto has the same rule as the original: IPv6 if the IPv4 address of the peer is private, and
         both hosts have a public IPv6 address.

@@ -173,7 +173,7 @@ class EtcdStore:
             if len(records) > self._most_records:
                 raise StoreError(
                     f"there are more than {self._most_records} keys below {self._keys.shown(prefix)}",
-                    hint="Delete the keys that hold no lease.",
+                    hint="Delete the keys that contain no lease.",
                 )
             if not page.more:
                 return Listing(tuple(records), revision)
