@@ -111,7 +111,7 @@ class BpfPeer(Item):
 
     Attributes:
         device: name of the TUN device of the tunnel.
-        is_direct: True if eBPF programs send to the peer. If False, user space sends its packets, because the
+        is_direct: True if eBPF programs send to the peer. If False, user space sends to the peer, because the
             peer does not accept checksums that hardware must complete.
     """
 
