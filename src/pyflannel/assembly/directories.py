@@ -30,7 +30,7 @@ class Places:
 
     Attributes:
         run_dir: directory of the sockets and the lock; empty after a boot.
-        state_dir: directory of the identity and the last known leases; the directory must remain after a boot.
+        state_dir: directory of the identity and the last known leases; it must remain after a boot.
         subnet_file: file that Docker and other programs read.
         daemon: paths of the daemon, if this object contains the paths of one of its several networks.
     """

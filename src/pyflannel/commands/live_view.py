@@ -214,7 +214,8 @@ class _Losses:
 
 
 class _Traffic:
-    """Computes rates from counters of bytes. A counter that became smaller has started again, so it has no rate.
+    """Computes rates from counters of bytes. A counter that became smaller has started again, so it has
+    no rate.
 
     Attributes:
         rates: of the whole host, the latest last.
