@@ -67,6 +67,27 @@ def test_containers_of_two_hosts_reach_each_other_until_they_are_deleted(runtime
         assert runtime.remains() == []
 
 
+def test_a_container_with_the_address_of_a_former_one_is_reached_immediately(runtimes) -> None:
+    """The host and the other containers know the MAC address of the former one."""
+    first, second = runtimes
+    near, far, former = first.container("c-near"), second.container("c-far"), first.container("c-former")
+    first.add(near)
+    second.add(far)
+    first.add(former)
+    assert (near.reaches(former.address), far.reaches(former.address)) == (True, True)
+    first.end(former)
+    successor = first.container("c-successor")
+    wanted = {"CNI_ARGS": f"IgnoreUnknown=1;IP={former.address}"}
+    successor.result = json.loads(first.call("ADD", first.plugins[0], "c-successor", **wanted))
+
+    reached = (near.reaches(former.address), far.reaches(former.address))
+
+    for runtime, container in ((first, near), (second, far), (first, successor)):
+        runtime.end(container)
+    assert successor.address == former.address
+    assert reached == (True, True)
+
+
 def test_bandwidth_firewall_and_tuning_follow_in_the_chain(runtimes) -> None:
     runtime = Runtime(runtimes[0].host, FURTHER)
     container = runtime.container("c-chain")

@@ -8,8 +8,9 @@ Source: CNI specification 1.1.0; flannel's CNI plugin 1.9.1 for the delegate con
 
 import json
 import re
+import struct
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 from pyflannel.errors import CniError, WireError
@@ -291,6 +292,55 @@ def format_result(result: bytes, version: str) -> str:
         )
     document.setdefault("cniVersion", version or VERSIONS[0])
     return json.dumps(document, indent=4, ensure_ascii=False)
+
+
+class NewAddress(NamedTuple):
+    """An address of a new container.
+
+    Attributes:
+        mac: the MAC address of its interface; empty if the result does not contain it.
+        links: the interfaces of the host that the result names, such as the bridge.
+    """
+
+    address: IPv4Address | IPv6Address
+    mac: bytes
+    links: tuple[str, ...]
+
+
+def new_addresses(result: str) -> list[NewAddress]:
+    """Return the addresses in the result of an ADD; an empty list if the result has another form."""
+    try:
+        document = json.loads(result)
+        interfaces = document.get("interfaces") or []
+        links = tuple(str(one["name"]) for one in interfaces if not one.get("sandbox"))
+        found = []
+        for entry in document.get("ips") or []:
+            own = interfaces[entry["interface"]] if "interface" in entry else {}
+            mac = bytes.fromhex(str(own.get("mac", "")).replace(":", ""))
+            address = ip_address(entry["address"].partition("/")[0])
+            found.append(NewAddress(address, mac if len(mac) == _MAC_SIZE else b"", links))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return []
+    return found
+
+
+_MAC_SIZE = 6  # bytes
+
+
+def neighbour_removal(link: int, address: IPv4Address | IPv6Address) -> bytes:
+    """Return the netlink message that deletes the neighbour entry of an address on the link of this index.
+
+    Source: linux/netlink.h, linux/rtnetlink.h (RTM_DELNEIGH is 29), linux/neighbour.h (NDA_DST is 1).
+    """
+    family = 2 if address.version == 4 else 10  # AF_INET, AF_INET6
+    body = struct.pack("=BxxxiHBB", family, link, 0, 0, 0)
+    body += struct.pack("=HH", 4 + len(address.packed), 1) + address.packed
+    return struct.pack("=IHHII", 16 + len(body), 29, 1, 1, 0) + body
+
+
+def arp_announcement(address: IPv4Address, mac: bytes) -> bytes:
+    """Return the ARP request by which a host announces its own address. Source: RFC 5227, section 3."""
+    return struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + address.packed + bytes(6) + address.packed
 
 
 def parse_saved_conf(text: bytes) -> dict[str, object] | None:

@@ -15,7 +15,6 @@ from ipaddress import (
 )
 
 from pyflannel.errors import ConfigError
-from pyflannel.model.network_config import AnyAddress
 
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -32,6 +31,8 @@ def address_of_text(kind: type, text: object) -> object:
     Raises:
         NotImplementedError: the type is not an address type.
     """
+    from pyflannel.model.network_config import AnyAddress  # imported late: the CNI plugin does not need it
+
     if kind is AnyAddress and isinstance(text, str):
         return ip_address(text)
     if kind in ADDRESSES:

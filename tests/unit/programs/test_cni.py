@@ -4,7 +4,9 @@ import io
 import json
 import os
 import stat
+import subprocess
 import sys
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 import pytest
 
 from pyflannel.programs import cni
+from pyflannel.wire.cni import NewAddress, new_addresses
 
+SOURCE = Path(__file__).parents[3] / "src"
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/cni-plugin.json").read_text())["cases"]
 
 FAKE = """#!/bin/sh
@@ -270,6 +274,46 @@ def test_a_delegate_that_crashes_is_named_and_can_be_deleted(host: Host) -> None
     assert error["msg"].endswith("/bin/bridge was ended by signal 11: no error message")
     assert [call.env["CNI_COMMAND"] for call in deleted.calls] == ["DEL"]
     assert list(host.data.iterdir()) == []
+
+
+def test_the_plugin_starts_with_few_modules() -> None:
+    """Each start of a container waits for them."""
+    show = "import sys, pyflannel.programs.cni; print(*sys.modules)"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r}); {show}"]
+    shown = subprocess.run([*command[:1], "-IS", *command[1:]], capture_output=True, text=True, check=True)
+
+    slow = {"asyncio", "dataclasses", "inspect", "logging", "msgspec", "pathlib", "socket", "subprocess"}
+    assert slow & set(shown.stdout.split()) == set()
+
+
+def test_the_addresses_of_a_result_are_found_with_their_mac_address_and_the_links_of_the_host() -> None:
+    interfaces = [{"name": "cni0"}, {"name": "eth0", "mac": "02:42:0a:4d:09:02", "sandbox": "/run/netns/x"}]
+    ips = [{"address": "10.77.9.2/24", "interface": 1}, {"address": "fd00::2/64"}]
+
+    found = new_addresses(json.dumps({"interfaces": interfaces, "ips": ips}))
+
+    mac = bytes.fromhex("02420a4d0902")
+    assert found == [
+        NewAddress(IPv4Address("10.77.9.2"), mac, ("cni0",)),
+        NewAddress(IPv6Address("fd00::2"), b"", ("cni0",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "[]",
+        "{}",
+        '{"ip4": {"ip": "10.77.9.2/24"}}',
+        '{"ips": [{"address": "10.77.9.2/24", "interface": 1}]}',
+        '{"ips": [{"address": 7}]}',
+        '{"ips": [7], "interfaces": 7}',
+        '{"ips": [{"address": "nowhere"}], "interfaces": [{}]}',
+        '{"ips": [{"address": "10.77.9.2/24", "interface": 0}], "interfaces": [{"name": "a", "mac": "zz"}]}',
+    ],
+)
+def test_a_result_of_another_form_has_no_addresses(result: str) -> None:
+    assert new_addresses(result) == []
 
 
 def test_an_add_without_its_delegate_saves_nothing(host: Host) -> None:
