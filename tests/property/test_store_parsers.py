@@ -95,6 +95,9 @@ SIGNED_LISTS = [
     b'{"Counter":7,"Operator":"%s","Signature":"%s","Keys":"ab host\\n"}'
     % (b"A" * 43 + b"=", b"A" * 86 + b"=="),
     b'{"Counter":0,"Operator":"%s","Signature":"","Keys":"\\ud800"}' % (b"A" * 43 + b"=",),
+    b'{"Counter":7,"Operator":"AAAA","Signature":"AAAA","Keys":""}',
+    b'{"Counter":0,"Operator":"%s","Signature":"%s","Keys":""}' % (b"A" * 43 + b"=", b"A" * 86 + b"=="),
+    b" " * (2 << 20),
 ]
 
 LEASES = [
@@ -293,6 +296,36 @@ NODES = [
     b'{"metadata":{"name":"n","resourceVersion":"7","annotations":{"p/kube-subnet-manager":"true",'
     b'"p/public-ip":"1.2.3.4","p/backend-data":"{}"}},"spec":{"podCIDRs":["10.3.1.0/24"]}}',
     b'{"metadata":{"resourceVersion":"' + b"9" * 5000 + b'"}}',
+    *(
+        json.dumps(
+            {
+                "metadata": {
+                    "name": "n",
+                    "resourceVersion": "7",
+                    "annotations": {
+                        "p/kube-subnet-manager": "true",
+                        "p/public-ip": "1.2.3.4",
+                        "p/backend-type": "udp",
+                        "p/backend-data": data,
+                        "p/pyflannel": own,
+                    },
+                },
+                "spec": {"podCIDRs": ["10.3.1.0/24", "fd00::/64", "10.3.2.0/24"]},
+            }
+        ).encode()
+        for data in ('{"Port":8285}', '{"Port":0}')
+        for own in (
+            "",
+            *(
+                f'{{"BackendType":"udp","BackendData":{{"Port":{port}}},"Also":[],"Reads":[]}}'
+                for port in (8285, 1)
+            ),
+        )
+    ),
+]
+EVENTS = [
+    *(b'{"type":"%s","object":%s}' % (kind, NODES[0]) for kind in (b"ADDED", b"DELETED", b"BOOKMARK", b"x")),
+    b'{"type":"ERROR","object":{"code":410,"reason":"Expired","message":"too old"}}',
 ]
 KUBECONFIGS = [
     '{"current-context":"c","contexts":[{"name":"c","context":{"cluster":"k","user":"u"}}],'
@@ -300,6 +333,26 @@ KUBECONFIGS = [
     '"users":[{"name":"u","user":{"token":"t"}}]}',
     "current-context: c\ncontexts: [{name: c, context: {cluster: k}}]\n"
     "clusters: [{name: k, cluster: {server: x}}]",
+    "[]",
+    "contexts: [",
+    "{}",
+    *(
+        json.dumps(
+            {
+                "current-context": "c",
+                "contexts": ["x", {"name": "d"}, {"name": "c", "context": {"cluster": "k", "user": "u"}}],
+                "clusters": [{"name": "k", "cluster": cluster}],
+                "users": [{"name": "u", "user": user}],
+            }
+        )
+        for cluster, user in (
+            ({"server": 7}, {}),
+            ({"server": "https://h", "certificate-authority-data": "WA=="}, {"tokenFile": "/t"}),
+            ({"server": "https://h", "certificate-authority-data": "?"}, {}),
+            ({"server": "https://h", "certificate-authority": "/ca"}, {"exec": {"command": "x"}}),
+            (7, {}),
+        )
+    ),
 ]
 
 
@@ -314,7 +367,7 @@ STORE = [
     Parser(
         "Node", read_node, as_bytes(nodes.map(json.dumps)) | damaged(st.sampled_from(NODES)), corpus=NODES
     ),
-    Parser("event of a watch", lambda line: parse_event(line, "p/"), as_bytes(events | deep)),
+    Parser("event of a watch", lambda line: parse_event(line, "p/"), as_bytes(events | deep), corpus=EVENTS),
     Parser(
         "kubeconfig",
         parse_kubeconfig,
