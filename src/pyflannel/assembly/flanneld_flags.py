@@ -18,8 +18,8 @@ _LEASE_FLAGS = (
         name="subnet-lease-renew-margin",
         kind="integer",
         default="60",
-        meaning="minutes before the end of the lease at which flanneld renews it, 1 to 1439; limited to"
-        " half of the lease time",
+        meaning="flanneld renews the lease this number of minutes before its end, 1 to 1439; limited to half"
+        " of the lease time",
     ),
     Flag(
         name="subnet-lease-ttl",
@@ -30,7 +30,8 @@ _LEASE_FLAGS = (
     Flag(
         name="on-subnet-lost",
         default="keep",
-        meaning="action if another host holds this host's subnet: keep the subnet, or renumber",
+        meaning="action if another host holds this host's subnet: keep (use the subnet further), or "
+        "renumber (lease another subnet)",
     ),
     Flag(name="node-id", meaning="identity of this host, instead of the identity kept in state-dir"),
     Flag(name="machine-id-file", default="/etc/machine-id", meaning="path of the machine-id"),
@@ -38,16 +39,16 @@ _LEASE_FLAGS = (
     Flag(
         name="watch-networks",
         kind="boolean",
-        meaning="join each network of the store, or of networks, when its config appears; leave the "
-        "network when its config is deleted",
+        meaning="join each network in the store, or each network in --networks, when its config appears; "
+        "leave the network when its config is deleted",
     ),
 )
 
 _UNDERLAY_FLAGS = (
     Flag(
         name="iface",
-        meaning="name or address of the interface to the other hosts; may be repeated. Without an iface flag,"
-        " flanneld uses the interface of the default route",
+        meaning="name or address of the interface to the other hosts; may be repeated. Without one of the"
+        " three iface flags, flanneld uses the interface of the default route",
     ),
     Flag(
         name="iface-regex",
@@ -86,8 +87,8 @@ _FIREWALL_FLAGS = (
     Flag(
         name="guard",
         default="strict",
-        meaning="accept tunnel packets from the address of a peer, with an inner source in the peer's "
-        "subnet (strict) or with any inner source (peer); or from any sender (off)",
+        meaning="accept tunnel packets only from peers, and only with an inner source in the peer's subnet "
+        "(strict); from peers, with any inner source (peer); or from any sender (off)",
     ),
     Flag(
         name="require-encryption",
@@ -234,11 +235,12 @@ _WIDTH = 79
 _INDENT = " " * 6
 
 _INTRODUCTION = """\
-Joins this host to a flannel network: leases a subnet in the store and
-connects it to the subnets of the other hosts. Runs until SIGTERM or SIGINT.
+flanneld joins this host to a flannel network: it leases a subnet in the store
+and connects this subnet to the subnets of the other hosts. It runs until
+SIGTERM or SIGINT.
 
-Write -NAME=VALUE, --NAME=VALUE or --NAME VALUE; a boolean as --NAME or
---NAME=false.
+Write a flag as -NAME=VALUE, --NAME=VALUE or --NAME VALUE. Write a flag
+without a type as --NAME or --NAME=false.
 """
 
 _CONCLUSION = """\
@@ -248,9 +250,9 @@ Environment variables:
   An empty variable is ignored. --help and --version have no variable.
 
 Exit codes:
-  0  stopped by a signal, or printed the requested text
-  1  cannot run on this host
-  2  invalid flag, variable or argument
+  0  a signal stopped flanneld, or flanneld printed the requested text
+  1  flanneld cannot run on this host
+  2  a flag, a variable or an argument is invalid
 
 Examples:
   flanneld --etcd-endpoints=http://10.0.0.1:2379,http://10.0.0.2:2379

@@ -33,7 +33,8 @@ KUBERNETES_FLAGS = (
         "of the pod",
     ),
     Flag(
-        name="kubeconfig-file", meaning="kubeconfig with the credentials; default: service account of the pod"
+        name="kubeconfig-file",
+        meaning="kubeconfig file with the credentials; default: the service account of the pod",
     ),
     Flag(
         name="kube-annotation-prefix",

@@ -36,7 +36,7 @@ STORE_FLAGS = (
     Flag(name="etcd-prefix", default="/coreos.com/network", meaning="prefix of flannel's keys in etcd"),
     Flag(
         name="etcd-cafile",
-        meaning="file of the certificate authorities of etcd; default: the authorities that the system "
+        meaning="file with the certificate authorities of etcd; default: the authorities that the system "
         "trusts",
     ),
     Flag(name="etcd-certfile", meaning="client certificate, if etcd requires one"),

@@ -227,7 +227,7 @@ def history(invocation: Invocation, run_dir: Path | None) -> None:
 
     Each config is shown as the difference to the previous config. etcd keeps changes until its compaction.
     The SQLite store keeps at least the last 10,000. The last line shows how far back the history reaches. A
-    store keeps no times: "not later than" follows from the age of later leases.
+    store keeps no times: "not later than" is computed from the age of later leases.
 
     Exit codes:
       0  the history is shown

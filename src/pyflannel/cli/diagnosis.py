@@ -56,15 +56,16 @@ def trace(
     SOURCE, the packet is from a container of this host, or from this host if flannelctl finds no container.
     flannelctl reads each step from the kernel: container, bridge, route, filter rules, neighbour, FDB entry,
     program or forwarder, underlay. flannelctl also probes the other host. If the other host does not answer,
-    flannelctl also shows the path of the reply on this host. Needs root. The command takes at most 5 seconds.
+    flannelctl also shows the path of the reply on this host. The command needs root, and takes at most 5
+    seconds.
 
-    With --probe, a temporary table of nftables marks the probe and its reply. The kernel removes it when
-    flannelctl ends. The rules of iptables-legacy are not shown.
+    With --probe, a temporary table of nftables marks the probe and its reply. The kernel removes this table
+    when flannelctl ends. The rules of iptables-legacy are not shown.
 
     Exit codes:
       0  no step stops the packet
       1  a step stops it, or neither address is on this host
-      3  flanneld does not respond, and its files do not suffice
+      3  flanneld does not respond, and its files are not sufficient
 
     Examples:
       flannelctl trace 10.100.93.7

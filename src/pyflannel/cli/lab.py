@@ -73,7 +73,7 @@ def _options(name: str, store: str, docker: bool, plugin: bool) -> DemoOptions:
 def lab(context: click.Context) -> None:
     """Run several flannel hosts on this machine, for a demo or a trial.
 
-    Each host has network, process and mount namespaces separate from those of the machine. Needs root.
+    Each host has network, process and mount namespaces separate from the machine. The commands need root.
     """
     verb = context.invoked_subcommand or ""
     warn_of_ignored(context.obj, f"{context.command_path} {verb}".rstrip(), *_USED.get(verb, ()))

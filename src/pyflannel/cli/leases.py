@@ -193,15 +193,16 @@ _HEADINGS = ("REVISION", "EVENT", "SUBNET", "HOST", "PUBLIC IP", "BACKEND", "NOT
 @shared_options("store", "socket", "json")
 @click.pass_obj
 def history(invocation: Invocation, subnet: str | None, renewals: bool, run_dir: Path | None) -> None:
-    """List the earlier leases that the store still has, the latest last.
+    """List the earlier leases that the store still has, with the latest lease last.
 
-    The list contains all leases, or those that overlap SUBNET or contain ADDRESS. etcd keeps changes until
-    its compaction. The SQLite store keeps at least the last 10,000. The last line shows how far back the
-    history reaches. A store keeps no times: "not later than" follows from the age of later leases.
+    The list contains all leases, or the leases that overlap SUBNET or contain ADDRESS. etcd keeps changes
+    until its compaction. The SQLite store keeps at least the last 10,000 changes. The last line shows how far
+    back the history reaches. A store keeps no times: "not later than" is computed from the age of later
+    leases.
 
     Exit codes:
       0  the history is shown
-      1  SUBNET has none, or the store refused
+      1  SUBNET had no lease, or the store refused the request
       2  SUBNET is not a subnet
       3  no answer in time
 

@@ -168,7 +168,7 @@ def peers(
     """List the other hosts, and the reason if one is not reachable.
 
     The list contains all hosts, or each HOST: a host name, an address or a subnet. The command needs a
-    running flanneld. flannelctl probes up to 256 of the hosts by ICMP echo through the tunnel. With
+    running flanneld. flannelctl probes up to 256 of the hosts with ICMP echo through the tunnel. With
     --no-probe, it sends nothing.
     """
     entries = answer(invocation, _peers(socket_of(invocation, run_dir), hosts, probes=probe), is_limited=True)
@@ -243,14 +243,14 @@ def ping(
     """Probe the path to a host or a container, and show where packets stop.
 
     HOST is a host name, an address or a subnet of a lease; ADDRESS is the address of a container. flannelctl
-    probes the underlay, the tunnel and the container one after the other, by ICMP echo, and checks this host
-    if there is no answer. A host with the original flannel also answers. Needs root. The command takes at
-    most 5 seconds.
+    probes the underlay, the tunnel and the container one after the other with ICMP echo. If no answer
+    arrives, flannelctl checks this host. A host with the original flannel also answers. The command needs
+    root, and takes at most 5 seconds.
 
     Exit codes:
       0  packets of the largest size arrive
       1  packets stop, or the host is unknown
-      3  flanneld does not respond, and its files do not suffice
+      3  flanneld does not respond, and its files are not sufficient
 
     Examples:
       flannelctl ping docker2
@@ -300,13 +300,13 @@ def bench(
 
     HOST is a host name, an address or a subnet of a lease; ADDRESS is the address of a container. flannelctl
     sends single ICMP echo packets of 84 bytes and of the MTU of the network, one at a time, for about two
-    seconds. The other host needs no running flanneld, and may be an original flannel. flannelctl bench does
-    not measure throughput. Needs root. The command takes at most 5 seconds.
+    seconds. The other host needs no running flanneld, and may run the original flannel. flannelctl bench does
+    not measure throughput. The command needs root, and takes at most 5 seconds.
 
     Exit codes:
       0  each path answered
       1  a path did not answer, or the host is unknown
-      3  flanneld does not respond, and its files do not suffice
+      3  flanneld does not respond, and its files are not sufficient
 
     Examples:
       flannelctl bench docker2

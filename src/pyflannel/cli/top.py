@@ -36,14 +36,15 @@ def top(
 ) -> None:
     """Watch this host on the whole screen: peers, traffic, repairs and store, live.
 
-    Shows each peer with its path, its round-trip time, the loss of the latest probes, and its traffic if the
-    backend counts it. Probes the peers by ICMP echo while it runs. If flanneld does not respond, the screen
-    states the reason, and continues when flanneld responds again.
+    The screen shows each peer with its path, its round-trip time, the loss of the latest probes, and its
+    traffic if the backend counts it. flannelctl probes the peers with ICMP echo while the command runs. If
+    flanneld does not respond, the screen states the reason, and continues when flanneld responds again.
 
     Keys: q quits, / filters, s sorts by the next column, r reverses the order, e hides the events. The arrow
     keys select a peer, Esc removes the filter and the selection.
 
-    Needs a terminal, and the Python package textual. With NO_COLOR set, it uses no colour.
+    The command needs a terminal, and the Python package textual. If NO_COLOR is set, the screen has no
+    colours.
 
     Exit codes:
       0  the user quit

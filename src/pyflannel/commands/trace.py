@@ -102,7 +102,7 @@ async def _probed(facts: Facts) -> PacketTrace:
         if pid is None:
             raise FlannelError(
                 f"no packet can be sent from {facts.source}: no process of it is visible on this host",
-                hint="Name a running container of this host as SOURCE, or run it on the host of SOURCE.",
+                hint="Name a running container of this host as SOURCE, or run trace on its host.",
             )
     found = await trace_echo(facts.source, facts.destination, pid)
     return replace(found, events=tuple(with_text(one, facts.ruleset) for one in found.events))

@@ -109,7 +109,7 @@ def flannelctl(context: click.Context, store_url: str | None, socket: Path | Non
     Exit codes:
       0  success
       1  a problem was found, or the action failed
-      2  wrong use, or a bad network config
+      2  incorrect use, or an invalid network config
       3  not ready, or no answer in time
 
     Examples:

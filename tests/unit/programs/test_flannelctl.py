@@ -34,7 +34,7 @@ def test_without_a_verb_it_prints_its_help(capfd: Printed) -> None:
 
     assert alone == asked
     assert alone.out.startswith("Usage: flannelctl [OPTIONS] [COMMAND]")
-    assert "\n    2  wrong use, or a bad network config\n" in alone.out
+    assert "\n    2  incorrect use, or an invalid network config\n" in alone.out
     assert "\n  pins" not in alone.out
 
 
