@@ -240,6 +240,8 @@ _FIELDS: list[tuple[Any, list[Any]]] = [
     ),
     (_payload("icmp", "type"), ["echo-request", 8, {"set": ["echo-reply", "time-exceeded"]}, "nonsense"]),
     (_payload("icmp", "code"), [0]),
+    ({"payload": {"base": "nh", "offset": 96, "len": 32}}, [0x0A030102, 7]),
+    ({"payload": {"base": "th", "offset": 32, "len": 16}}, [8]),
     (_payload("icmpv6", "type"), ["nd-neighbor-solicit"]),
     (_payload("ether", "type"), ["ip", "arp", 2048, {"set": ["arp", "ip"]}]),
     (_payload("ether", "saddr"), ["02:42:0a:64:0f:02"]),

@@ -296,6 +296,18 @@ def _mangled(value: _Json) -> Action:
             return Action("continue")
 
 
+_RAW_FIELDS: Mapping[tuple[str, int, int], Field] = {
+    ("nh", 16, 16): "length",
+    ("nh", 72, 8): "protocol",
+    ("nh", 96, 32): "saddr",
+    ("nh", 128, 32): "daddr",
+    ("th", 0, 16): "sport",
+    ("th", 16, 16): "dport",
+}
+"""Fields by their header, and their offset and length in bits. nft lists a field of IPv4 in this form if the
+conditions of the rule do not imply IPv4, as after `ether type { arp, ip }`."""
+
+
 def _is(field: Field, number: int) -> Match:
     return Match(field, ((number, number),))
 
@@ -308,6 +320,8 @@ def _field(left: Any) -> _Field:
             return _Field(None)
         case {"payload": {"protocol": "ip6" | "icmpv6" | "arp" | "vlan"}}:
             return _Field(None, (_NEVER,))
+        case {"payload": {"base": str(base), "offset": int(offset), "len": int(length)}}:
+            return _Field(_RAW_FIELDS.get((base, offset, length)))
         case {"payload": {"protocol": "ether", "field": "type"}}:
             return _Field("family")
         case {"payload": {"protocol": "th", "field": "sport" | "dport" as name}}:
