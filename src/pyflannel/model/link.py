@@ -53,9 +53,14 @@ class Vxlan:
 
     @property
     def fixed(self) -> tuple[object, ...]:
-        """The parameters that the kernel does not change in an existing device."""
-        is_bound = bool(self.parent)
-        return self.vni, self.port, is_bound, self._is_ipv6, self.group, self.has_gbp, self.reports_misses
+        """The parameters that the kernel does not change in an existing device.
+
+        With IPv6, the kernel keeps the source address with the route of each FDB entry. It sends from the
+        previous address as long as this route is valid, even if another source address is set.
+        """
+        is_bound, source = bool(self.parent), self.local if self._is_ipv6 else None
+        constants = self.group, self.has_gbp, self.reports_misses
+        return (self.vni, self.port, is_bound, self._is_ipv6, source, *constants)
 
     @property
     def _is_ipv6(self) -> bool:

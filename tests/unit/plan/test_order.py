@@ -1,7 +1,15 @@
 """The order of the operations of a batch, and the objects that the kernel drops with them."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+)
 
 from pyflannel.model.link import Address, Link, Veth, Vxlan
 from pyflannel.model.route import FdbEntry, Neighbour, Route
@@ -64,6 +72,18 @@ def test_a_removed_ipv6_address_takes_nothing_with_it() -> None:
     address = Address(link="flannel.1", address=IPv6Interface("fd00:15::/128"))
 
     assert not list(losses([Remove(address)], PLAN))
+
+
+def test_a_vxlan_device_is_created_again_for_another_ipv6_source() -> None:
+    """The kernel would send from the previous address as long as its route to a peer is valid."""
+    ipv4, other_ipv4, ipv6, other_ipv6 = (
+        Vxlan(vni=1, port=8472, parent="eth0", local=ip_address(local))
+        for local in ("10.0.0.1", "10.0.0.2", "fd07::1", "fd07::2")
+    )
+
+    assert ipv4.becomes(other_ipv4)
+    assert not ipv6.becomes(other_ipv6)
+    assert ipv6.becomes(replace(ipv6, learns=True))
 
 
 def test_a_link_that_is_created_again_loses_all_objects_on_it() -> None:
