@@ -156,8 +156,7 @@ def diff(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
     the VNI. If flanneld on this host responds, flannelctl compares the whole config of this host.
 
     Exit codes:
-      0  there is no difference
-      1  there is one, or the store refused
+      0  there is no difference 1 there is a difference, or the store refused the request
       2  a network config is invalid
       3  there is no stored network config, or no answer in time
 
@@ -223,15 +222,14 @@ def _print_difference(found: ConfigDifference, *, has_file: bool) -> None:
 @shared_options("store", "socket", "json")
 @click.pass_obj
 def history(invocation: Invocation, run_dir: Path | None) -> None:
-    """List the earlier network configs that the store still has, the latest last.
+    """List the earlier network configs that the store still has, with the latest config last.
 
     Each config is shown as the difference to the previous config. etcd keeps changes until its compaction.
     The SQLite store keeps at least the last 10,000. The last line shows how far back the history reaches. A
     store keeps no times: "not later than" is computed from the age of later leases.
 
     Exit codes:
-      0  the history is shown
-      1  the store refused
+      0  the history is shown 1 the store refused the request
       3  no answer in time
 
     Examples:

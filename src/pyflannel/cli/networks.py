@@ -57,8 +57,7 @@ def ls(invocation: Invocation, run_dir: Path | None) -> None:
     The network without a name is shown as "-". A network without a config is listed if it has leases.
 
     Exit codes:
-      0  the networks are shown, even if there are none
-      1  the store refused
+      0  the networks are shown, even if there are none 1 the store refused the request
       3  no answer in time
 
     Examples:
@@ -107,8 +106,8 @@ def create(invocation: Invocation, name: str, source: str, force: bool, run_dir:
     need different values of VNI, so that a host can run both networks.
 
     Exit codes:
-      0  the network is created
-      1  it exists or conflicts with another network, or the store refused
+      0  the network is created 1 the network exists or conflicts with another network, or the store refused
+      the write
       2  the name or the config is invalid
       3  no answer in time
 
@@ -153,8 +152,7 @@ def rm(invocation: Invocation, name: str, force: bool, is_confirmed: bool, run_d
     cleanup removes it.
 
     Exit codes:
-      0  the network is removed
-      1  it has leases, or the store refused
+      0  the network is removed 1 the network has leases, or the store refused the request
       2  the name is invalid
       3  there is no such network, or no answer in time
 

@@ -117,7 +117,7 @@ class PeerList(ScrollView, can_focus=True):
         return Strip(Segment(text, style) for text, style in drawn).adjust_cell_length(width)
 
     def action_move(self, rows: int) -> None:
-        """Select another peer; the first one if none is selected."""
+        """Select another peer; the first peer if no peer is selected."""
         if not self._rows:
             return
         if self.selection is None:

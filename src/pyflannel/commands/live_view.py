@@ -66,8 +66,9 @@ class Moment:
     Attributes:
         status: of flanneld; from its files while it does not respond.
         peers: the peers in the order of their subnets; while flanneld does not respond, the last known peers.
-        events: the events of the passes, the latest last.
-        rates: of the whole host, one for each look, the latest last; empty if the backend counts no bytes.
+        events: the events of the passes, with the latest event last.
+        rates: of the whole host, one rate for each look, with the latest rate last; empty if the backend
+            counts no bytes.
         trouble: why flanneld does not respond, and the remedy; None if it responds.
         silent_s: seconds since its last response; None if it responds, or has not responded yet.
         probe_trouble: why peers are not probed; None if they are.
@@ -94,7 +95,7 @@ class Answers(Protocol):
         """Return the leases that the daemon knows."""
 
     async def events(self) -> list[JournalEntry]:
-        """Return the events of the passes, the latest last."""
+        """Return the events of the passes, with the latest event last."""
 
 
 class LiveView:
@@ -218,7 +219,7 @@ class _Traffic:
     no rate.
 
     Attributes:
-        rates: of the whole host, the latest last.
+        rates: of the whole host, with the latest last.
         of_peers: of each peer, if the backend counts its bytes.
     """
 

@@ -359,8 +359,8 @@ class _Run:
 
 
 _SILENT_ROUNDS = 1
-"""Maximum number of requests without a reply (not counting the first one); then no more requests are sent
-on the path."""
+"""Maximum number of requests without a reply (not counting the first request); then no more requests are
+sent on the path."""
 
 
 async def _take_turns(runs: Sequence[_Run]) -> None:

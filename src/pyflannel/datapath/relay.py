@@ -329,7 +329,7 @@ class Relay:
         return self._offloads.used
 
     def attach(self, device: int) -> None:
-        """Use this attachment to the device instead of the previous one.
+        """Use this attachment to the device instead of the previous attachment.
 
         Raises:
             OSError: the same as in `Tun`; the descriptor is closed, and the previous attachment remains.

@@ -121,7 +121,7 @@ class UnderlayFollower:
         self._take_surroundings(surroundings)
 
     def _note_place(self, found: Underlay, interfaces: Interfaces) -> None:
-        """Note the interface of the addresses, and have them announced if it is another one."""
+        """Note the interface of the addresses, and have them announced if it is another interface."""
         interface = interfaces.named(found.link)
         addresses = tuple(one for one in (found.address, found.ipv6_address) if one is not None)
         place = None if interface is None else (interface.index, interface.mac, interface.is_up)

@@ -208,7 +208,7 @@ class LastKnownLeases:
         return 0 if known is None else len(known.leases) // SAVED_PER_S
 
     async def _save(self) -> bool | None:
-        """Save the leases; return whether this succeeded, None if there was nothing to save."""
+        """Save the leases; return whether this succeeded, or None if there was nothing to save."""
         known = self._current()
         if known is None:
             return None

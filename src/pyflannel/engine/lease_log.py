@@ -31,7 +31,7 @@ from pyflannel.ports import Clock
 log = logging.getLogger(__name__)
 
 SKIPPED_KEPT = 1000
-"""Number of invalid keys that are remembered, so that each is logged once."""
+"""Number of invalid keys that are remembered, so that each key is logged once."""
 
 _KEY_KEPT = 256
 """Maximum number of characters of a key that are remembered. The key of a lease has at most 68 characters."""

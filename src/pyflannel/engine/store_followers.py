@@ -193,7 +193,7 @@ class NetworkFollower:
         self._running[name] = self._tasks.create_task(self._live(name, turn), name=f"network {name}")
 
     async def _live(self, name: str, turn: asyncio.Lock) -> None:
-        """Run the network after the previous one with this name has stopped."""
+        """Run the network after the previous network with this name has stopped."""
         async with turn:
             log.info("Network added: %s", name)
             await self._run(name)

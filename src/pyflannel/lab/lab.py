@@ -65,7 +65,7 @@ _LAST_LINES = 10
 class Lab:
     """Several hosts on one machine, in their own namespaces.
 
-    A lab is a context manager. The lab is removed at the end of the block, also after an exception or Ctrl-C.
+    A lab is a context manager. The lab is removed at the end of the block, even after an exception or Ctrl-C.
     At the beginning of the block, the remains of killed runs and a kept lab of the same name are removed.
     Labs with different names are independent of each other.
 

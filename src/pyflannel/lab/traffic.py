@@ -64,8 +64,8 @@ class PingResult:
 def ping(source: Station, destination: IPv4Address | IPv6Address | str, *, count: int = 3) -> PingResult:
     """Ping an address `count` times at intervals of 0.1 s, with a deadline of 1 s for each answer.
 
-    Without a deadline, ping(8) exits almost immediately after the last ping. With a deadline, it sends until
-    `count` answers have arrived, and answers to further pings are not counted here.
+    Without a deadline, ping(8) exits almost immediately after the last ping. With a deadline, ping sends
+    until `count` answers have arrived, and answers to further pings are not counted here.
     """
     deadline_s = ceil((count - 1) * _PING_INTERVAL_S + _ANSWER_S)
     times = ["-c", str(count), "-i", str(_PING_INTERVAL_S), "-w", str(deadline_s)]

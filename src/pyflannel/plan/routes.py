@@ -134,7 +134,7 @@ def outside(found: Surroundings, subnet: IpNetwork) -> Surroundings:
 
 
 def is_part(one: IpNetwork, other: IpNetwork) -> bool:
-    """Return whether a network is a part of another one, or equal to it."""
+    """Return whether a network is a part of another network, or equal to it."""
     if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
         return one.subnet_of(other)
     return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.subnet_of(other)

@@ -179,8 +179,8 @@ class ForwarderTarget:
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Stop and start the process, then change its peers in one request, then attach the device.
 
-        This order does not depend on the order of the operations: a forwarder must exit before the new one
-        starts, and no packet may arrive while the table is empty.
+        This order does not depend on the order of the operations: a forwarder must exit before the new
+        forwarder starts, and no packet may arrive while the table is empty.
         """
         return await performed(operations, self._apply(operations))
 
@@ -341,7 +341,7 @@ class ForwarderTarget:
             await start()
 
     async def _hand_over(self, forwarder: Forwarder) -> None:
-        """Replace the process by a new one with other settings or of this version, without losing a
+        """Replace the process by a new process with other settings or of this version, without losing a
         packet.
         """
         try:

@@ -127,8 +127,8 @@ async def start_forwarder(
     attached to the device yet.
 
     The process opens no descriptors itself. The process gets its descriptors, its settings and its peers from
-    the caller. If a forwarder runs, the new one takes over its descriptors, and the running one then exits.
-    If the take-over fails, the running forwarder continues.
+    the caller. If a forwarder runs, the new forwarder takes over its descriptors, and the running forwarder
+    then exits. If the take-over fails, the running forwarder continues.
 
     Raises:
         PortInUseError: another program uses the port; the message names the program.

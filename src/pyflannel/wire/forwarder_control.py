@@ -41,10 +41,10 @@ START, then LISTEN. If this connection ends before LISTEN, the forwarder exits.
                      the latest 4 · length of the reason 1 · reason, ASCII. The payload contains the senders
                      of packets that the guard dropped, with the latest sender at the end.
 
-During a hand-over, the daemon gets HANDED from the old forwarder, sends START to the new one, then TAKEN to
-the old forwarder and LISTEN to the new forwarder. From START to TAKEN, both forwarders forward packets, and
-each packet is forwarded once. The old forwarder refuses changes. If the daemon exits before TAKEN, the new
-forwarder exits and the old forwarder continues.
+During a hand-over, the daemon gets HANDED from the old forwarder, sends START to the new forwarder, then
+TAKEN to the old forwarder and LISTEN to the new forwarder. From START to TAKEN, both forwarders forward
+packets, and each packet is forwarded once. The old forwarder refuses changes. If the daemon exits before
+TAKEN, the new forwarder exits and the old forwarder continues.
 
 A change of peers is checked as a whole before any part takes effect. Addresses are integers, because the
 forwarder does not import the module ipaddress.

@@ -181,7 +181,7 @@ def format_subnet_env(
 
     FLANNEL_SUBNET is the first address after the base address of the subnet: the address for the bridge. If
     the subnet is divided, docker0 and CNI each have a part of it. The line that every file has is the last
-    one, so that a reader notices if the file is cut short.
+    line, so that a reader notices if the file is cut short.
     """
     lines = []
     if config.enable_ipv4 and subnet is not None:

@@ -174,7 +174,9 @@ class RuleDump(Generic[_Dump]):
         self._forgotten += 1
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that announces that a result differs from the last one, or that a read is needed."""
+        """Open a channel that announces that a result differs from the last result, or that a read is
+        needed.
+        """
         return ChangeChannel(self._read_changes)
 
     async def _read_changes(self, announce: Announce) -> None:

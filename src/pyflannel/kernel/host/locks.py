@@ -78,7 +78,8 @@ class RunLock:
         who = f"{program} (pid {pid})" if program else "another program"
         return BusyError(
             f"{who} is running already: it holds {self._path}",
-            hint="Stop the running program first, or start this one with another run directory (--run-dir).",
+            hint="Stop the running program first, or start this program with another run directory "
+            "(--run-dir).",
         )
 
 

@@ -244,7 +244,8 @@ _ETH_P_ARP = 0x0806  # linux/if_ether.h
 _BROADCAST = b"\xff" * 6
 _ALL_NODES = "ff02::1"
 _HOP_LIMIT = 255
-"""Receivers drop advertisements with another one, which a router has forwarded (RFC 4861 section 7.1.2)."""
+"""Receivers drop advertisements with another hop limit, which a router has forwarded (RFC 4861 section
+7.1.2)."""
 
 
 def _announce(interface: Interface, address: IpAddress, mac: bytes) -> None:

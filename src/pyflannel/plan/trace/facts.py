@@ -157,7 +157,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leg:
-    """One direction: from a container to another one, or the direction of the reply."""
+    """One direction: from a container to another container, or the direction of the reply."""
 
     source: IPv4Address
     destination: IPv4Address

@@ -216,7 +216,7 @@ class Database:
             os.utime(f"{self._path}-wal")
 
     def _opened(self) -> sqlite3.Connection:
-        """Return the connection, or a new one if the file was moved or replaced."""
+        """Return the connection, or a new connection if the file was moved or replaced."""
         if self._connection is not None and self._inode == _inode(self._path):
             return self._connection
         self.close()

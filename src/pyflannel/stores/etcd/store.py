@@ -130,7 +130,7 @@ class EtcdStore:
         """Return the whole seconds since the record was written; None if the record has no TTL or has
         expired.
 
-        flannel never keeps an etcd lease alive: each write of a key grants a new one.
+        flannel never keeps an etcd lease alive: each write of a key grants a new etcd lease.
         """
         answer = await self._lease_of(record)
         if answer is None or answer.TTL <= 0:

@@ -119,7 +119,7 @@ class Watch:
 
         Raises:
             CompactedError: the history of the member no longer contains the revision of the watch.
-            StoreError: the watch has ended, and a new one is required.
+            StoreError: the watch has ended, and a new watch is required.
         """
         if self._is_first:
             self._is_first = False

@@ -195,7 +195,9 @@ class Answer:
             raise _refusal(self, parse_failure(await self._whole()).message)
 
     async def body(self) -> bytearray:
-        """Return the whole body of an accepted request. There is no copy of it: a list may have many MB."""
+        """Return the whole body of an accepted request. The text is not copied, because a list may have
+        many MB.
+        """
         await self.check()
         return await self._whole()
 
