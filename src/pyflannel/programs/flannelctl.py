@@ -65,7 +65,7 @@ _MODULES = {
     "trace": "diagnosis",
     "whois": "diagnosis",
 }
-"""The module of each command whose module has a different name."""
+"""The modules of the commands whose module does not have the name of the command."""
 
 
 class LazyGroup(VerbGroup):

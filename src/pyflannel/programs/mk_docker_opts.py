@@ -165,7 +165,8 @@ def _is_path_ours(path: str) -> bool:
 
 
 def _write(path: str, octets: bytes) -> None:
-    """Replace the content of `path` as a whole. Like `>`, follow symbolic links and keep mode and owner.
+    """Replace the content of `path` as a whole. Like the operator `>` of a shell, follow symbolic links and
+    keep mode and owner.
 
     Paths that cannot be replaced are written in place: an open descriptor such as /dev/stdout, a file that is
     not regular, and a file that is a mount point, for example in a container.

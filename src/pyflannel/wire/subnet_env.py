@@ -220,7 +220,7 @@ def parse_subnet_env(text: str) -> Mapping[str, str]:
 
 
 def previous_subnet(text: str) -> IPv4Network | None:
-    """Return the subnet that an earlier run wrote, or None if the file does not contain exactly one.
+    """Return the subnet that an earlier run wrote, or None if the file does not contain exactly one subnet.
 
     Raises:
         WireError: a line, or the value of FLANNEL_SUBNET, is malformed.
@@ -241,7 +241,8 @@ def previous_subnet(text: str) -> IPv4Network | None:
 
 
 def previous_ipv6_subnet(text: str) -> IPv6Network | None:
-    """Return the IPv6 subnet that an earlier run wrote, or None if the file names not exactly one.
+    """Return the IPv6 subnet that an earlier run wrote, or None if the file does not name exactly one IPv6
+    subnet.
 
     Raises:
         WireError: a line, or the value of FLANNEL_IPV6_SUBNET, is malformed.
