@@ -45,7 +45,7 @@ def print_text(text: str) -> None:
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table of rows with headings; on a terminal, the table is as wide as the terminal."""
-    from rich.console import Console  # not at the top: it takes longer to load than most answers
+    from rich.console import Console  # not at the top, because rich loads slowly
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -179,7 +179,7 @@ def peers(
 
 
 async def _peers(socket: Path, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
-    from pyflannel.commands.reach import probe_peers  # not at the top: other verbs start without it
+    from pyflannel.commands.reach import probe_peers  # not at the top: other verbs do not need it
 
     daemon = ControlClient(socket)
     status, known = await daemon.status(), await daemon.leases()

@@ -80,7 +80,7 @@ def doctor(
 
     Without --fix, doctor changes nothing. The exit code is 1 if packets are lost or may be lost.
     """
-    from pyflannel.commands.examination import examine, fix  # not at the top: status starts without it
+    from pyflannel.commands.examination import examine, fix  # not at the top: status does not need them
 
     places = places_of(run_dir, state_dir, subnet_file)
     left_s = invocation.left_s(is_limited=True) - _OF_PRINTING_S
@@ -195,7 +195,7 @@ def _show_status(
 
 
 async def _status_and_reach(socket: Path) -> Status:
-    from pyflannel.commands.reach import with_reach  # not at the top: the other verbs start without it
+    from pyflannel.commands.reach import with_reach  # not at the top: other verbs do not need it
 
     return await with_reach(await live_status(socket), ControlClient(socket))
 

@@ -40,7 +40,7 @@ def read_config(text: str | bytes, *, is_assigned: bool) -> tuple[NetworkConfig,
 def _remedy(error: ConfigError, *, is_file: bool) -> str:
     """Return the remedy for an invalid config in the store."""
     if is_file:
-        return f"{error.hint} Correct net-conf.json: in a cluster, the ConfigMap that contains it."
+        return f"{error.hint} Correct net-conf.json. In a cluster, edit its ConfigMap."
     return f"{error.hint} 'flannelctl config get' prints the config, 'flannelctl config set FILE' writes it."
 
 

@@ -319,7 +319,7 @@ class Endpoint:
 
     Attributes:
         name: name in the log.
-        asked_by: the flag or variable that sets it, with the value.
+        asked_by: the flag or variable that sets the address, with its value.
     """
 
     name: str

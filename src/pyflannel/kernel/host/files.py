@@ -18,8 +18,8 @@ from pyflannel.ports import Announce, ChangeChannel, in_thread, performed
 
 MODE = 0o644
 _PRIVATE = 0o600
-"""Mode of the file of the last known leases. Only its owner may read it, because the network config may
-contain a preshared key."""
+"""Mode of the file of the last known leases. Only the owner of this file may read it, because the network
+config may contain a preshared key."""
 
 
 def replace_file(path: str, octets: bytes, mode: int = MODE) -> None:

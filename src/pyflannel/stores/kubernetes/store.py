@@ -106,7 +106,7 @@ class KubernetesStore:
         if isinstance(operation, Delete) or operation.key == CONFIG:
             raise StoreError(
                 f"{operation.key} cannot be written in Kubernetes",
-                hint=f"Edit {self._config}: in a cluster, the ConfigMap that contains it.",
+                hint=f"Edit {self._config}. In a cluster, edit the ConfigMap that contains this file.",
             )
         path = f"{_API}/{_path(operation.key)}/status"
         return Written(self._node(await self._client.call("PATCH", path, operation.value)).revision)
