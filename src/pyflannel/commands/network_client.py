@@ -396,7 +396,7 @@ async def network_store(
     creates: bool = False,
     whole: bool = False,
 ) -> AsyncIterator[Store]:
-    """Open the store directly, for the length of a block; if none is given, the store of the daemon.
+    """Open the store directly, for the length of a block; without a URL, open the store of the daemon.
 
     The arguments and errors are the same as those of `network_client`. With `whole`, a network in the URL is
     ignored.

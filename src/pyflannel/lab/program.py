@@ -1,5 +1,5 @@
-"""Programs in a sandbox. This module contains their mark, their control groups, and the parsing of
-commands in systemd units.
+"""Programs in a sandbox. This module contains the mark of these programs, their control groups, and the
+parsing of commands in systemd units.
 """
 
 import contextlib

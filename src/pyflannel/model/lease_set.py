@@ -167,7 +167,7 @@ class LeaseSet:
         return found._with([(x.subnet, x.ipv6_subnet, x) for x in leases if x.ipv6_subnet is not None])
 
     def listed(self, leases: Iterable[Lease], unreadable: Iterable[Unreadable], revision: int) -> "LeaseSet":
-        """Return the set after a list response at `revision` of these leases and unreadable keys."""
+        """Return the set after a list response at `revision` with these leases and unreadable keys."""
         leases = map(self._dated, leases)
         kept = (self._at(one.subnet, one.ipv6_subnet) for one in unreadable)
         return LeaseSet.of([*leases, *(lease for lease in kept if lease is not None)], revision)
