@@ -50,9 +50,9 @@ WITH_OWN_DURATION = {"lab", "cni", "top"}
 START_S = 1.0
 """Time that the start of flannelctl took, in this test."""
 
-LIMIT_S = 15.0
-"""A verb that waits for a hung part longer than its deadline takes 20 s or more. On a busy machine, the 70
-processes of this test delay each other."""
+LIMIT_S = 30.0
+"""A verb without a deadline waits for a hung part for ever. On a busy machine, the 70 processes of this test
+delay each other."""
 
 RUN_EACH = """
 import json, os, sys, time
