@@ -1,7 +1,6 @@
 """Reports of flanneld in its Node: Events, and the condition NetworkUnavailable."""
 
 import base64
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,14 +90,14 @@ def test_a_broken_data_path_is_a_condition_of_the_node_until_it_is_repaired(
         found = cluster.condition("node1")
         return None if found is None else (found["status"], found["reason"])
 
-    flanneld = member.start()
+    member.start()
     wait_until(lambda: status() == ("False", "FlannelIsUp"), what="the condition", deadline_s=SOON_S)
     # A device of another program with the same VNI and port: the kernel refuses that of flanneld.
-    other = "ip link add other type vxlan id 1 dev eth0 dstport 8472 && ip link set other up"
-    break_path = ["sh", "-ec", f"ip link delete flannel.1; {other}"]
-    flanneld.send(signal.SIGSTOP)  # it would create its device again between the two commands
+    other = "link add other type vxlan id 1 dev eth0 dstport 8472\\nlink set other up"
+    # Repeated if flanneld creates its device again between the deletion and the creation.
+    script = f"until printf 'link delete flannel.1\\n{other}\\n' | ip -batch -; do sleep 0.1; done"
+    break_path = ["sh", "-ec", script]
     member.host.run(break_path)
-    flanneld.send(signal.SIGCONT)
     wait_until(lambda: status() == ("True", "FlannelPathBroken"), what="the failure", deadline_s=SOON_S)
     until_event(cluster, "Warning", "flannel.1")
     member.host.run(["ip", "link", "delete", "other"])
