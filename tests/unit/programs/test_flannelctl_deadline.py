@@ -51,7 +51,7 @@ START_S = 1.0
 """Time that the start of flannelctl took, in this test."""
 
 LIMIT_S = 30.0
-"""A verb without a deadline waits for a hung part for ever. On a busy machine, the 70 processes of this test
+"""A verb without a deadline waits for a hung part forever. On a busy machine, the 70 processes of this test
 delay each other."""
 
 RUN_EACH = """
