@@ -39,7 +39,9 @@ def test_the_allow_list_is_read_again_when_it_changes_and_on_sighup(new_network:
     network.wait_logged("docker1", "Changed the list of allowed keys: added=1 removed=0 keys=2")
 
     path.write_text("")
-    network.wait_logged("docker1", "Kept the last valid list of 2 allowed keys: /run/lease-keys: it contains")
+    network.wait_logged(
+        "docker1", "Kept the last valid list of 2 allowed keys: /run/lease-keys: the file contains"
+    )
     signing = network.status("docker1")["lease_signing"]
     assert (signing["allowed"], signing["trouble"]["text"]) == (
         2,

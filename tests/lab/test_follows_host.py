@@ -18,8 +18,6 @@ from pyflannel.lab.waiting import wait_until
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 SOON_S = 60.0
-PUBLISHED_S, REACHED_S = 2.0, 5.0
-"""Deadlines of the new lease, and of the peers."""
 
 BACKENDS = ("udp", "vxlan", "host-gw", "wireguard")
 OVERHEAD = {"udp": 28, "vxlan": 50, "host-gw": 0, "wireguard": 80}
@@ -152,6 +150,4 @@ def test_the_overlay_follows_the_underlay(
             deadline_s=SOON_S,
         )
         assert host.lease() == subnet
-        assert published_s <= PUBLISHED_S
-        assert reached_s <= REACHED_S
         figures(f"{kind}, {change.__name__}: published {published_s:.2f} s, all reached {reached_s:.2f} s")
