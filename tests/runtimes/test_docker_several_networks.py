@@ -174,7 +174,7 @@ def test_wrong_options_are_refused_with_the_command(pair: Pair) -> None:
         assert refused.returncode != 0
         assert right in refused.stderr
     unknown = CREATE.removeprefix("docker ").replace("blue", "green").split()
-    assert "the existing ones are: blue, red" in host.engine.docker(*unknown, check=False).stderr
+    assert "the existing networks are: blue, red" in host.engine.docker(*unknown, check=False).stderr
     assert len(host.engine.docker("network", "ls", "--filter=driver=flannel", "--quiet").stdout.split()) == 2
 
 
