@@ -127,7 +127,7 @@ def test_the_removal_after_helm_leaves_no_trace(api: KubeApi) -> None:
     assert all(node.traces() for node in api.nodes.values())
     api.kubectl("delete", "pods", "--all", "--now")
 
-    replace, wait, _ = task_commands("Remove it")
+    replace, wait, _ = task_commands("Remove pyflannel")
     api.run(replace)
     api.run(wait)
     api.helm("uninstall", "flannel")

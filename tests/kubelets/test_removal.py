@@ -9,7 +9,7 @@ def test_the_commands_of_the_readme_remove_flannel_without_a_trace(api: KubeApi)
     assert all(node.traces() for node in api.nodes.values())
     api.kubectl("delete", "pods", "--all", "--now")
 
-    for command in task_commands("Remove it"):
+    for command in task_commands("Remove pyflannel"):
         api.run(command)
 
     for name, node in api.nodes.items():
