@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from fnmatch import fnmatchcase
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, TypeVarTuple, Unpack
 
@@ -204,7 +204,7 @@ class Store(Protocol):
         time.
         """
 
-    def addresses(self) -> tuple[IPv4Address, ...]:
+    def addresses(self) -> tuple[IpAddress, ...]:
         """Return the addresses through which the store is reached, as far as they are known; empty for a
         file.
         """
@@ -304,7 +304,7 @@ class InterfaceSource(Protocol):
             TargetError: they are unreadable.
         """
 
-    async def route_to(self, address: IPv4Address) -> tuple[str, IPv4Address] | None:
+    async def route_to(self, address: IpAddress) -> tuple[str, IpAddress] | None:
         """Return the link and the source address of the host's own packets to `address`; None if there is no
         route.
 

@@ -1,4 +1,4 @@
-"""A Kubernetes API server on the loopback address, for Nodes only, as strict as the real one."""
+"""A Kubernetes API server for Nodes only, as strict as the real one."""
 
 import asyncio
 import json
@@ -18,6 +18,7 @@ class FakeApiServer:
     """Nodes with revisions, a watch with bookmarks and history, patches of their status, and faults.
 
     Attributes:
+        host: the address on which it listens.
         requests: verb and path of each request, as in the audit log: list, watch, get, patch.
         patches: bodies of the accepted patches.
         events: the created Events.
@@ -28,7 +29,8 @@ class FakeApiServer:
         sends_bookmarks: end each watch with a bookmark.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.nodes: dict[str, dict[str, Any]] = {}
         self.revision = 100
         self.oldest = 0
@@ -47,11 +49,12 @@ class FakeApiServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["FakeApiServer"]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        server = await asyncio.start_server(self._accept, self.host, self.port)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

@@ -34,7 +34,7 @@ from pyflannel.model.lease_protocol import (
     Woke,
     Wrote,
 )
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 from pyflannel.plan.lease.state import LeaseState
 from pyflannel.plan.lease.step import step
 
@@ -48,7 +48,7 @@ FIRST, SECOND, THIRD = (IPv4Network(f"10.100.{n}.0/24") for n in (1, 2, 3))
 HOUR = 3600.0
 
 
-LeaseKey = IPv4Network | tuple[IPv4Network, IPv6Network]
+LeaseKey = IpNetwork | tuple[IpNetwork, IPv6Network]
 """The key of a lease: its subnet, or both subnets."""
 
 
@@ -62,7 +62,7 @@ class Store:
     """A store in memory: leases by key and claims by subnet, a revision, and the complete history."""
 
     leases: dict[LeaseKey, Lease | Unreadable] = field(default_factory=dict)
-    claims: dict[IPv4Network, Claim] = field(default_factory=dict)
+    claims: dict[IpNetwork, Claim] = field(default_factory=dict)
     log: list[LeaseChange] = field(default_factory=list)
     revision: int = 0
 
@@ -79,7 +79,7 @@ class Store:
         self.log.append(LeaseSeen(lease))
         return lease
 
-    def write_rubbish(self, subnet: IPv4Network) -> None:
+    def write_rubbish(self, subnet: IpNetwork) -> None:
         """Write an invalid lease at the key of a subnet."""
         self.revision += 1
         self.leases[subnet] = Unreadable(subnet, self.revision)
@@ -98,7 +98,7 @@ class Store:
         self.claims[claim.subnet] = claim = replace(claim, revision=self.revision)
         self.log.append(ClaimSeen(claim))
 
-    def delete_claim(self, subnet: IPv4Network) -> None:
+    def delete_claim(self, subnet: IpNetwork) -> None:
         """Delete the claim on a subnet: it was answered, or expired."""
         self.revision += 1
         del self.claims[subnet]
@@ -221,7 +221,7 @@ class Host:
         return self
 
     @property
-    def subnet(self) -> IPv4Network | None:
+    def subnet(self) -> IpNetwork | None:
         """The subnet that the host uses."""
         return self.state.held.lease.subnet if self.state.held else None
 
@@ -243,7 +243,7 @@ def wanted(
     return Wanted(network=NETWORK, attributes=attributes, previous=previous, ttl_s=ttl_s, renumbers=renumbers)
 
 
-def lease(subnet: IPv4Network, owner: str | None, address: str, ttl: bool = True) -> Lease:
+def lease(subnet: IpNetwork, owner: str | None, address: str, ttl: bool = True) -> Lease:
     """Return a written lease; without an owner, as the original writes it."""
     return Lease(
         subnet=subnet,
@@ -252,7 +252,7 @@ def lease(subnet: IPv4Network, owner: str | None, address: str, ttl: bool = True
     )
 
 
-def owner_of(store: Store, subnet: IPv4Network) -> str | None:
+def owner_of(store: Store, subnet: IpNetwork) -> str | None:
     """Return the identity in the lease of a subnet."""
     standing = store.leases[subnet]
     assert isinstance(standing, Lease)

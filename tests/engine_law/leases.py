@@ -1,10 +1,11 @@
 """The leases of the other hosts: the records of a store, and two ways to read them with equal results."""
 
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv6Network
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import LeaseChange, LeaseGone, LeaseSeen, Unreadable
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
+from pyflannel.model.network_config import IpNetwork
 
 
 class LeaseRecords:
@@ -18,8 +19,8 @@ class LeaseRecords:
     def __init__(self) -> None:
         self.known = LeaseSet()
         self.revision = 0
-        self._records: dict[IPv4Network, Lease | Unreadable] = {}
-        self._shown: dict[IPv4Network, Lease] = {}
+        self._records: dict[IpNetwork, Lease | Unreadable] = {}
+        self._shown: dict[IpNetwork, Lease] = {}
         self._is_watched = True
 
     def write(self, record: Lease | Unreadable) -> None:
@@ -32,7 +33,7 @@ class LeaseRecords:
             self._shown[record.subnet] = record
         self._see(LeaseSeen(record) if isinstance(record, Lease) else record)
 
-    def delete(self, subnet: IPv4Network, ipv6_subnet: IPv6Network | None) -> None:
+    def delete(self, subnet: IpNetwork, ipv6_subnet: IPv6Network | None) -> None:
         """Delete a record; both subnets are its key."""
         self.revision += 1
         self._records.pop(subnet, None)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pyflannel.model.host import Bridge, BridgedContainer, Underlay
 from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease, LeaseAttributes, Vtep
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 from pyflannel.plan.backend.vxlan import vtep_of
 
 # Possible inputs of the planner.
@@ -100,7 +100,7 @@ PEERS = 4
 VARIANTS = 6
 
 
-def peer_subnet(slot: int) -> IPv4Network:
+def peer_subnet(slot: int) -> IpNetwork:
     """Return the subnet of a peer. That of the last slot is a part of the previous one."""
     return IPv4Network("10.100.22.0/25") if slot == PEERS - 1 else IPv4Network(f"10.100.{20 + slot}.0/24")
 

@@ -378,3 +378,36 @@ def test_other_backends_publish_the_annotations_of_the_original(
         "kube-subnet-manager": "true",
         "public-ip": "10.10.10.101",
     }
+
+
+def test_hosts_with_ipv6_alone_reach_each_other(members: list[Member], cluster: Cluster) -> None:
+    """The API server accepts the annotations, which are those of the original."""
+    config = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:10:244::/48"}
+    for number, member in enumerate(members, 1):
+        cluster.delete_node(member.node)
+        cluster.add_node(member.node, f"fd00:10:244:{number}::/64")
+        member.configure({**config, "Backend": {"Type": "host-gw"}})
+        batch = (
+            f"address add fd07:1::{number}/64 dev eth0 nodad\nlink add br7 type bridge\nlink set br7 up\n"
+            f"address add fd00:10:244:{number}::1/64 dev br7 nodad\n"
+        )
+        member.host.run(["ip", "-batch", "-"], text=batch)
+        member.start()
+    one = members[0]
+
+    command = ["ping", "-n", "-c1", "-W1", "-I", "fd00:10:244:1::1", "fd00:10:244:2::1"]
+    wait_until(lambda: one.host.run(command, check=False).returncode == 0, what="an answer", deadline_s=30)
+
+    assert cluster.annotations("node1") == {
+        "backend-data": "null",
+        "backend-type": "host-gw",
+        "backend-v6-data": "null",
+        "kube-subnet-manager": "true",
+        "public-ip": "0.0.0.0",
+        "public-ipv6": "fd07:1::1",
+    }
+    assert one.host.subnet_env()["FLANNEL_IPV6_SUBNET"] == "fd00:10:244:1::1/64"
+    for member in members:
+        member.stop()
+        member.host.run(["ip", "link", "delete", "br7"])
+        member.host.run(["ip", "-6", "address", "flush", "dev", "eth0", "scope", "global"])

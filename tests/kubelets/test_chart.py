@@ -119,6 +119,20 @@ def test_the_other_values_of_the_original_have_their_effect() -> None:
     assert "serviceaccount:net:flannel" in condition["expression"]
 
 
+def test_ipv6_alone_needs_no_ipv4() -> None:
+    """The kubelet probes the IPv6 address of the Node."""
+    found = rendered('podCidr=""', 'podCidrv6="fd00::/48"')
+
+    assert network(found) == {
+        "EnableIPv4": False,
+        "EnableIPv6": True,
+        "IPv6Network": "fd00::/48",
+        "Backend": {"Type": "vxlan"},
+    }
+    pod = found["DaemonSet/kube-flannel-ds"]["spec"]["template"]["spec"]
+    assert "--healthz-ip=::" in pod["containers"][0]["args"]
+
+
 def test_the_warning_about_network_policies_has_its_role() -> None:
     found = rendered('netpol={"warn":true}')
 

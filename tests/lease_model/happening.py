@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
 
 from lease_model import rules
 from lease_model.moves import (
@@ -49,7 +48,7 @@ from pyflannel.model.lease_protocol import (
     WatchLost,
     Woke,
 )
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 from pyflannel.plan.lease.state import LeaseState, Listing
 
 
@@ -125,7 +124,7 @@ def _later(world: World, *, is_slow: bool) -> World:
     )
 
 
-def _to_key(world: World, move: Move, subnet: IPv4Network) -> World:
+def _to_key(world: World, move: Move, subnet: IpNetwork) -> World:
     store = world.store
     is_claim = move.what == "claim expires"
     entry = next(
@@ -241,7 +240,7 @@ class _Happening:
     def _start(self) -> None:
         host = self.host
         memory = host.memory
-        previous = memory.subnet if memory is not None else None
+        previous = memory.ipv4.subnet if memory is not None else None
         wanted = replace(_with_config(host.wanted, self.world), previous=previous)
         # Without a reachable store, a daemon starts with its last known state.
         held = Held(lease=memory) if memory is not None and host.is_unreachable else None
@@ -295,7 +294,7 @@ class _Happening:
                 self._excuse(request.claim.subnet)
         return answer
 
-    def _excuse(self, subnet: IPv4Network) -> None:
+    def _excuse(self, subnet: IpNetwork) -> None:
         """Note that a claim was written: from now on, only a fault excuses a missing answer of its owner."""
         self.world = replace(
             self.world,

@@ -1,12 +1,11 @@
 """The store in memory as the rules see it: with the writer of each key."""
 
-from ipaddress import IPv4Network
-
 from doubles.fake_store import FakeStore
 from lease_model.world import Entry, StoreState
 from pyflannel.errors import WireError
 from pyflannel.model.lease import Claim, Lease
 from pyflannel.model.lease_protocol import DeleteLease, PutLease, Unreadable
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.store_record import Delete, Put, Record
 from pyflannel.wire.lease_record import (
     CLAIMS,
@@ -66,7 +65,7 @@ def request_of(write: Put | Delete, before: StoreState) -> PutLease | DeleteLeas
     return None if standing is None else DeleteLease(standing)
 
 
-def _lease(store: StoreState, subnet: IPv4Network) -> Lease | None:
+def _lease(store: StoreState, subnet: IpNetwork) -> Lease | None:
     values = (entry.value for entry in store.entries if entry.value.subnet == subnet)
     return next((value for value in values if isinstance(value, Lease)), None)
 

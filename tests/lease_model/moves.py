@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 from lease_model import rules
 from lease_model.store import (
@@ -11,7 +11,7 @@ from lease_model.store import (
 from lease_model.world import HostState, World
 from pyflannel.model.lease import Claim
 from pyflannel.model.lease_protocol import Check, List
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 
 HOUR_S = 3600.0
 STEPS_S = {"clock steps +25 h": 25 * HOUR_S, "clock steps -2 h": -2 * HOUR_S}
@@ -48,7 +48,7 @@ class Move:
 
     what: str
     host: int = -1
-    subnet: IPv4Network | None = None
+    subnet: IpNetwork | None = None
     drawn: int = 0
 
 
@@ -210,4 +210,5 @@ def next_deadline(world: World) -> float | None:
 def moved_address(host: HostState) -> IPv4Address:
     """Return the only other address that a host may get: 100 above its first one."""
     address = host.wanted.attributes.public_ip
+    assert isinstance(address, IPv4Address)
     return address if int(address) & 0xFF >= 100 else address + 100

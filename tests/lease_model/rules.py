@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from lease_model.store import lease_at, revision_of
 from lease_model.world import Entry, HostState, Request, StoreState, World
@@ -19,6 +18,7 @@ from pyflannel.model.lease_protocol import (
     Taken,
     Unreadable,
 )
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.plan.lease.state import Degraded, Holding
 
 OLD = "an original flannel"
@@ -251,7 +251,7 @@ def _is_exhausted(host: HostState, world: World) -> bool:
     )
 
 
-def _subnets(host: HostState) -> Iterator[IPv4Network]:
+def _subnets(host: HostState) -> Iterator[IpNetwork]:
     network = host.wanted.network
     assert network.network is not None
     yield from network.network.subnets(new_prefix=network.subnet_length)
@@ -261,5 +261,5 @@ def _whose(entry: Entry | None) -> str:
     return "there is none" if entry is None else f"the store has {entry.writer}'s there"
 
 
-def _text(known: dict[IPv4Network, int]) -> str:
+def _text(known: dict[IpNetwork, int]) -> str:
     return ", ".join(f"{subnet}@{known[subnet]}" for subnet in sorted(known)) or "none"

@@ -11,7 +11,7 @@ from lease_model.store import put_lease
 from lease_model.world import HostState, StoreState, World
 from pyflannel.model.lease import LEASE_TTL_S, Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import Wanted
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 
 FIRST, SECOND, THIRD = (IPv4Network(f"10.100.{n}.0/24") for n in (1, 2, 3))
 
@@ -40,7 +40,7 @@ def host(
     return HostState(name=f"host{number}", wanted=wanted)
 
 
-def lease(subnet: IPv4Network, address: int, owner: str | None = None) -> Lease:
+def lease(subnet: IpNetwork, address: int, owner: str | None = None) -> Lease:
     """Return a written lease; without an owner, as the original writes it."""
     attributes = LeaseAttributes(public_ip=IPv4Address(f"192.168.50.{address}"), owner=owner)
     return Lease(subnet=subnet, attributes=attributes)

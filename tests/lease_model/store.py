@@ -1,7 +1,6 @@
 """The store: conditional writes, TTLs, a listing at one revision, and a compacted history."""
 
 from dataclasses import replace
-from ipaddress import IPv4Network
 from typing import assert_never
 
 from lease_model.world import Entry, Request, StoreState
@@ -25,6 +24,7 @@ from pyflannel.model.lease_protocol import (
     Unreadable,
     Wrote,
 )
+from pyflannel.model.network_config import IpNetwork
 
 
 def transact(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
@@ -72,7 +72,7 @@ def put_lease(store: StoreState, lease: Lease, ttl_s: float | None, now: float, 
     return _put(store, entry, LeaseSeen(lease), lease_at(store, lease.subnet))
 
 
-def put_rubbish(store: StoreState, subnet: IPv4Network, writer: str) -> StoreState:
+def put_rubbish(store: StoreState, subnet: IpNetwork, writer: str) -> StoreState:
     """Write an invalid lease without a TTL."""
     value = Unreadable(subnet, store.revision + 1)
     entry = Entry(value=value, expires_at=None, writer=writer)
@@ -91,7 +91,7 @@ def delete(store: StoreState, entry: Entry) -> StoreState:
     )
 
 
-def lease_at(store: StoreState, subnet: IPv4Network) -> Entry | None:
+def lease_at(store: StoreState, subnet: IpNetwork) -> Entry | None:
     """Return the value of the key of a subnet's lease."""
     for entry in store.entries:
         if entry.value.subnet == subnet and not isinstance(entry.value, Claim):
@@ -99,7 +99,7 @@ def lease_at(store: StoreState, subnet: IPv4Network) -> Entry | None:
     return None
 
 
-def claim_at(store: StoreState, subnet: IPv4Network) -> Entry | None:
+def claim_at(store: StoreState, subnet: IpNetwork) -> Entry | None:
     """Return the value of the key of a claim on a subnet."""
     for entry in store.entries:
         if entry.value.subnet == subnet and isinstance(entry.value, Claim):

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
 
 from pyflannel.model.lease import Claim, Lease
 from pyflannel.model.lease_protocol import Action, Check, Event, LeaseChange, List, Unreadable, Wanted, Write
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 from pyflannel.plan.lease.state import LeaseState, known_leases
 from pyflannel.plan.lease.step import step
 
@@ -79,7 +78,7 @@ class HostState:
     is_warned: bool = False
 
     @property
-    def subnet(self) -> IPv4Network | None:
+    def subnet(self) -> IpNetwork | None:
         """The subnet with the addresses of this host's containers."""
         return self.memory.subnet if self.memory is not None else None
 

@@ -12,7 +12,7 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from multiprocessing.synchronize import Barrier
 from queue import Empty
 from typing import Protocol
@@ -25,7 +25,7 @@ from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.lease import LeaseAttributes
 from pyflannel.model.lease_protocol import Acquired, Picking, Report, StoreAway, Wanted
 from pyflannel.model.lease_set import LeaseSet
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 
 FIRST_ADDRESS = IPv4Address("172.16.0.0")
 """The address of host 0 on an underlay that does not exist."""
@@ -67,7 +67,7 @@ class Joined:
     """
 
     number: int
-    subnet: IPv4Network | None
+    subnet: IpNetwork | None
     lease_s: float | None
     known_s: float | None
     draws: int
@@ -121,7 +121,7 @@ class Member:
         self._crowd = crowd
         self._number = number
         self._began = 0.0
-        self._lease: tuple[IPv4Network, float] | None = None
+        self._lease: tuple[IpNetwork, float] | None = None
         self._known_s: float | None = None
         self._draws = 0
         self._failures = 0

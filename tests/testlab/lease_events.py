@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from pyflannel.errors import LabError
 from pyflannel.kernel.network.netlink_socket import NotificationSocket
 from pyflannel.model.lease import Lease
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.route import Route
 from pyflannel.wire.netlink import routes
 from pyflannel.wire.netlink.message import Message
@@ -106,11 +106,11 @@ async def _time_leaves(
 
 
 async def _times_of(
-    listener: NotificationSocket, kind: int, subnets: Iterable[IPv4Network]
-) -> dict[IPv4Network, float]:
+    listener: NotificationSocket, kind: int, subnets: Iterable[IpNetwork]
+) -> dict[IpNetwork, float]:
     """Return when the kernel announced a route to each subnet, as added or as deleted."""
     waited_for = {Route(destination=subnet, link="").key: subnet for subnet in subnets}
-    at: dict[IPv4Network, float] = {}
+    at: dict[IpNetwork, float] = {}
 
     def concerns(message: Message) -> bool:
         glance = routes.glance_at_route(message.body) if message.kind == kind else None

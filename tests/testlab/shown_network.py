@@ -13,6 +13,7 @@ from pyflannel.api.page.routes import page_routes
 from pyflannel.http.server import HttpServer
 from pyflannel.http.sockets import listen_tcp
 from pyflannel.model.lease import Lease, LeaseAttributes
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import SILENT, Echo, EchoResult
 from pyflannel.model.status import (
     BackendStatus,
@@ -39,8 +40,8 @@ class ShownHosts:
     def __init__(self, peers: int, config: str = CONFIG) -> None:
         self.config: str | None = config
         self.peers = [lease(number) for number in range(2, peers + 2)]
-        self.cut: set[IPv4Network] = set()
-        self.refused: dict[IPv4Network, str] = {}
+        self.cut: set[IpNetwork] = set()
+        self.refused: dict[IpNetwork, str] = {}
         self.is_probed = True
         self.probe_trouble: Notice | None = None
         self.warnings: tuple[str, ...] = ()
@@ -111,7 +112,7 @@ class ShownHosts:
     def config_text(self) -> str | None:
         return self.config
 
-    def probe(self, echoes: Mapping[IPv4Network, Echo]) -> Mapping[IPv4Network, EchoResult]:
+    def probe(self, echoes: Mapping[IpNetwork, Echo]) -> Mapping[IpNetwork, EchoResult]:
         if not self.is_probed:
             return {}
         return {
@@ -149,7 +150,7 @@ def lease(number: int) -> Lease:
     )
 
 
-def classes_of(subnet: IPv4Network) -> str:
+def classes_of(subnet: IpNetwork) -> str:
     """Return the expression of JavaScript for the classes of a peer on the map, such as `peer reached`."""
     name = str(subnet).translate(str.maketrans("./", "--"))
     return f"document.getElementById('peer-{name}')?.classList.value"

@@ -10,7 +10,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import replace
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +53,7 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import HostFile
 from pyflannel.model.kubernetes_node import OwnNode
 from pyflannel.model.lease import Identity, Lease
-from pyflannel.model.network_config import IpAddress
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import Echo, EchoResult
 from pyflannel.model.status import (
     STRANGERS_SHOWN,
@@ -71,6 +70,7 @@ from pyflannel.model.status import (
 from pyflannel.model.store_record import Put
 from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.ownership import device_names, identity_on_device
+from pyflannel.plan.peers import place_of
 from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import Clock, Store, Target
 from pyflannel.processes.forwarder import ForwarderTarget
@@ -241,7 +241,7 @@ class HostNetwork:
 
     def leases(self) -> list[Lease]:
         """Return all known leases, including the lease of this host, in the order of their subnets."""
-        return sorted(self._supervisor.condition.leases, key=lambda lease: lease.subnet)
+        return sorted(self._supervisor.condition.leases, key=place_of)
 
     def events(self) -> list[JournalEntry]:
         """Return the events of the passes, with the latest event last."""
@@ -259,7 +259,7 @@ class HostNetwork:
         async with self._open_targets() as targets:
             return await self._supervisor.preview(text, targets)
 
-    def probe(self, echoes: Mapping[IPv4Network, Echo]) -> Mapping[IPv4Network, EchoResult]:
+    def probe(self, echoes: Mapping[IpNetwork, Echo]) -> Mapping[IpNetwork, EchoResult]:
         """Return the latest results of these probes by peer, and repeat the probes for some seconds.
 
         A peer without a result was not probed yet. Nothing is sent without --http.

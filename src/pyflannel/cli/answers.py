@@ -72,8 +72,10 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 
 def both(ipv4: object, ipv6: object) -> str:
-    """Return the values of both families for people; `ipv6` is None if there is none."""
-    return str(ipv4) if ipv6 is None else f"{ipv4} {ipv6}"
+    """Return the values of both families for people; `ipv6` is None if there is none, and equal to the first
+    value in a network with IPv6 alone.
+    """
+    return str(ipv4) if ipv6 in (None, ipv4) else f"{ipv4} {ipv6}"
 
 
 def duration(seconds: float) -> str:

@@ -42,6 +42,7 @@ from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageErro
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
 from pyflannel.model.probe import BenchLine, BenchReport, PingReport, PingStep, milliseconds
 from pyflannel.model.status import JournalEntry, peer_entries
+from pyflannel.plan.peers import place_of_subnet
 from pyflannel.wire.control_json import (
     format_document,
     format_events,
@@ -88,7 +89,7 @@ def _of_hosts(entries: Sequence[_Entry], hosts: Sequence[str]) -> list[_Entry]:
     Raises:
         FlannelError: a host has no entry.
     """
-    ordered = sorted(entries, key=lambda entry: entry.subnet)
+    ordered = sorted(entries, key=lambda entry: place_of_subnet(entry.subnet))
     if not hosts:
         return ordered
     for host in hosts:

@@ -357,7 +357,7 @@ def _lease(lease: LeaseStatus) -> str:
 def _underlay(underlay: UnderlayStatus) -> str:
     public = f", public {underlay.public_ip}" if underlay.public_ip != underlay.address else ""
     ipv6 = ""
-    if underlay.ipv6_address is not None:
+    if underlay.ipv6_address not in (None, underlay.address):
         is_other = underlay.public_ipv6 != underlay.ipv6_address
         ipv6 = f", {underlay.ipv6_address}" + (f", public {underlay.public_ipv6}" if is_other else "")
     return f"{underlay.link}, {underlay.address}{public}{ipv6}, mtu {underlay.mtu}"

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from itertools import islice
@@ -48,7 +48,7 @@ from pyflannel.model.fast_path import BpfPeer, BpfProgram
 from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import BenchReport, PeerReach, PingReport
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, Status
@@ -62,7 +62,7 @@ from pyflannel.ports import in_thread
 from pyflannel.processes.found import find_containers, find_original
 from pyflannel.processes.systemd import has_unit
 from pyflannel.wire.certificate import validities_of, validity_of
-from pyflannel.wire.lease_record import Kept, parse_last_known, readable_lease
+from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
 from pyflannel.wire.subnet_env import parse_subnet_env
 
 _DAEMON_S, _EXAMINED_S = 1.5, 2.0
@@ -80,16 +80,28 @@ async def status_of_host(places: Places) -> Status:
 async def membership_of(places: Places, status: Status) -> Membership:
     """Return the network, subnet and underlay of the host; None for each unknown value."""
     known = _last_known(places)
-    leases = () if known is None else filter(None, map(readable_lease, known.records))
+    leases = () if known is None else filter(None, map(kept_lease, known.records))
+    subnet = status.lease.subnet if status.lease else None
     return Membership(
         network=status.network.network if status.network else None,
-        subnet=status.lease.subnet if status.lease else None,
+        subnet=subnet if isinstance(subnet, IPv4Network) else None,
         underlay=status.underlay.link if status.underlay else await _underlay(known),
-        peers={
-            **{lease.subnet: lease.attributes.public_ip for lease in leases},
-            **{peer.subnet: peer.public_ip for peer in status.refused_peers},
-        },
+        peers=_ipv4_peers(
+            {
+                **{lease.subnet: lease.attributes.public_ip for lease in leases},
+                **{peer.subnet: peer.public_ip for peer in status.refused_peers},
+            }
+        ),
     )
+
+
+def _ipv4_peers(peers: Mapping[IpNetwork, IpAddress]) -> dict[IPv4Network, IPv4Address]:
+    """Return the peers with IPv4, because doctor examines the rules and routes of IPv4."""
+    return {
+        subnet: address
+        for subnet, address in peers.items()
+        if isinstance(subnet, IPv4Network) and isinstance(address, IPv4Address)
+    }
 
 
 def _last_known(places: Places) -> Kept | None:
@@ -132,7 +144,7 @@ async def leases_of_host(places: Places) -> list[LeaseEntry]:
     with contextlib.suppress(NotReadyError, WireError):
         return await ControlClient(places.control_socket, _DAEMON_S).leases()
     known = _last_known(places)
-    leases = () if known is None else (known.own, *filter(None, map(readable_lease, known.records)))
+    leases = () if known is None else (known.own, *filter(None, map(kept_lease, known.records)))
     return list({lease.subnet: LeaseEntry.of(lease) for lease in leases}.values())
 
 
@@ -230,7 +242,7 @@ async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
     return []
 
 
-async def _unresolved(status: Status) -> dict[IPv4Address, str]:
+async def _unresolved(status: Status) -> dict[IpAddress, str]:
     """Return the neighbours on the underlay without a MAC address, in the words of `ip neighbour`."""
     link = status.underlay.link if status.underlay is not None else None
     with contextlib.suppress(TargetError):
@@ -271,7 +283,7 @@ async def _clock_offsets(status: Status, leases: list[LeaseEntry]) -> dict[IPv4A
     """Return the offsets of the clocks of some peers; empty if no peer can be asked."""
     ends = (underlay for peer in peers_of(status, leases) for underlay, _ in (ends_of(peer),))
     with contextlib.suppress(TargetError):
-        some_ends = list(islice(filter(None, ends), _CLOCKS))
+        some_ends = list(islice((end for end in ends if isinstance(end, IPv4Address)), _CLOCKS))
         return await clock_offsets(some_ends, deadline_s=_CLOCK_DEADLINE_S)
     return {}
 
@@ -301,7 +313,8 @@ def certificates_for(url: str) -> tuple[Certificate, ...]:
 async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) -> tuple[Finding, ...]:
     """Return the findings about this host itself."""
     membership = await membership_of(places, status)
-    peers = {**membership.peers, **{peer.subnet: peer.public_ip for peer in peers_of(status, leases)}}
+    others = _ipv4_peers({peer.subnet: peer.public_ip for peer in peers_of(status, leases)})
+    peers = {**membership.peers, **others}
     if membership.subnet is not None:
         peers.pop(membership.subnet, None)
     membership = replace(membership, peers=peers)
@@ -353,6 +366,7 @@ async def _route_answers(
 ) -> tuple[RouteAnswer, ...]:
     """Return the routes that the kernel chooses for packets between this host and some of its peers."""
     own, underlay = membership.subnet, status.underlay
+    local = None if underlay is None else underlay.address
     tunnel = status.backend.link if status.backend is not None else None
     if own is None or not status.is_live:
         return ()
@@ -367,8 +381,8 @@ async def _route_answers(
         asked.append(ask_route("container out", there, source=source, arrives_at=bridge, rules=rules))
         if tunnel is not None:
             asked.append(ask_route("container in", here, source=there, arrives_at=tunnel))
-        if underlay is not None:
-            asked.append(ask_route("tunnel in", underlay.address, source=address, arrives_at=underlay.link))
+        if underlay is not None and isinstance(local, IPv4Address):
+            asked.append(ask_route("tunnel in", local, source=address, arrives_at=underlay.link))
     return tuple(filter(None, await asyncio.gather(*asked)))
 
 

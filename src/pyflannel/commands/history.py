@@ -5,11 +5,12 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv6Network
 from typing import Literal
 
 from pyflannel.errors import CompactedError, NotReadyError, WireError
 from pyflannel.model.lease import Lease
+from pyflannel.model.network_config import AnyAddress, AnyNetwork
 from pyflannel.model.store_record import Change, DeleteSeen, Listing, PutSeen, Record, StoreChanges
 from pyflannel.plan.backends import deviations_of
 from pyflannel.ports import Store
@@ -159,9 +160,9 @@ class LeaseEvent:
 
     revision: int
     event: LeaseEventKind
-    subnet: IPv4Network
+    subnet: AnyNetwork
     ipv6_subnet: IPv6Network | None = None
-    public_ip: IPv4Address | None = None
+    public_ip: AnyAddress | None = None
     host_name: str | None = None
     owner: str | None = None
     backend_type: str | None = None
@@ -301,8 +302,8 @@ class HostDeviation:
     difference.
     """
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
+    subnet: AnyNetwork
+    public_ip: AnyAddress
     host_name: str | None
     differences: tuple[str, ...]
 

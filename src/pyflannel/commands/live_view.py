@@ -7,7 +7,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Protocol
 
@@ -20,9 +19,10 @@ from pyflannel.errors import FlannelError, NotReadyError
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.kernel.network.echo import send_echoes
 from pyflannel.model.lease import LeaseEntry, PeerEntry
-from pyflannel.model.network_config import IpAddress
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import Echo, EchoResult, milliseconds
 from pyflannel.model.status import Carried, JournalEntry, Notice, Status, peer_entries
+from pyflannel.plan.peers import place_of_subnet
 from pyflannel.ports import Clock
 
 LOOK_S, PEERS_IN_A_SECOND = 1.0, 2000
@@ -164,7 +164,9 @@ class LiveView:
             status=shown,
             peers=tuple(
                 self._peer(entry, echoes.get(entry.subnet), results.get(entry.subnet))
-                for entry in sorted(peer_entries(known, leases), key=lambda entry: entry.subnet)
+                for entry in sorted(
+                    peer_entries(known, leases), key=lambda entry: place_of_subnet(entry.subnet)
+                )
             ),
             events=tuple(events),
             rates=self._traffic.rates,
@@ -225,8 +227,8 @@ class _Traffic:
 
     def __init__(self) -> None:
         self.rates: tuple[Rates, ...] = ()
-        self.of_peers: Mapping[IPv4Network, Rates] = {}
-        self._before: tuple[float, dict[IPv4Network | None, Carried]] | None = None
+        self.of_peers: Mapping[IpNetwork, Rates] = {}
+        self._before: tuple[float, dict[IpNetwork | None, Carried]] | None = None
 
     def add(self, now: float, status: Status) -> None:
         """Compute the rates since the status before; `now`: seconds of a monotonic clock."""
@@ -251,11 +253,11 @@ class _Traffic:
         self.rates, self.of_peers = (), {}
 
 
-def _counters(status: Status) -> list[tuple[IPv4Network | None, Carried]]:
+def _counters(status: Status) -> list[tuple[IpNetwork | None, Carried]]:
     """Return the bytes of each peer that the backend counts; of the whole host under None."""
     backend = status.backend
     peers = status.wireguard.peers if status.wireguard is not None else ()
-    found: list[tuple[IPv4Network | None, Carried]] = [
+    found: list[tuple[IpNetwork | None, Carried]] = [
         (peer.subnet, Carried(peer.received, peer.sent)) for peer in peers
     ]
     if backend is not None and backend.received is not None and backend.sent is not None:

@@ -16,14 +16,14 @@ from pyflannel.errors import BusyError, ConfigError, NotReadyError, TargetError,
 from pyflannel.http.sockets import server_pid
 from pyflannel.kernel.host.files import read_end
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
 from pyflannel.plan.backends import backend_of
 from pyflannel.processes.forwarder_client import forwarder_link, forwarder_status
 from pyflannel.processes.systemd import service_of, stop_service
-from pyflannel.wire.lease_record import Kept, parse_last_known, readable_lease
+from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
 from pyflannel.wire.network_config_json import parse_network_config
-from pyflannel.wire.subnet_env import parse_subnet_env, previous_subnet
+from pyflannel.wire.subnet_env import parse_subnet_env, previous_ipv6_subnet, previous_subnet
 
 STOP_S = 20.0
 """Deadline for a daemon to exit; longer than its own deadlines."""
@@ -201,7 +201,7 @@ async def offline_status(places: Places, cause: str) -> Status:
 def last_known_leases(places: Places) -> list[LeaseEntry]:
     """Return the leases in the last answer that the daemon had from the store; empty if it kept none."""
     known = _last_known(places.last_known)
-    leases = map(readable_lease, known.records if known else ())
+    leases = map(kept_lease, known.records if known else ())
     return [LeaseEntry.of(lease) for lease in leases if lease is not None]
 
 
@@ -258,9 +258,9 @@ def _subnet_env(text: str) -> Mapping[str, str]:
     return {}
 
 
-def _previous_subnet(text: str) -> IPv4Network | None:
+def _previous_subnet(text: str) -> IpNetwork | None:
     with contextlib.suppress(WireError):
-        return previous_subnet(text)
+        return previous_subnet(text) or previous_ipv6_subnet(text)
     return None
 
 
@@ -282,7 +282,7 @@ def _owner(known: Kept | None) -> str | None:
 
 
 def _peers(known: Kept) -> int:
-    leases = map(readable_lease, known.records)
+    leases = map(kept_lease, known.records)
     return len({lease.subnet for lease in leases if lease is not None} - {known.own.subnet})
 
 

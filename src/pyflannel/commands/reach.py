@@ -5,9 +5,9 @@ stop.
 import asyncio
 import contextlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from statistics import median
 from typing import Literal
 
@@ -17,6 +17,7 @@ from pyflannel.kernel.network.echo import DEADLINE_S, send_echoes
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import (
     BenchLine,
     BenchReport,
@@ -28,6 +29,7 @@ from pyflannel.model.probe import (
     milliseconds,
 )
 from pyflannel.model.status import ReachStatus, Status
+from pyflannel.plan.peers import place_of_subnet
 from pyflannel.wire.netlink.links import dump_links, parse_link
 from pyflannel.wire.netlink.neighbours import NeighbourRecord, dump_neighbours, parse_neighbour
 
@@ -47,7 +49,7 @@ _MTUS = (1500, 1480, 1450, 1420, 1400, 1380, 1280, 576)
 
 async def probe_peers(
     status: Status, leases: Sequence[LeaseEntry], *, most: int = PROBED, deadline_s: float = DEADLINE_S
-) -> dict[IPv4Network, PeerReach]:
+) -> dict[IpNetwork, PeerReach]:
     """Return the results for the peers to which this host sends, or for a random sample of them if there are
     many.
 
@@ -89,7 +91,7 @@ async def with_reach(status: Status, client: ControlClient) -> Status:
         found = await probe_peers(status, await client.leases(), most=SAMPLED, deadline_s=SAMPLE_DEADLINE_S)
     except (TargetError, NotReadyError, WireError):
         return status
-    silent = sorted(subnet for subnet, one in found.items() if not one.is_reached)
+    silent = sorted((subnet for subnet, one in found.items() if not one.is_reached), key=place_of_subnet)
     return replace(status, reach=ReachStatus(probed=len(found), silent=tuple(silent))) if found else status
 
 
@@ -102,7 +104,7 @@ def peers_of(status: Status, leases: Iterable[LeaseEntry]) -> Iterable[LeaseEntr
     yield from (lease for lease in leases if lease.subnet != own and lease.subnet not in refused)
 
 
-def ends_of(peer: LeaseEntry) -> tuple[IPv4Address | None, IPv4Address | None]:
+def ends_of(peer: LeaseEntry) -> tuple[IpAddress | None, IpAddress | None]:
     """Return the addresses of a peer on the underlay and on its tunnel device; None for an address that
     the peer does not have.
     """
@@ -110,7 +112,7 @@ def ends_of(peer: LeaseEntry) -> tuple[IPv4Address | None, IPv4Address | None]:
     return underlay, peer.subnet.network_address if peer.backend_type in _TUNNELS else None
 
 
-def decisive_echoes(status: Status, leases: Iterable[LeaseEntry]) -> dict[IPv4Network, Echo]:
+def decisive_echoes(status: Status, leases: Iterable[LeaseEntry]) -> dict[IpNetwork, Echo]:
     """Return the echo by which each peer is reachable: through the tunnel, or to its address without one."""
     found = {}
     for peer in peers_of(status, leases):
@@ -120,7 +122,7 @@ def decisive_echoes(status: Status, leases: Iterable[LeaseEntry]) -> dict[IPv4Ne
     return found
 
 
-def _own_address(status: Status) -> IPv4Address | None:
+def _own_address(status: Status) -> IpAddress | None:
     return status.underlay.address if status.underlay is not None else None
 
 
@@ -149,12 +151,14 @@ def _reach_of(
     )
 
 
-def _measured(status: Status) -> dict[IPv4Network, int]:
-    """Return the MTU of the IPv4 paths that carry less than planned, by the subnet of the peer."""
-    return {one.subnet: one.measured for one in status.path_mtus if one.ipv6_subnet is None}
+def _measured(status: Status) -> dict[IpNetwork, int]:
+    """Return the MTU of the paths that carry less than planned, in the first family of the network, by the
+    subnet of the peer.
+    """
+    return {one.subnet: one.measured for one in status.path_mtus if one.ipv6_subnet in (None, one.subnet)}
 
 
-def _largest(destination: IPv4Address, results: dict[Echo, EchoResult]) -> int | None:
+def _largest(destination: IpAddress, results: dict[Echo, EchoResult]) -> int | None:
     arrived = [
         echo.size
         for echo, result in results.items()
@@ -163,7 +167,7 @@ def _largest(destination: IPv4Address, results: dict[Echo, EchoResult]) -> int |
     return max(arrived, default=None)
 
 
-async def probe_path(status: Status, peer: LeaseEntry, container: IPv4Address | None) -> list[PingStep]:
+async def probe_path(status: Status, peer: LeaseEntry, container: IpAddress | None) -> list[PingStep]:
     """Return the result for each part of the path to a host, or to a container on it.
 
     Raises:
@@ -173,7 +177,7 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IPv4Address | 
     mtu = status.backend.mtu if status.backend is not None else None
     bridge = await _bridge_address(own)
     underlay, tunnel = ends_of(peer)
-    asked: dict[StepName, tuple[IPv4Address, IPv4Address | None]] = {}
+    asked: dict[StepName, tuple[IpAddress, IpAddress | None]] = {}
     if underlay is not None and peer.subnet != own:
         asked["underlay"] = underlay, _own_address(status)
     if tunnel is not None and peer.subnet != own:
@@ -205,9 +209,7 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IPv4Address | 
     ]
 
 
-def target_of(
-    status: Status, leases: Sequence[LeaseEntry], name: str
-) -> tuple[LeaseEntry, IPv4Address | None]:
+def target_of(status: Status, leases: Sequence[LeaseEntry], name: str) -> tuple[LeaseEntry, IpAddress | None]:
     """Return the lease that the argument refers to, and the address of a container if one was given.
 
     Raises:
@@ -220,7 +222,7 @@ def target_of(
         address = ip_address(name)
     except ValueError:
         address = None
-    if isinstance(address, IPv4Address):
+    if address is not None and any(address.version == lease.subnet.version for lease in leases):
         for lease in leases:
             if address in lease.subnet:
                 return lease, None if address == lease.subnet.network_address else address
@@ -235,7 +237,7 @@ def target_of(
     )
 
 
-async def _bridge_address(subnet: IPv4Network | None) -> IPv4Address | None:
+async def _bridge_address(subnet: IpNetwork | None) -> IpAddress | None:
     """Return the address of this host on the bridge of its containers; None if there is no bridge."""
     if subnet is None:
         return None
@@ -247,7 +249,7 @@ async def _bridge_address(subnet: IPv4Network | None) -> IPv4Address | None:
             for one in interfaces.interfaces
             if one.kind == "bridge"
             for held in one.addresses
-            if isinstance(held.address.ip, IPv4Address) and held.address.ip in subnet
+            if held.address.ip in subnet
         ),
         None,
     )
@@ -263,7 +265,7 @@ requests."""
 _SMALL = 84
 """Size in bytes of a small packet, which is the same as that of the program ping."""
 
-_LOOPBACK = IPv4Address("127.0.0.1")
+_LOOPBACK: Mapping[Family, IpAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 _MEASURED = (
     "The round-trip time of single ICMP echo packets. The kernels of both hosts carry and answer them.",
@@ -276,7 +278,7 @@ _NOT_MEASURED = (
 )
 
 
-async def bench_path(status: Status, peer: LeaseEntry, container: IPv4Address | None) -> BenchReport:
+async def bench_path(status: Status, peer: LeaseEntry, container: IpAddress | None) -> BenchReport:
     """Measure the paths to a host, or to a container on it, for at most 2.4 s.
 
     At most one request is in flight, and a reply is as large as its request.
@@ -294,8 +296,8 @@ async def bench_path(status: Status, peer: LeaseEntry, container: IPv4Address | 
     mtu = (status.backend.mtu if status.backend is not None else None) or _MTUS[-1]
     underlay, tunnel = ends_of(peer)
     bridge = await _bridge_address(own)
-    ends: list[tuple[BenchName, IPv4Address | None, IPv4Address | None]] = [
-        ("measurement", _LOOPBACK, None),
+    ends: list[tuple[BenchName, IpAddress | None, IpAddress | None]] = [
+        ("measurement", _LOOPBACK[peer.subnet.version], None),
         ("underlay", underlay, _own_address(status)),
         ("tunnel", tunnel, None),
         ("container", container or peer.subnet.network_address + 1, bridge),
@@ -331,7 +333,7 @@ class _Run:
     """
 
     name: BenchName
-    destination: IPv4Address
+    destination: IpAddress
     echo: Echo
     sent: int = 0
     times: list[float] = field(default_factory=list)

@@ -9,8 +9,8 @@ from typing import Literal
 from uuid import uuid4
 
 from pyflannel.errors import ConfigError, FlannelError, NotReadyError, StoreError, UsageError, WireError
-from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease, LeaseAttributes
-from pyflannel.model.network_config import IpNetwork, NetworkConfig
+from pyflannel.model.lease import CLAIM_TTL_S, NO_ADDRESS, Claim, Lease, LeaseAttributes
+from pyflannel.model.network_config import AnyAddress, AnyNetwork, IpNetwork, NetworkConfig
 from pyflannel.model.store_record import Conflict, Delete, DeleteSeen, Put, PutSeen, Record, Unchanged
 from pyflannel.plan.lease.choice import pick_ipv6
 from pyflannel.ports import Store
@@ -37,7 +37,6 @@ ANSWER_S = 2.0
 _DELETE_S = 0.5
 """Deadline for the deletion of the question."""
 
-_ANY_ADDRESS = IPv4Address(0)
 _CHANGED = "Run flannelctl leases, and try again."
 
 
@@ -47,9 +46,9 @@ class Reservation:
     host.
     """
 
-    subnet: IPv4Network
+    subnet: AnyNetwork
     ipv6_subnet: IPv6Network | None
-    public_ip: IPv4Address
+    public_ip: AnyAddress
     host_name: str | None
     revision: int
     was_written: bool
@@ -65,9 +64,9 @@ class Release:
             reservation that no host has used.
     """
 
-    subnet: IPv4Network
+    subnet: AnyNetwork
     ipv6_subnet: IPv6Network | None
-    public_ip: IPv4Address | None
+    public_ip: AnyAddress | None
     host_name: str | None
     was_reservation: bool
     holder: Literal["alive", "silent", "unknown", "none"]
@@ -265,7 +264,7 @@ async def _answers(store: Store, subnet: IPv4Network) -> bool:
 
     The claim has no address, so the holder does not report a conflict with another host.
     """
-    claim = Claim(subnet=subnet, owner=f"flannelctl-{uuid4().hex}", public_ip=_ANY_ADDRESS)
+    claim = Claim(subnet=subnet, owner=f"flannelctl-{uuid4().hex}", public_ip=NO_ADDRESS)
     key = claim_key(subnet)
     put = Put(key=key, value=claim_value(claim), ttl_s=CLAIM_TTL_S, expected=0)
     written = await store.write(put)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from pyflannel.model.fast_path import BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Interfaces
 from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.network_config import AnyAddress, AnyNetwork
 from pyflannel.model.probe import Echo, PacketTrace, PingReport, PingStep, TraceReport
 from pyflannel.model.route import FdbEntry
 from pyflannel.model.state import State
@@ -143,7 +144,7 @@ async def _container_of(status: Status, interfaces: Interfaces) -> IPv4Address:
         if link == bridge and address != gateway and (bridge, mac) in tables.ports
     ]
     found = min(known, default=bridges[0][1] if bridges else None)
-    if found is None and status.underlay is not None:
+    if found is None and status.underlay is not None and isinstance(status.underlay.address, IPv4Address):
         found = status.underlay.address
     if found is None:
         raise FlannelError(
@@ -315,9 +316,9 @@ class AddressReport:
 
     address: IPv4Address
     kind: Literal["host", "tunnel", "container", "unused"]
-    subnet: IPv4Network | None = None
+    subnet: AnyNetwork | None = None
     host_name: str | None = None
-    public_ip: IPv4Address | None = None
+    public_ip: AnyAddress | None = None
     backend_type: str = ""
     expires_in_s: float | None = None
     is_here: bool = False

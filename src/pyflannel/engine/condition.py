@@ -7,7 +7,6 @@ plans from its inputs.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
 from typing import Any
 
 from pyflannel.model.docker import NO_DOCKER, DockerParts
@@ -28,7 +27,7 @@ from pyflannel.model.lease_protocol import (
     Unassigned,
 )
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
-from pyflannel.model.network_config import IpNetwork, NetworkConfig
+from pyflannel.model.network_config import IpAddress, IpNetwork, NetworkConfig
 from pyflannel.model.status import LeasePhase, Notice
 from pyflannel.model.wireguard import UNKNOWN, WireguardFacts
 from pyflannel.plan.backends import Backend
@@ -265,7 +264,7 @@ class PresentCondition:
         """Replace attributes of the network config's condition."""
         self.change(config=replace(self.condition.config, **changes))
 
-    def note_stores(self, addresses: Iterable[IPv4Address]) -> None:
+    def note_stores(self, addresses: Iterable[IpAddress]) -> None:
         """Record the addresses of the store."""
         found = self.inputs.surroundings
         stores = tuple(one for one in addresses if not one.is_loopback)

@@ -6,13 +6,12 @@ example because its routes would cut the host off from the store.
 
 import logging
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from pyflannel.engine.condition import HostCondition, Inputs
 from pyflannel.engine.pacing import LogLimit
 from pyflannel.engine.planner import Planner
 from pyflannel.errors import sentences
-from pyflannel.model.network_config import NetworkConfig
+from pyflannel.model.network_config import IpNetwork, NetworkConfig
 from pyflannel.model.route import route_protocol
 from pyflannel.model.state import State
 from pyflannel.model.status import Notice
@@ -91,7 +90,7 @@ class ConfigAcceptance:
     """
 
     def __init__(
-        self, planner: Planner, *, previous: IPv4Network | None, requires_encryption: bool, device: str
+        self, planner: Planner, *, previous: IpNetwork | None, requires_encryption: bool, device: str
     ) -> None:
         self._planner = planner
         self._previous = previous

@@ -115,8 +115,8 @@ class ConfigInForce:
         self._host_changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Follow the config in the store, until cancelled. Before this, the host's interface must be
-        known.
+        """Follow the config in the store, until cancelled. Before this, the host's interfaces must be
+        observed.
         """
         if self._previous is not None:
             self._change_of_last_run = await self._last_known.load_change()
@@ -184,11 +184,11 @@ class ConfigInForce:
     def _examine(self) -> None:
         """Use the config in the store if this host accepts it.
 
-        The host's routes that the config may affect must be known before the call. A refused config is
-        checked again when the host changes.
+        The host's interface and the routes that the config may affect must be known before the call. A
+        refused config is checked again when the host changes.
         """
         candidate = self._candidate
-        if candidate is None or not self._knows_routes_to(candidate.config):
+        if candidate is None or not self._knows_host_in(candidate.config):
             return
         self._present.note_stores(self._world.store.addresses())
         condition = self._present.condition
@@ -205,16 +205,17 @@ class ConfigInForce:
             case NeedsLastKnown():
                 self._needs_last_known.set()
 
-    def _knows_routes_to(self, config: NetworkConfig) -> bool:
-        """Return whether the host's routes to the config's network are known; if they are unknown, request
-        them.
+    def _knows_host_in(self, config: NetworkConfig) -> bool:
+        """Return whether the host's interface and its routes to the config's network are known; if they are
+        unknown, request them.
         """
         inputs, candidate = self._present.inputs, self._candidate
         configs = (config, inputs.config, None if candidate is None else candidate.config)
         ranges = (one.range_of(family) for one in configs if one is not None for family in one.families)
         wanted = {network for network in ranges if network is not None}
         if wanted <= inputs.surroundings.networks:
-            return True
+            underlay = inputs.underlay
+            return underlay is not None and underlay.address.version == config.families[0]
         self._underlay.ask_about(wanted)
         return False
 
@@ -275,7 +276,7 @@ class ConfigInForce:
         except ConfigError as error:
             log.warning("Could not use the last known network config: %s", error.in_full)
             return
-        while not self._knows_routes_to(config):
+        while not self._knows_host_in(config):
             self._host_changed.clear()
             await self._host_changed.wait()
         if self._present.inputs.config is not None:

@@ -29,19 +29,26 @@ class SupervisedHost:
         """Return the facts of the host: see `DockerHost`."""
         inputs = self._supervisor.condition.inputs
         config, backend = inputs.config, inputs.backend
-        if config is not None and config.network is None:
+        if config is not None and not config.enable_ipv4:
             raise DockerPluginError(
                 "the flannel network has no IPv4 addresses", hint="Write a network config with Network."
             )
-        host = self._supervisor.planner.host(inputs)
-        if host is None or config is None or config.network is None or backend is None:
+        host = self._supervisor.planner.host(inputs, 4)
+        subnet = None if host is None else host.subnet
+        if (
+            host is None
+            or not isinstance(subnet, IPv4Network)
+            or config is None
+            or config.network is None
+            or backend is None
+        ):
             raise NotReadyError(
                 f"flanneld is not ready. It waits for {self._supervisor.waiting_for}",
                 hint="Run flannelctl status.",
             )
         ipv6 = self._supervisor.planner.host(inputs, 6) if config.enable_ipv6 else None
         return HostSubnet(
-            host.lease.subnet,
+            subnet,
             config.network,
             backend.mtu(host),
             None if ipv6 is None else ipv6.lease.ipv6_subnet,

@@ -9,7 +9,7 @@ from pyflannel.engine.list_watch import listen
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import NoUnderlayError, TargetError
 from pyflannel.model.host import Bridge, Interface, Interfaces, RouteScope, Surroundings, Underlay
-from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.network_config import IPV4_ONLY, IpAddress, IpNetwork
 from pyflannel.model.route import PROTOCOL_FLANNEL
 from pyflannel.plan.underlay import UnderlayOptions, choose, narrate, surroundings_of
 from pyflannel.ports import BridgeSource, Clock, InterfaceSource
@@ -30,6 +30,9 @@ class UnderlayFollower:
 
     `surrounded` gets the other interfaces and routes of the host in the same way. If both changed, it is
     called before `found`.
+
+    Before the network config is known, the interface is chosen by IPv4. In a network with IPv6 alone, it is
+    chosen by IPv6, and `found` gets it after `ask_about` has named the network.
 
     If the underlay disappears, it remains valid until another is found, because packets may still get
     through.
@@ -65,7 +68,7 @@ class UnderlayFollower:
         self._to_announce: tuple[Interface, tuple[IpAddress, ...]] | None = None
         self._has_moved = asyncio.Event()
         self._changed = asyncio.Event()
-        self.is_known = asyncio.Event()
+        self.has_looked = asyncio.Event()
         self.waiting_for: str | None = "an interface"
 
     async def run(self) -> None:
@@ -78,6 +81,7 @@ class UnderlayFollower:
             while True:
                 self._changed.clear()
                 await self._look()
+                self.has_looked.set()
                 await pause(self._clock, self._look_s, until=self._changed)
 
     def ask_about(self, networks: Iterable[IpNetwork]) -> None:
@@ -89,13 +93,14 @@ class UnderlayFollower:
 
     async def _look(self) -> None:
         target, scope = self._wanted.can_reach, self._scope
-        uses_ipv6 = any(network.version == 6 for network in scope.networks)
+        # Before the network config is known, the interface is chosen by IPv4.
+        families = tuple(sorted({network.version for network in scope.networks})) or IPV4_ONLY
         try:
             interfaces = await self._source.observe(scope)
             surroundings = surroundings_of(interfaces, scope)
             reached = None if target is None else await self._source.route_to(target)
             try:
-                found = choose(self._wanted, interfaces, reached, uses_ipv6=uses_ipv6)
+                found = choose(self._wanted, interfaces, reached, families=families)
             except NoUnderlayError:
                 self._take_surroundings(surroundings)
                 raise
@@ -109,13 +114,16 @@ class UnderlayFollower:
         if has_new_address:
             self._take_surroundings(surroundings)
         if underlay != self._current:
-            if self._current is not None and has_new_address:
+            if (
+                self._current is not None
+                and self._current.address.version == underlay.address.version
+                and has_new_address
+            ):
                 log.warning("Underlay changed from %s to %s", _words(self._current), _words(underlay))
-            for line in narrate(self._wanted, interfaces, reached, uses_ipv6=uses_ipv6):
+            for line in narrate(self._wanted, interfaces, reached, families=families):
                 log.info("%s", line)
             self._current = underlay
             self._found(underlay)
-            self.is_known.set()
         # An IPv6 part that joins a known underlay is announced before the surroundings, which make the
         # network config usable.
         self._take_surroundings(surroundings)
@@ -123,7 +131,8 @@ class UnderlayFollower:
     def _note_place(self, found: Underlay, interfaces: Interfaces) -> None:
         """Note the interface of the addresses, and have them announced if it is another interface."""
         interface = interfaces.named(found.link)
-        addresses = tuple(one for one in (found.address, found.ipv6_address) if one is not None)
+        known = dict.fromkeys((found.address, found.ipv6_address))
+        addresses = tuple(one for one in known if one is not None)
         place = None if interface is None else (interface.index, interface.mac, interface.is_up)
         if interface is not None and (place, addresses) != self._announced:
             self._announced = place, addresses

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network
 
 from pyflannel.engine.condition import HostCondition
 from pyflannel.engine.pacing import one_by_one, pause
@@ -17,13 +16,14 @@ from pyflannel.errors import WireError
 from pyflannel.model.lease import LastKnown, Lease
 from pyflannel.model.lease_protocol import Report, StoreAway, StoreBack
 from pyflannel.model.lease_set import LeaseSet, SubnetMap
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.ports import Clock, Memory
 from pyflannel.wire.lease_record import (
     KeptChange,
     format_last_known,
+    kept_lease,
     parse_change,
     parse_last_known,
-    readable_lease,
 )
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class LeaseGrace:
         self._grace_s = GRACE_S if renewal_margin_s >= SILENCE_S else SILENCE_S
         self._present: SubnetMap[Lease] = SubnetMap()
         self.counted: SubnetMap[Lease] = SubnetMap()
-        self._vanished: dict[int, dict[IPv4Network, tuple[Lease, float]]] = {}
+        self._vanished: dict[tuple[int, int], dict[IpNetwork, tuple[Lease, float]]] = {}
         self._has_vanished = asyncio.Event()
         self._outage_until = -math.inf
 
@@ -84,12 +84,12 @@ class LeaseGrace:
         """Record the leases that disappeared or were added since the last set of leases."""
         now = self._clock.now()
         until = now + (SILENCE_S if now < self._outage_until else self._grace_s)
-        added: list[tuple[IPv4Network, Lease]] = []
+        added: list[tuple[IpNetwork, Lease]] = []
         for subnet, old, new in self._present.differences(leases.by_subnet):
             if new is not None:
                 added.append((subnet, new))
             elif old is not None:
-                self._vanished.setdefault(subnet.prefixlen, {})[subnet] = old, until
+                self._vanished.setdefault(_size(subnet), {})[subnet] = old, until
                 self._has_vanished.set()
         taken = [over for subnet, _ in added for over in self._overlapping(subnet)]
         self._drop(taken)
@@ -115,9 +115,11 @@ class LeaseGrace:
                 await self._clock.sleep(min(max(first - self._clock.now(), _TICK_S), GRACE_S))
                 self._expire()
 
-    def _overlapping(self, subnet: IPv4Network) -> Iterator[IPv4Network]:
+    def _overlapping(self, subnet: IpNetwork) -> Iterator[IpNetwork]:
         """Yield the disappeared subnets that overlap a subnet, without searching all disappeared subnets."""
-        for length, group in self._vanished.items():
+        for (version, length), group in self._vanished.items():
+            if version != subnet.version:
+                continue
             if length <= subnet.prefixlen:
                 wide = subnet if length == subnet.prefixlen else subnet.supernet(new_prefix=length)
                 if wide in group:
@@ -125,14 +127,14 @@ class LeaseGrace:
             elif 1 << (length - subnet.prefixlen) <= len(group):
                 yield from (part for part in subnet.subnets(new_prefix=length) if part in group)
             else:
-                yield from (part for part in group if part.subnet_of(subnet))
+                yield from (part for part in group if part.overlaps(subnet))
 
-    def _drop(self, subnets: list[IPv4Network]) -> None:
+    def _drop(self, subnets: list[IpNetwork]) -> None:
         for subnet in subnets:
-            group = self._vanished.get(subnet.prefixlen, {})
+            group = self._vanished.get(_size(subnet), {})
             group.pop(subnet, None)
             if not group:
-                self._vanished.pop(subnet.prefixlen, None)
+                self._vanished.pop(_size(subnet), None)
 
     def _expire(self) -> None:
         now = self._clock.now()
@@ -149,6 +151,10 @@ class LeaseGrace:
             self.counted = self._present
         if over:
             self._changed()
+
+
+def _size(subnet: IpNetwork) -> tuple[int, int]:
+    return subnet.version, subnet.prefixlen
 
 
 SAVE_PAUSE_S = 1.0
@@ -234,7 +240,7 @@ class LastKnownLeases:
         except WireError as error:
             log.warning("%s", error.in_full)
             return None
-        leases = await one_by_one(readable_lease, kept.records)
+        leases = await one_by_one(kept_lease, kept.records)
         return LastKnown(
             config=kept.config,
             own=kept.own,

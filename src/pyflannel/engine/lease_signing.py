@@ -5,12 +5,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from ipaddress import IPv4Network
 
 from pyflannel.engine.allowed_keys import AllowList
 from pyflannel.engine.pacing import LogLimit
 from pyflannel.errors import TargetError, WireError
 from pyflannel.model.lease import Claim, Lease, LeaseKey
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.status import (
     REFUSED_LEASES_SHOWN,
     LeaseSigningStatus,
@@ -262,12 +262,12 @@ class LeaseSigning:
             and lease.attributes.signing_key not in self.rules
         )
 
-    def delete(self, key: str, subnet: IPv4Network) -> None:
+    def delete(self, key: str, subnet: IpNetwork) -> None:
         """Record that the lease at a key, on a subnet, was deleted."""
         self._refusals.remove(key)
         self._trust.delete(subnet)
 
-    def keep_only(self, keys: Collection[str], subnets: Collection[IPv4Network]) -> None:
+    def keep_only(self, keys: Collection[str], subnets: Collection[IpNetwork]) -> None:
         """Record that a listing contained only these keys, with accepted leases on only these subnets."""
         self._refusals.keep_only(keys)
         for subnet in self._trust.holders.keys() - set(subnets):

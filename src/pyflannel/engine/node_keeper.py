@@ -31,15 +31,18 @@ from pyflannel.model.lease_protocol import (
     Wanted,
 )
 from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.network_config import Family, IpNetwork, NetworkConfig
 from pyflannel.model.store_record import Change, Listing, Put, PutSeen, Record, Written
 from pyflannel.plan.lease.choice import merged_attributes
 from pyflannel.plan.lease.holding import retry_pause_s
 from pyflannel.ports import Clock, Store
 from pyflannel.wire.kubernetes_node import (
     NODES,
+    Subnets,
     format_annotations,
     format_condition,
     lease_of_node,
+    leased,
     missing_annotations,
     node_of,
     rfc3339,
@@ -250,7 +253,7 @@ class NodeKeeper:
         """Return the lease of a Node; the known lease if no value that flannel uses has changed."""
         key = NODES + node.name
         try:
-            lease = lease_of_node(node, self._own.prefix, revision)
+            lease = lease_of_node(node, self._own.prefix, revision, self._wanted.network.families)
         except WireError as error:
             self._skipped.skip(key, error)
             return known
@@ -322,47 +325,29 @@ class NodeKeeper:
             WireError: the Node has no podCIDR that this host can use, or an annotation is not an address.
         """
         prefix, config = self._own.prefix, self._wanted.network
-        subnets = subnets_of(node)
-        ipv6 = subnets.ipv6 if config.enable_ipv6 else None
-        if subnets.ipv4 is None and subnets.ipv6 is not None:
-            raise WireError(
-                f'node "{node.name}" has only the IPv6 podCIDR {subnets.ipv6},'
-                " and IPv6 alone is not supported",
-                hint="Create the cluster with both families: an IPv4 and an IPv6 range for --cluster-cidr of"
-                " kube-controller-manager and --service-cluster-ip-range of kube-apiserver.",
-            )
-        if subnets.ipv4 is None or (config.enable_ipv6 and ipv6 is None):
-            raise WireError(
-                f'node "{node.name}" pod cidr not assigned{"" if subnets.ipv4 is None else " for IPv6"}',
-                hint="Start kube-controller-manager with --allocate-node-cidrs and --cluster-cidr.",
-            )
-        for name, network, subnet in (
-            ("", config.network, subnets.ipv4),
-            ("IPv6 ", config.ipv6_network, ipv6),
-        ):
-            if subnet is not None and not config.admits(subnet):
-                raise WireError(
-                    f'subnet "{network}" specified in the flannel net config doesn\'t contain "{subnet}"'
-                    f' {name}PodCIDR of the "{node.name}" node',
-                    hint="Write the --cluster-cidr of kube-controller-manager as Network in net-conf.json.",
-                )
+        found = subnets_of(node)
+        for family, subnet in ((4, found.ipv4), (6, found.ipv6)):
+            if family in config.families:
+                _check_subnet(node, subnet, family, config)
         attributes = with_published_addresses(node, self._wanted.attributes, prefix)
         with suppress(WireError):
-            if (standing := lease_of_node(node, prefix)) is not None:
+            if (standing := lease_of_node(node, prefix, families=config.families)) is not None:
                 wanted = replace(self._wanted, attributes=attributes)
                 attributes = merged_attributes(standing.attributes, wanted)
-        return Lease(
-            subnet=subnets.ipv4, ipv6_subnet=ipv6, attributes=attributes, revision=self._node_revision
-        )
+        used = Subnets(found.ipv4, found.ipv6 if config.enable_ipv6 else None)
+        lease = leased(used, attributes, self._node_revision, config.families)
+        assert lease is not None  # each family of the network has a subnet
+        return lease
 
     def _hold(self, lease: Lease) -> NodeCondition:
         """Report the lease if the lease is new, and return the condition of the Node.
 
         A running host keeps its subnet unless the operator allows it to renumber.
         """
-        held, previous = self._held, self._wanted.previous
+        held, wanted = self._held, self._wanted
+        previous = wanted.previous if lease.subnet.version == 4 else wanted.previous_ipv6
         running = previous if held is None else held.lease.subnet
-        if held is not None and _subnets(held.lease) != _subnets(lease) and not self._wanted.renumbers:
+        if held is not None and _subnets(held.lease) != _subnets(lease) and not wanted.renumbers:
             text = (
                 f"Node {self._own.name} has podCIDR {lease.text} now, and its pods run in {held.lease.text}"
             )
@@ -380,6 +365,33 @@ class NodeKeeper:
             self._held = Held(lease=lease)
             self._report(Acquired(self._held))
         return self._broken or IS_UP
+
+
+def _check_subnet(node: Node, subnet: IpNetwork | None, family: Family, config: NetworkConfig) -> None:
+    """Check that a Node has a subnet in a family of the network.
+
+    Raises:
+        WireError: it has none, or one outside of the network.
+    """
+    name, key = ("", "Network") if family == 4 else ("IPv6 ", "IPv6Network")
+    if subnet is None and node.pod_cidrs:
+        other = "IPv4 alone" if family == 6 else "IPv6 alone"
+        raise WireError(
+            f'node "{node.name}" pod cidr not assigned for IPv{family}: it has {", ".join(node.pod_cidrs)}',
+            hint=f"In a cluster with {other}, write EnableIPv{family}: false in net-conf.json. For both"
+            " families, start kube-controller-manager with both ranges in --cluster-cidr.",
+        )
+    if subnet is None:
+        raise WireError(
+            f'node "{node.name}" pod cidr not assigned',
+            hint="Start kube-controller-manager with --allocate-node-cidrs and --cluster-cidr.",
+        )
+    if not config.admits(subnet):
+        raise WireError(
+            f'subnet "{config.range_of(family)}" specified in the flannel net config doesn\'t contain'
+            f' "{subnet}" {name}PodCIDR of the "{node.name}" node',
+            hint=f"Write the --cluster-cidr of kube-controller-manager as {key} in net-conf.json.",
+        )
 
 
 def _subnets(lease: Lease) -> tuple[object, object]:

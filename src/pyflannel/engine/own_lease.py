@@ -9,7 +9,7 @@ from pyflannel.engine.world import HostOptions
 from pyflannel.errors import WireError
 from pyflannel.model.lease import BackendData, BackendPart, LeaseAttributes, Vtep, WireguardData
 from pyflannel.model.lease_protocol import Wanted
-from pyflannel.model.network_config import Family, IpNetwork
+from pyflannel.model.network_config import BOTH_FAMILIES, Family, IpNetwork
 from pyflannel.plan.backend.vxlan import may_stay
 from pyflannel.plan.backends import Backend
 from pyflannel.wire.lease_json import format_backend_data
@@ -18,12 +18,14 @@ from pyflannel.wire.subnet_env import previous_ipv6_subnet, previous_subnet
 log = logging.getLogger(__name__)
 
 
-def previous_run_subnet(options: HostOptions) -> IPv4Network | None:
-    """Return the subnet of the previous run, from the old subnet.env; None if no subnet is known."""
+def previous_run_subnet(options: HostOptions) -> IpNetwork | None:
+    """Return the subnet of the previous run that identified its lease, from the old subnet.env; None if no
+    subnet is known.
+    """
     if options.subnet_env is None:
         return None
     try:
-        return previous_subnet(options.subnet_env)
+        return previous_subnet(options.subnet_env) or _previous_ipv6(options)
     except WireError as error:
         log.error(
             "Couldn't parse previous FLANNEL_SUBNET from subnet file at %s: %s",
@@ -46,7 +48,7 @@ def wanted_lease(
     options: HostOptions,
     *,
     reads: tuple[str, ...],
-    previous: IPv4Network | None,
+    previous: IpNetwork | None,
     avoided: tuple[IpNetwork, ...],
 ) -> Wanted:
     """Return the lease that this host wants, if config, backend and underlay are known.
@@ -71,7 +73,7 @@ def wanted_lease(
         network=config,
         config_revision=condition.config.revision,
         attributes=identified(attributes, condition, host_name=options.host_name),
-        previous=previous,
+        previous=previous if isinstance(previous, IPv4Network) else None,
         previous_ipv6=_previous_ipv6(options),
         avoided=avoided,
         ttl_s=options.lease_ttl_s,
@@ -111,9 +113,11 @@ def identified(
 def _part(backend: Backend, condition: HostCondition) -> BackendPart:
     """Return the part of the lease that describes a backend, in both families."""
     config = condition.inputs.config
-    data, data_v6 = _data(backend, condition, 4), None
-    if config is not None and config.enable_ipv6 and 6 in backend.families:
-        data_v6 = _data(backend, condition, 6)
+    families = () if config is None else config.families
+    data, data_v6 = (
+        _data(backend, condition, family) if family in families and family in backend.families else None
+        for family in BOTH_FAMILIES
+    )
     return BackendPart(
         backend_type=backend.lease_type,
         backend_data=format_backend_data(data) if isinstance(data, WireguardData) else None,

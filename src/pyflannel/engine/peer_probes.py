@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 from pyflannel.engine.condition import Inputs
@@ -75,12 +74,12 @@ class PeerProbes:
         self.trouble: Notice | None = None
         self._send = send
         self._clock = clock
-        self._echoes: Mapping[IPv4Network, Echo] = {}
-        self._results: dict[IPv4Network, EchoResult] = {}  # the oldest first
+        self._echoes: Mapping[IpNetwork, Echo] = {}
+        self._results: dict[IpNetwork, EchoResult] = {}  # the oldest first
         self._asked = asyncio.Event()
         self._asked_at = -ASKED_S
 
-    def ask(self, echoes: Mapping[IPv4Network, Echo]) -> Mapping[IPv4Network, EchoResult]:
+    def ask(self, echoes: Mapping[IpNetwork, Echo]) -> Mapping[IpNetwork, EchoResult]:
         """Return the latest results for these peers, and probe them for the next ASKED_S.
 
         A peer without a result was not probed yet.

@@ -14,7 +14,7 @@ from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.state import Blocked, PlanResult
 from pyflannel.model.status import StrangerStatus
 from pyflannel.plan.backends import Backend
-from pyflannel.plan.peers import Conflict
+from pyflannel.plan.peers import Conflict, place_of
 from pyflannel.ports import Clock, Guard
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class PlanLog:
 
     def log_update(self, planner: Planner, result: PlanResult, backend: Backend | None) -> None:
         """Log the differences after an update of the planner."""
-        changes = [change for change in planner.peer_changes if change.family == 4]
+        changes = [change for change in planner.peer_changes if change.family == planner.first_family]
         self._log_peers("added", [change.new for change in changes if change.new and not change.old])
         self._log_peers("removed", [change.old for change in changes if change.old and not change.new])
         self._log_conflicts(planner.conflicts)
@@ -53,7 +53,7 @@ class PlanLog:
         if len(leases) > NAMED_IN_LOG:
             self._peers.line(logging.INFO, "Subnets %s: %d", event, len(leases))
             return
-        for lease in sorted(leases, key=lambda lease: lease.subnet):
+        for lease in sorted(leases, key=place_of):
             self._peers.line(logging.INFO, "Subnet %s: %s", event, lease.text)
 
     def _log_conflicts(self, conflicts: tuple[Conflict, ...]) -> None:

@@ -6,7 +6,6 @@ is planned again, and the result equals a plan that is computed from the beginni
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
 
 from pyflannel.engine.condition import Inputs
 from pyflannel.engine.world import PlanOptions
@@ -93,9 +92,14 @@ class Planner:
         self._behind: set[IpNetwork] = set()  # peers that only a previous backend can reach
 
     @property
+    def first_family(self) -> Family:
+        """The first family of the network, in which its leases have their identity."""
+        return next(iter(self._peers), 4)
+
+    @property
     def peers(self) -> tuple[Lease, ...]:
         """The valid leases of other hosts, in the order of their subnets."""
-        return self._peers_in(4)
+        return self._peers_in(self.first_family)
 
     def planned_peers(self, family: Family) -> Iterator[Lease]:
         """Yield the peers in a family, without those that are not planned, in no particular order."""
@@ -113,14 +117,14 @@ class Planner:
     @property
     def peer_count(self) -> int:
         """The number of peers."""
-        return len(self._peers.get(4, ()))
+        return len(self._peers.get(self.first_family, ()))
 
     @property
-    def refused(self) -> dict[IPv4Network, str]:
-        """The reasons why leases of other hosts are not planned, by their IPv4 subnet; the reason in IPv4
-        has precedence.
+    def refused(self) -> dict[IpNetwork, str]:
+        """The reasons why leases of other hosts are not planned, by the subnet that identifies them;
+        the reason in IPv4 has precedence.
         """
-        reasons: dict[IPv4Network, str] = {}
+        reasons: dict[IpNetwork, str] = {}
         for family in (6, 4):
             if (peers := self._peers.get(family)) is not None:
                 reasons.update((subnet, conflict.text) for subnet, conflict in peers.ignored.items())
@@ -128,7 +132,7 @@ class Planner:
             reasons.update((one.peer.subnet, one.reason) for one in objections)
         return reasons
 
-    def refused_owners(self, leases: LeaseSet) -> dict[IPv4Network, str]:
+    def refused_owners(self, leases: LeaseSet) -> dict[IpNetwork, str]:
         """Return the owners of the refused leases that have an owner, by subnet."""
         refused = (lease for subnet in self.refused if (lease := leases.by_subnet.get(subnet)) is not None)
         return {one.subnet: one.attributes.owner for one in refused if one.attributes.owner is not None}
@@ -158,11 +162,18 @@ class Planner:
         """The current plan; None before the first plan."""
         return State(self._plan) if self._plan else None
 
-    def host(self, inputs: Inputs, family: Family = 4) -> Host | None:
-        """Return the host in the form that backends use; None while its lease or its underlay is missing."""
+    def hosts(self, inputs: Inputs) -> list[Host]:
+        """Return the host in each family of the network in which it has a lease and an underlay."""
+        families = () if inputs.config is None else inputs.config.families
+        return [host for family in families if (host := self.host(inputs, family)) is not None]
+
+    def host(self, inputs: Inputs, family: Family) -> Host | None:
+        """Return the host in the form that backends use; None while its lease or its underlay is missing in
+        the family.
+        """
         if inputs.lease is None or inputs.underlay is None:
             return None
-        if family == 6 and (inputs.lease.ipv6_subnet is None or inputs.underlay.ipv6_address is None):
+        if inputs.lease.subnet_in(family) is None or inputs.underlay.address_in(family) is None:
             return None
         host = Host(
             lease=inputs.lease,
@@ -224,8 +235,8 @@ class Planner:
         if inputs.backend is None or inputs.underlay is None:
             return self._block("")
         self.obstacle = inputs.backend.obstacle(inputs.underlay, inputs.wireguard) or ""
-        host = self.host(inputs)
-        if host is None or inputs.config is None:
+        hosts = self.hosts(inputs)
+        if inputs.config is None or not hosts or hosts[0].family != inputs.config.families[0]:
             return self._block(self.obstacle)
         generations = [
             one
@@ -236,7 +247,6 @@ class Planner:
             return self._block(self.obstacle)
         if not self._plan and inputs.config.enable_ipv6 and inputs.underlay.ipv6_address is None:
             return self._block(inputs.underlay.ipv6_trouble or "an IPv6 address of the host")
-        hosts = [one for family in inputs.config.families if (one := self.host(inputs, family)) is not None]
         if generations[0].backend.routed != "nothing":
             for one in hosts:
                 why = subnet_objection(one.subnet, inputs.underlay, inputs.surroundings)
@@ -317,14 +327,15 @@ class Planner:
         """Plan everything. If two peers need one object, the backend decides which peer gets it."""
         config, options = bases[0].config, self._options
         firsts = [basis.views[0] for basis in bases if basis.views]
+        lease = firsts[0].host.lease
         text = format_subnet_env(
             config=config,
-            subnet=firsts[0].host.lease.subnet,
-            ipv6_subnet=firsts[0].host.lease.ipv6_subnet,
+            subnet=lease.subnet,
+            ipv6_subnet=lease.ipv6_subnet,
             mtu=min(view.backend.mtu(view.host) for view in firsts),
             ip_masq=options.packet_filter.masquerades,
-            division=divide(firsts[0].host.lease.subnet) if options.serves_docker else None,
-            ipv6_cni=ipv6_part_of_cni(firsts[0].host.lease.ipv6_subnet) if options.serves_docker else None,
+            division=divide(lease.subnet) if options.serves_docker else None,
+            ipv6_cni=ipv6_part_of_cni(lease.ipv6_subnet) if options.serves_docker else None,
         )
         notes = (note for view in firsts for note in notes_on(config, view.backend, view.host))
         self.notes = (*dict.fromkeys(notes), *transition_notes(bases[0]))
@@ -464,19 +475,18 @@ class Planner:
         view, network = view_of(peer, basis), basis.config.range_of(basis.family)
         if view is None:
             return basis.views[0].backend.objection(peer, basis.views[0].host) if basis.views else None
-        attributes = peer.attributes
-        address = attributes.public_ip if basis.family == 4 else attributes.public_ipv6
-        if network is None or address is None or address not in network:
+        part = peer.part(basis.family)
+        if network is None or part is None or part.address not in network:
             return None
         host, peers = view.host, self._peers.get(basis.family)
         if peers is None or view.backend.routed == "nothing":
             return None
         routed = [
             subnet_of(lease, basis.family)
-            for lease in peers.covering(address)
+            for lease in peers.covering(part.address)
             if any(isinstance(item, Route) for item in self._plan_peer(lease, basis))
         ]
-        return overlay_objection(address, (host.subnet, *self._host_routes, *routed), host)
+        return overlay_objection(part.address, (host.subnet, *self._host_routes, *routed), host)
 
     def _note_generation(self, peer: Lease, basis: Basis) -> None:
         """Record whether a planned peer is reached by a previous backend."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network
 
 from pyflannel.engine.condition import HostCondition, LeaseCondition
 from pyflannel.engine.lease_log import EXHAUSTED_HINT, exhausted_text, holder_text, left_out_text, shared_text
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.link import Link
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import NarrowPath
 from pyflannel.model.status import (
     BackendStatus,
@@ -27,6 +27,7 @@ from pyflannel.model.status import (
 from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.backends import notes_on
 from pyflannel.plan.diff import found
+from pyflannel.plan.peers import place_of_subnet
 from pyflannel.plan.strangers import explain
 from pyflannel.ports import Clock
 
@@ -58,7 +59,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         waiting_for=waiting,
         network=NetworkStatus(
             text=condition.config.text,
-            network=inputs.config.network if inputs.config else None,
+            network=inputs.config.network if inputs.config and inputs.config.enable_ipv4 else None,
             ipv6_network=inputs.config.ipv6_network if inputs.config and inputs.config.enable_ipv6 else None,
             trouble=trouble,
         ),
@@ -143,18 +144,22 @@ def _underlay(condition: HostCondition) -> UnderlayStatus | None:
 
 def _backend(supervisor: Supervisor) -> BackendStatus | None:
     inputs = supervisor.condition.inputs
-    config, backend, host = inputs.config, inputs.backend, supervisor.planner.host(inputs)
-    ipv6_host = supervisor.planner.host(inputs, 6) if config and config.enable_ipv6 else None
+    config, backend = inputs.config, inputs.backend
     if config is None or backend is None:
         return None
-    if host is None:
+    hosts = supervisor.planner.hosts(inputs)
+    if not hosts:
         return BackendStatus(type=config.backend_type, notes=backend.config_warnings)
+    host = hosts[0]
     links = (item.name for item in backend.plan_host(host) if isinstance(item, Link))
     return BackendStatus(
         type=config.backend_type,
         link=next(links, None),
-        mtu=min(backend.mtu(one) for one in (host, ipv6_host) if one is not None),
-        notes=(*notes_on(config, backend, host), *supervisor.planner.change_notes),
+        mtu=min(map(backend.mtu, hosts)),
+        notes=(
+            *notes_on(config, backend, host),
+            *supervisor.planner.change_notes,
+        ),
         is_encrypted=all(one.is_encrypted for one in inputs.backends),
         port=backend.tunnel_port,
     )
@@ -198,8 +203,9 @@ def wireguard_of(supervisor: Supervisor, contacts: Sequence[WireguardContact]) -
                 sent=contact.sent,
             )
             for peer in supervisor.planner.peers
-            if peer.attributes.wireguard is not None
-            and (contact := by_key.get(peer.attributes.wireguard.public_key)) is not None
+            if (part := peer.part(peer.subnet.version)) is not None
+            and part.wireguard is not None
+            and (contact := by_key.get(part.wireguard.public_key)) is not None
             and peer.subnet not in supervisor.planner.objections
         ),
     )
@@ -214,7 +220,7 @@ def _config_trouble(condition: HostCondition) -> Notice | None:
     return replace(trouble, text=f"{how} {trouble.text}")
 
 
-def _shared(supervisor: Supervisor) -> Mapping[IPv4Network, str]:
+def _shared(supervisor: Supervisor) -> Mapping[IpNetwork, str]:
     """Return the reason for each peer that is refused because it shares this host's address or identity."""
     shared = supervisor.condition.lease.shared
     if shared is None:
@@ -223,7 +229,7 @@ def _shared(supervisor: Supervisor) -> Mapping[IPv4Network, str]:
     return {subnet: shared_text(shared) for subnet, owner in owners.items() if owner == shared.other}
 
 
-def _refused_peers(supervisor: Supervisor, shared: Mapping[IPv4Network, str]) -> tuple[RefusedPeer, ...]:
+def _refused_peers(supervisor: Supervisor, shared: Mapping[IpNetwork, str]) -> tuple[RefusedPeer, ...]:
     leases = supervisor.condition.leases.by_subnet
     return tuple(
         RefusedPeer(
@@ -232,6 +238,8 @@ def _refused_peers(supervisor: Supervisor, shared: Mapping[IPv4Network, str]) ->
             reason=shared.get(subnet, reason),
             host_name=lease.attributes.host_name,
         )
-        for subnet, reason in sorted(supervisor.planner.refused.items())
+        for subnet, reason in sorted(
+            supervisor.planner.refused.items(), key=lambda one: place_of_subnet(one[0])
+        )
         if (lease := leases.get(subnet)) is not None
     )

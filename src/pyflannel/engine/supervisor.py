@@ -146,7 +146,7 @@ class Supervisor:
             tasks.create_task(self._handshakes.run(), name="first handshakes")
             tasks.create_task(self.path_mtus.run(), name="MTU of paths")
             tasks.create_task(self.underlay.run(), name="underlay")
-            await self.underlay.is_known.wait()
+            await self.underlay.has_looked.wait()
             tasks.create_task(self._config.run(), name="network config")
             await self._prerequisites.wait()
             self._keeper = self._make_keeper()
@@ -193,8 +193,10 @@ class Supervisor:
     @property
     def waiting_for(self) -> str | None:
         """The reason why the host is not ready, in one line; None if it is ready."""
-        if self.condition.inputs.underlay is None and not self.condition.obstacle:
-            reason = self.underlay.waiting_for
+        inputs, obstacle = self.condition.inputs, self.condition.obstacle
+        has_interface = inputs.underlay is not None and inputs.config is not None
+        if not has_interface and not obstacle and self.underlay.waiting_for is not None:
+            reason: str | None = self.underlay.waiting_for
         else:
             reason = reason_to_wait(self.condition, self.reconciler, was_ready=self.is_ready)
         # The service manager would read a line feed from the store as the start of another assignment.

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Literal
 
 from pyflannel.model.item import Item, Key, Marks, Rank
-from pyflannel.model.lease import Lease
+from pyflannel.model.lease import Ipv4End, Lease, ipv4_end
 from pyflannel.model.link import MARK, is_random_identity
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.route import PROTOCOL_FLANNEL, Route, route_protocol
@@ -107,7 +107,7 @@ class DefaultRoute:
 
     link: str
     metric: int = 0
-    source: IPv4Address | None = None
+    source: IpAddress | None = None
     gateway: IpAddress | None = None
 
 
@@ -172,10 +172,11 @@ class IpsecPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interfaces:
-    """All interfaces of a host, by index, and its IPv4 default routes, in the kernel's order.
+    """All interfaces of a host, by index, and its default routes, in the kernel's order.
 
     Attributes:
-        ipv6_gateways: gateways of the IPv6 default routes.
+        default_routes: the IPv4 default routes.
+        ipv6_default_routes: the IPv6 default routes, if they were requested.
         routes: routes of other programs and of the kernel, of every kind, in the requested scope; default
             routes are excluded.
         resolvers: addresses of the host's DNS servers.
@@ -187,7 +188,7 @@ class Interfaces:
     routes: tuple[Route, ...] = ()
     resolvers: tuple[IpAddress, ...] = ()
     policies: tuple[IpsecPolicy, ...] = ()
-    ipv6_gateways: tuple[IPv6Address, ...] = ()
+    ipv6_default_routes: tuple[DefaultRoute, ...] = ()
 
     def named(self, name: str) -> Interface | None:
         """Return the interface with this name."""
@@ -254,7 +255,8 @@ class Underlay:
 
     Attributes:
         link: name of the interface.
-        address: address of the interface, to which tunnel sockets are bound.
+        address: address of the interface, to which tunnel sockets are bound; its IPv6 address in a network
+            with IPv6 alone.
         mtu: size in bytes of the largest outgoing packet.
         public_ip: address that other hosts use; it differs from `address` behind a NAT.
         on_link: prefixes that the host reaches by the interface without a gateway, of both families.
@@ -266,9 +268,9 @@ class Underlay:
     """
 
     link: str
-    address: IPv4Address
+    address: IpAddress
     mtu: int
-    public_ip: IPv4Address
+    public_ip: IpAddress
     on_link: tuple[IpNetwork, ...] = ()
     driver: str = ""
     ipv6_address: IPv6Address | None = None
@@ -282,6 +284,12 @@ class Underlay:
         This is also assumed for an unknown driver.
         """
         return self.driver in _VIRTUAL_DRIVERS
+
+    def address_in(self, family: Family) -> IpAddress | None:
+        """Return the address of the interface in a family; None if it has none."""
+        if family == 6:
+            return self.ipv6_address
+        return self.address if self.address.version == 4 else None
 
     def reaches(self, address: IpAddress) -> bool:
         """Return whether a host at `address` is reached without a gateway."""
@@ -357,18 +365,21 @@ class Host:
     @property
     def subnet(self) -> IpNetwork:
         """The host's subnet in this address family."""
-        if self.family == 4:
-            return self.lease.subnet
-        assert self.lease.ipv6_subnet is not None  # if this is None, the host is not planned in IPv6
-        return self.lease.ipv6_subnet
+        subnet = self.lease.subnet_in(self.family)
+        assert subnet is not None  # if this is None, the host is not planned in the family
+        return subnet
 
     @property
     def address(self) -> IpAddress:
         """The underlay address in this address family, to which tunnel sockets are bound."""
-        if self.family == 4:
-            return self.underlay.address
-        assert self.underlay.ipv6_address is not None  # if this is None, the host is not planned in IPv6
-        return self.underlay.ipv6_address
+        address = self.underlay.address_in(self.family)
+        assert address is not None  # if this is None, the host is not planned in the family
+        return address
+
+    @property
+    def ipv4(self) -> Ipv4End:
+        """The host's subnet and underlay address in a network with IPv4."""
+        return ipv4_end(self.lease.subnet, self.underlay.address)
 
     @property
     def device_owner(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
-from pyflannel.model.network_config import Family, IpAddress, IpNetwork
+from pyflannel.model.network_config import AnyAddress, AnyNetwork, Family, IpAddress, IpNetwork
 from pyflannel.model.probe import NarrowPath
 from pyflannel.model.store_record import Secret
 
@@ -105,6 +105,10 @@ DIRECT = "direct"
 (DirectRouting)."""
 
 
+NO_ADDRESS = IPv4Address(0)
+"""The published address of a host without an address."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendPart:
     """The part of a lease that depends on the backend; its attributes have the same meaning as in
@@ -130,7 +134,9 @@ class LeaseAttributes:
     """The attributes that a host publishes in its lease.
 
     Attributes:
-        public_ip: address of the host on the underlay; 0.0.0.0 if the host has no address.
+        public_ip: address of the host on the underlay; its IPv6 address in a network with IPv6 alone.
+            0.0.0.0 if the host has no address.
+        public_ipv6: the IPv6 address of the host on the underlay; None without IPv6.
         backend_type: the published type of the backend; empty for udp and alloc.
         backend_data: the backend's JSON as text; None if absent, or if it is `vtep` as pyflannel writes it.
             Nearly all leases have this form, and storing their texts would need a megabyte.
@@ -151,7 +157,7 @@ class LeaseAttributes:
         also: previous backends by which the holder still receives packets, during a change of the backend.
     """
 
-    public_ip: IPv4Address
+    public_ip: IpAddress
     public_ipv6: IPv6Address | None = None
     backend_type: str = ""
     backend_data: str | None = None
@@ -204,7 +210,7 @@ class LeaseAttributes:
         )
 
 
-def host_text(address: IPv4Address, host_name: str | None) -> str:
+def host_text(address: IpAddress, host_name: str | None) -> str:
     """Return a host for people: `docker2 (192.168.50.101)`, or only the address."""
     return str(address) if host_name is None else f"{host_name} ({address})"
 
@@ -225,23 +231,53 @@ class LeasePart(NamedTuple):
     wireguard: WireguardData | None
 
 
+class Ipv4End(NamedTuple):
+    """The IPv4 subnet of a host and its IPv4 address on the underlay."""
+
+    subnet: IPv4Network
+    address: IPv4Address
+
+
+def ipv4_end(subnet: IpNetwork, address: IpAddress) -> Ipv4End:
+    """Return the subnet and the address of a host of a network with IPv4."""
+    assert isinstance(subnet, IPv4Network)
+    assert isinstance(address, IPv4Address)
+    return Ipv4End(subnet, address)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """A subnet held by a host.
 
     Attributes:
+        subnet: the subnet that identifies the lease: the IPv4 subnet; the IPv6 subnet in a network with IPv6
+            alone.
+        ipv6_subnet: the IPv6 subnet; None without IPv6.
         revision: store revision of the last write; 0 for a lease that is not written yet.
         has_ttl: False for a reservation, which never expires and never gets a TTL.
         since: store revision since which the holder has published its VTEP or its key; 0 if the revision is
             unknown.
     """
 
-    subnet: IPv4Network
+    subnet: IpNetwork
     ipv6_subnet: IPv6Network | None = None
     attributes: LeaseAttributes
     revision: int = 0
     has_ttl: bool = True
     since: int = field(default=0, compare=False)
+
+    @classmethod
+    def of_ipv6(cls, subnet: IPv6Network, attributes: LeaseAttributes, revision: int = 0) -> "Lease":
+        """Return a lease of a network with IPv6 alone, with these attributes. Their IPv4 address does not
+        count.
+        """
+        address = attributes.public_ipv6 or NO_ADDRESS
+        return cls(
+            subnet=subnet,
+            ipv6_subnet=subnet,
+            attributes=replace(attributes, public_ip=address),
+            revision=revision,
+        )
 
     @property
     def variants(self) -> "tuple[Lease, ...]":
@@ -253,22 +289,37 @@ class Lease:
         return tuple(replace(self, attributes=attributes.with_backend(part)) for part in parts)
 
     def part(self, family: Family) -> LeasePart | None:
-        """Return the part of the lease for an address family; None for IPv6 if the lease has no IPv6
-        subnet or no IPv6 address.
+        """Return the part of the lease for an address family; None if the lease has no subnet in it, or no
+        IPv6 address.
         """
-        attributes = self.attributes
-        if family == 4:
-            return LeasePart(self.subnet, attributes.public_ip, attributes.vtep, attributes.wireguard)
-        if self.ipv6_subnet is None or attributes.public_ipv6 is None:
+        attributes, subnet = self.attributes, self.subnet_in(family)
+        if subnet is None:
             return None
-        return LeasePart(
-            self.ipv6_subnet, attributes.public_ipv6, attributes.vtep_v6, attributes.wireguard_v6
-        )
+        if family == 4:
+            return LeasePart(subnet, attributes.public_ip, attributes.vtep, attributes.wireguard)
+        if attributes.public_ipv6 is None:
+            return None
+        return LeasePart(subnet, attributes.public_ipv6, attributes.vtep_v6, attributes.wireguard_v6)
+
+    @property
+    def ipv4(self) -> Ipv4End:
+        """The subnet and the address of the holder in a network with IPv4."""
+        return ipv4_end(self.subnet, self.attributes.public_ip)
+
+    def subnet_in(self, family: Family) -> IpNetwork | None:
+        """Return the subnet in an address family; None if the lease has none."""
+        if family == 6:
+            return self.ipv6_subnet
+        return self.subnet if self.subnet.version == 4 else None
 
     @property
     def text(self) -> str:
         """The subnets as text for people: `10.5.52.0/24`, or `10.5.52.0/24 fd00:5:0:34::/64`."""
-        return str(self.subnet) if self.ipv6_subnet is None else f"{self.subnet} {self.ipv6_subnet}"
+        return (
+            str(self.subnet)
+            if self.ipv6_subnet in (None, self.subnet)
+            else f"{self.subnet} {self.ipv6_subnet}"
+        )
 
 
 def renewal_margin_s(wanted_s: float, ttl_s: float) -> float:
@@ -287,9 +338,9 @@ class Claim:
             The copy that has held it for longer keeps it. None if the asking host does not hold the lease.
     """
 
-    subnet: IPv4Network
+    subnet: IpNetwork
     owner: str
-    public_ip: IPv4Address
+    public_ip: IpAddress
     host_name: str | None = None
     held_s: float | None = None
     revision: int = 0
@@ -332,9 +383,9 @@ class LeaseEntry:
         revision: store revision of the last write.
     """
 
-    subnet: IPv4Network
+    subnet: AnyNetwork
     ipv6_subnet: IPv6Network | None = None
-    public_ip: IPv4Address
+    public_ip: AnyAddress
     public_ipv6: IPv6Address | None = None
     backend_type: str = ""
     owner: str | None = None
@@ -343,6 +394,11 @@ class LeaseEntry:
     is_reservation: bool = False
     expires_in_s: float | None = None
     revision: int = 0
+
+    @property
+    def ipv4(self) -> Ipv4End:
+        """The subnet and the address of the holder in a network with IPv4."""
+        return ipv4_end(self.subnet, self.public_ip)
 
     @classmethod
     def of(cls, lease: Lease, *, expires_in_s: float | None = None) -> "LeaseEntry":
@@ -380,9 +436,9 @@ class PeerEntry:
         path_mtus: the paths to it that carry less than planned, as flanneld has measured them.
     """
 
-    subnet: IPv4Network
+    subnet: AnyNetwork
     ipv6_subnet: IPv6Network | None = None
-    public_ip: IPv4Address
+    public_ip: AnyAddress
     public_ipv6: IPv6Address | None = None
     backend_type: str = ""
     owner: str | None = None

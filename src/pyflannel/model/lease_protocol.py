@@ -123,7 +123,7 @@ class LeaseSeen:
 class LeaseGone:
     """A lease was deleted, or expired. The IPv6 subnet is set if its key contained one."""
 
-    subnet: IPv4Network
+    subnet: IpNetwork
     revision: int
     ipv6_subnet: IPv6Network | None = None
 
@@ -135,7 +135,7 @@ class Unreadable:
     This value is also used to a key with an IPv6 subnet.
     """
 
-    subnet: IPv4Network
+    subnet: IpNetwork
     revision: int
     ipv6_subnet: IPv6Network | None = None
 
@@ -151,7 +151,7 @@ class ClaimSeen:
 class ClaimGone:
     """A claim was answered, or expired."""
 
-    subnet: IPv4Network
+    subnet: IpNetwork
     revision: int
 
 
@@ -301,7 +301,7 @@ class Reusing:
 class ReusingPrevious:
     """The subnet of the old subnet.env is free and is acquired again."""
 
-    subnet: IPv4Network
+    subnet: IpNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +313,7 @@ class Unsuitable:
             `previous` for the subnet in subnet.env, which is ignored.
     """
 
-    subnet: IPv4Network
+    subnet: IpNetwork
     fate: Literal["deleted", "kept", "previous"]
 
 
@@ -369,7 +369,7 @@ class SharedAddress:
             undecided.
     """
 
-    subnet: IPv4Network
+    subnet: IpNetwork
     other: str
     host: str
     is_ours: bool | None

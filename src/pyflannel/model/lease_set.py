@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv6Network
 from typing import TypeVar
 
 from pyflannel.model.lease import Lease, Vtep, WireguardData
 from pyflannel.model.lease_protocol import ClaimGone, ClaimSeen, LeaseChange, LeaseGone, LeaseSeen, Unreadable
+from pyflannel.model.network_config import IpNetwork
 
 _Value = TypeVar("_Value")
 
@@ -16,7 +17,7 @@ _SHARD_MAX = 64
 _GROWTH = 4
 
 
-class SubnetMap(Mapping[IPv4Network, _Value]):
+class SubnetMap(Mapping[IpNetwork, _Value]):
     """Values by subnet. A changed copy, and the difference from it, take time only for one shard, not for all
     shards.
 
@@ -26,24 +27,24 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
 
     __slots__ = ("_length", "_shards")
 
-    def __init__(self, entries: Iterable[tuple[IPv4Network, _Value]] = ()) -> None:
+    def __init__(self, entries: Iterable[tuple[IpNetwork, _Value]] = ()) -> None:
         """Create the map of these entries. The last entry of a subnet is used."""
         by_subnet = dict(entries)
         count = 1
         while len(by_subnet) > count * _SHARD_MAX:
             count *= _GROWTH
-        shards: list[dict[IPv4Network, _Value]] = [{} for _ in range(count)]
+        shards: list[dict[IpNetwork, _Value]] = [{} for _ in range(count)]
         for subnet, value in by_subnet.items():
             shards[_place(subnet, count)][subnet] = value
-        self._shards: tuple[Mapping[IPv4Network, _Value], ...] = tuple(shards)
+        self._shards: tuple[Mapping[IpNetwork, _Value], ...] = tuple(shards)
         self._length = len(by_subnet)
 
-    def with_changes(self, changes: Iterable[tuple[IPv4Network, _Value | None]]) -> "SubnetMap[_Value]":
+    def with_changes(self, changes: Iterable[tuple[IpNetwork, _Value | None]]) -> "SubnetMap[_Value]":
         """Return the map after these changes, in the given order: a new value, or None to remove the
         subnet.
         """
         shards = list(self._shards)
-        own: dict[int, dict[IPv4Network, _Value]] = {}
+        own: dict[int, dict[IpNetwork, _Value]] = {}
         length = self._length
         for subnet, value in changes:
             place = _place(subnet, len(shards))
@@ -64,12 +65,12 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
 
     def differences(
         self, other: "SubnetMap[_Value]"
-    ) -> Iterator[tuple[IPv4Network, _Value | None, _Value | None]]:
+    ) -> Iterator[tuple[IpNetwork, _Value | None, _Value | None]]:
         """Yield each subnet with a different value in `other`, with both values.
 
         In two shards that differ, a value that is equal but another object counts as different.
         """
-        pairs: Iterable[tuple[Mapping[IPv4Network, _Value], Mapping[IPv4Network, _Value]]]
+        pairs: Iterable[tuple[Mapping[IpNetwork, _Value], Mapping[IpNetwork, _Value]]]
         if len(self._shards) == len(other._shards):
             pairs = zip(self._shards, other._shards, strict=True)
         else:
@@ -84,15 +85,15 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
                 if subnet not in mine:
                     yield subnet, None, value
 
-    def entries(self) -> Iterator[tuple[IPv4Network, _Value]]:
+    def entries(self) -> Iterator[tuple[IpNetwork, _Value]]:
         """Yield subnets and values. This method is faster than `items()`, which looks up each item."""
         for shard in self._shards:
             yield from shard.items()
 
-    def __getitem__(self, subnet: IPv4Network) -> _Value:
+    def __getitem__(self, subnet: IpNetwork) -> _Value:
         return self._shards[_place(subnet, len(self._shards))][subnet]
 
-    def __iter__(self) -> Iterator[IPv4Network]:
+    def __iter__(self) -> Iterator[IpNetwork]:
         for shard in self._shards:
             yield from shard
 
@@ -107,11 +108,11 @@ class SubnetMap(Mapping[IPv4Network, _Value]):
         return dict(self.entries()) == dict(other.entries())
 
 
-def _place(subnet: IPv4Network, count: int) -> int:
+def _place(subnet: IpNetwork, count: int) -> int:
     """Return the shard of a subnet, which is computed from the number of the subnet among the subnets of
     its length.
     """
-    return (int(subnet.network_address) >> (32 - subnet.prefixlen)) % count
+    return (int(subnet.network_address) >> (subnet.max_prefixlen - subnet.prefixlen)) % count
 
 
 LARGEST = 65_536
@@ -121,7 +122,7 @@ Each lease needs up to two kilobytes in this set, in the plan and in the kernel.
 the store could exhaust the memory of all hosts.
 """
 
-_KeyChange = tuple[IPv4Network, IPv6Network | None, Lease | None]
+_KeyChange = tuple[IpNetwork, IPv6Network | None, Lease | None]
 """The subnets in a key, and its current lease."""
 
 
@@ -151,7 +152,7 @@ class LeaseSet:
 
     by_subnet: SubnetMap[Lease] = field(default_factory=SubnetMap)
     listed_at: int = 0
-    outranked: Mapping[IPv4Network, tuple[Lease, ...]] = field(default_factory=dict)
+    outranked: Mapping[IpNetwork, tuple[Lease, ...]] = field(default_factory=dict)
     has_ipv6: bool = field(default=False, compare=False)
     left_out: int = field(default=0, compare=False)
 
@@ -161,7 +162,9 @@ class LeaseSet:
         leases = tuple(leases)
         left_out = max(0, len(leases) - LARGEST)
         if left_out:
-            leases = tuple(sorted(leases, key=lambda lease: (lease.since, lease.subnet)))[:LARGEST]
+            leases = tuple(
+                sorted(leases, key=lambda lease: (lease.since, lease.subnet.version, lease.subnet))
+            )[:LARGEST]
         counting = SubnetMap((x.subnet, x) for x in leases if x.ipv6_subnet is None)
         found = cls(counting, revision, left_out=left_out)
         return found._with([(x.subnet, x.ipv6_subnet, x) for x in leases if x.ipv6_subnet is not None])
@@ -201,7 +204,7 @@ class LeaseSet:
         gone = [lease for lease in (*self, *others) if is_left_out(lease)]
         return self._with([(lease.subnet, lease.ipv6_subnet, None) for lease in gone])
 
-    def _at(self, subnet: IPv4Network, ipv6_subnet: IPv6Network | None) -> Lease | None:
+    def _at(self, subnet: IpNetwork, ipv6_subnet: IPv6Network | None) -> Lease | None:
         """Return the lease of the key with these subnets."""
         counts = self.by_subnet.get(subnet)
         others = () if counts is None else (counts, *self.outranked.get(subnet, ()))
@@ -229,7 +232,7 @@ class LeaseSet:
         return self._ranked(news)
 
     def _ranked(self, news: Sequence[_KeyChange]) -> "LeaseSet":
-        changed: dict[IPv4Network, Lease | None] = {}
+        changed: dict[IpNetwork, Lease | None] = {}
         outranked = dict(self.outranked)
         for subnet, ipv6_subnet, lease in news:
             counts = changed[subnet] if subnet in changed else self.by_subnet.get(subnet)

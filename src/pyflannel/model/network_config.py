@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 Family = Literal[4, 6]
-"""An address family. IPv4 is always present, IPv6 is optional."""
+"""An address family."""
 
 IPV4_ONLY: tuple[Family, ...] = (4,)
 BOTH_FAMILIES: tuple[Family, ...] = (4, 6)
@@ -15,17 +15,25 @@ IpAddress = IPv4Address | IPv6Address
 IpNetwork = IPv4Network | IPv6Network
 
 
-@runtime_checkable
-class AnyAddress(Protocol):
-    """An IpAddress as one type, for documents, because msgspec cannot read a union of two such types."""
+# The types of documents, because msgspec cannot read a union of two types of addresses.
+if TYPE_CHECKING:
+    AnyAddress = IpAddress
+    AnyNetwork = IpNetwork
+else:
 
-    @property
-    def version(self) -> Family:
-        """The address family."""
+    @runtime_checkable
+    class AnyAddress(Protocol):
+        """An IpAddress as one type."""
 
-    @property
-    def packed(self) -> bytes:
+        packed: bytes
         """The address as bytes in network byte order."""
+
+    @runtime_checkable
+    class AnyNetwork(Protocol):
+        """An IpNetwork as one type."""
+
+        prefixlen: int
+        """The length of the prefix in bits."""
 
 
 DEFAULT_BACKEND = "udp"

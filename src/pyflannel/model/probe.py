@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv6Network
 from typing import Literal
 
-from pyflannel.model.network_config import Family, IpAddress, IpNetwork
+from pyflannel.model.network_config import AnyAddress, AnyNetwork, Family, IpAddress, IpNetwork
 
 ProbeState = Literal["reached", "rejected", "silent", "unsent", "skipped"]
 """States of a probe: an echo reply arrived; an ICMP error arrived; nothing arrived; the kernel refused to
@@ -116,7 +116,7 @@ class NarrowPath:
     """A path to a peer that carries less than planned, for documents.
 
     Attributes:
-        subnet: the IPv4 subnet of the peer.
+        subnet: the subnet of the peer.
         ipv6_subnet: its IPv6 subnet if this is the path of IPv6 packets; None for the path of IPv4 packets.
         planned: bytes of the largest packet of a container.
         measured: bytes of the largest packet that arrives.
@@ -124,7 +124,7 @@ class NarrowPath:
         is_routed: the route to the peer has the measured MTU. Otherwise, larger packets are lost.
     """
 
-    subnet: IPv4Network
+    subnet: AnyNetwork
     ipv6_subnet: IPv6Network | None = None
     planned: int
     measured: int
@@ -151,8 +151,8 @@ class PeerReach:
         path_mtu: largest probed packet that arrived through the tunnel; None if it is unknown.
     """
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
+    subnet: AnyNetwork
+    public_ip: AnyAddress
     host_name: str | None = None
     underlay: EchoResult
     tunnel: EchoResult
@@ -183,8 +183,8 @@ class PingStep:
     """
 
     name: StepName
-    destination: IPv4Address
-    source: IPv4Address | None = None
+    destination: AnyAddress
+    source: AnyAddress | None = None
     state: ProbeState
     rtt_ms: float | None = None
     mtu: int | None = None
@@ -204,8 +204,8 @@ class PingReport:
         fix: the command or the remedy; None if packets arrive.
     """
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
+    subnet: AnyNetwork
+    public_ip: AnyAddress
     host_name: str | None = None
     ok: bool
     steps: tuple[PingStep, ...]
@@ -328,7 +328,7 @@ class BenchLine:
     """
 
     name: Literal["measurement", "underlay", "tunnel", "container"]
-    destination: IPv4Address
+    destination: AnyAddress
     size: int
     sent: int
     received: int
@@ -349,8 +349,8 @@ class BenchReport:
         not_measured: the properties that the times do not show, with one sentence for each.
     """
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
+    subnet: AnyNetwork
+    public_ip: AnyAddress
     host_name: str | None
     backend_type: str
     is_encrypted: bool

@@ -13,7 +13,7 @@ from pyflannel.errors import sentences
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import StrangerReason
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
-from pyflannel.model.network_config import AnyAddress
+from pyflannel.model.network_config import AnyAddress, AnyNetwork
 from pyflannel.model.probe import NarrowPath
 
 
@@ -88,7 +88,7 @@ class LeaseStatus:
     """
 
     phase: LeasePhase | None = None
-    subnet: IPv4Network | None = None
+    subnet: AnyNetwork | None = None
     ipv6_subnet: IPv6Network | None = None
     is_reservation: bool = False
     expires_in_s: float | None = None
@@ -103,8 +103,8 @@ class UnderlayStatus:
     """The interface that carries the tunnel. Peers send to `public_ip`."""
 
     link: str
-    address: IPv4Address
-    public_ip: IPv4Address
+    address: AnyAddress
+    public_ip: AnyAddress
     mtu: int
     ipv6_address: IPv6Address | None = None
     public_ipv6: IPv6Address | None = None
@@ -145,7 +145,7 @@ class WireguardPeerStatus:
         sent: number of bytes sent to the peer since the device was created.
     """
 
-    subnet: IPv4Network
+    subnet: AnyNetwork
     public_key: str
     endpoint: str | None = None
     handshake_age_s: float | None = None
@@ -172,8 +172,8 @@ class RefusedPeer:
     unknown.
     """
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
+    subnet: AnyNetwork
+    public_ip: AnyAddress
     reason: str
     host_name: str | None = None
 
@@ -310,8 +310,8 @@ class RefusedLease:
         is_in_store: True if the store still contains the lease.
     """
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
+    subnet: AnyNetwork
+    public_ip: AnyAddress
     host_name: str | None = None
     fault: SignatureFault
     cause: str
@@ -418,7 +418,7 @@ class ReachStatus:
     """
 
     probed: int
-    silent: tuple[IPv4Network, ...] = ()
+    silent: tuple[AnyNetwork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -514,7 +514,7 @@ def peer_entries(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry
     refused = {peer.subnet: peer.reason for peer in status.refused_peers}
     encrypted = {peer.subnet: peer for peer in (status.wireguard.peers if status.wireguard else ())}
     own = status.lease.subnet if status.lease else None
-    narrow: dict[IPv4Network, list[NarrowPath]] = {}
+    narrow: dict[AnyNetwork, list[NarrowPath]] = {}
     for path in status.path_mtus:
         narrow.setdefault(path.subnet, []).append(path)
     return [
@@ -560,7 +560,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """The known membership of this host in a network. The daemon may not be running.
+    """The known membership of this host in the IPv4 part of a network. The daemon may not be running.
 
     Attributes:
         network: the whole range.

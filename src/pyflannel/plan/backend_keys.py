@@ -9,7 +9,6 @@ Source: flannel 0.28.9. The messages begin in the same way as the messages of th
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.network_config import IPV4_ONLY, KEYS, LATER_KEYS, Family, NetworkConfig
@@ -84,22 +83,6 @@ class BackendKeys:
             if written.lower() == key.lower():
                 value = candidate
         return value
-
-
-def ipv4_network(config: NetworkConfig) -> IPv4Network:
-    """Return the IPv4 network.
-
-    Raises:
-        ConfigError: IPv4 is disabled. The IPv4 subnet identifies a lease: in etcd, as with the original, and
-            in pyflannel also in Kubernetes.
-    """
-    if not config.enable_ipv4 or config.network is None:
-        raise ConfigError(
-            "EnableIPv4=false: networks with IPv6 alone are not supported, as each lease has an IPv4 subnet",
-            hint="Omit EnableIPv4 and set Network. For both families, also set EnableIPv6 and IPv6Network."
-            " In Kubernetes, the cluster needs both families too.",
-        )
-    return config.network
 
 
 def ineffective(

@@ -3,13 +3,12 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import IPv4Network
 from typing import Protocol
 
 from pyflannel.errors import ConfigError, UnknownBackendError
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import BackendData, Lease, LeaseEntry, Vtep, host_text
-from pyflannel.model.network_config import Family, IpAddress, NetworkConfig
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork, NetworkConfig
 from pyflannel.model.probe import ProbedPath
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
@@ -95,7 +94,7 @@ class Backend(Protocol):
         advance.
         """
 
-    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IpNetwork, str]:
         """Return the peers that yield to other peers which need the same object, by subnet, with the reason.
 
         The result does not depend on the order in which the peers were added.
@@ -163,8 +162,15 @@ def backend_of(config: NetworkConfig) -> Backend:
     """Return the backend of the config.
 
     Raises:
-        ConfigError: the backend does not exist, or its part of the config is invalid.
+        ConfigError: the backend does not exist, its part of the config is invalid, or the store has no leases
+            with IPv6 alone.
     """
+    if not config.enable_ipv4 and not config.is_assigned:
+        raise ConfigError(
+            "EnableIPv4=false: etcd has no leases with IPv6 alone, because each key contains an IPv4 subnet",
+            hint="Omit EnableIPv4 and set Network. For both families, also set EnableIPv6 and IPv6Network."
+            " Networks with IPv6 alone need --kube-subnet-mgr.",
+        )
     parser = _PARSERS.get(config.backend_type)
     if parser is None:
         later = " (not yet supported)" if config.backend_type in _LATER else ""
@@ -280,7 +286,7 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
 
 def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str]:
     """Yield the hosts that refuse the config because it excludes their subnets."""
-    refusing = [lease for lease in leases if new.enable_ipv4 and not new.admits(lease.subnet)]
+    refusing = [lease for lease in leases if not new.admits(lease.subnet)]
     if not refusing:
         return
     named = ", ".join(
@@ -376,7 +382,8 @@ def _backend_deviations(lease: Lease, backend: Backend) -> Iterator[str]:
         case udp.UdpBackend(port=wanted):
             name, found = "Port", attributes.port
         case vxlan.VxlanBackend(vni=wanted):
-            name, found = "VNI", None if attributes.vtep is None else attributes.vtep.vni
+            vtep = attributes.vtep or attributes.vtep_v6
+            name, found = "VNI", None if vtep is None else vtep.vni
         case wireguard.WireguardBackend(udp_port=wanted):
             name, found = "ListenPort", None if attributes.wireguard is None else attributes.wireguard.port
         case _:

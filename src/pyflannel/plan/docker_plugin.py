@@ -17,8 +17,9 @@ from pyflannel.model.docker import (
 from pyflannel.model.host import Host
 from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
-from pyflannel.model.network_config import IpAddress
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.route import IPV6_METRIC, PROTOCOL_KERNEL, SCOPE_LINK, Route
+from pyflannel.plan.routes import is_part
 
 _PARTS_LENGTH = 3
 """Number of bits of the prefix that number the parts, for eight parts."""
@@ -83,9 +84,9 @@ def flannel_network(option: object, known: Sequence[str] | None, *, holder: str 
     return str(option)
 
 
-def divide(subnet: IPv4Network) -> Division | None:
-    """Return the parts of a host's subnet; None if the subnet is too small."""
-    if subnet.prefixlen > _LONGEST_SUBNET:
+def divide(subnet: IpNetwork) -> Division | None:
+    """Return the parts of a host's subnet; None if the subnet is too small, or not IPv4."""
+    if not isinstance(subnet, IPv4Network) or subnet.prefixlen > _LONGEST_SUBNET:
         return None
     docker0, cni, *networks = subnet.subnets(prefixlen_diff=_PARTS_LENGTH)
     return Division(docker0, cni, tuple(networks))
@@ -464,7 +465,7 @@ def plan_bridges_of_docker(parts: DockerParts, host: Host, mtu: int) -> Iterator
     the address of a port, and changes it with its ports.
     """
     for network in parts.networks:
-        if not network.subnet.subnet_of(host.lease.subnet):
+        if not is_part(network.subnet, host.lease.subnet):
             continue
         ipv6, own = network.ipv6_gateway, host.lease.ipv6_subnet
         has_ipv6 = ipv6 is not None and own is not None and ipv6.network.subnet_of(own)

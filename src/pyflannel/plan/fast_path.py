@@ -52,7 +52,7 @@ def ipsec_note(host: Host, port: int) -> str | None:
 
 def _policies(host: Host, port: int) -> list[IpsecPolicy]:
     """Return the policies that may apply to the tunnel with any peer, on any port of the peer."""
-    own = host.underlay.address
+    own = host.ipv4.address
     return [
         policy
         for policy in host.surroundings.policies
@@ -65,7 +65,7 @@ def _is_secured(peer: Lease, host: Host, port: int, peer_port: int) -> bool:
     """Return whether an IPsec policy may apply to the tunnel with a peer, because only user space applies
     policies.
     """
-    own, address = host.underlay.address, peer.attributes.public_ip
+    own, address = host.ipv4.address, peer.ipv4.address
     return any(
         (policy.direction == "out" and policy.may_concern(own, address, peer_port))
         or (policy.direction == "in" and policy.may_concern(address, own, port))
@@ -86,8 +86,8 @@ def plan_peer_entry(peer: Lease, host: Host, port: int, peer_port: int) -> Itera
     if host.has_fast_path and not _is_secured(peer, host, port, peer_port):
         yield BpfPeer(
             device=host.device,
-            subnet=peer.subnet,
-            address=peer.attributes.public_ip,
+            subnet=peer.ipv4.subnet,
+            address=peer.ipv4.address,
             port=peer_port,
             is_direct=PARTIAL_CHECKSUM in peer.attributes.reads or not host.underlay.is_virtual,
         )
@@ -117,8 +117,8 @@ def _tunnel(host: Host, port: int, mtu: int) -> Tunnel:
     return Tunnel(
         device=host.device,
         underlay=host.underlay.link,
-        address=host.underlay.address,
-        subnet=host.lease.subnet,
+        address=host.ipv4.address,
+        subnet=host.ipv4.subnet,
         port=port,
         mtu=mtu,
         gro_link=_gro_pair(host)[0] if _has_gro_link(host) else "",

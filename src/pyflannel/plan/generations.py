@@ -6,7 +6,6 @@ the lease of a peer as the backend can use it.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network
 
 from pyflannel.model.host import Bridge, Host
 from pyflannel.model.item import Item, Key
@@ -190,9 +189,9 @@ def receiving_items(peer: Lease, view: View) -> Iterable[Item]:
     return () if foreseen is None else view.backend.plan_peer(foreseen, view.host)
 
 
-def outranked_by(peers: Sequence[Lease], basis: Basis) -> dict[IPv4Network, str]:
+def outranked_by(peers: Sequence[Lease], basis: Basis) -> dict[IpNetwork, str]:
     """Return the peers that yield to other peers, by subnet, with the reason."""
-    found: dict[IPv4Network, str] = {}
+    found: dict[IpNetwork, str] = {}
     for view in basis.views:
         variants = [variant for peer in peers if (variant := view.variant(peer)) is not None]
         found.update(view.backend.outranked(variants, view.host))

@@ -29,6 +29,7 @@ from pyflannel.model.packet_filter import (
 )
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardMode, GuardPeer, GuardTable
+from pyflannel.plan.routes import is_part
 
 # Masquerading: packets that leave the network get the host's address. Packets inside the network are
 # unchanged.
@@ -144,7 +145,7 @@ def _isolation(network: IPv4Network | IPv6Network, host: Host, docker: DockerPar
     This chain precedes the translation of destinations, so that a published port is reachable from each
     network.
     """
-    bridges = [each.bridge for each in docker.networks if each.subnet.subnet_of(host.lease.subnet)]
+    bridges = [each.bridge for each in docker.networks if is_part(each.subnet, host.lease.subnet)]
     others = [one for one in docker.others if one.version == network.version and not _overlap(one, network)]
     rules = tuple(IsolationRule(origin, other) for other in others for origin in (network, *bridges))
     if rules:
@@ -163,7 +164,7 @@ def _docker_chains(
     Docker creates such rules only for its own bridges. Without `--ip-masq`, other containers are masqueraded
     by Docker, or are not masqueraded.
     """
-    own = [each for each in docker.networks if each.subnet.subnet_of(host.lease.subnet)]
+    own = [each for each in docker.networks if is_part(each.subnet, host.lease.subnet)]
     ports = tuple(PortRule(port) for port in docker.ports if any(port.address in each.subnet for each in own))
     if own:
         loopback = LoopbackRule(is_source=False), LoopbackRule(is_source=True)
@@ -245,8 +246,10 @@ def plan_open_ports(ports: Iterable[int], config: NetworkConfig, host: Host, opt
     """Return the chain that accepts packets to the ports of the tunnels. The chain opens these ports only
     for IPv4.
     """
-    rules = tuple(TunnelRule(host.underlay.address, port) for port in sorted({*ports}))
-    if not options.opens_ports or not rules or host.family == 6:
+    if not options.opens_ports or host.family == 6:
+        return State.EMPTY
+    rules = tuple(TunnelRule(host.ipv4.address, port) for port in sorted({*ports}))
+    if not rules:
         return State.EMPTY
     return State.of(
         IptablesChain(

@@ -1,7 +1,7 @@
 """Explanations of the senders whose tunnel packets the guard drops: their leases, and the remedy."""
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network, ip_network
+from ipaddress import ip_network
 
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.lease import Lease
@@ -12,7 +12,7 @@ _ADDRESSES = "Give its containers only addresses in {}: run mk-docker-opts there
 
 
 def explain(
-    strangers: Sequence[Stranger], leases: Iterable[Lease], own: IPv4Network | None
+    strangers: Sequence[Stranger], leases: Iterable[Lease], own: IpNetwork | None
 ) -> tuple[StrangerStatus, ...]:
     """Return each sender with its leases and the remedy, ordered by the number of packets, highest first.
 
@@ -55,7 +55,7 @@ class _Known:
         return next((self._by_subnet[subnet] for subnet in subnets if subnet in self._by_subnet), None)
 
 
-def _explain(stranger: Stranger, known: _Known, own: IPv4Network | None) -> StrangerStatus:
+def _explain(stranger: Stranger, known: _Known, own: IpNetwork | None) -> StrangerStatus:
     lease = known.by_address.get(stranger.address)
     part = None if lease is None else lease.part(stranger.address.version)
     subnet = None if part is None else part.subnet
@@ -75,7 +75,7 @@ def _explain(stranger: Stranger, known: _Known, own: IPv4Network | None) -> Stra
 
 
 def _judge(
-    stranger: Stranger, subnet: IpNetwork | None, holder: Lease | None, own: IPv4Network | None
+    stranger: Stranger, subnet: IpNetwork | None, holder: Lease | None, own: IpNetwork | None
 ) -> tuple[str, str]:
     """Return the reason why the latest packet was dropped, and the remedy if its sender is a host of the
     network.

@@ -1,7 +1,7 @@
 """The choice of the interface that carries the tunnel, of its address, and of the public address."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_address
 
@@ -15,12 +15,13 @@ from pyflannel.model.host import (
     Underlay,
 )
 from pyflannel.model.link import MARK
+from pyflannel.model.network_config import IPV4_ONLY, Family, IpAddress
 
 _OVERLAY_KINDS = frozenset({"tun", "vxlan", "ipip", "wireguard"})
 _CONTAINER_BRIDGE = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}|cni\d+|cbr\d+")
 _NAMED_AT_MOST = 8
 
-Reached = tuple[str, IPv4Address] | None
+Reached = tuple[str, IpAddress] | None
 """Link and source address of packets to the address that must be reached; None if there is no route."""
 
 
@@ -39,7 +40,7 @@ class UnderlayOptions:
 
     ifaces: tuple[str, ...] = ()
     iface_regexes: tuple[re.Pattern[str], ...] = ()
-    can_reach: IPv4Address | None = None
+    can_reach: IpAddress | None = None
     public_ip: IPv4Address | None = None
     public_ipv6: IPv6Address | None = None
 
@@ -52,7 +53,7 @@ class UnderlayOptions:
 @dataclass(frozen=True, slots=True)
 class _Found:
     interface: Interface
-    address: IPv4Address
+    address: IpAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +66,41 @@ _Outcome = _Found | _Missed
 
 
 def choose(
-    wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None, *, uses_ipv6: bool = False
+    wanted: UnderlayOptions,
+    interfaces: Interfaces,
+    reached: Reached = None,
+    *,
+    families: tuple[Family, ...] = IPV4_ONLY,
 ) -> Underlay:
     """Return the underlay, which is the first existing interface in the order of the options.
 
     Both families use one interface. This interface is chosen by IPv4, and then its IPv6 address is chosen. A
-    missing IPv6 address is not an error here, so that IPv4 continues without IPv6.
+    missing IPv6 address is not an error here, so that IPv4 continues without IPv6. In a network with IPv6
+    alone, the interface is chosen by IPv6.
 
     Args:
         wanted: the options of the operator.
         interfaces: the interfaces of the host.
         reached: the result of the kernel for `wanted.can_reach`.
-        uses_ipv6: True if the network has IPv6.
+        families: families of the network.
 
     Raises:
         NoUnderlayError: no interface is usable yet; the message gives the reasons in one line.
     """
-    outcomes = list(_until_found(wanted, interfaces, reached))
+    outcomes = list(_until_found(wanted, interfaces, reached, families[0]))
     match outcomes[-1]:
         case _Found(interface, address):
             underlay = Underlay(
                 link=interface.name,
                 address=address,
                 mtu=interface.mtu,
-                public_ip=wanted.public_ip or address,
-                on_link=tuple(one for one in interface.on_link if uses_ipv6 or one.version == 4),
+                public_ip=_public(wanted, families[0]) or address,
+                on_link=tuple(one for one in interface.on_link if one.version in families),
                 driver=interface.driver,
             )
-            return _with_ipv6(underlay, wanted, interface, interfaces) if uses_ipv6 else underlay
+            if isinstance(address, IPv6Address):
+                return replace(underlay, ipv6_address=address, public_ipv6=wanted.public_ipv6 or address)
+            return _with_ipv6(underlay, wanted, interface, interfaces) if 6 in families else underlay
         case _Missed():
             reasons = "; ".join(outcome.reason for outcome in outcomes if isinstance(outcome, _Missed))
             raise NoUnderlayError(
@@ -107,7 +115,7 @@ def choose(
 def surroundings_of(interfaces: Interfaces, scope: RouteScope) -> Surroundings:
     """Return the addresses and routes of the host outside the overlay, as observed in this scope."""
     held = (one.address.ip for interface in interfaces.interfaces for one in interface.addresses)
-    gateways = (*(route.gateway for route in interfaces.default_routes), *interfaces.ipv6_gateways)
+    gateways = (route.gateway for route in (*interfaces.default_routes, *interfaces.ipv6_default_routes))
     uses_ipv6 = any(network.version == 6 for network in scope.networks)
     return Surroundings(
         networks=scope.networks,
@@ -120,31 +128,41 @@ def surroundings_of(interfaces: Interfaces, scope: RouteScope) -> Surroundings:
 
 
 def narrate(
-    wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached = None, *, uses_ipv6: bool = False
+    wanted: UnderlayOptions,
+    interfaces: Interfaces,
+    reached: Reached = None,
+    *,
+    families: tuple[Family, ...] = IPV4_ONLY,
 ) -> tuple[str, ...]:
     """Return the log lines of a choice, in order, in the form that flannel 0.6.2 and 0.28.9 use.
 
     Raises:
         NoUnderlayError: as `choose`.
     """
-    underlay = choose(wanted, interfaces, reached, uses_ipv6=uses_ipv6)
+    underlay = choose(wanted, interfaces, reached, families=families)
     lines = ["Determining IP address of default interface"] if wanted.asks_for_default else []
     lines += [
         f"Could not find valid interface matching {outcome.sought}: {outcome.reason}"
-        for outcome in _until_found(wanted, interfaces, reached)
+        for outcome in _until_found(wanted, interfaces, reached, families[0])
         if isinstance(outcome, _Missed)
     ]
     lines.append(f"Using {underlay.address} as external interface")
     lines.append(f"Using {underlay.public_ip} as external endpoint")
-    if underlay.ipv6_address is not None:
+    if underlay.ipv6_address not in (None, underlay.address):
         lines.append(f"Using {underlay.ipv6_address} as external interface")
         lines.append(f"Using {underlay.public_ipv6} as external endpoint")
     return tuple(lines)
 
 
-def _until_found(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached) -> Iterator[_Outcome]:
+def _public(wanted: UnderlayOptions, family: Family) -> IpAddress | None:
+    return wanted.public_ip if family == 4 else wanted.public_ipv6
+
+
+def _until_found(
+    wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached, family: Family
+) -> Iterator[_Outcome]:
     """Yield the outcome of each attempt, up to the first success; there is at least one."""
-    for outcome in _attempts(wanted, interfaces, reached):
+    for outcome in _attempts(wanted, interfaces, reached, family):
         if isinstance(outcome, _Found) and not outcome.interface.mtu:
             outcome = _Missed(outcome.interface.name, f"{outcome.interface.name} has no MTU")
         yield outcome
@@ -152,31 +170,33 @@ def _until_found(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reach
             return
 
 
-def _attempts(wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached) -> Iterator[_Outcome]:
+def _attempts(
+    wanted: UnderlayOptions, interfaces: Interfaces, reached: Reached, family: Family
+) -> Iterator[_Outcome]:
     for name in wanted.ifaces:
-        yield _by_name_or_address(name, interfaces)
+        yield _by_name_or_address(name, interfaces, family)
     for pattern in wanted.iface_regexes:
-        yield _by_pattern(pattern, interfaces)
+        yield _by_pattern(pattern, interfaces, family)
     if wanted.can_reach is not None:
-        yield _by_reach(wanted.can_reach, interfaces, reached)
+        yield _by_reach(wanted.can_reach, interfaces, reached, family)
     if wanted.asks_for_default:
-        yield from _by_default(wanted.public_ip, interfaces)
+        yield from _by_default(_public(wanted, family), interfaces, family)
 
 
-def _by_name_or_address(sought: str, interfaces: Interfaces) -> _Outcome:
+def _by_name_or_address(sought: str, interfaces: Interfaces, family: Family) -> _Outcome:
     address = _parse(sought)
     if address is None:
         interface = interfaces.named(sought)
         if interface is None:
             return _Missed(sought, f"no interface is named {sought}")
-        return _with_best_address(sought, interface)
+        return _with_best_address(sought, interface, family)
     if (several := _on_several(address, interfaces)) is not None:
         return several
     interface = interfaces.holder(address)
     if interface is None:
         return _Missed(sought, f"no interface has the address {address}")
-    if isinstance(address, IPv6Address):
-        return _with_best_address(sought, interface)
+    if address.version != family:
+        return _with_best_address(sought, interface, family)
     return _checked(sought, interface, address)
 
 
@@ -190,17 +210,17 @@ def _on_several(address: IPv4Address | IPv6Address, interfaces: Interfaces) -> _
     return _Missed(str(address), reason)
 
 
-def _by_pattern(pattern: re.Pattern[str], interfaces: Interfaces) -> _Outcome:
+def _by_pattern(pattern: re.Pattern[str], interfaces: Interfaces, family: Family) -> _Outcome:
     candidates = [one for one in interfaces.interfaces if not _is_overlay(one)]
     for interface in candidates:
-        for held in _usable(interface):
+        for held in _usable(interface, family):
             if pattern.search(str(held)):
                 return _Found(interface, held)
     for interface in candidates:
-        if any(pattern.search(str(held)) for held in _usable_ipv6(interface)):
-            return _with_best_address(pattern.pattern, interface)
+        if any(pattern.search(str(held)) for held in _usable(interface, 6 if family == 4 else 4)):
+            return _with_best_address(pattern.pattern, interface, family)
     outcomes = [
-        _with_best_address(pattern.pattern, interface)
+        _with_best_address(pattern.pattern, interface, family)
         for interface in candidates
         if pattern.search(interface.name)
     ]
@@ -209,10 +229,12 @@ def _by_pattern(pattern: re.Pattern[str], interfaces: Interfaces) -> _Outcome:
         return found[0]
     if outcomes:
         return outcomes[0]
-    return _Missed(pattern.pattern, f"no interface matches {pattern.pattern} (found {_listing(candidates)})")
+    return _Missed(
+        pattern.pattern, f"no interface matches {pattern.pattern} (found {_listing(candidates, family)})"
+    )
 
 
-def _by_reach(address: IPv4Address, interfaces: Interfaces, reached: Reached) -> _Outcome:
+def _by_reach(address: IpAddress, interfaces: Interfaces, reached: Reached, family: Family) -> _Outcome:
     if reached is None:
         return _Missed(str(address), f"no route to {address}")
     link, source = reached
@@ -221,15 +243,18 @@ def _by_reach(address: IPv4Address, interfaces: Interfaces, reached: Reached) ->
         interface = interfaces.holder(source)  # the address belongs to this host
     if interface is None:
         return _Missed(str(address), f"the route to {address} uses {link}, which does not exist")
+    if source.version != family:
+        return _with_best_address(str(address), interface, family)
     return _checked(str(address), interface, source)
 
 
-def _by_default(public_ip: IPv4Address | None, interfaces: Interfaces) -> Iterator[_Outcome]:
+def _by_default(public_ip: IpAddress | None, interfaces: Interfaces, family: Family) -> Iterator[_Outcome]:
     # A public address may belong to a NAT, so that no interface has it. A public address selects an interface
     # only if the interface has this address.
     if public_ip is not None and (holder := interfaces.holder(public_ip)) is not None:
         yield _on_several(public_ip, interfaces) or _checked(str(public_ip), holder, public_ip)
-    routes = sorted(interfaces.default_routes, key=lambda route: route.metric)
+    known = interfaces.default_routes if family == 4 else interfaces.ipv6_default_routes
+    routes = sorted(known, key=lambda route: route.metric)
     for route in routes:
         interface = interfaces.named(route.link)
         if interface is None:
@@ -239,25 +264,31 @@ def _by_default(public_ip: IPv4Address | None, interfaces: Interfaces) -> Iterat
         elif route.source is not None and interfaces.holder(route.source) is not None:
             yield _checked(route.link, interface, route.source)
         else:
-            yield _with_best_address(route.link, interface)
+            yield _with_best_address(route.link, interface, family)
     if not routes:
-        yield _Missed("default route", "no default route")
+        yield _Missed("default route", "no default route" if family == 4 else "no IPv6 default route")
 
 
-def _with_best_address(sought: str, interface: Interface) -> _Outcome:
-    usable = _usable(interface)
+def _with_best_address(sought: str, interface: Interface, family: Family) -> _Outcome:
+    usable = _usable(interface, family)
     if not usable:
-        return _Missed(sought, f"{interface.name} has no IPv4 address")
+        lack = "" if family == 4 else f": {_lack(interface)}"
+        return _Missed(sought, f"{interface.name} has no IPv{family} address{lack}")
     return _checked(sought, interface, usable[0])
 
 
-def _checked(sought: str, interface: Interface, address: IPv4Address) -> _Outcome:
+def _checked(sought: str, interface: Interface, address: IpAddress) -> _Outcome:
     if _is_overlay(interface):
         return _Missed(sought, f"{interface.name} is the overlay's own device")
     return _Found(interface, address)
 
 
-def _usable(interface: Interface) -> list[IPv4Address]:
+def _usable(interface: Interface, family: Family) -> Sequence[IpAddress]:
+    """Return the addresses of a family that other hosts can reach, with the best address first."""
+    return _usable_ipv4(interface) if family == 4 else _usable_ipv6(interface)
+
+
+def _usable_ipv4(interface: Interface) -> list[IPv4Address]:
     """Return the IPv4 addresses that other hosts can reach, with the best address first, and otherwise in
     kernel order.
     """
@@ -359,7 +390,9 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def _listing(interfaces: list[Interface]) -> str:
-    named = [f"{one.name}: {', '.join(map(str, found))}" for one in interfaces if (found := _usable(one))]
+def _listing(interfaces: list[Interface], family: Family) -> str:
+    named = [
+        f"{one.name}: {', '.join(map(str, found))}" for one in interfaces if (found := _usable(one, family))
+    ]
     more = [f"{len(named) - _NAMED_AT_MOST} more"] if len(named) > _NAMED_AT_MOST else []
-    return "; ".join(named[:_NAMED_AT_MOST] + more) or "none with an IPv4 address"
+    return "; ".join(named[:_NAMED_AT_MOST] + more) or f"none with an IPv{family} address"

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address
 from typing import TypeVar
 
 from pyflannel.errors import CompactedError, StoreError
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.status import StoreRequests
 from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
 from pyflannel.ports import Store, Watcher
@@ -75,7 +75,7 @@ class CountedStore:
         """Return the seconds since a record with a TTL was written; None if the time is unknown."""
         return await self._counted("age", self._store.age(record))
 
-    def addresses(self) -> tuple[IPv4Address, ...]:
+    def addresses(self) -> tuple[IpAddress, ...]:
         """Return the addresses through which the store is reached."""
         return self._store.addresses()
 

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address
 
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.store_record import (
     Change,
     Conflict,
@@ -67,7 +67,7 @@ class PrefixedStore:
         """Return the seconds since a record with a TTL was written; None if this time is unknown."""
         return await self._store.age(replace(record, key=self._prefix + record.key))
 
-    def addresses(self) -> tuple[IPv4Address, ...]:
+    def addresses(self) -> tuple[IpAddress, ...]:
         """Return the addresses through which the store is reached."""
         return self._store.addresses()
 

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -12,6 +12,7 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
     ip_address,
+    ip_network,
 )
 
 from pyflannel.errors import ConfigError
@@ -31,10 +32,12 @@ def address_of_text(kind: type, text: object) -> object:
     Raises:
         NotImplementedError: the type is not an address type.
     """
-    from pyflannel.model.network_config import AnyAddress  # imported late: the CNI plugin does not need it
+    # imported late: the CNI plugin does not need them
+    from pyflannel.model.network_config import AnyAddress, AnyNetwork
 
-    if kind is AnyAddress and isinstance(text, str):
-        return ip_address(text)
+    either: Mapping[object, Callable[[str], object]] = {AnyAddress: ip_address, AnyNetwork: ip_network}
+    if kind in either and isinstance(text, str):
+        return either[kind](text)
     if kind in ADDRESSES:
         return kind(text)
     raise NotImplementedError(kind.__name__)

@@ -18,7 +18,7 @@ Sources: flannel 0.28.9; Kubernetes API v1, NodeList and WatchEvent.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -30,9 +30,15 @@ from msgspec import Meta, Raw, Struct
 from pyflannel.errors import WireError
 from pyflannel.model.kubernetes_node import Node, NodeCondition, NodeEvent
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, is_host_name
+from pyflannel.model.network_config import BOTH_FAMILIES, Family
 from pyflannel.model.store_record import Change, DeleteSeen, Listing, PutSeen, Record
 from pyflannel.wire.json_values import parse_ipv4, parse_ipv6
-from pyflannel.wire.lease_json import format_backend_data, format_parts, parse_lease_attributes
+from pyflannel.wire.lease_json import (
+    format_backend_data,
+    format_parts,
+    format_public_ip,
+    parse_lease_attributes,
+)
 
 NODES = "nodes/"
 """In the store, the keys of Nodes begin with this text."""
@@ -291,8 +297,11 @@ def subnets_of(node: Node) -> Subnets:
     return Subnets(ipv4, ipv6)
 
 
-def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
-    """Return the lease of a Node; None if the flanneld of this Node has published no lease.
+def lease_of_node(
+    node: Node, prefix: str, revision: int = 0, families: Collection[Family] = BOTH_FAMILIES
+) -> Lease | None:
+    """Return the lease of a Node in a network with these families; None if the flanneld of this Node has
+    published no lease.
 
     Raises:
         WireError: an annotation or the podCIDR is invalid; the message names the Node.
@@ -300,13 +309,12 @@ def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
     notes = {name.removeprefix(prefix): text for name, text in node.annotations.items()}
     if notes.get("kube-subnet-manager") != "true":
         return None
-    subnets = subnets_of(node)
-    if subnets.ipv4 is None:
-        return None
-    port = _port(notes)
+    subnets, port = subnets_of(node), _port(notes)
     try:
         value: dict[str, Any] = {
-            "PublicIP": notes.get("public-ip", ""),
+            "PublicIP": notes.get(
+                "public-ip", "" if subnets.ipv4 is not None and 4 in families else "0.0.0.0"
+            ),
             "PublicIPv6": notes.get("public-ipv6"),
             "BackendType": notes.get("backend-type", ""),
             "Pyflannel": {
@@ -325,7 +333,18 @@ def lease_of_node(node: Node, prefix: str, revision: int = 0) -> Lease | None:
             f"Node {node.name}: its annotations {prefix}… are not those of a lease: {error}",
             hint="Restart flanneld on that Node: it writes them again.",
         ) from error
-    return Lease(subnet=subnets.ipv4, ipv6_subnet=subnets.ipv6, attributes=attributes, revision=revision)
+    return leased(subnets, attributes, revision, families)
+
+
+def leased(
+    subnets: Subnets, attributes: LeaseAttributes, revision: int, families: Collection[Family]
+) -> Lease | None:
+    """Return the lease on the subnets of a Node in a network with these families; None without a subnet."""
+    if subnets.ipv4 is not None and 4 in families:
+        return Lease(subnet=subnets.ipv4, ipv6_subnet=subnets.ipv6, attributes=attributes, revision=revision)
+    if subnets.ipv6 is None or 6 not in families:
+        return None
+    return Lease.of_ipv6(subnets.ipv6, attributes, revision)
 
 
 # The data for other hosts with pyflannel. When the original starts, it overwrites its own annotations and
@@ -441,7 +460,7 @@ def missing_annotations(node: Node, attributes: LeaseAttributes, prefix: str) ->
         "backend-data": data,
         "backend-type": kind,
         "kube-subnet-manager": "true",
-        "public-ip": str(attributes.public_ip),
+        "public-ip": format_public_ip(attributes),
     }
     if kind == "vxlan" and wanted["backend-data"] == "null":
         del wanted["backend-data"], wanted["public-ip"]

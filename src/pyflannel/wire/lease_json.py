@@ -15,6 +15,7 @@ from pyflannel.model.lease import (
     LARGEST_COUNTER,
     LONGEST_OWNER,
     MOST_PREVIOUS,
+    NO_ADDRESS,
     SIGNATURE_OCTETS,
     BackendData,
     BackendPart,
@@ -240,7 +241,7 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
     data = _data_text(attributes.backend_data, attributes.vtep)
     data_v6 = _data_text(attributes.backend_v6_data, attributes.vtep_v6)
     lease = _LeaseValue(
-        public_ip=str(attributes.public_ip),
+        public_ip=format_public_ip(attributes),
         # The original writes and reads an IPv4-mapped address as IPv4.
         public_ipv6=None if ipv6 is None else str(ipv6.ipv4_mapped or ipv6),
         backend_type=attributes.backend_type or UNSET,
@@ -259,6 +260,11 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
             also=format_parts(attributes.also) if attributes.also else UNSET,
         )
     return escape(msgspec.json.encode(lease).decode()).encode()
+
+
+def format_public_ip(attributes: LeaseAttributes) -> str:
+    """Return the IPv4 address of the holder; 0.0.0.0 without one, as the original writes it."""
+    return str(attributes.public_ip if attributes.public_ip.version == 4 else NO_ADDRESS)
 
 
 def signed_form(value: bytes) -> bytes:

@@ -19,6 +19,7 @@ import msgspec
 from pyflannel.errors import WireError
 from pyflannel.model.lease import Claim, LastKnown, Lease
 from pyflannel.model.lease_set import LARGEST
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.store_record import Record
 from pyflannel.wire.json_values import LONGEST as LONGEST_CONFIG
 from pyflannel.wire.json_values import parse_dotted
@@ -38,6 +39,9 @@ from pyflannel.wire.lease_json import (
 # as 5.52.0.1/24.
 _LENGTH = "(0|[1-9][0-9]{0,2})"
 _KEY = re.compile(f"([0-9.]+)-{_LENGTH}(?:&([0-9a-f:]+)-{_LENGTH})?")
+
+_IPV6_KEY = re.compile(f"&([0-9a-f:]+)-{_LENGTH}")
+"""The key of a lease with IPv6 alone, only in last-known.json."""
 
 _LONGEST_KEY = len("255.255.255.255-31&ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff-127")
 """Maximum length in characters. A store may contain keys of a megabyte."""
@@ -70,9 +74,9 @@ def parse_subnet_key(text: str) -> tuple[IPv4Network, IPv6Network | None]:
     return subnet, ipv6_subnet
 
 
-def format_subnet_key(subnet: IPv4Network, ipv6_subnet: IPv6Network | None = None) -> str:
+def format_subnet_key(subnet: IpNetwork, ipv6_subnet: IPv6Network | None = None) -> str:
     """Return the key of a lease on these subnets."""
-    key = f"{subnet.network_address}-{subnet.prefixlen}"
+    key = "" if subnet == ipv6_subnet else f"{subnet.network_address}-{subnet.prefixlen}"
     if ipv6_subnet is not None:
         key += f"&{ipv6_subnet.network_address}-{ipv6_subnet.prefixlen}"
     return key
@@ -211,7 +215,7 @@ def lease_value(lease: Lease) -> bytes:
     return format_lease_attributes(lease.attributes)
 
 
-def claim_key(subnet: IPv4Network) -> str:
+def claim_key(subnet: IpNetwork) -> str:
     """Return the key of a claim on `subnet`: `claims/10.5.52.0-24`."""
     return CLAIMS + format_subnet_key(subnet)
 
@@ -296,7 +300,7 @@ def parse_last_known(octets: bytes) -> Kept:
     """
     try:
         file = msgspec.json.decode(octets, type=_File)
-        own = lease_of(_record(file.own, file.leases[file.own]))
+        own = _lease_kept_in(_record(file.own, file.leases[file.own]))
     except (msgspec.MsgspecError, RecursionError, KeyError, WireError) as error:
         raise WireError(
             f"last-known.json cannot be read: {error}", hint="Delete it: flanneld writes it again."
@@ -311,6 +315,28 @@ def readable_lease(record: Record) -> Lease | None:
         return lease_of(record)
     except WireError:
         return None
+
+
+def kept_lease(record: Record) -> Lease | None:
+    """Return the lease of a record in last-known.json; None if the record is invalid.
+
+    Unlike a store, the file also has leases with IPv6 alone, whose key is `subnets/&fd00:5:0:34::-64`.
+    """
+    try:
+        return _lease_kept_in(record)
+    except WireError:
+        return None
+
+
+def _lease_kept_in(record: Record) -> Lease:
+    found = _IPV6_KEY.fullmatch(record.key.removeprefix(SUBNETS))
+    if found is None:
+        return lease_of(record)
+    try:
+        subnet = _ipv6_subnet(found[1], found[2])
+    except ValueError as error:
+        raise _not_a_key(record.key, str(error)) from error
+    return Lease.of_ipv6(subnet, parse_lease_attributes(record.value))
 
 
 def format_last_known(known: LastKnown) -> Iterator[bytes]:

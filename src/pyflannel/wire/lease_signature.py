@@ -11,13 +11,13 @@ import re
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Network
 from typing import NamedTuple
 
 import msgspec
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import KEY_OCTETS, LARGEST_COUNTER, SIGNATURE_OCTETS, Lease, LeaseKey
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.wire.lease_json import signed_form
 from pyflannel.wire.lease_record import (
     LONGEST_ALLOW_LIST,
@@ -97,7 +97,7 @@ class KnownKeys(NamedTuple):
     counter: int
     floors: Mapping[bytes, int]
     owners: Mapping[str, bytes]
-    holders: Mapping[IPv4Network, tuple[bytes, int]]
+    holders: Mapping[IpNetwork, tuple[bytes, int]]
 
 
 class _File(msgspec.Struct, rename="pascal"):
@@ -127,7 +127,7 @@ def parse_known_keys(octets: bytes) -> KnownKeys:
         file = msgspec.json.decode(octets, type=_File)
         floors = {bytes.fromhex(key): floor for key, floor in file.floors.items()}
         owners = {owner: bytes.fromhex(key) for owner, key in file.owners.items()}
-        holders = {
+        holders: dict[IpNetwork, tuple[bytes, int]] = {
             parse_subnet_key(subnet)[0]: (bytes.fromhex(key), counter)
             for subnet, (key, counter) in file.holders.items()
         }

@@ -10,7 +10,7 @@ from pyflannel.errors import WireError
 
 if TYPE_CHECKING:  # this import is here because the CNI plugin and mk-docker-opts then start twice as fast
     from pyflannel.model.docker import Division
-    from pyflannel.model.network_config import NetworkConfig
+    from pyflannel.model.network_config import IpNetwork, NetworkConfig
 
 # Reads files of shell assignments without a shell: comments, `NAME=value`, quotes, `export`.
 #
@@ -170,7 +170,7 @@ docker0 and for CNI."""
 def format_subnet_env(
     *,
     config: "NetworkConfig",
-    subnet: IPv4Network | None,
+    subnet: "IpNetwork | None",
     ipv6_subnet: IPv6Network | None = None,
     mtu: int,
     ip_masq: bool,

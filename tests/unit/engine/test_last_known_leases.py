@@ -13,7 +13,7 @@ from pyflannel.engine.kept_leases import RETRY_S, SAVE_PAUSE_S, SAVED_PER_S, Las
 from pyflannel.engine.pacing import READ_AT_ONCE
 from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
 from pyflannel.model.store_record import Record
-from pyflannel.wire.lease_record import readable_lease
+from pyflannel.wire.lease_record import kept_lease
 
 
 def lease(number: int) -> Lease:
@@ -188,9 +188,9 @@ def test_a_large_file_is_read_a_few_leases_at_a_time(monkeypatch: pytest.MonkeyP
     def read(record: Record) -> Lease | None:
         nonlocal reads
         reads += 1
-        return readable_lease(record)
+        return kept_lease(record)
 
-    monkeypatch.setattr(kept_leases, "readable_lease", read)
+    monkeypatch.setattr(kept_leases, "kept_lease", read)
 
     async def run() -> None:
         nonlocal reads, most, turns

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -181,16 +181,82 @@ def test_a_node_without_pod_cidr_is_awaited(on_bench: Callable[..., None]) -> No
     on_bench(check, cidr="")
 
 
-def test_a_node_with_ipv6_alone_is_refused_with_the_remedy(on_bench: Callable[..., None]) -> None:
+def test_a_node_with_ipv6_alone_is_refused_in_a_network_with_ipv4(on_bench: Callable[..., None]) -> None:
     async def check(bench: Bench) -> None:
         await bench.until(lambda: bench.last(Unassigned))
         assert bench.last(Unassigned).cause == (
-            'node "n1" has only the IPv6 podCIDR fd00:7::/64, and IPv6 alone is not supported'
+            'node "n1" pod cidr not assigned for IPv4: it has fd00:7::/64'
         )
-        assert "both families" in bench.last(Unassigned).hint
+        assert "EnableIPv4: false" in bench.last(Unassigned).hint
         assert bench.server.patches == []
 
     on_bench(check, cidr="fd00:7::/64")
+
+
+IPV6_ALONE: dict[str, Any] = {
+    "network": parse_network_config(
+        '{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:7::/48"}', is_assigned=True
+    ),
+    "attributes": LeaseAttributes(
+        public_ip=IPv6Address("fd09::11"),
+        public_ipv6=IPv6Address("fd09::11"),
+        backend_type="vxlan",
+        owner="n1",
+        vtep_v6=VTEP,
+    ),
+}
+IPV6_PEER = {
+    "kube_subnet_manager": "true",
+    "backend_type": "vxlan",
+    "backend_v6_data": '{"VNI":1,"VtepMAC":"4e:d0:c7:f6:f3:4f"}',
+    "public_ipv6": "fd09::12",
+}
+
+
+@pytest.mark.parametrize("cidr", ["fd00:7:0:1::/64", "10.244.1.0/24,fd00:7:0:1::/64"])
+def test_in_a_network_with_ipv6_alone_the_ipv6_subnet_is_the_lease(
+    on_bench: Callable[..., None], cidr: str
+) -> None:
+    """The annotations are those of the original, which writes no data of IPv4."""
+    subnet, address = IPv6Network("fd00:7:0:1::/64"), IPv6Address("fd09::11")
+
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        lease = bench.last(Acquired).held.lease
+        assert (lease.subnet, lease.ipv6_subnet, lease.text) == (subnet, subnet, str(subnet))
+        assert (lease.attributes.public_ip, lease.attributes.public_ipv6) == (address, address)
+        assert lease.part(4) is None
+        assert bench.server.annotations("n1") == {
+            "backend-type": "vxlan",
+            "backend-v6-data": '{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}',
+            "kube-subnet-manager": "true",
+            "public-ipv6": "fd09::11",
+        }
+        await bench.until(lambda: bench.subnets() == ["fd00:7:0:1::/64"])
+        await bench.server.put("n2", "fd00:7:0:2::/64", **IPV6_PEER)
+        await bench.server.put("n3", "10.244.3.0/24", **PEER)
+        await bench.server.put("n4", "10.244.4.0/24,fd00:7:0:4::/64", **{**PEER, **IPV6_PEER})
+        expected = ["fd00:7:0:1::/64", "fd00:7:0:2::/64", "fd00:7:0:4::/64"]
+        await bench.until(lambda: bench.subnets() == expected)
+        assert {one.attributes.host_text for one in bench.leases} == {
+            "n1 (fd09::11)",
+            "n2 (fd09::12)",
+            "n4 (fd09::12)",
+        }
+        assert bench.last(Unassigned) is None
+
+    on_bench(check, cidr=cidr, **IPV6_ALONE)
+
+
+def test_the_operator_sets_the_published_ipv6_address(on_bench: Callable[..., None]) -> None:
+    async def check(bench: Bench) -> None:
+        await bench.until(lambda: bench.last(Acquired))
+        await bench.server.annotate("n1", public_ip_overwrite="10.9.9.9", public_ipv6_overwrite="fd09::99")
+        await bench.until(lambda: bench.server.annotations("n1")["public-ipv6"] == "fd09::99")
+        address = IPv6Address("fd09::99")
+        await bench.until(lambda: bench.last(Acquired).held.lease.attributes.public_ip == address)
+
+    on_bench(check, cidr="fd00:7:0:1::/64", **IPV6_ALONE)
 
 
 def test_an_absent_node_is_awaited(on_bench: Callable[..., None]) -> None:

@@ -196,6 +196,79 @@ def test_an_incremental_plan_of_both_families_equals_the_full_plan(story: list[l
         assert State.collect(shared) == State.collect(alone)
 
 
+def ipv6_planner() -> Planning:
+    """Return a planner of the same network with IPv6 alone."""
+    planner = dual_planner()
+    inputs, own, underlay = planner.inputs, planner.inputs.lease, planner.inputs.underlay
+    assert own is not None
+    assert own.ipv6_subnet is not None
+    assert underlay is not None
+    assert underlay.ipv6_address is not None
+    address = underlay.ipv6_address
+    return Planning(
+        replace(
+            inputs,
+            config=replace(DUAL, enable_ipv4=False, is_assigned=True),
+            lease=Lease.of_ipv6(own.ipv6_subnet, own.attributes),
+            underlay=replace(underlay, address=address, public_ip=address),
+        )
+    )
+
+
+@st.composite
+def numbered_leases(draw: st.DrawFn) -> Lease:
+    """Leases whose subnets have the same order in both families."""
+    lease = draw(dual_leases())
+    number = int(lease.subnet.network_address) >> 8 & 0xFF
+    return replace(lease, ipv6_subnet=IPv6Network(f"fd00:5:0:{number:x}::/64"))
+
+
+@given(
+    st.lists(
+        st.lists(numbered_leases(), max_size=6, unique_by=lambda one: one.subnet), min_size=1, max_size=4
+    )
+)
+def test_a_plan_of_ipv6_alone_is_the_part_of_ipv6_in_a_plan_of_both_families(
+    story: list[list[Lease]],
+) -> None:
+    alone = ipv6_planner()
+    for known in story:
+        dual, ipv4 = dual_planner(), dual_planner()
+        ipv4.take(config=CONFIG, leases=by_subnet(known))
+        dual.take(leases=by_subnet(known))
+
+        leases = [Lease.of_ipv6(one.ipv6_subnet, one.attributes) for one in known if one.ipv6_subnet]
+        alone.take(leases=by_subnet(leases))
+
+        in_ipv4 = {item.key for item in ipv4.plan or ()}
+        expected = [item for item in dual.plan or () if item.key not in in_ipv4]
+        found = [item for item in alone.plan or () if not isinstance(item, HostFile)]
+        assert State.collect(found) == State.collect(expected)
+        assert len(alone.peers) == alone.peer_count
+
+
+def test_the_subnet_file_of_ipv6_alone_has_only_its_lines() -> None:
+    planning = ipv6_planner()
+    planning.take()
+
+    (file,) = (planning.plan or State.EMPTY).of_type(HostFile)
+
+    assert file.text == (
+        "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:f::1/64\n"
+        "FLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\n"
+    )
+
+
+def test_a_host_without_the_family_of_the_network_waits() -> None:
+    planning = ipv6_planner()
+    ipv4 = dual_planner().inputs.underlay
+    assert ipv4 is not None
+
+    blocked = planning.take(underlay=replace(ipv4, ipv6_address=None, public_ipv6=None))
+
+    assert isinstance(blocked, Blocked)
+
+
 def is_ipv6(item: Item) -> bool:
     """Return whether an object belongs to IPv6."""
     return getattr(item, "link", getattr(item, "name", "")) == "flannel-v6.1"

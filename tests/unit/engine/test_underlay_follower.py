@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_kernel import announcing
@@ -47,6 +47,40 @@ class Link:
 
     def changes(self) -> ChangeChannel:
         return announcing(self.changed)
+
+
+class Ipv6Link(Link):
+    """An InterfaceSource with IPv6 alone."""
+
+    async def observe(self, scope: RouteScope) -> Interfaces:
+        found = replace(ETH0, addresses=ETH0.addresses[1:])
+        routes = (DefaultRoute(link="eth0"),) if any(one.version == 6 for one in scope.networks) else ()
+        return Interfaces(interfaces=(found,), ipv6_default_routes=routes)
+
+
+def test_the_interface_of_ipv6_alone_is_found_when_the_network_is_known() -> None:
+    found = list[Underlay]()
+    clock = FakeClock()
+    follower = UnderlayFollower(
+        source=Ipv6Link(),
+        wanted=UnderlayOptions(),
+        clock=clock,
+        found=found.append,
+        surrounded=lambda _: None,
+        waiting=lambda: None,
+    )
+
+    async def life() -> None:
+        async with clock.running(follower.run()):
+            await follower.has_looked.wait()
+            assert follower.waiting_for == "an interface to use: no default route"
+            follower.ask_about([IPv6Network("fd00:5::/48")])
+            await clock.advance(1.0)
+
+    asyncio.run(life())
+
+    assert [one.address for one in found] == [IPv6Address("fd07::1")]
+    assert follower.waiting_for is None
 
 
 def test_an_address_is_announced_three_times_at_each_of_its_places() -> None:

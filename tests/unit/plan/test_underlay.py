@@ -256,6 +256,58 @@ def test_the_chosen_interface_exists(present: list[Interface], asks_by_pattern: 
 PERMANENT = "fd07::102/64"
 
 
+class TestIpv6Alone:
+    """The interface of a network with IPv6 alone."""
+
+    def chosen(
+        self, *, wanted: UnderlayOptions | None = None, routes: tuple[DefaultRoute, ...] = (BY_ETH0,)
+    ) -> Underlay:
+        eth0 = interface("eth0", "fe80::1/64", PERMANENT, on_link=(IPv6Network("fd07::/64"),))
+        eth1 = interface("eth1", "10.10.10.102/24", "fd08::102/64", index=3)
+        found = Interfaces(interfaces=(LO, eth0, eth1), ipv6_default_routes=routes)
+        return choose(wanted or UnderlayOptions(), found, families=(6,))
+
+    def test_the_default_is_the_interface_of_the_ipv6_default_route(self) -> None:
+        assert self.chosen() == Underlay(
+            link="eth0",
+            address=IPv6Address("fd07::102"),
+            mtu=1500,
+            public_ip=IPv6Address("fd07::102"),
+            on_link=(IPv6Network("fd07::/64"),),
+            ipv6_address=IPv6Address("fd07::102"),
+            public_ipv6=IPv6Address("fd07::102"),
+        )
+
+    @pytest.mark.parametrize(
+        "wanted",
+        [
+            UnderlayOptions(ifaces=("eth1",)),
+            UnderlayOptions(ifaces=("fd08::102",)),
+            UnderlayOptions(ifaces=("10.10.10.102",)),
+            UnderlayOptions(public_ipv6=IPv6Address("fd08::102")),
+            pattern("^fd08:"),
+            pattern(r"^10\."),
+        ],
+    )
+    def test_an_option_selects_the_interface(self, wanted: UnderlayOptions) -> None:
+        found = self.chosen(wanted=wanted)
+
+        assert (found.link, found.address) == ("eth1", IPv6Address("fd08::102"))
+
+    def test_the_public_address_of_a_nat_is_published(self) -> None:
+        found = self.chosen(wanted=UnderlayOptions(public_ipv6=IPv6Address("2001:db8::9")))
+
+        assert (found.address, found.public_ip) == (IPv6Address("fd07::102"), IPv6Address("2001:db8::9"))
+        assert (found.ipv6_address, found.public_ipv6) == (found.address, found.public_ip)
+
+    def test_the_missing_condition_is_named(self) -> None:
+        with pytest.raises(NoUnderlayError, match="no IPv6 default route"):
+            self.chosen(routes=())
+        found = Interfaces(interfaces=(LO, ETH0), ipv6_default_routes=(BY_ETH0,))
+        with pytest.raises(NoUnderlayError, match="eth0 has no IPv6 address: other hosts cannot use"):
+            choose(UnderlayOptions(), found, families=(6,))
+
+
 class TestIpv6:
     """The IPv6 address of the interface that IPv4 selects."""
 
@@ -265,7 +317,7 @@ class TestIpv6:
         eth0 = interface("eth0", "192.168.50.102/24", "fe80::1/64", *addresses, **facts)
         other = interface("eth1", "10.10.10.102/24", "fd08::102/64", index=3)
         found = Interfaces(interfaces=(LO, eth0, other), default_routes=(BY_ETH0,))
-        return choose(wanted or UnderlayOptions(), found, uses_ipv6=True)
+        return choose(wanted or UnderlayOptions(), found, families=(4, 6))
 
     def test_a_permanent_address_is_chosen_before_a_dynamic_one(self) -> None:
         underlay = self.chosen(held("fd07::1/64", is_permanent=False), PERMANENT)

@@ -477,3 +477,17 @@ def test_a_divided_ipv6_subnet_gives_the_part_of_cni_to_the_delegate(host: Host)
 
     ranges = json.loads(done.calls[0].conf)["ipam"]["ranges"]
     assert ranges[1] == [{"subnet": "fd00:5:0:34:2000::/67"}]
+
+
+def test_a_subnet_of_ipv6_alone_is_the_range_of_the_delegate(host: Host) -> None:
+    host.subnet_env(
+        "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:34::1/64\n"
+        "FLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n"
+    )
+
+    done = host.command("ADD")
+
+    delegate = json.loads(done.calls[0].conf)
+    assert delegate["ipam"]["ranges"] == [[{"subnet": "fd00:5:0:34::/64"}]]
+    assert delegate["ipam"]["routes"] == [{"dst": "fd00:5::/48"}]
+    assert (delegate["mtu"], delegate["ipMasq"]) == (1430, False)

@@ -1,24 +1,51 @@
 """last-known.json, written and read."""
 
 import json
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import LastKnown, Lease, LeaseAttributes
+from pyflannel.model.lease import NO_ADDRESS, LastKnown, Lease, LeaseAttributes
+from pyflannel.model.store_record import Record
 from pyflannel.wire import lease_record
 from pyflannel.wire.lease_record import (
     KeptChange,
     format_last_known,
+    kept_lease,
+    leased_subnets,
     parse_change,
     parse_last_known,
-    readable_lease,
 )
 
 OWN = "subnets/10.100.1.0-24"
 LEASE = '{"PublicIP":"192.0.2.1"}'
 NESTED = "[" * 100_000 + "]" * 100_000
+
+
+def test_leases_with_ipv6_alone_are_read_back() -> None:
+    """No store has such a key, so that no other reader knows it."""
+    leases = tuple(
+        Lease.of_ipv6(
+            IPv6Network(f"fd00:5:0:{number}::/64"),
+            LeaseAttributes(
+                public_ip=NO_ADDRESS, public_ipv6=IPv6Address(f"fd07::{number}"), owner=f"n{number}"
+            ),
+        )
+        for number in (1, 2)
+    )
+
+    octets = b"".join(format_last_known(LastKnown(config="{}", own=leases[0], leases=leases)))
+
+    file = json.loads(octets)
+    assert file["Own"] == "subnets/&fd00:5:0:1::-64"
+    assert json.loads(file["Leases"][file["Own"]])["PublicIP"] == "0.0.0.0"
+    kept = parse_last_known(octets)
+    assert (kept.own, tuple(map(kept_lease, kept.records))) == (leases[0], leases)
+    with pytest.raises(WireError):
+        leased_subnets(file["Own"])
+    for key in ("subnets/&fd00::1-64", "subnets/&fd00::-128", "subnets/&10.1.0.0-24", "subnets/&fd00::-064"):
+        assert kept_lease(Record(key=key, value=LEASE.encode(), revision=0)) is None
 
 
 def test_deep_nesting_in_the_file_is_an_error_of_the_file() -> None:
@@ -37,7 +64,7 @@ def test_deep_nesting_in_the_lease_of_a_peer_affects_only_that_peer() -> None:
 
     kept = parse_last_known(octets)
 
-    leases = [readable_lease(record) for record in kept.records]
+    leases = [kept_lease(record) for record in kept.records]
     assert [lease and str(lease.subnet) for lease in leases] == ["10.100.1.0/24", None]
 
 

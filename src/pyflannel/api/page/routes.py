@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qs
@@ -23,10 +22,12 @@ from pyflannel.commands.reach import decisive_echoes, probe_path, target_of
 from pyflannel.errors import FlannelError
 from pyflannel.http.server import TEXT, Request, Response, Routes
 from pyflannel.model.lease import Lease, LeaseEntry
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import Echo, EchoResult, milliseconds
 from pyflannel.model.status import JournalEntry, Notice, PlanPreview, ReachStatus, Status, peer_entries
 from pyflannel.plan.backends import config_warnings, difference_of, effects_of
 from pyflannel.plan.doctor.peers import judged
+from pyflannel.plan.peers import place_of_subnet
 from pyflannel.wire.control_json import (
     format_config_text,
     format_error,
@@ -81,7 +82,7 @@ class ShownNetwork(Protocol):
     def config_text(self) -> str | None:
         """Return the network config in use; None if there is none."""
 
-    def probe(self, echoes: Mapping[IPv4Network, Echo]) -> Mapping[IPv4Network, EchoResult]:
+    def probe(self, echoes: Mapping[IpNetwork, Echo]) -> Mapping[IpNetwork, EchoResult]:
         """Return the latest results of these probes by peer, and repeat the probes for some seconds."""
 
     @property
@@ -217,7 +218,7 @@ class _View:
     def _leases(self) -> list[LeaseEntry]:
         return [LeaseEntry.of(lease) for lease in self._network.leases()]
 
-    def _probed(self, status: Status, leases: Sequence[LeaseEntry]) -> Mapping[IPv4Network, EchoResult]:
+    def _probed(self, status: Status, leases: Sequence[LeaseEntry]) -> Mapping[IpNetwork, EchoResult]:
         """Return the latest results of the probes of peers, and let the probes continue."""
         return self._network.probe(decisive_echoes(status, leases))
 
@@ -235,7 +236,9 @@ class _View:
 
     def _with_reach(self, status: Status) -> bytes:
         probed = self._probed(status, self._leases())
-        silent = tuple(sorted(subnet for subnet, one in probed.items() if one.state != "reached"))
+        silent = sorted(
+            (subnet for subnet, one in probed.items() if one.state != "reached"), key=place_of_subnet
+        )
         trouble = self._network.probe_trouble
         warnings = () if trouble is None else (f"peers are not probed: {trouble}",)
         if status.network is not None:
@@ -245,7 +248,7 @@ class _View:
         return format_status(
             replace(
                 status,
-                reach=ReachStatus(probed=len(probed), silent=silent) if probed else None,
+                reach=ReachStatus(probed=len(probed), silent=tuple(silent)) if probed else None,
                 warnings=(*status.warnings, *warnings),
             )
         )

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +25,7 @@ from pyflannel.model.host import (
     RouteScope,
 )
 from pyflannel.model.link import split_alias
-from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.route import PROTOCOLS
 from pyflannel.ports import Announce, ChangeChannel
 from pyflannel.wire.icmp import format_arp_announcement, format_unsolicited_advertisement
@@ -56,8 +56,8 @@ _EVERY_POLICY = (
     IpsecPolicy(direction="out", source=_EVERYBODY, destination=_EVERYBODY),
 )
 
-_FAR_AWAY = IPv4Address("198.51.100.1")
-"""An address of a documentation network (RFC 5737), so that the route to it is the default route."""
+_FAR_AWAY: Mapping[Family, IpAddress] = {4: IPv4Address("198.51.100.1"), 6: IPv6Address("2001:db8::1")}
+"""Addresses for documentation (RFC 5737, RFC 3849), so that the route to them is the default route."""
 
 
 class KernelInterfaces:
@@ -68,7 +68,7 @@ class KernelInterfaces:
     """
 
     def __init__(self) -> None:
-        self._asked_for: set[IPv4Address] = set()
+        self._asked_for: set[IpAddress] = set()
         self._scope = RouteScope()
 
     async def __aenter__(self) -> Self:
@@ -105,28 +105,21 @@ class KernelInterfaces:
         names = {link.index: link.name for link in found}
         return Interfaces(
             interfaces=tuple(self._interface(link, held, by_routes) for link in links_by_index),
-            default_routes=await self._default_routes(
-                names, [route for route in by_routes if route.destination == _EVERYBODY]
-            ),
-            ipv6_gateways=tuple(
-                route.gateway
-                for route in by_routes
-                if not route.destination.prefixlen and isinstance(route.gateway, IPv6Address)
-                if isinstance(route.destination, IPv6Network)
-            ),
+            default_routes=await self._default_routes(4, names, by_routes),
+            ipv6_default_routes=await self._default_routes(6, names, by_routes) if _uses_ipv6(scope) else (),
             routes=tuple(route_of(route, names) for route in dumped if _is_in(scope, route)),
             resolvers=_resolvers(),
             policies=await self._policies(),
         )
 
-    async def route_to(self, address: IPv4Address) -> tuple[str, IPv4Address] | None:
+    async def route_to(self, address: IpAddress) -> tuple[str, IpAddress] | None:
         """Return link and source address of this host's packets to `address`; None if there is no route."""
         self._asked_for.add(address)
         answer = await self._requests.ask(routes.look_up_route(address))
         if not isinstance(answer, Message):
             return None
         route = routes.parse_route(answer.body)
-        if route is None or not isinstance(route.source, IPv4Address):
+        if route is None or route.source is None:
             return None
         found = await self._requests.dump(links.dump_links(), links.parse_link)
         name = next((link.name for link in found if link.index == route.index), None)
@@ -196,9 +189,9 @@ class KernelInterfaces:
             return False
         if routes.is_on_link(message.body):
             return True
-        if glance is not None and glance.version == 6:
-            return not glance.length
-        return any(routes.covers(message.body, address) for address in (*self._asked_for, _FAR_AWAY))
+        return any(
+            routes.covers(message.body, address) for address in (*self._asked_for, *_FAR_AWAY.values())
+        )
 
     def _interface(
         self, link: LinkRecord, held: list[AddressRecord], by_routes: list[RouteRecord]
@@ -222,21 +215,28 @@ class KernelInterfaces:
         )
 
     async def _default_routes(
-        self, names: dict[int, str], found: list[RouteRecord]
+        self, family: Family, names: dict[int, str], by_routes: list[RouteRecord]
     ) -> tuple[DefaultRoute, ...]:
+        found = [
+            route
+            for route in by_routes
+            if not route.destination.prefixlen and route.destination.version == family
+        ]
         if found:
             return tuple(
                 DefaultRoute(
                     link=names[route.index],
                     metric=route.metric,
-                    source=route.source if isinstance(route.source, IPv4Address) else None,
-                    gateway=route.gateway if isinstance(route.gateway, IPv4Address) else None,
+                    source=route.source,
+                    gateway=None
+                    if route.gateway is None or route.gateway.version != family
+                    else route.gateway,
                 )
                 for route in found
                 if route.index in names
             )
         # Routing rules may select another table than main, so only the kernel's own look-up is correct.
-        reached = await self.route_to(_FAR_AWAY)
+        reached = await self.route_to(_FAR_AWAY[family])
         return () if reached is None else (DefaultRoute(link=reached[0], source=reached[1]),)
 
 

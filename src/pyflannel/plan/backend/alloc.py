@@ -4,14 +4,13 @@ packets.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
-from pyflannel.model.network_config import BOTH_FAMILIES, Family, NetworkConfig
+from pyflannel.model.network_config import BOTH_FAMILIES, Family, IpNetwork, NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.model.wireguard import WireguardFacts
-from pyflannel.plan.backend_keys import ineffective, ipv4_network
+from pyflannel.plan.backend_keys import ineffective
 from pyflannel.plan.routes import Routed
 
 
@@ -59,7 +58,7 @@ class AllocBackend:
     def foreseen(self, peer: Lease) -> None:
         """Return nothing, because the backend reads no data of a peer."""
 
-    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IpNetwork, str]:
         """Return nothing, because peers are not checked."""
         return {}
 
@@ -76,10 +75,5 @@ class AllocBackend:
 
 
 def parse(config: NetworkConfig) -> AllocBackend:
-    """Return the backend of the config.
-
-    Raises:
-        ConfigError: IPv4 is disabled.
-    """
-    ipv4_network(config)
+    """Return the backend of the config."""
     return AllocBackend(config_warnings=ineffective(config, (), BOTH_FAMILIES))

@@ -6,15 +6,14 @@ this link.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
-from pyflannel.model.network_config import BOTH_FAMILIES, Family, NetworkConfig
+from pyflannel.model.network_config import BOTH_FAMILIES, Family, IpNetwork, NetworkConfig
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath
 from pyflannel.model.wireguard import WireguardFacts
-from pyflannel.plan.backend_keys import ineffective, ipv4_network
+from pyflannel.plan.backend_keys import ineffective
 from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection
 
 _NAMED = 4
@@ -94,7 +93,7 @@ class HostGwBackend:
     def foreseen(self, peer: Lease) -> None:
         """Return nothing, because packets of a peer are received without an object for it."""
 
-    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IpNetwork, str]:
         """Return nothing, because no two peers need the same object."""
         return {}
 
@@ -115,10 +114,5 @@ class HostGwBackend:
 
 
 def parse(config: NetworkConfig) -> HostGwBackend:
-    """Return the backend of the config.
-
-    Raises:
-        ConfigError: IPv4 is disabled.
-    """
-    ipv4_network(config)
+    """Return the backend of the config."""
     return HostGwBackend(config_warnings=ineffective(config, (), BOTH_FAMILIES))

@@ -10,16 +10,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
+from pyflannel.errors import ConfigError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import BackendPart, Lease
 from pyflannel.model.link import Address, Link
-from pyflannel.model.network_config import IPV4_ONLY, Family, NetworkConfig
+from pyflannel.model.network_config import IPV4_ONLY, Family, IpNetwork, NetworkConfig
 from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_GLOBAL, SCOPE_LINK, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.model.wireguard import WireguardFacts
-from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
+from pyflannel.plan.backend_keys import BackendKeys, ineffective
 from pyflannel.plan.fast_path import ipsec_note, plan_last_hops, plan_peer_entry, plan_programs
 from pyflannel.plan.routes import Routed, address_objection, route_objection
 
@@ -82,7 +83,7 @@ class UdpBackend:
 
     def plan_host(self, host: Host) -> State:
         """Return the device, its address, the route of the network, the forwarder and the programs."""
-        base = host.lease.subnet.network_address
+        base = host.ipv4.subnet.network_address
         return State.of(
             Link(
                 name=host.device,
@@ -96,8 +97,8 @@ class UdpBackend:
             Forwarder(
                 link=host.device,
                 tunnel_address=base,
-                subnet=host.lease.subnet,
-                listen_address=host.underlay.address,
+                subnet=host.ipv4.subnet,
+                listen_address=host.ipv4.address,
                 port=self.port,
                 mtu=self.mtu(host),
             ),
@@ -140,7 +141,7 @@ class UdpBackend:
         """Return the lease of the peer with this backend, because the network config contains the port."""
         return replace(peer, attributes=peer.attributes.with_backend(BackendPart(port=self.port)))
 
-    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IpNetwork, str]:
         """Return nothing, because no two peers need the same object."""
         return {}
 
@@ -153,7 +154,7 @@ class UdpBackend:
             return State.EMPTY
         port = peer.attributes.port or self.port
         return State.of(
-            ForwarderPeer(link=host.device, subnet=peer.subnet, address=peer.attributes.public_ip, port=port),
+            ForwarderPeer(link=host.device, subnet=peer.ipv4.subnet, address=peer.ipv4.address, port=port),
             *plan_peer_entry(peer, host, self.port, port),
         )
 
@@ -173,6 +174,10 @@ def parse(config: NetworkConfig) -> UdpBackend:
     Raises:
         ConfigError: IPv4 is disabled, or Port is not a UDP port; the message names the key and the value.
     """
-    network = ipv4_network(config)
+    if not config.enable_ipv4 or config.network is None:
+        raise ConfigError(
+            "EnableIPv4=false: the udp backend carries IPv4 only",
+            hint="Set Backend.Type to vxlan, host-gw or wireguard; or omit EnableIPv4 and set Network.",
+        )
     port = BackendKeys("UDP", config.backend).number("Port", DEFAULT_PORT, _PORTS)
-    return UdpBackend(network=network, port=port, config_warnings=ineffective(config, KEYS))
+    return UdpBackend(network=config.network, port=port, config_warnings=ineffective(config, KEYS))

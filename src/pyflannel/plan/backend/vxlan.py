@@ -14,19 +14,20 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Network, ip_interface
+from ipaddress import ip_interface
 from sys import intern
 from typing import TypeGuard
 
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import DIRECT, Lease, LeasePart, Vtep
 from pyflannel.model.link import Address, Link, Vxlan
-from pyflannel.model.network_config import BOTH_FAMILIES, Family, NetworkConfig
+from pyflannel.model.network_config import BOTH_FAMILIES, Family, IpNetwork, NetworkConfig
 from pyflannel.model.route import FdbEntry, Neighbour, Route
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.model.wireguard import WireguardFacts
-from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
+from pyflannel.plan.backend_keys import BackendKeys, ineffective
+from pyflannel.plan.peers import place_of
 from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection, usual_metric
 
 # The MAC address of a host's VTEP: the address in its existing lease, or otherwise an address derived from
@@ -315,7 +316,7 @@ class VxlanBackend:
     def foreseen(self, peer: Lease) -> None:
         """Return nothing, because packets of a peer are received without an object for it."""
 
-    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IpNetwork, str]:
         """Return the peers that yield to another peer, by subnet, with the reason.
 
         A MAC address belongs to one host. If peers at several addresses publish the same address, the host
@@ -380,10 +381,10 @@ class VxlanBackend:
         accepts = attributes.owner is None or DIRECT in attributes.reads
         return self.routes_directly and accepts and host.underlay.reaches(part.address)
 
-    def _yielding(self, mac: str, sharing: Iterable[Lease], host: Host) -> Iterator[tuple[IPv4Network, str]]:
+    def _yielding(self, mac: str, sharing: Iterable[Lease], host: Host) -> Iterator[tuple[IpNetwork, str]]:
         """Yield the peers with one MAC address that are not planned, with the reason."""
         able = [peer for peer in sharing if self._is_tunnelled(peer, host)]
-        able.sort(key=lambda peer: (peer.since, peer.subnet))
+        able.sort(key=lambda peer: (peer.since, place_of(peer)))
         addresses = [part.address for peer in able if (part := peer.part(host.family)) is not None]
         for peer, address in zip(able[1:], addresses[1:], strict=True):
             first, known = able[0].subnet, able[0].attributes
@@ -413,9 +414,8 @@ def parse(config: NetworkConfig) -> VxlanBackend:
     """Return the backend of the config.
 
     Raises:
-        ConfigError: IPv4 is disabled, or a value is invalid; the message names the key and the value.
+        ConfigError: a value is invalid; the message names the key and the value.
     """
-    ipv4_network(config)
     keys = BackendKeys("VXLAN", config.backend)
     return VxlanBackend(
         vni=keys.number("VNI", DEFAULT_VNI, _VNIS),

@@ -9,7 +9,7 @@ this route, packets would leave unencrypted by the default route.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_interface
 from typing import Literal
 
 from pyflannel.errors import ConfigError
@@ -18,6 +18,7 @@ from pyflannel.model.lease import Lease, WireguardData
 from pyflannel.model.link import Address, Link
 from pyflannel.model.network_config import (
     BOTH_FAMILIES,
+    IPV4_ONLY,
     Family,
     IpAddress,
     IpNetwork,
@@ -36,7 +37,8 @@ from pyflannel.model.wireguard import (
     sorted_networks,
     wireguard_link,
 )
-from pyflannel.plan.backend_keys import BackendKeys, ineffective, ipv4_network
+from pyflannel.plan.backend_keys import BackendKeys, ineffective
+from pyflannel.plan.peers import place_of
 from pyflannel.plan.routes import (
     NO_IPV6,
     Routed,
@@ -86,7 +88,7 @@ class WireguardBackend:
     """The wireguard backend of one network.
 
     Attributes:
-        network: the whole range of the network, which is routed to the device.
+        network: the IPv4 range of the network, which is routed to the device; None without IPv4.
         ipv6_network: the IPv6 range of the network; None without IPv6.
         udp_port: UDP port of this host, and of each peer that publishes no other port.
         udp_port_v6: UDP port of the device for IPv6.
@@ -97,7 +99,7 @@ class WireguardBackend:
         config_warnings: warnings about parts of the config without effect, one line each.
     """
 
-    network: IPv4Network
+    network: IPv4Network | None = None
     ipv6_network: IPv6Network | None = None
     udp_port: int = DEFAULT_PORT
     udp_port_v6: int = DEFAULT_PORT_V6
@@ -140,7 +142,7 @@ class WireguardBackend:
 
     @property
     def _shares_device(self) -> bool:
-        return self.mode != "separate" and self.ipv6_network is not None
+        return self.mode != "separate" and None not in (self.network, self.ipv6_network)
 
     def _network(self, family: Family) -> IpNetwork | None:
         return self.network if family == 4 else self.ipv6_network
@@ -211,10 +213,10 @@ class WireguardBackend:
         if self.mode == "separate":
             yield host.address
             return
-        if self.mode in ("auto", "ipv4"):
-            yield host.underlay.address
-        if self.mode in ("auto", "ipv6") and host.underlay.ipv6_address is not None:
-            yield host.underlay.ipv6_address
+        families: Iterable[Family] = {"auto": BOTH_FAMILIES, "ipv4": IPV4_ONLY, "ipv6": (6,)}[self.mode]
+        for family in families:
+            if (address := host.underlay.address_in(family)) is not None:
+                yield address
 
     def _routes(self, host: Host, link: str) -> Iterator[Route]:
         """Yield the route of the network, and the route that drops packets while the device does not
@@ -262,11 +264,8 @@ class WireguardBackend:
         The mode auto has the same rule as the original: IPv6 if the IPv4 address of the peer is private, and
         both hosts have a public IPv6 address.
         """
-        ipv4, ipv6, own_ipv6 = (
-            peer.attributes.public_ip,
-            peer.attributes.public_ipv6,
-            host.underlay.public_ipv6,
-        )
+        part, ipv6 = peer.part(4), peer.attributes.public_ipv6
+        ipv4, own_ipv6 = None if part is None else part.address, host.underlay.public_ipv6
         match self.mode:
             case "separate":
                 return ipv4 if host.family == 4 else ipv6
@@ -275,18 +274,19 @@ class WireguardBackend:
             case "ipv6":
                 return ipv6
             case "auto":
-                return ipv6 if _is_private(ipv4) and _are_public(ipv6, own_ipv6) else ipv4
+                may_use_ipv6 = ipv4 is None or (_is_private(ipv4) and _are_public(ipv6, own_ipv6))
+                return ipv6 if may_use_ipv6 else ipv4
 
     def _peer_port(self, peer: Lease, host: Host) -> int:
         """Return the port of a peer. With one device, this is the port published for IPv4."""
         by_family = {4: peer.attributes.wireguard, 6: peer.attributes.wireguard_v6}
-        data = by_family[self._device_family(host.family)]
+        data = by_family[self._device_family(host.family)] or by_family[host.family]
         return (None if data is None else data.port) or self._port(host.family)
 
     def foreseen(self, peer: Lease) -> None:
         """Return nothing, because the key of a peer is known only from its lease."""
 
-    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
+    def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IpNetwork, str]:
         """Return the peers that yield to another peer with the same key, by subnet, with the reason.
 
         A key belongs to one host. If peers publish the same key, the host that published it first has
@@ -297,9 +297,9 @@ class WireguardBackend:
             data = peer.attributes.wireguard if host.family == 4 else peer.attributes.wireguard_v6
             if data is not None:
                 by_key.setdefault(data.public_key, []).append(peer)
-        reasons: dict[IPv4Network, str] = {}
+        reasons: dict[IpNetwork, str] = {}
         for public_key, sharing in by_key.items():
-            first, *others = sorted(sharing, key=lambda peer: (peer.since, peer.subnet))
+            first, *others = sorted(sharing, key=lambda peer: (peer.since, place_of(peer)))
             for peer in others:
                 reasons[peer.subnet] = (
                     f"its PublicKey {public_key} is also that of {first.subnet} at"
@@ -355,7 +355,7 @@ def _is_behind_nat(host: Host, peer: IpAddress) -> bool:
     return underlay.public_ipv6 != underlay.ipv6_address
 
 
-def _is_private(address: IPv4Address) -> bool:
+def _is_private(address: IpAddress) -> bool:
     return any(address in network for network in _PRIVATE)
 
 
@@ -367,9 +367,8 @@ def parse(config: NetworkConfig) -> WireguardBackend:
     """Return the backend of the config.
 
     Raises:
-        ConfigError: IPv4 is disabled, or a value is invalid; the message names the key and the value.
+        ConfigError: a value is invalid; the message names the key and the value.
     """
-    network = ipv4_network(config)
     keys = BackendKeys("wireguard", config.backend)
     mode = _mode(keys)
     if mode == "ipv6" and not config.enable_ipv6:
@@ -377,8 +376,13 @@ def parse(config: NetworkConfig) -> WireguardBackend:
             "Backend.Mode ipv6 needs EnableIPv6: without it, hosts publish no IPv6 address",
             hint="Add EnableIPv6 and IPv6Network, or set another Backend.Mode.",
         )
+    if mode == "ipv4" and not config.enable_ipv4:
+        raise ConfigError(
+            "Backend.Mode ipv4 needs EnableIPv4: without it, hosts publish no IPv4 address",
+            hint="Set another Backend.Mode, or omit EnableIPv4 and set Network.",
+        )
     return WireguardBackend(
-        network=network,
+        network=config.network if config.enable_ipv4 else None,
         ipv6_network=config.ipv6_network if config.enable_ipv6 else None,
         mode=mode,
         udp_port_v6=keys.number("ListenPortV6", DEFAULT_PORT_V6, _PORTS),

@@ -130,11 +130,12 @@ def tunnel_flows(seen: Observed) -> Iterator[Flow]:
     """Yield tunnel packets from and to peers."""
     status = seen.status
     backend, underlay, path = status.backend, status.underlay, status.fast_path
-    if backend is None or backend.port is None or underlay is None:
+    here = None if underlay is None else underlay.address
+    if backend is None or backend.port is None or underlay is None or not isinstance(here, IPv4Address):
         return
     # The programs of the fast path let most packets bypass netfilter at the underlay.
     severity: Severity = "warning" if path is not None and path.mode in ("safe", "flow") else "error"
-    here, port, uplink = underlay.address, backend.port, _uplink(seen)
+    port, uplink = backend.port, _uplink(seen)
     for there in islice(dict.fromkeys(seen.membership.peers.values()), _PEERS):
         arriving = tunnel_packet(there, here, backend.type, port, iif=underlay.link, in_port=uplink)
         leaving = tunnel_packet(here, there, backend.type, port, oif=underlay.link, out_port=uplink)

@@ -4,12 +4,13 @@ and the reason.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from statistics import median
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from pyflannel.model.lease import LeaseEntry, host_text
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import NarrowPath, PeerReach, PingReport, PingStep, StepName
 from pyflannel.model.status import Finding, Status
 from pyflannel.plan.doctor.observed import some
@@ -160,7 +161,7 @@ def with_peers(
     found: Sequence[Finding],
     reach: Sequence[PeerReach],
     status: Status,
-    unresolved: Mapping[IPv4Address, str] = MappingProxyType({}),
+    unresolved: Mapping[IpAddress, str] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:
     """Return the findings about this host, including findings about peers that do not answer.
 
@@ -185,7 +186,7 @@ def with_peers(
 
 
 def reach_findings(
-    reach: Sequence[PeerReach], status: Status, unresolved: Mapping[IPv4Address, str]
+    reach: Sequence[PeerReach], status: Status, unresolved: Mapping[IpAddress, str]
 ) -> Iterator[Finding]:
     """Yield the findings about peers that do not answer: errors if packets of containers are lost."""
     silent = [one for one in reach if not one.is_reached and one.underlay.state != "reached"]
@@ -301,9 +302,13 @@ def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
         )
 
 
-def _on_routes(status: Status) -> dict[IPv4Network, int]:
-    """Return the MTUs of paths that the IPv4 routes have, by the subnet of the peer."""
-    return {one.subnet: one.measured for one in status.path_mtus if one.is_routed and one.ipv6_subnet is None}
+def _on_routes(status: Status) -> dict[IpNetwork, int]:
+    """Return the MTUs of paths that the routes of the first family have, by the subnet of the peer."""
+    return {
+        one.subnet: one.measured
+        for one in status.path_mtus
+        if one.is_routed and one.ipv6_subnet in (None, one.subnet)
+    }
 
 
 def _paths(paths: Sequence[NarrowPath]) -> tuple[str, ...]:

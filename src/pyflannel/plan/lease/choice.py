@@ -203,7 +203,7 @@ def with_ipv6(lease: Lease, listed: Listed, wanted: Wanted) -> PutLease | None:
     This lease has another key. The existing key is deleted first. An original that sees the deletion of a key
     removes its route to the IPv4 subnet, even if another key contains this subnet.
     """
-    subnet = _free_ipv6(lease.subnet, occupied(listed), wanted)
+    subnet = _free_ipv6(lease.ipv4.subnet, occupied(listed), wanted)
     if subnet is None:
         return None
     attributes = merged_attributes(lease.attributes, wanted)

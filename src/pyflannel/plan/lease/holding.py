@@ -3,7 +3,6 @@ lost requests.
 """
 
 from dataclasses import replace
-from ipaddress import IPv4Network
 
 from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease, renewal_margin_s
 from pyflannel.model.lease_protocol import (
@@ -32,6 +31,7 @@ from pyflannel.model.lease_protocol import (
     Wanted,
     WatchLost,
 )
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.plan.lease.choice import claim_on, is_ours, merged_attributes, must_contest
 from pyflannel.plan.lease.state import (
     Contesting,
@@ -242,7 +242,7 @@ def _is_given_back(change: LeaseChange, wanted: Wanted) -> bool:
     )
 
 
-def _subnet(change: LeaseChange) -> IPv4Network:
+def _subnet(change: LeaseChange) -> IpNetwork:
     match change:
         case LeaseSeen(lease):
             return lease.subnet
@@ -368,7 +368,7 @@ def _answered(state: LeaseState, contest: Contesting) -> Step:
     return replace(state, phase=Listing()), (shared, List())
 
 
-def _yield_lease(state: LeaseState, subnet: IPv4Network, host: str) -> Step:
+def _yield_lease(state: LeaseState, subnet: IpNetwork, host: str) -> Step:
     """Leave the lease and the identity to the original of this copy."""
     shared = SharedAddress(subnet, "the original of this copy", host, is_ours=False)
     return replace(state, phase=Reidentifying()), (shared, Reidentify())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv6Network
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import (
@@ -210,6 +210,6 @@ def _has_precedence(change: LeaseChange, before: LeaseSet, after: LeaseSet) -> b
     return ipv6_subnet is None or any(_is_at(subnet, ipv6_subnet, leases) for leases in (before, after))
 
 
-def _is_at(subnet: IPv4Network, ipv6_subnet: IPv6Network, leases: LeaseSet) -> bool:
+def _is_at(subnet: IpNetwork, ipv6_subnet: IPv6Network, leases: LeaseSet) -> bool:
     lease = leases.by_subnet.get(subnet)
     return lease is not None and lease.ipv6_subnet == ipv6_subnet

@@ -8,10 +8,10 @@ lease. Therefore it does not accept an old lease that is written to the store ag
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_set import LARGEST
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.status import Notice, SignatureFault
 
 _WRITER = "Find the program that writes it, and restrict the writers of the store."
@@ -64,14 +64,14 @@ class Trust:
     allowed: frozenset[bytes] | None = None
     floors: dict[bytes, int] = field(default_factory=dict)
     owners: dict[str, bytes] = field(default_factory=dict)
-    holders: dict[IPv4Network, tuple[bytes, int]] = field(default_factory=dict)
-    free: dict[IPv4Network, None] = field(default_factory=dict)
+    holders: dict[IpNetwork, tuple[bytes, int]] = field(default_factory=dict)
+    free: dict[IpNetwork, None] = field(default_factory=dict)
 
     def restore(
         self,
         floors: Mapping[bytes, int],
         owners: Mapping[str, bytes],
-        holders: Mapping[IPv4Network, tuple[bytes, int]],
+        holders: Mapping[IpNetwork, tuple[bytes, int]],
     ) -> None:
         """Continue after a restart with these values."""
         self.floors.update(floors)
@@ -118,7 +118,7 @@ class Trust:
         self.holders[lease.subnet] = key, counter
         self.free.pop(lease.subnet, None)
 
-    def delete(self, subnet: IPv4Network) -> None:
+    def delete(self, subnet: IpNetwork) -> None:
         """Record that the lease on a subnet was deleted, so that any acceptable key may take the subnet."""
         if subnet in self.holders:
             self.free[subnet] = None

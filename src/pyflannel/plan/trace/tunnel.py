@@ -97,7 +97,7 @@ def _by_vxlan(facts: Facts, leg: Leg, link: TraceLink, vxlan: Vxlan, hop: IPv4Ad
         yield fails("fdb", found, f"{link.name} has no FDB entry for {mac}", REPAIR)
         return
     text = f"{mac} is behind {entry.destination} on {link.name}"
-    if peer is not None and entry.destination != peer.public_ip:
+    if peer is not None and entry.destination != peer.ipv4.address:
         yield fails("fdb", text, f"{host_of(peer)} holds {peer.subnet}, not {entry.destination}", REPAIR)
     yield passes("fdb", text)
     yield from _outer(facts, entry.destination, vxlan.port, "vxlan", vxlan.local)
@@ -113,7 +113,7 @@ def _by_udp(facts: Facts, leg: Leg, link: TraceLink) -> Iterator[TraceStep]:
     if program is not None and entries:
         to = max(entries, key=lambda one: one.subnet.prefixlen)
         text = f"{program.title} sends to {to.address}:{to.port}"
-        if peer is not None and to.address != peer.public_ip:
+        if peer is not None and to.address != peer.ipv4.address:
             yield fails("program", text, f"{host_of(peer)} holds {peer.subnet}, not {to.address}", REPAIR)
         yield passes("program", text)
         yield from _outer_route(facts, to.address, program.tunnel.address)
@@ -133,7 +133,7 @@ def _by_udp(facts: Facts, leg: Leg, link: TraceLink) -> Iterator[TraceStep]:
         return
     chosen = max(routes, key=lambda one: one.subnet.prefixlen)
     text = f"the forwarder sends {chosen.subnet} to {chosen.address}:{chosen.port}"
-    if peer is not None and chosen.address != peer.public_ip:
+    if peer is not None and chosen.address != peer.ipv4.address:
         yield fails("forwarder", text, f"{host_of(peer)} holds {peer.subnet}, not {chosen.address}", REPAIR)
     yield passes("forwarder", text)
     yield from _outer(facts, chosen.address, chosen.port, "udp", forwarder.listen_address)
@@ -270,18 +270,18 @@ def _by_udp_in(facts: Facts, peer: LeaseEntry, link: TraceLink) -> Iterator[Trac
 
 def _reaches(facts: Facts, peer: LeaseEntry, local: IPv4Address | None) -> Iterator[TraceStep]:
     """Yield the interface at which tunnel packets of the peer arrive."""
-    answer = facts.route("host out", peer.public_ip, local)
+    answer = facts.route("host out", peer.ipv4.address, local)
     link = facts.links.get(answer.link or "")
     if link is None:
-        cause = f"this host has no route to {peer.public_ip}"
-        yield fails("underlay", answer.text, cause, f"ip route get {peer.public_ip}")
+        cause = f"this host has no route to {peer.ipv4.address}"
+        yield fails("underlay", answer.text, cause, f"ip route get {peer.ipv4.address}")
         return
     if local is not None:
-        checked = facts.route("tunnel in", local, peer.public_ip, link.name)
+        checked = facts.route("tunnel in", local, peer.ipv4.address, link.name)
         if checked.refused_at is not None:
-            cause = f"rp_filter drops tunnel packets of {peer.public_ip} at {link.name}"
+            cause = f"rp_filter drops tunnel packets of {peer.ipv4.address} at {link.name}"
             yield fails("underlay", checked.text, cause, loosened(link.name))
-    yield passes("underlay", f"tunnel packets of {peer.public_ip} arrive at {link.name}")
+    yield passes("underlay", f"tunnel packets of {peer.ipv4.address} arrive at {link.name}")
 
 
 def _arrives(
@@ -293,10 +293,10 @@ def _arrives(
 ) -> Iterator[TraceStep]:
     """Yield the underlay and the filter rules for a tunnel packet of the peer."""
     yield from _reaches(facts, peer, local)
-    back = facts.route("host out", peer.public_ip, local)
+    back = facts.route("host out", peer.ipv4.address, local)
     link = back.link or ""
     target = local or _address_on(facts, link)
     if target is not None:
-        uplink = facts.port_to(link, back.gateway or peer.public_ip)
-        packet = tunnel_packet(peer.public_ip, target, backend, port, iif=link, in_port=uplink)
+        uplink = facts.port_to(link, back.gateway or peer.ipv4.address)
+        packet = tunnel_packet(peer.ipv4.address, target, backend, port, iif=link, in_port=uplink)
         yield from rules(facts, tunnel_flow(packet, port, IN))

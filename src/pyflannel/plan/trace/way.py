@@ -146,7 +146,7 @@ def _routed(facts: Facts, leg: Leg, answer: RouteAnswer, arrives_at: str) -> Ite
         peer is not None
         and not is_tunnel(link)
         and not facts.is_here(leg.destination)
-        and peer.public_ip not in (hop, leg.destination)
+        and peer.ipv4.address not in (hop, leg.destination)
     ):
         cause = (
             f"the packet leaves by {link.name} to {hop}, not to the holder of {peer.subnet}, {host_of(peer)}"
@@ -184,7 +184,7 @@ def _incoming(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
         yield passes("peer", f"{host_of(peer)} holds {peer.subnet}")
     back = facts.route("host out", leg.source)
     link = facts.links.get(back.link or "")
-    if link is None or (not is_tunnel(link) and (back.gateway or leg.source) != peer.public_ip):
+    if link is None or (not is_tunnel(link) and (back.gateway or leg.source) != peer.ipv4.address):
         cause = f"this host has no route back to {leg.source} by the overlay"
         yield fails("route", back.text, cause, REPAIR)
         return

@@ -4,12 +4,13 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pyflannel.errors import StoreError, UsageError, WireError, in_words
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.store_record import Secret
 from pyflannel.wire.kubeconfig import Kubeconfig, parse_kubeconfig
 
@@ -37,10 +38,10 @@ class Server:
     has_tls: bool
 
     @property
-    def ipv4(self) -> IPv4Address | None:
-        """The IPv4 address in the URL; None for a name, or an IPv6 address."""
+    def address(self) -> IpAddress | None:
+        """The address in the URL; None for a name."""
         try:
-            return IPv4Address(self.host)
+            return ip_address(self.host)
         except ValueError:
             return None
 

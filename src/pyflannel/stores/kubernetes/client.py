@@ -11,13 +11,14 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Final
 
 import h11
 
 from pyflannel import VERSION
 from pyflannel.errors import StoreError, in_words
+from pyflannel.model.network_config import IpAddress
 from pyflannel.ports import Clock
 from pyflannel.stores.kubernetes.access import Access, Connection
 from pyflannel.wire.kubernetes_node import parse_failure
@@ -62,14 +63,14 @@ class Client:
     def __init__(self, access: Access, clock: Clock) -> None:
         self._access = access
         self._clock = clock
-        self._address: IPv4Address | None = None
+        self._address: IpAddress | None = None
 
     @property
-    def address(self) -> IPv4Address | None:
-        """The IPv4 address of the latest connection, otherwise the address in the URL; None if unknown."""
+    def address(self) -> IpAddress | None:
+        """The address of the latest connection, otherwise the address in the URL; None if unknown."""
         if self._address is None:
             with contextlib.suppress(StoreError):
-                return self._access.connection().server.ipv4
+                return self._access.connection().server.address
         return self._address
 
     async def call(self, method: str, path: str, body: bytes = b"") -> bytearray:
@@ -129,7 +130,7 @@ class Client:
             for option, value in _KEEPALIVE:
                 raw.setsockopt(socket.IPPROTO_TCP, option, value)
         with contextlib.suppress(ValueError, TypeError):
-            self._address = IPv4Address(writer.get_extra_info("peername")[0])
+            self._address = ip_address(writer.get_extra_info("peername")[0])
 
 
 class Answer:

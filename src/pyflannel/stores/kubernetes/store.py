@@ -4,12 +4,12 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from ipaddress import IPv4Address
 from pathlib import Path
 from urllib.parse import quote
 
 from pyflannel.errors import CompactedError, StoreError, WireError, in_words, remedy
 from pyflannel.model.kubernetes_node import NodeEvent
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.store_record import (
     Change,
     Conflict,
@@ -152,8 +152,8 @@ class KubernetesStore:
         """Return None, because no record has a TTL."""
         return None
 
-    def addresses(self) -> tuple[IPv4Address, ...]:
-        """Return the IPv4 address of the API server, if it is known."""
+    def addresses(self) -> tuple[IpAddress, ...]:
+        """Return the address of the API server, if it is known."""
         address = self._client.address
         return () if address is None else (address,)
 

@@ -115,5 +115,7 @@ def test_each_is_found_by_its_type_and_has_no_keys(
     assert backend_of(config) == backend()
     odd = backend_of(replace(config, backend={"Type": name, "Port": 1}))
     assert odd.notes(HOST) == (f"Backend.Port has no effect: the {name} backend knows only Type",)
+    alone = replace(config, enable_ipv4=False, enable_ipv6=True)
     with pytest.raises(ConfigError, match="EnableIPv4=false"):
-        backend_of(replace(config, enable_ipv4=False))
+        backend_of(alone)
+    assert backend_of(replace(alone, is_assigned=True)) == backend()

@@ -118,9 +118,11 @@ def test_a_bad_port_is_named(port: object) -> None:
         parse(replace(CONFIG, backend={"Type": "udp", "Port": port}))
 
 
-def test_a_network_without_ipv4_is_refused() -> None:
-    with pytest.raises(ConfigError, match="EnableIPv4=false"):
-        parse(replace(CONFIG, enable_ipv4=False))
+def test_a_network_with_ipv6_alone_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigError, match="EnableIPv4=false: the udp backend carries IPv4 only") as caught:
+        parse(replace(CONFIG, enable_ipv4=False, enable_ipv6=True, is_assigned=True))
+
+    assert "vxlan, host-gw or wireguard" in caught.value.hint
 
 
 @pytest.mark.parametrize(("name", "later"), [("ipip", " (not yet supported)"), ("nonsense", "")])

@@ -418,9 +418,14 @@ class TestConfig:
         assert (backend.device(), backend.device(6)) == name
         assert max(map(len, name)) <= 15
 
-    def test_a_network_without_ipv4_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match="EnableIPv4=false: networks with IPv6 alone are not"):
-            parse(replace(CONFIG, enable_ipv4=False))
+    def test_a_network_with_ipv6_alone_is_refused_in_etcd_with_the_remedy(self) -> None:
+        config = replace(CONFIG, enable_ipv4=False, enable_ipv6=True)
+
+        with pytest.raises(ConfigError, match="EnableIPv4=false: etcd has no leases with IPv6") as caught:
+            backend_of(config)
+
+        assert "--kube-subnet-mgr" in caught.value.hint
+        assert backend_of(replace(config, is_assigned=True)) == VxlanBackend()
 
     def test_ipv6_has_an_effect(self) -> None:
         assert parse(replace(CONFIG, enable_ipv6=True)).config_warnings == ()
