@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -249,6 +250,44 @@ def test_one_family_follows_its_address_and_the_other_loses_no_packet(
             moving.wait_answered(deadline_s=began + 5.0 - time.monotonic())
             staying.wait_answered()
         assert [number for number in staying.lost() if number > first] == [], after[family]
+
+
+def test_ipv4_follows_to_another_interface_where_ipv6_has_no_address(
+    overlay: Overlay, hosts: list[Host]
+) -> None:
+    """Both families use one interface, that of IPv4. The status names the missing address of IPv6."""
+    host, other, _ = hosts
+    configure_bridges(hosts)
+    old, new, router = host.place.address, "10.10.10.121/24", overlay.lab.router
+    back = f"link delete eth5\naddress add {old} dev eth0\nroute replace default via {LEFT.gateway.ip}\n"
+    cable = f"eth5 netns {host.init_pid} type veth peer name dual5 netns {router.init_pid}"
+    subprocess.run(["ip", "link", "add", *cable.split()], check=True)
+    router.run(["ip", "link", "set", "dual5", "master", LEFT.name, "up"])
+    with (
+        PingStream(other, host.gateway().ip, interval_s=0.05) as ipv4,
+        PingStream(other, bridge(host).ip, interval_s=0.05) as ipv6,
+    ):
+        for stream in (ipv4, ipv6):
+            stream.wait_answered()
+        host.run(
+            ["ip", "-batch", "-"],
+            text=f"address delete {old} dev eth0\naddress add {new} dev eth5\nlink set eth5 up\n"
+            f"route replace default via {LEFT.gateway.ip} dev eth5\n",
+        )
+        began = time.monotonic()
+        wait_until(
+            lambda: "10.10.10.121" in published(overlay, host), what="the lease has it", deadline_s=2.0
+        )
+        ipv4.wait_answered(deadline_s=began + 5.0 - time.monotonic())
+        note = "no IPv6 packets are carried: waiting for an IPv6 address of eth5"
+        overlay.wait_status(
+            host, lambda status: status.backend is not None and note in str(status.backend.notes), note
+        )
+
+        host.run(["ip", "-batch", "-"], text=back)
+        began = time.monotonic()
+        for stream in (ipv4, ipv6):
+            stream.wait_answered(deadline_s=began + 5.0 - time.monotonic())
 
 
 def published(overlay: Overlay, host: Host) -> list[str]:

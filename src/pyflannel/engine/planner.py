@@ -145,6 +145,18 @@ class Planner:
         return bool(self._behind or self.obstacle)
 
     @property
+    def family_notes(self) -> tuple[str, ...]:
+        """The reason why a network with both families carries only IPv4 on this host."""
+        if not self._bases or not self._bases[0].views:
+            return ()
+        basis = self._bases[0]
+        families = {one.family for one in self._bases}
+        if families.issuperset(basis.config.families) or 6 not in basis.newest.families:
+            return ()
+        trouble = basis.views[0].host.underlay.ipv6_trouble
+        return (f"no IPv6 packets are carried: waiting for {trouble or 'an IPv6 address of the host'}",)
+
+    @property
     def change_notes(self) -> tuple[str, ...]:
         """The change of the backend in progress, and the hosts that have not changed."""
         notes = tuple(transition_notes(self._bases[0])) if self._bases else ()
@@ -338,7 +350,7 @@ class Planner:
             ipv6_cni=ipv6_part_of_cni(lease.ipv6_subnet) if options.serves_docker else None,
         )
         notes = (note for view in firsts for note in notes_on(config, view.backend, view.host))
-        self.notes = (*dict.fromkeys(notes), *transition_notes(bases[0]))
+        self.notes = (*dict.fromkeys(notes), *transition_notes(bases[0]), *self.family_notes)
         plan: ItemMap[Item] = ItemMap()
         for basis in bases:
             for view in basis.views:

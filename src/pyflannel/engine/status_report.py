@@ -159,6 +159,7 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
         notes=(
             *notes_on(config, backend, host),
             *supervisor.planner.change_notes,
+            *supervisor.planner.family_notes,
         ),
         is_encrypted=all(one.is_encrypted for one in inputs.backends),
         port=backend.tunnel_port,

@@ -286,12 +286,16 @@ def test_a_host_without_an_ipv6_address_waits_for_one() -> None:
 def test_ipv4_continues_if_a_running_host_has_no_ipv6_address() -> None:
     planning = dual_planner()
     planning.take()
-    underlay = replace(planning.inputs.underlay, link="eth1", ipv6_address=None, public_ipv6=None)
+    trouble = "an IPv6 address of eth1: it has none"
+    underlay = replace(
+        planning.inputs.underlay, link="eth1", ipv6_address=None, public_ipv6=None, ipv6_trouble=trouble
+    )
 
     result = planning.take(underlay=underlay)
 
     assert isinstance(result, Replaced)
     assert {link.name for link in result.plan.of_type(Link)} == {"flannel.1"}
+    assert planning.notes == planning.family_notes == (f"no IPv6 packets are carried: waiting for {trouble}",)
 
 
 def before_change(plan: State, changed: Changed) -> State:
