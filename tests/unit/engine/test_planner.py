@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.planning import SUBNET_FILE, Planning, by_subnet, plan_of
@@ -228,6 +228,7 @@ def numbered_leases(draw: st.DrawFn) -> Lease:
         st.lists(numbered_leases(), max_size=6, unique_by=lambda one: one.subnet), min_size=1, max_size=4
     )
 )
+@settings(max_examples=30)
 def test_a_plan_of_ipv6_alone_is_the_part_of_ipv6_in_a_plan_of_both_families(
     story: list[list[Lease]],
 ) -> None:
