@@ -252,42 +252,51 @@ def test_one_family_follows_its_address_and_the_other_loses_no_packet(
         assert [number for number in staying.lost() if number > first] == [], after[family]
 
 
-def test_ipv4_follows_to_another_interface_where_ipv6_has_no_address(
+def test_one_family_follows_to_another_interface_and_the_other_loses_no_packet(
     overlay: Overlay, hosts: list[Host]
 ) -> None:
-    """Both families use one interface, that of IPv4. The status names the missing address of IPv6."""
+    """The address and the default route move to eth5, and back, first in IPv4 and then in IPv6."""
     host, other, _ = hosts
     configure_bridges(hosts)
-    old, new, router = host.place.address, "10.10.10.121/24", overlay.lab.router
-    back = f"link delete eth5\naddress add {old} dev eth0\nroute replace default via {LEFT.gateway.ip}\n"
+    router, ends = overlay.lab.router, {4: host.gateway().ip, 6: bridge(host).ip}
     cable = f"eth5 netns {host.init_pid} type veth peer name dual5 netns {router.init_pid}"
     subprocess.run(["ip", "link", "add", *cable.split()], check=True)
     router.run(["ip", "link", "set", "dual5", "master", LEFT.name, "up"])
-    with (
-        PingStream(other, host.gateway().ip, interval_s=0.05) as ipv4,
-        PingStream(other, bridge(host).ip, interval_s=0.05) as ipv6,
+    host.run(["ip", "link", "set", "eth5", "up"])
+    old = {4: str(host.place.address), 6: str(ipv6_underlay(host))}
+    new = {4: "10.10.10.121/24", 6: "fd07:1::79/64"}
+    gateways = {4: LEFT.gateway.ip, 6: ipv6_underlay(host).network[0xFE]}
+    for family, before, after, links in (
+        (4, old, new, ("eth0", "eth5")),
+        (4, new, old, ("eth5", "eth0")),
+        (6, old, new, ("eth0", "eth5")),
+        (6, new, old, ("eth5", "eth0")),
     ):
-        for stream in (ipv4, ipv6):
-            stream.wait_answered()
-        host.run(
-            ["ip", "-batch", "-"],
-            text=f"address delete {old} dev eth0\naddress add {new} dev eth5\nlink set eth5 up\n"
-            f"route replace default via {LEFT.gateway.ip} dev eth5\n",
-        )
-        began = time.monotonic()
-        wait_until(
-            lambda: "10.10.10.121" in published(overlay, host), what="the lease has it", deadline_s=2.0
-        )
-        ipv4.wait_answered(deadline_s=began + 5.0 - time.monotonic())
-        note = "no IPv6 packets are carried: waiting for an IPv6 address of eth5"
-        overlay.wait_status(
-            host, lambda status: status.backend is not None and note in str(status.backend.notes), note
-        )
-
-        host.run(["ip", "-batch", "-"], text=back)
-        began = time.monotonic()
-        for stream in (ipv4, ipv6):
-            stream.wait_answered(deadline_s=began + 5.0 - time.monotonic())
+        with (
+            PingStream(other, ends[family], interval_s=0.05) as moving,
+            PingStream(other, ends[10 - family], interval_s=0.05) as staying,
+        ):
+            for stream in (moving, staying):
+                stream.wait_answered()
+            first = max(answer.number for answer in staying.answers())
+            batch = (
+                f"address delete {before[family]} dev {links[0]}\n"
+                f"address add {after[family]} dev {links[1]}{' nodad' if family == 6 else ''}\n"
+                f"route replace default via {gateways[family]} dev {links[1]}\n"
+            )
+            host.run(["ip", "-batch", "-"], text=batch)
+            began = time.monotonic()
+            wait_until(
+                lambda family=family, after=after: (
+                    after[family].partition("/")[0] in published(overlay, host)
+                ),
+                what=f"the lease has {after[family]}",
+                deadline_s=2.0,
+            )
+            moving.wait_answered(deadline_s=began + 5.0 - time.monotonic())
+            staying.wait_answered()
+        assert [number for number in staying.lost() if number > first] == [], after[family]
+    host.run(["ip", "link", "delete", "eth5"])
 
 
 def published(overlay: Overlay, host: Host) -> list[str]:

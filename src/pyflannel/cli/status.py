@@ -359,7 +359,8 @@ def _underlay(underlay: UnderlayStatus) -> str:
     ipv6 = ""
     if underlay.ipv6_address not in (None, underlay.address):
         is_other = underlay.public_ipv6 != underlay.ipv6_address
-        ipv6 = f", {underlay.ipv6_address}" + (f", public {underlay.public_ipv6}" if is_other else "")
+        link = "" if underlay.ipv6_link is None else f"{underlay.ipv6_link}, "
+        ipv6 = f", {link}{underlay.ipv6_address}" + (f", public {underlay.public_ipv6}" if is_other else "")
     return f"{underlay.link}, {underlay.address}{public}{ipv6}, mtu {underlay.mtu}"
 
 

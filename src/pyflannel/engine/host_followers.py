@@ -9,7 +9,7 @@ from pyflannel.engine.list_watch import listen
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import NoUnderlayError, TargetError
 from pyflannel.model.host import Bridge, Interface, Interfaces, RouteScope, Surroundings, Underlay
-from pyflannel.model.network_config import IPV4_ONLY, IpAddress, IpNetwork
+from pyflannel.model.network_config import BOTH_FAMILIES, IPV4_ONLY, IpAddress, IpNetwork
 from pyflannel.model.route import PROTOCOL_FLANNEL
 from pyflannel.plan.underlay import UnderlayOptions, choose, narrate, surroundings_of
 from pyflannel.ports import BridgeSource, Clock, InterfaceSource
@@ -65,7 +65,7 @@ class UnderlayFollower:
         self._current: Underlay | None = None
         self._ipv6_trouble = ""
         self._announced: tuple[object, ...] = ()
-        self._to_announce: tuple[Interface, tuple[IpAddress, ...]] | None = None
+        self._to_announce: list[tuple[Interface, IpAddress]] = []
         self._has_moved = asyncio.Event()
         self._changed = asyncio.Event()
         self.has_looked = asyncio.Event()
@@ -129,14 +129,17 @@ class UnderlayFollower:
         self._take_surroundings(surroundings)
 
     def _note_place(self, found: Underlay, interfaces: Interfaces) -> None:
-        """Note the interface of the addresses, and have them announced if it is another interface."""
-        interface = interfaces.named(found.link)
-        known = dict.fromkeys((found.address, found.ipv6_address))
-        addresses = tuple(one for one in known if one is not None)
-        place = None if interface is None else (interface.index, interface.mac, interface.is_up)
-        if interface is not None and (place, addresses) != self._announced:
-            self._announced = place, addresses
-            self._to_announce = interface, addresses
+        """Note the interface of each address, and announce the addresses if one has another interface."""
+        addresses = {address: family for family in BOTH_FAMILIES if (address := found.address_in(family))}
+        places = [
+            (interface, address)
+            for address, family in addresses.items()
+            if (interface := interfaces.named(found.in_family(family).link)) is not None
+        ]
+        noted = tuple((one.index, one.mac, one.is_up, address) for one, address in places)
+        if noted != self._announced:
+            self._announced = noted
+            self._to_announce = places
             self._has_moved.set()
 
     async def _announce(self) -> None:
@@ -144,10 +147,11 @@ class UnderlayFollower:
             await self._has_moved.wait()
             self._has_moved.clear()
             for _ in range(_ANNOUNCEMENTS):
-                if self._to_announce is None or self._has_moved.is_set():
+                if self._has_moved.is_set():
                     break
                 try:
-                    await self._source.announce(*self._to_announce)
+                    for interface, address in self._to_announce:
+                        await self._source.announce(interface, [address])
                 except TargetError as error:
                     log.info("Could not announce the address of the underlay: %s", error)
                     break
@@ -159,7 +163,7 @@ class UnderlayFollower:
         """
         current = self._current
         has_lost_it = found.ipv6_trouble and current is not None and current.ipv6_address is not None
-        if not has_lost_it or current is None or current.link != found.link:
+        if not has_lost_it or current is None or current.in_family(6).link != found.link:
             self._ipv6_trouble = ""
             return found
         if found.ipv6_trouble != self._ipv6_trouble:
@@ -184,7 +188,9 @@ class UnderlayFollower:
 def _in_ipv4(underlay: Underlay) -> Underlay:
     """Return the underlay without its IPv6 part, which is added after the network config is known."""
     on_link = tuple(one for one in underlay.on_link if one.version == 4)
-    return replace(underlay, on_link=on_link, ipv6_address=None, public_ipv6=None, ipv6_trouble="")
+    return replace(
+        underlay, on_link=on_link, ipv6_address=None, public_ipv6=None, ipv6_uplink=None, ipv6_trouble=""
+    )
 
 
 def _words(underlay: Underlay) -> str:

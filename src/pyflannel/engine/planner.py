@@ -189,7 +189,7 @@ class Planner:
             return None
         host = Host(
             lease=inputs.lease,
-            underlay=inputs.underlay,
+            underlay=inputs.underlay.in_family(family),
             device=self._options.device,
             mark=self._options.mark,
             owner=inputs.owner,
@@ -226,7 +226,8 @@ class Planner:
             return None
         for network in config.ranges:
             found = foreign(inputs.surroundings, network, {self._options.device}, self._plan)
-            why = network_objection(network, backend.routed, inputs.underlay, found)
+            underlay = inputs.underlay.in_family(network.version)
+            why = network_objection(network, backend.routed, underlay, found)
             if why is not None:
                 return why
         return None
@@ -238,7 +239,7 @@ class Planner:
         prefixes: list[IpNetwork] = []
         for network in config.ranges:
             found = foreign(inputs.surroundings, network, {self._options.device}, self._plan)
-            prefixes.extend(avoided(network, inputs.underlay, found))
+            prefixes.extend(avoided(network, inputs.underlay.in_family(network.version), found))
         return tuple(prefixes)
 
     def update(self, inputs: Inputs) -> PlanResult:
@@ -261,7 +262,7 @@ class Planner:
             return self._block(inputs.underlay.ipv6_trouble or "an IPv6 address of the host")
         if generations[0].backend.routed != "nothing":
             for one in hosts:
-                why = subnet_objection(one.subnet, inputs.underlay, inputs.surroundings)
+                why = subnet_objection(one.subnet, one.underlay, inputs.surroundings)
                 if why is not None:
                     return self._block(f"another subnet for this host: {why}")
         bases = tuple(

@@ -139,6 +139,7 @@ def _underlay(condition: HostCondition) -> UnderlayStatus | None:
         mtu=underlay.mtu,
         ipv6_address=underlay.ipv6_address,
         public_ipv6=underlay.public_ipv6,
+        ipv6_link=None if underlay.ipv6_uplink is None else underlay.ipv6_uplink.link,
     )
 
 

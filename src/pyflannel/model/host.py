@@ -1,6 +1,6 @@
 """The observed host: its interfaces, its underlay, its bridges, and its own lease."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from typing import Literal
 
@@ -250,6 +250,16 @@ _VIRTUAL_DRIVERS = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Uplink:
+    """An interface as underlay; its attributes have the same meaning as in `Underlay`."""
+
+    link: str
+    mtu: int
+    on_link: tuple[IpNetwork, ...] = ()
+    driver: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Underlay:
     """The interface that carries the tunnel.
 
@@ -264,6 +274,7 @@ class Underlay:
         ipv6_address: the same as `address` for IPv6; None if IPv6 is not used, or the interface has no usable
             address.
         public_ipv6: as `public_ip`.
+        ipv6_uplink: the interface that carries IPv6, if it is another one than that of IPv4.
         ipv6_trouble: reason why there is no `ipv6_address` although IPv6 is used; "" if there is an address.
     """
 
@@ -275,6 +286,7 @@ class Underlay:
     driver: str = ""
     ipv6_address: IPv6Address | None = None
     public_ipv6: IPv6Address | None = None
+    ipv6_uplink: Uplink | None = None
     ipv6_trouble: str = ""
 
     @property
@@ -284,6 +296,13 @@ class Underlay:
         This is also assumed for an unknown driver.
         """
         return self.driver in _VIRTUAL_DRIVERS
+
+    def in_family(self, family: Family) -> "Underlay":
+        """Return the underlay with the interface that carries a family."""
+        uplink = self.ipv6_uplink
+        if family == 4 or uplink is None:
+            return self
+        return replace(self, link=uplink.link, mtu=uplink.mtu, on_link=uplink.on_link, driver=uplink.driver)
 
     def address_in(self, family: Family) -> IpAddress | None:
         """Return the address of the interface in a family; None if it has none."""

@@ -100,7 +100,11 @@ class LeaseStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnderlayStatus:
-    """The interface that carries the tunnel. Peers send to `public_ip`."""
+    """The interface that carries the tunnel. Peers send to `public_ip`.
+
+    Attributes:
+        ipv6_link: interface that carries IPv6, if it is another one; None otherwise.
+    """
 
     link: str
     address: AnyAddress
@@ -108,6 +112,7 @@ class UnderlayStatus:
     mtu: int
     ipv6_address: IPv6Address | None = None
     public_ipv6: IPv6Address | None = None
+    ipv6_link: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

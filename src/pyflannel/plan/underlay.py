@@ -13,6 +13,7 @@ from pyflannel.model.host import (
     RouteScope,
     Surroundings,
     Underlay,
+    Uplink,
 )
 from pyflannel.model.link import MARK
 from pyflannel.model.network_config import IPV4_ONLY, Family, IpAddress
@@ -74,8 +75,9 @@ def choose(
 ) -> Underlay:
     """Return the underlay, which is the first existing interface in the order of the options.
 
-    Both families use one interface. This interface is chosen by IPv4, and then its IPv6 address is chosen. A
-    missing IPv6 address is not an error here, so that IPv4 continues without IPv6. In a network with IPv6
+    This interface is chosen by IPv4, and then its IPv6 address is chosen. If it has none, and no option
+    selects an interface, IPv6 uses the interface of its own default route. A missing IPv6 address is not an
+    error here, so that IPv4 continues without IPv6. In a network with IPv6
     alone, the interface is chosen by IPv6.
 
     Args:
@@ -311,6 +313,20 @@ def _with_ipv6(
                 underlay,
                 ipv6_trouble=f"one interface for both families: IPv4 uses {interface.name}, and {public}"
                 f" (--public-ipv6) is an address of {other.name}",
+            )
+    if not usable and wanted.asks_for_default:
+        outcomes = list(_until_found(wanted, interfaces, None, 6))
+        if isinstance(found := outcomes[-1], _Found) and isinstance(found.address, IPv6Address):
+            return replace(
+                underlay,
+                ipv6_address=found.address,
+                public_ipv6=public or found.address,
+                ipv6_uplink=Uplink(
+                    link=found.interface.name,
+                    mtu=found.interface.mtu,
+                    on_link=found.interface.on_link,
+                    driver=found.interface.driver,
+                ),
             )
     if not usable:
         return replace(underlay, ipv6_trouble=f"an IPv6 address of {interface.name}: {_lack(interface)}")

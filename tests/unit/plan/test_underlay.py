@@ -344,6 +344,27 @@ class TestIpv6:
             f" (fe80::1 is link-local, fd07::1 is {word})"
         )
 
+    def test_without_one_the_interface_of_the_ipv6_default_route_carries_ipv6(self) -> None:
+        """An option selects one interface for both families."""
+        eth0 = interface("eth0", "192.168.50.102/24", "fe80::1/64")
+        prefix = IPv6Network("fd08::/64")
+        eth1 = interface("eth1", "10.10.10.102/24", "fd08::102/64", index=3, mtu=9000, on_link=(prefix,))
+        found = Interfaces(
+            interfaces=(LO, eth0, eth1),
+            default_routes=(BY_ETH0,),
+            ipv6_default_routes=(DefaultRoute(link="eth1"),),
+        )
+
+        underlay = choose(UnderlayOptions(), found, families=(4, 6))
+
+        assert (underlay.link, underlay.mtu, underlay.ipv6_trouble) == ("eth0", 1500, "")
+        assert underlay.in_family(4) is underlay
+        ipv6 = underlay.in_family(6)
+        assert (ipv6.link, ipv6.mtu, ipv6.on_link) == ("eth1", 9000, (prefix,))
+        assert ipv6.address_in(6) == IPv6Address("fd08::102")
+        selected = choose(UnderlayOptions(ifaces=("eth0",)), found, families=(4, 6))
+        assert selected.ipv6_trouble.startswith("an IPv6 address of eth0: ")
+
     def test_a_disabled_family_is_named_with_its_sysctl(self) -> None:
         underlay = self.chosen(has_ipv6=False)
 

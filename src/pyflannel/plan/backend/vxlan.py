@@ -249,6 +249,7 @@ class VxlanBackend:
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
         """Return the missing condition, which is an MTU that is large enough for the tunnel."""
         family: Family = 4 if underlay.ipv6_address is None else 6
+        underlay = underlay.in_family(family)
         if self._mtu(underlay, family) >= _SMALLEST_MTUS[family]:
             return None
         needed = _SMALLEST_MTUS[family] + OVERHEADS[family]

@@ -176,6 +176,7 @@ class WireguardBackend:
         if self.mode == "ipv6" and underlay.ipv6_address is None:
             return underlay.ipv6_trouble or "an IPv6 address of the host"
         smallest = _SMALLEST_MTU if underlay.ipv6_address is None else _SMALLEST_MTU_V6
+        underlay = underlay.in_family(4 if underlay.ipv6_address is None else 6)
         if self._mtu(underlay) >= smallest:
             return None
         needed = smallest + OVERHEAD
