@@ -55,7 +55,7 @@ _UNDERLAY_FLAGS = (
         meaning="regular expression that selects the interface by its addresses, and otherwise by its "
         "name; may be repeated",
     ),
-    Flag(name="iface-can-reach", meaning="use the interface by which the kernel reaches this IPv4 address"),
+    Flag(name="iface-can-reach", meaning="use the interface by which the kernel reaches this address"),
     Flag(
         name="public-ip",
         meaning="IPv4 address that the other hosts use, for a host behind NAT; default: the address of the"

@@ -101,7 +101,7 @@ class FlanneldOptions:
     kubernetes: KubernetesOptions | None = None
     iface: tuple[str, ...]
     iface_regex: tuple[re.Pattern[str], ...]
-    iface_can_reach: IPv4Address | None
+    iface_can_reach: IPv4Address | IPv6Address | None
     public_ip: IPv4Address | None
     public_ipv6: IPv6Address | None = None
     subnet_file: str
@@ -198,7 +198,7 @@ def _options(settings: Settings, kubernetes: KubernetesOptions | None) -> Flanne
         kubernetes=kubernetes,
         iface=tuple(_iface(given) for given in settings.all("iface") if given.value),
         iface_regex=tuple(_regex(given) for given in settings.all("iface-regex") if given.value),
-        iface_can_reach=_address(settings.last("iface-can-reach")),
+        iface_can_reach=_reached(settings.last("iface-can-reach")),
         public_ip=_address(settings.last("public-ip")),
         public_ipv6=_ipv6_address(settings.last("public-ipv6")),
         subnet_file=_path(settings.last("subnet-file")),
@@ -274,6 +274,18 @@ def _address(given: Given) -> IPv4Address | None:
     except ValueError as error:
         raise UsageError(
             f"{given.origin}={given.value!r} is not an IPv4 address",
+            hint=f"Write {given.origin}=192.0.2.1, for example.",
+        ) from error
+
+
+def _reached(given: Given) -> IPv4Address | IPv6Address | None:
+    if not given.value:
+        return None
+    try:
+        return ip_address(str(given.value))
+    except ValueError as error:
+        raise UsageError(
+            f"{given.origin}={given.value!r} is not an IPv4 or IPv6 address",
             hint=f"Write {given.origin}=192.0.2.1, for example.",
         ) from error
 

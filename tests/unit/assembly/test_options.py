@@ -95,6 +95,7 @@ def test_flags_set_their_options() -> None:
     assert parsed.iface == ("eth0", "10.0.0.1")
     assert [pattern.pattern for pattern in parsed.iface_regex] == ["^10[.]", "eth[0-9]"]
     assert parsed.iface_can_reach == IPv4Address("192.0.2.9")
+    assert options("--iface-can-reach=fd00::2").iface_can_reach == IPv6Address("fd00::2")
     assert parsed.public_ip == IPv4Address("203.0.113.9")
     assert (parsed.renew_margin_s, parsed.lease_ttl_s) == (1439 * 60, 5)
     assert (parsed.node_id, parsed.log_format, parsed.verbosity) == ("docker1", "json", 1)
@@ -157,7 +158,7 @@ def test_the_http_flag_sets_the_endpoint_of_metrics() -> None:
         (["--iface=.."], "'..' is not the name or address of an interface"),
         (["--iface= "], "--iface=' ' is not the name or address of an interface: a name has no white space"),
         (["--iface=10.0.0.256.1.2.3.4"], "a name has at most 15 bytes"),
-        (["--iface-can-reach=x\ny"], r"--iface-can-reach='x\ny' is not an IPv4 address"),
+        (["--iface-can-reach=x\ny"], r"--iface-can-reach='x\ny' is not an IPv4 or IPv6 address"),
         (["--iface-regex=("], "--iface-regex='(' is not a regular expression: missing )"),
         (
             ["--subnet-lease-renew-margin=0"],

@@ -1,7 +1,7 @@
 """The choice of the interface: by the options, or by the default route; or the missing condition."""
 
 import re
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_interface
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_interface
 from typing import Any
 
 import pytest
@@ -293,6 +293,19 @@ class TestIpv6Alone:
         found = self.chosen(wanted=wanted)
 
         assert (found.link, found.address) == ("eth1", IPv6Address("fd08::102"))
+
+    @pytest.mark.parametrize(
+        ("target", "source"), [("2001:db8::9", "fd08::102"), ("198.51.100.9", "10.10.10.102")]
+    )
+    def test_the_way_to_an_address_selects_the_interface(self, target: str, source: str) -> None:
+        """The address may be of either family."""
+        eth1 = interface("eth1", "10.10.10.102/24", "fd08::102/64", index=3)
+        found = Interfaces(interfaces=(LO, ETH0, eth1))
+        reached = "eth1", ip_address(source)
+
+        underlay = choose(UnderlayOptions(can_reach=ip_address(target)), found, reached, families=(6,))
+
+        assert (underlay.link, underlay.address) == ("eth1", IPv6Address("fd08::102"))
 
     def test_the_public_address_of_a_nat_is_published(self) -> None:
         found = self.chosen(wanted=UnderlayOptions(public_ipv6=IPv6Address("2001:db8::9")))
