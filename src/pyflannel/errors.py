@@ -7,7 +7,8 @@ FlannelError
 ├── NoUnderlayError  no interface can carry the tunnel yet          not ready, retry when interfaces change
 ├── WireError        bytes or text do not follow their format       drop, count
 ├── StoreError       the lease store refused or is unreachable      retry
-│   └── CompactedError   the store deleted the revision             list again, then watch
+│   ├── CompactedError   the store deleted the revision             list again, then watch
+│   └── StoreTimeoutError  the store did not answer in time         retry; of flannelctl: exit 3
 ├── TargetError      the kernel refused; errno and extended ack     retry
 ├── BusyError        another program uses an exclusive resource     exit 1
 ├── NotReadyError    the requested object does not exist yet, or
@@ -120,6 +121,10 @@ class WireError(FlannelError):
 
 class StoreError(FlannelError):
     """The store refused or is unreachable. A retry may succeed later."""
+
+
+class StoreTimeoutError(StoreError):
+    """The store did not answer in time. A write may have taken effect."""
 
 
 class CompactedError(StoreError):

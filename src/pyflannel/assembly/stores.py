@@ -190,13 +190,14 @@ def masked(url: str) -> str:
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def open_store(url: str, password: Secret | None = None, *, busy_s: float | None = None) -> Store:
+def open_store(url: str, password: Secret | None = None, *, answer_s: float | None = None) -> Store:
     """Return the adapter of the store that `url` selects. The store connects at its first request.
 
     Args:
         url: the URL.
         password: password of the user in the URL, unless the URL names a password file.
-        busy_s: time for which a call waits while another process locks an embedded store; None for 5 s.
+        answer_s: time after which a read fails if the store does not respond; all members of etcd share it,
+            so that the last member is still asked. None for 5 s for each member.
 
     Raises:
         UsageError: the URL is invalid, or the password is missing.
@@ -205,9 +206,9 @@ def open_store(url: str, password: Secret | None = None, *, busy_s: float | None
     store: Store
     match address.store:
         case EtcdAddress() as etcd:
-            store = _etcd_store(etcd, password)
+            store = _etcd_store(etcd, password, answer_s)
         case EmbeddedAddress(path):
-            store = _embedded_store(path, busy_s)
+            store = _embedded_store(path, answer_s)
         case KubernetesAddress():
             raise UsageError(
                 "kube: is the store of a running flanneld, and only that process can read it",
@@ -216,20 +217,21 @@ def open_store(url: str, password: Secret | None = None, *, busy_s: float | None
     return PrefixedStore(store, address.network, closes=True) if address.network else store
 
 
-def _embedded_store(path: Path, busy_s: float | None) -> Store:
+def _embedded_store(path: Path, answer_s: float | None) -> Store:
     from pyflannel.kernel.host.inotify import InotifyFileWatch
     from pyflannel.kernel.host.machine import BoottimeClock
     from pyflannel.stores.embedded.database import BUSY_S, Database
     from pyflannel.stores.embedded.store import EmbeddedStore
 
-    wait_s = BUSY_S if busy_s is None else busy_s
+    wait_s = BUSY_S if answer_s is None else answer_s
     database = Database(path, BoottimeClock(), _BOOT_ID.read_text().strip(), busy_s=wait_s)
     return EmbeddedStore(path, database, InotifyFileWatch())
 
 
-def _etcd_store(address: EtcdAddress, password: Secret | None) -> Store:
+def _etcd_store(address: EtcdAddress, password: Secret | None, answer_s: float | None) -> Store:
     from pyflannel.stores.etcd.cluster import User
     from pyflannel.stores.etcd.endpoint import TlsFiles
+    from pyflannel.stores.etcd.failure import CALL_S
     from pyflannel.stores.etcd.store import EtcdStore
 
     tls = user = None
@@ -239,7 +241,8 @@ def _etcd_store(address: EtcdAddress, password: Secret | None) -> Store:
         )
     if (name := address.settings.get("username")) is not None:
         user = User(name=name, password=_secret(address, name, password))
-    return EtcdStore(address.endpoints, address.prefix, tls=tls, user=user)
+    call_s = CALL_S if answer_s is None else answer_s / len(address.endpoints)
+    return EtcdStore(address.endpoints, address.prefix, tls=tls, user=user, call_s=call_s)
 
 
 def _secret(address: EtcdAddress, name: str, password: Secret | None) -> Path | Secret:

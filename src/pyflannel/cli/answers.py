@@ -5,11 +5,12 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import click
@@ -63,12 +64,16 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         click.echo(line.rstrip())
 
 
-def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print named values, one per line, with the names in one column."""
+def print_facts(facts: Iterable[tuple[str, str]], health: Mapping[str, bool] = MappingProxyType({})) -> None:
+    """Print named values, one per line, with the names in one column.
+
+    On a terminal, a name in `health` is green if its value is true, otherwise red.
+    """
     lines = list(facts)
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        click.echo(f"{click.style(name.ljust(width), bold=True)}  {one_line(value)}")
+        colour = None if name not in health else "green" if health[name] else "red"
+        click.echo(f"{click.style(name.ljust(width), fg=colour, bold=True)}  {one_line(value)}")
 
 
 def both(ipv4: object, ipv6: object) -> str:
@@ -206,11 +211,11 @@ async def _in_time(work: Coroutine[Any, Any, _Answer], left_s: float, *, writes:
             raise
         if writes:
             raise NotReadyError(
-                "there is no answer in time. A write may have taken effect",
+                "flanneld and the store have not confirmed the write in time. It may have taken effect",
                 hint="Check both with flannelctl doctor. Before you try again, run flannelctl leases and "
                 "flannelctl config get.",
             ) from error
         raise NotReadyError(
-            "there is no answer in time",
+            "the answers of flanneld and of the store were not complete in time",
             hint="Check flanneld with flannelctl doctor, the store, and the load of the host.",
         ) from error

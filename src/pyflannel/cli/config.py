@@ -1,5 +1,6 @@
 """flannelctl config and flannelctl plan: the network config, and the changes that it causes on this host."""
 
+import asyncio
 import contextlib
 import json
 import sys
@@ -171,7 +172,7 @@ def diff(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
     if invocation.wants_json:
         print_json(format_document(found))
     else:
-        _print_difference(found, has_file=given is not None)
+        _print_difference(found, has_file=given is not None, asks_daemon=invocation.store_url is None)
     if not found.ok:
         click.get_current_context().exit(1)
 
@@ -179,12 +180,8 @@ def diff(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
 async def _compare(
     invocation: Invocation, run_dir: Path | None, given: str | None, computed: NetworkConfig | None
 ) -> ConfigDifference:
-    used = None
-    if invocation.store_url is None:
-        with contextlib.suppress(NotReadyError, WireError):
-            used = await ControlClient(socket_of(invocation, run_dir), _ASK_S).config_text()
     async with store_of(invocation, run_dir) as store:
-        stored, leases = await stored_config(store)
+        (stored, leases), used = await asyncio.gather(stored_config(store), _used(invocation, run_dir))
     difference = () if given is None else tuple(difference_of(stored, given))
     effects = () if computed is None else tuple(_effects(stored, computed, [*map(LeaseEntry.of, leases)]))
     this_host = None if used is None else tuple(difference_of(stored, used, name="used on this host"))
@@ -199,11 +196,19 @@ async def _compare(
     )
 
 
+async def _used(invocation: Invocation, run_dir: Path | None) -> str | None:
+    """Return the network config that flanneld uses on this host; None if it does not respond in time."""
+    if invocation.store_url is None:
+        with contextlib.suppress(NotReadyError, WireError):
+            return await ControlClient(socket_of(invocation, run_dir), _ASK_S).config_text()
+    return None
+
+
 _ASK_S = 1.0
 """Deadline for flanneld on this host, so that the store can still answer within 5 s."""
 
 
-def _print_difference(found: ConfigDifference, *, has_file: bool) -> None:
+def _print_difference(found: ConfigDifference, *, has_file: bool, asks_daemon: bool) -> None:
     if has_file:
         print_text("\n".join(found.difference) or "no difference to the stored network config")
         for effect in found.effects:
@@ -212,6 +217,8 @@ def _print_difference(found: ConfigDifference, *, has_file: bool) -> None:
         print_text("\n".join(found.this_host))
     elif found.this_host is not None:
         say("this host: uses the stored network config")
+    elif asks_daemon:
+        say("this host: unknown, because flanneld does not respond")
     for one in found.hosts:
         say(f"{host_text(one.public_ip, one.host_name)}, {one.subnet}: {'; '.join(one.differences)}")
     say(f"{len(found.hosts)} of {found.leases} leases differ from the stored network config")

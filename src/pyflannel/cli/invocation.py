@@ -49,7 +49,7 @@ class Invocation:
         return max(_LEAST_S, (_BUSY_S if is_limited else _ANSWER_S) - age_s)
 
 
-_ANSWER_S, _BUSY_S, _LEAST_S = 4.2, 15.0, 2.5
+_ANSWER_S, _BUSY_S, _LEAST_S = 4.2, 15.0, 2.3
 """Longest time from the start of the process to the end of the work, without printing; least time to work."""
 
 

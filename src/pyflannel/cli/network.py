@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import click
 
+from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import (
     answer,
     both,
@@ -37,11 +38,12 @@ from pyflannel.cli.invocation import (
     state_options,
     wide_option,
 )
+from pyflannel.commands.local_daemon import last_known_leases, offline_status
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
 from pyflannel.model.probe import BenchLine, BenchReport, PingReport, PingStep, milliseconds
-from pyflannel.model.status import JournalEntry, peer_entries
+from pyflannel.model.status import JournalEntry, Status, peer_entries
 from pyflannel.plan.peers import place_of_subnet
 from pyflannel.wire.control_json import (
     format_document,
@@ -161,29 +163,67 @@ def _expiry(entry: LeaseEntry) -> str:
 @wide_option
 @click.option("--probe/--no-probe", default=True, help="Probe the hosts (default), or do not send probes.")
 @run_dir_option
+@state_options
 @shared_options("socket", "json")
 @click.pass_obj
 def peers(
-    invocation: Invocation, hosts: tuple[str, ...], wide: bool, probe: bool, run_dir: Path | None
+    invocation: Invocation,
+    hosts: tuple[str, ...],
+    wide: bool,
+    probe: bool,
+    run_dir: Path | None,
+    state_dir: Path | None,
+    subnet_file: Path | None,
 ) -> None:
     """List the other hosts, and the reason if one is not reachable.
 
-    The list contains all hosts, or each HOST: a host name, an address or a subnet. The command needs a
-    running flanneld. flannelctl probes up to 256 of the hosts with ICMP echo through the tunnel. With
-    --no-probe, it sends nothing.
+    The list contains all hosts, or each HOST: a host name, an address or a subnet. flannelctl probes up to
+    256 of the hosts with ICMP echo through the tunnel. With --no-probe, it sends nothing. If flanneld does
+    not respond, the list contains the last known hosts.
+
+    Exit codes:
+      0  the hosts are listed, even if some of them do not answer
+      1  a HOST is unknown
+      3  flanneld does not respond, and its files contain no hosts
+
+    Examples:
+      flannelctl peers
+      flannelctl peers docker2 --no-probe
+      flannelctl peers --json
     """
-    entries = answer(invocation, _peers(socket_of(invocation, run_dir), hosts, probes=probe), is_limited=True)
+    places = places_of(run_dir, state_dir, subnet_file)
+    work = _peers(socket_of(invocation, run_dir), places, hosts, probes=probe)
+    entries = answer(invocation, work, is_limited=True)
     if invocation.wants_json:
         print_json(format_peers(entries))
     else:
         _print_hosts(entries, "STATE", map(_state, entries), is_wide=wide)
 
 
-async def _peers(socket: Path, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
+_ASK_S = 1.5
+"""Deadline for flanneld, after which the files of flanneld are used, so that the probes end within 5 s."""
+
+
+async def _known(socket: Path, places: Places) -> tuple[Status, list[LeaseEntry]]:
+    """Return the status of the daemon and the leases that it knows, from its files if it does not respond.
+
+    Raises:
+        NotReadyError: the daemon does not respond, and its files contain no leases.
+    """
+    daemon = ControlClient(socket, _ASK_S)
+    try:
+        return await daemon.status(), await daemon.leases()
+    except NotReadyError as error:
+        if not (leases := last_known_leases(places)):
+            raise
+        print_warning(f"{error}. The list contains the last known hosts")
+        return await offline_status(places, str(error)), leases
+
+
+async def _peers(socket: Path, places: Places, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
     from pyflannel.commands.reach import probe_peers  # not at the top: other verbs do not need it
 
-    daemon = ControlClient(socket)
-    status, known = await daemon.status(), await daemon.leases()
+    status, known = await _known(socket, places)
     entries = _of_hosts(peer_entries(status, known), hosts)
     if not probes:
         return entries

@@ -1,5 +1,6 @@
 """cleanup: removes flannel from this host: processes, kernel objects, files, the lease."""
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from pyflannel.assembly.store_flags import etcd_password_of, store_url_from_envi
 from pyflannel.assembly.stores import KubernetesAddress, open_store, parse_store_url
 from pyflannel.commands.examination import known_networks, membership_of, status_of_host
 from pyflannel.commands.local_daemon import running_daemon, stop_daemon
-from pyflannel.commands.network_client import is_missing
+from pyflannel.commands.network_client import READ_S, is_missing
 from pyflannel.errors import BusyError, FlannelError, WireError, sentences
 from pyflannel.http.sockets import server_pid
 from pyflannel.kernel.bpf.fast_path import FastPath
@@ -100,7 +101,13 @@ async def remove_objects(
             unreachable = await forwarder.end_unreachable()
             done.removed.extend(f"forwarder (pid {pid}), which did not respond" for pid in unreachable)
         await _remove_container_links(places, done, is_preview)
-        for target in (fast_path, forwarder, wireguard, *filters):
+        await _empty(fast_path, places.mark, device, done, is_preview)
+        try:
+            async with asyncio.timeout(_PREVIEW_S if is_preview else None):
+                await _empty(forwarder, places.mark, device, done, is_preview)
+        except TimeoutError:
+            done.problems.append(f"the forwarder did not respond within {_PREVIEW_S:g} s")
+        for target in (wireguard, *filters):
             await _empty(target, places.mark, device, done, is_preview)
         await _empty(linux, places.mark, device, done, is_preview, await _fences(places, done))
         if device is not None and not is_preview:
@@ -110,6 +117,10 @@ async def remove_objects(
             left = rules_left(await read_rules(), known_networks(places, membership))
             await _remove_rules(left, done, doubtful_rules, is_preview)
     return done
+
+
+_PREVIEW_S = 0.7
+"""Deadline for the forwarder in a preview, which must end within 5 s."""
 
 
 def claimed_name(places: Places, found: Iterable[Item]) -> str | None:
@@ -451,7 +462,8 @@ async def _release(
                 " with the environment of flanneld removes them (FLANNELD_KUBE_SUBNET_MGR, NODE_NAME)"
             )
             return True
-        store = open_store(url, etcd_password_of(environ))
+        answer_s = READ_S if is_preview else None
+        store = open_store(url, etcd_password_of(environ), answer_s=answer_s)
         try:
             listing = await store.list(SUBNETS)
             leases = [(record, lease) for record in listing.records if (lease := _lease_of(record, owner))]

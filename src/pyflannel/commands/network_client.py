@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from pyflannel.assembly.store_flags import etcd_password_of, store_url_from_environment
 from pyflannel.assembly.stores import EmbeddedAddress, KubernetesAddress, open_store, parse_store_url
@@ -37,19 +37,14 @@ from pyflannel.wire.control_json import (
 from pyflannel.wire.lease_record import ALLOW_LIST, CONFIG, SUBNETS, lease_of
 from pyflannel.wire.network_config_json import parse_network_config
 
-_Answer = TypeVar("_Answer")
-
 DEADLINE_S = 2.0
 """Deadline for an answer that the daemon gives from memory, whose loop is never busy for that long.
 
 flannelctl itself needs up to 2 s to start on a busy host, and must answer within 5 s.
 """
 
-READ_S, EXPIRIES_S = 1.5, 0.8
-"""Deadlines for a record or a listing of the store, and for the expiries of the listed leases."""
-
-_BUSY_S = 1.2
-"""Time for which a call waits for an embedded store that another process locks."""
+READ_S, EXPIRIES_S = 1.2, 0.8
+"""Deadlines for a read of the store, and for the expiries of the listed leases."""
 
 WRITE_DEADLINE_S = 40.0
 """Deadline for an answer that depends on the store; longer than the daemon's own deadline."""
@@ -168,7 +163,7 @@ class StoreClient:
 
     async def config_text(self) -> str | None:
         """Return the network config as it is stored, or None."""
-        record = await _in_time(self._store.get(CONFIG))
+        record = await self._store.get(CONFIG)
         return None if record is None else record.value.decode(errors="replace")
 
     async def set_config(self, text: str) -> None:
@@ -202,7 +197,7 @@ class StoreClient:
 
         If the store does not report all expiries in time, the missing expiries are unknown.
         """
-        listing = await _in_time(self._store.list(SUBNETS))
+        listing = await self._store.list(SUBNETS)
         leases = [(record, lease) for record in listing.records if (lease := _lease(record)) is not None]
         expiries: dict[str, float | None] = {}
         turns = asyncio.Semaphore(_QUESTIONS_AT_ONCE)
@@ -222,21 +217,6 @@ class StoreClient:
     ) -> None:
         async with turns:
             expiries[record.key] = await self._store.time_to_live(record)
-
-
-async def _in_time(answer: Awaitable[_Answer]) -> _Answer:
-    """Return the result of a call of the store.
-
-    Raises:
-        StoreError: the store does not respond in time.
-    """
-    try:
-        async with asyncio.timeout(READ_S):
-            return await answer
-    except TimeoutError as error:
-        raise StoreError(
-            f"the store does not respond: no answer within {READ_S:g} s", hint="Check that the store runs."
-        ) from error
 
 
 def is_missing(url: str) -> bool:
@@ -264,7 +244,7 @@ async def opened_store(
             f"the store {url} does not exist",
             hint="Correct the path. If the path is right, 'flannelctl config set' creates the store.",
         )
-    store = open_store(url, password, busy_s=_BUSY_S)
+    store = open_store(url, password, answer_s=READ_S)
     try:
         yield store
     finally:
@@ -338,7 +318,7 @@ class _Daemon:
         return await self._daemon.leases()
 
 
-_SELECTION_S = 1.2
+_SELECTION_S = 1.0
 """Deadline for the daemon to report the URL of its store. After this deadline, flannelctl uses the store
 in the environment variables."""
 
@@ -372,10 +352,10 @@ async def network_client(
         daemon = ControlClient(socket)
         try:
             status = await ControlClient(socket, _SELECTION_S).status()
-        except NotReadyError:
+        except NotReadyError as error:
             if only_daemon:
                 raise
-            store_url = store_url_from_environment(environ)
+            store_url = _store_without_daemon(environ, error)
         else:
             url = status.store.url if status.store else None
             if url is not None and isinstance(parse_store_url(url).store, KubernetesAddress):
@@ -384,6 +364,17 @@ async def network_client(
             return
     async with store_client(store_url, password, creates=creates) as client:
         yield client
+
+
+def _store_without_daemon(environ: Mapping[str, str], error: NotReadyError) -> str:
+    """Return the URL of the store that the variables select, and warn if they select none.
+
+    `error`: the error of the request to the daemon, which knows its store.
+    """
+    url = store_url_from_environment(environ)
+    if not any(name.startswith(("FLANNELD_STORE", "FLANNELD_ETCD_")) for name in environ):
+        log.warning("%s. Using the default store %s; select another store with --store", error, url)
+    return url
 
 
 @asynccontextmanager
@@ -407,11 +398,12 @@ async def network_store(
     if store_url is None:
         try:
             status = await ControlClient(socket, _SELECTION_S).status()
-            store_url = status.store.url if status.store else None
-        except NotReadyError:
+        except NotReadyError as error:
             if only_daemon:
                 raise
-        store_url = store_url or store_url_from_environment(environ)
+            store_url = _store_without_daemon(environ, error)
+        else:
+            store_url = status.store.url if status.store else store_url_from_environment(environ)
     if whole:
         store_url = store_url.partition("#")[0]
     if isinstance(parse_store_url(store_url).store, KubernetesAddress):

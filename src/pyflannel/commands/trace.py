@@ -79,7 +79,7 @@ async def trace_packet(
             hint="flannelctl doctor",
         )
     if source is None:
-        source = await _container_of(status, interfaces)
+        source = await _container_of(status, interfaces, leases)
     facts = Facts(source=source, destination=destination, leases=leases, interfaces=interfaces)
     facts = replace(facts, network=status.network.network if status.network else None)
     _check_ends(facts)
@@ -120,12 +120,12 @@ def _check_ends(facts: Facts) -> None:
     )
 
 
-async def _container_of(status: Status, interfaces: Interfaces) -> IPv4Address:
-    """Return the address of a container of this host that the kernel knows, or the address of the host on its
-    bridge.
+async def _container_of(status: Status, interfaces: Interfaces, leases: Sequence[LeaseEntry]) -> IPv4Address:
+    """Return the address of a container of this host that the kernel knows, or an address of the host: on its
+    bridge, or on the underlay.
 
     Raises:
-        FlannelError: this host has neither of the two.
+        FlannelError: this host has none of them.
     """
     own = status.lease.subnet if status.lease is not None else None
     bridges = [
@@ -146,6 +146,9 @@ async def _container_of(status: Status, interfaces: Interfaces) -> IPv4Address:
     found = min(known, default=bridges[0][1] if bridges else None)
     if found is None and status.underlay is not None and isinstance(status.underlay.address, IPv4Address):
         found = status.underlay.address
+    if found is None:  # flanneld does not respond
+        published = (lease.public_ip for lease in leases if lease.subnet == own)
+        found = next((one for one in published if interfaces.holder(one) is not None), None)
     if found is None:
         raise FlannelError(
             "this host has no container, no bridge of containers and no known address",

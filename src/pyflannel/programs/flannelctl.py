@@ -13,7 +13,14 @@ import click
 
 from pyflannel import VERSION
 from pyflannel.cli.invocation import Invocation, VerbGroup, print_help, print_object, say, shared_options
-from pyflannel.errors import ConfigError, FlannelError, NotReadyError, UsageError, one_line
+from pyflannel.errors import (
+    ConfigError,
+    FlannelError,
+    NotReadyError,
+    StoreTimeoutError,
+    UsageError,
+    one_line,
+)
 
 _TRACEBACK = "FLANNELCTL_TRACEBACK"
 """The variable that makes an unexpected error show its traceback instead of one line."""
@@ -117,6 +124,8 @@ def flannelctl(context: click.Context, store_url: str | None, socket: Path | Non
       flannelctl --store etcd://10.0.0.1:2379/coreos.com/network leases
       flannelctl config set '{"Network": "10.100.0.0/16"}'
     """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
     given = context.obj or Invocation()
     context.obj = replace(given, store_url=store_url, socket=socket, wants_json=wants_json)
 
@@ -224,7 +233,7 @@ def _fail(message: str, hint: str, code: int, wants_json: bool) -> int:
 def _exit_code(error: FlannelError) -> int:
     if isinstance(error, UsageError | ConfigError):
         return 2
-    if isinstance(error, NotReadyError):
+    if isinstance(error, NotReadyError | StoreTimeoutError):
         return 3
     return 1
 

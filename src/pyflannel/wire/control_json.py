@@ -16,6 +16,7 @@ from pyflannel.errors import (
     FlannelError,
     NotReadyError,
     StoreError,
+    StoreTimeoutError,
     UsageError,
     WireError,
 )
@@ -26,7 +27,15 @@ from pyflannel.wire.json_values import ADDRESSES, address_of_text
 
 _FAMILIES = {
     family.__name__: family
-    for family in (BusyError, ConfigError, NotReadyError, StoreError, UsageError, WireError)
+    for family in (
+        BusyError,
+        ConfigError,
+        NotReadyError,
+        StoreError,
+        StoreTimeoutError,
+        UsageError,
+        WireError,
+    )
 }
 
 _Document = TypeVar("_Document")

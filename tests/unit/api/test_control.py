@@ -40,6 +40,7 @@ from pyflannel.model.status import (
     StoreStatus,
     UnderlayStatus,
 )
+from pyflannel.wire.control_json import parse_status
 
 CONFIG = '{"Network": "10.100.0.0/16"}'
 
@@ -171,6 +172,12 @@ def test_the_status_of_a_daemon_that_has_just_started_is_received(tmp_path: Path
     status = ask(tmp_path / "s", NewDaemon(), lambda client: client.status())
 
     assert status == Status(version="0.1.0", waiting_for="the network config")
+
+
+def test_a_status_of_another_version_is_read_without_its_new_names() -> None:
+    text = b'{"version": "9", "is_live": true, "new": [1], "store": {"url": "kube:", "new": {}}}'
+
+    assert parse_status(text) == Status(version="9", store=StoreStatus(url="kube:"))
 
 
 def test_leases_are_received_one_by_one(tmp_path: Path) -> None:

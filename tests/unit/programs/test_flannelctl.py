@@ -1,5 +1,8 @@
 """The command line of flannelctl: verbs, shared options, errors."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -220,3 +223,14 @@ def test_the_list_of_labs_is_one_object(capfd: Printed) -> None:
     assert run(["lab", "list", "--json"]) == 0
 
     assert isinstance(read_document(["lab", "list"], capfd.readouterr().out)["labs"], list)
+
+
+def test_the_end_of_a_reader_causes_no_error_text() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pyflannel.programs.flannelctl", "--help"]
+
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -19,7 +19,7 @@ from grpclib.events import SendRequest, listen
 from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 
-from pyflannel.errors import StoreError
+from pyflannel.errors import StoreError, StoreTimeoutError
 from pyflannel.model.store_record import Secret
 from pyflannel.stores.etcd.endpoint import Endpoint, SSLError, TlsFiles
 from pyflannel.stores.etcd.failure import (
@@ -227,28 +227,28 @@ class Login:
 
         listen(member.channel, SendRequest, add_token)
 
-    async def token(self, member: Member) -> str:
+    async def token(self, member: Member, call_s: float) -> str:
         """Return the token. Log in at `member` if the client has no token yet.
 
         Raises:
             StoreError: the password is unreadable, or etcd refused it.
         """
-        return await self.renew(member, None) if self._token is None else self._token
+        return await self.renew(member, None, call_s) if self._token is None else self._token
 
-    async def renew(self, member: Member, refused: str | None) -> str:
+    async def renew(self, member: Member, refused: str | None, call_s: float) -> str:
         """Return a token that differs from the refused token. Of several concurrent calls, only the first
-        call logs in.
+        call logs in. `call_s`: deadline for the login.
         """
         async with self._turn:
             if self._token is None or self._token == refused:
                 self._token = None  # the login must not contain the old token
-                self._token = await self._log_in(member)
+                self._token = await self._log_in(member, call_s)
             return self._token
 
-    async def _log_in(self, member: Member) -> str:
+    async def _log_in(self, member: Member, call_s: float) -> str:
         request = AuthenticateRequest(name=self.user.name, password=self.user.read_password().reveal())
         try:
-            answer = await within(CALL_S, AuthStub(member.channel).Authenticate(request))
+            answer = await within(call_s, AuthStub(member.channel).Authenticate(request))
         except GRPCError as error:
             if error.status is Status.FAILED_PRECONDITION:
                 log.debug("Logged in without a user: etcd has no users endpoint=%s", member.endpoint)
@@ -268,9 +268,18 @@ class Cluster:
     """The members, with at most one connection to each, in the order in which they are tried."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], *, tls: TlsFiles | None = None, user: User | None = None
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        tls: TlsFiles | None = None,
+        user: User | None = None,
+        call_s: float = CALL_S,
     ) -> None:
-        """Use `endpoints`, over TLS if `tls` is given, and as `user` if `user` is given."""
+        """Use `endpoints`, over TLS if `tls` is given, and as `user` if `user` is given.
+
+        `call_s`: deadline for the answer of a member, after which the next member is asked.
+        """
+        self._call_s = call_s
         self._given = tuple(endpoints)
         self._endpoints = list(endpoints)
         self._tls = tls
@@ -301,14 +310,14 @@ class Cluster:
             try:
                 # The connection is opened before the call: if this fails, nothing was sent.
                 if not member.channel.is_open:
-                    await within(CONNECT_S, member.channel.__connect__())
+                    await within(min(CONNECT_S, self._call_s), member.channel.__connect__())
             except OSError as error:
                 failures.append((endpoint, error))
                 continue
             if (address := member.channel.remote) is not None:
                 self._reached[endpoint] = address
             try:
-                answer = await self._answer(member, call)
+                answer = await self._answer(member, call, CALL_S if once else self._call_s)
             except BROKEN as error:
                 if isinstance(error, GRPCError) and is_refusal(error):
                     raise RefusedError(endpoint, error.status, error.message, self._asked(about)) from error
@@ -322,7 +331,8 @@ class Cluster:
                 return answer
         # The causes are in the given order, so that the same failure has the same text and is logged once.
         failures.sort(key=lambda failure: self._given.index(failure[0]))
-        raise StoreError(
+        is_late = any(isinstance(error, TimeoutError) for _, error in failures)
+        raise (StoreTimeoutError if is_late else StoreError)(
             f"etcd does not respond: {'; '.join(f'{where}: {explain(error)}' for where, error in failures)}",
             hint=hint_of(failures[0][1]),
         )
@@ -349,19 +359,19 @@ class Cluster:
         self._members.clear()
 
     async def _answer(
-        self, member: Member, call: Callable[[Member], Coroutine[Any, Any, _Answer]]
+        self, member: Member, call: Callable[[Member], Coroutine[Any, Any, _Answer]], call_s: float
     ) -> _Answer:
         """Return the answer. A refused token, for example an expired one, is renewed once."""
         if self._login is None:
-            return await within(CALL_S, call(member))
-        token = await self._login.token(member)
+            return await within(call_s, call(member))
+        token = await self._login.token(member, call_s)
         try:
-            return await within(CALL_S, call(member))
+            return await within(call_s, call(member))
         except GRPCError as error:
             if not needs_login(error, has_token=bool(token)):
                 raise
-        await self._login.renew(member, token)
-        return await within(CALL_S, call(member))
+        await self._login.renew(member, token, call_s)
+        return await within(call_s, call(member))
 
     def _asked(self, about: str) -> str:
         return f"user {self._login.user.name!r} {about}" if self._login is not None else about

@@ -13,7 +13,7 @@ from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record,
 from pyflannel.ports import Watcher
 from pyflannel.stores.etcd.cluster import Cluster, Member, User
 from pyflannel.stores.etcd.endpoint import Endpoint, TlsFiles
-from pyflannel.stores.etcd.failure import RefusedError
+from pyflannel.stores.etcd.failure import CALL_S, RefusedError
 from pyflannel.stores.etcd.keys import KeySpace, lease_left_behind, outcome, transaction
 from pyflannel.stores.etcd.rpc_grpc import KVStub, LeaseStub
 from pyflannel.stores.etcd.rpc_pb2 import (
@@ -49,10 +49,11 @@ class EtcdStore:
         *,
         tls: TlsFiles | None = None,
         user: User | None = None,
+        call_s: float = CALL_S,
         page_records: int = PAGE_RECORDS,
         most_records: int = MOST_RECORDS,
     ) -> None:
-        self._cluster = Cluster(endpoints, tls=tls, user=user)
+        self._cluster = Cluster(endpoints, tls=tls, user=user, call_s=call_s)
         self._keys = KeySpace(prefix)
         self._page_records = page_records
         self._most_records = most_records
