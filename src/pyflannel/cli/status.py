@@ -206,7 +206,7 @@ def _print_status(invocation: Invocation, found: Status, *, is_wide: bool, is_li
     elif invocation.wants_json:
         print_json(format_status(found))
     else:
-        print_facts(facts(found, is_wide=is_wide))
+        print_facts(facts(found, is_wide=is_wide), health(found))
 
 
 def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
@@ -259,6 +259,30 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
         yield from _first("refused", found.reconcile.refused)
         yield from _first("held back", found.reconcile.held)
     yield from _first("warning", found.warnings)
+
+
+_PROBLEMS = ("refused peer", "path mtu", "stranger", "refused lease", "refused", "held back", "warning")
+"""The names of the facts that are problems."""
+
+
+def health(found: Status) -> dict[str, bool]:
+    """Return whether each part of the host is in order, by the name of its fact."""
+    parts = {"flanneld": found.is_ready and not (found.reach and found.reach.silent)}
+    if found.network:
+        parts["network"] = found.network.trouble is None
+    if found.lease:
+        parts["lease"] = found.lease.phase == "held"
+    if found.store:
+        parts["store"] = found.store.is_connected and not found.store.is_stale
+    if found.reach or found.refused_peers:
+        parts["peers"] = not (found.reach and found.reach.silent) and not found.refused_peers
+    if found.forwarder:
+        parts["forwarder"] = bool(found.forwarder.pid) and found.forwarder.is_attached
+    if found.fast_path:
+        parts["fast path"] = found.fast_path.mode != "user-space"
+    if found.reconcile:
+        parts["repairs"] = not found.reconcile.refused and not found.reconcile.held
+    return {**parts, **dict.fromkeys(_PROBLEMS, False)}
 
 
 def _refused_peers(found: Status) -> Iterator[tuple[str, str]]:

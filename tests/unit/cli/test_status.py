@@ -1,7 +1,11 @@
 """flannelctl status lists the reasons why a host is not ready, limits long lists, waits and repeats."""
 
 import json
+import re
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +29,7 @@ from pyflannel.model.status import (
 )
 from pyflannel.programs.flannelctl import run
 from testlab.control_socket import serving
+from testlab.shown_network import ShownHosts
 
 QUIET = ReconcileStatus(
     passes=7, failures=0, duration_s=0.01, repairs=6, repairs_by_kind={"route": 6}, last_repair=None
@@ -205,6 +210,39 @@ def test_watch_prints_a_document_in_each_line_also_while_flanneld_does_not_respo
 
     lines = capfd.readouterr().out.splitlines()
     assert [json.loads(line)["is_live"] for line in lines[:2]] == [True, False]
+
+
+@pytest.mark.skipif(find_spec("pyte") is None, reason="pyte is missing: scripts/setup installs it")
+class TestOnATerminal:
+    """The texts are the same as in a pipe; the names have colours."""
+
+    @pytest.fixture
+    def hosts(self, tmp_path: Path) -> Iterator[ShownHosts]:
+        hosts = ShownHosts(1)
+        hosts.refused[hosts.peers[0].subnet] = "it is not on the link of this host"  # so it is not probed
+        with serving(tmp_path / "flanneld.sock", hosts):
+            yield hosts
+
+    def shown(self, tmp_path: Path, **environment: str) -> tuple[str, str]:
+        """Return the screen with 60 columns, and all that flannelctl wrote."""
+        from testlab.terminal import Terminal
+
+        command = [sys.executable, "-m", "pyflannel.programs.flannelctl", "status", *places(tmp_path)]
+        with Terminal(command, columns=60, lines=40, environment=environment) as terminal:
+            terminal.wait(lambda text: "repairs" in text)
+            return terminal.text, terminal.received
+
+    def test_parts_in_order_are_green_and_others_red(self, tmp_path: Path, hosts: ShownHosts) -> None:
+        text, written = self.shown(tmp_path)
+
+        assert re.findall(r"\x1b\[32m\x1b\[1m(\w+)", written)[:4] == ["flanneld", "network", "lease", "store"]
+        assert re.findall(r"\x1b\[31m\x1b\[1m([a-z ]+\w)", written) == ["peers", "refused peer"]
+        assert "not on the link of this host" in " ".join(text.split())
+
+    def test_no_color_is_respected(self, tmp_path: Path, hosts: ShownHosts) -> None:
+        _, written = self.shown(tmp_path, NO_COLOR="1")
+
+        assert "\x1b[3" not in written
 
 
 def interrupt() -> None:
