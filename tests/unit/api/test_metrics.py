@@ -336,6 +336,10 @@ def test_the_dashboard_is_complete() -> None:
     for panel in board["panels"]:
         assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
         assert all('instance=~"$instance"' in target["expr"] for target in panel["targets"]), panel["title"]
+        if panel["type"] == "stat":  # without thresholds, Grafana shows each value above 80 in red
+            assert panel["fieldConfig"]["defaults"]["thresholds"], panel["title"]
+        if panel["type"] == "table":  # a range would be a row for each moment
+            assert all(target["instant"] for target in panel["targets"]), panel["title"]
 
 
 def test_the_reference_names_every_metric_with_its_labels() -> None:
