@@ -92,21 +92,21 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
         ContainerNamespace(
             pid=int(process.name),
             process=_describe(process),
-            addresses=frozenset(_own_addresses(_read(process / "net/fib_trie"))),
-            routes=tuple(_routes(_read(process / "net/route"))),
+            addresses=frozenset(addresses_in(_read(process / "net/fib_trie"))),
+            routes=tuple(routes_in(_read(process / "net/route"))),
         )
         for process in found.values()
     )
 
 
-def _own_addresses(fib_trie: str) -> Iterator[IPv4Address]:
-    """Yield the addresses in /proc/PID/net/fib_trie.
+def addresses_in(fib_trie: str) -> Iterator[IPv4Address]:
+    """Yield the own addresses in /proc/PID/net/fib_trie.
 
     The lines below `|-- ADDRESS` are the routes to the address: `/32 host LOCAL` once per link that has the
     address.
     """
     address = ""
-    for line in fib_trie.splitlines():
+    for line in fib_trie.split("\n"):
         first, _, rest = line.strip().partition(" ")
         if first == "|--":
             address = rest
@@ -115,19 +115,22 @@ def _own_addresses(fib_trie: str) -> Iterator[IPv4Address]:
 
 
 _RTF_REJECT = 0x200
+_ROUTE = re.compile(
+    r"^[^\t\n]+\t([\dA-F]{8})\t[\dA-F]{8}\t([\dA-F]{4})\t\d+\t\d+\t\d+\t([\dA-F]{8})\t", re.M | re.A
+)
 
 
-def _routes(table: str) -> Iterator[IPv4Network]:
+def routes_in(table: str) -> Iterator[IPv4Network]:
     """Yield the destinations in /proc/PID/net/route, except destinations that the kernel rejects.
 
-    In the columns (proc(5)), the second contains the destination and the eighth the mask, in the host's byte
-    order, and the fourth has the flags (linux/route.h).
+    Columns (net/ipv4/fib_trie.c): the second contains the destination and the eighth the mask, in the host's
+    byte order, and the fourth has the flags (linux/route.h). The first is the name of a link. A container can
+    use characters in this name that Python treats as white space or as the end of a line.
     """
-    for line in table.splitlines()[1:]:
-        _, destination, _, flags, _, _, _, mask, *_ = line.split()
+    for destination, flags, mask in _ROUTE.findall(table):
         if not int(flags, 16) & _RTF_REJECT:
             length = int(mask, 16).bit_count()
-            yield IPv4Network((bytes.fromhex(destination)[::-1], length))
+            yield IPv4Network((bytes.fromhex(destination)[::-1], length), strict=False)
 
 
 def find_forwarders(run_dir: Path) -> list[int]:
@@ -169,28 +172,38 @@ def is_forwarder_of(run_dir: Path, pid: int) -> bool:
 def _bound_at(path: str) -> set[str]:
     """Return the Unix sockets of this network namespace that are bound to a path, with the names that
     /proc/PID/fd uses.
-
-    Of the columns (proc(5), /proc/net/unix) the seventh is the inode, and the path follows it.
     """
-    lines = (line.split(maxsplit=7) for line in _read(_PROC / "thread-self/net/unix").splitlines()[1:])
-    return {f"socket:[{columns[6]}]" for columns in lines if columns[7:] == [path]}
+    return {f"socket:[{inode}]" for inode in inodes_bound_at(_read(_PROC / "thread-self/net/unix"), path)}
+
+
+def inodes_bound_at(unix: str, path: str) -> Iterator[str]:
+    """Yield the inodes of the sockets in /proc/PID/net/unix that are bound to a path.
+
+    Of the columns (proc(5)) the seventh is the inode, and the path follows it.
+    """
+    for line in unix.split("\n")[1:]:
+        columns = line.split(maxsplit=7)
+        if columns[7:] == [path]:
+            yield columns[6]
 
 
 def _sockets(address: IPv4Address, port: int) -> set[str]:
     """Return the UDP sockets bound to the port on this address or on all addresses, with the names that
     /proc/PID/fd uses.
     """
-    return {f"socket:[{inode}]" for table in ("udp", "udp6") for inode in _inodes(table, address, port)}
+    tables = [_read(_PROC / "thread-self/net" / name) for name in ("udp", "udp6")]
+    return {f"socket:[{inode}]" for table in tables for inode in inodes_at(table, address, port)}
 
 
-def _inodes(table: str, address: IPv4Address, port: int) -> Iterator[str]:
-    """Yield the inodes of the sockets bound to the port on this address or on all addresses.
+def inodes_at(table: str, address: IPv4Address, port: int) -> Iterator[str]:
+    """Yield the inodes of the sockets in /proc/PID/net/udp that are bound to the port on this address or on
+    all addresses.
 
     Of the columns (proc(5), /proc/net/tcp) the second is the local address in the host's byte order and the
     port, both in hexadecimal, and the tenth is the inode.
     """
     ours = address.packed[::-1].hex().upper()
-    for line in _read(_PROC / "thread-self/net" / table).splitlines()[1:]:
+    for line in filter(None, table.split("\n")[1:]):
         columns = line.split()
         host, _, number = columns[1].partition(":")
         if int(number, 16) == port and (host == ours or set(host) == {"0"}):

@@ -319,7 +319,7 @@ def new_addresses(result: str) -> list[NewAddress]:
             mac = bytes.fromhex(str(own.get("mac", "")).replace(":", ""))
             address = ip_address(entry["address"].partition("/")[0])
             found.append(NewAddress(address, mac if len(mac) == _MAC_SIZE else b"", links))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return []
     return found
 

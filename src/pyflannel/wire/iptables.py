@@ -169,7 +169,7 @@ def parse_save(text: str) -> SavedTables:
     """
     tables: dict[str, dict[str, tuple[str, list[str]]]] = {}
     chains: dict[str, tuple[str, list[str]]] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a comment may contain other characters that end a line for Python
         word, _, rest = line.partition(" ")
         match line[:1]:
             case "*":

@@ -92,7 +92,7 @@ def parse_names(text: str) -> list[tuple[Family, str]]:
         WireError: the text is not an output of this command.
     """
     found: list[tuple[Family, str]] = []
-    for line in text.splitlines():
+    for line in text.removesuffix("\n").split("\n") if text else ():
         match line.split():
             case ["table", family_name, name, *_]:
                 pass

@@ -179,6 +179,15 @@ def test_other_lines_are_no_listing(line: str) -> None:
         parse_save(f"*filter\n{line}\nCOMMIT\n")
 
 
+@pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_a_comment_may_contain_a_character_that_ends_a_line_for_python(character: str) -> None:
+    rule = f'-m comment --comment "a{character}b" -j ACCEPT'
+
+    found = parse_save(f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {rule}\nCOMMIT\n")
+
+    assert found["filter"]["FORWARD"].rules == (rule,)
+
+
 def test_a_chain_is_made_in_one_transaction() -> None:
     assert format_chain(FORWARD, parse_save("")).splitlines() == [
         "*filter",

@@ -7,6 +7,8 @@ import re
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
 
 from pyflannel.kernel.bpf.hooks import KernelHooks
 from pyflannel.kernel.bpf.objects import KernelObjects
@@ -21,11 +23,9 @@ def is_bpffs(path: str) -> bool | None:
     """
     place = os.path.realpath(path)
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            mounts = [line.split(" - ", 1) for line in file]
+        kinds = [mount.kind for mount in mounts_in(_MOUNTS.read_bytes()) if mount.place == place]
     except OSError:
         return None
-    kinds = [kind.split()[0] for mount, kind in mounts if _unescaped(mount.split()[4]) == place]
     return kinds[-1:] == ["bpf"]  # the last mount hides the earlier mounts
 
 
@@ -38,9 +38,30 @@ def kernel_has_bpffs() -> bool | None:
         return None
 
 
-def _unescaped(path: str) -> str:
-    """Return a path without the escapes of /proc, which shows white space as octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+class Mount(NamedTuple):
+    """A mounted file system. `device` contains the major and the minor number."""
+
+    device: str
+    place: str
+    kind: str
+
+
+def mounts_in(mountinfo: bytes) -> Iterator[Mount]:
+    """Yield the mounts in /proc/PID/mountinfo (proc(5)).
+
+    A user may choose the path of a mount, for example with FUSE. The kernel escapes space, tab, newline, the
+    backslash and #, but no other character that Python treats as the end of a line.
+    """
+    for line in mountinfo.split(b"\n"):
+        mount, _, source = line.partition(b" - ")
+        fields = mount.split(b" ")
+        if len(fields) > 4:
+            place = re.sub(rb"\\([0-3][0-7]{2})", lambda found: bytes([int(found[1], 8)]), fields[4])
+            kind = source.partition(b" ")[0]
+            yield Mount(os.fsdecode(fields[2]), os.fsdecode(place), os.fsdecode(kind))
 
 
 def remove_pin_directory(path: str) -> bool:
@@ -111,9 +132,7 @@ def _has_bpffs(directory: int) -> bool:
     """
     number = os.fstat(directory).st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = [line.split(" - ", 1) for line in file]
-    return any(mount.split()[2] == device and kind.split()[0] == "bpf" for mount, kind in mounts)
+    return any(each.device == device and each.kind == "bpf" for each in mounts_in(_MOUNTS.read_bytes()))
 
 
 def _mount_bpffs(place: str, path: str) -> None:

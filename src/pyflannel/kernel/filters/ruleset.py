@@ -71,7 +71,7 @@ async def _tables(listed: frozenset[str]) -> tuple[Ruleset, tuple[FlannelError, 
         names = await _nft("list", "tables")
     except FlannelError as error:
         return (), (error,)
-    for line in names.splitlines():
+    for line in names.split("\n"):
         match line.split():
             case ["table", family, name, *_] if family in _FAMILIES and not is_own_table(name):
                 if family == "ip" and name in listed:

@@ -63,17 +63,25 @@ def _read(path: Path, owner: str) -> LeaseKey | None:
     text = read_key_file(path, _NAME, if_exposed=_IF_EXPOSED)
     if text is None:
         return None
+    if (found := key_in(text)) is None:
+        raise unusable_key(path, _NAME, "it contains no key", "Restore it, or delete it for a new key.")
+    kept, key = found
+    return key if kept == owner else None
+
+
+def key_in(text: bytes) -> tuple[str, LeaseKey] | None:
+    """Return the owner and the key in the text of a key file; None if the text contains none."""
     try:
         match json.loads(text):
-            case {"Owner": str(kept), "Private": str(private), "Public": str(public)}:
+            case {"Owner": str(owner), "Private": str(private), "Public": str(public)}:
                 octets = bytes.fromhex(public)
                 if len(octets) == len(bytes.fromhex(private)) == KEY_OCTETS:
-                    return LeaseKey(octets, Secret(private)) if kept == owner else None
+                    return owner, LeaseKey(octets, Secret(private))
             case _:
                 pass
     except (ValueError, RecursionError):
         pass
-    raise unusable_key(path, _NAME, "it contains no key", "Restore it, or delete it for a new key.")
+    return None
 
 
 def _make(path: Path, owner: str) -> LeaseKey:

@@ -212,9 +212,14 @@ _KERNELS_RULES = frozenset({"0:", "32766:", "32767:"})
 async def policy_rules() -> tuple[str, ...]:
     """Return the policy rules of other programs, as `ip rule` lists them; empty if they are unreadable."""
     with contextlib.suppress(TargetError):
-        lines = (await run_program("ip", "-4", "rule")).output.splitlines()
-        return tuple(" ".join(line.split()) for line in lines if line.split()[:1][0] not in _KERNELS_RULES)
+        return rules_in((await run_program("ip", "-4", "rule")).output)
     return ()
+
+
+def rules_in(output: str) -> tuple[str, ...]:
+    """Return the policy rules of other programs in the output of `ip rule`."""
+    rules = (line.split() for line in output.split("\n"))
+    return tuple(" ".join(words) for words in rules if words and words[0] not in _KERNELS_RULES)
 
 
 async def docker_table() -> str:
@@ -351,7 +356,7 @@ def _read(path: str) -> Identity | None:
         return None
     except OSError as error:
         raise _failed("read from", path, error) from error
-    if (identity := _parse(text)) is not None:
+    if (identity := identity_in(text)) is not None:
         return identity
     aside = f"{path}.corrupt"
     try:
@@ -362,19 +367,23 @@ def _read(path: str) -> Identity | None:
     return None
 
 
-def _parse(text: str) -> Identity | None:
-    match _json(text):
-        case {"Owner": str(owner), "Machine": str(machine)} if owner:
-            return Identity(owner=owner, machine=machine)
-        case _:
-            return None
+def identity_in(text: str) -> Identity | None:
+    """Return the identity in the text of a file; None if the text contains none."""
+    try:
+        match json.loads(text):
+            case {"Owner": str(owner), "Machine": str(machine)} if owner:
+                return Identity(owner=owner, machine=machine)
+            case _:
+                return None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _left_in(run_dir: str, machine: str) -> Identity | None:
     """Return the identity that the previous flanneld saved here; None if it may belong to another host."""
     try:
         text = Path(run_dir, _FILE).read_text(encoding="utf-8", errors="replace")
-        identity = _parse(text)
+        identity = identity_in(text)
         if identity is None or identity.machine != machine or text != _run_text(identity):
             return None
     except OSError:
@@ -409,13 +418,6 @@ def _run_text(identity: Identity) -> str:
     namespace = os.stat("/proc/self/ns/net")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return _text(identity, Boot=boot, Namespace=f"{namespace.st_dev}:{namespace.st_ino}")
-
-
-def _json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _write(path: str, text: str) -> None:

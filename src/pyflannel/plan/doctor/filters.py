@@ -325,7 +325,7 @@ def docker_drops(saved: Iterable[SavedRules], table: str) -> dict[str, tuple[str
                     text = f"{rules.program} -t {place} -A {chain} {rule}"
                     found.setdefault(drop["bridge"], []).append(text)
     bridge = ""
-    for line in table.splitlines():
+    for line in table.split("\n"):
         if (header := _NFT_CHAIN.match(line)) is not None:
             bridge = header["bridge"]
         elif line.strip() == "}":
