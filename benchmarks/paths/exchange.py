@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 
-OCTETS = 64
+SIZE_BYTES = 64
 
 
 def answer(port: int) -> None:
@@ -16,8 +16,8 @@ def answer(port: int) -> None:
     with socket.create_server(("0.0.0.0", port)) as listener:
         client = listener.accept()[0]
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while octets := client.recv(OCTETS):
-            client.sendall(octets)
+        while data := client.recv(SIZE_BYTES):
+            client.sendall(data)
 
 
 def ask(port: int, address: str, seconds: float) -> float:
@@ -26,8 +26,8 @@ def ask(port: int, address: str, seconds: float) -> float:
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         answered, start = 0, time.monotonic()
         while time.monotonic() < start + seconds:
-            server.sendall(bytes(OCTETS))
-            server.recv(OCTETS)
+            server.sendall(bytes(SIZE_BYTES))
+            server.recv(SIZE_BYTES)
             answered += 1
         return answered / (time.monotonic() - start)
 

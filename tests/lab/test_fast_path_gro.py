@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 DEADLINE_S = 60.0
 STREAM_DEADLINE_S = 120.0
-OCTETS = 16 << 20
+SIZE_BYTES = 16 << 20
 
 _RECEIVE = """
 import hashlib, socket
@@ -77,7 +77,7 @@ def gro_links_of(host) -> list[str]:
     return sorted(one["ifname"] for one in host.links() if one["ifname"].startswith("flannel0-"))
 
 
-def stream_arrives(source, destination, data: int = OCTETS) -> bool:
+def stream_arrives(source, destination, size: int = SIZE_BYTES) -> bool:
     """Return whether a stream arrives unchanged."""
     name = f"receive-{next(_receivers)}"  # a separate log, without lines of an earlier receiver
     receiver = destination.start_in_network([sys.executable, "-c", _RECEIVE], name=name)
@@ -85,7 +85,7 @@ def stream_arrives(source, destination, data: int = OCTETS) -> bool:
         lambda: "listening" in receiver.last_words(), what="the receiver listens", deadline_s=DEADLINE_S
     )
     sent = source.run_in_network(
-        [sys.executable, "-c", _SEND, str(destination.address), str(data)], timeout_s=STREAM_DEADLINE_S
+        [sys.executable, "-c", _SEND, str(destination.address), str(size)], timeout_s=STREAM_DEADLINE_S
     ).stdout
     receiver.wait(STREAM_DEADLINE_S)
     return sent.strip() in receiver.last_words()
@@ -99,7 +99,7 @@ def test_a_stream_arrives_completely_in_few_segments(overlay, ends):
 
     after = counters(overlay, other)
     gained = {name: after[name] - before[name] for name in ("decapsulated", "rejoined", "delivered")}
-    assert gained["decapsulated"] > OCTETS / 1472
+    assert gained["decapsulated"] > SIZE_BYTES / 1472
     assert 0 < gained["rejoined"] < gained["decapsulated"] / 2
     assert 0 < gained["delivered"] < gained["decapsulated"] / 2
 
@@ -128,7 +128,7 @@ def test_a_damaged_gro_veth_is_repaired_while_a_stream_runs(overlay, ends, damag
     (_, other), (box, far) = ends
     repairs = overlay.status(other).reconcile.repairs
     with ThreadPoolExecutor() as aside:
-        arrives = aside.submit(stream_arrives, box, far, data=8 * OCTETS)
+        arrives = aside.submit(stream_arrives, box, far, size=8 * SIZE_BYTES)
         begun = counters(overlay, other)["rejoined"]
         wait_until(
             lambda: counters(overlay, other)["rejoined"] > begun,

@@ -13,8 +13,8 @@ from pyflannel.errors import WireError
 from pyflannel.wire.forwarder_control import FrameReader, Kind, encode_frame
 
 _CLIENTS = 16
-_READ_OCTETS = 65536
-_UNSENT_OCTETS = 8 << 20
+_READ_BYTES = 65536
+_UNSENT_BYTES = 8 << 20
 """Maximum size in bytes of the answers that a client has not read. A client with more unread bytes is
 disconnected."""
 
@@ -123,8 +123,8 @@ class ControlServer:
 
     def _read(self, client: "_Client") -> None:
         try:
-            octets, descriptors, _, _ = socket.recv_fds(
-                client.connection, _READ_OCTETS, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            data, descriptors, _, _ = socket.recv_fds(
+                client.connection, _READ_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return
@@ -132,14 +132,14 @@ class ControlServer:
             self._drop(client)
             return
         try:
-            self._perform(client, octets, descriptors)
+            self._perform(client, data, descriptors)
         finally:
             _close(descriptors)
 
-    def _perform(self, client: "_Client", octets: bytes, descriptors: list[int]) -> None:
+    def _perform(self, client: "_Client", data: bytes, descriptors: list[int]) -> None:
         """Perform the requests that are complete."""
         try:
-            requests = list(client.reader.feed(octets)) if octets else None
+            requests = list(client.reader.feed(data)) if data else None
         except WireError:
             requests = None
         if requests is None:
@@ -176,7 +176,7 @@ class ControlServer:
                 self._drop(client)
                 return
         client.unsent += frame
-        if len(client.unsent) > _UNSENT_OCTETS:
+        if len(client.unsent) > _UNSENT_BYTES:
             self._drop(client)
         else:
             self._flush(client)
@@ -220,6 +220,6 @@ def _close(descriptors: Iterable[int]) -> None:
 
 def _credentials(connection: socket.socket) -> tuple[int, int, int]:
     """Return pid, uid and gid of the process at the other end of the connection."""
-    octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-    pid, uid, gid = _PEER_CREDENTIALS.unpack(octets)
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    pid, uid, gid = _PEER_CREDENTIALS.unpack(data)
     return pid, uid, gid

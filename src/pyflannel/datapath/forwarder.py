@@ -33,7 +33,7 @@ from pyflannel.wire.forwarder_control import (
 _START_S = 5.0
 """Deadline for START: the daemon sends it immediately after it has started this process."""
 
-_READ_OCTETS = 65536
+_READ_BYTES = 65536
 _DESCRIPTORS = 3
 
 
@@ -72,13 +72,11 @@ def _socket_of(descriptor: int) -> socket.socket:
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     frames, descriptors = FrameReader(), list[int]()
     while True:
-        octets, received, _, _ = socket.recv_fds(
-            connection, _READ_OCTETS, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-        )
+        data, received, _, _ = socket.recv_fds(connection, _READ_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         descriptors += received
-        if not octets:
+        if not data:
             raise ConnectionResetError("the daemon closed the connection")
-        for kind, payload in frames.feed(octets):
+        for kind, payload in frames.feed(data):
             if kind is not Kind.START:
                 raise WireError(f"received {kind.name} instead of START", hint="")
             return payload, descriptors

@@ -169,8 +169,8 @@ def _fault(version_and_length: int, total: int, size: int, mtu: int) -> Drop | N
     """Return the reason to drop a packet with an unusual header, or None for a valid header with options."""
     if version_and_length >> 4 != 4:
         return Drop.NOT_IPV4
-    header_octets = (version_and_length & 0x0F) * 4
-    if header_octets < HEADER_OCTETS or not header_octets <= total <= size:
+    header_bytes = (version_and_length & 0x0F) * 4
+    if header_bytes < HEADER_OCTETS or not header_bytes <= total <= size:
         return Drop.INCONSISTENT
     return Drop.LONG if size > mtu else None
 

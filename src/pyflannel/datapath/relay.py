@@ -14,7 +14,7 @@ from pyflannel.datapath.counters import Counters, IcmpErrors
 from pyflannel.datapath.forwarding import GUARDED, Drop, Endpoint, PeerTable, inbound, outbound
 from pyflannel.datapath.tcp_run import TcpRun
 from pyflannel.datapath.tun import DeviceWriter, Offload, Offloads, Tun
-from pyflannel.datapath.underlay import LONGEST_RUN_OCTETS, LONGEST_RUN_PACKETS, UnderlaySender
+from pyflannel.datapath.underlay import LONGEST_RUN_BYTES, LONGEST_RUN_PACKETS, UnderlaySender
 from pyflannel.wire.forwarder_control import Settings
 from pyflannel.wire.packet import HEADER, ROUTED, TTL_AND_CHECKSUM, TTL_AT, checksum_one_hop_on
 
@@ -47,7 +47,7 @@ class OutboundPath:
         self._counters = counters
         # The buffer is one byte larger than the MTU, so that a packet that is too long is detected, not
         # truncated.
-        stride = Tun.HEADER_OCTETS + mtu + 1
+        stride = Tun.HEADER_BYTES + mtu + 1
         self._buffer = bytearray(_ROUND * stride)
         self._view = memoryview(self._buffer)
         self._slots = [(at, self._view[at : at + stride]) for at in range(0, _ROUND * stride, stride)]
@@ -56,7 +56,7 @@ class OutboundPath:
         """Send packets from the device to peers, for at most one round. Return False if the device was
         removed.
         """
-        read, header_octets = FileIO(tun.descriptor, closefd=False).readinto, tun.header_octets
+        read, header_bytes = FileIO(tun.descriptor, closefd=False).readinto, tun.header_bytes
         buffer, view, mtu, peers = self._buffer, self._view, self._mtu, self._peers
         unpack, patch = _ROUTE.unpack_from, TTL_AND_CHECKSUM.pack_into
         run: list[memoryview] = []
@@ -70,7 +70,7 @@ class OutboundPath:
                 return False
             if size is None:  # no further packets
                 break
-            at, size = slot + header_octets, size - header_octets
+            at, size = slot + header_bytes, size - header_bytes
             if size == run_size and room:
                 # A packet with the same first word, destination and size has the same verdict, unless the TTL
                 # expired or the destination is the address of a peer, where the port decides.
@@ -91,7 +91,7 @@ class OutboundPath:
             else:
                 self._send(run, run_size, endpoint)
                 run, run_size, endpoint = [view[at : at + size]], size, verdict
-                room = min(LONGEST_RUN_PACKETS, LONGEST_RUN_OCTETS // size) - 1
+                room = min(LONGEST_RUN_PACKETS, LONGEST_RUN_BYTES // size) - 1
                 usual, _, _, _, usual_destination = unpack(buffer, at)
                 if peers.ports_at(usual_destination):
                     usual = 0
@@ -118,18 +118,18 @@ _UDP_GRO = 104
 """linux/udp.h."""
 
 _SIZE = struct.Struct("=i")
-_ANCILLARY_OCTETS = 64
+_ANCILLARY_BYTES = 64
 
 _CALLS = 64
 """Maximum number of system calls before the other direction and the control socket are served."""
 
-_LONGEST_OCTETS = 65535
+_LONGEST_BYTES = 65535
 """Maximum length of one datagram, or of several datagrams that the kernel coalesced.
 
 A datagram that is longer than the MTU is detected, not truncated.
 """
 
-_BUFFER_OCTETS = 4 * _LONGEST_OCTETS
+_BUFFER_BYTES = 4 * _LONGEST_BYTES
 """Size of the buffer, which contains a run of segments until it is written. A larger buffer would not fit
 into the processor cache."""
 
@@ -157,7 +157,7 @@ class InboundPath:
         self._writer = writer
         self._errors = errors
         self._counters = counters
-        self._buffer = bytearray(_BUFFER_OCTETS)
+        self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._run = TcpRun(self._buffer)
         self._run_sender = ""
@@ -174,20 +174,20 @@ class InboundPath:
         at = 0
         for _ in range(_CALLS):
             try:
-                octets, ancillary, _, sender = receive([view[at:]], _ANCILLARY_OCTETS)
+                length, ancillary, _, sender = receive([view[at:]], _ANCILLARY_BYTES)
             except BlockingIOError:
                 break
             except OSError as error:
                 counters.count_failure("receive", error)
                 continue
-            size = octets
+            size = length
             for level, kind, value in ancillary:
                 if level == _SOL_UDP and kind == _UDP_GRO:
                     size = _SIZE.unpack_from(value)[0]
                     counters.batches_received += 1
-            self._take(at, at + octets, size, sender[0])
-            at += octets
-            if at > _BUFFER_OCTETS - _LONGEST_OCTETS:
+            self._take(at, at + length, size, sender[0])
+            at += length
+            if at > _BUFFER_BYTES - _LONGEST_BYTES:
                 break
         self._write_run()
 
@@ -199,18 +199,18 @@ class InboundPath:
             self._run_sender = sender
         at, is_run_likely = start, True
         while True:
-            octets = min(size, end - at)  # the size is 0 for an empty datagram
+            length = min(size, end - at)  # the size is 0 for an empty datagram
             if not run.starts:
-                self._begin(at, octets, sender)
-            elif is_run_likely and octets and (taken := run.extend_all(at, size, (end - at) // size)):
-                octets = taken * size
+                self._begin(at, length, sender)
+            elif is_run_likely and length and (taken := run.extend_all(at, size, (end - at) // size)):
+                length = taken * size
                 is_run_likely = False
-            elif run.extend(at, octets):
+            elif run.extend(at, length):
                 is_run_likely = len(run.starts) == 2
             else:
                 self._write_run()
-                self._begin(at, octets, sender)
-            at += octets
+                self._begin(at, length, sender)
+            at += length
             if at >= end:
                 return
 

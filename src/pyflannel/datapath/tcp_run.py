@@ -18,7 +18,7 @@ _HEADERS = Struct("!" + _FIELDS)
 offset, TTL, protocol), checksum, flow (addresses and ports), sequence number, state (acknowledgement, header
 length, flags, window), checksum (RFC 791 section 3.1, RFC 9293 section 3.1)."""
 
-_SHORTEST_OCTETS = 40
+_SHORTEST_BYTES = 40
 """The IP and TCP headers without options: the fields above, and the urgent pointer."""
 
 _LENGTH = Struct("!H")
@@ -38,9 +38,9 @@ _HEADER_LENGTH_SHIFT = 28
 _NEVER_COMPUTED = 0xFFFF
 """A checksum of 0xFFFF, which is equivalent to 0. The kernel writes 0 instead."""
 
-_LONGEST_OCTETS = 65535
+_LONGEST_BYTES = 65535
 _FEWEST_AT_ONCE = 4
-_CHUNK_OCTETS = 4096
+_CHUNK_BYTES = 4096
 """Length in bytes of the numbers for checksums: even, and the fastest to add."""
 
 
@@ -49,15 +49,15 @@ class TcpRun:
 
     Attributes:
         starts: offset of each segment; empty between two runs.
-        octets: sum of the lengths of the segments, including their headers.
+        size_bytes: sum of the lengths of the segments, including their headers.
     """
 
     def __init__(self, buffer: bytearray) -> None:
         self._buffer = buffer
         self._view = memoryview(buffer)
         self.starts: list[int] = []
-        self.octets = 0
-        self._size = self._last_size = self._header_octets = self._identity = self._sequence = 0
+        self.size_bytes = 0
+        self._size = self._last_size = self._header_bytes = self._identity = self._sequence = 0
         self._first = self._middle = self._state = 0
         self._flow = self._rest = b""
         self._room = 0
@@ -68,28 +68,28 @@ class TcpRun:
         The packet has a header of 20 bytes or more, and a length of `size` bytes.
         """
         buffer = self._buffer
-        if buffer[at] != 0x45 or buffer[at + 9] != PROTOCOL_TCP or size <= _SHORTEST_OCTETS:
+        if buffer[at] != 0x45 or buffer[at + 9] != PROTOCOL_TCP or size <= _SHORTEST_BYTES:
             return False
         first, identity, middle, ip_sum, flow, sequence, state, tcp_sum = _HEADERS.unpack_from(buffer, at)
-        header_octets = HEADER_OCTETS + (state >> _HEADER_LENGTH_SHIFT & 0xF) * 4
+        header_bytes = HEADER_OCTETS + (state >> _HEADER_LENGTH_SHIFT & 0xF) * 4
         if (
             first & 0xFFFF != size
             or middle & _UNDIVIDED
             or state & _CONTROL != _ACK
-            or not _SHORTEST_OCTETS <= header_octets < size
+            or not _SHORTEST_BYTES <= header_bytes < size
             or ip_sum == _NEVER_COMPUTED
             or tcp_sum == _NEVER_COMPUTED
         ):
             return False
         self.starts.append(at)
-        self.octets = self._size = self._last_size = size
-        self._header_octets = header_octets
+        self.size_bytes = self._size = self._last_size = size
+        self._header_bytes = header_bytes
         self._identity = (identity + 1) & 0xFFFF
-        self._sequence = (sequence + size - header_octets) & 0xFFFFFFFF
+        self._sequence = (sequence + size - header_bytes) & 0xFFFFFFFF
         self._first, self._middle = first - size, middle + _ONE_HOP
         self._flow, self._state = flow, state
-        self._rest = bytes(buffer[at + _HEADERS.size : at + header_octets])
-        self._room = _LONGEST_OCTETS - size
+        self._rest = bytes(buffer[at + _HEADERS.size : at + header_bytes])
+        self._room = _LONGEST_BYTES - size
         return True
 
     def extend(self, at: int, size: int) -> bool:
@@ -98,7 +98,7 @@ class TcpRun:
         An appended packet has the same verdict as the run's first packet: it has the same addresses and TTL,
         is not longer, and its length is consistent.
         """
-        payload = size - self._header_octets
+        payload = size - self._header_bytes
         if not 0 < payload <= self._room or size > self._size:
             return False
         first, identity, middle, ip_sum, flow, sequence, state, tcp_sum = _HEADERS.unpack_from(
@@ -113,11 +113,11 @@ class TcpRun:
             or middle != self._middle
             or ip_sum == _NEVER_COMPUTED
             or tcp_sum == _NEVER_COMPUTED
-            or self._buffer[at + _HEADERS.size : at + self._header_octets] != self._rest
+            or self._buffer[at + _HEADERS.size : at + self._header_bytes] != self._rest
         ):
             return False
         self.starts.append(at)
-        self.octets += size
+        self.size_bytes += size
         self._last_size = size
         self._identity = (identity + 1) & 0xFFFF
         self._sequence = (sequence + payload) & 0xFFFFFFFF
@@ -126,18 +126,17 @@ class TcpRun:
         return True
 
     def extend_all(self, at: int, size: int, count: int) -> int:
-        """Append some of `count` adjacent packets of `size` bytes, and return their number. Return their
-        number.
+        """Append some of `count` adjacent packets of `size` bytes, and return their number.
 
         If the number is 0, the first packet may still continue the run. This method checks all packets at
         once, field by field, which takes a quarter of the time of `extend`. If not all of them continue the
         run, it checks fewer packets.
         """
-        payload = size - self._header_octets
+        payload = size - self._header_bytes
         count = min(count, self._room // payload) if size == self._size else 0
         if count < _FEWEST_AT_ONCE:
             return 0
-        fields = _layout(size, self._header_octets, count).unpack_from(self._buffer, at)
+        fields = _layout(size, self._header_bytes, count).unpack_from(self._buffer, at)
         states = fields[6::9]
         if (pushed := self._state | _PSH) in states:
             count = states.index(pushed) + 1
@@ -148,7 +147,7 @@ class TcpRun:
         else:
             return 0
         self.starts.extend(range(at, at + count * size, size))
-        self.octets += count * size
+        self.size_bytes += count * size
         self._last_size = size
         self._identity = (self._identity + count) & 0xFFFF
         self._sequence = (self._sequence + count * payload) & 0xFFFFFFFF
@@ -192,7 +191,7 @@ class TcpRun:
         """
         total = sum(int.from_bytes(self._view[start:end], "little") for start, end in self._chunks())
         count = len(self.starts)
-        pseudo = (self._addresses + PROTOCOL_TCP - HEADER_OCTETS) * count + self.octets
+        pseudo = (self._addresses + PROTOCOL_TCP - HEADER_OCTETS) * count + self.size_bytes
         # Modulo 65535, a factor of 256 swaps the bytes of a word. Numbers in the byte order of the host are
         # faster.
         return (total * 256 + pseudo) % 65535 == 0
@@ -203,14 +202,14 @@ class TcpRun:
 
         The TCP checksum covers only the pseudo header. The kernel adds the sum of the payload.
         """
-        at, length, view = self.starts[0], self._header_octets, self._view
+        at, length, view = self.starts[0], self._header_bytes, self._view
         header = self._buffer[at : at + length]
-        total = self.octets - length * (len(self.starts) - 1)
+        total = self.size_bytes - length * (len(self.starts) - 1)
         _LENGTH.pack_into(header, 2, total)
         _LENGTH.pack_into(header, 10, 0)
         _LENGTH.pack_into(header, 10, checksum(header[:HEADER_OCTETS]))
-        tcp_octets = total - HEADER_OCTETS
-        _LENGTH.pack_into(header, 36, (self._addresses + PROTOCOL_TCP + tcp_octets) % 65535)
+        tcp_bytes = total - HEADER_OCTETS
+        _LENGTH.pack_into(header, 36, (self._addresses + PROTOCOL_TCP + tcp_bytes) % 65535)
         last = self.starts[-1]
         header[33] = self._buffer[last + 33]
         end = self._size
@@ -233,14 +232,14 @@ class TcpRun:
             spans = [(start, start + size) for start in self.starts[:-1]]
             spans.append((last, last + self._last_size))
         return [
-            (piece, min(piece + _CHUNK_OCTETS, end))
+            (piece, min(piece + _CHUNK_BYTES, end))
             for start, end in spans
-            for piece in range(start, end, _CHUNK_OCTETS)
+            for piece in range(start, end, _CHUNK_BYTES)
         ]
 
 
 @lru_cache(maxsize=256)
-def _layout(size: int, header_octets: int, count: int) -> Struct:
+def _layout(size: int, header_bytes: int, count: int) -> Struct:
     """Return the layout of this number of adjacent packets: fields of _HEADERS and the rest of the header."""
-    rest = header_octets - _HEADERS.size
-    return Struct("!" + f"{_FIELDS}{rest}s{size - header_octets}x" * count)
+    rest = header_bytes - _HEADERS.size
+    return Struct("!" + f"{_FIELDS}{rest}s{size - header_bytes}x" * count)

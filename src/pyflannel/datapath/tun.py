@@ -53,7 +53,7 @@ checksum, offset of the checksum in this part (linux/virtio_net.h, struct virtio
 _NEEDS_CHECKSUM = 1
 _TCP_OVER_IPV4 = 1
 _TCP_CHECKSUM_AT = 16
-_IP_HEADER_OCTETS = 20
+_IP_HEADER_BYTES = 20
 _NO_SEGMENTATION = bytes(_HEADER.size)
 
 
@@ -64,7 +64,7 @@ class Tun:
     The kernel segments and checksums all packets from the device, because no offload is requested.
 
     Attributes:
-        header_octets: length in bytes of the header before each packet; 0 if the kernel does not support it.
+        header_bytes: length in bytes of the header before each packet; 0 if the kernel does not support it.
         takes_runs: True if `write_run` may be used.
 
     Raises:
@@ -72,7 +72,7 @@ class Tun:
             ENODEV if the device has another name, EBADFD if it was removed.
     """
 
-    HEADER_OCTETS = _HEADER.size
+    HEADER_BYTES = _HEADER.size
 
     def __init__(self, link: str, descriptor: int, offloads: Offloads) -> None:
         try:
@@ -84,7 +84,7 @@ class Tun:
             raise
         self.descriptor = descriptor
         self.takes_runs = bool(flags & _IFF_VNET_HDR)
-        self.header_octets = self.HEADER_OCTETS if self.takes_runs else 0
+        self.header_bytes = self.HEADER_BYTES if self.takes_runs else 0
         self._link = link
         if self.takes_runs:
             offloads.use(Offload.RUN_WRITE)
@@ -101,17 +101,17 @@ class Tun:
 
     def write(self, packet: bytes | bytearray | memoryview) -> None:
         """Write one packet to the device."""
-        if self.header_octets:
+        if self.header_bytes:
             os.writev(self.descriptor, (_NO_SEGMENTATION, packet))
         else:
             os.write(self.descriptor, packet)
 
-    def write_run(self, header: bytearray, payloads: Sequence[memoryview], payload_octets: int) -> None:
+    def write_run(self, header: bytearray, payloads: Sequence[memoryview], payload_bytes: int) -> None:
         """Write a run of TCP segments to the device, as one header with a partial checksum and all
         payloads.
         """
         segmentation = _HEADER.pack(
-            _NEEDS_CHECKSUM, _TCP_OVER_IPV4, len(header), payload_octets, _IP_HEADER_OCTETS, _TCP_CHECKSUM_AT
+            _NEEDS_CHECKSUM, _TCP_OVER_IPV4, len(header), payload_bytes, _IP_HEADER_BYTES, _TCP_CHECKSUM_AT
         )
         os.writev(self.descriptor, [segmentation, header, *payloads])
 
@@ -167,7 +167,7 @@ class DeviceWriter:
             else:
                 self._counters.batches_written += 1
                 self._counters.received_packets += count
-                self._counters.received_bytes += run.octets
+                self._counters.received_bytes += run.size_bytes
                 return
         for start, size in run.packets():
             self.write(view[start : start + size])

@@ -10,7 +10,7 @@ from pyflannel.datapath.counters import Counters
 from pyflannel.datapath.forwarding import Endpoint
 from pyflannel.datapath.tun import Offload, Offloads
 
-LONGEST_RUN_OCTETS = 65507
+LONGEST_RUN_BYTES = 65507
 LONGEST_RUN_PACKETS = 64
 """Limits of UDP_SEGMENT: the maximum payload of a datagram, and UDP_MAX_SEGMENTS of Linux 4.18 to 6.8."""
 
@@ -62,7 +62,9 @@ class UnderlaySender:
             self._send_one_by_one(packets, endpoint)
             return
         try:
-            octets = self._udp.sendmsg(packets, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size))], 0, endpoint)
+            sent_bytes = self._udp.sendmsg(
+                packets, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size))], 0, endpoint
+            )
         except OSError as error:
             if error.errno not in _UNSEGMENTED:
                 self._counters.count_failure("send", error, len(packets))
@@ -73,7 +75,7 @@ class UnderlaySender:
         else:
             self._counters.batches_sent += 1
             self._counters.sent_packets += len(packets)
-            self._counters.sent_bytes += octets
+            self._counters.sent_bytes += sent_bytes
 
     def _may_segment(self, endpoint: Endpoint) -> bool:
         if self._refused_until and (until := self._refused_until.get(endpoint)) is not None:

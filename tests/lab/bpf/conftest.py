@@ -374,8 +374,8 @@ def open_socket(namespace, kind: int, protocol: int = 0) -> socket.socket:
 def send_stream() -> Callable[..., bool]:
     """Return the function that sends random bytes by TCP and returns whether they arrived unchanged."""
 
-    def send(source: Container, destination: Container, octets: int = 8 << 20) -> bool:
-        sent = os.urandom(octets)
+    def send(source: Container, destination: Container, size: int = 8 << 20) -> bool:
+        sent = os.urandom(size)
         with (
             open_socket(destination.namespace, socket.SOCK_STREAM) as listener,
             open_socket(source.namespace, socket.SOCK_STREAM) as client,
@@ -395,7 +395,7 @@ def send_stream() -> Callable[..., bool]:
     return send
 
 
-def _send_all(client: socket.socket, octets: bytes) -> None:
+def _send_all(client: socket.socket, data: bytes) -> None:
     with suppress(OSError):  # the receiver prints the digest of the received bytes
-        client.sendall(octets)
+        client.sendall(data)
         client.shutdown(socket.SHUT_WR)

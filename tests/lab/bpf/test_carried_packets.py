@@ -60,7 +60,7 @@ def kept_header(host, peer) -> bytes:
         with closing(FastPath()) as path:
             await path.read([peer.peer()])
             table = path._maps["flannel0"].descriptors[PEERS.name]
-            (value,) = read_entries_at_once(table, PEERS.key_octets, PEERS.value_octets).values()
+            (value,) = read_entries_at_once(table, PEERS.key_bytes, PEERS.value_bytes).values()
             return value[MACS_AT : MACS_AT + 12]
 
     return host.namespace.run(read)
@@ -96,7 +96,7 @@ def test_each_byte_of_the_tunnel_headers(linked, send_stream):
     with two.namespace.run(listen) as tap:
         tap.bind(("eth0", ETH_P_ALL))
         tap.setblocking(False)
-        assert send_stream(one.container, two.container, octets=1 << 20)
+        assert send_stream(one.container, two.container, size=1 << 20)
         arrived = []
         with suppress(BlockingIOError):
             while True:

@@ -54,7 +54,7 @@ class Frame(NamedTuple):
     """An Ethernet frame without its destination; `is_ours` is true if this host is its destination."""
 
     is_ours: bool
-    octets: bytes
+    data: bytes
 
 
 class Fields(NamedTuple):
@@ -125,9 +125,9 @@ UDP_SUM = slice(ETHERNET - 6 + IP + 6, ETHERNET - 6 + IP + 8)
 
 def without_udp_sum(frame: Frame) -> Frame:
     """Return the frame with a datagram without checksum (RFC 768)."""
-    octets = bytearray(frame.octets)
-    octets[UDP_SUM] = bytes(len(octets[UDP_SUM]))
-    return Frame(frame.is_ours, bytes(octets))
+    data = bytearray(frame.data)
+    data[UDP_SUM] = bytes(len(data[UDP_SUM]))
+    return Frame(frame.is_ours, bytes(data))
 
 
 ODD: dict[str, st.SearchStrategy[Any]] = {
@@ -189,7 +189,7 @@ class Judges:
     def kernel(self, frame: Frame) -> tuple[int, bytes]:
         """Return the program's verdict about a frame, and the resulting packet."""
         here = bytes(6)  # the address of the loopback device, at which a trial run lets a packet arrive
-        given = ctypes.create_string_buffer((here if frame.is_ours else NOWHERE) + frame.octets)
+        given = ctypes.create_string_buffer((here if frame.is_ours else NOWHERE) + frame.data)
         size = len(given) - 1
         attributes = ctypes.create_string_buffer(
             _RUN.pack(
@@ -210,17 +210,17 @@ class Judges:
 
     def user_space(self, frame: Frame) -> list[bytes | Drop]:
         """Return the forwarder's result for the datagrams that arrive because of a frame."""
-        self._wire.send((self._mac if frame.is_ours else NOWHERE) + frame.octets)
+        self._wire.send((self._mac if frame.is_ours else NOWHERE) + frame.data)
         self._marker += 1
         marker = b"that is all %d" % self._marker
         self._wire.send(self._mac + frame_with(marker))
         found: list[bytes | Drop] = []
         while True:
-            octets, (sender, _) = self._listener.recvfrom(4096)
-            if octets == marker:
+            data, (sender, _) = self._listener.recvfrom(4096)
+            if data == marker:
                 return found
-            buffer = bytearray(octets)
-            drop = inbound(buffer, 0, len(octets), sender, self._table, self._settings)
+            buffer = bytearray(data)
+            drop = inbound(buffer, 0, len(data), sender, self._table, self._settings)
             found.append(bytes(buffer) if drop is None else drop)
 
 
@@ -291,13 +291,13 @@ def judges(make_namespace) -> Iterator[Judges]:
 
 def compare(judges: Judges, frame: Frame, seen: Counter[object]) -> None:
     """Fail if the program accepts a packet with another result than user space, or drops an accepted one."""
-    verdict, octets = judges.kernel(frame)
+    verdict, data = judges.kernel(frame)
     answers = judges.user_space(frame)
     seen[verdict] += 1
     assert verdict in (NEXT, DROPPED, TAKEN)
     if verdict == TAKEN:
-        size = struct.unpack_from("!H", octets, 2)[0]
-        assert answers == [octets[:size]], "the program took it"
+        size = struct.unpack_from("!H", data, 2)[0]
+        assert answers == [data[:size]], "the program took it"
     if verdict == DROPPED:
         assert len(answers) == 1, "the program dropped it"
         assert answers[0] in (Drop.IMPOSTOR, Drop.NOT_OURS), "the program dropped it"
@@ -315,8 +315,8 @@ def test_a_packet_that_the_program_takes_is_taken_by_user_space_with_the_same_re
     def law(case: tuple[dict[str, Any], Edits]) -> None:
         frame = frame_of(Fields(**case[0]))
         if case[1]:
-            frame = without_udp_sum(Frame(frame.is_ours, damage(frame.octets, case[1])))
-        if len(frame.octets) >= SHORTEST:
+            frame = without_udp_sum(Frame(frame.is_ours, damage(frame.data, case[1])))
+        if len(frame.data) >= SHORTEST:
             compare(judges, frame, seen)
             found.append(case[0])
 
@@ -335,9 +335,9 @@ def test_the_program_leaves_the_checksum_of_the_datagram_to_the_inner_packet(jud
     it.
     """
     good = frame_of(Fields(has_udp_sum=True))
-    octets = bytearray(good.octets)
-    octets[UDP_SUM] = b"\x12\x34"
-    bad = Frame(True, bytes(octets))
+    data = bytearray(good.data)
+    data[UDP_SUM] = b"\x12\x34"
+    bad = Frame(True, bytes(data))
 
     assert judges.kernel(bad) == judges.kernel(good)
     assert judges.user_space(bad) == []

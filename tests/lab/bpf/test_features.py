@@ -154,9 +154,7 @@ def test_a_kernel_without_the_call_has_no_ebpf(monkeypatch):
 
 def test_helpers_are_those_that_the_object_calls(monkeypatch):
     """A helper that this kernel lacks is named, and so would be a missing type of map."""
-    strange = ObjectFile(
-        read_object().octets.replace(b"\x85\0\0\0\x98\0\0\0", b"\x85\0\0\0\x0f\x27\0\0"), b""
-    )
+    strange = ObjectFile(read_object().data.replace(b"\x85\0\0\0\x98\0\0\0", b"\x85\0\0\0\x0f\x27\0\0"), b"")
 
     found = found_with(monkeypatch, read=lambda: strange, SHARED=(replace(PEERS, type=999), PEERS))
 

@@ -51,10 +51,10 @@ class Talk:
             made.bind((container.address, self.port))
         self.number = 0
 
-    def arrives(self, source: int = 0, octets: int = 0) -> bool:
+    def arrives(self, source: int = 0, size: int = 0) -> bool:
         """Send a packet from one or the other; return whether it arrives."""
         self.number += 1
-        sent = b"%d " % self.number + bytes(octets)
+        sent = b"%d " % self.number + bytes(size)
         self.sockets[source].sendto(sent, (self.ends[1 - source].address, self.port))
         sink = self.sockets[1 - source]
         sink.settimeout(SOON_S)
@@ -293,9 +293,9 @@ def test_packets_longer_than_a_passed_one_meet_the_firewall_first(cached, talk):
     assert all(talk.arrives() for _ in range(10))
     counted = Counted(cached[1])
 
-    assert talk.arrives(octets=500)
+    assert talk.arrives(size=500)
     assert counted[Outcome.CACHED_IN] == 0
-    assert talk.arrives(octets=500)
+    assert talk.arrives(size=500)
     assert counted[Outcome.CACHED_IN] == 1
 
 
@@ -304,7 +304,7 @@ def test_a_smaller_mtu_of_the_route_takes_effect_within_a_second(cached, talk):
     one, two = cached
     sender, sink = talk.sockets
     sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)  # DF, and no MTU is remembered
-    assert all(talk.arrives(octets=size) for size in (0, 1000) * 10)
+    assert all(talk.arrives(size=size) for size in (0, 1000) * 10)
     one.namespace.ip(f"route add {two.subnet} dev flannel0 mtu 600")
     try:
         sink.settimeout(SOON_S)

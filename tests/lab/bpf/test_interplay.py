@@ -77,8 +77,8 @@ def test_an_original_in_user_space_carries_tcp_in_both_directions(original, send
     for host in original:
         set_offloads(host, state)
 
-    assert send_stream(one.container, two.container, octets=1 << 20)
-    assert send_stream(two.container, one.container, octets=1 << 20)
+    assert send_stream(one.container, two.container, size=1 << 20)
+    assert send_stream(two.container, one.container, size=1 << 20)
     # With offloads, the original leaves the checksums of its datagrams to a card.
     outcome = Outcome.LEFT_UNREADY_PEER if state == "on" else Outcome.DECAPSULATED
     assert one.counts()[outcome] > 10
@@ -90,7 +90,7 @@ def test_an_original_behind_hardware_with_checksum_offload_can_be_a_direct_peer(
     set_offloads(one, "off")
     one.heal(one.plan(two.peer()))
 
-    assert send_stream(one.container, two.container, octets=1 << 20)
+    assert send_stream(one.container, two.container, size=1 << 20)
     counts = one.counts()
     assert counts[Outcome.ENCAPSULATED] + counts.get(Outcome.CACHED_OUT, 0) > 10
 

@@ -185,19 +185,19 @@ def test_a_program_without_its_device_leaves_packets_to_others(linked):
     assert Outcome.DECAPSULATED not in two.counts()
 
 
-@pytest.mark.parametrize(("octets", "outcome"), [(65507, "ENCAPSULATED"), (65508, "LEFT_LONG")])
-def test_packets_too_long_for_another_header_are_left(linked, octets, outcome):
+@pytest.mark.parametrize(("size", "outcome"), [(65507, "ENCAPSULATED"), (65508, "LEFT_LONG")])
+def test_packets_too_long_for_another_header_are_left(linked, size, outcome):
     """TCP that is still to be segmented may have the maximum length of a header."""
     one, two = linked
     ends = IPv4Address(one.container.address).packed + IPv4Address(two.container.address).packed
-    header = struct.pack("!BBHHHBBH", 0x45, 0, octets, 0, 0, 64, socket.IPPROTO_TCP, 0) + ends
+    header = struct.pack("!BBHHHBBH", 0x45, 0, size, 0, 0, 64, socket.IPPROTO_TCP, 0) + ends
     segment = struct.pack("!HHIIBBHHH", 1, 1, 0, 0, 0x50, 0x10, 1000, 0, 0)
     to_be_segmented = struct.pack("=BBHHHH", 1, 1, 40, 1432, 20, 16)  # linux/virtio_net.h
 
     async def send() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as device:
             device.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-            packet = to_be_segmented + header + segment + bytes(octets - 40)
+            packet = to_be_segmented + header + segment + bytes(size - 40)
             device.sendto(packet, ("flannel0", 0x0800))
 
     one.namespace.run(send)
@@ -275,7 +275,7 @@ def test_packets_without_an_ethernet_header_pass_user_space(without_frames, send
     two.start_forwarder(one)
 
     assert one.container.ping(two.container.address)[0] == 3
-    assert send_stream(one.container, two.container, octets=1 << 20)
+    assert send_stream(one.container, two.container, size=1 << 20)
 
     assert one.counts()[Outcome.ENCAPSULATED] > 3
     assert Outcome.DECAPSULATED not in two.counts()

@@ -11,7 +11,7 @@ import pytest
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf import maps, standing
 from pyflannel.kernel.bpf.hooks import TcxHooks
-from pyflannel.kernel.bpf.layout import BUILD_OCTETS, COUNTS, DEVICES, SHARED
+from pyflannel.kernel.bpf.layout import BUILD_BYTES, COUNTS, DEVICES, SHARED
 from pyflannel.kernel.bpf.libbpf import Libbpf
 from pyflannel.kernel.bpf.maps import NO_BATCHES, delete_entries, read_entries, update_entries
 from pyflannel.kernel.bpf.objects import KernelObjects, ObjectFile, read_object
@@ -173,7 +173,7 @@ def test_programs_of_another_version_are_replaced_and_the_maps_remain(linked, ma
     one, two = linked
     assert one.container.ping(two.container.address)[0] == 3
     desired, before = one.plan(two.peer()), one.counts()
-    newer = ObjectFile(read_object().octets, bytes(BUILD_OCTETS))
+    newer = ObjectFile(read_object().data, bytes(BUILD_BYTES))
 
     async def upgrade(_):
         target = make_target(read=lambda: newer)
@@ -437,7 +437,7 @@ def test_the_message_of_the_verifier_is_reported_with_the_version_of_the_kernel(
     """Another program of the same object remains attached."""
     one, two = linked
     pull_data, nothing = b"\x85\0\0\0\x27\0\0\0", b"\x85\0\0\0\x0f\x27\0\0"
-    wrong = ObjectFile(read_object().octets.replace(pull_data, nothing), bytes(BUILD_OCTETS))
+    wrong = ObjectFile(read_object().data.replace(pull_data, nothing), bytes(BUILD_BYTES))
     program = one.program(Role.DECAPSULATE)
 
     async def replace_it(_):
@@ -454,7 +454,7 @@ def test_the_message_of_the_verifier_is_reported_with_the_version_of_the_kernel(
 
 def test_a_damaged_object_is_refused(linked, make_target):
     one = linked[0]
-    spoilt = ObjectFile(read_object().octets[:5000], bytes(BUILD_OCTETS))
+    spoilt = ObjectFile(read_object().data[:5000], bytes(BUILD_BYTES))
 
     async def apply(_):
         return await make_target(read=lambda: spoilt).apply([Add(one.program(Role.LAST_HOP))])

@@ -14,7 +14,7 @@ from pyflannel.model.state import Add
 from pyflannel.processes import forwarder_descriptors
 
 DEADLINE_S = 60.0
-OCTETS = 48 << 20
+SIZE_BYTES = 48 << 20
 RECEIVE = """
 import hashlib, socket, sys
 listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
@@ -88,14 +88,14 @@ def refuse_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarder_descriptors, "ioctl", ioctl)
 
 
-def transfer(source, destination, octets: int = OCTETS) -> bool:
+def transfer(source, destination, size: int = SIZE_BYTES) -> bool:
     """Send bytes by TCP and return whether all arrived unchanged."""
     address, port = destination.tunnel_address, "5400"
     receiver = destination.spawn(sys.executable, "-c", RECEIVE, address, port)
     assert receiver.stdout.readline() == "listening\n"
-    sent = source.namespace.command(sys.executable, "-c", SEND, address, port, str(octets)).strip()
+    sent = source.namespace.command(sys.executable, "-c", SEND, address, port, str(size)).strip()
     output, _ = receiver.communicate(timeout=DEADLINE_S)
-    return output.split() == [str(octets), sent]
+    return output.split() == [str(size), sent]
 
 
 def checksum_errors(host) -> int:
@@ -218,6 +218,6 @@ for packet in sys.argv[1:]:
     assert two.counters()["batches_received"] == 1
 
 
-def checksum(octets: bytes) -> bytes:
-    total = sum(int.from_bytes(octets[at : at + 2], "big") for at in range(0, len(octets), 2))
+def checksum(data: bytes) -> bytes:
+    total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
     return (~((total & 0xFFFF) + (total >> 16)) & 0xFFFF).to_bytes(2, "big")

@@ -40,7 +40,7 @@ def test_another_user_is_refused(linked):
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "data",
     [
         b"GET / HTTP/1.0\r\n\r\n",
         b"\0" * 100_000,
@@ -50,13 +50,13 @@ def test_another_user_is_refused(linked):
     ],
     ids=["http", "zeros", "an answer as request", "crooked peers", "random"],
 )
-def test_garbage_on_the_control_socket_ends_that_client_only(linked, octets):
+def test_garbage_on_the_control_socket_ends_that_client_only(linked, data):
     one, two = linked
     with closing(socket.socket(socket.AF_UNIX)) as client:
         client.settimeout(DEADLINE_S)
         client.connect(str(one.run_dir / "forwarder.sock"))
         with suppress(BrokenPipeError, ConnectionResetError):
-            client.sendall(octets)
+            client.sendall(data)
         with suppress(ConnectionResetError):
             assert client.recv(1) == b""
 

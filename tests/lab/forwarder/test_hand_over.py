@@ -65,10 +65,10 @@ def ask_for_everything(host) -> socket.socket:
     client.settimeout(DEADLINE_S)
     client.connect(str(host.run_dir / "forwarder.sock"))
     client.sendall(encode_frame(Kind.HAND_OVER))
-    octets, descriptors, _, _ = socket.recv_fds(client, 65536, 8)
+    data, descriptors, _, _ = socket.recv_fds(client, 65536, 8)
     for descriptor in descriptors:
         os.close(descriptor)
-    ((kind, payload),) = FrameReader().feed(octets)
+    ((kind, payload),) = FrameReader().feed(data)
     assert kind is Kind.HANDED
     assert decode_handed(payload)[0] == len(descriptors) == 3
     return client

@@ -115,11 +115,11 @@ def outbound_verdict(payload: bytes, *, protocol: int = 17, fragment: int = 0, o
     """Return the outcome of a packet to the underlay address of the looped peer."""
     table = PeerTable()
     table.replace([LOOPED])
-    octets = 20 + len(options) + len(payload)
+    size = 20 + len(options) + len(payload)
     header = HEADER.pack(
         0x45 + len(options) // 4,
         0,
-        octets,
+        size,
         7,
         fragment,
         64,
@@ -129,7 +129,7 @@ def outbound_verdict(payload: bytes, *, protocol: int = 17, fragment: int = 0, o
         LOOPED.address,
     )
     packet = bytearray(header + options + payload)
-    return outbound(packet, 0, octets, table, SETTINGS.mtu)
+    return outbound(packet, 0, size, table, SETTINGS.mtu)
 
 
 @pytest.mark.parametrize("source_port", [8285, 40000])

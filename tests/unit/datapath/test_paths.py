@@ -93,13 +93,13 @@ class Arrivals:
 
     def __init__(self, datagrams: list[tuple[bytes, str]], *, joined: bool) -> None:
         self._calls: list[tuple[list[bytes], str]] = []
-        for octets, sender in datagrams:
+        for data, sender in datagrams:
             call, whose = self._calls[-1] if self._calls else ([], "")
-            fits = len(call[-1:]) and len(call[0]) == len(call[-1]) >= len(octets) > 0 and len(call) < 40
+            fits = len(call[-1:]) and len(call[0]) == len(call[-1]) >= len(data) > 0 and len(call) < 40
             if joined and fits and sender == whose:
-                call.append(octets)
+                call.append(data)
             else:
-                self._calls.append(([octets], sender))
+                self._calls.append(([data], sender))
 
     def setsockopt(self, *_: object) -> None:
         pass
@@ -108,10 +108,10 @@ class Arrivals:
         if not self._calls:
             raise BlockingIOError
         datagrams, sender = self._calls.pop(0)
-        octets = b"".join(datagrams)
-        buffers[0][: len(octets)] = octets
+        data = b"".join(datagrams)
+        buffers[0][: len(data)] = data
         ancillary = [(17, 104, pack("=i", len(datagrams[0])))] if len(datagrams) > 1 else []
-        return len(octets), ancillary, 0, (sender, 8285)
+        return len(data), ancillary, 0, (sender, 8285)
 
 
 class Taken:
@@ -121,27 +121,27 @@ class Taken:
         self.packets: list[bytes] = []
         self.runs = 0
 
-    def write(self, octets) -> None:
-        self.packets.append(bytes(octets))
+    def write(self, data) -> None:
+        self.packets.append(bytes(data))
 
     def write_run(self, run, view) -> None:
         self.runs += len(run.starts) > 1
         assert run.has_true_checksums() or len(run.starts) == 1
         self.packets += [bytes(view[start : start + size]) for start, size in run.packets()]
 
-    def write_own(self, octets) -> None:
+    def write_own(self, data) -> None:
         pass
 
-    def send(self, octets, endpoint) -> None:
+    def send(self, data, endpoint) -> None:
         pass
 
 
 def judged_alone(datagrams: list[tuple[bytes, str]]) -> tuple[list[bytes], dict[str, int]]:
     """The packets to the device and the counters, packet by packet."""
     counters, written = Counters(), []
-    for octets, sender in datagrams:
-        buffer = bytearray(octets)
-        drop = inbound(buffer, 0, len(octets), sender, table(), SETTINGS)
+    for data, sender in datagrams:
+        buffer = bytearray(data)
+        drop = inbound(buffer, 0, len(data), sender, table(), SETTINGS)
         if drop is None:
             written.append(bytes(buffer))
         else:
@@ -172,7 +172,7 @@ RUN = [(one, "10.9.0.2") for one in segments(0x0A640205, 0x0A640105, 9, 100)]
 def test_packets_of_peers_are_checked_one_by_one(stream, one, other, joined):
     """Any datagrams of two senders, joined by the kernel or not: same bytes, same order, same counters."""
     half = len(stream) // 2
-    datagrams = [(octets, one if number < half else other) for number, octets in enumerate(stream)]
+    datagrams = [(data, one if number < half else other) for number, data in enumerate(stream)]
     counters, taken = Counters(), Taken()
     errors = IcmpErrors(SETTINGS.tunnel_address, counters)
     path = InboundPath(
@@ -231,12 +231,12 @@ def test_packets_of_the_device_are_checked_one_by_one(stream, has_header):
     path = OutboundPath(MTU, table(), sent, Taken(), errors, counters)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     device = Tun.__new__(Tun)
-    device.descriptor, device.header_octets = ours.fileno(), Tun.HEADER_OCTETS * has_header
+    device.descriptor, device.header_bytes = ours.fileno(), Tun.HEADER_BYTES * has_header
 
     with closing(ours), closing(theirs):
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         for one in stream:
-            os.write(theirs.fileno(), bytes(device.header_octets) + one)
+            os.write(theirs.fileno(), bytes(device.header_bytes) + one)
         assert path.relay(device)
 
     expected, alone = [], Counters()

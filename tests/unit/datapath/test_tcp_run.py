@@ -61,32 +61,32 @@ class Segment:
             + self.ip_options
         )
         ip[10:12] = internet_checksum(ip)
-        octets = ip + tcp
+        data = ip + tcp
         for at, value in self.changed:
-            octets[at % len(octets)] = value
-        return bytes(octets)
+            data[at % len(data)] = value
+        return bytes(data)
 
 
-def internet_checksum(octets: bytes) -> bytes:
+def internet_checksum(data: bytes) -> bytes:
     """Return the checksum of RFC 1071, added up word by word."""
-    octets = bytes(octets) + b"\0" * (len(octets) % 2)
-    total = sum(int.from_bytes(octets[at : at + 2], "big") for at in range(0, len(octets), 2))
+    data = bytes(data) + b"\0" * (len(data) % 2)
+    total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return (~total & 0xFFFF).to_bytes(2, "big")
 
 
-def kernel_segments(packet: bytes, payload_octets: int) -> list[bytes]:
+def kernel_segments(packet: bytes, payload_bytes: int) -> list[bytes]:
     """Cut a merged packet as tcp_gso_segment and inet_gso_segment do (Linux 6.1, net/ipv4)."""
-    header_octets = 20 + (packet[32] >> 4) * 4
-    header, payload = packet[:header_octets], packet[header_octets:]
-    pieces = [payload[at : at + payload_octets] for at in range(0, len(payload), payload_octets)]
+    header_bytes = 20 + (packet[32] >> 4) * 4
+    header, payload = packet[:header_bytes], packet[header_bytes:]
+    pieces = [payload[at : at + payload_bytes] for at in range(0, len(payload), payload_bytes)]
     segments = []
     for number, piece in enumerate(pieces):
         cut = bytearray(header + piece)
         cut[2:4] = len(cut).to_bytes(2, "big")
         cut[4:6] = ((int.from_bytes(header[4:6], "big") + number) & 0xFFFF).to_bytes(2, "big")
-        sequence = int.from_bytes(header[24:28], "big") + number * payload_octets
+        sequence = int.from_bytes(header[24:28], "big") + number * payload_bytes
         cut[24:28] = (sequence & 0xFFFFFFFF).to_bytes(4, "big")
         if number < len(pieces) - 1:
             cut[33] &= ~0x09  # FIN and PSH
@@ -108,8 +108,8 @@ def through(packets: list[bytes], *, at_once: bool = True) -> tuple[list[bytes],
     def flush() -> None:
         nonlocal writes
         if len(run.starts) > 1 and run.has_true_checksums():
-            header, payloads, payload_octets = run.merged()
-            written.extend(kernel_segments(bytes(header) + b"".join(payloads), payload_octets))
+            header, payloads, payload_bytes = run.merged()
+            written.extend(kernel_segments(bytes(header) + b"".join(payloads), payload_bytes))
             writes += 1
         else:
             written.extend(bytes(buffer[start : start + size]) for start, size in run.packets())
@@ -278,8 +278,8 @@ def test_a_shorter_segment_is_the_last():
 def test_a_wrong_checksum_is_never_corrected(at, place, size):
     """Only the receiver judges a damaged segment, as without joining."""
     segments = burst(4, size)
-    octet = segments[place].packet()[at]
-    segments[place] = replace(segments[place], changed=((at, octet ^ 0x55),))
+    value = segments[place].packet()[at]
+    segments[place] = replace(segments[place], changed=((at, value ^ 0x55),))
     packets = [segment.packet() for segment in segments]
 
     written, _ = through(packets)

@@ -1,27 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The udp backend in the kernel: one inner IPv4 packet is one UDP datagram, without anything between.
+ * The udp backend in the kernel: the payload of a UDP datagram is one inner IPv4 packet, without a header between.
  *
  *	container -> bridge -> routing, netfilter -> flannel0 [flannel_encap] -> underlay
  *	underlay [flannel_decap] -> flannel0 -> routing, netfilter -> bridge [flannel_hop] -> container
  *
- * Where a packet leaves the underlay, flannel_nexthop keeps its Ethernet header for those behind it.
- *
- * and where the underlay is a network card, on the way to flannel0
+ * At the egress of the underlay, flannel_nexthop keeps the Ethernet header of a packet for later packets. If the
+ * underlay is a network card, TCP takes this path to flannel0:
  *
  *	underlay [flannel_decap] -> one end of a veth, GRO, the other [flannel_join] -> flannel0
  *
- * In mode flow, packets of a flow of which the firewall passed one unchanged in the last second go directly
+ * In mode flow, if the firewall passed one packet of a flow unchanged in the last second, further packets of this flow
+ * take these paths:
  *
  *	container's veth [flannel_short] -> underlay
  *	underlay [flannel_decap] or the far end of the veth pair [flannel_join] -> container's veth
  *
- * A program takes a packet whole or not at all. Whatever it does not understand goes on as if it were not
- * there: out of flannel0 into user space, or up to the socket of user space. There the packet is relayed, or
- * its sender gets the ICMP error that it deserves.
+ * A program carries a whole packet, or leaves it unchanged. The kernel then passes the packet on as without programs:
+ * from flannel0 to user space, or to the socket of user space. The forwarder sends the packet on, or answers it with an
+ * ICMP error.
  *
- * They are attached at tcx, or as classifiers of a clsact qdisc with direct action: NEXT is what both call
- * "go on".
+ * The programs are attached at tcx, or as classifiers of a clsact qdisc with direct action. NEXT means in both cases
+ * that the kernel continues with the packet.
  */
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
@@ -37,33 +37,33 @@
 #define NEXT TC_ACT_UNSPEC
 #define DROP TC_ACT_SHOT
 
-#define IP_OCTETS 20
-#define TUNNEL_OCTETS 28	/* an IPv4 and a UDP header */
-#define LONGEST 65535		/* what an IPv4 header can say */
+#define IP_BYTES 20
+#define TUNNEL_BYTES 28	/* an IPv4 and a UDP header */
+#define LONGEST 65535		/* maximum length in an IPv4 header */
 #define OUTER_TTL 64
 #define FRAGMENT 0x3fff		/* more fragments, or an offset */
 #define DO_NOT_FRAGMENT 0x4000
-#define VLAN 0x0fff		/* of a tag; 0 is that of none */
+#define VLAN 0x0fff		/* the number in a VLAN tag; 0 means no VLAN */
 #define FLOW_NS 1000000000ULL	/* how long the firewall's decision about a flow is valid */
 #define RENEWAL_NS (FLOW_NS / 2)	/* from this age on, single packets renew it */
 #define RENEWALS_NS (FLOW_NS / 8)	/* between two such packets */
 #define LOOKED_UP 0xf1a7	/* tc_index of a packet whose route and neighbour were looked up */
 
-static __always_inline int count(enum outcome outcome, __u32 octets, int verdict)
+static __always_inline int count(enum outcome outcome, __u32 bytes, int verdict)
 {
 	__u32 key = outcome;
 	struct count *counted = bpf_map_lookup_elem(&flannel_counts, &key);
 
 	if (counted) {
 		counted->packets++;
-		counted->octets += octets;
+		counted->bytes += bytes;
 	}
 	return verdict;
 }
 
-/* The guard's drop: counted, and remembered by whom it was. */
+/* Drop a packet for the guard: count it, and record its sender. */
 static __always_inline int turn_away(enum outcome outcome, const struct iphdr *outer, const struct iphdr *inner,
-				     __u32 octets)
+				     __u32 bytes)
 {
 	struct stranger who = { .address = outer->saddr, .outcome = outcome };
 	struct sighting first = {
@@ -82,7 +82,7 @@ static __always_inline int turn_away(enum outcome outcome, const struct iphdr *o
 	} else {
 		bpf_map_update_elem(&flannel_dropped, &who, &first, BPF_ANY);
 	}
-	return count(outcome, octets, DROP);
+	return count(outcome, bytes, DROP);
 }
 
 static __always_inline struct peer *find_peer(__be32 address)
@@ -98,13 +98,13 @@ static __always_inline __u64 current_period(void)
 	return bpf_jiffies64() / 8;
 }
 
-/* Make the first octets of a packet readable, which may lie in pages of their own. Whoever reads them still
- * compares with data_end, as the verifier asks. */
-static __always_inline int is_short(struct __sk_buff *skb, __u32 octets)
+/* Make the first bytes of a packet readable, which may be in separate pages. The caller must still compare with
+ * data_end, because the verifier requires it. */
+static __always_inline int is_short(struct __sk_buff *skb, __u32 bytes)
 {
-	if ((void *)(long)skb->data + octets <= (void *)(long)skb->data_end)
+	if ((void *)(long)skb->data + bytes <= (void *)(long)skb->data_end)
 		return 0;
-	return bpf_skb_pull_data(skb, octets);
+	return bpf_skb_pull_data(skb, bytes);
 }
 
 static __always_inline int is_gone(__u32 device)
@@ -112,7 +112,7 @@ static __always_inline int is_gone(__u32 device)
 	return !bpf_map_lookup_elem(&flannel_devices, &device);
 }
 
-/* A network card at which somebody listens brings in others' frames too. */
+/* A network card in promiscuous mode also receives frames for other hosts. */
 static __always_inline int is_of_others(const struct __sk_buff *skb)
 {
 	return skb->pkt_type != PACKET_HOST || (skb->vlan_present && (skb->vlan_tci & VLAN));
@@ -125,7 +125,7 @@ static __always_inline int is_same_mac(const void *one, const void *other)
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
 }
 
-/* One hop less to go; the checksum follows by RFC 1624 (TTL is the upper octet of its word). */
+/* Decrement the TTL, which is the upper byte of its word, and update the checksum (RFC 1624). */
 static __always_inline void decrement_ttl(struct iphdr *ip)
 {
 	__u32 sum = ip->check + bpf_htons(0x0100);
@@ -140,15 +140,15 @@ static __always_inline __u16 checksum(const struct iphdr *ip)
 	__u32 sum = 0;
 
 #pragma unroll
-	for (int word = 0; word < IP_OCTETS / 2; word++)
+	for (int word = 0; word < IP_BYTES / 2; word++)
 		sum += words[word];
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return ~sum;
 }
 
-/* Whether the sender left the UDP checksum to a card, and the datagram never passed one: the field contains the
- * sum of the pseudo header, not inverted. */
+/* Whether the UDP checksum is unfinished: the sender left it to a network card, and the datagram passed no card. The
+ * field then contains the sum of the pseudo header, not inverted. */
 static __always_inline int has_unfinished_checksum(const struct iphdr *ip, const struct udphdr *udp)
 {
 	__u32 sum = (ip->saddr & 0xffff) + (ip->saddr >> 16) + (ip->daddr & 0xffff) + (ip->daddr >> 16) +
@@ -159,16 +159,16 @@ static __always_inline int has_unfinished_checksum(const struct iphdr *ip, const
 	return udp->check == sum;
 }
 
-/* The headers that the socket of user space would write. Without UDP checksum (RFC 768): each inner packet has
- * its own, and hardware can finish that one only. */
-static __always_inline void write_tunnel_header(struct iphdr *ip, const struct peer *peer, __u32 inner_octets)
+/* Write the headers that the socket of user space would write, without UDP checksum (RFC 768): each inner packet has
+ * its own checksum, and hardware can finish only one checksum. */
+static __always_inline void write_tunnel_header(struct iphdr *ip, const struct peer *peer, __u32 inner_bytes)
 {
 	struct udphdr *udp = (void *)(ip + 1);
 
 	ip->version = 4;
-	ip->ihl = IP_OCTETS / 4;
+	ip->ihl = IP_BYTES / 4;
 	ip->tos = 0;
-	ip->tot_len = bpf_htons(inner_octets + TUNNEL_OCTETS);
+	ip->tot_len = bpf_htons(inner_bytes + TUNNEL_BYTES);
 	ip->id = 0;
 	ip->frag_off = bpf_htons(DO_NOT_FRAGMENT);
 	ip->ttl = OUTER_TTL;
@@ -179,28 +179,28 @@ static __always_inline void write_tunnel_header(struct iphdr *ip, const struct p
 	ip->check = checksum(ip);
 	udp->source = settings.port;
 	udp->dest = peer->port;
-	udp->len = bpf_htons(inner_octets + sizeof(*udp));
+	udp->len = bpf_htons(inner_bytes + sizeof(*udp));
 	udp->check = 0;
 }
 
-/* Encapsulate the IPv4 packet behind `link_octets` of an Ethernet header, or of none. Return 0, or what is wrong. */
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer *peer, __u32 link_octets,
-				       __u32 octets)
+/* Encapsulate the IPv4 packet behind an Ethernet header of `link_bytes`, which may be 0. Return 0 or the failure. */
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer *peer, __u32 link_bytes,
+				       __u32 bytes)
 {
 	struct iphdr *ip;
 
 	/* FIXED_GSO: a segment stays as long as it was, as flannel0's MTU leaves room for the tunnel's header. */
-	if (bpf_skb_adjust_room(skb, TUNNEL_OCTETS, BPF_ADJ_ROOM_MAC,
+	if (bpf_skb_adjust_room(skb, TUNNEL_BYTES, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 				BPF_F_ADJ_ROOM_ENCAP_L4_UDP))
 		return LEFT_NO_ROOM;
-	ip = (void *)(long)skb->data + link_octets;
-	if ((void *)ip + TUNNEL_OCTETS + IP_OCTETS > (void *)(long)skb->data_end)
+	ip = (void *)(long)skb->data + link_bytes;
+	if ((void *)ip + TUNNEL_BYTES + IP_BYTES > (void *)(long)skb->data_end)
 		return DROPPED_UNFINISHED;
-	decrement_ttl((void *)ip + TUNNEL_OCTETS);
-	if (link_octets)	/* the host's own hop, which routing would have been */
-		decrement_ttl((void *)ip + TUNNEL_OCTETS);
-	write_tunnel_header(ip, peer, octets);
+	decrement_ttl((void *)ip + TUNNEL_BYTES);
+	if (link_bytes)	/* the hop of this host, because the packet skips its routing */
+		decrement_ttl((void *)ip + TUNNEL_BYTES);
+	write_tunnel_header(ip, peer, bytes);
 	return 0;
 }
 
@@ -215,26 +215,26 @@ static __always_inline int send_to_underlay(struct __sk_buff *skb, const struct 
 		__builtin_memcpy(ethernet, peer->macs, sizeof(peer->macs));
 		return bpf_redirect(settings.underlay_index, 0);
 	}
-	/* This helper looks route and neighbour up like the kernel does, and waits for an answer to its ARP. Then
-	 * flannel_nexthop sees the packet. */
+	/* This helper looks route and neighbour up like the kernel, and holds the packet until ARP is answered. Then
+	 * the packet passes flannel_nexthop. */
 	skb->tc_index = LOOKED_UP;
 	return bpf_redirect_neigh(settings.underlay_index, NULL, 0, 0);
 }
 
-/* Of the outcome of encapsulate() that is not 0. */
-static __always_inline int fail(int outcome, __u32 octets)
+/* Return the verdict for a failure of encapsulate(). */
+static __always_inline int fail(int outcome, __u32 bytes)
 {
-	return count(outcome, octets, outcome == LEFT_NO_ROOM ? NEXT : DROP);
+	return count(outcome, bytes, outcome == LEFT_NO_ROOM ? NEXT : DROP);
 }
 
 /* The flow cache. */
 
-/* A packet that the cache is for. */
+/* The properties of a packet that the cache compares. */
 struct candidate {
 	struct flow_key key;
-	__u16 octets;		/* of the packet, or of each segment with its headers */
+	__u16 bytes;		/* of the packet, or of each segment with its headers */
 	__u8 tos;
-	__u8 closes;		/* TCP that changes the state of its connection; not for the cache, but known */
+	__u8 closes;		/* TCP that changes the state of its connection; never cached */
 };
 
 /* Describe the packet at `ip`. Return 0 if it is neither TCP nor UDP, or its header is not readable. */
@@ -251,7 +251,7 @@ static __always_inline int describe(struct __sk_buff *skb, const struct iphdr *i
 	packet->key.source_port = is_inbound ? udp->dest : udp->source;
 	packet->key.destination_port = is_inbound ? udp->source : udp->dest;
 	packet->key.protocol = ip->protocol;
-	packet->octets = bpf_ntohs(ip->tot_len);
+	packet->bytes = bpf_ntohs(ip->tot_len);
 	packet->tos = ip->tos;
 	packet->closes = 0;
 	if (ip->protocol == IPPROTO_UDP)
@@ -260,29 +260,29 @@ static __always_inline int describe(struct __sk_buff *skb, const struct iphdr *i
 		return 0;
 	packet->closes = tcp->syn || tcp->fin || tcp->rst;
 	if (skb->gso_size)
-		packet->octets = IP_OCTETS + tcp->doff * 4 + skb->gso_size;
+		packet->bytes = IP_BYTES + tcp->doff * 4 + skb->gso_size;
 	return 1;
 }
 
-/* Whether a packet that describe() took is whole and sound, so that routing and connection tracking would not
+/* Whether a packet that describe() accepted is complete and valid, so that routing and connection tracking would not
  * drop it. */
 static __always_inline int is_sound(struct __sk_buff *skb, const struct iphdr *ip)
 {
 	const struct udphdr *udp = (const void *)(ip + 1);
 	const struct tcphdr *tcp = (const void *)(ip + 1);
-	__u32 octets;
+	__u32 bytes;
 
 	if ((void *)(udp + 1) > (void *)(long)skb->data_end)
 		return 0;
-	octets = bpf_ntohs(ip->tot_len);
-	if (ip->version != 4 || ip->ihl != IP_OCTETS / 4 || (ip->frag_off & bpf_htons(FRAGMENT)) || ip->ttl <= 2 ||
-	    octets != skb->len - ETH_HLEN || octets > LONGEST - TUNNEL_OCTETS || checksum(ip))
+	bytes = bpf_ntohs(ip->tot_len);
+	if (ip->version != 4 || ip->ihl != IP_BYTES / 4 || (ip->frag_off & bpf_htons(FRAGMENT)) || ip->ttl <= 2 ||
+	    bytes != skb->len - ETH_HLEN || bytes > LONGEST - TUNNEL_BYTES || checksum(ip))
 		return 0;
 	if (ip->protocol == IPPROTO_UDP)
-		return !skb->gso_size && bpf_ntohs(udp->len) == octets - IP_OCTETS;
+		return !skb->gso_size && bpf_ntohs(udp->len) == bytes - IP_BYTES;
 	if ((void *)(tcp + 1) > (void *)(long)skb->data_end)
 		return 0;
-	return tcp->ack && !tcp->urg && tcp->doff >= sizeof(*tcp) / 4 && octets >= IP_OCTETS + tcp->doff * 4U;
+	return tcp->ack && !tcp->urg && tcp->doff >= sizeof(*tcp) / 4 && bytes >= IP_BYTES + tcp->doff * 4U;
 }
 
 static __always_inline void forget(struct side *side)
@@ -339,16 +339,16 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 	age = now - side->passed_at;
 	if (age < FLOW_NS && side->passed_at && side->generation == permit->generation) {
 		if (!is_same)
-			return NULL;	/* another sender waits until the decision about this one is old */
-		if (packet.octets <= side->longest &&
+			return NULL;	/* packets from another sender pass the firewall until this decision expires */
+		if (packet.bytes <= side->longest &&
 		    (age < RENEWAL_NS || now - side->examined_at < RENEWALS_NS))
 			return side;
 	} else {
 		side->passed_at = 0;
 	}
 
-	/* The first packet, and one after a pause, may change the state of its connection, and with it what the
-	 * firewall decides about the opposite direction. */
+	/* The first packet, or a packet after a pause, may change the state of its connection, and therefore the
+	 * decision of the firewall about the opposite direction. */
 	if (now - side->examined_at >= FLOW_NS) {
 		forget(opposite);
 		side->token = 0;
@@ -365,8 +365,8 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 	return NULL;
 }
 
-/* The firewall passed this packet. If it did not change it, and the packet is one that was marked, its flow may
- * bypass the firewall. `bridge` is the source of an inbound frame. */
+/* Let a flow bypass the firewall if find_bypass() marked this packet and the firewall passed it unchanged. `bridge` is
+ * the source of an inbound frame. */
 static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphdr *ip, const __u8 *bridge)
 {
 	struct candidate packet = {};
@@ -387,14 +387,14 @@ static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphd
 	if (side->token != token || side->tos != packet.tos)
 		return;
 	now = bpf_ktime_get_boot_ns();
-	if (packet.octets > side->longest || now - side->passed_at >= RENEWAL_NS)
-		side->longest = packet.octets;
+	if (packet.bytes > side->longest || now - side->passed_at >= RENEWAL_NS)
+		side->longest = packet.bytes;
 	if (bridge)
 		__builtin_memcpy(side->mac, bridge, ETH_ALEN);
 	side->passed_at = now;
 }
 
-/* Where a container's frames go, or NULL. */
+/* Return the link to a container, and the container's MAC address; NULL if it is unknown. */
 static __always_inline __u32 *find_port(__be32 address, struct mac **mac)
 {
 	*mac = bpf_map_lookup_elem(&flannel_macs, &address);
@@ -412,10 +412,10 @@ static __always_inline int deliver_cached(struct __sk_buff *skb)
 	struct iphdr *ip;
 	__u32 *port;
 	__u64 *direct_until, now;
-	__u32 octets = skb->len - ETH_HLEN;
+	__u32 bytes = skb->len - ETH_HLEN;
 
-	if (is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct tcphdr)))
-		is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct udphdr));
+	if (is_short(skb, ETH_HLEN + IP_BYTES + sizeof(struct tcphdr)))
+		is_short(skb, ETH_HLEN + IP_BYTES + sizeof(struct udphdr));
 	side = find_bypass(skb, 1, &key, &now);
 	if (!side)
 		return NEXT;
@@ -424,10 +424,10 @@ static __always_inline int deliver_cached(struct __sk_buff *skb)
 	ip = (void *)(ethernet + 1);
 	if (!port || (void *)(ip + 1) > (void *)(long)skb->data_end)
 		return NEXT;
-	__builtin_memcpy(ethernet->h_dest, mac->octets, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_dest, mac->bytes, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_source, side->mac, ETH_ALEN);
-	decrement_ttl(ip);	/* the host's own hop */
-	count(CACHED_IN, octets, 0);
+	decrement_ttl(ip);	/* the hop of this host */
+	count(CACHED_IN, bytes, 0);
 	direct_until = bpf_map_lookup_elem(&flannel_direct, port);
 	return direct_until && now < *direct_until ? bpf_redirect_peer(*port, 0) : bpf_redirect(*port, 0);
 }
@@ -436,7 +436,7 @@ static __always_inline int deliver_cached(struct __sk_buff *skb)
 SEC("tc")
 int flannel_short(struct __sk_buff *skb)
 {
-	__u32 octets = skb->len - ETH_HLEN;
+	__u32 bytes = skb->len - ETH_HLEN;
 	struct flow_key key;
 	struct peer *peer;
 	__u64 now;
@@ -445,67 +445,67 @@ int flannel_short(struct __sk_buff *skb)
 	skb->tc_index = 0;
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return NEXT;
-	if (is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct tcphdr)))
-		is_short(skb, ETH_HLEN + IP_OCTETS + sizeof(struct udphdr));
+	if (is_short(skb, ETH_HLEN + IP_BYTES + sizeof(struct tcphdr)))
+		is_short(skb, ETH_HLEN + IP_BYTES + sizeof(struct udphdr));
 	if (!find_bypass(skb, 0, &key, &now))
 		return NEXT;
 	peer = find_peer(key.destination);
 	if (!peer || !(peer->flags & PEER_READS_UNFINISHED) || is_gone(settings.underlay_index))
 		return NEXT;
-	outcome = encapsulate(skb, peer, ETH_HLEN, octets);
+	outcome = encapsulate(skb, peer, ETH_HLEN, bytes);
 	if (outcome)
-		return fail(outcome, octets);
-	return count(CACHED_OUT, octets, send_to_underlay(skb, peer));
+		return fail(outcome, bytes);
+	return count(CACHED_OUT, bytes, send_to_underlay(skb, peer));
 }
 
-/* Egress of flannel0: what the host routed to a peer's subnet leaves on the underlay, encapsulated. */
+/* Egress of flannel0: encapsulate packets that the host routed to a peer's subnet, and send them on the underlay. */
 SEC("tc")
 int flannel_encap(struct __sk_buff *skb)
 {
-	__u32 octets = skb->len;
+	__u32 bytes = skb->len;
 	struct peer *peer;
 	struct ethhdr *ethernet;
 	struct iphdr *ip;
 	int outcome;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP) || is_short(skb, IP_OCTETS))
-		return count(LEFT_NOT_IPV4, octets, NEXT);
+	if (skb->protocol != bpf_htons(ETH_P_IP) || is_short(skb, IP_BYTES))
+		return count(LEFT_NOT_IPV4, bytes, NEXT);
 	ip = (void *)(long)skb->data;
 	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
 		return NEXT;
-	if (ip->version != 4 || ip->ihl != IP_OCTETS / 4)
-		return count(LEFT_OPTIONS, octets, NEXT);
+	if (ip->version != 4 || ip->ihl != IP_BYTES / 4)
+		return count(LEFT_OPTIONS, bytes, NEXT);
 	peer = find_peer(ip->daddr);
 	if (!peer)
-		return count(LEFT_NO_ROUTE, octets, NEXT);
+		return count(LEFT_NO_ROUTE, bytes, NEXT);
 	if (!(peer->flags & PEER_READS_UNFINISHED))
-		return count(LEFT_UNREADY_PEER, octets, NEXT);
-	/* All fragments of a packet take one way, or the receiver's connection tracking never sees it whole. */
+		return count(LEFT_UNREADY_PEER, bytes, NEXT);
+	/* All fragments of a packet take one path, otherwise the receiver's connection tracking never sees it complete. */
 	if (ip->frag_off & bpf_htons(FRAGMENT))
-		return count(LEFT_FRAGMENT, octets, NEXT);
+		return count(LEFT_FRAGMENT, bytes, NEXT);
 	if (ip->ttl <= 1)
-		return count(LEFT_EXPIRED, octets, NEXT);
-	/* UDP that is to be segmented cannot be, once it is inside of UDP; TCP can. */
+		return count(LEFT_EXPIRED, bytes, NEXT);
+	/* The kernel cannot segment UDP inside UDP; it can segment TCP inside UDP. */
 	if (skb->gso_size && ip->protocol != IPPROTO_TCP)
-		return count(LEFT_SEGMENTED, octets, NEXT);
-	if (octets > LONGEST - TUNNEL_OCTETS)
-		return count(LEFT_LONG, octets, NEXT);
+		return count(LEFT_SEGMENTED, bytes, NEXT);
+	if (bytes > LONGEST - TUNNEL_BYTES)
+		return count(LEFT_LONG, bytes, NEXT);
 	if (is_gone(settings.underlay_index))
-		return count(LEFT_NO_DEVICE, octets, NEXT);
+		return count(LEFT_NO_DEVICE, bytes, NEXT);
 	if (settings.caches_flows)
 		open_bypass(skb, ip, NULL);
-	outcome = encapsulate(skb, peer, 0, octets);
+	outcome = encapsulate(skb, peer, 0, bytes);
 	if (outcome)
-		return fail(outcome, octets);
+		return fail(outcome, bytes);
 
 	/* A packet of a TUN device has no Ethernet header. */
 	if (bpf_skb_change_head(skb, ETH_HLEN, 0))
-		return count(DROPPED_UNFINISHED, octets, DROP);
+		return count(DROPPED_UNFINISHED, bytes, DROP);
 	ethernet = (void *)(long)skb->data;
 	if ((void *)(ethernet + 1) > (void *)(long)skb->data_end)
-		return count(DROPPED_UNFINISHED, octets, DROP);
+		return count(DROPPED_UNFINISHED, bytes, DROP);
 	ethernet->h_proto = bpf_htons(ETH_P_IP);
-	return count(ENCAPSULATED, octets, send_to_underlay(skb, peer));
+	return count(ENCAPSULATED, bytes, send_to_underlay(skb, peer));
 }
 
 /* Egress of the underlay: keep the Ethernet header of a packet that send_to_underlay() had looked up. */
@@ -520,11 +520,11 @@ int flannel_nexthop(struct __sk_buff *skb)
 		return NEXT;
 	skb->tc_index = 0;
 	if (skb->mark || skb->protocol != bpf_htons(ETH_P_IP) ||
-	    is_short(skb, ETH_HLEN + TUNNEL_OCTETS + IP_OCTETS))
+	    is_short(skb, ETH_HLEN + TUNNEL_BYTES + IP_BYTES))
 		return NEXT;
 	ethernet = (void *)(long)skb->data;
 	outer = (void *)(ethernet + 1);
-	inner = (void *)outer + TUNNEL_OCTETS;
+	inner = (void *)outer + TUNNEL_BYTES;
 	if ((void *)(inner + 1) > (void *)(long)skb->data_end || ethernet->h_proto != bpf_htons(ETH_P_IP))
 		return NEXT;
 	/* An underlay without Ethernet headers sends no such frame. */
@@ -538,72 +538,72 @@ int flannel_nexthop(struct __sk_buff *skb)
 	return NEXT;
 }
 
-/* Ingress of the underlay: a peer's datagram becomes a packet that comes out of flannel0. */
+/* Ingress of the underlay: decapsulate a peer's datagram, and let the packet arrive at flannel0. */
 SEC("tc")
 int flannel_decap(struct __sk_buff *skb)
 {
-	__u32 octets = skb->len - ETH_HLEN - TUNNEL_OCTETS;
+	__u32 bytes = skb->len - ETH_HLEN - TUNNEL_BYTES;
 	struct iphdr *outer, *inner;
 	struct udphdr *udp;
 	struct peer *peer;
-	__u32 outer_octets, inner_octets;
+	__u32 outer_bytes, inner_bytes;
 	int is_segment, verdict;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || is_of_others(skb) ||
-	    is_short(skb, ETH_HLEN + TUNNEL_OCTETS + IP_OCTETS))
+	    is_short(skb, ETH_HLEN + TUNNEL_BYTES + IP_BYTES))
 		return NEXT;
 	outer = (void *)(long)skb->data + ETH_HLEN;
 	udp = (void *)(outer + 1);
 	inner = (void *)(udp + 1);
 	if ((void *)(inner + 1) > (void *)(long)skb->data_end)
 		return NEXT;
-	if (outer->protocol != IPPROTO_UDP || outer->version != 4 || outer->ihl != IP_OCTETS / 4 ||
+	if (outer->protocol != IPPROTO_UDP || outer->version != 4 || outer->ihl != IP_BYTES / 4 ||
 	    outer->daddr != settings.address)
 		return NEXT;
-	/* Of an outer fragment only the first has ports; the kernel puts it together for the socket. */
+	/* Only the first outer fragment has ports; the kernel reassembles the fragments for the socket. */
 	if ((outer->frag_off & bpf_htons(FRAGMENT)) || udp->dest != settings.port)
 		return NEXT;
 
 	if (is_gone(settings.device_index))
-		return count(LEFT_NO_DEVICE, octets, NEXT);
+		return count(LEFT_NO_DEVICE, bytes, NEXT);
 	if (inner->version != 4)
-		return count(LEFT_NOT_IPV4, octets, NEXT);
-	if (inner->ihl != IP_OCTETS / 4)
-		return count(LEFT_OPTIONS, octets, NEXT);
-	/* Exactly one packet: several that the kernel joined for the socket are taken apart there. The kernel and
-	 * the forwarder drop the packets that contradict themselves. */
-	outer_octets = bpf_ntohs(outer->tot_len);
-	inner_octets = bpf_ntohs(inner->tot_len);
-	if (outer_octets != inner_octets + TUNNEL_OCTETS || inner_octets < IP_OCTETS ||
-	    bpf_ntohs(udp->len) != inner_octets + sizeof(*udp) || skb->len < ETH_HLEN + outer_octets ||
+		return count(LEFT_NOT_IPV4, bytes, NEXT);
+	if (inner->ihl != IP_BYTES / 4)
+		return count(LEFT_OPTIONS, bytes, NEXT);
+	/* A datagram must contain exactly one packet. The socket separates packets that the kernel coalesced for it.
+	 * The kernel and the forwarder drop packets with contradicting lengths. */
+	outer_bytes = bpf_ntohs(outer->tot_len);
+	inner_bytes = bpf_ntohs(inner->tot_len);
+	if (outer_bytes != inner_bytes + TUNNEL_BYTES || inner_bytes < IP_BYTES ||
+	    bpf_ntohs(udp->len) != inner_bytes + sizeof(*udp) || skb->len < ETH_HLEN + outer_bytes ||
 	    checksum(outer))
-		return count(LEFT_INCONSISTENT, octets, NEXT);
-	/* A packet that is to be segmented is as long as its segments together. */
-	if (inner_octets > settings.mtu && !skb->gso_size)
-		return count(LEFT_LONG, octets, NEXT);
+		return count(LEFT_INCONSISTENT, bytes, NEXT);
+	/* A packet that will be segmented may be as long as all its segments. */
+	if (inner_bytes > settings.mtu && !skb->gso_size)
+		return count(LEFT_LONG, bytes, NEXT);
 	peer = find_peer(inner->saddr);
-	/* Nobody of the table; the forwarder has one of its own, and drops whom that does not have either. */
+	/* The forwarder has its own table, and drops a sender that this table does not contain either. */
 	if (!peer)
-		return count(LEFT_STRANGER, octets, NEXT);
+		return count(LEFT_STRANGER, bytes, NEXT);
 	if (peer->address != outer->saddr)
-		return turn_away(DROPPED_IMPOSTOR, outer, inner, octets);
+		return turn_away(DROPPED_IMPOSTOR, outer, inner, bytes);
 	if ((inner->daddr & settings.subnet_mask) != settings.subnet)
-		return turn_away(DROPPED_NOT_OURS, outer, inner, octets);
+		return turn_away(DROPPED_NOT_OURS, outer, inner, bytes);
 	if (inner->frag_off & bpf_htons(FRAGMENT))
-		return count(LEFT_FRAGMENT, octets, NEXT);
+		return count(LEFT_FRAGMENT, bytes, NEXT);
 	if (inner->ttl <= 1)
-		return count(LEFT_EXPIRED, octets, NEXT);
+		return count(LEFT_EXPIRED, bytes, NEXT);
 
-	/* The kernel would take the inner packet for the unfinished one, and NAT would damage it. */
+	/* The kernel would treat the inner packet as the unfinished one, and NAT would damage it. */
 	if (has_unfinished_checksum(outer, udp))
-		return count(LEFT_UNREADY_PEER, octets, NEXT);
+		return count(LEFT_UNREADY_PEER, bytes, NEXT);
 
-	/* All of a connection takes one way, or its packets would overtake each other. */
+	/* All packets of a connection take one path, otherwise they would overtake each other. */
 	is_segment = settings.gro_index && inner->protocol == IPPROTO_TCP && !skb->gso_size;
 	decrement_ttl(inner);
-	if (bpf_skb_adjust_room(skb, -TUNNEL_OCTETS, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
-		return count(DROPPED_UNFINISHED, octets, DROP);
-	count(DECAPSULATED, octets, 0);
+	if (bpf_skb_adjust_room(skb, -TUNNEL_BYTES, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+		return count(DROPPED_UNFINISHED, bytes, DROP);
+	count(DECAPSULATED, bytes, 0);
 	if (is_segment && !is_gone(settings.gro_index))
 		return bpf_redirect(settings.gro_index, 0);
 	if (settings.caches_flows) {
@@ -623,7 +623,7 @@ int flannel_join(struct __sk_buff *skb)
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || is_gone(settings.device_index) ||
 	    bpf_skb_change_type(skb, PACKET_HOST))
-		return DROP; /* nobody else sends here */
+		return DROP; /* only flannel_decap sends packets to this veth */
 	if (settings.caches_flows) {
 		verdict = deliver_cached(skb);
 		if (verdict != NEXT)
@@ -632,11 +632,11 @@ int flannel_join(struct __sk_buff *skb)
 	return count(REJOINED, skb->len - ETH_HLEN, bpf_redirect(settings.device_index, BPF_F_INGRESS));
 }
 
-/* Egress of the bridge: what came through the tunnel goes straight into the container's veth.
+/* Egress of the bridge: send packets from the tunnel directly to the container's veth.
  *
- * Routing, netfilter and the neighbour's address are done. A packet that was decapsulated here still counts as
- * one that a tunnel carries, and a bridge cannot pass such packets on as they are: it would cut each into
- * segments, in software. A veth can.
+ * Routing, netfilter and the look-up of the neighbour are finished. For the kernel, a packet that was decapsulated here
+ * is still a packet of a tunnel. A bridge has no offloads for such packets, so the kernel would segment each of them in
+ * software. A veth has these offloads.
  */
 SEC("tc")
 int flannel_hop(struct __sk_buff *skb)
@@ -647,19 +647,19 @@ int flannel_hop(struct __sk_buff *skb)
 	__u32 *port;
 
 	if (skb->ingress_ifindex != settings.device_index || skb->protocol != bpf_htons(ETH_P_IP) ||
-	    is_short(skb, ETH_HLEN + IP_OCTETS))
+	    is_short(skb, ETH_HLEN + IP_BYTES))
 		return NEXT;
 	ethernet = (void *)(long)skb->data;
 	ip = (void *)(ethernet + 1);
 	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
 		return NEXT;
 	port = find_port(ip->daddr, &mac);
-	if (!port || !is_same_mac(ethernet->h_dest, mac->octets))
+	if (!port || !is_same_mac(ethernet->h_dest, mac->bytes))
 		return NEXT;
 	if (settings.caches_flows)
 		open_bypass(skb, ip, ethernet->h_source);
 	return count(DELIVERED, skb->len - ETH_HLEN, bpf_redirect(*port, 0));
 }
 
-/* No helper used here is reserved for programs under the GPL. */
+/* The programs call no helper that is reserved for programs under the GPL. */
 char terms[] SEC("license") = "Apache-2.0";

@@ -73,7 +73,7 @@ _MAP = struct.Struct("=5I")  # type, bytes of key and value, maximum of entries,
 _PROGRAM = struct.Struct("=IIQQIIQ")  # type, instructions, code, license, level, size and address of the log
 _INSTRUCTION = struct.Struct("=BBhi")
 _RETURN_0 = _INSTRUCTION.pack(0xB7, 0, 0, 0) + _INSTRUCTION.pack(0x95, 0, 0, 0)
-_LOG_OCTETS = 4096
+_LOG_BYTES = 4096
 
 _LPM_TRIE = 11
 _NO_PREALLOC = 1
@@ -189,7 +189,7 @@ def ask_program_type(number: int) -> tuple[Answer, OSError | None]:
 
 def has_helper(program_type: int, number: int) -> bool:
     """Return whether programs of this type, which the kernel has, may call this helper."""
-    log = ctypes.create_string_buffer(_LOG_OCTETS)
+    log = ctypes.create_string_buffer(_LOG_BYTES)
     try:
         _load(program_type, _INSTRUCTION.pack(0x85, 0, 0, number) + _RETURN_0, log)
     except OSError:
@@ -201,14 +201,14 @@ def has_helper(program_type: int, number: int) -> bool:
 def _load(program_type: int, code: bytes, log: "ctypes.Array[ctypes.c_char] | None" = None) -> None:
     instructions = ctypes.create_string_buffer(code, len(code))
     terms = ctypes.create_string_buffer(b"Apache-2.0")
-    level, octets, address = (1, len(log), ctypes.addressof(log)) if log is not None else (0, 0, 0)
+    level, size, address = (1, len(log), ctypes.addressof(log)) if log is not None else (0, 0, 0)
     attributes = _PROGRAM.pack(
         program_type,
         len(code) // _INSTRUCTION.size,
         ctypes.addressof(instructions),
         ctypes.addressof(terms),
         level,
-        octets,
+        size,
         address,
     )
     with opened(call_bpf(Command.PROG_LOAD, attributes)):
@@ -226,7 +226,7 @@ def _map_types(rights: ProcessRights | None) -> Feature:
 def ask_map_type(layout: MapLayout) -> tuple[Answer, OSError | None]:
     """Return whether the kernel has maps of this type (enum bpf_map_type)."""
     flags = _NO_PREALLOC if layout.type == _LPM_TRIE else 0
-    attributes = _MAP.pack(layout.type, layout.key_octets, layout.value_octets, 1, flags)
+    attributes = _MAP.pack(layout.type, layout.key_bytes, layout.value_bytes, 1, flags)
 
     def make() -> None:
         with opened(call_bpf(Command.MAP_CREATE, attributes)):

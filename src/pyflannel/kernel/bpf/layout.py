@@ -15,7 +15,7 @@ from pyflannel.kernel.bpf.syscall import MapInfo
 from pyflannel.model.fast_path import BpfPeer
 from pyflannel.model.forwarder import Stranger, StrangerReason
 
-BUILD_OCTETS = 8
+BUILD_BYTES = 8
 """Length in bytes of the digest that distinguishes the compiled objects of different versions."""
 
 SETTINGS_MAP = ".rodata.setting"
@@ -23,7 +23,7 @@ SETTINGS_MAP = ".rodata.setting"
 kernel allows."""
 
 _SETTINGS = struct.Struct("=8s16sII4s4s4sHHII")
-_IDENTITY_OCTETS = BUILD_OCTETS + 16
+_IDENTITY_BYTES = BUILD_BYTES + 16
 _SUBNET = struct.Struct("!II")
 _PEER = struct.Struct("!IHBx")  # followed by data that the programs write
 _COUNT = struct.Struct("=QQ")
@@ -47,18 +47,18 @@ class MapLayout:
 
     name: str
     type: int
-    key_octets: int
-    value_octets: int
+    key_bytes: int
+    value_bytes: int
     most_entries: int = 0
 
     def describes(self, found: MapInfo) -> bool:
         """Return whether a map of the kernel has this layout."""
-        kind = (self.name, self.type, self.key_octets, self.value_octets)
+        kind = (self.name, self.type, self.key_bytes, self.value_bytes)
         return kind == (
             found.name,
             found.type,
-            found.key_octets,
-            found.value_octets,
+            found.key_bytes,
+            found.value_bytes,
         ) and self.most_entries in (0, found.most_entries)
 
 
@@ -88,17 +88,17 @@ class Outcome(Enum):
     UNFINISHED = "unfinished"
 
 
-PEERS = MapLayout(name="flannel_peers", type=11, key_octets=8, value_octets=32)  # LPM_TRIE
-MACS = MapLayout(name="flannel_macs", type=1, key_octets=4, value_octets=8)  # HASH
-PORTS = MapLayout(name="flannel_ports", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
-DEVICES = MapLayout(name="flannel_devices", type=25, key_octets=4, value_octets=4)  # DEVMAP_HASH
+PEERS = MapLayout(name="flannel_peers", type=11, key_bytes=8, value_bytes=32)  # LPM_TRIE
+MACS = MapLayout(name="flannel_macs", type=1, key_bytes=4, value_bytes=8)  # HASH
+PORTS = MapLayout(name="flannel_ports", type=25, key_bytes=4, value_bytes=4)  # DEVMAP_HASH
+DEVICES = MapLayout(name="flannel_devices", type=25, key_bytes=4, value_bytes=4)  # DEVMAP_HASH
 COUNTS = MapLayout(  # PERCPU_ARRAY
-    name="flannel_counts", type=6, key_octets=4, value_octets=16, most_entries=len(Outcome)
+    name="flannel_counts", type=6, key_bytes=4, value_bytes=16, most_entries=len(Outcome)
 )
-DROPPED = MapLayout(name="flannel_dropped", type=9, key_octets=8, value_octets=24)  # LRU_HASH
-FLOWS = MapLayout(name="flannel_flows", type=9, key_octets=16, value_octets=80)  # LRU_HASH
-PERMIT = MapLayout(name="flannel_permit", type=2, key_octets=4, value_octets=16)  # ARRAY
-DIRECT = MapLayout(name="flannel_direct", type=9, key_octets=4, value_octets=8)  # LRU_HASH
+DROPPED = MapLayout(name="flannel_dropped", type=9, key_bytes=8, value_bytes=24)  # LRU_HASH
+FLOWS = MapLayout(name="flannel_flows", type=9, key_bytes=16, value_bytes=80)  # LRU_HASH
+PERMIT = MapLayout(name="flannel_permit", type=2, key_bytes=4, value_bytes=16)  # ARRAY
+DIRECT = MapLayout(name="flannel_direct", type=9, key_bytes=4, value_bytes=8)  # LRU_HASH
 SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED, FLOWS, PERMIT, DIRECT)
 
 
@@ -148,15 +148,15 @@ def devices_of(settings: Settings) -> set[int]:
     return {settings.device_index, settings.underlay_index, settings.gro_index} - {0}
 
 
-def unpack_settings(octets: bytes) -> Settings | None:
+def unpack_settings(data: bytes) -> Settings | None:
     """Return the settings of a program; None if the bytes are not settings of any version.
 
     The digest of the build and the device have the same position in every version, so that each version
     recognizes the programs of pyflannel. The other settings of another version may be meaningless.
     """
-    if len(octets) < _IDENTITY_OCTETS:
+    if len(data) < _IDENTITY_BYTES:
         return None
-    whole = octets[: _SETTINGS.size].ljust(_SETTINGS.size, b"\0")
+    whole = data[: _SETTINGS.size].ljust(_SETTINGS.size, b"\0")
     build, device, device_index, underlay_index, address, base, mask, port, mtu, gro_index, caches_flows = (
         _SETTINGS.unpack(whole)
     )
@@ -186,7 +186,7 @@ def pack_subnet(subnet: IPv4Network) -> bytes:
 def pack_peer(peer: BpfPeer) -> bytes:
     """Return `struct peer`, without the data that the programs write."""
     packed = _PEER.pack(int(peer.address), peer.port, _READS_UNFINISHED if peer.is_direct else 0)
-    return packed.ljust(PEERS.value_octets, b"\0")
+    return packed.ljust(PEERS.value_bytes, b"\0")
 
 
 def is_peer(peer: BpfPeer, value: bytes) -> bool:
@@ -269,7 +269,7 @@ def unpack_counts(by_key: Mapping[bytes, bytes]) -> dict[Outcome, tuple[int, int
     counts: dict[Outcome, tuple[int, int]] = {}
     for index, outcome in enumerate(Outcome):
         each = list(_COUNT.iter_unpack(by_key.get(_INDEX.pack(index), b"")))
-        counts[outcome] = sum(packets for packets, _ in each), sum(octets for _, octets in each)
+        counts[outcome] = sum(packets for packets, _ in each), sum(size for _, size in each)
     return counts
 
 
@@ -285,7 +285,7 @@ def unpack_stranger(key: bytes, value: bytes, now_ns: int) -> Stranger | None:
     Args:
         key: `struct stranger`.
         value: `struct sighting`.
-        now_ns: end of the permit, in nanoseconds of CLOCK_BOOTTIME.
+        now_ns: the current time, in nanoseconds of CLOCK_BOOTTIME.
     """
     address, outcome = _STRANGER.unpack(key)
     packets, seen_at, source, destination = _SIGHTING.unpack(value)

@@ -19,7 +19,7 @@ LIBRARY = "libbpf.so.1"
 
 _SETTINGS_SECTION = ".rodata.settings"
 
-_LOG_OCTETS = 1 << 20
+_LOG_BYTES = 1 << 20
 _LOG_LINES = 3
 """Number of lines from the end of the verifier's log that a message contains. These lines name the refused
 instruction."""
@@ -105,7 +105,7 @@ class Libbpf:
             TargetError: the kernel refused the program; the message contains the last lines of the verifier's
                 log.
         """
-        log = ctypes.create_string_buffer(_LOG_OCTETS)
+        log = ctypes.create_string_buffer(_LOG_BYTES)
         with self._open(object_file) as opened:
             programs = self._named("program", opened)
             for other, program in programs.items():
@@ -124,7 +124,7 @@ class Libbpf:
 
     @contextmanager
     def _open(self, object_file: ObjectFile) -> Iterator[c_void_p]:
-        opened = self._library.bpf_object__open_mem(object_file.octets, len(object_file.octets), None)
+        opened = self._library.bpf_object__open_mem(object_file.data, len(object_file.data), None)
         if not opened:
             code = ctypes.get_errno()
             raise TargetError(
@@ -148,16 +148,16 @@ class Libbpf:
             one = following(opened, one)
         return named
 
-    def _write_initial(self, of_object: c_void_p, octets: bytes) -> None:
+    def _write_initial(self, of_object: c_void_p, data: bytes) -> None:
         size = c_size_t()
         initial = self._library.bpf_map__initial_value(of_object, ctypes.byref(size))
-        if size.value != len(octets):
+        if size.value != len(data):
             raise TargetError(
-                f"the eBPF programs need {size.value} bytes of settings, but {len(octets)} were given",
+                f"the eBPF programs need {size.value} bytes of settings, but {len(data)} were given",
                 hint="Install pyflannel again: its object file belongs to another version.",
                 is_permanent=True,
             )
-        ctypes.memmove(initial, octets, len(octets))
+        ctypes.memmove(initial, data, len(data))
 
     def _load(self, opened: c_void_p, what: str, log: "ctypes.Array[ctypes.c_char] | None") -> None:
         code = -self._library.bpf_object__load(opened)

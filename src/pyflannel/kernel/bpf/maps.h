@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the programs share with each other and with layout.py, which must be changed together with it: the
- * settings that are written into a program before it is loaded, and the maps.
+ * The data that the programs share with each other and with layout.py, which must be changed together with this file:
+ * the settings that are written into a program before it is loaded, and the maps.
  *
- * Addresses and ports are in network order, everything else is in the host's.
+ * Addresses and ports are in network byte order, and all other values in the byte order of the host.
  */
 #pragma once
 
@@ -11,23 +11,23 @@
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 
-/* One program has one: it is read-only data, so a change of it is a new program in the place of the old. */
+/* The settings of one program. They are read-only data: for other settings, flanneld loads a new program. */
 struct settings {
-	__u8 build[8];		/* of this object, so that a program can be told from that of another version */
-	char device[16];	/* the TUN device's name: whose program this is */
+	__u8 build[8];		/* digest of this object, which distinguishes the programs of versions */
+	char device[16];	/* name of the TUN device that the program belongs to */
 	__u32 device_index;
 	__u32 underlay_index;
-	__be32 address;		/* ours on the underlay */
-	__be32 subnet;		/* ours on the overlay */
+	__be32 address;		/* of this host on the underlay */
+	__be32 subnet;		/* of this host on the overlay */
 	__be32 subnet_mask;
-	__be16 port;		/* where our peers' datagrams arrive, and ours come from */
-	__u16 mtu;		/* of the TUN device; in the host's order */
+	__be16 port;		/* destination of the peers' datagrams, and source of this host's datagrams */
+	__u16 mtu;		/* of the TUN device; in the byte order of the host */
 	__u32 gro_index;	/* veth on whose other end GRO coalesces TCP segments; 0 for none */
 	__u32 caches_flows;	/* 1 in mode flow */
 };
 
-/* Volatile, or the compiler would take the zeroes below for the values. A section of its own, so that nothing
- * else the compiler puts among read-only data comes before it. */
+/* The settings are volatile, otherwise the compiler would use the zeroes below as the values. They have a separate
+ * section, so that no other read-only data precedes them. */
 SEC(".rodata.settings") const volatile struct settings settings = {};
 
 struct subnet {
@@ -42,14 +42,14 @@ enum { PEER_READS_UNFINISHED = 1 };
 struct peer {
 	__be32 address;
 	__be16 port;
-	__u8 flags;		/* without PEER_READS_UNFINISHED its packets go through user space */
+	__u8 flags;		/* without PEER_READS_UNFINISHED, user space carries the packets to the peer */
 	__u8 padding;
 	__u64 period;		/* in which the header was kept; it is valid until the end of the period */
 	__u32 link;		/* of the header */
 	__u8 macs[12];		/* destination and source */
 };
 
-/* Who has an inner address: where packets to it go, and from whom packets with it are taken. */
+/* The peer of each inner address: packets to the address are sent to this peer, and accepted only from it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -59,7 +59,7 @@ struct {
 } flannel_peers SEC(".maps");
 
 struct mac {
-	__u8 octets[6];
+	__u8 bytes[6];
 	__u8 padding[2];
 };
 
@@ -72,9 +72,9 @@ struct {
 	__type(value, struct mac);
 } flannel_macs SEC(".maps");
 
-/* The host's end of that container's veth. A map of devices, for one property: the kernel itself takes an
- * entry out when its device goes. So a container that starts while no daemon runs, with the address and the
- * MAC of one that ended, is not sent into nowhere. */
+/* The host's end of the container's veth. The map is a map of devices, because the kernel removes an entry when its
+ * device is deleted. Therefore, if no daemon runs, no packet is lost to a new container with the address and the MAC
+ * address of a deleted container. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
 	__uint(max_entries, 4096);
@@ -82,8 +82,8 @@ struct {
 	__type(value, __u32);
 } flannel_ports SEC(".maps");
 
-/* The devices that programs send to, by their own indexes. A map of devices for the same property: a program
- * that outlived its device leaves packets to whoever comes after it. */
+/* The devices that programs send to, by their indexes. It is a map of devices for the same reason: if the device of a
+ * program was deleted, the program leaves packets to the kernel. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
 	__uint(max_entries, 16);
@@ -109,7 +109,7 @@ struct side {
 	__u32 generation;	/* of the permit under which that was */
 	__u32 link;		/* where its packets arrive */
 	__u16 token;
-	__u16 longest;		/* octets of the longest packet, or segment, that has passed */
+	__u16 longest;		/* bytes of the longest packet, or segment, that has passed */
 	__u8 tos;
 	__u8 padding;
 	__u8 mac[6];		/* of the frame; outbound the destination, inbound the source, which is the bridge */
@@ -155,7 +155,7 @@ struct {
 	__type(value, __u64);
 } flannel_direct SEC(".maps");
 
-/* What became of packets; the order is that of layout.py. */
+/* The results of packets, in the order of layout.py. */
 enum outcome {
 	/* carried */
 	ENCAPSULATED,
@@ -164,7 +164,7 @@ enum outcome {
 	REJOINED,
 	CACHED_OUT,
 	CACHED_IN,
-	/* left to user space, or to the kernel's ordinary way */
+	/* left to user space, or to the kernel's usual path */
 	LEFT_NOT_IPV4,
 	LEFT_OPTIONS,
 	LEFT_FRAGMENT,
@@ -186,7 +186,7 @@ enum outcome {
 
 struct count {
 	__u64 packets;
-	__u64 octets;
+	__u64 bytes;
 };
 
 struct {
@@ -196,9 +196,9 @@ struct {
 	__type(value, struct count);
 } flannel_counts SEC(".maps");
 
-/* Who sent what the guard dropped, and how much. */
+/* The sender of packets that the guard dropped, and their number. */
 struct stranger {
-	__be32 address;		/* on the underlay, as the outer header says */
+	__be32 address;		/* on the underlay: source of the outer header */
 	__u32 outcome;
 };
 
@@ -209,7 +209,7 @@ struct sighting {
 	__be32 destination;
 };
 
-/* As an address is easily forged there may be any number: the kernel forgets whom it saw least recently. */
+/* Addresses can be forged, so the number of senders is unlimited: the kernel removes the least recent sender. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);

@@ -70,7 +70,7 @@ def delete_entries(map_descriptor: int, keys: Sequence[bytes]) -> dict[int, OSEr
     return {place: error for place, error in refused.items() if error.errno != errno.ENOENT}
 
 
-def read_entries(map_descriptor: int, key_octets: int, value_octets: int) -> dict[bytes, bytes]:
+def read_entries(map_descriptor: int, key_bytes: int, value_bytes: int) -> dict[bytes, bytes]:
     """Return all entries of a map, as a mapping by key. An entry that changes during the read may be missing.
 
     Raises:
@@ -78,9 +78,9 @@ def read_entries(map_descriptor: int, key_octets: int, value_octets: int) -> dic
     """
     entries: dict[bytes, bytes] = {}
     key: _Buffer | None = None
-    value = ctypes.create_string_buffer(value_octets)
+    value = ctypes.create_string_buffer(value_bytes)
     while True:
-        following = ctypes.create_string_buffer(key_octets)
+        following = ctypes.create_string_buffer(key_bytes)
         try:
             call_bpf(Command.MAP_GET_NEXT_KEY, _element(map_descriptor, _address(key), _address(following)))
         except OSError as error:
@@ -97,7 +97,7 @@ def read_entries(map_descriptor: int, key_octets: int, value_octets: int) -> dic
             entries[key.raw] = value.raw
 
 
-def read_entries_at_once(map_descriptor: int, key_octets: int, value_octets: int) -> dict[bytes, bytes]:
+def read_entries_at_once(map_descriptor: int, key_bytes: int, value_bytes: int) -> dict[bytes, bytes]:
     """Return all entries of a map, as a mapping by key. If the map does not support batches, read each entry
     separately.
 
@@ -105,26 +105,26 @@ def read_entries_at_once(map_descriptor: int, key_octets: int, value_octets: int
         OSError: the map cannot be read.
     """
     entries: dict[bytes, bytes] = {}
-    keys = ctypes.create_string_buffer(_ROOM * key_octets)
-    values = ctypes.create_string_buffer(_ROOM * value_octets)
+    keys = ctypes.create_string_buffer(_ROOM * key_bytes)
+    values = ctypes.create_string_buffer(_ROOM * value_bytes)
     before: _Buffer | None = None
     while True:
-        after = ctypes.create_string_buffer(key_octets)
+        after = ctypes.create_string_buffer(key_bytes)
         batch = _batch(map_descriptor, _ROOM, _address(keys), _address(values), before, after)
         try:
             call_bpf(Command.MAP_LOOKUP_BATCH, batch)
             is_last = False
         except OSError as error:
             if error.errno in (NO_BATCHES, errno.EINVAL):
-                return read_entries(map_descriptor, key_octets, value_octets)
+                return read_entries(map_descriptor, key_bytes, value_bytes)
             if error.errno != errno.ENOENT:
                 raise
             is_last = True
         count = _count(batch)
-        keys_read, values_read = keys.raw[: count * key_octets], values.raw[: count * value_octets]
+        keys_read, values_read = keys.raw[: count * key_bytes], values.raw[: count * value_bytes]
         for place in range(count):
-            key = keys_read[place * key_octets : (place + 1) * key_octets]
-            entries[key] = values_read[place * value_octets : (place + 1) * value_octets]
+            key = keys_read[place * key_bytes : (place + 1) * key_bytes]
+            entries[key] = values_read[place * value_bytes : (place + 1) * value_bytes]
         if is_last:
             return entries
         before = after
@@ -169,11 +169,11 @@ class _Row:
 
     def __init__(self, each: Sequence[bytes]) -> None:
         self._buffer = _buffer(b"".join(each))
-        self._octets = len(each[0]) if each else 0
+        self._entry_bytes = len(each[0]) if each else 0
 
     def at(self, place: int) -> int:
         """Return the address of the value at a position; 0 if the values are empty."""
-        return _address(self._buffer) + place * self._octets if self._octets else 0
+        return _address(self._buffer) + place * self._entry_bytes if self._entry_bytes else 0
 
 
 def _element(map_descriptor: int, key: int, value: int) -> bytes:
@@ -195,8 +195,8 @@ def _count(batch: _Buffer) -> int:
     return int(struct.unpack_from("=I", batch, _COUNT_AT)[0])
 
 
-def _buffer(octets: bytes) -> _Buffer:
-    return ctypes.create_string_buffer(octets, len(octets))
+def _buffer(data: bytes) -> _Buffer:
+    return ctypes.create_string_buffer(data, len(data))
 
 
 def _address(buffer: _Buffer | None) -> int:
@@ -255,7 +255,7 @@ class TunnelMaps:
         Raises:
             OSError: the map cannot be read.
         """
-        entries = read_entries_at_once(self._descriptors[PEERS.name], PEERS.key_octets, PEERS.value_octets)
+        entries = read_entries_at_once(self._descriptors[PEERS.name], PEERS.key_bytes, PEERS.value_bytes)
         is_full = len(entries) >= self._room[PEERS.name]
         found, missing = [], []
         for peer in planned:  # this cache avoids thousands of equal objects
@@ -302,8 +302,8 @@ class TunnelMaps:
         Raises:
             OSError: the maps cannot be read.
         """
-        macs = read_entries(self._descriptors[MACS.name], MACS.key_octets, MACS.value_octets)
-        ports = read_entries(self._descriptors[PORTS.name], PORTS.key_octets, PORTS.value_octets)
+        macs = read_entries(self._descriptors[MACS.name], MACS.key_bytes, MACS.value_bytes)
+        ports = read_entries(self._descriptors[PORTS.name], PORTS.key_bytes, PORTS.value_bytes)
         found = [
             BpfContainer(
                 device=self._device,
@@ -346,7 +346,7 @@ class TunnelMaps:
         Raises:
             OSError: the map cannot be read.
         """
-        entries = read_entries(self._descriptors[DEVICES.name], DEVICES.key_octets, DEVICES.value_octets)
+        entries = read_entries(self._descriptors[DEVICES.name], DEVICES.key_bytes, DEVICES.value_bytes)
         return {unpack_port(value) for value in entries.values()}
 
     def put_device(self, link: int) -> None:
@@ -365,8 +365,8 @@ class TunnelMaps:
         Raises:
             OSError: the map cannot be read.
         """
-        entries = read_entries(self._descriptors[PERMIT.name], PERMIT.key_octets, PERMIT.value_octets)
-        return unpack_permit(entries[bytes(PERMIT.key_octets)])
+        entries = read_entries(self._descriptors[PERMIT.name], PERMIT.key_bytes, PERMIT.value_bytes)
+        return unpack_permit(entries[bytes(PERMIT.key_bytes)])
 
     def put_permit(self, permit: Permit) -> None:
         """Permit to cache flows, or forbid it.
@@ -374,7 +374,7 @@ class TunnelMaps:
         Raises:
             OSError: the kernel refused.
         """
-        key = bytes(PERMIT.key_octets)
+        key = bytes(PERMIT.key_bytes)
         _raise_any(update_entries(self._descriptors[PERMIT.name], [key], [pack_permit(permit)]))
 
     def put_direct_links(self, links: Collection[int], until_ns: int) -> None:
@@ -392,8 +392,8 @@ class TunnelMaps:
         Raises:
             OSError: the map cannot be read.
         """
-        octets = COUNTS.value_octets * possible_processors()
-        return unpack_counts(read_entries(self._descriptors[COUNTS.name], COUNTS.key_octets, octets))
+        value_bytes = COUNTS.value_bytes * possible_processors()
+        return unpack_counts(read_entries(self._descriptors[COUNTS.name], COUNTS.key_bytes, value_bytes))
 
     def strangers(self) -> list[Stranger]:
         """Return the latest senders whose packets the guard dropped since the creation of the maps.
@@ -402,7 +402,7 @@ class TunnelMaps:
             OSError: the map cannot be read.
         """
         descriptor = self._descriptors[DROPPED.name]
-        entries = read_entries_at_once(descriptor, DROPPED.key_octets, DROPPED.value_octets)
+        entries = read_entries_at_once(descriptor, DROPPED.key_bytes, DROPPED.value_bytes)
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         found = (unpack_stranger(key, value, now_ns) for key, value in entries.items())
         return [stranger for stranger in found if stranger is not None]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyflannel.errors import TargetError
-from pyflannel.kernel.bpf.layout import BUILD_OCTETS
+from pyflannel.kernel.bpf.layout import BUILD_BYTES
 from pyflannel.kernel.bpf.syscall import Command, call_bpf, map_info, program_info
 
 OBJECT_NAME = "fastpath.bpf.o"
@@ -35,14 +35,14 @@ class ObjectFile:
         build: the first bytes of the SHA-256 digest of the file, which identify its programs.
     """
 
-    octets: bytes
+    data: bytes
     build: bytes
 
     @property
     def helpers(self) -> dict[str, frozenset[int]]:
         """Numbers of the kernel's helpers that programs call, by section; empty for a damaged object file."""
         try:
-            return dict(_calls_by_section(self.octets))
+            return dict(_calls_by_section(self.data))
         except (struct.error, ValueError, UnicodeDecodeError):
             return {}
 
@@ -54,12 +54,12 @@ def read_object() -> ObjectFile:
         TargetError: the installation does not contain the object file.
     """
     try:
-        octets = Path(__file__).with_name(OBJECT_NAME).read_bytes()
+        data = Path(__file__).with_name(OBJECT_NAME).read_bytes()
     except OSError as error:
         raise TargetError.of(
             "the eBPF programs cannot be read", error, hint="Install pyflannel again."
         ) from error
-    return ObjectFile(octets, hashlib.sha256(octets).digest()[:BUILD_OCTETS])
+    return ObjectFile(data, hashlib.sha256(data).digest()[:BUILD_BYTES])
 
 
 def _calls_by_section(elf: bytes) -> Iterator[tuple[str, frozenset[int]]]:
@@ -69,10 +69,10 @@ def _calls_by_section(elf: bytes) -> Iterator[tuple[str, frozenset[int]]]:
     """
     (at,), (count, names) = _SECTIONS_AT.unpack_from(elf, 0x28), _SECTION_COUNT.unpack_from(elf, 0x3C)
     sections = [_SECTION.unpack_from(elf, at + number * _SECTION.size) for number in range(count)]
-    for name_at, kind, flags, _, start, octets, *_ in sections:
-        if kind == _PROGBITS and flags & _EXECUTABLE and octets:
+    for name_at, kind, flags, _, start, size, *_ in sections:
+        if kind == _PROGBITS and flags & _EXECUTABLE and size:
             begin = sections[names][4] + name_at
-            code = elf[start : start + octets]
+            code = elf[start : start + size]
             calls = (
                 number
                 for operation, registers, _, number in _INSTRUCTION.iter_unpack(code)
@@ -113,8 +113,8 @@ class KernelObjects:
         """Return a descriptor of a map.
 
         Raises:
-            OSError: ENOENT if the program no longer exists. EPERM if this process has no right to open the
-                program, and there is no pin.
+            OSError: ENOENT if the map no longer exists. EPERM if this process has no right to open the
+                map, and there is no pin.
         """
         return self._open(Command.MAP_GET_FD_BY_ID, identifier, _map_name(identifier))
 

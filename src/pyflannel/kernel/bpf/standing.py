@@ -143,7 +143,7 @@ def _read_program(objects: KernelObjects, identifier: int) -> LoadedProgram | No
 def _read_settings(descriptor: int) -> Settings | None:
     """Return the settings. In another version of pyflannel, the settings may have another size."""
     info = map_info(descriptor)
-    entries = read_entries(descriptor, info.key_octets, info.value_octets)
+    entries = read_entries(descriptor, info.key_bytes, info.value_bytes)
     return unpack_settings(next(iter(entries.values()), b""))
 
 

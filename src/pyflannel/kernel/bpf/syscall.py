@@ -23,7 +23,7 @@ _NUMBERS = {
 }
 """asm/unistd.h of each architecture."""
 
-_NAME_OCTETS = 16
+_NAME_BYTES = 16
 
 _INFO = struct.Struct("=IIQ")  # descriptor, size, address
 _PROGRAM_INFO = struct.Struct("=II8s32xIIQ16s")  # type, id, tag, …, uid, number of maps, their ids, name
@@ -68,8 +68,8 @@ class MapInfo:
     id: int
     name: str
     type: int
-    key_octets: int
-    value_octets: int
+    key_bytes: int
+    value_bytes: int
     most_entries: int
 
 
@@ -105,7 +105,7 @@ def program_info(descriptor: int) -> ProgramInfo:
     """
     most = 64
     ids = (ctypes.c_uint32 * most)()
-    empty = _PROGRAM_INFO.pack(0, 0, bytes(8), 0, most, ctypes.addressof(ids), bytes(_NAME_OCTETS))
+    empty = _PROGRAM_INFO.pack(0, 0, bytes(8), 0, most, ctypes.addressof(ids), bytes(_NAME_BYTES))
     _, identifier, _, _, count, _, name = _PROGRAM_INFO.unpack(_ask_info(descriptor, empty))
     return ProgramInfo(id=identifier, name=_text(name), map_ids=tuple(ids[:count]))
 
@@ -120,7 +120,7 @@ def map_info(descriptor: int) -> MapInfo:
         _ask_info(descriptor, bytes(_MAP_INFO.size))
     )
     return MapInfo(
-        id=identifier, name=_text(name), type=kind, key_octets=key, value_octets=value, most_entries=most
+        id=identifier, name=_text(name), type=kind, key_bytes=key, value_bytes=value, most_entries=most
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pyflannel.kernel.bpf.features import HELPERS
 from pyflannel.kernel.bpf.layout import (
-    BUILD_OCTETS,
+    BUILD_BYTES,
     SHARED,
     Outcome,
     Settings,
@@ -47,7 +47,7 @@ peers = st.builds(
 )
 settings = st.builds(
     Settings,
-    build=st.binary(min_size=BUILD_OCTETS, max_size=BUILD_OCTETS),
+    build=st.binary(min_size=BUILD_BYTES, max_size=BUILD_BYTES),
     device=st.text("abcdefghijkl0123456789.-_", min_size=1, max_size=15),
     device_index=indexes,
     underlay_index=indexes,
@@ -74,13 +74,13 @@ def test_settings_of_a_longer_version_identify_their_owner(given_settings, more)
 def test_settings_of_a_shorter_version_identify_their_owner(given_settings, size):
     read = unpack_settings(pack_settings(given_settings)[:size])
 
-    assert (read is None) is (size < BUILD_OCTETS + 16)
+    assert (read is None) is (size < BUILD_BYTES + 16)
     assert read is None or (read.build, read.device) == (given_settings.build, given_settings.device)
 
 
 @given(st.binary(min_size=24, max_size=60))
-def test_no_bytes_make_reading_settings_fail(octets):
-    assert unpack_settings(octets) is not None
+def test_no_bytes_make_reading_settings_fail(data):
+    assert unpack_settings(data) is not None
 
 
 @given(peers)
@@ -97,7 +97,7 @@ def test_the_prefix_counts_for_a_peer_with_an_address_as_subnet():
     assert read.subnet == IPv4Network("10.3.1.0/24")
 
 
-@given(st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":")))
+@given(st.binary(min_size=6, max_size=6).map(lambda data: data.hex(":")))
 def test_mac_addresses_are_read_back(mac):
     assert unpack_mac(pack_mac(mac)) == mac
 
