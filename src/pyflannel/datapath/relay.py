@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
+from itertools import groupby
 from socket import socket
 from struct import Struct
 
@@ -16,19 +17,34 @@ from pyflannel.datapath.tcp_run import TcpRun
 from pyflannel.datapath.tun import DeviceWriter, Offload, Offloads, Tun
 from pyflannel.datapath.underlay import LONGEST_RUN_BYTES, LONGEST_RUN_PACKETS, UnderlaySender
 from pyflannel.wire.forwarder_control import Settings
-from pyflannel.wire.packet import HEADER, ROUTED, TTL_AND_CHECKSUM, TTL_AT, checksum_one_hop_on
+from pyflannel.wire.packet import HEADER, HEADER_OCTETS, ROUTED, TTL_AT, checksum_one_hop_on
 
-_ROUTE = Struct("!I4xBBH4xI")
-"""The struct format of an IPv4 header: first word (version, header length, TOS, total length), TTL,
-protocol, checksum, destination."""
+_FEWEST_SLOTS = 16
+_BATCHES = 3
+"""Maximum number of batches before the other direction and the control socket are served."""
 
-_ROUND = 132
-"""Maximum packets before the other direction and the control socket are served: the packets of three full
-calls."""
+_FEWEST_AT_ONCE = 4
+
+_VERDICT_AT = (19, 18, 17, 16, TTL_AT, 3, 2, 0)
+"""Offsets of destination, TTL, total length, version and header length in the header. Packets of one size
+that agree in these bytes have the same verdict, unless the destination is the address of a peer, where the
+port decides."""
+
+_SUM_AT = 10
+_SUM = Struct("!H")
+_CARRYING = 0xFF
+_NEXT = bytes((value + 1) & 0xFF for value in range(256))
+"""The upper byte of a header's checksum after its TTL was decremented, by the byte before. If the byte before
+is _CARRYING, the lower byte changes, too."""
 
 
 class OutboundPath:
-    """Moves packets from the device to the peers. The buffer has a slot for each packet and its header."""
+    """Moves packets from the device to the peers, in batches. The buffer has a slot for each packet and its
+    header.
+
+    Packets of one size to one destination are checked and changed together: one call handles one byte of
+    all their headers.
+    """
 
     def __init__(
         self,
@@ -45,60 +61,119 @@ class OutboundPath:
         self._writer = writer
         self._errors = errors
         self._counters = counters
-        # The buffer is one byte larger than the MTU, so that a packet that is too long is detected, not
-        # truncated.
-        stride = Tun.HEADER_BYTES + mtu + 1
-        self._buffer = bytearray(_ROUND * stride)
+        # The slots contain one run of the largest packets. A larger buffer would not fit into the processor
+        # cache.
+        slots = min(LONGEST_RUN_PACKETS, max(_FEWEST_SLOTS, LONGEST_RUN_BYTES // mtu))
+        # A slot is one byte larger than the largest packet, so that a packet that is too long is detected,
+        # not truncated.
+        self._stride = Tun.HEADER_BYTES + mtu + 1
+        self._starts = range(0, slots * self._stride, self._stride)
+        self._buffer = bytearray(slots * self._stride)
         self._view = memoryview(self._buffer)
-        self._slots = [(at, self._view[at : at + stride]) for at in range(0, _ROUND * stride, stride)]
+        self._slots = [self._view[at : at + self._stride] for at in self._starts]
+        self._packets: list[memoryview] = []
+        self._shape = 0, 0
 
     def relay(self, tun: Tun) -> bool:
         """Send packets from the device to peers, for at most one round. Return False if the device was
         removed.
         """
         read, header_bytes = FileIO(tun.descriptor, closefd=False).readinto, tun.header_bytes
-        buffer, view, mtu, peers = self._buffer, self._view, self._mtu, self._peers
-        unpack, patch = _ROUTE.unpack_from, TTL_AND_CHECKSUM.pack_into
-        run: list[memoryview] = []
-        run_size = room = usual = usual_destination = 0
-        endpoint: Endpoint = ("", 0)
-        for slot, slot_view in self._slots:
+        for _ in range(_BATCHES):
+            sizes: list[int] = []
+            is_empty = is_removed = False
             try:
-                size = read(slot_view)
+                for slot in self._slots:
+                    if (size := read(slot)) is None:
+                        is_empty = True
+                        break
+                    sizes.append(size)
             except OSError:
-                self._send(run, run_size, endpoint)
-                return False
-            if size is None:  # no further packets
-                break
-            at, size = slot + header_bytes, size - header_bytes
-            if size == run_size and room:
-                # A packet with the same first word, destination and size has the same verdict, unless the TTL
-                # expired or the destination is the address of a peer, where the port decides.
-                first, ttl, protocol, old, destination = unpack(buffer, at)
-                if first == usual and destination == usual_destination and ttl > 1:
-                    patch(buffer, at + TTL_AT, ttl - 1, protocol, checksum_one_hop_on(old))
-                    run.append(view[at : at + size])
-                    room -= 1
-                    continue
-            verdict = outbound(buffer, at, size, peers, mtu)
-            if isinstance(verdict, Drop):
-                self._drop(verdict, at, size)
-            elif verdict is endpoint and size <= run_size and room:
-                run.append(view[at : at + size])
-                # A run ends with its first shorter packet, because UDP_SEGMENT allows only the last segment
-                # to be shorter.
-                room = room - 1 if size == run_size else 0
-            else:
-                self._send(run, run_size, endpoint)
-                run, run_size, endpoint = [view[at : at + size]], size, verdict
-                room = min(LONGEST_RUN_PACKETS, LONGEST_RUN_BYTES // size) - 1
-                usual, _, _, _, usual_destination = unpack(buffer, at)
-                if peers.ports_at(usual_destination):
-                    usual = 0
-        self._send(run, run_size, endpoint)
+                is_removed = True
+            self._send(sizes, header_bytes)
+            if is_empty or is_removed:
+                return not is_removed
         return True
 
-    def _send(self, run: list[memoryview], size: int, endpoint: Endpoint) -> None:
+    def _send(self, sizes: list[int], header_bytes: int) -> None:
+        """Send or drop the packets of a batch, whose sizes include their headers of `header_bytes`."""
+        run: list[memoryview] = []
+        run_size = room = place = 0
+        endpoint: Endpoint = ("", 0)
+        for read_bytes, group in groupby(sizes):
+            size, end = read_bytes - header_bytes, place + len(list(group))
+            while place < end:
+                at = place * self._stride + header_bytes
+                count = self._count_alike(at, size, end - place)
+                verdict = outbound(self._buffer, at, size, self._peers, self._mtu)
+                if isinstance(verdict, Drop):
+                    for start in range(at, at + count * self._stride, self._stride):
+                        self._drop(verdict, start, size)
+                else:
+                    if count > 1:
+                        self._decrement_ttls(at + self._stride, count - 1)
+                    packets = self._views(place, count, size, header_bytes)
+                    while packets:
+                        if verdict is not endpoint or size > run_size or not room:
+                            self._send_run(run, run_size, endpoint)
+                            run, run_size, endpoint = [], size, verdict
+                            room = min(LONGEST_RUN_PACKETS, LONGEST_RUN_BYTES // size)
+                        # A run ends with its first shorter packet, because UDP_SEGMENT allows only the last
+                        # segment to be shorter.
+                        taken = room if size == run_size else 1
+                        run += packets[:taken]
+                        room = room - len(packets[:taken]) if size == run_size else 0
+                        packets = packets[taken:]
+                place += count
+        self._send_run(run, run_size, endpoint)
+
+    def _count_alike(self, at: int, size: int, count: int) -> int:
+        """Return how many of `count` packets of `size` bytes, from the packet at `at`, have the same verdict
+        as this packet. 1 if only this packet was compared.
+        """
+        if count < _FEWEST_AT_ONCE or size < HEADER_OCTETS:
+            return 1
+        if self._peers.ports_at(int.from_bytes(self._buffer[at + 16 : at + 20], "big")):
+            return 1
+        for offset in _VERDICT_AT:
+            values = self._buffer[self._column(at + offset, count)]
+            count -= len(values.lstrip(values[:1]))
+            if count == 1:
+                break
+        return count
+
+    def _decrement_ttls(self, at: int, count: int) -> None:
+        """Decrement the equal TTLs of `count` packets, and update the checksums of their headers."""
+        ttls, sums = self._column(at + TTL_AT, count), self._column(at + _SUM_AT, count)
+        self._buffer[ttls] = bytes([self._buffer[at + TTL_AT] - 1]) * count
+        old = self._buffer[sums]
+        self._buffer[sums] = old.translate(_NEXT)
+        place = old.find(_CARRYING)
+        while place >= 0:
+            sum_at = at + _SUM_AT + place * self._stride
+            changed = checksum_one_hop_on(_CARRYING << 8 | self._buffer[sum_at + 1])
+            _SUM.pack_into(self._buffer, sum_at, changed)
+            place = old.find(_CARRYING, place + 1)
+
+    def _column(self, at: int, count: int) -> slice:
+        """Return the place of one byte in each of `count` packets. In the first packet, its place is `at`."""
+        return slice(at, at + (count - 1) * self._stride + 1, self._stride)
+
+    def _views(self, place: int, count: int, size: int, header_bytes: int) -> list[memoryview]:
+        """Return the packets of `size` bytes in `count` slots. The views of all slots are kept for the next
+        batch.
+        """
+        if self._shape == (size, header_bytes):
+            return self._packets[place : place + count]
+        is_kept = count >= _FEWEST_AT_ONCE
+        starts = self._starts if is_kept else self._starts[place : place + count]
+        packets = [self._view[at + header_bytes : at + header_bytes + size] for at in starts]
+        if not is_kept:
+            return packets
+        self._shape, self._packets = (size, header_bytes), packets
+        return packets[place : place + count]
+
+    def _send_run(self, run: list[memoryview], size: int, endpoint: Endpoint) -> None:
         if run:
             self._sender.send_run(run, size, endpoint)
 
