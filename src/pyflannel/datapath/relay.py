@@ -198,6 +198,16 @@ _ANCILLARY_BYTES = 64
 _CALLS = 64
 """Maximum number of system calls before the other direction and the control socket are served."""
 
+_BURST = 128
+"""Number of packets that are written one by one before a pause.
+
+The forwarder has precedence over the processes that receive the packets. A longer burst would fill the buffer
+of their socket, which by default has room for about 270 small packets. Packets wait in the larger buffer of
+the tunnel's socket instead.
+"""
+
+_PAUSE_S = 0.001
+
 _LONGEST_BYTES = 65535
 """Maximum length of one datagram, or of several datagrams that the kernel coalesced.
 
@@ -236,6 +246,7 @@ class InboundPath:
         self._view = memoryview(self._buffer)
         self._run = TcpRun(self._buffer)
         self._run_sender = ""
+        self._singles = 0
         try:
             udp.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         except OSError as error:
@@ -243,10 +254,12 @@ class InboundPath:
         else:
             offloads.use(Offload.JOINED_RECEIVE)
 
-    def relay(self) -> None:
-        """Write the packets of peers to the device, for at most one round."""
+    def relay(self) -> bool:
+        """Write the packets of peers to the device, for at most one round. Return True if a burst was
+        written, and the processes that receive it need a pause.
+        """
         view, receive, counters = self._view, self._udp.recvmsg_into, self._counters
-        at = 0
+        at = self._singles = 0
         for _ in range(_CALLS):
             try:
                 length, ancillary, _, sender = receive([view[at:]], _ANCILLARY_BYTES)
@@ -262,9 +275,10 @@ class InboundPath:
                     counters.batches_received += 1
             self._take(at, at + length, size, sender[0])
             at += length
-            if at > _BUFFER_BYTES - _LONGEST_BYTES:
+            if at > _BUFFER_BYTES - _LONGEST_BYTES or self._singles >= _BURST:
                 break
         self._write_run()
+        return self._singles >= _BURST
 
     def _take(self, start: int, end: int, size: int, sender: str) -> None:
         """Write or drop packets of one peer, with `size` bytes each. The last packet may be shorter."""
@@ -298,6 +312,7 @@ class InboundPath:
             self._drop(drop, at, size, sender)
         elif not self._run.start(at, size):
             self._writer.write(self._view[at : at + size])
+            self._singles += 1
 
     def _write_run(self) -> None:
         if self._run.starts:
@@ -331,6 +346,7 @@ class Poller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._nothing = select.epoll()
         self._handlers: dict[int, Handler] = {}
 
     def add(self, descriptor: int, events: int, handler: Handler) -> None:
@@ -353,6 +369,10 @@ class Poller:
             # An earlier handler of this round may have removed this descriptor.
             if (handler := self._handlers.get(descriptor)) is not None:
                 handler(events)
+
+    def pause(self, pause_s: float) -> None:
+        """Wait, so that other processes run. The filter of system calls permits no other call for this."""
+        self._nothing.poll(pause_s)
 
 
 class Relay:
@@ -444,4 +464,5 @@ class Relay:
             self._lose_device()
 
     def _on_udp(self, events: int) -> None:
-        self._inbound.relay()
+        if self._inbound.relay():
+            self._poller.pause(_PAUSE_S)

@@ -5,6 +5,7 @@ import socket
 from contextlib import closing
 from struct import pack
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -202,6 +203,27 @@ def test_segments_are_joined_across_datagrams_but_not_across_senders():
         path.relay()
 
         assert (taken.runs, len(taken.packets)) == (runs, packets_written)
+
+
+@pytest.mark.parametrize(
+    ("stream", "is_burst"),
+    [
+        ([packet(0x0A640205, 0x0A640105, bytes(40))] * 200, True),
+        ([packet(0x0A640205, 0x0A640105, bytes(40))] * 100, False),
+        (segments(0x0A640205, 0x0A640105, 200, 100), False),
+    ],
+    ids=["many packets", "few packets", "one run of segments"],
+)
+def test_a_burst_of_single_packets_ends_with_a_pause(stream, is_burst):
+    taken, counters = Taken(), Counters()
+    arrivals = Arrivals([(one, "10.9.0.2") for one in stream], joined=True)
+    path = InboundPath(
+        *(SETTINGS, arrivals, table(), taken, taken),
+        *(IcmpErrors(SETTINGS.tunnel_address, counters), counters, Offloads(print)),
+    )
+
+    assert path.relay() is is_burst
+    assert len(taken.packets) == (160 if is_burst else len(stream))
 
 
 class Sent:
