@@ -147,7 +147,7 @@ def process_of(host: Host) -> list[str]:
     return host.run(["pgrep", "-f", f"wireguard-go -f {DEVICE}"], check=False).stdout.split()
 
 
-def test_containers_reach_each_other_and_the_underlay_carries_no_clear_packet(network) -> None:
+def test_containers_reach_each_other_and_no_unencrypted_packet_is_on_the_underlay(network) -> None:
     for host in network.hosts:
         for other in network.hosts:
             if other is not host:
@@ -240,7 +240,7 @@ def test_a_rotation_of_the_key_loses_no_packet(network, figures) -> None:
     host = network.next_victim()
     old, file = network.key(host), host.directory / "var/lib/flannel/wgkey"
 
-    # Meanwhile a device queues 128 packets for each peer.
+    # A device queues 128 packets for each peer during a rotation.
     with network.pings(host, interval_s=0.05) as (there, back):
         began = time.time()
         new = host.flannelctl("rotate-key").strip()
@@ -322,7 +322,7 @@ def counted_echoes(host: Host) -> Iterator[Callable[[], int]]:
 
 
 def test_unencrypted_packets_from_outside_are_not_delivered(network) -> None:
-    """Neither from an address of the underlay, nor with the address of another host's container."""
+    """The source is an address of the underlay, or the address of another host's container."""
     host, router = network.hosts[0], network.overlay.lab.router
     other = network.neighbour(host).gateway().ip
 
@@ -344,7 +344,7 @@ def test_unencrypted_packets_from_outside_are_not_delivered(network) -> None:
 
 
 def test_a_host_without_a_key_of_a_lease_gets_no_session(network) -> None:
-    """It knows all that the store contains: the public key of the host, and the preshared key."""
+    """The host knows the content of the store: the public key of the other host, and the preshared key."""
     host, router = network.hosts[0], network.overlay.lab.router
     inside = network.neighbour(host).gateway().ip
     key = router.run(["wg", "genkey"]).stdout
@@ -413,7 +413,7 @@ def test_a_cleanup_drops_later_packets_of_containers(network) -> None:
 
     report = json.loads(said)
     assert report["problems"] == []
-    assert any("drops packets of containers" in line for line in report["kept"])
+    assert any("would otherwise send unencrypted packets" in line for line in report["kept"])
     assert network.unencrypted() == []
     assert [route["dst"] for route in host.routes("type", "blackhole")] == ["10.100.0.0/16"]
     assert DEVICE not in {link["ifname"] for link in host.links()}
@@ -429,7 +429,7 @@ STORE = "sqlite:///var/lib/leases.db"
 
 
 def test_require_encryption_refuses_a_backend_without_encryption() -> None:
-    """At the start, it removes objects of an earlier flanneld without encryption, and drops the packets."""
+    """At its start, flanneld removes objects of an earlier one without encryption, and drops the packets."""
     one = Topology((LEFT,), (HostPlace("docker1", LEFT, IPv4Interface("10.10.10.101/24")),))
     with Lab(f"require-{os.getpid()}", one) as lab:
         (host,) = lab.hosts.values()

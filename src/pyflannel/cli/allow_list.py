@@ -87,14 +87,14 @@ def sign(
 @allow_list.command()
 @click.argument("file", metavar="SIGNED", type=_PATH)
 @click.option("--dry-run", is_flag=True, help="Check the list and show the difference, but write nothing.")
-@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
+@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
 @shared_options("store", "json")
 @click.pass_obj
 def publish(invocation: Invocation, file: Path, dry_run: bool, is_confirmed: bool) -> None:
     """Write a signed allow-list to the store, for all hosts.
 
-    flannelctl checks the signature and the counter, shows the difference to the stored list and asks on a
-    terminal.
+    flannelctl checks the signature and the counter, and shows the difference to the stored list. On a
+    terminal, flannelctl asks for confirmation.
     """
     url, password = _url(invocation), etcd_password_of(os.environ)
     signed = read_signed(file, _prefix(invocation))

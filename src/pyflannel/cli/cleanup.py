@@ -38,9 +38,9 @@ from pyflannel.commands.preparation import prepare as prepare_for
     "--node-id",
     metavar="ID",
     envvar="FLANNELD_NODE_ID",
-    help="The identity that flanneld got from --node-id.",
+    help="Identity of this host, if flanneld runs with --node-id.",
 )
-@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
+@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
 @run_dir_option
 @state_options
 @shared_options("store", "json")
@@ -59,8 +59,8 @@ def cleanup(
     """Remove flannel from this host.
 
     Cleanup stops flanneld and its forwarder, and removes their links, routes, filter rules and files, and the
-    lease. The traffic of the network stops. flannelctl lists the removed objects. On a terminal, flannelctl
-    asks first.
+    lease. The traffic of the network stops. On a terminal, flannelctl first asks for confirmation. At the
+    end, flannelctl lists the removed objects.
     """
     places = places_of(run_dir, state_dir, subnet_file, store_url=invocation.store_url)
     check_own_files(places, Places())
@@ -120,10 +120,10 @@ def pins(run_dir: Path | None) -> None:
 def prepare(user: str, run_dir: Path | None, state_dir: Path | None, subnet_file: Path | None) -> None:
     """Give the user of flanneld access to all objects that flanneld needs.
 
-    This command does the work of `pins` for this user. The command gives the user the files of a flanneld
-    that ran as root, and access to the lock file of iptables. The command replaces forwarders that run as
-    root without losing a packet. The command needs root and the mount namespace of the host. The systemd unit
-    of flanneld runs this command before each start.
+    This command pins the eBPF programs like `pins`, with this user as their owner. If flanneld ran as root
+    before, its files become files of the user, and its forwarders are replaced without losing a packet. The
+    user also gets access to the lock file of iptables. The command needs root and the mount namespace of the
+    host. The systemd unit of flanneld runs this command before each start.
     """
     done, failures = asyncio.run(prepare_for(places_of(run_dir, state_dir, subnet_file), user_named(user)))
     for line in done:

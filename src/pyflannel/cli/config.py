@@ -95,7 +95,7 @@ def get(invocation: Invocation, run_dir: Path | None) -> None:
 @click.option(
     "--force", is_flag=True, help="Write the config even if it has unknown keys or an unknown backend."
 )
-@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
+@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
 @run_dir_option
 @shared_options("store", "socket", "json")
 @click.pass_obj
@@ -105,8 +105,8 @@ def set_(
     """Check a network config and write it, for all hosts.
 
     The config is a FILE, the JSON itself, or - for standard input. flannelctl shows the difference to the
-    stored config and its effects on running hosts, and asks on a terminal. flannelctl does not write an
-    invalid config.
+    stored config and its effects on running hosts. On a terminal, flannelctl asks for confirmation. An
+    invalid config is not written.
     """
     text = read_source(source)
     computed, warnings = checked_config(text, accepts_unknown=force)
@@ -157,7 +157,8 @@ def diff(invocation: Invocation, source: str | None, run_dir: Path | None) -> No
     the VNI. If flanneld on this host responds, flannelctl compares the whole config of this host.
 
     Exit codes:
-      0  there is no difference 1 there is a difference, or the store refused the request
+      0  there is no difference
+      1  there is a difference, or the store refused the request
       2  a network config is invalid
       3  there is no stored network config, or no answer in time
 
@@ -232,11 +233,12 @@ def history(invocation: Invocation, run_dir: Path | None) -> None:
     """List the earlier network configs that the store still has, with the latest config last.
 
     Each config is shown as the difference to the previous config. etcd keeps changes until its compaction.
-    The SQLite store keeps at least the last 10,000. The last line shows how far back the history reaches. A
-    store keeps no times: "not later than" is computed from the age of later leases.
+    The SQLite store keeps at least the last 10,000 changes. The last line shows how far back the history
+    reaches. A store keeps no times: "not later than" is computed from the age of later leases.
 
     Exit codes:
-      0  the history is shown 1 the store refused the request
+      0  the history is shown
+      1  the store refused the request
       3  no answer in time
 
     Examples:
@@ -350,7 +352,7 @@ async def _get(invocation: Invocation, run_dir: Path | None) -> str | None:
 
 
 async def _stored(invocation: Invocation, run_dir: Path | None) -> tuple[str | None, list[LeaseEntry]]:
-    """Return the stored config and the leases; None for both if there is no store yet; `set` creates it."""
+    """Return the stored config and the leases; None and no leases if the store does not exist yet."""
     try:
         async with network_of(invocation, run_dir) as network:
             text = await network.config_text()
@@ -401,7 +403,7 @@ def read_source(source: str) -> str:
 
 
 def _described(text: str) -> bytes:
-    """Return the stored text of the config, with its computed values or the reason why it is invalid."""
+    """Return the JSON document of `get`: the stored text, and its computed values or the error in it."""
     computed, fault = None, None
     try:
         computed = json.loads(format_network_config(parse_network_config(text)))

@@ -31,7 +31,7 @@ class Invocation:
         store_url: URL of the store to read instead of asking flanneld; None if it was not given.
         socket: control socket of flanneld; None to use the socket in the run directory.
         wants_json: True to print JSON documents instead of text.
-        began: start of the process, in seconds of CLOCK_BOOTTIME; None if it does not limit the answer.
+        began: start of the process, in seconds of CLOCK_BOOTTIME; None if the time limit starts now.
     """
 
     store_url: str | None = None
@@ -40,17 +40,18 @@ class Invocation:
     began: float | None = None
 
     def left_s(self, *, is_limited: bool = False) -> float:
-        """Return how long the command may still work, so that it answers within 5 s of its start.
+        """Return how many seconds the command may still work, so that it answers within 5 s of its start.
 
-        `is_limited`: each part of the work that may hang has a short deadline of its own. The whole has a
-        longer one, because only the load of the host can delay it.
+        `is_limited`: each part of the work that may hang has a short deadline of its own. In this case the
+        deadline of the whole work is longer, because only a busy host can delay the work.
         """
         age_s = 0.0 if self.began is None else time.clock_gettime(time.CLOCK_BOOTTIME) - self.began
         return max(_LEAST_S, (_BUSY_S if is_limited else _ANSWER_S) - age_s)
 
 
 _ANSWER_S, _BUSY_S, _LEAST_S = 4.2, 15.0, 2.3
-"""Longest time from the start of the process to the end of the work, without printing; least time to work."""
+"""Maximum seconds from the start of the process to the end of the work, without printing; the same if each
+part of the work has a deadline of its own; and the minimum time for the work."""
 
 
 def say(text: str, *, label: str = "", err: bool = False) -> None:
@@ -77,8 +78,8 @@ def is_interactive() -> bool:
 
 
 def confirm(invocation: Invocation, question: str) -> Invocation:
-    """Ask a yes-or-no question on standard error. Return the invocation for the work that follows, which
-    begins now.
+    """Ask a yes-or-no question on standard error. Return an invocation whose time limit starts after the
+    answer.
 
     Raises:
         FlannelError: the answer is not yes.
@@ -99,12 +100,12 @@ def print_help(context: click.Context) -> None:
 
 
 _LISTS = re.compile(r"^( *)(Exit codes:|Examples:)$", re.MULTILINE)
-"""The headings of those parts of a help text whose line breaks are kept."""
+"""The headings of the lists in a help text. The line breaks of these lists are kept."""
 
 
 def _with_line_breaks(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of the global options for a command. click keeps the line breaks of a paragraph
-    that begins with a backspace character.
+    """Return the settings of a command, with a help text whose lists keep their line breaks. click keeps the
+    line breaks of a paragraph that begins with a backspace character.
     """
     text = settings.get("help")
     return settings if text is None else settings | {"help": _LISTS.sub("\\1\b\n\\1\\2", text)}
@@ -241,7 +242,7 @@ _JSON = ("--json", "wants_json", {"is_flag": True, "help": "Print a JSON documen
 
 
 _WITH_VALUE = ("--store", "--socket", "--run-dir")
-"""The options of all verbs of a group that are followed by a value."""
+"""The options with a value that may be written before the verb of a group."""
 
 
 def _shared(
@@ -260,22 +261,22 @@ def wide_option(command: _Command) -> _Command:
 
 
 def run_dir_option(command: _Command) -> _Command:
-    """Add --run-dir, with the variable of flanneld. Without this option, `places_of` finds the directory."""
+    """Add --run-dir, with flanneld's environment variable. Without it, `places_of` finds the directory."""
     return _directory("--run-dir", f"/run/flannel{_OF_PREFIX}", "Run directory of flanneld.")(command)
 
 
 def state_options(command: _Command) -> _Command:
-    """Add --state-dir and --subnet-file, with the variables of flanneld."""
+    """Add --state-dir and --subnet-file, with flanneld's environment variables."""
     command = subnet_file_option(command)
     return _directory("--state-dir", f"/var/lib/flannel{_OF_PREFIX}", "State directory of flanneld.")(command)
 
 
 def subnet_file_option(command: _Command) -> _Command:
-    """Add --subnet-file, with the variable of flanneld."""
+    """Add --subnet-file, with flanneld's environment variable."""
     return _directory("--subnet-file", "/run/flannel/subnet.env", "Subnet file of flanneld.")(command)
 
 
-_OF_PREFIX = ", or the directory in it of FLANNELD_ETCD_PREFIX"
+_OF_PREFIX = ", or its subdirectory for FLANNELD_ETCD_PREFIX"
 
 
 def _directory(name: str, default: str, text: str) -> Callable[[_Command], _Command]:

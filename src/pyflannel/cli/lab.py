@@ -24,7 +24,7 @@ _HOST_HEADINGS = ("HOST", "ADDRESS", "LEASE", "DEVICE", "MTU", "REACHED", "RTT")
 _LAB_HEADINGS = ("LAB", "STATE", "HOSTS", "DIRECTORY")
 
 _USED: dict[str, tuple[Literal["json"]]] = {"demo": ("json",), "list": ("json",)}
-"""The options that several commands have."""
+"""The global options that the commands use; the other commands use none."""
 
 
 def _complete_lab(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
@@ -32,7 +32,7 @@ def _complete_lab(_: click.Context, __: click.Parameter, incomplete: str) -> lis
 
 
 def _complete_host(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Return the running hosts of a lab whose names begin with this text; none for an invalid lab."""
+    """Return the running hosts of a lab whose names begin with this text; empty for an invalid lab."""
     try:
         hosts = LabDirectory(context.params["name"]).hosts()
     except UsageError:
@@ -58,7 +58,7 @@ _docker_option = click.option(
 _plugin_option = click.option(
     "--plugin",
     is_flag=True,
-    help="Create a network with the network plugin for Docker, without options of Docker.",
+    help="Connect the containers by flanneld's Docker plugin. dockerd then needs no options for flannel.",
 )
 
 
@@ -216,7 +216,7 @@ def _print_guide(options: DemoOptions, *, bare: bool = False) -> None:
 
 @contextlib.contextmanager
 def _one_failure() -> Iterator[None]:
-    """Raise only the first of several failures; failures on other hosts mostly have the same cause."""
+    """Raise only the first of several failures, because the failures of the hosts mostly have one cause."""
     try:
         yield
     except ExceptionGroup as group:

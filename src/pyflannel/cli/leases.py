@@ -107,9 +107,9 @@ def _address(text: str) -> IPv4Address:
 @leases.command("release")
 @click.argument("subnet", metavar="SUBNET")
 @click.option(
-    "--force", is_flag=True, help="Do not ask the holder; release its lease even if the host is running."
+    "--force", is_flag=True, help="Release the lease without asking its holder, even if the host is running."
 )
-@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
+@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
 @run_dir_option
 @shared_options("store", "socket", "json")
 @click.pass_obj
@@ -118,10 +118,10 @@ def release_(
 ) -> None:
     """Release a lease or a reservation, so that another host can use the subnet.
 
-    First flannelctl asks the holder through the store. A host that answers within 2 s is alive, and its lease
-    is not released without --force. The same applies to a host with the original flannel, which cannot be
-    asked. With --force, a running flanneld acquires the same subnet again, as a lease that expires, and no
-    packet is lost. On a terminal, flannelctl asks before it deletes the lease.
+    First flannelctl asks the holder through the store. If the holder answers within 2 s, it is alive, and its
+    lease is released only with --force. A host with the original flannel cannot answer, and its lease too is
+    released only with --force. With --force, a running flanneld acquires the same subnet again, as a lease
+    that expires, and no packet is lost. On a terminal, flannelctl asks for confirmation.
 
     Exit codes:
       0  the lease is released
@@ -179,7 +179,7 @@ def _holder(found: Release) -> str:
     if found.holder == "alive":
         return f"{host} is alive"
     if found.holder == "unknown":
-        return f"{host} cannot be asked, because its lease is not one of pyflannel"
+        return f"{host} cannot be asked, because pyflannel did not write its lease"
     return f"{host} has not answered within {ANSWER_S:g} s"
 
 

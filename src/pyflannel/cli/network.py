@@ -1,6 +1,4 @@
-"""flannelctl leases ls, peers, ping, bench, events and rotate-key: information about the network from this
-host.
-"""
+"""flannelctl leases ls, peers, ping, bench, events and rotate-key: the network as this host sees it."""
 
 import asyncio
 import re
@@ -61,7 +59,7 @@ _HEADINGS = ("SUBNET", "HOST", "PUBLIC IP", "BACKEND")
 
 
 _COMPLETION_S = 0.3
-"""Deadline for the host names in the completion of a command line, for which a person waits."""
+"""Deadline in seconds for the completion of host names, because a person waits for it."""
 
 
 def _complete_host(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -260,7 +258,7 @@ def _state(entry: PeerEntry) -> str:
 
 
 def _narrow(entry: PeerEntry) -> str:
-    """Return the MTUs of the routes to a host whose paths carry less than planned."""
+    """Return as text the measured MTU of each path to a host that carries smaller packets than planned."""
     texts = []
     for path in entry.path_mtus:
         family = "" if path.ipv6_subnet is None else " of IPv6"
@@ -456,7 +454,7 @@ def begin_of(text: str, now: float) -> float:
     """Return the time that `--since` names, in seconds since the epoch; `now` is the current time.
 
     Raises:
-        UsageError: it names none.
+        UsageError: the text is neither a duration nor a time.
     """
     if (found := _DURATION.fullmatch(text.strip())) is not None:
         return now - int(found[1]) * _UNITS_S[found[2]]
@@ -465,13 +463,13 @@ def begin_of(text: str, now: float) -> float:
     except (ValueError, OverflowError) as error:
         raise UsageError(
             f"--since {text!r} is neither a duration nor a time",
-            hint="Write 30s, 10min, 2h or 1d, or a time as 2026-11-30T19:00.",
+            hint="Write a duration such as 30s, 10min, 2h or 1d, or a time such as 2026-11-30T19:00.",
         ) from error
 
 
 def later(before: Sequence[JournalEntry], after: Sequence[JournalEntry]) -> Sequence[JournalEntry]:
-    """Return the events in `after` that are newer than those in `before`; all events if flanneld restarted
-    between the two.
+    """Return the events in `after` that are newer than the events in `before`; all events if flanneld
+    restarted between the two lists.
     """
     for place in range(len(after) if before else 0, 0, -1):
         if after[place - 1] == before[-1]:

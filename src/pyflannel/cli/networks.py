@@ -57,7 +57,8 @@ def ls(invocation: Invocation, run_dir: Path | None) -> None:
     The network without a name is shown as "-". A network without a config is listed if it has leases.
 
     Exit codes:
-      0  the networks are shown, even if there are none 1 the store refused the request
+      0  the networks are shown, even if there are none
+      1  the store refused the request
       3  no answer in time
 
     Examples:
@@ -106,8 +107,8 @@ def create(invocation: Invocation, name: str, source: str, force: bool, run_dir:
     need different values of VNI, so that a host can run both networks.
 
     Exit codes:
-      0  the network is created 1 the network exists or conflicts with another network, or the store refused
-      the write
+      0  the network is created
+      1  the network exists or conflicts with another network, or the store refused the write
       2  the name or the config is invalid
       3  no answer in time
 
@@ -139,7 +140,7 @@ async def _create(
 @network.command()
 @click.argument("name", metavar="NAME")
 @click.option("--force", is_flag=True, help="Also delete the leases of the network.")
-@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask on a terminal.")
+@click.option("--yes", "-y", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
 @run_dir_option
 @shared_options("store", "socket", "json")
 @click.pass_obj
@@ -148,11 +149,12 @@ def rm(invocation: Invocation, name: str, force: bool, is_confirmed: bool, run_d
 
     If a network has leases, flannelctl removes it only with --force, and then also deletes its leases and
     reservations. Hosts with --watch-networks stop the network. Other running hosts keep the network with
-    their last config, and write their leases again. The data path on the hosts remains, and flannelctl
+    their last config, and write their leases again. The data path remains on all hosts until flannelctl
     cleanup removes it.
 
     Exit codes:
-      0  the network is removed 1 the network has leases, or the store refused the request
+      0  the network is removed
+      1  the network has leases, or the store refused the request
       2  the name is invalid
       3  there is no such network, or no answer in time
 

@@ -52,7 +52,7 @@ from pyflannel.model.status import (
 from pyflannel.wire.control_json import format_findings, format_status
 
 _OF_PRINTING_S = 0.2
-"""Part of the time of doctor that remains for the order of the findings."""
+"""Seconds of doctor's time that are reserved for printing the findings."""
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
@@ -62,8 +62,8 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
     "--fix",
     "fixes",
     is_flag=True,
-    help="Run those repair commands that only change one kernel setting: turn forwarding on, set the "
-    "bridge up, or set rp_filter of the tunnel device to loose. Then examine again.",
+    help="Run the repair commands that only change one kernel setting: turn forwarding on, set the "
+    "bridge up, or set rp_filter of the tunnel device to loose. Then examine the host again.",
 )
 @run_dir_option
 @state_options
@@ -122,7 +122,7 @@ _NAMED = 8
     "wait_s",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="First wait until flanneld is ready, at most so long.",
+    help="First wait until flanneld is ready, but at most SECONDS.",
 )
 @click.option("--watch", is_flag=True, help="Show the status every second, until Ctrl-C.")
 @run_dir_option
@@ -164,11 +164,11 @@ def status(
 
 
 _WATCH_S = 1.0
-"""Pause between two answers of `--watch`, and between two attempts of `--wait`."""
+"""Pause in seconds between two requests of `--watch`, and between two requests of `--wait`."""
 
 
 async def _wait_ready(socket: Path, wait_s: float) -> None:
-    """Return when flanneld is ready, or after this time."""
+    """Return when flanneld is ready, at the latest after `wait_s` seconds."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(wait_s):
             while True:
@@ -246,7 +246,7 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
         for notice in found.fast_path.remarks:
             yield "warning", str(notice)
         if found.fast_path.mode == "flow":
-            yield "bypass", "packets of a flow skip the firewall for at most 1 s after it passed one of them"
+            yield "bypass", "after the firewall accepts a packet, its flow skips the firewall for at most 1 s"
         for reason in found.fast_path.uncached:
             yield "not cached", reason
     yield from _strangers(found)

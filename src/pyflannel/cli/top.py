@@ -1,6 +1,7 @@
-"""flannelctl top: the texts on its screen, in order. `cli.top_screen` draws them.
+"""flannelctl top: the texts on its screen, from top to bottom. `cli.top_screen` draws them.
 
-The colours are the colours of the terminal. Each state also has a symbol and a word, so no colour is needed.
+The terminal defines the colours. Each state also has a symbol and a word, so the screen is readable without
+colours.
 """
 
 import asyncio
@@ -37,11 +38,11 @@ def top(
     """Watch this host on the whole screen: peers, traffic, repairs and store, live.
 
     The screen shows each peer with its path, its round-trip time, the loss of the latest probes, and its
-    traffic if the backend counts it. flannelctl probes the peers with ICMP echo while the command runs. If
-    flanneld does not respond, the screen states the reason, and continues when flanneld responds again.
+    traffic if the backend counts it. While the command runs, it probes the peers with ICMP echo. If flanneld
+    does not respond, the screen states the reason, and continues when flanneld responds again.
 
     Keys: q quits, / filters, s sorts by the next column, r reverses the order, e hides the events. The arrow
-    keys select a peer, Esc removes the filter and the selection.
+    keys select a peer. Esc removes the filter and the selection.
 
     The command needs a terminal, and the Python package textual. If NO_COLOR is set, the screen has no
     colours.
@@ -90,7 +91,7 @@ _LONGEST_NAME = 28
 """Maximum width of a host name in the list; the line of the selected peer shows it in full."""
 
 _NOTICES = 3
-"""Notices that are shown below the first line."""
+"""Maximum number of notices below the first line."""
 
 
 def state_of(peer: LivePeer) -> str:
@@ -132,7 +133,7 @@ def _rate(rates: Rates | None, direction: str) -> str:
 
 
 def _path(moment: Moment, peer: LivePeer) -> str:
-    """Return the way of packets to a peer."""
+    """Return the path of packets to a peer."""
     backend = peer.entry.backend_type or (moment.status.backend.type if moment.status.backend else "udp")
     if backend == "udp" and (fast_path := moment.status.fast_path) is not None:
         return "udp, kernel" if fast_path.mode in ("safe", "flow") else "udp, user space"
@@ -208,11 +209,11 @@ def notices(moment: Moment) -> list[str]:
 
 _FACTS = ("network", "lease", "backend", "fast path", "store", "repairs")
 _VITAL_FACTS = ("store", "repairs", "lease", "backend", "network", "fast path")
-"""The facts from top to bottom, and the order in which they get a place."""
+"""The facts from top to bottom, and by importance. A low screen shows only the most important ones."""
 
 
 def summary(moment: Moment, width: int, height: int) -> Text:
-    """Return the first lines, for a screen of this size. A low one shows only the important facts."""
+    """Return the first lines, for a screen of this size. A low screen shows only the important facts."""
     symbol, style, text = verdict(moment)
     host = one_line(moment.status.host_name or "", 64)
     lines = [Text.assemble((f"{host}  " if host else "", BOLD), (f"{symbol} {text}", style))]
@@ -258,7 +259,7 @@ class _Column:
         text: the text of a peer.
         order: the value by which peers are sorted. Peers without a value follow the others.
         is_number: aligned to the right, and sorted with the greatest value first.
-        width: least width, so that a usual change of a value moves no other column.
+        width: minimum width, so that usual changes of a value do not move the other columns.
     """
 
     heading: str
@@ -323,7 +324,7 @@ COLUMNS = {
 
 _SHOWN = ("host", "subnet", "address", "path", "state", "rtt", "loss", "in", "out")
 _IMPORTANCE = ("state", "host", "subnet", "rtt", "loss", "address", "in", "out", "path")
-"""The columns from left to right, and the order in which they get a place."""
+"""The columns from left to right, and by importance. A narrow screen shows only the most important ones."""
 
 GAP = 2
 
@@ -363,7 +364,7 @@ def _matches(moment: Moment, peer: LivePeer, words: Sequence[str]) -> bool:
 
 
 def fitting(moment: Moment, width: int) -> dict[str, int]:
-    """Return the columns that have a place in this width, from left to right, with their own widths."""
+    """Return the columns that fit into this width, from left to right, with their own widths."""
     found: dict[str, int] = {}
     for name in _IMPORTANCE:
         column = COLUMNS[name]
@@ -419,7 +420,7 @@ def title(moment: Moment, rows: Sequence[LivePeer], words: str) -> Text:
 
 
 def detail(moment: Moment, peer: LivePeer) -> Text:
-    """Return all about one peer, with the command that continues from here."""
+    """Return the details of one peer, and the command to run next if the peer does not answer."""
     entry, state = peer.entry, state_of(peer)
     texts = {
         "no answer": f"no answer: run flannelctl ping {entry.public_ip}",

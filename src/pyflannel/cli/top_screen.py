@@ -80,11 +80,11 @@ class PeerList(ScrollView, can_focus=True):
 
     @property
     def columns(self) -> Sequence[str]:
-        """The names of the columns that have a place, from left to right."""
+        """The names of the columns that fit on the screen, from left to right."""
         return [*self._columns]
 
     def show(self, moment: Moment) -> None:
-        """Show the peers of a moment. The selected peer stays selected while it exists."""
+        """Show the peers of a `Moment`. The selected peer stays selected while it exists."""
         self._moment = moment
         self.rearrange()
 
@@ -127,7 +127,7 @@ class PeerList(ScrollView, can_focus=True):
         self._select(place)
 
     def action_page(self, pages: int) -> None:
-        """Select the peer that is a screen further."""
+        """Move the selection by this number of screens."""
         self.action_move(pages * max(1, self.size.height - 2))
 
     def action_clear(self) -> None:
@@ -168,7 +168,7 @@ class PeerList(ScrollView, can_focus=True):
 
 
 class Top(App[None]):
-    """The screen. `show` gets each moment.
+    """The screen. `show` displays a `Moment`.
 
     Attributes:
         failure: the unexpected error that ended the screen.
@@ -225,13 +225,13 @@ class Top(App[None]):
         self.screen.set_focus(self._list)
 
     def show(self, moment: Moment) -> None:
-        """Show another moment."""
+        """Show another `Moment`."""
         self._moment = moment
         if self.is_running:
             self._draw()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Draw all parts for the new size, which `size` has only later."""
+        """Draw all parts for the new size. `self.size` is still the old size during this call."""
         self._window = event.size
         self._draw()
 
@@ -274,18 +274,18 @@ class Top(App[None]):
         self.exit(return_code=1)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Return whether a key may act: a slash in the words of the filter is a part of them."""
+        """Return whether a key triggers its action. While the user edits the filter, a slash is text."""
         return not (action == "filter" and isinstance(self.focused, Input))
 
     def action_filter(self) -> None:
-        """Ask for the words of the filter."""
+        """Let the user edit the filter."""
         asked = self.query_one(Input)
         asked.display = True
         self.screen.set_focus(asked)
         self._draw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter by the words so far."""
+        """Apply the filter while the user edits it."""
         self._list.words = event.value
         self._list.scroll_to(y=0, animate=False)
         self._list.rearrange()
@@ -297,7 +297,7 @@ class Top(App[None]):
         self._draw()
 
     def action_clear(self) -> None:
-        """Remove the filter; without one, the selection."""
+        """Remove the filter, or the selection if there is no filter."""
         asked = self.query_one(Input)
         if asked.value or asked.display:
             asked.value = ""

@@ -31,14 +31,14 @@ from pyflannel.wire.control_json import (
 from pyflannel.wire.redaction import Redactor, is_secret, named_secrets, secrets_in
 
 _OF_DOCTOR = 0.9
-"""Share of the deadline after which doctor reports incomplete findings, so that the archive has them."""
+"""Share of the deadline after which doctor reports its findings so far, so that they are in the archive."""
 
 _MOST_BYTES = 2 << 20
 """Maximum number of bytes of one part. Only the end of a longer part is kept."""
 
 _MOST_LEARNED = 200
-"""Maximum number of values that are removed from all parts because they occur beside the name of a secret
-in one part. Values beside such names are always removed."""
+"""Maximum number of values beside the name of a secret that are removed from all parts. A value beside such a
+name is always removed at this place; this number limits the search for the value elsewhere."""
 
 _DEFAULTS = Path("/etc/default/flanneld")
 _MOST_KEY_OCTETS = 1 << 20
@@ -297,7 +297,7 @@ def _known_secrets(places: Places, process: _Process, environ: Mapping[str, str]
 
 
 _OF_OTHERS = ("log/", "events.", "leases.", "status.", "files/last-known.")
-"""Prefixes of the names of parts whose text other hosts or a writer of the store can influence."""
+"""Prefixes of the names of parts whose text other hosts or a user of the store can influence."""
 
 
 def _learned(parts: Mapping[str, str], process: _Process) -> set[str]:
@@ -322,7 +322,7 @@ def _names_keys(name: str) -> bool:
 
 
 def _end_of(text: str) -> str:
-    return text if len(text) <= _MOST_BYTES else f"… the beginning is left out\n{text[-_MOST_BYTES:]}"
+    return text if len(text) <= _MOST_BYTES else f"… the beginning is omitted\n{text[-_MOST_BYTES:]}"
 
 
 def _write(archive: Path, directory: str, texts: Mapping[str, str]) -> None:

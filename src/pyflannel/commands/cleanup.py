@@ -153,8 +153,8 @@ def _names_of_others(places: Places, aliases: Iterable[str]) -> set[str | None]:
 
 
 async def _fences(places: Places, done: Removal) -> list[Key]:
-    """Return the keys of the routes that must be kept, because without them packets of running containers
-    would leave unencrypted.
+    """Return the keys of the routes that must be kept, because they drop packets of running containers that
+    would otherwise leave the host unencrypted.
     """
     try:
         found = await survey()
@@ -163,7 +163,7 @@ async def _fences(places: Places, done: Removal) -> list[Key]:
     links = {item.name for item in found if isinstance(item, Link) and item.alias == places.mark}
     fences = fences_in_use([item for item in found if isinstance(item, Route)], links)
     done.kept.extend(
-        f"{fence.title}, which drops packets of containers of this host: they would leave unencrypted. Remove"
+        f"{fence.title}, because containers of this host would otherwise send unencrypted packets. Remove"
         f" the containers and their bridge, then run `ip route delete {fence.kind} {fence.destination} metric"
         f" {fence.metric}`"
         for fence in fences
@@ -295,7 +295,7 @@ class Cleanup:
     Attributes:
         store_url: URL of the store with the lease; None for the store of the running daemon, or otherwise the
             store of the environment. For one of several networks, the URL may omit the network.
-        node_id: identity of the host, if the daemon got the identity as an option.
+        node_id: identity of the host, if the daemon runs with --node-id.
         doubtful_rules: also remove filter rules that may belong to the original or to another program.
         keep_lease: keep the lease and the identity, so that another program can take over the subnet.
     """
@@ -350,9 +350,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
 
 
 async def preview(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport:
-    """Return the report that `clean_up` would give, as far as it can be known without removing anything.
-    Changes nothing.
-    """
+    """Return the report that `clean_up` would return, as far as it is predictable. Change nothing."""
     report = CleanupReport()
     places = cleanup.places
     status = await status_of_host(places)

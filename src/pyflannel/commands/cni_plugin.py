@@ -18,10 +18,10 @@ from pyflannel.wire.cni import DEFAULT_SUBNET_FILE
 
 PROGRAM = "flannel"
 CONFLIST = "10-flannel.conflist"
-"""The names of the files are the same as in the original."""
+"""The name of the configuration file, which is the same as in the original."""
 
 _FORMER = ".flannel.former"
-"""The program of the same name that an installation renamed."""
+"""Suffix that the installation appends to the name of an earlier program `flannel`."""
 
 _MARK = "# Written by 'flannelctl cni install'. 'flannelctl cni uninstall' removes it."
 
@@ -43,7 +43,7 @@ sys.exit(main())
 """
 
 DELEGATES = ("bridge", "host-local", "portmap", "loopback")
-"""The plugins that the network configuration needs, and the plugin that every runtime needs."""
+"""The plugins that the network configuration needs, and loopback, which every runtime needs."""
 
 _RUNTIMES = {
     "containerd": "containerd and Kubernetes on it",
@@ -78,9 +78,9 @@ class CniReport:
 def install(places: CniPlaces, subnet_file: Path, path: str = os.environ.get("PATH", "")) -> CniReport:
     """Install the plugin: the program first, and the network configuration last.
 
-    A runtime that reads the directories at any moment finds a configuration only with its program. A program
-    of the same name, which belongs to the original, is renamed. A network configuration of the same name is
-    not changed, because the plugin reads the configuration of the original.
+    A runtime may read the directories at any moment, and must not find the configuration before its program.
+    A program of the same name, which belongs to the original, is renamed. A network configuration of the same
+    name is not changed, because the plugin reads the configuration of the original.
 
     Raises:
         UsageError: a directory cannot be written.
@@ -92,7 +92,7 @@ def install(places: CniPlaces, subnet_file: Path, path: str = os.environ.get("PA
             directory.mkdir(parents=True, exist_ok=True)
         if program.exists() and not _is_ours(program):
             os.replace(program, places.bin_dir / _FORMER)
-            report.done.append(f"set the former {program} aside as {_FORMER}")
+            report.done.append(f"renamed the former {program} to {program.name}{_FORMER}")
         replace_file(str(program), _launcher().encode(), mode=0o755)
         report.done.append(f"wrote {program}")
         text = conflist_text(subnet_file)

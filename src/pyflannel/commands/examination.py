@@ -149,8 +149,9 @@ async def leases_of_host(places: Places) -> list[LeaseEntry]:
 
 
 async def ping_path(places: Places, socket: Path | None, name: str) -> PingReport:
-    """Return the place where packets to a host or a container stop. `socket`: control socket, if the user
-    specified it.
+    """Probe the path to a host or a container, and find the place where packets stop.
+
+    `socket`: control socket, if the user specified it.
 
     Raises:
         FlannelError: no lease belongs to this name, or no probe can be sent.
@@ -198,7 +199,8 @@ async def _findings_in_time(places: Places, status: Status, leases: list[LeaseEn
 
 
 async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
-    """Return the findings about this host, errors first. If it takes longer, a finding names this.
+    """Return the findings about this host, errors first. If the examination takes more than `left_s`
+    seconds, one finding reports that the examination is incomplete.
 
     Raises:
         TargetError: links and routes are unreadable.
@@ -215,12 +217,14 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
 async def _examined_until(
     end: float, places: Places, status: Status, leases: list[LeaseEntry]
 ) -> tuple[Finding, ...]:
-    """Return the findings about this host itself, or one that they were not complete at `end`."""
+    """Return the findings about this host itself; if they are not complete at `end`, only a finding that
+    reports this.
+    """
     try:
         async with asyncio.timeout_at(end):
             return await _examined(places, status, leases)
     except TimeoutError:
-        cause = "the examination of this host was not complete in time, so its problems are unknown"
+        cause = "the examination of this host took too long, so its problems are unknown"
         return (Finding(code="not-examined", severity="error", cause=cause, fix="flannelctl doctor"),)
 
 
@@ -243,7 +247,7 @@ async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
 
 
 async def _unresolved(status: Status) -> dict[IpAddress, str]:
-    """Return the neighbours on the underlay without a MAC address, in the words of `ip neighbour`."""
+    """Return the neighbours on the underlay without a MAC address, each with the output of `ip neighbour`."""
     link = status.underlay.link if status.underlay is not None else None
     with contextlib.suppress(TargetError):
         return {
@@ -289,7 +293,7 @@ async def _clock_offsets(status: Status, leases: list[LeaseEntry]) -> dict[IPv4A
 
 
 def certificates_for(url: str) -> tuple[Certificate, ...]:
-    """Return the readable certificates that the URL of a store names."""
+    """Return the readable certificates whose files the URL of a store names."""
     try:
         address = parse_store_url(url).store
     except UsageError:

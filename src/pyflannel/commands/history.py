@@ -25,8 +25,7 @@ _QUIET_S = 0.5
 not report when it has sent all earlier changes."""
 
 _MOST_DATED = 64
-"""Maximum number of leases whose age is requested. More would add little, because one age per renewal
-interval is enough."""
+"""Maximum number of leases whose age is requested. One age per renewal interval is enough."""
 
 
 class Dates:
@@ -83,8 +82,8 @@ async def read_history(store: Store, prefix: str) -> History:
         try:
             changes, is_complete = await _changes_after(store, listing, prefix, begin)
         except CompactedError as error:
-            # At the revision that etcd names, the state is complete. The revision that SQLite names is the
-            # revision of a change.
+            # etcd reports a revision at which the state is still complete. SQLite reports the revision of a
+            # change.
             begin = max(begin + 1, error.oldest - 1)
         else:
             break

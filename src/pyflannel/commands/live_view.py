@@ -1,6 +1,6 @@
 """The live view of one host: the state of its flanneld, and its peers with round-trip times, loss and rates.
 
-The documents are the documents of the control socket. Peers are probed by this process, as the page does it.
+The state is read from the control socket. This process itself probes the peers, like the web page.
 """
 
 import asyncio
@@ -26,7 +26,8 @@ from pyflannel.plan.peers import place_of_subnet
 from pyflannel.ports import Clock
 
 LOOK_S, PEERS_IN_A_SECOND = 1.0, 2000
-"""Pause after a look, in seconds; and the number of peers that lengthens it by one, up to LONGEST_LOOK_S."""
+"""Pause in seconds between two requests to flanneld; and the number of peers that makes the pause one second
+longer, up to LONGEST_LOOK_S."""
 
 LONGEST_LOOK_S = 5.0
 
@@ -34,7 +35,7 @@ RATES_KEPT = 60
 """Number of rates of the whole host that are kept."""
 
 ROUNDS_KEPT = 30
-"""Number of the latest probes of a peer from which its loss is computed."""
+"""The loss of a peer is computed from this number of its latest probes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class LivePeer:
     """A peer at one moment.
 
     Attributes:
-        loss: part of the requests of the latest probes that had no reply, 0 to 1; None if it was not probed.
+        loss: fraction of the latest requests without a reply, from 0 to 1; None if the peer was not probed.
         rates: bytes per second in each direction; None if the backend does not count them for each peer.
     """
 
@@ -64,14 +65,13 @@ class Moment:
     """A host at one moment.
 
     Attributes:
-        status: of flanneld; from its files while it does not respond.
+        status: status of flanneld; while it does not respond, the status from its files.
         peers: the peers in the order of their subnets; while flanneld does not respond, the last known peers.
         events: the events of the passes, with the latest event last.
-        rates: of the whole host, one rate for each look, with the latest rate last; empty if the backend
-            counts no bytes.
-        trouble: why flanneld does not respond, and the remedy; None if it responds.
+        rates: rates of the whole host, with the latest rate last; empty if the backend counts no bytes.
+        trouble: the reason why flanneld does not respond, and the remedy; None if it responds.
         silent_s: seconds since its last response; None if it responds, or has not responded yet.
-        probe_trouble: why peers are not probed; None if they are.
+        probe_trouble: the reason why peers are not probed; None if they are probed.
     """
 
     status: Status
@@ -99,7 +99,7 @@ class Answers(Protocol):
 
 
 class LiveView:
-    """Follows one daemon, even while it does not respond, and passes each moment to `show`."""
+    """Follows one daemon, even while it does not respond, and passes a `Moment` to `show` at each change."""
 
     def __init__(
         self, daemon: Answers, places: Places, send: Send, clock: Clock, show: Callable[[Moment], object]
@@ -116,7 +116,7 @@ class LiveView:
         self._answered_at: float | None = None
 
     async def run(self) -> None:
-        """Show a moment about every second, until cancelled."""
+        """Show a `Moment` about every second, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._probes.run(), name="probes of peers")
             tasks.create_task(self._look_repeatedly(), name="looks at flanneld")
@@ -139,7 +139,7 @@ class LiveView:
         return self._moment(status, status, leases, events)
 
     async def _without_answer(self, error: FlannelError) -> Moment:
-        """Return the moment from the files of flanneld, with the peers of its last answer, if any."""
+        """Return a `Moment` from the files of flanneld, with the peers of its last answer, if any."""
         offline = await offline_status(self._places, str(error))
         self._traffic.interrupt()
         if self._known is None:
@@ -156,7 +156,7 @@ class LiveView:
     def _moment(
         self, shown: Status, known: Status, leases: Sequence[LeaseEntry], events: Sequence[JournalEntry]
     ) -> Moment:
-        """Return the moment with the peers in `leases`; `known`: the status that these leases belong to."""
+        """Return a `Moment` with the peers in `leases`. `known` is the status that these leases belong to."""
         echoes = decisive_echoes(known, leases)
         self._losses.keep({echo.destination for echo in echoes.values()})
         results = self._probes.ask(echoes)
@@ -204,7 +204,7 @@ class _Losses:
         return results
 
     def of(self, destination: IpAddress) -> float | None:
-        """Return the part of the requests without a reply; None if none was sent."""
+        """Return the fraction of the requests without a reply; None if no request was sent."""
         counted = self._counted.get(destination)
         if not counted:
             return None
@@ -217,12 +217,11 @@ class _Losses:
 
 
 class _Traffic:
-    """Computes rates from counters of bytes. A counter that became smaller has started again, so it has
-    no rate.
+    """Computes rates from counters of bytes. A counter that became smaller was reset and gives no rate.
 
     Attributes:
-        rates: of the whole host, with the latest last.
-        of_peers: of each peer, if the backend counts its bytes.
+        rates: rates of the whole host, with the latest rate last.
+        of_peers: the rate of each peer, if the backend counts its bytes.
     """
 
     def __init__(self) -> None:
@@ -231,7 +230,7 @@ class _Traffic:
         self._before: tuple[float, dict[IpNetwork | None, Carried]] | None = None
 
     def add(self, now: float, status: Status) -> None:
-        """Compute the rates since the status before; `now`: seconds of a monotonic clock."""
+        """Compute the rates since the previous status; `now`: seconds of a monotonic clock."""
         counters = dict(_counters(status))
         before, self._before = self._before, (now, counters)
         if before is None or now <= before[0]:
@@ -249,12 +248,12 @@ class _Traffic:
         self.of_peers = {subnet: rates for subnet, rates in found.items() if subnet is not None}
 
     def interrupt(self) -> None:
-        """Forget the rates, because they are not known at present. The next one covers the interruption."""
+        """Forget the rates, because they are unknown now. The next rate covers the interruption."""
         self.rates, self.of_peers = (), {}
 
 
 def _counters(status: Status) -> list[tuple[IpNetwork | None, Carried]]:
-    """Return the bytes of each peer that the backend counts; of the whole host under None."""
+    """Return the byte counters of each peer that has them, and of the whole host with the key None."""
     backend = status.backend
     peers = status.wireguard.peers if status.wireguard is not None else ()
     found: list[tuple[IpNetwork | None, Carried]] = [

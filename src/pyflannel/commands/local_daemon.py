@@ -26,10 +26,10 @@ from pyflannel.wire.network_config_json import parse_network_config
 from pyflannel.wire.subnet_env import parse_subnet_env, previous_ipv6_subnet, previous_subnet
 
 STOP_S = 20.0
-"""Deadline for a daemon to exit; longer than its own deadlines."""
+"""Seconds in which a daemon must exit; longer than the daemon's own deadlines for its exit."""
 
 _REPORT_S = 2.0
-"""Time after which flannelctl reports that it waits."""
+"""Seconds after which flannelctl reports that it is waiting."""
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ async def stop_daemon(lock: Path) -> int | None:
 
     Raises:
         BusyError: the daemon did not exit in time; or its lock was deleted and only its socket shows that it
-            runs; or these are the paths of one of its several networks. TargetError: the user has no
-            permission to stop the daemon. UsageError: the daemon runs in another network namespace, so its
-            objects cannot be removed from here.
+            runs; or these are the paths of one of its several networks.
+        TargetError: the user has no permission to stop the daemon.
+        UsageError: the daemon runs in another network namespace, so its objects cannot be removed from here.
     """
     pid = running_daemon(lock)
     if pid is None:
@@ -79,7 +79,7 @@ async def stop_daemon(lock: Path) -> int | None:
             return None  # the process exited before the pidfd was open
         _check_namespace(pid)
         unit = service_of(pid)
-        signal.pidfd_send_signal(process, 0)  # the process still runs, so the values belong to it
+        signal.pidfd_send_signal(process, 0)  # the process still runs, so its ID was not reused
         if unit is not None:
             await stop_service(unit, STOP_S)
         else:
@@ -138,7 +138,7 @@ async def _end_of(process: int, pid: int) -> None:
                 async with asyncio.timeout(_REPORT_S):
                     await ended.wait()
             if not ended.is_set():
-                log.warning("flanneld (pid %d) has not ended yet: waiting for at most %g s", pid, STOP_S)
+                log.warning("flanneld (pid %d) has not exited yet: waiting for at most %g s", pid, STOP_S)
                 await ended.wait()
     finally:
         loop.remove_reader(process)
@@ -156,7 +156,7 @@ def _check_unserved(places: Places) -> None:
     if pid is not None:
         unit = service_of(pid)
         raise BusyError(
-            f"flanneld (pid {pid}) runs: it serves {control_socket}, but its lock file is missing",
+            f"flanneld (pid {pid}) is running at {control_socket}, but its lock file is missing",
             hint=f"Terminate it with '{f'systemctl stop {unit}' if unit else f'kill {pid}'}', then run "
             f"cleanup again.",
         )
@@ -171,7 +171,7 @@ def _check_namespace(pid: int) -> None:
 
 
 async def offline_status(places: Places, cause: str) -> Status:
-    """Return a status from the files of a daemon and its forwarder; `cause`: the reason why the daemon
+    """Return a status from the files of a daemon and its forwarder. `cause` is the reason why the daemon
     does not respond.
     """
     env_text = _read(places.subnet_file)
@@ -199,14 +199,14 @@ async def offline_status(places: Places, cause: str) -> Status:
 
 
 def last_known_leases(places: Places) -> list[LeaseEntry]:
-    """Return the leases in the last answer that the daemon had from the store; empty if it kept none."""
+    """Return the leases in the last answer of the store that the daemon saved; empty if there is none."""
     known = _last_known(places.last_known)
     leases = map(kept_lease, known.records if known else ())
     return [LeaseEntry.of(lease) for lease in leases if lease is not None]
 
 
 def what_to_do(places: Places, status: Status, error: NotReadyError) -> str:
-    """Return the remedy for a host whose daemon does not respond; `error`: of the request to it."""
+    """Return the remedy for a host whose daemon does not respond. `error` is the failure of the request."""
     if isinstance(error.__cause__, PermissionError):
         return error.hint
     pid = running_daemon(places.lock)
@@ -216,12 +216,12 @@ def what_to_do(places: Places, status: Status, error: NotReadyError) -> str:
     if pid is not None and networks:
         return f"flanneld (pid {pid}) runs several networks: select one with {_options(networks)}."
     if pid is None and others:
-        return f"Start flanneld, or select the one of another prefix with {_options(others)}."
+        return f"Start flanneld, or select a running flanneld with {_options(others)}."
     if pid is not None:
         return f"flanneld (pid {pid}) runs: read its log, and restart it if it hangs."
     if status.forwarder is not None:
-        return "Start flanneld. Until then, packets reach only the peers that it knew last."
-    return "Start flanneld. If it uses another run directory, select that with --run-dir."
+        return "Start flanneld. Until then, packets reach only the peers that flanneld last knew."
+    return "Start flanneld. If it uses another run directory, select this directory with --run-dir."
 
 
 def _options(run_dirs: Iterable[Path]) -> str:

@@ -38,7 +38,7 @@ from pyflannel.wire.lease_record import ALLOW_LIST, CONFIG, SUBNETS, lease_of
 from pyflannel.wire.network_config_json import parse_network_config
 
 DEADLINE_S = 2.0
-"""Deadline for an answer that the daemon gives from memory, whose loop is never busy for that long.
+"""Deadline for an answer that the daemon gives from memory. The daemon is never busy for that long.
 
 flannelctl itself needs up to 2 s to start on a busy host, and must answer within 5 s.
 """
@@ -180,7 +180,7 @@ class StoreClient:
         return await self._store.get(ALLOW_LIST)
 
     async def set_allow_list(self, text: bytes, expected: int) -> None:
-        """Write the allow-list , replacing the list with this revision; 0 if there was no list.
+        """Write the allow-list if the stored list has the revision `expected`; 0 if there was no list.
 
         Raises:
             StoreError: another program wrote a list in the meantime.
@@ -286,7 +286,7 @@ class NetworkClient(Protocol):
 class _Daemon:
     """The daemon, and its store as long as the store responds.
 
-    Only the store has the expiry of leases, and a network config that the daemon rejected.
+    Only the store knows the expiry of leases, and a network config that the daemon rejected.
     """
 
     def __init__(self, daemon: ControlClient, store_url: str | None, password: Secret | None) -> None:

@@ -75,7 +75,7 @@ async def prepare(
 
 
 def give_files(directory: Path, user: User) -> int:
-    """Give the user the files of root below a directory that this user owns; return their number.
+    """Make the user the owner of root's files below a directory that this user owns. Return their number.
 
     These files are from a flanneld that ran as root. When systemd changes the owner of the directory, it also
     changes the files in it, but not files that root creates later. The user may put links into the directory,
@@ -112,8 +112,8 @@ def _is_on(device: int, name: str, directory: int) -> bool:
 
 @contextmanager
 def _opened(name: str, directory: int) -> Iterator[int]:
-    """Open a file without following a link or reading it, so that a check and a later change apply to the
-    same file.
+    """Open a file without reading it or following a link, so that a check and a later change affect the same
+    file.
     """
     descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
@@ -167,12 +167,12 @@ async def create_pins(places: Places, user: User | None = None) -> list[str]:
 
 
 async def _move_forwarders(run_dir: Path, user: User) -> list[str]:
-    """Replace each forwarder that a flanneld that ran as root started, because such a forwarder would
-    refuse this user.
+    """Replace each forwarder that flanneld started when it ran as root, because such a forwarder refuses this
+    user.
     """
     sockets = [path for depth in ("", "*/", "*/*/") for path in run_dir.glob(f"{depth}{SOCKET_NAME}")]
     return [
-        f"moved the forwarder of {path.parent} to {user.name}"
+        f"restarted the forwarder of {path.parent} as user {user.name}"
         for path in sockets
         if await move_forwarder(path.parent, user.uid, user.gid)
     ]

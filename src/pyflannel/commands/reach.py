@@ -41,7 +41,7 @@ SAMPLED, SAMPLE_DEADLINE_S = 32, 1.0
 
 _SKIPPED = EchoResult(state="skipped")
 _TUNNELS = frozenset({"vxlan", "udp", "", "wireguard"})
-"""Backends whose device on each host has the first address of the host's subnet."""
+"""The backends with a device that has the first address of the host's subnet."""
 
 _MTUS = (1500, 1480, 1450, 1420, 1400, 1380, 1280, 576)
 """Sizes in bytes of the probe packets that are smaller than the MTU of the network."""
@@ -113,7 +113,9 @@ def ends_of(peer: LeaseEntry) -> tuple[IpAddress | None, IpAddress | None]:
 
 
 def decisive_echoes(status: Status, leases: Iterable[LeaseEntry]) -> dict[IpNetwork, Echo]:
-    """Return the echo by which each peer is reachable: through the tunnel, or to its address without one."""
+    """Return the echo request that shows whether a peer is reachable: through the tunnel, or to the address
+    of the peer if the backend has no tunnel.
+    """
     found = {}
     for peer in peers_of(status, leases):
         underlay, tunnel = ends_of(peer)
@@ -259,22 +261,22 @@ _ROUNDS, _BENCH_S = 40, 2.0
 """Maximum number of requests for each path and size, and the seconds after which no new round begins."""
 
 _ANSWER_S, _GAP_S = 0.35, 0.005
-"""Deadline of a reply, shorter than the second attempt of `send_echoes`, and the pause between two
-requests."""
+"""Deadline of a reply, shorter than the time after which `send_echoes` tries again; and the pause between two
+requests. In seconds."""
 
 _SMALL = 84
-"""Size in bytes of a small packet, which is the same as that of the program ping."""
+"""Size in bytes of a small packet, the same as the default of the program ping."""
 
 _LOOPBACK: Mapping[Family, IpAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 _MEASURED = (
-    "The round-trip time of single ICMP echo packets. The kernels of both hosts carry and answer them.",
-    "The paths take turns, one request at a time, so that load of the hosts concerns all of them.",
-    "The line of the measurement is this host alone: the part of each time that the measurement adds.",
+    "The round-trip time of single ICMP echo packets. The kernel of the other host answers them.",
+    "The paths are probed in turn, one request at a time, so that load on a host affects all paths equally.",
+    "The line 'measurement' probes this host itself: each other time contains this part.",
 )
 _NOT_MEASURED = (
-    "Throughput and processor time. They need traffic, which no daemon makes on request.",
-    "TCP, and the path inside containers. This host sends from its bridge.",
+    "Throughput and processor time, because flannelctl sends too few packets.",
+    "TCP, and the path inside containers, because this host sends from its bridge.",
 )
 
 

@@ -32,10 +32,10 @@ Subnets = tuple[IPv4Network, IPv6Network | None]
 """The subnets of a lease. Without an IPv6 subnet, they also match a lease that has an IPv6 subnet."""
 
 ANSWER_S = 2.0
-"""Time in which a running holder answers the claim of `release`; a connected holder needs milliseconds."""
+"""Seconds in which a running holder answers the claim of `release`; a connected holder needs milliseconds."""
 
 _DELETE_S = 0.5
-"""Deadline for the deletion of the question."""
+"""Deadline in seconds for the deletion of the claim."""
 
 _CHANGED = "Run flannelctl leases, and try again."
 
@@ -152,8 +152,7 @@ async def _reserve_new(
         if held is not None and held.attributes.public_ip == public_ip:
             raise FlannelError(
                 f"{held.attributes.host_text} already has the lease of {held.subnet}",
-                hint=f"Reserve {held.subnet} for it, or remove flannel from it with flannelctl cleanup on "
-                f"that host.",
+                hint=f"Reserve {held.subnet} for this host, or run flannelctl cleanup on it first.",
             )
     lease = Lease(
         subnet=subnets[0],
@@ -178,7 +177,7 @@ def _check_address(public_ip: IPv4Address, config: NetworkConfig) -> None:
     """Check that an address can be the address of a host on the underlay.
 
     Raises:
-        UsageError: it may not.
+        UsageError: it cannot.
     """
     if public_ip.is_unspecified or public_ip.is_multicast or public_ip.is_loopback:
         raise UsageError(
@@ -262,7 +261,7 @@ async def release(store: Store, record: Record) -> None:
 async def _answers(store: Store, subnet: IPv4Network) -> bool:
     """Return whether the holder of a subnet answers a claim. After that, the claim is deleted.
 
-    The claim has no address, so the holder does not report a conflict with another host.
+    The claim contains no address, so the holder does not report a conflict with another host.
     """
     claim = Claim(subnet=subnet, owner=f"flannelctl-{uuid4().hex}", public_ip=NO_ADDRESS)
     key = claim_key(subnet)
@@ -303,7 +302,7 @@ def _found(records: Sequence[Record], subnets: Subnets) -> Record | None:
     """Return the record of the lease for these subnets.
 
     Raises:
-        UsageError: there are several.
+        UsageError: there are several such records.
     """
     found = [
         record

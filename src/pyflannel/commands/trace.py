@@ -43,7 +43,7 @@ _MOST_QUESTIONS = 16
 """Maximum number of queries of routes. A valid path has fewer steps."""
 
 _DEADLINE_S = 2.0
-"""Deadline for each part that may hang: the forwarder, wg, the eBPF programs."""
+"""Deadline in seconds for each request that may hang: to the forwarder, to wg, for the eBPF programs."""
 
 
 async def trace_packet(
@@ -95,14 +95,14 @@ async def _probed(facts: Facts) -> PacketTrace:
 
     Raises:
         FlannelError: the source is on another host, or no process of its container is visible.
-        TargetError: no table, socket or packet can be made.
+        TargetError: the nftables table, the socket or the packet cannot be created.
     """
     pid = None
     if facts.interfaces.holder(facts.source) is None:
         pid = next((one.pid for one in facts.containers if facts.source in one.addresses), None)
         if pid is None:
             raise FlannelError(
-                f"no packet can be sent from {facts.source}: no process of it is visible on this host",
+                f"no packet can be sent from {facts.source}: this host sees no process of the container",
                 hint="Name a running container of this host as SOURCE, or run trace on its host.",
             )
     found = await trace_echo(facts.source, facts.destination, pid)

@@ -41,7 +41,7 @@ COMMANDS = {
     "lab": "Run several flannel hosts on this machine, for a demo or a trial.",
     "leases": "List, reserve and release the leases of the network.",
     "network": "List, create and remove the networks of a store.",
-    "peers": "List the other hosts, and why some are not reachable.",
+    "peers": "List the other hosts, and the reason if one is not reachable.",
     "ping": "Probe the path to a host or a container, and show where packets stop.",
     "plan": "Show the changes that flanneld would make now, or with another network config.",
     "rotate-key": "Replace the WireGuard key of this host, without losing a packet.",
@@ -209,7 +209,7 @@ def run(arguments: Sequence[str], *, began: float | None = None) -> int:
             raise
         if isinstance(first, PermissionError) and os.geteuid() != 0:
             return _fail(f"no permission to use {first.filename}", "Run flannelctl as root.", 1, wants_json)
-        hint = f"Set {_TRACEBACK}=1 to see the traceback, and report it."
+        hint = f"This is a defect: set {_TRACEBACK}=1 to see the traceback, and report it."
         return _fail(f"{type(first).__name__}: {first}", hint, 1, wants_json)
     return code if isinstance(code, int) else 0
 

@@ -2,7 +2,7 @@
 
 The daemon starts the forwarder, and the forwarder continues after the daemon exits. Its standard input is a
 connection to the daemon, which sends settings and open descriptors. The forwarder needs no rights. With
-CAP_SYS_NICE, it gets a higher priority than ordinary programs, before it gives up its capabilities.
+CAP_SYS_NICE, it gets a higher priority than ordinary programs, before it drops its capabilities.
 """
 
 import os

@@ -1,6 +1,6 @@
 """`mk-docker-opts` writes Docker's options from subnet.env, like flannel's shell script of the same name.
 
-The program never executes the input. The program replaces the output file as a whole.
+The program never executes the input. It replaces the output file as a whole.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""flannelctl allow-list: makes the key of an operator, signs, publishes and prints the list."""
+"""flannelctl allow-list creates the key of an operator, and signs, publishes and prints the list."""
 
 import sqlite3
 import stat

@@ -13,7 +13,7 @@ from testlab.documents import read_document
 
 @pytest.fixture
 def performed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replace the work of cleanup; return the list of the calls."""
+    """Replace the function of cleanup. Return the list of its calls."""
     calls: list[str] = []
 
     def double(name: str) -> Any:

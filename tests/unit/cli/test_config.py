@@ -183,7 +183,7 @@ def test_a_dry_run_on_a_new_store_does_not_create_it(set_config: Set, tmp_path: 
 
 
 def on_a_terminal(answer: bytes, *words: str) -> tuple[int, str]:
-    """Run flannelctl on a terminal of its own; return the exit code and the text on the terminal."""
+    """Run flannelctl on a new terminal. Return the exit code and the text on the terminal."""
     master, slave = pty.openpty()
     try:
         process = subprocess.Popen(

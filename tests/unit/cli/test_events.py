@@ -1,4 +1,4 @@
-"""flannelctl events: the times of --since, and the further events of --follow."""
+"""flannelctl events: the times of --since, and the new events of --follow."""
 
 import re
 from datetime import datetime
@@ -32,12 +32,12 @@ def test_another_text_is_refused(text: str) -> None:
         begin_of(text, NOW)
 
 
-def test_further_events_follow_the_last_known_one() -> None:
+def test_new_events_are_those_after_the_last_printed_one() -> None:
     assert later([], [ONE, TWO]) == [ONE, TWO]
     assert later([ONE, TWO], [ONE, TWO]) == []
     assert later([ONE, TWO], [TWO, FOUR]) == [FOUR]
 
 
-def test_after_a_restart_of_flanneld_all_events_are_further_ones() -> None:
+def test_after_a_restart_of_flanneld_all_events_are_new() -> None:
     assert later([ONE, TWO], [FOUR]) == [FOUR]
     assert later([ONE], []) == []

@@ -106,7 +106,7 @@ class TestHostNames:
 
 
 class TestVerbs:
-    """`ls` may be omitted, and options may be written before the verb."""
+    """The verb `ls` may be omitted, and options may be before the verb."""
 
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:

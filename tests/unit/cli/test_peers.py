@@ -1,4 +1,4 @@
-"""flannelctl peers: the other hosts, and why some are not reachable."""
+"""flannelctl peers: the other hosts, and the reason if one is not reachable."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address

@@ -74,7 +74,7 @@ def test_a_past_error_of_the_store_is_shown_with_its_age() -> None:
 
 
 def test_of_many_warnings_and_refused_peers_the_rest_is_counted() -> None:
-    """A writer of the store can cause one for each lease: thousands are read once, and few are printed."""
+    """A writer of the store can cause one for each lease. Thousands are read once, and a few are printed."""
     names = [CountedText(f"lease {number} is refused") for number in range(2000)]
     peers = tuple(
         RefusedPeer(
@@ -141,7 +141,7 @@ def test_mode_flow_is_shown_with_its_duration_and_the_reasons_against_it() -> No
     shown = dict(facts(Status(version="1", fast_path=path)))
 
     assert shown["fast path"] == "flow"
-    assert "skip the firewall for at most 1 s" in shown["bypass"]
+    assert "skips the firewall for at most 1 s" in shown["bypass"]
     assert shown["not cached"] == path.uncached[0]
 
 

@@ -99,7 +99,7 @@ FIVE = moment(
         (moment(trouble=Notice("no answer within 2.5 s")), "✕ no answer within 2.5 s"),
     ],
 )
-def test_the_first_line_states_whether_all_is_well(shown: Moment, expected: str) -> None:
+def test_the_first_line_states_whether_the_host_is_ready(shown: Moment, expected: str) -> None:
     symbol, _, text = verdict(shown)
 
     assert f"{symbol} {text}" == expected
@@ -220,7 +220,7 @@ def test_a_thousand_peers_can_be_reached_by_keys() -> None:
         for _ in range(5):
             pilot.app.show(thousand)
             await press()
-        assert (time.process_time() - started) / 5 < 0.5  # of the second that a moment lasts
+        assert (time.process_time() - started) / 5 < 0.5  # half of the time between two updates
 
     on_screen(thousand, life)
 
@@ -249,7 +249,7 @@ def test_each_width_shows_the_columns_that_fit() -> None:
         on_screen(shown, life, columns)
 
 
-def test_a_peer_that_stops_to_answer_moves_no_column() -> None:
+def test_a_peer_that_stops_answering_moves_no_column() -> None:
     before, after = moment(peer(2), peer(3)), moment(peer(2, answers=False), peer(3, answers=False))
 
     assert fitting(before, 100) == fitting(after, 100)
@@ -257,7 +257,7 @@ def test_a_peer_that_stops_to_answer_moves_no_column() -> None:
 
 @needs_textual
 def test_another_size_of_the_window_is_used_immediately() -> None:
-    """A moment may follow only after seconds."""
+    """The next data may arrive only after seconds."""
 
     async def life(pilot: "Pilot[None]", press: Callable[..., Awaitable[str]]) -> None:
         wide = (await press()).splitlines()
@@ -305,7 +305,7 @@ def test_text_of_other_hosts_controls_neither_the_terminal_nor_the_layout() -> N
     on_screen(hostile, life)
 
 
-# The real program, on a terminal of its own.
+# The real program, on a new terminal.
 
 
 class Daemon:

@@ -59,7 +59,7 @@ def test_without_a_record_the_device_determines_the_name(usual: Places, tmp_path
 def test_the_usual_daemon_has_flannel0_unless_another_daemon_has_it(
     usual: Places, tmp_path: Path, claims: set[str]
 ) -> None:
-    """Another daemon shows this by its link, its device file, or its claim while it runs."""
+    """Another daemon has it if it has the link, wrote the name to a file, or claims it while it runs."""
     blue = tmp_path / "blue"
     assert claimed_name(Places(run_dir=blue), []) is None
     assert claimed_name(usual, [tun("flannel0", "")]) == "flannel0"
@@ -109,7 +109,7 @@ def test_few_objects_are_listed_and_many_are_counted() -> None:
 def test_without_files_the_device_has_the_identity_of_the_lease(
     usual: Places, monkeypatch: pytest.MonkeyPatch, links: list[Link], owner: str | None
 ) -> None:
-    """As in a container without volumes. An identity in the files takes precedence."""
+    """A container without volumes has no files. An identity in the files takes precedence."""
 
     async def survey() -> list[Link]:
         return links

@@ -1,4 +1,4 @@
-"""Installing and removing the CNI plugin: whole, in order, and without touching foreign files."""
+"""The CNI plugin is installed and removed completely and in order. Foreign files remain unchanged."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_the_installed_program_runs_without_the_virtual_environment(places: CniP
     assert done.stderr == b""
 
 
-def test_the_program_names_the_remedy_when_the_package_is_gone(places: CniPlaces, tmp_path: Path) -> None:
+def test_the_program_names_the_remedy_if_the_package_was_removed(places: CniPlaces, tmp_path: Path) -> None:
     install(places, SUBNET_FILE)
     text = program_of(places).read_text()
     package = next(line for line in text.splitlines() if "sys.path" in line).split("'")[1]
@@ -67,7 +67,7 @@ def test_an_original_plugin_is_moved_and_restored(places: CniPlaces) -> None:
     program_of(places).write_text("original")
     conflist_of(places).write_text('{"name": "cbr0"}')
     report = install(places, SUBNET_FILE)
-    assert any("aside" in line for line in report.done)
+    assert any("renamed the former" in line for line in report.done)
     assert report.kept
     assert program_of(places).read_text() != "original"
     install(places, SUBNET_FILE)

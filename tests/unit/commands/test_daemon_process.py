@@ -141,7 +141,7 @@ def test_a_daemon_that_does_not_end_is_reported(
 def test_a_daemon_whose_lock_was_deleted_is_reported(lock: Path) -> None:
     """Nothing of a running daemon is removed, because the daemon would create it again."""
     with listen_unix(lock.with_name("flanneld.sock")):
-        with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) runs: it serves") as refused:
+        with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) is running at") as refused:
             asyncio.run(stop_daemon(lock))
 
     assert refused.value.hint == f"Terminate it with 'kill {os.getpid()}', then run cleanup again."

@@ -68,7 +68,7 @@ def test_a_host_of_the_original_is_known_by_its_address(store: FakeStore) -> Non
     assert [event for event, _ in events(store)] == ["acquired", "transferred"]
 
 
-def test_a_lease_that_was_deleted_last_is_in_the_history(store: FakeStore) -> None:
+def test_a_lease_whose_deletion_is_the_last_change_is_in_the_history(store: FakeStore) -> None:
     put(store, FIRST)
     store.change(Delete(key=KEY, expected=None))
 
@@ -81,7 +81,7 @@ def test_a_history_without_leases_is_empty_and_complete(store: FakeStore) -> Non
     assert (found.changes, found.begin, found.is_complete) == ((), 1, True)
 
 
-def test_after_a_compaction_the_begin_is_named_and_existing_leases_remain(store: FakeStore) -> None:
+def test_after_a_compaction_its_start_is_named_and_existing_leases_remain(store: FakeStore) -> None:
     put(store, FIRST, key="subnets/10.100.3.0-24")
     put(store, FIRST)
     put(store, OTHER, key="subnets/10.100.2.0-24")

@@ -1,4 +1,4 @@
-"""The live view: loss, rates, and peers that stay on the screen while flanneld does not respond."""
+"""The live view shows loss and rates, and keeps the peers while flanneld does not respond."""
 
 import asyncio
 import json
@@ -73,7 +73,7 @@ class Host:
         self.backend = replace(self.backend, received=received, sent=sent)
 
     def lives(self, life: Callable[[], Awaitable[None]]) -> list[Moment]:
-        """Return the moments that are shown during a life."""
+        """Return the moments that the view yields while `life` runs."""
 
         async def run() -> None:
             view = LiveView(self, self.places, self.send, self.clock, self.moments.append)
@@ -110,7 +110,7 @@ def test_the_peers_are_shown_with_their_round_trip_time(host: Host) -> None:
 
 
 def test_the_loss_counts_each_request_that_was_not_answered(host: Host) -> None:
-    """A peer that answers the second request has lost the first one."""
+    """The first request of a peer that answers the second one is lost."""
     host.results = {
         subnet(2).network_address: replace(REACHED, attempts=2),
         subnet(3).network_address: replace(SILENT, attempts=3),
@@ -228,8 +228,8 @@ def test_without_the_right_to_probe_the_reason_is_shown(host: Host) -> None:
 
 
 @pytest.mark.parametrize(("peers", "pause_s"), [(5, 1.0), (1000, 1.0), (10_000, LONGEST_LOOK_S)])
-def test_looks_at_a_large_network_are_rare(host: Host, peers: int, pause_s: float) -> None:
-    """A large network must not occupy flanneld because a person watches it."""
+def test_requests_about_a_large_network_are_rare(host: Host, peers: int, pause_s: float) -> None:
+    """The view must not occupy flanneld in a large network."""
     host.peers = list(range(2, peers + 2))
 
     async def life() -> None:

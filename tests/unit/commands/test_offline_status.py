@@ -20,7 +20,7 @@ GONE = NotReadyError("flanneld does not respond", hint="Start flanneld.")
 
 
 def test_each_of_several_networks_is_named_in_the_remedy(tmp_path: Path) -> None:
-    """The daemon has a socket for each network and none of its own, so it does not hang."""
+    """The daemon has a socket for each network and none of its own, which does not mean that it hangs."""
     places = Places(run_dir=tmp_path)
 
     with (
@@ -37,7 +37,7 @@ def test_each_of_several_networks_is_named_in_the_remedy(tmp_path: Path) -> None
 
 
 def test_a_daemon_of_another_prefix_is_named(tmp_path: Path) -> None:
-    """It is not a network of the selected daemon."""
+    """The other daemon is not a network of the selected daemon."""
     places = Places(run_dir=tmp_path)
     blue = places.of_prefix("/blue")
 
@@ -46,7 +46,7 @@ def test_a_daemon_of_another_prefix_is_named(tmp_path: Path) -> None:
         with RunLock(str(places.lock)):
             hanging = what_to_do(places, SILENT, GONE)
 
-    assert advice == f"Start flanneld, or select the one of another prefix with --run-dir={tmp_path}/@blue."
+    assert advice == f"Start flanneld, or select a running flanneld with --run-dir={tmp_path}/@blue."
     assert hanging.startswith(f"flanneld (pid {os.getpid()}) runs: ")
 
 
@@ -67,7 +67,7 @@ def test_without_the_right_to_ask_the_remedy_is_another_user(tmp_path: Path) -> 
 
 
 def test_the_owner_is_known_without_an_identity_file(tmp_path: Path) -> None:
-    """One of several networks has no identity file. If there is one, it counts."""
+    """One of several networks has no identity file. An existing identity file takes precedence."""
     places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "blue.env")
     lease = '{"PublicIP":"10.0.0.1","Pyflannel":{"Owner":"us","Host":"docker1"}}'
     known = {"Config": "{}", "Own": "subnets/10.1.2.0-24", "Leases": {"subnets/10.1.2.0-24": lease}}

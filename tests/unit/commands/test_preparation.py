@@ -1,4 +1,4 @@
-"""Files that root gives to the user of flanneld: only those that flanneld made."""
+"""root changes the owner of files to the user of flanneld only if flanneld created them."""
 
 import os
 import stat
@@ -26,7 +26,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 @needs_root
-def test_files_of_root_go_to_the_user(directory: Path) -> None:
+def test_files_of_root_get_the_user_as_owner(directory: Path) -> None:
     assert give_files(directory, NOBODY) == 3
 
     assert {path.stat().st_uid for path in directory.rglob("*")} == {NOBODY.uid}
@@ -34,10 +34,10 @@ def test_files_of_root_go_to_the_user(directory: Path) -> None:
 
 
 @needs_root
-def test_files_that_the_user_linked_into_the_directory_stay_with_root(
+def test_files_that_the_user_linked_into_the_directory_keep_their_owner(
     directory: Path, tmp_path: Path
 ) -> None:
-    """Neither a symbolic link is followed, nor is a file given that has another name elsewhere."""
+    """A symbolic link is not followed, and a file with another name elsewhere keeps its owner."""
     secret, other = tmp_path / "secret", tmp_path / "other"
     secret.write_text("of root")
     other.mkdir()
@@ -53,10 +53,10 @@ def test_files_that_the_user_linked_into_the_directory_stay_with_root(
 
 @needs_root
 @pytest.mark.parametrize("obstacle", ["a directory of root", "unprotected hard links"])
-def test_nothing_is_given(
+def test_no_file_gets_another_owner(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
 ) -> None:
-    """The directory is that of another program, or the user could add names to files of root."""
+    """Another program uses the directory, or the user could add links to files of root."""
     if obstacle == "a directory of root":
         os.chown(directory, 0, 0)
     else:

@@ -35,7 +35,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, *runs: _Run) -> list[list[str]]:
     return calls
 
 
-def test_the_paths_take_turns_and_a_silent_one_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_paths_are_measured_in_turn_and_a_silent_one_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = run_of("underlay", "10.0.0.1"), run_of("tunnel", "10.1.0.0")
     silent = run_of("container", "10.1.0.1")
 

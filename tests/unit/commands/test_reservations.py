@@ -25,7 +25,7 @@ HOST = IPv4Address("10.0.0.9")
 
 
 def store_with(config: bytes | None = CONFIG, **values: tuple[bytes, int | None]) -> FakeStore:
-    """Return a store with these leases: value and TTL by the third number of the subnet, as in `n1`."""
+    """Return a store with these leases. A name such as `n1` contains the third number of the subnet."""
     store = FakeStore(FakeClock())
     if config is not None:
         store.change(Put(key="config", value=config, ttl_s=None, expected=0))
@@ -165,7 +165,7 @@ def test_a_text_that_is_no_subnet_is_refused(text: str) -> None:
 
 
 def examined(store: FakeStore, holder: Callable[[FakeStore], Any] | None = None) -> str:
-    """Return the state of the holder, and check that no claim is left."""
+    """Return the state of the holder, and check that no claim remains."""
 
     async def examine() -> str:
         if holder is None:
@@ -178,7 +178,7 @@ def examined(store: FakeStore, holder: Callable[[FakeStore], Any] | None = None)
     return found
 
 
-def test_a_living_holder_answers() -> None:
+def test_a_running_holder_answers() -> None:
     assert examined(store_with(n1=(OURS, 86400)), living_holder) == "alive"
 
 

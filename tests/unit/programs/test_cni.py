@@ -1,4 +1,4 @@
-"""The CNI plugin with recorded delegates: as the original, except for the differences that are named here."""
+"""The CNI plugin with recorded delegates acts as the original, except for the differences named here."""
 
 import io
 import json
@@ -73,7 +73,7 @@ DIFFERENT = {
     "GC 1.1.0": "the delegate runs",
     "ADD without CNI_COMMAND": "the name of the version",
 }
-"""Cases in which this plugin does more than the original, or something else. Each has a test below."""
+"""Cases in which this plugin acts otherwise than the original. Each has a test below."""
 
 
 class Host:
@@ -212,7 +212,7 @@ def test_the_saved_file_is_readable_only_by_root(host: Host) -> None:
     assert stat.S_IMODE((host.data / "cid1").stat().st_mode) == 0o600
 
 
-def test_two_interfaces_of_one_container_have_files_of_their_own(host: Host) -> None:
+def test_two_interfaces_of_one_container_have_separate_files(host: Host) -> None:
     host.command("ADD")
     host.command("ADD", interface="net1", name="n2")
     done = host.command("DEL", interface="net1", name="n2")
@@ -277,7 +277,7 @@ def test_a_delegate_that_crashes_is_named_and_can_be_deleted(host: Host) -> None
 
 
 def test_the_plugin_starts_with_few_modules() -> None:
-    """Each start of a container waits for them."""
+    """Each start of a container loads these modules."""
     show = "import sys, pyflannel.programs.cni; print(*sys.modules)"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r}); {show}"]
     shown = subprocess.run([*command[:1], "-IS", *command[1:]], capture_output=True, text=True, check=True)
@@ -326,7 +326,7 @@ def test_an_add_without_its_delegate_saves_nothing(host: Host) -> None:
     assert host.command("DEL").status == 0
 
 
-def test_a_damaged_saved_file_is_replaced_by_the_configuration_of_now(host: Host) -> None:
+def test_a_damaged_saved_file_is_replaced_by_the_present_configuration(host: Host) -> None:
     host.data.mkdir()
     (host.data / "cid1").write_text("garbage")
     done = host.command("DEL")
@@ -392,7 +392,7 @@ def test_status_succeeds_when_an_add_can_succeed(host: Host) -> None:
     assert [call.env["CNI_COMMAND"] for call in done.calls] == ["STATUS"]
 
 
-def test_status_without_subnet_env_says_why(empty_host: Host) -> None:
+def test_status_without_subnet_env_names_the_reason(empty_host: Host) -> None:
     error = json.loads(empty_host.command("STATUS").stdout)
     assert error["code"] == 50
     assert "subnet.env" in error["msg"]

@@ -164,7 +164,11 @@ def test_an_interrupt_is_an_error_document(capfd: Printed, monkeypatch: pytest.M
     ("error", "text", "code"),
     [
         (NotReadyError("flanneld is starting", hint="Try again."), "flanneld is starting\n  Try again.", 3),
-        (ZeroDivisionError("division"), "ZeroDivisionError: division\n  Set FLANNELCTL_TRACEBACK=1", 1),
+        (
+            ZeroDivisionError("division"),
+            "ZeroDivisionError: division\n  This is a defect: set FLANNELCTL_TRACEBACK=1",
+            1,
+        ),
     ],
 )
 def test_an_error_of_concurrent_work_is_named(

@@ -1,4 +1,4 @@
-"""flanneld as a program: where it prints the texts that a user requests."""
+"""The streams to which flanneld prints the texts that a user requests."""
 
 import sys
 
