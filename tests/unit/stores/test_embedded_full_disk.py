@@ -51,7 +51,7 @@ def fill_up(database: Database, size: int) -> None:
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_a_full_disk_is_reported_and_the_store_continues_when_there_is_space(disk: Path, size: int) -> None:
-    """Also if SQLite has rolled the transaction back already, so that there is none to roll back."""
+    """SQLite may have rolled the transaction back already, so that there is none to roll back."""
     database = Database(disk / "leases.db", FakeClock(), "a boot")
     put(database, "subnets/a")
     filler = fill(disk)

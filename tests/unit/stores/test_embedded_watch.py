@@ -33,7 +33,7 @@ def opened(path: Path) -> EmbeddedStore:
 
 
 def test_every_write_wakes_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the look that would come a minute later: the log is written before its commit can be read."""
+    """The watch does not wait for its next poll. The log is written before a reader sees the commit."""
     monkeypatch.setattr(embedded, "LOOK_S", 60.0)
 
     async def check() -> None:
@@ -109,8 +109,8 @@ def test_without_inotify_the_watch_polls_the_file(
     assert caplog.text.count("Could not watch the file of the store") == 1
 
 
-def test_a_closed_watch_leaves_nothing_behind(tmp_path: Path) -> None:
-    """No task and no descriptor remain, also if the watch could not be opened."""
+def test_a_closed_watch_leaves_no_task_and_no_descriptor(tmp_path: Path) -> None:
+    """This is the same if the watch could not be opened."""
 
     async def check() -> None:
         store = opened(tmp_path / "leases.db")

@@ -1,4 +1,4 @@
-"""The deadline of a call counts only time in which the process ran: an unread answer is not late."""
+"""The deadline of a call counts only time in which the process ran. An unread answer is not late."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ def test_an_answer_that_arrived_while_the_process_was_stopped_counts() -> None:
 
 
 def test_each_stop_of_the_process_counts_as_one_tick() -> None:
-    """A stop of the process in each of several steps of a call does not exceed the deadline."""
+    """Stops of the process in several steps of a call do not exceed the deadline."""
 
     async def test() -> str:
         async def call() -> str:

@@ -1,4 +1,4 @@
-"""A watch without signs of life is lost, even if the connection is alive."""
+"""A watch without responses is lost, even if the connection works."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -34,8 +34,8 @@ class FakeMember(WatchBase):
     """Confirms each watch, and answers a number of progress requests.
 
     Attributes:
-        requests: how many there were.
-        floods: it tells of changes without end.
+        requests: number of progress requests.
+        floods: it sends changes without end.
     """
 
     answers: int
@@ -86,13 +86,13 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_member_that_stops_responding_is_lost() -> None:
-    """Pings are answered: a member may be alive while its watch is dead."""
+    """The member answers pings, but its watch sends nothing."""
 
     async def check() -> None:
         async with serving(FakeMember(answers=2)) as store:
             async with store.watch("", 1) as watch:
                 assert await watch.next() == StoreChanges((), 1)
-                with pytest.raises(StoreError, match="ended: no sign of life"):
+                with pytest.raises(StoreError, match="ended: no response"):
                     await watch.next()
 
     asyncio.run(check())
@@ -132,7 +132,7 @@ def test_a_proxy_that_never_answers_is_asked_once_in_each_watch() -> None:
 
 
 def test_a_member_with_a_slow_watcher_is_not_reported_as_silent() -> None:
-    """The member is blocked then, and cannot answer."""
+    """The member is blocked meanwhile, and cannot answer."""
 
     async def check() -> None:
         member = FakeMember(answers=1)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from pyflannel.errors import StoreError
-from pyflannel.stores.etcd.cluster import Address, Cluster, Member, is_still_ours
+from pyflannel.stores.etcd.cluster import Address, Cluster, Member, is_still_local
 from pyflannel.stores.etcd.endpoint import Endpoint
 
 FOREIGN = "192.0.2.1"
@@ -28,7 +28,7 @@ async def listening() -> asyncio.Server:
 def test_an_address_belongs_to_the_host_while_a_socket_can_be_bound_to_it(
     address: Address, expected: bool
 ) -> None:
-    assert is_still_ours(address) is expected
+    assert is_still_local(address) is expected
 
 
 @pytest.mark.parametrize("stays", [True, False])

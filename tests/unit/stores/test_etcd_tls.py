@@ -106,7 +106,7 @@ def test_text_between_the_certificates_of_a_bundle_is_ignored(tmp_path: Path) ->
 
 
 def test_a_key_with_a_pass_phrase_is_refused_without_a_prompt(tmp_path: Path) -> None:
-    """OpenSSL would ask for it on the terminal."""
+    """OpenSSL would ask for the pass phrase on the terminal."""
     encryption = serialization.BestAvailableEncryption(b"phrase")
     client = issue(tmp_path, "client", encryption=encryption)
 

@@ -86,7 +86,7 @@ def test_a_watch_continues_the_listing_and_is_opened_again_without_another_listi
     run(check)
 
 
-def test_a_revision_that_the_server_forgot_asks_for_another_listing(tmp_path: Path) -> None:
+def test_a_revision_that_the_server_forgot_causes_another_listing(tmp_path: Path) -> None:
     async def check(server: FakeApiServer) -> None:
         store = store_at(server.url, tmp_path)
         listing = await store.list("nodes/")
@@ -248,7 +248,7 @@ def test_the_node_of_a_pod_is_asked_for(tmp_path: Path) -> None:
         assert await node_of_pod(client, "kube-flannel", "kube-flannel-ds-x") == "n1"
         assert server.requests == [("get", "/api/v1/namespaces/kube-flannel/pods/kube-flannel-ds-x")]
         server.forbidden = {"get"}
-        with pytest.raises(StoreError, match="forbids it") as error:
+        with pytest.raises(StoreError, match="forbids the request") as error:
             await node_of_pod(client, "kube-flannel", "kube-flannel-ds-x")
         assert error.value.hint.startswith(
             "Set NODE_NAME to the name of the Node, or let flanneld get its pod"

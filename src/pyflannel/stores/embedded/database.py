@@ -1,4 +1,4 @@
-"""The store in an SQLite file, with revisions, conditional writes, expiry, limited history. Calls are
+"""The store in an SQLite file, with revisions, conditional writes, expiry and a limited history. Calls are
 synchronous.
 """
 
@@ -27,7 +27,7 @@ from pyflannel.model.store_record import (
 from pyflannel.ports import Clock
 
 HISTORY_REVISIONS = 10_000
-"""Minimum number of past revisions at which a watch can begin."""
+"""Minimum number of past revisions that the file keeps. A watch can begin at each of them."""
 
 BUSY_S = 5.0
 """Time in seconds that a call waits for the transaction of another process."""
@@ -36,7 +36,7 @@ BATCH_CHANGES = 1000
 """Maximum number of changes that a watch reads at once."""
 
 _FORMAT = 1
-"""PRAGMA user_version of the tables below."""
+"""Version of the tables below, in PRAGMA user_version."""
 
 # One revision changes one key, so the revision identifies the change. Deadlines are CLOCK_BOOTTIME seconds of
 # the boot named in `store`, which steps of the wall clock do not affect. After a reboot, the new deadlines
@@ -318,7 +318,7 @@ class Database:
         return revision
 
     def _forget_history(self, connection: sqlite3.Connection, revision: int) -> None:
-        """Keep the last `history` revisions, and up to a tenth more than that, so that deletions are rare."""
+        """Keep the last `history` revisions. Delete older ones only when a tenth more have accumulated."""
         ((compacted,),) = connection.execute("SELECT compacted FROM store")
         if revision - compacted > self._history + self._history // 10:
             oldest = revision - self._history

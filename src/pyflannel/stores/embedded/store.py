@@ -17,7 +17,7 @@ from pyflannel.stores.embedded.database import Database
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Interval at which a watch reads the file even without a notification."""
+"""Interval in seconds at which a watch reads the file even without a notification."""
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
@@ -95,7 +95,7 @@ class EmbeddedStore:
 
 
 class _Watcher:
-    """A watch of the file. `writes` announces possible writes; None if notifications are not available."""
+    """A watch of the file. `writes` reports possible writes; None if notifications are not available."""
 
     def __init__(self, store: EmbeddedStore, prefix: str, after: int, writes: Changes | None) -> None:
         self._store = store

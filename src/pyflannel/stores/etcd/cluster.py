@@ -42,8 +42,8 @@ Address = tuple[str, int] | tuple[str, int, int, int]
 """The address of a bound socket, IPv4 or IPv6."""
 
 
-def is_still_ours(address: Address) -> bool:
-    """Return whether a socket can be bound to the address, on any port."""
+def is_still_local(address: Address) -> bool:
+    """Return whether this host still has the address: a socket can be bound to it."""
     family = socket.AF_INET if len(address) == 2 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
@@ -111,7 +111,7 @@ class Connection(Channel):
     @property
     def is_stranded(self) -> bool:
         """Return whether the host has lost the local address of the connection."""
-        return self._connected and self._local is not None and not is_still_ours(self._local)
+        return self._connected and self._local is not None and not is_still_local(self._local)
 
     def _protocol_factory(self) -> H2Protocol:
         return _Protocol(Handler(), self._config, self._h2_config)
@@ -308,7 +308,7 @@ class Cluster:
         for endpoint in tuple(self._endpoints):
             member = self._member(endpoint)
             try:
-                # The connection is opened before the call: if this fails, nothing was sent.
+                # The connection is opened before the call. If this fails, no request was sent.
                 if not member.channel.is_open:
                     await within(min(CONNECT_S, self._call_s), member.channel.__connect__())
             except OSError as error:
@@ -379,7 +379,7 @@ class Cluster:
     def _member(self, endpoint: Endpoint) -> Member:
         existing = self._members.get(endpoint)
         if existing is not None and existing.channel.is_stranded:
-            # Without this check, a call would get no answer until its deadline.
+            # Without this check, a call on the old connection would wait until its deadline.
             existing.channel.close()
             del self._members[endpoint]
         if endpoint not in self._members:

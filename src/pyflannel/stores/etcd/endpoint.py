@@ -77,8 +77,8 @@ class TlsFiles:
 
         context = ssl.create_default_context() if self.ca is None else _trusting(self.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # As in Go, only the extension for names is used, and old authorities without the extensions that
-        # Python 3.13 requires are valid.
+        # As in Go: the name of a member must be in the extension for names, and certificates of old
+        # authorities are valid without the extensions that Python 3.13 requires.
         context.hostname_checks_common_name = False
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.set_alpn_protocols(["h2"])
@@ -142,7 +142,7 @@ def _check_time(certificate: Path, not_before: datetime, not_after: datetime) ->
 
 
 def _refuse_pass_phrase(key: Path) -> str:
-    # Without this function, OpenSSL would ask for the pass phrase on the terminal.
+    # Without this callback, OpenSSL would ask for the pass phrase on the terminal.
     raise StoreError(
         f"the etcd key {key} is protected by a pass phrase",
         hint="Remove the pass phrase from the key, and set mode 0600.",
@@ -153,7 +153,7 @@ def _read(path: Path, kind: str) -> str:
     try:
         return path.read_text(
             encoding="ascii", errors="ignore"
-        )  # bundles contain names between the certificates
+        )  # a bundle may contain names between its certificates, which may not be UTF-8
     except OSError as error:
         raise StoreError(
             f"the etcd {kind} {path} cannot be read: {error.strerror}",

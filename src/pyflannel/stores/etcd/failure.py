@@ -15,7 +15,7 @@ from pyflannel.errors import StoreError
 from pyflannel.stores.etcd.endpoint import Endpoint, SSLCertVerificationError, SSLError
 
 NONSENSE = (DecodeError, ValueError, LookupError)
-"""Errors of the client's layers if a member violates the protocol in a message, a header or a status."""
+"""Errors of grpclib and its libraries for a message, a header or a status that violates the protocol."""
 
 BROKEN = (
     OSError,
@@ -26,8 +26,8 @@ BROKEN = (
     AssertionError,
     *NONSENSE,
 )
-"""Errors that end a call before the answer arrives. A broken connection causes errors in several layers of
-the client.
+"""Errors that end a call before the answer arrives. grpclib and its libraries raise different errors for a
+broken connection.
 
 grpclib asserts that a complete message has arrived when the stream has ended.
 """
@@ -41,20 +41,20 @@ _REFUSALS = {
     Status.RESOURCE_EXHAUSTED: "etcd is full or overloaded: compact, defragment, then disarm its alarm.",
     Status.UNIMPLEMENTED: "Use etcd 3.4 or newer.",
 }
-"""Refusals that have no effect and that every member would give, and the remedies for these refusals."""
+"""The statuses of refusals, with their remedies. Every member would refuse the request. It had no effect."""
 
 _HINTS = {
     "user name is empty": "This etcd requires a user: set --etcd-username and a password.",
     "authentication failed": "Check user and password. A password file is read again at each attempt.",
     "permission denied": _REFUSALS[Status.PERMISSION_DENIED],
 }
-"""Remedies by etcd's message, which is more specific than its status."""
+"""Remedies for messages of etcd. A message is more specific than its status."""
 
 _NEEDS_LOGIN = ("invalid auth token", "user name is empty", "revision of auth store is old")
 """Messages of etcd if the token is missing, expired, or older than the last change of its users."""
 
-_NOT_RUNNING = "Check that etcd runs, and that these are its client addresses."
-_NOT_TRUSTED = "Check the CA file, and the names and dates in the certificate of that member."
+_NOT_RUNNING = "Check that etcd runs, and that the endpoints are its client addresses."
+_NOT_TRUSTED = "Check the CA file, and the names and dates in the certificate of the member."
 _NOT_LET_IN = (
     "Check the client certificate: the CA of the member must have signed it for client authentication."
 )
@@ -129,18 +129,18 @@ def hint_of(error: BaseException) -> str:
 
 
 def _alert(reason: str) -> str:
-    """Return only the name of the TLS alert, without the TLS version that OpenSSL puts before it."""
+    """Return the name of the TLS alert, without the TLS version that OpenSSL adds before the name."""
     return reason.partition("alert ")[2]
 
 
 CONNECT_S = 2
-"""Deadline for a connection, including TLS."""
+"""Deadline in seconds for a connection, including TLS."""
 
 CALL_S = 5
-"""Deadline for an answer. etcd itself cancels a request after about 7 s."""
+"""Deadline in seconds for an answer. etcd itself cancels a request after about 7 s."""
 
 _TICKS = 20
-"""Number of ticks of a deadline."""
+"""Number of ticks into which `patience` divides a deadline."""
 
 _Answer = TypeVar("_Answer")
 
@@ -171,7 +171,7 @@ async def patience(seconds: float) -> AsyncIterator[None]:
             if left:
                 timer = loop.call_later(tick_s, count, left - 1)
             else:
-                deadline.reschedule(loop.time())  # first, this handles the data that has arrived
+                deadline.reschedule(loop.time())  # the loop first handles data that has arrived
 
         try:
             yield
@@ -183,8 +183,8 @@ async def apart(call: Coroutine[Any, Any, _Answer]) -> _Answer:
     """Await `call` in a separate task.
 
     If a connection breaks, grpclib 0.4 cancels the waiting task without `Task.uncancel`. In the caller's
-    task, later timeouts and task groups would then fail. The task groups of Python 3.11 have the same defect,
-    so the error is returned from the group as a value.
+    task, later timeouts and task groups would then fail. The task groups of Python 3.11 also omit
+    `Task.uncancel`, so the error is returned from the group as a value.
     """
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(_answer_or_error(call))

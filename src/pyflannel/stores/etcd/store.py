@@ -29,7 +29,7 @@ from pyflannel.stores.etcd.watch import Watch
 log = logging.getLogger(__name__)
 
 PAGE_RECORDS = 1000
-"""Number of records of one request. With this number, an answer remains far below etcd's limits."""
+"""Maximum number of records in one answer, which keeps an answer far below etcd's limits."""
 
 MOST_RECORDS = 4 * LARGEST
 """Maximum number of records of a list. There may be reservations and claims besides the leases, and keys
@@ -109,7 +109,7 @@ class EtcdStore:
 
             async def start(member: Member) -> Watch:
                 watch = Watch(self._keys, after, member, self._answering)
-                attempts.push_async_callback(watch.close)  # this also applies if the answer arrives too late
+                attempts.push_async_callback(watch.close)  # also closes a watch that is confirmed too late
                 await watch.start(prefix)
                 return watch
 

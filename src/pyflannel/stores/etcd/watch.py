@@ -26,18 +26,18 @@ from pyflannel.stores.etcd.rpc_pb2 import (
 )
 
 SILENT_S = 5.0
-"""Duration of silence after which the member is asked for a progress report."""
+"""Seconds without a response, after which the watch requests a progress report from the member."""
 
 ANSWER_S = 5.0
-"""Deadline for the progress report. Without a request, etcd reports progress only every 10 minutes."""
+"""Deadline in seconds for the progress report. Without a request, etcd reports progress every 10 minutes."""
 
 # With this setting, a member that lost the connection to the other members ends the watch. Without this
 # setting, it would send nothing.
 _REQUIRE_LEADER = {"hasleader": "true"}
 
 _READ_AHEAD = 10
-"""Maximum number of responses that are read before the watcher takes them. If there are more, the member
-has to wait."""
+"""Maximum number of responses that are read but not yet returned by `next`. If there are more, the member has
+to wait."""
 
 _REQUESTED = -1
 """`watch_id` of the answer to a progress request."""
@@ -98,7 +98,7 @@ class Watch:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not confirmed.done():
             raise _why(reading)
-        self._run(self._require_life(confirmed.result()), "signs of life of an etcd watch")
+        self._run(self._require_life(confirmed.result()), "progress requests of an etcd watch")
 
     async def close(self) -> None:
         """End the tasks. The stream to the member is closed."""
@@ -160,8 +160,8 @@ class Watch:
     async def _require_life(self, stream: _Stream) -> None:
         """Raise TimeoutError if the member neither sends anything nor answers a progress request.
 
-        A member that has never answered is asked only once, and no answer is required. etcd's grpc-proxy does
-        not forward progress requests, and logs an error for each request (etcd issue 19710).
+        A member that has never answered gets only one request, and its answer is not required. etcd's
+        grpc-proxy does not forward progress requests, and logs an error for each request (etcd issue 19710).
         """
         is_asked = False
         while True:
@@ -196,7 +196,7 @@ class Watch:
         if self._end is None and isinstance(error, StoreError):
             self._end = error
         elif self._end is None:
-            why = "no sign of life" if isinstance(error, TimeoutError) else explain(error)
+            why = "no response" if isinstance(error, TimeoutError) else explain(error)
             self._end = StoreError(
                 f"the watch at etcd {self.member.endpoint} ended: {why}", hint=hint_of(error)
             )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Directory of the token and the certificate authority of a pod."""
 
-_URL_HINT = "Write --kube-api-url=https://HOST:6443, for example."
+_URL_HINT = "Write the URL in the form https://HOST:6443."
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """The settings of one connection to the server. Relative paths in `config` begin at `base`."""
+    """The settings of one connection to the server. Relative paths in `config` are relative to `base`."""
 
     server: Server
     config: Kubeconfig
@@ -158,7 +158,7 @@ class Connection:
             if not token:
                 raise StoreError(f"the token file {path} is empty", hint="Write a token to it.")
         if any(not 0x20 < ord(character) < 0x7F for character in token):
-            raise StoreError(f"{self.credentials} is not a token", hint="Write one line without spaces.")
+            raise StoreError(f"{self.credentials} is not valid", hint="A token is one line without spaces.")
         return [("Authorization", f"Bearer {token}")] if token else []
 
     def tls(self) -> "ssl.SSLContext | None":
@@ -222,7 +222,7 @@ def read(path: Path, what: str) -> str:
     """Return the text of a file.
 
     Raises:
-        StoreError: it is unreadable.
+        StoreError: the file is unreadable.
     """
     try:
         return path.read_text(encoding="utf-8", errors="replace")

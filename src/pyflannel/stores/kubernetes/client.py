@@ -27,10 +27,10 @@ CALL_S = 10.0
 """Deadline for an answer, and for the start of a watch."""
 
 THROTTLED_TRIES = 3
-"""Number of throttled requests after which a call fails."""
+"""Number of attempts of a call. If the server throttles all of them, the call fails."""
 
 LONGEST_WAIT_S = 10.0
-"""Longest pause that the server can demand with Retry-After."""
+"""Longest pause in seconds that the server can require with Retry-After."""
 
 LONGEST_LINE = 2 * 1024 * 1024
 """Maximum length of a line of a watch, in bytes: etcd limits an object to 1.5 MB."""
@@ -50,7 +50,7 @@ PATCH = "application/strategic-merge-patch+json"
 
 
 class RefusedError(StoreError):
-    """The server refused a request. `status` is the status of HTTP."""
+    """The server refused a request. `status` is the HTTP status."""
 
     def __init__(self, message: str, *, hint: str, status: int) -> None:
         super().__init__(message, hint=hint)
@@ -178,7 +178,7 @@ class Answer:
 
     @property
     def retry_after_s(self) -> float | None:
-        """The pause after which the server accepts the request; None if it was not throttled."""
+        """The seconds after which the server will accept the request; None if it was not throttled."""
         if self._response is None or self.status not in (429, 503):
             return None
         for name, value in self._response.headers:
@@ -190,7 +190,7 @@ class Answer:
         """Raise unless the server accepted the request.
 
         Raises:
-            RefusedError: it did not.
+            RefusedError: the server refused the request.
         """
         if self.status // 100 != 2:
             raise _refusal(self, parse_failure(await self._whole()).message)
@@ -273,12 +273,12 @@ def _refusal(answer: Answer, message: str) -> RefusedError:
     match answer.status:
         case 401:
             text = f"the API server {url} does not accept {credentials} (401 Unauthorized)"
-            hint = "Renew it: it is expired, or of another cluster. flanneld reads it again at each attempt."
+            hint = "Renew it: it is expired, or of another cluster. flanneld reads it at each attempt."
         case 400 | 403 | 422 if _DENIED.search(message):
-            text = f"the admission control of {url} rejects it: {message}"
+            text = f"the admission control of {url} rejects the request: {message}"
             hint = "Let this policy or webhook of the cluster accept the changes of flanneld."
         case 403:
-            text = f"the API server {url} forbids it: {message}"
+            text = f"the API server {url} forbids the request: {message}"
             hint = "Grant flanneld the role in deploy/kubernetes/rbac.yaml."
         case 404:
             text, hint = f"{message or 'not found'}", "Check the name of the Node: NODE_NAME."
@@ -287,5 +287,5 @@ def _refusal(answer: Answer, message: str) -> RefusedError:
             hint = "Repair this webhook of the cluster, or let it ignore nodes/status."
         case status:
             text = f"the API server {url} answered {status}: {message}"
-            hint = "flanneld tries again. The log of the API server has the reason."
+            hint = "flanneld tries again. The log of the API server contains the reason."
     return RefusedError(text, hint=hint, status=answer.status)

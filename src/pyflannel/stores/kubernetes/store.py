@@ -39,7 +39,7 @@ from pyflannel.wire.kubernetes_node import (
 from pyflannel.wire.lease_record import CONFIG
 
 LOOK_S = 5.0
-"""Interval at which the file of the network config is read."""
+"""Interval in seconds at which the file of the network config is read."""
 
 _API = "/api/v1"
 _GONE, _TOO_NEW = 410, 504
@@ -48,7 +48,7 @@ _SHORTEST_WATCH_S, _LONGEST_WATCH_S = 300, 599
 same time."""
 
 _SILENCE_S = 30.0
-"""Time after which the end of a watch is overdue."""
+"""Seconds that a watch may last longer than requested. After that, it is overdue and counts as broken."""
 
 
 class KubernetesStore:
@@ -125,7 +125,7 @@ class KubernetesStore:
         """Return whether the cluster has a NetworkPolicy.
 
         Raises:
-            StoreError: the server does not answer, or forbids the Event.
+            StoreError: the server does not answer, or forbids the request.
         """
         body = await self._client.call("GET", "/apis/networking.k8s.io/v1/networkpolicies?limit=1")
         try:
@@ -223,7 +223,7 @@ class _ConfigWatcher:
 
 
 class _NodeWatcher:
-    """A watch of all Nodes. When its time is over, the watch is opened again at its last revision."""
+    """A watch of all Nodes. When the server ends the watch, it is opened again at its last revision."""
 
     def __init__(self, store: KubernetesStore, opened: AsyncExitStack, after: int) -> None:
         self._store = store
@@ -262,7 +262,7 @@ class _NodeWatcher:
                 async with asyncio.timeout(self._limit_s):
                     lines = await self._answer.lines()
             except TimeoutError as error:
-                raise StoreError("the watch is silent", hint="flanneld opens another watch.") from error
+                raise StoreError("the watch is overdue", hint="flanneld opens another watch.") from error
             if not lines:
                 await self.open()
                 continue
