@@ -246,10 +246,10 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
     if before.way != after.way:
         yield (
             f"Hosts change the backend from {before.way} to {after.way}. They receive packets by both until"
-            " all have changed, and no packet is lost. First open the port of the new one on all hosts."
+            " all have changed, and no packet is lost. First open the new port on all hosts."
         )
         if others := sum(lease.owner is None for lease in leases):
-            yield f"{others} leases are of the original flannel, which follows only after a restart."
+            yield f"{others} leases belong to the original flannel, which must be restarted."
     elif type(before) is type(after):
         names = [
             text
@@ -258,8 +258,8 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
         ]
         if names:
             yield (
-                f"Hosts change {', '.join(names)} in place, so packets stop for a moment. To lose none,"
-                " change to another backend first, and then to this config."
+                f"Hosts change {', '.join(names)} in place, so packets stop for a moment. To lose no packet,"
+                " first change to another backend, and then to this config."
             )
     sizes = [_largest_packet(before, old), _largest_packet(after, new)]
     if None not in sizes and sizes[0] != sizes[1]:
@@ -271,7 +271,7 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
     if old.enable_nftables != new.enable_nftables:
         engines = "nftables", "iptables"
         this, other = engines if new.enable_nftables else reversed(engines)
-        yield f"Hosts create their filter rules with {this}, and remove those of {other}."
+        yield f"Hosts create their filter rules with {this}, and remove the rules of {other}."
     if new.backend_type == old.backend_type == "udp" and old.fast_path != new.fast_path:
         if "off" in (new.fast_path, old.fast_path):
             yield f"Hosts turn the fast path {'off' if new.fast_path == 'off' else 'on'}. No packet is lost."
@@ -295,9 +295,9 @@ def _range_effects(new: NetworkConfig, leases: list[LeaseEntry]) -> Iterator[str
     more = f" and {len(refusing) - _NAMED} more" if len(refusing) > _NAMED else ""
     yield (
         f"{len(refusing)} of {len(leases)} hosts refuse this config, because it does not admit their subnets:"
-        f" {named}{more}. They keep running with the present one, and hosts with different configs refuse"
-        " each other as peers. To change to another network, run it beside this one, move the containers,"
-        " and remove this one."
+        f" {named}{more}. They keep running with the present config, and hosts with different configs refuse"
+        " each other as peers. To change the network, run the new network beside the present network, move"
+        " the containers, and then remove the present network."
     )
 
 

@@ -38,8 +38,8 @@ def diff(desired: State, actual: State) -> Iterator[Operation]:
 def differences(before: State, after: State) -> Iterator[tuple[Item | None, Item | None]]:
     """Yield both items of each key whose item differs, with the keys that have no item in `after` first.
 
-    Nearly all items are the same objects in both states. The interpreter compares these in C, without a step
-    of Python code.
+    Nearly all items are the same objects in both states. The interpreter compares these in C, without running
+    Python code.
     """
     olds, news = before.by_key.tables, after.by_key.tables
     differing = [table for table in {**olds, **news} if olds.get(table) != news.get(table)]
@@ -64,10 +64,11 @@ def change(actual: Item | None, desired: Item | None) -> Operation | None:
 
 
 def losses(operations: Collection[Operation], desired: State) -> Iterator[tuple[Item, Item | None]]:
-    """Yield the items of `desired` that the kernel drops, or may drop, with the changed items.
+    """Yield the items of `desired` that the kernel drops, or may drop, because of the operations.
 
     Also yield the remaining part of each item; None if nothing remains. An item that the operations write is
-    omitted, because it is written after that. Writing an item that the kernel has kept has no effect.
+    omitted, because they write it after the kernel dropped it. Writing an item that the kernel has kept has
+    no effect.
     """
     changes = _link_changes(operations, desired)
     if changes is None:
@@ -104,17 +105,18 @@ def _link_changes(operations: Iterable[Operation], desired: State) -> LinkChange
     )
 
 
-# With the first IPv4 address of a prefix on a link, the kernel also removes the other addresses of that
-# prefix. Therefore, if a prefix remains, its old address is removed before new addresses are added. Any other
-# address is removed after that, because a link loses its routes and neighbours with its last address.
+# When the first IPv4 address of a prefix is removed from a link, the kernel also removes the other addresses
+# of this prefix. Therefore, if a prefix remains, its old address is removed before new addresses are added.
+# Any other old address is removed after that, because a link without addresses loses its routes and
+# neighbours.
 _SHARED_PREFIX_RANK = Rank.ADDRESS - 1
 
 # Both ends of a veth are created together. While another link has the name of one end, the kernel refuses to
 # create the other end. Therefore a link that is recreated is removed before other links are added.
 _RECREATED_LINK_RANK = Rank.LINK - 1
 
-# The kernel refuses a second vxlan device with one VNI and port. Therefore a device that was renamed is
-# removed before the new device is built.
+# The kernel refuses a second vxlan device with the same VNI and port. Therefore a device that was renamed is
+# removed before the new device is created.
 _LINK_IN_THE_WAY_RANK = Rank.LINK - 2
 
 _REMOVAL_RANK = 100
@@ -186,7 +188,7 @@ _Part = Vxlan | Veth | Tunnel
 
 
 def found(operation: Operation) -> str:
-    """Return the difference that an operation removes: `link flannel0: mtu 1300, wanted 1472`."""
+    """Return the difference that an operation removes, for example `link flannel0: mtu 1300, wanted 1472`."""
     match operation:
         case Add(item):
             return f"{item.title}: missing"

@@ -22,7 +22,7 @@ from pyflannel.model.route import IPV6_METRIC, PROTOCOL_KERNEL, SCOPE_LINK, Rout
 from pyflannel.plan.routes import is_part
 
 _PARTS_LENGTH = 3
-"""Number of bits of the prefix that number the parts, for eight parts."""
+"""Number of prefix bits that select a part of the subnet: 3 bits for eight parts."""
 
 _LONGEST_SUBNET = 26
 """Prefix length of the smallest subnet that can be divided. Each of its parts has five addresses for

@@ -63,7 +63,7 @@ class Basis:
         path: the path of packets from other hosts.
         greeted: WireGuard keys of peers that have answered a handshake, if there are several views.
         path_mtus: the MTU of paths whose MTU is smaller than planned, by the subnet of the peer in the
-            family; for one view.
+            family; empty if there are several views.
     """
 
     family: Family

@@ -46,7 +46,7 @@ class _Stage(NamedTuple):
         return sorted(found, key=lambda one: one.priority)
 
     def seen(self, packet: Packet) -> Packet:
-        """Return the packet as it is here."""
+        """Return the packet as the chains of this hook see it."""
         return replace(
             packet, iif=self.iif, oif=self.oif, in_bridge=self.in_bridge, out_bridge=self.out_bridge
         )
@@ -79,7 +79,7 @@ def _stages(packet: Packet, hooks: Sequence[Hook]) -> Iterator[_Stage]:
 
 
 def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
-    """Return the fate of a packet at these hooks, in the given order."""
+    """Return the judgement of the rules on a packet that passes these hooks, in the given order."""
     doubt: Judgement | None = None
     translation: tuple[BaseChain, Rule] | None = None
     is_translated = False
@@ -123,7 +123,7 @@ def _in_order(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Iterat
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """A possible fate of a packet in a base chain; `rule` is None for the policy."""
+    """A possible verdict of a base chain on a packet; `rule` is None for the policy."""
 
     kind: str
     rule: Rule | None
@@ -141,7 +141,7 @@ class _Run:
     in it. These chains are needed because chains may jump to each other."""
 
     def evaluate(self) -> None:
-        """Collect all possible fates of the packet."""
+        """Collect all possible verdicts on the packet."""
         if not self._walk(self.chain.name, _DEEPEST, is_certain=True):
             self.ends.append(_End(self.chain.policy, None))
 

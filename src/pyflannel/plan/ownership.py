@@ -63,13 +63,11 @@ def ours(actual: State, desired: State, mark: str = MARK, device: str | None = F
     is unknown, so that its routes and filter rules cannot be distinguished from those of another daemon.
 
     1. The daemon owns an object at a key of the plan, on a link of the plan or with its mark, even if another
-    program created it. Therefore a route that another program replaced is repaired. However, a link with the
-    mark of
-       another daemon belongs to that daemon, together with the objects on it. A route that another program
-       created first is not planned (plan.routes).
+       program created it. Therefore a route that another program replaced is repaired. However, a link with
+       the mark of another daemon belongs to that daemon, together with the objects on it. A route that
+       another program created first is not planned (plan.routes).
     2. In all other cases, the daemon owns only objects with its mark: links by alias, routes by protocol
-    number, filter
-       rules by the name of their chain or table, which contains the device.
+       number, filter rules by the name of their chain or table, which contains the device.
     3. All other objects belong to other programs and are not changed.
     """
     others = {link.name for link in actual.of_type(Link) if _is_others(link, mark)}

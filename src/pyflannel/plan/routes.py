@@ -2,9 +2,9 @@
 
 Regardless of the content of the store, no planned route redirects packets for an address that the host needs
 to reach the store: the store itself, a default gateway, and the addresses that the underlay reaches without a
-gateway. A plan never replaces or removes a route of another program. The route with the longest prefix is
-used. Therefore a network that contains the underlay does not redirect packets for which the underlay has
-routes with longer prefixes.
+gateway. A plan never replaces or removes a route of another program. The kernel uses the route with the
+longest prefix. Therefore a network that contains the underlay does not redirect packets for which the
+underlay has routes with longer prefixes.
 """
 
 from collections.abc import Collection, Container, Iterable
@@ -423,7 +423,7 @@ def fences_in_use(routes: Collection[Route], links: Container[str]) -> list[Rout
     """Return the routes of `plan_fence` that still drop packets of containers of this host.
 
     Args:
-        routes: of the host.
+        routes: the routes of the host.
         links: links of pyflannel; any other link with a part of the network leads to containers.
     """
     return [

@@ -88,7 +88,7 @@ def _judge(
     match stranger.reason:
         case "not_ours":
             what = f"the inner destination {stranger.inner_destination} is not in {own or 'the own subnet'}"
-            hint = "Compare flannelctl leases on both hosts: it may know an old address of another host"
+            hint = "Compare flannelctl leases on both hosts: the sender may use the old address of a host"
             return what, hint + ("." if subnet is not None else unknown)
         case "impostor":
             whose = f"{holder.text} of {holder.attributes.host_text}" if holder else "another host's subnet"

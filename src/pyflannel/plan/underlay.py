@@ -47,7 +47,7 @@ class UnderlayOptions:
 
     @property
     def asks_for_default(self) -> bool:
-        """This function is used if no option selects an interface."""
+        """True if no option selects an interface."""
         return not self.ifaces and not self.iface_regexes and self.can_reach is None
 
 
@@ -203,7 +203,7 @@ def _by_name_or_address(sought: str, interfaces: Interfaces, family: Family) -> 
 
 
 def _on_several(address: IPv4Address | IPv6Address, interfaces: Interfaces) -> _Missed | None:
-    """Return that an address does not select an interface, because several have it; None if it does."""
+    """Return the failure if several interfaces have an address, so that it selects none; None otherwise."""
     holders = [one for one in interfaces.interfaces if one.holds(address) and not one.is_loopback]
     if len(holders) < 2:
         return None

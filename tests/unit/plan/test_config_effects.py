@@ -53,7 +53,7 @@ def with_backend(backend: str, more: str = "") -> str:
         ),
         (
             with_backend('{"Type":"vxlan"}', ',"EnableNFTables":true'),
-            ["filter rules with nftables, and remove those of iptables"],
+            ["filter rules with nftables, and remove the rules of iptables"],
         ),
     ],
 )
@@ -86,7 +86,7 @@ def test_hosts_with_another_subnet_are_named_with_the_remedy() -> None:
     assert effect.startswith("7 of 7 hosts refuse this config")
     assert "10.100.1.0/24 of docker1 (172.16.0.1), " in effect
     assert "10.100.5.0/24 of docker5 (172.16.0.5) and 2 more" in effect
-    assert "run it beside this one, move the containers" in effect
+    assert "run the new network beside the present network" in effect
 
 
 def test_a_larger_network_has_no_effect_on_running_hosts() -> None:
@@ -98,7 +98,7 @@ def test_hosts_of_the_original_are_counted_when_the_backend_changes() -> None:
 
     found = effects(with_backend('{"Type":"host-gw"}'), leases=[original])
 
-    assert found[1].startswith("1 leases are of the original flannel")
+    assert found[1].startswith("1 leases belong to the original flannel")
 
 
 def test_long_configs_are_compared_in_a_short_time() -> None:

@@ -52,13 +52,13 @@ def test_the_name_of_the_previous_run_is_first() -> None:
 
 
 def test_the_name_of_a_daemon_that_is_not_running_is_not_used() -> None:
-    """Its routes exist. But the only daemon of a host takes over the routes of flannel0."""
+    """Its routes still exist. If a host has only one daemon, this daemon adopts the routes of flannel0."""
     assert next(device_names(BLUE, host(), protocols={2, 3, 80, 101})) == "flannel2"
     assert next(device_names("pyflannel", host(), protocols={2, 3, 80, 101})) == "flannel0"
 
 
 def test_each_name_has_its_own_protocol() -> None:
-    """No other program has one of them, as far as known."""
+    """No known program uses one of these protocols."""
     protocols = [route_protocol(name) for name in DEVICES]
     others = {*range(19), 42, 84, 99, *range(186, 199), 248, 253}
 

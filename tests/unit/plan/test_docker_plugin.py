@@ -1,4 +1,4 @@
-"""Decisions of the Docker plugin: division of the subnet, pools and addresses."""
+"""Decisions of the Docker plugin about parts of the subnet, pools and addresses."""
 
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network

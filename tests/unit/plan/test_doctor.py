@@ -386,7 +386,7 @@ def test_objects_of_a_running_original_are_not_to_be_deleted() -> None:
 
 
 def test_a_network_without_a_free_subnet_is_named_with_the_remedy() -> None:
-    """It is the reason why the host is not ready, so this is not a second finding."""
+    """The exhausted network is the reason why the host is not ready, so both are one finding."""
     trouble = Notice("no /24 is free in 10.100.0.0/16", "Widen Network.")
     status = replace(
         READY, is_ready=False, waiting_for="a lease: no free /24", lease=LeaseStatus(trouble=trouble)
@@ -553,7 +553,7 @@ def test_rules_of_docker_that_drop_packets_of_other_hosts_are_found(
     ],
 )
 def test_other_rules_of_docker_are_no_finding(rules: SavedRules) -> None:
-    """Such as those of a bridge outside the subnet of the host."""
+    """Such a rule belongs to a bridge outside the subnet of the host, for example."""
     assert codes(replace(HEALTHY, docker_drops=docker_drops([rules], ""))) == []
 
 

@@ -204,7 +204,7 @@ def test_one_rule_is_one_finding_for_all_peers() -> None:
 
 
 def test_rules_for_other_packets_are_no_finding() -> None:
-    """As those of a firewall that accepts the tunnel and the network."""
+    """The firewall accepts the tunnel and the network."""
     rules = iptables(
         ":INPUT DROP",
         ":FORWARD DROP",
@@ -375,7 +375,7 @@ def test_a_link_of_the_way_whose_packets_are_not_forwarded_is_named(link: str, i
 
 @pytest.mark.parametrize(("prefix", "severity"), [("10.100.16.0/25", "error"), ("10.100.0.0/17", "warning")])
 def test_an_unplanned_route_that_takes_packets_of_a_peer_is_an_error(prefix: str, severity: str) -> None:
-    """A wider route does not: the kernel uses the route of the peer."""
+    """A wider route takes no packets, because the kernel prefers the route of the peer."""
     other = Route(destination=IPv4Network(prefix), link="eth0", gateway=IPv4Address("10.0.0.9"), protocol=3)
 
     (found,) = findings(replace(HEALTHY, items=(*HEALTHY.items, other)))
@@ -396,7 +396,7 @@ def test_a_container_without_a_route_to_other_hosts_is_named() -> None:
 
 
 def test_an_underlay_without_arp_is_named() -> None:
-    """Unless an operator has set the MAC addresses of the peers on the link."""
+    """There is no finding if an operator has set the MAC addresses of the peers on the link."""
     seen = replace(HEALTHY, lacks_arp=True)
 
     one = found(seen)
@@ -408,7 +408,7 @@ def test_an_underlay_without_arp_is_named() -> None:
 
 
 def test_containers_of_docker_outside_the_subnet_are_named() -> None:
-    """Not if docker0 has no container, as beside a CNI plugin, or another bridge is in the subnet."""
+    """There is no finding if docker0 has no container, or another bridge is in the subnet."""
     docker0 = interface("docker0", "172.17.0.1/16")
     seen = replace(
         HEALTHY, ports={}, docker0_ports=2, interfaces=Interfaces(interfaces=(*LINKS[:2], docker0))

@@ -59,13 +59,13 @@ def test_a_host_is_reached_if_its_tunnel_address_answers(steps: list[PingStep], 
     assert stop(steps)[0] == place
 
 
-def test_an_address_of_a_container_must_answer_itself() -> None:
+def test_an_address_of_a_container_is_reached_only_if_it_answers() -> None:
     assert stop(path("reached", "reached", "silent"), is_container=True)[0] == "container"
     assert stop(path("reached", "reached", "rejected"), is_container=True)[0] == "peer"
 
 
 def test_without_a_tunnel_the_container_decides() -> None:
-    """As with host-gw."""
+    """The backend host-gw has no tunnel."""
     assert stop([step("underlay", "reached"), step("container", "reached")])[0] is None
     assert stop([step("underlay", "silent"), step("container", "silent")])[0] == "underlay"
     assert stop([step("underlay", "reached"), step("container", "silent")])[0] == "container"

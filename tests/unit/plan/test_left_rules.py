@@ -21,7 +21,7 @@ SEED = (
     "-s 10.100.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
     "! -s 10.100.0.0/16 -d 10.100.0.0/16 -j MASQUERADE",
 )
-"""As release 0.6 writes them to POSTROUTING."""
+"""The rules that release 0.6 writes to POSTROUTING."""
 
 LATER = (
     "-s 10.100.0.0/16 -d 10.100.0.0/16 -j RETURN",
@@ -29,7 +29,7 @@ LATER = (
     "! -s 10.100.0.0/16 -d 10.100.15.0/24 -j RETURN",
     "! -s 10.100.0.0/16 -d 10.100.0.0/16 -j MASQUERADE --random-fully",
 )
-"""As later releases do."""
+"""The rules that later releases write."""
 
 COMMENTED = (
     '-s 10.99.0.0/16 -d 10.99.0.0/16 -m comment --comment "flanneld masq" -j RETURN',
@@ -58,7 +58,7 @@ def removals(left: tuple[LeftRules, ...]) -> list[str]:
 
 @pytest.mark.parametrize("rules", [SEED, LATER, tuple(rule.replace(" --random-fully", "") for rule in LATER)])
 def test_a_whole_set_for_a_known_network_is_the_original_s(rules: tuple[str, ...]) -> None:
-    """Between rules of other programs, which are not touched."""
+    """The set is between rules of other programs, which remain."""
     (left,) = rules_left([nat(DOCKERS[0], *rules, DOCKERS[1])], KNOWN)
 
     assert left.is_sure
@@ -69,7 +69,7 @@ def test_a_whole_set_for_a_known_network_is_the_original_s(rules: tuple[str, ...
 
 @pytest.mark.parametrize("case", FIRST_RELEASE + LATER_RELEASE, ids=lambda case: case["id"])
 def test_rules_of_the_original_in_other_chains_are_found_and_no_others(case: dict[str, Any]) -> None:
-    """Of the tested releases, only the first writes there. The others have their own chains."""
+    """Of the tested releases, only the first writes to such chains. The others have their own chains."""
     networks = frozenset(
         ip_network(line.partition("=")[2])
         for line in case["subnet_env"].splitlines()
@@ -107,7 +107,7 @@ def test_rules_of_the_original_in_other_chains_are_found_and_no_others(case: dic
     ],
 )
 def test_a_part_of_a_set_may_belong_to_any_program(rules: tuple[str, ...]) -> None:
-    """Or another order, or a combination that no release writes."""
+    """This also applies to another order, or a combination that no release writes."""
     assert [one.is_sure for one in rules_left([nat(*rules)], KNOWN)] == [False]
     assert rules_left([nat(*rules)], frozenset()) == ()
 
@@ -142,7 +142,7 @@ def test_a_similar_rule_is_not_reported(rule: str) -> None:
 
 
 def test_a_comment_identifies_the_owner_of_a_rule() -> None:
-    """For any network, and any number of its rules."""
+    """The comment is sufficient for any network, and for any number of rules."""
     for rules in (COMMENTED, COMMENTED[1:2]):
         (left,) = rules_left([nat(DOCKERS[0], *rules)], frozenset())
         assert left.is_sure

@@ -17,7 +17,7 @@ MEMBERSHIP = Membership(
 ROUTE = Route(
     destination=IPv4Network("10.100.77.0/24"), gateway=IPv4Address("10.10.10.77"), link="eth0", protocol=3
 )
-"""As left by the original's host-gw."""
+"""A route that the backend host-gw of the original left."""
 
 
 @pytest.mark.parametrize(

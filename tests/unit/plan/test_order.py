@@ -38,7 +38,7 @@ def test_an_address_is_removed_before_one_with_its_prefix_is_added() -> None:
 
 
 def test_an_address_is_removed_early_if_one_with_its_prefix_stays() -> None:
-    """The kernel may drop that one, and its routes, which are written afterwards."""
+    """The kernel may drop the address that stays and its routes, which are then written again."""
     kept = Address(link="flannel0", address=IPv4Interface("10.100.16.0/16"))
     route = Route(destination=IPv4Network("10.100.0.0/16"), link="flannel0", source=kept.address.ip)
 
@@ -68,7 +68,7 @@ def test_a_link_loses_ipv4_routes_and_neighbours_with_its_last_ipv4_address() ->
     assert dict(losses([Replace(pointed, NEW)], PLAN)) == {NEIGHBOUR: None, ROUTE: None}
 
 
-def test_a_removed_ipv6_address_takes_nothing_with_it() -> None:
+def test_the_removal_of_an_ipv6_address_removes_no_other_object() -> None:
     address = Address(link="flannel.1", address=IPv6Interface("fd00:15::/128"))
 
     assert not list(losses([Remove(address)], PLAN))
@@ -130,7 +130,7 @@ def test_an_end_of_a_veth_is_recreated_before_the_other_is_added() -> None:
 
 
 def test_a_vxlan_device_in_the_way_is_removed_before_a_link_is_recreated() -> None:
-    """It was renamed, and another link has its name."""
+    """The vxlan device was renamed, and another link has its name."""
     renamed, recreate = replace(VXLAN, name="other"), Replace(replace(VXLAN, kind="dummy", vxlan=None), VXLAN)
 
     assert order([recreate, Remove(renamed)], State.of(VXLAN)) == [Remove(renamed), recreate]

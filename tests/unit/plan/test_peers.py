@@ -145,8 +145,8 @@ leases = st.lists(
 
 
 @given(st.lists(leases, max_size=5), leases)
-def test_history_does_not_matter(history: list[list[Lease]], last: list[Lease]) -> None:
-    """After any history, the peers and conflicts are those of the current leases."""
+def test_earlier_leases_have_no_effect(history: list[list[Lease]], last: list[Lease]) -> None:
+    """After any changes, the peers and conflicts are those of the current leases."""
     peers, followed = Peers(OWN, NETWORK, 24), {}
     for each in [*history, last]:
         for change in peers.update(SubnetMap((one.subnet, one) for one in each)):

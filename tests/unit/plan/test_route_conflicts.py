@@ -1,4 +1,4 @@
-"""Routes of the overlay that would take packets from the underlay are found before they are planned."""
+"""Routes of the overlay that would redirect packets of the underlay are found before they are planned."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -104,7 +104,7 @@ class TestNeededAddresses:
             assert "10.20.0.0/16 contains 10.20.0.5, " in (found or "")
 
     def test_a_longer_route_keeps_it_reachable(self, needed: Surroundings) -> None:
-        """Therefore, 10.0.0.0/8 may be the network of hosts with addresses in it."""
+        """Hosts with addresses in 10.0.0.0/8 may therefore have this network."""
         surroundings = replace(needed, routes=(route("10.20.0.0/24"),))
 
         assert route_objection(IPv4Network("10.0.0.0/8"), UNDERLAY, surroundings) is None
@@ -178,7 +178,7 @@ class TestRoutesOfOtherPrograms:
         ("0.0.0.0/1", "nothing", False),
     ],
 )
-def test_which_networks_a_host_refuses(network: str, routed: Routed, is_refused: bool) -> None:
+def test_networks_that_redirect_the_underlay(network: str, routed: Routed, is_refused: bool) -> None:
     """With routes to peers, each lease is checked instead, unless all leases would overlap the underlay."""
     underlay = replace(UNDERLAY, on_link=(PREFIX,))
     surroundings = Surroundings(
@@ -190,7 +190,7 @@ def test_which_networks_a_host_refuses(network: str, routed: Routed, is_refused:
     assert (found is not None) == is_refused
 
 
-def test_a_subnet_for_containers_that_would_cut_the_host_off_is_refused() -> None:
+def test_a_subnet_for_containers_that_would_disconnect_the_host_is_refused() -> None:
     surroundings = Surroundings(stores=(STORE,))
 
     assert subnet_objection(IPv4Network("10.20.0.0/24"), UNDERLAY, surroundings) is not None
@@ -207,7 +207,7 @@ def test_a_subnet_whose_first_address_is_needed_is_refused() -> None:
 
 
 def test_a_new_subnet_avoids_addresses_and_routes_of_the_host() -> None:
-    """Prefixes of the underlay, routes of other programs, and needed addresses."""
+    """It avoids prefixes of the underlay, routes of other programs, and needed addresses."""
     surroundings = Surroundings(
         stores=(STORE,),
         gateways=(IPv4Address("192.168.50.1"),),
@@ -318,7 +318,7 @@ class TestAddresses:
         "address", ["100.64.0.7", "10.10.10.101", "203.0.113.9", "240.0.0.7", "255.0.0.1"]
     )
     def test_other_addresses_are_accepted(self, address: str) -> None:
-        """Carrier-grade NAT (RFC 6598) and reserved addresses, which cause a warning."""
+        """Examples are addresses of carrier-grade NAT (RFC 6598) and reserved ones, which cause a warning."""
         assert self.objection(address) is None
 
     def test_a_link_local_address_needs_a_route_without_a_gateway(self) -> None:

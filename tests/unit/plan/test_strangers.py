@@ -109,12 +109,12 @@ def stranger(
         (
             stranger("10.9.0.15", "not_ours", "10.100.15.2", "10.100.99.2"),
             "it holds 10.100.15.0/24, and the inner destination 10.100.99.2 is not in 10.100.20.0/24",
-            "Compare flannelctl leases on both hosts: it may know an old address of another host.",
+            "Compare flannelctl leases on both hosts: the sender may use the old address of a host.",
         ),
         (
             stranger("10.9.0.66", "not_ours", "10.100.15.2", "10.100.99.2"),
             "it holds no lease, and the inner destination 10.100.99.2 is not in 10.100.20.0/24",
-            "Compare flannelctl leases on both hosts: it may know an old address of another host; if not,"
+            "Compare flannelctl leases on both hosts: the sender may use the old address of a host; if not,"
             " stop its program"
             " (ip neigh show to 10.9.0.66). This host drops its packets.",
         ),

@@ -310,7 +310,7 @@ def test_the_first_step_that_stops_the_packet_is_named(
 
 
 def test_a_container_without_a_route_is_named_before_the_routes_of_the_host() -> None:
-    """In both directions: it sends the packet, or the reply."""
+    """The container sends the packet, or the reply."""
     lost = ContainerNamespace(pid=7, process="nginx, pid 7", addresses=frozenset({NEAR}), routes=(OWN,))
     for source, destination in ((NEAR, FAR), (FAR, NEAR)):
         kernel = Kernel("vxlan")
@@ -334,7 +334,7 @@ def test_a_link_whose_packets_are_not_forwarded_is_named() -> None:
 
 
 def test_a_tunnel_over_ipv6_is_followed_to_the_encryption() -> None:
-    """With `Mode` ipv6. The steps of the underlay are known for IPv4 only."""
+    """The mode is ipv6. trace knows the steps of the underlay only for IPv4."""
     kernel = Kernel("wireguard")
     without(kernel, encryption=(replace(WIREGUARD.encryption[0], endpoint="[2001:db8::2]:51820"),))
 
@@ -415,7 +415,7 @@ def test_a_packet_between_two_containers_of_this_host() -> None:
 
 
 def test_the_rules_of_the_family_bridge_are_followed_at_the_ports_of_the_packet() -> None:
-    """To a container, from one container to another, and at a bridge as underlay."""
+    """The packet is to a container, between two containers, or at a bridge that is the underlay."""
     kernel, other, mac = Kernel("vxlan"), OWN.network_address + 3, "02:00:00:00:00:03"
     without(
         kernel,

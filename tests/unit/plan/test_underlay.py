@@ -1,4 +1,4 @@
-"""The choice of the interface: by the options, or by the default route; or the missing condition."""
+"""The interface is chosen by the options or by the default route, or the missing condition is named."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_interface

@@ -43,7 +43,7 @@ _GROUP = 0x01
 8.2)."""
 
 _GROUP_DIGITS = "13579bdf"
-"""The second hexadecimal digits that group addresses have."""
+"""The possible second hexadecimal digits of a group address."""
 
 _ALL_ZEROS = "00:00:00:00:00:00"
 
@@ -310,7 +310,7 @@ class VxlanBackend:
         if not is_of_one_device(vtep.mac):
             return f"its VtepMAC {vtep.mac} is not the address of one device"
         if vtep.mac == self._mac(host):
-            # The kernel drops frames with the device's own source address as echoes.
+            # The kernel drops frames with the device's own source address.
             return f"its VtepMAC {vtep.mac} is that of this host: is it a copy of this host?"
         return None
 

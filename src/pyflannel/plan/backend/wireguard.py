@@ -54,10 +54,10 @@ OVERHEADS: Mapping[Family, int] = {4: 60, 6: 80}
 """Bytes that the tunnel adds: IPv4 (20) or IPv6 (40), UDP (8), WireGuard (32)."""
 
 OVERHEAD = OVERHEADS[6]
-"""The bytes for which the plan leaves room, as the original does, also with IPv4."""
+"""The bytes that the plan subtracts from the MTU for both families, as in the original."""
 
 PADDING = 16
-"""WireGuard fills packets to a multiple of these bytes, but not above the MTU of its device."""
+"""WireGuard pads packets to a multiple of this number of bytes, but not above the MTU of its device."""
 
 DEFAULT_PORT = 51820
 DEFAULT_PORT_V6 = 51821

@@ -1,1 +1,1 @@
-"""The findings of doctor: with one small check for each kind of fault."""
+"""The checks of doctor: one small function for each kind of fault."""

@@ -48,7 +48,7 @@ class Flow(NamedTuple):
 
 
 def tunnel_flow(packet: Packet, port: int, hooks: tuple[Hook, ...], *, severity: Severity = "error") -> Flow:
-    """Return the flow of a tunnel packet that arrives, (hooks IN) or leaves (hooks OUT)."""
+    """Return the flow of a tunnel packet that arrives (hooks IN) or leaves (hooks OUT)."""
     noun = f"UDP port {port}"
     is_in = hooks == IN
     return Flow(
@@ -144,7 +144,7 @@ def tunnel_flows(seen: Observed) -> Iterator[Flow]:
 
 
 def _uplink(seen: Observed) -> str:
-    """Return the port by which a bridge as underlay reaches other hosts; "" if it is none or unknown."""
+    """Return the port of the underlay to other hosts if the underlay is a bridge; "" if there is none."""
     ports = seen.underlay_ports
     if len(ports) > 1:
         links = (seen.interfaces.named(port) for port in ports)
@@ -186,7 +186,9 @@ def _containers_elsewhere(seen: Observed, network: IPv4Network, own: IPv4Network
 
 
 def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
-    """Yield the fate of each flow. If a chain drops it, also yield its fate without this chain."""
+    """Yield the judgement of the rules on each flow. If a chain drops the flow, also yield their judgement
+    without this chain.
+    """
     if not seen.ruleset:
         return
     for flow in (*tunnel_flows(seen), *container_flows(seen)):

@@ -138,8 +138,8 @@ def _port_mtus(seen: Observed) -> Iterator[Finding]:
 
 
 def _container_routes(seen: Observed) -> Iterator[Finding]:
-    """Yield findings for containers that cannot send to other hosts. Such a network may be intended, for
-    example in an internal network.
+    """Yield findings for containers that cannot send to other hosts. This may be intended, for example in an
+    internal network.
     """
     own, peer = seen.membership.subnet, next(iter(seen.membership.peers), None)
     if own is None or peer is None:
@@ -300,8 +300,8 @@ def _public_address(seen: Observed) -> Iterator[Finding]:
 def blocking_policy(flow: Flow, interfaces: Interfaces) -> IpsecPolicy | None:
     """Return the IPsec policy that drops the packets of a flow; None if none does.
 
-    Of the policies that match, the one with the lowest number of its priority decides, and of several the
-    oldest, which the kernel lists last. A packet that the host forwards is also checked as it leaves.
+    The matching policy with the lowest priority number decides. If several policies have this number, the
+    oldest policy decides, which the kernel lists last. A forwarded packet is also checked when it leaves.
 
     Source: net/xfrm/xfrm_policy.c, xfrm_policy_match, xfrm_policy_insert_list, xfrm_policy_walk.
     """
@@ -342,13 +342,13 @@ def policy_text(policy: IpsecPolicy) -> str:
 
 
 _LEAST_PRIORITY = 0xFFFFFFFF
-"""The greatest number of a policy. The default action of the host has a greater one."""
+"""The greatest priority number of a policy. The default action of the host has an even greater number."""
 
 _DIRECTION = {"in": "in", "out": "out", "forward": "fwd"}
 
 
 def _selector(policy: IpsecPolicy) -> str:
-    """Return the selector of a policy in the words of `ip xfrm policy`."""
+    """Return the selector of a policy in the syntax of `ip xfrm policy`."""
     protocol = "" if not policy.protocol else f" proto {_PROTOCOLS.get(policy.protocol, policy.protocol)}"
     ports = [("sport", policy.source_port, policy.source_port_mask), ("dport", policy.port, policy.port_mask)]
     shown = "".join(f" {name} {number}" for name, number, mask in ports if mask)

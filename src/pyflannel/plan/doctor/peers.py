@@ -258,7 +258,9 @@ def _ahead(offset: float) -> str:
 
 
 def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
-    """Yield the paths that carry less than planned: an error if the route does not have their MTU."""
+    """Yield findings for paths that carry only smaller packets than planned: an error if the route does not
+    have the MTU of the path.
+    """
     wanted, on_routes = status.backend.mtu if status.backend is not None else None, _on_routes(status)
     small = [
         one
@@ -286,7 +288,7 @@ def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
             code="path-mtu",
             severity="error",
             cause=f"packets of the planned size do not arrive at {len(lost)} peers, and no route can have the"
-            " MTU of these paths: it is below that of the kernel, or below the 1280 bytes of IPv6",
+            " MTU of these paths: it is below the minimum of the kernel, or below the 1280 bytes of IPv6",
             evidence=_paths(lost),
             fix=_MTU_FIX,
         )
@@ -295,8 +297,8 @@ def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
         yield Finding(
             code="path-mtu",
             severity="info",
-            cause=f"the paths to {len(routed)} peers carry less than planned, and the routes to them have the"
-            " MTU of the path",
+            cause=f"the paths to {len(routed)} peers carry only smaller packets than planned, and the routes"
+            " to them have the MTU of the path",
             evidence=_paths(routed),
             fix=f"{_MTU_FIX}; only needed to avoid fragments",
         )

@@ -91,7 +91,7 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
         choice, before = choose(listed, state.wanted, state.answered, draw)
         actions.extend(before)
         following, chosen = _begin(state, choice, now, taken=tuple(occupied(listed)))
-    if not isinstance(following.phase, Putting | Contesting):  # else the answer to the write shows changes
+    if not isinstance(following.phase, Putting | Contesting):  # otherwise the answer to the write decides
         following, chosen = store_back(following, chosen, was=state)
     # A host without a lease starts the watch after it has a lease. Otherwise, if a thousand hosts start
     # together, each would receive the leases of all others while all of them try to write.
@@ -132,7 +132,7 @@ def _listed_while_running(state: LeaseState, held: Held, listed: Listed, now: fl
             return state, (DeleteLease(existing), *writes)
     if existing is not None and _is_untouched(existing, held, state.wanted):
         return hold(state, held, now)
-    # If the lease is written again, its attributes do not change.
+    # A lease that is written again keeps its attributes.
     wanted = replace(state.wanted, attributes=merged_attributes(held.lease.attributes, state.wanted))
     return _begin(state, keep(held.lease, listed, wanted, state.answered), now)
 

@@ -134,12 +134,12 @@ class LeaseState:
 
     @property
     def is_settled(self) -> bool:
-        """The key in the store contains a lease of this host."""
+        """True if the key in the store contains a lease of this host."""
         return isinstance(self.phase, Holding)
 
     @property
     def is_sure(self) -> bool:
-        """The store has not lost its data. If it had, a known revision might belong to another write."""
+        """True if the store has all its data. Otherwise a known revision may belong to another write."""
         return self.is_watching and not self.is_unsure and not self.is_checking
 
 

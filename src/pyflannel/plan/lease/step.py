@@ -140,7 +140,7 @@ def _ordered(state: LeaseState, wanted: Wanted, now: float) -> Step:
         case Reidentifying():
             return replace(state, phase=Listing()), (List(),)
         case Holding(put=None) if state.held is not None and lacks_ipv6(state.held.lease, wanted):
-            return replace(state, phase=Listing()), (List(),)  # an IPv6 subnet joins the IPv4 subnet
+            return replace(state, phase=Listing()), (List(),)  # the lease needs an IPv6 subnet in addition
         case Resting() if has_another_config and state.held is None:
             return replace(state, phase=Listing()), (List(),)
         case Contesting() if is_another:

@@ -53,10 +53,9 @@ class Trust:
     Attributes:
         allowed: the keys that may sign; None if the first key of each owner is accepted permanently.
         floors: lowest acceptable counter of each key. These counters must survive a restart.
-        owners: the first known key of each owner; used only without an allow-list. These counters must
-            survive a restart.
-        holders: key and counter of the latest accepted lease on each subnet. These counters must survive a
+        owners: the first known key of each owner; used only without an allow-list. They must survive a
             restart.
+        holders: key and counter of the latest accepted lease on each subnet. They must survive a restart.
         free: subnets whose lease was deleted since then, or may have been deleted while this host did not
             run.
     """

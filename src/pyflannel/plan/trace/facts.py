@@ -80,7 +80,7 @@ class Facts:
         rules_unread: reason why filter rules could not be read; None if all were read.
         encryption: all WireGuard peers of this host.
         listen_ports: UDP port of each WireGuard device, by its name.
-        answers: The value None means that the kernel could not be asked.
+        answers: answer of the kernel to each query; None if the kernel could not be asked.
         probed: the answers of the other host to probes; None if no probe could be sent.
         silent: containers of this host that did not answer an ICMP echo.
     """

@@ -33,7 +33,7 @@ from pyflannel.plan.trace.facts import (
 
 
 def rules(facts: Facts, flow: Flow) -> Iterator[TraceStep]:
-    """Yield the filter rule or the IPsec policy that decides about a packet, or that none drops it."""
+    """Yield the filter rule or the IPsec policy that drops or changes a packet, or one step if none does."""
     if (policy := blocking_policy(flow, facts.interfaces)) is not None:
         text = policy_text(policy)
         yield fails("rule", text, f"an IPsec policy drops {flow.noun}", policy_removal(policy))

@@ -69,7 +69,7 @@ def of_type(plan: State, kind: type) -> list[Any]:
 
 @pytest.mark.parametrize("case", OBJECTS, ids=name)
 def test_the_device_is_the_originals(case: Case) -> None:
-    """Except its MAC address, which is random in the original, and IPv6 on the device of IPv4."""
+    """Exceptions are the MAC address, which is random in the original, and IPv6 on the device of IPv4."""
     _, _, plan = planned(case)
 
     found = []
@@ -138,7 +138,7 @@ def test_the_objects_of_a_peer_are_the_originals(case: Case) -> None:
 
 @pytest.mark.parametrize("case", LEASES, ids=name)
 def test_a_lease_of_the_originals_is_read_and_written_back(case: Case) -> None:
-    """The text of the later releases to the byte; release 0.6 lacks two keys."""
+    """The text equals that of the later releases. Release 0.6 lacks two keys."""
     read = lease(case)
 
     attributes = read.attributes

@@ -1,4 +1,4 @@
-"""The host-gw and alloc backends' plans, as values."""
+"""The plans of the backends host-gw and alloc."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -49,7 +49,7 @@ class TestHostGw:
             )
         )
 
-    def test_nothing_is_added_to_a_packet(self) -> None:
+    def test_packets_have_no_overhead(self) -> None:
         assert HostGwBackend().mtu(HOST) == 1500
 
     @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ class TestAlloc:
 
 
 @pytest.mark.parametrize(("name", "backend"), [("host-gw", HostGwBackend), ("alloc", AllocBackend)])
-def test_each_is_found_by_its_type_and_has_no_keys(
+def test_both_backends_are_found_by_their_types_and_have_no_keys(
     name: str, backend: type[HostGwBackend | AllocBackend]
 ) -> None:
     config = replace(CONFIG, backend_type=name)

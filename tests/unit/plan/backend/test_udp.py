@@ -1,4 +1,4 @@
-"""The udp backend's plans, as values."""
+"""The plans of the backend udp."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -148,7 +148,7 @@ def test_a_key_without_effect_is_named() -> None:
 
 
 def test_many_backend_keys_without_effect_are_counted_after_the_first() -> None:
-    """One line of bounded length for any number of keys."""
+    """Any number of keys causes one line of limited length."""
     keys = ["K0", *(f"K{number}" + "x" * 100 for number in range(1, 500))]
 
     (note,) = config_warnings(replace(CONFIG, backend={"Type": "udp"} | dict.fromkeys(keys, 1)))

@@ -1,4 +1,4 @@
-"""The vxlan backend's plans, as values."""
+"""The plans of the backend vxlan."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
@@ -108,7 +108,7 @@ class TestIpv6:
             VxlanBackend().plan_host(DUAL)
         )
 
-    def test_a_peer_has_the_three_objects_in_ipv6(self) -> None:
+    def test_a_peer_has_the_same_three_objects_for_ipv6(self) -> None:
         base = IPv6Address("fd00:5:0:93::")
 
         assert VxlanBackend().plan_peer(dual_peer(), DUAL) == State.of(
@@ -180,7 +180,7 @@ class TestIpv6:
 
 
 def test_the_host_has_one_device_with_the_address_of_its_interface() -> None:
-    """Also behind a NAT: no other address may be the source of a packet."""
+    """Packets have this source address also behind a NAT."""
     assert VxlanBackend().plan_host(HOST) == State.of(
         Link(
             name="flannel.1",
@@ -223,7 +223,7 @@ def leased(mac: str, *, vni: int | None = 1, owner: str | None = "f00d") -> Host
 
 
 def test_the_device_has_the_mac_address_of_the_lease() -> None:
-    """As created by the original."""
+    """The original created it with this MAC address."""
     assert device(VxlanBackend(), leased("36:f5:41:10:dc:86")).mac == "36:f5:41:10:dc:86"
     assert VxlanBackend().objection(peer(), leased(MAC)) is not None
     assert VxlanBackend().objection(peer(mac=vtep_mac("f00d")), leased(MAC)) is None
@@ -304,7 +304,7 @@ def test_an_invalid_peer_is_refused_with_a_reason(refused: Lease, reason: str) -
 
 @pytest.mark.parametrize(("vni", "published"), [(1, None), (70000, 4464), (70000, 70000)])
 def test_leases_of_old_releases_are_understood(vni: int, published: int | None) -> None:
-    """0.6 publishes no VNI, 0.20 its lower 16 bits."""
+    """Release 0.6 publishes no VNI, and release 0.20 only its lower 16 bits."""
     assert VxlanBackend(vni=vni).objection(peer(vni=published), HOST) is None
 
 
@@ -313,7 +313,7 @@ class TestOneMacAddressTwice:
     NEW = peer("10.100.93.0/24", "10.10.10.102", revision=9, since=9)
 
     def test_the_first_publisher_has_precedence_in_any_order(self) -> None:
-        """Also after a renewal, which makes its lease the latest one."""
+        """This is the same after a renewal, which makes its lease the latest one."""
         for peers in ([self.OLD, self.NEW], [self.NEW, self.OLD]):
             outranked = VxlanBackend().outranked(peers, HOST)
 
@@ -413,7 +413,7 @@ class TestConfig:
             (10_000_000, ("flannel.x989680", "flannel6x989680")),
         ],
     )
-    def test_the_devices_have_names_that_the_kernel_takes(self, vni: int, name: tuple[str, str]) -> None:
+    def test_the_names_of_the_devices_are_valid_in_the_kernel(self, vni: int, name: tuple[str, str]) -> None:
         backend = configured(VNI=vni)
         assert (backend.device(), backend.device(6)) == name
         assert max(map(len, name)) <= 15
@@ -430,7 +430,7 @@ class TestConfig:
     def test_ipv6_has_an_effect(self) -> None:
         assert parse(replace(CONFIG, enable_ipv6=True)).config_warnings == ()
 
-    def test_it_is_found_by_its_type(self) -> None:
+    def test_the_backend_is_found_by_its_type(self) -> None:
         assert backend_of(CONFIG) == VxlanBackend()
 
 

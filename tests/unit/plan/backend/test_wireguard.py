@@ -1,4 +1,4 @@
-"""The wireguard backend's plans, as values."""
+"""The plans of the backend wireguard."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
@@ -253,7 +253,7 @@ class TestHost:
             Route(destination=NETWORK, link="", kind="blackhole", metric=2**32 - 1),
         )
 
-    def test_the_kernels_wireguard_is_used_where_it_is(self) -> None:
+    def test_the_kernels_wireguard_is_used_if_it_exists(self) -> None:
         plan = backend().plan_host(replace(HOST, wireguard=replace(FACTS, is_in_kernel=True)))
 
         assert [link.kind for link in plan.of_type(Link)] == ["wireguard"]
@@ -270,13 +270,13 @@ class TestHost:
     def test_the_overhead_of_the_tunnel_is_80_bytes(self, keys: dict[str, object], mtu: int) -> None:
         assert backend(**keys).mtu(HOST) == mtu
 
-    def test_a_network_that_would_take_the_underlay_away_is_not_routed(self) -> None:
+    def test_a_network_that_is_the_prefix_of_the_underlay_is_not_routed(self) -> None:
         host = replace(HOST, underlay=replace(UNDERLAY, on_link=(NETWORK,)))
 
         assert not list(backend().plan_host(host).of_type(Route))
         assert any("the prefix of eth0" in note for note in backend().notes(host))
 
-    def test_it_waits_for_wireguard_and_for_a_sufficient_mtu(self) -> None:
+    def test_missing_wireguard_and_a_small_mtu_are_obstacles(self) -> None:
         narrow = replace(UNDERLAY, mtu=147)
 
         assert backend().obstacle(UNDERLAY, FACTS) is None
@@ -316,7 +316,7 @@ class TestPeer:
 
         assert item.endpoint == "203.0.113.7:5555"
 
-    def test_the_preshared_key_and_the_keepalive_are_of_all_peers(self) -> None:
+    def test_all_peers_have_the_preshared_key_and_the_keepalive(self) -> None:
         item = peer_item(backend(PSK=PSK, PersistentKeepaliveInterval=7).plan_peer(PEER, HOST))
 
         assert item.preshared_key == Secret(PSK)
@@ -361,7 +361,7 @@ class TestPeer:
 
 class TestConfig:
     @pytest.mark.parametrize("mode", ["separate", "auto", "ipv4", None])
-    def test_modes_with_ipv4_are_taken(self, mode: str | None) -> None:
+    def test_modes_with_ipv4_are_accepted(self, mode: str | None) -> None:
         assert backend(Mode=mode).udp_port == 51820
 
     @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ class TestConfig:
         assert PSK[:8] not in error.value.in_full
         assert PSK not in repr(backend(PSK=PSK))
 
-    def test_the_registry_knows_it(self) -> None:
+    def test_the_backend_is_registered(self) -> None:
         assert isinstance(backend_of(CONFIG), WireguardBackend)
 
 

@@ -32,7 +32,7 @@ from pyflannel.plan.lease.state import Resting
 
 
 def test_a_host_takes_a_free_subnet_and_watches_from_the_listing() -> None:
-    """The first free one, because the draw is 0. The watch continues from the listing."""
+    """The host takes the first free subnet, because the draw is 0. The watch continues from the listing."""
     store = Store()
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
 
@@ -60,8 +60,8 @@ def test_a_host_without_a_lease_does_not_watch_while_it_acquires_one() -> None:
     assert host.state.is_watching
 
 
-def test_a_host_without_a_free_subnet_watches_nevertheless() -> None:
-    """No subnet is free: the host knows the other leases, and waits."""
+def test_a_host_without_a_free_subnet_also_watches() -> None:
+    """The host knows the other leases, and waits for a free subnet."""
     store = Store()
     full = replace(NETWORK, subnet_max=NETWORK.subnet_min)
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
@@ -115,8 +115,8 @@ def test_an_unexplained_lost_race_is_followed_by_a_new_listing() -> None:
         assert isinstance(host.state.phase, Resting)
 
 
-def test_a_host_watches_the_later_the_longer_the_store_took_to_answer() -> None:
-    """Many hosts write at this time, and have precedence. Missed changes are delivered immediately."""
+def test_the_delay_before_the_watch_grows_with_the_response_time_of_the_store() -> None:
+    """Writes of many other hosts have precedence at this time. The watch then delivers all missed changes."""
     store = Store()
     host = Host(store, wanted())
     host.take(Started())
@@ -148,7 +148,7 @@ def test_the_watch_starts_after_a_few_seconds_at_most() -> None:
 
 
 def test_the_own_lease_has_precedence_over_subnet_env() -> None:
-    """By owner first, then by the subnet of the old subnet.env."""
+    """The host finds it by the owner first, then by the subnet of the old subnet.env."""
     store = Store()
     store.write_lease(lease(THIRD, "me", "192.168.50.102"))
 
@@ -158,7 +158,7 @@ def test_the_own_lease_has_precedence_over_subnet_env() -> None:
 
 
 def test_a_lease_of_the_original_is_recognized_by_its_address() -> None:
-    """It has no owner. This host's identity is written into it."""
+    """Such a lease has no owner. The host writes its identity into it."""
     store = Store()
     store.write_lease(lease(THIRD, None, "192.168.50.102"))
 
@@ -169,7 +169,7 @@ def test_a_lease_of_the_original_is_recognized_by_its_address() -> None:
 
 
 def test_the_previous_subnet_is_acquired_only_if_it_is_free() -> None:
-    """It is a preference, not a claim."""
+    """If another host has the previous subnet, this host takes another one."""
     store = Store()
     assert Host(store, wanted(previous=THIRD)).start().subnet == THIRD
 
@@ -179,7 +179,7 @@ def test_the_previous_subnet_is_acquired_only_if_it_is_free() -> None:
 
 
 def test_an_unsuitable_lease_is_deleted_and_another_is_acquired() -> None:
-    """As the original: found, not compatible, deleted."""
+    """The original also deletes a lease that is not compatible with the config."""
     store = Store()
     store.write_lease(lease(IPv4Network("10.100.9.0/24"), "me", "192.168.50.102"))
 
@@ -203,7 +203,7 @@ def test_an_unsuitable_reservation_is_kept() -> None:
 
 
 def test_an_unreadable_lease_occupies_its_subnet() -> None:
-    """Its writer may use the subnet."""
+    """The writer of the lease may use the subnet."""
     store = Store()
     store.write_rubbish(FIRST)
 

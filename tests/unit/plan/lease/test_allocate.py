@@ -1,4 +1,4 @@
-"""Allocation, as laws."""
+"""Laws of the allocation of subnets."""
 
 from ipaddress import IPv4Address, IPv4Network
 
@@ -20,7 +20,7 @@ CONFIG = NetworkConfig(
 
 @st.composite
 def networks(draw: st.DrawFn) -> IPv4Network:
-    """Networks of other lengths too, in and around the range."""
+    """Return networks of any prefix length, in and around the range."""
     length = draw(st.sampled_from([22, 23, 24, 25, 28]))
     address = int(IPv4Address("10.100.0.0")) + draw(st.integers(0, 30 * 256))
     return IPv4Network((address, length), strict=False)
@@ -28,7 +28,7 @@ def networks(draw: st.DrawFn) -> IPv4Network:
 
 @given(occupied=st.lists(networks(), max_size=30), drawn=st.integers(0, 1000))
 def test_a_chosen_subnet_is_free_and_admitted(occupied: list[IPv4Network], drawn: int) -> None:
-    """None only if every subnet overlaps an occupied one."""
+    """No subnet is chosen only if every subnet overlaps an occupied one."""
     every = [IPv4Network((f"10.100.{n}.0", 24)) for n in range(1, 21)]
     free = [subnet for subnet in every if not any(subnet.overlaps(taken) for taken in occupied)]
 
@@ -38,7 +38,7 @@ def test_a_chosen_subnet_is_free_and_admitted(occupied: list[IPv4Network], drawn
 
 
 def test_a_prefix_that_the_host_needs_is_chosen_last() -> None:
-    """A subnet that overlaps it would be refused, or would redirect packets of another program's route."""
+    """A subnet that overlaps the prefix would be refused, or would redirect packets of another program."""
     attributes = LeaseAttributes(public_ip=IPv4Address("192.168.50.101"), owner="me")
     wanted = Wanted(network=CONFIG, attributes=attributes, avoided=(IPv4Network("10.100.0.0/20"),))
     taken = [IPv4Network(f"10.100.{number}.0/24") for number in range(16, 21)]
@@ -50,7 +50,7 @@ def test_a_prefix_that_the_host_needs_is_chosen_last() -> None:
 
 
 def test_a_network_of_a_million_subnets_is_not_listed() -> None:
-    """The free subnets are counted."""
+    """The free subnets are only counted."""
     wide = NetworkConfig(
         network=IPv4Network("10.0.0.0/8"),
         subnet_length=30,

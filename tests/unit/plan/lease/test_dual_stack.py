@@ -142,7 +142,7 @@ def test_a_network_without_a_free_ipv6_subnet_is_exhausted() -> None:
 
 
 def test_the_ipv6_subnet_stays_after_ipv6_is_disabled() -> None:
-    """It has no effect then. Another key would be a loss of the lease for the peers."""
+    """The IPv6 subnet then has no effect. For the peers, another key would be a loss of the lease."""
     store = Store()
     host = Host(store, wanted_dual()).start()
 
@@ -166,7 +166,7 @@ def test_a_lost_lease_is_acquired_again_with_both_subnets() -> None:
 
 
 def test_the_end_of_another_key_of_the_subnet_is_no_loss() -> None:
-    """For example the expiry of the lease from before IPv6 was enabled."""
+    """The other key may be the expired lease from before IPv6 was enabled."""
     store = Store()
     host = Host(store, wanted_dual()).start()
     store.write_lease(lease(FIRST, "me", "192.168.50.102"))

@@ -19,7 +19,7 @@ from pyflannel.model.lease_protocol import (
 
 
 def test_a_lease_is_renewed_before_it_ends() -> None:
-    """A margin before its expiry, each time."""
+    """The renewal is always the same time before the expiry."""
     store = Store()
     host = Host(store, wanted()).start()
 
@@ -33,7 +33,7 @@ def test_a_lease_is_renewed_before_it_ends() -> None:
 
 
 def test_a_renewal_with_a_lost_answer_is_repeated() -> None:
-    """It took effect, but its expiry is unknown, and the revision in the store is no longer the known one."""
+    """The renewal took effect, but the host knows neither its expiry nor its revision."""
     store = Store()
     host = Host(store, wanted()).start()
     host.now = 23 * HOUR
@@ -66,7 +66,7 @@ def test_a_lost_lease_is_acquired_again_on_the_same_subnet() -> None:
 
 
 def test_an_invalid_value_at_the_own_key_is_overwritten() -> None:
-    """It names no host, and this host uses the subnet."""
+    """The value names no host, and this host uses the subnet."""
     store = Store()
     host = Host(store, wanted()).start()
     store.write_rubbish(FIRST)
@@ -77,7 +77,7 @@ def test_an_invalid_value_at_the_own_key_is_overwritten() -> None:
 
 
 def test_a_host_keeps_running_after_it_lost_its_lease_to_another() -> None:
-    """Degraded, not renumbered. It is acquired again as soon as it is free."""
+    """The host is degraded, and keeps its subnet. It acquires the subnet again as soon as it is free."""
     store = Store()
     host = Host(store, wanted()).start()
     store.delete_lease(FIRST)
@@ -95,7 +95,7 @@ def test_a_host_keeps_running_after_it_lost_its_lease_to_another() -> None:
 
 
 def test_a_host_with_the_option_renumbers() -> None:
-    """--on-subnet-lost=renumber."""
+    """The option is --on-subnet-lost=renumber."""
     store = Store()
     host = Host(store, wanted(renumbers=True)).start()
     store.delete_lease(FIRST)
@@ -125,7 +125,7 @@ def test_a_deletion_before_the_answer_to_a_write_is_not_missed() -> None:
 
 
 def test_a_change_of_address_is_published_and_the_subnet_is_kept() -> None:
-    """By an order."""
+    """The host writes the new address to its lease."""
     store = Store()
     host = Host(store, wanted()).start()
 
@@ -164,7 +164,7 @@ def test_a_host_that_started_without_its_store_publishes_its_lease() -> None:
 
 
 def test_a_host_that_started_without_its_store_degrades_if_its_subnet_is_taken() -> None:
-    """It keeps running, degraded."""
+    """The host continues to run, and is degraded."""
     store = Store()
     store.write_lease(lease(THIRD, "other", "192.168.50.1"))
     host = Host(store, wanted(), held=Held(lease=lease(THIRD, "me", "192.168.50.102"))).start()

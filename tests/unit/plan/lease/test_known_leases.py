@@ -35,7 +35,7 @@ def test_a_late_listing_does_not_remove_leases_from_the_watch() -> None:
 
 
 def test_a_listing_without_a_watch_replaces_everything() -> None:
-    """A store that lost its data counts from the beginning: a lower revision is not older."""
+    """A store that lost its data starts with revision 1 again, so a lower revision is not older."""
     before = LeaseSet.of([lease(FIRST, 50)], 50)
 
     after = known_leases(

@@ -37,7 +37,7 @@ def test_a_listing_that_is_older_than_the_config_is_not_used() -> None:
 
 
 def test_a_write_refused_by_a_new_config_is_retried_when_the_config_arrives() -> None:
-    """Before or after the refusal, and without retries until then."""
+    """The config may arrive before or after the refusal. There is no retry until then."""
     for comes_first in (False, True):
         host = Host(Store(revision=4), replace(wanted(), config_revision=3))
         host.take(Started())

@@ -17,7 +17,7 @@ from pyflannel.model.lease_protocol import (
 
 
 def test_a_reinstalled_host_takes_over_its_old_lease_without_an_answer() -> None:
-    """Another identity, the same machine-id and address: a clone of a living host has the same properties."""
+    """It has another identity, and the same machine-id and address, as a clone of a running host also has."""
     store = Store()
     store.write_lease(lease(THIRD, "old-self", "192.168.50.102"))
     host = Host(store, wanted()).start()
@@ -30,7 +30,7 @@ def test_a_reinstalled_host_takes_over_its_old_lease_without_an_answer() -> None
     assert owner_of(store, THIRD) == "me"
 
 
-def test_a_living_owner_keeps_its_lease_and_the_newcomer_takes_another() -> None:
+def test_a_running_owner_keeps_its_lease_and_the_new_host_takes_another() -> None:
     """Both report that they share an address, and name each other."""
     store = Store()
     owner = Host(store, wanted("owner")).start()
@@ -49,7 +49,7 @@ def test_a_living_owner_keeps_its_lease_and_the_newcomer_takes_another() -> None
 
 
 def test_a_dead_owner_loses_its_lease_after_the_claim_expired() -> None:
-    """Without an answer for ten seconds."""
+    """The owner does not answer for ten seconds."""
     store = Store()
     store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
     newcomer = Host(store, wanted("newcomer")).start()
@@ -63,7 +63,7 @@ def test_a_dead_owner_loses_its_lease_after_the_claim_expired() -> None:
 
 
 def test_an_owner_that_answers_at_the_last_moment_keeps_its_lease() -> None:
-    """Its lease was written again, so the take-over fails, although the claimant got no answer."""
+    """The owner wrote its lease again, so the take-over fails, although the claimant got no answer."""
     store = Store()
     owner = Host(store, wanted("owner")).start()
     newcomer = Host(store, wanted("newcomer")).start()
@@ -90,7 +90,7 @@ def test_a_claim_from_before_a_new_listing_is_answered() -> None:
 
 
 def test_a_clone_takes_a_new_identity() -> None:
-    """A host with its identity is alive at another address, and answers."""
+    """A running host with the same identity and another address answers."""
     store = Store()
     first = Host(store, wanted("twin", "192.168.50.102")).start()
     clone = Host(store, wanted("twin", "192.168.50.103")).start()
@@ -140,7 +140,7 @@ def test_a_claim_that_was_never_written_has_no_effect() -> None:
 
 
 def test_the_time_to_answer_starts_when_the_claim_is_known_to_be_written() -> None:
-    """Not from the time of the request."""
+    """It does not start at the time of the request."""
     store = Store()
     store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
     newcomer = Host(store, wanted("newcomer"))
@@ -157,7 +157,7 @@ def test_the_time_to_answer_starts_when_the_claim_is_known_to_be_written() -> No
 
 
 def test_an_owner_that_is_renewing_when_it_is_asked_renews_again() -> None:
-    """The claimant may take the renewal in progress for an old write, and miss the answer to its claim."""
+    """The claimant may mistake the renewal in progress for an old write, and find no answer to its claim."""
     store = Store()
     owner = Host(store, wanted("owner")).start()
     owner.now = 23 * HOUR
@@ -191,7 +191,7 @@ def test_a_claim_is_void_after_the_watch_was_cut() -> None:
 
 
 def test_a_host_with_a_changed_address_does_not_take_the_contested_lease() -> None:
-    """It asked whether the holder of its address is alive, and then got another address."""
+    """The host asked whether the holder of its address runs, and then got another address."""
     store = Store()
     store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
     newcomer = Host(store, wanted("newcomer")).start()
@@ -225,7 +225,7 @@ def test_two_hosts_with_one_identity_do_not_overwrite_each_other_forever() -> No
 
 
 def test_the_previous_subnet_has_precedence_over_a_lease_of_an_earlier_identity() -> None:
-    """A lease of the identity before a reinstallation. The host's own lease expired meanwhile."""
+    """The earlier identity is from before a reinstallation. The lease of the present identity expired."""
     store = Store()
     store.write_lease(lease(FIRST, "old-self", "192.168.50.102"))
 
@@ -235,8 +235,8 @@ def test_the_previous_subnet_has_precedence_over_a_lease_of_an_earlier_identity(
     assert owner_of(store, FIRST) == "old-self"
 
 
-def test_a_clone_with_the_machine_id_of_a_living_host_takes_another_subnet() -> None:
-    """Same machine-id, same address, an empty state directory: the living host keeps its lease."""
+def test_a_clone_with_the_machine_id_of_a_running_host_takes_another_subnet() -> None:
+    """The clone has the same machine-id and address, and an empty state directory."""
     store = Store()
     owner = Host(store, wanted("owner")).start()
     clone = Host(store, wanted("clone")).start()
@@ -261,7 +261,7 @@ def resumed_twice() -> tuple[Store, Host, Host]:
 
 
 def settle_together(*hosts: Host) -> None:
-    """Deliver answers and changes to the hosts in turn, until none is left."""
+    """Deliver answers and changes to the hosts in turn, until none remains."""
     for _ in range(100):
         busy = [host for host in hosts if host.requests or host.is_behind]
         if not busy:
@@ -275,7 +275,7 @@ def settle_together(*hosts: Host) -> None:
 
 
 def test_two_copies_of_a_running_host_do_not_overwrite_each_other_forever() -> None:
-    """A snapshot was resumed twice: same identity, address, lease and revision. One renews its lease."""
+    """Two copies of a snapshot have the same identity, address, lease and revision. One renews its lease."""
     store, first, second = resumed_twice()
     first.now = second.now = 23 * HOUR
 
@@ -286,7 +286,7 @@ def test_two_copies_of_a_running_host_do_not_overwrite_each_other_forever() -> N
 
 
 def test_two_copies_of_a_running_host_that_renew_together_both_report_it() -> None:
-    """One of them keeps the lease. The other keeps running, degraded, with a new identity. Both report it."""
+    """One copy keeps the lease. The other continues to run, is degraded, and has a new identity."""
     store, first, second = resumed_twice()
     first.now = second.now = 23 * HOUR
 
@@ -306,8 +306,8 @@ def test_two_copies_of_a_running_host_that_renew_together_both_report_it() -> No
     assert loser.heard(Taken)
 
 
-def test_a_copy_with_identity_and_address_of_a_living_host_yields() -> None:
-    """Nothing distinguishes the two at first. The host that has held the lease for longer keeps it."""
+def test_a_copy_with_the_identity_and_address_of_a_running_host_yields() -> None:
+    """The two have the same properties. The host that has held the lease for longer keeps it."""
     store = Store()
     owner = Host(store, wanted("twin")).start()
     owner.now = 3.0
@@ -331,7 +331,7 @@ def test_a_copy_with_identity_and_address_of_a_living_host_yields() -> None:
 
 
 def test_a_renewal_with_a_lost_answer_is_not_another_host() -> None:
-    """It took effect: the next attempt finds this host's write at the key."""
+    """The renewal took effect, and the next attempt finds this host's write at the key."""
     store = Store()
     host = Host(store, wanted("me")).start()
     host.now = 23 * HOUR
@@ -350,7 +350,7 @@ def test_a_renewal_with_a_lost_answer_is_not_another_host() -> None:
 
 
 def test_a_claim_on_an_earlier_lease_is_not_a_shared_address() -> None:
-    """That lease expired while its claim was written. The holder of the subnet has another address."""
+    """The earlier lease expired while the claim was written. The holder of the subnet has another address."""
     store = Store()
     host = Host(store, wanted("me")).start()
 
@@ -363,7 +363,7 @@ def test_a_claim_on_an_earlier_lease_is_not_a_shared_address() -> None:
 
 
 def test_a_late_write_of_the_previous_run_is_not_another_host() -> None:
-    """It takes effect after this run has read the old lease, and before its first write."""
+    """The write takes effect after this run has read the old lease, and before its first write."""
     store = Store()
     last = Host(store, wanted("me")).start()
     last.now = 23 * HOUR

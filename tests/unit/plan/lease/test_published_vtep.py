@@ -29,7 +29,7 @@ def mac_of(store: Store, subnet: IPv4Network) -> str | None:
 
 
 def test_the_vtep_that_the_original_published_is_kept() -> None:
-    """The peers know it: also if the lease is renewed, lost and acquired again, or reused after a restart."""
+    """The peers know this VTEP. It stays when the lease is renewed, acquired again or used by a new start."""
     store = Store()
     store.write_lease(with_vtep(lease(FIRST, None, "192.168.50.102"), THEIRS))
 
@@ -59,7 +59,7 @@ def test_the_vtep_of_a_previous_backend_is_kept_after_a_restart() -> None:
 
 
 def test_an_unsuitable_vtep_is_not_kept() -> None:
-    """Of another VNI, not a unicast address, or without the prefix of the config."""
+    """It has another VNI, is not a unicast address, or lacks the prefix in the config."""
     ours = wanted_with_vtep()
     plain = lease(FIRST, None, "192.168.50.102")
     for standing, asked in (

@@ -8,7 +8,7 @@ from pyflannel.model.lease_protocol import Woke
 
 
 def test_a_reservation_never_gets_a_ttl() -> None:
-    """Neither when it is first used nor later: it is never renewed."""
+    """A reservation is written without a TTL at its first use, and is never renewed."""
     store = Store()
     store.write_lease(lease(THIRD, None, "192.168.50.102", ttl=False))
 
@@ -23,7 +23,7 @@ def test_a_reservation_never_gets_a_ttl() -> None:
 
 
 def test_a_lease_that_the_operator_makes_a_reservation_remains_one() -> None:
-    """The documented way to reserve: put the value again without TTL."""
+    """The documented way to reserve a subnet is to write the value again without a TTL."""
     store = Store()
     host = Host(store, wanted()).start()
     store.write_lease(lease(FIRST, None, "192.168.50.102", ttl=False))

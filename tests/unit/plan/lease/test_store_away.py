@@ -9,7 +9,7 @@ from pyflannel.plan.lease.holding import RETRY_MAX_S
 
 
 def test_failing_writes_are_retried_with_growing_pauses() -> None:
-    """Also if the listings in between succeed. The store counts as reachable after the awaited answer."""
+    """The pauses also grow if the listings between the writes succeed, until the awaited answer arrives."""
     host = Host(Store(), wanted())
     host.take(Started())
     for _ in range(8):
@@ -70,7 +70,7 @@ def test_an_unchanged_lease_survives_compaction_without_a_write() -> None:
 
 
 def test_a_failed_write_without_a_waiting_host_is_not_an_outage() -> None:
-    """Nothing would be retried, so nothing would show that the store is reachable again."""
+    """The host would not retry the write, and therefore not notice that the store is reachable again."""
     store = Store()
     host = Host(store, wanted()).start()
 
@@ -85,7 +85,7 @@ def test_a_failed_write_without_a_waiting_host_is_not_an_outage() -> None:
 
 
 def test_the_pause_grows_while_watches_do_not_stay_open() -> None:
-    """Although the store answers between them, and counts as reachable each time."""
+    """The store answers between the watches, and counts as reachable each time."""
     host = Host(Store(), wanted()).start()
 
     for was_steady in (True, False, False, False, True):
@@ -102,7 +102,7 @@ def test_the_pause_grows_while_watches_do_not_stay_open() -> None:
 
 
 def test_a_due_renewal_is_written_after_the_listing() -> None:
-    """It does not wait for a watch: if none opens, each wait would cause another listing."""
+    """The renewal does not wait for a watch. If no watch opens, each wait would cause another listing."""
     store = Store()
     host = Host(store, wanted(ttl_s=60)).start()
     host.take(WatchLost("refused", was_steady=False))

@@ -1,4 +1,4 @@
-"""A store that lost its data: it uses revisions twice."""
+"""A store that lost its data uses revisions a second time."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -29,7 +29,7 @@ from pyflannel.model.lease_protocol import (
 )
 
 
-def test_a_store_that_lost_its_data_is_watched_from_where_it_is_now() -> None:
+def test_a_store_that_lost_its_data_is_watched_from_its_present_revision() -> None:
     """Its revisions start again. A watch from the old one would never deliver anything."""
     store = Store(revision=100)
     host = Host(store, wanted()).start()
@@ -70,7 +70,7 @@ def test_a_degraded_host_detects_a_store_that_lost_its_data_and_has_grown() -> N
     assert host.state.is_settled
 
 
-def test_nothing_is_checked_while_the_store_is_unreachable() -> None:
+def test_the_store_is_not_checked_while_it_is_unreachable() -> None:
     """A failed check leads to a listing. With thousands of hosts, each would list all leases."""
     host = Host(Store(), wanted()).start()
     host.take(WatchLost("no connection"))
@@ -98,7 +98,7 @@ def test_a_failed_check_is_replaced_by_a_listing() -> None:
 
 
 def test_an_unchanged_lease_is_only_checked() -> None:
-    """Also while the watch has not delivered the later writes yet."""
+    """There is no write, even if the watch has not delivered the later writes of the host yet."""
     store = Store()
     host = Host(store, wanted()).start()
     writes = store.revision
@@ -121,7 +121,7 @@ def test_an_unchanged_lease_is_only_checked() -> None:
 
 
 def test_changes_missed_before_the_loss_are_ignored() -> None:
-    """It lost its data twice. The conflicting lease was written between the two losses."""
+    """The store lost its data twice. The conflicting lease was written between the two losses."""
     store = Store()
     host = Host(store, wanted()).start()
     store.write_rubbish(FIRST)
@@ -140,7 +140,7 @@ def test_changes_missed_before_the_loss_are_ignored() -> None:
 
 
 def test_a_renewal_from_before_the_loss_is_not_another_host() -> None:
-    """The watch delivered it, and its answer was lost with the store's data.
+    """The watch delivered the renewal, and its answer was lost with the store's data.
 
     The watch was cut, not compacted.
     """
@@ -162,8 +162,8 @@ def test_a_renewal_from_before_the_loss_is_not_another_host() -> None:
     assert not host.heard(SharedAddress)
 
 
-def test_a_repeated_revision_makes_no_lease_the_own_one() -> None:
-    """A store that lost its data counts from the beginning, and another host was faster."""
+def test_a_lease_of_another_host_at_a_repeated_revision_is_recognized() -> None:
+    """A store that lost its data starts with revision 1 again, and another host wrote first."""
     store = Store()
     host = Host(store, wanted()).start()
     store.lose_data(revision=0)
@@ -257,7 +257,7 @@ def claim_on_first() -> Claim:
 
 
 def test_a_claim_is_not_answered_before_the_check_of_the_store() -> None:
-    """It arrives with the first changes of the watch. The claimed lease may be another host's."""
+    """The claim arrives with the first changes of the watch. The claimed lease may be another host's."""
     host = host_with_a_restored_store()
     host.store.write_claim(claim_on_first())
 
@@ -332,7 +332,7 @@ def test_a_claim_is_not_answered_while_the_watch_is_cut_again() -> None:
 
 
 def test_another_lease_at_the_known_revision_is_detected() -> None:
-    """The delayed watch delivers it, and it looks like this host's write."""
+    """The delayed watch delivers the other lease, whose revision is that of this host's write."""
     host = Host(Store(), wanted()).start()
     host.state = replace(host.state, revision=0)
     host.store.lose_data(revision=0)
@@ -347,7 +347,7 @@ def test_another_lease_at_the_known_revision_is_detected() -> None:
 
 @pytest.mark.parametrize("is_open", [True, False])
 def test_a_watch_from_before_the_loss_is_replaced_by_one_from_the_listing(is_open: bool) -> None:
-    """Writes between the two would never be delivered, whether or not the watch reported that it is open."""
+    """The old watch would never deliver writes before its revision, even if it reported that it is open."""
     store = Store()
     full = replace(NETWORK, subnet_max=NETWORK.subnet_min)
     store.revision = 10

@@ -1,4 +1,4 @@
-"""Which leases a host accepts, given that it knows which are authentic."""
+"""The authentic leases that a host accepts."""
 
 from ipaddress import IPv4Address, IPv4Network
 
@@ -23,7 +23,7 @@ def lease(key: bytes, counter: int, subnet: IPv4Network = FIRST, owner: str = ""
 
 
 def accepts(trust: Trust, one: Lease) -> bool:
-    """Whether a lease is accepted; it is then remembered."""
+    """Return whether a lease is accepted. An accepted lease is remembered."""
     if trust.objection(one, is_authentic=True) is not None:
         return False
     trust.accept(one)
@@ -61,7 +61,7 @@ def test_a_statement_that_another_key_replaced_is_refused() -> None:
     assert accepts(trust, lease(B, 1))
 
     assert not accepts(trust, lease(A, 5))
-    assert accepts(trust, lease(A, 6))  # A itself
+    assert accepts(trust, lease(A, 6))  # from A again
 
 
 def test_without_an_allow_list_an_owner_keeps_its_first_key() -> None:
