@@ -23,8 +23,8 @@ from pyflannel.ports import Clock
 log = logging.getLogger(__name__)
 
 _RETURN = (
-    "Write the old config again. To change to another network, run it beside this one, move the containers,"
-    " and remove this one; or stop the containers, run flannelctl cleanup and start flanneld."
+    "Write the old config again. To change the network, run the new network beside the present network, and"
+    " move the containers; or stop the containers, run flannelctl cleanup and start flanneld."
 )
 """The remedy for a network config that excludes this host's subnet."""
 

@@ -53,7 +53,7 @@ a minute."""
 _LOOK_S = 0.01
 
 _ATTACH_S = 10.0
-"""Longest interval between two checks of the links of containers."""
+"""Longest interval in seconds between two checks of the links of containers."""
 
 
 class DockerPlugin:
@@ -407,7 +407,7 @@ class DockerPlugin:
     def _network(self, state: DockerState, name: str) -> DockerNetwork:
         if (network := state.networks.get(name)) is None:
             raise DockerPluginError(
-                "flanneld does not know this network: because its saved state was deleted",
+                "flanneld does not know this network, because its saved state was deleted",
                 hint="Remove the network and create it again.",
             )
         return network
@@ -415,7 +415,7 @@ class DockerPlugin:
     def _endpoint(self, state: DockerState, name: str) -> DockerEndpoint:
         if (endpoint := state.endpoints.get(name)) is None:
             raise DockerPluginError(
-                "flanneld does not know this container: because its saved state was deleted",
+                "flanneld does not know this container, because its saved state was deleted",
                 hint="Start the container again.",
             )
         return endpoint

@@ -212,9 +212,9 @@ def _is_of_the_fast_path(operation: Operation) -> bool:
 
 
 def _carries_packets(operation: Operation) -> bool:
-    """Return whether the operation is on a program or a peer.
+    """Return whether the operation is on an object without which the kernel does not carry the packets.
 
-    A container or a bridge may have been removed just before.
+    Objects of a container or a bridge do not count, because the container or the bridge may be gone.
     """
     match operation:
         case Add(BpfProgram(role=role)) | Replace(_, BpfProgram(role=role)):

@@ -33,14 +33,14 @@ GRACE_S = 2.0
 milliseconds to write it again."""
 
 SILENCE_S = 20.0
-"""Longest time that an owner needs to write its lease again if its member of the store does not respond.
+"""Longest time in seconds that an owner needs to write its lease again if its store does not respond.
 
 The owner detects the silent member after 10 s, a call takes up to 5 s, and the next attempt is up to 5 s
 later.
 """
 
 _TICK_S = 0.1
-"""Shortest pause between two checks for ended grace periods, because thousands may end one after another."""
+"""Shortest pause in seconds between two checks for ended grace periods. Thousands may end in succession."""
 
 
 class LeaseGrace:
@@ -158,10 +158,10 @@ def _size(subnet: IpNetwork) -> tuple[int, int]:
 
 
 SAVE_PAUSE_S = 1.0
-"""Shortest time between two writes, so that a thousand joining hosts cause only a few."""
+"""Shortest time in seconds between two writes, so that a thousand joining hosts cause only a few writes."""
 
 RETRY_S = 10.0
-"""Interval between attempts to write while the disk is full or read-only."""
+"""Interval in seconds between attempts to write while the disk is full or read-only."""
 
 SAVED_PER_S = 1000
 """Number of leases per second of delay before a write. At 15 µs per lease, writes then use 1 % of a core."""

@@ -153,9 +153,9 @@ class LeaseSigning:
         """Accept a lease that the store shows, or refuse it.
 
         Args:
-            lease: as read.
+            lease: the lease as read from the store.
             value: value in the store that contains the lease.
-            state: of this host.
+            state: state of the lease protocol of this host.
 
         Raises:
             WireError: the lease is refused; the message names the reason.

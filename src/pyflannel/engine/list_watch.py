@@ -1,5 +1,5 @@
-"""Follows changes of keys in the store, and changes of the host. This class logs when the connection to
-the store fails, and when it works again.
+"""Follows changes of keys in the store, and changes of the host. Logs when the connection to the store fails,
+and when it works again.
 """
 
 import logging
@@ -59,8 +59,8 @@ class StoreLog:
         self._counted_from = -math.inf
 
     def failed(self, user: object, error: StoreError, retry_in_s: float, doing: str | None = None) -> None:
-        """Record that a user of the store got no answer. `doing` is the text for a failure when this user
-        starts.
+        """Record that a user of the store got no answer. `doing`: text of the log line for a failure before
+        the first answer to this user.
         """
         now = self._clock.now()
         if not self._failing:
@@ -178,7 +178,7 @@ class ListAndWatch:
 
 
 REOPEN_MIN_S = 1.0
-"""First pause before a failed channel is opened again. The pause doubles up to REOPEN_MAX_S."""
+"""First pause in seconds before a failed channel is opened again. The pause doubles up to REOPEN_MAX_S."""
 
 REOPEN_MAX_S = 30.0
 

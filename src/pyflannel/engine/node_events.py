@@ -29,7 +29,7 @@ _STATUS, _WAITING = "STATUS=", "waiting for "
 
 
 LOOK_S = 300.0
-"""Interval at which flanneld asks the cluster for NetworkPolicies. The first request is sent earlier."""
+"""Interval in seconds between requests for NetworkPolicies. The first request is sent earlier."""
 
 FIRST_LOOK_S = 20.0
 

@@ -16,18 +16,18 @@ FIGHT_WINDOW_S = 10.0
 FIRST_PAUSE_S = 0.25
 
 PAUSE_S = 1.0
-"""The longest pause between cheap repairs: one repair per second costs negligible processor time."""
+"""The longest pause in seconds between cheap repairs. One repair per second costs little processor time."""
 
 COSTS = 10
-"""Ratio of the longest pause to the duration of the repair: so that repairs use at most a tenth of a core."""
+"""Ratio of the longest pause to the duration of the repair. Repairs then use at most a tenth of a core."""
 
 LONGEST_PAUSE_S = 4.0
-"""The longest pause: on a busy machine, even a cheap repair takes long, and packets are lost during the
-pause."""
+"""The longest pause in seconds. On a busy machine, even a cheap repair takes long, and the pause loses
+packets."""
 
 RETRY_MIN_S = 0.05
-"""First pause before a failed attempt is repeated. The pause doubles each time; an event ends it
-immediately."""
+"""First pause in seconds before a failed attempt is repeated. The pause doubles each time. An event ends the
+pause immediately."""
 
 
 async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
@@ -109,7 +109,7 @@ class Damping:
 
     @property
     def has_pauses(self) -> bool:
-        """Another program undoes, or undid, a repair repeatedly."""
+        """True if another program repeatedly undoes, or recently undid, a repair."""
         return bool(self._pauses)
 
     def waits_until(self, key: Hashable, now: float) -> float | None:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ASKED_S = 10.0
-"""Time for which probes continue after the last request for their results."""
+"""Seconds for which probes continue after the last request for their results."""
 
 ROUND_S = 1.0
-"""Shortest interval between the starts of two rounds."""
+"""Shortest interval in seconds between the starts of two rounds."""
 
 PEERS_IN_A_SECOND = 500
 """Maximum number of peers that are probed per second, which costs 6 % of a core if none answers."""
@@ -34,26 +34,26 @@ PEERS_IN_A_ROUND = 1024
 oldest results."""
 
 REFUSED_S = 10.0
-"""Interval between attempts while the kernel refuses the probes."""
+"""Interval in seconds between attempts while the kernel refuses the probes."""
 
 PERIOD_S = 3600.0
-"""Interval between two probes of the MTU of a path."""
+"""Interval in seconds between two probes of the MTU of a path."""
 
 SILENT_S = 60.0
-"""The interval for a peer that does not answer, or whose result changed or is incomplete. The peer may
+"""Interval in seconds for a peer that does not answer, or whose result changed or is incomplete. The peer may
 have been starting, and routers limit their answers."""
 
 PAUSE_S = 5.0
-"""Pause between two rounds of probes of the MTU. A new peer is probed within twice this time."""
+"""Pause in seconds between two rounds of probes of the MTU. A new peer is probed within twice this time."""
 
 PATHS_IN_A_ROUND = 64
 """Maximum number of paths in one round: 10,000 new peers are probed within fourteen minutes."""
 
 _ENTERED_AT_ONCE = 250
-"""Number of peers that are entered before other tasks run, which takes about a millisecond."""
+"""Number of peers that are scheduled before other tasks run, which takes about a millisecond."""
 
 SMALLEST_MTUS: Mapping[Family, int] = {4: 552, 6: 1280}
-"""Smallest MTU of a path that is used: that of the kernel (net.ipv4.route.min_pmtu), and that of IPv6."""
+"""Smallest MTU of a path that is used: the minimum of the kernel (net.ipv4.route.min_pmtu), and of IPv6."""
 
 _SMALL = 84
 _SIZES = 16
@@ -131,8 +131,9 @@ class PathMtus:
     nothing changes.
 
     Attributes:
-        measured: the paths that carry less than planned, by the subnet of the peer in the family.
-        found: the MTU of those whose route can have it.
+        measured: the paths that carry only smaller packets than planned, by the subnet of the peer in the
+            family.
+        found: the MTU of each measured path, if a route can have this MTU.
     """
 
     def __init__(
@@ -184,7 +185,8 @@ class PathMtus:
             await self._probe(send, due)
 
     async def _enter(self, paths: ProbedPaths) -> None:
-        """Enter new peers as due, and forget the others; all of them if the planned MTU has changed.
+        """Schedule new peers for now, and forget removed peers. If the planned MTU has changed, schedule all
+        peers for now.
 
         Other tasks run in between: with ten thousand peers, this takes 40 ms.
         """
@@ -245,7 +247,7 @@ class PathMtus:
                 measured[subnet] = PathMtu(planned, mtu, self._clock.now())
             if mtu < SMALLEST_MTUS[subnet.version]:
                 log.warning(
-                    "Larger packets to a peer are lost: no route can have so small an MTU lease=%s mtu=%d",
+                    "Larger packets to a peer are lost: this MTU is too small for a route lease=%s mtu=%d",
                     subnet,
                     mtu,
                 )

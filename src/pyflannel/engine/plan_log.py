@@ -114,14 +114,13 @@ def _is_news(one: Objection, known: Objection | None) -> bool:
 
 
 LOOK_S = 5.0
-"""Pause between two readings of the rejected senders; each read needs a few system calls."""
+"""Pause in seconds between two readings of the rejected senders. Each reading needs a few system calls."""
 
 QUIET_S = 60.0
-"""Shortest time between two lines about one sender."""
+"""Shortest time in seconds between two lines about one sender."""
 
 NAMED_SENDERS = 16
-"""Maximum number of senders that have their own log lines within that time; the other senders share one
-line."""
+"""Maximum number of senders with their own log lines within QUIET_S. The other senders share one line."""
 
 
 @dataclass(frozen=True, slots=True)

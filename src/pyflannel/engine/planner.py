@@ -79,7 +79,7 @@ class Planner:
         self._peers_of: tuple[object, ...] = ()
         self._bridges: tuple[Bridge, ...] = ()
         self._docker = NO_DOCKER
-        # for all plans, because a link and its routes exist until they are removed
+        # the links of all plans so far, because a link and its routes exist until they are removed
         self._links: set[str] = set()
         self._host_routes: tuple[IpNetwork, ...] = ()  # routes of the host itself, independent of peers
         self._is_contested = False  # two peers need one key, and only a whole plan decides which gets it

@@ -23,8 +23,8 @@ async def preview(inputs: Inputs, options: PlanOptions, targets: Sequence[Target
 
     Args:
         inputs: inputs of the plan.
-        options: its options.
-        targets: read the host. These targets are not the targets of the reconciler, because its targets
+        options: options of the plan.
+        targets: targets that read the host. They are not the targets of the reconciler, because those
             remember the plan in force.
 
     Raises:

@@ -103,13 +103,13 @@ ALIVE = "WATCHDOG=1"
 
 
 class Liveness:
-    """Sends WATCHDOG=1 when every network has given a sign of life since the last WATCHDOG=1.
+    """Sends WATCHDOG=1 when the reconcilers of all networks have run since the last WATCHDOG=1.
 
     If one reconciler hangs, WATCHDOG=1 is not sent, and systemd restarts the daemon.
 
     Attributes:
-        pause_s: longest time between two signs of life of a network: half of the watchdog's interval, as
-            sd_watchdog_enabled(3) recommends; infinite without a watchdog.
+        pause_s: longest pause of a reconciler: half of the watchdog's interval, as sd_watchdog_enabled(3)
+            recommends; infinite without a watchdog.
     """
 
     def __init__(self, notify: Callable[[str], object], clock: Clock, watchdog_s: float | None) -> None:
@@ -121,7 +121,7 @@ class Liveness:
 
     @contextmanager
     def watched(self) -> Iterator[Callable[[], None]]:
-        """Include a network during the block. Its reconciler calls the yielded function as a sign of life."""
+        """Include a network during the block. Its reconciler calls the yielded function in each turn."""
         network = object()
 
         def give_sign() -> None:
@@ -139,7 +139,7 @@ class Liveness:
     async def run(self) -> None:
         """Send WATCHDOG=1 while the daemon has no network; return immediately without a watchdog."""
         while self.pause_s < math.inf:
-            self._notify_alive()  # while one network gives no sign of life, this sends nothing
+            self._notify_alive()  # sends nothing while a reconciler hangs
             await self._clock.sleep(self.pause_s)
 
     def _notify_alive(self) -> None:

@@ -37,16 +37,15 @@ from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.ports import Clock, Target
 
 AUDIT_S = 10.0
-"""Longest pause between two looks at the host. The looks are needed because the kernel does not announce
-every change."""
+"""Longest pause in seconds between two looks at the host, because the kernel does not announce every
+change."""
 
 AUDITED_PER_S = 1000
-"""Objects that an audit may read per second since the last audit. At 10 µs per object, this is 1 % of a
-core."""
+"""Average number of objects per second that audits may read. At 10 µs per object, this is 1 % of a core."""
 
 RETRY_COSTS = 4
-"""Ratio of the pause after a refused operation to the duration of the operation, because an operation on a
-hanging target takes long.
+"""Minimum ratio of the pause after a refused operation to the duration of this operation. An operation on a
+target that hangs takes long, and must not occupy most of the time.
 """
 
 Judge = Callable[[Sequence[Refusal], Kinds], Sequence[Refusal]]
@@ -57,11 +56,11 @@ class Reconciler:
 
     Args:
         targets: the targets to which the plan is applied.
-        clock: time.
+        clock: the clock.
         draw: function that returns a random number below its argument, for the jitter of retries.
         judge: function that takes the current refusals, and the kinds of which every object is in place. The
-            function returns the refusals to report. For all other refusals, it changes the inputs of the
-            plan.
+            function returns the refusals to report. Because of the other refusals, it changes the inputs of
+            the plan.
         progressed: function that is called after each batch and each look.
         alive: function that is called in each turn of the loop, at least every `audit_s` seconds.
         audit_s: longest pause between two looks.
@@ -110,7 +109,7 @@ class Reconciler:
         self._taken: Mapping[str, Refusal] = {}
         self._known: tuple[Refusal, ...] = ()  # refusals that were already reported
 
-    # Questions.
+    # Queries.
 
     @property
     def counts(self) -> Counts:
@@ -251,14 +250,14 @@ class Reconciler:
         return self._looked_at + max(self._audit_s, len(self._plan) / AUDITED_PER_S)
 
     async def _compare(self, readings: Sequence[Reading]) -> None:
-        """Compare the states that were read of the targets with the plan, and perform the resulting
+        """Compare the states that were read from the targets with the plan, and perform the resulting
         operations.
         """
         began = self._clock.now()
         shown = [reading for reading in readings if reading.error is None]
         generations = {kind: reading.generation for reading in shown for kind in reading.kinds}
-        # Reason to discard a look: the plan was replaced during the look. Otherwise, a route could be added
-        # before the objects that carry its packets, so the next look is used instead. Of two consecutive
+        # If the plan was replaced during the look, the look is discarded and the next look is used.
+        # Otherwise, a route could be added before the objects that carry its packets. Of two consecutive
         # looks, only one is discarded.
         is_outdated = self._work.is_outdated(generations)
         self._has_skipped = is_outdated and not (self._has_skipped or self._new_kinds)
@@ -513,10 +512,10 @@ class Reconciler:
         return type(item) in batch.new_kinds or (mark is not None and mark.is_planned)
 
     def _is_hopeless(self, operation: Operation) -> bool:
-        """Return whether a look has made another attempt at the operation unnecessary.
+        """Return whether the look shows that another attempt at the operation is useless.
 
-        A new attempt is unnecessary if the operation was refused permanently and nothing has changed since,
-        or if it was just refused.
+        An attempt is useless if the operation was refused permanently and nothing has changed since, or if it
+        was refused a moment ago.
         """
         mark = self._work.get(operation.subject.key)
         if mark is None or mark.refusal is None or mark.found != _found_by(operation):

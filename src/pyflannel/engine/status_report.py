@@ -168,7 +168,7 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
 
 
 def _path_mtus(supervisor: Supervisor, now: float) -> Iterator[NarrowPath]:
-    """Yield the paths to peers that carry less than planned, in the order of their subnets."""
+    """Yield the paths to peers that carry only smaller packets than planned, ordered by subnet."""
     measured, inputs = supervisor.path_mtus.measured, supervisor.condition.inputs
     found = [(subnet, supervisor.planner.planned_peer(subnet), path) for subnet, path in measured.items()]
     for subnet, peer, path in sorted(found, key=lambda one: (one[0].version, one[0])):

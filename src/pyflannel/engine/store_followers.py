@@ -114,7 +114,7 @@ class ConfigFollower:
     def _log(self, error: ConfigError) -> None:
         """Log a problem, unless it equals the last logged problem."""
         if self._logged != str(error):
-            text = sentences(error.in_full, "Waiting for a valid one.")
+            text = sentences(error.in_full, "Waiting for a valid config.")
             self._bad.line(logging.ERROR, "%s: %s", _FAILED, text)
             self._logged = str(error)
 
@@ -122,8 +122,8 @@ class ConfigFollower:
 class NetworkFollower:
     """Runs `run(name)` for each network in the store, while its config exists.
 
-    `allowed` limits the networks; empty means all. `objection` returns why a network cannot run on this host,
-    or None if it can.
+    `allowed` limits the networks; empty means all. `objection` returns the reason why a network cannot run on
+    this host; None if it can.
     """
 
     def __init__(

@@ -161,7 +161,7 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        """True if the plan has taken effect at least once. It stays true."""
+        """True if the plan has taken effect at least once."""
         return self._was_ready.is_set()
 
     @property

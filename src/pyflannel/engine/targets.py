@@ -28,7 +28,7 @@ ANSWER_S = 15.0
 """Deadline in seconds for an answer; PER_OBJECT_S is added for each object."""
 
 PER_OBJECT_S = 0.005
-"""The deadline is ten times the time that a busy kernel needs for one object."""
+"""Seconds per object that are added to the deadline: ten times the time that a busy kernel needs."""
 
 _Answer = TypeVar("_Answer")
 

@@ -29,18 +29,18 @@ A peer that has not read the newest lease of this host still sends by the previo
 """
 
 HANDSHAKE_S = 12.0
-"""Longest time for which packets to a peer wait for its first handshake. This time covers two repetitions of
-the handshake.
+"""Longest time in seconds for which packets to a peer wait for its first handshake. This time covers two
+repetitions of the handshake.
 
 A limit is necessary, because otherwise an attacker that drops handshakes could prevent the encryption
 forever.
 """
 
 _LOOK_S = 0.1
-"""Minimum interval between two checks for handshakes."""
+"""Minimum interval in seconds between two checks for handshakes."""
 
 _PER_PEER_S = 0.0015
-"""Additional interval between two checks for handshakes, for each peer. A check takes a hundredth of this
+"""Additional seconds between two checks for handshakes, for each peer. A check takes a hundredth of this
 time."""
 
 
@@ -186,14 +186,14 @@ class Handshakes:
         try:
             contacts = list(await self._contacts())
         except TargetError as error:
-            log.debug("Could not look for handshakes: %s", error)
+            log.debug("Could not read the handshakes: %s", error)
             return
         if not self._is_wanted.is_set():
             return
         now = self._clock.now()
         for one in contacts:
             self._begun_s.setdefault(one.public_key, now)
-        # A peer with both families has one device, and therefore one contact, for each family.
+        # A peer with both families has one device for each family, and so one contact for each.
         silent = {
             one.public_key
             for one in contacts

@@ -20,13 +20,13 @@ from pyflannel.ports import Clock, WireguardSource
 log = logging.getLogger(__name__)
 
 LOOK_S = 10.0
-"""Pause between two checks of the key file."""
+"""Pause in seconds between two checks of the key file."""
 
 TROUBLED_LOOK_S = 1.0
-"""Pause between two checks while WireGuard cannot be used."""
+"""Pause in seconds between two checks while WireGuard cannot be used."""
 
 STEP_S = 10.0
-"""Deadline for each step of a rotation."""
+"""Deadline in seconds for each step of a rotation."""
 
 
 class WireguardKeys:
@@ -77,7 +77,7 @@ class WireguardKeys:
         self._found(facts)
 
     def note_progress(self) -> None:
-        """Record that the host or the lease has changed, which a rotation may wait for."""
+        """Record that the host or the lease has changed, because a rotation may wait for this change."""
         self._progress.set()
 
     async def rotate(self, is_switched: Callable[[], bool], is_published: Callable[[str], bool]) -> str:

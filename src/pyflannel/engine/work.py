@@ -105,7 +105,7 @@ class Work:
 
     @property
     def is_empty(self) -> bool:
-        """No work is left for this key."""
+        """True if no key has pending work."""
         return len(self._marks) == len(self._done)
 
     @property
@@ -231,8 +231,8 @@ class Work:
             self._drop(key)
 
     def lose(self, key: Key, left: Item | None, kind: type[Item]) -> None:
-        """Record that the kernel dropped a planned object together with another; `left` remains. Such a
-        loss is not damage.
+        """Record that the kernel dropped a planned object together with another object. `left` is the part
+        that remains. Such a loss is not damage.
         """
         self.generation += 1
         lost = Mark(kind=kind, generation=self.generation, stage=Stage.OPEN, found=left, is_planned=True)

@@ -47,7 +47,7 @@ def test_a_key_that_is_removed_from_the_file_gets_no_more_traffic() -> None:
             assert (refused.fault, refused.is_in_store) == ("not_allowed", True)
             assert bench.signings["b"].status().is_own_key_allowed is False
             assert known(b, own(b).subnet) is not None  # a host does not need its own permission
-            # A host that joins later, or a renewal, changes nothing about it.
+            # A host that joins later, or a renewal, has no effect on this.
             await bench.clock.advance(3600)
             assert known(a, own(b).subnet) is None
 
@@ -55,7 +55,7 @@ def test_a_key_that_is_removed_from_the_file_gets_no_more_traffic() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "# nothing\n", "rubbish\n"])
-def test_a_broken_file_keeps_the_last_good_list(text: str | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_file_keeps_the_last_valid_list(text: str | None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
     async def check(bench: Bench) -> None:
@@ -135,7 +135,7 @@ def test_a_list_that_changes_while_the_leases_are_listed_takes_effect(
     run(check)
 
 
-# Copies of a host: they have the same key.
+# The hosts are copies, and have the same key.
 
 
 def test_hosts_follow_the_list_that_an_operator_signed() -> None:
@@ -251,7 +251,7 @@ def test_an_operator_whose_key_was_stolen_is_replaced() -> None:
         async with running(bench, a, b):
             new = make_key()
             await bench.publish(1, "a", "b")
-            await bench.publish(LARGEST_COUNTER, "a", "b", "eve")  # the thief
+            await bench.publish(LARGEST_COUNTER, "a", "b", "eve")  # by the attacker
 
             bench.operator_file.write(new.public.hex())
             await bench.clock.advance(5)

@@ -1,4 +1,4 @@
-"""A network config that would cut the host off is refused, and the last valid one stays in force."""
+"""A network config that would disconnect the host is refused, and the last valid one stays in force."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from pyflannel.model.store_record import Put
 GOOD = '{"Network":"10.100.0.0/16"}'
 BAD = '{"Network":"10.96.0.0/11","SubnetLen":24}'
 STORE = IPv4Address("10.99.0.1")
-"""In the second network, behind the gateway."""
+"""An address in the second network, behind the gateway."""
 
 NETWORK = IPv4Network("10.100.0.0/16")
 STATIC = Route(destination=IPv4Network("10.100.0.0/16"), link="eth0", gateway=HELD.network[7], protocol=4)
@@ -55,7 +55,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> Iterator[str]:
     return (record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR)
 
 
-def test_at_a_first_start_nothing_is_planned(caplog: pytest.LogCaptureFixture) -> None:
+def test_at_a_first_start_the_plan_is_empty(caplog: pytest.LogCaptureFixture) -> None:
     """The host waits, logs the reason once, and uses the next config."""
 
     async def story(bench: HostBench) -> None:
@@ -124,7 +124,7 @@ def test_the_subnet_of_this_host_avoids_routes_of_other_programs() -> None:
 
 
 def test_a_planned_route_that_another_program_replaced_is_repaired() -> None:
-    """It is damage, not an obstacle: the route was planned first."""
+    """The route was planned first, so its replacement is damage and not an obstacle."""
 
     async def story(bench: HostBench) -> None:
         await put(bench, GOOD)

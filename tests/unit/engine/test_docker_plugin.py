@@ -53,7 +53,7 @@ class Engine(Caller):
         return {**pool, **gateway, **made}
 
     async def start(self, endpoint: str = ENDPOINT, **options: object) -> dict[str, Any]:
-        """Start a container as `docker run` does; return the answer to Join, or the first error."""
+        """Start a container as `docker run` does. Return the answer to Join, or the first error."""
         pool = next(iter(json.loads(self.memory.content or b"{}")["pools"]))
         given = await self.ask("IpamDriver.RequestAddress", PoolID=pool, Address="")
         if "Err" in given:
@@ -108,7 +108,7 @@ def test_a_network_and_a_container_are_created_and_removed() -> None:
     assert not any(json.loads(engine.memory.content or b"").values())
 
 
-def test_routes_to_the_other_hosts_are_given_once_and_do_not_contain_the_own_subnet() -> None:
+def test_a_container_gets_routes_to_other_hosts_once_and_none_to_the_subnet_of_this_host() -> None:
     """Docker refuses a second network of a container if its prefix is within an existing route."""
 
     async def act(engine: Engine) -> None:
@@ -133,7 +133,7 @@ def test_routes_to_the_other_hosts_are_given_once_and_do_not_contain_the_own_sub
     run(act)
 
 
-def test_a_restart_gives_no_address_twice() -> None:
+def test_no_address_is_assigned_twice_after_a_restart() -> None:
     memory = Memory()
 
     async def before(engine: Engine) -> None:
@@ -256,7 +256,7 @@ def test_an_unreadable_memory_is_refused_and_not_overwritten(tmp_path: Path) -> 
     assert path.is_dir()
 
 
-def test_a_network_of_another_subnet_takes_no_container() -> None:
+def test_a_network_of_another_subnet_refuses_containers() -> None:
     async def act(engine: Engine) -> None:
         await engine.create_network()
         engine.host.own = IPv4Network("10.100.9.0/24")
@@ -301,7 +301,7 @@ def test_an_unknown_network_is_refused_with_the_remedy() -> None:
     run(act)
 
 
-def test_the_address_of_a_container_that_docker_removed_unheard_is_given_when_no_other_is_free() -> None:
+def test_an_address_whose_release_was_not_received_is_assigned_when_no_other_is_free() -> None:
     async def act(engine: Engine) -> None:
         pool = (await engine.create_network())["PoolID"]
         await engine.start()

@@ -80,7 +80,7 @@ def test_other_backends_have_no_fast_path() -> None:
 
 
 def test_refused_programs_leave_the_packets_to_user_space_and_are_retried(caplog) -> None:
-    """The pauses grow. The lease contains the feature again only after it worked."""
+    """The pauses between retries grow. The lease contains the feature again only after it worked."""
     caplog.set_level("INFO")
 
     async def check() -> None:
@@ -136,7 +136,7 @@ def test_a_bridge_or_container_that_was_just_removed_is_not_a_reason() -> None:
 
 
 def test_a_device_that_cannot_be_created_does_not_disable_the_programs(caplog) -> None:
-    """They are refused because the device is missing, and only the device is reported."""
+    """The programs are refused because the device is missing, and only the device is reported."""
     device = Link(name="flannel0", kind="tun", mtu=1472)
     fast_path = Bench().fast_path
 
@@ -149,7 +149,7 @@ def test_a_device_that_cannot_be_created_does_not_disable_the_programs(caplog) -
 
 
 def test_a_gro_veth_that_cannot_be_created_is_named_as_the_reason() -> None:
-    """The programs that send into it are refused because it is missing. Without GRO, they would work."""
+    """The programs that send into the missing veth are refused. Without GRO, they would work."""
     gro_link = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
     fast_path = Bench().fast_path
 

@@ -145,7 +145,7 @@ def test_many_senders_cause_few_lines(
     )
 
 
-def test_senders_that_were_counted_together_are_named_when_there_is_room(
+def test_senders_that_were_counted_together_are_named_when_fewer_are_active(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def live() -> None:
@@ -164,7 +164,7 @@ def test_senders_that_were_counted_together_are_named_when_there_is_room(
 def test_a_sender_from_before_the_start_is_logged_only_after_new_packets(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Programs, the forwarder and their counters outlive a daemon. The previous daemon has logged these."""
+    """Programs, forwarder and their counters outlive a daemon. The previous daemon logged these packets."""
     guard_log.log_senders([replace(ONE, packets=1000, age_s=QUIET_S + 1)])
     assert caplog.messages == []
 

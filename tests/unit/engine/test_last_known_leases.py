@@ -1,4 +1,4 @@
-"""The last known leases of a host are on the disk when it ends."""
+"""The last known leases of a host are on the disk when its daemon ends."""
 
 import asyncio
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ class Disk:
 
 
 class Story:
-    """A host with one lease, its own, which it has saved."""
+    """A host that has saved its only lease."""
 
     def __init__(self) -> None:
         self.clock = FakeClock()
@@ -82,7 +82,7 @@ def test_several_changes_cause_one_write_after_a_pause() -> None:
 
 
 def test_a_change_of_the_backend_is_saved_without_a_pause() -> None:
-    """A host that is killed within a second of the change resumes both backends."""
+    """If flanneld is killed within a second after the change, the next one uses both backends again."""
     story = Story()
 
     async def run() -> None:
@@ -102,7 +102,7 @@ def test_a_change_of_the_backend_is_saved_without_a_pause() -> None:
 
 
 def test_a_change_just_before_the_end_is_saved() -> None:
-    """A host that restarts during an outage of the store must not forget the latest peers."""
+    """A restart during an outage of the store must not remove the latest peers."""
     story = Story()
 
     async def run() -> None:
@@ -156,7 +156,7 @@ def test_stopping_without_a_change_writes_nothing() -> None:
 
 
 def test_the_save_delay_grows_with_the_size_of_the_network() -> None:
-    """Writing ten thousand leases each second would need a tenth of a core. Nothing is lost at the end."""
+    """Writing ten thousand leases each second would need a tenth of a core. The end saves all changes."""
     story = Story()
 
     async def run() -> None:
@@ -208,7 +208,7 @@ def test_a_large_file_is_read_a_few_leases_at_a_time(monkeypatch: pytest.MonkeyP
 
 
 def test_a_failed_write_is_tried_again_until_it_succeeds() -> None:
-    """A disk that was full for a while must not leave the leases of last week behind."""
+    """After a disk was full for a while, the file must contain the present leases."""
     story = Story()
     story.disk.is_full = True
 

@@ -96,7 +96,7 @@ def test_a_lease_that_returns_has_no_grace_period() -> None:
 
 
 def test_each_lease_has_its_own_grace_period() -> None:
-    """If it disappears again, its grace period starts again."""
+    """The grace period of a lease that disappears again starts again."""
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -118,7 +118,7 @@ def test_each_lease_has_its_own_grace_period() -> None:
 
 @pytest.mark.parametrize("is_back", [False, True])
 def test_after_an_outage_of_the_store_the_grace_period_is_longer(is_back: bool) -> None:
-    """They may not have reached it yet. Long after the outage, the grace period is short again."""
+    """Other hosts may not have reached the store yet. Later, the grace period is short again."""
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -157,7 +157,7 @@ def test_a_lease_that_another_overlaps_has_no_grace_period() -> None:
 
 
 def test_a_later_loss_may_be_forgotten_sooner() -> None:
-    """One disappeared at the end of the outage, the other long after it."""
+    """One lease disappeared at the end of the outage, the other long after it."""
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -197,7 +197,7 @@ def test_valid_leases_are_those_in_the_store_and_in_their_grace_period(history: 
     ("ttl_s", "grace_s"), [(5, SILENCE_S), (39, SILENCE_S), (40, GRACE_S), (24 * 3600, GRACE_S)]
 )
 def test_short_leases_have_a_longer_grace_period(ttl_s: float, grace_s: float) -> None:
-    """Their owner needs up to 20 seconds from the first renewal to detect that the store is silent."""
+    """The owner of such a lease needs up to 20 seconds to detect that the store does not respond."""
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -214,7 +214,7 @@ def test_short_leases_have_a_longer_grace_period(ttl_s: float, grace_s: float) -
 
 
 def test_a_wide_subnet_ends_the_grace_period_of_its_parts() -> None:
-    """For any number of parts, and with other disappeared leases."""
+    """It may have any number of parts, and other leases may have disappeared."""
     halves = [Lease(subnet=half, attributes=ONE.attributes) for half in ONE.subnet.subnets()]
 
     async def act(story: Story) -> None:
@@ -250,6 +250,6 @@ def calls_to_lose_and_regain(count: int) -> int:
 def test_the_work_for_a_mass_loss_grows_in_proportion_to_the_leases() -> None:
     """Four times as many leases need about four times the calls.
 
-    A search through all would need sixteen times.
+    If each lease needed a search through all others, they would need sixteen times the calls.
     """
     assert calls_to_lose_and_regain(1_000) < 6 * calls_to_lose_and_regain(250)

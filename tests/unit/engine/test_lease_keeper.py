@@ -1,4 +1,4 @@
-"""The lease keeper on a store and a clock in memory: decisions are performed, faults survived."""
+"""The lease keeper on a store and a clock in memory performs its decisions and survives faults."""
 
 import asyncio
 import logging
@@ -82,7 +82,7 @@ def run(check: Callable[[], object]) -> None:
 
 
 def test_hosts_that_start_together_get_different_subnets_and_know_each_other() -> None:
-    """All hosts draw the same numbers: each race has one winner, and the others choose again."""
+    """All hosts draw the same random numbers. One host gets each subnet, and the others choose again."""
 
     async def check() -> None:
         bench = Bench()
@@ -141,7 +141,7 @@ def test_an_outage_longer_than_the_ttl_loses_nothing() -> None:
 
 
 def test_a_cut_watch_continues_and_reports_the_restored_connection() -> None:
-    """Without a change in the store: an open watch is sufficient."""
+    """The report needs no change in the store, because an open watch is sufficient."""
 
     async def check() -> None:
         bench = Bench()
@@ -162,9 +162,9 @@ def test_a_cut_watch_continues_and_reports_the_restored_connection() -> None:
 
 
 def test_a_lease_is_renewed_although_no_watch_opens() -> None:
-    """The listing shows that the store has kept its data.
+    """A listing shows that the store has kept its data.
 
-    There is one for each renewal, not one after the other.
+    The keeper makes one listing for each renewal, and none in between.
     """
 
     async def check() -> None:
@@ -240,7 +240,7 @@ def test_a_lost_answer_has_no_effect() -> None:
 
 
 def test_an_invalid_lease_is_logged_once_and_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    """A bad key, a bad value, and a good lease beside them."""
+    """The store contains a bad key, a bad value, and a valid lease."""
 
     async def check() -> None:
         bench = Bench()
@@ -346,7 +346,7 @@ def test_many_bad_keys_need_little_log_and_memory(caplog: pytest.LogCaptureFixtu
     assert len(caplog.records) < LINES_A_MINUTE + 5
 
 
-def test_more_leases_than_a_host_takes_are_reported(
+def test_more_leases_than_the_limit_of_a_host_are_reported(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease_set, "LARGEST", 3)
@@ -368,7 +368,7 @@ def test_more_leases_than_a_host_takes_are_reported(
     assert caplog.text.count("leases: the 3 latest are ignored") == 1
 
 
-def test_two_living_hosts_with_one_address_both_report_it() -> None:
+def test_two_running_hosts_with_one_address_both_report_it() -> None:
     async def check() -> None:
         bench = Bench()
         owner = bench.keeper("owner", "192.168.50.1")
@@ -384,7 +384,7 @@ def test_two_living_hosts_with_one_address_both_report_it() -> None:
     run(check)
 
 
-def test_a_dead_host_gives_its_lease_to_its_successor_after_ten_seconds() -> None:
+def test_the_successor_of_a_dead_host_gets_its_lease_after_ten_seconds() -> None:
     async def check() -> None:
         bench = Bench()
         dead = bench.keeper("dead", "192.168.50.1")
@@ -402,7 +402,7 @@ def test_a_dead_host_gives_its_lease_to_its_successor_after_ten_seconds() -> Non
 
 
 def test_a_subnet_is_acquired_only_if_its_config_is_unchanged() -> None:
-    """It is acquired again regardless of the new config, because containers use its addresses."""
+    """A lost subnet is acquired again regardless of the new config, because containers use its addresses."""
 
     async def write_config(bench: Bench) -> int:
         written = await bench.store.write(Put(key="config", value=b"{}", ttl_s=None, expected=None))
@@ -473,7 +473,7 @@ def both_families(address: str) -> bytes:
 def test_a_key_of_both_families_on_the_own_subnet_is_ignored(
     value: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither its creation nor its deletion affects the host's lease. It is never written, and logged."""
+    """Neither its creation nor its deletion affects the host's lease. The host logs it once."""
 
     async def check() -> None:
         bench = Bench()
@@ -505,7 +505,7 @@ def test_a_key_of_both_families_on_the_own_subnet_is_ignored(
 
 
 def test_a_peer_has_one_lease_even_if_its_subnet_has_several_keys() -> None:
-    """For example after a change of EnableIPv6: the previous key expires after a day."""
+    """After a change of EnableIPv6, for example, the previous key expires after a day."""
 
     async def check() -> None:
         bench = Bench()

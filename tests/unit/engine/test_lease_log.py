@@ -27,7 +27,7 @@ from pyflannel.model.network_config import NetworkConfig
 
 
 class Host:
-    """A host that receives reports: its condition changes and its log grows, as in the supervisor."""
+    """A host that receives reports, changes its condition and writes its log, as in the supervisor."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
@@ -81,7 +81,7 @@ def test_a_reachable_store_may_become_unreachable_again() -> None:
 
 
 def test_the_time_of_the_last_error_is_known() -> None:
-    """Also after the store is reachable again, to show whether the problem is resolved."""
+    """The time is kept after the store is reachable again, so that an operator sees an old problem."""
     clock = FakeClock()
     host = Host(clock)
 
@@ -95,8 +95,8 @@ def test_the_time_of_the_last_error_is_known() -> None:
     assert (host.store.error, host.store.error_s) == ("two", when)
 
 
-def test_a_host_with_the_same_address_is_reported_until_it_is_gone() -> None:
-    """Its lease follows its claim, and disappears with the host. A copy of this host has no lease."""
+def test_a_host_with_the_same_address_is_reported_until_its_lease_ends() -> None:
+    """The other host acquires a lease after its claim. A copy of this host has no lease of its own."""
     host = Host(FakeClock())
 
     host.report(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
@@ -113,7 +113,7 @@ def test_a_host_with_the_same_address_is_reported_until_it_is_gone() -> None:
 
 
 def test_the_asked_host_is_known_until_the_lease_is_held() -> None:
-    """A host waits ten seconds for that answer, and its status shows the reason."""
+    """A host waits ten seconds for the answer of the holder, and its status shows the reason."""
     host = Host(FakeClock())
     subnet = IPv4Network("10.100.156.0/24")
     lease = Lease(
@@ -154,7 +154,7 @@ def test_a_lost_lease_is_counted_once() -> None:
 def test_the_holder_of_a_lease_reports_that_it_keeps_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The host with the same address claimed this host's lease. It has no known lease."""
+    """The host with the same address claimed this host's lease, and has no known lease of its own."""
     host = Host(FakeClock())
 
     host.report(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))

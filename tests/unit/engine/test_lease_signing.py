@@ -1,4 +1,4 @@
-"""Hosts that require signed leases, on a store that an adversary writes."""
+"""Hosts that require signed leases, on a store to which an attacker writes."""
 
 import asyncio
 import logging
@@ -45,7 +45,7 @@ def test_hosts_sign_their_leases_and_know_each_other() -> None:
 
 @pytest.mark.parametrize("pins", [False, True], ids=["allow-list", "first key"])
 @pytest.mark.parametrize("how", ["forged", "unsigned", "other key", "rubbish"])
-def test_a_replaced_lease_takes_no_traffic_and_is_written_again(how: str, pins: bool) -> None:
+def test_a_replaced_lease_gets_no_packets_and_is_written_again(how: str, pins: bool) -> None:
     async def check(bench: Bench) -> None:
         a, b = bench.keeper("a", pins=pins), bench.keeper("b", pins=pins)
         async with running(bench, a, b):
@@ -78,8 +78,8 @@ def test_a_replaced_lease_takes_no_traffic_and_is_written_again(how: str, pins: 
 
 
 @pytest.mark.parametrize("pins", [False, True], ids=["allow-list", "first key"])
-def test_a_lease_with_another_key_takes_no_traffic_while_its_holder_does_not_run(pins: bool) -> None:
-    """A holder that runs writes its lease again before others read the replaced one."""
+def test_a_lease_with_another_key_gets_no_packets_while_its_holder_does_not_run(pins: bool) -> None:
+    """A running holder writes its lease again before others read the replaced one."""
 
     async def check(bench: Bench) -> None:
         a, b = bench.keeper("a", pins=pins), bench.keeper("b", pins=pins)
@@ -171,7 +171,7 @@ def test_without_a_list_a_subnet_may_change_hosts_while_this_host_does_not_run()
 
 
 def test_a_host_with_an_old_counter_continues_from_its_lease_in_the_store() -> None:
-    """As after a restore of its state directory from a backup."""
+    """The state directory was restored from a backup."""
 
     async def check(bench: Bench) -> None:
         a, b = bench.keeper("a"), bench.keeper("b")
@@ -219,11 +219,11 @@ def test_a_lease_that_names_a_host_which_has_not_signed_it_does_not_move_the_hos
     run(check)
 
 
-# Remaining abilities of a writer of the store.
+# Things that a writer of the store can still do.
 
 
 def test_a_holder_writes_its_lease_again_for_each_claim_of_a_writer_of_the_store() -> None:
-    """Claims have no signature. The lease stays the same."""
+    """Claims have no signature. The lease does not change."""
 
     async def check(bench: Bench) -> None:
         a, b = bench.keeper("a"), bench.keeper("b")
@@ -271,7 +271,7 @@ def test_an_answer_to_its_claim_keeps_a_host_without_its_state_from_its_former_s
     run(check)
 
 
-def test_the_key_of_an_allowed_host_takes_any_subnet_until_it_is_removed_from_the_list() -> None:
+def test_the_key_of_an_allowed_host_can_use_any_subnet_until_it_is_removed_from_the_list() -> None:
     async def check(bench: Bench) -> None:
         b = bench.keeper("b")
         async with running(bench, b):
@@ -425,7 +425,7 @@ def test_refused_leases_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("how", ["a claim", "the same lease, and no claim"])
 def test_a_writer_of_the_store_cannot_make_a_host_give_up_its_identity(how: str) -> None:
-    """It pretends that a copy of the host has held the lease for longer. A new key would not be allowed."""
+    """It claims the lease for a copy of the host with an earlier start. A new key would not be allowed."""
 
     async def check(bench: Bench) -> None:
         a, b = bench.keeper("a"), bench.keeper("b")
@@ -453,7 +453,7 @@ def test_a_writer_of_the_store_cannot_make_a_host_give_up_its_identity(how: str)
 
 @pytest.mark.parametrize("requires", [True, False])
 def test_a_copy_that_signs_with_the_key_of_a_host_gives_up_its_identity(requires: bool) -> None:
-    """As a snapshot with the state directory that is started a second time."""
+    """The copy is a second virtual machine from a snapshot, with the state directory."""
 
     async def check(bench: Bench) -> None:
         a = bench.keeper("a", requires=requires)

@@ -79,7 +79,7 @@ def test_a_starting_host_logs_the_failure(narration: Narration) -> None:
 
 
 def test_consecutive_short_outages_are_counted(narration: Narration) -> None:
-    """For example on a link that loses packets: the first is logged, the others once a minute."""
+    """On a link that loses packets, for example, the first is logged, and the others once a minute."""
     for second in range(3 * int(CALM_S)):
         narration.at(second).failed("config", REFUSED, 0.1)
         narration.at(second + 0.5).answered("config")
@@ -177,7 +177,7 @@ def test_a_listing_is_followed_by_the_later_changes() -> None:
 
 
 def test_after_possibly_missed_changes_the_keys_are_listed_again(caplog: pytest.LogCaptureFixture) -> None:
-    """After a lost watch, and after a compaction, which is not an outage of the store."""
+    """Changes may be missed after a lost watch, and after a compaction, which is no outage of the store."""
 
     async def check() -> None:
         bench = Bench()
@@ -219,7 +219,7 @@ def test_pauses_grow_until_a_watch_has_stayed_open() -> None:
     asyncio.run(check())
 
 
-def test_hosts_do_not_retry_in_step() -> None:
+def test_hosts_do_not_retry_at_the_same_time() -> None:
     """Each host shortens its pauses by a random part."""
 
     async def check() -> None:

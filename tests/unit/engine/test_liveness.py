@@ -1,4 +1,4 @@
-"""The turns of the reconcilers feed the watchdog. If one hangs, the daemon is silent."""
+"""The turns of the reconcilers notify the watchdog. If one hangs, the daemon sends no notification."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pyflannel.model.state import Operation, Refusal, Replaced, State
 PLAN = State.of(Link(name="flannel0", kind="tun", mtu=1472))
 
 
-def test_the_watchdog_needs_a_sign_of_every_network() -> None:
+def test_the_watchdog_is_notified_only_after_turns_of_all_networks() -> None:
     said: list[str] = []
     liveness = Liveness(said.append, FakeClock(), watchdog_s=30)
 
@@ -85,7 +85,7 @@ class StuckKernel(FakeKernel):
         return await super().apply(operations)
 
 
-def test_the_turns_of_a_reconciler_feed_the_watchdog_unless_a_pass_hangs() -> None:
+def test_the_turns_of_a_reconciler_notify_the_watchdog_unless_a_pass_hangs() -> None:
     async def check() -> None:
         times: list[float] = []
         clock, kernel = FakeClock(), StuckKernel()

@@ -140,7 +140,7 @@ def test_a_network_whose_config_was_deleted_during_an_outage_ends() -> None:
 
 
 def test_a_network_that_is_created_again_starts_after_the_old_one_has_ended() -> None:
-    """Deleted and created in one batch of the watch. The two never run at the same time."""
+    """Its config is deleted and created in one batch of the watch. The two never run at the same time."""
 
     async def check() -> None:
         bench = Bench(ends_after_s=3.0)

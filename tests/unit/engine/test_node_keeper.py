@@ -125,7 +125,7 @@ def test_the_lease_is_the_node_with_the_annotations_of_the_original(on_bench: Ca
             "reason": "FlannelIsUp",
             "message": "Flannel is running on this node",
         }
-        await bench.server.annotate("n1", other="x")  # no answer of flanneld follows
+        await bench.server.annotate("n1", other="x")  # flanneld does not react to it
         await bench.server.put("n2", "10.244.2.0/24", **PEER)
         await bench.until(lambda: "10.244.2.0/24" in bench.subnets())
         assert bench.server.verbs() == ["list", "watch", "patch", "patch"]
@@ -497,7 +497,7 @@ def test_the_condition_is_left_alone_if_the_flag_says_so(on_bench: Callable[...,
     on_bench(check, own=OwnNode(name="n1", sets_condition=False))
 
 
-def test_peers_come_change_and_go_with_their_nodes(on_bench: Callable[..., None]) -> None:
+def test_peers_are_added_changed_and_removed_with_their_nodes(on_bench: Callable[..., None]) -> None:
     async def check(bench: Bench) -> None:
         await bench.server.put("n2", "10.244.2.0/24", **PEER)
         await bench.server.put("n3", "10.244.3.0/24", **{**PEER, "backend_data": "{"})
@@ -571,7 +571,7 @@ def test_a_broken_data_path_is_a_condition_only_if_it_lasts(
 def test_a_data_path_that_is_broken_at_the_start_is_a_condition(
     on_bench: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a boot: the Node still has the condition of the previous run."""
+    """After a boot, the Node still has the condition of the previous run."""
     monkeypatch.setattr("pyflannel.engine.node_keeper.PATH_PATIENCE_S", 0.05)
 
     async def check(bench: Bench) -> None:

@@ -33,7 +33,7 @@ def echoes(count: int) -> dict[IPv4Network, Echo]:
 
 
 class Wire:
-    """Records the rounds; each host answers, except those that a test made silent."""
+    """Records the rounds. Each host answers, except those that a test made silent."""
 
     def __init__(self) -> None:
         self.rounds: list[list[Echo]] = []
@@ -65,7 +65,7 @@ def test_nothing_is_sent_before_a_request_and_after_the_last_one() -> None:
     assert asyncio.run(life()) == [0, 10, 10]
 
 
-def test_a_peer_that_stops_to_answer_is_silent_after_one_round() -> None:
+def test_a_peer_that_stops_answering_is_silent_after_one_round() -> None:
     async def life() -> None:
         clock, wire, asked = FakeClock(), Wire(), echoes(5)
         probes = PeerProbes(wire.send, clock)
@@ -142,7 +142,7 @@ MTU, OVERHEAD = 1450, 50
 
 @dataclass
 class Underlay:
-    """Paths that carry packets up to a size each; a router may answer to larger ones."""
+    """Paths with a maximum size of packets. A router may answer to larger ones with an error."""
 
     carried: dict[IpAddress, int] = field(default_factory=dict)
     router_mtu: int | None = None
@@ -218,7 +218,7 @@ class TestPathMtus:
 
         assert host.after(1.0) == dict.fromkeys(host.subnets, 1350)
 
-    def test_the_path_of_ipv6_has_an_mtu_of_its_own(self) -> None:
+    def test_the_path_of_ipv6_has_its_own_mtu(self) -> None:
         """A router answers with the MTU of both tunnels, and that of IPv6 has a longer header."""
         host = Paths(Underlay(router_mtu=1400), count=1)
         subnet = IPv6Network("fd00:0:0:1::/64")
@@ -265,7 +265,7 @@ class TestPathMtus:
         host.underlay.down = {host.subnets[0].network_address}
         assert host.after(PERIOD_S + PAUSE_S) == {host.subnets[0]: 1350}
 
-    def test_no_answer_makes_a_path_smaller_than_the_kernel_permits(self) -> None:
+    def test_no_answer_reduces_the_mtu_below_the_minimum_of_the_kernel(self) -> None:
         host = Paths(Underlay(router_mtu=100), count=1)
 
         assert host.after(1.0) == {}

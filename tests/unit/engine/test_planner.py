@@ -393,7 +393,7 @@ def planned(made: Planning) -> list[int]:
 
 
 def test_a_peer_with_an_address_in_the_overlay_is_refused(caplog) -> None:
-    """Its tunnel packets would loop: in its own subnet, in this host's, or in that of another peer."""
+    """Its tunnel packets would loop. Its address is in the subnet of itself, this host or another peer."""
     made, refused = planner(), [crossed(20, 20), crossed(21, 15), crossed(22, 23), crossed(23, 22)]
 
     made.take(leases=by_subnet([*refused, lease(1, 1)]))
@@ -437,7 +437,7 @@ def test_host_addresses_without_conflict_change_nothing() -> None:
     [("flannel.1", 2, True), ("flannel.7", 3, True), ("flannel.7", 101, False), ("docker0", 2, False)],
 )
 def test_a_route_to_the_subnet_of_a_peer(link: str, protocol: int, is_planned: bool) -> None:
-    """On the planned device or one of an original, it is taken over. A route of another program remains."""
+    """A route on the planned device or that of an original is adopted. One of another program remains."""
     other = Route(destination=lease(1, 1).subnet, link=link, protocol=protocol)
     made = planner()
     backend = VxlanBackend()
@@ -490,7 +490,7 @@ def test_a_peer_with_an_objection_is_named_once(caplog) -> None:
 
 
 def test_of_many_conflicts_the_first_are_logged_and_all_are_kept(caplog) -> None:
-    """For example after a change of Network, with ten thousand old leases."""
+    """This may happen after a change of Network, with ten thousand old leases."""
     made = planner()
     outside = [
         replace(lease(0, host), subnet=IPv4Network((0x0B000000 + (host << 8), 24))) for host in range(30)

@@ -106,7 +106,7 @@ def test_a_copy_of_a_host_is_refused_and_does_not_affect_it(
 
 
 def test_every_lease_that_is_not_planned_for_is_refused_with_a_reason() -> None:
-    """By the backend, and because of the content of the lease."""
+    """The backend refuses it, or its content is invalid for this host."""
     outside = replace(lease(0, 3), subnet=IPv4Network("10.99.0.0/24"))
     other = replace(lease(11, 4), attributes=LeaseAttributes(public_ip=IPv4Address("172.16.0.4")))
     made = planner()
@@ -178,8 +178,8 @@ def test_the_own_subnet_has_a_blackhole_of_the_lowest_precedence_if_requested(
     ]
 
 
-def test_a_host_waits_for_another_subnet_if_its_own_would_cut_it_off() -> None:
-    """The bridge of its containers would redirect packets of the underlay. alloc plans no routes."""
+def test_a_host_waits_for_another_subnet_if_its_own_would_disconnect_it() -> None:
+    """The bridge of its containers would get packets of the underlay. The backend alloc plans no routes."""
     underlay = replace(UNDERLAY, on_link=(IPv4Network("10.100.0.0/20"),))
     made = planner()
 
@@ -215,7 +215,7 @@ def test_a_refused_lease_that_is_renewed_is_not_logged_again(caplog: pytest.LogC
 
 
 def test_a_new_peer_costs_nothing_for_refused_leases() -> None:
-    """A client of the store can write any number of them. They are examined when they change."""
+    """A client of the store can write any number of them. The planner checks them only when they change."""
     refused = [replace(lease(10, 1), subnet=IPv4Network(f"10.99.{number}.0/24")) for number in range(50)]
     other = [
         replace(
@@ -239,7 +239,7 @@ def test_a_new_peer_costs_nothing_for_refused_leases() -> None:
 
 
 def test_two_peers_with_one_mac_address_do_not_slow_other_changes() -> None:
-    """Only a change of the shared object needs a whole plan. One lease must not cost thousands per event."""
+    """Only a change of the shared object needs a complete plan."""
     copies = [lease(10, 1, mac=7, revision=4), lease(11, 2, mac=7, revision=5)]
     made = planner()
     made.take(leases=by_subnet(copies))
@@ -272,7 +272,7 @@ def routes_to(made: Planning, peer: Lease) -> list[tuple[str, int]]:
 def test_the_route_to_a_peer_carries_a_smaller_mtu_of_its_path(
     backend: Backend, kind: str, before: list[tuple[str, int]]
 ) -> None:
-    """With udp, which routes the whole network, the peer gets a route of its own until the path is better."""
+    """With udp, which has one route to the network, the peer gets its own route until the path is better."""
     near, far = (
         replace(one, attributes=replace(one.attributes, backend_type=kind))
         for one in (lease(10, 1), lease(11, 2))

@@ -28,7 +28,7 @@ from pyflannel.model.route import PROTOCOL_KERNEL, SCOPE_LINK, Route
 from pyflannel.model.state import Add, Remove, Replace, State
 
 
-def test_nothing_is_touched_before_there_is_a_plan() -> None:
+def test_no_object_is_changed_before_there_is_a_plan() -> None:
     async def check() -> None:
         stray = Link(name="flannel0", kind="tun", mtu=9)
         async with running(Bench(FakeKernel(State.of(stray)), None)) as bench:
@@ -98,7 +98,7 @@ def test_a_host_is_not_clean_before_its_repair_has_ended() -> None:
 )
 @pytest.mark.parametrize("refusals", [0, 1])
 def test_objects_dropped_by_a_planned_link_change_are_not_repairs(changed: Link, refusals: int) -> None:
-    """The plan of the neighbour is unchanged. It returns with the link, even if that was refused once."""
+    """The plan of the neighbour is unchanged. It is added again with the link, even after a refusal."""
 
     async def check() -> None:
         kernel, answers = Silent(), iter([True] * refusals)
@@ -131,7 +131,7 @@ def test_a_renamed_vxlan_device_is_replaced_by_one_batch() -> None:
 
 
 @pytest.mark.parametrize("length", [16, 32])
-def test_another_address_of_a_link_is_put_in_place_by_one_batch(length: int) -> None:
+def test_the_address_of_a_link_is_replaced_by_one_batch(length: int) -> None:
     """Objects that the kernel drops with the old address are restored in the batch, without repairs."""
 
     def plan(subnet: str) -> State:
@@ -226,7 +226,7 @@ def test_repairs_and_changes_are_distinguished_for_changed_and_new_plans() -> No
 
 
 def test_a_planned_change_by_a_pass_is_not_a_repair() -> None:
-    """It was in the plan, and not yet applied, when the pass began to compare."""
+    """The change was in the plan, and not yet applied, when the pass began to compare."""
 
     async def check() -> None:
         plan = State.of(LINK, FORWARDER)
@@ -275,7 +275,7 @@ def test_a_change_that_follows_another_plan_waits_for_its_pass() -> None:
 
 
 def test_the_device_of_another_daemon_is_not_changed_and_is_logged(caplog) -> None:
-    """Two networks with one VNI on one host: no fight, all else is applied, and the host is not ready."""
+    """Two networks on one host have the same VNI. Other objects are applied, and the host is not ready."""
 
     async def check() -> None:
         theirs = replace(LINK, name="flannel.1", kind="vxlan", alias="pyflannel /run/blue")
@@ -300,7 +300,7 @@ def test_the_device_of_another_daemon_is_not_changed_and_is_logged(caplog) -> No
 
 
 def test_a_later_change_of_a_peer_replaces_one_that_is_being_applied() -> None:
-    """It arrives during the first batch and a look. It is applied next, not as a repair."""
+    """The later change arrives during the first batch and a look. It is applied next, and is no repair."""
 
     async def check() -> None:
         kernel = Slow()
@@ -322,7 +322,7 @@ def test_a_later_change_of_a_peer_replaces_one_that_is_being_applied() -> None:
 
 
 def test_the_time_from_a_change_of_peers_to_the_kernel_is_measured() -> None:
-    """From the first change that the host does not follow yet; a refused object makes it longer."""
+    """The time starts at the first change that is not applied yet, and a refused object makes it longer."""
 
     async def check() -> None:
         kernel = Slow()
@@ -364,7 +364,7 @@ def test_an_operation_continues_when_another_program_creates_its_required_object
 
 
 def test_objects_restored_after_a_planned_link_change_are_not_repairs() -> None:
-    """The kernel drops them when the link is created again."""
+    """The kernel drops the objects when the link is created again."""
 
     async def check() -> None:
         link = Link(name="flannel.1", kind="vxlan", mtu=1450)
@@ -381,7 +381,7 @@ def test_objects_restored_after_a_planned_link_change_are_not_repairs() -> None:
 
 
 def test_a_plan_that_is_replaced_during_a_batch_is_applied_as_a_whole() -> None:
-    """Without its successor, the removal of the old address would drop the neighbour, as the kernel does."""
+    """If the old address were removed before the new one is added, the kernel would drop the neighbour."""
     old, new = (Address(link=VXLAN.name, address=IPv4Interface(f"10.100.{n}.0/32")) for n in (15, 16))
 
     async def check() -> None:

@@ -178,7 +178,7 @@ def test_a_silent_target_delays_a_change_only_for_a_moment() -> None:
 
 
 def test_plans_that_follow_each_other_during_looks_are_applied() -> None:
-    """Each look is older than the newest plan. Nevertheless, the host follows."""
+    """Each look is older than the newest plan. The host still applies the plans."""
 
     async def check() -> None:
         kernel = LookedAt()
@@ -196,7 +196,7 @@ def test_plans_that_follow_each_other_during_looks_are_applied() -> None:
             for _ in range(200):
                 await asyncio.sleep(0)
 
-            assert next(metrics, None) is not None, "the plans have come to an end"
+            assert next(metrics, None) is not None, "there is no further plan"
             assert PEER in kernel.state
             kernel.meanwhile = lambda: None
 
@@ -374,7 +374,7 @@ def test_a_target_that_is_silent_from_the_start_does_not_delay_others(is_readabl
 
 
 def test_a_change_that_waits_for_an_unreadable_target_is_applied_when_it_can_be_read() -> None:
-    """It arrived after the start of the successful read, which does not contain it."""
+    """The change arrived after the start of the successful look, which does not contain it."""
 
     async def check() -> None:
         links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
@@ -429,7 +429,7 @@ def test_a_target_that_cannot_be_read_is_tried_again_alone(caplog: pytest.LogCap
 
 
 def two_targets(plan: State) -> tuple[Bench, Part, Part]:
-    """A reconciler of links and of a forwarder, each a target of its own."""
+    """A reconciler with separate targets for links and for a forwarder."""
     links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
     bench = Bench(links, None)
     bench.reconciler = Reconciler(targets=[links, forwarder], clock=bench.clock)
@@ -454,7 +454,7 @@ def test_a_target_that_is_unreadable_for_an_hour_stops_nothing() -> None:
 
 
 def test_a_refused_object_is_retried_when_the_object_that_it_needs_is_built() -> None:
-    """While links cannot be read, nothing shows that the forwarder is refused because its link is missing."""
+    """While links cannot be read, the reconciler does not know that the link of the forwarder is missing."""
 
     class Forwarders(Part):
         def _perform(self, operation: Operation) -> str | None:
@@ -503,7 +503,7 @@ def test_a_silent_target_does_not_delay_repairs_during_many_events() -> None:
 
 
 def test_a_host_starts_although_a_target_is_silent() -> None:
-    """It is logged after its deadline, and the rest of the plan is applied."""
+    """The silent target is logged after its deadline, and the rest of the plan is applied."""
 
     async def check() -> None:
         bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
@@ -594,7 +594,7 @@ def test_a_late_answer_does_not_override_a_later_look() -> None:
 
 
 def test_without_notifications_each_audit_reads_the_host(caplog: pytest.LogCaptureFixture) -> None:
-    """For example if other programs use all inotify instances. It is logged once."""
+    """Other programs may use all inotify instances. The log has one line about it."""
 
     class Deaf(FakeKernel):
         def changes(self) -> ChangeChannel:

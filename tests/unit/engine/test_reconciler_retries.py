@@ -109,7 +109,7 @@ def test_a_refused_change_is_not_a_repair_when_it_succeeds() -> None:
 
 
 def test_a_refused_repair_counts_as_a_repair_when_it_succeeds(caplog: pytest.LogCaptureFixture) -> None:
-    """For example if another program has created a link of the same name."""
+    """Another program may have created a link of the same name."""
 
     async def check() -> None:
         async with running(Bench(FakeKernel(), PLAN)) as bench:
@@ -131,7 +131,7 @@ def test_a_refused_repair_counts_as_a_repair_when_it_succeeds(caplog: pytest.Log
 
 
 def test_only_the_refused_link_is_logged_as_the_cause(caplog: pytest.LogCaptureFixture) -> None:
-    """Objects on the link also fail, and would only hide the remedy."""
+    """Objects on the link also fail. Lines about them would hide the remedy."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
     program = BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=TUNNEL)
 
@@ -206,7 +206,7 @@ def test_a_changed_plan_is_not_delayed_by_a_fight() -> None:
 
 
 def test_objects_that_require_a_fought_over_object_wait_with_it() -> None:
-    """It would only be refused."""
+    """The kernel would refuse such an object."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
     forwarder = Forwarder(
         link=LINK.name,
@@ -295,7 +295,7 @@ def test_the_journal_records_planned_repaired_and_refused_objects() -> None:
 
 
 def test_a_permanent_refusal_causes_no_look_and_delays_no_other_object() -> None:
-    """For example if /proc/sys is read-only. Each audit tries it again. It is reported once."""
+    """/proc/sys may be read-only, for example. Each audit tries the change again. The log has one line."""
 
     class ReadOnly(FakeKernel):
         async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
@@ -338,7 +338,7 @@ class LosesAnswers(Slow):
 
 @pytest.mark.parametrize("is_slow", [False, True])
 def test_a_refused_operation_may_have_taken_effect(is_slow: bool) -> None:
-    """A later change of the object, even during the attempt, leaves no trace of it and is no repair."""
+    """A later change of the object, even during the attempt, replaces it completely and is no repair."""
 
     async def check() -> None:
         kernel = LosesAnswers()
@@ -362,7 +362,7 @@ def test_a_refused_operation_may_have_taken_effect(is_slow: bool) -> None:
 
 
 def test_an_event_ends_the_pause_before_a_retry() -> None:
-    """When the kernel announces a change, the cause of a refusal may be gone. The pause ends."""
+    """The pause ends because the announced change may have removed the cause of the refusal."""
 
     async def check() -> None:
         kernel = FakeKernel(refuse=lambda operation: True)
@@ -397,7 +397,7 @@ def test_an_event_soon_after_an_attempt_brings_the_next_one_forward() -> None:
 
 
 def test_attempts_that_cause_events_become_less_frequent() -> None:
-    """Each of them is announced to the daemon as a change."""
+    """The kernel announces each attempt to the daemon as a change."""
 
     class Echoing(FakeKernel):
         async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:

@@ -71,7 +71,7 @@ def peer(number: int, part: BackendPart, *also: BackendPart) -> Lease:
 
 
 def changed(*backends: Backend, is_prepared: bool = True) -> Inputs:
-    """Return the inputs of a host that ran these backends, one after the other."""
+    """Return the inputs of a host that used these backends, one after the other."""
     inputs = replace(RUNNING, backend=backends[0])
     for backend in backends[1:]:
         inputs = replace(with_config(inputs, CONFIG, backend), is_prepared=is_prepared)
@@ -109,7 +109,7 @@ def ways(inputs: Inputs) -> list[str]:
 
 
 def device_to(state: State, lease: Lease) -> str:
-    """Return the device by which packets to a peer leave: that of the longest route."""
+    """Return the device of the longest route to a peer."""
     routes = [route for route in state.of_type(Route) if route.destination.supernet_of(lease.subnet)]
     return max(routes, key=lambda route: (route.destination.prefixlen, -route.metric)).link
 
@@ -120,7 +120,7 @@ class TestConfig:
         assert ways(changed(UDP, VXLAN)) == ["vxlan with VNI 1", "udp"]
 
     @pytest.mark.parametrize("backend", [UdpBackend(network=NETWORK, port=9), AllocBackend()])
-    def test_a_config_with_the_same_data_path_or_without_any_applies_at_once(self, backend: Backend) -> None:
+    def test_a_config_with_the_same_data_path_or_none_is_applied_immediately(self, backend: Backend) -> None:
         inputs = with_config(RUNNING, CONFIG, backend)
 
         assert ways(inputs) == [backend.way]
@@ -142,7 +142,7 @@ class TestConfig:
 
 
 def test_the_routes_of_a_device_that_is_being_removed_are_not_of_another_program() -> None:
-    """The kernel's route of the previous device is seen until the device is gone."""
+    """The kernel has the route of the previous device until the device is removed."""
     left = Route(destination=NETWORK, link="flannel0", protocol=2)
     surroundings = Surroundings(routes=(left,))
     made, _ = planned(replace(changed(UDP, VXLAN), surroundings=surroundings))
@@ -185,7 +185,7 @@ class TestResumed:
         assert self.restarted("alloc") == ["vxlan with VNI 1"]
 
     def test_a_start_with_an_encrypted_backend_sends_nothing_by_the_backend_of_the_last_run(self) -> None:
-        """But a change that was in progress continues: its operator permitted both."""
+        """An unfinished change continues, because its operator permitted both backends."""
         assert self.restarted("udp", newest=WireguardBackend(network=NETWORK)) == ["wireguard"]
         assert self.restarted("wireguard", "udp", newest=WireguardBackend(network=NETWORK)) == [
             "wireguard",
@@ -193,7 +193,7 @@ class TestResumed:
         ]
 
     @pytest.mark.parametrize("kind", ["vxlan", "wireguard", "vxlam", '"'])
-    def test_a_config_of_no_use_is_forgotten(self, kind: str) -> None:
+    def test_an_unusable_config_is_forgotten(self, kind: str) -> None:
         assert self.ways(kind, is_prepared=False) == ["vxlan with VNI 1"]
 
     def test_a_host_that_requires_encryption_resumes_nothing(self) -> None:
@@ -230,7 +230,7 @@ class TestPlan:
 
     @pytest.mark.parametrize("is_prepared", [False, True])
     def test_a_peer_may_send_by_udp_before_its_new_lease_is_read(self, is_prepared: bool) -> None:
-        """The peer has read the lease of this host, which this host may have published in this moment."""
+        """The peer may have read the new lease of this host before this host reads that of the peer."""
         old = peer(2, VXLAN_PART)
 
         made, state = planned(changed(VXLAN, UDP, is_prepared=is_prepared), old)
@@ -434,14 +434,14 @@ class TestRetirement:
         asyncio.run(live())
         return counts
 
-    def test_it_follows_the_last_peer_after_some_seconds(self) -> None:
+    def test_a_backend_is_retired_some_seconds_after_its_last_peer_changed(self) -> None:
         inputs = changed(UDP, VXLAN)
 
         counts = self.retired_after((inputs, self.PUBLISHED, True), (inputs, self.PUBLISHED, False))
 
         assert counts == [0] * (int(LINGER_S) - 1) + [1, 1]
 
-    def test_a_host_whose_subnet_another_host_holds_need_not_publish(self) -> None:
+    def test_a_host_whose_subnet_another_host_holds_retires_without_publishing(self) -> None:
         assert self.retired_after((changed(UDP, VXLAN), None, False))[-1] == 1
 
     @pytest.mark.parametrize(
@@ -453,10 +453,10 @@ class TestRetirement:
         ],
         ids=["no change", "not prepared", "not published"],
     )
-    def test_it_does_not_come_before_peers_know_the_next(self, inputs: Inputs, own: Lease) -> None:
+    def test_no_backend_is_retired_before_peers_know_the_next_one(self, inputs: Inputs, own: Lease) -> None:
         assert set(self.retired_after((inputs, own, False))) == {0}
 
-    def test_a_peer_that_needs_it_again_prevents_it(self) -> None:
+    def test_a_backend_that_a_peer_needs_again_is_not_retired(self) -> None:
         inputs = changed(UDP, VXLAN)
 
         assert set(self.retired_after((inputs, self.PUBLISHED, False), (inputs, self.PUBLISHED, True))) == {0}
@@ -489,7 +489,7 @@ class TestHandshakes:
 
         return asyncio.run(follow())
 
-    def test_a_peer_that_answers_is_greeted(self) -> None:
+    def test_a_peer_that_answers_has_a_handshake(self) -> None:
         assert self.greeted_after(0.0, self.contacts("a", "b", answered="a")) == {"a"}
 
     def test_a_peer_with_two_devices_answers_on_both(self) -> None:

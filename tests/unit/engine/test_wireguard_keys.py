@@ -1,4 +1,4 @@
-"""The WireGuard key: followed while it is needed, and rotated in an order that loses no packet."""
+"""The WireGuard key is followed while it is needed, and rotated in an order that loses no packet."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -60,7 +60,7 @@ class Bench:
         return asyncio.run(following())
 
     async def rotate(self, *, switches: bool = True, publishes: bool = True) -> str:
-        """Rotate on a host whose device and lease follow the facts, or do not."""
+        """Rotate the key. The device and the lease of the host have the new key, or not."""
         return await self.keys.rotate(
             lambda: switches and self.found[-1].key == "new",
             lambda key: publishes and self.found[-1].published == key,
