@@ -94,7 +94,7 @@ def test_a_symlink_at_its_path_is_not_followed(tmp_path: Path) -> None:
     target.write_text("of root")
     path.symlink_to(target)
 
-    with pytest.raises(TargetError, match="cannot be made: ELOOP"), RunLock(str(path)):
+    with pytest.raises(TargetError, match="cannot be created: ELOOP"), RunLock(str(path)):
         pass
 
     assert target.read_text() == "of root"
@@ -104,7 +104,7 @@ def test_an_impossible_path_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with (
-        pytest.raises(TargetError, match="cannot be made: ENOTDIR: Not a directory"),
+        pytest.raises(TargetError, match="cannot be created: ENOTDIR: Not a directory"),
         RunLock(str(tmp_path / "file" / "run" / "lock")),
     ):
         pass

@@ -45,9 +45,9 @@ that it uses."""
 class ControlServer:
     """Reads requests and sends the result of `answer` for each.
 
-    The first client is the daemon that started the forwarder. After `listen`, processes of
-    root and of the daemon's user can connect. A client that sends an invalid frame, or does not read, is
-    disconnected. `gone` is called with the number of each disconnected client.
+    The first client is the daemon that started the forwarder. After `listen`, processes of root and of the
+    daemon's user can connect. A client that sends an invalid frame, or does not read, is disconnected. `gone`
+    is called with the number of each disconnected client.
     """
 
     def __init__(

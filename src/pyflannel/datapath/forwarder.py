@@ -31,7 +31,7 @@ from pyflannel.wire.forwarder_control import (
 )
 
 _START_S = 5.0
-"""Deadline for START: the daemon sends it immediately after it has started this process."""
+"""Deadline in seconds for START, which the daemon sends immediately after it has started this process."""
 
 _READ_BYTES = 65536
 _DESCRIPTORS = 3
@@ -119,10 +119,9 @@ _GENERATIONS = 1 << 64
 class Forwarder:
     """One tunnel's user-space data path.
 
-    The forwarder starts without the device. The forwarder gets the peers first and then ATTACH, so that no
-    packet is looked up in an empty table. During a replacement, the new forwarder starts with the peers and
-    the device of the old forwarder, and both forward packets. If the daemon exits before LISTEN, the
-    forwarder exits.
+    The forwarder starts without the device. It gets the peers first and then ATTACH, so that no packet is
+    looked up in an empty table. During a replacement, the new forwarder starts with the peers and the device
+    of the old forwarder, and both forward packets. If the daemon exits before LISTEN, the forwarder exits.
 
     Raises:
         WireError: a descriptor has the wrong type.

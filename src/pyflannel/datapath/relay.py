@@ -215,8 +215,8 @@ A datagram that is longer than the MTU is detected, not truncated.
 """
 
 _BUFFER_BYTES = 4 * _LONGEST_BYTES
-"""Size of the buffer, which contains a run of segments until it is written. A larger buffer would not fit
-into the processor cache."""
+"""Size in bytes of the buffer, which contains a run of segments until it is written. A larger buffer would
+not fit into the processor cache."""
 
 
 class InboundPath:

@@ -32,7 +32,7 @@ _ONE_HOP = 1 << 8
 _CONTROL = 0x0FFF << 16
 _ACK = 0x0010 << 16
 _PSH = 0x0008 << 16
-"""In the word of the TCP state: all bits except header length and window, and two of the flags."""
+"""Bits in the word of the TCP state: all bits except header length and window; the flag ACK; the flag PSH."""
 
 _HEADER_LENGTH_SHIFT = 28
 _NEVER_COMPUTED = 0xFFFF

@@ -21,8 +21,8 @@ _UDP_SEGMENT = 103
 _SEGMENT = Struct("=H")
 
 _UNSEGMENTED = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP})
-"""Errors of UDP_SEGMENT that do not occur with single datagrams. The causes are a link without checksum
-offload, IPsec, a path MTU smaller than the packets."""
+"""Errors of UDP_SEGMENT that do not occur with single datagrams. Possible causes are a link without checksum
+offload, IPsec, or a path MTU smaller than the packets."""
 
 _AGAIN_S = 10.0
 """Time in seconds for which UDP_SEGMENT is not used for a peer after a refusal."""

@@ -57,7 +57,7 @@ from pyflannel.wire.forwarder_control import (
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 1.0
-"""Interval between checks for a forwarder that another program started."""
+"""Interval in seconds between checks for a forwarder that another program started."""
 
 _REASONS: Mapping[str, StrangerReason] = {
     "stranger": "stranger",

@@ -23,16 +23,16 @@ from pyflannel.wire.forwarder_control import (
 )
 
 ANSWER_S = 5.0
-"""Deadline for an answer of the forwarder. A busy forwarder needs milliseconds."""
+"""Deadline in seconds for an answer of the forwarder. A busy forwarder needs milliseconds."""
 
 _READ_OCTETS = 65536
 _DESCRIPTORS = 3
 """Number of descriptors in HANDED: listener, UDP socket, device."""
 
 _STATUS_S = 1.0
-"""Deadline for a status, whose reader does not wait for a forwarder that hangs."""
+"""Deadline in seconds for a status, because a status must not wait for a forwarder that hangs."""
 
-_NEXT_PASS = "The next pass starts it again."
+_NEXT_PASS = "The next pass starts the forwarder again."
 _STARVED = "Check whether the process is stopped or gets no processor time, or has too many clients."
 
 
@@ -103,7 +103,7 @@ class ForwarderClient:
 
     Attributes:
         pid: process ID of the forwarder.
-        descriptors: those that arrived. `close` closes them.
+        descriptors: the received descriptors. `close` closes them.
     """
 
     def __init__(self, connection: socket.socket, pid: int) -> None:

@@ -45,14 +45,14 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.01
 
 _END_S = 1.0
-"""Deadline for the exit of a process that has closed its connection."""
+"""Deadline in seconds for the exit of a process that has closed its connection."""
 
 _INHERITED = ("PYTHON*", "LD_LIBRARY_PATH", "LANG", "LC_*", "TZ")
 """Variables that the interpreter and its log need. These variables contain no settings of the daemon."""
 
 
 _LACKS = {
-    Restriction.NO_CAPABILITIES: "it could not give up its capabilities",
+    Restriction.NO_CAPABILITIES: "it could not drop its capabilities",
     Restriction.FILTERED_CALLS: "the kernel refused the filter of system calls",
 }
 
@@ -252,7 +252,7 @@ async def _open(state: ForwarderState, path: Path, opened: AsyncExitStack) -> _E
     except OSError as error:
         hint = f"Check that {path.parent} is writable."
         raise TargetError.of(
-            "the control socket of the forwarder cannot be made", error, hint=hint
+            "the control socket of the forwarder cannot be created", error, hint=hint
         ) from error
     opened.callback(listener.close)
     opened.enter_context(_removed_after_failure(path))
@@ -337,7 +337,7 @@ async def _start_in_unit(equipment: _Equipment) -> Restriction | None:
     except SilentError as error:
         if error.pid != _UNKNOWN:
             raise
-        raise TargetError(  # no reason to give up the unit, which lasts until the next restart
+        raise TargetError(  # a start without the unit would last until the next restart
             f"flannel-forwarder@.service started no forwarder within {ANSWER_S:.0f} s", hint=_UNIT_HINT
         ) from error
     except EndedError as error:

@@ -88,7 +88,7 @@ class WireguardGo:
         try:
             return _server_here(link) is not None
         except PermissionError:
-            return False  # a process of another user has already done this
+            return False  # a process of another user serves the socket
 
     def pid(self, link: str) -> int | None:
         """Return the process of a link; None if no process serves it in this network namespace.
@@ -125,7 +125,7 @@ class WireguardGo:
             answers=partial(self._answers, link),
             explain=self._explain,
         )
-        with target_errors(f"{PROGRAM} cannot be started", hint="Create the device again."):
+        with target_errors(f"{PROGRAM} cannot be started", hint="flanneld creates it again."):
             mtu = _mtu(link)
             if not is_service() or not await self._start_in_unit(link):
                 await start_detached(launch, self._reaper)

@@ -133,7 +133,7 @@ def test_other_settings_cause_another_program(linked):
 
 
 def test_a_device_that_was_created_again_gets_its_programs(linked):
-    """It has another index, which is part of the program at the underlay."""
+    """The new device has another index, which is part of the program at the underlay."""
     one, two = linked
     one.namespace.ip("link delete flannel0")
     one.namespace.ip("tuntap add flannel0 mode tun")
@@ -151,7 +151,7 @@ def test_a_device_that_was_created_again_gets_its_programs(linked):
 
 
 def test_an_underlay_that_was_created_again_gets_its_programs(linked):
-    """It has another index, which is part of the program at the device."""
+    """The new underlay has another index, which is part of the program at the device."""
     one, two = linked
     one.namespace.ip("link delete eth0")
     one.namespace.ip(f"link add eth0 type veth peer name eth0 netns {two.namespace.name}")
@@ -190,7 +190,7 @@ def test_programs_of_another_version_are_replaced_and_the_maps_remain(linked, ma
 
 
 def test_counters_with_other_outcomes_are_not_used(linked, monkeypatch):
-    """A version with one more outcome would read the counters of the old one with the wrong names."""
+    """A version with one more outcome would read the counters of the old version with the wrong names."""
     one, two = linked
     desired = one.plan(two.peer())
     assert one.container.ping(two.container.address)[0] == 3
@@ -307,7 +307,7 @@ def entries_of_peers(count: int) -> list[BpfPeer]:
 
 @pytest.mark.parametrize("code", [NO_BATCHES, errno.EINVAL])
 def test_without_batches_each_entry_is_read_singly(linked, monkeypatch, code):
-    """A trie supports them since Linux 5.13. Before Linux 5.6, the kernel does not have the command."""
+    """A trie supports batches since Linux 5.13. Before Linux 5.6, the kernel does not have the command."""
     one, two = linked
     call = maps.call_bpf
 
@@ -325,9 +325,9 @@ def test_without_batches_each_entry_is_read_singly(linked, monkeypatch, code):
 
 
 def test_peers_beyond_the_size_of_the_table_use_user_space(linked, heal):
-    """It does not retry them, and still repairs other objects.
+    """The target does not retry their entries, and still repairs other objects.
 
-    When other peers leave, they get their entries.
+    When other peers leave, the remaining peers get entries.
     """
     one = linked[0]
     peers = entries_of_peers(65_536 + 3)
@@ -343,14 +343,14 @@ def test_peers_beyond_the_size_of_the_table_use_user_space(linked, heal):
 
     (notice,), changes, later, found = one.act(fill)
 
-    assert notice.text.startswith("the fast path has room for 65536 peers, and 3 more:")
+    assert notice.text.startswith("the fast path has room for 65536 peers: packets to 3 more go")
     assert changes == [1, 0]
     assert later == ()
     assert len(one.plan(*moved)) - len(found) == 4
 
 
 def test_in_a_full_table_a_wrong_entry_is_removed_before_its_replacement(linked, monkeypatch):
-    """As with tries of older kernels."""
+    """A trie of an older kernel does not replace an entry in a full table."""
     one, two = linked
     moved = replace(two.peer(), address=IPv4Address("10.9.0.99"))
 
@@ -383,8 +383,7 @@ def test_containers_beyond_the_size_of_the_table_use_the_bridge(linked, heal):
 
     assert operations == []
     assert (
-        notice.text
-        == "the fast path has room for 4096 containers, and 1 more: packets to them pass through the bridge"
+        notice.text == "the fast path has room for 4096 containers: packets to 1 more pass through the bridge"
     )
     assert one.container.ping(two.container.address)[0] == 3
 

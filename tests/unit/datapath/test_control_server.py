@@ -43,7 +43,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_requests_of_a_client_that_left_after_them_end_nothing(server: Server, tmp_path: Path) -> None:
-    """The answer to the first finds the client gone. The second, a bad one, is not performed."""
+    """The answer to the first request fails. The server does not read the second one, which is invalid."""
     server.control.listen()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "s"))
@@ -62,7 +62,7 @@ def test_no_client_can_connect_before_it_listens(server: Server, tmp_path: Path)
 
 
 def test_a_descriptor_that_no_request_uses_is_closed(server: Server) -> None:
-    """The daemon gives a device; the request does not take it out of the list."""
+    """The daemon sends a device, and the request does not remove it from the list."""
     ours, theirs = os.pipe()
     socket.send_fds(server.daemon, [encode_frame(Kind.ATTACH)], [theirs])
     os.close(theirs)

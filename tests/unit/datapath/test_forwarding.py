@@ -87,7 +87,7 @@ def forward(case):
 
 @pytest.mark.parametrize("case", [c for c in GOLDEN if c["id"][-3:] not in DIFFERENCES], ids=ids)
 def test_as_the_original(case):
-    """To the byte: its destination, its checksum, the ICMP error."""
+    """Destination, checksum and ICMP error of each packet are the same bytes."""
     _, sent, written = forward(case)
 
     assert sent == [(out["to"], out["payload"]) for out in case["datagrams_out"]]
@@ -96,7 +96,7 @@ def test_as_the_original(case):
 
 @pytest.mark.parametrize("case", [c for c in GOLDEN if c["id"][-3:] in DIFFERENCES], ids=ids)
 def test_defects_of_the_original_are_not_copied(case):
-    """Each difference, with a check that it is one."""
+    """The test checks each difference, and that it is one."""
     _, expected, is_something_sent = DIFFERENCES[case["id"][-3:]]
 
     verdict, sent, written = forward(case)
@@ -175,7 +175,7 @@ def test_packets_longer_than_the_mtu_pass_in_neither_direction():
 
 
 def test_a_quote_is_bounded_by_the_packet():
-    """A header without payload: the ICMP error has 20 + 8 + 20 bytes."""
+    """The packet is a header without payload, so that the ICMP error has 20 + 8 + 20 bytes."""
     (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-032"]
 
     _, _, (error,) = forward(case)

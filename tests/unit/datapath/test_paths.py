@@ -58,7 +58,7 @@ addresses = st.sampled_from(
     [0x0A640105, 0x0A640205, 0x0A640285, 0x0A640305, 0x0A640905, 0x0A640106, 0, 0xE0000001, 0x0A640301]
 )
 TUNNEL_DATAGRAM = pack("!HHHH", 8285, 8286, 108, 0) + bytes(100)
-"""The payload of one, to the port of the third peer's underlay address."""
+"""The payload of a tunnel datagram to the underlay address of the third peer."""
 
 packets = st.one_of(
     st.builds(
@@ -138,7 +138,7 @@ class Taken:
 
 
 def judged_alone(datagrams: list[tuple[bytes, str]]) -> tuple[list[bytes], dict[str, int]]:
-    """The packets to the device and the counters, packet by packet."""
+    """Return the packets to the device and the counters if each packet is checked alone."""
     counters, written = Counters(), []
     for data, sender in datagrams:
         buffer = bytearray(data)
@@ -171,7 +171,7 @@ RUN = [(one, "10.9.0.2") for one in segments(0x0A640205, 0x0A640105, 9, 100)]
 @example([*segments(0x0A640205, 0x0A640105, 3, 100), b""], "10.9.0.2", "10.9.0.2", True)
 @example([b"", *segments(0x0A640205, 0x0A640105, 3, 100)], "10.9.0.2", "10.9.0.2", True)
 def test_packets_of_peers_are_checked_one_by_one(stream, one, other, joined):
-    """Any datagrams of two senders, joined by the kernel or not: same bytes, same order, same counters."""
+    """Datagrams of two senders, joined by the kernel or not, cause the same bytes, order and counters."""
     half = len(stream) // 2
     datagrams = [(data, one if number < half else other) for number, data in enumerate(stream)]
     counters, taken = Counters(), Taken()
@@ -192,7 +192,7 @@ def test_packets_of_peers_are_checked_one_by_one(stream, one, other, joined):
 
 
 def test_segments_are_joined_across_datagrams_but_not_across_senders():
-    """An impostor cannot continue another's flow."""
+    """An impostor cannot continue the flow of another sender."""
     for datagrams, runs, packets_written in ((RUN, 1, 9), ([*RUN[:4], (RUN[4][0], "10.9.0.3")], 1, 4)):
         taken, counters = Taken(), Counters()
         path = InboundPath(
@@ -246,8 +246,8 @@ class Sent:
 @example([packet(0x0A640105, 0x0A640205, bytes(20))] * 70, False)
 @example([packet(5, 0x0A640301, body) for body in (bytes(108), bytes(108), TUNNEL_DATAGRAM)], False)
 def test_packets_of_the_device_are_checked_one_by_one(stream, has_header):
-    """Any packets, with or without headers: same bytes, same destinations, same order, same counters."""
-    stream = [one for one in stream if one or has_header]  # a read of nothing would be the end of a file
+    """Packets with or without headers cause the same bytes, destinations, order and counters."""
+    stream = [one for one in stream if one or has_header]  # an empty read means the end of a file
     counters, sent = Counters(), Sent()
     errors = IcmpErrors(SETTINGS.tunnel_address, counters)
     path = OutboundPath(MTU, table(), sent, Taken(), errors, counters)

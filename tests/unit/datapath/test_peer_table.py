@@ -1,4 +1,4 @@
-"""The longest prefix has precedence, after any history."""
+"""The table finds the longest prefix, after any changes."""
 
 from socket import inet_aton, inet_ntoa
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pyflannel.datapath.forwarding import PeerTable
 from pyflannel.wire.forwarder_control import Peer
 
-# A few bits, so that prefixes nest and addresses hit them.
+# Addresses with a few bits, so that prefixes contain each other and addresses match them.
 crowded = st.integers(0, 255).map(lambda low: 0x0A640000 | low << 4)
 prefixes = st.tuples(crowded, st.integers(0, 32)).map(
     lambda pair: (pair[0] >> (32 - pair[1]) << (32 - pair[1]), pair[1])
@@ -23,7 +23,7 @@ changes = st.tuples(st.lists(prefixes, max_size=4), st.lists(peers, max_size=6))
 
 
 def naive_find(peers_by_prefix, address):
-    """Look at every entry."""
+    """Search all entries for the longest prefix."""
     fitting = [p for p in peers_by_prefix.values() if not (p.subnet ^ address) >> (32 - p.prefix_length)]
     best = max(fitting, key=lambda peer: peer.prefix_length, default=None)
     return best and (inet_ntoa(best.address.to_bytes(4, "big")), best.port)
@@ -33,7 +33,7 @@ def naive_find(peers_by_prefix, address):
     start=st.lists(peers), history=st.lists(changes, max_size=4), address=crowded | st.integers(0, 2**32 - 1)
 )
 def test_the_longest_prefix_is_found_after_any_history(start, history, address):
-    """A table after any changes answers as a naive one does, and lists the same entries."""
+    """After any changes, the table finds and lists the same entries as a naive one."""
     table, model = PeerTable(), {}
     table.replace(start)
     model |= {(p.subnet, p.prefix_length): p for p in start}
@@ -64,7 +64,7 @@ def test_replacing_the_table_removes_the_old_entries(before, after, address):
 
 
 def test_an_endpoint_has_the_form_of_a_socket_address():
-    """Text and number, as sendto and recvfrom have them."""
+    """The form is that of sendto and recvfrom: an address as text, and a port number."""
     table = PeerTable()
 
     table.replace([Peer(0x0A645D00, 24, int.from_bytes(inet_aton("192.168.50.102"), "big"), 8285)])

@@ -1,4 +1,4 @@
-"""The start of a forwarder process, as its daemon sees it."""
+"""The start of a forwarder process by its daemon."""
 
 import os
 import socket
@@ -59,10 +59,10 @@ def sockets(tmp_path: Path) -> Iterator[tuple[socket.socket, socket.socket]]:
         yield listener, udp
 
 
-def test_it_moves_packets_before_it_listens(
+def test_the_forwarder_carries_packets_before_it_listens(
     sockets: tuple[socket.socket, socket.socket], tmp_path: Path
 ) -> None:
-    """So a predecessor may end then, and clients meet a forwarder that has everything."""
+    """A predecessor may end at this moment, and clients get the answers of a complete forwarder."""
     listener, udp = sockets
     with (
         starting(listener.fileno(), udp.fileno()) as (process, daemon),
@@ -86,7 +86,7 @@ def test_it_moves_packets_before_it_listens(
         assert process.wait(DEADLINE_S) == 0
 
 
-def test_it_ends_with_a_daemon_that_leaves_before_it_listens(
+def test_the_forwarder_ends_with_a_daemon_that_ends_before_it_listens(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:
     """No client can connect to it, and its predecessor continues."""
@@ -98,8 +98,8 @@ def test_it_ends_with_a_daemon_that_leaves_before_it_listens(
         assert process.wait(DEADLINE_S) == 0
 
 
-def test_it_signs_for_the_watchdog_of_systemd(tmp_path: Path) -> None:
-    """Three times in the time that the watchdog grants, and only for the process that is watched."""
+def test_the_forwarder_notifies_the_watchdog_of_systemd(tmp_path: Path) -> None:
+    """It notifies three times in the period of the watchdog, and only if its own process is watched."""
     path = str(tmp_path / "notify")
     environ = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:

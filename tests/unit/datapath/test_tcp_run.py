@@ -16,7 +16,7 @@ TIMESTAMPS = bytes.fromhex("0101080a0000000100000002")
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A TCP segment in an IPv4 packet, each field to be set; the checksums are right unless changed."""
+    """A TCP segment in an IPv4 packet. Each field can be set. The checksums are correct unless changed."""
 
     payload: bytes
     sequence: int = 1000
@@ -144,7 +144,7 @@ def through(packets: list[bytes], *, at_once: bool = True) -> tuple[list[bytes],
 
 
 def one_by_one(packets: list[bytes]) -> list[bytes]:
-    """Return the bytes that the plain loop writes."""
+    """Return the bytes that a loop without joining writes."""
     written = [bytearray(packet) for packet in packets]
     for packet in written:
         decrement_ttl(packet)
@@ -204,7 +204,7 @@ DEVIATIONS = {
 @pytest.mark.parametrize("fields", DEVIATIONS.values(), ids=DEVIATIONS)
 @pytest.mark.parametrize("place", [0, 2, 5, 9, 19])
 def test_a_segment_that_differs_is_not_joined(fields, place):
-    """At the start, in the middle or at the end of a burst: the bytes stay, and the rest is joined."""
+    """It may be the first, a middle or the last one of a burst. Its bytes stay, and the rest is joined."""
     segments = burst(20)
     segments[place] = replace(segments[place], **fields)
     packets = [segment.packet() for segment in segments]
@@ -233,7 +233,7 @@ def test_a_segment_that_differs_is_not_joined(fields, place):
     ],
 )
 def test_a_burst_of_one_flow_is_one_write(segments, writes):
-    """Up to 64 KiB, ended by PSH or by a shorter segment, and with wrapping sequence numbers."""
+    """A run has up to 64 KiB, ends with PSH or a shorter segment, and its sequence numbers may wrap."""
     packets = [segment.packet() for segment in segments]
 
     assert through(packets) == (one_by_one(packets), writes)
@@ -256,14 +256,14 @@ def test_a_burst_of_one_flow_is_one_write(segments, writes):
     ],
 )
 def test_packets_that_are_never_joined_stay_single(name):
-    """Even if its packets are equal."""
+    """This is the same if the packets of the burst are equal."""
     packets = [replace(segment, **DEVIATIONS[name]).packet() for segment in burst(3)]
 
     assert through(packets) == (one_by_one(packets), 3)
 
 
 def test_a_shorter_segment_is_the_last():
-    """The next one of the flow begins another run."""
+    """The next segment of the flow begins another run."""
     sizes, sequence, packets = [100, 100, 50, 100, 100], 1000, []
     for number, size in enumerate(sizes):
         packets.append(Segment(payload=bytes(size), sequence=sequence, identity=number).packet())
@@ -276,7 +276,7 @@ def test_a_shorter_segment_is_the_last():
 @pytest.mark.parametrize("place", [0, 1, 3])
 @pytest.mark.parametrize("size", [100, 101])
 def test_a_wrong_checksum_is_never_corrected(at, place, size):
-    """Only the receiver judges a damaged segment, as without joining."""
+    """Only the receiver checks a damaged segment, as without joining."""
     segments = burst(4, size)
     value = segments[place].packet()[at]
     segments[place] = replace(segments[place], changed=((at, value ^ 0x55),))
@@ -288,7 +288,7 @@ def test_a_wrong_checksum_is_never_corrected(at, place, size):
 
 
 def test_both_forms_of_a_zero_checksum_are_kept():
-    """0xffff means the same as 0, and the kernel writes 0: such a packet is sent alone."""
+    """0xffff means the same as 0, but the kernel writes 0. Such a packet is sent alone."""
     segments = burst(3)
     for filler in range(0x10000):
         candidate = replace(segments[1], payload=filler.to_bytes(2, "big") + bytes(98))
@@ -305,7 +305,7 @@ def test_both_forms_of_a_zero_checksum_are_kept():
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Segment]:
-    """Bursts of one or two flows, with any deviations, shuffled a little."""
+    """Return bursts of one or two flows, with any deviations, in slightly changed order."""
     made: list[Segment] = []
     for _ in range(draw(st.integers(1, 4))):
         flow = {"ports": draw(st.sampled_from([b"\1\2\3\4", b"\1\2\3\5"]))}
@@ -330,7 +330,7 @@ def streams(draw: st.DrawFn) -> list[Segment]:
 @given(streams())
 @example(burst(2, 1) + burst(2, 1))
 def test_cutting_undoes_joining(segments):
-    """For any packets, the bytes that reach the stack are those of the plain loop."""
+    """For any packets, the stack receives the same bytes as without joining."""
     packets = [segment.packet() for segment in segments]
 
     assert through(packets)[0] == one_by_one(packets)

@@ -56,7 +56,7 @@ def test_a_run_is_one_call():
 
 @pytest.mark.parametrize("refusal", [errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP])
 def test_a_peer_with_a_refused_run_gets_single_packets(refusal, monkeypatch):
-    """No packet is lost, other peers keep their runs, it is reported once, and tried again later."""
+    """No packet is lost, other peers keep their runs, the log has one line, and runs are retried later."""
     now = 100.0
     monkeypatch.setattr(underlay, "monotonic", lambda: now)
     socket = Socket(refusal)
@@ -82,7 +82,7 @@ def test_a_peer_with_a_refused_run_gets_single_packets(refusal, monkeypatch):
 
 
 def test_packets_refused_for_other_reasons_are_lost_and_counted():
-    """As single packets are."""
+    """Single packets are lost and counted in the same way."""
     sender, counters, _, said = made(Socket(errno.ENETUNREACH))
 
     sender.send_run(RUN, 100, PEER)

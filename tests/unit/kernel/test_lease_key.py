@@ -1,4 +1,4 @@
-"""The key by which a host signs its lease: made once, kept with mode 0600, and belongs to an owner."""
+"""The key that signs the lease of a host is created once, has mode 0600, and belongs to an owner."""
 
 import os
 import stat
@@ -52,7 +52,7 @@ def test_no_other_user_may_read_it_at_any_moment(path: Path, monkeypatch: pytest
 
 
 def test_another_owner_gets_another_key(path: Path) -> None:
-    """As on a clone, whose disk has the key of the host that it was copied from."""
+    """On a clone, the disk has the key of the original host."""
     assert lease_key(path, "a").public != lease_key(path, "b").public
 
 

@@ -42,7 +42,7 @@ def test_the_service_manager_receives_whole_lines(monkeypatch: pytest.MonkeyPatc
         assert manager.recv(100) == b"READY=1"
 
 
-def test_notifications_need_no_receiver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_service_manager_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
     assert not notify("READY=1")
 

@@ -1,4 +1,4 @@
-"""The release of a kernel is as exact as in its distribution."""
+"""The release of a kernel is the one that its distribution names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""An item is created once per message, and only unchanged messages are recognized."""
+"""An item is created once per message, and again only for a changed message."""
 
 from dataclasses import dataclass
 
@@ -63,7 +63,7 @@ def test_entries_missing_in_a_look_are_forgotten() -> None:
 
 
 def test_only_entries_on_known_links_are_remembered() -> None:
-    """An unknown link may have another name in the next look. After a rename, all may."""
+    """An unknown link may have another name in the next look. After a rename, any link may."""
     look = Look()
     look(b"a", links={1: "another"})
     look(b"a", links={1: "another"})
@@ -78,7 +78,7 @@ def test_only_entries_on_known_links_are_remembered() -> None:
 
 
 def test_two_messages_with_the_same_lasting_part_are_one() -> None:
-    """The ages of an entry's last uses differ each time."""
+    """The times since the last use of an entry differ each time."""
     look = Look()
     for body in (b"a1", b"a2"):
         look.made = []

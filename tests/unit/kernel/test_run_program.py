@@ -1,4 +1,4 @@
-"""Programs that flanneld runs get the variables that they need, and no other of the daemon's."""
+"""Programs that flanneld runs inherit the variables that they need, and no others."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from pyflannel.kernel.filters.programs import run_program
 
 
 def test_a_program_inherits_neither_secrets_nor_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No extension of iptables, and no program that it runs, reads a password of the store."""
+    """An extension of iptables cannot read a password of the store."""
     for name in (
         "FLANNELD_ETCD_PASSWORD",
         "ETCDCTL_PASSWORD",

@@ -26,7 +26,7 @@ class Target(TunnelGuardTarget):
         return []
 
 
-def test_a_change_of_the_plan_while_strangers_are_read_does_no_harm() -> None:
+def test_the_plan_may_change_while_strangers_are_read() -> None:
     async def check() -> None:
         async with Target() as target:
             target.plan.add([GuardTable(device="flannel0"), GuardTable(device="flannel0", family=6)])

@@ -67,8 +67,8 @@ def test_the_same_damage_is_announced_again_after_its_repair(monkeypatch: pytest
     asyncio.run(watch())
 
 
-def test_wireguard_go_sends_from_a_new_address_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The endpoint of the moment is set again, not the planned one: a handshake may have shown another."""
+def test_wireguard_go_sends_from_a_new_address_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current endpoint is set again, not the planned one, because a handshake may have changed it."""
     ran: list[str] = []
 
     async def run(*words: str, given: str = "") -> Ran:
@@ -88,7 +88,7 @@ def test_wireguard_go_sends_from_a_new_address_at_once(monkeypatch: pytest.Monke
     assert f"wg set flannel-wg peer {PEER} endpoint 10.10.10.9:7 persistent-keepalive 25" in ran
 
 
-def test_a_change_of_the_plan_while_contacts_are_read_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_may_change_while_contacts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     plan: ItemMap[Item] = ItemMap()
     plan.add(PLAN)
 
@@ -108,7 +108,7 @@ def test_a_change_of_the_plan_while_contacts_are_read_does_no_harm(monkeypatch: 
 
 
 class Device:
-    """A WireGuard device behind the commands `wg show`, `wg addconf` and `wg set`: the allowed IPs by key."""
+    """A double of the commands `wg show`, `wg addconf` and `wg set`, with the allowed IPs by key."""
 
     def __init__(self) -> None:
         self.allowed: dict[str, str] = {}
@@ -187,7 +187,7 @@ def test_a_damaged_peer_of_both_families_is_repaired(monkeypatch: pytest.MonkeyP
 
 
 def test_a_learned_endpoint_stays_until_the_plan_has_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new plan is compared with a look at the device, for example after a change of the mode."""
+    """A new plan is compared with the state of the device, for example after a change of the mode."""
     device = Device()
     device.allowed[PEER] = "10.100.5.0/24"
     device.handshake_at = int(time.time())

@@ -68,7 +68,7 @@ def test_an_unused_process_id_is_no_error() -> None:
 
 
 def test_a_forwarder_belongs_to_its_run_directory(tmp_path: Path) -> None:
-    """Also after the file of its socket was deleted, so that no client can connect."""
+    """This is the same after the file of its socket was deleted, so that no client can connect."""
     path = tmp_path / SOCKET_NAME
     wait = (
         "import socket, sys; bound = socket.socket(socket.AF_UNIX); bound.bind(sys.argv[2]);"

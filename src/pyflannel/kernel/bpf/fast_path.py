@@ -34,8 +34,8 @@ _UNREADABLE = (
     " this flanneld can neither read nor remove them: they carry packets by tables that are not repaired"
 )
 _HAND_OVER = (
-    "As root, run `flannelctl pins` and restart flanneld to hand them over,"
-    " or `flannelctl cleanup` to remove them."
+    "As root, run `flannelctl pins` and restart flanneld, so that it can use them,"
+    " or run `flannelctl cleanup` to remove them."
 )
 
 
@@ -193,9 +193,7 @@ class FastPath:
         return None
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return the problems of a tunnel that were found in the latest look that no repair can solve.
-        Raises nothing.
-        """
+        """Return the problems of a tunnel in the latest look that no repair can solve. Raises nothing."""
         found = self._maps[device].notices if device in self._maps else []
         if any(link == device for link, _ in self._unreadable):
             places = ", ".join(f"{link} {direction.value}" for link, direction in self._unreadable[:_NAMED])

@@ -109,14 +109,14 @@ HELPERS = {
 _UNKNOWN_HELPER = ("unknown func", "invalid func", "cannot use helper")
 """Messages of the verifiers of several kernels if a program type cannot use a helper function."""
 
-_GIVE_RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN."
-_OLD_KERNEL = "It takes a newer kernel, or one with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF."
+_GIVE_RIGHTS = "Run flanneld as root, or give it CAP_BPF and CAP_NET_ADMIN."
+_OLD_KERNEL = "Use a newer kernel, or one with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF."
 _HIDDEN = (
     "A seccomp filter or a security module answers instead of the kernel: allow bpf(2) in it"
     " (systemd: SystemCallFilter=bpf; containers: a seccomp profile that allows bpf)."
 )
 _LAY_PINS = (
-    "Let root run `flannelctl pins` before each start, as the systemd unit does, or give CAP_SYS_ADMIN."
+    "Let root run `flannelctl pins` before each start, as the systemd unit does, or give it CAP_SYS_ADMIN."
 )
 
 
@@ -158,7 +158,7 @@ def _rights(rights: ProcessRights | None) -> Iterator[Feature]:
         elif rights.has(capability, SYS_ADMIN):
             answer: Answer = "unknown" if rights.is_confined else "present"
             detail = "a right in a user namespace has no effect on bpf(2)" if rights.is_confined else ""
-            yield _seen(name, answer, detail, "Run it outside of the user namespace.")
+            yield _seen(name, answer, detail, "Run flanneld outside of the user namespace.")
         else:
             yield _seen(name, "absent", "", _GIVE_RIGHTS)
 
@@ -178,7 +178,7 @@ def _programs(rights: ProcessRights | None, read: Callable[[], ObjectFile]) -> I
             "helpers of SCHED_CLS",
             "absent" if missing else "present",
             ", ".join(HELPERS.get(call, f"number {call}") for call in missing),
-            "It takes a newer kernel (5.10 or later).",
+            "Use Linux 5.10 or later.",
         )
 
 
@@ -245,7 +245,7 @@ def _tcx(rights: ProcessRights | None) -> Feature:
         return Feature(
             name="tcx",
             answer="absent",
-            detail="kernels before 6.6 have none: programs are classifiers of a clsact qdisc",
+            detail="kernels before 6.6 have no tcx: programs are classifiers of a clsact qdisc",
             is_needed=False,
         )
     return _judged(rights, "tcx", answer, error, is_needed=False)
@@ -263,7 +263,7 @@ def _finding(objects: KernelObjects) -> Feature:
     if is_pinned is None:
         return _seen(name, "unknown", "/proc does not show the mounts", _LAY_PINS)
     if kernel_has_bpffs() is False:
-        return _seen(name, "absent", "this kernel has no bpffs", "Give it CAP_SYS_ADMIN.")
+        return _seen(name, "absent", "this kernel has no bpffs", "Give flanneld CAP_SYS_ADMIN.")
     return _seen(name, "absent", f"no bpffs is mounted at {directory}", _LAY_PINS)
 
 

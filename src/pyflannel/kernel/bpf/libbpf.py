@@ -187,9 +187,9 @@ def _refused(what: str, code: int, log: str) -> TargetError:
     hint = "Look at the kernel's log (dmesg) for the reason."
     if lines := useful_lines(log):
         message = f"{message}; its verifier said: {' / '.join(lines)}"
-        hint = "Report it with the kernel's version."
+        hint = "Report this defect with the version of the kernel."
     elif code in (errno.EPERM, errno.EACCES):
-        hint = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN."
+        hint = "Run flanneld as root, or give it CAP_BPF and CAP_NET_ADMIN."
     return TargetError(message, hint=hint, is_permanent=is_permanent(code))
 
 

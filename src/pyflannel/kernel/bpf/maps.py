@@ -224,11 +224,11 @@ class TunnelMaps:
     def notices(self) -> list[Notice]:
         """Messages about the tables that were full in the latest look."""
         ways = {
-            PEERS.name: ("peers", "packets to them go through user space"),
-            PORTS.name: ("containers", "packets to them pass through the bridge"),
+            PEERS.name: ("peers", "go through user space"),
+            PORTS.name: ("containers", "pass through the bridge"),
         }
         return [
-            Notice(f"the fast path has room for {self._room[table]} {whom}, and {count} more: {way}")
+            Notice(f"the fast path has room for {self._room[table]} {whom}: packets to {count} more {way}")
             for table, count in self._crowded_out.items()
             if count
             for whom, way in [ways[table]]

@@ -61,16 +61,18 @@ class HookWatch:
 
 
 LOOK_S = 0.5
-"""Interval between checks of the hooks, because the kernel does not announce a detached program. Each
-check is one system call."""
+"""Interval in seconds between checks of the hooks, because the kernel does not announce a detached program.
+Each check is one system call."""
 
 RENEW_S = 0.3
-"""Interval between renewals of a permit."""
+"""Interval in seconds between renewals of a permit."""
 
 PERMIT_NS = 1_000_000_000
 
 _SEE_DMESG = "Look at the kernel's log (dmesg) for the reason."
-_RIGHTS = "Run it as root, or give it CAP_BPF and CAP_NET_ADMIN, and a bpffs at `.bpf` in its run directory."
+_RIGHTS = (
+    "Run flanneld as root, or give it CAP_BPF and CAP_NET_ADMIN, and a bpffs at `.bpf` in its run directory."
+)
 _HINTS = {
     errno.EPERM: _RIGHTS,
     errno.EACCES: _RIGHTS,

@@ -232,7 +232,7 @@ log = logging.getLogger(__name__)
 RESYNC_S = 5.0
 
 _MISSING_HINT = (
-    "Install iptables; or set EnableNFTables in the network config; or leave --ip-masq out and write"
+    "Install iptables; or set EnableNFTables in the network config; or omit --ip-masq and use"
     " --iptables-forward-rules=false."
 )
 

@@ -35,10 +35,10 @@ from pyflannel.wire.netlink.packet_trace import (
 )
 
 REPLY_S = 1.0
-"""Time after which the request counts as lost."""
+"""Seconds after which the request counts as lost."""
 
 _QUIET_S = 0.05
-"""Time without a message after which all have arrived: the kernel sends them before the reply."""
+"""Seconds without a message, after which all have arrived, because the kernel sends them before the reply."""
 
 _NONCE_OCTETS = 16
 _LARGEST = 65535
@@ -55,7 +55,7 @@ async def trace_echo(source: IPv4Address, destination: IPv4Address, pid: int | N
         pid: a process in the network namespace of the sender; None for this namespace.
 
     Raises:
-        TargetError: no table, socket or packet can be made, or another trace runs.
+        TargetError: the table, the socket or the packet cannot be created, or another trace runs.
     """
     echo = TracedEcho(source=source, destination=destination, identifier=secrets.randbits(16))
     messages: list[TraceMessage] = []

@@ -20,7 +20,7 @@ _DEADLINE_S = 10.0
 class MissingProgramError(TargetError):
     """The program is not installed."""
 
-    def __init__(self, program: str, *, hint: str = "Install it, or put it on the PATH.") -> None:
+    def __init__(self, program: str, *, hint: str = "Install it, or add its directory to PATH.") -> None:
         super().__init__(f"{program} is not installed", hint=hint, is_permanent=True)
 
 
@@ -126,7 +126,7 @@ _NFTABLES = 1 << 6
 """NFNLGRP_NFTABLES is group 7 (linux/nfnetlink.h)."""
 
 _COALESCE_S = 0.1
-"""A program that sets up a firewall changes hundreds of rules one after the other."""
+"""Seconds to wait for further changes: a program that sets up a firewall changes hundreds of rules."""
 
 _Dump = TypeVar("_Dump")
 

@@ -70,7 +70,7 @@ _AT_ONCE = 500
 work."""
 
 _COALESCE_S = 0.1
-"""A program that sets up a firewall changes hundreds of rules one after the other."""
+"""Seconds to wait for further changes: a program that sets up a firewall changes hundreds of rules."""
 
 _HINT = (
     "Run flanneld as root, or with CAP_NET_ADMIN, on a kernel with nf_tables; or set --guard=off. See dmesg."

@@ -402,9 +402,9 @@ def _delete(path: str) -> None:
 def _refusal(operation: Operation, error: OSError, path: str) -> Refusal:
     directory = os.path.dirname(path)
     hints = {
-        errno.ENOSPC: f"Free space on the file system of {directory}; the old file is whole.",
-        errno.EDQUOT: f"Free space on the file system of {directory}; the old file is whole.",
-        errno.EROFS: f"Mount the file system of {directory} writable, or name another path.",
+        errno.ENOSPC: f"Free space on the file system of {directory}. The old file is unchanged.",
+        errno.EDQUOT: f"Free space on the file system of {directory}. The old file is unchanged.",
+        errno.EROFS: f"Mount the file system of {directory} writable, or choose another path.",
         errno.EISDIR: f"{path} is a directory: move or remove it.",
         errno.ENOTDIR: f"A part of the path {path} is not a directory: move or remove it.",
         errno.EACCES: f"Run as root, or let this user write to {directory}.",

@@ -25,7 +25,7 @@ from pyflannel.ports import Changes, in_thread
 log = logging.getLogger(__name__)
 
 _NAME = "the key file of the lease"
-_IF_EXPOSED = "Delete it: flanneld makes a new key, which operators then allow."
+_IF_EXPOSED = "Delete it. flanneld then creates a new key; add this key to the allow-list."
 _DEADLINE_S = 30.0
 
 OPERATOR = "operator"

@@ -36,7 +36,7 @@ class RunLock:
 
     def __enter__(self) -> Self:
         hint = "Run as root, or name a directory that this user may write to."
-        with target_errors(f"the lock file {self._path} cannot be made", hint=hint):
+        with target_errors(f"the lock file {self._path} cannot be created", hint=hint):
             os.makedirs(os.path.dirname(os.path.abspath(self._path)), mode=0o755, exist_ok=True)
             self._descriptor = self._acquire()
         # on a full disk, the lock is held, but the file does not contain the process ID
@@ -113,7 +113,7 @@ def is_locked(path: str) -> bool:
 
 _TRIES = 256
 _ANSWER_S = 10.0
-"""The kernel answers during the send call."""
+"""Deadline in seconds for an answer. The kernel answers during the send call."""
 
 _NO_OWNED_TABLE = frozenset(
     {errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EPERM}
@@ -140,7 +140,7 @@ class DeviceClaim:
             BusyError: all of the first few hundred names are in use.
             TargetError: the kernel refuses to create a socket.
         """
-        hint = "Give flanneld the right to make netlink and Unix sockets."
+        hint = "Give flanneld the right to create netlink and Unix sockets."
         with target_errors("no device name can be claimed", hint=hint):
             claim = _claim(list(islice(names, _TRIES)))
         if claim is None:
@@ -163,7 +163,7 @@ def _claim(names: Sequence[str]) -> tuple[str, socket.socket] | None:
     except OSError as error:
         if error.errno not in _NO_OWNED_TABLE:
             raise
-        log.info("Claiming the device name by a Unix socket, as no nftables table: %s", in_words(error))
+        log.info("Claiming the device name by a Unix socket, not by an nftables table: %s", in_words(error))
     return _claim_by_address(names)
 
 

@@ -27,7 +27,7 @@ from pyflannel.plan.doctor.observed import RouteAnswer, Way
 def notify(text: str) -> bool:
     """Send assignments such as `READY=1` to NOTIFY_SOCKET; return whether they were sent.
 
-    Without a listening service manager, nothing happens, and the daemon runs anyway.
+    Without a service manager that listens, do nothing.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -362,7 +362,7 @@ def _read(path: str) -> Identity | None:
     try:
         os.rename(path, aside)
     except OSError as error:
-        raise _failed(f"moved aside to {aside} because it is damaged, from", path, error) from error
+        raise _failed(f"read, and its damaged file cannot be renamed to {aside} from", path, error) from error
     log.warning("Found a damaged identity file, renamed it path=%s", aside)
     return None
 

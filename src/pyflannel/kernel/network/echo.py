@@ -34,7 +34,7 @@ from pyflannel.wire.icmp import (
 )
 
 DEADLINE_S = 1.5
-"""Time after which a request without an answer counts as lost."""
+"""Seconds after which a request without an answer counts as lost."""
 
 _AGAIN_S = (0.0, 0.4, 0.9)
 """Times of the attempts after the start in seconds. More than one is needed, because the first packet may
@@ -42,7 +42,7 @@ be lost while an address is resolved."""
 
 _NONCE_OCTETS = 16
 _BURST, _PAUSE_S = 32, 0.005
-"""Number of requests that are sent without a pause, and the pause after them."""
+"""Number of requests that are sent without a pause, and the pause in seconds after them."""
 
 _SOL_RAW, _ICMP_FILTER = 255, 1  # linux/socket.h, linux/icmp.h
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3  # linux/in.h: set DF, and do not use the cached path MTU
@@ -257,7 +257,7 @@ def _refusal(error: OSError) -> str:
         case errno.EPERM:
             return "the firewall of this host drops the packet (EPERM)"
         case errno.ENETUNREACH | errno.EHOSTUNREACH:
-            return "this host has no usable route to it"
+            return "this host has no usable route to the destination"
         case errno.EMSGSIZE:
             return "the packet is larger than the MTU of the device"
         case errno.EINVAL | errno.EADDRNOTAVAIL:

@@ -384,10 +384,14 @@ _PLAIN_QUEUEING = ("", "noqueue")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BridgeSockets:
-    """Attributes: requests: socket that reads links, addresses and neighbours. filter_requests: socket
-    that reads the rules of the bridge family. notifications: socket that receives changes of links,
-    addresses and neighbours. filter_notifications: socket that receives changes of rules; None if the
-    process has no right to do so.
+    """The sockets of `KernelBridges`.
+
+    Attributes:
+        requests: socket that reads links, addresses and neighbours.
+        filter_requests: socket that reads the rules of the bridge family.
+        notifications: socket that receives changes of links, addresses and neighbours.
+        filter_notifications: socket that receives changes of rules; None if the process has no right to
+            receive them.
     """
 
     requests: RequestSocket

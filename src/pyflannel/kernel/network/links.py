@@ -117,9 +117,8 @@ class LinkWriter:
             refusals += self._settle(operation, set_checksum_offload, new.name, new.vxlan.offloads_checksums)
         if new.veth is not None and (old is None or old.veth != new.veth):
             refusals += self._settle(operation, set_gro, new.name, new.veth.has_gro)
-            # This step must be after setting the MTU and before setting the link up. A link whose MTU grows
-            # to the minimum of IPv6 has
-        # IPv6 again, and a link that is set up with IPv6 solicits routers.
+        # This step must follow the change of the MTU and precede setting the link up. A link whose MTU grows
+        # to the minimum of IPv6 gets IPv6 again, and a link that is set up with IPv6 solicits routers.
         has_other_ipv6 = old is None or (old.has_ipv6, old.accepts_routers) != (
             new.has_ipv6,
             new.accepts_routers,
@@ -133,17 +132,17 @@ class LinkWriter:
     async def _settle_ipv6(self, operation: Operation, index: int, link: Link) -> list[Refusal]:
         is_silent = False
         if not link.has_ipv6:
-            # Disabling IPv6 would be enough. However, this setting persists if another program enables IPv6
-            # on all links. A kernel without IPv6 refuses this setting.
+            # Without addresses, the link sends no IPv6 packets even if another program enables IPv6 on all
+            # links. A kernel without IPv6 refuses this setting.
             is_silent = not await self._ask(operation, [links.stop_ipv6_addresses(index)])
         try:
             set_ipv6(link.name, link.has_ipv6)
             if link.has_ipv6:
                 set_accept_ra(link.name, link.accepts_routers)
         except OSError as error:
-            # This request is for containers: without addresses, IPv6 sends no packets on the link. If IPv6
-            # must be enabled, and is enabled, accept_ra has no effect, because no router sends advertisements
-            # through the tunnel.
+            # In a container, /proc/sys may be read-only. This is not a failure if the link has no IPv6
+            # addresses, because it then sends no IPv6 packets. It is no failure either if IPv6 must be and is
+            # enabled: accept_ra has no effect, because no router sends advertisements through the tunnel.
             if error.errno == errno.EROFS and (is_silent or (link.has_ipv6 and is_ipv6_on(link.name))):
                 return []
             return [refusal_of(operation, error)]

@@ -247,7 +247,7 @@ class ChangeFilter:
     """Decides which notifications of the kernel affect the plan, by comparing them with the last look and the
     current plan.
 
-    Before the first look, every notification affects it.
+    Before the first look, every notification counts as a change that affects the plan.
 
     Args:
         port: port of the request socket. Notifications of pyflannel's own changes contain this port and are

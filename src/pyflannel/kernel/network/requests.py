@@ -43,11 +43,11 @@ _NO_TUN = (
     "mknod /dev/net/tun c 10 200`. In a container: --device /dev/net/tun."
 )
 _NO_RIGHT_TO_TUN = (
-    "Run it as root, or give it CAP_NET_ADMIN. In a container: --device /dev/net/tun and --cap-add NET_ADMIN."
+    "Run flanneld as root, or with CAP_NET_ADMIN. In a container: --device /dev/net/tun, --cap-add NET_ADMIN."
 )
 _HINTS = {
-    errno.EPERM: "Run it as root, or give it CAP_NET_ADMIN (in a container: --cap-add NET_ADMIN).",
-    errno.EACCES: "Run it as root, or give it CAP_NET_ADMIN (in a container: --cap-add NET_ADMIN).",
+    errno.EPERM: "Run flanneld as root, or give it CAP_NET_ADMIN (in a container: --cap-add NET_ADMIN).",
+    errno.EACCES: "Run flanneld as root, or give it CAP_NET_ADMIN (in a container: --cap-add NET_ADMIN).",
     errno.EROFS: "Mount /proc/sys writable. In a container: --privileged, or set the value with --sysctl.",
     errno.EBUSY: "Another program created the device at the same time: find and stop this program.",
     errno.ENODEV: "The link was removed. flanneld creates it again in the next pass.",
@@ -120,12 +120,12 @@ def ask(operation: Operation, index_of: IndexOf, *, by_next_hops: Set[str] = fro
 def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: IndexOf) -> Asked | None:
     """Return further requests for a route, or None if no request can help.
 
-    Further requests are needed in three cases. A link without carrier accepts routes, but no next-hop
+    Further requests are needed in three cases. First, a link without carrier accepts routes, but no next-hop
     objects. Second, the kernel answers EEXIST if a route of another program precedes an existing route with
     the same key (`ip route prepend`). In this case, the existing route is removed first. No packet is lost,
     because the kernel already used the other route.
 
-    The last case is an IPv6 route whose gateway is inside its destination. While the existing route uses
+    The third case is an IPv6 route whose gateway is inside its destination. While the existing route uses
     another link, the kernel answers EINVAL (net/ipv6/route.c, ip6_route_check_nh_onlink). The existing route
     is removed first, and for a few microseconds no route exists.
     """
@@ -254,8 +254,7 @@ def _record(route: Route, index_of: IndexOf) -> RouteRecord:
 # Each route has its own next-hop object, which is removed together with the route. See docs/decisions.
 
 WORTH_IT = 2000
-"""Minimum number of routes, added in one batch to a tunnel's device, from which on next-hop objects are
-used."""
+"""Minimum number of routes of one batch to a tunnel's device for which next-hop objects are used."""
 
 WORTH_IT_ON_A_CABLE = 5_000
 """The same minimum number for any other link."""

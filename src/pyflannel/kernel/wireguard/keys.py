@@ -134,7 +134,7 @@ def _read_key(path: Path) -> str | None:
     Raises:
         TargetError: the file is unreadable, other users may read it, or it contains no key.
     """
-    hint = f"Run `chmod 600 {path}`, then `flannelctl rotate-key`; or delete it for a new key."
+    hint = f"Run `chmod 600 {path}`, then `flannelctl rotate-key`; or delete it to get a new key."
     content = read_key_file(path, _NAME, if_exposed=hint)
     if content is None:
         return None
@@ -144,6 +144,6 @@ def _read_key(path: Path) -> str | None:
             path,
             _NAME,
             f"it contains no key of {KEY_OCTETS} bytes in base64",
-            "Restore it, or delete it for a new key.",
+            "Restore it, or delete it to get a new key.",
         )
     return key

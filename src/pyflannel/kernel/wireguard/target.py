@@ -25,13 +25,14 @@ log = logging.getLogger(__name__)
 
 _PROGRAM = "wg"
 _LOOK_S = 0.5
-"""Minimum interval between two checks for changes, because WireGuard does not announce changes."""
+"""Minimum interval in seconds between two checks for changes, because WireGuard does not announce changes."""
 
 _PER_PEER_S = 0.0015
-"""Additional interval between two checks, for each peer. A check takes a hundredth of this time."""
+"""Additional seconds between two checks, for each peer. A check takes a hundredth of this time."""
 
 _LIVE_S = 180
-"""Lifetime of a session after its handshake (REJECT_AFTER_TIME of the WireGuard paper, section 6.1)."""
+"""Lifetime of a session in seconds after its handshake (REJECT_AFTER_TIME of the WireGuard paper, section
+6.1)."""
 
 _AT_ONCE = 500
 """Maximum number of peers in one command line of `wg`."""
@@ -40,8 +41,8 @@ _ABSENT = ("No such device", "Protocol not supported")
 """Messages of `wg` for a missing device. The second message is for a kernel without WireGuard."""
 
 _GREETING_S = 25
-"""Interval of keepalive packets of a new peer until the handshake has begun. The value itself has no
-effect."""
+"""Interval in seconds of keepalive packets to a new peer until the handshake has begun. Any value starts the
+handshake."""
 
 
 class Userspace(Protocol):
@@ -92,7 +93,7 @@ class WireguardTarget:
         self._known: State | None = (
             None  # the state that was last read or announced, if it differs from the plan
         )
-        self._sources: dict[str, tuple[IpAddress, ...]] = {}  # times at which the endpoints were set
+        self._sources: dict[str, tuple[IpAddress, ...]] = {}  # the addresses from which devices send
         self._endpoints: dict[Key, str] = {}  # the endpoints that the plan contained when they were set
 
     async def snapshot(self, desired: State) -> State:
@@ -377,7 +378,7 @@ class WireguardTarget:
             try:
                 state = await self._read(desired)
             except TargetError as error:
-                log.debug("Could not look for changes of WireGuard: %s", error)
+                log.debug("Could not check WireGuard for changes: %s", error)
                 continue
             pause_s = max(_LOOK_S, _PER_PEER_S * len(state))
             if state == desired.of_kinds(self.kinds):

@@ -1,4 +1,4 @@
-"""The bytes that programs and daemon share: packed values are read back, in the layout of maps.h."""
+"""The layout of the maps that programs and daemon share: packed values are read back, as in maps.h."""
 
 import re
 from importlib.resources import files
@@ -108,7 +108,7 @@ def test_links_are_read_back(index):
 
 
 def test_counters_of_all_processors_are_added():
-    """Two processors; the second has counted three more packets of the second outcome."""
+    """Of two processors, the second has counted three more packets of the second outcome."""
     first = [(1, 10), (0, 0)]
     second = [(2, 20), (5, 50)]
     entries = {

@@ -1,4 +1,4 @@
-"""The shown part of the verifier's log: its last useful lines."""
+"""An error shows the last useful lines of the verifier's log."""
 
 from pyflannel.kernel.bpf.libbpf import useful_lines
 
