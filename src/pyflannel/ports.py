@@ -65,10 +65,10 @@ class Changes(Protocol):
     """An open channel that announces changes."""
 
     async def next(self) -> None:
-        """Wait for the next burst of changes after the last return, or after the opening.
+        """Wait for a burst of changes since the previous return, or since the channel was opened.
 
         A burst is announced at least once. Bursts before the call are coalesced. A cancelled call loses no
-        burst: the next call returns.
+        burst: the next call returns immediately.
 
         Raises:
             TargetError: the reader of the changes failed, and each later call also fails. Changes may have
@@ -358,10 +358,10 @@ class ContainerLinks(Protocol):
         """
 
     def open_loopback(self, bridge: str) -> None:
-        """Let packets from 127.0.0.1 leave by a bridge, which published ports at 127.0.0.1 need.
+        """Let packets from 127.0.0.1 leave by a bridge. Ports that are published at 127.0.0.1 need this.
 
         Raises:
-            TargetError: the kernel refused to remove it.
+            TargetError: the kernel refused the setting.
         """
 
     async def has_bridge(self, name: str) -> bool:

@@ -99,7 +99,7 @@ def test_an_ended_reader_fails_waiting_and_later_calls(
 
 
 def test_a_defect_of_a_reader_is_not_a_target_error() -> None:
-    """It ends the program with a traceback."""
+    """A defect ends the program with a traceback."""
 
     async def check() -> None:
         reader = Reader()

@@ -1,4 +1,4 @@
-"""The check of the wording, scripts/plain-english, on texts of its own."""
+"""The check of the wording, scripts/plain-english, on texts of this test."""
 
 from pathlib import Path
 from types import ModuleType
@@ -60,7 +60,7 @@ def test_only_comments_and_strings_of_a_program_are_checked(
 
 
 def test_names_in_a_program_are_not_checked(plain_english: ModuleType, tmp_path: Path) -> None:
-    """Attributes in a docstring, and strings that consist of one word."""
+    """Names are attributes in a docstring, and strings that consist of one word."""
     path = tmp_path / "one.py"
     path.write_text('"""A run.\n\n    Attributes:\n        octets: in bytes.\n"""\nfield = "octets"\n')
 

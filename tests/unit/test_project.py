@@ -42,7 +42,7 @@ def documents() -> list[Path]:
 
 
 def prose(document: Path) -> str:
-    """The document without its code blocks."""
+    """Return the document without its code blocks."""
     return re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
@@ -58,15 +58,15 @@ def test_every_module_can_be_imported_and_has_a_docstring(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("__init__.py")), ids=module_name)
 def test_a_package_holds_a_docstring_and_no_code(path: Path) -> None:
-    """Except the version of the project, in its root package."""
+    """The only exception is the version of the project, in its root package."""
     body = ast.parse(path.read_text()).body
     version = [ast.Assign, ast.Expr] if path.parent.name == "pyflannel" else []
 
     assert [type(statement) for statement in body] == [ast.Expr, *version]
 
 
-def test_every_module_has_a_name() -> None:
-    """A thing without a home has no name yet; a drawer for such things is not a home."""
+def test_no_module_has_a_name_without_a_subject() -> None:
+    """A module such as `utils` has no subject, so that a reader does not know its contents."""
     assert [path for path in sources() if path.stem in NAMELESS] == []
 
 
@@ -86,7 +86,7 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_the_package_imports_exactly_its_declared_dependencies() -> None:
-    """Those of the extra `top` too."""
+    """The declared dependencies include those of the extra `top`."""
     pytest.importorskip("textual", reason="the extra top is not installed")
     run = names(project()["project"]["dependencies"] + project()["project"]["optional-dependencies"]["top"])
     distributions = packages_distributions()
@@ -103,7 +103,7 @@ def test_the_package_imports_exactly_its_declared_dependencies() -> None:
     assert run - used == set()
 
 
-def test_every_dependency_gives_its_reason() -> None:
+def test_every_dependency_has_a_reason() -> None:
     requirements = [
         *project()["project"]["dependencies"],
         *project()["project"]["optional-dependencies"]["top"],
@@ -140,7 +140,7 @@ def test_a_script_is_executable_and_begins_with_its_purpose(script: Path) -> Non
 
 
 def test_every_golden_file_is_used() -> None:
-    """Golden data that no test reads promises nothing."""
+    """Golden data that no test reads has no effect."""
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
 
     unused = [path.name for path in (ROOT / "tests/golden").glob("*.json") if path.stem not in tests]
@@ -156,7 +156,7 @@ def test_the_links_of_a_document_exist(document: Path) -> None:
 
 
 def anchors(document: Path) -> set[str]:
-    """The anchors of a document: its headings, in GitHub's spelling, and its `<a id="…">`."""
+    """Return the anchors of a document: its headings, as GitHub spells them, and its `<a id="…">`."""
     text = prose(document)
     headings = (
         re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
@@ -178,7 +178,7 @@ def test_every_anchor_that_a_document_links_to_exists(document: Path) -> None:
 
 
 def test_every_module_that_the_source_names_exists() -> None:
-    """In backticks, in a docstring or a comment: `plan.lease.answers`, or `plan.lease.step.step` in it."""
+    """The names are in backticks, in a docstring or a comment, such as `plan.lease.answers`."""
     rooms = "|".join(path.name for path in (SOURCE / "pyflannel").iterdir() if path.is_dir())
     named = re.compile(rf"`((?:{rooms})(?:\.\w+)+)`")
     names = {name for path in sources() for name in named.findall(path.read_text())}
@@ -188,7 +188,7 @@ def test_every_module_that_the_source_names_exists() -> None:
 
 
 def is_importable(name: str) -> bool:
-    """Return whether a dotted name is that of a module, or of something in one."""
+    """Return whether a dotted name is that of a module, or of an object in a module."""
     room, _, last = name.rpartition(".")
     try:
         return importlib.util.find_spec(name) is not None
@@ -202,14 +202,14 @@ def is_importable(name: str) -> bool:
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_every_file_that_a_document_names_exists(document: Path) -> None:
-    """Except in a decision, which records the files of its time."""
+    """A decision is an exception, because it records the files of its time."""
     named = re.findall(r"`((?:src|tests|scripts|docs|deploy)/[\w./-]+)[`: ]", prose(document))
 
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def definitions(path: Path) -> set[str]:
-    """The names of the functions and classes of a file, methods as `Class.method`."""
+    """Return the names of the functions and classes of a file, methods as `Class.method`."""
     found = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -221,7 +221,7 @@ def definitions(path: Path) -> set[str]:
 
 
 def test_every_function_that_the_architecture_names_exists() -> None:
-    """A page that follows an event through the code misleads when a name in it is gone."""
+    """The page follows events through the code, and would mislead with a name that no longer exists."""
     named = re.findall(r"`(src/[\w./-]+\.py):([\w.]+)`", prose(ROOT / "ARCHITECTURE.md"))
 
     assert len(named) > 20
@@ -229,7 +229,7 @@ def test_every_function_that_the_architecture_names_exists() -> None:
 
 
 def test_the_readme_connects_container_engines_as_the_guides() -> None:
-    """With three commands at most; tests/runtimes runs those of the guides."""
+    """Each container engine needs at most three commands. tests/runtimes runs those of the guides."""
     section = (ROOT / "README.md").read_text().partition("## Connect a container engine\n")[2]
     blocks = re.findall(r"^```(yaml)?\n(.*?)^```", section.partition("\n## ")[0], re.DOTALL | re.MULTILINE)
     guides = "".join(
@@ -242,7 +242,7 @@ def test_the_readme_connects_container_engines_as_the_guides() -> None:
 
 
 def test_every_fault_of_the_table_has_its_test() -> None:
-    """The tests take their limits from docs/reliability.md: a row without a test would prove nothing."""
+    """The tests read their limits from docs/reliability.md. A row without a test would be unproven."""
     tests = "".join(path.read_text() for path in sorted((ROOT / "tests/faults").glob("test_*.py")))
 
     assert set(re.findall(r'mark\.fault\("([^"]+)"\)', tests)) == set(fault_rows())
@@ -266,7 +266,7 @@ def test_each_task_of_kubernetes_needs_at_most_three_commands() -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_the_changelog_opens_with_this_version() -> None:
+def test_the_changelog_begins_with_this_version() -> None:
     versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
 
     assert versions[0] == VERSION

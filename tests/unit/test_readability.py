@@ -1,4 +1,4 @@
-"""The check of the readability, scripts/readability, on texts of its own."""
+"""The check of the readability, scripts/readability, on texts of this test."""
 
 from pathlib import Path
 from types import ModuleType

@@ -45,7 +45,7 @@ def test_a_defect_is_not_a_refusal() -> None:
 
 
 def test_a_failed_start_of_a_thread_is_a_system_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter raises an error that means a defect in other cases."""
+    """The interpreter raises RuntimeError, which is a defect in other cases."""
 
     async def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")

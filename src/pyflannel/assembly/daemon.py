@@ -37,8 +37,7 @@ Door = Callable[[HostNetwork], Coroutine[Any, Any, None]]
 
 
 def places_of(options: FlanneldOptions) -> Places:
-    """Return the directories and files of the daemon. Call this method before the daemon locks its run
-    directory.
+    """Return the directories and files of the daemon. The daemon must not have locked its run directory yet.
 
     Raises:
         UsageError: the store URL is invalid.
@@ -158,7 +157,7 @@ class Daemon:
             await self._store.close()
 
     def _objection(self, name: str) -> Notice | None:
-        """Return why a network of this name cannot run on this host; None if it can run."""
+        """Return the reason why a network of this name cannot run on this host; None if it can run."""
         if (why := objection(name)) is not None:
             return Notice(why, "Rename the network.")
         if (path := file_in_the_way(name, self._places)) is not None:

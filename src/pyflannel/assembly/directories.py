@@ -112,15 +112,15 @@ class Places:
 
     @property
     def prefix_file(self) -> Path:
-        """The file that contains the store's prefix. The file name begins with a dot, which no name of a
-        network does.
+        """The file that contains the store's prefix. The file name begins with a dot, because the name of a
+        network cannot.
         """
         return self.state_dir / ".prefix"
 
     @property
     def device_file(self) -> Path:
-        """The device name that the daemon claimed. Backends without a device record this name nowhere
-        else.
+        """The file with the device name that the daemon claimed. Backends without a device record this name
+        only in this file.
         """
         return self.run_dir / "device"
 
@@ -241,7 +241,7 @@ networks."""
 
 
 def objection(name: str) -> str | None:
-    """Return why this name is not allowed for a network; None if it is allowed."""
+    """Return the reason why this name is not allowed for a network; None if it is allowed."""
     if name in RESERVED:
         return "flannel uses this key in the store"
     if name in _FILES:

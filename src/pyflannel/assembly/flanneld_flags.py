@@ -30,7 +30,7 @@ _LEASE_FLAGS = (
     Flag(
         name="on-subnet-lost",
         default="keep",
-        meaning="action if another host holds this host's subnet: keep (use the subnet further), or "
+        meaning="action if another host holds this host's subnet: keep (continue to use it), or "
         "renumber (lease another subnet)",
     ),
     Flag(name="node-id", meaning="identity of this host, instead of the identity kept in state-dir"),

@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from pyflannel.engine.docker_plugin import DockerPlugin
 
 _ANSWER_S = 1.0
-"""Deadline for an answer of the forwarder, which may hang."""
+"""Deadline in seconds for an answer of the forwarder, which may hang."""
 
 
 _DOCTOR = "import os, sys; os.nice(10)\nfrom pyflannel.programs.flannelctl import main\nsys.exit(main())"
@@ -268,7 +268,7 @@ class HostNetwork:
 
     @property
     def probe_trouble(self) -> Notice | None:
-        """Why the kernel refuses the probes; None if they are sent."""
+        """The reason why the kernel refuses the probes; None if they are sent."""
         return None if self._probes is None else self._probes.trouble
 
     async def examine(self) -> bytes:

@@ -89,7 +89,7 @@ class LibraryLimit(logging.Filter):
             return True
         if (now := self._now()) >= self._until:
             if (left_out := self._lines - _LIBRARY_LINES) > 0:
-                record.msg = f"{record.getMessage()} (left out {left_out} lines of libraries before)"
+                record.msg = f"{record.getMessage()} (omitted {left_out} earlier lines of libraries)"
                 record.args = None
             self._until, self._lines = now + 60.0, 0
         self._lines += 1
@@ -113,7 +113,7 @@ class KlogFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line, in ASCII: time (RFC 3339, UTC, microseconds), level, file, line, message."""
+    """One object per line, in ASCII: time (RFC 3339, UTC, microseconds), level, file, line, message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""

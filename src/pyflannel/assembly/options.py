@@ -73,7 +73,7 @@ class FlanneldOptions:
         iface: names or addresses of interfaces, in the order in which flanneld tries them.
         iface_regex: regular expressions that are tried after `iface`; they match any part of the addresses of
             an interface, or of its name.
-        iface_can_reach: tried last.
+        iface_can_reach: address to which the route of the interface leads; tried last.
         subnet_dir: directory of the subnet files of several networks.
         networks: names of several networks below the prefix of the store; empty for a single network.
         watch_networks: run each network of the store, or of `networks`, while its config exists.

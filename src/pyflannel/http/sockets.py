@@ -192,7 +192,7 @@ def _check_free(path: Path) -> None:
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Interval between checks for a deleted socket, which the daemon then creates again."""
+"""Interval in seconds between checks for a deleted socket, which the daemon then creates again."""
 
 _SHORTAGES = frozenset(
     {
@@ -310,7 +310,7 @@ _STRANGERS = Limits(head_octets=8 * 1024, body_octets=4 * 1024, idle_s=10.0, req
 """Limits for TCP clients, which may be any container. Health probes and metrics collectors need less."""
 
 RETRY_S = 5.0
-"""Interval between attempts to open an address and port."""
+"""Interval in seconds between attempts to open an address and port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

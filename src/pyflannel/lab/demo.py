@@ -32,7 +32,7 @@ class DemoOptions:
         name: name of the lab.
         has_etcd: keep the leases in an etcd on the router, instead of the embedded store.
         has_docker: run a Docker engine on each host, instead of using network namespaces as containers.
-        has_plugin: create the network of the containers with the network plugin, without options of Docker.
+        has_plugin: connect the containers by flanneld's Docker plugin, instead of by options of dockerd.
         is_kept: keep the lab at the end.
     """
 
@@ -151,8 +151,8 @@ def start_docker(lab: Lab, host: Host, name: str) -> Container:
 
 
 def start_on_plugin(lab: Lab, host: Host, name: str) -> Container:
-    """Start the Docker engine of the host without options, then a network of the plugin, and a container
-    in it.
+    """Start the Docker engine of the host without options, then create a network of the plugin and a
+    container in it.
     """
     host.engine.start("dockerd")
     host.engine.import_image(lab.directory / "busybox.tar")

@@ -202,7 +202,7 @@ class DockerState:
 
     @property
     def plan(self) -> "DockerParts":
-        """The part of the state on which the plan of the host depends on."""
+        """The part of the state on which the plan of the host depends."""
         ports = (port for endpoint in self.endpoints.values() for port in endpoint.ports)
         return DockerParts(
             networks=tuple(self.networks.values()),

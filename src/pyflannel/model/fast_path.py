@@ -45,7 +45,7 @@ class Tunnel:
         mtu: size in bytes of the largest packet that is accepted from a peer, unless the packet will be
             segmented.
         gro_link: link that coalesces received TCP segments; "" if there is no such link.
-        caches_flows: True if packets may bypass the firewall for a second after it passed a packet of their
+        caches_flows: True if packets may bypass the firewall for a second after it accepted a packet of their
             flow.
     """
 
@@ -81,7 +81,7 @@ class BpfProgram(Item):
 
     @property
     def key(self) -> Key:
-        """The identity of the object, because a tunnel has only one program of each role on a link."""
+        """The identity of the object. A tunnel has only one program of each role on a link."""
         return ("bpf-program", self.tunnel.device), (self.link, self.role.value)
 
     @property
@@ -196,8 +196,8 @@ class Feature:
     Attributes:
         detail: the observation.
         hint: the remedy if the feature is not present.
-        is_needed: True if the kernel carries no packets without the feature. Features with False have a
-            replacement.
+        is_needed: True if the kernel carries no packets without the feature; False if another feature can
+            replace it.
     """
 
     name: str

@@ -131,8 +131,8 @@ class IpsecPolicy:
     """An IPsec policy: the packets that match it, and its action.
 
     Attributes:
-        direction: packets for this host, packets that leave it, also forwarded ones, or arriving packets
-            that it forwards.
+        direction: `in`: packets for this host; `out`: packets that leave this host, including forwarded
+            packets; `forward`: arriving packets that this host forwards.
         protocol: IP protocol; 0 for all protocols.
         port: destination port; only the bits of `port_mask` are compared.
         source_port: only the bits of `source_port_mask` count.

@@ -433,7 +433,7 @@ class PeerEntry:
         is_reached: True if the peer answered a probe; None if it was not probed.
         rtt_ms: round-trip time of the probe through the tunnel; None without an answer.
         path_mtu: size in bytes of the largest probe that the peer answered; None without an answer.
-        path_mtus: the paths to it that carry less than planned, as flanneld has measured them.
+        path_mtus: the paths to it that carry only smaller packets than planned, as flanneld has measured.
     """
 
     subnet: AnyNetwork

@@ -132,7 +132,7 @@ class LeaseGone:
 class Unreadable:
     """The key of `subnet` contains no valid lease, but the subnet counts as occupied.
 
-    This value is also used to a key with an IPv6 subnet.
+    This value is also used for a key with an IPv6 subnet.
     """
 
     subnet: IpNetwork

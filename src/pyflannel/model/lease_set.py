@@ -21,8 +21,8 @@ class SubnetMap(Mapping[IpNetwork, _Value]):
     """Values by subnet. A changed copy, and the difference from it, take time only for one shard, not for all
     shards.
 
-    In a network of ten thousand leases, single leases change many times per second. Instead, a plain
-    dictionary would be copied and compared completely each time.
+    In a network of ten thousand leases, single leases change many times per second. A plain dictionary would
+    be copied and compared completely each time.
     """
 
     __slots__ = ("_length", "_shards")

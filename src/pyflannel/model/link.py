@@ -124,7 +124,7 @@ class Link(Item):
         name: name of at most 15 bytes (IFNAMSIZ without the NUL).
         kind: kind of the link in the kernel: `tun`, `vxlan`, `wireguard`, `veth`; "" for a physical device.
             The kind does not change in place.
-        mtu: MTU: size in bytes of the largest outgoing packet.
+        mtu: size in bytes of the largest outgoing packet.
         is_up: administratively up (IFF_UP).
         queue_length: packets (txqueuelen).
         has_ipv6: False if IPv6 is disabled on the link.

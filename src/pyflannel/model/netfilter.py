@@ -234,7 +234,7 @@ Ruleset = tuple[BaseChain, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """The fate of a packet.
+    """The verdict of the rules on a packet.
 
     Attributes:
         kind: `unknown` if it depends on a condition that pyflannel does not evaluate.

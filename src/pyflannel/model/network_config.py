@@ -81,8 +81,8 @@ class NetworkConfig:
         backend: the Backend object as decoded JSON, or `{}` if absent; its keys are as written.
         enable_nftables: True to use nftables instead of iptables.
         fast_path: one of FAST_PATHS. The original ignores this key.
-        is_assigned: True if another program assigns the subnets, with any length. In Kubernetes, this is, the
-            podCIDR of each Node.
+        is_assigned: True if another program assigns the subnets, with any length. In Kubernetes, the subnet
+            of a host is the podCIDR of its Node.
         unread: keys in the config without effect, each key once: keys of LATER_KEYS, or unknown keys, as
             written if they are printable.
 

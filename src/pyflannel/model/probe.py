@@ -61,7 +61,7 @@ class ProbedPath:
         underlay: the address of the peer on the underlay.
         mtu: bytes of the largest packet of a container.
         overhead: bytes that the tunnel adds.
-        padding: multiple of bytes to which the tunnel fills its packets.
+        padding: the tunnel pads its packets to a multiple of this number of bytes.
     """
 
     end: IpAddress
@@ -98,7 +98,7 @@ class ProbedPaths:
 
 @dataclass(frozen=True, slots=True)
 class PathMtu:
-    """The MTU of a path that carries less than planned.
+    """The MTU of a path that carries only smaller packets than planned.
 
     Attributes:
         planned: bytes of the largest packet of a container.
@@ -113,7 +113,7 @@ class PathMtu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NarrowPath:
-    """A path to a peer that carries less than planned, for documents.
+    """A path to a peer that carries only smaller packets than planned, for documents.
 
     Attributes:
         subnet: the subnet of the peer.
@@ -253,7 +253,7 @@ class TraceStep:
 
 
 TracedPacket = Literal["request", "reply", "tunnel request", "tunnel reply"]
-"""A packet of a probe. Those of the tunnel contain the other ones."""
+"""A packet of a probe. A tunnel request contains the request, and a tunnel reply contains the reply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +344,7 @@ class BenchReport:
     """The document of `flannelctl bench`. `ok`: True if each path to the host answered.
 
     Attributes:
-        backend_type: `udp` for udp.
+        backend_type: type of the backend, which is never empty.
         measured: the meaning of the times, with one sentence for each.
         not_measured: the properties that the times do not show, with one sentence for each.
     """

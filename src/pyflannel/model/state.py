@@ -137,8 +137,8 @@ class Unchanged:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Some objects of the plan changed. Keys of the changed objects, each with the planned object before
-    the change.
+    """Some objects of the plan changed: the keys of these objects, each with the planned object before the
+    change.
     """
 
     previous: Mapping[Key, Item | None]

@@ -483,7 +483,7 @@ class Status:
         lease_signing: signatures of leases; None with --lease-signing=off.
         docker: networks of Docker; None without --docker-plugin.
         warnings: problems for the operator, one line each, for example that two hosts share an address.
-        path_mtus: the paths to peers that carry less than planned, with the IPv4 paths first.
+        path_mtus: the paths to peers that carry only smaller packets than planned, with the IPv4 paths first.
         reach: answers of peers to the probes of flannelctl; None if no peer was probed.
     """
 

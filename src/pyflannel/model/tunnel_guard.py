@@ -86,7 +86,7 @@ class GuardTable(Item):
         network: network of the overlay; None for an existing table that is not planned.
         subnet: subnet of this host.
         path: path of packets from other hosts.
-        users: users that may send tunnel packets in addition to root, which is the user of flanneld.
+        users: local users besides root that may send tunnel packets, for example the user of flanneld.
         differences: descriptions of unplanned content of the table.
     """
 

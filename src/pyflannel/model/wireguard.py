@@ -127,7 +127,7 @@ class WireguardPeer(Item):
         shares_device: True if the device carries both families.
         endpoint: `ADDRESS:PORT` or `[ADDRESS]:PORT` to send to until another endpoint is learned from a
             handshake; "" for no endpoint.
-        keeps_family: an endpoint of the other family is never learned.
+        keeps_family: True if an endpoint of the other family is never learned.
         keepalive_s: interval of keepalive packets; 0 for no keepalive packets.
         preshared_key: empty for none.
     """

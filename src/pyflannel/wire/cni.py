@@ -384,8 +384,8 @@ def format_versions() -> str:
 
 
 def format_waiting_for(document: bytes) -> str | None:
-    """Return why flanneld is not ready, from its status; None if flanneld is ready, or if the status does
-    not say it.
+    """Return the reason why flanneld is not ready, from its status; None if flanneld is ready, or if the
+    status does not contain a reason.
     """
     status = parse_saved_conf(document) or {}
     reason = status.get("waiting_for")

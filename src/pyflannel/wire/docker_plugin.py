@@ -194,7 +194,7 @@ def parse_request(body: bytes, kind: type[_Request]) -> _Request:
 
 
 def _malformed(error: Exception) -> WireError:
-    return WireError(f"the request has not the form of Docker's requests: {error}", hint=_HINT)
+    return WireError(f"the request does not have the form of Docker's requests: {error}", hint=_HINT)
 
 
 _Address = TypeVar(
@@ -221,7 +221,7 @@ def parse_address(text: str) -> IpAddress:
     """Return an address of either family.
 
     Raises:
-        WireError: the text is no address.
+        WireError: the text is not an address.
     """
     text = text.partition("/")[0]
     return parse_as(IPv6Address, text) if ":" in text else parse_as(IPv4Address, text)

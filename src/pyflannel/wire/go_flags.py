@@ -70,7 +70,7 @@ class Given:
 
 
 def default_of(flag: Flag) -> Given:
-    """Return the definition of a flag with this default."""
+    """Return the flag with its default value, as if it were given."""
     origin = f"--{flag.name}"
     text = flag.default or {"integer": "0", "boolean": "false"}.get(flag.kind, "")
     return Given(flag=flag, value=_read(flag, text, origin), origin=origin)

@@ -67,7 +67,7 @@ class IcmpMessage:
 
     @property
     def is_echo_reply(self) -> bool:
-        """Whether it answers an echo request."""
+        """True if the message answers an echo request."""
         return self.kind == (ECHO_REPLY if self.sender.version == 4 else ECHO_REPLY_V6)
 
     @property

@@ -25,7 +25,7 @@ PROTOCOLS: Mapping[str, int] = {
     "sctp": 132,
     "udplite": 136,
 }
-"""Source: Numbers of protocols by name: the names of /etc/protocols, of iptables and of nft."""
+"""Numbers of IP protocols by name: the names of /etc/protocols, of iptables and of nft."""
 
 _HOOKS: Mapping[str, Hook] = {
     "PREROUTING": "prerouting",

@@ -121,7 +121,7 @@ class ApiFailure:
     """The reason why the server refused a request or ended a watch.
 
     Attributes:
-        code: status of HTTP; 0 if the answer contains no status.
+        code: HTTP status; 0 if the answer contains no status.
         message: the server's text.
     """
 

@@ -301,7 +301,7 @@ def parse_claim(value: bytes, subnet: IPv4Network, revision: int) -> Claim:
     except (ValueError, RecursionError) as error:
         raise WireError(
             f"not a claim: {error}",
-            hint="Delete the key. Delete the key: hosts write claims again when necessary.",
+            hint="Delete the key. Hosts write claims again when necessary.",
         ) from error
     return Claim(
         subnet=subnet,

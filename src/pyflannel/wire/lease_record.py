@@ -142,7 +142,7 @@ def longest_value(key: str) -> int:
 
 
 def lease_of(record: Record) -> Lease:
-    """=
+    """Return the lease of a record.
 
     Raises:
         WireError: key or value does not have the form of a lease; the message contains the key.
@@ -303,7 +303,7 @@ def parse_last_known(octets: bytes) -> Kept:
         own = _lease_kept_in(_record(file.own, file.leases[file.own]))
     except (msgspec.MsgspecError, RecursionError, KeyError, WireError) as error:
         raise WireError(
-            f"last-known.json cannot be read: {error}", hint="Delete it: flanneld writes it again."
+            f"last-known.json cannot be read: {error}", hint="Delete the file: flanneld writes it again."
         ) from error
     records = starmap(_record, islice(file.leases.items(), LARGEST))
     return Kept(file.config, own, records, file.previous, file.is_prepared)

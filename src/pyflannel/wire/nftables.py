@@ -42,7 +42,7 @@ def format_table(table: NftTable) -> str:
     name = {"family": FAMILIES[table.family], "name": table.name}
     inside = {"family": FAMILIES[table.family], "table": table.name}
     commands: list[object] = [
-        {"add": {"table": name}},  # the rule is deleted through this handle
+        {"add": {"table": name}},  # without this, the deletion of a missing table would fail
         {"delete": {"table": name}},
         {"add": {"table": name}},
     ]

@@ -227,7 +227,7 @@ def test_an_error_of_the_daemon_is_received_with_its_class(
     assert raised.value.hint == "Start it."
 
 
-def test_the_socket_is_for_its_owner_and_is_removed_at_the_end(tmp_path: Path) -> None:
+def test_only_the_owner_may_use_the_socket_and_it_is_removed_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "run" / "s"
 
     async def mode(_: ControlClient) -> int:

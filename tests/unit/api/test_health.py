@@ -1,4 +1,4 @@
-"""Health over HTTP: the texts of the original, and the current readiness at each request."""
+"""Health over HTTP has the texts of the original, and states the current readiness at each request."""
 
 import asyncio
 import socket

@@ -262,7 +262,7 @@ def test_with_several_networks_each_sample_names_its_network() -> None:
 
 
 def test_every_counter_of_packets_becomes_a_metric() -> None:
-    """A counter of the forwarder or of the programs without a family would be invisible."""
+    """Monitoring cannot read a counter of the forwarder or of the programs that has no metric."""
     forwarder = dict.fromkeys(Counters().by_name(), 1) | {"write_failed_EIO": 1}
     programs = dict.fromkeys((outcome.value for outcome in Outcome), 1)
     status = replace(
@@ -289,7 +289,7 @@ def test_every_counter_of_packets_becomes_a_metric() -> None:
 
 
 def test_names_follow_the_conventions() -> None:
-    """A counter ends in `_total` and nothing else does; units are base units."""
+    """The names of counters, and no others, end in `_total`. Units are base units."""
     for family in FAMILIES:
         assert family.name.startswith("flannel_")
         assert family.name.endswith("_total") == (family.kind == "counter"), family.name

@@ -1,4 +1,4 @@
-"""The page: the access to it, its documents, and the bounds of the work that it costs flanneld."""
+"""The page: the access to it, its documents, and the limits of its costs for flanneld."""
 
 import asyncio
 import json
@@ -77,7 +77,7 @@ def test_a_name_that_resolves_to_loopback_gets_no_answer(path: str, host: str) -
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:9000", "localhost:8471", "[::1]:8471", "127.1.2.3"])
 def test_each_loopback_name_is_answered(host: str) -> None:
-    """A tunnel by SSH may have another port."""
+    """An SSH tunnel to the page may have another port."""
     assert ask(request("/v1/status", host=host)).status == 200
 
 
@@ -291,7 +291,7 @@ def test_an_unusable_file_of_the_token_is_logged_once(
 
 
 def test_the_plan_of_a_config_is_shown_and_rare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gets the stored preshared key in place of the hidden one."""
+    """The plan contains the stored preshared key in place of the hidden one."""
     monkeypatch.setattr(page, "PLAN_S", 3600.0)
     stored = json.dumps({"Network": "10.100.0.0/14", "Backend": {"Type": "wireguard", "PSK": PSK}})
     given = request(
@@ -331,7 +331,7 @@ def test_clients_share_documents(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_daemon_that_hangs_keeps_few_clients_waiting() -> None:
-    """The places of the server stay free for probes of health."""
+    """The server can still answer health probes."""
 
     class Hanging(ShownHosts):
         async def status(self) -> Status:

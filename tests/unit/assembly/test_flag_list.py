@@ -1,4 +1,4 @@
-"""The list of flags: that of the original, the help and the reference."""
+"""The list of flags equals that of the original, of the help and of the reference."""
 
 import json
 import re

@@ -69,7 +69,7 @@ def test_debug_lines_wait_for_verbosity_and_libraries_for_warnings() -> None:
 
 
 def test_a_library_cannot_fill_the_log() -> None:
-    """Asyncio logs each refused accept(); the lines of pyflannel are never left out."""
+    """Asyncio logs each refused accept(). The lines of pyflannel are never omitted."""
     seconds = [0.0]
     limit = LibraryLimit(lambda: seconds[0])
 
@@ -80,7 +80,7 @@ def test_a_library_cannot_fill_the_log() -> None:
     assert passed("asyncio", 500) == ["full"] * 10
     assert passed("pyflannel.engine", 500) == ["full"] * 500
     seconds[0] = 60.0
-    assert passed("asyncio", 2) == ["full (left out 490 lines of libraries before)", "full"]
+    assert passed("asyncio", 2) == ["full (omitted 490 earlier lines of libraries)", "full"]
     seconds[0] = 120.0
     assert passed("asyncio", 1) == ["full"]
 
@@ -96,7 +96,7 @@ def test_configured_logging_limits_libraries() -> None:
 
 
 def test_a_line_that_cannot_be_written_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a traceback of the library, which would go to the same stream."""
+    """The library would otherwise print a traceback to the same stream."""
 
     class Full(io.StringIO):
         def write(self, _: str) -> int:
@@ -146,7 +146,7 @@ HOSTILE = "vxlan\nF1012 08:50:54.409928       1 daemon.py:1] forged\r\x1b[2J\x9b
 SHOWN = "vxlan\\nF1012 08:50:54.409928       1 daemon.py:1] forged\\r\\u001b[2J\\u009b31m\\u202e"
 
 
-def test_a_text_of_the_store_cannot_forge_a_line_or_steer_a_terminal() -> None:
+def test_a_text_of_the_store_cannot_forge_a_line_or_control_a_terminal() -> None:
     stream = io.StringIO()
     configure_logging("klog", 0, stream)
 
@@ -189,7 +189,7 @@ def test_a_field_of_a_megabyte_makes_a_short_line_that_keeps_both_ends(form: Lit
 
 
 def test_each_line_of_json_follows_its_schema() -> None:
-    """Of each level, with a traceback, with characters that JSON must escape."""
+    """The lines have each level, a traceback, and characters that JSON must escape."""
     schema = Path(__file__).parents[3] / "docs/reference/log-line.schema.json"
     validator = Draft202012Validator(json.loads(schema.read_text()))
     stream = io.StringIO()

@@ -113,7 +113,7 @@ def test_a_flag_overrides_its_variable_and_the_last_flag_the_earlier_ones() -> N
 
 
 def test_an_empty_interface_selects_the_default_one_as_in_the_original() -> None:
-    """Units write --iface=${FLANNEL_IFACE}, and leave the variable unset."""
+    """Unit files contain --iface=${FLANNEL_IFACE} with an unset variable."""
     assert options("--iface=").iface == ()
 
 

@@ -16,7 +16,7 @@ BLUE = "/coreos.com/blue"
 
 @pytest.fixture
 def usual(tmp_path: Path) -> Places:
-    """The usual places, in a directory of the test."""
+    """The usual places below the directory of the test."""
     return Places(run_dir=tmp_path / "run", state_dir=tmp_path / "state", subnet_file=tmp_path / "subnet.env")
 
 
@@ -44,7 +44,7 @@ def test_several_networks_share_the_directory_of_pins(tmp_path: Path) -> None:
 
 
 def test_the_places_of_one_of_several_networks_are_recognised_by_their_names(tmp_path: Path) -> None:
-    """The identity file distinguishes a daemon with places of such names."""
+    """The identity file distinguishes a daemon whose places have such names."""
     daemon = Places(run_dir=tmp_path, state_dir=tmp_path / "state", subnet_file=tmp_path / "subnet.env")
     made = daemon.of_network("blue", tmp_path / "networks")
     named = Places(run_dir=made.run_dir, state_dir=made.state_dir, subnet_file=made.subnet_file)
@@ -57,7 +57,7 @@ def test_the_places_of_one_of_several_networks_are_recognised_by_their_names(tmp
 
 
 def test_another_prefix_has_directories_in_the_usual_ones(usual: Places) -> None:
-    """The default prefix, and a store without prefixes, have the usual ones."""
+    """A daemon with the default prefix, or with a store without prefixes, has the usual directories."""
     blue = usual.of_prefix(BLUE)
 
     assert blue.run_dir == usual.run_dir / "@coreos.com@blue"
@@ -114,7 +114,7 @@ def test_given_directories_take_precedence_over_those_of_the_prefix(
 
 
 def test_the_identity_of_an_older_version_in_the_usual_directory_is_kept(usual: Places) -> None:
-    """Its daemon used the usual places with any prefix. From its next start, they are recorded as its own."""
+    """It used the usual directory with any prefix. At the next start, the daemon records its use of it."""
     usual.state_dir.mkdir()
     usual.identity.touch()
     assert usual.of_prefix(BLUE) == usual
@@ -127,7 +127,7 @@ def test_the_identity_of_an_older_version_in_the_usual_directory_is_kept(usual: 
 
 @pytest.mark.parametrize("prefix", [None, "/coreos.com/network", "/red"])
 def test_the_usual_directory_of_another_daemon_is_left_to_it(usual: Places, prefix: str | None) -> None:
-    """The daemon of a database file has no prefix."""
+    """The other daemon uses a database file, which has no prefix."""
     usual.state_dir.mkdir()
     usual.identity.touch()
     usual.keep_prefix(prefix)

@@ -95,7 +95,7 @@ def test_the_url_names_the_files_of_tls_and_the_user(arguments: list[str], url: 
 def test_each_store_variable_counts_unless_its_own_flag_is_given(
     arguments: list[str], environment: dict[str, str], url: str
 ) -> None:
-    """As in the original, a flag replaces its own variable and no other."""
+    """A flag overrides only its own variable, as in the original."""
     parsed = options(*arguments, environment=environment)
 
     assert parsed.store_url == url
@@ -122,7 +122,7 @@ def test_each_store_variable_counts_unless_its_own_flag_is_given(
 def test_a_warning_names_the_variables_that_another_way_to_name_the_store_overrides(
     arguments: list[str], environment: dict[str, str], url: str, without_effect: str
 ) -> None:
-    """`--store` and the etcd flags are two ways to name one store: the command line decides which counts."""
+    """`--store` and the etcd flags both name the store. A flag overrides the variables of the other kind."""
     parsed = options(*arguments, environment=environment)
 
     assert parsed.store_url == url

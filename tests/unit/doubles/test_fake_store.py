@@ -1,4 +1,4 @@
-"""The faults of the double; that it behaves as a store, tests/e2e/test_store_behaviour.py shows."""
+"""The faults of the double. tests/e2e/test_store_behaviour.py shows that it behaves like a store."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -80,7 +80,7 @@ def test_a_watch_ends_when_it_is_cut(store: FakeStore, fault: Callable[[FakeStor
     asyncio.run(test())
 
 
-def test_calls_fail_as_often_as_asked(store: FakeStore) -> None:
+def test_the_requested_number_of_calls_fails(store: FakeStore) -> None:
     async def test() -> None:
         store.fail_next(2)
         for _ in range(2):
@@ -93,7 +93,7 @@ def test_calls_fail_as_often_as_asked(store: FakeStore) -> None:
     asyncio.run(test())
 
 
-def test_a_lost_answer_leaves_the_write_done(store: FakeStore) -> None:
+def test_a_write_with_a_lost_answer_is_performed(store: FakeStore) -> None:
     async def test() -> None:
         store.lose_next_answer()
 
@@ -140,7 +140,7 @@ def test_a_store_that_lost_its_data_starts_again(store: FakeStore) -> None:
 
 
 def test_a_store_that_has_grown_past_the_known_revision_can_be_watched(store: FakeStore) -> None:
-    """And it does not report the lost changes."""
+    """The watch does not report the lost changes."""
 
     async def test() -> None:
         store.change(PUT)

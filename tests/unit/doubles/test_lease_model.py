@@ -31,14 +31,14 @@ def acquire(place: int, drawn: int = 0) -> tuple[Move, ...]:
 
 
 def test_symmetric_hosts_are_one_state() -> None:
-    """Whichever of two equal hosts has the lease."""
+    """It has no effect which of two equal hosts has the lease."""
     canon = Canon()
 
     assert canon.key(after(*acquire(0))) == canon.key(after(*acquire(1)))
 
 
 def test_the_names_of_subnets_have_no_effect() -> None:
-    """Unless the scenario allows it."""
+    """They have an effect only if the scenario distinguishes them."""
     first, second = after(*acquire(0)), after(*acquire(0, drawn=1))
 
     folding, exact = Canon(), Canon(folds_subnets=False)
@@ -47,8 +47,8 @@ def test_the_names_of_subnets_have_no_effect() -> None:
     assert exact.key(first) != exact.key(second)
 
 
-def test_revisions_count_by_their_rank_and_times_from_now() -> None:
-    """A store that has seen more, later in the day, is no other state."""
+def test_states_with_the_same_order_of_revisions_and_the_same_remaining_times_are_equal() -> None:
+    """A store with more changes at a later time is the same state."""
     canon = Canon()
     store = replace(TWO.world.store, revision=77, compacted=0, config_revision=77)
     later = replace(TWO.world, now=5000.0, store=store)
@@ -57,7 +57,7 @@ def test_revisions_count_by_their_rank_and_times_from_now() -> None:
 
 
 def test_a_difference_is_another_state() -> None:
-    """A lease more, an answer under way, a fault less."""
+    """The difference is an additional lease, a pending answer, or a fault less."""
     canon = Canon()
     worlds = [
         TWO.world,
@@ -72,7 +72,7 @@ def test_a_difference_is_another_state() -> None:
 
 
 def test_a_world_without_faults_settles_and_is_checked() -> None:
-    """Both hosts have a lease and know each other's."""
+    """Both hosts have a lease and know the lease of the other."""
     rest = settle(after(*acquire(0)), REAL, TWO.circumstances)
 
     assert rest.violations == ()

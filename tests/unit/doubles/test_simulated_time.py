@@ -1,4 +1,4 @@
-"""Simulated time: in the order of timers, for each host by its own clock, and always ending."""
+"""Simulated time advances in the order of timers, with a clock for each host, and never waits forever."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -35,7 +35,7 @@ def test_weeks_pass_immediately_and_in_order() -> None:
 
 
 def test_a_host_that_slept_is_late_for_due_events() -> None:
-    """Its clock went on; that of the others did not leap."""
+    """Its clock advanced, and those of the other hosts did not jump."""
 
     async def test() -> None:
         clock, other = SimulatedClock(), SimulatedClock()
@@ -84,7 +84,7 @@ def test_a_wait_for_nothing_ends_with_an_error() -> None:
     loop = SimulatedLoop()
     waiting = loop.create_future()
 
-    with pytest.raises(RuntimeError, match="nothing is to come"):
+    with pytest.raises(RuntimeError, match="no further event can occur"):
         loop.run_until_complete(waiting)
 
     loop.close()

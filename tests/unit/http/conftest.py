@@ -24,7 +24,7 @@ Say = Callable[..., Awaitable[bytes]]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    """Serve routes during a block, which gets the path of the socket."""
+    """Serve routes during a block. Yield the path of the socket."""
 
     @contextlib.asynccontextmanager
     async def serving(

@@ -89,7 +89,7 @@ def test_all_addresses_on_a_kernel_without_ipv6_are_refused_with_a_cause(
 
 
 def test_an_endpoint_refuses_a_large_request() -> None:
-    """Any program may reach it. Health and metrics need no body, so a large one must cost no memory."""
+    """Any program may connect. Health and metrics need no body, so a large one must need no memory."""
 
     async def live() -> bytes:
         with socket.create_server((str(LOOPBACK), 0)) as free:

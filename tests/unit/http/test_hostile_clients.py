@@ -31,7 +31,7 @@ HEALTH: Routes = {("GET", "/healthz"): healthz}
 async def tcp_server(*, limits: Limits | None = None, routes: Routes = HEALTH) -> AsyncIterator[int]:
     """Serve on a TCP port of the loopback device during the block, which gets the port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # a slow client fills it soon
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # a slow client soon fills this buffer
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(HttpServer(routes, limits=limits).serve(listener))
         try:
@@ -67,7 +67,7 @@ async def ask(port: int) -> bytes:
 
 
 def test_a_client_that_reads_late_does_not_end_the_server() -> None:
-    """The answers to 100 pipelined requests wait for a client with a small buffer, which reads them late."""
+    """The client with a small buffer reads the answers to 100 pipelined requests late."""
 
     async def attack() -> tuple[bytes, bytes]:
         answered = 0
@@ -152,7 +152,7 @@ async def ended(client: socket.socket) -> bool:
 
 @pytest.mark.parametrize("sent", [b"", b"G"], ids=["silent", "one byte of a request"])
 def test_idle_clients_do_not_block_an_active_one(sent: bytes) -> None:
-    """All places have silent clients: the oldest one loses its place, and no other does."""
+    """All places have silent clients. The oldest of them is disconnected, and no other."""
 
     async def attack() -> tuple[bytes, bool, int]:
         places = Limits().connections
@@ -265,7 +265,7 @@ def test_pipelined_requests_leave_turns_for_other_tasks() -> None:
 def test_a_refused_head_request_is_answered_without_a_body(
     rest: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It was an unexpected error: each such client wrote a traceback into the log."""
+    """Without this rule, each such client would cause a traceback in the log."""
 
     async def run() -> bytes:
         async with tcp_server() as port:
@@ -284,7 +284,7 @@ def test_a_refused_head_request_is_answered_without_a_body(
 
 
 def test_clients_that_do_not_read_cost_little_memory() -> None:
-    """The answer exists once. Each client has a copy only of the part that it reads next."""
+    """The answer is in memory once. Each client has a copy only of the part that it reads next."""
     answer, clients = bytes(8_000_000), 8
 
     async def large(_: Request) -> Response:

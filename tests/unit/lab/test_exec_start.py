@@ -41,7 +41,7 @@ def test_braced_variables_are_replaced_by_values_of_subnet_env() -> None:
         ("a p$TWO", ["a", "p$TWO"]),
     ],
 )
-def test_variables_expand_by_the_form_they_are_written_in(exec_start: str, command: list[str]) -> None:
+def test_the_form_of_a_variable_determines_its_expansion(exec_start: str, command: list[str]) -> None:
     """systemd.service(5): `$X` as a separate word is split, `${X}` is not, and an unset variable is empty."""
     assert expand(exec_start, {"TWO": "x y"}) == command
 

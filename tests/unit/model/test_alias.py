@@ -21,7 +21,7 @@ def test_another_alias_has_no_owner(text: str) -> None:
 
 
 def test_an_identity_of_an_operator_is_not_random() -> None:
-    """It may be longer than an alias, and flanneld gets it at each start."""
+    """The identity of an operator may be longer than an alias, and is an option at each start."""
     assert is_random_identity(OWNER)
     assert not is_random_identity("node-1")
     assert not is_random_identity(OWNER.upper())

@@ -40,7 +40,7 @@ def test_names_of_rfc_1123_are_host_names(text: str) -> None:
         "a." * 100_000,
     ],
 )
-def test_other_texts_and_addresses_are_not(text: str) -> None:
+def test_addresses_and_other_texts_are_no_host_names(text: str) -> None:
     assert not is_host_name(text)
 
 

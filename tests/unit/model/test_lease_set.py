@@ -42,7 +42,7 @@ def test_a_lease_of_both_families_does_not_affect_that_of_ipv4_only() -> None:
 def test_the_set_depends_only_on_the_present_keys(
     history: list[tuple[bool, IPv4Network, IPv6Network | None]], cut: int
 ) -> None:
-    """Single changes, one batch or a listing: the same leases are valid, and the same are ignored."""
+    """After single changes, one batch or a listing, the same leases are valid and ignored."""
     standing: dict[tuple[IPv4Network, IPv6Network | None], Lease] = {}
     changes: list[LeaseChange] = []
     for revision, (is_put, subnet, ipv6_subnet) in enumerate(history, start=1):
@@ -72,7 +72,7 @@ KEYS = st.tuples(st.sampled_from([SUBNET, OTHER]), st.sampled_from([None, LOW, H
 def test_a_listing_of_known_leases_changes_nothing(
     history: list[tuple[str, tuple[IPv4Network, IPv6Network | None]]], data: st.DataObject
 ) -> None:
-    """With a watch only, or with listings between: the leases are the same, including unreadable keys."""
+    """With or without listings between the changes of a watch, leases and unreadable keys are the same."""
     at_key: dict[tuple[IPv4Network, IPv6Network | None], Lease | Unreadable] = {}
     watched = relisted = LeaseSet()
     for revision, (what, (subnet, ipv6_subnet)) in enumerate(history, start=1):
@@ -121,14 +121,14 @@ def test_a_renewal_keeps_the_revision_of_the_published_vtep() -> None:
     for later in (
         known.after(
             [LeaseSeen(published("0e:00:00:00:00:01", 12, 12))]
-        ),  # from a store that does not record it
+        ),  # from a store that does not record the revision of the creation
         known.listed([published("0e:00:00:00:00:01", 12, 12)], [], 12),
     ):
         assert later.by_subnet[SUBNET].since == 4
 
 
 def test_a_new_vtep_is_published_since_the_write_of_the_lease() -> None:
-    """The age of the key gives no precedence to a host that writes another host's MAC address there."""
+    """An old key gives no precedence to a host that writes another host's MAC address to it."""
     known = LeaseSet.of([published("0e:00:00:00:00:01", 9, 4)], 9)
 
     for later in (
@@ -151,7 +151,7 @@ def numbered(number: int, ipv6_subnet: IPv6Network | None = None) -> Lease:
 
 
 def test_above_the_limit_the_first_leases_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any number of them displaces no living host, and needs no memory."""
+    """Any number of further leases replaces no lease of a running host, and needs no memory."""
     monkeypatch.setattr(lease_set, "LARGEST", 3)
     six = [numbered(number) for number in (4, 1, 5, 2, 6, 3)]
 

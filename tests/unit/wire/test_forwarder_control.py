@@ -1,4 +1,4 @@
-"""The control protocol: values are read back, and nothing else is accepted."""
+"""The control protocol: values are read back, and other bytes are refused."""
 
 from contextlib import suppress
 
@@ -164,7 +164,7 @@ def test_any_payload_is_decoded_or_refused(decode, payload):
 
 @given(prefixes.filter(lambda prefix: prefix[1] < 32))
 def test_a_subnet_with_host_bits_is_refused(prefix):
-    """Such an entry would never be found, and could not be removed."""
+    """The forwarder could neither find nor remove such an entry."""
     subnet, length = prefix
     crooked = encode_peers([Peer(subnet | 1, length, 1, 1)])
 

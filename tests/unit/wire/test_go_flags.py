@@ -25,7 +25,7 @@ def test_one_dash_equals_two_and_the_next_word_is_the_value(name: str, value: st
     assert values(f"{dashes}{name}={value}") == values(f"{dashes}{name}", value) == [(name, value)]
 
 
-def test_all_that_was_given_is_kept_in_order() -> None:
+def test_all_values_of_a_flag_are_kept_in_order() -> None:
     assert values("--etcd-prefix=a", "-ip-masq", "--etcd-prefix", "--b") == [
         ("etcd-prefix", "a"),
         ("ip-masq", True),
@@ -62,7 +62,7 @@ def test_integers_with_any_base(text: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("words", [["foo", "--ip-masq"], ["-", "--ip-masq"]])
-def test_the_first_word_that_is_no_flag_ends_the_flags(words: list[str]) -> None:
+def test_flags_end_at_the_first_word_that_is_no_flag(words: list[str]) -> None:
     given, rest = read_words(FLAGS, ["--etcd-prefix=/x", *words])
 
     assert [each.flag for each in given] == [PREFIX]

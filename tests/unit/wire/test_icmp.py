@@ -99,14 +99,14 @@ MAC = bytes.fromhex("0e0000000001")
 
 
 def test_an_arp_announcement_asks_for_an_own_address() -> None:
-    """RFC 5227 section 3: sender and target are the same address."""
+    """Sender and target are the same address (RFC 5227 section 3)."""
     assert format_arp_announcement(IPv4Address("10.0.0.2"), MAC) == bytes.fromhex(
         "0001 0800 06 04 0001 0e0000000001 0a000002 000000000000 0a000002"
     )
 
 
 def test_an_unsolicited_advertisement_replaces_the_mac_address() -> None:
-    """RFC 4861 section 4.4: the flags override and router, and the option with the MAC address."""
+    """It has the flags override and router, and the option with the MAC address (RFC 4861 section 4.4)."""
     address = IPv6Address("fd00::2")
 
     sent = format_unsolicited_advertisement(address, MAC, is_router=True)
@@ -132,7 +132,7 @@ def test_a_timestamp_request_has_the_layout_of_rfc_792() -> None:
     [
         (1000, 1005, 1005, 1.01, 0.0),
         (1000, 91_005, 91_005, 1.01, 90.0),
-        (1000, 86_390_005, 86_390_005, 1.01, -11.0),  # the peer has not reached midnight
+        (1000, 86_390_005, 86_390_005, 1.01, -11.0),  # before midnight on the peer
         (86_399_000, 1000, 1000, 86_399.0, 2.0),
         (1000, 1 << 31, 1005, 1.01, None),
     ],

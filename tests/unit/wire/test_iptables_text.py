@@ -209,7 +209,7 @@ def test_a_chain_is_made_in_one_transaction() -> None:
         (("-i eth0 -j FLANNEL-FWD",), ["-D FORWARD -i eth0 -j FLANNEL-FWD", f"-A FORWARD {JUMP}"]),
     ],
 )
-def test_the_jump_is_last_but_before_a_rule_for_all_packets(
+def test_the_jump_is_the_last_rule_before_a_rule_for_all_packets(
     forward: tuple[str, ...], expected: list[str]
 ) -> None:
     written = format_chain(FORWARD, parse_save(saved(*forward))).splitlines()

@@ -56,6 +56,6 @@ def test_unusable_credentials_are_named(user: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "- x", "[" * 100, "contexts: {}", "!!python/object:x {}", "\0"])
-def test_any_other_text_is_an_error(text: str) -> None:
+def test_another_text_is_an_error(text: str) -> None:
     with pytest.raises(WireError):
         parse_kubeconfig(text)

@@ -174,7 +174,7 @@ class TestOwnAnnotation:
         assert read(found).port is None
 
 
-def test_a_removal_takes_every_annotation_that_flanneld_writes() -> None:
+def test_a_removal_deletes_every_annotation_that_flanneld_writes() -> None:
     address = IPv6Address("2001:db8::1")
     both = replace(VXLAN, vtep_v6=Vtep(mac="02:00:00:00:00:06", vni=1))
     own = LeaseAttributes(public_ip=IPv4Address("10.99.0.11"), public_ipv6=address).with_backend(both, (UDP,))

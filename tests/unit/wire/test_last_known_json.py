@@ -68,7 +68,7 @@ def test_deep_nesting_in_the_lease_of_a_peer_affects_only_that_peer() -> None:
     assert [lease and str(lease.subnet) for lease in leases] == ["10.100.1.0/24", None]
 
 
-def test_no_more_leases_are_read_than_a_host_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_read_leases_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_record, "LARGEST", 3)
     leases = {f"subnets/10.100.{number}.0-24": LEASE for number in range(1, 9)}
 

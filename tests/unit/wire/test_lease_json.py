@@ -106,7 +106,7 @@ def test_values_that_stop_the_original_are_refused(case: dict[str, str]) -> None
         ),
     ],
 )
-def test_every_key_has_its_place_and_appears_only_with_a_value(
+def test_every_key_has_a_fixed_position_and_is_written_only_with_a_value(
     attributes: LeaseAttributes, value: bytes
 ) -> None:
     assert format_lease_attributes(attributes) == value
@@ -268,7 +268,7 @@ def test_an_invalid_claim_is_refused(value: bytes) -> None:
         parse_claim(value, CLAIM.subnet, 1)
 
 
-def test_a_value_beyond_its_bound_is_refused_unread() -> None:
+def test_a_value_above_its_limit_is_refused_before_it_is_parsed() -> None:
     """A lease has a few hundred bytes. A client of the store cannot make peers keep megabytes for each."""
     longest = b'{"PublicIP":"1.2.3.4","Owner":"a"}'.ljust(4096)
 
@@ -290,12 +290,12 @@ def test_a_value_beyond_its_bound_is_refused_unread() -> None:
     ],
 )
 def test_the_last_of_several_spellings_of_a_key_counts(members: str, public_ip: str) -> None:
-    """As in the original: two readers of one lease must not send packets to different hosts."""
+    """The original does the same. Readers of one lease must not send packets to different hosts."""
     assert parse_lease_attributes(f"{{{members}}}".encode()).public_ip == IPv4Address(public_ip)
 
 
 def test_null_keeps_the_backend_type_of_another_spelling() -> None:
-    """Go leaves a string as it is for null, and sets other values."""
+    """In Go, null leaves a string unchanged, and clears other values."""
     null = b'"backendtype":null,"publicipv6":null'
     value = b'{"PublicIP":"1.1.1.1","BackendType":"vxlan","PublicIPv6":"fd00::1",%s}' % null
 

@@ -1,4 +1,4 @@
-"""A signature of a lease covers all that it says, and where."""
+"""A signature of a lease covers its whole content and its key in the store."""
 
 import json
 from base64 import b64encode
@@ -54,7 +54,7 @@ def test_a_signed_lease_is_authentic_after_the_store() -> None:
     assert is_authentic(PREFIX, read, record.value)
 
 
-def test_spelling_and_order_in_the_store_do_not_matter() -> None:
+def test_spelling_and_order_in_the_store_have_no_effect() -> None:
     members = json.loads(lease_value(SIGNED))
     value = json.dumps({name.swapcase(): members[name] for name in reversed(members) if name != "Pyflannel"})
     value = value[:-1] + ', "Pyflannel": ' + json.dumps(members["Pyflannel"], indent=1) + "}"
@@ -144,7 +144,7 @@ def test_a_changed_lease_is_not_authentic(change: dict[str, object]) -> None:
     assert not is_authentic(PREFIX, changed, lease_value(changed))
 
 
-def test_a_lease_is_not_authentic_elsewhere() -> None:
+def test_a_lease_is_not_authentic_at_another_key() -> None:
     assert not is_authentic("/coreos.com/other", SIGNED, lease_value(SIGNED))
     assert not is_authentic(PREFIX, replace(SIGNED, subnet=IPv4Network("10.3.2.0/24")), lease_value(SIGNED))
     assert not is_authentic(
@@ -185,7 +185,7 @@ def test_another_value_is_no_signed_list(octets: bytes, why: str) -> None:
         parse_signed_list(octets)
 
 
-def test_a_list_that_no_host_would_read_is_not_written() -> None:
+def test_a_list_that_every_host_would_refuse_is_not_written() -> None:
     with pytest.raises(WireError, match="the list has more than 1048576 bytes"):
         format_signed_list(LIST._replace(text="#" * (1 << 20)))
 
@@ -197,7 +197,7 @@ def test_the_counters_are_read_back_and_those_of_an_earlier_version_too() -> Non
     assert parse_known_keys(earlier) == known._replace(owners={}, holders={})
 
 
-def test_the_kept_list_is_read_back() -> None:
+def test_the_saved_list_is_read_back() -> None:
     kept = KeptList(LIST.text, KEY.public, {KEY.public: 7, bytes(32): 9})
     assert parse_kept_list(format_kept_list(kept)) == kept
     with pytest.raises(

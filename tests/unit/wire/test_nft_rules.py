@@ -61,7 +61,7 @@ def parsed_rule(*expressions: object) -> FilterRule | ForeignRule:
 
 
 def test_a_table_is_replaced_in_one_transaction() -> None:
-    """It is added first, so that deleting it cannot fail; all commands of one input are one transaction."""
+    """The table is added first, so that its deletion cannot fail. One input is one transaction."""
     commands = json.loads(format_table(TABLE))["nftables"]
 
     name = {"table": {"family": "ip", "name": "flannel-ipv4"}}

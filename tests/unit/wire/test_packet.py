@@ -1,4 +1,4 @@
-"""The arithmetic of IPv4 headers, against the definition."""
+"""Checksums and ICMP errors of IPv4, compared with their definitions."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +26,7 @@ def sum_of_words(octets: bytes) -> int:
 
 
 def packet(*, ttl=64, protocol=17, source=HOST, destination=PEER, fragment=0, payload=b"", identity=0):
-    """Return a packet with a right checksum."""
+    """Return a packet with a correct checksum."""
     octets = bytearray(
         HEADER.pack(0x45, 0, 20 + len(payload), identity, fragment, ttl, protocol, 0, source, destination)
     )
@@ -35,7 +35,7 @@ def packet(*, ttl=64, protocol=17, source=HOST, destination=PEER, fragment=0, pa
 
 
 @given(st.binary(min_size=1).filter(any))
-def test_checksum_is_the_one_of_the_definition(octets):
+def test_the_checksum_is_that_of_the_definition(octets):
     """The remainder modulo 65535 is the one's complement sum, for every length."""
     assert checksum(octets) == sum_of_words(octets)
 
@@ -55,8 +55,8 @@ def test_a_patched_checksum_equals_a_computed_one(ttl, protocol, source, identit
     assert before == packet(ttl=ttl - 1, protocol=protocol, source=source, identity=identity)
 
 
-def test_patched_checksum_is_right_for_every_value():
-    """All 65,535 checksums that a header can have, 0xfeff among them, which becomes 0x0000."""
+def test_a_patched_checksum_is_correct_for_every_value():
+    """The test uses all 65,535 checksums of a header, also 0xfeff, which becomes 0x0000."""
     seen = set()
     for identity in range(65536):
         before = packet(identity=identity)
@@ -74,7 +74,7 @@ def test_patched_checksum_is_right_for_every_value():
     build=st.sampled_from([icmp_unreachable, icmp_time_exceeded]),
 )
 def test_an_icmp_error_quotes_the_available_bytes(payload, ttl, build):
-    """Both checksums are right, and the quote is the header and 8 bytes, or fewer if there are no more."""
+    """Both checksums are correct. The quote is the header and 8 bytes, or fewer if the packet is shorter."""
     offender = packet(ttl=ttl, payload=payload)
     buffer = offender + b"\xee" * 64  # rest of an earlier packet
 
@@ -95,7 +95,7 @@ def test_an_icmp_error_quotes_the_available_bytes(payload, ttl, build):
     build=st.sampled_from([icmp_unreachable, icmp_time_exceeded]),
 )
 def test_no_icmp_error_for_addresses_of_several_hosts(source, build):
-    """Neither towards a group or a broadcast, nor about one."""
+    """A packet from or to a multicast or broadcast address causes no error."""
     from_group, to_group = packet(source=source), packet(destination=source)
 
     assert build(from_group, len(from_group), TUNNEL) is None
@@ -116,7 +116,7 @@ def test_no_icmp_error_for_a_later_fragment(offset, flags, build):
 
 @given(kind=st.integers(0, 255))
 def test_time_exceeded_answers_no_icmp_error(kind):
-    """Echo requests serve traceroute. Errors about errors would loop."""
+    """Echo requests are answered for traceroute. Errors about errors could loop."""
     offender = packet(protocol=1, payload=bytes([kind, 0, 0, 0, 0, 0, 0, 0]))
 
     assert icmp_unreachable(offender, len(offender), TUNNEL) is None

@@ -1,4 +1,4 @@
-"""Secrets are removed from texts, wherever they are, and other texts stay."""
+"""Secrets are removed from texts at any position, and other texts are unchanged."""
 
 import base64
 import json
@@ -78,7 +78,7 @@ def test_a_known_value_is_removed_in_each_form(form: str) -> None:
         "public key: hKkG9Pwc=",
     ],
 )
-def test_other_texts_stay(text: str) -> None:
+def test_other_texts_are_unchanged(text: str) -> None:
     redactor = Redactor([])
 
     assert redactor.clean(text) == text

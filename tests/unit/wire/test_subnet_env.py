@@ -1,4 +1,4 @@
-"""subnet.env equals flannel's to the byte, and is read with tolerance."""
+"""subnet.env equals the file of flannel to the byte. Other spellings of dotenv are read, too."""
 
 import json
 from ipaddress import IPv4Network, IPv6Network

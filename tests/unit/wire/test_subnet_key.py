@@ -87,7 +87,7 @@ def test_an_invalid_key_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1" * 1_500_000, "." * 1_500_000 + "-24", "10.1.1.0-24&" + ":" * 1_500_000])
-def test_a_long_key_is_refused_unread(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_key_is_refused_before_it_is_parsed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store etcd accepts keys of 1.5 MB, and no key of a lease is longer than 63 characters."""
 
     class Unread:

@@ -52,7 +52,7 @@ def test_another_format_is_refused_without_a_key_in_the_message(text: str) -> No
     assert PRIVATE not in error.value.in_full
 
 
-def test_peers_are_written_with_an_endpoint_only_where_it_is_to_be_set() -> None:
+def test_peers_are_written_with_an_endpoint_only_if_it_changes() -> None:
     peer = WireguardPeer(
         link="flannel-wg",
         public_key=OTHER,

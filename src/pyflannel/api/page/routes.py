@@ -87,7 +87,7 @@ class ShownNetwork(Protocol):
 
     @property
     def probe_trouble(self) -> Notice | None:
-        """Why the kernel refuses the probes; None if they are sent."""
+        """The reason why the kernel refuses the probes; None if they are sent."""
 
     async def preview(self, text: str | None) -> PlanPreview:
         """Return the changes that the next pass would make, with this network config, or with the config in
@@ -397,7 +397,7 @@ def _config_in(request: Request) -> str:
 def _later() -> Response:
     return Response(
         status=503,
-        body=b"flanneld prepares other answers: try again\n",
+        body=b"flanneld is preparing other answers: try again\n",
         content_type=TEXT,
         headers=(("Retry-After", "1"), *PROTECTION),
     )

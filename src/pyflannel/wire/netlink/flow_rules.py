@@ -40,7 +40,8 @@ expressions read.
 """
 
 _META = frozenset({1, 3, 4, 5, 6, 7, 8, 9, 15, 16, 21, 22})
-"""=
+"""NFT_META_PROTOCOL, MARK, IIF, OIF, IIFNAME, OIFNAME, IIFTYPE, OIFTYPE, NFPROTO, L4PROTO, IIFGROUP,
+OIFGROUP.
 """
 
 _MARK = 3
@@ -194,7 +195,7 @@ def objections(chains: Iterable[FoundChain], rules: Iterable[FoundRule]) -> Iter
     """Yield the reasons why decisions about flows may not be cached, in the order of the rules.
 
     Args:
-        chains: =
+        chains: all chains of the host.
         rules: the rules that may decide about a forwarded packet.
     """
     for chain in chains:

@@ -176,7 +176,7 @@ class LinkRecord:
             physical device.
         queue_length: packets.
         alias: "" without one.
-        has_ipv6: IPv6 is enabled. The link is in use if it is up.
+        has_ipv6: IPv6 is enabled on the link, and is in use if the link is up.
         accepts_routers: IPv6 is enabled on the link, and router advertisements on it change the host's routes
             (accept_ra).
         generates_ipv6: if IPv6 is enabled on the link, the kernel adds an IPv6 link-local address.

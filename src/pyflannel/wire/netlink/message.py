@@ -38,7 +38,7 @@ DUMP = 0x300
 CREATE = 0x400
 """nlmsg_flags (linux/netlink.h)."""
 
-_KIND_MASK = 0x3FFF  # =
+_KIND_MASK = 0x3FFF  # without the bits NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _NESTED = 0x8000
 
 

@@ -92,7 +92,7 @@ class RouteRecord:
         kind: rtm_type.
         is_multipath: the route has several next hops. This record contains only the link of the first next
             hop.
-        mtu: 0 if the route has no next-hop object.
+        mtu: MTU of the route in bytes; 0 if the route has no MTU of its own.
     """
 
     destination: IPv4Network | IPv6Network

@@ -48,7 +48,7 @@ LAST = 0xFFFF << 16 | _EVERY_PROTOCOL
 
 _KIND = 1
 _OPTIONS = 2
-# =
+# Attributes within _OPTIONS of a bpf classifier.
 _DESCRIPTOR = 6
 _NAME = 7
 _FLAGS = 8

@@ -1,4 +1,4 @@
-"""The frame of netlink messages: packed values are read back, and no input breaks the parsers."""
+"""The frame of netlink messages: packed values are read back, and any input is parsed or refused."""
 
 import contextlib
 
@@ -84,7 +84,7 @@ def test_any_acknowledgement_is_a_value_or_a_wire_error(body: bytes, flags: int,
 
 @pytest.mark.parametrize("is_capped", [True, False])
 def test_an_acknowledgement_contains_errno_and_the_kernels_text(is_capped: bool) -> None:
-    """The text follows the request's header, or the whole request where the answer is not capped."""
+    """The text is after the header of the request, or after the whole request if the answer is not capped."""
     request = b"request!"
     echoed = HEADER.pack(HEADER.size + len(request), 24, 5, 9, 0) + (b"" if is_capped else request)
     body = (-22).to_bytes(4, "little", signed=True) + echoed + attribute(1, b"Invalid prefix\0")

@@ -118,7 +118,7 @@ def seen(
 
 
 def test_the_packets_of_an_echo_and_of_its_tunnel_are_distinguished() -> None:
-    """As a kernel sends the messages: the end of a chain first, with the packet, then the policy."""
+    """The kernel sends the end of a chain first, with the packet, then the policy."""
     messages = [
         seen(1, "request-prerouting", "continue", handle=2, table=TABLE, links=(1, 0), source=NEAR),
         seen(1, "tunnel-reply-prerouting", "continue", table=TABLE, links=(2, 0), source=NEAR),
@@ -175,7 +175,7 @@ def test_the_packets_of_an_echo_and_of_its_tunnel_are_distinguished() -> None:
 
 
 def test_the_table_marks_only_the_packets_of_the_echo() -> None:
-    """Each rule compares the ends and the identifier first. Its chain precedes all other ones."""
+    """Each rule compares both addresses and the identifier first. Its chain is before all others."""
     requests = tracing_table(ECHO, INET)
     chains = [parse_chain(one.body)[1] for one in requests if one.kind & 0xFF == FIRST_CHAIN]
     rules = [parse_rule(one.body)[2] for one in requests if one.kind & 0xFF == 6]
