@@ -65,7 +65,7 @@ class Namespace:
         return self.command("ip", *words.split())
 
     def settle(self, **states: str) -> None:
-        """Wait until each link has its operational state, which the kernel announces up to a second late."""
+        """Wait until each link has its operational state. The kernel announces it up to a second late."""
         deadline = time.monotonic() + SOON_S
         while any(f"state {state} " not in self.ip(f"link show {name}") for name, state in states.items()):
             assert time.monotonic() < deadline, self.ip("link show")
@@ -124,10 +124,7 @@ class Wakes:
             await self._changes.next()
 
     async def silence(self) -> int:
-        """Wait until there is no announcement for a while, and return the number before.
-
-        Only time shows absence.
-        """
+        """Wait until there is no announcement for a while, and return the number of earlier announcements."""
         count = 0
         while await self._announces_within(_SILENCE_S) or await self._announces_now():
             count += 1
@@ -204,7 +201,7 @@ def no_forwarder_remains(tmp_path: Path) -> Iterator[None]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_text()
-            # The command does not name the run directory; its log is there.
+            # The command does not contain the run directory, but the log of the forwarder is in it.
             if "pyflannel.programs.forwarder" in command and str(tmp_path) in os.readlink(process / "fd/2"):
                 os.kill(int(process.name), signal.SIGKILL)
 

@@ -96,7 +96,7 @@ class Traffic:
             stream.wait_answered()
 
     def lost(self, since: float) -> dict[str, int]:
-        """Return the number of lost pings by path, of those sent since a time of the clock."""
+        """Return the number of lost pings by path, for pings since a time of the clock."""
         found = {}
         for (source, destination, size), stream in self._pings.items():
             answers = stream.answers()
@@ -106,7 +106,7 @@ class Traffic:
         return found
 
     def longest_stall_s(self, since: float) -> float:
-        """Return the longest time in which a stream received nothing, begun since a time of the clock."""
+        """Return the longest pause of a stream that began after a time of the clock."""
         stalls = [0.0]
         for receiver, _ in self._streams:
             assert receiver.log is not None

@@ -38,7 +38,7 @@ FREQUENT = ("read", "connect", "sendto", "rename", "bpf", "clone3")
 """Calls that flanneld makes within a second of the disturbance."""
 
 FEWEST_NAMED = 2
-"""Those of them whose failure has no effect."""
+"""At least this number of failed calls must be named in the log or the status."""
 
 
 class Daemon:
@@ -59,7 +59,7 @@ class Daemon:
         self._damaged = cycle(network.leases)
 
     def fail(self, name: str, code: int, within_s: float) -> Iterator[str]:
-        """Let the next call of this name fail, if there is one in time.
+        """Let the next call of this name fail, if one is made in time.
 
         Yield the problems until there are none.
         """
@@ -86,7 +86,7 @@ class Daemon:
             yield f"{where}: the call was not made"
 
     def _disturb(self, within_s: float) -> bool:
-        """Add a lease and damage routes until the call has happened; return whether it has."""
+        """Add a lease and damage routes until the call is made. Return whether it was made in time."""
         self._added += 1
         run_inside(self._host, partial(write_leases, str(UNDERLAY.gateway.ip), self._newcomers()[-1:]))
         end = time.monotonic() + within_s

@@ -125,7 +125,7 @@ def test_a_user_without_rights_cannot_claim_a_name(namespace) -> None:
 def test_without_owned_tables_a_unix_socket_claims_the_name(
     namespace, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """As on a kernel before 5.12, or without the right."""
+    """A kernel before 5.12 has no owned tables. Without the right, the result is the same."""
 
     def refuse(names: object) -> tuple[str, socket.socket]:
         raise OSError(code, os.strerror(code))

@@ -180,7 +180,7 @@ def healthy(overlay, host: Host) -> Iterator[Host]:
     """The host without findings, before and after the test."""
     assert not trouble(host)
     yield host
-    # During a fight, a host may be ready for a moment.
+    # While two programs undo the changes of each other, a host may be ready for a moment.
     wait_until(
         lambda: host.run(["flannelctl", "doctor"], check=False).returncode == 0,
         what="doctor finds no error any more",

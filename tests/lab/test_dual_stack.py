@@ -21,7 +21,7 @@ HEALED_S = 1.0
 """Deadline for the repair of an object."""
 
 ANNOUNCED_S = 3.0
-"""Deadline for the peers of a moved address. The next packet of the host itself would come later."""
+"""Deadline for the peers of a moved address, shorter than the time until the next packet of the host."""
 
 SOON_S = 30.0
 NETWORK = ip_network("fd00:5::/48")
@@ -307,7 +307,7 @@ def published(overlay: Overlay, host: Host) -> list[str]:
 
 
 def test_peers_reach_a_host_whose_addresses_moved_to_another_nic(overlay: Overlay, hosts: list[Host]) -> None:
-    """The peers know its previous MAC address, and it sends them nothing but the announcements at first."""
+    """The peers know its previous MAC address, and the host sends them only the announcements at first."""
     host, other, _ = hosts
     configure_bridges(hosts)
     ends = (host.gateway().ip, bridge(host).ip)
@@ -427,7 +427,7 @@ def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: lis
     wait_until(lambda: "sniffing" in log.read_text(), what="a sniffer", deadline_s=SOON_S)
 
     def wait_endpoint(endpoint: str, mode: str) -> None:
-        # A peer that changes the mode later sends to the previous endpoint until then, and its packets count.
+        # Until a peer changes the mode, it sends to the previous endpoint, and this host accepts its packets.
         for host in hosts:
             overlay.wait_status(
                 host,
@@ -452,7 +452,7 @@ def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: lis
         set_config(overlay, "wireguard", Mode=mode)
         wait_endpoint(endpoint, mode)
 
-    # A peer that changes the mode later sends over IPv4 until then, and the endpoint follows its packets.
+    # Until a peer changes the mode, it sends over IPv4, and the endpoint follows its packets.
     wait_until(
         lambda: reaches(first, second) and "encrypted" in log.read_text(),
         what="an encrypted packet over IPv6",

@@ -170,7 +170,7 @@ _PUBLIC_KEY, _KEY_OF_PEER = (
 
 @asynccontextmanager
 async def _wireguard_target(directory: Path) -> AsyncIterator[WireguardTarget]:
-    """Give the target with its processes, which end with it."""
+    """Yield the target. Its processes end with it."""
     async with WireguardGo(directory) as processes:
         try:
             yield WireguardTarget(lambda _: _KEY, processes)
@@ -268,7 +268,7 @@ async def steps(target: Target, desired: State) -> list[Operation]:
 
 
 async def heal(target: Target, plan: State) -> None:
-    """Make passes until there is nothing to do. The last one must be soon and without a refusal."""
+    """Make passes until one has no refusal and the next has nothing to do."""
     async with asyncio.timeout(SOON_S):
         # An action that began when its call failed, such as a program, may end a moment later.
         while await target.apply(await steps(target, plan)) or await steps(target, plan):
@@ -276,7 +276,7 @@ async def heal(target: Target, plan: State) -> None:
 
 
 async def remove(target: Target, plan: State) -> None:
-    """Remove everything. The last pass must be soon and without a refusal."""
+    """Make passes that remove everything, until one has no refusal and nothing remains."""
     async with asyncio.timeout(SOON_S):
         while await target.apply(removals(plan)) or await remaining(target, plan):
             await asyncio.sleep(0.02)
@@ -298,7 +298,7 @@ def descriptors() -> int:
 
 
 async def lost(opened: int) -> int:
-    """Return how many more descriptors are open. Those of an ended process are closed soon."""
+    """Return the number of additional open descriptors. The kernel closes those of an ended process soon."""
     if (more := len(os.listdir("/proc/self/fd")) - opened) <= 0:
         return more  # a garbage collection before would take most of the time of these tests
     with suppress(TimeoutError):
@@ -414,7 +414,7 @@ def test_a_failing_call_of_a_channel_is_reported_and_the_next_channel_works(
                     with calls.failing(place, code):
                         await wait_change()
                 except (TargetError, AssertionError, TimeoutError) as error:
-                    # The channel or the log reports it; or the change itself was refused.
+                    # The channel or the log reports the failure, or the change itself was refused.
                     if isinstance(error, TimeoutError) and not caplog.messages:
                         wrong.append(f"{where}: no change is announced, and no error")
                     await heal(target, plan)

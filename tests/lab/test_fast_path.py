@@ -49,7 +49,7 @@ def ends(overlay):
     return ends, containers
 
 
-def test_it_is_attached_by_default(overlay, ends):
+def test_the_fast_path_is_attached_by_default(overlay, ends):
     (one, other), (box, far) = ends
     wait_until(
         lambda: str(box.address) in look(one).containers,
@@ -80,9 +80,9 @@ def test_a_removed_program_is_attached_again(ends, role):
 
 
 def test_a_peer_removed_from_the_table_is_added_again(ends):
-    """The kernel does not announce it.
+    """The kernel does not announce the removal.
 
-    The next audit repairs it, and until then the forwarder sends the packets.
+    The next audit adds the peer again. Until then, the forwarder sends the packets.
     """
     (one, _), (box, far) = ends
     peers = look(one).peers
@@ -147,7 +147,7 @@ def test_an_ended_container_is_removed_from_the_table(ends):
     (one, _), _ = ends
     another = one.container("another", gateway=one.gateway(), number=9, mtu=1472)
     another.run(["ping", "-c", "1", "-W", "5", str(one.gateway().ip)])
-    wait_until(lambda: str(another.address) in look(one).containers, what="its entry", deadline_s=DEADLINE_S)
+    wait_until(lambda: str(another.address) in look(one).containers, what="an entry", deadline_s=DEADLINE_S)
 
     another.remove()
 

@@ -28,14 +28,14 @@ def look(host):
 
 
 def cached(box, far, host) -> int:
-    """Send a hundred packets of one flow; return the number of those that bypass the firewall of the host."""
+    """Send a hundred packets of one flow. Return the number that bypasses the firewall of the host."""
     before = run_inside(host, kernel_programs.packets_by_outcome).get("cached_out", 0)
     box.run_in_network([sys.executable, "-c", SEND, str(far.address)])
     return run_inside(host, kernel_programs.packets_by_outcome).get("cached_out", 0) - before
 
 
 def passed_veth(box, far, host) -> int:
-    """Send a hundred packets of one flow; return how many pass the host's end of the receiver's veth."""
+    """Send a hundred packets of one flow. Return the number at the host's end of the receiver's veth."""
 
     def sent() -> int:
         (link,) = [word.removeprefix("flannel_short at ") for word in look(host).programs if "short" in word]

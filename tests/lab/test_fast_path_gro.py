@@ -63,7 +63,7 @@ def ends(overlay):
         lambda: (
             ping(box, far.address).is_reached and all(counters(overlay, one).get("delivered") for one in ends)
         ),
-        what="bridges are passed by",
+        what="packets bypass the bridges",
         deadline_s=DEADLINE_S,
     )
     return ends, containers
@@ -146,7 +146,7 @@ def test_a_damaged_gro_veth_is_repaired_while_a_stream_runs(overlay, ends, damag
     test_a_stream_arrives_completely_in_few_segments(overlay, ends)
 
 
-def test_disabling_it_removes_all_its_objects(overlay, ends):
+def test_disabling_the_fast_path_removes_all_its_objects(overlay, ends):
     (_, other), (box, far) = ends
     overlay.daemons[other.name].stop()
 

@@ -65,7 +65,7 @@ def test_the_network_config_switches_the_path_without_a_lost_ping(overlay, ends,
 
     assert stream.lost() == []
     before = counter(overlay, hosts[0], "encapsulated")
-    wait_until(  # a host enables it when the lease of the other host says that it reads this form
+    wait_until(  # the programs of a host carry packets only if the lease of the peer states this format
         lambda: ping(box, far.address).is_reached and counter(overlay, hosts[0], "encapsulated") > before,
         what="the kernel carries the packets again",
         deadline_s=DEADLINE_S,
@@ -84,7 +84,7 @@ def poor(overlay, ends):
 
 
 def test_a_host_without_the_right_uses_user_space_and_its_peers_adapt(overlay, ends, poor):
-    """No host sends it packets that it cannot read: TCP arrives with checksums that hardware left out."""
+    """No host sends packets to it that it cannot read, for example TCP without a complete checksum."""
     (one, _), (box, _) = ends
     host, container = poor
 
@@ -101,7 +101,7 @@ def test_a_host_without_the_right_uses_user_space_and_its_peers_adapt(overlay, e
     assert "no-fast-path" in [finding["code"] for finding in said["findings"]]
     wait_until(
         lambda: ping(box, container.address).is_reached and counter(overlay, one, "left_unready_peer") > 0,
-        what="its lease reports that it reads only complete packets",
+        what="a lease without support for incomplete packets",
         deadline_s=DEADLINE_S,
     )
     assert measure_throughput(box, container, seconds=1).received_bytes > 0

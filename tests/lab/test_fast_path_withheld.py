@@ -61,7 +61,7 @@ def wait_programs(host, expected: list[str]) -> None:
 
 
 def start(overlay, host, *before: str, flags: tuple[str, ...] = ()) -> None:
-    """Replace the running flanneld by one that a command starts with a restriction."""
+    """Replace the running flanneld by one with a restriction, which the command `before` sets."""
     overlay.daemons[host.name].stop()
     command = [*before, "flanneld", f"--store={overlay.etcd.url}", *flags]
     overlay.daemons[host.name] = host.start_service(command, name="flanneld")
@@ -121,15 +121,12 @@ def test_user_space_carries_packets_and_the_host_names_the_reason(
 
 
 def assert_ready_while_the_kernel_is_probed_again(overlay, host) -> None:
-    """The kernel is probed again after increasing pauses.
-
-    The host is ready meanwhile and logs nothing further.
-    """
+    """Check that the host is ready and logs nothing while flanneld probes the kernel again."""
     begun, logged = overlay.status(host).reconcile.passes, len(overlay.log(host))
     status = overlay.wait_status(
         host,
         lambda status: not status.is_ready or status.reconcile.passes >= begun + 2,
-        "has asked again",
+        "a second probe",
         deadline_s=DEADLINE_S,
     )
     assert status.is_ready
@@ -137,7 +134,7 @@ def assert_ready_while_the_kernel_is_probed_again(overlay, host) -> None:
 
 
 def test_a_failing_mount_of_bpffs_is_reported(ends):
-    """Without the right, and on a kernel without bpffs."""
+    """The mount fails without the right, and on a kernel without bpffs."""
     host, _ = ends
 
     for before, code in (
@@ -160,7 +157,7 @@ def test_a_failing_mount_of_bpffs_is_reported(ends):
     ids=["wanted", "not wanted", "without CAP_BPF"],
 )
 def test_a_daemon_with_fewer_rights_names_the_damage_that_it_cannot_repair(overlay, ends, command, flags):
-    """It repairs nothing, the packets arrive, and root can remove the programs."""
+    """The daemon repairs nothing, the packets arrive, and root can remove the programs."""
     host, (box, far) = ends
     start(overlay, host)
     wait_programs(host, SAFE)
@@ -210,7 +207,7 @@ def pins(ends):
 
 @pytest.mark.parametrize("flags", [(), ("--fast-path=off",)], ids=["wanted", "not wanted"])
 def test_pins_that_root_creates_later_suffice(overlay, ends, pins, ping_stream, flags):
-    """The running daemon removes the programs, and attaches its own if it may. No ping is lost."""
+    """The running daemon removes the programs, and attaches its own if it has the rights. No ping is lost."""
     host, (_, far) = ends
     start(overlay, host)
     wait_programs(host, SAFE)
@@ -225,7 +222,7 @@ def test_pins_that_root_creates_later_suffice(overlay, ends, pins, ping_stream, 
     with ping_stream(overlay.hosts["docker1"], far.address, interval_s=0.01) as stream:
         stream.wait_answered()
         pins()
-        host.run(["ip", "link", "set", "flannel0", "mtu", "1400"])  # so that it looks before the next audit
+        host.run(["ip", "link", "set", "flannel0", "mtu", "1400"])  # this wakes a pass before the next audit
         overlay.wait_status(
             host,
             lambda status: (
@@ -268,7 +265,7 @@ def test_a_link_created_again_with_another_index_gets_its_programs(overlay, ends
 
 
 def counted_packets_of_a_ping(overlay, host, box, far) -> set[str]:
-    """Return the reaction of a host's programs to a ping."""
+    """Return the packets of a ping that the programs of a host counted, by outcome."""
     before = overlay.status(host).fast_path.counters
     assert ping(box, far.address).is_reached
     after = overlay.status(host).fast_path.counters

@@ -18,7 +18,7 @@ from pyflannel.lab.waiting import wait_until
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 HEALED_S = 60.0
-"""Generous, because machines are shared: the requirement is one second, and usually less is measured."""
+"""Deadline of a repair. The requirement is one second, but other programs may load the machine."""
 
 FLANNELD = Path(sys.executable).with_name("flanneld")
 IPTABLES, NFTABLES = '{"Network":"10.100.0.0/16"}', '{"Network":"10.100.0.0/16","EnableNFTables":true}'
@@ -132,7 +132,7 @@ def test_a_jump_behind_a_drop_is_moved_before_it(overlay, masked) -> None:
 
 
 def test_the_config_chooses_the_engine_of_every_host(overlay, masked) -> None:
-    """And back. Nothing of the other engine remains, and a flush is repaired with each engine."""
+    """The hosts change to nftables and back. No rule of the other engine remains, and a flush is repaired."""
     before = {host.name: ruleset(host) for host in overlay.hosts.values()}
 
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", NFTABLES)
@@ -228,7 +228,7 @@ def test_a_missing_program_is_logged_once_and_packets_arrive(
 def test_a_held_xtables_lock_is_reported_and_awaited(overlay, alone: Host) -> None:
     """Legacy iptables has such a lock.
 
-    Links and routes are repaired meanwhile, and the rules when it is free.
+    flanneld repairs links and routes meanwhile, and the rules when the lock is free.
     """
     bin_dir = "/run/legacy"
     script = (

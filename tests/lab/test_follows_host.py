@@ -74,7 +74,7 @@ class Changes:
         return str(self._address.ip), 1500
 
     def index(self) -> tuple[str, int]:
-        """The interface is removed and created again, as when its driver is loaded again."""
+        """The interface is removed and created again, for example because its driver is loaded again."""
         self._host.run(["ip", "link", "delete", self._link])
         connect(self._overlay, self._host, self._link, self._address, self._mac)
         return str(self._address.ip), 1500

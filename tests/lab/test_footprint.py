@@ -118,7 +118,7 @@ def test_memory(overlay, spare_subnets, figures, count: int) -> None:
 
 
 def test_idle_time(overlay, figures, long_run: bool) -> None:
-    """With 1,000 leases; in the long form with three audits."""
+    """The network has 1,000 leases. In the long form, the time contains three audits."""
     span_s = 30.0 if long_run else 4.0
     processes = process_ids(overlay.hosts["docker1"])
     before = {name: cpu_s(pid) for name, pid in processes.items()}
@@ -131,7 +131,7 @@ def test_idle_time(overlay, figures, long_run: bool) -> None:
 
 
 def test_delay_from_a_lease_to_its_entry_in_the_table(overlay, spare_subnets, figures) -> None:
-    """With 1,000 leases and otherwise idle hosts, because in reality each host has its own processors."""
+    """The network has 1,000 leases. The other hosts are idle, so that they use no processor time."""
     host = overlay.hosts["docker1"]
     for other in overlay.hosts.values():
         if other is not host:

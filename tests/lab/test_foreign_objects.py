@@ -113,7 +113,7 @@ def lacking(before: dict[str, Any], now: dict[str, Any]) -> list[Any]:
 
 
 def wait_peers(host: Host, count: int) -> None:
-    """Return when this number of peers is complete. The route is the last object of each."""
+    """Wait until this number of peers is complete. The route is the last object of each."""
     wait_until(
         lambda: len(host.routes("dev", "flannel.1", "proto", "80")) == count,
         what=f"{count} routes by flannel.1",
@@ -126,10 +126,10 @@ def clean(overlay, host: Host) -> None:
 
 
 def wait_equal(overlay, host: Host, wanted: dict[str, Any]) -> None:
-    """Return when the host has exactly these objects."""
+    """Wait until the host has exactly these objects."""
     with contextlib.suppress(LabError):
         wait_until(
-            lambda: everything(overlay, host) == wanted, what="all is as wanted", deadline_s=DEADLINE_S
+            lambda: everything(overlay, host) == wanted, what="the wanted objects", deadline_s=DEADLINE_S
         )
     assert everything(overlay, host) == wanted
 

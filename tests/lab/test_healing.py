@@ -20,7 +20,7 @@ from testlab.faults import paused
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 HEALED_S = 60.0
-"""Seconds. The requirement is one second, and usually milliseconds are measured, but machines are shared."""
+"""Deadline of a repair. The requirement is one second, but other programs may load the machine."""
 
 PING_INTERVAL_S = 0.005
 SUBNET_ENV = "/run/flannel/subnet.env"
@@ -137,7 +137,7 @@ def joined(overlay) -> None:
 
 @pytest.fixture(scope="module")
 def stream_to(overlay, ping_stream) -> Iterator[Callable[[Host], Any]]:
-    """Pings from a neighbour to a host's flannel0, one stream for each host until the module ends."""
+    """Pings from a neighbour to the flannel0 of a host: one stream for each host, until the module ends."""
     streams: dict[str, Any] = {}
 
     def to(host: Host) -> Any:
@@ -199,7 +199,7 @@ def test_damage_is_repaired_logged_and_counted(overlay, stream_to, figures, requ
 
 
 def test_a_link_deleted_ten_times_is_restored(overlay, stream_to, figures) -> None:
-    """It is created when no program deletes it again, apart from the pause of a fight."""
+    """The link is created again after each deletion, or after the pause for a repeated repair."""
     host = overlay.hosts["docker1"]
     stream_to(host).wait_answered()
     before = overlay.state(host)
@@ -350,7 +350,7 @@ def test_a_repair_that_another_program_undoes_is_delayed_and_reported_once(overl
         overlay.wait_status(
             host, lambda status: "route 10.100.0.0/16: missing" in str(status.waiting_for), "is not ready"
         )
-        wait_until(lambda: repairs_since_delayed() >= 3, what="repairs in spite of it", deadline_s=HEALED_S)
+        wait_until(lambda: repairs_since_delayed() >= 3, what="repairs after the pause", deadline_s=HEALED_S)
     finally:
         opponent.kill()
     wait_as_before(overlay, host, before)
@@ -360,13 +360,13 @@ def test_a_repair_that_another_program_undoes_is_delayed_and_reported_once(overl
 
 
 def test_the_underlay_interface_is_set_down_and_up(overlay, stream_to) -> None:
-    """Its routes are removed with it, and its manager restores them. pyflannel's objects need no repair."""
+    """The kernel removes the interface's routes, and its manager restores them. Other objects remain."""
     host = overlay.hosts["docker2"]
     stream = stream_to(host)
     before, pid = overlay.state(host), overlay.forwarder(host).pid
 
     host.run(["ip", "link", "set", "eth0", "down"])
-    wait_until(lambda: stream.is_silent_for(0.3), what="the cable is dead", deadline_s=HEALED_S)
+    wait_until(lambda: stream.is_silent_for(0.3), what="no answer", deadline_s=HEALED_S)
     host.run(["ip", "link", "set", "eth0", "up"])
     host.run(["ip", "route", "add", "default", "via", str(host.place.segment.gateway.ip)])
 

@@ -22,7 +22,7 @@ from pyflannel.lab.waiting import wait_until
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 HEALED_S = 60.0
-"""Seconds. The requirement is one second, and usually milliseconds are measured, but machines are shared."""
+"""Deadline of a repair. The requirement is one second, but other programs may load the machine."""
 
 PING_INTERVAL_S = 0.01
 
@@ -203,7 +203,7 @@ class Network:
 
 @pytest.fixture(scope="module")
 def network_of(make_overlay, ping_stream) -> Iterator[Callable[[str], Network]]:
-    """Networks by backend. Each has a lab until its tests have ended."""
+    """Return the function that returns the network of a backend. Its lab exists until its tests end."""
     made: dict[str, tuple[Network, Lab]] = {}
 
     def network(backend: str) -> Network:
@@ -265,14 +265,14 @@ def test_damage_is_repaired_logged_and_counted(
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
 def test_the_underlay_is_set_down_and_up(network_of, backend: str) -> None:
-    """The objects on it are removed with it. Its manager restores its own, and flanneld pyflannel's."""
+    """The kernel removes the objects on it. Its manager and flanneld each restore their own objects."""
     network = network_of(backend)
     host = network.next_victim()
     stream = network.streams[host.name]
     before = network.state(host)
 
     host.run(["ip", "link", "set", "eth0", "down"])
-    wait_until(lambda: stream.is_silent_for(0.3), what="the cable is dead", deadline_s=HEALED_S)
+    wait_until(lambda: stream.is_silent_for(0.3), what="no answer", deadline_s=HEALED_S)
     host.run(["ip", "link", "set", "eth0", "up"])
     host.run(["ip", "route", "add", "default", "via", str(LEFT.gateway.ip)])
 
@@ -283,7 +283,7 @@ def test_the_underlay_is_set_down_and_up(network_of, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
 def test_the_underlay_is_replaced_by_an_interface_with_its_name(network_of, backend: str) -> None:
-    """As when a driver is loaded again: all objects on it are removed, and its index changes."""
+    """When a driver is loaded again, the kernel removes all objects on the interface. Its index changes."""
     network = network_of(backend)
     host = network.next_victim()
     before = network.state(host)

@@ -139,7 +139,7 @@ def test_changes_of_foreign_objects_do_not_wake(namespace, applied, words: str) 
 
 
 def test_the_kernel_drops_messages_that_are_ignored(namespace) -> None:
-    """Those of one port, and those about routes of one protocol. Else a start would read ten thousand."""
+    """They are those of one port, and those about routes of one protocol. A start causes ten thousand."""
 
     async def work() -> list[tuple[bool, int]]:
         heard: list[tuple[bool, int]] = []
@@ -197,7 +197,7 @@ def test_a_burst_causes_few_wake_ups(namespace, applied) -> None:
 
 
 def test_lost_notifications_wake(namespace) -> None:
-    """No task reads while thousands of changes overflow the buffer. A lost one may concern owned objects."""
+    """Thousands of changes overflow the buffer. A lost notification may concern owned objects."""
 
     async def run() -> None:
         async with LinuxTarget() as target:

@@ -270,7 +270,7 @@ def test_each_change_of_the_target_of_a_watched_link_is_announced(tmp_path: Path
 
 
 def test_a_watch_fails_if_the_directory_is_deleted_or_moved(tmp_path: Path) -> None:
-    """So that it is opened again."""
+    """The caller then opens another watch."""
 
     async def run(change: Callable[[Path], object]) -> None:
         directory = tmp_path / "keys"

@@ -235,7 +235,7 @@ NFT_DAMAGE = {
 
 
 async def calm(wakes) -> None:
-    """Return when all notifications of own changes were received."""
+    """Wait until all notifications of own changes were received."""
     while sum([await wakes.silence() for _ in range(4)]):
         pass
 
@@ -261,7 +261,7 @@ def healed_when_announced(namespace, listen, desired: State, words: str) -> int:
                 await one_pass(target, desired)
                 await asyncio.to_thread(namespace.command, "sh", "-c", words)
                 operations = await first_repairs(target, desired, wakes)
-                async with asyncio.timeout(60):  # a look during the damage may see only half of it
+                async with asyncio.timeout(60):  # a snapshot during the damage may contain only a part of it
                     while (await one_pass(target, desired))[0]:
                         await asyncio.sleep(0)
                 return len(operations)
@@ -280,7 +280,7 @@ def test_damage_in_nftables_is_announced_and_repaired(namespace, listen, words: 
 
 
 def test_a_forward_chain_that_begins_to_drop_gets_the_accept_rules(namespace, listen) -> None:
-    """As when Docker starts after flanneld.
+    """This happens when Docker starts after flanneld.
 
     With nftables, too, the accept must be in the chain that drops.
     """
@@ -436,7 +436,7 @@ LEGACY = {
 
 
 def test_legacy_iptables_is_polled(namespace, listen, tmp_path: Path, monkeypatch) -> None:
-    """It announces no changes. Its tables remain in the namespace, empty."""
+    """Legacy iptables announces no changes. Its empty tables remain in the namespace."""
     monkeypatch.setenv("PATH", programs(tmp_path / "bin", **LEGACY))
     desired = plan(nftables=False)
 
@@ -470,9 +470,9 @@ print([table for table, chains in saved.items() if "FLANNEL-FWD" in chains])
 
 
 def test_a_user_with_capabilities_reads_legacy_iptables(namespace, tmp_path: Path) -> None:
-    """As flanneld under systemd.
+    """The user is that of flanneld under systemd.
 
-    Only root may read the list of tables, so owned tables are read one by one.
+    Only root may read the list of tables, so the adapter reads the owned tables one by one.
     """
     namespace.command("iptables-legacy", "-N", "FLANNEL-FWD")
     rights = ["setpriv", "--securebits=+no_setuid_fixup", "--clear-groups"]
@@ -531,7 +531,7 @@ def test_an_old_kernel_does_not_choose_random_ports_in_nftables(
     ],
 )
 def test_a_missing_program_is_named(namespace, monkeypatch, nftables: bool, cause: str, advice: str) -> None:
-    """Other operations are not refused: without iptables, no program can let it drop."""
+    """Other operations are not refused, because without iptables no program can add a rule that drops."""
     monkeypatch.setenv("PATH", "/nowhere")
 
     async def work() -> list[Refusal]:

@@ -141,7 +141,7 @@ class TestScope:
         return [f"{route.destination} {route.kind} {route.link} {route.protocol}" for route in found.routes]
 
     def test_overlapping_routes_are_read_except_owned_and_default_ones(self, host) -> None:
-        """Parts of the network, the whole and larger prefixes; all kinds of routes, of all other daemons."""
+        """Prefixes may be equal, smaller or larger than the network, with any type and protocol of route."""
         host.ip("route add 172.20.1.0/24 via 192.168.50.1 metric 5")
         host.ip("route add 172.20.0.0/16 dev eth0")
         host.ip("route add 172.16.0.0/12 via 10.10.10.1 proto static")
@@ -336,7 +336,7 @@ def test_waiting_ends_when_the_address_is_added(namespace, listen) -> None:
 
 
 def test_ipsec_policies_are_read(host) -> None:
-    """Also one that blocks all other packets. The newest is the first. IPv6 policies are irrelevant."""
+    """The list contains a policy that blocks all other packets, and no IPv6 policy. The newest is first."""
     ends = "src 10.0.0.1/32 dst 10.0.0.0/16"
     host.ip(f"xfrm policy add {ends} proto udp dport 8285 dir out action block mark 7 mask 7")
     host.ip(f"xfrm policy add {ends} dev eth0 proto tcp sport 5 dir fwd priority 9")

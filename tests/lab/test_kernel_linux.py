@@ -71,7 +71,7 @@ def test_a_namespace_that_has_no_routing_table_yet_is_empty(namespace):
 
 
 def test_with_read_only_proc_sys_the_device_has_no_ipv6_address(namespace, target, monkeypatch):
-    """As in a container: IPv6 remains enabled, but the kernel generates no address."""
+    """/proc/sys is read-only in a container. IPv6 remains enabled, but the kernel generates no address."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -91,7 +91,7 @@ def test_with_read_only_proc_sys_the_device_has_no_ipv6_address(namespace, targe
 
 
 def test_with_read_only_proc_sys_a_device_of_ipv6_is_complete(target, monkeypatch):
-    """As in a pod: IPv6 is on already, and accept_ra keeps its value."""
+    """/proc/sys is read-only in a pod. IPv6 is enabled already, and accept_ra keeps its value."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")

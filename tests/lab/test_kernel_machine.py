@@ -78,7 +78,7 @@ def test_a_machine_without_id_is_no_clone(state_dir: str, run_dir: str, machine_
 def test_the_identity_on_the_device_is_used_without_a_file(
     state_dir: str, run_dir: str, machine_id: Path
 ) -> None:
-    """As in a container without a kept directory. From then on, the identity is kept."""
+    """A container may have no permanent directory. The host writes the identity to the file."""
     found = read_identity(state_dir, run_dir, str(machine_id), standing="a" * 32)
 
     assert found == Identity(owner="a" * 32, machine=machine_digest(str(machine_id)))
@@ -128,7 +128,7 @@ def test_a_new_identity_replaces_the_old_one(state_dir: str, run_dir: str, machi
 def test_without_a_state_directory_the_run_directory_has_the_identity(
     state_dir: str, run_dir: str, machine_id: Path
 ) -> None:
-    """The previous daemon of this boot and namespace left it there. The caller holds its lock."""
+    """The previous daemon of this boot and namespace wrote it. The caller holds the lock of the directory."""
     former = read_identity(state_dir, run_dir, str(machine_id))
 
     assert read_identity(state_dir + "2", run_dir, str(machine_id)) == former

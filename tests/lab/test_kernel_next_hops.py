@@ -1,4 +1,4 @@
-"""Thousands of routes on the real kernel use next hop objects, which are removed with them."""
+"""Thousands of routes on the real kernel use next hop objects, which are removed with the routes."""
 
 import re
 from dataclasses import replace

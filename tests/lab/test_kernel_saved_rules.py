@@ -37,7 +37,7 @@ def use(kind: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_remains_in_the_other_kind_are_found_and_removed(
     namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """The same for the kind in use, where the chains with owned names are not touched here."""
+    """The rules of the kind in use are also removed, without its chains with owned names."""
     use(kind, tmp_path, monkeypatch)
     other = f"iptables-{'legacy' if kind == 'nft' else 'nft'}"
     for program in ("iptables", other):

@@ -221,7 +221,7 @@ def test_many_peers_are_sent_in_parts(namespace) -> None:
     passes(namespace, [State.of(VXLAN, *peers), State.of(VXLAN, *peers[::2])])
 
 
-def test_without_the_right_its_refusal_names_the_capability(namespace) -> None:
+def test_without_the_right_the_error_names_the_capability(namespace) -> None:
     async def work() -> None:
         async with TunnelGuardTarget() as target:
             os.seteuid(65534)

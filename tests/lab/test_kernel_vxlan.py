@@ -58,7 +58,7 @@ ENTRY_2 = "fdb {} 0e:00:00:00:00:02 dev flannel.1"
 
 @pytest.fixture
 def underlay(namespace) -> None:
-    """Give the namespace eth0 and eth1. The other ends of their cables are in the namespace, too."""
+    """Add eth0 and eth1 to the namespace. The other ends of their veth pairs are in it, too."""
     # IPv6 sends notifications seconds after a link was set up, when its addresses proved unique.
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     for number, name in enumerate(("eth0", "eth1")):
@@ -303,7 +303,7 @@ def test_one_pass_repairs_any_combined_damage(namespace, target, damage: list[st
 
 
 async def agree(linux: LinuxTarget) -> bool:
-    """Return whether a target and a new one read the same. The kernel may remove an entry in between."""
+    """Return whether a target and a new target read the same objects."""
     async with LinuxTarget() as new:
         for _ in range(10):
             if await linux.snapshot(PLAN) == await new.snapshot(PLAN):
@@ -313,7 +313,7 @@ async def agree(linux: LinuxTarget) -> bool:
 
 @pytest.mark.usefixtures("underlay")
 def test_a_look_does_not_depend_on_earlier_looks(namespace, target) -> None:
-    """Remembered items of earlier looks only make it faster."""
+    """Items of earlier snapshots only make a snapshot faster."""
 
     async def work() -> None:
         async with LinuxTarget() as linux:
@@ -348,7 +348,7 @@ def test_items_contain_the_new_name_of_a_renamed_link(namespace, target, link: s
 
 @pytest.mark.usefixtures("underlay")
 def test_an_unchanged_object_is_not_parsed_again(namespace, target) -> None:
-    """Each look returns the item of the previous look, although the kernel counts the age of each entry."""
+    """Each snapshot contains the item of the previous one, although the kernel counts the age of entries."""
     target.heal(PLAN)
     namespace.ip("neighbour add 10.100.77.0 lladdr 0e:00:00:00:00:77 dev flannel.1 nud permanent")
 
@@ -370,7 +370,7 @@ def test_an_unchanged_object_is_not_parsed_again(namespace, target) -> None:
 
 @pytest.mark.usefixtures("underlay")
 def test_an_unchanged_object_is_the_identical_item_of_the_plan(namespace, target) -> None:
-    """So thousands of items are in memory once, and their comparison is fast."""
+    """Thousands of items then need memory only once, and their comparison is fast."""
 
     async def work() -> None:
         async with LinuxTarget() as linux:

@@ -71,7 +71,7 @@ FOREIGN = {
 
 @pytest.fixture
 def ready(namespace) -> None:
-    """Give the namespace eth0, and foreign vxlan devices and those of another daemon."""
+    """Add eth0 to the namespace, a foreign vxlan device, and the device of another daemon."""
     # IPv6 sends notifications seconds after a link was set up, when its addresses proved unique.
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     namespace.ip("link add eth0 type veth peer name eth0r")
@@ -116,7 +116,7 @@ def test_foreign_objects_neither_wake_nor_change(namespace, listen, words: str) 
 
 @pytest.mark.usefixtures("ready")
 def test_own_changes_of_peers_do_not_wake(namespace, listen) -> None:
-    """Also if the last look was before the peers joined: a change of single peers needs no look."""
+    """The last snapshot may be older than the peers, because a change of single peers needs no snapshot."""
     moved, plan = peer_items(4, "10.7.1.2"), State.collect(PLAN)
 
     async def work() -> None:
@@ -248,7 +248,7 @@ def test_another_address_of_the_device_loses_no_packet(namespace, make_namespace
 
 @pytest.mark.usefixtures("ready")
 def test_lost_notifications_cause_one_wake_up(namespace, listen) -> None:
-    """More notifications arrived than the buffer holds. One look finds any damage."""
+    """More notifications arrived than the buffer holds. One snapshot finds any damage."""
     churn = "\n".join(
         f"route {verb} 10.150.{number}.0/24 dev eth0"  # irrelevant changes
         for number in range(250)
@@ -269,7 +269,7 @@ def test_lost_notifications_cause_one_wake_up(namespace, listen) -> None:
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("notification_octets", [1 << 12, 4 << 20], ids=["lossy", "lossless"])
 def test_a_storm_of_changes_does_not_stop_other_work(namespace, notification_octets: int) -> None:
-    """A program damages routes constantly. Passes are made nevertheless, and peers join and leave."""
+    """A program damages routes constantly. The target still makes passes, and peers join and leave."""
     storm = "\n".join(
         f"route {verb} 10.100.2.0/24 via 10.100.2.0 dev flannel.1 onlink proto {protocol}"
         for _ in range(150)

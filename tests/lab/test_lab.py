@@ -1,4 +1,4 @@
-"""The lab itself on the real kernel: hosts without access to the machine, and without remains."""
+"""The lab on the real kernel: its hosts have no access to the machine, and nothing remains of them."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def start_script(body: str, *into: str) -> subprocess.Popen[str]:
 
 
 def hold(name: str) -> subprocess.Popen[str]:
-    # Short sleeps, because Python handles a signal just before a sleep only after it.
+    # Short sleeps, because a signal that arrives just before a sleep is handled after it.
     body = f"with Lab({name!r}) as lab:\n    print('up', flush=True)\n    while True: time.sleep(0.05)"
     program = start_script(body)
     assert program.stdout is not None
@@ -299,7 +299,7 @@ def test_a_disconnected_host_reconnects(lab: Lab) -> None:
         wait_until(lambda: has_no_carrier(one), what="the kernel reports it", deadline_s=SOON_S)
 
     assert is_cut
-    wait_until(lambda: ping(one, other.address, count=1).is_reached, what="reached again", deadline_s=SOON_S)
+    wait_until(lambda: ping(one, other.address, count=1).is_reached, what="an answer", deadline_s=SOON_S)
 
 
 def has_no_carrier(host: Host) -> bool:
@@ -371,7 +371,7 @@ def test_a_program_can_be_paused_continued_and_ended(lab: Lab) -> None:
         with paused(program):
             states = states_of(program.pid)
         assert states == ["T"] * 31
-        wait_until(lambda: states_of(program.pid) == ["S"] * 31, what="going on", deadline_s=SOON_S)
+        wait_until(lambda: states_of(program.pid) == ["S"] * 31, what="running threads", deadline_s=SOON_S)
 
     assert program.stop() == -signal.SIGTERM or program.exit_code == 128 + signal.SIGTERM
 
@@ -416,7 +416,7 @@ def test_a_command_that_fails_or_hangs_is_reported(lab: Lab) -> None:
 
 
 def test_an_interrupt_does_not_wait_for_running_calls() -> None:
-    """Ctrl-C while services are awaited on all hosts ends the lab at once, deadlines or not."""
+    """Ctrl-C ends the lab immediately, while the test waits for services on all hosts."""
     name = f"{NAME}-busy"
     program = start_script(
         f"with Lab({name!r}) as lab:\n"
@@ -426,7 +426,7 @@ def test_an_interrupt_does_not_wait_for_running_calls() -> None:
     assert program.stdout is not None
     assert program.stdout.readline() == "up\n"
     wait_until(
-        lambda: len(list(ROOT.glob(f"{name}/*/log/sleep.log"))) == 4, what="under way", deadline_s=SOON_S
+        lambda: len(list(ROOT.glob(f"{name}/*/log/sleep.log"))) == 4, what="four calls", deadline_s=SOON_S
     )
 
     program.send_signal(signal.SIGINT)
@@ -449,7 +449,7 @@ def test_the_path_of_the_kernel_is_verified(lab: Lab) -> None:
 
 
 def test_a_lab_of_a_thread_is_removed_too() -> None:
-    """Only the main thread defers signals. Other threads receive none."""
+    """Only the main thread receives signals, and defers them."""
     name = f"{NAME}-thread"
 
     def visit() -> None:

@@ -22,7 +22,7 @@ def key_of(host: Host) -> str:
 
 
 def restart(overlay, host: Host, *flags: str) -> None:
-    """Start flanneld with other flags, in the place of the one that runs."""
+    """Replace the running flanneld by one with other flags."""
     running = overlay.daemons.get(host.name)
     assert running is None or running.stop() == 0
     overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", *flags)
@@ -82,7 +82,7 @@ def test_write_access_to_the_store_cannot_redirect_packets_of_hosts_that_require
 def test_hosts_accept_only_the_keys_that_an_operator_signed_in_the_store(
     overlay, ping_stream, figures
 ) -> None:
-    """The adversary writes to etcd: it forges and deletes the list, and writes an older one again."""
+    """The attacker writes to etcd: it forges and deletes the list, and writes an older list again."""
     one, two = (overlay.hosts[name] for name in ("docker1", "docker2"))
     store, listed = f"--store={overlay.etcd.url}", f"{PREFIX}/allow-list"
     operator = two.directory / "run/operator.json"
@@ -110,7 +110,7 @@ def test_hosts_accept_only_the_keys_that_an_operator_signed_in_the_store(
     stream = ping_stream(one, two.lease().network_address, interval_s=0.01)
     stream.wait_answered()
 
-    # Forged by the adversary with a key of its own, in the place of the operator's.
+    # The attacker signs a list with its own key, and replaces the list of the operator.
     forged = json.loads(first) | {"Keys": f"{'ab' * 32}\n", "Counter": 9}
     overlay.etcd.etcdctl("put", listed, json.dumps(forged))
     overlay.wait_status(
@@ -126,7 +126,7 @@ def test_hosts_accept_only_the_keys_that_an_operator_signed_in_the_store(
     assert stream.lost() == []
     stream.stop()
 
-    # The operator removes docker2, and the adversary writes the first list again.
+    # The operator removes docker2, and the attacker writes the first list again.
     publish("docker1")
     overlay.wait_status(one, lambda status: status.peers == 0, "sends no more to docker2")
     overlay.etcd.etcdctl("put", listed, first)

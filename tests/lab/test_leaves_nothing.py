@@ -58,7 +58,7 @@ def traces(overlay, host: Host) -> dict[str, Any]:
 
 
 def wait_as_before(overlay, host: Host, before: dict[str, Any]) -> None:
-    """Return when the host is as before. Ended processes may take a moment to disappear."""
+    """Wait until the host has the same traces as before. An ended process may need a moment to disappear."""
     with contextlib.suppress(LabError):
         wait_until(lambda: traces(overlay, host) == before, what="no trace", deadline_s=DEADLINE_S)
     assert traces(overlay, host) == before
@@ -196,7 +196,7 @@ def test_cleanup_keeps_objects_of_others(overlay) -> None:
     host.run(["sh", "-c", "mkdir -p /run/flannel && echo mine >/run/flannel/mine"])
     before = traces(overlay, host)
     overlay.join(host)
-    # As if an operator had deleted the route of one peer among thousands.
+    # An operator deleted the route of one peer among thousands.
     host.run(["ip", "nexthop", "add", "id", "4243", "via", "192.168.50.77", "dev", "eth0", "proto", "80"])
 
     said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
@@ -220,7 +220,7 @@ def test_a_kept_lease_is_acquired_again(overlay) -> None:
     def without_files() -> dict[str, Any]:
         return {part: found for part, found in traces(overlay, host).items() if part != "files"}
 
-    with contextlib.suppress(LabError):  # ended processes may take a moment to disappear
+    with contextlib.suppress(LabError):  # an ended process may need a moment to disappear
         wait_until(lambda: without_files() == before, what="no other trace", deadline_s=DEADLINE_S)
     assert without_files() == before
     kept = set(files(host.directory)) - files_before

@@ -57,7 +57,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(environment, symlinks=True)
     libraries = Path(sysconfig.get_path("purelib"))
     packages = environment / libraries.relative_to(sys.prefix)
-    # Only the paths: the file of libraries that adds this version's sources is not read.
+    # Python does not read the .pth file in this path, which would add the sources of this version.
     (packages / "earlier.pth").write_text(f"{directory / 'src'}\n{libraries}\n")
     return environment / "bin/python"
 

@@ -19,7 +19,7 @@ from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.model.store_record import Put
 
 SHORT, LONG = 150, 1000
-"""Number of networks. A user may have 128 instances of inotify, so a leak of one for each shows."""
+"""Number of networks. A user may have 128 instances of inotify, so a leak of one per network fails."""
 
 
 class Timers(BoottimeClock):
@@ -85,7 +85,7 @@ def test_ended_networks_leave_no_descriptor_task_or_thread(
     async def work() -> tuple[object, object]:
         asyncio.get_running_loop().set_default_executor(
             ThreadPoolExecutor(1)
-        )  # else memory grows for a while
+        )  # otherwise memory grows for a while
         store = FakeStore(Timers())
         await store.write(Put(key="config", value=config.encode(), expected=None, ttl_s=None))
         for _ in range(3):  # objects that are created once and kept

@@ -1,4 +1,4 @@
-"""A hop of the underlay carries less than the interfaces of the hosts: packets of all sizes arrive."""
+"""A hop of the underlay has a smaller MTU than the interfaces of the hosts. Packets of all sizes arrive."""
 
 import json
 import os
@@ -78,11 +78,11 @@ print(json.dumps({"lost": sorted(waiting), "refused": refused}))
 
 @dataclass(frozen=True)
 class Case:
-    """A backend, and the hop that carries less.
+    """A backend, and the hop with the smaller MTU.
 
     Attributes:
         hop: `routed`: the router has a smaller MTU towards the second host. `bridged`: the switch drops large
-            packets. `jumbo`: as `routed`, and the links of the hosts carry 9,000 bytes. `nested`: the
+            packets. `jumbo`: as `routed`, and the links of the hosts have an MTU of 9,000. `nested`: the
             underlay is a tunnel whose large packets the router drops.
     """
 
@@ -147,7 +147,7 @@ def joined(case: Case) -> Iterator[tuple[Overlay, list[Host]]]:
 
 
 def nest(one: Host, other: Host) -> None:
-    """Connect two hosts by a tunnel whose devices have an MTU that the path does not carry."""
+    """Connect two hosts by a tunnel whose devices have a larger MTU than the path."""
     for number, (host, peer) in enumerate(((one, other), (other, one)), start=1):
         tunnel = f"id 77 dstport 4799 local {host.address} remote {peer.address}"
         batch = (
@@ -234,7 +234,7 @@ def assert_no_black_hole(
 
 
 def test_routes_carry_the_mtu_of_the_path_in_both_families(long_run: bool) -> None:
-    """The router answers large packets to one host, and drops those to the other silently.
+    """The router answers large packets to one host with an error, and drops those to the other silently.
 
     Packets of the planned size are fragmented before the tunnel, or refused with the MTU of the path.
     """

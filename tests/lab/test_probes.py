@@ -1,4 +1,4 @@
-"""flannelctl ping, peers and status on real hosts: which peers answer, and where packets stop."""
+"""flannelctl ping, peers and status on real hosts name the peers that answer, and the step that fails."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """The laws of tests/property on the real kernel, with a sample of cases.
 
 A kernel in memory performs the same operations. After each batch, both must have refused the same operations
-and must have the same objects. So the double is as strict as the kernel.
+and must have the same objects. This shows that the double is as strict as the kernel.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -155,7 +155,7 @@ def sample(count: int) -> settings:
 
 
 def run(make_namespace, law: Callable[[Twins], Coroutine[None, None, None]]) -> None:
-    """Check a law in a namespace of its own."""
+    """Check a law in its own namespace."""
     namespace = make_namespace()
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     for name in ("eth0", "eth1"):

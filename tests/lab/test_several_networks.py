@@ -49,14 +49,14 @@ def tunnels(host: Host) -> dict[str, tuple[str, str]]:
 
 
 def reach(host: Host, address: str) -> None:
-    """Ping until there is an answer, because a host is ready before each of its peers knows it."""
+    """Ping until there is an answer, because a host may be ready before its peers have read its lease."""
     host.run(["timeout", "100", "sh", "-c", f"until ping -c1 -W1 {address}; do :; done"])
 
 
 def wait_file(host: Host, path: str) -> None:
     wait_until(
         lambda: host.run(["test", "-e", path], check=False).returncode == 0,
-        what=f"{path} is there",
+        what=f"{path}",
         deadline_s=SOON_S,
     )
 
@@ -65,7 +65,7 @@ def set_config(host: Host, store: str, config: str) -> None:
     host.run(["flannelctl", "--store", store, "config", "set", config])
 
 
-def test_two_daemons_with_two_stores_stay_apart(pair: tuple[Lab, Host, Host]) -> None:
+def test_two_daemons_with_two_stores_are_independent(pair: tuple[Lab, Host, Host]) -> None:
     """Each daemon finds its own device again after a restart, and removes no object of the other."""
     lab, *hosts = pair
     stores = {"green": lab.sqlite_url, "blue": f"{lab.sqlite_url}.blue"}
@@ -108,10 +108,10 @@ def test_two_daemons_with_two_stores_stay_apart(pair: tuple[Lab, Host, Host]) ->
 
 
 @pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
-def test_two_networks_without_a_device_of_the_claimed_name_stay_apart(
+def test_two_networks_without_a_device_of_the_claimed_name_are_independent(
     pair: tuple[Lab, Host, Host], kind: str
 ) -> None:
-    """Two VNIs, or two sets of routes on one link: restart and cleanup of one do not affect the other."""
+    """They have two VNIs, or routes on one link. Restart and cleanup of one do not affect the other."""
     lab, host, _ = pair
     stores = {"green": lab.sqlite_url, "blue": f"{lab.sqlite_url}.blue"}
     for number, name in enumerate(stores, start=1):
@@ -160,7 +160,7 @@ def test_two_networks_with_one_vni_do_not_fight(pair: tuple[Lab, Host, Host]) ->
 
     log = host.directory / "log/blue.log"
     text = "flannel.1: missing; refused: the flanneld with --run-dir=/run/flannel owns this link"
-    wait_until(lambda: text in log.read_text(), what="it names the owner of the device", deadline_s=SOON_S)
+    wait_until(lambda: text in log.read_text(), what="the owner of the device", deadline_s=SOON_S)
     assert objects(host)["links"] == before["links"]
     assert not repaired(host, "green")
     blue = {"Network": "10.102.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}
@@ -205,7 +205,7 @@ def claimed(host: Host) -> str:
 
 
 def wait_routes(host: Host, name: str, kind: str) -> None:
-    """Return when the host has the route of the only peer of this network, with its daemon's protocol."""
+    """Wait until the host has the route of the only peer of this network, with its daemon's protocol."""
     network, protocol, vni = {"green": ("10.101.", "80", 1), "blue": ("10.102.", "101", 2)}[name]
     if claimed(host) != "flannel0":
         protocol = {"80": "101", "101": "80"}[protocol]
@@ -341,7 +341,7 @@ def test_a_network_with_an_occupied_directory_is_reported_and_does_not_stop_othe
 
 
 def test_cleanup_of_one_network_releases_only_its_lease(pair: tuple[Lab, Host, Host]) -> None:
-    """It has no identity of its own, and the given store is that of all networks."""
+    """The network has no identity of its own, and all networks use the given store."""
     lab, host, _ = pair
     for name, config in (("green", GREEN), ("blue", BLUE)):
         set_config(host, f"{lab.sqlite_url}#{name}", config)

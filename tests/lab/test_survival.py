@@ -52,7 +52,7 @@ def lease_key(subnet: IPv4Network) -> str:
 def test_no_packet_is_lost_while_the_daemon_ends_and_starts(
     overlay, ping_stream, figures, long_run: bool
 ) -> None:
-    """SIGTERM and SIGKILL in turn, at both ends of a stream. Afterwards there is nothing to repair."""
+    """SIGTERM and SIGKILL in turn end the daemon at both ends of a stream. No repair is necessary."""
     ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
     subnets = {host.name: host.lease() for host in ends}
     forwarders = {host.name: overlay.forwarder(host).pid for host in ends}
@@ -94,7 +94,7 @@ def assert_taken_over(overlay, host: Host, said: str, subnet: IPv4Network) -> No
 
 
 def test_peers_that_leave_and_join_while_the_daemon_is_stopped(overlay) -> None:
-    """Its start updates the table to the store: one lease was deleted, another one written."""
+    """The next start updates the table from the store: one lease was deleted, and another was written."""
     host, leaving = overlay.hosts["docker1"], overlay.hosts[PEER_DOWN]
     gone, come = leaving.lease(), IPv4Network("10.100.254.0/24")
     assert peers_of(overlay, host) >= {gone}
@@ -108,7 +108,7 @@ def test_peers_that_leave_and_join_while_the_daemon_is_stopped(overlay) -> None:
     overlay.join(host)
     wait_until(
         lambda: come in peers_of(overlay, host) and gone not in peers_of(overlay, host),
-        what="the table follows",
+        what="the updated table",
         deadline_s=DEADLINE_S,
     )
 
@@ -118,7 +118,7 @@ def test_peers_that_leave_and_join_while_the_daemon_is_stopped(overlay) -> None:
     overlay.etcd.etcdctl("del", lease_key(come))
     wait_until(
         lambda: gone in peers_of(overlay, host) and come not in peers_of(overlay, host),
-        what="all as it was",
+        what="the same objects as before",
         deadline_s=DEADLINE_S,
     )
 
@@ -152,7 +152,7 @@ def fresh_host(overlay) -> tuple[Host, str]:
 def test_a_daemon_killed_at_any_moment_of_its_start(
     overlay, fresh_host, ping_stream, long_run: bool, stage: str
 ) -> None:
-    """The next start handles any remains, and exactly one forwarder runs."""
+    """The next start adopts or removes all remains, and exactly one forwarder runs."""
     host, clean = fresh_host
     peer = overlay.hosts["docker4"]
     for later_s in (0.0, 0.005, 0.01, 0.02, 0.04) if long_run else (0.0,):
@@ -161,7 +161,7 @@ def test_a_daemon_killed_at_any_moment_of_its_start(
         kill_after(daemon, lambda: STAGES[stage](host), later_s)
 
         overlay.join(host)
-        wait_until(lambda: shape(overlay, host) == clean, what="as after a start", deadline_s=DEADLINE_S)
+        wait_until(lambda: shape(overlay, host) == clean, what="all objects", deadline_s=DEADLINE_S)
 
         overlay.wait_one_forwarder(host)
         overlay.wait_ready(host)

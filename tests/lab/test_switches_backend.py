@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 DEADLINE_S = 60.0
 PING_INTERVAL_S = 0.01
 ROUND = ("vxlan", "udp", "host-gw", "udp", "wireguard", "udp")
-"""The changes that `test_changes_under_traffic.py` leaves out."""
+"""The changes that `test_changes_under_traffic.py` does not test."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def expected(kind: str, peer: Host) -> tuple[dict[str, str], list[tuple[Any, ...
 
 
 def wait_backend(overlay, pair: list[Host], kind: str) -> None:
-    """Return when both hosts have exactly the objects of this backend."""
+    """Wait until both hosts have exactly the objects of this backend."""
     for host, peer in zip(pair, reversed(pair), strict=True):
         wanted = expected(kind, peer)
         with contextlib.suppress(LabError):

@@ -51,7 +51,7 @@ link add flannel.1 type vxlan id 1 dev eth0 local 10.10.10.101 dstport 8472 nole
 link set flannel.1 address {MAC} up
 address add 10.100.31.0/16 dev flannel.1
 """
-"""The objects of release 0.6: the address has the network's length, which routes the whole network there."""
+"""The objects of release 0.6. The address has the prefix length of the network, which adds a route to it."""
 
 ORIGINALS = "10.100.33.0/24"
 ORIGINALS_MAC = "36:f5:41:10:dc:33"
@@ -232,9 +232,9 @@ def routes(host: Host) -> dict[str, tuple[str | None, str]]:
 
 
 def wait_routes(host: Host, wanted: dict[str, tuple[str, str]]) -> None:
-    """Return when these are the routes into the network. A peer may be added after the host is ready."""
+    """Wait until these are the routes into the network. A peer may be added after the host is ready."""
     with contextlib.suppress(LabError):
-        wait_until(lambda: routes(host) == wanted, what="its routes are there", deadline_s=DEADLINE_S)
+        wait_until(lambda: routes(host) == wanted, what="the routes", deadline_s=DEADLINE_S)
     assert routes(host) == wanted
 
 
@@ -279,7 +279,7 @@ def test_a_vxlan_device_is_kept_with_all_valid_entries(overlay, host: Host) -> N
 
 
 def test_no_packet_is_lost_when_a_vxlan_device_is_taken_over(overlay, host: Host, ping_stream) -> None:
-    """Between peers of pyflannel and of the original, which knows only the lease; and not later either."""
+    """Peers with pyflannel and with the original lose no packet, during the start and afterwards."""
     set_backend(overlay, "vxlan")
     overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/{PEER.replace('/', '-')}")
     joined, original = overlay.hosts["docker2"], overlay.hosts["docker4"]
@@ -309,7 +309,7 @@ def test_no_packet_is_lost_when_a_vxlan_device_is_taken_over(overlay, host: Host
 
 
 def test_an_adopted_device_keeps_its_address_when_it_is_created_again(overlay, host: Host) -> None:
-    """While the daemon runs, before its next start, and before a start without the store."""
+    """It is deleted while the daemon runs, before its next start, and before a start without the store."""
     known = host.directory / "var/lib/flannel/last-known.json"
 
     def is_there() -> bool:
@@ -327,7 +327,7 @@ def test_an_adopted_device_keeps_its_address_when_it_is_created_again(overlay, h
         overlay.join(host)
 
         assert link(host, "flannel.1")["address"] == published_mac(overlay, SUBNET) == MAC
-    wait_until(lambda: known.exists() and MAC in known.read_text(), what="it is kept", deadline_s=DEADLINE_S)
+    wait_until(lambda: known.exists() and MAC in known.read_text(), what="a copy", deadline_s=DEADLINE_S)
     overlay.daemons[host.name].kill()
     host.run(["ip", "link", "delete", "flannel.1"])
     with paused(overlay.etcd_program):
@@ -339,7 +339,7 @@ def test_an_adopted_device_keeps_its_address_when_it_is_created_again(overlay, h
 def test_a_device_of_release_0_6_gets_a_route_to_each_peer(
     overlay, host: Host, asks: str, is_kept: bool
 ) -> None:
-    """It is created again, because it asks a program for unknown addresses, which cannot be disabled."""
+    """The device is created again, because its requests for unknown addresses cannot be disabled."""
     set_backend(overlay, "vxlan")
     create_objects(host, OLD_VXLAN % asks)
     host.run(["sysctl", "-qw", "net/ipv4/neigh/flannel.1/app_solicit=3"])
@@ -376,7 +376,7 @@ def test_routes_of_host_gw_are_adopted_and_unknown_ones_remain(overlay, host: Ho
 
 
 def test_no_packet_is_lost_when_routes_of_host_gw_are_adopted(overlay, host: Host, ping_stream) -> None:
-    """Each is replaced in place, and has the mark from then on."""
+    """Each route is replaced in place by one with the mark."""
     set_backend(overlay, "host-gw")
     overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/{PEER.replace('/', '-')}")
     peer = overlay.hosts["docker2"]
@@ -399,7 +399,7 @@ def test_no_packet_is_lost_when_routes_of_host_gw_are_adopted(overlay, host: Hos
 
 
 def test_cleanup_removes_the_remains_of_an_original(overlay, host: Host) -> None:
-    """Also on a host where pyflannel has never run."""
+    """The host may be one where pyflannel has never run."""
     before = overlay.state(host)
     create_objects(host, VXLAN + HOST_GW.replace("32.0", "33.0").replace("77.0", "78.0"), FDB)
     host.run(["ip", "tuntap", "add", "mode", "tun", "name", "flannel0"])
@@ -427,7 +427,7 @@ def write_subnet_env(host: Host) -> None:
 
 @pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])
 def test_rules_of_every_release_are_removed_and_all_others_remain(overlay, host: Host, program: str) -> None:
-    """In both kinds of iptables: the one in use, and the one that was used before."""
+    """The rules are in both kinds of iptables: the one in use, and the one that was used before."""
     restore = [f"{program}-restore", "--noflush"]
     host.run(restore, text=FOREIGN_RULES)
     before = rules(host, program)
@@ -456,7 +456,7 @@ def test_rules_of_every_release_are_removed_and_all_others_remain(overlay, host:
 
 
 def test_doubtful_rules_are_removed_only_on_request(overlay, host: Host) -> None:
-    """Rules for a network that nothing on this host mentions any more."""
+    """The rules are for a network that no other object of this host mentions."""
     host.run(["iptables-restore", "--noflush"], text=FOREIGN_RULES)
     before = rules(host)
     host.run(["iptables-restore", "--noflush"], text=seed_rules("10.55.0.0/16"))
@@ -476,7 +476,7 @@ def test_doubtful_rules_are_removed_only_on_request(overlay, host: Host) -> None
 
 
 def test_a_blackhole_of_the_original_is_reported_and_removed(overlay, host: Host) -> None:
-    """Only that of the host's own subnet."""
+    """A blackhole of another subnet remains."""
     before = host.routes()
     write_subnet_env(host)
     host.run(["sh", "-c", "echo half >/run/flannel/.subnet.env"])
@@ -494,7 +494,7 @@ def test_a_blackhole_of_the_original_is_reported_and_removed(overlay, host: Host
 
 
 def test_objects_of_a_running_original_are_not_touched(overlay, host: Host) -> None:
-    """For example in another network of the same host."""
+    """The original may use another network of the same host."""
     set_backend(overlay, "host-gw")
     host.run(["ip", "-batch", "-"], text=VXLAN.partition("neigh")[0])
     host.run(["iptables-restore", "--noflush"], text=COMMENTED_RULES)

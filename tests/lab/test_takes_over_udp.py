@@ -1,4 +1,4 @@
-"""The packets of the udp backend while flanneld replaces an original flannel, and the other way round.
+"""The packets of the udp backend while flanneld replaces an original flannel, or an original replaces it.
 
 The original is imitated by a process with the port of the tunnel and a TUN device that is removed with it.
 """
@@ -24,7 +24,7 @@ BASE = IPv4Address("10.100.110.0")
 INTERVAL_S = 0.001
 
 PINGS_MEANWHILE = 5000
-"""After this time in seconds, the pause between two attempts has its maximum."""
+"""Time in seconds until the pause between two attempts has its maximum."""
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def peer(overlay) -> Host:
 
 @pytest.fixture
 def host(overlay) -> Iterator[Host]:
-    """The host on which both run in turn. Afterwards neither runs, and there is no lease."""
+    """The host on which both run in turn. After a test, neither runs, and the host has no lease."""
     host = overlay.hosts["docker1"]
     yield host
     for each in (host, overlay.hosts["docker2"]):
@@ -92,7 +92,7 @@ def test_flanneld_may_start_while_the_original_runs_and_takes_over_when_it_stops
 def test_flanneld_may_start_after_the_original_has_stopped(
     overlay, host: Host, peer: Host, ping_stream, figures
 ) -> None:
-    """No packets flow during the whole start of flanneld."""
+    """Packets are lost until flanneld is ready."""
     original = start_original(overlay, host, peer)
     wait_running(original)
     with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:
@@ -111,7 +111,7 @@ def test_flanneld_may_start_after_the_original_has_stopped(
 def test_the_original_starts_again_after_a_cleanup_that_keeps_the_lease(
     overlay, host: Host, peer: Host, ping_stream, figures
 ) -> None:
-    """Without the cleanup it cannot start: the forwarder outlives flanneld, and uses port and device."""
+    """It cannot start before the cleanup, because the forwarder outlives flanneld and uses its port."""
     overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{SUBNET.replace('/', '-')}", '{"PublicIP":"10.10.10.101"}')
     overlay.join(host)
     with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:

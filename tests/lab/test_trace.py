@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 
 class Way(NamedTuple):
-    """Two hosts on one link, each with a container. No flanneld runs that would repair damage."""
+    """Two hosts on one link, each with a container. No flanneld runs, because it would repair the faults."""
 
     one: Host
     other: Host
@@ -58,7 +58,7 @@ def rule(chain: str, match: str, *, is_far: bool = False, is_way_back: bool = Fa
 
 
 def moved(way: Way, show: str, delete: str, add: str, step: str) -> Fault:
-    """Return the loss of an object that `ip` or `bridge` shows in a form that it accepts."""
+    """Return a fault that removes an object. `ip` or `bridge` prints it in a form that it also accepts."""
     shown = way.one.run(["sh", "-c", show]).stdout.split("\n")[0]
     return Fault(delete, f"{add} {shown}", step)
 
@@ -106,7 +106,7 @@ def common_faults(way: Way) -> list[Fault]:
 
 
 def no_route_in_container(way: Way) -> Fault:
-    """A process runs in the container: the kernel shows its routes only beside a process."""
+    """A process runs in the container, because flannelctl finds a namespace only by its processes."""
     gateway = way.one.gateway().ip
     do = "ip netns exec c sleep 99 >/dev/null 2>&1 & echo $! >/run/sleep; ip -n c route del default"
     undo = f"kill $(cat /run/sleep); ip -n c route add default via {gateway}"

@@ -121,7 +121,7 @@ class Network:
         return [IPTABLES[self.family], *words]
 
     def received(self, receiver: int, attack: Callable[[], object]) -> int:
-        """Return how many forged packets reach a host's container."""
+        """Return the number of forged packets that reach a host's container."""
         container = self.containers[receiver]
         right = python(SENDER, self.inside(receiver), PORT, 1, b"right".hex(), 0)
         return received(
@@ -136,7 +136,7 @@ class Network:
 def received(
     host: Host, into: Sequence[str], port: int, attack: Callable[[], object], right: Callable[[], object]
 ) -> int:
-    """Return how many forged packets a listener behind `into` receives between two valid ones."""
+    """Return the number of forged packets that a listener behind `into` receives between two valid ones."""
     log = host.directory / "log/listener.log"
     before = len(log.read_text()) if log.exists() else 0
     listener = host.start([*into, *python(LISTENER, port)], name="listener")
@@ -151,9 +151,9 @@ def received(
 
     try:
         wait_until(lambda: "ready" in lines(), what="the listener", deadline_s=DEADLINE_S)
-        wait_until(receives_valid, what="a right packet", deadline_s=DEADLINE_S)
+        wait_until(receives_valid, what="a valid packet", deadline_s=DEADLINE_S)
         attack()
-        wait_until(receives_valid, what="another right packet", deadline_s=DEADLINE_S)
+        wait_until(receives_valid, what="another valid packet", deadline_s=DEADLINE_S)
         return lines().count("forged")
     finally:
         listener.kill()
@@ -237,7 +237,7 @@ def network(overlay, joined, request) -> Network:
 
 
 def test_a_container_without_capabilities(network: Network) -> None:
-    """With the host's masquerading, its datagrams would have a member's address."""
+    """The host may masquerade its datagrams, which then have the address of a member."""
     attack = network.to_tunnel(1, network.frame(network.inside(0), 1), 65534)
 
     assert network.received(1, lambda: network.containers[0].run(attack)) == 0
@@ -298,13 +298,13 @@ def test_a_host_of_the_underlay_without_a_lease(network: Network) -> None:
     attack = network.to_tunnel(1, network.frame(OF_NOBODY[network.family], 1), 0)
 
     assert network.received(1, lambda: stranger.run(attack)) == 0
-    if network.kind == "udp":  # the kernel drops them, so a flood costs the forwarder nothing
+    if network.kind == "udp":  # the kernel drops them, so that the forwarder does not read a flood
         forwarder = network.overlay.status(network.hosts[1]).forwarder
         assert forwarder.counters["dropped_in_stranger"] == 0
 
 
 def test_a_host_of_the_underlay_with_bare_packets(network: Network) -> None:
-    """They have a container's source. The stranger uses the victim as its gateway."""
+    """The packets have the source of a container. The stranger uses the victim as its gateway."""
     stranger, victim = network.overlay.hosts["docker4"], network.inside(2)
     packet = datagram(network.inside(0), victim, PORT, b"forged")
     stranger.run(["ip", "route", "add", str(victim), "via", str(network.underlay(network.hosts[2]))])
@@ -324,7 +324,7 @@ def test_a_member_with_anothers_inner_source(network: Network) -> None:
 
 
 def nodad(network: Network) -> str:
-    """Return the word that lets an address be used at once."""
+    """Return the option of `ip address` with which an address can be used immediately."""
     return "" if network.family == 4 else " nodad"
 
 
@@ -381,7 +381,7 @@ def test_a_member_behind_another_member_that_forges_a_members_address(
 
 
 def test_datagrams_to_a_member_behind_another_member(network: Network, behind: Behind) -> None:
-    """They pass through the first host, which drops those of strangers."""
+    """The datagrams pass through the first host, which drops those of strangers."""
     first, second = network.hosts[0], network.hosts[1]
     into = ["nsenter", "--net=/run/netns/behind", "--"]
     stranger = network.overlay.hosts["docker4"]
@@ -405,7 +405,7 @@ def test_datagrams_to_a_member_behind_another_member(network: Network, behind: B
 
 
 def test_a_published_tunnel_port(network: Network) -> None:
-    """A service of a container that uses the port of the tunnel: the datagrams are for no host."""
+    """A service of a container uses the port of the tunnel, and the datagrams are for no host."""
     host, container = network.hosts[0], network.containers[0]
     client = network.overlay.hosts["docker4"]
     address, port = network.underlay(host), network.port
@@ -467,7 +467,7 @@ def test_packets_of_other_hosts_containers_with_host_gw(network: Network) -> Non
 
 
 def test_both_tunnels_are_guarded_during_a_change_of_the_backend(overlay, joined) -> None:
-    """A host that does not follow keeps the previous tunnel open, with the same checks, over a crash too."""
+    """A host that has not changed yet keeps the previous tunnel with the same checks, also after a crash."""
     data = {"VNI": 1, "VtepMAC": "0e:00:00:00:00:66"}
     lease = json.dumps({"PublicIP": "10.10.10.66", "BackendType": "vxlan", "BackendData": data})
     overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/10.100.200.0-28", lease)
@@ -476,7 +476,7 @@ def test_both_tunnels_are_guarded_during_a_change_of_the_backend(overlay, joined
         overlay.set_backend(kind)
         for host in hosts:
             key = f"{PREFIX}/subnets/{str(host.lease()).replace('/', '-')}"
-            get = ["get", "--prefix", "--print-value-only", key]  # of one family or of both
+            get = ["get", "--prefix", "--print-value-only", key]  # a lease of one family or of both
             wait_until(
                 lambda get=get, kind=kind: (
                     json.loads(overlay.etcd.etcdctl(*get)).get("BackendType", "udp") == kind

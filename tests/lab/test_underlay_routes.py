@@ -1,4 +1,4 @@
-"""A network that overlaps the underlay is reported, and never captures the underlay's own traffic."""
+"""A network that overlaps the underlay is reported, and no packet of the underlay enters the tunnel."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def put_lease(overlay, subnet: str, lease: str) -> None:
 
 
 def wait_refused(overlay, host: Host, text: str) -> Status:
-    """Return the status when the network config in the store is refused for this reason."""
+    """Wait until the network config in the store is refused for this reason. Return the status."""
     return overlay.wait_status(
         host,
         lambda status: status.network.trouble is not None and text in status.network.trouble.text,
@@ -71,7 +71,7 @@ def sent_by_tunnel(host: Host) -> int:
 
 
 def test_a_network_that_contains_the_store_is_refused_and_the_last_valid_one_remains(overlay) -> None:
-    """At a first start, nothing is planned. Later the host keeps running, and reads the corrected config."""
+    """At a first start, the plan is empty. A running host continues, and reads the corrected config."""
     host, text = overlay.hosts["docker3"], "0.0.0.0/1 contains 10.10.10.1, an address of the store"
     routes = host.routes()
     put_config(overlay, Network="0.0.0.0/1", SubnetLen=24)
@@ -137,7 +137,7 @@ def test_a_network_with_a_static_route_is_refused_until_the_route_is_removed(ove
 
 
 def test_a_static_route_with_the_prefix_of_a_lease_remains_also_after_cleanup(overlay, host: Host) -> None:
-    """It looks like a route of the original, but leads to another host than the lease."""
+    """The route has the form of a route of the original, but its gateway is not the host of the lease."""
     subnet = "10.100.251.0/24"
     host.run(["ip", "route", "add", subnet, "via", "10.10.10.77"])
     overlay.set_backend("host-gw")
@@ -171,7 +171,7 @@ def test_the_route_of_a_bridge_with_the_prefix_of_a_lease_remains(overlay, host:
 
 
 def test_no_packet_loops_when_a_peer_has_an_address_in_the_overlay(overlay, host: Host) -> None:
-    """A ping, and one in fragments, cause only a few packets of the tunnel."""
+    """A short and a fragmented ping cause only a few packets of the tunnel."""
     put_config(overlay, Network="10.100.0.0/16", SubnetMax="10.100.127.0")
     overlay.join(host)
     put_lease(overlay, "10.100.200.0/24", '{"PublicIP":"10.100.200.9"}')
@@ -213,7 +213,7 @@ DANGEROUS = {
 
 
 def test_a_running_network_survives_each_dangerous_config(overlay, ping_stream) -> None:
-    """Each is refused with its reason and its remedy, and no packet is lost. A DNS server draws a warning."""
+    """Each is refused with reason and remedy, and no packet is lost. A DNS server causes a warning."""
     host, other = overlay.hosts["docker3"], overlay.hosts["docker4"]
     put_config(overlay, Network="10.100.0.0/16", SubnetLen=24)
     overlay.lab.router.run(["ip", "address", "add", "172.31.0.1/32", "dev", "gw-right"])

@@ -1,4 +1,4 @@
-"""The wireguard backend behind NATs: hosts reach each other by the endpoints that handshakes have shown."""
+"""The wireguard backend behind NATs: hosts reach each other by the endpoints of received handshakes."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ table ip nat {
 
 
 def put_behind(nat: Host, home: Host) -> None:
-    """Move a host from the underlay into a network behind a NAT, which has the same addresses as others."""
+    """Move a host from the underlay into a network behind a NAT. Several networks have the same addresses."""
     home.run(["ip", "link", "delete", "eth0"])
     ends = ["eth0", "netns", str(home.init_pid), "type", "veth", "peer", "lan0", "netns", str(nat.init_pid)]
     subprocess.run(["ip", "link", "add", *ends], check=True)
@@ -88,13 +88,13 @@ def test_hosts_behind_two_nats_reach_each_other_and_a_public_host(make_overlay) 
         assert home1.run(["wg", "show", "flannel-wg", "preshared-keys"]).stdout.count(PSK) == 2
         assert PSK not in overlay.log(home1)
 
-        # The NAT gets another address, which is not in the lease. The next packet shows it.
+        # The NAT gets another address, which is not in the lease. The next packet has it as its source.
         change = f"address delete {nat2.address}/24 dev eth0\naddress add 10.10.10.150/24 dev eth0\n"
         nat2.run(["ip", "-batch", "-"], text=change)
         wait_until(lambda: reaches(home2, public), what="an answer", deadline_s=SOON_S)
         assert endpoints(public)[str(home2.lease())] == "10.10.10.150:51820"
 
-        # A restart keeps the endpoint that the handshake has shown.
+        # A restart keeps the endpoint of the received handshake.
         said = len(overlay.log(public))
         overlay.daemons[public.name].kill()
         overlay.join(public)

@@ -151,7 +151,7 @@ class Host:
         return BpfProgram(link=links[role], role=role, tunnel=self.tunnel)
 
     def peer(self, is_direct: bool = True) -> BpfPeer:
-        """This host as its peers see it."""
+        """Return the peer object of this host, for the tables of other hosts."""
         return BpfPeer(
             device="flannel0",
             subnet=self.subnet,
@@ -210,7 +210,7 @@ class Host:
         return self.act(look)
 
     def start_forwarder(self, *peers: "Host") -> None:
-        """Start the forwarder, which carries the packets that the programs leave to user space."""
+        """Start the forwarder, for the packets that the programs do not carry."""
         forwarder = Forwarder(
             link="flannel0",
             tunnel_address=self.subnet.network_address,
@@ -319,7 +319,7 @@ def hosts(make_namespace, tmp_path, mode) -> Iterator[list[Host]]:
 
 @pytest.fixture(scope="module")
 def shared_hosts(make_shared_namespace, tmp_path_factory) -> Iterator[list[Host]]:
-    """The same, for all tests of a module."""
+    """Two hosts as in `hosts`, shared by all tests of a module."""
     with two_hosts(make_shared_namespace, tmp_path_factory.mktemp("hosts")) as made:
         yield made
 
@@ -332,7 +332,7 @@ def make_hosts() -> Callable:
 
 @pytest.fixture
 def linked(hosts) -> list[Host]:
-    """Two hosts whose programs know each other. No process of pyflannel runs."""
+    """Two hosts with the peer in the tables of their programs. No process of pyflannel runs."""
     one, two = hosts
     one.heal(one.plan(two.peer()))
     two.heal(two.plan(one.peer()))
@@ -341,7 +341,7 @@ def linked(hosts) -> list[Host]:
 
 @pytest.fixture
 def relayed(linked) -> list[Host]:
-    """The same, and forwarders run."""
+    """Two hosts as in `linked`, each with a running forwarder."""
     one, two = linked
     one.start_forwarder(two)
     two.start_forwarder(one)
@@ -360,7 +360,7 @@ def give_open_socket():
 
 
 def open_socket(namespace, kind: int, protocol: int = 0) -> socket.socket:
-    """Return a socket in a namespace, which can be used from outside."""
+    """Return a socket of a namespace. The test can use it from outside of the namespace."""
 
     async def make() -> socket.socket:
         return socket.socket(socket.AF_INET, kind, protocol)

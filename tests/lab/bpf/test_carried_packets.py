@@ -25,7 +25,7 @@ def test_containers_reach_each_other_without_any_process(linked):
     answered, said = one.container.ping(two.container.address)
 
     assert answered == 3
-    assert "ttl=60" in said  # as in user space: each host routes once, and each end of the tunnel is a hop
+    assert "ttl=60" in said  # as in user space: each host and each end of the tunnel decrements it once
     for host in linked:
         assert host.counts() == {Outcome.ENCAPSULATED: 3, Outcome.DECAPSULATED: 3, Outcome.DELIVERED: 3}
 
@@ -74,7 +74,7 @@ def test_a_stream_arrives_unchanged(linked, send_stream):
 
 
 def test_a_stream_is_not_split_into_segments_on_its_path(linked, send_stream):
-    """There would be 5,700 segments. Far fewer packets leave each device, each for several segments."""
+    """The stream has 5,700 segments. Far fewer packets leave each device, because one carries several."""
     one, two = linked
     before = two.packets_sent(two.container.link)
 
@@ -119,7 +119,7 @@ def test_packets_of_the_last_hop_program_bypass_the_bridge(linked):
     answered, _ = one.container.ping(two.container.address, count=50)
 
     assert answered == 50
-    assert two.packets_sent("docker0") - before < 50  # only ARP and the like
+    assert two.packets_sent("docker0") - before < 50  # for example ARP requests
 
 
 def test_packets_of_the_host_itself_pass_the_bridge(linked):

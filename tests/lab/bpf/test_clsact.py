@@ -16,7 +16,7 @@ def clsact(objects):
 
 @pytest.fixture
 def classified(hosts):
-    """Two hosts whose classifiers know each other."""
+    """Two hosts with the peer in the tables of their classifiers."""
     one, two = hosts
     one.heal(one.plan(two.peer()), clsact)
     two.heal(two.plan(one.peer()), clsact)
@@ -125,7 +125,7 @@ def test_this_kernel_gets_tcx(hosts):
 
 @pytest.mark.parametrize("place", [(), ("prio", "50000")], ids=["any", "a late one"])
 def test_foreign_filters_see_packets_first(classified, place):
-    """The programs do not carry packets past the decision of a policer or a firewall at the underlay."""
+    """A policer or a firewall at the underlay decides about a packet before the programs carry it."""
     one, two = classified
     tc = ("tc", "filter", "add", "dev", "eth0", "ingress", "protocol", "ip", *place)
     two.namespace.command(*tc, "u32", "match", "ip", "dport", "8285", "0xffff", "classid", "1:1")
@@ -134,7 +134,7 @@ def test_foreign_filters_see_packets_first(classified, place):
 
 
 def test_two_programs_at_one_hook_have_the_last_priority(classified):
-    """As with two tunnels over one underlay."""
+    """For example the programs of two tunnels over one underlay."""
     one = classified[0]
     one.namespace.ip("link add flannel1 type veth peer name other1")
     other = replace(one.program(Role.DECAPSULATE).tunnel, device="flannel1", gro_link="")

@@ -1,7 +1,7 @@
 """The decapsulating program accepts a packet only if user space accepts it with the same result.
 
-Each frame is checked twice. BPF_PROG_TEST_RUN passes it to the program. And it is sent to a host without the
-program, where the IP and UDP code of the kernel checks it, and the forwarder decides about the datagram.
+Each frame is checked twice. BPF_PROG_TEST_RUN passes it to the program. The test also sends it to a host
+without the program, where the IP and UDP code of the kernel and then the forwarder check it.
 """
 
 import ctypes
@@ -156,7 +156,7 @@ ODD: dict[str, st.SearchStrategy[Any]] = {
 
 
 def together(*names: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Return the same change for all lengths that must be consistent, as a forger would make it."""
+    """Return the same change for all lengths that must be consistent, as an attacker would make it."""
     return st.integers(-60, 60).map(lambda change: dict.fromkeys(names, change))
 
 

@@ -39,7 +39,7 @@ print(json.dumps([asdict(one) for one in FastPath(sys.argv[1]).features()]))
 
 
 def ask(*before: str, pins="/nowhere") -> dict[str, dict]:
-    """Return the results of a process that these words start, by the feature's first two words."""
+    """Return the results of a process with this command, by the first two words of the feature."""
     done = subprocess.run(
         [*before, sys.executable, "-c", ASK, str(pins)], capture_output=True, text=True, check=True
     )

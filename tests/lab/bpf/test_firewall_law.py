@@ -1,8 +1,8 @@
 """The law of the flow cache: with any rules of the firewall, the same packets arrive as in user space.
 
 Two labs get the same random rules and the same packets. In one the programs cache flows, in the other the
-forwarders carry the packets. The permits are renewed after each change, as by the daemon.
-`test_flow_cache.py` tests that a change has an effect within a second also without this.
+forwarders carry the packets. The test renews the permits after each change, as the daemon does.
+`test_flow_cache.py` tests that a change takes effect within a second without a renewed permit.
 """
 
 import random
@@ -21,7 +21,7 @@ PORTS = range(6000, 6004)
 TCP_PORT = 7000
 PACKETS = 6
 SILENCE_S = 0.4
-"""A packet that has not arrived after this time without any was dropped."""
+"""If no packet arrives for this time, the missing packets were dropped."""
 
 A, B = "10.100.15.2", "10.100.20.2"
 NO_LINGER = struct.pack("ii", 1, 0)
@@ -61,7 +61,7 @@ class Side:
         return arrived
 
     def connect(self, open_socket) -> bytes:
-        """Open a connection, and send by it; return the received bytes."""
+        """Open a connection and send by it. Return the received bytes."""
         with (
             open_socket(self.hosts[1].container.namespace, socket.SOCK_STREAM) as listener,
             open_socket(self.hosts[0].container.namespace, socket.SOCK_STREAM) as client,
@@ -193,7 +193,7 @@ def sides(shared_hosts, make_shared_namespace, tmp_path_factory, make_hosts):
 
 
 def renew(host) -> tuple[str, ...]:
-    """Renew the permits as the daemon does; return why flows are not cached."""
+    """Renew the permits as the daemon does. Return the reasons why flows are not cached."""
     peer = next(one for one in host.others)
 
     async def work(target):

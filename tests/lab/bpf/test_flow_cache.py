@@ -23,7 +23,7 @@ CUT_S = 1.0
 _ports = itertools.count(5000)
 
 SOON_S = 0.25
-"""Within this time, a packet that the kernel passes has arrived."""
+"""A packet that the kernel passes arrives within this time."""
 
 FIREWALL = """
 table ip t {
@@ -52,7 +52,7 @@ class Talk:
         self.number = 0
 
     def arrives(self, source: int = 0, size: int = 0) -> bool:
-        """Send a packet from one or the other; return whether it arrives."""
+        """Send a packet from one of the two containers. Return whether it arrives."""
         self.number += 1
         sent = b"%d " % self.number + bytes(size)
         self.sockets[source].sendto(sent, (self.ends[1 - source].address, self.port))
@@ -97,7 +97,7 @@ def cached(shared_hosts):
 
 @pytest.fixture
 def talk(cached, open_socket) -> Iterator[Talk]:
-    """Two containers that may use the cache."""
+    """Two containers with a permit to use the cache."""
     one, two = cached
     for host in cached:
         permit(host)
@@ -157,7 +157,7 @@ def test_a_stream_bypasses_both_firewalls_and_arrives_unchanged(
 def test_connections_outlive_the_timeouts_of_connection_tracking_while_packets_flow(
     cached, talk, counted, open_socket
 ):
-    """Cached packets do not restart the timeouts. Those that meet the firewall do, also if one end closed."""
+    """Only packets that pass the firewall restart the timeouts, also if one end closed the connection."""
     one, two = cached
     for host in cached:
         for state in ("established", "close_wait", "fin_wait", "last_ack"):
@@ -179,7 +179,7 @@ def test_connections_outlive_the_timeouts_of_connection_tracking_while_packets_f
             assert counted[0][Outcome.CACHED_OUT] > 50
             assert counted[1][Outcome.CACHED_IN] > 50
 
-            # No packet for longer than the timeout: as without the cache, both hosts forget the connection.
+            # After a timeout without packets, both hosts forget the connection, as without the cache.
             time.sleep(3)
             server.send(b"late")
             client.settimeout(SOON_S)
@@ -273,7 +273,7 @@ def test_a_marked_packet_is_never_cached(cached, talk, counted):
 
 
 def test_another_container_with_the_same_address_does_not_use_the_decision(cached, talk, open_socket):
-    """The flow belongs to the link on which its packets arrived. So rules about links are obeyed."""
+    """The key of a flow contains the link on which its packets arrived. Rules about links take effect."""
     one, two = cached
     forger = one.add_container(last=9, link="forger")
     forger.namespace.ip(f"address add {one.container.address}/32 dev eth0")
@@ -300,10 +300,10 @@ def test_packets_longer_than_a_passed_one_meet_the_firewall_first(cached, talk):
 
 
 def test_a_smaller_mtu_of_the_route_takes_effect_within_a_second(cached, talk):
-    """The firewall passes packets of the new size only. Smaller packets of the flow bypass it meanwhile."""
+    """The firewall passes only packets of the new size. Smaller packets of the flow bypass it."""
     one, two = cached
     sender, sink = talk.sockets
-    sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)  # DF, and no MTU is remembered
+    sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)  # DF, and no path MTU is cached
     assert all(talk.arrives(size=size) for size in (0, 1000) * 10)
     one.namespace.ip(f"route add {two.subnet} dev flannel0 mtu 600")
     try:
@@ -325,7 +325,7 @@ def test_a_smaller_mtu_of_the_route_takes_effect_within_a_second(cached, talk):
 
 
 def test_each_host_and_each_end_of_the_tunnel_is_still_a_hop(cached, talk, counted):
-    """As without the cache: `traceroute` and a packet with few hops left meet the same hosts."""
+    """`traceroute` shows the same hosts as without the cache, and they drop a packet with a small TTL."""
     sender, sink = talk.sockets
     sink.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
     seen = set()
@@ -343,7 +343,7 @@ def test_each_host_and_each_end_of_the_tunnel_is_still_a_hop(cached, talk, count
 
 
 def test_a_container_that_ended_gets_no_packet(cached, talk):
-    """The last test: the container is gone."""
+    """This is the last test of the module, because it deletes the container."""
     _, two = cached
     assert all(talk.arrives() for _ in range(10))
     two.namespace.ip(f"link delete {two.container.link}")

@@ -23,8 +23,8 @@ SO_NO_CHECK = 11  # asm-generic/socket.h
 
 @pytest.fixture
 def send_from_one(open_socket):
-    """Return a function that sends inner packets from host one, and returns those that a container of two
-    receives.
+    """Return a function that sends inner packets from host one, and returns the packets that a container of
+    host two receives.
     """
 
     def send(hosts, *packets: bytes) -> bytes:
@@ -59,7 +59,7 @@ def outer(source: str, destination: str, packet: bytes, fragment: int = 0) -> by
 
 
 def wait_counted(host, expected: dict[Outcome, int]) -> None:
-    """Return when these are the packets by outcome. The last packet may be counted before an earlier one."""
+    """Wait for this number of packets by outcome. The last packet may be counted before an earlier one."""
     with suppress(LabError):
         wait_until(lambda: host.counts() == expected, what="the packets", deadline_s=DEADLINE_S)
     assert host.counts() == expected
@@ -193,7 +193,7 @@ def test_a_fragment_is_left_to_user_space(linked, send_from_one, fragment):
 
 @pytest.mark.parametrize("fragment", [0x2000, 0x0001])
 def test_a_fragment_of_a_datagram_is_left_to_the_kernel(linked, send_from_one, open_socket, fragment):
-    """Only the kernel reassembles it. The bytes at the place of a header need not be one."""
+    """Only the kernel reassembles fragments. A later fragment contains data at the place of a header."""
     one, two = linked
     part = outer(one.address, two.address, inner("10.100.15.2", "10.100.20.2", b"a part"), fragment)
 
@@ -207,7 +207,7 @@ def test_a_fragment_of_a_datagram_is_left_to_the_kernel(linked, send_from_one, o
 
 @pytest.mark.parametrize(("address", "port"), [("10.9.0.20", PORT), ("10.9.0.21", 8285)])
 def test_other_datagrams_of_the_underlay_are_not_touched(linked, open_socket, address, port):
-    """To another port, or to another address of the host, which may belong to another tunnel."""
+    """They have another port, or another address of the host, which may belong to another tunnel."""
     one, two = linked
     two.namespace.ip("address add 10.9.0.21/24 dev eth0")
     with (

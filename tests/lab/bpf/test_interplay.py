@@ -145,7 +145,7 @@ def test_a_drop_in_forward_takes_effect_immediately(linked):
 
 
 def test_connections_are_tracked(linked, send_stream):
-    """Host two accepts only answers, so that a stream can start only from its side."""
+    """Host two accepts only answers, so that only host two can open a connection."""
     one, two = linked
     for rule in (
         "-P FORWARD DROP",
@@ -173,7 +173,7 @@ def test_masquerading_excludes_the_overlay(linked, open_socket):
 
 
 def test_a_published_port_reaches_its_container(linked, open_socket):
-    """As Docker publishes one: at an address of the host, here that of the bridge, reached by the overlay."""
+    """Docker publishes a port at an address of the host. The test uses the address of the bridge."""
     one, two = linked
     rule = (
         f"-t nat -A PREROUTING -d {two.gateway} -p tcp --dport 8080 -j DNAT --to {two.container.address}:80"

@@ -40,7 +40,7 @@ def test_a_peer_that_is_not_direct_is_served_by_user_space(relayed):
 
 
 def test_nat_changes_a_packet_that_user_space_sent_over_a_virtual_underlay(relayed):
-    """The sender leaves the checksum of the datagram to its card, which does not exist."""
+    """The sender leaves the checksum of the datagram to a network card, which does not exist here."""
     one, two = relayed
     one.heal(one.plan(two.peer(is_direct=False)))
     programs = [two.program(role) for role in (Role.ENCAPSULATE, Role.DECAPSULATE, Role.LAST_HOP)]
@@ -94,7 +94,7 @@ def test_a_packet_of_exactly_the_mtu_is_carried(linked):
 
 
 def test_each_hop_answers_expired_packets(relayed):
-    """Host, its end of the tunnel, the peer's end, the peer: the same hops as in user space."""
+    """The hops are the same as in user space: host, its end of the tunnel, the peer's end, the peer."""
     one, two = relayed
     hops = {ttl: hop(one.container, two.container.address, ttl) for ttl in range(1, 6)}
 
@@ -131,7 +131,7 @@ def test_options_arrive(relayed):
 
 
 def test_datagrams_to_be_segmented_arrive_completely(relayed, open_socket):
-    """As sent by QUIC: one call with forty datagrams, which must not be sent as one."""
+    """One call sends forty datagrams, as with QUIC. The host must not send them as one datagram."""
     one, two = relayed
     payload = os.urandom(40_000)
     with (
@@ -163,7 +163,7 @@ def test_an_address_without_a_lease_is_unreachable(relayed, open_socket):
 
 
 def test_a_peer_that_is_missing_in_the_table_is_served_by_user_space(relayed):
-    """As until the next audit after another program deleted its entry, in both directions."""
+    """Another program deleted the entry of the peer on both hosts, and no audit has repaired it yet."""
     one, two = relayed
     one.heal(one.plan())
 
@@ -173,7 +173,7 @@ def test_a_peer_that_is_missing_in_the_table_is_served_by_user_space(relayed):
 
 
 def test_a_program_without_its_device_leaves_packets_to_others(linked):
-    """As after another program deleted flannel0 while no daemon ran.
+    """Another program deleted flannel0 while no daemon ran.
 
     Another program or a socket gets the packets.
     """

@@ -13,7 +13,7 @@ from pyflannel.kernel.bpf.pins import remove_pin_directory
 from pyflannel.model.fast_path import Role
 from pyflannel.model.state import State
 
-# Makes a pass on an empty host like a daemon with the given rights; prints operations and refusals.
+# Makes a pass on an empty host like a daemon with the given rights, and prints operations and refusals.
 DAEMON = """
 import asyncio, json, pickle, sys
 from pyflannel.kernel.bpf.fast_path import FastPath
@@ -108,7 +108,7 @@ def test_programs_that_cannot_be_inspected_are_reported(linked, tmp_path):
 def test_a_bpffs_without_their_pins_causes_no_loop(linked, bpffs):
     """The existing programs have no pins.
 
-    The daemon attaches its own behind them once, and names the others.
+    The daemon attaches its own programs behind them once, and reports the existing ones.
     """
     one, two = linked
     desired = one.plan(two.peer())

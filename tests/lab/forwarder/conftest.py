@@ -55,11 +55,11 @@ class Host:
         ip(f"address add {self.tunnel_address}/16 dev flannel0")
 
     def settle(self) -> None:
-        """Return when the device accepts packets, a moment after a forwarder attached to it."""
+        """Wait until the device accepts packets, a moment after a forwarder attached to it."""
         self.namespace.settle(eth0="UP", flannel0="UP")
 
     def reach(self, other: "Host") -> None:
-        """Return when `other` has answered a ping, which it does a moment after its device was set up."""
+        """Wait until `other` answers a ping. It answers a moment after its device was set up."""
         words = ["ping", "-c", "1", "-W", "1", other.tunnel_address]
         wait_until(
             lambda: " 1 received" in self.namespace.attempt(*words),
@@ -79,7 +79,7 @@ class Host:
         return str(interpreter)
 
     def peer(self, **changes) -> ForwarderPeer:
-        """This host as its peers see it."""
+        """Return the peer object of this host, for the tables of other hosts."""
         ours = ForwarderPeer(
             link="flannel0", subnet=self.forwarder.subnet, address=IPv4Address(self.address), port=8285
         )
@@ -183,7 +183,7 @@ def namesake(make_namespace, tmp_path):
 
 @pytest.fixture
 def linked(hosts):
-    """Two hosts whose forwarders know each other."""
+    """Two hosts with the peer in the tables of their forwarders."""
     one, two = hosts
     assert not one.apply(Add(one.forwarder), Add(two.peer()))
     assert not two.apply(Add(two.forwarder), Add(one.peer()))

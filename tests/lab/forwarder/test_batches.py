@@ -61,7 +61,7 @@ while True:
         else:
             udp.sendto(os.read(tun, 65535), (sys.argv[2], 8285))
 """
-"""The method of the original: one read, one datagram, no header before a packet, no offload."""
+"""A forwarder like the original: it sends one datagram per read, and uses no virtio header and no offload."""
 
 LACKING = """
 from pyflannel.datapath import relay, underlay
@@ -105,7 +105,7 @@ def checksum_errors(host) -> int:
 
 
 def test_a_stream_arrives_unchanged(linked):
-    """Between two hosts with pyflannel in both directions, with batches of every kind.
+    """Streams between two hosts with pyflannel, in both directions, with batches of every kind.
 
     Memory does not grow.
     """
@@ -125,7 +125,7 @@ def test_a_stream_arrives_unchanged(linked):
 
 
 def test_a_peer_that_reads_one_packet_from_each_datagram(hosts):
-    """Like the original, in both directions."""
+    """The peer is like the original. Streams arrive in both directions."""
     one, two = hosts
     assert not one.apply(Add(one.forwarder), Add(two.peer()))
     plain = two.spawn(sys.executable, "-c", PLAIN_PEER, two.address, one.address)

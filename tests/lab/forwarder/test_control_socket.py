@@ -21,7 +21,7 @@ DEADLINE_S = 60.0
 
 
 def test_another_user_is_refused(linked):
-    """Even if the mode of the socket allows access to all users."""
+    """The socket refuses another user even if its mode allows access to all users."""
     one, two = linked
     (one.run_dir / "forwarder.sock").chmod(0o777)
     ask = (
@@ -65,9 +65,9 @@ def test_garbage_on_the_control_socket_ends_that_client_only(linked, data):
 
 
 def test_a_client_that_does_not_read_delays_no_packet(linked):
-    """After thousands of unread answers, it is disconnected.
+    """After thousands of unread answers, the forwarder disconnects the client.
 
-    Other clients are served, and every ping returns.
+    It answers other clients, and every ping returns.
     """
     one, two = linked
     read_state = b"pf\x01\x01\0\0\0\0"
@@ -84,7 +84,7 @@ def test_a_client_that_does_not_read_delays_no_packet(linked):
 
 
 def test_more_clients_than_the_maximum(linked):
-    """The last ones are refused. When others disconnect, new ones are accepted again."""
+    """The forwarder refuses the last clients. When others disconnect, it accepts new clients again."""
     one, two = linked
     clients = [socket.socket(socket.AF_UNIX) for _ in range(40)]
     for client in clients:
@@ -97,7 +97,7 @@ def test_more_clients_than_the_maximum(linked):
         client.close()
 
     def is_served() -> bool:
-        with suppress(TargetError):  # until it has detected that they disconnected
+        with suppress(TargetError):  # until the forwarder detects that they disconnected
             return one.snapshot() == State.of(one.forwarder, two.peer())
         return False
 
@@ -105,7 +105,7 @@ def test_more_clients_than_the_maximum(linked):
 
 
 def test_a_stopped_forwarder_is_distinguished_from_a_missing_one(linked, monkeypatch):
-    """A forwarder that does not answer is an error with a hint. For a removal, it is killed."""
+    """A forwarder that does not answer causes an error with a hint. A removal kills it."""
     monkeypatch.setattr("pyflannel.processes.forwarder_client.ANSWER_S", 0.3)
     one, _ = linked
     pid = one.pid
@@ -121,7 +121,7 @@ def test_a_stopped_forwarder_is_distinguished_from_a_missing_one(linked, monkeyp
 
 
 def test_a_forwarder_that_is_silent_twice_is_killed(linked, monkeypatch):
-    """The second of two looks reports none, so that the pass starts another one."""
+    """The second of two snapshots contains no forwarder, so that the pass starts another one."""
     one, two = linked
     pid = one.pid
     monkeypatch.setattr("pyflannel.processes.forwarder_client.ANSWER_S", 0.2)
@@ -155,7 +155,7 @@ def test_only_forwarders_that_do_not_answer_are_ended(linked, namesake, monkeypa
 
 
 def test_another_process_s_change_is_announced(linked):
-    """Another process removes a peer: the target announces it. Own changes do not wake."""
+    """The target announces that another process removed a peer. Its own changes cause no announcement."""
     one, two = linked
     meddle = (
         "import socket, sys; c = socket.socket(socket.AF_UNIX); c.connect(sys.argv[1]);"

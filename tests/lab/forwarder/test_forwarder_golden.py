@@ -17,7 +17,7 @@ DIFFERENT = {4, 5, 8, 26, 29, 31, 32, 35, 37, 38, 59, 64, 71, 73, 74, 76, 77, 79
 
 
 def test_the_original_s_cases_on_a_real_device(make_namespace, tmp_path):
-    """The bytes that the original wrote and sent, through the kernel."""
+    """The forwarder writes and sends the same bytes as the original, through the kernel."""
     cases = [case for case in GOLDEN if int(case["id"][-3:]) not in DIFFERENT]
     ns, run_dir = make_namespace(), tmp_path / "run"
     run_dir.mkdir()
@@ -73,7 +73,7 @@ MARKS_OUT = {
 MARK_IN = bytes.fromhex("4500001800000000401100000a4d32050a4d281e") + MARK
 """Packets to and from a peer.
 
-The packets of a case arrive before them, because the forwarder keeps the order.
+They arrive after the packets of a case, because the forwarder keeps the order.
 """
 
 

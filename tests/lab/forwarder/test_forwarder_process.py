@@ -66,7 +66,7 @@ def test_peers_change_in_place(linked):
 
 
 def test_process_is_detached(hosts, monkeypatch):
-    """It has its own session, no inherited descriptors, and no settings of the daemon in its environment."""
+    """The process has its own session, no inherited descriptors, and no settings of the daemon."""
     monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "secret")
     monkeypatch.setenv("ETCDCTL_PASSWORD", "secret")
     one, _ = hosts
@@ -93,7 +93,7 @@ def test_process_is_detached(hosts, monkeypatch):
 
 
 def test_forwarder_has_precedence_on_a_loaded_host(linked):
-    """It has precedence on the processors, by its process and, if sessions have shares, by its session."""
+    """The process has a higher priority, and its session too if the scheduler groups processes by session."""
     pid = linked[0].pid
 
     assert os.getpriority(os.PRIO_PROCESS, pid) == -10
@@ -103,7 +103,7 @@ def test_forwarder_has_precedence_on_a_loaded_host(linked):
 
 
 def test_forwarder_needs_few_modules_and_little_memory(linked):
-    """It imports neither asyncio nor ipaddress nor dataclasses, and needs at most 16 MB."""
+    """The forwarder imports neither asyncio nor ipaddress nor dataclasses, and needs at most 16 MB."""
     check = (
         "import sys, pyflannel.programs.forwarder;"
         "print(sorted({'asyncio', 'ipaddress', 'dataclasses', 'logging', 'inspect'} & set(sys.modules)))"
@@ -120,7 +120,7 @@ def test_forwarder_needs_few_modules_and_little_memory(linked):
 
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_no_packet_is_lost_when_the_daemon_is_killed(hosts, blow):
-    """1,000 pings a second continue while the owner and its process group end and another one takes over."""
+    """1,000 pings a second continue while the owner and its process group end, and another owner starts."""
     one, two = hosts
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
     owner = one.spawn(sys.executable, "-c", OWNER, str(one.run_dir), one.tunnel_address, one.address)
@@ -173,7 +173,7 @@ def test_a_killed_forwarder_is_announced_and_leaves_no_zombie(linked):
 
 
 def test_a_deleted_device_is_announced_and_a_new_one_attached(linked):
-    """It does not use the processor, keeps its table, and attaches to the new device."""
+    """The forwarder uses no processor time, keeps its table, and attaches to the new device."""
     one, two = linked
     detached = replace(one.forwarder, is_attached=False)
 
@@ -227,7 +227,7 @@ def test_no_device_is_ever_created(hosts):
 
 
 def test_a_held_device_names_its_holder(namesake, hosts):
-    """Another program reads flannel0. The refusal names it."""
+    """Another program reads flannel0. The error names this program."""
     one, _ = hosts
     hold = (
         "import fcntl, os, signal, struct; fd = os.open('/dev/net/tun', os.O_RDWR);"
@@ -267,7 +267,7 @@ def test_a_port_in_use_names_its_holder(namesake, hosts):
 
 
 def test_a_port_whose_holder_ended_meanwhile_is_used_immediately(hosts, monkeypatch):
-    """The first attempt meets the holder, the second does not. Nothing is refused."""
+    """The first attempt fails because of the holder, the second succeeds. No operation is refused."""
     one, two = hosts
     attempts = []
 
@@ -305,7 +305,7 @@ def test_settings_change_by_a_new_process_with_the_same_peers(linked):
 
 
 def test_another_device_requires_another_process(linked):
-    """The old one ends first, regardless of the order of the operations."""
+    """The old process ends first, regardless of the order of the operations."""
     one, two = linked
     one.namespace.ip("tuntap add flannel1 mode tun")
     other = replace(one.forwarder, link="flannel1")
@@ -316,7 +316,7 @@ def test_another_device_requires_another_process(linked):
 
 
 def test_a_terminated_forwarder_ends(linked):
-    """As when a service manager ends it. The file of its socket, which belongs to the daemon, remains."""
+    """A service manager ends it like this. The file of its socket, which belongs to the daemon, remains."""
     one, _ = linked
     pid = one.pid
 
@@ -347,7 +347,7 @@ def test_a_device_deleted_while_it_is_attached_to_is_not_created(hosts, monkeypa
 
 
 def test_a_removal_leaves_nothing(linked):
-    """No process, no socket, no log remains. A second removal succeeds."""
+    """No process, no socket and no log remains. A second removal succeeds."""
     one, two = linked
     pid = one.pid
 
@@ -375,7 +375,7 @@ def test_a_living_forwarder_is_not_replaced_and_a_dead_one_s_socket_is(linked):
 
 
 def test_without_a_tun_device_file_the_error_has_a_hint(hosts):
-    """In a container without /dev/net/tun, there is one line and a hint."""
+    """In a container without /dev/net/tun, the error is one line with a hint."""
     one, _ = hosts
     # The owner starts in a mount namespace without the file.
     owner = one.spawn(
@@ -393,7 +393,7 @@ def test_without_a_tun_device_file_the_error_has_a_hint(hosts):
 
 
 def test_a_forwarder_whose_socket_was_deleted_is_replaced(linked):
-    """It uses the port, but no process can control it."""
+    """Such a forwarder uses the port, but no process can control it."""
     one, two = linked
     pid = one.pid
     shutil.rmtree(one.run_dir)

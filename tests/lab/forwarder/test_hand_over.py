@@ -76,8 +76,8 @@ def ask_for_everything(host) -> socket.socket:
 
 @pytest.mark.timeout(300)
 def test_no_ping_is_lost(linked, long_run):
-    """At 1,000 pings a second, from one forwarder to the next: 1,000 pings, or twenty times 5,000 with
-    --long.
+    """A forwarder replaces another at 1,000 pings a second: once with 1,000 pings, or twenty times with 5,000
+    by --long.
     """
     one, two = linked
     seconds = 5 if long_run else 1
@@ -102,7 +102,7 @@ def test_no_ping_is_lost(linked, long_run):
 
 
 def test_the_complete_state_is_handed_over(linked):
-    """Peers, device, port and control socket, which exists all the time."""
+    """The state is peers, device, port and control socket. The control socket exists all the time."""
     one, two = linked
 
     assert not hand_over(one)
@@ -116,7 +116,7 @@ def test_the_complete_state_is_handed_over(linked):
 
 @pytest.mark.parametrize("failures", [1, 3])
 def test_a_forwarder_of_root_that_cannot_be_replaced_is_killed(linked, monkeypatch, failures: int):
-    """The new one may start too late on a busy host. flanneld of another user cannot use the old one."""
+    """The new one may start too late on a busy host. A flanneld of another user cannot use the old one."""
     one, two = linked
     pid, attempts = one.pid, []
     monkeypatch.setattr(forwarder_launch, "_as_user", lambda uid, gid: nullcontext())
@@ -207,7 +207,7 @@ def test_with_an_unavailable_port_the_old_one_continues(linked):
 def test_a_successor_that_ends_before_it_takes_over_changes_nothing(linked):
     """Packets flow meanwhile.
 
-    Changes are refused, because the successor would not get them. Then all is as before.
+    The forwarder refuses changes, because the successor would not get them. Then it accepts them again.
     """
     one, two = linked
     with closing(ask_for_everything(one)) as successor:
@@ -232,7 +232,7 @@ def test_without_the_device_the_rest_is_handed_over(linked):
     one.namespace.ip("link delete flannel0")
     detached = replace(one.forwarder, is_attached=False)
     wait_until(
-        lambda: one.snapshot() == State.of(detached, two.peer()), what="the loss", deadline_s=DEADLINE_S
+        lambda: one.snapshot() == State.of(detached, two.peer()), what="no device", deadline_s=DEADLINE_S
     )
 
     (refusal,) = hand_over(one, version=None)
@@ -246,7 +246,7 @@ def test_without_the_device_the_rest_is_handed_over(linked):
 
 
 def test_a_forwarder_without_hand_over_is_stopped_and_started_again(hosts, caplog):
-    """A version without hand-overs: packets are lost for a moment, which is reported. Its peers remain."""
+    """Packets are lost for a moment, and the log reports it. The peers remain."""
     one, two = hosts
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
     assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(OLD), version="0.0.1")
@@ -262,7 +262,7 @@ def test_a_forwarder_without_hand_over_is_stopped_and_started_again(hosts, caplo
 
 
 def test_a_forwarder_without_summaries_is_asked_once(hosts):
-    """It reports the current version, but is older: one pass fails, later ones read the whole table."""
+    """It reports the current version, but is older. One pass fails, and later passes read the whole table."""
     one, two = hosts
     assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(OLD))
 
@@ -280,7 +280,7 @@ def test_a_forwarder_without_summaries_is_asked_once(hosts):
 
 
 def test_a_forwarder_with_another_protocol_is_replaced(hosts):
-    """After two requests, and only if it is a forwarder."""
+    """The target replaces it after two requests, and only if the process is a forwarder."""
     one, _ = hosts
     path = one.run_dir / "forwarder.sock"
 

@@ -57,8 +57,8 @@ def with_user(host) -> str:
     return str(interpreter)
 
 
-def test_it_keeps_no_right(hosts):
-    """With its own user, it has neither root nor a group, no capability, and a filter of system calls.
+def test_a_forwarder_with_its_own_user_has_no_right(hosts):
+    """With its own user, it is not root, has no group and no capability, and has a filter of system calls.
 
     A rule for the owner of a socket, as in the tunnel guard, matches its packets as those of root, which
     opened the socket.
@@ -80,7 +80,7 @@ def test_it_keeps_no_right(hosts):
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
 
-def test_it_keeps_no_capability_as_root(hosts, caplog):
+def test_a_forwarder_as_root_has_no_capability(hosts, caplog):
     """On a host without the user, uid 0 remains. The log of the daemon names the restrictions."""
     one, _ = hosts
     with caplog.at_level("INFO"):
@@ -94,8 +94,8 @@ def test_it_keeps_no_capability_as_root(hosts, caplog):
     assert "restrictions=no_capabilities,filtered_calls" in caplog.text
 
 
-def test_code_inside_it_reaches_nothing_else(hosts):
-    """As root, which owns the files. Only the filter refuses."""
+def test_code_inside_a_forwarder_has_no_access_to_files_and_processes(hosts):
+    """The forwarder runs as root, which owns the files. Only the filter of system calls refuses."""
     one, two = hosts
     assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(PAYLOAD))
     assert not two.apply(Add(two.forwarder), Add(one.peer()))

@@ -60,7 +60,7 @@ def test_the_sender_receives_an_error_without_a_route(linked):
 
 
 def test_no_packet_loops_if_a_peers_address_is_routed_into_the_tunnel(linked):
-    """A ping, and one in fragments: each fragment of the tunnel datagram returns once, and is dropped."""
+    """The forwarder drops each fragment of a tunnel datagram that returns. The second ping has fragments."""
     one, two = linked
     looped = two.peer(address=IPv4Address("10.100.2.9"))
     assert not one.apply(Replace(two.peer(), looped))
@@ -88,7 +88,7 @@ def test_a_datagram_longer_than_the_path_mtu_is_fragmented(linked):
 
 
 def test_strangers_are_dropped_counted_and_remembered(linked):
-    """Valid inner addresses do not help an unknown sender, nor a known sender invalid inner addresses."""
+    """Packets need a known sender and valid inner addresses. With only one of both, they are dropped."""
     one, two = linked
     one.namespace.ip("address add 10.9.0.66/24 dev eth0")
     ours, theirs, else_where = (IPv4Address(a).packed for a in ("10.100.2.9", "10.100.1.9", "10.100.3.9"))
@@ -158,7 +158,7 @@ def test_no_failure_of_the_underlay_or_the_device_stops_it(linked):
 
 
 def test_ten_thousand_peers_in_one_request(linked):
-    """They are set, read back and removed, while packets flow."""
+    """The peers are added, read back and removed, while packets flow."""
     one, two = linked
     many = [
         two.peer(subnet=IPv4Network((0x0B000000 + (i << 8), 24)), address=IPv4Address(0x0A090100 + i))
