@@ -136,7 +136,7 @@ def round_trip(path: Path) -> tuple[float]:
     """Return the median of some hundred pings with an interval of two milliseconds."""
     times = ping_times(path, pings=PINGS, interval_s=PING_INTERVAL_S)
     if lost := PINGS - len(times):
-        raise LabError(f"{lost} of {PINGS} pings over {path.name} were lost", hint="Repeat it.")
+        raise LabError(f"{lost} of {PINGS} pings over {path.name} were lost", hint="Repeat the benchmark.")
     return (median(times),)
 
 

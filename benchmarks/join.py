@@ -60,7 +60,7 @@ class Point:
         hosts_s: processor time of all hosts together.
         etcd_s: processor time of etcd.
         request_ms: mean time of etcd for a request, by method.
-        load: of the machine before, in processes that want a processor.
+        load: load of the machine before the run, in processes that want a processor.
     """
 
     hosts: int

@@ -144,7 +144,7 @@ def measure_start(backend: str, count: int, *, is_last: bool) -> Start:
 
 
 def measure_steady(backend: str, count: int, idle_s: float, storm_s: float) -> Steady:
-    """Start with this number of leases. Then let hosts join, wait, let many join and leave, and flood."""
+    """Measure a host with this number of leases: joins, idle time, many joins and leaves, and a flood."""
     step(f"{backend}, {count} leases: events, rest, storm and flood")
     with crowded_network("bench-scale", backend, count) as network:
         daemon = network.start()
@@ -230,7 +230,7 @@ def passes(network: CrowdedNetwork) -> int:
 
 @contextmanager
 def damaging(network: CrowdedNetwork) -> Iterator[None]:
-    """Remove one route of the host after the other while the block runs, so that it looks constantly."""
+    """Remove one route of the host after the other during the block, so that flanneld looks constantly."""
     destinations = [str(lease.subnet) for lease in network.leases]
     script = 'for destination; do ip route delete "$destination"; sleep 0.2; done'
     program = network.host.start(["bash", "-c", script, "damage", *destinations[:DAMAGED]], name="damage")

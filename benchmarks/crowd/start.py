@@ -22,8 +22,8 @@ class Start:
     Attributes:
         hand_s: time of ip(8) and bridge(8) for the same objects; None for udp, which has none.
         last_s: until the last route is in the kernel; for udp, until the forwarder knows all peers.
-        ready_s: until the daemon reported it.
-        processor_s: of the daemon, until it was ready.
+        ready_s: until the daemon reported that it was ready.
+        processor_s: processor time of the daemon until it was ready.
         resident_mib: memory after the end of all work, in the last start also after the leases were saved,
             except for the largest network; the maximum of several starts, like `peak_mib`.
     """

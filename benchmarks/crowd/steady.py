@@ -30,7 +30,7 @@ class Steady:
         join_ms: from the write to the route in the kernel.
         looked_at_ms: the same while the host repairs damage, with constant looks.
         leave_ms: from the deletion to the removal of the route, including two seconds of delay.
-        storm_percent: of a core, while hosts joined and left.
+        storm_percent: processor time in per cent of a core, while hosts joined and left.
         storm_settled_s: from the last of them until the kernel was correct.
         flood_passes: number of passes after more changes than the kernel's queue holds.
     """

@@ -32,7 +32,8 @@ def spread(values: Sequence[float], form: str = ".3g") -> str:
 class Ratio:
     """The ratio of a path to its reference, which is 1, from the ratios of the rounds.
 
-    Half of the rounds' ratios are between the quartiles. If 1 is between them, too, no difference is shown.
+    Half of the rounds' ratios are between the quartiles. If 1 is also between them, the paths do not differ
+    measurably.
     """
 
     median: float

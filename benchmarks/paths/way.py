@@ -12,7 +12,7 @@ class Way:
 
     Attributes:
         route: output of `ip route get`.
-        driver: of the device.
+        driver: driver of the device.
         sent: packets that the device has sent.
     """
 

@@ -33,7 +33,7 @@ class Memory:
 
 
 class DockerHost:
-    """A host whose reconciler applies each plan at once, or none."""
+    """A host whose reconciler applies each plan immediately, or never."""
 
     def __init__(self) -> None:
         self.progress = asyncio.Event()

@@ -35,27 +35,30 @@ def announcing(changed: asyncio.Event) -> ChangeChannel:
 
 
 class FakeKernel:
-    """A target in memory. It refuses and drops the same as the kernel, and also refuses operations of a test.
+    """A target in memory. It refuses and drops the same objects as the kernel, and refuses the operations
+    that a test selects.
 
     It refuses:
 
     - an object on a missing link;
     - a route by a link that is down, from a source that is no address of the host, or by a gateway that is
       an address of the host or that no route of the link reaches;
-    - a link whose name is in use, and a veth one of whose names is;
-    - a second vxlan device with one VNI and port;
+    - a link whose name is in use, and a veth if one of its two names is in use;
+    - a second vxlan device with the same VNI and port;
     - an entry of a tunnel guard without its table.
 
     It drops:
 
-    - with the table of a tunnel guard its entries;
-    - with a link all objects on it, the other end of a veth, and the vxlan devices on top of it;
-    - with a link that is set down its IPv4 routes and neighbours, with its MAC address its neighbours;
-    - with an address the routes that have it as their source; with the first IPv4 address of a prefix on a
-      link the others of that prefix; with the last IPv4 address of a link its IPv4 routes and neighbours.
+    - the entries of a tunnel guard, together with its table;
+    - all objects on a removed link, the other end of a veth, and the vxlan devices that use the link;
+    - the IPv4 routes and neighbours of a link that is set down, and the neighbours of a link that gets
+      another MAC address;
+    - the routes with a removed address as their source; the other IPv4 addresses of a prefix on a link,
+      together with the first one; the IPv4 routes and neighbours of a link, together with its last IPv4
+      address.
 
-    It adds the route to the prefix of an address. Of several routes with one key the first is visible, and
-    the next one after that is removed.
+    It adds the route to the prefix of an address. Of several routes with one key, the first is visible. After
+    its removal, the next one is visible.
 
     A change by another program is announced. A change by the daemon and its consequences are not.
 
@@ -242,7 +245,7 @@ class FakeKernel:
                 self._drop_routes(partial(_has_source, one.address.ip))
 
     def _objection(self, item: Item) -> str | None:
-        """Return why the kernel refuses an item that is neither a link nor an address."""
+        """Return the reason why the kernel refuses an item that is neither a link nor an address."""
         match item:
             case Route():
                 return self._route_objection(item)
@@ -339,7 +342,7 @@ def _share_prefix(one: Address, other: Address) -> bool:
 
 
 def _share_vni(one: Link, other: Link) -> bool:
-    """Return whether the kernel could not tell for which of two vxlan devices a packet is."""
+    """Return whether two vxlan devices have the same VNI on one socket, which the kernel refuses."""
     a, b = one.vxlan, other.vxlan
     return a is not None and b is not None and (a.vni, *_socket(a)) == (b.vni, *_socket(b))
 

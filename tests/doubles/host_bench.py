@@ -59,7 +59,7 @@ class OneInterface:
         return None
 
     async def save(self, parts: Iterable[bytes]) -> bool:
-        """Forget it."""
+        """Discard the content."""
         return True
 
 

@@ -182,7 +182,7 @@ class Host:
         self.take(Failed(None if isinstance(request, List) else request, "no answer"))
 
     def watch(self) -> None:
-        """Let the watch deliver the changes since then."""
+        """Let the watch deliver the changes since its last delivery."""
         if self.seen is None:
             return
         changes = tuple(change for change in self.store.log if revision_of_change(change) > self.seen)

@@ -124,7 +124,7 @@ class LookedAt(FakeKernel):
 
 
 class SlowToRead(FakeKernel):
-    """A kernel of which no look ends before a signal."""
+    """A kernel that returns no snapshot before a signal."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ class _Leaps(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise RuntimeError("every task waits, and no timer runs: nothing is to come any more")
+            raise RuntimeError("every task waits, and no timer runs, so no further event can occur")
         self.now += max(timeout, 0.0)
         return []
 

@@ -127,7 +127,7 @@ DUAL_HOST = HOST | State.of(
     Address(link="eth0", address=IPV6_UNDERLAY),
     Route(destination=IPV6_UNDERLAY.network, link="eth0", protocol=PROTOCOL_KERNEL),
 )
-"""The same with IPv6."""
+"""The objects of such a host with IPv6."""
 
 _SORTS = (
     "link",
@@ -167,7 +167,7 @@ def items(draw: st.DrawFn, sorts: Sequence[str] = _SORTS) -> Item:
                 vxlan=vxlan,
             )
         case "address":
-            # On flannel0 it shares its prefix with the address of the udp backend.
+            # On flannel0, this address shares its prefix with the address of the udp backend.
             length = 16 if name == "flannel0" else draw(st.sampled_from([32, 24]))
             base = subnet.network_address if length != 24 else IPv4Address("10.101.7.1")
             return Address(link=name, address=IPv4Interface((base, length)))

@@ -92,7 +92,8 @@ _GO_ON = 1
 _EPOLL_CTL_ADD = 1
 
 _ORDER = struct.Struct("=6I")
-"""Whether it is armed, number of the failing call, its errno, whether later calls fail, calls seen, mode.
+"""Fields of the shared memory: whether a failure is armed, number of the failing call, its errno, whether
+later calls fail, number of calls so far, mode.
 
 The mode is the number of counted calls, or _ANY.
 """
@@ -173,7 +174,7 @@ class ProgramCalls:
         _ORDER.pack_into(self._memory, 0, 1, 1, code, 0, 0, _X86_64[name])
 
     def has_failed(self) -> bool:
-        """Return whether it has happened."""
+        """Return whether this call has failed."""
         return bool(_ORDER.unpack_from(self._memory, 0)[4])
 
     def stop(self) -> None:
