@@ -38,7 +38,7 @@ _ports = iter(random.sample(range(10_000, 30_000), k=20_000))
 
 
 def free_port() -> int:
-    """Return an unused port of loopback; each only once.
+    """Return an unused port of loopback, each port only once.
 
     The ports that the kernel assigns to clients are excluded: a client could use one before the server
     starts, or between two starts.
@@ -124,7 +124,7 @@ class Etcd:
 
 @pytest.fixture(scope="session")
 def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
-    """An etcd for tests that change only keys below their own prefix."""
+    """An etcd that several tests share. Each test changes only keys below its own prefix."""
     etcd = Etcd(tmp_path_factory.mktemp("etcd"))
     etcd.start()
     yield etcd
@@ -133,7 +133,7 @@ def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 
 @pytest.fixture
 def new_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Etcd]]:
-    """Etcds for tests that may damage them. They are not started."""
+    """Yield a function that creates an etcd for one test. It is not started."""
     made: list[Etcd] = []
 
     def make() -> Etcd:
@@ -213,7 +213,7 @@ class Network:
         return log.read_text() if log.exists() else ""
 
     def wait_logged(self, name: str, text: str, *, times: int = 1, deadline_s: float = SOON_S) -> None:
-        """Return when flanneld on a host has logged `text` this number of times."""
+        """Wait until flanneld on a host has logged `text` this number of times."""
         try:
             wait_until(
                 lambda: self.log(name).count(text) >= times,
@@ -226,7 +226,7 @@ class Network:
     def wait_status(
         self, name: str, holds: Callable[[dict[str, Any]], bool], what: str, *, deadline_s: float = SOON_S
     ) -> dict[str, Any]:
-        """Return the status of a host when `holds` holds for a status of its flanneld.
+        """Wait until `holds` is true for the status of flanneld on a host. Return the status.
 
         The status that flannelctl reads from files, while flanneld does not respond, is ignored.
         """
@@ -244,7 +244,7 @@ class Network:
         return seen[-1]
 
     def wait_ready(self, name: str) -> dict[str, Any]:
-        """Return the status of a host when it is ready."""
+        """Wait until a host is ready. Return its status."""
         return self.wait_status(name, lambda status: bool(status["is_ready"]), "is ready")
 
 

@@ -1,4 +1,4 @@
-"""vxlan and host-gw on real hosts: published data, reachable peers, and the effect of invalid leases."""
+"""vxlan and host-gw on real hosts: their published data and reachable peers, and invalid leases."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def test_vxlan_reaches_all_hosts_except_those_with_invalid_leases(new_network: N
         network.put(f"subnets/{key}", value)
     wait_until(
         lambda: len(refused(network, "docker1")) == len(BAD_LEASES),
-        what="every bad lease is refused",
+        what="every invalid lease is refused",
         deadline_s=SOON_S,
     )
 
@@ -116,7 +116,7 @@ def test_a_vtep_keeps_its_mac_address_after_loss_of_device_and_daemon(new_networ
     value = network.record(network.lease_key("docker1"))["value"]
 
     docker1.run(["ip", "link", "delete", "flannel.1"])
-    wait_until(lambda: mac(docker1, "flannel.1") == before, what="the device is back", deadline_s=SOON_S)
+    wait_until(lambda: mac(docker1, "flannel.1") == before, what="the device", deadline_s=SOON_S)
     daemon.kill()
     docker1.run(["ip", "link", "delete", "flannel.1"])
     network.start("docker1")
@@ -155,7 +155,7 @@ def test_host_gw_reports_peers_that_are_not_on_its_link(new_network: NewNetwork)
 
 
 def test_host_gw_behind_a_nat_waits_without_a_lease(new_network: NewNetwork) -> None:
-    """Its peers could not send to it."""
+    """The peers of such a host could not send to it."""
     network = new_network("docker1", config=config(Type="host-gw"))
     daemon = network.launch("docker1", "--public-ip=203.0.113.9")
 
@@ -173,7 +173,7 @@ def test_host_gw_behind_a_nat_waits_without_a_lease(new_network: NewNetwork) -> 
 
 
 def test_a_copy_of_a_host_gets_another_vtep(new_network: NewNetwork) -> None:
-    """It starts with the identity of a running host and detects that it is another host."""
+    """The copy starts with the identity of a running host, and detects that it is another host."""
     network = new_network("docker1", "docker4", config=config(Type="vxlan"))
     network.start("docker1", "--node-id=twin")
     before = network.record(network.lease_key("docker1"))["value"]

@@ -66,7 +66,7 @@ class TestNetworkConfig:
             network.put("config", config)
             wait_until(
                 lambda seen=seen: len(problems(network.log("docker1"))) > seen,
-                what=f"{config} is complained of",
+                what=f"an error about {config}",
                 deadline_s=SOON_S,
             )
             said = problems(network.log("docker1"))[-1]
@@ -111,7 +111,7 @@ def network(network_of: NetworkOf) -> Iterator[Any]:
 
 @pytest.fixture
 def host(network: Any) -> Iterator[Any]:
-    """The host, without any object of flannel afterwards."""
+    """The host of the network. The test removes all objects of flannel at its end."""
     host = network.hosts["docker1"]
     yield host
     host.flannelctl("cleanup")
@@ -174,7 +174,7 @@ def test_wrong_use_ends_it_with_one_line(network: Any, flag: str, value: str) ->
 
 class TestTun:
     def test_no_device_file(self, network: Any, host: Any) -> None:
-        """One line contains the remedy, and flanneld continues after it."""
+        """One line contains the remedy, and flanneld continues when the file exists."""
         host.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/net"])
         network.launch("docker1")
         network.wait_logged("docker1", "/dev/net/tun")
@@ -189,7 +189,7 @@ class TestTun:
 
     def test_no_right_to_it(self, network: Any, host: Any) -> None:
         less = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
-        others = ["--iptables-forward-rules=false", "--guard=off"]  # which also need the capability
+        others = ["--iptables-forward-rules=false", "--guard=off"]  # because both also need the capability
         flags = ["--store", network.url, *others]
         host.start([*less, "flanneld", *flags], name="flanneld")
         network.wait_logged("docker1", "CAP_NET_ADMIN")

@@ -68,7 +68,7 @@ def test_a_restart_without_a_state_directory_is_ready_immediately_with_its_subne
 def test_a_restart_without_run_and_state_directory_is_ready_immediately_with_its_subnet(
     new_network: Callable[..., Any], backend: str
 ) -> None:
-    """As a container without volumes in the host's network: its device still contains the identity.
+    """A container without volumes in the host's network has no files. Its device contains the identity.
 
     A claim would take ten seconds. Without one, the host is ready within two seconds on an idle machine.
     """
@@ -99,7 +99,7 @@ def test_a_restart_without_run_and_state_directory_is_ready_immediately_with_its
 def test_a_copy_with_identity_and_address_yields_to_the_running_host(
     new_network: Callable[..., Any], pinging: Pinging
 ) -> None:
-    """As on a disk that was cloned with its state directory. The copy runs degraded, and both report it."""
+    """The disk was cloned with its state directory. The copy runs degraded, and both report it."""
     network = new_network("docker1", "docker2", "docker4")
     network.start("docker1", "--node-id=twin")
     network.start("docker4")

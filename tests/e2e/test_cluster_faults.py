@@ -1,4 +1,4 @@
-"""The reaction of hosts when their etcd cluster of three loses members, its history or its data.
+"""The reaction of hosts if their etcd cluster of three loses members, its history or its data.
 
 The data path is pinged a hundred times a second, and no ping may be lost. Most tests run only with --long.
 """
@@ -68,7 +68,7 @@ class Member:
         return self.host.run(command).stdout
 
     def status(self) -> dict[str, Any]:
-        """Return its status when it responds."""
+        """Wait until the member responds. Return its status."""
         found: list[dict[str, Any]] = []
         wait_until(
             lambda: bool(found.append(self.ask()) or found[-1]),
@@ -78,7 +78,7 @@ class Member:
         return found[-1]
 
     def ask(self) -> dict[str, Any]:
-        """Return its status, or None if it does not respond immediately."""
+        """Return the status of the member, or None if it does not respond immediately."""
         try:
             (said,) = json.loads(self.ctl("--command-timeout=1s", "endpoint", "status", "-w", "json"))
         except (LabError, ValueError):
@@ -88,7 +88,7 @@ class Member:
 
     @property
     def number(self) -> str:
-        """Its ID in etcdctl."""
+        """The ID of the member in etcdctl."""
         return f"{self.status()['header']['member_id']:x}"
 
 
@@ -106,7 +106,7 @@ class Cluster:
         self.leader()
 
     def leader(self) -> Member:
-        """Return the leader when the other members follow one."""
+        """Wait until the other members follow a leader. Return the leader."""
         found: list[Member] = []
 
         def look() -> bool:
@@ -194,12 +194,12 @@ def connected_member(network: Any, name: str) -> Member:
         )
         return bool(found)
 
-    wait_until(look, what=f"{name} speaks to a member", deadline_s=SOON_S)
+    wait_until(look, what=f"a connection from {name} to a member", deadline_s=SOON_S)
     return found[0]
 
 
 def started_watches(network: Any) -> int:
-    """Return how many watches the members have received since they started."""
+    """Return the number of watches that the members have received since they started."""
     ask = f"exec 3<>/dev/tcp/$0/{CLIENT_PORT}; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
     begun = re.compile(
         r'^grpc_server_started_total{.*grpc_service="etcdserverpb.Watch".*} (\d+)$', re.MULTILINE
@@ -212,7 +212,7 @@ def started_watches(network: Any) -> int:
 
 
 def check_follows(network: Any, members: list[Member]) -> None:
-    """Write and delete the lease of a guest at these members: both hosts receive both."""
+    """Write and delete a lease at these members, and check that both hosts receive both changes."""
     endpoints = ",".join(member.client for member in members)
 
     def ask(*argv: str) -> None:
@@ -229,7 +229,7 @@ def check_follows(network: Any, members: list[Member]) -> None:
 
 
 def wait_leases(network: Any, name: str, count: int) -> None:
-    """Return when a host knows exactly this number of leases.
+    """Wait until a host knows exactly this number of leases.
 
     After an absence of the store, the status still counts leases that disappeared, for a while.
     """
@@ -261,7 +261,7 @@ def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
 
 
 def test_the_leader_is_killed_and_restarted(network: Any, pings: Any) -> None:
-    """It is the member to which a host is connected."""
+    """The leader is the member to which a host is connected."""
     cluster = network.etcd
     leader = cluster.lead(connected_member(network, "docker1"))
 
@@ -273,9 +273,9 @@ def test_the_leader_is_killed_and_restarted(network: Any, pings: Any) -> None:
 
 
 def test_a_minority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
-    """It is the leader, and a host is connected to it.
+    """The minority is the leader, and a host is connected to it.
 
-    It does not learn that the others elected another one.
+    The leader does not learn that the others elected another one.
     """
     cluster = network.etcd
     leader = cluster.lead(connected_member(network, "docker1"))
@@ -319,7 +319,7 @@ def test_members_are_stopped_and_continued(in_long_run: None, network: Any, ping
 
 
 def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
-    """It is removed and joins again, as in etcd's manual. Then it is the only member that the hosts reach."""
+    """The member leaves and joins again, as in etcd's manual. Then the hosts reach only this member."""
     cluster = network.etcd
     lost = connected_member(network, "docker1")
     rest = cluster.others(lost)
@@ -341,7 +341,7 @@ def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) ->
 
 
 def test_the_cluster_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
-    """It starts again with only the network config."""
+    """The cluster starts again with only the network config."""
     cluster = network.etcd
     keys = [network.lease_key(name) for name in network.hosts]
 
@@ -356,7 +356,7 @@ def test_the_cluster_loses_its_data(in_long_run: None, network: Any, pings: Any)
 
 
 def wait_written(network: Any, key: str, since: int = 0) -> None:
-    """Return when there is a key that was written after revision `since`."""
+    """Wait until the key was written after revision `since`."""
 
     def is_written() -> bool:
         record = network.record(key)
@@ -366,7 +366,7 @@ def wait_written(network: Any, key: str, since: int = 0) -> None:
 
 
 def test_a_lease_is_deleted(network: Any, pings: Any) -> None:
-    """Its host acquires it again."""
+    """The host of the lease acquires it again."""
     key = network.lease_key("docker1")
     was = network.record(key)
 
@@ -387,9 +387,9 @@ def test_all_leases_are_deleted(network: Any, pings: Any) -> None:
 
 
 def test_a_lease_is_acquired_by_another_host(network: Any) -> None:
-    """Its host continues, reports it, and reacquires it when it is free.
+    """The previous host continues, reports the loss, and acquires the lease again when it is free.
 
-    No pings: peers send to the other host.
+    The test sends no pings, because peers send to the other host.
     """
     host, key = network.hosts["docker1"], network.lease_key("docker1")
     before = host.lease()
@@ -453,7 +453,7 @@ def compact(network: Any) -> None:
 
 
 def test_compaction_while_connected(in_long_run: None, network: Any, pings: Any) -> None:
-    """It removes revisions that a stopped host has not read. Then its member is killed."""
+    """The compaction removes revisions that a stopped host has not read. Then the member is killed."""
     network.etcdctl("put", GUEST, GUEST_LEASE)
     wait_leases(network, "docker1", 3)
     member = connected_member(network, "docker1")
@@ -483,7 +483,7 @@ def test_compaction_while_cut_off(network: Any, pings: Any) -> None:
 
 
 def test_leases_end_while_all_hosts_are_cut_off(network: Any, pings: Any) -> None:
-    """As when the store is unreachable for longer than their TTL: each host reacquires its subnet."""
+    """The store is unreachable for longer than their TTL. Each host acquires its subnet again."""
     keys = [network.lease_key(name) for name in network.hosts]
     etcd_leases = [network.record(key)["lease"] for key in keys]
 
@@ -497,11 +497,11 @@ def test_leases_end_while_all_hosts_are_cut_off(network: Any, pings: Any) -> Non
 
     assert gone == [None, None]
     for key in keys:
-        wait_until(lambda key=key: network.record(key) is not None, what=f"{key} is back", deadline_s=SOON_S)
+        wait_until(lambda key=key: network.record(key) is not None, what=f"{key}", deadline_s=SOON_S)
 
 
 def test_a_host_starts_after_a_compaction(in_long_run: None, network: Any, pings: Any) -> None:
-    """Its watch begins at its listing, which is later than any compaction, and continues."""
+    """The watch of the host begins at its listing, which is later than any compaction, and continues."""
     compact(network)
     network.daemons["docker4"].stop()
     network.daemons["docker4"] = network.start("docker4")

@@ -53,7 +53,7 @@ def test_a_restart_after_a_change_of_the_network_keeps_the_subnet(
 
 
 def test_a_change_of_the_network_takes_effect_on_request(new_network: Callable[..., Any]) -> None:
-    """With the command in log, status and doctor."""
+    """The operator runs the command that log, status and doctor show."""
     network = new_network("docker1", config=CONFIG)
     daemon = network.start("docker1")
     host, key = network.hosts["docker1"], network.lease_key("docker1")

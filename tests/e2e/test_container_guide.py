@@ -67,7 +67,7 @@ def owner_line(status: str) -> str:
 def test_a_new_container_without_directories_has_the_subnet_of_the_previous_one(
     new_network: Callable[..., Any],
 ) -> None:
-    """It reads the identity from the device, and makes no claim.
+    """The new container reads the identity from the device, and makes no claim.
 
     The first container leaves filter tables. An earlier version of nft crashed in the second one, when it
     listed them as JSON.

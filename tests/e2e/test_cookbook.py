@@ -134,7 +134,7 @@ class TestLog:
 
 
 def end_flanneld(host: Any, number: signal.Signals) -> None:
-    """End the daemon, whose ID is in its lock file, and return when it has ended."""
+    """End the daemon, whose process ID is in its lock file, and wait for its end."""
     pid = host.run(["cat", "/run/flannel/flanneld.lock"]).stdout.split()[0]
     host.run(["kill", f"-{number.value}", pid])
     wait_until(
@@ -153,7 +153,7 @@ def test_ready_is_reported_when_packets_can_flow(network: Any) -> None:
     network.start("docker2")
     wait_until(
         lambda: was_added_last(network.hosts["docker3"], host.lease()),
-        what="docker3 sends to the new one",
+        what="docker3 sends to the new host",
         deadline_s=SOON_S,
     )
     first = ping(host, network.overlay("docker3"), count=1)
@@ -173,7 +173,7 @@ def was_added_last(host: Any, subnet: IPv4Network) -> bool:
 class TestDevice:
     """Step 3."""
 
-    def test_ip_address_shows_it(self, network: Any) -> None:
+    def test_ip_address_shows_the_device(self, network: Any) -> None:
         for host in network.hosts.values():
             lines = host.run(["ip", "address", "show", "flannel0"]).stdout.splitlines()
             base = host.lease().network_address
@@ -186,7 +186,7 @@ class TestDevice:
             assert lines[2].strip() == f"inet {base}/16 scope global flannel0"
             assert not any("inet6" in line for line in lines)
 
-    def test_ethtool_shows_tun(self, network: Any) -> None:
+    def test_ethtool_shows_the_driver_tun(self, network: Any) -> None:
         said = network.hosts["docker1"].run(["ethtool", "-i", "flannel0"]).stdout
 
         assert said.startswith("driver: tun\n")
@@ -199,7 +199,7 @@ class TestDevice:
             assert [line.strip() for line in lines if "10.100." in line] == [wanted]
 
     def test_every_flannel0_answers_every_host_with_ttl_62(self, network: Any) -> None:
-        """One hop by each of the two forwarders."""
+        """Each of the two forwarders decrements the TTL."""
         pairs = [(one, other) for one in network.hosts for other in network.hosts if one != other]
         for one, other in pairs:
             wait_until(
@@ -233,7 +233,7 @@ class TestSubnetEnv:
         "damage",
         ["rm {}", "truncate -s 10 {}", "sed -i s/1472/9000/ {}", "chmod 600 {}", "ln -sf /etc/hostname {}"],
     )
-    def test_it_is_repaired(self, network: Any, damage: str) -> None:
+    def test_a_damaged_file_is_repaired(self, network: Any, damage: str) -> None:
         host = network.hosts["docker4"]
         path = host.directory / "run/flannel/subnet.env"
         wanted = subnet_env(host)
@@ -242,11 +242,11 @@ class TestSubnetEnv:
 
         wait_until(
             lambda: not path.is_symlink() and path.exists() and path.read_text() == wanted,
-            what=f"subnet.env is right again after `{damage}`",
+            what=f"the repair of subnet.env after `{damage}`",
             deadline_s=SOON_S,
         )
 
-    def test_it_is_always_complete(self, network: Any) -> None:
+    def test_the_file_is_always_complete(self, network: Any) -> None:
         """A reader reads constantly while the MTU, and with it the text, changes repeatedly."""
         host = network.hosts["docker4"]
         path = host.directory / "run/flannel/subnet.env"

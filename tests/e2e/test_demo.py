@@ -1,4 +1,4 @@
-"""scripts/demo and flannelctl lab, as a user runs them."""
+"""scripts/demo and flannelctl lab, by the commands of a user."""
 
 import json
 import os

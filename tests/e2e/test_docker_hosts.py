@@ -66,8 +66,8 @@ def network() -> Iterator[Network]:
 
 
 def start_docker(host: Host, *, image: Path) -> None:
-    """Start Docker by either method of step 6: docker4 with subnet.env itself, the others with an options
-    file.
+    """Start Docker by a method of step 6: docker4 with the variables of subnet.env, the others with an
+    options file.
     """
     if host.name == "docker4":
         host.engine.start("dockerd --bip=${FLANNEL_SUBNET} --mtu=${FLANNEL_MTU}", environment_file=SUBNET_ENV)
@@ -129,7 +129,7 @@ def test_step_2_the_log_contains_the_steps(network: Network, name: str) -> None:
     )
 
 
-def test_step_3_the_device_is_as_in_the_cookbook(network: Network) -> None:
+def test_step_3_the_device_equals_that_of_the_cookbook(network: Network) -> None:
     host = network.hosts["docker4"]
 
     shown = host.run(["ip", "address", "show", "flannel0"]).stdout
@@ -172,7 +172,7 @@ def test_step_4_a_deleted_subnet_env_is_written_again(network: Network) -> None:
 
     path.unlink()
 
-    wait_until(path.exists, what="subnet.env is there again", deadline_s=HEALED_S)
+    wait_until(path.exists, what="subnet.env", deadline_s=HEALED_S)
     assert path.read_text() == text
 
 
@@ -241,13 +241,11 @@ def test_damage_is_repaired(network: Network, damage: str) -> None:
 
     host.run(["ip", *damage.split()])
 
-    wait_until(
-        lambda: ping(host, other.address, count=1).is_reached, what=f"healed `{damage}`", deadline_s=HEALED_S
-    )
+    wait_until(lambda: ping(host, other.address, count=1).is_reached, what=f"`{damage}`", deadline_s=HEALED_S)
     # A ping is answered with any MTU.
     wait_until(
         lambda: " mtu 1472 " in host.run(["ip", "address", "show", "flannel0"]).stdout,
-        what="the MTU is right",
+        what="the correct MTU",
         deadline_s=HEALED_S,
     )
 

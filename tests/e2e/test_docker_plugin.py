@@ -1,4 +1,4 @@
-"""The network plugin for Docker with real engines and the udp backend: the commands of its guide, faults."""
+"""The network plugin for Docker with real engines and the udp backend: commands of its guide, and faults."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def container(host: Host, name: str = "web1", network: str = "web") -> DockerCon
 
 
 def get(host: Host, url: str) -> str:
-    """Fetch a page from the host; "" without an answer."""
+    """Fetch a page from the host, and return it; "" without an answer."""
     command = ["busybox", "timeout", "5", "busybox", "wget", "-q", "-O", "-", url]
     return host.run(command, check=False).stdout
 
@@ -114,11 +114,11 @@ def test_a_published_port_is_reached_from_everywhere(network: Any) -> None:
 
 
 def test_a_container_does_not_reach_services_of_the_host_at_loopback(network: Any) -> None:
-    """A container with the right to do so routes packets for 127.0.0.1 to the bridge."""
+    """A container that may change its routes sends packets for 127.0.0.1 to the bridge."""
     host = network.hosts["docker1"]
     service = host.start(["busybox", "httpd", "-f", "-p", "127.0.0.1:7777", "-h", "/run"], name="loopback")
     connect = ["timeout", "1", "bash", "-c", "</dev/tcp/127.0.0.1/7777"]
-    wait_until(lambda: host.run(connect, check=False).returncode == 0, what="it answers", deadline_s=SOON_S)
+    wait_until(lambda: host.run(connect, check=False).returncode == 0, what="an answer", deadline_s=SOON_S)
     inside = container(host).run_in_network
     gateway = inside(["ip", "-j", "route", "show", "default"]).stdout
     inside(["sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1"])

@@ -24,7 +24,7 @@ DAEMONS = ("flanneld ", "dockerd ")
 def test_the_readme_gives_docker_the_leased_subnet(
     network_of: Callable[..., AbstractContextManager[Any]],
 ) -> None:
-    """A fresh host, a real etcd and a real Docker engine; `ETCD` in the README is the name of the etcd."""
+    """The host is new, etcd and Docker engine are real. `ETCD` in the README is the host name of the etcd."""
     blocks = command_blocks("README.md", "Run it on real hosts")
 
     with network_of("docker1", config=None) as network:
@@ -32,7 +32,7 @@ def test_the_readme_gives_docker_the_leased_subnet(
         host = network.hosts["docker1"]
         host.run(["tee", "--append", "/etc/hosts"], text=f"{LEFT.gateway.ip} ETCD\n")
         host.run(["mount", "-t", "tmpfs", "tmpfs", "/usr/local/bin"])
-        # scripts/setup must find everything installed, as after scripts/test: it must not change this .venv.
+        # scripts/setup must find everything installed, because it must not change the .venv of this run.
         host.run(["mount", "--bind", ROOT / ".venv", ROOT / ".venv"])
         host.run(["mount", "-o", "remount,bind,ro", ROOT / ".venv"])
         for number, block in enumerate(blocks):
@@ -67,8 +67,8 @@ def test_the_example_of_the_lab_guide_shows_the_partition() -> None:
     assert done.stdout.splitlines()[-1] == "[('docker1', 'docker3'), ('docker3', 'docker1')]"
 
 
-# Datagrams of a tunnel in one direction make those of the other direction "established", so the rule is
-# limited to TCP.
+# Connection tracking considers datagrams of a tunnel as replies to those of the other direction, so the
+# rule is limited to TCP.
 DROP_INPUT = {
     "nftables": """
         nft add table inet filter

@@ -23,7 +23,7 @@ from pyflannel.stores.etcd.rpc_pb2 import PutRequest, RequestOp, TxnRequest
 from pyflannel.stores.etcd.watch import ANSWER_S, SILENT_S
 
 PATIENCE_S = 120
-"""Seconds until a hang is detected at the latest, by the deadline of a call or the pings of a connection."""
+"""Maximum time in seconds until a hang is detected, by the deadline of a call or pings of a connection."""
 
 CLOSED = "127.0.0.1:1"
 BUSY_S = 5.0
@@ -217,7 +217,7 @@ def test_an_idle_watch_is_not_disturbed(shared_etcd: Any, long_run: bool) -> Non
 
 @pytest.fixture
 def proxy(shared_etcd: Any, free_port: Callable[[], int]) -> Iterator[str]:
-    """The address at which etcd's own proxy serves clients."""
+    """The address of etcd's own proxy."""
     endpoint = f"127.0.0.1:{free_port()}"
     process = subprocess.Popen(
         ["etcd", "grpc-proxy", "start", f"--endpoints={shared_etcd.endpoint}", f"--listen-addr={endpoint}"],
@@ -232,7 +232,7 @@ def proxy(shared_etcd: Any, free_port: Callable[[], int]) -> Iterator[str]:
 
 
 def test_a_watch_through_etcd_s_proxy_stays_open(proxy: str) -> None:
-    """It does not forward progress requests: a missing response has no meaning there."""
+    """The proxy does not forward progress requests, so that a missing response has no meaning."""
 
     async def test() -> None:
         async with opened(proxy, prefix="/proxy") as store:
@@ -265,7 +265,7 @@ def test_events_of_one_revision_are_returned_together(shared_etcd: Any) -> None:
 
 
 def test_a_replay_of_many_megabytes_arrives_completely(shared_etcd: Any) -> None:
-    """More than etcd sends in one message: it sends fragments, none of which ends within a revision."""
+    """etcd sends so much in fragments. No fragment ends within a revision."""
 
     async def test() -> None:
         async with opened(shared_etcd.endpoint, prefix="/large") as store:
@@ -307,7 +307,7 @@ def test_ten_thousand_keys_are_listed_at_one_revision(new_etcd: Callable[[], Any
     run(test())
 
 
-def test_a_lost_race_leaves_no_etcd_lease_behind(new_etcd: Callable[[], Any]) -> None:
+def test_no_etcd_lease_remains_after_a_lost_race(new_etcd: Callable[[], Any]) -> None:
     etcd = new_etcd()
     etcd.start()
 
@@ -323,7 +323,7 @@ def test_a_lost_race_leaves_no_etcd_lease_behind(new_etcd: Callable[[], Any]) ->
     run(test())
 
 
-def test_renewals_and_deletions_leave_no_etcd_lease_behind(new_etcd: Callable[[], Any]) -> None:
+def test_no_etcd_lease_remains_after_renewals_and_deletions(new_etcd: Callable[[], Any]) -> None:
     etcd = new_etcd()
     etcd.start()
 

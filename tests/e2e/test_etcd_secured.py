@@ -163,7 +163,7 @@ class Secured:
         return said
 
     def leader(self) -> str:
-        """Return the leader when there is one."""
+        """Wait until there is a leader, and return it."""
         leaders: list[str] = []
 
         def look() -> bool:
@@ -201,7 +201,7 @@ class Secured:
         (self.pki / "wrong").write_text("wrong\n")
 
     def start(self, host: str, *flags: str) -> None:
-        """Start flanneld on a host and return when it is ready."""
+        """Start flanneld on a host, and wait until it is ready."""
         flags = flags or tuple(self.flags(host))
         self.daemons[host] = self.network.hosts[host].start_flanneld(*flags, "-v=1")
         self.network.wait_ready(host)
@@ -219,7 +219,7 @@ class Secured:
         self.etcdctl("user", "passwd", "flannel", "--interactive=false", text=password)
 
     def let_tokens_expire(self) -> None:
-        """Return when every member has dropped a token that is newer than those of all hosts."""
+        """Wait until every member has dropped a token that is newer than those of all hosts."""
         before = self._dropped("guest")
         self.etcdctl("get", "/nothing", user=f"guest:{PASSWORD}", check=False)
         wait_until(
@@ -265,7 +265,7 @@ def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
 
 
 def test_the_password_is_not_readable_anywhere(secured: Secured, network: Any) -> None:
-    """docker1 has it from its command line, docker4 from a file."""
+    """docker1 reads the password from its command line, docker4 from a file."""
     for name, host in network.hosts.items():
         status = network.wait_ready(name)
         assert "username=flannel" in status["store"]["url"]
@@ -285,7 +285,7 @@ def test_flannelctl_uses_the_same_connection(network: Any) -> None:
 
 
 def test_flannelctl_finds_the_password_in_its_environment(network: Any) -> None:
-    """The daemon of docker1 has it from its command line and does not publish it."""
+    """The daemon of docker1 reads the password from its command line, and does not publish it."""
     host = network.hosts["docker1"]
     ask = ["flannelctl", "leases", "--json"]
 
@@ -379,7 +379,7 @@ class TestReplaced:
         assert pid_of(network, "docker1") == daemon
 
     def test_a_password(self, secured: Secured, network: Any, pings: Any) -> None:
-        """It was changed in etcd first, so the old one is refused for a while."""
+        """The password is changed in etcd first, so that the old one is refused for a while."""
         daemon = pid_of(network, "docker4")
         secured.set_password(OTHER_PASSWORD)
         try:
@@ -397,7 +397,7 @@ class TestReplaced:
 
 
 def wait_for(network: Any, name: str, text: str) -> dict[str, Any]:
-    """Return the status of a host when it waits for something that matches the pattern `text`."""
+    """Wait until the waiting reason of a host matches the pattern `text`. Return the status."""
     status: dict[str, Any] = network.wait_status(
         name, lambda status: re.search(text, status["waiting_for"] or "") is not None, f"waits for {text!r}"
     )
@@ -410,7 +410,7 @@ def pid_of(network: Any, name: str) -> str:
 
 
 WITHOUT_ROOTS_WAYS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-"""Users without this right cannot read all files then."""
+"""Without this right, a user cannot read all files."""
 
 BAD = {
     "no CA file": (
@@ -448,7 +448,7 @@ BAD = {
         "refused user 'guest' /coreos.com/network/",
     ),
 }
-"""The error: flags that cause it, and a pattern of the message."""
+"""By the name of an error: the flags that cause it, and a pattern of its message."""
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -37,7 +37,7 @@ class Users:
             etcd.ctl(*command.split())
 
     def invalidate_tokens(self, password: str = PASSWORD) -> None:
-        """Change the password, possibly to the same one: from now on, every token of the user is refused."""
+        """Change the password, possibly to the same one. etcd then refuses earlier tokens of the user."""
         root = f"--user=root:{PASSWORD}"
         self._etcd.ctl(root, "user", "passwd", "flannel", "--interactive=false", text=password)
 

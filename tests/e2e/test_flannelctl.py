@@ -1,4 +1,4 @@
-"""flannelctl as an operator runs it: the installed program, real stores."""
+"""The installed flannelctl with real stores."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ _numbers = count()
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run flannelctl with separate directories: without a daemon, and without variables of the caller."""
+    """Run flannelctl with separate directories, without a daemon and without variables of the caller."""
 
     def program(*arguments: str, text: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {

@@ -94,13 +94,13 @@ class Host:
         return daemon
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start flanneld, and return when it is ready."""
+        """Start flanneld, and wait until it is ready."""
         daemon = self._launch()
         eventually(lambda: self.ctl("status").returncode == 0, "flanneld is ready")
         return daemon
 
     def wait_forwarder(self) -> None:
-        """Return when the forwarder responds. A status waits for it only for a short time."""
+        """Wait until the forwarder responds, because a status waits for it only for a short time."""
         eventually(lambda: self.document("status")["forwarder"] is not None, "the forwarder answers")
 
     def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -243,7 +243,7 @@ class TestStatus:
         assert store["is_connected"]
 
     def test_the_status_of_a_killed_daemon_is_read_from_its_files(self, host: Host) -> None:
-        """Its lease, its network and the forwarder that still carries packets are known."""
+        """The status contains its lease, its network and the forwarder, which still carries packets."""
         daemon = host.start()
         before = host.document("status")
         daemon.kill()
@@ -356,7 +356,7 @@ class TestThroughTheDaemon:
         assert "read the config that flanneld uses, because the store cannot be read: " in done.stderr
 
     def test_another_user_is_refused(self, host: Host) -> None:
-        """Also if the mode of the socket allows it: the kernel identifies the user of the client."""
+        """The mode of the socket has no effect, because the kernel reports the user of the client."""
         host.start()
         (host.directory / "run" / "flanneld.sock").chmod(0o666)
 
@@ -382,7 +382,7 @@ with socket.socket(socket.AF_UNIX) as client:
 
 class TestCleanup:
     @pytest.mark.parametrize("was_killed", [False, True])
-    def test_cleanup_leaves_nothing(self, host: Host, was_killed: bool) -> None:
+    def test_cleanup_removes_everything(self, host: Host, was_killed: bool) -> None:
         before = host.trace()
         daemon = host.start()
         if was_killed:
@@ -476,7 +476,7 @@ class TestCleanup:
         eventually(lambda: host.trace() == before, "the host is as it was")
 
     def test_a_daemon_of_another_namespace_is_not_stopped(self, host: Host, other: Host) -> None:
-        """Its objects cannot be removed from this namespace."""
+        """The objects of that daemon cannot be removed from this namespace."""
         daemon = host.start()
 
         done = other.ctl("cleanup", "--run-dir", str(host.directory / "run"))

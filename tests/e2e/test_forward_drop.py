@@ -84,7 +84,7 @@ def start_docker(host: Host, *, image: Path) -> DockerContainer:
 
 
 def start_server(place: DockerContainer | Sandbox) -> None:
-    """Start the server, and return when it accepts connections."""
+    """Start the server, and wait until it accepts connections."""
     place.start_in_network([sys.executable, "-c", TELLING, str(PORT)], name="telling")
     wait_until(
         lambda: place.run_in_network(["ss", "-Hltn", f"sport = :{PORT}"]).stdout != "",
@@ -100,7 +100,7 @@ def seen_from(place: DockerContainer | Sandbox, address: IPv4Address) -> str:
 
 
 def wait_reached(container: DockerContainer, address: IPv4Address) -> None:
-    """If the policy has just changed, the accept rules follow."""
+    """Wait until the container reaches the address. After a change of the policy, flanneld adds its rules."""
     wait_until(
         lambda: ping(container, address, count=1).is_reached, what=f"{address} is reached", deadline_s=SOON_S
     )
@@ -135,7 +135,7 @@ def test_packets_to_outside_have_the_address_of_the_host(network: Network) -> No
 
 
 def test_a_restart_of_docker_keeps_the_accept(network: Network) -> None:
-    """It creates its own rules again, before those of flanneld."""
+    """Docker creates its own rules again, before those of flanneld."""
     host = network.lab.hosts["docker3"]
     before = network.containers["docker1"]
     host.engine.stop()
@@ -148,7 +148,7 @@ def test_a_restart_of_docker_keeps_the_accept(network: Network) -> None:
 
 
 def test_without_forward_rules_no_container_is_reached(network: Network) -> None:
-    """The policy takes effect, and disabled rules are removed. Last, because it interrupts the network."""
+    """The policy takes effect, and disabled rules are removed. The test is last, because it stops packets."""
     host = network.lab.hosts["docker3"]
     one, other = network.containers.values()
 

@@ -43,7 +43,7 @@ def metrics(network: Any) -> set[str]:
 
 
 def wait_answer(network: Any, text: str) -> None:
-    """Return when the answer of /readyz is 503 with `text`, or 200 if there is no text."""
+    """Wait until the answer of /readyz is 503 with `text`, or 200 if there is no text."""
     seen: list[tuple[int, str]] = []
 
     def look() -> bool:
@@ -137,7 +137,7 @@ def test_readyz_names_the_missing_condition(new_network: NewNetwork) -> None:
 
 
 def test_ports_in_use_do_not_stop_the_daemon(new_network: NewNetwork) -> None:
-    """They are logged, and opened when they are free. Meanwhile the host joins its network."""
+    """The ports are logged, and opened when they are free. Meanwhile, the host joins its network."""
     network = new_network("docker1")
     host = network.hosts["docker1"]
     holder = host.start([sys.executable, "-c", HOLD.format(port=PORT)])

@@ -28,7 +28,7 @@ NARROW = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.1.0","SubnetMax":"10.10
 def test_four_hosts_at_once(
     store: str, config: str, long_run: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three rounds, or twenty with --long. The durations are printed with --long."""
+    """The test has three rounds, or twenty with --long, which also prints the durations."""
     seconds = [start_at_once(store, config) for _ in range(20 if long_run else 3)]
 
     if long_run:

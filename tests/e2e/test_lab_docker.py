@@ -47,7 +47,7 @@ def control_groups(name: str) -> list[Path]:
 
 
 def test_four_engines_side_by_side() -> None:
-    """Each has its own socket, images and bridge. Containers use the routes of the test. Nothing remains."""
+    """Each engine has its own socket, images and bridge. Containers use the routes of the test."""
     with Lab(NAME) as lab:
         image = lab.directory / "busybox.tar"
         write_image(image)
@@ -89,7 +89,7 @@ with Lab(sys.argv[1]) as lab:
 
 
 def test_the_next_run_removes_the_remains_of_docker_after_a_killed_run() -> None:
-    """Including containers, their control groups and overlays."""
+    """The remains are containers, their control groups and overlays."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, NAME], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"

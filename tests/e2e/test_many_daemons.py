@@ -91,7 +91,7 @@ def time_of_lease(daemon: Program) -> datetime:
 
 
 def time_of_peers(daemon: Program, peers: int) -> datetime | None:
-    """Return when a daemon logged this number of peers; None if it has not. No peer leaves meanwhile."""
+    """Return the time at which a daemon logged this number of peers; None before. No peer leaves."""
     known = 0
     for when, found in said(daemon, r"Subnets? added: (?:(\d+)$)?"):
         known += int(found[1] or 1)
@@ -101,7 +101,7 @@ def time_of_peers(daemon: Program, peers: int) -> datetime | None:
 
 
 def wait_known(host: Host, peers: int) -> None:
-    """Return when a host's status counts this number of peers."""
+    """Wait until a host's status counts this number of peers."""
     client = ControlClient(host.directory / "run/flannel/flanneld.sock")
     wait_until(
         lambda: asyncio.run(client.status()).peers == peers,
@@ -112,7 +112,7 @@ def wait_known(host: Host, peers: int) -> None:
 
 @pytest.mark.timeout(3600)
 def test_forty_daemons_at_once(long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Once, or ten times with --long. The durations are printed."""
+    """The daemons start once, or ten times with --long. The durations are printed."""
     for _ in range(10 if long_run else 1):
         leased_s, known_s = start_at_once(40)
         with capsys.disabled():
@@ -125,7 +125,7 @@ def test_forty_daemons_at_once(long_run: bool, capsys: pytest.CaptureFixture[str
 def test_two_hundred_hosts_join_at_once(
     new_etcd: Callable[[], Any], long_run: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A thousand with --long: the real lease protocol and watch on one etcd, without kernels."""
+    """With --long, a thousand join. The lease protocol and the etcd are real, without kernels."""
     etcd, hosts = new_etcd(), 1000 if long_run else 200
     etcd.start()
 

@@ -1,4 +1,4 @@
-"""The installed mk-docker-opts writes the same as flannel's script, and never executes its input."""
+"""The installed mk-docker-opts writes the same files as flannel's script, and never executes its input."""
 
 import json
 import os
@@ -49,14 +49,14 @@ UNWRITABLE = {"stderr": "./no/such/dir/out.env: No such file or directory\n", "e
 
 
 def refused(part: str) -> dict[str, Any]:
-    """Return the differences if the input needs a shell."""
+    """Return the expected differences for input that needs a shell."""
     cause = f"./subnet.env: line 1: {part} needs a shell, but no shell executes the file"
     hint = "Write assignments NAME=value. Write quotes around special characters of a shell."
     return {"output": None, "stderr": f"{cause}. {hint}\n", "exit": 2}
 
 
 def missing(path: str) -> dict[str, Any]:
-    """Return the differences if the input does not exist."""
+    """Return the expected differences for missing input."""
     cause = f"warning: {path} does not exist or is not a file, so Docker gets no subnet from it."
     return {"stderr": f"{cause} Start flanneld first.\n"}
 
@@ -158,7 +158,7 @@ def test_a_file_of_another_user_gives_no_other_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["run/subnet.env", "run/networks/blue.env"])
 def test_a_link_of_another_user_gives_no_other_options(path: str, tmp_path: Path) -> None:
-    """The user of flanneld may choose the content of a file of root: /sys/class/net/flannel.1/ifalias."""
+    """The user of flanneld can write a file of root: /sys/class/net/flannel.1/ifalias."""
     source, chosen = tmp_path / path, tmp_path / "sys/flannel.1"
     chosen.mkdir(parents=True)
     (chosen / source.name).write_text("FLANNEL_MTU=1472\nDOCKER_OPT_X=--insecure\n")

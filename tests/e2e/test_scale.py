@@ -10,7 +10,7 @@ from testlab.crowded_network import crowded_network
 STANDING = 1000
 NEWCOMERS = 300
 PER_S = 100
-"""Hosts that join each second; the same number leaves."""
+"""Number of hosts that join each second. The same number leaves."""
 
 STAY = 50
 """Number of new hosts that are present at any moment, and at the end."""
@@ -26,7 +26,7 @@ DEADLINE_S = 60.0
     ],
 )
 def test_a_host_among_a_thousand(backend: str, damage: list[str]) -> None:
-    """After the start, after three seconds of joins and leaves, and after damage to all objects."""
+    """It has the objects of all peers after its start, after joins and leaves, and after damage to all."""
     with crowded_network(f"c{os.getpid()}", backend, STANDING, deadline_s=DEADLINE_S) as network:
         network.start()
         network.wait_right()

@@ -1,4 +1,4 @@
-"""The same behaviour of every store: the double in memory, the embedded one and a real etcd."""
+"""Every store has the same behaviour: the double in memory, the embedded one and a real etcd."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ from pyflannel.stores.embedded.store import EmbeddedStore
 
 PATIENCE_S = 60
 TTL_S = 4
-"""A TTL that suffices for the writes before its end on a busy machine."""
+"""A TTL that is long enough for the writes before its end on a busy machine."""
 
 HISTORY = 40
 
@@ -176,7 +176,7 @@ def test_a_record_reads_back_as_it_was_written(subject: Subject, run: Callable) 
 def test_a_record_contains_the_creation_revision_of_its_key_or_nothing(
     subject: Subject, run: Callable
 ) -> None:
-    """A write keeps it, a deletion does not."""
+    """A write keeps the creation revision, and a deletion removes it."""
 
     async def test() -> None:
         store = subject.client()

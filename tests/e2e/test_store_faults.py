@@ -105,7 +105,7 @@ def cut_off(*hosts: Any, hooks: Collection[str] = ("input", "output")) -> Iterat
 
 
 def wait_all_known(network: Any, name: str, leases: dict[str, Any]) -> None:
-    """Return when a host's daemon knows exactly these leases."""
+    """Wait until a host's daemon knows exactly these leases."""
     wait_until(
         lambda: network.leases_known(name) == {str(subnet) for subnet in leases.values()},
         what=f"{name} knows all leases",
@@ -122,8 +122,8 @@ def network(network_of: NetworkOf) -> Iterator[Any]:
 
 
 class TestStoreAway:
-    def test_unreachable_at_start(self, new_network: NewNetwork) -> None:
-        """It is logged once, retried with increasing pauses, and used when it starts."""
+    def test_a_store_that_is_unreachable_at_the_start(self, new_network: NewNetwork) -> None:
+        """The failure is logged once. The host retries after increasing pauses until the store starts."""
         network = new_network("docker1", config=None)
         starting = partial(network.start, "docker1")
 
@@ -142,7 +142,7 @@ class TestStoreAway:
         assert len([text for text in said if "etcd does not respond" in text]) == 1
         assert network.log("docker1").count("Restored the store connection") == 1
 
-    def test_unreachable_for_a_while(self, new_network: NewNetwork, pinging: Pinging) -> None:
+    def test_a_store_that_is_unreachable_for_a_while(self, new_network: NewNetwork, pinging: Pinging) -> None:
         network = new_network("docker1", "docker4", config=None)
         etcd = network.etcd.start()
         network.put("config", CONFIG)
@@ -165,14 +165,14 @@ class TestStoreAway:
         assert log.count("Restored the store connection") == 1
 
     @pytest.mark.parametrize("how", ["stopped", "killed", "loses its data"])
-    def test_unreachable_for_longer_than_the_ttl_of_leases(
+    def test_a_store_that_is_unreachable_for_longer_than_the_ttl_of_leases(
         self, new_network: NewNetwork, pinging: Pinging, long_run: bool, how: str
     ) -> None:
         """Each host has its subnet again, changes arrive, and the path between the hosts was never
         interrupted.
         """
         if how == "killed" and not long_run:
-            pytest.skip("needs --long")  # etcd would then renew all TTLs, which is the milder case
+            pytest.skip("needs --long")  # in the short form, etcd would renew all TTLs
         network = new_network("docker1", "docker4", config=None)
         etcd = network.etcd.start()
         network.put("config", CONFIG)
@@ -234,7 +234,7 @@ class TestStoreAway:
 
         assert pings.lost == 0
 
-    def test_restored_with_a_later_revision(
+    def test_a_store_that_is_restored_with_a_later_revision(
         self, new_network: NewNetwork, pinging: Pinging, long_run: bool
     ) -> None:
         """The store lost its data, and its revision exceeds that of the hosts when they reach it again."""
@@ -263,7 +263,7 @@ class TestStoreAway:
                 key = network.lease_key(name)
                 wait_until(
                     lambda key=key: network.record(key) is not None,
-                    what=f"{key} is there again",
+                    what=f"{key}",
                     deadline_s=BACK_S,
                 )
             pings.wait_answered(more=50)
@@ -273,8 +273,8 @@ class TestStoreAway:
             assert is_held(network.wait_ready(name))
         assert pings.lost == 0
 
-    def test_leases_are_followed_again_afterwards(self, new_network: NewNetwork) -> None:
-        """A host that joined during the failure becomes a peer as soon as the store is reachable."""
+    def test_hosts_that_join_during_an_outage_become_peers_after_it(self, new_network: NewNetwork) -> None:
+        """Such a host becomes a peer as soon as the store is reachable."""
         network = new_network("docker1", "docker2", "docker4")
         together([partial(network.start, name) for name in ("docker1", "docker4")])
         host = network.hosts["docker1"]
@@ -287,12 +287,12 @@ class TestStoreAway:
         assert not missed.is_reached
         wait_until(
             lambda: ping(host, address, count=1).is_reached,
-            what="docker1 reaches the newcomer",
+            what="docker1 reaches the new host",
             deadline_s=SOON_S,
         )
 
-    def test_a_restart_meanwhile_uses_the_last_known_state(self, new_network: NewNetwork) -> None:
-        """Also after a boot of the host: device and forwarder are created again, for all known peers."""
+    def test_a_restart_during_an_outage_uses_the_last_known_state(self, new_network: NewNetwork) -> None:
+        """After a boot of the host, device and forwarder are created again, for all known peers."""
         network = new_network("docker1", "docker4", config=None)
         etcd = network.etcd.start()
         network.put("config", CONFIG)
@@ -303,7 +303,7 @@ class TestStoreAway:
             network.wait_status(name, lambda status: status["peers"] == 1, "knows its peer")
         wait_until(
             lambda: str(network.hosts["docker4"].address) in kept.read_text(),
-            what="the peer is kept",
+            what="the peer",
             deadline_s=SOON_S,
         )
 
@@ -341,7 +341,7 @@ class TestLeaseLost:
 
         with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
             network.etcdctl("del", f"/coreos.com/network/{key}")
-            wait_until(lambda: network.record(key) is not None, what="taken again", deadline_s=SOON_S)
+            wait_until(lambda: network.record(key) is not None, what="another lease", deadline_s=SOON_S)
             pings.wait_answered(more=20)
 
         now = network.record(key)
@@ -353,14 +353,14 @@ class TestLeaseLost:
         held = network.wait_status("docker1", is_held, "holds its lease")
         assert held["lease"]["losses"] == losses + 1
 
-    def test_all_leases_deleted(self, network: Any, pinging: Pinging) -> None:
+    def test_all_deleted_leases_are_acquired_again(self, network: Any, pinging: Pinging) -> None:
         before = {name: host.lease() for name, host in network.hosts.items()}
         keys = [network.lease_key(name) for name in network.hosts]
 
         with pinging(network.hosts["docker2"], network.overlay("docker4")) as pings:
             network.etcdctl("del", "--prefix", "/coreos.com/network/subnets/")
             for key in keys:
-                wait_until(lambda key=key: network.record(key), what=f"{key} is back", deadline_s=SOON_S)
+                wait_until(lambda key=key: network.record(key), what=f"{key}", deadline_s=SOON_S)
             pings.wait_answered(more=20)
 
         assert {name: host.lease() for name, host in network.hosts.items()} == before
@@ -368,7 +368,7 @@ class TestLeaseLost:
             network.wait_status(name, is_held, "holds its lease")
         assert pings.lost == 0
 
-    def test_a_lease_of_another_host_is_kept_in_use_and_reacquired(self, network: Any) -> None:
+    def test_a_lease_that_another_host_took_stays_in_use_and_is_acquired_again(self, network: Any) -> None:
         host, other = network.hosts["docker1"], network.hosts["docker4"]
         key, before, text = network.lease_key("docker1"), host.lease(), host.run(["cat", ENV]).stdout
 
@@ -408,7 +408,7 @@ class TestLeaseLost:
         assert status["lease"]["expires_in_s"] is None
         assert "lease" not in network.record(key)
 
-    def test_the_lease_of_a_living_host_is_released_only_with_force(self, network: Any) -> None:
+    def test_the_lease_of_a_running_host_is_released_only_with_force(self, network: Any) -> None:
         """A running flanneld answers. After a forced release it acquires the same subnet."""
         host, key = network.hosts["docker2"], network.lease_key("docker2")
         subnet = str(host.lease())
@@ -461,13 +461,13 @@ def test_invalid_keys_are_skipped(network: Any, pinging: Pinging) -> None:
 
 @pytest.fixture
 def newcomer(network: Any) -> Any:
-    """docker2, which has left the network: no flanneld, no lease."""
+    """docker2, which has left the network. It has no flanneld and no lease."""
     network.hosts["docker2"].flannelctl("cleanup")
     return network.hosts["docker2"]
 
 
 def test_a_reservation_is_used_and_remains_without_ttl(network: Any, newcomer: Any) -> None:
-    """After a start and a restart."""
+    """The reservation remains after a start and a restart."""
     held = {str(network.hosts[name].lease()) for name in ("docker1", "docker4")}
     subnet = next(
         each for each in (f"10.100.{number}.0/24" for number in range(100, 128)) if each not in held
@@ -535,7 +535,7 @@ def test_two_running_hosts_with_one_address(network: Any, newcomer: Any, pinging
 
 
 def test_a_dead_owners_lease_is_taken_over(network: Any, newcomer: Any) -> None:
-    """Another host now has its address. No host answers the claim within ten seconds."""
+    """Another host has the address of the dead one. No host answers the claim within ten seconds."""
     dead = network.hosts["docker1"]
     dead.run(["kill", "-KILL", dead.run(["cat", "/run/flannel/flanneld.lock"]).stdout.split()[0]])
 

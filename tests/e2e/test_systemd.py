@@ -63,7 +63,7 @@ EACH_DEVICE = "[Match]\nName=flannel* docker*\n[Network]\nAddress=192.0.2.9/32\n
 
 @contextmanager
 def busy(system: BootedSystem, count: int) -> Iterator[None]:
-    """Use the processors with so many processes, for the length of a block."""
+    """Use the processors with this number of processes, for the duration of a block."""
     loops = [system.start(["sh", "-c", "while :; do :; done"], name=f"busy-{n}") for n in range(count)]
     try:
         yield
@@ -110,7 +110,7 @@ def booted(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[B
 
 
 def run_container(system: BootedSystem) -> str:
-    """Run a container that Docker restarts; return its address."""
+    """Run a container that Docker restarts. Return its address."""
     archive = "/var/lib/docker/image.tar"
     write_image(system.directory / "docker/image.tar")
     system.run(["docker", "import", archive, IMAGE])
@@ -147,7 +147,7 @@ class TestBoot:
             r"lease 10\.100\.\d+\.0/24, 1 peers", booted.system.show("flanneld", "StatusText")
         )
 
-    def test_nothing_failed_and_the_sandbox_refused_nothing(self, booted: Booted) -> None:
+    def test_no_unit_failed_and_the_sandbox_refused_nothing(self, booted: Booted) -> None:
         failed = booted.system.systemctl("--failed", "--no-legend", "--plain").strip()
         log = booted.system.journal("flanneld.service")
         rules = booted.system.run(["iptables", "-S", "FLANNEL-FWD"]).stdout
@@ -159,7 +159,7 @@ class TestBoot:
         assert "-s 10.100.0.0/16" in rules
 
     def test_the_kernel_carries_the_packets(self, booted: Booted) -> None:
-        """At the device, both hooks of the underlay and Docker's bridge, with two capabilities and pins."""
+        """Programs are at the device, at both hooks of the underlay and at Docker's bridge, by pins."""
         booted.wait(lambda: len(booted.programs()) == 4, "four programs are attached")
         booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
 
@@ -185,15 +185,15 @@ class TestBoot:
 
 
 class TestRights:
-    """Possible damage to the host by a defect in a process."""
+    """The possible damage to the host by a defect in a process of flanneld."""
 
     def test_the_daemon_has_three_capabilities_and_no_root(self, booted: Booted) -> None:
         rights = booted.rights(booted.main_pid)
 
         assert rights == ("flanneld", NET_ADMIN | NET_RAW | BPF)
 
-    def test_code_inside_them_reaches_neither_secrets_nor_systemd(self, booted: Booted) -> None:
-        """All of it is possible for root, so the restrictions prevent it."""
+    def test_code_inside_the_units_has_no_access_to_secrets_or_systemd(self, booted: Booted) -> None:
+        """root could perform each of these actions, so only the restrictions prevent them."""
         system, (before,) = booted.system, booted.forwarders()
         with booted.running(IN_DAEMON), booted.running(IN_FORWARDER, "flannel-forwarder@.service"):
             of_daemon = booted.attempted("flanneld.service")
@@ -213,7 +213,7 @@ class TestRights:
     def test_the_user_takes_over_from_a_flanneld_of_root(
         self, booted: Booted, pinging: Callable[..., AbstractContextManager[Any]]
     ) -> None:
-        """As after an update of the unit: files, programs, and a forwarder that accepts only root.
+        """After an update of the unit, files, programs and forwarder still belong to root.
 
         The programs carry the pings. tests/lab/forwarder/test_hand_over.py sends them by user space.
         """
@@ -240,7 +240,7 @@ class TestRights:
     def test_the_user_takes_over_a_forwarder_of_root_in_user_space(
         self, booted: Booted, long_run: bool, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Twenty times, at 1,000 pings a second, while other processes use all processors."""
+        """This happens twenty times at 1,000 pings a second, while other processes use all processors."""
         if not long_run:
             pytest.skip("needs --long")
 
@@ -272,7 +272,7 @@ class TestRestart:
     def test_no_ping_is_lost(
         self, booted: Booted, command: str, pinging: Callable[..., AbstractContextManager[Any]]
     ) -> None:
-        """From container to container, and the kill ends all processes of the unit.
+        """The pings are between containers, and the kill ends all processes of the unit.
 
         The next daemon takes over the programs that the previous one attached.
         """
@@ -301,7 +301,7 @@ class TestRestart:
         assert pings.lost == 0
         booted.wait(lambda: booted.programs() == programs, "the same programs are pinned")
 
-    def test_docker_is_not_restarted_with_it(self, booted: Booted) -> None:
+    def test_docker_is_not_restarted_with_flanneld(self, booted: Booted) -> None:
         docker, pid = booted.system.show("docker", "MainPID"), booted.main_pid
 
         booted.system.systemctl("restart", "flanneld")
@@ -320,7 +320,7 @@ class TestRestart:
             assert booted.forwarders() == forwarders
 
     def test_a_forwarder_without_a_unit_runs_nevertheless(self, booted: Booted) -> None:
-        """With a unit that an operator restricted too much. The next restart repairs it."""
+        """An operator restricted the unit too much. After the next restart, the forwarder is in a unit."""
         (before,) = booted.forwarders()
 
         with booted.changed("InaccessiblePaths=/run/flannel-forwarder.sock"):
@@ -348,7 +348,7 @@ class TestRestart:
         booted.system.systemctl("start", "flanneld")
 
     def test_a_forwarder_after_its_hand_over_leaves_no_unit(self, booted: Booted) -> None:
-        """Another port requires another forwarder."""
+        """A change of the port causes a hand-over to another forwarder."""
         before = booted.forwarders()
 
         booted.network.put("config", '{"Network":"10.100.0.0/16","Backend":{"Type":"udp","Port":8286}}')
@@ -361,7 +361,7 @@ class TestRestart:
 
 @pytest.fixture(scope="class")
 def encrypted(booted: Booted) -> Iterator[str]:
-    """Change to the wireguard backend and give the process ID of wireguard-go; change back afterwards."""
+    """Change to the backend wireguard, and yield the process ID of wireguard-go. Change back afterwards."""
     booted.network.put("config", '{"Network":"10.100.0.0/16","Backend":{"Type":"wireguard"}}')
     booted.wait(lambda: ping(booted.elsewhere, booted.container).is_reached, "packets flow")
     booted.wait(lambda: booted.backend() == "wireguard", "the backend is wireguard")
@@ -374,7 +374,7 @@ def encrypted(booted: Booted) -> Iterator[str]:
 
 
 class TestWireguardGo:
-    def test_it_has_a_unit_and_one_capability(self, booted: Booted, encrypted: str) -> None:
+    def test_wireguard_go_has_a_unit_and_one_capability(self, booted: Booted, encrypted: str) -> None:
         (unit,) = booted.units("wireguard")
         command = ["systemd-analyze", "security", f"--threshold={WIREGUARD_EXPOSURE_MAX}", unit]
         exposure = booted.system.run(command, check=False)
@@ -401,7 +401,7 @@ class TestWireguardGo:
         assert pings.lost == 0
         assert booted.wireguard_go() == [encrypted]
 
-    def test_one_that_is_killed_starts_again_in_a_unit(self, booted: Booted, encrypted: str) -> None:
+    def test_a_killed_wireguard_go_starts_again_in_a_unit(self, booted: Booted, encrypted: str) -> None:
         booted.system.run(["kill", "-9", encrypted])
 
         booted.wait(lambda: booted.wireguard_go() not in ([], [encrypted]), "another wireguard-go")
@@ -412,7 +412,7 @@ class TestWireguardGo:
 
 class TestOtherPrograms:
     def test_networkd_does_not_touch_pyflannels_devices(self, booted: Booted) -> None:
-        """With a file of an operator that lets networkd configure each device."""
+        """A file of an operator lets networkd configure each device."""
         system = booted.system
         own = (DEPLOY / "network/10-flannel.network").read_text()
         system.run(["mkdir", "-p", "/run/systemd/network"])
@@ -430,7 +430,7 @@ class TestOtherPrograms:
 
 class TestReboot:
     def test_the_host_gets_the_same_subnet(self, booted: Booted) -> None:
-        """This time, Docker reads its options from the file of mk-docker-opts."""
+        """In this test, Docker reads its options from the file of mk-docker-opts."""
         before, system = booted.gateway(), booted.system
         system.power_off()
         booted.remove_links()
@@ -466,7 +466,7 @@ class TestReboot:
         assert end_of(r"docker\.service") < end_of(FORWARDER_UNIT)
 
     def test_a_host_boots_with_an_unreachable_store(self, booted: Booted) -> None:
-        """It knows its subnet and its peers, and Docker starts with them."""
+        """The host knows its subnet and its peers, and Docker starts with them."""
         before = booted.gateway()
         booted.system.power_off()
         booted.remove_links()
@@ -485,7 +485,7 @@ class TestReboot:
 
 class TestCleanup:
     def test_a_cleaned_host_has_no_remains(self, booted: Booted) -> None:
-        """And systemd does not start the stopped services."""
+        """systemd also does not start the stopped services."""
         said = booted.system.run(["flannelctl", "cleanup"]).stdout
 
         assert "systemctl disable flanneld.service" in said

@@ -49,7 +49,7 @@ def devices(host: Host) -> dict[str, str]:
 
 
 def wait_reached(host: Host, address: str) -> None:
-    """Return when the address answers: a host is ready before its peers know it."""
+    """Wait until the address answers, because a host may be ready before its peers have read its lease."""
     wait_until(
         lambda: host.run(["ping", "-c1", "-W1", address], check=False).returncode == 0,
         what=f"{host.name} reaches {address}",
@@ -60,7 +60,7 @@ def wait_reached(host: Host, address: str) -> None:
 def test_two_prefixes_on_one_host_have_separate_directories_and_devices(
     new_network: Callable[..., Any],
 ) -> None:
-    """One is restarted, and one is cleaned up. The other one keeps lease, device and peers."""
+    """After a restart or a cleanup of one flanneld, the other keeps lease, device and peers."""
     network = new_network("docker1", "docker4", config=None)
     network.etcd.start()
     for name, prefix in PREFIXES.items():
