@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Machines are slow at times: how long an example takes says nothing about a law.
+# A machine may be slow, so that the duration of an example has no meaning for a law.
 settings.register_profile("pyflannel", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pyflannel")
 
@@ -19,5 +19,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def long_run(request: pytest.FixtureRequest) -> bool:
-    """Whether the long forms were asked for."""
+    """Whether the option `--long` was given."""
     return bool(request.config.getoption("--long"))

@@ -265,7 +265,7 @@ def test_events_of_one_revision_are_returned_together(shared_etcd: Any) -> None:
 
 
 def test_a_replay_of_many_megabytes_arrives_completely(shared_etcd: Any) -> None:
-    """etcd sends so much in fragments. No fragment ends within a revision."""
+    """A replay of this size arrives in fragments. No fragment ends within a revision."""
 
     async def test() -> None:
         async with opened(shared_etcd.endpoint, prefix="/large") as store:

@@ -193,7 +193,7 @@ class TestRights:
         assert rights == ("flanneld", NET_ADMIN | NET_RAW | BPF)
 
     def test_code_inside_the_units_has_no_access_to_secrets_or_systemd(self, booted: Booted) -> None:
-        """root could perform each of these actions, so only the restrictions prevent them."""
+        """Only the restrictions prevent these actions, because root may perform them."""
         system, (before,) = booted.system, booted.forwarders()
         with booted.running(IN_DAEMON), booted.running(IN_FORWARDER, "flannel-forwarder@.service"):
             of_daemon = booted.attempted("flanneld.service")
@@ -485,7 +485,7 @@ class TestReboot:
 
 class TestCleanup:
     def test_a_cleaned_host_has_no_remains(self, booted: Booted) -> None:
-        """systemd also does not start the stopped services."""
+        """After the cleanup, systemd does not start the stopped services."""
         said = booted.system.run(["flannelctl", "cleanup"]).stdout
 
         assert "systemctl disable flanneld.service" in said

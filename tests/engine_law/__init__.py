@@ -1,1 +1,1 @@
-"""The stateful law of the engine: histories of one host, and the rules that hold after each of them."""
+"""The stateful law of the engine: rules that hold after any history of events of one host."""

@@ -19,12 +19,12 @@ from pyflannel.plan.peers import PeerChange, Peers
 
 
 def forget_changes_behind_an_obstacle(patch: pytest.MonkeyPatch) -> None:
-    """Process the peers while the backend cannot run, and omit them from the plan when it can again."""
+    """Process changed peers while the backend cannot run, and omit them from the next plan."""
     patch.setattr(Planner, "_block", lambda planner, reason: Blocked(reason))
 
 
 def forget_changes_of_ipv6(patch: pytest.MonkeyPatch) -> None:
-    """Plan the IPv6 part of a peer only with the whole plan."""
+    """Plan the IPv6 part of a peer only in a complete plan."""
     update = Peers.update
 
     def changes_of_ipv4(peers: Peers, leases: SubnetMap[Lease]) -> list[PeerChange]:
@@ -34,7 +34,7 @@ def forget_changes_of_ipv6(patch: pytest.MonkeyPatch) -> None:
 
 
 def lose_a_later_change(patch: pytest.MonkeyPatch) -> None:
-    """Remove a key from the record after its write, although its object changed again meanwhile."""
+    """Treat a key as written after its write, although its object changed again meanwhile."""
     settle = Work.settle
 
     def settle_all(work: Work, key: Key, found: Item | None, kind: type[Item], since: int) -> None:

@@ -71,9 +71,9 @@ class Trouble:
     """The reason why a target refuses operations.
 
     Attributes:
-        key: of the one refused object; None for all objects.
+        key: the key of the only refused object; None if all objects are refused.
         is_permanent: value in the refusal.
-        takes_effect: the operation is performed although it is refused: its response was lost.
+        takes_effect: the operation is performed although it is refused, because its response was lost.
     """
 
     key: Key | None
@@ -89,7 +89,7 @@ class Part:
         may_apply: a batch waits for it.
         is_readable: a read fails while this is False.
         trouble: the reason for its refusals, if it refuses.
-        hears_itself: it announces its own changes, too.
+        hears_itself: its channel also announces the changes of pyflannel.
         looks: number of reads.
         failures: number of failed reads.
         seen_at: start of the latest successful read.
@@ -128,11 +128,11 @@ class Part:
 
     @property
     def state(self) -> State:
-        """Its state."""
+        """The state of the target."""
         return self.kernel.state.of_kinds(self.kinds)
 
     async def snapshot(self, desired: State) -> State:
-        """Return its state, or an earlier one."""
+        """Return the state of the target, or an earlier one."""
         self.looks += 1
         began = self._clock.now()
         try:
@@ -150,7 +150,7 @@ class Part:
         return state
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations one by one, each when it may."""
+        """Perform the operations one by one. Each waits until `may_apply` is set."""
         began = self._clock.now()
         refusals: list[Refusal] = []
         try:
@@ -228,14 +228,14 @@ class FakeHost:
         self._damage: Counter[Key] = Counter()
 
     def befall(self, *operations: Operation, is_announced: bool) -> None:
-        """Change an object as another program."""
+        """Change an object as another program would."""
         before = self.kernel.state
         for operation in operations:
             self.kernel._perform(operation)
         self._note_damage(before, is_announced=is_announced)
 
     def rename(self, old: str, new: str, *, is_announced: bool) -> None:
-        """Rename a link as another program."""
+        """Rename a link as another program would."""
         before = self.kernel.state
         self.kernel.state = State.collect(_renamed(item, old, new) for item in before)
         self._note_damage(before, is_announced=is_announced)
@@ -249,7 +249,7 @@ class FakeHost:
             self._announce(before, None)
 
     def damage_to(self, item: Item) -> int:
-        """Return how often an object was damaged, or one that it requires."""
+        """Return the number of damages to an object, and to objects that it requires."""
         causes = (item.key, *item.requires)
         return sum(count for key, count in self._damage.items() if any(is_at(key, cause) for cause in causes))
 
@@ -280,7 +280,7 @@ def _renamed(item: Item, old: str, new: str) -> Item:
 
 
 def is_at(key: Key, required: Key) -> bool:
-    """Return whether the object at a key is represented by `required`."""
+    """Return whether `required` represents the object at a key."""
     table, name = required
     return key[0] == table and name in (ANY, key[1])
 

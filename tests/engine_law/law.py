@@ -1,8 +1,8 @@
-"""The law: after any history, a host soon equals the plan of its inputs, and nothing else was changed.
+"""The law: after any history, a host soon equals the plan of its inputs, and no other object was changed.
 
-A host has a history. Then all trouble ends except for one target, which remains silent, and the others must
-be correct. Then that ends, too, and the whole host must be correct and remain so. Finally the inputs change
-once, and the host is damaged once, without trouble.
+A host has a history of events. Then all troubles end except for one target, which remains silent, and the
+other targets must be correct. Then this trouble ends, too, and the whole host must be correct and remain so.
+Finally, the inputs change once, and the host is damaged once, without a trouble.
 
 "Soon" is a limited number of simulated seconds: `Life.patience_s`.
 """
@@ -82,7 +82,7 @@ async def _judge(life: Life) -> None:
 
 
 async def _check_others(life: Life, silent: Part) -> None:
-    """While a target is silent, all independent objects are repaired."""
+    """Check that all independent objects are repaired while a target is silent."""
     life.end_troubles(silent=silent)
     await life.until(lambda: not life.differences(silent), life.patience_s)
     _demand(not life.differences(silent), OTHERS_RIGHT, *life.differences(silent))
@@ -90,7 +90,7 @@ async def _check_others(life: Life, silent: Part) -> None:
 
 
 async def _settle(life: Life, seconds: float) -> None:
-    """The host is correct within this number of seconds, and the engine reports it."""
+    """Check that the host is correct within this number of seconds, and that the engine reports it."""
     reconciler = life.reconciler
     await life.until(lambda: not life.differences() and reconciler.is_clean, seconds)
     _demand(not life.differences(), RIGHT, *life.differences())
@@ -101,7 +101,7 @@ async def _settle(life: Life, seconds: float) -> None:
 
 
 async def _stay(life: Life) -> None:
-    """Then it does not change: audits read it and find no difference."""
+    """Check that the host does not change while audits read it."""
     await asyncio.sleep(2 * REOPEN_MIN_S)  # failed channels are open again
     parts, began = life.host.parts, life.clock.now()
     looks, causes = life.looks, life.causes_of_looks
@@ -118,7 +118,7 @@ async def _stay(life: Life) -> None:
 
 
 async def _change(life: Life) -> None:
-    """Another plan takes effect immediately. It is not a repair, and no operation of it is refused."""
+    """Check that another plan takes effect immediately, without a repair and without a refusal."""
     asked, repairs = len(life.host.kernel.own_refusals), len(life.repairs)
     life.change(life.history.change)
     await _settle(life, SOON_S)
@@ -128,7 +128,7 @@ async def _change(life: Life) -> None:
 
 
 async def _damage(life: Life) -> None:
-    """Damage is repaired immediately and reported. No operation of the repair is refused."""
+    """Check that damage is repaired immediately and reported, without a refusal."""
     asked, repairs = len(life.host.kernel.own_refusals), len(life.repairs)
     life.damage(life.history.damage)
     is_damaged = bool(life.differences())
@@ -139,7 +139,7 @@ async def _damage(life: Life) -> None:
 
 
 def _check_repairs(life: Life) -> None:
-    """A repair is reported only for a damaged object. Log, journal and counters are equal."""
+    """Check that only repairs of damaged objects are reported, equally in log, journal and counters."""
     undamaged = life.undamaged_repairs
     _demand(not undamaged, REPAIRS, *undamaged, *life.repairs)
     counts, repaired = life.reconciler.counts, life.witness.repaired
@@ -150,14 +150,14 @@ def _check_repairs(life: Life) -> None:
 
 
 def _check_looks(life: Life, looks: list[int], causes: int, since: float) -> None:
-    """Check that no target was read more often than there was a cause since a time."""
+    """Check that the number of reads of each target since a time is not greater than that of the causes."""
     audits = (life.clock.now() - since) / AUDIT_S
     _demand(max(looks) <= causes + audits + 2, LOOKS, looks, causes, audits)
 
 
 @asynccontextmanager
 async def _busy(life: Life) -> AsyncIterator[None]:
-    """Let the host be busy if the history requires it."""
+    """Announce changes of foreign objects constantly if the history requires it."""
 
     async def keep_busy() -> None:
         while life.history.is_busy:

@@ -1,4 +1,4 @@
-"""The leases of the other hosts: the records of a store, and two ways to read them with equal results."""
+"""The leases of the other hosts: the records of a store, and two ways to read them with equal result."""
 
 from ipaddress import IPv6Network
 
@@ -12,8 +12,8 @@ class LeaseRecords:
     """The store's records of leases, and the parts that a watch and listings have shown.
 
     Attributes:
-        known: the result of the product.
-        revision: of the latest write.
+        known: the leases that pyflannel knows.
+        revision: the revision of the latest write.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class LeaseRecords:
         self._is_watched = True
 
     def write(self, record: Lease | Unreadable) -> None:
-        """Write a record; its revision is one more than the latest."""
+        """Write a record. Its revision is one more than the latest."""
         self.revision += 1
         self._records[record.subnet] = record
         if not self._is_watched:
@@ -34,7 +34,7 @@ class LeaseRecords:
         self._see(LeaseSeen(record) if isinstance(record, Lease) else record)
 
     def delete(self, subnet: IpNetwork, ipv6_subnet: IPv6Network | None) -> None:
-        """Delete a record; both subnets are its key."""
+        """Delete a record. Its key consists of both subnets."""
         self.revision += 1
         self._records.pop(subnet, None)
         if self._is_watched:

@@ -88,7 +88,7 @@ OPTIONS = PlanOptions(
 )
 
 SOON_S = LATE_S + 4 * RETRY_MIN_S + 0.05
-"""Time in seconds until the host is correct after the last trouble, if its end was announced."""
+"""Maximum time in seconds until the host is correct after the announced end of the last trouble."""
 
 _POLL_S = 0.02
 
@@ -393,7 +393,7 @@ class Life:
 
     @property
     def patience_s(self) -> float:
-        """Time in seconds within which the host must be correct."""
+        """Maximum time in seconds until the host must be correct."""
         longest_s = longest_pause_s(max(part.longest_batch_s for part in self.host.parts))
         pause_s = 0.0
         if any(part.failures for part in self.host.parts):

@@ -206,7 +206,7 @@ class SetBridges:
 
 @dataclass(frozen=True)
 class SwitchFastPath:
-    """The programs in the kernel may carry packets, or may no longer."""
+    """The fast path is enabled or disabled."""
 
     is_on: bool
 
@@ -222,7 +222,7 @@ class Damage:
     """An object changes without a change of the plan.
 
     Attributes:
-        nth: place among the objects of pyflannel.
+        nth: position among the objects of pyflannel.
         how: kind of the change; 0 removes it.
     """
 
@@ -244,7 +244,7 @@ class RenameLink:
     """A link of pyflannel is renamed, with all its objects.
 
     Attributes:
-        nth: place among these links.
+        nth: position among these links.
     """
 
     nth: int
@@ -287,7 +287,7 @@ class Silence:
 
 @dataclass(frozen=True)
 class Answer:
-    """It responds again, also to waiting reads."""
+    """The target responds again, also to waiting reads."""
 
     part: int
 
@@ -301,7 +301,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class GoOn:
-    """It performs the rest."""
+    """The target performs the rest of its batch."""
 
     part: int
 
@@ -315,7 +315,7 @@ class FailReads:
 
 @dataclass(frozen=True)
 class AllowReads:
-    """Reads succeed again."""
+    """Reads of the target succeed again."""
 
     part: int
 
@@ -367,16 +367,16 @@ Step = Change | Fault
 
 @dataclass(frozen=True)
 class History:
-    """The history of one host, and its end.
+    """The history of one host, and the checks at its end.
 
     Attributes:
-        config: of the network at the start.
+        config: the network config at the start.
         has_lease: the host has its own lease from the start.
         hears_itself: its targets also announce changes by pyflannel.
-        steps: each with the following seconds; no time passes if that is None.
+        steps: each step with the time in seconds after it; no time passes if it is None.
         silent: a target that remains silent longer than all other troubles; None for none.
         is_announced: the end of each trouble is announced. Otherwise a retry or an audit finds it.
-        is_busy: other programs constantly change the host, which is announced.
+        is_busy: other programs constantly change foreign objects, and the kernel announces it.
         change: a change of the inputs without trouble.
         damage: damage without trouble.
     """
@@ -490,4 +490,4 @@ def _histories(work: st.SearchStrategy[Step]) -> st.SearchStrategy[History]:
 
 
 histories = _histories(changes | damage) | _histories(peers)
-"""Histories with all kinds of work, and with only changes of peers, because most others replace the plan."""
+"""Histories with all kinds of work, or only with changes of peers, because most others replace the plan."""

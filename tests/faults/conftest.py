@@ -1,4 +1,4 @@
-"""Hosts with a container each, a stream of pings between them, and the table of the lost ones."""
+"""Hosts with a container each, a stream of pings between them, and the table of lost pings."""
 
 import json
 import os
@@ -71,7 +71,7 @@ class FaultNetwork:
     """Two hosts on one network, and a container on each.
 
     Attributes:
-        victim: the host that the faults hit. Its run and state directories are small file systems.
+        victim: the host with the faults. Its run and state directories are small file systems.
         path: the data path, one of the columns of the table.
         peers: number of peers that are only leases.
     """
@@ -98,12 +98,12 @@ class FaultNetwork:
         return self.overlay.daemons[self.victim.name]
 
     def join(self, host: Host, *prefix: str, store: str = "", environment: Any = None) -> None:
-        """Start flanneld behind `prefix`, and return when it is ready."""
+        """Start flanneld by the command `prefix`, and wait until it is ready."""
         words = [*prefix, "flanneld", f"--store={store or self.overlay.etcd.url}", *_FLAGS.get(self.path, ())]
         self.overlay.daemons[host.name] = host.start_service(words, name="flanneld", environment=environment)
 
     def launch(self, *prefix: str, environment: Any = None) -> Program:
-        """Start flanneld of the victim behind `prefix`, without waiting."""
+        """Start flanneld of the victim by the command `prefix`, without waiting."""
         words = [*prefix, "flanneld", f"--store={self.overlay.etcd.url}", *_FLAGS.get(self.path, ())]
         daemon = self.victim.start(words, name="flanneld", environment=environment)
         self.overlay.daemons[self.victim.name] = daemon
@@ -115,21 +115,21 @@ class FaultNetwork:
         self.join(self.victim)
 
     def wait_well(self) -> None:
-        """Return when the victim is ready, and has each peer."""
+        """Wait until the victim is ready, and has each peer."""
         self.overlay.wait_status(
             self.victim, lambda status: status.is_ready and status.peers > self.peers, "is ready"
         )
         self.wait_peers()
 
     def wait_peers(self) -> None:
-        """Return when the data path of the victim has each peer, also if its daemon does not answer."""
+        """Wait until the data path of the victim has each peer, also if its daemon does not answer."""
         try:
             wait_until(self.has_peers, what="the peers in the data path", deadline_s=SOON_S)
         except LabError as error:
             pytest.fail(f"{error}; the log of {self.victim.name}:\n{self.log_since(0)[-4000:]}")
 
     def add_peer(self) -> None:
-        """Write the lease of one more peer; `has_peers` tells whether the victim has it."""
+        """Write the lease of a further peer. `has_peers` returns whether the victim has it."""
         self.add_peers(1)
 
     def add_peers(self, count: int) -> None:
@@ -150,7 +150,7 @@ class FaultNetwork:
         return len(self._peer_routes()) == self.peers
 
     def damage(self) -> None:
-        """Delete objects of the data path that carry no ping; `has_peers` tells when they are back."""
+        """Delete objects of the data path that carry no ping. `has_peers` returns whether they are there."""
         if self.kind == "udp":
             peers = self.overlay.peers(self.victim)
             kept = [peer for peer in peers if (peer.subnet >> 8) & 255 < 128]
@@ -170,13 +170,13 @@ class FaultNetwork:
         raise LabError("no forwarder runs", hint="Read its log.")
 
     def netlink_drops(self) -> int:
-        """Return the number of notifications that the kernel could not give to programs of the victim."""
+        """Return the number of notifications that the kernel could not deliver to programs of the victim."""
         lines = self.victim.run(["cat", "/proc/net/netlink"]).stdout.splitlines()
         column = lines[0].split().index("Drops")
         return sum(int(line.split()[column]) for line in lines[1:])
 
     def wait_subnet_env(self) -> None:
-        """Return when subnet.env exists."""
+        """Wait until subnet.env exists."""
         wait_until((run_dir(self.victim) / "subnet.env").exists, what="subnet.env", deadline_s=SOON_S)
 
     def mark(self) -> int:
@@ -188,7 +188,7 @@ class FaultNetwork:
         return self.overlay.log(self.victim)[mark:]
 
     def wait_logged(self, mark: int, *texts: str) -> None:
-        """Return when one of the texts was logged after a mark."""
+        """Wait until one of the texts was logged after a mark."""
         wait_until(
             lambda: any(text in self.log_since(mark) for text in texts),
             what=f"the log of {self.victim.name} contains one of {texts}",
@@ -201,7 +201,7 @@ class FaultNetwork:
 
     @contextmanager
     def pinged(self, fault: str, *, is_limited: bool = True) -> Iterator[PingStream]:
-        """Ping from container to container during a fault. No more may be lost than the table allows."""
+        """Ping from container to container during a fault. The table limits the number of lost pings."""
         row: FaultRow = fault_rows()[fault]
         with PingStream(
             self.source, self.target.address, interval_s=PING_INTERVAL_S, is_urgent=True

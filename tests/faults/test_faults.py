@@ -1,7 +1,7 @@
 """Faults of the parts below and beside flanneld, while containers ping each other.
 
-Each fault hits the host `victim`. Each test proves that the fault had an effect, and that the victim is well
-after it.
+Each fault occurs on the host `victim`. Each test proves that the fault had an effect, and that the victim is
+ready after it.
 """
 
 import os
@@ -44,7 +44,7 @@ UNPROTECT = "umount --lazy /run/flannel; mount -o remount,bind,rw /run"
 
 @contextmanager
 def full(host: Host) -> Iterator[None]:
-    """Leave neither space nor inodes in the directories of flanneld during a block."""
+    """Use all space and all inodes of the directories of flanneld during a block."""
     for directory in DIRECTORIES:
         host.run(["sh", "-c", FILL, directory])
     try:
@@ -66,7 +66,7 @@ def read_only(host: Host) -> Iterator[None]:
 
 @pytest.mark.fault("disk full")
 def test_a_full_disk(network) -> None:
-    """Run and state directory have neither space nor inodes: new peers and new daemons work nevertheless."""
+    """Run and state directory have neither space nor inodes. New peers and a new daemon still work."""
     with network.pinged("disk full"):
         mark = network.mark()
         with full(network.victim):
@@ -83,7 +83,7 @@ def test_a_full_disk(network) -> None:
 
 @pytest.mark.fault("/run read-only")
 def test_a_read_only_run_directory(network) -> None:
-    """A daemon that is killed starts again. Without its socket, it follows leases."""
+    """A killed daemon starts again. It follows leases without its socket."""
     with network.pinged("/run read-only"):
         mark = network.mark()
         with read_only(network.victim):
@@ -112,7 +112,7 @@ def test_no_descriptor_is_left(network) -> None:
 
 @pytest.mark.fault("descriptors exhausted at start")
 def test_no_descriptor_is_left_at_the_start(network) -> None:
-    """The daemon ends with one line that names the reason, and its successor is well."""
+    """The daemon ends with one line that names the reason, and its successor becomes ready."""
     with network.pinged("descriptors exhausted at start"):
         network.daemon.kill()
         mark = network.mark()
@@ -172,7 +172,7 @@ def test_the_kernel_kills_the_daemon(network) -> None:
 
 @pytest.mark.fault("OOM kill of the forwarder")
 def test_the_kernel_kills_the_forwarder(network) -> None:
-    """The daemon starts another one at once."""
+    """The daemon starts another forwarder immediately."""
     before = network.forwarder_pid()
     with network.pinged("OOM kill of the forwarder"):
         killed_for_memory(network, before, lambda: network.add_peers(40))
@@ -182,7 +182,7 @@ def test_the_kernel_kills_the_forwarder(network) -> None:
 
 @pytest.mark.fault("clock steps by +25 h and -2 h")
 def test_the_clock_steps(network) -> None:
-    """No lease expires by it, and a daemon that starts with a wrong clock keeps its subnet."""
+    """No lease expires because of it, and a daemon that starts with a wrong clock keeps its subnet."""
     if FAKETIME is None:
         pytest.skip("needs libfaketime: scripts/setup --faults")
     clock = network.victim.directory / "run/faketime"
@@ -216,7 +216,7 @@ def test_the_clock_steps(network) -> None:
 
 @pytest.mark.fault("etcd 2 s late, a fifth of its answers lost")
 def test_etcd_is_late(network) -> None:
-    """A daemon starts on it, and learns of new peers."""
+    """A daemon starts with a late etcd, and reads new peers."""
     script = Path(testlab.__file__).with_name("late_etcd.py")
     port = re.search(r":(\d+)/", network.overlay.etcd.url)
     words = [sys.executable, script, LATE_PORT, "127.0.0.1", port[1], LATE_S, LOST_SHARE]
@@ -234,7 +234,7 @@ def test_etcd_is_late(network) -> None:
 
 @pytest.mark.fault("netlink overrun")
 def test_notifications_of_the_kernel_are_lost(network) -> None:
-    """Damage without a notification is repaired nevertheless."""
+    """Damage without a notification is also repaired."""
     network.add_peer()
     network.wait_well()
     with network.pinged("netlink overrun"):
@@ -280,7 +280,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 def killed_for_memory(network, pid: int, make_it_allocate: Callable[[], None]) -> None:
-    """Put a process into a control group with too little memory, and return when the kernel killed it."""
+    """Move a process into a control group with too little memory, and wait until the kernel kills it."""
     group = memory_group(network.victim.directory)
     limits = [group / name for name in ("memory.max", "memory.limit_in_bytes") if (group / name).exists()]
     if not limits:
@@ -295,7 +295,7 @@ def killed_for_memory(network, pid: int, make_it_allocate: Callable[[], None]) -
 
 
 def memory_group(directory: Path) -> Path:
-    """Make a control group below that of the sandbox in `directory`; the lab removes it."""
+    """Create a control group below that of the sandbox in `directory`. The lab removes it."""
     roots = [Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")]
     root = next(root for root in roots if (root / "cgroup.procs").exists())
     parent = root / cgroup_of(directory)

@@ -15,7 +15,7 @@ from testlab.usage import running_s
 
 FLOOD_S, LONG_FLOOD_S = 5.0, 60.0
 MOST_FORWARDER_SHARE = 0.02
-"""Of one processor, more than without the flood."""
+"""Additional share of a processor for the forwarder during a flood."""
 
 PORTS = {"udp": 8285, "vxlan": 8472}
 
@@ -44,7 +44,7 @@ def test_a_flood_by_a_stranger(network, long_run: bool, figures: Callable[[str],
 
 
 def flood(network, stranger: Host, seconds: float) -> None:
-    """Send as many tunnel packets to the victim as the machine can."""
+    """Send tunnel packets to the victim at the maximum rate of the machine."""
     packet = datagram(network.target.address, network.source.address, 7000, b"forged")
     links = {link["ifname"]: link.get("address", "") for link in network.victim.links()}
     payload = packet if network.kind == "udp" else vxlan_payload(packet, links["flannel.1"])
@@ -54,12 +54,12 @@ def flood(network, stranger: Host, seconds: float) -> None:
 
 
 def arrived(host: Host) -> int:
-    """Return the number of packets that the underlay gave to a host so far."""
+    """Return the number of packets that a host has received on the underlay."""
     return int(host.run(["cat", "/sys/class/net/eth0/statistics/rx_packets"]).stdout)
 
 
 def forwarder_share(network, act: Callable[[], object]) -> float:
-    """Return the share of a processor that the victim's forwarder takes during `act`."""
+    """Return the share of a processor that the victim's forwarder uses during `act`."""
     if network.kind != "udp":
         act()
         return 0.0

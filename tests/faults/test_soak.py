@@ -39,7 +39,7 @@ class Sample:
 @pytest.mark.timeout(2 * HOUR_S)
 @pytest.mark.fault("random damage for a minute")
 def test_random_damage(network, long_run: bool, figures: Callable[[str], None]) -> None:
-    """After each damage the victim is well again. The second half takes no more than the first."""
+    """After each damage, the victim becomes ready. The second half uses no more than the first."""
     seed = random.randrange(1 << 32)
     draw = random.Random(seed)
     damages = damages_of(network)
@@ -81,7 +81,7 @@ def test_random_damage(network, long_run: bool, figures: Callable[[str], None]) 
 def clocks() -> tuple[float, float]:
     """Return the seconds for which the machine was suspended, and its wall-clock time without running time.
 
-    A suspension or a new time of the clock looks like a silence: the times of answers are wall-clock times.
+    The times of answers are wall-clock times. A suspension or a step of the clock looks like a silence.
     """
     running_s = time.clock_gettime(time.CLOCK_MONOTONIC)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - running_s, time.time() - running_s

@@ -33,7 +33,7 @@ SERVER = "mkdir /www; echo This is {} >/www/index.html; exec httpd -f -h /www"
 
 ON_A_TERMINAL = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
 
-# The subnets that the page shows. Each run picks others.
+# The subnets that the page shows. Each run has others.
 SHOWN = {"10.100.112": "docker1", "10.100.81": "docker4"}
 
 missing = BootedSystem.missing() or (

@@ -67,7 +67,7 @@ class Filtered:
         wait_reached(self.containers, deadline_s=SOON_S)
 
     def wait_closed(self) -> None:
-        """Return when the port is closed. It is open for replies of the tunnel for a second."""
+        """Wait until the port is closed. It remains open for replies of the tunnel for a second."""
         wait_until(lambda: not self.is_open(), what="the firewall drops packets", deadline_s=SOON_S)
 
     def findings(self) -> dict[str, dict[str, Any]]:

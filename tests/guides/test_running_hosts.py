@@ -73,7 +73,7 @@ def docker_address(system: BootedSystem) -> str:
 
 
 def test_the_guide_on_systemd_installs_hosts(systems: dict[str, BootedSystem]) -> None:
-    """docker1 gives Docker its subnet by subnet.env, docker2 by the file of options."""
+    """docker1 passes the subnet to Docker by subnet.env, docker2 by the file of options."""
     units, settings, *ways, forwarding, start = command_blocks("docs/guides/systemd.md", "Install")
 
     for system, way in zip(systems.values(), ways, strict=True):
@@ -89,7 +89,7 @@ def test_the_guide_on_systemd_installs_hosts(systems: dict[str, BootedSystem]) -
 
 
 def test_the_guide_on_changes_of_the_config_changes_running_hosts(systems: dict[str, BootedSystem]) -> None:
-    """From 10.100.0.0/16 to 10.96.0.0/12, which admits the subnets of all hosts, and back."""
+    """The network changes from 10.100.0.0/16 to 10.96.0.0/12, which contains all subnets, and back."""
     guide = "docs/guides/changing-the-config.md"
     dry_run, shown, write = command_blocks(guide, "Check and write the config")
     first = systems["docker1"]
@@ -132,7 +132,7 @@ def test_the_guide_on_backends_changes_the_backend(systems: dict[str, BootedSyst
 
 
 def test_the_guide_on_systemd_removes_a_host(systems: dict[str, BootedSystem]) -> None:
-    """The last test."""
+    """This is the last test of the module."""
     remove = command_blocks("docs/guides/systemd.md", "Behaviour")[-1]
     system = systems["docker2"]
 

@@ -48,7 +48,7 @@ class Network:
             place.run(["tee", "--append", "/etc/hosts"], text=f"{LEFT.gateway.ip} ETCD\n")
 
     def start(self, host: Host) -> Program:
-        """Start flanneld on a host and return when it is ready."""
+        """Start flanneld on a host, and wait until it is ready."""
         return host.start_flanneld(f"--etcd-endpoints={self.etcd.endpoint}")
 
     def lease(self, subnet: IPv4Network) -> dict[str, object]:
@@ -83,7 +83,7 @@ def run(host: Host, block: str) -> str:
 
 
 def start(host: Host, block: str) -> Program:
-    """Start the flanneld of a block, and return when it is ready."""
+    """Start the flanneld of a block, and wait until it is ready."""
     return host.start_service(["bash", "-ec", f"exec {block}"], name="flanneld")
 
 
@@ -98,10 +98,8 @@ def line_of(table: str, subnet: IPv4Network) -> str:
 
 
 def wait_removed(host: Host, subnet: IPv4Network) -> None:
-    """Return when a host has no peer with this subnet."""
-    wait_until(
-        lambda: str(subnet) not in run(host, "flannelctl peers"), what="the peer leaves", deadline_s=SOON_S
-    )
+    """Wait until a host has no peer with this subnet."""
+    wait_until(lambda: str(subnet) not in run(host, "flannelctl peers"), what="no peer", deadline_s=SOON_S)
 
 
 class TestReservations:
@@ -144,7 +142,7 @@ class TestReplacement:
 
     @pytest.fixture
     def dead(self, network: Network) -> Host:
-        """A host that had a lease. It has neither flanneld nor a link anymore."""
+        """A host that had a lease. It no longer has a flanneld or a link."""
         host = network.lab.hosts["docker3"]
         network.start(host).kill()
         host.run(["ip", "link", "delete", "eth0"])

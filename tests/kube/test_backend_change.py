@@ -101,7 +101,7 @@ def test_a_change_of_the_backend_loses_no_packet(restricted: list[Member], clust
 def test_hosts_that_restart_with_another_backend_lose_no_packet(
     members: list[Member], cluster: Cluster
 ) -> None:
-    """As after `kubectl rollout restart`: the config changed, and no running flanneld has read it."""
+    """After `kubectl rollout restart`, the config has changed, and no running flanneld has read it."""
     backend: dict[str, Any] = {"Type": "host-gw"}
     for member in members:
         member.start()

@@ -12,7 +12,7 @@ from testlab.cluster import Cluster, Member, peer, pod_on
 from testlab.pinging import pinging
 
 REST_S, LONGEST_WATCH_S = 5.0, 640.0
-"""Seconds at rest. In the long form, hosts rest until the watch is renewed, at random after 300 to 599 s."""
+"""Seconds without changes. In the long form, they last until the watch is renewed, after 300 to 599 s."""
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-flannel"
 
@@ -81,7 +81,7 @@ def test_hosts_join_reach_each_other_and_survive_an_outage(
         one.start()
         one.until_route("10.244.3.0/24")
         cluster.delete_node("node3")
-        wait_until(lambda: not one.has_route("10.244.3.0/24"), what="the route is gone", deadline_s=10)
+        wait_until(lambda: not one.has_route("10.244.3.0/24"), what="no route", deadline_s=10)
         assert requests()[before:] == start[:2]
         assert cluster.condition("node1") == condition
         assert cluster.annotations("node1") == annotations
@@ -170,7 +170,7 @@ def test_a_node_created_again_with_another_pod_cidr_does_not_change_the_subnet_s
     )
 
 
-def test_tokens_certificates_and_roles_that_are_missing_are_named_and_used_when_they_come(
+def test_tokens_certificates_and_roles_that_are_missing_are_named_and_used_when_they_exist(
     members: list[Member], cluster: Cluster
 ) -> None:
     one, _ = members
@@ -199,7 +199,7 @@ def test_tokens_certificates_and_roles_that_are_missing_are_named_and_used_when_
 
 
 def test_the_node_of_a_pod_is_found_without_node_name(members: list[Member], cluster: Cluster) -> None:
-    """As with the manifest of the original, whose role contains the right to get pods."""
+    """The role in the manifest of the original contains the right to get pods."""
     one, _ = members
     pod = pod_on("node1", cluster)
     kubeconfig = cluster.kubeconfig("pod", token=cluster.token(pod=pod))
@@ -262,7 +262,7 @@ def test_a_clock_that_is_off_by_a_day_is_named_and_packets_flow(
             cluster.add_node(node, "10.244.3.0/24", **peer("10.10.10.103", "02:00:00:00:00:03"))
             one.until_route("10.244.3.0/24")
             cluster.delete_node(node)
-            wait_until(lambda: not one.has_route("10.244.3.0/24"), what="the route is gone", deadline_s=30)
+            wait_until(lambda: not one.has_route("10.244.3.0/24"), what="no route", deadline_s=30)
         one.stop()
         one.launch(**faked)
         one.until_waits_for("certificate has expired")
@@ -271,7 +271,7 @@ def test_a_clock_that_is_off_by_a_day_is_named_and_packets_flow(
     assert pings.lost == 0
 
 
-def test_a_stolen_token_changes_no_other_node_and_nothing_of_others(
+def test_a_stolen_token_changes_no_other_node_and_no_other_object(
     members: list[Member], cluster: Cluster
 ) -> None:
     one, _ = members

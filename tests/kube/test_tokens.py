@@ -59,7 +59,7 @@ def test_a_token_that_expires_is_reported_and_a_renewed_one_is_used(
             return cluster.call("GET", "/api/v1/nodes", token=token.read_text())[0] == 401
 
         wait_until(is_refused, what="the expiry", deadline_s=30)
-        assert one.waits_for() == "flanneld is ready"  # by its watch, which the server does not end
+        assert one.waits_for() == "flanneld is ready"  # because the server does not end its watch
         cluster.kill_api_server()
         cluster.start_api_server()
         one.until_waits_for(f"does not accept the token in {token} (401 Unauthorized)")

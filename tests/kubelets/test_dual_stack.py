@@ -1,6 +1,6 @@
 """A cluster with both families: pods reach each other and Services by IPv4 and by IPv6.
 
-Helm installs flannel here, on a cluster of its own, because the podCIDRs of a Node cannot change.
+Helm installs flannel here, on a separate cluster, because the podCIDRs of a Node cannot change.
 """
 
 import json

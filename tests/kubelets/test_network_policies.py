@@ -47,7 +47,7 @@ def enforcer(node: KubeNode) -> str:
 
 @pytest.fixture
 def policies(api: KubeApi, tmp_path: Path) -> Iterator[None]:
-    """kube-network-policies on each node, by its own manifest, which needs no more than NET_ADMIN."""
+    """kube-network-policies on each node, by its own manifest, which needs only NET_ADMIN."""
     text = MANIFEST.read_text().replace("privileged: true", "privileged: false")
     (image,) = re.findall(r"image: (\S+)", text)
     write_policies_image(tmp_path / "policies.tar", image)
@@ -83,6 +83,6 @@ def test_a_policy_between_nodes_is_enforced_and_flannel_still_connects_the_other
 
 
 def test_the_commands_of_the_readme_add_the_warning(api: KubeApi) -> None:
-    """The cluster accepts them; tests/kube has the warning itself."""
+    """The cluster accepts the commands. tests/kube tests the warning."""
     for command in task_commands("Get a warning if no program enforces NetworkPolicies."):
         assert api.run(f"{command} --dry-run=server")

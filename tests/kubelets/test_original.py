@@ -1,4 +1,4 @@
-"""The original, flannel 0.28.9, in one cluster with pyflannel: replaced, and back, under pings.
+"""The original, flannel 0.28.9, and pyflannel replace each other in a cluster, during pings.
 
 Its program is built from its sources. Its image is made here, under the name that its manifest contains.
 """
@@ -78,7 +78,7 @@ def test_the_original_replaces_pyflannel_in_a_cluster_of_both(
 def test_pyflannel_replaces_the_original_if_only_the_image_of_its_manifest_is_another(
     api: KubeApi, pods: list[Pod], manifest: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """By the commands of the README. The manifest grants neither CAP_BPF nor a bpffs, nor /dev/net/tun."""
+    """The README contains the commands. The manifest grants no CAP_BPF, no bpffs and no /dev/net/tun."""
     one, two = pods
     with without_loss(one, two, record_property):
         api.kubectl("apply", "--filename=-", text=manifest)  # the pods of the original stay

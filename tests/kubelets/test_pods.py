@@ -74,7 +74,7 @@ def test_the_backend_of_a_running_cluster_changes(
 
 
 def test_pods_of_a_node_that_was_rebooted_are_reached_again(api: KubeApi, pods: list[Pod]) -> None:
-    """The last test with these pods: the one on the rebooted node gets another address."""
+    """This is the last test with these pods, because the pod on the rebooted node gets another address."""
     one, two = pods
     restarts = api.restarts(two.name)
     api.nodes["node2"].reboot()

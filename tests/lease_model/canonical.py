@@ -1,4 +1,4 @@
-"""Worlds that differ only in names, in the numbers of revisions and in the time of day are one state."""
+"""Worlds that differ only in names, revision numbers and absolute times are one state."""
 
 from dataclasses import fields, is_dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -34,7 +34,7 @@ class Canon:
 
     A value is split once into its shape, which contains nothing to be renamed, and its revisions, times and
     names, in order. Hosts are sorted by the parts that are not names, so that symmetric hosts are one state.
-    Revisions count by their rank, times relative to now, names by their first occurrence.
+    Revisions are replaced by their ranks, times by differences from now, names by their order of occurrence.
     """
 
     def __init__(self, *, folds_subnets: bool = True) -> None:

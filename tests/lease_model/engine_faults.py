@@ -99,7 +99,7 @@ async def _befall(what: str, engines: Engines, host: EngineHost) -> None:
         case "store away":
             host.line.go_away(_duration(random))
         case "store away from all":
-            # Without its store, a host retries every few seconds. Hours are enough for all of them.
+            # Without its store, a host retries every few seconds, so hours of it are sufficient.
             duration_s = min(_duration(random), HOUR_S)
             for each in engines.hosts:
                 each.line.go_away(duration_s)
@@ -199,7 +199,7 @@ def _damage(host: EngineHost, random: Random, *, is_announced: bool) -> None:
 
 
 def _may_be_damaged(item: Item) -> bool:
-    """Return whether it is not the file with the subnet of the previous run, which cannot be restored."""
+    """Return whether a fault may damage the object. The subnet of the previous run cannot be restored."""
     return not (isinstance(item, HostFile) and item.path == SUBNET_FILE)
 
 
@@ -222,7 +222,7 @@ def _changed(item: Item) -> Item | None:
 
 
 def _duration(random: Random) -> float:
-    """Return usually seconds or minutes, sometimes longer than the TTL of a lease."""
+    """Return a random duration: usually seconds or minutes, sometimes longer than the TTL of a lease."""
     return float(random.choice((1.0, 30.0, 600.0, HOUR_S, 30 * HOUR_S))) * (0.5 + random.random())
 
 

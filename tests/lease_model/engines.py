@@ -50,7 +50,7 @@ from pyflannel.wire.subnet_env import previous_subnet
 
 HOUR_S = 3600.0
 AUDIT_S = 4 * HOUR_S
-"""Pause in seconds after which a daemon looks without a notification. Most looks find nothing."""
+"""Pause in seconds after which a daemon reads the kernel without a notification."""
 
 SETTLES_S = AUDIT_S + 600.0
 """The audit finds unannounced damage within this time in seconds. All other work is done earlier."""
@@ -59,7 +59,7 @@ UNDERLAY = IPv4Network("192.168.48.0/20")
 """The network of the addresses of all hosts."""
 
 START_S = 3.0
-"""Hosts that start together do so within this time in seconds, as after a power failure."""
+"""Time in seconds within which all hosts start, for example after a power failure."""
 
 SUBNET_FILE = "/run/flannel/subnet.env"
 _FOREIGN_ROUTE = Route(destination=IPv4Network("172.20.0.0/16"), link="eth0", protocol=3)
@@ -87,15 +87,15 @@ class Daemon(Protocol):
 
     @property
     def state(self) -> LeaseState | None:
-        """Its state in the lease protocol; None before its start."""
+        """The state of the daemon in the lease protocol; None before its start."""
 
     @property
     def known(self) -> LeaseSet:
-        """The leases that it knows."""
+        """The leases that the daemon knows."""
 
     @property
     def previous(self) -> tuple[Generation, ...]:
-        """The earlier configs by which it still receives packets."""
+        """The earlier configs by which the daemon still receives packets."""
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -144,7 +144,7 @@ class SlowKernel(FakeKernel):
         self._random = random
 
     async def snapshot(self, desired: State) -> State:
-        """Return the state of a moment ago."""
+        """Return the state at an earlier moment."""
         state = await super().snapshot(desired)
         await asyncio.sleep(self._random.random() * 0.02)
         return state
@@ -188,17 +188,17 @@ class EngineHost:
 
     @property
     def client(self) -> FakeStore:
-        """Its client of the store, with the faults of the client."""
+        """The host's client of the store, with its faults."""
         return self._client
 
     @property
     def state(self) -> LeaseState | None:
-        """The state of its daemon in the lease protocol."""
+        """The state of the host's daemon in the lease protocol."""
         return None if self._daemon is None else self._daemon.state
 
     @property
     def previous(self) -> tuple[Generation, ...]:
-        """The earlier configs by which its daemon still receives packets."""
+        """The earlier configs by which the host's daemon still receives packets."""
         return () if self._daemon is None else self._daemon.previous
 
     @property
@@ -310,7 +310,7 @@ class EngineHost:
             self._held, self.runs_on = report.held, report.held.lease
 
     def _begins(self, lease: Lease, store: StoreState) -> Iterator[Violation]:
-        """A restarted daemon continues with the subnet of its containers, unless another host holds it."""
+        """Check that a restarted daemon keeps the subnet of its containers, unless another host holds it."""
         was = self.runs_on
         if was is None or was.subnet == lease.subnet:
             return
@@ -326,13 +326,13 @@ class EngineHost:
 
 
 class Engines:
-    """Hosts in simulated time. Equal seeds give equal results. Only within a SimulatedLoop.
+    """Hosts in simulated time. Equal seeds give equal results. They need a SimulatedLoop.
 
     Attributes:
         configs: the network configs; the first one is used first.
-        config: the current one, or the one to be written again.
-        broken: the violations, with the second.
-        counts: number of each fault.
+        config: the current config, or the one to be written again.
+        broken: the violations, each with its time in seconds.
+        counts: number of faults by kind.
     """
 
     def __init__(self, make: Make, hosts: int, seed: int, configs: Sequence[str]) -> None:
@@ -382,7 +382,7 @@ class Engines:
         """End every fault, but keep stopped daemons stopped, and let the world settle."""
         standing = {record.key: record.value for record in self.store.listing().records}
         if standing.get(CONFIG) != self.config.encode():
-            self.configure(self.config)  # only if necessary, because every host makes a pass then
+            self.configure(self.config)  # only if necessary, because it causes a pass on every host
         for host in self.hosts:
             host.end_faults()
         await asyncio.sleep(SETTLES_S)

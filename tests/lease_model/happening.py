@@ -1,4 +1,4 @@
-"""The effect of each move: the real step gets the event, and the store performs the resulting requests."""
+"""The effects of each move: the real step processes the event, and the store performs the requests."""
 
 import math
 from dataclasses import dataclass, replace
@@ -54,7 +54,7 @@ from pyflannel.plan.lease.state import LeaseState, Listing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of a move; `choices` is the number of subnets that the host could have chosen."""
+    """The result of a move. `choices` is the number of subnets that the host could have chosen."""
 
     world: World
     violations: tuple[Violation, ...] = ()
@@ -295,7 +295,7 @@ class _Happening:
         return answer
 
     def _excuse(self, subnet: IpNetwork) -> None:
-        """Note that a claim was written: from now on, only a fault excuses a missing answer of its owner."""
+        """Record that a claim was written. Afterwards, its owner must answer unless a fault prevents it."""
         self.world = replace(
             self.world,
             hosts=tuple(
@@ -367,7 +367,7 @@ def _pruned(world: World) -> World:
         if host.watch is not None:
             oldest = min(oldest, host.watch)
         elif host.state.revision:
-            oldest = min(oldest, host.state.revision)  # it may start a watch there
+            oldest = min(oldest, host.state.revision)  # a later watch may start at this revision
         for answer in host.answers:
             if isinstance(answer, Listed):
                 oldest = min(oldest, answer.revision)

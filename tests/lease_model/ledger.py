@@ -1,4 +1,4 @@
-"""The store in memory as the rules see it: with the writer of each key."""
+"""The store in memory for the rules, with the writer of each key."""
 
 from doubles.fake_store import FakeStore
 from lease_model.world import Entry, StoreState

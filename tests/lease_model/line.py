@@ -18,19 +18,19 @@ LATENCY_S = 3.0
 """Maximum time in seconds of a request, a response or a change."""
 
 CALL_S = 5.0
-"""A call to an unreachable store fails after at most this time in seconds …"""
+"""Maximum time in seconds until a call to an unreachable store fails."""
 
 CALL_IN_LONG_ABSENCE_S = 1800.0
-"""… or later in a long failure, at most after this time or when it ends, to skip useless attempts."""
+"""The same maximum during a long failure, which skips useless attempts. A call also fails at its end."""
 
 Judge = Callable[[StoreState, StoreState, PutLease | DeleteLease], None]
 
 
 class Line:
-    """A Store as one host reaches it; its faults are those of `client`.
+    """The store of one host, with delays and the faults of `client`.
 
-    If a daemon is killed during a write, the write may arrive nevertheless. `judge` is called for each write
-    that took effect, with the store before and after it, and the write.
+    If a daemon is killed during a write, the write may still arrive. `judge` is called for each write that
+    took effect, with the store before and after it, and the write.
 
     Attributes:
         calls: number of calls in transit.
@@ -177,4 +177,4 @@ class _DistantWatcher:
 
 def _forget(performed: "asyncio.Future[Written | Conflict]") -> None:
     if not performed.cancelled():
-        performed.exception()  # the caller was killed
+        performed.exception()  # mark it as read, because the caller was killed

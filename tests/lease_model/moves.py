@@ -35,7 +35,7 @@ FAULTS = (
     "config",
     *STEPS_S,
 )
-"""All kinds of faults that a scenario may allow. Each counts as one fault."""
+"""All kinds of faults that a scenario may contain. Each counts as one fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +187,7 @@ def is_busy(world: World) -> bool:
 
 
 def is_due(world: World) -> bool:
-    """Return whether an event that waited for this time has not happened yet."""
+    """Return whether an event of this time has not happened yet."""
     return any(
         host.wake_at is not None and not host.is_unreachable and host.wake_at - host.skew_s <= world.now
         for host in world.hosts
@@ -208,7 +208,7 @@ def next_deadline(world: World) -> float | None:
 
 
 def moved_address(host: HostState) -> IPv4Address:
-    """Return the only other address that a host may get: 100 above its first one."""
+    """Return the only other address that a host may get: its first address plus 100."""
     address = host.wanted.attributes.public_ip
     assert isinstance(address, IPv4Address)
     return address if int(address) & 0xFF >= 100 else address + 100

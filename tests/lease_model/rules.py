@@ -1,4 +1,4 @@
-"""The rules that must always hold. They are checked with the real writer of each key in the store."""
+"""The rules that hold at any time. They are checked with the real writer of each key in the store."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ BEFORE_COPYING = "a host before it was copied"
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A broken rule, and the details."""
+    """A broken rule, and the details of the violation."""
 
     rule: str
     text: str
@@ -93,7 +93,7 @@ def _may_replace(host: HostState, current: Entry, world: World) -> bool:
     if owner is None:
         return False
     if attributes.owner != owner.wanted.attributes.owner:
-        return True  # it has yielded to the host of which it is a copy
+        return True  # the copy has yielded to its original host
     if has_our_name and host.subnet == owner.subnet:
         return True  # two copies use one subnet, and one of them must yield
     return owner.is_excused or owner.subnet != current.value.subnet
@@ -149,7 +149,7 @@ def of_reports(host: HostState, actions: tuple[Action, ...], world: World) -> It
 
 
 def _of_choice(host: HostState, listed: Listed, chosen: Lease) -> Iterator[Violation]:
-    """A restarted daemon continues with the subnet of its containers, unless another host holds it."""
+    """Yield a violation if a restarted daemon left the subnet of its containers to no other host."""
     subnet = host.subnet
     if subnet is None or chosen.subnet == subnet or not host.wanted.network.admits(subnet):
         return
@@ -163,7 +163,7 @@ def _of_choice(host: HostState, listed: Listed, chosen: Lease) -> Iterator[Viola
 
 
 def of_world(world: World) -> Iterator[Violation]:
-    """Yield the violations in a world: a host with complete knowledge must not be wrong about its lease."""
+    """Yield the violations in a world: hosts with complete knowledge that are wrong about their leases."""
     for host in world.hosts:
         state = host.state
         has_seen_all = host.is_open and host.watch == world.store.revision
@@ -188,7 +188,9 @@ def of_rest(world: World) -> Iterator[Violation]:
     for host in world.hosts:
         if not is_settled(host, world):
             phase = host.state.phase if host.state is not None else None
-            yield Violation("every host that can get a subnet has one", f"{host.name} is left at {phase}")
+            yield Violation(
+                "every host that can get a subnet has one", f"{host.name} remains in phase {phase}"
+            )
         # A key that became unreadable may still be valid: its host may be running.
         knows = {lease.subnet: lease.revision for lease in host.leases if lease.subnet not in spoilt}
         if knows != known:
@@ -198,7 +200,7 @@ def of_rest(world: World) -> Iterator[Violation]:
 
 
 def _of_copies(world: World) -> Iterator[Violation]:
-    """Copies of one host on one subnet report it, after one of them has written the lease."""
+    """Yield a violation for each copy that does not report its shared subnet after a write of the lease."""
     for host in world.hosts:
         for other in world.hosts:
             if host is other or host.subnet is None or host.subnet != other.subnet:
@@ -225,7 +227,7 @@ def _names(entry: Entry, host: HostState) -> bool:
 
 
 def is_settled(host: HostState, world: World) -> bool:
-    """Return whether a host has all that is possible: its lease, unless its or all subnets are used."""
+    """Return whether a host has its lease, or cannot get one because its or all subnets are used."""
     if host.state is None:
         return False
     held = host.state.held

@@ -89,7 +89,7 @@ def others_after_the_loss() -> Scenario:
     """Two hosts with one address start beside a host with the only subnet, until the store loses its data.
 
     Then one of them may acquire the subnet with a write of the same revision as the first host's, and the
-    other one may ask whether it is alive.
+    other one may ask whether the owner is running.
     """
     first = scenario(
         "a claim on another host's lease at the same revision",
@@ -103,7 +103,7 @@ def others_after_the_loss() -> Scenario:
 
 
 def sharers_and_the_loss() -> Scenario:
-    """A host asks whether the host with its address is alive. The store loses the claim or its answer."""
+    """A host asks whether the host with its address is running. The store loses the claim or its answer."""
     first = scenario(
         "a claim that went with the store's data",
         (host(1, address=7),),
@@ -117,7 +117,7 @@ def sharers_and_the_loss() -> Scenario:
 
 
 def beside_a_clone() -> Scenario:
-    """A clone starts beside a running host: same address and machine-id, and an empty state directory.
+    """A clone starts beside a running host, with its address and machine-id, and an empty state directory.
 
     A lease does not contain the machine-id, so the protocol cannot use it as a proof.
     """
@@ -145,7 +145,7 @@ def beside_a_copy() -> Scenario:
 
 
 def resumed_twice() -> Scenario:
-    """A snapshot of a running host is resumed twice: two daemons continue from one state, on one address."""
+    """A snapshot of a running host is resumed twice. Two daemons continue with one state and one address."""
     first = scenario(
         "a snapshot that is resumed twice",
         (host(1),),

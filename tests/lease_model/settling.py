@@ -9,7 +9,7 @@ from lease_model.rules import Violation
 from lease_model.world import Protocol, World
 
 BOUND_S = 60.0
-"""Seconds after the last fault in which every host must get all that is possible."""
+"""Maximum time in seconds after the last fault until every host has its lease, if possible."""
 
 _MOVES_MAX = 3000
 _NONE = Circumstances(faults=frozenset())

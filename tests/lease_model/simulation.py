@@ -26,7 +26,7 @@ _ALWAYS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A rule that was broken in a simulation, and the time."""
+    """A violation of a rule in a simulation, with its time and its move."""
 
     at: float
     move: Move
@@ -36,7 +36,7 @@ class Broken:
 class Simulation:
     """Hosts in simulated time, one event after the other. Equal seeds give equal results.
 
-    `broken` lists the violations; `counts` is the number of each move.
+    `broken` is the list of violations, and `counts` the number of moves by kind.
     """
 
     def __init__(self, world: World, seed: int, protocol: Protocol = REAL) -> None:
@@ -70,7 +70,7 @@ class Simulation:
         self.world = replace(self.world, now=max(begin, end))
 
     def _step(self, state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
-        """Perform the real step, but let it choose among all subnets."""
+        """Perform the real step. It may choose among all subnets."""
         return self._step_of(state, event, now, self._random.randrange)
 
     def _later(self, move: Move, delay_s: float) -> None:
@@ -98,7 +98,7 @@ class Simulation:
             self._expect_changes()
 
     def _is_possible(self, move: Move) -> bool:
-        """Return whether a planned event is still possible after all that has happened to the host."""
+        """Return whether a planned event is still possible after the other events of the host."""
         if move.host < 0:
             return self._is_at_key(move)
         host = self.world.hosts[move.host]
@@ -124,7 +124,7 @@ class Simulation:
                 return host.state is not None
 
     def _is_at_key(self, move: Move) -> bool:
-        """Return whether the entry that was to expire, or to be deleted, exists and is due."""
+        """Return whether the entry of a planned expiry or deletion exists and is due."""
         for entry in self.world.store.entries:
             if entry.value.subnet == move.subnet and isinstance(entry.value, Claim) == (
                 move.what == _CLAIM_ENDS
@@ -208,7 +208,7 @@ class Simulation:
             self._happen(Move(what="store away", host=place))
 
     def _duration(self) -> float:
-        """Return usually seconds or minutes, sometimes longer than the TTL of a lease."""
+        """Return a random duration: usually seconds or minutes, sometimes longer than the TTL of a lease."""
         return float(self._random.choice((1.0, 30.0, 600.0, HOUR_S, 30 * HOUR_S))) * (
             0.5 + self._random.random()
         )

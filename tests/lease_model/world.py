@@ -32,7 +32,7 @@ class StoreState:
     """The store: its keys in the order of their revisions, and the history that clients may request.
 
     Attributes:
-        config_revision: of the key with the network config, which `World.network` is.
+        config_revision: revision of the key with the network config, whose value is `World.network`.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -52,11 +52,11 @@ class HostState:
         memory: the lease that the host uses; it outlives the daemon.
         requests: sent to the store in this order, not yet performed.
         answers: performed, not yet delivered.
-        watch: the revision up to which the watch has delivered; None without a watch.
+        watch: the last revision that the watch has delivered; None without a watch.
         is_open: the watch has reported that it is open.
         orphan: a request of a killed daemon, which may still arrive at the store.
         is_unreachable: the store is unreachable from this host.
-        skew_s: how far the host's clock was stepped.
+        skew_s: sum of the steps of the host's clock, in seconds.
         is_excused: since the last claim, it had a fault that may have prevented an answer.
         is_warned: it has reported that another host has, or may have, its address, identity or subnet.
     """
@@ -85,7 +85,7 @@ class HostState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """The whole state at one moment; `faults` and `ticks` are the numbers of possible further ones."""
+    """The whole state at one moment. `faults` and `ticks` are the numbers of further possible ones."""
 
     hosts: tuple[HostState, ...]
     store: StoreState

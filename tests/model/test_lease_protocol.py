@@ -1,4 +1,4 @@
-"""The model check of the lease protocol: the real step with every interleaving within the printed bounds."""
+"""The model check of the lease protocol: the real step with every interleaving within printed bounds."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ STATES, STATES_LONG = 100_000, 1_000_000
 
 @pytest.mark.timeout(7200)
 def test_no_interleaving_breaks_a_rule(long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """No two owners, no renumbering, no write to foreign keys, all leases known, no reservation expires."""
+    """The rules: one owner, no renumbering, no foreign key written, all leases known, reservations stay."""
     scenarios = every_scenario()
     least = STATES_LONG if long_run else STATES
     left, states = least, 0
@@ -34,7 +34,7 @@ def test_no_interleaving_breaks_a_rule(long_run: bool, capsys: pytest.CaptureFix
     ["a host alone", "a reservation", "a re-installed host", "a change of the network config", "two hosts"],
 )
 def test_every_interleaving_without_faults(name: str) -> None:
-    """All interleavings, until time has moved once. Each state is followed until it settles."""
+    """The check visits all interleavings until time has moved once, and follows each until it settles."""
     where = next(where for where in every_scenario() if where.name == name)
     calm = replace(where, world=replace(where.world, faults=0, ticks=1))
 

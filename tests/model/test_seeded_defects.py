@@ -64,7 +64,7 @@ def unconditional(store: StoreState, request: PutLease, now: float, writer: str)
 
 
 def test_a_renewal_without_a_condition_is_found() -> None:
-    """It overwrites the lease of a host that has acquired the subnet since then."""
+    """The renewal overwrites the lease of a host that has acquired the subnet since then."""
 
     def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
         if isinstance(request, PutLease) and request.expected > 0:
@@ -109,7 +109,7 @@ def test_reuse_by_address_alone_is_found() -> None:
     assert example.violation.rule == "no write to foreign keys"
 
 
-def test_compaction_taken_for_an_empty_list_is_found() -> None:
+def test_a_compaction_that_is_treated_as_an_empty_list_is_found() -> None:
     """All peers disappear permanently."""
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
@@ -130,7 +130,7 @@ def test_compaction_taken_for_an_empty_list_is_found() -> None:
     assert example.violation.rule == "every peer's lease is known"
 
 
-def test_taking_only_the_first_event_of_a_response_is_found() -> None:
+def test_a_watch_that_reads_only_the_first_event_of_a_response_is_found() -> None:
     """The other events are never delivered again."""
 
     def first(event: Event) -> Event:
@@ -203,7 +203,7 @@ def test_a_host_that_renumbers_when_its_lease_is_lost_is_found() -> None:
 
 
 def test_a_reservation_that_is_given_a_ttl_is_found() -> None:
-    """It would expire a day later."""
+    """The reservation would expire a day later."""
 
     def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
         if not isinstance(request, PutLease) or request.ttl_s is not None:
@@ -243,7 +243,7 @@ SUBNET_LENGTHS = scenario(
 
 
 def test_a_creation_with_an_outdated_config_is_found() -> None:
-    """The subnet of another length is a part of it, with another key."""
+    """The existing subnet of another length is a part of the new one, with another key."""
 
     def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
         if not isinstance(request, PutLease):
@@ -270,7 +270,7 @@ def test_a_choice_from_a_listing_that_is_older_than_the_config_is_found() -> Non
 
 
 def test_a_watch_that_continues_in_another_store_is_found() -> None:
-    """It lost its data, and its revision exceeds the known one. Its existing keys are not delivered."""
+    """The store lost its data, and its revision exceeds the known one. The watch misses existing keys."""
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         after, actions = step(state, event, now, draw)

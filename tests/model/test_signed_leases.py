@@ -1,7 +1,7 @@
-"""The rules for signed leases against an adversary that controls the store: every order of events in bounds.
+"""The rules for signed leases if an attacker controls the store: every order of events within bounds.
 
-Two honest hosts have signed some leases, on two subnets. The adversary has a key of its own. It decides
-which leases a third host sees: it replaces, replays, deletes and reorders them, moves them to another subnet,
+Two honest hosts have signed some leases, on two subnets. The attacker has its own key. It determines the
+leases that a third host reads: it replaces, replays, deletes and reorders them, moves them to another subnet,
 and forges. The third host may restart at any time, and an operator may remove a key from the allow-list and
 add it again. The third host consists of the real rules (`Trust`), the real file of counters and the real set
 of leases.
@@ -10,9 +10,9 @@ With `require` and an allow-list, the traffic for a subnet is sent only to a hos
 subnet with an allowed key. No lease returns after a later one of its key, or after one of another key on its
 subnet.
 
-Without an allow-list, the statement is weaker: the traffic may be sent to a key of the adversary. But an
-owner keeps its first key, and a subnet keeps its key until its lease was deleted or the third host restarted.
-Old leases do not return here either.
+Without an allow-list, the rule is weaker: the traffic may be sent to a key of the attacker. An owner still
+keeps its first key, and a subnet keeps its key until its lease was deleted or the third host restarted. Old
+leases also do not return.
 """
 
 import itertools
@@ -39,7 +39,7 @@ REVISION = 1
 
 
 class Statement(NamedTuple):
-    """A lease that was signed: its key, subnet and counter, and the owner that it names."""
+    """A signed lease: its key, subnet and counter, and its owner."""
 
     key: bytes
     subnet: IPv4Network
@@ -48,7 +48,7 @@ class Statement(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """A lease that the adversary shows: a statement, perhaps on another subnet, or forged."""
+    """A lease that the attacker writes: a statement, perhaps on another subnet, or forged."""
 
     statement: Statement
     subnet: IPv4Network
@@ -73,7 +73,7 @@ def lease_of(offer: Offer) -> Lease:
 
 
 def offers(subnets_of_a: Iterable[IPv4Network], subnets_of_b: Iterable[IPv4Network]) -> tuple[Offer, ...]:
-    """Return all that the adversary can show, if the hosts have signed leases on these subnets, in order."""
+    """Return all leases that the attacker can write if the hosts have signed leases on these subnets."""
     signed = [
         Statement(key, subnet, counter, key[:1].decode())
         for key, subnets in ((A, subnets_of_a), (B, subnets_of_b))
@@ -92,7 +92,7 @@ def offers(subnets_of_a: Iterable[IPv4Network], subnets_of_b: Iterable[IPv4Netwo
 
 
 class Memory(NamedTuple):
-    """The observer's notes, which the host does not have: they show whether an event is a violation.
+    """Notes of the test, which the host does not have. They show whether an event is a violation.
 
     Attributes:
         latest: the highest accepted counter of each key.
@@ -114,7 +114,7 @@ NOTHING = Memory()
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The state of the third host, and the notes of the observer.
+    """The state of the third host, and the notes of the test.
 
     Attributes:
         file: lease-counters.json, which the host writes before a lease takes effect.
@@ -131,7 +131,7 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The code of the host; a test replaces a part of it by a defect.
+    """The code of the host. A test replaces a part of it by a defect.
 
     Attributes:
         restart: returns the content of the file after a restart.
@@ -162,7 +162,7 @@ def trust_of(world: World, rules: Rules) -> Trust:
 
 
 def file_of(trust: Trust) -> bytes:
-    """Return the file; its order has no meaning, so that equal states are one."""
+    """Return the file. Its order has no meaning, so that equal states are one state."""
     parts = (dict(sorted(one.items())) for one in (trust.floors, trust.owners, trust.holders))
     return format_known_keys(KnownKeys(0, *parts))
 
@@ -172,7 +172,7 @@ def after(world: World, change: LeaseChange) -> frozenset[Lease]:
 
 
 def following(world: World, shown: tuple[Offer, ...], rules: Rules) -> Iterator[tuple[World, str]]:
-    """Yield each next world, with the violation that the event is; "" if it is none."""
+    """Yield each next world, with the violation of the event; "" if there is none."""
     trust = trust_of(world, rules)
     for offer in shown:
         if trust.objection(offer.lease, offer.is_authentic) is not None:
@@ -265,7 +265,7 @@ def violation(world: World, offer: Offer) -> str:
 def explore(
     shown: tuple[Offer, ...], allowed: frozenset[bytes] | None, rules: Rules, most: int
 ) -> tuple[str, int]:
-    """Visit the worlds, nearest first; return the first violation and the number of visited worlds."""
+    """Visit the worlds, nearest first. Return the first violation and the number of visited worlds."""
     start = World(allowed)
     waiting, seen = deque([start]), {start}
     while waiting and len(seen) < most:
@@ -282,9 +282,9 @@ ONE, TWO = SUBNETS
 
 
 def histories(length: int) -> list[tuple[Offer, ...]]:
-    """Return the histories in which each host signed so many leases. A signed the first on subnet ONE.
+    """Return the histories with this number of signed leases per host. A signed the first on subnet ONE.
 
-    The others differ in the names of the subnets only.
+    The other histories differ only in the names of the subnets.
     """
     of_a = ((ONE, *others) for others in itertools.product(SUBNETS, repeat=length - 1))
     return [offers(*each) for each in itertools.product(of_a, itertools.product(SUBNETS, repeat=length))]
@@ -304,14 +304,14 @@ def test_no_order_of_events_violates_a_rule(
     for shown in histories(3) if long_run else HISTORIES:
         wrong, worlds = explore(shown, allowed, Rules(), most)
         assert wrong == ""
-        assert allowed is None or worlds < most  # all that there are
+        assert allowed is None or worlds < most  # all worlds were visited
         visited += worlds
     with capsys.disabled():
         print(f"\n  {visited} worlds of signed leases", end="")
 
 
-def test_without_an_allow_list_a_deletion_lets_another_key_in() -> None:
-    """The stronger rule does not hold for the first keys: they do not keep strangers out."""
+def test_without_an_allow_list_another_key_is_accepted_after_a_deletion() -> None:
+    """Without an allow-list, the stronger rule does not hold: a stranger may use a deleted subnet."""
     world, (_, *others) = World(None), HISTORIES[0]
     honest = HISTORIES[0][0]
     eves = next(offer for offer in others if offer.statement.owner == "E" and offer.subnet == ONE)

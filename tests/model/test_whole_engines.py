@@ -300,7 +300,7 @@ OTHER_NETWORK = '{"Network":"10.200.0.0/16"}'
 
 @pytest.mark.parametrize("news", [OTHER_NETWORK, "no JSON", None])
 def test_a_restart_keeps_the_subnet_after_any_change_of_the_config(news: str | None) -> None:
-    """Containers use it. The lease is written again, in the store with another config."""
+    """Containers use the subnet. The lease is written again, in the store with another config."""
     before, lease, broken = run_restarted(news)
 
     assert lease.subnet == before
@@ -309,7 +309,7 @@ def test_a_restart_keeps_the_subnet_after_any_change_of_the_config(news: str | N
 
 
 def test_a_boot_acquires_a_subnet_of_the_config_in_the_store() -> None:
-    """No container uses the old one any more."""
+    """After a boot, no container uses the old subnet."""
     _, lease, _ = run_restarted(OTHER_NETWORK, is_booted=True)
 
     assert lease.subnet.subnet_of(IPv4Network("10.200.0.0/16"))
@@ -371,7 +371,7 @@ class ResignedReconciler(Reconciler):
 
 
 class TrustingReconciler(Reconciler):
-    """Looks only after notifications of the kernel."""
+    """Reads the kernel only after notifications."""
 
     @property
     def _audit_due_s(self) -> float:
@@ -379,7 +379,7 @@ class TrustingReconciler(Reconciler):
 
 
 class ForgetfulPlanner(Planner):
-    """Keeps peers in the plan that left alone."""
+    """Keeps peers in the plan whose leases were removed."""
 
     def _update_peers(self, inputs: Inputs) -> list[PeerChange]:
         return [change for change in super()._update_peers(inputs) if change.new is not None]
@@ -422,7 +422,7 @@ UNEQUAL = "kernel equals plan"
 def test_the_simulation_finds_defects(
     monkeypatch: pytest.MonkeyPatch, long_run: bool, defect: Any, rule: str, kinds: Sequence[str]
 ) -> None:
-    """Each defect is found: within days with the faults that cause it, or with all faults, by one of several
+    """Each defect is found within days, with the faults that cause it, or with all faults by one of several
     seeds.
     """
     make: Make = Engine

@@ -56,7 +56,7 @@ def completed_in_zsh(tmp_path: Path, line: str) -> str:
 
 
 def read_until(terminal: int, text: bytes) -> None:
-    """Read the output of a shell until it contains the text: a shell discards keys before its prompt."""
+    """Read the output of a shell until it contains the text. A shell discards keys before its prompt."""
     deadline, output = time.monotonic() + DEADLINE_S, b""
     while text not in output:
         assert select.select([terminal], [], [], max(deadline - time.monotonic(), 0))[0], output

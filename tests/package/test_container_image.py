@@ -138,7 +138,7 @@ def test_a_new_container_keeps_the_subnet(lab: Lab) -> None:
 
 
 def test_cleanup_leaves_no_device_and_no_lease(lab: Lab) -> None:
-    """The last test: it takes one host out of the network."""
+    """This is the last test, because it removes one host from the network."""
     host = lab.hosts["docker3"]
 
     host.run(["bash", "-ec", CLEANUP])

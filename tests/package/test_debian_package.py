@@ -176,7 +176,7 @@ def test_the_drop_in_gives_docker_the_subnet(installed: Installed) -> None:
 
 
 def test_remove_leaves_the_network_and_purge_leaves_no_file(installed: Installed) -> None:
-    """The last test: it takes one host out of the network."""
+    """This is the last test, because it removes one host from the network."""
     system = installed.systems["docker2"]
     (commands,) = command_blocks(GUIDE, "Remove")
     remove, purge = commands.splitlines()

@@ -1,4 +1,4 @@
-"""The Debian package on hosts that lack something, or run another flanneld: its messages and their truth."""
+"""The messages of the Debian package on hosts that lack a requirement, or run another flanneld, are true."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def package(dist: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """A lab with an etcd, and as yet without hosts."""
+    """A lab with an etcd and without hosts."""
     with Lab(f"d{os.getpid()}", Topology(COOKBOOK.segments, ())) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         etcd.start()
@@ -143,7 +143,7 @@ def read_only_var(installed: BootedSystem) -> Iterator[BootedSystem]:
     installed.run(["umount", "/var"])
 
 
-def test_with_a_read_only_var_the_journal_says_so_and_the_drop_in_of_the_guide_helps(
+def test_with_a_read_only_var_the_journal_names_it_and_the_drop_in_of_the_guide_helps(
     read_only_var: BootedSystem,
 ) -> None:
     system = read_only_var
@@ -171,8 +171,8 @@ def test_with_a_read_only_var_dpkg_refuses_the_package(read_only_var: BootedSyst
     assert "Read-only file system" in refused.stderr
 
 
-def test_without_bpf_user_space_carries_the_packets_and_status_says_why(installed: BootedSystem) -> None:
-    """A filter answers bpf(2) with ENOSYS, as a kernel without it does."""
+def test_without_bpf_user_space_carries_packets_and_status_names_the_reason(installed: BootedSystem) -> None:
+    """A filter answers bpf(2) with ENOSYS, as a kernel without eBPF does."""
     without_bpf = "[Service]\nSystemCallFilter=~bpf\nSystemCallErrorNumber=ENOSYS\n"
     installed.run(["install", "-D", "/dev/stdin", DROP_IN], text=without_bpf)
     installed.systemctl("daemon-reload")

@@ -33,7 +33,7 @@ KEY = f"{PREFIX}/subnets/{str(SUBNET).replace('/', '-')}"
 SOON_S = 60.0
 PINGS_PER_S = 100
 GAP_S = 5
-"""Of packets of the udp backend; on an idle machine a twentieth of it."""
+"""Maximum loss of packets with the backend udp. On an idle machine, it is a twentieth of this."""
 
 TOOLS = ("debootstrap", "help2man")
 missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.which(tool)), None)
@@ -116,7 +116,7 @@ def start_original(system: BootedSystem, backend: str, etcd: EtcdServer, host: H
 
 
 def test_the_guide_replaces_the_original_and_returns_to_it(replaced: Replaced, dist: Path) -> None:
-    """The subnet stays, in both directions. With vxlan no ping is lost on the way to the package."""
+    """The host keeps its subnet in both directions. With vxlan, the change to the package loses no ping."""
     system = replaced.system
     to_the_package = TO_VXLAN if replaced.backend == "vxlan" else TO_UDP
 

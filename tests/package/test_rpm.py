@@ -54,7 +54,7 @@ def test_the_files_are_where_systemd_man_and_shells_search_them(package: Path) -
     } <= files
 
 
-def test_it_requires_the_interpreter_of_its_programs(package: Path, root: Path) -> None:
+def test_the_package_requires_the_interpreter_of_its_programs(package: Path, root: Path) -> None:
     assert INTERPRETER in rpm("-qp", "--requires", package).split()
     assert (root / "usr/lib/pyflannel/bin/python3").readlink() == Path(INTERPRETER)
 
@@ -64,7 +64,7 @@ def test_the_settings_are_kept_by_an_upgrade(package: Path) -> None:
 
 
 def test_removal_leaves_no_file(root: Path) -> None:
-    """The last test: it removes the package."""
+    """This is the last test, because it removes the package."""
     rpm("--root", root, "--nodeps", "--erase", "pyflannel")
 
     assert [*root.rglob("*flannel*")] == []

@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture
 def downloaded(dist: Path, signing_home: Path, tmp_path: Path) -> Path:
-    """A directory with one package, the checksums, their signature and the key, as a user has them."""
+    """The directory of a user with one package, the checksums, their signature and the key."""
     directory = tmp_path / "downloaded"
     directory.mkdir()
     package = next(dist.glob("*.deb"))

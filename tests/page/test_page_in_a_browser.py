@@ -79,7 +79,7 @@ def test_names_of_hosts_cannot_become_code(page: Page) -> None:
         assert "owned" not in page.run("document.title")
 
 
-def test_the_keyboard_reaches_everything(page: Page) -> None:
+def test_every_control_can_be_reached_by_the_keyboard(page: Page) -> None:
     network = ShownHosts(FEW)
     with served(ShownHost(_=network)) as url:
         opened(page, url, network)
@@ -181,7 +181,7 @@ def test_the_page_reports_that_flanneld_does_not_respond(page: Page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_texts_have_a_contrast_of_4_5(page: Page, scheme: str, count: int) -> None:
-    """The levels of the Web Content Accessibility Guidelines, AA."""
+    """The Web Content Accessibility Guidelines require this contrast for level AA."""
     network = ShownHosts(count)
     network.cut.add(network.peers[0].subnet)
     network.refused = {network.peers[2].subnet: "two hosts have this address"}
@@ -220,7 +220,7 @@ _LOW_CONTRAST = """
 """
 
 
-def test_a_hidden_page_asks_nothing(page: Page) -> None:
+def test_a_hidden_page_sends_no_request(page: Page) -> None:
     network = ShownHosts(1)
     with served(ShownHost(_=network)) as url:
         opened(page, url, network)

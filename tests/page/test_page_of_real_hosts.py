@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 ENDPOINT = "127.0.0.1:8471"
 CUT_S = 5.0
-"""The promise: a path is red within this time after its link was cut."""
+"""Maximum time in seconds until the path of a cut link is red."""
 
 
 @pytest.fixture(scope="module")

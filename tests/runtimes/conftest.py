@@ -1,4 +1,4 @@
-"""Hosts in one network, on which container runtimes use the CNI plugin or a network of their own."""
+"""Hosts in one network, on which container runtimes use the CNI plugin or their own networks."""
 
 import json
 import os
@@ -75,6 +75,6 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
 @pytest.fixture(scope="session")
 def go_programs() -> Path:
     """The directory of the programs that Go built."""
-    if not (GO_PROGRAMS / "docker-compose").exists():  # which is built last
+    if not (GO_PROGRAMS / "docker-compose").exists():  # the last program of the build
         pytest.skip("the programs of CNI, Kubernetes and Docker are not built, because Go is not installed")
     return GO_PROGRAMS

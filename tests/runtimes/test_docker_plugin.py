@@ -67,7 +67,7 @@ while True:
 
 @dataclass
 class Pair:
-    """Two hosts on one segment. The first is the one that suffers."""
+    """Two hosts on one segment. The faults occur on the first one."""
 
     lab: Lab
     etcd: EtcdServer
@@ -148,7 +148,7 @@ def start_docker(pair: Pair) -> None:
 
 
 def test_a_published_port_works_after_restarts(pair: Pair) -> None:
-    """Restarts in every order, of containers of each way: test_restarts.py."""
+    """test_restarts.py tests restarts in every order, with containers of each kind."""
     end_docker(pair)
     kill_flanneld(pair)
     start_flanneld(pair)
@@ -229,7 +229,7 @@ def test_docker_passes_no_name_to_a_plugin_except_in_an_option(pair: Pair) -> No
 
 
 def test_a_container_of_another_host_has_a_name_that_the_user_gives(pair: Pair) -> None:
-    """By a fixed address and --add-host, or by a name server of the user."""
+    """The user gives the name by a fixed address and --add-host, or by a name server."""
     here, there = pair.host, pair.lab.hosts["docker2"]
     base = str(here.lease().network_address)[:-1]
     create, database, caller = (
@@ -267,7 +267,7 @@ def test_an_internal_network_reaches_the_flannel_network_and_nothing_else(pair: 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_compose_project_runs(pair: Pair, version: int, request: pytest.FixtureRequest) -> None:
-    """Its services reach each other by name. Version 2 is the Compose plugin, `docker compose`."""
+    """The services reach each other by name. Version 2 is the Compose plugin, `docker compose`."""
     program: str | Path = "docker-compose"
     if version == 2:
         program = request.getfixturevalue("go_programs") / "docker-compose"
@@ -295,7 +295,7 @@ def test_a_container_does_not_start_while_flanneld_does_not_run(pair: Pair) -> N
 
 
 def test_docker_finds_a_socket_that_is_named_in_its_directory(pair: Pair) -> None:
-    """As for a flanneld that cannot create the usual socket."""
+    """A flanneld that cannot create the usual socket needs such a directory."""
     host = pair.host
     end_flanneld(pair)
     end_docker(pair)
@@ -316,7 +316,7 @@ def test_docker_finds_a_socket_that_is_named_in_its_directory(pair: Pair) -> Non
 
 
 def test_a_host_that_boots_again_has_its_containers_with_their_ports(pair: Pair) -> None:
-    """Docker starts them again. Its crash released no address."""
+    """Docker starts the containers again. Its crash released no address."""
     host, before = pair.host, pair.state()
     host.engine.docker(*CREATE, "other")
     host.engine.run_container("sleeper", SLEEP, network="other", options=["--restart=always"])
@@ -338,7 +338,7 @@ def test_a_host_that_boots_again_has_its_containers_with_their_ports(pair: Pair)
 
 
 def test_docker_without_live_restore_starts_its_containers_again(pair: Pair) -> None:
-    """They get addresses of their network, each another one, as in Docker's own networks."""
+    """Each container gets a new address of its network, as in Docker's own networks."""
     host, before = pair.host, pair.state()
     host.engine.run_container(
         "sleeper", SLEEP, network="web", options=["--restart=always", "--stop-timeout=1"]
@@ -369,7 +369,7 @@ def used(state: dict[str, dict[str, Any]]) -> list[int]:
 
 
 def crash(pair: Pair) -> None:
-    """End flanneld, Docker and all containers without warning, and remove all that a boot removes."""
+    """Kill flanneld, Docker and all containers, and remove all files and objects that a boot removes."""
     host = pair.host
     kill_flanneld(pair)
     host.run(["bash", "-c", KILL])
@@ -391,7 +391,7 @@ def wait_running(host: Host, name: str) -> None:
     )
 
 
-def test_cleanup_leaves_nothing_of_the_plugin(pair: Pair) -> None:
+def test_cleanup_removes_all_objects_of_the_plugin(pair: Pair) -> None:
     host = pair.host
 
     said = host.flannelctl("cleanup", "--yes", check=False)

@@ -192,7 +192,7 @@ def test_restarts_keep_addresses_and_isolation(pair: Pair) -> None:
     assert pair.reached() == REACHED
 
 
-def test_the_end_of_the_networks_leaves_nothing(pair: Pair) -> None:
+def test_no_object_remains_after_the_end_of_the_networks(pair: Pair) -> None:
     host = pair.hosts[0]
     for name in NAMES:
         host.engine.docker("rm", "--force", name)

@@ -66,7 +66,7 @@ def test_podman_shows_why_the_subnet_file_is_unusable(
 
 
 def test_netavark_connects_containers_also_during_restarts_of_flanneld(pair: Any) -> None:
-    """Podman has no daemon that could restart."""
+    """The containers need no restart of Podman, which has no daemon."""
     first, second = (PodmanWay(host, PODMAN_WITH_NETAVARK, "flannel") for host in pair.hosts)
     for podman in (first, second):
         podman.host.run(["sh", "-c", CREATE_IN_PART])
@@ -75,7 +75,7 @@ def test_netavark_connects_containers_also_during_restarts_of_flanneld(pair: Any
 
     assert "root:" in page(first, "web", far.address)
     host = pair.hosts[0]
-    sources = {str(host.lease().network_address), str(host.address)}  # the second one with host-gw
+    sources = {str(host.lease().network_address), str(host.address)}  # with host-gw, the address of the host
     assert sources.issuperset(clients(second, "web"))  # netavark masquerades
     for end in (Program.stop, Program.kill):
         with pinging(far, str(near.address)) as pings:

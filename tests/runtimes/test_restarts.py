@@ -54,7 +54,7 @@ SOON_S = 60.0
 
 @dataclass
 class Pair:
-    """Two hosts on one segment, each with a container `standing` of each way. The first host suffers.
+    """Two hosts on one segment, each with a container `standing` of each way. The first has the faults.
 
     Attributes:
         ways: the ways of each host.
@@ -163,7 +163,7 @@ def start_engines(pair: Pair) -> None:
 
 
 def start_engines_before_flanneld(pair: Pair) -> None:
-    """Start flanneld when dockerd has missed it. dockerd waits for each of its networks in turn."""
+    """Start flanneld after dockerd missed it. dockerd waits for each of its networks in turn."""
     log = pair.host.directory / "log/dockerd.log"
     missed = "retrying in"
     before = log.read_text().count(missed)
@@ -210,7 +210,7 @@ def mtu_of(container: Station) -> int:
 def test_a_restart_loses_no_packet_and_no_address(
     pair: Pair, steps: tuple[Callable[[Pair], None], ...]
 ) -> None:
-    """A container that is started after it gets another address, and leaves nothing."""
+    """A container that starts after the restart gets an unused address, and no object of it remains."""
     before = pair.state()
 
     with ExitStack() as stack:
@@ -228,7 +228,7 @@ def test_a_restart_loses_no_packet_and_no_address(
 
 
 def start_and_end(pair: Pair) -> dict[str, bool]:
-    """Start a further container of each way, and end it; return whether the second host reached it."""
+    """Start a further container of each way, and end it. Return whether the second host reached it."""
     new = pair.start(pair.host, "new")
     addresses = {near.address for near, _ in pair.standing.values()} | {one.address for one in new.values()}
     pings = together([partial(ping, pair.standing[kind][1], one.address) for kind, one in new.items()])

@@ -1,1 +1,1 @@
-"""Parts of a lab that only tests and benchmarks need: faults, crowds of hosts, measurements."""
+"""Parts of a lab that only tests and benchmarks need: faults, many hosts, measurements."""

@@ -68,7 +68,7 @@ class Booted:
         return self.system.show("flanneld", "MainPID")
 
     def wait_another_daemon(self, pid: str) -> None:
-        """Return when a daemon other than `pid` is ready."""
+        """Wait until a daemon other than `pid` is ready."""
         self.wait(lambda: self.main_pid not in (pid, "0"), "another flanneld")
         self.wait(lambda: self.system.show("flanneld", "ActiveState") == "active", "it is ready")
 
@@ -121,9 +121,9 @@ class Booted:
         return int(self.system.show("flanneld", f"{event}TimestampMonotonic"))
 
     def wait_alive_for(self, time: int) -> str:
-        """Return the process ID of a daemon that has sent watchdog messages for this number of microseconds.
+        """Wait for a daemon that has sent watchdog messages for this number of microseconds. Return its ID.
 
-        systemd restarts one without processor time here, like a hanging one.
+        systemd restarts a daemon without processor time here, like a hanging one.
         """
         began, sign = (f"{event}TimestampMonotonic" for event in ("ActiveEnter", "Watchdog"))
         facts: dict[str, str] = {}
@@ -142,7 +142,7 @@ class Booted:
             self.network.hosts["docker1"].run(["ip", "link", "delete", link])
 
     def wait_another_forwarder(self, pids: list[str]) -> str:
-        """Return the process ID of the only forwarder when it is none of `pids`."""
+        """Wait until the only forwarder is none of `pids`. Return its process ID."""
         found: list[str] = []
 
         def is_another() -> bool:
@@ -153,11 +153,11 @@ class Booted:
         return found[0]
 
     def wait_in_unit(self, pid: str, unit: str) -> None:
-        """Return when systemd has the process in such a unit."""
+        """Wait until the process is in such a unit of systemd."""
         self.wait(lambda: re.search(unit, self.cgroup(pid), re.MULTILINE) is not None, f"{pid} is in {unit}")
 
     def wait_logged(self, text: str) -> None:
-        """Return when the journal of flanneld contains the text, which takes a moment."""
+        """Wait until the journal of flanneld contains the text."""
         self.wait(lambda: text in self.system.journal("flanneld.service"), f"{text!r} is in the journal")
 
     def units(self, program: str = "forwarder") -> list[str]:
@@ -167,12 +167,12 @@ class Booted:
         return [line.split()[0] for line in listed.splitlines()]
 
     def networkd_action(self, link: str) -> str:
-        """The last column of a device's line: networkd's action for the device."""
+        """Return networkd's action for a device: the last column of its line."""
         listed = self.system.run(["networkctl", "--no-legend", "--no-pager", "list"]).stdout
         return next((line.split()[-1] for line in listed.splitlines() if line.split()[1] == link), "")
 
     def attempted(self, unit: str) -> list[str]:
-        """The successful attempts of code inside the processes of a unit, after such code has run."""
+        """Run code inside the processes of a unit, and return its successful attempts."""
         said: list[str] = []
 
         def has_run() -> bool:
@@ -201,7 +201,7 @@ class Booted:
             self.change("", unit)
 
     def change(self, setting: str, unit: str = "flanneld.service") -> None:
-        """Run flanneld with this setting in place of the previous one of a test."""
+        """Run flanneld with this setting, which replaces the previous one of a test."""
         drop_in = f"/run/systemd/system/{unit}.d/test.conf"
         self.system.run(["mkdir", "-p", str(Path(drop_in).parent)])
         self.system.run(["tee", drop_in], text=f"[Service]\n{setting}\n")

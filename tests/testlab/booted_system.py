@@ -26,8 +26,8 @@ rm -rf "$2"/etc/systemd/system/*.wants
 tr -d - </proc/sys/kernel/random/uuid >"$2/etc/machine-id"
 """
 
-# systemd treats its own control group as the root of all, in each hierarchy. A group of version 1 for
-# processors accepts no process before its processors are set.
+# systemd treats its own control group as the root of each hierarchy. A group of version 1 for processors
+# accepts no process before its processors are set.
 _BOOT = """
 roots=/sys/fs/cgroup
 [ -e $roots/cgroup.procs ] || roots="$roots/*"
@@ -72,13 +72,13 @@ class BootedSystem(Sandbox):
         return None if shutil.which("systemd-nspawn") else "systemd-nspawn: Debian's systemd-container has it"
 
     def install(self) -> None:
-        """Write the files, which remain over a boot, unlike /run. No unit of the machine is enabled.
+        """Write the files, which remain after a boot, unlike /run. No unit of the machine is enabled.
 
         Raises:
             LabError: the machine's root cannot be the lower layer of another one.
         """
         self._host.run(["sh", "-c", _LAY, "sh", self._root.parent, self._root, self._base])
-        # A separate node with udev's mode: that of the machine may be different.
+        # The device file is separate, with udev's mode, because that of the machine may have another mode.
         self.write("/etc/tmpfiles.d/tun.conf", "d /dev/net\nc /dev/net/tun 0666 - - - 10:200\n")
         if self._base != Path("/"):
             return
@@ -104,7 +104,7 @@ class BootedSystem(Sandbox):
         self._host.run(["systemctl", f"--root={self._root}", "--quiet", "enable", *units])
 
     def boot(self) -> None:
-        """Boot, and return when systemd has begun to start units.
+        """Boot, and wait until systemd has begun to start units.
 
         Raises:
             LabError: systemd did not begin.
@@ -144,7 +144,7 @@ class BootedSystem(Sandbox):
         return copy
 
     def wait_up(self) -> None:
-        """Return when systemd has nothing left to start.
+        """Wait until systemd has started all units.
 
         Raises:
             LabError: it did not finish; the message names the jobs that are waiting.
@@ -156,7 +156,7 @@ class BootedSystem(Sandbox):
             raise
 
     def power_off(self) -> None:
-        """Shut down in order. The files remain."""
+        """Shut the system down. Its files remain."""
         if self._console is not None:
             self.run(["systemctl", "--no-block", "poweroff"])
             self._console.wait(_OFF_DEADLINE_S)
@@ -180,7 +180,7 @@ class BootedSystem(Sandbox):
         return ["nsenter", f"--target={self.init_pid}", *spaces, "--", *map(str, argv)]
 
     def _has_begun(self) -> bool:
-        """Find the first process: the only process of nspawn that is the first one of its namespace."""
+        """Find the first process of the system: the process of nspawn that is the first of its namespace."""
         assert self._console is not None
         if self._console.exit_code is not None:
             raise LabError(f"{self.name} does not boot", hint=self._console.last_words())

@@ -96,12 +96,12 @@ class Page:
         return found["result"].get("value")
 
     def open(self, url: str) -> None:
-        """Open a page and return when its document is complete."""
+        """Open a page, and wait until its document is complete."""
         self.call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def wait(self, condition: str, deadline_s: float = 30.0) -> float:
-        """Return the seconds until an expression was true."""
+        """Wait until an expression is true. Return the seconds until then."""
         started = time.monotonic()
         while not self.run(f"Boolean({condition})"):
             waited_s = time.monotonic() - started
@@ -146,7 +146,7 @@ class Page:
 
 @contextmanager
 def browser_page(before: Sequence[str] = ()) -> Iterator[Page]:
-    """Start a browser for the block, which gets a page.
+    """Start a browser for the block, and yield a page.
 
     `before`: words before its command, such as those of nsenter.
     """

@@ -1,4 +1,4 @@
-"""A real kube-apiserver with its etcd in the sandbox of a lab, and its Nodes as tests need them."""
+"""A real kube-apiserver with its etcd in the sandbox of a lab, and the Nodes that a test creates."""
 
 import ctypes
 import http.client
@@ -49,7 +49,7 @@ class Cluster:
 
     Attributes:
         directory: keys, kubeconfigs and the audit log; visible in all sandboxes of the lab.
-        service_range: the range of Services; one of each family, with a comma, for both.
+        service_range: the range of Services. For both families, it is two ranges with a comma.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Cluster:
         self._programs["etcd"] = EtcdServer(self._place, str(self._address)).start()
 
     def start_api_server(self) -> None:
-        """Start the API server, also again, and return when it is ready."""
+        """Start or restart the API server, and wait until it is ready."""
         d = self.directory
         flags = {
             "etcd-servers": "http://127.0.0.1:2379",
@@ -104,7 +104,7 @@ class Cluster:
         wait_until(self._is_ready, what="kube-apiserver is ready", deadline_s=_READY_S)
 
     def kill_api_server(self) -> None:
-        """End the API server at once. After SIGTERM, it needs a minute."""
+        """Kill the API server. After SIGTERM, it needs a minute."""
         self._kill(_API_SERVER)
 
     def restart(self, name: str) -> None:
@@ -119,7 +119,7 @@ class Cluster:
     def start_controllers(self, pod_range: str) -> None:
         """Start the controllers and the scheduler. They assign podCIDRs from this range.
 
-        For both families, it is one of each, with a comma.
+        For both families, it is two ranges with a comma.
         """
         d = self.directory
         lengths = {"node-cidr-mask-size": "24"}
@@ -235,7 +235,7 @@ class Cluster:
             yield connection
 
     def must(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Any:
-        """Return the document of an answer that must be a success."""
+        """Return the document of a successful answer. Raise an error for another answer."""
         status, document = self.call(method, path, body, kind)
         if status >= 400:
             raise LabError(f"{method} {path}: {status} {document}", hint="Correct the request.")
@@ -272,13 +272,13 @@ class Cluster:
         return str(self.must("POST", f"{ACCOUNT}/token", request)["status"]["token"])
 
     def add_node(self, name: str, cidr: str | None = None, **notes: str) -> None:
-        """Create a Node; underscores in the names of annotations stand for dashes."""
+        """Create a Node. Underscores in the names of annotations stand for dashes."""
         self.must("POST", "/api/v1/nodes", _node(name, cidr, **notes))
 
     def add_peers(self, count: int) -> None:
         """Create Nodes of other hosts with vxlan, with podCIDRs from 10.245.0.0/24 on.
 
-        Their status is as long as that of a kubelet which has pulled fifty images, the most that it reports.
+        Their status has the length of that of a kubelet with fifty images, the maximum that it reports.
         """
         texts = []
         for number in range(count):
@@ -349,7 +349,7 @@ class Member:
         self.configure({"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}})
 
     def configure(self, config: object) -> None:
-        """Write net-conf.json; a text as it is."""
+        """Write net-conf.json: a text unchanged, or an object as JSON."""
         self.config.write_text(config if isinstance(config, str) else json.dumps(config))
 
     def launch(self, *flags: str, kubeconfig: Path | None = None, **environment: str) -> Program:
@@ -383,7 +383,7 @@ class Member:
             assert self._flanneld.stop() == 0
 
     def clean(self) -> None:
-        """Remove everything of flannel from the host, and its knowledge of the cluster."""
+        """Remove all files and objects of flannel from the host."""
         self.host.flannelctl("cleanup", "--yes", check=False)
         self._flanneld = None
         self.host.run(["sh", "-c", "rm -rf /var/lib/flannel/*"])

@@ -1,4 +1,4 @@
-"""A container runtime like CNI's library: it runs the plugins of a network configuration in a chain."""
+"""A container runtime like CNI's library, which runs the plugins of a network configuration in a chain."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -95,7 +95,7 @@ class Runtime:
         self.host.run(["ip", "netns", "delete", container.name])
 
     def call(self, command: str, conf: dict[str, Any], container: str = "", **more: str) -> str:
-        """Run one plugin; return its output.
+        """Run one plugin, and return its output.
 
         Raises:
             CniError: the plugin printed an error.

@@ -81,12 +81,12 @@ class DockerWay:
 
 
 class ComposeWay:
-    """A service of a Compose project with a network of its own.
+    """A service of a Compose project with its own network.
 
     Args:
         program: `docker-compose`, or the path of the Compose plugin, which then runs as `docker compose`.
         networks: the top-level key `networks` of the project.
-        services: names of the services; each is the name of its container in `start`.
+        services: names of the services. The name of a container in `start` is that of its service.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ UNUSABLE_SUBNET_FILES: dict[str, tuple[str | None, str]] = {
 
 @contextmanager
 def other_subnet_file(host: Host, text: str | None) -> Iterator[str]:
-    """During a block, let the CNI plugin read a file with this text, or a missing file; yield its path."""
+    """Let the CNI plugin read a file with this text, or a missing file, during a block. Yield its path."""
     path, conflist = "/run/other/subnet.env", "/etc/cni/net.d/10-flannel.conflist"
     before = host.run(["cat", conflist]).stdout
     document = json.loads(before)
@@ -261,7 +261,7 @@ class Containerd:
         host.run(["sh", "-c", "mkdir -p /etc/containerd && cat >/etc/containerd/config.toml"], text=_CONFIG)
 
     def start(self) -> None:
-        """Start containerd, and return when it answers."""
+        """Start containerd, and wait until it answers."""
         self._program = self.host.start(["containerd"])
         wait_until(self._answers, what="containerd answers", deadline_s=SOON_S)
 
@@ -271,7 +271,7 @@ class Containerd:
             self._program.stop()
 
     def kill(self) -> None:
-        """End containerd without a warning. Its containers continue to run."""
+        """Kill containerd. Its containers continue to run."""
         if self._program is not None:
             self._program.kill()
 
@@ -322,7 +322,7 @@ class CtrWay:
 
 
 class CriWay:
-    """Pods by the interface of Kubernetes, which `crictl` calls."""
+    """Pods by the interface CRI of Kubernetes, which `crictl` calls."""
 
     def __init__(self, containerd: Containerd, programs: Path) -> None:
         self._host = containerd.host

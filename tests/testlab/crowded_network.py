@@ -37,10 +37,10 @@ class CrowdedNetwork:
     """A host in a network with existing leases, not yet started.
 
     Attributes:
-        leases: of the other hosts.
-        host: runs flanneld after its start.
+        leases: the leases of the other hosts.
+        host: the host that runs flanneld after `start`.
         bare: another host on the underlay without programs.
-        endpoint: of etcd.
+        endpoint: the endpoint of etcd.
         deadline_s: maximum time of any action.
     """
 
@@ -52,11 +52,11 @@ class CrowdedNetwork:
     deadline_s: float
 
     def start(self) -> Program:
-        """Start flanneld and return when it is ready."""
+        """Start flanneld, and wait until it is ready."""
         return self.host.start_flanneld(f"--etcd-endpoints={self.endpoint}", deadline_s=self.deadline_s)
 
     def newcomers(self, count: int) -> list[Lease]:
-        """Return leases of further hosts, none with the subnet of the real one, which has started."""
+        """Return leases of further hosts. None has the subnet of the real host, which has started."""
         first, own = len(self.leases), self.host.lease()
         further = (existing_lease(number, self.backend) for number in range(first, first + count + 1))
         return [lease for lease in further if lease.subnet != own][:count]
@@ -74,7 +74,7 @@ class CrowdedNetwork:
         run_inside(self.host, lambda: remove_leases(_ETCD, newcomers))
 
     def wait_right(self, newcomers: Sequence[Lease] = ()) -> None:
-        """Return when the kernel has the objects of the existing leases and of these, and no others."""
+        """Wait until the kernel has the objects of the existing leases and of these, and no others."""
         for family in families_of(self.backend):
             wanted = self.objects(newcomers, family)
             wait_until(

@@ -39,7 +39,7 @@ def pipx_system(release: str) -> Path:
 
 
 def bare_system(release: str) -> Path:
-    """Return the directory of a system as in a container image, without Python.
+    """Return the directory of a small system like a container image, without Python.
 
     It is created once for each machine.
 

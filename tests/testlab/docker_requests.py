@@ -1,4 +1,4 @@
-"""A network driver of Docker that only records: its containers have no interface."""
+"""A network driver of Docker that only records requests. Its containers have no interface."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _ANSWERS: dict[str, object] = {
 
 @contextmanager
 def _recorded_requests(host: Host) -> Iterator[list[str]]:
-    """Serve the driver on a host during a block; yield the path and the body of each request so far."""
+    """Serve the driver on a host during a block. Yield the list of requests, each with path and body."""
     requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -33,7 +33,7 @@ def _recorded_requests(host: Host) -> Iterator[list[str]]:
             self.wfile.write(answer)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Log nothing: the requests are the record."""
+            """Log nothing, because the driver records the requests."""
 
     path = host.directory / f"run/docker/plugins/{DRIVER}.sock"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,14 +28,14 @@ _DEADLINE_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableCosts:
-    """The cost of this number of peers in the table, medians in milliseconds, including all work in Python.
+    """The costs of this number of peers in the table: medians in milliseconds, including all work in Python.
 
     Attributes:
         features_ms: the probe of the kernel features for the fast path, the first one in a process that has
             loaded libbpf.
         put_ms: from the operations to the last entry; put_cpu_ms is processor time, including the kernel's
             work.
-        look_ms: reading them back, and comparing them with the plan.
+        look_ms: the time to read them back, and to compare them with the plan.
     """
 
     peers: int
@@ -104,7 +104,7 @@ async def _time_table(count: int) -> TableCosts:
 
 
 async def _time_round(plan: State, operations: Sequence[Add]) -> tuple[float, float, float, float]:
-    """Fill a new table and read it; return the times of probing, filling, its processor time, and reading."""
+    """Fill a new table and read it. Return the times of probe, filling (also its processor time) and read."""
     gc.collect()
     async with BpfTarget(FastPath()) as target:
         began = time.monotonic()

@@ -1,6 +1,6 @@
 """The table of faults in docs/reliability.md: the number of pings that each fault may cost.
 
-The tests of the level `faults` read their limits from it, so the page cannot promise more than they prove.
+The tests of the level `faults` read their limits from this table, so that they prove each limit of the page.
 """
 
 import re

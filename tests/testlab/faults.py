@@ -21,7 +21,7 @@ def unplugged(lab: Lab, host: Host) -> Iterator[None]:
 
 @contextmanager
 def partitioned(lab: Lab, one: Host, other: Host) -> Iterator[None]:
-    """Drop every IPv4 packet between two hosts, in both directions. Both still reach all other hosts."""
+    """Drop every IPv4 packet between two hosts, in both directions. They still reach all other hosts."""
     rules = "\n".join(
         f"ip saddr {source.address} ip daddr {destination.address} drop"
         for source, destination in ((one, other), (other, one))
@@ -40,7 +40,7 @@ def lossy(lab: Lab, host: Host, *, percent: int) -> Iterator[None]:
 
 @contextmanager
 def paused(program: Program) -> Iterator[None]:
-    """Stop a program, as on an overloaded host."""
+    """Stop a program, for example to imitate an overloaded host."""
     program.pause()
     try:
         yield

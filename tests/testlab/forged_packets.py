@@ -41,7 +41,7 @@ def with_options(packet: bytes) -> bytes:
 
 
 def fragments(packet: bytes, first: int) -> tuple[bytes, bytes]:
-    """Return an IPv6 packet as two fragments. The first has `first` bytes of its content, a multiple of 8."""
+    """Return an IPv6 packet in two fragments. The first has `first` bytes of its content, a multiple of 8."""
     content = packet[_IPV6_HEADER:]
 
     def fragment(start: int, end: int | None, more: int) -> bytes:

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def run_inside(sandbox: Sandbox, act: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a coroutine in a thread whose sockets belong to the sandbox's network; return its result.
+    """Run a coroutine in a thread whose sockets belong to the sandbox's network. Return its result.
 
     Raises:
         LabError: the kernel refuses access.
@@ -56,7 +56,7 @@ def _enter(namespace: Path) -> None:
 
 
 def hide_directory(path: str) -> None:
-    """Give the calling thread mounts of its own, with an empty directory at `path`."""
+    """Move the calling thread to a new mount namespace, with an empty directory at `path`."""
     library = ctypes.CDLL(None, use_errno=True)
     for answer in (
         library.unshare(_CLONE_NEWNS),

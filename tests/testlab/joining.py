@@ -42,9 +42,9 @@ class Crowd:
         url: URL of the store for `--store`.
         hosts: number of hosts.
         processes: number of processes for the hosts.
-        watchers: number of hosts that watch until they know all others. The others leave after they have a
+        watchers: number of hosts that watch until they know all others. The other hosts end after they have a
             lease.
-        deadline_s: hosts that are not done by then have failed.
+        deadline_s: time in seconds after which a host has failed.
     """
 
     url: str
@@ -60,10 +60,10 @@ class Joined:
     """The result of one host. Times are seconds since the start of all.
 
     Attributes:
-        lease_s: when it had its lease; None if never.
-        known_s: when it knew the leases of all; None if never, or if it did not wait for them.
-        draws: how often it chose a subnet: more than once if it lost a race.
-        failures: how often the store did not respond.
+        lease_s: time of its lease; None if it got none.
+        known_s: time at which it knew all leases; None if it did not, or if it did not wait for them.
+        draws: number of its choices of a subnet: more than one if it lost a race.
+        failures: number of requests without an answer of the store.
     """
 
     number: int
@@ -163,7 +163,7 @@ class Member:
         )
 
     async def _wait_done(self) -> None:
-        """Return at the deadline at the latest. The caller detects missing results."""
+        """Wait for the result, at most until the deadline. The caller detects missing results."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._crowd.deadline_s):
                 await self._done.wait()
@@ -204,10 +204,10 @@ class _Results(Protocol):
 
 
 def join_at_once(crowd: Crowd) -> Joining:
-    """Let all hosts join at the same time; return their results.
+    """Let all hosts join at the same time. Return their results.
 
     Raises:
-        LabError: a process of them failed.
+        LabError: one of the processes failed.
     """
     context = multiprocessing.get_context("spawn")  # start with a new interpreter, without inherited state
     barrier = context.Barrier(crowd.processes)
@@ -223,7 +223,9 @@ def join_at_once(crowd: Crowd) -> Joining:
         patience_s = IMPORT_S + 2 * crowd.deadline_s
         parts = [results.get(timeout=patience_s) for _ in processes]
     except Empty as error:
-        raise LabError("a process of the crowd said nothing", hint="Is there memory enough?") from error
+        raise LabError(
+            "a process with hosts reported no result", hint="Check that the machine has enough free memory."
+        ) from error
     finally:
         for process in processes:
             process.join(1)
@@ -236,8 +238,8 @@ def join_at_once(crowd: Crowd) -> Joining:
 
 
 def _run_share(crowd: Crowd, share: Sequence[int], barrier: Barrier, results: _Results) -> None:
-    """Run some of the hosts. The barrier gives all processes the same start."""
-    # Garbage is collected as rarely as if each host had a separate process.
+    """Run some of the hosts. All processes start together at the barrier."""
+    # Garbage collections are as rare as with a separate process for each host.
     gc.set_threshold(gc.get_threshold()[0] * len(share))
     barrier.wait(IMPORT_S)
     began, used = time.monotonic(), _processor_s()

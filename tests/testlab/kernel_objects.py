@@ -1,4 +1,4 @@
-"""The cost of the kernel's objects of many peers, compared with ip(8) and bridge(8).
+"""The costs of the kernel objects for many peers, compared with ip(8) and bridge(8).
 
 It uses no store and no daemon: only a plan with this number of peers, the adapter, and a network namespace
 with an isolated underlay. Run as a program, it measures in its own namespace and prints JSON.
@@ -32,7 +32,7 @@ from pyflannel.plan.diff import diff
 from pyflannel.plan.ownership import ours
 
 MOST_PEERS = 60_000
-"""Each has a separate address on a /16, and a /24."""
+"""Maximum number of peers. Each has a separate address in a /16, and a /24."""
 
 _UNDERLAY = IPv4Network("172.16.0.0/16")
 _OWN = IPv4Address("172.16.0.1")
@@ -49,13 +49,13 @@ class AdapterCosts:
     `*_cpu_s` is processor time of the process, including the kernel's work for it.
 
     Attributes:
-        plan_s: computation of the plan from leases.
-        look_s: a look at the empty kernel, and computation of the operations.
-        apply_s: until the last object existed.
+        plan_s: time of the computation of the plan from leases.
+        look_s: time of a read of the empty kernel, and of the computation of the operations.
+        apply_s: time until the last object existed.
         refused: operations that the kernel refused.
-        first_audit_cpu_s: a first look at all objects, without a difference.
-        audit_cpu_s: the same again, the median.
-        event_p50_ms: addition or removal of one peer in the kernel during audits.
+        first_audit_cpu_s: processor time of a first read of all objects, without a difference.
+        audit_cpu_s: median of this time for later reads.
+        event_p50_ms: median time of an addition or removal of one peer in the kernel during audits.
         turn_max_ms: longest time for which other tasks waited, while objects were created.
         resident_mb: memory of the process at the end.
     """
@@ -88,7 +88,7 @@ def measure_adapter(backend: str, peers: int) -> AdapterCosts:
     """Measure with this number of peers, in a separate process and namespace. Needs root.
 
     Raises:
-        LabError: it failed.
+        LabError: the measurement failed.
     """
     with _namespace("own") as name:
         program = [sys.executable, __file__, backend, str(peers)]
@@ -99,7 +99,7 @@ def measure_batch(backend: str, peers: int) -> BatchCosts:
     """Create the objects of this number of peers by ip(8) and bridge(8). Needs root.
 
     Raises:
-        LabError: it failed.
+        LabError: the measurement failed.
     """
     plan = plan_of(backend, peers)
     commands = [words for item in plan for words in _commands(item)]

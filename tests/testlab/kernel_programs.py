@@ -1,6 +1,6 @@
-"""The fast path in the kernel of a host, read without the daemon; damage to it, and its duration.
+"""The fast path in the kernel of a host, read without the daemon, and the time until damage is repaired.
 
-All functions work in the network namespace of the calling thread: `run_inside`.
+All functions use the network namespace of the calling thread. See `run_inside`.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Directi
 _DEADLINE_S = 60.0
 _POLL_S = 0.001
 _PAUSE_S = (1.0, 2.0)
-"""Seconds between two damages. More frequent damage would count as a fight, and delay repairs."""
+"""Time in seconds between two damages. flanneld would delay the repair of more frequent damage."""
 
 _ANY = BpfPeer(device="flannel0", subnet=IPv4Network("0.0.0.0/32"), address=IPv4Address(0), port=1)
 """A plan with a peer of the device. Only with a peer, the tables are read, too."""
@@ -29,7 +29,7 @@ Items = list[BpfProgram | BpfPeer | BpfContainer]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPrograms:
-    """Programs and entries of the tunnel of flannel0, as sortable words; identifiers of all programs."""
+    """Programs and entries of the tunnel of flannel0 as sortable words, and identifiers of all programs."""
 
     programs: list[str]
     peers: list[str]
@@ -79,10 +79,10 @@ async def remove_peers() -> None:
 
 
 async def time_program(role: Role) -> float:
-    """Remove a program at a random moment; return the seconds until it is restored.
+    """Remove a program at a random moment. Return the seconds until it is restored.
 
     Raises:
-        LabError: it is not restored.
+        LabError: the program is not restored.
     """
     await asyncio.sleep(random.uniform(*_PAUSE_S))
     with _fast_path() as path:
@@ -97,10 +97,10 @@ async def time_program(role: Role) -> float:
 
 
 async def time_entry() -> float:
-    """Remove an entry from the table of peers; return the seconds until it is restored.
+    """Remove an entry from the table of peers. Return the seconds until it is restored.
 
     Raises:
-        LabError: it is not restored.
+        LabError: the entry is not restored.
     """
     await asyncio.sleep(random.uniform(*_PAUSE_S))
     with _fast_path() as path:
@@ -114,7 +114,7 @@ async def time_entry() -> float:
 
 async def _poll(since: float, what: str) -> None:
     if time.monotonic() - since > _DEADLINE_S:
-        raise LabError(f"{what} does not come back", hint="Look at the log of flanneld.")
+        raise LabError(f"flanneld does not restore {what}", hint="Read the log of flanneld.")
     await asyncio.sleep(_POLL_S)
 
 

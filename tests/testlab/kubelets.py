@@ -85,7 +85,7 @@ SystemdCgroup = false
 
 
 class Pod:
-    """A running pod with a network of its own."""
+    """A running pod with its own network."""
 
     def __init__(self, node: "KubeNode", document: dict[str, Any]) -> None:
         self.name = str(document["metadata"]["name"])
@@ -112,7 +112,7 @@ class KubeNode:
     def __init__(
         self, lab: Lab, host: Host, name: str, cluster: Cluster, proxy_mode: str, addresses: str
     ) -> None:
-        """`addresses`: those that the kubelet reports, with commas."""
+        """Prepare a node. `addresses` are those that the kubelet reports, with commas."""
         self._addresses = addresses
         self.host = host
         self.name = name
@@ -245,7 +245,7 @@ class KubeNode:
         self._boot()
 
     def traces(self) -> list[str]:
-        """Return everything of flannel on the node."""
+        """Return all files and objects of flannel on the node."""
         script = f"""
             for file in {" ".join(_FILES)}; do if [ -e $file ]; then echo $file; fi; done
             ip -oneline link | grep -oE ' (flannel[^:]*|cni0):' || true
@@ -277,7 +277,7 @@ class KubeNode:
 
 
 class KubeApi:
-    """The cluster as an operator uses it: kubectl, pods and the DaemonSet of flannel."""
+    """The cluster by the commands of an operator: kubectl, pods and the DaemonSet of flannel."""
 
     def __init__(self, lab: Lab, cluster: Cluster, nodes: Sequence[KubeNode]) -> None:
         self.cluster = cluster
@@ -292,7 +292,7 @@ class KubeApi:
         return self._lab.router.run(command, text=text, check=check).stdout
 
     def run(self, command: str) -> str:
-        """Run a command of a document: kubectl with words of a shell, and paths of the clone."""
+        """Run a command of a document: kubectl with the words of a shell, and paths of the clone."""
         program, *words = shlex.split(command)
         assert program == "kubectl"
         return self.kubectl(*(ROOT / word if word.startswith("deploy/") else word for word in words))
@@ -364,7 +364,7 @@ class KubeApi:
         return self._lab.router.run(argv, check=False).stdout
 
     def restarts(self, name: str) -> int:
-        """Return how often the kubelet restarted the container of a pod."""
+        """Return the number of restarts of the container of a pod."""
         return sum(one["restartCount"] for one in self.get("pod", name)["status"]["containerStatuses"])
 
     def kill_flanneld(self, node: str) -> None:
@@ -409,7 +409,7 @@ class KubeApi:
         return {name: self.cluster.condition(name) for name in self.nodes}
 
     def until_rolled_out(self) -> None:
-        """Wait until the pods of flanneld are those of the newest manifest, and ready."""
+        """Wait until the pods of flanneld have the newest manifest and are ready."""
         daemons = ("daemonset/kube-flannel-ds", "--namespace=kube-flannel", f"--timeout={SOON_S:g}s")
         self.kubectl("rollout", "status", *daemons)
 

@@ -1,4 +1,4 @@
-"""Leases that are added, changed and deleted, as seen in a real host's kernel."""
+"""The times from changes of leases to the changes in the kernel of a real host."""
 
 import asyncio
 import random
@@ -28,9 +28,9 @@ class EventTimes:
     """The durations for one host that joins and leaves, in seconds.
 
     Attributes:
-        write_s: from the write to etcd's response.
-        join_s: from the write to the route in the kernel.
-        leave_s: from the deletion to the removal of the route in the kernel.
+        write_s: time from the write to etcd's response.
+        join_s: time from the write to the route in the kernel.
+        leave_s: time from the deletion to the removal of the route in the kernel.
     """
 
     write_s: float
@@ -40,7 +40,7 @@ class EventTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Churn:
-    """The results of many joins and leaves; `late_s` is the delay of the writer at the end."""
+    """The results of many joins and leaves. `late_s` is the delay of the writer at the end."""
 
     written: int
     lasted_s: float
@@ -48,13 +48,13 @@ class Churn:
 
 
 async def time_events(etcd: str, leases: Sequence[Lease]) -> list[EventTimes]:
-    """Write and delete each lease, and measure the time until the kernel of this network follows.
+    """Write and delete each lease, and measure the time until the kernel of this network has the change.
 
     The hosts join one after the other, at moments that are independent of other events. All deletions are
     written before the waits, because flanneld delays the removal of routes.
 
     Raises:
-        LabError: the kernel did not follow.
+        LabError: the kernel does not have a change in time.
     """
     with closing(NotificationSocket(_IPV4_ROUTES)) as listener:
         async with lease_writer(etcd) as writer:
@@ -108,7 +108,7 @@ async def _time_leaves(
 async def _times_of(
     listener: NotificationSocket, kind: int, subnets: Iterable[IpNetwork]
 ) -> dict[IpNetwork, float]:
-    """Return when the kernel announced a route to each subnet, as added or as deleted."""
+    """Return the times at which the kernel announced the routes to the subnets, as added or as deleted."""
     waited_for = {Route(destination=subnet, link="").key: subnet for subnet in subnets}
     at: dict[IpNetwork, float] = {}
 
@@ -124,8 +124,8 @@ async def _times_of(
     except TimeoutError as error:
         missing = ", ".join(map(str, waited_for.values()))
         raise LabError(
-            f"the kernel was not told of {missing} within {_DEADLINE_S:g} s", hint="Read flanneld's log."
+            f"no change of the routes to {missing} within {_DEADLINE_S:g} s", hint="Read flanneld's log."
         ) from error
     if waited_for:
-        raise LabError("the kernel told more than could be heard", hint="Time fewer events at once.")
+        raise LabError("the socket lost notifications of the kernel", hint="Measure fewer events at once.")
     return at

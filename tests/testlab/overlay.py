@@ -123,13 +123,13 @@ class Overlay:
         self.etcd.etcdctl("del", "--prefix", f"{PREFIX}/subnets/")
 
     def settle(self, *hosts: Host) -> None:
-        """Return when each of these joined hosts knows the others, and has no tentative address."""
+        """Wait until each of these joined hosts knows the others, and has no tentative address."""
         for host in hosts:
             self.wait_status(host, lambda status: status.peers >= len(hosts) - 1, "knows the others")
             self.wait_at_rest(host)
 
     def wait_at_rest(self, host: Host) -> None:
-        """Return when no address of the host is tentative. IPv6 takes seconds to verify an address."""
+        """Wait until no address of the host is tentative. IPv6 takes seconds to verify an address."""
         wait_until(
             lambda: "tentative" not in str(self.state(host)),
             what=f"{host.name} is at rest",
@@ -137,7 +137,7 @@ class Overlay:
         )
 
     def status(self, host: Host) -> Status:
-        """Return the status of the host's daemon when it responds."""
+        """Wait until the host's daemon responds. Return its status."""
         return self.wait_status(host, lambda _: True, "answers")
 
     def log(self, host: Host) -> str:
@@ -146,7 +146,7 @@ class Overlay:
         return log.read_text() if log.exists() else ""
 
     def wait_logged(self, host: Host, *parts: str, after: int = 0, deadline_s: float = SOON_S) -> str:
-        """Return the log of the host's daemons after this number of characters, when it contains each part.
+        """Wait until the log of the host's daemons contains each part after this number of characters.
 
         A repair appears in the kernel before it appears in the log.
         """
@@ -163,7 +163,7 @@ class Overlay:
     def wait_status(
         self, host: Host, holds: Callable[[Status], bool], what: str, deadline_s: float = SOON_S
     ) -> Status:
-        """Return the status of the host's daemon when `holds` holds for it.
+        """Wait until `holds` is true for the status of the host's daemon. Return the status.
 
         The result of an action appears in the kernel before it appears in the status.
         """
@@ -184,7 +184,7 @@ class Overlay:
         return seen[-1]
 
     def wait_ready(self, host: Host) -> Status:
-        """Return the status of the host's daemon when it is ready."""
+        """Wait until the host's daemon is ready. Return its status."""
         return self.wait_status(host, lambda status: status.is_ready, "is ready")
 
     def forwarder(self, host: Host) -> ForwarderState | None:
@@ -198,7 +198,7 @@ class Overlay:
         return () if forwarder is None else tuple(forwarder.peers)
 
     def ask_forwarder(self, host: Host, kind: Kind, payload: bytes = b"") -> bytes | None:
-        """Ask the host's forwarder like any process of root; None if none responds."""
+        """Send a request to the host's forwarder. Return the answer, or None if no forwarder responds."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(5)
             try:
@@ -218,7 +218,7 @@ class Overlay:
         return sum("pyflannel.programs.forwarder" in command for command in host.commands())
 
     def wait_one_forwarder(self, host: Host) -> None:
-        """Return when no second forwarder runs on the host. After a hand-over, the old one ends soon."""
+        """Wait until only one forwarder runs on the host. After a hand-over, the old one ends soon."""
         wait_until(
             lambda: self.forwarders(host) == 1, what=f"one forwarder on {host.name}", deadline_s=SOON_S
         )
@@ -311,7 +311,7 @@ class PingStream:
         is_urgent: bool = False,
         options: Sequence[str] = (),
     ) -> None:
-        """Start pinging. If it is urgent, it has up to a fifth of a processor even on a busy machine.
+        """Start pinging. An urgent stream gets up to a fifth of a processor, even on a busy machine.
 
         `options` are further options of ping.
         """
@@ -327,13 +327,13 @@ class PingStream:
         return _without_restarts(_answers(self._log.read_text()))
 
     def _latest(self) -> list[Answer]:
-        """Return the last answer. A minute has tens of thousands."""
+        """Return the last answer, without reading tens of thousands of earlier ones."""
         with self._log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL))
             return _answers(log.read().decode())
 
     def wait_answered(self, deadline_s: float = SOON_S) -> None:
-        """Return when a ping that is sent from now on was answered."""
+        """Wait until a ping that is sent after this call is answered."""
         now = time.time()
         wait_until(
             lambda: any(answer.sent_at > now for answer in self._latest()),
@@ -342,7 +342,7 @@ class PingStream:
         )
 
     def wait_s(self, seconds: float) -> None:
-        """Return when this number of seconds of pings was sent, answered or not."""
+        """Wait until pings were sent for this number of seconds, answered or not."""
         time.sleep(seconds)
 
     def __enter__(self) -> "PingStream":

@@ -18,7 +18,7 @@ class Pings:
     """A stream of 100 pings per second.
 
     Attributes:
-        lost: number of unanswered pings between the first and the last answer; known when the block ended.
+        lost: number of unanswered pings between the first and the last answer, set at the end of the block.
     """
 
     def __init__(self, program: Program) -> None:
@@ -33,7 +33,7 @@ class Pings:
         return [int(number) for number in lines]
 
     def wait_answered(self, more: int = 1) -> None:
-        """Return after this number of further answers."""
+        """Wait for this number of further answers."""
         goal = len(self.answered) + more
         wait_until(lambda: len(self.answered) >= goal, what="answered pings", deadline_s=_ANSWER_DEADLINE_S)
 

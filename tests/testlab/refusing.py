@@ -26,7 +26,7 @@ _INSTRUCTION = struct.Struct("=HBBI")  # code, jumps when true and when false, o
 
 
 def refuse(call: str, code: int) -> None:
-    """Let `call` fail with this errno from now on, in this process and its children.
+    """Let each later `call` fail with this errno, in this process and its children.
 
     Raises:
         OSError: the kernel has no seccomp filters.

@@ -1,4 +1,4 @@
-"""A daemon for the page: hosts that a test adds, cuts and repairs, without a kernel."""
+"""A daemon for the page, without a kernel. A test adds, disconnects and repairs its hosts."""
 
 import asyncio
 import random
@@ -158,7 +158,7 @@ def classes_of(subnet: IpNetwork) -> str:
 
 @contextmanager
 def served(daemon: ShownHost, ip: str = "127.0.0.1", token_file: Path | None = None) -> Iterator[str]:
-    """Serve the page in a thread during the block, which gets its URL."""
+    """Serve the page in a thread during the block. Yield its URL."""
     address = ip_address(ip)
     listener = listen_tcp(address, 0)
     port = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Hosts that consist only of a lease in etcd: to a real host they look like a network."""
+"""Hosts that consist only of a lease in etcd. A real host treats them as peers."""
 
 import json
 from collections.abc import AsyncIterator, Iterable
@@ -25,7 +25,7 @@ from pyflannel.stores.etcd.rpc_pb2 import (
 from pyflannel.wire.lease_record import lease_key, lease_value
 
 UNDERLAY = Segment("wide", IPv4Interface("172.16.0.1/12"))
-"""A prefix with all existing hosts on the link of the real one, as host-gw needs it."""
+"""A prefix with all existing hosts on the link of the real one, because host-gw requires it."""
 
 NETWORK = IPv4Network("10.0.0.0/8")
 NETWORK_V6 = IPv6Network("fd00:5::/48")
@@ -50,7 +50,7 @@ def families_of(backend: str) -> tuple[Family, ...]:
 
 
 def network_config(backend: str) -> str:
-    """Return the network config that all of them share."""
+    """Return the network config of all these hosts."""
     config = {"Network": str(NETWORK), "SubnetLen": SUBNET_LENGTH}
     if 6 in families_of(backend):
         config |= {"EnableIPv6": True, "IPv6Network": str(NETWORK_V6)}
@@ -58,7 +58,7 @@ def network_config(backend: str) -> str:
 
 
 def existing_lease(number: int, backend: str, *, address: IPv4Address | None = None) -> Lease:
-    """Return the lease of host `number`, below MOST; `address` replaces its usual address."""
+    """Return the lease of host `number`, which is less than MOST. `address` replaces its usual address."""
     is_dual, backend = 6 in families_of(backend), backend.removesuffix(DUAL_STACK)
     vtep = Vtep(mac=(0x02_00_00_00_00_00 + number).to_bytes(6).hex(":"), vni=1)
     vtep_v6 = Vtep(mac=(0x06_00_00_00_00_00 + number).to_bytes(6).hex(":"), vni=1)
@@ -86,7 +86,7 @@ class LeaseWriter:
     """Writes leases like their hosts, with one connection to etcd.
 
     Attributes:
-        lease_id: the etcd lease of all of them.
+        lease_id: the etcd lease of all written leases.
     """
 
     channel: Channel

@@ -1,6 +1,6 @@
 """Laws of a host to which a plan is applied. They hold for a kernel in memory and for the real one.
 
-Each law uses a new host, on which other programs may have changed anything.
+Each law uses a new host, on which other programs may have changed any object.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ class World(Protocol):
     """A host with other programs on it."""
 
     async def snapshot(self, desired: State) -> State:
-        """Return the result of a look at the host."""
+        """Return the state of the host."""
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations of pyflannel; return the refused ones."""
+        """Perform the operations of pyflannel. Return the refused ones."""
 
     async def damage(self, operations: Sequence[Operation]) -> None:
         """Perform operations of another program, each changed by `adapted`."""
@@ -37,7 +37,7 @@ class World(Protocol):
 
 
 def adapted(operation: Operation, state: State) -> Operation | None:
-    """Return the operation that has the same result in another state; None if there is nothing to do."""
+    """Return the operation that has the same result in another state; None if the state has it already."""
     there = state.by_key.get(operation.subject.key)
     match operation:
         case Remove(_):
@@ -52,13 +52,13 @@ async def operations_of_pass(world: World, desired: State) -> list[Operation]:
 
 
 async def one_pass(world: World, desired: State) -> Sequence[Refusal]:
-    """Make one pass; return the refusals."""
+    """Make one pass. Return the refusals."""
     operations = await operations_of_pass(world, desired)
     return await world.apply(operations) if operations else ()
 
 
 async def check_one_pass_repairs(world: World, desired: State, damage: Sequence[Operation]) -> None:
-    """After any damage one pass restores the plan, and no operation is refused."""
+    """Check that one pass restores the plan after any damage, and that no operation is refused."""
     assert not await one_pass(world, desired)
     await world.damage(damage)
 
@@ -71,7 +71,7 @@ async def check_one_pass_repairs(world: World, desired: State, damage: Sequence[
 async def check_foreign_objects_are_untouched(
     world: World, desired: State, damage: Sequence[Operation]
 ) -> None:
-    """Foreign objects are the same after a pass as before."""
+    """Check that a pass does not change foreign objects."""
     await world.damage(damage)
     before = await world.found(desired)
 
@@ -82,7 +82,7 @@ async def check_foreign_objects_are_untouched(
 
 
 async def check_the_empty_plan_leaves_no_trace(world: World, desired: State) -> None:
-    """The empty plan removes all objects of a plan except its file, which has no mark."""
+    """Check that the empty plan removes all objects of a plan except its file, which has no mark."""
     before = await world.found(desired)
     await one_pass(world, desired)
 
@@ -96,7 +96,7 @@ async def check_the_empty_plan_leaves_no_trace(world: World, desired: State) -> 
 async def check_a_cut_pass_is_finished(
     world: World, desired: State, damage: Sequence[Operation], cut: float
 ) -> None:
-    """If a batch ends after a part of its operations, the next pass restores the plan."""
+    """Check that the next pass restores the plan if a batch ends after a part of its operations."""
     await world.damage(damage)
     operations = await operations_of_pass(world, desired)
     await world.apply(operations[: round(cut * len(operations))])
@@ -108,7 +108,7 @@ async def check_a_cut_pass_is_finished(
 
 
 def _foreign(state: State, desired: State) -> list[Item]:
-    """Return the foreign objects. The rules of ownership are implemented here a second time."""
+    """Return the foreign objects. This is a second implementation of the rules of ownership."""
     marked = {link.name for link in state.of_type(Link) if link.alias == MARK}
     links = {*marked, *(link.name for link in desired.of_type(Link))}
 

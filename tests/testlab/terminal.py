@@ -1,4 +1,4 @@
-"""A program on a pseudo-terminal, and the screen that a person would see."""
+"""A program on a pseudo-terminal, and the content of its screen."""
 
 import fcntl
 import os
@@ -21,10 +21,10 @@ _ALTERNATE, _HIDDEN = ("\x1b[?1049h", "\x1b[?1049l"), ("\x1b[?25l", "\x1b[?25h")
 
 
 class Terminal:
-    """A program on a terminal of its own. The end of the block ends the program.
+    """A program on a new terminal. The end of the block ends the program.
 
     Attributes:
-        received: all that the program wrote.
+        received: the complete output of the program.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Terminal:
 
     @property
     def is_restored(self) -> bool:
-        """Whether the terminal is as before the program: line mode, echo, its own screen and a cursor."""
+        """Whether line mode, echo, normal screen and cursor of the terminal are as before the program."""
         return termios.tcgetattr(self._own) == self._attributes and all(
             self.received.rfind(begin) < self.received.rfind(end) for begin, end in (_ALTERNATE, _HIDDEN)
         )
@@ -90,10 +90,10 @@ class Terminal:
         fcntl.ioctl(self._own, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def wait(self, is_reached: str | Callable[[str], bool], deadline_s: float = 20.0) -> str:
-        """Return the screen when it contains this text, or fulfils this condition.
+        """Wait until the screen contains this text, or fulfils this condition. Return the screen.
 
         Raises:
-            AssertionError: it does not in time; the message contains the screen.
+            AssertionError: the screen does not change as expected in time. The message contains it.
         """
         is_there = (lambda text: is_reached in text) if isinstance(is_reached, str) else is_reached
         end = time.monotonic() + deadline_s
@@ -103,7 +103,7 @@ class Terminal:
         return text
 
     def wait_ended(self, deadline_s: float = 20.0) -> int:
-        """Return the exit code when the program has ended."""
+        """Wait until the program ends. Return its exit code."""
         end = time.monotonic() + deadline_s
         while (code := self.program.poll()) is None:
             assert time.monotonic() < end, f"the program does not end:\n{self.text}"

@@ -36,9 +36,9 @@ def usage_of(pid: int) -> Usage:
 
 
 def running_s(pid: int) -> float:
-    """Return the processor time of a process's running threads, to the nanosecond.
+    """Return the processor time of a process's running threads, with nanoseconds.
 
-    Ended ones do not count.
+    Ended threads do not count.
     """
     total = 0
     for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -48,7 +48,7 @@ def running_s(pid: int) -> float:
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process runs; a zombie does not."""
+    """Return whether a process runs. A zombie does not run."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
