@@ -25,7 +25,7 @@ def test_the_readme_gives_docker_the_leased_subnet(
     network_of: Callable[..., AbstractContextManager[Any]],
 ) -> None:
     """The host is new, etcd and Docker engine are real. `ETCD` in the README is the host name of the etcd."""
-    blocks = command_blocks("README.md", "Run it on real hosts")
+    blocks = command_blocks("README.md", "Run from a clone")
 
     with network_of("docker1", config=None) as network:
         network.etcd.start()
