@@ -148,7 +148,8 @@ async def _container_of(status: Status, interfaces: Interfaces, leases: Sequence
         found = status.underlay.address
     if found is None:  # flanneld does not respond
         published = (lease.public_ip for lease in leases if lease.subnet == own)
-        found = next((one for one in published if interfaces.holder(one) is not None), None)
+        ipv4 = (one for one in published if isinstance(one, IPv4Address))
+        found = next((one for one in ipv4 if interfaces.holder(one) is not None), None)
     if found is None:
         raise FlannelError(
             "this host has no container, no bridge of containers and no known address",
