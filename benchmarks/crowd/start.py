@@ -1,9 +1,10 @@
 """Figures of a host that starts in a network with existing leases, and their output."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from statistics import median
 
+from msgspec import Struct
+from msgspec.structs import replace
 from rich.table import Table
 
 from drawing.curves import Curve
@@ -15,8 +16,7 @@ HAND_PATIENCE_S = 30.0
 COLOURS = {"udp": "#2ca02c", "host-gw": "#1f77b4", "vxlan": "#d62728", "vxlan-dual": "#9467bd"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(Struct, frozen=True, kw_only=True):
     """One start with existing leases; `*_s` are seconds since the exec.
 
     Attributes:

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
+
+from msgspec.structs import replace
 
 from pyflannel.errors import TargetError
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram

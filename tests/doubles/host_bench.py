@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import replace
 from ipaddress import IPv4Interface
+
+from msgspec.structs import replace
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_kernel import FakeKernel, announcing

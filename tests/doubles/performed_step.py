@@ -1,7 +1,9 @@
 """The lease protocol of one host with a store in memory. Every response may be delayed."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
+from msgspec.structs import replace
 
 from lease_model.store import revision_of_change
 from lease_model.world import Request

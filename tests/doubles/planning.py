@@ -1,8 +1,9 @@
 """A planner whose inputs a test changes one by one. It logs as the daemon does."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from doubles.fake_clock import FakeClock
 from pyflannel.engine.condition import Inputs

@@ -4,8 +4,10 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from doubles.fake_kernel import FakeKernel
 from doubles.simulated_time import SimulatedClock
@@ -66,8 +68,7 @@ class Kernel(FakeKernel):
         return cause
 
 
-@dataclass(frozen=True)
-class Trouble:
+class Trouble(Struct, frozen=True):
     """The reason why a target refuses operations.
 
     Attributes:

@@ -4,9 +4,10 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from doubles.planning import SUBNET_FILE, Planning
 from doubles.simulated_time import SimulatedClock

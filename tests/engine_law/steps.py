@@ -1,10 +1,11 @@
 """The steps of a history, and the strategies that generate them."""
 
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from itertools import chain
 
 from hypothesis import strategies as st
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.host import Bridge, BridgedContainer, Underlay
 from pyflannel.model.lease import PARTIAL_CHECKSUM, Lease, LeaseAttributes, Vtep
@@ -154,58 +155,50 @@ BRIDGES = ((), _bridge(), _bridge(2), _bridge(2, 3), _bridge(2, obstacles=("a VL
 # Changes of the inputs.
 
 
-@dataclass(frozen=True)
-class Configure:
+class Configure(Struct, frozen=True):
     """The network config changes."""
 
     config: int
 
 
-@dataclass(frozen=True)
-class MoveUnderlay:
+class MoveUnderlay(Struct, frozen=True):
     """The underlay has another address, or another MTU. The host's lease does not change yet."""
 
     underlay: int
 
 
-@dataclass(frozen=True)
-class OwnLease:
+class OwnLease(Struct, frozen=True):
     """The host gets a lease with its current identity and public address."""
 
     number: int
 
 
-@dataclass(frozen=True)
-class Reidentify:
+class Reidentify(Struct, frozen=True):
     """The host has another identity. Its lease does not change yet."""
 
     owner: int
 
 
-@dataclass(frozen=True)
-class SetPeer:
+class SetPeer(Struct, frozen=True):
     """A peer joins or changes, or leaves if the variant is None."""
 
     slot: int
     variant: int | None
 
 
-@dataclass(frozen=True)
-class SpoilPeer:
+class SpoilPeer(Struct, frozen=True):
     """The record of a peer's lease becomes unreadable."""
 
     slot: int
 
 
-@dataclass(frozen=True)
-class SetBridges:
+class SetBridges(Struct, frozen=True):
     """The containers on this host change."""
 
     bridges: int
 
 
-@dataclass(frozen=True)
-class SwitchFastPath:
+class SwitchFastPath(Struct, frozen=True):
     """The fast path is enabled or disabled."""
 
     is_on: bool
@@ -217,8 +210,7 @@ Change = Configure | MoveUnderlay | OwnLease | Reidentify | SetPeer | SpoilPeer 
 # Troubles.
 
 
-@dataclass(frozen=True)
-class Damage:
+class Damage(Struct, frozen=True):
     """An object changes without a change of the plan.
 
     Attributes:
@@ -231,16 +223,14 @@ class Damage:
     is_announced: bool = True
 
 
-@dataclass(frozen=True)
-class AddStray:
+class AddStray(Struct, frozen=True):
     """An object with pyflannel's mark is created."""
 
     which: int
     is_announced: bool = True
 
 
-@dataclass(frozen=True)
-class RenameLink:
+class RenameLink(Struct, frozen=True):
     """A link of pyflannel is renamed, with all its objects.
 
     Attributes:
@@ -251,18 +241,15 @@ class RenameLink:
     is_announced: bool = True
 
 
-@dataclass(frozen=True)
-class RemoveUnderlay:
+class RemoveUnderlay(Struct, frozen=True):
     """The underlay's link is removed."""
 
 
-@dataclass(frozen=True)
-class CreateUnderlay:
+class CreateUnderlay(Struct, frozen=True):
     """The underlay's link is created again."""
 
 
-@dataclass(frozen=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """A target refuses an object of the plan, or all if `nth` is None."""
 
     part: int
@@ -271,76 +258,65 @@ class Refuse:
     takes_effect: bool = False
 
 
-@dataclass(frozen=True)
-class Allow:
+class Allow(Struct, frozen=True):
     """The target no longer refuses."""
 
     part: int
 
 
-@dataclass(frozen=True)
-class Silence:
+class Silence(Struct, frozen=True):
     """The target responds to no read."""
 
     part: int
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The target responds again, also to waiting reads."""
 
     part: int
 
 
-@dataclass(frozen=True)
-class Stall:
+class Stall(Struct, frozen=True):
     """The target stops in the middle of a batch, or before the next one."""
 
     part: int
 
 
-@dataclass(frozen=True)
-class GoOn:
+class GoOn(Struct, frozen=True):
     """The target performs the rest of its batch."""
 
     part: int
 
 
-@dataclass(frozen=True)
-class FailReads:
+class FailReads(Struct, frozen=True):
     """Every read of the target fails."""
 
     part: int
 
 
-@dataclass(frozen=True)
-class AllowReads:
+class AllowReads(Struct, frozen=True):
     """Reads of the target succeed again."""
 
     part: int
 
 
-@dataclass(frozen=True)
-class BreakChannel:
+class BreakChannel(Struct, frozen=True):
     """The target's channel of changes fails."""
 
     part: int
 
 
-@dataclass(frozen=True)
-class Announce:
+class Announce(Struct, frozen=True):
     """The target announces a change that does not concern objects of pyflannel."""
 
     part: int
 
 
-@dataclass(frozen=True)
-class LoseWatch:
+class LoseWatch(Struct, frozen=True):
     """The watch of the leases ends, so that changes of them are not seen."""
 
 
-@dataclass(frozen=True)
-class ListLeases:
+class ListLeases(Struct, frozen=True):
     """All leases are listed and watched again."""
 
 
@@ -365,8 +341,7 @@ Fault = (
 Step = Change | Fault
 
 
-@dataclass(frozen=True)
-class History:
+class History(Struct, frozen=True):
     """The history of one host, and the checks at its end.
 
     Attributes:

@@ -6,12 +6,12 @@ import os
 import stat
 import struct
 import time
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.model.link import Address, Link

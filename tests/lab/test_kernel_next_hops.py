@@ -1,10 +1,10 @@
 """Thousands of routes on the real kernel use next hop objects, which are removed with the routes."""
 
 import re
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.requests import WORTH_IT, next_hop_number

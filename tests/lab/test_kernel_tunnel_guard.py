@@ -3,10 +3,10 @@
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.model.state import Add, Operation, State

@@ -5,12 +5,12 @@ import contextlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from doubles.planning import pass_operations
 from pyflannel.kernel.network.linux import LinuxTarget

@@ -6,10 +6,10 @@ and must have the same objects. This shows that the double is as strict as the k
 
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from doubles.fake_kernel import FakeKernel
 from doubles.strategies import HOST, UNDERLAY, damages, plans

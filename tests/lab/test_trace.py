@@ -159,7 +159,7 @@ def vxlan_faults(way: Way) -> list[Fault]:
 
 _WRONG_ENTRY = """
 import asyncio
-from dataclasses import replace
+from msgspec.structs import replace
 from ipaddress import IPv4Address
 from pyflannel.assembly.directories import Places
 from pyflannel.kernel.bpf.fast_path import FastPath

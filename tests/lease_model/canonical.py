@@ -1,7 +1,8 @@
 """Worlds that differ only in names, revision numbers and absolute times are one state."""
 
-from dataclasses import fields, is_dataclass
 from ipaddress import IPv4Address, IPv4Network
+
+from msgspec import Struct
 
 from lease_model.world import World
 from pyflannel.model.lease_set import LeaseSet
@@ -76,8 +77,8 @@ class Canon:
         cls = value.__class__
         names = self._fields.get(cls)
         if names is None:
-            assert is_dataclass(cls)
-            names = self._fields[cls] = tuple(field.name for field in fields(cls))
+            assert issubclass(cls, Struct)
+            names = self._fields[cls] = cls.__struct_fields__
         shape: list[object] = [cls]
         found: _Found = ([], [], [])
         for name in names:

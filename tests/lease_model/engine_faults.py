@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from random import Random
+
+from msgspec.structs import replace
 
 from lease_model.engines import HOUR_S, START_S, SUBNET_FILE, UNDERLAY, EngineHost, Engines, foreign
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer

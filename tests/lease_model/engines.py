@@ -6,10 +6,12 @@ This module does not know the daemon. A test provides a function that creates on
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from random import Random
 from typing import Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from doubles.fake_kernel import FakeKernel
 from doubles.fake_store import FakeStore
@@ -101,8 +103,7 @@ class Daemon(Protocol):
         """Run until cancelled."""
 
 
-@dataclass(kw_only=True)
-class Setting:
+class Setting(Struct, kw_only=True):
     """The surroundings of a daemon on its host.
 
     Attributes:

@@ -2,7 +2,9 @@
 
 from array import array
 from collections import deque
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lease_model import rules, store
 from lease_model.canonical import Canon
@@ -16,8 +18,7 @@ REAL = Protocol(transact=store.transact)
 """The real protocol on a correct store."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
+class Scenario(Struct, frozen=True, kw_only=True):
     """The start of a check and the possible events.
 
     Attributes:
@@ -45,8 +46,7 @@ class Scenario:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Counterexample:
+class Counterexample(Struct, frozen=True):
     """The violation of a rule: the moves from the scenario's first world. The last one breaks the rule.
 
     If `at_rest`, the rule is broken after the world has settled.
@@ -58,8 +58,7 @@ class Counterexample:
     at_rest: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exploration:
+class Exploration(Struct, frozen=True, kw_only=True):
     """The visited states, and the first counterexample, which is one of the shortest."""
 
     scenario: Scenario

@@ -1,7 +1,9 @@
 """The effects of each move: the real step processes the event, and the store performs the requests."""
 
 import math
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lease_model import rules
 from lease_model.moves import (
@@ -52,8 +54,7 @@ from pyflannel.model.network_config import IpNetwork, NetworkConfig
 from pyflannel.plan.lease.state import LeaseState, Listing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(Struct, frozen=True, kw_only=True):
     """The result of a move. `choices` is the number of subnets that the host could have chosen."""
 
     world: World

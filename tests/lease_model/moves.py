@@ -1,8 +1,9 @@
 """The possible next events of a world."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address
+
+from msgspec import Struct
 
 from lease_model import rules
 from lease_model.store import (
@@ -38,8 +39,7 @@ FAULTS = (
 """All kinds of faults that a scenario may contain. Each counts as one fault."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class Move(Struct, frozen=True, kw_only=True):
     """One event of a host, given by its place in the world, or of a subnet's key.
 
     Attributes:
@@ -52,8 +52,7 @@ class Move:
     drawn: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
+class Circumstances(Struct, frozen=True, kw_only=True):
     """The possible events of a scenario besides the protocol's own moves.
 
     Attributes:

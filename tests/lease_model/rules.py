@@ -1,7 +1,8 @@
 """The rules that hold at any time. They are checked with the real writer of each key in the store."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from lease_model.store import lease_at, revision_of
 from lease_model.world import Entry, HostState, Request, StoreState, World
@@ -32,8 +33,7 @@ BEFORE_COPYING = "a host before it was copied"
 """Writer of a lease that two copies of a host use, until one of them writes it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(Struct, frozen=True):
     """A broken rule, and the details of the violation."""
 
     rule: str

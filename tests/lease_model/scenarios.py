@@ -1,7 +1,8 @@
 """The scenarios of the check, each with small bounds."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+
+from msgspec.structs import replace
 
 from lease_model.explorer import REAL, Scenario
 from lease_model.moves import Circumstances

@@ -1,6 +1,7 @@
 """Lets all outstanding events happen after the last fault."""
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lease_model import rules
 from lease_model.happening import apply
@@ -33,8 +34,7 @@ _TURNS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
+class Rest(Struct, frozen=True):
     """The settled state of a world, the violation of a rule before or in it, and the moves to it."""
 
     world: World

@@ -2,8 +2,10 @@
 
 import heapq
 from collections import Counter
-from dataclasses import dataclass, replace
 from random import Random
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lease_model import rules
 from lease_model.explorer import REAL
@@ -24,8 +26,7 @@ _CIRCUMSTANCES = Circumstances(faults=frozenset())
 _ALWAYS = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(Struct, frozen=True):
     """A violation of a rule in a simulation, with its time and its move."""
 
     at: float

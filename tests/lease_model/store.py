@@ -1,7 +1,8 @@
 """The store: conditional writes, TTLs, a listing at one revision, and a compacted history."""
 
-from dataclasses import replace
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from lease_model.world import Entry, Request, StoreState
 from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease

@@ -1,7 +1,8 @@
 """A counterexample as a readable and repeatable sequence of events."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from lease_model.explorer import REAL, Counterexample
 from lease_model.happening import apply

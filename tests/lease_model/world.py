@@ -1,7 +1,8 @@
 """The state of all hosts and one store as a value, so that the checker can copy and compare it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from pyflannel.model.lease import Claim, Lease
 from pyflannel.model.lease_protocol import Action, Check, Event, LeaseChange, List, Unreadable, Wanted, Write
@@ -13,8 +14,7 @@ from pyflannel.plan.lease.step import step
 Request = List | Check | Write
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(Struct, frozen=True, kw_only=True):
     """The content of a key of the store.
 
     Attributes:
@@ -27,8 +27,7 @@ class Entry:
     writer: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreState:
+class StoreState(Struct, frozen=True, kw_only=True):
     """The store: its keys in the order of their revisions, and the history that clients may request.
 
     Attributes:
@@ -42,8 +41,7 @@ class StoreState:
     config_revision: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostState:
+class HostState(Struct, frozen=True, kw_only=True):
     """One host, its daemon, and the messages between it and the store.
 
     Attributes:
@@ -83,8 +81,7 @@ class HostState:
         return self.memory.subnet if self.memory is not None else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class World(Struct, frozen=True, kw_only=True):
     """The whole state at one moment. `faults` and `ticks` are the numbers of further possible ones."""
 
     hosts: tuple[HostState, ...]
@@ -98,8 +95,7 @@ class World:
 Transact = Callable[[StoreState, Request, float, str], tuple[StoreState, Event]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
+class Protocol(Struct, frozen=True, kw_only=True):
     """The checked protocol: the real one, unless a test replaces a part by a known defect."""
 
     step: Callable[

@@ -1,8 +1,7 @@
 """The model check of the lease protocol: the real step with every interleaving within printed bounds."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from lease_model.explorer import explore
 from lease_model.scenarios import every_scenario, host, network, scenario

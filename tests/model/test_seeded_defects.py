@@ -1,7 +1,8 @@
 """The checker finds and reports each of these known defects of flannel or pyflannel."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+
+from msgspec.structs import replace
 
 from lease_model.explorer import REAL, Counterexample, Scenario, explore
 from lease_model.moves import Circumstances

@@ -18,12 +18,13 @@ leases also do not return.
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 import pytest
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import LeaseChange, LeaseGone, LeaseSeen, Unreadable
@@ -112,8 +113,7 @@ class Memory(NamedTuple):
 NOTHING = Memory()
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(Struct, frozen=True):
     """The state of the third host, and the notes of the test.
 
     Attributes:
@@ -129,8 +129,7 @@ class World:
     memory: Memory = NOTHING
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class Rules(Struct, frozen=True, kw_only=True):
     """The code of the host. A test replaces a part of it by a defect.
 
     Attributes:

@@ -4,11 +4,11 @@ import asyncio
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from doubles.planning import plan_of
 from doubles.simulated_time import SimulatedLoop

@@ -1,11 +1,11 @@
 """Laws of the backends: plans of peers are independent, do not conflict, and do not depend on their order."""
 
 import re
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from doubles.strategies import IPV6_NETWORK, NETWORK, OWN_KEY, keys, subnets
 from pyflannel.model.host import Host, Underlay

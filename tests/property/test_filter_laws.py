@@ -2,10 +2,10 @@
 
 import json
 from contextlib import suppress
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from doubles.strategies import filter_rules
 from pyflannel.errors import WireError

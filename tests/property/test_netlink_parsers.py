@@ -6,12 +6,12 @@ Each parser gets a thousand inputs, or a million with --long.
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from doubles.hostile_inputs import Parser, check, damaged
 from pyflannel.errors import WireError

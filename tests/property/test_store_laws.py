@@ -3,11 +3,11 @@
 import asyncio
 import tempfile
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore
@@ -39,7 +39,8 @@ def test_the_double_and_the_embedded_store_give_equal_answers(
 ) -> None:
     async def test(path: Path) -> None:
         clock = FakeClock()
-        double, database = FakeStore(clock), Database(path, clock, "a boot")
+        double = FakeStore(clock, records_creation=False)
+        database = Database(path, clock, "a boot")
         for step in steps:
             if isinstance(step, float):
                 await clock.advance(step)

@@ -5,13 +5,13 @@ Each parser gets a thousand inputs, or a million with --long.
 
 import json
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from doubles.hostile_inputs import (
     Parser,

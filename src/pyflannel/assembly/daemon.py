@@ -5,9 +5,10 @@ import os
 import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places, file_in_the_way, objection
 from pyflannel.assembly.host_network import HostNetwork, open_network

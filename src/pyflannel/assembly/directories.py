@@ -5,9 +5,11 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.assembly.stores import DEFAULT_PREFIX
 from pyflannel.kernel.host.files import next_path, read_end, replace_file
@@ -24,8 +26,7 @@ DOCKER_SOCKET = Path("/run/docker/plugins/flannel.sock")
 """The default socket of the network plugin for Docker. Docker finds the socket because of its directory."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class Places(Struct, frozen=True, kw_only=True):
     """The directories and files of one daemon, which the options of the same names select.
 
     Attributes:

@@ -4,10 +4,11 @@ The modules of the Kubernetes store are imported only if Kubernetes is selected.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from pyflannel.errors import UsageError, WireError
 from pyflannel.model.kubernetes_node import DEFAULT_PREFIX, IS_REMOVED, OwnNode
@@ -63,8 +64,7 @@ URL = "kube:"
 """URL of the store in the status."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KubernetesOptions:
+class KubernetesOptions(Struct, frozen=True, kw_only=True):
     """The cluster, and the Node of this host in it.
 
     Attributes:

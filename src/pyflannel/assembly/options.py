@@ -7,9 +7,11 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel import VERSION
 from pyflannel.assembly.directories import objection
@@ -62,8 +64,7 @@ _LEASE_SIGNING: Mapping[str, LeaseSigningMode] = {"off": "off", "warn": "warn", 
 _Choice = TypeVar("_Choice")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlanneldOptions:
+class FlanneldOptions(Struct, frozen=True, kw_only=True):
     """The options of one flanneld.
 
     Attributes:
@@ -134,8 +135,7 @@ class FlanneldOptions:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RequestedText:
+class RequestedText(Struct, frozen=True):
     """The text of --help or --version, which is printed instead of running flanneld.
 
     The original prints both texts to stderr. The help is on stdout, so that it can be paged (decision 0036).

@@ -4,8 +4,10 @@ The URL contains every setting except a password given directly, which is kept s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, urlsplit
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.assembly.stores import (
     ETCD_PORT,
@@ -56,8 +58,7 @@ STORE_FLAGS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreChoice:
+class StoreChoice(Struct, frozen=True, kw_only=True):
     """The requested store.
 
     Attributes:

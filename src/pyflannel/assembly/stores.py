@@ -11,9 +11,10 @@ Only the module of the store in use is imported: the libraries of etcd take 8 MB
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
+
+from msgspec import Struct
 
 from pyflannel.errors import UsageError
 from pyflannel.model.store_record import Secret
@@ -36,8 +37,7 @@ _FORMS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EtcdAddress:
+class EtcdAddress(Struct, frozen=True, kw_only=True):
     """An etcd cluster, and the user and TLS files for it.
 
     Attributes:
@@ -61,20 +61,17 @@ class EtcdAddress:
         return f"{'etcds' if self.has_tls else 'etcd'}://{hosts}{self.prefix}{query and '?'}{query}"
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddedAddress:
+class EmbeddedAddress(Struct, frozen=True):
     """A database file, for the hosts of one machine."""
 
     path: Path
 
 
-@dataclass(frozen=True, slots=True)
-class KubernetesAddress:
+class KubernetesAddress(Struct, frozen=True):
     """The Kubernetes cluster that flanneld's flags select."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoreAddress:
+class StoreAddress(Struct, frozen=True):
     """A store, and the name of the network in it if the store holds several."""
 
     store: EtcdAddress | EmbeddedAddress | KubernetesAddress

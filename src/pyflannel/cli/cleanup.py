@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -86,7 +85,7 @@ def cleanup(
 
 def _report(invocation: Invocation, report: CleanupReport, verb: str) -> None:
     if invocation.wants_json:
-        print_json(msgspec.json.encode(asdict(report)))
+        print_json(msgspec.json.encode(report))
         return
     for line in report.removed:
         say(f"{verb} {line}")

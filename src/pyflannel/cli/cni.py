@@ -1,9 +1,9 @@
 """flannelctl cni: install and remove the CNI plugin."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
+from msgspec.structs import asdict
 
 from pyflannel.cli.invocation import (
     Invocation,

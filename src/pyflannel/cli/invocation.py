@@ -9,13 +9,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 from click.shell_completion import CompletionItem
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.errors import FlannelError, one_line, printable
 
@@ -23,8 +24,7 @@ _Command = Callable[..., Any]
 _Shared = Literal["store", "socket", "json"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invocation:
+class Invocation(Struct, frozen=True, kw_only=True):
     """The options that are accepted before and after the verb.
 
     Attributes:

@@ -6,11 +6,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Literal
 
 import click
 import msgspec
+from msgspec.structs import replace
 
 from pyflannel.cli.answers import print_json, print_table
 from pyflannel.cli.invocation import Invocation, VerbGroup, json_option, warn_of_ignored

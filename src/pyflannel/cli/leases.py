@@ -1,10 +1,10 @@
 """flannelctl leases: list, reserve and release leases, and show their history."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from pyflannel.cli.answers import answer, both, local_time, print_json, print_table, reach, store_of
 from pyflannel.cli.invocation import (

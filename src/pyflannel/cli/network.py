@@ -5,12 +5,12 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 import click
+from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import (

@@ -5,10 +5,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import (

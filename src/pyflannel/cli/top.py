@@ -9,11 +9,11 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from msgspec import Struct
 from rich.cells import cell_len, set_cell_size
 from rich.style import Style
 from rich.text import Text
@@ -251,8 +251,7 @@ def _traffic(rates: Sequence[Rates], width: int) -> Text:
 # The list of the peers.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Column:
+class _Column(Struct, frozen=True, kw_only=True):
     """A column of the list.
 
     Attributes:
@@ -329,8 +328,7 @@ _IMPORTANCE = ("state", "host", "subnet", "rtt", "loss", "address", "in", "out",
 GAP = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(Struct, frozen=True):
     """The order of the peers: a column, and whether it is reversed."""
 
     column: str = "state"

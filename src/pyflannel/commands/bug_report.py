@@ -9,8 +9,9 @@ import shutil
 import tarfile
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from pyflannel import VERSION
 from pyflannel.assembly.directories import Places
@@ -74,16 +75,14 @@ _COMMANDS: Mapping[str, Sequence[str]] = {
 """The programs whose output is a part of the archive."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MissingPart:
+class MissingPart(Struct, frozen=True, kw_only=True):
     """A part that could not be collected, and the reason."""
 
     name: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BugReport:
+class BugReport(Struct, frozen=True, kw_only=True):
     """The document of `flannelctl bugreport`.
 
     Attributes:
@@ -98,8 +97,7 @@ class BugReport:
     removed: int = 0
 
 
-@dataclass(slots=True)
-class _Collection:
+class _Collection(Struct):
     deadline_s: float
     parts: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)

@@ -5,8 +5,9 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from pyflannel.assembly.directories import DOCKER_SOCKET, Places
 from pyflannel.assembly.options import kubernetes_from_environment
@@ -56,8 +57,7 @@ _NAMED = 8
 """Maximum number of objects of one kind that are listed individually. More are counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(Struct, frozen=True):
     """Lines for people about removed objects, deliberately kept objects, and failures."""
 
     removed: list[str] = field(default_factory=list)
@@ -279,8 +279,7 @@ def in_lines(items: Iterable[Item]) -> Iterator[str]:
             yield f"{count} {kind.PLURAL}"
 
 
-@dataclass(frozen=True, slots=True)
-class CleanupReport:
+class CleanupReport(Struct, frozen=True):
     """Lines for people about removed objects, deliberately kept objects, and failures."""
 
     removed: list[str] = field(default_factory=list)
@@ -288,8 +287,7 @@ class CleanupReport:
     problems: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cleanup:
+class Cleanup(Struct, frozen=True, kw_only=True):
     """The options of a cleanup.
 
     Attributes:

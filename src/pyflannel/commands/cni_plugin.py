@@ -8,8 +8,9 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 import pyflannel
 from pyflannel.errors import UsageError
@@ -53,8 +54,7 @@ _RUNTIMES = {
 """The programs of runtimes that read the default directories, and their names for people."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CniPlaces:
+class CniPlaces(Struct, frozen=True, kw_only=True):
     """The directories of CNI on a host."""
 
     bin_dir: Path = Path("/opt/cni/bin")
@@ -66,8 +66,7 @@ class CniPlaces:
         return self == CniPlaces()
 
 
-@dataclass(slots=True)
-class CniReport:
+class CniReport(Struct):
     """The result of an installation or a removal, with one line for each item."""
 
     done: list[str] = field(default_factory=list)

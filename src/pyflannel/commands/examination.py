@@ -5,10 +5,11 @@ import contextlib
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from itertools import islice
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.stores import EtcdAddress, parse_store_url

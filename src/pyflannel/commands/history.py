@@ -4,9 +4,11 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import IPv6Network
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.errors import CompactedError, NotReadyError, WireError
 from pyflannel.model.lease import Lease
@@ -51,8 +53,7 @@ class Dates:
         return self._times[place] if place < len(self._times) else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
+class History(Struct, frozen=True, kw_only=True):
     """The changes of the keys with one prefix, the oldest first.
 
     Attributes:
@@ -149,8 +150,7 @@ LeaseEventKind = Literal[
 """The kinds of events. `expires`: a reservation got a TTL. `written`: the previous value is unknown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseEvent:
+class LeaseEvent(Struct, frozen=True, kw_only=True):
     """A change of one lease. The holder of a removed lease is the last known holder.
 
     Attributes:
@@ -169,8 +169,7 @@ class LeaseEvent:
     not_after: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseHistory:
+class LeaseHistory(Struct, frozen=True, kw_only=True):
     """The document of `leases history`."""
 
     begin: int
@@ -255,8 +254,7 @@ def _event(before: Lease | None, after: Lease, *, is_new: bool) -> LeaseEventKin
     return "renewed" if old == new else "changed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigVersion:
+class ConfigVersion(Struct, frozen=True, kw_only=True):
     """One value of the network config; None if it was deleted. `not_after`: the same as in LeaseEvent."""
 
     revision: int
@@ -264,8 +262,7 @@ class ConfigVersion:
     not_after: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigHistory:
+class ConfigHistory(Struct, frozen=True, kw_only=True):
     """The document of `config history`."""
 
     begin: int
@@ -295,8 +292,7 @@ async def config_history(store: Store) -> ConfigHistory:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostDeviation:
+class HostDeviation(Struct, frozen=True, kw_only=True):
     """A running host whose lease differs from the network config. `differences`: one phrase for each
     difference.
     """
@@ -307,8 +303,7 @@ class HostDeviation:
     differences: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigDifference:
+class ConfigDifference(Struct, frozen=True, kw_only=True):
     """The document of `config diff`.
 
     Attributes:

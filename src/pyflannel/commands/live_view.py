@@ -6,9 +6,11 @@ The state is read from the control socket. This process itself probes the peers,
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.local_daemon import last_known_leases, offline_status, what_to_do
@@ -38,8 +40,7 @@ ROUNDS_KEPT = 30
 """The loss of a peer is computed from this number of its latest probes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LivePeer:
+class LivePeer(Struct, frozen=True, kw_only=True):
     """A peer at one moment.
 
     Attributes:
@@ -52,16 +53,14 @@ class LivePeer:
     rates: "Rates | None" = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
+class Rates(Struct, frozen=True):
     """Bytes per second in each direction."""
 
     received: float
     sent: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
+class Moment(Struct, frozen=True, kw_only=True):
     """A host at one moment.
 
     Attributes:

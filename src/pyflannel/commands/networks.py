@@ -1,8 +1,9 @@
 """Several networks in one store: listing, creating and removing them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+
+from msgspec import Struct
 
 from pyflannel.assembly.directories import objection
 from pyflannel.errors import ConfigError, FlannelError, NotReadyError, StoreError, UsageError
@@ -14,8 +15,7 @@ from pyflannel.wire.lease_record import CLAIMS, CONFIG, SUBNETS
 from pyflannel.wire.network_config_json import parse_network_config
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkEntry:
+class NetworkEntry(Struct, frozen=True, kw_only=True):
     """One network of a store.
 
     Attributes:
@@ -37,15 +37,13 @@ class NetworkEntry:
     config_revision: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Networks:
+class Networks(Struct, frozen=True, kw_only=True):
     """The document of `network ls`."""
 
     networks: tuple[NetworkEntry, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkChange:
+class NetworkChange(Struct, frozen=True, kw_only=True):
     """The document of `network create` and `network rm`.
 
     Attributes:

@@ -7,8 +7,9 @@ import pwd
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pyflannel.assembly.directories import Places
 from pyflannel.errors import FlannelError, TargetError, UsageError, in_words
@@ -22,8 +23,7 @@ XTABLES_LOCK = Path("/run/xtables.lock")
 _PROTECTED_HARDLINKS = Path("/proc/sys/fs/protected_hardlinks")
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(Struct, frozen=True):
     """A user of this host."""
 
     name: str

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from statistics import median
 from typing import Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
@@ -328,8 +330,7 @@ async def bench_path(status: Status, peer: LeaseEntry, container: IpAddress | No
 BenchName = Literal["measurement", "underlay", "tunnel", "container"]
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(Struct):
     """The requests of one path and size that were sent so far. `times`: round-trip times of the replies,
     in milliseconds.
     """

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Literal
 from uuid import uuid4
+
+from msgspec import Struct
 
 from pyflannel.errors import ConfigError, FlannelError, NotReadyError, StoreError, UsageError, WireError
 from pyflannel.model.lease import CLAIM_TTL_S, NO_ADDRESS, Claim, Lease, LeaseAttributes
@@ -40,8 +41,7 @@ _DELETE_S = 0.5
 _CHANGED = "Run flannelctl leases, and try again."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
+class Reservation(Struct, frozen=True, kw_only=True):
     """The document of `leases reserve`. `was_written` is false if the subnet was already reserved for the
     host.
     """
@@ -54,8 +54,7 @@ class Reservation:
     was_written: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class Release(Struct, frozen=True, kw_only=True):
     """The document of `leases release`.
 
     Attributes:

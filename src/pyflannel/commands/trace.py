@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.examination import interfaces_of_host, leases_of_host, programs_of, status_of_host
@@ -185,8 +187,7 @@ async def _no_steps() -> list[PingStep]:
     return []
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tables:
+class _Tables(Struct, frozen=True, kw_only=True):
     """The tables of the kernel for links, neighbours and frame forwarding (FDB)."""
 
     links: dict[str, TraceLink]
@@ -303,8 +304,7 @@ async def _encryption(interfaces: Interfaces) -> list[DumpedDevice]:
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddressReport:
+class AddressReport(Struct, frozen=True, kw_only=True):
     """The document of `flannelctl whois`.
 
     Attributes:

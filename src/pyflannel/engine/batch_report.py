@@ -3,8 +3,9 @@
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
+
+from msgspec import Struct, field
 
 from pyflannel.errors import sentences
 from pyflannel.model.item import Item
@@ -47,8 +48,7 @@ class Journal:
         return list(self._entries)
 
 
-@dataclass(kw_only=True)
-class Counts:
+class Counts(Struct, kw_only=True):
     """Counters of the reconciler since its start.
 
     Attributes:
@@ -81,8 +81,7 @@ class Counts:
         return self.repairs_by_kind.total()
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(Struct):
     """A batch of operations, and their outcome.
 
     Attributes:

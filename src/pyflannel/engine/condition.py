@@ -6,8 +6,10 @@ plans from its inputs.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pyflannel.model.docker import NO_DOCKER, DockerParts
 from pyflannel.model.host import ALONE, Bridge, Surroundings, Underlay
@@ -34,8 +36,7 @@ from pyflannel.plan.backends import Backend
 from pyflannel.plan.generations import Generation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
+class Inputs(Struct, frozen=True, kw_only=True):
     """The inputs of a plan that may change while the host runs.
 
     Attributes:
@@ -101,8 +102,7 @@ _LOSSES = ("lost", "taken")
 """Phases in which the store does not contain this host's lease. Each of these phases may follow the other."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseCondition:
+class LeaseCondition(Struct, frozen=True, kw_only=True):
     """This host's lease.
 
     Attributes:
@@ -165,8 +165,7 @@ class LeaseCondition:
         return replace(self, phase=phase, since_s=now, losses=self.losses + is_loss)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreCondition:
+class StoreCondition(Struct, frozen=True, kw_only=True):
     """The store of leases.
 
     Attributes:
@@ -198,8 +197,7 @@ class StoreCondition:
                 return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigCondition:
+class ConfigCondition(Struct, frozen=True, kw_only=True):
     """The network config, in force and in the store.
 
     Attributes:
@@ -215,8 +213,7 @@ class ConfigCondition:
     store_trouble: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostCondition:
+class HostCondition(Struct, frozen=True, kw_only=True):
     """This host in one network.
 
     Attributes:

@@ -5,7 +5,8 @@ example because its routes would cut the host off from the store.
 """
 
 import logging
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.engine.condition import HostCondition, Inputs
 from pyflannel.engine.pacing import LogLimit
@@ -35,8 +36,7 @@ _ENCRYPT = "Write a config with Backend.Type wireguard, or start flanneld withou
 """The remedy for a network config that sends unencrypted packets."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(Struct, frozen=True, kw_only=True):
     """The network config in the store, until the host uses it. `revision` is the revision of the store's
     key.
     """
@@ -47,13 +47,11 @@ class Candidate:
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(Struct, frozen=True):
     """The host uses the config."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """The host keeps the config in force.
 
     Attributes:
@@ -66,13 +64,11 @@ class Refused:
     fence: State | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NeedsWireguard:
+class NeedsWireguard(Struct, frozen=True):
     """The decision needs the host's WireGuard key, which has not been requested yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class NeedsLastKnown:
+class NeedsLastKnown(Struct, frozen=True):
     """The decision needs the last known leases, which show whether containers run in another subnet."""
 
 

@@ -7,7 +7,8 @@ this module makes it the config of the host's condition.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.engine.condition import ConfigCondition, Inputs, PresentCondition
 from pyflannel.engine.config_acceptance import (
@@ -40,8 +41,7 @@ from pyflannel.wire.lease_record import KeptChange
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Consequences:
+class Consequences(Struct, frozen=True, kw_only=True):
     """Functions that are called after a change of the condition.
 
     Attributes:

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pyflannel.engine.list_watch import listen
 from pyflannel.engine.pacing import pause

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pyflannel.engine.lease_log import SkippedKeys, left_out_text
 from pyflannel.engine.lease_signing import LeaseSigning

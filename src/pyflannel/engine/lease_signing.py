@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pyflannel.engine.allowed_keys import AllowList
 from pyflannel.engine.pacing import LogLimit

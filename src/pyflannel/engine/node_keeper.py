@@ -9,7 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pyflannel.engine.lease_log import SkippedKeys
 from pyflannel.engine.list_watch import ListAndWatch, StoreLog

@@ -1,8 +1,9 @@
 """Computes the attributes of the lease that this host publishes from the host's condition."""
 
 import logging
-from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
+
+from msgspec.structs import replace
 
 from pyflannel.engine.condition import HostCondition
 from pyflannel.engine.world import HostOptions

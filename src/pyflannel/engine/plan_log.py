@@ -3,7 +3,8 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.engine.pacing import LogLimit
 from pyflannel.engine.planner import Objection, Planner
@@ -123,8 +124,7 @@ NAMED_SENDERS = 16
 """Maximum number of senders with their own log lines within QUIET_S. The other senders share one line."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Logged:
+class _Logged(Struct, frozen=True):
     packets: int
     at: float
 

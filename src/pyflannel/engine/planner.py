@@ -5,7 +5,9 @@ is planned again, and the result equals a plan that is computed from the beginni
 """
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.engine.condition import Inputs
 from pyflannel.engine.world import PlanOptions
@@ -49,8 +51,7 @@ _NAMED = 5
 """Maximum number of hosts that a note names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Objection:
+class Objection(Struct, frozen=True):
     """A peer that is not planned in one address family, and the reason."""
 
     peer: Lease

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import replace
 from weakref import WeakValueDictionary
+
+from msgspec.structs import replace
 
 from pyflannel.engine.list_watch import ListAndWatch, StoreLog
 from pyflannel.engine.pacing import LogLimit

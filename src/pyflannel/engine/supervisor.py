@@ -8,7 +8,8 @@ Each input may change at any time. Each change causes a new plan, which the reco
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pyflannel.engine.batch_report import Journal
 from pyflannel.engine.condition import HostCondition, Inputs, LeaseCondition, PresentCondition, StoreCondition

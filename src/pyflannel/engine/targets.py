@@ -6,9 +6,10 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
+
+from msgspec import Struct
 
 from pyflannel.engine.list_watch import listen
 from pyflannel.engine.pacing import RETRY_MIN_S, longest_pause_s, pause
@@ -33,8 +34,7 @@ PER_OBJECT_S = 0.005
 _Answer = TypeVar("_Answer")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(Struct, frozen=True, kw_only=True):
     """The state of one target, or the error of the attempt to read it.
 
     Attributes:

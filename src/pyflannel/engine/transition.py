@@ -8,7 +8,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pyflannel.engine.condition import Inputs
 from pyflannel.engine.store_followers import read_config

@@ -10,7 +10,8 @@ peer would drop the packets that this host still sends with the old key.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pyflannel.engine.pacing import pause
 from pyflannel.errors import NotReadyError, TargetError

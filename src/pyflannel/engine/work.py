@@ -8,9 +8,11 @@ not contain that change.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.item import Item, Key
 from pyflannel.model.state import Refusal
@@ -41,8 +43,7 @@ class Stage(Enum):
     written."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class Mark(Struct, frozen=True, kw_only=True):
     """The pending work on one key.
 
     Attributes:

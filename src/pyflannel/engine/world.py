@@ -1,7 +1,8 @@
 """The ports of the engine of one host, and the operator's options."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from pyflannel.engine.fast_path import Choice
 from pyflannel.engine.lease_signing import LeaseSigning
@@ -33,8 +34,7 @@ async def _no_contacts() -> Sequence[WireguardContact]:
     return ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanOptions:
+class PlanOptions(Struct, frozen=True, kw_only=True):
     """The inputs of a plan that do not change while the host runs.
 
     Attributes:
@@ -60,8 +60,7 @@ class PlanOptions:
     serves_docker: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class World(Struct, frozen=True, kw_only=True):
     """The ports and functions of one host in one network.
 
     Attributes:
@@ -99,8 +98,7 @@ class World:
     own_node: OwnNode | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostOptions:
+class HostOptions(Struct, frozen=True, kw_only=True):
     """The operator's options for this host.
 
     Attributes:

@@ -6,17 +6,16 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import h11
+from msgspec import Struct, field
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(Struct, frozen=True, kw_only=True):
     """A complete request.
 
     Attributes:
@@ -33,8 +32,7 @@ class Request:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
+class Response(Struct, frozen=True, kw_only=True):
     """A complete answer. The server adds the headers for length and date."""
 
     status: int
@@ -48,8 +46,7 @@ class Response:
         return cls(status=status, body=f"{text}\n".encode(), content_type=TEXT, headers=headers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Struct, frozen=True, kw_only=True):
     """Limits of a server. All values are chosen by pyflannel, and are generous for normal clients.
 
     Attributes:

@@ -7,11 +7,11 @@ import os
 import socket
 import stat
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import h11
+from msgspec import Struct
 
 from pyflannel.errors import BusyError, TargetError, WireError, remedy
 from pyflannel.http.server import JSON, HttpServer, Limits, Response, Routes, next_event
@@ -209,8 +209,7 @@ _SHORTAGES = frozenset(
 runs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnixPlace:
+class UnixPlace(Struct, frozen=True, kw_only=True):
     """The description of a Unix socket that the daemon serves.
 
     Attributes:
@@ -313,8 +312,7 @@ RETRY_S = 5.0
 """Interval in seconds between attempts to open an address and port."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True, kw_only=True):
     """An address and a port.
 
     Attributes:

@@ -2,12 +2,13 @@
 
 import json
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
+
+from msgspec import Struct
 
 from pyflannel.errors import LabError
 from pyflannel.lab.containers import PORT, Container, fetch, serving, write_image
@@ -24,8 +25,7 @@ _STREAM_S = 2
 _REACHED_S = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoOptions:
+class DemoOptions(Struct, frozen=True, kw_only=True):
     """The options of the demo.
 
     Attributes:
@@ -43,8 +43,7 @@ class DemoOptions:
     is_kept: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostRow:
+class HostRow(Struct, frozen=True, kw_only=True):
     """The measurements of one host.
 
     Attributes:
@@ -64,8 +63,7 @@ class HostRow:
     rtt_ms: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoReport:
+class DemoReport(Struct, frozen=True, kw_only=True):
     """The results of the demo.
 
     Attributes:

@@ -4,8 +4,9 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
+
+from msgspec import Struct
 
 from pyflannel.errors import LabError
 from pyflannel.lab.containers import NamespaceContainer
@@ -22,8 +23,7 @@ PORT = 5201
 _LISTEN_DEADLINE_S = 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Throughput:
+class Throughput(Struct, frozen=True, kw_only=True):
     """Throughput of TCP.
 
     Attributes:
@@ -35,8 +35,7 @@ class Throughput:
     received_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Datagrams:
+class Datagrams(Struct, frozen=True, kw_only=True):
     """The result of sending datagrams at the maximum rate.
 
     Attributes:
@@ -117,8 +116,7 @@ _PROTOCOL = "80"
 _PATIENCE_S = 300.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerObjects:
+class PeerObjects(Struct, frozen=True, kw_only=True):
     """The kernel objects of several peers.
 
     Attributes:
@@ -243,8 +241,7 @@ _LEFT_GATEWAY = IPv4Interface("10.200.1.1/24")
 _RIGHT_GATEWAY = IPv4Interface("10.200.2.1/24")
 
 
-@dataclass(frozen=True, slots=True)
-class KernelPath:
+class KernelPath(Struct, frozen=True):
     """A container on each of two hosts without flannel, connected by the kernel's vxlan."""
 
     left: NamespaceContainer

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
+
+from msgspec import Struct
 
 from pyflannel.errors import LabError, UsageError
 from pyflannel.lab.lab_directory import PATIENCE_S, LabDirectory, lab_names, remove_remains
@@ -190,8 +191,7 @@ class Lab:
         self.hosts |= {host.name: host for host in hosts}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StandingLab:
+class StandingLab(Struct, frozen=True, kw_only=True):
     """A lab that has a directory on this machine.
 
     Attributes:

@@ -3,10 +3,11 @@
 import json
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from pyflannel.errors import LabError
 from pyflannel.lab.containers import DockerEngine, NamespaceContainer, create_bridge
@@ -17,8 +18,7 @@ ROUTER = "router"
 """Name of the sandbox that connects the segments."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Struct, frozen=True):
     """An Ethernet with hosts. The router is the gateway of this network.
 
     Attributes:
@@ -30,8 +30,7 @@ class Segment:
     gateway: IPv4Interface
 
 
-@dataclass(frozen=True, slots=True)
-class HostPlace:
+class HostPlace(Struct, frozen=True):
     """A host and its connection: `eth0` with this address, and a default route to the segment's gateway.
 
     Attributes:
@@ -43,8 +42,7 @@ class HostPlace:
     address: IPv4Interface
 
 
-@dataclass(frozen=True, slots=True)
-class Topology:
+class Topology(Struct, frozen=True):
     """Segments connected by one router, and hosts on them."""
 
     segments: tuple[Segment, ...]

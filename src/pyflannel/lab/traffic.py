@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from itertools import permutations
@@ -10,6 +9,8 @@ from math import ceil
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Protocol
+
+from msgspec import Struct
 
 from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import RUN_TIMEOUT_S
@@ -41,8 +42,7 @@ class Station(Protocol):
         """Start a program of the machine in its network."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PingResult:
+class PingResult(Struct, frozen=True, kw_only=True):
     """The result of a series of pings.
 
     Attributes:

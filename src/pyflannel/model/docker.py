@@ -1,15 +1,16 @@
 """Networks and containers of Docker on this host that get their addresses from flannel."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Generic, Self, TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pyflannel.model.network_config import IpNetwork
 
 
-@dataclass(frozen=True, slots=True)
-class HostSubnet:
+class HostSubnet(Struct, frozen=True):
     """The properties of this host on which a network of Docker depends.
 
     Attributes:
@@ -29,8 +30,7 @@ class HostSubnet:
     ipv6_mtu: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Division:
+class Division(Struct, frozen=True):
     """The parts of a host's subnet. Each address belongs to one part, so that it is assigned only once.
 
     Attributes:
@@ -48,8 +48,7 @@ _Network = TypeVar("_Network", IPv4Network, IPv6Network)
 _Address = TypeVar("_Address", IPv4Address, IPv6Address)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FamilyPool(Generic[_Network, _Address]):
+class FamilyPool(Struct, Generic[_Network, _Address], frozen=True, kw_only=True):
     """The addresses of one network of Docker in one family.
 
     Attributes:
@@ -74,16 +73,12 @@ class FamilyPool(Generic[_Network, _Address]):
         return replace(self, used=self.used | {address} if is_used else self.used - {address})
 
 
-class Pool(FamilyPool[IPv4Network, IPv4Address]):
+class Pool(FamilyPool[IPv4Network, IPv4Address], frozen=True, kw_only=True):
     """The IPv4 addresses of one network of Docker."""
 
-    __slots__ = ()
 
-
-class Ipv6Pool(FamilyPool[IPv6Network, IPv6Address]):
+class Ipv6Pool(FamilyPool[IPv6Network, IPv6Address], frozen=True, kw_only=True):
     """The IPv6 addresses of one network of Docker."""
-
-    __slots__ = ()
 
 
 def network_of_pool(name: str) -> str:
@@ -95,8 +90,7 @@ def network_of_pool(name: str) -> str:
             return ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerNetwork:
+class DockerNetwork(Struct, frozen=True, kw_only=True):
     """A network of Docker with the driver flannel.
 
     Attributes:
@@ -124,8 +118,7 @@ class DockerNetwork:
         return f"flbr-{self.name[:10]}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedPort:
+class PublishedPort(Struct, frozen=True, kw_only=True):
     """A port of the host whose packets go to a container.
 
     Attributes:
@@ -151,8 +144,7 @@ class PublishedPort:
         return f"{host}/{self.protocol}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerEndpoint:
+class DockerEndpoint(Struct, frozen=True, kw_only=True):
     """The connection of a container to a network.
 
     Attributes:
@@ -182,8 +174,7 @@ class DockerEndpoint:
         return f"flc{self.name[:12]}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerState:
+class DockerState(Struct, frozen=True, kw_only=True):
     """The complete state that the plugin keeps. Docker never repeats a request after a restart of either
     side.
 
@@ -211,8 +202,7 @@ class DockerState:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerParts:
+class DockerParts(Struct, frozen=True, kw_only=True):
     """The networks and published ports that the plan of the host contains.
 
     Attributes:

@@ -1,9 +1,10 @@
 """The eBPF fast path: its programs, the entries of their maps, and the kernel features it uses."""
 
-from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
+
+from msgspec import Struct
 
 from pyflannel.model.item import Item, Key, Marks, Rank
 
@@ -32,8 +33,7 @@ class Role(Enum):
         return Direction.EGRESS if self in leaving else Direction.INGRESS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tunnel:
+class Tunnel(Struct, frozen=True, kw_only=True):
     """The settings of a program for its tunnel.
 
     Attributes:
@@ -59,8 +59,7 @@ class Tunnel:
     caches_flows: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BpfProgram(Item):
+class BpfProgram(Item, frozen=True, kw_only=True):
     """A program that carries the packets of a tunnel, attached to `link`.
 
     Attributes:
@@ -105,8 +104,7 @@ class BpfProgram(Item):
         return self.tunnel.device == marks.device
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BpfPeer(Item):
+class BpfPeer(Item, frozen=True, kw_only=True):
     """A peer: packets to `subnet` are sent to `address`:`port`; packets from it must come from `address`.
 
     Attributes:
@@ -145,8 +143,7 @@ class BpfPeer(Item):
         return self.device == marks.device
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BpfContainer(Item):
+class BpfContainer(Item, frozen=True, kw_only=True):
     """A container: frames from the tunnel for `address` and `mac` are sent directly to `link`.
 
     Attributes:
@@ -189,8 +186,7 @@ Answer = Literal["present", "absent", "unknown"]
 present."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feature:
+class Feature(Struct, frozen=True, kw_only=True):
     """A feature of the kernel that the fast path uses.
 
     Attributes:

@@ -1,15 +1,16 @@
 """The user-space forwarder of the udp backend: its process, its peers, and the senders it rejected."""
 
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.item import Item, Key, LinkChanges, Marks, Rank
 from pyflannel.model.network_config import IpAddress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forwarder(Item):
+class Forwarder(Item, frozen=True, kw_only=True):
     """The process that moves packets between a TUN device and a UDP socket.
 
     Attributes:
@@ -63,8 +64,7 @@ class Forwarder(Item):
         return replace(self, is_attached=False) if self.link in changes.recreated else self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForwarderPeer(Item):
+class ForwarderPeer(Item, frozen=True, kw_only=True):
     """A peer: packets to `subnet` are sent to `address`:`port`; packets from it must come from `address`."""
 
     KIND = "forwarder_peer"
@@ -110,8 +110,7 @@ StrangerReason = Literal["stranger", "impostor", "not_ours"]
 host's subnet."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stranger:
+class Stranger(Struct, frozen=True, kw_only=True):
     """Packets from one address that were dropped for one reason, since the counters started.
 
     Attributes:

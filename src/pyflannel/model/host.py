@@ -1,8 +1,10 @@
 """The observed host: its interfaces, its underlay, its bridges, and its own lease."""
 
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.item import Item, Key, Marks, Rank
 from pyflannel.model.lease import Ipv4End, Lease, ipv4_end
@@ -12,8 +14,7 @@ from pyflannel.model.route import PROTOCOL_FLANNEL, Route, route_protocol
 from pyflannel.model.wireguard import UNKNOWN, WireguardFacts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFile(Item):
+class HostFile(Item, frozen=True, kw_only=True):
     """A file with exactly this text, mode 0644, replaced atomically."""
 
     KIND = "file"
@@ -38,8 +39,7 @@ class HostFile(Item):
         return False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InterfaceAddress:
+class InterfaceAddress(Struct, frozen=True, kw_only=True):
     """An address of an interface.
 
     Attributes:
@@ -60,8 +60,7 @@ class InterfaceAddress:
     is_deprecated: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interface:
+class Interface(Struct, frozen=True, kw_only=True):
     """A link with its addresses, in the kernel's order.
 
     Attributes:
@@ -95,8 +94,7 @@ class Interface:
         return any(held.address.ip == address for held in self.addresses)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DefaultRoute:
+class DefaultRoute(Struct, frozen=True, kw_only=True):
     """A default route.
 
     Attributes:
@@ -111,8 +109,7 @@ class DefaultRoute:
     gateway: IpAddress | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteScope:
+class RouteScope(Struct, frozen=True, kw_only=True):
     """The scope of observed routes. Observed routes overlap these networks and do not have pyflannel's
     protocol.
 
@@ -126,8 +123,7 @@ class RouteScope:
 _UDP = 17
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IpsecPolicy:
+class IpsecPolicy(Struct, frozen=True, kw_only=True):
     """An IPsec policy: the packets that match it, and its action.
 
     Attributes:
@@ -170,8 +166,7 @@ class IpsecPolicy:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interfaces:
+class Interfaces(Struct, frozen=True, kw_only=True):
     """All interfaces of a host, by index, and its default routes, in the kernel's order.
 
     Attributes:
@@ -199,8 +194,7 @@ class Interfaces:
         return next((one for one in self.interfaces if one.holds(address)), None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BridgedContainer:
+class BridgedContainer(Struct, frozen=True, kw_only=True):
     """A neighbour of the host behind a port of a bridge.
 
     Attributes:
@@ -213,8 +207,7 @@ class BridgedContainer:
     port: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bridge:
+class Bridge(Struct, frozen=True, kw_only=True):
     """A bridge with IPv4 addresses of the host.
 
     Attributes:
@@ -249,8 +242,7 @@ _VIRTUAL_DRIVERS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Uplink:
+class Uplink(Struct, frozen=True, kw_only=True):
     """An interface as underlay; its attributes have the same meaning as in `Underlay`."""
 
     link: str
@@ -259,8 +251,7 @@ class Uplink:
     driver: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Underlay:
+class Underlay(Struct, frozen=True, kw_only=True):
     """The interface that carries the tunnel.
 
     Attributes:
@@ -315,8 +306,7 @@ class Underlay:
         return any(address in prefix for prefix in self.on_link)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class Surroundings(Struct, frozen=True, kw_only=True):
     """The host's addresses and routes outside the overlay, and the addresses that it must reach.
 
     Attributes:
@@ -343,8 +333,7 @@ ALONE = Surroundings()
 """Surroundings without any known address or route."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class Host(Struct, frozen=True, kw_only=True):
     """This host in one address family: its lease, its underlay, and its names.
 
     A network with both families is planned as two networks, one per family, on the same host. The functions

@@ -1,9 +1,10 @@
 """Objects of a plan: the common base of all kinds, and the maps of objects by key."""
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Set
-from dataclasses import Field, dataclass
 from enum import IntEnum
-from typing import Any, ClassVar, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
+
+from msgspec import Struct
 
 Key = tuple[Hashable, Hashable]
 """The identity of an object: its table, and its name in the table.
@@ -38,8 +39,7 @@ class Rank(IntEnum):
     FILE = 11
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Marks:
+class Marks(Struct, frozen=True, kw_only=True):
     """The properties by which a daemon recognizes its own objects.
 
     Attributes:
@@ -58,8 +58,7 @@ LinkPrefix = tuple[str, Hashable]
 """The name of a link, and the prefix of an address on it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkChanges:
+class LinkChanges(Struct, frozen=True, kw_only=True):
     """Changes of links that cause the kernel to drop other objects.
 
     Attributes:
@@ -76,12 +75,15 @@ class LinkChanges:
     unaddressed: Collection[str]
 
 
-class Item:
+class Item(Struct, frozen=True, kw_only=True, gc=False):
     """One object that a plan can contain: a kernel object, a process, a file, or an entry of a table.
 
-    A kind is a frozen dataclass that inherits from this class and defines all its properties: its key, its
+    A kind is a frozen struct that inherits from this class and defines all its properties: its key, its
     rank, its requirements, its reaction to changes of links, its texts, its owner. A new kind therefore
     changes only its own module, the backend that plans it, and its adapter.
+
+    The garbage collector ignores the objects, of which there may be forty thousand. They refer only to values
+    that cannot refer to them.
 
     Attributes:
         KIND: name of the kind as one word, for metrics and the status.
@@ -90,9 +92,6 @@ class Item:
         IS_HOST_PART: True if no file is written before all objects of the kind exist.
         IS_BOUND_TO_LINK: True if the key contains the link, so that the owner of the link owns the object.
     """
-
-    __slots__ = ()
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     KIND: ClassVar[str]
     PLURAL: ClassVar[str]

@@ -1,14 +1,14 @@
 """The parts of a Node of a Kubernetes cluster that flannel needs, and the Node of this host."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 DEFAULT_PREFIX = "flannel.alpha.coreos.com/"
 """Prefix of the names of flannel's annotations, unless `--kube-annotation-prefix` sets another prefix."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeCondition:
+class NodeCondition(Struct, frozen=True, kw_only=True):
     """The condition NetworkUnavailable of a Node.
 
     Attributes:
@@ -32,8 +32,7 @@ IS_REMOVED = NodeCondition(
 """The condition of a Node from which a cleanup has removed flannel. No pod is scheduled on this Node."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class Node(Struct, frozen=True, kw_only=True):
     """A Node.
 
     Attributes:
@@ -50,8 +49,7 @@ class Node:
     condition: NodeCondition | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeEvent:
+class NodeEvent(Struct, frozen=True, kw_only=True):
     """An Event of a Node, which `kubectl describe node` shows.
 
     Attributes:
@@ -65,8 +63,7 @@ class NodeEvent:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnNode:
+class OwnNode(Struct, frozen=True, kw_only=True):
     """The Node of this host.
 
     Attributes:

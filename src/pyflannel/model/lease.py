@@ -3,18 +3,39 @@ peers.
 """
 
 import re
-from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.network_config import AnyAddress, AnyNetwork, Family, IpAddress, IpNetwork
 from pyflannel.model.probe import NarrowPath
 from pyflannel.model.store_record import Secret
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vtep:
-    """Data of the vxlan backend: the VTEP of the host.
+class PartlyCompared(Struct, frozen=True, eq=False, gc=False):
+    """A value of which a comparison reads only `_compared`. A struct compares all its fields.
+
+    The garbage collector ignores it, because it refers only to values that cannot refer to it.
+    """
+
+    @property
+    def _compared(self) -> object:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._compared == other._compared
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # a struct does not derive it from __eq__
+
+    def __hash__(self) -> int:
+        return hash(self._compared)
+
+
+class Vtep(PartlyCompared, frozen=True, kw_only=True, eq=False):
+    """Data of the vxlan backend: the VTEP of the host. A comparison ignores `mac_prefix`.
 
     Attributes:
         mac: MAC address of the VTEP, lower case with colons.
@@ -24,11 +45,14 @@ class Vtep:
 
     mac: str
     vni: int | None = None
-    mac_prefix: bytes = field(default=b"", compare=False)
+    mac_prefix: bytes = b""
+
+    @property
+    def _compared(self) -> object:
+        return self.mac, self.vni
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WireguardData:
+class WireguardData(Struct, frozen=True, kw_only=True):
     """Data of the wireguard backend: the key of the host.
 
     Attributes:
@@ -74,8 +98,7 @@ LARGEST_COUNTER = 2**53
 """Largest counter of the signed statements of a key: the largest integer that all JSON readers represent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(Struct, frozen=True, kw_only=True):
     """The identity of a host, independent of its address.
 
     Attributes:
@@ -86,7 +109,7 @@ class Identity:
 
     owner: str
     machine: str = ""
-    signing_key: bytes | None = field(default=None, compare=False)
+    signing_key: bytes | None = None
 
 
 class LeaseKey(NamedTuple):
@@ -109,8 +132,7 @@ NO_ADDRESS = IPv4Address(0)
 """The published address of a host without an address."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendPart:
+class BackendPart(Struct, frozen=True, kw_only=True):
     """The part of a lease that depends on the backend; its attributes have the same meaning as in
     `LeaseAttributes`.
     """
@@ -121,17 +143,16 @@ class BackendPart:
     port: int | None = None
     vtep: Vtep | None = None
     vtep_v6: Vtep | None = None
-    wireguard: WireguardData | None = field(default=None, compare=False)
-    wireguard_v6: WireguardData | None = field(default=None, compare=False)
+    wireguard: WireguardData | None = None
+    wireguard_v6: WireguardData | None = None
 
 
 MOST_PREVIOUS = 2
 """Maximum number of previous backends, because the config may change again before all hosts have changed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseAttributes:
-    """The attributes that a host publishes in its lease.
+class LeaseAttributes(PartlyCompared, frozen=True, kw_only=True, eq=False):
+    """The attributes that a host publishes in its lease. A comparison ignores the counter and the signature.
 
     Attributes:
         public_ip: address of the host on the underlay; its IPv6 address in a network with IPv6 alone.
@@ -167,13 +188,32 @@ class LeaseAttributes:
     port: int | None = None
     reads: tuple[str, ...] = ()
     signing_key: bytes | None = None
-    counter: int | None = field(default=None, compare=False)
-    signature: bytes | None = field(default=None, compare=False)
+    counter: int | None = None
+    signature: bytes | None = None
     vtep: Vtep | None = None
-    wireguard: WireguardData | None = field(default=None, compare=False)
+    wireguard: WireguardData | None = None
     vtep_v6: Vtep | None = None
-    wireguard_v6: WireguardData | None = field(default=None, compare=False)
+    wireguard_v6: WireguardData | None = None
     also: tuple[BackendPart, ...] = ()
+
+    @property
+    def _compared(self) -> object:
+        """All except the counter, the signature and the data of wireguard, which `backend_data` contains."""
+        return (
+            self.public_ip,
+            self.public_ipv6,
+            self.backend_type,
+            self.backend_data,
+            self.backend_v6_data,
+            self.owner,
+            self.host_name,
+            self.port,
+            self.reads,
+            self.signing_key,
+            self.vtep,
+            self.vtep_v6,
+            self.also,
+        )
 
     @property
     def host_text(self) -> str:
@@ -245,9 +285,8 @@ def ipv4_end(subnet: IpNetwork, address: IpAddress) -> Ipv4End:
     return Ipv4End(subnet, address)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """A subnet held by a host.
+class Lease(PartlyCompared, frozen=True, kw_only=True, eq=False):
+    """A subnet held by a host. A comparison ignores `since`.
 
     Attributes:
         subnet: the subnet that identifies the lease: the IPv4 subnet; the IPv6 subnet in a network with IPv6
@@ -264,7 +303,11 @@ class Lease:
     attributes: LeaseAttributes
     revision: int = 0
     has_ttl: bool = True
-    since: int = field(default=0, compare=False)
+    since: int = 0
+
+    @property
+    def _compared(self) -> object:
+        return self.subnet, self.ipv6_subnet, self.attributes, self.revision, self.has_ttl
 
     @classmethod
     def of_ipv6(cls, subnet: IPv6Network, attributes: LeaseAttributes, revision: int = 0) -> "Lease":
@@ -327,8 +370,7 @@ def renewal_margin_s(wanted_s: float, ttl_s: float) -> float:
     return min(wanted_s, ttl_s / 2)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Claim(Struct, frozen=True, kw_only=True):
     """A claim, with which a host asks whether the holder of `subnet` is alive. If there is no answer, the
     host takes over the lease.
 
@@ -351,8 +393,7 @@ class Claim:
         return host_text(self.public_ip, self.host_name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LastKnown:
+class LastKnown(Struct, frozen=True, kw_only=True):
     """The network config as text, this host's lease, and all leases including this host's.
 
     Attributes:
@@ -367,8 +408,7 @@ class LastKnown:
     is_prepared: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseEntry:
+class LeaseEntry(Struct, frozen=True, kw_only=True):
     """One entry of the list of leases; its attributes are the names in the JSON of the control socket and of
     `flannelctl leases --json`.
 
@@ -419,8 +459,7 @@ class LeaseEntry:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerEntry:
+class PeerEntry(Struct, frozen=True, kw_only=True):
     """One entry of the list of peers; its attributes are the names in the JSON of `flannelctl peers --json`.
 
     Attributes:

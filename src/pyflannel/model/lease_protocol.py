@@ -3,16 +3,16 @@
 Times are seconds of a clock that never steps and also counts while the host is suspended.
 """
 
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
+
+from msgspec import Struct
 
 from pyflannel.model.lease import LEASE_TTL_S, Claim, Lease, LeaseAttributes
 from pyflannel.model.network_config import IpNetwork, NetworkConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(Struct, frozen=True, kw_only=True):
     """The lease that this host wants.
 
     Attributes:
@@ -47,8 +47,7 @@ class Wanted:
         return self.attributes.owner
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class Held(Struct, frozen=True, kw_only=True):
     """The lease that the host uses.
 
     This lease changes only if an operator orders it, because containers have addresses of its subnet.
@@ -64,8 +63,7 @@ class Held:
 # Writes. Each write is conditional on the revision of the key.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PutLease:
+class PutLease(Struct, frozen=True, kw_only=True):
     """Write a lease if its key has revision `expected` (0 means that the key must be absent).
 
     If `config_revision` is set, the network config must also have this revision, because after a change of
@@ -78,22 +76,19 @@ class PutLease:
     config_revision: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteLease:
+class DeleteLease(Struct, frozen=True):
     """Delete a lease if it still has the known revision."""
 
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class PutClaim:
+class PutClaim(Struct, frozen=True):
     """Contest a lease, unless another host contests it already."""
 
     claim: Claim
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteClaim:
+class DeleteClaim(Struct, frozen=True):
     """Answer a claim, to show that the holder of the lease is alive."""
 
     claim: Claim
@@ -102,8 +97,7 @@ class DeleteClaim:
 Write = PutLease | DeleteLease | PutClaim | DeleteClaim
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Struct, frozen=True):
     """Read the key of a known lease. In a store that lost its data, the key is missing."""
 
     lease: Lease
@@ -112,15 +106,13 @@ class Check:
 # Changes that a watch delivers.
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseSeen:
+class LeaseSeen(Struct, frozen=True):
     """A lease was written."""
 
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseGone:
+class LeaseGone(Struct, frozen=True):
     """A lease was deleted, or expired. The IPv6 subnet is set if its key contained one."""
 
     subnet: IpNetwork
@@ -128,8 +120,7 @@ class LeaseGone:
     ipv6_subnet: IPv6Network | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
+class Unreadable(Struct, frozen=True):
     """The key of `subnet` contains no valid lease, but the subnet counts as occupied.
 
     This value is also used for a key with an IPv6 subnet.
@@ -140,15 +131,13 @@ class Unreadable:
     ipv6_subnet: IPv6Network | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimSeen:
+class ClaimSeen(Struct, frozen=True):
     """A claim was written."""
 
     claim: Claim
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimGone:
+class ClaimGone(Struct, frozen=True):
     """A claim was answered, or expired."""
 
     subnet: IpNetwork
@@ -161,13 +150,11 @@ LeaseChange = LeaseSeen | LeaseGone | Unreadable | ClaimSeen | ClaimGone
 # Events.
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """The protocol may begin."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class Listed(Struct, frozen=True, kw_only=True):
     """All leases and claims at one revision."""
 
     leases: tuple[Lease, ...]
@@ -176,16 +163,14 @@ class Listed:
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """All changes from a watch up to and including `revision`, in order."""
 
     changes: tuple[LeaseChange, ...]
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class WatchLost:
+class WatchLost(Struct, frozen=True):
     """The watch ended.
 
     Attributes:
@@ -199,16 +184,14 @@ class WatchLost:
     was_steady: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Wrote:
+class Wrote(Struct, frozen=True):
     """A write took effect at `revision`."""
 
     write: Write
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Conflicted:
+class Conflicted(Struct, frozen=True):
     """The condition of a write was false. `current` is the lease at the key; None if the key contains no
     readable lease.
     """
@@ -217,8 +200,7 @@ class Conflicted:
     current: Lease | Claim | None
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """The store did not answer. A write may have taken effect nevertheless. The request is None for a list
     request.
     """
@@ -228,21 +210,18 @@ class Failed:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(Struct, frozen=True):
     """The lease at the checked key; None if the key contains no readable lease."""
 
     lease: Lease
     current: Lease | None
 
 
-@dataclass(frozen=True, slots=True)
-class Woke:
+class Woke(Struct, frozen=True):
     """The requested time has been reached."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ordered:
+class Ordered(Struct, frozen=True):
     """The wanted lease has changed: the address, the network config or the identity of the host."""
 
     wanted: Wanted
@@ -254,27 +233,23 @@ Event = Started | Listed | Checked | Seen | WatchLost | Wrote | Conflicted | Fai
 # Actions other than writes.
 
 
-@dataclass(frozen=True, slots=True)
-class List:
+class List(Struct, frozen=True):
     """Request a list of all leases and claims."""
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
+class Watch(Struct, frozen=True):
     """Watch leases and claims for changes after this revision."""
 
     after: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wake:
+class Wake(Struct, frozen=True):
     """Send a Woke event at this time. This time replaces the previously requested time."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reidentify:
+class Reidentify(Struct, frozen=True):
     """Create a new identity, because this host is a copy of a running host. The answer is an Ordered
     event.
     """
@@ -283,29 +258,25 @@ class Reidentify:
 # Reports to the operator.
 
 
-@dataclass(frozen=True, slots=True)
-class Picking:
+class Picking(Struct, frozen=True):
     """A subnet is picked at random."""
 
     network: NetworkConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Reusing:
+class Reusing(Struct, frozen=True):
     """An existing lease matches this host and is used again."""
 
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class ReusingPrevious:
+class ReusingPrevious(Struct, frozen=True):
     """The subnet of the old subnet.env is free and is acquired again."""
 
     subnet: IpNetwork
 
 
-@dataclass(frozen=True, slots=True)
-class Unsuitable:
+class Unsuitable(Struct, frozen=True):
     """The network config excludes a subnet of this host.
 
     Attributes:
@@ -317,22 +288,19 @@ class Unsuitable:
     fate: Literal["deleted", "kept", "previous"]
 
 
-@dataclass(frozen=True, slots=True)
-class Acquired:
+class Acquired(Struct, frozen=True):
     """This host holds the lease from this time on."""
 
     held: Held
 
 
-@dataclass(frozen=True, slots=True)
-class Renewed:
+class Renewed(Struct, frozen=True):
     """The lease was written again."""
 
     held: Held
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """This host's lease disappeared from the store. The host acquires the lease again; the data path is
     unaffected.
     """
@@ -340,8 +308,7 @@ class Lost:
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Struct, frozen=True):
     """Another host holds this host's subnet. This host keeps the subnet, degraded, until an operator
     orders it to renumber.
     """
@@ -350,15 +317,13 @@ class Taken:
     by: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class Contested:
+class Contested(Struct, frozen=True):
     """A lease with this host's address has another owner, which is asked whether it is alive."""
 
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class SharedAddress:
+class SharedAddress(Struct, frozen=True):
     """Another running host has the address or the identity of this host. Both hosts report the conflict.
 
     Attributes:
@@ -375,15 +340,13 @@ class SharedAddress:
     is_ours: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Exhausted:
+class Exhausted(Struct, frozen=True):
     """No subnet is free."""
 
     network: NetworkConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Unassigned:
+class Unassigned(Struct, frozen=True):
     """Kubernetes assigns this host no subnet that it can use, or the host cannot publish its lease.
 
     Attributes:
@@ -395,8 +358,7 @@ class Unassigned:
     hint: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoreAway:
+class StoreAway(Struct, frozen=True):
     """The store does not answer. The failure is reported at each attempt; the last known leases remain
     valid.
     """
@@ -406,8 +368,7 @@ class StoreAway:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StoreBack:
+class StoreBack(Struct, frozen=True):
     """The store answers again."""
 
 

@@ -1,11 +1,13 @@
 """The known leases of a network, by subnet, in a map of which changed copies share the unchanged parts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network
 from typing import TypeVar
 
-from pyflannel.model.lease import Lease, Vtep, WireguardData
+from msgspec import field
+from msgspec.structs import replace
+
+from pyflannel.model.lease import Lease, PartlyCompared, Vtep, WireguardData
 from pyflannel.model.lease_protocol import ClaimGone, ClaimSeen, LeaseChange, LeaseGone, LeaseSeen, Unreadable
 from pyflannel.model.network_config import IpNetwork
 
@@ -126,8 +128,7 @@ _KeyChange = tuple[IpNetwork, IPv6Network | None, Lease | None]
 """The subnets in a key, and its current lease."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseSet:
+class LeaseSet(PartlyCompared, frozen=True, eq=False):
     """Leases by subnet, and the revision of the latest list response.
 
     A list response replaces the whole set. A change that is older than the list response is ignored.
@@ -153,8 +154,12 @@ class LeaseSet:
     by_subnet: SubnetMap[Lease] = field(default_factory=SubnetMap)
     listed_at: int = 0
     outranked: Mapping[IpNetwork, tuple[Lease, ...]] = field(default_factory=dict)
-    has_ipv6: bool = field(default=False, compare=False)
-    left_out: int = field(default=0, compare=False)
+    has_ipv6: bool = False
+    left_out: int = 0
+
+    @property
+    def _compared(self) -> object:
+        return self.by_subnet, self.listed_at, self.outranked
 
     @classmethod
     def of(cls, leases: Iterable[Lease], revision: int = 0) -> "LeaseSet":

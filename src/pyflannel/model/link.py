@@ -1,14 +1,14 @@
 """Links of a host, with their addresses, vxlan parameters and veth parameters."""
 
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+from msgspec import Struct
 
 from pyflannel.model.item import Item, Key, LinkChanges, LinkPrefix, Marks, Rank
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vxlan:
+class Vxlan(Struct, frozen=True, kw_only=True):
     """The parameters of a vxlan device, as planned or as read from the kernel.
 
     Attributes:
@@ -67,8 +67,7 @@ class Vxlan:
         return self.local is not None and self.local.version == 6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Veth:
+class Veth(Struct, frozen=True, kw_only=True):
     """The parameters of one end of a veth. Both ends always exist together.
 
     Attributes:
@@ -116,8 +115,7 @@ def join_alias(mark: str, owner: str) -> str:
     return f"{mark} owner={owner}" if owner else mark
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link(Item):
+class Link(Item, frozen=True, kw_only=True):
     """A network device, as planned or as read from the kernel.
 
     Attributes:
@@ -194,8 +192,7 @@ class Link(Item):
         return None if self.veth is not None and self.veth.peer in changes.recreated else self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address(Item):
+class Address(Item, frozen=True, kw_only=True):
     """An address with its prefix length on a link. For an IPv4 address, the kernel adds the connected route.
 
     Attributes:

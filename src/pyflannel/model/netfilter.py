@@ -1,9 +1,10 @@
 """The rules of netfilter on a host, of every program, and the packets to which they apply."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Literal
+
+from msgspec import Struct, field
 
 UDP = 17
 
@@ -35,8 +36,7 @@ Value = int | str
 Hook = Literal["ingress", "prerouting", "input", "forward", "output", "postrouting", "egress"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packet:
+class Packet(Struct, frozen=True, kw_only=True):
     """An IPv4 packet at the hooks of a host.
 
     Attributes:
@@ -105,8 +105,7 @@ class Packet:
                 return "unicast" if self.oif else "local"
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Struct, frozen=True):
     """A condition that a packet matches if the value is in one of the ranges, or equals one of the texts.
 
     Attributes:
@@ -139,8 +138,7 @@ def _is_in(value: Value, one: tuple[int, int] | str) -> bool:
             return False
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(Struct, frozen=True):
     """A condition that pyflannel does not evaluate, as written in the rule."""
 
     text: str = ""
@@ -164,8 +162,7 @@ ActionKind = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(Struct, frozen=True):
     """The effect of a rule.
 
     Attributes:
@@ -182,8 +179,7 @@ class Action:
     keep: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """A rule, whose action applies to packets that match all conditions.
 
     Attributes:
@@ -197,8 +193,7 @@ class Rule:
     number: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseChain:
+class BaseChain(Struct, frozen=True, kw_only=True):
     """A chain at a hook.
 
     Attributes:
@@ -218,7 +213,7 @@ class BaseChain:
     policy: Literal["accept", "drop"] = "accept"
     is_nat: bool = False
     device: str = ""
-    chains: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict, repr=False)
+    chains: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -232,8 +227,7 @@ Ruleset = tuple[BaseChain, ...]
 """All base chains of a host, in any order."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
+class Judgement(Struct, frozen=True, kw_only=True):
     """The verdict of the rules on a packet.
 
     Attributes:

@@ -1,9 +1,10 @@
 """The network config: the operator's value at the store's `config` key, completed and checked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from msgspec import Struct, field
 
 Family = Literal[4, 6]
 """An address family."""
@@ -65,8 +66,7 @@ LATER_KEYS = ("Networks", "IPv6Networks")
 """Keys of flannel 0.20 that pyflannel does not support."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Struct, frozen=True, kw_only=True):
     """One network of all hosts, and its backend.
 
     The values of a disabled family are as the operator wrote them. These values are not completed, checked or

@@ -1,10 +1,11 @@
 """Rules of the packet filter, and their chains and tables in iptables and nftables."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Literal
+
+from msgspec import Struct
 
 from pyflannel.model.docker import PublishedPort
 from pyflannel.model.item import Item, Key, Marks, Rank
@@ -35,34 +36,29 @@ def device_of(name: str, stem: str) -> str | None:
     return f"{_STEM}{rest}" if rest and rest != name else None
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
+class Prefix(Struct, frozen=True):
     """The addresses of a network or, if negated, all other addresses."""
 
     network: IPv4Network | IPv6Network
     is_negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(Struct, frozen=True):
     """Packets whose mark has `value` in the bits of `mask`."""
 
     value: int
     mask: int = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Accept:
+class Accept(Struct, frozen=True):
     """The packet is accepted; no later rule of the same hook and table is evaluated."""
 
 
-@dataclass(frozen=True, slots=True)
-class Return:
+class Return(Struct, frozen=True):
     """The packet leaves the chain unchanged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Masquerade:
+class Masquerade(Struct, frozen=True):
     """The packet gets the address of its outgoing interface, and a port of this host.
 
     Attributes:
@@ -76,8 +72,7 @@ class Masquerade:
 Verdict = Accept | Return | Masquerade
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilterRule:
+class FilterRule(Struct, frozen=True, kw_only=True):
     """The verdict for packets that match all conditions of the rule."""
 
     source: Prefix | None = None
@@ -86,22 +81,19 @@ class FilterRule:
     verdict: Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class ForeignRule:
+class ForeignRule(Struct, frozen=True):
     """A rule that is never planned, in the text of the program that prints it."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class PortRule:
+class PortRule(Struct, frozen=True):
     """Packets to a published port of this host get the address and port of a container; only in nftables."""
 
     published: PublishedPort
 
 
-@dataclass(frozen=True, slots=True)
-class TranslatedRule:
+class TranslatedRule(Struct, frozen=True):
     """Packets between these prefixes whose destination a PortRule changed are masqueraded; only in nftables.
 
     The container would otherwise send its answer without passing the host, and the client would not recognize
@@ -112,8 +104,7 @@ class TranslatedRule:
     destination: IPv4Network
 
 
-@dataclass(frozen=True, slots=True)
-class LoopbackRule:
+class LoopbackRule(Struct, frozen=True):
     """Packets with the source or destination in 127.0.0.0/8 that arrive by another link than loopback are
     dropped.
 
@@ -124,8 +115,7 @@ class LoopbackRule:
     is_source: bool
 
 
-@dataclass(frozen=True, slots=True)
-class IsolationRule:
+class IsolationRule(Struct, frozen=True):
     """Packets to another flannel network of this host are dropped; only in nftables.
 
     Attributes:
@@ -137,8 +127,7 @@ class IsolationRule:
     destination: IPv4Network | IPv6Network
 
 
-@dataclass(frozen=True, slots=True)
-class TunnelRule:
+class TunnelRule(Struct, frozen=True):
     """Tunnel packets, UDP datagrams to this address and port of the host, are accepted; only in iptables."""
 
     address: IPv4Address
@@ -180,8 +169,7 @@ class Jump(Enum):
     LATE = "after a rule that decides for every packet"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IptablesChain(Item):
+class IptablesChain(Item, frozen=True, kw_only=True):
     """A chain, its rules, and the jump from a built-in chain.
 
     The jump is last, so that the rules of other programs decide first; but it is before a rule that decides
@@ -240,8 +228,7 @@ POSTROUTING = "postrtg"
 """Names of the chains in pyflannel's tables, which are the names of the original."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftChain:
+class NftChain(Struct, frozen=True, kw_only=True):
     """A base chain: rules at a hook.
 
     Attributes:
@@ -257,8 +244,7 @@ class NftChain:
     rules: Rules
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NftTable(Item):
+class NftTable(Item, frozen=True, kw_only=True):
     """A complete table of one family. Objects of other programs in it are removed.
 
     Attributes:
@@ -295,8 +281,7 @@ class NftTable(Item):
         return self.device == marks.device
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedRules:
+class SavedRules(Struct, frozen=True, kw_only=True):
     """All rules of one family that one iptables program prints.
 
     Attributes:
@@ -312,8 +297,7 @@ class SavedRules:
     chains: Mapping[str, Mapping[str, tuple[str, ...]]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftRules:
+class LeftRules(Struct, frozen=True, kw_only=True):
     """Rules of one table that belong together, and the commands that remove them.
 
     Attributes:

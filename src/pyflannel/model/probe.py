@@ -1,9 +1,10 @@
 """Probes of peers: ICMP echo requests, their results, and the reports of flannelctl."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Network
 from typing import Literal
+
+from msgspec import Struct
 
 from pyflannel.model.network_config import AnyAddress, AnyNetwork, Family, IpAddress, IpNetwork
 
@@ -12,8 +13,7 @@ ProbeState = Literal["reached", "rejected", "silent", "unsent", "skipped"]
 send; the path was not probed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Echo:
+class Echo(Struct, frozen=True, kw_only=True):
     """An ICMP echo request.
 
     Attributes:
@@ -31,8 +31,7 @@ class Echo:
         return self.destination.version
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EchoResult:
+class EchoResult(Struct, frozen=True, kw_only=True):
     """The result of an echo request.
 
     Attributes:
@@ -52,8 +51,7 @@ class EchoResult:
     attempts: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbedPath:
+class ProbedPath(Struct, frozen=True, kw_only=True):
     """The path to one peer in one family.
 
     Attributes:
@@ -81,8 +79,7 @@ class ProbedPath:
         return self.mtu if inner >= self.mtu else inner // self.padding * self.padding
 
 
-@dataclass(frozen=True, slots=True)
-class ProbedPaths:
+class ProbedPaths(Struct, frozen=True):
     """The paths to all peers. They are computed one by one, because there may be ten thousand.
 
     Attributes:
@@ -96,8 +93,7 @@ class ProbedPaths:
     path_to: Callable[[IpNetwork], ProbedPath | None]
 
 
-@dataclass(frozen=True, slots=True)
-class PathMtu:
+class PathMtu(Struct, frozen=True):
     """The MTU of a path that carries only smaller packets than planned.
 
     Attributes:
@@ -111,8 +107,7 @@ class PathMtu:
     since_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NarrowPath:
+class NarrowPath(Struct, frozen=True, kw_only=True):
     """A path to a peer that carries only smaller packets than planned, for documents.
 
     Attributes:
@@ -140,8 +135,7 @@ def milliseconds(result: EchoResult) -> float | None:
 SILENT = EchoResult(state="silent", text="no answer")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerReach:
+class PeerReach(Struct, frozen=True, kw_only=True):
     """The results for one peer.
 
     Attributes:
@@ -172,8 +166,7 @@ class PeerReach:
 StepName = Literal["underlay", "tunnel", "container"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PingStep:
+class PingStep(Struct, frozen=True, kw_only=True):
     """One part of the path; its attributes are the names in the JSON of `flannelctl ping --json`.
 
     Attributes:
@@ -191,8 +184,7 @@ class PingStep:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PingReport:
+class PingReport(Struct, frozen=True, kw_only=True):
     """The document of `flannelctl ping`.
 
     Attributes:
@@ -231,8 +223,7 @@ TraceStepName = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceStep:
+class TraceStep(Struct, frozen=True, kw_only=True):
     """One step of the path of a packet; its attributes are the names in the JSON of `flannelctl trace
     --json`.
 
@@ -256,8 +247,7 @@ TracedPacket = Literal["request", "reply", "tunnel request", "tunnel reply"]
 """A packet of a probe. A tunnel request contains the request, and a tunnel reply contains the reply."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PacketEvent:
+class PacketEvent(Struct, frozen=True, kw_only=True):
     """One decision of nf_tables about a packet of the probe.
 
     Attributes:
@@ -279,8 +269,7 @@ class PacketEvent:
     rule: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PacketTrace:
+class PacketTrace(Struct, frozen=True, kw_only=True):
     """The path of a real packet through nf_tables.
 
     Attributes:
@@ -292,8 +281,7 @@ class PacketTrace:
     rtt_ms: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceReport:
+class TraceReport(Struct, frozen=True, kw_only=True):
     """The document of `flannelctl trace`.
 
     Attributes:
@@ -313,8 +301,7 @@ class TraceReport:
     probe: PacketTrace | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchLine:
+class BenchLine(Struct, frozen=True, kw_only=True):
     """The round-trip times of echo requests of one size over one path, in milliseconds; None if there was no
     reply.
 
@@ -339,8 +326,7 @@ class BenchLine:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchReport:
+class BenchReport(Struct, frozen=True, kw_only=True):
     """The document of `flannelctl bench`. `ok`: True if each path to the host answered.
 
     Attributes:

@@ -1,6 +1,5 @@
 """Routes, neighbours and FDB entries: the objects that direct packets to a peer."""
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from pyflannel.model.item import ANY, Item, Key, LinkChanges, Marks, Rank
@@ -25,8 +24,7 @@ def route_key(version: int, base: int, length: int, metric: int) -> Key:
     return ("route", version, length, metric), base
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route(Item):
+class Route(Item, frozen=True, kw_only=True):
     """Packets to `destination` leave by `link`, and are sent to `gateway` if the route has a gateway.
 
     Attributes:
@@ -118,8 +116,7 @@ def route_protocol(device: str) -> int:
     return PROTOCOL_FLANNEL
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbour(Item):
+class Neighbour(Item, frozen=True, kw_only=True):
     """A neighbour entry, as planned or as read from the kernel.
 
     Attributes:
@@ -165,8 +162,7 @@ class Neighbour(Item):
         return None if is_dropped or (is_ipv4 and self.link in changes.unaddressed) else self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FdbEntry(Item):
+class FdbEntry(Item, frozen=True, kw_only=True):
     """Frames to `mac` are sent to the VTEP at `destination`.
 
     Attributes:

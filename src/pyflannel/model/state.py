@@ -1,16 +1,16 @@
 """State: a set of kernel objects, files and processes; the operations between two states."""
 
 from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
+
+from msgspec import Struct, field
 
 from pyflannel.model.item import Item, ItemMap, Key
 
 _Kind = TypeVar("_Kind", bound=Item)
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """Items by key. At most one item has a given key.
 
     A state is not changed after its creation, except the plan, which `engine.planner` updates in place.
@@ -72,8 +72,7 @@ class State:
 State.EMPTY = State()
 
 
-@dataclass(frozen=True, slots=True)
-class Add:
+class Add(Struct, frozen=True):
     """The item is missing."""
 
     item: Item
@@ -84,8 +83,7 @@ class Add:
         return self.item
 
 
-@dataclass(frozen=True, slots=True)
-class Replace:
+class Replace(Struct, frozen=True):
     """The item exists, but differs."""
 
     old: Item
@@ -97,8 +95,7 @@ class Replace:
         return self.new
 
 
-@dataclass(frozen=True, slots=True)
-class Remove:
+class Remove(Struct, frozen=True):
     """The item exists and is not wanted. An item that no longer exists counts as removed."""
 
     item: Item
@@ -112,8 +109,7 @@ class Remove:
 Operation = Add | Replace | Remove
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class Refusal(Struct, frozen=True, kw_only=True):
     """An operation that did not take effect, the cause, and the remedy.
 
     Attributes:
@@ -130,13 +126,11 @@ class Refusal:
 # Changes of a plan.
 
 
-@dataclass(frozen=True, slots=True)
-class Unchanged:
+class Unchanged(Struct, frozen=True):
     """The plan has not changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(Struct, frozen=True):
     """Some objects of the plan changed: the keys of these objects, each with the planned object before the
     change.
     """
@@ -144,15 +138,13 @@ class Changed:
     previous: Mapping[Key, Item | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Replaced:
+class Replaced(Struct, frozen=True):
     """A new plan. The whole plan was replaced. Later changes are made in place and reported by `Changed`."""
 
     plan: State
 
 
-@dataclass(frozen=True, slots=True)
-class Blocked:
+class Blocked(Struct, frozen=True):
     """There is no plan for these inputs, so the previous plan stays in force.
 
     Attributes:

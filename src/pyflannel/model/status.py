@@ -5,9 +5,10 @@ and of `flannelctl status --json` has the same structure and names: a field may 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple
+
+from msgspec import Struct, field
 
 from pyflannel.errors import sentences
 from pyflannel.model.fast_path import Feature
@@ -17,8 +18,7 @@ from pyflannel.model.network_config import AnyAddress, AnyNetwork
 from pyflannel.model.probe import NarrowPath
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(Struct, frozen=True):
     """One line of text. `hint` is the remedy; it is empty if there is no remedy."""
 
     text: str
@@ -58,8 +58,7 @@ REFUSED_LEASES_SHOWN = 64
 latest refusals."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkStatus:
+class NetworkStatus(Struct, frozen=True, kw_only=True):
     """The network config in force, and the range of the network.
 
     Attributes:
@@ -72,8 +71,7 @@ class NetworkStatus:
     trouble: Notice | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseStatus:
+class LeaseStatus(Struct, frozen=True, kw_only=True):
     """The lease of this host.
 
     Attributes:
@@ -98,8 +96,7 @@ class LeaseStatus:
     losses: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnderlayStatus:
+class UnderlayStatus(Struct, frozen=True, kw_only=True):
     """The interface that carries the tunnel. Peers send to `public_ip`.
 
     Attributes:
@@ -115,8 +112,7 @@ class UnderlayStatus:
     ipv6_link: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendStatus:
+class BackendStatus(Struct, frozen=True, kw_only=True):
     """The backend: its type, its device, and the MTU of a container in bytes.
 
     Attributes:
@@ -139,8 +135,7 @@ class BackendStatus:
     sent: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WireguardPeerStatus:
+class WireguardPeerStatus(Struct, frozen=True, kw_only=True):
     """A WireGuard peer of this host.
 
     Attributes:
@@ -158,8 +153,7 @@ class WireguardPeerStatus:
     sent: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WireguardStatus:
+class WireguardStatus(Struct, frozen=True, kw_only=True):
     """The WireGuard device of this host and its peers, in the order of their subnets.
 
     Attributes:
@@ -171,8 +165,7 @@ class WireguardStatus:
     peers: tuple[WireguardPeerStatus, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefusedPeer:
+class RefusedPeer(Struct, frozen=True, kw_only=True):
     """A host with a lease to which this host does not send, and the reason; `host_name` is None if it is
     unknown.
     """
@@ -188,8 +181,7 @@ class RefusedPeer:
         return host_text(self.public_ip, self.host_name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreRequests:
+class StoreRequests(Struct, frozen=True, kw_only=True):
     """The number of requests to the store since flanneld started, for one operation and result.
 
     Attributes:
@@ -202,8 +194,7 @@ class StoreRequests:
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreStatus:
+class StoreStatus(Struct, frozen=True, kw_only=True):
     """The store of leases.
 
     Attributes:
@@ -228,8 +219,7 @@ class StoreStatus:
     lost_watches: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForwarderStatus:
+class ForwarderStatus(Struct, frozen=True, kw_only=True):
     """The process that moves packets in user space, with its counters by name.
 
     Attributes:
@@ -242,8 +232,7 @@ class ForwarderStatus:
     counters: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FastPathStatus:
+class FastPathStatus(Struct, frozen=True, kw_only=True):
     """The path of packets: through programs in the kernel, or through user space.
 
     Attributes:
@@ -284,8 +273,7 @@ def carried_by_programs(by_outcome: Mapping[str, int]) -> Carried:
     return Carried(received=by_outcome.get("decapsulated", 0), sent=sent)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StrangerStatus:
+class StrangerStatus(Struct, frozen=True, kw_only=True):
     """A sender whose tunnel packets the guard drops (`model.forwarder.Stranger`), with an explanation.
 
     Attributes:
@@ -303,8 +291,7 @@ class StrangerStatus:
     hint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefusedLease:
+class RefusedLease(Struct, frozen=True, kw_only=True):
     """A lease whose signature this host does not accept.
 
     Attributes:
@@ -331,8 +318,7 @@ class RefusedLease:
         return host_text(self.public_ip, self.host_name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseSigningStatus:
+class LeaseSigningStatus(Struct, frozen=True, kw_only=True):
     """The state of the signatures of leases.
 
     Attributes:
@@ -359,8 +345,7 @@ DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Limits in seconds for counting durations."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Durations:
+class Durations(Struct, frozen=True, kw_only=True):
     """Durations of repeated work.
 
     Attributes:
@@ -384,8 +369,7 @@ class Durations:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReconcileStatus:
+class ReconcileStatus(Struct, frozen=True, kw_only=True):
     """The repairs of this host.
 
     Attributes:
@@ -413,8 +397,7 @@ class ReconcileStatus:
     held: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReachStatus:
+class ReachStatus(Struct, frozen=True, kw_only=True):
     """The result of probing peers. flannelctl probes a sample of the peers; the daemon probes none.
 
     Attributes:
@@ -426,8 +409,7 @@ class ReachStatus:
     silent: tuple[AnyNetwork, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerNetworkStatus:
+class DockerNetworkStatus(Struct, frozen=True, kw_only=True):
     """A network of Docker with addresses of flannel.
 
     Attributes:
@@ -442,8 +424,7 @@ class DockerNetworkStatus:
     usable: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerPortStatus:
+class DockerPortStatus(Struct, frozen=True, kw_only=True):
     """A published port; Docker does not show such ports."""
 
     protocol: str
@@ -453,16 +434,14 @@ class DockerPortStatus:
     port: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerStatus:
+class DockerStatus(Struct, frozen=True, kw_only=True):
     """The networks of Docker that the network plugin serves, and the published ports in them."""
 
     networks: tuple[DockerNetworkStatus, ...] = ()
     ports: tuple[DockerPortStatus, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class Status(Struct, frozen=True, kw_only=True):
     """The status of the daemon at one moment.
 
     Attributes:
@@ -545,8 +524,7 @@ Severity = Literal["error", "warning", "info"]
 """Severities: packets are lost or may be lost; a problem to check; information."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(Struct, frozen=True, kw_only=True):
     """One finding of doctor.
 
     Attributes:
@@ -563,8 +541,7 @@ class Finding:
     fix: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
+class Membership(Struct, frozen=True, kw_only=True):
     """The known membership of this host in the IPv4 part of a network. The daemon may not be running.
 
     Attributes:
@@ -580,8 +557,7 @@ class Membership:
     peers: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedChange:
+class PlannedChange(Struct, frozen=True, kw_only=True):
     """A change that the next pass would make.
 
     Attributes:
@@ -594,8 +570,7 @@ class PlannedChange:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanPreview:
+class PlanPreview(Struct, frozen=True, kw_only=True):
     """The document of `flannelctl plan`.
 
     Attributes:
@@ -610,8 +585,7 @@ class PlanPreview:
 Event = Literal["repaired", "planned", "refused", "fought over"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalEntry:
+class JournalEntry(Struct, frozen=True, kw_only=True):
     """One operation of a pass; its attributes are the names in the JSON of `flannelctl events --json`.
 
     Attributes:

@@ -4,11 +4,10 @@ store.
 Keys are relative to the store's prefix: `config`, `subnets/10.5.52.0-24`, `claims/10.5.52.0-24`.
 """
 
-from dataclasses import dataclass, field
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(Struct, frozen=True, kw_only=True):
     """One key of the store.
 
     Attributes:
@@ -22,27 +21,24 @@ class Record:
     value: bytes
     revision: int
     lease_id: int = 0
-    created: int = field(default=0, compare=False)
+    created: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """Every record under a key prefix at one revision, in the order of their keys."""
 
     records: tuple[Record, ...]
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Unchanged:
+class Unchanged(Struct, frozen=True):
     """The condition that a key must have this revision. Revision 0 means that the key does not exist."""
 
     key: str
     revision: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Put:
+class Put(Struct, frozen=True, kw_only=True):
     """Write a key on condition of its revision.
 
     Attributes:
@@ -58,23 +54,20 @@ class Put:
     given: Unchanged | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delete:
+class Delete(Struct, frozen=True, kw_only=True):
     """Delete a key if it has the expected revision. None means any revision, or no key."""
 
     key: str
     expected: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Struct, frozen=True):
     """The write took effect at `revision`."""
 
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(Struct, frozen=True):
     """The key had another revision, or the additional condition was false; nothing was written.
 
     `current` is the record at the key, None if it is absent.
@@ -83,8 +76,7 @@ class Conflict:
     current: Record | None
 
 
-@dataclass(frozen=True, slots=True)
-class PutSeen:
+class PutSeen(Struct, frozen=True):
     """A key was written."""
 
     record: Record
@@ -100,8 +92,7 @@ class PutSeen:
         return self.record.revision
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteSeen:
+class DeleteSeen(Struct, frozen=True):
     """A key was deleted, or expired, at `revision`."""
 
     key: str
@@ -111,8 +102,7 @@ class DeleteSeen:
 Change = PutSeen | DeleteSeen
 
 
-@dataclass(frozen=True, slots=True)
-class StoreChanges:
+class StoreChanges(Struct, frozen=True):
     """All changes from a watch up to and including `revision`, in the store's order.
 
     If `changes` is empty, there were no changes up to `revision`.
@@ -122,8 +112,7 @@ class StoreChanges:
     revision: int
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Secret:
+class Secret(Struct, frozen=True):
     """A password. Only `reveal` returns the text of the password. An empty password is false in a
     condition.
     """

@@ -6,8 +6,9 @@ header.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from pyflannel.model.item import Item, Key, Marks, Rank
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
@@ -21,8 +22,7 @@ STEM = "flannel-guard"
 """Common prefix of the names of the tables."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuardedTunnel:
+class GuardedTunnel(Struct, frozen=True, kw_only=True):
     """A tunnel of UDP datagrams.
 
     Attributes:
@@ -36,8 +36,7 @@ class GuardedTunnel:
     vni: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuardedPath:
+class GuardedPath(Struct, frozen=True, kw_only=True):
     """The path of packets from other hosts to this host.
 
     Attributes:
@@ -74,8 +73,7 @@ def joined(paths: Iterable[GuardedPath | None]) -> GuardedPath | None:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuardTable(Item):
+class GuardTable(Item, frozen=True, kw_only=True):
     """The table of a daemon in one address family.
 
     Attributes:
@@ -125,8 +123,7 @@ class GuardTable(Item):
         return self.device == marks.device
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuardPeer(Item):
+class GuardPeer(Item, frozen=True, kw_only=True):
     """A peer: tunnel packets from `address` are accepted if their inner source is in `sources`.
 
     Attributes:

@@ -3,8 +3,9 @@
 import binascii
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+
+from msgspec import Struct, field
 
 from pyflannel.model.item import Item, Key, LinkChanges, Marks, Rank
 from pyflannel.model.network_config import Family, IpAddress
@@ -45,8 +46,7 @@ def sorted_networks(
     return tuple(sorted(networks, key=lambda each: (each.version, int(each.network_address), each.prefixlen)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WireguardFacts:
+class WireguardFacts(Struct, frozen=True, kw_only=True):
     """The WireGuard properties of this host that a plan needs.
 
     Attributes:
@@ -66,8 +66,7 @@ UNKNOWN = WireguardFacts(problem="the WireGuard key of this host")
 """The value before anything was read."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WireguardDevice(Item):
+class WireguardDevice(Item, frozen=True, kw_only=True):
     """A link that encrypts packets, with its key and its UDP port.
 
     Attributes:
@@ -115,8 +114,7 @@ class WireguardDevice(Item):
         return None if self.link in changes.recreated else self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WireguardPeer(Item):
+class WireguardPeer(Item, frozen=True, kw_only=True):
     """The part of a peer in one family. Packets to and from `allowed` are encrypted with the key of the peer.
 
     The parts of a peer on one device are one peer of WireGuard, with the same endpoint and options.
@@ -180,8 +178,7 @@ def _is_ours(link: str, marks: Marks) -> bool:
     return device is not None and link in (wireguard_link(device), wireguard_link(device, 6))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WireguardContact:
+class WireguardContact(Struct, frozen=True, kw_only=True):
     """The contact of a device with a peer.
 
     Attributes:

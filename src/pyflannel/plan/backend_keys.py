@@ -8,7 +8,8 @@ Source: flannel 0.28.9. The messages begin in the same way as the messages of th
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.network_config import IPV4_ONLY, KEYS, LATER_KEYS, Family, NetworkConfig
@@ -20,8 +21,7 @@ _NAMED = 8
 """Maximum number of unknown keys that a message names."""
 
 
-@dataclass(frozen=True, slots=True)
-class BackendKeys:
+class BackendKeys(Struct, frozen=True):
     """The values of one backend.
 
     Attributes:

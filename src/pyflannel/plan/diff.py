@@ -3,9 +3,10 @@ status.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence, Set
-from dataclasses import fields, replace
 from itertools import compress, filterfalse
 from operator import is_not
+
+from msgspec.structs import replace
 
 from pyflannel.model.fast_path import Tunnel
 from pyflannel.model.host import HostFile
@@ -213,14 +214,14 @@ def _differences(old: Item, new: Item) -> list[str]:
 
 
 def _attribute_differences(old: Item | _Part, new: Item | _Part) -> Iterator[str]:
-    for field in fields(new):
-        was, wanted = getattr(old, field.name), getattr(new, field.name)
+    for name in new.__struct_fields__:
+        was, wanted = getattr(old, name), getattr(new, name)
         if isinstance(was, _Part) and isinstance(wanted, _Part):
             yield from _attribute_differences(was, wanted)
         elif isinstance(was, _Part) or isinstance(wanted, _Part):
-            yield f"no {field.name}" if was is None else f"is {field.name}"
+            yield f"no {name}" if was is None else f"is {name}"
         elif was != wanted:
-            yield _difference(field.name, was, wanted)
+            yield _difference(name, was, wanted)
 
 
 def _chain_differences(old: IptablesChain, new: IptablesChain) -> list[str]:

@@ -1,8 +1,9 @@
 """Decisions of the Docker plugin: the division of the host's subnet, addresses, and the planned bridges."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from msgspec.structs import replace
 
 from pyflannel.errors import DockerPluginError
 from pyflannel.model.docker import (

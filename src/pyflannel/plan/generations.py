@@ -5,7 +5,9 @@ the lease of a peer as the backend can use it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pyflannel.model.host import Bridge, Host
 from pyflannel.model.item import Item, Key
@@ -17,19 +19,17 @@ from pyflannel.plan.backends import Backend, own_variant
 from pyflannel.plan.peers import subnet_of
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(Struct, frozen=True):
     """A network config with its backend and its text. During a change of the backend, a host has several
     of them.
     """
 
     config: NetworkConfig
     backend: Backend
-    text: str = field(default="", compare=False)
+    text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(Struct, frozen=True):
     """A backend, and the host in the view of this backend.
 
     Attributes:
@@ -51,8 +51,7 @@ class View:
         return next((one for one in others if self.backend.objection(one, self.host) is None), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Basis:
+class Basis(Struct, frozen=True):
     """The inputs that affect all objects of a family. If the basis changes, all objects are planned again.
 
     Attributes:

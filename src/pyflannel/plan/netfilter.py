@@ -5,8 +5,10 @@ unknown only if the results of both differ.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pyflannel.model.netfilter import BaseChain, Hook, Judgement, Match, Packet, Rule, Ruleset, Unknown
 
@@ -121,16 +123,14 @@ def _in_order(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Iterat
         yield from ((stage, chain) for chain in stage.chains(ruleset))
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
+class _End(Struct, frozen=True):
     """A possible verdict of a base chain on a packet; `rule` is None for the policy."""
 
     kind: str
     rule: Rule | None
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(Struct):
     """The evaluation of one packet in one base chain."""
 
     chain: BaseChain

@@ -1,8 +1,10 @@
 """The packet filter rules of a host: masquerading and forwarding, for iptables or nftables."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.docker import NO_DOCKER, DockerParts
 from pyflannel.model.host import Host
@@ -86,8 +88,7 @@ _SRCNAT = 100
 """Priority of source NAT (linux/netfilter_ipv4.h, NF_IP_PRI_NAT_SRC); the priority of the filter is 0."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilterOptions:
+class FilterOptions(Struct, frozen=True, kw_only=True):
     """The operator's options for this host's packet filter.
 
     Attributes:
@@ -105,8 +106,7 @@ class FilterOptions:
     users: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _FamilyRules:
+class _FamilyRules(Struct, frozen=True, kw_only=True):
     """The rules of one family; empty if no option requests them."""
 
     family: Family

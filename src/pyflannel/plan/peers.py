@@ -3,8 +3,9 @@
 from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_network
+
+from msgspec import Struct
 
 from pyflannel.model.lease import Lease, LeasePart
 from pyflannel.model.lease_set import SubnetMap
@@ -15,15 +16,13 @@ _BROADCAST = 0xFFFFFFFF
 """240.0.0.0/4 is unused (RFC 1112 section 4), except for the limited broadcast."""
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(Struct, frozen=True):
     """Leases that are in conflict, and the consequence of the conflict."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class PeerChange:
+class PeerChange(Struct, frozen=True):
     """The previous and the current lease of a peer in an address family; None if the host was not, or is
     not, a peer.
     """

@@ -8,9 +8,11 @@ underlay has routes with longer prefixes.
 """
 
 from collections.abc import Collection, Container, Iterable
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.host import Host, Surroundings, Underlay
 from pyflannel.model.item import Key
@@ -30,16 +32,14 @@ Routed = Literal["network", "peers", "nothing"]
 """Destinations of a backend's routes: the whole network, the subnet of each peer, or none."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostPrefix:
+class HostPrefix(Struct, frozen=True):
     """A prefix that the host must reach without the overlay; `role` is its name in messages."""
 
     prefix: IpNetwork
     role: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteConflict:
+class RouteConflict(Struct, frozen=True, kw_only=True):
     """A route to `destination` through the overlay, and the prefix of the host that it overlaps."""
 
     destination: IpNetwork

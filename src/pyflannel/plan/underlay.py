@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_address
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.errors import NoUnderlayError
 from pyflannel.model.host import (
@@ -26,8 +28,7 @@ Reached = tuple[str, IpAddress] | None
 """Link and source address of packets to the address that must be reached; None if there is no route."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnderlayOptions:
+class UnderlayOptions(Struct, frozen=True, kw_only=True):
     """The operator's options; without options, the interface of the default route is used.
 
     Attributes:
@@ -51,14 +52,12 @@ class UnderlayOptions:
         return not self.ifaces and not self.iface_regexes and self.can_reach is None
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(Struct, frozen=True):
     interface: Interface
     address: IpAddress
 
 
-@dataclass(frozen=True, slots=True)
-class _Missed:
+class _Missed(Struct, frozen=True):
     sought: str
     reason: str
 

@@ -8,9 +8,10 @@ import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+
+from msgspec import Struct
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.model.forwarder import Forwarder
@@ -210,8 +211,7 @@ def _as_user(uid: int, gid: int) -> Iterator[None]:
         os.setegid(own_gid)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Equipment:
+class _Equipment(Struct, frozen=True, kw_only=True):
     """The descriptors and the state that a new forwarder gets.
 
     Attributes:
@@ -407,8 +407,7 @@ async def _explain_end(process: subprocess.Popen[bytes], said: Path, written: in
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
+class Launch(Struct, frozen=True, kw_only=True):
     """The description of a process to start.
 
     Attributes:

@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from pyflannel import VERSION
 from pyflannel.cli.invocation import Invocation, VerbGroup, print_help, print_object, say, shared_options

@@ -7,8 +7,9 @@ This module reads only the parts of DER that contain this period. Source: RFC 52
 import base64
 import binascii
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from msgspec import Struct
 
 from pyflannel.errors import WireError
 
@@ -19,8 +20,7 @@ _GENERALIZED_TIME = 0x18
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Validity:
+class Validity(Struct, frozen=True):
     """The first and the last second of the validity period of a certificate."""
 
     not_before: datetime

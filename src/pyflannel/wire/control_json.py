@@ -5,10 +5,10 @@ older flannelctl works with a newer daemon.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from pyflannel.errors import (
     BusyError,
@@ -41,29 +41,25 @@ _FAMILIES = {
 _Document = TypeVar("_Document")
 
 
-@dataclass(frozen=True, slots=True)
-class Leases:
+class Leases(Struct, frozen=True):
     """The document of `leases`."""
 
     leases: list[LeaseEntry]
 
 
-@dataclass(frozen=True, slots=True)
-class Peers:
+class Peers(Struct, frozen=True):
     """The document of `peers`."""
 
     peers: list[PeerEntry]
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
+class Events(Struct, frozen=True):
     """The document of `events`."""
 
     events: list[JournalEntry]
 
 
-@dataclass(frozen=True, slots=True)
-class Examination:
+class Examination(Struct, frozen=True):
     """The document of `doctor`. `ok` is false if a finding is an error; `fixed` contains the commands that
     `--fix` performed.
     """
@@ -73,20 +69,17 @@ class Examination:
     fixed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Config:
+class _Config(Struct, frozen=True):
     text: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class PublicKey:
+class PublicKey(Struct, frozen=True):
     """The document of `flannelctl rotate-key`."""
 
     public_key: str
 
 
-@dataclass(frozen=True, slots=True)
-class SignedFile:
+class SignedFile(Struct, frozen=True):
     """The document of `allow-list new-key` and `sign`. `counter` is null for a new key."""
 
     file: str
@@ -94,8 +87,7 @@ class SignedFile:
     counter: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ListChange:
+class ListChange(Struct, frozen=True):
     """The document of `allow-list publish`."""
 
     counter: int
@@ -103,8 +95,7 @@ class ListChange:
     written: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AllowList:
+class AllowList(Struct, frozen=True):
     """The document of `allow-list get`."""
 
     counter: int
@@ -112,15 +103,13 @@ class AllowList:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Error:
+class _Error(Struct, frozen=True, kw_only=True):
     kind: str
     message: str
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
+class _Failure(Struct, frozen=True):
     error: _Error
 
 

@@ -4,8 +4,9 @@ flag.
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from pyflannel.errors import UsageError
 from pyflannel.model.store_record import Secret
@@ -32,8 +33,7 @@ _LONGEST = 200
 Value = str | int | bool | Secret
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flag:
+class Flag(Struct, frozen=True, kw_only=True):
     """The definition of a flag.
 
     Attributes:
@@ -51,8 +51,7 @@ class Flag:
     from_environment: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
+class Given(Struct, frozen=True, kw_only=True):
     """A given flag.
 
     Attributes:

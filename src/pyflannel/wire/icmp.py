@@ -3,10 +3,11 @@
 Source: RFC 792, RFC 1191; for IPv6 RFC 4443, RFC 4861. Announcements of IPv4 addresses: RFC 826, RFC 5227.
 """
 
+import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from struct import Struct
+
+from msgspec import Struct
 
 from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.wire.packet import HEADER_OCTETS, PROTOCOL_ICMP, checksum
@@ -18,7 +19,7 @@ UNREACHABLE_V6, TOO_BIG_V6, TIME_EXCEEDED_V6, ECHO_REQUEST_V6, ECHO_REPLY_V6 = 1
 OVERHEADS: Mapping[Family, int] = {4: HEADER_OCTETS + 8, 6: 40 + 8}
 """Number of bytes in front of the payload of an echo packet."""
 
-_HEADER = Struct("!BBHHH")
+_HEADER = struct.Struct("!BBHHH")
 _FRAGMENTATION_NEEDED = 4
 _CODES = {
     0: "network unreachable",
@@ -45,8 +46,7 @@ _CODES_V6 = {
 """Source: RFC 4443 section 3.1."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IcmpMessage:
+class IcmpMessage(Struct, frozen=True, kw_only=True):
     """A received message.
 
     Attributes:
@@ -88,7 +88,7 @@ def format_echo(identifier: int, sequence: int, payload: bytes, family: Family =
     return _request(ECHO_REQUEST, identifier, sequence, payload)
 
 
-_TIMES = Struct("!III")
+_TIMES = struct.Struct("!III")
 _DAY_MS = 86_400_000
 _UNUSUAL = 1 << 31
 """This bit marks a time that is not in milliseconds since midnight UTC."""
@@ -161,7 +161,7 @@ def parse_icmpv6(message: bytes, sender: IPv6Address) -> IcmpMessage | None:
     )
 
 
-_ARP = Struct("!HHBBH6s4s6s4s")
+_ARP = struct.Struct("!HHBBH6s4s6s4s")
 _ETHERNET, _IPV4, _ARP_REQUEST = 1, 0x0800, 1
 _NEIGHBOUR_ADVERTISEMENT = 136
 _IS_ROUTER, _OVERRIDES = 0x80000000, 0x20000000

@@ -4,9 +4,10 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_network
 from itertools import pairwise
+
+from msgspec import Struct
 
 from pyflannel.errors import WireError
 from pyflannel.model.network_config import Family
@@ -149,8 +150,7 @@ _FOR_ALL = frozenset({"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", 
 """Targets that end the chain: after them, no later rule is evaluated."""
 
 
-@dataclass(frozen=True, slots=True)
-class SavedChain:
+class SavedChain(Struct, frozen=True):
     """A chain: its policy ("-" if the chain is not built in), and its rules without `-A CHAIN`."""
 
     policy: str

@@ -6,8 +6,9 @@ Source: client-go, k8s.io/client-go/tools/clientcmd/api/v1.
 import json
 from base64 import b64decode
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from pyflannel.errors import WireError
 from pyflannel.model.store_record import Secret
@@ -18,8 +19,7 @@ _LATER = ("exec", "auth-provider", "username", "password", "impersonate", "as")
 """Keys of a user that flanneld does not support."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kubeconfig:
+class Kubeconfig(Struct, frozen=True, kw_only=True):
     """A server and the credentials for it. Paths are not changed; a relative path begins at the file's
     directory.
 

@@ -19,13 +19,13 @@ Sources: flannel 0.28.9; Kubernetes API v1, NodeList and WatchEvent.
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
+from msgspec.structs import replace
 
 from pyflannel.errors import WireError
 from pyflannel.model.kubernetes_node import Node, NodeCondition, NodeEvent
@@ -116,8 +116,7 @@ _FAILURE = msgspec.json.Decoder(_Failure)
 _ENCODER = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class ApiFailure:
+class ApiFailure(Struct, frozen=True):
     """The reason why the server refused a request or ended a watch.
 
     Attributes:
@@ -129,8 +128,7 @@ class ApiFailure:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Bookmark:
+class Bookmark(Struct, frozen=True):
     """The server has sent all changes up to this revision."""
 
     revision: int

@@ -10,10 +10,10 @@ The library is imported by the first call, because it takes 8 MiB of memory.
 import re
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import KEY_OCTETS, LARGEST_COUNTER, SIGNATURE_OCTETS, Lease, LeaseKey

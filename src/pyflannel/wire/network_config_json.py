@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from msgspec.structs import replace
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.network_config import FAST_PATHS, KEYS, NetworkConfig

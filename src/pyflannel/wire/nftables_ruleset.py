@@ -7,10 +7,11 @@ table`.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import product
 from typing import Any, Literal, get_args
+
+from msgspec import Struct
 
 from pyflannel.errors import WireError
 from pyflannel.model.netfilter import Action, BaseChain, Field, Hook, Match, Rule, Ruleset, Unknown
@@ -124,8 +125,7 @@ def _devices(chain: _Json, listed: str) -> list[str]:
     return named or re.findall(r'"?([^\s"{},=]+)"?', listed) or [""]
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+class _Field(Struct, frozen=True):
     """The property that a condition tests, and the conditions that nft implies.
 
     Attributes:

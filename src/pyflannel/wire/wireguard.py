@@ -1,8 +1,9 @@
 """WireGuard in text: the formats of the program `wg` (wg(8), wireguard-tools 1.0)."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from ipaddress import ip_network
+
+from msgspec import Struct
 
 from pyflannel.errors import WireError
 from pyflannel.model.store_record import Secret
@@ -15,8 +16,7 @@ _PEER_FIELDS = 8
 _HINT = "Install wireguard-tools 1.0 or newer."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DumpedPeer:
+class DumpedPeer(Struct, frozen=True, kw_only=True):
     """A peer as `wg show DEVICE dump` prints it.
 
     Attributes:
@@ -30,8 +30,7 @@ class DumpedPeer:
     sent: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DumpedDevice:
+class DumpedDevice(Struct, frozen=True, kw_only=True):
     """A device as `wg show DEVICE dump` prints it; `public_key` is "" if the device has no private key."""
 
     link: str

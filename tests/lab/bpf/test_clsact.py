@@ -1,9 +1,9 @@
 """The fast path on a kernel without tcx: programs are classifiers of a clsact qdisc."""
 
 import errno
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.kernel.bpf.hooks import ClsactHooks, KernelHooks
 from pyflannel.model.fast_path import Role

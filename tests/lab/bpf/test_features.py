@@ -5,9 +5,9 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf import features

@@ -5,9 +5,9 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.layout import CACHES_TCP, CACHES_UDP, Outcome, Permit

@@ -5,10 +5,10 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import LabError
 from pyflannel.kernel.bpf.layout import Outcome

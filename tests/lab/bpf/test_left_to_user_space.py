@@ -9,10 +9,10 @@ import socket
 import struct
 import threading
 from contextlib import ExitStack
-from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.lab.waiting import wait_until

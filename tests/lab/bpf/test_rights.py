@@ -5,9 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.kernel.bpf.pins import remove_pin_directory
 from pyflannel.model.fast_path import Role

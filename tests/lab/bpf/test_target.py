@@ -3,10 +3,10 @@
 import errno
 import os
 import socket
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf import maps, standing

@@ -7,11 +7,11 @@ import socket
 import subprocess
 import sys
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer

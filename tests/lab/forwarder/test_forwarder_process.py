@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.state import Add, Remove, Replace, State

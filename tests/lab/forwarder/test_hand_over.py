@@ -6,10 +6,10 @@ import socket
 import subprocess
 import sys
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import TargetError
 from pyflannel.lab.waiting import wait_until

@@ -1,9 +1,9 @@
 """flannelctl peers: the other hosts, and the reason if one is not reachable."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.cli.network import _state
 from pyflannel.cli.status import facts

@@ -4,13 +4,13 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.cli import status as status_verb
 from pyflannel.cli.status import facts

@@ -2,11 +2,11 @@
 
 import asyncio
 import socket
-from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.cleanup import Cleanup, _dead_docker_socket, claimed_name, in_lines, owner_of

@@ -1,11 +1,12 @@
 """Runs of TCP segments: if the kernel cuts a joined packet again, the packets are the same."""
 
-from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.datapath.tcp_run import TcpRun
 from pyflannel.wire.packet import HEADER, decrement_ttl
@@ -14,8 +15,7 @@ ACK, PSH = 0x10, 0x08
 TIMESTAMPS = bytes.fromhex("0101080a0000000100000002")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
+class Segment(Struct, frozen=True, kw_only=True):
     """A TCP segment in an IPv4 packet. Each field can be set. The checksums are correct unless changed."""
 
     payload: bytes

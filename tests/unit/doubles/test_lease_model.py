@@ -1,6 +1,6 @@
 """The model checker: equal states are one state, and all moves end."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from lease_model.canonical import Canon
 from lease_model.explorer import REAL

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
+from msgspec.structs import replace
 
 from doubles.fake_clock import FakeClock
 from pyflannel.engine.plan_log import LOOK_S, NAMED_SENDERS, QUIET_S, GuardLog

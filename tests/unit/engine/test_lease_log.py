@@ -1,10 +1,10 @@
 """The store and the lease in the log and the status, from the reports of the lease protocol."""
 
 import asyncio
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from doubles.fake_clock import FakeClock
 from pyflannel.engine.condition import HostCondition, Inputs, LeaseCondition, StoreCondition

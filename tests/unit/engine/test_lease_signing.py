@@ -3,11 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
 import pytest
+from msgspec.structs import replace
 
 from doubles.fake_clock import FakeClock
 from doubles.signing_bench import (

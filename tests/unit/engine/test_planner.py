@@ -1,12 +1,13 @@
 """The planner: a change of one peer results in the same plan as planning everything."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from doubles.planning import SUBNET_FILE, Planning, by_subnet, plan_of
 from pyflannel.engine.condition import Inputs
@@ -355,7 +356,7 @@ def test_an_incremental_plan_equals_the_full_plan(
         result = followed.take(leases=by_subnet(known), bridges=found, underlay=underlay)
 
         fresh = planner()
-        made = fresh.take(**{name: getattr(followed.inputs, name) for name in Inputs.__slots__})
+        made = fresh.take(**{name: getattr(followed.inputs, name) for name in Inputs.__struct_fields__})
         assert followed.peers == fresh.peers
         match result:
             case Blocked(reason):

@@ -1,12 +1,12 @@
 """The planner and its backend: refused peers, obstacles, and removed objects."""
 
 import logging
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from doubles.planning import SUBNET_FILE, Planning, by_subnet
 from pyflannel.engine.condition import Inputs

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+
+from msgspec.structs import replace
 
 from doubles.planning import SUBNET_FILE, by_subnet
 from pyflannel.engine.condition import Inputs

@@ -4,10 +4,10 @@ import asyncio
 import gc
 import tracemalloc
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from doubles.fake_kernel import FakeKernel
 from doubles.reconciler_bench import (

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from doubles.fake_kernel import FakeKernel
 from doubles.reconciler_bench import FORWARDER, LINK, PEER, PLAN, Bench, Silent, Slow, running, subject

@@ -1,10 +1,10 @@
 """The change from one backend to the next: both are planned until no peer needs the previous one."""
 
 import asyncio
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
+from msgspec.structs import replace
 
 from doubles.fake_clock import FakeClock
 from doubles.planning import SUBNET_FILE, Planning, by_subnet

@@ -1,10 +1,10 @@
 """The routes that use next hops, and their numbers."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pyflannel.kernel.network.requests import WORTH_IT, WORTH_IT_ON_A_CABLE, links_worth_it, next_hop_number
 from pyflannel.model.route import Route

@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections.abc import Collection
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.kernel.filters.programs import Ran
 from pyflannel.kernel.wireguard import target as module

@@ -1,11 +1,11 @@
 """The known leases: the key with precedence, unreadable keys, and the revision of a published VTEP."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pyflannel.model import lease_set
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep

@@ -1,7 +1,8 @@
 """The texts of the differences that a pass finds."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+
+from msgspec.structs import replace
 
 from pyflannel.model.fast_path import BpfProgram, Role, Tunnel
 from pyflannel.model.link import Link, Veth

@@ -1,9 +1,9 @@
 """The choice of the device name of a daemon."""
 
-from dataclasses import replace
 from itertools import islice
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.host import Interface, Interfaces
 from pyflannel.model.route import DEVICES, PROTOCOLS, route_protocol

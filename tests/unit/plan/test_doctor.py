@@ -1,11 +1,11 @@
 """The findings of doctor from observations."""
 
 import re
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.fast_path import BpfProgram, Feature, Role, Tunnel
 from pyflannel.model.link import Link

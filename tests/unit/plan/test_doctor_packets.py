@@ -1,10 +1,10 @@
 """The findings of doctor about packets: filter rules, routes, interfaces, addresses."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.host import Interface, InterfaceAddress, Interfaces, IpsecPolicy
 from pyflannel.model.link import Link, Vxlan

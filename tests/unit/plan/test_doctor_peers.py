@@ -1,9 +1,9 @@
 """The conclusions from probes."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.probe import (

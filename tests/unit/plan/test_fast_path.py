@@ -1,10 +1,10 @@
 """The programs of the udp backend at the hooks, and the entries of their tables."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Role
 from pyflannel.model.host import (

@@ -1,9 +1,9 @@
 """Objects that match those of the original, and unplanned routes."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.link import Link
 from pyflannel.model.route import Route

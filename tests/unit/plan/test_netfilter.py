@@ -1,12 +1,12 @@
 """The evaluation of rules of iptables and of nftables. tests/lab compares it with the kernel."""
 
 import json
-from dataclasses import replace
 from ipaddress import IPv4Address
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import WireError
 from pyflannel.model.netfilter import UDP, Hook, Packet, Ruleset
@@ -77,7 +77,7 @@ def test_many_jumps_between_chains_are_evaluated_once() -> None:
     declared = [f":{name} - [0:0]" for name in names]
     jumps = [f"-A {one} -j {other}" for one, other in pairwise(["INPUT", *names]) for _ in range(2)]
     text = "\n".join(["*filter", ":INPUT ACCEPT [0:0]", *declared, *jumps, "-A INPUT -j DROP", "COMMIT"])
-    counted = CountedPacket(**{name: getattr(TUNNEL, name) for name in Packet.__slots__})
+    counted = CountedPacket(**{name: getattr(TUNNEL, name) for name in Packet.__struct_fields__})
 
     assert judge(counted, ruleset_of(parse_save(text + "\n"), "iptables"), IN).kind == "drop"
     assert CountedPacket.compared < 1000

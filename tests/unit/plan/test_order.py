@@ -1,6 +1,5 @@
 """The order of the operations of a batch, and the objects that the kernel drops with them."""
 
-from dataclasses import replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -10,6 +9,8 @@ from ipaddress import (
     IPv6Network,
     ip_address,
 )
+
+from msgspec.structs import replace
 
 from pyflannel.model.link import Address, Link, Veth, Vxlan
 from pyflannel.model.route import FdbEntry, Neighbour, Route

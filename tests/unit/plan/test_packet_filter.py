@@ -1,9 +1,9 @@
 """The filter rules of a host, and their verdicts for packets."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes

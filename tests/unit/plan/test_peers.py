@@ -1,10 +1,10 @@
 """The peers of a host: the holders of valid leases of its network."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_set import SubnetMap

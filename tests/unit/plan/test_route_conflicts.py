@@ -1,10 +1,10 @@
 """Routes of the overlay that would redirect packets of the underlay are found before they are planned."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.host import Host, Surroundings, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes

@@ -1,9 +1,9 @@
 """The explanation of rejected senders by the leases."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.forwarder import Stranger, StrangerReason
 from pyflannel.model.lease import Lease, LeaseAttributes

@@ -1,11 +1,11 @@
 """The path of a packet: the first object of the kernel that stops it is named."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.fast_path import BpfPeer, BpfProgram, Role, Tunnel
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer

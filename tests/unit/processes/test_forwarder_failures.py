@@ -4,11 +4,11 @@ import asyncio
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.forwarder import Forwarder
 from pyflannel.model.state import Add, Operation, Refusal, Remove

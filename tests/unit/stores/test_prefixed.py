@@ -1,7 +1,8 @@
 """The keys of a network are below its name, and other keys are not visible."""
 
 import asyncio
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from doubles.fake_clock import FakeClock
 from doubles.fake_store import FakeStore

@@ -1,10 +1,10 @@
 """Docker's plugin protocol: requests of a real engine, answers, and the saved state."""
 
 import json
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import DockerPluginError, FlannelError, WireError
 from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Ipv6Pool, Pool, PublishedPort

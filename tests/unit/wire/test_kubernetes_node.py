@@ -1,12 +1,12 @@
 """Nodes of the Kubernetes API, against the recorded annotations of the original."""
 
 import json
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import WireError
 from pyflannel.model.kubernetes_node import DEFAULT_PREFIX, IS_REMOVED, IS_UP, Node

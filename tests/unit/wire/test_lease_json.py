@@ -1,11 +1,11 @@
 """Leases are read and written as by flannel 0.20.2, with one key of pyflannel. Only pyflannel has claims."""
 
 import json
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import MOST_PREVIOUS, BackendPart, Claim, LeaseAttributes, Vtep

@@ -1,9 +1,9 @@
 """Key and value of a record determine a lease or claim. An invalid record is reported by its key."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import Claim, Lease, LeaseAttributes

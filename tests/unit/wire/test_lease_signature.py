@@ -3,12 +3,12 @@
 import json
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import Lease, LeaseAttributes, LeaseKey

@@ -1,11 +1,11 @@
 """The network config is read, checked and printed as by flannel 0.28.9, except the cases listed here."""
 
 import json
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.network_config import KEYS, NetworkConfig

@@ -1,11 +1,11 @@
 """Tables of nftables: written and read as JSON."""
 
 import json
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import WireError
 from pyflannel.model.docker import PublishedPort

@@ -11,11 +11,12 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qs
 from weakref import WeakKeyDictionary
+
+from msgspec.structs import replace
 
 from pyflannel.api.page.access import PROTECTION, Access
 from pyflannel.commands.reach import decisive_echoes, probe_path, target_of

@@ -5,7 +5,8 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.hooks import ask_tcx
@@ -24,8 +25,7 @@ _FIRST_USER_NAMESPACE = "user:[4026531837]"
 """PROC_USER_INIT_INO. bpf(2) ignores the rights of other user namespaces."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessRights:
+class ProcessRights(Struct, frozen=True, kw_only=True):
     """The rights of a process.
 
     Attributes:

@@ -7,9 +7,10 @@ Addresses and ports are in network byte order, and all other values in the byte 
 import socket
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
+
+from msgspec import Struct
 
 from pyflannel.kernel.bpf.syscall import MapInfo
 from pyflannel.model.fast_path import BpfPeer
@@ -35,8 +36,7 @@ _PERMIT = struct.Struct("=QII")
 _READS_UNFINISHED = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapLayout:
+class MapLayout(Struct, frozen=True, kw_only=True):
     """The properties of a map that programs of this version can share; sizes in bytes.
 
     Attributes:
@@ -102,8 +102,7 @@ DIRECT = MapLayout(name="flannel_direct", type=9, key_bytes=4, value_bytes=8)  #
 SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED, FLOWS, PERMIT, DIRECT)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, frozen=True, kw_only=True):
     """The settings that are written into a program before it is loaded; links are identified by their
     indexes.
 
@@ -235,8 +234,7 @@ def unpack_port(value: bytes) -> int:
     return int(_INDEX.unpack(value)[0])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Permit:
+class Permit(Struct, frozen=True, kw_only=True):
     """The permit that lets the programs cache the firewall's decisions about flows.
 
     Attributes:

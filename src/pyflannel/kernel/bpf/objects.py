@@ -9,8 +9,9 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.bpf.layout import BUILD_BYTES
@@ -27,8 +28,7 @@ _INSTRUCTION = struct.Struct("<BBhi")
 _CALL = 0x85
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectFile:
+class ObjectFile(Struct, frozen=True):
     """An ELF object file with programs for the kernel.
 
     Attributes:

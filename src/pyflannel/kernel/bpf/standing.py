@@ -5,8 +5,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import product
+
+from msgspec import Struct, field
 
 from pyflannel.kernel.bpf.hooks import Hooks
 from pyflannel.kernel.bpf.layout import SETTINGS_MAP, SHARED, Settings, devices_of, unpack_settings
@@ -18,8 +19,7 @@ from pyflannel.model.fast_path import BpfProgram, Direction, Role, Tunnel
 _ROLES = {role.value: role for role in Role}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedProgram:
+class LoadedProgram(Struct, frozen=True, kw_only=True):
     """A program of pyflannel in the kernel, regardless of its hook.
 
     Attributes:
@@ -33,16 +33,14 @@ class LoadedProgram:
     map_ids: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """A program of pyflannel at a hook of a link. The link is identified by its index."""
 
     link: int
     program: LoadedProgram
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct, frozen=True):
     """The programs that were found at hooks.
 
     Attributes:

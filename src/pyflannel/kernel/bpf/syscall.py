@@ -6,9 +6,10 @@ import os
 import struct
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
+
+from msgspec import Struct
 
 from pyflannel.model.fast_path import Answer
 
@@ -52,8 +53,7 @@ class Command(IntEnum):
     MAP_DELETE_BATCH = 27
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramInfo:
+class ProgramInfo(Struct, frozen=True, kw_only=True):
     """Information of the kernel about a program; `map_ids` are the identifiers of its maps."""
 
     id: int
@@ -61,8 +61,7 @@ class ProgramInfo:
     map_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapInfo:
+class MapInfo(Struct, frozen=True, kw_only=True):
     """Information of the kernel about a map; sizes in bytes."""
 
     id: int

@@ -3,9 +3,10 @@
 import asyncio
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import Self
+
+from msgspec.structs import replace
 
 from pyflannel.errors import TargetError, target_errors
 from pyflannel.kernel.bpf.fast_path import FastPath

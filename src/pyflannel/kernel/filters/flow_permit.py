@@ -1,8 +1,9 @@
 """Examines whether the firewall of this network namespace decides about a packet only by its flow."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.network.netlink_socket import RequestSocket
@@ -46,8 +47,7 @@ _NAMED = 3
 _WITHOUT_LIBERAL = "TCP only: net.netfilter.nf_conntrack_tcp_be_liberal is not 1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Firewall:
+class Firewall(Struct, frozen=True, kw_only=True):
     """The result of the examination: which decisions of the firewall the programs may cache.
 
     Attributes:

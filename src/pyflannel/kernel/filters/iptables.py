@@ -8,9 +8,12 @@ import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.programs import MissingProgramError, Ran, RuleDump, run_program
@@ -72,8 +75,7 @@ class LockHeldError(TargetError):
     """Another program holds the xtables lock."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class Version(Struct, frozen=True, kw_only=True):
     """The kind and the version that a program reports.
 
     Attributes:

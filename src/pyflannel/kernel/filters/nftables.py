@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
+
+from msgspec.structs import replace
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.filters.iptables import RESYNC_S

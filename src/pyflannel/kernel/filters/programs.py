@@ -7,8 +7,9 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
+
+from msgspec import Struct
 
 from pyflannel.errors import TargetError, is_permanent, target_errors
 from pyflannel.kernel.network.netlink_socket import NotificationSocket
@@ -24,8 +25,7 @@ class MissingProgramError(TargetError):
         super().__init__(f"{program} is not installed", hint=hint, is_permanent=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(Struct, frozen=True):
     """The exit status and the output of a program that was run."""
 
     status: int

@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.errors import FlannelError, TargetError, WireError
 from pyflannel.kernel.filters.iptables import PROGRAMS, read_saved, version_of
@@ -16,8 +17,7 @@ from pyflannel.wire.nftables_ruleset import parse_ruleset
 _FAMILIES = frozenset({"ip", "inet", "netdev", "bridge"})
 
 
-@dataclass(frozen=True, slots=True)
-class ReadRules:
+class ReadRules(Struct, frozen=True):
     """The rules that could be read, and the reasons why other rules could not be read."""
 
     ruleset: Ruleset

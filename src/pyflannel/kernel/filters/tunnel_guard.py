@@ -6,8 +6,9 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Self, TypeVar, cast
+
+from msgspec.structs import replace
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket

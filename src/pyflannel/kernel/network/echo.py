@@ -9,8 +9,10 @@ import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pyflannel.errors import TargetError, remedy
 from pyflannel.model.network_config import Family
@@ -52,8 +54,7 @@ _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE, _IPV6_DONTFRAG = 23, 3, 62  # linux/in
 _LARGEST = 65535
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(Struct):
     """A request that has no answer yet. The random nonce proves that an answer belongs to this request.
 
     Attributes:

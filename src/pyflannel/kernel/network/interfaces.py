@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from typing import Self
+
+from msgspec import Struct
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.device_ioctls import driver_of
@@ -382,8 +383,7 @@ _BRIDGE_COALESCE_S = 0.02
 _PLAIN_QUEUEING = ("", "noqueue")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _BridgeSockets:
+class _BridgeSockets(Struct, frozen=True, kw_only=True):
     """The sockets of `KernelBridges`.
 
     Attributes:

@@ -2,9 +2,10 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Generic, Protocol, TypeVar
+
+from msgspec.structs import replace
 
 from pyflannel.model.link import Address, Link, Veth, Vxlan, split_alias
 from pyflannel.model.route import FdbEntry, Neighbour, Route

@@ -5,10 +5,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Self
+
+from msgspec.structs import replace
 
 from pyflannel.errors import TargetError, target_errors
 from pyflannel.kernel.network.device_ioctls import link_index

@@ -6,8 +6,10 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.errors import is_permanent
 from pyflannel.kernel.network.device_ioctls import DEVICE_FILE
@@ -91,8 +93,7 @@ IndexOf = Callable[[str], int]
 """Function that returns the index of the link with a name; raises OSError if there is no such link."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """An operation and the requests that perform it, in order."""
 
     operation: Operation

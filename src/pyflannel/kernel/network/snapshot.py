@@ -3,9 +3,10 @@
 import asyncio
 import errno
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv6Network
 from typing import TypeVar
+
+from msgspec import Struct
 
 from pyflannel.kernel.host.machine import may_set_ipv6
 from pyflannel.kernel.network.device_ioctls import has_gro, offloads_checksums
@@ -41,8 +42,7 @@ from pyflannel.wire.netlink.neighbours import (
 from pyflannel.wire.netlink.routes import RouteGlance, RouteRecord, dump_routes, glance_at_route, parse_route
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interest:
+class Interest(Struct, frozen=True, kw_only=True):
     """Selects the objects of a namespace that are relevant for a plan. All other objects are ignored.
 
     Attributes:
@@ -116,8 +116,7 @@ _AT_ONCE = 1000
 _Item = TypeVar("_Item", Route, Neighbour, FdbEntry)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Links:
+class Links(Struct, frozen=True, kw_only=True):
     """The links of a namespace.
 
     Attributes:
@@ -131,8 +130,7 @@ class Links:
     carriers: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True, kw_only=True):
     """The state that was read, and the links of the namespace."""
 
     state: State

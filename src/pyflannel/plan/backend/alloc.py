@@ -3,7 +3,8 @@ packets.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
@@ -14,8 +15,7 @@ from pyflannel.plan.backend_keys import ineffective
 from pyflannel.plan.routes import Routed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AllocBackend:
+class AllocBackend(Struct, frozen=True, kw_only=True):
     """The alloc backend of one network.
 
     Attributes:

@@ -5,7 +5,8 @@ this link.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import Lease
@@ -20,8 +21,7 @@ _NAMED = 4
 """Maximum number of prefixes of this host that a message names."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostGwBackend:
+class HostGwBackend(Struct, frozen=True, kw_only=True):
     """The host-gw backend of one network.
 
     Attributes:

@@ -7,8 +7,10 @@ forwarder has a table with the subnet and the address of each peer.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
@@ -35,8 +37,7 @@ QUEUE_LENGTH = 500
 """Length of the transmit queue in packets, which is the kernel's default for a TUN device."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UdpBackend:
+class UdpBackend(Struct, frozen=True, kw_only=True):
     """The udp backend of one network.
 
     Attributes:

@@ -12,11 +12,12 @@ Source: flannel 0.28.9 for the objects of a peer and the /32; RFC 7348.
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_interface
 from sys import intern
 from typing import TypeGuard
+
+from msgspec import Struct
 
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import DIRECT, Lease, LeasePart, Vtep
@@ -162,8 +163,7 @@ def _device_name(vni: int, family: Family) -> str:
     return intern(name if len(name) <= _LONGEST_NAME else f"{hexadecimal}{vni:x}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VxlanBackend:
+class VxlanBackend(Struct, frozen=True, kw_only=True):
     """The vxlan backend of one network.
 
     Attributes:

@@ -8,9 +8,10 @@ this route, packets would leave unencrypted by the default route.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_interface
 from typing import Literal
+
+from msgspec import Struct, field
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.host import Bridge, Host, Underlay
@@ -83,8 +84,7 @@ _MODES: Mapping[str, Mode] = {"separate": "separate", "auto": "auto", "ipv4": "i
 _NO_KEY = parse_key("A" * 43 + "=")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WireguardBackend:
+class WireguardBackend(Struct, frozen=True, kw_only=True):
     """The wireguard backend of one network.
 
     Attributes:

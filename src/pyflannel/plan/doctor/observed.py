@@ -1,9 +1,10 @@
 """The observations of a host for the checks, and the texts of their findings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
+
+from msgspec import Struct, field
 
 from pyflannel.model.fast_path import BpfProgram
 from pyflannel.model.host import Interfaces
@@ -24,8 +25,7 @@ Way = Literal["tunnel in", "container in", "container out", "host out"]
 another host; a packet that this host itself sends."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteAnswer:
+class RouteAnswer(Struct, frozen=True, kw_only=True):
     """The answer of the kernel about the route of one packet.
 
     Attributes:
@@ -48,8 +48,7 @@ class RouteAnswer:
     rules: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerNamespace:
+class ContainerNamespace(Struct, frozen=True, kw_only=True):
     """Another network namespace of this machine, which may belong to a container.
 
     Attributes:
@@ -69,8 +68,7 @@ class ContainerNamespace:
         return any(destination in route for route in self.routes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
+class Certificate(Struct, frozen=True, kw_only=True):
     """A certificate file for the store. If the file contains several certificates, this is the certificate
     that is valid for the longest time.
 
@@ -86,8 +84,7 @@ class Certificate:
     not_after: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
+class Observed(Struct, frozen=True, kw_only=True):
     """The observations of a host.
 
     Attributes:

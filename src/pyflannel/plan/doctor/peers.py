@@ -3,11 +3,12 @@ and the reason.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address
 from statistics import median
 from types import MappingProxyType
 from typing import Literal, NamedTuple
+
+from msgspec.structs import replace
 
 from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.network_config import IpAddress, IpNetwork

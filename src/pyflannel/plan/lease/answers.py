@@ -1,7 +1,8 @@
 """The answers of the store, and the reactions of a host to them."""
 
-from dataclasses import replace
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease
 from pyflannel.model.lease_protocol import (

@@ -4,8 +4,10 @@ subnet.
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.lease import BackendPart, Lease, LeaseAttributes, Vtep
 from pyflannel.model.lease_protocol import (
@@ -112,22 +114,19 @@ class _Free:
         return self._first + index * self._size
 
 
-@dataclass(frozen=True, slots=True)
-class Contest:
+class Contest(Struct, frozen=True):
     """This host may take the lease if its holder is dead, so the holder must be asked."""
 
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class TakenBy:
+class TakenBy(Struct, frozen=True):
     """Another host holds the subnet that this host uses, or a subnet that overlaps it."""
 
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class NoneFree:
+class NoneFree(Struct, frozen=True):
     """Currently, no subnet is free."""
 
 

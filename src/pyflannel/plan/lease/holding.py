@@ -2,7 +2,7 @@
 lost requests.
 """
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pyflannel.model.lease import CLAIM_TTL_S, Claim, Lease, renewal_margin_s
 from pyflannel.model.lease_protocol import (

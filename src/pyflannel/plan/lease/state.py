@@ -1,8 +1,10 @@
 """The state of the lease protocol, and the known leases after each event."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from ipaddress import IPv6Network
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_protocol import (
@@ -25,20 +27,17 @@ Draw = Callable[[int], int]
 """`draw(n)` returns a random number below n."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """A list of all leases was requested."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resting:
+class Resting(Struct, frozen=True):
     """The host sends no request before `until`. After that, it requests a list of all leases."""
 
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Putting:
+class Putting(Struct, frozen=True):
     """A write of a lease was requested, at time `sent_at`.
 
     Attributes:
@@ -50,8 +49,7 @@ class Putting:
     occupied: tuple[IpNetwork, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contesting:
+class Contesting(Struct, frozen=True, kw_only=True):
     """The holder of `lease` must show before `until` that it is running.
 
     Attributes:
@@ -66,13 +64,11 @@ class Contesting:
     claim_revision: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reidentifying:
+class Reidentifying(Struct, frozen=True):
     """This host is a copy of a running host, and waits for a new identity."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
+class Holding(Struct, frozen=True, kw_only=True):
     """This host holds the lease. If `put` is set, a renewal is in progress; otherwise the next renewal is
     due at `renew_at`.
     """
@@ -82,8 +78,7 @@ class Holding:
     sent_at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Degraded:
+class Degraded(Struct, frozen=True):
     """The host keeps using a subnet that another host holds in the store."""
 
     by: Lease
@@ -92,8 +87,7 @@ class Degraded:
 Phase = Listing | Resting | Putting | Contesting | Reidentifying | Holding | Degraded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseState:
+class LeaseState(Struct, frozen=True, kw_only=True):
     """The complete state of the protocol.
 
     Attributes:

@@ -19,8 +19,9 @@ This module handles timers and orders of the operator. `plan.lease.answers` hand
 `plan.lease.holding` handles the changes that the watch delivers, failed requests and lost watches.
 """
 
-from dataclasses import replace
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from pyflannel.model.lease_protocol import (
     Action,

@@ -7,7 +7,8 @@ lease. Therefore it does not accept an old lease that is written to the store ag
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from pyflannel.model.lease import Lease
 from pyflannel.model.lease_set import LARGEST
@@ -46,8 +47,7 @@ FAULTS: Mapping[SignatureFault, Notice] = {
 """The text and the remedy for each reason of a refusal."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Trust:
+class Trust(Struct, kw_only=True):
     """The keys that a host knows, and the order of their statements.
 
     Attributes:

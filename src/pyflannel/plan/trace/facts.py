@@ -1,8 +1,10 @@
 """The objects of the kernel through which a packet may pass, and the steps of its path."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pyflannel.model.fast_path import BpfPeer, BpfProgram, Role
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
@@ -23,8 +25,7 @@ REPAIR = (
 LOOK = "flannelctl doctor"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceLink:
+class TraceLink(Struct, frozen=True, kw_only=True):
     """A link of this host.
 
     Attributes:
@@ -44,8 +45,7 @@ class TraceLink:
     vxlan: Vxlan | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteQuestion:
+class RouteQuestion(Struct, frozen=True, kw_only=True):
     """A query to the kernel about the route of a packet."""
 
     way: Way
@@ -62,8 +62,7 @@ class UnansweredError(Exception):
         self.question = question
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Struct, frozen=True, kw_only=True):
     """The objects of the kernel of this host, the results of queries to the kernel, and the results of
     probes.
 
@@ -155,8 +154,7 @@ class Facts:
         return next((one for one in found if one.role is role and one.link == link), None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leg:
+class Leg(Struct, frozen=True, kw_only=True):
     """One direction: from a container to another container, or the direction of the reply."""
 
     source: IPv4Address

@@ -5,8 +5,9 @@ A generator of steps may continue after a step that fails; `follow` stops at tha
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from ipaddress import IPv4Address
+
+from msgspec.structs import replace
 
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.netfilter import Ruleset

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from grpclib.const import Status
 from grpclib.events import SendRequest, listen
 from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
+from msgspec import Struct
 
 from pyflannel.errors import StoreError, StoreTimeoutError
 from pyflannel.model.store_record import Secret
@@ -129,8 +129,7 @@ class Connection(Channel):
         return protocol
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Member:
+class Member(Struct, frozen=True, eq=False):
     """An endpoint and the connection to it."""
 
     endpoint: Endpoint
@@ -173,8 +172,7 @@ _NO_USERS = ""
 """The token for a cluster without users: calls contain no token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class User:
+class User(Struct, frozen=True, kw_only=True):
     """A user of etcd.
 
     Attributes:

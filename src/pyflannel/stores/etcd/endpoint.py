@@ -1,17 +1,17 @@
 """The address of an etcd member, and the TLS files for it: CA, client certificate and key."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from pyflannel.errors import StoreError, WireError
 from pyflannel.wire.certificate import validity_of
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Struct, frozen=True):
     """A host, by name or address, and a port."""
 
     host: str
@@ -51,8 +51,7 @@ if TYPE_CHECKING:
     import ssl
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
+class TlsFiles(Struct, frozen=True, kw_only=True):
     """PEM files. The files are read for each connection, so that replaced files are used.
 
     Attributes:

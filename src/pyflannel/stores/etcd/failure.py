@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import h2.exceptions
 from google.protobuf.message import DecodeError
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from msgspec import Struct
 
 from pyflannel.errors import StoreError
 from pyflannel.stores.etcd.endpoint import Endpoint, SSLCertVerificationError, SSLError
@@ -197,8 +197,7 @@ async def apart(call: Coroutine[Any, Any, _Answer]) -> _Answer:
             return answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Failed:
+class _Failed(Struct, frozen=True):
     error: Exception
 
 

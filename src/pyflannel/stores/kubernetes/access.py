@@ -3,11 +3,12 @@
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from pyflannel.errors import StoreError, UsageError, WireError, in_words
 from pyflannel.model.network_config import IpAddress
@@ -23,8 +24,7 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _URL_HINT = "Write the URL in the form https://HOST:6443."
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(Struct, frozen=True):
     """The API server.
 
     Attributes:
@@ -128,8 +128,7 @@ class Access:
             raise StoreError(f"the kubeconfig {path} cannot be used: {error}", hint=error.hint) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
+class Connection(Struct, frozen=True, kw_only=True):
     """The settings of one connection to the server. Relative paths in `config` are relative to `base`."""
 
     server: Server

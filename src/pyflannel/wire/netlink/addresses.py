@@ -5,8 +5,9 @@ Source: linux/if_addr.h, struct ifaddrmsg.
 """
 
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+from msgspec import Struct
 
 from pyflannel.wire.netlink.message import (
     ACK,
@@ -47,8 +48,7 @@ _LOCAL = 2
 _FLAGS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddressRecord:
+class AddressRecord(Struct, frozen=True, kw_only=True):
     """An address as the kernel reports it.
 
     Attributes:

@@ -4,7 +4,8 @@ Sources: linux/if_link.h (IFLA_BR_*, IFLA_BRPORT_*), linux/if_bridge.h, linux/ne
 """
 
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.wire.netlink.message import (
     DUMP,
@@ -41,8 +42,7 @@ _ENTRY_MASTER = 9
 _PERMANENT = 0x80
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BridgeLink:
+class BridgeLink(Struct, frozen=True, kw_only=True):
     """The attributes of a link that concern bridges.
 
     Attributes:

@@ -12,7 +12,8 @@ Source: linux/netfilter/nf_tables.h, linux/netfilter/xt_*.h.
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.wire.netlink.message import attributes, text
 from pyflannel.wire.netlink.nftables import (
@@ -86,8 +87,7 @@ _XT_TCP = struct.Struct("=8xBBBB")  # option, mask of flags, flags, inversions
 _JUMP, _GOTO = -3 & 0xFFFFFFFF, -4 & 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class FoundChain:
+class FoundChain(Struct, frozen=True):
     """A chain. `hook` is None for a chain that is entered only by jumps."""
 
     table: TableName
@@ -96,8 +96,7 @@ class FoundChain:
     type: str
 
 
-@dataclass(frozen=True, slots=True)
-class FoundRule:
+class FoundRule(Struct, frozen=True):
     """A rule of any family."""
 
     table: TableName

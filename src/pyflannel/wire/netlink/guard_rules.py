@@ -38,9 +38,10 @@ does not contain the UDP header.
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
@@ -198,8 +199,7 @@ def chains_of(table: GuardTable) -> tuple[Chain, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Socket:
+class _Socket(Struct, frozen=True):
     """The tunnels that share a UDP port, and the suffix of the names of their chains."""
 
     tunnels: tuple[GuardedTunnel, ...]

@@ -2,8 +2,9 @@
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+
+from msgspec import Struct
 
 from pyflannel.wire.netlink.message import (
     ACK,
@@ -43,8 +44,7 @@ _LOCAL_6 = 17
 _GBP = 23
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VxlanRecord:
+class VxlanRecord(Struct, frozen=True, kw_only=True):
     """The parameters of a vxlan device as the kernel reports them.
 
     Attributes:
@@ -167,8 +167,7 @@ _GENERATION_NONE = 1  # IN6_ADDR_GEN_MODE_NONE
 _SKIP_STATISTICS = 1 << 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkRecord:
+class LinkRecord(Struct, frozen=True, kw_only=True):
     """A link as the kernel reports it.
 
     Attributes:

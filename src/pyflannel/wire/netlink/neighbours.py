@@ -6,8 +6,9 @@ linux/neighbour.h, struct ndmsg.
 """
 
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+
+from msgspec import Struct
 
 from pyflannel.wire.netlink.message import (
     ACK,
@@ -65,8 +66,7 @@ _AGES_AT = _LAYOUT.size + 8 + 12
 """Offset of the ages in a message with one IPv4 address and one MAC address."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NeighbourRecord:
+class NeighbourRecord(Struct, frozen=True, kw_only=True):
     """A neighbour as the kernel reports it.
 
     Attributes:
@@ -84,8 +84,7 @@ class NeighbourRecord:
     is_unasked: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FdbRecord:
+class FdbRecord(Struct, frozen=True, kw_only=True):
     """An FDB entry of a device as the kernel reports it: one record for each destination of a MAC address.
 
     Attributes:

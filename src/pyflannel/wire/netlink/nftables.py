@@ -6,9 +6,10 @@ attributes are big-endian. Source: linux/netfilter/nfnetlink.h, struct nfgenmsg;
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from pyflannel.wire.netlink.message import (
     ACK,
@@ -124,8 +125,7 @@ def parse_generation(body: bytes) -> int:
 # Sets and their elements.
 
 
-@dataclass(frozen=True, slots=True)
-class SetSpec:
+class SetSpec(Struct, frozen=True):
     """A set.
 
     Attributes:
@@ -281,8 +281,7 @@ Expression = tuple[str, bytes]
 """Name and attributes of one step of a rule."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """A rule: a comment, which nft shows, and steps, which the kernel performs in order until a step does
     not match.
     """
@@ -291,8 +290,7 @@ class Rule:
     expressions: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(Struct, frozen=True):
     """A chain. Without a hook, the chain is entered only by jumps."""
 
     name: str

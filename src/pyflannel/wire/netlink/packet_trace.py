@@ -6,10 +6,11 @@ packet of the tunnel that contains it is another packet: vxlan and udp have rule
 Source: linux/netfilter/nf_tables.h, enum nft_trace_attributes; linux/netfilter/nfnetlink.h.
 """
 
+import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address
-from struct import Struct
+
+from msgspec import Struct
 
 from pyflannel.model.probe import PacketEvent, TracedPacket
 from pyflannel.wire.netlink.message import Message, Request, attribute, attributes, text
@@ -43,9 +44,9 @@ INET = 1
 TABLE = "flannel-trace"
 
 _TRACE = 10 << 8 | 17  # NFNL_SUBSYS_NFTABLES, NFT_MSG_TRACE
-_BODY = Struct(">BBH")
-_U32 = Struct(">I")
-_ID = Struct(">H")
+_BODY = struct.Struct(">BBH")
+_U32 = struct.Struct(">I")
+_ID = struct.Struct(">H")
 _FIRST = -450
 """Priority before every other chain: conntrack defragments at -400 (linux/netfilter_ipv4.h)."""
 
@@ -61,8 +62,7 @@ _META_TRACE = 12  # NFT_META_NFTRACE
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TracedEcho:
+class TracedEcho(Struct, frozen=True, kw_only=True):
     """The echo to follow: its ends and its identifier."""
 
     source: IPv4Address
@@ -132,8 +132,7 @@ _MARK: tuple[Expression, ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceMessage:
+class TraceMessage(Struct, frozen=True, kw_only=True):
     """One message: a rule that a packet met, or a policy.
 
     Attributes:

@@ -9,9 +9,11 @@ attributes. Source: linux/nexthop.h, struct nhmsg.
 
 import struct
 import sys
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.model.item import Key
 from pyflannel.model.route import route_key
@@ -83,8 +85,7 @@ class RouteGlance(NamedTuple):
     version: int = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteRecord:
+class RouteRecord(Struct, frozen=True, kw_only=True):
     """A route as the kernel reports it.
 
     Attributes:

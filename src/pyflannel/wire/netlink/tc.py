@@ -6,7 +6,8 @@ its protocol. Source: linux/rtnetlink.h, struct tcmsg; linux/pkt_sched.h; linux/
 """
 
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pyflannel.wire.netlink.message import (
     ACK,
@@ -56,8 +57,7 @@ _ID = 11
 _DIRECT_ACTION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BpfFilter:
+class BpfFilter(Struct, frozen=True, kw_only=True):
     """An eBPF classifier of a link.
 
     Attributes:

@@ -1,12 +1,12 @@
 """The plans equal the original's objects for the same leases, and the published leases equal its leases."""
 
 import json
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_interface
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.model.host import Host, Underlay
 from pyflannel.model.lease import Lease, Vtep

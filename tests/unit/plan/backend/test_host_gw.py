@@ -1,9 +1,9 @@
 """The plans of the backends host-gw and alloc."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.host import Host, Underlay

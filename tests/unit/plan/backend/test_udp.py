@@ -1,9 +1,9 @@
 """The plans of the backend udp."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer

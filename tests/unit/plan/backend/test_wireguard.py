@@ -1,9 +1,9 @@
 """The plans of the backend wireguard."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.errors import ConfigError
 from pyflannel.model.host import Host, Underlay

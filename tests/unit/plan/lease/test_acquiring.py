@@ -1,7 +1,8 @@
 """The acquisition of a lease: the host's own, the subnet of the previous run, or any free one."""
 
-from dataclasses import replace
 from ipaddress import IPv4Network
+
+from msgspec.structs import replace
 
 from doubles.performed_step import (
     FIRST,

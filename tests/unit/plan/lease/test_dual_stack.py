@@ -1,10 +1,10 @@
 """Leases of a network with both families: one key for both subnets, and the change from IPv4 alone."""
 
-from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from doubles.performed_step import FIRST, NETWORK, SECOND, Host, Store, lease, wanted
 from pyflannel.model.lease import Lease

@@ -1,7 +1,8 @@
 """A lease is renewed, changed, lost and acquired again. Its subnet does not change."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address
+
+from msgspec.structs import replace
 
 from doubles.performed_step import FIRST, HOUR, SECOND, THIRD, Host, Store, lease, owner_of, wanted
 from pyflannel.model.lease import Lease

@@ -1,7 +1,8 @@
 """Another network config while a host acquires a lease."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address
+
+from msgspec.structs import replace
 
 from doubles.performed_step import FIRST, NETWORK, SECOND, Host, Store, lease, wanted
 from pyflannel.model.lease_protocol import Conflicted, Ordered, Started

@@ -1,7 +1,8 @@
 """The VTEP in a lease that existed before."""
 
-from dataclasses import replace
 from ipaddress import IPv4Network
+
+from msgspec.structs import replace
 
 from doubles.performed_step import FIRST, HOUR, Host, Store, lease, owner_of, wanted
 from pyflannel.model.lease import BackendPart, Lease, Vtep

@@ -1,6 +1,6 @@
 """Leases without an expiry."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from doubles.performed_step import FIRST, HOUR, THIRD, Host, Store, lease, owner_of, wanted
 from pyflannel.model.lease import Lease

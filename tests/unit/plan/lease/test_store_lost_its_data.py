@@ -1,9 +1,9 @@
 """A store that lost its data uses revisions a second time."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
+from msgspec.structs import replace
 
 from doubles.performed_step import (
     FIRST,
