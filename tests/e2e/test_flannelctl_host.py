@@ -187,6 +187,7 @@ class TestStatus:
             "mtu": 1500,
             "ipv6_address": None,
             "public_ipv6": None,
+            "ipv6_link": None,
         }
         assert status["backend"] == {
             "type": "udp",
