@@ -184,7 +184,7 @@ def test_tokens_certificates_and_roles_that_are_missing_are_named_and_used_when_
     cluster.must("DELETE", binding)
     pod = pod_on("node1", cluster)
     token.write_text(cluster.token(pod=pod))
-    one.until_waits_for("forbids it: nodes is forbidden")
+    one.until_waits_for("forbids the request: nodes is forbidden")
     del before["metadata"]["resourceVersion"], before["metadata"]["uid"]
     cluster.must("POST", binding.rpartition("/")[0], before)
     one.until_ready()
@@ -206,7 +206,7 @@ def test_the_node_of_a_pod_is_found_without_node_name(members: list[Member], clu
     pod_name = pod["metadata"]["name"]
     one.launch(kubeconfig=kubeconfig, NODE_NAME="", POD_NAME=pod_name, POD_NAMESPACE="kube-flannel")
     one.until_waits_for("the Node of its pod: ")
-    assert f'forbids it: pods "{pod_name}" is forbidden' in one.waits_for()
+    assert f'forbids the request: pods "{pod_name}" is forbidden' in one.waits_for()
     assert "Set NODE_NAME to the name of the Node, or let flanneld get its pod" in one.log()
 
     role = {

@@ -127,8 +127,8 @@ def test_a_rejected_and_a_forbidden_patch_are_events_and_nothing_is_published(
     cluster.must("DELETE", PUBLISH)
     cluster.annotate("node1", public_ip=None)
     member.launch()
-    member.until_waits_for("forbids it: nodes")
-    until_event(cluster, "Warning", "forbids it: nodes")
+    member.until_waits_for("forbids the request: nodes")
+    until_event(cluster, "Warning", "forbids the request: nodes")
     del binding["metadata"]["resourceVersion"], binding["metadata"]["uid"]
     cluster.must("POST", PUBLISH.rpartition("/")[0], binding)
     member.until_ready()
