@@ -116,7 +116,7 @@ def test_a_rejected_and_a_forbidden_patch_are_events_and_nothing_is_published(
 ) -> None:
     with rejecting(cluster, token) as text:
         member.launch()
-        member.until_waits_for("rejects it")
+        member.until_waits_for("rejects the request")
         assert text in member.waits_for()
         until_event(cluster, "Warning", text)
         assert cluster.annotations("node1") == {}
