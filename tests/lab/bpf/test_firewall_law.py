@@ -24,6 +24,8 @@ SILENCE_S = 0.4
 """If no packet arrives for this time, the missing packets were dropped."""
 
 A, B = "10.100.15.2", "10.100.20.2"
+OVERLAY = "ip daddr 10.100.0.0/16"
+"""The tunnel's datagrams are UDP too. In user space, they pass the rules of the underlay."""
 NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -130,7 +132,9 @@ def draw_rule(draw: random.Random) -> str:
     chain = draw.choice(["forward", "forward", "postrouting", "prerouting"])
     if chain != "forward" and verdict == "reject":
         verdict = "drop"
-    link = draw.choice(["iifname docker0", "iifname flannel0", "meta l4proto udp", "meta l4proto tcp"])
+    link = draw.choice(
+        ["iifname docker0", "iifname flannel0", f"{OVERLAY} meta l4proto udp", "meta l4proto tcp"]
+    )
     matches = [
         f"udp dport {port}",
         f"ip saddr {source} ip daddr {destination}",
