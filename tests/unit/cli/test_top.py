@@ -5,11 +5,12 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 from msgspec.structs import replace
@@ -149,13 +150,27 @@ def test_sizes_have_three_digits_and_a_unit() -> None:
 Life = Callable[["Pilot[None]", Callable[..., Awaitable[str]]], Awaitable[None]]
 
 
+_HOPS = 4
+"""Number of rounds of messages after a key: the screen, the focused widget, the list, the other parts."""
+
+
 def on_screen(shown: Moment, life: Life, columns: int = 80, lines: int = 24) -> None:
     """Run the screen without a terminal. `life` gets a function that presses keys and returns the text."""
     from pyflannel.cli.top_screen import Top
 
     async def main() -> None:
         screen = Top()
+
+        async def settled(*_: float) -> None:
+            """Return when all messages are processed. textual would wait until the process uses no
+            processor, which takes long on a busy machine.
+            """
+            for _round in range(_HOPS):
+                await pilot._wait_for_screen()
+
         async with screen.run_test(size=(columns, lines)) as pilot:
+            stack.enter_context(mock.patch("textual.app.wait_for_idle", settled))
+            stack.enter_context(mock.patch("textual.pilot.wait_for_idle", settled))
 
             async def press(*keys: str) -> str:
                 await pilot.press(*keys)
@@ -165,7 +180,8 @@ def on_screen(shown: Moment, life: Life, columns: int = 80, lines: int = 24) -> 
             screen.show(shown)
             await life(pilot, press)
 
-    asyncio.run(main())
+    with ExitStack() as stack:
+        asyncio.run(main())
 
 
 def words_of(text: str) -> str:
