@@ -83,6 +83,14 @@ FAULTS = [
         " tables arp; then the VLAN of both",
     ),
     Fault(
+        do="ip neighbour replace 10.10.10.102 lladdr 02:00:00:00:00:99 dev eth0 nud permanent",
+        undo="ip neighbour delete 10.10.10.102 dev eth0 2>/dev/null; true",
+        code="neighbour-set",
+        is_error=True,
+        evidence="ip neighbour show 10.10.10.102 dev eth0: lladdr 02:00:00:00:00:99 PERMANENT",
+        fix="ip neighbour delete 10.10.10.102 dev eth0  # the kernel then asks for it by ARP",
+    ),
+    Fault(
         do="ip route add 10.100.250.0/24 via 10.10.10.77 proto static",
         undo="ip route delete 10.100.250.0/24 2>/dev/null; true",
         code="unplanned-route",

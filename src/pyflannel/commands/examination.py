@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +56,13 @@ from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, Status
 from pyflannel.plan.doctor.filters import docker_drops
 from pyflannel.plan.doctor.findings import SAFE, findings
-from pyflannel.plan.doctor.observed import Certificate, Observed, RouteAnswer
+from pyflannel.plan.doctor.observed import (
+    BadNeighbour,
+    Certificate,
+    ContainerNamespace,
+    Observed,
+    RouteAnswer,
+)
 from pyflannel.plan.doctor.peers import clock_findings, judged, with_peers
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.plan.underlay import UnderlayOptions, choose
@@ -211,8 +218,8 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     found, reach, offsets = await asyncio.gather(
         _examined_until(end, places, status, leases), _reach(status, leases), _clock_offsets(status, leases)
     )
-    unresolved = await _unresolved(status)
-    return with_peers((*found, *clock_findings(offsets)), reach, status, unresolved)
+    neighbours = await _bad_neighbours(status, reach)
+    return with_peers((*found, *clock_findings(offsets)), reach, status, neighbours)
 
 
 async def _examined_until(
@@ -247,16 +254,36 @@ async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
     return []
 
 
-async def _unresolved(status: Status) -> dict[IpAddress, str]:
-    """Return the neighbours on the underlay without a MAC address, each with the output of `ip neighbour`."""
+async def _bad_neighbours(status: Status, reach: list[PeerReach]) -> dict[IpAddress, BadNeighbour]:
+    """Return the neighbour entries on the underlay that may stop packets to silent peers, by the public
+    address of the peer.
+    """
     link = status.underlay.link if status.underlay is not None else None
+    entries: dict[IpAddress, BadNeighbour] = {}
     with contextlib.suppress(TargetError):
-        return {
-            one.address: f"ip neighbour show {one.address} dev {name}: FAILED or INCOMPLETE"
-            for name, one in await neighbours_of_host()
-            if name == link and one.is_unresolved and isinstance(one.address, IPv4Address)
-        }
-    return {}
+        for name, one in await neighbours_of_host():
+            if name != link or not isinstance(one.address, IPv4Address):
+                continue
+            if one.is_unresolved or one.is_permanent:
+                state = f"lladdr {one.mac} PERMANENT" if one.is_permanent else "FAILED or INCOMPLETE"
+                text = f"ip neighbour show {one.address} dev {name}: {state}"
+                entries[one.address] = BadNeighbour(
+                    address=one.address, link=name, text=text, is_set=one.is_permanent
+                )
+    silent = [one.public_ip for one in reach if not one.is_reached and one.underlay.state != "reached"]
+    found = {address: entries[address] for address in silent if address in entries}
+    if found.keys() == entries.keys():
+        return found
+    others = [one for one in silent if one not in found and isinstance(one, IPv4Address)][:_ROUTES_ASKED]
+    answers = await asyncio.gather(*(ask_route("host out", address) for address in others))
+    for address, answer in zip(others, answers, strict=True):
+        if answer is not None and answer.gateway in entries:
+            found[address] = entries[answer.gateway]
+    return found
+
+
+_ROUTES_ASKED = 8
+"""Maximum number of silent peers whose gateway is determined."""
 
 
 async def _set_neighbours(link: str | None) -> frozenset[IPv4Address]:
@@ -350,7 +377,7 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         docker_drops=docker_drops(saved, await docker_table()),
         mark=places.mark,
         published_mac=_published_mac(places),
-        containers=await in_thread(find_containers),
+        containers=await _with_mtus(await in_thread(find_containers), membership.subnet),
         certificates=() if status.store is None else certificates_for(status.store.url),
         now=time.time(),
         has_unit=has_unit("flanneld.service"),
@@ -360,6 +387,39 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
         for error in read.failures
     )
     return (*findings(seen), *unread)
+
+
+_CONTAINERS_ASKED = 16
+"""Maximum number of containers whose MTU is read."""
+
+
+async def _with_mtus(
+    found: tuple[ContainerNamespace, ...], subnet: IPv4Network | None
+) -> tuple[ContainerNamespace, ...]:
+    """Return the containers, some of those in the subnet of this host with the MTUs of their links.
+
+    The host sees only its own end of the link of a container, which may have another MTU.
+    """
+    if subnet is None:
+        return found
+    own = [one for one in found if any(address in subnet for address in one.addresses)][:_CONTAINERS_ASKED]
+    mtus = await asyncio.gather(*(_mtus_in(one.pid, subnet) for one in own))
+    known = {one.pid: replace(one, mtus=read) for one, read in zip(own, mtus, strict=True)}
+    return tuple(known.get(one.pid, one) for one in found)
+
+
+async def _mtus_in(pid: int, subnet: IPv4Network) -> dict[str, int]:
+    """Return the MTUs of the links with an address in the subnet, in the network namespace of a process;
+    empty if they cannot be read.
+    """
+    with contextlib.suppress(TargetError, ValueError, KeyError):
+        ran = await run_program("nsenter", "--net", f"--target={pid}", "ip", "-json", "-4", "address")
+        return {
+            link["ifname"]: link["mtu"]
+            for link in json.loads(ran.output)
+            if any(IPv4Address(one["local"]) in subnet for one in link["addr_info"])
+        }
+    return {}
 
 
 _ASKED = 2

@@ -205,11 +205,12 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IpAddress | No
             source=source,
             state=results[first].state,
             rtt_ms=milliseconds(results[first]),
-            mtu=_largest(destination, results),
+            # Without its MTU, only the small request was sent, which shows no size.
+            mtu=_largest(destination, results) if larger else None,
             text=results[first].text,
         )
         for name, (destination, source) in asked.items()
-        for first in echoes[name][:1]
+        for first, *larger in (echoes[name],)
     ]
 
 

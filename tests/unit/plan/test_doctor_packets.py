@@ -395,6 +395,18 @@ def test_a_container_without_a_route_to_other_hosts_is_named() -> None:
     assert found.evidence == ("10.100.15.2, nginx, pid 7",)
 
 
+def test_a_container_with_a_larger_mtu_than_its_port_is_named() -> None:
+    container = ContainerNamespace(pid=7, process="nginx, pid 7", mtus={"eth0": 9000})
+    seen = replace(HEALTHY, containers=(container,))
+
+    one = found(seen)
+
+    assert (one.code, one.evidence) == ("container-mtu", ("eth0 of nginx, pid 7 has MTU 9000",))
+    assert one.fix == "nsenter --net --target 7 ip link set eth0 mtu 1450"
+    large = found(replace(seen, ports={"docker0": {"veth1": 9000}}))
+    assert large.evidence == ("veth1 has MTU 9000",)
+
+
 def test_an_underlay_without_arp_is_named() -> None:
     """There is no finding if an operator has set the MAC addresses of the peers on the link."""
     seen = replace(HEALTHY, lacks_arp=True)

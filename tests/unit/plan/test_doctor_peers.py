@@ -16,6 +16,7 @@ from pyflannel.model.probe import (
     StepName,
 )
 from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status
+from pyflannel.plan.doctor.observed import BadNeighbour
 from pyflannel.plan.doctor.peers import judged, with_peers
 
 STATUS = Status(version="1", backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450, port=8472))
@@ -182,10 +183,58 @@ def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:
     assert [one.code for one in with_peers((AWAY,), results, STATUS)] == ["daemon-away", "tunnel-blocked"]
 
 
+def neighbour(address: str, state: str, *, is_set: bool = False) -> BadNeighbour:
+    return BadNeighbour(address=IPv4Address(address), link="eth0", text=f"{address} {state}", is_set=is_set)
+
+
+def test_the_neighbour_entry_of_a_gateway_is_named() -> None:
+    """The entry was set manually, or the gateway does not answer ARP."""
+    results = [reach(1, REACHED, REACHED), *(reach(number, SILENT, SILENT, None) for number in (2, 3))]
+    peers = [IPv4Address(f"10.0.0.{number}") for number in (2, 3)]
+
+    wrong = neighbour("10.0.0.254", "lladdr 02:00:00:00:00:99 PERMANENT", is_set=True)
+    (found,) = with_peers((), results, STATUS, dict.fromkeys(peers, wrong))
+    assert (found.code, found.severity) == ("neighbour-set", "warning")
+    assert found.cause == (
+        "the MAC address of 10.0.0.254, the gateway to 2 of 3 probed peers, was set manually"
+    )
+    assert found.evidence == ("10.0.0.254 lladdr 02:00:00:00:00:99 PERMANENT",)
+    assert found.fix.startswith("ip neighbour delete 10.0.0.254 dev eth0")
+
+    lost = dict.fromkeys(peers, neighbour("10.0.0.254", "FAILED"))
+    (found,) = with_peers((), results, STATUS, lost)
+    assert found.code == "no-neighbour"
+    assert found.cause.startswith("10.0.0.254, the gateway to 2 of 3 probed peers, does not answer ARP")
+
+
+def test_a_host_whose_link_is_cut_has_one_finding() -> None:
+    """Neither the gateway nor a peer on the same link answers ARP."""
+    results = [reach(number, SILENT, SILENT, None) for number in (2, 3)]
+    entries = {
+        IPv4Address("10.0.0.2"): neighbour("10.0.0.2", "FAILED"),
+        IPv4Address("10.0.0.3"): neighbour("10.0.0.254", "FAILED"),
+    }
+
+    (found,) = with_peers((), results, STATUS, entries)
+
+    assert (found.code, found.severity) == ("no-neighbour", "error")
+    assert found.cause.endswith("eth0 is cut off, or ARP does not pass")
+    assert found.evidence == ("10.0.0.2 FAILED", "10.0.0.254 FAILED")
+
+
+def test_a_neighbour_entry_that_was_set_for_a_peer_is_named() -> None:
+    entry = neighbour("10.0.0.2", "lladdr 02:00:00:00:00:99 PERMANENT", is_set=True)
+
+    (found,) = with_peers((), [reach(2, SILENT, SILENT, None)], STATUS, {IPv4Address("10.0.0.2"): entry})
+
+    assert (found.code, found.severity) == ("neighbour-set", "error")
+    assert found.cause.startswith("1 of 1 probed peers do not answer")
+
+
 def test_silent_peers_without_a_mac_address_are_named_by_their_neighbour_entries() -> None:
     """A host that is off is a warning while other peers answer."""
     lost = [reach(number, SILENT, SILENT, None) for number in (2, 3)]
-    entries = {IPv4Address("10.0.0.2"): "10.0.0.2 FAILED", IPv4Address("10.0.0.9"): "10.0.0.9 FAILED"}
+    entries = {IPv4Address(text): neighbour(text, "FAILED") for text in ("10.0.0.2", "10.0.0.9")}
 
     found = with_peers((), lost, STATUS, entries)
 

@@ -48,6 +48,21 @@ class RouteAnswer(Struct, frozen=True, kw_only=True):
     rules: tuple[str, ...] = ()
 
 
+class BadNeighbour(Struct, frozen=True, kw_only=True):
+    """A neighbour entry on the underlay that may stop the packets to a peer.
+
+    Attributes:
+        address: the next hop on the path to the peer: the peer itself, or a gateway.
+        text: the entry, in words of `ip neighbour`.
+        is_set: a person or a program set its MAC address; otherwise the next hop does not answer ARP.
+    """
+
+    address: IPv4Address
+    link: str
+    text: str
+    is_set: bool = False
+
+
 class ContainerNamespace(Struct, frozen=True, kw_only=True):
     """Another network namespace of this machine, which may belong to a container.
 
@@ -56,12 +71,14 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         process: description of this process.
         addresses: IPv4 addresses of the namespace.
         routes: the destinations of the routes in the main table of the namespace.
+        mtus: MTU in bytes of the links with an address of the network, by name; empty if it was not read.
     """
 
     pid: int
     process: str
     addresses: frozenset[IPv4Address] = frozenset()
     routes: tuple[IPv4Network, ...] = ()
+    mtus: Mapping[str, int] = field(default_factory=dict)
 
     def has_route_to(self, destination: IPv4Address) -> bool:
         """Return whether a packet to a destination can leave the namespace."""

@@ -123,8 +123,26 @@ def _link_of(route: Route | None) -> str | None:
 
 
 def _port_mtus(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that containers send too large packets: by the ports of a bridge, or if these are
+    right, by the ends of the links in the containers.
+    """
     backend = seen.status.backend
     mtu = backend.mtu if backend is not None else None
+    inside = {
+        f"{name} of {one.process} has MTU {size}": (one.pid, name)
+        for one in seen.containers
+        for name, size in one.mtus.items()
+        if mtu is not None and size > mtu
+    }
+    if inside and not any(size > (mtu or 0) for ports in seen.ports.values() for size in ports.values()):
+        pid, name = next(iter(inside.values()))
+        yield Finding(
+            code="container-mtu",
+            severity="warning",
+            cause=f"containers send packets larger than the MTU of the network, {mtu} bytes",
+            evidence=some([*inside]),
+            fix=f"nsenter --net --target {pid} ip link set {name} mtu {mtu}",
+        )
     for bridge, ports in seen.ports.items():
         large = {port: size for port, size in ports.items() if mtu is not None and size > mtu}
         if large:

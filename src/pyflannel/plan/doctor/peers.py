@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import NarrowPath, PeerReach, PingReport, PingStep, StepName
-from pyflannel.model.status import Finding, Status
-from pyflannel.plan.doctor.observed import some
+from pyflannel.model.status import Finding, Severity, Status
+from pyflannel.plan.doctor.observed import BadNeighbour, some
 
 Place = Literal["this host", "underlay", "tunnel", "peer", "container"]
 
@@ -162,7 +162,7 @@ def with_peers(
     found: Sequence[Finding],
     reach: Sequence[PeerReach],
     status: Status,
-    unresolved: Mapping[IpAddress, str] = MappingProxyType({}),
+    neighbours: Mapping[IpAddress, BadNeighbour] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:
     """Return the findings about this host, including findings about peers that do not answer.
 
@@ -172,9 +172,10 @@ def with_peers(
         found: the findings about this host.
         reach: the results of the probes.
         status: the status of this host.
-        unresolved: neighbour entries without a MAC address after the probes, in words, by their address.
+        neighbours: neighbour entries after the probes that may stop packets, by the public address of the
+            peer.
     """
-    peers = tuple(reach_findings(reach, status, unresolved))
+    peers = tuple(reach_findings(reach, status, neighbours))
     cause = _obstacle(found)
     if cause is None:
         ranks = {"error": 0, "warning": 1, "info": 2}
@@ -187,12 +188,12 @@ def with_peers(
 
 
 def reach_findings(
-    reach: Sequence[PeerReach], status: Status, unresolved: Mapping[IpAddress, str]
+    reach: Sequence[PeerReach], status: Status, neighbours: Mapping[IpAddress, BadNeighbour]
 ) -> Iterator[Finding]:
     """Yield the findings about peers that do not answer: errors if packets of containers are lost."""
     silent = [one for one in reach if not one.is_reached and one.underlay.state != "reached"]
-    deaf = [one for one in silent if one.public_ip in unresolved]
-    away = [one for one in silent if one.public_ip not in unresolved]
+    deaf = [one for one in silent if one.public_ip in neighbours]
+    away = [one for one in silent if one.public_ip not in neighbours]
     blocked = [one for one in reach if not one.is_reached and one.underlay.state == "reached"]
     if blocked:
         yield Finding(
@@ -204,15 +205,10 @@ def reach_findings(
             fix=_fix_of_tunnel(status),
         )
     if deaf:
-        first = deaf[0].public_ip
-        yield Finding(
-            code="no-neighbour",
-            severity="error" if len(silent) == len(reach) else "warning",
-            cause=f"{len(deaf)} of {len(reach)} probed peers are on the same link and do not answer ARP: they"
-            " are off or have another address, or ARP does not pass",
-            evidence=some([unresolved[one.public_ip] for one in deaf]),
-            fix=f"ip neighbour show {first}  # on that host: ip link (NOARP), ip address; on both: nft list"
-            " tables arp; then the VLAN of both",
+        yield from _neighbour_findings(
+            {one.public_ip: neighbours[one.public_ip] for one in deaf},
+            len(reach),
+            "error" if len(silent) == len(reach) else "warning",
         )
     if away:
         yield Finding(
@@ -224,6 +220,57 @@ def reach_findings(
             fix=f"flannelctl ping {away[0].public_ip}  # if the host no longer exists, delete its lease",
         )
     yield from _small(reach, status)
+
+
+def _neighbour_findings(
+    neighbours: Mapping[IpAddress, BadNeighbour], probed: int, severity: Severity
+) -> Iterator[Finding]:
+    """Yield a finding for each group of silent peers behind neighbour entries of one kind.
+
+    `neighbours`: the entries, by the public address of the peer. `probed`: number of probed peers.
+    """
+    groups: dict[tuple[bool, IPv4Address | None], list[BadNeighbour]] = {}
+    for peer, one in neighbours.items():
+        gateway = None if one.address == peer else one.address
+        groups.setdefault((one.is_set, gateway), []).append(one)
+    silent = [gateway for is_set, gateway in groups if not is_set]
+    if None in silent and len(silent) > 1:
+        # The gateway and hosts on the same link do not answer, so this host is cut off.
+        lost = [one for (is_set, _), group in groups.items() if not is_set for one in group]
+        link = lost[0].link
+        yield Finding(
+            code="no-neighbour",
+            severity=severity,
+            cause=f"neither the gateway nor {len(groups[False, None])} of {probed} probed peers on the same"
+            f" link answer ARP: {link} is cut off, or ARP does not pass",
+            evidence=some([*dict.fromkeys(one.text for one in lost)]),
+            fix=f"ip -statistics link show {link}  # then the cable, the port of the switch and its VLAN",
+        )
+        groups = {kind: group for kind, group in groups.items() if kind[0]}
+    for (is_set, gateway), group in groups.items():
+        first, some_peers = group[0], f"{len(group)} of {probed} probed peers"
+        via = "" if gateway is None else f", the gateway to {some_peers}"
+        if is_set:
+            cause = f"{some_peers} do not answer, and their MAC addresses were set manually"
+            cause = f"the MAC address of {first.address}{via}, was set manually" if via else cause
+            fix = (
+                f"ip neighbour delete {first.address} dev {first.link}  # the kernel then asks for it by ARP"
+            )
+        else:
+            cause = f"{some_peers} are on the same link and do not answer ARP: they are off or have another"
+            cause = f"{first.address}{via}, does not answer ARP: it is off or has another" if via else cause
+            cause += " address, or ARP does not pass"
+            fix = (
+                f"ip neighbour show {first.address}  # on that host: ip link (NOARP), ip address; on both:"
+                " nft list tables arp; then the VLAN of both"
+            )
+        yield Finding(
+            code="neighbour-set" if is_set else "no-neighbour",
+            severity=severity,
+            cause=cause,
+            evidence=some([*dict.fromkeys(one.text for one in group)]),
+            fix=fix,
+        )
 
 
 _SKEW_S = 5.0
