@@ -210,8 +210,9 @@ def _print_guide(options: DemoOptions, *, bare: bool = False) -> None:
         examples.append((f"lab exec{option} docker4 docker ps", "its containers"))
     examples.append((f"lab down{option}", "remove the lab"))
     click.echo(f"\nThe lab {options.name} is up. Commands to use and to remove it:", err=True)
+    width = max(len(command) for command, _ in examples)
     for command, meaning in examples:
-        click.echo(f"  {sys.argv[0]} {command:<48} {meaning}", err=True)
+        click.echo(f"  {sys.argv[0]} {command:<{width}}  {meaning}", err=True)
 
 
 @contextlib.contextmanager

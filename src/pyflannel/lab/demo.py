@@ -123,7 +123,8 @@ def bring_up(lab: Lab, options: DemoOptions, narrator: Narrator) -> dict[str, Co
     with narrator.step("starting etcd on the router" if options.has_etcd else "creating the embedded store"):
         store = _open_store(lab, options)
     with narrator.step("starting flanneld on each host"):
-        flags = [*store, "--docker-plugin"] if options.has_plugin else store
+        # With --ip-masq, Docker leaves the source addresses of packets to other hosts unchanged.
+        flags = [*store, "--ip-masq", *(["--docker-plugin"] if options.has_plugin else [])]
         lab.each(lambda host: host.start_flanneld(*flags))
     if options.has_plugin:
         kind, start = "Docker engine, a network of the plugin", start_on_plugin
