@@ -84,11 +84,17 @@ def parse_rule(text: str, hook: IptablesHook) -> FilterRule | TunnelRule | Forei
 
 
 def rule_words(text: str) -> list[str]:
-    """Return the words of a rule, and remove the quotes. A rule with an unclosed quote is a single word."""
+    """Return the words of a rule, and remove the quotes. A rule with an unclosed quote is a single word, and
+    so is a rule that is too long for shlex, whose time is quadratic.
+    """
     try:
-        return shlex.split(text)
+        return shlex.split(text) if len(text) <= _LONGEST_RULE else [text]
     except ValueError:
         return [text]
+
+
+_LONGEST_RULE = 8192
+"""The kernel allows comments of 256 characters, and few values of other matches are longer."""
 
 
 _VERDICTS: Mapping[tuple[str, ...], Verdict] = {

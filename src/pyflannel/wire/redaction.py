@@ -113,8 +113,17 @@ def named_secrets(text: str) -> Iterator[str]:
 def _forms(secret: str) -> Iterator[str]:
     yield secret
     yield json.dumps(secret)[1:-1]
-    yield quote(secret, safe="")
-    yield b64encode(secret.encode(errors="surrogateescape")).decode().rstrip("=")
+    octets = _bytes_of(secret)
+    yield quote(octets, safe="")
+    yield b64encode(octets).decode().rstrip("=")
+
+
+def _bytes_of(secret: str) -> bytes:
+    """Return the bytes of a secret. A lone surrogate is a byte that is not UTF-8, or an escape in JSON."""
+    try:
+        return secret.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return secret.encode(errors="surrogatepass")
 
 
 def secrets_in(text: str) -> Iterator[str]:

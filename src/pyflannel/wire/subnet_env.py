@@ -86,25 +86,25 @@ def _commands(text: str) -> Iterator[tuple[int, list[_Word]]]:
     """Yield the words of each command that is not empty, with the number of its last line."""
     words: list[_Word] = []
     word: _Pieces = []
-    position = 0
+    position, line = 0, 1
     while position < len(text):
         piece = (not word and _COMMENT.match(text, position)) or _PIECE.match(text, position)
         if not piece:
-            raise _complaint(text, position)
+            raise _complaint(text[position:], line)
         kind, content = str(piece.lastgroup), piece[str(piece.lastgroup)]
         if kind in ("blank", "end", "comment"):
-            words += _closed(word, _line(text, position))
+            words += _closed(word, line)
             word = []
         elif kind != "continuation":
             word.append((kind, content))
         if kind == "end":
             if words:
-                yield _line(text, position), words
+                yield line, words
             elif content == ";":
-                raise _needs_shell(_line(text, position), "a ';' without a command")
+                raise _needs_shell(line, "a ';' without a command")
             words = []
+        line += text.count("\n", position, piece.end())
         position = piece.end()
-    line = _line(text, position)
     if words := words + _closed(word, line):
         yield line, words
 
@@ -122,14 +122,8 @@ def _closed(pieces: _Pieces, line: int) -> list[_Word]:
     return [_Word(text, len(bare))] if pieces else []
 
 
-def _line(text: str, position: int) -> int:
-    return text.count("\n", 0, position) + 1
-
-
-def _complaint(text: str, position: int) -> WireError:
-    """Return the error for a position at which no piece begins."""
-    line = _line(text, position)
-    rest = text[position:]
+def _complaint(rest: str, line: int) -> WireError:
+    """Return the error for a text with which no piece begins."""
     if rest.startswith("'") or re.fullmatch(r'"(?:[^"\\]|\\.)*\\?', rest, re.DOTALL):
         return WireError(f"line {line}: the quote {rest[0]} is not closed", hint="Close the quote.")
     return _needs_shell(line, "an expansion" if rest[0] in '"$`' else f"{rest[0]!r}")

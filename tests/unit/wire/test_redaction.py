@@ -130,6 +130,17 @@ def test_many_known_values_are_removed_in_a_short_time() -> None:
     assert not any(secret in cleaned for secret in secrets)
 
 
+@pytest.mark.parametrize("character", [0xDC94, 0xD800], ids=["byte", "escape"])
+def test_a_secret_that_is_no_valid_text_is_removed(character: int) -> None:
+    """A key file may contain any bytes, and a JSON document escapes of lone surrogates."""
+    secret = f"h1dden{chr(character)}key"
+    text = f"{secret} {json.dumps(secret)}"
+
+    cleaned = Redactor([secret]).clean(text)
+
+    assert cleaned == f'{REMOVED} "{REMOVED}"'
+
+
 def test_the_longer_of_two_known_values_is_removed_first() -> None:
     redactor = Redactor(["hidden", "hidden-word"])
 

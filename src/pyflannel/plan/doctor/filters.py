@@ -301,7 +301,8 @@ def _changed(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
 _RAW_DROP = re.compile(r"-d \S+ ! -i (?P<bridge>\S+) (?:.* )?-j DROP")
 _FORWARD_DROP = re.compile(r"! -i (?P<bridge>\S+) -o (?P=bridge) -j DROP")
 _NFT_CHAIN = re.compile(r"\s*chain filter-forward-in__(?P<bridge>\S+) \{")
-_NFT_RAW_DROP = re.compile(r'iifname != (?P<links>"[^"]+"|\{[^}]*\}) .*drop comment "DROP DIRECT ACCESS"')
+_NFT_RAW_DROP = 'drop comment "DROP DIRECT ACCESS"'
+_NFT_LINKS = re.compile(r'iifname != (?P<links>"[^"]+"|\{[^{}]*\}) ')
 """The accepted links are the bridge and the interfaces that its option trusted_host_interfaces names."""
 
 _NFT_FORWARD_DROP = 'drop comment "UNPUBLISHED PORT DROP"'
@@ -332,7 +333,7 @@ def docker_drops(saved: Iterable[SavedRules], table: str) -> dict[str, tuple[str
             bridge = header["bridge"]
         elif line.strip() == "}":
             bridge = ""
-        elif (drop := _NFT_RAW_DROP.search(line)) is not None:
+        elif _NFT_RAW_DROP in line and (drop := _NFT_LINKS.search(line)) is not None:
             for name in re.findall(r'"([^"]+)"', drop["links"]):
                 found.setdefault(name, []).append(line.strip())
         elif bridge and _NFT_FORWARD_DROP in line:
