@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -370,14 +371,20 @@ class PingStream:
         times = [answer.at for answer in self.answers() if answer.at >= since]
         return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
-    def longest_silence_s(self) -> float:
+    def longest_silence_s(self, stalled_s: Callable[[float, float], float]) -> float:
         """Return the longest time between two successive answers between which pings were lost.
 
-        If the machine is suspended for a moment, no ping is lost.
+        `stalled_s` returns the seconds between two times for which the whole machine was stalled. They do not
+        count.
         """
-        pairs = itertools.pairwise(self.answers())
-        gaps = (later.at - earlier.at for earlier, later in pairs if later.number > earlier.number + 1)
-        return max(gaps, default=0.0)
+        return max(map(partial(_silence_s, stalled_s), itertools.pairwise(self.answers())), default=0.0)
+
+
+def _silence_s(stalled_s: Callable[[float, float], float], pair: tuple[Answer, Answer]) -> float:
+    earlier, later = pair
+    if later.number <= earlier.number + 1:
+        return 0.0
+    return later.at - earlier.at - stalled_s(earlier.at, later.at)
 
 
 def _answers(text: str) -> list[Answer]:
