@@ -78,7 +78,8 @@ def test_a_replaced_lease_gets_no_packets_and_is_written_again(how: str, pins: b
 
 
 @pytest.mark.parametrize("pins", [False, True], ids=["allow-list", "first key"])
-def test_a_lease_with_another_key_gets_no_packets_while_its_holder_does_not_run(pins: bool) -> None:
+@pytest.mark.parametrize("how", ["forged", "other key"])
+def test_a_replaced_lease_gets_no_packets_while_its_holder_does_not_run(how: str, pins: bool) -> None:
     """A running holder writes its lease again before others read the replaced one."""
 
     async def check(bench: Bench) -> None:
@@ -87,7 +88,12 @@ def test_a_lease_with_another_key_gets_no_packets_while_its_holder_does_not_run(
             async with running(bench, a):
                 lease = own(a)
             eves = replace(lease.attributes, public_ip=IPv4Address("192.0.2.250"))
-            replaced = sign(PREFIX, replace(lease, attributes=eves), 99, bench.keys["eve"])
+            stored = lease_of(await bench.record(lease_key(lease)))
+            if how == "forged":  # with the key, the counter and the signature of the holder
+                attributes = replace(stored.attributes, public_ip=eves.public_ip)
+                replaced = replace(stored, attributes=attributes)
+            else:
+                replaced = sign(PREFIX, replace(lease, attributes=eves), 99, bench.keys["eve"])
 
             await bench.put(lease_key(lease), lease_value(replaced))
             await bench.clock.advance(30)
