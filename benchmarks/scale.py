@@ -46,7 +46,7 @@ DAMAGED = 200
 DEADLINE_S = 300.0
 SAMPLE_S = 0.5
 QUIET = 0.8
-"""Of the samples of an idle daemon, those with the least use: they contain no audit."""
+"""Share of the samples of an idle daemon that is used: those with the least use contain no audit."""
 
 
 def main() -> int:

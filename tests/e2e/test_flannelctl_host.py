@@ -231,7 +231,7 @@ class TestStatus:
         assert json.loads(done.stdout)["is_live"]
 
     def test_a_store_without_a_config_is_connected(self, host: Host) -> None:
-        """Only the config is missing, and only that is reported."""
+        """The status reports only the missing config."""
         asyncio.run(write(host.store, CONFIG_KEY, "{}"))
 
         with host.launched():

@@ -381,7 +381,7 @@ class Life:
 
     @property
     def undamaged_repairs(self) -> list[str]:
-        """The objects with more repairs than damage, of them or of objects that they require."""
+        """The objects with more repairs than damages. Damage to a required object counts for both."""
         repairs = Counter(item.key for item in self.witness.repaired)
         items = {item.key: item for item in self.witness.repaired}
         return [items[key].title for key, count in repairs.items() if count > self.host.damage_to(items[key])]

@@ -75,7 +75,7 @@ def test_the_original_replaces_pyflannel_in_a_cluster_of_both(
     assert images(api) == ["flannel:v0.28.9"] * 2
 
 
-def test_pyflannel_replaces_the_original_if_only_the_image_of_its_manifest_is_another(
+def test_pyflannel_replaces_the_original_if_only_the_image_in_its_manifest_changes(
     api: KubeApi, pods: list[Pod], manifest: str, record_property: Callable[[str, object], None]
 ) -> None:
     """The README contains the commands. The manifest grants no CAP_BPF, no bpffs and no /dev/net/tun."""

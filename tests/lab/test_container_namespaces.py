@@ -28,7 +28,7 @@ def container_of(pid: int) -> ContainerNamespace:
 
 
 def test_addresses_and_routes_of_a_container(namespace, sleeper: int) -> None:
-    """Two links may have the same address. A route of type unreachable leads nowhere."""
+    """Two links may have the same address. A route of type unreachable has no link."""
     namespace.ip("link add eth0 type veth peer name eth1")
     for link in ("eth0", "eth1"):
         namespace.ip(f"address add 10.5.7.2/24 dev {link}")

@@ -32,7 +32,7 @@ pytestmark = [
 
 DEADLINE_S = 60.0
 RARE_S = 3.0
-"""In the long form: time for a call that flanneld may make only at its start, or never."""
+"""Maximum time in the long form for a call that flanneld may make only at its start, or never."""
 
 FREQUENT = ("read", "connect", "sendto", "rename", "bpf", "clone3")
 """Calls that flanneld makes within a second of the disturbance."""

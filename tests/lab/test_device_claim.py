@@ -81,7 +81,7 @@ def test_each_namespace_has_separate_names(namespace, make_namespace) -> None:
 
 
 def test_only_the_end_of_the_holder_removes_a_claim(namespace) -> None:
-    """Neither nft as root nor a flush of all rules removes the claim. SIGKILL of the holder does."""
+    """Neither nft as root nor a flush of all rules removes the claim. SIGKILL to the holder removes it."""
 
     async def claim() -> str:
         claim = DeviceClaim(NAMES)

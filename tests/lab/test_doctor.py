@@ -294,7 +294,7 @@ def test_a_lease_with_the_mac_address_of_a_peer_does_not_affect_the_peer(overlay
 
 
 def test_two_running_hosts_with_one_address_are_reported_once(overlay, healthy: Host) -> None:
-    """Both hosts report it, with a remedy."""
+    """Both hosts report the common address, with a remedy."""
     other = overlay.hosts["docker4"]
     overlay.daemons[other.name] = other.start_flanneld(
         f"--store={overlay.etcd.url}", f"--public-ip={healthy.address}", "--iface=eth0"
@@ -349,7 +349,7 @@ def test_an_unknown_key_is_reported_once_in_each_place(overlay, healthy: Host) -
 
 
 def test_a_drop_policy_of_iptables_is_harmless_only_with_accept_rules(overlay, healthy: Host) -> None:
-    """As set by Docker. Without pyflannel's accept rules, as the operator wanted, every packet is dropped."""
+    """Docker sets this policy. Without pyflannel's accept rules, every packet is dropped."""
     healthy.run(["iptables", "-P", "FORWARD", "DROP"])
     assert not trouble(healthy)
     healthy.run(["iptables", "-P", "FORWARD", "ACCEPT"])
@@ -405,7 +405,7 @@ def test_status_and_doctor_report_a_network_without_a_free_subnet(overlay, healt
 
 
 def test_an_unusual_state_of_the_backend_is_reported(overlay, healthy: Host) -> None:
-    """For example an MTU that the underlay does not support."""
+    """An MTU that the underlay does not support is such a state."""
     overlay.set_backend("vxlan", MTU=9000)
     overlay.wait_status(healthy, lambda status: bool(status.backend.notes), "has a note")
 

@@ -85,7 +85,7 @@ class Twins:
         return ()
 
     def _is_possible(self, item: Item) -> bool:
-        """Return whether the adapter creates and reads such an object. It creates no entries that expire."""
+        """Return whether the adapter creates and reads such an object. It creates no expiring entries."""
         match item:
             case Neighbour() | FdbEntry():
                 link = self._fake.state.by_key.get(("link", item.link))

@@ -309,7 +309,7 @@ def test_no_packet_is_lost_when_a_vxlan_device_is_taken_over(overlay, host: Host
 
 
 def test_an_adopted_device_keeps_its_address_when_it_is_created_again(overlay, host: Host) -> None:
-    """It is deleted while the daemon runs, before its next start, and before a start without the store."""
+    """The test deletes it while the daemon runs, before the next start, and before a start without store."""
     known = host.directory / "var/lib/flannel/last-known.json"
 
     def is_there() -> bool:

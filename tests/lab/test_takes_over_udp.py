@@ -111,7 +111,7 @@ def test_flanneld_may_start_after_the_original_has_stopped(
 def test_the_original_starts_again_after_a_cleanup_that_keeps_the_lease(
     overlay, host: Host, peer: Host, ping_stream, figures
 ) -> None:
-    """It cannot start before the cleanup, because the forwarder outlives flanneld and uses its port."""
+    """Before the cleanup, the original cannot start, because the forwarder still uses its port."""
     overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{SUBNET.replace('/', '-')}", '{"PublicIP":"10.10.10.101"}')
     overlay.join(host)
     with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:

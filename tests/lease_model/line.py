@@ -21,7 +21,7 @@ CALL_S = 5.0
 """Maximum time in seconds until a call to an unreachable store fails."""
 
 CALL_IN_LONG_ABSENCE_S = 1800.0
-"""The same maximum during a long failure, which skips useless attempts. A call also fails at its end."""
+"""The same maximum during a long failure, to skip useless attempts. A call fails at its end at the latest."""
 
 Judge = Callable[[StoreState, StoreState, PutLease | DeleteLease], None]
 

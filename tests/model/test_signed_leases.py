@@ -36,7 +36,7 @@ from pyflannel.wire.lease_signature import KnownKeys, format_known_keys, parse_k
 SUBNETS = IPv4Network("10.3.1.0/24"), IPv4Network("10.3.2.0/24")
 A, B, EVE = (name.encode() * 32 for name in "ABE")
 REVISION = 1
-"""Of each write: the order is that of the events."""
+"""Time of each write. The order of writes is that of the events."""
 
 
 class Statement(NamedTuple):

@@ -90,7 +90,7 @@ def original(system: BootedSystem) -> Iterator[str]:
 def test_a_running_original_is_named_and_not_changed(
     system: BootedSystem, package: Path, original: str, tmp_path: Path
 ) -> None:
-    """Neither installation, upgrade, removal nor purge disturbs it, although its unit has the same name."""
+    """Installation, upgrade, removal and purge do not change the original, whose unit has the same name."""
     for version in package, newer(package, tmp_path):
         said = install(system, version)
         assert f"an original flannel runs (pid {original}, {ORIGINAL}) and was not changed" in said

@@ -34,7 +34,7 @@ _ETCD = str(UNDERLAY.gateway.ip)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrowdedNetwork:
-    """A host in a network with existing leases, not yet started.
+    """A host in a network with existing leases. Its flanneld is not started yet.
 
     Attributes:
         leases: the leases of the other hosts.

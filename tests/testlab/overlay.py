@@ -413,7 +413,7 @@ _A_FIFTH_OF_A_PROCESSOR = (
     *("chrt", "--deadline", "--sched-runtime=200000"),
     *("--sched-deadline=1000000", "--sched-period=1000000", "0"),
 )
-"""With a plain real-time priority, ping, which polls while it has no route, could stop the machine."""
+"""With a plain real-time priority, ping could stop the machine, because it polls while it has no route."""
 
 _TAIL = 4000
 _ANSWER = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+) ttl=\d+ time=([\d.]+) ms", re.MULTILINE)

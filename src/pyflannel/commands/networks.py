@@ -141,7 +141,7 @@ async def create_network(store: Store, name: str, text: str, *, is_forced: bool)
     if conflicts and not is_forced:
         raise FlannelError(
             f"the network {name} conflicts with another network: {'; '.join(conflicts)}",
-            hint="Change its config. If no host runs both networks, create it with --force.",
+            hint="Change its config. If no host runs both networks, create the network with --force.",
         )
     put = Put(key=f"{name}/{CONFIG}", value=text.encode(), ttl_s=None, expected=0)
     if isinstance(await store.write(put), Conflict):

@@ -179,8 +179,8 @@ class DockerPlugin:
 
         Args:
             names: the flannel networks that exist on this host.
-            ranges: known IPv4 ranges of these networks.
-            ipv6_ranges: known IPv6 ranges of these networks.
+            ranges: known IPv4 ranges of the flannel networks of this host.
+            ipv6_ranges: known IPv6 ranges of the flannel networks of this host.
         """
         names = {*names} - {self.network}
         async with self._lock:

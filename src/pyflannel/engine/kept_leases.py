@@ -105,7 +105,7 @@ class LeaseGrace:
         return tuple(lease for group in self._vanished.values() for lease, _ in group.values())
 
     async def run(self) -> None:
-        """End each grace period when it is over, until cancelled."""
+        """Remove each lease at the end of its grace period, until cancelled."""
         while True:
             await self._has_vanished.wait()
             self._has_vanished.clear()

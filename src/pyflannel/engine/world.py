@@ -102,7 +102,7 @@ class HostOptions(Struct, frozen=True, kw_only=True):
     """The operator's options for this host.
 
     Attributes:
-        host_name: host name that is published in the lease, for people; None to publish none.
+        host_name: the host name in the published lease; None to publish no name.
         plan: options of the plan.
         subnet_env: text of subnet.env from the previous run, or None.
         audit_s: longest time between two checks of the host and of its interfaces.

@@ -197,7 +197,7 @@ class ItemMap(Mapping[Key, _Item]):
     def __or__(self, other: "ItemMap[_Item]") -> "ItemMap[_Item]":
         """Return the union. If both maps contain a key, the item of this map is kept.
 
-        The maps share tables, which must not be changed after that.
+        The union shares tables with both maps. None of the three maps may change afterwards.
         """
         tables = dict(other._tables)
         for table, names in self._tables.items():

@@ -134,7 +134,7 @@ class LeaseSet(PartlyCompared, frozen=True, eq=False):
     A list response replaces the whole set. A change that is older than the list response is ignored.
 
     A key whose value becomes unreadable keeps its last valid lease while the key exists. The host may be
-    running, and needs its traffic until it writes its lease again. This rule applies to changes of a watch
+    running, and must receive packets until it writes its lease again. This rule applies to changes of a watch
     and to list responses. A list response that contains only known leases changes nothing. A host that starts
     during this time does not know the last valid value, and omits this lease.
 

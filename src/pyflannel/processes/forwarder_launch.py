@@ -315,7 +315,8 @@ async def _take_over(state: ForwarderState, path: Path, opened: AsyncExitStack) 
         raise
     except (TargetError, WireError) as error:
         raise NoHandOverError(
-            f"the forwarder at {path} does not hand over: {error}", hint="flanneld restarts the forwarder."
+            f"the hand-over of the forwarder at {path} failed: {error}",
+            hint="flanneld restarts the forwarder.",
         ) from error
     listener, udp, *device = predecessor.descriptors
     if other.settings[4:6] != state.settings[4:6]:  # address and port

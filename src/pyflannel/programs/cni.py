@@ -207,7 +207,7 @@ def _check(conf: NetworkConf, environment: Mapping[str, str]) -> str:
     planned = cni.delegate_conf(conf, _subnets(conf))
     if _ranges(planned) != _ranges(delegate):
         raise CniError(
-            f"container {attachment.container} has an address of another subnet than this host's",
+            f"container {attachment.container} has an address outside the subnet of this host",
             hint="The subnet of this host has changed. Start the container again.",
             code=cni.INTERNAL,
         )

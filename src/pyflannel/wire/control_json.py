@@ -218,7 +218,7 @@ def parse_public_key(document: bytes) -> str:
 
 
 def format_document(document: object) -> bytes:
-    """Return a document of a command that defines its own document type."""
+    """Return the JSON text of a document. The module of the command defines the type of the document."""
     return _encode(document)
 
 

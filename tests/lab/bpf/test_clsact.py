@@ -134,7 +134,7 @@ def test_foreign_filters_see_packets_first(classified, place):
 
 
 def test_two_programs_at_one_hook_have_the_last_priority(classified):
-    """For example the programs of two tunnels over one underlay."""
+    """A host with two tunnels over one underlay has two programs at one hook."""
     one = classified[0]
     one.namespace.ip("link add flannel1 type veth peer name other1")
     other = replace(one.program(Role.DECAPSULATE).tunnel, device="flannel1", gro_link="")

@@ -48,7 +48,7 @@ def run_daemon(host, desired, rights: str, pins="") -> list:
 
 @pytest.fixture
 def bpffs(tmp_path):
-    """A bpffs, for pins."""
+    """A bpffs in which programs can be pinned."""
     directory = tmp_path / "bpf"
     directory.mkdir()
     subprocess.run(["mount", "-t", "bpf", "bpf", directory], check=True)

@@ -256,13 +256,13 @@ def test_a_forwarder_without_hand_over_is_stopped_and_started_again(hosts, caplo
 
     wait_ended(pid)
     assert found == State.of(replace(one.forwarder, is_current=False), two.peer())
-    assert "does not hand over" in caplog.text
+    assert "the hand-over of the forwarder" in caplog.text
     assert one.snapshot() == State.of(one.forwarder, two.peer())
     one.reach(two)
 
 
 def test_a_forwarder_without_summaries_is_asked_once(hosts):
-    """It reports the current version, but is older. One pass fails, and later passes read the whole table."""
+    """The forwarder is older than its reported version. One pass fails. Later ones read the whole table."""
     one, two = hosts
     assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(OLD))
 

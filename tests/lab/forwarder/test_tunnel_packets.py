@@ -142,7 +142,7 @@ def test_strangers_are_dropped_counted_and_remembered(linked):
 
 
 def test_no_failure_of_the_underlay_or_the_device_stops_it(linked):
-    """Without a route, or with the device down, packets are counted. They flow again as soon as possible."""
+    """Without a route, or with the device down, lost packets are counted. They flow again afterwards."""
     one, two = linked
     for device, host, failure in (
         ("eth0", one, "send_failed_ENETUNREACH"),

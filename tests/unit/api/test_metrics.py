@@ -319,7 +319,7 @@ def test_expressions_use_only_existing_metrics(path: str) -> None:
 
 
 def test_each_alert_has_a_test() -> None:
-    """The level `page` of scripts/test runs them."""
+    """The level `page` of scripts/test runs the tests of the alerts."""
     folder = ROOT / "deploy/prometheus"
     alerts = re.findall(r"alert: (\w+)", (folder / "flannel.rules.yml").read_text())
     tested = (folder / "flannel.rules.test.yml").read_text()

@@ -114,7 +114,7 @@ def test_given_directories_take_precedence_over_those_of_the_prefix(
 
 
 def test_the_identity_of_an_older_version_in_the_usual_directory_is_kept(usual: Places) -> None:
-    """It used the usual directory with any prefix. At the next start, the daemon records its use of it."""
+    """An older version used the usual directory with any prefix. The next start records this use."""
     usual.state_dir.mkdir()
     usual.identity.touch()
     assert usual.of_prefix(BLUE) == usual

@@ -135,7 +135,7 @@ def outbound_verdict(payload: bytes, *, protocol: int = 17, fragment: int = 0, o
 @pytest.mark.parametrize("source_port", [8285, 40000])
 @pytest.mark.parametrize("options", [b"", b"\x01" * 8])
 def test_a_tunnel_datagram_from_the_device_is_dropped(source_port: int, options: bytes) -> None:
-    """It would loop. A NAT may have changed its source."""
+    """Such a datagram would loop. A NAT may have changed its source."""
     payload = pack("!HHHH", source_port, 8285, 8, 0)
 
     assert outbound_verdict(payload, options=options) is Drop.LOOP

@@ -52,7 +52,7 @@ def test_the_longest_prefix_is_found_after_any_history(start, history, address):
 
 @given(before=st.lists(peers), after=st.lists(peers), address=crowded)
 def test_replacing_the_table_removes_the_old_entries(before, after, address):
-    """Only the new table counts."""
+    """Addresses of the old table are not found."""
     replaced, fresh = PeerTable(), PeerTable()
     replaced.replace(before)
 

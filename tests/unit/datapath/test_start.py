@@ -99,7 +99,7 @@ def test_the_forwarder_ends_with_a_daemon_that_ends_before_it_listens(
 
 
 def test_the_forwarder_notifies_the_watchdog_of_systemd(tmp_path: Path) -> None:
-    """It notifies three times in the period of the watchdog, and only if its own process is watched."""
+    """It sends three notifications in the period of the watchdog, and none if another process is watched."""
     path = str(tmp_path / "notify")
     environ = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:

@@ -204,7 +204,7 @@ DEVIATIONS = {
 @pytest.mark.parametrize("fields", DEVIATIONS.values(), ids=DEVIATIONS)
 @pytest.mark.parametrize("place", [0, 2, 5, 9, 19])
 def test_a_segment_that_differs_is_not_joined(fields, place):
-    """It may be the first, a middle or the last one of a burst. Its bytes stay, and the rest is joined."""
+    """The segment may be at any position of a burst. Its bytes stay, and the rest is joined."""
     segments = burst(20)
     segments[place] = replace(segments[place], **fields)
     packets = [segment.packet() for segment in segments]

@@ -214,7 +214,7 @@ def test_short_leases_have_a_longer_grace_period(ttl_s: float, grace_s: float) -
 
 
 def test_a_wide_subnet_ends_the_grace_period_of_its_parts() -> None:
-    """It may have any number of parts, and other leases may have disappeared."""
+    """The subnet may have any number of parts, and other leases may have disappeared."""
     halves = [Lease(subnet=half, attributes=ONE.attributes) for half in ONE.subnet.subnets()]
 
     async def act(story: Story) -> None:

@@ -431,7 +431,7 @@ def test_refused_leases_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("how", ["a claim", "the same lease, and no claim"])
 def test_a_writer_of_the_store_cannot_make_a_host_give_up_its_identity(how: str) -> None:
-    """It claims the lease for a copy of the host with an earlier start. A new key would not be allowed."""
+    """The writer claims the lease for a copy of the host with an earlier start. A new key is not allowed."""
 
     async def check(bench: Bench) -> None:
         a, b = bench.keeper("a"), bench.keeper("b")

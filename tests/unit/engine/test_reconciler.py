@@ -115,7 +115,7 @@ def test_objects_dropped_by_a_planned_link_change_are_not_repairs(changed: Link,
 
 
 def test_a_renamed_vxlan_device_is_replaced_by_one_batch() -> None:
-    """Nothing is refused, and the objects on the device are restored with it."""
+    """No operation is refused, and the objects on the device are restored with it."""
 
     async def check() -> None:
         async with running(Bench(FakeKernel(), State.of(VXLAN, NEIGHBOUR))) as bench:

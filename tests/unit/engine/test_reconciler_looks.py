@@ -224,7 +224,7 @@ def test_a_look_that_began_during_a_change_finds_no_damage() -> None:
 
 
 def test_an_object_that_was_added_and_removed_between_two_looks_is_not_remembered() -> None:
-    """With tens of thousands of peers, their keys would be most of a daemon's memory."""
+    """With tens of thousands of peers, the keys of such objects would use most of a daemon's memory."""
 
     class Forgetful(Silent):
         async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:

@@ -301,7 +301,7 @@ class TestPlan:
         assert not list(state.of_type(WireguardPeer))
 
     def test_packets_use_wireguard_after_the_first_handshake(self) -> None:
-        """Until then, the peer is on the device, and packets to it use the previous backend."""
+        """Before the handshake, the peer is on the device, and packets to it use the previous backend."""
         for before, part in ((UDP, UDP_PART), (VXLAN, VXLAN_PART)):
             new = peer(1, WIREGUARD_PART, part)
             made, state = planned(changed(before, WireguardBackend(network=NETWORK)), new)

@@ -169,7 +169,7 @@ def test_above_the_limit_the_first_leases_are_kept(monkeypatch: pytest.MonkeyPat
 
 
 def test_keys_with_an_ipv6_subnet_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any number of them may name one IPv4 subnet."""
+    """Any number of such keys may contain one IPv4 subnet."""
     monkeypatch.setattr(lease_set, "LARGEST", 3)
 
     known = LeaseSet().after(

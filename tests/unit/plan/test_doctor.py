@@ -342,7 +342,7 @@ def test_an_unusable_allow_list_and_one_without_this_host_are_named() -> None:
 
 
 def test_rules_with_the_original_s_names_belong_to_a_present_daemon() -> None:
-    """On other hosts, they are from an original."""
+    """On a host without this daemon, such rules are from an original."""
     status = replace(READY, is_live=False, is_ready=False)
 
     assert codes(replace(HEALTHY, status=status)) == ["daemon-away"]

@@ -179,7 +179,7 @@ class TestRoutesOfOtherPrograms:
     ],
 )
 def test_networks_that_redirect_the_underlay(network: str, routed: Routed, is_refused: bool) -> None:
-    """With routes to peers, each lease is checked instead, unless all leases would overlap the underlay."""
+    """If peers have separate routes, each lease is checked, unless all leases would overlap the underlay."""
     underlay = replace(UNDERLAY, on_link=(PREFIX,))
     surroundings = Surroundings(
         stores=(STORE,), gateways=(PREFIX[1],), routes=(route("172.17.0.0/16", link="docker0", protocol=2),)
@@ -266,7 +266,7 @@ def test_many_overlapping_routes_are_counted_after_the_first() -> None:
 
 
 def test_a_dns_server_in_the_network_causes_a_note() -> None:
-    """It may run in a container, so nothing is refused."""
+    """The DNS server may run in a container, so the network is not refused."""
     surroundings = Surroundings(resolvers=(IPv4Address("10.100.0.10"), IPv4Address("10.9.0.1")))
 
     (note,) = network_notes(IPv4Network("10.100.0.0/16"), UNDERLAY, surroundings)

@@ -152,7 +152,7 @@ def test_a_pattern_selects_the_matched_address() -> None:
 
 
 def test_selectors_are_tried_in_the_originals_order() -> None:
-    """Names first, then patterns, then the address that must be reachable."""
+    """The order is: names, patterns, and the address that must be reachable."""
     reached = ("eth0", IPv4Address("192.168.50.102"))
     both = UnderlayOptions(
         ifaces=("eth9",), iface_regexes=(re.compile("eth1"),), can_reach=IPv4Address("8.8.8.8")

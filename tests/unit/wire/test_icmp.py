@@ -106,7 +106,7 @@ def test_an_arp_announcement_asks_for_an_own_address() -> None:
 
 
 def test_an_unsolicited_advertisement_replaces_the_mac_address() -> None:
-    """It has the flags override and router, and the option with the MAC address (RFC 4861 section 4.4)."""
+    """The message has the flags override and router, and an option with the MAC address (RFC 4861, 4.4)."""
     address = IPv6Address("fd00::2")
 
     sent = format_unsolicited_advertisement(address, MAC, is_router=True)

@@ -21,8 +21,8 @@ _SETTINGS_SECTION = ".rodata.settings"
 
 _LOG_BYTES = 1 << 20
 _LOG_LINES = 3
-"""Number of lines from the end of the verifier's log that a message contains. These lines name the refused
-instruction."""
+"""Number of lines from the end of the verifier's log that a message contains. The last lines of the log name
+the refused instruction."""
 
 _SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__open_mem": (c_void_p, (c_char_p, c_size_t, c_void_p)),

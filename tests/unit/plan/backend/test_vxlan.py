@@ -242,7 +242,7 @@ def test_an_unsuitable_mac_address_in_the_lease_is_not_used() -> None:
 
 class TestDirectRouting:
     def test_a_host_receives_packets_without_the_tunnel_once_it_publishes_this(self) -> None:
-        """The guard of a host that does not know the config yet drops them. The original has none."""
+        """The guard of a host that does not know the config yet drops them. The original has no guard."""
         near = peer(address="192.168.50.101")
         backend = VxlanBackend(routes_directly=True)
 

@@ -228,7 +228,7 @@ class TestOneDevice:
             backend(Mode="ipv6")
 
     def test_the_address_of_the_tunnel_is_examined(self) -> None:
-        """Without it, this host would send packets to itself."""
+        """Without this check, the host would send packets to itself."""
         attributes = replace(DUAL_PEER.attributes, public_ipv6=DUAL.underlay.ipv6_address)
         copy = replace(DUAL_PEER, attributes=attributes)
 

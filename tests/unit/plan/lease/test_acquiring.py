@@ -192,7 +192,7 @@ def test_an_unsuitable_lease_is_deleted_and_another_is_acquired() -> None:
 
 
 def test_an_unsuitable_reservation_is_kept() -> None:
-    """Only the operator removes it."""
+    """Only the operator removes a reservation."""
     store = Store()
     outside = IPv4Network("10.100.9.0/24")
     store.write_lease(lease(outside, None, "192.168.50.102", ttl=False))

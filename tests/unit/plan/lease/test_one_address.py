@@ -17,7 +17,7 @@ from pyflannel.model.lease_protocol import (
 
 
 def test_a_reinstalled_host_takes_over_its_old_lease_without_an_answer() -> None:
-    """It has another identity, and the same machine-id and address, as a clone of a running host also has."""
+    """The host has another identity, and the same machine-id and address, like a clone of a running host."""
     store = Store()
     store.write_lease(lease(THIRD, "old-self", "192.168.50.102"))
     host = Host(store, wanted()).start()
@@ -31,7 +31,7 @@ def test_a_reinstalled_host_takes_over_its_old_lease_without_an_answer() -> None
 
 
 def test_a_running_owner_keeps_its_lease_and_the_new_host_takes_another() -> None:
-    """Both report that they share an address, and name each other."""
+    """Both hosts report that they share an address, and name each other."""
     store = Store()
     owner = Host(store, wanted("owner")).start()
     newcomer = Host(store, wanted("newcomer")).start()
@@ -140,7 +140,7 @@ def test_a_claim_that_was_never_written_has_no_effect() -> None:
 
 
 def test_the_time_to_answer_starts_when_the_claim_is_known_to_be_written() -> None:
-    """It does not start at the time of the request."""
+    """The time does not start at the request."""
     store = Store()
     store.write_lease(lease(FIRST, "dead", "192.168.50.102"))
     newcomer = Host(store, wanted("newcomer"))

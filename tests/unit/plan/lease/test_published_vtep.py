@@ -60,7 +60,7 @@ def test_the_vtep_of_a_previous_backend_is_kept_after_a_restart() -> None:
 
 
 def test_an_unsuitable_vtep_is_not_kept() -> None:
-    """It has another VNI, is not a unicast address, or lacks the prefix in the config."""
+    """The VTEP has another VNI, no unicast MAC address, or lacks the prefix in the config."""
     ours = wanted_with_vtep()
     plain = lease(FIRST, None, "192.168.50.102")
     for standing, asked in (

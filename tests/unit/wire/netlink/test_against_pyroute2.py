@@ -200,7 +200,7 @@ def test_an_ipv4_address_is_read_back_as_sent(index, address, peer) -> None:
 
 @given(indexes, v6_interfaces)
 def test_an_ipv6_address_is_read_back_as_sent(index, address) -> None:
-    """Without a search for duplicates, which would take a second, and without a route to its prefix."""
+    """The kernel does not search for duplicates, which takes a second, and adds no route to the prefix."""
     assert parse_address_message(add_address(index, address).body) == AddressRecord(
         index=index, address=address, flags=NO_DUPLICATE_DETECTION | NO_PREFIX_ROUTE
     )
