@@ -159,11 +159,11 @@ class FakeApiServer:
         self.requests.append((verb, request.target.decode()))
 
         def send(status: int, document: object, extra: list[tuple[str, str]] | None = None) -> None:
-            octets = json.dumps(document).encode()
-            head = [("Content-Type", "application/json"), ("Content-Length", str(len(octets)))]
+            data = json.dumps(document).encode()
+            head = [("Content-Type", "application/json"), ("Content-Length", str(len(data)))]
             for piece in (
                 h11.Response(status_code=status, headers=[*head, *(extra or [])]),
-                h11.Data(data=octets),
+                h11.Data(data=data),
                 h11.EndOfMessage(),
             ):
                 writer.write(connection.send(piece) or b"")

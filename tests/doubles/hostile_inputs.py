@@ -139,8 +139,8 @@ def disturbed(given: Any, chance: random.Random) -> Any:
     match given:
         case bytes() | str():
             how = ("overwrite", "overwrite", "insert", "omit", "end", "repeat")
-            octets = chance.randbytes(chance.randrange(1, 5))
-            new = octets if isinstance(given, bytes) else octets.decode("latin-1")
+            data = chance.randbytes(chance.randrange(1, 5))
+            new = data if isinstance(given, bytes) else data.decode("latin-1")
             places = range(chance.randrange(1, 4))
             return damage(given, [(chance.choice(how), chance.randrange(1 << 16), new) for _ in places])
         case tuple() | list() if given:

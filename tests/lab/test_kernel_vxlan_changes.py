@@ -256,7 +256,7 @@ def test_lost_notifications_cause_one_wake_up(namespace, listen) -> None:
     )
 
     async def work() -> None:
-        async with applied(listen, notification_octets=1 << 14) as (linux, wakes):
+        async with applied(listen, notification_bytes=1 << 14) as (linux, wakes):
             namespace.command("ip", "-batch", "-", given=churn)
             namespace.ip("route delete 10.100.2.0/24")
             assert await wakes.silence() == 1
@@ -267,8 +267,8 @@ def test_lost_notifications_cause_one_wake_up(namespace, listen) -> None:
 
 
 @pytest.mark.usefixtures("ready")
-@pytest.mark.parametrize("notification_octets", [1 << 12, 4 << 20], ids=["lossy", "lossless"])
-def test_a_storm_of_changes_does_not_stop_other_work(namespace, notification_octets: int) -> None:
+@pytest.mark.parametrize("notification_bytes", [1 << 12, 4 << 20], ids=["lossy", "lossless"])
+def test_a_storm_of_changes_does_not_stop_other_work(namespace, notification_bytes: int) -> None:
     """A program damages routes constantly. The target still makes passes, and peers join and leave."""
     storm = "\n".join(
         f"route {verb} 10.100.2.0/24 via 10.100.2.0 dev flannel.1 onlink proto {protocol}"
@@ -277,7 +277,7 @@ def test_a_storm_of_changes_does_not_stop_other_work(namespace, notification_oct
     )
 
     async def work() -> None:
-        async with LinuxTarget(notification_octets) as linux, LinuxTarget() as onlooker:
+        async with LinuxTarget(notification_bytes) as linux, LinuxTarget() as onlooker:
             assert await make_pass(linux) == []
             passes, turns, is_over = 0, 0, threading.Event()
 

@@ -380,7 +380,7 @@ def converse(octets: bytes) -> None:
         for start in range(0, len(octets), 100):
             reader.feed_data(octets[start : start + 100])
         reader.feed_eof()
-        limits = Limits(head_octets=2000, body_octets=1000, linger_s=0.1)
+        limits = Limits(head_bytes=2000, body_bytes=1000, linger_s=0.1)
         await Conversation(reader, Client(), limits).run(answer)
 
     asyncio.run(run())

@@ -221,8 +221,8 @@ class Cluster:
             text = body if isinstance(body, str) or body is None else json.dumps(body)
             connection.request(method, path, text, {"Authorization": f"Bearer {token}", "Content-Type": kind})
             answer = connection.getresponse()
-            octets = answer.read()
-        return answer.status, json.loads(octets) if octets[:1] == b"{" else octets.decode()
+            data = answer.read()
+        return answer.status, json.loads(data) if data[:1] == b"{" else data.decode()
 
     @contextmanager
     def connection(self) -> Iterator[http.client.HTTPConnection]:

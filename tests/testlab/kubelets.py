@@ -593,8 +593,8 @@ class _Image:
     """The single layer of an image, in memory. Every image contains busybox."""
 
     def __init__(self) -> None:
-        self._octets = io.BytesIO()
-        self._layer = tarfile.open(fileobj=self._octets, mode="w")  # noqa: SIM115 - closed by write()
+        self._data = io.BytesIO()
+        self._layer = tarfile.open(fileobj=self._data, mode="w")  # noqa: SIM115 - closed by write()
         self._names: set[str] = set()
         for directory, mode in (
             ("tmp", 0o1777),
@@ -616,12 +616,12 @@ class _Image:
         for applet in applets.split():
             self.add_link(f"/bin/{applet}", "busybox")
 
-    def add(self, name: str, octets: bytes) -> None:
+    def add(self, name: str, data: bytes) -> None:
         """Add a file with this content."""
         if self._is_new(name):
             entry = tarfile.TarInfo(name.lstrip("/"))
-            entry.size, entry.mode = len(octets), 0o755
-            self._layer.addfile(entry, io.BytesIO(octets))
+            entry.size, entry.mode = len(data), 0o755
+            self._layer.addfile(entry, io.BytesIO(data))
 
     def add_link(self, name: str, target: str) -> None:
         """Add a symbolic link."""
@@ -632,9 +632,9 @@ class _Image:
 
     def add_program(self, name: str, file: Path) -> None:
         """Add a file of this machine, and the libraries with which it is linked."""
-        octets = file.read_bytes()
-        self.add(name, octets)
-        if octets[:4] == b"\x7fELF":
+        data = file.read_bytes()
+        self.add(name, data)
+        if data[:4] == b"\x7fELF":
             linked = subprocess.run(["ldd", file], capture_output=True, text=True, check=False).stdout
             for library in (word for word in linked.split() if word.startswith("/")):
                 place = library if library.startswith("/usr/") else f"/usr{library}"
@@ -659,7 +659,7 @@ class _Image:
     def write(self, path: Path, name: str, command: list[str], environment: Sequence[str] = ()) -> None:
         """Write the image as an archive of Docker."""
         self._layer.close()
-        layer = self._octets.getvalue()
+        layer = self._data.getvalue()
         digest = hashlib.sha256(layer).hexdigest()
         variables = [*environment] or ["PATH=/bin"]
         config = {
@@ -671,10 +671,10 @@ class _Image:
         manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
         files = {"config.json": json.dumps(config).encode(), "layer.tar": layer}
         with tarfile.open(path, "w") as archive:
-            for file, octets in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
+            for file, data in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
                 entry = tarfile.TarInfo(file)
-                entry.size = len(octets)
-                archive.addfile(entry, io.BytesIO(octets))
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
 
 
 def build_plugin(directory: Path) -> None:

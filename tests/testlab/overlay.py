@@ -206,8 +206,8 @@ class Overlay:
                 client.connect(str(run_dir(host) / SOCKET_NAME))
                 client.sendall(encode_frame(kind, payload))
                 reader = FrameReader()
-                while octets := client.recv(65536):
-                    for answered, answer in reader.feed(octets):
+                while data := client.recv(65536):
+                    for answered, answer in reader.feed(data):
                         if answered is not Kind.CHANGED:
                             return answer
             except OSError:

@@ -42,8 +42,8 @@ def refuse(call: str, code: int) -> None:
         )
     )
     code_of_filter = ctypes.create_string_buffer(instructions, len(instructions))
-    octets = struct.pack("=HxxxxxxQ", len(instructions) // 8, ctypes.addressof(code_of_filter))
-    program = ctypes.create_string_buffer(octets, len(octets))
+    data = struct.pack("=HxxxxxxQ", len(instructions) // 8, ctypes.addressof(code_of_filter))
+    program = ctypes.create_string_buffer(data, len(data))
     libc = ctypes.CDLL(None, use_errno=True)
     for arguments in ((_NO_NEW_PRIVILEGES, 1, 0, 0, 0), (_SET_SECCOMP, _FILTER_MODE, program, 0, 0)):
         if libc.prctl(*arguments):

@@ -389,13 +389,13 @@ def read_source(source: str) -> str:
     if not source:
         raise UsageError("the network config is missing: the argument is empty", hint=_SOURCE)
     try:
-        octets = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
         raise UsageError(
             f"cannot read {source}: {(error.strerror or str(error)).lower()}", hint=_SOURCE
         ) from error
     try:
-        return octets.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{source} is not UTF-8: {error.reason}", hint="Write the config as JSON in UTF-8."

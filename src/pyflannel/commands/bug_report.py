@@ -42,7 +42,7 @@ _MOST_LEARNED = 200
 name is always removed at this place; this number limits the search for the value elsewhere."""
 
 _DEFAULTS = Path("/etc/default/flanneld")
-_MOST_KEY_OCTETS = 1 << 20
+_MOST_KEY_BYTES = 1 << 20
 
 _COMMANDS: Mapping[str, Sequence[str]] = {
     "kernel/links.txt": ("ip", "-details", "-statistics", "link"),
@@ -289,7 +289,7 @@ def _known_secrets(places: Places, process: _Process, environ: Mapping[str, str]
     own = {places.lease_key, places.wireguard_key, places.next_wireguard_key}
     for path in {*own, *named, *filter(None, [places.original_wireguard_key])}:
         with contextlib.suppress(OSError):
-            if path.is_file() and path.stat().st_size <= _MOST_KEY_OCTETS:
+            if path.is_file() and path.stat().st_size <= _MOST_KEY_BYTES:
                 found.update(secrets_in(path.read_text(errors="surrogateescape")))
     return found
 

@@ -62,7 +62,7 @@ class AllowList(Protocol):
     async def load(self) -> None:
         """Read the list that an earlier run kept."""
 
-    async def see(self, octets: bytes | None) -> None:
+    async def see(self, data: bytes | None) -> None:
         """Record the value that the store contains; None if there is no value."""
 
 
@@ -87,7 +87,7 @@ class AllowedKeys:
     async def load(self) -> None:
         """Do nothing, because the file itself is kept."""
 
-    async def see(self, octets: bytes | None) -> None:
+    async def see(self, data: bytes | None) -> None:
         """Do nothing, because a list in the store has no effect."""
 
     async def run(self) -> None:
@@ -190,11 +190,11 @@ class SignedKeys:
 
     async def load(self) -> None:
         """Use the last verified list of an earlier run."""
-        octets = await self._memory.load()
-        if octets is None:
+        data = await self._memory.load()
+        if data is None:
             return
         try:
-            kept = parse_kept_list(octets)
+            kept = parse_kept_list(data)
             keys = parse_allowed_keys(kept.text)
         except WireError as error:
             log.error("Could not read the last verified allow-list: %s", error.in_full)
@@ -203,32 +203,32 @@ class SignedKeys:
         self.counter = kept.counters[kept.operator]
         self.changed.set()
 
-    async def see(self, octets: bytes | None) -> None:
+    async def see(self, data: bytes | None) -> None:
         """Use the list in the store if it is a later list that an operator signed; None if the store has
         no list.
         """
-        self._seen = octets
+        self._seen = data
         try:
             trouble = (
                 None
-                if await self._use(octets)
+                if await self._use(data)
                 else Notice("could not save the list for the next start", _SPACE)
             )
         except WireError as error:
-            text = str(error) if octets is None else f"the list in the store is not used: {error}"
+            text = str(error) if data is None else f"the list in the store is not used: {error}"
             trouble = Notice(text, error.hint)
             if trouble != self._trouble:
                 line = "Kept the last verified list of %d allowed keys: %s"
                 self._refused.line(logging.ERROR, line, len(self.keys), trouble)
         self._trouble = trouble
 
-    async def _use(self, octets: bytes | None) -> bool:
+    async def _use(self, data: bytes | None) -> bool:
         """Use a list from now on; return whether it was saved to its file.
 
         Raises:
             WireError: the list is not used.
         """
-        signed, kept = self._verified(octets), self._kept
+        signed, kept = self._verified(data), self._kept
         if kept is not None and (signed.text, signed.operator, signed.counter) == (
             kept.text,
             kept.operator,
@@ -266,13 +266,13 @@ class SignedKeys:
             self._saved = kept
         return kept == self._saved
 
-    def _verified(self, octets: bytes | None) -> SignedList:
-        if octets is None:
+    def _verified(self, data: bytes | None) -> SignedList:
+        if data is None:
             why = (
                 "contains no allow-list" if self._kept is None else "does not contain the allow-list any more"
             )
             raise WireError(f"the store {why}", hint=_SIGN)
-        signed = parse_signed_list(octets)
+        signed = parse_signed_list(data)
         if signed.operator not in self._operators.keys:
             raise WireError(
                 f"the list is signed by the key {signed.operator.hex()}, which belongs to no operator",

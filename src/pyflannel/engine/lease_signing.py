@@ -122,11 +122,11 @@ class LeaseSigning:
         """Read the counters and keys that an earlier run saved."""
         if self._allowed is not None:
             await self._allowed.load()
-        octets = await self._memory.load()
-        if octets is None:
+        data = await self._memory.load()
+        if data is None:
             return
         try:
-            self._kept = parse_known_keys(octets)
+            self._kept = parse_known_keys(data)
         except WireError as error:
             log.error(
                 "Could not read the counters of leases, so old leases may be accepted: %s", error.in_full
@@ -246,10 +246,10 @@ class LeaseSigning:
         """The keys that are allowed now; None without an allow-list."""
         return None if self._allowed is None else self._allowed.keys
 
-    async def see_allow_list(self, octets: bytes | None) -> None:
+    async def see_allow_list(self, data: bytes | None) -> None:
         """Record the allow-list in the store; None if there is none."""
         if self._allowed is not None:
-            await self._allowed.see(octets)
+            await self._allowed.see(data)
 
     def is_revoked(self, lease: Lease, owner: str | None) -> bool:
         """Return whether the key of a lease is no longer allowed.

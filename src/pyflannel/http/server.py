@@ -53,9 +53,9 @@ class Limits(Struct, frozen=True, kw_only=True):
         connections: open connections. If all connections are in use, a new client replaces the client that
             has kept the server waiting longest. The new client gets status 503 only if the server is
             preparing an answer for every client.
-        head_octets: maximum size of request line and headers together, or of a chunk header, or of the
+        head_bytes: maximum size of request line and headers together, or of a chunk header, or of the
             trailers.
-        body_octets: maximum size of the body of a request.
+        body_bytes: maximum size of the body of a request.
         idle_s: maximum time between an answer, or the start of the connection, and the first byte of a
             request.
         request_s: maximum time between the first and the last byte of a request.
@@ -66,8 +66,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """
 
     connections: int = 64
-    head_octets: int = 16 * 1024
-    body_octets: int = 1024 * 1024
+    head_bytes: int = 16 * 1024
+    body_bytes: int = 1024 * 1024
     idle_s: float = 60.0
     request_s: float = 10.0
     handler_s: float = 30.0
@@ -75,7 +75,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     linger_s: float = 1.0
 
 
-READ_OCTETS = 64 * 1024
+READ_BYTES = 64 * 1024
 WRITE_BYTES = 64 * 1024
 """Maximum number of bytes of a response that are copied for a client before it has read the previous
 bytes."""
@@ -88,7 +88,7 @@ async def next_event(connection: h11.Connection, reader: asyncio.StreamReader) -
         h11.RemoteProtocolError: the other side violates HTTP/1.1, or exceeds a limit of the connection.
     """
     while (event := connection.next_event()) is h11.NEED_DATA:
-        connection.receive_data(await reader.read(READ_OCTETS))
+        connection.receive_data(await reader.read(READ_BYTES))
     return event
 
 
@@ -112,7 +112,7 @@ class Conversation:
         self._reader = reader
         self._writer = writer
         self._limits = limits
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_octets)
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
         self._is_head = (
             False  # the current request is HEAD, so the response has no body, even if it is a refusal
         )
@@ -143,9 +143,9 @@ class Conversation:
             return True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._limits.idle_s):
-                octets = await self._reader.read(READ_OCTETS)
-                self._h11.receive_data(octets)
-                return bool(octets)
+                data = await self._reader.read(READ_BYTES)
+                self._h11.receive_data(data)
+                return bool(data)
         return False
 
     async def _receive(self) -> Request | None:
@@ -180,9 +180,9 @@ class Conversation:
             body=bytes(body),
         )
 
-    def _check_length(self, octets: int) -> None:
-        if octets > self._limits.body_octets:
-            raise _RefusedError(413, f"the body is longer than {self._limits.body_octets} bytes")
+    def _check_length(self, length: int) -> None:
+        if length > self._limits.body_bytes:
+            raise _RefusedError(413, f"the body is longer than {self._limits.body_bytes} bytes")
 
     async def _send(self, response: Response) -> None:
         headers = [
@@ -216,7 +216,7 @@ async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lin
     writer.write_eof()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(linger_s):
-            while await reader.read(READ_OCTETS):
+            while await reader.read(READ_BYTES):
                 pass
 
 

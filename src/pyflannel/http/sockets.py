@@ -16,7 +16,7 @@ from msgspec import Struct
 from pyflannel.errors import BusyError, TargetError, WireError, remedy
 from pyflannel.http.server import JSON, HttpServer, Limits, Response, Routes, next_event
 
-_BODY_OCTETS = 64 * 1024 * 1024
+_BODY_BYTES = 64 * 1024 * 1024
 """Maximum size in bytes of an answer, which is more than any answer of the daemon. 10,000 leases are 4 MB."""
 
 
@@ -66,9 +66,9 @@ async def _exchange(
     answer = bytearray()
     while isinstance(piece := await next_event(connection, reader), h11.Data):
         answer += piece.data
-        if len(answer) > _BODY_OCTETS:
+        if len(answer) > _BODY_BYTES:
             raise WireError(
-                f"the answer is longer than {_BODY_OCTETS} bytes",
+                f"the answer is longer than {_BODY_BYTES} bytes",
                 hint="Check which program listens on the socket.",
             )
     content_type = next((value for name, value in head.headers if name == b"content-type"), b"")
@@ -305,7 +305,7 @@ def _remove(path: Path, inode: int | None) -> None:
         path.unlink(missing_ok=True)
 
 
-_STRANGERS = Limits(head_octets=8 * 1024, body_octets=4 * 1024, idle_s=10.0, request_s=5.0, response_s=5.0)
+_STRANGERS = Limits(head_bytes=8 * 1024, body_bytes=4 * 1024, idle_s=10.0, request_s=5.0, response_s=5.0)
 """Limits for TCP clients, which may be any container. Health probes and metrics collectors need less."""
 
 RETRY_S = 5.0

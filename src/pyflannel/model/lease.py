@@ -91,7 +91,7 @@ def is_host_name(text: str) -> bool:
     return len(text) <= _LONGEST_HOST_NAME and _HOST_NAME.fullmatch(text) is not None
 
 
-KEY_OCTETS, SIGNATURE_OCTETS = 32, 64
+KEY_BYTES, SIGNATURE_BYTES = 32, 64
 """Length in bytes of an Ed25519 key, and of its signatures (RFC 8032)."""
 
 LARGEST_COUNTER = 2**53

@@ -18,7 +18,7 @@ DEVICE = "flannel-wg"
 LOG_NAME = "wireguard-go.log"
 """Name of the file in the run directory that receives the output of wireguard-go."""
 
-KEY_OCTETS = 32
+KEY_BYTES = 32
 
 
 def wireguard_link(device: str, family: Family = 4) -> str:
@@ -33,10 +33,10 @@ def wireguard_link(device: str, family: Family = 4) -> str:
 def parse_key(text: str) -> str | None:
     """Return a key in the form that `wg` writes; None if the text is not 32 bytes in base64."""
     try:
-        octets = b64decode(text, validate=True)
+        data = b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return None
-    return b64encode(octets).decode() if len(octets) == KEY_OCTETS else None
+    return b64encode(data).decode() if len(data) == KEY_BYTES else None
 
 
 def sorted_networks(

@@ -452,7 +452,7 @@ def mac_of(address: IPv4Address) -> str:
     A new container with the address of an earlier container also has the same MAC address, so that ARP
     entries remain correct.
     """
-    return ":".join(f"{octet:02x}" for octet in (0x02, 0x42, *address.packed))
+    return ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *address.packed))
 
 
 _QUEUE_LENGTH = 1000

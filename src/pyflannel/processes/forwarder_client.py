@@ -25,7 +25,7 @@ from pyflannel.wire.forwarder_control import (
 ANSWER_S = 5.0
 """Deadline in seconds for an answer of the forwarder. A busy forwarder needs milliseconds."""
 
-_READ_OCTETS = 65536
+_READ_BYTES = 65536
 _DESCRIPTORS = 3
 """Number of descriptors in HANDED: listener, UDP socket, device."""
 
@@ -163,17 +163,17 @@ class ForwarderClient:
         """Return the next frame, or None at the end of the connection."""
         while not self._received:
             try:
-                octets, descriptors, _, _ = socket.recv_fds(
-                    self._connection, _READ_OCTETS, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                data, descriptors, _, _ = socket.recv_fds(
+                    self._connection, _READ_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 await self._wait_readable()
                 continue
             self.descriptors += descriptors
-            if not octets:
+            if not data:
                 return None
             try:
-                self._received.extend(self._frames.feed(octets))
+                self._received.extend(self._frames.feed(data))
             except WireError as error:
                 raise ForeignError(self.pid, error) from error
         return self._received.popleft()

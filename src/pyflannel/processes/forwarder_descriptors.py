@@ -58,7 +58,7 @@ def pid_of_peer(connection: socket.socket) -> int:
     return int(form.unpack(credentials)[0])
 
 
-_BUFFER_OCTETS = 4 << 20
+_BUFFER_BYTES = 4 << 20
 
 _IP_MTU_DISCOVER = 10
 _IP_PMTUDISC_WANT = 1
@@ -93,9 +93,9 @@ def open_underlay_socket(address: str, port: int) -> socket.socket:
 
 def _enlarge(udp: socket.socket, forced: int, plain: int) -> None:
     try:
-        udp.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_OCTETS)
+        udp.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_BYTES)
     except PermissionError:
-        udp.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_OCTETS)
+        udp.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
 
 
 _DEVICE = "/dev/net/tun"
@@ -111,7 +111,7 @@ packets after a header about segmentation."""
 
 _IFREQ = struct.Struct("16sH22x")
 _NUMBER = struct.Struct("=i")
-_HEADER_OCTETS = 10
+_HEADER_BYTES = 10
 """linux/virtio_net.h, struct virtio_net_hdr."""
 
 
@@ -147,7 +147,7 @@ def _attach(descriptor: int, link: str) -> None:
         try:
             ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(link.encode(), flags | _IFF_VNET_HDR))
             # An earlier owner of the device may have changed these settings.
-            ioctl(descriptor, _TUNSETVNETHDRSZ, _NUMBER.pack(_HEADER_OCTETS))
+            ioctl(descriptor, _TUNSETVNETHDRSZ, _NUMBER.pack(_HEADER_BYTES))
             ioctl(descriptor, _TUNSETOFFLOAD, 0)
         except OSError as error:
             if error.errno != errno.EINVAL:

@@ -164,7 +164,7 @@ def _is_path_ours(path: str) -> bool:
     return False
 
 
-def _write(path: str, octets: bytes) -> None:
+def _write(path: str, data: bytes) -> None:
     """Replace the content of `path` as a whole. Like the operator `>` of a shell, follow symbolic links and
     keep mode and owner.
 
@@ -178,16 +178,16 @@ def _write(path: str, octets: bytes) -> None:
     is_descriptor = os.path.abspath(path).startswith(("/dev/", "/proc/"))
     if not is_descriptor and (found is None or stat.S_ISREG(found.st_mode)):
         try:
-            _replace(os.path.realpath(path), octets, found)
+            _replace(os.path.realpath(path), data, found)
             return
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
     with open(path, "wb") as file:
-        file.write(octets)
+        file.write(data)
 
 
-def _replace(path: str, octets: bytes, found: os.stat_result | None) -> None:
+def _replace(path: str, data: bytes, found: os.stat_result | None) -> None:
     """Rename a new file to `path`, with mode and owner of the existing file `found`, if such a file
     exists.
     """
@@ -198,7 +198,7 @@ def _replace(path: str, octets: bytes, found: os.stat_result | None) -> None:
             if found is not None:
                 os.fchown(descriptor, found.st_uid, found.st_gid)
                 os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
-            file.write(octets)
+            file.write(data)
             file.flush()
             os.fsync(descriptor)
         os.rename(temporary, path)

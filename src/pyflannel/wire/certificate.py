@@ -74,24 +74,24 @@ def _validity(certificate: bytes) -> Validity:
     return Validity(not_before, not_after)
 
 
-def _element(octets: bytes, at: int, tag: int | None = None) -> range:
+def _element(data: bytes, at: int, tag: int | None = None) -> range:
     """Return start and end of the content of the element at `at`."""
-    if tag is not None and octets[at] != tag:
-        raise ValueError(f"tag {octets[at]:#x} at {at}")
-    length, start = octets[at + 1], at + 2
+    if tag is not None and data[at] != tag:
+        raise ValueError(f"tag {data[at]:#x} at {at}")
+    length, start = data[at + 1], at + 2
     if length & 0x80:  # the long form contains the number of bytes of the length
         after = start + (length & 0x7F)
-        length, start = int.from_bytes(octets[start:after], "big"), after
-    if start + length > len(octets):
+        length, start = int.from_bytes(data[start:after], "big"), after
+    if start + length > len(data):
         raise ValueError(f"the element at {at} exceeds the text")
     return range(start, start + length)
 
 
-def _time(octets: bytes, at: int) -> tuple[datetime, int]:
-    where = _element(octets, at)
-    text = octets[where.start : where.stop].decode("ascii")
-    if octets[at] == _UTC_TIME:  # two digits of the year; RFC 5280 section 4.1.2.5.1 defines the century
+def _time(data: bytes, at: int) -> tuple[datetime, int]:
+    where = _element(data, at)
+    text = data[where.start : where.stop].decode("ascii")
+    if data[at] == _UTC_TIME:  # two digits of the year; RFC 5280 section 4.1.2.5.1 defines the century
         text = ("19" if text >= "50" else "20") + text
-    elif octets[at] != _GENERALIZED_TIME:
-        raise ValueError(f"tag {octets[at]:#x} is not a time")
+    elif data[at] != _GENERALIZED_TIME:
+        raise ValueError(f"tag {data[at]:#x} is not a time")
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC), where.stop

@@ -59,7 +59,7 @@ from pyflannel.errors import WireError
 
 VERSION = 1
 MAGIC = b"pf"
-LONGEST_PAYLOAD_OCTETS = 2 << 20
+LONGEST_PAYLOAD_BYTES = 2 << 20
 """Maximum length of a payload in bytes: enough for 190,000 peers."""
 
 SOCKET_NAME = "forwarder.sock"
@@ -190,16 +190,16 @@ class FrameReader:
     def __init__(self) -> None:
         self._pending = bytearray()
 
-    def feed(self, octets: bytes) -> Iterator[tuple[Kind, bytes]]:
+    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
         """Yield kind and payload of each complete frame.
 
         Raises:
             WireError: the stream has an unknown format or version. The rest of the stream cannot be read.
         """
-        self._pending += octets
+        self._pending += data
         while len(self._pending) >= _HEADER.size:
             magic, version, number, length = _HEADER.unpack_from(self._pending)
-            if magic != MAGIC or version != VERSION or length > LONGEST_PAYLOAD_OCTETS:
+            if magic != MAGIC or version != VERSION or length > LONGEST_PAYLOAD_BYTES:
                 raise WireError(
                     f"control frame starts with {magic!r}, version {version}, {length} bytes, "
                     f"not with {MAGIC!r}, version {VERSION}",

@@ -166,8 +166,8 @@ def _finite(text: str) -> float:
 #
 # An IPv4 address and its IPv4-mapped IPv6 form, `10.3.1.0` and `::ffff:10.3.1.0`, are the same address.
 
-_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_DOTTED = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}")
+_BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_DOTTED = re.compile(rf"{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}")
 
 
 def parse_ipv4(text: str) -> IPv4Address:

@@ -11,12 +11,12 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from pyflannel.errors import WireError
 from pyflannel.model.lease import (
-    KEY_OCTETS,
+    KEY_BYTES,
     LARGEST_COUNTER,
     LONGEST_OWNER,
     MOST_PREVIOUS,
     NO_ADDRESS,
-    SIGNATURE_OCTETS,
+    SIGNATURE_BYTES,
     BackendData,
     BackendPart,
     Claim,
@@ -224,9 +224,9 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
             host_name=_host_name(lease.ours.host) if lease.ours else None,
             port=lease.ours.port if lease.ours else None,
             reads=tuple(sorted(lease.ours.reads)) if lease.ours else (),
-            signing_key=_octets(lease.ours.key, KEY_OCTETS) if lease.ours else None,
+            signing_key=_decoded(lease.ours.key, KEY_BYTES) if lease.ours else None,
             counter=_counter(lease.ours.counter) if lease.ours else None,
-            signature=_octets(lease.ours.signature, SIGNATURE_OCTETS) if lease.ours else None,
+            signature=_decoded(lease.ours.signature, SIGNATURE_BYTES) if lease.ours else None,
             also=_parts(lease.ours.also) if lease.ours and lease.ours.also else (),
         )
     except (ValueError, RecursionError) as error:
@@ -326,17 +326,17 @@ def _host_name(value: object) -> str | None:
     return value if isinstance(value, str) and is_host_name(value) else None
 
 
-def _octets(value: object, count: int) -> bytes | None:
+def _decoded(value: object, count: int) -> bytes | None:
     """Return this number of bytes from base64; None for any other text."""
     try:
-        octets = a2b_base64(value, strict_mode=True) if isinstance(value, str) else b""
+        data = a2b_base64(value, strict_mode=True) if isinstance(value, str) else b""
     except ValueError:
         return None
-    return octets if len(octets) == count else None
+    return data if len(data) == count else None
 
 
-def _base64(octets: bytes | None) -> str | None:
-    return None if octets is None else b2a_base64(octets, newline=False).decode()
+def _base64(data: bytes | None) -> str | None:
+    return None if data is None else b2a_base64(data, newline=False).decode()
 
 
 def _counter(value: object) -> int | None:
@@ -376,10 +376,10 @@ def _data_text(data: str | None, vtep: Vtep | None) -> str | None:
     return format_backend_data(vtep) if data is None and vtep is not None else data
 
 
-def _parts(octets: Raw) -> tuple[BackendPart, ...]:
+def _parts(data: Raw) -> tuple[BackendPart, ...]:
     """Return the previous backends of a holder; an empty tuple if they have another form."""
     try:
-        return tuple(_part(one) for one in _PARTS.decode(octets)[:MOST_PREVIOUS])
+        return tuple(_part(one) for one in _PARTS.decode(data)[:MOST_PREVIOUS])
     except (ValueError, RecursionError):
         return ()
 

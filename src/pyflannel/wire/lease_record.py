@@ -283,23 +283,23 @@ class KeptChange(NamedTuple):
     is_prepared: bool = True
 
 
-def parse_change(octets: bytes) -> KeptChange:
+def parse_change(data: bytes) -> KeptChange:
     """Return the configs in the file; an empty result for an invalid file."""
     try:
-        change = msgspec.json.decode(octets, type=_Change)
+        change = msgspec.json.decode(data, type=_Change)
     except (msgspec.MsgspecError, RecursionError):
         return KeptChange()
     return KeptChange(change.config, change.previous, change.is_prepared)
 
 
-def parse_last_known(octets: bytes) -> Kept:
+def parse_last_known(data: bytes) -> Kept:
     """Return the content of the file.
 
     Raises:
         WireError: the content is invalid, or the own lease of the host is missing.
     """
     try:
-        file = msgspec.json.decode(octets, type=_File)
+        file = msgspec.json.decode(data, type=_File)
         own = _lease_kept_in(_record(file.own, file.leases[file.own]))
     except (msgspec.MsgspecError, RecursionError, KeyError, WireError) as error:
         raise WireError(

@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from pyflannel.errors import WireError
-from pyflannel.model.lease import KEY_OCTETS, LARGEST_COUNTER, SIGNATURE_OCTETS, Lease, LeaseKey
+from pyflannel.model.lease import KEY_BYTES, LARGEST_COUNTER, SIGNATURE_BYTES, Lease, LeaseKey
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.wire.lease_json import signed_form
 from pyflannel.wire.lease_record import (
@@ -31,7 +31,7 @@ _PURPOSE = b"pyflannel lease 1"
 """This text distinguishes signatures of leases from all other signatures with the same key."""
 
 
-def _signed_octets(prefix: str, lease: Lease, value: bytes) -> bytes:
+def _signed_data(prefix: str, lease: Lease, value: bytes) -> bytes:
     """Return the signed bytes of a lease with this value: the parts as netstrings, in which each part
     follows its length.
     """
@@ -46,14 +46,14 @@ def sign(prefix: str, lease: Lease, counter: int, key: LeaseKey) -> Lease:
     """Return the lease with this counter, signed with a key pair."""
     attributes = replace(lease.attributes, signing_key=key.public, counter=counter, signature=None)
     lease = replace(lease, attributes=attributes)
-    signature = _signature(_signed_octets(prefix, lease, lease_value(lease)), key)
+    signature = _signature(_signed_data(prefix, lease, lease_value(lease)), key)
     return replace(lease, attributes=replace(attributes, signature=signature))
 
 
-def _signature(octets: bytes, key: LeaseKey) -> bytes:
+def _signature(data: bytes, key: LeaseKey) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key.private.reveal())).sign(octets)
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key.private.reveal())).sign(data)
 
 
 def is_authentic(prefix: str, lease: Lease, value: bytes) -> bool:
@@ -65,18 +65,18 @@ def is_authentic(prefix: str, lease: Lease, value: bytes) -> bool:
     if attributes.signing_key is None or attributes.signature is None or attributes.counter is None:
         return False
     try:
-        octets = _signed_octets(prefix, lease, value)
+        data = _signed_data(prefix, lease, value)
     except WireError:
         return False
-    return _is_signed(octets, attributes.signing_key, attributes.signature)
+    return _is_signed(data, attributes.signing_key, attributes.signature)
 
 
-def _is_signed(octets: bytes, key: bytes, signature: bytes) -> bool:
+def _is_signed(data: bytes, key: bytes, signature: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, octets)
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, data)
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -117,14 +117,14 @@ def format_known_keys(known: KnownKeys) -> bytes:
     return msgspec.json.encode(_File(known.counter, floors, owners, holders))
 
 
-def parse_known_keys(octets: bytes) -> KnownKeys:
+def parse_known_keys(data: bytes) -> KnownKeys:
     """Return the content of the file.
 
     Raises:
         WireError: the content is invalid.
     """
     try:
-        file = msgspec.json.decode(octets, type=_File)
+        file = msgspec.json.decode(data, type=_File)
         floors = {bytes.fromhex(key): floor for key, floor in file.floors.items()}
         owners = {owner: bytes.fromhex(key) for owner, key in file.owners.items()}
         holders: dict[IpNetwork, tuple[bytes, int]] = {
@@ -168,9 +168,9 @@ def _allowed(text: str) -> Iterator[bytes]:
                 key = a2b_base64(words[0], strict_mode=True)
         except ValueError:
             key = b""
-        if len(key) != KEY_OCTETS:
+        if len(key) != KEY_BYTES:
             raise WireError(
-                f"line {number} does not begin with a key of {KEY_OCTETS} bytes",
+                f"line {number} does not begin with a key of {KEY_BYTES} bytes",
                 hint="Write the value of Key from the host's lease, or of Public from its lease-key.json.",
             )
         yield key
@@ -202,15 +202,15 @@ def sign_list(prefix: str, text: str, counter: int, key: LeaseKey) -> SignedList
     """Return an allow-list, signed with the key of an operator for the hosts with this prefix of the
     store.
     """
-    return SignedList(text, counter, key.public, _signature(_list_octets(prefix, text, counter), key))
+    return SignedList(text, counter, key.public, _signature(_list_data(prefix, text, counter), key))
 
 
 def is_authentic_list(prefix: str, signed: SignedList) -> bool:
     """Return whether the list is signed with the key in it, for this prefix of the store."""
-    return _is_signed(_list_octets(prefix, signed.text, signed.counter), signed.operator, signed.signature)
+    return _is_signed(_list_data(prefix, signed.text, signed.counter), signed.operator, signed.signature)
 
 
-def _list_octets(prefix: str, text: str, counter: int) -> bytes:
+def _list_data(prefix: str, text: str, counter: int) -> bytes:
     return _netstrings(_LIST_PURPOSE, prefix.encode(), b"%d" % counter, text.encode())
 
 
@@ -221,31 +221,31 @@ def format_signed_list(signed: SignedList) -> bytes:
         WireError: the list is too large.
     """
     operator, signature = (
-        b2a_base64(octets, newline=False).decode() for octets in (signed.operator, signed.signature)
+        b2a_base64(data, newline=False).decode() for data in (signed.operator, signed.signature)
     )
-    octets = msgspec.json.encode(_SignedList(signed.counter, operator, signature, signed.text))
-    if len(octets) > LONGEST_ALLOW_LIST:
+    data = msgspec.json.encode(_SignedList(signed.counter, operator, signature, signed.text))
+    if len(data) > LONGEST_ALLOW_LIST:
         raise _too_large()
-    return octets
+    return data
 
 
-def parse_signed_list(octets: bytes) -> SignedList:
+def parse_signed_list(data: bytes) -> SignedList:
     """Return the list in a value of the store. Its signature is not checked.
 
     Raises:
         WireError: the value is not a signed allow-list.
     """
-    if len(octets) > LONGEST_ALLOW_LIST:
+    if len(data) > LONGEST_ALLOW_LIST:
         raise _too_large()
     try:
-        found = msgspec.json.decode(octets, type=_SignedList)
+        found = msgspec.json.decode(data, type=_SignedList)
         operator, signature = (
             a2b_base64(text, strict_mode=True) for text in (found.operator, found.signature)
         )
         text = found.keys.encode().decode()  # without lone surrogates
     except (ValueError, RecursionError) as error:
         raise WireError(f"it is not a signed allow-list: {error}", hint=_PUBLISH) from error
-    if len(operator) != KEY_OCTETS or len(signature) != SIGNATURE_OCTETS:
+    if len(operator) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         raise WireError("the key or the signature has a wrong length", hint=_PUBLISH)
     if not 0 < found.counter <= LARGEST_COUNTER:
         raise WireError(f"the counter {found.counter} is out of range", hint=_PUBLISH)
@@ -285,14 +285,14 @@ def format_kept_list(kept: KeptList) -> bytes:
     return msgspec.json.encode(_KeptList(counters, kept.operator.hex(), kept.text))
 
 
-def parse_kept_list(octets: bytes) -> KeptList:
+def parse_kept_list(data: bytes) -> KeptList:
     """Return the content of the file.
 
     Raises:
         WireError: the text is not a file of this kind.
     """
     try:
-        file = msgspec.json.decode(octets, type=_KeptList)
+        file = msgspec.json.decode(data, type=_KeptList)
         counters = {bytes.fromhex(key): counter for key, counter in file.counters.items()}
         operator = bytes.fromhex(file.operator)
         if operator not in counters:

@@ -29,23 +29,23 @@ _ICMP_ERRORS = frozenset({3, 4, 5, 11, 12})
 792)."""
 
 _ICMP_HEADER = Struct("!BBHI")
-_ICMP_HEADER_OCTETS = 8
+_ICMP_HEADER_BYTES = 8
 _ERROR_TTL = 8
 """TTL of the errors that flanneld sends (flannel 0.6.2 and later)."""
 
-_QUOTED_PAYLOAD_OCTETS = 8
-_LONGEST_HEADER_OCTETS = 60
+_QUOTED_PAYLOAD_BYTES = 8
+_LONGEST_HEADER_BYTES = 60
 _FRAGMENT_OFFSET = 0x1FFF
 
 
-def checksum(octets: bytes | bytearray | memoryview) -> int:
+def checksum(data: bytes | bytearray | memoryview) -> int:
     """Return the Internet checksum (RFC 1071) of bytes, of which at least one is not zero.
 
     Modulo 65535, 2**16 equals 1. Therefore the buffer as one number has the same remainder as the sum of its
     words. If the length is odd, the last byte is the high byte of its word.
     """
-    number = int.from_bytes(octets, "big")
-    if len(octets) % 2:
+    number = int.from_bytes(data, "big")
+    if len(data) % 2:
         number <<= 8
     return -number % 65535
 
@@ -86,7 +86,7 @@ def icmp_unreachable(packet: bytearray, size: int, source: int) -> bytes | None:
     0.6.2 and later).
     """
     fields = HEADER.unpack_from(packet)
-    if fields[6] == PROTOCOL_ICMP or (fields[0] & 0x0F) * 4 >= _LONGEST_HEADER_OCTETS:
+    if fields[6] == PROTOCOL_ICMP or (fields[0] & 0x0F) * 4 >= _LONGEST_HEADER_BYTES:
         return None
     return _icmp_error(packet, size, ICMP_UNREACHABLE, source)
 
@@ -96,8 +96,8 @@ def icmp_time_exceeded(packet: bytearray, size: int, source: int) -> bytes | Non
 
     This error is also sent for an echo request, so that a traceroute with ICMP shows the ends of the tunnel.
     """
-    header_octets = (packet[0] & 0x0F) * 4
-    if packet[9] == PROTOCOL_ICMP and (size <= header_octets or packet[header_octets] in _ICMP_ERRORS):
+    header_bytes = (packet[0] & 0x0F) * 4
+    if packet[9] == PROTOCOL_ICMP and (size <= header_bytes or packet[header_bytes] in _ICMP_ERRORS):
         return None
     return _icmp_error(packet, size, ICMP_TIME_EXCEEDED, source)
 
@@ -111,8 +111,8 @@ def _icmp_error(packet: bytearray, size: int, kind: int, source: int) -> bytes |
     version_and_length, _, _, _, fragment, _, _, _, offender, destination = HEADER.unpack_from(packet)
     if fragment & _FRAGMENT_OFFSET or not _is_single_host(offender) or not _is_single_host(destination):
         return None
-    quote = packet[: min((version_and_length & 0x0F) * 4 + _QUOTED_PAYLOAD_OCTETS, size)]
-    total = HEADER_OCTETS + _ICMP_HEADER_OCTETS + len(quote)
+    quote = packet[: min((version_and_length & 0x0F) * 4 + _QUOTED_PAYLOAD_BYTES, size)]
+    total = HEADER_OCTETS + _ICMP_HEADER_BYTES + len(quote)
     header = bytearray(HEADER.pack(0x45, 0, total, 0, 0, _ERROR_TTL, PROTOCOL_ICMP, 0, source, offender))
     header[10:12] = checksum(header).to_bytes(2, "big")
     message = bytearray(_ICMP_HEADER.pack(kind, 0, 0, 0)) + quote

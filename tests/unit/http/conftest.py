@@ -48,10 +48,10 @@ def serve(tmp_path: Path) -> Serve:
 def say(serve: Serve) -> Say:
     """Send these bytes to an echo handler, and return everything until the server closes."""
 
-    async def exchange(octets: bytes, *, limits: Limits | None = None, ends: bool = False) -> bytes:
+    async def exchange(data: bytes, *, limits: Limits | None = None, ends: bool = False) -> bytes:
         async with serve(limits=limits) as path:
             reader, writer = await asyncio.open_unix_connection(path)
-            writer.write(octets)
+            writer.write(data)
             if ends:
                 writer.write_eof()
             answer = await reader.read()

@@ -15,14 +15,14 @@ Serve = Callable[..., AbstractAsyncContextManager[Path]]
 
 
 @contextlib.asynccontextmanager
-async def answering(path: Path, octets: bytes) -> AsyncIterator[None]:
+async def answering(path: Path, data: bytes) -> AsyncIterator[None]:
     """Answer every request with these bytes; never answer if there are none."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        if not octets:
+        if not data:
             await asyncio.Event().wait()  # since Python 3.13, an unreferenced connection is closed
-        writer.write(octets)
+        writer.write(data)
         writer.close()
 
     server = await asyncio.start_unix_server(answer, sock=listen_unix(path))
@@ -32,9 +32,9 @@ async def answering(path: Path, octets: bytes) -> AsyncIterator[None]:
         server.close()
 
 
-def ask(path: Path, octets: bytes, *, deadline_s: float = 20.0) -> bytes:
+def ask(path: Path, data: bytes, *, deadline_s: float = 20.0) -> bytes:
     async def exchange() -> bytes:
-        async with answering(path, octets):
+        async with answering(path, data):
             return (await request(path, "GET", "/", deadline_s=deadline_s)).body
 
     return asyncio.run(exchange())
@@ -51,17 +51,17 @@ def test_a_body_of_a_megabyte_is_returned_completely(serve: Serve) -> None:
 
 
 def test_interim_answers_are_ignored(tmp_path: Path) -> None:
-    octets = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    data = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
-    assert ask(tmp_path / "s", octets) == b"hi"
+    assert ask(tmp_path / "s", data) == b"hi"
 
 
 @pytest.mark.parametrize(
-    "octets", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", b"\x00" * 100]
+    "data", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", b"\x00" * 100]
 )
-def test_an_invalid_answer_is_a_wire_error(tmp_path: Path, octets: bytes) -> None:
+def test_an_invalid_answer_is_a_wire_error(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(WireError):
-        ask(tmp_path / "s", octets)
+        ask(tmp_path / "s", data)
 
 
 def test_silence_ends_at_the_deadline(tmp_path: Path) -> None:

@@ -51,10 +51,10 @@ async def connect(port: int, *, receive_buffer: int = 0) -> socket.socket:
 
 
 async def read_all(client: socket.socket) -> bytes:
-    loop, octets = asyncio.get_running_loop(), bytearray()
+    loop, data = asyncio.get_running_loop(), bytearray()
     while piece := await loop.sock_recv(client, 4096):
-        octets += piece
-    return bytes(octets)
+        data += piece
+    return bytes(data)
 
 
 async def ask(port: int) -> bytes:

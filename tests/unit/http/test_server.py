@@ -83,7 +83,7 @@ def test_a_waiting_client_gets_100_continue(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "status"),
+    ("data", "status"),
     [
         (b"GET /nowhere HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", b"404"),
         (b"DELETE /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", b"405"),
@@ -93,8 +93,8 @@ def test_a_waiting_client_gets_100_continue(serve: Serve) -> None:
         (b"PUT /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n", b"501"),
     ],
 )
-def test_the_status_identifies_the_fault(say: Say, octets: bytes, status: bytes) -> None:
-    answer = asyncio.run(say(octets))
+def test_the_status_identifies_the_fault(say: Say, data: bytes, status: bytes) -> None:
+    answer = asyncio.run(say(data))
 
     assert answer.startswith(b"HTTP/1.1 " + status)
 
@@ -106,7 +106,7 @@ def test_a_wrong_method_is_answered_with_the_allowed_ones(say: Say) -> None:
 
 
 def test_a_body_that_is_declared_too_long_is_refused_without_reading_it(say: Say) -> None:
-    answer = asyncio.run(say(put(b"x" * 10, declared=10**9), limits=Limits(body_octets=100), ends=True))
+    answer = asyncio.run(say(put(b"x" * 10, declared=10**9), limits=Limits(body_bytes=100), ends=True))
 
     assert answer.startswith(b"HTTP/1.1 413")
 
@@ -118,7 +118,7 @@ def test_a_body_that_grows_too_long_is_refused_and_the_reason_arrives(say: Say) 
     answer = asyncio.run(
         say(
             b"PUT /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 20,
-            limits=Limits(body_octets=100_000),
+            limits=Limits(body_bytes=100_000),
             ends=True,
         )
     )
@@ -246,19 +246,19 @@ def test_a_hanging_handler_is_cancelled(serve: Serve) -> None:
     assert asyncio.run(ask()) == 504
 
 
-@given(octets=st.binary(max_size=300) | st.binary(max_size=60).map(lambda tail: GET + tail))
+@given(data=st.binary(max_size=300) | st.binary(max_size=60).map(lambda tail: GET + tail))
 @settings(
     max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     deadline=None,
 )
-def test_no_bytes_damage_the_server(serve: Serve, octets: bytes) -> None:
+def test_no_bytes_damage_the_server(serve: Serve, data: bytes) -> None:
     """After any input of a client, the next client is served."""
 
     async def ask() -> int:
         async with serve(limits=Limits(linger_s=0.05)) as path:
             reader, writer = await asyncio.open_unix_connection(path)
-            writer.write(octets)
+            writer.write(data)
             writer.write_eof()
             await reader.read()
             writer.close()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pyflannel.errors import WireError
 from pyflannel.wire.forwarder_control import (
-    LONGEST_PAYLOAD_OCTETS,
+    LONGEST_PAYLOAD_BYTES,
     ForwarderState,
     FrameReader,
     Kind,
@@ -71,19 +71,19 @@ def test_frames_survive_any_cutting_of_the_stream(sent, cuts):
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "data",
     [
         b"GET / HTTP/1.1\r\n\r\n",
         b"pf\x02\x01\0\0\0\0",
         b"pf\x01\x63\0\0\0\0",
-        b"pf\x01\x02" + (LONGEST_PAYLOAD_OCTETS + 1).to_bytes(4, "big"),
+        b"pf\x01\x02" + (LONGEST_PAYLOAD_BYTES + 1).to_bytes(4, "big"),
     ],
     ids=["another protocol", "another version", "an unknown kind", "too long"],
 )
-def test_a_foreign_stream_is_refused_at_its_header(octets):
+def test_a_foreign_stream_is_refused_at_its_header(data):
     """No bytes are buffered for a frame that is refused."""
     with pytest.raises(WireError):
-        list(FrameReader().feed(octets))
+        list(FrameReader().feed(data))
 
 
 @given(st.lists(peers))

@@ -52,11 +52,11 @@ def test_a_reply_and_an_error_are_parsed() -> None:
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "data",
     [b"", bytes(20), packet(b"\0\0\0"), packet(bytes(8), protocol=17), b"\x4f" + packet(bytes(8))[1:]],
 )
-def test_another_packet_is_no_message(octets: bytes) -> None:
-    assert parse_icmp(octets) is None
+def test_another_packet_is_no_message(data: bytes) -> None:
+    assert parse_icmp(data) is None
 
 
 def test_an_echo_request_of_ipv6_has_the_layout_of_rfc_4443() -> None:
@@ -86,13 +86,13 @@ def test_a_reply_and_errors_of_ipv6_are_parsed() -> None:
 
 
 @given(st.binary(max_size=64))
-def test_any_bytes_are_a_message_or_none(octets: bytes) -> None:
+def test_any_bytes_are_a_message_or_none(data: bytes) -> None:
     sender = IPv6Address("fd00::2")
 
-    found = (parse_icmp(octets), parse_icmp(packet(octets)), parse_icmpv6(octets, sender))
+    found = (parse_icmp(data), parse_icmp(packet(data)), parse_icmpv6(data, sender))
 
     assert all(one is None or (one.text and one.is_echo_reply in (True, False)) for one in found)
-    assert (found[2] is None) == (len(octets) < 8)
+    assert (found[2] is None) == (len(data) < 8)
 
 
 MAC = bytes.fromhex("0e0000000001")

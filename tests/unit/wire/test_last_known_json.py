@@ -35,12 +35,12 @@ def test_leases_with_ipv6_alone_are_read_back() -> None:
         for number in (1, 2)
     )
 
-    octets = b"".join(format_last_known(LastKnown(config="{}", own=leases[0], leases=leases)))
+    data = b"".join(format_last_known(LastKnown(config="{}", own=leases[0], leases=leases)))
 
-    file = json.loads(octets)
+    file = json.loads(data)
     assert file["Own"] == "subnets/&fd00:5:0:1::-64"
     assert json.loads(file["Leases"][file["Own"]])["PublicIP"] == "0.0.0.0"
-    kept = parse_last_known(octets)
+    kept = parse_last_known(data)
     assert (kept.own, tuple(map(kept_lease, kept.records))) == (leases[0], leases)
     with pytest.raises(WireError):
         leased_subnets(file["Own"])
@@ -51,18 +51,18 @@ def test_leases_with_ipv6_alone_are_read_back() -> None:
 def test_deep_nesting_in_the_file_is_an_error_of_the_file() -> None:
     """The start continues without the file, as with any unreadable file."""
     text = json.dumps({"Config": "{}", "Own": OWN, "Leases": {OWN: LEASE}})
-    octets = f'{text.removesuffix("}")},"Other":{NESTED}}}'.encode()
+    data = f'{text.removesuffix("}")},"Other":{NESTED}}}'.encode()
 
     with pytest.raises(WireError, match=r"last-known\.json cannot be read"):
-        parse_last_known(octets)
+        parse_last_known(data)
 
 
 def test_deep_nesting_in_the_lease_of_a_peer_affects_only_that_peer() -> None:
     peer = "subnets/10.100.2.0-24"
     deep = f'{{"PublicIP":"192.0.2.2","BackendData":{NESTED}}}'
-    octets = json.dumps({"Config": "{}", "Own": OWN, "Leases": {OWN: LEASE, peer: deep}}).encode()
+    data = json.dumps({"Config": "{}", "Own": OWN, "Leases": {OWN: LEASE, peer: deep}}).encode()
 
-    kept = parse_last_known(octets)
+    kept = parse_last_known(data)
 
     leases = [kept_lease(record) for record in kept.records]
     assert [lease and str(lease.subnet) for lease in leases] == ["10.100.1.0/24", None]
@@ -85,13 +85,13 @@ def test_a_change_of_the_backend_is_kept(is_prepared: bool) -> None:
     previous = ('{"Network":"10.100.0.0/16"}',)
     known = LastKnown(config="{}", own=lease, leases=(lease,), previous=previous, is_prepared=is_prepared)
 
-    octets = b"".join(format_last_known(known))
+    data = b"".join(format_last_known(known))
 
-    assert parse_change(octets)[1:] == (previous, is_prepared)
-    kept = parse_last_known(octets)
+    assert parse_change(data)[1:] == (previous, is_prepared)
+    kept = parse_last_known(data)
     assert (kept.previous, kept.is_prepared, len(list(kept.records))) == (previous, is_prepared, 1)
 
 
-@pytest.mark.parametrize("octets", [b"", b"[]", b'{"Previous":7}', b'{"Config":"{}","Own":"x","Leases":{}}'])
-def test_a_file_without_a_change_has_none(octets: bytes) -> None:
-    assert parse_change(octets)[1:] == KeptChange()[1:]
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"Previous":7}', b'{"Config":"{}","Own":"x","Leases":{}}'])
+def test_a_file_without_a_change_has_none(data: bytes) -> None:
+    assert parse_change(data)[1:] == KeptChange()[1:]

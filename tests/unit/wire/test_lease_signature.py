@@ -71,8 +71,8 @@ def later(prefix: str) -> Record:
     members["Zone"] = {"b": 1, "a": [2.5, None]}
     members["Pyflannel"] = dict(sorted({**members["Pyflannel"], "Kept": "new"}.items()))
     form = dict(sorted((key.lower(), member) for key, member in members.items()))
-    octets = json.dumps(form, separators=(",", ":")).encode()
-    parts = b"pyflannel lease 1", prefix.encode(), lease_key(SIGNED).encode(), octets
+    data = json.dumps(form, separators=(",", ":")).encode()
+    parts = b"pyflannel lease 1", prefix.encode(), lease_key(SIGNED).encode(), data
     signature = PAIR.sign(b"".join(b"%d:%s," % (len(part), part) for part in parts))
     members["Pyflannel"]["Signature"] = b64encode(signature).decode()
     return Record(key=lease_key(SIGNED), value=json.dumps(members).encode(), revision=9, lease_id=1)
@@ -171,7 +171,7 @@ def test_a_signature_covers_every_part_of_a_list(change: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    ("octets", "why"),
+    ("data", "why"),
     [
         (b"[" * 5000, "it is not a signed allow-list"),
         (format_signed_list(LIST._replace(counter=0)), "the counter 0 is out of range"),
@@ -180,9 +180,9 @@ def test_a_signature_covers_every_part_of_a_list(change: dict[str, Any]) -> None
         (b" " * (1 << 20) + b"{}", "the list has more than 1048576 bytes"),
     ],
 )
-def test_another_value_is_no_signed_list(octets: bytes, why: str) -> None:
+def test_another_value_is_no_signed_list(data: bytes, why: str) -> None:
     with pytest.raises(WireError, match=why):
-        parse_signed_list(octets)
+        parse_signed_list(data)
 
 
 def test_a_list_that_every_host_would_refuse_is_not_written() -> None:

@@ -16,10 +16,10 @@ HOST = 0x0A640F05
 PEER = 0x0A645D09
 
 
-def sum_of_words(octets: bytes) -> int:
+def sum_of_words(data: bytes) -> int:
     """The checksum of RFC 1071 section 1."""
-    octets += b"\0" * (len(octets) % 2)
-    total = sum(int.from_bytes(octets[i : i + 2], "big") for i in range(0, len(octets), 2))
+    data += b"\0" * (len(data) % 2)
+    total = sum(int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -27,17 +27,17 @@ def sum_of_words(octets: bytes) -> int:
 
 def packet(*, ttl=64, protocol=17, source=HOST, destination=PEER, fragment=0, payload=b"", identity=0):
     """Return a packet with a correct checksum."""
-    octets = bytearray(
+    data = bytearray(
         HEADER.pack(0x45, 0, 20 + len(payload), identity, fragment, ttl, protocol, 0, source, destination)
     )
-    octets[10:12] = sum_of_words(bytes(octets)).to_bytes(2, "big")
-    return octets + payload
+    data[10:12] = sum_of_words(bytes(data)).to_bytes(2, "big")
+    return data + payload
 
 
 @given(st.binary(min_size=1).filter(any))
-def test_the_checksum_is_that_of_the_definition(octets):
+def test_the_checksum_is_that_of_the_definition(data):
     """The remainder modulo 65535 is the one's complement sum, for every length."""
-    assert checksum(octets) == sum_of_words(octets)
+    assert checksum(data) == sum_of_words(data)
 
 
 @given(

@@ -40,7 +40,7 @@ REPLY_S = 1.0
 _QUIET_S = 0.05
 """Seconds without a message, after which all have arrived, because the kernel sends them before the reply."""
 
-_NONCE_OCTETS = 16
+_NONCE_BYTES = 16
 _LARGEST = 65535
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _HINT = "Run flannelctl as root. Tracing needs Linux 5.12."
@@ -89,7 +89,7 @@ async def trace_echo(source: IPv4Address, destination: IPv4Address, pid: int | N
 
 async def _ask(opened: socket.socket, echo: TracedEcho) -> float | None:
     """Send the request; return the round-trip time in seconds, or None without a reply."""
-    nonce = secrets.token_bytes(_NONCE_OCTETS)
+    nonce = secrets.token_bytes(_NONCE_BYTES)
     loop = asyncio.get_running_loop()
     try:
         opened.bind((str(echo.source), 0))
@@ -106,7 +106,7 @@ async def _ask(opened: socket.socket, echo: TracedEcho) -> float | None:
         async with asyncio.timeout(REPLY_S):
             while True:
                 reply = parse_icmp(await loop.sock_recv(opened, _LARGEST))
-                if reply is not None and reply.kind == ECHO_REPLY and reply.body[:_NONCE_OCTETS] == nonce:
+                if reply is not None and reply.kind == ECHO_REPLY and reply.body[:_NONCE_BYTES] == nonce:
                     return time.monotonic() - sent_at
     return None
 

@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 
-_MOST_OCTETS = 100_000
+_MOST_BYTES = 100_000
 """Maximum size in bytes of one transaction. Without rights in the initial namespace, a socket can send
 about 200,000 bytes at once."""
 
@@ -309,13 +309,13 @@ class TunnelGuardTarget:
     async def _commit_in_parts(self, requests: Iterable[Request], but: int = 0) -> None:
         """Perform requests in several transactions. Each request is built only when it is sent."""
         part: list[Request] = []
-        octets = 0
+        size = 0
         for request in requests:
-            if part and octets + len(request.body) > _MOST_OCTETS:
+            if part and size + len(request.body) > _MOST_BYTES:
                 await self._commit(part, but)
-                part, octets = [], 0
+                part, size = [], 0
             part.append(request)
-            octets += len(request.body)
+            size += len(request.body)
         if part:
             await self._commit(part, but)
 

@@ -22,14 +22,14 @@ _PRIVATE = 0o600
 config may contain a preshared key."""
 
 
-def replace_file(path: str, octets: bytes, mode: int = MODE) -> None:
+def replace_file(path: str, data: bytes, mode: int = MODE) -> None:
     """Replace the content of the file, in the same way as `Replacement`.
 
     Raises:
         OSError: the file could not be written.
     """
     with Replacement(path, mode) as replacement:
-        replacement.write(octets)
+        replacement.write(data)
         replacement.finish()
 
 
@@ -63,9 +63,9 @@ class Replacement:
             self._file.close()
         self._remove()
 
-    def write(self, octets: bytes) -> None:
+    def write(self, data: bytes) -> None:
         """Add these bytes."""
-        self._file.write(octets)
+        self._file.write(data)
 
     def finish(self) -> None:
         """Replace the old file with the new file."""

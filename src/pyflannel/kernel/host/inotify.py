@@ -86,14 +86,14 @@ class Inotify:
     def take(self) -> list[Event]:
         """Return the events that have arrived, possibly none."""
         try:
-            octets = os.read(self._descriptor, _BUFFER)
+            data = os.read(self._descriptor, _BUFFER)
         except BlockingIOError:
             return []
         events, offset = [], 0
-        while offset < len(octets):
-            watch, mask, _, size = _EVENT.unpack_from(octets, offset)
+        while offset < len(data):
+            watch, mask, _, size = _EVENT.unpack_from(data, offset)
             offset += _EVENT.size
-            name = octets[offset : offset + size].split(b"\0", 1)[0]
+            name = data[offset : offset + size].split(b"\0", 1)[0]
             events.append(Event(watch, mask, os.fsdecode(name)))
             offset += size
         return events

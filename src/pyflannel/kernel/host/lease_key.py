@@ -18,7 +18,7 @@ from pathlib import Path
 from pyflannel.errors import TargetError, in_words
 from pyflannel.kernel.host.files import KEY_MODE, Replacement, read_key_file, unusable_key
 from pyflannel.kernel.host.inotify import InotifyFileWatch
-from pyflannel.model.lease import KEY_OCTETS, LeaseKey
+from pyflannel.model.lease import KEY_BYTES, LeaseKey
 from pyflannel.model.store_record import Secret
 from pyflannel.ports import Changes, in_thread
 
@@ -74,9 +74,9 @@ def key_in(text: bytes) -> tuple[str, LeaseKey] | None:
     try:
         match json.loads(text):
             case {"Owner": str(owner), "Private": str(private), "Public": str(public)}:
-                octets = bytes.fromhex(public)
-                if len(octets) == len(bytes.fromhex(private)) == KEY_OCTETS:
-                    return owner, LeaseKey(octets, Secret(private))
+                data = bytes.fromhex(public)
+                if len(data) == len(bytes.fromhex(private)) == KEY_BYTES:
+                    return owner, LeaseKey(data, Secret(private))
             case _:
                 pass
     except (ValueError, RecursionError):

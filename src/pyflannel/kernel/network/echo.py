@@ -42,7 +42,7 @@ _AGAIN_S = (0.0, 0.4, 0.9)
 """Times of the attempts after the start in seconds. More than one is needed, because the first packet may
 be lost while an address is resolved."""
 
-_NONCE_OCTETS = 16
+_NONCE_BYTES = 16
 _BURST, _PAUSE_S = 32, 0.005
 """Number of requests that are sent without a pause, and the pause in seconds after them."""
 
@@ -62,7 +62,7 @@ class _Pending(Struct):
     """
 
     echo: Echo
-    nonce: bytes = field(default_factory=lambda: secrets.token_bytes(_NONCE_OCTETS))
+    nonce: bytes = field(default_factory=lambda: secrets.token_bytes(_NONCE_BYTES))
     sent_at: list[float] = field(default_factory=list)
     refusal: EchoResult | None = None
 
@@ -187,7 +187,7 @@ class _Sender:
 
     def _send(self, one: _Pending) -> None:
         echo, family = one.echo, one.echo.family
-        payload = one.nonce + bytes(max(0, echo.size - OVERHEADS[family] - _NONCE_OCTETS))
+        payload = one.nonce + bytes(max(0, echo.size - OVERHEADS[family] - _NONCE_BYTES))
         one.sent_at.append(time.monotonic())
         source = [] if echo.source is None else [_from(echo.source)]
         try:
@@ -215,7 +215,7 @@ class _Sender:
 
     def _take(self, message: IcmpMessage, now: float) -> None:
         if message.is_echo_reply:
-            one = self._pending.get(message.body[:_NONCE_OCTETS])
+            one = self._pending.get(message.body[:_NONCE_BYTES])
             if one is not None and message.sender == one.echo.destination:
                 attempt = max(1, min(message.sequence, len(one.sent_at)))
                 rtt_s = now - one.sent_at[attempt - 1]

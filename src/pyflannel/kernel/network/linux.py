@@ -58,7 +58,7 @@ class LinuxTarget:
     adapter reads with one socket and writes with another, so that no operation waits for a long look.
 
     Args:
-        notification_octets: size of the receive buffer for notifications, in bytes. If the buffer overflows,
+        notification_bytes: size of the receive buffer for notifications, in bytes. If the buffer overflows,
             any object may have changed.
 
     Raises:
@@ -67,15 +67,15 @@ class LinuxTarget:
 
     kinds = (Link, Address, Neighbour, FdbEntry, Route)
 
-    def __init__(self, notification_octets: int = NOTIFICATION_BUFFER) -> None:
-        self._notification_octets = notification_octets
+    def __init__(self, notification_bytes: int = NOTIFICATION_BUFFER) -> None:
+        self._notification_bytes = notification_bytes
         self._rests_until = 0.0
 
     async def __aenter__(self) -> Self:
         with contextlib.ExitStack() as opened:
             questions = opened.enter_context(contextlib.closing(RequestSocket()))
             self._requests = opened.enter_context(contextlib.closing(RequestSocket()))
-            notifications = NotificationSocket(GROUPS, buffer_octets=self._notification_octets)
+            notifications = NotificationSocket(GROUPS, buffer_bytes=self._notification_bytes)
             self._notifications = opened.enter_context(contextlib.closing(notifications))
             port = self._requests.port.to_bytes(4, sys.byteorder)
             # in the same way as `Watch`, one message at a time

@@ -196,16 +196,16 @@ class RequestSocket:
 
     def _send(self, requests: Sequence[Request]) -> int:
         """Send the requests in one datagram and return the sequence number of the first request."""
-        first, octets = self._packed(requests)
-        self._put(octets)
+        first, data = self._packed(requests)
+        self._put(data)
         return first
 
     async def _send_apart(self, requests: Sequence[Request]) -> int:
         """Send the requests in a thread, because the kernel performs them during the call, while other
         tasks run.
         """
-        first, octets = self._packed(requests)
-        await in_thread(self._put, octets)
+        first, data = self._packed(requests)
+        await in_thread(self._put, data)
         return first
 
     def _packed(self, requests: Sequence[Request]) -> tuple[int, bytes]:
@@ -213,16 +213,16 @@ class RequestSocket:
         self._sequence += len(requests)
         return first, b"".join(pack(request, first + number) for number, request in enumerate(requests))
 
-    def _put(self, octets: bytes) -> None:
+    def _put(self, data: bytes) -> None:
         try:
-            self._socket.send(octets)
+            self._socket.send(data)
         except OSError as error:
             raise failed("netlink request", error) from error
 
     async def _receive(self) -> list[Message]:
         try:
-            octets = await asyncio.get_running_loop().sock_recv(self._socket, _DATAGRAM)
-            return list(split(octets))
+            data = await asyncio.get_running_loop().sock_recv(self._socket, _DATAGRAM)
+            return list(split(data))
         except OSError as error:
             raise failed("netlink answer", error) from error
         except WireError as error:
@@ -269,7 +269,7 @@ class NotificationSocket:
     Args:
         groups: mask of RTMGRP_* (linux/rtnetlink.h), or of another protocol's groups.
         protocol: NETLINK_* (linux/netlink.h).
-        buffer_octets: size of the receive buffer, in bytes. The kernel adds overhead to each message in the
+        buffer_bytes: size of the receive buffer, in bytes. The kernel adds overhead to each message in the
             buffer, and drops messages that do not fit.
 
     Raises:
@@ -277,9 +277,9 @@ class NotificationSocket:
     """
 
     def __init__(
-        self, groups: int, protocol: int = socket.NETLINK_ROUTE, buffer_octets: int = NOTIFICATION_BUFFER
+        self, groups: int, protocol: int = socket.NETLINK_ROUTE, buffer_bytes: int = NOTIFICATION_BUFFER
     ) -> None:
-        self._socket = _open(buffer_octets, groups, protocol)
+        self._socket = _open(buffer_bytes, groups, protocol)
 
     def close(self) -> None:
         """Close the socket."""
@@ -292,8 +292,8 @@ class NotificationSocket:
         received.
         """
         program = _program(fields)
-        octets = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*each) for each in program))
-        described = _PROGRAM.pack(len(program), ctypes.addressof(octets))
+        data = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*each) for each in program))
+        described = _PROGRAM.pack(len(program), ctypes.addressof(data))
         _try_option(self._socket, socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
     async def wait(self, concerns: Callable[[Message], bool]) -> None:
@@ -301,13 +301,13 @@ class NotificationSocket:
         loop = asyncio.get_running_loop()
         for number in itertools.count(1):
             try:
-                octets = await loop.sock_recv(self._socket, _DATAGRAM)
+                data = await loop.sock_recv(self._socket, _DATAGRAM)
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
                     return  # the buffer was full: any message may have been lost
                 raise failed("netlink notification", error) from error
             try:
-                if any(concerns(message) for message in split(octets)):
+                if any(concerns(message) for message in split(data)):
                     return
             except WireError:
                 return  # an unreadable message may announce any change
@@ -349,15 +349,15 @@ async def _deadline() -> AsyncIterator[None]:
         ) from error
 
 
-def _open(buffer_octets: int, groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+def _open(buffer_bytes: int, groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
     try:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         opened = socket.socket(socket.AF_NETLINK, kind, protocol)
     except OSError as error:
         raise failed("netlink socket", error) from error
     # SO_RCVBUFFORCE needs CAP_NET_ADMIN. SO_RCVBUF is limited by net.core.rmem_max.
-    _try_option(opened, socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_octets)
-    _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_octets)
+    _try_option(opened, socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+    _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
     try:
         opened.bind((0, groups))
     except OSError as error:  # some groups need CAP_NET_ADMIN

@@ -9,7 +9,7 @@ from pyflannel.kernel.filters.programs import MissingProgramError, Ran, run_prog
 from pyflannel.kernel.host.files import KEY_MODE, Replacement, next_path, read_key_file, unusable_key
 from pyflannel.kernel.network.links import has_wireguard
 from pyflannel.model.store_record import Secret
-from pyflannel.model.wireguard import KEY_OCTETS, WireguardFacts, parse_key
+from pyflannel.model.wireguard import KEY_BYTES, WireguardFacts, parse_key
 from pyflannel.ports import in_thread
 
 PROGRAM = "wg"
@@ -143,7 +143,7 @@ def _read_key(path: Path) -> str | None:
         raise unusable_key(
             path,
             _NAME,
-            f"it contains no key of {KEY_OCTETS} bytes in base64",
+            f"it contains no key of {KEY_BYTES} bytes in base64",
             "Restore it, or delete it to get a new key.",
         )
     return key

@@ -30,7 +30,7 @@ from pyflannel.model.state import State
 from pyflannel.model.store_record import Secret
 from pyflannel.model.tunnel_guard import GuardedPath
 from pyflannel.model.wireguard import (
-    KEY_OCTETS,
+    KEY_BYTES,
     WireguardDevice,
     WireguardFacts,
     WireguardPeer,
@@ -415,7 +415,7 @@ def _preshared_key(keys: BackendKeys) -> Secret:
         return Secret("")
     if (key := parse_key(text)) is None:
         raise ConfigError(
-            f"error decoding wireguard backend config: Backend.PSK is not a key of {KEY_OCTETS} bytes in"
+            f"error decoding wireguard backend config: Backend.PSK is not a key of {KEY_BYTES} bytes in"
             f" base64: it has {len(text)} characters, and a key has 44",
             hint="Write the output of `wg genpsk`, or omit PSK to use no preshared key.",
         )

@@ -246,8 +246,8 @@ def _payload_objection(found: dict[int, bytes], following: Expression) -> str | 
     """
     if 1 not in found:
         return "a changed packet"
-    base, offset, octets = (integer_of(found.get(kind)) for kind in (2, 3, 4))
-    read = range(offset, offset + octets)
+    base, offset, length = (integer_of(found.get(kind)) for kind in (2, 3, 4))
+    read = range(offset, offset + length)
     allowed = {_NETWORK: (_ADDRESSES, _PROTOCOL), _TRANSPORT: (_PORTS,)}.get(base, ())
     if any(read and read[0] in one and read[-1] in one for one in allowed):
         return None

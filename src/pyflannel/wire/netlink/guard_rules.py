@@ -347,8 +347,8 @@ def _of_another_network(one: _Socket) -> Iterator[Rule]:
 
 
 def _vni(vni: int, compare: Callable[[bytes], Expression]) -> tuple[Expression, ...]:
-    octets = vni.to_bytes(3, "big")
-    return payload(TRANSPORT_HEADER, _UDP_HEADER + 4, len(octets)), compare(octets)
+    data = vni.to_bytes(3, "big")
+    return payload(TRANSPORT_HEADER, _UDP_HEADER + 4, len(data)), compare(data)
 
 
 def _from_a_peer(

@@ -15,8 +15,8 @@ from pyflannel.wire.netlink.message import (
     attribute,
     attributes,
     integer,
-    mac_octets,
     nest,
+    packed_mac,
     parse_address,
     parse_mac,
     text,
@@ -115,8 +115,8 @@ def _changeable(wanted: VxlanRecord) -> bytes:
 
 
 def _address(found: dict[int, bytes], kind: int, kind_6: int) -> IPv4Address | IPv6Address | None:
-    octets = found.get(kind) or found.get(kind_6)
-    return parse_address(octets) if octets is not None and any(octets) else None
+    data = found.get(kind) or found.get(kind_6)
+    return parse_address(data) if data is not None and any(data) else None
 
 
 # Links: RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK.
@@ -250,7 +250,7 @@ def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
     """
     parts = [attribute(_NAME, name.encode(errors="surrogateescape") + b"\0")]
     if mac:
-        parts.append(attribute(_MAC, mac_octets(mac)))
+        parts.append(attribute(_MAC, packed_mac(mac)))
     parts.append(_info("vxlan", vxlan_data(vxlan)))
     return Request(NEW, ACK | CREATE | EXCLUSIVE, _LAYOUT.pack(0, 0, 0, 0, 0) + b"".join(parts))
 
@@ -280,7 +280,7 @@ def create_bridge(name: str, mac: str) -> Request:
     """Return the request that creates a bridge with this MAC address, which does not change with its
     ports.
     """
-    parts = attribute(_NAME, name.encode(errors="surrogateescape") + b"\0") + attribute(_MAC, mac_octets(mac))
+    parts = attribute(_NAME, name.encode(errors="surrogateescape") + b"\0") + attribute(_MAC, packed_mac(mac))
     return Request(NEW, ACK | CREATE | EXCLUSIVE, _LAYOUT.pack(0, 0, 0, 0, 0) + parts + _info("bridge", b""))
 
 
@@ -328,7 +328,7 @@ def change_link(
     if alias is not None:
         parts.append(attribute(_ALIAS, alias.encode(errors="surrogateescape")))
     if mac is not None:
-        parts.append(attribute(_MAC, mac_octets(mac)))
+        parts.append(attribute(_MAC, packed_mac(mac)))
     flags, mask = (_UP if is_up else 0), (0 if is_up is None else _UP)
     return Request(NEW, ACK, _LAYOUT.pack(0, 0, index, flags, mask) + b"".join(parts))
 

@@ -73,20 +73,20 @@ def pack(request: Request, sequence: int) -> bytes:
     return header + request.body + bytes(-size & 3)
 
 
-def split(octets: bytes) -> Iterator[Message]:
+def split(data: bytes) -> Iterator[Message]:
     """Yield the messages of one datagram, in order.
 
     Raises:
         WireError: a length is beyond the end of the datagram.
     """
-    offset, end = 0, len(octets)
+    offset, end = 0, len(data)
     while offset < end:
         if end - offset < HEADER.size:
             raise _truncated("header", end - offset, HEADER.size)
-        size, kind, flags, sequence, port = HEADER.unpack_from(octets, offset)
+        size, kind, flags, sequence, port = HEADER.unpack_from(data, offset)
         if size < HEADER.size or offset + size > end:
             raise _truncated("message", end - offset, size)
-        yield Message(kind, flags, sequence, port, octets[offset + HEADER.size : offset + size])
+        yield Message(kind, flags, sequence, port, data[offset + HEADER.size : offset + size])
         offset += (size + 3) & ~3
 
 
@@ -101,19 +101,19 @@ def nest(kind: int, *attributes: bytes) -> bytes:
     return attribute(kind | _NESTED, b"".join(attributes))
 
 
-def attributes(octets: bytes, offset: int = 0) -> dict[int, bytes]:
+def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Return the attributes from `offset` on, by kind. If a kind occurs twice, its last payload applies.
 
     Raises:
         WireError: a length is beyond the end of the bytes.
     """
     found: dict[int, bytes] = {}
-    end = len(octets)
+    end = len(data)
     while offset + ATTRIBUTE.size <= end:
-        size, kind = ATTRIBUTE.unpack_from(octets, offset)
+        size, kind = ATTRIBUTE.unpack_from(data, offset)
         if size < ATTRIBUTE.size or offset + size > end:
             raise _truncated("attribute", end - offset, size)
-        found[kind & _KIND_MASK] = octets[offset + ATTRIBUTE.size : offset + size]
+        found[kind & _KIND_MASK] = data[offset + ATTRIBUTE.size : offset + size]
         offset += (size + 3) & ~3
     return found
 
@@ -129,14 +129,14 @@ def unpack(layout: struct.Struct, body: bytes) -> tuple[int, ...]:
     return layout.unpack_from(body)
 
 
-def integer(octets: bytes) -> int:
+def integer(data: bytes) -> int:
     """Return a number in the host's byte order."""
-    return int.from_bytes(octets, sys.byteorder)
+    return int.from_bytes(data, sys.byteorder)
 
 
-def text(octets: bytes) -> str:
+def text(data: bytes) -> str:
     """Return a NUL-terminated text. Bytes that are not UTF-8 become surrogates."""
-    return octets.split(b"\0", 1)[0].decode(errors="surrogateescape")
+    return data.split(b"\0", 1)[0].decode(errors="surrogateescape")
 
 
 def _truncated(what: str, present: int, needed: int) -> WireError:
@@ -194,27 +194,27 @@ def _attributes_offset(message: Message) -> int:
     return _ERROR.size + ((size + 3) & ~3)
 
 
-def parse_mac(octets: bytes) -> str:
+def parse_mac(data: bytes) -> str:
     """Return bytes in lower-case hexadecimal, with colons; "" for no bytes."""
-    return octets.hex(":") if octets else ""
+    return data.hex(":") if data else ""
 
 
-def mac_octets(mac: str) -> bytes:
+def packed_mac(mac: str) -> bytes:
     """Return the six bytes of a MAC address.
 
     Raises:
         WireError: the text is not a MAC address.
     """
     try:
-        octets = bytes.fromhex(mac.replace(":", ""))
+        data = bytes.fromhex(mac.replace(":", ""))
     except ValueError:
-        octets = b""
-    if len(octets) != 6:
+        data = b""
+    if len(data) != 6:
         raise WireError(
             f"a MAC address has six bytes in hexadecimal, not {mac!r}",
             hint="Check the lease of the peer: its VtepMAC is invalid.",
         )
-    return octets
+    return data
 
 
 INET = 2
@@ -229,43 +229,43 @@ def family_of(value: IpValue) -> int:
     return INET if value.version == 4 else INET6
 
 
-def parse_address(octets: bytes) -> IPv4Address | IPv6Address:
+def parse_address(data: bytes) -> IPv4Address | IPv6Address:
     """Return the address of 4 or 16 bytes.
 
     Raises:
         WireError: the number of bytes is neither 4 nor 16.
     """
-    if len(octets) == 4:
-        return IPv4Address(int.from_bytes(octets, "big"))
-    if len(octets) == 16:
-        return IPv6Address(int.from_bytes(octets, "big"))
+    if len(data) == 4:
+        return IPv4Address(int.from_bytes(data, "big"))
+    if len(data) == 16:
+        return IPv6Address(int.from_bytes(data, "big"))
     raise WireError(
-        f"an IP address has 4 or 16 bytes, not {len(octets)}",
+        f"an IP address has 4 or 16 bytes, not {len(data)}",
         hint="The kernel uses an unknown form of netlink: report the version of the kernel.",
     )
 
 
-def parse_interface(octets: bytes, length: int) -> IPv4Interface | IPv6Interface:
+def parse_interface(data: bytes, length: int) -> IPv4Interface | IPv6Interface:
     """Return the address of 4 or 16 bytes with its prefix length.
 
     Raises:
         WireError: the number of bytes is neither 4 nor 16, or the prefix length is too large.
     """
-    address = parse_address(octets)
+    address = parse_address(data)
     _check_length(address, length)
     if isinstance(address, IPv4Address):
         return IPv4Interface((int(address), length))
     return IPv6Interface((int(address), length))
 
 
-def parse_prefix(octets: bytes, length: int) -> IPv4Network | IPv6Network:
+def parse_prefix(data: bytes, length: int) -> IPv4Network | IPv6Network:
     """Return the prefix with this address of 4 or 16 bytes and this length. Bits beyond the length are
     ignored.
 
     Raises:
         WireError: the number of bytes is neither 4 nor 16, or the prefix length is too large.
     """
-    address = parse_address(octets)
+    address = parse_address(data)
     _check_length(address, length)
     beyond = address.max_prefixlen - length
     base = int(address) >> beyond << beyond

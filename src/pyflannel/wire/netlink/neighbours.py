@@ -22,7 +22,7 @@ from pyflannel.wire.netlink.message import (
     attribute,
     attributes,
     family_of,
-    mac_octets,
+    packed_mac,
     parse_address,
     parse_mac,
     unpack,
@@ -176,7 +176,7 @@ def parse_fdb_entry(body: bytes) -> FdbRecord | None:
 def put_neighbour(index: int, address: IPv4Address | IPv6Address, mac: str) -> Request:
     """Return the request that adds a permanent neighbour, or replaces the entry of this address."""
     body = _LAYOUT.pack(family_of(address), index, PERMANENT, 0, _UNICAST)
-    body += attribute(_DESTINATION, address.packed) + attribute(_MAC, mac_octets(mac))
+    body += attribute(_DESTINATION, address.packed) + attribute(_MAC, packed_mac(mac))
     return Request(NEW, ACK | CREATE | REPLACE, body)
 
 
@@ -189,13 +189,13 @@ def remove_neighbour(index: int, address: IPv4Address | IPv6Address) -> Request:
 def put_fdb_entry(index: int, mac: str, destination: IPv4Address | IPv6Address) -> Request:
     """Return the request that adds a permanent FDB entry, or replaces the first entry of this MAC address."""
     body = _LAYOUT.pack(BRIDGE, index, PERMANENT, _SELF, _UNICAST)
-    body += attribute(_MAC, mac_octets(mac)) + attribute(_DESTINATION, destination.packed)
+    body += attribute(_MAC, packed_mac(mac)) + attribute(_DESTINATION, destination.packed)
     return Request(NEW, ACK | CREATE | REPLACE, body)
 
 
 def remove_fdb_entry(index: int, mac: str, destination: IPv4Address | IPv6Address | None = None) -> Request:
     """Return the request that removes one destination of a MAC address, or all if none is given."""
-    body = _LAYOUT.pack(BRIDGE, index, 0, _SELF, _UNICAST) + attribute(_MAC, mac_octets(mac))
+    body = _LAYOUT.pack(BRIDGE, index, 0, _SELF, _UNICAST) + attribute(_MAC, packed_mac(mac))
     if destination is not None:
         body += attribute(_DESTINATION, destination.packed)
     return Request(DELETE, ACK, body)

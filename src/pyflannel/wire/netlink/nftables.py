@@ -396,13 +396,13 @@ REGISTER = 1
 """NFT_REG_1: the first register."""
 
 
-def register_after(octets: int) -> int:
-    """Return the number that the kernel reports for the register after the first `octets` bytes of registers.
+def register_after(length: int) -> int:
+    """Return the number that the kernel reports for the register after the first `length` bytes of registers.
 
     NFT_REG_1 to NFT_REG_4 (1 to 4) begin at multiples of 16 bytes; NFT_REG32_00 (8) and the next registers at
     multiples of 4.
     """
-    return 8 + octets // 4 if octets % 16 else 1 + octets // 16
+    return 8 + length // 4 if length % 16 else 1 + length // 16
 
 
 ACCEPT, DROP = 1, 0
@@ -424,9 +424,9 @@ def set_mark(register: int = REGISTER) -> Expression:
     return "meta", _number(2, META_MARK) + _number(3, register)
 
 
-def payload(base: int, offset: int, octets: int, register: int = REGISTER) -> Expression:
+def payload(base: int, offset: int, length: int, register: int = REGISTER) -> Expression:
     """Load bytes of a header. The rule does not match if the packet is too short."""
-    return "payload", _number(1, register) + _number(2, base) + _number(3, offset) + _number(4, octets)
+    return "payload", _number(1, register) + _number(2, base) + _number(3, offset) + _number(4, length)
 
 
 def masked(mask: bytes, flip: bytes | None = None, register: int = REGISTER) -> Expression:
@@ -520,8 +520,8 @@ def _text(kind: int, value: str) -> bytes:
     return attribute(kind, value.encode() + b"\0")
 
 
-def _value(kind: int, octets: bytes) -> bytes:
-    return nest(kind, attribute(1, octets))
+def _value(kind: int, data: bytes) -> bytes:
+    return nest(kind, attribute(1, data))
 
 
 def _value_of(nested: bytes) -> bytes:
@@ -529,22 +529,22 @@ def _value_of(nested: bytes) -> bytes:
     return nested[ATTRIBUTE.size :]
 
 
-def integer_of(octets: bytes | None) -> int:
+def integer_of(data: bytes | None) -> int:
     """Return the number in an attribute; 0 if the attribute is missing."""
-    return int.from_bytes(octets or b"", "big")
+    return int.from_bytes(data or b"", "big")
 
 
-def nested_attributes(octets: bytes) -> Iterator[bytes]:
+def nested_attributes(data: bytes) -> Iterator[bytes]:
     """Yield the payload of each attribute, even if a kind occurs several times."""
-    return (payload for _, payload in _each(octets))
+    return (payload for _, payload in _each(data))
 
 
-def _each(octets: bytes) -> Iterator[tuple[int, bytes]]:
+def _each(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield kind (with its flags) and payload of each attribute, even if a kind occurs several times."""
     offset = 0
-    while offset + ATTRIBUTE.size <= len(octets):
-        size, kind = ATTRIBUTE.unpack_from(octets, offset)
+    while offset + ATTRIBUTE.size <= len(data):
+        size, kind = ATTRIBUTE.unpack_from(data, offset)
         if size < ATTRIBUTE.size:
             return
-        yield kind, octets[offset + ATTRIBUTE.size : offset + size]
+        yield kind, data[offset + ATTRIBUTE.size : offset + size]
         offset += (size + 3) & ~3

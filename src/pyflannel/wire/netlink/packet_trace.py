@@ -54,8 +54,8 @@ _PROTOCOL_AT, _ADDRESSES_AT, _ID_AT = 9, 12, 4
 """Offsets in the headers of IP and of ICMP."""
 
 _UDP = 17
-_IP_OCTETS, _UDP_OCTETS = 20, 8
-_TUNNELS = (_UDP_OCTETS, _UDP_OCTETS + 8 + 14)
+_IP_BYTES, _UDP_BYTES = 20, 8
+_TUNNELS = (_UDP_BYTES, _UDP_BYTES + 8 + 14)
 """Bytes of the headers of UDP, and of UDP, VXLAN and Ethernet, before the inner packet."""
 
 _META_TRACE = 12  # NFT_META_NFTRACE
@@ -118,7 +118,7 @@ def _inside(ends: bytes, identifier: bytes) -> Iterator[tuple[Expression, ...]]:
             equals(bytes([PROTOCOL_ICMP])),
             payload(TRANSPORT_HEADER, headers + _ADDRESSES_AT, len(ends)),
             equals(ends),
-            payload(TRANSPORT_HEADER, headers + _IP_OCTETS + _ID_AT, _ID.size),
+            payload(TRANSPORT_HEADER, headers + _IP_BYTES + _ID_AT, _ID.size),
             equals(identifier),
         )
 
@@ -198,7 +198,7 @@ def parse_trace(message: Message) -> TraceMessage | None:
         verdict = attributes(found.get(5, b""))
         code, target = _signed(integer_of(verdict.get(1))), text(verdict.get(2, b""))
     header = found.get(8, b"")
-    is_ip = len(header) >= _IP_OCTETS
+    is_ip = len(header) >= _IP_BYTES
     return TraceMessage(
         number=integer_of(found.get(6)),
         family=_FAMILIES.get(message.body[0], str(message.body[0])),

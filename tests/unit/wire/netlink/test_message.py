@@ -44,16 +44,16 @@ def test_a_datagram_is_split_into_its_messages_in_order(batch: list[Request], fi
 
 @given(st.dictionaries(kinds, st.binary(max_size=40)))
 def test_attributes_are_read_back_by_kind(wanted: dict[int, bytes]) -> None:
-    octets = b"".join(attribute(kind, payload) for kind, payload in wanted.items())
+    data = b"".join(attribute(kind, payload) for kind, payload in wanted.items())
 
-    assert attributes(octets) == wanted
-    assert attributes(attributes(nest(7, octets))[7]) == wanted
+    assert attributes(data) == wanted
+    assert attributes(attributes(nest(7, data))[7]) == wanted
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_messages_or_a_wire_error(octets: bytes) -> None:
+def test_any_bytes_are_messages_or_a_wire_error(data: bytes) -> None:
     with contextlib.suppress(WireError):
-        assert all(len(message.body) <= len(octets) for message in split(octets))
+        assert all(len(message.body) <= len(data) for message in split(data))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_an_acknowledgement_contains_errno_and_the_kernels_text(is_capped: bool)
 
 
 def test_a_message_longer_than_its_datagram_is_refused() -> None:
-    octets = HEADER.pack(40, 16, 0, 1, 0) + bytes(8)
+    data = HEADER.pack(40, 16, 0, 1, 0) + bytes(8)
 
     with pytest.raises(WireError, match="has 24 bytes, but needs 40"):
-        list(split(octets))
+        list(split(data))

@@ -24,8 +24,8 @@ from pyflannel.wire.netlink.neighbours import (
 
 indexes = st.integers(1, 2**31 - 1)
 addresses = st.integers(1, 2**32 - 1).map(IPv4Address) | st.integers(1, 2**128 - 1).map(IPv6Address)
-macs = st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":"))
-ages = st.binary(min_size=16, max_size=16).map(lambda octets: attribute(3, octets))
+macs = st.binary(min_size=6, max_size=6).map(lambda data: data.hex(":"))
+ages = st.binary(min_size=16, max_size=16).map(lambda data: attribute(3, data))
 
 
 @given(indexes, addresses, macs)

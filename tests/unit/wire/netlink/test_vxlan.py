@@ -17,11 +17,11 @@ from pyflannel.wire.netlink.links import (
     parse_vxlan,
     vxlan_data,
 )
-from pyflannel.wire.netlink.message import HEADER, mac_octets, pack, parse_mac
+from pyflannel.wire.netlink.message import HEADER, pack, packed_mac, parse_mac
 
 v4_addresses = st.integers(1, 2**32 - 1).map(IPv4Address)
 v6_addresses = st.integers(1, 2**128 - 1).map(IPv6Address)
-macs = st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":"))
+macs = st.binary(min_size=6, max_size=6).map(lambda data: data.hex(":"))
 vxlans = st.builds(
     VxlanRecord,
     vni=st.integers(0, 2**24 - 1),
@@ -127,10 +127,10 @@ def test_pyroute2_reads_the_written_mac_of_a_link(mac: str) -> None:
 
 @given(macs)
 def test_a_mac_address_is_read_back(mac: str) -> None:
-    assert parse_mac(mac_octets(mac)) == mac
+    assert parse_mac(packed_mac(mac)) == mac
 
 
 @pytest.mark.parametrize("text", ["", "0e:11:22:33:44", "0e:11:22:33:44:5g", "0e:11:22:33:44:55:66"])
 def test_an_invalid_mac_address_is_refused_by_name(text: str) -> None:
     with pytest.raises(WireError, match=f"not '{text}'"):
-        mac_octets(text)
+        packed_mac(text)
