@@ -9,7 +9,7 @@ from time import monotonic
 
 from pyflannel.wire.forwarder_control import Peer, Settings, Stranger
 from pyflannel.wire.packet import (
-    HEADER_OCTETS,
+    HEADER_BYTES,
     PROTOCOL_UDP,
     ROUTED,
     TTL_AND_CHECKSUM,
@@ -116,10 +116,10 @@ def outbound(buffer: bytearray, at: int, size: int, peers: PeerTable, mtu: int) 
     a datagram is dropped regardless of its source, because a NAT may have changed the source. A later
     fragment has no port, so for a fragment only the address is compared.
     """
-    if size < HEADER_OCTETS:
+    if size < HEADER_BYTES:
         return Drop.SHORT
     version_and_length, total, ttl, protocol, old, _, destination = ROUTED.unpack_from(buffer, at)
-    if version_and_length != 0x45 or total > size or total < HEADER_OCTETS or size > mtu:
+    if version_and_length != 0x45 or total > size or total < HEADER_BYTES or size > mtu:
         fault = _fault(version_and_length, total, size, mtu)
         if fault is not None:
             return fault
@@ -145,10 +145,10 @@ def inbound(
     subnet; the first address of this subnet is that of the tunnel. The sender's port is ignored, because a
     NAT may have changed the port.
     """
-    if size < HEADER_OCTETS:
+    if size < HEADER_BYTES:
         return Drop.SHORT
     version_and_length, total, ttl, protocol, old, source, destination = ROUTED.unpack_from(buffer, at)
-    if version_and_length != 0x45 or total > size or total < HEADER_OCTETS or size > settings.mtu:
+    if version_and_length != 0x45 or total > size or total < HEADER_BYTES or size > settings.mtu:
         fault = _fault(version_and_length, total, size, settings.mtu)
         if fault is not None:
             return fault
@@ -170,7 +170,7 @@ def _fault(version_and_length: int, total: int, size: int, mtu: int) -> Drop | N
     if version_and_length >> 4 != 4:
         return Drop.NOT_IPV4
     header_bytes = (version_and_length & 0x0F) * 4
-    if header_bytes < HEADER_OCTETS or not header_bytes <= total <= size:
+    if header_bytes < HEADER_BYTES or not header_bytes <= total <= size:
         return Drop.INCONSISTENT
     return Drop.LONG if size > mtu else None
 

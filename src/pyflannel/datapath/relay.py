@@ -17,7 +17,7 @@ from pyflannel.datapath.tcp_run import TcpRun
 from pyflannel.datapath.tun import DeviceWriter, Offload, Offloads, Tun
 from pyflannel.datapath.underlay import LONGEST_RUN_BYTES, LONGEST_RUN_PACKETS, UnderlaySender
 from pyflannel.wire.forwarder_control import Settings
-from pyflannel.wire.packet import HEADER, HEADER_OCTETS, ROUTED, TTL_AT, checksum_one_hop_on
+from pyflannel.wire.packet import HEADER, HEADER_BYTES, ROUTED, TTL_AT, checksum_one_hop_on
 
 _FEWEST_SLOTS = 16
 _BATCHES = 3
@@ -131,7 +131,7 @@ class OutboundPath:
         """Return how many of `count` packets of `size` bytes, from the packet at `at`, have the same verdict
         as this packet. 1 if only this packet was compared.
         """
-        if count < _FEWEST_AT_ONCE or size < HEADER_OCTETS:
+        if count < _FEWEST_AT_ONCE or size < HEADER_BYTES:
             return 1
         if self._peers.ports_at(int.from_bytes(self._buffer[at + 16 : at + 20], "big")):
             return 1

@@ -10,7 +10,7 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any
 
-from pyflannel.wire.packet import HEADER_OCTETS, PROTOCOL_TCP, checksum, decrement_ttl
+from pyflannel.wire.packet import HEADER_BYTES, PROTOCOL_TCP, checksum, decrement_ttl
 
 _FIELDS = "IHIH12sIQH"
 _HEADERS = Struct("!" + _FIELDS)
@@ -71,7 +71,7 @@ class TcpRun:
         if buffer[at] != 0x45 or buffer[at + 9] != PROTOCOL_TCP or size <= _SHORTEST_BYTES:
             return False
         first, identity, middle, ip_sum, flow, sequence, state, tcp_sum = _HEADERS.unpack_from(buffer, at)
-        header_bytes = HEADER_OCTETS + (state >> _HEADER_LENGTH_SHIFT & 0xF) * 4
+        header_bytes = HEADER_BYTES + (state >> _HEADER_LENGTH_SHIFT & 0xF) * 4
         if (
             first & 0xFFFF != size
             or middle & _UNDIVIDED
@@ -191,7 +191,7 @@ class TcpRun:
         """
         total = sum(int.from_bytes(self._view[start:end], "little") for start, end in self._chunks())
         count = len(self.starts)
-        pseudo = (self._addresses + PROTOCOL_TCP - HEADER_OCTETS) * count + self.size_bytes
+        pseudo = (self._addresses + PROTOCOL_TCP - HEADER_BYTES) * count + self.size_bytes
         # Modulo 65535, a factor of 256 swaps the bytes of a word. Numbers in the byte order of the host are
         # faster.
         return (total * 256 + pseudo) % 65535 == 0
@@ -207,8 +207,8 @@ class TcpRun:
         total = self.size_bytes - length * (len(self.starts) - 1)
         _LENGTH.pack_into(header, 2, total)
         _LENGTH.pack_into(header, 10, 0)
-        _LENGTH.pack_into(header, 10, checksum(header[:HEADER_OCTETS]))
-        tcp_bytes = total - HEADER_OCTETS
+        _LENGTH.pack_into(header, 10, checksum(header[:HEADER_BYTES]))
+        tcp_bytes = total - HEADER_BYTES
         _LENGTH.pack_into(header, 36, (self._addresses + PROTOCOL_TCP + tcp_bytes) % 65535)
         last = self.starts[-1]
         header[33] = self._buffer[last + 33]

@@ -10,13 +10,13 @@ from ipaddress import IPv4Address, IPv6Address
 from msgspec import Struct
 
 from pyflannel.model.network_config import Family, IpAddress
-from pyflannel.wire.packet import HEADER_OCTETS, PROTOCOL_ICMP, checksum
+from pyflannel.wire.packet import HEADER_BYTES, PROTOCOL_ICMP, checksum
 
 ECHO_REPLY, UNREACHABLE, ECHO_REQUEST, TIME_EXCEEDED = 0, 3, 8, 11
 TIMESTAMP_REQUEST, TIMESTAMP_REPLY = 13, 14
 UNREACHABLE_V6, TOO_BIG_V6, TIME_EXCEEDED_V6, ECHO_REQUEST_V6, ECHO_REPLY_V6 = 1, 2, 3, 128, 129
 
-OVERHEADS: Mapping[Family, int] = {4: HEADER_OCTETS + 8, 6: 40 + 8}
+OVERHEADS: Mapping[Family, int] = {4: HEADER_BYTES + 8, 6: 40 + 8}
 """Number of bytes in front of the payload of an echo packet."""
 
 _HEADER = struct.Struct("!BBHHH")
@@ -127,10 +127,10 @@ def _request(kind: int, identifier: int, sequence: int, payload: bytes) -> bytes
 
 def parse_icmp(packet: bytes) -> IcmpMessage | None:
     """Return the ICMP message in an IPv4 packet; None if it contains none."""
-    if len(packet) < HEADER_OCTETS or packet[0] >> 4 != 4 or packet[9] != PROTOCOL_ICMP:
+    if len(packet) < HEADER_BYTES or packet[0] >> 4 != 4 or packet[9] != PROTOCOL_ICMP:
         return None
     at = (packet[0] & 0x0F) * 4
-    if at < HEADER_OCTETS or len(packet) < at + _HEADER.size:
+    if at < HEADER_BYTES or len(packet) < at + _HEADER.size:
         return None
     kind, code, _, identifier, last = _HEADER.unpack_from(packet, at)
     is_too_large = (kind, code) == (UNREACHABLE, _FRAGMENTATION_NEEDED)

@@ -5,7 +5,7 @@ Addresses are integers and buffers are changed in place, for speed, because this
 
 from struct import Struct
 
-HEADER_OCTETS = 20
+HEADER_BYTES = 20
 HEADER = Struct("!BBHHHBBHII")
 """The whole header: version and header length, TOS, total length, id, flags and fragment offset, TTL,
 protocol, checksum, source, destination (RFC 791 section 3.1)."""
@@ -112,7 +112,7 @@ def _icmp_error(packet: bytearray, size: int, kind: int, source: int) -> bytes |
     if fragment & _FRAGMENT_OFFSET or not _is_single_host(offender) or not _is_single_host(destination):
         return None
     quote = packet[: min((version_and_length & 0x0F) * 4 + _QUOTED_PAYLOAD_BYTES, size)]
-    total = HEADER_OCTETS + _ICMP_HEADER_BYTES + len(quote)
+    total = HEADER_BYTES + _ICMP_HEADER_BYTES + len(quote)
     header = bytearray(HEADER.pack(0x45, 0, total, 0, 0, _ERROR_TTL, PROTOCOL_ICMP, 0, source, offender))
     header[10:12] = checksum(header).to_bytes(2, "big")
     message = bytearray(_ICMP_HEADER.pack(kind, 0, 0, 0)) + quote
