@@ -13,17 +13,18 @@ from pyflannel.engine.condition import Inputs
 from pyflannel.engine.peer_probes import paths_of
 from pyflannel.engine.plan_log import NAMED_IN_LOG, PEERS_A_MINUTE
 from pyflannel.engine.world import PlanOptions
-from pyflannel.model.host import Underlay
+from pyflannel.model.host import HostFile, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep, WireguardData
+from pyflannel.model.link import Link
 from pyflannel.model.network_config import NetworkConfig
 from pyflannel.model.route import FdbEntry, Route
-from pyflannel.model.state import Blocked, Changed, Replaced
-from pyflannel.model.wireguard import WireguardFacts
+from pyflannel.model.state import Blocked, Changed, Replaced, State
+from pyflannel.model.wireguard import WireguardDevice, WireguardFacts, WireguardPeer
 from pyflannel.plan.backend.alloc import AllocBackend
 from pyflannel.plan.backend.host_gw import HostGwBackend
 from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
-from pyflannel.plan.backend.wireguard import WireguardBackend
+from pyflannel.plan.backend.wireguard import Mode, WireguardBackend
 from pyflannel.plan.backends import Backend
 
 CONFIG = NetworkConfig(network=IPv4Network("10.100.0.0/16"), subnet_length=24)
@@ -357,6 +358,70 @@ def dual_planner(backend: Backend) -> Planning:
         config=config, backend=backend, lease=own, underlay=underlay, owner="f00d", wireguard=facts
     )
     return Planning(inputs, PlanOptions(subnet_file=SUBNET_FILE))
+
+
+@pytest.mark.parametrize(
+    ("backend", "alone", "kind"),
+    [
+        (VxlanBackend(), VxlanBackend(), "vxlan"),
+        (VxlanBackend(routes_directly=True), VxlanBackend(routes_directly=True), "vxlan"),
+        (HostGwBackend(), HostGwBackend(), "host-gw"),
+        (WIREGUARD, replace(WIREGUARD, network=None), "wireguard"),
+    ],
+)
+def test_each_backend_plans_ipv6_without_ipv4(backend: Backend, alone: Backend, kind: str) -> None:
+    """A network with IPv6 alone has the objects of IPv6 in a network with both families."""
+    peers = [dual_lease(number, number - 9, kind) for number in (10, 11)]
+    both, ipv4 = dual_planner(backend), dual_planner(backend)
+    assert both.inputs.config is not None
+    both.take(leases=by_subnet(peers))
+    ipv4.take(config=replace(both.inputs.config, enable_ipv6=False), leases=by_subnet(peers))
+
+    made = ipv6_planner(alone)
+    made.take(
+        leases=by_subnet([Lease.of_ipv6(one.ipv6_subnet, one.attributes) for one in peers if one.ipv6_subnet])
+    )
+
+    known = {item.key for item in ipv4.plan or ()}
+    expected = [item for item in both.plan or () if item.key not in known]
+    assert State.collect(item for item in made.plan or () if not isinstance(item, HostFile)) == State.collect(
+        expected
+    )
+    assert expected
+    assert made.peer_count == 2
+    assert (paths := paths_of(made, made.inputs)) is not None
+    assert len(list(paths.subnets())) == 2
+
+
+@pytest.mark.parametrize("mode", ["auto", "ipv6"])
+def test_one_wireguard_device_carries_ipv6_alone(mode: Mode) -> None:
+    made = ipv6_planner(replace(WIREGUARD, network=None, mode=mode))
+    peer = dual_lease(10, 1, "wireguard")
+    assert peer.ipv6_subnet is not None
+
+    made.take(leases=by_subnet([Lease.of_ipv6(peer.ipv6_subnet, peer.attributes)]))
+
+    plan = made.plan or State.EMPTY
+    assert [link.name for link in plan.of_type(Link)] == ["flannel-wg"]
+    assert [one.endpoint for one in plan.of_type(WireguardPeer)] == ["[fd07::1]:51820"]
+    assert [one.sources for one in plan.of_type(WireguardDevice)] == [(IPv6Address("fd07::99"),)]
+
+
+def ipv6_planner(backend: Backend) -> Planning:
+    """Return a planner of the same network with IPv6 alone."""
+    inputs = dual_planner(backend).inputs
+    assert inputs.config is not None
+    assert inputs.lease is not None
+    assert inputs.lease.ipv6_subnet is not None
+    assert inputs.underlay is not None
+    address = IPv6Address("fd07::99")
+    changed = replace(
+        inputs,
+        config=replace(inputs.config, enable_ipv4=False, is_assigned=True),
+        lease=Lease.of_ipv6(inputs.lease.ipv6_subnet, inputs.lease.attributes),
+        underlay=replace(inputs.underlay, address=address, public_ip=address),
+    )
+    return Planning(changed, PlanOptions(subnet_file=SUBNET_FILE))
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,16 @@ class TestPeer:
 
 
 class TestConfig:
+    @pytest.mark.parametrize("mode", ["separate", "auto", "ipv6"])
+    def test_only_the_mode_ipv4_needs_ipv4(self, mode: str) -> None:
+        alone = replace(DUAL_CONFIG, enable_ipv4=False, is_assigned=True)
+
+        found = parse(replace(alone, backend={"Type": "wireguard", "Mode": mode}))
+
+        assert (found.mode, found.network) == (mode, None)
+        with pytest.raises(ConfigError, match="Mode ipv4 needs EnableIPv4"):
+            parse(replace(alone, backend={"Type": "wireguard", "Mode": "ipv4"}))
+
     @pytest.mark.parametrize("mode", ["separate", "auto", "ipv4", None])
     def test_modes_with_ipv4_are_accepted(self, mode: str | None) -> None:
         assert backend(Mode=mode).udp_port == 51820
