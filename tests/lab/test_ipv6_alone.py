@@ -313,6 +313,14 @@ def test_other_backends_carry_the_packets(
         assert f"{NETWORK} dev flannel-wg-v6" in routes
         endpoints = first.run(["wg", "show", "flannel-wg-v6", "endpoints"]).stdout
         assert f"[{ipv6_underlay(second).ip}]:51821" in endpoints
+        before = json.loads(first.flannelctl("status", "--json"))["wireguard"]
+        assert str(bridge(second).network) in [peer["subnet"] for peer in before["peers"]]
+        rotated = json.loads(first.flannelctl("rotate-key", "--json"))["public_key"]
+        assert rotated != before["public_key"]
+        assert (
+            json.loads(cluster.api.server.annotations(first.name)["backend-v6-data"])["PublicKey"] == rotated
+        )
+        wait_reached(first, second)
 
 
 def test_udp_is_refused_with_the_remedy(cluster: Cluster, hosts: list[Host]) -> None:

@@ -188,8 +188,8 @@ class Supervisor:
 
     def _has_published(self, public_key: str) -> bool:
         held = self.condition.held
-        data = None if held is None else held.lease.attributes.wireguard
-        return data is not None and data.public_key == public_key
+        part = None if held is None else held.lease.part(held.lease.subnet.version)
+        return part is not None and part.wireguard is not None and part.wireguard.public_key == public_key
 
     @property
     def waiting_for(self) -> str | None:
