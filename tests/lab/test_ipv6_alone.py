@@ -330,3 +330,28 @@ def test_udp_is_refused_with_the_remedy(cluster: Cluster, hosts: list[Host]) -> 
 
     cluster.overlay.wait_logged(first, "the udp backend carries IPv4 only. Set Backend.Type to vxlan")
     assert reaches(first, second)
+
+
+def test_a_cleanup_removes_the_objects(cluster: Cluster, hosts: list[Host]) -> None:
+    """Without flanneld, the status shows the last lease."""
+    host = hosts[0]
+    subnet = bridge(host).network
+    cluster.overlay.daemons[host.name].kill()
+    status = json.loads(host.run(["flannelctl", "status", "--json"], check=False).stdout)
+    assert (status["is_live"], status["lease"]["subnet"], status["peers"]) == (False, str(subnet), 2)
+    host.run(["ip", "link", "delete", "br7"])
+
+    variables = [
+        "FLANNELD_KUBE_SUBNET_MGR=true",
+        f"FLANNELD_KUBECONFIG_FILE={cluster.kubeconfig}",
+        f"FLANNELD_NET_CONFIG_PATH={cluster.config}",
+        f"NODE_NAME={host.name}",
+    ]
+    host.run(["env", *variables, "flannelctl", "cleanup", "--yes"])
+
+    assert cluster.api.server.annotations(host.name) == {}
+    assert not [link["ifname"] for link in host.links() if link["ifname"].startswith("flannel")]
+    assert not host.run(["ip", "-6", "route", "show", "proto", "80"]).stdout
+    assert "flannel" not in host.run(["ip6tables-save"]).stdout.lower()
+    assert "flannel" not in host.run(["nft", "list", "tables"]).stdout
+    assert not (host.directory / "run/flannel/subnet.env").exists()
