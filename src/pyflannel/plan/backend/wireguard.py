@@ -119,8 +119,8 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
 
     @property
     def tunnel_port(self) -> int:
-        """UDP port on which this host receives tunnel packets."""
-        return self.udp_port
+        """UDP port on which this host receives tunnel packets, in the first family of the network."""
+        return self._port(6 if self.network is None else 4)
 
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> WireguardData:
         """Return the public key and the port of the lease.

@@ -367,6 +367,7 @@ class TestConfig:
         found = parse(replace(alone, backend={"Type": "wireguard", "Mode": mode}))
 
         assert (found.mode, found.network) == (mode, None)
+        assert found.tunnel_port == (51821 if mode == "separate" else 51820)
         with pytest.raises(ConfigError, match="Mode ipv4 needs EnableIPv4"):
             parse(replace(alone, backend={"Type": "wireguard", "Mode": "ipv4"}))
 
