@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="rights can only be ta
 SCHED_CLS, XDP = 3, 6
 ASK = """
 import json, sys
-from dataclasses import asdict
+from msgspec.structs import asdict
 from pyflannel.kernel.bpf.fast_path import FastPath
 print(json.dumps([asdict(one) for one in FastPath(sys.argv[1]).features()]))
 """
