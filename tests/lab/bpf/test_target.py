@@ -447,7 +447,7 @@ def test_the_message_of_the_verifier_is_reported_with_the_version_of_the_kernel(
     assert f"kernel {os.uname().release} refused the program flannel_decap: EINVAL" in refused.cause
     assert "its verifier said: " in refused.cause
     assert refused.cause.endswith("invalid func unknown#9999")
-    assert "Report it" in refused.hint
+    assert "Report this defect" in refused.hint
     assert one.container.ping(two.container.address)[0] == 3
 
 
