@@ -37,6 +37,8 @@ _IN_KERNEL = ("safe", "flow")
 REFERENCE = "vxlan"
 PORT = 5203
 PINGS, PING_INTERVAL_S = 1000, 0.001
+STREAM_S = 60
+"""Longest duration of the stream beside the pings. It ends with the last answer."""
 OWN_RATE = 0.95
 PICTURED = (
     "TCP, 1 stream",
@@ -149,6 +151,13 @@ def measurements(seconds: int, prefix: str = "") -> list[Measurement]:
                 quantity("round trip at 1 kHz, p99", "us", is_less_better=True),
             ),
         ),
+        Measurement(
+            loaded_round_trips,
+            (
+                quantity("round trip beside a stream, p50", "us", is_less_better=True),
+                quantity("round trip beside a stream, p99", "us", is_less_better=True),
+            ),
+        ),
         Measurement(partial(requests, seconds=seconds), (quantity("TCP requests", "1/s"),)),
     ]
 
@@ -185,6 +194,21 @@ def round_trips(path: Path) -> tuple[float, float]:
     """Return the median and the 99th percentile of the round trip."""
     of_a_hundred = quantiles(ping_times(path, pings=PINGS, interval_s=PING_INTERVAL_S), n=100)
     return of_a_hundred[49], of_a_hundred[98]
+
+
+def loaded_round_trips(path: Path) -> tuple[float, float]:
+    """Return the same figures while a TCP stream uses the path."""
+    words = ["iperf3", "--port", str(PORT)]
+    server = path.right.start_in_network([*words, "--server", "--one-off"], name="sink")
+    wait_listening(server, path.right, PORT)
+    client = path.left.start_in_network(
+        [*words, "--client", str(path.right.address), "--time", str(STREAM_S)], name="stream"
+    )
+    try:
+        return round_trips(path)
+    finally:
+        client.kill()
+        server.kill()
 
 
 def requests(path: Path, *, seconds: int) -> tuple[float]:
