@@ -204,14 +204,25 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer 
 	return 0;
 }
 
+/* Whether the Ethernet header that flannel_nexthop kept is valid for a packet. Rules for a mark may choose another
+ * route. */
+static __always_inline int has_header(const struct __sk_buff *skb, const struct peer *peer)
+{
+	return !skb->mark && peer->period == current_period() && peer->link == settings.underlay_index;
+}
+
+/* Whether the underlay was deleted. A valid header shows without a look-up that it existed in this period. */
+static __always_inline int lacks_underlay(const struct __sk_buff *skb, const struct peer *peer)
+{
+	return !has_header(skb, peer) && is_gone(settings.underlay_index);
+}
+
 /* Send an encapsulated packet, behind an Ethernet header, by the underlay. */
 static __always_inline int send_to_underlay(struct __sk_buff *skb, const struct peer *peer)
 {
 	struct ethhdr *ethernet = (void *)(long)skb->data;
 
-	/* Rules for a mark may choose another route. */
-	if (!skb->mark && peer->period == current_period() && peer->link == settings.underlay_index &&
-	    (void *)(ethernet + 1) <= (void *)(long)skb->data_end) {
+	if (has_header(skb, peer) && (void *)(ethernet + 1) <= (void *)(long)skb->data_end) {
 		__builtin_memcpy(ethernet, peer->macs, sizeof(peer->macs));
 		return bpf_redirect(settings.underlay_index, 0);
 	}
@@ -450,7 +461,7 @@ int flannel_short(struct __sk_buff *skb)
 	if (!find_bypass(skb, 0, &key, &now))
 		return NEXT;
 	peer = find_peer(key.destination);
-	if (!peer || !(peer->flags & PEER_READS_UNFINISHED) || is_gone(settings.underlay_index))
+	if (!peer || !(peer->flags & PEER_READS_UNFINISHED) || lacks_underlay(skb, peer))
 		return NEXT;
 	outcome = encapsulate(skb, peer, ETH_HLEN, bytes);
 	if (outcome)
@@ -490,7 +501,7 @@ int flannel_encap(struct __sk_buff *skb)
 		return count(LEFT_SEGMENTED, bytes, NEXT);
 	if (bytes > LONGEST - TUNNEL_BYTES)
 		return count(LEFT_LONG, bytes, NEXT);
-	if (is_gone(settings.underlay_index))
+	if (lacks_underlay(skb, peer))
 		return count(LEFT_NO_DEVICE, bytes, NEXT);
 	if (settings.caches_flows)
 		open_bypass(skb, ip, NULL);
