@@ -20,8 +20,11 @@ from pyflannel.lab.waiting import wait_until
 PORTS = range(6000, 6004)
 TCP_PORT = 7000
 PACKETS = 6
-SILENCE_S = 0.4
-"""If no packet arrives for this time, the missing packets were dropped."""
+PAUSE_S = 0.005
+SILENT_PAUSES = 80
+"""If no packet arrives in this number of pauses, the missing packets were dropped. A pause takes longer while
+the machine is busy.
+"""
 
 A, B = "10.100.15.2", "10.100.20.2"
 OVERLAY = "ip daddr 10.100.0.0/16"
@@ -52,14 +55,15 @@ class Side:
             for each, port in zip(self.sockets[source], PORTS, strict=True):
                 each.sendto(b"%d %d" % (port, number), ((A, B)[1 - source], port))
         arrived: set[tuple[int, bytes]] = set()
-        quiet_since = time.monotonic()
-        while time.monotonic() - quiet_since < SILENCE_S and len(arrived) < PACKETS * len(PORTS):
+        silent_pauses = 0
+        while silent_pauses < SILENT_PAUSES and len(arrived) < PACKETS * len(PORTS):
+            silent_pauses += 1
             for each, port in zip(self.sockets[1 - source], PORTS, strict=True):
                 with suppress(BlockingIOError, ConnectionRefusedError):
                     while True:
                         arrived.add((port, each.recv(100)))
-                        quiet_since = time.monotonic()
-            time.sleep(0.005)
+                        silent_pauses = 0
+            time.sleep(PAUSE_S)
         return arrived
 
     def connect(self, open_socket) -> bytes:
