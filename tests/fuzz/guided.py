@@ -1,32 +1,54 @@
-"""Fuzz one parser by atheris: `python tests/fuzz/guided.py NAME [options of libFuzzer]`.
+"""Fuzz parsers by atheris: each line of standard input is a request, each line of output an exit status.
 
-Hypothesis converts the bytes of atheris to inputs of the parser's kind.
+A request is `[NAME, TEXT, DIRECTORY, INPUTS, SECONDS]` in JSON; TEXT is true if the parser expects text.
+libFuzzer changes the inputs in DIRECTORY/inputs at random, with the tokens in DIRECTORY/tokens and with
+values that the code compares, and adds each input that reaches a new branch. It stops after INPUTS inputs or
+SECONDS seconds. Its output is in DIRECTORY/log. Each request has a process of its own, because a run never
+returns.
 """
 
+import json
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import atheris
-from hypothesis import given, settings
 
 with atheris.instrument_imports(include=["pyflannel"]):
-    from doubles.hostile_inputs import attempt
-    from fuzz.parsers import SUBJECTS, parsers_of
+    from fuzz.parsers import INPUTS, LARGEST, SUBJECTS, TOKENS, parser_of, parsers_of, text_of
 
-PARSERS = {parser.name: parser for subject in SUBJECTS for parser in parsers_of(subject)}
+    for subject in SUBJECTS:
+        parsers_of(subject)  # this imports their modules
+
+LIMITS = ("-timeout=20", "-rss_limit_mb=1024", "-verbosity=0", "-reload=0")
 
 
-def fuzz(name: str, options: list[str]) -> None:
-    """Run until an option or a failure ends the process."""
-    parser = PARSERS[name]
+def fuzz(name: str, has_text: bool, directory: Path, inputs: int, seconds: float) -> None:
+    """Run until a limit or a failure ends the process."""
+    parser = parser_of(name)
+    parse, errors = parser.parse, parser.errors
 
-    @settings(database=None)
-    @given(parser.inputs)
-    def law(one: object) -> None:
-        attempt(parser, one)
+    def one(octets: bytes) -> None:
+        with suppress(*errors):
+            parse(text_of(octets) if has_text else octets)
 
-    atheris.Setup([sys.argv[0], *options], law.hypothesis.fuzz_one_input)
+    options = [f"-runs={inputs}", f"-max_total_time={seconds:.0f}", f"-max_len={LARGEST}", *LIMITS]
+    options += [f"-dict={directory / TOKENS}", f"-artifact_prefix={directory}/"]
+    atheris.Setup([sys.argv[0], *options, str(directory / INPUTS)], one)
     atheris.Fuzz()
 
 
+def main() -> None:
+    for line in sys.stdin:
+        name, has_text, directory, inputs, seconds = json.loads(line)
+        if (child := os.fork()) == 0:
+            log = os.open(Path(directory, "log"), os.O_WRONLY | os.O_CREAT)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            fuzz(name, has_text, Path(directory), inputs, seconds)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
-    fuzz(sys.argv[1], sys.argv[2:])
+    main()

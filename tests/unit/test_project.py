@@ -228,6 +228,24 @@ def test_every_function_that_the_architecture_names_exists() -> None:
     assert [f"{path}:{name}" for path, name in named if name not in definitions(ROOT / path)] == []
 
 
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/reliability.md"])
+def test_every_test_that_proves_a_guarantee_exists(page: str) -> None:
+    """A name may be cut at its start or its end by an ellipsis."""
+    text = (ROOT / page).read_text()
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    tests = sorted({name for source in sources for name in re.findall(r"def (test_\w+)", source)})
+    files = set(re.findall(r"`(tests/[\w./]+)(?:::[\w:…]+)?`", text))
+    named = set(re.findall(r"[`:]((?:test_|…)[a-z0-9_…]+)`", text))
+
+    assert len(files) > 20
+    assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
+    assert [
+        name
+        for name in sorted(named)
+        if not any(re.fullmatch(re.escape(name).replace("…", ".*"), test) for test in tests)
+    ] == []
+
+
 def test_the_readme_connects_container_engines_as_the_guides() -> None:
     """Each container engine needs at most three commands. tests/runtimes runs those of the guides."""
     section = (ROOT / "README.md").read_text().partition("## Connect a container engine\n")[2]

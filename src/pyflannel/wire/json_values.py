@@ -31,16 +31,17 @@ def address_of_text(kind: type, text: object) -> object:
 
     Raises:
         NotImplementedError: the type is not an address type.
+        ValueError: the value is not the text of an address.
     """
     # imported late: the CNI plugin does not need them
     from pyflannel.model.network_config import AnyAddress, AnyNetwork
 
     either: Mapping[object, Callable[[str], object]] = {AnyAddress: ip_address, AnyNetwork: ip_network}
-    if kind in either and isinstance(text, str):
-        return either[kind](text)
-    if kind in ADDRESSES:
-        return kind(text)
-    raise NotImplementedError(kind.__name__)
+    if kind not in either and kind not in ADDRESSES:
+        raise NotImplementedError(kind.__name__)
+    if not isinstance(text, str):
+        raise ValueError("an address is a string")
+    return either.get(kind, kind)(text)
 
 
 def fold(key: str) -> str:
