@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ERRNOS = (errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EISDIR, errno.EACCES, errno.EINTR)
 """The errors of failing calls: a broken disk, a limit, a full disk, a wrong type, a right, a signal."""
@@ -120,8 +120,8 @@ class SystemCalls:
         descriptor = os.memfd_create("system calls")
         os.ftruncate(descriptor, _CALLS_AT + _MOST_CALLS * 2)
         self._memory = mmap.mmap(descriptor, 0)
-        loop = asyncio.get_running_loop()
-        ignored = [loop._ssock.fileno(), loop._csock.fileno()]  # type: ignore[attr-defined]
+        loop: Any = asyncio.get_running_loop()
+        ignored = [loop._ssock.fileno(), loop._csock.fileno()]
         _IGNORED.pack_into(self._memory, _IGNORED_AT, *ignored, *[-1] * (8 - len(ignored)))
         self._supervisor = _supervised(descriptor)
         os.close(descriptor)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from ipaddress import IPv6Interface, IPv6Network, ip_network
 
@@ -215,17 +216,17 @@ def test_a_restart_loses_no_packet(overlay: Overlay, hosts: list[Host]) -> None:
     assert guard_handles(first) == guard
 
 
-def test_one_family_follows_its_address_and_the_other_loses_no_packet(
-    overlay: Overlay, hosts: list[Host]
+def check_moves(
+    overlay: Overlay, host: Host, other: Host, moves: Iterable[tuple[int, str, str, tuple[str, str]]]
 ) -> None:
-    """The lease has the new address within two seconds, and the peers reach it within five."""
-    host, other, _ = hosts
-    configure_bridges(hosts)
+    """Move an address of one family to another address and link, and check the lease and both families.
+
+    The lease has the new address within two seconds, and the peers reach it within five. The other family
+    loses no packet.
+    """
     ends = {4: host.gateway().ip, 6: bridge(host).ip}
-    old = {4: str(host.place.address), 6: str(ipv6_underlay(host))}
-    new = {4: "10.10.10.111/24", 6: "fd07:1::6f/64"}
     gateways = {4: LEFT.gateway.ip, 6: ipv6_underlay(host).network[0xFE]}
-    for family, before, after in ((4, old, new), (6, old, new), (4, new, old), (6, new, old)):
+    for family, before, after, links in moves:
         with (
             PingStream(other, ends[family], interval_s=0.05) as moving,
             PingStream(other, ends[10 - family], interval_s=0.05) as staying,
@@ -234,22 +235,43 @@ def test_one_family_follows_its_address_and_the_other_loses_no_packet(
                 stream.wait_answered()
             first = max(answer.number for answer in staying.answers())
             batch = (
-                f"address delete {before[family]} dev eth0\n"
-                f"address add {after[family]} dev eth0{' nodad' if family == 6 else ''}\n"
-                f"route replace default via {gateways[family]} dev eth0\n"
+                f"address delete {before} dev {links[0]}\n"
+                f"address add {after} dev {links[1]}{' nodad' if family == 6 else ''}\n"
+                f"route replace default via {gateways[family]} dev {links[1]}\n"
             )
             host.run(["ip", "-batch", "-"], text=batch)
             began = time.monotonic()
             wait_until(
-                lambda family=family, after=after: (
-                    after[family].partition("/")[0] in published(overlay, host)
-                ),
-                what=f"the lease has {after[family]}",
+                lambda after=after: after.partition("/")[0] in published(overlay, host),
+                what=f"the lease has {after}",
                 deadline_s=2.0,
             )
             moving.wait_answered(deadline_s=began + 5.0 - time.monotonic())
             staying.wait_answered()
-        assert [number for number in staying.lost() if number > first] == [], after[family]
+        assert [number for number in staying.lost() if number > first] == [], after
+
+
+def test_one_family_follows_its_address_and_the_other_loses_no_packet(
+    overlay: Overlay, hosts: list[Host]
+) -> None:
+    """The addresses of both families change in turn, and then change back."""
+    host, other, _ = hosts
+    configure_bridges(hosts)
+    link = ("eth0", "eth0")
+    old, new = str(host.place.address), "10.10.10.111/24"
+    old_ipv6, new_ipv6 = str(ipv6_underlay(host)), "fd07:1::6f/64"
+
+    check_moves(
+        overlay,
+        host,
+        other,
+        (
+            (4, old, new, link),
+            (6, old_ipv6, new_ipv6, link),
+            (4, new, old, link),
+            (6, new_ipv6, old_ipv6, link),
+        ),
+    )
 
 
 def test_one_family_follows_to_another_interface_and_the_other_loses_no_packet(
@@ -258,44 +280,26 @@ def test_one_family_follows_to_another_interface_and_the_other_loses_no_packet(
     """The address and the default route move to eth5, and back, first in IPv4 and then in IPv6."""
     host, other, _ = hosts
     configure_bridges(hosts)
-    router, ends = overlay.lab.router, {4: host.gateway().ip, 6: bridge(host).ip}
+    router = overlay.lab.router
     cable = f"eth5 netns {host.init_pid} type veth peer name dual5 netns {router.init_pid}"
     subprocess.run(["ip", "link", "add", *cable.split()], check=True)
     router.run(["ip", "link", "set", "dual5", "master", LEFT.name, "up"])
     host.run(["ip", "link", "set", "eth5", "up"])
-    old = {4: str(host.place.address), 6: str(ipv6_underlay(host))}
-    new = {4: "10.10.10.121/24", 6: "fd07:1::79/64"}
-    gateways = {4: LEFT.gateway.ip, 6: ipv6_underlay(host).network[0xFE]}
-    for family, before, after, links in (
-        (4, old, new, ("eth0", "eth5")),
-        (4, new, old, ("eth5", "eth0")),
-        (6, old, new, ("eth0", "eth5")),
-        (6, new, old, ("eth5", "eth0")),
-    ):
-        with (
-            PingStream(other, ends[family], interval_s=0.05) as moving,
-            PingStream(other, ends[10 - family], interval_s=0.05) as staying,
-        ):
-            for stream in (moving, staying):
-                stream.wait_answered()
-            first = max(answer.number for answer in staying.answers())
-            batch = (
-                f"address delete {before[family]} dev {links[0]}\n"
-                f"address add {after[family]} dev {links[1]}{' nodad' if family == 6 else ''}\n"
-                f"route replace default via {gateways[family]} dev {links[1]}\n"
-            )
-            host.run(["ip", "-batch", "-"], text=batch)
-            began = time.monotonic()
-            wait_until(
-                lambda family=family, after=after: (
-                    after[family].partition("/")[0] in published(overlay, host)
-                ),
-                what=f"the lease has {after[family]}",
-                deadline_s=2.0,
-            )
-            moving.wait_answered(deadline_s=began + 5.0 - time.monotonic())
-            staying.wait_answered()
-        assert [number for number in staying.lost() if number > first] == [], after[family]
+    away, back = ("eth0", "eth5"), ("eth5", "eth0")
+    old, new = str(host.place.address), "10.10.10.121/24"
+    old_ipv6, new_ipv6 = str(ipv6_underlay(host)), "fd07:1::79/64"
+
+    check_moves(
+        overlay,
+        host,
+        other,
+        (
+            (4, old, new, away),
+            (4, new, old, back),
+            (6, old_ipv6, new_ipv6, away),
+            (6, new_ipv6, old_ipv6, back),
+        ),
+    )
     host.run(["ip", "link", "delete", "eth5"])
 
 

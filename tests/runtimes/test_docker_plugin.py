@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from pyflannel.lab.containers import DockerContainer, serving, write_image
-from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
+from pyflannel.lab.containers import DockerContainer, serving
+from pyflannel.lab.lab import EtcdServer, Lab
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
+from pyflannel.lab.topology import LEFT, Host
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import together, wait_until
 from testlab.cni_runtime import Runtime
-from testlab.container_ways import ComposeWay
+from testlab.container_ways import ComposeWay, segment_lab
 from testlab.docker_requests import NAMES, requests_for_names
 
 pytestmark = [
@@ -115,14 +115,9 @@ class Pair:
 
 @pytest.fixture(scope="module", params=["udp", "vxlan", "host-gw"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    places = tuple(place for place in COOKBOOK.hosts if place.segment is LEFT)
-    with Lab(f"plugin-{request.param}", Topology(COOKBOOK.segments, places)) as lab:
-        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
-        etcd.start()
+    config = {"Network": "10.100.0.0/16", "Backend": {"Type": request.param}}
+    with segment_lab(f"plugin-{request.param}", {"config": config}) as (lab, etcd, _):
         pair = Pair(lab, etcd)
-        config = {"Network": "10.100.0.0/16", "Backend": {"Type": request.param}}
-        pair.etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
-        write_image(lab.directory / "busybox.tar")
         together([lambda host=host: pair.prepare(host) for host in lab.hosts.values()])
         yield pair
 

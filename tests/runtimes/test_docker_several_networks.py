@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab.containers import DockerContainer, serving, write_image
-from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
+from pyflannel.lab.containers import DockerContainer, serving
+from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
+from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
+from testlab.container_ways import segment_lab
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
@@ -93,17 +94,14 @@ REACHED = {(one, other): {one == other} for one in NAMES for other in NAMES}
 
 @pytest.fixture(scope="module", params=[("udp", "vxlan"), ("host-gw", "vxlan")], ids="-".join)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    places = tuple(place for place in COOKBOOK.hosts if place.segment is LEFT)
-    with Lab(f"apart-{request.param[0]}", Topology(COOKBOOK.segments, places)) as lab:
-        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
-        etcd.start()
-        has_ipv6 = "host-gw" in request.param
-        for number, (name, kind) in enumerate(zip(NAMES, request.param, strict=True), start=101):
-            config = {"Network": f"10.{number}.0.0/16", "Backend": {"Type": kind}}
-            if has_ipv6:
-                config |= {"EnableIPv6": True, "IPv6Network": f"fd00:{number}::/48"}
-            etcd.etcdctl("put", f"{PREFIX}/{name}/config", json.dumps(config))
-        write_image(lab.directory / "busybox.tar")
+    has_ipv6 = "host-gw" in request.param
+    configs = {}
+    for number, (name, kind) in enumerate(zip(NAMES, request.param, strict=True), start=101):
+        config = {"Network": f"10.{number}.0.0/16", "Backend": {"Type": kind}}
+        if has_ipv6:
+            config |= {"EnableIPv6": True, "IPv6Network": f"fd00:{number}::/48"}
+        configs[f"{name}/config"] = config
+    with segment_lab(f"apart-{request.param[0]}", configs) as (lab, etcd, _):
         flags = (f"--store={etcd.url}", "--watch-networks", "--docker-plugin", "--ip-masq")
         pair = Pair(lab, {}, flags, has_ipv6)
         for number, host in enumerate(pair.hosts, start=1):

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab.containers import DockerContainer, fetch, serving, write_image
-from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
-from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
+from pyflannel.lab.containers import DockerContainer, fetch, serving
+from pyflannel.lab.lab import Lab
+from pyflannel.lab.topology import LEFT, Host
 from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import together
+from testlab.container_ways import segment_lab
 from testlab.docker_requests import NAMES, requests_for_names
 
 pytestmark = [
@@ -47,17 +48,12 @@ def pair(request: pytest.FixtureRequest, go_programs: Path) -> Iterator[Pair]:
     # By default, this engine accepts neither the client nor the runc of Debian 12.
     dockerd = f"env DOCKER_MIN_API_VERSION=1.24 {go_programs}/dockerd --feature=time-namespaces=false"
     command = f"{dockerd} --userland-proxy=false --storage-driver=overlay2 --firewall-backend={request.param}"
-    places = tuple(place for place in COOKBOOK.hosts if place.segment is LEFT)
-    with Lab(f"newer-{request.param}", Topology(COOKBOOK.segments, places)) as lab:
-        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
-        etcd.start()
-        config = {
-            "Network": "10.100.0.0/16",
-            "Backend": {"Type": "vxlan"},
-            "EnableNFTables": request.param == "nftables",  # the same engine for the rules of flannel
-        }
-        etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
-        write_image(lab.directory / "busybox.tar")
+    config = {
+        "Network": "10.100.0.0/16",
+        "Backend": {"Type": "vxlan"},
+        "EnableNFTables": request.param == "nftables",  # the same engine for the rules of flannel
+    }
+    with segment_lab(f"newer-{request.param}", {"config": config}) as (lab, etcd, _):
 
         def prepare(host: Host) -> None:
             host.start_flanneld(f"--store={etcd.url}", "--docker-plugin")

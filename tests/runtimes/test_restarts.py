@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from pyflannel.lab.containers import write_image
-from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
+from pyflannel.lab.lab import Lab
 from pyflannel.lab.program import Program
-from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
+from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import Station, ping, wait_reached
 from pyflannel.lab.waiting import together, wait_until
 from testlab.container_ways import (
@@ -31,6 +30,7 @@ from testlab.container_ways import (
     Way,
     attachments,
     install_cni,
+    segment_lab,
 )
 from testlab.pinging import pinging
 
@@ -121,13 +121,8 @@ class Pair:
 
 @pytest.fixture(scope="module", params=["udp", "vxlan", "host-gw"])
 def pair(request: pytest.FixtureRequest, go_programs: Path) -> Iterator[Pair]:
-    places = tuple(place for place in COOKBOOK.hosts if place.segment is LEFT)
-    with Lab(f"ways-{request.param}-{os.getpid()}", Topology(COOKBOOK.segments, places)) as lab:
-        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
-        store = etcd.start()
-        config = {"Network": "10.100.0.0/16", "Backend": {"Type": request.param}}
-        etcd.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
-        write_image(lab.directory / "busybox.tar")
+    config = {"Network": "10.100.0.0/16", "Backend": {"Type": request.param}}
+    with segment_lab(f"ways-{request.param}-{os.getpid()}", {"config": config}) as (lab, etcd, store):
         pair = Pair(lab, store, (f"--store={etcd.url}", "--docker-plugin", "--ip-masq"), go_programs)
         together([lambda host=host: pair.prepare(host) for host in pair.hosts])
         near, far = together([lambda host=host: pair.start(host, "standing") for host in pair.hosts])

@@ -1,7 +1,7 @@
 """Ways to run containers on a host of a lab: Docker, Compose, cnitool, Podman, and containerd (ctr, CRI)."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -9,10 +9,11 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Protocol
 
-from pyflannel.lab.containers import DockerContainer
+from pyflannel.lab.containers import DockerContainer, write_image
+from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import RUN_TIMEOUT_S
-from pyflannel.lab.topology import Host
+from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
 from pyflannel.lab.traffic import Station
 from pyflannel.lab.waiting import wait_until
 from testlab.cni_runtime import Runtime
@@ -21,6 +22,19 @@ SOON_S = 60.0
 SLEEP = ("sleep", "100000")
 _NETWORK = "cbr0"
 """Name of the network that `flannelctl cni install` configures."""
+
+
+@contextmanager
+def segment_lab(name: str, configs: Mapping[str, object]) -> Iterator[tuple[Lab, EtcdServer, Program]]:
+    """Create a lab with two hosts on one segment, an etcd with these network configs by key, and an image."""
+    places = tuple(place for place in COOKBOOK.hosts if place.segment is LEFT)
+    with Lab(name, Topology(COOKBOOK.segments, places)) as lab:
+        etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
+        store = etcd.start()
+        for key, config in configs.items():
+            etcd.etcdctl("put", f"{PREFIX}/{key}", json.dumps(config))
+        write_image(lab.directory / "busybox.tar")
+        yield lab, etcd, store
 
 
 class Way(Protocol):

@@ -78,12 +78,13 @@ class CrowdedNetwork:
         for family in families_of(self.backend):
             wanted = self.objects(newcomers, family)
             wait_until(
-                lambda family=family, wanted=wanted: (  # type: ignore[misc]
-                    objects_on(self.host, self.backend, family=family) == wanted
-                ),
+                partial(self._is_right, wanted, family),
                 what=f"the kernel has the {len(wanted)} objects of the peers, and no others",
                 deadline_s=self.deadline_s,
             )
+
+    def _is_right(self, wanted: PeerObjects, family: Family) -> bool:
+        return objects_on(self.host, self.backend, family=family) == wanted
 
     def objects(self, newcomers: Sequence[Lease] = (), family: Family = 4) -> PeerObjects:
         """Return the objects of the existing leases and of these in a family."""

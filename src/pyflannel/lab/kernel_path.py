@@ -4,6 +4,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 
 from msgspec import Struct
@@ -268,6 +269,10 @@ def add_manually(
     return left, right
 
 
+def _has_wireguard(host: Host) -> bool:
+    return host.run(["wg", "show", WIREGUARD], check=False).returncode == 0
+
+
 def create_wireguard_path(hosts: tuple[Host, Host], gateways: tuple[IPv4Interface, IPv4Interface]) -> None:
     """Connect two hosts by WireGuard. The link uses the WireGuard of the kernel, or wireguard-go if the
     kernel has no WireGuard.
@@ -279,7 +284,7 @@ def create_wireguard_path(hosts: tuple[Host, Host], gateways: tuple[IPv4Interfac
         if host.run(["ip", "link", "add", WIREGUARD, "type", "wireguard"], check=False).returncode:
             host.start(["env", "WG_PROCESS_FOREGROUND=1", "wireguard-go", "-f", WIREGUARD], name=WIREGUARD)
             wait_until(
-                lambda host=host: not host.run(["wg", "show", WIREGUARD], check=False).returncode,  # type: ignore[misc]
+                partial(_has_wireguard, host),
                 what=f"wireguard-go on {host.name}",
                 deadline_s=_LISTEN_DEADLINE_S,
             )

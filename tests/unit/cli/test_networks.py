@@ -154,7 +154,9 @@ class TestRaces:
         store.change(Put(key="blue/config", value=BLUE.encode(), ttl_s=None, expected=None))
         return store
 
-    def test_a_lease_that_appears_meanwhile_keeps_the_network(self, store: FakeStore) -> None:
+    def test_a_lease_that_appears_meanwhile_keeps_the_network(
+        self, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write = store.write
 
         async def late(operation: Any) -> Any:
@@ -163,7 +165,7 @@ class TestRaces:
 
         async def test() -> None:
             found = await find_network(store, "blue")
-            store.write = late  # type: ignore[method-assign]
+            monkeypatch.setattr(store, "write", late)
             await remove_network(store, found, is_forced=False)
 
         with pytest.raises(FlannelError, match="has 1 lease"):

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
@@ -65,8 +65,8 @@ def peer(
     return LivePeer(entry=entry, loss=loss, rates=rates)
 
 
-def moment(*peers: LivePeer, **more: object) -> Moment:
-    return replace(Moment(status=STATUS, peers=peers), **more)  # type: ignore[arg-type]
+def moment(*peers: LivePeer, **more: Any) -> Moment:
+    return replace(Moment(status=STATUS, peers=peers), **more)
 
 
 FIVE = moment(

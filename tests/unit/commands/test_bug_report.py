@@ -74,7 +74,8 @@ def report(
         found = asyncio.run(report_bug(places, archive, "host", environ, 2.0))
         daemon.kill()
     with tarfile.open(archive) as tar:
-        texts = {name: tar.extractfile(name).read().decode() for name in tar.getnames()}  # type: ignore[union-attr]
+        files = {name: tar.extractfile(name) for name in tar.getnames()}
+        texts = {name: file.read().decode() for name, file in files.items() if file is not None}
     return found, {name.removeprefix("host/"): text for name, text in texts.items()}
 
 

@@ -132,7 +132,7 @@ def test_a_wrong_reservation_is_refused(
     assert store.listing() == before
 
 
-def test_a_config_that_changes_meanwhile_prevents_the_reservation() -> None:
+def test_a_config_that_changes_meanwhile_prevents_the_reservation(monkeypatch: pytest.MonkeyPatch) -> None:
     store = store_with()
     write, other = store.write, store.client()
 
@@ -140,7 +140,7 @@ def test_a_config_that_changes_meanwhile_prevents_the_reservation() -> None:
         other.change(Put(key="config", value=BOTH, ttl_s=None, expected=None))
         return await write(operation)
 
-    store.write = late  # type: ignore[method-assign]
+    monkeypatch.setattr(store, "write", late)
 
     with pytest.raises(StoreError, match="written by another program in the meantime"):
         asyncio.run(reserve(store, FREE, HOST))

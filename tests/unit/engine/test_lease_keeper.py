@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -77,8 +78,8 @@ async def running(bench: Bench, *keepers: LeaseKeeper) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def run(check: Callable[[], object]) -> None:
-    asyncio.run(check())  # type: ignore[arg-type]
+def run(check: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(check())
 
 
 def test_hosts_that_start_together_get_different_subnets_and_know_each_other() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -107,17 +108,19 @@ def test_a_reason_that_keeps_changing_creates_few_events(on_bench: Callable[...,
 def test_network_policies_that_no_program_enforces_are_reported_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    state = {"exist": False, "enforcer": None, "forbidden": False}
+    state: dict[str, Any] = {"exist": False, "enforcer": None, "forbidden": False}
     created: list[NodeEvent] = []
     clock = FakeClock()
 
     async def exist() -> bool:
         if state["forbidden"]:
             raise StoreError("networkpolicies is forbidden", hint="Grant it.")
-        return bool(state["exist"])
+        exists: bool = state["exist"]
+        return exists
 
     async def enforcer() -> str | None:
-        return state["enforcer"]  # type: ignore[return-value]
+        name: str | None = state["enforcer"]
+        return name
 
     async def announce(event: NodeEvent) -> None:
         created.append(event)

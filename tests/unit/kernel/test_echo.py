@@ -45,7 +45,7 @@ def test_the_number_of_requests_up_to_the_answer_is_known() -> None:
     """A request counts as lost if a later one is answered first, and not if its own answer is late."""
 
     def attempts(sequence: int | None) -> int:
-        sender = _Sender(None, [Echo(destination=PEER)])  # type: ignore[arg-type]
+        sender = _Sender({}, [Echo(destination=PEER)])
         (one,) = sender._pending.values()
         one.sent_at += [1.0, 1.4, 1.9]
         if sequence is not None:

@@ -14,7 +14,7 @@ from pyflannel.model.state import Add, Operation
 from pyflannel.wire.netlink.message import Acknowledgement, Request
 
 
-def routes(count: int, link: str = "lo") -> list[Operation]:
+def routes(count: int, link: str = "lo") -> list[Add]:
     return [
         Add(Route(destination=IPv4Network((0x0A000000 + 256 * number, 24)), link=link))
         for number in range(count)
@@ -64,5 +64,5 @@ def test_operations_are_sent_in_order_despite_refusals(
     found = asyncio.run(refused([*good[:120], *routes(1, link="nowhere"), *good[120:]]))
 
     destinations = [IPv4Address(request.body[16:20]) for request in sent]
-    assert destinations == [one.item.destination.network_address for one in good]  # type: ignore[union-attr]
+    assert [Add(Route(destination=IPv4Network((one, 24)), link="lo")) for one in destinations] == good
     assert [cause for _, cause in found] == ["ENODEV: No such device (nowhere)"]

@@ -1,7 +1,7 @@
 """The findings of doctor about packets: filter rules, routes, interfaces, addresses."""
 
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -313,9 +313,9 @@ def test_the_fast_path_receives_tunnel_packets_before_the_rules(mode: FastPathMo
     assert found(replace(HEALTHY, status=status, ruleset=iptables(":INPUT DROP"))).severity == severity
 
 
-def answer(**more: object) -> RouteAnswer:
-    return RouteAnswer(
-        **{"way": "container out", "destination": PEER.network_address + 2, "text": "the answer", **more}  # type: ignore[arg-type]
+def answer(**more: Any) -> RouteAnswer:
+    return replace(
+        RouteAnswer(way="container out", destination=PEER.network_address + 2, text="the answer"), **more
     )
 
 

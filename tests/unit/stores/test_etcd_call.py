@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from grpclib.exceptions import StreamTerminatedError
@@ -53,14 +54,14 @@ def test_a_silent_endpoint_times_out() -> None:
 
 def test_a_cancelled_call_leaves_no_timer() -> None:
     async def test() -> None:
-        loop = asyncio.get_running_loop()
+        loop: Any = asyncio.get_running_loop()
         asking = asyncio.ensure_future(within(60, asyncio.Event().wait()))
         await asyncio.sleep(0)
         asking.cancel()
         await asyncio.wait([asking])
 
         assert asking.cancelled()
-        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []  # type: ignore[attr-defined]
+        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
 
     asyncio.run(test())
 

@@ -3,6 +3,7 @@
 import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -344,10 +345,10 @@ def test_the_cost_of_unknown_keys_is_linear(monkeypatch: pytest.MonkeyPatch) -> 
     """The parser copies the config for each key that it reads, and not for unknown keys."""
     copies = 0
 
-    def counted(config: NetworkConfig, **changes: object) -> NetworkConfig:
+    def counted(config: NetworkConfig, **changes: Any) -> NetworkConfig:
         nonlocal copies
         copies += 1
-        return replace(config, **changes)  # type: ignore[arg-type]
+        return replace(config, **changes)
 
     monkeypatch.setattr("pyflannel.wire.network_config_json.replace", counted)
     keys = [f"k{number}" for number in range(900)]

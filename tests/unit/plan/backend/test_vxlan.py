@@ -1,6 +1,7 @@
 """The plans of the backend vxlan."""
 
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -78,9 +79,9 @@ DUAL = replace(
 MAC_V6 = "0e:2a:00:00:00:06"
 
 
-def dual_peer(address: str | None = "fd08::101", mac: str | None = MAC_V6, **changes: object) -> Lease:
+def dual_peer(address: str | None = "fd08::101", mac: str | None = MAC_V6, **changes: Any) -> Lease:
     """Return a peer with an IPv6 part: its address and its VTEP."""
-    known = peer(**changes)  # type: ignore[arg-type]
+    known = peer(**changes)
     attributes = replace(
         known.attributes,
         public_ipv6=None if address is None else IPv6Address(address),

@@ -1,6 +1,7 @@
 """The plans of the backend wireguard."""
 
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -345,9 +346,9 @@ class TestPeer:
         ],
     )
     def test_a_peer_that_cannot_be_encrypted_for_is_refused(
-        self, attributes: dict[str, object], reason: str
+        self, attributes: dict[str, Any], reason: str
     ) -> None:
-        refused = replace(PEER, attributes=replace(PEER.attributes, **attributes))  # type: ignore[arg-type]
+        refused = replace(PEER, attributes=replace(PEER.attributes, **attributes))
 
         assert backend().objection(refused, HOST) == reason
         assert backend().plan_peer(refused, HOST) == State.EMPTY
