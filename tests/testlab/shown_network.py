@@ -1,6 +1,7 @@
 """A daemon for the page, without a kernel. A test adds, disconnects and repairs its hosts."""
 
 import asyncio
+import ctypes
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from pyflannel.model.status import (
 
 CONFIG = '{"Network": "10.100.0.0/14", "Backend": {"Type": "vxlan"}}'
 _START = 1_790_000_000.0
+_CLONE_NEWNET = 0x40000000
 
 
 class ShownHosts:
@@ -156,6 +158,11 @@ def classes_of(subnet: IpNetwork) -> str:
     return f"document.getElementById('peer-{name}')?.classList.value"
 
 
+def _leave_network() -> None:
+    """Move this thread into a network namespace without links, so that its probes reach no host."""
+    ctypes.CDLL(None).unshare(_CLONE_NEWNET)
+
+
 @contextmanager
 def served(daemon: ShownHost, ip: str = "127.0.0.1", token_file: Path | None = None) -> Iterator[str]:
     """Serve the page in a thread during the block. Yield its URL."""
@@ -167,6 +174,7 @@ def served(daemon: ShownHost, ip: str = "127.0.0.1", token_file: Path | None = N
     task = loop.create_task(server.serve(listener))
 
     def run() -> None:
+        _leave_network()
         try:
             loop.run_until_complete(task)
         except asyncio.CancelledError:
