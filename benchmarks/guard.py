@@ -60,7 +60,7 @@ def packets(path: Path) -> tuple[float]:
 
 
 def stream(path: Path) -> tuple[float]:
-    """Return the processor time of a gigabit, of sender and receiver."""
+    """Return the processor time of sender and receiver for one gigabit."""
     words = [sys.executable, effort.__file__, "receive", str(PORT)]
     receiver = path.right.start_in_network(words, name=f"receiver-{next(_numbers)}")
     log = receiver.log

@@ -46,7 +46,7 @@ class FakeClock:
         return self._now + self._utc_offset
 
     async def sleep(self, seconds: float) -> None:
-        """Return when `advance` has passed `seconds` from now. Zero and less let other tasks run once."""
+        """Wait until `advance` has passed `seconds` from now. With zero or less, other tasks run once."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return

@@ -33,7 +33,7 @@ GROWTH = 20_000
 """Blocks of memory that may remain allocated, because caches fill. The first inputs do not count."""
 
 LONGEST_S = 20.0
-"""Seconds for one input. Each takes far less than a millisecond."""
+"""Maximum time in seconds for one input. Usually, an input takes far less than a millisecond."""
 
 
 class Parser(NamedTuple):

@@ -153,7 +153,7 @@ def test_a_wrong_request_is_refused_with_the_remedy_and_leaves_nothing(network: 
     assert "color is not an option of the IPAM" in refused(host, *create, "--ipam-opt", "color=red", "wrong")
     assert "one network, without" in refused(host, *create, "--ipam-opt", "flannel.network=blue", "wrong")
     assert "port 0.0.0.0:8080/tcp of this host is in use" in refused(host, *run, PUBLISH, "busybox", "true")
-    assert "Name it: -p 8080:80" in refused(host, *run, "--publish=80", "busybox", "true")
+    assert "Name the port of the host: -p 8080:80" in refused(host, *run, "--publish=80", "busybox", "true")
 
     assert ((host.directory / STATE).read_text(), names_of_links(host)) == before
 

@@ -215,7 +215,7 @@ class TestRights:
     ) -> None:
         """After an update of the unit, files, programs and forwarder still belong to root.
 
-        The programs carry the pings. tests/lab/forwarder/test_hand_over.py sends them by user space.
+        The programs carry the pings. In tests/lab/forwarder/test_hand_over.py, user space does.
         """
         (before,) = booted.forwarders()
         with booted.changed("User=root"):

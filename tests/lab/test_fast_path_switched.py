@@ -84,7 +84,7 @@ def poor(overlay, ends):
 
 
 def test_a_host_without_the_right_uses_user_space_and_its_peers_adapt(overlay, ends, poor):
-    """No host sends packets to it that it cannot read, for example TCP without a complete checksum."""
+    """No host sends packets that this host cannot read, for example TCP without a complete checksum."""
     (one, _), (box, _) = ends
     host, container = poor
 

@@ -490,7 +490,7 @@ def test_a_user_with_capabilities_reads_legacy_iptables(namespace, tmp_path: Pat
 def test_an_old_iptables_does_not_choose_random_ports(namespace, tmp_path: Path, monkeypatch, caplog) -> None:
     """Before 1.6.2, iptables-restore supports neither --random-fully nor --wait.
 
-    The adapter works without them.
+    The adapter works without these options.
     """
     refuse = 'case "$* $(cat)" in *random-fully*|*--wait*) echo unknown option >&2; exit 2;; esac'
     restore = f'input=$(cat); echo "$input" | sh -c \'{refuse}\' x "$@" || exit; echo "$input" |'

@@ -1,7 +1,7 @@
 """The laws of tests/property on the real kernel, with a sample of cases.
 
-A kernel in memory performs the same operations. After each batch, both must have refused the same operations
-and must have the same objects. This shows that the double is as strict as the kernel.
+A kernel in memory performs the same operations. After each batch, both kernels must have refused the same
+operations and must have the same objects. This shows that the double is as strict as the kernel.
 """
 
 from collections.abc import Callable, Coroutine, Sequence

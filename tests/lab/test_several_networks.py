@@ -301,7 +301,7 @@ async def delete_config(url: str) -> None:
 def test_a_network_without_config_is_reported_and_does_not_stop_others(
     pair: tuple[Lab, Host, Host],
 ) -> None:
-    """The service manager receives no readiness while flanneld waits for it. The other network works."""
+    """While a config is missing, the service manager receives no readiness. The other network works."""
     lab, host, _ = pair
     set_config(host, f"{lab.sqlite_url}#green", GREEN)
 

@@ -186,7 +186,7 @@ def is_busy(world: World) -> bool:
 
 
 def is_due(world: World) -> bool:
-    """Return whether an event of this time has not happened yet."""
+    """Return whether an event that is scheduled for this time is still outstanding."""
     return any(
         host.wake_at is not None and not host.is_unreachable and host.wake_at - host.skew_s <= world.now
         for host in world.hosts

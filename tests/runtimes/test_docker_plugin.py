@@ -67,7 +67,7 @@ while True:
 
 @dataclass
 class Pair:
-    """Two hosts on one segment. The faults occur on the first one."""
+    """Two hosts on one segment. The faults occur on the first host."""
 
     lab: Lab
     etcd: EtcdServer

@@ -54,7 +54,7 @@ SOON_S = 60.0
 
 @dataclass
 class Pair:
-    """Two hosts on one segment, each with a container `standing` of each way. The first has the faults.
+    """Two hosts on one segment, each with a container `standing` of each way. The faults occur on the first.
 
     Attributes:
         ways: the ways of each host.

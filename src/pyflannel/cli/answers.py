@@ -192,7 +192,7 @@ def answer(
     Args:
         invocation: the command.
         work: the work; it is cancelled at the deadline.
-        writes: the work changes the store, perhaps also if it is cancelled.
+        writes: the work changes the store. If it is cancelled, the change may have taken effect.
         is_limited: see `Invocation.left_s`.
 
     Raises:

@@ -191,7 +191,8 @@ def _holder_facts(found: AddressReport) -> Iterator[tuple[str, str]]:
 
 
 _OF_PARTS = 0.6
-"""Share of the time in which bugreport collects. In the rest, it removes secrets and writes the archive."""
+"""Share of the maximum time in which bugreport collects files and outputs. In the rest of the time,
+bugreport removes secrets and writes the archive."""
 
 
 @click.command(cls=Verb)

@@ -124,7 +124,7 @@ class BatchReport:
             self._journal.note("fought over", [operation])
             log.error(
                 "Delayed the next repair: another program keeps changing this object object=%s. Find the"
-                " program that manages it (NetworkManager, systemd-networkd, dhcpcd) and exclude the "
+                " program that manages the object (NetworkManager, systemd-networkd, dhcpcd) and exclude the "
                 "object in its configuration.",
                 found(operation),
             )

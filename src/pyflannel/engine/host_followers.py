@@ -39,7 +39,7 @@ class UnderlayFollower:
     through.
 
     The first address, and each that moves to another interface or MAC address, is announced to the hosts on
-    the link. Otherwise, they send to the previous MAC address until their entry expires.
+    the link. Without this, they send to the previous MAC address until their neighbour entry expires.
     """
 
     def __init__(

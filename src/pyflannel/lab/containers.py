@@ -243,5 +243,8 @@ def fetch(container: Container, address: IPv4Address, *, port: int = PORT) -> st
     end = time.monotonic() + _ANSWER_DEADLINE_S
     while (got := container.run(command, check=False)).returncode != 0:
         if time.monotonic() >= end:
-            raise LabError(f"{container.name} got nothing from {url}: {got.stderr.strip()}", hint="Ping it.")
+            raise LabError(
+                f"{container.name} received no page from {url}: {got.stderr.strip()}",
+                hint=f"Ping the host of {url} from the container.",
+            )
     return got.stdout

@@ -148,7 +148,7 @@ class LeaseSet(PartlyCompared, frozen=True, eq=False):
         outranked: the ignored leases, by the subnet that they share with the valid lease.
         has_ipv6: True if a key with an IPv6 subnet was known, and may still exist.
         left_out: number of ignored leases, because the set already contains LARGEST leases. When there is
-            room, the next list response adds them.
+            room, the next list response adds such leases.
     """
 
     by_subnet: SubnetMap[Lease] = field(default_factory=SubnetMap)

@@ -1,7 +1,7 @@
 """Evaluates the rules of netfilter for one packet, in the same way as the kernel.
 
 A rule with an unknown condition may apply or not, so the evaluation follows both possibilities. The result is
-unknown only if the results of both differ.
+unknown only if both possibilities lead to different results.
 """
 
 from collections.abc import Iterator, Sequence

@@ -29,7 +29,7 @@ _OPENSSL = ("ssl", "_ssl", "_hashlib")
 _MAY_NEED_OPENSSL = re.compile(
     r"https:|etcds:|^--?(?:http|kube-subnet-mgr)\b|^FLANNELD_(?:HTTP|KUBE_SUBNET_MGR)=", re.IGNORECASE
 )
-"""Matches the flags and values that need TLS for the store, or the metrics, whose library imports ssl."""
+"""Matches flags and values that need OpenSSL: TLS of the store, and metrics, whose library imports ssl."""
 
 _LIBC = ctypes.CDLL(None)
 

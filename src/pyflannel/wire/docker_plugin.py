@@ -161,7 +161,8 @@ def _published(binding: _PortBinding, address: IPv4Address) -> PublishedPort:
     if not binding.host_port or binding.last_host_port not in (0, binding.host_port):
         raise DockerPluginError(
             f"port {binding.port}/{protocol} is not published at exactly one port of the host",
-            hint=f"Docker cannot show a port that a plugin chooses. Name it: -p 8080:{binding.port}.",
+            hint="Docker cannot show a port that a plugin chooses."
+            f" Name the port of the host: -p 8080:{binding.port}.",
         )
     if ":" in binding.host_ip and binding.host_ip != "::":
         raise DockerPluginError(

@@ -9,9 +9,9 @@ COUNTERS, DONE or REFUSED. The forwarder may send a CHANGED frame at any time be
 removed, or another process changed the state. Later versions added the kinds from HAND_OVER on. A forwarder
 that does not know them closes the connection.
 
-A forwarder opens no file and no socket. It gets its descriptors by SCM_RIGHTS, together with the first bytes
-of the frame. Its first connection is its standard input. On this connection, the daemon sends START, then
-LISTEN. If this connection ends before LISTEN, the forwarder exits.
+A forwarder opens no file and no socket. A forwarder gets its descriptors by SCM_RIGHTS, together with the
+first bytes of the frame. Its first connection is its standard input. On this connection, the daemon sends
+START, then LISTEN. If this connection ends before LISTEN, the forwarder exits.
 
     request          payload                                        answer
     READ_STATE       none                                           STATE

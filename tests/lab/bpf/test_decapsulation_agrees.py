@@ -58,7 +58,7 @@ class Frame(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Fields of the headers that a sender can forge. A length or checksum of None is the correct one."""
+    """Fields of the headers that a sender can forge. If a length or checksum is None, it is correct."""
 
     outer_first: int = 0x45
     outer_length: int = 0

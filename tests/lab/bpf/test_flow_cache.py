@@ -67,7 +67,7 @@ class Talk:
 
 
 def permit(host, *, skips_veth: bool = True, **changes) -> None:
-    """Permit the programs of a host to cache flows, as the daemon would.
+    """Permit the programs of a host to cache flows, as the daemon does.
 
     Packets go directly into the container if its veth may be skipped.
     """

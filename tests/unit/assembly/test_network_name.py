@@ -37,7 +37,7 @@ def test_allowed_names(name: str) -> None:
     ],
 )
 def test_refused_names(name: str) -> None:
-    """They are keys of flannel in the store, or files of flanneld next to the directories of its networks."""
+    """Refused names are keys of flannel in the store, or files of flanneld beside directories of networks."""
     assert objection(name) is not None
 
 

@@ -74,7 +74,7 @@ def test_a_past_error_of_the_store_is_shown_with_its_age() -> None:
 
 
 def test_of_many_warnings_and_refused_peers_the_rest_is_counted() -> None:
-    """A writer of the store can cause one for each lease. Thousands are read once, and a few are printed."""
+    """A writer of the store can cause one for each lease. Thousands of warnings are read once."""
     names = [CountedText(f"lease {number} is refused") for number in range(2000)]
     peers = tuple(
         RefusedPeer(

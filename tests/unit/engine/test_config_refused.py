@@ -26,7 +26,7 @@ WHY = "10.96.0.0/11 contains 10.99.0.1, an address of the store, which this host
 
 
 def lived(story: Callable[[HostBench], Awaitable[None]]) -> None:
-    """Run a host through these steps."""
+    """Run a host, and perform these steps."""
 
     async def live() -> None:
         bench = HostBench()

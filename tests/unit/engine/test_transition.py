@@ -168,7 +168,7 @@ class TestResumed:
         is_prepared: bool = True,
         requires_encryption: bool = False,
     ) -> list[str]:
-        """Return the ways of a host that starts with `newest`. Its last run ended with these backends."""
+        """Return the ways of a host that starts with `newest`. The last run of the host ended with these."""
         last, *previous = (self.TEXT % kind for kind in (last, *kinds))
         kept = KeptChange(last, tuple(previous), is_prepared)
         return ways(resumed(changed(newest), kept, requires_encryption=requires_encryption))

@@ -35,7 +35,7 @@ def completed_in_bash(program: str, function: str, *words: str) -> list[str]:
 
 
 def completed(*words: str) -> list[str]:
-    """Return the answer of flannelctl to the shell, without a shell."""
+    """Return the completions that flannelctl prints for a shell. No shell runs."""
     *before, incomplete = words
     shell = ShellComplete(flannelctl, {}, "flannelctl", "_FLANNELCTL_COMPLETE")
     return [item.value for item in shell.get_completions(before, incomplete)]

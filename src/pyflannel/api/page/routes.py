@@ -353,8 +353,9 @@ class _Page:
             self._may_check_at = ended + COSTS * (ended - started)
 
     async def plan(self, request: Request) -> bytes:
-        """Return the changes on this host with the config in the body. The page calls this route only at
-        long intervals, because the route reads the state of the host.
+        """Return the changes that the config in the request would cause on this host.
+
+        The page calls this route only at long intervals, because the route reads the state of the host.
         """
         text, view = _config_in(request), self._view(request)
         if time.monotonic() < self._may_plan_at:

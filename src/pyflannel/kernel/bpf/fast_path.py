@@ -98,7 +98,7 @@ class FastPath:
         """Attach a program to its hook. The program replaces other programs with the same role and tunnel at
         this hook.
 
-        At no time is the hook without a program.
+        The hook has a program at any time.
         """
         link, direction = link_index(item.link), item.role.direction
         tunnel_maps, settings = await self._maps_of(item.tunnel.device), self._settings_of(item.tunnel)
