@@ -208,7 +208,7 @@ def time_routes(network: CrowdedNetwork, count: int) -> float:
 def prefixes(network: CrowdedNetwork) -> int:
     """Return the number of prefixes in the main table of the host, as counted by the kernel.
 
-    Without routing rules, the local table is the same one, and its content is listed a second time. The
+    Without routing rules, the kernel merges the local and the main table, and lists their content twice. The
     number contains the routes of IPv6, which are counted in all tables.
     """
     counts = Path(f"/proc/{network.host.init_pid}/net")

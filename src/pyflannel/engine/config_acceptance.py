@@ -79,7 +79,7 @@ class ConfigAcceptance:
     """Decides whether this host uses a network config. The decision depends only on its arguments.
 
     Args:
-        planner: object that knows the routes of a config and the addresses that they would cover.
+        planner: the planner, which computes the routes of a config and the addresses in their prefixes.
         previous: subnet of the previous run, in which containers may still run.
         requires_encryption: True to refuse each backend that sends unencrypted packets.
         device: device name that the daemon claims.

@@ -488,7 +488,7 @@ class Reconciler:
         """Return the time at which a refused operation is retried without an event.
 
         A permanent refusal waits for the interval of an audit. The pause after a temporary refusal doubles.
-        Jitter prevents that hosts with the same problem retry at the same time.
+        With jitter, hosts with the same problem do not retry at the same time.
         """
         if refusal.is_permanent:
             return self._clock.now() + self._audit_s

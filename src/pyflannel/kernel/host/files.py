@@ -351,7 +351,7 @@ def _read(path: str) -> HostFile | None:
         OSError: the file is currently unreadable.
     """
     try:
-        # O_NONBLOCK: prevents that opening a FIFO waits for its writer.
+        # O_NONBLOCK: the opening of a FIFO does not wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -159,7 +159,7 @@ def retry_pause_s(failures: int, draw: Draw) -> float:
     """Return the pause before a retry: 0.1 s, doubled for each failure up to RETRY_MAX_S, minus a random part
     of up to a half.
 
-    The random part prevents that hosts retry at the same time.
+    With the random part, hosts do not retry at the same time.
     """
     longest = min(0.1 * 2.0 ** min(failures, 16), RETRY_MAX_S)
     return longest * (1 - draw(500) / 1000)
