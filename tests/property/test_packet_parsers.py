@@ -530,13 +530,15 @@ def read_answer(octets: bytes) -> None:
 
 # HTTP: the requests to the page.
 
+A_WORD = Path("/proc/sys/kernel/random/boot_id")  # a file with a word of 36 characters
 ACCESSES = [
     Access(IPv4Address("127.0.0.1")),
     Access(IPv4Address("10.0.0.1")),
-    Access(IPv4Address("10.0.0.1"), Path("/proc/sys/kernel/random/boot_id")),  # a word of 36 characters
+    Access(IPv4Address("10.0.0.1"), A_WORD),
     Access(IPv4Address("10.0.0.1"), Path("/dev/null")),
 ]
 PAGE_REQUESTS = [
+    b"10.0.0.1\nnone\nBearer " + A_WORD.read_bytes().strip(),
     b"127.0.0.1:8080\nnone\nBearer " + b"t" * 32,
     b"[::1]\nsame-origin\nbearer x",
     b"localhost:x\n\n",
