@@ -212,12 +212,14 @@ class Answer:
 
     async def lines(self) -> list[bytes]:
         """Return the next complete lines of a watch; an empty list at the end of the watch."""
-        while b"\n" not in self._rest:
+        while True:
             data = await self._data()
             if data is None:
                 return []
             self._rest += data
-            if len(self._rest) > LONGEST_LINE and b"\n" not in self._rest:
+            if b"\n" in data:  # the rest of the previous call contains no line end
+                break
+            if len(self._rest) > LONGEST_LINE:
                 raise self._failed(f"a line is longer than {LONGEST_LINE} bytes")
         whole, _, rest = bytes(self._rest).rpartition(b"\n")
         self._rest = bytearray(rest)
