@@ -46,18 +46,14 @@ class FakeStore:
     - `refuses_watches`: no watch opens, calls continue;
     - `ends_watches_at_once`: each watch ends when it is open, calls continue.
 
-    Args:
-        clock: time.
-        records_creation: True as in etcd; False as in the embedded store.
-
     Attributes:
         listings: number of listings.
         watches: number of watches.
         reached_at: its addresses.
     """
 
-    def __init__(self, clock: Timers, *, records_creation: bool = True) -> None:
-        self._memory = _Memory(clock, records_creation=records_creation)
+    def __init__(self, clock: Timers) -> None:
+        self._memory = _Memory(clock)
         self._is_unreachable = False
         self._calls_to_fail = 0
         self._loses_next_answer = False
@@ -224,9 +220,8 @@ class _Held:
 class _Memory:
     """Records, their history, and the tasks that wait for a change."""
 
-    def __init__(self, clock: Timers, *, records_creation: bool) -> None:
+    def __init__(self, clock: Timers) -> None:
         self.clock = clock
-        self._records_creation = records_creation
         self._revision = 1
         self._compacted = 0
         self._held: dict[str, _Held] = {}
@@ -306,13 +301,12 @@ class _Memory:
         self._revision += 1
         lease_id = 0 if put.ttl_s is None else self._revision
         before = self.record(put.key)
-        created = self._revision if before is None else before.created
         record = Record(
             key=put.key,
             value=put.value,
             revision=self._revision,
             lease_id=lease_id,
-            created=created if self._records_creation else 0,
+            created=self._revision if before is None else before.created,
         )
         deadline = None if put.ttl_s is None else self.clock.now() + put.ttl_s
         self._held[put.key] = _Held(record, deadline, self.clock.now())

@@ -39,8 +39,7 @@ def test_the_double_and_the_embedded_store_give_equal_answers(
 ) -> None:
     async def test(path: Path) -> None:
         clock = FakeClock()
-        double = FakeStore(clock, records_creation=False)
-        database = Database(path, clock, "a boot")
+        double, database = FakeStore(clock), Database(path, clock, "a boot")
         for step in steps:
             if isinstance(step, float):
                 await clock.advance(step)

@@ -11,27 +11,7 @@ from msgspec.structs import replace
 
 from pyflannel.model.network_config import AnyAddress, AnyNetwork, Family, IpAddress, IpNetwork
 from pyflannel.model.probe import NarrowPath
-from pyflannel.model.store_record import Secret
-
-
-class PartlyCompared(Struct, frozen=True, eq=False, gc=False):
-    """A value of which a comparison reads only `_compared`. A struct compares all its fields.
-
-    The garbage collector ignores it, because it refers only to values that cannot refer to it.
-    """
-
-    @property
-    def _compared(self) -> object:
-        raise NotImplementedError
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._compared == other._compared
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other  # a struct does not derive it from __eq__
-
-    def __hash__(self) -> int:
-        return hash(self._compared)
+from pyflannel.model.store_record import PartlyCompared, Secret
 
 
 class Vtep(PartlyCompared, frozen=True, kw_only=True, eq=False):

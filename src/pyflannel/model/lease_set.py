@@ -7,9 +7,10 @@ from typing import TypeVar
 from msgspec import field
 from msgspec.structs import replace
 
-from pyflannel.model.lease import Lease, PartlyCompared, Vtep, WireguardData
+from pyflannel.model.lease import Lease, Vtep, WireguardData
 from pyflannel.model.lease_protocol import ClaimGone, ClaimSeen, LeaseChange, LeaseGone, LeaseSeen, Unreadable
 from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.store_record import PartlyCompared
 
 _Value = TypeVar("_Value")
 

@@ -7,8 +7,28 @@ Keys are relative to the store's prefix: `config`, `subnets/10.5.52.0-24`, `clai
 from msgspec import Struct
 
 
-class Record(Struct, frozen=True, kw_only=True):
-    """One key of the store.
+class PartlyCompared(Struct, frozen=True, eq=False, gc=False):
+    """A value of which a comparison reads only `_compared`. A struct compares all its fields.
+
+    The garbage collector ignores it, because it refers only to values that cannot refer to it.
+    """
+
+    @property
+    def _compared(self) -> object:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._compared == other._compared
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # a struct does not derive it from __eq__
+
+    def __hash__(self) -> int:
+        return hash(self._compared)
+
+
+class Record(PartlyCompared, frozen=True, kw_only=True, eq=False):
+    """One key of the store. A comparison ignores `created`.
 
     Attributes:
         revision: revision of the last write to this key (etcd: mod_revision).
@@ -22,6 +42,10 @@ class Record(Struct, frozen=True, kw_only=True):
     revision: int
     lease_id: int = 0
     created: int = 0
+
+    @property
+    def _compared(self) -> object:
+        return self.key, self.value, self.revision, self.lease_id
 
 
 class Listing(Struct, frozen=True):
