@@ -40,7 +40,7 @@ VERBS = {
 WITHOUT_DAEMON = {"allow-list new-key", "allow-list sign", "config validate", "help", "version"}
 WITH_OWN_DURATION = {"lab", "cni", "top"}
 
-_START_S = 1.0
+_START_S = 0.5
 """Time that the start of flannelctl took, for the deadline of each verb."""
 
 _RUN_EACH = """
@@ -72,14 +72,11 @@ for words in calls:
         os._exit(code)
     running[pid] = words, began
 while running:
-    pid = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT).si_pid
-    now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    ran_ns, waited_ns, _ = map(int, open(f"/proc/{pid}/schedstat").read().split())
-    _, status, usage = os.wait4(pid, 0)
+    pid, status = os.wait()
     words, began = running.pop(pid)
-    processor_s = (usage.ru_utime + usage.ru_stime) * (1 + waited_ns / max(ran_ns, 1))
+    took_s = time.clock_gettime(time.CLOCK_BOOTTIME) - began
     text = open(f"{pid}.txt").read()
-    line = json.dumps([words, now - began, processor_s, os.waitstatus_to_exitcode(status), text])
+    line = json.dumps([words, took_s, os.waitstatus_to_exitcode(status), text])
     os.write(stdout, line.encode() + b"\\n")
 """
 
@@ -91,14 +88,11 @@ class Answer:
     Attributes:
         words: the arguments of flannelctl.
         took_s: time from the start of flannelctl to its end.
-        processor_s: part of this time in which flannelctl and the programs that it started used a processor
-            or waited for one. The rest is the same on each machine.
         text: both outputs.
     """
 
     words: tuple[str, ...]
     took_s: float
-    processor_s: float
     code: int
     text: str
 
@@ -137,21 +131,20 @@ def read_answers(output: str) -> list[Answer]:
     """Return the answers in the output of `running_each`."""
     lines = [json.loads(line) for line in output.splitlines()]
     return [
-        Answer(words=tuple(words), took_s=took_s, processor_s=processor_s, code=code, text=text)
-        for words, took_s, processor_s, code, text in lines
+        Answer(words=tuple(words), took_s=took_s, code=code, text=text) for words, took_s, code, text in lines
     ]
 
 
-LIMIT_S = 5.0
-"""Maximum time to an answer, apart from the processor time."""
-
-_OF_PROGRAMS = 1.5
-"""Factor for the processor time, because the waits of started programs for a processor are not known."""
+LIMIT_S = 10.0
+"""Maximum time to an answer. A part that hangs would delay it for 40 s or longer. `check_answers` prints the
+longest time, which is less than 5 s on an idle machine."""
 
 
 def check_answers(answers: Sequence[Answer]) -> None:
     """Check that each verb answered in time, and without a traceback."""
-    late = [one for one in answers if one.took_s >= LIMIT_S + one.processor_s * _OF_PROGRAMS]
+    slowest = max(answers, key=lambda one: one.took_s)
+    print(f"\n  The slowest verb, {' '.join(slowest.words)}, took {slowest.took_s:.1f} s.")
+    late = [one for one in answers if one.took_s >= LIMIT_S]
     assert not late, "\n".join(map(str, late))
     unclear = [one for one in answers if not one.text or "Traceback" in one.text]
     assert not unclear, "\n".join(map(str, unclear))

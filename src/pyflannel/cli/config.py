@@ -355,8 +355,8 @@ async def _stored(invocation: Invocation, run_dir: Path | None) -> tuple[str | N
     """Return the stored config and the leases; None and no leases if the store does not exist yet."""
     try:
         async with network_of(invocation, run_dir) as network:
-            text = await network.config_text()
-            return text, [] if text is None else await network.leases()
+            text, leases = await asyncio.gather(network.config_text(), network.leases())
+            return text, [] if text is None else leases
     except NoStoreError:
         return None, []
 
