@@ -306,7 +306,8 @@ class IptablesTarget:
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:
         refusals: list[Refusal] = []
         held: LockHeldError | None = None
-        seen = await self._dump.get()
+        chains = (one.subject for one in operations)
+        seen = await self._see(frozenset(one.family for one in chains if isinstance(one, IptablesChain)))
         try:
             for operation in operations:
                 try:
