@@ -404,10 +404,16 @@ def test_status_and_doctor_report_a_network_without_a_free_subnet(overlay, healt
     other.flannelctl("--store", overlay.etcd.url, "cleanup")
 
 
+def has_only_the_note_of_the_mtu(status: Any) -> bool:
+    """Return whether the change of the backend is complete, which has a note of its own."""
+    notes = status.backend.notes
+    return len(notes) == 1 and "Backend.MTU" in notes[0]
+
+
 def test_an_unusual_state_of_the_backend_is_reported(overlay, healthy: Host) -> None:
     """An MTU that the underlay does not support is such a state."""
     overlay.set_backend("vxlan", MTU=9000)
-    overlay.wait_status(healthy, lambda status: bool(status.backend.notes), "has a note")
+    overlay.wait_status(healthy, has_only_the_note_of_the_mtu, "notes only the MTU")
 
     found = examine(healthy)["backend-note"]
 
