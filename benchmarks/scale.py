@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from ipaddress import IPv4Interface, IPv6Interface
 from itertools import pairwise
 from pathlib import Path
+
+from msgspec import to_builtins
 
 from command.options import add_json, add_picture, bench_parser, exit_status
 from command.output import load, load_since, present, save_picture, step
@@ -101,7 +102,7 @@ def main() -> int:
     else:
         present(
             options,
-            figures={"starts": [*map(asdict, starts)], "steady": [*map(asdict, steady)]},
+            figures={"starts": [*map(to_builtins, starts)], "steady": [*map(to_builtins, steady)]},
             tables=[starts_table(starts)],
             proof=[*told, about],
             picture=picture,
