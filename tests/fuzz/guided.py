@@ -29,9 +29,9 @@ def fuzz(name: str, has_text: bool, directory: Path, inputs: int, seconds: float
     parser = parser_of(name)
     parse, errors = parser.parse, parser.errors
 
-    def one(octets: bytes) -> None:
+    def one(data: bytes) -> None:
         with suppress(*errors):
-            parse(text_of(octets) if has_text else octets)
+            parse(text_of(data) if has_text else data)
 
     options = [f"-runs={inputs}", f"-max_total_time={seconds:.0f}", f"-max_len={LARGEST}", *LIMITS]
     options += [f"-dict={directory / TOKENS}", f"-artifact_prefix={directory}/"]

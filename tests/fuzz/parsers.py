@@ -45,10 +45,10 @@ def parser_of(name: str) -> Parser:
 def write_seeds(seeds: Sequence[Any], directory: Path) -> None:
     """Write the inputs that are not too long, one file each, and their tokens."""
     (directory / INPUTS).mkdir()
-    for number, octets in enumerate(dict.fromkeys(map(bytes_of, seeds))):
-        if len(octets) <= LARGEST:
-            (directory / INPUTS / f"seed-{number:04}").write_bytes(octets)
-    lines = ['"' + "".join(f"\\x{octet:02x}" for octet in token) + '"\n' for token in tokens_of(seeds)]
+    for number, data in enumerate(dict.fromkeys(map(bytes_of, seeds))):
+        if len(data) <= LARGEST:
+            (directory / INPUTS / f"seed-{number:04}").write_bytes(data)
+    lines = ['"' + "".join(f"\\x{byte:02x}" for byte in token) + '"\n' for token in tokens_of(seeds)]
     (directory / TOKENS).write_text("".join(lines))
 
 
@@ -57,45 +57,45 @@ def bytes_of(seed: Any) -> bytes:
     return seed if isinstance(seed, bytes) else seed.encode("utf-8", "surrogatepass")
 
 
-def text_of(octets: bytes) -> str:
+def text_of(data: bytes) -> str:
     """Return the text of any bytes."""
-    return octets.decode("utf-8", "surrogateescape")
+    return data.decode("utf-8", "surrogateescape")
 
 
 def tokens_of(seeds: Sequence[Any]) -> list[bytes]:
     """Return boundary numbers, and the most frequent parts of the inputs: words, or fields of four bytes."""
     found: Counter[bytes] = Counter()
-    for octets in (bytes_of(seed)[:LARGEST] for seed in seeds):
-        if octets.isascii() and b"\0" not in octets:
-            found.update(set(re.findall(rb"[\w./+-]{2,40}|[^\w\s]{1,3}|\s{1,2}", octets)))
+    for data in (bytes_of(seed)[:LARGEST] for seed in seeds):
+        if data.isascii() and b"\0" not in data:
+            found.update(set(re.findall(rb"[\w./+-]{2,40}|[^\w\s]{1,3}|\s{1,2}", data)))
         else:
-            found.update({octets[at : at + 4] for at in range(0, len(octets), 4)})
+            found.update({data[at : at + 4] for at in range(0, len(data), 4)})
     return list(dict.fromkeys([*_NUMBERS, *_INTEGERS, *(token for token, _ in found.most_common(_TOKENS))]))
 
 
 def mutant(corpus: Sequence[bytes], tokens: Sequence[bytes], rand: Callable[[], float]) -> bytes:
     """Return an input of the corpus with one to four changes, in some microseconds."""
-    octets = corpus[int(rand() * len(corpus))]
+    data = corpus[int(rand() * len(corpus))]
     for _ in range(1 + int(rand() * rand() * 4)):
-        at = int(rand() * (len(octets) + 1))
+        at = int(rand() * (len(data) + 1))
         match int(rand() * 8):
             case 0:  # flip a bit
-                changed = octets[at : at + 1] or b"\0"
-                octets = octets[:at] + bytes([changed[0] ^ 1 << int(rand() * 8)]) + octets[at + 1 :]
+                changed = data[at : at + 1] or b"\0"
+                data = data[:at] + bytes([changed[0] ^ 1 << int(rand() * 8)]) + data[at + 1 :]
             case 1:  # overwrite a byte
-                octets = octets[:at] + bytes([int(rand() * 256)]) + octets[at + 1 :]
+                data = data[:at] + bytes([int(rand() * 256)]) + data[at + 1 :]
             case 2:  # insert a token
-                octets = octets[:at] + tokens[int(rand() * len(tokens))] + octets[at:]
+                data = data[:at] + tokens[int(rand() * len(tokens))] + data[at:]
             case 3:  # overwrite by a token
                 token = tokens[int(rand() * len(tokens))]
-                octets = octets[:at] + token + octets[at + len(token) :]
+                data = data[:at] + token + data[at + len(token) :]
             case 4:  # omit a part
-                octets = octets[:at] + octets[at + 1 + int(rand() * 16) :]
+                data = data[:at] + data[at + 1 + int(rand() * 16) :]
             case 5:  # repeat a part
-                octets = octets[:at] + octets[at : at + 1 + int(rand() * 32)] * int(rand() * 20) + octets[at:]
+                data = data[:at] + data[at : at + 1 + int(rand() * 32)] * int(rand() * 20) + data[at:]
             case 6:  # splice two inputs
                 other = corpus[int(rand() * len(corpus))]
-                octets = octets[:at] + other[int(rand() * (len(other) + 1)) :]
+                data = data[:at] + other[int(rand() * (len(other) + 1)) :]
             case _:  # end early
-                octets = octets[:at]
-    return octets[:LARGEST]
+                data = data[:at]
+    return data[:LARGEST]

@@ -208,15 +208,15 @@ def disturb(
             memory = allocated(), resident_mib()
         with deadline():
             for _ in range(_BATCH):
-                octets = mutant(kept, tokens, rand)
-                given = convert(octets)
+                data = mutant(kept, tokens, rand)
+                given = convert(data)
                 start = clock()
                 try:
                     parse(given)
                 except errors:
                     refused += 1
                 if (took := clock() - start) > longest_s:
-                    longest_s, slowest = took, octets
+                    longest_s, slowest = took, data
         number += _BATCH
     blocks, mib = memory or (allocated(), resident_mib())
     growth = allocated() - blocks, resident_mib() - mib
@@ -242,9 +242,9 @@ def replayed(parser: Parser, convert: Convert, kept: Iterable[bytes]) -> coverag
     """Return the branches that the kept inputs reach."""
     one = coverage.Coverage(branch=True, data_file=None, include=[f"{SOURCE}/*"], config_file=False)
     with one.collect():
-        for octets in kept:
+        for data in kept:
             with suppress(*parser.errors):
-                parser.parse(convert(octets))
+                parser.parse(convert(data))
     return one.get_data()
 
 

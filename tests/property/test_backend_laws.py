@@ -24,7 +24,7 @@ from pyflannel.wire.lease_json import format_backend_data, parse_vtep
 
 ON_LINK = IPv4Network("192.168.50.0/24")
 
-macs = st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":")) | st.sampled_from(
+macs = st.binary(min_size=6, max_size=6).map(lambda data: data.hex(":")) | st.sampled_from(
     ["0e:2a:00:00:00:01", "0e:2a:00:00:00:02"]
 )
 vteps = st.builds(Vtep, mac=macs, vni=st.none() | st.sampled_from([1, 2]) | st.integers(0, 2**24 - 1))

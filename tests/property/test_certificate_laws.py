@@ -50,21 +50,21 @@ def test_the_first_certificate_of_a_text_is_read(
     assert validity == Validity(*times)
 
 
-@given(octets=st.binary(max_size=400))
-def test_anything_else_is_refused(octets: bytes) -> None:
-    text = f"-----BEGIN CERTIFICATE-----\n{octets.hex()}\n-----END CERTIFICATE-----"
+@given(data=st.binary(max_size=400))
+def test_anything_else_is_refused(data: bytes) -> None:
+    text = f"-----BEGIN CERTIFICATE-----\n{data.hex()}\n-----END CERTIFICATE-----"
     with pytest.raises(WireError):
         validity_of(text)
     with pytest.raises(WireError):
-        validity_of(octets.decode("latin-1"))
+        validity_of(data.decode("latin-1"))
 
 
 @given(at=st.integers(0, 300), length=st.integers(1, 8), instead=st.binary(max_size=8))
 @settings(deadline=None)
 def test_a_damaged_certificate_is_refused_or_read(at: int, length: int, instead: bytes) -> None:
     """It raises only WireError."""
-    octets = ssl.PEM_cert_to_DER_cert(pem(EPOCH, EPOCH))
-    text = ssl.DER_cert_to_PEM_cert(octets[:at] + instead + octets[at + length :])
+    data = ssl.PEM_cert_to_DER_cert(pem(EPOCH, EPOCH))
+    text = ssl.DER_cert_to_PEM_cert(data[:at] + instead + data[at + length :])
 
     with contextlib.suppress(WireError):
         validity_of(text)

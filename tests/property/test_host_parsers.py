@@ -329,8 +329,8 @@ DER = [
 ]
 
 
-def read_certificate(octets: bytes) -> None:
-    body = base64.b64encode(octets).decode()
+def read_certificate(data: bytes) -> None:
+    body = base64.b64encode(data).decode()
     validity_of(f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
 
 
@@ -348,14 +348,12 @@ map_entries = st.builds(
 )
 
 
-def read_map_entry(octets: bytes) -> None:
-    if len(octets) == 16 and struct.unpack_from("=I", octets)[0] <= 32:
-        layout.unpack_peer("flannel0", octets[:8], octets[8:])
-    layout.unpack_settings(octets * 4)
+def read_map_entry(data: bytes) -> None:
+    if len(data) == 16 and struct.unpack_from("=I", data)[0] <= 32:
+        layout.unpack_peer("flannel0", data[:8], data[8:])
+    layout.unpack_settings(data * 4)
     for outcome in range(len(layout.Outcome)):
-        layout.unpack_stranger(
-            octets[:4].ljust(4) + struct.pack("=I", outcome), (octets * 2)[:24].ljust(24), 7
-        )
+        layout.unpack_stranger(data[:4].ljust(4) + struct.pack("=I", outcome), (data * 2)[:24].ljust(24), 7)
 
 
 # Input of the operator: flags, variables, the URL of a store, resolv.conf.
@@ -486,8 +484,8 @@ NETWORK_CONFS = [
 ]
 
 
-def read_network_conf(octets: bytes) -> None:
-    conf = cni.parse_network_conf(octets)
+def read_network_conf(data: bytes) -> None:
+    conf = cni.parse_network_conf(data)
     cni.check_version(conf.version)
     cni.is_at_least(conf.version, "0.4.0")
     with suppress(CniError):
@@ -499,14 +497,14 @@ def read_network_conf(octets: bytes) -> None:
     cni.format_conf(cni.delegate_conf(conf, CNI_HOST))
 
 
-def read_result(octets: bytes) -> None:
-    cni.parse_error(octets)
-    saved = cni.parse_saved_conf(octets)
+def read_result(data: bytes) -> None:
+    cni.parse_error(data)
+    saved = cni.parse_saved_conf(data)
     if saved is not None:
         cni.with_gateways(saved)
-    cni.format_waiting_for(octets)
-    cni.new_addresses(octets.decode(errors="replace"))
-    cni.format_result(octets, "1.0.0")
+    cni.format_waiting_for(data)
+    cni.new_addresses(data.decode(errors="replace"))
+    cni.format_result(data, "1.0.0")
 
 
 CNI_ENV = "FLANNEL_NETWORK=10.3.0.0/16\nFLANNEL_SUBNET=10.3.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"

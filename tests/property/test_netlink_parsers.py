@@ -55,7 +55,7 @@ def body(layout: str, fields: Sequence[Any], parts: st.SearchStrategy[bytes]) ->
     return whole | damaged(whole)
 
 
-octet = st.integers(0, 255)
+byte = st.integers(0, 255)
 index = st.integers(-(2**31), 2**31 - 1)
 word = st.integers(0, 2**32 - 1)
 info = attributes_of([1, 2, 5], payloads | attributes_of(range(1, 24)))
@@ -80,36 +80,36 @@ route_bodies = body(
     [
         families,
         st.integers(0, 130),
-        octet,
+        byte,
         st.sampled_from([0, 0, 4]),
-        st.just(254) | octet,
-        octet,
-        octet,
-        octet,
+        st.just(254) | byte,
+        byte,
+        byte,
+        byte,
         st.sampled_from([0, 4, 0x200]),
     ],
     route_parts,
 )
 neighbour_bodies = body(
     "=BxxxiHBB",
-    [families, index, st.integers(0, 255), st.sampled_from([0, 2]), octet],
+    [families, index, st.integers(0, 255), st.sampled_from([0, 2]), byte],
     attributes_of([1, 2, 3, 7, 9], ips | macs | payloads),
 )
 address_bodies = body(
-    "=BBBBi", [families, st.integers(0, 130), octet, octet, index], attributes_of([1, 2, 8], ips | payloads)
+    "=BBBBi", [families, st.integers(0, 130), byte, byte, index], attributes_of([1, 2, 8], ips | payloads)
 )
 tc_bodies = body(
     "=B3xiIII",
-    [octet, index, word, word, word],
+    [byte, index, word, word, word],
     attributes_of([1, 2], names | attributes_of([6, 7, 8, 11]))
     | attributes_of([11, 8], numbers).map(lambda o: message.attribute(1, b"bpf\0") + message.attribute(2, o)),
 )
 ANSWER = struct.Struct("=HH")  # kind and flags of an acknowledgement, in front of its body
 acknowledgements = st.builds(
-    lambda kind, flags, octets: ANSWER.pack(kind, flags) + octets,
+    lambda kind, flags, data: ANSWER.pack(kind, flags) + data,
     st.sampled_from([message.ERROR, message.DONE]),
     st.sampled_from([0, 0x100, 0x200, 0x300]),
-    body("=iIHHII", [index, st.integers(0, 40), octet, octet, word, word], attributes_of([1, 2], names)),
+    body("=iIHHII", [index, st.integers(0, 40), byte, byte, word, word], attributes_of([1, 2], names)),
 )
 policies = body(
     "=4s12x4s12x2s2s2s2sHBBB3xi4x64x32xI4xBB6x",
@@ -118,9 +118,9 @@ policies = body(
         st.binary(min_size=4, max_size=4),
         *[st.binary(min_size=2, max_size=2)] * 4,
         families,
-        octet,
-        octet,
-        octet,
+        byte,
+        byte,
+        byte,
         index,
         word,
         st.integers(0, 4),
@@ -132,8 +132,8 @@ defaults = st.lists(st.integers(0, 2), max_size=4).map(bytes)
 datagrams = damaged(
     st.lists(
         st.builds(
-            lambda kind, octets: message.pack(message.Request(kind, 0, octets), 1),
-            octet,
+            lambda kind, data: message.pack(message.Request(kind, 0, data), 1),
+            byte,
             st.binary(max_size=9),
         ),
         max_size=3,
@@ -141,13 +141,13 @@ datagrams = damaged(
 )
 
 
-def read_acknowledgement(octets: bytes) -> None:
-    if len(octets) >= ANSWER.size:
-        kind, flags = ANSWER.unpack_from(octets)
-        message.parse_acknowledgement(message.Message(kind, flags, 1, 0, octets[ANSWER.size :]))
+def read_acknowledgement(data: bytes) -> None:
+    if len(data) >= ANSWER.size:
+        kind, flags = ANSWER.unpack_from(data)
+        message.parse_acknowledgement(message.Message(kind, flags, 1, 0, data[ANSWER.size :]))
 
 
-def read_route(octets: bytes) -> None:
+def read_route(data: bytes) -> None:
     for read in (
         routes.glance_at_route,
         routes.protocol_of,
@@ -156,10 +156,10 @@ def read_route(octets: bytes) -> None:
         lambda one: routes.covers(one, IPv4Address("10.3.1.9")),
     ):
         with suppress(WireError):
-            read(octets)
+            read(data)
 
 
-def read_neighbour(octets: bytes) -> None:
+def read_neighbour(data: bytes) -> None:
     for read in (
         neighbours.lasting_part,
         neighbours.entry_index,
@@ -168,29 +168,29 @@ def read_neighbour(octets: bytes) -> None:
         bridges.parse_learned,
     ):
         with suppress(WireError):
-            read(octets)
+            read(data)
 
 
-def read_link(octets: bytes) -> None:
+def read_link(data: bytes) -> None:
     for read in (links.parse_link, links.parse_far_veth, bridges.parse_bridge_link):
         with suppress(WireError):
-            read(octets)
+            read(data)
 
 
-def read_tc(octets: bytes) -> None:
+def read_tc(data: bytes) -> None:
     for read in (tc.parse_filter, tc.parse_qdisc):
         with suppress(WireError):
-            read(octets)
+            read(data)
 
 
-def read_next_hop(octets: bytes) -> None:
-    routes.next_hop_protocol(octets)
-    routes.parse_next_hop_number(octets)
+def read_next_hop(data: bytes) -> None:
+    routes.next_hop_protocol(data)
+    routes.parse_next_hop_number(data)
 
 
-def read_address(octets: bytes) -> None:
-    addresses.address_index(octets)
-    addresses.parse_address_message(octets)
+def read_address(data: bytes) -> None:
+    addresses.address_index(data)
+    addresses.parse_address_message(data)
 
 
 # nf_tables: tables, sets, elements, chains and rules.
@@ -277,7 +277,7 @@ nf_tables = damaged(st.sampled_from(NF_TABLES)) | body(
 
 traces = body(
     ">BBH",
-    [families, octet, st.just(0)],
+    [families, byte, st.just(0)],
     attributes_of(
         [1, 2, 3, 4, 5, 6, 8, 10, 12, 16],
         st.binary(max_size=24) | st.sampled_from([b"\0\0\0\1", b"\0\0\0\3", b"fw\0"]),
@@ -301,13 +301,13 @@ TRACES = [
 ]
 
 
-def read_trace(octets: bytes) -> None:
-    packet_trace.parse_trace(message.Message(kind=10 << 8 | 17, flags=0, sequence=0, port=0, body=octets))
+def read_trace(data: bytes) -> None:
+    packet_trace.parse_trace(message.Message(kind=10 << 8 | 17, flags=0, sequence=0, port=0, body=data))
 
 
-def judge(octets: bytes) -> None:
+def judge(data: bytes) -> None:
     """Examine a rule as one of the hook forward, and as one of a chain that this one enters."""
-    rule = flow_rules.parse_found_rule(octets)
+    rule = flow_rules.parse_found_rule(data)
     chain = flow_rules.FoundChain(rule.table._replace(family=nftables.IPV4), rule.chain, 2, "filter")
     rule = replace(rule, table=chain.table)
     assert flow_rules.forwarded_rules([chain], [rule]) == [rule]
@@ -320,9 +320,9 @@ def judge(octets: bytes) -> None:
         list(flow_rules.objections([replace(chain, table=table, hook=hook)], []))
 
 
-def read_nf_tables(octets: bytes) -> None:
+def read_nf_tables(data: bytes) -> None:
     for kind in (0x0A00, 0x0200):
-        nftables.table_of(message.Message(kind, 0, 1, 0, octets))
+        nftables.table_of(message.Message(kind, 0, 1, 0, data))
     for parse in (
         nftables.parse_set,
         nftables.parse_elements,
@@ -335,7 +335,7 @@ def read_nf_tables(octets: bytes) -> None:
         lambda one: nftables.is_rule(A_RULE, nftables.parse_rule(one)[2]),
     ):
         with suppress(WireError):
-            parse(octets)
+            parse(data)
 
 
 HEADER = struct.pack("=IHHII", 20, 24, 0, 1, 0)
@@ -382,24 +382,20 @@ LINKS = [
     bytes(16) + message.attribute(18, TAP),
 ]
 PARSERS = [
-    Parser(
-        "netlink datagram", lambda octets: list(message.split(octets)), datagrams | st.binary(max_size=40)
-    ),
+    Parser("netlink datagram", lambda data: list(message.split(data)), datagrams | st.binary(max_size=40)),
     Parser("acknowledgement", read_acknowledgement, acknowledgements, corpus=ACKNOWLEDGEMENTS),
     Parser("link", read_link, link_bodies, (), LINKS),
     Parser("route", read_route, route_bodies, (), ROUTES),
     Parser("neighbour", read_neighbour, neighbour_bodies, (), NEIGHBOURS),
     Parser("address", read_address, address_bodies, corpus=ADDRESSES),
-    Parser(
-        "next hop", read_next_hop, body("=BBBxI", [families, octet, octet, word], attributes_of([1, 5, 6]))
-    ),
+    Parser("next hop", read_next_hop, body("=BBBxI", [families, byte, byte, word], attributes_of([1, 5, 6]))),
     Parser("object of tc", read_tc, tc_bodies, ()),
     Parser("object of nf_tables", read_nf_tables, nf_tables, corpus=NF_TABLES),
     Parser("IPsec policy", xfrm.parse_policy, policies),
     Parser(
         "message of a traced packet", read_trace, traces | damaged(st.sampled_from(TRACES)), corpus=TRACES
     ),
-    Parser("default of IPsec", lambda octets: list(xfrm.parse_default(octets)), defaults),
+    Parser("default of IPsec", lambda data: list(xfrm.parse_default(data)), defaults),
 ]
 
 

@@ -160,9 +160,9 @@ def batch(datagrams: Sequence[bytes], sender: int = 0) -> bytes:
     return joined([bytes([sender]), *datagrams])
 
 
-def receive(octets: bytes) -> None:
+def receive(data: bytes) -> None:
     """Datagrams of one batch: each is checked, and TCP segments are joined and split again."""
-    first, *datagrams = separated(octets) or [b""]
+    first, *datagrams = separated(data) or [b""]
     sender = SENDERS[sum(first) % len(SENDERS)]
     buffer = bytearray(b"".join(datagrams) + GUARD)
     run, at, table = TcpRun(buffer), 0, a_table()
@@ -230,8 +230,8 @@ ICMP_PACKETS = [
 ]
 
 
-def read_icmp(octets: bytes) -> None:
-    for message in (parse_icmp(octets), parse_icmpv6(octets, IPv6Address("fd00::1"))):
+def read_icmp(data: bytes) -> None:
+    for message in (parse_icmp(data), parse_icmpv6(data, IPv6Address("fd00::1"))):
         if message is not None:
             _ = message.text, message.is_echo_reply
             clock_offset(message.body, 1.7e9)
@@ -281,16 +281,16 @@ contents = st.sampled_from(sorted(CONTENTS)).flatmap(
 frames = st.lists(contents.map(lambda one: encode_frame(*one)), max_size=3).map(b"".join)
 
 
-def read_content(octets: bytes) -> None:
+def read_content(data: bytes) -> None:
     """The first byte is the kind of the frame."""
-    if (content := CONTENTS.get(octets[0]) if octets else None) is not None:
-        content[0](octets[1:])
+    if (content := CONTENTS.get(data[0]) if data else None) is not None:
+        content[0](data[1:])
 
 
-def read_frames(octets: bytes) -> None:
+def read_frames(data: bytes) -> None:
     reader = FrameReader()
-    for start in range(0, len(octets), 7):
-        list(reader.feed(octets[start : start + 7]))
+    for start in range(0, len(data), 7):
+        list(reader.feed(data[start : start + 7]))
 
 
 a_status = Status(
@@ -336,15 +336,15 @@ DOCUMENTS: list[tuple[Callable[[bytes], object], bytes]] = [
 DEEP = b'{"a":' * 3000
 documents = st.sampled_from(range(len(DOCUMENTS))).flatmap(
     lambda number: (damaged(st.just(DOCUMENTS[number][1])) | as_bytes(values.map(json.dumps) | deep)).map(
-        lambda octets: bytes([number]) + octets
+        lambda data: bytes([number]) + data
     )
 )
 
 
-def read_document(octets: bytes) -> None:
+def read_document(data: bytes) -> None:
     """The first byte is the number of the document."""
-    if octets:
-        DOCUMENTS[octets[0] % len(DOCUMENTS)][0](octets[1:])
+    if data:
+        DOCUMENTS[data[0] % len(DOCUMENTS)][0](data[1:])
 
 
 CONTROL = [
@@ -435,8 +435,8 @@ atexit.register(LOOP.close)
 class Client:
     """A connection that accepts all responses and discards them."""
 
-    def write(self, octets: bytes) -> None:
-        assert isinstance(octets, bytes | bytearray | memoryview)
+    def write(self, data: bytes) -> None:
+        assert isinstance(data, bytes | bytearray | memoryview)
 
     async def drain(self) -> None:
         """Return that all is read."""
@@ -445,14 +445,14 @@ class Client:
         """Stop reading."""
 
 
-def converse(octets: bytes) -> None:
+def converse(data: bytes) -> None:
     async def answer(request: Request) -> Response:
         return Response(status=200 if request.method in ("GET", "PUT", "HEAD") else 405, body=request.body)
 
     async def run() -> None:
         reader = asyncio.StreamReader()
-        for start in range(0, len(octets), 100):
-            reader.feed_data(octets[start : start + 100])
+        for start in range(0, len(data), 100):
+            reader.feed_data(data[start : start + 100])
         reader.feed_eof()
         limits = Limits(head_bytes=2000, body_bytes=1000, linger_s=0.1)
         await Conversation(reader, Client(), limits).run(answer)
@@ -501,17 +501,17 @@ UNUSABLE = [
 ]
 
 
-def read_answer(octets: bytes) -> None:
+def read_answer(data: bytes) -> None:
     """Read the answer to a request, and the answer to the request of a watch."""
 
     async def run(is_watch: bool) -> None:
         reader = asyncio.StreamReader()
-        reader.feed_data(octets)
+        reader.feed_data(data)
         reader.feed_eof()
-        config = CREDENTIALS[len(octets) % len(CREDENTIALS)]
+        config = CREDENTIALS[len(data) % len(CREDENTIALS)]
         answer = Answer(Connection(server=API_SERVER, config=config, base=Path()), reader, "GET /x")
         with suppress(StoreError):
-            answer.request("PATCH", "/x", b"{}" * (len(octets) % 2))
+            answer.request("PATCH", "/x", b"{}" * (len(data) % 2))
             await answer.head()
             _ = answer.retry_after_s
             if is_watch:
@@ -521,7 +521,7 @@ def read_answer(octets: bytes) -> None:
             else:
                 await answer.body()
 
-    for config in UNUSABLE if not octets else ():
+    for config in UNUSABLE if not data else ():
         with suppress(StoreError):
             Connection(server=API_SERVER, config=config, base=Path()).headers()
     for is_watch in (False, True):
@@ -547,10 +547,10 @@ PAGE_REQUESTS = [
 ]
 
 
-def admit(octets: bytes) -> None:
+def admit(data: bytes) -> None:
     """The lines are the headers Host, Sec-Fetch-Site and Authorization."""
     names = ("host", "sec-fetch-site", "authorization")
-    headers = dict(zip(names, octets.decode("latin-1").split("\n"), strict=False))
+    headers = dict(zip(names, data.decode("latin-1").split("\n"), strict=False))
     for access in ACCESSES:
         access.objection_to_document(Request(method="GET", path="/v1/status", headers=headers))
 
@@ -641,8 +641,8 @@ def read_docker_request(body: bytes) -> None:
     _ = endpoint.address, endpoint.ipv6_address, endpoint.mac
 
 
-def read_plugin_state(octets: bytes) -> None:
-    state = parse_state(octets)
+def read_plugin_state(data: bytes) -> None:
+    state = parse_state(data)
     _ = state.plan, [one.bridge for one in state.networks.values()]
     format_state(state)
 

@@ -275,8 +275,8 @@ def read_config(text: str | bytes) -> None:
     backend_of(config)
 
 
-def read_record(octets: bytes) -> None:
-    found = KeyValue.FromString(octets)
+def read_record(data: bytes) -> None:
+    found = KeyValue.FromString(data)
     record = KEYS.record(found)
     for read in (lease_of, claim_of):
         with suppress(WireError):
@@ -292,8 +292,8 @@ etcd_records = st.builds(
 )
 
 
-def read_kept(octets: bytes) -> None:
-    for record in parse_last_known(octets).records:
+def read_kept(data: bytes) -> None:
+    for record in parse_last_known(data).records:
         readable_lease(record)
 
 

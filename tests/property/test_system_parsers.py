@@ -123,7 +123,7 @@ def read_docker_rules(text: str) -> None:
 PARSERS = [
     Parser(
         "mounts in /proc",
-        lambda octets: list(mounts_in(octets)),
+        lambda data: list(mounts_in(data)),
         damaged(st.sampled_from(MOUNTS)),
         (),
         MOUNTS,

@@ -113,9 +113,9 @@ def named_secrets(text: str) -> Iterator[str]:
 def _forms(secret: str) -> Iterator[str]:
     yield secret
     yield json.dumps(secret)[1:-1]
-    octets = _bytes_of(secret)
-    yield quote(octets, safe="")
-    yield b64encode(octets).decode().rstrip("=")
+    data = _bytes_of(secret)
+    yield quote(data, safe="")
+    yield b64encode(data).decode().rstrip("=")
 
 
 def _bytes_of(secret: str) -> bytes:
