@@ -11,6 +11,7 @@ from statistics import median
 import pytest
 
 from testlab.faults import paused
+from testlab.overlay import longest_silence_s
 from testlab.stalls import StallWitness
 from testlab.usage import usage_of
 
@@ -58,7 +59,7 @@ def test_random_damage(network, long_run: bool, figures: Callable[[str], None]) 
             network.wait_well()
             pings.wait_answered()
             samples.append(Sample.of(network.daemon.pid))
-    silence_s = pings.longest_silence_s(witness.stalled_s)
+    silence_s = longest_silence_s(pings.answers(), witness.stalled_s)
     quarter = len(samples) // 4
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
     for line in curves(samples):

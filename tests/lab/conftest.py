@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import itertools
 import os
 import signal
@@ -21,11 +20,11 @@ from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.plan.ownership import ours
 from pyflannel.ports import Changes
+from testlab.inside import enter_network
 from testlab.overlay import SOON_S, Overlay, PingStream, overlay_in
 
 Result = TypeVar("Result")
 
-_CLONE_NEWNET = 0x40000000
 _SILENCE_S = 0.1
 _TURNS = 20
 _numbers = itertools.count(1)
@@ -96,12 +95,7 @@ class Namespace:
 
     def _enter(self) -> None:
         """Bind the calling thread to the namespace until the thread ends."""
-        descriptor = os.open(f"/run/netns/{self.name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-        finally:
-            os.close(descriptor)
+        enter_network(f"/run/netns/{self.name}")
 
 
 class Wakes:

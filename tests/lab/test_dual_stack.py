@@ -15,6 +15,7 @@ from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import LEFT, Host, plug_in
 from pyflannel.lab.waiting import together, wait_until
 from testlab.overlay import Overlay, PingStream, ipv6_underlay
+from testlab.pinging import wait_each_reaches
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -92,14 +93,7 @@ def reaches(host: Host, other: Host) -> bool:
 
 
 def wait_reached(hosts: list[Host], deadline_s: float = SOON_S) -> None:
-    for host in hosts:
-        for other in hosts:
-            if host is not other:
-                wait_until(
-                    lambda host=host, other=other: reaches(host, other),
-                    what=f"{host.name} reaches {other.name}",
-                    deadline_s=deadline_s,
-                )
+    wait_each_reaches(hosts, reaches, deadline_s)
 
 
 def objects(host: Host) -> list[str]:

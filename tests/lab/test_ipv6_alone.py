@@ -1,7 +1,6 @@
 """A Kubernetes cluster with IPv6 alone: the hosts have no IPv4 address, and no IPv4 range."""
 
 import asyncio
-import ctypes
 import json
 import os
 import threading
@@ -16,14 +15,15 @@ from doubles.fake_api_server import FakeApiServer
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
 from testlab.cni_runtime import Runtime
+from testlab.inside import enter_network
 from testlab.overlay import Overlay, PingStream, ipv6_underlay
+from testlab.pinging import wait_each_reaches
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 SOON_S = 30.0
 NETWORK = IPv6Network("fd00:5::/48")
 NAMES = ("docker1", "docker2", "docker3")
-_CLONE_NEWNET = 0x40000000
 
 
 class ApiServer:
@@ -50,12 +50,7 @@ class ApiServer:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(SOON_S)
 
     def _run(self) -> None:
-        descriptor = os.open(f"/proc/{self._place.init_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-        finally:
-            os.close(descriptor)
+        enter_network(f"/proc/{self._place.init_pid}/ns/net")
         self._loop.run_until_complete(self._serve())
         self._loop.close()
 
@@ -132,14 +127,7 @@ def reaches(host: Host, other: Host) -> bool:
 
 
 def wait_reached(*hosts: Host) -> None:
-    for host in hosts:
-        for other in hosts:
-            if host is not other:
-                wait_until(
-                    lambda host=host, other=other: reaches(host, other),
-                    what=f"{host.name} reaches {other.name}",
-                    deadline_s=SOON_S,
-                )
+    wait_each_reaches(hosts, reaches, SOON_S)
 
 
 @pytest.fixture(scope="module")

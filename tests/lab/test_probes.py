@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -134,10 +133,6 @@ def test_doctor_reports_a_peer_whose_tunnel_is_blocked_there(pair: tuple[Host, H
     assert ran.returncode == 1
 
 
-@pytest.mark.skipif(
-    find_spec("textual") is None or find_spec("pyte") is None,
-    reason="textual or pyte is missing: scripts/setup installs both",
-)
 def test_top_shows_a_peer_that_joins_and_one_that_leaves(pair: tuple[Host, Host], overlay: Overlay) -> None:
     from testlab.terminal import Terminal
 

@@ -1,6 +1,5 @@
 """A real kube-apiserver with its etcd in the sandbox of a lab, and the Nodes that a test creates."""
 
-import ctypes
 import http.client
 import json
 import os
@@ -24,6 +23,7 @@ from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import Sandbox
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
+from testlab.inside import enter_network
 
 PROGRAMS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel/go"
 """The directory of the programs that `scripts/setup` builds with Go: `--kube` and `--kubelets`."""
@@ -481,22 +481,18 @@ def pod_on(node: str, cluster: Cluster) -> dict[str, Any]:
 
 def _dial(process: int, address: str) -> socket.socket:
     """Return a connection from the network of a process. Only the calling thread enters it."""
-    found: list[socket.socket | OSError] = []
+    found: list[socket.socket | OSError | LabError] = []
 
     def connect() -> None:
-        descriptor = os.open(f"/proc/{process}/ns/net", os.O_RDONLY)
         try:
-            if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
+            enter_network(f"/proc/{process}/ns/net")
             found.append(socket.create_connection((address, PORT), timeout=30))
-        except OSError as error:
+        except (OSError, LabError) as error:
             found.append(error)
-        finally:
-            os.close(descriptor)
 
     thread = threading.Thread(target=connect)
     thread.start()
     thread.join()
-    if isinstance(found[0], OSError):
+    if isinstance(found[0], Exception):
         raise found[0]
     return found[0]

@@ -31,7 +31,7 @@ def run_inside(sandbox: Sandbox, act: Callable[[], Coroutine[Any, Any, Result]])
 
     def enter_and_run() -> None:
         try:
-            _enter(Path(f"/proc/{sandbox.init_pid}/ns/net"))
+            enter_network(Path(f"/proc/{sandbox.init_pid}/ns/net"))
             results.append(asyncio.run(act()))
         except BaseException as error:  # noqa: BLE001 - raised again below
             errors.append(error)
@@ -44,8 +44,15 @@ def run_inside(sandbox: Sandbox, act: Callable[[], Coroutine[Any, Any, Result]])
     return results[0]
 
 
-def _enter(namespace: Path) -> None:
-    """Bind the calling thread to a network namespace until the thread ends."""
+def enter_network(namespace: str | Path) -> None:
+    """Bind the calling thread to a network namespace until the thread ends.
+
+    Args:
+        namespace: the file of the namespace, such as /run/netns/NAME or /proc/PID/ns/net.
+
+    Raises:
+        LabError: the kernel refuses access.
+    """
     descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):

@@ -593,9 +593,7 @@ class _Image:
     """The single layer of an image, in memory. Every image contains busybox."""
 
     def __init__(self) -> None:
-        self._data = io.BytesIO()
-        self._layer = tarfile.open(fileobj=self._data, mode="w")  # noqa: SIM115 - closed by write()
-        self._names: set[str] = set()
+        self._entries: dict[str, tuple[tarfile.TarInfo, bytes]] = {}
         for directory, mode in (
             ("tmp", 0o1777),
             ("proc", 0o755),
@@ -605,7 +603,7 @@ class _Image:
         ):
             entry = tarfile.TarInfo(directory)
             entry.type, entry.mode = tarfile.DIRTYPE, mode
-            self._layer.addfile(entry)
+            self._entries[f"/{directory}"] = entry, b""
         for directory in ("lib", "lib64"):
             self.add_link(f"/{directory}", f"usr/{directory}")
         busybox = shutil.which("busybox")
@@ -617,18 +615,16 @@ class _Image:
             self.add_link(f"/bin/{applet}", "busybox")
 
     def add(self, name: str, data: bytes) -> None:
-        """Add a file with this content."""
-        if self._is_new(name):
-            entry = tarfile.TarInfo(name.lstrip("/"))
-            entry.size, entry.mode = len(data), 0o755
-            self._layer.addfile(entry, io.BytesIO(data))
+        """Add a file with this content. Of two entries with one name, the first is kept."""
+        entry = tarfile.TarInfo(name.lstrip("/"))
+        entry.size, entry.mode = len(data), 0o755
+        self._entries.setdefault(name, (entry, data))
 
     def add_link(self, name: str, target: str) -> None:
         """Add a symbolic link."""
-        if self._is_new(name):
-            entry = tarfile.TarInfo(name.lstrip("/"))
-            entry.type, entry.linkname = tarfile.SYMTYPE, target
-            self._layer.addfile(entry)
+        entry = tarfile.TarInfo(name.lstrip("/"))
+        entry.type, entry.linkname = tarfile.SYMTYPE, target
+        self._entries.setdefault(name, (entry, b""))
 
     def add_program(self, name: str, file: Path) -> None:
         """Add a file of this machine, and the libraries with which it is linked."""
@@ -651,15 +647,9 @@ class _Image:
             elif file.is_file():
                 self.add_program(f"{name}/{inner}", file)
 
-    def _is_new(self, name: str) -> bool:
-        is_new = name not in self._names
-        self._names.add(name)
-        return is_new
-
     def write(self, path: Path, name: str, command: list[str], environment: Sequence[str] = ()) -> None:
         """Write the image as an archive of Docker."""
-        self._layer.close()
-        layer = self._data.getvalue()
+        layer = _archive(self._entries.values())
         digest = hashlib.sha256(layer).hexdigest()
         variables = [*environment] or ["PATH=/bin"]
         config = {
@@ -670,11 +660,21 @@ class _Image:
         }
         manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
         files = {"config.json": json.dumps(config).encode(), "layer.tar": layer}
-        with tarfile.open(path, "w") as archive:
-            for file, data in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
-                entry = tarfile.TarInfo(file)
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
+        entries = []
+        for file, data in {**files, "manifest.json": json.dumps(manifest).encode()}.items():
+            entry = tarfile.TarInfo(file)
+            entry.size = len(data)
+            entries.append((entry, data))
+        path.write_bytes(_archive(entries))
+
+
+def _archive(entries: Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
+    """Return a tar archive of these entries, each with its content."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for entry, content in entries:
+            archive.addfile(entry, io.BytesIO(content))
+    return data.getvalue()
 
 
 def build_plugin(directory: Path) -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface
@@ -371,13 +371,14 @@ class PingStream:
         times = [answer.at for answer in self.answers() if answer.at >= since]
         return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
-    def longest_silence_s(self, stalled_s: Callable[[float, float], float]) -> float:
-        """Return the longest time between two successive answers between which pings were lost.
 
-        `stalled_s` returns the seconds between two times for which the whole machine was stalled. They do not
-        count.
-        """
-        return max(map(partial(_silence_s, stalled_s), itertools.pairwise(self.answers())), default=0.0)
+def longest_silence_s(answers: Iterable[Answer], stalled_s: Callable[[float, float], float]) -> float:
+    """Return the longest time between two successive answers between which pings were lost.
+
+    `stalled_s` returns the seconds between two times for which the whole machine was stalled. They do not
+    count.
+    """
+    return max(map(partial(_silence_s, stalled_s), itertools.pairwise(answers)), default=0.0)
 
 
 def _silence_s(stalled_s: Callable[[float, float], float], pair: tuple[Answer, Answer]) -> float:

@@ -3,10 +3,12 @@
 import itertools
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from pyflannel.lab.program import Program
+from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import Station
 from pyflannel.lab.waiting import wait_until
 
@@ -50,3 +52,13 @@ def pinging(source: Station, address: str) -> Iterator[Pings]:
     program.wait()
     answered = pings.answered
     pings.lost = max(answered) - min(answered) + 1 - len(set(answered))
+
+
+def wait_each_reaches(
+    hosts: Sequence[Host], reaches: Callable[[Host, Host], bool], deadline_s: float
+) -> None:
+    """Wait until each of the hosts reaches each other one."""
+    for host, other in itertools.permutations(hosts, 2):
+        wait_until(
+            partial(reaches, host, other), what=f"{host.name} reaches {other.name}", deadline_s=deadline_s
+        )

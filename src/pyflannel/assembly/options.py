@@ -5,7 +5,7 @@ precedence.
 import os
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, TypeVar
@@ -62,6 +62,7 @@ _GUARD_MODES: Mapping[str, GuardMode] = {"strict": "strict", "peer": "peer", "of
 LeaseSigningMode = Literal["off", "warn", "require"]
 _LEASE_SIGNING: Mapping[str, LeaseSigningMode] = {"off": "off", "warn": "warn", "require": "require"}
 _Choice = TypeVar("_Choice")
+_Parsed = TypeVar("_Parsed")
 
 
 class FlanneldOptions(Struct, frozen=True, kw_only=True):
@@ -198,8 +199,8 @@ def _options(settings: Settings, kubernetes: KubernetesOptions | None) -> Flanne
         kubernetes=kubernetes,
         iface=tuple(_iface(given) for given in settings.all("iface") if given.value),
         iface_regex=tuple(_regex(given) for given in settings.all("iface-regex") if given.value),
-        iface_can_reach=_reached(settings.last("iface-can-reach")),
-        public_ip=_address(settings.last("public-ip")),
+        iface_can_reach=_address(settings.last("iface-can-reach"), ip_address, "IPv4 or IPv6"),
+        public_ip=_address(settings.last("public-ip"), IPv4Address, "IPv4"),
         public_ipv6=_ipv6_address(settings.last("public-ipv6")),
         subnet_file=_path(settings.last("subnet-file")),
         subnet_dir=_path(settings.last("subnet-dir")),
@@ -266,26 +267,14 @@ def _refuse_later(flag: Flag, settings: Settings) -> None:
             raise UsageError(f"{given.origin} is not supported yet", hint=f"Remove it{other}.")
 
 
-def _address(given: Given) -> IPv4Address | None:
+def _address(given: Given, parse: Callable[[str], _Parsed], kind: str) -> _Parsed | None:
     if not given.value:
         return None
     try:
-        return IPv4Address(str(given.value))
+        return parse(str(given.value))
     except ValueError as error:
         raise UsageError(
-            f"{given.origin}={given.value!r} is not an IPv4 address",
-            hint=f"Write {given.origin}=192.0.2.1, for example.",
-        ) from error
-
-
-def _reached(given: Given) -> IPv4Address | IPv6Address | None:
-    if not given.value:
-        return None
-    try:
-        return ip_address(str(given.value))
-    except ValueError as error:
-        raise UsageError(
-            f"{given.origin}={given.value!r} is not an IPv4 or IPv6 address",
+            f"{given.origin}={given.value!r} is not an {kind} address",
             hint=f"Write {given.origin}=192.0.2.1, for example.",
         ) from error
 

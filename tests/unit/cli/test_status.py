@@ -4,7 +4,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,7 +211,6 @@ def test_watch_prints_a_document_in_each_line_also_while_flanneld_does_not_respo
     assert [json.loads(line)["is_live"] for line in lines[:2]] == [True, False]
 
 
-@pytest.mark.skipif(find_spec("pyte") is None, reason="pyte is missing: scripts/setup installs it")
 class TestOnATerminal:
     """The texts are the same as in a pipe; the names have colours."""
 

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
     from textual.pilot import Pilot
 
     from testlab.terminal import Terminal
-
-needs_textual = pytest.mark.skipif(
-    find_spec("textual") is None or find_spec("pyte") is None,
-    reason="textual or pyte is missing: scripts/setup installs both",
-)
 
 STATUS = Status(
     version=VERSION,
@@ -196,7 +190,6 @@ def rows_of(text: str) -> list[str]:
     return [line[0] for line in words[start : start + 5] if line]
 
 
-@needs_textual
 def test_the_keys_sort_reverse_and_filter() -> None:
     async def life(pilot: "Pilot[None]", press: Callable[..., Awaitable[str]]) -> None:
         assert rows_of(await press())[:2] == ["docker3", "docker4"]
@@ -211,7 +204,6 @@ def test_the_keys_sort_reverse_and_filter() -> None:
     on_screen(FIVE, life)
 
 
-@needs_textual
 def test_a_selected_peer_shows_the_reason_and_stays_selected_when_the_order_changes() -> None:
     async def life(pilot: "Pilot[None]", press: Callable[..., Awaitable[str]]) -> None:
         reason = "docker4 refused: it is not on the link of this host"
@@ -224,7 +216,6 @@ def test_a_selected_peer_shows_the_reason_and_stays_selected_when_the_order_chan
     on_screen(FIVE, life)
 
 
-@needs_textual
 def test_a_thousand_peers_can_be_reached_by_keys() -> None:
     thousand = moment(*(peer(number, name=f"host{number}") for number in range(2, 1002)))
 
@@ -241,7 +232,6 @@ def test_a_thousand_peers_can_be_reached_by_keys() -> None:
     on_screen(thousand, life)
 
 
-@needs_textual
 def test_each_width_shows_the_columns_that_fit() -> None:
     rates = Rates(1e6, 2e6)
     shown = moment(*(replace(one, rates=rates) for one in FIVE.peers))
@@ -271,7 +261,6 @@ def test_a_peer_that_stops_answering_moves_no_column() -> None:
     assert fitting(before, 100) == fitting(after, 100)
 
 
-@needs_textual
 def test_another_size_of_the_window_is_used_immediately() -> None:
     """The next data may arrive only after seconds."""
 
@@ -290,7 +279,6 @@ def facts_of(lines: Sequence[str]) -> list[str]:
     return [line for line in lines if line.split()[:1] in (["backend"], ["store"], ["traffic"])]
 
 
-@needs_textual
 def test_the_picture_in_the_guide_shows_the_present_screen() -> None:
     picture = (Path(__file__).parents[3] / "docs/top.svg").read_text()
     shown = words_of(re.sub(r"<[^>]*>", " ", picture).replace("&#160;", " "))
@@ -305,7 +293,6 @@ def test_the_picture_in_the_guide_shows_the_present_screen() -> None:
     on_screen(FIVE, life)
 
 
-@needs_textual
 def test_text_of_other_hosts_controls_neither_the_terminal_nor_the_layout() -> None:
     hostile = moment(
         peer(2, name="\x1b]0;x\x07[bold]\n" + "a" * 300), peer(3, name="[/red]"), peer(4, name="日本" * 30)
@@ -365,7 +352,6 @@ def top(daemon: Daemon, *more: str, **environment: str) -> "Terminal":
     )
 
 
-@needs_textual
 def test_the_screen_follows_the_daemon_through_joins_and_a_restart(daemon: Daemon) -> None:
     with top(daemon) as terminal:
         with daemon.running():
@@ -385,7 +371,6 @@ def test_the_screen_follows_the_daemon_through_joins_and_a_restart(daemon: Daemo
         assert colours_in(terminal.received)
 
 
-@needs_textual
 def test_ctrl_c_restores_the_terminal_and_no_color_is_respected(daemon: Daemon) -> None:
     with daemon.running(), top(daemon, NO_COLOR="1") as terminal:
         terminal.wait("docker4")

@@ -59,17 +59,21 @@ class Ipv6Link(Link):
         return Interfaces(interfaces=(found,), ipv6_default_routes=routes)
 
 
-def test_the_interface_of_ipv6_alone_is_found_when_the_network_is_known() -> None:
-    found = list[Underlay]()
-    clock = FakeClock()
-    follower = UnderlayFollower(
-        source=Ipv6Link(),
+def follower_of(source: Link, clock: FakeClock, found: list[Underlay]) -> UnderlayFollower:
+    return UnderlayFollower(
+        source=source,
         wanted=UnderlayOptions(),
         clock=clock,
         found=found.append,
         surrounded=lambda _: None,
         waiting=lambda: None,
     )
+
+
+def test_the_interface_of_ipv6_alone_is_found_when_the_network_is_known() -> None:
+    found = list[Underlay]()
+    clock = FakeClock()
+    follower = follower_of(Ipv6Link(), clock, found)
 
     async def life() -> None:
         async with clock.running(follower.run()):
@@ -86,14 +90,7 @@ def test_the_interface_of_ipv6_alone_is_found_when_the_network_is_known() -> Non
 
 def test_an_address_is_announced_three_times_at_each_of_its_places() -> None:
     link, clock, found = Link(), FakeClock(), list[Underlay]()
-    follower = UnderlayFollower(
-        source=link,
-        wanted=UnderlayOptions(),
-        clock=clock,
-        found=found.append,
-        surrounded=lambda _: None,
-        waiting=lambda: None,
-    )
+    follower = follower_of(link, clock, found)
 
     async def life() -> None:
         async with clock.running(follower.run()):
