@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
-from pyflannel.model.state import Add, Operation, State
+from pyflannel.model.state import Add, Operation, Remove, State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardPeer, GuardTable, joined
 from pyflannel.plan.diff import diff, found, order
 
@@ -187,7 +187,21 @@ def test_peers_are_added_moved_and_removed(namespace, family: int) -> None:
     assert "elements" not in listed
 
 
-@pytest.mark.parametrize("deleted", ["senders", "ends"])
+@pytest.mark.parametrize("changes", [{}, {"address": IPv4Address("192.0.2.2")}, {"port": 9000}])
+def test_a_removed_peer_leaves_the_elements_of_the_others(namespace, changes: dict[str, object]) -> None:
+    """A peer shares its port with most peers, and its address with the hosts behind the same NAT."""
+    stays, leaves = peer(2), peer(3, **changes)
+
+    async def work() -> None:
+        async with TunnelGuardTarget() as target:
+            await heal(target, State.of(VXLAN, stays, leaves))
+            assert not await target.apply([Remove(leaves)])
+            assert await heal(target, State.of(VXLAN, stays)) == []
+
+    namespace.run(work)
+
+
+@pytest.mark.parametrize("deleted", ["senders", "ends", "ports"])
 def test_a_lost_element_of_a_peer_does_not_rebuild_the_table(namespace, deleted: str) -> None:
     one, two = peer(2), peer(3, address=IPv4Address("192.0.2.2"))  # both behind one address
     desired = State.of(VXLAN, one, two)

@@ -424,6 +424,31 @@ def test_a_published_tunnel_port(network: Network) -> None:
     assert count == 1
 
 
+@pytest.mark.parametrize("network", [NETWORKS["udp"]], ids=["udp"], indirect=True)
+def test_a_peer_with_another_tunnel_port(network: Network) -> None:
+    """With udp, the lease of a host may contain another port than the port of the network config."""
+    overlay, member, port = network.overlay, network.overlay.hosts["docker4"], 9285
+    extra = {"Owner": "a" * 32, "Port": port}
+    lease = json.dumps({"PublicIP": str(member.address), "BackendType": "udp", "Pyflannel": extra})
+    overlay.etcd.etcdctl("put", f"{PREFIX}/subnets/{KEY_OF_BEHIND[4]}", lease)
+    for host in network.hosts:
+        overlay.wait_status(host, lambda status: status.peers >= 3, "knows the member")
+    forged, right = (
+        python(SENDER, member.address, port, count, word.hex(), 65534)
+        for count, word in ((COUNT, b"forged"), (1, b"right"))
+    )
+
+    count = received(
+        member,
+        [],
+        port,
+        lambda: network.containers[0].run(forged),
+        lambda: overlay.lab.router.run(right),
+    )
+    overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/{KEY_OF_BEHIND[4]}")
+    assert count == 0
+
+
 @pytest.mark.parametrize("network", [NETWORKS["vxlan over IPv6"]], ids=["vxlan over IPv6"], indirect=True)
 def test_extension_headers_and_fragments_of_a_stranger(network: Network) -> None:
     """The UDP header is behind options, in the first fragment without the inner packet, or in the second."""

@@ -147,6 +147,11 @@ class GuardPeer(Item, frozen=True, kw_only=True):
     other_ports: tuple[int, ...] = ()
 
     @property
+    def ports(self) -> tuple[int, ...]:
+        """All UDP ports on which the peer receives tunnel packets."""
+        return (self.port, *self.other_ports)
+
+    @property
     def family(self) -> Family:
         """The address family of the tunnel and of its packets."""
         return self.subnet.version

@@ -267,6 +267,8 @@ class TunnelGuardTarget:
         left = self._peers_after(unplanned, operations).values() if gone else ()
         addresses = {int(peer.address) for peer in gone}
         sharing = [peer for peer in left if int(peer.address) in addresses]  # integers are faster
+        for port in {port for peer in gone for port in peer.ports}:
+            sharing += itertools.islice((peer for peer in left if port in peer.ports), 1)
         length = self._source_length(unplanned)
         new: list[Request] = []
         useless: list[Request] = []

@@ -1,21 +1,26 @@
 """The tunnel guard as chains and sets of nf_tables. Both address families have the same chains and sets.
 
     arriving, before routing and after DNAT
-        datagram to this host's tunnel port: goto to_us
-        datagram to a peer's tunnel port: goto to_peers
+        datagram to this host's tunnel port number: jump to tunnel
+        udp only, datagram to a peer with another port number: goto to_peers
         received from a link of the overlay: return
+        source in this host's subnet: return
         source in another host's subnet, and the route to the source uses another interface: drop
+    tunnel
+        address of this host: goto to_us
+        address and port of a peer: goto to_peers
+        another address of this host: goto to_us
     to_us
-        received from the underlay, and outer and inner source belong to one peer: return
-        another VNI: return
+        received from the underlay, and outer and inner source belong to one peer: accept
+        another VNI: accept
         received from the underlay: goto refused
         the route to the outer source uses another interface: goto refused
-        outer and inner source belong to one peer: return
+        outer and inner source belong to one peer: accept
         any other: goto refused
     to_peers
-        another VNI: return
+        another VNI: accept
         the route to the outer source uses another interface: goto refused
-        outer and inner source belong to one peer: return
+        outer and inner source belong to one peer: accept
         any other: goto refused
     refused
         remember the addresses; drop
@@ -24,7 +29,8 @@
     in_clear, before DNAT, only if the overlay encrypts
         received from the underlay, destination in this host's subnet: drop
 
-Each step of a rule costs about 30 ns for each packet, so the rule that matches most packets is the first.
+Each step of a rule costs time for each packet. Therefore one comparison of the port selects the packets that
+the rules of the tunnel examine, and the rule that matches most packets is the first of its chain.
 
 vxlan puts a local user's packet into a datagram, and the datagram still belongs to the user's socket.
 Therefore the packet gets a mark when it leaves by the overlay, and loses the mark when it gets the tunnel
@@ -47,6 +53,7 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.tunnel_guard import GuardedTunnel, GuardPeer, GuardTable
 from pyflannel.wire.netlink.nftables import (
+    ACCEPT,
     ADDED_BY_RULES,
     DROP,
     INTERVALS,
@@ -78,6 +85,7 @@ from pyflannel.wire.netlink.nftables import (
     goto,
     input_route,
     is_in,
+    jump,
     leave,
     masked,
     meta,
@@ -92,7 +100,7 @@ REMEMBERED_MS = 3_600_000
 """Time for which the addresses of a dropped packet are remembered after the latest packet with these
 addresses."""
 
-_SENDERS, _RANGES, _ENDS, _DROPPED = "senders", "ranges", "ends", "dropped"
+_SENDERS, _RANGES, _ENDS, _PORTS, _DROPPED = "senders", "ranges", "ends", "ports", "dropped"
 
 
 class GuardSets(NamedTuple):
@@ -103,18 +111,20 @@ class GuardSets(NamedTuple):
         ranges: outer source and range of inner sources of each other peer. A look-up takes longer with more
             ranges.
         ends: underlay address and tunnel port of each peer.
+        ports: tunnel ports of the peers. A look-up of a port takes less time than a look-up in `ends`.
         dropped: outer source, inner source and inner destination of dropped packets.
     """
 
     senders: SetSpec
     ranges: SetSpec
     ends: SetSpec
+    ports: SetSpec
     dropped: SetSpec
 
     @property
     def of_peers(self) -> tuple[SetSpec, ...]:
         """The sets whose elements describe peers."""
-        return self.senders, self.ranges, self.ends
+        return self.senders, self.ranges, self.ends, self.ports
 
 
 def _sets(address: int) -> GuardSets:
@@ -122,6 +132,7 @@ def _sets(address: int) -> GuardSets:
         senders=SetSpec(_SENDERS, (address, address)),
         ranges=SetSpec(_RANGES, (address, address), INTERVALS),
         ends=SetSpec(_ENDS, (address, SERVICE)),
+        ports=SetSpec(_PORTS, (SERVICE,)),
         dropped=SetSpec(_DROPPED, (address,) * 3, ADDED_BY_RULES, size=1024, timeout_ms=REMEMBERED_MS),
     )
 
@@ -185,7 +196,7 @@ def chains_of(table: GuardTable) -> tuple[Chain, ...]:
         *(chain for one in sockets for chain in _chains_of_socket(one, table)),
         Chain(
             "arriving",
-            (*(rule for one in sockets for rule in _tunnel_rules(one, table)), *_overlay_rules(table)),
+            (*(rule for one in sockets for rule in _tunnel_rules(one, table.family)), *_overlay_rules(table)),
             PREROUTING,
             _AFTER_DNAT,
         ),
@@ -204,6 +215,10 @@ class _Socket(Struct, frozen=True):
 
     tunnels: tuple[GuardedTunnel, ...]
     ending: str
+
+    @property
+    def tunnel(self) -> str:
+        return f"tunnel{self.ending}"
 
     @property
     def to_us(self) -> str:
@@ -230,20 +245,27 @@ def _chains_of_socket(one: _Socket, table: GuardTable) -> Iterator[Chain]:
     yield Chain(one.refused, tuple(_refused(one.tunnels[0], table.family)))
     yield Chain(one.to_us, tuple(_to_us(one, table)))
     yield Chain(one.to_peers, tuple(_to_peers(one, table)))
+    yield Chain(one.tunnel, tuple(_by_destination(one, table)))
 
 
-def _tunnel_rules(one: _Socket, table: GuardTable) -> Iterator[Rule]:
-    tunnel = one.tunnels[0]
-    to_port = (*_udp(), payload(TRANSPORT_HEADER, 2, 2), equals(tunnel.port.to_bytes(2, "big")))
+def _tunnel_rules(one: _Socket, family: Family) -> Iterator[Rule]:
+    port = payload(TRANSPORT_HEADER, 2, 2)
+    to_our_port = (*_udp(), port, equals(one.tunnels[0].port.to_bytes(2, "big")))
+    yield Rule("to this host's tunnel port number", (*to_our_port, jump(one.tunnel)))
+    if one.tunnels[0].vni is None:  # peers may have other ports
+        to_a_peer = (*_udp(), port, is_in(_PORTS), *_to_a_peer(family))
+        yield Rule("to a peer's tunnel port", (*to_a_peer, goto(one.to_peers)))
+
+
+def _by_destination(one: _Socket, table: GuardTable) -> Iterator[Rule]:
+    """Yield the rules for datagrams to the port number of this host's tunnel."""
     if table.address is not None:
         own = (_destination(table.family), equals(table.address.packed))
-        yield Rule("to this host's tunnel port", (*to_port, *own, goto(one.to_us)))
-    all_have_our_port = tunnel.vni is not None
-    to_peer = to_port if all_have_our_port else _udp()
-    yield Rule("to a peer's tunnel port", (*to_peer, *_to_a_peer(table.family), goto(one.to_peers)))
+        yield Rule("to this host", (*own, goto(one.to_us)))
+    yield Rule("to a peer", (*_to_a_peer(table.family), goto(one.to_peers)))
     # vxlan listens on every address.
     is_for_us = (destination_type(), differs(_word(_UNICAST)))
-    yield Rule("to this host's tunnel port at another address", (*to_port, *is_for_us, goto(one.to_us)))
+    yield Rule("to this host at another address", (*is_for_us, goto(one.to_us)))
 
 
 def _overlay_rules(table: GuardTable) -> Iterator[Rule]:
@@ -254,11 +276,11 @@ def _overlay_rules(table: GuardTable) -> Iterator[Rule]:
         return
     for link in table.path.links:
         yield Rule("from the overlay", (meta(META_INPUT), equals(_name(link)), leave()))
+    yield Rule("source in this host's subnet", (*_is_inside(_source(table.family), table.subnet), leave()))
     yield Rule(
         "source in another host's subnet",
         (
             *_is_inside(_source(table.family), table.network),
-            *_is_inside(_source(table.family), table.subnet, is_negated=True),
             *_unrouted(),
             counter(),
             verdict(DROP),
@@ -343,7 +365,7 @@ def _by_user(trusted: Iterable[int]) -> tuple[Expression, ...]:
 def _of_another_network(one: _Socket) -> Iterator[Rule]:
     vnis = [tunnel.vni for tunnel in one.tunnels if tunnel.vni is not None]
     if vnis:
-        yield Rule("another VNI", (*(step for vni in vnis for step in _vni(vni, differs)), leave()))
+        yield Rule("another VNI", (*(step for vni in vnis for step in _vni(vni, differs)), verdict(ACCEPT)))
 
 
 def _vni(vni: int, compare: Callable[[bytes], Expression]) -> tuple[Expression, ...]:
@@ -364,8 +386,8 @@ def _from_a_peer(
         payload(TRANSPORT_HEADER, inner + header.source, header.length, second),
     )
     mask = _network(table.family, 0, table.source_length).netmask.packed
-    yield Rule("from a peer", (*sources, masked(mask, register=second), is_in(_SENDERS), leave()))
-    yield Rule("from a peer with a subnet of another size", (*sources, is_in(_RANGES), leave()))
+    yield Rule("from a peer", (*sources, masked(mask, register=second), is_in(_SENDERS), verdict(ACCEPT)))
+    yield Rule("from a peer with a subnet of another size", (*sources, is_in(_RANGES), verdict(ACCEPT)))
 
 
 def _inner(tunnel: GuardedTunnel) -> int:
@@ -396,11 +418,8 @@ def _destination(family: Family) -> Expression:
     return payload(NETWORK_HEADER, header.destination, header.length)
 
 
-def _is_inside(
-    address: Expression, network: IpNetwork, *, is_negated: bool = False
-) -> tuple[Expression, ...]:
-    compare = differs if is_negated else equals
-    return address, masked(network.netmask.packed), compare(network.network_address.packed)
+def _is_inside(address: Expression, network: IpNetwork) -> tuple[Expression, ...]:
+    return address, masked(network.netmask.packed), equals(network.network_address.packed)
 
 
 def _network(family: Family, address: int, length: int) -> IpNetwork:
@@ -424,10 +443,13 @@ def _word(value: int) -> bytes:
 
 def elements_of(peers: Iterable[GuardPeer], spec: SetSpec, source_length: int) -> Iterator[Element]:
     """Yield the elements of one set for the peers. An element occurs twice if two peers have one address."""
+    if spec.name == _PORTS:
+        yield from {port.to_bytes(2, "big") for peer in peers for port in peer.ports}
+        return
     for peer in peers:
         address, sources = peer.address.packed, peer.sources
         if spec.name == _ENDS:
-            for port in (peer.port, *peer.other_ports):
+            for port in peer.ports:
                 yield address + port.to_bytes(2, "big") + bytes(2)
         elif spec.name == (_SENDERS if sources.prefixlen == source_length else _RANGES):
             first = address + sources.network_address.packed

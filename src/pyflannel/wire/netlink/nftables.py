@@ -5,6 +5,7 @@ attributes are big-endian. Source: linux/netfilter/nfnetlink.h, struct nfgenmsg;
 """
 
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -143,8 +144,10 @@ class SetSpec(Struct, frozen=True):
 
     @property
     def key_length(self) -> int:
-        """Length of a key in bytes."""
-        return sum(_LENGTHS[one] for one in self.types)
+        """Length of a key in bytes. In a key with several fields, each takes a multiple of four bytes."""
+        if len(self.types) == 1:
+            return _LENGTHS[self.types[0]]
+        return sum(-(-_LENGTHS[one] // 4) * 4 for one in self.types)
 
 
 _CONCATENATED = 0x80
@@ -157,8 +160,8 @@ ADDED_BY_RULES = 0x10 | 0x20
 IPV4_ADDRESS, IPV6_ADDRESS, SERVICE = 7, 8, 13
 """Types of fields in libnftables: ipv4_addr, ipv6_addr, inet_service."""
 
-_LENGTHS = {IPV4_ADDRESS: 4, IPV6_ADDRESS: 16, SERVICE: 4}
-"""Bytes of a field in a key: this is a multiple of four."""
+_LENGTHS = {IPV4_ADDRESS: 4, IPV6_ADDRESS: 16, SERVICE: 2}
+"""Length of a field in bytes."""
 
 Element = bytes
 """An element of a set: its key, followed by the last key if it is a range; empty for the catch-all element.
@@ -406,7 +409,7 @@ def register_after(length: int) -> int:
 
 
 ACCEPT, DROP = 1, 0
-_GOTO, _RETURN = -4 & 0xFFFFFFFF, -5 & 0xFFFFFFFF
+_JUMP, _GOTO, _RETURN = (code & 0xFFFFFFFF for code in (-3, -4, -5))
 _EQUAL, _NOT_EQUAL = 0, 1
 
 META_MARK, META_INPUT, META_OUTPUT, META_USER, META_PROTOCOL = 3, 6, 7, 10, 16
@@ -478,6 +481,11 @@ def verdict(code: int) -> Expression:
     return _verdict(_number(1, code))
 
 
+def jump(chain: str) -> Expression:
+    """Continue in another chain, then in the next rule of this chain."""
+    return _verdict(_number(1, _JUMP) + _text(2, chain))
+
+
 def goto(chain: str) -> Expression:
     """Continue in another chain, and do not return to this chain."""
     return _verdict(_number(1, _GOTO) + _text(2, chain))
@@ -525,8 +533,8 @@ def _value(kind: int, data: bytes) -> bytes:
 
 
 def _value_of(nested: bytes) -> bytes:
-    """Return the value that `_value` packed: its only attribute."""
-    return nested[ATTRIBUTE.size :]
+    """Return the value that `_value` packed: its only attribute, without the padding."""
+    return nested[ATTRIBUTE.size : int.from_bytes(nested[:2], sys.byteorder)]
 
 
 def integer_of(data: bytes | None) -> int:
