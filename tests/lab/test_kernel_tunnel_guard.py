@@ -201,6 +201,38 @@ def test_a_removed_peer_leaves_the_elements_of_the_others(namespace, changes: di
     namespace.run(work)
 
 
+class ChangedWhileLooking(TunnelGuardTarget):
+    """Performs one operation as soon as a look has read the first set."""
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__()
+        self.operations = [operation]
+
+    async def _elements(self, *which: object) -> list[bytes]:
+        found = await super()._elements(*which)
+        if self._changed is not None:  # a look is in progress
+            while self.operations:
+                assert not await self.apply([self.operations.pop()])
+        return found
+
+
+@pytest.mark.parametrize("change", [Add(peer(3)), Remove(peer(3))], ids=["added", "removed"])
+def test_a_peer_that_changes_during_a_look_is_not_a_difference(namespace, change: Operation) -> None:
+    """The plan of the look does not contain the peer, but the look finds some of its elements."""
+    planned, other = State.of(VXLAN, peer(2)), State.of(VXLAN, peer(2), peer(3))
+
+    async def work() -> None:
+        async with TunnelGuardTarget() as target:
+            await heal(target, planned if isinstance(change, Add) else other)
+        async with ChangedWhileLooking(change) as target:
+            read = await target.snapshot(planned)
+            assert not target.operations
+            assert [table.differences for table in read.of_type(GuardTable)] == [()]
+            assert await heal(target, other if isinstance(change, Add) else planned) == []
+
+    namespace.run(work)
+
+
 @pytest.mark.parametrize("deleted", ["senders", "ends", "ports"])
 def test_a_lost_element_of_a_peer_does_not_rebuild_the_table(namespace, deleted: str) -> None:
     one, two = peer(2), peer(3, address=IPv4Address("192.0.2.2"))  # both behind one address

@@ -5,7 +5,7 @@ import errno
 import itertools
 import logging
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Self, TypeVar, cast
 
 from msgspec.structs import replace
@@ -89,6 +89,9 @@ class TunnelGuardTarget:
     def __init__(self) -> None:
         self._requests: RequestSocket | None = None
         self._desired = State.EMPTY
+        # the peers that operations added, changed or removed during the present look, before and after the
+        # change; None if no look is in progress
+        self._changed: list[GuardPeer] | None = None
         self._is_planned = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -102,6 +105,7 @@ class TunnelGuardTarget:
     async def snapshot(self, desired: State) -> State:
         """Return the tables of pyflannel, and the peers with entries in the planned tables."""
         self._desired = desired
+        self._changed = []
         if next(desired.of_type(GuardTable), None) is not None:
             self._is_planned.set()
             await asyncio.sleep(0)  # notifications are received before the table is read
@@ -116,6 +120,8 @@ class TunnelGuardTarget:
             if not error.is_permanent:
                 raise
             return State.EMPTY
+        finally:
+            self._changed = None
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Perform the operations. Operations on one table form one change."""
@@ -155,8 +161,10 @@ class TunnelGuardTarget:
                 missing.update(elements_of(part, spec, length))
                 await asyncio.sleep(0)
             found = await self._elements(table, spec.name)
-            if strange := sum(element not in missing for element in found):
-                differences.append(f"{strange} foreign elements in set {spec.name}")
+            strange = {element for element in found if element not in missing}
+            strange.difference_update(elements_of(self._changed_peers(planned), spec, length))
+            if strange:
+                differences.append(f"{len(strange)} foreign elements in set {spec.name}")
             missing.difference_update(found)
             if missing:
                 present = {
@@ -270,6 +278,7 @@ class TunnelGuardTarget:
         for port in {port for peer in gone for port in peer.ports}:
             sharing += itertools.islice((peer for peer in left if port in peer.ports), 1)
         length = self._source_length(unplanned)
+        self._note_changed(come, gone)
         new: list[Request] = []
         useless: list[Request] = []
         for spec in SETS[unplanned.family].of_peers:
@@ -280,6 +289,16 @@ class TunnelGuardTarget:
         # Another program may have deleted one of these objects. The next look finds the remaining
         # differences.
         await self._commit_in_parts(useless, but=errno.ENOENT)
+        self._note_changed(come, gone)  # a look may have begun during the change
+
+    def _note_changed(self, *peers: Iterable[GuardPeer]) -> None:
+        if self._changed is not None:
+            self._changed += itertools.chain(*peers)
+
+    def _changed_peers(self, table: GuardTable) -> Iterator[GuardPeer]:
+        """Return the peers of a table whose elements a look may find or not find."""
+        name = guard_peers(table.device, table.family)
+        return (peer for peer in self._changed or () if peer.key[0] == name)
 
     def _source_length(self, table: GuardTable) -> int:
         """Return the prefix length of most sources; if no table is planned yet, 0, which matches all
