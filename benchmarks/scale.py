@@ -94,16 +94,17 @@ def main() -> int:
     ]
     about = load_since(before)
     told = [line for each in steady for line in each.lines()]
-    picture = draw(starts, [*told, about])
+    picture = draw(starts, [*told, about]) if starts else None
     if options.markdown and not options.json:
         save_picture(options, picture)
         standing = steady_in_markdown(steady) if steady else ()
-        print("\n".join([*starts_in_markdown(starts), "", *standing, "", about]))
+        shown = [*starts_in_markdown(starts), ""] if starts else []
+        print("\n".join([*shown, *standing, "", about]))
     else:
         present(
             options,
             figures={"starts": [*map(to_builtins, starts)], "steady": [*map(to_builtins, steady)]},
-            tables=[starts_table(starts)],
+            tables=[starts_table(starts)] if starts else [],
             proof=[*told, about],
             picture=picture,
         )

@@ -28,8 +28,10 @@ def load_since(before: float) -> str:
     return f"load of the machine: {before:.1f} before, {load():.1f} after, {os.cpu_count()} processors"
 
 
-def save_picture(options: Namespace, picture: str) -> None:
-    """Write the picture to the path in the options."""
+def save_picture(options: Namespace, picture: str | None) -> None:
+    """Write the picture, if there is one, to the path in the options."""
+    if picture is None:
+        return
     options.picture.parent.mkdir(parents=True, exist_ok=True)
     options.picture.write_text(picture)
 
@@ -44,11 +46,11 @@ def show(tables: Iterable[Table], lines: Iterable[str]) -> None:
 
 
 def present(
-    options: Namespace, *, figures: object, tables: Iterable[Table], proof: Iterable[str], picture: str
+    options: Namespace, *, figures: object, tables: Iterable[Table], proof: Iterable[str], picture: str | None
 ) -> None:
     """Save the picture, and print the figures: as JSON, or as tables with data about the machine."""
     save_picture(options, picture)
     if options.json:
         print(json.dumps(figures))
     else:
-        show(tables, [*proof, f"picture: {options.picture}"])
+        show(tables, [*proof, *([] if picture is None else [f"picture: {options.picture}"])])
