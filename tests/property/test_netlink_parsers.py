@@ -26,6 +26,7 @@ from pyflannel.wire.netlink import (
     packet_trace,
     routes,
     tc,
+    unix_sockets,
     xfrm,
 )
 
@@ -381,6 +382,13 @@ LINKS = [
     bytes(16) + message.attribute(18, message.attribute(1, b"veth\0")) + message.attribute(37, bytes(4)),
     bytes(16) + message.attribute(18, TAP),
 ]
+UNIX_SOCKETS = [
+    struct.pack("=BBBxIQ", 1, 1, 10, 77, 9) + message.attribute(0, name)
+    for name in (b"/run/flannel/forwarder.sock\0", b"\0abstract", b"/tmp/\n0: 2 0 0 1 1 77 /run/a\0", b"")
+]
+unix_socket_bodies = damaged(st.sampled_from(UNIX_SOCKETS)) | body(
+    "=BBBxIQ", [byte, byte, byte, word, st.integers(0, 2**64 - 1)], attributes_of([0, 1, 4])
+)
 PARSERS = [
     Parser("netlink datagram", lambda data: list(message.split(data)), datagrams | st.binary(max_size=40)),
     Parser("acknowledgement", read_acknowledgement, acknowledgements, corpus=ACKNOWLEDGEMENTS),
@@ -391,6 +399,7 @@ PARSERS = [
     Parser("next hop", read_next_hop, body("=BBBxI", [families, byte, byte, word], attributes_of([1, 5, 6]))),
     Parser("object of tc", read_tc, tc_bodies, ()),
     Parser("object of nf_tables", read_nf_tables, nf_tables, corpus=NF_TABLES),
+    Parser("Unix socket", unix_sockets.parse_path, unix_socket_bodies, corpus=UNIX_SOCKETS),
     Parser("IPsec policy", xfrm.parse_policy, policies),
     Parser(
         "message of a traced packet", read_trace, traces | damaged(st.sampled_from(TRACES)), corpus=TRACES

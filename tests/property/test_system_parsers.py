@@ -1,7 +1,7 @@
 """Parsers of the kernel's files, of the host's programs and of state files under hostile input.
 
 Each returns or raises its own error. Each gets a thousand inputs, and many more from `scripts/test fuzz`. The
-kernel writes its files in a fixed form, but users choose names of links, mounts and sockets in them.
+kernel writes its files in a fixed form, but users choose names of links, mounts and cgroups in them.
 """
 
 import json
@@ -18,7 +18,8 @@ from pyflannel.kernel.host.lease_key import key_in
 from pyflannel.kernel.host.machine import exact_release, identity_in, rules_in
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.plan.doctor.filters import docker_drops
-from pyflannel.processes.found import addresses_in, inodes_at, inodes_bound_at, routes_in
+from pyflannel.processes.found import addresses_in, inodes_at, routes_in
+from pyflannel.processes.systemd import service_in
 from pyflannel.wire.iptables import parse_save
 
 SPECIAL = "\t \r\x0b\x1c\x85\u2028\\/:-é"
@@ -50,12 +51,11 @@ ROUTE_TABLES = [
     "",
 ]
 
-UNIX_HEAD = "Num       RefCount Protocol Flags    Type St Inode Path\n"
-unix_tables = st.lists(st.text(SPECIAL + "/run\n", max_size=20), max_size=4).map(
-    lambda paths: (
-        UNIX_HEAD + "".join(f"0: 00000002 00000000 00010000 0001 01    77 {path}\n" for path in paths)
-    )
-)
+CGROUPS = [
+    b"0::/system.slice/flanneld.service\n",
+    b"12:cpu,cpuacct:/\n1:name=systemd:/system.slice/a\\x2db.service\n0::/\n",
+    b"0::/user.slice/a\r0::/ssh.service\r/b\n",
+]
 UDP_TABLES = [
     "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
     "  12: 0A0A0A0A:205D 00000000:0000 07 00000000:00000000 00:00000000 00000000  0  0 4711 2 0 0\n"
@@ -135,13 +135,7 @@ PARSERS = [
         (),
         ROUTE_TABLES,
     ),
-    Parser(
-        "Unix sockets in /proc",
-        lambda text: list(inodes_bound_at(text, "/run/flannel/forwarder.sock")),
-        unix_tables | damaged_text(unix_tables, SPECIAL + "0F"),
-        (),
-        [UNIX_HEAD + "0: 00000002 00000000 00010000 0001 01    77 /run/flannel/forwarder.sock\n"],
-    ),
+    Parser("unit in /proc", service_in, damaged(st.sampled_from(CGROUPS)), (), CGROUPS),
     Parser(
         "UDP sockets in /proc",  # without a text that users choose
         lambda text: list(inodes_at(text, IPv4Address("10.10.10.10"), 0x205D)),

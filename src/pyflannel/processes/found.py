@@ -4,13 +4,17 @@ import os
 import re
 import select
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from pyflannel.errors import WireError
 from pyflannel.plan.doctor.observed import ContainerNamespace
 from pyflannel.ports import in_thread
 from pyflannel.wire.forwarder_control import SOCKET_NAME
+from pyflannel.wire.netlink.message import ERROR, pack, split
+from pyflannel.wire.netlink.unix_sockets import PROTOCOL, get_unix_socket, parse_path
 
 _GONE_S = 2.0
 
@@ -141,14 +145,31 @@ def find_forwarders(run_dir: Path) -> list[int]:
 def find_original() -> int | None:
     """Return the process ID of an original flanneld in this network namespace, or None.
 
-    Its executable is named flanneld, while pyflannel's executable is the Python interpreter.
+    Its executable is named flanneld, while pyflannel's executable is the Python interpreter. A user without
+    rights can start a program of this name, but this program cannot change the network.
     """
     namespace = _link(_PROC / "thread-self/ns/net")
     for process in _processes():
         program = _link(process / "exe").removesuffix(" (deleted)")
-        if program.endswith("/flanneld") and _link(process / "ns/net") == namespace:
+        if not program.endswith("/flanneld") or _link(process / "ns/net") != namespace:
+            continue
+        if _may_change_network(process):
             return int(process.name)
     return None
+
+
+_CAPABILITIES = re.compile(r"^CapEff:\t([\da-f]+)$", re.M | re.A)
+_CAP_NET_ADMIN = 1 << 12
+
+
+def _may_change_network(process: Path) -> bool:
+    """Return whether a process of this network namespace has CAP_NET_ADMIN in this user namespace.
+
+    The kernel escapes a newline in the name of the program, which precedes the capabilities in the file.
+    """
+    found = _CAPABILITIES.search(_read(process / "status"))
+    is_able = found is not None and bool(int(found[1], 16) & _CAP_NET_ADMIN)
+    return is_able and _link(process / "ns/user") == _link(_PROC / "thread-self/ns/user")
 
 
 def is_forwarder(pid: int) -> bool:
@@ -165,26 +186,30 @@ def is_forwarder_of(run_dir: Path, pid: int) -> bool:
     """
     if not is_forwarder(pid):
         return False
-    ours = _bound_at(str(run_dir.absolute() / SOCKET_NAME))
-    return any(_link(each) in ours for each in _entries(_PROC / str(pid) / "fd"))
+    path = os.fsencode(run_dir.absolute() / SOCKET_NAME)
+    links = map(_link, _entries(_PROC / str(pid) / "fd"))
+    inodes = [int(link[len(_SOCKET) : -1]) for link in links if link.startswith(_SOCKET)]
+    return any(_path_of_socket(inode) == path for inode in inodes)
 
 
-def _bound_at(path: str) -> set[str]:
-    """Return the Unix sockets of this network namespace that are bound to a path, with the names that
-    /proc/PID/fd uses.
+_SOCKET = "socket:["
+"""Start of the name that /proc/PID/fd shows for a socket, before its inode."""
+
+_DATAGRAM = 1 << 16
+
+
+def _path_of_socket(inode: int) -> bytes | None:
+    """Return the path to which a Unix socket of this network namespace is bound; None if it has none, or if
+    the kernel does not answer.
     """
-    return {f"socket:[{inode}]" for inode in inodes_bound_at(_read(_PROC / "thread-self/net/unix"), path)}
-
-
-def inodes_bound_at(unix: str, path: str) -> Iterator[str]:
-    """Yield the inodes of the sockets in /proc/PID/net/unix that are bound to a path.
-
-    Of the columns (proc(5)) the seventh is the inode, and the path follows it.
-    """
-    for line in unix.split("\n")[1:]:
-        columns = line.split(maxsplit=7)
-        if columns[7:] == [path]:
-            yield columns[6]
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    try:
+        with socket.socket(socket.AF_NETLINK, kind, PROTOCOL) as kernel:
+            kernel.send(pack(get_unix_socket(inode), 1))
+            (answer,) = split(kernel.recv(_DATAGRAM))  # the kernel answers before `send` returns
+        return None if answer.kind == ERROR else parse_path(answer.body)
+    except (OSError, ValueError, WireError):
+        return None
 
 
 def _sockets(address: IPv4Address, port: int) -> set[str]:
@@ -192,7 +217,7 @@ def _sockets(address: IPv4Address, port: int) -> set[str]:
     /proc/PID/fd uses.
     """
     tables = [_read(_PROC / "thread-self/net" / name) for name in ("udp", "udp6")]
-    return {f"socket:[{inode}]" for table in tables for inode in inodes_at(table, address, port)}
+    return {f"{_SOCKET}{inode}]" for table in tables for inode in inodes_at(table, address, port)}
 
 
 def inodes_at(table: str, address: IPv4Address, port: int) -> Iterator[str]:
@@ -229,8 +254,9 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _read(path: Path) -> str:
+    """Return a file of the kernel, in which only a newline ends a line; "" if it is unreadable."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_bytes().decode(errors="replace")
     except OSError:
         return ""
 

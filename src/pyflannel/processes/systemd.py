@@ -10,9 +10,8 @@ from pathlib import Path
 from pyflannel.errors import TargetError, in_words
 from pyflannel.ports import child_environment
 
-_CGROUP = re.compile(r"^(?:\d+:name=systemd|0:):.*/(?P<unit>[^/]+\.service)$", re.MULTILINE)
+_CGROUP = re.compile(rb"^(?:\d+:name=systemd|0:):.*/([^/\n]+\.service)$", re.MULTILINE)
 """The hierarchy of systemd in cgroup version 1, or the only hierarchy in version 2, cgroups(7)."""
-
 
 _BOOTED = "run/systemd/system"
 """This directory exists if systemd is the init system (sd_booted(3))."""
@@ -41,11 +40,21 @@ def service_of(pid: int) -> str | None:
     process = Path(f"/proc/{pid}")
     try:
         variables = (process / "environ").read_bytes().split(b"\0")
-        found = _CGROUP.search((process / "cgroup").read_text())
+        unit = service_in((process / "cgroup").read_bytes())
     except OSError:
         return None
     is_main = f"SYSTEMD_EXEC_PID={pid}".encode() in variables
-    return found["unit"] if found and is_main else None
+    return unit if is_main else None
+
+
+def service_in(cgroups: bytes) -> str | None:
+    """Return the service in /proc/PID/cgroup, or None.
+
+    A user may choose the name of a cgroup. The kernel refuses a newline in this name, but no other character
+    that Python treats as the end of a line.
+    """
+    found = _CGROUP.search(cgroups)
+    return os.fsdecode(found[1]) if found else None
 
 
 async def stop_service(unit: str, deadline_s: float) -> None:

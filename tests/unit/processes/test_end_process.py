@@ -5,11 +5,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from pyflannel.processes.found import FORWARDER, end_process, is_forwarder, is_forwarder_of
+from pyflannel.processes.found import (
+    FORWARDER,
+    end_process,
+    find_forwarders,
+    is_forwarder,
+    is_forwarder_of,
+)
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 
 
@@ -67,19 +75,51 @@ def test_an_unused_process_id_is_no_error() -> None:
     assert not asyncio.run(end_process(process.pid, lambda pid: True))
 
 
+_BIND = (
+    "import os, socket, sys; bound = socket.socket(socket.AF_UNIX); name = eval(sys.argv[1]);"
+    "name[0] == '/' and os.makedirs(os.path.dirname(name), exist_ok=True); bound.bind(name);"
+    "print('ready', flush=True); sys.stdin.read()"
+)
+
+
+@contextmanager
+def bound(address: str, *words: str, uid: int | None = None) -> Iterator[int]:
+    """Run a program that has a bound Unix socket, and yield its process ID."""
+    command = [sys.executable, "-c", _BIND, repr(address), *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=uid) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process.pid
+        process.kill()
+
+
 def test_a_forwarder_belongs_to_its_run_directory(tmp_path: Path) -> None:
     """This is the same after the file of its socket was deleted, so that no client can connect."""
     path = tmp_path / SOCKET_NAME
-    wait = (
-        "import socket, sys; bound = socket.socket(socket.AF_UNIX); bound.bind(sys.argv[2]);"
-        "print('ready', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", wait, FORWARDER, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()  # Popen may return before /proc shows the command line
+    with bound(str(path), FORWARDER) as pid:
         path.unlink()
-        assert is_forwarder(process.pid)
-        assert is_forwarder_of(tmp_path, process.pid)
-        assert not is_forwarder_of(tmp_path / "other", process.pid)
-        process.kill()
+        assert is_forwarder(pid)
+        assert is_forwarder_of(tmp_path, pid)
+        assert not is_forwarder_of(tmp_path / "other", pid)
+
+
+@pytest.mark.parametrize("kind", ["abstract", "file"])
+def test_another_user_cannot_assign_a_forwarder_to_another_run_directory(kind: str) -> None:
+    """/proc/net/unix shows the inode to all users, and prints a newline in the name of a socket."""
+    with ExitStack() as opened:
+        one, two, foreign = (opened.enter_context(TemporaryDirectory()) for _ in range(3))
+        pid = opened.enter_context(bound(f"{two}/{SOCKET_NAME}", FORWARDER))
+        (inode,) = (line.split()[6] for line in _table() if line.endswith(f" {two}/{SOCKET_NAME}"))
+        forged = f"0: 2 0 0 1 1 {inode} {one}/{SOCKET_NAME}"
+        name = f"\0\n{forged}\n" if kind == "abstract" else f"{foreign}/\n{forged}"
+        os.chmod(foreign, 0o777)
+        opened.enter_context(bound(name, uid=None if os.geteuid() else 65534))
+
+        assert forged in _table()
+        assert is_forwarder_of(Path(two), pid)
+        assert not is_forwarder_of(Path(one), pid)
+        assert find_forwarders(Path(one)) == []
+
+
+def _table() -> list[str]:
+    return Path("/proc/net/unix").read_text(errors="replace").split("\n")

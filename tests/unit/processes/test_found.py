@@ -1,10 +1,17 @@
-"""The files in /proc that contain names which users of the host choose."""
+"""Names in /proc that users of the host choose."""
 
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Network
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from pyflannel.processes.found import inodes_bound_at, routes_in
+from pyflannel.processes.found import find_original, routes_in
 
 HEAD = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
 
@@ -21,13 +28,29 @@ def test_routes_that_the_kernel_rejects_are_omitted() -> None:
     assert list(routes_in(f"{HEAD}*\t0000030A\t00000000\t0201\t0\t0\t0\t0000FFFF\t0\t0\t0\n")) == []
 
 
-@pytest.mark.parametrize("other", ["/run/a", "@abstract", "/tmp/a\x1c/run/x.sock", ""])
-def test_only_a_socket_with_the_path_is_found(other: str) -> None:
-    text = "".join(
-        f"0000000000000000: 00000002 00000000 00010000 0001 01 {inode} {path}\n"
-        for inode, path in ((7, other), (12345, "/run/x.sock"))
-    )
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that other users can enter."""
+    with TemporaryDirectory() as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
 
-    assert list(
-        inodes_bound_at(f"Num RefCount Protocol Flags Type St Inode Path\n{text}", "/run/x.sock")
-    ) == ["12345"]
+
+@contextmanager
+def running(program: Path, uid: int) -> Iterator[int]:
+    with subprocess.Popen([program, "60"], user=uid) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to start a program as another user")
+def test_only_a_process_with_rights_is_the_original(open_directory: Path) -> None:
+    """Otherwise, any user could prevent `flannelctl cleanup` from removing what the original left behind."""
+    program = Path(shutil.copy("/bin/sleep", open_directory / "flanneld"))
+
+    with running(program, 65534):
+        assert find_original() is None
+        with running(program, 0) as pid:
+            assert find_original() == pid

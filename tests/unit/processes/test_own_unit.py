@@ -14,6 +14,7 @@ from pyflannel.processes.systemd import (
     connect_to_new,
     has_unit,
     is_service,
+    service_in,
     service_of,
 )
 from pyflannel.processes.wireguard_go import WireguardGo
@@ -76,3 +77,17 @@ def test_flanneld_starts_wireguard_go_itself_if_the_unit_ends(
 def test_a_test_run_and_a_missing_process_are_no_services() -> None:
     assert service_of(os.getpid()) is None
     assert service_of(2**22) is None  # larger than any process ID
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "service"),
+    [
+        (b"0::/system.slice/flanneld.service\n", "flanneld.service"),
+        (b"3:cpu:/x.service\n1:name=systemd:/system.slice/flanneld.service\n0::/\n", "flanneld.service"),
+        (b"0::/user.slice/a\r0::/ssh.service\r/b\n", None),
+        (b"0::/user.slice/\xff.service/a\n", None),
+        (b"0::/system.slice/\xff.service\n", "\udcff.service"),
+    ],
+)
+def test_the_unit_is_read_with_any_name_of_a_cgroup(cgroups: bytes, service: str | None) -> None:
+    assert service_in(cgroups) == service
