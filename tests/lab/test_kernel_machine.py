@@ -1,9 +1,11 @@
-"""The identity of a host, its clocks, and notifications of the service manager."""
+"""The identity of a host, its clocks, its devices, and notifications of the service manager."""
 
 import asyncio
 import json
 import logging
+import os
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -31,6 +33,18 @@ def state_dir(tmp_path: Path) -> str:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> str:
     return str(tmp_path / "run" / "flannel")
+
+
+def test_the_bytes_of_a_device_are_read_with_any_name_of_another_device(namespace) -> None:
+    code = "from pyflannel.kernel.host.machine import device_bytes; print(device_bytes('flannel.1'))"
+    for name in (b"\x1cflannel.1", b"\xff", "flannel.1\u2028".encode()):
+        namespace.command("ip", "link", "add", os.fsdecode(name), "type", "bridge")
+
+    without = namespace.command(sys.executable, "-c", code)
+    namespace.ip("link add flannel.1 type bridge")
+
+    assert without == "None\n"
+    assert namespace.command(sys.executable, "-c", code) == "(0, 0)\n"
 
 
 def test_an_identity_is_created_once_and_kept(state_dir: str, run_dir: str, machine_id: Path) -> None:

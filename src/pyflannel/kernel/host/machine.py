@@ -447,10 +447,11 @@ _RECEIVED_BYTES, _SENT_BYTES = 0, 8
 
 def device_bytes(link: str) -> tuple[int, int] | None:
     """Return the bytes that a device has received and sent; None if the device does not exist."""
-    with contextlib.suppress(OSError), _COUNTERS.open() as devices:
-        for line in devices:
-            name, separator, columns = line.partition(":")
-            if separator and name.strip() == link:
+    wanted = os.fsencode(link)
+    with contextlib.suppress(OSError):
+        for line in _COUNTERS.read_bytes().split(b"\n"):
+            name, _, columns = line.partition(b":")
+            if name.lstrip(b" ") == wanted:
                 counts = columns.split()
                 return int(counts[_RECEIVED_BYTES]), int(counts[_SENT_BYTES])
     return None
