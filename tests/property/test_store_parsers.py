@@ -400,6 +400,7 @@ KUBECONFIGS = [
     '"users":[{"name":"u","user":{"token":"t"}}]}',
     "current-context: c\ncontexts: [{name: c, context: {cluster: k}}]\n"
     "clusters: [{name: k, cluster: {server: x}}]",
+    'a: 2001-99-99\nb: !!int x\nc: &c [1, ~, on]\n? *c\n: "\\U00110000"\ncurrent-context: *c',
     "[]",
     "contexts: [",
     "{}",

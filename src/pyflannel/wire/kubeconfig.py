@@ -50,9 +50,9 @@ def parse_kubeconfig(text: str) -> Kubeconfig:
     document = _document(text)
     if not isinstance(document, Mapping):
         raise WireError("not a mapping", hint=_HINT)
-    context = _named(document, "contexts", document.get("current-context"), "context")
-    cluster = _named(document, "clusters", context.get("cluster"), "cluster")
-    user = _named(document, "users", context.get("user"), "user") if context.get("user") else {}
+    context = _named(document, "contexts", _text(document, "current-context"), "context")
+    cluster = _named(document, "clusters", _text(context, "cluster"), "cluster")
+    user = _named(document, "users", name, "user") if (name := _text(context, "user")) else {}
     for key in _LATER:
         if user.get(key):
             raise WireError(
@@ -78,9 +78,42 @@ def _document(text: str) -> object:
         import yaml  # this import takes half a megabyte of memory, and a file in JSON does not need it
 
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        node = yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        # The last two are errors of int() and chr(), which the scanner of yaml does not catch.
         raise WireError(f"not YAML: {' '.join(str(error).split())}", hint=_HINT) from error
+    return None if node is None else _value(node, set())
+
+
+_TAG = "tag:yaml.org,2002:"
+_TRUE = ("true", "yes", "on")
+_OTHER = object()
+"""A value that is no text, such as a number or a date."""
+
+
+def _value(node: Any, seen: set[int]) -> object:
+    """Return the value of a node of yaml. Numbers, dates and objects are `_OTHER`.
+
+    The constructor of yaml is not used, because it raises many errors for values that no kubeconfig contains.
+    A list or a mapping that aliases repeat could make a short file expand exponentially.
+    """
+    if node.id != "scalar":
+        if id(node) in seen:
+            raise WireError("an alias of YAML repeats a list or a mapping", hint=_HINT)
+        seen.add(id(node))
+    match node.id, node.tag.removeprefix(_TAG):
+        case "mapping", _:
+            return {key.value: _value(each, seen) for key, each in node.value if key.id == "scalar"}
+        case "sequence", _:
+            return [_value(each, seen) for each in node.value]
+        case _, "str":
+            return node.value
+        case _, "bool":
+            return node.value.lower() in _TRUE
+        case _, "null":
+            return None
+        case _:
+            return _OTHER
 
 
 def _named(document: Mapping[str, Any], group: str, name: object, kind: str) -> Mapping[str, Any]:

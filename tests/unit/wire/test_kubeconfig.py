@@ -47,6 +47,9 @@ def test_the_current_context_names_server_and_credentials() -> None:
     [
         ("exec: {command: x}", "the user has exec, which flanneld does not support"),
         ("token: [1]", "token is not a text"),
+        ("token: 1", "token is not a text"),
+        ("token: 2001-12-14", "token is not a text"),
+        ("tokenFile: !!binary YQ==", "tokenFile is not a text"),
         ("client-key-data: '*'", "client-key-data is not base64 of a PEM text"),
     ],
 )
@@ -59,3 +62,60 @@ def test_unusable_credentials_are_named(user: str, message: str) -> None:
 def test_another_text_is_an_error(text: str) -> None:
     with pytest.raises(WireError):
         parse_kubeconfig(text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1" * 5000,
+        "2001-99-99",
+        "2001-01-01T00:00:00+99:99",
+        "!!int x",
+        "!!int ''",
+        "!!bool x",
+        "!!float x",
+        "!!timestamp x",
+        "!!python/object:x x",
+        "{[a]: b}",
+    ],
+)
+def test_a_value_that_no_kubeconfig_contains_is_ignored(value: str) -> None:
+    found = parse_kubeconfig(f"other: {value}\n" + YAML % "token: abc")
+
+    assert found == parse_kubeconfig(YAML % "token: abc")
+
+
+@pytest.mark.parametrize("text", ['"\\UFFFFFFFF"', '"\\U00110000"', "%YAML " + "1" * 5000 + ".0\n--- a"])
+def test_a_number_that_yaml_cannot_read_is_an_error(text: str) -> None:
+    with pytest.raises(WireError, match="not YAML"):
+        parse_kubeconfig(text)
+
+
+def test_aliases_cannot_make_a_short_file_expand() -> None:
+    """The name would have 9 ** 30 parts."""
+    levels = "".join(f"l{i + 1}: &a{i + 1} [{','.join([f'*a{i}'] * 9)}]\n" for i in range(30))
+
+    with pytest.raises(WireError, match="an alias of YAML repeats a list or a mapping"):
+        parse_kubeconfig(f"l0: &a0 [x]\n{levels}current-context: *a30\n")
+
+
+def test_a_text_may_be_repeated_by_an_alias() -> None:
+    text = (YAML % "token: abc").replace("current-context: c", "current-context: &c c")
+
+    assert parse_kubeconfig(text.replace("- name: c", "- name: *c")) == parse_kubeconfig(text)
+
+
+@pytest.mark.parametrize(
+    ("word", "is_insecure"),
+    [
+        *((word, True) for word in ("true", "True", "yes", "on")),
+        *((w, False) for w in ("no", "~", "1", "'on'")),
+    ],
+)
+def test_the_certificate_of_the_server_is_ignored_only_if_the_file_allows_it(
+    word: str, is_insecure: bool
+) -> None:
+    key = "insecure-skip-tls-verify"
+    text = (YAML % "token: abc").replace("tls-server-name", f"{key}: {word}\n    tls-server-name")
+
+    assert parse_kubeconfig(text).is_insecure == is_insecure
