@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import click
-import msgspec
 
 from pyflannel.assembly.directories import Places
 from pyflannel.cli.answers import answer, places_of, print_json
@@ -23,6 +22,7 @@ from pyflannel.commands.cleanup import Cleanup, CleanupReport, clean_up, preview
 from pyflannel.commands.local_daemon import check_own_files
 from pyflannel.commands.preparation import create_pins, user_named
 from pyflannel.commands.preparation import prepare as prepare_for
+from pyflannel.wire.control_json import format_document
 
 
 @click.command(cls=Verb)
@@ -85,7 +85,7 @@ def cleanup(
 
 def _report(invocation: Invocation, report: CleanupReport, verb: str) -> None:
     if invocation.wants_json:
-        print_json(msgspec.json.encode(report))
+        print_json(format_document(report))
         return
     for line in report.removed:
         say(f"{verb} {line}")

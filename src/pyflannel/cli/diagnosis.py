@@ -10,7 +10,6 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import click
-import msgspec
 
 from pyflannel.cli.answers import (
     answer,
@@ -27,7 +26,7 @@ from pyflannel.commands.trace import AddressReport, trace_packet, who_is
 from pyflannel.errors import UsageError
 from pyflannel.model.lease import host_text
 from pyflannel.model.probe import PacketEvent, PacketTrace, TraceReport, TraceStep
-from pyflannel.wire.control_json import format_trace
+from pyflannel.wire.control_json import format_document, format_trace
 
 
 @click.command(cls=Verb)
@@ -158,7 +157,7 @@ def whois(invocation: Invocation, address: str, run_dir: Path | None) -> None:
     """
     found = answer(invocation, _who_is(invocation, run_dir, address_of(address)))
     if invocation.wants_json:
-        print_json(msgspec.json.encode(found, enc_hook=str))
+        print_json(format_document(found))
     else:
         print_facts(_holder_facts(found))
     if found.kind == "unused":
@@ -237,7 +236,7 @@ def bugreport(
     deadline_s = invocation.left_s() * _OF_PARTS
     report = asyncio.run(report_bug(places, archive, name, dict(os.environ), deadline_s))
     if invocation.wants_json:
-        print_json(msgspec.json.encode(report))
+        print_json(format_document(report))
         return
     say(f"wrote {report.file}: {len(report.parts)} files, {report.removed} secrets removed")
     for one in report.missing:

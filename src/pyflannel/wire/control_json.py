@@ -4,6 +4,7 @@ Each document is one object. Source: docs/reference/flannelctl.md. A reader igno
 older flannelctl works with a newer daemon.
 """
 
+import json
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -238,7 +239,14 @@ def parse_error(document: bytes) -> FlannelError:
 
 
 def _encode(document: object) -> bytes:
-    return msgspec.json.encode(document, enc_hook=_text_of_address)
+    """Return the JSON text of a document. Bytes that are not UTF-8, for example in the name of a link, become
+    question marks.
+    """
+    try:
+        return msgspec.json.encode(document, enc_hook=_text_of_address)
+    except UnicodeEncodeError:
+        plain = msgspec.to_builtins(document, enc_hook=_text_of_address)
+        return json.dumps(plain, ensure_ascii=False).encode(errors="replace")
 
 
 def _decode(document: bytes, kind: type[_Document]) -> _Document:
