@@ -1,5 +1,6 @@
 """The findings of doctor about packets: filter rules, routes, interfaces, addresses."""
 
+import shlex
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, Literal
 
@@ -466,3 +467,48 @@ def test_a_vxlan_device_without_its_published_mac_address_is_named_while_no_daem
     (one,) = [one for one in findings(dead) if one.code != "daemon-away"]
     assert (one.code, one.severity) == ("vtep-mac", "error")
     assert one.fix == "ip link set flannel.1 address 02:00:00:00:00:02"
+
+
+NAME = "$(reboot)'`x`;#"
+
+
+def test_a_name_that_a_container_chose_is_one_word_of_a_command() -> None:
+    """An operator copies the command into a shell of root."""
+    container = ContainerNamespace(pid=7, process="nginx, pid 7", mtus={NAME: 9000})
+
+    one = found(replace(HEALTHY, containers=(container,)))
+
+    assert shlex.split(one.fix, comments=True)[-3:] == [NAME, "mtu", "1450"]
+    assert one.evidence == (f"{NAME} of nginx, pid 7 has MTU 9000",)
+
+
+@pytest.mark.parametrize(
+    ("seen", "last"),
+    [
+        (
+            replace(
+                HEALTHY,
+                ports={NAME: {}},
+                interfaces=Interfaces(interfaces=(*LINKS, interface(NAME, "10.100.15.1/24", is_up=False))),
+            ),
+            [NAME, "up"],
+        ),
+        (
+            replace(HEALTHY, ports={NAME: {}}, unforwarded=frozenset({NAME})),
+            ["-w", f"net/ipv4/conf/{NAME}/forwarding=1"],
+        ),
+        (
+            replace(HEALTHY, interfaces=Interfaces(interfaces=(*LINKS, interface(NAME, "10.100.16.9/24")))),
+            ["dev", NAME],
+        ),
+        (
+            replace(HEALTHY, answers=(answer(way="tunnel in", destination=HERE, refused_at=NAME),)),
+            ["net/ipv4/conf/all/rp_filter=2", f"net/ipv4/conf/{NAME}/rp_filter=2"],
+        ),
+    ],
+    ids=["bridge", "forwarding", "address", "reverse path"],
+)
+def test_a_name_of_a_link_is_one_word_of_a_command(seen: Observed, last: list[str]) -> None:
+    one = found(seen)
+
+    assert shlex.split(one.fix, comments=True)[-2:] == last

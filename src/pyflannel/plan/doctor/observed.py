@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from shlex import quote
 from typing import Literal
 
 from msgspec import Struct, field
@@ -194,7 +195,7 @@ def removal(item: Item) -> str:
     """Return the command that removes a link or a route; "" for other items."""
     match item:
         case Link():
-            return f"ip link delete {item.name}"
+            return f"ip link delete {quote(item.name)}"
         case Route():
             kind = "" if item.kind in ("unicast", "multipath") else f"{item.kind} "
             metric = f" metric {item.metric}" if item.metric else ""

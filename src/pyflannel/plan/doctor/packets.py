@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
+from shlex import quote
 
 from pyflannel.model.host import Interfaces, IpsecPolicy
 from pyflannel.model.link import Link
@@ -42,7 +43,7 @@ def _forwarding(seen: Observed) -> Iterator[Finding]:
 
 def forwarded(*links: str) -> str:
     """Return the command that makes the host forward the packets that arrive at these links."""
-    return f"sysctl -w {' '.join(f'net/ipv4/conf/{link}/forwarding=1' for link in links)}"
+    return f"sysctl -w {' '.join(quote(f'net/ipv4/conf/{link}/forwarding=1') for link in links)}"
 
 
 def _reverse_path(seen: Observed) -> Iterator[Finding]:
@@ -74,7 +75,7 @@ def _reverse_path(seen: Observed) -> Iterator[Finding]:
 
 def loosened(link: str) -> str:
     """Return the command that makes the reverse path filter of a link loose."""
-    return f"sysctl -w net/ipv4/conf/all/rp_filter=2 net/ipv4/conf/{link}/rp_filter=2"
+    return f"sysctl -w net/ipv4/conf/all/rp_filter=2 {quote(f'net/ipv4/conf/{link}/rp_filter=2')}"
 
 
 def _source_refused(seen: Observed) -> Iterator[Finding]:
@@ -141,7 +142,7 @@ def _port_mtus(seen: Observed) -> Iterator[Finding]:
             severity="warning",
             cause=f"containers send packets larger than the MTU of the network, {mtu} bytes",
             evidence=some([*inside]),
-            fix=f"nsenter --net --target {pid} ip link set {name} mtu {mtu}",
+            fix=f"nsenter --net --target {pid} ip link set {quote(name)} mtu {mtu}",
         )
     for bridge, ports in seen.ports.items():
         large = {port: size for port, size in ports.items() if mtu is not None and size > mtu}
@@ -187,7 +188,7 @@ def _bridge_down(seen: Observed) -> Iterator[Finding]:
                 severity="error",
                 cause=f"the bridge {name} of the containers of this host is down",
                 evidence=(f"ip link show {name}: state DOWN",),
-                fix=f"ip link set {name} up",
+                fix=f"ip link set {quote(name)} up",
             )
 
 
@@ -208,7 +209,7 @@ def _arp(seen: Observed) -> Iterator[Finding]:
                 f"ip link show {link}: NOARP",
                 *some([f"{one}: no MAC address" for one in lost]),
             ),
-            fix=f"ip link set {link} arp on",
+            fix=f"ip link set {quote(link)} arp on",
         )
 
 
@@ -252,7 +253,9 @@ def _addresses(seen: Observed) -> Iterator[Finding]:
             evidence=some([f"{address} on {name}" for name, address in held]),
             fix=_DOCKER_FIX
             if held[0][0] == _DOCKER0
-            else "; ".join(f"ip address delete {address} dev {name}" for name, address in held[:NAMED]),
+            else "; ".join(
+                f"ip address delete {address} dev {quote(name)}" for name, address in held[:NAMED]
+            ),
         )
 
 
@@ -272,7 +275,7 @@ def _vtep(seen: Observed) -> Iterator[Finding]:
             cause=f"{own[0].name} drops the packets of peers, because its MAC address differs from the "
             f"published one",
             evidence=(f"{own[0].name} has {own[0].mac}, the lease contains {seen.published_mac}",),
-            fix=f"ip link set {own[0].name} address {seen.published_mac}",
+            fix=f"ip link set {quote(own[0].name)} address {seen.published_mac}",
         )
 
 
@@ -299,7 +302,7 @@ def _public_address(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause=f"{underlay.link} has lost {underlay.address}, the address of the tunnel",
             evidence=(f"ip address show {underlay.link}: no {underlay.address}",),
-            fix=f"ip address add {underlay.address}/PREFIX dev {underlay.link}",
+            fix=f"ip address add {underlay.address}/PREFIX dev {quote(underlay.link)}",
         )
     elif (
         underlay.public_ip != underlay.address

@@ -4,6 +4,7 @@ and the reason.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
+from shlex import quote
 from statistics import median
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -244,7 +245,8 @@ def _neighbour_findings(
             cause=f"neither the gateway nor {len(groups[False, None])} of {probed} probed peers on the same"
             f" link answer ARP: {link} is cut off, or ARP does not pass",
             evidence=some([*dict.fromkeys(one.text for one in lost)]),
-            fix=f"ip -statistics link show {link}  # then the cable, the port of the switch and its VLAN",
+            fix=f"ip -statistics link show {quote(link)}"
+            "  # then the cable, the port of the switch and its VLAN",
         )
         groups = {kind: group for kind, group in groups.items() if kind[0]}
     for (is_set, gateway), group in groups.items():
@@ -254,7 +256,8 @@ def _neighbour_findings(
             cause = f"{some_peers} do not answer, and their MAC addresses were set manually"
             cause = f"the MAC address of {first.address}{via}, was set manually" if via else cause
             fix = (
-                f"ip neighbour delete {first.address} dev {first.link}  # the kernel then asks for it by ARP"
+                f"ip neighbour delete {first.address} dev {quote(first.link)}"
+                "  # the kernel then asks for it by ARP"
             )
         else:
             cause = f"{some_peers} are on the same link and do not answer ARP: they are off or have another"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from shlex import quote
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -205,4 +206,4 @@ def host_of(peer: LeaseEntry) -> str:
 def link_down(name: TraceStepName, link: TraceLink) -> TraceStep:
     """Return the step of a link that is down."""
     found = f"ip link show {link.name}: state DOWN"
-    return fails(name, found, f"{link.name} is down", f"ip link set {link.name} up")
+    return fails(name, found, f"{link.name} is down", f"ip link set {quote(link.name)} up")

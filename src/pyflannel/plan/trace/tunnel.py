@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, ip_address
+from shlex import quote
 from typing import Literal
 
 from pyflannel.model.fast_path import Role
@@ -216,7 +217,8 @@ def _onto_wire(facts: Facts, link: TraceLink, hop: IPv4Address) -> Iterator[Trac
         yield passes("underlay", f"{link.name}, to {hop} at {mac}")
     elif not link.resolves and link.is_ethernet:
         cause = f"ARP is off on {link.name}, so it sends no frame to {hop}"
-        yield fails("underlay", f"ip link show {link.name}: NOARP", cause, f"ip link set {link.name} arp on")
+        found = f"ip link show {link.name}: NOARP"
+        yield fails("underlay", found, cause, f"ip link set {quote(link.name)} arp on")
     elif not link.resolves:
         yield passes("underlay", f"{link.name}, to {hop}")
     elif facts.probed is None:

@@ -6,6 +6,7 @@ A generator of steps may continue after a step that fails; `follow` stops at tha
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address
+from shlex import quote
 
 from msgspec.structs import replace
 
@@ -219,7 +220,7 @@ def _to_container(facts: Facts, address: IPv4Address) -> Iterator[TraceStep]:
     if link.kind == "bridge" and not link.has_carrier:
         found = f"ip link show {link.name}: NO-CARRIER"
         cause = f"no port of {link.name} is up: no container is connected to it"
-        yield fails("bridge", found, cause, f"ip link set PORT master {link.name} up")
+        yield fails("bridge", found, cause, f"ip link set PORT master {quote(link.name)} up")
         return
     mac = facts.neighbours.get((link.name, address))
     if mac is None:
@@ -240,7 +241,7 @@ def _port(facts: Facts, link: TraceLink, address: IPv4Address, mac: str) -> Iter
     elif port is not None:
         found = f"bridge link show dev {port.name}: not forwarding"
         cause = f"the port {port.name} of {link.name} forwards no frames"
-        yield fails("bridge", found, cause, f"ip link set {port.name} up")
+        yield fails("bridge", found, cause, f"ip link set {quote(port.name)} up")
     elif address in facts.silent:
         found = f"bridge fdb show br {link.name}: no port for {mac}"
         cause = f"no port of {link.name} leads to {address}: its veth is down, or the container has ended"
