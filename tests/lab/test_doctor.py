@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,32 @@ def test_a_fault_is_found_and_its_fix_repairs_it(healthy: Host, fault: Fault) ->
             assert fault.code not in {**examine(healthy)}
     finally:
         healthy.run(["sh", "-c", fault.undo], check=False)
+
+
+_CONTAINER = """
+ip link add "$1" type bridge
+ip link set "$1" mtu 9000 up
+ip address add "$2" dev "$1"
+exec sleep 1000
+"""
+
+
+def test_a_container_may_give_its_link_any_name(healthy: Host) -> None:
+    """The name is not UTF-8, and a shell would execute it."""
+    name, address = os.fsdecode(b"$(id)\xff"), healthy.lease().network_address + 9
+    words = ["unshare", "--net", "sh", "-c", _CONTAINER, "sh", name, f"{address}/24"]
+    container = healthy.start(words, name="container")
+    try:
+        wait_until(
+            lambda: "container-mtu" in examine(healthy), what="the link is found", deadline_s=DEADLINE_S
+        )
+        found = examine(healthy)["container-mtu"]
+        said = healthy.flannelctl("doctor")
+    finally:
+        container.kill()
+
+    assert shlex.split(found["fix"])[-3:] == ["$(id)?", "mtu", "1450"]
+    assert "ip link set '$(id)\\udcff' mtu 1450" in said
 
 
 def test_rules_of_unknown_origin_are_only_information(healthy: Host) -> None:
