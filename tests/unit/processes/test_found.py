@@ -47,7 +47,7 @@ def running(program: Path, uid: int) -> Iterator[int]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to start a program as another user")
 def test_only_a_process_with_rights_is_the_original(open_directory: Path) -> None:
-    """Otherwise, any user could prevent `flannelctl cleanup` from removing what the original left behind."""
+    """Otherwise, any user could prevent `flannelctl cleanup` from removing objects of the original."""
     program = Path(shutil.copy("/bin/sleep", open_directory / "flanneld"))
 
     with running(program, 65534):

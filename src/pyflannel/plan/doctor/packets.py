@@ -200,7 +200,7 @@ def _arp(seen: Observed) -> Iterator[Finding]:
         if any(address in prefix for prefix in seen.on_link) and address not in seen.set_neighbours
     ]
     link = seen.membership.underlay
-    if seen.lacks_arp and lost:
+    if seen.lacks_arp and lost and link is not None:
         yield Finding(
             code="arp-off",
             severity="error",
