@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import product
 from typing import Any, Literal, get_args
 
+import msgspec
 from msgspec import Struct
 
 from pyflannel.errors import WireError
@@ -74,10 +75,29 @@ def parse_ruleset(document: str, listing: str) -> Ruleset:
     """
     try:
         return tuple(_base_chains(json.loads(document)["nftables"], listing))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        msgspec.ValidationError,
+    ) as error:
         raise WireError(
             f"nft's JSON has an unknown form: {error!r}", hint="Report the output of nft --json list ruleset."
         ) from error
+
+
+class _Base(Struct, frozen=True):
+    """A base chain in nft's JSON."""
+
+    family: str
+    table: str
+    name: str
+    hook: Hook
+    prio: int
+    type: str
+    policy: str = "accept"
 
 
 def _base_chains(entries: Sequence[_Json], listing: str) -> Iterator[BaseChain]:
@@ -101,16 +121,17 @@ def _base_chains(entries: Sequence[_Json], listing: str) -> Iterator[BaseChain]:
     for entry in entries:
         chain = entry.get("chain", {})
         if chain.get("hook") in _HOOKS:
-            for device in _devices(chain, devices.get(chain["name"], "")):
+            base = msgspec.convert(chain, _Base)
+            for device in _devices(chain, devices.get(base.name, "")):
                 yield BaseChain(
                     program="nft",
-                    family=chain["family"],
-                    table=chain["table"],
-                    name=chain["name"],
-                    hook=chain["hook"],
-                    priority=chain["prio"],
-                    policy="drop" if chain.get("policy") == "drop" else "accept",
-                    is_nat=chain["type"] == "nat",
+                    family=base.family,
+                    table=base.table,
+                    name=base.name,
+                    hook=base.hook,
+                    priority=base.prio,
+                    policy="drop" if base.policy == "drop" else "accept",
+                    is_nat=base.type == "nat",
                     device=device,
                     chains=chains,
                 )
@@ -253,10 +274,8 @@ def _action(kind: str, value: Any) -> Action | None:
                 "reject": "reject",
             }
             return Action(kinds[kind])
-        case "jump":
-            return Action("jump", value["target"])
-        case "goto":
-            return Action("goto", value["target"])
+        case "jump" | "goto":
+            return Action("jump" if kind == "jump" else "goto", msgspec.convert(value["target"], str))
         case "mangle":
             return _mangled(value)
         case _ if kind in _TRANSLATIONS:

@@ -336,3 +336,17 @@ def test_a_chain_of_the_port_of_a_bridge_judges_its_packets() -> None:
 def test_another_text_is_refused(text: str) -> None:
     with pytest.raises(WireError, match="unknown form"):
         parse_ruleset(text, "")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"prio": "accept"}, {"prio": None}, {"family": []}, {"name": 7}, {"type": {}}]
+)
+def test_a_base_chain_of_another_form_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(WireError, match="unknown form"):
+        judge(TUNNEL, nft([DROP], **wrong), IN)
+
+
+@pytest.mark.parametrize("kind", ["jump", "goto"])
+def test_a_jump_to_no_name_is_refused(kind: str) -> None:
+    with pytest.raises(WireError, match="unknown form"):
+        judge(TUNNEL, nft([{kind: {"target": []}}]), IN)
