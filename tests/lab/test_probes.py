@@ -89,6 +89,86 @@ def test_peers_and_status_show_the_answers(pair: tuple[Host, Host]) -> None:
     assert ", ready, the peer answers" in one.flannelctl("status").splitlines()[0]
 
 
+def test_peers_counts_the_losses_on_a_path(pair: tuple[Host, Host]) -> None:
+    one, other = pair
+
+    def losses() -> tuple[int, int, bool]:
+        (peer,) = read_document(["peers"], one.flannelctl("peers", "--json"))["peers"]
+        return peer["probes_sent"], peer["probes_lost"], peer["is_reached"]
+
+    assert losses() == (10, 0, True)
+    # Of the packets of each size, every second one is lost.
+    rule = "icmp type echo-request meta length 84 numgen inc mod 2 0 drop"
+    chain = f"chain c {{ type filter hook input priority 0; {rule}; }}"
+    with fault(other, f"nft 'table ip lossy {{ {chain}; }}'", "nft delete table ip lossy"):
+        sent, lost, is_reached = losses()
+    assert sent == 10
+    assert 3 <= lost <= 7  # other probes of the same size are also counted by the rule
+    assert is_reached
+    with fault(other, "iptables -I INPUT -p udp --dport 8472 -j DROP", "iptables -F INPUT"):
+        assert losses() == (10, 10, False)
+
+
+def test_the_matrix_shows_each_direction_and_names_a_host_without_an_answer(
+    pair: tuple[Host, Host], overlay: Overlay
+) -> None:
+    one, other = pair
+
+    def matrix() -> dict[str, Any]:
+        return read_document(["peers"], one.flannelctl("peers", "--matrix", "--json"))["matrix"]
+
+    def found(document: dict[str, Any]) -> dict[str, list[str] | str]:
+        return {
+            row["subnet"]: row["failure"] or [cell["state"] for cell in row["cells"]]
+            for row in document["rows"]
+        }
+
+    here, there = str(one.lease()), str(other.lease())
+    assert found(matrix()) == {here: ["reached"], there: ["reached"]}
+    rule = 'iifname "flannel.1" icmp type echo-request drop'
+    chain = f"chain c {{ type filter hook input priority 0; {rule}; }}"
+    with fault(other, f"nft 'table ip fw {{ {chain}; }}'", "nft delete table ip fw"):
+        assert found(matrix()) == {here: ["silent"], there: ["reached"]}
+    with paused(overlay.daemons[other.name]):
+        partly = matrix()
+        shown = one.flannelctl("peers", "--matrix")
+    assert found(partly)[here] == ["reached"]
+    assert found(partly)[there] == "no answer within 2.8 s"
+    assert partly["silent"] == [there]
+    assert f"{other.name}: no answer" in shown or f"{other.address}: no answer" in shown
+
+
+def test_status_shows_the_rules_of_this_host_that_drop_packets(pair: tuple[Host, Host]) -> None:
+    one, _ = pair
+
+    def firewall() -> tuple[dict[str, Any], str]:
+        document = read_document(["status"], one.run(["flannelctl", "status", "--json"], check=False).stdout)
+        return document["firewall"], one.run(["flannelctl", "status"], check=False).stdout
+
+    found, _ = firewall()
+    assert (found["engine"], found["is_in_place"], found["missing"]) == ("iptables", True, [])
+    assert found["drops"] == []
+    assert any("FLANNEL-FWD" in name for name in found["objects"])
+    with fault(one, "iptables -I INPUT -p udp --dport 8472 -j DROP", "iptables -F INPUT"):
+        found, shown = firewall()
+    assert len(found["drops"]) == 1
+    assert "drops tunnel packets of peers to UDP port 8472" in found["drops"][0]
+    assert "dropped by" in shown
+
+
+def test_status_without_a_daemon_still_shows_the_rules(pair: tuple[Host, Host], overlay: Overlay) -> None:
+    one, _ = pair
+    drop = "iptables -I OUTPUT -p udp --dport 8472 -j DROP"
+    with paused(overlay.daemons[one.name]), fault(one, drop, "iptables -F OUTPUT"):
+        ran = one.run(["flannelctl", "status", "--json"], check=False)
+
+    assert ran.returncode == 3
+    found = read_document(["status"], ran.stdout)["firewall"]
+    assert (found["engine"], found["is_in_place"]) == ("iptables", None)
+    assert any("FLANNEL-FWD" in name for name in found["objects"])
+    assert ["drops tunnel packets to UDP port 8472 of peers" in line for line in found["drops"]] == [True]
+
+
 def test_ping_names_the_step_at_which_packets_stop(pair: tuple[Host, Host]) -> None:
     one, other = pair
     nobody = other.lease().broadcast_address - 1

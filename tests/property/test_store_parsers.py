@@ -53,6 +53,7 @@ from pyflannel.wire.lease_json import (
 from pyflannel.wire.lease_record import claim_of, lease_of, parse_change, parse_last_known, readable_lease
 from pyflannel.wire.lease_signature import is_authentic, is_authentic_list, parse_signed_list
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
+from pyflannel.wire.reach_record import is_authentic_request, is_authentic_row, parse_request, parse_row
 from pyflannel.wire.subnet_env import parse_assignments, parse_subnet_env, previous_subnet
 
 # The store: JSON of leases, claims, configs and the file of the last known leases.
@@ -318,6 +319,30 @@ def read_claim(value: bytes) -> None:
     parse_claim(value, IPv4Network("10.5.52.0/24"), 4)
 
 
+def read_reach_request(value: bytes) -> None:
+    parse_request(value)
+    is_authentic_request(value, "/net", bytes(32))
+
+
+def read_reach_row(value: bytes) -> None:
+    parse_row(value)
+    is_authentic_row(value, "/net", bytes(32))
+
+
+REACH_REQUESTS = [
+    b'{"Id":"5d0f","Asker":"10.5.52.0/24","Hosts":["10.5.52.0/24","fd00:5::/64"],"Signature":"Wg=="}',
+    b'{"Id":"","Asker":"10.5.52.1/24","Hosts":["10.5.52.0/24"]}',
+    b'{"Id":"5d0f","Asker":"x","Hosts":["a","b"]}',
+    b"\xff",
+]
+REACH_ROWS = [
+    b'{"Id":"5d0f","Host":"10.5.52.0/24","Answers":["skipped",0.25,1,"silent"],"Signature":"Wg=="}',
+    b'{"Id":"5d0f","Host":"10.5.52.1/24","Answers":[]}',
+    b'{"Id":"5d0f","Host":"10.5.52.0/24","Answers":["x"]}',
+    b"[" * 3000,
+]
+
+
 def read_key(key: str) -> None:
     for prefix in ("subnets/", "claims/", "other/"):
         record = Record(key=prefix + key, value=b'{"PublicIP":"1.2.3.4","Owner":"a"}', revision=4, lease_id=1)
@@ -473,6 +498,13 @@ STORE = [
     ),
     Parser("allow-list", read_signed_list, damaged(st.sampled_from(SIGNED_LISTS)), corpus=SIGNED_LISTS),
     Parser("signed lease", read_signed_lease, as_bytes(leases) | damaged(st.just(SIGNED_LEASE)), (), SIGNED),
+    Parser(
+        "request for rows of the matrix",
+        read_reach_request,
+        damaged(st.sampled_from(REACH_REQUESTS)),
+        corpus=REACH_REQUESTS,
+    ),
+    Parser("row of the matrix", read_reach_row, damaged(st.sampled_from(REACH_ROWS)), corpus=REACH_ROWS),
     Parser("claim", read_claim, as_bytes(claims), corpus=CLAIMS),
     Parser("key", read_key, key_names, (), SUBNET_KEYS),
     Parser("data of a backend", read_backend_data, vteps.map(json.dumps) | words | deep, (), VTEPS),

@@ -105,6 +105,9 @@ class ShownHosts:
     def leases(self) -> Sequence[Lease]:
         return [lease(1), *self.peers]
 
+    def change_ages(self) -> Mapping[IpNetwork, float]:
+        return {}
+
     def events(self) -> Sequence[JournalEntry]:
         return [
             JournalEntry(at=_START, event="planned", found="route 10.100.7.0/24: missing"),

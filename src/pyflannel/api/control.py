@@ -1,10 +1,11 @@
 """The control socket of the daemon: status, leases, events and network config by HTTP on a Unix socket.
 
-GET /v1/status, GET /v1/leases, GET /v1/events, GET and PUT /v1/config, POST /v1/wireguard-key.
+GET /v1/status, GET /v1/leases, GET /v1/events, GET and PUT /v1/config, GET /v1/store-times, POST /v1/plan,
+POST /v1/matrix, POST /v1/wireguard-key.
 wire.control_json defines the documents. Only root and the user of the daemon have access.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,15 +21,20 @@ from pyflannel.errors import (
 from pyflannel.http.server import HttpServer, Request, Response, Routes
 from pyflannel.http.sockets import LOOK_S, UnixPlace, is_ours, serve_unix
 from pyflannel.model.lease import Lease, LeaseEntry
-from pyflannel.model.status import JournalEntry, PlanPreview, Status
+from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.reach_matrix import Matrix
+from pyflannel.model.status import JournalEntry, PlanPreview, Status, StoreTimes
 from pyflannel.wire.control_json import (
     format_config_text,
+    format_document,
     format_error,
     format_events,
     format_leases,
     format_preview,
     format_public_key,
     format_status,
+    format_store_times,
+    parse_subnets,
 )
 from pyflannel.wire.network_config_json import parse_network_config
 
@@ -43,6 +49,9 @@ class Controlled(Protocol):
 
     def leases(self) -> Sequence[Lease]:
         """Return every known lease, including the lease of this host."""
+
+    def change_ages(self) -> Mapping[IpNetwork, float]:
+        """Return the seconds since the last change of each peer that changed, by its subnet."""
 
     def events(self) -> Sequence[JournalEntry]:
         """Return the events of the passes in the order of time, with the latest event last."""
@@ -66,6 +75,16 @@ class Controlled(Protocol):
         Raises:
             StoreError: the config was not written, or the result of the write is unknown.
         """
+
+    async def matrix(self, hosts: Sequence[IpNetwork]) -> Matrix:
+        """Return which of these hosts reach which others, within 3 s; of all hosts, if none is named.
+
+        Raises:
+            UsageError: a host has no lease, there are too many hosts, or fewer than two.
+        """
+
+    async def store_times(self) -> StoreTimes:
+        """Send some requests to the store and return how long they took, within a bounded time."""
 
     async def rotate_key(self) -> str:
         """Replace the WireGuard key of this host and return the new public key.
@@ -99,7 +118,8 @@ def control_routes(daemon: Controlled) -> Routes:
         return Response(status=200, body=format_status(await daemon.status()))
 
     async def leases(_: Request) -> Response:
-        entries = [LeaseEntry.of(lease) for lease in daemon.leases()]
+        ages = daemon.change_ages()
+        entries = [LeaseEntry.of(lease, change_age_s=ages.get(lease.subnet)) for lease in daemon.leases()]
         return Response(status=200, body=format_leases(entries))
 
     async def events(_: Request) -> Response:
@@ -124,6 +144,16 @@ def control_routes(daemon: Controlled) -> Routes:
             return Response(status=_status_of(error), body=format_error(error))
         return Response(status=200, body=format_preview(found))
 
+    async def matrix(request: Request) -> Response:
+        try:
+            found = await daemon.matrix(parse_subnets(request.body))
+        except FlannelError as error:
+            return Response(status=_status_of(error), body=format_error(error))
+        return Response(status=200, body=format_document(found))
+
+    async def store_times(_: Request) -> Response:
+        return Response(status=200, body=format_store_times(await daemon.store_times()))
+
     async def rotate_key(_: Request) -> Response:
         try:
             public_key = await daemon.rotate_key()
@@ -134,10 +164,12 @@ def control_routes(daemon: Controlled) -> Routes:
     return {
         ("POST", "/v1/wireguard-key"): rotate_key,
         ("POST", "/v1/plan"): plan,
+        ("POST", "/v1/matrix"): matrix,
         ("GET", "/v1/status"): status,
         ("GET", "/v1/leases"): leases,
         ("GET", "/v1/events"): events,
         ("GET", "/v1/config"): config,
+        ("GET", "/v1/store-times"): store_times,
         ("PUT", "/v1/config"): set_config,
     }
 

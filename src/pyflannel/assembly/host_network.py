@@ -26,7 +26,7 @@ from pyflannel.engine.plan_log import GuardLog
 from pyflannel.engine.status_report import status_of, strangers_of, wireguard_of
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.engine.world import HostOptions, PlanOptions, World
-from pyflannel.errors import TargetError, UsageError, WireError, remedy
+from pyflannel.errors import StoreError, TargetError, UsageError, WireError, remedy
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget
@@ -56,6 +56,7 @@ from pyflannel.model.kubernetes_node import OwnNode
 from pyflannel.model.lease import Identity, Lease
 from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import Echo, EchoResult
+from pyflannel.model.reach_matrix import Matrix
 from pyflannel.model.status import (
     STRANGERS_SHOWN,
     BackendStatus,
@@ -66,6 +67,7 @@ from pyflannel.model.status import (
     PlanPreview,
     Status,
     StoreStatus,
+    StoreTimes,
     carried_by_programs,
 )
 from pyflannel.model.store_record import Put
@@ -78,6 +80,7 @@ from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.forwarder_client import forwarder_status
 from pyflannel.processes.wireguard_go import WireguardGo
 from pyflannel.stores.counted import CountedStore
+from pyflannel.wire.kubernetes_node import NODES
 from pyflannel.wire.lease_record import CONFIG
 from pyflannel.wire.lease_signature import parse_allowed_keys
 
@@ -87,6 +90,10 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 1.0
 """Deadline in seconds for an answer of the forwarder, which may hang."""
+
+_STORE_REQUESTS, _STORE_S = 3, 1.8
+"""Number of requests that measure how fast the store answers, and their common deadline in seconds, so that
+doctor answers within 5 s."""
 
 
 _DOCTOR = "import os, sys; os.nice(10)\nfrom pyflannel.programs.flannelctl import main\nsys.exit(main())"
@@ -153,7 +160,9 @@ class HostNetwork:
         docker_networks: "DockerNetworks | None",
         open_targets: Callable[[], AbstractAsyncContextManager[Sequence[Target]]],
         probes: PeerProbes | None,
+        measured_key: str = CONFIG,
     ) -> None:
+        """`measured_key`: key that is read to measure how fast the store answers."""
         self.places = places
         self._docker = docker
         self._docker_networks = docker_networks
@@ -167,6 +176,7 @@ class HostNetwork:
         self._signing = signing
         self._open_targets = open_targets
         self._probes = probes
+        self._measured_key = measured_key
         self._guard_log = GuardLog(guard, clock, lambda strangers: strangers_of(supervisor, strangers))
 
     async def run(self) -> None:
@@ -209,11 +219,18 @@ class HostNetwork:
         )
 
     def _with_requests(self, store: StoreStatus | None) -> StoreStatus | None:
-        """Return the status of the store with its requests."""
+        """Return the status of the store with its requests and its latest answer."""
         if store is None:
             return None
         counted = self._store
-        return replace(store, requests=counted.requests, lost_watches=dict(counted.lost_watches))
+        answered_at = counted.answered_at
+        return replace(
+            store,
+            answer_s=counted.answer_s,
+            answer_age_s=None if answered_at is None else self._clock.now() - answered_at,
+            requests=counted.requests,
+            lost_watches=dict(counted.lost_watches),
+        )
 
     def _with_counters(self, status: Status) -> FastPathStatus | None:
         """Return the status of the fast path with the counters of the programs, if they are readable."""
@@ -244,6 +261,18 @@ class HostNetwork:
         """Return all known leases, including the lease of this host, in the order of their subnets."""
         return sorted(self._supervisor.condition.leases, key=place_of)
 
+    def change_ages(self) -> Mapping[IpNetwork, float]:
+        """Return the seconds since the last change of each peer that changed, by its subnet."""
+        return self._supervisor.peer_times.ages()
+
+    async def matrix(self, hosts: Sequence[IpNetwork]) -> Matrix:
+        """Return which of these hosts reach which others, within 3 s; of all hosts, if none is named.
+
+        Raises:
+            UsageError: a host has no lease, there are too many hosts, or fewer than two.
+        """
+        return await self._supervisor.matrix.ask(hosts)
+
     def events(self) -> list[JournalEntry]:
         """Return the events of the passes, with the latest event last."""
         return self._supervisor.journal.entries()
@@ -271,6 +300,23 @@ class HostNetwork:
     def probe_trouble(self) -> Notice | None:
         """The reason why the kernel refuses the probes; None if they are sent."""
         return None if self._probes is None else self._probes.trouble
+
+    async def store_times(self) -> StoreTimes:
+        """Send some requests to the store, one after the other, and return how long they took. All of them
+        together take at most _STORE_S.
+        """
+        times: list[float] = []
+        try:
+            async with asyncio.timeout(_STORE_S):
+                while len(times) < _STORE_REQUESTS:
+                    began = self._clock.now()
+                    await self._store.get(self._measured_key)
+                    times.append(self._clock.now() - began)
+        except TimeoutError:
+            return StoreTimes(answered_s=tuple(times), failure=f"no answer within {_STORE_S:g} s")
+        except StoreError as error:
+            return StoreTimes(answered_s=tuple(times), failure=str(error))
+        return StoreTimes(answered_s=tuple(times))
 
     async def examine(self) -> bytes:
         """Return the document of `flannelctl doctor --json`, which runs as another process.
@@ -363,9 +409,9 @@ async def open_network(
     """
     if own_node is not None:
         options = replace(options, node_id=own_node.name)
-    counted = CountedStore(store)
     async with AsyncExitStack() as opened:
         enter, clock = opened.enter_async_context, BoottimeClock()
+        counted = CountedStore(store, clock.now)
         interfaces = await enter(KernelInterfaces())
         claim, standing = await _claim(places, interfaces)
         opened.enter_context(closing(claim))
@@ -437,6 +483,8 @@ async def open_network(
             docker_networks=docker_networks,
             open_targets=lambda: _reading_targets(places, keys, wireguard_go),
             probes=probes,
+            # In a cluster, the config is a file, which does not show how fast the API server answers.
+            measured_key=CONFIG if own_node is None else NODES + own_node.name,
         )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shutil
 import sys
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -44,10 +45,21 @@ def print_text(text: str) -> None:
     click.echo(printable(text, keep="\n\t"))
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table of rows with headings; on a terminal, the table is as wide as the terminal."""
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, can_stack: bool = False) -> None:
+    """Print a table of rows with headings; on a terminal, the table is as wide as the terminal.
+
+    With `can_stack`, a table that does not fit the terminal becomes a block of lines for each row.
+    """
     from rich.console import Console  # not at the top, because rich loads slowly
     from rich.table import Table
+
+    rows = list(rows)
+    if can_stack and sys.stdout.isatty() and _is_too_wide(headings, rows):
+        for number, row in enumerate(rows):
+            if number:
+                click.echo()
+            print_facts(zip(headings, row, strict=True))
+        return
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
@@ -62,6 +74,16 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         console.print(table)
     for line in text.get().splitlines():
         click.echo(line.rstrip())
+
+
+def _is_too_wide(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether the other columns leave too little of the terminal to the last, which may be folded."""
+    *widths, _ = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
+    return sum(widths) + 2 * len(widths) + _LAST_COLUMN > shutil.get_terminal_size().columns
+
+
+_LAST_COLUMN = 24
+"""Characters that the last column of a table needs at least."""
 
 
 def print_facts(facts: Iterable[tuple[str, str]], health: Mapping[str, bool] = MappingProxyType({})) -> None:
@@ -92,6 +114,15 @@ def duration(seconds: float) -> str:
             rest = whole % size // small
             return f"{whole // size} {name}" + (f" {rest} {small_name}" if rest else "")
     return f"{whole} s"
+
+
+def size(number: float) -> str:
+    """Return a number of bytes with three digits and its unit."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 999.5 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if number >= 99.5 or unit == "B" else f"{number:.1f} {unit}"
 
 
 def handshake(age_s: float | None) -> str:

@@ -24,6 +24,7 @@ from pyflannel.cli.answers import (
     print_json,
     print_table,
     print_text,
+    size,
     socket_of,
 )
 from pyflannel.cli.invocation import (
@@ -40,7 +41,16 @@ from pyflannel.commands.local_daemon import last_known_leases, offline_status
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
-from pyflannel.model.probe import BenchLine, BenchReport, PingReport, PingStep, milliseconds
+from pyflannel.model.probe import (
+    BenchLine,
+    BenchReport,
+    Loss,
+    PeerReach,
+    PingReport,
+    PingStep,
+    milliseconds,
+)
+from pyflannel.model.reach_matrix import Matrix, MatrixRow, letter
 from pyflannel.model.status import JournalEntry, Status, peer_entries
 from pyflannel.plan.peers import place_of_subnet
 from pyflannel.wire.control_json import (
@@ -160,6 +170,13 @@ def _expiry(entry: LeaseEntry) -> str:
 @_hosts_argument
 @wide_option
 @click.option("--probe/--no-probe", default=True, help="Probe the hosts (default), or do not send probes.")
+@click.option(
+    "--matrix",
+    "is_matrix",
+    is_flag=True,
+    help="Show which host reaches which other host. The hosts probe each other, and answer through the "
+    "store.",
+)
 @run_dir_option
 @state_options
 @shared_options("socket", "json")
@@ -169,6 +186,7 @@ def peers(
     hosts: tuple[str, ...],
     wide: bool,
     probe: bool,
+    is_matrix: bool,
     run_dir: Path | None,
     state_dir: Path | None,
     subnet_file: Path | None,
@@ -179,23 +197,87 @@ def peers(
     256 of the hosts with ICMP echo through the tunnel. With --no-probe, it sends nothing. If flanneld does
     not respond, the list contains the last known hosts.
 
+    LOSS is the share of up to 10 small probes without a reply. IN and OUT are the bytes that WireGuard
+    received from the host and sent to it; the other backends do not count them. CHANGED is the time since the
+    host joined, returned, or changed its addresses, backend or keys.
+
+    With --matrix, the hosts probe each other, and the table has a row for each host: + if it reaches the host
+    of the column, x if not. A matrix has at most 32 hosts.
+
     Exit codes:
       0  the hosts are listed, even if some of them do not answer
       1  a HOST is unknown
+      2  with --matrix: there are too many hosts, or fewer than two
       3  flanneld does not respond, and its files contain no hosts
 
     Examples:
       flannelctl peers
       flannelctl peers docker2 --no-probe
+      flannelctl peers --matrix
       flannelctl peers --json
     """
-    places = places_of(run_dir, state_dir, subnet_file)
-    work = _peers(socket_of(invocation, run_dir), places, hosts, probes=probe)
+    places, socket = places_of(run_dir, state_dir, subnet_file), socket_of(invocation, run_dir)
+    if is_matrix:
+        entries, matrix = answer(invocation, _matrix(socket, hosts), is_limited=True)
+        if invocation.wants_json:
+            print_json(format_peers(entries, matrix))
+        else:
+            _print_matrix(matrix)
+        return
+    work = _peers(socket, places, hosts, probes=probe)
     entries = answer(invocation, work, is_limited=True)
     if invocation.wants_json:
         print_json(format_peers(entries))
     else:
-        _print_hosts(entries, "STATE", map(_state, entries), is_wide=wide)
+        _print_peers(entries, is_wide=wide)
+
+
+async def _matrix(socket: Path, hosts: Sequence[str]) -> tuple[list[PeerEntry], Matrix]:
+    """Return the other hosts, without results of probes, and which host reaches which other.
+
+    Raises:
+        NotReadyError: the daemon does not respond.
+    """
+    daemon = ControlClient(socket, _ASK_S)
+    status, known = await asyncio.gather(daemon.status(), daemon.leases())
+    named = [entry.subnet for entry in _of_hosts(known, hosts)] if hosts else []
+    return peer_entries(status, known), await daemon.matrix(named)
+
+
+def _print_matrix(matrix: Matrix) -> None:
+    """Print a row of letters for each host, the hosts that are not reached, and those without results."""
+    columns = "".join(str(number % 10) for number in range(1, len(matrix.rows) + 1))
+    rows = [
+        (str(number), _host(row), str(row.subnet), _letters(matrix, row))
+        for number, row in enumerate(matrix.rows, 1)
+    ]
+    print_table(("#", "HOST", "SUBNET", columns), rows)
+    say("+ reached, x not reached, - does not send, . the host itself, ? unknown")
+    names = {row.subnet: _host(row) for row in matrix.rows}
+    for row in matrix.rows:
+        missed = [names[cell.subnet] for cell in row.cells if letter(cell.state) == "x"]
+        if missed:
+            more = f" and {len(missed) - _NAMED} more" if len(missed) > _NAMED else ""
+            say(f"{_host(row)} does not reach {', '.join(missed[:_NAMED])}{more}")
+        if row.failure is not None:
+            say(f"{_host(row)}: {row.failure}")
+    if matrix.left_out:
+        say(f"{matrix.left_out} more hosts are not in the matrix: name the hosts to compare")
+
+
+_NAMED = 8
+"""Maximum number of hosts that one line names."""
+
+
+def _host(row: MatrixRow) -> str:
+    return row.host_name or str(row.public_ip)
+
+
+def _letters(matrix: Matrix, row: MatrixRow) -> str:
+    cells = {cell.subnet: letter(cell.state) for cell in row.cells}
+    return "".join(
+        "." if column.subnet == row.subnet else cells.get(column.subnet, "?") for column in matrix.rows
+    )
 
 
 _ASK_S = 1.5
@@ -219,29 +301,56 @@ async def _known(socket: Path, places: Places) -> tuple[Status, list[LeaseEntry]
 
 
 async def _peers(socket: Path, places: Places, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
-    from pyflannel.commands.reach import probe_peers  # not at the top: other verbs do not need it
+    from pyflannel.commands.reach import count_losses, probe_peers, sample_of  # only this verb needs them
 
     status, known = await _known(socket, places)
     entries = _of_hosts(peer_entries(status, known), hosts)
     if not probes:
         return entries
     listed = {entry.subnet for entry in entries}
+    leases = sample_of(status, [lease for lease in known if lease.subnet in listed])
     try:
-        found = await probe_peers(status, [lease for lease in known if lease.subnet in listed])
+        found, losses = await asyncio.gather(probe_peers(status, leases), count_losses(status, leases))
     except TargetError as error:
         print_warning(f"no host was probed: {error.in_full}")
         return entries
-    return [
-        replace(
-            entry,
-            is_reached=reach.is_reached,
-            rtt_ms=milliseconds(reach.decisive),
-            path_mtu=reach.path_mtu,
+    return [_probed(entry, found.get(entry.subnet), losses.get(entry.subnet)) for entry in entries]
+
+
+def _probed(entry: PeerEntry, reach: PeerReach | None, loss: Loss | None) -> PeerEntry:
+    """Return the entry with the results of its probes."""
+    if reach is None:
+        return entry
+    return replace(
+        entry,
+        is_reached=reach.is_reached,
+        rtt_ms=milliseconds(reach.decisive),
+        path_mtu=reach.path_mtu,
+        probes_sent=None if loss is None else loss.sent,
+        probes_lost=None if loss is None else loss.lost,
+    )
+
+
+def _print_peers(entries: Sequence[PeerEntry], *, is_wide: bool) -> None:
+    owner = ("OWNER",) if is_wide else ()
+    headings = (*_HEADINGS, *owner, "LOSS", "IN", "OUT", "CHANGED", "STATE")
+    rows = [
+        (
+            *_row(entry, _loss(entry), is_wide=is_wide),
+            "-" if entry.received_bytes is None else size(entry.received_bytes),
+            "-" if entry.sent_bytes is None else size(entry.sent_bytes),
+            "-" if entry.change_age_s is None else f"{duration(entry.change_age_s)} ago",
+            _state(entry),
         )
-        if (reach := found.get(entry.subnet)) is not None
-        else entry
         for entry in entries
     ]
+    print_table(headings, rows, can_stack=True)
+
+
+def _loss(entry: PeerEntry) -> str:
+    if not entry.probes_sent or entry.probes_lost is None:
+        return "-"
+    return f"{100 * entry.probes_lost / entry.probes_sent:.0f} %"
 
 
 def _state(entry: PeerEntry) -> str:

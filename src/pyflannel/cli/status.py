@@ -31,14 +31,16 @@ from pyflannel.cli.invocation import (
     state_options,
     wide_option,
 )
-from pyflannel.commands.local_daemon import offline_status, what_to_do
+from pyflannel.commands.local_daemon import last_known_leases, offline_status, what_to_do
 from pyflannel.commands.network_client import ControlClient, live_status
-from pyflannel.errors import NotReadyError, sentences
+from pyflannel.errors import NotReadyError, WireError, sentences
+from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.status import (
     BackendStatus,
     DockerStatus,
     FastPathStatus,
     Finding,
+    FirewallStatus,
     ForwarderStatus,
     LeaseSigningStatus,
     LeaseStatus,
@@ -183,9 +185,9 @@ def _show_status(
 ) -> bool:
     """Print the status, with `is_line` as JSON in one line; return whether flanneld is ready."""
     try:
-        found = answer(invocation, _status_and_reach(socket), is_limited=True)
+        found = answer(invocation, _status_and_reach(socket, places), is_limited=True)
     except NotReadyError as error:
-        left = answer(invocation, offline_status(places, str(error)), is_limited=True)
+        left = answer(invocation, _status_of_files(places, str(error)), is_limited=True)
         _print_status(invocation, left, is_wide=is_wide, is_line=is_line)
         say(f"flannelctl: {error}", err=True)
         say(f"  {what_to_do(places, left, error)}", err=True)
@@ -194,10 +196,25 @@ def _show_status(
     return found.is_ready
 
 
-async def _status_and_reach(socket: Path) -> Status:
-    from pyflannel.commands.reach import with_reach  # not at the top: other verbs do not need it
+async def _status_and_reach(socket: Path, places: Places) -> Status:
+    from pyflannel.commands.firewall import with_firewall  # not at the top: other verbs do not need them
+    from pyflannel.commands.reach import with_reach
 
-    return await with_reach(await live_status(socket), ControlClient(socket))
+    status = await live_status(socket)
+    leases: list[LeaseEntry] = []
+    with contextlib.suppress(NotReadyError, WireError):
+        leases = await ControlClient(socket).leases()
+    reached, filtered = await asyncio.gather(
+        with_reach(status, leases), with_firewall(status, places, leases)
+    )
+    return replace(reached, firewall=filtered.firewall)
+
+
+async def _status_of_files(places: Places, cause: str) -> Status:
+    """Return the status from the files of a daemon that does not respond, and from the kernel."""
+    from pyflannel.commands.firewall import with_firewall  # not at the top: other verbs do not need it
+
+    return await with_firewall(await offline_status(places, cause), places, last_known_leases(places))
 
 
 def _print_status(invocation: Invocation, found: Status, *, is_wide: bool, is_line: bool) -> None:
@@ -249,6 +266,9 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
             yield "bypass", "after the firewall accepts a packet, its flow skips the firewall for at most 1 s"
         for reason in found.fast_path.uncached:
             yield "not cached", reason
+    if found.firewall:
+        yield "firewall", _firewall(found.firewall)
+        yield from _first("dropped by", found.firewall.drops or ())
     yield from _strangers(found)
     if found.docker:
         yield from _docker(found.docker)
@@ -261,13 +281,23 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
     yield from _first("warning", found.warnings)
 
 
-_PROBLEMS = ("refused peer", "path mtu", "stranger", "refused lease", "refused", "held back", "warning")
+_PROBLEMS = (
+    "refused peer",
+    "path mtu",
+    "dropped by",
+    "stranger",
+    "refused lease",
+    "refused",
+    "held back",
+    "warning",
+)
 """The names of the facts that are problems."""
 
 
 def health(found: Status) -> dict[str, bool]:
     """Return whether each part of the host is in order, by the name of its fact."""
-    parts = {"flanneld": found.is_ready and not (found.reach and found.reach.silent)}
+    drops = found.firewall is not None and bool(found.firewall.drops)
+    parts = {"flanneld": found.is_ready and not (found.reach and found.reach.silent) and not drops}
     if found.network:
         parts["network"] = found.network.trouble is None
     if found.lease:
@@ -280,6 +310,8 @@ def health(found: Status) -> dict[str, bool]:
         parts["forwarder"] = bool(found.forwarder.pid) and found.forwarder.is_attached
     if found.fast_path:
         parts["fast path"] = found.fast_path.mode != "user-space"
+    if found.firewall:
+        parts["firewall"] = found.firewall.is_in_place is True and not drops
     if found.reconcile:
         parts["repairs"] = not found.reconcile.refused and not found.reconcile.held
     return {**parts, **dict.fromkeys(_PROBLEMS, False)}
@@ -355,8 +387,14 @@ def _first(name: str, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _readiness(found: Status) -> str:
     if found.is_ready:
-        return "ready" + (_reach(found.reach) if found.reach else "")
+        reach = _reach(found.reach) if found.reach else ""
+        is_silent = found.reach is not None and bool(found.reach.silent)
+        drops = found.firewall is not None and bool(found.firewall.drops) and not is_silent
+        return f"ready{reach}" + (_DROPS if drops else "")
     return f"not ready: waiting for {found.waiting_for}" if found.waiting_for else "not ready"
+
+
+_DROPS = ", but rules of this host drop packets: run flannelctl doctor"
 
 
 def _reach(reach: ReachStatus) -> str:
@@ -405,6 +443,9 @@ def _wireguard(wireguard: WireguardStatus) -> Iterator[tuple[str, str]]:
 
 def _store(store: StoreStatus) -> str:
     text = f"{store.url}, {'connected' if store.is_connected else 'unreachable'}{_for(store.since_s)}"
+    if store.answer_age_s is not None:
+        took = "" if store.answer_s is None else f", a request took {store.answer_s * 1000:.0f} ms"
+        text = f"{text}, last answer {duration(store.answer_age_s)} ago{took}"
     if not store.last_error:
         return text
     when = "" if store.last_error_age_s is None else f" {duration(store.last_error_age_s)} ago"
@@ -424,6 +465,26 @@ def _fast_path(fast_path: FastPathStatus) -> str:
     parts = [f"{fast_path.mode}: {fast_path.reason}" if fast_path.reason else fast_path.mode]
     parts += [f"{outcome} {count}" for outcome, count in fast_path.counters.items() if count]
     return sentences(", ".join(parts), fast_path.hint or "")
+
+
+def _firewall(firewall: FirewallStatus) -> str:
+    parts: list[str] = [firewall.engine]
+    count = len(firewall.objects)
+    objects = "1 chain or table" if count == 1 else f"{count} chains and tables"
+    if firewall.is_in_place is None:
+        parts.append(f"{objects} found, not checked because flanneld does not respond")
+    elif firewall.missing:
+        more = "" if len(firewall.missing) == 1 else f" and {len(firewall.missing) - 1} more"
+        parts.append(f"not in place: {firewall.missing[0]}{more}")
+    elif not firewall.is_in_place:
+        parts.append("rules not in place yet")
+    else:
+        parts.append(f"{objects} in place" if count else "no rules planned")
+    if firewall.drops is None:
+        parts.append("rules of other programs unknown")
+    elif not firewall.drops:
+        parts.append("no rule drops packets of the overlay")
+    return ", ".join(parts)
 
 
 def _repairs(reconcile: ReconcileStatus) -> str:

@@ -19,7 +19,7 @@ from rich.style import Style
 from rich.text import Text
 
 from pyflannel import VERSION
-from pyflannel.cli.answers import both, duration, handshake, places_of, socket_of
+from pyflannel.cli.answers import both, duration, handshake, places_of, size, socket_of
 from pyflannel.cli.invocation import Invocation, Verb, run_dir_option, shared_options, state_options
 from pyflannel.cli.status import facts
 from pyflannel.commands.live_view import LivePeer, Moment, Rates
@@ -112,15 +112,6 @@ def counts(moment: Moment) -> Counter[str]:
 def name_of(peer: LivePeer) -> str:
     """Return the host name of a peer, or its address."""
     return one_line(peer.entry.host_name or str(peer.entry.public_ip), 256)
-
-
-def size(number: float) -> str:
-    """Return a number of bytes with three digits and its unit."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 999.5 or unit == "TB":
-            break
-        number /= 1000
-    return f"{number:.0f} {unit}" if number >= 99.5 or unit == "B" else f"{number:.1f} {unit}"
 
 
 def _rtt(peer: LivePeer) -> str:

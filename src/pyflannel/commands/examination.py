@@ -53,7 +53,8 @@ from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import BenchReport, PeerReach, PingReport
 from pyflannel.model.state import State
-from pyflannel.model.status import Finding, Membership, Status
+from pyflannel.model.status import Finding, Membership, Status, StoreTimes
+from pyflannel.plan.doctor.daemon import store_findings
 from pyflannel.plan.doctor.filters import docker_drops
 from pyflannel.plan.doctor.findings import SAFE, findings
 from pyflannel.plan.doctor.observed import (
@@ -215,11 +216,15 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     """
     end = asyncio.get_running_loop().time() + left_s
     status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
-    found, reach, offsets = await asyncio.gather(
-        _examined_until(end, places, status, leases), _reach(status, leases), _clock_offsets(status, leases)
+    found, reach, offsets, times = await asyncio.gather(
+        _examined_until(end, places, status, leases),
+        _reach(status, leases),
+        _clock_offsets(status, leases),
+        _store_times(places, status),
     )
     neighbours = await _bad_neighbours(status, reach)
-    return with_peers((*found, *clock_findings(offsets)), reach, status, neighbours)
+    own = (*found, *store_findings(status, times), *clock_findings(offsets))
+    return with_peers(own, reach, status, neighbours)
 
 
 async def _examined_until(
@@ -245,6 +250,15 @@ async def fix(found: Sequence[Finding]) -> list[str]:
             ran = await run_program(*shlex.split(command))
             done += [] if ran.status else [command]
     return done
+
+
+async def _store_times(places: Places, status: Status) -> StoreTimes | None:
+    """Return how long requests of the daemon to its store take now; None if the daemon does not respond."""
+    if not status.is_live:
+        return None
+    with contextlib.suppress(NotReadyError, WireError):
+        return await ControlClient(places.control_socket).store_times()
+    return None
 
 
 async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -22,18 +22,23 @@ from pyflannel.errors import (
 from pyflannel.http.server import Response
 from pyflannel.http.sockets import request
 from pyflannel.model.lease import Lease, LeaseEntry
-from pyflannel.model.status import JournalEntry, PlanPreview, Status
+from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.reach_matrix import Matrix
+from pyflannel.model.status import JournalEntry, PlanPreview, Status, StoreTimes
 from pyflannel.model.store_record import Conflict, Put, Record, Secret
 from pyflannel.ports import Store
 from pyflannel.processes.forwarder_client import forwarder_status
 from pyflannel.wire.control_json import (
+    format_subnets,
     parse_config_text,
     parse_error,
     parse_events,
     parse_leases,
+    parse_matrix,
     parse_preview,
     parse_public_key,
     parse_status,
+    parse_store_times,
 )
 from pyflannel.wire.lease_record import ALLOW_LIST, CONFIG, SUBNETS, lease_of
 from pyflannel.wire.network_config_json import parse_network_config
@@ -46,6 +51,9 @@ flannelctl itself needs up to 2 s to start on a busy host, and must answer withi
 
 READ_S, EXPIRIES_S = 1.2, 0.8
 """Deadlines for a read of the store, and for the expiries of the listed leases."""
+
+MATRIX_S = 3.3
+"""Deadline for the rows of other hosts; a little longer than the daemon's own deadline."""
 
 WRITE_DEADLINE_S = 40.0
 """Deadline for an answer that depends on the store; longer than the daemon's own deadline."""
@@ -86,6 +94,15 @@ class ControlClient:
         in force.
         """
         return parse_preview(await self._ask("POST", "/v1/plan", body=(text or "").encode()))
+
+    async def matrix(self, hosts: Sequence[IpNetwork]) -> Matrix:
+        """Return which of these hosts reach which others; of all hosts, if none is named."""
+        body = format_subnets(hosts)
+        return parse_matrix(await self._ask("POST", "/v1/matrix", body=body, deadline_s=MATRIX_S))
+
+    async def store_times(self) -> StoreTimes:
+        """Let the daemon send requests to its store, and return how long they took."""
+        return parse_store_times(await self._ask("GET", "/v1/store-times"))
 
     async def set_config(self, text: str) -> None:
         """Let the daemon check the network config and write it to the store."""

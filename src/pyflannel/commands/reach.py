@@ -13,9 +13,8 @@ from typing import Literal
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from pyflannel.commands.network_client import ControlClient
-from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
-from pyflannel.kernel.network.echo import DEADLINE_S, send_echoes
+from pyflannel.errors import FlannelError, TargetError
+from pyflannel.kernel.network.echo import DEADLINE_S, count_replies, send_echoes
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.lease import LeaseEntry
@@ -25,6 +24,7 @@ from pyflannel.model.probe import (
     BenchReport,
     Echo,
     EchoResult,
+    Loss,
     PeerReach,
     PingStep,
     StepName,
@@ -73,6 +73,31 @@ async def probe_peers(
     return {peer.subnet: _reach_of(peer, status, mtu, results) for peer in peers}
 
 
+def sample_of(status: Status, leases: Sequence[LeaseEntry]) -> list[LeaseEntry]:
+    """Return the leases of the peers that one command probes: all, or a random sample if there are many."""
+    peers = list(peers_of(status, leases))
+    return random.sample(peers, PROBED) if len(peers) > PROBED else peers
+
+
+_LOSS_ROUNDS, _LOSS_PACKETS = 10, 640
+"""Maximum number of requests to one peer, and to all peers together, by which losses are counted."""
+
+
+async def count_losses(status: Status, leases: Sequence[LeaseEntry]) -> dict[IpNetwork, Loss]:
+    """Return the losses on the paths to these peers. Each peer gets up to 10 small requests within a second;
+    with more than 64 peers, each gets fewer.
+
+    Raises:
+        TargetError: this process has no permission to send ICMP echo requests.
+    """
+    echoes = decisive_echoes(status, leases)
+    if not echoes:
+        return {}
+    rounds = min(_LOSS_ROUNDS, max(1, _LOSS_PACKETS // len(echoes)))
+    received = await count_replies(list(echoes.values()), rounds)
+    return {subnet: Loss(rounds, rounds - count) for subnet, count in zip(echoes, received, strict=True)}
+
+
 async def neighbours_of_host() -> list[tuple[str, NeighbourRecord]]:
     """Return the IPv4 neighbours that the kernel knows, with the names of their links.
 
@@ -85,13 +110,13 @@ async def neighbours_of_host() -> list[tuple[str, NeighbourRecord]]:
     return [(names.get(one.index, ""), one) for one in found if isinstance(one.address, IPv4Address)]
 
 
-async def with_reach(status: Status, client: ControlClient) -> Status:
+async def with_reach(status: Status, leases: Sequence[LeaseEntry]) -> Status:
     """Return the status with the answers of a sample of the peers; unchanged if probes are not possible."""
     if not status.is_ready or not status.peers:
         return status
     try:
-        found = await probe_peers(status, await client.leases(), most=SAMPLED, deadline_s=SAMPLE_DEADLINE_S)
-    except (TargetError, NotReadyError, WireError):
+        found = await probe_peers(status, leases, most=SAMPLED, deadline_s=SAMPLE_DEADLINE_S)
+    except TargetError:
         return status
     silent = sorted((subnet for subnet, one in found.items() if not one.is_reached), key=place_of_subnet)
     return replace(status, reach=ReachStatus(probed=len(found), silent=tuple(silent))) if found else status

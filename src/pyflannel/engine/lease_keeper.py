@@ -92,7 +92,8 @@ class LeaseKeeper:
     `report` gets the reports of the lease protocol, and `leases_changed` gets each new set of leases. Both
     are called in the order of the events, and must not block. `reidentify` creates a new identity and returns
     the attributes of the lease for it. `store_log` logs the outages of the store. `signing` signs and checks
-    leases; None if this host does not use signatures.
+    leases; None if this host does not use signatures. `noticed` gets each written record with another
+    purpose.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class LeaseKeeper:
         leases_changed: Callable[[LeaseSet], None],
         reidentify: Callable[[LeaseAttributes], LeaseAttributes],
         signing: LeaseSigning | None = None,
+        noticed: Callable[[Record], None] = lambda record: None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -117,6 +119,7 @@ class LeaseKeeper:
         self._leases_changed = leases_changed
         self._reidentify = reidentify
         self._signing = signing
+        self._noticed = noticed
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._requests: asyncio.Queue[List | Check | Write] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
@@ -328,6 +331,9 @@ class LeaseKeeper:
         changes = await one_by_one(self._change, batch.changes)
         if self._signing is not None:
             await self._signing.keep()
+        for change in batch.changes:
+            if isinstance(change, PutSeen) and not change.key.startswith((SUBNETS, CLAIMS)):
+                self._noticed(change.record)
         self._events.put_nowait(Seen(tuple(c for c in changes if c is not None), batch.revision))
 
     async def _see_allow_list(self, signing: LeaseSigning, changes: Sequence[Change]) -> None:

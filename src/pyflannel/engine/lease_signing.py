@@ -118,6 +118,19 @@ class LeaseSigning:
         self._counter = 0
         self._kept = KnownKeys(0, {}, {}, {})
 
+    @property
+    def prefix(self) -> str:
+        """The prefix of the store, which each signature covers."""
+        return self._prefix
+
+    def key(self, owner: str) -> LeaseKey:
+        """Return the key pair of an owner.
+
+        Raises:
+            TargetError: the key is unusable.
+        """
+        return self._key_of(owner)
+
     async def load(self) -> None:
         """Read the counters and keys that an earlier run saved."""
         if self._allowed is not None:

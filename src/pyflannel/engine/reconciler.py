@@ -7,7 +7,7 @@ computes one operation for each from the current plan, sorts the operations, and
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import or_
 
@@ -127,6 +127,10 @@ class Reconciler:
     def is_in_place(self, kind: type[Item]) -> bool:
         """Return whether every object of a kind is as planned, as far as the reconciler knows."""
         return not self._is_performing and all(mark.kind is not kind for _, mark in self._work.undone())
+
+    def lacks(self, kinds: Collection[type[Item]]) -> bool:
+        """Return whether an object of these kinds is not as planned, as far as the reconciler knows."""
+        return not self._has_applied or any(mark.kind in kinds for _, mark in self._work.undone())
 
     def has_built(self, keys: Iterable[Key]) -> bool:
         """Return whether the objects with these keys are as planned, as far as the reconciler knows."""

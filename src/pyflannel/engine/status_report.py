@@ -8,11 +8,14 @@ from pyflannel.engine.condition import HostCondition, LeaseCondition
 from pyflannel.engine.lease_log import EXHAUSTED_HINT, exhausted_text, holder_text, left_out_text, shared_text
 from pyflannel.engine.supervisor import Supervisor
 from pyflannel.model.forwarder import Stranger
+from pyflannel.model.item import Item
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.probe import NarrowPath
 from pyflannel.model.status import (
     BackendStatus,
+    FirewallStatus,
     LeaseStatus,
     NetworkStatus,
     Notice,
@@ -25,6 +28,7 @@ from pyflannel.model.status import (
     WireguardPeerStatus,
     WireguardStatus,
 )
+from pyflannel.model.tunnel_guard import GuardPeer, GuardTable
 from pyflannel.model.wireguard import WireguardContact
 from pyflannel.plan.backends import notes_on
 from pyflannel.plan.diff import found
@@ -73,6 +77,7 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
         conflicts=len(planner.conflicts),
         refused_peers=refused_peers,
         fast_path=supervisor.fast_path.status(inputs.config),
+        firewall=_firewall(supervisor),
         reconcile=ReconcileStatus(
             passes=counts.passes,
             failures=counts.failures,
@@ -165,6 +170,28 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
         ),
         is_encrypted=all(one.is_encrypted for one in inputs.backends),
         port=backend.tunnel_port,
+    )
+
+
+_FILTER_KINDS: tuple[type[Item], ...] = (IptablesChain, NftTable, GuardTable, GuardPeer)
+"""The kinds of objects of the packet filter."""
+
+
+def _firewall(supervisor: Supervisor) -> FirewallStatus | None:
+    config, plan = supervisor.condition.inputs.config, supervisor.planner.plan
+    if config is None or plan is None:
+        return None
+    reconciler = supervisor.reconciler
+    refused = (r for r in reconciler.refused() if isinstance(r.operation.subject, _FILTER_KINDS))
+    delayed = (one for one in reconciler.delayed() if isinstance(one.subject, _FILTER_KINDS))
+    return FirewallStatus(
+        engine="nftables" if config.enable_nftables else "iptables",
+        objects=tuple(item.title for kind in _FILTER_KINDS[:3] for item in plan.of_type(kind)),
+        is_in_place=not reconciler.lacks(_FILTER_KINDS),
+        missing=(
+            *(f"{found(r.operation)}; refused: {r.cause}" for r in refused),
+            *(f"{found(one)}; another program keeps undoing it" for one in delayed),
+        ),
     )
 
 

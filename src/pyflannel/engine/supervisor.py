@@ -7,7 +7,7 @@ Each input may change at any time. Each change causes a new plan, which the reco
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -22,9 +22,11 @@ from pyflannel.engine.lease_log import LeaseLog, log_shared_over
 from pyflannel.engine.node_keeper import NodeKeeper
 from pyflannel.engine.own_lease import identified, previous_run_subnet, wanted_lease
 from pyflannel.engine.peer_probes import PathMtus, paths_of
+from pyflannel.engine.peer_times import PeerTimes
 from pyflannel.engine.plan_log import PlanLog
 from pyflannel.engine.planner import Planner
 from pyflannel.engine.preview import preview
+from pyflannel.engine.reach_matrix import ReachMatrix
 from pyflannel.engine.readiness import path_trouble, reason_to_wait
 from pyflannel.engine.reconciler import Reconciler
 from pyflannel.engine.transition import Handshakes, Retirement
@@ -35,11 +37,13 @@ from pyflannel.model.docker import DockerParts
 from pyflannel.model.host import Bridge, Surroundings, Underlay
 from pyflannel.model.lease import (
     LastKnown,
+    Lease,
     LeaseAttributes,
     renewal_margin_s,
 )
 from pyflannel.model.lease_protocol import Acquired, Held, Renewed, Report, StoreAway, Wanted
 from pyflannel.model.lease_set import LeaseSet
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import ProbedPaths
 from pyflannel.model.route import route_protocol
 from pyflannel.model.state import Blocked, Replaced
@@ -72,6 +76,7 @@ class Supervisor:
             )
         )
         self.planner = Planner(options.plan)
+        self.peer_times = PeerTimes(world.clock)
         self._plan_log = PlanLog(world.clock)
         self._lease_log = LeaseLog(world.clock)
         self.journal = Journal(world.clock)
@@ -129,6 +134,13 @@ class Supervisor:
                 noted=self.notify_status,
             ),
         )
+        self.matrix = ReachMatrix(
+            store=world.store if world.own_node is None else None,
+            clock=world.clock,
+            send=world.send_echoes,
+            network=SupervisedNetwork(self),
+            signatures=world.signing,
+        )
         self._handshakes = Handshakes(world.contacts, world.clock, self._replan)
         self.path_mtus = PathMtus(
             world.send_echoes, world.clock, paths=self._probed_paths, changed=self._replan
@@ -146,6 +158,7 @@ class Supervisor:
             tasks.create_task(self._retirement.run(), name="previous backends")
             tasks.create_task(self._handshakes.run(), name="first handshakes")
             tasks.create_task(self.path_mtus.run(), name="MTU of paths")
+            tasks.create_task(self.matrix.run(), name="rows of the matrix")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.has_looked.wait()
             tasks.create_task(self._config.run(), name="network config")
@@ -257,6 +270,7 @@ class Supervisor:
             leases_changed=self._leases_changed,
             reidentify=self._reidentify,
             signing=self._world.signing,
+            noticed=self.matrix.see,
         )
 
     def _wanted(self) -> Wanted:
@@ -389,6 +403,8 @@ class Supervisor:
         self._last_known.changed()
         inputs = self.condition.inputs
         result = self.planner.update(inputs)
+        if self.is_ready:  # before, all peers are new
+            self.peer_times.note(self.planner.peer_changes)
         self._present.change(obstacle=result.reason if isinstance(result, Blocked) else self.planner.obstacle)
         self.reconciler.follow(result)
         self.path_mtus.note_change()
@@ -433,3 +449,29 @@ class Supervisor:
             self._world.notify(f"STATUS={status}")
         if isinstance(self._keeper, NodeKeeper):
             self._keeper.note_path(path_trouble(self.condition, self.reconciler))
+
+
+class SupervisedNetwork:
+    """The host and its leases, in the form that the matrix of reachability uses."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    @property
+    def own(self) -> Lease | None:
+        """The lease of this host; None without a lease."""
+        held = self._supervisor.condition.held
+        return None if held is None else held.lease
+
+    @property
+    def leases(self) -> LeaseSet:
+        """All known leases."""
+        return self._supervisor.condition.leases
+
+    def ends(self, subnets: Sequence[IpNetwork]) -> Mapping[IpNetwork, IpAddress]:
+        """Return the addresses that answer probes for these hosts; without those to which this host does not
+        send.
+        """
+        paths = paths_of(self._supervisor.planner, self._supervisor.condition.inputs)
+        found = {} if paths is None else {subnet: paths.path_to(subnet) for subnet in subnets}
+        return {subnet: path.end for subnet, path in found.items() if path is not None}

@@ -401,6 +401,9 @@ class LeaseEntry(Struct, frozen=True, kw_only=True):
         expires_in_s: seconds until the expiry; None for a reservation, or if the daemon was asked instead of
             the store.
         revision: store revision of the last write.
+        change_age_s: seconds since flanneld last saw this lease change: the host joined or returned, or its
+            addresses, backend or keys changed. None if there was no change since flanneld started, or if the
+            store was asked.
     """
 
     subnet: AnyNetwork
@@ -414,6 +417,7 @@ class LeaseEntry(Struct, frozen=True, kw_only=True):
     is_reservation: bool = False
     expires_in_s: float | None = None
     revision: int = 0
+    change_age_s: float | None = None
 
     @property
     def ipv4(self) -> Ipv4End:
@@ -421,7 +425,9 @@ class LeaseEntry(Struct, frozen=True, kw_only=True):
         return ipv4_end(self.subnet, self.public_ip)
 
     @classmethod
-    def of(cls, lease: Lease, *, expires_in_s: float | None = None) -> "LeaseEntry":
+    def of(
+        cls, lease: Lease, *, expires_in_s: float | None = None, change_age_s: float | None = None
+    ) -> "LeaseEntry":
         """Return the entry of the list for `lease`."""
         attributes = lease.attributes
         return cls(
@@ -436,6 +442,7 @@ class LeaseEntry(Struct, frozen=True, kw_only=True):
             is_reservation=not lease.has_ttl,
             expires_in_s=expires_in_s,
             revision=lease.revision,
+            change_age_s=change_age_s,
         )
 
 
@@ -452,6 +459,13 @@ class PeerEntry(Struct, frozen=True, kw_only=True):
         is_reached: True if the peer answered a probe; None if it was not probed.
         rtt_ms: round-trip time of the probe through the tunnel; None without an answer.
         path_mtu: size in bytes of the largest probe that the peer answered; None without an answer.
+        probes_sent: number of small probes by which losses were counted; None if none was sent.
+        probes_lost: number of these probes without a reply within 0.5 s; None if none was sent.
+        received_bytes: bytes of tunnel packets from the peer since its WireGuard device was created; None if
+            the backend does not count the bytes of a peer.
+        sent_bytes: bytes of tunnel packets to the peer, in the same way.
+        change_age_s: seconds since flanneld last saw the lease of the peer change; None if there was no
+            change since flanneld started.
         path_mtus: the paths to it that carry only smaller packets than planned, as flanneld has measured.
     """
 
@@ -468,4 +482,9 @@ class PeerEntry(Struct, frozen=True, kw_only=True):
     is_reached: bool | None = None
     rtt_ms: float | None = None
     path_mtu: int | None = None
+    probes_sent: int | None = None
+    probes_lost: int | None = None
+    received_bytes: int | None = None
+    sent_bytes: int | None = None
+    change_age_s: float | None = None
     path_mtus: tuple[NarrowPath, ...] = ()

@@ -135,6 +135,13 @@ def milliseconds(result: EchoResult) -> float | None:
 SILENT = EchoResult(state="silent", text="no answer")
 
 
+class Loss(Struct, frozen=True):
+    """The number of single echo requests on the decisive path of a peer, and of those without a reply."""
+
+    sent: int
+    lost: int
+
+
 class PeerReach(Struct, frozen=True, kw_only=True):
     """The results for one peer.
 

@@ -204,6 +204,8 @@ class StoreStatus(Struct, frozen=True, kw_only=True):
         since_s: seconds since the store became reachable or unreachable.
         last_error: the latest failure, even if it is resolved.
         last_error_age_s: seconds since the latest failure.
+        answer_s: duration in seconds of the latest answered request; None if no request was answered yet.
+        answer_age_s: seconds since the store last answered a request or announced a change.
         requests: requests since flanneld started.
         lost_watches: number of watches that ended, by reason: `compacted` if the store no longer had the
             history, otherwise `lost`.
@@ -215,8 +217,41 @@ class StoreStatus(Struct, frozen=True, kw_only=True):
     since_s: float | None = None
     last_error: str | None = None
     last_error_age_s: float | None = None
+    answer_s: float | None = None
+    answer_age_s: float | None = None
     requests: tuple[StoreRequests, ...] = ()
     lost_watches: Mapping[str, int] = field(default_factory=dict)
+
+
+class StoreTimes(Struct, frozen=True, kw_only=True):
+    """The durations of requests that the daemon has just sent to the store.
+
+    Attributes:
+        answered_s: duration in seconds of each answered request, in their order.
+        failure: reason why a request was not answered; None if all requests were answered.
+    """
+
+    answered_s: tuple[float, ...] = ()
+    failure: str | None = None
+
+
+class FirewallStatus(Struct, frozen=True, kw_only=True):
+    """The packet filter of this host.
+
+    Attributes:
+        engine: program whose rules the network config selects.
+        objects: the chains and tables of flanneld: those in the plan; without a daemon, those that exist.
+        is_in_place: True if all rules of flanneld are as planned; None if flanneld does not respond.
+        missing: rules of flanneld that are not as planned, with the reason, one line each.
+        drops: rules and policies of other programs that drop packets of the overlay, one line each; None if
+            they are unknown. flannelctl evaluates the rules; the daemon does not.
+    """
+
+    engine: Literal["iptables", "nftables"]
+    objects: tuple[str, ...] = ()
+    is_in_place: bool | None = None
+    missing: tuple[str, ...] = ()
+    drops: tuple[str, ...] | None = None
 
 
 class ForwarderStatus(Struct, frozen=True, kw_only=True):
@@ -456,6 +491,7 @@ class Status(Struct, frozen=True, kw_only=True):
         conflicts: number of leases that conflict with each other or with the network config.
         refused_peers: peers to which this host does not send, in the order of their subnets.
         fast_path: fast path of the udp backend.
+        firewall: the rules of flanneld, and the rules that drop its packets; None while there is no plan.
         wireguard: device and peers of the wireguard backend.
         strangers: senders of dropped tunnel packets since the counters started; at most STRANGERS_SHOWN, with
             the senders of the most packets first.
@@ -483,6 +519,7 @@ class Status(Struct, frozen=True, kw_only=True):
     refused_peers: tuple[RefusedPeer, ...] = ()
     forwarder: ForwarderStatus | None = None
     fast_path: FastPathStatus | None = None
+    firewall: FirewallStatus | None = None
     wireguard: WireguardStatus | None = None
     strangers: tuple[StrangerStatus, ...] = ()
     lease_signing: LeaseSigningStatus | None = None
@@ -511,12 +548,16 @@ def peer_entries(status: Status, leases: Sequence[LeaseEntry]) -> list[PeerEntry
             owner=lease.owner,
             host_name=lease.host_name,
             refused=refused.get(lease.subnet),
-            is_encrypted=lease.subnet in encrypted,
-            handshake_age_s=encrypted[lease.subnet].handshake_age_s if lease.subnet in encrypted else None,
+            is_encrypted=contact is not None,
+            handshake_age_s=None if contact is None else contact.handshake_age_s,
+            received_bytes=None if contact is None else contact.received,
+            sent_bytes=None if contact is None else contact.sent,
+            change_age_s=lease.change_age_s,
             path_mtus=tuple(narrow.get(lease.subnet, ())),
         )
         for lease in leases
         if lease.subnet != own
+        for contact in (encrypted.get(lease.subnet),)
     ]
 
 

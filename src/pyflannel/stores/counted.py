@@ -1,7 +1,8 @@
-"""A store that counts its requests, for the metrics."""
+"""A store that counts its requests and measures its answers, for the metrics and the status."""
 
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -15,10 +16,20 @@ _Answer = TypeVar("_Answer")
 
 
 class CountedStore:
-    """The requests to another store, counted by operation and result."""
+    """The requests to another store, counted by operation and result.
 
-    def __init__(self, store: Store) -> None:
+    Attributes:
+        answer_s: duration in seconds of the latest answered request; None if there was none.
+        answered_at: time of the latest answer or announced change, in seconds of the clock; None if there
+            was none.
+    """
+
+    def __init__(self, store: Store, now: Callable[[], float] = time.monotonic) -> None:
+        """`now`: the clock."""
         self._store = store
+        self._now = now
+        self.answer_s: float | None = None
+        self.answered_at: float | None = None
         self._requests = Counter[tuple[str, str]]()
         self._lost_watches = Counter[str]()
 
@@ -45,11 +56,13 @@ class CountedStore:
 
     async def write(self, operation: Put | Delete) -> Written | Conflict:
         """Perform one conditional write. If a condition failed, the result counts as `conflict`."""
+        began = self._now()
         try:
             outcome = await self._store.write(operation)
         except StoreError:
             self._requests["write", "error"] += 1
             raise
+        self._note_answer(began)
         self._requests["write", "conflict" if isinstance(outcome, Conflict) else "ok"] += 1
         return outcome
 
@@ -61,7 +74,7 @@ class CountedStore:
             async with self._store.watch(prefix, after) as watcher:
                 opened = True
                 self._requests["watch", "ok"] += 1
-                yield _CountedWatcher(watcher, self._lost_watches)
+                yield _CountedWatcher(watcher, self._lost_watches, self._note_change)
         except StoreError:
             if not opened:
                 self._requests["watch", "error"] += 1
@@ -84,23 +97,35 @@ class CountedStore:
         await self._store.close()
 
     async def _counted(self, operation: str, answer: Awaitable[_Answer]) -> _Answer:
+        began = self._now()
         try:
             result = await answer
         except StoreError:
             self._requests[operation, "error"] += 1
             raise
+        self._note_answer(began)
         self._requests[operation, "ok"] += 1
         return result
 
+    def _note_answer(self, began: float) -> None:
+        self.answered_at = self._now()
+        self.answer_s = self.answered_at - began
+
+    def _note_change(self) -> None:
+        self.answered_at = self._now()
+
 
 class _CountedWatcher:
-    def __init__(self, watcher: Watcher, lost: Counter[str]) -> None:
+    def __init__(self, watcher: Watcher, lost: Counter[str], noted: Callable[[], None]) -> None:
         self._watcher = watcher
         self._lost = lost
+        self._noted = noted
 
     async def next(self) -> StoreChanges:
         try:
-            return await self._watcher.next()
+            changes = await self._watcher.next()
         except StoreError as error:
             self._lost["compacted" if isinstance(error, CompactedError) else "lost"] += 1
             raise
+        self._noted()
+        return changes

@@ -22,8 +22,10 @@ from pyflannel.errors import (
     WireError,
 )
 from pyflannel.model.lease import LeaseEntry, PeerEntry
+from pyflannel.model.network_config import AnyNetwork, IpNetwork
 from pyflannel.model.probe import PingReport, TraceReport
-from pyflannel.model.status import Finding, JournalEntry, PlanPreview, Status
+from pyflannel.model.reach_matrix import Matrix
+from pyflannel.model.status import Finding, JournalEntry, PlanPreview, Status, StoreTimes
 from pyflannel.wire.json_values import ADDRESSES, address_of_text
 
 _FAMILIES = {
@@ -49,9 +51,14 @@ class Leases(Struct, frozen=True):
 
 
 class Peers(Struct, frozen=True):
-    """The document of `peers`."""
+    """The document of `peers`. `matrix` is null without `--matrix`."""
 
     peers: list[PeerEntry]
+    matrix: Matrix | None = None
+
+
+class _Subnets(Struct, frozen=True):
+    subnets: list[AnyNetwork]
 
 
 class Events(Struct, frozen=True):
@@ -142,9 +149,32 @@ def parse_leases(document: bytes) -> list[LeaseEntry]:
     return _decode(document, Leases).leases
 
 
-def format_peers(peers: Sequence[PeerEntry]) -> bytes:
-    """Return `{"peers": [...]}`."""
-    return _encode(Peers(list(peers)))
+def format_peers(peers: Sequence[PeerEntry], matrix: Matrix | None = None) -> bytes:
+    """Return `{"peers": [...], "matrix": ...}`."""
+    return _encode(Peers(list(peers), matrix))
+
+
+def parse_matrix(document: bytes) -> Matrix:
+    """Return which hosts reach which others.
+
+    Raises:
+        WireError: the text does not have this form.
+    """
+    return _decode(document, Matrix)
+
+
+def format_subnets(subnets: Sequence[IpNetwork]) -> bytes:
+    """Return `{"subnets": [...]}`."""
+    return _encode({"subnets": list(map(str, subnets))})
+
+
+def parse_subnets(document: bytes) -> list[IpNetwork]:
+    """Return the subnets of `{"subnets": [...]}`.
+
+    Raises:
+        WireError: the text does not have this form.
+    """
+    return list(_decode(document, _Subnets).subnets)
 
 
 def format_events(events: Sequence[JournalEntry]) -> bytes:
@@ -173,6 +203,20 @@ def parse_preview(document: bytes) -> PlanPreview:
         WireError: the text does not have this form.
     """
     return _decode(document, PlanPreview)
+
+
+def format_store_times(times: StoreTimes) -> bytes:
+    """Return the durations of requests to the store as JSON."""
+    return _encode(times)
+
+
+def parse_store_times(document: bytes) -> StoreTimes:
+    """Return the durations of requests to the store.
+
+    Raises:
+        WireError: the text does not have this form.
+    """
+    return _decode(document, StoreTimes)
 
 
 def format_findings(findings: Sequence[Finding], *, is_ok: bool, fixed: Sequence[str] = ()) -> bytes:

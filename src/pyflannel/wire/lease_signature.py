@@ -9,7 +9,7 @@ The library is imported by the first call, because it takes 8 MiB of memory.
 
 import re
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -54,6 +54,18 @@ def _signature(data: bytes, key: LeaseKey) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(key.private.reveal())).sign(data)
+
+
+def sign_text(purpose: bytes, parts: Iterable[bytes], key: LeaseKey) -> bytes:
+    """Return the signature of a statement for a purpose, which distinguishes it from other statements with
+    the same key.
+    """
+    return _signature(_netstrings(purpose, *parts), key)
+
+
+def is_signed_text(purpose: bytes, parts: Iterable[bytes], key: bytes, signature: bytes) -> bool:
+    """Return whether a statement for a purpose is signed with a public key."""
+    return _is_signed(_netstrings(purpose, *parts), key, signature)
 
 
 def is_authentic(prefix: str, lease: Lease, value: bytes) -> bool:

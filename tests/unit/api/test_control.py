@@ -6,8 +6,8 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,10 +22,13 @@ from pyflannel.errors import (
     NotReadyError,
     StoreError,
     TargetError,
+    UsageError,
     WireError,
 )
 from pyflannel.http.sockets import listen_unix, request
 from pyflannel.model.lease import Lease, LeaseAttributes, LeaseEntry
+from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.reach_matrix import Matrix, MatrixCell, MatrixRow
 from pyflannel.model.status import (
     BackendStatus,
     FastPathStatus,
@@ -38,6 +41,7 @@ from pyflannel.model.status import (
     ReconcileStatus,
     Status,
     StoreStatus,
+    StoreTimes,
     UnderlayStatus,
 )
 from pyflannel.wire.control_json import parse_status
@@ -100,8 +104,21 @@ class Daemon:
     def leases(self) -> Sequence[Lease]:
         return [LEASE, RESERVATION]
 
+    def change_ages(self) -> Mapping[IpNetwork, float]:
+        return {RESERVATION.subnet: 61.0}
+
     def events(self) -> Sequence[JournalEntry]:
         return EVENTS
+
+    async def store_times(self) -> StoreTimes:
+        return StoreTimes(answered_s=(0.5, 0.25), failure="no answer within 1.8 s")
+
+    async def matrix(self, hosts: Sequence[IpNetwork]) -> Matrix:
+        if self.failure:
+            raise self.failure
+        cells = (MatrixCell(subnet=RESERVATION.subnet, state="reached", rtt_ms=0.25),)
+        row = MatrixRow(subnet=LEASE.subnet, public_ip=LEASE.attributes.public_ip, cells=cells)
+        return Matrix(rows=(row,), silent=tuple(hosts), left_out=7)
 
     async def preview(self, text: str | None) -> PlanPreview:
         if self.failure:
@@ -164,6 +181,23 @@ def test_a_rotated_key_is_received_and_a_refusal_keeps_its_class(tmp_path: Path)
         ask(tmp_path / "t", Daemon(failure=refused), lambda client: client.rotate_key())
 
 
+def test_the_times_of_requests_to_the_store_are_received(tmp_path: Path) -> None:
+    found = ask(tmp_path / "s", Daemon(), lambda client: client.store_times())
+
+    assert found == StoreTimes(answered_s=(0.5, 0.25), failure="no answer within 1.8 s")
+
+
+def test_a_matrix_is_received_and_a_refusal_keeps_its_class(tmp_path: Path) -> None:
+    hosts = [LEASE.subnet, IPv6Network("fd00:5:0:9::/64")]
+    found = ask(tmp_path / "s", Daemon(), lambda client: client.matrix(hosts))
+
+    assert found.silent == tuple(hosts)
+    assert found.rows[0].cells == (MatrixCell(subnet=RESERVATION.subnet, state="reached", rtt_ms=0.25),)
+    refused = UsageError("a matrix needs at least two hosts", hint="Name two.")
+    with pytest.raises(UsageError, match="at least two"):
+        ask(tmp_path / "t", Daemon(failure=refused), lambda client: client.matrix([]))
+
+
 def test_the_status_of_a_daemon_that_has_just_started_is_received(tmp_path: Path) -> None:
     class NewDaemon(Daemon):
         async def status(self) -> Status:
@@ -183,7 +217,7 @@ def test_a_status_of_another_version_is_read_without_its_new_names() -> None:
 def test_leases_are_received_one_by_one(tmp_path: Path) -> None:
     leases = ask(tmp_path / "s", Daemon(), lambda client: client.leases())
 
-    assert leases == [LeaseEntry.of(LEASE), LeaseEntry.of(RESERVATION)]
+    assert leases == [LeaseEntry.of(LEASE), LeaseEntry.of(RESERVATION, change_age_s=61.0)]
     assert [(each.owner, each.is_reservation) for each in leases] == [("5d0f", False), (None, True)]
 
 

@@ -2,19 +2,23 @@
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
+import click
 import pytest
 from msgspec.structs import replace
 
-from pyflannel.cli.network import _state
+from pyflannel.cli.network import _print_matrix, _print_peers, _state
 from pyflannel.cli.status import facts
 from pyflannel.model.lease import LeaseEntry, PeerEntry
 from pyflannel.model.probe import NarrowPath
+from pyflannel.model.reach_matrix import Matrix, MatrixCell, MatrixRow
 from pyflannel.model.status import (
     BackendStatus,
     LeaseStatus,
     RefusedPeer,
     Status,
     StrangerStatus,
+    WireguardPeerStatus,
+    WireguardStatus,
     peer_entries,
 )
 from pyflannel.wire.control_json import format_peers, format_status, parse_status
@@ -123,3 +127,96 @@ def test_strangers_of_both_families_are_received_unchanged(addresses: tuple[str,
     status = replace(STATUS, strangers=(one,))
 
     assert parse_status(format_status(status)) == status
+
+
+WIREGUARD = WireguardStatus(
+    public_key="k",
+    is_in_kernel=True,
+    peers=(
+        WireguardPeerStatus(
+            subnet=IPv4Network("10.100.20.0/24"),
+            public_key="p",
+            handshake_age_s=5.0,
+            received=1_234_567,
+            sent=890,
+        ),
+    ),
+)
+
+
+def test_the_bytes_and_the_last_change_of_a_peer_are_shown_if_they_are_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status = replace(STATUS, wireguard=WIREGUARD)
+    first, second = peer_entries(status, [entry(9), replace(entry(20), change_age_s=61.0)])
+
+    assert (first.received_bytes, first.sent_bytes, first.change_age_s) == (None, None, None)
+    assert (second.received_bytes, second.sent_bytes, second.change_age_s) == (1_234_567, 890, 61.0)
+
+    reached = replace(second, is_reached=True, rtt_ms=0.25, probes_sent=10, probes_lost=3)
+    _print_peers([first, reached], is_wide=False)
+
+    headings, _, line = capsys.readouterr().out.splitlines()
+    assert headings.split() == (
+        ["SUBNET", "HOST", "PUBLIC", "IP", "BACKEND", "LOSS", "IN", "OUT", "CHANGED", "STATE"]
+    )
+    assert line.split()[4:12] == ["30", "%", "1.2", "MB", "890", "B", "1", "min"]
+
+
+def test_a_narrow_terminal_gets_a_block_of_lines_for_each_peer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = peer_entries(STATUS, [entry(9), entry(20, host_name="docker4")])
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    _print_peers(peers, is_wide=False)
+
+    blocks = click.unstyle(capsys.readouterr().out).split("\n\n")
+    assert [block.splitlines()[0].split() for block in blocks] == [
+        ["SUBNET", "10.100.9.0/24"],
+        ["SUBNET", "10.100.20.0/24"],
+    ]
+    assert all(len(line) <= 60 for block in blocks for line in block.splitlines())
+
+
+def test_a_matrix_has_a_letter_for_each_pair_and_names_unreached_hosts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    subnets = [IPv4Network(f"10.100.{number}.0/24") for number in (1, 2, 3)]
+
+    def row(number: int, *states: str, failure: str | None = None) -> MatrixRow:
+        others = [subnet for subnet in subnets if subnet != subnets[number - 1]]
+        cells = [MatrixCell(subnet=one, state=state) for one, state in zip(others, states, strict=False)]
+        return MatrixRow(
+            subnet=subnets[number - 1],
+            public_ip=IPv4Address(f"192.168.50.{number}"),
+            host_name=f"docker{number}" if number != 3 else None,
+            failure=failure,
+            cells=tuple(cells),
+        )
+
+    rows = row(1, "reached", "rejected"), row(2, "silent", "skipped"), row(3, failure="no answer within 3 s")
+    matrix = Matrix(rows=rows, silent=(subnets[2],), left_out=4)
+
+    _print_matrix(matrix)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["#", "HOST", "SUBNET", "123"],
+        ["1", "docker1", "10.100.1.0/24", ".+x"],
+        ["2", "docker2", "10.100.2.0/24", "x.-"],
+        ["3", "192.168.50.3", "10.100.3.0/24", "??."],
+    ]
+    assert lines[5:] == [
+        "docker1 does not reach 192.168.50.3",
+        "docker2 does not reach docker1",
+        "192.168.50.3: no answer within 3 s",
+        "4 more hosts are not in the matrix: name the hosts to compare",
+    ]
+    document = read_document(["peers", "--matrix"], format_peers([], matrix).decode())
+    assert document["matrix"]["rows"][0]["cells"][1] == {
+        "subnet": "10.100.3.0/24",
+        "state": "rejected",
+        "rtt_ms": None,
+    }

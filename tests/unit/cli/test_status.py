@@ -12,14 +12,16 @@ import pytest
 from msgspec.structs import replace
 
 from pyflannel.cli import status as status_verb
-from pyflannel.cli.status import facts
+from pyflannel.cli.status import facts, health
 from pyflannel.model.status import (
     DockerNetworkStatus,
     DockerPortStatus,
     DockerStatus,
     FastPathStatus,
+    FirewallStatus,
     LeaseSigningStatus,
     Notice,
+    ReachStatus,
     ReconcileStatus,
     RefusedLease,
     RefusedPeer,
@@ -70,6 +72,69 @@ def test_a_past_error_of_the_store_is_shown_with_its_age() -> None:
     assert line(over) == "etcd://a, connected for 1 min, last error 1 min 1 s ago: no route"
     assert line(store) == "etcd://a, connected for 1 min, last error: no route"  # of an older daemon
     assert line(replace(store, last_error=None)) == "etcd://a, connected for 1 min"
+
+
+def test_the_latest_answer_of_the_store_is_shown_with_its_age() -> None:
+    store = StoreStatus(url="etcd://a", is_connected=True, answer_s=0.0021, answer_age_s=12.4)
+
+    line = dict(facts(Status(version="1", store=store)))["store"]
+
+    assert line == "etcd://a, connected, last answer 12 s ago, a request took 2 ms"
+
+
+FIREWALL = FirewallStatus(
+    engine="iptables", objects=("iptables chain FLANNEL-FWD",), is_in_place=True, drops=()
+)
+
+
+@pytest.mark.parametrize(
+    ("firewall", "text", "is_green"),
+    [
+        (FIREWALL, "1 chain or table in place, no rule drops packets of the overlay", True),
+        (replace(FIREWALL, objects=()), "no rules planned, no rule drops packets of the overlay", True),
+        (replace(FIREWALL, drops=None), "1 chain or table in place, rules of other programs unknown", True),
+        (replace(FIREWALL, drops=("INPUT drops it",)), "1 chain or table in place", False),
+        (
+            replace(FIREWALL, is_in_place=False, missing=("chain: missing; refused: x", "y")),
+            "not in place: chain: missing; refused: x and 1 more, no rule drops packets of the overlay",
+            False,
+        ),
+        (
+            replace(FIREWALL, is_in_place=False),
+            "rules not in place yet, no rule drops packets of the overlay",
+            False,
+        ),
+        (
+            replace(FIREWALL, is_in_place=None, drops=None),
+            "1 chain or table found, not checked because flanneld does not respond, rules of other programs "
+            "unknown",
+            False,
+        ),
+    ],
+)
+def test_the_firewall_is_green_if_its_rules_are_in_place_and_nothing_drops_packets(
+    firewall: FirewallStatus, text: str, is_green: bool
+) -> None:
+    found = Status(version="1", is_ready=True, firewall=firewall)
+
+    assert dict(facts(found))["firewall"] == f"iptables, {text}"
+    assert health(found)["firewall"] is is_green
+
+
+def test_a_rule_that_drops_packets_makes_the_first_line_say_no() -> None:
+    firewall = replace(FIREWALL, drops=("iptables INPUT drops tunnel packets of peers",))
+    found = Status(version="1", is_ready=True, firewall=firewall)
+
+    lines = list(facts(found))
+
+    assert lines[0] == ("flanneld", "1, ready, but rules of this host drop packets: run flannelctl doctor")
+    assert ("dropped by", "iptables INPUT drops tunnel packets of peers") in lines
+    assert (health(found)["flanneld"], health(found)["dropped by"]) == (False, False)
+    silent = replace(found, reach=ReachStatus(probed=2, silent=(IPv4Network("10.100.9.0/24"),)))
+    assert next(facts(silent)) == (
+        "flanneld",
+        "1, ready, but 1 of 2 probed peers do not answer: run flannelctl doctor",
+    )
 
 
 def test_of_many_warnings_and_refused_peers_the_rest_is_counted() -> None:

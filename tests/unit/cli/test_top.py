@@ -15,7 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from pyflannel import VERSION
-from pyflannel.cli.top import Order, fitting, listed, size, verdict
+from pyflannel.cli.answers import size
+from pyflannel.cli.top import Order, fitting, listed, verdict
 from pyflannel.commands.live_view import LivePeer, Moment, Rates
 from pyflannel.model.lease import PeerEntry
 from pyflannel.model.status import BackendStatus, JournalEntry, Notice, Status, StoreStatus

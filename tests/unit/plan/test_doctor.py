@@ -27,11 +27,12 @@ from pyflannel.model.status import (
     RefusedPeer,
     Status,
     StoreStatus,
+    StoreTimes,
     StrangerStatus,
     WireguardPeerStatus,
     WireguardStatus,
 )
-from pyflannel.plan.doctor.daemon import RECENT_S
+from pyflannel.plan.doctor.daemon import RECENT_S, SLOW_S, store_findings
 from pyflannel.plan.doctor.filters import docker_drops
 from pyflannel.plan.doctor.findings import findings
 from pyflannel.plan.doctor.observed import Certificate, Observed
@@ -602,3 +603,51 @@ def test_clocks_of_peers_that_differ_are_named() -> None:
 
     (found,) = clock_findings({one: -90.0, two: -91.0, three: -90.5})
     assert found.cause.startswith("the clock of this host is 90 s ahead of those of 3 of 3 peers")
+
+
+def test_a_slow_store_is_found_by_its_fastest_answer() -> None:
+    store = StoreStatus(url="etcd://10.0.0.1:2379/net", is_connected=True, answer_age_s=61.4)
+    status = replace(READY, store=store)
+
+    def found(*answered_s: float, failure: str | None = None) -> list[Finding]:
+        return list(store_findings(status, StoreTimes(answered_s=answered_s, failure=failure)))
+
+    (slow,) = found(0.81, 0.3, 0.7)
+    assert (slow.code, slow.severity) == ("store-slow", "warning")
+    assert slow.evidence == (
+        "etcd://10.0.0.1:2379/net: requests answered in 810 ms, 300 ms, 700 ms",
+        "latest answer to flanneld: 61 s before these requests",
+    )
+    assert slow.fix.startswith("ping -c 3 10.0.0.1  # ")
+    assert found(2.0, SLOW_S, 2.0) == []  # a single slow answer shows a busy host, not a slow store
+    (silent,) = found(failure="no answer within 1.8 s")
+    assert silent.cause.startswith("the store answers no request: ")
+    assert silent.evidence[0] == "etcd://10.0.0.1:2379/net: a request failed: no answer within 1.8 s"
+    (partly,) = found(0.01, failure="no answer within 1.8 s")
+    assert len(partly.evidence) == 3
+
+
+def test_a_store_that_is_unreachable_or_was_not_measured_is_not_called_slow() -> None:
+    slow = StoreTimes(answered_s=(2.0, 2.0, 2.0))
+    away = replace(READY, store=StoreStatus(url="etcd://10.0.0.1:2379"))
+
+    assert list(store_findings(READY, slow)) != []
+    assert list(store_findings(away, slow)) == []
+    assert list(store_findings(READY, None)) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        ("etcd://10.0.0.1:2379,10.0.0.2:2379/net", "ping -c 3 10.0.0.1"),
+        ("etcds://[fd00::1]:2379", "ping -c 3 fd00::1"),
+        ("kube:", "kubectl get --raw /readyz"),
+        ("sqlite:///var/lib/flannel/store.db", "iostat -x 1 3"),
+    ],
+)
+def test_the_remedy_for_a_slow_store_examines_its_path_or_its_disk(url: str, command: str) -> None:
+    status = replace(READY, store=StoreStatus(url=url, is_connected=True))
+
+    (found,) = store_findings(status, StoreTimes(failure="no answer within 1.8 s"))
+
+    assert found.fix.partition("  #")[0] == command

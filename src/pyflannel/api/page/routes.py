@@ -77,6 +77,9 @@ class ShownNetwork(Protocol):
     def leases(self) -> Sequence[Lease]:
         """Return every known lease, including the lease of this host."""
 
+    def change_ages(self) -> Mapping[IpNetwork, float]:
+        """Return the seconds since the last change of each peer that changed, by its subnet."""
+
     def events(self) -> Sequence[JournalEntry]:
         """Return the events of the passes in the order of time, with the latest event last."""
 
@@ -217,7 +220,8 @@ class _View:
         return body
 
     def _leases(self) -> list[LeaseEntry]:
-        return [LeaseEntry.of(lease) for lease in self._network.leases()]
+        ages = self._network.change_ages()
+        return [LeaseEntry.of(lease, change_age_s=ages.get(lease.subnet)) for lease in self._network.leases()]
 
     def _probed(self, status: Status, leases: Sequence[LeaseEntry]) -> Mapping[IpNetwork, EchoResult]:
         """Return the latest results of the probes of peers, and let the probes continue."""

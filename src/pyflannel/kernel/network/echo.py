@@ -8,8 +8,9 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -41,6 +42,10 @@ DEADLINE_S = 1.5
 _AGAIN_S = (0.0, 0.4, 0.9)
 """Times of the attempts after the start in seconds. More than one is needed, because the first packet may
 be lost while an address is resolved."""
+
+ROUND_S, LAST_REPLY_S = 0.1, 0.5
+"""Interval in seconds between two rounds of requests that are counted, and the time after the last round
+within which a reply must arrive."""
 
 _NONCE_BYTES = 16
 _BURST, _PAUSE_S = 32, 0.005
@@ -82,17 +87,26 @@ async def send_echoes(echoes: Sequence[Echo], *, deadline_s: float = DEADLINE_S)
             for family in sorted({echo.family for echo in echoes})
         }
         sender = _Sender(sockets, echoes)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(deadline_s):
-                async with asyncio.TaskGroup() as tasks:
-                    running = [tasks.create_task(sender.send(), name="echo requests")]
-                    for family in sockets:
-                        name = f"answers of IPv{family}"
-                        running.append(tasks.create_task(sender.receive(family), name=name))
-                    await sender.is_answered.wait()
-                    for task in running:
-                        task.cancel()
+        await sender.exchange(sender.send(), deadline_s)
         return sender.results()
+
+
+async def count_replies(echoes: Sequence[Echo], rounds: int) -> list[int]:
+    """Send each request once in each round, and return the number of its replies. A lost request is not
+    repeated.
+
+    Raises:
+        TargetError: this process has no permission to open a raw socket.
+    """
+    with contextlib.ExitStack() as stack:
+        sockets = {
+            family: stack.enter_context(contextlib.closing(_open_echo(family)))
+            for family in sorted({echo.family for echo in echoes})
+        }
+        sender = _Sender(sockets, [echo for _ in range(rounds) for echo in echoes])
+        await sender.exchange(sender.send_once(len(echoes)), rounds * ROUND_S + LAST_REPLY_S)
+        reached = [result.state == "reached" for result in sender.results()]
+    return [sum(reached[place :: len(echoes)]) for place in range(len(echoes))]
 
 
 async def clock_offsets(
@@ -173,6 +187,30 @@ class _Sender:
 
     def results(self) -> list[EchoResult]:
         return [self._results.get(one.nonce) or _unanswered(one) for one in self._order]
+
+    async def exchange(self, sending: Coroutine[Any, Any, None], deadline_s: float) -> None:
+        """Send, and receive until each request has a result, but at most `deadline_s` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                async with asyncio.TaskGroup() as tasks:
+                    running = [tasks.create_task(sending, name="echo requests")]
+                    for family in self._sockets:
+                        name = f"answers of IPv{family}"
+                        running.append(tasks.create_task(self.receive(family), name=name))
+                    await self.is_answered.wait()
+                    for task in running:
+                        task.cancel()
+
+    async def send_once(self, count: int) -> None:
+        """Send the requests in rounds of this number, each request once."""
+        started = time.monotonic()
+        for place, one in enumerate(self._order):
+            number, of_round = divmod(place, count)
+            if of_round == 0:
+                await asyncio.sleep(max(0.0, started + number * ROUND_S - time.monotonic()))
+            self._send(one)
+            if (of_round + 1) % _BURST == 0:
+                await asyncio.sleep(_PAUSE_S)
 
     async def send(self) -> None:
         started = time.monotonic()

@@ -4,7 +4,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
 
-from pyflannel.model.status import Finding, RefusedLease, SignatureFault, Status, StrangerStatus
+from pyflannel.model.status import (
+    Finding,
+    RefusedLease,
+    SignatureFault,
+    Status,
+    StoreTimes,
+    StrangerStatus,
+)
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 
 RECENT_S = 3600.0
@@ -71,6 +78,51 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             cause=f"flanneld waits for {waiting}",
             fix="flannelctl status",
         )
+
+
+SLOW_S = 0.25
+"""A store is slow if each of some requests takes longer than this time in seconds. A cluster of etcd in one
+region answers within a few milliseconds."""
+
+
+def store_findings(status: Status, times: StoreTimes | None) -> Iterator[Finding]:
+    """Yield a finding if the store answers slowly, or not at all although its watch is open. The times are
+    None if they were not measured.
+    """
+    store = status.store
+    if store is None or not store.is_connected or times is None:
+        return
+    answered = [f"{time_s * 1000:.0f} ms" for time_s in times.answered_s]
+    if times.failure is None and min(times.answered_s, default=0.0) <= SLOW_S:
+        return
+    evidence = [f"{store.url}: requests answered in {', '.join(answered)}"] if answered else []
+    evidence += [] if times.failure is None else [f"{store.url}: a request failed: {times.failure}"]
+    if store.answer_age_s is not None:
+        evidence.append(f"latest answer to flanneld: {store.answer_age_s:.0f} s before these requests")
+    how = "slowly" if answered else "no request"
+    yield Finding(
+        code="store-slow",
+        severity="warning",
+        cause=f"the store answers {how}: changes of peers take effect late, and leases may not be renewed in "
+        "time",
+        evidence=tuple(evidence),
+        fix=_slow_store_fix(store.url),
+    )
+
+
+def _slow_store_fix(url: str) -> str:
+    """Return the command that shows why a store is slow."""
+    scheme, _, rest = url.partition("://")
+    if scheme in ("etcd", "etcds"):
+        hosts = rest.partition("/")[0].rpartition("@")[2]
+        first, *_ = hosts.split(",")
+        name = first.rpartition(":")[0].strip("[]") or first
+        return (
+            f"ping -c 3 {name}  # a long time: repair the network path; otherwise examine disk and load there"
+        )
+    if url == "kube:":
+        return "kubectl get --raw /readyz  # asks the API server; then examine its load, and that of its etcd"
+    return "iostat -x 1 3  # examine disk and load of the host that stores the file"
 
 
 _EXPIRES_SOON_S = 30 * 86400.0
