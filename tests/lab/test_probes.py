@@ -154,6 +154,13 @@ def test_status_shows_the_rules_of_this_host_that_drop_packets(pair: tuple[Host,
     assert len(found["drops"]) == 1
     assert "drops tunnel packets of peers to UDP port 8472" in found["drops"][0]
     assert "dropped by" in shown
+    setting = "sysctl -qw net/ipv4/conf/br7/forwarding"
+    with fault(one, f"{setting}=0", f"{setting}=1"):
+        found, shown = firewall()
+    assert [line.partition(":")[0] for line in found["drops"]] == [
+        "the host does not forward the packets that arrive at br7"
+    ]
+    assert "this host drops packets: run flannelctl doctor" in shown.splitlines()[0]
 
 
 def test_status_without_a_daemon_still_shows_the_rules(pair: tuple[Host, Host], overlay: Overlay) -> None:
@@ -211,6 +218,24 @@ def test_doctor_reports_a_peer_whose_tunnel_is_blocked_there(pair: tuple[Host, H
     found = json.loads(ran.stdout)["findings"]
     assert [one["code"] for one in found if one["severity"] != "info"] == ["tunnel-blocked"]
     assert ran.returncode == 1
+
+
+def test_doctor_finds_a_policy_rule_for_one_of_several_peers(
+    pair: tuple[Host, Host], overlay: Overlay
+) -> None:
+    one, _ = pair
+    overlay.put_peers("vxlan", 6)
+    overlay.wait_status(one, lambda status: status.peers == 7, "knows the peers")
+    rule = "to 10.100.128.64/28 lookup 1643 priority 6982"
+    do = f"ip route add blackhole default table 1643; ip rule add {rule}"
+    with fault(one, do, f"ip rule delete {rule}; ip route flush table 1643"):
+        ran = one.run(["flannelctl", "doctor", "--json"], check=False)
+    for number in range(6):
+        overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/10.100.128.{16 * number}-28")
+    overlay.wait_status(one, lambda status: status.peers == 1, "has forgotten the peers")
+
+    found = json.loads(ran.stdout)["findings"]
+    assert [one["evidence"][0] for one in found if one["code"] == "policy-rule"] != []
 
 
 def test_top_shows_a_peer_that_joins_and_one_that_leaves(pair: tuple[Host, Host], overlay: Overlay) -> None:

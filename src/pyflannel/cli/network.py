@@ -323,7 +323,8 @@ def _probed(entry: PeerEntry, reach: PeerReach | None, loss: Loss | None) -> Pee
         return entry
     return replace(
         entry,
-        is_reached=reach.is_reached,
+        # On a path with losses, the single probes may have replies although the other probes have none.
+        is_reached=reach.is_reached or (loss is not None and loss.lost < loss.sent),
         rtt_ms=milliseconds(reach.decisive),
         path_mtu=reach.path_mtu,
         probes_sent=None if loss is None else loss.sent,

@@ -394,7 +394,7 @@ def _readiness(found: Status) -> str:
     return f"not ready: waiting for {found.waiting_for}" if found.waiting_for else "not ready"
 
 
-_DROPS = ", but rules of this host drop packets: run flannelctl doctor"
+_DROPS = ", but this host drops packets: run flannelctl doctor"
 
 
 def _reach(reach: ReachStatus) -> str:

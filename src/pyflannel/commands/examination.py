@@ -436,8 +436,9 @@ async def _mtus_in(pid: int, subnet: IPv4Network) -> dict[str, int]:
     return {}
 
 
-_ASKED = 2
-"""Maximum number of peers for which the kernel is asked for the route."""
+_ASKED, _ASKED_OUT = 2, 16
+"""Maximum number of peers for which the kernel is asked for the routes in all directions, and for the route
+of packets to them. A policy rule may divert the packets to a single peer."""
 
 
 async def _route_answers(
@@ -454,10 +455,12 @@ async def _route_answers(
     refused = {peer.subnet for peer in status.refused_peers}
     peers = ((subnet, address) for subnet, address in membership.peers.items() if subnet not in refused)
     asked = []
-    for subnet, address in islice(peers, _ASKED):
+    for number, (subnet, address) in enumerate(islice(peers, _ASKED_OUT)):
         there = subnet.network_address + 2
         source = here if bridge is not None else None
         asked.append(ask_route("container out", there, source=source, arrives_at=bridge, rules=rules))
+        if number >= _ASKED:
+            continue
         if tunnel is not None:
             asked.append(ask_route("container in", here, source=there, arrives_at=tunnel))
         if underlay is not None and isinstance(local, IPv4Address):

@@ -17,7 +17,7 @@ from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.ruleset import read_ruleset
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
-from pyflannel.kernel.host.machine import docker_table, port_mtus
+from pyflannel.kernel.host.machine import docker_table, forwards, port_mtus, unforwarded
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item, Marks
@@ -26,12 +26,15 @@ from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, FirewallStatus, Membership, Status, UnderlayStatus
 from pyflannel.model.tunnel_guard import GuardTable
-from pyflannel.plan.doctor import filters
+from pyflannel.plan.doctor import filters, packets
 from pyflannel.plan.doctor.observed import Observed
 from pyflannel.wire.network_config_json import parse_network_config
 
 _DEADLINE_S = 1.2
 """Deadline in seconds for reading the rules, the same as for the probes of a status."""
+
+_CHECKS = (*filters.CHECKS, packets.forwarding)
+"""The checks of doctor for the reasons why this host itself drops packets."""
 
 _PEERS = 8
 """Maximum number of peers for whose packets the rules are evaluated."""
@@ -103,8 +106,10 @@ async def _drops(status: Status, leases: Sequence[LeaseEntry]) -> tuple[str, ...
         ports=_ports(interfaces, subnet),
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
         docker_drops=filters.docker_drops(saved, docker),
+        forwards=forwards(),
+        unforwarded=unforwarded(one.name for one in interfaces.interfaces),
     )
-    found = [one for check in filters.CHECKS for one in check(seen) if one.severity == "error"]
+    found = [one for check in _CHECKS for one in check(seen) if one.severity == "error"]
     is_without_tunnel = status.backend is not None and status.backend.port is None
     if not found and (read.failures or (status.underlay is None and not is_without_tunnel)):
         return None

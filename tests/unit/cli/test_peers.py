@@ -6,10 +6,10 @@ import click
 import pytest
 from msgspec.structs import replace
 
-from pyflannel.cli.network import _print_matrix, _print_peers, _state
+from pyflannel.cli.network import _print_matrix, _print_peers, _probed, _state
 from pyflannel.cli.status import facts
 from pyflannel.model.lease import LeaseEntry, PeerEntry
-from pyflannel.model.probe import NarrowPath
+from pyflannel.model.probe import EchoResult, Loss, NarrowPath, PeerReach
 from pyflannel.model.reach_matrix import Matrix, MatrixCell, MatrixRow
 from pyflannel.model.status import (
     BackendStatus,
@@ -220,3 +220,16 @@ def test_a_matrix_has_a_letter_for_each_pair_and_names_unreached_hosts(
         "state": "rejected",
         "rtt_ms": None,
     }
+
+
+def test_a_peer_that_answers_some_single_probes_is_reached() -> None:
+    (first, _) = peer_entries(STATUS, [entry(9), entry(20)])
+    silent = EchoResult(state="silent")
+    reach = PeerReach(subnet=first.subnet, public_ip=first.public_ip, underlay=silent, tunnel=silent)
+
+    assert [_probed(first, reach, loss).is_reached for loss in (Loss(10, 9), Loss(10, 10), None)] == [
+        True,
+        False,
+        False,
+    ]
+    assert _probed(first, None, None) == first

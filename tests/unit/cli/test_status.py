@@ -127,7 +127,7 @@ def test_a_rule_that_drops_packets_makes_the_first_line_say_no() -> None:
 
     lines = list(facts(found))
 
-    assert lines[0] == ("flanneld", "1, ready, but rules of this host drop packets: run flannelctl doctor")
+    assert lines[0] == ("flanneld", "1, ready, but this host drops packets: run flannelctl doctor")
     assert ("dropped by", "iptables INPUT drops tunnel packets of peers") in lines
     assert (health(found)["flanneld"], health(found)["dropped by"]) == (False, False)
     silent = replace(found, reach=ReachStatus(probed=2, silent=(IPv4Network("10.100.9.0/24"),)))

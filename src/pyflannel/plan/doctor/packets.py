@@ -18,7 +18,8 @@ _DOCKER0 = "docker0"
 _DOCKER_FIX = "mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers"
 
 
-def _forwarding(seen: Observed) -> Iterator[Finding]:
+def forwarding(seen: Observed) -> Iterator[Finding]:
+    """Yield the settings by which the host does not forward packets of the overlay."""
     if seen.forwards is False:
         yield Finding(
             code="forwarding-off",
@@ -407,7 +408,7 @@ def _blocked_by_ipsec(seen: Observed) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
-    _forwarding,
+    forwarding,
     _source_refused,
     _diverted,
     _arp,
