@@ -5,7 +5,7 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from itertools import islice
 from pathlib import Path
@@ -73,6 +73,9 @@ from pyflannel.processes.systemd import has_unit
 from pyflannel.wire.certificate import validities_of, validity_of
 from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
 from pyflannel.wire.subnet_env import parse_subnet_env
+
+First = Callable[[], Awaitable[Collection[IpNetwork]]]
+"""Returns the subnets of the peers whose packets are evaluated first: a host may have ten thousand peers."""
 
 _DAEMON_S, _EXAMINED_S = 1.5, 2.0
 """Deadlines for the daemon and for the examination of the host, so that a command takes at most 5 s."""
@@ -169,7 +172,7 @@ async def ping_path(places: Places, socket: Path | None, name: str) -> PingRepor
     places, status, leases = await _known(places, socket)
     peer, container = target_of(status, leases, name)
     steps, local = await asyncio.gather(
-        probe_path(status, peer, container), _findings_in_time(places, status, leases)
+        probe_path(status, peer, container), _findings_in_time(places, status, leases, peer.subnet)
     )
     return judged(peer, steps, is_container=container is not None, status=status, local=local)
 
@@ -199,11 +202,19 @@ async def _known(places: Places, socket: Path | None) -> tuple[Places, Status, l
     return places, status, leases
 
 
-async def _findings_in_time(places: Places, status: Status, leases: list[LeaseEntry]) -> tuple[Finding, ...]:
-    """Return the findings about this host itself; empty if the examination does not end in time."""
+async def _findings_in_time(
+    places: Places, status: Status, leases: list[LeaseEntry], peer: IpNetwork
+) -> tuple[Finding, ...]:
+    """Return the findings about this host itself, with the packets of this peer first; empty if the
+    examination does not end in time.
+    """
+
+    async def first() -> Collection[IpNetwork]:
+        return {peer}
+
     with contextlib.suppress(TimeoutError, FlannelError):
         async with asyncio.timeout(_EXAMINED_S):
-            return await _examined(places, status, leases)
+            return await _examined(places, status, leases, first)
     return ()
 
 
@@ -216,9 +227,14 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     """
     end = asyncio.get_running_loop().time() + left_s
     status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
+    reaching = asyncio.ensure_future(_reach(status, leases))
+
+    async def silent() -> Collection[IpNetwork]:
+        return {one.subnet for one in await asyncio.shield(reaching) if not one.is_reached}
+
     found, reach, offsets, times = await asyncio.gather(
-        _examined_until(end, places, status, leases),
-        _reach(status, leases),
+        _examined_until(end, places, status, leases, silent),
+        reaching,
         _clock_offsets(status, leases),
         _store_times(places, status),
     )
@@ -228,14 +244,14 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
 
 
 async def _examined_until(
-    end: float, places: Places, status: Status, leases: list[LeaseEntry]
+    end: float, places: Places, status: Status, leases: list[LeaseEntry], first: First
 ) -> tuple[Finding, ...]:
     """Return the findings about this host itself; if they are not complete at `end`, only a finding that
     reports this.
     """
     try:
         async with asyncio.timeout_at(end):
-            return await _examined(places, status, leases)
+            return await _examined(places, status, leases, first)
     except TimeoutError:
         cause = "the examination of this host took too long, so its problems are unknown"
         return (Finding(code="not-examined", severity="error", cause=cause, fix="flannelctl doctor"),)
@@ -356,8 +372,12 @@ def certificates_for(url: str) -> tuple[Certificate, ...]:
     return tuple(found)
 
 
-async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) -> tuple[Finding, ...]:
-    """Return the findings about this host itself."""
+async def _examined(
+    places: Places, status: Status, leases: list[LeaseEntry], first: First
+) -> tuple[Finding, ...]:
+    """Return the findings about this host itself. Rules and routes are evaluated for the packets of some
+    peers, beginning with those that `first` returns.
+    """
     membership = await membership_of(places, status)
     others = _ipv4_peers({peer.subnet: peer.public_ip for peer in peers_of(status, leases)})
     peers = {**membership.peers, **others}
@@ -366,6 +386,10 @@ async def _examined(places: Places, status: Status, leases: list[LeaseEntry]) ->
     membership = replace(membership, peers=peers)
     items, rules, saved, read, interfaces, programs = await asyncio.gather(
         survey(), _filter_rules(), read_rules(), read_ruleset(), interfaces_of_host(), programs_of(places)
+    )
+    early = await first()
+    membership = replace(
+        membership, peers=dict(sorted(membership.peers.items(), key=lambda one: one[0] not in early))
     )
     bridges = _own_bridges(interfaces, membership)
     seen = Observed(
