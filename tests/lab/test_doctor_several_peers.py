@@ -1,4 +1,4 @@
-"""flannelctl doctor finds a fault that concerns a single peer, whatever the number of the other peers."""
+"""flannelctl doctor finds a fault that concerns a single one of several peers."""
 
 import os
 from typing import Any

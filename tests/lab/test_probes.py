@@ -161,6 +161,11 @@ def test_status_shows_the_rules_of_this_host_that_drop_packets(pair: tuple[Host,
         "the host does not forward the packets that arrive at br7"
     ]
     assert "this host drops packets: run flannelctl doctor" in shown.splitlines()[0]
+    with fault(one, "ip link set br7 down", "ip link set br7 up"):
+        found, _ = firewall()
+    assert found["drops"] == [
+        "the bridge br7 of the containers of this host is down: ip link show br7: state DOWN"
+    ]
 
 
 def test_status_without_a_daemon_still_shows_the_rules(pair: tuple[Host, Host], overlay: Overlay) -> None:

@@ -33,7 +33,7 @@ from pyflannel.wire.network_config_json import parse_network_config
 _DEADLINE_S = 1.2
 """Deadline in seconds for reading the rules, the same as for the probes of a status."""
 
-_CHECKS = (*filters.CHECKS, packets.forwarding)
+_CHECKS = (*filters.CHECKS, packets.forwarding, packets.bridge_down)
 """The checks of doctor for the reasons why this host itself drops packets."""
 
 _PEERS = 8

@@ -243,8 +243,9 @@ class FirewallStatus(Struct, frozen=True, kw_only=True):
         objects: the chains and tables of flanneld: those in the plan; without a daemon, those that exist.
         is_in_place: True if all rules of flanneld are as planned; None if flanneld does not respond.
         missing: rules of flanneld that are not as planned, with the reason, one line each.
-        drops: rules and policies of other programs, and settings for forwarding, that drop packets of the
-            overlay, one line each; None if they are unknown. flannelctl evaluates them; the daemon does not.
+        drops: rules and policies of other programs, settings for forwarding, and bridges that are down, which
+            drop packets of the overlay, one line each; None if they are unknown. flannelctl evaluates them;
+            the daemon does not.
     """
 
     engine: Literal["iptables", "nftables"]

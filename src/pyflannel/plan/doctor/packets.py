@@ -180,7 +180,8 @@ def _container_routes(seen: Observed) -> Iterator[Finding]:
         )
 
 
-def _bridge_down(seen: Observed) -> Iterator[Finding]:
+def bridge_down(seen: Observed) -> Iterator[Finding]:
+    """Yield the bridges of containers that are down."""
     for name in seen.ports:
         link = seen.interfaces.named(name)
         if link is not None and not link.is_up:
@@ -412,7 +413,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _source_refused,
     _diverted,
     _arp,
-    _bridge_down,
+    bridge_down,
     _container_routes,
     _bridge_subnet,
     _addresses,
