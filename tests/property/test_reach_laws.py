@@ -1,6 +1,6 @@
 """Laws of reach: no content of the store cuts a host off, or replaces a route of another program."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from hypothesis import given
@@ -57,10 +57,10 @@ def leases(draw: st.DrawFn, network: IPv4Network) -> Lease:
 
 
 @st.composite
-def foreign_routes(draw: st.DrawFn) -> Route:
-    """Routes of other programs."""
+def foreign_routes(draw: st.DrawFn, planned: Sequence[IPv4Network]) -> Route:
+    """Routes of other programs, also to the destinations of planned routes."""
     return Route(
-        destination=draw(prefixes(30)),
+        destination=draw(prefixes(30) | st.sampled_from(planned)),
         link=draw(st.sampled_from(["eth0", "eth1", "docker0"])),
         gateway=draw(st.none() | addresses),
         metric=draw(st.sampled_from([0, 0, 100])),
@@ -69,9 +69,9 @@ def foreign_routes(draw: st.DrawFn) -> Route:
 
 
 @st.composite
-def surroundings(draw: st.DrawFn) -> Surroundings:
+def surroundings(draw: st.DrawFn, planned: Sequence[IPv4Network]) -> Surroundings:
     """The surroundings of a host. Of two routes with one key, the kernel keeps one."""
-    routes = draw(st.lists(foreign_routes(), max_size=4, unique_by=lambda route: route.key))
+    routes = draw(st.lists(foreign_routes(planned), max_size=4, unique_by=lambda route: route.key))
     return Surroundings(
         routes=tuple(routes),
         addresses=frozenset([OWN_ADDRESS, *draw(st.lists(addresses, max_size=1))]),
@@ -98,7 +98,7 @@ def inputs(draw: st.DrawFn) -> Inputs:
         lease=own,
         leases=by_subnet(others),
         owner="f00d",
-        surroundings=draw(surroundings()),
+        surroundings=draw(surroundings([network, *(lease.subnet for lease in others)])),
     )
 
 
