@@ -402,15 +402,22 @@ _OWN_RULES: list[list[Any]] = [
 _MARKING = {"mangle": {"key": _meta("mark"), "value": {"meta": {"key": "mark"}}}}
 """A verdict after which the packet meets the next rule too."""
 
+_TOGETHER = 8
+"""Number of rules in a document, which must not be longer than an input of the fuzzer."""
+
+
+def divided(rules: list[list[Any]]) -> list[list[list[Any]]]:
+    """Return the rules in groups."""
+    return [rules[at : at + _TOGETHER] for at in range(0, len(rules), _TOGETHER)]
+
+
 NFT_RULESETS = [
     *(
         document(
-            family,
-            {"name": "base", "type": "filter", "hook": hook, "prio": 0, "policy": "drop"},
-            [*([match, _MARKING] for match in _MATCHES), *([one] for one in _OTHERS)],
-            [],
+            family, {"name": "base", "type": "filter", "hook": hook, "prio": 0, "policy": "drop"}, rules, []
         )
         for family, hook in (("inet", "input"), ("bridge", "output"))
+        for rules in divided([*([match, _MARKING] for match in _MATCHES), *([one] for one in _OTHERS)])
     ),
     *(
         document(
@@ -422,11 +429,14 @@ NFT_RULESETS = [
         for hook, kind in (("input", "filter"), ("postrouting", "nat"))
         for verdict in _VERDICTS
     ),
-    document(
-        "ip",
-        {"name": "base", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"},
-        _OWN_RULES,
-        [],
+    *(
+        document(
+            "ip",
+            {"name": "base", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"},
+            rules,
+            [],
+        )
+        for rules in divided(_OWN_RULES)
     ),
 ]
 """All conditions, each verdict, and the rules of pyflannel's own tables."""

@@ -205,8 +205,8 @@ class TestRights:
         assert of_daemon == ["start a process", "open a socket"]
         assert of_forwarder == []
         assert json.loads(of_root.removeprefix("payload ")) == [
-            *("read /etc/shadow", "reach systemd", "reach Docker", "write to /etc", "become root"),
-            *("start a process", "open a socket"),
+            *("read /etc/shadow", "reach systemd", "reach the message bus", "reach Docker"),
+            *("write to /etc", "become root", "start a process", "open a socket"),
         ]
         booted.wait_another_forwarder([before])
 

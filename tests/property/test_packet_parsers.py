@@ -567,6 +567,7 @@ HTTP = [
             SOUND_REQUESTS[0].replace(b"PUT", b"HEAD"),
             SOUND_REQUESTS[2] + bytes(3000),
             SOUND_REQUESTS[0][:20],
+            b"\r\n",
             b"HEAD / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nnot a chunk\r\n",
             SOUND_REQUESTS[2] + bytes(200_000),
             b"HEAD / HTTP/1.0\r\n\r\n",

@@ -425,7 +425,9 @@ KUBECONFIGS = [
     '"users":[{"name":"u","user":{"token":"t"}}]}',
     "current-context: c\ncontexts: [{name: c, context: {cluster: k}}]\n"
     "clusters: [{name: k, cluster: {server: x}}]",
-    'a: 2001-99-99\nb: !!int x\nc: &c [1, ~, on]\n? *c\n: "\\U00110000"\ncurrent-context: *c',
+    "a: 2001-99-99\nb: !!int x\nc: [1, ~, on]\n? [k]\n: v\ncurrent-context: c",
+    "a: &a [1]\nb: *a",
+    'a: "\\U00110000"',
     "[]",
     "contexts: [",
     "{}",
