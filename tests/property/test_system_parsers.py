@@ -94,6 +94,7 @@ COMMIT
 \0"""
     + DOCKER_TABLE
 )
+LONG_RULE = f"*raw\n-A PREROUTING {'-d 10.3.1.2/32 ! -i a ' * 9}-j ACCEPT\n"
 RELEASES = ["Ubuntu 5.4.0-150.167-generic 5.4.233", "#1 SMP Debian 4.19.118-2", "Ubuntu"]
 IDENTITIES = [
     '{"Owner": "a", "Machine": "0123"}\n',
@@ -156,7 +157,7 @@ PARSERS = [
         read_docker_rules,
         damaged_text(st.just(DOCKER_RULES), SPECIAL + '"{}\n'),
         (),
-        [DOCKER_RULES, DOCKER_TABLE],
+        [DOCKER_RULES, DOCKER_TABLE, LONG_RULE],
     ),
     Parser(
         "release of the kernel",

@@ -298,8 +298,11 @@ def _changed(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
     )
 
 
-_RAW_DROP = re.compile(r"-d \S+ ! -i (?P<bridge>\S+) (?:.* )?-j DROP")
-_FORWARD_DROP = re.compile(r"! -i (?P<bridge>\S+) -o (?P=bridge) -j DROP")
+_DROPS_ALL = " -j DROP"
+"""The end of an iptables rule that drops the packets."""
+
+_RAW_DROP = re.compile(r"-d \S+ ! -i (?P<bridge>\S+) ")
+_FORWARD_DROP = re.compile(r"! -i (?P<bridge>\S+) -o (?P=bridge) -j")
 _NFT_CHAIN = re.compile(r"\s*chain filter-forward-in__(?P<bridge>\S+) \{")
 _NFT_RAW_DROP = 'drop comment "DROP DIRECT ACCESS"'
 _NFT_LINKS = re.compile(r'iifname != (?P<links>"[^"]+"|\{[^{}]*\}) ')
@@ -324,7 +327,7 @@ def docker_drops(saved: Iterable[SavedRules], table: str) -> dict[str, tuple[str
     for rules in saved:
         for place, chain, pattern in (("raw", "PREROUTING", _RAW_DROP), ("filter", "DOCKER", _FORWARD_DROP)):
             for rule in rules.chains.get(place, {}).get(chain, ()) if rules.family == 4 else ():
-                if (drop := pattern.search(rule)) is not None:
+                if rule.endswith(_DROPS_ALL) and (drop := pattern.search(rule)) is not None:
                     text = f"{rules.program} -t {place} -A {chain} {rule}"
                     found.setdefault(drop["bridge"], []).append(text)
     bridge = ""
