@@ -2,8 +2,9 @@
 
 Run by `scripts/bench fastpath`, as root. Two containers on two hosts of one segment, or the hosts themselves
 (`wire`). host-gw and vxlan are configured manually; `user` is flanneld with --fast-path=off, `safe` with
-safe, `flow` with flow. `nic` repeats all measurements with emulated network cards: packets leave the host in
-segments, and are coalesced on arrival.
+safe, `flow` with flow; `vxlan-flow` is flanneld with vxlan and flow. `nic`
+repeats all measurements with emulated network cards: packets leave the host in segments, and are coalesced on
+arrival.
 """
 
 import os
@@ -31,9 +32,15 @@ from testlab.inside import run_inside
 from testlab.kernel_programs import look, packets_by_outcome
 
 TITLE = "udp backend in the kernel, beside the kernel's own paths"
-KINDS = ("wire", "host-gw", "vxlan", "user", "safe", "flow")
-_BY_FLANNELD = {"user": "off", "safe": "safe", "flow": "flow"}
-_IN_KERNEL = ("safe", "flow")
+KINDS = ("wire", "host-gw", "vxlan", "user", "safe", "flow", "vxlan-flow")
+_BY_FLANNELD = {
+    "user": ("udp", "off"),
+    "safe": ("udp", "safe"),
+    "flow": ("udp", "flow"),
+    "vxlan-flow": ("vxlan", "flow"),
+}
+_IN_KERNEL = ("safe", "flow", "vxlan-flow")
+_CACHED = ("flow", "vxlan-flow")
 REFERENCE = "vxlan"
 PORT = 5203
 PINGS, PING_INTERVAL_S = 1000, 0.001
@@ -98,10 +105,11 @@ def create(labs: ExitStack, kind: str) -> Path:
         return Path(name=kind, hosts=(one, two), left=one, right=two)
     for host in (one, two):
         host.run(["iptables-restore", "--noflush"], text=_FIREWALL)
-        if kind == "flow":
+        if kind in _CACHED:
             host.run(["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_be_liberal=1"])
     if kind in _BY_FLANNELD:
-        return join_by_flanneld(lab, kind, "udp", f"--fast-path={_BY_FLANNELD[kind]}")
+        backend, mode = _BY_FLANNELD[kind]
+        return join_by_flanneld(lab, kind, backend, f"--fast-path={mode}")
     return join_manually(lab, kind, kind)
 
 
@@ -230,9 +238,9 @@ def describe(path: Path) -> Iterator[str]:
     """
     host, other = path.hosts
     programs, counts = run_inside(host, look).programs, run_inside(host, packets_by_outcome)
-    carried = counts.get("encapsulated", 0)
-    is_cached = "cached_out" in counts
-    if bool(carried) is not (path.name in _IN_KERNEL) or is_cached is not (path.name == "flow"):
+    cached = counts.get("cached_out", 0)
+    carried = counts.get("encapsulated", 0) + cached
+    if bool(carried) is not (path.name in _IN_KERNEL) or bool(cached) is not (path.name in _CACHED):
         raise LabError(
             f"{path.name}: programs carried {carried} packets", hint="Read the output of flannelctl status."
         )

@@ -1,10 +1,12 @@
 """Mode flow of the daemon: the cache is used while the firewall permits it, and never without the daemon."""
 
+import json
 import os
 import sys
 
 import pytest
 
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
 from testlab import kernel_programs
@@ -53,13 +55,16 @@ def wait_uncached(overlay, host, reason: str) -> None:
     overlay.wait_status(host, is_shown, f"shows {reason}")
 
 
-def test_flows_are_cached_while_the_firewall_permits_it(overlay):
+@pytest.mark.parametrize(("backend", "mtu"), [("udp", 1472), ("vxlan", 1450)])
+def test_flows_are_cached_while_the_firewall_permits_it(overlay, backend, mtu):
     hosts = one, two = overlay.hosts["docker1"], overlay.hosts["docker4"]
+    config = json.dumps({"Network": "10.100.0.0/16", "Backend": {"Type": backend}})
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
     for host in hosts:
         host.run(["sysctl", "-qw", f"{LIBERAL}=0"])
         overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", "--fast-path=flow")
     overlay.settle(*hosts)
-    box, far = boxes = [host.container("box", gateway=host.gateway(), mtu=1472) for host in hosts]
+    box, far = boxes = [host.container("box", gateway=host.gateway(), mtu=mtu) for host in hosts]
     wait_reached(boxes, deadline_s=DEADLINE_S)
     wait_until(
         lambda: any(word.startswith("flannel_short at ") for word in look(one).programs),
@@ -109,3 +114,8 @@ def test_flows_are_cached_while_the_firewall_permits_it(overlay):
     )
     assert cached(box, far, one) == 0
     assert ping(box, far.address).is_reached
+
+    for host, container in zip(hosts, boxes, strict=True):
+        container.remove()
+        overlay.daemons[host.name].stop()
+        host.flannelctl("--store", overlay.etcd.url, "cleanup")

@@ -73,7 +73,8 @@ _BACKEND_FLAGS = (
         name="fast-path",
         default="auto",
         meaning="how the udp backend forwards packets: safe (eBPF programs in the kernel), flow (known flows"
-        " also bypass the firewall for a second), off (user space), or auto (FastPath of the config)",
+        " also bypass the firewall for a second; also with vxlan), off (user space), or auto (FastPath of the"
+        " config)",
     ),
     Flag(
         name="fast-path-gro",

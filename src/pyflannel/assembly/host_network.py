@@ -152,6 +152,7 @@ class HostNetwork:
         store_url: str,
         clock: Clock,
         supervisor: Supervisor,
+        device: str,
         fast_path: BpfTarget,
         guard: TunnelGuard,
         wireguard: WireguardTarget,
@@ -170,6 +171,7 @@ class HostNetwork:
         self._store_url = store_url
         self._clock = clock
         self._supervisor = supervisor
+        self._device = device
         self._fast_path = fast_path
         self._guard = guard
         self._wireguard = wireguard
@@ -234,10 +236,10 @@ class HostNetwork:
 
     def _with_counters(self, status: Status) -> FastPathStatus | None:
         """Return the status of the fast path with the counters of the programs, if they are readable."""
-        if status.fast_path is None or status.backend is None or status.backend.link is None:
-            return status.fast_path
+        if status.fast_path is None:
+            return None
         try:
-            counts = self._fast_path.counts(status.backend.link)
+            counts = self._fast_path.counts(self._device)
         except OSError:
             return status.fast_path
         packets = {outcome.value: packets for outcome, (packets, _) in counts.items()}
@@ -355,18 +357,21 @@ def _with_traffic(
 ) -> BackendStatus | None:
     """Return the backend with the bytes that it received and sent.
 
-    The programs of the fast path move packets without passing the device of the udp backend, so the device
-    does not count them.
+    The programs of the fast path move packets without passing the device, so the device does not count them.
     """
     if backend is None or backend.link is None:
         return backend
+    by_programs = carried_by_programs({} if fast_path is None else fast_path.byte_counters)
+    received: int | None
+    sent: int | None
     if backend.type != "udp":
         received, sent = device_bytes(backend.link) or (None, None)
+        if received is not None and sent is not None:
+            received, sent = received + by_programs.received, sent + by_programs.sent
     elif forwarder is None and fast_path is None:
         received = sent = None
     else:
         by_process = {} if forwarder is None else forwarder.counters
-        by_programs = carried_by_programs({} if fast_path is None else fast_path.byte_counters)
         received = by_process.get("received_bytes", 0) + by_programs.received
         sent = by_process.get("sent_bytes", 0) + by_programs.sent
     return replace(backend, received=received, sent=sent)
@@ -475,6 +480,7 @@ async def open_network(
             store_url=store_url,
             clock=clock,
             supervisor=supervisor,
+            device=claim.name,
             fast_path=fast_path,
             guard=TunnelGuard(claim.name, fast_path, forwarder, rules),
             wireguard=wireguard,

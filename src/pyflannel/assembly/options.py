@@ -89,7 +89,7 @@ class FlanneldOptions(Struct, frozen=True, kw_only=True):
         verbosity: 1 or more adds debug lines to the log.
         healthz: address and port of the health endpoint; `http` serves health, metrics and the page.
         http_token_file: file of the token for the page; None for no token, on a loopback address only.
-        fast_path: how the udp backend forwards packets; auto: as the network config specifies.
+        fast_path: how the backends udp and vxlan forward packets; auto: as the network config specifies.
         fast_path_gro: whether received TCP segments are coalesced; auto: only if the underlay is a network
             card.
         requires_encryption: refuse every backend that sends packets unencrypted.

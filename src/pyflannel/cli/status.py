@@ -309,7 +309,7 @@ def health(found: Status) -> dict[str, bool]:
     if found.forwarder:
         parts["forwarder"] = bool(found.forwarder.pid) and found.forwarder.is_attached
     if found.fast_path:
-        parts["fast path"] = found.fast_path.mode != "user-space"
+        parts["fast path"] = found.fast_path.mode not in ("user-space", "uncached")
     if found.firewall:
         parts["firewall"] = found.firewall.is_in_place is True and not drops
     if found.reconcile:

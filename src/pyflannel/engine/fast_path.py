@@ -4,7 +4,7 @@ the features of the kernel.
 
 import asyncio
 import logging
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Literal
 
 from pyflannel.errors import sentences
@@ -29,6 +29,9 @@ the maximum.
 _WITHOUT_GRO_LINK = "Use a kernel with veth (CONFIG_VETH), or start flanneld with --fast-path-gro=off."
 
 Choice = Literal["auto", "safe", "flow", "off"]
+
+_MODES: Mapping[str, tuple[str, ...]] = {"udp": ("safe", "flow"), "vxlan": ("flow",)}
+"""Modes in which a backend has programs, by the type of the backend."""
 
 
 class FastPath:
@@ -83,16 +86,17 @@ class FastPath:
 
     def reads(self, config: NetworkConfig | None) -> tuple[str, ...]:
         """Return the packet formats to publish in this host's lease; none while a program or a peer is
-        refused.
+        refused. With vxlan, the kernel reads all formats.
         """
-        return (PARTIAL_CHECKSUM,) if self.is_on(config) and self._is_proved else ()
+        is_udp = config is not None and config.backend_type == "udp"
+        return (PARTIAL_CHECKSUM,) if is_udp and self.is_on(config) and self._is_proved else ()
 
     def status(self, config: NetworkConfig | None) -> FastPathStatus | None:
-        """Return the path of packets and the reason; None for backends other than udp.
+        """Return the path of packets and the reason; None for a backend that needs no programs in this mode.
 
         During a retry, this returns the previous result.
         """
-        if config is None or config.backend_type != "udp":
+        if config is None or (config.backend_type != "udp" and not self._is_wanted(config)):
             return None
         if self._choice == "off":
             return FastPathStatus(mode="off", reason="--fast-path=off", remarks=self._notices)
@@ -108,7 +112,7 @@ class FastPath:
                 uncached=self._uncached if caches else (),
             )
         return FastPathStatus(
-            mode="user-space",
+            mode="user-space" if config.backend_type == "udp" else "uncached",
             reason=self._obstacle,
             hint=self._hint,
             lacking=lacking,
@@ -139,7 +143,9 @@ class FastPath:
             config: the config in force.
         """
         self._log_notices()
-        if not self.is_on(config) or any(_wanted_link(one.operation, "tun") for one in refused):
+        if not self.is_on(config) or any(
+            _wanted_link(one.operation, kind) for one in refused for kind in ("tun", "vxlan")
+        ):
             return refused  # programs of a missing device are always refused
         unserved = next((one for one in refused if _carries_packets(one.operation)), None)
         if unserved is not None:
@@ -155,7 +161,7 @@ class FastPath:
 
     def _refuse(self, cause: str, hint: str) -> None:
         if cause != self._obstacle:
-            log.warning("No fast path, user space carries the packets: %s", sentences(cause, hint))
+            log.warning("No fast path, packets take the usual path: %s", sentences(cause, hint))
         self._obstacle, self._hint, self._is_proved = cause, hint, False
         self._refused.set()
 
@@ -190,7 +196,8 @@ class FastPath:
         self._uncached = uncached
 
     def _is_wanted(self, config: NetworkConfig) -> bool:
-        return config.backend_type == "udp" and self._mode(config) in ("safe", "flow")
+        modes = _MODES.get(config.backend_type, ())
+        return config.enable_ipv4 and self._mode(config) in modes
 
     def _mode(self, config: NetworkConfig) -> str:
         return config.fast_path if self._choice == "auto" else self._choice

@@ -37,7 +37,8 @@ class Tunnel(Struct, frozen=True, kw_only=True):
     """The settings of a program for its tunnel.
 
     Attributes:
-        device: name of the TUN device; the program belongs to the owner of this device.
+        device: name that the daemon claims, which is also the name of the TUN device of the udp backend; the
+            program belongs to the owner of this name.
         underlay: name of the link that carries the tunnel.
         address: this host's address on the underlay, the source of sent and destination of received packets.
         subnet: this host's subnet; only packets to it are accepted from peers.
@@ -47,6 +48,8 @@ class Tunnel(Struct, frozen=True, kw_only=True):
         gro_link: link that coalesces received TCP segments; "" if there is no such link.
         caches_flows: True if packets may bypass the firewall for a second after it accepted a packet of their
             flow.
+        vxlan_link: vxlan device of the kernel that carries all other packets; "" for the udp backend.
+        vni: VXLAN network identifier of this device.
     """
 
     device: str
@@ -57,6 +60,13 @@ class Tunnel(Struct, frozen=True, kw_only=True):
     mtu: int
     gro_link: str = ""
     caches_flows: bool = False
+    vxlan_link: str = ""
+    vni: int = 0
+
+    @property
+    def link(self) -> str:
+        """The link at which inner packets arrive: the TUN device or the vxlan device."""
+        return self.vxlan_link or self.device
 
 
 class BpfProgram(Item, frozen=True, kw_only=True):
@@ -96,7 +106,7 @@ class BpfProgram(Item, frozen=True, kw_only=True):
     @property
     def requires(self) -> tuple[Key, ...]:
         """The links that the program is attached to and redirects to."""
-        links = (self.link, self.tunnel.device, self.tunnel.gro_link)
+        links = (self.link, self.tunnel.link, self.tunnel.gro_link)
         return tuple(("link", link) for link in links if link)
 
     def is_marked(self, marks: Marks) -> bool:

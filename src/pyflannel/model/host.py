@@ -346,7 +346,7 @@ class Host(Struct, frozen=True, kw_only=True):
         mark: alias of this daemon's links.
         owner: identity of the host, from which the MAC address of a VTEP is derived.
         kernel: release of the running kernel, for example `6.1.0-18-amd64`; "" if it is unknown.
-        has_fast_path: True if eBPF programs may carry the udp backend's packets.
+        has_fast_path: True if eBPF programs may carry packets of the backends udp and vxlan.
         caches_flows: True if these programs may cache the firewall's decisions (mode flow).
         gro: whether received TCP segments are coalesced; auto: only if the underlay is a network card.
         surroundings: the surroundings excluding the host's own subnet and the objects of the plan.

@@ -34,7 +34,7 @@ STRANGERS_SHOWN = 64
 LeasePhase = Literal["acquiring", "held", "lost", "taken"]
 """The phases: acquiring a subnet; holding it; acquiring it again after it was lost; another host holds it."""
 
-FastPathMode = Literal["safe", "flow", "off", "user-space"]
+FastPathMode = Literal["safe", "flow", "off", "user-space", "uncached"]
 
 SignatureFault = Literal[
     "unsigned",
@@ -272,8 +272,8 @@ class FastPathStatus(Struct, frozen=True, kw_only=True):
     """The path of packets: through programs in the kernel, or through user space.
 
     Attributes:
-        mode: "user-space" if the kernel should carry the packets but cannot; "off" if the fast path is
-            disabled.
+        mode: "user-space" or, with vxlan, "uncached" if the kernel should have the programs but cannot;
+            "off" if the fast path is disabled.
         reason: reason why the kernel does not carry the packets.
         hint: the remedy, if there is one.
         counters: number of packets by their outcome in the eBPF programs; empty without programs.

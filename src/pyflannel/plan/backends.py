@@ -272,8 +272,8 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
         engines = "nftables", "iptables"
         this, other = engines if new.enable_nftables else reversed(engines)
         yield f"Hosts create their filter rules with {this}, and remove the rules of {other}."
-    if new.backend_type == old.backend_type == "udp" and old.fast_path != new.fast_path:
-        if "off" in (new.fast_path, old.fast_path):
+    if new.backend_type == old.backend_type in ("udp", "vxlan") and old.fast_path != new.fast_path:
+        if new.backend_type == "udp" and "off" in (new.fast_path, old.fast_path):
             yield f"Hosts turn the fast path {'off' if new.fast_path == 'off' else 'on'}. No packet is lost."
         if "flow" in (new.fast_path, old.fast_path):
             bypass = (

@@ -1,4 +1,5 @@
-"""The fast path of the udp backend: the programs at the hooks of links, and the entries of their tables.
+"""The fast path of the backends udp and vxlan: the programs at the hooks of links, and the entries of their
+tables.
 
 Mode *safe*, and the base of *flow*: packets that leave by the device are encapsulated there, after all hooks
 of the host's firewall. Packets that arrive at the underlay are decapsulated into the device, before these
@@ -7,7 +8,10 @@ container's port. A program at the underlay keeps the Ethernet header of each pe
 
 Mode *flow*: a program at the veth of each container sends packets of a known flow directly to the underlay.
 
-If the underlay is a network card, TCP arrives in segments, because the kernel's GRO does not support this
+With vxlan, the kernel's device carries all packets that do not bypass the firewall. The programs exist only
+in mode flow.
+
+With udp, if the underlay is a network card, TCP arrives in segments, because the kernel's GRO does not support this
 tunnel. A veth pair with GRO coalesces these segments. The programs send the packets into one end, and the
 other end passes the coalesced packets to the device.
 """
@@ -23,12 +27,11 @@ _QUEUE_LENGTH = 1000
 """Length of the transmit queue in packets, which is the kernel's default for a veth."""
 
 
-def plan_programs(host: Host, port: int, mtu: int) -> Iterator[BpfProgram | Link]:
-    """Yield the programs and the GRO veth of a host, except the programs of bridges; nothing if the fast
-    path is off.
+def plan_programs(host: Host, tunnel: Tunnel) -> Iterator[BpfProgram | Link]:
+    """Yield the programs and the GRO veth of a host with the udp backend, except the programs of bridges;
+    nothing if the fast path is off.
     """
     if host.has_fast_path:
-        tunnel = _tunnel(host, port, mtu)
         yield BpfProgram(link=host.device, role=Role.ENCAPSULATE, tunnel=tunnel)
         yield BpfProgram(link=host.underlay.link, role=Role.DECAPSULATE, tunnel=tunnel)
         yield BpfProgram(link=host.underlay.link, role=Role.NEXT_HOP, tunnel=tunnel)
@@ -36,6 +39,24 @@ def plan_programs(host: Host, port: int, mtu: int) -> Iterator[BpfProgram | Link
             near, far = _gro_pair(host)
             yield from (_end(near, far, host), _end(far, near, host))
             yield BpfProgram(link=far, role=Role.REJOIN, tunnel=tunnel)
+
+
+def plan_vxlan_programs(host: Host, tunnel: Tunnel) -> Iterator[BpfProgram]:
+    """Yield the programs of a host with the vxlan backend, except the programs of bridges."""
+    for role in (Role.DECAPSULATE, Role.NEXT_HOP):
+        yield BpfProgram(link=host.underlay.link, role=role, tunnel=tunnel)
+
+
+def caches_vxlan_flows(host: Host, port: int) -> bool:
+    """Return whether the programs may cache flows of the vxlan backend. The programs bypass IPsec."""
+    return host.family == 4 and host.has_fast_path and host.caches_flows and not _policies(host, port)
+
+
+def vxlan_ipsec_note(host: Host, port: int) -> str | None:
+    """Return the note that no flow is cached because of IPsec; None if there are no such policies."""
+    if host.family != 4 or not host.has_fast_path or not _policies(host, port):
+        return None
+    return "IPsec policies may concern the tunnel: no flow bypasses the firewall"
 
 
 def ipsec_note(host: Host, port: int) -> str | None:
@@ -94,7 +115,7 @@ def plan_peer_entry(peer: Lease, host: Host, port: int, peer_port: int) -> Itera
 
 
 def plan_last_hops(
-    bridges: Iterable[Bridge], host: Host, port: int, mtu: int
+    bridges: Iterable[Bridge], host: Host, tunnel: Tunnel
 ) -> Iterator[BpfProgram | BpfContainer]:
     """Yield programs for the bridges of this host's subnet, and one entry for each of their containers."""
     if not host.has_fast_path:
@@ -102,18 +123,19 @@ def plan_last_hops(
     for bridge in bridges:
         if bridge.obstacles or not any(address in host.lease.subnet for address in bridge.addresses):
             continue
-        yield BpfProgram(link=bridge.name, role=Role.LAST_HOP, tunnel=_tunnel(host, port, mtu))
+        yield BpfProgram(link=bridge.name, role=Role.LAST_HOP, tunnel=tunnel)
         served = [one for one in bridge.containers if one.address in host.lease.subnet]
         if host.caches_flows:
             for link in sorted({container.port for container in served}):
-                yield BpfProgram(link=link, role=Role.SHORTCUT, tunnel=_tunnel(host, port, mtu))
+                yield BpfProgram(link=link, role=Role.SHORTCUT, tunnel=tunnel)
         for container in served:
             yield BpfContainer(
                 device=host.device, address=container.address, mac=container.mac, link=container.port
             )
 
 
-def _tunnel(host: Host, port: int, mtu: int) -> Tunnel:
+def udp_tunnel(host: Host, port: int, mtu: int) -> Tunnel:
+    """Return the tunnel of the udp backend."""
     return Tunnel(
         device=host.device,
         underlay=host.underlay.link,
@@ -123,6 +145,21 @@ def _tunnel(host: Host, port: int, mtu: int) -> Tunnel:
         mtu=mtu,
         gro_link=_gro_pair(host)[0] if _has_gro_link(host) else "",
         caches_flows=host.caches_flows,
+    )
+
+
+def vxlan_tunnel(host: Host, port: int, mtu: int, *, link: str, vni: int) -> Tunnel:
+    """Return the tunnel of the vxlan backend whose device is `link`."""
+    return Tunnel(
+        device=host.device,
+        underlay=host.underlay.link,
+        address=host.ipv4.address,
+        subnet=host.ipv4.subnet,
+        port=port,
+        mtu=mtu,
+        caches_flows=True,
+        vxlan_link=link,
+        vni=vni,
     )
 
 

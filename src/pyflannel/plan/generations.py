@@ -100,14 +100,18 @@ def basis_of(
 
 def _views(backends: Sequence[Backend], host: Host) -> tuple[View, ...]:
     """Return the views of these backends. The first backend that routes the whole network has the route of
-    the network.
+    the network. Of several backends, only udp has programs, because the programs of a host share their tables.
     """
     if len(backends) == 1:
         return (View(backends[0], host),)
     views: list[View] = []
     taken: set[Key] = set()
     for backend in backends:
-        seen = replace(host, lease=own_variant(host.lease, backend, host))
+        seen = replace(
+            host,
+            lease=own_variant(host.lease, backend, host),
+            has_fast_path=host.has_fast_path and backend.way == "udp",
+        )
         routes = backend.plan_host(seen).of_type(Route) if backend.routed == "network" else ()
         network = next((route for route in routes if route.kind == "unicast"), None)
         is_taken = network is not None and network.key in taken

@@ -54,8 +54,8 @@ class Container:
         self.address = address
         self.link = link
         host.namespace.ip(f"link add {link} type veth peer name eth0 address {mac} netns {namespace.name}")
-        host.namespace.ip(f"link set {link} master docker0 mtu {MTU} up")
-        namespace.ip(f"link set eth0 mtu {MTU} up")
+        host.namespace.ip(f"link set {link} master docker0 mtu {host.mtu} up")
+        namespace.ip(f"link set eth0 mtu {host.mtu} up")
         namespace.ip(f"address add {address}/24 dev eth0")
         namespace.ip(f"route add default via {host.gateway}")
         self.mac = mac
@@ -85,7 +85,16 @@ class Container:
 
 
 class Host:
-    """A host with an underlay, flannel0, docker0 and a container. Its subnet is 10.100.NUMBER.0/24."""
+    """A host with an underlay, flannel0, docker0 and a container. Its subnet is 10.100.NUMBER.0/24.
+
+    Attributes:
+        device: the device of the tunnel.
+        hops: the number of hops between the containers of two hosts.
+    """
+
+    device = "flannel0"
+    hops = 4
+    mtu = MTU
 
     def __init__(self, number: int, make_namespace, run_dir: Path) -> None:
         run_dir.mkdir()
@@ -96,7 +105,6 @@ class Host:
         self.address = f"10.9.0.{number}"
         self.subnet = IPv4Network(f"10.100.{number}.0/24")
         self.gateway = f"10.100.{number}.1"
-        self.mtu = MTU
         self.caches_flows = False
 
     def equip(self) -> None:
@@ -110,8 +118,13 @@ class Host:
         for end in ("flannel0-gro", "flannel0-rx"):
             self.namespace.command("ethtool", "-K", end, "tso", "off", "gro", "on")
             ip(f"link set {end} up")
+        self.add_bridge()
+
+    def add_bridge(self) -> None:
+        """Create the bridge with a container."""
+        ip = self.namespace.ip
         ip("link add docker0 type bridge forward_delay 0")
-        ip(f"link set docker0 address 02:42:0a:64:{self.number:02x}:01 mtu {MTU} up")
+        ip(f"link set docker0 address 02:42:0a:64:{self.number:02x}:01 mtu {self.mtu} up")
         ip(f"address add {self.gateway}/24 dev docker0")
         self.container = self.add_container()
 
@@ -242,10 +255,69 @@ class Host:
             credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             os.kill(int.from_bytes(credentials[:4], sys.byteorder), signal.SIGKILL)
 
+    def add_route(self, subnet: IPv4Network, *words: str) -> None:
+        """Add another route to the subnet of a peer."""
+        self.namespace.ip(f"route add {subnet} dev flannel0 {' '.join(words)}")
+
     def packets_sent(self, link: str) -> int:
         """Return the number of packets that a link sent, as counted by the kernel."""
         shown = json.loads(self.namespace.ip(f"-json -statistics link show {link}"))
         return shown[0]["stats64"]["tx"]["packets"]
+
+
+class VxlanHost(Host):
+    """A host whose tunnel is the vxlan device of the kernel."""
+
+    device = "flannel.1"
+    hops = 2
+    mtu = 1450
+
+    def equip(self) -> None:
+        """Create the device with the objects of the other host, bridge and container, as flanneld does."""
+        ip, other = self.namespace.ip, 35 - self.number
+        self.namespace.command("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        ip(
+            f"link add flannel.1 mtu {self.mtu} address {_vtep(self.number)} type vxlan id 1"
+            f" local {self.address} dev eth0 dstport 8472 nolearning"
+        )
+        ip("link set flannel.1 up")
+        ip(f"address add {self.subnet.network_address}/32 dev flannel.1")
+        ip(f"neighbour add 10.100.{other}.0 lladdr {_vtep(other)} dev flannel.1 nud permanent")
+        self.namespace.command(
+            "bridge", "fdb", "add", _vtep(other), "dev", "flannel.1", "dst", f"10.9.0.{other}"
+        )
+        ip(f"route add 10.100.{other}.0/24 via 10.100.{other}.0 dev flannel.1 onlink metric 2")
+        self.add_bridge()
+
+    @property
+    def tunnel(self) -> Tunnel:
+        return Tunnel(
+            device="flannel0",
+            underlay="eth0",
+            address=IPv4Address(self.address),
+            subnet=self.subnet,
+            port=8472,
+            mtu=self.mtu,
+            caches_flows=True,
+            vxlan_link="flannel.1",
+            vni=1,
+        )
+
+    def plan(self, *_: BpfPeer) -> State:
+        """The complete fast path of this host, which needs no entries of peers."""
+        roles = (Role.DECAPSULATE, Role.NEXT_HOP, Role.LAST_HOP, Role.SHORTCUT)
+        return State.of(self.container.entry, *(self.program(role) for role in roles))
+
+    def add_route(self, subnet: IPv4Network, *words: str) -> None:
+        base = subnet.network_address
+        self.namespace.ip(f"route add {subnet} via {base} dev flannel.1 onlink {' '.join(words)}")
+
+
+def _vtep(number: int) -> str:
+    return f"02:00:00:00:00:{number:02x}"
+
+
+HOSTS = {"udp": Host, "vxlan": VxlanHost}
 
 
 @pytest.fixture(name="make_target")
@@ -281,9 +353,9 @@ def _rank(operation) -> int:
 
 
 @contextmanager
-def two_hosts(make_namespace, tmp_path: Path) -> Iterator[list[Host]]:
+def two_hosts(make_namespace, tmp_path: Path, backend: str = "udp") -> Iterator[list[Host]]:
     """Yield two hosts on one underlay, each with a container, without a program."""
-    made = [Host(number, make_namespace, tmp_path / f"run{number}") for number in (15, 20)]
+    made = [HOSTS[backend](number, make_namespace, tmp_path / f"run{number}") for number in (15, 20)]
     one, two = made
     one.namespace.ip(f"link add eth0 type veth peer name eth0 netns {two.namespace.name}")
     for host in made:

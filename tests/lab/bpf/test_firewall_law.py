@@ -1,7 +1,7 @@
-"""The law of the flow cache: with any rules of the firewall, the same packets arrive as in user space.
+"""The law of the flow cache: with any rules of the firewall, the same packets arrive as without programs.
 
 Two labs get the same random rules and the same packets. In one the programs cache flows, in the other the
-forwarders carry the packets. The test renews the permits after each change, as the daemon does.
+forwarders or, with vxlan, the kernel carries the packets. The test renews the permits after each change, as the daemon does.
 `test_flow_cache.py` tests that a change takes effect within a second without a renewed permit.
 """
 
@@ -128,8 +128,8 @@ RESET = (
 )
 
 
-def draw_rule(draw: random.Random) -> str:
-    """Return a command that changes the firewall of a host."""
+def draw_rule(draw: random.Random, device: str) -> str:
+    """Return a command that changes the firewall of a host with this device of the tunnel."""
     port, other = draw.choice(PORTS), draw.choice(PORTS)
     source, destination = draw.choice([(A, B), (B, A)])
     verdict = draw.choice(["drop", "accept", "drop", "reject"])
@@ -137,7 +137,7 @@ def draw_rule(draw: random.Random) -> str:
     if chain != "forward" and verdict == "reject":
         verdict = "drop"
     link = draw.choice(
-        ["iifname docker0", "iifname flannel0", f"{OVERLAY} meta l4proto udp", "meta l4proto tcp"]
+        ["iifname docker0", f"iifname {device}", f"{OVERLAY} meta l4proto udp", "meta l4proto tcp"]
     )
     matches = [
         f"udp dport {port}",
@@ -179,25 +179,29 @@ def draw_rule(draw: random.Random) -> str:
     return draw.choice(rules)
 
 
-@pytest.fixture(scope="module")
-def sides(shared_hosts, make_shared_namespace, tmp_path_factory, make_hosts):
+@pytest.fixture(scope="module", params=["udp", "vxlan"])
+def sides(request, make_shared_namespace, tmp_path_factory, make_hosts):
     """The lab with the flow cache, and the one without programs."""
-    one, two = shared_hosts
-    for host, peer in ((one, two), (two, one)):
-        host.caches_flows = True
-        host.heal(host.plan(peer.peer()))
-    with make_hosts(make_shared_namespace, tmp_path_factory.mktemp("plain")) as plain:
-        plain[0].start_forwarder(plain[1])
-        plain[1].start_forwarder(plain[0])
-        for host in (*shared_hosts, *plain):
+    with ExitStack() as labs:
+        cached, plain = (
+            labs.enter_context(make_hosts(make_shared_namespace, tmp_path_factory.mktemp(name), request.param))
+            for name in ("cached", "plain")
+        )
+        for host, peer in (cached, cached[::-1]):
+            host.caches_flows = True
+            host.heal(host.plan(peer.peer()))
+        if request.param == "udp":
+            plain[0].start_forwarder(plain[1])
+            plain[1].start_forwarder(plain[0])
+        for host in (*cached, *plain):
             host.namespace.command("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_be_liberal=1")
-        for pair in (shared_hosts, plain):
+        for pair in (cached, plain):
             wait_until(
                 lambda pair=pair: pair[0].container.ping(B, count=1)[0] == 1,
                 what="the containers reach each other",
                 deadline_s=30,
             )
-        yield Side(shared_hosts), Side(plain)
+        yield Side(cached), Side(plain)
 
 
 def renew(host) -> tuple[str, ...]:
@@ -228,7 +232,10 @@ def test_the_same_packets_arrive_with_any_rules(sides, open_socket, long_run):
                 side.sockets.clear()
                 side.open(stack, open_socket)
             for _ in range(3):
-                changes = [(example.randrange(2), draw_rule(example)) for _ in range(example.randint(0, 3))]
+                changes = [
+                    (example.randrange(2), draw_rule(example, cached.hosts[0].device))
+                    for _ in range(example.randint(0, 3))
+                ]
                 history += changes
                 for side in sides:
                     side.change(changes)

@@ -83,16 +83,20 @@ def permit(host, *, skips_veth: bool = True, **changes) -> None:
     host.namespace.run(put)
 
 
-@pytest.fixture(scope="module")
-def cached(shared_hosts):
+@pytest.fixture(scope="module", params=["udp", "vxlan"])
+def cached(request, make_shared_namespace, tmp_path_factory, make_hosts):
     """Two hosts with a firewall that tracks connections, in mode flow."""
-    one, two = shared_hosts
+    with make_hosts(make_shared_namespace, tmp_path_factory.mktemp("hosts"), request.param) as hosts:
+        prepare(*hosts)
+        yield hosts
+
+
+def prepare(one, two) -> None:
     for host, peer in ((one, two), (two, one)):
         host.caches_flows = True
         host.namespace.command("nft", "-f", "-", given=FIREWALL)
         host.namespace.command("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_be_liberal=1")
         host.heal(host.plan(peer.peer()))
-    return shared_hosts
 
 
 @pytest.fixture
@@ -148,8 +152,8 @@ def test_a_stream_bypasses_both_firewalls_and_arrives_unchanged(
     assert send_stream(two.container, one.container, 8 << 20)
 
     for host in counted:
-        assert host[Outcome.CACHED_OUT] > 5 * host[Outcome.ENCAPSULATED]
-        assert host[Outcome.CACHED_IN] > 5 * host[Outcome.DELIVERED]
+        assert host[Outcome.CACHED_OUT] > 5 * max(host[Outcome.ENCAPSULATED], 10)
+        assert host[Outcome.CACHED_IN] > 5 * max(host[Outcome.DELIVERED], 10)
     passed = two.packets_sent(two.container.link) - before
     assert passed < counted[1][Outcome.CACHED_IN] if skips_veth else passed > counted[1][Outcome.CACHED_IN]
 
@@ -257,11 +261,12 @@ def test_the_first_answer_ends_a_decision_about_the_state_new(cached, talk, coun
 def test_a_flow_whose_address_is_translated_is_never_cached(cached, talk, counted, nat):
     one, _ = cached
     one.namespace.command("nft", f"table ip n {{\nchain n {{\n{nat}\n}}\n}}")
+    before = one.packets_sent("eth0")
     for _ in range(20):
         talk.sockets[0].sendto(b"x", ("10.100.20.2", talk.port))
     one.namespace.command("nft", "delete table ip n")
+    assert one.packets_sent("eth0") - before >= 20
 
-    assert counted[0][Outcome.ENCAPSULATED] >= 20
     assert counted[0][Outcome.CACHED_OUT] == 0
 
 
@@ -305,7 +310,7 @@ def test_a_smaller_mtu_of_the_route_takes_effect_within_a_second(cached, talk):
     sender, sink = talk.sockets
     sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)  # DF, and no path MTU is cached
     assert all(talk.arrives(size=size) for size in (0, 1000) * 10)
-    one.namespace.ip(f"route add {two.subnet} dev flannel0 mtu 600")
+    one.add_route(two.subnet, "mtu 600")
     try:
         sink.settimeout(SOON_S)
         began = latest = time.monotonic()
@@ -321,7 +326,7 @@ def test_a_smaller_mtu_of_the_route_takes_effect_within_a_second(cached, talk):
         assert all(talk.arrives() for _ in range(10))
         assert counted[Outcome.CACHED_OUT] >= 8
     finally:
-        one.namespace.ip(f"route delete {two.subnet} dev flannel0")
+        one.namespace.ip(f"route delete {two.subnet} metric 0")
 
 
 def test_each_host_and_each_end_of_the_tunnel_is_still_a_hop(cached, talk, counted):
@@ -334,9 +339,9 @@ def test_each_host_and_each_end_of_the_tunnel_is_still_a_hop(cached, talk, count
         _, ancillary, _, _ = sink.recvmsg(100, 100)
         seen.add(int.from_bytes(ancillary[0][2], "little"))
     assert counted[0][Outcome.CACHED_OUT] > 10
-    assert seen == {60}
+    assert seen == {64 - cached[0].hops}
 
-    sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 2)
+    sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, cached[0].hops // 2)
     counted = Counted(cached[0])
     assert not talk.arrives()
     assert counted[Outcome.CACHED_OUT] == 0

@@ -71,12 +71,37 @@ def test_the_flag_of_the_host_overrides_the_network_config(
     assert fast_path.status(config) == FastPathStatus(mode="safe" if is_on else "off", reason=reason)
 
 
-def test_other_backends_have_no_fast_path() -> None:
-    fast_path, config = Bench().fast_path, replace(CONFIG, backend_type="vxlan")
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_other_backends_have_no_fast_path(backend: str) -> None:
+    fast_path, config = Bench().fast_path, replace(CONFIG, backend_type=backend)
 
     assert not fast_path.is_on(config)
     assert fast_path.status(config) is None
     assert not fast_path.is_on(None)
+
+
+@pytest.mark.parametrize(
+    ("choice", "mode", "is_on"),
+    [("auto", "flow", True), ("flow", "off", True), ("safe", "flow", False), ("off", "flow", False)],
+)
+def test_vxlan_has_programs_only_in_mode_flow(choice: Choice, mode: str, is_on: bool) -> None:
+    fast_path = Bench(choice).fast_path
+    config = replace(CONFIG, backend_type="vxlan", fast_path=mode)
+
+    assert fast_path.is_on(config) is is_on
+    assert fast_path.status(config) == (FastPathStatus(mode="flow") if is_on else None)
+    assert fast_path.reads(config) == ()  # the kernel reads all packets
+    assert not fast_path.is_on(replace(config, enable_ipv4=False))
+    assert not fast_path.is_on(replace(config, backend_type="host-gw"))
+
+
+def test_vxlan_without_programs_caches_no_flow() -> None:
+    fast_path, config = Bench().fast_path, replace(CONFIG, backend_type="vxlan", fast_path="flow")
+
+    assert fast_path.judge((refused(Role.DECAPSULATE),), (BpfProgram,), config) == ()
+
+    assert not fast_path.is_on(config)
+    assert fast_path.status(config) == replace(BESIDE, mode="uncached")
 
 
 def test_refused_programs_leave_the_packets_to_user_space_and_are_retried(caplog) -> None:

@@ -20,7 +20,7 @@ Sample = tuple[tuple[str, ...], float]
 """A sample: the values of the family's labels, and the value of the sample."""
 
 _CARRIED = ("encapsulated", "decapsulated", "rejoined", "delivered", "cached_out", "cached_in")
-_MODES = ("safe", "flow", "user-space", "off")
+_MODES = ("safe", "flow", "user-space", "uncached", "off")
 _PHASES = ("acquiring", "held", "lost", "taken")
 
 _RECENT_S = 180.0
@@ -403,7 +403,7 @@ FAMILIES = (
     ),
     Family(
         name="flannel_fast_path_mode",
-        help="Mode of the fast path of the udp backend: 1 for the current mode.",
+        help="Mode of the fast path: 1 for the current mode.",
         labels=("mode",),
         samples=_fast_path_mode,
     ),

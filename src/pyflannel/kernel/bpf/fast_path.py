@@ -23,8 +23,8 @@ from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Directi
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.status import Notice
 
-_BYPASSED = (Role.ENCAPSULATE, Role.LAST_HOP, Role.SHORTCUT)
-"""Roles of programs at links that cached packets bypass."""
+_BYPASSED = (Role.LAST_HOP, Role.SHORTCUT)
+"""Roles of programs at links that cached packets bypass, besides the link of the tunnel."""
 
 _NAMED = 8
 """Maximum number of hooks that a message names."""
@@ -176,8 +176,10 @@ class FastPath:
             programs: the programs of a tunnel that caches flows.
             filtered: links, by index, with a qdisc for filters.
         """
+        programs = tuple(programs)
         own = {(one.link, one.role.direction) for one in programs}
         bypassed = {one.link for one in programs if one.role in _BYPASSED}
+        bypassed |= {one.tunnel.link for one in programs}
         for link in sorted(bypassed):
             try:
                 index = link_index(link)
@@ -217,7 +219,7 @@ class FastPath:
         return Settings(
             build=self._object_file.build,
             device=tunnel.device,
-            device_index=link_index(tunnel.device),
+            device_index=link_index(tunnel.link),
             underlay_index=link_index(tunnel.underlay),
             address=tunnel.address,
             subnet=tunnel.subnet,
@@ -225,6 +227,7 @@ class FastPath:
             mtu=tunnel.mtu,
             gro_index=link_index(tunnel.gro_link) if tunnel.gro_link else 0,
             caches_flows=tunnel.caches_flows,
+            vni=tunnel.vni if tunnel.vxlan_link else None,
         )
 
     def _hold_maps(self, devices: set[str], standing: Iterable[Standing]) -> None:

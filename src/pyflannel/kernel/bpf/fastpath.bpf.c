@@ -39,6 +39,7 @@
 
 #define IP_BYTES 20
 #define TUNNEL_BYTES 28	/* an IPv4 and a UDP header */
+#define VXLAN_BYTES 50		/* the same, a VXLAN header and an Ethernet header */
 #define LONGEST 65535		/* maximum length in an IPv4 header */
 #define OUTER_TTL 64
 #define FRAGMENT 0x3fff		/* more fragments, or an offset */
@@ -277,7 +278,7 @@ static __always_inline int describe(struct __sk_buff *skb, const struct iphdr *i
 
 /* Whether a packet that describe() accepted is complete and valid, so that routing and connection tracking would not
  * drop it. */
-static __always_inline int is_sound(struct __sk_buff *skb, const struct iphdr *ip)
+static __always_inline int is_sound(struct __sk_buff *skb, const struct iphdr *ip, __u32 at)
 {
 	const struct udphdr *udp = (const void *)(ip + 1);
 	const struct tcphdr *tcp = (const void *)(ip + 1);
@@ -287,13 +288,46 @@ static __always_inline int is_sound(struct __sk_buff *skb, const struct iphdr *i
 		return 0;
 	bytes = bpf_ntohs(ip->tot_len);
 	if (ip->version != 4 || ip->ihl != IP_BYTES / 4 || (ip->frag_off & bpf_htons(FRAGMENT)) || ip->ttl <= 2 ||
-	    bytes != skb->len - ETH_HLEN || bytes > LONGEST - TUNNEL_BYTES || checksum(ip))
+	    bytes != skb->len - at || bytes > LONGEST - VXLAN_BYTES || checksum(ip))
 		return 0;
+	/* Over vxlan, a packet without a checksum relies on the checksum of its datagram. */
 	if (ip->protocol == IPPROTO_UDP)
-		return !skb->gso_size && bpf_ntohs(udp->len) == bytes - IP_BYTES;
+		return !skb->gso_size && bpf_ntohs(udp->len) == bytes - IP_BYTES && (udp->check || !settings.is_vxlan);
 	if ((void *)(tcp + 1) > (void *)(long)skb->data_end)
 		return 0;
 	return tcp->ack && !tcp->urg && tcp->doff >= sizeof(*tcp) / 4 && bytes >= IP_BYTES + tcp->doff * 4U;
+}
+
+static __always_inline int is_same_origin(const struct origin *one, const struct origin *other)
+{
+#pragma unroll
+	for (int word = 0; word < 7; word++)
+		if (one->words[word] != other->words[word])
+			return 0;
+	return 1;
+}
+
+/* Keep the headers of an outbound frame of vxlan. In the packet, the IP header is aligned to four bytes. */
+static __always_inline void keep_frame(struct flow *flow, const void *frame)
+{
+	const __u32 *words = frame + 2;
+
+	((__u16 *)flow->frame)[1] = *(const __u16 *)frame;
+#pragma unroll
+	for (int word = 0; word < FRAME_BYTES / 4 - 1; word++)
+		flow->frame[word + 1] = words[word];
+	((__u16 *)flow->frame)[FRAME_BYTES / 2] = *(const __u16 *)(frame + FRAME_BYTES - 2);
+}
+
+static __always_inline void write_frame(void *frame, const struct flow *flow)
+{
+	__u32 *words = frame + 2;
+
+	*(__u16 *)frame = ((const __u16 *)flow->frame)[1];
+#pragma unroll
+	for (int word = 0; word < FRAME_BYTES / 4 - 1; word++)
+		words[word] = flow->frame[word + 1];
+	*(__u16 *)(frame + FRAME_BYTES - 2) = ((const __u16 *)flow->frame)[FRAME_BYTES / 2];
 }
 
 static __always_inline void forget(struct side *side)
@@ -302,12 +336,13 @@ static __always_inline void forget(struct side *side)
 	side->token = 0;
 }
 
-/* Return the direction of the flow of a packet, behind an Ethernet header, if the packet may bypass the firewall.
- * Otherwise mark the packet, if the firewall's decision about it is one about its flow. */
-static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_inbound, struct flow_key *key,
-						__u64 *time)
+/* Return the direction of the flow of a packet, whose IP header is at this offset, if the packet may bypass the
+ * firewall. Otherwise mark the packet, if the firewall's decision about it is one about its flow. `origin` is that of
+ * an inbound packet of vxlan. */
+static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_inbound, __u32 at,
+						const struct origin *origin, struct flow_key *key, __u64 *time)
 {
-	struct iphdr *ip = (void *)(long)skb->data + ETH_HLEN;
+	struct iphdr *ip = (void *)(long)skb->data + at;
 	struct ethhdr *ethernet = (void *)(long)skb->data;
 	struct candidate packet = {};
 	struct side *side, *opposite;
@@ -333,7 +368,7 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 		return NULL;
 	}
 	*time = now = bpf_ktime_get_boot_ns();
-	if (now >= permit->until || !is_sound(skb, ip))
+	if (now >= permit->until || !is_sound(skb, ip, at))
 		return NULL;
 	if (!flow) {
 		struct flow unknown = {};
@@ -346,7 +381,8 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 	side = is_inbound ? &flow->inbound : &flow->outbound;
 	opposite = is_inbound ? &flow->outbound : &flow->inbound;
 	is_same = side->link == skb->ifindex && side->tos == packet.tos &&
-		  (is_inbound || is_same_mac(side->mac, ethernet->h_dest));
+		  (is_inbound || is_same_mac(side->mac, ethernet->h_dest)) &&
+		  (!origin || is_same_origin(&flow->origin, origin));
 	age = now - side->passed_at;
 	if (age < FLOW_NS && side->passed_at && side->generation == permit->generation) {
 		if (!is_same)
@@ -372,13 +408,16 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 	side->tos = packet.tos;
 	if (!is_inbound)
 		__builtin_memcpy(side->mac, ethernet->h_dest, ETH_ALEN);
+	if (origin)
+		flow->origin = *origin;
 	skb->tc_index = side->token;
 	return NULL;
 }
 
 /* Let a flow bypass the firewall if find_bypass() marked this packet and the firewall passed it unchanged. `bridge` is
- * the source of an inbound frame. */
-static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphdr *ip, const __u8 *bridge)
+ * the source of an inbound frame, and `frame` are the headers of an outbound frame of vxlan. */
+static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphdr *ip, const __u8 *bridge,
+					const void *frame)
 {
 	struct candidate packet = {};
 	__u16 token = skb->tc_index;
@@ -402,6 +441,10 @@ static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphd
 		side->longest = packet.bytes;
 	if (bridge)
 		__builtin_memcpy(side->mac, bridge, ETH_ALEN);
+	if (frame) {
+		side->passed_at = 0;
+		keep_frame(flow, frame);
+	}
 	side->passed_at = now;
 }
 
@@ -412,28 +455,24 @@ static __always_inline __u32 *find_port(__be32 address, struct mac **mac)
 	return *mac ? bpf_map_lookup_elem(&flannel_ports, &address) : NULL;
 }
 
-/* Deliver a decapsulated packet, behind an Ethernet header, directly to the container, if its flow is cached.
- * Return NEXT if not. */
-static __always_inline int deliver_cached(struct __sk_buff *skb)
+/* Make the headers readable up to those of TCP or UDP, behind an IP header at this offset. */
+static __always_inline void pull_headers(struct __sk_buff *skb, __u32 at)
 {
-	struct ethhdr *ethernet;
-	struct flow_key key;
-	struct side *side;
-	struct mac *mac;
-	struct iphdr *ip;
-	__u32 *port;
-	__u64 *direct_until, now;
-	__u32 bytes = skb->len - ETH_HLEN;
+	if (is_short(skb, at + IP_BYTES + sizeof(struct tcphdr)))
+		is_short(skb, at + IP_BYTES + sizeof(struct udphdr));
+}
 
-	if (is_short(skb, ETH_HLEN + IP_BYTES + sizeof(struct tcphdr)))
-		is_short(skb, ETH_HLEN + IP_BYTES + sizeof(struct udphdr));
-	side = find_bypass(skb, 1, &key, &now);
-	if (!side)
-		return NEXT;
-	port = find_port(key.source, &mac);
-	ethernet = (void *)(long)skb->data;
-	ip = (void *)(ethernet + 1);
-	if (!port || (void *)(ip + 1) > (void *)(long)skb->data_end)
+/* Deliver a decapsulated packet of a cached flow, behind an Ethernet header, directly to the container. Return NEXT if
+ * the headers are not readable. */
+static __always_inline int deliver(struct __sk_buff *skb, const struct side *side, const struct mac *mac,
+				   const __u32 *port, __u64 now)
+{
+	struct ethhdr *ethernet = (void *)(long)skb->data;
+	struct iphdr *ip = (void *)(ethernet + 1);
+	__u32 bytes = skb->len - ETH_HLEN;
+	__u64 *direct_until;
+
+	if ((void *)(ip + 1) > (void *)(long)skb->data_end)
 		return NEXT;
 	__builtin_memcpy(ethernet->h_dest, mac->bytes, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_source, side->mac, ETH_ALEN);
@@ -443,12 +482,33 @@ static __always_inline int deliver_cached(struct __sk_buff *skb)
 	return direct_until && now < *direct_until ? bpf_redirect_peer(*port, 0) : bpf_redirect(*port, 0);
 }
 
+/* Deliver a decapsulated packet, behind an Ethernet header, directly to the container, if its flow is cached.
+ * Return NEXT if not. */
+static __always_inline int deliver_cached(struct __sk_buff *skb)
+{
+	struct flow_key key;
+	struct side *side;
+	struct mac *mac;
+	__u32 *port;
+	__u64 now;
+
+	pull_headers(skb, ETH_HLEN);
+	side = find_bypass(skb, 1, ETH_HLEN, NULL, &key, &now);
+	if (!side)
+		return NEXT;
+	port = find_port(key.source, &mac);
+	return port ? deliver(skb, side, mac, port, now) : NEXT;
+}
+
+#include "vxlan.h"
+
 /* Ingress of a container's veth, on the host's end: packets to a peer whose flow is cached. */
 SEC("tc")
 int flannel_short(struct __sk_buff *skb)
 {
 	__u32 bytes = skb->len - ETH_HLEN;
 	struct flow_key key;
+	struct side *side;
 	struct peer *peer;
 	__u64 now;
 	int outcome;
@@ -456,10 +516,12 @@ int flannel_short(struct __sk_buff *skb)
 	skb->tc_index = 0;
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return NEXT;
-	if (is_short(skb, ETH_HLEN + IP_BYTES + sizeof(struct tcphdr)))
-		is_short(skb, ETH_HLEN + IP_BYTES + sizeof(struct udphdr));
-	if (!find_bypass(skb, 0, &key, &now))
+	pull_headers(skb, ETH_HLEN);
+	side = find_bypass(skb, 0, ETH_HLEN, NULL, &key, &now);
+	if (!side)
 		return NEXT;
+	if (settings.is_vxlan)
+		return send_in_vxlan(skb, (struct flow *)side);
 	peer = find_peer(key.destination);
 	if (!peer || !(peer->flags & PEER_READS_UNFINISHED) || lacks_underlay(skb, peer))
 		return NEXT;
@@ -504,7 +566,7 @@ int flannel_encap(struct __sk_buff *skb)
 	if (lacks_underlay(skb, peer))
 		return count(LEFT_NO_DEVICE, bytes, NEXT);
 	if (settings.caches_flows)
-		open_bypass(skb, ip, NULL);
+		open_bypass(skb, ip, NULL, NULL);
 	outcome = encapsulate(skb, peer, 0, bytes);
 	if (outcome)
 		return fail(outcome, bytes);
@@ -527,6 +589,8 @@ int flannel_nexthop(struct __sk_buff *skb)
 	struct iphdr *outer, *inner;
 	struct peer *peer;
 
+	if (settings.is_vxlan)
+		return learn_vxlan_frame(skb);
 	if (skb->tc_index != LOOKED_UP)
 		return NEXT;
 	skb->tc_index = 0;
@@ -560,6 +624,8 @@ int flannel_decap(struct __sk_buff *skb)
 	__u32 outer_bytes, inner_bytes;
 	int is_segment, verdict;
 
+	if (settings.is_vxlan)
+		return receive_from_vxlan(skb);
 	if (skb->protocol != bpf_htons(ETH_P_IP) || is_of_others(skb) ||
 	    is_short(skb, ETH_HLEN + TUNNEL_BYTES + IP_BYTES))
 		return NEXT;
@@ -668,7 +734,9 @@ int flannel_hop(struct __sk_buff *skb)
 	if (!port || !is_same_mac(ethernet->h_dest, mac->bytes))
 		return NEXT;
 	if (settings.caches_flows)
-		open_bypass(skb, ip, ethernet->h_source);
+		open_bypass(skb, ip, ethernet->h_source, NULL);
+	if (settings.is_vxlan)
+		return NEXT;
 	return count(DELIVERED, skb->len - ETH_HLEN, bpf_redirect(*port, 0));
 }
 

@@ -23,7 +23,7 @@ SETTINGS_MAP = ".rodata.setting"
 """The map with the settings of a program; its name is that of the section, cut to the 15 bytes that the
 kernel allows."""
 
-_SETTINGS = struct.Struct("=8s16sII4s4s4sHHII")
+_SETTINGS = struct.Struct("=8s16sII4s4s4sHHIIII")
 _IDENTITY_BYTES = BUILD_BYTES + 16
 _SUBNET = struct.Struct("!II")
 _PEER = struct.Struct("!IHBx")  # followed by data that the programs write
@@ -34,6 +34,8 @@ _STRANGER = struct.Struct("=4sI")
 _SIGHTING = struct.Struct("=QQ4s4s")
 _PERMIT = struct.Struct("=QII")
 _READS_UNFINISHED = 1
+_VNI_SHIFT = 8
+"""The number of reserved bits after the VNI in the VXLAN header (RFC 7348, 5)."""
 
 
 class MapLayout(Struct, frozen=True, kw_only=True):
@@ -96,7 +98,7 @@ COUNTS = MapLayout(  # PERCPU_ARRAY
     name="flannel_counts", type=6, key_bytes=4, value_bytes=16, most_entries=len(Outcome)
 )
 DROPPED = MapLayout(name="flannel_dropped", type=9, key_bytes=8, value_bytes=24)  # LRU_HASH
-FLOWS = MapLayout(name="flannel_flows", type=9, key_bytes=16, value_bytes=80)  # LRU_HASH
+FLOWS = MapLayout(name="flannel_flows", type=9, key_bytes=16, value_bytes=176)  # LRU_HASH
 PERMIT = MapLayout(name="flannel_permit", type=2, key_bytes=4, value_bytes=16)  # ARRAY
 DIRECT = MapLayout(name="flannel_direct", type=9, key_bytes=4, value_bytes=8)  # LRU_HASH
 SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED, FLOWS, PERMIT, DIRECT)
@@ -111,6 +113,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         mtu: size in bytes of the largest accepted packet, unless the packet will be segmented.
         gro_index: link on whose other end GRO coalesces TCP segments; 0 if there is none.
         caches_flows: mode flow.
+        vni: VXLAN network identifier; None if the tunnel is not a vxlan device of the kernel.
     """
 
     build: bytes
@@ -123,6 +126,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     mtu: int
     gro_index: int = 0
     caches_flows: bool = False
+    vni: int | None = None
 
 
 def pack_settings(settings: Settings) -> bytes:
@@ -139,6 +143,8 @@ def pack_settings(settings: Settings) -> bytes:
         settings.mtu,
         settings.gro_index,
         settings.caches_flows,
+        settings.vni is not None,
+        socket.htonl((settings.vni or 0) << _VNI_SHIFT),
     )
 
 
@@ -156,9 +162,21 @@ def unpack_settings(data: bytes) -> Settings | None:
     if len(data) < _IDENTITY_BYTES:
         return None
     whole = data[: _SETTINGS.size].ljust(_SETTINGS.size, b"\0")
-    build, device, device_index, underlay_index, address, base, mask, port, mtu, gro_index, caches_flows = (
-        _SETTINGS.unpack(whole)
-    )
+    (
+        build,
+        device,
+        device_index,
+        underlay_index,
+        address,
+        base,
+        mask,
+        port,
+        mtu,
+        gro_index,
+        caches_flows,
+        is_vxlan,
+        vni,
+    ) = _SETTINGS.unpack(whole)
     try:
         subnet = IPv4Network((base, str(IPv4Address(mask))))
     except ValueError:
@@ -174,6 +192,7 @@ def unpack_settings(data: bytes) -> Settings | None:
         mtu=mtu,
         gro_index=gro_index,
         caches_flows=bool(caches_flows),
+        vni=socket.ntohl(vni) >> _VNI_SHIFT if is_vxlan else None,
     )
 
 

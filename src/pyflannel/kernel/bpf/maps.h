@@ -14,8 +14,8 @@
 /* The settings of one program. They are read-only data: for other settings, flanneld loads a new program. */
 struct settings {
 	__u8 build[8];		/* digest of this object, which distinguishes the programs of versions */
-	char device[16];	/* name of the TUN device that the program belongs to */
-	__u32 device_index;
+	char device[16];	/* name that the daemon of the program claims */
+	__u32 device_index;	/* of the TUN device or the vxlan device */
 	__u32 underlay_index;
 	__be32 address;		/* of this host on the underlay */
 	__be32 subnet;		/* of this host on the overlay */
@@ -24,6 +24,8 @@ struct settings {
 	__u16 mtu;		/* of the TUN device; in the byte order of the host */
 	__u32 gro_index;	/* veth on whose other end GRO coalesces TCP segments; 0 for none */
 	__u32 caches_flows;	/* 1 in mode flow */
+	__u32 is_vxlan;		/* 1 if the tunnel is a vxlan device of the kernel */
+	__be32 vni;		/* as in the header: the upper 24 bits */
 };
 
 /* The settings are volatile, otherwise the compiler would use the zeroes below as the values. They have a separate
@@ -116,9 +118,19 @@ struct side {
 	__u8 reserve[4];
 };
 
+/* The sender of a datagram of vxlan, and its network: the addresses, the VXLAN header and the inner MAC addresses. */
+struct origin {
+	__u32 words[7];
+};
+
+#define FRAME_BYTES 64		/* the headers of a frame of vxlan before the inner IP header */
+
 struct flow {
 	struct side outbound;	/* from the container */
 	struct side inbound;
+	/* only for vxlan */
+	struct origin origin;	/* of inbound packets */
+	__u32 frame[FRAME_BYTES / 4 + 1]; /* the headers of an outbound packet, after two bytes of padding */
 };
 
 struct {

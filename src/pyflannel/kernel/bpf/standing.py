@@ -164,9 +164,11 @@ def describe(
     items = []
     for one in standing:
         program, settings = one.program, one.program.settings
+        link = names.get(settings.device_index, "")
+        is_vxlan = settings.vni is not None
         is_current = (
             settings.build == build
-            and names.get(settings.device_index) == settings.device
+            and (bool(link) if is_vxlan else link == settings.device)
             and settings.device in maps
             and program.map_ids <= maps[settings.device].ids
             and devices_of(settings) <= reachable[settings.device]
@@ -181,6 +183,8 @@ def describe(
             mtu=settings.mtu,
             gro_link=names.get(settings.gro_index, ""),
             caches_flows=settings.caches_flows,
+            vxlan_link=link if is_vxlan else "",
+            vni=settings.vni or 0,
         )
         items.append(
             BpfProgram(link=names[one.link], role=program.role, tunnel=tunnel, is_current=is_current)

@@ -23,7 +23,7 @@ from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import BackendKeys, ineffective
-from pyflannel.plan.fast_path import ipsec_note, plan_last_hops, plan_peer_entry, plan_programs
+from pyflannel.plan.fast_path import ipsec_note, plan_last_hops, plan_peer_entry, plan_programs, udp_tunnel
 from pyflannel.plan.routes import Routed, address_objection, route_objection
 
 KEYS = ("Port",)
@@ -103,7 +103,7 @@ class UdpBackend(Struct, frozen=True, kw_only=True):
                 port=self.port,
                 mtu=self.mtu(host),
             ),
-            *plan_programs(host, self.port, self.mtu(host)),
+            *plan_programs(host, udp_tunnel(host, self.port, self.mtu(host))),
         )
 
     def _network_route(self, host: Host, base: IPv4Address) -> tuple[Address | Route, ...]:
@@ -166,7 +166,7 @@ class UdpBackend(Struct, frozen=True, kw_only=True):
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return the programs and entries that send frames directly to containers."""
-        return State.of(*plan_last_hops(bridges, host, self.port, self.mtu(host)))
+        return State.of(*plan_last_hops(bridges, host, udp_tunnel(host, self.port, self.mtu(host))))
 
 
 def parse(config: NetworkConfig) -> UdpBackend:

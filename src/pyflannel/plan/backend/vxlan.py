@@ -19,6 +19,7 @@ from typing import TypeGuard
 
 from msgspec import Struct
 
+from pyflannel.model.fast_path import Tunnel
 from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import DIRECT, Lease, LeasePart, Vtep
 from pyflannel.model.link import Address, Link, Vxlan
@@ -28,6 +29,13 @@ from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.model.wireguard import WireguardFacts
 from pyflannel.plan.backend_keys import BackendKeys, ineffective
+from pyflannel.plan.fast_path import (
+    caches_vxlan_flows,
+    plan_last_hops,
+    plan_vxlan_programs,
+    vxlan_ipsec_note,
+    vxlan_tunnel,
+)
 from pyflannel.plan.peers import place_of
 from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection, usual_metric
 
@@ -244,6 +252,8 @@ class VxlanBackend(Struct, frozen=True, kw_only=True):
             )
         if (trap := _checksum_trap(host)) is not None:
             notes.append(f"checksums are not offloaded to {underlay.link}, which reduces throughput: {trap}")
+        if (ipsec := vxlan_ipsec_note(host, self.tunnel_port)) is not None:
+            notes.append(ipsec)
         return tuple(notes)
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
@@ -258,7 +268,7 @@ class VxlanBackend(Struct, frozen=True, kw_only=True):
         return f"an MTU of {needed} or more on {underlay.link}, which has {underlay.mtu}"
 
     def plan_host(self, host: Host) -> State:
-        """Return the device of the host's family and its address."""
+        """Return the device of the host's family, its address, and the programs of mode flow."""
         device, base = self.device(host.family), host.subnet.network_address
         return State.of(
             Link(
@@ -281,6 +291,7 @@ class VxlanBackend(Struct, frozen=True, kw_only=True):
                 ),
             ),
             Address(link=device, address=ip_interface((base, base.max_prefixlen))),
+            *(plan_vxlan_programs(host, self._tunnel(host)) if self._caches_flows(host) else ()),
         )
 
     def objection(self, peer: Lease, host: Host) -> str | None:
@@ -345,8 +356,10 @@ class VxlanBackend(Struct, frozen=True, kw_only=True):
         return GuardedPath(links=(device, *direct), tunnel=tunnel)
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
-        """Return nothing, because bridges need no objects."""
-        return State.EMPTY
+        """Return the programs and entries of bridges in mode flow."""
+        if not self._caches_flows(host):
+            return State.EMPTY
+        return State.of(*plan_last_hops(bridges, host, self._tunnel(host)))
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
         """Return the neighbour, FDB entry and route of a peer, or only the direct route."""
@@ -369,6 +382,14 @@ class VxlanBackend(Struct, frozen=True, kw_only=True):
                 is_onlink=True,
             ),
         )
+
+    def _caches_flows(self, host: Host) -> bool:
+        """Return whether programs are planned. The programs do not compute inner checksums in software."""
+        return caches_vxlan_flows(host, self.tunnel_port) and _checksum_trap(host) is None
+
+    def _tunnel(self, host: Host) -> Tunnel:
+        device = self.device(host.family)
+        return vxlan_tunnel(host, self.tunnel_port, self.mtu(host), link=device, vni=self.vni)
 
     def _mtu(self, underlay: Underlay, family: Family) -> int:
         outer = underlay.mtu if self.outer_mtu is None else min(self.outer_mtu, underlay.mtu)

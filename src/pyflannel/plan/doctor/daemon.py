@@ -208,13 +208,15 @@ def _silent_peers(seen: Observed) -> Iterator[Finding]:
 
 def _user_space(seen: Observed) -> Iterator[Finding]:
     path = seen.status.fast_path
-    if path is not None and path.mode == "user-space":
+    if path is not None and path.mode in ("user-space", "uncached"):
         reason = path.reason or ""
         lacking = (one.text for one in path.lacking if one.text not in reason)
         yield Finding(
             code="no-fast-path",
             severity="warning",
-            cause="user space carries the packets, which is slower: the kernel cannot carry them",
+            cause="user space carries the packets, which is slower: the kernel cannot carry them"
+            if path.mode == "user-space"
+            else "no flow bypasses the firewall, which is slower: the kernel cannot load the programs",
             evidence=some([reason, *lacking]),
             fix=f"flanneld --fast-path=off  # to accept this; otherwise: {path.hint}",
         )

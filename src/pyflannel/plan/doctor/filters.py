@@ -133,8 +133,9 @@ def tunnel_flows(seen: Observed) -> Iterator[Flow]:
     here = None if underlay is None else underlay.address
     if backend is None or backend.port is None or underlay is None or not isinstance(here, IPv4Address):
         return
-    # The programs of the fast path let most packets bypass netfilter at the underlay.
-    severity: Severity = "warning" if path is not None and path.mode in ("safe", "flow") else "error"
+    # The programs of the udp backend let most packets bypass netfilter at the underlay.
+    has_programs = backend.type == "udp" and path is not None and path.mode in ("safe", "flow")
+    severity: Severity = "warning" if has_programs else "error"
     port, uplink = backend.port, _uplink(seen)
     for there in islice(dict.fromkeys(seen.membership.peers.values()), _PEERS):
         arriving = tunnel_packet(there, here, backend.type, port, iif=underlay.link, in_port=uplink)

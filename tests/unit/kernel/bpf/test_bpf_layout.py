@@ -55,6 +55,9 @@ settings = st.builds(
     subnet=subnets,
     port=ports,
     mtu=st.integers(0, 65535),
+    gro_index=indexes,
+    caches_flows=st.booleans(),
+    vni=st.none() | st.integers(0, 2**24 - 1),
 )
 
 

@@ -7,7 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from pyflannel.errors import ConfigError
-from pyflannel.model.host import Host, Underlay
+from pyflannel.model.fast_path import BpfContainer, BpfProgram, Role, Tunnel
+from pyflannel.model.host import Bridge, BridgedContainer, Host, IpsecPolicy, Surroundings, Underlay
 from pyflannel.model.lease import Lease, LeaseAttributes, Vtep
 from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.network_config import NetworkConfig
@@ -16,6 +17,7 @@ from pyflannel.model.state import State
 from pyflannel.model.wireguard import UNKNOWN
 from pyflannel.plan.backend.vxlan import VxlanBackend, parse, vtep_mac
 from pyflannel.plan.backends import backend_of
+from pyflannel.plan.generations import Generation, basis_of
 
 CONFIG = NetworkConfig(network=IPv4Network("10.100.0.0/16"), subnet_length=24, backend_type="vxlan")
 OWN = Lease(
@@ -209,6 +211,107 @@ def test_a_peer_is_a_neighbour_an_fdb_entry_and_a_route() -> None:
             protocol=80,
         ),
     )
+
+
+FLOW = replace(HOST, has_fast_path=True, caches_flows=True)
+BRIDGE = Bridge(
+    name="docker0",
+    addresses=(IPv4Interface("10.100.15.1/24"),),
+    containers=(BridgedContainer(address=IPv4Address("10.100.15.2"), mac="02:42:0a:64:0f:02", port="veth1"),),
+)
+ANY = IPv4Network("0.0.0.0/0")
+
+
+def programs(state: State) -> list[tuple[str, Role]]:
+    return [(item.link, item.role) for item in state if isinstance(item, BpfProgram)]
+
+
+def planned(host: Host, **backend: object) -> State:
+    vxlan = configured(**backend)
+    return vxlan.plan_host(host) | vxlan.plan_bridges((BRIDGE,), host)
+
+
+def test_mode_flow_has_programs_at_the_underlay_the_bridge_and_the_veths_of_containers() -> None:
+    state = planned(FLOW, VNI=7, Port=4789)
+
+    assert set(programs(state)) == {
+        ("eth0", Role.DECAPSULATE),
+        ("eth0", Role.NEXT_HOP),
+        ("docker0", Role.LAST_HOP),
+        ("veth1", Role.SHORTCUT),
+    }
+    assert {item.tunnel for item in state.of_type(BpfProgram)} == {
+        Tunnel(
+            device="flannel0",
+            underlay="eth0",
+            address=IPv4Address("192.168.50.102"),
+            subnet=IPv4Network("10.100.15.0/24"),
+            port=4789,
+            mtu=1450,
+            caches_flows=True,
+            vxlan_link="flannel.7",
+            vni=7,
+        )
+    }
+    assert [item.link for item in state.of_type(BpfContainer)] == ["veth1"]
+    assert ("link", "flannel.7") in next(iter(state.of_type(BpfProgram))).requires
+
+
+def policy(direction: str, port: int) -> Surroundings:
+    source, destination = (ANY, ANY)
+    found = IpsecPolicy(
+        direction=direction,
+        source=source,
+        destination=destination,
+        protocol=17,
+        port=port,
+        port_mask=0xFFFF,
+    )
+    return Surroundings(policies=(found,))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        HOST,
+        replace(FLOW, caches_flows=False),
+        replace(FLOW, has_fast_path=False),
+        replace(FLOW, surroundings=policy("in", 8472)),
+        replace(FLOW, surroundings=policy("out", 8472)),
+        replace(FLOW, kernel="5.6.0"),
+    ],
+    ids=["mode off", "mode safe", "kernel refuses", "IPsec in", "IPsec out", "inner checksums in software"],
+)
+def test_no_program_is_planned(host: Host) -> None:
+    assert not list(planned(host).of_type(BpfProgram))
+    assert not list(planned(host).of_type(BpfContainer))
+
+
+def test_the_ipv6_part_has_no_program() -> None:
+    dual = replace(DUAL, has_fast_path=True, caches_flows=True)
+
+    assert not list(planned(dual).of_type(BpfProgram))
+
+
+def test_a_note_names_policies_that_end_caching() -> None:
+    secured = replace(FLOW, surroundings=policy("in", 8472))
+
+    assert "IPsec policies may concern the tunnel" in " ".join(configured().notes(secured))
+    assert "IPsec" not in " ".join(configured().notes(replace(secured, has_fast_path=False)))
+    assert "IPsec" not in " ".join(configured().notes(replace(FLOW, surroundings=policy("in", 4789))))
+
+
+def test_during_a_change_of_the_backend_vxlan_has_no_program() -> None:
+    """The programs of a host share their tables."""
+    other = replace(CONFIG, backend={"Type": "vxlan", "VNI": 2})
+    backends = configured(), configured(VNI=2)
+    generations = [Generation(CONFIG, backends[0]), Generation(other, backends[1])]
+
+    alone = basis_of(generations[:1], FLOW, backends[0])
+    both = basis_of(generations, FLOW, backends[1])
+
+    assert [view.host.has_fast_path for view in alone.views] == [True]
+    assert [view.host.has_fast_path for view in both.views] == [False, False]
 
 
 def test_the_device_keeps_its_mac_address_and_the_lease_contains_it() -> None:

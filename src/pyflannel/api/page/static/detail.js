@@ -58,7 +58,7 @@ function ownParts(host) {
       ["Device", backend?.link && mono(backend.link)],
       ["MTU", backend?.mtu && `${backend.mtu} bytes for containers`],
       ["Port", backend?.port && `UDP ${backend.port}`],
-      ["Fast path", path && (path.mode === "safe" ? "in the kernel" : `${path.mode}${path.reason ? `: ${path.reason}` : ""}`), path ? (path.mode === "user-space" ? "warn" : null) : null],
+      ["Fast path", path && (path.mode === "safe" ? "in the kernel" : `${path.mode}${path.reason ? `: ${path.reason}` : ""}`), path ? (["user-space", "uncached"].includes(path.mode) ? "warn" : null) : null],
       ["Underlay", underlay && mono(`${underlay.link} ${underlay.address}`)],
       ["Public IP", underlay && mono(underlay.public_ip, underlay.public_ipv6)],
     ])),

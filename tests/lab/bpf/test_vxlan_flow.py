@@ -1,0 +1,213 @@
+"""The datagrams of cached flows over vxlan, beside those of the kernel. No process of pyflannel runs."""
+
+import itertools
+import socket
+import struct
+from contextlib import suppress
+from ipaddress import IPv4Address
+
+import pytest
+
+from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.model.state import State
+from pyflannel.wire.packet import checksum
+
+ETH_P_IP, ETH_P_ALL = 0x0800, 3
+IP_TOS = 1
+TUNNEL_BYTES, INNER_AT = 50, 50
+PAYLOAD = b"x" * 40
+"""Packets of this length are not longer than the first packets of the tests."""
+
+_ports = itertools.count(5000)
+
+
+@pytest.fixture(scope="module")
+def hosts(make_shared_namespace, tmp_path_factory, make_hosts):
+    """Two hosts with vxlan whose programs cache flows."""
+    with make_hosts(make_shared_namespace, tmp_path_factory.mktemp("hosts"), "vxlan") as made:
+        for host in made:
+            host.caches_flows = True
+            host.namespace.command("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_be_liberal=1")
+            host.heal(host.plan())
+        yield made
+
+
+@pytest.fixture
+def permitted(hosts):
+    """The same hosts with a permit of the current ruleset."""
+    for host in hosts:
+        host.heal(host.plan())
+    return hosts
+
+
+def arrived(tap: socket.socket) -> list[bytes]:
+    """Return the datagrams of vxlan that a host received."""
+    found = []
+    with suppress(BlockingIOError):
+        while True:
+            packet, (_, protocol, kind, *_) = tap.recvfrom(2000)
+            if (protocol, kind) == (ETH_P_IP, socket.PACKET_HOST) and packet[22:24] == struct.pack("!H", 8472):
+                found.append(packet)
+    return found
+
+
+@pytest.fixture
+def tap(hosts):
+    """A socket that receives all packets at the underlay of host two."""
+
+    async def listen() -> socket.socket:
+        return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+
+    with hosts[1].namespace.run(listen) as opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        opened.bind(("eth0", ETH_P_ALL))
+        opened.setblocking(False)
+        yield opened
+
+
+def send(host, destination, open_socket, port: int, *, count: int, tos: int = 0) -> None:
+    """Send packets of one flow to a container. Each arrives before the next is sent."""
+    with (
+        open_socket(host.container.namespace, socket.SOCK_DGRAM) as sender,
+        open_socket(destination.container.namespace, socket.SOCK_DGRAM) as sink,
+    ):
+        sender.setsockopt(socket.IPPROTO_IP, IP_TOS, tos)
+        sender.bind((host.container.address, port))
+        sink.bind((destination.container.address, port))
+        for _ in range(count):
+            sender.sendto(PAYLOAD, sink.getsockname())
+            assert sink.recv(100) == PAYLOAD
+
+
+@pytest.mark.parametrize("tos", [0, 0x48, 1, 3], ids=["plain", "class", "ecn", "congested"])
+def test_a_datagram_of_a_cached_flow_equals_that_of_the_kernel(permitted, tap, open_socket, tos):
+    one, two = permitted
+    before = one.counts().get(Outcome.CACHED_OUT, 0)
+    send(one, two, open_socket, next(_ports), count=20, tos=tos)
+
+    assert one.counts()[Outcome.CACHED_OUT] - before > 10
+    first, *others = arrived(tap)
+    assert len(others) == 19
+    for packet in others:
+        assert checksum(packet[:20]) == 0
+        assert packet[:4] == first[:4]
+        assert packet[6:10] == first[6:10]
+        assert packet[12:26] == first[12:26]  # addresses, ports and length
+        assert packet[28:INNER_AT] == first[28:INNER_AT]  # VXLAN, inner MAC addresses and EtherType
+        assert checksum(packet[INNER_AT : INNER_AT + 20]) == 0
+        assert packet[INNER_AT + 8 : INNER_AT + 10] == first[INNER_AT + 8 : INNER_AT + 10]  # TTL and protocol
+    assert {packet[26:28] for packet in others[5:]} == {bytes(2)}
+
+
+def test_a_stream_is_segmented_with_tunnel_headers(permitted, tap, send_stream):
+    """Without offloads, the device of the underlay gets segments that fill its MTU."""
+    one, two = permitted
+    features = ("tso", "gso", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation")
+    for feature in features:
+        one.namespace.attempt("ethtool", "-K", "eth0", feature, "off")
+    before = one.counts().get(Outcome.CACHED_OUT, 0)
+    assert send_stream(one.container, two.container, size=1 << 20)
+    for feature in features:
+        one.namespace.attempt("ethtool", "-K", "eth0", feature, "on")
+
+    assert one.counts()[Outcome.CACHED_OUT] > before
+    found = arrived(tap)
+    ends = IPv4Address(one.address).packed + IPv4Address(two.address).packed
+    for packet in found:
+        assert checksum(packet[:20]) == 0
+        assert packet[:4] == struct.pack("!BBH", 0x45, 0, len(packet))
+        assert packet[8:10] == bytes([64, socket.IPPROTO_UDP])
+        assert packet[12:20] == ends
+        assert packet[22:26] == struct.pack("!HH", 8472, len(packet) - 20)
+        assert packet[28:36] == struct.pack("!II", 8 << 24, 1 << 8)
+        assert packet[36:INNER_AT] == found[0][36:INNER_AT]
+        inner = packet[INNER_AT:]
+        assert checksum(inner[:20]) == 0
+        assert inner[2:4] == struct.pack("!H", len(inner))
+    assert max(map(len, found)) == 1500
+    assert len({packet[20:22] for packet in found if packet[INNER_AT + 9] == socket.IPPROTO_TCP}) == 1
+
+
+def test_a_stream_is_not_split_into_segments_on_its_path(permitted, send_stream):
+    one, two = permitted
+    before = two.packets_sent(two.container.link)
+    cached = two.counts().get(Outcome.CACHED_IN, 0)
+
+    assert send_stream(one.container, two.container)
+
+    assert two.packets_sent(two.container.link) - before < 3000
+    assert 0 < two.counts()[Outcome.CACHED_IN] - cached < 3000
+
+
+def test_a_peer_without_programs_carries_cached_flows(permitted, open_socket, send_stream):
+    """The peer uses only its vxlan device, as a host with the original does."""
+    one, two = permitted
+    two.heal(State.EMPTY)
+    before = one.counts()
+
+    send(one, two, open_socket, next(_ports), count=20)
+    assert send_stream(one.container, two.container)
+    assert send_stream(two.container, one.container)
+
+    for outcome in (Outcome.CACHED_OUT, Outcome.CACHED_IN):
+        assert one.counts()[outcome] - before.get(outcome, 0) > 30
+    two.heal(two.plan())
+
+
+FORGED = {
+    "the kept origin": ({}, 1),
+    "another host": ({"address": "10.9.0.77"}, 0),
+    "another VTEP": ({"mac": "02:00:00:00:00:77"}, 0),
+    "another network": ({"vni": 2}, 0),
+    "congested": ({"tos": 3}, 0),
+    "an expiring packet": ({"ttl": 2}, 0),
+    "a longer datagram": ({"tail": b"tail"}, 0),
+}
+
+
+@pytest.mark.parametrize(("forged", "expected"), FORGED.values(), ids=FORGED)
+def test_only_packets_of_the_kept_origin_bypass_the_guard(permitted, open_socket, forged, expected):
+    one, two = permitted
+    port = next(_ports)
+    one.namespace.attempt("ip", "address", "add", "10.9.0.77/24", "dev", "eth0")
+    send(one, two, open_socket, port, count=5)
+    before = two.counts()[Outcome.CACHED_IN]
+    words = {"address": one.address, "mac": "02:00:00:00:00:0f", "vni": 1, "tos": 0, "ttl": 63, "tail": b""}
+    words |= forged
+
+    with open_socket(one.namespace, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.IPPROTO_IP, IP_TOS, words["tos"])
+        sender.bind((words["address"], 0))
+        packet = inner(one.container.address, two.container.address, port, words["ttl"])
+        frame = bytes.fromhex(f"020000000014{words['mac'].replace(':', '')}0800") + packet
+        vxlan = struct.pack("!II", 8 << 24, words["vni"] << 8)
+        sender.sendto(vxlan + frame + words["tail"], (two.address, 8472))
+    send(two, one, open_socket, next(_ports), count=1)  # the packet was processed
+
+    assert two.counts()[Outcome.CACHED_IN] - before == expected
+
+
+def inner(source: str, destination: str, port: int, ttl: int) -> bytes:
+    """Return an inner packet of the length of the other packets of the flow, with a wrong UDP checksum."""
+    datagram = struct.pack("!HHHH", port, port, 8 + len(PAYLOAD), 0x1234) + PAYLOAD
+    ends = IPv4Address(source).packed + IPv4Address(destination).packed
+    header = bytearray(struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 0, 0, ttl, 17, 0) + ends)
+    header[10:12] = struct.pack("!H", checksum(header))
+    return bytes(header) + datagram
+
+
+def test_packets_without_a_checksum_are_left_to_the_kernel(permitted, open_socket):
+    """The datagram of a cached packet has no checksum, so the inner packet needs one."""
+    one, two = permitted
+    port, before = next(_ports), one.counts().get(Outcome.CACHED_OUT, 0)
+    with (
+        open_socket(one.container.namespace, socket.SOCK_DGRAM) as sender,
+        open_socket(two.container.namespace, socket.SOCK_DGRAM) as sink,
+    ):
+        sender.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK
+        sink.bind((two.container.address, port))
+        for _ in range(10):
+            sender.sendto(PAYLOAD, sink.getsockname())
+            assert sink.recv(100) == PAYLOAD
+
+    assert one.counts().get(Outcome.CACHED_OUT, 0) == before
