@@ -200,7 +200,8 @@ def shared_maps(standing: Iterable[Standing], device: str, objects: KernelObject
     """Return descriptors of the maps that a tunnel's programs use, by name; if there are several of one name,
     the first map.
 
-    Maps with the layout of another version are omitted, because this version cannot use them.
+    Maps with the layout of another version are omitted, because this version cannot use them. Maps that no
+    longer exist are omitted, too.
 
     Raises:
         OSError: a map cannot be opened.
@@ -210,7 +211,10 @@ def shared_maps(standing: Iterable[Standing], device: str, objects: KernelObject
     found: dict[str, int] = {}
     with ExitStack() as on_failure:
         for identifier in (map_id for program in programs for map_id in sorted(program.map_ids)):
-            descriptor = objects.open_map(identifier)
+            try:
+                descriptor = objects.open_map(identifier)
+            except FileNotFoundError:
+                continue  # the map was removed together with its programs in the meantime
             info = map_info(descriptor)
             if info.name not in found and any(layout.describes(info) for layout in SHARED):
                 found[info.name] = descriptor
