@@ -1,5 +1,6 @@
-"""Mode flow over vxlan: attached on request, repaired, kept over restarts, and removed. The kernel carries all
-other packets.
+"""Mode flow over vxlan: attached on request, repaired, kept over restarts, and removed.
+
+The kernel carries all other packets.
 """
 
 import json

@@ -11,9 +11,9 @@ Mode *flow*: a program at the veth of each container sends packets of a known fl
 With vxlan, the kernel's device carries all packets that do not bypass the firewall. The programs exist only
 in mode flow.
 
-With udp, if the underlay is a network card, TCP arrives in segments, because the kernel's GRO does not support this
-tunnel. A veth pair with GRO coalesces these segments. The programs send the packets into one end, and the
-other end passes the coalesced packets to the device.
+With udp, if the underlay is a network card, TCP arrives in segments, because the kernel's GRO does not
+support this tunnel. A veth pair with GRO coalesces these segments. The programs send the packets into one
+end, and the other end passes the coalesced packets to the device.
 """
 
 from collections.abc import Iterable, Iterator

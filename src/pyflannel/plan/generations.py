@@ -100,7 +100,9 @@ def basis_of(
 
 def _views(backends: Sequence[Backend], host: Host) -> tuple[View, ...]:
     """Return the views of these backends. The first backend that routes the whole network has the route of
-    the network. Of several backends, only udp has programs, because the programs of a host share their tables.
+    the network.
+
+    Of several backends, only udp has programs, because the programs of a host share their tables.
     """
     if len(backends) == 1:
         return (View(backends[0], host),)

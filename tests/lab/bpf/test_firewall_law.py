@@ -1,7 +1,8 @@
 """The law of the flow cache: with any rules of the firewall, the same packets arrive as without programs.
 
 Two labs get the same random rules and the same packets. In one the programs cache flows, in the other the
-forwarders or, with vxlan, the kernel carries the packets. The test renews the permits after each change, as the daemon does.
+forwarders or, with vxlan, the kernel carries the packets. The test renews the permits after each change, as
+the daemon does.
 `test_flow_cache.py` tests that a change takes effect within a second without a renewed permit.
 """
 
@@ -184,7 +185,9 @@ def sides(request, make_shared_namespace, tmp_path_factory, make_hosts):
     """The lab with the flow cache, and the one without programs."""
     with ExitStack() as labs:
         cached, plain = (
-            labs.enter_context(make_hosts(make_shared_namespace, tmp_path_factory.mktemp(name), request.param))
+            labs.enter_context(
+                make_hosts(make_shared_namespace, tmp_path_factory.mktemp(name), request.param)
+            )
             for name in ("cached", "plain")
         )
         for host, peer in (cached, cached[::-1]):

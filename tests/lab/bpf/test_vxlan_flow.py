@@ -14,7 +14,9 @@ from pyflannel.wire.packet import checksum
 
 ETH_P_IP, ETH_P_ALL = 0x0800, 3
 IP_TOS = 1
-TUNNEL_BYTES, INNER_AT = 50, 50
+SO_NO_CHECK = 11  # asm-generic/socket.h
+INNER_AT = 50
+PORT = 8472
 PAYLOAD = b"x" * 40
 """Packets of this length are not longer than the first packets of the tests."""
 
@@ -46,7 +48,8 @@ def arrived(tap: socket.socket) -> list[bytes]:
     with suppress(BlockingIOError):
         while True:
             packet, (_, protocol, kind, *_) = tap.recvfrom(2000)
-            if (protocol, kind) == (ETH_P_IP, socket.PACKET_HOST) and packet[22:24] == struct.pack("!H", 8472):
+            is_received = (protocol, kind) == (ETH_P_IP, socket.PACKET_HOST)
+            if is_received and packet[22:24] == PORT.to_bytes(2, "big"):
                 found.append(packet)
     return found
 
@@ -118,7 +121,7 @@ def test_a_stream_is_segmented_with_tunnel_headers(permitted, tap, send_stream):
         assert packet[:4] == struct.pack("!BBH", 0x45, 0, len(packet))
         assert packet[8:10] == bytes([64, socket.IPPROTO_UDP])
         assert packet[12:20] == ends
-        assert packet[22:26] == struct.pack("!HH", 8472, len(packet) - 20)
+        assert packet[22:26] == struct.pack("!HH", PORT, len(packet) - 20)
         assert packet[28:36] == struct.pack("!II", 8 << 24, 1 << 8)
         assert packet[36:INNER_AT] == found[0][36:INNER_AT]
         inner = packet[INNER_AT:]
@@ -181,7 +184,7 @@ def test_only_packets_of_the_kept_origin_bypass_the_guard(permitted, open_socket
         packet = inner(one.container.address, two.container.address, port, words["ttl"])
         frame = bytes.fromhex(f"020000000014{words['mac'].replace(':', '')}0800") + packet
         vxlan = struct.pack("!II", 8 << 24, words["vni"] << 8)
-        sender.sendto(vxlan + frame + words["tail"], (two.address, 8472))
+        sender.sendto(vxlan + frame + words["tail"], (two.address, PORT))
     send(two, one, open_socket, next(_ports), count=1)  # the packet was processed
 
     assert two.counts()[Outcome.CACHED_IN] - before == expected
@@ -204,7 +207,7 @@ def test_packets_without_a_checksum_are_left_to_the_kernel(permitted, open_socke
         open_socket(one.container.namespace, socket.SOCK_DGRAM) as sender,
         open_socket(two.container.namespace, socket.SOCK_DGRAM) as sink,
     ):
-        sender.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK
+        sender.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
         sink.bind((two.container.address, port))
         for _ in range(10):
             sender.sendto(PAYLOAD, sink.getsockname())
