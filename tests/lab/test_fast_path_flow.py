@@ -119,3 +119,4 @@ def test_flows_are_cached_while_the_firewall_permits_it(overlay, backend, mtu):
         container.remove()
         overlay.daemons[host.name].stop()
         host.flannelctl("--store", overlay.etcd.url, "cleanup")
+        host.run(["ip", "link", "delete", "br0"])

@@ -1,14 +1,17 @@
 """The datagrams of cached flows over vxlan, beside those of the kernel. No process of pyflannel runs."""
 
 import itertools
+import json
 import socket
 import struct
 from contextlib import suppress
 from ipaddress import IPv4Address
 
 import pytest
+from msgspec.structs import replace
 
 from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.model.fast_path import BpfProgram, Role
 from pyflannel.model.state import State
 from pyflannel.wire.packet import checksum
 
@@ -159,12 +162,18 @@ def test_a_peer_without_programs_carries_cached_flows(permitted, open_socket, se
 
 FORGED = {
     "the kept origin": ({}, 1),
-    "another host": ({"address": "10.9.0.77"}, 0),
-    "another VTEP": ({"mac": "02:00:00:00:00:77"}, 0),
+    "another host": ({"source": "10.9.0.77"}, 0),
+    "another VTEP": ({"vtep": "02:00:00:00:00:77"}, 0),
     "another network": ({"vni": 2}, 0),
+    "another port": ({"port": 8473}, 0),
     "congested": ({"tos": 3}, 0),
     "an expiring packet": ({"ttl": 2}, 0),
-    "a longer datagram": ({"tail": b"tail"}, 0),
+    "a longer frame": ({"tail": b"tail"}, 0),
+    "a longer datagram": ({"more_in_ip": 4}, 0),
+    "a shorter datagram": ({"more_in_ip": -4}, 0),
+    "a wrong UDP length": ({"more_in_udp": 4}, 0),
+    "a wrong outer checksum": ({"damage": 1}, 0),
+    "a fragment": ({"fragment": 0x2000}, 0),
 }
 
 
@@ -172,31 +181,84 @@ FORGED = {
 def test_only_packets_of_the_kept_origin_bypass_the_guard(permitted, open_socket, forged, expected):
     one, two = permitted
     port = next(_ports)
-    one.namespace.attempt("ip", "address", "add", "10.9.0.77/24", "dev", "eth0")
     send(one, two, open_socket, port, count=5)
     before = two.counts()[Outcome.CACHED_IN]
-    words = {"address": one.address, "mac": "02:00:00:00:00:0f", "vni": 1, "tos": 0, "ttl": 63, "tail": b""}
-    words |= forged
 
-    with open_socket(one.namespace, socket.SOCK_DGRAM) as sender:
-        sender.setsockopt(socket.IPPROTO_IP, IP_TOS, words["tos"])
-        sender.bind((words["address"], 0))
-        packet = inner(one.container.address, two.container.address, port, words["ttl"])
-        frame = bytes.fromhex(f"020000000014{words['mac'].replace(':', '')}0800") + packet
-        vxlan = struct.pack("!II", 8 << 24, words["vni"] << 8)
-        sender.sendto(vxlan + frame + words["tail"], (two.address, PORT))
+    send_frame(one, two, datagram(one, two, port, **forged))
     send(two, one, open_socket, next(_ports), count=1)  # the packet was processed
 
     assert two.counts()[Outcome.CACHED_IN] - before == expected
 
 
-def inner(source: str, destination: str, port: int, ttl: int) -> bytes:
-    """Return an inner packet of the length of the other packets of the flow, with a wrong UDP checksum."""
-    datagram = struct.pack("!HHHH", port, port, 8 + len(PAYLOAD), 0x1234) + PAYLOAD
+def datagram(
+    one,
+    two,
+    inner_port: int,
+    *,
+    source: str = "10.9.0.15",
+    vtep: str = "02:00:00:00:00:0f",
+    vni: int = 1,
+    port: int = PORT,
+    tos: int = 0,
+    ttl: int = 63,
+    tail: bytes = b"",
+    more_in_ip: int = 0,
+    more_in_udp: int = 0,
+    damage: int = 0,
+    fragment: int = 0,
+) -> bytes:
+    """Return a datagram of a flow from host one to host two, as the kernel writes it except for the given
+    values.
+    """
+    inner_datagram = struct.pack("!HHHH", inner_port, inner_port, 8 + len(PAYLOAD), 0x1234) + PAYLOAD
+    inner = ip_header(one.container.address, two.container.address, len(inner_datagram), ttl=ttl)
+    frame = bytes.fromhex(f"020000000014{vtep.replace(':', '')}0800") + inner + inner_datagram
+    payload = struct.pack("!II", 8 << 24, vni << 8) + frame
+    udp = struct.pack("!HHHH", 40000, port, 8 + len(payload) + more_in_udp, 0)
+    size = len(udp) + len(payload) + more_in_ip
+    outer = bytearray(ip_header(source, two.address, size, tos=tos, fragment=fragment))
+    outer[11] ^= damage
+    return bytes(outer) + udp + payload + tail
+
+
+def ip_header(
+    source: str, destination: str, size: int, *, tos: int = 0, ttl: int = 64, fragment: int = 0
+) -> bytes:
+    """Return the header of a UDP packet with a payload of this size."""
     ends = IPv4Address(source).packed + IPv4Address(destination).packed
-    header = bytearray(struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 0, 0, ttl, 17, 0) + ends)
-    header[10:12] = struct.pack("!H", checksum(header))
-    return bytes(header) + datagram
+    header = bytearray(struct.pack("!BBHHHBBH", 0x45, tos, 20 + size, 0, fragment, ttl, 17, 0) + ends)
+    header[10:12] = checksum(header).to_bytes(2, "big")
+    return bytes(header)
+
+
+def send_frame(one, two, packet: bytes) -> None:
+    """Send a packet from the underlay of host one to that of host two."""
+
+    async def open_raw() -> socket.socket:
+        return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_IP))
+
+    shown = json.loads(two.namespace.ip("-json link show eth0"))
+    with one.namespace.run(open_raw) as raw:
+        raw.sendto(packet, ("eth0", ETH_P_IP, 0, 0, bytes.fromhex(shown[0]["address"].replace(":", ""))))
+
+
+def test_programs_of_another_network_do_not_end_caching(permitted, open_socket):
+    """The programs of two networks are at the same hooks, and each carries only its own VNI."""
+    one, two = permitted
+    others = [
+        BpfProgram(link="eth0", role=role, tunnel=replace(one.tunnel, device="flannel9", vni=2))
+        for role in (Role.DECAPSULATE, Role.NEXT_HOP)
+    ]
+    for host in permitted:
+        host.heal(host.plan() | State.of(*others))
+    counted = [host.counts() for host in permitted]
+
+    send(one, two, open_socket, next(_ports), count=20)
+
+    assert one.counts()[Outcome.CACHED_OUT] - counted[0].get(Outcome.CACHED_OUT, 0) > 10
+    assert two.counts()[Outcome.CACHED_IN] - counted[1].get(Outcome.CACHED_IN, 0) > 10
+    for host in permitted:
+        host.heal(host.plan())
 
 
 def test_packets_without_a_checksum_are_left_to_the_kernel(permitted, open_socket):
