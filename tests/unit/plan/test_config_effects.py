@@ -80,6 +80,17 @@ def test_the_effect_of_mode_flow_on_the_firewall_is_named() -> None:
     assert effects(old, new) == ["Packets of known flows pass through the firewall. No packet is lost."]
 
 
+def test_of_the_modes_only_flow_has_an_effect_on_vxlan() -> None:
+    old = '{"Network":"10.100.0.0/16","Backend":{"Type":"vxlan"}}'
+    flow, off = (old.replace("{", f'{{"FastPath":"{mode}",', 1) for mode in ("flow", "off"))
+
+    assert effects(flow, old) == [
+        "Packets of known flows may bypass the firewall for up to a second. No packet is lost."
+    ]
+    assert effects(off, old) == []
+
+
+
 def test_hosts_with_another_subnet_are_named_with_the_remedy() -> None:
     (effect,) = effects('{"Network":"10.200.0.0/16","Backend":{"Type":"vxlan"}}')
 

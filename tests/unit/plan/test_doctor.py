@@ -124,6 +124,10 @@ def test_a_healthy_host_has_no_findings() -> None:
             "no-fast-path",
         ),
         (
+            replace(READY, fast_path=FastPathStatus(mode="uncached", reason="EPERM", hint="Be root.")),
+            "no-fast-path",
+        ),
+        (
             replace(
                 READY,
                 fast_path=FastPathStatus(mode="off", remarks=(Notice("may not be read", "Be root."),)),
