@@ -177,6 +177,7 @@ def test_every_value_of_a_status_has_a_sample() -> None:
         key("fast_path_mode", mode="safe"): 1,
         key("fast_path_mode", mode="flow"): 0,
         key("fast_path_mode", mode="user-space"): 0,
+        key("fast_path_mode", mode="uncached"): 0,
         key("fast_path_mode", mode="off"): 0,
         key("forwarder_attached"): 1,
         key("tunnel_transmit_packets_total", path="forwarder"): 3,
