@@ -90,7 +90,6 @@ def test_of_the_modes_only_flow_has_an_effect_on_vxlan() -> None:
     assert effects(off, old) == []
 
 
-
 def test_hosts_with_another_subnet_are_named_with_the_remedy() -> None:
     (effect,) = effects('{"Network":"10.200.0.0/16","Backend":{"Type":"vxlan"}}')
 
