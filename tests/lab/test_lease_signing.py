@@ -10,6 +10,7 @@ import pytest
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
+from testlab.documents import read_document
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -163,3 +164,27 @@ def has_trouble(text: str):
         return signing is not None and signing.trouble is not None and text in signing.trouble.text
 
     return found
+
+
+def test_a_request_for_the_matrix_is_signed_and_a_forged_one_is_ignored(overlay) -> None:
+    one, two = (overlay.hosts[name] for name in ("docker1", "docker2"))
+    for host in (one, two):
+        restart(overlay, host, "--lease-signing=require")
+    overlay.settle(one, two)
+
+    def states() -> list[list[str]]:
+        document = read_document(["peers"], one.flannelctl("peers", "--matrix", "--json"))
+        return [[cell["state"] for cell in row["cells"]] for row in document["matrix"]["rows"]]
+
+    assert states() == [["reached"], ["reached"]]
+    request, row_key = f"{PREFIX}/reach-request", key_of(two).replace("/subnets/", "/reach-row-")
+    signed = json.loads(overlay.etcd.etcdctl("get", "--print-value-only", request))
+    row = json.loads(overlay.etcd.etcdctl("get", "--print-value-only", row_key))
+    assert row["Id"] == signed["Id"]
+    overlay.etcd.etcdctl("del", row_key)
+
+    overlay.etcd.etcdctl("put", request, json.dumps({**signed, "Id": "forged"}))
+
+    assert states() == [["reached"], ["reached"]]  # later than the forged request
+    (row,) = json.loads(overlay.etcd.etcdctl("get", "-w", "json", row_key))["kvs"]
+    assert row["version"] == 1  # the number of rows since the deletion
