@@ -43,6 +43,18 @@ def wait_programs(host, expected: list[str]) -> None:
     )
 
 
+def wait_flow(host, box) -> None:
+    """Wait until the host has the programs of mode flow. The kernel forgets an idle container, so that its
+    program is removed. Therefore the container sends packets.
+    """
+
+    def has_programs() -> bool:
+        box.run_in_network(["ping", "-c", "1", "-W", "5", str(host.gateway().ip)])
+        return programs(host) == FLOW
+
+    wait_until(has_programs, what=f"{host.name} has {FLOW}", deadline_s=DEADLINE_S)
+
+
 def put_config(overlay, **more: str) -> None:
     config = json.dumps({"Network": "10.100.0.0/16", "Backend": {"Type": "vxlan"}, **more})
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
@@ -66,8 +78,8 @@ def ends(overlay):
     overlay.settle(*ends)
     containers = [host.container("box", gateway=host.gateway(), mtu=1450) for host in ends]
     wait_reached(containers, deadline_s=DEADLINE_S)
-    for host in ends:
-        wait_programs(host, FLOW)
+    for host, container in zip(ends, containers, strict=True):
+        wait_flow(host, container)
     return ends, containers
 
 
@@ -92,7 +104,7 @@ def test_a_removed_program_is_attached_again(ends, role):
     (one, _), (box, far) = ends
     run_inside(one, lambda: kernel_programs.remove_program(role))
 
-    wait_programs(one, FLOW)
+    wait_flow(one, box)
     assert ping(box, far.address).is_reached
     wait_cached(box, far, one)
 
@@ -102,13 +114,13 @@ def test_programs_follow_a_device_that_was_created_again(ends):
     one.run(["ip", "link", "delete", "flannel.1"])
 
     wait_reached([box, far], deadline_s=DEADLINE_S)
-    wait_programs(one, FLOW)
+    wait_flow(one, box)
     wait_cached(box, far, one)
 
 
 @pytest.mark.parametrize("direction", ["out", "in"])
 def test_an_ipsec_policy_ends_caching(overlay, ends, direction):
-    (one, other), _ = ends
+    (one, other), (box, _) = ends
     addresses = (one.address, other.address) if direction == "out" else (other.address, one.address)
     selector = ["src", str(addresses[0]), "dst", str(addresses[1]), "proto", "udp", "dport", "8472"]
     selector += ["dir", direction]
@@ -118,7 +130,7 @@ def test_an_ipsec_policy_ends_caching(overlay, ends, direction):
     assert "IPsec" in str(overlay.status(one).backend.notes)
 
     one.run(["ip", "xfrm", "policy", "delete", *selector])
-    wait_programs(one, FLOW)
+    wait_flow(one, box)
 
 
 def test_no_packet_is_lost_while_the_daemons_are_killed(overlay, ends, ping_stream):
@@ -143,13 +155,17 @@ def test_no_packet_is_lost_while_the_daemons_are_killed(overlay, ends, ping_stre
 def test_a_container_that_ended_loses_its_program_and_its_entry(ends):
     (one, _), _ = ends
     another = one.container("another", gateway=one.gateway(), number=9, mtu=1450)
+
+    def has_parts() -> tuple[bool, bool]:
+        found = run_inside(one, kernel_programs.look)
+        return "flannel_short at c-another" in found.programs, str(another.address) in found.containers
+
     another.run(["ping", "-c", "1", "-W", "5", str(one.gateway().ip)])
-    wait_programs(one, [*FLOW, "flannel_short"])
+    wait_until(lambda: has_parts() == (True, True), what="its program and entry", deadline_s=DEADLINE_S)
 
     another.remove()
 
-    wait_programs(one, FLOW)
-    assert str(another.address) not in run_inside(one, kernel_programs.look).containers
+    wait_until(lambda: has_parts() == (False, False), what="neither remains", deadline_s=DEADLINE_S)
 
 
 def test_the_network_config_switches_the_mode_without_a_lost_ping(overlay, ends, ping_stream):
@@ -162,8 +178,8 @@ def test_the_network_config_switches_the_mode_without_a_lost_ping(overlay, ends,
         stream.wait_answered()
         assert overlay.status(hosts[0]).fast_path is None
         put_config(overlay, FastPath="flow")
-        for host in hosts:
-            wait_programs(host, FLOW)
+        for host, container in zip(hosts, (box, far), strict=True):
+            wait_flow(host, container)
         stream.wait_answered()
 
     assert stream.lost() == []
