@@ -15,6 +15,7 @@ from pyflannel.lab.traffic import ping, wait_reached
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.fast_path import Role
 from testlab import kernel_programs
+from testlab.forged_packets import SENDER_MAC, datagram, vxlan_payload
 from testlab.inside import run_inside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -28,6 +29,20 @@ sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sender.bind(("", 5000))
 for _ in range(100):
     sender.sendto(b"x", (sys.argv[1], 5000))
+"""
+STREAM = """
+import itertools, socket, sys, time
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.bind(("", 5000))
+for _ in itertools.count():
+    sender.sendto(b"x", (sys.argv[1], 5000))
+    time.sleep(0.001)
+"""
+FORGE = """
+import socket, sys
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(50):
+    sender.sendto(bytes.fromhex(sys.argv[2]), (sys.argv[1], 8472))
 """
 
 
@@ -131,6 +146,35 @@ def test_an_ipsec_policy_ends_caching(overlay, ends, direction):
 
     one.run(["ip", "xfrm", "policy", "delete", *selector])
     wait_flow(one, box)
+
+
+def test_the_guard_drops_a_forged_packet_of_a_cached_flow(overlay, ends):
+    """A host without a lease sends packets with the addresses, ports and length of the flow."""
+    (one, other), (box, far) = ends
+    wait_cached(far, box, other)
+    stranger = overlay.hosts["docker2"]
+    packet = bytearray(datagram(far.address, box.address, 5000, b"f"))
+    packet[26:28] = b"\x12\x34"  # without a checksum, the packet would never bypass the guard
+    macs = {
+        host: link["address"] for host in ends[0] for link in host.links() if link["ifname"] == "flannel.1"
+    }
+    frame = vxlan_payload(bytes(packet), macs[one]).replace(
+        SENDER_MAC, bytes.fromhex(macs[other].replace(":", ""))
+    )
+    before = run_inside(one, kernel_programs.packets_by_outcome)["cached_in"]
+    stream = far.start_in_network([sys.executable, "-c", STREAM, str(box.address)], name="stream")
+    try:
+        wait_until(
+            lambda: run_inside(one, kernel_programs.packets_by_outcome)["cached_in"] > before + 50,
+            what="packets of the flow bypass the guard",
+            deadline_s=DEADLINE_S,
+        )
+        stranger.run([sys.executable, "-c", FORGE, str(one.address), frame.hex()])
+    finally:
+        stream.kill()
+
+    (seen,) = overlay.status(one).strangers
+    assert (str(seen.address), seen.packets) == (str(stranger.address), 50)
 
 
 def test_no_packet_is_lost_while_the_daemons_are_killed(overlay, ends, ping_stream):

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pyflannel.wire.packet import checksum
 
 _VXLAN_HEADER = b"\x08\0\0\0" + b"\0\0\1\0"
-_SENDER_MAC = b"\2\0\0\0\0\1"
+SENDER_MAC = b"\2\0\0\0\0\1"
 _ETHER_TYPES = {4: b"\x08\0", 6: b"\x86\xdd"}
 _UDP = 17
 
@@ -27,7 +27,7 @@ def datagram(source: object, destination: object, port: int, payload: bytes) -> 
 def vxlan_payload(packet: bytes, mac: str) -> bytes:
     """Return the payload of a VXLAN datagram of network 1, with a packet for the VTEP with this address."""
     ether_type = _ETHER_TYPES[packet[0] >> 4]
-    return _VXLAN_HEADER + bytes.fromhex(mac.replace(":", "")) + _SENDER_MAC + ether_type + packet
+    return _VXLAN_HEADER + bytes.fromhex(mac.replace(":", "")) + SENDER_MAC + ether_type + packet
 
 
 _IPV6_HEADER = 40
