@@ -6,17 +6,21 @@ import os
 import random
 import socket
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 import pytest
 
 from pyflannel.kernel.filters.ruleset import policy_enforcer, read_ruleset
 from pyflannel.model.netfilter import UDP, Judgement, Packet
+from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.plan.netfilter import IN, OUT, judge
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-NEAR, FAR = IPv4Address("10.77.0.1"), IPv4Address("10.77.0.2")
+NEARS: dict[Family, IpAddress] = {4: ip_address("10.77.0.1"), 6: ip_address("fd77::1")}
+FARS: dict[Family, IpAddress] = {4: ip_address("10.77.0.2"), 6: ip_address("fd77::2")}
+LENGTHS: dict[Family, int] = {4: 36, 6: 56}
+IPTABLES: dict[Family, str] = {4: "iptables", 6: "ip6tables"}
 PORT, OTHER_PORT, SENTINEL = 8472, 9999, 7
 
 
@@ -33,26 +37,32 @@ class Wire:
     If it has a bridge, the veth is a port of it, and the bridge has the address.
     """
 
-    def __init__(self, make_namespace: Callable, *, has_bridge: bool = False) -> None:
+    def __init__(self, make_namespace: Callable, family: Family, *, has_bridge: bool = False) -> None:
+        self.family, self.near, self.far = family, NEARS[family], FARS[family]
         self.host, self.peer = make_namespace(), make_namespace()
         self.link, self.port = ("br7", "eth0") if has_bridge else ("eth0", "")
         self.host.ip(f"link add eth0 type veth peer name eth0 netns {self.peer.name}")
         if has_bridge:
             self.host.ip("link add br7 type bridge")
             self.host.ip("link set eth0 master br7 up")
-        for namespace, address, link in ((self.host, NEAR, self.link), (self.peer, FAR, "eth0")):
-            namespace.ip(f"address add {address}/24 dev {link}")
+        length, nodad = (24, "") if family == 4 else (64, " nodad")
+        for namespace, address, link in ((self.host, self.near, self.link), (self.peer, self.far, "eth0")):
+            namespace.ip(f"address add {address}/{length} dev {link}{nodad}")
             namespace.ip(f"link set {link} up")
         self.sockets: dict[tuple[str, int], socket.socket] = {}
-        for namespace, address in ((self.host, NEAR), (self.peer, FAR)):
+        for namespace, address in ((self.host, self.near), (self.peer, self.far)):
             for port in (PORT, SENTINEL):
                 self.sockets[namespace.name, port] = self._socket(namespace, (str(address), port))
         self._sources = itertools.count(20000)
-        self.host.command("ping", "-c1", "-W5", str(FAR))
+        self.host.command("ping", "-c1", "-W5", str(self.far))
+        # A rule for all IPv6 packets drops neighbour discovery too.
+        for one, other, link in ((self.host, self.far, self.link), (self.peer, self.near, "eth0")):
+            mac = one.command("ip", "neighbour", "show", str(other)).split("lladdr ")[1].split()[0]
+            one.ip(f"neighbour replace {other} lladdr {mac} dev {link} nud permanent")
 
     def _socket(self, namespace, address: tuple[str, int]) -> socket.socket:
         async def opened() -> socket.socket:
-            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            made = socket.socket(socket.AF_INET if self.family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
             made.bind(address)
             made.settimeout(5)
             return made
@@ -66,7 +76,7 @@ class Wire:
     def arrives(self, *, is_incoming: bool, source_port: int) -> bool:
         """Send a packet, then a sentinel that every rule accepts; return whether the packet arrives."""
         sender, receiver = (self.peer, self.host) if is_incoming else (self.host, self.peer)
-        own, to = (FAR, NEAR) if is_incoming else (NEAR, FAR)
+        own, to = (self.far, self.near) if is_incoming else (self.near, self.far)
         source = self._socket(sender, (str(own), source_port))
         target, sentinel = self.sockets[receiver.name, PORT], self.sockets[receiver.name, SENTINEL]
         token = os.urandom(8)
@@ -85,12 +95,12 @@ class Wire:
 
     def packet(self, *, is_incoming: bool, source_port: int) -> Packet:
         return Packet(
-            source=FAR if is_incoming else NEAR,
-            destination=NEAR if is_incoming else FAR,
+            source=self.far if is_incoming else self.near,
+            destination=self.near if is_incoming else self.far,
             protocol=UDP,
             source_port=source_port,
             destination_port=PORT,
-            length=36,
+            length=LENGTHS[self.family],
             iif=self.link if is_incoming else "",
             oif="" if is_incoming else self.link,
             in_port=self.port if is_incoming else "",
@@ -98,33 +108,70 @@ class Wire:
         )
 
     def judged(self, *, is_incoming: bool, source_port: int) -> Judgement:
-        ruleset = self.host.run(read_ruleset).ruleset
+        ruleset = self.host.run(lambda: read_ruleset([self.family])).ruleset
         packet = self.packet(is_incoming=is_incoming, source_port=source_port)
         return judge(packet, ruleset, IN if is_incoming else OUT)
 
     def clear(self) -> None:
         self.host.command("nft", "flush", "ruleset")
-        self.host.command("iptables-legacy-restore", given=_EMPTY)
+        self.host.command(f"{IPTABLES[self.family]}-legacy-restore", given=_EMPTY)
 
 
-@pytest.fixture
-def wire(make_namespace) -> Iterator[Wire]:
-    with contextlib.closing(Wire(make_namespace)) as one:
+@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
+def wire(make_namespace, request) -> Iterator[Wire]:
+    with contextlib.closing(Wire(make_namespace, request.param)) as one:
         yield one
 
 
-@pytest.fixture
-def bridged_wire(make_namespace) -> Iterator[Wire]:
-    with contextlib.closing(Wire(make_namespace, has_bridge=True)) as one:
+@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
+def bridged_wire(make_namespace, request) -> Iterator[Wire]:
+    with contextlib.closing(Wire(make_namespace, request.param, has_bridge=True)) as one:
         yield one
 
 
-def nft_condition(draw: random.Random, is_incoming: bool) -> str:
-    source, destination = (FAR, NEAR) if is_incoming else (NEAR, FAR)
+def ends_of(family: Family, is_incoming: bool) -> tuple[IpAddress, IpAddress]:
+    """Return source and destination of the packet."""
+    near, far = NEARS[family], FARS[family]
+    return (far, near) if is_incoming else (near, far)
+
+
+_IN_IPV6 = {
+    "ip saddr": "ip6 saddr",
+    "ip daddr": "ip6 daddr",
+    "ip protocol": "ip6 nexthdr",
+    "10.0.0.0/8": "fd00::/8",
+    "192.168.0.0/16": "2001:db8::/32",
+    "/24": "/64",
+    "icmp": "ipv6-icmp",
+    "nfproto ipv4": "nfproto ipv6",
+    "1.2.3.4": "2001:db8::4",
+    "{ arp, ip }": "{ arp, ip6 }",
+    "type ip": "type ip6",
+    "type != ip": "type != ip6",
+    "meta protocol ip": "meta protocol ip6",
+}
+
+
+def in_family(condition: str, family: Family) -> str:
+    """Return the condition in a family; OTHER stands for the header of the other one."""
+    if family == 4:
+        other = "ip6 {} ::1"
+    else:
+        other = "ip {} 192.0.2.1"
+        for old, new in _IN_IPV6.items():
+            condition = condition.replace(old, new)
+    condition = condition.replace("OTHER saddr", other.format("saddr"))
+    return condition.replace("OTHER daddr !=", other.format("daddr !="))
+
+
+def nft_condition(draw: random.Random, is_incoming: bool, family: Family) -> str:
+    source, destination = ends_of(family, is_incoming)
     name = "iifname" if is_incoming else "oifname"
-    return draw.choice(
+    condition = draw.choice(
         [
             "",
+            "OTHER saddr",
+            "OTHER daddr !=",
             f"ip saddr {source}",
             f"ip saddr != {source}",
             "ip daddr { 10.0.0.0/8, 192.168.0.0/16 }",
@@ -157,6 +204,7 @@ def nft_condition(draw: random.Random, is_incoming: bool) -> str:
             "limit rate 1000/second",
         ]
     )
+    return in_family(condition, family)
 
 
 def nft_verdict(draw: random.Random, hook: str, targets: list[str]) -> str:
@@ -168,10 +216,10 @@ def nft_verdict(draw: random.Random, hook: str, targets: list[str]) -> str:
     return draw.choice(choices)
 
 
-def nft_rules(draw: random.Random, is_incoming: bool) -> str:
+def nft_rules(draw: random.Random, is_incoming: bool, family: Family) -> str:
     """Return a table with base chains at random hooks and priorities."""
     hook = draw.choice(["prerouting", "input"] if is_incoming else ["output", "postrouting"])
-    family = draw.choice(["ip", "inet"])
+    table = draw.choice(["ip" if family == 4 else "ip6", "inet"])
     first = f"udp dport {SENTINEL} accept"
 
     def rules(targets: list[str]) -> str:
@@ -179,7 +227,7 @@ def nft_rules(draw: random.Random, is_incoming: bool) -> str:
         lines = [
             " ".join(
                 [
-                    *(nft_condition(draw, is_incoming) for _ in range(draw.randint(1, 2))),
+                    *(nft_condition(draw, is_incoming, family) for _ in range(draw.randint(1, 2))),
                     nft_verdict(draw, hook, targets),
                 ]
             ).strip()
@@ -188,9 +236,9 @@ def nft_rules(draw: random.Random, is_incoming: bool) -> str:
         return "\n".join([first, *filter(None, lines)])
 
     policy, priority = draw.choice(["accept", "drop"]), draw.choice([-300, -10, 0, 10])
-    member = draw.choice([NEAR, FAR])
-    return f"""table {family} t{draw.randint(0, 999)} {{
-        set known {{ type ipv4_addr; elements = {{ {member} }} ; }}
+    member = draw.choice(ends_of(family, is_incoming))
+    return f"""table {table} t{draw.randint(0, 999)} {{
+        set known {{ type ipv{family}_addr; elements = {{ {member} }} ; }}
         chain c2 {{
             {rules([])}
         }}
@@ -204,12 +252,13 @@ def nft_rules(draw: random.Random, is_incoming: bool) -> str:
     }}"""
 
 
-def bridge_rules(draw: random.Random, is_incoming: bool) -> str:
+def bridge_rules(draw: random.Random, is_incoming: bool, family: Family) -> str:
     """Return a table of the family bridge with a base chain at a random hook."""
     hooks = ["prerouting", "input", "forward"] if is_incoming else ["output", "postrouting", "forward"]
-    source = FAR if is_incoming else NEAR
+    source, _ = ends_of(family, is_incoming)
     conditions = [
         "",
+        "OTHER daddr !=",
         f"ip saddr {source}",
         f"ip saddr != {source}",
         f"udp dport {PORT}",
@@ -224,11 +273,12 @@ def bridge_rules(draw: random.Random, is_incoming: bool) -> str:
         'oifname "eth*"',
         'oifname "br7"',
         "vlan id 5",
-        "ip6 saddr ::1",
+        "OTHER saddr",
         "arp operation request",
         "meta mark set 0x5",
         "limit rate 1000/second",
     ]
+    conditions = [in_family(one, family) for one in conditions]
     rules = [
         f"{draw.choice(conditions)} {draw.choice(conditions)} {draw.choice(['accept', 'drop', 'drop', ''])}"
         for _ in range(draw.randint(1, 3))
@@ -245,14 +295,14 @@ def bridge_rules(draw: random.Random, is_incoming: bool) -> str:
     }}"""
 
 
-def iptables_rules(draw: random.Random, is_incoming: bool) -> str:
+def iptables_rules(draw: random.Random, is_incoming: bool, family: Family) -> str:
     """Return the input of iptables-restore for one table."""
     table = draw.choice(["raw", "mangle", "filter"])
     chains = ["PREROUTING"] if is_incoming else ["OUTPUT"]
     if table != "raw":
         chains += ["INPUT"] if is_incoming else []
     chain = draw.choice(chains if table != "filter" else [chains[-1] if is_incoming else "OUTPUT"])
-    source = FAR if is_incoming else NEAR
+    source, _ = ends_of(family, is_incoming)
     device = "-i" if is_incoming else "-o"
     conditions = [
         "",
@@ -284,7 +334,7 @@ def iptables_rules(draw: random.Random, is_incoming: bool) -> str:
         verdicts += ["REJECT"]
 
     def rule(where: str, targets: list[str]) -> str:
-        return f"-A {where} {draw.choice(conditions)} -j {draw.choice(targets)}"
+        return in_family(f"-A {where} {draw.choice(conditions)} -j {draw.choice(targets)}", family)
 
     flat = [one for one in verdicts if one != "sub"]
     lines = [f"-I {chain} -p udp --dport {SENTINEL} -j ACCEPT"]
@@ -297,16 +347,17 @@ def iptables_rules(draw: random.Random, is_incoming: bool) -> str:
 def install(wire: Wire, draw: random.Random, is_incoming: bool) -> str:
     """Install random rules and return them."""
     installed = []
-    first = ["nft", "nft", "iptables", "iptables-legacy"] if not wire.port else ["bridge"]
-    for kinds in (first, ["nft", "iptables"])[: draw.randint(1, 2)]:
+    program = IPTABLES[wire.family]
+    first = ["nft", "nft", program, f"{program}-legacy"] if not wire.port else ["bridge"]
+    for kinds in (first, ["nft", program])[: draw.randint(1, 2)]:
         kind = draw.choice(kinds)
         while True:
             with contextlib.suppress(AssertionError):  # contradicting conditions are refused: draw again
                 if kind in ("nft", "bridge"):
-                    rules = (nft_rules if kind == "nft" else bridge_rules)(draw, is_incoming)
+                    rules = (nft_rules if kind == "nft" else bridge_rules)(draw, is_incoming, wire.family)
                     wire.host.command("nft", "-f", "-", given=rules)
                 else:
-                    rules = iptables_rules(draw, is_incoming)
+                    rules = iptables_rules(draw, is_incoming, wire.family)
                     wire.host.command(f"{kind}-restore", "--noflush", given=rules)
                 break
         installed.append(f"{kind}:\n{rules}")

@@ -1,12 +1,13 @@
 """The rules of netfilter on a host, of every program, and the packets to which they apply."""
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address
 from typing import Literal
 
 from msgspec import Struct, field
 
-UDP = 17
+from pyflannel.model.network_config import IpAddress
+
+TCP, UDP, ICMPV6 = 6, 17, 58
 
 Field = Literal[
     "family",
@@ -16,6 +17,7 @@ Field = Literal[
     "sport",
     "dport",
     "icmp_type",
+    "hop_limit",
     "length",
     "iif",
     "oif",
@@ -28,7 +30,7 @@ Field = Literal[
     "dtype",
 ]
 """A property of a packet that a rule may test. Addresses are integers; `stype` and `dtype` are the types of
-the addresses in the routing table of the host, `local` or `unicast`."""
+the addresses in the routing table of the host: `local`, `unicast` or `multicast`."""
 
 Value = int | str
 """A text may end with `*`, which matches any rest."""
@@ -37,7 +39,7 @@ Hook = Literal["ingress", "prerouting", "input", "forward", "output", "postrouti
 
 
 class Packet(Struct, frozen=True, kw_only=True):
-    """An IPv4 packet at the hooks of a host.
+    """A packet at the hooks of a host.
 
     Attributes:
         iif: name of the interface at which it arrived; "" if the host itself sends the packet.
@@ -50,12 +52,13 @@ class Packet(Struct, frozen=True, kw_only=True):
         mark: the mark; None if rules have set an unknown mark.
     """
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: IpAddress
+    destination: IpAddress
     protocol: int
     source_port: int | None = None
     destination_port: int | None = None
     icmp_type: int | None = None
+    hop_limit: int | None = None
     length: int | None = None
     iif: str = ""
     oif: str = ""
@@ -70,7 +73,7 @@ class Packet(Struct, frozen=True, kw_only=True):
         """Return the value of a field; None if the value is unknown."""
         match field:
             case "family":
-                return "ipv4"
+                return f"ipv{self.source.version}"
             case "saddr":
                 return int(self.source)
             case "daddr":
@@ -83,6 +86,8 @@ class Packet(Struct, frozen=True, kw_only=True):
                 return self.destination_port
             case "icmp_type":
                 return self.icmp_type
+            case "hop_limit":
+                return self.hop_limit
             case "length":
                 return self.length
             case "iif":
@@ -102,6 +107,8 @@ class Packet(Struct, frozen=True, kw_only=True):
             case "stype":
                 return "unicast" if self.iif else "local"
             case "dtype":
+                if self.destination.is_multicast:
+                    return "multicast"
                 return "unicast" if self.oif else "local"
 
 
@@ -198,7 +205,7 @@ class BaseChain(Struct, frozen=True, kw_only=True):
 
     Attributes:
         program: `nft`, or the iptables program that lists it.
-        family: family of nftables; `ip` for iptables.
+        family: family of nftables; `ip` for iptables, `ip6` for ip6tables.
         is_nat: True if it sees only the first packet of a connection.
         device: interface of the hooks `ingress` and `egress`.
         chains: all chains of its table, by name.

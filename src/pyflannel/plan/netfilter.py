@@ -22,7 +22,7 @@ _DEEPEST = 16
 _TRACKING = -200
 """Priority of connection tracking (linux/netfilter_ipv4.h, NF_IP_PRI_CONNTRACK)."""
 
-_ROUTED = frozenset({"ip", "inet", "netdev"})
+_ROUTED = {4: frozenset({"ip", "inet", "netdev"}), 6: frozenset({"ip6", "inet", "netdev"})}
 _BRIDGED = frozenset({"bridge"})
 _AT_DEVICE = frozenset({"inet", "netdev"})
 
@@ -72,7 +72,7 @@ def _stages(packet: Packet, hooks: Sequence[Hook]) -> Iterator[_Stage]:
         else:
             yield _Stage("input", _BRIDGED, near, "", into)
     for hook in hooks:
-        yield _Stage(hook, _ROUTED, into, out_of)
+        yield _Stage(hook, _ROUTED[packet.source.version], into, out_of)
     if far:
         if not is_bridged:
             yield _Stage("output", _BRIDGED, "", far, "", out_of)

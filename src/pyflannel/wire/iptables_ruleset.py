@@ -1,9 +1,12 @@
-"""The output of iptables-save as rules that can be evaluated. Source: iptables(8), iptables-extensions(8)."""
+"""The output of iptables-save and ip6tables-save as rules that can be evaluated.
+
+Source: iptables(8), iptables-extensions(8).
+"""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from typing import Literal
 
 from pyflannel.model.netfilter import Action, BaseChain, Field, Hook, Match, Rule, Ruleset, Unknown
@@ -48,6 +51,7 @@ _CONTINUING = frozenset(
         "TCPMSS",
         "SET",
         "TTL",
+        "HL",
         "DSCP",
         "CLASSIFY",
         "AUDIT",
@@ -74,7 +78,7 @@ def _base_chains(tables: SavedTables, program: str) -> Iterator[BaseChain]:
                 continue
             yield BaseChain(
                 program=program,
-                family="ip",
+                family="ip6" if program.startswith("ip6") else "ip",
                 table=table,
                 name=name,
                 hook=_HOOKS[name],
@@ -156,6 +160,11 @@ def _matches(words: Sequence[str]) -> Iterator[Match | Unknown]:
         if option in ("-m", "--comment", "--log-prefix"):
             del rest[:1]
             continue
+        if option == "--rt-type":  # no packet that is evaluated has a routing header
+            del rest[:1]
+            is_negated = False
+            yield Match("protocol", ())
+            continue
         parser = _PARSERS.get(option)
         if parser is None or not rest:
             yield Unknown(" ".join([*(["!"] if is_negated else []), option, *rest]))
@@ -178,7 +187,7 @@ _Parser = Callable[[str], tuple[Field, _Values, int | None] | None]
 
 def _prefix(field: Field) -> _Parser:
     def parse(text: str) -> tuple[Field, _Values, None]:
-        network = IPv4Network(text)
+        network = ip_network(text)
         return field, ((int(network.network_address), int(network.broadcast_address)),), None
 
     return parse
@@ -187,7 +196,7 @@ def _prefix(field: Field) -> _Parser:
 def _range(field: Field) -> _Parser:
     def parse(text: str) -> tuple[Field, _Values, None]:
         first, _, last = text.partition("-")
-        return field, ((int(IPv4Address(first)), int(IPv4Address(last or first))),), None
+        return field, ((int(ip_address(first)), int(ip_address(last or first))),), None
 
     return parse
 
@@ -235,6 +244,10 @@ def _icmp(text: str) -> tuple[Field, _Values, None] | None:
     return None if text in ("any", "255") else ("icmp_type", ((int(text), int(text)),), None)
 
 
+def _hop_limit(text: str) -> tuple[Field, _Values, None]:
+    return "hop_limit", ((int(text), int(text)),), None
+
+
 _PARSERS: Mapping[str, _Parser] = {
     "-s": _prefix("saddr"),
     "-d": _prefix("daddr"),
@@ -254,4 +267,6 @@ _PARSERS: Mapping[str, _Parser] = {
     "--dst-type": _words("dtype"),
     "--mark": _mark_match,
     "--icmp-type": _icmp,
+    "--icmpv6-type": _icmp,
+    "--hl-eq": _hop_limit,
 }

@@ -7,7 +7,7 @@ table`.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from itertools import product
 from typing import Any, Literal, get_args
 
@@ -24,7 +24,10 @@ _MOST = 4096
 
 _FULL_MASK = 0xFFFFFFFF
 _NEVER = Match("protocol", ())
-"""Holds for no packet: a condition on IPv6, on ARP or on a VLAN."""
+"""Holds for no packet: a condition on ARP or on a VLAN."""
+
+_OF_FAMILY: Mapping[str, Match] = {"ip": Match("family", ("ipv4",)), "ip6": Match("family", ("ipv6",))}
+"""The condition that nft implies for a field of the header of IPv4 or of IPv6."""
 
 _HANDLE = re.compile(r"^\s*(?P<text>.*?) # handle (?P<handle>\d+)$", re.MULTILINE)
 _CHAIN_DEVICE = re.compile(
@@ -59,6 +62,29 @@ _ICMP_TYPES = {
     "echo-request": 8,
     "time-exceeded": 11,
 }
+_ICMPV6_TYPES = {
+    "destination-unreachable": 1,
+    "packet-too-big": 2,
+    "time-exceeded": 3,
+    "parameter-problem": 4,
+    "echo-request": 128,
+    "echo-reply": 129,
+    "mld-listener-query": 130,
+    "mld-listener-report": 131,
+    "mld-listener-done": 132,
+    "mld-listener-reduction": 132,
+    "nd-router-solicit": 133,
+    "nd-router-advert": 134,
+    "nd-neighbor-solicit": 135,
+    "nd-neighbor-advert": 136,
+    "nd-redirect": 137,
+    "router-renumbering": 138,
+    "ind-neighbor-solicit": 141,
+    "ind-neighbor-advert": 142,
+    "mld2-listener-report": 143,
+}
+"""Numbers of the types of ICMPv6 by the names of nft(8)."""
+
 _Json = Mapping[str, Any]
 _Values = tuple[tuple[int, int] | str, ...]
 
@@ -151,11 +177,13 @@ class _Field(Struct, frozen=True):
 
     Attributes:
         field: None if the property cannot be evaluated.
+        names: numbers of the names that nft uses for values.
     """
 
     field: Field | None
     implied: tuple[Match, ...] = ()
     mask: int | None = None
+    names: Mapping[str, int] = {}
 
 
 class _Statements:
@@ -227,7 +255,7 @@ class _Statements:
         if operator not in ("==", "!=", "in"):
             return [*implied, Unknown(operator)]
         try:
-            values = tuple(_value(one, found.field) for one in self._members(right))
+            values = tuple(_value(one, found.field, found.names) for one in self._members(right))
         except (ValueError, KeyError):
             return [*implied, Unknown(json.dumps(right))]
         return [*implied, Match(found.field, values, operator == "!=", found.mask)]
@@ -315,16 +343,20 @@ def _mangled(value: _Json) -> Action:
             return Action("continue")
 
 
-_RAW_FIELDS: Mapping[tuple[str, int, int], Field] = {
-    ("nh", 16, 16): "length",
-    ("nh", 72, 8): "protocol",
-    ("nh", 96, 32): "saddr",
-    ("nh", 128, 32): "daddr",
-    ("th", 0, 16): "sport",
-    ("th", 16, 16): "dport",
+_RAW_FIELDS: Mapping[tuple[str, int, int], tuple[Field, str]] = {
+    ("nh", 16, 16): ("length", "ip"),
+    ("nh", 72, 8): ("protocol", "ip"),
+    ("nh", 96, 32): ("saddr", "ip"),
+    ("nh", 128, 32): ("daddr", "ip"),
+    ("nh", 48, 8): ("protocol", "ip6"),
+    ("nh", 64, 128): ("saddr", "ip6"),
+    ("nh", 192, 128): ("daddr", "ip6"),
+    ("th", 0, 16): ("sport", ""),
+    ("th", 16, 16): ("dport", ""),
 }
-"""Fields by their header, and their offset and length in bits. nft lists a field of IPv4 in this form if the
-conditions of the rule do not imply IPv4, as after `ether type { arp, ip }`."""
+"""Fields by their header, and their offset and length in bits, with the header that has this field there. nft
+lists a field in this form if the conditions of the rule do not imply the header, as after
+`ether type { arp, ip }`."""
 
 
 def _is(field: Field, number: int) -> Match:
@@ -334,19 +366,28 @@ def _is(field: Field, number: int) -> Match:
 def _field(left: Any) -> _Field:
     match left:
         case {"payload": {"protocol": "ip", "field": "saddr" | "daddr" | "protocol" | "length" as name}}:
-            return _Field(name)
-        case {"payload": {"protocol": "ip"}}:
-            return _Field(None)
-        case {"payload": {"protocol": "ip6" | "icmpv6" | "arp" | "vlan"}}:
+            return _Field(name, (_OF_FAMILY["ip"],))
+        case {"payload": {"protocol": "ip6", "field": "saddr" | "daddr" as name}}:
+            return _Field(name, (_OF_FAMILY["ip6"],))
+        case {"payload": {"protocol": "ip6", "field": "hoplimit"}}:
+            return _Field("hop_limit", (_OF_FAMILY["ip6"],))
+        case {"payload": {"protocol": "ip6", "field": "nexthdr"}}:
+            return _Field("protocol", (_OF_FAMILY["ip6"],))
+        case {"payload": {"protocol": "ip" | "ip6" as protocol}}:
+            return _Field(None, (_OF_FAMILY[protocol],))
+        case {"payload": {"protocol": "arp" | "vlan"}}:
             return _Field(None, (_NEVER,))
         case {"payload": {"base": str(base), "offset": int(offset), "len": int(length)}}:
-            return _Field(_RAW_FIELDS.get((base, offset, length)))
+            name, header = _RAW_FIELDS.get((base, offset, length), (None, ""))
+            return _Field(name, (_OF_FAMILY[header],) if header else ())
         case {"payload": {"protocol": "ether", "field": "type"}}:
             return _Field("family")
         case {"payload": {"protocol": "th", "field": "sport" | "dport" as name}}:
             return _Field(name)
         case {"payload": {"protocol": "icmp", "field": "type"}}:
-            return _Field("icmp_type", (_is("protocol", PROTOCOLS["icmp"]),))
+            return _Field("icmp_type", (_is("protocol", PROTOCOLS["icmp"]),), names=_ICMP_TYPES)
+        case {"payload": {"protocol": "icmpv6", "field": "type"}}:
+            return _Field("icmp_type", (_is("protocol", PROTOCOLS["icmpv6"]),), names=_ICMPV6_TYPES)
         case {"payload": {"protocol": str(protocol), "field": str(name)}} if protocol in PROTOCOLS:
             implied = (_is("protocol", PROTOCOLS[protocol]),)
             match name:
@@ -384,7 +425,7 @@ def _field(left: Any) -> _Field:
             return _Field(None)
 
 
-def _value(right: Any, field: Field) -> tuple[int, int] | str:
+def _value(right: Any, field: Field, names: Mapping[str, int]) -> tuple[int, int] | str:
     """Return a value of nft's JSON as a range of numbers or as a text.
 
     Raises:
@@ -392,30 +433,32 @@ def _value(right: Any, field: Field) -> tuple[int, int] | str:
     """
     match right, field:
         case {"range": [low, high]}, _:
-            return _number(low, field), _number(high, field)
+            return _number(low, field, names), _number(high, field, names)
         case {"prefix": {"addr": str(address), "len": int(length)}}, _:
-            network = IPv4Network((address, length))
+            network = ip_network((address, length))
             return int(network.network_address), int(network.broadcast_address)
         case "ip" | 0x0800, "family":  # ETH_P_IP
             return "ipv4"
+        case "ip6" | 0x86DD, "family":  # ETH_P_IPV6
+            return "ipv6"
         case str(text), (
             "iif" | "oif" | "in_bridge" | "out_bridge" | "state" | "status" | "stype" | "dtype" | "family"
         ):
             return text
         case _:
-            number = _number(right, field)
+            number = _number(right, field, names)
             return number, number
 
 
-def _number(value: Any, field: Field) -> int:
+def _number(value: Any, field: Field, names: Mapping[str, int]) -> int:
     if isinstance(value, bool):
         raise ValueError(value)
     if isinstance(value, int):
         return value
     if field in ("saddr", "daddr"):
-        return int(IPv4Address(value))
+        return int(ip_address(value))
     if field == "protocol":
         return PROTOCOLS[value]
-    if field == "icmp_type":
-        return _ICMP_TYPES[value]
+    if value in names:
+        return names[value]
     raise ValueError(value)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Mapping, Sequence, Set
 
 from msgspec import Struct
 
@@ -9,12 +10,14 @@ from pyflannel.errors import FlannelError, TargetError, WireError
 from pyflannel.kernel.filters.iptables import PROGRAMS, read_saved, version_of
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.network_config import IPV4_ONLY, Family
 from pyflannel.wire.iptables import SavedTables
 from pyflannel.wire.iptables_ruleset import ruleset_of
 from pyflannel.wire.nftables import is_own_table
 from pyflannel.wire.nftables_ruleset import parse_ruleset
 
-_FAMILIES = frozenset({"ip", "inet", "netdev", "bridge"})
+_NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
+_COMMON_FAMILIES = frozenset({"inet", "netdev", "bridge"})
 
 
 class ReadRules(Struct, frozen=True):
@@ -24,16 +27,27 @@ class ReadRules(Struct, frozen=True):
     failures: tuple[FlannelError, ...] = ()
 
 
-async def read_ruleset() -> ReadRules:
-    """Return all rules for IPv4 packets, except those in the tables of pyflannel."""
-    program = PROGRAMS[4]
+async def read_ruleset(families: Sequence[Family] = IPV4_ONLY) -> ReadRules:
+    """Return all rules for packets of these families, except those in the tables of pyflannel."""
+    by_programs = await asyncio.gather(*map(_by_iptables, families))
+    listed = {
+        (_NFT_FAMILIES[family], name)
+        for family, (_, names) in zip(families, by_programs, strict=True)
+        for name in names
+    }
+    tables, failures = await _tables(_COMMON_FAMILIES | {_NFT_FAMILIES[one] for one in families}, listed)
+    return ReadRules((*(chain for ruleset, _ in by_programs for chain in ruleset), *tables), failures)
+
+
+async def _by_iptables(family: Family) -> tuple[Ruleset, frozenset[str]]:
+    """Return the rules of both kinds of iptables, and the tables of nf_tables that iptables lists."""
+    program = PROGRAMS[family]
     version = await version_of(program)
     is_nft = version is None or version.is_nft
     legacy = f"{program}-legacy" if is_nft else program
     modern = program if is_nft else f"{program}-nft"
     by_legacy, by_modern = await asyncio.gather(_saved(legacy), _saved(modern))
-    tables, failures = await _tables(frozenset(by_modern))
-    return ReadRules((*ruleset_of(by_modern, modern), *ruleset_of(by_legacy, legacy), *tables), failures)
+    return (*ruleset_of(by_modern, modern), *ruleset_of(by_legacy, legacy)), frozenset(by_modern)
 
 
 _ENFORCERS = (
@@ -63,8 +77,10 @@ async def _saved(program: str) -> SavedTables:
         return {}  # the program is not installed, or the kernel does not support it
 
 
-async def _tables(listed: frozenset[str]) -> tuple[Ruleset, tuple[FlannelError, ...]]:
-    """Return the tables of nf_tables, except those of iptables, which are in `listed`."""
+async def _tables(
+    families: Set[str], listed: Set[tuple[str, str]]
+) -> tuple[Ruleset, tuple[FlannelError, ...]]:
+    """Return the tables of nf_tables of these families, except those of iptables, which are in `listed`."""
     found: list[Ruleset] = []
     failures: list[FlannelError] = []
     try:
@@ -73,8 +89,8 @@ async def _tables(listed: frozenset[str]) -> tuple[Ruleset, tuple[FlannelError, 
         return (), (error,)
     for line in names.split("\n"):
         match line.split():
-            case ["table", family, name, *_] if family in _FAMILIES and not is_own_table(name):
-                if family == "ip" and name in listed:
+            case ["table", family, name, *_] if family in families and not is_own_table(name):
+                if (family, name) in listed:
                     continue
                 try:
                     document, listing = await asyncio.gather(
