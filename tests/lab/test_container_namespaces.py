@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -38,5 +38,32 @@ def test_addresses_and_routes_of_a_container(namespace, sleeper: int) -> None:
 
     container = container_of(sleeper)
 
-    assert container.addresses == {IPv4Address("127.0.0.1"), IPv4Address("10.5.7.2")}
-    assert set(container.routes) == {IPv4Network("0.0.0.0/0"), IPv4Network("10.5.7.0/24")}
+    assert {one for one in container.addresses if one.version == 4} == {
+        IPv4Address("127.0.0.1"),
+        IPv4Address("10.5.7.2"),
+    }
+    assert {one for one in container.routes if one.version == 4} == {
+        IPv4Network("0.0.0.0/0"),
+        IPv4Network("10.5.7.0/24"),
+    }
+
+
+def test_ipv6_addresses_and_routes_of_a_container(namespace, sleeper: int) -> None:
+    """The kernel adds link-local addresses and routes. A route of type unreachable has no link."""
+    namespace.ip("link set lo up")
+    namespace.ip("link add eth0 type veth peer name eth1")
+    namespace.ip("address add fd00:5:0:7::2/64 dev eth0 nodad")
+    for link in ("eth0", "eth1"):
+        namespace.ip(f"link set {link} up")
+    namespace.ip("route add default via fd00:5:0:7::1")
+    namespace.ip("route add unreachable fd00:9::/32")
+
+    container = container_of(sleeper)
+
+    own = {one for one in container.addresses if one.version == 6 and not one.is_link_local}
+    routes = {one for one in container.routes if one.version == 6}
+    assert own == {IPv6Address("::1"), IPv6Address("fd00:5:0:7::2")}
+    assert {one for one in routes if not one.is_link_local and not one.is_multicast} - {
+        IPv6Network("::1/128")
+    } == {IPv6Network("::/0"), IPv6Network("fd00:5:0:7::/64")}
+    assert container.has_route_to(IPv6Address("fd00:5:0:2::1"))

@@ -14,6 +14,7 @@ import pytest
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import LEFT, Host, plug_in
 from pyflannel.lab.waiting import together, wait_until
+from testlab.documents import read_document
 from testlab.overlay import Overlay, PingStream, ipv6_underlay
 from testlab.pinging import wait_each_reaches
 
@@ -147,6 +148,74 @@ def test_hosts_reach_each_other_in_both_families(overlay: Overlay, hosts: list[H
         status = overlay.wait_ready(host)
         assert status.lease is not None
         assert status.lease.ipv6_subnet == ipv6
+
+
+def findings(host: Host) -> list[tuple[str, str]]:
+    """Return code and severity of each finding of doctor that is more than information."""
+    document = read_document(["doctor"], host.run(["flannelctl", "--json", "doctor"], check=False).stdout)
+    found = [(one["code"], one["severity"]) for one in document["findings"]]
+    return [one for one in found if one[1] != "info"]
+
+
+def traced(host: Host, address: object) -> tuple[bool, list[str]]:
+    """Return whether trace finds no fault on the way to an address, and the steps."""
+    report = read_document(
+        ["trace"], host.run(["flannelctl", "trace", "--json", str(address)], check=False).stdout
+    )
+    return report["ok"], [step["name"] for step in report["steps"]]
+
+
+@pytest.mark.parametrize(
+    ("do", "undo", "found", "fails"),
+    [
+        ("ip6tables -I INPUT -p udp --dport 8472", "", ["tunnel-dropped"], {6}),
+        ("iptables -I INPUT -p udp --dport 8472", "", ["tunnel-dropped"], {4}),
+        ("ip6tables -I FORWARD -o br7", "", ["forward-dropped"], set()),
+        ("ip6tables -I INPUT -i eth0 -p ipv6-icmp --icmpv6-type 135", "", ["neighbour-dropped"], set()),
+        (
+            "nft 'table inet fw { chain c { type filter hook output priority 0; udp dport 8472 drop; }; }'",
+            "nft delete table inet fw",
+            ["tunnel-not-sent"],
+            {4, 6},
+        ),
+        (
+            "nft 'table inet fw { chain c { type filter hook forward priority 0; policy drop; }; }'",
+            "nft delete table inet fw",
+            ["forward-dropped"] * 2,
+            set(),
+        ),
+        (
+            "sysctl -qw net.ipv6.conf.all.forwarding=0",
+            "sysctl -qw net.ipv6.conf.all.forwarding=1",
+            ["forwarding-off"],
+            set(),
+        ),
+        ("ip link set br7 down", None, ["bridge-down"], set()),
+    ],
+    ids=str,
+)
+def test_doctor_and_trace_examine_each_family(
+    hosts: list[Host], do: str, undo: str | None, found: list[str], fails: set[int]
+) -> None:
+    """A rule of one family is named once, and trace passes in the other family."""
+    first, second, _ = hosts
+    if not undo and undo is not None:
+        do, undo = f"{do} -j DROP", f"{do} -j DROP".replace("-I", "-D")
+    assert findings(first) == []
+    ends = {4: second.gateway().ip, 6: bridge(second).ip}
+    assert all(traced(first, end)[0] for end in ends.values())
+
+    first.run(["sh", "-c", do])
+    try:
+        named = findings(first)
+        failing = {family for family, end in ends.items() if not traced(first, end)[0]}
+    finally:
+        first.run(["sh", "-c", undo or "ip link set br7 up"])
+        configure_bridges([first])
+
+    assert named == [(code, "error") for code in found]
+    assert failing == fails
+    assert findings(first) == []
 
 
 @pytest.mark.parametrize(

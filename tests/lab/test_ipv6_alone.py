@@ -1,148 +1,35 @@
 """A Kubernetes cluster with IPv6 alone: the hosts have no IPv4 address, and no IPv4 range."""
 
-import asyncio
 import json
 import os
-import threading
-from collections.abc import Coroutine, Iterator
-from ipaddress import IPv6Address, IPv6Interface, IPv6Network
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Iterator
+from ipaddress import IPv6Address
 
 import pytest
 
-from doubles.fake_api_server import FakeApiServer
 from pyflannel.lab.topology import Host
-from pyflannel.lab.waiting import together, wait_until
+from pyflannel.lab.waiting import wait_until
 from testlab.cni_runtime import Runtime
-from testlab.inside import enter_network
+from testlab.ipv6_cluster import (
+    NAMES,
+    NETWORK,
+    SOON_S,
+    Cluster,
+    bridge,
+    cluster_in,
+    give_bridge,
+    reaches,
+    wait_reached,
+)
 from testlab.overlay import Overlay, PingStream, ipv6_underlay
-from testlab.pinging import wait_each_reaches
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-SOON_S = 30.0
-NETWORK = IPv6Network("fd00:5::/48")
-NAMES = ("docker1", "docker2", "docker3")
-
-
-class ApiServer:
-    """A FakeApiServer in the network of a host, on a thread of its own."""
-
-    def __init__(self, place: Host, address: IPv6Address) -> None:
-        self.server = FakeApiServer(str(address))
-        self._place = place
-        self._loop = asyncio.new_event_loop()
-        self._is_up, self._end = threading.Event(), asyncio.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        assert self._is_up.wait(SOON_S)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(SOON_S)
-
-    def do(self, work: Coroutine[Any, Any, None]) -> None:
-        """Perform a call of the server."""
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(SOON_S)
-
-    def _run(self) -> None:
-        enter_network(f"/proc/{self._place.init_pid}/ns/net")
-        self._loop.run_until_complete(self._serve())
-        self._loop.close()
-
-    async def _serve(self) -> None:
-        async with self.server.serving():
-            self._is_up.set()
-            await self._end.wait()
-
-
-class Cluster:
-    """The API server on the router, and the flanneld of each host."""
-
-    def __init__(self, overlay: Overlay, api: ApiServer, directory: Path) -> None:
-        self.overlay = overlay
-        self.api = api
-        self.config = directory / "net-conf.json"
-        self.kubeconfig = directory / "kubeconfig"
-        self.kubeconfig.write_text(
-            json.dumps(
-                {
-                    "current-context": "c",
-                    "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-                    "clusters": [{"name": "k", "cluster": {"server": api.server.url}}],
-                    "users": [{"name": "u", "user": {"token": "good"}}],
-                }
-            )
-        )
-
-    def configure(self, kind: str, *, nftables: bool = False, **options: object) -> None:
-        self.config.write_text(
-            json.dumps(
-                {
-                    "EnableIPv4": False,
-                    "EnableIPv6": True,
-                    "IPv6Network": str(NETWORK),
-                    "EnableNFTables": nftables,
-                    "Backend": {"Type": kind, **options},
-                }
-            )
-        )
-
-    def join(self, *hosts: Host) -> None:
-        """Start flanneld on the hosts, and give each a bridge with the address of subnet.env."""
-
-        def start(host: Host) -> None:
-            flags = [f"--kubeconfig-file={self.kubeconfig}", f"--net-config-path={self.config}", "--ip-masq"]
-            self.overlay.daemons[host.name] = host.start_flanneld(
-                "--kube-subnet-mgr", *flags, environment={"NODE_NAME": host.name}
-            )
-            give_bridge(host)
-
-        together([lambda host=host: start(host) for host in hosts])
-
-    def stop(self, host: Host) -> None:
-        """Stop flanneld on a host, whose next start does not continue with the present backend."""
-        self.overlay.daemons[host.name].kill()
-        host.run(["rm", "/var/lib/flannel/last-known.json"])
-
-
-def bridge(host: Host) -> IPv6Interface:
-    """Return the address for the bridge of the containers, from subnet.env."""
-    return IPv6Interface(host.subnet_env()["FLANNEL_IPV6_SUBNET"])
-
-
-def give_bridge(host: Host) -> None:
-    """Give br7 the address of subnet.env."""
-    batch = f"address flush dev br7 scope global\naddress add {bridge(host)} dev br7 nodad\n"
-    host.run(["ip", "-batch", "-"], text=batch)
-
-
-def reaches(host: Host, other: Host) -> bool:
-    command = ["ping", "-n", "-c1", "-W1", "-I", str(bridge(host).ip), str(bridge(other).ip)]
-    return host.run(command, check=False).returncode == 0
-
-
-def wait_reached(*hosts: Host) -> None:
-    wait_each_reaches(hosts, reaches, SOON_S)
-
 
 @pytest.fixture(scope="module")
-def cluster(overlay: Overlay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two hosts on one segment and one behind the router, with IPv6 addresses alone."""
-    hosts = [overlay.hosts[name] for name in NAMES]
-    overlay.give_ipv6(*hosts)
-    for host in hosts:
-        batch = "-4 address flush dev eth0\nlink add br7 type bridge\nlink set br7 up\n"
-        host.run(["ip", "address", "flush", "dev", "eth0", "scope", "global", "to", "0.0.0.0/0"])
-        host.run(["ip", "-batch", "-"], text=batch.partition("\n")[2])
-    with ApiServer(overlay.lab.router, ipv6_underlay(hosts[0]).network[0xFE]) as api:
-        for number, name in enumerate(NAMES, start=1):
-            api.do(api.server.put(name, f"fd00:5:0:{number}::/64"))
-        yield Cluster(overlay, api, overlay.lab.directory)
+def cluster(overlay: Overlay) -> Iterator[Cluster]:
+    with cluster_in(overlay) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +79,14 @@ def test_commands_show_the_hosts(cluster: Cluster, hosts: list[Host]) -> None:
     assert (report["ok"], [step["state"] for step in report["steps"]]) == (True, ["reached"] * 3)
     assert second.name in first.flannelctl("ping", second.name)
     assert json.loads(first.flannelctl("doctor", "--json"))["findings"] == []
-    assert first.run(["flannelctl", "trace", "fd00:5:0:2::1"], check=False).returncode != 0
+    traced = json.loads(first.flannelctl("trace", "--json", str(bridge(second).ip)))
+    assert (traced["ok"], traced["steps"][-1]["name"]) == (True, "peer")
+    holder = json.loads(first.flannelctl("whois", "--json", str(bridge(second).ip)))
+    assert (holder["host_name"], holder["kind"], holder["subnet"]) == (
+        second.name,
+        "container",
+        str(bridge(second).network),
+    )
 
 
 def test_the_cni_plugin_gives_containers_addresses(cluster: Cluster, hosts: list[Host]) -> None:
@@ -311,6 +205,21 @@ def test_other_backends_carry_the_packets(
         wait_reached(first, second)
 
 
+def test_unencrypted_packets_from_outside_are_not_delivered(cluster: Cluster, hosts: list[Host]) -> None:
+    """The host would answer an echo that it receives. Its backend is wireguard."""
+    host, router = hosts[0], cluster.overlay.lab.router
+    route = [str(bridge(host).network), "via", str(ipv6_underlay(host).ip)]
+    router.run(["ip", "route", "add", *route])
+
+    found = router.run(["ping", "-n", "-c20", "-i0.01", "-W1", str(bridge(host).ip)], check=False).stdout
+
+    router.run(["ip", "route", "delete", *route])
+    assert "20 packets transmitted, 0 received" in found
+    dropped = host.run(["nft", "list", "chain", "ip6", "flannel-guard", "in_clear"]).stdout
+    assert "counter packets 20" in dropped
+    wait_reached(*hosts[:2])
+
+
 def test_udp_is_refused_with_the_remedy(cluster: Cluster, hosts: list[Host]) -> None:
     """The hosts keep the config in force."""
     first, second, _ = hosts
@@ -327,6 +236,8 @@ def test_a_cleanup_removes_the_objects(cluster: Cluster, hosts: list[Host]) -> N
     cluster.overlay.daemons[host.name].kill()
     status = json.loads(host.run(["flannelctl", "status", "--json"], check=False).stdout)
     assert (status["is_live"], status["lease"]["subnet"], status["peers"]) == (False, str(subnet), 2)
+    examined = json.loads(host.run(["flannelctl", "doctor", "--json"], check=False).stdout)
+    assert [one["code"] for one in examined["findings"]] == ["daemon-away"]
     host.run(["ip", "link", "delete", "br7"])
 
     variables = [

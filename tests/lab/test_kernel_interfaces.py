@@ -1,7 +1,7 @@
 """The interfaces of a real namespace, and the choice among them."""
 
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import TypeVar
 
 import pytest
@@ -336,7 +336,7 @@ def test_waiting_ends_when_the_address_is_added(namespace, listen) -> None:
 
 
 def test_ipsec_policies_are_read(host) -> None:
-    """The list contains a policy that blocks all other packets, and no IPv6 policy. The newest is first."""
+    """The list ends with policies that block all other packets. The newest is first."""
     ends = "src 10.0.0.1/32 dst 10.0.0.0/16"
     host.ip(f"xfrm policy add {ends} proto udp dport 8285 dir out action block mark 7 mask 7")
     host.ip(f"xfrm policy add {ends} dev eth0 proto tcp sport 5 dir fwd priority 9")
@@ -348,6 +348,7 @@ def test_ipsec_policies_are_read(host) -> None:
     eth0 = found.named("eth0")
     assert eth0 is not None
     assert found.policies == (
+        IpsecPolicy(direction="in", source=IPv6Network("fd00::/8"), destination=IPv6Network("fd00::/8")),
         IpsecPolicy(
             direction="forward",
             source=IPv4Network("10.0.0.1/32"),
@@ -369,7 +370,10 @@ def test_ipsec_policies_are_read(host) -> None:
             mark_mask=7,
             is_block=True,
         ),
-        IpsecPolicy(direction="in", source=everybody, destination=everybody, priority=1 << 32, is_block=True),
+        *(
+            IpsecPolicy(direction="in", source=one, destination=one, priority=1 << 32, is_block=True)
+            for one in (everybody, IPv6Network("::/0"))
+        ),
     )
 
 

@@ -153,7 +153,7 @@ _IN_IPV6 = {
 
 
 def in_family(condition: str, family: Family) -> str:
-    """Return the condition in a family; OTHER stands for the header of the other one."""
+    """Return the condition in a family; OTHER is replaced by the header of the other one."""
     if family == 4:
         other = "ip6 {} ::1"
     else:

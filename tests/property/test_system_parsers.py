@@ -17,8 +17,8 @@ from pyflannel.kernel.bpf.pins import mounts_in
 from pyflannel.kernel.host.lease_key import key_in
 from pyflannel.kernel.host.machine import exact_release, identity_in, rules_in
 from pyflannel.model.packet_filter import SavedRules
-from pyflannel.plan.doctor.filters import docker_drops
-from pyflannel.processes.found import addresses_in, inodes_at, routes_in
+from pyflannel.plan.doctor.docker import docker_drops
+from pyflannel.processes.found import addresses_in, inodes_at, ipv6_addresses_in, ipv6_routes_in, routes_in
 from pyflannel.processes.systemd import service_in
 from pyflannel.wire.iptables import parse_save
 
@@ -121,6 +121,11 @@ def read_docker_rules(text: str) -> None:
     docker_drops([SavedRules(program="iptables", family=4, chains=chains)], table)
 
 
+_ADDRESS, _ZERO = "fd000005000000070000000000000002", "0" * 32
+IPV6_ROUTES = [f"{_ADDRESS} 80 {_ZERO} 00 {_ZERO} 00000400 00000001 00000000 00000003     eth0\n"]
+IPV6_ADDRESSES = [f"{_ADDRESS} 02 40 00 80     eth0\n"]
+
+
 PARSERS = [
     Parser(
         "mounts in /proc",
@@ -137,6 +142,20 @@ PARSERS = [
         ROUTE_TABLES,
     ),
     Parser("unit in /proc", service_in, damaged(st.sampled_from(CGROUPS)), (), CGROUPS),
+    Parser(
+        "IPv6 routes in /proc",
+        lambda text: list(ipv6_routes_in(text)),
+        damaged_text(st.sampled_from(IPV6_ROUTES), SPECIAL + "0f"),
+        (),
+        IPV6_ROUTES,
+    ),
+    Parser(
+        "IPv6 addresses in /proc",
+        lambda text: list(ipv6_addresses_in(text)),
+        damaged_text(st.sampled_from(IPV6_ADDRESSES), SPECIAL + "0f"),
+        (),
+        IPV6_ADDRESSES,
+    ),
     Parser(
         "UDP sockets in /proc",  # without a text that users choose
         lambda text: list(inodes_at(text, IPv4Address("10.10.10.10"), 0x205D)),

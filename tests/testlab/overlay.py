@@ -41,7 +41,7 @@ from pyflannel.wire.forwarder_control import (
 SOON_S = 60.0
 """Deadline of waits in seconds. It is much longer than necessary, because the machine may be busy."""
 
-_CHANGED = """
+CHANGED_FLANNELD = """
 import sys
 from pyflannel.engine import {module}
 {module}.{constant} = {value}
@@ -87,7 +87,7 @@ class Overlay:
 
     def join_with(self, host: Host, *flags: str, module: str, constant: str, value: float) -> None:
         """Start a flanneld with another value of a constant of an engine module, and wait as `join` does."""
-        program = _CHANGED.format(module=module, constant=constant, value=value)
+        program = CHANGED_FLANNELD.format(module=module, constant=constant, value=value)
         daemon = [sys.executable, "-c", program, f"--store={self.etcd.url}", *flags]
         self.daemons[host.name] = host.start_service(daemon, name="flanneld")
 
@@ -101,7 +101,7 @@ class Overlay:
         router = self.lab.router
         router.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"])
         for number, segment in enumerate(("left", "right"), start=1):
-            router.run(["ip", "address", "add", f"fd07:{number}::fe/64", "dev", f"gw-{segment}", "nodad"])
+            router.run(["ip", "address", "replace", f"fd07:{number}::fe/64", "dev", f"gw-{segment}", "nodad"])
         for host in hosts:
             address = ipv6_underlay(host)
             batch = f"address add {address} dev eth0 nodad\nroute add default via {address.network[0xFE]}\n"

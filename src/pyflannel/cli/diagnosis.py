@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 
 import click
@@ -25,6 +25,7 @@ from pyflannel.commands.bug_report import report_bug
 from pyflannel.commands.trace import AddressReport, trace_packet, who_is
 from pyflannel.errors import UsageError
 from pyflannel.model.lease import host_text
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.probe import PacketEvent, PacketTrace, TraceReport, TraceStep
 from pyflannel.wire.control_json import format_document, format_trace
 
@@ -71,12 +72,18 @@ def trace(
       flannelctl trace 10.100.15.2 10.100.93.7
       flannelctl trace --probe 10.100.15.2 10.100.93.7
       flannelctl trace --json 10.100.93.7 10.100.15.2
+      flannelctl trace fd00:5:0:2::7
     """
     if len(addresses) > 2:
         raise click.UsageError("too many addresses: a packet has one source and one destination")
     *sources, destination = map(address_of, addresses)
     places = places_of(run_dir, state_dir, subnet_file)
     source = sources[0] if sources else None
+    if source is not None and source.version != destination.version:
+        raise UsageError(
+            f"{source} and {destination} belong to different address families",
+            hint="Specify two IPv4 addresses, or two IPv6 addresses.",
+        )
     report = answer(
         invocation,
         trace_packet(places, invocation.socket, source, destination, probes=probes),
@@ -93,17 +100,17 @@ def trace(
 explain = trace
 
 
-def address_of(text: str) -> IPv4Address:
+def address_of(text: str) -> IpAddress:
     """Return the address in an argument.
 
     Raises:
-        UsageError: the argument is not an IPv4 address.
+        UsageError: the argument is not an IP address.
     """
     try:
-        return IPv4Address(text)
+        return ip_address(text)
     except ValueError as error:
         raise UsageError(
-            f"{text!r} is not an IPv4 address",
+            f"{text!r} is not an IP address",
             hint="'flannelctl leases' shows the addresses of the hosts; 'flannelctl ping' accepts names.",
         ) from error
 
@@ -154,6 +161,7 @@ def whois(invocation: Invocation, address: str, run_dir: Path | None) -> None:
     Examples:
       flannelctl whois 10.100.93.7
       flannelctl whois 10.10.10.102 --json
+      flannelctl whois fd00:5:0:2::7
     """
     found = answer(invocation, _who_is(invocation, run_dir, address_of(address)))
     if invocation.wants_json:
@@ -164,7 +172,7 @@ def whois(invocation: Invocation, address: str, run_dir: Path | None) -> None:
         click.get_current_context().exit(1)
 
 
-async def _who_is(invocation: Invocation, run_dir: Path | None, address: IPv4Address) -> AddressReport:
+async def _who_is(invocation: Invocation, run_dir: Path | None, address: IpAddress) -> AddressReport:
     async with network_of(invocation, run_dir) as network:
         return await who_is(await network.leases(), address)
 

@@ -5,11 +5,12 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import islice
 from pathlib import Path
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
@@ -31,12 +32,13 @@ from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.programs import run_program
-from pyflannel.kernel.filters.ruleset import read_ruleset
+from pyflannel.kernel.filters.ruleset import ReadRules, read_ruleset
 from pyflannel.kernel.host.files import read_end
 from pyflannel.kernel.host.machine import (
     ask_route,
     docker_table,
     forwards,
+    is_ethernet,
     is_strict,
     lacks_arp,
     policy_rules,
@@ -47,16 +49,18 @@ from pyflannel.kernel.network.echo import clock_offsets
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
-from pyflannel.model.host import Interfaces
+from pyflannel.model.host import Interfaces, RouteScope
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
+from pyflannel.model.packet_filter import SavedRules
 from pyflannel.model.probe import BenchReport, PeerReach, PingReport
 from pyflannel.model.state import State
-from pyflannel.model.status import Finding, Membership, Status, StoreTimes
+from pyflannel.model.status import Finding, Membership, RefusedPeer, Status, StoreTimes
 from pyflannel.plan.doctor.daemon import store_findings
-from pyflannel.plan.doctor.filters import docker_drops
-from pyflannel.plan.doctor.findings import SAFE, findings
+from pyflannel.plan.doctor.docker import docker_drops
+from pyflannel.plan.doctor.families import families_of, leases_in, network_of, status_in
+from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of_host, merged
 from pyflannel.plan.doctor.observed import (
     BadNeighbour,
     Certificate,
@@ -74,8 +78,9 @@ from pyflannel.wire.certificate import validities_of, validity_of
 from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
 from pyflannel.wire.subnet_env import parse_subnet_env
 
-First = Callable[[], Awaitable[Collection[IpNetwork]]]
-"""Returns the subnets of the peers whose packets are evaluated first: a host may have ten thousand peers."""
+First = Callable[[Family], Awaitable[Collection[IpNetwork]]]
+"""Returns, for a family, the subnets of the peers whose packets are evaluated first. A host may have ten
+thousand peers."""
 
 _DAEMON_S, _EXAMINED_S = 1.5, 2.0
 """Deadlines for the daemon and for the examination of the host, so that a command takes at most 5 s."""
@@ -90,30 +95,34 @@ async def status_of_host(places: Places) -> Status:
 
 
 async def membership_of(places: Places, status: Status) -> Membership:
-    """Return the network, subnet and underlay of the host; None for each unknown value."""
+    """Return the network, subnet and underlay of the host in the first family of the network; None for each
+    unknown value.
+    """
+    return await _membership_in(families_of(status)[0], places, status)
+
+
+async def _membership_in(family: Family, places: Places, status: Status) -> Membership:
+    """Return the network, subnet and underlay of the host in a family.
+
+    `status`: the status as in a network with this family alone.
+    """
     known = _last_known(places)
-    leases = () if known is None else filter(None, map(kept_lease, known.records))
-    subnet = status.lease.subnet if status.lease else None
+    records = () if known is None else filter(None, map(kept_lease, known.records))
+    leases = leases_in(map(LeaseEntry.of, records), family)
     return Membership(
-        network=status.network.network if status.network else None,
-        subnet=subnet if isinstance(subnet, IPv4Network) else None,
+        network=network_of(status, family),
+        subnet=status.lease.subnet if status.lease else None,
         underlay=status.underlay.link if status.underlay else await _underlay(known),
-        peers=_ipv4_peers(
-            {
-                **{lease.subnet: lease.attributes.public_ip for lease in leases},
-                **{peer.subnet: peer.public_ip for peer in status.refused_peers},
-            }
-        ),
+        peers={
+            **{lease.subnet: lease.public_ip for lease in leases},
+            **_addresses_of(status.refused_peers, family),
+        },
     )
 
 
-def _ipv4_peers(peers: Mapping[IpNetwork, IpAddress]) -> dict[IPv4Network, IPv4Address]:
-    """Return the peers with IPv4, because doctor examines the rules and routes of IPv4."""
-    return {
-        subnet: address
-        for subnet, address in peers.items()
-        if isinstance(subnet, IPv4Network) and isinstance(address, IPv4Address)
-    }
+def _addresses_of(peers: Iterable[LeaseEntry | RefusedPeer], family: Family) -> dict[IpNetwork, IpAddress]:
+    """Return the public address of each peer with an address in this family, by its subnet."""
+    return {peer.subnet: peer.public_ip for peer in peers if peer.public_ip.version == family}
 
 
 def _last_known(places: Places) -> Kept | None:
@@ -209,12 +218,13 @@ async def _findings_in_time(
     examination does not end in time.
     """
 
-    async def first() -> Collection[IpNetwork]:
+    async def first(_: Family) -> Collection[IpNetwork]:
         return {peer}
 
     with contextlib.suppress(TimeoutError, FlannelError):
         async with asyncio.timeout(_EXAMINED_S):
-            return await _examined(places, status, leases, first)
+            found = await _examined(places, status, leases, first)
+            return merged((*found.get(None, ()), *found.get(families_of(status)[0], ())))
     return ()
 
 
@@ -226,42 +236,51 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
         TargetError: links and routes are unreadable.
     """
     end = asyncio.get_running_loop().time() + left_s
-    status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
-    reaching = asyncio.ensure_future(_reach(status, leases))
+    whole, every_lease = await asyncio.gather(status_of_host(places), leases_of_host(places))
+    reaching: dict[Family, asyncio.Future[list[PeerReach]]] = {
+        family: asyncio.ensure_future(
+            _reach(status_in(whole, family, every_lease), leases_in(every_lease, family))
+        )
+        for family in families_of(whole)
+    }
 
-    async def silent() -> Collection[IpNetwork]:
-        return {one.subnet for one in await asyncio.shield(reaching) if not one.is_reached}
+    async def silent(family: Family) -> Collection[IpNetwork]:
+        return {one.subnet for one in await asyncio.shield(reaching[family]) if not one.is_reached}
 
-    found, reach, offsets, times = await asyncio.gather(
-        _examined_until(end, places, status, leases, silent),
-        reaching,
-        _clock_offsets(status, leases),
-        _store_times(places, status),
+    found, reached, offsets, times = await asyncio.gather(
+        _examined_until(end, places, whole, every_lease, silent),
+        asyncio.gather(*reaching.values()),
+        _clock_offsets(whole, every_lease),
+        _store_times(places, whole),
     )
-    neighbours = await _bad_neighbours(status, reach)
-    own = (*found, *store_findings(status, times), *clock_findings(offsets))
-    return with_peers(own, reach, status, neighbours)
+    common = (*found.get(None, ()), *store_findings(whole, times), *clock_findings(offsets))
+    complete: list[Finding] = []
+    for family, reach in zip(reaching, reached, strict=True):
+        status = status_in(whole, family, every_lease)
+        own = (*common, *found.get(family, ()))
+        complete += with_peers(own, reach, status, await _bad_neighbours(status, reach))
+    return merged(complete)
 
 
 async def _examined_until(
     end: float, places: Places, status: Status, leases: list[LeaseEntry], first: First
-) -> tuple[Finding, ...]:
-    """Return the findings about this host itself; if they are not complete at `end`, only a finding that
-    reports this.
+) -> Mapping[Family | None, tuple[Finding, ...]]:
+    """Return the findings about this host itself, by family; None for findings about all families. If they
+    are not complete at `end`, return only a finding that reports this.
     """
     try:
         async with asyncio.timeout_at(end):
             return await _examined(places, status, leases, first)
     except TimeoutError:
         cause = "the examination of this host took too long, so its problems are unknown"
-        return (Finding(code="not-examined", severity="error", cause=cause, fix="flannelctl doctor"),)
+        return {None: (Finding(code="not-examined", severity="error", cause=cause, fix="flannelctl doctor"),)}
 
 
 async def fix(found: Sequence[Finding]) -> list[str]:
     """Run the repair commands of the safe findings, and return the commands that succeeded."""
-    commands = [one.fix for one in found if one.code in SAFE]
+    fixes = [one.fix for one in found if one.code in SAFE]
     done = []
-    for command in commands:
+    for command in (command for one in fixes for command in one.split("; ")):
         with contextlib.suppress(TargetError):
             ran = await run_program(*shlex.split(command))
             done += [] if ran.status else [command]
@@ -292,7 +311,7 @@ async def _bad_neighbours(status: Status, reach: list[PeerReach]) -> dict[IpAddr
     entries: dict[IpAddress, BadNeighbour] = {}
     with contextlib.suppress(TargetError):
         for name, one in await neighbours_of_host():
-            if name != link or not isinstance(one.address, IPv4Address):
+            if name != link:
                 continue
             if one.is_unresolved or one.is_permanent:
                 state = f"lladdr {one.mac} PERMANENT" if one.is_permanent else "FAILED or INCOMPLETE"
@@ -304,10 +323,10 @@ async def _bad_neighbours(status: Status, reach: list[PeerReach]) -> dict[IpAddr
     found = {address: entries[address] for address in silent if address in entries}
     if found.keys() == entries.keys():
         return found
-    others = [one for one in silent if one not in found and isinstance(one, IPv4Address)][:_ROUTES_ASKED]
+    others = [one for one in silent if one not in found][:_ROUTES_ASKED]
     answers = await asyncio.gather(*(ask_route("host out", address) for address in others))
     for address, answer in zip(others, answers, strict=True):
-        if answer is not None and answer.gateway in entries:
+        if answer is not None and answer.gateway is not None and answer.gateway in entries:
             found[address] = entries[answer.gateway]
     return found
 
@@ -316,21 +335,19 @@ _ROUTES_ASKED = 8
 """Maximum number of silent peers whose gateway is determined."""
 
 
-async def _set_neighbours(link: str | None) -> frozenset[IPv4Address]:
+async def _set_neighbours(link: str | None) -> frozenset[IpAddress]:
     """Return the addresses whose MAC address at a link is set by an operator."""
     with contextlib.suppress(TargetError):
         return frozenset(
-            one.address
-            for name, one in await neighbours_of_host()
-            if name == link and one.is_permanent and isinstance(one.address, IPv4Address)
+            one.address for name, one in await neighbours_of_host() if name == link and one.is_permanent
         )
     return frozenset()
 
 
-def _published_mac(places: Places) -> str | None:
+def _published_mac(places: Places, family: Family) -> str | None:
     known = _last_known(places)
-    vtep = None if known is None else known.own.attributes.vtep
-    return None if vtep is None else vtep.mac
+    part = None if known is None else known.own.part(family)
+    return None if part is None or part.vtep is None else part.vtep.mac
 
 
 _CLOCKS = 16
@@ -342,7 +359,9 @@ wait for them."""
 
 
 async def _clock_offsets(status: Status, leases: list[LeaseEntry]) -> dict[IPv4Address, float]:
-    """Return the offsets of the clocks of some peers; empty if no peer can be asked."""
+    """Return the offsets of the clocks of some peers; empty if no peer can be asked. ICMPv6 has no message
+    for this.
+    """
     ends = (underlay for peer in peers_of(status, leases) for underlay, _ in (ends_of(peer),))
     with contextlib.suppress(TargetError):
         some_ends = list(islice((end for end in ends if isinstance(end, IPv4Address)), _CLOCKS))
@@ -372,59 +391,120 @@ def certificates_for(url: str) -> tuple[Certificate, ...]:
     return tuple(found)
 
 
+class _Host(Struct, frozen=True, kw_only=True):
+    """The observations of a host that do not depend on the family.
+
+    Attributes:
+        family: the family that is examined.
+        is_alone: the host carries only this family.
+    """
+
+    family: Family = 4
+    is_alone: bool = True
+    items: tuple[Item, ...]
+    saved: tuple[SavedRules, ...]
+    read: ReadRules
+    interfaces: Interfaces
+    programs: tuple[BpfProgram, ...]
+    containers: tuple[ContainerNamespace, ...]
+
+
 async def _examined(
     places: Places, status: Status, leases: list[LeaseEntry], first: First
-) -> tuple[Finding, ...]:
-    """Return the findings about this host itself. Rules and routes are evaluated for the packets of some
-    peers, beginning with those that `first` returns.
+) -> Mapping[Family | None, tuple[Finding, ...]]:
+    """Return the findings about this host itself, by family; None for findings about all families. Rules and
+    routes are evaluated for the packets of some peers, beginning with those that `first` returns.
     """
-    membership = await membership_of(places, status)
-    others = _ipv4_peers({peer.subnet: peer.public_ip for peer in peers_of(status, leases)})
-    peers = {**membership.peers, **others}
-    if membership.subnet is not None:
-        peers.pop(membership.subnet, None)
-    membership = replace(membership, peers=peers)
+    families = families_of(status)
     items, rules, saved, read, interfaces, programs = await asyncio.gather(
-        survey(), _filter_rules(), read_rules(), read_ruleset(), interfaces_of_host(), programs_of(places)
+        survey(),
+        _filter_rules(),
+        read_rules(),
+        read_ruleset(families),
+        interfaces_of_host(_ranges(status)),
+        programs_of(places),
     )
-    early = await first()
-    membership = replace(
-        membership, peers=dict(sorted(membership.peers.items(), key=lambda one: one[0] not in early))
-    )
-    bridges = _own_bridges(interfaces, membership)
-    seen = Observed(
-        status=status,
-        membership=membership,
-        claimed=places.device(),
-        original=find_original(),
+    host = _Host(
         items=(*items, *rules),
-        left_rules=rules_left(saved, known_networks(places, membership)),
-        forwards=forwards(),
-        unforwarded=unforwarded(one.name for one in interfaces.interfaces),
-        strict=frozenset(one.name for one in interfaces.interfaces if is_strict(one.name)),
-        ruleset=read.ruleset,
-        answers=await _route_answers(status, membership, next(iter(bridges), None)),
+        saved=saved,
+        read=read,
         interfaces=interfaces,
         programs=programs[0],
+        containers=await in_thread(find_containers),
+    )
+    unread = tuple(
+        Finding(code="rules-unread", severity="info", cause=f"filter rules: {error}", fix=error.hint)
+        for error in read.failures
+    )
+    observed = [
+        await _observed(
+            places,
+            replace(host, family=family, is_alone=len(families) == 1),
+            status_in(status, family, leases),
+            leases_in(leases, family),
+            await first(family),
+        )
+        for family in families
+    ]
+    found: dict[Family | None, tuple[Finding, ...]] = {None: (*findings_of_host(observed[0]), *unread)}
+    for one in observed:
+        found[one.family] = findings_in_family(replace(one, is_first=one is observed[0]))
+    return found
+
+
+def _ranges(status: Status) -> RouteScope:
+    """Return the scope that makes the kernel's IPv6 routes visible, if the network has IPv6."""
+    found = network_of(status, 6)
+    return RouteScope() if found is None else RouteScope(networks=frozenset({found}))
+
+
+async def _observed(
+    places: Places, host: _Host, status: Status, leases: list[LeaseEntry], early: Collection[IpNetwork]
+) -> Observed:
+    """Return the observations in one family. Status and leases are those of a network with this family
+    alone.
+    """
+    family = host.family
+    membership = await _membership_in(family, places, status)
+    peers = {**membership.peers, **_addresses_of(peers_of(status, leases), family)}
+    if membership.subnet is not None:
+        peers.pop(membership.subnet, None)
+    membership = replace(membership, peers=dict(sorted(peers.items(), key=lambda one: one[0] not in early)))
+    interfaces = host.interfaces
+    bridges = _own_bridges(interfaces, membership)
+    if not bridges and family == 6 and host.is_alone:
+        bridges = _bare_bridges(interfaces)
+    names = [one.name for one in interfaces.interfaces]
+    return Observed(
+        status=status,
+        membership=membership,
+        family=family,
+        claimed=places.device(),
+        original=find_original(),
+        items=host.items,
+        left_rules=rules_left(host.saved, known_networks(places, membership)),
+        forwards=forwards(family),
+        unforwarded=unforwarded(names, family),
+        strict=frozenset(name for name in names if family == 4 and is_strict(name)),
+        ruleset=host.read.ruleset,
+        answers=await _route_answers(status, membership, next(iter(bridges), None), family),
+        interfaces=interfaces,
+        programs=host.programs,
         on_link=_on_link(interfaces, membership),
         ports={name: port_mtus(name) for name in bridges},
         lacks_arp=lacks_arp(membership.underlay or ""),
+        is_ethernet=is_ethernet(membership.underlay or ""),
         set_neighbours=await _set_neighbours(membership.underlay),
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
         docker0_ports=len(port_mtus("docker0")),
-        docker_drops=docker_drops(saved, await docker_table()),
+        docker_drops=docker_drops(host.saved, await docker_table(family), family),
         mark=places.mark,
-        published_mac=_published_mac(places),
-        containers=await _with_mtus(await in_thread(find_containers), membership.subnet),
+        published_mac=_published_mac(places, family),
+        containers=await _with_mtus(host.containers, membership.subnet),
         certificates=() if status.store is None else certificates_for(status.store.url),
         now=time.time(),
         has_unit=has_unit("flanneld.service"),
     )
-    unread = (
-        Finding(code="rules-unread", severity="info", cause=f"filter rules: {error}", fix=error.hint)
-        for error in read.failures
-    )
-    return (*findings(seen), *unread)
 
 
 _CONTAINERS_ASKED = 16
@@ -432,7 +512,7 @@ _CONTAINERS_ASKED = 16
 
 
 async def _with_mtus(
-    found: tuple[ContainerNamespace, ...], subnet: IPv4Network | None
+    found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None
 ) -> tuple[ContainerNamespace, ...]:
     """Return the containers, some of those in the subnet of this host with the MTUs of their links.
 
@@ -446,16 +526,17 @@ async def _with_mtus(
     return tuple(known.get(one.pid, one) for one in found)
 
 
-async def _mtus_in(pid: int, subnet: IPv4Network) -> dict[str, int]:
+async def _mtus_in(pid: int, subnet: IpNetwork) -> dict[str, int]:
     """Return the MTUs of the links with an address in the subnet, in the network namespace of a process;
     empty if they cannot be read.
     """
     with contextlib.suppress(TargetError, ValueError, KeyError):
-        ran = await run_program("nsenter", "--net", f"--target={pid}", "ip", "-json", "-4", "address")
+        family = f"-{subnet.version}"
+        ran = await run_program("nsenter", "--net", f"--target={pid}", "ip", "-json", family, "address")
         return {
             link["ifname"]: link["mtu"]
             for link in json.loads(ran.output)
-            if any(IPv4Address(one["local"]) in subnet for one in link["addr_info"])
+            if any(ip_address(one["local"]) in subnet for one in link["addr_info"])
         }
     return {}
 
@@ -466,7 +547,7 @@ of packets to them. A policy rule may divert the packets to a single peer."""
 
 
 async def _route_answers(
-    status: Status, membership: Membership, bridge: str | None
+    status: Status, membership: Membership, bridge: str | None, family: Family
 ) -> tuple[RouteAnswer, ...]:
     """Return the routes that the kernel chooses for packets between this host and some of its peers."""
     own, underlay = membership.subnet, status.underlay
@@ -474,7 +555,7 @@ async def _route_answers(
     tunnel = status.backend.link if status.backend is not None else None
     if own is None or not status.is_live:
         return ()
-    rules = await policy_rules()
+    rules = await policy_rules(family)
     here = own.network_address + 2
     refused = {peer.subnet for peer in status.refused_peers}
     peers = ((subnet, address) for subnet, address in membership.peers.items() if subnet not in refused)
@@ -487,19 +568,21 @@ async def _route_answers(
             continue
         if tunnel is not None:
             asked.append(ask_route("container in", here, source=there, arrives_at=tunnel))
-        if underlay is not None and isinstance(local, IPv4Address):
+        if underlay is not None and local is not None and local.version == address.version:
             asked.append(ask_route("tunnel in", local, source=address, arrives_at=underlay.link))
     return tuple(filter(None, await asyncio.gather(*asked)))
 
 
-async def interfaces_of_host() -> Interfaces:
+async def interfaces_of_host(scope: RouteScope | None = None) -> Interfaces:
     """Return the interfaces of this host, with their addresses.
+
+    `scope`: with an IPv6 network in it, IPv6 routes are also read.
 
     Raises:
         TargetError: they are unreadable.
     """
     async with KernelInterfaces() as observer:
-        return await observer.observe()
+        return await observer.observe(scope or RouteScope())
 
 
 async def programs_of(places: Places) -> tuple[tuple[BpfProgram, ...], tuple[BpfPeer, ...]]:
@@ -524,6 +607,18 @@ async def _filter_rules() -> list[Item]:
 def _on_link(interfaces: Interfaces, membership: Membership) -> tuple[IpNetwork, ...]:
     underlay = None if membership.underlay is None else interfaces.named(membership.underlay)
     return () if underlay is None else underlay.on_link
+
+
+def _bare_bridges(interfaces: Interfaces) -> list[str]:
+    """Return the bridges with ports, but without an address, that are down or on which IPv6 is off."""
+    return [
+        one.name
+        for one in interfaces.interfaces
+        if one.kind == "bridge"
+        and not (one.is_up and one.has_ipv6)
+        and not any(held.is_global for held in one.addresses)
+        and port_mtus(one.name)
+    ]
 
 
 def _own_bridges(interfaces: Interfaces, membership: Membership) -> list[str]:

@@ -26,14 +26,14 @@ from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, FirewallStatus, Membership, Status, UnderlayStatus
 from pyflannel.model.tunnel_guard import GuardTable
-from pyflannel.plan.doctor import filters, packets
+from pyflannel.plan.doctor import docker, filters, packets
 from pyflannel.plan.doctor.observed import Observed
 from pyflannel.wire.network_config_json import parse_network_config
 
 _DEADLINE_S = 1.2
 """Deadline in seconds for reading the rules, the same as for the probes of a status."""
 
-_CHECKS = (*filters.CHECKS, packets.forwarding, packets.bridge_down)
+_CHECKS = (*filters.CHECKS, *docker.CHECKS, packets.forwarding, packets.bridge_down)
 """The checks of doctor for the reasons why this host itself drops packets."""
 
 _PEERS = 8
@@ -90,10 +90,10 @@ async def _drops(status: Status, leases: Sequence[LeaseEntry]) -> tuple[str, ...
     """
     membership = _membership(status, leases)
     subnet = membership.subnet
-    if membership.network is None or subnet is None:
+    if membership.network is None or not isinstance(subnet, IPv4Network):
         return None  # the rules are evaluated only for IPv4 packets
-    read, saved, docker, interfaces = await asyncio.gather(
-        read_ruleset(), read_rules(), docker_table(), _interfaces()
+    read, saved, table, interfaces = await asyncio.gather(
+        read_ruleset(), read_rules(), docker_table(4), _interfaces()
     )
     if status.underlay is None:
         status = _with_underlay(status, leases, interfaces)
@@ -105,9 +105,9 @@ async def _drops(status: Status, leases: Sequence[LeaseEntry]) -> tuple[str, ...
         interfaces=interfaces,
         ports=_ports(interfaces, subnet),
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
-        docker_drops=filters.docker_drops(saved, docker),
-        forwards=forwards(),
-        unforwarded=unforwarded(one.name for one in interfaces.interfaces),
+        docker_drops=docker.docker_drops(saved, table),
+        forwards=forwards(4),
+        unforwarded=unforwarded((one.name for one in interfaces.interfaces), 4),
     )
     found = [one for check in _CHECKS for one in check(seen) if one.severity == "error"]
     is_without_tunnel = status.backend is not None and status.backend.port is None

@@ -186,7 +186,9 @@ async def offline_status(places: Places, cause: str) -> Status:
         host_name=known.own.attributes.host_name if known else None,
         waiting_for=cause,
         network=NetworkStatus(
-            text=known.config if known else None, network=config.network if config else _network(env)
+            text=known.config if known else None,
+            network=config.network if config else _network(env),
+            ipv6_network=config.ipv6_network if config else None,
         ),
         lease=LeaseStatus(
             subnet=known.own.subnet if known else _previous_subnet(env_text),

@@ -99,7 +99,7 @@ async def count_losses(status: Status, leases: Sequence[LeaseEntry]) -> dict[IpN
 
 
 async def neighbours_of_host() -> list[tuple[str, NeighbourRecord]]:
-    """Return the IPv4 neighbours that the kernel knows, with the names of their links.
+    """Return the neighbours that the kernel knows, with the names of their links.
 
     Raises:
         TargetError: the kernel refused or did not answer.
@@ -107,7 +107,7 @@ async def neighbours_of_host() -> list[tuple[str, NeighbourRecord]]:
     with contextlib.closing(RequestSocket()) as requests:
         names = {one.index: one.name for one in await requests.dump(dump_links(), parse_link)}
         found = await requests.dump(dump_neighbours(0), parse_neighbour)
-    return [(names.get(one.index, ""), one) for one in found if isinstance(one.address, IPv4Address)]
+    return [(names.get(one.index, ""), one) for one in found]
 
 
 async def with_reach(status: Status, leases: Sequence[LeaseEntry]) -> Status:

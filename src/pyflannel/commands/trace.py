@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
-from ipaddress import IPv4Address
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Literal
 
@@ -25,11 +24,12 @@ from pyflannel.model.fast_path import BpfPeer, BpfProgram
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.host import Interfaces
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.network_config import AnyAddress, AnyNetwork
+from pyflannel.model.network_config import AnyAddress, AnyNetwork, Family, IpAddress
 from pyflannel.model.probe import Echo, PacketTrace, PingReport, PingStep, TraceReport
 from pyflannel.model.route import FdbEntry
 from pyflannel.model.state import State
 from pyflannel.model.status import Status
+from pyflannel.plan.doctor.families import families_of, leases_in, network_of, status_in
 from pyflannel.plan.doctor.peers import judged
 from pyflannel.plan.trace.facts import Facts, RouteQuestion, TraceLink
 from pyflannel.plan.trace.way import follow, with_text
@@ -51,8 +51,8 @@ _DEADLINE_S = 2.0
 async def trace_packet(
     places: Places,
     socket: Path | None,
-    source: IPv4Address | None,
-    destination: IPv4Address,
+    source: IpAddress | None,
+    destination: IpAddress,
     *,
     probes: bool = False,
 ) -> TraceReport:
@@ -80,13 +80,23 @@ async def trace_packet(
             "no lease is known on this host: flanneld does not respond, or has no lease",
             hint="flannelctl doctor",
         )
+    families, family = families_of(status), destination.version
+    status, leases = status_in(status, family, leases), leases_in(leases, family)
+    if not leases:
+        raise FlannelError(
+            f"no host has a lease with IPv{family}",
+            hint="'flannelctl leases' lists the subnets of the hosts.",
+        )
     if source is None:
-        source = await _container_of(status, interfaces, leases)
+        source = await _container_of(status, interfaces, leases, family)
     facts = Facts(source=source, destination=destination, leases=leases, interfaces=interfaces)
-    facts = replace(facts, network=status.network.network if status.network else None)
+    own = status.lease.subnet if status.lease is not None else None
+    facts = replace(facts, network=network_of(status, family), own=own)
     _check_ends(facts)
     # The tables of neighbours are read last, because the probes fill them.
-    (probed, silent), facts = await asyncio.gather(_probe(facts, status), _read(facts, places))
+    (probed, silent), facts = await asyncio.gather(
+        _probe(facts, status), _read(facts, places, {*families, family})
+    )
     facts = replace(facts, probed=probed, silent=silent)
     report = await _followed(await _with_tables(facts))
     return replace(report, probe=await _probed(facts)) if probes else report
@@ -122,7 +132,9 @@ def _check_ends(facts: Facts) -> None:
     )
 
 
-async def _container_of(status: Status, interfaces: Interfaces, leases: Sequence[LeaseEntry]) -> IPv4Address:
+async def _container_of(
+    status: Status, interfaces: Interfaces, leases: Sequence[LeaseEntry], family: Family
+) -> IpAddress:
     """Return the address of a container of this host that the kernel knows, or an address of the host: on its
     bridge, or on the underlay.
 
@@ -135,7 +147,7 @@ async def _container_of(status: Status, interfaces: Interfaces, leases: Sequence
         for one in interfaces.interfaces
         if one.kind == "bridge" and own is not None
         for held in one.addresses
-        if isinstance(held.address.ip, IPv4Address) and held.address.ip in own
+        if held.address.ip in own
     ]
     with contextlib.closing(RequestSocket()) as requests:
         tables = await _Tables.read(requests)
@@ -144,14 +156,14 @@ async def _container_of(status: Status, interfaces: Interfaces, leases: Sequence
         for bridge, gateway in bridges
         for (link, address), mac in tables.neighbours.items()
         if link == bridge and address != gateway and (bridge, mac) in tables.ports
+        if own is not None and address in own
     ]
-    found = min(known, default=bridges[0][1] if bridges else None)
-    if found is None and status.underlay is not None and isinstance(status.underlay.address, IPv4Address):
+    found = min(known, key=int, default=bridges[0][1] if bridges else None)
+    if found is None and status.underlay is not None and status.underlay.address.version == family:
         found = status.underlay.address
     if found is None:  # flanneld does not respond
         published = (lease.public_ip for lease in leases if lease.subnet == own)
-        ipv4 = (one for one in published if isinstance(one, IPv4Address))
-        found = next((one for one in ipv4 if interfaces.holder(one) is not None), None)
+        found = next((one for one in published if interfaces.holder(one) is not None), None)
     if found is None:
         raise FlannelError(
             "this host has no container, no bridge of containers and no known address",
@@ -160,7 +172,7 @@ async def _container_of(status: Status, interfaces: Interfaces, leases: Sequence
     return found
 
 
-async def _probe(facts: Facts, status: Status) -> tuple[PingReport | None, frozenset[IPv4Address]]:
+async def _probe(facts: Facts, status: Status) -> tuple[PingReport | None, frozenset[IpAddress]]:
     """Probe the other host, and the containers of this host.
 
     The probes also fill the neighbour tables of the kernel.
@@ -191,7 +203,7 @@ class _Tables(Struct, frozen=True, kw_only=True):
     """The tables of the kernel for links, neighbours and frame forwarding (FDB)."""
 
     links: dict[str, TraceLink]
-    neighbours: dict[tuple[str, IPv4Address], str]
+    neighbours: dict[tuple[str, IpAddress], str]
     fdb: dict[tuple[str, str], FdbEntry]
     ports: dict[tuple[str, str], str]
 
@@ -238,7 +250,7 @@ class _Tables(Struct, frozen=True, kw_only=True):
             neighbours={
                 (names.get(one.index, ""), one.address): one.mac
                 for one in near
-                if isinstance(one.address, IPv4Address) and one.mac and not one.is_unasked
+                if one.mac and not one.is_unasked
             },
             fdb={(one.link, one.mac): one for one in entries},
             ports={(names.get(bridge, ""), mac): names.get(port, "") for bridge, port, mac in learned},
@@ -253,14 +265,14 @@ async def _with_tables(facts: Facts) -> Facts:
     )
 
 
-async def _read(facts: Facts, places: Places) -> Facts:
+async def _read(facts: Facts, places: Places, families: Set[Family]) -> Facts:
     rules, programs, forwarder, encryption = await asyncio.gather(
-        read_ruleset(), _programs(places), _forwarder(places), _encryption(facts.interfaces)
+        read_ruleset(sorted(families)), _programs(places), _forwarder(places), _encryption(facts.interfaces)
     )
     return replace(
         facts,
-        forwards=forwards(),
-        unforwarded=unforwarded(one.name for one in facts.interfaces.interfaces),
+        forwards=forwards(facts.family),
+        unforwarded=unforwarded((one.name for one in facts.interfaces.interfaces), facts.family),
         containers=await in_thread(find_containers),
         ruleset=rules.ruleset,
         rules_unread=_unread(rules),
@@ -318,7 +330,7 @@ class AddressReport(Struct, frozen=True, kw_only=True):
         port: port of the bridge to the container; null if the bridge has not learned it.
     """
 
-    address: IPv4Address
+    address: AnyAddress
     kind: Literal["host", "tunnel", "container", "unused"]
     subnet: AnyNetwork | None = None
     host_name: str | None = None
@@ -331,13 +343,14 @@ class AddressReport(Struct, frozen=True, kw_only=True):
     port: str | None = None
 
 
-async def who_is(leases: Sequence[LeaseEntry], address: IPv4Address) -> AddressReport:
+async def who_is(leases: Sequence[LeaseEntry], address: IpAddress) -> AddressReport:
     """Return the host and the container of an address, from the leases and the kernel of this host.
 
     Raises:
         TargetError: the state of the kernel cannot be read.
     """
     interfaces = await interfaces_of_host()
+    leases = leases_in(leases, address.version)
     facts = Facts(source=address, destination=address, leases=leases, interfaces=interfaces)
     lease = facts.lease_of(address)
     holder, bridge = interfaces.holder(address), facts.bridge_of(address)
@@ -364,7 +377,7 @@ async def who_is(leases: Sequence[LeaseEntry], address: IPv4Address) -> AddressR
 
 
 def _kind_of(
-    lease: LeaseEntry | None, address: IPv4Address
+    lease: LeaseEntry | None, address: IpAddress
 ) -> Literal["host", "tunnel", "container", "unused"]:
     if lease is None:
         return "unused"

@@ -13,6 +13,7 @@ from pyflannel.model.link import Link
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.probe import NarrowPath
+from pyflannel.model.state import State
 from pyflannel.model.status import (
     BackendStatus,
     FirewallStatus,
@@ -29,7 +30,7 @@ from pyflannel.model.status import (
     WireguardStatus,
 )
 from pyflannel.model.tunnel_guard import GuardPeer, GuardTable
-from pyflannel.model.wireguard import WireguardContact
+from pyflannel.model.wireguard import WireguardContact, WireguardDevice
 from pyflannel.plan.backends import notes_on
 from pyflannel.plan.diff import found
 from pyflannel.plan.peers import place_of_subnet
@@ -158,10 +159,11 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
     if not hosts:
         return BackendStatus(type=config.backend_type, notes=backend.config_warnings)
     host = hosts[0]
-    links = (item.name for item in backend.plan_host(host) if isinstance(item, Link))
+    (link, port), *others = [_tunnel(backend.plan_host(one)) for one in hosts]
+    ipv6_link, ipv6_port = others[0] if others else (None, None)
     return BackendStatus(
         type=config.backend_type,
-        link=next(links, None),
+        link=link,
         mtu=min(map(backend.mtu, hosts)),
         notes=(
             *notes_on(config, backend, host),
@@ -170,6 +172,8 @@ def _backend(supervisor: Supervisor) -> BackendStatus | None:
         ),
         is_encrypted=all(one.is_encrypted for one in inputs.backends),
         port=backend.tunnel_port,
+        ipv6_link=None if ipv6_link == link else ipv6_link,
+        ipv6_port=None if ipv6_port == port else ipv6_port,
     )
 
 
@@ -193,6 +197,13 @@ def _firewall(supervisor: Supervisor) -> FirewallStatus | None:
             *(f"{found(one)}; another program keeps undoing it" for one in delayed),
         ),
     )
+
+
+def _tunnel(plan: State) -> tuple[str | None, int | None]:
+    """Return the name of the device in the plan of a host, and the UDP port of a device of wireguard."""
+    links = (item.name for item in plan if isinstance(item, Link))
+    ports = (item.port for item in plan if isinstance(item, WireguardDevice))
+    return next(links, None), next(ports, None)
 
 
 def _path_mtus(supervisor: Supervisor, now: float) -> Iterator[NarrowPath]:

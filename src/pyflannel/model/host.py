@@ -1,6 +1,6 @@
 """The observed host: its interfaces, its underlay, its bridges, and its own lease."""
 
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Literal
 
 from msgspec import Struct
@@ -139,8 +139,8 @@ class IpsecPolicy(Struct, frozen=True, kw_only=True):
     """
 
     direction: Literal["in", "out", "forward"]
-    source: IPv4Network
-    destination: IPv4Network
+    source: IpNetwork
+    destination: IpNetwork
     protocol: int = 0
     port: int = 0
     port_mask: int = 0
@@ -152,9 +152,7 @@ class IpsecPolicy(Struct, frozen=True, kw_only=True):
     priority: int = 0
     is_block: bool = False
 
-    def may_concern(
-        self, source: IPv4Address | None, destination: IPv4Address | None, port: int | None
-    ) -> bool:
+    def may_concern(self, source: IpAddress | None, destination: IpAddress | None, port: int | None) -> bool:
         """Return whether UDP packets between these two endpoints may match the policy; None means any
         address or port.
         """

@@ -419,10 +419,13 @@ class LeaseEntry(Struct, frozen=True, kw_only=True):
     revision: int = 0
     change_age_s: float | None = None
 
-    @property
-    def ipv4(self) -> Ipv4End:
-        """The subnet and the address of the holder in a network with IPv4."""
-        return ipv4_end(self.subnet, self.public_ip)
+    def in_family(self, family: Family) -> "LeaseEntry | None":
+        """Return the entry as in a network with this family alone; None if the lease has no part in it."""
+        if self.subnet.version == family:
+            return self
+        if family == 4 or self.ipv6_subnet is None or self.public_ipv6 is None:
+            return None
+        return replace(self, subnet=self.ipv6_subnet, public_ip=self.public_ipv6)
 
     @classmethod
     def of(

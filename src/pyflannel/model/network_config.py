@@ -16,6 +16,13 @@ IpAddress = IPv4Address | IPv6Address
 IpNetwork = IPv4Network | IPv6Network
 
 
+def is_part(one: IpNetwork, other: IpNetwork) -> bool:
+    """Return whether a network is a part of another network, or equal to it."""
+    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
+        return one.subnet_of(other)
+    return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.subnet_of(other)
+
+
 # The types of documents, because msgspec cannot read a union of two types of addresses.
 if TYPE_CHECKING:
     AnyAddress = IpAddress

@@ -1,7 +1,7 @@
 """Probes of peers: ICMP echo requests, their results, and the reports of flannelctl."""
 
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv6Network
+from ipaddress import IPv6Network
 from typing import Literal
 
 from msgspec import Struct
@@ -298,8 +298,8 @@ class TraceReport(Struct, frozen=True, kw_only=True):
         probe: the path of a real packet; None without `--probe`.
     """
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: AnyAddress
+    destination: AnyAddress
     ok: bool
     steps: tuple[TraceStep, ...]
     stops: TraceStepName | None = None

@@ -14,6 +14,14 @@ PROTOCOL_FLANNEL = 80
 IPV6_METRIC = 1024
 """Metric of an IPv6 route for which none is requested (net/ipv6_route.h, IP6_RT_PRIO_USER)."""
 
+_IPV4_BITS = 32
+
+
+def usual_metric(destination: IPv4Network | IPv6Network) -> int:
+    """Return the metric of a route for which no metric is requested."""
+    return 0 if destination.max_prefixlen == _IPV4_BITS else IPV6_METRIC
+
+
 SCOPE_GLOBAL = 0
 SCOPE_LINK = 253
 """rtm_scope (linux/rtnetlink.h)."""

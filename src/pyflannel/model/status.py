@@ -14,7 +14,7 @@ from pyflannel.errors import sentences
 from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import StrangerReason
 from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
-from pyflannel.model.network_config import AnyAddress, AnyNetwork
+from pyflannel.model.network_config import AnyAddress, AnyNetwork, IpAddress, IpNetwork
 from pyflannel.model.probe import NarrowPath
 
 
@@ -120,6 +120,8 @@ class BackendStatus(Struct, frozen=True, kw_only=True):
         is_encrypted: True if all packets to other hosts are encrypted.
         notes: notes about unusual properties of the backend on this host, one line each.
         port: UDP port on which this host receives tunnel packets; None if there is no tunnel.
+        ipv6_link: device that carries IPv6, if it is another one; None otherwise.
+        ipv6_port: UDP port of the tunnel for IPv6, if it is another one; None otherwise.
         received: number of bytes of inner packets received from peers since the counters started; None if the
             backend does not count them.
         sent: number of bytes of inner packets sent to peers, in the same way.
@@ -131,6 +133,8 @@ class BackendStatus(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     is_encrypted: bool = False
     port: int | None = None
+    ipv6_link: str | None = None
+    ipv6_port: int | None = None
     received: int | None = None
     sent: int | None = None
 
@@ -584,7 +588,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 class Membership(Struct, frozen=True, kw_only=True):
-    """The known membership of this host in the IPv4 part of a network. The daemon may not be running.
+    """The known membership of this host in one family of a network. The daemon may not be running.
 
     Attributes:
         network: the whole range.
@@ -593,10 +597,10 @@ class Membership(Struct, frozen=True, kw_only=True):
         peers: the address of each known peer, by its subnet.
     """
 
-    network: IPv4Network | None = None
-    subnet: IPv4Network | None = None
+    network: IpNetwork | None = None
+    subnet: IpNetwork | None = None
     underlay: str | None = None
-    peers: Mapping[IPv4Network, IPv4Address] = field(default_factory=dict)
+    peers: Mapping[IpNetwork, IpAddress] = field(default_factory=dict)
 
 
 class PlannedChange(Struct, frozen=True, kw_only=True):

@@ -18,9 +18,8 @@ from pyflannel.model.docker import (
 from pyflannel.model.host import Host
 from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
-from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.network_config import IpAddress, IpNetwork, is_part
 from pyflannel.model.route import IPV6_METRIC, PROTOCOL_KERNEL, SCOPE_LINK, Route
-from pyflannel.plan.routes import is_part
 
 _PARTS_LENGTH = 3
 """Number of prefix bits that select a part of the subnet: 3 bits for eight parts."""

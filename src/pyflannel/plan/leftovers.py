@@ -6,8 +6,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
+from pyflannel.model.network_config import is_part
 from pyflannel.model.packet_filter import STEMS, IptablesHook, LeftRules, SavedRules
-from pyflannel.model.route import PROTOCOL_KERNEL, PROTOCOLS, Route
+from pyflannel.model.route import PROTOCOL_KERNEL, PROTOCOLS, Route, usual_metric
 from pyflannel.model.state import State
 from pyflannel.model.status import Membership
 
@@ -224,9 +225,9 @@ def unplanned_routes(found: Iterable[Item], membership: Membership) -> State:
 def is_within(route: Route, membership: Membership) -> bool:
     """Return whether the route is to a part of the network outside the host's own subnet."""
     destination, network, subnet = route.destination, membership.network, membership.subnet
-    if network is None or not isinstance(destination, IPv4Network) or not destination.subnet_of(network):
+    if network is None or not is_part(destination, network):
         return False
-    return subnet is None or not destination.subnet_of(subnet)
+    return subnet is None or not is_part(destination, subnet)
 
 
 def _is_originals_link(link: Link) -> bool:
@@ -255,16 +256,14 @@ def _is_originals_route(route: Route, membership: Membership) -> bool:
         and route.kind == "unicast"
         and route.gateway is not None
         and route.link == membership.underlay
-        and route.metric == 0
+        and route.metric == usual_metric(route.destination)
         and _may_lead_to_peer(route, membership)
     )
 
 
 def _may_lead_to_peer(route: Route, membership: Membership) -> bool:
     """Return whether a peer with this subnet has the gateway's address, or whether no such peer is known."""
-    destination = route.destination
-    peer = membership.peers.get(destination) if isinstance(destination, IPv4Network) else None
-    return peer in (None, route.gateway)
+    return membership.peers.get(route.destination) in (None, route.gateway)
 
 
 def _is_originals_blackhole(route: Route, membership: Membership) -> bool:
@@ -273,5 +272,5 @@ def _is_originals_blackhole(route: Route, membership: Membership) -> bool:
         route.destination == membership.subnet
         and route.kind == "blackhole"
         and route.protocol == PROTOCOL_BOOT
-        and route.metric == 0
+        and route.metric == usual_metric(route.destination)
     )

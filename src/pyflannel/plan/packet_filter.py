@@ -10,7 +10,7 @@ from pyflannel.model.docker import NO_DOCKER, DockerParts
 from pyflannel.model.host import Host
 from pyflannel.model.item import Item
 from pyflannel.model.lease import Lease
-from pyflannel.model.network_config import Family, IpNetwork, NetworkConfig
+from pyflannel.model.network_config import Family, IpNetwork, NetworkConfig, is_part
 from pyflannel.model.packet_filter import (
     FORWARD,
     POSTROUTING,
@@ -31,7 +31,6 @@ from pyflannel.model.packet_filter import (
 )
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardMode, GuardPeer, GuardTable
-from pyflannel.plan.routes import is_part
 
 # Masquerading: packets that leave the network get the host's address. Packets inside the network are
 # unchanged.

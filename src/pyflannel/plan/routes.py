@@ -8,7 +8,7 @@ underlay has routes with longer prefixes.
 """
 
 from collections.abc import Collection, Container, Iterable
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv6Address, ip_network
 from typing import Literal
 
 from msgspec import Struct
@@ -17,16 +17,14 @@ from msgspec.structs import replace
 from pyflannel.model.host import Host, Surroundings, Underlay
 from pyflannel.model.item import Key
 from pyflannel.model.lease import LeasePart
-from pyflannel.model.network_config import IpAddress, IpNetwork
-from pyflannel.model.route import IPV6_METRIC, Route
+from pyflannel.model.network_config import IpAddress, IpNetwork, is_part
+from pyflannel.model.route import Route, usual_metric
 from pyflannel.model.state import State
 from pyflannel.plan.leftovers import is_on_originals_device
 
 Effect = Literal["replaces", "captures", "contains"]
 """Effects of a route on a prefix: it replaces the route to the prefix; it is longer and has precedence for
 a part of the prefix; or it is shorter, and the route to the prefix has precedence."""
-
-_IPV4_BITS = 32
 
 Routed = Literal["network", "peers", "nothing"]
 """Destinations of a backend's routes: the whole network, the subnet of each peer, or none."""
@@ -131,13 +129,6 @@ def outside(found: Surroundings, subnet: IpNetwork) -> Surroundings:
         found,
         routes=tuple(route for route in found.routes if not is_part(route.destination, subnet)),
     )
-
-
-def is_part(one: IpNetwork, other: IpNetwork) -> bool:
-    """Return whether a network is a part of another network, or equal to it."""
-    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
-        return one.subnet_of(other)
-    return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.subnet_of(other)
 
 
 def _within(addresses: Iterable[IpAddress], network: IpNetwork) -> tuple[IpAddress, ...]:
@@ -396,11 +387,6 @@ def direct_route(peer: LeasePart, host: Host) -> Route:
         metric=usual_metric(peer.subnet),
         protocol=host.protocol,
     )
-
-
-def usual_metric(destination: IpNetwork) -> int:
-    """Return the metric of a route for which no metric is requested."""
-    return 0 if destination.max_prefixlen == _IPV4_BITS else IPV6_METRIC
 
 
 # The blackhole for this host's subnet, which drops packets that no bridge of containers accepts.

@@ -6,7 +6,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from pyflannel.errors import WireError
@@ -96,8 +96,16 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
         ContainerNamespace(
             pid=int(process.name),
             process=_describe(process),
-            addresses=frozenset(addresses_in(_read(process / "net/fib_trie"))),
-            routes=tuple(routes_in(_read(process / "net/route"))),
+            addresses=frozenset(
+                (
+                    *addresses_in(_read(process / "net/fib_trie")),
+                    *ipv6_addresses_in(_read(process / "net/if_inet6")),
+                )
+            ),
+            routes=(
+                *routes_in(_read(process / "net/route")),
+                *ipv6_routes_in(_read(process / "net/ipv6_route")),
+            ),
         )
         for process in found.values()
     )
@@ -135,6 +143,38 @@ def routes_in(table: str) -> Iterator[IPv4Network]:
         if not int(flags, 16) & _RTF_REJECT:
             length = int(mask, 16).bit_count()
             yield IPv4Network((bytes.fromhex(destination)[::-1], length), strict=False)
+
+
+_IPV6_ADDRESS = re.compile(r"^([\da-f]{32}) [\da-f]+ [\da-f]+ [\da-f]+ [\da-f]+ +", re.M | re.A)
+
+
+def ipv6_addresses_in(if_inet6: str) -> Iterator[IPv6Address]:
+    """Yield the addresses in /proc/PID/net/if_inet6, whose first column is the address (net/ipv6/addrconf.c).
+
+    The last column is the name of a link, which a container can choose.
+    """
+    for address in _IPV6_ADDRESS.findall(if_inet6):
+        yield IPv6Address(bytes.fromhex(address))
+
+
+_RTF_LOCAL, _IPV6_BITS = 0x80000000, 128
+_IPV6_ROUTE = re.compile(
+    r"^([\da-f]{32}) ([\da-f]{2}) [\da-f]{32} [\da-f]{2} [\da-f]{32} [\da-f]{8} [\da-f]{8} [\da-f]{8} "
+    r"([\da-f]{8}) ",
+    re.M | re.A,
+)
+
+
+def ipv6_routes_in(table: str) -> Iterator[IPv6Network]:
+    """Yield the destinations in /proc/PID/net/ipv6_route, except rejected destinations, and own addresses.
+
+    Columns (net/ipv6/route.c): the first two contain the destination and its length, the ninth the flags
+    (linux/ipv6_route.h), all in hexadecimal.
+    """
+    for destination, length, flags in _IPV6_ROUTE.findall(table):
+        prefix_length = int(length, 16)
+        if prefix_length <= _IPV6_BITS and not int(flags, 16) & (_RTF_REJECT | _RTF_LOCAL):
+            yield IPv6Network((bytes.fromhex(destination), prefix_length), strict=False)
 
 
 def find_forwarders(run_dir: Path) -> list[int]:

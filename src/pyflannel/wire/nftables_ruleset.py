@@ -455,8 +455,10 @@ def _number(value: Any, field: Field, names: Mapping[str, int]) -> int:
         raise ValueError(value)
     if isinstance(value, int):
         return value
-    if field in ("saddr", "daddr"):
-        return int(ip_address(value))
+    if not isinstance(value, str):
+        raise ValueError(value)
+    if field in ("saddr", "daddr"):  # as bytes at an offset, an IPv6 address is a number in hexadecimal
+        return int(value, 16) if value.startswith("0x") else int(ip_address(value))
     if field == "protocol":
         return PROTOCOLS[value]
     if value in names:

@@ -33,7 +33,7 @@ from pyflannel.model.status import (
     WireguardStatus,
 )
 from pyflannel.plan.doctor.daemon import RECENT_S, SLOW_S, store_findings
-from pyflannel.plan.doctor.filters import docker_drops
+from pyflannel.plan.doctor.docker import docker_drops
 from pyflannel.plan.doctor.findings import findings
 from pyflannel.plan.doctor.observed import Certificate, Observed
 from pyflannel.plan.doctor.peers import clock_findings

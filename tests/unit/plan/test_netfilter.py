@@ -1,7 +1,7 @@
 """The evaluation of rules of iptables and of nftables. tests/lab compares it with the kernel."""
 
 import json
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from pyflannel.errors import WireError
-from pyflannel.model.netfilter import UDP, Hook, Packet, Ruleset
+from pyflannel.model.netfilter import ICMPV6, UDP, Hook, Packet, Ruleset
 from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
@@ -219,6 +219,47 @@ REMARK = {"xt": {"type": "match", "name": "comment"}}
 )
 def test_rules_of_nftables(expressions: list[dict[str, Any]], kind: str) -> None:
     assert judge(TUNNEL, nft(expressions), IN).kind == kind
+
+
+IPV6_TUNNEL = replace(
+    TUNNEL, source=IPv6Address("fd07:1::2"), destination=IPv6Address("fd07:1::1"), hop_limit=64
+)
+SOLICITATION = replace(IPV6_TUNNEL, protocol=ICMPV6, icmp_type=135, hop_limit=255, state="untracked")
+IPV6_SADDR = {"payload": {"protocol": "ip6", "field": "saddr"}}
+ICMPV6_TYPE = {"payload": {"protocol": "icmpv6", "field": "type"}}
+RAW_SADDR = {"payload": {"base": "nh", "offset": 64, "len": 128}}
+
+
+@pytest.mark.parametrize(
+    ("expressions", "tunnel", "solicitation"),
+    [
+        ([condition(DPORT, 8472), DROP], "drop", "accept"),
+        ([condition(IPV6_SADDR, "fd07:1::2"), DROP], "drop", "drop"),
+        ([condition(IPV6_SADDR, {"prefix": {"addr": "fd07:1::", "len": 64}}), DROP], "drop", "drop"),
+        ([condition(IPV6_SADDR, "::1", "!="), DROP], "drop", "drop"),
+        ([condition(SADDR, "10.0.0.2", "!="), DROP], "accept", "accept"),
+        ([condition(RAW_SADDR, "0xfd070001000000000000000000000002"), DROP], "drop", "drop"),
+        ([condition({"payload": {"base": "nh", "offset": 48, "len": 8}}, 17), DROP], "drop", "accept"),
+        ([condition(ICMPV6_TYPE, "nd-neighbor-solicit"), DROP], "accept", "drop"),
+        ([condition(ICMPV6_TYPE, {"set": ["echo-request", "nd-redirect"]}), DROP], "accept", "accept"),
+        ([condition({"payload": {"protocol": "ip6", "field": "hoplimit"}}, 255), DROP], "accept", "drop"),
+        ([condition({"payload": {"protocol": "ip6", "field": "flowlabel"}}, 1), DROP], "unknown", "unknown"),
+        (
+            [condition({"payload": {"protocol": "ip6", "field": "saddr"}}, {"x": 1}), DROP],
+            "unknown",
+            "unknown",
+        ),
+        ([condition({"meta": {"key": "nfproto"}}, "ipv4"), DROP], "accept", "accept"),
+        ([condition({"meta": {"key": "protocol"}}, "ip6"), DROP], "drop", "drop"),
+    ],
+)
+def test_rules_of_nftables_for_ipv6(
+    expressions: list[dict[str, Any]], tunnel: str, solicitation: str
+) -> None:
+    rules = nft(expressions)
+
+    assert judge(IPV6_TUNNEL, rules, IN).kind == tunnel
+    assert judge(SOLICITATION, rules, IN).kind == solicitation
 
 
 def test_a_dropping_rule_of_nftables_has_the_text_of_its_listing() -> None:

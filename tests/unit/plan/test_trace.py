@@ -1,7 +1,7 @@
 """The path of a packet: the first object of the kernel that stops it is named."""
 
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from typing import Literal
 
 import pytest
@@ -319,7 +319,7 @@ def test_a_container_without_a_route_is_named_before_the_routes_of_the_host() ->
         report = kernel.trace(source, destination)
 
         assert (report.stops, report.cause) == ("container", f"the container {NEAR} has no route to {FAR}")
-        assert report.fix == "nsenter --net --target 7 ip route add default via 10.100.15.1"
+        assert report.fix == "nsenter --net --target 7 ip -4 route add default via 10.100.15.1"
 
 
 def test_a_link_whose_packets_are_not_forwarded_is_named() -> None:
@@ -334,15 +334,19 @@ def test_a_link_whose_packets_are_not_forwarded_is_named() -> None:
 
 
 def test_a_tunnel_over_ipv6_is_followed_to_the_encryption() -> None:
-    """The mode is ipv6. trace knows the steps of the underlay only for IPv4."""
-    kernel = Kernel("wireguard")
-    without(kernel, encryption=(replace(WIREGUARD.encryption[0], endpoint="[2001:db8::2]:51820"),))
+    """The mode is ipv6, so that an IPv6 tunnel carries the IPv4 packet."""
+    kernel, there = Kernel("wireguard"), IPv6Address("2001:db8::2")
+    without(kernel, encryption=(replace(WIREGUARD.encryption[0], endpoint=f"[{there}]:51820"),))
+    eth0, bridge = INTERFACES.interfaces
+    held = (*eth0.addresses, InterfaceAddress(address=IPv6Interface("2001:db8::1/64")))
+    without(kernel, interfaces=replace(INTERFACES, interfaces=(replace(eth0, addresses=held), bridge)))
 
-    report = kernel.trace()
+    lost = kernel.trace()
+    without(kernel, neighbours={**BASE.neighbours, ("eth0", there): THERE_MAC})
 
-    assert report.ok
-    assert "encryption" in [one.name for one in report.steps]
-    assert "underlay" not in [one.name for one in report.steps]
+    assert (lost.stops, lost.cause) == ("underlay", f"{there} does not answer neighbour discovery on eth0")
+    assert [one.name for one in kernel.trace().steps] == WAYS_OUT["wireguard"]
+    assert [one.name for one in kernel.trace(FAR, NEAR).steps] == WAYS_IN["wireguard"]
 
 
 def test_without_an_answer_the_way_of_the_reply_on_this_host_precedes_the_other_host() -> None:

@@ -5,13 +5,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from pyflannel.processes.found import find_original, routes_in
+from pyflannel.processes.found import find_original, ipv6_addresses_in, ipv6_routes_in, routes_in
 
 HEAD = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
 
@@ -26,6 +26,28 @@ def test_routes_are_read_with_any_name_of_the_link(name: str) -> None:
 
 def test_routes_that_the_kernel_rejects_are_omitted() -> None:
     assert list(routes_in(f"{HEAD}*\t0000030A\t00000000\t0201\t0\t0\t0\t0000FFFF\t0\t0\t0\n")) == []
+
+
+ZERO = "0" * 32
+
+
+@pytest.mark.parametrize("name", ["eth0", "a\x1cb", "\x1c", "a\x85b", "\u2028"])
+def test_ipv6_addresses_and_routes_are_read_with_any_name_of_the_link(name: str) -> None:
+    """A route that is rejected, and the route to an own address, are omitted."""
+    address = "fd000005000000070000000000000002"
+    network = "fd000005000000070000000000000000"
+    routes = "".join(
+        f"{to} {length} {ZERO} 00 {ZERO} 00000400 00000001 00000000 {flags} {name}\n"
+        for to, length, flags in (
+            (network, "40", "00000001"),
+            (ZERO, "00", "00000003"),
+            (address, "80", "80200001"),
+            (ZERO, "00", "00200200"),
+        )
+    )
+
+    assert list(ipv6_addresses_in(f"{address} 02 40 00 80     {name}\n")) == [IPv6Address("fd00:5:0:7::2")]
+    assert list(ipv6_routes_in(routes)) == [IPv6Network("fd00:5:0:7::/64"), IPv6Network("::/0")]
 
 
 @pytest.fixture

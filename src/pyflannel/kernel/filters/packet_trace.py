@@ -12,14 +12,15 @@ import secrets
 import socket
 import threading
 import time
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from pyflannel.errors import TargetError, remedy
 from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
+from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.probe import PacketTrace
 from pyflannel.ports import in_thread
-from pyflannel.wire.icmp import ECHO_REPLY, format_echo, parse_icmp
+from pyflannel.wire.icmp import IcmpMessage, format_echo, parse_icmp, parse_icmpv6
 from pyflannel.wire.netlink.links import dump_links, parse_link
 from pyflannel.wire.netlink.message import Message
 from pyflannel.wire.netlink.nftables import BRIDGE, PROTOCOL
@@ -46,7 +47,7 @@ _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _HINT = "Run flannelctl as root. Tracing needs Linux 5.12."
 
 
-async def trace_echo(source: IPv4Address, destination: IPv4Address, pid: int | None) -> PacketTrace:
+async def trace_echo(source: IpAddress, destination: IpAddress, pid: int | None) -> PacketTrace:
     """Send an echo request, and return the decisions of nf_tables about it and about its reply.
 
     Args:
@@ -68,7 +69,7 @@ async def trace_echo(source: IPv4Address, destination: IPv4Address, pid: int | N
     with (
         contextlib.closing(RequestSocket(PROTOCOL)) as requests,
         contextlib.closing(NotificationSocket(GROUP, PROTOCOL)) as traces,
-        contextlib.closing(await in_thread(_open_in, pid)) as opened,
+        contextlib.closing(await in_thread(_open_in, pid, source.version)) as opened,
     ):
         refusal = await requests.transact_whole(tracing_table(echo, INET))
         if refusal is not None:
@@ -93,7 +94,7 @@ async def _ask(opened: socket.socket, echo: TracedEcho) -> float | None:
     loop = asyncio.get_running_loop()
     try:
         opened.bind((str(echo.source), 0))
-        opened.sendto(format_echo(echo.identifier, 1, nonce), (str(echo.destination), 0))
+        opened.sendto(format_echo(echo.identifier, 1, nonce, echo.source.version), (str(echo.destination), 0))
     except PermissionError:
         return None  # a rule dropped it
     except OSError as error:
@@ -105,16 +106,22 @@ async def _ask(opened: socket.socket, echo: TracedEcho) -> float | None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(REPLY_S):
             while True:
-                reply = parse_icmp(await loop.sock_recv(opened, _LARGEST))
-                if reply is not None and reply.kind == ECHO_REPLY and reply.body[:_NONCE_BYTES] == nonce:
+                reply = _message(*await loop.sock_recvfrom(opened, _LARGEST))
+                if reply is not None and reply.is_echo_reply and reply.body[:_NONCE_BYTES] == nonce:
                     return time.monotonic() - sent_at
     return None
 
 
-def _open_in(pid: int | None) -> socket.socket:
+def _message(packet: bytes, sender: tuple[str, int]) -> IcmpMessage | None:
+    """Return the message that a raw socket received. Only for IPv4, the packet contains the header of IP."""
+    host = sender[0].partition("%")[0]
+    return parse_icmpv6(packet, IPv6Address(host)) if ":" in host else parse_icmp(packet)
+
+
+def _open_in(pid: int | None, family: Family) -> socket.socket:
     """Open a raw socket for ICMP in the network namespace of a process, by a thread that ends afterwards."""
     if pid is None:
-        return _open()
+        return _open(family)
     results: list[socket.socket | OSError] = []
 
     def enter() -> None:
@@ -123,7 +130,7 @@ def _open_in(pid: int | None) -> socket.socket:
                 library = ctypes.CDLL(None, use_errno=True)
                 if library.setns(namespace.fileno(), _NEW_NETWORK):
                     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            results.append(_open())
+            results.append(_open(family))
         except OSError as error:
             results.append(error)
 
@@ -136,11 +143,12 @@ def _open_in(pid: int | None) -> socket.socket:
     return result
 
 
-def _open() -> socket.socket:
+def _open(family: Family) -> socket.socket:
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     try:
-        return socket.socket(
-            socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMP
-        )
+        if family == 4:
+            return socket.socket(socket.AF_INET, kind, socket.IPPROTO_ICMP)
+        return socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6)
     except OSError as error:
         raise _refused(error) from error
 

@@ -13,14 +13,15 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterable
-from ipaddress import IPv4Address
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 from pyflannel.errors import TargetError, target_errors
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.host.files import replace_file
 from pyflannel.model.lease import Identity, is_host_name
+from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.plan.doctor.observed import RouteAnswer, Way
 
 
@@ -155,19 +156,27 @@ def may_set_ipv6() -> bool:
     return os.access(_DISABLE_IPV6.format(link="all"), os.W_OK)
 
 
-_IPV4 = Path("/proc/sys/net/ipv4")
+_IPV4, _IPV6 = Path("/proc/sys/net/ipv4"), Path("/proc/sys/net/ipv6/conf")
 _DEVICES = Path("/sys/class/net")
 
 
-def forwards() -> bool | None:
-    """Return whether the host forwards IPv4 packets; None if the setting is unreadable."""
-    value = _number(_IPV4 / "ip_forward")
+def forwards(family: Family) -> bool | None:
+    """Return whether the host forwards packets of a family; None if the setting is unreadable."""
+    value = _number(_IPV4 / "ip_forward" if family == 4 else _IPV6 / "all/forwarding")
     return None if value is None else value != 0
 
 
-def unforwarded(links: Iterable[str]) -> frozenset[str]:
-    """Return the links whose received IPv4 packets the host does not forward."""
-    return frozenset(link for link in links if _number(_IPV4 / f"conf/{link}/forwarding") == 0)
+def unforwarded(links: Iterable[str], family: Family) -> frozenset[str]:
+    """Return the links whose received packets of a family the host does not forward.
+
+    For IPv6, only the setting of the whole host counts, and since Linux 6.17 `force_forwarding` of a link
+    (ip6_forward in net/ipv6/ip6_output.c).
+    """
+    if family == 4:
+        return frozenset(link for link in links if _number(_IPV4 / f"conf/{link}/forwarding") == 0)
+    if forwards(family) is not False:
+        return frozenset()
+    return frozenset(link for link in links if _number(_IPV6 / f"{link}/force_forwarding") != 1)
 
 
 def is_strict(link: str) -> bool:
@@ -181,9 +190,14 @@ def is_strict(link: str) -> bool:
 
 
 def lacks_arp(link: str) -> bool:
-    """Return whether ARP is off on a link whose frames have MAC addresses (linux/if.h, linux/if_arp.h)."""
+    """Return whether ARP is off on a link whose frames have MAC addresses (linux/if.h)."""
     flags = _number(_DEVICES / link / "flags") or 0
-    return bool(flags & _NO_ARP) and _number(_DEVICES / link / "type") == _ETHERNET
+    return bool(flags & _NO_ARP) and is_ethernet(link)
+
+
+def is_ethernet(link: str) -> bool:
+    """Return whether the frames of a link have MAC addresses (linux/if_arp.h)."""
+    return _number(_DEVICES / link / "type") == _ETHERNET
 
 
 _NO_ARP, _ETHERNET = 0x80, 1
@@ -209,10 +223,10 @@ host itself, the answer may be EINVAL, which is also the answer for a blackhole.
 _KERNELS_RULES = frozenset({"0:", "32766:", "32767:"})
 
 
-async def policy_rules() -> tuple[str, ...]:
+async def policy_rules(family: Family) -> tuple[str, ...]:
     """Return the policy rules of other programs, as `ip rule` lists them; empty if they are unreadable."""
     with contextlib.suppress(TargetError):
-        return rules_in((await run_program("ip", "-4", "rule")).output)
+        return rules_in((await run_program("ip", f"-{family}", "rule")).output)
     return ()
 
 
@@ -222,26 +236,29 @@ def rules_in(output: str) -> tuple[str, ...]:
     return tuple(" ".join(words) for words in rules if words and words[0] not in _KERNELS_RULES)
 
 
-async def docker_table() -> str:
-    """Return the rules of Docker's nftables engine for IPv4 as nft prints them; "" if this engine is not
+_NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
+
+
+async def docker_table(family: Family) -> str:
+    """Return the rules of Docker's nftables engine for a family as nft prints them; "" if this engine is not
     in use.
     """
     with contextlib.suppress(TargetError):
-        ran = await run_program("nft", "list", "table", "ip", "docker-bridges")
+        ran = await run_program("nft", "list", "table", _NFT_FAMILIES[family], "docker-bridges")
         return "" if ran.status else ran.output
     return ""
 
 
 async def ask_route(
     way: Way,
-    destination: IPv4Address,
+    destination: IpAddress,
     *,
-    source: IPv4Address | None = None,
+    source: IpAddress | None = None,
     arrives_at: str | None = None,
     rules: tuple[str, ...] = (),
 ) -> RouteAnswer | None:
     """Return the answer of the kernel about the route of a packet; None if the kernel cannot be asked."""
-    question = ["ip", "-4", "route", "get", str(destination)]
+    question = ["ip", f"-{destination.version}", "route", "get", str(destination)]
     question += [] if source is None else ["from", str(source)]
     question += [] if arrives_at is None else ["iif", arrives_at]
     try:
@@ -251,22 +268,24 @@ async def ask_route(
     answer = " ".join(ran.output.split("\n")[0].split()) if not ran.status else ran.cause
     words = [] if ran.status else answer.split()
     after = dict(itertools.pairwise(words))
+    is_ipv4 = destination.version == 4  # the kernel has no reverse path filter for IPv6
+    is_refused = is_ipv4 and ran.status and any(one in ran.complaint for one in _REFUSED[way])
     return RouteAnswer(
         way=way,
         destination=destination,
         text=f"{' '.join(question)}: {answer}",
         link=after.get("dev"),
-        gateway=_ipv4(after.get("via")),
+        gateway=_address(after.get("via")),
         is_local=words[:1] == ["local"],
-        refused_at=arrives_at if ran.status and any(one in ran.complaint for one in _REFUSED[way]) else None,
+        refused_at=arrives_at if is_refused else None,
         rules=rules,
     )
 
 
-def _ipv4(text: str | None) -> IPv4Address | None:
-    """Return the address; None for the word `inet6`, which precedes an IPv6 gateway."""
+def _address(text: str | None) -> IpAddress | None:
+    """Return the address; None for the word `inet6`, which precedes the IPv6 gateway of an IPv4 route."""
     with contextlib.suppress(ValueError):
-        return None if text is None else IPv4Address(text)
+        return None if text is None else ip_address(text)
     return None
 
 

@@ -24,7 +24,7 @@ from pyflannel.model.host import Bridge, Host, Underlay
 from pyflannel.model.lease import DIRECT, Lease, LeasePart, Vtep
 from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.network_config import BOTH_FAMILIES, Family, IpNetwork, NetworkConfig
-from pyflannel.model.route import FdbEntry, Neighbour, Route
+from pyflannel.model.route import FdbEntry, Neighbour, Route, usual_metric
 from pyflannel.model.state import State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel
 from pyflannel.model.wireguard import WireguardFacts
@@ -37,7 +37,7 @@ from pyflannel.plan.fast_path import (
     vxlan_tunnel,
 )
 from pyflannel.plan.peers import place_of
-from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection, usual_metric
+from pyflannel.plan.routes import NO_IPV6, Routed, direct_route, peer_objection
 
 # The MAC address of a host's VTEP: the address in its existing lease, or otherwise an address derived from
 # its identity.

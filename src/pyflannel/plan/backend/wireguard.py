@@ -25,7 +25,7 @@ from pyflannel.model.network_config import (
     IpNetwork,
     NetworkConfig,
 )
-from pyflannel.model.route import SCOPE_GLOBAL, SCOPE_LINK, Route
+from pyflannel.model.route import SCOPE_GLOBAL, SCOPE_LINK, Route, usual_metric
 from pyflannel.model.state import State
 from pyflannel.model.store_record import Secret
 from pyflannel.model.tunnel_guard import GuardedPath
@@ -46,7 +46,6 @@ from pyflannel.plan.routes import (
     address_objection,
     plan_fence,
     route_objection,
-    usual_metric,
 )
 
 KEYS = ("ListenPort", "ListenPortV6", "MTU", "PSK", "PersistentKeepaliveInterval", "Mode")

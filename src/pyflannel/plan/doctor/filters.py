@@ -2,14 +2,13 @@
 packets.
 """
 
-import re
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterator
+from ipaddress import IPv6Address
 from itertools import islice
 from typing import NamedTuple
 
-from pyflannel.model.netfilter import UDP, BaseChain, Hook, Judgement, Packet, Rule, Ruleset
-from pyflannel.model.packet_filter import SavedRules
+from pyflannel.model.netfilter import ICMPV6, TCP, UDP, BaseChain, Hook, Judgement, Packet, Rule, Ruleset
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.status import Finding, Severity
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
@@ -21,7 +20,7 @@ rules."""
 _DROPS = 4
 """Maximum number of chains that are named for one flow."""
 
-_TCP, _ANY_PORT, _SERVICE = 6, 40000, 29123
+_ANY_PORT, _SERVICE = 40000, 29123
 _NO_BRIDGE, _NO_PORT = "docker0", "veth0"
 """Names of the bridge and of the port that the first container will have, used while none exists."""
 
@@ -64,23 +63,27 @@ def tunnel_flow(packet: Packet, port: int, hooks: tuple[Hook, ...], *, severity:
     )
 
 
-def overlay_flow(packet: Packet, network: IPv4Network, hooks: tuple[Hook, ...] = THROUGH) -> Flow:
+def overlay_flow(packet: Packet, network: IpNetwork, hooks: tuple[Hook, ...] = THROUGH) -> Flow:
     """Return the flow of a packet between containers of different hosts."""
+    protocol = "ip" if network.version == 4 else "ip6"
     return Flow(
         code="forward-dropped",
         noun=f"packets of {network}",
         accepted=str(network),
         packet=packet,
         hooks=hooks,
-        accepts=((f"-s {network}", f"ip saddr {network}"), (f"-d {network}", f"ip daddr {network}")),
+        accepts=(
+            (f"-s {network}", f"{protocol} saddr {network}"),
+            (f"-d {network}", f"{protocol} daddr {network}"),
+        ),
         firewalld=f"firewall-cmd --permanent --zone=trusted --add-source={network}; firewall-cmd --reload",
         ufw=f"ufw route allow from {network}; ufw route allow to {network}",
     )
 
 
 def tunnel_packet(
-    source: IPv4Address,
-    destination: IPv4Address,
+    source: IpAddress,
+    destination: IpAddress,
     backend: str,
     port: int,
     *,
@@ -104,8 +107,8 @@ def tunnel_packet(
 
 
 def container_packet(
-    source: IPv4Address,
-    destination: IPv4Address,
+    source: IpAddress,
+    destination: IpAddress,
     *,
     iif: str = "",
     oif: str = "",
@@ -116,7 +119,7 @@ def container_packet(
     return Packet(
         source=source,
         destination=destination,
-        protocol=_TCP,
+        protocol=TCP,
         source_port=_ANY_PORT,
         destination_port=_SERVICE,
         iif=iif,
@@ -131,13 +134,15 @@ def tunnel_flows(seen: Observed) -> Iterator[Flow]:
     status = seen.status
     backend, underlay, path = status.backend, status.underlay, status.fast_path
     here = None if underlay is None else underlay.address
-    if backend is None or backend.port is None or underlay is None or not isinstance(here, IPv4Address):
+    if backend is None or backend.port is None or underlay is None or here is None:
         return
     # The programs of the udp backend let most packets bypass netfilter at the underlay.
     has_programs = backend.type == "udp" and path is not None and path.mode in ("safe", "flow")
     severity: Severity = "warning" if has_programs else "error"
     port, uplink = backend.port, _uplink(seen)
     for there in islice(dict.fromkeys(seen.membership.peers.values()), _PEERS):
+        if there.version != here.version:
+            continue
         arriving = tunnel_packet(there, here, backend.type, port, iif=underlay.link, in_port=uplink)
         leaving = tunnel_packet(here, there, backend.type, port, oif=underlay.link, out_port=uplink)
         yield tunnel_flow(arriving, port, IN, severity=severity)
@@ -178,12 +183,77 @@ def container_flows(seen: Observed) -> Iterator[Flow]:
         yield overlay_flow(near, network, ())
 
 
-def _containers_elsewhere(seen: Observed, network: IPv4Network, own: IPv4Network) -> Iterator[IPv4Address]:
+def _containers_elsewhere(seen: Observed, network: IpNetwork, own: IpNetwork) -> Iterator[IpAddress]:
     for subnet in seen.membership.peers:
         yield subnet.network_address + 2
     if not seen.membership.peers:
         last = network.broadcast_address - 1
         yield last if last not in own else network.network_address + 2
+
+
+_SOLICITATION, _ADVERTISEMENT = 135, 136
+_SOLICITED_NODE = int(IPv6Address("ff02::1:ff00:0"))
+_HOP_LIMIT = 255
+_ROUTER = IPv6Address("fe80::1")
+"""A link-local address, as a router has it."""
+
+
+def neighbour_flow(packet: Packet, hooks: tuple[Hook, ...]) -> Flow:
+    """Return the flow of a packet of neighbour discovery that arrives (hooks IN) or leaves (hooks OUT)."""
+    return Flow(
+        code="neighbour-dropped",
+        noun=f"neighbour discovery on {packet.iif or packet.oif}, so that IPv6 finds no MAC address there",
+        accepted="neighbour discovery",
+        packet=packet,
+        hooks=hooks,
+        accepts=(
+            (f"-p ipv6-icmp --icmpv6-type {_SOLICITATION}", "icmpv6 type nd-neighbor-solicit"),
+            (f"-p ipv6-icmp --icmpv6-type {_ADVERTISEMENT}", "icmpv6 type nd-neighbor-advert"),
+        ),
+        firewalld="firewall-cmd --permanent --add-protocol=ipv6-icmp; firewall-cmd --reload",
+        ufw="cp /usr/share/ufw/iptables/before6.rules /etc/ufw/before6.rules; ufw reload",
+    )
+
+
+def neighbour_flows(here: IpAddress, there: IpAddress, link: str, port: str = "") -> Iterator[Flow]:
+    """Yield the packets of neighbour discovery between this host and a neighbour on a link: IPv6 sends them
+    instead of ARP. Source: RFC 4861.
+    """
+    if here.version == 4:
+        return
+    for source, destination, hooks in ((there, here, IN), (here, there, OUT)):
+        into, out_of = (link, port), ("", "")
+        if hooks == OUT:
+            into, out_of = out_of, into
+        asked = IPv6Address(_SOLICITED_NODE | int(destination) & 0xFFFFFF)
+        for to, kind in ((asked, _SOLICITATION), (destination, _ADVERTISEMENT)):
+            packet = Packet(
+                source=source,
+                destination=to,
+                protocol=ICMPV6,
+                icmp_type=kind,
+                hop_limit=_HOP_LIMIT,
+                state="untracked",
+                iif=into[0],
+                in_port=into[1],
+                oif=out_of[0],
+                out_port=out_of[1],
+            )
+            yield neighbour_flow(packet, hooks)
+
+
+def _neighbour_flows(seen: Observed) -> Iterator[Flow]:
+    """Yield neighbour discovery on the underlay and on the bridges of containers."""
+    underlay, own = seen.status.underlay, seen.membership.subnet
+    if underlay is not None and seen.is_ethernet:
+        near = (one for one in seen.membership.peers.values() if any(one in net for net in seen.on_link))
+        yield from neighbour_flows(underlay.address, next(near, _ROUTER), underlay.link, _uplink(seen))
+    for bridge, ports in seen.ports.items() if own is not None else ():
+        held = seen.interfaces.named(bridge)
+        addresses = () if held is None else (one.address.ip for one in held.addresses)
+        gateway = next((one for one in addresses if own is not None and one in own), None)
+        if gateway is not None:
+            yield from neighbour_flows(gateway, gateway + 1, bridge, next(iter(ports), ""))
 
 
 def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
@@ -192,7 +262,7 @@ def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
     """
     if not seen.ruleset:
         return
-    for flow in (*tunnel_flows(seen), *container_flows(seen)):
+    for flow in (*tunnel_flows(seen), *container_flows(seen), *_neighbour_flows(seen)):
         left: Ruleset = seen.ruleset
         for _ in range(_DROPS):
             judgement = judge(flow.packet, left, flow.hooks)
@@ -299,62 +369,4 @@ def _changed(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
     )
 
 
-_DROPS_ALL = " -j DROP"
-"""The end of an iptables rule that drops the packets."""
-
-_RAW_DROP = re.compile(r"-d \S+ ! -i (?P<bridge>\S+) ")
-_FORWARD_DROP = re.compile(r"! -i (?P<bridge>\S+) -o (?P=bridge) -j")
-_NFT_CHAIN = re.compile(r"\s*chain filter-forward-in__(?P<bridge>\S+) \{")
-_NFT_RAW_DROP = 'drop comment "DROP DIRECT ACCESS"'
-_NFT_LINKS = re.compile(r'iifname != (?P<links>"[^"]+"|\{[^{}]*\}) ')
-"""The accepted links are the bridge and the interfaces that its option trusted_host_interfaces names."""
-
-_NFT_FORWARD_DROP = 'drop comment "UNPUBLISHED PORT DROP"'
-
-
-def docker_drops(saved: Iterable[SavedRules], table: str) -> dict[str, tuple[str, ...]]:
-    """Return the rules by which Docker drops packets to addresses of its containers, by bridge.
-
-    Docker 28 and newer write them in iptables or, if so configured, in nftables.
-
-    Args:
-        saved: the rules of iptables.
-        table: Docker's table of nftables, as printed by `nft list table ip docker-bridges`; "" if the table
-            does not exist.
-
-    Source: moby 29, daemon/libnetwork/drivers/bridge/internal.
-    """
-    found: dict[str, list[str]] = {}
-    for rules in saved:
-        for place, chain, pattern in (("raw", "PREROUTING", _RAW_DROP), ("filter", "DOCKER", _FORWARD_DROP)):
-            for rule in rules.chains.get(place, {}).get(chain, ()) if rules.family == 4 else ():
-                if rule.endswith(_DROPS_ALL) and (drop := pattern.search(rule)) is not None:
-                    text = f"{rules.program} -t {place} -A {chain} {rule}"
-                    found.setdefault(drop["bridge"], []).append(text)
-    bridge = ""
-    for line in table.split("\n"):
-        if (header := _NFT_CHAIN.match(line)) is not None:
-            bridge = header["bridge"]
-        elif line.strip() == "}":
-            bridge = ""
-        elif _NFT_RAW_DROP in line and (drop := _NFT_LINKS.search(line)) is not None:
-            for name in re.findall(r'"([^"]+)"', drop["links"]):
-                found.setdefault(name, []).append(line.strip())
-        elif bridge and _NFT_FORWARD_DROP in line:
-            found.setdefault(bridge, []).append(line.strip())
-    return {name: tuple(lines) for name, lines in found.items()}
-
-
-def _docker_drops(seen: Observed) -> Iterator[Finding]:
-    for bridge in sorted(seen.docker_drops.keys() & seen.ports.keys()):
-        yield Finding(
-            code="docker-drops",
-            severity="error",
-            cause=f"Docker drops packets of other hosts to containers at {bridge}",
-            evidence=some(list(seen.docker_drops[bridge])),
-            fix="docker network create -d flannel --ipam-driver flannel NAME  # needs --docker-plugin."
-            " Or use a bridge network with -o com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected",
-        )
-
-
-CHECKS = (_filters, _docker_drops)
+CHECKS = (_filters,)

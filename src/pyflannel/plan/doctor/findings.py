@@ -3,23 +3,45 @@
 A check returns the evidence and a command. On a healthy host, no check returns a finding.
 """
 
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor import daemon, filters, objects, packets
+from pyflannel.plan.doctor import daemon, docker, filters, ipsec, objects, packets
 from pyflannel.plan.doctor.observed import Observed
 
 SAFE = frozenset({"forwarding-off", "bridge-down", "strict-reverse-path"})
 """Codes of the findings whose command `doctor --fix` runs.
 
-Such a command sets one value of the kernel that the overlay needs, and changes neither a firewall nor the
-underlay.
+Such a command sets values of the kernel that the overlay needs, or adds the lost address of a bridge. The
+command changes neither a firewall nor the addresses and routes of the underlay.
 """
 
-_CHECKS = (*daemon.CHECKS, *filters.CHECKS, *packets.CHECKS, *objects.CHECKS)
+_CHECKS = (*filters.CHECKS, *docker.CHECKS, *packets.CHECKS, *ipsec.CHECKS, *objects.CHECKS)
+
+
+def findings_of_host(seen: Observed) -> tuple[Finding, ...]:
+    """Return the findings that do not depend on a family, the errors first."""
+    return merged(one for check in daemon.CHECKS for one in check(seen))
+
+
+def findings_in_family(seen: Observed) -> tuple[Finding, ...]:
+    """Return the findings in one family of the network, the errors first."""
+    return merged(one for check in _CHECKS for one in check(seen))
 
 
 def findings(seen: Observed) -> tuple[Finding, ...]:
-    """Return all findings, the errors first."""
+    """Return all findings in a network with one family, the errors first."""
+    return merged((*findings_of_host(seen), *findings_in_family(seen)))
+
+
+def merged(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return the findings, the errors first. Findings that differ only in their evidence are one finding."""
+    alike: dict[Finding, list[str]] = {}
+    for one in found:
+        known = alike.setdefault(replace(one, evidence=()), [])
+        known += [line for line in one.evidence if line not in known]
+    whole = (replace(one, evidence=tuple(lines)) for one, lines in alike.items())
     ranks = {"error": 0, "warning": 1, "info": 2}
-    return tuple(
-        sorted((one for check in _CHECKS for one in check(seen)), key=lambda one: ranks[one.severity])
-    )
+    return tuple(sorted(whole, key=lambda one: ranks[one.severity]))

@@ -5,12 +5,14 @@ from itertools import islice
 
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
+from pyflannel.model.network_config import is_part
 from pyflannel.model.packet_filter import FIRST_DEVICE, IptablesChain, NftTable
 from pyflannel.model.route import PROTOCOLS, Route, route_protocol
 from pyflannel.model.status import Finding, Membership
+from pyflannel.plan.doctor.families import items_in
 from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, removal, shown, some
 from pyflannel.plan.leftovers import is_within, left_by_original, unplanned_routes
-from pyflannel.plan.routes import RouteConflict, conflicts, is_part, on_link_prefixes, overlap_note
+from pyflannel.plan.routes import RouteConflict, conflicts, on_link_prefixes, overlap_note
 
 _EXAMINED = 4
 """Maximum number of peers in the prefix of an unplanned route that are examined. A host may have ten
@@ -56,11 +58,16 @@ def _takes(route: Route, found: Iterable[RouteConflict], membership: Membership)
 
 def _leftovers(seen: Observed) -> Iterator[Finding]:
     """Yield objects of an original flannel; include its rules only if no pyflannel daemon took them over."""
-    left = list(left_by_original(seen.items, seen.membership))
-    if seen.claimed is None and not seen.status.is_live and not _has_another_daemon(seen.items):
+    left = list(items_in(left_by_original(seen.items, seen.membership), seen.family, is_first=seen.is_first))
+    if (
+        seen.is_first
+        and seen.claimed is None
+        and not seen.status.is_live
+        and not _has_another_daemon(seen.items)
+    ):
         rules = (item for item in seen.items if isinstance(item, IptablesChain | NftTable))
         left += [item for item in rules if item.device == FIRST_DEVICE]
-    sure = [one for one in seen.left_rules if one.is_sure]
+    sure = [one for one in seen.left_rules if one.is_sure and seen.is_first]
     lines = [*(shown(item) for item in left), *(line for one in sure for line in one.shown)]
     if lines and seen.original is not None:
         yield Finding(
@@ -94,7 +101,7 @@ def _has_another_daemon(items: Iterable[Item]) -> bool:
 
 def _doubtful_rules(seen: Observed) -> Iterator[Finding]:
     doubtful = [one for one in seen.left_rules if not one.is_sure]
-    if doubtful and seen.original is None:
+    if doubtful and seen.original is None and seen.is_first:
         commands = [command for one in doubtful for command in one.commands]
         yield Finding(
             code="rules-like-original",
@@ -138,8 +145,9 @@ def _notes(seen: Observed) -> Iterator[Finding]:
         if note in reported:
             continue
         if note.startswith("Network "):
-            yield Finding(code="network-overlaps-host", severity="warning", cause=note, fix=_APART)
-        else:
+            if network is None or note.startswith(f"Network {network} "):
+                yield Finding(code="network-overlaps-host", severity="warning", cause=note, fix=_APART)
+        elif seen.is_first:
             yield Finding(code="backend-note", severity="info", cause=note, fix="flannelctl config get")
 
 

@@ -1,7 +1,6 @@
 """The observations of a host for the checks, and the texts of their findings."""
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
 from shlex import quote
 from typing import Literal
 
@@ -12,7 +11,7 @@ from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.netfilter import Ruleset
-from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.packet_filter import LeftRules
 from pyflannel.model.route import Route
 from pyflannel.model.status import Membership, Status
@@ -40,10 +39,10 @@ class RouteAnswer(Struct, frozen=True, kw_only=True):
     """
 
     way: Way
-    destination: IPv4Address
+    destination: IpAddress
     text: str
     link: str | None = None
-    gateway: IPv4Address | None = None
+    gateway: IpAddress | None = None
     is_local: bool = False
     refused_at: str | None = None
     rules: tuple[str, ...] = ()
@@ -55,10 +54,11 @@ class BadNeighbour(Struct, frozen=True, kw_only=True):
     Attributes:
         address: the next hop on the path to the peer: the peer itself, or a gateway.
         text: the entry, in words of `ip neighbour`.
-        is_set: a person or a program set its MAC address; otherwise the next hop does not answer ARP.
+        is_set: a person or a program set its MAC address; otherwise the next hop does not answer ARP, or
+            neighbour discovery.
     """
 
-    address: IPv4Address
+    address: IpAddress
     link: str
     text: str
     is_set: bool = False
@@ -70,18 +70,18 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
     Attributes:
         pid: ID of a process in the namespace.
         process: description of this process.
-        addresses: IPv4 addresses of the namespace.
-        routes: the destinations of the routes in the main table of the namespace.
+        addresses: addresses of the namespace, of both families.
+        routes: the destinations of the routes of the namespace, of both families.
         mtus: MTU in bytes of the links with an address of the network, by name; empty if it was not read.
     """
 
     pid: int
     process: str
-    addresses: frozenset[IPv4Address] = frozenset()
-    routes: tuple[IPv4Network, ...] = ()
+    addresses: frozenset[IpAddress] = frozenset()
+    routes: tuple[IpNetwork, ...] = ()
     mtus: Mapping[str, int] = field(default_factory=dict)
 
-    def has_route_to(self, destination: IPv4Address) -> bool:
+    def has_route_to(self, destination: IpAddress) -> bool:
         """Return whether a packet to a destination can leave the namespace."""
         return any(destination in route for route in self.routes)
 
@@ -103,14 +103,19 @@ class Certificate(Struct, frozen=True, kw_only=True):
 
 
 class Observed(Struct, frozen=True, kw_only=True):
-    """The observations of a host.
+    """The observations of a host in one family of its network.
+
+    A network with both families is examined as two networks, one per family, on the same host.
 
     Attributes:
+        status: the status as in a network with this family alone.
+        family: the family.
+        is_first: True for the first family of the network, whose findings include those about the whole host.
         claimed: the device name that the daemon claims; None if pyflannel has not run here.
         original: process ID of an original flanneld on this host.
         items: all links, all routes of the main table, and the filter rules whose names are those of flannel.
         left_rules: other filter rules that an original flannel left, or may have left.
-        forwards: True if the host forwards IPv4 packets; None if this is unknown.
+        forwards: True if the host forwards packets of the family; None if this is unknown.
         unforwarded: links whose packets the host does not forward, although it forwards packets of other
             links.
         strict: links with a strict reverse path filter.
@@ -119,8 +124,10 @@ class Observed(Struct, frozen=True, kw_only=True):
         interfaces: all interfaces with their addresses.
         programs: eBPF programs of the claimed device, at the hooks of links.
         on_link: prefixes that the underlay reaches without a gateway.
-        ports: MTU in bytes of the ports of each bridge in this host's subnet, by name.
-        lacks_arp: ARP is off on the underlay.
+        ports: MTU in bytes of the ports of each bridge in this host's subnet, by name. In a network with IPv6
+            alone, bridges that have lost their address are included.
+        lacks_arp: ARP is off on the underlay, and with it neighbour discovery.
+        is_ethernet: the frames of the underlay have MAC addresses.
         set_neighbours: addresses whose MAC address on the underlay an operator has set.
         underlay_ports: ports of the underlay if that is a bridge.
         docker0_ports: number of containers at docker0, if it exists.
@@ -136,6 +143,8 @@ class Observed(Struct, frozen=True, kw_only=True):
 
     status: Status
     membership: Membership
+    family: Family = 4
+    is_first: bool = True
     claimed: str | None = None
     original: int | None = None
     items: tuple[Item, ...] = ()
@@ -150,7 +159,8 @@ class Observed(Struct, frozen=True, kw_only=True):
     on_link: tuple[IpNetwork, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     lacks_arp: bool = False
-    set_neighbours: frozenset[IPv4Address] = frozenset()
+    is_ethernet: bool = True
+    set_neighbours: frozenset[IpAddress] = frozenset()
     underlay_ports: tuple[str, ...] = ()
     docker0_ports: int = 0
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -162,16 +172,15 @@ class Observed(Struct, frozen=True, kw_only=True):
     has_unit: bool = True
 
 
-def main_route(seen: Observed, destination: IPv4Address) -> Route | None:
+def main_route(seen: Observed, destination: IpAddress) -> Route | None:
     """Return the route of the main table that the kernel uses for a destination."""
-    routes = (
-        item
-        for item in seen.items
-        if isinstance(item, Route)
-        and isinstance(item.destination, IPv4Network)
-        and destination in item.destination
-    )
+    routes = (item for item in seen.items if isinstance(item, Route) and destination in item.destination)
     return max(routes, key=lambda route: (route.destination.prefixlen, -route.metric), default=None)
+
+
+def resolution(address: IpAddress) -> str:
+    """Return the name of the protocol that finds the MAC address of a neighbour."""
+    return "ARP" if address.version == 4 else "neighbour discovery"
 
 
 def some(texts: Sequence[str]) -> tuple[str, ...]:

@@ -1,18 +1,16 @@
-"""Faults of this host that stop packets of the overlay: forwarding, routes, interfaces, IPsec policies."""
+"""Faults of this host that stop packets of the overlay: forwarding, routes, interfaces."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from shlex import quote
 
-from pyflannel.model.host import Interfaces, IpsecPolicy
 from pyflannel.model.link import Link
-from pyflannel.model.netfilter import UDP, Packet
+from pyflannel.model.network_config import Family
 from pyflannel.model.route import Route
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.filters import Flow, container_flows, tunnel_flows
-from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, shown, some
+from pyflannel.plan.doctor.families import items_in
+from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, resolution, shown, some
 from pyflannel.plan.leftovers import is_within
-from pyflannel.plan.netfilter import IN, OUT, THROUGH
 
 _DOCKER0 = "docker0"
 _DOCKER_FIX = "mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers"
@@ -20,18 +18,21 @@ _DOCKER_FIX = "mk-docker-opts -c -d /etc/default/docker  # restart Docker with i
 
 def forwarding(seen: Observed) -> Iterator[Finding]:
     """Yield the settings by which the host does not forward packets of the overlay."""
-    if seen.forwards is False:
-        yield Finding(
-            code="forwarding-off",
-            severity="error",
-            cause="the host forwards no packets, so its containers cannot reach other hosts",
-            evidence=("net.ipv4.ip_forward = 0",),
-            fix="sysctl -w net.ipv4.ip_forward=1",
-        )
-        return
     backend = seen.status.backend
     tunnel = backend.link if backend is not None else None
     on_the_way = (*seen.ports, tunnel or seen.membership.underlay or "")
+    is_forced = seen.family == 6 and not seen.unforwarded.intersection(on_the_way)
+    if seen.forwards is False and not is_forced:
+        yield Finding(
+            code="forwarding-off",
+            severity="error",
+            cause=_UNFORWARDED[seen.family],
+            evidence=(f"{FORWARDING[seen.family]} = 0",),
+            fix=forwarding_on(seen.family, _routers_on(seen)),
+        )
+        return
+    if seen.family == 6:
+        return
     if links := [link for link in on_the_way if link in seen.unforwarded]:
         yield Finding(
             code="forwarding-off",
@@ -40,6 +41,32 @@ def forwarding(seen: Observed) -> Iterator[Finding]:
             evidence=tuple(f"net.ipv4.conf.{link}.forwarding = 0" for link in links),
             fix=forwarded(*links),
         )
+
+
+FORWARDING: Mapping[Family, str] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+"""The setting that makes the host forward packets of a family."""
+
+_UNFORWARDED: Mapping[Family, str] = {
+    4: "the host forwards no packets, so its containers cannot reach other hosts",
+    6: "the host forwards no IPv6 packets, so its containers cannot reach other hosts by IPv6",
+}
+_FROM_ROUTER = 9
+"""rtm_protocol of routes from router advertisements (linux/rtnetlink.h, RTPROT_RA)."""
+
+
+def forwarding_on(family: Family, routers: Iterable[str] = ()) -> str:
+    """Return the command that makes the host forward packets of a family.
+
+    `routers`: links with routes from router advertisements. A host that forwards IPv6 packets loses these
+    routes, unless accept_ra of the link is 2.
+    """
+    kept = [quote(f"net/ipv6/conf/{link}/accept_ra=2") for link in routers if family == 6]
+    return " ".join(["sysctl -w", *kept, f"{FORWARDING[family]}=1"])
+
+
+def _routers_on(seen: Observed) -> list[str]:
+    routes = (item for item in seen.items if isinstance(item, Route) and item.protocol == _FROM_ROUTER)
+    return sorted({route.link for route in routes if route.link})
 
 
 def forwarded(*links: str) -> str:
@@ -115,9 +142,14 @@ def _diverted(seen: Observed) -> Iterator[Finding]:
             code="policy-rule",
             severity="error",
             cause="a policy rule diverts packets of containers to other hosts",
-            evidence=some([*(f"ip rule: {rule}" for rule in rules), *(one.text for one in wrong)]),
-            fix=f"ip rule add to {seen.membership.network} lookup main priority 1",
+            evidence=some(
+                [*(f"{_IP_RULE[seen.family]}: {rule}" for rule in rules), *(one.text for one in wrong)]
+            ),
+            fix=f"{_IP_RULE[seen.family]} add to {seen.membership.network} lookup main priority 1",
         )
+
+
+_IP_RULE: Mapping[Family, str] = {4: "ip rule", 6: "ip -6 rule"}
 
 
 def _link_of(route: Route | None) -> str | None:
@@ -167,8 +199,8 @@ def _container_routes(seen: Observed) -> Iterator[Finding]:
     lost = [
         f"{address}, {one.process}"
         for one in seen.containers
-        for address in sorted(one.addresses)
-        if address in own and not one.has_route_to(peer.network_address + 2)
+        for address in sorted((held for held in one.addresses if held in own), key=int)
+        if not one.has_route_to(peer.network_address + 2)
     ]
     if lost:
         yield Finding(
@@ -176,21 +208,38 @@ def _container_routes(seen: Observed) -> Iterator[Finding]:
             severity="info",
             cause="these containers have no route to other hosts",
             evidence=some(lost),
-            fix="nsenter --net --target PID ip route  # the default route must lead to the bridge",
+            fix=f"nsenter --net --target PID ip -{seen.family} route"
+            "  # the default route must lead to the bridge",
         )
 
 
 def bridge_down(seen: Observed) -> Iterator[Finding]:
-    """Yield the bridges of containers that are down."""
+    """Yield findings for bridges that are down, or on which IPv6 is off.
+
+    The kernel then removes the IPv6 addresses of the link.
+    """
     for name in seen.ports:
         link = seen.interfaces.named(name)
-        if link is not None and not link.is_up:
+        own, again = seen.membership.subnet, ""
+        if link is None or own is None:
+            continue
+        if seen.family == 6 and not any(held.address.ip in own for held in link.addresses):
+            again = f"; ip address add {own[1]}/{own.prefixlen} dev {quote(name)}"
+        if not link.is_up:
             yield Finding(
                 code="bridge-down",
                 severity="error",
                 cause=f"the bridge {name} of the containers of this host is down",
                 evidence=(f"ip link show {name}: state DOWN",),
-                fix=f"ip link set {quote(name)} up",
+                fix=f"ip link set {quote(name)} up{again}",
+            )
+        elif seen.family == 6 and not link.has_ipv6:
+            yield Finding(
+                code="ipv6-off",
+                severity="error",
+                cause=f"IPv6 is off on the bridge {name} of the containers of this host",
+                evidence=(f"net.ipv6.conf.{name}.disable_ipv6 = 1",),
+                fix=f"sysctl -w {quote(f'net/ipv6/conf/{name}/disable_ipv6=0')}{again}",
             )
 
 
@@ -206,7 +255,7 @@ def _arp(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="arp-off",
             severity="error",
-            cause=f"ARP is off on {link}, so this host reaches no peer on the same link",
+            cause=f"{resolution(lost[0])} is off on {link}, so this host reaches no peer on the same link",
             evidence=(
                 f"ip link show {link}: NOARP",
                 *some([f"{one}: no MAC address" for one in lost]),
@@ -220,7 +269,13 @@ def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
     own, docker0 = seen.membership.subnet, seen.interfaces.named(_DOCKER0)
     if own is None or docker0 is None or seen.ports or not seen.docker0_ports:
         return
-    held = ", ".join(str(one.address) for one in docker0.addresses if one.address.version == own.version)
+    held = ", ".join(
+        str(one.address)
+        for one in docker0.addresses
+        if one.address.version == own.version and not one.address.is_link_local
+    )
+    if not held and not seen.is_first:
+        return  # Docker may use IPv4 alone
     yield Finding(
         code="bridge-subnet",
         severity="warning",
@@ -244,7 +299,7 @@ def _addresses(seen: Observed) -> Iterator[Finding]:
         for one in seen.interfaces.interfaces
         if one.name not in (tunnel, membership.underlay) and not one.name.startswith("flannel")
         for address in (held.address for held in one.addresses)
-        if isinstance(address.ip, IPv4Address) and address.ip in network and address.ip not in own
+        if address.ip in network and address.ip not in own
     ]
     if held:
         yield Finding(
@@ -268,7 +323,8 @@ def _vtep(seen: Observed) -> Iterator[Finding]:
     """
     if seen.status.is_live or seen.published_mac is None:
         return
-    devices = [item for item in seen.items if isinstance(item, Link) and item.vxlan is not None]
+    items = items_in(seen.items, seen.family, is_first=seen.is_first)
+    devices = [item for item in items if isinstance(item, Link) and item.vxlan is not None]
     own = [item for item in devices if item.alias == seen.mark]
     if len(own) == 1 and own[0].mac != seen.published_mac:
         yield Finding(
@@ -320,94 +376,6 @@ def _public_address(seen: Observed) -> Iterator[Finding]:
         )
 
 
-def blocking_policy(flow: Flow, interfaces: Interfaces) -> IpsecPolicy | None:
-    """Return the IPsec policy that drops the packets of a flow; None if none does.
-
-    The matching policy with the lowest priority number decides. If several policies have this number, the
-    oldest policy decides, which the kernel lists last. A forwarded packet is also checked when it leaves.
-
-    Source: net/xfrm/xfrm_policy.c, xfrm_policy_match, xfrm_policy_insert_list, xfrm_policy_walk.
-    """
-    packet = flow.packet
-    directions = {IN: ("in",), OUT: ("out",), THROUGH: ("forward", "out")}.get(flow.hooks, ())
-    for direction in directions:
-        name = packet.oif if direction == "out" else packet.iif
-        link = interfaces.named(name)
-        index = 0 if link is None else link.index
-        matching = [
-            one
-            for one in reversed(interfaces.policies)
-            if one.direction == direction and _selects(one, packet, index)
-        ]
-        first = min(matching, key=lambda one: one.priority, default=None)
-        if first is not None and first.is_block:
-            return first
-    return None
-
-
-def _selects(policy: IpsecPolicy, packet: Packet, link: int) -> bool:
-    return (
-        packet.source in policy.source
-        and packet.destination in policy.destination
-        and policy.protocol in (0, packet.protocol)
-        and ((packet.destination_port or 0) ^ policy.port) & policy.port_mask == 0
-        and ((packet.source_port or 0) ^ policy.source_port) & policy.source_port_mask == 0
-        and policy.link in (0, link)
-        and (packet.mark or 0) & policy.mark_mask == policy.mark
-    )
-
-
-def policy_text(policy: IpsecPolicy) -> str:
-    """Return a policy as `ip xfrm policy` shows it."""
-    if policy.priority > _LEAST_PRIORITY:
-        return f"ip xfrm policy getdefault: {_DIRECTION[policy.direction]}: block"
-    return f"ip xfrm policy: {_selector(policy)} action block priority {policy.priority}"
-
-
-_LEAST_PRIORITY = 0xFFFFFFFF
-"""The greatest priority number of a policy. The default action of the host has an even greater number."""
-
-_DIRECTION = {"in": "in", "out": "out", "forward": "fwd"}
-
-
-def _selector(policy: IpsecPolicy) -> str:
-    """Return the selector of a policy in the syntax of `ip xfrm policy`."""
-    protocol = "" if not policy.protocol else f" proto {_PROTOCOLS.get(policy.protocol, policy.protocol)}"
-    ports = [("sport", policy.source_port, policy.source_port_mask), ("dport", policy.port, policy.port_mask)]
-    shown = "".join(f" {name} {number}" for name, number, mask in ports if mask)
-    mark = f" mark {policy.mark:#x} mask {policy.mark_mask:#x}" if policy.mark_mask else ""
-    ends = f"src {policy.source} dst {policy.destination}"
-    return f"{ends}{protocol}{shown} dir {_DIRECTION[policy.direction]}{mark}"
-
-
-_PROTOCOLS = {6: "tcp", UDP: "udp"}
-
-
-def policy_removal(policy: IpsecPolicy) -> str:
-    """Return the command that removes a policy, or the default action of the host."""
-    if policy.priority > _LEAST_PRIORITY:
-        return f"ip xfrm policy setdefault {_DIRECTION[policy.direction]} accept"
-    return f"ip xfrm policy delete {_selector(policy)}"
-
-
-def _blocked_by_ipsec(seen: Observed) -> Iterator[Finding]:
-    """Yield the IPsec policies that drop packets of the overlay."""
-    found: dict[IpsecPolicy, str] = {}
-    for flow in (*tunnel_flows(seen), *container_flows(seen)):
-        if (policy := blocking_policy(flow, seen.interfaces)) is not None:
-            found.setdefault(policy, flow.noun)
-    if found:
-        nouns = " and ".join(dict.fromkeys(found.values()))
-        yield Finding(
-            code="ipsec-block",
-            severity="error",
-            cause=f"IPsec policies drop {nouns}",
-            evidence=some([policy_text(policy) for policy in found]),
-            fix=f"{'; '.join(policy_removal(one) for one in list(found)[:NAMED])}"
-            "  # or change the connection of the IPsec daemon that installs it",
-        )
-
-
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     forwarding,
     _source_refused,
@@ -421,5 +389,4 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _vtep,
     _reverse_path,
     _port_mtus,
-    _blocked_by_ipsec,
 )

@@ -15,7 +15,7 @@ from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import NarrowPath, PeerReach, PingReport, PingStep, StepName
 from pyflannel.model.status import Finding, Severity, Status
-from pyflannel.plan.doctor.observed import BadNeighbour, some
+from pyflannel.plan.doctor.observed import BadNeighbour, resolution, some
 
 Place = Literal["this host", "underlay", "tunnel", "peer", "container"]
 
@@ -108,9 +108,10 @@ _MTU_FIX = "ip link set DEVICE mtu N  # on all hosts, the largest MTU that the u
 
 def _before_the_peer(peer: LeaseEntry, tunnel: PingStep, underlay: PingStep | None, status: Status) -> _Stop:
     carrier = carrier_of(status)
-    if tunnel.state == "rejected":
+    is_lost = underlay is not None and underlay.state != "reached"
+    if tunnel.state == "rejected" and not is_lost:
         return _Stop("tunnel", f"{carrier} is rejected: {tunnel.text}", _fix_of_tunnel(status))
-    if underlay is not None and underlay.state != "reached":
+    if underlay is not None and is_lost:
         return _Stop(
             "underlay",
             f"{_name(peer)} answers neither on the underlay nor through the tunnel: {underlay.text}",
@@ -230,7 +231,7 @@ def _neighbour_findings(
 
     `neighbours`: the entries, by the public address of the peer. `probed`: number of probed peers.
     """
-    groups: dict[tuple[bool, IPv4Address | None], list[BadNeighbour]] = {}
+    groups: dict[tuple[bool, IpAddress | None], list[BadNeighbour]] = {}
     for peer, one in neighbours.items():
         gateway = None if one.address == peer else one.address
         groups.setdefault((one.is_set, gateway), []).append(one)
@@ -238,12 +239,12 @@ def _neighbour_findings(
     if None in silent and len(silent) > 1:
         # The gateway and hosts on the same link do not answer, so this host is cut off.
         lost = [one for (is_set, _), group in groups.items() if not is_set for one in group]
-        link = lost[0].link
+        link, protocol = lost[0].link, resolution(lost[0].address)
         yield Finding(
             code="no-neighbour",
             severity=severity,
             cause=f"neither the gateway nor {len(groups[False, None])} of {probed} probed peers on the same"
-            f" link answer ARP: {link} is cut off, or ARP does not pass",
+            f" link answer {protocol}: {link} is cut off, or {protocol} does not pass",
             evidence=some([*dict.fromkeys(one.text for one in lost)]),
             fix=f"ip -statistics link show {quote(link)}"
             "  # then the cable, the port of the switch and its VLAN",
@@ -251,21 +252,24 @@ def _neighbour_findings(
         groups = {kind: group for kind, group in groups.items() if kind[0]}
     for (is_set, gateway), group in groups.items():
         first, some_peers = group[0], f"{len(group)} of {probed} probed peers"
+        protocol = resolution(first.address)
         via = "" if gateway is None else f", the gateway to {some_peers}"
         if is_set:
             cause = f"{some_peers} do not answer, and their MAC addresses were set manually"
             cause = f"the MAC address of {first.address}{via}, was set manually" if via else cause
             fix = (
                 f"ip neighbour delete {first.address} dev {quote(first.link)}"
-                "  # the kernel then asks for it by ARP"
+                f"  # the kernel then asks for it by {protocol}"
             )
         else:
-            cause = f"{some_peers} are on the same link and do not answer ARP: they are off or have another"
-            cause = f"{first.address}{via}, does not answer ARP: it is off or has another" if via else cause
-            cause += " address, or ARP does not pass"
+            lacks = f"not answer {protocol}"
+            cause = f"{some_peers} are on the same link and do {lacks}: they are off or have another"
+            cause = f"{first.address}{via}, does {lacks}: it is off or has another" if via else cause
+            cause += f" address, or {protocol} does not pass"
             fix = (
                 f"ip neighbour show {first.address}  # on that host: ip link (NOARP), ip address; on both:"
-                " nft list tables arp; then the VLAN of both"
+                f" nft list {'tables arp' if first.address.version == 4 else 'ruleset ip6'}; then the VLAN of"
+                " both"
             )
         yield Finding(
             code="neighbour-set" if is_set else "no-neighbour",

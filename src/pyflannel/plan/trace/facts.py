@@ -1,7 +1,7 @@
 """The objects of the kernel through which a packet may pass, and the steps of its path."""
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 from shlex import quote
 
 from msgspec import Struct, field
@@ -13,6 +13,7 @@ from pyflannel.model.host import Interface, Interfaces
 from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.link import Vxlan
 from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import PingReport, TraceStep, TraceStepName
 from pyflannel.model.route import FdbEntry
 from pyflannel.model.wireguard import WireguardPeer
@@ -31,7 +32,7 @@ class TraceLink(Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: the kernel's kind; "" for a physical device.
-        resolves: it resolves addresses to MAC addresses by ARP.
+        resolves: it resolves addresses to MAC addresses, by ARP or by neighbour discovery.
         is_ethernet: its frames have MAC addresses.
         is_forwarding: for a port of a bridge: it forwards frames.
     """
@@ -50,8 +51,8 @@ class RouteQuestion(Struct, frozen=True, kw_only=True):
     """A query to the kernel about the route of a packet."""
 
     way: Way
-    destination: IPv4Address
-    source: IPv4Address | None = None
+    destination: IpAddress
+    source: IpAddress | None = None
     arrives_at: str | None = None
 
 
@@ -65,15 +66,16 @@ class UnansweredError(Exception):
 
 class Facts(Struct, frozen=True, kw_only=True):
     """The objects of the kernel of this host, the results of queries to the kernel, and the results of
-    probes.
+    probes, in the family of the packet.
 
     Attributes:
         network: range of the overlay; None if it is unknown.
-        leases: the leases of all hosts.
+        own: subnet of this host; None if it is unknown.
+        leases: the leases of all hosts, as in a network with this family alone.
         neighbours: MAC address of a neighbour, by its link and its address; except unresolved neighbours.
         fdb: destination of each FDB entry, by the device and the MAC address.
         ports: name of the port of a bridge behind which a MAC address was learned, by bridge and address.
-        forwards: True if the host forwards IPv4 packets; None if this is unknown.
+        forwards: True if the host forwards packets of the family; None if this is unknown.
         unforwarded: links whose packets the host does not forward, although it forwards packets of other
             links.
         containers: the network namespaces of containers, as far as they are visible.
@@ -85,13 +87,14 @@ class Facts(Struct, frozen=True, kw_only=True):
         silent: containers of this host that did not answer an ICMP echo.
     """
 
-    source: IPv4Address
-    destination: IPv4Address
-    network: IPv4Network | None = None
+    source: IpAddress
+    destination: IpAddress
+    network: IpNetwork | None = None
+    own: IpNetwork | None = None
     leases: Sequence[LeaseEntry] = ()
     links: Mapping[str, TraceLink] = field(default_factory=dict)
     interfaces: Interfaces = field(default_factory=Interfaces)
-    neighbours: Mapping[tuple[str, IPv4Address], str] = field(default_factory=dict)
+    neighbours: Mapping[tuple[str, IpAddress], str] = field(default_factory=dict)
     fdb: Mapping[tuple[str, str], FdbEntry] = field(default_factory=dict)
     ports: Mapping[tuple[str, str], str] = field(default_factory=dict)
     forwards: bool | None = True
@@ -107,13 +110,18 @@ class Facts(Struct, frozen=True, kw_only=True):
     listen_ports: Mapping[str, int] = field(default_factory=dict)
     answers: Mapping[RouteQuestion, RouteAnswer | None] = field(default_factory=dict)
     probed: PingReport | None = None
-    silent: frozenset[IPv4Address] = frozenset()
+    silent: frozenset[IpAddress] = frozenset()
+
+    @property
+    def family(self) -> Family:
+        """The family of the packet."""
+        return self.destination.version
 
     def route(
         self,
         way: Way,
-        destination: IPv4Address,
-        source: IPv4Address | None = None,
+        destination: IpAddress,
+        source: IpAddress | None = None,
         arrives_at: str | None = None,
     ) -> RouteAnswer:
         """Return the answer of the kernel to a query.
@@ -127,27 +135,30 @@ class Facts(Struct, frozen=True, kw_only=True):
         found = self.answers[question]
         return found or RouteAnswer(way=way, destination=destination, text="the kernel could not be asked")
 
-    def lease_of(self, address: IPv4Address) -> LeaseEntry | None:
+    def lease_of(self, address: IpAddress) -> LeaseEntry | None:
         """Return the lease of the host to which an address belongs."""
         return next(
             (one for one in self.leases if address in one.subnet or address == one.public_ip),
             None,
         )
 
-    def bridge_of(self, address: IPv4Address) -> Interface | None:
+    def bridge_of(self, address: IpAddress) -> Interface | None:
         """Return the bridge of this host whose prefix contains the address."""
         bridges = (one for one in self.interfaces.interfaces if one.kind == "bridge")
         return next(
             (one for one in bridges if any(address in held.address.network for held in one.addresses)), None
         )
 
-    def port_to(self, bridge: str, address: IPv4Address) -> str:
+    def port_to(self, bridge: str, address: IpAddress) -> str:
         """Return the port of a bridge behind which an address is; "" if it is unknown, or no bridge."""
         return self.ports.get((bridge, self.neighbours.get((bridge, address), "")), "")
 
-    def is_here(self, address: IPv4Address) -> bool:
-        """Return whether the address belongs to this host or is in the prefix of one of its bridges."""
-        return self.interfaces.holder(address) is not None or self.bridge_of(address) is not None
+    def is_here(self, address: IpAddress) -> bool:
+        """Return whether the address belongs to this host, or is in its subnet or in the prefix of one of its
+        bridges.
+        """
+        is_own = self.own is not None and address in self.own
+        return is_own or self.interfaces.holder(address) is not None or self.bridge_of(address) is not None
 
     def program(self, role: Role, link: str) -> BpfProgram | None:
         """Return the current program of a role at a link."""
@@ -158,8 +169,8 @@ class Facts(Struct, frozen=True, kw_only=True):
 class Leg(Struct, frozen=True, kw_only=True):
     """One direction: from a container to another container, or the direction of the reply."""
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: IpAddress
+    destination: IpAddress
     is_way_back: bool = False
 
     def flow(self, facts: Facts, iif: str, oif: str) -> Flow:
@@ -175,7 +186,7 @@ class Leg(Struct, frozen=True, kw_only=True):
         if self.is_way_back:
             packet = replace(packet, state="established")
         hooks = THROUGH if iif and oif else IN if iif else OUT
-        return overlay_flow(packet, facts.network or IPv4Network(self.destination), hooks)
+        return overlay_flow(packet, facts.network or ip_network(self.destination), hooks)
 
     @property
     def reply(self) -> "Leg":

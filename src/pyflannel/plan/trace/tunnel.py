@@ -1,23 +1,27 @@
 """The part of the path between the device of the tunnel and the underlay, in both directions."""
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import ip_address
 from shlex import quote
 from typing import Literal
 
 from pyflannel.model.fast_path import Role
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.link import Vxlan
+from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.probe import TraceStep
 from pyflannel.model.wireguard import WireguardPeer
 from pyflannel.plan.doctor.filters import (
     Flow,
     dropped_by,
     listed,
+    neighbour_flows,
     tunnel_flow,
     tunnel_packet,
 )
-from pyflannel.plan.doctor.packets import blocking_policy, loosened, policy_removal, policy_text
+from pyflannel.plan.doctor.ipsec import blocking_policy, policy_removal, policy_text
+from pyflannel.plan.doctor.observed import resolution
+from pyflannel.plan.doctor.packets import loosened
 from pyflannel.plan.netfilter import IN, OUT, judge, why
 from pyflannel.plan.trace.facts import (
     LOOK,
@@ -66,7 +70,7 @@ def is_tunnel(link: TraceLink) -> bool:
     return link.kind in ("vxlan", "tun", "wireguard")
 
 
-def through(facts: Facts, leg: Leg, link: TraceLink, hop: IPv4Address) -> Iterator[TraceStep]:
+def through(facts: Facts, leg: Leg, link: TraceLink, hop: IpAddress) -> Iterator[TraceStep]:
     """Yield the steps from the device of the route to the underlay."""
     if not link.is_up:
         yield link_down("device", link)
@@ -85,7 +89,7 @@ def _is_encrypted(facts: Facts, link: TraceLink) -> bool:
     return link.kind == "wireguard" or any(one.link == link.name for one in facts.encryption)
 
 
-def _by_vxlan(facts: Facts, leg: Leg, link: TraceLink, vxlan: Vxlan, hop: IPv4Address) -> Iterator[TraceStep]:
+def _by_vxlan(facts: Facts, leg: Leg, link: TraceLink, vxlan: Vxlan, hop: IpAddress) -> Iterator[TraceStep]:
     mac = facts.neighbours.get((link.name, hop))
     if mac is None:
         found = f"ip neighbour show {hop} dev {link.name}: no MAC address"
@@ -93,12 +97,12 @@ def _by_vxlan(facts: Facts, leg: Leg, link: TraceLink, vxlan: Vxlan, hop: IPv4Ad
         return
     yield passes("neighbour", f"{hop} is {mac} on {link.name}")
     entry, peer = facts.fdb.get((link.name, mac)), facts.lease_of(leg.destination)
-    if entry is None or not isinstance(entry.destination, IPv4Address):
+    if entry is None:
         found = f"bridge fdb show dev {link.name}: no entry for {mac}"
         yield fails("fdb", found, f"{link.name} has no FDB entry for {mac}", REPAIR)
         return
     text = f"{mac} is behind {entry.destination} on {link.name}"
-    if peer is not None and entry.destination != peer.ipv4.address:
+    if peer is not None and entry.destination != peer.public_ip:
         yield fails("fdb", text, f"{host_of(peer)} holds {peer.subnet}, not {entry.destination}", REPAIR)
     yield passes("fdb", text)
     yield from _outer(facts, entry.destination, vxlan.port, "vxlan", vxlan.local)
@@ -114,7 +118,7 @@ def _by_udp(facts: Facts, leg: Leg, link: TraceLink) -> Iterator[TraceStep]:
     if program is not None and entries:
         to = max(entries, key=lambda one: one.subnet.prefixlen)
         text = f"{program.title} sends to {to.address}:{to.port}"
-        if peer is not None and to.address != peer.ipv4.address:
+        if peer is not None and to.address != peer.public_ip:
             yield fails("program", text, f"{host_of(peer)} holds {peer.subnet}, not {to.address}", REPAIR)
         yield passes("program", text)
         yield from _outer_route(facts, to.address, program.tunnel.address)
@@ -134,7 +138,7 @@ def _by_udp(facts: Facts, leg: Leg, link: TraceLink) -> Iterator[TraceStep]:
         return
     chosen = max(routes, key=lambda one: one.subnet.prefixlen)
     text = f"the forwarder sends {chosen.subnet} to {chosen.address}:{chosen.port}"
-    if peer is not None and chosen.address != peer.ipv4.address:
+    if peer is not None and chosen.address != peer.public_ip:
         yield fails("forwarder", text, f"{host_of(peer)} holds {peer.subnet}, not {chosen.address}", REPAIR)
     yield passes("forwarder", text)
     yield from _outer(facts, chosen.address, chosen.port, "udp", forwarder.listen_address)
@@ -152,51 +156,55 @@ def _by_wireguard(facts: Facts, leg: Leg, link: TraceLink) -> Iterator[TraceStep
         return
     yield passes("encryption", f"peer {one.public_key} of {link.name} at {one.endpoint}")
     address, port = _endpoint(one.endpoint)
-    if address is not None:  # the steps of the underlay can be determined only for IPv4
+    if address is not None:
         yield from _outer(facts, address, port, "wireguard", None)
 
 
-def _wireguard_peer(facts: Facts, link: TraceLink, address: IPv4Address) -> WireguardPeer | None:
+def _wireguard_peer(facts: Facts, link: TraceLink, address: IpAddress) -> WireguardPeer | None:
     return next(
         (
             one
             for one in facts.encryption
-            if one.link == link.name
-            and any(isinstance(net, IPv4Network) and address in net for net in one.allowed)
+            if one.link == link.name and any(address in net for net in one.allowed)
         ),
         None,
     )
 
 
-def _endpoint(text: str) -> tuple[IPv4Address | None, int]:
+def _endpoint(text: str) -> tuple[IpAddress | None, int]:
+    """Return the address and the port of an endpoint, for example `[fd00::1]:51820`."""
     address, _, port = text.rpartition(":")
     try:
-        found = ip_address(address)
+        return ip_address(address.strip("[]")), int(port)
     except ValueError:
         return None, 0
-    return (found if isinstance(found, IPv4Address) else None), int(port)
 
 
-def _outer(facts: Facts, to: IPv4Address, port: int, backend: str, local: object) -> Iterator[TraceStep]:
+def _outer(
+    facts: Facts, to: IpAddress, port: int, backend: str, local: IpAddress | None
+) -> Iterator[TraceStep]:
     """Yield the steps of the tunnel packet: filter rules, and the underlay."""
-    source = local if isinstance(local, IPv4Address) else None
-    answer = facts.route("host out", to, source)
+    answer = facts.route("host out", to, local)
     if answer.link is not None:
-        sender = source or _address_on(facts, answer.link) or to
+        sender = local or _address_on(facts, answer.link, to.version) or to
         uplink = facts.port_to(answer.link, answer.gateway or to)
         packet = tunnel_packet(sender, to, backend, port, oif=answer.link, out_port=uplink)
         yield from rules(facts, tunnel_flow(packet, port, OUT))
-    yield from _outer_route(facts, to, source)
+    yield from _outer_route(facts, to, local)
 
 
-def _address_on(facts: Facts, link: str) -> IPv4Address | None:
-    """Return the first IPv4 address of a link."""
+def _address_on(facts: Facts, link: str, family: Family) -> IpAddress | None:
+    """Return the first address of a link in a family, which is not link-local."""
     found = facts.interfaces.named(link)
-    addresses = () if found is None else (held.address.ip for held in found.addresses)
-    return next((one for one in addresses if isinstance(one, IPv4Address)), None)
+    addresses = (
+        ()
+        if found is None
+        else (held.address.ip for held in found.addresses if family == 4 or held.is_global)
+    )
+    return next((one for one in addresses if one.version == family), None)
 
 
-def _outer_route(facts: Facts, to: IPv4Address, source: IPv4Address | None) -> Iterator[TraceStep]:
+def _outer_route(facts: Facts, to: IpAddress, source: IpAddress | None) -> Iterator[TraceStep]:
     answer = facts.route("host out", to, source)
     link = facts.links.get(answer.link or "")
     if link is None or answer.is_local:
@@ -206,7 +214,7 @@ def _outer_route(facts: Facts, to: IPv4Address, source: IPv4Address | None) -> I
     yield from _onto_wire(facts, link, answer.gateway or to)
 
 
-def _onto_wire(facts: Facts, link: TraceLink, hop: IPv4Address) -> Iterator[TraceStep]:
+def _onto_wire(facts: Facts, link: TraceLink, hop: IpAddress) -> Iterator[TraceStep]:
     if not link.is_up:
         yield link_down("underlay", link)
     elif not link.has_carrier:
@@ -216,7 +224,7 @@ def _onto_wire(facts: Facts, link: TraceLink, hop: IPv4Address) -> Iterator[Trac
     if mac is not None:
         yield passes("underlay", f"{link.name}, to {hop} at {mac}")
     elif not link.resolves and link.is_ethernet:
-        cause = f"ARP is off on {link.name}, so it sends no frame to {hop}"
+        cause = f"{resolution(hop)} is off on {link.name}, so it sends no frame to {hop}"
         found = f"ip link show {link.name}: NOARP"
         yield fails("underlay", found, cause, f"ip link set {quote(link.name)} arp on")
     elif not link.resolves:
@@ -226,22 +234,24 @@ def _onto_wire(facts: Facts, link: TraceLink, hop: IPv4Address) -> Iterator[Trac
             "underlay", f"{link.name}, to {hop}", "no packet was sent that resolves its MAC address"
         )
     else:
+        source = _address_on(facts, link.name, hop.version)
+        for flow in () if source is None else neighbour_flows(source, hop, link.name):
+            yield from (step for step in rules(facts, flow) if step.state == "fails")
         found = f"ip neighbour show {hop} dev {link.name}: no MAC address"
-        cause = f"{hop} does not answer ARP on {link.name}"
+        cause = f"{hop} does not answer {resolution(hop)} on {link.name}"
         yield fails("underlay", found, cause, f"ping {hop}  # check that this host runs and has this address")
 
 
 def from_wire(facts: Facts, leg: Leg, peer: LeaseEntry, link: TraceLink) -> Iterator[TraceStep]:
     """Yield the steps of the tunnel packet of the peer, until the inner packet is at the tunnel device."""
-    local: IPv4Address | None = None
     if link.vxlan is not None:
-        if isinstance(link.vxlan.local, IPv4Address):
-            local = link.vxlan.local
-        yield from _arrives(facts, peer, local, link.vxlan.port, "vxlan")
+        yield from _arrives(facts, peer.public_ip, link.vxlan.local, link.vxlan.port, "vxlan")
         yield passes("device", f"{link.name} has VNI {link.vxlan.vni} and port {link.vxlan.port}")
     elif _is_encrypted(facts, link):
         if port := facts.listen_ports.get(link.name):
-            yield from _arrives(facts, peer, None, port, "wireguard")
+            one = _wireguard_peer(facts, link, leg.source)
+            sender, _ = _endpoint("" if one is None else one.endpoint)
+            yield from _arrives(facts, sender or peer.public_ip, None, port, "wireguard")
         yield from _decrypted(facts, leg, link)
     elif link.kind == "tun":
         yield from _by_udp_in(facts, peer, link)
@@ -260,45 +270,45 @@ def _by_udp_in(facts: Facts, peer: LeaseEntry, link: TraceLink) -> Iterator[Trac
     forwarder = facts.forwarder
     decap = next((one for one in facts.programs if one.role is Role.DECAPSULATE and one.is_current), None)
     if decap is not None and decap.tunnel.device == link.name:
-        yield from _reaches(facts, peer, decap.tunnel.address)
+        yield from _reaches(facts, peer.public_ip, decap.tunnel.address)
         yield passes("program", f"{decap.title} unpacks the packet")
     elif forwarder is None or forwarder.link != link.name or not forwarder.is_attached:
         found = f"no process serves {link.name}"
         yield fails("forwarder", found, f"no forwarder receives packets for {link.name}", REPAIR)
     else:
-        yield from _arrives(facts, peer, forwarder.listen_address, forwarder.port, "udp")
+        yield from _arrives(facts, peer.public_ip, forwarder.listen_address, forwarder.port, "udp")
         yield passes("forwarder", f"the forwarder unpacks the packet into {link.name}")
 
 
-def _reaches(facts: Facts, peer: LeaseEntry, local: IPv4Address | None) -> Iterator[TraceStep]:
-    """Yield the interface at which tunnel packets of the peer arrive."""
-    answer = facts.route("host out", peer.ipv4.address, local)
+def _reaches(facts: Facts, sender: IpAddress, local: IpAddress | None) -> Iterator[TraceStep]:
+    """Yield the interface at which tunnel packets of a peer with this address arrive."""
+    answer = facts.route("host out", sender, local)
     link = facts.links.get(answer.link or "")
     if link is None:
-        cause = f"this host has no route to {peer.ipv4.address}"
-        yield fails("underlay", answer.text, cause, f"ip route get {peer.ipv4.address}")
+        cause = f"this host has no route to {sender}"
+        yield fails("underlay", answer.text, cause, f"ip route get {sender}")
         return
     if local is not None:
-        checked = facts.route("tunnel in", local, peer.ipv4.address, link.name)
+        checked = facts.route("tunnel in", local, sender, link.name)
         if checked.refused_at is not None:
-            cause = f"rp_filter drops tunnel packets of {peer.ipv4.address} at {link.name}"
+            cause = f"rp_filter drops tunnel packets of {sender} at {link.name}"
             yield fails("underlay", checked.text, cause, loosened(link.name))
-    yield passes("underlay", f"tunnel packets of {peer.ipv4.address} arrive at {link.name}")
+    yield passes("underlay", f"tunnel packets of {sender} arrive at {link.name}")
 
 
 def _arrives(
     facts: Facts,
-    peer: LeaseEntry,
-    local: IPv4Address | None,
+    sender: IpAddress,
+    local: IpAddress | None,
     port: int,
     backend: Literal["vxlan", "udp", "wireguard"],
 ) -> Iterator[TraceStep]:
-    """Yield the underlay and the filter rules for a tunnel packet of the peer."""
-    yield from _reaches(facts, peer, local)
-    back = facts.route("host out", peer.ipv4.address, local)
+    """Yield the underlay and the filter rules for a tunnel packet of a peer with this address."""
+    yield from _reaches(facts, sender, local)
+    back = facts.route("host out", sender, local)
     link = back.link or ""
-    target = local or _address_on(facts, link)
+    target = local or _address_on(facts, link, sender.version)
     if target is not None:
-        uplink = facts.port_to(link, back.gateway or peer.ipv4.address)
-        packet = tunnel_packet(peer.ipv4.address, target, backend, port, iif=link, in_port=uplink)
+        uplink = facts.port_to(link, back.gateway or sender)
+        packet = tunnel_packet(sender, target, backend, port, iif=link, in_port=uplink)
         yield from rules(facts, tunnel_flow(packet, port, IN))

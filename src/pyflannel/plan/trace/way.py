@@ -5,16 +5,17 @@ A generator of steps may continue after a step that fails; `follow` stops at tha
 """
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address
 from shlex import quote
 
 from msgspec.structs import replace
 
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.probe import PacketEvent, TraceReport, TraceStep, TraceStepName
-from pyflannel.plan.doctor.observed import RouteAnswer
-from pyflannel.plan.doctor.packets import forwarded, loosened
+from pyflannel.plan.doctor.filters import neighbour_flows
+from pyflannel.plan.doctor.observed import RouteAnswer, resolution
+from pyflannel.plan.doctor.packets import FORWARDING, forwarded, forwarding_on, loosened
 from pyflannel.plan.trace.facts import (
     LOOK,
     REPAIR,
@@ -98,25 +99,32 @@ def _from_container(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
     for one in facts.containers:
         if leg.source in one.addresses and not one.has_route_to(leg.destination):
             bridge = facts.bridge_of(leg.source)
-            gateway = next((held.address.ip for held in bridge.addresses), None) if bridge else None
-            known = ", ".join(map(str, one.routes)) or "none"
+            held = () if bridge is None else (held.address for held in bridge.addresses)
+            gateway = next((one.ip for one in held if leg.source in one.network), None)
+            routes = (one for one in one.routes if one.version == facts.family)
+            known = ", ".join(map(str, routes)) or "none"
             yield fails(
                 "container",
                 f"the routes in the namespace of {one.process}: {known}",
                 f"the container {leg.source} has no route to {leg.destination}",
-                f"nsenter --net --target {one.pid} ip route add default via {gateway or 'ADDRESS'}",
+                f"nsenter --net --target {one.pid} ip -{facts.family} route add default via"
+                f" {gateway or 'ADDRESS'}",
             )
 
 
+_FORWARDING_OF_IPV6 = f"{forwarding_on(6)}  # 'flannelctl doctor' keeps routes from router advertisements"
+
+
 def _forwarding(facts: Facts, link: str) -> Iterator[TraceStep]:
-    if facts.forwards is False:
+    is_forced = facts.family == 6 and link not in facts.unforwarded
+    if facts.forwards is False and not is_forced:
         yield fails(
             "route",
-            "net.ipv4.ip_forward = 0",
+            f"{FORWARDING[facts.family]} = 0",
             "the host forwards no packets",
-            "sysctl -w net.ipv4.ip_forward=1",
+            forwarding_on(facts.family) if facts.family == 4 else _FORWARDING_OF_IPV6,
         )
-    elif link in facts.unforwarded:
+    elif facts.family == 4 and link in facts.unforwarded:
         yield fails(
             "route",
             f"net.ipv4.conf.{link}.forwarding = 0",
@@ -148,7 +156,7 @@ def _routed(facts: Facts, leg: Leg, answer: RouteAnswer, arrives_at: str) -> Ite
         peer is not None
         and not is_tunnel(link)
         and not facts.is_here(leg.destination)
-        and peer.ipv4.address not in (hop, leg.destination)
+        and peer.public_ip not in (hop, leg.destination)
     ):
         cause = (
             f"the packet leaves by {link.name} to {hop}, not to the holder of {peer.subnet}, {host_of(peer)}"
@@ -186,7 +194,7 @@ def _incoming(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
         yield passes("peer", f"{host_of(peer)} holds {peer.subnet}")
     back = facts.route("host out", leg.source)
     link = facts.links.get(back.link or "")
-    if link is None or (not is_tunnel(link) and (back.gateway or leg.source) != peer.ipv4.address):
+    if link is None or (not is_tunnel(link) and (back.gateway or leg.source) != peer.public_ip):
         cause = f"this host has no route back to {leg.source} by the overlay"
         yield fails("route", back.text, cause, REPAIR)
         return
@@ -203,7 +211,7 @@ def _incoming(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
         yield from _answer(facts, leg, peer)
 
 
-def _to_container(facts: Facts, address: IPv4Address) -> Iterator[TraceStep]:
+def _to_container(facts: Facts, address: IpAddress) -> Iterator[TraceStep]:
     """Yield the steps of the bridge and of the container that has the address."""
     bridge = facts.bridge_of(address)
     if bridge is not None and not bridge.is_up:
@@ -225,14 +233,24 @@ def _to_container(facts: Facts, address: IPv4Address) -> Iterator[TraceStep]:
     mac = facts.neighbours.get((link.name, address))
     if mac is None:
         found = f"ip neighbour show {address} dev {link.name}: no MAC address"
-        cause = f"no container at {link.name} has the address {address}: none answers ARP"
+        yield from _discovery(facts, link, address)
+        cause = f"no container at {link.name} has the address {address}: none answers {resolution(address)}"
         yield fails("container", found, cause, "docker inspect CONTAINER  # compare its address")
         return
     yield from _port(facts, link, address, mac)
     yield passes("container", f"{address} is {mac} at {link.name}")
 
 
-def _port(facts: Facts, link: TraceLink, address: IPv4Address, mac: str) -> Iterator[TraceStep]:
+def _discovery(facts: Facts, link: TraceLink, address: IpAddress) -> Iterator[TraceStep]:
+    """Yield the filter rule that drops neighbour discovery at the bridge of a container."""
+    held = facts.interfaces.named(link.name)
+    own = () if held is None else (one.address.ip for one in held.addresses if address in one.address.network)
+    for here in own:
+        for flow in neighbour_flows(here, address, link.name):
+            yield from (step for step in rules(facts, flow) if step.state == "fails")
+
+
+def _port(facts: Facts, link: TraceLink, address: IpAddress, mac: str) -> Iterator[TraceStep]:
     if link.kind != "bridge":
         return
     port = facts.links.get(facts.ports.get((link.name, mac), ""))

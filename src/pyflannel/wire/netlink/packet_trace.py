@@ -8,15 +8,19 @@ Source: linux/netfilter/nf_tables.h, enum nft_trace_attributes; linux/netfilter/
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from msgspec import Struct
 
+from pyflannel.model.netfilter import ICMPV6, UDP
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.probe import PacketEvent, TracedPacket
 from pyflannel.wire.netlink.message import Message, Request, attribute, attributes, text
 from pyflannel.wire.netlink.nftables import (
     BRIDGE,
     LOCAL_OUT,
+    META_PROTOCOL,
     NETWORK_HEADER,
     PREROUTING,
     REGISTER,
@@ -29,6 +33,7 @@ from pyflannel.wire.netlink.nftables import (
     create_rules,
     equals,
     integer_of,
+    meta,
     own_table,
     payload,
     transaction,
@@ -50,11 +55,26 @@ _ID = struct.Struct(">H")
 _FIRST = -450
 """Priority before every other chain: conntrack defragments at -400 (linux/netfilter_ipv4.h)."""
 
-_PROTOCOL_AT, _ADDRESSES_AT, _ID_AT = 9, 12, 4
-"""Offsets in the headers of IP and of ICMP."""
 
-_UDP = 17
-_IP_BYTES, _UDP_BYTES = 20, 8
+class _Header(NamedTuple):
+    """The header of IP in a family: its length, offsets of its fields in bytes, and the number of ICMP."""
+
+    size: int
+    protocol_at: int
+    addresses_at: int
+    address_bytes: int
+    icmp: int
+
+
+_HEADERS: Mapping[int, _Header] = {4: _Header(20, 9, 12, 4, PROTOCOL_ICMP), 6: _Header(40, 6, 8, 16, ICMPV6)}
+"""The headers by the version of IP. Source: RFC 791, RFC 8200."""
+
+_IPV4_BYTES = 4
+_MOST_COMPARED = 16  # struct nft_data
+_ID_AT = 4
+"""Offset of the identifier in the header of ICMP, and of ICMPv6."""
+
+_UDP_BYTES = 8
 _TUNNELS = (_UDP_BYTES, _UDP_BYTES + 8 + 14)
 """Bytes of the headers of UDP, and of UDP, VXLAN and Ethernet, before the inner packet."""
 
@@ -65,8 +85,8 @@ _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
 class TracedEcho(Struct, frozen=True, kw_only=True):
     """The echo to follow: its ends and its identifier."""
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: IpAddress
+    destination: IpAddress
     identifier: int
 
 
@@ -89,36 +109,45 @@ def tracing_table(echo: TracedEcho, family: int) -> list[Request]:
 
 def _rules(echo: TracedEcho) -> Mapping[str, tuple[Rule, ...]]:
     there, back = echo.source.packed + echo.destination.packed, echo.destination.packed + echo.source.packed
-    identifier = _ID.pack(echo.identifier)
+    header, identifier = _HEADERS[echo.source.version], _ID.pack(echo.identifier)
     return {
         f"{prefix}{name}": tuple(Rule(f"{prefix}{name}", (*one, *_MARK)) for one in steps)
         for name, ends in (("request", there), ("reply", back))
-        for prefix, steps in (("", [_plain(ends, identifier)]), ("tunnel-", list(_inside(ends, identifier))))
+        for prefix, steps in (
+            ("", [_plain(header, ends, identifier)]),
+            ("tunnel-", list(_inside(header, ends, identifier))),
+        )
     }
 
 
-def _plain(ends: bytes, identifier: bytes) -> tuple[Expression, ...]:
+def _plain(header: _Header, ends: bytes, identifier: bytes) -> tuple[Expression, ...]:
     return (
-        payload(NETWORK_HEADER, _PROTOCOL_AT, 1),
-        equals(bytes([PROTOCOL_ICMP])),
-        payload(NETWORK_HEADER, _ADDRESSES_AT, len(ends)),
-        equals(ends),
+        payload(NETWORK_HEADER, header.protocol_at, 1),
+        equals(bytes([header.icmp])),
+        *_has(NETWORK_HEADER, header.addresses_at, ends),
         payload(TRANSPORT_HEADER, _ID_AT, _ID.size),
         equals(identifier),
     )
 
 
-def _inside(ends: bytes, identifier: bytes) -> Iterator[tuple[Expression, ...]]:
-    """Yield the conditions for the packet of a tunnel that contains the echo."""
-    for headers in _TUNNELS:
+def _has(base: int, offset: int, data: bytes) -> Iterator[Expression]:
+    """Yield the conditions that these bytes are `data`. One condition compares at most 16 bytes."""
+    for start in range(0, len(data), _MOST_COMPARED):
+        part = data[start : start + _MOST_COMPARED]
+        yield payload(base, offset + start, len(part))
+        yield equals(part)
+
+
+def _inside(header: _Header, ends: bytes, identifier: bytes) -> Iterator[tuple[Expression, ...]]:
+    """Yield the conditions for the packet of a tunnel, of either family, that contains the echo."""
+    for before in _TUNNELS:
         yield (
-            payload(NETWORK_HEADER, _PROTOCOL_AT, 1),
-            equals(bytes([_UDP])),
-            payload(TRANSPORT_HEADER, headers + _PROTOCOL_AT, 1),
-            equals(bytes([PROTOCOL_ICMP])),
-            payload(TRANSPORT_HEADER, headers + _ADDRESSES_AT, len(ends)),
-            equals(ends),
-            payload(TRANSPORT_HEADER, headers + _IP_BYTES + _ID_AT, _ID.size),
+            meta(META_PROTOCOL),
+            equals(bytes([UDP])),
+            payload(TRANSPORT_HEADER, before + header.protocol_at, 1),
+            equals(bytes([header.icmp])),
+            *_has(TRANSPORT_HEADER, before + header.addresses_at, ends),
+            payload(TRANSPORT_HEADER, before + header.size + _ID_AT, _ID.size),
             equals(identifier),
         )
 
@@ -151,7 +180,7 @@ class TraceMessage(Struct, frozen=True, kw_only=True):
     verdict: str
     iif: int = 0
     oif: int = 0
-    source: IPv4Address | None = None
+    source: IpAddress | None = None
     is_icmp: bool = False
 
     @property
@@ -197,8 +226,7 @@ def parse_trace(message: Message) -> TraceMessage | None:
     else:
         verdict = attributes(found.get(5, b""))
         code, target = _signed(integer_of(verdict.get(1))), text(verdict.get(2, b""))
-    header = found.get(8, b"")
-    is_ip = len(header) >= _IP_BYTES
+    source, is_icmp = _sender(found.get(8, b""))
     return TraceMessage(
         number=integer_of(found.get(6)),
         family=_FAMILIES.get(message.body[0], str(message.body[0])),
@@ -208,9 +236,19 @@ def parse_trace(message: Message) -> TraceMessage | None:
         verdict=f"{_VERDICTS.get(code, str(code))} {target}".rstrip(),
         iif=integer_of(found.get(10)),
         oif=integer_of(found.get(12)),
-        source=IPv4Address(header[_ADDRESSES_AT : _ADDRESSES_AT + 4]) if is_ip else None,
-        is_icmp=is_ip and header[_PROTOCOL_AT] == PROTOCOL_ICMP,
+        source=source,
+        is_icmp=is_icmp,
     )
+
+
+def _sender(data: bytes) -> tuple[IpAddress | None, bool]:
+    """Return the source of a packet with this header, and whether the packet is one of ICMP."""
+    header = _HEADERS.get(data[0] >> 4) if data else None
+    if header is None or len(data) < header.size:
+        return None, False
+    address = data[header.addresses_at :][: header.address_bytes]
+    source = IPv4Address(address) if header.address_bytes == _IPV4_BYTES else IPv6Address(address)
+    return source, data[header.protocol_at] == header.icmp
 
 
 def _signed(code: int) -> int:
@@ -224,7 +262,7 @@ def decisions(
 
     `names`: names of the links, by index.
     """
-    by_source: dict[tuple[IPv4Address, bool], TracedPacket] = {
+    by_source: dict[tuple[IpAddress, bool], TracedPacket] = {
         (echo.source, True): "request",
         (echo.destination, True): "reply",
     }

@@ -10,11 +10,12 @@ xfrm_userpolicy_info, struct xfrm_userpolicy_default.
 
 import struct
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
 from pyflannel.model.host import IpsecPolicy
-from pyflannel.wire.netlink.message import DUMP, INET, Request, attributes, unpack
+from pyflannel.model.network_config import IpNetwork
+from pyflannel.wire.netlink.message import DUMP, INET, INET6, Request, attributes, unpack
 
 PROTOCOL = 6
 """NETLINK_XFRM (linux/netlink.h)."""
@@ -25,7 +26,7 @@ POLICIES = 8
 _GET_POLICY, _GET_DEFAULT = 0x15, 0x28
 """XFRM_MSG_GETPOLICY, and XFRM_MSG_GETDEFAULT of Linux 5.15 and later."""
 
-_POLICY = struct.Struct("=4s12x4s12x2s2s2s2sHBBB3xi4x64x32xI4xBB6x")
+_POLICY = struct.Struct("=16s16s2s2s2s2sHBBB3xi4x64x32xI4xBB6x")
 _MARK = struct.Struct("=II")
 _MARK_ATTRIBUTE = 21
 _DEFAULT = struct.Struct("=BBB")
@@ -35,7 +36,7 @@ _BLOCK = 1
 _LAST = 1 << 32
 """Priority of the default action, which is lower than that of every policy."""
 
-_EVERYBODY = IPv4Network("0.0.0.0/0")
+_EVERYBODY: tuple[IpNetwork, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
 def dump_policies() -> Request:
@@ -44,7 +45,7 @@ def dump_policies() -> Request:
 
 
 def parse_policy(body: bytes) -> IpsecPolicy | None:
-    """Return an IPv4 policy of the host; None for a policy of IPv6 or of a socket.
+    """Return a policy of the host; None for a policy of a socket, or of another family than IPv4 and IPv6.
 
     Raises:
         WireError: fewer bytes than its layout needs, or an attribute is cut.
@@ -56,14 +57,14 @@ def parse_policy(body: bytes) -> IpsecPolicy | None:
         fields[:9]
     )
     protocol, link, priority, direction, action = fields[9:]
-    if family not in (0, INET) or direction not in _DIRECTIONS:
+    if family not in (0, INET, INET6) or direction not in _DIRECTIONS:
         return None
     mark = attributes(body, _POLICY.size).get(_MARK_ATTRIBUTE)
     value, mask = (0, 0) if mark is None else unpack(_MARK, mark)
     return IpsecPolicy(
         direction=_DIRECTIONS[direction],
-        source=_prefix(source, source_length),
-        destination=_prefix(destination, length),
+        source=_prefix(source, source_length, family),
+        destination=_prefix(destination, length, family),
         protocol=protocol,
         port=int.from_bytes(port, "big"),
         port_mask=int.from_bytes(port_mask, "big"),
@@ -77,8 +78,10 @@ def parse_policy(body: bytes) -> IpsecPolicy | None:
     )
 
 
-def _prefix(address: bytes, length: int) -> IPv4Network:
-    return IPv4Network((int.from_bytes(address, "big"), min(length, 32)), strict=False)
+def _prefix(address: bytes, length: int, family: int) -> IpNetwork:
+    if family == INET6:
+        return IPv6Network((address, min(length, 128)), strict=False)
+    return IPv4Network((address[:4], min(length, 32)), strict=False)
 
 
 def get_default() -> Request:
@@ -87,13 +90,18 @@ def get_default() -> Request:
 
 
 def parse_default(body: bytes) -> Iterator[IpsecPolicy]:
-    """Yield one policy for all addresses if the host blocks packets without a policy.
+    """Yield a policy for all addresses of each family if the host blocks packets without a policy.
 
     Raises:
         WireError: the body is shorter than its layout.
     """
     for action, direction in zip(unpack(_DEFAULT, body), _OF_DEFAULT, strict=True):
         if action == _BLOCK:
-            yield IpsecPolicy(
-                direction=direction, source=_EVERYBODY, destination=_EVERYBODY, priority=_LAST, is_block=True
-            )
+            for everybody in _EVERYBODY:
+                yield IpsecPolicy(
+                    direction=direction,
+                    source=everybody,
+                    destination=everybody,
+                    priority=_LAST,
+                    is_block=True,
+                )

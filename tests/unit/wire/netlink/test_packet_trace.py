@@ -1,7 +1,7 @@
 """The messages of nf_tables about a traced echo become decisions about its packets."""
 
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -36,7 +36,7 @@ def number(kind: int, value: int) -> bytes:
 
 
 def header(protocol: int, source: IPv4Address) -> bytes:
-    return attribute(8, bytes(9) + bytes([protocol]) + bytes(2) + source.packed + bytes(4))
+    return attribute(8, b"\x45" + bytes(8) + bytes([protocol]) + bytes(2) + source.packed + bytes(4))
 
 
 PLACE = attribute(1, b"fw\0") + attribute(2, b"f\0") + number(6, 77)
@@ -69,6 +69,19 @@ def test_a_rule_is_read_with_its_verdict_and_its_interfaces() -> None:
         source=NEAR,
         is_icmp=True,
     )
+
+
+def test_the_sender_of_an_ipv6_packet_is_read() -> None:
+    source = IPv6Address("fd00:5:0:1::2")
+    packet = b"\x60" + bytes(5) + b"\x3a" + bytes(1) + source.packed + bytes(16)
+
+    found = parse_trace(message(PLACE, number(4, 1), number(16, 1), attribute(8, packet)))
+    cut = parse_trace(message(PLACE, number(4, 1), number(16, 1), attribute(8, packet[:39])))
+
+    assert found is not None
+    assert (found.source, found.is_icmp) == (source, True)
+    assert cut is not None
+    assert (cut.source, cut.is_icmp) == (None, False)
 
 
 @pytest.mark.parametrize(

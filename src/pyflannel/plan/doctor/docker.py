@@ -1,0 +1,71 @@
+"""Rules by which Docker drops packets of other hosts to its containers."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from pyflannel.model.network_config import Family
+from pyflannel.model.packet_filter import SavedRules
+from pyflannel.model.status import Finding
+from pyflannel.plan.doctor.observed import Observed, some
+
+_DROPS_ALL = " -j DROP"
+"""The end of an iptables rule that drops the packets."""
+
+_RAW_DROP = re.compile(r"-d \S+ ! -i (?P<bridge>\S+) ")
+_FORWARD_DROP = re.compile(r"! -i (?P<bridge>\S+) -o (?P=bridge) -j")
+_NFT_CHAIN = re.compile(r"\s*chain filter-forward-in__(?P<bridge>\S+) \{")
+_NFT_RAW_DROP = 'drop comment "DROP DIRECT ACCESS"'
+_NFT_LINKS = re.compile(r'iifname != (?P<links>"[^"]+"|\{[^{}]*\}) ')
+"""The accepted links are the bridge and the interfaces that its option trusted_host_interfaces names."""
+
+_NFT_FORWARD_DROP = 'drop comment "UNPUBLISHED PORT DROP"'
+
+
+def docker_drops(saved: Iterable[SavedRules], table: str, family: Family = 4) -> dict[str, tuple[str, ...]]:
+    """Return the rules by which Docker drops packets to addresses of its containers, by bridge.
+
+    Docker 28 and newer write them in iptables or, if so configured, in nftables.
+
+    Args:
+        saved: the rules of iptables.
+        table: Docker's table of nftables for the family, as printed by `nft list table ip docker-bridges`; ""
+            if the table does not exist.
+        family: the family of the packets.
+
+    Source: moby 29, daemon/libnetwork/drivers/bridge/internal.
+    """
+    found: dict[str, list[str]] = {}
+    for rules in saved:
+        for place, chain, pattern in (("raw", "PREROUTING", _RAW_DROP), ("filter", "DOCKER", _FORWARD_DROP)):
+            for rule in rules.chains.get(place, {}).get(chain, ()) if rules.family == family else ():
+                if rule.endswith(_DROPS_ALL) and (drop := pattern.search(rule)) is not None:
+                    text = f"{rules.program} -t {place} -A {chain} {rule}"
+                    found.setdefault(drop["bridge"], []).append(text)
+    bridge = ""
+    for line in table.split("\n"):
+        if (header := _NFT_CHAIN.match(line)) is not None:
+            bridge = header["bridge"]
+        elif line.strip() == "}":
+            bridge = ""
+        elif _NFT_RAW_DROP in line and (drop := _NFT_LINKS.search(line)) is not None:
+            for name in re.findall(r'"([^"]+)"', drop["links"]):
+                found.setdefault(name, []).append(line.strip())
+        elif bridge and _NFT_FORWARD_DROP in line:
+            found.setdefault(bridge, []).append(line.strip())
+    return {name: tuple(lines) for name, lines in found.items()}
+
+
+def _docker_drops(seen: Observed) -> Iterator[Finding]:
+    for bridge in sorted(seen.docker_drops.keys() & seen.ports.keys()):
+        yield Finding(
+            code="docker-drops",
+            severity="error",
+            cause=f"Docker drops packets of other hosts to containers at {bridge}",
+            evidence=some(list(seen.docker_drops[bridge])),
+            fix="docker network create -d flannel --ipam-driver flannel NAME  # needs --docker-plugin."
+            " Or use a bridge network with"
+            f" -o com.docker.network.bridge.gateway_mode_ipv{seen.family}=nat-unprotected",
+        )
+
+
+CHECKS = (_docker_drops,)

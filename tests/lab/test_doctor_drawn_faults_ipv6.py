@@ -1,0 +1,80 @@
+"""flannelctl doctor names faults that are drawn at random, in a network with IPv6 alone."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from pyflannel.lab.topology import Host
+from pyflannel.lab.waiting import wait_until
+from testlab.documents import read_document
+from testlab.drawn_faults import End, Pair, check_each_fault, check_pairs_of_faults, examined, give_port
+from testlab.ipv6_cluster import NETWORK, SOON_S, bridge, cluster_in, give_bridge, wait_reached
+from testlab.overlay import Overlay, ipv6_underlay
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DRAWS, DRAWS_LONG = 18, 216
+PAIRS, PAIRS_LONG = 5, 110
+
+
+@pytest.fixture(scope="module")
+def pair(overlay: Overlay) -> Iterator[Pair]:
+    """Two hosts of a vxlan network on one link, without an IPv4 address."""
+    hosts = overlay.hosts["docker1"], overlay.hosts["docker2"]
+    with cluster_in(overlay) as cluster:
+        cluster.configure("vxlan")
+        cluster.join(*hosts)
+        wait_reached(*hosts)
+        for host in hosts:
+            give_port(host)
+        yield Pair(*map(_end, hosts), network=NETWORK, device="flannel-v6.1")
+
+
+def _end(host: Host) -> End:
+    return End(host, ipv6_underlay(host).ip, bridge(host).network)
+
+
+def test_a_peer_that_does_not_answer_neighbour_discovery_is_named(pair: Pair) -> None:
+    """The fault is on the other host, so that only the probes show it."""
+    here, peer = pair.here.host, pair.peer.host
+    rules = [f"OUTPUT -o eth0 -p ipv6-icmp --icmpv6-type {kind} -j DROP" for kind in (135, 136)]
+    peer.run(["sh", "-c", "; ".join(f"ip6tables -I {rule}" for rule in rules)])
+    here.run(["ip", "-6", "neighbour", "flush", "dev", "eth0"])
+    try:
+        (found,) = examined(here)
+    finally:
+        peer.run(["sh", "-c", "; ".join(f"ip6tables -D {rule}" for rule in rules)])
+
+    assert (found["code"], found["severity"]) == ("no-neighbour", "error")
+    assert found["evidence"] == [f"ip neighbour show {pair.peer.address} dev eth0: FAILED or INCOMPLETE"]
+    assert "neighbour discovery" in found["cause"]
+    wait_until(lambda: examined(here) == [], what="no finding", deadline_s=SOON_S)
+
+
+def test_doctor_repairs_settings_and_the_bridge_if_asked(pair: Pair) -> None:
+    """The bridge gets its address again, which the kernel removes when the bridge is set down."""
+    host, gateway = pair.here.host, bridge(pair.here.host)
+    host.run(["sh", "-c", "sysctl -qw net.ipv6.conf.all.forwarding=0; ip link set br7 down"])
+
+    document = read_document(["doctor"], host.flannelctl("doctor", "--fix", "--json"))
+
+    give_bridge(host)
+    assert document["ok"]
+    assert document["fixed"] == [
+        "sysctl -w net.ipv6.conf.all.forwarding=1",
+        "ip link set br7 up",
+        f"ip address add {gateway} dev br7",
+    ]
+    assert examined(host) == []
+
+
+@pytest.mark.timeout(3600)
+def test_each_drawn_fault_is_named_without_a_second_error(pair: Pair, long_run: bool) -> None:
+    check_each_fault(pair, DRAWS_LONG if long_run else DRAWS)
+
+
+@pytest.mark.timeout(3600)
+def test_two_faults_at_once_are_both_named_without_a_third_error(pair: Pair, long_run: bool) -> None:
+    """Each fault alone is named by the test above. Two chains that drop the same packets are two findings."""
+    check_pairs_of_faults(pair, PAIRS_LONG if long_run else PAIRS)
