@@ -16,6 +16,7 @@ from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
 from pyflannel.model.network_config import BOTH_FAMILIES, IPV4_ONLY, Family, IpAddress, IpNetwork
+from testlab.ipv6_cluster import Ipv6Container, cluster_in
 from testlab.overlay import Overlay, overlay_in
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -93,6 +94,8 @@ class Case:
 
 
 QUICK = Case("vxlan", {"Type": "vxlan"})
+IPV6_ALONE: tuple[Family, ...] = (6,)
+QUICK_IPV6 = Case("vxlan-ipv6-alone", {"Type": "vxlan"}, families=IPV6_ALONE)
 LONG = (
     Case("udp", {"Type": "udp"}, families=IPV4_ONLY),
     Case("udp-flow", {"Type": "udp", "FastPath": "flow"}, families=IPV4_ONLY),
@@ -107,7 +110,14 @@ LONG = (
     Case("wireguard-jumbo", {"Type": "wireguard"}, hop="jumbo"),
     Case("vxlan-nested", {"Type": "vxlan"}, hop="nested"),
     Case("wireguard-nested", {"Type": "wireguard"}, hop="nested"),
+    Case("wireguard-ipv6-alone", {"Type": "wireguard"}, families=IPV6_ALONE),
+    Case("host-gw-ipv6-alone", {"Type": "host-gw"}, hop="bridged", families=IPV6_ALONE),
+    Case("vxlan-jumbo-ipv6-alone", {"Type": "vxlan"}, hop="jumbo", families=IPV6_ALONE),
 )
+
+
+_PROBES, _SILENCE = "peer_probes", "SILENT_S = peer_probes.PAUSE_S"
+"""The constants of the engine that shorten the pauses of the probes."""
 
 
 @contextmanager
@@ -116,7 +126,8 @@ def joined(case: Case) -> Iterator[tuple[Overlay, list[Host]]]:
     with overlay_in("pathmtu") as overlay:
         router, names = overlay.lab.router, ("docker1", "docker2" if case.hop == "bridged" else "docker3")
         pair = [overlay.hosts[name] for name in names]
-        overlay.give_ipv6(*pair)
+        if case.families != IPV6_ALONE:
+            overlay.give_ipv6(*pair)
         match case.hop:
             case "bridged":
                 router.run(["ip", "link", "set", "docker2", "mtu", str(HOP_MTU)])
@@ -131,6 +142,12 @@ def joined(case: Case) -> Iterator[tuple[Overlay, list[Host]]]:
                 nest(*pair)
             case _:
                 router.run(["ip", "link", "set", "gw-right", "mtu", str(HOP_MTU)])
+        if case.families == IPV6_ALONE:
+            with cluster_in(overlay) as cluster:
+                cluster.configure(case.backend["Type"])
+                cluster.join_with(*pair, module=_PROBES, constant=_SILENCE, value=1.0)
+                yield overlay, pair
+            return
         families = {"EnableIPv6": True, "IPv6Network": NETWORK_V6} if 6 in case.families else {}
         config = Overlay.config(Backend=case.backend, **families)
         overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
@@ -138,7 +155,7 @@ def joined(case: Case) -> Iterator[tuple[Overlay, list[Host]]]:
         together(
             [
                 lambda host=host: overlay.join_with(
-                    host, *flags, module="peer_probes", constant="SILENT_S = peer_probes.PAUSE_S", value=1.0
+                    host, *flags, module=_PROBES, constant=_SILENCE, value=1.0
                 )
                 for host in pair
             ]
@@ -157,12 +174,19 @@ def nest(one: Host, other: Host) -> None:
         host.run(["ip", "-batch", "-"], text=batch)
 
 
-def with_container(host: Host, families: Sequence[Family]) -> tuple[NamespaceContainer, list[IpAddress]]:
+Container = NamespaceContainer | Ipv6Container
+
+
+def with_container(host: Host, families: Sequence[Family]) -> tuple[Container, list[IpAddress]]:
     """Add a container that may send packets of any size, and return it with its addresses."""
     mtu = max(link["mtu"] for link in host.links() if link["ifname"] in ("eth0", "vpn0"))
-    made = host.container("c1", gateway=host.gateway(), mtu=mtu)
+    made: Container
+    if families == IPV6_ALONE:
+        made = Ipv6Container(host, "c1", mtu=mtu)
+    else:
+        made = host.container("c1", gateway=host.gateway(), mtu=mtu)
     addresses: list[IpAddress] = [made.address]
-    if 6 in families:
+    if families == BOTH_FAMILIES:
         network = IPv6Network(host.subnet_env()["FLANNEL_IPV6_SUBNET"], strict=False)
         host.run(["ip", "address", "add", f"{network[1]}/64", "dev", "br0", "nodad"])
         batch = f"address add {network[2]}/64 dev eth0 nodad\nroute add default via {network[1]}\n"
@@ -181,7 +205,7 @@ def mtu_to(host: Host, subnet: IpNetwork) -> int:
 
 
 def swept(
-    container: NamespaceContainer, source: IpAddress, target: IpAddress, sizes: Sequence[int], *, has_df: bool
+    container: Container, source: IpAddress, target: IpAddress, sizes: Sequence[int], *, has_df: bool
 ) -> dict[str, Any]:
     """Send datagrams of these sizes, with their IP header, and return those that were lost or refused."""
     header = 28 if target.version == 4 else 48
@@ -256,6 +280,21 @@ def test_routes_carry_the_mtu_of_the_path_in_both_families(long_run: bool) -> No
         ran = pair[0].run(["flannelctl", "doctor", "--json"], check=False)
         findings = json.loads(ran.stdout)["findings"]
         assert [one["severity"] for one in findings if one["code"] == "path-mtu"] == ["info"]
+
+
+def test_routes_carry_the_mtu_of_the_path_with_ipv6_alone(long_run: bool) -> None:
+    with joined(QUICK_IPV6) as (overlay, pair):
+        assert_no_black_hole(QUICK_IPV6, overlay, pair, all_sizes if long_run else few_sizes)
+
+        for host, mtu in zip(pair, (HOP_MTU, HOP_MTU + VLAN), strict=True):
+            found = [(path.planned, path.measured) for path in overlay.status(host).path_mtus]
+            assert found == [(1430, mtu - 70)]
+        ran = pair[0].run(["flannelctl", "doctor", "--json"], check=False)
+        findings = json.loads(ran.stdout)["findings"]
+        assert [(one["code"], one["severity"]) for one in findings] == [
+            ("container-mtu", "warning"),  # the container sends packets of any size
+            ("path-mtu", "info"),
+        ]
 
 
 @pytest.mark.parametrize("case", LONG, ids=lambda case: case.name)

@@ -5,8 +5,9 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Interface, IPv6Network
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from pyflannel.lab.waiting import wait_until
 from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.status import Status
 from testlab.forged_packets import datagram, fragments, vxlan_payload, with_options
-from testlab.overlay import ipv6_underlay
+from testlab.ipv6_cluster import NAMES, Cluster, Ipv6Container, cluster_in, wait_reached
+from testlab.overlay import ipv6_underlay, overlay_in
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -75,6 +77,7 @@ class Network:
         family: the address family of the tunnel and of its packets.
         port: port of the tunnel.
         other: a second container of the first host.
+        cluster: the cluster of a network with IPv6 alone.
     """
 
     overlay: Any
@@ -82,8 +85,9 @@ class Network:
     family: Family
     port: int
     hosts: tuple[Host, ...]
-    containers: tuple[NamespaceContainer, ...]
-    other: NamespaceContainer
+    containers: tuple[NamespaceContainer | Ipv6Container, ...]
+    other: NamespaceContainer | Ipv6Container
+    cluster: Cluster | None = None
 
     def underlay(self, host: Host) -> IpAddress:
         """Return the address of a host on the underlay."""
@@ -201,11 +205,40 @@ NETWORKS = {
     "udp": ("udp", 4, 8285),
     "vxlan over IPv6": ("vxlan", 6, 8472),
 }
+IPV6_ALONE = "vxlan with IPv6 alone"
 
 
-@pytest.fixture(scope="module", params=NETWORKS.values(), ids=list(NETWORKS))
-def network(overlay, joined, request) -> Network:
-    kind, family, port = request.param
+@pytest.fixture(scope="module", params=[*NETWORKS.values(), "vxlan"], ids=[*NETWORKS, IPV6_ALONE])
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """The parameter is the kind, the family and the port, or only the kind in a network with IPv6 alone."""
+    if isinstance(request.param, str):
+        with network_with_ipv6_alone(request.param) as made:
+            yield made
+    else:
+        overlay, joined = (request.getfixturevalue(name) for name in ("overlay", "joined"))
+        yield network_of(overlay, joined, *request.param)
+
+
+@contextmanager
+def network_with_ipv6_alone(kind: str) -> Iterator[Network]:
+    """Create the network of a Kubernetes cluster, whose hosts have no IPv4 address."""
+    with overlay_in("guardsix") as overlay, cluster_in(overlay) as cluster:
+        hosts = tuple(overlay.hosts[name] for name in NAMES)
+        port = 8472 if kind == "vxlan" else 0
+        overlay.give_ipv6(overlay.hosts["docker4"])
+        cluster.configure(kind)
+        cluster.join(*hosts)
+        overlay.settle(*hosts)
+        wait_reached(*(hosts if kind == "vxlan" else hosts[:2]))  # the third host is behind the router
+        for host in hosts if port else ():
+            wait_guarded(host, 6, port)
+        other = Ipv6Container(hosts[0], "other", number=3)
+        containers = tuple(Ipv6Container(host, f"c-{host.name}") for host in hosts)
+        yield Network(overlay, kind, 6, port, hosts, containers, other, cluster)
+
+
+def network_of(overlay: Any, joined: Any, kind: str, family: Family, port: int) -> Network:
+    """Return the network of the hosts with a store in etcd, after they have switched to a backend."""
     hosts, containers, other = joined
     ipv6 = {"EnableIPv6": True, "IPv6Network": IPV6_NETWORK} if family == 6 else {}
     config = overlay.config(SubnetLen=28, Backend={"Type": kind}, **ipv6)
@@ -218,13 +251,7 @@ def network(overlay, joined, request) -> Network:
         overlay.wait_status(host, has_switched, f"has the backend {kind}")
         overlay.wait_status(host, lambda status: status.peers >= 2, "knows the others")
         if kind != "host-gw":
-            rule = f"udp dport {port} "
-            shown = ["nft", "list", "table", "ip" if family == 4 else "ip6", "flannel-guard"]
-            wait_until(
-                lambda host=host, rule=rule, shown=shown: rule in host.run(shown, check=False).stdout,
-                what=f"{host.name} has the guard of {kind}",
-                deadline_s=DEADLINE_S,
-            )
+            wait_guarded(host, family, port)
         if family == 6:
             wait_until(
                 lambda host=host: "FLANNEL_IPV6_SUBNET" in host.subnet_env(),
@@ -234,6 +261,19 @@ def network(overlay, joined, request) -> Network:
     if family == 6:
         add_ipv6_addresses(hosts, (*containers, other))
     return Network(overlay, kind, family, port, *joined)
+
+
+def wait_guarded(host: Host, family: Family, port: int) -> None:
+    """Wait until the host has the guard of the tunnel."""
+    rule, shown = (
+        f"udp dport {port} ",
+        ["nft", "list", "table", "ip" if family == 4 else "ip6", "flannel-guard"],
+    )
+    wait_until(
+        lambda: rule in host.run(shown, check=False).stdout,
+        what=f"{host.name} has the guard of the port {port}",
+        deadline_s=DEADLINE_S,
+    )
 
 
 def test_a_container_without_capabilities(network: Network) -> None:
@@ -347,21 +387,42 @@ def behind(network: Network) -> Iterator[Behind]:
         f"route add default via {gateway.ip}",
     ]
     host.run(["ip", "-netns", name, "-batch", "-"], text="\n".join(inside) + "\n")
-    key = f"{PREFIX}/subnets/{KEY_OF_BEHIND[network.family]}"
-    lease: dict[str, object] = {"PublicIP": "172.30.0.2"}
-    if network.kind == "vxlan":
-        data = {"VNI": 1, "VtepMAC": "0e:00:00:00:00:99"}
-        lease |= {"BackendType": "vxlan", "BackendData": data}
-        if network.family == 6:
-            lease |= {"PublicIPv6": str(gateway.ip + 1), "BackendV6Data": data}
-    network.overlay.etcd.etcdctl("put", key, json.dumps(lease))
+    join_behind(network, gateway.ip + 1)
     for each in network.hosts:
         network.overlay.wait_status(each, lambda status: status.peers == 3, "knows the machine behind")
         network.overlay.settle(each)
     yield lambda argv: host.run(["nsenter", "--net=/run/netns/behind", "--", *argv])
-    network.overlay.etcd.etcdctl("del", key)
+    leave_behind(network)
     host.run(["ip", "link", "delete", "b-behind"])
     host.run(["ip", "netns", "delete", name])
+
+
+def join_behind(network: Network, address: IpAddress) -> None:
+    """Write the lease of the machine behind the first host."""
+    data = {"VNI": 1, "VtepMAC": "0e:00:00:00:00:99"}
+    if network.cluster is not None:
+        api = network.cluster.api
+        notes = {"kube_subnet_manager": "true", "backend_type": "vxlan", "public_ipv6": str(address)}
+        subnet = str(IPv6Network((OF_BEHIND[6], 64), strict=False))
+        api.do(api.server.put("behind", subnet, **notes, backend_v6_data=json.dumps(data)))
+        return
+    lease: dict[str, object] = {"PublicIP": "172.30.0.2"}
+    if network.kind == "vxlan":
+        lease |= {"BackendType": "vxlan", "BackendData": data}
+        if network.family == 6:
+            lease |= {"PublicIPv6": str(address), "BackendV6Data": data}
+    network.overlay.etcd.etcdctl("put", key_of_behind(network), json.dumps(lease))
+
+
+def leave_behind(network: Network) -> None:
+    if network.cluster is not None:
+        network.cluster.api.do(network.cluster.api.server.delete("behind"))
+    else:
+        network.overlay.etcd.etcdctl("del", key_of_behind(network))
+
+
+def key_of_behind(network: Network) -> str:
+    return f"{PREFIX}/subnets/{KEY_OF_BEHIND[network.family]}"
 
 
 def test_a_member_behind_another_member(network: Network, behind: Behind) -> None:
@@ -449,7 +510,9 @@ def test_a_peer_with_another_tunnel_port(network: Network) -> None:
     assert count == 0
 
 
-@pytest.mark.parametrize("network", [NETWORKS["vxlan over IPv6"]], ids=["vxlan over IPv6"], indirect=True)
+@pytest.mark.parametrize(
+    "network", [NETWORKS["vxlan over IPv6"], "vxlan"], ids=["vxlan over IPv6", IPV6_ALONE], indirect=True
+)
 def test_extension_headers_and_fragments_of_a_stranger(network: Network) -> None:
     """The UDP header is behind options, in the first fragment without the inner packet, or in the second."""
     stranger, member = network.overlay.hosts["docker4"], network.hosts[2]
@@ -481,7 +544,10 @@ def test_senders_of_dropped_packets_are_reported(network: Network) -> None:
 
 
 @pytest.mark.parametrize(
-    "network", [("host-gw", 4, 0), ("host-gw", 6, 0)], ids=["IPv4", "IPv6"], indirect=True
+    "network",
+    [("host-gw", 4, 0), ("host-gw", 6, 0), "host-gw"],
+    ids=["IPv4", "IPv6", "IPv6 alone"],
+    indirect=True,
 )
 def test_packets_of_other_hosts_containers_with_host_gw(network: Network) -> None:
     packet = datagram(network.inside(2), network.inside(1), PORT, b"forged")
