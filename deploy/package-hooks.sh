@@ -1,10 +1,11 @@
-# Functions of the maintainer scripts of the Debian package and of the rpm. scripts/package copies them there.
+# Functions of the maintainer scripts of the Debian package and of the rpm. scripts/package copies the functions into
+# these scripts.
 
 note() { echo "pyflannel: $*"; }
 
 systemd_runs() { [ -d /run/systemd/system ]; }
 
-# An original may have a unit of the same name, in /etc.
+# Return true if the unit of this package is in force. An original may have a unit of the same name in /etc.
 systemd_uses_our_unit() {
     case $(systemctl show --property=FragmentPath --value flanneld.service) in
         /usr/lib/* | /lib/*) ;;
@@ -13,7 +14,7 @@ systemd_uses_our_unit() {
 }
 
 # Print process ID and program of each flanneld in this network namespace: "original PID FILE" or "ours PID -".
-# The executable of the original is named flanneld. That of pyflannel is Python, which runs a script flanneld.
+# The executable of the original is named flanneld. The executable of pyflannel is Python, which runs a script flanneld.
 running_daemons() {
     for process in /proc/[0-9]*; do
         [ "$(readlink "$process/ns/net")" = "$(readlink /proc/self/ns/net)" ] || continue
@@ -35,7 +36,7 @@ after_installation() { # FORMER_VERSION, empty at the first installation
     fi
     if systemd_runs; then
         systemctl daemon-reload
-        # The data path stays up while flanneld restarts. A flanneld that does not run is not started.
+        # The data path continues to work while flanneld restarts. try-restart does not start a stopped flanneld.
         if [ -n "$1" ] && systemd_uses_our_unit; then
             systemctl try-restart flanneld.service || note "flanneld did not restart: see 'systemctl status flanneld'"
         fi
@@ -69,7 +70,7 @@ before_removal() {
     if systemd_runs && systemd_uses_our_unit; then
         systemctl disable --now flanneld.service || true
     fi
-    # Without the package nothing could remove the devices, routes and rules, so they are removed now.
+    # After the removal of the package, no program could remove the devices, routes and rules, so cleanup runs now.
     if [ -r /etc/default/flanneld ]; then
         set -a
         . /etc/default/flanneld

@@ -4,8 +4,8 @@
 
 Writes to DIRECTORY the program `flannel`, and `flannel.d` with the interpreter that runs this script, its
 shared libraries, its dynamic loader, and the modules that the plugin imports. The first line of the program
-names the loader and the interpreter by their paths in /opt/cni/bin. So the host needs neither a shell nor a C
-library.
+names the loader and the interpreter by their paths in /opt/cni/bin. Therefore the host needs neither a shell
+nor a C library.
 
 SOURCES is the directory that contains the package pyflannel. SBOM is the file for the list of the Debian
 packages whose files are in DIRECTORY (CycloneDX). Needs patchelf, ldd and dpkg-query.
@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 BIN_DIR = "/opt/cni/bin"
-"""The directory of plugins, to which the program belongs."""
+"""The directory of the CNI plugins, where the program must be installed."""
 
 PROGRAM = """\
 #!{directory}/loader {directory}/python
@@ -96,7 +96,7 @@ def list_of_packages(files: Iterable[Path]) -> dict[str, object]:
 def owner(path: Path) -> str:
     """Return the package that contains a file.
 
-    Packages of Debian 12 name files in /lib, which is a link to /usr/lib.
+    The packages of Debian 12 list some files in /lib, which is a link to /usr/lib.
     """
     for one in (path, Path("/", *path.parts[2:])):
         found = subprocess.run(["dpkg-query", "--search", one], capture_output=True, text=True, check=False)
