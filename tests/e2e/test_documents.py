@@ -14,20 +14,25 @@ import pytest
 
 from pyflannel.lab.topology import LEFT
 from pyflannel.lab.traffic import ping
+from pyflannel.lab.waiting import wait_until
 from testlab.console import command_blocks
 
 ROOT = Path(__file__).parents[2]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DAEMONS = ("flanneld ", "dockerd ")
+SOON_S = 60.0
 
 
-def test_the_readme_gives_docker_the_leased_subnet(
+def test_the_readme_gives_docker_the_leased_subnet_and_doctor_finds_no_problem(
     network_of: Callable[..., AbstractContextManager[Any]],
 ) -> None:
-    """The host is new, etcd and Docker engine are real. `ETCD` in the README is the host name of the etcd."""
+    """The host is new, etcd and Docker engine are real. `ETCD` in the README is the host name of the etcd.
+
+    With a peer, doctor also evaluates the filter rules for packets between containers of both hosts.
+    """
     blocks = command_blocks("README.md", "Run from a clone")
 
-    with network_of("docker1", config=None) as network:
+    with network_of("docker1", "docker3", config=None) as network:
         network.etcd.start()
         host = network.hosts["docker1"]
         host.run(["tee", "--append", "/etc/hosts"], text=f"{LEFT.gateway.ip} ETCD\n")
@@ -42,8 +47,15 @@ def test_the_readme_gives_docker_the_leased_subnet(
             else:
                 host.run(command)
         bridge = host.run(["ip", "-brief", "-4", "address", "show", "docker0"]).stdout.split()[2]
+        network.hosts["docker3"].start_flanneld(f"--store={network.url}")
+        wait_until(
+            lambda: "answers in" in host.flannelctl("peers", check=False),
+            what="docker3 answers",
+            deadline_s=SOON_S,
+        )
 
         assert bridge == str(host.gateway())
+        assert "found no problem" in host.flannelctl("doctor", check=False)
 
 
 def test_the_example_of_the_lab_guide_shows_the_partition() -> None:
