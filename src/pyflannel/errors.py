@@ -120,7 +120,7 @@ class WireError(FlannelError):
 
 
 class StoreError(FlannelError):
-    """The store refused or is unreachable. A retry may succeed later."""
+    """The store refused a request, or is unreachable. A retry may succeed later."""
 
 
 class StoreTimeoutError(StoreError):
@@ -144,7 +144,7 @@ class TargetError(FlannelError):
     """The kernel, or the forwarder in its place, refused an operation.
 
     Attributes:
-        is_permanent: True if a retry fails until something else changes. Otherwise a retry may succeed.
+        is_permanent: True if a retry fails until something else changes; False if a retry may succeed.
     """
 
     def __init__(self, message: str, *, hint: str, is_permanent: bool = False) -> None:
@@ -184,8 +184,8 @@ _REMEDIES = {
 
 
 def remedy(error: OSError, otherwise: str) -> str:
-    """Return the remedy for an exhausted resource if this caused the error; `otherwise` for any other
-    cause.
+    """Return the remedy for an exhausted resource if the exhaustion caused the error; `otherwise` for any
+    other cause.
     """
     return _REMEDIES.get(error.errno or 0, otherwise)
 
@@ -204,7 +204,7 @@ def is_permanent(code: int | None) -> bool:
 
 _PERMANENT = frozenset(
     {
-        # A right is missing. To grant it, the operator restarts the daemon or changes the file.
+        # A right is missing. To grant the right, the operator restarts the daemon or changes the file.
         errno.EPERM,
         errno.EACCES,
         errno.EROFS,

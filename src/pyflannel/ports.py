@@ -164,7 +164,7 @@ class Watcher(Protocol):
         """Wait for changes and return all that have arrived, each exactly once, in the store's order.
 
         The first result is empty, with the revision at which the watch begins. If the watch ends or the store
-        is silent, this raises an error within a bounded time.
+        is silent, the method raises an error within a bounded time.
 
         Raises:
             CompactedError: the history no longer contains the revision.
@@ -197,7 +197,7 @@ class Store(Protocol):
         """
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None if it never does."""
+        """Return the seconds until the record expires, or None if the record never expires."""
 
     async def age(self, record: Record) -> float | None:
         """Return the seconds since a record with a TTL was written; None if the store does not know the
@@ -257,7 +257,7 @@ async def performed(
 ) -> Sequence[Refusal]:
     """Return the refusals. This function is the error boundary of a target's `apply`.
 
-    If the whole call failed, every operation is refused with the cause of this failure. The next look finds
+    If the whole call failed, every operation is refused with the cause of this failure. The next scan finds
     the effects of the call.
     """
     try:
@@ -301,7 +301,7 @@ class InterfaceSource(Protocol):
         current state.
 
         Raises:
-            TargetError: they are unreadable.
+            TargetError: the objects are unreadable.
         """
 
     async def route_to(self, address: IpAddress) -> tuple[str, IpAddress] | None:
@@ -318,11 +318,11 @@ class InterfaceSource(Protocol):
         """Send the MAC address of an interface with its addresses to all hosts on its link.
 
         Raises:
-            TargetError: the kernel refused it.
+            TargetError: the kernel refused to send the announcement.
         """
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
-        """Open a channel that announces changes which may alter the latest answers above."""
+        """Open a channel that announces changes which may alter the results of the methods above."""
 
 
 class ContainerLinks(Protocol):
@@ -332,14 +332,14 @@ class ContainerLinks(Protocol):
         """Create the veth of a container, with one end as a port of the bridge. An existing veth is replaced.
 
         Raises:
-            TargetError: the kernel refused to create it; no part of the veth exists.
+            TargetError: the kernel refused to create the veth; no part of the veth exists.
         """
 
     async def disconnect(self, endpoint: DockerEndpoint) -> None:
         """Remove the veth, if it exists.
 
         Raises:
-            TargetError: the kernel refused to remove it.
+            TargetError: the kernel refused to remove the veth.
         """
 
     async def attach(self, bridges: Mapping[str, str]) -> Sequence[str]:
@@ -354,11 +354,12 @@ class ContainerLinks(Protocol):
         """Return the names of all links.
 
         Raises:
-            TargetError: they are unreadable.
+            TargetError: the objects are unreadable.
         """
 
     def open_loopback(self, bridge: str) -> None:
-        """Let packets from 127.0.0.1 leave by a bridge. Ports that are published at 127.0.0.1 need this.
+        """Let packets from 127.0.0.1 leave by a bridge. Ports that are published at 127.0.0.1 need this
+        setting.
 
         Raises:
             TargetError: the kernel refused the setting.
@@ -371,7 +372,7 @@ class ContainerLinks(Protocol):
         """Return the prefixes that the host reaches without a gateway, each with the name of the link.
 
         Raises:
-            TargetError: they are unreadable.
+            TargetError: the objects are unreadable.
         """
 
     def port_in_use(self, port: PublishedPort) -> bool:
@@ -416,11 +417,11 @@ class BridgeSource(Protocol):
         """Return the bridges that have IPv4 addresses, in the order of their names.
 
         Raises:
-            TargetError: they are unreadable.
+            TargetError: the objects are unreadable.
         """
 
     def changes(self) -> AbstractAsyncContextManager[Changes]:
-        """Open a channel that announces changes which may alter the answer."""
+        """Open a channel that announces changes which may alter the result of `observe`."""
 
 
 WireguardContacts = Callable[[], Awaitable[Sequence[WireguardContact]]]
@@ -472,15 +473,15 @@ class Guard(Protocol):
 
 
 class KernelPath(Protocol):
-    """Access to the kernel features of the fast path, and to problems that cannot be repaired. Its calls
-    never raise an error, and take milliseconds.
+    """Access to the kernel features of the fast path, and to problems that cannot be repaired. The calls of
+    this port never raise an error, and take milliseconds.
     """
 
     def features(self) -> tuple[Feature, ...]:
         """Probe the features that the fast path uses, and return them."""
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return the problems of the tunnel of `device` that the latest look found and that no repair can
+        """Return the problems of the tunnel of `device` that the latest scan found, and that no repair can
         solve.
         """
 
@@ -492,13 +493,13 @@ class PlainKernelPath:
     """An implementation without probes, so that every planned operation is tried."""
 
     def features(self) -> tuple[Feature, ...]:
-        """Return nothing."""
+        """Return nothing, because no feature is probed."""
         return ()
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return nothing."""
+        """Return nothing, because no feature is probed."""
         return ()
 
     def uncached(self) -> tuple[str, ...]:
-        """Return nothing."""
+        """Return nothing, because no feature is probed."""
         return ()

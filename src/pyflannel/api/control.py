@@ -77,14 +77,14 @@ class Controlled(Protocol):
         """
 
     async def matrix(self, hosts: Sequence[IpNetwork]) -> Matrix:
-        """Return which of these hosts reach which others, within 3 s; of all hosts, if none is named.
+        """Return which of these hosts reach which other hosts, within 3 s; of all hosts, if no host is named.
 
         Raises:
             UsageError: a host has no lease, there are too many hosts, or fewer than two.
         """
 
     async def store_times(self) -> StoreTimes:
-        """Send some requests to the store and return how long they took, within a bounded time."""
+        """Send some requests to the store and return how long the requests took, within a bounded time."""
 
     async def rotate_key(self) -> str:
         """Replace the WireGuard key of this host and return the new public key.

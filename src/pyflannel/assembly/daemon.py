@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pyflannel.engine.docker_networks import DockerNetworks
 
 Door = Callable[[HostNetwork], Coroutine[Any, Any, None]]
-"""Serves the API of one network until cancelled."""
+"""A function that serves the API of one network until it is cancelled."""
 
 
 def places_of(options: FlanneldOptions) -> Places:
@@ -91,7 +91,7 @@ class Daemon:
         self._readiness = Readiness(notify, () if options.watch_networks else options.networks)
 
     def _make_docker(self, *, has_names: bool) -> "DockerNetworks":
-        from pyflannel.engine.docker_networks import DockerNetworks  # takes memory, and few hosts use it
+        from pyflannel.engine.docker_networks import DockerNetworks  # imported only if needed, to save memory
 
         return DockerNetworks(has_names=has_names, remembered=self._docker_memories)
 
@@ -197,7 +197,9 @@ class Daemon:
             await self._run_network("", self._places, store, url, events.notifier(notify), own)
 
     async def _own_node(self, options: KubernetesOptions) -> OwnNode:
-        """Return the Node of this host; without its name, ask the cluster for the Node of flanneld's pod."""
+        """Return the Node of this host. If the options do not contain its name, ask the cluster for the Node
+        of flanneld's pod.
+        """
         failures = 0
         while options.pod is not None:
             try:
@@ -258,12 +260,12 @@ class Daemon:
                         tasks.create_task(network.run(), name="network")
                         tasks.create_task(self._door(network), name="door")
                 finally:
-                    # otherwise a new instance of the network has started
+                    # another object means that a new instance of the network has started
                     if self._running.get(name) is network:
                         del self._running[name]
 
     def _expected(self) -> Iterable[str]:
-        """Return the networks that must be ready; with --watch-networks, those that run."""
+        """Return the networks that must be ready; with --watch-networks, the networks that run."""
         if self._options.watch_networks:
             return sorted(self._running)
         return self._options.networks or [""]

@@ -23,17 +23,20 @@ from pyflannel.wire.lease_record import RESERVED
 _RUN_DIR = Path("/run/flannel")
 
 DOCKER_SOCKET = Path("/run/docker/plugins/flannel.sock")
-"""The default socket of the network plugin for Docker. Docker finds the socket because of its directory."""
+"""The default socket of the network plugin for Docker. Docker searches this directory for the sockets of
+plugins."""
 
 
 class Places(Struct, frozen=True, kw_only=True):
-    """The directories and files of one daemon, which the options of the same names select.
+    """The directories and files of one daemon. The options of flanneld with the names of the attributes
+    select the paths.
 
     Attributes:
         run_dir: directory of the sockets and the lock; empty after a boot.
         state_dir: directory of the identity and the last known leases; it must remain after a boot.
         subnet_file: file that Docker and other programs read.
-        daemon: paths of the daemon, if this object contains the paths of one of its several networks.
+        daemon: paths of the whole daemon, if this object contains the paths of one of several networks; None
+            otherwise.
     """
 
     run_dir: Path = _RUN_DIR
@@ -88,7 +91,7 @@ class Places(Struct, frozen=True, kw_only=True):
 
     @property
     def last_known(self) -> Path:
-        """The file of the last known leases, which flanneld last read from the store."""
+        """The file of the last known leases: the leases that flanneld last read from the store."""
         return self.state_dir / "last-known.json"
 
     @property
@@ -113,8 +116,8 @@ class Places(Struct, frozen=True, kw_only=True):
 
     @property
     def prefix_file(self) -> Path:
-        """The file that contains the store's prefix. The file name begins with a dot, because the name of a
-        network cannot.
+        """The file that contains the store's prefix. The file name begins with a dot, because no name of a
+        network begins with a dot.
         """
         return self.state_dir / ".prefix"
 
@@ -129,15 +132,15 @@ class Places(Struct, frozen=True, kw_only=True):
     def bpf(self) -> Path:
         """Mount point of a bpffs, for a daemon without the right to open programs by their identifiers.
 
-        Several networks share this bpffs, and each finds its programs by their device. The name begins with a
-        dot, because the name of a network cannot.
+        Several networks share this bpffs. Each network finds its eBPF programs by their device. The name of
+        the directory begins with a dot, because no name of a network begins with a dot.
         """
         return self.shared.run_dir / ".bpf"
 
     @property
     def mark(self) -> str:
-        """The alias of the links that this daemon owns. The alias contains the run directory, unless it is
-        the default directory.
+        """The alias of the links that this daemon owns. The alias contains the run directory, unless the run
+        directory is the default directory.
         """
         return MARK if self.run_dir == _RUN_DIR else f"{MARK} {self.run_dir}"
 
@@ -152,9 +155,10 @@ class Places(Struct, frozen=True, kw_only=True):
 
     @property
     def network(self) -> str | None:
-        """The name of the network if these are the places of one of several networks; None otherwise.
+        """The name of the network if this object contains the paths of one of several networks; None
+        otherwise.
 
-        This recognizes the paths that `of_network` returns. These paths contain no identity.
+        The property recognizes the paths that `of_network` returns. These paths contain no identity.
         """
         name = self.state_dir.name
         is_one = self.run_dir.name == name and self.subnet_file.name == f"{name}.env"
@@ -172,8 +176,9 @@ class Places(Struct, frozen=True, kw_only=True):
         paths.
 
         The default prefix, and a store without a prefix (None), use the default paths. Another prefix uses
-        directories inside the default directories. If a daemon already used the default paths in an earlier
-        version, which had no other paths, it keeps them. No network can have the name of these directories.
+        directories inside the default directories. Earlier versions used the default paths for every prefix.
+        If a daemon with this prefix already used the default paths, the daemon keeps them. No network can
+        have the name of a directory of a prefix.
         """
         if prefix in (None, DEFAULT_PREFIX):
             return self

@@ -237,7 +237,7 @@ _INDENT = " " * 6
 
 _INTRODUCTION = """\
 flanneld joins this host to a flannel network: it leases a subnet in the store
-and connects this subnet to the subnets of the other hosts. It runs until
+and connects this subnet to the subnets of the other hosts. flanneld runs until
 SIGTERM or SIGINT.
 
 Write a flag as -NAME=VALUE, --NAME=VALUE or --NAME VALUE. Write a flag

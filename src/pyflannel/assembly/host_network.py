@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from pyflannel.engine.docker_plugin import DockerPlugin
 
 _ANSWER_S = 1.0
-"""Deadline in seconds for an answer of the forwarder, which may hang."""
+"""Deadline in seconds for an answer of the forwarder, because the forwarder may hang."""
 
 _STORE_REQUESTS, _STORE_S = 3, 1.8
 """Number of requests that measure how fast the store answers, and their common deadline in seconds, so that
@@ -97,8 +97,8 @@ doctor answers within 5 s."""
 
 
 _DOCTOR = "import os, sys; os.nice(10)\nfrom pyflannel.programs.flannelctl import main\nsys.exit(main())"
-"""The arguments of the doctor command. The command runs as another process, so that it does not delay
-flanneld, and its memory is freed when it exits."""
+"""The Python program that runs doctor with low priority. Doctor runs as another process, so that it does not
+delay flanneld, and its memory is freed when the process exits."""
 
 
 class TunnelGuard:
@@ -194,7 +194,7 @@ class HostNetwork:
                 tasks.create_task(self._probes.run(), name="probes of peers")
 
     def reload(self) -> bool:
-        """Read the allow-list again, if there is an allow-list; return whether there is one."""
+        """Read the allow-list again, and return True; return False if there is no allow-list."""
         return self._signing is not None and self._signing.reload()
 
     @property
@@ -221,7 +221,7 @@ class HostNetwork:
         )
 
     def _with_requests(self, store: StoreStatus | None) -> StoreStatus | None:
-        """Return the status of the store with its requests and its latest answer."""
+        """Return the status of the store with the counts of its requests, and with its latest answer."""
         if store is None:
             return None
         counted = self._store
@@ -268,7 +268,7 @@ class HostNetwork:
         return self._supervisor.peer_times.ages()
 
     async def matrix(self, hosts: Sequence[IpNetwork]) -> Matrix:
-        """Return which of these hosts reach which others, within 3 s; of all hosts, if none is named.
+        """Return which of these hosts reach which other hosts, within 3 s; of all hosts, if no host is named.
 
         Raises:
             UsageError: a host has no lease, there are too many hosts, or fewer than two.
@@ -304,8 +304,8 @@ class HostNetwork:
         return None if self._probes is None else self._probes.trouble
 
     async def store_times(self) -> StoreTimes:
-        """Send some requests to the store, one after the other, and return how long they took. All of them
-        together take at most _STORE_S.
+        """Send some requests to the store, one after the other, and return how long the requests took. All
+        requests together take at most _STORE_S.
         """
         times: list[float] = []
         try:
@@ -321,7 +321,7 @@ class HostNetwork:
         return StoreTimes(answered_s=tuple(times))
 
     async def examine(self) -> bytes:
-        """Return the document of `flannelctl doctor --json`, which runs as another process.
+        """Return the document of `flannelctl doctor --json`. Doctor runs as another process.
 
         Raises:
             TargetError: doctor cannot run, did not exit in time, or failed.
@@ -405,7 +405,7 @@ async def open_network(
         alive: function that is called after each turn of the reconciler's loop.
         audit_s: longest interval between two passes.
         own_node: Node of this host in a Kubernetes cluster. The name of the Node is the identity of the host.
-        docker_networks: plugins for Docker of all networks; None without the plugin.
+        docker_networks: the Docker plugins of all networks of the daemon; None without the plugin.
         name: the name of the network; "" for a single network.
 
     Raises:
@@ -498,9 +498,8 @@ async def open_network(
 async def _reading_targets(
     places: Places, keys: WireguardKeys, wireguard_go: WireguardGo
 ) -> AsyncIterator[Sequence[Target]]:
-    """Open targets that read the host for another plan.
-
-    The targets of the reconciler remember the current plan.
+    """Open targets that read the host for the preview of another plan. The targets of the reconciler cannot
+    be used for this purpose, because they keep data of the current plan.
     """
     async with AsyncExitStack() as opened:
         enter = opened.enter_async_context
@@ -522,7 +521,7 @@ async def _send_echoes(echoes: Sequence[Echo]) -> list[EchoResult]:
     Raises:
         TargetError: the kernel refuses to send or to receive echo packets.
     """
-    from pyflannel.kernel.network.echo import send_echoes  # needed only if there are peers
+    from pyflannel.kernel.network.echo import send_echoes  # imported only if there are peers
 
     try:
         return await send_echoes(echoes)
@@ -532,7 +531,7 @@ async def _send_echoes(echoes: Sequence[Echo]) -> list[EchoResult]:
 
 
 def _signing(options: FlanneldOptions, places: Places, store_url: str) -> LeaseSigning | None:
-    """Return the signatures of leases, if the operator enabled them.
+    """Return the object that signs and checks leases; None if the operator disabled signatures.
 
     Raises:
         UsageError: the file of allowed keys or of operators is unusable.
@@ -582,7 +581,8 @@ async def _claim(places: Places, interfaces: KernelInterfaces) -> tuple[DeviceCl
         places.mark,
         found,
         kept=kept,
-        protocols=await route_protocols() if kept is None else (),  # a host may have many routes
+        # read only if needed, because a host may have many routes
+        protocols=await route_protocols() if kept is None else (),
     )
     claim = DeviceClaim(names)
     if claim.name != kept:
@@ -601,7 +601,8 @@ def _keep(file: HostFile) -> None:
         raise TargetError(
             f"{file.path} cannot be written: {error.strerror}",
             hint=remedy(
-                error, "Make the run directory writable for flanneld, or choose another one with --run-dir."
+                error,
+                "Make the run directory writable for flanneld, or choose another directory with --run-dir.",
             ),
         ) from error
 
@@ -649,7 +650,7 @@ def _with_key(identity: Identity, places: Places) -> Identity:
 
 
 def _directories(places: Places) -> tuple[str, str]:
-    """Return the state and run directory with the identity of the host."""
+    """Return the state directory and the run directory that contain the identity of the host."""
     return str(places.shared.state_dir), str(places.shared.run_dir)
 
 
@@ -664,7 +665,7 @@ def _old_text(path: Path) -> str | None:
 
 
 _USER = "flanneld"
-"""The user of the systemd unit."""
+"""The user as which the systemd unit runs flanneld."""
 
 
 def _senders() -> tuple[int, ...]:

@@ -103,7 +103,7 @@ class KubernetesOptions(Struct, frozen=True, kw_only=True):
         return await node_of_pod(Client(self.access, clock), namespace, pod)
 
     def events(self, node: str, clock: Clock) -> "NodeEvents":
-        """Return the Events of a Node. Events use their own connection."""
+        """Return the Events of a Node. Requests for Events use a separate connection."""
         from pyflannel.engine.node_events import NodeEvents
 
         return NodeEvents(partial(self.store(clock).announce, node), clock)

@@ -27,14 +27,14 @@ def format_klog(letter: Letter, when: datetime, process: int, file: str, line: i
 
 
 NETWORK: ContextVar[str] = ContextVar("NETWORK", default="")
-"""The network that the current task works for, if one daemon runs several networks. Its name is at the end
-of each log line."""
+"""The network that the current task works for, if one daemon runs several networks. The name of this network
+is at the end of each log line."""
 
 _LONGEST_TRACEBACK = 16_000
 """Characters."""
 
 _INDENT = "    "
-"""Prefix of each line of a traceback, so that no text in it can look like the start of a log line."""
+"""Prefix of each line of a traceback, so that no line of a traceback looks like the start of a log line."""
 
 _OURS = "pyflannel"
 _LIBRARY_LINES = 10
@@ -48,7 +48,8 @@ _SEVERITIES: tuple[tuple[int, Letter, str], ...] = (
 
 
 def configure_logging(form: LogForm, verbosity: int, stream: TextIO) -> None:
-    """Send the log of the process to `stream`, one event per line; debug lines of pyflannel from verbosity 1.
+    """Send the log of the process to `stream`, one event per line. Debug lines of pyflannel are logged from
+    verbosity 1.
 
     Only warnings and errors of libraries are logged, at most a limited number per minute. A second call
     replaces the first.
@@ -62,17 +63,19 @@ def configure_logging(form: LogForm, verbosity: int, stream: TextIO) -> None:
 
 
 class _LogStream(logging.StreamHandler[TextIO]):
-    """Drops a line that cannot be written, because a traceback would be written to the same stream."""
+    """The handler of the log stream. The handler drops a line that cannot be written, because a traceback
+    about the failure would go to the same stream.
+    """
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Drop the line."""
+        """Drop the log line that could not be written."""
 
 
 class LibraryLimit(logging.Filter):
-    """Passes the lines of pyflannel, and ten lines per minute of libraries.
+    """A filter that passes all log lines of pyflannel, and at most ten log lines of libraries per minute.
 
-    asyncio logs 32 lines a second while a client waits and no descriptor is left, and one for each connection
-    if memory is short.
+    Without this limit, asyncio logs 32 lines per second while the process has no free file descriptor for a
+    waiting client. If memory is short, asyncio logs one line for each connection.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -104,7 +107,7 @@ class KlogFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the log line of a record."""
         _, letter, _ = _severity(record)
         when = _utc(record).astimezone()
         message = one_line(_message(record))
@@ -113,10 +116,12 @@ class KlogFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object per line, in ASCII: time (RFC 3339, UTC, microseconds), level, file, line, message."""
+    """Formats each record as one line with a JSON object in ASCII: time (RFC 3339, UTC, microseconds), level,
+    file, line, message.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the log line of a record."""
         _, _, level = _severity(record)
         return json.dumps(
             {

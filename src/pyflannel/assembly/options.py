@@ -75,7 +75,7 @@ class FlanneldOptions(Struct, frozen=True, kw_only=True):
         iface: names or addresses of interfaces, in the order in which flanneld tries them.
         iface_regex: regular expressions that are tried after `iface`; they match any part of the addresses of
             an interface, or of its name.
-        iface_can_reach: address to which the route of the interface leads; tried last.
+        iface_can_reach: flanneld uses the interface of the route to this address; tried last.
         subnet_dir: directory of the subnet files of several networks.
         networks: names of several networks below the prefix of the store; empty for a single network.
         watch_networks: run each network of the store, or of `networks`, while its config exists.
@@ -85,9 +85,10 @@ class FlanneldOptions(Struct, frozen=True, kw_only=True):
         renew_margin_s: time before the end of the lease at which the lease is renewed; at most half of the
             lease time.
         run_dir, state_dir: directories of the daemon; None for the directories of the prefix in the store.
-        node_id: identity that replaces the one in `state_dir`; None to use the identity in `state_dir`.
+        node_id: identity of the host; None to use the identity in `state_dir`.
         verbosity: 1 or more adds debug lines to the log.
-        healthz: address and port of the health endpoint; `http` serves health, metrics and the page.
+        healthz: address and port for health checks. http: address and port for health checks, metrics and the
+            page.
         http_token_file: file of the token for the page; None for no token, on a loopback address only.
         fast_path: how the backends udp and vxlan forward packets; auto: as the network config specifies.
         fast_path_gro: whether received TCP segments are coalesced; auto: only if the underlay is a network
@@ -295,7 +296,7 @@ def _ipv6_address(given: Given) -> IPv6Address | None:
 
 
 def _iface(given: Given) -> str:
-    """Return the checked name or address of an interface. The rules for names are those of the kernel
+    """Return the checked name or address of an interface. The rules for names are the rules of the kernel
     (dev_valid_name).
     """
     text = str(given.value)

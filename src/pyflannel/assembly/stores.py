@@ -62,7 +62,7 @@ class EtcdAddress(Struct, frozen=True, kw_only=True):
 
 
 class EmbeddedAddress(Struct, frozen=True):
-    """A database file, for the hosts of one machine."""
+    """The database file of an embedded store, which serves the hosts of one machine."""
 
     path: Path
 
@@ -194,7 +194,7 @@ def open_store(url: str, password: Secret | None = None, *, answer_s: float | No
         url: the URL.
         password: password of the user in the URL, unless the URL names a password file.
         answer_s: time after which a read fails if the store does not respond; all members of etcd share it,
-            so that the last member is still asked. None for 5 s for each member.
+            so that the last member is still asked. None: 5 s for each member.
 
     Raises:
         UsageError: the URL is invalid, or the password is missing.

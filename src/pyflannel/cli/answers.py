@@ -41,7 +41,9 @@ def print_json(document: bytes) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text of the store in full; a JSON document remains the same document."""
+    """Print a text from the store in full. Characters that control a terminal are escaped, so that a JSON
+    document stays equal.
+    """
     click.echo(printable(text, keep="\n\t"))
 
 
@@ -77,7 +79,9 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, can_s
 
 
 def _is_too_wide(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Return whether the other columns leave too little of the terminal to the last, which may be folded."""
+    """Return whether the other columns leave too little of the terminal to the last column, which may be
+    folded.
+    """
     *widths, _ = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
     return sum(widths) + 2 * len(widths) + _LAST_COLUMN > shutil.get_terminal_size().columns
 
@@ -99,8 +103,8 @@ def print_facts(facts: Iterable[tuple[str, str]], health: Mapping[str, bool] = M
 
 
 def both(ipv4: object, ipv6: object) -> str:
-    """Return the values of both families for people; `ipv6` is None if there is none, and equal to the first
-    value in a network with IPv6 alone.
+    """Return the IPv4 and the IPv6 value as one text for people. `ipv6` is None without IPv6, and equals
+    `ipv4` in a network with IPv6 alone.
     """
     return str(ipv4) if ipv6 in (None, ipv4) else f"{ipv4} {ipv6}"
 
@@ -126,7 +130,7 @@ def size(number: float) -> str:
 
 
 def handshake(age_s: float | None) -> str:
-    """Return the latest handshake of WireGuard in words."""
+    """Return the age of the latest handshake of WireGuard as text for people."""
     return "no handshake yet" if age_s is None else f"last handshake {duration(age_s)} ago"
 
 
@@ -223,7 +227,8 @@ def answer(
     Args:
         invocation: the command.
         work: the work; it is cancelled at the deadline.
-        writes: the work changes the store. If it is cancelled, the change may have taken effect.
+        writes: True if the work changes the store. If the work is cancelled, the change may have taken
+            effect.
         is_limited: see `Invocation.left_s`.
 
     Raises:
@@ -242,7 +247,8 @@ async def _in_time(work: Coroutine[Any, Any, _Answer], left_s: float, *, writes:
             raise
         if writes:
             raise NotReadyError(
-                "flanneld and the store have not confirmed the write in time. It may have taken effect",
+                "flanneld and the store have not confirmed the write in time. The write may have taken "
+                "effect",
                 hint="Check both with flannelctl doctor. Before you try again, run flannelctl leases and "
                 "flannelctl config get.",
             ) from error

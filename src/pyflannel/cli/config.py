@@ -206,7 +206,7 @@ async def _used(invocation: Invocation, run_dir: Path | None) -> str | None:
 
 
 _ASK_S = 1.0
-"""Deadline for flanneld on this host, so that the store can still answer within 5 s."""
+"""Deadline in seconds for the answer of flanneld, so that the store can still answer within 5 s."""
 
 
 def _print_difference(found: ConfigDifference, *, has_file: bool, asks_daemon: bool) -> None:
@@ -257,7 +257,7 @@ def history(invocation: Invocation, run_dir: Path | None) -> None:
         else:
             # the lines of the difference, without the file names
             lines = difference_of(before, version.text)[2:]
-            print_text("\n".join(lines) or "no difference to the previous one")
+            print_text("\n".join(lines) or "no difference to the previous config")
         before = version.text
     say(reach(found.begin, found.revision, is_complete=found.is_complete))
 
@@ -268,7 +268,7 @@ async def _history(invocation: Invocation, run_dir: Path | None) -> ConfigHistor
 
 
 _PLAN_DEADLINE_S = 3.0
-"""Deadline for the plan: the command answers within 5 s."""
+"""Deadline in seconds for the plan, so that the command answers within 5 s."""
 
 _SIGNS = {"add": "+", "change": "~", "remove": "-"}
 
@@ -362,7 +362,9 @@ async def _stored(invocation: Invocation, run_dir: Path | None) -> tuple[str | N
 
 
 def _effects(stored: str | None, new: NetworkConfig, leases: Sequence[LeaseEntry]) -> list[str]:
-    """Return the effects on running hosts; none if one of the configs is invalid."""
+    """Return the effects of the new config on running hosts; empty if the stored config is missing or
+    invalid.
+    """
     if stored is None:
         return []
     try:

@@ -52,8 +52,9 @@ def trace(
 ) -> None:
     """Follow a packet step by step, and show the first step that stops it.
 
-    SOURCE and DESTINATION are addresses of containers or hosts. One of them must be on this host. Without
-    SOURCE, the packet is from a container of this host, or from this host if flannelctl finds no container.
+    SOURCE and DESTINATION are addresses of containers or hosts. SOURCE or DESTINATION must be on this host.
+    Without SOURCE, the packet is from a container of this host, or from this host if flannelctl finds no
+    container.
     flannelctl reads each step from the kernel: container, bridge, route, filter rules, neighbour, FDB entry,
     program or forwarder, underlay. flannelctl also probes the other host. If the other host does not answer,
     flannelctl also shows the path of the reply on this host. The command needs root, and takes at most 5
@@ -64,7 +65,7 @@ def trace(
 
     Exit codes:
       0  no step stops the packet
-      1  a step stops it, or neither address is on this host
+      1  a step stops the packet, or neither address is on this host
       3  flanneld does not respond, and its files are not sufficient
 
     Examples:
@@ -181,7 +182,7 @@ _KINDS = {
     "host": "the address of a host on the underlay",
     "tunnel": "the tunnel device of a host",
     "container": "a container",
-    "unused": "no host has a lease for it",
+    "unused": "no host has a lease for this address",
 }
 
 

@@ -42,16 +42,17 @@ class Invocation(Struct, frozen=True, kw_only=True):
     def left_s(self, *, is_limited: bool = False) -> float:
         """Return how many seconds the command may still work, so that it answers within 5 s of its start.
 
-        `is_limited`: each part of the work that may hang has a short deadline of its own. In this case the
-        deadline of the whole work is longer, because only a busy host can delay the work.
+        `is_limited`: each part of the work that may hang has a short deadline of its own. With `is_limited`,
+        the deadline of the whole work is longer, because only a busy host can delay the work.
         """
         age_s = 0.0 if self.began is None else time.clock_gettime(time.CLOCK_BOOTTIME) - self.began
         return max(_LEAST_S, (_BUSY_S if is_limited else _ANSWER_S) - age_s)
 
 
 _ANSWER_S, _BUSY_S, _LEAST_S = 4.2, 15.0, 2.3
-"""Maximum seconds from the start of the process to the end of the work, without printing; the same if each
-part of the work has a deadline of its own; and the minimum time for the work."""
+"""Times in seconds. _ANSWER_S: maximum time from the start of the process to the end of the work, without
+printing. _BUSY_S: this maximum if each part of the work has its own deadline. _LEAST_S: minimum time for the
+work."""
 
 
 def say(text: str, *, label: str = "", err: bool = False) -> None:
@@ -90,7 +91,7 @@ def confirm(invocation: Invocation, question: str) -> Invocation:
 
 
 def print_object(document: Mapping[str, object]) -> None:
-    """Print a small JSON document. Unlike `answers.print_json`, this loads no library."""
+    """Print a small JSON document. Unlike `answers.print_json`, this function loads no library."""
     click.echo(printable(json.dumps(document, indent=2), keep="\n"))
 
 
@@ -119,8 +120,8 @@ class Verb(click.Command):
 
 
 class VerbGroup(click.Group):
-    """A group of verbs. Without a verb, it prints the help. For an unknown verb, it suggests a similar
-    one.
+    """A group of verbs. Without a verb, the group prints its help. For an unknown verb, the group suggests a
+    similar verb.
     """
 
     command_class = Verb
@@ -141,7 +142,7 @@ class VerbGroup(click.Group):
         """Return the verb in `args`.
 
         Raises:
-            click.UsageError: the verb is unknown; the message names a similar one.
+            click.UsageError: the verb is unknown; the message names a similar verb.
         """
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
@@ -191,7 +192,9 @@ def _full_name(context: click.Context, name: str) -> str:
 
 
 def shared_options(*used: _Shared) -> Callable[[_Command], _Command]:
-    """Accept --store, --socket and --json also after the verb, and warn if such an option has no effect."""
+    """Accept --store, --socket and --json also after the verb, and warn if one of these options has no
+    effect.
+    """
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)
@@ -261,7 +264,9 @@ def wide_option(command: _Command) -> _Command:
 
 
 def run_dir_option(command: _Command) -> _Command:
-    """Add --run-dir, with flanneld's environment variable. Without it, `places_of` finds the directory."""
+    """Add --run-dir, with flanneld's environment variable. Without --run-dir, `places_of` finds the
+    directory.
+    """
     return _directory("--run-dir", f"/run/flannel{_OF_PREFIX}", "Run directory of flanneld.")(command)
 
 

@@ -91,8 +91,8 @@ def demo(context: click.Context, name: str, store: str, docker: bool, plugin: bo
     """Set up four Docker hosts with one flannel network, measure the network, and remove the lab.
 
     The demo prints lease, device and MTU of each host, the number of containers that its container reaches,
-    the round-trip time, and the TCP throughput. For comparison, it also prints the TCP throughput of the
-    kernel's vxlan. The exit code is 1 if a container is not reachable.
+    the round-trip time, and the TCP throughput. For comparison, the demo also prints the TCP throughput of
+    the kernel's vxlan. The exit code is 1 if a container is not reachable.
     """
     invocation: Invocation = context.obj
     options = replace(_options(name, store, docker, plugin), is_kept=keep)
@@ -205,11 +205,11 @@ def _print_guide(options: DemoOptions, *, bare: bool = False) -> None:
         (f"lab exec{option} docker1 ip route", "one command"),
     ]
     if not bare:
-        examples.append((f"lab exec{option} docker4 flannelctl status", "the state of its flanneld"))
+        examples.append((f"lab exec{option} docker4 flannelctl status", "the state of flanneld on docker4"))
     if options.has_docker and not bare:
         examples.append((f"lab exec{option} docker4 docker ps", "its containers"))
     examples.append((f"lab down{option}", "remove the lab"))
-    click.echo(f"\nThe lab {options.name} is up. Commands to use and to remove it:", err=True)
+    click.echo(f"\nThe lab {options.name} is up. Commands to use and to remove the lab:", err=True)
     width = max(len(command) for command, _ in examples)
     for command, meaning in examples:
         click.echo(f"  {sys.argv[0]} {command:<{width}}  {meaning}", err=True)

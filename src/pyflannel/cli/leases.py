@@ -66,13 +66,13 @@ def reserve_(invocation: Invocation, subnet: str, public_ip: str | None, run_dir
     """Reserve a subnet for a host. A reservation is a lease that never expires.
 
     If a host has a lease for SUBNET, it keeps the subnet, and no packet is lost. A free SUBNET is reserved
-    for the host with --public-ip, which uses it when flanneld first starts on it. A subnet of another host is
-    never reserved.
+    for the host with the address --public-ip. The host uses SUBNET when flanneld first starts there. A subnet
+    of another host is never reserved.
 
     Exit codes:
       0  the subnet is reserved, even if it was reserved for this host before
-      1  it is leased to another host, or the store refused the write
-      2  it is not a subnet of the network, or no host is named
+      1  SUBNET is leased to another host, or the store refused the write
+      2  SUBNET is not a subnet of the network, or no host is named
       3  there is no network config, or no answer in time
 
     Examples:
@@ -125,7 +125,7 @@ def release_(
 
     Exit codes:
       0  the lease is released
-      1  there is no such lease, its host is alive or unknown, or the store refused the write
+      1  SUBNET has no lease, the host of the lease is alive or unknown, or the store refused the write
       2  SUBNET is not a subnet
       3  no answer in time
 

@@ -194,12 +194,12 @@ def peers(
     """List the other hosts, and the reason if one is not reachable.
 
     The list contains all hosts, or each HOST: a host name, an address or a subnet. flannelctl probes up to
-    256 of the hosts with ICMP echo through the tunnel. With --no-probe, it sends nothing. If flanneld does
-    not respond, the list contains the last known hosts.
+    256 of the hosts with ICMP echo through the tunnel. With --no-probe, flannelctl sends nothing. If flanneld
+    does not respond, the list contains the last known hosts.
 
     LOSS is the share of up to 10 small probes without a reply. IN and OUT are the bytes that WireGuard
-    received from the host and sent to it; the other backends do not count them. CHANGED is the time since the
-    host joined, returned, or changed its addresses, backend or keys.
+    received from the host and sent to the host; the other backends do not count these bytes. CHANGED is the
+    time since the host joined, returned, or changed its addresses, backend or keys.
 
     With --matrix, the hosts probe each other, and the table has a row for each host: + if it reaches the host
     of the column, x if not. A matrix has at most 32 hosts.
@@ -233,7 +233,7 @@ def peers(
 
 
 async def _matrix(socket: Path, hosts: Sequence[str]) -> tuple[list[PeerEntry], Matrix]:
-    """Return the other hosts, without results of probes, and which host reaches which other.
+    """Return the other hosts, without results of probes, and which host reaches which other host.
 
     Raises:
         NotReadyError: the daemon does not respond.
@@ -245,7 +245,7 @@ async def _matrix(socket: Path, hosts: Sequence[str]) -> tuple[list[PeerEntry], 
 
 
 def _print_matrix(matrix: Matrix) -> None:
-    """Print a row of letters for each host, the hosts that are not reached, and those without results."""
+    """Print a row of letters for each host, the hosts that are not reached, and the hosts without results."""
     columns = "".join(str(number % 10) for number in range(1, len(matrix.rows) + 1))
     rows = [
         (str(number), _host(row), str(row.subnet), _letters(matrix, row))
@@ -281,7 +281,8 @@ def _letters(matrix: Matrix, row: MatrixRow) -> str:
 
 
 _ASK_S = 1.5
-"""Deadline for flanneld, after which the files of flanneld are used, so that the probes end within 5 s."""
+"""Deadline in seconds for an answer of flanneld. After this time, flannelctl uses the files of flanneld, so
+that the command still ends within 5 s."""
 
 
 async def _known(socket: Path, places: Places) -> tuple[Status, list[LeaseEntry]]:
@@ -301,7 +302,8 @@ async def _known(socket: Path, places: Places) -> tuple[Status, list[LeaseEntry]
 
 
 async def _peers(socket: Path, places: Places, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
-    from pyflannel.commands.reach import count_losses, probe_peers, sample_of  # only this verb needs them
+    # Only this verb needs these functions.
+    from pyflannel.commands.reach import count_losses, probe_peers, sample_of
 
     status, known = await _known(socket, places)
     entries = _of_hosts(peer_entries(status, known), hosts)
@@ -368,7 +370,9 @@ def _state(entry: PeerEntry) -> str:
 
 
 def _narrow(entry: PeerEntry) -> str:
-    """Return as text the measured MTU of each path to a host that carries smaller packets than planned."""
+    """Return, as text, the measured MTU of each path to a peer, if the path carries only smaller packets than
+    planned.
+    """
     texts = []
     for path in entry.path_mtus:
         family = "" if path.ipv6_subnet is None else " of IPv6"

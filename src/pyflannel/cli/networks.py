@@ -103,8 +103,8 @@ def create(invocation: Invocation, name: str, source: str, force: bool, run_dir:
     """Check a network config and write it for a new network.
 
     The config is a FILE, the JSON itself, or - for standard input. The ranges of two networks must not
-    overlap. Two networks with the backend udp or wireguard need different ports, and two networks with vxlan
-    need different values of VNI, so that a host can run both networks.
+    overlap. So that a host can run both networks, two networks with the backend udp or wireguard need
+    different ports. Two networks with vxlan need different values of VNI.
 
     Exit codes:
       0  the network is created
@@ -156,7 +156,7 @@ def rm(invocation: Invocation, name: str, force: bool, is_confirmed: bool, run_d
       0  the network is removed
       1  the network has leases, or the store refused the request
       2  the name is invalid
-      3  there is no such network, or no answer in time
+      3  the network does not exist, or no answer in time
 
     Examples:
       flannelctl network rm blue

@@ -82,7 +82,7 @@ def doctor(
 
     Without --fix, doctor changes nothing. The exit code is 1 if packets are lost or may be lost.
     """
-    from pyflannel.commands.examination import examine, fix  # not at the top: status does not need them
+    from pyflannel.commands.examination import examine, fix  # imported here: status does not need this module
 
     places = places_of(run_dir, state_dir, subnet_file)
     left_s = invocation.left_s(is_limited=True) - _OF_PRINTING_S
@@ -197,7 +197,8 @@ def _show_status(
 
 
 async def _status_and_reach(socket: Path, places: Places) -> Status:
-    from pyflannel.commands.firewall import with_firewall  # not at the top: other verbs do not need them
+    # Other verbs do not need these modules.
+    from pyflannel.commands.firewall import with_firewall
     from pyflannel.commands.reach import with_reach
 
     status = await live_status(socket)
@@ -212,7 +213,8 @@ async def _status_and_reach(socket: Path, places: Places) -> Status:
 
 async def _status_of_files(places: Places, cause: str) -> Status:
     """Return the status from the files of a daemon that does not respond, and from the kernel."""
-    from pyflannel.commands.firewall import with_firewall  # not at the top: other verbs do not need it
+    # Other verbs do not need this module.
+    from pyflannel.commands.firewall import with_firewall
 
     return await with_firewall(await offline_status(places, cause), places, last_known_leases(places))
 
@@ -295,7 +297,7 @@ _PROBLEMS = (
 
 
 def health(found: Status) -> dict[str, bool]:
-    """Return whether each part of the host is in order, by the name of its fact."""
+    """Return for each fact about the state of the host, by its name, whether the state is good."""
     drops = found.firewall is not None and bool(found.firewall.drops)
     parts = {"flanneld": found.is_ready and not (found.reach and found.reach.silent) and not drops}
     if found.network:

@@ -1,4 +1,4 @@
-"""flannelctl top: the texts on its screen, from top to bottom. `cli.top_screen` draws them.
+"""flannelctl top: the texts on its screen, from top to bottom. `cli.top_screen` draws the texts.
 
 The terminal defines the colours. Each state also has a symbol and a word, so the screen is readable without
 colours.
@@ -62,7 +62,7 @@ def top(
     except ImportError as error:
         raise FlannelError(
             f"flannelctl top needs the Python package textual, version 8 or newer: {error}",
-            hint=f"Install it into {sys.prefix} by pip or 'pipx inject', or use flannelctl status and"
+            hint=f"Install textual into {sys.prefix} by pip or 'pipx inject', or use flannelctl status and"
             " flannelctl peers.",
         ) from error
     places = places_of(run_dir, state_dir, subnet_file)
@@ -200,7 +200,7 @@ def notices(moment: Moment) -> list[str]:
 
 _FACTS = ("network", "lease", "backend", "fast path", "store", "repairs")
 _VITAL_FACTS = ("store", "repairs", "lease", "backend", "network", "fast path")
-"""The facts from top to bottom, and by importance. A low screen shows only the most important ones."""
+"""The facts from top to bottom, and by importance. A low screen shows only the most important facts."""
 
 
 def summary(moment: Moment, width: int, height: int) -> Text:
@@ -314,7 +314,8 @@ COLUMNS = {
 
 _SHOWN = ("host", "subnet", "address", "path", "state", "rtt", "loss", "in", "out")
 _IMPORTANCE = ("state", "host", "subnet", "rtt", "loss", "address", "in", "out", "path")
-"""The columns from left to right, and by importance. A narrow screen shows only the most important ones."""
+"""The columns from left to right, and by importance. A narrow screen shows only the most important
+columns."""
 
 GAP = 2
 

@@ -38,12 +38,12 @@ from pyflannel.commands.live_view import LivePeer, Moment, live_view
 _SELECTED = Style(reverse=True)
 
 _KEYS = "q quit  / filter  s sort  r reverse  e events  ↑↓ select"
-_FILTER_KEYS = "Enter keep the filter  Esc remove it"
+_FILTER_KEYS = "Enter keep the filter  Esc remove the filter"
 
 
 class PeerList(ScrollView, can_focus=True):
-    """The list of the peers. The list draws only the visible lines, so a thousand peers cost no more than
-    ten.
+    """The list of the peers. The list draws only the visible lines, so the drawing time does not depend on
+    the number of peers.
     """
 
     DEFAULT_CSS = """
@@ -193,7 +193,7 @@ class Top(App[None]):
         Binding("q", "quit"),
         Binding("ctrl+c", "quit", priority=True),
         Binding("ctrl+q", "quit", priority=True),
-        Binding("slash", "filter", priority=True),  # before the keys that follow it
+        Binding("slash", "filter", priority=True),  # priority: also works while another key binding waits
         Binding("s", "sort"),
         Binding("r", "reverse"),
         Binding("e", "events"),
@@ -255,7 +255,7 @@ class Top(App[None]):
         place.update(Text("\n").join([Text("EVENTS", BOLD), *map(event_line, shown)]))
 
     def _show_peers(self) -> None:
-        """Show the number of the peers, and the selected one."""
+        """Show the number of peers, and the selected peer."""
         if self._moment is None:
             return
         text = title(self._moment, self._list.rows, self._list.words)

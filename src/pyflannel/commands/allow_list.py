@@ -120,7 +120,7 @@ class Publication:
         """Write the list.
 
         Raises:
-            StoreError: the store does not respond, or contains another list than the compared one.
+            StoreError: the store does not respond, or contains another list than the compared list.
         """
         async with store_client(url, password) as client:
             await client.set_allow_list(format_signed_list(self._signed), self._revision)
@@ -130,7 +130,7 @@ async def compare(signed: SignedList, source: Path, url: str, password: Secret |
     """Compare a signed list with the list in the store.
 
     Raises:
-        ConfigError: its counter is not higher than that of the stored list.
+        ConfigError: the counter of the list is not higher than the counter of the stored list.
         StoreError: the store does not respond.
     """
     async with store_client(url, password) as client:

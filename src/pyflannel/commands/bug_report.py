@@ -32,14 +32,15 @@ from pyflannel.wire.control_json import (
 from pyflannel.wire.redaction import Redactor, is_secret, named_secrets, secrets_in
 
 _OF_DOCTOR = 0.9
-"""Share of the deadline after which doctor reports its findings so far, so that they are in the archive."""
+"""Fraction of the deadline after which doctor reports the findings that it has, so that the archive contains
+them."""
 
 _MOST_BYTES = 2 << 20
 """Maximum number of bytes of one part. Only the end of a longer part is kept."""
 
 _MOST_LEARNED = 200
-"""Maximum number of values beside the name of a secret that are removed from all parts. A value beside such a
-name is always removed at this place; this number limits the search for the value elsewhere."""
+"""Maximum number of found secrets that are searched for in all parts. A value next to the name of a secret is
+always removed there. This maximum limits only the search for the same value in other places."""
 
 _DEFAULTS = Path("/etc/default/flanneld")
 _MOST_KEY_BYTES = 1 << 20
@@ -76,7 +77,7 @@ _COMMANDS: Mapping[str, Sequence[str]] = {
 
 
 class MissingPart(Struct, frozen=True, kw_only=True):
-    """A part that could not be collected, and the reason."""
+    """A part of the archive that could not be collected, and the reason."""
 
     name: str
     reason: str
@@ -255,7 +256,7 @@ def _files(places: Places, process: _Process) -> dict[str, Callable[[], Awaitabl
 
 
 def _default_settings() -> dict[str, str]:
-    """Return the variables in the settings file that the units of the packages read."""
+    """Return the variables in the file _DEFAULTS. The systemd units of the packages read this file."""
     with contextlib.suppress(OSError):
         lines = _DEFAULTS.read_text(errors="replace").splitlines()
         pairs = (line.strip().partition("=") for line in lines)
@@ -299,8 +300,8 @@ _OF_OTHERS = ("log/", "events.", "leases.", "status.", "files/last-known.")
 
 
 def _learned(parts: Mapping[str, str], process: _Process) -> set[str]:
-    """Return the values that occur beside the names of secrets. Values that others can write are last, and
-    their number is limited.
+    """Return the values that occur beside the names of secrets. Values that other hosts can influence are
+    last, and their number is limited.
     """
     ordered = sorted(parts, key=lambda name: (name.startswith(_OF_OTHERS), name))
     texts = (*process.environ.values(), *process.arguments, *(parts[name] for name in ordered))

@@ -54,7 +54,7 @@ from pyflannel.wire.forwarder_control import LOG_NAME, SOCKET_NAME
 from pyflannel.wire.lease_record import SUBNETS, lease_of
 
 _NAMED = 8
-"""Maximum number of objects of one kind that are listed individually. More are counted."""
+"""Maximum number of objects of one kind that are listed individually. Further objects are only counted."""
 
 
 class Removal(Struct, frozen=True):
@@ -124,9 +124,11 @@ _PREVIEW_S = 0.7
 
 
 def claimed_name(places: Places, found: Iterable[Item]) -> str | None:
-    """Return the device name that the daemon claimed, which identifies its routes and rules; None if unknown.
+    """Return the device name that the daemon claimed; None if unknown. This name identifies the routes and
+    rules of the daemon.
 
-    If nothing records the name, the default daemon has flannel0, unless another daemon has this name.
+    If no file and no link records the name, the default daemon has flannel0, unless another daemon has this
+    name.
     """
     if (kept := places.device()) is not None:
         return kept
@@ -145,7 +147,9 @@ def claimed_name(places: Places, found: Iterable[Item]) -> str | None:
 
 
 def _names_of_others(places: Places, aliases: Iterable[str]) -> set[str | None]:
-    """Return the recorded names of other daemons with links here, and of the networks of the same daemon."""
+    """Return the recorded device names of other daemons with links in this network namespace, and of the
+    networks of the same daemon.
+    """
     marked = {Path(alias.removeprefix(MARK).strip()) for alias in aliases if alias.startswith(f"{MARK} ")}
     with suppress(OSError):
         marked.update(entry for entry in places.run_dir.iterdir() if entry.is_dir())
@@ -325,8 +329,10 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
     if pid is not None:
         report.removed.append(f"flanneld (pid {pid})")
     if unit is not None:
-        report.kept.append(f"unit {unit}; if it is enabled, `systemctl disable {unit}` before the next boot")
-    run_dir_existed = places.run_dir.exists()  # the lock file is created by locking
+        report.kept.append(
+            f"unit {unit}: if it is enabled, run `systemctl disable {unit}` before the next boot"
+        )
+    run_dir_existed = places.run_dir.exists()  # checked before RunLock creates the directory
     with RunLock(str(places.lock), "flannelctl cleanup"):  # prevents the start of a daemon
         owner = await owner_of(cleanup, status)
         removal = await remove_objects(places, membership, doubtful_rules=cleanup.doubtful_rules)
@@ -379,7 +385,7 @@ async def owner_of(cleanup: Cleanup, status: Status) -> str | None:
     """
     if owner := cleanup.node_id or status.owner:
         return owner
-    with suppress(FlannelError):  # `remove_objects` reports it
+    with suppress(FlannelError):  # `remove_objects` reports the failure
         links = [item for item in await survey() if isinstance(item, Link)]
         owners = {link.owner for link in links if link.owner and link.alias == cleanup.places.mark}
         return owners.pop() if len(owners) == 1 else None
@@ -416,7 +422,7 @@ def _run_files(places: Places, report: CleanupReport) -> tuple[Path, ...]:
 def _dead_docker_socket(places: Places) -> tuple[Path, ...]:
     """Return the default socket of Docker's network plugin if a killed flanneld did not remove it.
 
-    Docker would try to connect to it for 15 seconds.
+    Docker would try to connect to a socket without a server for 15 seconds.
     """
     is_left = places.docker.exists() and DOCKER_SOCKET.is_socket() and server_pid(DOCKER_SOCKET) is None
     return (DOCKER_SOCKET,) if is_left else ()
@@ -438,8 +444,8 @@ async def _release(
     *,
     is_preview: bool = False,
 ) -> bool:
-    """Delete the leases of `owner` from the store, or the lease in its Node; return whether no such lease
-    remains.
+    """Delete the leases of `owner` from the store, or the lease in its Node; return whether no lease of
+    `owner` remains.
     """
     try:
         if (cluster := kubernetes_from_environment(environ)) is not None and cluster.node is not None:

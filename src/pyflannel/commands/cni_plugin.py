@@ -47,8 +47,8 @@ DELEGATES = ("bridge", "host-local", "portmap", "loopback")
 """The plugins that the network configuration needs, and loopback, which every runtime needs."""
 
 _RUNTIMES = {
-    "containerd": "containerd and Kubernetes on it",
-    "crio": "CRI-O and Kubernetes on it",
+    "containerd": "containerd, and Kubernetes on containerd",
+    "crio": "CRI-O, and Kubernetes on CRI-O",
     "podman": 'Podman with network_backend = "cni"',
 }
 """The programs of runtimes that read the default directories, and their names for people."""
@@ -150,8 +150,8 @@ def conflist_text(subnet_file: Path) -> str:
 
 
 def _launcher() -> str:
-    """Return the program. The launcher starts the system's interpreter without a virtual environment, to
-    save time.
+    """Return the text of the program `flannel`. To save time, the program starts the system's Python
+    interpreter without a virtual environment.
     """
     package = Path(pyflannel.__file__).parents[1]
     return _LAUNCHER.format(
@@ -197,7 +197,9 @@ def _readers(places: CniPlaces, path: str) -> Sequence[str]:
         return ["set both directories in the configuration of the runtime"]
     found = [text for program, text in _RUNTIMES.items() if shutil.which(program, path=path)]
     if not found:
-        return ["found no runtime on this host that reads them: install containerd, CRI-O or Podman"]
+        return [
+            "found no runtime on this host that reads these directories: install containerd, CRI-O or Podman"
+        ]
     return [f"read by {text}" for text in found]
 
 

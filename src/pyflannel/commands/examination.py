@@ -83,7 +83,8 @@ First = Callable[[Family], Awaitable[Collection[IpNetwork]]]
 thousand peers."""
 
 _DAEMON_S, _EXAMINED_S = 1.5, 2.0
-"""Deadlines for the daemon and for the examination of the host, so that a command takes at most 5 s."""
+"""Deadlines in seconds for the answer of the daemon and for the examination of the host, so that a command
+takes at most 5 s."""
 
 
 async def status_of_host(places: Places) -> Status:
@@ -336,7 +337,7 @@ _ROUTES_ASKED = 8
 
 
 async def _set_neighbours(link: str | None) -> frozenset[IpAddress]:
-    """Return the addresses whose MAC address at a link is set by an operator."""
+    """Return the addresses of the neighbours at a link whose MAC address an operator set."""
     with contextlib.suppress(TargetError):
         return frozenset(
             one.address for name, one in await neighbours_of_host() if name == link and one.is_permanent
@@ -354,13 +355,13 @@ _CLOCKS = 16
 """Maximum number of peers whose clocks are compared with the clock of this host."""
 
 _CLOCK_DEADLINE_S = 0.7
-"""Deadline for the answers of these peers. Many firewalls drop timestamp requests, and doctor must not
-wait for them."""
+"""Deadline in seconds for the answers to timestamp requests. Many firewalls drop timestamp requests, and
+doctor must not wait for them."""
 
 
 async def _clock_offsets(status: Status, leases: list[LeaseEntry]) -> dict[IPv4Address, float]:
-    """Return the offsets of the clocks of some peers; empty if no peer can be asked. ICMPv6 has no message
-    for this.
+    """Return the clock offsets of some peers in seconds; empty if no peer can be asked. ICMPv6 has no
+    message that contains a time.
     """
     ends = (underlay for peer in peers_of(status, leases) for underlay, _ in (ends_of(peer),))
     with contextlib.suppress(TargetError):
@@ -514,7 +515,7 @@ _CONTAINERS_ASKED = 16
 async def _with_mtus(
     found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None
 ) -> tuple[ContainerNamespace, ...]:
-    """Return the containers, some of those in the subnet of this host with the MTUs of their links.
+    """Return the containers. For some containers in the subnet of this host, add the MTUs of their links.
 
     The host sees only its own end of the link of a container, which may have another MTU.
     """
@@ -579,7 +580,7 @@ async def interfaces_of_host(scope: RouteScope | None = None) -> Interfaces:
     `scope`: with an IPv6 network in it, IPv6 routes are also read.
 
     Raises:
-        TargetError: they are unreadable.
+        TargetError: the interfaces are unreadable.
     """
     async with KernelInterfaces() as observer:
         return await observer.observe(scope or RouteScope())

@@ -72,7 +72,7 @@ async def _own_objects(places: Places) -> tuple[str, ...]:
     """Return the chains and tables of the daemon that exist.
 
     Raises:
-        TargetError: they cannot be read.
+        TargetError: the chains and tables cannot be read.
     """
     marks = Marks(mark=places.mark, device=places.device(), links=frozenset())
     async with IptablesTarget() as iptables, NftTarget() as nftables, TunnelGuardTarget() as guard:
@@ -83,7 +83,7 @@ async def _own_objects(places: Places) -> tuple[str, ...]:
 
 
 async def _drops(status: Status, leases: Sequence[LeaseEntry]) -> tuple[str, ...] | None:
-    """Return the rules that drop packets of the overlay; None if they are unknown.
+    """Return the rules that drop packets of the overlay; None if the rules are unknown.
 
     Raises:
         TargetError: the interfaces or the rules are unreadable.

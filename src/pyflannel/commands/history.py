@@ -20,7 +20,7 @@ from pyflannel.wire.lease_record import CONFIG, SUBNETS, leased_subnets, readabl
 from pyflannel.wire.network_config_json import parse_network_config
 
 _READ_S = 2.5
-"""Deadline for reading the changes. After this deadline, the history is reported as incomplete."""
+"""Deadline in seconds for reading the changes. After this deadline, the history is reported as incomplete."""
 
 _QUIET_S = 0.5
 """Time in seconds without a change, after which all earlier changes are assumed to have arrived. etcd does
@@ -103,7 +103,9 @@ async def read_history(store: Store, prefix: str) -> History:
 async def _changes_after(
     store: Store, listing: Listing, prefix: str, begin: int
 ) -> tuple[list[Change], bool]:
-    """Return the changes after `begin` up to the list request, and whether these are all changes."""
+    """Return the changes after `begin` up to the list request, and whether the returned changes are
+    complete.
+    """
     expected = {record.key: record.revision for record in listing.records if record.revision > begin}
     found: list[Change] = []
     current: dict[str, int] = {}
@@ -255,7 +257,9 @@ def _event(before: Lease | None, after: Lease, *, is_new: bool) -> LeaseEventKin
 
 
 class ConfigVersion(Struct, frozen=True, kw_only=True):
-    """One value of the network config; None if it was deleted. `not_after`: the same as in LeaseEvent."""
+    """One value of the network config; `text` is None for a deleted config. `not_after`: the same as in
+    LeaseEvent.
+    """
 
     revision: int
     text: str | None

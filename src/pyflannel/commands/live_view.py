@@ -1,4 +1,4 @@
-"""The live view of one host: the state of its flanneld, and its peers with round-trip times, loss and rates.
+"""The live view of one host: the state of flanneld, and the peers with round-trip times, loss and rates.
 
 The state is read from the control socket. This process itself probes the peers, like the web page.
 """
@@ -69,7 +69,8 @@ class Moment(Struct, frozen=True, kw_only=True):
         events: the events of the passes, with the latest event last.
         rates: rates of the whole host, with the latest rate last; empty if the backend counts no bytes.
         trouble: the reason why flanneld does not respond, and the remedy; None if it responds.
-        silent_s: seconds since its last response; None if it responds, or has not responded yet.
+        silent_s: seconds since the last response of flanneld; None if flanneld responds, or has not responded
+            yet.
         probe_trouble: the reason why peers are not probed; None if they are probed.
     """
 
@@ -118,7 +119,7 @@ class LiveView:
         """Show a `Moment` about every second, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._probes.run(), name="probes of peers")
-            tasks.create_task(self._look_repeatedly(), name="looks at flanneld")
+            tasks.create_task(self._look_repeatedly(), name="requests to flanneld")
 
     async def _look_repeatedly(self) -> None:
         while True:
@@ -184,7 +185,7 @@ class LiveView:
 
 
 def live_view(socket: Path, places: Places, show: Callable[[Moment], object]) -> LiveView:
-    """Return the view of the daemon at a control socket. Its peers are probed by ICMP echo."""
+    """Return the view of the daemon at a control socket. The peers of the host are probed by ICMP echo."""
     return LiveView(ControlClient(socket), places, send_echoes, BoottimeClock(), show)
 
 
@@ -210,7 +211,7 @@ class _Losses:
         return 1 - sum(replies for _, replies in counted) / sum(requests for requests, _ in counted)
 
     def keep(self, destinations: set[IpAddress]) -> None:
-        """Forget all other destinations."""
+        """Forget the counts of all destinations except the given destinations."""
         for other in self._counted.keys() - destinations:
             del self._counted[other]
 

@@ -43,7 +43,7 @@ def running_daemon(lock: Path) -> int | None:
     try:
         number, program = read_end(lock).decode().split(maxsplit=1)
         if program.strip() != "flanneld":
-            return None  # another cleanup
+            return None  # another cleanup holds the lock
         pid = int(number)
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ async def stop_daemon(lock: Path) -> int | None:
 
     Raises:
         BusyError: the daemon did not exit in time; or its lock was deleted and only its socket shows that it
-            runs; or these are the paths of one of its several networks.
+            runs; or the daemon runs several networks, and `lock` is the path for only one of them.
         TargetError: the user has no permission to stop the daemon.
         UsageError: the daemon runs in another network namespace, so its objects cannot be removed from here.
     """
@@ -95,7 +95,8 @@ async def stop_daemon(lock: Path) -> int | None:
     except TimeoutError as error:
         raise BusyError(
             f"flanneld (pid {pid}) did not exit within {STOP_S:g} s",
-            hint=f"Read its log, terminate it with 'kill -9 {pid}', then run cleanup again.",
+            hint=f"Read the log of flanneld, terminate flanneld with 'kill -9 {pid}', then run cleanup"
+            " again.",
         ) from error
     finally:
         os.close(process)
@@ -150,14 +151,14 @@ def _check_unserved(places: Places) -> None:
     if pid is not None and pid == running_daemon(Places(run_dir=places.run_dir.parent).lock):
         raise BusyError(
             f"flanneld (pid {pid}) runs the network {places.run_dir.name}, and perhaps others",
-            hint="Remove it from --networks and restart flanneld, or, with --watch-networks, delete its"
-            " config from the store. Then clean up again.",
+            hint="Remove the network from --networks and restart flanneld, or, with --watch-networks, delete"
+            " its config from the store. After that, run the cleanup again.",
         )
     if pid is not None:
         unit = service_of(pid)
         raise BusyError(
             f"flanneld (pid {pid}) is running at {control_socket}, but its lock file is missing",
-            hint=f"Terminate it with '{f'systemctl stop {unit}' if unit else f'kill {pid}'}', then run "
+            hint=f"Terminate flanneld with '{f'systemctl stop {unit}' if unit else f'kill {pid}'}', then run "
             f"cleanup again.",
         )
 
@@ -223,7 +224,7 @@ def what_to_do(places: Places, status: Status, error: NotReadyError) -> str:
         return f"flanneld (pid {pid}) runs: read its log, and restart it if it hangs."
     if status.forwarder is not None:
         return "Start flanneld. Until then, packets reach only the peers that flanneld last knew."
-    return "Start flanneld. If it uses another run directory, select this directory with --run-dir."
+    return "Start flanneld. If flanneld uses another run directory, select this directory with --run-dir."
 
 
 def _options(run_dirs: Iterable[Path]) -> str:

@@ -44,19 +44,20 @@ from pyflannel.wire.lease_record import ALLOW_LIST, CONFIG, SUBNETS, lease_of
 from pyflannel.wire.network_config_json import parse_network_config
 
 DEADLINE_S = 2.0
-"""Deadline for an answer that the daemon gives from memory. The daemon is never busy for that long.
+"""Deadline in seconds for an answer that the daemon gives from memory. The daemon is never busy for this
+time.
 
 flannelctl itself needs up to 2 s to start on a busy host, and must answer within 5 s.
 """
 
 READ_S, EXPIRIES_S = 1.2, 0.8
-"""Deadlines for a read of the store, and for the expiries of the listed leases."""
+"""Deadlines in seconds for a read of the store, and for reading the expiries of the leases."""
 
 MATRIX_S = 3.3
-"""Deadline for the rows of other hosts; a little longer than the daemon's own deadline."""
+"""Deadline in seconds for the rows of other hosts; a little longer than the daemon's own deadline."""
 
 WRITE_DEADLINE_S = 40.0
-"""Deadline for an answer that depends on the store; longer than the daemon's own deadline."""
+"""Deadline in seconds for an answer that depends on the store; longer than the daemon's own deadline."""
 
 
 class ControlClient:
@@ -96,12 +97,12 @@ class ControlClient:
         return parse_preview(await self._ask("POST", "/v1/plan", body=(text or "").encode()))
 
     async def matrix(self, hosts: Sequence[IpNetwork]) -> Matrix:
-        """Return which of these hosts reach which others; of all hosts, if none is named."""
+        """Return which of these hosts reach which other hosts; of all hosts, if no host is named."""
         body = format_subnets(hosts)
         return parse_matrix(await self._ask("POST", "/v1/matrix", body=body, deadline_s=MATRIX_S))
 
     async def store_times(self) -> StoreTimes:
-        """Let the daemon send requests to its store, and return how long they took."""
+        """Let the daemon send requests to its store, and return how long the requests took."""
         return parse_store_times(await self._ask("GET", "/v1/store-times"))
 
     async def set_config(self, text: str) -> None:
@@ -176,7 +177,7 @@ class StoreClient:
     """Reads and writes a network in a store. Every call raises StoreError if the store does not respond."""
 
     def __init__(self, store: Store) -> None:
-        """Use `store`. The caller must close it."""
+        """Use `store`, which the caller must close."""
         self._store = store
 
     async def config_text(self) -> str | None:
@@ -238,7 +239,8 @@ class StoreClient:
 
 
 def is_missing(url: str) -> bool:
-    """Return whether the URL names a database file that does not exist. Opening the store would create it.
+    """Return whether the URL names a database file that does not exist. Opening the store would create the
+    file.
 
     Raises:
         UsageError: the URL is invalid.
@@ -337,8 +339,8 @@ class _Daemon:
 
 
 _SELECTION_S = 1.0
-"""Deadline for the daemon to report the URL of its store. After this deadline, flannelctl uses the store
-in the environment variables."""
+"""Deadline in seconds for the daemon to report the URL of its store. After this deadline, flannelctl uses the
+store in the environment variables."""
 
 
 @asynccontextmanager
@@ -411,7 +413,7 @@ async def network_store(
     ignored.
 
     Raises:
-        FlannelError: the network is one of Kubernetes, whose leases are Nodes.
+        FlannelError: the store is Kubernetes, which keeps leases in Nodes.
     """
     if store_url is None:
         try:

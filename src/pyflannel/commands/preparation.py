@@ -64,7 +64,7 @@ async def prepare(
     try:
         _share_lock(lock, user)
     except OSError as error:
-        hint = "Legacy iptables needs it. Set EnableNFTables in the network config to use nftables."
+        hint = "Legacy iptables needs this file. Set EnableNFTables in the network config to use nftables."
         failures.append(TargetError.of(f"{user.name} cannot use {lock}", error, hint=hint))
     for part in (create_pins(places, user), _move_forwarders(places.shared.run_dir, user)):
         try:
@@ -75,7 +75,8 @@ async def prepare(
 
 
 def give_files(directory: Path, user: User) -> int:
-    """Make the user the owner of root's files below a directory that this user owns. Return their number.
+    """Make the user the owner of root's files below a directory that this user owns. Return the number of
+    these files.
 
     These files are from a flanneld that ran as root. When systemd changes the owner of the directory, it also
     changes the files in it, but not files that root creates later. The user may put links into the directory,
@@ -135,7 +136,8 @@ def _share_lock(path: Path, user: User) -> None:
 
 
 async def create_pins(places: Places, user: User | None = None) -> list[str]:
-    """Mount the directory of pins and pin the attached programs; return a line that reports it.
+    """Mount the directory of pins and pin the attached programs; return lines that report the performed
+    changes.
 
     Args:
         places: the paths of the daemon.

@@ -74,7 +74,7 @@ async def probe_peers(
 
 
 def sample_of(status: Status, leases: Sequence[LeaseEntry]) -> list[LeaseEntry]:
-    """Return the leases of the peers that one command probes: all, or a random sample if there are many."""
+    """Return the leases of the peers that one command probes: all peers, or a random sample of many peers."""
     peers = list(peers_of(status, leases))
     return random.sample(peers, PROBED) if len(peers) > PROBED else peers
 
@@ -181,8 +181,8 @@ def _reach_of(
 
 
 def _measured(status: Status) -> dict[IpNetwork, int]:
-    """Return the MTU of the paths that carry less than planned, in the first family of the network, by the
-    subnet of the peer.
+    """Return the measured MTU of each path that carries only smaller packets than planned. The key is the
+    subnet of the peer in the first address family of the network.
     """
     return {one.subnet: one.measured for one in status.path_mtus if one.ipv6_subnet in (None, one.subnet)}
 
@@ -230,7 +230,8 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IpAddress | No
             source=source,
             state=results[first].state,
             rtt_ms=milliseconds(results[first]),
-            # Without its MTU, only the small request was sent, which shows no size.
+            # If the MTU is unknown, only the small request was sent. The reply does not show how large
+            # packets can be.
             mtu=_largest(destination, results) if larger else None,
             text=results[first].text,
         )
@@ -289,8 +290,8 @@ _ROUNDS, _BENCH_S = 40, 2.0
 """Maximum number of requests for each path and size, and the seconds after which no new round begins."""
 
 _ANSWER_S, _GAP_S = 0.35, 0.005
-"""Deadline of a reply, shorter than the time after which `send_echoes` tries again; and the pause between two
-requests. In seconds."""
+"""Deadline in seconds for a reply, shorter than the time after which `send_echoes` repeats a request; and
+pause in seconds between two requests."""
 
 _SMALL = 84
 """Size in bytes of a small packet, the same as the default of the program ping."""
@@ -300,7 +301,7 @@ _LOOPBACK: Mapping[Family, IpAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Add
 _MEASURED = (
     "The round-trip time of single ICMP echo packets. The kernel of the other host answers them.",
     "The paths are probed in turn, one request at a time, so that load on a host affects all paths equally.",
-    "The line 'measurement' probes this host itself: each other time contains this part.",
+    "The line 'measurement' is the round-trip time to this host itself. Every other time includes this time.",
 )
 _NOT_MEASURED = (
     "Throughput and processor time, because flannelctl sends too few packets.",
@@ -321,7 +322,7 @@ async def bench_path(status: Status, peer: LeaseEntry, container: IpAddress | No
     if peer.subnet == own:
         raise FlannelError(
             f"{peer.subnet} is the subnet of this host",
-            hint="Specify another host; 'flannelctl leases' lists them.",
+            hint="Specify another host; 'flannelctl leases' lists the hosts.",
         )
     mtu = (status.backend.mtu if status.backend is not None else None) or _MTUS[-1]
     underlay, tunnel = ends_of(peer)

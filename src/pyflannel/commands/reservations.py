@@ -30,7 +30,7 @@ from pyflannel.wire.lease_record import (
 from pyflannel.wire.network_config_json import parse_network_config
 
 Subnets = tuple[IPv4Network, IPv6Network | None]
-"""The subnets of a lease. Without an IPv6 subnet, they also match a lease that has an IPv6 subnet."""
+"""The subnets of a lease. Without an IPv6 subnet, this value also matches a lease that has an IPv6 subnet."""
 
 ANSWER_S = 2.0
 """Seconds in which a running holder answers the claim of `release`; a connected holder needs milliseconds."""
@@ -151,7 +151,7 @@ async def _reserve_new(
         if held is not None and held.attributes.public_ip == public_ip:
             raise FlannelError(
                 f"{held.attributes.host_text} already has the lease of {held.subnet}",
-                hint=f"Reserve {held.subnet} for this host, or run flannelctl cleanup on it first.",
+                hint=f"Reserve {held.subnet} for this host, or run flannelctl cleanup on this host first.",
             )
     lease = Lease(
         subnet=subnets[0],
@@ -169,14 +169,14 @@ async def _reserve_new(
     return _reservation(lease, await _write(store, put), was_written=True)
 
 
-_OTHER_SUBNET = "Choose a free subnet. flannelctl leases shows those in use."
+_OTHER_SUBNET = "Choose a free subnet. flannelctl leases shows the subnets in use."
 
 
 def _check_address(public_ip: IPv4Address, config: NetworkConfig) -> None:
     """Check that an address can be the address of a host on the underlay.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: the address cannot be the address of a host.
     """
     if public_ip.is_unspecified or public_ip.is_multicast or public_ip.is_loopback:
         raise UsageError(
@@ -258,7 +258,8 @@ async def release(store: Store, record: Record) -> None:
 
 
 async def _answers(store: Store, subnet: IPv4Network) -> bool:
-    """Return whether the holder of a subnet answers a claim. After that, the claim is deleted.
+    """Return whether the holder of a subnet answers a claim. The claim is deleted before the function
+    returns.
 
     The claim contains no address, so the holder does not report a conflict with another host.
     """
@@ -301,7 +302,7 @@ def _found(records: Sequence[Record], subnets: Subnets) -> Record | None:
     """Return the record of the lease for these subnets.
 
     Raises:
-        UsageError: there are several such records.
+        UsageError: several records have a lease for these subnets.
     """
     found = [
         record

@@ -128,7 +128,9 @@ def _check_ends(facts: Facts) -> None:
     hosts = [str(one.host_name or one.public_ip) for one in holders if one is not None]
     raise FlannelError(
         f"neither {facts.source} nor {facts.destination} is an address of this host or of its containers",
-        hint=f"Run it on {' or '.join(hosts)}." if hosts else "'flannelctl leases' lists the hosts.",
+        hint=f"Run flannelctl trace on {' or '.join(hosts)}."
+        if hosts
+        else "'flannelctl leases' lists the hosts.",
     )
 
 
@@ -139,7 +141,7 @@ async def _container_of(
     bridge, or on the underlay.
 
     Raises:
-        FlannelError: this host has none of them.
+        FlannelError: this host has no container and none of these addresses.
     """
     own = status.lease.subnet if status.lease is not None else None
     bridges = [

@@ -38,12 +38,12 @@ class Answer(NamedTuple):
 
 
 Handler = Callable[[int, Kind, bytes, list[int]], Answer]
-"""Performs a request of the client with this number. The handler removes from the list the descriptors
-that it uses."""
+"""A function that performs a request of the client with this number. The function removes the descriptors
+that it uses from the list."""
 
 
 class ControlServer:
-    """Reads requests and sends the result of `answer` for each.
+    """Reads requests, and sends the result of `answer` for each request.
 
     The first client is the daemon that started the forwarder. After `listen`, processes of root and of the
     daemon's user can connect. A client that sends an invalid frame, or does not read, is disconnected. `gone`
@@ -101,7 +101,7 @@ class ControlServer:
         try:
             connection, _ = self._listener.accept()
         except OSError:
-            return  # the client disconnected before
+            return  # the client disconnected before it was accepted
         pid, uid, _ = _credentials(connection)
         if len(self._clients) >= _CLIENTS or uid not in self._users:
             connection.close()

@@ -18,7 +18,7 @@ _INBOUND = (
 
 
 class Counters:
-    """Counters since the start of the forwarder. They never decrease.
+    """Counters since the start of the forwarder. The counters never decrease.
 
     - sent_*: packets and bytes to peers; received_*: packets and bytes to the device
     - batches_*: system calls with several packets

@@ -45,7 +45,7 @@ class Start:
         listener: the bound control socket, on which this process listens later.
         udp: the bound socket of the tunnel.
         device: the attachment to the device from the previous forwarder, or None.
-        state: version, settings and peers. The process ID in it has no meaning.
+        state: version, settings and peers. The process ID in this state has no meaning.
 
     Raises:
         OSError: the daemon exited, or sent nothing in time.
@@ -83,7 +83,8 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
 
 
 class Watchdog:
-    """Watchdog messages to systemd, which kills a hanging process. A daemon of another user cannot kill it.
+    """Sends watchdog messages to systemd, so that systemd kills the forwarder if it hangs. The daemon cannot
+    kill a forwarder of another user.
 
     Attributes:
         interval_s: interval in seconds between two messages; None without a watchdog.
@@ -119,9 +120,10 @@ _GENERATIONS = 1 << 64
 class Forwarder:
     """One tunnel's user-space data path.
 
-    The forwarder starts without the device. It gets the peers first and then ATTACH, so that no packet is
-    looked up in an empty table. During a replacement, the new forwarder starts with the peers and the device
-    of the old forwarder, and both forward packets. If the daemon exits before LISTEN, the forwarder exits.
+    The forwarder starts without the device. The forwarder gets the peers first and then ATTACH, so that it
+    never searches an empty table for the peer of a packet. During a replacement, the new forwarder starts
+    with the peers and the device of the old forwarder, and both forward packets. If the daemon exits before
+    LISTEN, the forwarder exits.
 
     Raises:
         WireError: a descriptor has the wrong type.

@@ -83,7 +83,7 @@ def _mask(prefix_length: int) -> int:
     return 0xFFFFFFFF << (32 - prefix_length) & 0xFFFFFFFF
 
 
-# The decision for a packet, which is its destination, or the reason to drop it.
+# The decision about a packet is its destination, or the reason to drop it.
 #
 # The checks of the two directions differ on purpose. Packets of the host are only routed, without a check of
 # the source. The source of packets from the underlay is also checked, because any program can send a
@@ -107,14 +107,15 @@ class Drop(Enum):
 
 
 def outbound(buffer: bytearray, at: int, size: int, peers: PeerTable, mtu: int) -> Endpoint | Drop:
-    """Return the destination of the device's packet at `at`, or the reason to drop it. Decrement its TTL.
+    """Return the destination of the device's packet at `at`, or the reason to drop it. Decrement the TTL of
+    the packet.
 
     The route is checked before the TTL: a packet without a route is unreachable, regardless of its TTL.
 
     UDP to the underlay address and tunnel port of a peer is a tunnel datagram that the host routed into the
-    tunnel. If the forwarder sent it, the datagram would return endlessly, each time in another datagram. Such
-    a datagram is dropped regardless of its source, because a NAT may have changed the source. A later
-    fragment has no port, so for a fragment only the address is compared.
+    tunnel. If the forwarder sent it, the datagram would return endlessly, each time in another datagram. A
+    tunnel datagram from the device is dropped regardless of its source, because a NAT may have changed the
+    source. A later fragment has no port, so for a fragment only the address is compared.
     """
     if size < HEADER_BYTES:
         return Drop.SHORT

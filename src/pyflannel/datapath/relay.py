@@ -34,8 +34,8 @@ _SUM_AT = 10
 _SUM = Struct("!H")
 _CARRYING = 0xFF
 _NEXT = bytes((value + 1) & 0xFF for value in range(256))
-"""The upper byte of a header's checksum after its TTL was decremented, by the byte before. If the byte before
-is _CARRYING, the lower byte changes, too."""
+"""Table from the upper byte of a header's checksum to this byte after the TTL was decremented. If the old
+byte is _CARRYING, the lower byte of the checksum changes, too."""
 
 
 class OutboundPath:
@@ -156,7 +156,9 @@ class OutboundPath:
             place = old.find(_CARRYING, place + 1)
 
     def _column(self, at: int, count: int) -> slice:
-        """Return the place of one byte in each of `count` packets. In the first packet, its place is `at`."""
+        """Return the slice of the buffer with the byte at `at`, and with the same byte of the next packets:
+        `count` bytes in total.
+        """
         return slice(at, at + (count - 1) * self._stride + 1, self._stride)
 
     def _views(self, place: int, count: int, size: int, header_bytes: int) -> list[memoryview]:
@@ -371,17 +373,19 @@ class Poller:
                 handler(events)
 
     def pause(self, pause_s: float) -> None:
-        """Wait, so that other processes run. The filter of system calls permits no other call for this."""
+        """Wait, so that other processes run. The filter of system calls permits no other call with which a
+        process can wait.
+        """
         self._nothing.poll(pause_s)
 
 
 class Relay:
     """The data path, which handles both directions alternately, in batches.
 
-    No packet and no failure of the underlay stops it. Lost packets are counted by reason. If the device is
-    removed, `on_detached` is called once, and packets from peers are dropped until `attach`. The function
-    `say` is called once for each offload that the kernel lacks. `device` is the attachment that the previous
-    forwarder passed on.
+    No packet and no failure of the underlay stops the data path. Lost packets are counted by reason. If the
+    device is removed, `on_detached` is called once, and packets from peers are dropped until `attach`. The
+    function `say` is called once for each offload that the kernel lacks. `device` is the attachment that the
+    previous forwarder passed on.
     """
 
     def __init__(

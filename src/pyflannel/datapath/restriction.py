@@ -1,8 +1,8 @@
 """Drops root, capabilities and most system calls of the forwarder before its first packet.
 
-The forwarder parses packets of unknown senders, so a defect in it must not give them access to the host.
-After that, the process can only use its open descriptors, which are those of one tunnel and of its control
-socket.
+The forwarder parses packets of unknown senders, so a defect in the forwarder must not give these senders
+access to the host. After the restriction, the process can only use its open descriptors: the descriptors of
+one tunnel and of its control socket.
 
 Sources: capabilities(7), prctl(2), seccomp(2), linux/seccomp.h, linux/bpf_common.h.
 """
@@ -129,9 +129,9 @@ _SYSTEM_CALLS = {
 """The allowed system calls. The calls that are used for each packet are first.
 
 The list was recorded with strace while the process forwarded packets in both directions, in runs and singly,
-served clients, lost its device and got another, was replaced, and exited because of STOP and of SIGTERM. The
-calls that the C library and the interpreter use under other conditions were added (memory, signals, clocks
-without a vDSO).
+and served clients. The process also lost its device and got another device, was replaced, and exited because
+of STOP and of SIGTERM. The calls that the C library and the interpreter use under other conditions were added
+(memory, signals, clocks without a vDSO).
 """
 
 _IOCTL = (16, 29)
@@ -164,8 +164,8 @@ class _Program(ctypes.Structure):
 
 
 def _filter_calls(libc: ctypes.CDLL) -> bool:
-    """Let the kernel refuse all other calls. Return False on an unknown processor architecture, or without
-    seccomp.
+    """Let the kernel refuse all system calls except _SYSTEM_CALLS. Return False on an unknown processor
+    architecture, or without seccomp.
     """
     found = _ARCHITECTURES.get(os.uname().machine)
     if found is None:
@@ -176,8 +176,8 @@ def _filter_calls(libc: ctypes.CDLL) -> bool:
 
 
 def _instructions(architecture: int, column: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the filter. The filter has one block for each call, and each block returns or continues with
-    the next block.
+    """Yield the instructions of the filter. The filter has one block for each system call. A block returns a
+    decision, or continues with the next block.
     """
     yield _LOAD, 0, 0, _ARCHITECTURE_AT
     yield _JUMP_EQUAL, 1, 0, architecture

@@ -2,8 +2,8 @@
 
 The kernel splits a run by copying its headers (tcp_gso_segment, inet_gso_segment). The kernel increments
 sequence number and IP identification, computes lengths and checksums, and sets PSH only in the last segment.
-Therefore a run contains only segments without other differences. All its checksums must be correct, because
-the kernel would replace wrong checksums.
+Therefore a run contains only segments without other differences. All checksums in a run must be correct,
+because the kernel would replace wrong checksums.
 """
 
 from functools import lru_cache
@@ -19,7 +19,8 @@ offset, TTL, protocol), checksum, flow (addresses and ports), sequence number, s
 length, flags, window), checksum (RFC 791 section 3.1, RFC 9293 section 3.1)."""
 
 _SHORTEST_BYTES = 40
-"""The IP and TCP headers without options: the fields above, and the urgent pointer."""
+"""Length in bytes of the IP and TCP headers without options: the fields of _HEADERS, and the urgent
+pointer."""
 
 _LENGTH = Struct("!H")
 
@@ -36,12 +37,13 @@ _PSH = 0x0008 << 16
 
 _HEADER_LENGTH_SHIFT = 28
 _NEVER_COMPUTED = 0xFFFF
-"""A checksum of 0xFFFF, which is equivalent to 0. The kernel writes 0 instead."""
+"""A checksum of 0xFFFF, which is equivalent to 0. The kernel writes 0 instead of 0xFFFF."""
 
 _LONGEST_BYTES = 65535
 _FEWEST_AT_ONCE = 4
 _CHUNK_BYTES = 4096
-"""Length in bytes of the numbers for checksums: even, and the fastest to add."""
+"""Length in bytes of the parts of a run that are added as large numbers for a checksum. The length is even,
+and was the fastest in measurements."""
 
 
 class TcpRun:
@@ -129,8 +131,8 @@ class TcpRun:
         """Append some of `count` adjacent packets of `size` bytes, and return their number.
 
         If the number is 0, the first packet may still continue the run. This method checks all packets at
-        once, field by field, which takes a quarter of the time of `extend`. If not all of them continue the
-        run, it checks fewer packets.
+        once, field by field, which takes a quarter of the time of `extend`. If not all packets continue the
+        run, the method checks fewer packets.
         """
         payload = size - self._header_bytes
         count = min(count, self._room // payload) if size == self._size else 0
@@ -222,8 +224,8 @@ class TcpRun:
         return int.from_bytes(self._flow[:8], "big")
 
     def _chunks(self) -> list[tuple[int, int]]:
-        """Return the parts of the buffer that contain the run. Their words are aligned to the words of a
-        packet.
+        """Return the parts of the buffer that contain the run. The words of each part are aligned to the
+        words of a packet.
         """
         first, last, size = self.starts[0], self.starts[-1], self._size
         if size % 2 == 0 and last - first == (len(self.starts) - 1) * size:

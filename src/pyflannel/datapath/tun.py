@@ -58,13 +58,14 @@ _NO_SEGMENTATION = bytes(_HEADER.size)
 
 
 class Tun:
-    """An attachment to a TUN device. The daemon created it, because only the daemon has the right to create
-    it.
+    """An attachment to a TUN device. The daemon created the attachment, because only the daemon has the right
+    to do so.
 
     The kernel segments and checksums all packets from the device, because no offload is requested.
 
     Attributes:
-        header_bytes: length in bytes of the header before each packet; 0 if the kernel does not support it.
+        header_bytes: length in bytes of the header before each packet; 0 if the kernel does not support this
+            header.
         takes_runs: True if `write_run` may be used.
 
     Raises:
@@ -89,7 +90,7 @@ class Tun:
         if self.takes_runs:
             offloads.use(Offload.RUN_WRITE)
         else:
-            offloads.lack(Offload.RUN_WRITE, "the device was attached without it")
+            offloads.lack(Offload.RUN_WRITE, "the device was attached without IFF_VNET_HDR")
 
     @property
     def is_current(self) -> bool:
@@ -153,7 +154,7 @@ class DeviceWriter:
         self._write(packet)
 
     def write_run(self, run: TcpRun, view: memoryview) -> None:
-        """Write the segments of a run in `view`, in one call if the packets remain unchanged by it."""
+        """Write the segments of a run in `view`, in one call if this call does not change the packets."""
         tun, count = self.tun, len(run.starts)
         if count > 1 and tun is not None and tun.takes_runs and run.has_true_checksums():
             try:

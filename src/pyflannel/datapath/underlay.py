@@ -37,7 +37,7 @@ class UnderlaySender:
         self._offloads = offloads
         self._refused_until: dict[Endpoint, float] = {}
         try:
-            # sets no size; the kernel refuses the option if it does not support it
+            # tests the option without setting a size; a kernel without the option refuses it
             udp.setsockopt(_SOL_UDP, _UDP_SEGMENT, 0)
         except OSError as error:
             offloads.lack(Offload.SEGMENTED_SEND, error)

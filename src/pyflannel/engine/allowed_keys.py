@@ -27,7 +27,8 @@ from pyflannel.wire.lease_signature import (
 log = logging.getLogger(__name__)
 
 LOOK_S = 60.0
-"""Maximum interval between two reads of the file, which may be on a file system that announces no changes."""
+"""Maximum interval in seconds between two reads of the file, because some file systems do not announce
+changes."""
 
 SETTLE_S = 0.5
 """A file is read after it has not changed for this time in seconds, so that no half-written list takes
@@ -60,7 +61,7 @@ class AllowList(Protocol):
         """Read the files soon, even without a change."""
 
     async def load(self) -> None:
-        """Read the list that an earlier run kept."""
+        """Read the list that an earlier run saved."""
 
     async def see(self, data: bytes | None) -> None:
         """Record the value that the store contains; None if there is no value."""
@@ -145,7 +146,8 @@ class AllowedKeys:
 _SIGN = "Sign the list with flannelctl allow-list sign, and publish it with flannelctl allow-list publish."
 _SPACE = "Make the state directory writable for flanneld; the log contains the reason."
 _WRITER = (
-    "If no operator published it, find the program that writes it, and restrict the writers of the store."
+    "If no operator published the list, find the program that writes it, and restrict the writers of the "
+    "store."
 )
 
 

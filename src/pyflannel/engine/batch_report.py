@@ -52,8 +52,8 @@ class Counts(Struct, kw_only=True):
     """Counters of the reconciler since its start.
 
     Attributes:
-        passes: number of looks at the host that were compared with the plan.
-        failures: number of attempts to read a target that failed.
+        passes: number of times that flanneld compared the state of the host with the plan.
+        failures: number of failed attempts to read a target.
         duration_s: duration of the latest comparison, including its operations.
         pass_durations: the durations of all comparisons.
         peer_durations: times from a change of peers in the plan until the state of the host equals the plan.
@@ -91,7 +91,7 @@ class Batch(Struct):
         planned: the operations that resulted from a change of the plan, in the order in which they were
             applied.
         repairs: the operations that repaired damage.
-        fights: the repairs that another program keeps undoing, if this was detected now.
+        fights: the repairs that another program keeps undoing, if this batch showed it.
     """
 
     since: int
@@ -107,7 +107,7 @@ class Batch(Struct):
 
 
 class BatchReport:
-    """Reports each batch to the log, the counters and the journal. It decides nothing."""
+    """Reports each batch to the log, the counters and the journal. This class decides nothing."""
 
     def __init__(self, journal: Journal, kinds: Iterable[type[Item]]) -> None:
         self._journal = journal

@@ -1,8 +1,8 @@
 """The host's condition in one network, as one value.
 
-Log lines, the status, readiness and metrics are views of it. These views do not change the condition, and
-events reach the data path without these views. The supervisor makes a new condition from each event, and
-plans from its inputs.
+Log lines, the status, readiness and metrics are views of the condition. These views do not change the
+condition, and events reach the data path without these views. The supervisor makes a new condition from each
+event, and plans from its inputs.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -40,10 +40,11 @@ class Inputs(Struct, frozen=True, kw_only=True):
     """The inputs of a plan that may change while the host runs.
 
     Attributes:
-        config: the network config in force; None until one is known.
+        config: the network config in force; None until a config is known.
         backend: the backend of the config.
         previous: earlier configs that peers may still use to send, the newest first.
-        is_prepared: True if this host can receive packets by `backend`; before that, it sends by `previous`.
+        is_prepared: True if this host can receive packets by `backend`; before that, this host sends by
+            `previous`.
         underlay: the interface that carries the tunnel.
         lease: this host's lease.
         leases: the leases that are valid for the data path, including this host's.
@@ -54,8 +55,8 @@ class Inputs(Struct, frozen=True, kw_only=True):
         surroundings: addresses and routes outside the overlay.
         wireguard: WireGuard key and implementation, for the wireguard backend.
         greeted: WireGuard keys of peers to which this host may send by `backend` while it has `previous`.
-        path_mtus: the MTU of paths that carry less than planned, by the subnet of the peer in
-            the family.
+        path_mtus: the measured MTU of each path that carries only smaller packets than planned, by the peer's
+            subnet in the address family of the path.
         docker: networks of Docker that the network plugin created.
     """
 
@@ -99,7 +100,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 _LOSSES = ("lost", "taken")
-"""Phases in which the store does not contain this host's lease. Each of these phases may follow the other."""
+"""Phases in which the store does not contain this host's lease. Either phase may follow the other phase."""
 
 
 class LeaseCondition(Struct, frozen=True, kw_only=True):
@@ -115,8 +116,8 @@ class LeaseCondition(Struct, frozen=True, kw_only=True):
         unassigned: the latest report that Kubernetes assigns no usable subnet; None after it assigned one.
         shared: the latest report that another running host has this host's address or identity; None after
             that host stopped using it.
-        is_sharer_known: True if that host has had a lease since then. When this lease is removed, the host is
-            gone.
+        is_sharer_known: True if the host in `shared` has had a lease since the report. When this lease is
+            removed, that host no longer runs.
     """
 
     phase: LeasePhase = "acquiring"

@@ -48,8 +48,9 @@ class Consequences(Struct, frozen=True, kw_only=True):
         changed: called when the config in force changed.
         fenced: called when the host must drop the network's packets; the argument is the plan for this.
         started: called when the host runs on its last known config and on these leases.
-        resume: called to run on these last known leases. The network config is known, because it is a file.
-        noted: function that is called if only the status changed.
+        resume: called to run on the last known leases with a network config that is already known, because it
+            is in a file.
+        noted: called if only the status changed.
     """
 
     changed: Callable[[], None]
@@ -115,7 +116,7 @@ class ConfigInForce:
         self._host_changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Follow the config in the store, until cancelled. Before this, the host's interfaces must be
+        """Follow the config in the store, until cancelled. Before this call, the host's interfaces must be
         observed.
         """
         if self._previous is not None:
@@ -220,7 +221,7 @@ class ConfigInForce:
         return False
 
     def _refuse(self, trouble: Notice) -> None:
-        """Keep running with the last valid config, if such a config exists."""
+        """Keep running with the last valid config, if there is a valid config."""
         before = self._present.condition
         self._present.change_store(is_stale=False)
         self._present.change_config(revision=None, trouble=trouble, store_trouble=None)
@@ -244,7 +245,9 @@ class ConfigInForce:
         self._then.changed()
 
     def _continue_change(self, kept: KeptChange) -> None:
-        """Continue the change of the backend that began in the last run, or after it."""
+        """Continue a change of the backend that began during the previous run or while flanneld did not
+        run.
+        """
         inputs = resumed(self._present.inputs, kept, requires_encryption=self._options.requires_encryption)
         if inputs.previous:
             log_change(inputs)

@@ -19,7 +19,7 @@ _KINDS = (Link, Address, NftTable)
 
 
 class SupervisedHost:
-    """The DockerHost of a supervisor."""
+    """The DockerHost that a supervisor provides."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -43,7 +43,7 @@ class SupervisedHost:
             or backend is None
         ):
             raise NotReadyError(
-                f"flanneld is not ready. It waits for {self._supervisor.waiting_for}",
+                f"flanneld is not ready. flanneld waits for {self._supervisor.waiting_for}",
                 hint="Run flannelctl status.",
             )
         ipv6 = self._supervisor.planner.host(inputs, 6) if config.enable_ipv6 else None
@@ -75,8 +75,8 @@ class SupervisedHost:
 
 
 class DockerNetworks:
-    """The plugins of all flannel networks of this host. For each request of Docker, it finds the plugin that
-    must handle the request.
+    """The plugins of all flannel networks of this host. For each request of Docker, this class finds the
+    plugin that must handle the request.
 
     Args:
         has_names: True if the daemon runs networks with names.
@@ -137,19 +137,19 @@ class DockerNetworks:
         return self._running(name)
 
     def of_pool(self, pool: str) -> DockerPlugin:
-        """Return the plugin that gave the addresses of a network.
+        """Return the plugin that gave the addresses of a network of Docker.
 
         Raises:
-            DockerPluginError: its flannel network does not run.
+            DockerPluginError: the flannel network of the plugin does not run.
             NotReadyError: the flannel network is starting.
         """
         return self._running(network_of_pool(pool))
 
     async def of_network(self, network: str) -> DockerPlugin:
-        """Return the plugin of a network of Docker; if no plugin knows the network, any of them.
+        """Return the plugin of a network of Docker; if no plugin knows the network, return any plugin.
 
         Raises:
-            DockerPluginError: its flannel network does not run.
+            DockerPluginError: the flannel network of the plugin does not run.
             NotReadyError: no flannel network runs yet.
         """
         for plugin in self._plugins.values():

@@ -48,8 +48,8 @@ from pyflannel.wire.docker_plugin import (
 log = logging.getLogger(__name__)
 
 _IN_PLACE_S = 10.0
-"""Deadline for the reconciler to create an object. Normally this takes milliseconds; Docker waits for half
-a minute."""
+"""Deadline in seconds for the reconciler to create an object. Normally the reconciler needs milliseconds;
+Docker waits for half a minute."""
 
 _LOOK_S = 0.01
 
@@ -193,7 +193,7 @@ class DockerPlugin:
             with suppress(DockerPluginError):  # the failure is logged, and the next call tries again
                 await self._save(replace(state, others=others, ipv6_others=ipv6))
 
-    # Addresses.
+    # Requests about addresses.
 
     async def request_pool(self, request: PoolRequest) -> Pool | Ipv6Pool:
         """Return the addresses of a new network in one family."""
@@ -249,7 +249,7 @@ class DockerPlugin:
         async with self._lock:
             await self._save(release_address(self._known(), request.pool, address))
 
-    # Networks.
+    # Requests about networks.
 
     async def create_network(self, request: NetworkRequest) -> None:
         """Create the bridge of a network, and return when containers can be connected to it."""
@@ -286,7 +286,7 @@ class DockerPlugin:
             await self._save(remove_network(state, name))
             await self._wait_in_place()
 
-    # Containers.
+    # Requests about containers.
 
     async def create_endpoint(self, request: EndpointRequest) -> DockerEndpoint:
         """Record a container with the address that the IPAM driver gave it."""
@@ -346,8 +346,8 @@ class DockerPlugin:
             return endpoint, network, () if has_routes else routes
 
     async def leave(self, request: EndpointRequest) -> None:
-        """Record that a container has left the network. After that, Docker moves the link of the container
-        back.
+        """Record that a container has left the network. After this request, Docker moves the link of the
+        container back to the host.
         """
         async with self._lock:
             state = self._known()
@@ -394,7 +394,7 @@ class DockerPlugin:
             if endpoint is not None and endpoint.ports:
                 await self._save(put_endpoint(state, replace(endpoint, ports=())))
 
-    # State.
+    # Methods that read and save the state of the plugin.
 
     def _known(self) -> DockerState:
         if self._damage is not None:
@@ -429,8 +429,8 @@ class DockerPlugin:
         if not await self._memory.save([format_state(state)]):
             raise DockerPluginError(
                 "flanneld cannot save the networks of Docker",
-                hint="Make its state directory writable, or free space on its file system. Read the log "
-                "of flanneld.",
+                hint="Make the state directory of flanneld writable, or free space on its file system. Read "
+                "the log of flanneld.",
             )
         self._state = state
         if state.plan != before.plan:
@@ -452,7 +452,7 @@ class DockerPlugin:
         end = self._clock.now() + _IN_PLACE_S
         while not await is_done():
             if self._clock.now() >= end:
-                why = self._host.objection() or "it is busy"
+                why = self._host.objection() or "flanneld is busy"
                 raise NotReadyError(
                     f"flanneld did not create {name} within {_IN_PLACE_S:g} s: {why}",
                     hint="Run flannelctl status.",

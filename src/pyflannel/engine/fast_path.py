@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 RETRY_MAX_S = 60.0
-"""Seconds until the fast path is tried again after the kernel refused a program. The delay doubles up to
-the maximum.
+"""Longest delay in seconds before the fast path is tried again after the kernel refused a program. The delay
+doubles after each refusal.
 """
 
 _WITHOUT_GRO_LINK = "Use a kernel with veth (CONFIG_VETH), or start flanneld with --fast-path-gro=off."
@@ -94,7 +94,7 @@ class FastPath:
     def status(self, config: NetworkConfig | None) -> FastPathStatus | None:
         """Return the path of packets and the reason; None for a backend that needs no programs in this mode.
 
-        During a retry, this returns the previous result.
+        During a retry, the method returns the previous result.
         """
         if config is None or (config.backend_type != "udp" and not self._is_wanted(config)):
             return None
@@ -166,7 +166,9 @@ class FastPath:
         self._refused.set()
 
     def _reason(self, unserved: Refusal, refused: Iterable[Refusal]) -> tuple[str, str]:
-        """Return the cause of a refusal and the remedy; the GRO veth matters only if it is planned."""
+        """Return the cause of a refusal and the remedy; a refused GRO veth counts only if the veth is
+        planned.
+        """
         for one in refused:
             if (gro_link := _wanted_link(one.operation, "veth")) is not None:
                 return f"{gro_link.name} cannot be created: {one.cause}", _WITHOUT_GRO_LINK

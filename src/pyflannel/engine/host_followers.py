@@ -26,20 +26,21 @@ _ANNOUNCEMENTS, _ANNOUNCED_EVERY_S = 3, 1.0
 
 
 class UnderlayFollower:
-    """Calls `found` with the first underlay and each later one that differs, and `waiting` if there is no
-    underlay yet.
+    """Calls `found` with the first underlay and each later underlay that differs, and `waiting` if there is
+    no underlay yet.
 
-    `surrounded` gets the other interfaces and routes of the host in the same way. If both changed, it is
-    called before `found`.
+    `surrounded` gets the other interfaces and routes of the host in the same way. If both changed,
+    `surrounded` is called before `found`.
 
-    Before the network config is known, the interface is chosen by IPv4. In a network with IPv6 alone, it is
-    chosen by IPv6, and `found` gets it after `ask_about` has named the network.
+    Before the network config is known, the interface is chosen by IPv4. In a network with IPv6 alone, the
+    interface is chosen by IPv6, and `found` gets the underlay after `ask_about` has named the network.
 
-    If the underlay disappears, it remains valid until another is found, because packets may still get
-    through.
+    If the underlay disappears, it remains valid until another underlay is found, because packets may still
+    get through.
 
-    The first address, and each that moves to another interface or MAC address, is announced to the hosts on
-    the link. Without this, they send to the previous MAC address until their neighbour entry expires.
+    The first address, and each address that moves to another interface or MAC address, is announced to the
+    hosts on the link. Without the announcement, these hosts send to the previous MAC address until their
+    neighbour entry expires.
     """
 
     def __init__(
@@ -125,8 +126,8 @@ class UnderlayFollower:
                 log.info("%s", line)
             self._current = underlay
             self._found(underlay)
-        # An IPv6 part that joins a known underlay is announced before the surroundings, which make the
-        # network config usable.
+        # If a known underlay gets an IPv6 part, `found` is called before `surrounded`, because the host can
+        # use the network config after the call of `surrounded`.
         self._take_surroundings(surroundings)
 
     def _note_place(self, found: Underlay, interfaces: Interfaces) -> None:
@@ -206,8 +207,8 @@ BRIDGE_LOOK_S = 10.0
 class BridgeFollower:
     """Calls `found` with the bridges, and again after each change, while the bridges are needed.
 
-    Otherwise it does not subscribe to changes, because in a vxlan network, the kernel would announce the
-    neighbour and the FDB entry of each peer.
+    While the bridges are not needed, the follower does not subscribe to changes. In a vxlan network, the
+    kernel would announce the neighbour and the FDB entry of each peer.
 
     If the bridges are unreadable, they count as missing. Without an entry, the kernel's bridge carries the
     packets of a container.

@@ -1,8 +1,8 @@
 """Leases that remain valid although the store does not deliver them.
 
-A lease that disappeared remains valid for a grace period. A running owner writes it again in this time, and
-no packet to that owner is lost. The last known leases are saved for a restart of this host while its store is
-unreachable.
+A lease that disappeared remains valid for a grace period. A running owner writes the lease again in this
+time, and no packet to that owner is lost. The last known leases are saved for a restart of this host while
+its store is unreachable.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 2.0
 """Time in seconds for which a disappeared lease remains valid for the data path. A running owner needs
-milliseconds to write it again."""
+milliseconds to write its lease again."""
 
 SILENCE_S = 20.0
 """Longest time in seconds that an owner needs to write its lease again if its store does not respond.
@@ -50,13 +50,13 @@ class LeaseGrace:
     following two cases, and GRACE_S in all other cases:
 
     - The store is unreachable, or was unreachable within the last SILENCE_S.
-    - Leases are renewed less than SILENCE_S before they expire. In this case, an owner may lose its lease
-      before it detects that the store does not respond.
+    - Leases are renewed less than SILENCE_S before they expire. With so late a renewal, an owner may lose its
+      lease before it detects that the store does not respond.
 
     `changed` is called when a grace period ended.
 
     Attributes:
-        counted: the valid leases: those in the store, and those in their grace period.
+        counted: the valid leases: the leases in the store, and the leases in their grace period.
     """
 
     def __init__(self, clock: Clock, changed: Callable[[], None], *, renewal_margin_s: float) -> None:
@@ -186,8 +186,8 @@ class LastKnownLeases:
         self._changed.set()
 
     def backend_changed(self) -> None:
-        """Record a change of the backend, so that it is saved immediately, because a restart must know the
-        previous backend.
+        """Record a change of the backend. The change is saved immediately, because flanneld must know the
+        previous backend after a restart.
         """
         self._is_urgent.set()
         self._changed.set()
@@ -214,7 +214,7 @@ class LastKnownLeases:
         return 0 if known is None else len(known.leases) // SAVED_PER_S
 
     async def _save(self) -> bool | None:
-        """Save the leases; return whether this succeeded, or None if there was nothing to save."""
+        """Save the leases; return whether the leases were saved, or None if there was nothing to save."""
         known = self._current()
         if known is None:
             return None
@@ -226,7 +226,7 @@ class LastKnownLeases:
         return is_saved
 
     async def load_change(self) -> KeptChange:
-        """Return the configs of the last run."""
+        """Return the saved configs of the previous run, for a change of the backend that is not complete."""
         content = await self._memory.load()
         return KeptChange() if content is None else parse_change(content)
 

@@ -90,10 +90,10 @@ class LeaseKeeper:
     """Keeps this host's lease in the store, and follows the leases of all hosts.
 
     `report` gets the reports of the lease protocol, and `leases_changed` gets each new set of leases. Both
-    are called in the order of the events, and must not block. `reidentify` creates a new identity and returns
-    the attributes of the lease for it. `store_log` logs the outages of the store. `signing` signs and checks
-    leases; None if this host does not use signatures. `noticed` gets each written record with another
-    purpose.
+    functions are called in the order of the events, and must not block. `reidentify` creates a new identity
+    and returns the attributes of the lease for it. `store_log` logs the outages of the store. `signing` signs
+    and checks leases; None if this host does not use signatures. `noticed` gets each written record with
+    another purpose.
     """
 
     def __init__(
@@ -185,7 +185,9 @@ class LeaseKeeper:
             self._leases_changed(leases)
 
     def _log_outranked(self, leases: LeaseSet) -> None:
-        """Log each newly ignored lease, because another host's lease on its IPv4 subnet has precedence."""
+        """Log each newly ignored lease, because another host's lease on the same IPv4 subnet has
+        precedence.
+        """
         found = set()
         for subnet, others in leases.outranked.items():
             counts = leases.by_subnet[subnet]

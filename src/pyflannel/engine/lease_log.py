@@ -1,4 +1,6 @@
-"""Logging of the lease protocol, with one line for each report, with the original's text if it has one."""
+"""Logging of the lease protocol, with one line for each report. If the original logs the same event, the line
+contains the text of the original.
+"""
 
 import logging
 from collections.abc import Iterable
@@ -161,7 +163,7 @@ class LeaseLog:
 class SkippedKeys:
     """Logs the keys of the store that contain no valid lease or claim, each key once for each reason.
 
-    A client of the store can write any number of such keys, so memory and log are bounded.
+    A client of the store can write any number of invalid keys, so memory and log are bounded.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -173,7 +175,9 @@ class SkippedKeys:
         return len(self._reasons)
 
     def skip(self, key: str, error: WireError) -> None:
-        """Log that the record at a key is skipped, unless this was logged for the same reason."""
+        """Log that the record at a key is skipped, unless the last log line about this key has the same
+        reason.
+        """
         key, reason = cut(key, _KEY_KEPT), str(error)
         if self._reasons.pop(key, None) != reason:
             self._limit.line(logging.WARNING, "Skipped %s", error.in_full)

@@ -27,12 +27,12 @@ from pyflannel.wire.lease_signature import KnownKeys, format_known_keys, is_auth
 log = logging.getLogger(__name__)
 
 REFUSALS_KEPT = 1000
-"""Number of refused leases that are remembered, so that each is logged once."""
+"""Number of refused leases that are remembered, so that each refused lease is logged once."""
 
 
 class Refusals:
-    """The refused leases since flanneld started. A client of the store can write any number of such
-    leases.
+    """The refused leases since flanneld started. A client of the store can write any number of leases that
+    are refused.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -63,7 +63,7 @@ class Refusals:
         return known is None
 
     def remove(self, key: str) -> None:
-        """Record that a key has another lease, or no lease."""
+        """Record that a key contains another lease, or no lease any more."""
         for fault in FAULTS:
             if (known := self._kept.get((key, fault))) is not None and known[0].is_in_store:
                 self._kept[key, fault] = replace(known[0], is_in_store=False), *known[1:]
@@ -219,14 +219,15 @@ class LeaseSigning:
         if self._requires and not self._has_copy and claim.owner == owner and claim.held_s is not None:
             raise WireError(
                 f"{claim_key(claim.subnet)}: not accepted: no copy of this host has signed a lease",
-                hint="Find the program that writes it, and restrict the writers of the store.",
+                hint="Find the program that writes the claim, and restrict the writers of the store.",
             )
 
     def yields(self) -> bool:
-        """Return whether this host may give up its identity to a copy of it.
+        """Return whether this host may leave its identity to another host, which seems to be a copy of this
+        host.
 
-        With a new identity, its new key would not be in the allow-list. Therefore the host requires a proof,
-        which only the key can give: a lease with a counter that this host has not used.
+        The key of a new identity would not be in the allow-list. Therefore this host requires a proof of the
+        copy: a lease that is signed with this host's key, and has a counter that this host has not used.
         """
         if self._requires and not self._has_copy:
             text = "Kept the identity of this host: no other host has signed a lease with its key"
@@ -241,7 +242,7 @@ class LeaseSigning:
             await self._allowed.run()
 
     def reload(self) -> bool:
-        """Read the allow-list soon; return whether there is one."""
+        """Read the allow-list soon; return whether there is an allow-list."""
         if self._allowed is not None:
             self._allowed.reload()
         return self._allowed is not None

@@ -16,14 +16,14 @@ from pyflannel.ports import Changes, Clock, Store
 log = logging.getLogger(__name__)
 
 STEADY_S = 5.0
-"""Minimum time in seconds for which a watch must be open, so that its end resets the backoff."""
+"""Minimum time in seconds for which a watch must be open, so that the end of the watch resets the backoff."""
 
 SHORT_S = 10.0
-"""Longest duration of a short outage of the store."""
+"""Longest duration in seconds of a short outage of the store."""
 
 CALM_S = 60.0
-"""Outages with less than this time between them are reported as one, for example on a link that loses
-packets."""
+"""Minimum time in seconds between two outages that are reported separately. More frequent outages occur, for
+example, on a link that loses packets."""
 
 
 async def follow(
@@ -48,9 +48,8 @@ class StoreLog:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._context = (
-            copy_context()
-        )  # not the caller's context, which names one network: all networks share the store
+        # The context of the caller names one network, but all networks share the store.
+        self._context = copy_context()
         self._failing: set[object] = set()
         self._began_at = 0.0
         self._ended_at = -math.inf

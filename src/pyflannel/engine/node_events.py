@@ -1,7 +1,7 @@
 """Events of the Node of this host, which `kubectl describe node` shows.
 
 The Events contain the reason why flanneld is not ready, in the same text as the status that the service
-manager gets. With --warn-network-policies, they contain a warning about NetworkPolicies that no program
+manager gets. With --warn-network-policies, the Events contain a warning about NetworkPolicies that no program
 enforces.
 """
 
@@ -18,12 +18,13 @@ from pyflannel.ports import Clock
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0
-"""Seconds after which a reason becomes an Event. Most such reasons end earlier, for example at each start."""
+"""Seconds after which a reason becomes an Event. Most reasons end earlier, for example at each start."""
 
 RETRY_S = 30.0
 
 MOST_EVENTS, WINDOW_S = 6, 600.0
-"""Maximum number of Events within the window. The limit exists because etcd keeps each Event for an hour."""
+"""Maximum number of Events within a window of WINDOW_S seconds. The limit exists because etcd keeps each
+Event for an hour."""
 
 _STATUS, _WAITING = "STATUS=", "waiting for "
 
@@ -135,7 +136,7 @@ class PolicyWarning:
             return
         text = (
             "NetworkPolicies exist, and no known program enforces them on this host: flannel does not. "
-            "Install one, for example kube-network-policies."
+            "Install a program that enforces them, for example kube-network-policies."
         )
         if text != self._shown:
             self._show(text)

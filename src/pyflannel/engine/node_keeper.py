@@ -124,7 +124,7 @@ class NodeKeeper:
     def resume(self, held: Held) -> None:
         """Record the lease of the previous run, on which the host runs until the cluster answers."""
         self._held = held
-        self._has_trouble = True  # the lease is reported again, even if it is the same
+        self._has_trouble = True  # the lease is reported again, even an unchanged lease
 
     def note_path(self, trouble: str | None) -> None:
         """Record the reason why this host cannot carry packets of the network; None if it can."""
@@ -171,7 +171,7 @@ class NodeKeeper:
                 )
             self._due.set()
 
-    # The Nodes.
+    # Methods that follow all Nodes.
 
     def _failed(self, error: StoreError) -> None:
         self._is_away = True
@@ -271,7 +271,7 @@ class NodeKeeper:
             self._node, self._node_revision = node, revision
             self._due.set()
 
-    # The Node of this host.
+    # Methods that write the Node of this host.
 
     def _wait_for(self, cause: str, hint: str) -> None:
         self._has_trouble = True
@@ -302,7 +302,9 @@ class NodeKeeper:
             await self._patch(replace(node, condition=condition), patch)
 
     async def _patch(self, changed: Node, patch: bytes) -> None:
-        """Change the Node; `changed` is its new state, until the watch delivers this state or a later one."""
+        """Change the Node, and use `changed` as its state until the watch delivers this state or a later
+        state.
+        """
         put = Put(key=NODES + changed.name, value=patch, ttl_s=None, expected=None)
         written = await self._store.write(put)
         if isinstance(written, Written) and written.revision > self._node_revision:
@@ -313,14 +315,14 @@ class NodeKeeper:
             self._is_lost = True
             self._report(Lost(self._held.lease))
         self._wait_for(
-            why, "The kubelet registers the Node; its name must be that of NODE_NAME (kubectl get nodes)."
+            why, "The kubelet registers the Node; its name must equal NODE_NAME (kubectl get nodes)."
         )
 
     def _wanted_lease(self, node: Node) -> Lease:
         """Return the lease of this host: the podCIDRs of its Node, and the attributes that it publishes.
 
-        If the operator has set annotations, the addresses are the addresses in these annotations. The VTEPs
-        are those that the peers know.
+        If the operator has set annotations, the addresses are the addresses in these annotations. The
+        addresses of the VTEPs are those that the peers already know.
 
         Raises:
             WireError: the Node has no podCIDR that this host can use, or an annotation is not an address.
@@ -372,7 +374,7 @@ def _check_subnet(node: Node, subnet: IpNetwork | None, family: Family, config: 
     """Check that a Node has a subnet in a family of the network.
 
     Raises:
-        WireError: it has none, or one outside of the network.
+        WireError: the Node has no subnet, or a subnet outside of the network.
     """
     name, key = ("", "Network") if family == 4 else ("IPv6 ", "IPv6Network")
     if subnet is None and node.pod_cidrs:

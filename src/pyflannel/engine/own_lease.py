@@ -132,7 +132,9 @@ def _part(backend: Backend, condition: HostCondition) -> BackendPart:
 
 
 def _data(backend: Backend, condition: HostCondition, family: Family) -> BackendData | None:
-    """Return the data that the lease contains for a backend. A VTEP address that the peers know is kept."""
+    """Return the data that the lease contains for a backend. A VTEP address that the peers already know is
+    not changed.
+    """
     owner, held = condition.identity.owner, condition.held
     data = backend.lease_data(owner, condition.inputs.wireguard, family)
     if isinstance(data, Vtep) and held is not None and held.lease.attributes.owner == owner:

@@ -9,7 +9,8 @@ from typing import TypeVar
 from pyflannel.ports import Clock
 
 FIGHT_REPAIRS = 6
-"""Number of repairs of one object within FIGHT_WINDOW_S which shows that another program undoes them."""
+"""Number of repairs of one object within FIGHT_WINDOW_S seconds. If one object needs this many repairs,
+another program undoes the repairs."""
 
 FIGHT_WINDOW_S = 10.0
 
@@ -104,7 +105,7 @@ class Damping:
 
     @property
     def remembered(self) -> int:
-        """Number of objects that are remembered."""
+        """Number of objects whose repairs are counted."""
         return len(self._repairs.keys() | self._pauses.keys())
 
     @property

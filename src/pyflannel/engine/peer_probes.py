@@ -53,11 +53,12 @@ _ENTERED_AT_ONCE = 250
 """Number of peers that are scheduled before other tasks run, which takes about a millisecond."""
 
 SMALLEST_MTUS: Mapping[Family, int] = {4: 552, 6: 1280}
-"""Smallest MTU of a path that is used: the minimum of the kernel (net.ipv4.route.min_pmtu), and of IPv6."""
+"""Smallest MTU of a path that is used: the minimum of the kernel for IPv4 (net.ipv4.route.min_pmtu), and the
+minimum of IPv6."""
 
 _SMALL = 84
 _SIZES = 16
-"""Number of sizes that are tried at the same time. Three such steps find the largest of 1,500 sizes."""
+"""Number of sizes that are tried at the same time. Three steps find the largest of 1,500 sizes."""
 
 Send = Callable[[Sequence[Echo]], Awaitable[list[EchoResult]]]
 """Sends echo requests and returns their results, in a bounded time. The function may raise TargetError."""
@@ -102,7 +103,7 @@ class PeerProbes:
                 self._results.clear()
 
     async def _round(self) -> int:
-        """Probe the peers with the oldest results; return their number."""
+        """Probe the peers with the oldest results; return the number of these peers."""
         echoes = dict(self._echoes)
         for subnet in self._results.keys() - echoes.keys():
             del self._results[subnet]
@@ -126,9 +127,9 @@ class PathMtus:
 
     The probes are echo requests that no router may fragment: a small and a large request through the tunnel,
     and one request to the address of the peer on the underlay with the size of the largest tunnel packet. A
-    router that cannot forward such a request answers with its MTU. If the large request through the tunnel
-    does not arrive, further sizes are tried. If a peer does not answer at all, its path is unknown, and
-    nothing changes.
+    router that cannot forward a request answers with its MTU. If the large request through the tunnel does
+    not arrive, further sizes are tried. If a peer does not answer at all, its path is unknown, and nothing
+    changes.
 
     Attributes:
         measured: the paths that carry only smaller packets than planned, by the subnet of the peer in the
@@ -188,7 +189,7 @@ class PathMtus:
         """Schedule new peers for now, and forget removed peers. If the planned MTU has changed, schedule all
         peers for now.
 
-        Other tasks run in between: with ten thousand peers, this takes 40 ms.
+        The method lets other tasks run, because with ten thousand peers it takes 40 ms.
         """
         now, known = self._clock.now(), self._due_s if paths.planned == self._planned else {}
         self._planned = paths.planned

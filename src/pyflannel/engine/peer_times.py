@@ -13,7 +13,7 @@ The latest changes are kept."""
 
 
 class PeerTimes:
-    """Remembers when each peer joined, returned, or changed its addresses, backend or keys."""
+    """Stores when each peer joined, returned, or changed its addresses, backend or keys."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

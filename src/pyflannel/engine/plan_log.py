@@ -105,7 +105,7 @@ class PlanLog:
 
 
 def _is_news(one: Objection, known: Objection | None) -> bool:
-    """Return whether an objection differs from the known one in more than a renewal of the lease."""
+    """Return whether an objection differs from the known objection in more than a renewal of the lease."""
     return (
         known is None
         or known.reason != one.reason
@@ -121,7 +121,7 @@ QUIET_S = 60.0
 """Shortest time in seconds between two lines about one sender."""
 
 NAMED_SENDERS = 16
-"""Maximum number of senders with their own log lines within QUIET_S. The other senders share one line."""
+"""Maximum number of senders with their own log lines within QUIET_S. All further senders share one line."""
 
 
 class _Logged(Struct, frozen=True):

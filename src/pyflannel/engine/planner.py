@@ -83,8 +83,8 @@ class Planner:
         # the links of all plans so far, because a link and its routes exist until they are removed
         self._links: set[str] = set()
         self._host_routes: tuple[IpNetwork, ...] = ()  # routes of the host itself, independent of peers
-        self._is_contested = False  # two peers need one key, and only a whole plan decides which gets it
-        self._contested: Set[Key] = frozenset()  # keys of the peers that leave an object to other peers
+        self._is_contested = False  # two peers need one key, and only a whole plan decides which peer gets it
+        self._contested: Set[Key] = frozenset()  # keys of the objects that a peer leaves to another peer
         self.conflicts: tuple[Conflict, ...] = ()
         self.objections: Mapping[IpNetwork, Objection] = {}
         self.notes: tuple[str, ...] = ()
@@ -280,8 +280,8 @@ class Planner:
         return self._plan_all(bases, inputs)
 
     def receiving_keys(self) -> set[Key]:
-        """Return the objects that this host needs to receive packets of the newest backend, if it is
-        planned.
+        """Return the keys of the objects that this host needs to receive packets of the newest backend, if
+        this backend is planned.
         """
         found: set[Key] = set()
         for basis in self._bases:
@@ -330,7 +330,7 @@ class Planner:
     def _all_conflicts(self) -> tuple[Conflict, ...]:
         """Return the conflicts of all families.
 
-        If only one family has conflicts, the same tuple is returned until they change.
+        If only one family has conflicts, the same tuple is returned until the conflicts change.
         """
         conflicts = [peers.conflicts for peers in self._peers.values() if peers.conflicts]
         if len(conflicts) < 2:

@@ -24,8 +24,8 @@ async def preview(inputs: Inputs, options: PlanOptions, targets: Sequence[Target
     Args:
         inputs: inputs of the plan.
         options: options of the plan.
-        targets: targets that read the host. They are not the targets of the reconciler, because those
-            remember the plan in force.
+        targets: targets that read the host. These targets differ from the targets of the reconciler, which
+            keep data of the plan in force.
 
     Raises:
         TargetError: the state of a target cannot be read.

@@ -86,7 +86,7 @@ class Signatures(Protocol):
 
 
 class ReachMatrix:
-    """Asks hosts which other hosts they reach, and answers such requests of other hosts.
+    """Asks hosts which other hosts they reach, and answers the same requests of other hosts.
 
     A request has an effect only if it names this host. With signatures, it must also be signed with the key
     of a known lease. For each request, this host sends at most three small probes to each other named host,
@@ -102,8 +102,8 @@ class ReachMatrix:
         network: Network,
         signatures: Signatures | None,
     ) -> None:
-        """`store`: None if the leases are Nodes of Kubernetes, which carry no requests. `signatures`: None if
-        leases are not signed.
+        """`store`: None if the leases are Nodes of Kubernetes, because Nodes carry no requests. `signatures`:
+        None if leases are not signed.
         """
         self._store = store
         self._clock = clock
@@ -187,7 +187,7 @@ class ReachMatrix:
         return signatures.prefix, signatures.key(owner)
 
     async def _probe(self, own: IpNetwork, hosts: Sequence[IpNetwork]) -> tuple[Answer, ...]:
-        """Return the result for each of the hosts, in their order.
+        """Return the result for each of the hosts, in the order of the hosts.
 
         Raises:
             TargetError: the kernel refuses the probes.
@@ -203,8 +203,8 @@ class ReachMatrix:
         )
 
     async def ask(self, hosts: Sequence[IpNetwork]) -> Matrix:
-        """Return which of these hosts reach which others; all hosts of the network, or a part that contains
-        this host, if none is named. Hosts without an answer within ROWS_S are listed as silent.
+        """Return which of these hosts reach which other hosts; all hosts of the network, or a part that
+        contains this host, if none is named. Hosts without an answer within ROWS_S are listed as silent.
 
         Raises:
             UsageError: a host has no lease, there are too many hosts, or fewer than two.
@@ -299,7 +299,7 @@ class _Asked:
     """A request of this host, and the answers so far.
 
     Attributes:
-        is_of_all: no hosts were named.
+        is_of_all: True if no hosts were named.
         failures: the reason for each host without a usable row.
         progress: set after each answer.
     """

@@ -17,8 +17,8 @@ def reason_to_wait(condition: HostCondition, reconciler: Reconciler, *, was_read
     Args:
         condition: condition of the host.
         reconciler: reconciler of the host.
-        was_ready: True if the host was ready before. In this case, a change of the plan alone does not make
-            it unready.
+        was_ready: True if the host was ready before. A change of the plan alone does not make a ready host
+            unready.
     """
     store, lease, config = condition.store, condition.lease, condition.config
     if condition.obstacle:
@@ -121,7 +121,9 @@ class Liveness:
 
     @contextmanager
     def watched(self) -> Iterator[Callable[[], None]]:
-        """Include a network during the block. Its reconciler calls the yielded function in each turn."""
+        """Include a network during the block. The reconciler of the network calls the yielded function in
+        each turn.
+        """
         network = object()
 
         def give_sign() -> None:
@@ -139,7 +141,7 @@ class Liveness:
     async def run(self) -> None:
         """Send WATCHDOG=1 while the daemon has no network; return immediately without a watchdog."""
         while self.pause_s < math.inf:
-            self._notify_alive()  # sends nothing while a reconciler hangs
+            self._notify_alive()  # the call sends nothing while a reconciler hangs
             await self._clock.sleep(self.pause_s)
 
     def _notify_alive(self) -> None:

@@ -1,6 +1,6 @@
 """The reconciler: keeps the state of the host equal to the plan.
 
-One task works on one record (`engine.work`). Three events fill the record: a change of the plan, a look at
+One task works on one record (`engine.work`). Three events fill the record: a change of the plan, a scan of
 the host that finds an object that differs from the plan, and a refusal. The task takes the keys that are due,
 computes one operation for each from the current plan, sorts the operations, and applies them as one batch.
 """
@@ -37,11 +37,12 @@ from pyflannel.plan.ownership import ours, taken_links, without_links
 from pyflannel.ports import Clock, Target
 
 AUDIT_S = 10.0
-"""Longest pause in seconds between two looks at the host, because the kernel does not announce every
+"""Longest pause in seconds between two scans of the host, because the kernel does not announce every
 change."""
 
 AUDITED_PER_S = 1000
-"""Average number of objects per second that audits may read. At 10 µs per object, this is 1 % of a core."""
+"""Average number of objects per second that audits may read. At 10 µs per object, the audits need 1 % of a
+core."""
 
 RETRY_COSTS = 4
 """Minimum ratio of the pause after a refused operation to the duration of this operation. An operation on a
@@ -59,11 +60,11 @@ class Reconciler:
         clock: the clock.
         draw: function that returns a random number below its argument, for the jitter of retries.
         judge: function that takes the current refusals, and the kinds of which every object is in place. The
-            function returns the refusals to report. Because of the other refusals, it changes the inputs of
-            the plan.
-        progressed: function that is called after each batch and each look.
+            function returns the refusals to report. For each other refusal, the function changes the inputs
+            of the plan.
+        progressed: function that is called after each batch and each scan.
         alive: function that is called in each turn of the loop, at least every `audit_s` seconds.
-        audit_s: longest pause between two looks.
+        audit_s: longest pause between two scans.
         mark: alias of the links of this daemon.
         device: device name that this daemon claims.
         journal: journal of the operations.
@@ -109,7 +110,7 @@ class Reconciler:
         self._taken: Mapping[str, Refusal] = {}
         self._known: tuple[Refusal, ...] = ()  # refusals that were already reported
 
-    # Queries.
+    # Methods that answer queries.
 
     @property
     def counts(self) -> Counts:
@@ -155,10 +156,10 @@ class Reconciler:
         """The reason why a target could not be read; None if all targets were read."""
         return "; ".join(dict.fromkeys(map(str, self._targets.errors))) or None
 
-    # Events.
+    # Methods that record events.
 
     def follow(self, result: PlanResult) -> None:
-        """Record a result of the planner. Soon after that, the reconciler changes the host."""
+        """Record a result of the planner. The reconciler changes the host soon after this call."""
         match result:
             case Changed(previous):
                 if self._peers_changed_at is None:
@@ -189,7 +190,7 @@ class Reconciler:
             if not is_known:
                 self._targets.ask_later(type(item))
 
-    # The loop.
+    # Methods of the loop.
 
     async def run(self) -> None:
         """Run until cancelled. After the call ends, the reconciler does not change the host."""
@@ -241,9 +242,10 @@ class Reconciler:
 
     @property
     def _is_held(self) -> bool:
-        """True if all work waits for a look that is in progress, so that its operations have one order.
+        """True if all work waits for a scan that is in progress, so that its operations have one order.
 
-        Otherwise, a route could be removed before the look permits the route that replaces it.
+        If the operations did not wait, a route could be removed before the scan permits the route that
+        replaces it.
         """
         is_looking = self._targets.awaited_until > -math.inf
         return is_looking and self._work.needs_look(but=self._targets.unread_kinds)
@@ -260,9 +262,9 @@ class Reconciler:
         began = self._clock.now()
         shown = [reading for reading in readings if reading.error is None]
         generations = {kind: reading.generation for reading in shown for kind in reading.kinds}
-        # If the plan was replaced during the look, the look is discarded and the next look is used.
-        # Otherwise, a route could be added before the objects that carry its packets. Of two consecutive
-        # looks, only one is discarded.
+        # If the plan was replaced during the scan, the scan is discarded and the next scan is used. If the
+        # scan were used, a route could be added before the objects that carry its packets. Of two consecutive
+        # scans, only one is discarded.
         is_outdated = self._work.is_outdated(generations)
         self._has_skipped = is_outdated and not (self._has_skipped or self._new_kinds)
         if self._has_skipped:
@@ -303,7 +305,7 @@ class Reconciler:
     def _without_later(
         self, operations: Iterable[Operation], generations: Mapping[type[Item], int], desired: State
     ) -> list[Operation]:
-        """Omit the keys that changed after the look began. Remove from the record the keys that the look
+        """Omit the keys that changed after the scan began. Remove from the record the keys that the scan
         shows as planned.
         """
         left, differing = [], set()
@@ -352,7 +354,7 @@ class Reconciler:
         return operations
 
     async def _work_on(self, due: Iterable[tuple[Key, Mark]]) -> None:
-        """Perform the due operations without a look, because the record contains the existing objects."""
+        """Perform the due operations without a scan, because the record contains the existing objects."""
         batch = Batch(self._work.generation)
         await self._perform(batch, self._operations_on(batch, due))
         if batch.refused:
@@ -397,7 +399,7 @@ class Reconciler:
 
     def _with_losses(self, batch: Batch, operations: list[Operation]) -> list[Operation]:
         """Return the operations, together with operations that restore the objects that the kernel drops
-        because of them.
+        because of these operations.
         """
         restored: list[Operation] = []
         for item, left in losses(operations, self._plan):
@@ -411,7 +413,7 @@ class Reconciler:
     def _admit(
         self, batch: Batch, operations: Sequence[Operation], after: Sequence[Operation] = ()
     ) -> list[Operation]:
-        """Return the operations that can succeed now. The other operations wait in the record.
+        """Return the operations that can succeed now. Operations that cannot succeed yet wait in the record.
 
         An operation waits while another program keeps undoing it, while its target cannot be read, and while
         an object that it requires is missing. The operations `after` were admitted earlier.
@@ -464,7 +466,7 @@ class Reconciler:
                 batch.refused.append(refusal)
             missing.note(refusal.operation)
 
-    # The record.
+    # Methods that use the record of work.
 
     def _postpone(
         self,
@@ -516,7 +518,7 @@ class Reconciler:
         return type(item) in batch.new_kinds or (mark is not None and mark.is_planned)
 
     def _is_hopeless(self, operation: Operation) -> bool:
-        """Return whether the look shows that another attempt at the operation is useless.
+        """Return whether the scan shows that another attempt at the operation is useless.
 
         An attempt is useless if the operation was refused permanently and nothing has changed since, or if it
         was refused a moment ago.
@@ -537,7 +539,7 @@ class Reconciler:
                 missing.note(operation)
         for kind in self._new_kinds:
             for item in self._plan.of_type(kind) if kind.IS_HOST_PART else ():
-                missing.note(Add(item))  # probably the cause: its target was never read
+                missing.note(Add(item))  # the object is probably missing, because its target was never read
         return missing
 
     def _is_host_part_missing(self) -> bool:

@@ -34,7 +34,7 @@ def read_config(text: str | bytes, *, is_assigned: bool) -> tuple[NetworkConfig,
     config = parse_network_config(text, is_assigned=is_assigned)
     backend = backend_of(config)
     if config.enable_ipv6 and 6 not in backend.families:
-        config = replace(config, enable_ipv6=False)  # the backend's config_warnings already name it
+        config = replace(config, enable_ipv6=False)  # the backend's config_warnings already report this
     return config, backend
 
 
@@ -50,7 +50,7 @@ class ConfigFollower:
     if the store fails.
 
     The arguments of `found` are the config's text, the config, its backend, and its revision in the store. An
-    invalid config does not replace a valid one, so the host keeps running with the last valid config. With
+    invalid config does not replace a valid config, so the host keeps running with the last valid config. With
     `is_assigned`, Kubernetes assigns the subnets, and the config is a file.
     """
 

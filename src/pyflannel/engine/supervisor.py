@@ -1,4 +1,4 @@
-"""The supervisor: joins a host to a network and keeps it there.
+"""The supervisor: joins a host to a network, and keeps the host in the network.
 
     underlay, config ─▶ lease ─▶ plan ─▶ kernel, forwarder, subnet.env ─▶ ready
 
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """One host of one network."""
+    """The supervisor of one host in one network."""
 
     def __init__(self, world: World, options: HostOptions) -> None:
         self._world = world
@@ -229,7 +229,7 @@ class Supervisor:
         return await preview(inputs, self._options.plan, targets)
 
     def _with_lease(self, inputs: Inputs) -> Inputs:
-        """Return the inputs of another config with the lease that this host would publish for it."""
+        """Return the inputs of another config with the lease that this host would publish for this config."""
         if inputs.lease is None:
             raise NotReadyError("this host has no lease yet", hint="flannelctl status")
         config = inputs.fast_path_config
@@ -243,7 +243,7 @@ class Supervisor:
         lease = replace(inputs.lease, attributes=wanted.attributes)
         return replace(inputs, lease=lease, has_fast_path=self.fast_path.is_on(config))
 
-    # Starting.
+    # Methods that start the supervisor.
 
     def _make_keeper(self) -> LeaseKeeper | NodeKeeper:
         if self._world.own_node is not None:
@@ -403,7 +403,7 @@ class Supervisor:
         self._last_known.changed()
         inputs = self.condition.inputs
         result = self.planner.update(inputs)
-        if self.is_ready:  # before, all peers are new
+        if self.is_ready:  # before the first list, all peers are new
             self.peer_times.note(self.planner.peer_changes)
         self._present.change(obstacle=result.reason if isinstance(result, Blocked) else self.planner.obstacle)
         self.reconciler.follow(result)

@@ -22,7 +22,7 @@ from pyflannel.ports import Clock, Target
 log = logging.getLogger(__name__)
 
 LATE_S = 0.2
-"""Seconds after which a look continues without a target that has not answered. The answer of this target
+"""Seconds after which a scan continues without a target that has not answered. The answer of this target
 is used later."""
 
 ANSWER_S = 15.0
@@ -95,7 +95,7 @@ class _Reader:
         return reading
 
     def awaited_until(self, now: float) -> float:
-        """Return the time until which a look waits for this target; minus infinity if no look waits."""
+        """Return the time until which a scan waits for this target; minus infinity if no scan waits."""
         until = self.asked_at + LATE_S
         return until if self.is_asked and self.reading is None and now < until else -math.inf
 
@@ -121,7 +121,7 @@ class _Reader:
             answered()
 
     async def _attempt(self) -> Reading:
-        """Read the target. Only the result refers to the state, so that it is freed after the look."""
+        """Read the target. Only the result refers to the state, so that it is freed after the scan."""
         kinds, generation, desired = self.kinds, self._generation, self._desired
         try:
             state = await within_time(self.target.snapshot(desired), self._clock, len(desired))
@@ -191,7 +191,7 @@ class Targets:
     def take(self) -> list[Reading]:
         """Return the results of reads that can be used now.
 
-        The results of one look are used together, so that their operations have one order. A target that has
+        The results of one scan are used together, so that their operations have one order. A target that has
         not responded in time is skipped.
         """
         if self.awaited_until > -math.inf:
@@ -200,13 +200,13 @@ class Targets:
 
     @property
     def awaited_until(self) -> float:
-        """Time until which a look waits for targets; minus infinity if it does not wait."""
+        """Time until which a scan waits for targets; minus infinity if no scan waits."""
         now = self._clock.now()
         return max((reader.awaited_until(now) for reader in self._readers), default=-math.inf)
 
     @property
     def late_at(self) -> float:
-        """Time at which the results are used without those of late targets; infinity if there is no
+        """Time at which the results are used without the results of late targets; infinity if there is no
         result.
         """
         return math.inf if all(reader.reading is None for reader in self._readers) else self.awaited_until
@@ -251,7 +251,7 @@ async def within_time(work: Coroutine[Any, Any, _Answer], clock: Clock, objects:
 
 
 async def _caught(work: Coroutine[Any, Any, _Answer]) -> _Answer | TargetError:
-    """Return the error of the work instead of raising it, because it would end the task group."""
+    """Return the error of the work instead of raising it, because a raised error would end the task group."""
     try:
         return await work
     except TargetError as error:

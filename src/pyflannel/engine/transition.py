@@ -51,7 +51,7 @@ def with_config(inputs: Inputs, config: NetworkConfig, backend: Backend, text: s
     Args:
         inputs: inputs with the current config.
         config: the next config.
-        backend: its backend.
+        backend: backend of the next config.
         text: text of the current config.
     """
     changed = replace(inputs, config=config, backend=backend)
@@ -152,8 +152,8 @@ class Retirement:
 class Handshakes:
     """The first handshakes with the peers, while the backend changes to wireguard.
 
-    If two hosts begin a handshake at the same moment, each drops its own because of the other handshake, and
-    WireGuard begins the next one after 5 s (REKEY_TIMEOUT). Until then, packets use the previous backend.
+    If two hosts begin a handshake at the same moment, each host drops its own handshake. WireGuard begins the
+    next handshake after 5 s (REKEY_TIMEOUT). Until then, packets use the previous backend.
 
     Attributes:
         greeted: public keys of the peers that have answered, or have had HANDSHAKE_S seconds to answer.
@@ -194,7 +194,7 @@ class Handshakes:
         now = self._clock.now()
         for one in contacts:
             self._begun_s.setdefault(one.public_key, now)
-        # A peer with both families has one device for each family, and so one contact for each.
+        # A peer with both families has one device for each family, and so one contact for each device.
         silent = {
             one.public_key
             for one in contacts

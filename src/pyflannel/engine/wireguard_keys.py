@@ -82,7 +82,7 @@ class WireguardKeys:
         self._progress.set()
 
     async def rotate(self, is_switched: Callable[[], bool], is_published: Callable[[str], bool]) -> str:
-        """Replace the key by a new one and return its public key.
+        """Replace the key by a new key, and return the public part of the new key.
 
         If a step fails, the old key remains in use.
 

@@ -1,8 +1,8 @@
 """The record of work: the keys whose object may differ from the plan.
 
-A change of the plan adds the marks of a few keys to the record. A look at the host finds keys that differ. A
+A change of the plan adds the marks of a few keys to the record. A scan of the host finds keys that differ. A
 refused key remains in the record. Each mark in the record, and each write to the host, has a generation. Of
-two observations of one key, the later one is used. A look that began before a key was changed or written does
+two observations of one key, the later one is used. A scan that began before a key was changed or written does
 not contain that change.
 """
 
@@ -27,7 +27,7 @@ class Stage(Enum):
     """An operation can be performed now."""
 
     UNKNOWN = auto()
-    """A look must first show which object exists."""
+    """A scan must first show which object exists."""
 
     BLOCKED = auto()
     """The operation waits for a required object, or for a target that cannot be read."""
@@ -39,7 +39,7 @@ class Stage(Enum):
     """The operation waits for the time of the next attempt."""
 
     DONE = auto()
-    """No work is left for this key. The mark remains until the looks end that began before the object was
+    """No work is left for this key. The mark remains until the scans end that began before the object was
     written."""
 
 
@@ -51,7 +51,7 @@ class Mark(Struct, frozen=True, kw_only=True):
         generation: generation of the latest change or write of the key.
         stage: the next step.
         found: the object at the key, as far as known; None if no object exists.
-        is_planned: True if the difference results from a change of the plan. Otherwise the difference is
+        is_planned: True if the difference results from a change of the plan; False if the difference is
             damage.
         due_s: time at which a pause ends or a refused operation is retried, in seconds of the clock.
         attempts: number of consecutive refusals.
@@ -116,7 +116,7 @@ class Work:
 
     @property
     def is_idle(self) -> bool:
-        """True if no key is marked and no look is in progress, so that writes need not be recorded."""
+        """True if no key is marked and no scan is in progress, so that writes need not be recorded."""
         return not self._marks and not self._looks
 
     @property
@@ -135,11 +135,11 @@ class Work:
         return mark is not None and mark.generation > generation
 
     def needs_look(self, but: Kinds) -> bool:
-        """Return whether a look must read a key, except keys of the kinds `but`."""
+        """Return whether a scan must read a key, except keys of the kinds `but`."""
         return any(self._marks[key].kind not in but for key in self._unknown)
 
     def is_outdated(self, began: Mapping[type[Item], int]) -> bool:
-        """Return whether a look must read a key that was changed after the look at its kind began."""
+        """Return whether a scan must read a key that was changed after the scan of its kind began."""
         marks = (self._marks[key] for key in self._unknown)
         return any(mark.generation > began.get(mark.kind, mark.generation) for mark in marks)
 
@@ -163,7 +163,7 @@ class Work:
         return (refusal for key in self._refused if (refusal := self._marks[key].refusal) is not None)
 
     def due(self, now: float) -> list[tuple[Key, Mark]]:
-        """Return the keys that can be worked on without a look, in the order of their marks."""
+        """Return the keys that can be worked on without a scan, in the order of their marks."""
         marks = ((key, self._marks[key]) for key in self._timely)
         return [(key, mark) for key, mark in marks if mark.stage is Stage.OPEN or mark.due_s <= now]
 
@@ -179,15 +179,15 @@ class Work:
     def change(self, key: Key, previous: Item | None, kind: type[Item], *, is_known: bool) -> bool:
         """Mark a key whose planned object has changed. Return whether the existing object is known.
 
-        If it is unknown, a look must begin now, because a look that is in progress does not contain this
-        change.
+        If the existing object is unknown, a scan must begin now, because a scan that is in progress does not
+        contain this change.
 
         Args:
             key: key of the object.
             previous: the planned object before the change. This object exists, unless the record contains
                 another object.
             kind: kind of the object.
-            is_known: False if a look must show which object exists.
+            is_known: False if a scan must show which object exists.
         """
         self.generation += 1
         mark = self._marks.get(key)
@@ -198,12 +198,12 @@ class Work:
         return is_known
 
     def begin_look(self, kinds: Kinds) -> int:
-        """Record that a look at these kinds begins; return the current generation."""
+        """Record that a scan of these kinds begins; return the current generation."""
         self._looks.append((self.generation, kinds))
         return self.generation
 
     def end_look(self, generation: int, kinds: Kinds) -> None:
-        """Record that a look ended, and remove the marks that only this look needed."""
+        """Record that a scan ended, and remove the marks that only this scan needed."""
         self._looks.remove((generation, kinds))
         for key in [key for key in self._done if self._marks[key].kind in kinds]:
             mark = self._marks[key]
@@ -215,7 +215,7 @@ class Work:
     def settle(self, key: Key, found: Item | None, kind: type[Item], since: int) -> None:
         """Record that the object at a key now equals the object in the plan of generation `since`.
 
-        `found` is this object, or None if it was removed.
+        `found` is the object at the key, or None if the object was removed.
 
         If the plan of the key changed later, its mark remains, with the existing object.
         """
@@ -233,7 +233,7 @@ class Work:
 
     def lose(self, key: Key, left: Item | None, kind: type[Item]) -> None:
         """Record that the kernel dropped a planned object together with another object. `left` is the part
-        that remains. Such a loss is not damage.
+        that remains. The loss of a dropped object is not damage.
         """
         self.generation += 1
         lost = Mark(kind=kind, generation=self.generation, stage=Stage.OPEN, found=left, is_planned=True)
@@ -243,7 +243,7 @@ class Work:
         """Keep a key in the record, with the mark `later`; this method sets its generation and counters.
 
         A change of the key after generation `since` has precedence; in that case only the existing object is
-        recorded. If the operation of `later` was attempted, only a look can show that object.
+        recorded. If the operation of `later` was attempted, only a scan can show that object.
         """
         mark = self.get(key)
         if mark is not None and mark.generation > since:
@@ -262,12 +262,12 @@ class Work:
         self._put(key, replace(later, generation=generation, attempts=attempts, hastened=hastened))
 
     def hasten(self, key: Key, pause_s: float) -> None:
-        """Bring the next attempt at a refused operation forward, because a look followed soon after the
+        """Bring the next attempt at a refused operation forward, because a scan followed soon after the
         latest attempt.
 
-        The attempt may itself have caused the look. Therefore each consecutive attempt is brought forward
-        less. The first such attempt is due `pause_s` after the latest attempt. The time of a permanently
-        refused operation does not change.
+        The attempt may itself have caused the scan. Therefore each consecutive attempt is brought forward
+        less. The first attempt that is brought forward is due `pause_s` after the latest attempt. The time of
+        a permanently refused operation does not change.
         """
         mark = self._marks[key]
         if mark.refusal is not None and not mark.refusal.is_permanent:
@@ -277,8 +277,8 @@ class Work:
     def release(self, before: float = math.inf) -> None:
         """Make blocked and refused keys due, because a required object may exist now.
 
-        A key that was refused at the time `before` or later keeps its pause. Otherwise, an operation that is
-        refused repeatedly would have no pause if other operations of its batch succeed.
+        A key that was refused at the time `before` or later keeps its pause. Without this rule, an operation
+        that is refused repeatedly would have no pause if other operations of its batch succeed.
         """
         for key, mark in list(self.undone()):
             if mark.stage is Stage.BLOCKED:

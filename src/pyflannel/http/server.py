@@ -135,7 +135,7 @@ class Conversation:
             if (self._h11.our_state, self._h11.their_state) != (h11.DONE, h11.DONE):
                 return
             self._h11.start_next_cycle()
-            await asyncio.sleep(0)  # this lets other tasks run between pipelined requests
+            await asyncio.sleep(0)  # let other tasks run between pipelined requests
 
     async def _has_more(self) -> bool:
         """Return whether another request has begun; False after a long silence."""
@@ -266,7 +266,7 @@ class _Places:
 
     @contextlib.contextmanager
     def take(self, transport: asyncio.WriteTransport) -> Iterator[bool]:
-        """Hold a place during the block. Yields False if there is none."""
+        """Hold a place during the block. Yield False if no place is free."""
         if has_place := self._make_room():
             self._waiting[transport] = None
         try:

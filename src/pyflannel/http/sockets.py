@@ -100,7 +100,7 @@ def listen_tcp(ip: IPv4Address | IPv6Address, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise BusyError(
                 f"TCP port {where} is in use",
-                hint=f"Find the process that uses it: ss -ltnp 'sport = :{port}'.",
+                hint=f"Find the process that uses the port: ss -ltnp 'sport = :{port}'.",
             ) from error
         raise TargetError(
             f"TCP port {where} cannot be opened: {os.strerror(error.errno or 0)}",
@@ -150,8 +150,8 @@ def peer_uid(connection: socket.socket) -> int:
 
 
 def server_pid(path: Path) -> int | None:
-    """Return the process ID of the server at `path`, 0 if in another PID namespace; None if there is no
-    server.
+    """Return the process ID of the server at `path`, 0 if the server is in another PID namespace; None if
+    there is no server.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
@@ -205,7 +205,7 @@ _SHORTAGES = frozenset(
         errno.ENOMEM,
     }
 )
-"""Errors that prevent the creation of a socket at a valid path. Such errors can disappear while the daemon
+"""Errors that prevent the creation of a socket at a valid path, and that can disappear while the daemon
 runs."""
 
 
@@ -306,7 +306,8 @@ def _remove(path: Path, inode: int | None) -> None:
 
 
 _STRANGERS = Limits(head_bytes=8 * 1024, body_bytes=4 * 1024, idle_s=10.0, request_s=5.0, response_s=5.0)
-"""Limits for TCP clients, which may be any container. Health probes and metrics collectors need less."""
+"""Limits for TCP clients, which may be any container. Health probes and metrics collectors stay far below
+these limits."""
 
 RETRY_S = 5.0
 """Interval in seconds between attempts to open an address and port."""

@@ -121,7 +121,7 @@ class PeerObjects(Struct, frozen=True, kw_only=True):
     """The kernel objects of several peers.
 
     Attributes:
-        device: their device.
+        device: name of the device of these objects.
         routes: pairs of destination and gateway.
         neighbours: pairs of address and MAC address; empty if the backend has no tunnel.
         fdb: pairs of MAC address and host; empty if the backend has no tunnel.

@@ -18,11 +18,12 @@ ROOT = Path("/var/tmp/flannel-lab")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 _KEPT = "kept"
 PATIENCE_S = 0.5
-"""Time for other programs to release a lock that they hold only to examine a lab."""
+"""Time in seconds for other programs to release a lock that they hold only to examine a lab."""
 
 
 class LabDirectory:
-    """The directory of one lab below ROOT. Only the process that holds its lock may change the lab.
+    """The directory of one lab below ROOT. Only the process that holds the lock of the directory may change
+    the lab.
 
     The lock is released when the process that holds it exits. Therefore a lab without a lock was kept, or
     remained after a killed run.
@@ -41,7 +42,8 @@ class LabDirectory:
     def acquire(self) -> None:
         """Create the directory if necessary, and acquire the lock. Wait for a program that removes remains.
 
-        The other program would treat the new directory as remains while it has no lock.
+        A program that removes remains would treat the new directory as remains while the directory has no
+        lock.
 
         Raises:
             BusyError: a running program holds the lock.
@@ -165,7 +167,7 @@ def remove_remains() -> None:
 
 
 def _remove_what_is_shared() -> None:
-    """Remove the objects that all labs share, if no lab exists. No lab may begin while this runs."""
+    """Remove the objects that all labs share, if no lab exists. No lab may begin while this function runs."""
     if not lab_names():
         remove_roots()
         with contextlib.suppress(OSError):
@@ -176,9 +178,9 @@ def _remove_what_is_shared() -> None:
 def without_removals() -> Iterator[None]:
     """Prevent the removal of remains and shared objects by other programs during the block.
 
-    Of two labs that begin at the same time, the second lab waits for the first. The first lab may be removing
-    the remains of a lab with the name of the second. Without the wait, the second lab would find that its
-    name is in use.
+    Of two labs that begin at the same time, the second lab waits for the first lab. The first lab may be
+    removing the remains of a lab with the name of the second lab. Without the wait, the second lab would find
+    that its name is in use.
     """
     descriptor = os.open(ROOT.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -92,7 +92,8 @@ def end_processes(lab: Path, *, deadline_s: float = 60.0) -> None:
     while doomed := [pid for pid, _ in _marked(lab)]:
         if time.monotonic() >= end:
             raise LabError(
-                f"processes {doomed} cannot be killed", hint="Examine these processes with ps. The lab stays."
+                f"processes {doomed} cannot be killed",
+                hint="Examine these processes with ps. The lab is not removed.",
             )
         _kill(doomed, deadline_s)
 
@@ -148,7 +149,8 @@ def _is_first(pid: int) -> bool:
     for line in status.splitlines():
         if line.startswith("NSpid:"):
             ids = line.split()[1:]
-            # Relative to the PID namespace of the reader, the level is one more.
+            # the line has one ID for each PID namespace, from the namespace of the reader to that of the
+            # process
             return len(ids) == _SANDBOX_DEPTH and ids[-1] == "1"
     return False
 
@@ -182,7 +184,8 @@ def remove_cgroups(lab: str) -> None:
 def remove_roots() -> None:
     """Remove the parent of the control groups of all labs.
 
-    No lab may exist or begin while this runs, because the programs of a lab may create a group there.
+    No lab may exist or begin while this function runs, because the programs of a lab may create a group
+    there.
     """
     for root in _roots():
         with contextlib.suppress(OSError):
@@ -190,8 +193,8 @@ def remove_roots() -> None:
 
 
 def _roots() -> list[Path]:
-    # Version 2 has one hierarchy at the mount point. Version 1 has one hierarchy below the mount point for
-    # each controller.
+    # Version 2 of control groups has one hierarchy at the mount point. Version 1 has one hierarchy below the
+    # mount point for each controller.
     return [_HIERARCHIES / ROOT, *_HIERARCHIES.glob(f"*/{ROOT}")]
 
 
@@ -268,7 +271,7 @@ class Program:
         )
 
     def wait(self, deadline_s: float = _STOP_DEADLINE_S) -> int:
-        """Return the exit status.
+        """Wait for the exit of the program, and return its exit status.
 
         Raises:
             LabError: the program still runs after `deadline_s` seconds.
@@ -306,14 +309,17 @@ class Program:
             self.kill()
             raise LabError(
                 f"{self.name} did not exit within {timeout_s:g} s",
-                hint="Increase the deadline, or find out why it hangs.",
+                hint="Increase the deadline, or find out why the program hangs.",
             ) from error
 
     def last_words(self, lines: int = 8) -> str:
         """Return the end of the program's log, for an error message."""
         if self.log is None or not self.log.exists():
             return "There is no log."
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) or "Its log is empty."
+        return (
+            "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+            or "The log of the program is empty."
+        )
 
     def _find_pid(self) -> int | None:
         """Return the process ID, or None if the program exited before its process ID was read."""

@@ -75,7 +75,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Sandbox:
-    """A machine for its programs: own process IDs, /run, /etc, /var/lib, network and host name.
+    """An isolated environment for programs, with its own process IDs, /run, /etc, /var/lib, network and host
+    name.
 
     All parts of a sandbox end together with its first process. Killing this process removes processes,
     mounts, devices and routes. The objects of a sandbox are not visible in the namespaces of the machine.
@@ -143,7 +144,7 @@ class Sandbox:
         """Leave the started processes running after this program exits."""
         for entry in [*self._entries, self._init]:
             if entry is not None and entry.poll() is None:
-                entry.returncode = 0  # this makes Popen not warn that no code waited for the process
+                entry.returncode = 0  # so that Popen does not warn that no code waited for the process
 
     def adopt(self, init_pid: int) -> None:
         """Use a sandbox that another program created, with the first process `init_pid`."""
@@ -151,7 +152,9 @@ class Sandbox:
 
     @property
     def init_pid(self) -> int:
-        """The process ID of its first process in the machine's PID namespace, for `nsenter --target`."""
+        """The process ID of the first process of the sandbox in the machine's PID namespace, for `nsenter
+        --target`.
+        """
         return self._init_pid
 
     @property

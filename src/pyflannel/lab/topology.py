@@ -83,8 +83,8 @@ def create_segments(router: Sandbox, segments: Iterable[Segment]) -> None:
             f"link add {segment.name} type bridge",
             f"link add {port} type veth peer name sw-{segment.name}",
             f"link set sw-{segment.name} master {segment.name} up",
-            # Otherwise, the bridge would also answer ARP for the gateway, with a MAC address that changes
-            # with its ports.
+            # If ARP were on, the bridge would also answer ARP for the gateway, with a MAC address that
+            # changes with its ports.
             f"link set {segment.name} arp off up",
             f"address add {segment.gateway} dev {port}",
             f"link set {port} up",

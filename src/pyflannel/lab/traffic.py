@@ -31,15 +31,15 @@ class Station(Protocol):
 
     @property
     def address(self) -> IPv4Address | IPv6Address:
-        """Its address."""
+        """The address of the station."""
 
     def run_in_network(
         self, argv: Sequence[str | Path], *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S
     ) -> CompletedProcess[str]:
-        """Run a command of the machine in its network."""
+        """Run a command of the machine in the network of the station."""
 
     def start_in_network(self, argv: Sequence[str | Path], *, name: str = "") -> Program:
-        """Start a program of the machine in its network."""
+        """Start a program of the machine in the network of the station."""
 
 
 class PingResult(Struct, frozen=True, kw_only=True):

@@ -28,8 +28,8 @@ def wait_until(condition: Callable[[], bool], *, what: str, deadline_s: float) -
 Result = TypeVar("Result")
 
 _HEARING_S = 0.2
-"""Longest single wait. Python handles a signal that arrives just before a wait only after the wait has
-ended."""
+"""Longest single wait in seconds. Python handles a signal that arrives just before a wait only after the wait
+has ended."""
 
 
 def together(calls: Iterable[Callable[[], Result]]) -> list[Result]:

@@ -1,3 +1,3 @@
-"""Value types, such as leases, links and routes. These types are frozen and have slots. Their methods do
-no I/O, read no clock and write no log.
+"""Value types, such as leases, links and routes. These types are frozen and have slots. The methods of these
+types do no I/O, read no clock and write no log.
 """

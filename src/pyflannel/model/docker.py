@@ -69,7 +69,9 @@ class FamilyPool(Struct, Generic[_Network, _Address], frozen=True, kw_only=True)
         return "/".join(("flannel", *filter(None, [self.network]), str(self.subnet)))
 
     def marked(self, address: _Address, *, is_used: bool) -> Self:
-        """Return the state of the pool in which an address is in use, or free."""
+        """Return a copy of the pool in which an address is in use if `is_used` is true, and otherwise
+        free.
+        """
         return replace(self, used=self.used | {address} if is_used else self.used - {address})
 
 
@@ -151,7 +153,7 @@ class DockerEndpoint(Struct, frozen=True, kw_only=True):
         name: Docker's identifier.
         network: identifier of the network.
         sandbox: path of the container's network namespace; "" if the container has not joined.
-        ports: its published ports.
+        ports: published ports of the container.
         ipv6_address: IPv6 address of the container; None in a network with only IPv4.
     """
 
@@ -175,8 +177,8 @@ class DockerEndpoint(Struct, frozen=True, kw_only=True):
 
 
 class DockerState(Struct, frozen=True, kw_only=True):
-    """The complete state that the plugin keeps. Docker never repeats a request after a restart of either
-    side.
+    """The complete state that the plugin keeps. Docker never repeats a request, even after a restart of
+    Docker or flanneld.
 
     Attributes:
         others: ranges of the other flannel networks of this host, by their names. These ranges are kept, so

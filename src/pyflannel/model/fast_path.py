@@ -105,7 +105,7 @@ class BpfProgram(Item, frozen=True, kw_only=True):
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """The links that the program is attached to and redirects to."""
+        """The keys of the links that the program is attached to, and to which it redirects packets."""
         links = (self.link, self.tunnel.link, self.tunnel.gro_link)
         return tuple(("link", link) for link in links if link)
 
@@ -115,7 +115,8 @@ class BpfProgram(Item, frozen=True, kw_only=True):
 
 
 class BpfPeer(Item, frozen=True, kw_only=True):
-    """A peer: packets to `subnet` are sent to `address`:`port`; packets from it must come from `address`.
+    """A peer: packets to `subnet` are sent to `address`:`port`; packets from the peer must come from
+    `address`.
 
     Attributes:
         device: name of the TUN device of the tunnel.
@@ -145,7 +146,7 @@ class BpfPeer(Item, frozen=True, kw_only=True):
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """The device of the tunnel."""
+        """The key of the device of the tunnel."""
         return (("link", self.device),)
 
     def is_marked(self, marks: Marks) -> bool:
@@ -183,7 +184,7 @@ class BpfContainer(Item, frozen=True, kw_only=True):
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """The device of the tunnel."""
+        """The key of the device of the tunnel."""
         return (("link", self.device),)
 
     def is_marked(self, marks: Marks) -> bool:
@@ -192,8 +193,8 @@ class BpfContainer(Item, frozen=True, kw_only=True):
 
 
 Answer = Literal["present", "absent", "unknown"]
-"""Unknown: a missing right or a seccomp filter hides the feature. Only an attempt shows whether it is
-present."""
+"""The result of the probe of a feature. `unknown`: a missing right or a seccomp filter hides the feature, so
+only an attempt shows whether the feature is present."""
 
 
 class Feature(Struct, frozen=True, kw_only=True):

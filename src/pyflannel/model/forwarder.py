@@ -58,14 +58,16 @@ class Forwarder(Item, frozen=True, kw_only=True):
         return True
 
     def after(self, changes: LinkChanges) -> "Forwarder":
-        """Return the forwarder after these changes. If its device was created again, the forwarder is not
-        attached.
+        """Return the forwarder after these changes. If the device of the forwarder was created again, the
+        forwarder is not attached.
         """
         return replace(self, is_attached=False) if self.link in changes.recreated else self
 
 
 class ForwarderPeer(Item, frozen=True, kw_only=True):
-    """A peer: packets to `subnet` are sent to `address`:`port`; packets from it must come from `address`."""
+    """A peer: packets to `subnet` are sent to `address`:`port`; packets from the peer must come from
+    `address`.
+    """
 
     KIND = "forwarder_peer"
     PLURAL = "peers of the forwarder"
@@ -93,7 +95,7 @@ class ForwarderPeer(Item, frozen=True, kw_only=True):
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """The forwarder whose table contains the entry."""
+        """The key of the forwarder whose table contains the entry."""
         return (("forwarder", self.link),)
 
     def is_marked(self, marks: Marks) -> bool:
@@ -106,8 +108,8 @@ class ForwarderPeer(Item, frozen=True, kw_only=True):
 
 
 StrangerReason = Literal["stranger", "impostor", "not_ours"]
-"""Reasons: no host holds the inner source; another host holds it; the inner destination is not in this
-host's subnet."""
+"""The reason for a dropped packet. `stranger`: no host holds the inner source. `impostor`: another host than
+the sender holds the inner source. `not_ours`: the inner destination is not in this host's subnet."""
 
 
 class Stranger(Struct, frozen=True, kw_only=True):

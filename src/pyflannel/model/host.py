@@ -72,7 +72,7 @@ class Interface(Struct, frozen=True, kw_only=True):
         driver: kernel driver, for example `vmxnet3` or `veth`; "" if it is unknown, or the link has no IPv4
             address.
         has_ipv6: True if IPv6 is enabled on the link.
-        mac: lower case with colons; "" without one.
+        mac: MAC address in lower case with colons; "" if the link has none.
     """
 
     name: str
@@ -131,11 +131,11 @@ class IpsecPolicy(Struct, frozen=True, kw_only=True):
             packets; `forward`: arriving packets that this host forwards.
         protocol: IP protocol; 0 for all protocols.
         port: destination port; only the bits of `port_mask` are compared.
-        source_port: only the bits of `source_port_mask` count.
-        link: index of the interface; 0 for all.
-        mark: only the bits of `mark_mask` count.
+        source_port: source port; only the bits of `source_port_mask` are compared.
+        link: index of the interface; 0 for all interfaces.
+        mark: mark of the packet; only the bits of `mark_mask` are compared.
         priority: the policy with the lowest number decides.
-        is_block: it drops the packets; other policies let them pass, or encrypt them.
+        is_block: True if the policy drops the packets; other policies let packets pass, or encrypt them.
     """
 
     direction: Literal["in", "out", "forward"]
@@ -262,8 +262,8 @@ class Underlay(Struct, frozen=True, kw_only=True):
         driver: kernel driver of the interface, for example `vmxnet3` or `veth`; "" if it is unknown.
         ipv6_address: the same as `address` for IPv6; None if IPv6 is not used, or the interface has no usable
             address.
-        public_ipv6: as `public_ip`.
-        ipv6_uplink: the interface that carries IPv6, if it is another one than that of IPv4.
+        public_ipv6: the same as `public_ip` for IPv6.
+        ipv6_uplink: the interface that carries IPv6, if it differs from the interface that carries IPv4.
         ipv6_trouble: reason why there is no `ipv6_address` although IPv6 is used; "" if there is an address.
     """
 
@@ -282,7 +282,7 @@ class Underlay(Struct, frozen=True, kw_only=True):
     def is_virtual(self) -> bool:
         """True if outgoing packets may arrive with partial checksums, because no hardware completes them.
 
-        This is also assumed for an unknown driver.
+        The value is also True for an unknown driver.
         """
         return self.driver in _VIRTUAL_DRIVERS
 
@@ -294,7 +294,9 @@ class Underlay(Struct, frozen=True, kw_only=True):
         return replace(self, link=uplink.link, mtu=uplink.mtu, on_link=uplink.on_link, driver=uplink.driver)
 
     def address_in(self, family: Family) -> IpAddress | None:
-        """Return the address of the interface in a family; None if it has none."""
+        """Return the address of the interface in a family; None if the interface has no address in the
+        family.
+        """
         if family == 6:
             return self.ipv6_address
         return self.address if self.address.version == 4 else None
@@ -372,14 +374,14 @@ class Host(Struct, frozen=True, kw_only=True):
     def subnet(self) -> IpNetwork:
         """The host's subnet in this address family."""
         subnet = self.lease.subnet_in(self.family)
-        assert subnet is not None  # if this is None, the host is not planned in the family
+        assert subnet is not None  # a host without a subnet in the family is not planned in the family
         return subnet
 
     @property
     def address(self) -> IpAddress:
         """The underlay address in this address family, to which tunnel sockets are bound."""
         address = self.underlay.address_in(self.family)
-        assert address is not None  # if this is None, the host is not planned in the family
+        assert address is not None  # a host without an address in the family is not planned in the family
         return address
 
     @property

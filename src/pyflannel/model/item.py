@@ -9,8 +9,8 @@ from msgspec import Struct
 Key = tuple[Hashable, Hashable]
 """The identity of an object: its table, and its name in the table.
 
-A table contains objects of one kind, for example those on one link. Ten thousand objects therefore need no
-memory for keys, because the name is a part of each object.
+A table contains objects of one kind, for example the routes on one link. Ten thousand objects therefore need
+no memory for keys, because the name is a part of each object.
 """
 
 ANY = None
@@ -21,7 +21,7 @@ class Rank(IntEnum):
     """The position of a kind in a batch. Objects are built in this order and removed in the reverse order.
 
     The route directs packets to the other objects. A route is built after the objects that carry its packets,
-    and removed before them. Otherwise, packets would be lost. A program is attached after its maps are
+    and removed before these objects, so that no packet is lost. A program is attached after its maps are
     filled. Filter rules follow the route, because they may have to wait for a lock. Files are last, because a
     program that reads subnet.env may start containers immediately.
     """
@@ -82,8 +82,8 @@ class Item(Struct, frozen=True, kw_only=True, gc=False):
     rank, its requirements, its reaction to changes of links, its texts, its owner. A new kind therefore
     changes only its own module, the backend that plans it, and its adapter.
 
-    The garbage collector ignores the objects, of which there may be forty thousand. They refer only to values
-    that cannot refer to them.
+    The garbage collector ignores the objects, of which there may be forty thousand. The objects refer only to
+    values that cannot refer back to these objects.
 
     Attributes:
         KIND: name of the kind as one word, for metrics and the status.
@@ -116,7 +116,7 @@ class Item(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """Keys of the objects without which the kernel refuses this one; `ANY`: any object of a table."""
+        """Keys of the objects without which the kernel refuses this object; `ANY`: any object of a table."""
         return () if self.parent_link is None else (("link", self.parent_link),)
 
     def is_marked(self, marks: Marks) -> bool:
@@ -160,7 +160,7 @@ class ItemMap(Mapping[Key, _Item]):
 
     @property
     def tables(self) -> Mapping[Hashable, dict[Hashable, _Item]]:
-        """The items by table and name; no table is empty. Readers must not change them."""
+        """The items by table and name; no table is empty. Readers must not change the tables."""
         return self._tables
 
     def copy(self) -> "ItemMap[_Item]":

@@ -14,7 +14,7 @@ class NodeCondition(Struct, frozen=True, kw_only=True):
     Attributes:
         is_unavailable: status of the condition: True, False, or None for Unknown.
         reason: reason for programs, in camel case.
-        message: for people.
+        message: text for people.
     """
 
     is_unavailable: bool | None
@@ -33,7 +33,7 @@ IS_REMOVED = NodeCondition(
 
 
 class Node(Struct, frozen=True, kw_only=True):
-    """A Node.
+    """A Node of a Kubernetes cluster, with the values that flannel needs.
 
     Attributes:
         uid: identifier of this object. A Node that is deleted and created again has another identifier.
@@ -55,7 +55,7 @@ class NodeEvent(Struct, frozen=True, kw_only=True):
     Attributes:
         is_warning: type of the Event: Warning or Normal.
         reason: reason for programs, in camel case.
-        message: for people.
+        message: text for people.
     """
 
     is_warning: bool

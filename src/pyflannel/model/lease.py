@@ -178,7 +178,9 @@ class LeaseAttributes(PartlyCompared, frozen=True, kw_only=True, eq=False):
 
     @property
     def _compared(self) -> object:
-        """All except the counter, the signature and the data of wireguard, which `backend_data` contains."""
+        """All attributes except the counter, the signature and the data of wireguard, which `backend_data`
+        contains.
+        """
         return (
             self.public_ip,
             self.public_ipv6,
@@ -291,9 +293,7 @@ class Lease(PartlyCompared, frozen=True, kw_only=True, eq=False):
 
     @classmethod
     def of_ipv6(cls, subnet: IPv6Network, attributes: LeaseAttributes, revision: int = 0) -> "Lease":
-        """Return a lease of a network with IPv6 alone, with these attributes. Their IPv4 address does not
-        count.
-        """
+        """Return a lease of a network with IPv6 alone. The IPv4 address in `attributes` is ignored."""
         address = attributes.public_ipv6 or NO_ADDRESS
         return cls(
             subnet=subnet,
@@ -312,8 +312,8 @@ class Lease(PartlyCompared, frozen=True, kw_only=True, eq=False):
         return tuple(replace(self, attributes=attributes.with_backend(part)) for part in parts)
 
     def part(self, family: Family) -> LeasePart | None:
-        """Return the part of the lease for an address family; None if the lease has no subnet in it, or no
-        IPv6 address.
+        """Return the part of the lease for an address family; None if the lease has no subnet in the family,
+        or no IPv6 address.
         """
         attributes, subnet = self.attributes, self.subnet_in(family)
         if subnet is None:
@@ -330,7 +330,7 @@ class Lease(PartlyCompared, frozen=True, kw_only=True, eq=False):
         return ipv4_end(self.subnet, self.attributes.public_ip)
 
     def subnet_in(self, family: Family) -> IpNetwork | None:
-        """Return the subnet in an address family; None if the lease has none."""
+        """Return the subnet in an address family; None if the lease has no subnet in the family."""
         if family == 6:
             return self.ipv6_subnet
         return self.subnet if self.subnet.version == 4 else None
@@ -357,7 +357,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     Attributes:
         host_name: host name of the asking host; None if it is unknown.
         held_s: seconds for which the asking host has held this lease, if a copy of this host wrote the lease.
-            The copy that has held it for longer keeps it. None if the asking host does not hold the lease.
+            The copy that has held the lease for longer keeps the lease. None if the asking host does not hold
+            the lease.
     """
 
     subnet: IpNetwork
@@ -397,7 +398,7 @@ class LeaseEntry(Struct, frozen=True, kw_only=True):
         owner: identity of the holder; None in leases of the original flannel.
         host_name: host name of the holder; None if it is unknown.
         port: UDP port of the holder's udp backend, None if it is not published.
-        is_reservation: it never expires.
+        is_reservation: True if the lease never expires.
         expires_in_s: seconds until the expiry; None for a reservation, or if the daemon was asked instead of
             the store.
         revision: store revision of the last write.
@@ -462,14 +463,15 @@ class PeerEntry(Struct, frozen=True, kw_only=True):
         is_reached: True if the peer answered a probe; None if it was not probed.
         rtt_ms: round-trip time of the probe through the tunnel; None without an answer.
         path_mtu: size in bytes of the largest probe that the peer answered; None without an answer.
-        probes_sent: number of small probes by which losses were counted; None if none was sent.
-        probes_lost: number of these probes without a reply within 0.5 s; None if none was sent.
+        probes_sent: number of small probes by which losses were counted; None if no probe was sent.
+        probes_lost: number of these probes without a reply within 0.5 s; None if no probe was sent.
         received_bytes: bytes of tunnel packets from the peer since its WireGuard device was created; None if
             the backend does not count the bytes of a peer.
         sent_bytes: bytes of tunnel packets to the peer, in the same way.
         change_age_s: seconds since flanneld last saw the lease of the peer change; None if there was no
             change since flanneld started.
-        path_mtus: the paths to it that carry only smaller packets than planned, as flanneld has measured.
+        path_mtus: the paths to the peer that carry only smaller packets than planned, as flanneld has
+            measured.
     """
 
     subnet: AnyNetwork

@@ -17,8 +17,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
 
     Attributes:
         network: the network config, with the range of subnets.
-        config_revision: revision of the config in the store; None if it is unknown or out of date. In that
-            case, no write depends on the revision.
+        config_revision: revision of the config in the store; None if the revision is unknown or out of date,
+            so that no write depends on it.
         attributes: attributes of this host's lease; the owner is its identity.
         previous: the subnet of the previous run, from the old subnet.env; preferred if it is free.
         previous_ipv6: the IPv6 subnet of the previous run; preferred if it is free.
@@ -26,7 +26,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
             a prefix only if no other subnet is free.
         ttl_s: seconds until a lease expires unless it is renewed.
         renew_margin_s: seconds before the expiry at which the lease is renewed; at most half of the TTL.
-        renumbers: True to take another subnet if another host holds the current one
+        renumbers: True to take another subnet if another host holds the current subnet
             (`--on-subnet-lost=renumber`).
     """
 
@@ -66,8 +66,8 @@ class Held(Struct, frozen=True, kw_only=True):
 class PutLease(Struct, frozen=True, kw_only=True):
     """Write a lease if its key has revision `expected` (0 means that the key must be absent).
 
-    If `config_revision` is set, the network config must also have this revision, because after a change of
-    the config, a lease at another key may overlap this subnet.
+    If `config_revision` is set, the network config must also have this revision. After a change of the
+    config, a lease at another key may overlap this subnet.
     """
 
     lease: Lease
@@ -147,7 +147,7 @@ class ClaimGone(Struct, frozen=True):
 LeaseChange = LeaseSeen | LeaseGone | Unreadable | ClaimSeen | ClaimGone
 
 
-# Events.
+# Events of the lease protocol.
 
 
 class Started(Struct, frozen=True):
@@ -259,7 +259,7 @@ class Reidentify(Struct, frozen=True):
 
 
 class Picking(Struct, frozen=True):
-    """A subnet is picked at random."""
+    """This host picks a subnet at random."""
 
     network: NetworkConfig
 
@@ -330,7 +330,7 @@ class SharedAddress(Struct, frozen=True):
         subnet: subnet of the lease that both hosts claim.
         other: identity of the other host, or its relation to this host.
         host: host name, if known, and address of the other host.
-        is_ours: True if this host keeps that lease, False if the other host holds it, None if this is
+        is_ours: True if this host keeps that lease, False if the other host holds it, None if the conflict is
             undecided.
     """
 

@@ -1,4 +1,4 @@
-"""The known leases of a network, by subnet, in a map of which changed copies share the unchanged parts."""
+"""The known leases of a network, by subnet, in a map whose changed copies share the unchanged parts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv6Network
@@ -126,7 +126,7 @@ the store could exhaust the memory of all hosts.
 """
 
 _KeyChange = tuple[IpNetwork, IPv6Network | None, Lease | None]
-"""The subnets in a key, and its current lease."""
+"""The subnets in a key, and the current lease at the key."""
 
 
 class LeaseSet(PartlyCompared, frozen=True, eq=False):
@@ -141,15 +141,15 @@ class LeaseSet(PartlyCompared, frozen=True, eq=False):
 
     A lease keeps the revision since which its VTEP has been published, while the VTEP does not change.
 
-    An IPv4 subnet may have several keys: one key without an IPv6 subnet, and several keys with one. The key
-    without an IPv6 subnet has precedence, then the key with the lowest IPv6 subnet, regardless of the order
-    of the keys.
+    An IPv4 subnet may have several keys: one key without an IPv6 subnet, and several keys with an IPv6
+    subnet. The key without an IPv6 subnet has precedence, then the key with the lowest IPv6 subnet,
+    regardless of the order of the keys.
 
     Attributes:
         outranked: the ignored leases, by the subnet that they share with the valid lease.
         has_ipv6: True if a key with an IPv6 subnet was known, and may still exist.
         left_out: number of ignored leases, because the set already contains LARGEST leases. When there is
-            room, the next list response adds such leases.
+            room, the next list response adds ignored leases.
     """
 
     by_subnet: SubnetMap[Lease] = field(default_factory=SubnetMap)

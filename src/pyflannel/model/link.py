@@ -46,7 +46,8 @@ class Vxlan(Struct, frozen=True, kw_only=True):
         exists.
 
         Devices share the socket of a port, and the VNI identifies the device of a packet. With the group
-        policy extension, a device has its own socket, and a port can have only one (drivers/net/vxlan).
+        policy extension, a device has its own socket, and a port can have only one socket
+        (drivers/net/vxlan).
         """
         is_one_port = (self.port, self._is_ipv6) == (other.port, other._is_ipv6)
         return is_one_port and (self.vni == other.vni or self.has_gbp != other.has_gbp)
@@ -55,8 +56,8 @@ class Vxlan(Struct, frozen=True, kw_only=True):
     def fixed(self) -> tuple[object, ...]:
         """The parameters that the kernel does not change in an existing device.
 
-        With IPv6, the kernel keeps the source address with the route of each FDB entry. It sends from the
-        previous address as long as this route is valid, even if another source address is set.
+        With IPv6, the kernel keeps the source address with the route of each FDB entry. The kernel sends from
+        the previous address as long as this route is valid, even if another source address is set.
         """
         is_bound, source = bool(self.parent), self.local if self._is_ipv6 else None
         constants = self.group, self.has_gbp, self.reports_misses
@@ -123,8 +124,8 @@ class Link(Item, frozen=True, kw_only=True):
         kind: kind of the link in the kernel: `tun`, `vxlan`, `wireguard`, `veth`; "" for a physical device.
             The kind does not change in place.
         mtu: size in bytes of the largest outgoing packet.
-        is_up: administratively up (IFF_UP).
-        queue_length: packets (txqueuelen).
+        is_up: True if the link is administratively up (IFF_UP).
+        queue_length: maximum number of packets in the send queue (txqueuelen).
         has_ipv6: False if IPv6 is disabled on the link.
         accepts_routers: True if router advertisements on the link change the host's routes (accept_ra).
         alias: alias; on a pyflannel link, the mark of its daemon.
@@ -230,10 +231,11 @@ class Address(Item, frozen=True, kw_only=True):
 
     @property
     def prefix(self) -> LinkPrefix:
-        """The link and the prefix.
+        """The link and the prefix of the address.
 
-        The second IPv4 address of a prefix on a link is secondary to the first, and is removed with it unless
-        the kernel promotes it (promote_secondaries in ip-sysctl).
+        The second IPv4 address of a prefix on a link is secondary to the first address. The kernel removes
+        the second address together with the first address, or promotes the second address
+        (promote_secondaries in ip-sysctl).
         """
         return self.link, self.address.network
 

@@ -33,7 +33,7 @@ Field = Literal[
 the addresses in the routing table of the host: `local`, `unicast` or `multicast`."""
 
 Value = int | str
-"""A text may end with `*`, which matches any rest."""
+"""The value of a field. A text may end with `*`, which means any further characters."""
 
 Hook = Literal["ingress", "prerouting", "input", "forward", "output", "postrouting", "egress"]
 
@@ -44,8 +44,10 @@ class Packet(Struct, frozen=True, kw_only=True):
     Attributes:
         iif: name of the interface at which it arrived; "" if the host itself sends the packet.
         oif: name of the interface by which it leaves; "" if the packet is for the host itself.
-        in_port: if `iif` is a bridge: its port at which the frame arrived; "" if it is none, or unknown.
-        out_port: if `oif` is a bridge: its port by which the frame leaves; "" if it is none, or unknown.
+        in_port: if `iif` is a bridge: its port at which the frame arrived; "" if there is no port, or it is
+            unknown.
+        out_port: if `oif` is a bridge: its port by which the frame leaves; "" if there is no port, or it is
+            unknown.
         in_bridge: in the family bridge, where `iif` is a port: the bridge of the port; "" elsewhere.
         out_bridge: in the family bridge, where `oif` is a port: the bridge of the port; "" elsewhere.
         state: state of the packet in connection tracking; `invalid` before the packet was tracked.
@@ -175,7 +177,7 @@ class Action(Struct, frozen=True):
     Attributes:
         target: chain of a jump or a goto.
         translates: the address that an address translation changes.
-        value: bits that a mark gets: `mark & keep ^ value`; None for an unknown mark.
+        value: bits of the new mark, which is `mark & keep ^ value`; None if the new mark is unknown.
         keep: bits of the mark that are kept.
     """
 
@@ -206,7 +208,7 @@ class BaseChain(Struct, frozen=True, kw_only=True):
     Attributes:
         program: `nft`, or the iptables program that lists it.
         family: family of nftables; `ip` for iptables, `ip6` for ip6tables.
-        is_nat: True if it sees only the first packet of a connection.
+        is_nat: True if the chain sees only the first packet of a connection.
         device: interface of the hooks `ingress` and `egress`.
         chains: all chains of its table, by name.
     """

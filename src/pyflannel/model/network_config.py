@@ -67,7 +67,7 @@ KEYS = (
     "FastPath",
     "Backend",
 )
-"""The supported keys."""
+"""The supported keys of the network config."""
 
 LATER_KEYS = ("Networks", "IPv6Networks")
 """Keys of flannel 0.20 that pyflannel does not support."""

@@ -97,7 +97,7 @@ class TranslatedRule(Struct, frozen=True):
     """Packets between these prefixes whose destination a PortRule changed are masqueraded; only in nftables.
 
     The container would otherwise send its answer without passing the host, and the client would not recognize
-    it.
+    the answer.
     """
 
     source: IPv4Network
@@ -108,8 +108,8 @@ class LoopbackRule(Struct, frozen=True):
     """Packets with the source or destination in 127.0.0.0/8 that arrive by another link than loopback are
     dropped.
 
-    The kernel drops such packets itself, except on a link with route_localnet, which published ports at
-    127.0.0.1 need. Only in nftables.
+    The kernel itself drops packets with these addresses, except on a link with route_localnet, which
+    published ports at 127.0.0.1 need. The rule exists only in nftables.
     """
 
     is_source: bool
@@ -180,8 +180,9 @@ class IptablesChain(Item, frozen=True, kw_only=True):
         hook: the built-in chain that jumps to this chain.
         device: device of the daemon that owns the chain.
         jump: position of the jump; always IN_PLACE in a plan.
-        is_for_dropping: True if the chain is only needed when the built-in chain drops packets. Otherwise, an
-            absent chain counts as present, and an existing one is removed.
+        is_for_dropping: True if the chain is only needed when the built-in chain drops packets. While the
+            built-in chain drops no packets, an absent chain counts as present, and an existing chain is
+            removed.
     """
 
     KIND = "iptables_chain"
@@ -245,7 +246,7 @@ class NftChain(Struct, frozen=True, kw_only=True):
 
 
 class NftTable(Item, frozen=True, kw_only=True):
-    """A complete table of one family. Objects of other programs in it are removed.
+    """A complete table of one family. Objects of other programs in the table are removed.
 
     Attributes:
         device: device of the daemon that owns the table.
@@ -304,7 +305,7 @@ class LeftRules(Struct, frozen=True, kw_only=True):
         shown: texts of the rules, one line each.
         removal: the arguments of `PROGRAM -t TABLE`, or the lines of PROGRAM-restore, in the order in which
             they are used.
-        is_sure: True if only the original writes such rules. Otherwise, another program may own them.
+        is_sure: True if only the original writes such rules; False if another program may own the rules.
     """
 
     program: str

@@ -55,7 +55,8 @@ class ProbedPath(Struct, frozen=True, kw_only=True):
     """The path to one peer in one family.
 
     Attributes:
-        end: the address behind the tunnel that answers the probes; that of the underlay without a tunnel.
+        end: the address behind the tunnel that answers the probes; without a tunnel, the address on the
+            underlay.
         underlay: the address of the peer on the underlay.
         mtu: bytes of the largest packet of a container.
         overhead: bytes that the tunnel adds.
@@ -80,12 +81,12 @@ class ProbedPath(Struct, frozen=True, kw_only=True):
 
 
 class ProbedPaths(Struct, frozen=True):
-    """The paths to all peers. They are computed one by one, because there may be ten thousand.
+    """The paths to all peers. The paths are computed one by one, because there may be ten thousand paths.
 
     Attributes:
         planned: equal for two plans with the same tunnel and the same MTU in each family.
         subnets: returns the subnets of the peers in each family.
-        path_to: returns the path to the peer with a subnet; None if there is none.
+        path_to: returns the path to the peer with a subnet; None if there is no path.
     """
 
     planned: object
@@ -112,11 +113,12 @@ class NarrowPath(Struct, frozen=True, kw_only=True):
 
     Attributes:
         subnet: the subnet of the peer.
-        ipv6_subnet: its IPv6 subnet if this is the path of IPv6 packets; None for the path of IPv4 packets.
+        ipv6_subnet: IPv6 subnet of the peer if this is the path of IPv6 packets; None for the path of IPv4
+        packets.
         planned: bytes of the largest packet of a container.
         measured: bytes of the largest packet that arrives.
         since_s: seconds since the first probe with this result.
-        is_routed: the route to the peer has the measured MTU. Otherwise, larger packets are lost.
+        is_routed: True if the route to the peer has the measured MTU; False if larger packets are lost.
     """
 
     subnet: AnyNetwork
@@ -136,7 +138,9 @@ SILENT = EchoResult(state="silent", text="no answer")
 
 
 class Loss(Struct, frozen=True):
-    """The number of single echo requests on the decisive path of a peer, and of those without a reply."""
+    """The number of single echo requests on the decisive path of a peer, and the number of these requests
+    without a reply.
+    """
 
     sent: int
     lost: int
@@ -261,7 +265,7 @@ class PacketEvent(Struct, frozen=True, kw_only=True):
         family, table, chain: the chain that decided.
         handle: handle of the rule; None for the policy of the chain.
         verdict: `accept`, `drop`, `jump CHAIN`, `goto CHAIN`, `return`, `queue` or `stolen`.
-        iif, oif: the interfaces at the hook; None if there is none.
+        iif, oif: the interfaces at the hook; None if there is no interface.
         rule: the rule as nft lists it; "" if it is unknown.
     """
 
@@ -292,7 +296,7 @@ class TraceReport(Struct, frozen=True, kw_only=True):
     """The document of `flannelctl trace`.
 
     Attributes:
-        ok: no step fails.
+        ok: True if no step fails.
         steps: the steps in the order in which the packet passes them, up to the first step that fails.
         stops: name of the step that fails; None if no step fails.
         probe: the path of a real packet; None without `--probe`.

@@ -69,8 +69,8 @@ class MatrixRow(Struct, frozen=True, kw_only=True):
 
     Attributes:
         subnet, public_ip, host_name: the lease of the probing host.
-        failure: reason why the host's results are unknown; None if they are known.
-        cells: results for each other host of the matrix; empty if they are unknown.
+        failure: reason why the host's results are unknown; None if the results are known.
+        cells: results for each other host of the matrix; empty if the results are unknown.
     """
 
     subnet: AnyNetwork
@@ -81,12 +81,13 @@ class MatrixRow(Struct, frozen=True, kw_only=True):
 
 
 class Matrix(Struct, frozen=True, kw_only=True):
-    """Which hosts of a network reach which others.
+    """Which hosts of a network reach which other hosts.
 
     Attributes:
         rows: one row for each host of the matrix, ordered by subnet.
         silent: subnets of the hosts whose results are unknown.
-        left_out: number of hosts of the network that are not in the matrix, because it would be too large.
+        left_out: number of hosts of the network that are not in the matrix, because the matrix would be too
+            large.
     """
 
     rows: tuple[MatrixRow, ...]

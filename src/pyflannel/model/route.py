@@ -86,8 +86,8 @@ class Route(Item, frozen=True, kw_only=True):
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """The link of the route, and the addresses that are still missing on the link, because one of them
-        may be the source.
+        """The key of the route's link, and the keys of the addresses that are still missing on the link. One
+        of these addresses may be the source.
         """
         return (("link", self.link), (("address", self.link), ANY)) if self.link else ()
 
@@ -100,10 +100,10 @@ class Route(Item, frozen=True, kw_only=True):
 
 # Route protocols, which are the numbers by which daemons on one host recognize their routes.
 #
-# A route has no alias and no name. Its protocol is one byte, which the kernel stores but does not use. The
-# daemon that claims flannel0 uses 80, the daemon of flannel1 uses 101, that of flannel2 uses 102, and so on.
-# Other programs use the numbers nearby: OVN uses 84, openr uses 99, and routing daemons use 186 to 198
-# (linux/rtnetlink.h, rt_protos of iproute2).
+# A route has no alias and no name. The protocol of a route is one byte, which the kernel stores but does not
+# use. The daemon that claims flannel0 uses 80, the daemon of flannel1 uses 101, that of flannel2 uses 102,
+# and so on. Other programs use the numbers nearby: OVN uses 84, openr uses 99, and routing daemons use 186 to
+# 198 (linux/rtnetlink.h, rt_protos of iproute2).
 
 _STEM = "flannel"
 _BEFORE_OTHERS = 100

@@ -100,7 +100,7 @@ class UnderlayStatus(Struct, frozen=True, kw_only=True):
     """The interface that carries the tunnel. Peers send to `public_ip`.
 
     Attributes:
-        ipv6_link: interface that carries IPv6, if it is another one; None otherwise.
+        ipv6_link: interface that carries IPv6, if it differs from `link`; None otherwise.
     """
 
     link: str
@@ -231,7 +231,7 @@ class StoreTimes(Struct, frozen=True, kw_only=True):
     """The durations of requests that the daemon has just sent to the store.
 
     Attributes:
-        answered_s: duration in seconds of each answered request, in their order.
+        answered_s: duration in seconds of each answered request, in the order of the requests.
         failure: reason why a request was not answered; None if all requests were answered.
     """
 
@@ -244,7 +244,8 @@ class FirewallStatus(Struct, frozen=True, kw_only=True):
 
     Attributes:
         engine: program whose rules the network config selects.
-        objects: the chains and tables of flanneld: those in the plan; without a daemon, those that exist.
+        objects: the chains and tables of flanneld: the planned objects; without a daemon, the existing
+            objects.
         is_in_place: True if all rules of flanneld are as planned; None if flanneld does not respond.
         missing: rules of flanneld that are not as planned, with the reason, one line each.
         drops: rules and policies of other programs, settings for forwarding, and bridges that are down, which
@@ -465,7 +466,7 @@ class DockerNetworkStatus(Struct, frozen=True, kw_only=True):
 
 
 class DockerPortStatus(Struct, frozen=True, kw_only=True):
-    """A published port; Docker does not show such ports."""
+    """A port that the plugin published. Docker does not show the ports that a plugin publishes."""
 
     protocol: str
     host_address: IPv4Address | None
@@ -637,7 +638,7 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     Attributes:
         at: seconds since the epoch.
         event: `repaired`: another program had damaged the object; `planned`: the plan has changed; `refused`:
-            the operation failed; `fought over`: another program keeps undoing it.
+            the operation failed; `fought over`: another program keeps undoing the repair.
         found: the difference, for example `link flannel0: mtu 1300, wanted 1472`, with the cause if the
             operation was refused.
     """

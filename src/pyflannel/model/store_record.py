@@ -10,7 +10,7 @@ from msgspec import Struct
 class PartlyCompared(Struct, frozen=True, eq=False, gc=False):
     """A value of which a comparison reads only `_compared`. A struct compares all its fields.
 
-    The garbage collector ignores it, because it refers only to values that cannot refer to it.
+    The garbage collector ignores such a value, because it refers only to values that cannot refer to it.
     """
 
     @property
@@ -21,7 +21,7 @@ class PartlyCompared(Struct, frozen=True, eq=False, gc=False):
         return type(other) is type(self) and self._compared == other._compared
 
     def __ne__(self, other: object) -> bool:
-        return not self == other  # a struct does not derive it from __eq__
+        return not self == other  # a struct does not derive __ne__ from __eq__
 
     def __hash__(self) -> int:
         return hash(self._compared)
@@ -66,7 +66,7 @@ class Put(Struct, frozen=True, kw_only=True):
     """Write a key on condition of its revision.
 
     Attributes:
-        ttl_s: seconds until the store deletes the key; None if it never does.
+        ttl_s: seconds until the store deletes the key; None if the store never deletes it.
         expected: the revision that the key must have; 0 if it must be absent, None for any revision.
         given: an additional condition on another key.
     """
@@ -144,7 +144,7 @@ class Secret(Struct, frozen=True):
     _text: str
 
     def reveal(self) -> str:
-        """Return the text."""
+        """Return the text of the password."""
         return self._text
 
     def __str__(self) -> str:

@@ -131,7 +131,8 @@ class GuardPeer(Item, frozen=True, kw_only=True):
         subnet: subnet of the peer.
         address: address of the peer on the underlay.
         port: UDP port on which the peer receives tunnel packets.
-        other_ports: its ports of additional tunnels, during a change of the backend.
+        other_ports: UDP ports on which the peer receives packets of additional tunnels, during a change of
+            the backend.
         sources: the peer's subnet, or all addresses if only the outer source is checked.
     """
 
@@ -170,7 +171,7 @@ class GuardPeer(Item, frozen=True, kw_only=True):
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """The table."""
+        """The key of the table that contains the entry."""
         return (guard_table(self.device, self.family),)
 
     def is_marked(self, marks: Marks) -> bool:
@@ -189,5 +190,7 @@ def guard_peers(device: str, family: Family) -> tuple[str, str, Family]:
 
 
 def guard_device_of(table: str) -> str | None:
-    """Return the device of the daemon with the table of this name; None if it is not a tunnel guard."""
+    """Return the device of the daemon with the table of this name; None if the table is not a tunnel
+    guard.
+    """
     return device_of(table, STEM)

@@ -63,7 +63,7 @@ class WireguardFacts(Struct, frozen=True, kw_only=True):
 
 
 UNKNOWN = WireguardFacts(problem="the WireGuard key of this host")
-"""The value before anything was read."""
+"""The value before flanneld has read the WireGuard properties of the host."""
 
 
 class WireguardDevice(Item, frozen=True, kw_only=True):
@@ -127,7 +127,7 @@ class WireguardPeer(Item, frozen=True, kw_only=True):
             handshake; "" for no endpoint.
         keeps_family: True if an endpoint of the other family is never learned.
         keepalive_s: interval of keepalive packets; 0 for no keepalive packets.
-        preshared_key: empty for none.
+        preshared_key: preshared key; empty for no key.
     """
 
     KIND = "wireguard_peer"
@@ -163,7 +163,7 @@ class WireguardPeer(Item, frozen=True, kw_only=True):
 
     @property
     def requires(self) -> tuple[Key, ...]:
-        """The device."""
+        """The key of the WireGuard device that contains the peer."""
         return (("wireguard", self.link),)
 
     def is_marked(self, marks: Marks) -> bool:

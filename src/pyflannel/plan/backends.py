@@ -90,7 +90,7 @@ class Backend(Protocol):
         """
 
     def foreseen(self, peer: Lease) -> Lease | None:
-        """Return the lease that a peer will publish for this backend; None if this cannot be known in
+        """Return the lease that a peer will publish for this backend; None if the lease cannot be known in
         advance.
         """
 
@@ -104,7 +104,9 @@ class Backend(Protocol):
         """Return the objects of one peer; empty for a peer with an objection."""
 
     def guarded_path(self, host: Host) -> GuardedPath | None:
-        """Return the path of packets from other hosts to this host; None if the backend does not know it."""
+        """Return the path of packets from other hosts to this host; None if the backend does not know this
+        path.
+        """
 
     def plan_bridges(self, bridges: Iterable[Bridge], host: Host) -> State:
         """Return the objects for containers behind these bridges; empty for most backends."""
@@ -118,7 +120,8 @@ _PARSERS: Mapping[str, Callable[[NetworkConfig], Backend]] = {
     "wireguard": wireguard.parse,
 }
 
-# Types of backends of the original that pyflannel does not support. A config with one of them is valid.
+# Types of backends of the original that pyflannel does not support. A config with one of these types is
+# valid.
 _LATER = frozenset({"ipip", "ipsec", "extension", "tencent-vpc"})
 
 
@@ -211,7 +214,7 @@ _MOST_COMPARED = 4000
 def difference_of(old: str | None, new: str, *, name: str = "new") -> list[str]:
     """Return a unified diff of two configs; empty if they differ in white space only.
 
-    If they are long, which only unknown keys cause, the diff removes all lines and adds all lines.
+    If the configs are long, which only unknown keys cause, the diff removes all lines and adds all lines.
     """
     from difflib import unified_diff  # this import is needed only for a change of the config
 
@@ -245,8 +248,8 @@ def _backend_effects(old: NetworkConfig, new: NetworkConfig, leases: list[LeaseE
     before, after = backend_of(old), backend_of(new)
     if before.way != after.way:
         yield (
-            f"Hosts change the backend from {before.way} to {after.way}. They receive packets by both until"
-            " all have changed, and no packet is lost. First open the new port on all hosts."
+            f"Hosts change the backend from {before.way} to {after.way}. They receive packets by both "
+            "until all have changed, and no packet is lost. First open the new port on all hosts."
         )
         if others := sum(lease.owner is None for lease in leases):
             yield f"{others} leases belong to the original flannel, which must be restarted."
@@ -329,7 +332,7 @@ def _overheads_of(backend: Backend) -> Mapping[Family, int] | None:
 
 
 def _underlay_address(peer: Lease, backend: Backend, host: Host) -> IpAddress | None:
-    """Return the address to which packets to a peer are sent; None if it has none."""
+    """Return the address to which packets to a peer are sent; None if the peer has no such address."""
     if isinstance(backend, wireguard.WireguardBackend):
         return backend.address_of(peer, host)
     part = peer.part(host.family)

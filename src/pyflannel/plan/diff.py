@@ -81,7 +81,7 @@ def losses(operations: Collection[Operation], desired: State) -> Iterator[tuple[
 
 
 def _link_changes(operations: Iterable[Operation], desired: State) -> LinkChanges | None:
-    """Return the changes that cause the kernel to drop other objects; None if there are none."""
+    """Return the changes that cause the kernel to drop other objects; None if there are no such changes."""
     recreated: set[str] = set()
     readdressed: set[str] = set()
     prefixes: set[LinkPrefix] = set()

@@ -25,7 +25,7 @@ _PARTS_LENGTH = 3
 """Number of prefix bits that select a part of the subnet: 3 bits for eight parts."""
 
 _LONGEST_SUBNET = 26
-"""Prefix length of the smallest subnet that can be divided. Each of its parts has five addresses for
+"""Prefix length of the smallest subnet that can be divided. Each part of this subnet has five addresses for
 containers.
 """
 
@@ -66,8 +66,8 @@ def flannel_network(option: object, known: Sequence[str] | None, *, holder: str 
         raise DockerPluginError(
             f"the flannel network {option} does not exist on this host; the existing networks are: "
             f"{', '.join(known) or 'none'}",
-            hint="Choose one of them, or write the config of the network to the store and add its name to"
-            " --networks.",
+            hint="Choose an existing network, or write the config of the network to the store and add its "
+            "name to --networks.",
         )
     if holder is not None and holder != option:
         which = "it is missing" if option is None else f"it is {option}"
@@ -183,7 +183,8 @@ def request_ipv6_pool(
     if subnet is None:
         raise DockerPluginError(
             f"the IPv6 subnet {wanted or ''} is not a free part of {ends}",
-            hint=f"Choose a /{_LONGEST_IPV6_POOL} or larger in it, or omit the --subnet of IPv6.",
+            hint=f"Choose a /{_LONGEST_IPV6_POOL} or larger in the subnet of this host, or omit the "
+            "--subnet of IPv6.",
         )
     if choice is not None and not choice.subnet_of(subnet):
         raise DockerPluginError(
@@ -224,13 +225,13 @@ def _checked(
     if not wanted.subnet_of(host) or wanted == host:
         raise DockerPluginError(
             f"the subnet {wanted} is not a part of the subnet {host} of this host",
-            hint=f"Choose one within {_in_words(division.networks)}, or omit --subnet.",
+            hint=f"Choose a subnet within {_in_words(division.networks)}, or omit --subnet.",
         )
     for part, user in ((division.docker0, "docker0"), (division.cni, "CNI")):
         if wanted.overlaps(part):
             raise DockerPluginError(
                 f"the subnet {wanted} overlaps {part}, which is the part of {user}",
-                hint=f"Choose one within {_in_words(division.networks)}, or omit --subnet.",
+                hint=f"Choose a subnet within {_in_words(division.networks)}, or omit --subnet.",
             )
     if wanted.prefixlen > _LONGEST_POOL:
         raise DockerPluginError(
@@ -241,7 +242,8 @@ def _checked(
         if wanted.overlaps(other):
             raise DockerPluginError(
                 f"the subnet {wanted} overlaps {other}, which this host uses",
-                hint="`ip route` shows the link that uses it. Choose another subnet, or omit --subnet.",
+                hint="`ip route` shows the link that uses this prefix. Choose another subnet, or omit "
+                "--subnet.",
             )
     return wanted
 
@@ -255,10 +257,9 @@ def _chosen(division: Division, length: int, taken: Collection[IPv4Network]) -> 
         raise DockerPluginError(
             f"a route of this host contains {covering[0]}, so Docker does not accept a part of it for a "
             f"network",
-            hint="If it is the route of docker0, run mk-docker-opts -c -d /etc/default/docker and restart "
-            "Docker. docker0 then gets its own part of the subnet. If it is the route of a CNI bridge, "
-            "delete "
-            "the bridge.",
+            hint="If the route belongs to docker0, run mk-docker-opts -c -d /etc/default/docker and restart "
+            "Docker. docker0 then gets its own part of the subnet. If the route belongs to a CNI bridge, "
+            "delete the bridge.",
         )
     raise DockerPluginError(
         f"no /{length} of {_in_words(division.networks)} is free: each network of Docker needs one",

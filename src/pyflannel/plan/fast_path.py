@@ -60,8 +60,8 @@ def vxlan_ipsec_note(host: Host, port: int) -> str | None:
 
 
 def ipsec_note(host: Host, port: int) -> str | None:
-    """Return the note about peers whose packets take user space because of IPsec; None if there are no
-    such peers.
+    """Return the note about peers whose packets take user space because of IPsec; None if IPsec concerns no
+    peer.
     """
     policies = _policies(host, port)
     if not host.has_fast_path or not policies:
@@ -98,7 +98,7 @@ def plan_peer_entry(peer: Lease, host: Host, port: int, peer_port: int) -> Itera
     """Yield the entry of a peer that listens at `peer_port`; nothing if an IPsec policy may apply to the
     tunnel with this peer.
 
-    The programs bypass IPsec. They leave packets of a peer without an entry to user space, in both
+    The programs bypass IPsec. The programs leave packets of a peer without an entry to user space, in both
     directions.
 
     If no hardware completes checksums, the kernel sends only to a peer whose lease accepts partial checksums.

@@ -21,7 +21,7 @@ from pyflannel.plan.peers import subnet_of
 
 class Generation(Struct, frozen=True):
     """A network config with its backend and its text. During a change of the backend, a host has several
-    of them.
+    generations.
     """
 
     config: NetworkConfig
@@ -134,7 +134,7 @@ def view_of(peer: Lease, basis: Basis) -> View | None:
 
 
 def _is_greeted(peer: Lease, view: View, basis: Basis) -> bool:
-    """Return whether a view needs no first handshake with a peer, or the peer has answered one."""
+    """Return whether a view needs no first handshake with a peer, or the peer has answered a handshake."""
     is_new = view.backend is basis.newest and view.backend.is_encrypted
     variant = view.variant(peer) if is_new else None
     part = None if variant is None else variant.part(basis.family)
@@ -170,8 +170,8 @@ def narrowed(items: tuple[Item, ...], peer: Lease, basis: Basis) -> tuple[Item, 
     """Return the objects of a peer; if the MTU of its path is smaller than planned, include a route with the
     MTU of the path.
 
-    A backend that routes the whole network has no route to a peer. In this case, a route to the peer is added
-    beside the route of the network.
+    A backend that routes the whole network has no route to a peer. With a backend that routes the whole
+    network, a route to the peer is added beside the route of the network.
     """
     mtu = basis.path_mtus.get(subnet_of(peer, basis.family)) if basis.path_mtus else None
     if mtu is None or not items:

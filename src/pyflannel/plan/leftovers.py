@@ -20,10 +20,10 @@ from pyflannel.model.status import Membership
 #     then            the same, each with a comment, `flanneld masq` or `flanneld forward`
 #     0.20 and newer  its own chains, FLANNEL-POSTRTG and FLANNEL-FWD, with the names of pyflannel's chains
 #
-# A comment identifies a rule of the original. Without a comment, only the complete set of a release, in its
-# order and for a network that is known on this host, is certainly from the original. A part of such a set may
-# belong to another program. The chains are treated as owned by pyflannel, except those in the kind of
-# iptables that this host no longer uses.
+# A comment identifies a rule of the original. Without a comment, only a complete set of a release is
+# certainly from the original: all rules, in their order, for a network that is known on this host. A part of
+# a set of rules may belong to another program. The chains are treated as owned by pyflannel, except those in
+# the kind of iptables that this host no longer uses.
 #
 # Source: the rules of flannel 0.6.2 and 0.20.2 as printed by iptables-save; the source code of the other
 # releases.
@@ -176,9 +176,10 @@ def _rules(saved: SavedRules, table: str, chain: str) -> Sequence[str]:
 
 # Objects that an original flannel left on a host, and other unplanned routes inside the network.
 #
-# The original does not mark its objects. The devices of the original are recognized by name and kind. Its
-# routes are recognized by the protocol boot, a gateway and a whole subnet. A daemon takes over the objects at
-# the keys of its plan. A daemon does not touch other objects; only a command of an operator removes them.
+# The original does not mark its objects. The devices of the original are recognized by name and kind. The
+# routes of the original are recognized by the protocol boot, a gateway and a whole subnet. A daemon takes
+# over the objects at the keys of its plan. A daemon does not touch other objects; only a command of an
+# operator removes them.
 #
 # Source: the kernel objects of flannel 0.6.2 to 0.28.9.
 
@@ -207,7 +208,7 @@ def left_by_original(found: Iterable[Item], membership: Membership) -> State:
 def unplanned_routes(found: Iterable[Item], membership: Membership) -> State:
     """Return the routes to parts of the network that are owned neither by pyflannel nor by the original.
 
-    Such routes redirect packets for peers. Routes inside the host's own subnet are not included.
+    Routes without an owner redirect packets for peers. Routes inside the host's own subnet are not included.
     """
     items = tuple(found)
     ours = {item.name for item in items if isinstance(item, Link) and item.alias.startswith(MARK)}

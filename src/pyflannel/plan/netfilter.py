@@ -55,7 +55,8 @@ class _Stage(NamedTuple):
 
 
 def _stages(packet: Packet, hooks: Sequence[Hook]) -> Iterator[_Stage]:
-    """Yield the hooks of the bridge at which the packet arrives, those of IP, and those of the other bridge.
+    """Yield the hooks of the bridge at which the packet arrives, the hooks of IP, and the hooks of the bridge
+    by which it leaves.
 
     A bridge receives a packet for the host at the hook input, and sends one of the host at output. Between
     two of its ports, a packet passes forward instead.

@@ -90,7 +90,7 @@ def taken_links(actual: State, desired: State, mark: str = MARK) -> Mapping[str,
     """Return a refusal for each link of the plan that another daemon of this host owns, by the name of the
     link.
 
-    Such links are omitted from the plan while the other daemon owns them.
+    A link of another daemon is omitted from the plan while the other daemon owns the link.
     """
     return {
         item.name: Refusal(

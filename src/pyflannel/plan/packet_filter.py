@@ -160,8 +160,8 @@ def _docker_chains(
 ) -> Iterator[NftChain]:
     """Yield the chains of published ports, and of packets that leave the network from containers of Docker.
 
-    Docker creates such rules only for its own bridges, and these networks have bridges of pyflannel. With
-    `--ip-masq`, other rules already masquerade the whole network.
+    Docker creates rules of masquerading only for its own bridges, and networks of the plugin have bridges of
+    pyflannel. With `--ip-masq`, other rules already masquerade the whole network.
     """
     own = [each for each in docker.networks if is_part(each.subnet, host.lease.subnet)]
     ports = tuple(PortRule(port) for port in docker.ports if any(port.address in each.subnet for each in own))

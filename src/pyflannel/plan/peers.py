@@ -1,4 +1,4 @@
-"""The peers among the holders of leases, which are all other hosts, except those with unusable leases."""
+"""The peers: all other hosts with a lease, except hosts with an unusable lease."""
 
 from bisect import bisect_right, insort
 from collections import Counter
@@ -109,7 +109,9 @@ class Peers:
         return sum(self._lengths.values()) - len(self._overlapped)
 
     def has_address(self, address: IpAddress) -> bool:
-        """Return whether a lease of another host, which is valid by itself, has this address."""
+        """Return whether another host has this address in its lease. Only leases that are valid by themselves
+        count.
+        """
         return address in self._at
 
     def covering(self, address: IpAddress) -> Iterator[Lease]:
@@ -308,8 +310,8 @@ class Peers:
 
 
 def _range(subnet: IpNetwork) -> tuple[int, int]:
-    """Return the first and the last address of a subnet, which have the same sort order as the subnet and
-    are ten times as fast.
+    """Return the first and the last address of a subnet, which have the same sort order as the subnet and are
+    compared ten times as fast.
     """
     first = int(subnet.network_address)
     return first, first | ((1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1)
@@ -320,12 +322,14 @@ def _text(lease: Lease) -> str:
 
 
 def subnet_of(lease: Lease, family: Family) -> IpNetwork:
-    """Return the subnet of a peer in an address family in which it has one."""
+    """Return the subnet of a peer in an address family in which the peer has a subnet."""
     return lease.subnet if family == 4 or lease.ipv6_subnet is None else lease.ipv6_subnet
 
 
 def place_of(lease: Lease) -> tuple[int, int, int]:
-    """Return a key that sorts leases by their subnets, and is ten times as fast as the subnet itself."""
+    """Return a key that sorts leases by their subnets, and is compared ten times as fast as the subnet
+    itself.
+    """
     return place_of_subnet(lease.subnet)
 
 
@@ -335,7 +339,7 @@ def place_of_subnet(subnet: IpNetwork) -> tuple[int, int, int]:
 
 
 def differences(before: Mapping[Family, Peers], now: Mapping[Family, Peers]) -> Iterator[PeerChange]:
-    """Yield the peers that differ."""
+    """Yield the peers that differ between `before` and `now`."""
     for family in sorted({*before, *now}):
         old = {peer.subnet: peer for peer in before.get(family, ())}
         new = {peer.subnet: peer for peer in now.get(family, ())}

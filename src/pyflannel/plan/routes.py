@@ -167,8 +167,8 @@ def route_objection(
 
 
 def peer_objection(peer: LeasePart, host: Host) -> str | None:
-    """Return the reason why no route to a peer's subnet is planned, which is its address or the route
-    itself; None if the route is planned.
+    """Return the reason why the peer's address or the route itself prevents a route to a peer's subnet; None
+    if the route is planned.
     """
     return address_objection(peer.address, host) or route_objection(
         peer.subnet, host.underlay, host.surroundings, adopted=peer
@@ -294,7 +294,8 @@ def network_notes(
         notes.append(f"Network {network} overlaps {len(routes) - _NAMED} more routes of this host")
     others = [*underlay.on_link, *_destinations(surroundings.routes)]
     names = [
-        f"Network {network} contains {address}, a DNS server of this host: a lease there hides it"
+        f"Network {network} contains {address}, a DNS server of this host: a lease that contains this "
+        "address hides the server"
         for address in surroundings.resolvers
         if address not in surroundings.addresses and has_precedence(network, address, others)
     ]
@@ -391,8 +392,8 @@ def direct_route(peer: LeasePart, host: Host) -> Route:
 
 # The blackhole for this host's subnet, which drops packets that no bridge of containers accepts.
 #
-# Without this route, such a packet leaves the host by another route, returns, because the subnet belongs to
-# this host, and loops until its TTL ends.
+# Without this blackhole, a packet that no bridge accepts leaves the host by another route, returns, because
+# the subnet belongs to this host, and loops until its TTL ends.
 
 METRIC = 2**32 - 1
 """The greatest metric, so that the route of a bridge to the same subnet has precedence."""

@@ -8,7 +8,9 @@ from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import BOTH_FAMILIES, IpAddress, IpNetwork
 from pyflannel.model.status import StrangerStatus
 
-_ADDRESSES = "Give its containers only addresses in {}: run mk-docker-opts there, then restart Docker."
+_ADDRESSES = (
+    "Give the containers of that host only addresses in {}: run mk-docker-opts there, then restart Docker."
+)
 
 
 def explain(
@@ -80,7 +82,7 @@ def _judge(
     """Return the reason why the latest packet was dropped, and the remedy if its sender is a host of the
     network.
 
-    `subnet` is the subnet of the sender; None if it holds no lease.
+    `subnet` is the subnet of the sender; None if the sender holds no lease.
     """
     unknown = (
         f"; if not, stop its program (ip neigh show to {stranger.address}). This host drops its packets."
@@ -98,5 +100,5 @@ def _judge(
     if subnet is not None:
         return what, _ADDRESSES.format(subnet)
     if holder is not None:
-        return what, f"If it is that host, set this address there (--public-ip, --iface){unknown}"
-    return what, f"If it is a host of the network, start flanneld there{unknown}"
+        return what, f"If the sender is that host, set this address there (--public-ip, --iface){unknown}"
+    return what, f"If the sender is a host of the network, start flanneld there{unknown}"

@@ -74,10 +74,10 @@ def choose(
 ) -> Underlay:
     """Return the underlay, which is the first existing interface in the order of the options.
 
-    This interface is chosen by IPv4, and then its IPv6 address is chosen. If it has none, and no option
-    selects an interface, IPv6 uses the interface of its own default route. A missing IPv6 address is not an
-    error here, so that IPv4 continues without IPv6. In a network with IPv6
-    alone, the interface is chosen by IPv6.
+    This interface is chosen by IPv4, and then its IPv6 address is chosen. If this interface has no IPv6
+    address, and no option selects an interface, IPv6 uses the interface of its own default route. A missing
+    IPv6 address is not an error here, so that IPv4 continues without IPv6. In a network with IPv6 alone, the
+    interface is chosen by IPv6.
 
     Args:
         wanted: the options of the operator.
@@ -138,7 +138,7 @@ def narrate(
     """Return the log lines of a choice, in order, in the form that flannel 0.6.2 and 0.28.9 use.
 
     Raises:
-        NoUnderlayError: as `choose`.
+        NoUnderlayError: the same as for `choose`.
     """
     underlay = choose(wanted, interfaces, reached, families=families)
     lines = ["Determining IP address of default interface"] if wanted.asks_for_default else []
@@ -202,7 +202,9 @@ def _by_name_or_address(sought: str, interfaces: Interfaces, family: Family) -> 
 
 
 def _on_several(address: IPv4Address | IPv6Address, interfaces: Interfaces) -> _Missed | None:
-    """Return the failure if several interfaces have an address, so that it selects none; None otherwise."""
+    """Return the failure if several interfaces have an address, so that the address selects no interface;
+    None otherwise.
+    """
     holders = [one for one in interfaces.interfaces if one.holds(address) and not one.is_loopback]
     if len(holders) < 2:
         return None
@@ -303,7 +305,7 @@ def _usable_ipv4(interface: Interface) -> list[IPv4Address]:
 def _with_ipv6(
     underlay: Underlay, wanted: UnderlayOptions, interface: Interface, interfaces: Interfaces
 ) -> Underlay:
-    """Return the underlay with its IPv6 address, or with the reason why there is none."""
+    """Return the underlay with its IPv6 address, or with the reason why there is no IPv6 address."""
     usable, public = _usable_ipv6(interface), wanted.public_ipv6
     if public is not None and not interface.holds(public):
         other = interfaces.holder(public)

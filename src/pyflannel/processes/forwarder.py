@@ -95,8 +95,8 @@ class _Known(Struct, frozen=True, kw_only=True):
 class ForwarderTarget:
     """The forwarder of one run directory. At most one forwarder runs in a run directory.
 
-    A running forwarder is used, even if another program started it. Only an operation stops it; it continues
-    when the daemon exits.
+    A running forwarder is used, even if another program started it. Only an operation stops the forwarder;
+    the forwarder continues when the daemon exits.
     """
 
     kinds = (Forwarder, ForwarderPeer)
@@ -361,8 +361,8 @@ class ForwarderTarget:
         await self._ask(Kind.REPLACE_PEERS, encode_peers(peers))
 
     async def _stop(self) -> None:
-        """Stop the process, or kill it if it does not respond. After that, the port and the device are
-        free.
+        """Stop the process, or kill it if it does not respond. When the process has exited, the port and the
+        device are free.
         """
         with suppress(AbsentError):
             async with connected(self._socket) as client:
@@ -372,7 +372,9 @@ class ForwarderTarget:
                     await _killed(client.pid)
 
     async def _apply_peers(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Change all peers in one atomic request. Of several operations on a subnet, the last one is used."""
+        """Change all peers in one atomic request. Of several operations on a subnet, the last operation is
+        used.
+        """
         ours = [operation for operation in operations if isinstance(_item(operation), ForwarderPeer)]
         removals: list[tuple[int, int]] = []
         peers: list[Peer] = []
@@ -395,7 +397,9 @@ class ForwarderTarget:
         return ()
 
     async def _attach(self, link: str) -> None:
-        """Give the forwarder a new attachment to the device, unless it already has the only possible one."""
+        """Give the forwarder a new attachment to the device, unless it already has the only possible
+        attachment.
+        """
         try:
             device = await in_thread(attach_device, link)
         except OSError as error:

@@ -103,7 +103,7 @@ class ForwarderClient:
 
     Attributes:
         pid: process ID of the forwarder.
-        descriptors: the received descriptors. `close` closes them.
+        descriptors: the received descriptors. `close` closes these descriptors.
     """
 
     def __init__(self, connection: socket.socket, pid: int) -> None:

@@ -62,7 +62,7 @@ _BUFFER_BYTES = 4 << 20
 
 _IP_MTU_DISCOVER = 10
 _IP_PMTUDISC_WANT = 1
-"""linux/in.h; the socket module does not define them."""
+"""A constant of linux/in.h, which the socket module does not define."""
 
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
@@ -72,8 +72,8 @@ _SO_RCVBUFFORCE = 33
 def open_underlay_socket(address: str, port: int) -> socket.socket:
     """Return the bound socket of the tunnel.
 
-    The kernel fragments a datagram that is longer than the known MTU of the path, and never refuses it
-    (IP_PMTUDISC_WANT, the kernel's default, for any value of the host's ip_no_pmtu_disc).
+    The kernel fragments a datagram that is longer than the known MTU of the path, and never refuses it.
+    IP_PMTUDISC_WANT, the kernel's default, has this effect for any value of the host's ip_no_pmtu_disc.
 
     Raises:
         OSError: EADDRINUSE if another program uses the port. EADDRNOTAVAIL if the host does not have the
@@ -161,8 +161,8 @@ def _accept_own_source(link: str) -> None:
     """Let the host accept packets from the device with its own address, which are the forwarder's ICMP
     errors.
 
-    No other host can send such packets, because packets from the underlay are checked first. If the setting
-    is read-only, the ICMP errors are lost, as with the original.
+    No other host can send packets with this source, because packets from the underlay are checked first. If
+    the setting is read-only, the ICMP errors are lost, as with the original.
     """
     with suppress(OSError), open(f"/proc/sys/net/ipv4/conf/{link}/accept_local", "w") as file:
         file.write("1")

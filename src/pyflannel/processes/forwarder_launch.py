@@ -150,12 +150,13 @@ async def move_forwarder(run_dir: Path, uid: int, gid: int) -> bool:
     """Replace the forwarder of a run directory if it refuses this user, which is the case if a flanneld that
     ran as root started it.
 
-    Root calls it. systemd starts the new forwarder, in the same way as if this user had connected. If the new
-    forwarder gets no processor time to start, the running forwarder is killed after some attempts, because
+    Root calls this function. systemd starts the new forwarder, in the same way as if this user had connected.
+    If the new forwarder gets no processor time to start, the running forwarder is killed after some attempts,
+    because
     flanneld could never use it.
 
     Raises:
-        TargetError: the forwarder was not replaced. The message states whether it was killed.
+        TargetError: the forwarder was not replaced. The message states whether the forwarder was killed.
     """
     path = run_dir.absolute() / SOCKET_NAME
     if not await _refuses(path, uid, gid):
@@ -200,7 +201,9 @@ async def _move(path: Path, uid: int, gid: int) -> None:
 
 @contextmanager
 def _as_user(uid: int, gid: int) -> Iterator[None]:
-    """Connect as another user, because the forwarder accepts the user that started it."""
+    """Let this process have another user during the block, because a forwarder accepts only the user that
+    started it.
+    """
     own_uid, own_gid = os.geteuid(), os.getegid()
     os.setegid(gid)
     os.seteuid(uid)
@@ -474,7 +477,7 @@ def _spawned(
                 stderr=stderr.fileno(),
                 cwd="/",
                 env=environment,
-                start_new_session=True,  # so that signals to the terminal of the daemon do not reach it
+                start_new_session=True,  # so that signals to the daemon's terminal do not reach the forwarder
             )
     except OSError as error:
         hint = f"Check that {said.parent} is writable and that {command[0]} is executable."

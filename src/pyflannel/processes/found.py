@@ -20,8 +20,8 @@ _GONE_S = 2.0
 
 
 async def end_process(pid: int, is_meant: Callable[[int], bool]) -> bool:
-    """Kill a process if `is_meant` accepts it. Return after it has exited; return whether this function
-    killed it.
+    """Kill a process if `is_meant` accepts it, and wait until the process has exited. Return whether this
+    function killed it.
 
     The pidfd is opened before `is_meant` examines the process. Therefore another process that gets the same
     process ID later is not killed.
@@ -38,7 +38,8 @@ def _end(pid: int, is_meant: Callable[[int], bool]) -> bool:
         if not is_meant(pid):
             return False
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        # A process that sleeps in the kernel may take longer. Until then, its resources remain in use.
+        # A process that sleeps in the kernel may take longer. Until the process exits, its resources remain
+        # in use.
         select.select([descriptor], [], [], _GONE_S)
     except ProcessLookupError:
         return False
@@ -71,7 +72,7 @@ def find_port_holder(address: IPv4Address, port: int) -> str | None:
 def find_tun_holder(link: str) -> str | None:
     """Return the program that is attached to a TUN device, as `NAME, pid N`, or None.
 
-    Only this network namespace is searched, because others may have devices of the same name.
+    Only this network namespace is searched, because other namespaces may have devices of the same name.
     """
     namespace = _link(_PROC / "thread-self/ns/net")
     attached = re.compile(rf"^iff:\t{re.escape(link)}$", re.MULTILINE)
@@ -136,8 +137,8 @@ def routes_in(table: str) -> Iterator[IPv4Network]:
     """Yield the destinations in /proc/PID/net/route, except destinations that the kernel rejects.
 
     Columns (net/ipv4/fib_trie.c): the second contains the destination and the eighth the mask, in the host's
-    byte order, and the fourth has the flags (linux/route.h). The first is the name of a link. A container can
-    use characters in this name that Python treats as white space or as the end of a line.
+    byte order, and the fourth has the flags (linux/route.h). The first column is the name of a link. A
+    container can use characters in this name that Python treats as white space or as the end of a line.
     """
     for destination, flags, mask in _ROUTE.findall(table):
         if not int(flags, 16) & _RTF_REJECT:
@@ -185,8 +186,8 @@ def find_forwarders(run_dir: Path) -> list[int]:
 def find_original() -> int | None:
     """Return the process ID of an original flanneld in this network namespace, or None.
 
-    Its executable is named flanneld, while pyflannel's executable is the Python interpreter. A user without
-    rights can start a program of this name, but this program cannot change the network.
+    The executable of the original is named flanneld, while pyflannel's executable is the Python interpreter.
+    A user without rights can start a program of this name, but this program cannot change the network.
     """
     namespace = _link(_PROC / "thread-self/ns/net")
     for process in _processes():
@@ -221,7 +222,7 @@ def is_forwarder(pid: int) -> bool:
 def is_forwarder_of(run_dir: Path, pid: int) -> bool:
     """Return whether a process is a forwarder of a run directory, in this network namespace.
 
-    Such a process has the socket that was bound in the directory, even after the file of the socket was
+    A forwarder of the directory has the socket that was bound there, even after the file of the socket was
     deleted.
     """
     if not is_forwarder(pid):
@@ -239,8 +240,8 @@ _DATAGRAM = 1 << 16
 
 
 def _path_of_socket(inode: int) -> bytes | None:
-    """Return the path to which a Unix socket of this network namespace is bound; None if it has none, or if
-    the kernel does not answer.
+    """Return the path to which a Unix socket of this network namespace is bound; None if the socket has no
+    path, or if the kernel does not answer.
     """
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     try:
@@ -264,8 +265,8 @@ def inodes_at(table: str, address: IPv4Address, port: int) -> Iterator[str]:
     """Yield the inodes of the sockets in /proc/PID/net/udp that are bound to the port on this address or on
     all addresses.
 
-    Of the columns (proc(5), /proc/net/tcp) the second is the local address in the host's byte order and the
-    port, both in hexadecimal, and the tenth is the inode.
+    The second column (proc(5), /proc/net/tcp) is the local address in the host's byte order and the port,
+    both in hexadecimal. The tenth column is the inode.
     """
     ours = address.packed[::-1].hex().upper()
     for line in filter(None, table.split("\n")[1:]):
@@ -294,7 +295,7 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _read(path: Path) -> str:
-    """Return a file of the kernel, in which only a newline ends a line; "" if it is unreadable."""
+    """Return a file of the kernel, in which only a newline ends a line; "" if the file is unreadable."""
     try:
         return path.read_bytes().decode(errors="replace")
     except OSError:

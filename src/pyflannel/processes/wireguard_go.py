@@ -1,8 +1,7 @@
-"""wireguard-go, for kernels without WireGuard, which is a process that is attached to a TUN device of
-pyflannel.
+"""Runs wireguard-go on kernels without WireGuard: a process that is attached to a TUN device of pyflannel.
 
 The device is persistent, so the process may exit and start again without a change of addresses and routes.
-Meanwhile, the kernel drops the packets.
+While no process runs, the kernel drops the packets.
 """
 
 import asyncio
@@ -91,7 +90,8 @@ class WireguardGo:
             return False  # a process of another user serves the socket
 
     def pid(self, link: str) -> int | None:
-        """Return the process of a link; None if no process serves it in this network namespace.
+        """Return the process ID of the process that serves a link; None if no process serves it in this
+        network namespace.
 
         Raises:
             TargetError: the process cannot be found.
@@ -125,7 +125,7 @@ class WireguardGo:
             answers=partial(self._answers, link),
             explain=self._explain,
         )
-        with target_errors(f"{PROGRAM} cannot be started", hint="flanneld creates it again."):
+        with target_errors(f"{PROGRAM} cannot be started", hint="flanneld starts the process again."):
             mtu = _mtu(link)
             if not is_service() or not await self._start_in_unit(link):
                 await start_detached(launch, self._reaper)
@@ -156,7 +156,7 @@ class WireguardGo:
         return False
 
     async def stop(self, link: str) -> None:
-        """Stop the process of a link, if it has one. The device stays."""
+        """Stop the process of a link, if a process serves the link. The device stays."""
         pid = self.pid(link)
         if pid is None:
             return
@@ -179,7 +179,7 @@ class WireguardGo:
 
 
 def _is_closed(connection: socket.socket) -> bool:
-    """Return whether the process at the other end has exited. It writes nothing."""
+    """Return whether the process at the other end has exited. The process at the other end writes nothing."""
     try:
         return not connection.recv(1)
     except BlockingIOError:
@@ -213,7 +213,7 @@ def _server_here(link: str) -> int | None:
     try:
         return pid if pid and _network(str(pid)) == _network("thread-self") else None
     except (FileNotFoundError, ProcessLookupError):
-        return None  # it ended meanwhile
+        return None  # the process exited in the meantime
 
 
 def _network(process: str) -> str:

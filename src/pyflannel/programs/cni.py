@@ -6,9 +6,9 @@ and runs the delegate.
 
 A saved configuration belongs to one attachment, which is a container and an interface name. The configuration
 of the first attachment of a container is saved under the file name of the original, which is the container
-ID, with a symbolic link `ID@INTERFACE` to it. The results of further attachments are saved as `ID@INTERFACE`.
-Therefore the original can delete attachments that this plugin made, and this plugin can delete those of the
-original.
+ID. A symbolic link `ID@INTERFACE` leads to this file. The results of further attachments are saved as
+`ID@INTERFACE`. Therefore the original can delete attachments that this plugin made, and this plugin can
+delete those of the original.
 """
 
 import contextlib
@@ -134,7 +134,8 @@ def _add(conf: NetworkConf, environment: Mapping[str, str]) -> str:
     delegate = cni.delegate_conf(conf, _subnets(conf))
     text = cni.format_conf(delegate)
     with _failure("failed to delegate add"):
-        _program_of(delegate, environment)  # without it, nothing is attached, and a DEL has nothing to do
+        # Without the delegate, nothing is attached, and a DEL has nothing to do.
+        _program_of(delegate, environment)
         _Saved(conf.data_dir).write(_attachment(environment), text)
         answer = _delegate("ADD", delegate, text, environment)
         result = cni.format_result(answer, conf.version)
@@ -145,8 +146,8 @@ def _add(conf: NetworkConf, environment: Mapping[str, str]) -> str:
 def _announce(result: str) -> None:
     """Let the host and the other containers forget the MAC address of a former container with an address.
 
-    Otherwise they send packets to this MAC address for eight seconds. The delegate `bridge` (1.1.1 and 1.7.1)
-    announces no address. A failure has no other effect than this delay.
+    Without this call, the host and the containers send packets to this MAC address for eight seconds. The
+    delegate `bridge` (1.1.1 and 1.7.1) announces no address. A failure has no other effect than this delay.
     """
     addresses = cni.new_addresses(result)
     if not addresses:
@@ -318,11 +319,13 @@ def _advice(run_dir: str) -> str:
             while part := connection.recv(65536):
                 received += part
     except OSError:
-        return "flanneld does not run on this host, or uses another directory. Start it, and read its log."
+        return (
+            "flanneld does not run on this host, or uses another directory. Start flanneld, and read its log."
+        )
     reason = cni.format_waiting_for(received.partition(b"\r\n\r\n")[2])
     if reason is None:
         return "flanneld runs, but does not write this file. Compare subnetFile with its --subnet-file."
-    return f"flanneld is not ready. It waits for {reason}"
+    return f"flanneld is not ready. flanneld waits for {reason}"
 
 
 class _Saved:
@@ -444,7 +447,8 @@ def _delegate(
     """Run a command of a delegate; return its standard output.
 
     Raises:
-        CniError: the delegate is not installed, or failed; this is the error that it printed, if any.
+        CniError: the delegate is not installed, or failed; the error contains the error that the delegate
+            printed, if any.
     """
     program = _program_of(delegate, environment)
     finished = _execute(program, text, {**environment, "CNI_COMMAND": command})
@@ -499,7 +503,7 @@ def _execute(program: str, text: bytes, environment: Mapping[str, str]) -> _Fini
                 f"{program} cannot be executed: {error.strerror}",
                 hint="Install the delegate again."
                 if error.errno != errno.EACCES
-                else "Make it executable: chmod +x.",
+                else "Make the program executable: chmod +x.",
                 code=cni.INTERNAL,
             ) from error
         _, ending = os.waitpid(process, 0)

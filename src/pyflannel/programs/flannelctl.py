@@ -76,7 +76,7 @@ _MODULES = {
 
 
 class LazyGroup(VerbGroup):
-    """The commands above. The module of a command is imported when the command runs."""
+    """The commands in COMMANDS and _UNLISTED. The module of a command is imported when the command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the listed commands, in the order of the help."""

@@ -1,8 +1,9 @@
 """The forwarder process: the user-space data path of the udp backend.
 
-The daemon starts the forwarder, and the forwarder continues after the daemon exits. Its standard input is a
-connection to the daemon, which sends settings and open descriptors. The forwarder needs no rights. With
-CAP_SYS_NICE, it gets a higher priority than ordinary programs, before it drops its capabilities.
+The daemon starts the forwarder, and the forwarder continues after the daemon exits. The standard input of the
+forwarder is a connection to the daemon, which sends settings and open descriptors. The forwarder needs no
+rights. With CAP_SYS_NICE, the forwarder gets a higher priority than ordinary programs, before it drops its
+capabilities.
 """
 
 import os

@@ -1,6 +1,6 @@
 """`mk-docker-opts` writes Docker's options from subnet.env, like flannel's shell script of the same name.
 
-The program never executes the input. It replaces the output file as a whole.
+The program never executes the input. The program replaces the output file as a whole.
 """
 
 import errno
@@ -133,8 +133,8 @@ def _read(path: str) -> dict[str, str]:
     """Return the variables that the file assigns. A missing file counts as empty, with a warning on stderr.
 
     The original does not warn about a missing file. Without options, Docker starts with its default subnet,
-    which no peer can reach. Docker runs as root, so a file or a link of another user, such as flanneld, must
-    not be able to set options other than those of flannel.
+    which no peer can reach. Docker runs as root. Therefore a file or a link of another user, such as
+    flanneld, must not be able to set options other than flannel's options.
     """
     if not os.path.isfile(path):
         sys.stderr.write(

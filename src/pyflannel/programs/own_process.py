@@ -1,4 +1,4 @@
-"""This process: memory that it does not need, and a password on its command line.
+"""Functions that free memory of this process, and that hide a password on its command line.
 
 The limits of resident memory are 36 MiB with 100 leases and 50 MiB with 10,000 leases. Memory that each
 setting saves, measured with Python 3.11 on x86_64, in MiB:

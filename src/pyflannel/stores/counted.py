@@ -16,12 +16,12 @@ _Answer = TypeVar("_Answer")
 
 
 class CountedStore:
-    """The requests to another store, counted by operation and result.
+    """Passes requests to another store, and counts them by operation and result.
 
     Attributes:
-        answer_s: duration in seconds of the latest answered request; None if there was none.
-        answered_at: time of the latest answer or announced change, in seconds of the clock; None if there
-            was none.
+        answer_s: duration in seconds of the latest answered request; None if no request was answered.
+        answered_at: time of the latest answer or announced change, in seconds of the clock; None if there was
+            no answer.
     """
 
     def __init__(self, store: Store, now: Callable[[], float] = time.monotonic) -> None:
@@ -81,7 +81,7 @@ class CountedStore:
             raise
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None if it never does."""
+        """Return the seconds until the record expires, or None if the record never expires."""
         return await self._counted("time_to_live", self._store.time_to_live(record))
 
     async def age(self, record: Record) -> float | None:

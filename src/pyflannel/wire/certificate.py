@@ -1,7 +1,7 @@
 """The validity period of an X.509 certificate.
 
-This module reads only the parts of DER that contain this period. Source: RFC 5280 section 4.1, X.690 section
-8.
+This module reads only the parts of DER that contain the validity period. Source: RFC 5280 section 4.1, X.690
+section 8.
 """
 
 import base64

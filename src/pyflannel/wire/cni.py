@@ -77,10 +77,10 @@ class Subnets(NamedTuple):
     """The values of subnet.env.
 
     Attributes:
-        networks: IPv4 first.
+        networks: the ranges of the network, IPv4 first.
         subnets: the subnets of this host, at most one subnet for each family, IPv4 first.
-        mtu: bytes.
-        ip_masq: flanneld masquerades, so the delegate does not masquerade.
+        mtu: MTU of containers in bytes.
+        ip_masq: True if flanneld masquerades, so that the delegate does not masquerade.
     """
 
     networks: tuple[IPv4Network | IPv6Network, ...]
@@ -131,7 +131,7 @@ def check_version(version: str) -> None:
     """Check that the version of a network configuration is supported.
 
     Raises:
-        CniError: it is not.
+        CniError: the version is not supported.
     """
     if version and version not in VERSIONS:
         raise CniError(

@@ -136,7 +136,7 @@ def parse_status(document: bytes) -> Status:
 
 
 def format_leases(leases: Sequence[LeaseEntry]) -> bytes:
-    """Return `{"leases": [...]}`."""
+    """Return the document `{"leases": [...]}`."""
     return _encode(Leases(list(leases)))
 
 
@@ -150,12 +150,12 @@ def parse_leases(document: bytes) -> list[LeaseEntry]:
 
 
 def format_peers(peers: Sequence[PeerEntry], matrix: Matrix | None = None) -> bytes:
-    """Return `{"peers": [...], "matrix": ...}`."""
+    """Return the document `{"peers": [...], "matrix": ...}`."""
     return _encode(Peers(list(peers), matrix))
 
 
 def parse_matrix(document: bytes) -> Matrix:
-    """Return which hosts reach which others.
+    """Return which hosts reach which other hosts.
 
     Raises:
         WireError: the text does not have this form.
@@ -164,7 +164,7 @@ def parse_matrix(document: bytes) -> Matrix:
 
 
 def format_subnets(subnets: Sequence[IpNetwork]) -> bytes:
-    """Return `{"subnets": [...]}`."""
+    """Return the document `{"subnets": [...]}`."""
     return _encode({"subnets": list(map(str, subnets))})
 
 
@@ -178,7 +178,7 @@ def parse_subnets(document: bytes) -> list[IpNetwork]:
 
 
 def format_events(events: Sequence[JournalEntry]) -> bytes:
-    """Return `{"events": [...]}`."""
+    """Return the document `{"events": [...]}`."""
     return _encode(Events(list(events)))
 
 
@@ -276,7 +276,7 @@ def parse_error(document: bytes) -> FlannelError:
     """Return the error of the daemon, with the same class if callers need the class.
 
     Raises:
-        WireError: the text is not such an error.
+        WireError: the text is not the JSON of an error.
     """
     error = _decode(document, _Failure).error
     return _FAMILIES.get(error.kind, FlannelError)(error.message, hint=error.hint)

@@ -34,7 +34,7 @@ _HINT = "Report the version of Docker on this host."
 
 
 class PoolRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """IpamDriver.RequestPool: the pool is "" if the driver chooses the pool."""
+    """The request IpamDriver.RequestPool: the pool is "" if the driver chooses the pool."""
 
     pool: str = msgspec.field(name="Pool", default="")
     choice: str = msgspec.field(name="SubPool", default="")
@@ -43,13 +43,15 @@ class PoolRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PoolReference(msgspec.Struct, frozen=True, kw_only=True):
-    """IpamDriver.ReleasePool."""
+    """The request IpamDriver.ReleasePool: the identifier of the released pool."""
 
     pool: str = msgspec.field(name="PoolID")
 
 
 class AddressRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """IpamDriver.RequestAddress and ReleaseAddress: the address is "" if the driver chooses the address."""
+    """The requests IpamDriver.RequestAddress and ReleaseAddress: the address is "" if the driver chooses the
+    address.
+    """
 
     pool: str = msgspec.field(name="PoolID")
     address: str = msgspec.field(name="Address", default="")
@@ -69,7 +71,7 @@ class NetworkData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """NetworkDriver.CreateNetwork and DeleteNetwork."""
+    """The requests NetworkDriver.CreateNetwork and DeleteNetwork."""
 
     network: str = msgspec.field(name="NetworkID")
     options: dict[str, Any] | None = msgspec.field(name="Options", default=None)
@@ -108,7 +110,7 @@ class _PortBinding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndpointRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """NetworkDriver.CreateEndpoint, Join, Leave and the other requests about one endpoint."""
+    """The requests NetworkDriver.CreateEndpoint, Join, Leave, and the other requests about one endpoint."""
 
     network: str = msgspec.field(name="NetworkID")
     endpoint: str = msgspec.field(name="EndpointID")
@@ -167,7 +169,7 @@ def _published(binding: _PortBinding, address: IPv4Address) -> PublishedPort:
     if ":" in binding.host_ip and binding.host_ip != "::":
         raise DockerPluginError(
             f"port {binding.port}/{protocol} is published at {binding.host_ip}, and flannel has no IPv6 here",
-            hint="Publish it at an IPv4 address, or at all addresses.",
+            hint="Publish the port at an IPv4 address, or at all addresses.",
         )
     host = binding.host_ip if binding.host_ip not in ("", "::", "0.0.0.0") else None
     return PublishedPort(
@@ -207,7 +209,7 @@ def parse_as(kind: type[_Address], text: str) -> _Address:
     """Return the address or prefix in a text.
 
     Raises:
-        WireError: the text contains neither.
+        WireError: the text contains neither an address nor a prefix.
     """
     try:
         return kind(text)
@@ -228,7 +230,7 @@ def parse_address(text: str) -> IpAddress:
     return parse_as(IPv6Address, text) if ":" in text else parse_as(IPv4Address, text)
 
 
-# Answers.
+# Answers to Docker's requests.
 
 Answer = Mapping[str, object]
 """An answer, before its conversion to JSON."""
@@ -297,7 +299,7 @@ def format_answer(answer: Answer) -> bytes:
 
 
 def format_state(state: DockerState) -> bytes:
-    """Return the content of the file."""
+    """Return the content of the file for this state."""
     return (
         msgspec.json.format(msgspec.json.encode(state, enc_hook=str, order="deterministic"), indent=1) + b"\n"
     )

@@ -7,11 +7,11 @@ A frame is a header of 8 bytes, the same in every version, and a payload; number
 A client sends requests. The forwarder answers each request in order with one frame, for example STATE,
 COUNTERS, DONE or REFUSED. The forwarder may send a CHANGED frame at any time between answers: the device was
 removed, or another process changed the state. Later versions added the kinds from HAND_OVER on. A forwarder
-that does not know them closes the connection.
+that does not know a kind closes the connection.
 
 A forwarder opens no file and no socket. A forwarder gets its descriptors by SCM_RIGHTS, together with the
-first bytes of the frame. Its first connection is its standard input. On this connection, the daemon sends
-START, then LISTEN. If this connection ends before LISTEN, the forwarder exits.
+first bytes of the frame. The first connection of a forwarder is its standard input. On this connection, the
+daemon sends START, then LISTEN. If this connection ends before LISTEN, the forwarder exits.
 
     request          payload                                        answer
     READ_STATE       none                                           STATE
@@ -21,7 +21,7 @@ START, then LISTEN. If this connection ends before LISTEN, the forwarder exits.
     READ_COUNTERS    none                                           COUNTERS
     STOP             none                                           DONE: socket and device are closed
     HAND_OVER        none                                           HANDED, with descriptors
-    TAKEN            none                                           COUNTERS: the final ones; it exits
+    TAKEN            none                                           COUNTERS; then the forwarder exits
     READ_SUMMARY     none                                           SUMMARY
     READ_STRANGERS   none                                           STRANGERS
     START            as HANDED, with the same descriptors           SUMMARY: it forwards packets
@@ -66,7 +66,7 @@ SOCKET_NAME = "forwarder.sock"
 """The file name of the socket in the run directory."""
 
 LOG_NAME = "forwarder.log"
-"""The name of the file in the run directory that receives its standard error."""
+"""The name of the file in the run directory that receives the standard error of the forwarder."""
 
 _HEADER = Struct("!2sBBI")
 _PEER = Struct("!IBIH")
@@ -116,7 +116,7 @@ class Peer(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The settings with which a forwarder was started. They never change."""
+    """The settings with which a forwarder was started. The settings never change."""
 
     link: str
     tunnel_address: int
@@ -140,7 +140,7 @@ class ForwarderState(NamedTuple):
 class Restriction(IntFlag):
     """The permissions that a forwarder gave up after its start."""
 
-    OWN_USER = 1  # its user is neither the user of the daemon nor root
+    OWN_USER = 1  # the user of the forwarder is neither the user of the daemon nor root
     NO_CAPABILITIES = 2
     FILTERED_CALLS = 4  # the kernel refuses all system calls that the forwarder does not need
 
@@ -314,7 +314,7 @@ def decode_summary(payload: bytes) -> Summary:
     """Return the summary in a SUMMARY payload, which may be longer if the forwarder has a later version.
 
     Raises:
-        WireError: it ends early.
+        WireError: the payload ends early.
     """
     if len(payload) < _SUMMARY.size:
         raise WireError(f"summary takes {len(payload)} bytes, needs {_SUMMARY.size}", hint=_HINT)
@@ -333,7 +333,7 @@ def decode_counters(payload: bytes) -> dict[str, int]:
     """Return the counters of a payload by name.
 
     Raises:
-        WireError: it ends early.
+        WireError: the payload ends early.
     """
     counters: dict[str, int] = {}
     offset = 0
@@ -360,7 +360,7 @@ def decode_strangers(payload: bytes) -> list[Stranger]:
     """Return the strangers of a payload, in the order of the payload.
 
     Raises:
-        WireError: it ends early.
+        WireError: the payload ends early.
     """
     strangers: list[Stranger] = []
     offset = 0
@@ -384,7 +384,7 @@ def decode_refusal(payload: bytes) -> tuple[int, str]:
     """Return errno and text of a REFUSED payload.
 
     Raises:
-        WireError: it ends early.
+        WireError: the payload ends early.
     """
     if len(payload) < _REFUSAL.size:
         raise WireError(f"refusal takes {len(payload)} bytes, needs {_REFUSAL.size}", hint=_HINT)

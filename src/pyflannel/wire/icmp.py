@@ -32,7 +32,7 @@ _CODES = {
     10: "host prohibited",
     13: "prohibited by a filter",
 }
-"""Sources: RFC 792, RFC 1812 section 5.2.7.1."""
+"""The meanings of the codes of "destination unreachable". Sources: RFC 792, RFC 1812 section 5.2.7.1."""
 
 _CODES_V6 = {
     0: "no route",
@@ -43,7 +43,7 @@ _CODES_V6 = {
     5: "source address prohibited",
     6: "route rejected",
 }
-"""Source: RFC 4443 section 3.1."""
+"""The meanings of the codes of "destination unreachable" in ICMPv6. Source: RFC 4443 section 3.1."""
 
 
 class IcmpMessage(Struct, frozen=True, kw_only=True):
@@ -126,7 +126,7 @@ def _request(kind: int, identifier: int, sequence: int, payload: bytes) -> bytes
 
 
 def parse_icmp(packet: bytes) -> IcmpMessage | None:
-    """Return the ICMP message in an IPv4 packet; None if it contains none."""
+    """Return the ICMP message in an IPv4 packet; None if the packet contains no ICMP message."""
     if len(packet) < HEADER_BYTES or packet[0] >> 4 != 4 or packet[9] != PROTOCOL_ICMP:
         return None
     at = (packet[0] & 0x0F) * 4
@@ -146,7 +146,9 @@ def parse_icmp(packet: bytes) -> IcmpMessage | None:
 
 
 def parse_icmpv6(message: bytes, sender: IPv6Address) -> IcmpMessage | None:
-    """Return the ICMPv6 message, which the kernel delivers without its IP header; None if there is none."""
+    """Return the ICMPv6 message, which the kernel delivers without its IP header; None if it is no valid
+    message.
+    """
     if len(message) < _HEADER.size:
         return None
     kind, code, _, identifier, last = _HEADER.unpack_from(message)
@@ -175,7 +177,9 @@ def format_arp_announcement(address: IPv4Address, mac: bytes) -> bytes:
 
 
 def format_unsolicited_advertisement(address: IPv6Address, mac: bytes, *, is_router: bool) -> bytes:
-    """Return the same for IPv6, without IP header and checksum. `is_router`: the host forwards packets."""
+    """Return a neighbour advertisement for an own IPv6 address, without IP header and checksum. `is_router`:
+    the host forwards packets.
+    """
     flags = _OVERRIDES | (_IS_ROUTER if is_router else 0)
     header = _HEADER.pack(_NEIGHBOUR_ADVERTISEMENT, 0, 0, flags >> 16, flags & 0xFFFF)
     return header + address.packed + _TARGET_MAC + mac

@@ -94,7 +94,8 @@ def rule_words(text: str) -> list[str]:
 
 
 _LONGEST_RULE = 8192
-"""The kernel allows comments of 256 characters, and few values of other matches are longer."""
+"""Maximum length in characters of a rule that is split into words. The kernel allows comments of 256
+characters, and few values of other matches are longer."""
 
 
 _VERDICTS: Mapping[tuple[str, ...], Verdict] = {
@@ -273,7 +274,7 @@ def _decides_for_all(rule: str) -> bool:
 # Input of iptables-restore --noflush: one transaction for each chain, so that no packet is evaluated by half
 # of a chain.
 #
-# `:CHAIN -` creates a chain, or empties an existing one. Source: iptables-restore(8).
+# `:CHAIN -` creates a chain, or empties an existing chain. Source: iptables-restore(8).
 
 
 def format_chain(chain: IptablesChain, saved: SavedTables) -> str:

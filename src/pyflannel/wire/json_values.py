@@ -33,7 +33,7 @@ def address_of_text(kind: type, text: object) -> object:
         NotImplementedError: the type is not an address type.
         ValueError: the value is not the text of an address.
     """
-    # imported late: the CNI plugin does not need them
+    # imported here, because the CNI plugin does not need these modules
     from pyflannel.model.network_config import AnyAddress, AnyNetwork
 
     either: Mapping[object, Callable[[str], object]] = {AnyAddress: ip_address, AnyNetwork: ip_network}
@@ -54,7 +54,9 @@ def fold(key: str) -> str:
 
 
 def escape(document: str) -> str:
-    """Return a JSON document with <, >, & and the line separators escaped. Only strings can contain them."""
+    """Return a JSON document with <, >, & and the line separators escaped. Only strings can contain these
+    characters.
+    """
     return _TO_ESCAPE.sub(lambda found: _ESCAPES[found.group()], document)
 
 
@@ -91,8 +93,8 @@ def decode(text: str) -> object:
     except RecursionError as error:
         raise _too_deep() from error
     _check_depth(document)
-    # JSON can contain half of a surrogate pair, which no output can encode. The original reads such a half as
-    # U+FFFD.
+    # JSON can contain half of a surrogate pair, which no output can encode. The original reads half of a pair
+    # as U+FFFD.
     return json.loads(_LONE_SURROGATE.sub("\ufffd", json.dumps(document, ensure_ascii=False)))
 
 
@@ -186,7 +188,7 @@ def parse_ipv4(text: str) -> IPv4Address:
 
 
 def parse_ipv6(text: str) -> IPv6Address:
-    """Return the IPv6 address; for IPv4 text, the IPv4-mapped one.
+    """Return the IPv6 address; for IPv4 text, the IPv4-mapped IPv6 address.
 
     Raises:
         ValueError: the text is not an address, or has a zone (`%eth0`), which is valid only on one host.
@@ -200,7 +202,7 @@ def parse_dotted(text: str) -> IPv4Address:
     """Return the IPv4 address of dotted text only. The result is the same as that of the library, but this
     function is several times as fast.
 
-    The speed matters because each lease contains such an address.
+    The speed matters because each lease contains an address in dotted form.
 
     Raises:
         ValueError: the text is not an address.

@@ -13,7 +13,7 @@ from msgspec import Struct
 from pyflannel.errors import WireError
 from pyflannel.model.store_record import Secret
 
-_HINT = "Write it as 'kubectl config view --raw --minify --flatten' prints it."
+_HINT = "Write the kubeconfig as 'kubectl config view --raw --minify --flatten' prints it."
 
 _LATER = ("exec", "auth-provider", "username", "password", "impersonate", "as")
 """Keys of a user that flanneld does not support."""
@@ -24,10 +24,10 @@ class Kubeconfig(Struct, frozen=True, kw_only=True):
     directory.
 
     Attributes:
-        server: URL of the API server; "" if the file names none.
+        server: URL of the API server; "" if the file names no server.
         ca, certificate, key: text in PEM, or a path; None if the file contains neither a text nor a path.
         server_name: expected name in the server's certificate; None if the name is the host of the URL.
-        is_insecure: the server's certificate is not checked.
+        is_insecure: True if the server's certificate is not checked.
         token: bearer token; `token_file` has precedence.
     """
 

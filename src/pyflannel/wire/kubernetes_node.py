@@ -1,16 +1,17 @@
 """Converts Nodes of the Kubernetes API to leases, and the lease of this host to changes of its Node.
 
-The store keeps each Node as a record with the key `nodes/NAME`. Its value is the JSON of the Node, without
-the parts that flannel does not need. The lease of a Node consists of its podCIDR and its annotations:
+The store keeps each Node as a record with the key `nodes/NAME`. The value of the record is the JSON of the
+Node, without the parts that flannel does not need. The lease of a Node consists of its podCIDR and its
+annotations:
 
     flannel.alpha.coreos.com/kube-subnet-manager: "true"
     flannel.alpha.coreos.com/backend-type: vxlan
     flannel.alpha.coreos.com/backend-data: '{"VNI":1,"VtepMAC":"1a:71:ad:7e:3b:3f"}'
     flannel.alpha.coreos.com/public-ip: 192.168.50.102
 
-During a change of the backend, or if the host reads more formats than the original, one annotation contains
-the data that other hosts with pyflannel need (decision 0069). `BackendType` and `BackendData` repeat the
-content of others:
+One more annotation contains the data that other hosts with pyflannel need (decision 0069). This annotation
+exists during a change of the backend, and if the host reads more formats than the original. `BackendType` and
+`BackendData` repeat the content of other annotations:
 
     flannel.alpha.coreos.com/pyflannel: '{"BackendType":"vxlan",…,"Also":[{…}],"Reads":["direct"]}'
 
@@ -329,7 +330,7 @@ def lease_of_node(
     except (msgspec.MsgspecError, RecursionError, WireError) as error:
         raise WireError(
             f"Node {node.name}: its annotations {prefix}… are not those of a lease: {error}",
-            hint="Restart flanneld on that Node: it writes them again.",
+            hint="Restart flanneld on that Node: flanneld writes the annotations again.",
         ) from error
     return leased(subnets, attributes, revision, families)
 
@@ -491,8 +492,8 @@ def _data(text: str | None, vtep: Vtep | None) -> str:
 
 
 def format_annotations(node: Node, annotations: Mapping[str, str | None]) -> bytes:
-    """Return the patch that gives a Node these annotations, and keeps all other annotations. None removes
-    one.
+    """Return the patch that gives a Node these annotations, and keeps all other annotations. None removes an
+    annotation.
 
     The server refuses the patch if the Node was deleted and created again.
     """
@@ -542,8 +543,8 @@ _LONGEST_MESSAGE = 1024
 def format_event(node: str, event: NodeEvent, now: str, number: int) -> bytes:
     """Return an Event of a Node at time `now` (RFC 3339). `number` makes the name of the Event unique.
 
-    Events of Nodes are in the namespace `default`, and contain the name of the Node as its uid, in the same
-    way as Events of the kubelet.
+    Events of Nodes are in the namespace `default`. Like Events of the kubelet, Events of flanneld contain the
+    name of the Node as its uid.
     """
     value = {
         "metadata": {"namespace": "default", "name": f"{node}.{number:x}"},

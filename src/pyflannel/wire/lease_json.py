@@ -46,7 +46,7 @@ network has thousands of leases."""
 
 _SEPARATORS = re.compile(r"[:.-]")
 _VNIS = range(2**32)
-"""The type of a value in the readers of the original."""
+"""The values of a VNI that the original reads: an unsigned number of 32 bits."""
 
 
 def format_backend_data(data: BackendData) -> str:
@@ -127,7 +127,7 @@ length. If the depth exceeds the limit, msgspec raises RecursionError.
 _LONGEST_TYPE = 64
 """Maximum length of a backend's type in characters, because lists and messages contain it."""
 
-_HINT = "Delete the key if its host is no longer in use. A running host writes it again."
+_HINT = "Delete the key if its host is no longer in use. A running host writes the key again."
 
 
 class _Ours(Struct, omit_defaults=True, rename="pascal"):
@@ -203,7 +203,7 @@ def parse_lease_attributes(value: bytes) -> LeaseAttributes:
 
     Raises:
         WireError: the value is not a lease. An IPv6 text as PublicIP is also refused; the original crashes
-            when it reads such a lease.
+            when it reads a lease with this text.
     """
     try:
         _check_length(value)
@@ -263,7 +263,7 @@ def format_lease_attributes(attributes: LeaseAttributes) -> bytes:
 
 
 def format_public_ip(attributes: LeaseAttributes) -> str:
-    """Return the IPv4 address of the holder; 0.0.0.0 without one, as the original writes it."""
+    """Return the IPv4 address of the holder; 0.0.0.0 without an IPv4 address, as the original writes it."""
     return str(attributes.public_ip if attributes.public_ip.version == 4 else NO_ADDRESS)
 
 

@@ -55,12 +55,12 @@ def parse_subnet_key(text: str) -> tuple[IPv4Network, IPv6Network | None]:
     """Return the subnets of a key.
 
     A subnet has exactly one key, which `format_subnet_key` writes. The original also reads addresses with
-    host bits and lengths with leading zeros. Such keys are refused, because a lease would then have several
-    keys. IPv4-mapped IPv6 is refused, because the original writes such a subnet as IPv4 and cannot read the
-    key.
+    host bits and lengths with leading zeros. Keys of these two forms are refused, because a lease would
+    otherwise have several keys. IPv4-mapped IPv6 is refused, because the original writes such a subnet as
+    IPv4 and cannot read the key.
 
     Raises:
-        WireError: the text is not such a key.
+        WireError: the text is not the key of a subnet.
     """
     found = _KEY.fullmatch(text) if len(text) <= _LONGEST_KEY else None
     if found is None:
@@ -120,7 +120,8 @@ ALLOW_LIST = "allow-list"
 """The key of the signed allow-list, below the prefix of the store."""
 
 LONGEST_ALLOW_LIST = 1 << 20
-"""Bytes: the limit is enough for 15,000 hosts. etcd refuses values of more than 1.5 MB."""
+"""Maximum length of the allow-list in bytes, which is enough for 15,000 hosts. etcd refuses values of more
+than 1.5 MB."""
 
 SUBNETS = "subnets/"
 """The keys of leases begin with this text."""
@@ -129,7 +130,7 @@ CLAIMS = "claims/"
 """The keys of claims begin with this text."""
 
 RESERVED = frozenset({"subnets", "claims"})
-"""No network can have these names, because the default network has keys below them."""
+"""No network can have these names, because the default network has keys below these names."""
 
 
 def longest_value(key: str) -> int:
@@ -246,7 +247,9 @@ class _Change(msgspec.Struct, rename="pascal", kw_only=True, omit_defaults=True)
 
 
 class _File(msgspec.Struct, rename="pascal", kw_only=True, omit_defaults=True):
-    """The file. The leases are at its end, because they are written in parts."""
+    """The JSON of last-known.json. The leases are at the end of the JSON, because they are written in
+    parts.
+    """
 
     config: str
     own: str
@@ -256,8 +259,8 @@ class _File(msgspec.Struct, rename="pascal", kw_only=True, omit_defaults=True):
 
 
 class Kept(NamedTuple):
-    """The content of the file. The leases remain records, because their conversion takes longer than the
-    reading of the file.
+    """The content of last-known.json. The leases remain records, because their conversion takes longer than
+    the reading of the file.
 
     The revisions are 0, and every record has a TTL.
     """
@@ -284,7 +287,7 @@ class KeptChange(NamedTuple):
 
 
 def parse_change(data: bytes) -> KeptChange:
-    """Return the configs in the file; an empty result for an invalid file."""
+    """Return the configs in last-known.json; an empty result for an invalid file."""
     try:
         change = msgspec.json.decode(data, type=_Change)
     except (msgspec.MsgspecError, RecursionError):
@@ -293,7 +296,7 @@ def parse_change(data: bytes) -> KeptChange:
 
 
 def parse_last_known(data: bytes) -> Kept:
-    """Return the content of the file.
+    """Return the content of last-known.json.
 
     Raises:
         WireError: the content is invalid, or the own lease of the host is missing.
@@ -340,7 +343,7 @@ def _lease_kept_in(record: Record) -> Lease:
 
 
 def format_last_known(known: LastKnown) -> Iterator[bytes]:
-    """Yield the file in parts, because a large network takes a long time."""
+    """Yield the content of last-known.json in parts, because a large network takes a long time."""
     file = _File(
         config=known.config,
         own=lease_key(known.own),

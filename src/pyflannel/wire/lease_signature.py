@@ -57,8 +57,8 @@ def _signature(data: bytes, key: LeaseKey) -> bytes:
 
 
 def sign_text(purpose: bytes, parts: Iterable[bytes], key: LeaseKey) -> bytes:
-    """Return the signature of a statement for a purpose, which distinguishes it from other statements with
-    the same key.
+    """Return the signature of a statement for a purpose, which distinguishes the statement from other
+    statements with the same key.
     """
     return _signature(_netstrings(purpose, *parts), key)
 
@@ -120,7 +120,7 @@ class _File(msgspec.Struct, rename="pascal"):
 
 
 def format_known_keys(known: KnownKeys) -> bytes:
-    """Return the content of the file."""
+    """Return the content of the file for these values."""
     floors = {key.hex(): floor for key, floor in known.floors.items()}
     owners = {owner: key.hex() for owner, key in known.owners.items()}
     holders = {
@@ -242,7 +242,7 @@ def format_signed_list(signed: SignedList) -> bytes:
 
 
 def parse_signed_list(data: bytes) -> SignedList:
-    """Return the list in a value of the store. Its signature is not checked.
+    """Return the list in a value of the store. The signature of the list is not checked.
 
     Raises:
         WireError: the value is not a signed allow-list.
@@ -254,7 +254,7 @@ def parse_signed_list(data: bytes) -> SignedList:
         operator, signature = (
             a2b_base64(text, strict_mode=True) for text in (found.operator, found.signature)
         )
-        text = found.keys.encode().decode()  # without lone surrogates
+        text = found.keys.encode().decode()  # raises an error for a lone surrogate
     except (ValueError, RecursionError) as error:
         raise WireError(f"it is not a signed allow-list: {error}", hint=_PUBLISH) from error
     if len(operator) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
@@ -264,7 +264,7 @@ def parse_signed_list(data: bytes) -> SignedList:
     return SignedList(text, found.counter, operator, signature)
 
 
-_PUBLISH = "Write it with flannelctl allow-list publish."
+_PUBLISH = "Write the list with flannelctl allow-list publish."
 
 
 def _too_large() -> WireError:
@@ -292,7 +292,7 @@ class _KeptList(msgspec.Struct, rename="pascal"):
 
 
 def format_kept_list(kept: KeptList) -> bytes:
-    """Return the content of the file."""
+    """Return the content of the file for these values."""
     counters = {key.hex(): counter for key, counter in kept.counters.items()}
     return msgspec.json.encode(_KeptList(counters, kept.operator.hex(), kept.text))
 
@@ -301,7 +301,7 @@ def parse_kept_list(data: bytes) -> KeptList:
     """Return the content of the file.
 
     Raises:
-        WireError: the text is not a file of this kind.
+        WireError: the text is not the content of allow-list.json.
     """
     try:
         file = msgspec.json.decode(data, type=_KeptList)

@@ -30,7 +30,8 @@ from pyflannel.wire.json_values import (
 # Source: flannel 0.28.9. The first subnet of a network is not used unless SubnetMin names it.
 
 _FEWEST_BITS = 2
-"""Two bits, which means four: the minimum number of subnets of a network, and of addresses of a subnet."""
+"""Minimum number of bits for the subnets of a network, and for the addresses of a subnet: two bits mean four
+subnets or addresses."""
 
 
 def subnet_range(
@@ -119,7 +120,7 @@ def _check_bounds(network: IPv4Network | IPv6Network, length: int, minimum: int,
 def parse_network_config(text: str | bytes, *, is_assigned: bool = False) -> NetworkConfig:
     """Return the network config, with computed values for all absent keys.
 
-    With `is_assigned`, another program assigns the subnets. In this case, the keys of subnets have no effect.
+    With `is_assigned`, another program assigns the subnets, so the keys of subnets have no effect.
 
     Keys match in upper and lower case. Unknown keys are ignored and listed in `unread`. If a key occurs
     twice, the last value applies. A key with the value `null` is treated as absent, except for Network,
@@ -176,7 +177,7 @@ def format_network_config(config: NetworkConfig) -> str:
     return escape(json.dumps(document, ensure_ascii=False, separators=(",", ":")))
 
 
-# The subnets.
+# The subnets that can be leased.
 
 
 def _with_ipv4_range(config: NetworkConfig, *, is_assigned: bool) -> NetworkConfig:
@@ -256,7 +257,8 @@ def _unread_name(key: str, raw: str) -> str | None:
 
 
 _READ = {fold(key) for key in (*KEYS, "BackendType")}
-"""The function `format_network_config` adds the last key."""
+"""The keys of the network config that this module reads. The function `format_network_config` writes the key
+BackendType."""
 
 
 def _with_member(config: NetworkConfig, key: str, raw: str) -> NetworkConfig:
@@ -324,7 +326,7 @@ def _backend(raw: str) -> Mapping[str, object]:
 
 
 def _backend_type(backend: Mapping[str, object]) -> str:
-    """Return the type in lower case. The plan checks whether such a backend exists."""
+    """Return the type in lower case. The plan checks whether a backend of this type exists."""
     name = ""
     for key, value in backend.items():
         if fold(key) != "type" or value is None:

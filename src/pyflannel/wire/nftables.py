@@ -42,7 +42,7 @@ def format_table(table: NftTable) -> str:
     name = {"family": FAMILIES[table.family], "name": table.name}
     inside = {"family": FAMILIES[table.family], "table": table.name}
     commands: list[object] = [
-        {"add": {"table": name}},  # without this, the deletion of a missing table would fail
+        {"add": {"table": name}},  # without this command, the deletion of a missing table would fail
         {"delete": {"table": name}},
         {"add": {"table": name}},
     ]
@@ -86,7 +86,7 @@ def parse_names(text: str) -> list[tuple[Family, str]]:
     """Return pyflannel's tables in the output of `nft list tables`, each with its family and device.
 
     The output is not JSON: nft 1.0.6 crashes when it prints a table with the owner flag as JSON. The claim of
-    a device name is such a table.
+    a device name is a table with the owner flag.
 
     Raises:
         WireError: the text is not an output of this command.
@@ -272,7 +272,7 @@ def _parse_rule(expressions: object, family: Family) -> _Rule:
 
 
 def _isolation_rules(origin: object, destination: object, family: Family) -> Iterator[IsolationRule]:
-    """Yield the rule that these matches may belong to."""
+    """Yield the IsolationRule to which these matches may belong."""
     match origin:
         case {"match": {"left": {"meta": {"key": "iifname"}}, "right": str(link)}}:
             source: Prefix | str | None = link

@@ -24,7 +24,7 @@ _MOST = 4096
 
 _FULL_MASK = 0xFFFFFFFF
 _NEVER = Match("protocol", ())
-"""Holds for no packet: a condition on ARP or on a VLAN."""
+"""A condition that no IP packet meets, for example a condition on ARP or on a VLAN."""
 
 _OF_FAMILY: Mapping[str, Match] = {"ip": Match("family", ("ipv4",)), "ip6": Match("family", ("ipv6",))}
 """The condition that nft implies for a field of the header of IPv4 or of IPv6."""

@@ -11,7 +11,7 @@ HEADER = Struct("!BBHHHBBHII")
 protocol, checksum, source, destination (RFC 791 section 3.1)."""
 
 ROUTED = Struct("!BxH4xBBHII")
-"""Seven of these fields: version and header length, total length, TTL, protocol, checksum, source,
+"""Seven of the fields of HEADER: version and header length, total length, TTL, protocol, checksum, source,
 destination."""
 
 TTL_AND_CHECKSUM = Struct("!BBH")

@@ -69,7 +69,7 @@ def format_request(request: RowRequest, prefix: str, key: LeaseKey | None) -> by
 
 
 def parse_request(value: bytes) -> RowRequest:
-    """Return the request in a value. Its signature is not checked.
+    """Return the request in a value. The signature of the request is not checked.
 
     Raises:
         WireError: the value is not a request.
@@ -89,7 +89,7 @@ def format_row(row: Row, prefix: str, key: LeaseKey | None) -> bytes:
 
 
 def parse_row(value: bytes) -> Row:
-    """Return the results in a value. Their signature is not checked.
+    """Return the results in a value. The signature of the results is not checked.
 
     Raises:
         WireError: the value does not contain results.

@@ -13,7 +13,7 @@ _SHORTEST = 4
 words would be removed."""
 
 _SHORTEST_LEARNED = 8
-"""Minimum length of a value that is a secret only because of the name next to it. Such a value may be
+"""Minimum length of a value that is a secret only because of the name next to it. A shorter value may be
 `true` or `none`."""
 
 _SECRET = (

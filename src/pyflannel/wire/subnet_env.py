@@ -37,7 +37,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOME = re.compile(r"(?:\A[A-Za-z_][A-Za-z0-9_]*=|:)~")
 
 _Pieces = list[tuple[str, str]]
-"""An incomplete word. For each piece, it contains the kind, which is a group of `_PIECE`, and the text
+"""An incomplete word. The list contains the kind of each piece, which is a group of `_PIECE`, and the text
 without quotes."""
 
 
@@ -110,7 +110,7 @@ def _commands(text: str) -> Iterator[tuple[int, list[_Word]]]:
 
 
 def _closed(pieces: _Pieces, line: int) -> list[_Word]:
-    """Return the word that consists of `pieces`; an empty list without pieces."""
+    """Return a list with the word that consists of `pieces`; an empty list without pieces."""
     bare = "".join(content for _, content in takewhile(lambda piece: piece[0] == "plain", pieces))
     plain = [bare, *(content for kind, content in pieces if kind == "plain")]
     if any(_HOME.search(content) for content in plain):
@@ -157,7 +157,7 @@ IPV6_SUBNET = "FLANNEL_IPV6_SUBNET"
 DOCKER0_SUBNET = "FLANNEL_DOCKER0_SUBNET"
 CNI_SUBNET = "FLANNEL_CNI_SUBNET"
 IPV6_CNI_SUBNET = "FLANNEL_IPV6_CNI_SUBNET"
-"""The following lines exist only with the network plugin for Docker: the parts of FLANNEL_SUBNET for
+"""Names of lines that exist only with the network plugin for Docker: the parts of FLANNEL_SUBNET for
 docker0 and for CNI."""
 
 
@@ -174,8 +174,8 @@ def format_subnet_env(
     """Return the text of subnet.env, with the lines of each family that the config enables.
 
     FLANNEL_SUBNET is the first address after the base address of the subnet: the address for the bridge. If
-    the subnet is divided, docker0 and CNI each have a part of it. The line that every file has is the last
-    line, so that a reader notices if the file is cut short.
+    the subnet is divided, docker0 and CNI each have a part of it. FLANNEL_IPMASQ, which every file contains,
+    is the last line, so that a reader notices a file that is cut short.
     """
     lines = []
     if config.enable_ipv4 and subnet is not None:
@@ -321,7 +321,7 @@ def format_docker_opts(
     options = _options(known, key)
     lines = [f'{name}="{option}"\n' for name, option in options] if individual else []
     if combined:
-        # An empty key is not a variable: a shell keeps the `$` of such an expansion.
+        # An empty key is not a variable: a shell keeps the `$` of an expansion without a name.
         preset = known.get(key, "") if key else "$"
         head = f"{preset} " if preset else ""
         lines.append(f'{key}="{head}' + "".join(f" {option}" for _, option in options) + '"\n')

@@ -24,11 +24,12 @@ _MODES = ("safe", "flow", "user-space", "uncached", "off")
 _PHASES = ("acquiring", "held", "lost", "taken")
 
 _RECENT_S = 180.0
-"""Age up to which the session of a WireGuard handshake is valid: REJECT_AFTER_TIME of its protocol."""
+"""Age in seconds up to which the session of a WireGuard handshake is valid: REJECT_AFTER_TIME of the
+WireGuard protocol."""
 
 
 class Family(Struct, frozen=True, kw_only=True):
-    """One metric.
+    """A metric family: its name, its help text, and the function that returns its samples.
 
     Attributes:
         name: name in the output, with the suffix `_total` for a counter.
@@ -45,8 +46,8 @@ class Family(Struct, frozen=True, kw_only=True):
 
 
 def _one(value: Callable[[Status], float | None]) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return the function for a family without labels; it returns one sample, or none if the value is
-    missing.
+    """Return the `samples` function of a family without labels. The function returns one sample, or none if
+    the value is missing.
     """
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
@@ -191,8 +192,8 @@ def _failures(status: Status, _: float) -> Iterator[Sample]:
 def _programs(
     belongs: Callable[[str], bool], prefix: str = ""
 ) -> Callable[[Status, float], Iterable[Sample]]:
-    """Return the function that samples the eBPF programs' counters of a family. The label is the name
-    without its prefix.
+    """Return the function that samples the eBPF programs' counters of a family. The label is the name of the
+    counter without `prefix`.
     """
 
     def samples(status: Status, _: float) -> Iterator[Sample]:
@@ -204,7 +205,7 @@ def _programs(
 
 
 def _strangers(status: Status, _: float) -> Iterator[Sample]:
-    """Yield the number of dropped packets of the listed senders, by reason."""
+    """Yield the number of dropped packets of the senders that `flannelctl status` lists, by reason."""
     packets = Counter[str]()
     for stranger in status.strangers:
         packets[stranger.reason] += stranger.packets
@@ -293,10 +294,10 @@ FAMILIES = (
     ),
     Family(
         name="flannel_lease_keys_stale",
-        help="1 if the last valid allow-list is in use, because the latest one is unusable.",
+        help="1 if the last valid allow-list is in use, because the latest allow-list is unusable.",
         samples=_one(_lease_keys_stale),
     ),
-    # The store.
+    # Metrics of the store.
     Family(
         name="flannel_datastore_up",
         help="1 if the store responds.",
@@ -499,7 +500,8 @@ FAMILIES = (
 
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Source: The document "Exposition formats" of Prometheus, section on the text format."""
+"""The content type of the text format of Prometheus. Source: the document "Exposition formats" of
+Prometheus."""
 
 
 def expose(statuses: Mapping[str, Status], utc: float) -> bytes:

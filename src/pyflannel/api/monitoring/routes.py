@@ -31,8 +31,8 @@ class Measured(Protocol):
 
 
 def health_routes(daemon: Watched) -> Routes:
-    """Return the HTTP routes of health checks. The texts are the same as in the original, and end without
-    a newline.
+    """Return the HTTP routes of health checks. The texts of the responses are the same as those of the
+    original flannel, and end without a newline.
     """
 
     async def healthz(_: Request) -> Response:
@@ -48,8 +48,8 @@ def health_routes(daemon: Watched) -> Routes:
 
 
 def metrics_routes(daemon: Measured) -> Routes:
-    """Return the route of metrics. The first request loads the library that formats metrics, to save
-    memory.
+    """Return the route of metrics. To save memory, the library that formats metrics is loaded at the first
+    request.
     """
 
     async def metrics(_: Request) -> Response:

@@ -1,4 +1,6 @@
-"""Access to the page: from this host on a loopback address, from other hosts with a token."""
+"""Access to the web page: clients on this host use a loopback address, and clients on other hosts need a
+token.
+"""
 
 import hmac
 import logging
@@ -21,8 +23,8 @@ _LONGEST_TOKEN = 1024
 _TOKEN = re.compile(rf"[!-~]{{{LEAST_TOKEN},{_LONGEST_TOKEN}}}")
 
 _SAME_SITE = frozenset({"same-origin", "none"})
-"""Values of Sec-Fetch-Site that the page itself sends, and that a browser sends if a user enters the
-address."""
+"""Values of the header Sec-Fetch-Site in requests of the page itself, and in requests for an address that a
+user entered."""
 
 PROTECTION = (
     (
@@ -41,10 +43,10 @@ PROTECTION = (
 
 
 def read_token(path: Path) -> Secret:
-    """Return the token in a file, which is one word of printable ASCII characters.
+    """Return the token in a file. A token is one word of printable ASCII characters.
 
     Raises:
-        UsageError: the file is unreadable, or contains no such word.
+        UsageError: the file is unreadable, or contains no token of at least LEAST_TOKEN characters.
     """
     hint = f"Create it: head -c 32 /dev/urandom | base64 > {path}; chmod 600 {path}."
     try:

@@ -2,8 +2,8 @@
 and /v1/plan.
 
 The documents are the same as the documents of `flannelctl --json`. Nothing on the page changes the host or
-the network. A request costs a bounded part of the time of flanneld, because clients share documents and long
-work never runs twice at a time.
+the network. The time of flanneld for all requests is bounded: clients share documents, and flanneld prepares
+each slow document at most once at a time.
 """
 
 import asyncio
@@ -42,18 +42,18 @@ from pyflannel.wire.json_values import fold
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 
 STATUS_S = 1.0
-"""Maximum age of a status that is used again."""
+"""Maximum age in seconds of a status that flanneld sends to a further client."""
 
 SHARED_S, COSTS = 0.5, 20
-"""Minimum time for which clients share a document, and the ratio of this time to the duration of its
-preparation."""
+"""Minimum time in seconds for which clients share a document, and ratio of this time to the preparation time
+of the document."""
 
 PREPARED = 16
 """Maximum number of responses that are prepared at the same time. Further requests get 503, so that probes
 of health are always answered."""
 
 PING_S, PLAN_S, DOCTOR_S = 0.5, 2.0, 30.0
-"""Minimum intervals between two pings, between two plans, and between two runs of doctor."""
+"""Minimum intervals in seconds between two pings, between two plans, and between two runs of doctor."""
 
 HIDDEN = "***"
 """The text that replaces a secret of the network config."""
@@ -87,7 +87,9 @@ class ShownNetwork(Protocol):
         """Return the network config in use; None if there is none."""
 
     def probe(self, echoes: Mapping[IpNetwork, Echo]) -> Mapping[IpNetwork, EchoResult]:
-        """Return the latest results of these probes by peer, and repeat the probes for some seconds."""
+        """Return the latest result of each probe by the subnet of the peer, and repeat the probes for some
+        seconds.
+        """
 
     @property
     def probe_trouble(self) -> Notice | None:
@@ -118,11 +120,11 @@ class ShownDaemon(Protocol):
 
 
 class _BusyError(Exception):
-    """Raised if the document is being prepared for another client, so this client must try again."""
+    """The document is being prepared for another client, so this client must try again."""
 
 
 class _View:
-    """The documents of one network. Clients share them."""
+    """The documents of one network, which all clients share."""
 
     def __init__(self, network: ShownNetwork) -> None:
         self._network = network
@@ -224,7 +226,7 @@ class _View:
         return [LeaseEntry.of(lease, change_age_s=ages.get(lease.subnet)) for lease in self._network.leases()]
 
     def _probed(self, status: Status, leases: Sequence[LeaseEntry]) -> Mapping[IpNetwork, EchoResult]:
-        """Return the latest results of the probes of peers, and let the probes continue."""
+        """Return the latest result of the probe of each peer, and let the probes continue."""
         return self._network.probe(decisive_echoes(status, leases))
 
     def _peers(self, status: Status) -> bytes:
@@ -294,7 +296,7 @@ class _Page:
         self._may_ping_at = self._may_check_at = self._may_plan_at = 0.0
 
     def file(self, name: str) -> Callable[[Request], Awaitable[Response]]:
-        """Return the handler of a file."""
+        """Return the handler of a file of the page."""
 
         async def handler(request: Request) -> Response:
             if (refusal := self._access.objection_to_file(request)) is not None:
@@ -306,7 +308,7 @@ class _Page:
         return handler
 
     def document(self, answer: _Answer) -> Callable[[Request], Awaitable[Response]]:
-        """Return the handler of a document, which checks access and reports errors."""
+        """Return the handler of a document. The handler checks the access, and reports errors."""
 
         async def handler(request: Request) -> Response:
             if (refusal := self._access.objection_to_document(request)) is not None:
@@ -326,7 +328,7 @@ class _Page:
         return handler
 
     def of_network(self, document: Callable[[_View], Awaitable[bytes]]) -> _Answer:
-        """Return the function that prepares a document of the network in the query."""
+        """Return the function that prepares a document of the network that the query of the request names."""
         return lambda request: document(self._view(request))
 
     async def networks(self, _: Request) -> bytes:
@@ -334,8 +336,8 @@ class _Page:
         return json.dumps({"networks": sorted(self._daemon.networks)}).encode()
 
     async def ping(self, request: Request) -> bytes:
-        """Return the report about the host in the query. Pings are limited to long intervals, so that they
-        load no host.
+        """Return the ping report about the host that the query names. The interval between two pings limits
+        the load of the hosts.
         """
         view, now = self._view(request), time.monotonic()
         if now < self._may_ping_at:
@@ -344,8 +346,8 @@ class _Page:
         return await view.ping(_parameter(request, "host"))
 
     async def check(self, request: Request) -> bytes:
-        """Return the values and the effects of the config in the body, in a limited part of flanneld's
-        processor time.
+        """Return the computed values and the effects of the config in the request body. Checks use a limited
+        part of flanneld's processor time.
         """
         text, view, started = _config_in(request), self._view(request), time.monotonic()
         if started < self._may_check_at:
@@ -425,7 +427,7 @@ def _without_secret(text: str | None) -> str | None:
         config = json.loads(text)
         shown = _with_secrets(config, lambda _: HIDDEN)
     except (ValueError, RecursionError):
-        return HIDDEN  # such a config is never in use
+        return HIDDEN  # flanneld never uses an invalid config
     return text if shown == config else json.dumps(shown, indent=2)
 
 
@@ -442,7 +444,7 @@ def _with_secret(text: str, stored: str | None) -> str:
 
 
 def _with_secrets(value: object, change: Callable[[object], object]) -> object:
-    """Return a JSON value with each secret in it changed."""
+    """Return a copy of a JSON value in which `change` replaced each secret."""
     match value:
         case dict():
             return {

@@ -44,8 +44,8 @@ class FastPath:
 
     `pins` is a directory, which need not exist (see KernelObjects).
 
-    Hooks reference programs, and programs reference maps. Therefore all of them remain when this process
-    exits, and the next process finds them at the hooks.
+    Hooks reference programs, and programs reference maps. Therefore programs and maps remain when this
+    process exits, and the next process finds them at the hooks.
 
     Every method raises:
         OSError: the kernel refused the operation, or a link is missing.
@@ -195,7 +195,7 @@ class FastPath:
         return None
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return the problems of a tunnel in the latest look that no repair can solve. Raises nothing."""
+        """Return the problems of a tunnel in the latest scan that no repair can solve. Raises nothing."""
         found = self._maps[device].notices if device in self._maps else []
         if any(link == device for link, _ in self._unreadable):
             places = ", ".join(f"{link} {direction.value}" for link, direction in self._unreadable[:_NAMED])

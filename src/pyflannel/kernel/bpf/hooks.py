@@ -77,9 +77,10 @@ _REPLACE = 1 << 2
 _MOST_PROGRAMS = 64
 """BPF_MPROG_MAX."""
 
-# link, program, hook, flags, program to replace, reference program, expected revision
+# fields: link, program, hook, flags, program to replace, reference program, expected revision
 _ATTACH = struct.Struct("=6IQ")
-# link, hook, flags of query and answer, identifiers, count; flags of each, links, flags of links, revision
+# fields: link, hook, flags of query and answer, identifiers, count; flags of each program, links, flags of
+# links, revision
 _QUERY = struct.Struct("=4IQI4x4Q")
 
 
@@ -204,7 +205,7 @@ class ClsactHooks:
 
 
 class KernelHooks:
-    """Hooks of the type that the kernel has. The first use probes this type.
+    """Hooks of the type that the kernel has. The first use probes the type of the hooks.
 
     Every method raises:
         OSError: the kernel refused: ENOSYS if it has no bpf(2), EPERM without CAP_NET_ADMIN.

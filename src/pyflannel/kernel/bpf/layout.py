@@ -112,7 +112,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         build: digest of the compiled object that contains the program.
         mtu: size in bytes of the largest accepted packet, unless the packet will be segmented.
         gro_index: link on whose other end GRO coalesces TCP segments; 0 if there is none.
-        caches_flows: mode flow.
+        caches_flows: True in the mode flow.
         vni: VXLAN network identifier; None if the tunnel is not a vxlan device of the kernel.
     """
 
@@ -130,7 +130,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 def pack_settings(settings: Settings) -> bytes:
-    """Return `struct settings`."""
+    """Return the settings in the layout of `struct settings`."""
     return _SETTINGS.pack(
         settings.build,
         settings.device.encode(),
@@ -197,12 +197,12 @@ def unpack_settings(data: bytes) -> Settings | None:
 
 
 def pack_subnet(subnet: IPv4Network) -> bytes:
-    """Return `struct subnet`."""
+    """Return the subnet in the layout of `struct subnet`."""
     return _SUBNET.pack(socket.htonl(subnet.prefixlen), int(subnet.network_address))
 
 
 def pack_peer(peer: BpfPeer) -> bytes:
-    """Return `struct peer`, without the data that the programs write."""
+    """Return the peer in the layout of `struct peer`, without the data that the programs write."""
     packed = _PEER.pack(int(peer.address), peer.port, _READS_UNFINISHED if peer.is_direct else 0)
     return packed.ljust(PEERS.value_bytes, b"\0")
 
@@ -229,7 +229,7 @@ def unpack_peer(device: str, key: bytes, value: bytes) -> BpfPeer:
 
 
 def pack_mac(mac: str) -> bytes:
-    """Return `struct mac`."""
+    """Return the MAC address in the layout of `struct mac`."""
     return bytes.fromhex(mac.replace(":", "")) + bytes(2)
 
 
@@ -244,7 +244,7 @@ def pack_port(link: int) -> bytes:
 
 
 def pack_time(time_ns: int) -> bytes:
-    """Return nanoseconds of CLOCK_BOOTTIME."""
+    """Return the bytes of a time, which is in nanoseconds of CLOCK_BOOTTIME."""
     return _TIME.pack(time_ns)
 
 
@@ -258,8 +258,8 @@ class Permit(Struct, frozen=True, kw_only=True):
 
     Attributes:
         until_ns: end of the permit, in nanoseconds of CLOCK_BOOTTIME.
-        generation: generation; decisions that were cached under another generation are not valid.
-        protocols: CACHES_UDP, CACHES_TCP.
+        generation: number of the ruleset; decisions that were cached under another generation are not valid.
+        protocols: the sum of CACHES_UDP and CACHES_TCP, for the protocols whose flows may be cached.
     """
 
     until_ns: int = 0
@@ -271,7 +271,7 @@ CACHES_UDP, CACHES_TCP = 1, 2
 
 
 def pack_permit(permit: Permit) -> bytes:
-    """Return `struct permit`."""
+    """Return the permit in the layout of `struct permit`."""
     return _PERMIT.pack(permit.until_ns, permit.generation, permit.protocols)
 
 

@@ -1,4 +1,4 @@
-"""The maps that the programs of one tunnel share. One system call reads or writes many of their entries."""
+"""The maps that the programs of one tunnel share. One system call reads or writes many entries of a map."""
 
 import ctypes
 import errno
@@ -222,7 +222,7 @@ class TunnelMaps:
 
     @property
     def notices(self) -> list[Notice]:
-        """Messages about the tables that were full in the latest look."""
+        """Messages about the tables that were full in the latest scan."""
         ways = {
             PEERS.name: ("peers", "go through user space"),
             PORTS.name: ("containers", "pass through the bridge"),
@@ -249,8 +249,8 @@ class TunnelMaps:
         """Return the entries of the table of peers; if an entry is as planned, return the object of the plan
         itself.
 
-        If the table is full, the planned entries that do not fit count as present, because user space carries
-        their packets and a repair is not possible.
+        If the table is full, the planned entries that do not fit count as present: user space carries their
+        packets, and a repair is not possible.
 
         Raises:
             OSError: the map cannot be read.

@@ -84,9 +84,10 @@ def _calls_by_section(elf: bytes) -> Iterator[tuple[str, frozenset[int]]]:
 
 # Programs and maps of the kernel, opened by their identifiers.
 #
-# This requires CAP_SYS_ADMIN. A daemon without this right opens pinned objects instead. If its directory is a
-# bpffs, it pins each attached program and its maps there, with their identifiers as names. The data path
-# never depends on a pin: the hook references the program, and the program references its maps.
+# Opening an object by its identifier requires CAP_SYS_ADMIN. A daemon without this right opens pinned objects
+# instead. If the directory for pins is a bpffs, a daemon without CAP_SYS_ADMIN pins each attached program and
+# its maps there, with their identifiers as names. The data path never depends on a pin: the hook references
+# the program, and the program references its maps.
 
 _ID = struct.Struct("=III")  # id, next id, flags
 _NOBODYS = 0x7FFFFFFF
@@ -128,7 +129,8 @@ class KernelObjects:
         """Check that a daemon with the same rights can find a program, identified by its descriptor, again.
 
         Raises:
-            OSError: EPERM if such a daemon cannot find the program, and therefore could not replace it.
+            OSError: EPERM if a daemon with the same rights cannot find the program, and therefore could not
+                replace it.
         """
         os.close(self.open_program(program_info(program).id))
 
@@ -147,8 +149,8 @@ class KernelObjects:
 
     @property
     def opens_by_identifier(self) -> bool:
-        """True if this process may open objects by identifier. To find out, it tries an identifier that
-        does not exist.
+        """True if this process may open objects by identifier. To find out, the property opens an identifier
+        that does not exist.
         """
         try:
             os.close(call_bpf(Command.PROG_GET_FD_BY_ID, _ID.pack(_NOBODYS, 0, 0)))

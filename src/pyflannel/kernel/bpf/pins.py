@@ -143,7 +143,7 @@ def _mount_bpffs(place: str, path: str) -> None:
 
 
 async def pin_standing(directory: str) -> int:
-    """Pin each attached program of pyflannel in this network namespace; return their number.
+    """Pin each attached program of pyflannel in this network namespace; return the number of these programs.
 
     Programs have no pins if a daemon with all rights attached them, or if their bpffs was removed.
 

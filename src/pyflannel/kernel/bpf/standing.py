@@ -54,8 +54,8 @@ class Look(Struct, frozen=True):
 
 
 class StandingPrograms:
-    """Finds the programs of pyflannel. The function reads each program only once, because an identifier is
-    never reused.
+    """Finds the programs of pyflannel. Each program is read only once, because the kernel uses no identifier
+    again.
     """
 
     def __init__(self, hooks: Hooks, objects: KernelObjects) -> None:
@@ -139,7 +139,9 @@ def _read_program(objects: KernelObjects, identifier: int) -> LoadedProgram | No
 
 
 def _read_settings(descriptor: int) -> Settings | None:
-    """Return the settings. In another version of pyflannel, the settings may have another size."""
+    """Return the settings of a program. In another version of pyflannel, the settings may have another
+    size.
+    """
     info = map_info(descriptor)
     entries = read_entries(descriptor, info.key_bytes, info.value_bytes)
     return unpack_settings(next(iter(entries.values()), b""))

@@ -26,7 +26,8 @@ Place = tuple[str, Direction]
 """A hook: the name of its link, and the direction of the packets."""
 
 _Look = tuple[int, tuple[int, ...]]
-"""The index of the link, and the programs; 0 and none if the link does not exist."""
+"""The index of a link, and the identifiers of its programs; 0 and no identifiers if the link does not
+exist."""
 
 _NOTHING: _Look = (0, ())
 
@@ -84,7 +85,7 @@ _HINTS = {
 class BpfTarget:
     """A Target for BpfProgram, BpfPeer and BpfContainer items.
 
-    If programs and maps are permanently unreadable, a look finds nothing, and each operation is refused with
+    If programs and maps are permanently unreadable, a scan finds nothing, and each operation is refused with
     the reason. Packets then pass through user space.
     """
 
@@ -153,7 +154,7 @@ class BpfTarget:
 
     def changes(self) -> ChangeChannel:
         """Open a channel that sends a notification for a hook of the plan if its programs changed since
-        the last look.
+        the last scan.
         """
         return ChangeChannel(self._read_changes, self._renew_permits)
 
@@ -224,7 +225,7 @@ class BpfTarget:
         return self._fast_path.features()
 
     def notices(self, device: str) -> tuple[Notice, ...]:
-        """Return the problems of a tunnel that no repair can end, according to the latest look."""
+        """Return the problems of a tunnel that no repair can end, according to the latest scan."""
         return self._fast_path.notices(device)
 
     def uncached(self) -> tuple[str, ...]:

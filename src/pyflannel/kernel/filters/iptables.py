@@ -104,7 +104,8 @@ async def version_of(program: str) -> Version | None:
 
 
 _NO_TABLE_NAMES = "Failed to list table names"
-"""Legacy iptables: only root may read /proc/net/ip_tables_names, and no capability changes this."""
+"""The message of legacy iptables to a user other than root. Only root may read /proc/net/ip_tables_names, and
+no capability changes this."""
 
 
 async def read_saved(program: str) -> SavedTables:
@@ -153,7 +154,8 @@ async def tidy(program: str, family: Family, table: str, hook: str) -> None:
     """Remove the built-in chain and the table that iptables with the nf_tables backend created, if they are
     unused.
 
-    Both are deleted only while they are empty, so that no rule of another program is deleted.
+    The chain and the table are deleted only while they are empty, so that no rule of another program is
+    deleted.
 
     Raises:
         TargetError: the program cannot be run.
@@ -180,8 +182,8 @@ def _failed(program: str, ran: Ran) -> TargetError:
 
 # Reads all filter rules of iptables, of both kinds, and removes rules of the original.
 #
-# On a host, the name `iptables` runs one of the two kinds. If it is switched to the other kind, the rules of
-# the previous kind remain, and the kernel evaluates the rules of both.
+# On a host, the name `iptables` runs one of the two kinds. If this name is switched to the other kind, the
+# rules of the previous kind remain, and the kernel evaluates the rules of both.
 
 
 async def read_rules() -> tuple[SavedRules, ...]:
@@ -224,7 +226,7 @@ async def _read(program: str, family: Family, *, is_other: bool) -> SavedRules |
 
 
 async def _other(program: str) -> str:
-    """Return the name of the program of the other kind."""
+    """Return the name of the program of the other kind of iptables."""
     version = await version_of(program)
     return f"{program}-nft" if version is not None and not version.is_nft else f"{program}-legacy"
 
@@ -256,7 +258,7 @@ class _Seen:
 class IptablesTarget:
     """A Target for IptablesChain items.
 
-    If iptables is permanently unreadable, a look finds nothing, and each operation is refused with the
+    If iptables is permanently unreadable, a scan finds nothing, and each operation is refused with the
     reason.
     """
 
@@ -294,13 +296,13 @@ class IptablesTarget:
         return State.collect(found.values())
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Create or remove each chain in one transaction. Wait for the lock only once; if this fails,
-        refuse the remaining operations.
+        """Create or remove each chain in one transaction. Wait for the lock only once; if the lock stays
+        held, refuse the remaining operations.
         """
         return await performed(operations, self._apply(operations))
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that announces when chains, jumps or policies differ from those in the last look."""
+        """Open a channel that announces when chains, jumps or policies differ from the last scan."""
         return self._dump.changes()
 
     async def _apply(self, operations: Sequence[Operation]) -> list[Refusal]:

@@ -39,7 +39,7 @@ class _Seen:
 class NftTarget:
     """A Target for NftTable items.
 
-    If nft cannot be run at all, a look finds nothing, and each operation is refused with the reason.
+    If nft cannot be run at all, a scan finds nothing, and each operation is refused with the reason.
     """
 
     kinds = (NftTable,)

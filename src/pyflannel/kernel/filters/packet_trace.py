@@ -1,7 +1,7 @@
 """Sends one ICMP echo request and follows it, and its reply, through nf_tables of this network namespace.
 
-A table of its own marks these packets only. The socket owns the table, so the kernel removes it when the
-socket is closed, also if this process is killed.
+A separate table marks only these packets. A netlink socket owns the table, so the kernel removes the table
+when the socket is closed, also if this process is killed.
 """
 
 import asyncio
@@ -39,7 +39,8 @@ REPLY_S = 1.0
 """Seconds after which the request counts as lost."""
 
 _QUIET_S = 0.05
-"""Seconds without a message, after which all have arrived, because the kernel sends them before the reply."""
+"""Seconds without a message after which all messages have arrived. The kernel sends the messages before the
+reply."""
 
 _NONCE_BYTES = 16
 _LARGEST = 65535
@@ -96,11 +97,11 @@ async def _ask(opened: socket.socket, echo: TracedEcho) -> float | None:
         opened.bind((str(echo.source), 0))
         opened.sendto(format_echo(echo.identifier, 1, nonce, echo.source.version), (str(echo.destination), 0))
     except PermissionError:
-        return None  # a rule dropped it
+        return None  # a rule dropped the request
     except OSError as error:
         raise TargetError(
             f"{echo.source} cannot send to {echo.destination}: {error.strerror}",
-            hint="flannelctl trace without --probe shows its route.",
+            hint="flannelctl trace without --probe shows the route of the packet.",
         ) from error
     sent_at = time.monotonic()
     with contextlib.suppress(TimeoutError):
@@ -155,7 +156,8 @@ def _open(family: Family) -> socket.socket:
 
 def _refused(error: OSError) -> TargetError:
     return TargetError(
-        f"cannot send an ICMP echo request from there: {error.strerror}", hint=remedy(error, _HINT)
+        f"cannot send an ICMP echo request from this network namespace: {error.strerror}",
+        hint=remedy(error, _HINT),
     )
 
 

@@ -21,7 +21,9 @@ _DEADLINE_S = 10.0
 class MissingProgramError(TargetError):
     """The program is not installed."""
 
-    def __init__(self, program: str, *, hint: str = "Install it, or add its directory to PATH.") -> None:
+    def __init__(
+        self, program: str, *, hint: str = "Install the program, or add its directory to PATH."
+    ) -> None:
         super().__init__(f"{program} is not installed", hint=hint, is_permanent=True)
 
 
@@ -87,7 +89,7 @@ def _run(words: Sequence[str], given: bytes, running_pids: list[int]) -> Ran:
                     (os.POSIX_SPAWN_DUP2, file, number)
                     for number, file in enumerate((entered, output, complaint))
                 ],
-                setpgroup=0,  # so that the children of the program are killed together with it
+                setpgroup=0,  # so that the program and its children are killed together
                 setsigdef=[signal.SIGPIPE],
             )
         except FileNotFoundError as error:
@@ -116,8 +118,8 @@ def _text(file: int) -> str:
 # The latest state of the packet filter that was read, until the filter changes.
 #
 # Reading runs a program, so passes caused by routes and links share the latest result. The filter is read
-# again when the kernel announces a change of nf_tables (which iptables uses as well), after changes by
-# pyflannel, and periodically, because legacy iptables announces nothing.
+# again when the kernel announces a change of nf_tables (which iptables uses as well), and after changes by
+# pyflannel. The filter is also read periodically, because legacy iptables announces nothing.
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +137,8 @@ class RuleDump(Generic[_Dump]):
     """Keeps the latest output of a program, and sends a notification when the output changes. An exception of
     `read` is not kept.
 
-    After it is entered, it receives every change. `read` reads the rules. `resync_s` is the longest time for
-    which a result is valid while `is_wanted`.
+    Within its `with` block, this object receives every change. `read` reads the rules. `resync_s` is the
+    longest time for which a result is valid while `is_wanted`.
     """
 
     def __init__(self, read: Callable[[], Awaitable[_Dump]], resync_s: float) -> None:
@@ -144,7 +146,9 @@ class RuleDump(Generic[_Dump]):
         self._resync_s = resync_s
         self._reading = asyncio.Lock()
         self._last: _Dump | None = None
-        self._forgotten = 0  # number of calls; a read that began before the latest call is not used
+        self._forgotten = (
+            0  # number of calls of `forget`; a read that began before the latest call is not used
+        )
         self.is_wanted = True
         self._notifications: NotificationSocket | None = None
 
@@ -194,7 +198,7 @@ class RuleDump(Generic[_Dump]):
         try:
             await self._refresh()
         except TargetError:
-            self.forget()  # the next look reports the error
+            self.forget()  # the next scan reports the error
         return before is None or before != self._last
 
     async def _refresh(self) -> _Dump:

@@ -81,7 +81,7 @@ _HINT = (
 class TunnelGuardTarget:
     """A Target for GuardTable and GuardPeer items.
 
-    If nf_tables is permanently unusable, a look finds nothing, and each operation is refused with the reason.
+    If nf_tables is permanently unusable, a scan finds nothing, and each operation is refused with the reason.
     """
 
     kinds = (GuardTable, GuardPeer)
@@ -89,8 +89,8 @@ class TunnelGuardTarget:
     def __init__(self) -> None:
         self._requests: RequestSocket | None = None
         self._desired = State.EMPTY
-        # the peers that operations added, changed or removed during the present look, before and after the
-        # change; None if no look is in progress
+        # the peers that operations added, changed or removed during the present scan, before and after the
+        # change; None if no scan is in progress
         self._changed: list[GuardPeer] | None = None
         self._is_planned = asyncio.Event()
 
@@ -286,17 +286,17 @@ class TunnelGuardTarget:
             new += add_elements(table, spec, added)
             useless += delete_elements(table, spec, removed - kept)
         await self._commit_in_parts(new)
-        # Another program may have deleted one of these objects. The next look finds the remaining
+        # Another program may have deleted one of these objects. The next scan finds the remaining
         # differences.
         await self._commit_in_parts(useless, but=errno.ENOENT)
-        self._note_changed(come, gone)  # a look may have begun during the change
+        self._note_changed(come, gone)  # a scan may have begun during the change
 
     def _note_changed(self, *peers: Iterable[GuardPeer]) -> None:
         if self._changed is not None:
             self._changed += itertools.chain(*peers)
 
     def _changed_peers(self, table: GuardTable) -> Iterator[GuardPeer]:
-        """Return the peers of a table whose elements a look may find or not find."""
+        """Return the peers of a table whose elements a scan may find or not find."""
         name = guard_peers(table.device, table.family)
         return (peer for peer in self._changed or () if peer.key[0] == name)
 
@@ -315,7 +315,7 @@ class TunnelGuardTarget:
     def _peers_after(
         self, table: GuardTable, operations: Sequence[Operation]
     ) -> Mapping[Hashable, GuardPeer]:
-        """Return the peers that exist after the operations. The plan may be newer than the latest look."""
+        """Return the peers that exist after the operations. The plan may be newer than the latest scan."""
         peers = self._peers(table)
         for operation in operations:
             if not isinstance(operation.subject, GuardPeer):

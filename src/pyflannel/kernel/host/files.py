@@ -109,7 +109,7 @@ def read_key_file(path: Path, name: str, *, if_exposed: str) -> bytes | None:
             status = os.fstat(descriptor)
             mode = stat.S_IMODE(status.st_mode)
             if not stat.S_ISREG(status.st_mode):
-                raise unusable_key(path, name, "not a regular file", "Move it to another place.")
+                raise unusable_key(path, name, "not a regular file", "Move the file to another directory.")
             if mode & _OTHERS:
                 why = f"its mode is {mode:04o}, so other users may know the key"
                 raise unusable_key(path, name, why, if_exposed)
@@ -122,17 +122,17 @@ def read_key_file(path: Path, name: str, *, if_exposed: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise unusable_key(path, name, in_words(error), "Make it a file that flanneld may read.") from error
+        raise unusable_key(path, name, in_words(error), "Make the file readable for flanneld.") from error
 
 
 _LARGEST_FILE = 1 << 28  # in bytes; 65,536 leases need an eighth of this size
 
 
 def read_end(path: Path, most: int = _LARGEST_FILE, *, follows_links: bool = False) -> bytes:
-    """Return the last bytes of a regular file, at most this number.
+    """Return the last bytes of a regular file, at most `most` bytes.
 
-    Root reads files in directories of the user flanneld. Such a file must not lead to another file by a link,
-    block the program as a FIFO, or fill the memory.
+    Root reads files in directories of the user flanneld. A file of the user flanneld must not lead root to
+    another file by a link, block the program as a FIFO, or fill the memory.
 
     Raises:
         OSError: the file is unreadable, is a link, or is not a regular file.
@@ -231,9 +231,9 @@ text."""
 class FileTarget:
     """A Target for HostFile items.
 
-    After it is entered, it receives every change of the files in the last snapshot, even while no task waits.
-    If other programs use all inotify instances of the kernel, this target receives no changes, and requests
-    an instance at each look.
+    Within its `with` block, this target receives every change of the files in the last snapshot, even while
+    no task waits. If other programs use all inotify instances of the kernel, this target receives no changes,
+    and requests an instance at each scan.
     """
 
     kinds = (HostFile,)
@@ -257,9 +257,11 @@ class FileTarget:
         """Return the planned files in their current state. Missing files are omitted."""
         paths = [item.path for item in desired.of_type(HostFile)]
         if (inotify := self._listen()) is not None:
-            # this is done before reading, so that a change in between is announced
+            # watches begin before the files are read, so that no change is missed
             self._watch(inotify, paths)
-        with target_errors("a file cannot be read", hint="Check its file system, and dmesg."):
+        with target_errors(
+            "a file cannot be read", hint="Check the file system of the planned files, and dmesg."
+        ):
             found = await in_thread(lambda: [_read(path) for path in paths])
         return State.collect(item for item in found if item is not None)
 
@@ -304,7 +306,7 @@ class FileTarget:
     def _watch(self, inotify: Inotify, paths: Sequence[str]) -> None:
         """Watch the directory of each path or, while it does not exist, its nearest existing parent.
 
-        This method is called before each look, so that a directory that was deleted and created again is
+        This method is called before each scan, so that a directory that was deleted and created again is
         watched again.
         """
         names: dict[int, set[str]] = {}

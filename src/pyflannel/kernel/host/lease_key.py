@@ -25,7 +25,7 @@ from pyflannel.ports import Changes, in_thread
 log = logging.getLogger(__name__)
 
 _NAME = "the key file of the lease"
-_IF_EXPOSED = "Delete it. flanneld then creates a new key; add this key to the allow-list."
+_IF_EXPOSED = "Delete the file. flanneld then creates a new key; add this key to the allow-list."
 _DEADLINE_S = 30.0
 
 OPERATOR = "operator"
@@ -37,8 +37,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 key = Ed25519PrivateKey.generate()
 print(key.private_bytes_raw().hex(), key.public_key().public_bytes_raw().hex())
 """
-"""Command that prints the private and the public part of a new key. With an import of pyflannel, the
-command would take seven times as long."""
+"""Program that prints the private and the public part of a new key. With an import of pyflannel, the program
+would take seven times as long."""
 
 
 def lease_key(path: Path, owner: str) -> LeaseKey:
@@ -64,13 +64,15 @@ def _read(path: Path, owner: str) -> LeaseKey | None:
     if text is None:
         return None
     if (found := key_in(text)) is None:
-        raise unusable_key(path, _NAME, "it contains no key", "Restore it, or delete it for a new key.")
+        raise unusable_key(
+            path, _NAME, "it contains no key", "Restore the file, or delete it to get a new key."
+        )
     kept, key = found
     return key if kept == owner else None
 
 
 def key_in(text: bytes) -> tuple[str, LeaseKey] | None:
-    """Return the owner and the key in the text of a key file; None if the text contains none."""
+    """Return the owner and the key in the text of a key file; None if the text contains no key."""
     try:
         match json.loads(text):
             case {"Owner": str(owner), "Private": str(private), "Public": str(public)}:
@@ -116,7 +118,7 @@ def _make(path: Path, owner: str) -> LeaseKey:
 
 
 class KeyListFile:
-    """A KeyFile on this host."""
+    """A KeyFile in the file system of this host."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)

@@ -129,8 +129,8 @@ class DeviceClaim:
     any reason. Each network namespace has its own tables, as it has its own devices.
 
     If the kernel has no such tables (before Linux 5.12, or without nf_tables), the claim is a name in the
-    abstract namespace of Unix sockets. Any local user can reserve such a name; then the daemon claims the
-    next one.
+    abstract namespace of Unix sockets. Any local user can reserve a name in this namespace; then the daemon
+    claims the next name.
     """
 
     def __init__(self, names: Iterable[str]) -> None:

@@ -317,8 +317,9 @@ def read_identity(
     has exited. If the run directory contains no identity, `standing` is used: the identity on the device in
     this network namespace, or None if it is missing or the previous flanneld may still run.
 
-    A disk that was cloned to another machine contains the identity of the first machine. Then a new identity
-    is created, and a warning is logged. If `node_id` is given, this value is the owner, and nothing is saved.
+    A disk that was cloned to another machine contains the identity of the first machine. On a cloned disk, a
+    new identity is created, and a warning is logged. If `node_id` is given, this value is the owner, and
+    nothing is saved.
 
     Raises:
         TargetError: the identity cannot be saved in `state_dir` or `run_dir`.
@@ -332,7 +333,7 @@ def read_identity(
         return new_identity(state_dir, run_dir, machine_id_file)
     if machine and kept.machine and machine != kept.machine:
         log.warning(
-            "Found the identity of another machine, created a new one owner=%s path=%s", kept.owner, path
+            "Found the identity of another machine, created a new identity owner=%s path=%s", kept.owner, path
         )
         return new_identity(state_dir, run_dir, machine_id_file)
     identity = Identity(owner=kept.owner, machine=machine or kept.machine)
@@ -387,7 +388,7 @@ def _read(path: str) -> Identity | None:
 
 
 def identity_in(text: str) -> Identity | None:
-    """Return the identity in the text of a file; None if the text contains none."""
+    """Return the identity in the text of a file; None if the text contains no identity."""
     try:
         match json.loads(text):
             case {"Owner": str(owner), "Machine": str(machine)} if owner:
@@ -432,7 +433,8 @@ def _text(identity: Identity, **more: str) -> str:
 def _run_text(identity: Identity) -> str:
     """Return the text of the identity in the run directory.
 
-    A copy in another directory does not match this text.
+    The text contains the boot and the network namespace. A copy of the file in another boot or namespace has
+    another text.
     """
     namespace = os.stat("/proc/self/ns/net")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -444,7 +446,7 @@ def _write(path: str, text: str) -> None:
         if Path(path).read_text(encoding="utf-8", errors="replace") == text:
             return
     except OSError:
-        pass  # the file is written below, which may also report the error
+        pass  # the write of the file below may also report the error
     try:
         replace_file(path, text.encode())
     except OSError as error:

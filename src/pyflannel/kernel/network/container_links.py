@@ -25,7 +25,7 @@ _SOCKET_TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
 class KernelContainerLinks:
-    """A ContainerLinks.
+    """The ContainerLinks of the network namespace of this process.
 
     Raises:
         TargetError: on entering, if the kernel refuses to create a socket.
@@ -91,8 +91,8 @@ class KernelContainerLinks:
         await self._ask(links.reflect(port))
 
     def open_loopback(self, bridge: str) -> None:
-        """Set route_localnet. The plan drops packets with addresses of 127.0.0.0/8 that arrive at the
-        bridge.
+        """Set route_localnet on the bridge, so that ports at 127.0.0.1 can lead to containers. The plan drops
+        packets with addresses of 127.0.0.0/8 that arrive at the bridge.
         """
         with target_errors(f"ports at 127.0.0.1 cannot lead to {bridge}", hint="Mount /proc/sys writable."):
             Path(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet").write_text("1")
@@ -122,14 +122,14 @@ class KernelContainerLinks:
         }
 
     def port_in_use(self, port: PublishedPort) -> bool:
-        """Return whether bind would fail because another program uses the port. To find out, this binds a
+        """Return whether bind would fail because another program uses the port. The method tries to bind a
         socket.
         """
         kind = _SOCKET_TYPES.get(port.protocol)
         if kind is None:
             return False
         with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as probe:
-            if port.protocol == "tcp":  # closed connections are ignored
+            if port.protocol == "tcp":  # a closed connection does not use the port any more
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((str(port.host_address or ""), port.host_port))

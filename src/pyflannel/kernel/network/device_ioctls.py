@@ -95,8 +95,8 @@ def has_gro(link: str) -> bool:
 
 
 def set_gro(link: str, is_on: bool) -> None:
-    """Let an end of a veth coalesce received segments, and send only ready segments; or disable both
-    settings.
+    """Enable GRO and disable TSO on an end of a veth, so that this end coalesces received TCP segments; or
+    set both to the reverse.
 
     Raises:
         OSError: the link or the setting does not exist, or a right is missing.

@@ -40,8 +40,8 @@ DEADLINE_S = 1.5
 """Seconds after which a request without an answer counts as lost."""
 
 _AGAIN_S = (0.0, 0.4, 0.9)
-"""Times of the attempts after the start in seconds. More than one is needed, because the first packet may
-be lost while an address is resolved."""
+"""Times of the attempts after the start in seconds. More than one attempt is needed, because the first packet
+may be lost while an address is resolved."""
 
 ROUND_S, LAST_REPLY_S = 0.1, 0.5
 """Interval in seconds between two rounds of requests that are counted, and the time after the last round
@@ -54,7 +54,7 @@ _BURST, _PAUSE_S = 32, 0.005
 _SOL_RAW, _ICMP_FILTER = 255, 1  # linux/socket.h, linux/icmp.h
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3  # linux/in.h: set DF, and do not use the cached path MTU
 _IP_PKTINFO = 8
-_ICMPV6_FILTER, _ICMPV6_KINDS = 1, 256  # linux/icmpv6.h: a bit per type, set for those that are dropped
+_ICMPV6_FILTER, _ICMPV6_KINDS = 1, 256  # linux/icmpv6.h: a bit per type, set for each dropped type
 _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE, _IPV6_DONTFRAG = 23, 3, 62  # linux/in6.h
 _LARGEST = 65535
 

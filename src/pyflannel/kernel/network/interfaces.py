@@ -62,7 +62,7 @@ _FAR_AWAY: Mapping[Family, IpAddress] = {4: IPv4Address("198.51.100.1"), 6: IPv6
 
 
 class KernelInterfaces:
-    """An InterfaceSource.
+    """The InterfaceSource of the network namespace of this process.
 
     Raises:
         TargetError: on entering, if the kernel refuses to create a socket.
@@ -130,7 +130,7 @@ class KernelInterfaces:
         """Send an ARP announcement, or an unsolicited neighbour advertisement, for each address.
 
         Raises:
-            TargetError: the kernel refused it.
+            TargetError: the kernel refused to send the announcement.
         """
         try:
             for address in addresses if interface.mac else ():
@@ -174,8 +174,8 @@ class KernelInterfaces:
             announce()
 
     def _concerns(self, message: Message) -> bool:
-        """Return whether a notification may change the answers, because most routes of a host are
-        irrelevant.
+        """Return whether a notification may change the results of this object. Notifications about most
+        routes do not.
         """
         if message.kind not in (routes.NEW, routes.DELETE):
             return True
@@ -401,7 +401,7 @@ class _BridgeSockets(Struct, frozen=True, kw_only=True):
 
 
 class KernelBridges:
-    """A BridgeSource.
+    """The BridgeSource of the network namespace of this process.
 
     The sockets are opened at the first use, because only the fast path needs them.
     """
@@ -478,8 +478,8 @@ class KernelBridges:
             announce()
 
     def _concerns(self, message: Message) -> bool:
-        """Return whether a notification may change the answer, because most neighbours are not behind a
-        bridge.
+        """Return whether a notification may change the results of this object. Notifications about neighbours
+        that are not behind a bridge do not.
         """
         if message.kind not in (neighbours.NEW, neighbours.DELETE):
             return True

@@ -18,7 +18,7 @@ from pyflannel.wire.netlink.routes import RouteRecord
 # plan.
 #
 # `names` contains the names of all links, by index. A link that was created after the listing has no name
-# yet. The notification about it causes the next look.
+# yet. The notification about this link causes the next scan.
 
 KINDS = {
     1: "unicast",
@@ -48,11 +48,12 @@ def link_of(
     has_gro: bool = False,
     may_set_ipv6: bool = True,
 ) -> Link:
-    """Return the link. The MAC address of an end of a veth is omitted, because the kernel chooses it at
-    random.
+    """Return a link record of the kernel as an item. The MAC address of an end of a veth is omitted, because
+    the kernel chooses it at random.
 
-    If /proc/sys is read-only (`may_set_ipv6` is False), a link for which the kernel generates no IPv6 address
-    counts as a link without IPv6, and no link counts as accepting router advertisements.
+    `may_set_ipv6` is False if /proc/sys is read-only. If /proc/sys is read-only, a link for which the kernel
+    generates no IPv6 address counts as a link without IPv6, and no link counts as accepting router
+    advertisements.
     """
     is_veth = link.kind == "veth"
     mark, owner = split_alias(link.alias)
@@ -73,13 +74,13 @@ def link_of(
 
 
 def address_of(address: AddressRecord, names: Mapping[int, str]) -> Address:
-    """Return the address."""
+    """Return an address record of the kernel as an item."""
     return Address(link=names.get(address.index, ""), address=address.address, peer=address.peer)
 
 
 def route_of(route: RouteRecord, names: Mapping[int, str]) -> Route:
-    """Return the route. A blackhole or similar route has no link in the plan, although for IPv6 the kernel
-    reports loopback.
+    """Return a route record of the kernel as an item. A blackhole or similar route has no link in the plan,
+    although for IPv6 the kernel reports loopback.
     """
     return Route(
         destination=route.destination,
@@ -96,7 +97,7 @@ def route_of(route: RouteRecord, names: Mapping[int, str]) -> Route:
 
 
 def neighbour_of(neighbour: NeighbourRecord, names: Mapping[int, str]) -> Neighbour:
-    """Return the neighbour."""
+    """Return a neighbour record of the kernel as an item."""
     return Neighbour(
         link=names.get(neighbour.index, ""),
         address=neighbour.address,
@@ -117,7 +118,7 @@ def fdb_entry_of(entry: FdbRecord, names: Mapping[int, str]) -> FdbEntry:
 
 
 def gathered(entries: Iterable[FdbEntry]) -> list[FdbEntry]:
-    """Return one entry for each MAC address of one link; the kernel lists one for each destination."""
+    """Return one entry for each MAC address of one link; the kernel lists one entry for each destination."""
     by_mac: dict[str, FdbEntry] = {}
     for entry in entries:
         first = by_mac.setdefault(entry.mac, entry)
@@ -151,7 +152,7 @@ def _vxlan_of(vxlan: VxlanRecord, names: Mapping[int, str], offloads_checksums: 
 
 
 class OnLink(Protocol):
-    """An item on a link; if the item has no link, the name is empty."""
+    """An item on a link; if the item has no link, the name of the link is empty."""
 
     @property
     def link(self) -> str:
@@ -163,7 +164,7 @@ _Item = TypeVar("_Item", bound=OnLink)
 
 
 class Remembered(Generic[_Item]):
-    """Memory of the items of the last look, in the order of the dump, each with the hash of its message.
+    """Memory of the items of the last scan, in the order of the dump, each with the hash of its message.
 
     Fields that change constantly, such as counters, are not part of the hash.
 
@@ -182,7 +183,9 @@ class Remembered(Generic[_Item]):
         self._names: frozenset[str] = frozenset()
 
     def begin(self, links: Mapping[int, str]) -> None:
-        """Begin another look. Only items on these links are remembered, because their names do not change."""
+        """Begin another scan. Only items on these links are remembered, because the names of these links do
+        not change.
+        """
         if links != self._links:
             self._links, self._names = links, frozenset(links.values()) | {""}
             self._hashes, self._items = array("q"), []
@@ -191,7 +194,7 @@ class Remembered(Generic[_Item]):
         self._place, self._by_hash = 0, None
 
     def end(self) -> None:
-        """End the look, and forget the items that it did not contain."""
+        """End the scan, and forget the items that it did not contain."""
         self._old_hashes, self._old_items, self._by_hash = self._hashes, self._items, None
 
     def reader(

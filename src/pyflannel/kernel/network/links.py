@@ -58,7 +58,7 @@ class LinkWriter:
         performed.
 
         Returns:
-            At most one refusal, which is that of the first refused part.
+            The refusal of the first refused part; empty without a refusal.
         """
         try:
             match operation:
@@ -140,9 +140,10 @@ class LinkWriter:
             if link.has_ipv6:
                 set_accept_ra(link.name, link.accepts_routers)
         except OSError as error:
-            # In a container, /proc/sys may be read-only. This is not a failure if the link has no IPv6
-            # addresses, because it then sends no IPv6 packets. It is no failure either if IPv6 must be and is
-            # enabled: accept_ra has no effect, because no router sends advertisements through the tunnel.
+            # In a container, /proc/sys may be read-only. A read-only /proc/sys is no failure if the link has
+            # no IPv6 addresses, because a link without an IPv6 address sends no IPv6 packets. A read-only
+            # /proc/sys is no failure either if IPv6 must be enabled and is enabled: accept_ra has no effect,
+            # because no router sends advertisements through the tunnel.
             if error.errno == errno.EROFS and (is_silent or (link.has_ipv6 and is_ipv6_on(link.name))):
                 return []
             return [refusal_of(operation, error)]
@@ -162,7 +163,7 @@ class LinkWriter:
             index = link_index(name)
         except OSError as error:
             if error.errno == errno.ENODEV:
-                return []  # already removed
+                return []  # the link was already removed
             raise
         return await self._ask(operation, [links.delete_link(index)], tolerated=GONE)
 
@@ -195,7 +196,7 @@ def _changed_attributes(index: int, old: Link | None, new: Link) -> Iterator[Req
 
 
 def _record(vxlan: Vxlan) -> VxlanRecord:
-    """Return the parameters in the form of the kernel.
+    """Return the parameters of a vxlan device as a record of the kernel.
 
     Raises:
         OSError: ENODEV if the parent does not exist.

@@ -54,8 +54,9 @@ _BATCH = 100
 class LinuxTarget:
     """A Target for Link, Address, Neighbour, FdbEntry and Route items.
 
-    After it is entered, it receives notifications of all changes, even while no task waits for them. The
-    adapter reads with one socket and writes with another, so that no operation waits for a long look.
+    Within its `with` block, the target receives notifications of all changes, even while no task waits for a
+    change. The adapter reads with one socket and writes with another, so that no operation waits for a long
+    scan.
 
     Args:
         notification_bytes: size of the receive buffer for notifications, in bytes. If the buffer overflows,
@@ -78,7 +79,7 @@ class LinuxTarget:
             notifications = NotificationSocket(GROUPS, buffer_bytes=self._notification_bytes)
             self._notifications = opened.enter_context(contextlib.closing(notifications))
             port = self._requests.port.to_bytes(4, sys.byteorder)
-            # in the same way as `Watch`, one message at a time
+            # the kernel drops the messages about changes by this process
             self._notifications.ignore([(PORT_AT, (port,))])
             self._sockets = opened.pop_all()
         self._reader = SnapshotReader(questions)
@@ -126,7 +127,7 @@ class LinuxTarget:
     def changes(self) -> ChangeChannel:
         """Open a channel of changes by other programs to the objects of the latest snapshot.
 
-        During a burst, the interval between two notifications is at least the duration of the latest look.
+        During a burst, the interval between two notifications is at least the duration of the latest scan.
         """
         return ChangeChannel(self._read_changes)
 
@@ -138,10 +139,10 @@ class LinuxTarget:
             announce()
 
     def _note_made(self, operation: Operation) -> None:
-        """Watch the objects on a new link of pyflannel immediately, not only after the next look."""
+        """Watch the objects on a new link of pyflannel immediately, not only after the next scan."""
         match operation:
             case Add(Link(name=name)) | Replace(_, Link(name=name)):
-                with contextlib.suppress(OSError):  # it was refused
+                with contextlib.suppress(OSError):  # the creation of the link was refused
                     self._filter.made(link_index(name), name)
             case _:
                 pass
@@ -149,7 +150,7 @@ class LinuxTarget:
     async def _perform(self, operations: Sequence[Operation]) -> list[Refusal]:
         """Perform operations on items other than links, in as few system calls as possible.
 
-        While the kernel performs one batch, the next one is prepared.
+        While the kernel performs one batch, the next batch is prepared.
         """
         refusals: list[Refusal] = []
         index_of = lru_cache(maxsize=None)(link_index)
@@ -215,8 +216,8 @@ def _refused(asked: Asked, answers: Sequence[Acknowledgement]) -> list[Refusal]:
 
 
 async def remove_next_hops(protocol: int) -> int:
-    """Remove the next-hop objects of this rtm_protocol and the routes that refer to them; return their
-    number.
+    """Remove the next-hop objects of this rtm_protocol and the routes that refer to them; return the number
+    of these objects.
 
     A kernel without support for next-hop objects has none.
 
@@ -245,10 +246,10 @@ GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400 | 0x800 | 0x8000_0000
 
 
 class ChangeFilter:
-    """Decides which notifications of the kernel affect the plan, by comparing them with the last look and the
+    """Decides which notifications of the kernel affect the plan, by comparing them with the last scan and the
     current plan.
 
-    Before the first look, every notification counts as a change that affects the plan.
+    Before the first scan, every notification counts as a change that affects the plan.
 
     Args:
         port: port of the request socket. Notifications of pyflannel's own changes contain this port and are
@@ -261,25 +262,25 @@ class ChangeFilter:
         self._links: Links | None = None
 
     def looks(self, interest: Interest) -> None:
-        """Register the start of a look. If it reads other links, until its end, every change counts as
-        relevant.
+        """Register the start of a scan. If the scan reads other links than the last scan, every change counts
+        as relevant until its end.
         """
         if self._interest is None or not self._interest.has_links_of(interest):
             self._links = None
         self._interest = interest
 
     def saw(self, links: Links) -> None:
-        """Register the end of the look, with its links."""
+        """Register the end of the scan, with its links."""
         self._links = links
 
     def made(self, index: int, name: str) -> None:
-        """Register a link that pyflannel created or changed after the look."""
+        """Register a link that pyflannel created or changed after the scan."""
         if self._links is not None:
             names = {**self._links.names, index: name}
             self._links = replace(self._links, names=names, ours=self._links.ours | {index})
 
     def concerns(self, message: Message) -> bool:
-        """Return whether another program changed an object of the last look.
+        """Return whether another program changed an object of the last scan.
 
         Raises:
             WireError: the message is shorter than required for its kind.
@@ -291,14 +292,14 @@ class ChangeFilter:
             return True
         match message.kind:
             case neighbours.NEW | neighbours.DELETE:
-                # Traffic causes most of these notifications. The check of the link rejects nearly all of
-                # them.
+                # Traffic causes most of these notifications. The check of the link rejects nearly all
+                # notifications.
                 index = neighbours.entry_index(message.body)
                 return index in seen.ours and self._is_damage(message, interest, seen)
             case routes.NEW | routes.DELETE:
                 glance = routes.glance_at_route(message.body)
                 return glance is not None and interest.concerns_route(glance, seen.ours)
-            # the kernel also removes the routes of the link, and does not announce this
+            # the kernel also removes the routes of the link, without an announcement
             case routes.DELETE_NEXT_HOP:
                 return routes.next_hop_protocol(message.body) in interest.protocols
             case links.NEW | links.DELETE:
@@ -317,8 +318,8 @@ class ChangeFilter:
         """Return whether an entry on one of pyflannel's links differs from the plan.
 
         The kernel does not report which program changed an FDB entry. No repair is necessary if an entry now
-        equals the plan, if an entry that is not planned was removed, or if the kernel learned an entry at a
-        key without a planned entry.
+        equals the plan, or if an unplanned entry was removed. No repair is necessary either if the kernel
+        learned an entry at a key without a planned entry.
         """
         neighbour, entry = neighbours.parse_neighbour(message.body), neighbours.parse_fdb_entry(message.body)
         item: Neighbour | FdbEntry

@@ -82,7 +82,7 @@ class RequestSocket:
 
     async def transact(self, requests: Sequence[Request]) -> list[Acknowledgement]:
         """Perform requests that ask for an acknowledgement, in order. After a failed request, continue with
-        the next one.
+        the next request.
 
         Returns:
             One acknowledgement for each request, in the order of the requests.
@@ -94,7 +94,7 @@ class RequestSocket:
         for start in range(0, len(requests), _BATCH):
             async with self._turn:
                 answers += await self._transact_batch(requests[start : start + _BATCH])
-            await asyncio.sleep(0)  # this lets other tasks run between two batches
+            await asyncio.sleep(0)  # let other tasks run between two batches
         return answers
 
     async def dump(self, request: Request, read: Callable[[bytes], _Value | None]) -> list[_Value]:
@@ -156,7 +156,7 @@ class RequestSocket:
                         left.discard(answer.sequence)
                         if answer.errno:
                             refusal = refusal or answer
-                        if answer.sequence == first:  # the batch itself was refused
+                        if answer.sequence == first:  # the kernel refused the batch itself
                             left.clear()
             return refusal
 
@@ -188,7 +188,7 @@ class RequestSocket:
                             _raise_refused_dump(parse_acknowledgement(message))
                         elif (value := read(message.body)) is not None:
                             values.append(value)
-                    await asyncio.sleep(0)  # this lets other tasks run during a long dump
+                    await asyncio.sleep(0)  # let other tasks run during a long dump
         finally:
             if not is_finished:
                 self._drain()
@@ -201,9 +201,7 @@ class RequestSocket:
         return first
 
     async def _send_apart(self, requests: Sequence[Request]) -> int:
-        """Send the requests in a thread, because the kernel performs them during the call, while other
-        tasks run.
-        """
+        """Send the requests in a thread, so that other tasks run while the kernel performs the requests."""
         first, data = self._packed(requests)
         await in_thread(self._put, data)
         return first
@@ -229,8 +227,8 @@ class RequestSocket:
             raise TargetError(str(error), hint=error.hint) from error
 
     def _drain(self) -> None:
-        """Read an aborted dump to its end, because before that, the kernel does not start another dump on
-        the socket.
+        """Read an aborted dump to its end, because the kernel does not start another dump on the socket
+        before the end.
         """
         while True:
             try:
@@ -288,8 +286,8 @@ class NotificationSocket:
     def ignore(self, fields: Sequence[Field]) -> None:
         """Let the kernel drop all further messages in which each field has one of its values.
 
-        The filter is a classic BPF program, which needs no rights. If the kernel refuses it, all messages are
-        received.
+        The filter is a classic BPF program, which needs no rights. If the kernel refuses the filter, all
+        messages are received.
         """
         program = _program(fields)
         data = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*each) for each in program))
@@ -315,7 +313,7 @@ class NotificationSocket:
                 await asyncio.sleep(0)  # queued messages are received without waiting
 
     async def forget(self) -> None:
-        """Discard all queued messages; let other tasks run during this."""
+        """Discard all queued messages; let other tasks run in the meantime."""
         while not self._forget_some():
             await asyncio.sleep(0)
 

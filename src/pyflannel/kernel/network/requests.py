@@ -86,8 +86,8 @@ _KIND_NUMBERS = {name: number for number, name in KINDS.items()}
 _REMOVALS = frozenset({addresses.DELETE, neighbours.DELETE, routes.DELETE_NEXT_HOP, routes.DELETE})
 
 _GONE_BEFORE = GONE | {errno.EINVAL}
-"""The same error numbers for a removal that is not the last request. EINVAL means that the next-hop object
-of the route does not exist."""
+"""Error numbers of the kernel for a missing object, if the removal is not the last request of its operation.
+EINVAL means that the next-hop object of the route does not exist."""
 
 IndexOf = Callable[[str], int]
 """Function that returns the index of the link with a name; raises OSError if there is no such link."""
@@ -107,7 +107,7 @@ def ask(operation: Operation, index_of: IndexOf, *, by_next_hops: Set[str] = fro
 
     Raises:
         OSError: the link of the item does not exist. Removing an item whose link does not exist needs no
-            request, and does not raise this.
+            request, and does not raise this error.
         TypeError: the item is a link, or not an object of the kernel.
     """
     try:
@@ -144,7 +144,7 @@ def ask_again(asked: Asked, answers: Sequence[Acknowledgement], index_of: IndexO
 
 
 def _is_in_the_way(old: Route, new: Route, answer: int) -> bool:
-    """Return whether the kernel found the old route when it searched for the gateway of the new one."""
+    """Return whether the kernel found the old route when it searched for the gateway of the new route."""
     is_moved = new.is_onlink and new.destination.version == 6 and old.link != new.link
     return answer == errno.EINVAL and is_moved and new.gateway in new.destination
 
@@ -191,8 +191,8 @@ def _requests(operation: Operation, index_of: IndexOf, by_next_hops: Set[str]) -
 def _fdb_requests(old: FdbEntry, new: FdbEntry, index: int) -> tuple[Request, ...]:
     """Return the requests that replace `old` with `new`.
 
-    The kernel changes the first destination in place, unless the planned one is already among the other
-    destinations. Surplus destinations are removed after that, so that no frame is lost.
+    The kernel changes the first destination in place, unless the planned destination is already among the
+    other destinations. Surplus destinations are removed after that, so that no frame is lost.
     """
     put = put_fdb_entry(index, new.mac, new.destination)
     if not old.is_plain:
@@ -244,13 +244,13 @@ def _record(route: Route, index_of: IndexOf) -> RouteRecord:
 
 # Routes that refer to next-hop objects, which make tens of thousands of routes cheap.
 #
-# If a new route contains its gateway, the kernel searches all such routes of the link for a route with the
-# same attributes (net/ipv4/fib_semantics.c, fib_find_info): 10,000 routes take one second, 50,000 one minute.
-# If a route refers to a next-hop object, the kernel finds the object by its number. The kernel lists such a
-# route with its gateway and link, like any other route. However, `ip route` also shows `nhid`, and the kernel
-# removes the route when the link loses its carrier. Therefore next-hop objects are used only for thousands of
-# routes. A physical link can lose its carrier while no daemon runs that would restore the routes. Therefore
-# the minimum number is higher for physical links.
+# If a new route contains its gateway, the kernel searches all routes of the link that contain a gateway for a
+# route with the same attributes (net/ipv4/fib_semantics.c, fib_find_info): 10,000 routes take one second,
+# 50,000 one minute. If a route refers to a next-hop object, the kernel finds the object by its number. The
+# kernel lists a route with a next-hop object by its gateway and link, like any other route. However, `ip
+# route` also shows `nhid`, and the kernel removes the route when the link loses its carrier. Therefore
+# next-hop objects are used only for thousands of routes. A physical link can lose its carrier while no daemon
+# runs that would restore the routes. Therefore the minimum number is higher for physical links.
 #
 # Each route has its own next-hop object, which is removed together with the route. See docs/decisions.
 
@@ -258,7 +258,7 @@ WORTH_IT = 2000
 """Minimum number of routes of one batch to a tunnel's device for which next-hop objects are used."""
 
 WORTH_IT_ON_A_CABLE = 5_000
-"""The same minimum number for any other link."""
+"""Minimum number of routes of one batch to any other link for which next-hop objects are used."""
 
 _LONGEST_PREFIX = 27
 """Maximum prefix length of a destination. Up to this length, the zero bits at the end of a network address
@@ -268,7 +268,9 @@ _READABLE = "/proc/sys/net/ipv4/nexthop_compat_mode"
 
 
 def next_hop_number(route: Route) -> int | None:
-    """Return the unique number of the route's next-hop object, or None if such a route never has one."""
+    """Return the unique number of the route's next-hop object, or None if routes of this kind have no
+    next-hop object.
+    """
     prefix = route.destination
     if (
         isinstance(prefix, IPv4Network)

@@ -213,7 +213,9 @@ async def _take(items: ItemMap[Item], found: Sequence[Item]) -> None:
 
 
 def _planned(item: _Item, desired: State) -> _Item:
-    """Return the plan's item if it is equal, which saves memory, and a later comparison is fast."""
+    """Return the item of the plan if it equals `item`, else `item`. Sharing the object saves memory, and
+    makes a later comparison fast.
+    """
     planned = desired.by_key.get(item.key)
     return planned if planned == item else item
 
@@ -235,7 +237,7 @@ def _link(link: LinkRecord, links: Links) -> Link:
             joins = has_gro(link.name)
     except OSError as error:
         if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP):
-            raise  # the other two errors mean that the link was removed, or has no such setting
+            raise  # the other two errors mean that the link was removed, or does not have the setting
     return link_of(link, links.names, offloads_checksums=offloads, has_gro=joins, may_set_ipv6=may_set_ipv6())
 
 

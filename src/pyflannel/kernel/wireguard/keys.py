@@ -21,7 +21,7 @@ class WireguardKeys:
 
     Args:
         path: path of the key file.
-        original: key file of the original flannel. The key in it is used if `path` does not exist.
+        original: key file of the original flannel. The key in this file is used if `path` does not exist.
         objection: the reason why wireguard-go cannot be used; "" if it can be used.
     """
 
@@ -58,7 +58,8 @@ class WireguardKeys:
         return WireguardFacts(key=public, published=public, is_in_kernel=self._is_in_kernel, problem=problem)
 
     async def prepare(self) -> str:
-        """Create the next key, write it to a file beside the current one, and return its public key.
+        """Create the next key, write it to a file beside the file of the current key, and return its public
+        key.
 
         Raises:
             TargetError: the key cannot be created or written.
@@ -125,7 +126,7 @@ async def _wg(command: str, given: str = "") -> Ran:
 
 
 _INSTALL = "Install wireguard-tools."
-_WRITABLE = "Make the state directory writable for flanneld, or choose another one with --state-dir."
+_WRITABLE = "Make the state directory writable for flanneld, or choose another directory with --state-dir."
 
 
 def _read_key(path: Path) -> str | None:
@@ -134,7 +135,7 @@ def _read_key(path: Path) -> str | None:
     Raises:
         TargetError: the file is unreadable, other users may read it, or it contains no key.
     """
-    hint = f"Run `chmod 600 {path}`, then `flannelctl rotate-key`; or delete it to get a new key."
+    hint = f"Run `chmod 600 {path}`, then `flannelctl rotate-key`; or delete the file to get a new key."
     content = read_key_file(path, _NAME, if_exposed=hint)
     if content is None:
         return None
@@ -144,6 +145,6 @@ def _read_key(path: Path) -> str | None:
             path,
             _NAME,
             f"it contains no key of {KEY_BYTES} bytes in base64",
-            "Restore it, or delete it to get a new key.",
+            "Restore the file, or delete it to get a new key.",
         )
     return key

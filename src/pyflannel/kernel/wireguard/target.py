@@ -57,7 +57,7 @@ class Userspace(Protocol):
         """
 
     def pid(self, link: str) -> int | None:
-        """Return the process of a link; None if the link has no process.
+        """Return the process ID of the process that serves a link; None if the link has no process.
 
         Raises:
             TargetError: the process cannot be found.
@@ -130,8 +130,8 @@ class WireguardTarget:
         )
 
     def _sources_of(self, link: str, desired: State) -> tuple[IpAddress, ...]:
-        """Return the source addresses of a device, which cannot be read; initially these are the planned
-        addresses.
+        """Return the source addresses that this process set on a device; before the first change, the planned
+        addresses. The kernel does not show source addresses.
         """
         planned = next((one for one in desired.of_type(WireguardDevice) if one.link == link), None)
         return self._sources.setdefault(link, () if planned is None else planned.sources)
@@ -164,11 +164,11 @@ class WireguardTarget:
         """Return whether the planned endpoint was set, so that a different endpoint must be from a later
         handshake.
 
-        At the start of flanneld, this is unknown. In this case, the property is assumed for an endpoint of
-        the planned family.
+        At the start of flanneld, the answer is unknown, and an endpoint of the planned family is assumed to
+        be set.
 
         If two hosts change the family one after the other, each may learn the previous endpoint from the
-        other again. Neither of them would leave the previous family.
+        other again. Neither host would leave the previous family.
         """
         is_of_family = part.endpoint.startswith("[") == wanted.endpoint.startswith("[")
         known = self._endpoints.setdefault(wanted.key, wanted.endpoint if is_of_family else part.endpoint)
@@ -225,7 +225,7 @@ class WireguardTarget:
     async def _other_networks(self, link: str, parts: Sequence[WireguardPeer]) -> dict[str, list[IpNetwork]]:
         """Return the allowed IPs of the existing peers that do not belong to one of these parts, by key.
 
-        If no part shares its device, the device is not read.
+        If no part shares its device with the other address family, the device is not read.
         """
         device = await self._dump(link) if any(part.shares_device for part in parts) else None
         families = {(part.public_key, part.family) for part in parts}
@@ -279,8 +279,8 @@ class WireguardTarget:
     async def _change(self, link: str, operations: Sequence[Operation]) -> None:
         """Add and change peers, and begin a handshake with each peer that is added.
 
-        Such a peer may have a session with a previous process of this host. Without the handshake, its
-        packets would be lost for 15 s, until the peer begins a handshake itself. A new keepalive setting
+        A peer that is added may have a session with a previous process of this host. Without the handshake,
+        its packets would be lost for 15 s, until the peer begins a handshake itself. A new keepalive setting
         sends a packet immediately.
         """
         sections: dict[str, tuple[WireguardPeer, bool]] = {}
@@ -366,7 +366,9 @@ class WireguardTarget:
         _check(await run_program(_PROGRAM, *words, given=given), f"wg {words[0]} {words[1]}")
 
     def changes(self) -> ChangeChannel:
-        """Open a channel that announces differences of a planned device from the plan. It polls `wg`."""
+        """Open a channel that announces differences of a planned device from the plan. The reader of the
+        channel polls `wg`.
+        """
         return ChangeChannel(self._read_changes)
 
     async def _read_changes(self, announce: Announce) -> None:

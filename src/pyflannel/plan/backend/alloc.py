@@ -49,7 +49,7 @@ class AllocBackend(Struct, frozen=True, kw_only=True):
         """Return nothing, because the backend requires no condition."""
 
     def plan_host(self, host: Host) -> State:
-        """Return nothing."""
+        """Return no objects, because other programs transport the packets."""
         return State.EMPTY
 
     def objection(self, peer: Lease, host: Host) -> None:
@@ -70,7 +70,7 @@ class AllocBackend(Struct, frozen=True, kw_only=True):
         return State.EMPTY
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return nothing."""
+        """Return no objects, because other programs transport the packets."""
         return State.EMPTY
 
 

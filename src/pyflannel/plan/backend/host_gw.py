@@ -51,8 +51,8 @@ class HostGwBackend(Struct, frozen=True, kw_only=True):
         return self.config_warnings
 
     def obstacle(self, underlay: Underlay, wireguard: WireguardFacts) -> str | None:
-        """Return the reason why the backend cannot work, which is that the published address is not an
-        address of the interface.
+        """Return the reason why the backend cannot work: the published address is not an address of the
+        interface.
         """
         for public, address in (
             (underlay.public_ip, underlay.address),

@@ -59,7 +59,7 @@ _ALL_ZEROS = "00:00:00:00:00:00"
 _LABELS: Mapping[Family, bytes] = {4: b"pyflannel VTEP\0", 6: b"pyflannel VTEP 6\0"}
 
 
-@lru_cache(maxsize=16)  # cached because it is called several times per peer
+@lru_cache(maxsize=16)  # cached, because the function is called several times per peer
 def vtep_of(owner: str, vni: int, prefix: bytes = b"", family: Family = 4) -> Vtep:
     """Return the VTEP that is derived from the identity `owner`."""
     return Vtep(mac=vtep_mac(owner, prefix, family), vni=vni, mac_prefix=prefix)
@@ -69,7 +69,7 @@ def vtep_mac(owner: str, prefix: bytes = b"", family: Family = 4) -> str:
     """Return the MAC address of `owner`: lower case with colons, locally administered, and the address of a
     single device.
 
-    `prefix` replaces its first bytes, regardless of their bits.
+    `prefix` replaces the first bytes of the address, regardless of the bits in `prefix`.
     """
     digest = bytearray(
         hashlib.sha256(_LABELS[family] + owner.encode(errors="surrogateescape")).digest()[:_LENGTH]
@@ -164,7 +164,7 @@ _PUBLISHED_BITS = 0xFFFF
 """Release 0.20 publishes only these bits of its VNI."""
 
 
-@lru_cache(maxsize=16)  # cached because it is called several times per peer
+@lru_cache(maxsize=16)  # cached, because the function is called several times per peer
 def _device_name(vni: int, family: Family) -> str:
     decimal, hexadecimal = _STEMS[family]
     name = f"{decimal}{vni}"
@@ -322,7 +322,7 @@ class VxlanBackend(Struct, frozen=True, kw_only=True):
             return f"its VtepMAC {vtep.mac} is not the address of one device"
         if vtep.mac == self._mac(host):
             # The kernel drops frames with the device's own source address.
-            return f"its VtepMAC {vtep.mac} is that of this host: is it a copy of this host?"
+            return f"its VtepMAC {vtep.mac} is that of this host: is the peer a copy of this host?"
         return None
 
     def foreseen(self, peer: Lease) -> None:
@@ -333,7 +333,7 @@ class VxlanBackend(Struct, frozen=True, kw_only=True):
 
         A MAC address belongs to one host. If peers at several addresses publish the same address, the host
         that published it first has precedence. Therefore a copy, a mistake or a forged lease does not
-        redirect its packets. If none was first, for example after a start without the store, the lowest
+        redirect its packets. If no host was first, for example after a start without the store, the lowest
         subnet has precedence.
         """
         by_mac: dict[str, list[Lease]] = {}
@@ -396,8 +396,8 @@ class VxlanBackend(Struct, frozen=True, kw_only=True):
         return outer - OVERHEADS[family]
 
     def _is_direct(self, peer: Lease, part: LeasePart, host: Host) -> bool:
-        """Return whether packets to a peer need no tunnel. The guard of a pyflannel host must accept such
-        packets.
+        """Return whether packets to a peer need no tunnel. The guard of a pyflannel host must accept packets
+        without the tunnel.
         """
         attributes = peer.attributes
         accepts = attributes.owner is None or DIRECT in attributes.reads

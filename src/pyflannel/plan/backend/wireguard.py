@@ -136,7 +136,7 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
         return wireguard_link(host.device, self._device_family(host.family))
 
     def _device_family(self, family: Family) -> Family:
-        """Return the family whose device and port are used for a family."""
+        """Return the family of the device and the port that carry the packets of `family`."""
         return family if self.mode == "separate" else 4
 
     @property
@@ -254,7 +254,7 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
             key = "BackendData" if host.family == 4 else "BackendV6Data"
             return f"its {key} has no PublicKey of WireGuard"
         if data.public_key in (host.wireguard.key, host.wireguard.published):
-            return f"its PublicKey {data.public_key} is that of this host: is it a copy of this host?"
+            return f"its PublicKey {data.public_key} is that of this host: is the peer a copy of this host?"
         return None
 
     def address_of(self, peer: Lease, host: Host) -> IpAddress | None:
@@ -278,7 +278,9 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
                 return ipv6 if may_use_ipv6 else ipv4
 
     def _peer_port(self, peer: Lease, host: Host) -> int:
-        """Return the port of a peer. With one device, this is the port published for IPv4."""
+        """Return the port of a peer. With one device, the method returns the port that is published for
+        IPv4.
+        """
         by_family = {4: peer.attributes.wireguard, 6: peer.attributes.wireguard_v6}
         data = by_family[self._device_family(host.family)] or by_family[host.family]
         return (None if data is None else data.port) or self._port(host.family)
@@ -290,7 +292,7 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
         """Return the peers that yield to another peer with the same key, by subnet, with the reason.
 
         A key belongs to one host. If peers publish the same key, the host that published it first has
-        precedence: a copy, a mistake or a forged lease does not redirect its packets.
+        precedence: a copy, a mistake or a forged lease does not redirect packets for the first host.
         """
         by_key: dict[str, list[Lease]] = {}
         for peer in peers:
@@ -310,7 +312,9 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
         return reasons
 
     def plan_peer(self, peer: Lease, host: Host) -> State:
-        """Return the peer. The peer needs no route of its own, because the network has one."""
+        """Return the WireGuard peer. The peer needs no separate route, because one route leads the whole
+        network to the device.
+        """
         part = peer.part(host.family)
         data = None if part is None else part.wireguard
         address = self.address_of(peer, host)

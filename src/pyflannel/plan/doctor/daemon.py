@@ -23,7 +23,7 @@ The status also shows older errors.
 
 
 def _daemon(seen: Observed) -> Iterator[Finding]:
-    """Yield the reason why the daemon is not ready, with the most specific reason."""
+    """Yield the most specific reason why the daemon is not ready."""
     status = seen.status
     waiting = status.waiting_for or "no reason given"
     if not status.is_live:
@@ -86,8 +86,8 @@ region answers within a few milliseconds."""
 
 
 def store_findings(status: Status, times: StoreTimes | None) -> Iterator[Finding]:
-    """Yield a finding if the store answers slowly, or not at all although its watch is open. The times are
-    None if they were not measured.
+    """Yield a finding if the store answers slowly, or not at all although its watch is open. `times` is None
+    if no request was measured.
     """
     store = status.store
     if store is None or not store.is_connected or times is None:

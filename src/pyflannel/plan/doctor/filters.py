@@ -1,5 +1,5 @@
-"""Filter rules that drop or change packets of the overlay. To find them, the rules are evaluated for these
-packets.
+"""Filter rules that drop or change packets of the overlay. To find these rules, all rules are evaluated for
+packets of the overlay.
 """
 
 from collections.abc import Iterator
@@ -257,8 +257,8 @@ def _neighbour_flows(seen: Observed) -> Iterator[Flow]:
 
 
 def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
-    """Yield the judgement of the rules on each flow. If a chain drops the flow, also yield their judgement
-    without this chain.
+    """Yield the judgement of the rules on each flow. If a chain drops the flow, also yield the judgement of
+    the rules without this chain.
     """
     if not seen.ruleset:
         return

@@ -14,8 +14,8 @@ from pyflannel.plan.doctor.observed import Observed
 SAFE = frozenset({"forwarding-off", "bridge-down", "strict-reverse-path"})
 """Codes of the findings whose command `doctor --fix` runs.
 
-Such a command sets values of the kernel that the overlay needs, or adds the lost address of a bridge. The
-command changes neither a firewall nor the addresses and routes of the underlay.
+The command of each of these findings sets values of the kernel that the overlay needs, or adds the lost
+address of a bridge. It changes neither a firewall nor the addresses and routes of the underlay.
 """
 
 _CHECKS = (*filters.CHECKS, *docker.CHECKS, *packets.CHECKS, *ipsec.CHECKS, *objects.CHECKS)

@@ -54,8 +54,8 @@ class BadNeighbour(Struct, frozen=True, kw_only=True):
     Attributes:
         address: the next hop on the path to the peer: the peer itself, or a gateway.
         text: the entry, in words of `ip neighbour`.
-        is_set: a person or a program set its MAC address; otherwise the next hop does not answer ARP, or
-            neighbour discovery.
+        is_set: True if a person or a program set the MAC address; otherwise the next hop answers neither
+            ARP nor neighbour discovery.
     """
 
     address: IpAddress
@@ -126,10 +126,10 @@ class Observed(Struct, frozen=True, kw_only=True):
         on_link: prefixes that the underlay reaches without a gateway.
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name. In a network with IPv6
             alone, bridges that have lost their address are included.
-        lacks_arp: ARP is off on the underlay, and with it neighbour discovery.
-        is_ethernet: the frames of the underlay have MAC addresses.
+        lacks_arp: True if ARP is off on the underlay, and with it neighbour discovery.
+        is_ethernet: True if the frames of the underlay have MAC addresses.
         set_neighbours: addresses whose MAC address on the underlay an operator has set.
-        underlay_ports: ports of the underlay if that is a bridge.
+        underlay_ports: ports of the underlay if the underlay is a bridge.
         docker0_ports: number of containers at docker0, if it exists.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
         mark: alias of the links of the daemon.

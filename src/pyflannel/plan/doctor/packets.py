@@ -157,7 +157,7 @@ def _link_of(route: Route | None) -> str | None:
 
 
 def _port_mtus(seen: Observed) -> Iterator[Finding]:
-    """Yield the finding that containers send too large packets: by the ports of a bridge, or if these are
+    """Yield the finding that containers send too large packets: by the ports of a bridge or, if the ports are
     right, by the ends of the links in the containers.
     """
     backend = seen.status.backend
@@ -190,8 +190,8 @@ def _port_mtus(seen: Observed) -> Iterator[Finding]:
 
 
 def _container_routes(seen: Observed) -> Iterator[Finding]:
-    """Yield findings for containers that cannot send to other hosts. This may be intended, for example in an
-    internal network.
+    """Yield findings for containers that cannot send to other hosts. Containers without a route may be
+    intended, for example in an internal network.
     """
     own, peer = seen.membership.subnet, next(iter(seen.membership.peers), None)
     if own is None or peer is None:
@@ -330,8 +330,8 @@ def _vtep(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="vtep-mac",
             severity="error",
-            cause=f"{own[0].name} drops the packets of peers, because its MAC address differs from the "
-            f"published one",
+            cause=f"{own[0].name} drops the packets of peers, because its MAC address differs from the"
+            " published address",
             evidence=(f"{own[0].name} has {own[0].mac}, the lease contains {seen.published_mac}",),
             fix=f"ip link set {quote(own[0].name)} address {seen.published_mac}",
         )

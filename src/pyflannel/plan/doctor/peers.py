@@ -295,10 +295,15 @@ def clock_findings(offsets: Mapping[IPv4Address, float]) -> Iterator[Finding]:
     is_own = len(offsets) > 1 and abs(median(offsets.values())) > _SKEW_S
     if is_own:
         offset = median(apart.values())
-        cause = f"the clock of this host is {_ahead(-offset)} those of {len(apart)} of {len(offsets)} peers"
+        cause = (
+            f"the clock of this host is {_ahead(-offset)} the clocks of {len(apart)} of {len(offsets)} peers"
+        )
     else:
-        cause = f"the clocks of {len(apart)} of {len(offsets)} peers differ from that of this host"
-    lines = [f"the clock of {address} is {_ahead(offset)} this one" for address, offset in apart.items()]
+        cause = f"the clocks of {len(apart)} of {len(offsets)} peers differ from the clock of this host"
+    lines = [
+        f"the clock of {address} is {_ahead(offset)} the clock of this host"
+        for address, offset in apart.items()
+    ]
     yield Finding(
         code="clock-skew",
         severity="warning",

@@ -50,19 +50,21 @@ from pyflannel.plan.lease.state import (
 )
 
 JITTER_S = 0.25
-"""Maximum random pause after another host wrote first, so that the hosts that lost do not collide again."""
+"""Maximum random pause in seconds after another host wrote first, so that the other hosts do not collide
+again."""
 
 CONFIG_S = 5.0
-"""Pause before another list request if the network config has changed. The new config ends the pause."""
+"""Pause in seconds before another list request if the network config has changed. The new config ends the
+pause."""
 
 BUSY_S = 0.1
 """Response time in seconds above which a store counts as busy."""
 
 IN_TURN_MAX_S = 5.0
-"""Longest pause between the acquisition of the lease and the watch."""
+"""Longest pause in seconds between the acquisition of the lease and the watch."""
 
 EXHAUSTED_S = 10.0
-"""Pause before another list request if no subnet was free."""
+"""Pause in seconds before another list request if no subnet was free."""
 
 
 def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step:
@@ -94,8 +96,9 @@ def on_listed(state: LeaseState, listed: Listed, now: float, draw: Draw) -> Step
         following, chosen = _begin(state, choice, now, taken=tuple(occupied(listed)))
     if not isinstance(following.phase, Putting | Contesting):  # otherwise the answer to the write decides
         following, chosen = store_back(following, chosen, was=state)
-    # A host without a lease starts the watch after it has a lease. Otherwise, if a thousand hosts start
-    # together, each would receive the leases of all others while all of them try to write.
+    # A host without a lease starts the watch after it has a lease. If the watch started earlier, each of a
+    # thousand hosts that start together would receive the leases of all others while all of them try to
+    # write.
     if following.held is not None or not isinstance(following.phase, Putting):
         following, watch = _watch(following)
         actions.extend(watch)
@@ -214,7 +217,7 @@ def on_checked(state: LeaseState, lease: Lease, current: Lease | None, now: floa
 
 
 def _is_same(current: Lease, lease: Lease) -> bool:
-    """Return whether a lease is the known one; a store that lost its data may use a revision twice."""
+    """Return whether a lease is the known lease; a store that lost its data may use a revision twice."""
     known, found = lease.attributes, current.attributes
     return (current.revision, found.owner, found.public_ip) == (lease.revision, known.owner, known.public_ip)
 

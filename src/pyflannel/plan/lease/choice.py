@@ -1,4 +1,4 @@
-"""The choice of a subnet, which is the subnet of the host's own lease, that of its previous run, or a free
+"""The choice of a subnet: the subnet of the host's own lease, the subnet of its previous run, or a free
 subnet.
 """
 
@@ -49,10 +49,10 @@ def pick_ipv6(
 ) -> IPv6Network | None:
     """Return an IPv6 subnet for a host with this IPv4 subnet that overlaps none of `occupied`, or None.
 
-    Its number in the IPv6 range equals the number of the IPv4 subnet in the IPv4 range, if that IPv6 subnet
-    is free. Two hosts that choose the same IPv4 subnet at the same time therefore choose the same key, and
-    the store accepts only one of the two writes. The original chooses both at random, and may give an IPv4
-    subnet to two hosts.
+    If possible, the number of the IPv6 subnet in the IPv6 range equals the number of the IPv4 subnet in the
+    IPv4 range. Therefore two hosts that choose the same IPv4 subnet at the same time choose the same key. The
+    store accepts only one of the two writes. The original chooses both at random, and may give an IPv4 subnet
+    to two hosts.
     """
     least, greatest = config.ipv6_subnet_min, config.ipv6_subnet_max
     if least is None or greatest is None or config.subnet_min is None:
@@ -144,7 +144,7 @@ def is_ours(lease: Lease, wanted: Wanted) -> bool:
 
 
 def merged_attributes(existing: LeaseAttributes, wanted: Wanted) -> LeaseAttributes:
-    """Return the attributes of a lease that replaces an existing one: the VTEPs that peers know are kept.
+    """Return the attributes of a lease that replaces an existing lease: the VTEPs that peers know are kept.
 
     The VTEPs of another owner are not kept, because that owner may return and then has the same MAC
     addresses.
@@ -215,7 +215,7 @@ def with_ipv6(lease: Lease, listed: Listed, wanted: Wanted) -> PutLease | None:
 
 
 def _free_ipv6(subnet: IPv4Network, taken: Sequence[IpNetwork], wanted: Wanted) -> IPv6Network | None:
-    """Return the IPv6 subnet of the previous run, if it is free, or another free one."""
+    """Return the IPv6 subnet of the previous run, if it is free, or another free subnet."""
     previous = wanted.previous_ipv6
     if previous is not None and subnet == wanted.previous and _is_free(previous, taken, wanted):
         return previous
@@ -286,7 +286,9 @@ def choose(
 def choose_free(
     taken: Sequence[IpNetwork], wanted: Wanted, draw: Draw
 ) -> tuple[PutLease | NoneFree, tuple[Report, ...]]:
-    """Choose a subnet that overlaps none of `taken`: the subnet of the previous run, or any other."""
+    """Choose a subnet that overlaps none of `taken`: the subnet of the previous run, or any other free
+    subnet.
+    """
     reports: list[Report] = []
     previous = wanted.previous
     if previous is not None and _is_previous_free(taken, wanted):

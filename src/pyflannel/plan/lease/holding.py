@@ -89,7 +89,7 @@ def renew(state: LeaseState, now: float) -> Step:
 
 
 RETRY_MAX_S = 5.0
-"""Longest pause between two attempts to reach the store."""
+"""Longest pause in seconds between two attempts to reach the store."""
 
 
 def on_failed(state: LeaseState, failed: Failed, now: float, draw: Draw) -> Step:
@@ -144,7 +144,7 @@ def on_watch_lost(state: LeaseState, lost: WatchLost, now: float, draw: Draw) ->
 
 
 def look_again(state: LeaseState, until: float) -> Step:
-    """Request a list at that time, and then choose again."""
+    """Request a list at the given time, and then choose again."""
     return replace(state, phase=Resting(until)), ()
 
 
@@ -177,7 +177,7 @@ def on_seen(state: LeaseState, changes: tuple[LeaseChange, ...], now: float) -> 
     for change in changes:
         state, more = _changed(state, change, now)
         actions.extend(more)
-    if state.is_unsure and not isinstance(state.phase, Listing):  # a list would show it
+    if state.is_unsure and not isinstance(state.phase, Listing):  # a list would show the loss of data
         checks = _check(state)
         state = replace(state, is_unsure=False, is_checking=bool(checks))
         actions.extend(checks)

@@ -32,7 +32,7 @@ class Listing(Struct, frozen=True):
 
 
 class Resting(Struct, frozen=True):
-    """The host sends no request before `until`. After that, it requests a list of all leases."""
+    """The host sends no request before `until`, and then requests a list of all leases."""
 
     until: float
 
@@ -102,9 +102,9 @@ class LeaseState(Struct, frozen=True, kw_only=True):
         short_watches: number of consecutive watches that did not stay open although the store answered.
         answered: owners with this host's address that have shown that they are running.
         runs_since: time at which this daemon first held a lease; None before that.
-        is_in_doubt: True if a write of this host's lease may take effect without its knowledge, so that the
-            next change may be this write. A write is in doubt if a request failed, or if a write of the
-            previous run may be in transit.
+        is_in_doubt: True if a write of this host's lease may take effect without the knowledge of this host,
+            so that the next change may be this write. A write is in doubt if a request failed, or if a write
+            of the previous run may be in transit.
         missed: changes of the used or requested subnet that arrived while the host waited for an answer. The
             answer shows which of these changes are later.
         wake_at: the latest requested time of a wake-up.
@@ -133,7 +133,7 @@ class LeaseState(Struct, frozen=True, kw_only=True):
 
     @property
     def is_sure(self) -> bool:
-        """True if the store has all its data. Otherwise a known revision may belong to another write."""
+        """True if the store has all its data; False if a known revision may belong to another write."""
         return self.is_watching and not self.is_unsure and not self.is_checking
 
 

@@ -1,9 +1,9 @@
-"""Which signed leases a host accepts. The decision depends on their key, and on the order of the statements
-of a key.
+"""Which signed leases a host accepts. The decision depends on the key of the lease, and on the order of the
+statements of a key.
 
-A lease is a statement of its key, and each statement has a higher counter than the previous one. A host
+A lease is a statement of its key, and each statement has a higher counter than the previous statement. A host
 refuses a statement that is older than one that it accepted, or that another key replaced on the subnet of the
-lease. Therefore it does not accept an old lease that is written to the store again.
+lease. Therefore the host does not accept an old lease that is written to the store again.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from pyflannel.model.lease_set import LARGEST
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.status import Notice, SignatureFault
 
-_WRITER = "Find the program that writes it, and restrict the writers of the store."
+_WRITER = "Find the program that writes this lease, and restrict the writers of the store."
 
 FAULTS: Mapping[SignatureFault, Notice] = {
     "unsigned": Notice(
@@ -26,11 +26,11 @@ FAULTS: Mapping[SignatureFault, Notice] = {
     "invalid": Notice("its signature does not match its key", _WRITER),
     "not_allowed": Notice(
         "its key is not allowed",
-        "Compare the key with lease-key.json on its host. If they are equal, add the key to the allow-list."
-        " Otherwise delete the lease.",
+        "Compare the key with lease-key.json on its host. If the two keys are equal, add the key to the"
+        " allow-list. Otherwise delete the lease.",
     ),
     "replayed": Notice(
-        "it is an old lease: its key signed a newer one, or another host took the subnet since", _WRITER
+        "it is an old lease: its key signed a newer lease, or another host took the subnet since", _WRITER
     ),
     "changed_key": Notice(
         "its owner had another key before",
@@ -53,9 +53,10 @@ class Trust(Struct, kw_only=True):
     Attributes:
         allowed: the keys that may sign; None if the first key of each owner is accepted permanently.
         floors: lowest acceptable counter of each key. These counters must survive a restart.
-        owners: the first known key of each owner; used only without an allow-list. They must survive a
+        owners: the first known key of each owner; used only without an allow-list. These keys must survive a
             restart.
-        holders: key and counter of the latest accepted lease on each subnet. They must survive a restart.
+        holders: key and counter of the latest accepted lease on each subnet. These values must survive a
+            restart.
         free: subnets whose lease was deleted since then, or may have been deleted while this host did not
             run.
     """

@@ -32,9 +32,9 @@ class TraceLink(Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: the kernel's kind; "" for a physical device.
-        resolves: it resolves addresses to MAC addresses, by ARP or by neighbour discovery.
-        is_ethernet: its frames have MAC addresses.
-        is_forwarding: for a port of a bridge: it forwards frames.
+        resolves: True if the link resolves addresses to MAC addresses, by ARP or by neighbour discovery.
+        is_ethernet: True if frames on the link have MAC addresses.
+        is_forwarding: for a port of a bridge: True if it forwards frames.
     """
 
     name: str

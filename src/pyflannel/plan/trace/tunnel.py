@@ -38,7 +38,9 @@ from pyflannel.plan.trace.facts import (
 
 
 def rules(facts: Facts, flow: Flow) -> Iterator[TraceStep]:
-    """Yield the filter rule or the IPsec policy that drops or changes a packet, or one step if none does."""
+    """Yield the filter rule or the IPsec policy that drops or changes a packet, or one step if no rule
+    does.
+    """
     if (policy := blocking_policy(flow, facts.interfaces)) is not None:
         text = policy_text(policy)
         yield fails("rule", text, f"an IPsec policy drops {flow.noun}", policy_removal(policy))
@@ -109,9 +111,7 @@ def _by_vxlan(facts: Facts, leg: Leg, link: TraceLink, vxlan: Vxlan, hop: IpAddr
 
 
 def _by_udp(facts: Facts, leg: Leg, link: TraceLink) -> Iterator[TraceStep]:
-    """Yield the steps of the udp backend, which are a program of the fast path, or otherwise the
-    forwarder.
-    """
+    """Yield the steps of the udp backend: a program of the fast path or, without a program, the forwarder."""
     peer = facts.lease_of(leg.destination)
     program = facts.program(Role.ENCAPSULATE, link.name)
     entries = [one for one in facts.program_peers if leg.destination in one.subnet and one.is_direct]

@@ -1,5 +1,5 @@
-"""Follows one packet between containers. The packet leaves this host, arrives at it, or is between two of its
-containers.
+"""Follows one packet between containers. The packet leaves this host, arrives at this host, or passes between
+two containers of this host.
 
 A generator of steps may continue after a step that fails; `follow` stops at that step.
 """
@@ -36,7 +36,7 @@ from pyflannel.plan.trace.tunnel import from_wire, is_tunnel, rules, through
 def follow(facts: Facts) -> TraceReport | RouteQuestion:
     """Return the path of the packet, or a query that the kernel must answer first.
 
-    One of the two addresses must be on this host.
+    The source or the destination must be on this host.
     """
     leg = Leg(source=facts.source, destination=facts.destination)
     steps: list[TraceStep] = []

@@ -27,7 +27,7 @@ from pyflannel.model.store_record import (
 from pyflannel.ports import Clock
 
 HISTORY_REVISIONS = 10_000
-"""Minimum number of past revisions that the file keeps. A watch can begin at each of them."""
+"""Minimum number of past revisions that the file keeps. A watch can begin at each of these revisions."""
 
 BUSY_S = 5.0
 """Time in seconds that a call waits for the transaction of another process."""
@@ -56,8 +56,8 @@ _HINTS = {
     "SQLITE_BUSY": "Another process locks the file: find it with fuser.",
     "SQLITE_CANTOPEN": "Use the path of a file in a writable directory.",
     "SQLITE_CORRUPT": "Move the file, its -wal and its -shm elsewhere. Hosts write their leases again.",
-    "SQLITE_FULL": "Free space on its file system.",
-    "SQLITE_IOERR": "Read the kernel's log about its file system.",
+    "SQLITE_FULL": "Free space on the file system of the file.",
+    "SQLITE_IOERR": "Read the kernel's log about the file system of the file.",
     "SQLITE_NOTADB": "The file is not a SQLite database: use another path, or move the file.",
     "SQLITE_PERM": "Run as a user with write access to the file.",
     "SQLITE_READONLY": "Make the file and its directory writable, or run as a user with write access.",
@@ -80,7 +80,7 @@ _EXAMINE = "Stop the daemons that use the file, then check it: sqlite3 FILE 'PRA
 class Database:
     """The file of a store, which is opened at the first call, and again after an error.
 
-    Only one thread may use it.
+    Only one thread may use the object.
 
     Raises:
         StoreError: raised by every call if the file is unusable. The next call may succeed.
@@ -318,7 +318,9 @@ class Database:
         return revision
 
     def _forget_history(self, connection: sqlite3.Connection, revision: int) -> None:
-        """Keep the last `history` revisions. Delete older ones only when a tenth more have accumulated."""
+        """Keep the last `history` revisions. Delete older revisions only when a tenth more have
+        accumulated.
+        """
         ((compacted,),) = connection.execute("SELECT compacted FROM store")
         if revision - compacted > self._history + self._history // 10:
             oldest = revision - self._history

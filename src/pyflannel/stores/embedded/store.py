@@ -54,13 +54,12 @@ class EmbeddedStore:
             except TargetError as error:
                 self._warn(error)
                 writes = None
-            await self._call(
-                self._database.changes, prefix, after
-            )  # the call raises CompactedError if the history is too short
+            # The call raises CompactedError if the history is too short.
+            await self._call(self._database.changes, prefix, after)
             yield _Watcher(self, prefix, after, writes)
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None if it never does."""
+        """Return the seconds until the record expires, or None if the record never expires."""
         return await self._call(self._database.time_to_live, record)
 
     async def age(self, record: Record) -> float | None:

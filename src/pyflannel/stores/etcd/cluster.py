@@ -306,7 +306,7 @@ class Cluster:
         for endpoint in tuple(self._endpoints):
             member = self._member(endpoint)
             try:
-                # The connection is opened before the call. If this fails, no request was sent.
+                # The connection is opened before the call. If the connection fails, no request was sent.
                 if not member.channel.is_open:
                     await within(min(CONNECT_S, self._call_s), member.channel.__connect__())
             except OSError as error:
@@ -359,7 +359,7 @@ class Cluster:
     async def _answer(
         self, member: Member, call: Callable[[Member], Coroutine[Any, Any, _Answer]], call_s: float
     ) -> _Answer:
-        """Return the answer. A refused token, for example an expired one, is renewed once."""
+        """Return the answer. A refused token, for example an expired token, is renewed once."""
         if self._login is None:
             return await within(call_s, call(member))
         token = await self._login.token(member, call_s)

@@ -100,8 +100,8 @@ def _trusting(ca: Path) -> "ssl.SSLContext":
 
 
 def _show(context: "ssl.SSLContext", certificate: Path, key: Path) -> None:
-    """Add the client certificate to `context`. The certificate is checked first, because a member refuses
-    a certificate without a reason.
+    """Add the client certificate to `context`. The certificate is checked first, because a member refuses a
+    certificate without stating the reason.
     """
     try:
         validity = validity_of(_read(certificate, "certificate"))
@@ -121,8 +121,8 @@ def _show(context: "ssl.SSLContext", certificate: Path, key: Path) -> None:
             ) from error
         raise StoreError(
             f"the etcd key {key} or the certificate {certificate} cannot be used",
-            hint="Both files must be PEM. The key begins with -----BEGIN PRIVATE KEY----- or BEGIN EC "
-            "PRIVATE KEY.",
+            hint="The key and the certificate must be PEM files. The key begins with -----BEGIN PRIVATE "
+            "KEY----- or BEGIN EC PRIVATE KEY.",
         ) from error
 
 
@@ -150,11 +150,10 @@ def _refuse_pass_phrase(key: Path) -> str:
 
 def _read(path: Path, kind: str) -> str:
     try:
-        return path.read_text(
-            encoding="ascii", errors="ignore"
-        )  # a bundle may contain names between its certificates, which may not be UTF-8
+        # A bundle may contain names between its certificates, and the names may not be UTF-8.
+        return path.read_text(encoding="ascii", errors="ignore")
     except OSError as error:
         raise StoreError(
             f"the etcd {kind} {path} cannot be read: {error.strerror}",
-            hint="Create the file, readable for flanneld. flanneld reads it at each attempt.",
+            hint="Create the file, readable for flanneld. flanneld reads the file at each attempt.",
         ) from error

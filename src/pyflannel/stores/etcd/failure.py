@@ -41,7 +41,8 @@ _REFUSALS = {
     Status.RESOURCE_EXHAUSTED: "etcd is full or overloaded: compact, defragment, then disarm its alarm.",
     Status.UNIMPLEMENTED: "Use etcd 3.4 or newer.",
 }
-"""The statuses of refusals, with their remedies. Every member would refuse the request. It had no effect."""
+"""The statuses of refusals, with their remedies. Every member would refuse the request. A refused request had
+no effect."""
 
 _HINTS = {
     "user name is empty": "This etcd requires a user: set --etcd-username and a password.",

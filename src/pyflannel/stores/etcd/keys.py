@@ -88,7 +88,7 @@ def outcome(keys: KeySpace, answer: TxnResponse) -> Written | Conflict:
 
 
 def lease_left_behind(answer: TxnResponse) -> int:
-    """Return the etcd lease to which the key was attached before this write; 0 if there was none."""
+    """Return the etcd lease to which the key was attached before this write; 0 if there was no etcd lease."""
     response = answer.responses[0]
     if response.HasField("response_put"):
         return int(response.response_put.prev_kv.lease)

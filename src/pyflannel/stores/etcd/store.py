@@ -95,7 +95,7 @@ class EtcdStore:
             raise
         result = outcome(self._keys, answer)
         # After a lost race the new lease has no key, and after a write the previous lease has no key.
-        # Otherwise, hourly renewals would create many leases of 24 h in etcd.
+        # If these unused etcd leases remained, hourly renewals would create many leases of 24 h in etcd.
         if isinstance(result, Conflict):
             await self._revoke(lease_id)
         else:
@@ -188,8 +188,8 @@ class EtcdStore:
         return int(answer.ID)
 
     async def _release(self, lease_id: int) -> None:
-        """Revoke an etcd lease whose key is attached to another etcd lease now. If this fails, the lease
-        expires at its end.
+        """Revoke an etcd lease whose key is attached to another etcd lease now. If the request fails, the
+        lease expires at the end of its TTL.
 
         An operator may have attached other keys to the lease, which would then also be deleted. Therefore
         flanneld first asks etcd for the keys of the lease.
@@ -210,8 +210,8 @@ class EtcdStore:
             await self._revoke(lease_id)
 
     async def _revoke(self, lease_id: int) -> None:
-        """Revoke an etcd lease, which deletes its keys. Do nothing for the number 0. If this fails, the
-        lease expires at its end.
+        """Revoke an etcd lease, which deletes its keys. Do nothing for the number 0. If the request fails,
+        the lease expires at the end of its TTL.
         """
         if not lease_id:
             return

@@ -32,7 +32,7 @@ ANSWER_S = 5.0
 """Deadline in seconds for the progress report. Without a request, etcd reports progress every 10 minutes."""
 
 # With this setting, a member that lost the connection to the other members ends the watch. Without this
-# setting, it would send nothing.
+# setting, the member would send nothing.
 _REQUIRE_LEADER = {"hasleader": "true"}
 
 _READ_AHEAD = 10
@@ -48,7 +48,8 @@ _Stream = Stream[WatchRequest, WatchResponse]
 
 
 class Watch:
-    """A watch of the changes after revision `after`, at one member. The caller of `start` must close it.
+    """A watch of the changes after revision `after`, at one member. The caller of `start` must close the
+    watch.
 
     One task reads, and another task requests progress reports. When one of these tasks ends, `next` raises an
     error.
@@ -202,7 +203,7 @@ class Watch:
             )
             self._end.__cause__ = error
         if not self._arrived.full():
-            self._arrived.put_nowait(None)  # this wakes the waiting task
+            self._arrived.put_nowait(None)  # wake the waiting task
 
     async def _whole_responses(self) -> list[WatchResponse]:
         """Wait for responses and return the responses that have arrived completely."""

@@ -155,7 +155,7 @@ class Connection(Struct, frozen=True, kw_only=True):
             path = self.base / self.config.token_file
             token = read(path, "token").strip()
             if not token:
-                raise StoreError(f"the token file {path} is empty", hint="Write a token to it.")
+                raise StoreError(f"the token file {path} is empty", hint="Write a token to the file.")
         if any(not 0x20 < ord(character) < 0x7F for character in token):
             raise StoreError(f"{self.credentials} is not valid", hint="A token is one line without spaces.")
         return [("Authorization", f"Bearer {token}")] if token else []
@@ -206,7 +206,7 @@ class Connection(Struct, frozen=True, kw_only=True):
             except (ssl.SSLError, ValueError) as error:
                 raise StoreError(
                     f"{shown}, or its key, cannot be used",
-                    hint="Both must be PEM, belong together, and have no pass phrase.",
+                    hint="Certificate and key must be PEM, belong together, and have no pass phrase.",
                 ) from error
 
     def _text(self, content: Secret | str, what: str) -> tuple[str, str]:
@@ -228,5 +228,5 @@ def read(path: Path, what: str) -> str:
     except OSError as error:
         raise StoreError(
             f"the {what} {path} cannot be read: {error.strerror or in_words(error)}",
-            hint="Create the file, readable for flanneld. flanneld reads it at each attempt.",
+            hint="Create the file, readable for flanneld. flanneld reads the file at each attempt.",
         ) from error

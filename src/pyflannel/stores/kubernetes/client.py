@@ -24,10 +24,10 @@ from pyflannel.stores.kubernetes.access import Access, Connection
 from pyflannel.wire.kubernetes_node import parse_failure
 
 CALL_S = 10.0
-"""Deadline for an answer, and for the start of a watch."""
+"""Deadline in seconds for an answer, and for the start of a watch."""
 
 THROTTLED_TRIES = 3
-"""Number of attempts of a call. If the server throttles all of them, the call fails."""
+"""Number of attempts of a call. If the server throttles all attempts, the call fails."""
 
 LONGEST_WAIT_S = 10.0
 """Longest pause in seconds that the server can require with Retry-After."""
@@ -275,7 +275,10 @@ def _refusal(answer: Answer, message: str) -> RefusedError:
     match answer.status:
         case 401:
             text = f"the API server {url} does not accept {credentials} (401 Unauthorized)"
-            hint = "Renew it: it is expired, or of another cluster. flanneld reads it at each attempt."
+            hint = (
+                "Renew the credentials: they are expired, or belong to another cluster. flanneld reads them "
+                "at each attempt."
+            )
         case 400 | 403 | 422 if _DENIED.search(message):
             text = f"the admission control of {url} rejects the request: {message}"
             hint = "Let this policy or webhook of the cluster accept the changes of flanneld."

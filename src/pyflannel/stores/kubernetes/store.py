@@ -48,7 +48,8 @@ _SHORTEST_WATCH_S, _LONGEST_WATCH_S = 300, 599
 same time."""
 
 _SILENCE_S = 30.0
-"""Seconds that a watch may last longer than requested. After that, it is overdue and counts as broken."""
+"""Seconds that a watch may last longer than requested. A watch that lasts longer is overdue, and counts as
+broken."""
 
 
 class KubernetesStore:
@@ -252,7 +253,7 @@ class _NodeWatcher:
             raise self._compacted(error.status) or error from error
 
     async def next(self) -> StoreChanges:
-        """Wait for changes and return them."""
+        """Wait for changes and return the changes."""
         if self._is_new:
             self._is_new = False
             return StoreChanges((), self._after)

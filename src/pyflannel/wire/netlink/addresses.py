@@ -52,7 +52,7 @@ class AddressRecord(Struct, frozen=True, kw_only=True):
     """An address as the kernel reports it.
 
     Attributes:
-        index: of its link.
+        index: index of the link of the address.
         peer: the other end of a point-to-point address; None if the other end has the same address.
         scope: the rt_scope of the address: 0 for global.
         flags: as above.
@@ -100,7 +100,7 @@ def parse_address_message(body: bytes) -> AddressRecord | None:
 
 
 def add_address(index: int, address: IPv4Interface | IPv6Interface) -> Request:
-    """Return the request that adds an address of global scope, or makes a temporary one permanent."""
+    """Return the request that adds an address of global scope, or makes a temporary address permanent."""
     return Request(NEW, ACK | CREATE | REPLACE, _body(index, address, None))
 
 

@@ -47,14 +47,14 @@ class BridgeLink(Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: kind of the link in the kernel; `bridge` for a bridge.
-        bridge: index of the bridge of which the link is a port; 0 if it is not a port.
-        queueing: name of its queueing discipline.
-        is_up: administratively up.
-        has_carrier: its lower layer is up; for a bridge: one of its ports.
-        resolves: it resolves addresses to MAC addresses by ARP.
-        is_ethernet: its frames have MAC addresses.
-        filters_vlans: for a bridge: it filters VLANs.
-        is_forwarding: for a port: it forwards frames.
+        bridge: index of the bridge of which the link is a port; 0 if the link is not a port.
+        queueing: name of the queueing discipline of the link.
+        is_up: True if the link is administratively up.
+        has_carrier: True if the lower layer of the link is up; for a bridge, True if one of its ports is up.
+        resolves: True if the link resolves addresses to MAC addresses by ARP.
+        is_ethernet: True if frames on the link have MAC addresses.
+        filters_vlans: for a bridge: True if it filters VLANs.
+        is_forwarding: for a port: True if it forwards frames.
     """
 
     index: int

@@ -1,8 +1,9 @@
-"""Which rules of nf_tables decide about a packet by its flow alone, so that a decision may be cached.
+"""Determines which rules of nf_tables decide about a packet by its flow alone, so that their decisions may be
+cached.
 
 A rule decides by the flow alone if it reads only addresses, ports, interfaces, the mark and the state of the
 connection. A rule that counts, chooses at random, or reads another field may decide otherwise about the next
-packet of the flow. A rule with an expression that is not listed here is treated as such a rule.
+packet of the flow. A rule with an expression that is not listed here is treated like a rule that counts.
 
 Only rules for forwarded packets matter: the rules of the hooks prerouting, forward and postrouting. Chains of
 type nat decide once for each connection, and no changed flow is cached.
@@ -60,7 +61,7 @@ _PROTOCOL = range(9, 10)
 _PORTS = range(4)
 _TCP_FLAGS = range(13, 14)
 _OF_CONNECTIONS = 0x17
-"""The flags FIN, SYN, RST and ACK: cached TCP packets have ACK and none of the other three."""
+"""The flags FIN, SYN, RST and ACK: cached TCP packets have ACK and none of the other three flags."""
 
 _MATCHES = frozenset({"addrtype", "comment", "connmark", "iprange", "mark", "multiport", "state", "udp"})
 _TARGETS = frozenset(

@@ -97,8 +97,8 @@ from pyflannel.wire.netlink.nftables import (
 )
 
 REMEMBERED_MS = 3_600_000
-"""Time for which the addresses of a dropped packet are remembered after the latest packet with these
-addresses."""
+"""Time in milliseconds for which the addresses of a dropped packet are remembered after the latest packet
+with these addresses."""
 
 _SENDERS, _RANGES, _ENDS, _PORTS, _DROPPED = "senders", "ranges", "ends", "ports", "dropped"
 
@@ -178,7 +178,7 @@ def name_of(table: GuardTable) -> TableName:
 
 
 def family_of(table: TableName) -> Family | None:
-    """Return the address family of a table; None if it has another family."""
+    """Return the address family of a table; None if the table has another family."""
     return next((family for family, number in _PROTOCOLS.items() if number == table.family), None)
 
 

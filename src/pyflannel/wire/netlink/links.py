@@ -49,9 +49,9 @@ class VxlanRecord(Struct, frozen=True, kw_only=True):
 
     Attributes:
         parent: index of the underlay's link; 0 if there is none.
-        local: source address; None if the kernel chooses it.
-        group: default destination; None if there is none.
-        reports_misses: l2miss or l3miss.
+        local: source address of the tunnel; None if the kernel chooses the address.
+        group: default destination of frames; None if there is no default destination.
+        reports_misses: True if l2miss or l3miss is set.
     """
 
     vni: int
@@ -173,15 +173,16 @@ class LinkRecord(Struct, frozen=True, kw_only=True):
     Attributes:
         kind: the kind that `ip -details link` prints, but `tap` and `tun` are different kinds; "" for a
             physical device.
-        queue_length: packets.
-        alias: "" without one.
-        has_ipv6: IPv6 is enabled on the link, and is in use if the link is up.
-        accepts_routers: IPv6 is enabled on the link, and router advertisements on it change the host's routes
-            (accept_ra).
-        generates_ipv6: if IPv6 is enabled on the link, the kernel adds an IPv6 link-local address.
-        mac: in lower case with colons; "" if the link has none.
+        queue_length: maximum number of packets in the send queue.
+        alias: alias of the link; "" if it has no alias.
+        has_ipv6: True if IPv6 is enabled on the link, and is in use if the link is up.
+        accepts_routers: True if IPv6 is enabled on the link, and router advertisements on it change the
+            host's routes (accept_ra).
+        generates_ipv6: True if the kernel, when IPv6 is enabled on the link, adds an IPv6 link-local address.
+        mac: MAC address in lower case with colons; "" if the link has none.
         vxlan: the parameters of a vxlan device.
-        other: index of the other end of the link, or of its lower link; 0 if there is none in this namespace.
+        other: index of the other end of the link, or of its lower link; 0 if this namespace contains no such
+            link.
     """
 
     index: int
@@ -246,7 +247,7 @@ def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
     """Return the request that creates a vxlan device. The kernel refuses the request if a link with this name
     exists.
 
-    Without `mac`, the kernel chooses a random one.
+    Without `mac`, the kernel chooses a random MAC address.
     """
     parts = [attribute(_NAME, name.encode(errors="surrogateescape") + b"\0")]
     if mac:
@@ -277,8 +278,8 @@ def create_wireguard(name: str) -> Request:
 
 
 def create_bridge(name: str, mac: str) -> Request:
-    """Return the request that creates a bridge with this MAC address, which does not change with its
-    ports.
+    """Return the request that creates a bridge with a fixed MAC address, which stays the same when ports are
+    added or removed.
     """
     parts = attribute(_NAME, name.encode(errors="surrogateescape") + b"\0") + attribute(_MAC, packed_mac(mac))
     return Request(NEW, ACK | CREATE | EXCLUSIVE, _LAYOUT.pack(0, 0, 0, 0, 0) + parts + _info("bridge", b""))

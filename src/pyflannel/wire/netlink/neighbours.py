@@ -70,10 +70,11 @@ class NeighbourRecord(Struct, frozen=True, kw_only=True):
     """A neighbour as the kernel reports it.
 
     Attributes:
-        index: of the link.
-        mac: lower case with colons; "" if it is unknown.
-        is_unresolved: the kernel has asked for the MAC address without an answer.
-        is_unasked: the kernel does not ask for the MAC address at this link, and uses that of the link.
+        index: index of the link.
+        mac: MAC address in lower case with colons; "" if it is unknown.
+        is_unresolved: True if the kernel has asked for the MAC address without an answer.
+        is_unasked: True if the kernel does not ask for the MAC address at this link, and uses the MAC address
+            of the link.
     """
 
     index: int
@@ -88,9 +89,9 @@ class FdbRecord(Struct, frozen=True, kw_only=True):
     """An FDB entry of a device as the kernel reports it: one record for each destination of a MAC address.
 
     Attributes:
-        index: of the link.
+        index: index of the link.
         destination: None if the entry has a group of next hops instead.
-        is_plain: the entry has no port, VNI, link or group of next hops.
+        is_plain: True if the entry has no port, VNI, link or group of next hops.
     """
 
     index: int
@@ -119,7 +120,7 @@ def entry_index(body: bytes) -> int:
     state.
 
     Raises:
-        WireError: too short.
+        WireError: the body is too short.
     """
     return unpack(_LAYOUT, body)[1]
 
@@ -194,7 +195,9 @@ def put_fdb_entry(index: int, mac: str, destination: IPv4Address | IPv6Address) 
 
 
 def remove_fdb_entry(index: int, mac: str, destination: IPv4Address | IPv6Address | None = None) -> Request:
-    """Return the request that removes one destination of a MAC address, or all if none is given."""
+    """Return the request that removes one destination of a MAC address, or all destinations if no destination
+    is given.
+    """
     body = _LAYOUT.pack(BRIDGE, index, 0, _SELF, _UNICAST) + attribute(_MAC, packed_mac(mac))
     if destination is not None:
         body += attribute(_DESTINATION, destination.packed)

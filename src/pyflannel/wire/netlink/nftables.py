@@ -104,7 +104,7 @@ def own_table(table: TableName) -> list[Request]:
 
 
 def create_table(table: TableName) -> Request:
-    """Return the request that creates a table, or keeps an existing one."""
+    """Return the request that creates a table, or keeps an existing table."""
     return _request(_NEW_TABLE, CREATE, table)
 
 
@@ -144,7 +144,9 @@ class SetSpec(Struct, frozen=True):
 
     @property
     def key_length(self) -> int:
-        """Length of a key in bytes. In a key with several fields, each takes a multiple of four bytes."""
+        """Length of a key in bytes. In a key with several fields, each field takes a multiple of four
+        bytes.
+        """
         if len(self.types) == 1:
             return _LENGTHS[self.types[0]]
         return sum(-(-_LENGTHS[one] // 4) * 4 for one in self.types)
@@ -173,7 +175,7 @@ _OF_ALL_KEYS = 2  # NFT_SET_ELEM_CATCHALL, Linux 5.13
 
 
 def create_set(table: TableName, spec: SetSpec, number: int) -> Request:
-    """Return the request that creates a set, or keeps an existing equal one.
+    """Return the request that creates a set, or keeps an existing equal set.
 
     `number` is different for each set of a transaction.
     """

@@ -1,7 +1,7 @@
 """Tracing of one ICMP echo through nf_tables: rules that mark its packets, and the messages of the kernel.
 
 A marked packet causes a message for each rule that it meets and for each policy that decides about it. The
-packet of the tunnel that contains it is another packet: vxlan and udp have rules of their own.
+packet of the tunnel that contains it is another packet: vxlan and udp have separate rules.
 
 Source: linux/netfilter/nf_tables.h, enum nft_trace_attributes; linux/netfilter/nfnetlink.h.
 """
@@ -93,7 +93,8 @@ class TracedEcho(Struct, frozen=True, kw_only=True):
 def tracing_table(echo: TracedEcho, family: int) -> list[Request]:
     """Return the transaction that creates a table for this echo: INET, or BRIDGE for the ports of bridges.
 
-    The socket that sends it owns the table. The kernel deletes the table when the socket is closed.
+    The socket that sends the transaction owns the table. The kernel deletes the table when the socket is
+    closed.
     """
     table = TableName(family, TABLE)
     hooks = {"prerouting": PREROUTING}
@@ -167,9 +168,9 @@ class TraceMessage(Struct, frozen=True, kw_only=True):
     Attributes:
         number: the same for the messages of one packet, while its route and its interface are the same.
         handle: handle of the rule; None for a policy, and for the end of a chain.
-        iif, oif: indexes of the interfaces; 0 for none.
+        iif, oif: indexes of the interfaces; 0 for no interface.
         source: source of the packet. Only the first message of a chain contains it and the interfaces.
-        is_icmp: the packet is one of ICMP.
+        is_icmp: True if the packet is an ICMP packet.
     """
 
     number: int
@@ -185,7 +186,7 @@ class TraceMessage(Struct, frozen=True, kw_only=True):
 
     @property
     def packet(self) -> TracedPacket | None:
-        """The packet, if this is a message about a rule of the tracing table."""
+        """The packet, if this object is a message about a rule of the tracing table; None otherwise."""
         is_own = self.table == TABLE and self.handle is not None
         return _PACKETS.get(self.chain.rpartition("-")[0]) if is_own else None
 
@@ -258,7 +259,8 @@ def _signed(code: int) -> int:
 def decisions(
     messages: Iterable[TraceMessage], echo: TracedEcho, names: Mapping[int, str]
 ) -> Iterator[PacketEvent]:
-    """Yield the decisions, in order, without those of the tracing table and rules that decide nothing.
+    """Yield the decisions, in order, without decisions of the tracing table, and without rules that decide
+    nothing.
 
     `names`: names of the links, by index.
     """

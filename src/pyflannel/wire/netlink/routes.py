@@ -73,8 +73,8 @@ class RouteGlance(NamedTuple):
     """The fields that show whether a route concerns pyflannel.
 
     Attributes:
-        key: that of `model.route.Route`. The default metric of IPv6 is 1024.
-        length: of the prefix.
+        key: the key of the route, in the form of `model.route.Route`. The default metric of IPv6 is 1024.
+        length: length of the prefix.
         link: index of the link; 0 for multipath or for no link.
     """
 
@@ -89,10 +89,10 @@ class RouteRecord(Struct, frozen=True, kw_only=True):
     """A route as the kernel reports it.
 
     Attributes:
-        index: index of the link, or of the first link for multipath; 0 for none.
+        index: index of the link, or of the first link for multipath; 0 for no link.
         kind: rtm_type.
-        is_multipath: the route has several next hops. This record contains only the link of the first next
-            hop.
+        is_multipath: True if the route has several next hops. This record contains only the link of the first
+            next hop.
         mtu: MTU of the route in bytes; 0 if the route has no MTU of its own.
     """
 
@@ -131,7 +131,7 @@ def glance_at_route(body: bytes) -> RouteGlance | None:
     The full record is not built, because a host may have tens of thousands of foreign routes.
 
     Raises:
-        WireError: too short.
+        WireError: the body is too short.
     """
     family, length, _, tos, table, protocol, _, _, flags = unpack(_LAYOUT, body)
     if tos or flags & _CLONED or table != TABLE_MAIN:
@@ -158,7 +158,7 @@ def protocol_of(body: bytes) -> int:
     """Return the rtm_protocol of a message's body: the program that added the route.
 
     Raises:
-        WireError: too short.
+        WireError: the body is too short.
     """
     return unpack(_LAYOUT, body)[_PROTOCOL_AT]
 
@@ -175,7 +175,7 @@ def is_on_link(body: bytes) -> bool:
     """Return whether a message's body is a route of the main table with one link and no gateway.
 
     Raises:
-        WireError: too short.
+        WireError: the body is too short.
     """
     _, _, _, tos, table, _, _, _, flags = unpack(_LAYOUT, body)
     if tos or flags & _CLONED or table != TABLE_MAIN:
@@ -354,6 +354,6 @@ def next_hop_protocol(body: bytes) -> int:
     """Return the rtm_protocol of a next hop: the program that created it.
 
     Raises:
-        WireError: too short.
+        WireError: the body is too short.
     """
     return unpack(_NEXT_HOP_LAYOUT, body)[2]

@@ -125,7 +125,7 @@ def create_filter(link: int, parent: int, name: str, program: int) -> Request:
 
 
 def replace_filter(link: int, parent: int, old: BpfFilter, name: str, program: int) -> Request:
-    """Return the request that replaces a program by another one atomically."""
+    """Return the request that replaces a program by another program atomically."""
     body = _LAYOUT.pack(0, link, old.handle, parent, old.information) + _options(name, program)
     return Request(NEW_FILTER, ACK | CREATE | REPLACE, body)
 

@@ -34,7 +34,7 @@ _DIRECTIONS: Mapping[int, Literal["in", "out", "forward"]] = {0: "in", 1: "out",
 _OF_DEFAULT: tuple[Literal["in", "forward", "out"], ...] = ("in", "forward", "out")
 _BLOCK = 1
 _LAST = 1 << 32
-"""Priority of the default action, which is lower than that of every policy."""
+"""Priority of the default action, which is lower than the priority of every policy."""
 
 _EVERYBODY: tuple[IpNetwork, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 

@@ -1,4 +1,4 @@
-// The panel on the right: this host, or the way of a packet to the selected peer.
+// The panel on the right: this host, or the path of a packet to the selected peer.
 
 import { duration, h, nameOf, stateOf } from "./dom.js";
 
@@ -92,10 +92,10 @@ function peerParts(host, peer, pinged) {
   const report = pinged?.report ?? null;
   const state = stateOf(peer);
   return [
-    peer.refused ? part(notice("warn", "This host does not send to it", peer.refused)) : null,
+    peer.refused ? part(notice("warn", "This host does not send to this peer", peer.refused)) : null,
     pinged?.error ? part(notice("bad", pinged.error.message, pinged.error.hint)) : null,
     report && !report.ok && !peer.refused ? part(notice("bad", `Packets stop at: ${report.stops}`, report.cause, report.fix)) : null,
-    part(h("h3", {}, "The way of a packet"), way(host, peer, report, state)),
+    part(h("h3", {}, "The path of a packet"), way(host, peer, report, state)),
     part(facts([
       ["Subnet", mono(peer.subnet, peer.ipv6_subnet)],
       ["Address", mono(peer.public_ip, peer.public_ipv6)],

@@ -1,10 +1,10 @@
-// Elements without HTML text: all values from the network become text nodes, so that none can become code.
+// Creates elements without HTML text. All values from the network become text nodes, so that no value is executed.
 
 const SVG = "http://www.w3.org/2000/svg";
 
 export const byId = (id) => document.getElementById(id);
 
-/** Return an HTML element. A function is a listener; false and null leave an attribute out. */
+/** Return an HTML element. A value that is a function becomes a listener. A value that is false or null omits the attribute. */
 export function h(name, attributes = {}, ...children) {
   return filled(document.createElement(name), attributes, children);
 }
@@ -23,12 +23,12 @@ function filled(element, attributes, children) {
   return element;
 }
 
-/** Set an attribute only if it differs: each write costs a layout. */
+/** Set an attribute only if its value differs, because each write makes the browser compute the layout again. */
 export function set(element, name, value) {
   if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 }
 
-/** Set the text only if it differs, so that a selection in it stays. */
+/** Set the text only if it differs, so that a selection in the text remains. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

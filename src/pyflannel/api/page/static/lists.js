@@ -50,7 +50,7 @@ export class Lists {
     this.refresh();
   }
 
-  /** Ask for the document of the open tab. The hosts have their own request. */
+  /** Request the document of the open tab. The document of the hosts has a separate request. */
   async refresh() {
     const panel = byId(this.tab);
     try {
@@ -188,9 +188,9 @@ export class Lists {
       const { Warnings: warnings, Difference: difference, Effects: effects, Written: _, ...computed } = await this.again(() => this.ask("/v1/config/check", { body: text }));
       const changes = h("div", {}, h("h3", {}, "Changes on this host"), h("p", { class: "code" }, "flanneld compares the host with the new plan."));
       result.replaceChildren(
-        h("div", { class: "notice good" }, h("b", {}, "The config is valid."), difference.length ? "" : "It does not differ from the config in use."),
+        h("div", { class: "notice good" }, h("b", {}, "The config is valid."), difference.length ? "" : "The config does not differ from the config in use."),
         ...warnings.map((warning) => h("div", { class: "notice warn" }, warning)),
-        effects.length ? h("div", {}, h("h3", {}, "Effects on running hosts"), h("ul", { class: "effects" }, ...effects.map((effect) => h("li", {}, effect)))) : difference.length ? h("p", {}, "It has no effect on running hosts.") : "",
+        effects.length ? h("div", {}, h("h3", {}, "Effects on running hosts"), h("ul", { class: "effects" }, ...effects.map((effect) => h("li", {}, effect)))) : difference.length ? h("p", {}, "The config has no effect on running hosts.") : "",
         difference.length ? h("pre", { class: "diff" }, ...difference.slice(2).map((line) => h("div", { class: { "+": "added", "-": "removed" }[line[0]] ?? false }, line || " "))) : "",
         difference.length ? changes : "",
         h("details", {}, h("summary", {}, "Computed values"), h("pre", { class: "diff" }, JSON.stringify(computed, null, 2))),

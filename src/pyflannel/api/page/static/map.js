@@ -1,5 +1,5 @@
 // The topology: this host in the middle, its peers around it. A path is coloured by the answer of the peer, and
-// as wide as its traffic. Up to 40 peers form one ring with their names; more form a disc of dots.
+// as wide as its traffic. Up to 40 peers form one ring with their names. More peers form a disc of dots.
 
 import { bytes, nameOf, s, set, short, stateOf, STATE_TEXT, write } from "./dom.js";
 
@@ -158,7 +158,7 @@ function dotSize(number, width, height) {
   return Math.max(1.5, Math.min(8, 0.32 * Math.sqrt((Math.PI * wide * high) / number)));
 }
 
-/** Return the shape of a state: also without colours, the states differ. */
+/** Return the shape of a state, so that the states differ even without colours. */
 function shapeOf(state, size) {
   switch (state) {
     case "silent": {

@@ -1,5 +1,6 @@
-// Asks flanneld for the documents of `flannelctl --json`, and shows them. Short requests repeat: flanneld keeps
-// no connection for a page that is gone. While the page is hidden, it asks nothing, and flanneld sends no probes.
+// Requests the documents of `flannelctl --json` from flanneld, and shows them. The page sends short requests at
+// intervals, so that flanneld keeps no connection for a closed page. While the page is hidden, it sends no requests, and
+// flanneld sends no probes.
 
 import { byId, bytes, count, h, nameOf, s, set, stateOf, write } from "./dom.js";
 import { Detail } from "./detail.js";
@@ -36,7 +37,7 @@ async function ask(path, { parameters = {}, body = null } = {}) {
     const { message, hint } = JSON.parse(text).error;
     Object.assign(error, { message, hint });
   } catch {
-    // the answer is a line of text
+    // the answer is a line of text, not JSON
   }
   throw error;
 }
@@ -69,7 +70,7 @@ function select(subnet) {
   if (state.selected !== null) soon(ping);
 }
 
-// Repeated requests. Each has at most one request at a time, and none while the page is hidden.
+// Repeated requests. Each task has at most one request at a time, and no request while the page is hidden.
 
 const tasks = new Map();
 
@@ -193,9 +194,9 @@ async function ping() {
   show();
 }
 
-// What the page shows.
+// The parts of the page.
 
-/** Return the class and the text of the first line: whether all is well. */
+/** Return the class and the text of the first line, which states whether all is well. */
 function verdict() {
   const { status: host, peers: known } = state;
   if (host === null || known === null) return ["unknown", "Loading"];
