@@ -1,10 +1,11 @@
-"""Each backend's path between containers, and the same path by ip(8): a lab for each, measured alternately.
+"""Measures the path between containers by each backend, and the same path configured with ip(8). Each path
+has its own lab. The paths are measured alternately.
 
 Run by `scripts/bench backends`, as root. vxlan, host-gw and wireguard are compared with the same path
-configured manually, with the same MTU and the same rules in FORWARD, and for wireguard with the same
-implementation, the kernel's or wireguard-go. vxlan and host-gw are also measured over IPv6. udp, here in user
-space, is compared with the kernel's vxlan. A ratio is the median of the rounds, with their quartiles. In each
-round, both paths are measured one after the other.
+configured manually, with the same MTU and the same rules in FORWARD. wireguard is compared with the same
+implementation: the kernel's, or wireguard-go. vxlan and host-gw are also measured over IPv6. udp, here in
+user space, is compared with the kernel's vxlan. A ratio is the median of the ratios of the rounds, with the
+quartiles of these ratios. In each round, both paths are measured one after the other.
 """
 
 import sys
@@ -163,7 +164,7 @@ def describe(path: Path) -> str:
 
 
 def ratio_of(quantity: Quantity, backend: str, values: Values) -> Ratio:
-    """Compare a backend with the manual path, which is 1."""
+    """Compare a backend with the manual path, whose ratio is 1."""
     return ratio(values[quantity.name, backend], values[quantity.name, REFERENCES[backend]])
 
 
@@ -207,7 +208,9 @@ def table(backends: Sequence[str], quantities: Sequence[Quantity], values: Value
 
 
 def charts(backends: Sequence[str], quantities: Sequence[Quantity], values: Values) -> Iterator[Chart]:
-    """Yield each quantity's medians: each backend's bar above that of its reference, and the ratio."""
+    """Yield a chart for each quantity, with the medians and ratios. The bar of each backend is above the bar
+    of its reference.
+    """
     for quantity in quantities:
         pairs = []
         for backend in backends:

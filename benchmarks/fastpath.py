@@ -1,8 +1,9 @@
-"""The udp backend in the kernel, and the kernel's own paths: each in a separate lab, measured alternately.
+"""Measures the udp backend in the kernel, and the kernel's own paths. Each path has its own lab. The paths
+are measured alternately.
 
-Run by `scripts/bench fastpath`, as root. Two containers on two hosts of one segment, or the hosts themselves
-(`wire`). host-gw and vxlan are configured manually; `user` is flanneld with --fast-path=off, `safe` with
-safe, `flow` with flow; `vxlan-flow` is flanneld with vxlan and flow. `nic`
+Run by `scripts/bench fastpath`, as root. The path is between two containers on two hosts of one segment, or
+between the hosts themselves (`wire`). host-gw and vxlan are configured manually; `user` is flanneld with
+--fast-path=off, `safe` with safe, `flow` with flow; `vxlan-flow` is flanneld with vxlan and flow. `nic`
 repeats all measurements with emulated network cards: packets leave the host in segments, and are coalesced on
 arrival.
 """
@@ -45,7 +46,7 @@ REFERENCE = "vxlan"
 PORT = 5203
 PINGS, PING_INTERVAL_S = 1000, 0.001
 STREAM_S = 60
-"""Longest duration of the stream beside the pings. It ends with the last answer."""
+"""Longest duration of the stream beside the pings. The stream ends with the last answer to a ping."""
 OWN_RATE = 0.95
 PICTURED = (
     "TCP, 1 stream",
@@ -114,8 +115,8 @@ def create(labs: ExitStack, kind: str) -> Path:
 
 
 def imitate_network_card(path: Path) -> None:
-    """Let packets leave eth0 with at most the MTU, coalesce them on arrival, and configure the daemons for
-    it.
+    """Let packets leave eth0 with at most the MTU, coalesce the packets on arrival, and configure the daemons
+    for this MTU.
     """
     for host in path.hosts:
         for feature in (
@@ -189,9 +190,8 @@ def busy_s() -> float:
 
 
 def packets(path: Path, *, seconds: int) -> tuple[float, float, float]:
-    """Return how many thousand small packets a second arrive at the maximum rate, and the lost part.
-
-    The last figure is the lost part at OWN_RATE of the rate that arrived.
+    """Return how many thousand small packets a second arrive at the maximum rate, and the lost part. The last
+    figure is the lost part if packets are sent at OWN_RATE of the rate that arrived.
     """
     flooded = small_packets(path, seconds)
     paced = small_packets(path, seconds, kpps=OWN_RATE * flooded.received_kpps)
@@ -205,7 +205,7 @@ def round_trips(path: Path) -> tuple[float, float]:
 
 
 def loaded_round_trips(path: Path) -> tuple[float, float]:
-    """Return the same figures while a TCP stream uses the path."""
+    """Return the median and the 99th percentile of the round trip while a TCP stream uses the path."""
     words = ["iperf3", "--port", str(PORT)]
     server = path.right.start_in_network([*words, "--server", "--one-off"], name="sink")
     wait_listening(server, path.right, PORT)

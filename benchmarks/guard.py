@@ -1,8 +1,8 @@
 """The cost of the tunnel guard: vxlan by flanneld with and without --guard=off, in a lab for each.
 
-Run by `scripts/bench guard`, as root. It measures processor time for each packet and each gigabit, not
-throughput, because other work on the machine has little effect on it. A ratio is the median of the ratios of
-the rounds.
+Run by `scripts/bench guard`, as root. The benchmark measures processor time for each packet and each gigabit,
+not throughput, because other work on the machine has little effect on processor time. A ratio is the median
+of the ratios of the rounds.
 """
 
 import json

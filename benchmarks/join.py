@@ -1,4 +1,5 @@
-"""The time of hosts that join one network at the same time: real keepers and watches on one real etcd.
+"""Measures the time of hosts that join one network at the same time: real lease keepers and watches on one
+real etcd.
 
 Run by `scripts/bench join`, as root. The hosts have no kernel. etcd listens only on loopback.
 """
@@ -37,7 +38,7 @@ ROOMY = 3000
 """Up to this number, hosts use 10.0.0.0/12, which has 4,096 subnets; more hosts get a /10."""
 
 GOES_FIRST = -10
-"""Priority (nice) of etcd: in reality it has its own machines, without the load of a thousand hosts."""
+"""Priority (nice) of etcd: in reality, etcd has its own machines, without the load of a thousand hosts."""
 
 CLIENT_URL, PEER_URL = "http://127.0.0.1:23791", "http://127.0.0.1:23801"
 TITLE = "Hosts that join at once: seconds until the last lease, and until all know all"

@@ -1,7 +1,8 @@
-"""The cost of many peers in the kernel: pyflannel's adapter, and ip(8) and bridge(8) with the same objects.
+"""Measures the cost of many peers in the kernel, with pyflannel's adapter, and with ip(8) and bridge(8) for
+the same objects.
 
-Run by `scripts/bench kernel`, as root. It uses no store and no daemon, except for the last part, which
-damages the fast path of a running daemon and measures the time until its repair.
+Run by `scripts/bench kernel`, as root. The benchmark uses no store and no daemon, except for the last part,
+which damages the fast path of a running daemon and measures the time until its repair.
 """
 
 import json

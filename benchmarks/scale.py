@@ -1,4 +1,5 @@
-"""A real host with thousands of leases in a real etcd: its start, single events, idle time, a storm.
+"""Measures a real host with thousands of leases in a real etcd: the start, single events, idle time, and many
+joins and leaves.
 
 Run by `scripts/bench scale`, as root. For comparison, ip(8) and bridge(8) add the same objects in another
 network namespace in the same run. The benchmark fails if the kernel is not correct at the end.
@@ -18,7 +19,15 @@ from msgspec import to_builtins
 
 from command.options import add_json, add_picture, bench_parser, exit_status
 from command.output import load, load_since, present, save_picture, step
-from crowd.start import HAND_PATIENCE_S, TITLE, Start, start_curves, starts_in_markdown, starts_table, typical
+from crowd.start import (
+    IP_BATCH_PATIENCE_S,
+    TITLE,
+    Start,
+    start_curves,
+    starts_in_markdown,
+    starts_table,
+    typical,
+)
 from crowd.steady import FOREIGN, STORM_PER_S, Rest, Steady, steady_in_markdown
 from drawing.curves import draw_curves
 from pyflannel.errors import LabError
@@ -34,7 +43,7 @@ BACKENDS = ("udp", "host-gw", "vxlan", "vxlan-dual")
 STEADY_BACKENDS = ("host-gw", "vxlan")
 SIZES = (100, 1000, 3000, 10_000)
 LARGEST = 50_000
-"""Maximum for host-gw, because one kernel also serves the other benchmarks."""
+"""Maximum number of leases for host-gw, because one kernel also serves the other benchmarks."""
 
 STEADY = 10_000
 """Minimum number of leases for measurements after a start, and for several starts."""
@@ -118,11 +127,11 @@ def measure_start(backend: str, count: int, *, is_last: bool) -> Start:
     """
     step(f"{backend}, {count} leases: a start")
     with crowded_network("bench-scale", backend, count) as network:
-        hand_s = add_manually(network)
+        ip_batch_s = add_manually(network)
         before, began = prefixes(network), time.monotonic()
         wanted = before + count * len(families_of(backend))
         with ThreadPoolExecutor() as aside:
-            routed = aside.submit(time_routes, network, wanted) if hand_s is not None else None
+            routed = aside.submit(time_routes, network, wanted) if ip_batch_s is not None else None
             daemon = network.start()
             ready_s, used = time.monotonic() - began, usage_of(daemon.pid)
             last_s = ready_s if routed is None else routed.result()
@@ -134,7 +143,7 @@ def measure_start(backend: str, count: int, *, is_last: bool) -> Start:
         start = Start(
             backend=backend,
             leases=count,
-            hand_s=hand_s,
+            ip_batch_s=ip_batch_s,
             last_s=last_s,
             ready_s=ready_s,
             processor_s=used.processor_s,
@@ -165,7 +174,7 @@ def measure_steady(backend: str, count: int, idle_s: float, storm_s: float) -> S
         leases=count,
         write_ms=percentiles([event.write_s for event in calm]),
         join_ms=percentiles([event.join_s for event in calm]),
-        looked_at_ms=percentiles([event.join_s for event in looked_at]),
+        join_during_repairs_ms=percentiles([event.join_s for event in looked_at]),
         leave_ms=percentiles([event.leave_s for event in calm]),
         rest=resting,
         storm_percent=storm_percent,
@@ -192,11 +201,11 @@ def add_manually(network: CrowdedNetwork) -> float | None:
     objects, began = [network.objects(family=family) for family in families], time.monotonic()
     try:
         for each in objects:
-            each.create(network.bare, patience_s=HAND_PATIENCE_S)
+            each.create(network.bare, patience_s=IP_BATCH_PATIENCE_S)
     except LabError:
-        if time.monotonic() - began < HAND_PATIENCE_S:
+        if time.monotonic() - began < IP_BATCH_PATIENCE_S:
             raise
-        return HAND_PATIENCE_S
+        return IP_BATCH_PATIENCE_S
     return time.monotonic() - began
 
 
@@ -226,13 +235,15 @@ def wait_saved(network: CrowdedNetwork) -> None:
 
 
 def passes(network: CrowdedNetwork) -> int:
-    """Return the number of the daemon's looks at the host."""
+    """Return the number of the daemon's passes, each of which scans the host."""
     return int(json.loads(network.host.flannelctl("status", "--json"))["reconcile"]["passes"])
 
 
 @contextmanager
 def damaging(network: CrowdedNetwork) -> Iterator[None]:
-    """Remove one route of the host after the other during the block, so that flanneld looks constantly."""
+    """Remove one route of the host after the other during the block, so that flanneld scans the host
+    constantly.
+    """
     destinations = [str(lease.subnet) for lease in network.leases]
     script = 'for destination; do ip route delete "$destination"; sleep 0.2; done'
     program = network.host.start(["bash", "-c", script, "damage", *destinations[:DAMAGED]], name="damage")
@@ -261,8 +272,8 @@ def rest(network: CrowdedNetwork, daemon: Program, seconds: float) -> Rest:
 
 
 def storm(network: CrowdedNetwork, daemon: Program, seconds: float) -> tuple[float, float]:
-    """Let hosts join and leave; return the per cent of a core meanwhile, and the seconds until all is
-    correct.
+    """Let hosts join and leave. Return the processor time during the joins and leaves, in per cent of a core,
+    and the seconds until the kernel is correct.
     """
     newcomers = network.newcomers(round(STORM_PER_S * seconds))
     before = running_s(daemon.pid)
@@ -277,7 +288,9 @@ def storm(network: CrowdedNetwork, daemon: Program, seconds: float) -> tuple[flo
 
 
 def flood(network: CrowdedNetwork, daemon: Program) -> int:
-    """Make more changes than the kernel's queue holds while the daemon is stopped; return its looks."""
+    """Make more changes than the kernel's queue holds while the daemon is stopped; return the number of
+    passes of the daemon after that.
+    """
     looks = passes(network)
     with paused(daemon):
         lines = [f"route add 203.{n >> 16}.{n >> 8 & 255}.{n & 255}/32 dev lo" for n in range(FOREIGN)]
@@ -295,7 +308,9 @@ def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
 
 
 def draw(starts: Sequence[Start], notes: Sequence[str]) -> str:
-    """Return the curves as an SVG: leases to the right, seconds upwards; those of `ip -batch` in dashes."""
+    """Return the curves as an SVG: leases to the right, seconds upwards. The curves of `ip -batch` are
+    dashed.
+    """
     most = max(start.leases for start in starts)
     small_print = [
         "dashed: the same objects, added by ip -batch and bridge -batch",

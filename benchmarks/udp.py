@@ -1,4 +1,5 @@
-"""The udp backend and the kernel's own vxlan, configured manually: one lab, one run, measured alternately.
+"""Measures the udp backend and the kernel's own vxlan, configured manually. Both paths are in one lab, and
+are measured alternately.
 
 Run by `scripts/bench udp`, as root.
 """
@@ -58,8 +59,8 @@ class Forwarder:
     Attributes:
         resident_kib: memory after the measurements.
         offloads: names of the offloads in use.
-        sent: packets to peers, and the number of calls with more than one.
-        written: packets to the device, and the number of calls with more than one.
+        sent: packets to peers, and the number of calls with more than one packet.
+        written: packets to the device, and the number of calls with more than one packet.
     """
 
     pid: int
@@ -148,7 +149,7 @@ def measurements(kernel: KernelPath, seconds: int) -> list[Measurement]:
 
 
 def stream(kernel: KernelPath, path: Path, *, seconds: int) -> tuple[float]:
-    """Return the throughput of one TCP stream; for the kernel's path, check that it is one."""
+    """Return the throughput of one TCP stream; for the kernel's path, check that vxlan carried the stream."""
     if path.left is kernel.left:
         return (measure_kernel_path(kernel, seconds=seconds).gbit_s,)
     return (measure_throughput(path.left, path.right, seconds=seconds).gbit_s,)
@@ -174,7 +175,7 @@ def round_trip(path: Path) -> tuple[float]:
 
 
 def describe(path: Path) -> str:
-    """Return the left host's kernel's data about the path."""
+    """Return data about the path from the kernel of the left host."""
     way = way_of(path)
     return f"{path.name}: {way.device}, driver {way.driver}, MTU {way.mtu}; {way.route}"
 

@@ -31,7 +31,7 @@ def add_json(parser: ArgumentParser, what: str = "the figures") -> None:
 
 
 def add_picture(parser: ArgumentParser, name: str) -> None:
-    """Add the path of the picture, by default one that git ignores."""
+    """Add the option for the path of the picture; the default is a path that git ignores."""
     picture = _RESULTS / f"{name}.svg"
     parser.add_argument("--picture", type=Path, default=picture, help=f"SVG to write (default {picture})")
 

@@ -24,7 +24,7 @@ def load() -> float:
 
 
 def load_since(before: float) -> str:
-    """Return a line with the load before, as returned by `load`, and now."""
+    """Return a line with the earlier load `before`, which `load` returned, and with the current load."""
     return f"load of the machine: {before:.1f} before, {load():.1f} after, {os.cpu_count()} processors"
 
 

@@ -1,1 +1,1 @@
-"""A host among many leases: measurements, and their output."""
+"""Measurements of a host in a network with many leases, and their output."""

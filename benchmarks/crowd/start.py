@@ -10,7 +10,7 @@ from rich.table import Table
 from drawing.curves import Curve
 
 TITLE = "Start of a host in a large network: seconds until the last peer is in the kernel"
-HAND_PATIENCE_S = 30.0
+IP_BATCH_PATIENCE_S = 30.0
 """Maximum time for `ip -batch` in seconds: its time for each gateway grows with the number of gateways."""
 
 COLOURS = {"udp": "#2ca02c", "host-gw": "#1f77b4", "vxlan": "#d62728", "vxlan-dual": "#9467bd"}
@@ -20,9 +20,9 @@ class Start(Struct, frozen=True, kw_only=True):
     """One start with existing leases; `*_s` are seconds since the exec.
 
     Attributes:
-        hand_s: time of ip(8) and bridge(8) for the same objects; None for udp, which has none.
-        last_s: until the last route is in the kernel; for udp, until the forwarder knows all peers.
-        ready_s: until the daemon reported that it was ready.
+        ip_batch_s: time of ip(8) and bridge(8) for the same objects; None for udp, which has no such objects.
+        last_s: time until the last route is in the kernel; for udp, until the forwarder knows all peers.
+        ready_s: time until the daemon reported that it was ready.
         processor_s: processor time of the daemon until it was ready.
         resident_mib: memory after the end of all work, in the last start also after the leases were saved,
             except for the largest network; the maximum of several starts, like `peak_mib`.
@@ -30,7 +30,7 @@ class Start(Struct, frozen=True, kw_only=True):
 
     backend: str
     leases: int
-    hand_s: float | None
+    ip_batch_s: float | None
     last_s: float
     ready_s: float
     processor_s: float
@@ -39,17 +39,21 @@ class Start(Struct, frozen=True, kw_only=True):
 
     @property
     def batch_s(self) -> str:
-        """Seconds of `ip -batch` for the same objects; empty if it was not run."""
-        if self.hand_s is None:
+        """Seconds of `ip -batch` for the same objects; empty if `ip -batch` was not run."""
+        if self.ip_batch_s is None:
             return ""
-        return f"{self.hand_s:.2f}" if self.hand_s < HAND_PATIENCE_S else f"> {HAND_PATIENCE_S:.0f}"
+        return (
+            f"{self.ip_batch_s:.2f}"
+            if self.ip_batch_s < IP_BATCH_PATIENCE_S
+            else f"> {IP_BATCH_PATIENCE_S:.0f}"
+        )
 
     @property
     def line(self) -> str:
         """The figures in one line."""
-        hand = f", ip -batch {self.batch_s} s" if self.batch_s else ""
+        ip_batch = f", ip -batch {self.batch_s} s" if self.batch_s else ""
         return (
-            f"{self.backend}, {self.leases} leases: {self.last_s:.2f} s{hand};"
+            f"{self.backend}, {self.leases} leases: {self.last_s:.2f} s{ip_batch};"
             f" processor {self.processor_s:.2f} s; {self.resident_mib:.1f} to {self.peak_mib:.1f} MiB"
         )
 
@@ -57,10 +61,10 @@ class Start(Struct, frozen=True, kw_only=True):
 def typical(starts: Sequence[Start]) -> Start:
     """Return a start with three values: medians of the last route and of `ip -batch`, maximum memory."""
     ordered = sorted(starts, key=lambda start: start.last_s)
-    hand = [start.hand_s for start in starts if start.hand_s is not None]
+    ip_batch = [start.ip_batch_s for start in starts if start.ip_batch_s is not None]
     return replace(
         ordered[len(ordered) // 2],
-        hand_s=median(hand) if hand else None,
+        ip_batch_s=median(ip_batch) if ip_batch else None,
         resident_mib=max(start.resident_mib for start in starts),
         peak_mib=max(start.peak_mib for start in starts),
     )
@@ -88,7 +92,9 @@ def starts_table(starts: Sequence[Start]) -> Table:
             str(start.leases),
             start.batch_s,
             f"{start.last_s:.2f}",
-            "" if start.hand_s in (None, HAND_PATIENCE_S) else f"{start.last_s / start.hand_s:.1f}",
+            ""
+            if start.ip_batch_s in (None, IP_BATCH_PATIENCE_S)
+            else f"{start.last_s / start.ip_batch_s:.1f}",
             f"{start.ready_s:.2f}",
             f"{start.processor_s:.2f}",
             f"{1e6 * start.last_s / start.leases:.0f}",
@@ -120,5 +126,5 @@ def start_curves(starts: Sequence[Start]) -> Iterator[Curve]:
             name=backend,
             colour=colour,
             points=[(start.leases, start.last_s) for start in own],
-            beside=[(start.leases, start.hand_s) for start in own if start.hand_s is not None],
+            beside=[(start.leases, start.ip_batch_s) for start in own if start.ip_batch_s is not None],
         )

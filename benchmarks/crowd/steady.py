@@ -27,11 +27,13 @@ class Steady:
 
     Attributes:
         write_ms: etcd's response to the write of a lease.
-        join_ms: from the write to the route in the kernel.
-        looked_at_ms: the same while the host repairs damage, with constant looks.
-        leave_ms: from the deletion to the removal of the route, including two seconds of delay.
+        join_ms: time from the write to the route in the kernel.
+        join_during_repairs_ms: the same time while the host repairs damage, and scans the kernel constantly.
+        leave_ms: time from the deletion of a lease to the removal of the route, including two seconds of
+            delay.
+        rest: processor time of the idle daemon.
         storm_percent: processor time in per cent of a core, while hosts joined and left.
-        storm_settled_s: from the last of them until the kernel was correct.
+        storm_settled_s: time from the last join or leave until the kernel was correct.
         flood_passes: number of passes after more changes than the kernel's queue holds.
     """
 
@@ -39,7 +41,7 @@ class Steady:
     leases: int
     write_ms: tuple[float, float]
     join_ms: tuple[float, float]
-    looked_at_ms: tuple[float, float]
+    join_during_repairs_ms: tuple[float, float]
     leave_ms: tuple[float, float]
     rest: Rest
     storm_percent: float
@@ -58,7 +60,7 @@ class Steady:
         yield (
             f"{name}: etcd's response to the write of a lease: {pair(self.write_ms)};"
             f" the route in the kernel, from the same moment: {pair(self.join_ms)};"
-            f" the same while flanneld continuously repairs damage: {pair(self.looked_at_ms)}"
+            f" the same while flanneld continuously repairs damage: {pair(self.join_during_repairs_ms)}"
         )
         yield (
             f"{name}: from a lease's deletion to its route's removal, with the delay of 2 s:"
@@ -89,7 +91,9 @@ def steady_in_markdown(steady: Sequence[Steady]) -> Iterator[str]:
     rows = {
         "etcd's response to the write of a lease, p50 and p99": [pair(one.write_ms) for one in steady],
         "the lease's route is in the kernel, from the same moment": [pair(one.join_ms) for one in steady],
-        "the same while flanneld continuously repairs damage": [pair(one.looked_at_ms) for one in steady],
+        "the same while flanneld continuously repairs damage": [
+            pair(one.join_during_repairs_ms) for one in steady
+        ],
         "idle, with audits and between them": [
             f"{one.rest.percent:.2f} %, {one.rest.quiet_percent:.3f} % of a core" for one in steady
         ],

@@ -1,1 +1,1 @@
-"""Pictures in SVG: bars and curves in one frame. They are drawn from values and texts."""
+"""Pictures in SVG: bars and curves in one frame. The pictures are drawn from values and texts."""

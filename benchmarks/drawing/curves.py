@@ -29,7 +29,8 @@ def draw_curves(
 ) -> str:
     """Return the curves as an SVG, numbers to the right and seconds upwards.
 
-    `marks` are the labelled numbers below. The last one is the largest number, `width` pixels to the right.
+    `marks` are the labelled numbers below the curves. The last mark is the largest number, `width` pixels to
+    the right.
     """
     most, seconds = marks[-1], [s for curve in curves for _, s in (*curve.points, *curve.beside)]
     most_s = max(seconds, default=0.0) or 1.0

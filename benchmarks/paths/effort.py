@@ -1,8 +1,9 @@
 """Processor time of a process that sends or receives. Run as a program.
 
-`effort.py receive PORT` receives from one TCP client. `effort.py stream PORT ADDRESS` sends GIGABITS to it,
-and `effort.py packets PORT ADDRESS` sends PACKETS datagrams. Each prints its seconds. In a lab, the kernel
-processes a packet in the process that sends it, up to the socket of the receiver.
+`effort.py receive PORT` receives from one TCP client. `effort.py stream PORT ADDRESS` sends GIGABITS to the
+receiver, and `effort.py packets PORT ADDRESS` sends PACKETS datagrams. Each command prints its processor time
+in seconds. In a lab, the kernel processes a packet in the process that sends it, up to the socket of the
+receiver.
 """
 
 import socket

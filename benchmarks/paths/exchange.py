@@ -12,7 +12,7 @@ SIZE_BYTES = 64
 
 
 def answer(port: int) -> None:
-    """Return all bytes of one client to it."""
+    """Return all bytes of one client to this client."""
     with socket.create_server(("0.0.0.0", port)) as listener:
         client = listener.accept()[0]
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

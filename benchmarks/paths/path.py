@@ -42,7 +42,7 @@ class Daemon:
     flags: tuple[str, ...]
 
     def restart(self, *further_flags: str) -> None:
-        """Start it again with additional flags."""
+        """Start flanneld again with additional flags."""
         self.program.stop()
         self.host.start_flanneld(*self.flags, *further_flags)
 
@@ -52,8 +52,9 @@ class Path:
     """Two stations on two hosts, and the path between them.
 
     Attributes:
-        name: distinguishes it from the other paths of the benchmark.
-        daemons: the flannelds that created it; none if it was configured manually or is the bare wire.
+        name: distinguishes the path from the other paths of the benchmark.
+        daemons: the flannelds that created the path; none if the path was configured manually or is the bare
+            wire.
     """
 
     name: str
@@ -94,7 +95,7 @@ def two_hosts(labs: ExitStack, name: str) -> Lab:
 def join_by_flanneld(lab: Lab, name: str, backend: str, *flags: str, family: Family = 4) -> Path:
     """Connect the lab's hosts by flanneld; return when their containers reach each other.
 
-    With IPv6, the network has both families, and the path is that of IPv6.
+    With IPv6, the network has both families, and the path carries IPv6.
     """
     one, two = lab.hosts.values()
     families = {}

@@ -20,11 +20,11 @@ class Quantity:
 
 
 Values = Mapping[tuple[str, str], Sequence[float]]
-"""One value for each round, by the names of quantity and path."""
+"""The values of all rounds, by the names of quantity and path."""
 
 
 def spread(values: Sequence[float], form: str = ".3g") -> str:
-    """Return the median and the extremes, each in this form."""
+    """Return the median, the minimum and the maximum as text, each in the format `form`."""
     return f"{median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
 
 
@@ -32,8 +32,8 @@ def spread(values: Sequence[float], form: str = ".3g") -> str:
 class Ratio:
     """The ratio of a path to its reference, which is 1, from the ratios of the rounds.
 
-    Half of the rounds' ratios are between the quartiles. If 1 is also between them, the paths do not differ
-    measurably.
+    Half of the rounds' ratios are between the quartiles. If 1 is also between these two values, the paths do
+    not differ measurably.
     """
 
     median: float

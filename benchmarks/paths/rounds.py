@@ -1,4 +1,4 @@
-"""Measures paths alternately in rounds, so that disturbances affect all of them."""
+"""Measures paths alternately in rounds, so that disturbances affect all paths."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
