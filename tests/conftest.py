@@ -19,5 +19,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def long_run(request: pytest.FixtureRequest) -> bool:
-    """Whether the option `--long` was given."""
+    """True if the option `--long` was given."""
     return bool(request.config.getoption("--long"))

@@ -17,7 +17,7 @@ ADDRESS = "10.100.3.66/27"
 
 
 class Memory:
-    """One file, with a disk that may be full."""
+    """One file on a disk that may be full."""
 
     def __init__(self, content: bytes | None = None) -> None:
         self.content = content
@@ -60,7 +60,7 @@ class DockerHost:
 
 
 class Links:
-    """The veths of a host, whose bridges are those of the plan."""
+    """The veths of a host. The bridges of the host are the bridges of the plan."""
 
     def __init__(self, host: DockerHost) -> None:
         self._host = host
@@ -116,7 +116,7 @@ class Caller:
 
 
 async def nothing() -> None:
-    """Isolate no flannel network, because there is one only."""
+    """Isolate no flannel network, because there is only one flannel network."""
 
 
 def portmap(host_port: int) -> dict[str, object]:

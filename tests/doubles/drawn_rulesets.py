@@ -1,7 +1,7 @@
-"""Rulesets that look like those of firewalls, Docker and Kubernetes, and packets for them.
+"""Rulesets that look like the rulesets of firewalls, Docker and Kubernetes, and packets for these rulesets.
 
-They are inputs of the parsers of iptables-save and of nft's JSON. Their rules have the forms that the
-programs print, with values of a few networks, so that the packets meet them.
+The rulesets are inputs of the parsers of iptables-save and of nft's JSON. The rules have the forms that the
+programs print, with values of a few networks, so that the packets match the rules.
 """
 
 import json
@@ -82,7 +82,7 @@ PACKETS: list[tuple[Packet, tuple[Hook, ...]]] = [
     ),
 ]
 
-# iptables-save.
+# Rulesets in the form of iptables-save.
 
 _TABLES = {
     "raw": ["PREROUTING", "OUTPUT"],
@@ -198,7 +198,7 @@ SAVED_RULESETS = [
 ]
 """All conditions and all targets, in each table."""
 
-# The JSON of nft.
+# Rulesets in the form of nft's JSON.
 
 
 def _meta(key: str) -> dict[str, Any]:
@@ -400,7 +400,7 @@ _OWN_RULES: list[list[Any]] = [
     ),
 ]
 _MARKING = {"mangle": {"key": _meta("mark"), "value": {"meta": {"key": "mark"}}}}
-"""A verdict after which the packet meets the next rule too."""
+"""Verdicts after which the next rule is also evaluated for the packet."""
 
 _TOGETHER = 8
 """Number of rules in a document, which must not be longer than an input of the fuzzer."""

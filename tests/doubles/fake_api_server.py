@@ -1,4 +1,4 @@
-"""A Kubernetes API server for Nodes only, as strict as the real one."""
+"""A Kubernetes API server for Nodes only, as strict as the real server."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ class FakeApiServer:
         forbidden: verbs that are answered with 403.
         failure: status and message by which every request fails, if not None.
         throttled: number of requests that are answered with 429 next.
-        sends_bookmarks: end each watch with a bookmark.
+        sends_bookmarks: True to end each watch with a bookmark.
     """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
@@ -67,7 +67,7 @@ class FakeApiServer:
     def verbs(self) -> list[str]:
         return [verb for verb, _ in self.requests]
 
-    # The operator's side.
+    # Methods that act as the operator.
 
     async def put(
         self, name: str, cidr: str | None = None, *, prefix: str = DEFAULT_PREFIX, **notes: str
@@ -96,7 +96,7 @@ class FakeApiServer:
         await self._change("DELETED", self.nodes[name])
 
     async def end_watches(self) -> None:
-        """End all watches, as after their time."""
+        """End all watches, as the server does when their time is over."""
         async with self._news:
             self._ended += 1
             self._news.notify_all()
@@ -122,7 +122,7 @@ class FakeApiServer:
             self._news.notify_all()
         return node
 
-    # The API.
+    # Methods that answer requests of the API.
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -55,7 +55,7 @@ class FakeClock:
         try:
             await woken.wait()
         finally:
-            if timer in self._timers:  # as cancelled
+            if timer in self._timers:  # the sleeper was cancelled
                 self._timers.remove(timer)
                 heapq.heapify(self._timers)
 

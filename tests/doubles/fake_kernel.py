@@ -36,10 +36,10 @@ def announcing(changed: asyncio.Event) -> ChangeChannel:
 
 
 class FakeKernel:
-    """A target in memory. It refuses and drops the same objects as the kernel, and refuses the operations
-    that a test selects.
+    """A target in memory. The double refuses and drops the same objects as the kernel, and refuses the
+    operations that a test selects.
 
-    It refuses:
+    The double refuses:
 
     - an object on a missing link;
     - a route by a link that is down, from a source that is no address of the host, or by a gateway that is
@@ -48,7 +48,7 @@ class FakeKernel:
     - a second vxlan device with the same VNI and port;
     - an entry of a tunnel guard without its table.
 
-    It drops:
+    The double drops:
 
     - the entries of a tunnel guard, together with its table;
     - all objects on a removed link, the other end of a veth, and the vxlan devices that use the link;
@@ -58,8 +58,8 @@ class FakeKernel:
       together with the first one; the IPv4 routes and neighbours of a link, together with its last IPv4
       address.
 
-    It adds the route to the prefix of an address. Of several routes with one key, the first is visible. After
-    its removal, the next one is visible.
+    The double adds the route to the prefix of an address. Of several routes with one key, the first is
+    visible. After the removal of this route, the next route is visible.
 
     A change by another program is announced. A change by the daemon and its consequences are not.
 
@@ -181,7 +181,9 @@ class FakeKernel:
         return None
 
     def _connect(self, address: Address) -> None:
-        """Add the route to the prefix of an address, unless another address of the prefix came before."""
+        """Add the route to the prefix of an address, unless the link already has another address of the
+        prefix.
+        """
         network = address.address.network
         if network.version == 6 or network.prefixlen == 32 or self._first_of(address) != address:
             return
@@ -320,7 +322,7 @@ class FakeKernel:
         )
 
     def _drop_routes(self, goes: Callable[[Route], bool]) -> None:
-        """Drop routes. The next one of the same key becomes visible."""
+        """Drop routes. The next route of the same key becomes visible."""
         self._hidden = [route for route in self._hidden if not goes(route)]
         gone = [route for route in self.state.of_type(Route) if goes(route)]
         self._drop(gone)

@@ -35,7 +35,7 @@ class Timers(Protocol):
 
 
 class FakeStore:
-    """One client of a store in memory; `client` creates more.
+    """One client of a store in memory; `client` creates further clients.
 
     Faults concern only this client:
 
@@ -72,7 +72,7 @@ class FakeStore:
 
     @property
     def is_unreachable(self) -> bool:
-        """Whether this client cannot reach the store."""
+        """True if this client cannot reach the store."""
         return self._is_unreachable
 
     @is_unreachable.setter
@@ -95,7 +95,7 @@ class FakeStore:
         self._memory.wake()
 
     def compact(self, revision: int | None = None) -> None:
-        """Remove the history up to and including `revision`; all of it for None."""
+        """Remove the history up to and including `revision`; None: the whole history."""
         self._memory.compact(revision)
 
     def listing(self) -> Listing:
@@ -107,7 +107,7 @@ class FakeStore:
         self._memory.write(operation)
 
     def lose_data(self, revision: int) -> None:
-        """Lose all data and continue at this revision. An existing watch continues from there."""
+        """Lose all data and continue at this revision. An existing watch continues from this revision."""
         self._memory.lose(revision)
 
     async def get(self, key: str) -> Record | None:
@@ -137,7 +137,7 @@ class FakeStore:
         self._reach()
         if self.refuses_watches:
             raise _lost("watches are refused")
-        self._memory.changes(prefix, after)  # raises if it cannot continue from there
+        self._memory.changes(prefix, after)  # raises an error if the history does not contain `after`
         watcher = FakeWatcher(self, prefix, after)
         try:
             yield watcher
@@ -145,7 +145,7 @@ class FakeStore:
             watcher.is_open = False
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None if it never does."""
+        """Return the seconds until the record expires, or None if the record never expires."""
         self._reach()
         return self._memory.time_to_live(record)
 

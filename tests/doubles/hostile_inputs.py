@@ -1,10 +1,10 @@
-"""Hostile inputs for parsers, made by damage to valid ones, and the test of a parser with them.
+"""Hostile inputs for parsers, made by damage to valid inputs, and the test of a parser with these inputs.
 
-A parser is tested with its corpus, which contains known inputs, and with generated ones. Random bytes alone
-would fail the first check of most parsers. So the generated inputs are damaged valid ones, or have the right
-structure with any values. Every input is one text or one sequence of bytes, also if a parser has several
-arguments: then the subject of the test separates them. So every parser can also be tested by the
-coverage-guided fuzzer (tests/fuzz).
+A parser is tested with its corpus, which contains known inputs, and with generated inputs. Random bytes alone
+would fail the first check of most parsers. Therefore the generated inputs are damaged valid inputs, or have
+the right structure with any values. Every input is one text or one sequence of bytes. If a parser has several
+arguments, the tested function splits the input into the arguments. Therefore every parser can also be tested
+by the coverage-guided fuzzer (tests/fuzz).
 """
 
 import gc
@@ -26,7 +26,7 @@ DRAWN = 40
 """Number of inputs for each parser that hypothesis generates."""
 
 INPUTS = 1000
-"""Number of inputs for each parser, including variants of the generated ones."""
+"""Number of inputs for each parser, including variants of the generated inputs."""
 
 WARM = 200
 GROWTH = 20_000
@@ -143,7 +143,7 @@ def attempt(parser: Parser, given: Any) -> None:
 
 
 def disturbed(given: Any, chance: random.Random) -> Any:
-    """Return an input with random damage: many times as fast as one that hypothesis generates."""
+    """Return an input with random damage. This function is many times as fast as hypothesis."""
     how = ("overwrite", "overwrite", "insert", "omit", "end", "repeat")
     data = chance.randbytes(chance.randrange(1, 5))
     new = data if isinstance(given, bytes) else data.decode("latin-1")
@@ -152,7 +152,7 @@ def disturbed(given: Any, chance: random.Random) -> Any:
 
 
 def joined(parts: Iterable[bytes]) -> bytes:
-    """Return several arguments as one input: each has its length in front of it."""
+    """Return several arguments as one input. The length of each argument precedes it."""
     return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
 
 

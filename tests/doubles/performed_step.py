@@ -107,7 +107,7 @@ class Store:
         self.log.append(ClaimGone(subnet, self.revision))
 
     def perform(self, request: Request) -> Event:
-        """Perform a request like a store, and return the response."""
+        """Perform a request in the same way as a store, and return the response."""
         match request:
             case List():
                 values = self.leases.values()
@@ -160,7 +160,7 @@ class Host:
     def take(self, event: Event) -> None:
         """Let the protocol handle an event; record its requests and reports.
 
-        It always chooses the first subnet.
+        The protocol always chooses the first free subnet.
         """
         self.state, actions = step(self.state, event, self.now, lambda n: 0)
         for action in actions:
@@ -240,7 +240,7 @@ def wanted(
     ttl_s: int = LEASE_TTL_S,
     renumbers: bool = False,
 ) -> Wanted:
-    """Return the options of a host."""
+    """Return the wanted lease of a host."""
     attributes = LeaseAttributes(public_ip=IPv4Address(address), owner=owner, port=8285)
     return Wanted(network=NETWORK, attributes=attributes, previous=previous, ttl_s=ttl_s, renumbers=renumbers)
 

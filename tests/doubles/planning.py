@@ -1,4 +1,4 @@
-"""A planner whose inputs a test changes one by one. It logs as the daemon does."""
+"""A planner whose inputs a test changes one by one. The planner logs as the daemon does."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -40,7 +40,7 @@ def by_subnet(leases: Iterable[Lease]) -> SubnetMap[Lease]:
 
 
 def plan_of(inputs: Inputs, options: PlanOptions | None = None) -> State:
-    """Return the plan for these inputs, computed at once."""
+    """Return the plan for these inputs, computed from the beginning."""
     planner = Planner(options or PlanOptions(subnet_file=SUBNET_FILE))
     planner.update(inputs)
     plan = planner.plan
@@ -49,12 +49,16 @@ def plan_of(inputs: Inputs, options: PlanOptions | None = None) -> State:
 
 
 def pass_operations(desired: State, actual: State) -> list[Operation]:
-    """Return the operations that the reconciler applies after one look, in order; `actual` is pyflannel's."""
+    """Return the operations that the reconciler applies after one scan, in order; `actual` contains only
+    objects that pyflannel owns.
+    """
     return with_losses(list(diff(desired, actual)), desired)
 
 
 def with_losses(operations: Sequence[Operation], desired: State) -> list[Operation]:
-    """Return the operations, and those that restore the objects that the kernel drops with them, in order."""
+    """Return the operations, and the operations that restore the objects that the kernel drops because of
+    them, in order.
+    """
     restored = [
         Add(item) if left is None else Replace(left, item) for item, left in losses(operations, desired)
     ]

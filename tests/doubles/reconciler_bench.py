@@ -110,7 +110,7 @@ FORWARDER = Forwarder(
 
 
 class LookedAt(FakeKernel):
-    """A kernel that counts its looks, and that can change during a look."""
+    """A kernel that counts its scans, and that can change during a scan."""
 
     looks = 0
     meanwhile = staticmethod(lambda: None)

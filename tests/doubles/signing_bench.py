@@ -1,4 +1,4 @@
-"""Hosts that sign their leases, on a store that an adversary writes."""
+"""Hosts that sign their leases, on a store to which an adversary writes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable

@@ -34,7 +34,7 @@ class _Leaps(selectors.SelectSelector):
 
 
 class SimulatedClock:
-    """The Clock of one host in simulated time. Each of its two readings may be stepped."""
+    """The Clock of one host in simulated time. A test may step its monotonic time and its wall clock."""
 
     def __init__(self, *, utc: float = 1_700_000_000.0) -> None:
         self._ahead_s = 1000.0
@@ -67,11 +67,11 @@ class SimulatedClock:
                 del self._sleepers[woken]
 
     def call_at(self, when: float, act: Callable[[], object]) -> None:
-        """Call `act` when `now` reaches `when`, on a clock without steps meanwhile."""
+        """Call `act` when `now` reaches `when`, if the clock is not stepped before that."""
         asyncio.get_running_loop().call_later(max(0.0, when - self.now()), act)
 
     def step(self, seconds: float) -> None:
-        """Let the host have been suspended: its clock advances, and timers are late."""
+        """Simulate that the host was suspended: its clock advances, and its timers are late."""
         self._ahead_s += seconds
         for sleeper in self._sleepers:
             _wake(sleeper)

@@ -121,13 +121,13 @@ HOST = State.of(
     ),
     Route(destination=NETWORK, link="eth0", protocol=3, metric=100),
 )
-"""The objects of a host without pyflannel. They are never damaged, because each plan needs them."""
+"""The objects of a host without pyflannel. These objects are never damaged, because each plan needs them."""
 
 DUAL_HOST = HOST | State.of(
     Address(link="eth0", address=IPV6_UNDERLAY),
     Route(destination=IPV6_UNDERLAY.network, link="eth0", protocol=PROTOCOL_KERNEL),
 )
-"""The objects of such a host with IPv6."""
+"""The objects of a host without pyflannel that has IPv6."""
 
 _SORTS = (
     "link",
@@ -292,7 +292,7 @@ def damages(draw: st.DrawFn, plan: State, sorts: Sequence[str] = _SORTS) -> list
             case Link() if draw(st.booleans()):
                 acts.append([Remove(item), Add(replace(item, name="stray"))])
             case Address() if item.address.version == 4 and draw(st.booleans()):
-                # The planned address becomes secondary to another one, and is removed with it.
+                # The planned address becomes secondary to another address, and is removed together with it.
                 other = IPv4Interface((NETWORK[draw(st.integers(1, 9))], item.address.network.prefixlen))
                 acts.append([Remove(item), Add(replace(item, address=other)), Add(item)])
             case _:

@@ -1,10 +1,10 @@
 """System calls of a thread or of a program that fail on request: the kernel itself refuses them.
 
-A seccomp filter stops each system call of the thread that it knows, and asks a supervisor, which is a
-separate process, whether the call continues or fails with an errno (seccomp_unotify(2)). So the failure
-affects every caller: Python, the C library, libbpf. Threads of the thread inherit the filter. Programs that
-it starts inherit it, too, but their calls always continue. A filter remains after execve(2), so a real
-program is affected as well.
+A seccomp filter stops each known system call of the thread, and asks a supervisor, which is a separate
+process, whether the call continues or fails with an errno (seccomp_unotify(2)). Therefore the failure affects
+every caller: Python, the C library, libbpf. Threads of the thread inherit the filter. Programs that the
+thread starts also inherit the filter, but the calls of these programs always continue. A filter remains after
+execve(2), so a real program is affected as well.
 """
 
 import asyncio
@@ -70,7 +70,8 @@ _X86_64 = {
     "pidfd_open": 434,
     "clone3": 435,
 }
-"""asm/unistd_64.h, without calls that cannot fail or that the interpreter requires, such as for memory."""
+"""Numbers of system calls (asm/unistd_64.h), without calls that cannot fail, and without calls that the
+interpreter requires, for example for memory."""
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _SECCOMP = 317
@@ -104,7 +105,7 @@ _MOST_CALLS = 4096
 
 
 class Call(NamedTuple):
-    """A system call: its place among those in the block, from 1, and its name."""
+    """A system call: its position in the block, counted from 1, and its name."""
 
     place: int
     name: str
@@ -113,7 +114,7 @@ class Call(NamedTuple):
 class SystemCalls:
     """The system calls of the thread that creates this object, until the thread ends.
 
-    It is created in a coroutine. The calls by which its event loop wakes itself are not counted.
+    This object is created in a coroutine. The calls by which its event loop wakes itself are not counted.
     """
 
     def __init__(self) -> None:
@@ -128,7 +129,7 @@ class SystemCalls:
 
     @contextmanager
     def counted(self) -> Iterator[list[Call]]:
-        """Count the calls of a block. The list is filled at its end."""
+        """Count the calls of a block. The list is filled at the end of the block."""
         calls: list[Call] = []
         _ORDER.pack_into(self._memory, 0, 1, 0, 0, 0, 0, _ANY)
         try:
@@ -138,7 +139,9 @@ class SystemCalls:
 
     @contextmanager
     def failing(self, place: int, code: int, *, lasting: bool = False) -> Iterator[None]:
-        """Let one call of a block fail: the `place`-th, from 1; or also each later one of its name."""
+        """Let one call of a block fail: the call at position `place`, counted from 1. With `lasting`, each
+        later call of the same name fails too.
+        """
         _ORDER.pack_into(self._memory, 0, 1, place, code, lasting, 0, _ANY)
         try:
             yield
@@ -189,7 +192,7 @@ _NAMES = {number: name for name, number in _X86_64.items()}
 
 
 def why_not() -> str | None:
-    """Return why system calls cannot be made to fail here; None if they can."""
+    """Return the reason why system calls cannot be made to fail on this machine; None if they can."""
     if platform.machine() != "x86_64":
         return "numbers of system calls are known for x86_64 only"
     if os.geteuid() != 0:
@@ -255,7 +258,7 @@ def _supervise(descriptor: int, socket_descriptor: int, process: int) -> None:
         try:
             fcntl.ioctl(listener, _RECEIVE, notification)
         except OSError:
-            continue  # the task ended meanwhile
+            continue  # the task ended in the meantime
         identifier, task, _, number, _, _, *arguments = _NOTIFICATION.unpack(notification)
         is_armed, place, code, is_lasting, seen, wanted = _ORDER.unpack_from(memory, 0)
         error = 0
@@ -277,7 +280,7 @@ def _supervise(descriptor: int, socket_descriptor: int, process: int) -> None:
 
 def _counts(memory: mmap.mmap, process: int, task: int, number: int, arguments: list[int]) -> bool:
     if not os.path.exists(f"/proc/{process}/task/{task}"):
-        return False  # of a program that was started
+        return False  # a call of a program that the thread started
     if number == _X86_64["epoll_ctl"] and arguments[1] != _EPOLL_CTL_ADD:
         return False
     if (number, arguments[2]) in _WAKING:
@@ -287,7 +290,7 @@ def _counts(memory: mmap.mmap, process: int, task: int, number: int, arguments: 
 
 
 _WAKING = ((_X86_64["sendto"], 1), (_X86_64["recvfrom"], 4096))
-"""Calls with these bytes are those by which an asyncio loop wakes itself."""
+"""The calls by which an asyncio loop wakes itself, with their numbers of bytes."""
 
 if __name__ == "__main__":
     if sys.argv[1] == "run":

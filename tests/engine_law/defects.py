@@ -1,4 +1,4 @@
-"""Former defects of the engine, each restored alone. The law must find all of them."""
+"""Former defects of the engine, each restored alone. The law must find all these defects."""
 
 import math
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def forget_changes_of_ipv6(patch: pytest.MonkeyPatch) -> None:
 
 
 def lose_a_later_change(patch: pytest.MonkeyPatch) -> None:
-    """Treat a key as written after its write, although its object changed again meanwhile."""
+    """Treat a key as written after its write, although its object changed again in the meantime."""
     settle = Work.settle
 
     def settle_all(work: Work, key: Key, found: Item | None, kind: type[Item], since: int) -> None:
@@ -55,7 +55,9 @@ def look_while_refused(patch: pytest.MonkeyPatch) -> None:
 
 
 def build_before_removing(patch: pytest.MonkeyPatch) -> None:
-    """Remove a renamed vxlan device as late as other links. Until then the kernel refuses its successor."""
+    """Remove a renamed vxlan device as late as other links. Until the renamed link is removed, the kernel
+    refuses its successor.
+    """
     patch.setattr(diff, "_LINK_IN_THE_WAY_RANK", diff._REMOVAL_RANK - Rank.LINK)
 
 

@@ -31,10 +31,10 @@ PARTS: tuple[tuple[type[Item], ...], ...] = (
     (IptablesChain, NftTable, GuardTable, GuardPeer),
     (HostFile,),
 )
-"""The kinds of each target, divided like those of the adapters."""
+"""The kinds of each target, divided in the same way as the kinds of the adapters."""
 
 DEADLINE_S = 10.0
-"""Seconds after which a read of a silent target fails: the longest of the adapters."""
+"""Seconds after which a read of a silent target fails: the longest deadline of the adapters."""
 
 UNDERLAY_OBJECTS: tuple[Item, ...] = (
     Link(name="eth0", kind="", mtu=1500, alias=""),
@@ -74,7 +74,8 @@ class Trouble(Struct, frozen=True):
     Attributes:
         key: the key of the only refused object; None if all objects are refused.
         is_permanent: value in the refusal.
-        takes_effect: the operation is performed although it is refused, because its response was lost.
+        takes_effect: True if the operation is performed although it is refused, because its response was
+            lost.
     """
 
     key: Key | None
@@ -133,7 +134,7 @@ class Part:
         return self.kernel.state.of_kinds(self.kinds)
 
     async def snapshot(self, desired: State) -> State:
-        """Return the state of the target, or an earlier one."""
+        """Return the state of the target, or an earlier state."""
         self.looks += 1
         began = self._clock.now()
         try:
@@ -151,7 +152,7 @@ class Part:
         return state
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations one by one. Each waits until `may_apply` is set."""
+        """Perform the operations one by one. Each operation waits until `may_apply` is set."""
         began = self._clock.now()
         refusals: list[Refusal] = []
         try:
@@ -255,7 +256,9 @@ class FakeHost:
         return sum(count for key, count in self._damage.items() if any(is_at(key, cause) for cause in causes))
 
     def _announce(self, before: State, actor: Part | None) -> None:
-        """Let every target announce its changes since `before`. The target that made them may omit them."""
+        """Let every target announce its changes since `before`. The target that made the changes may omit the
+        announcement.
+        """
         kinds = {type(new if old is None else old) for old, new in differences(before, self.kernel.state)}
         for part in self.parts:
             if not kinds.isdisjoint(part.kinds) and (part is not actor or part.hears_itself):

@@ -1,8 +1,8 @@
 """The law: after any history, a host soon equals the plan of its inputs, and no other object was changed.
 
 A host has a history of events. Then all troubles end except for one target, which remains silent, and the
-other targets must be correct. Then this trouble ends, too, and the whole host must be correct and remain so.
-Finally, the inputs change once, and the host is damaged once, without a trouble.
+other targets must be correct. In the end, the silent target responds again, and the whole host must be
+correct and remain correct. Finally, the inputs change once, and the host is damaged once, without a trouble.
 
 "Soon" is a limited number of simulated seconds: `Life.patience_s`.
 """
@@ -32,7 +32,7 @@ CLEAN = "the engine reports the host as planned if it is, and only then"
 REPAIRS = "a repair follows damage"
 QUIET = "nothing is done while nothing happens"
 REFUSALS = "the kernel is asked for nothing that it must refuse"
-LOOKS = "a look is an audit, or follows an announcement, another plan or a failed read"
+LOOKS = "a scan is an audit, or follows an announcement, another plan or a failed read"
 COUNTS = "the counters match the operations"
 
 
@@ -77,7 +77,7 @@ async def _judge(life: Life) -> None:
     _check_looks(life, life.looks, life.causes_of_looks, began)
     counts, failures = life.reconciler.counts, sum(part.failures for part in life.host.parts)
     _demand(counts.failures == failures, COUNTS, counts.failures, failures)
-    # A comparison has at most one response of each target. One look may be in progress.
+    # A comparison has at most one response of each target. One scan may be in progress.
     _demand(max(life.looks) - 1 <= counts.passes <= sum(life.looks), COUNTS, counts.passes, life.looks)
 
 
@@ -90,7 +90,9 @@ async def _check_others(life: Life, silent: Part) -> None:
 
 
 async def _settle(life: Life, seconds: float) -> None:
-    """Check that the host is correct within this number of seconds, and that the engine reports it."""
+    """Check that the host is correct within this number of seconds, and that the engine reports that the host
+    is correct.
+    """
     reconciler = life.reconciler
     await life.until(lambda: not life.differences() and reconciler.is_clean, seconds)
     _demand(not life.differences(), RIGHT, *life.differences())
@@ -150,7 +152,7 @@ def _check_repairs(life: Life) -> None:
 
 
 def _check_looks(life: Life, looks: list[int], causes: int, since: float) -> None:
-    """Check that the number of reads of each target since a time is not greater than that of the causes."""
+    """Check that the number of reads of each target since a time is not greater than the number of causes."""
     audits = (life.clock.now() - since) / AUDIT_S
     _demand(max(looks) <= causes + audits + 2, LOOKS, looks, causes, audits)
 

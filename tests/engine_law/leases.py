@@ -24,7 +24,7 @@ class LeaseRecords:
         self._is_watched = True
 
     def write(self, record: Lease | Unreadable) -> None:
-        """Write a record. Its revision is one more than the latest."""
+        """Write a record. The revision of the change is one more than the latest revision."""
         self.revision += 1
         self._records[record.subnet] = record
         if not self._is_watched:
@@ -34,7 +34,7 @@ class LeaseRecords:
         self._see(LeaseSeen(record) if isinstance(record, Lease) else record)
 
     def delete(self, subnet: IpNetwork, ipv6_subnet: IPv6Network | None) -> None:
-        """Delete a record. Its key consists of both subnets."""
+        """Delete a record. The key of the lease consists of both subnets."""
         self.revision += 1
         self._records.pop(subnet, None)
         if self._is_watched:

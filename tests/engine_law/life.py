@@ -264,7 +264,7 @@ class Life:
         self._plan(leases=self._leases.known.by_subnet)
 
     def damage(self, step: Harm) -> None:
-        """Damage the host, or do nothing if there is no such object."""
+        """Damage the host, or do nothing if the object of the step does not exist."""
         self._has_silent_changes |= not step.is_announced
         foreign = {item.key for item in (*FOREIGN, *UNDERLAY_OBJECTS)}
         made = [item for item in self.host.kernel.state if item.key not in foreign]
@@ -291,7 +291,9 @@ class Life:
             self._tell_end(part)
 
     def _go_on(self, part: Part) -> None:
-        """Let a target perform its batch. If the engine has stopped waiting for it, it may retry."""
+        """Let a target perform its batch. If the engine has stopped waiting for the target, the engine may
+        retry.
+        """
         if not part.may_apply.is_set():
             self._tell_end(part)
         part.may_apply.set()
@@ -299,7 +301,7 @@ class Life:
     def _tell_end(self, part: Part) -> None:
         if self.history.is_announced:
             part.announce()
-        # Announcements of a target because of a refused attempt do not count for the next one.
+        # Announcements of a target because of a refused attempt do not count for the next attempt.
         self._has_untold_ends |= not self.history.is_announced or part.hears_itself
 
     def end_troubles(self, *, silent: Part | None = None) -> None:
@@ -320,7 +322,7 @@ class Life:
 
     @property
     def plan(self) -> State:
-        """The plan for the inputs, computed at once."""
+        """The plan for the inputs, computed from the beginning."""
         if self._planned_for is not self.wanted:
             self._planned_for = self.wanted
             self._fresh_plan = State.EMPTY if self.wanted is None else _fresh_plan(self.wanted)
@@ -369,9 +371,9 @@ class Life:
 
     @property
     def causes_of_looks(self) -> int:
-        """Number of events that request a look at all targets."""
+        """Number of events that request a scan of all targets."""
         parts = self.host.parts
-        # After a refusal, only a look shows the operations that a change of the object requires.
+        # After a refusal, only a scan shows the operations that a change of the object requires.
         uncertain = 2 * self._changes if any(part.refusals for part in parts) else 0
         announced = sum(part.announcements + part.failures for part in parts)
         return announced + self._replacements + 2 * self._breaks + uncertain
@@ -381,7 +383,9 @@ class Life:
 
     @property
     def undamaged_repairs(self) -> list[str]:
-        """The objects with more repairs than damages. Damage to a required object counts for both."""
+        """The objects with more repairs than damages. Damage to a required object counts for this object and
+        for the object that requires it.
+        """
         repairs = Counter(item.key for item in self.witness.repaired)
         items = {item.key: item for item in self.witness.repaired}
         return [items[key].title for key, count in repairs.items() if count > self.host.damage_to(items[key])]
@@ -402,7 +406,7 @@ class Life:
         if self._has_untold_ends:
             pause_s = max(pause_s, min(longest_s, AUDIT_S))
         if self._breaks:
-            pause_s += 2 * REOPEN_MIN_S  # it may fail once more
+            pause_s += 2 * REOPEN_MIN_S  # the channel may fail once more
         if self._has_silent_changes:
             pause_s = max(pause_s, AUDIT_S)
         if self._has_fought:
@@ -411,7 +415,7 @@ class Life:
 
 
 def _fresh_plan(inputs: Inputs) -> State:
-    """Return the plan for these inputs, computed at once.
+    """Return the plan for these inputs, computed from the beginning.
 
     Without an IPv6 address, a host with a plan continues with IPv4; a host that starts waits for the address.
     """

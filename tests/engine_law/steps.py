@@ -102,7 +102,9 @@ VARIANTS = 6
 
 
 def peer_subnet(slot: int) -> IpNetwork:
-    """Return the subnet of a peer. That of the last slot is a part of the previous one."""
+    """Return the subnet of a peer. The subnet of the last slot is a part of the subnet of the previous
+    slot.
+    """
     return IPv4Network("10.100.22.0/25") if slot == PEERS - 1 else IPv4Network(f"10.100.{20 + slot}.0/24")
 
 
@@ -114,7 +116,8 @@ def peer_ipv6_subnet(slot: int) -> IPv6Network | None:
 def peer_lease(slot: int, variant: int, lease_type: str, revision: int) -> Lease:
     """Return a lease of another host.
 
-    Most variants match the running backend. One has another type, and one the VTEP of another host.
+    Most variants match the running backend. One variant has another type, and one variant has the VTEP of
+    another host.
     """
     number = 0 if variant == VARIANTS - 1 else slot * 3 + variant % 3
     address = f"192.168.{50 if variant % 2 else 51}.{20 + slot * 3 + variant % 3}"
@@ -174,7 +177,7 @@ class OwnLease(Struct, frozen=True):
 
 
 class Reidentify(Struct, frozen=True):
-    """The host has another identity. Its lease does not change yet."""
+    """The host has another identity. The lease of the host does not change yet."""
 
     owner: int
 
@@ -250,7 +253,7 @@ class CreateUnderlay(Struct, frozen=True):
 
 
 class Refuse(Struct, frozen=True):
-    """A target refuses an object of the plan, or all if `nth` is None."""
+    """A target refuses an object of the plan, or all objects if `nth` is None."""
 
     part: int
     nth: int | None
@@ -277,7 +280,7 @@ class Answer(Struct, frozen=True):
 
 
 class Stall(Struct, frozen=True):
-    """The target stops in the middle of a batch, or before the next one."""
+    """The target stops in the middle of a batch, or before the next batch."""
 
     part: int
 
@@ -313,7 +316,7 @@ class Announce(Struct, frozen=True):
 
 
 class LoseWatch(Struct, frozen=True):
-    """The watch of the leases ends, so that changes of them are not seen."""
+    """The watch of the leases ends, so that changes of leases are not seen."""
 
 
 class ListLeases(Struct, frozen=True):
@@ -350,7 +353,8 @@ class History(Struct, frozen=True):
         hears_itself: its targets also announce changes by pyflannel.
         steps: each step with the time in seconds after it; no time passes if it is None.
         silent: a target that remains silent longer than all other troubles; None for none.
-        is_announced: the end of each trouble is announced. Otherwise a retry or an audit finds it.
+        is_announced: True if the end of each trouble is announced; False if a retry or an audit must find the
+            end.
         is_busy: other programs constantly change foreign objects, and the kernel announces it.
         change: a change of the inputs without trouble.
         damage: damage without trouble.
@@ -428,10 +432,10 @@ _Paused = tuple[Step, float | None]
 
 
 def _histories(work: st.SearchStrategy[Step]) -> st.SearchStrategy[History]:
-    """Return histories with this work, some of it during troubles.
+    """Return histories with these changes and damages, some of them during troubles.
 
-    A trouble may last longer than the work. It ends when another one of its kind ends, or at the end of all
-    troubles.
+    A trouble may last longer than the work. The trouble ends when another trouble of its kind ends, or at the
+    end of all troubles.
     """
 
     def scene(

@@ -70,7 +70,7 @@ class Canon:
         if len(self._memory) > _MEMORY_MAX:
             self._memory.clear()
         parts = self._take_apart(value)
-        self._memory[id(value)] = value, parts  # the value is kept, so that no other value gets its id
+        self._memory[id(value)] = value, parts  # the value is kept, so that no other value gets the same id()
         return parts
 
     def _take_apart(self, value: object) -> _Parts:
@@ -148,8 +148,8 @@ class Canon:
 def _ranks(revisions: list[int], newest: int) -> dict[int, int]:
     """Return the rank of each revision.
 
-    A store that lost its data uses its revisions again. Therefore a revision later than the newest one keeps
-    its distance from the newest one.
+    A store that lost its data uses its revisions again. Therefore a revision later than the store's newest
+    revision keeps its distance from the newest revision.
     """
     known = sorted({0, *(number for number in revisions if number <= newest)})
     rank = {number: place for place, number in enumerate(known)}

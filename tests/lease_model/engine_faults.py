@@ -100,7 +100,8 @@ async def _befall(what: str, engines: Engines, host: EngineHost) -> None:
         case "store away":
             host.line.go_away(_duration(random))
         case "store away from all":
-            # Without its store, a host retries every few seconds, so hours of it are sufficient.
+            # Without its store, a host retries every few seconds, so a few hours without a store are
+            # sufficient.
             duration_s = min(_duration(random), HOUR_S)
             for each in engines.hosts:
                 each.line.go_away(duration_s)
@@ -146,7 +147,9 @@ def _compact(engines: Engines, host: EngineHost) -> None:
 
 
 def _lose_data(engines: Engines, *, has_grown: bool) -> None:
-    """Let the store lose its data except the config. If it has grown, its revision exceeds all known ones."""
+    """Let the store lose its data except the config. If the store has grown since, its revision exceeds all
+    revisions that hosts know.
+    """
     for host in engines.hosts:
         host.line.go_away(_TROUBLE_S * (1 + engines.random.random()))
     engines.store.lose_data(engines.store.listing().revision + 1 if has_grown else 1)

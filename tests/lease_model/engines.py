@@ -135,8 +135,8 @@ class SlowKernel(FakeKernel):
     """A slow kernel: a read may return old data, and a batch may end half-way.
 
     Attributes:
-        batch_count: number of started batches. Their content is not kept, because weeks would need much
-            memory.
+        batch_count: number of started batches. The batches themselves are not kept, because weeks would need
+            much memory.
     """
 
     def __init__(self, state: State, random: Random) -> None:
@@ -184,7 +184,7 @@ class EngineHost:
 
     @property
     def is_running(self) -> bool:
-        """Whether a daemon runs."""
+        """True if a daemon runs."""
         return self._task is not None
 
     @property
@@ -209,7 +209,7 @@ class EngineHost:
         return next((file.text for file in files if file.path == SUBNET_FILE), None)
 
     def start_in(self, seconds: float) -> None:
-        """Start the daemon after this time, unless one runs."""
+        """Start the daemon after this time in seconds, unless a daemon runs."""
         if self._start is not None:
             self._start.cancel()
         self._start = asyncio.get_running_loop().call_later(seconds, self._begin)
@@ -327,11 +327,11 @@ class EngineHost:
 
 
 class Engines:
-    """Hosts in simulated time. Equal seeds give equal results. They need a SimulatedLoop.
+    """Hosts in simulated time. Equal seeds give equal results. The engines need a SimulatedLoop.
 
     Attributes:
-        configs: the network configs; the first one is used first.
-        config: the current config, or the one to be written again.
+        configs: the network configs; the first config is used first.
+        config: the current config, or the config that will be written again.
         broken: the violations, each with its time in seconds.
         counts: number of faults by kind.
     """
@@ -383,7 +383,7 @@ class Engines:
         """End every fault, but keep stopped daemons stopped, and let the world settle."""
         standing = {record.key: record.value for record in self.store.listing().records}
         if standing.get(CONFIG) != self.config.encode():
-            self.configure(self.config)  # only if necessary, because it causes a pass on every host
+            self.configure(self.config)  # a write of the config causes a pass on every host
         for host in self.hosts:
             host.end_faults()
         await asyncio.sleep(SETTLES_S)
@@ -401,7 +401,7 @@ class Engines:
         return LeaseSet.of(value for value in values if isinstance(value, Lease))
 
     def outcome(self) -> tuple[object, ...]:
-        """Return the results, to be compared with those of others."""
+        """Return the results, which a test compares with the results of other engines."""
         kernels = tuple(host.kernel.state for host in self.hosts)
         batches = tuple(host.kernel.batch_count for host in self.hosts)
         return self.store.listing(), kernels, batches, self.counts

@@ -22,8 +22,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
     """The start of a check and the possible events.
 
     Attributes:
-        folds_subnets: worlds that differ only in the numbers of subnets are one state. This is wrong if order
-            or overlap of subnets has an effect.
+        folds_subnets: worlds that differ only in the numbers of subnets are one state. `folds_subnets` must
+            be False if order or overlap of subnets has an effect.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
 
 
 class Counterexample(Struct, frozen=True):
-    """The violation of a rule: the moves from the scenario's first world. The last one breaks the rule.
+    """The violation of a rule: the moves from the scenario's first world. The last move breaks the rule.
 
     If `at_rest`, the rule is broken after the world has settled.
     """

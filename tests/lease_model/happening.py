@@ -84,7 +84,8 @@ def apply(world: World, move: Move, protocol: Protocol, circumstances: Circumsta
 
 
 def _emptied(world: World, protocol: Protocol, *, has_grown: bool) -> Outcome:
-    """Let the store lose its data. If it has grown, its revision exceeds all known ones.
+    """Let the store lose its data. If the store has grown since, its revision exceeds all revisions that
+    hosts know.
 
     The config is the first key that is written again. Every host learns that its watch was closed before any
     other event: a write in transit while the store loses its data is not modelled.
@@ -296,7 +297,9 @@ class _Happening:
         return answer
 
     def _excuse(self, subnet: IpNetwork) -> None:
-        """Record that a claim was written. Afterwards, its owner must answer unless a fault prevents it."""
+        """Record that a claim was written. Afterwards, the owner of the subnet must answer unless a fault
+        prevents the answer.
+        """
         self.world = replace(
             self.world,
             hosts=tuple(

@@ -53,7 +53,7 @@ class Ledger:
 
 
 def request_of(write: Put | Delete, before: StoreState) -> PutLease | DeleteLease | None:
-    """Return the write of a lease that an operation performs; None for another key's."""
+    """Return the write of a lease that an operation performs; None if the operation writes another key."""
     if not write.key.startswith(SUBNETS):
         return None
     subnet = leased_subnets(write.key)[0]

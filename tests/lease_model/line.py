@@ -1,4 +1,4 @@
-"""A host's connection to the store, with delays and failures. Its writes are checked."""
+"""A host's connection to the store, with delays and failures. The writes of the host are checked."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,7 +21,8 @@ CALL_S = 5.0
 """Maximum time in seconds until a call to an unreachable store fails."""
 
 CALL_IN_LONG_ABSENCE_S = 1800.0
-"""The same maximum during a long failure, to skip useless attempts. A call fails at its end at the latest."""
+"""Maximum time in seconds of a call during a long failure, to skip useless attempts. A call fails at the end
+of the failure at the latest."""
 
 Judge = Callable[[StoreState, StoreState, PutLease | DeleteLease], None]
 
@@ -105,7 +106,7 @@ class Line:
             yield _DistantWatcher(watcher, self._latency)
 
     async def time_to_live(self, record: Record) -> float | None:
-        """Return the seconds until the record expires, or None if it never does."""
+        """Return the seconds until the record expires, or None if it never expires."""
         await self._travel()
         return await self.client.time_to_live(record)
 
@@ -177,4 +178,4 @@ class _DistantWatcher:
 
 def _forget(performed: "asyncio.Future[Written | Conflict]") -> None:
     if not performed.cancelled():
-        performed.exception()  # mark it as read, because the caller was killed
+        performed.exception()  # mark the exception as read, because the caller was killed

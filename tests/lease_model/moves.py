@@ -36,14 +36,14 @@ FAULTS = (
     "config",
     *STEPS_S,
 )
-"""All kinds of faults that a scenario may contain. Each counts as one fault."""
+"""All kinds of faults that a scenario may contain. Each of these events counts as one fault."""
 
 
 class Move(Struct, frozen=True, kw_only=True):
     """One event of a host, given by its place in the world, or of a subnet's key.
 
     Attributes:
-        drawn: if the host chooses a subnet, the place of the chosen one among all free subnets.
+        drawn: if the host chooses a subnet, the index of the chosen subnet among all free subnets.
     """
 
     what: str

@@ -1,4 +1,4 @@
-"""The rules that hold at any time. They are checked with the real writer of each key in the store."""
+"""The rules that hold at any time. The rules are checked with the real writer of each key in the store."""
 
 from collections.abc import Iterator
 
@@ -74,7 +74,9 @@ def _is_reservation(entry: Entry | None) -> bool:
 
 
 def _may_replace(host: HostState, current: Entry, world: World) -> bool:
-    """Return whether a host may replace `current`: its own key, or that of an owner without an answer."""
+    """Return whether a host may replace `current`: its own key, or the key of an owner that did not
+    answer.
+    """
     if _is_own(current, host):
         return True
     if not isinstance(current.value, Lease):
@@ -85,7 +87,7 @@ def _may_replace(host: HostState, current: Entry, world: World) -> bool:
         attributes.owner == wanted.owner,
     )
     if has_our_address and has_our_name:
-        return True  # a copy of this host wrote it, which no host can distinguish from its own write
+        return True  # a copy wrote the lease, which no host can distinguish from its own write
     looks_like_ours = has_our_address or has_our_name
     if current.writer == DEAD:
         return looks_like_ours
@@ -132,9 +134,10 @@ def of_step(
 
 
 def of_reports(host: HostState, actions: tuple[Action, ...], world: World) -> Iterator[Violation]:
-    """Yield a report of a shared address or identity by a running host, without another such host.
+    """Yield a report of a shared address or identity by a running host, although no other host has this
+    address or identity.
 
-    A starting host may treat a late write of its own previous run as another host's.
+    A starting host may treat a late write of its own previous run as a write of another host.
     """
     if host.subnet is None or host.state is None or host.state.held is None:
         return
@@ -213,7 +216,7 @@ def _of_copies(world: World) -> Iterator[Violation]:
 
 
 def _origin(host: HostState) -> str:
-    """Return the first identity of a host. A host that yielded has a new one, derived from the first."""
+    """Return the first identity of a host. A host that yielded has a new identity, derived from the first."""
     return host.wanted.owner.rstrip("'")
 
 
@@ -227,7 +230,7 @@ def _names(entry: Entry, host: HostState) -> bool:
 
 
 def is_settled(host: HostState, world: World) -> bool:
-    """Return whether a host has its lease, or cannot get one because its or all subnets are used."""
+    """Return whether a host has its lease, or cannot get one because its subnet or all subnets are used."""
     if host.state is None:
         return False
     held = host.state.held

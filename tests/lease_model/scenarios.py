@@ -80,7 +80,7 @@ def store_with(*leases: tuple[Lease, str], ttl_s: float | None = LEASE_TTL_S) ->
 
 
 def begun(before: Scenario, *newcomers: HostState) -> Scenario:
-    """Return a scenario that starts with the settled hosts of another one and additional hosts."""
+    """Return a scenario that starts with additional hosts beside the settled hosts of another scenario."""
     world = settle(before.world, REAL, before.circumstances).world
     world = replace(before.world, hosts=(*world.hosts, *newcomers), store=world.store, now=world.now)
     return replace(before, world=world)
@@ -89,8 +89,8 @@ def begun(before: Scenario, *newcomers: HostState) -> Scenario:
 def others_after_the_loss() -> Scenario:
     """Two hosts with one address start beside a host with the only subnet, until the store loses its data.
 
-    Then one of them may acquire the subnet with a write of the same revision as the first host's, and the
-    other one may ask whether the owner is running.
+    Then one of the two hosts may acquire the subnet with a write of the same revision as the first host's
+    write, and the other of the two may ask whether the owner is running.
     """
     first = scenario(
         "a claim on another host's lease at the same revision",

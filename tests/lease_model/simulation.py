@@ -71,7 +71,7 @@ class Simulation:
         self.world = replace(self.world, now=max(begin, end))
 
     def _step(self, state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
-        """Perform the real step. It may choose among all subnets."""
+        """Perform the real step. The step may choose among all subnets."""
         return self._step_of(state, event, now, self._random.randrange)
 
     def _later(self, move: Move, delay_s: float) -> None:

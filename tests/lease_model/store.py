@@ -81,7 +81,7 @@ def put_rubbish(store: StoreState, subnet: IpNetwork, writer: str) -> StoreState
 
 
 def delete(store: StoreState, entry: Entry) -> StoreState:
-    """Delete a key: by a request, manually, or at its end."""
+    """Delete a key: by a request, manually, or when its TTL ends."""
     revision = store.revision + 1
     gone = ClaimGone if isinstance(entry.value, Claim) else LeaseGone
     return replace(

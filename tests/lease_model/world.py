@@ -18,8 +18,8 @@ class Entry(Struct, frozen=True, kw_only=True):
     """The content of a key of the store.
 
     Attributes:
-        expires_at: when the store removes it; None for never.
-        writer: the host that wrote it, or that it represents. The protocol does not see it.
+        expires_at: time at which the store removes the key; None for never.
+        writer: the host that wrote the key, or that the key represents. The protocol does not see the writer.
     """
 
     value: Lease | Unreadable | Claim
@@ -82,7 +82,9 @@ class HostState(Struct, frozen=True, kw_only=True):
 
 
 class World(Struct, frozen=True, kw_only=True):
-    """The whole state at one moment. `faults` and `ticks` are the numbers of further possible ones."""
+    """The whole state at one moment. `faults` and `ticks` are the numbers of faults and of ticks that are
+    still possible.
+    """
 
     hosts: tuple[HostState, ...]
     store: StoreState
@@ -96,7 +98,7 @@ Transact = Callable[[StoreState, Request, float, str], tuple[StoreState, Event]]
 
 
 class Protocol(Struct, frozen=True, kw_only=True):
-    """The checked protocol: the real one, unless a test replaces a part by a known defect."""
+    """The checked protocol: the real protocol, unless a test replaces a part by a known defect."""
 
     step: Callable[
         [LeaseState, Event, float, Callable[[int], int]], tuple[LeaseState, tuple[Action, ...]]

@@ -149,7 +149,9 @@ def test_a_watch_that_reads_only_the_first_event_of_a_response_is_found() -> Non
 
 
 def test_a_watch_of_the_own_key_as_a_prefix_is_found() -> None:
-    """`64.0.0.0-24` begins with `64.0.0.0-2`. Its end is not a loss of the host's own lease."""
+    """`64.0.0.0-24` begins with `64.0.0.0-2`. The end of the lease with the longer key is not a loss of the
+    host's own lease.
+    """
     own, other = IPv4Network("64.0.0.0/2"), IPv4Network("64.0.0.0/24")
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
@@ -190,7 +192,7 @@ def test_a_watch_of_the_own_key_as_a_prefix_is_found() -> None:
 
 
 def test_a_host_that_renumbers_when_its_lease_is_lost_is_found() -> None:
-    """Its containers keep addresses of the old subnet."""
+    """The containers of the host keep addresses of the old subnet."""
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         after, actions = step(state, event, now, draw)
@@ -244,7 +246,7 @@ SUBNET_LENGTHS = scenario(
 
 
 def test_a_creation_with_an_outdated_config_is_found() -> None:
-    """The existing subnet of another length is a part of the new one, with another key."""
+    """The existing subnet of another length is a part of the new subnet, with another key."""
 
     def careless(store: StoreState, request: Request, now: float, writer: str) -> tuple[StoreState, Event]:
         if not isinstance(request, PutLease):
@@ -258,7 +260,9 @@ def test_a_creation_with_an_outdated_config_is_found() -> None:
 
 
 def test_a_choice_from_a_listing_that_is_older_than_the_config_is_found() -> None:
-    """The listing lacks subnets that were acquired in between with the previous config."""
+    """The listing lacks subnets that were acquired with the previous config between the listing and the read
+    of the config.
+    """
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         if isinstance(event, Listed):
@@ -271,7 +275,9 @@ def test_a_choice_from_a_listing_that_is_older_than_the_config_is_found() -> Non
 
 
 def test_a_watch_that_continues_in_another_store_is_found() -> None:
-    """The store lost its data, and its revision exceeds the known one. The watch misses existing keys."""
+    """The store lost its data, and its revision exceeds the revision that the host knows. The watch misses
+    existing keys.
+    """
 
     def careless(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         after, actions = step(state, event, now, draw)
@@ -288,7 +294,7 @@ def test_a_watch_that_continues_in_another_store_is_found() -> None:
 
 
 def test_an_answer_to_a_claim_before_the_store_is_known_to_be_the_same_is_found() -> None:
-    """A former defect of pyflannel: another lease at the same revision was treated as the claimed one."""
+    """A former defect of pyflannel: another lease at the same revision was treated as the claimed lease."""
 
     def hasty(state: LeaseState, event: Event, now: float, draw: Draw) -> Step:
         if not isinstance(event, Seen) or not state.is_unsure:

@@ -1,10 +1,10 @@
 """The rules for signed leases if an attacker controls the store: every order of events within bounds.
 
-Two honest hosts have signed some leases, on two subnets. The attacker has its own key. It determines the
-leases that a third host reads: it replaces, replays, deletes and reorders them, moves them to another subnet,
-and forges. The third host may restart at any time, and an operator may remove a key from the allow-list and
-add it again. The third host consists of the real rules (`Trust`), the real file of counters and the real set
-of leases.
+Two honest hosts have signed some leases, on two subnets. The attacker has its own key. The attacker
+determines the leases that a third host reads: it replaces, replays, deletes and reorders them, moves them to
+another subnet, and forges. The third host may restart at any time, and an operator may remove a key from the
+allow-list and add it again. The third host consists of the real rules (`Trust`), the real file of counters
+and the real set of leases.
 
 With `require` and an allow-list, the traffic for a subnet is sent only to a host that signed a lease on this
 subnet with an allowed key. No lease returns after a later one of its key, or after one of another key on its
@@ -36,7 +36,7 @@ from pyflannel.wire.lease_signature import KnownKeys, format_known_keys, parse_k
 SUBNETS = IPv4Network("10.3.1.0/24"), IPv4Network("10.3.2.0/24")
 A, B, EVE = (name.encode() * 32 for name in "ABE")
 REVISION = 1
-"""Time of each write. The order of writes is that of the events."""
+"""Time of each write. The order of the writes is the order of the events."""
 
 
 class Statement(NamedTuple):
@@ -93,7 +93,7 @@ def offers(subnets_of_a: Iterable[IPv4Network], subnets_of_b: Iterable[IPv4Netwo
 
 
 class Memory(NamedTuple):
-    """Notes of the test, which the host does not have. They show whether an event is a violation.
+    """Notes of the test, which the host does not have. The notes show whether an event is a violation.
 
     Attributes:
         latest: the highest accepted counter of each key.
@@ -130,7 +130,7 @@ class World(Struct, frozen=True):
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """The code of the host. A test replaces a part of it by a defect.
+    """The code of the host. A test replaces a part of the code by a defect.
 
     Attributes:
         restart: returns the content of the file after a restart.
@@ -161,7 +161,7 @@ def trust_of(world: World, rules: Rules) -> Trust:
 
 
 def file_of(trust: Trust) -> bytes:
-    """Return the file. Its order has no meaning, so that equal states are one state."""
+    """Return the file. The order of the entries has no meaning, so equal states are one state."""
     parts = (dict(sorted(one.items())) for one in (trust.floors, trust.owners, trust.holders))
     return format_known_keys(KnownKeys(0, *parts))
 

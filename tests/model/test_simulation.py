@@ -47,7 +47,9 @@ async def one_pass(kernel: FakeKernel, desired: State) -> None:
 
 
 def check_kernels(world: World, kernels: Sequence[FakeKernel]) -> None:
-    """Let every host make one pass from its knowledge. Then its kernel matches the store."""
+    """Let every host make one pass from its knowledge. After that, the kernel of each host must match the
+    store.
+    """
     values = [entry.value for entry in world.store.entries]
     truth = LeaseSet.of(value for value in values if isinstance(value, Lease))
     for one, kernel in zip(world.hosts, kernels, strict=True):

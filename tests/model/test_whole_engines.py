@@ -180,7 +180,7 @@ def wrong_kernels(engines: Engines) -> Iterator[Violation]:
     truth = engines.leases()
     for host in engines.hosts:
         if host.state is None or host.state.held is None:
-            continue  # it is stopped, or no subnet is available
+            continue  # the daemon is stopped, or no subnet is available
         wanted = plan(host, host.state.held, truth, engines.config) | foreign(host.address)
         if host.kernel.state != wanted:
             some = next(diff(wanted, host.kernel.state))

@@ -44,7 +44,7 @@ def pem(not_before: datetime, not_after: datetime, issuer: str = "ca") -> str:
 def test_the_first_certificate_of_a_text_is_read(
     times: list[datetime], issuer: str, before: str, after: str
 ) -> None:
-    """Before 2050 the times are of one type, from then on of another; a chain may follow."""
+    """Before 2050 the times have the type UTCTime, from 2050 on GeneralizedTime; a chain may follow."""
     validity = validity_of(f"{before}\n{pem(*times, issuer)}\n{after}")
 
     assert validity == Validity(*times)
@@ -62,7 +62,7 @@ def test_anything_else_is_refused(data: bytes) -> None:
 @given(at=st.integers(0, 300), length=st.integers(1, 8), instead=st.binary(max_size=8))
 @settings(deadline=None)
 def test_a_damaged_certificate_is_refused_or_read(at: int, length: int, instead: bytes) -> None:
-    """It raises only WireError."""
+    """The parser raises only WireError."""
     data = ssl.PEM_cert_to_DER_cert(pem(EPOCH, EPOCH))
     text = ssl.DER_cert_to_PEM_cert(data[:at] + instead + data[at + length :])
 

@@ -24,7 +24,7 @@ UNDERLAY = IPv4Network("172.16.0.0/16")
 BASE = IPv4Address("10.100.0.0")
 KINDS = ("udp", "vxlan", "host-gw")
 SWITCHES = list(itertools.product(KINDS, KINDS))
-"""From each backend to each, including itself."""
+"""Changes from each backend to each backend, including itself."""
 
 EVERY_CUT = 25
 """Peers for which every cut is tried. The work grows with the cube of this number."""
@@ -36,7 +36,8 @@ FOREIGN = State.of(
     Route(
         destination=IPv4Network("0.0.0.0/0"), link="eth0", gateway=IPv4Address("172.16.255.254"), protocol=16
     ),
-    # In the network, with pyflannel's metric: neither marked nor planned, so not owned by pyflannel.
+    # This route is in the network, and has pyflannel's metric. It is neither marked nor planned, so pyflannel
+    # does not own the route.
     Route(
         destination=IPv4Network("10.100.250.0/24"), link="eth0", gateway=IPv4Address("172.16.9.9"), protocol=3
     ),
@@ -117,7 +118,7 @@ def assert_finished(kernel: FakeKernel, desired: State) -> None:
 
 
 def test_the_plans_have_the_expected_objects() -> None:
-    """Three objects per peer with vxlan, one with host-gw. Nothing is refused."""
+    """Three objects per peer with vxlan, one object with host-gw. Nothing is refused."""
     host_only = {kind: len(plan(kind, {})) for kind in KINDS}
     sizes = {kind: len(plan(kind, dict.fromkeys(range(1000), 0))) - host_only[kind] for kind in KINDS}
     assert sizes == {"udp": 1000, "vxlan": 3000, "host-gw": 1000}
@@ -125,7 +126,7 @@ def test_the_plans_have_the_expected_objects() -> None:
 
 @pytest.mark.parametrize("kinds", SWITCHES, ids="-".join)
 def test_a_batch_may_end_anywhere(kinds: tuple[str, str], long_run: bool) -> None:
-    """After each operation. Then the empty plan removes everything."""
+    """The batch ends after each of its operations in turn. At the end, the empty plan removes everything."""
     standing, desired = before_and_after(kinds, 10 * EVERY_CUT if long_run else EVERY_CUT)
     size = len(batch(desired, FakeKernel(standing | FOREIGN)))
 
@@ -136,7 +137,7 @@ def test_a_batch_may_end_anywhere(kinds: tuple[str, str], long_run: bool) -> Non
 
 
 def test_a_batch_of_a_thousand_peers_may_end_anywhere(long_run: bool) -> None:
-    """Some cuts of three thousand; every one in the long form would take an hour."""
+    """Some cuts of three thousand; all of these cuts would take an hour, even in the long form."""
     standing, desired = before_and_after(("vxlan", "vxlan"), 1000)
     size = len(batch(desired, FakeKernel(standing | FOREIGN)))
 

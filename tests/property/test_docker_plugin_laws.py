@@ -1,4 +1,6 @@
-"""Laws of the Docker plugin: no address twice, no overlap, nothing left, and no request that breaks it."""
+"""Laws of the Docker plugin: no address twice, no overlap, nothing left, and no request that makes the plugin
+fail.
+"""
 
 import json
 from contextlib import suppress

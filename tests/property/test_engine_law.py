@@ -65,7 +65,7 @@ def counted(long_run: bool, capsys: pytest.CaptureFixture[str]) -> Iterator[Coun
 
 @pytest.mark.timeout(4 * 3600)  # the --long form takes twenty minutes of processor time
 def test_the_law(long_run: bool, counted: Counted) -> None:
-    """The kernel equals the plan within a bounded time, a repair follows damage, looks are few."""
+    """The kernel equals the plan within a bounded time, a repair follows damage, scans are few."""
     examples = LONG_EXAMPLES if long_run else EXAMPLES
     settings(max_examples=examples)(given(histories)(counted.check))()
 
@@ -76,20 +76,22 @@ def lived(*steps: Step, config: int = 0, silent: int | None = None) -> History:
 
 
 def test_a_peer_that_leaves_before_it_was_added_is_removed_at_once() -> None:
-    """A look was in progress when the peer joined, and its batch when the peer left."""
+    """A scan was in progress when the peer joined, and its batch when the peer left."""
     steps = ((Stall(LINKS), None), (SetPeer(0, 0), 0.001), (SetPeer(0, None), None))
     check(History(steps=steps, is_announced=False))
 
 
 def test_an_address_whose_answer_was_lost_keeps_its_neighbours() -> None:
-    """It is added again after a peer was added."""
+    """The address is added again after a peer was added."""
     lost = Refuse(part=LINKS, nth=1, is_permanent=False, takes_effect=True)
     check(History(steps=((lost, 0.001), (SetPeer(0, 0), None)), is_announced=False))
 
 
 @pytest.mark.timeout(60)
 def test_a_refused_replacement_of_a_link_is_tried_again_after_a_pause() -> None:
-    """The objects that the kernel would drop with the link are restored each time, and must not hasten it."""
+    """The objects that the kernel would drop with the link are restored each time, and must not shorten the
+    pause.
+    """
     steps = (
         (Configure(config=3), 0.3),
         (Refuse(part=0, nth=18, is_permanent=False, takes_effect=False), 11.0),
@@ -99,7 +101,7 @@ def test_a_refused_replacement_of_a_link_is_tried_again_after_a_pause() -> None:
     check(History(steps=steps, config=1, change=SetPeer(0, None), damage=RenameLink(nth=2)))
 
 
-def test_each_outdated_look_counts_as_a_pass() -> None:
+def test_each_outdated_scan_counts_as_a_pass() -> None:
     steps = (
         (SpoilPeer(slot=1), 6.0),
         (Silence(part=3), 0.03),
@@ -115,7 +117,7 @@ def test_each_outdated_look_counts_as_a_pass() -> None:
     check(History(steps=steps, config=1, is_announced=False))
 
 
-def test_changes_of_a_target_that_was_never_read_cause_no_looks_at_others() -> None:
+def test_changes_of_a_target_that_was_never_read_cause_no_scans_of_other_targets() -> None:
     """Peers come and go while the target of links is silent."""
     peer, gone = SetPeer(0, 0), SetPeer(0, None)
     steps = ((Silence(LINKS), None), (peer, None), (RemoveUnderlay(), 0.3), (gone, 0.001), (peer, None)) + (
@@ -144,7 +146,7 @@ DEFECTS = {
         f"{RIGHT}|{REPAIRS}",  # an audit finds the difference, and counts it as damage
         lived(SetPeer(0, 0), Stall(LINKS), SetPeer(0, 1), Announce(LINKS), SetPeer(0, 2), GoOn(LINKS)),
     ),
-    "a refused object costs a look each second": (
+    "a refused object costs a scan each second": (
         defects.look_while_refused,
         LOOKS,
         History(steps=((SetPeer(0, 0), 0.001), (Refuse(LINKS, None, True), 0.001), (SetPeer(0, 1), 11.0))),
@@ -182,7 +184,9 @@ def test_the_law_finds_a_defect(
     long_run: bool,
     counted: Counted,
 ) -> None:
-    """Each former defect of the engine, restored, breaks a rule. The long form searches for it."""
+    """Each former defect of the engine, restored, breaks a rule. The long form searches for a history that
+    shows the defect.
+    """
     check(history)
     defect(monkeypatch)
 

@@ -107,7 +107,7 @@ def test_a_chain_and_its_jump_are_as_planned_after_any_state(
 
 
 @given(saved=saved_tables())
-def test_a_removed_chain_leaves_the_rules_of_others(saved: SavedTables) -> None:
+def test_a_removed_chain_leaves_the_rules_of_other_programs(saved: SavedTables) -> None:
     chain = IptablesChain(family=4, hook="FORWARD", device="flannel0", rules=())
 
     after = restored(format_removal(chain, saved), saved)

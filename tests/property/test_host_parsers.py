@@ -1,6 +1,7 @@
 """Parsers of the host's programs, files, tables and flags under hostile input.
 
-Each returns or raises its own error. Each gets a thousand inputs, and many more from `scripts/test fuzz`.
+Each parser returns or raises its own error. Each parser gets a thousand inputs, and many more from
+`scripts/test fuzz`.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Parsers of netlink messages under hostile input: each returns or raises its own error.
+"""Parsers of netlink messages under hostile input: each parser returns or raises its own error.
 
 Each parser gets a thousand inputs, and many more from `scripts/test fuzz`.
 """
@@ -307,7 +307,9 @@ def read_trace(data: bytes) -> None:
 
 
 def judge(data: bytes) -> None:
-    """Examine a rule as one of the hook forward, and as one of a chain that this one enters."""
+    """Examine a rule as a rule of a chain at the hook forward, and as a rule of a chain that this chain jumps
+    to.
+    """
     rule = flow_rules.parse_found_rule(data)
     chain = flow_rules.FoundChain(rule.table._replace(family=nftables.IPV4), rule.chain, 2, "filter")
     rule = replace(rule, table=chain.table)

@@ -1,6 +1,7 @@
 """Parsers of packets, control frames, HTTP and Docker's requests under hostile input.
 
-Each returns or raises its own error. Each gets a thousand inputs, and many more from `scripts/test fuzz`.
+Each parser returns or raises its own error. Each parser gets a thousand inputs, and many more from
+`scripts/test fuzz`.
 """
 
 import asyncio
@@ -427,7 +428,7 @@ conversations = damaged(some_requests) | some_requests | sound_requests | st.bin
 
 
 LOOP = asyncio.new_event_loop()
-"""One event loop for all inputs, because a new one takes longer than most inputs."""
+"""One event loop for all inputs, because a new event loop takes longer than most inputs."""
 
 atexit.register(LOOP.close)
 

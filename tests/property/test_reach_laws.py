@@ -103,7 +103,7 @@ def inputs(draw: st.DrawFn) -> Inputs:
 
 
 def plan(given_inputs: Inputs) -> State:
-    """Return the plan; an empty one if there is none."""
+    """Return the plan; an empty plan if the inputs give no plan."""
     planner = Planner(PlanOptions(subnet_file=SUBNET_FILE, has_blackhole=True))
     planner.update(given_inputs)
     return planner.plan or State.EMPTY
@@ -120,7 +120,9 @@ def into_overlay(state: State) -> Iterator[tuple[IPv4Network, int]]:
 
 
 def best(routes: list[tuple[IPv4Network, int]], address: IPv4Address) -> tuple[int, int]:
-    """Return length and negative metric of the selected route; of the default route if there is none."""
+    """Return length and negative metric of the selected route; of the default route if no other route
+    matches.
+    """
     fitting = [(net.prefixlen, -metric) for net, metric in routes if address in net]
     return max(fitting, default=(0, 0))
 
@@ -140,7 +142,9 @@ def test_no_content_of_the_store_redirects_needed_addresses(given_inputs: Inputs
 
 @given(given_inputs=inputs())
 def test_no_route_of_another_program_is_replaced(given_inputs: Inputs) -> None:
-    """Except one that equals the planned route, with the peer's address as gateway."""
+    """A foreign route may only be replaced if it equals the planned route, with the peer's address as
+    gateway.
+    """
     planned = plan(given_inputs).by_key
 
     for route in given_inputs.surroundings.routes:

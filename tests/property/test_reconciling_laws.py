@@ -1,4 +1,4 @@
-"""Laws of reconciliation, on a kernel in memory. tests/lab checks them on the real one."""
+"""Laws of reconciliation, on a kernel in memory. tests/lab checks these laws on a real kernel."""
 
 import asyncio
 from collections.abc import Sequence
@@ -92,7 +92,9 @@ def test_a_link_of_another_kind_is_created_again() -> None:
 
 
 def test_two_daemons_on_one_host_do_not_change_each_other() -> None:
-    """Each has its own mark: the device of one is foreign to the other, planned or not."""
+    """Each daemon has its own mark: the device of one daemon is foreign to the other daemon, planned or
+    not.
+    """
     mine = Link(name="flannel0", kind="tun", mtu=1472)
     theirs = Link(name="flannel1", kind="tun", mtu=1472, alias="pyflannel /run/blue")
 
@@ -101,7 +103,7 @@ def test_two_daemons_on_one_host_do_not_change_each_other() -> None:
 
 
 def test_filter_rules_belong_to_the_daemon_of_their_device() -> None:
-    """Also if the usual daemon has flannel1, because another was first."""
+    """A chain of flannel1 belongs to the usual daemon if another daemon started first and has flannel0."""
     theirs = Link(name="flannel0", kind="tun", mtu=1472, alias="pyflannel /run/blue")
     mine = Link(name="flannel1", kind="tun", mtu=1472)
     their_chain = IptablesChain(family=4, hook="FORWARD", device="flannel0", rules=())

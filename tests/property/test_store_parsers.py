@@ -1,4 +1,4 @@
-"""Parsers of the store and of subnet.env under hostile input: each returns or raises its own error.
+"""Parsers of the store and of subnet.env under hostile input: each parser returns or raises its own error.
 
 Each parser gets a thousand inputs, and many more from `scripts/test fuzz`.
 """
@@ -577,7 +577,7 @@ def test_a_parser_raises_no_error_but_its_own(parser: Parser) -> None:
 
 @given(as_bytes(leases) | st.sampled_from(LEASES))
 def test_the_attributes_of_a_lease_depend_on_its_signed_form_only(value: bytes) -> None:
-    """So no other spelling or order of a signed lease has another meaning."""
+    """No other spelling or order of a signed lease has another meaning."""
     try:
         attributes = parse_lease_attributes(value)
     except WireError:

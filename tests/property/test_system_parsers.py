@@ -1,7 +1,8 @@
 """Parsers of the kernel's files, of the host's programs and of state files under hostile input.
 
-Each returns or raises its own error. Each gets a thousand inputs, and many more from `scripts/test fuzz`. The
-kernel writes its files in a fixed form, but users choose names of links, mounts and cgroups in them.
+Each parser returns or raises its own error. Each parser gets a thousand inputs, and many more from
+`scripts/test fuzz`. The kernel writes its files in a fixed form, but users choose names of links, mounts and
+cgroups in them.
 """
 
 import json
@@ -157,14 +158,14 @@ PARSERS = [
         IPV6_ADDRESSES,
     ),
     Parser(
-        "UDP sockets in /proc",  # without a text that users choose
+        "UDP sockets in /proc",  # this file contains no text that users choose
         lambda text: list(inodes_at(text, IPv4Address("10.10.10.10"), 0x205D)),
         damaged_text(st.sampled_from(UDP_TABLES), "0F: \n"),
         (ValueError, IndexError),
         UDP_TABLES,
     ),
     Parser(
-        "addresses in /proc",  # without a text that users choose
+        "addresses in /proc",  # this file contains no text that users choose
         lambda text: list(addresses_in(text)),
         damaged_text(st.sampled_from(TRIES), "0./ \n"),
         (ValueError,),

@@ -23,7 +23,7 @@ class Reader:
 
 
 async def returns(awaitable: Awaitable[None]) -> bool:
-    """Return whether the call returns soon. Otherwise it is cancelled."""
+    """Return whether the call returns soon. Cancel a call that does not return."""
     try:
         async with asyncio.timeout(0.01):
             await awaitable
@@ -51,7 +51,7 @@ def test_a_cancelled_call_loses_no_burst() -> None:
             waiting = asyncio.ensure_future(changes.next())
             await asyncio.sleep(0)
             reader.announce()
-            waiting.cancel()  # before it runs again
+            waiting.cancel()  # before the cancelled call runs again
             await asyncio.wait([waiting])
             return waiting.cancelled() and await returns(changes.next())
 

@@ -37,7 +37,7 @@ PERMANENT = "EPERM EACCES EROFS EOPNOTSUPP ENOSYS EINVAL ENOENT EEXIST EISDIR EN
 
 @pytest.mark.parametrize("code", [*(getattr(errno, name) for name in TEMPORARY.split()), 9999, None])
 def test_an_error_that_may_disappear_by_itself_is_temporary(code: int | None) -> None:
-    """An unknown error is temporary too. A needless retry costs less than a missing one."""
+    """An unknown error is temporary too. A needless retry costs less than a missing retry."""
     assert not is_permanent(code)
 
 

@@ -66,7 +66,7 @@ def test_a_package_holds_a_docstring_and_no_code(path: Path) -> None:
 
 
 def test_no_module_has_a_name_without_a_subject() -> None:
-    """A module such as `utils` has no subject, so that a reader does not know its contents."""
+    """A module such as `utils` does not show the subject of the module."""
     assert [path for path in sources() if path.stem in NAMELESS] == []
 
 
@@ -86,7 +86,7 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_the_package_imports_exactly_its_declared_dependencies() -> None:
-    """The declared dependencies include those of the extra `top`."""
+    """The declared dependencies include the dependencies of the extra `top`."""
     pytest.importorskip("textual", reason="the extra top is not installed")
     run = names(project()["project"]["dependencies"] + project()["project"]["optional-dependencies"]["top"])
     distributions = packages_distributions()
@@ -188,7 +188,7 @@ def test_every_module_that_the_source_names_exists() -> None:
 
 
 def is_importable(name: str) -> bool:
-    """Return whether a dotted name is that of a module, or of an object in a module."""
+    """Return whether a dotted name names a module, or an object in a module."""
     room, _, last = name.rpartition(".")
     try:
         return importlib.util.find_spec(name) is not None
@@ -247,7 +247,7 @@ def test_every_test_that_proves_a_guarantee_exists(page: str) -> None:
 
 
 def test_the_readme_connects_container_engines_as_the_guides() -> None:
-    """Each container engine needs at most three commands. tests/runtimes runs those of the guides."""
+    """Each container engine needs at most three commands. tests/runtimes runs the commands of the guides."""
     section = (ROOT / "README.md").read_text().partition("## Connect a container engine\n")[2]
     blocks = re.findall(r"^```(yaml)?\n(.*?)^```", section.partition("\n## ")[0], re.DOTALL | re.MULTILINE)
     guides = "".join(

@@ -1,4 +1,4 @@
-"""The metrics of a status. Without a scrape they cost no memory."""
+"""The metrics of a status. Without a scrape, the metrics cost no memory."""
 
 import json
 import re
@@ -205,7 +205,7 @@ def test_every_value_of_a_status_has_a_sample() -> None:
 
 
 def test_other_backends_count_the_bytes_of_their_device() -> None:
-    """The forwarder and the programs count those of the udp backend."""
+    """The forwarder and the eBPF programs count the bytes of the udp backend."""
     counted = {"received": 70, "sent": 80, "mtu": 1450}
     vxlan = Status(version="0.1.0", backend=BackendStatus(type="vxlan", link="flannel.1", **counted))
     udp = Status(version="0.1.0", backend=BackendStatus(type="udp", link="flannel0", **counted))
@@ -290,7 +290,9 @@ def test_every_counter_of_packets_becomes_a_metric() -> None:
 
 
 def test_names_follow_the_conventions() -> None:
-    """The names of counters, and no others, end in `_total`. Units are base units."""
+    """The names of counters, and no others, end in `_total`. The units of metrics are base units, such as
+    seconds and bytes.
+    """
     for family in FAMILIES:
         assert family.name.startswith("flannel_")
         assert family.name.endswith("_total") == (family.kind == "counter"), family.name

@@ -103,7 +103,8 @@ def test_a_token_protects_each_document(tmp_path: Path, ip: str) -> None:
     daemon = ShownHost(_=ShownHosts(1))
     documents = [path for _, path in page_routes(daemon, access) if path.startswith("/v1/")]
 
-    assert ask(request("/", host="flannel.example"), access=access).status == 200  # it asks for the token
+    page = ask(request("/", host="flannel.example"), access=access)
+    assert page.status == 200  # the page asks for the token
     for path in documents:
         method = "POST" if path in ("/v1/config/check", "/v1/plan") else "GET"
         for wrong in (
@@ -244,7 +245,7 @@ def test_a_config_is_checked_with_its_effects_and_not_written() -> None:
 
 
 DEEP = b'{"a":' * 900 + b"1" + b"}" * 900
-"""The JSON module of Python reads it, but most recursive functions fail."""
+"""The JSON module of Python reads this document, but most recursive functions fail."""
 
 
 @pytest.mark.parametrize("path", ["/v1/config/check", "/v1/plan"])
@@ -291,7 +292,7 @@ def test_an_unusable_file_of_the_token_is_logged_once(
 
 
 def test_the_plan_of_a_config_is_shown_and_rare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan contains the stored preshared key in place of the hidden one."""
+    """The plan contains the stored preshared key in place of the hidden key."""
     monkeypatch.setattr(page, "PLAN_S", 3600.0)
     stored = json.dumps({"Network": "10.100.0.0/14", "Backend": {"Type": "wireguard", "PSK": PSK}})
     given = request(

@@ -102,7 +102,7 @@ def test_flags_set_their_options() -> None:
     assert parsed.on_subnet_lost == "renumber"
 
 
-def test_a_flag_overrides_its_variable_and_the_last_flag_the_earlier_ones() -> None:
+def test_a_flag_overrides_its_variable_and_earlier_flags_of_the_same_name() -> None:
     environment = {"FLANNELD_ETCD_PREFIX": "/env", "FLANNELD_SUBNET_FILE": "/env", "FLANNELD_IFACE": "a,b"}
 
     parsed = options("--etcd-prefix=/one", "--etcd-prefix=/two", environment=environment)

@@ -44,7 +44,7 @@ def test_several_networks_share_the_directory_of_pins(tmp_path: Path) -> None:
 
 
 def test_the_places_of_one_of_several_networks_are_recognised_by_their_names(tmp_path: Path) -> None:
-    """The identity file distinguishes a daemon whose places have such names."""
+    """A daemon whose directories have these names is distinguished by its identity file."""
     daemon = Places(run_dir=tmp_path, state_dir=tmp_path / "state", subnet_file=tmp_path / "subnet.env")
     made = daemon.of_network("blue", tmp_path / "networks")
     named = Places(run_dir=made.run_dir, state_dir=made.state_dir, subnet_file=made.subnet_file)
@@ -56,7 +56,7 @@ def test_the_places_of_one_of_several_networks_are_recognised_by_their_names(tmp
     assert named.network is None
 
 
-def test_another_prefix_has_directories_in_the_usual_ones(usual: Places) -> None:
+def test_another_prefix_has_directories_in_the_usual_directories(usual: Places) -> None:
     """A daemon with the default prefix, or with a store without prefixes, has the usual directories."""
     blue = usual.of_prefix(BLUE)
 
@@ -67,7 +67,7 @@ def test_another_prefix_has_directories_in_the_usual_ones(usual: Places) -> None
 
 
 def test_every_prefix_has_its_own_directory(usual: Places) -> None:
-    """The name is never that of a network, and the path of a socket in it is not too long."""
+    """The name is never the name of a network, and the path of a socket in the directory is not too long."""
     prefixes = ["/a/b", "/a@b", "/a%40b", "/ab", "/a//b", "/ä", "/" + "x" * 80, "/" + "x" * 81, "/\udcff"]
 
     names = [usual.of_prefix(prefix).run_dir.name for prefix in prefixes]
@@ -126,7 +126,7 @@ def test_the_identity_of_an_older_version_in_the_usual_directory_is_kept(usual: 
 
 
 @pytest.mark.parametrize("prefix", [None, "/coreos.com/network", "/red"])
-def test_the_usual_directory_of_another_daemon_is_left_to_it(usual: Places, prefix: str | None) -> None:
+def test_the_usual_directory_of_another_daemon_is_not_used(usual: Places, prefix: str | None) -> None:
     """The other daemon uses a database file, which has no prefix."""
     usual.state_dir.mkdir()
     usual.identity.touch()
@@ -146,7 +146,7 @@ def test_a_running_older_version_has_the_usual_directory(usual: Places) -> None:
 
 
 def test_directories_of_a_prefix_stay_its_own(usual: Places) -> None:
-    """The record in the usual directory has no effect on them."""
+    """The record in the usual directory has no effect on the directories of a prefix."""
     blue = usual.of_prefix(BLUE)
     blue.state_dir.mkdir(parents=True)
     blue.identity.touch()

@@ -173,7 +173,9 @@ def test_the_effects_on_running_hosts_are_shown(set_config: Set, capfd: Printed)
     assert len(effects) == 2
 
 
-def test_a_dry_run_on_a_new_store_does_not_create_it(set_config: Set, tmp_path: Path, capfd: Printed) -> None:
+def test_a_dry_run_on_a_new_store_does_not_create_the_store(
+    set_config: Set, tmp_path: Path, capfd: Printed
+) -> None:
     assert set_config("--dry-run", "--json", GOOD) == 0
 
     document = read_document(["config", "set"], capfd.readouterr().out)
@@ -190,7 +192,7 @@ def on_a_terminal(answer: bytes, *words: str) -> tuple[int, str]:
             [Path(sys.executable).with_name("flannelctl"), *words], stdin=slave, stdout=slave, stderr=slave
         )
         os.close(slave)
-        os.write(master, answer)  # the terminal keeps it until flannelctl reads it
+        os.write(master, answer)  # the terminal keeps the answer until flannelctl reads
         text = b""
         while chunk := _read(master):
             text += chunk

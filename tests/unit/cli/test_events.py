@@ -32,7 +32,7 @@ def test_another_text_is_refused(text: str) -> None:
         begin_of(text, NOW)
 
 
-def test_new_events_are_those_after_the_last_printed_one() -> None:
+def test_new_events_are_the_events_after_the_last_printed_event() -> None:
     assert later([], [ONE, TWO]) == [ONE, TWO]
     assert later([ONE, TWO], [ONE, TWO]) == []
     assert later([ONE, TWO], [TWO, FOUR]) == [FOUR]

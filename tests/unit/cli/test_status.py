@@ -138,7 +138,7 @@ def test_a_rule_that_drops_packets_makes_the_first_line_say_no() -> None:
 
 
 def test_of_many_warnings_and_refused_peers_the_rest_is_counted() -> None:
-    """A writer of the store can cause one for each lease. Thousands of warnings are read once."""
+    """A writer of the store can cause a warning for each lease. Thousands of warnings are read once."""
     names = [CountedText(f"lease {number} is refused") for number in range(2000)]
     peers = tuple(
         RefusedPeer(
@@ -200,7 +200,7 @@ class CountedText(str):
     __hash__ = str.__hash__
 
 
-def test_mode_flow_is_shown_with_its_duration_and_the_reasons_against_it() -> None:
+def test_mode_flow_is_shown_with_its_duration_and_the_reasons_against_mode_flow() -> None:
     path = FastPathStatus(mode="flow", uncached=("a rule of ip filter FORWARD decides by limit",))
     shown = dict(facts(Status(version="1", fast_path=path)))
 
@@ -282,7 +282,8 @@ class TestOnATerminal:
     @pytest.fixture
     def hosts(self, tmp_path: Path) -> Iterator[ShownHosts]:
         hosts = ShownHosts(1)
-        hosts.refused[hosts.peers[0].subnet] = "it is not on the link of this host"  # so it is not probed
+        # A refused peer is not probed.
+        hosts.refused[hosts.peers[0].subnet] = "it is not on the link of this host"
         with serving(tmp_path / "flanneld.sock", hosts):
             yield hosts
 

@@ -263,7 +263,7 @@ def test_a_peer_that_stops_answering_moves_no_column() -> None:
 
 
 def test_another_size_of_the_window_is_used_immediately() -> None:
-    """The next data may arrive only after seconds."""
+    """The next data may arrive only after several seconds."""
 
     async def life(pilot: "Pilot[None]", press: Callable[..., Awaitable[str]]) -> None:
         wide = (await press()).splitlines()
@@ -361,7 +361,7 @@ def test_the_screen_follows_the_daemon_through_joins_and_a_restart(daemon: Daemo
             terminal.wait(lambda text: "ADDRESS" not in text and "docker4" in text)
             daemon.hosts.add()
             terminal.wait("docker5")
-            terminal.type("/10.100.5.0/24\r")  # as one paste
+            terminal.type("/10.100.5.0/24\r")  # all at once, as if pasted
             terminal.wait(lambda text: "1 with '10.100.5.0/24'" in text and "docker4" not in text)
         terminal.wait(lambda text: "flanneld does not respond" in text and "docker5" in text)
         with daemon.running():
@@ -399,7 +399,7 @@ def test_without_a_terminal_the_error_names_other_commands(capfd: pytest.Capture
     assert "flannelctl peers" in error
 
 
-def test_without_textual_the_error_names_the_place_to_install_it(
+def test_without_textual_the_error_names_the_directory_to_install_textual(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -412,4 +412,4 @@ def test_without_textual_the_error_names_the_place_to_install_it(
 
     error = capfd.readouterr().err
     assert "needs the Python package textual" in error
-    assert f"Install it into {sys.prefix}" in error
+    assert f"Install textual into {sys.prefix}" in error

@@ -108,7 +108,7 @@ def test_missing_parts_are_named(places: Places, tmp_path: Path, monkeypatch: py
     assert json.loads(texts["status.json"])["is_live"] is False
 
 
-def test_a_defect_in_one_part_leaves_the_others(
+def test_a_defect_in_one_part_leaves_the_other_parts(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def examine(_: Places, left_s: float) -> None:
@@ -139,7 +139,7 @@ def test_an_existing_file_is_not_overwritten(
 def test_no_link_in_the_directories_of_the_daemon_is_followed(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """These directories may belong to the user flanneld, and root collects the parts."""
+    """The directories of a daemon may belong to the user flanneld, and root collects the parts."""
     private = tmp_path / "shadow"
     private.write_text("root:$6$hash\n")
     (places.run_dir / "linked.log").symlink_to(private)

@@ -56,10 +56,12 @@ def test_without_a_record_the_device_determines_the_name(usual: Places, tmp_path
     assert claimed_name(blue, [tun("flannel5", blue.mark), tun("flannel0", usual.mark)]) == "flannel5"
 
 
-def test_the_usual_daemon_has_flannel0_unless_another_daemon_has_it(
+def test_the_usual_daemon_has_flannel0_unless_another_daemon_has_flannel0(
     usual: Places, tmp_path: Path, claims: set[str]
 ) -> None:
-    """Another daemon has it if it has the link, wrote the name to a file, or claims it while it runs."""
+    """Another daemon has the name if it has the link, wrote the name to a file, or claims the name while it
+    runs.
+    """
     blue = tmp_path / "blue"
     assert claimed_name(Places(run_dir=blue), []) is None
     assert claimed_name(usual, [tun("flannel0", "")]) == "flannel0"
@@ -76,7 +78,7 @@ def test_the_usual_daemon_has_flannel0_unless_another_daemon_has_it(
 
 
 def test_the_network_of_another_daemon_with_vxlan_is_not_touched(usual: Places, tmp_path: Path) -> None:
-    """The claimed name is not the name of its link, but is in its run directory."""
+    """The name that the daemon claims is not the name of its link, but is in its run directory."""
     elsewhere = tmp_path / "a" / "b"
     elsewhere.mkdir(parents=True)
     (elsewhere / "device").write_text("flannel0\n")

@@ -144,7 +144,7 @@ def test_a_daemon_whose_lock_was_deleted_is_reported(lock: Path) -> None:
         with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) is running at") as refused:
             asyncio.run(stop_daemon(lock))
 
-    assert refused.value.hint == f"Terminate it with 'kill {os.getpid()}', then run cleanup again."
+    assert refused.value.hint == f"Terminate flanneld with 'kill {os.getpid()}', then run cleanup again."
     assert asyncio.run(stop_daemon(lock)) is None  # a remaining socket is not a daemon
 
 
@@ -156,7 +156,7 @@ def test_the_cleanup_of_one_network_does_not_end_the_daemon_of_several(tmp_path:
         with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) runs the network blue") as refused:
             asyncio.run(stop_daemon(blue.lock))
 
-    assert "Remove it from --networks" in refused.value.hint
+    assert "Remove the network from --networks" in refused.value.hint
     assert "kill" not in refused.value.hint
 
 

@@ -14,7 +14,7 @@ from pyflannel.model.status import Membership
 
 
 def test_networks_come_from_the_store_and_every_subnet_env(tmp_path: Path) -> None:
-    """The first releases wrote several such files. An unreadable file names no network."""
+    """The first releases wrote several subnet.env files. An unreadable file names no network."""
     places = Places(run_dir=tmp_path, subnet_file=tmp_path / "subnet.env")
     (tmp_path / "networks").mkdir()
     places.subnet_file.write_text("FLANNEL_NETWORK=10.99.0.0/16\nFLANNEL_IPV6_NETWORK=fd00:5::/48\n")
@@ -47,7 +47,9 @@ def certificate(ends: int) -> str:
 
 
 def test_the_certificates_of_etcd_are_read_from_the_files_in_the_url(tmp_path: Path) -> None:
-    """The first certificate of a chain is that of its holder. Of several authorities, one is sufficient."""
+    """The first certificate of a chain belongs to the holder of the key. Of several authorities, one valid
+    authority is sufficient.
+    """
     own, authorities = tmp_path / "own.pem", tmp_path / "ca.pem"
     own.write_text(certificate(2031) + certificate(2040))
     authorities.write_text(certificate(2021) + certificate(2035))

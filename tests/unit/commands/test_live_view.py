@@ -110,7 +110,7 @@ def test_the_peers_are_shown_with_their_round_trip_time(host: Host) -> None:
 
 
 def test_the_loss_counts_each_request_that_was_not_answered(host: Host) -> None:
-    """The first request of a peer that answers the second one is lost."""
+    """The peer answers the second request, so the first request counts as lost."""
     host.results = {
         subnet(2).network_address: replace(REACHED, attempts=2),
         subnet(3).network_address: replace(SILENT, attempts=3),

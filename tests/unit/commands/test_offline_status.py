@@ -20,7 +20,9 @@ GONE = NotReadyError("flanneld does not respond", hint="Start flanneld.")
 
 
 def test_each_of_several_networks_is_named_in_the_remedy(tmp_path: Path) -> None:
-    """The daemon has a socket for each network and none of its own, which does not mean that it hangs."""
+    """The daemon has a socket for each network and no common socket. A missing common socket does not mean
+    that the daemon hangs.
+    """
     places = Places(run_dir=tmp_path)
 
     with (
@@ -84,7 +86,7 @@ def test_the_owner_is_known_without_an_identity_file(tmp_path: Path) -> None:
     "name", ["flanneld.lock", "device", "identity.json", "last-known.json", "subnet.env"]
 )
 def test_a_fifo_in_a_directory_of_the_daemon_does_not_block(name: str, tmp_path: Path) -> None:
-    """These directories may belong to the user flanneld, and root runs flannelctl."""
+    """The directories of a daemon may belong to the user flanneld, and root runs flannelctl."""
     places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "subnet.env")
     os.mkfifo(tmp_path / name)
 

@@ -43,14 +43,16 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_requests_of_a_client_that_left_after_them_end_nothing(server: Server, tmp_path: Path) -> None:
-    """The answer to the first request fails. The server does not read the second one, which is invalid."""
+    """The answer to the first request fails. The server does not read the second request, which is
+    invalid.
+    """
     server.control.listen()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "s"))
         client.sendall(encode_frame(Kind.READ_STATE) + encode_frame(Kind.READ_SUMMARY))
 
     server.poller.run_round()  # the connection
-    server.poller.run_round()  # its requests
+    server.poller.run_round()  # the requests of the client
 
     assert len(server.asked) == 1
     assert server.left == server.asked

@@ -34,8 +34,8 @@ DIFFERENCES = {
     "008": ("the longest prefix has precedence, not the first", None, True),
     "026": ("a header length of 4 words is no header", Drop.INCONSISTENT, False),
     "029": ("no ICMP error is sent to 0.0.0.0", Drop.NO_ROUTE, False),
-    "031": ("the quote ends with the packet, not in the rest of an earlier one", Drop.NO_ROUTE, True),
-    "032": ("the quote ends with the packet, not in the rest of an earlier one", Drop.NO_ROUTE, True),
+    "031": ("the quote ends with the packet, not in the rest of an earlier packet", Drop.NO_ROUTE, True),
+    "032": ("the quote ends with the packet, not in the rest of an earlier packet", Drop.NO_ROUTE, True),
     "035": ("no ICMP error about the limited broadcast", Drop.NO_ROUTE, False),
     "037": ("no ICMP error about a multicast", Drop.NO_ROUTE, False),
     "038": ("no ICMP error about a multicast", Drop.NO_ROUTE, False),
@@ -96,7 +96,7 @@ def test_as_the_original(case):
 
 @pytest.mark.parametrize("case", [c for c in GOLDEN if c["id"][-3:] in DIFFERENCES], ids=ids)
 def test_defects_of_the_original_are_not_copied(case):
-    """The test checks each difference, and that it is one."""
+    """The test checks pyflannel's result for each difference, and that the original's result is different."""
     _, expected, is_something_sent = DIFFERENCES[case["id"][-3:]]
 
     verdict, sent, written = forward(case)
@@ -135,7 +135,7 @@ def outbound_verdict(payload: bytes, *, protocol: int = 17, fragment: int = 0, o
 @pytest.mark.parametrize("source_port", [8285, 40000])
 @pytest.mark.parametrize("options", [b"", b"\x01" * 8])
 def test_a_tunnel_datagram_from_the_device_is_dropped(source_port: int, options: bytes) -> None:
-    """Such a datagram would loop. A NAT may have changed its source."""
+    """The datagram would loop. A NAT may have changed its source."""
     payload = pack("!HHHH", source_port, 8285, 8, 0)
 
     assert outbound_verdict(payload, options=options) is Drop.LOOP
@@ -143,7 +143,7 @@ def test_a_tunnel_datagram_from_the_device_is_dropped(source_port: int, options:
 
 @pytest.mark.parametrize("fragment", [0x2000, 0x0003, 0x2003])
 def test_a_fragment_of_a_tunnel_datagram_is_dropped(fragment: int) -> None:
-    """The first fragment has the port. For later ones, the address decides."""
+    """The first fragment has the port. For later fragments, the address decides."""
     is_first = not fragment & 0x1FFF
     payload = pack("!HHHH", 8285, 8285, 3000, 0) if is_first else bytes(64)
 
@@ -185,14 +185,14 @@ def test_a_quote_is_bounded_by_the_packet():
 
 
 def test_the_port_of_a_sender_is_not_checked():
-    """A NAT between two hosts may change it."""
+    """A NAT between two hosts may change the port."""
     (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-068"]
 
     assert forward({**case, "from": "192.168.50.102:40000"}) == forward(case)
 
 
 def test_the_longest_prefix_proves_the_sender():
-    """The owner of the wider subnet cannot send for hosts of the narrower one."""
+    """The owner of the wider subnet cannot send for hosts of the narrower subnet."""
     (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-068"]
     packet = bytearray.fromhex(case["packet"])
     packet[12:16] = inet_aton("10.77.50.130")

@@ -23,7 +23,7 @@ PEERS = [
     Peer(0x0A640280, 25, 0x0A090003, 8285),
     Peer(0x0A640300, 24, 0x0A640301, 8286),
 ]
-"""The address of the third is in its own subnet."""
+"""The underlay address of the third peer is in its own subnet."""
 
 
 def table() -> PeerTable:
@@ -90,7 +90,9 @@ streams = st.lists(
 
 
 class Arrivals:
-    """A socket with received datagrams: equal sizes and a shorter last one are joined, as by UDP_GRO."""
+    """A socket with received datagrams: datagrams of equal size and a shorter last datagram are joined, as by
+    UDP_GRO.
+    """
 
     def __init__(self, datagrams: list[tuple[bytes, str]], *, joined: bool) -> None:
         self._calls: list[tuple[list[bytes], str]] = []

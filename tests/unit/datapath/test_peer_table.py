@@ -33,7 +33,7 @@ def naive_find(peers_by_prefix, address):
     start=st.lists(peers), history=st.lists(changes, max_size=4), address=crowded | st.integers(0, 2**32 - 1)
 )
 def test_the_longest_prefix_is_found_after_any_history(start, history, address):
-    """After any changes, the table finds and lists the same entries as a naive one."""
+    """After any changes, the table finds and lists the same entries as a naive search."""
     table, model = PeerTable(), {}
     table.replace(start)
     model |= {(p.subnet, p.prefix_length): p for p in start}
@@ -64,7 +64,7 @@ def test_replacing_the_table_removes_the_old_entries(before, after, address):
 
 
 def test_an_endpoint_has_the_form_of_a_socket_address():
-    """The form is that of sendto and recvfrom: an address as text, and a port number."""
+    """The form is the form of sendto and recvfrom: an address as text, and a port number."""
     table = PeerTable()
 
     table.replace([Peer(0x0A645D00, 24, int.from_bytes(inet_aton("192.168.50.102"), "big"), 8285)])

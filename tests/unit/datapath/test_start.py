@@ -89,7 +89,7 @@ def test_the_forwarder_carries_packets_before_it_listens(
 def test_the_forwarder_ends_with_a_daemon_that_ends_before_it_listens(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:
-    """No client can connect to it, and its predecessor continues."""
+    """No client can connect to this forwarder, and its predecessor continues."""
     listener, udp = sockets
     with starting(listener.fileno(), udp.fileno()) as (process, daemon):
         assert answer(daemon)[0] is Kind.SUMMARY
@@ -99,7 +99,9 @@ def test_the_forwarder_ends_with_a_daemon_that_ends_before_it_listens(
 
 
 def test_the_forwarder_notifies_the_watchdog_of_systemd(tmp_path: Path) -> None:
-    """It sends three notifications in the period of the watchdog, and none if another process is watched."""
+    """The forwarder sends three notifications in the period of the watchdog, and none if another process is
+    watched.
+    """
     path = str(tmp_path / "notify")
     environ = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:

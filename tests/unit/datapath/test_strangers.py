@@ -9,7 +9,7 @@ from pyflannel.wire.forwarder_control import Stranger
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    """A list of times for the clock of the forwarder. The last one is the current time."""
+    """A list of times for the clock of the forwarder. The last entry is the current time."""
     times = [100.0]
     monkeypatch.setattr(forwarding, "monotonic", lambda: times[-1])
     return times

@@ -152,7 +152,7 @@ def one_by_one(packets: list[bytes]) -> list[bytes]:
 
 
 def burst(count: int, size: int = 100, last: int | None = None, **fields) -> list[Segment]:
-    """Segments as created by the kernel of one sender."""
+    """Return segments of one flow, as the kernel of a sender creates them."""
     first = Segment(payload=(bytes(range(251)) * 6)[:size], **fields)
     made = [
         replace(
@@ -204,7 +204,9 @@ DEVIATIONS = {
 @pytest.mark.parametrize("fields", DEVIATIONS.values(), ids=DEVIATIONS)
 @pytest.mark.parametrize("place", [0, 2, 5, 9, 19])
 def test_a_segment_that_differs_is_not_joined(fields, place):
-    """The segment may be at any position of a burst. Its bytes stay, and the rest is joined."""
+    """The segment may be at any position of a burst. The bytes of the segment stay, and the other segments
+    are joined.
+    """
     segments = burst(20)
     segments[place] = replace(segments[place], **fields)
     packets = [segment.packet() for segment in segments]
@@ -256,7 +258,7 @@ def test_a_burst_of_one_flow_is_one_write(segments, writes):
     ],
 )
 def test_packets_that_are_never_joined_stay_single(name):
-    """This is the same if the packets of the burst are equal."""
+    """Packets that cannot be joined stay single even if all packets of the burst are equal."""
     packets = [replace(segment, **DEVIATIONS[name]).packet() for segment in burst(3)]
 
     assert through(packets) == (one_by_one(packets), 3)
@@ -288,7 +290,7 @@ def test_a_wrong_checksum_is_never_corrected(at, place, size):
 
 
 def test_both_forms_of_a_zero_checksum_are_kept():
-    """0xffff means the same as 0, but the kernel writes 0. Such a packet is sent alone."""
+    """0xffff means the same as 0, but the kernel writes 0. A packet with 0xffff is sent alone."""
     segments = burst(3)
     for filler in range(0x10000):
         candidate = replace(segments[1], payload=filler.to_bytes(2, "big") + bytes(98))

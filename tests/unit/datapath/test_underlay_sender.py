@@ -1,4 +1,4 @@
-"""Sending in runs, and the fallback if the kernel refuses them."""
+"""Sending in runs, and the fallback if the kernel refuses runs."""
 
 import errno
 

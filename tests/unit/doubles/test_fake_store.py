@@ -68,7 +68,7 @@ def test_faults_concern_one_client_only(store: FakeStore) -> None:
 def test_a_watch_ends_when_it_is_cut(store: FakeStore, fault: Callable[[FakeStore], None]) -> None:
     async def test() -> None:
         async with store.watch("", 1) as watch, asyncio.timeout(20):
-            assert (await watch.next()).changes == ()  # it is open
+            assert (await watch.next()).changes == ()  # the watch is open
             waiting = asyncio.ensure_future(watch.next())
             await asyncio.sleep(0)
 
@@ -109,7 +109,7 @@ def test_a_write_with_a_lost_answer_is_performed(store: FakeStore) -> None:
 def test_a_watch_behind_the_compaction_gets_an_error(store: FakeStore) -> None:
     async def test() -> None:
         async with store.watch("", 1) as watch:
-            assert (await watch.next()).changes == ()  # it is open
+            assert (await watch.next()).changes == ()  # the watch is open
             await store.write(PUT)
             await watch.next()
             await store.write(PUT)

@@ -31,14 +31,14 @@ def acquire(place: int, drawn: int = 0) -> tuple[Move, ...]:
 
 
 def test_symmetric_hosts_are_one_state() -> None:
-    """It has no effect which of two equal hosts has the lease."""
+    """Two worlds are one state if they differ only in which of two equal hosts has the lease."""
     canon = Canon()
 
     assert canon.key(after(*acquire(0))) == canon.key(after(*acquire(1)))
 
 
 def test_the_names_of_subnets_have_no_effect() -> None:
-    """They have an effect only if the scenario distinguishes them."""
+    """The names have an effect only if the scenario distinguishes subnets."""
     first, second = after(*acquire(0)), after(*acquire(0, drawn=1))
 
     folding, exact = Canon(), Canon(folds_subnets=False)
@@ -57,7 +57,7 @@ def test_states_with_the_same_order_of_revisions_and_the_same_remaining_times_ar
 
 
 def test_a_difference_is_another_state() -> None:
-    """The difference is an additional lease, a pending answer, or a fault less."""
+    """The difference is an additional lease, a pending answer, or one fault fewer."""
     canon = Canon()
     worlds = [
         TWO.world,
@@ -72,7 +72,7 @@ def test_a_difference_is_another_state() -> None:
 
 
 def test_a_world_without_faults_settles_and_is_checked() -> None:
-    """Both hosts have a lease and know the lease of the other."""
+    """Both hosts have a lease and know each other's lease."""
     rest = settle(after(*acquire(0)), REAL, TWO.circumstances)
 
     assert rest.violations == ()

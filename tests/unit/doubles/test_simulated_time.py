@@ -35,7 +35,7 @@ def test_weeks_pass_immediately_and_in_order() -> None:
 
 
 def test_a_host_that_slept_is_late_for_due_events() -> None:
-    """Its clock advanced, and those of the other hosts did not jump."""
+    """The clock of this host advanced, and the clocks of the other hosts did not jump."""
 
     async def test() -> None:
         clock, other = SimulatedClock(), SimulatedClock()

@@ -47,7 +47,7 @@ def test_a_key_that_is_removed_from_the_file_gets_no_more_traffic() -> None:
             assert (refused.fault, refused.is_in_store) == ("not_allowed", True)
             assert bench.signings["b"].status().is_own_key_allowed is False
             assert known(b, own(b).subnet) is not None  # a host does not need its own permission
-            # A host that joins later, or a renewal, has no effect on this.
+            # A renewal, or a host that joins later, does not change the refusal of the key.
             await bench.clock.advance(3600)
             assert known(a, own(b).subnet) is None
 

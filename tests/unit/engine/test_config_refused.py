@@ -1,4 +1,4 @@
-"""A network config that would disconnect the host is refused, and the last valid one stays in force."""
+"""A network config that would disconnect the host is refused, and the last valid config stays in force."""
 
 import asyncio
 import logging

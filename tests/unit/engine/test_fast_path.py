@@ -137,7 +137,9 @@ def test_refused_programs_leave_the_packets_to_user_space_and_are_retried(caplog
 
 
 def test_refusals_because_of_a_missing_object_remain() -> None:
-    """The fast path reports that user space carries the packets. Readiness does not wait for it."""
+    """The fast path reports that user space carries the packets. Readiness does not wait for the fast
+    path.
+    """
     route = Refusal(operation=Add(Route(destination=TUNNEL.subnet, link="eth0")), cause="ENETDOWN")
     container = BpfContainer(
         device="flannel0", address=IPv4Address("10.100.15.2"), mac="02:42:0a:64:0f:02", link="veth1"
@@ -174,7 +176,7 @@ def test_a_device_that_cannot_be_created_does_not_disable_the_programs(caplog) -
 
 
 def test_a_gro_veth_that_cannot_be_created_is_named_as_the_reason() -> None:
-    """The programs that send into the missing veth are refused. Without GRO, they would work."""
+    """The programs that send into the missing veth are refused. Without GRO, the programs would work."""
     gro_link = Link(name="flannel0-gro", kind="veth", mtu=1500, veth=Veth(peer="flannel0-rx", has_gro=True))
     fast_path = Bench().fast_path
 
@@ -252,7 +254,7 @@ def test_a_feature_that_is_certainly_missing_is_not_tried(caplog) -> None:
             await bench.clock.advance(2)
             fast_path.examine(CONFIG)
             assert fast_path.is_on(CONFIG)
-            assert fast_path.reads(CONFIG) == ()  # until it has worked
+            assert fast_path.reads(CONFIG) == ()  # until the feature has worked
             fast_path.judge((), (BpfProgram, BpfPeer), CONFIG)
             assert fast_path.reads(CONFIG) == (PARTIAL_CHECKSUM,)
             assert fast_path.status(CONFIG) == FastPathStatus(mode="safe")

@@ -56,8 +56,8 @@ def test_a_sender_is_logged_with_reason_packets_and_remedy(
 
     assert caplog.messages == [
         "Rejected tunnel packets from=10.9.0.66 reason=stranger packets=3: it holds no lease, and no host"
-        " has the inner source 10.100.77.2. If it is a host of the network, start flanneld there; if not,"
-        " stop its program (ip neigh show to 10.9.0.66). This host drops its packets."
+        " has the inner source 10.100.77.2. If the sender is a host of the network, start flanneld there; "
+        "if not, stop its program (ip neigh show to 10.9.0.66). This host drops its packets."
     ]
     assert caplog.records[0].levelname == "WARNING"
 
@@ -129,7 +129,7 @@ def test_each_reason_has_its_own_line(guard_log: GuardLog, caplog: pytest.LogCap
 def test_many_senders_cause_few_lines(
     guard_log: GuardLog, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For example, if each packet of a flood has another forged address."""
+    """Many senders appear, for example, if each packet of a flood has another forged address."""
 
     async def flood() -> None:
         for look in range(int(QUIET_S / LOOK_S)):

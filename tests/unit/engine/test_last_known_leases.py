@@ -82,7 +82,7 @@ def test_several_changes_cause_one_write_after_a_pause() -> None:
 
 
 def test_a_change_of_the_backend_is_saved_without_a_pause() -> None:
-    """If flanneld is killed within a second after the change, the next one uses both backends again."""
+    """If flanneld is killed within a second after the change, the next flanneld uses both backends again."""
     story = Story()
 
     async def run() -> None:
@@ -156,7 +156,9 @@ def test_stopping_without_a_change_writes_nothing() -> None:
 
 
 def test_the_save_delay_grows_with_the_size_of_the_network() -> None:
-    """Writing ten thousand leases each second would need a tenth of a core. The end saves all changes."""
+    """Writing ten thousand leases each second would need a tenth of a core. At its end, the daemon saves all
+    changes.
+    """
     story = Story()
 
     async def run() -> None:
@@ -229,7 +231,7 @@ def test_a_failed_write_is_tried_again_until_it_succeeds() -> None:
     asyncio.run(run())
 
 
-def test_a_change_during_the_wait_for_a_disk_is_written_after_it() -> None:
+def test_a_change_during_the_wait_for_a_disk_is_written_after_the_wait() -> None:
     story = Story()
     story.disk.is_full = True
 

@@ -118,7 +118,9 @@ def test_each_lease_has_its_own_grace_period() -> None:
 
 @pytest.mark.parametrize("is_back", [False, True])
 def test_after_an_outage_of_the_store_the_grace_period_is_longer(is_back: bool) -> None:
-    """Other hosts may not have reached the store yet. Later, the grace period is short again."""
+    """After an outage, other hosts may not have reached the store yet. Later, the grace period is short
+    again.
+    """
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -157,7 +159,7 @@ def test_a_lease_that_another_overlaps_has_no_grace_period() -> None:
 
 
 def test_a_later_loss_may_be_forgotten_sooner() -> None:
-    """One lease disappeared at the end of the outage, the other long after it."""
+    """One lease disappeared at the end of the outage, the other lease long after the outage."""
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -177,7 +179,7 @@ def test_a_later_loss_may_be_forgotten_sooner() -> None:
 
 @given(st.lists(st.sets(st.sampled_from([1, 2, 3, 4])), max_size=8))
 def test_valid_leases_are_those_in_the_store_and_in_their_grace_period(history: list[set[int]]) -> None:
-    """For any order of additions and removals. Two of the leases are inside a third one."""
+    """For any order of additions and removals. Two of the leases are inside a third lease."""
     wide = Lease(subnet=lease(2).subnet.supernet(), attributes=TWO.attributes)
 
     async def act(story: Story) -> None:
@@ -197,7 +199,9 @@ def test_valid_leases_are_those_in_the_store_and_in_their_grace_period(history: 
     ("ttl_s", "grace_s"), [(5, SILENCE_S), (39, SILENCE_S), (40, GRACE_S), (24 * 3600, GRACE_S)]
 )
 def test_short_leases_have_a_longer_grace_period(ttl_s: float, grace_s: float) -> None:
-    """The owner of such a lease needs up to 20 seconds to detect that the store does not respond."""
+    """The owner of a lease with a short TTL needs up to 20 seconds to detect that the store does not
+    respond.
+    """
     vanished: list[tuple[Lease, ...]] = []
 
     async def act(story: Story) -> None:
@@ -250,6 +254,7 @@ def calls_to_lose_and_regain(count: int) -> int:
 def test_the_work_for_a_mass_loss_grows_in_proportion_to_the_leases() -> None:
     """Four times as many leases need about four times the calls.
 
-    If each lease needed a search through all others, they would need sixteen times the calls.
+    If each lease needed a search through all other leases, four times as many leases would need sixteen times
+    the calls.
     """
     assert calls_to_lose_and_regain(1_000) < 6 * calls_to_lose_and_regain(250)

@@ -83,7 +83,7 @@ def run(check: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_hosts_that_start_together_get_different_subnets_and_know_each_other() -> None:
-    """All hosts draw the same random numbers. One host gets each subnet, and the others choose again."""
+    """All hosts draw the same random numbers. One host gets each subnet, and the other hosts choose again."""
 
     async def check() -> None:
         bench = Bench()
@@ -165,7 +165,7 @@ def test_a_cut_watch_continues_and_reports_the_restored_connection() -> None:
 def test_a_lease_is_renewed_although_no_watch_opens() -> None:
     """A listing shows that the store has kept its data.
 
-    The keeper makes one listing for each renewal, and none in between.
+    The keeper makes one listing for each renewal, and no listing between renewals.
     """
 
     async def check() -> None:
@@ -240,7 +240,7 @@ def test_a_lost_answer_has_no_effect() -> None:
     run(check)
 
 
-def test_an_invalid_lease_is_logged_once_and_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_lease_is_logged_once_and_hides_no_other_lease(caplog: pytest.LogCaptureFixture) -> None:
     """The store contains a bad key, a bad value, and a valid lease."""
 
     async def check() -> None:
@@ -369,7 +369,7 @@ def test_more_leases_than_the_limit_of_a_host_are_reported(
     assert caplog.text.count("leases: the 3 latest are ignored") == 1
 
 
-def test_two_running_hosts_with_one_address_both_report_it() -> None:
+def test_two_running_hosts_with_one_address_both_report_the_address() -> None:
     async def check() -> None:
         bench = Bench()
         owner = bench.keeper("owner", "192.168.50.1")
@@ -458,7 +458,7 @@ def test_other_tasks_run_while_many_leases_are_read() -> None:
 
 
 BOTH = "subnets/10.100.128.0-24&fd00:0:0:80::-64"
-"""A key of the subnet that the first host draws, with an IPv6 subnet beside it."""
+"""A key of the subnet that the first host draws, together with an IPv6 subnet."""
 
 
 def both_families(address: str) -> bytes:
@@ -474,7 +474,9 @@ def both_families(address: str) -> bytes:
 def test_a_key_of_both_families_on_the_own_subnet_is_ignored(
     value: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither its creation nor its deletion affects the host's lease. The host logs it once."""
+    """Neither the creation nor the deletion of a key with both subnets affects the host's lease. The host
+    logs the key once.
+    """
 
     async def check() -> None:
         bench = Bench()

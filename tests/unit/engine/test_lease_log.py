@@ -96,7 +96,9 @@ def test_the_time_of_the_last_error_is_known() -> None:
 
 
 def test_a_host_with_the_same_address_is_reported_until_its_lease_ends() -> None:
-    """The other host acquires a lease after its claim. A copy of this host has no lease of its own."""
+    """The other host acquires a lease after its claim. In the second case, the other host is a copy of this
+    host and has no separate lease.
+    """
     host = Host(FakeClock())
 
     host.report(SharedAddress(IPv4Network("10.1.2.0/24"), "them", "10.0.0.9", is_ours=True))
@@ -133,7 +135,7 @@ def test_the_asked_host_is_known_until_the_lease_is_held() -> None:
 
 
 def test_a_lost_lease_is_counted_once() -> None:
-    """Otherwise, no scrape would show a lease that was lost and acquired again within a second."""
+    """Without the counter, no scrape would show a lease that was lost and acquired again within a second."""
     host = Host(FakeClock())
     subnet = IPv4Network("10.100.156.0/24")
     lease = Lease(
@@ -151,7 +153,7 @@ def test_a_lost_lease_is_counted_once() -> None:
     assert host.lease.losses == 2
 
 
-def test_the_holder_of_a_lease_reports_that_it_keeps_it(
+def test_the_holder_of_a_lease_reports_that_it_keeps_the_lease(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The host with the same address claimed this host's lease, and has no known lease of its own."""

@@ -80,7 +80,7 @@ def test_a_replaced_lease_gets_no_packets_and_is_written_again(how: str, pins: b
 @pytest.mark.parametrize("pins", [False, True], ids=["allow-list", "first key"])
 @pytest.mark.parametrize("how", ["forged", "other key"])
 def test_a_replaced_lease_gets_no_packets_while_its_holder_does_not_run(how: str, pins: bool) -> None:
-    """A running holder writes its lease again before others read the replaced one."""
+    """A running holder writes its lease again before other hosts read the replaced lease."""
 
     async def check(bench: Bench) -> None:
         a, b = bench.keeper("a", pins=pins), bench.keeper("b", pins=pins)

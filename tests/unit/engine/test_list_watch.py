@@ -79,7 +79,9 @@ def test_a_starting_host_logs_the_failure(narration: Narration) -> None:
 
 
 def test_consecutive_short_outages_are_counted(narration: Narration) -> None:
-    """On a link that loses packets, for example, the first is logged, and the others once a minute."""
+    """On a link that loses packets, for example, the first outage is logged, and the other outages are logged
+    once a minute.
+    """
     for second in range(3 * int(CALM_S)):
         narration.at(second).failed("config", REFUSED, 0.1)
         narration.at(second + 0.5).answered("config")

@@ -1,4 +1,6 @@
-"""The turns of the reconcilers notify the watchdog. If one hangs, the daemon sends no notification."""
+"""The turns of the reconcilers notify the watchdog. If a reconciler hangs, the daemon sends no
+notification.
+"""
 
 import asyncio
 from collections.abc import Sequence

@@ -103,7 +103,7 @@ def test_only_allowed_networks_run(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text.count('Network "red" is not allowed') == 1
 
 
-def test_a_network_that_cannot_run_is_logged_once_and_blocks_no_other(
+def test_a_network_that_cannot_run_is_logged_once_and_blocks_no_other_network(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def check() -> None:
@@ -140,7 +140,9 @@ def test_a_network_whose_config_was_deleted_during_an_outage_ends() -> None:
 
 
 def test_a_network_that_is_created_again_starts_after_the_old_one_has_ended() -> None:
-    """Its config is deleted and created in one batch of the watch. The two never run at the same time."""
+    """The config of the network is deleted and created in one batch of the watch. The old and the new network
+    never run at the same time.
+    """
 
     async def check() -> None:
         bench = Bench(ends_after_s=3.0)

@@ -125,7 +125,7 @@ def test_the_lease_is_the_node_with_the_annotations_of_the_original(on_bench: Ca
             "reason": "FlannelIsUp",
             "message": "Flannel is running on this node",
         }
-        await bench.server.annotate("n1", other="x")  # flanneld does not react to it
+        await bench.server.annotate("n1", other="x")  # flanneld does not react to its own change
         await bench.server.put("n2", "10.244.2.0/24", **PEER)
         await bench.until(lambda: "10.244.2.0/24" in bench.subnets())
         assert bench.server.verbs() == ["list", "watch", "patch", "patch"]
@@ -217,7 +217,7 @@ IPV6_PEER = {
 def test_in_a_network_with_ipv6_alone_the_ipv6_subnet_is_the_lease(
     on_bench: Callable[..., None], cidr: str
 ) -> None:
-    """The annotations are those of the original, which writes no data of IPv4."""
+    """The annotations equal the annotations of the original, which writes no data of IPv4."""
     subnet, address = IPv6Network("fd00:7:0:1::/64"), IPv6Address("fd09::11")
 
     async def check(bench: Bench) -> None:
@@ -479,7 +479,7 @@ def test_annotations_with_another_prefix_are_written_and_read(on_bench: Callable
         written = bench.server.nodes["n1"]["metadata"]["annotations"]
         assert all(name.startswith(prefix) for name in written)
         assert written[f"{prefix}public-ip"] == "10.99.0.11"
-        await bench.server.put("n2", "10.244.2.0/24", **PEER)  # of a network with the usual prefix
+        await bench.server.put("n2", "10.244.2.0/24", **PEER)  # a Node of a network with the usual prefix
         await bench.server.put("n3", "10.244.3.0/24", prefix=prefix, **PEER)
         await bench.until(lambda: bench.subnets() == ["10.244.1.0/24", "10.244.3.0/24"])
 

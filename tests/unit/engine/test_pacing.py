@@ -48,7 +48,9 @@ def test_a_fight_is_remembered_until_a_window_after_its_pause() -> None:
 
 
 def test_a_pause_is_no_longer_than_the_cost_of_repairs_requires() -> None:
-    """Cheap repairs occur every second. Expensive ones use a tenth of a core, or occur every few seconds."""
+    """Cheap repairs occur every second. Expensive repairs use a tenth of a core, or occur every few
+    seconds.
+    """
     for cost_s, longest_s in ((0.001, PAUSE_S), (0.2, COSTS * 0.2), (0.42, LONGEST_PAUSE_S)):
         damping, now, pauses = Damping(), 0.0, []
         for _ in range(60):

@@ -47,7 +47,7 @@ class Wire:
         return [SILENT if one in self.silent else REACHED for one in some]
 
 
-def test_nothing_is_sent_before_a_request_and_after_the_last_one() -> None:
+def test_nothing_is_sent_before_a_request_and_after_the_last_request() -> None:
     async def life() -> list[int]:
         clock, wire = FakeClock(), Wire()
         probes, counts = PeerProbes(wire.send, clock), []
@@ -142,7 +142,7 @@ MTU, OVERHEAD = 1450, 50
 
 @dataclass
 class Underlay:
-    """Paths with a maximum size of packets. A router may answer to larger ones with an error."""
+    """Paths with a maximum size of packets. A router may answer a larger packet with an error."""
 
     carried: dict[IpAddress, int] = field(default_factory=dict)
     router_mtu: int | None = None
@@ -219,7 +219,7 @@ class TestPathMtus:
         assert host.after(1.0) == dict.fromkeys(host.subnets, 1350)
 
     def test_the_path_of_ipv6_has_its_own_mtu(self) -> None:
-        """A router answers with the MTU of both tunnels, and that of IPv6 has a longer header."""
+        """A router answers with the MTU of both tunnels, and the tunnel over IPv6 has a longer header."""
         host = Paths(Underlay(router_mtu=1400), count=1)
         subnet = IPv6Network("fd00:0:0:1::/64")
         host.subnets.append(subnet)
@@ -230,7 +230,7 @@ class TestPathMtus:
         host.underlay.carried[subnet.network_address] = 1301
         assert host.after(PERIOD_S) == {subnet: 1301}
 
-    def test_a_tunnel_that_fills_packets_leaves_room_for_them(self) -> None:
+    def test_a_tunnel_that_pads_packets_leaves_room_for_the_padding(self) -> None:
         host = Paths(Underlay(router_mtu=1400), count=1)
         host.padding = 16
 

@@ -69,7 +69,7 @@ class Backend:
         return "a larger MTU" if underlay.mtu < self.smallest_mtu else None
 
     def outranked(self, peers: Iterable[Lease], host: Host) -> Mapping[IPv4Network, str]:
-        """Of several peers that want one object, the one with the highest address gets it."""
+        """Of several peers that want one object, the peer with the highest address gets the object."""
         best: dict[int, int] = {}
         able = {
             peer.subnet: int(peer.attributes.public_ip)
@@ -276,7 +276,7 @@ def is_ipv6(item: Item) -> bool:
     return getattr(item, "link", getattr(item, "name", "")) == "flannel-v6.1"
 
 
-def test_a_host_without_an_ipv6_address_waits_for_one() -> None:
+def test_a_host_without_an_ipv6_address_waits_for_an_ipv6_address() -> None:
     """A lease without PublicIPv6 would crash some releases of the original."""
     planning = dual_planner()
     trouble = "an IPv6 address of eth0: IPv6 is disabled on it (sysctl net.ipv6.conf.eth0.disable_ipv6)"
@@ -312,7 +312,7 @@ def before_change(plan: State, changed: Changed) -> State:
 
 
 def crossed(number: int, other: int) -> Lease:
-    """Return a lease with an address in the overlay: in its own subnet, or in that of another peer."""
+    """Return a lease with an address in the overlay: in its own subnet, or in the subnet of another peer."""
     address = IPv4Address(f"10.100.{other}.{other}")
     return Lease(subnet=IPv4Network(f"10.100.{number}.0/24"), attributes=LeaseAttributes(public_ip=address))
 
@@ -347,7 +347,7 @@ mtus = st.sampled_from([1500, 1500, 1500, 1400])
 def test_an_incremental_plan_equals_the_full_plan(
     story: list[tuple[list[Lease], tuple[Bridge, ...], int]],
 ) -> None:
-    """After any history, including obstacles, the plan equals that of a new planner."""
+    """After any history, including obstacles, the plan equals the plan of a new planner."""
     followed = planner()
     followed.take(backend=Backend(smallest_mtu=1450))
     for known, found, mtu in story:
@@ -374,8 +374,8 @@ def test_an_incremental_plan_equals_the_full_plan(
         assert followed.objections == fresh.objections
 
 
-def test_peers_that_change_during_an_obstacle_are_planned_after_it() -> None:
-    """One peer leaves and another joins meanwhile. Nothing else changes."""
+def test_peers_that_change_during_an_obstacle_are_planned_after_the_obstacle() -> None:
+    """One peer leaves and another peer joins during the obstacle. Nothing else changes."""
     made = planner()
     made.take(backend=Backend(smallest_mtu=1500), leases=by_subnet([lease(1, 1)]))
     underlay = made.inputs.underlay
@@ -394,7 +394,9 @@ def planned(made: Planning) -> list[int]:
 
 
 def test_a_peer_with_an_address_in_the_overlay_is_refused(caplog) -> None:
-    """Its tunnel packets would loop. Its address is in the subnet of itself, this host or another peer."""
+    """Tunnel packets to the peer would loop. The peer's address is in its own subnet, in this host's subnet,
+    or in another peer's subnet.
+    """
     made, refused = planner(), [crossed(20, 20), crossed(21, 15), crossed(22, 23), crossed(23, 22)]
 
     made.take(leases=by_subnet([*refused, lease(1, 1)]))
@@ -421,7 +423,9 @@ def test_a_peer_is_removed_while_another_lease_covers_its_address() -> None:
 
 
 def test_host_addresses_without_conflict_change_nothing() -> None:
-    """A host may have thousands of addresses of services that change. A peer with one of them is refused."""
+    """A host may have thousands of addresses of services that change. A peer with one of these addresses is
+    refused.
+    """
     made, peers = planner(), by_subnet([lease(1, 1), lease(2, 2)])
     made.take(backend=UdpBackend(network=CONFIG.network), leases=peers)
     addresses = frozenset(IPv4Address("10.96.0.0") + number for number in range(1000))
@@ -438,7 +442,9 @@ def test_host_addresses_without_conflict_change_nothing() -> None:
     [("flannel.1", 2, True), ("flannel.7", 3, True), ("flannel.7", 101, False), ("docker0", 2, False)],
 )
 def test_a_route_to_the_subnet_of_a_peer(link: str, protocol: int, is_planned: bool) -> None:
-    """A route on the planned device or that of an original is adopted. One of another program remains."""
+    """A route on the planned device or on the device of an original is adopted. A route of another program
+    remains.
+    """
     other = Route(destination=lease(1, 1).subnet, link=link, protocol=protocol)
     made = planner()
     backend = VxlanBackend()
@@ -491,7 +497,7 @@ def test_a_peer_with_an_objection_is_named_once(caplog) -> None:
 
 
 def test_of_many_conflicts_the_first_are_logged_and_all_are_kept(caplog) -> None:
-    """This may happen after a change of Network, with ten thousand old leases."""
+    """A change of Network may cause many conflicts, with ten thousand old leases."""
     made = planner()
     outside = [
         replace(lease(0, host), subnet=IPv4Network((0x0B000000 + (host << 8), 24))) for host in range(30)

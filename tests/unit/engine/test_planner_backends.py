@@ -80,7 +80,7 @@ def test_the_plan_of_peers_with_one_mac_address_does_not_depend_on_their_order(
         assert followed.refused == fresh.refused
 
 
-def test_a_copy_of_a_host_is_refused_and_does_not_affect_it(
+def test_a_copy_of_a_host_is_refused_and_does_not_affect_the_host(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     old, new = lease(10, 1, mac=7, revision=4), lease(11, 2, mac=7, revision=5)
@@ -107,7 +107,7 @@ def test_a_copy_of_a_host_is_refused_and_does_not_affect_it(
 
 
 def test_every_lease_that_is_not_planned_for_is_refused_with_a_reason() -> None:
-    """The backend refuses it, or its content is invalid for this host."""
+    """The backend refuses the lease, or the content of the lease is invalid for this host."""
     outside = replace(lease(0, 3), subnet=IPv4Network("10.99.0.0/24"))
     other = replace(lease(11, 4), attributes=LeaseAttributes(public_ip=IPv4Address("172.16.0.4")))
     made = planner()
@@ -179,7 +179,7 @@ def test_the_own_subnet_has_a_blackhole_of_the_lowest_precedence_if_requested(
     ]
 
 
-def test_a_host_waits_for_another_subnet_if_its_own_would_disconnect_it() -> None:
+def test_a_host_waits_for_another_subnet_if_its_own_subnet_would_disconnect_the_host() -> None:
     """The bridge of its containers would get packets of the underlay. The backend alloc plans no routes."""
     underlay = replace(UNDERLAY, on_link=(IPv4Network("10.100.0.0/20"),))
     made = planner()
@@ -216,7 +216,9 @@ def test_a_refused_lease_that_is_renewed_is_not_logged_again(caplog: pytest.LogC
 
 
 def test_a_new_peer_costs_nothing_for_refused_leases() -> None:
-    """A client of the store can write any number of them. The planner checks them only when they change."""
+    """A client of the store can write any number of leases that are refused. The planner checks these leases
+    only when they change.
+    """
     refused = [replace(lease(10, 1), subnet=IPv4Network(f"10.99.{number}.0/24")) for number in range(50)]
     other = [
         replace(
@@ -447,7 +449,9 @@ def ipv6_planner(backend: Backend) -> Planning:
 def test_the_probes_of_a_path_follow_the_tunnel(
     backend: Backend, kind: str, ends: tuple[str, str], outer: tuple[int, int]
 ) -> None:
-    """The tunnel of one family may use the other, and its header then has another length."""
+    """The tunnel for packets of one family may use the other family on the underlay, and its header then has
+    another length.
+    """
     made, peer = dual_planner(backend), dual_lease(10, 1, kind)
     made.take(leases=by_subnet([peer]))
 

@@ -60,7 +60,7 @@ class Signatures:
 
 
 class Host:
-    """One host with its matrix. It reaches all hosts, except those that a test made `unreachable`."""
+    """One host with its matrix. The host reaches all hosts, except hosts that a test made `unreachable`."""
 
     def __init__(
         self, number: int, store: FakeStore | None, clock: FakeClock, leases: LeaseSet, *, signer: int | None
@@ -127,7 +127,7 @@ class Hosts:
         await follow(self.store, "", 0, see)
 
     async def ask(self, number: int, *named: int) -> Matrix:
-        """Return the matrix that a host gets. The time advances until it has an answer."""
+        """Return the matrix that a host gets. The time advances until the host has an answer."""
         asking = asyncio.ensure_future(self.hosts[number].matrix.ask([subnet(one) for one in named]))
         await self.clock.settle()
         if not asking.done():
@@ -264,7 +264,7 @@ def test_requests_of_others_cost_a_host_one_round_in_an_interval() -> None:
             await hosts.clock.advance(ROUND_S * 5)
         return asked.rounds
 
-    assert asyncio.run(life()) == [1, 1]  # the first, and the one that waited
+    assert asyncio.run(life()) == [1, 1]  # the first round, and the round that waited
 
 
 def test_a_host_whose_kernel_refuses_probes_shows_the_reason_and_the_other_rows() -> None:

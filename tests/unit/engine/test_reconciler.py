@@ -98,7 +98,9 @@ def test_a_host_is_not_clean_before_its_repair_has_ended() -> None:
 )
 @pytest.mark.parametrize("refusals", [0, 1])
 def test_objects_dropped_by_a_planned_link_change_are_not_repairs(changed: Link, refusals: int) -> None:
-    """The plan of the neighbour is unchanged. It is added again with the link, even after a refusal."""
+    """The plan of the neighbour is unchanged. The neighbour is added again with the link, even after a
+    refusal.
+    """
 
     async def check() -> None:
         kernel, answers = Silent(), iter([True] * refusals)
@@ -300,7 +302,9 @@ def test_the_device_of_another_daemon_is_not_changed_and_is_logged(caplog) -> No
 
 
 def test_a_later_change_of_a_peer_replaces_one_that_is_being_applied() -> None:
-    """The later change arrives during the first batch and a look. It is applied next, and is no repair."""
+    """The later change arrives during the first batch and a scan. The later change is applied next, and is no
+    repair.
+    """
 
     async def check() -> None:
         kernel = Slow()
@@ -322,7 +326,9 @@ def test_a_later_change_of_a_peer_replaces_one_that_is_being_applied() -> None:
 
 
 def test_the_time_from_a_change_of_peers_to_the_kernel_is_measured() -> None:
-    """The time starts at the first change that is not applied yet, and a refused object makes it longer."""
+    """The time starts at the first change that is not applied yet, and a refused object makes the time
+    longer.
+    """
 
     async def check() -> None:
         kernel = Slow()
@@ -381,7 +387,9 @@ def test_objects_restored_after_a_planned_link_change_are_not_repairs() -> None:
 
 
 def test_a_plan_that_is_replaced_during_a_batch_is_applied_as_a_whole() -> None:
-    """If the old address were removed before the new one is added, the kernel would drop the neighbour."""
+    """If the old address were removed before the new address is added, the kernel would drop the
+    neighbour.
+    """
     old, new = (Address(link=VXLAN.name, address=IPv4Interface(f"10.100.{n}.0/32")) for n in (15, 16))
 
     async def check() -> None:

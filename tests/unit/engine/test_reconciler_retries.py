@@ -131,7 +131,7 @@ def test_a_refused_repair_counts_as_a_repair_when_it_succeeds(caplog: pytest.Log
 
 
 def test_only_the_refused_link_is_logged_as_the_cause(caplog: pytest.LogCaptureFixture) -> None:
-    """Objects on the link also fail. Lines about them would hide the remedy."""
+    """Objects on the link also fail. Log lines about these objects would hide the remedy."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
     program = BpfProgram(link="eth0", role=Role.DECAPSULATE, tunnel=TUNNEL)
 
@@ -205,8 +205,8 @@ def test_a_changed_plan_is_not_delayed_by_a_fight() -> None:
     asyncio.run(check())
 
 
-def test_objects_that_require_a_fought_over_object_wait_with_it() -> None:
-    """The kernel would refuse such an object."""
+def test_objects_that_require_an_object_with_a_delayed_repair_wait_with_it() -> None:
+    """The kernel would refuse an object whose required object is absent."""
     address = Address(link=LINK.name, address=IPv4Interface("10.100.15.0/32"))
     forwarder = Forwarder(
         link=LINK.name,
@@ -294,7 +294,7 @@ def test_the_journal_records_planned_repaired_and_refused_objects() -> None:
     asyncio.run(check())
 
 
-def test_a_permanent_refusal_causes_no_look_and_delays_no_other_object() -> None:
+def test_a_permanent_refusal_causes_no_scan_and_delays_no_other_object() -> None:
     """/proc/sys may be read-only, for example. Each audit tries the change again. The log has one line."""
 
     class ReadOnly(FakeKernel):

@@ -49,7 +49,7 @@ def test_an_outage_of_the_store_is_one_line_and_its_end_another(caplog: pytest.L
 
 
 def test_a_link_that_loses_packets_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Watches end and open again each second. The store counts as reachable when they stay open."""
+    """Watches end and open again each second. The store counts as reachable when the watches stay open."""
 
     async def check(bench: HostBench) -> None:
         for _ in range(45):

@@ -1,4 +1,6 @@
-"""The change from one backend to the next: both are planned until no peer needs the previous one."""
+"""The change from one backend to the next: both backends are planned until no peer needs the previous
+backend.
+"""
 
 import asyncio
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -168,7 +170,9 @@ class TestResumed:
         is_prepared: bool = True,
         requires_encryption: bool = False,
     ) -> list[str]:
-        """Return the ways of a host that starts with `newest`. The last run of the host ended with these."""
+        """Return the backends in use on a host that starts with `newest`. The last run of the host ended with
+        the backend `last`, and with `kinds` as previous backends.
+        """
         last, *previous = (self.TEXT % kind for kind in (last, *kinds))
         kept = KeptChange(last, tuple(previous), is_prepared)
         return ways(resumed(changed(newest), kept, requires_encryption=requires_encryption))
@@ -230,7 +234,9 @@ class TestPlan:
 
     @pytest.mark.parametrize("is_prepared", [False, True])
     def test_a_peer_may_send_by_udp_before_its_new_lease_is_read(self, is_prepared: bool) -> None:
-        """The peer may have read the new lease of this host before this host reads that of the peer."""
+        """The peer may have read the new lease of this host before this host reads the new lease of the
+        peer.
+        """
         old = peer(2, VXLAN_PART)
 
         made, state = planned(changed(VXLAN, UDP, is_prepared=is_prepared), old)
@@ -258,7 +264,7 @@ class TestPlan:
         assert len(list(made.plan.of_type(ForwarderPeer))) == 1
         assert not made.needs_previous
 
-    def test_a_peer_of_the_newest_backend_is_not_expected_to_return_to_the_previous_one(self) -> None:
+    def test_a_peer_of_the_newest_backend_is_not_expected_to_return_to_the_previous_backend(self) -> None:
         _, state = planned(changed(UDP, VXLAN), peer(2, VXLAN_PART))
 
         assert not list(state.of_type(ForwarderPeer))
@@ -341,7 +347,7 @@ class TestPlan:
         assert {entry.port, *entry.other_ports} == {8472, 8285}
 
     def test_the_guard_of_ipv6_accepts_both(self) -> None:
-        """A peer publishes both in one lease with both subnets."""
+        """A peer publishes its data of both families in one lease with both subnets."""
         vteps = [Vtep(mac=f"0e:00:00:00:06:0{number}", vni=number) for number in (1, 7)]
         parts = [BackendPart(backend_type="vxlan", vtep=one, vtep_v6=one) for one in vteps]
         one = peer(2, parts[1], parts[0])
@@ -453,7 +459,9 @@ class TestRetirement:
         ],
         ids=["no change", "not prepared", "not published"],
     )
-    def test_no_backend_is_retired_before_peers_know_the_next_one(self, inputs: Inputs, own: Lease) -> None:
+    def test_no_backend_is_retired_before_peers_know_the_next_backend(
+        self, inputs: Inputs, own: Lease
+    ) -> None:
         assert set(self.retired_after((inputs, own, False))) == {0}
 
     def test_a_backend_that_a_peer_needs_again_is_not_retired(self) -> None:

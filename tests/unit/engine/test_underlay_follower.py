@@ -27,7 +27,7 @@ ETH0 = Interface(
 
 
 class Link:
-    """An InterfaceSource with one interface. It records the announcements."""
+    """An InterfaceSource with one interface. The source records the announcements."""
 
     def __init__(self) -> None:
         self.interface = ETH0

@@ -60,7 +60,9 @@ class Bench:
         return asyncio.run(following())
 
     async def rotate(self, *, switches: bool = True, publishes: bool = True) -> str:
-        """Rotate the key. The device and the lease of the host have the new key, or not."""
+        """Rotate the key. `switches` and `publishes` are True if the device and the lease of the host get the
+        new key.
+        """
         return await self.keys.rotate(
             lambda: switches and self.found[-1].key == "new",
             lambda key: publishes and self.found[-1].published == key,

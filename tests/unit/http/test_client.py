@@ -16,7 +16,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Path]]
 
 @contextlib.asynccontextmanager
 async def answering(path: Path, data: bytes) -> AsyncIterator[None]:
-    """Answer every request with these bytes; never answer if there are none."""
+    """Answer every request with these bytes; never answer if there are no bytes."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

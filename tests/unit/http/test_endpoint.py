@@ -56,7 +56,7 @@ def test_a_port_in_use_is_logged_once_and_served_when_it_is_free(caplog: pytest.
     assert said.endswith(b"hello\n")
     assert caplog.messages == [
         f"Could not serve --http=127.0.0.1:{port}, retrying: TCP port 127.0.0.1:{port} is in use."
-        f" Find the process that uses it: ss -ltnp 'sport = :{port}'.",
+        f" Find the process that uses the port: ss -ltnp 'sport = :{port}'.",
         f"Start http server on 127.0.0.1:{port}",
     ]
     assert caplog.records[0].levelname == "ERROR"
@@ -81,7 +81,7 @@ def test_an_address_of_another_host_is_logged(caplog: pytest.LogCaptureFixture) 
 def test_all_addresses_on_a_kernel_without_ipv6_are_refused_with_a_cause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Python reports this with another error than the kernel."""
+    """The error of Python differs from the error of the kernel."""
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
 
     with pytest.raises(TargetError, match="IPv6"):
@@ -89,7 +89,7 @@ def test_all_addresses_on_a_kernel_without_ipv6_are_refused_with_a_cause(
 
 
 def test_an_endpoint_refuses_a_large_request() -> None:
-    """Any program may connect. Health and metrics need no body, so a large one must need no memory."""
+    """Any program may connect. Health and metrics need no body, so a large request must need no memory."""
 
     async def live() -> bytes:
         with socket.create_server((str(LOOPBACK), 0)) as free:

@@ -100,7 +100,8 @@ def test_a_client_that_reads_late_does_not_end_the_server() -> None:
 
 def test_a_large_answer_over_a_unix_socket_does_not_end_the_server(serve: Serve) -> None:
     """`flannelctl status` with thousands of leases gets more data than a socket buffers."""
-    sizes = range(100_000, 400_000, 15_000)  # at some of them the rest fits below asyncio's high-water mark
+    # At some of these sizes the rest fits below asyncio's high-water mark.
+    sizes = range(100_000, 400_000, 15_000)
 
     async def large(request: Request) -> Response:
         return Response(status=200, body=bytes(int(request.body)))
@@ -151,8 +152,8 @@ async def ended(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("sent", [b"", b"G"], ids=["silent", "one byte of a request"])
-def test_idle_clients_do_not_block_an_active_one(sent: bytes) -> None:
-    """All places have silent clients. The oldest of them is disconnected, and no other."""
+def test_idle_clients_do_not_block_an_active_client(sent: bytes) -> None:
+    """All places are taken by silent clients. Only the oldest silent client is disconnected."""
 
     async def attack() -> tuple[bytes, bool, int]:
         places = Limits().connections
@@ -265,7 +266,7 @@ def test_pipelined_requests_leave_turns_for_other_tasks() -> None:
 def test_a_refused_head_request_is_answered_without_a_body(
     rest: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without this rule, each such client would cause a traceback in the log."""
+    """If the answer had a body, each of these clients would cause a traceback in the log."""
 
     async def run() -> bytes:
         async with tcp_server() as port:

@@ -99,20 +99,20 @@ def test_the_status_identifies_the_fault(say: Say, data: bytes, status: bytes) -
     assert answer.startswith(b"HTTP/1.1 " + status)
 
 
-def test_a_wrong_method_is_answered_with_the_allowed_ones(say: Say) -> None:
+def test_a_wrong_method_is_answered_with_the_allowed_methods(say: Say) -> None:
     answer = asyncio.run(say(b"DELETE /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"))
 
     assert b"\r\nAllow: GET, PUT\r\n" in answer
 
 
-def test_a_body_that_is_declared_too_long_is_refused_without_reading_it(say: Say) -> None:
+def test_a_body_that_is_declared_too_long_is_refused_without_a_read(say: Say) -> None:
     answer = asyncio.run(say(put(b"x" * 10, declared=10**9), limits=Limits(body_bytes=100), ends=True))
 
     assert answer.startswith(b"HTTP/1.1 413")
 
 
 def test_a_body_that_grows_too_long_is_refused_and_the_reason_arrives(say: Say) -> None:
-    """The client is still sending when it is refused. It must be able to read the reason."""
+    """The client is still sending when its request is refused. The client must be able to read the reason."""
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
 
     answer = asyncio.run(

@@ -42,7 +42,7 @@ def test_each_request_has_its_own_nonce() -> None:
 
 
 def test_the_number_of_requests_up_to_the_answer_is_known() -> None:
-    """A request counts as lost if a later one is answered first, and not if its own answer is late."""
+    """A request counts as lost if a later request is answered first, and not if its own answer is late."""
 
     def attempts(sequence: int | None) -> int:
         sender = _Sender({}, [Echo(destination=PEER)])
@@ -58,7 +58,7 @@ def test_the_number_of_requests_up_to_the_answer_is_known() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets need root")
 def test_many_requests_are_answered_and_a_refused_one_is_reported() -> None:
-    """The requests use loopback. The largest is larger than the MTU of any device."""
+    """The requests use loopback. The largest request is larger than the MTU of any device."""
     echoes = [Echo(destination=HERE + number) for number in range(100)]
     too_large = Echo(destination=HERE, size=65535)
     wrong_source = Echo(destination=HERE, source=PEER)

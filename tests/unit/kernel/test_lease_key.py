@@ -58,7 +58,7 @@ def test_another_owner_gets_another_key(path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[" * 5000, '{"Owner":"a","Private":"00","Public":"zz"}', "\xff"])
 def test_a_damaged_file_is_not_replaced(path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Operators may have allowed the key, and can restore it."""
+    """Operators may have allowed the key, and can restore the file."""
     lease_key(path, "a")
     path.write_bytes(text.encode("latin-1"))
 

@@ -29,7 +29,7 @@ async def refused(operations: Sequence[Operation]) -> list[tuple[Operation, str]
 def test_operations_after_a_silence_are_not_tried_and_refused_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is unknown which operations took effect. The next pass reads the host."""
+    """The adapter does not know which operations took effect. The next pass reads the host."""
     asked: list[int] = []
 
     async def transact(_: RequestSocket, requests: Sequence[Request]) -> list[Acknowledgement]:

@@ -14,7 +14,7 @@ NONE = ""
 
 
 def read(monkeypatch, *listings: str) -> State:
-    """Return the result if the listings of tables contain these in turn, and no table is readable."""
+    """Return the result if the listings of tables contain these names in turn, and no table is readable."""
     answers = iter(listings)
 
     async def nft(*words: str, given: str = "") -> str:

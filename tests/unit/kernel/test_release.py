@@ -1,4 +1,4 @@
-"""The release of a kernel is the one that its distribution names."""
+"""The release of a kernel is the release that its distribution names."""
 
 import pytest
 

@@ -52,7 +52,7 @@ def test_messages_in_any_order_are_read_correctly_and_made_once(looks: list[list
         before = {one.text: one for one in found if one is not None}
 
 
-def test_entries_missing_in_a_look_are_forgotten() -> None:
+def test_entries_missing_in_a_scan_are_forgotten() -> None:
     look = Look()
     look(b"a", b"b")
     look(b"b")
@@ -63,7 +63,7 @@ def test_entries_missing_in_a_look_are_forgotten() -> None:
 
 
 def test_only_entries_on_known_links_are_remembered() -> None:
-    """An unknown link may have another name in the next look. After a rename, any link may."""
+    """An unknown link may have another name in the next scan. After a rename, any link may."""
     look = Look()
     look(b"a", links={1: "another"})
     look(b"a", links={1: "another"})
@@ -77,7 +77,7 @@ def test_only_entries_on_known_links_are_remembered() -> None:
     assert look.made == [b"a"]
 
 
-def test_two_messages_with_the_same_lasting_part_are_one() -> None:
+def test_two_messages_with_the_same_lasting_part_are_one_item() -> None:
     """The times since the last use of an entry differ each time."""
     look = Look()
     for body in (b"a1", b"a2"):

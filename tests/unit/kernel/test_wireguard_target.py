@@ -61,14 +61,16 @@ def test_the_same_damage_is_announced_again_after_its_repair(monkeypatch: pytest
                 shown[0] = ALONE
                 await changes.next()
                 shown[0] = WHOLE
-                for _ in range(20):  # several looks
+                for _ in range(20):  # several scans
                     await asyncio.sleep(0)
 
     asyncio.run(watch())
 
 
 def test_wireguard_go_sends_from_a_new_address_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current endpoint is set again, not the planned one, because a handshake may have changed it."""
+    """The current endpoint is set again, not the planned endpoint, because a handshake may have changed the
+    endpoint.
+    """
     ran: list[str] = []
 
     async def run(*words: str, given: str = "") -> Ran:
@@ -146,7 +148,7 @@ def part(family: Family, *, key: str = PEER) -> WireguardPeer:
 
 
 def test_the_parts_of_a_peer_in_both_families_are_one_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part is added and removed separately. The last one removes the peer."""
+    """Each part is added and removed separately. The removal of the last part removes the peer."""
     device = Device()
     monkeypatch.setattr(module, "run_program", device.run)
     target = WireguardTarget(lambda _: None, NoUserspace())
@@ -167,7 +169,7 @@ def test_the_parts_of_a_peer_in_both_families_are_one_peer(monkeypatch: pytest.M
             assert device.allowed.get(PEER) == allowed
 
     asyncio.run(follow())
-    assert device.greeted == [PEER, PEER]  # each time that the peer was new
+    assert device.greeted == [PEER, PEER]  # one handshake for each time that the peer was new
 
 
 @pytest.mark.parametrize("left", ["10.100.5.0/24,fd00:5:0:5::/64", "fd00:5:0:5::/64", ""])
@@ -186,7 +188,9 @@ def test_a_damaged_peer_of_both_families_is_repaired(monkeypatch: pytest.MonkeyP
     asyncio.run(repair())
 
 
-def test_a_learned_endpoint_stays_until_the_plan_has_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learned_endpoint_stays_until_the_plan_has_another_endpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A new plan is compared with the state of the device, for example after a change of the mode."""
     device = Device()
     device.allowed[PEER] = "10.100.5.0/24"

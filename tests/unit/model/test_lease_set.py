@@ -106,7 +106,7 @@ def test_an_unreadable_key_keeps_its_last_valid_lease_until_it_is_deleted() -> N
     assert known.listed([], [spoilt], 7).by_subnet[SUBNET] is good
     assert SUBNET not in known.listed([], [spoilt], 7).after([LeaseGone(SUBNET, 8)]).by_subnet
     assert SUBNET not in known.listed([], [], 7).by_subnet
-    assert SUBNET not in LeaseSet().listed([], [spoilt], 7).by_subnet  # a host that starts now cannot know it
+    assert SUBNET not in LeaseSet().listed([], [spoilt], 7).by_subnet  # a new host does not know the value
 
 
 def published(mac: str, revision: int, created: int) -> Lease:
@@ -169,7 +169,7 @@ def test_above_the_limit_the_first_leases_are_kept(monkeypatch: pytest.MonkeyPat
 
 
 def test_keys_with_an_ipv6_subnet_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any number of such keys may contain one IPv4 subnet."""
+    """Any number of keys with an IPv6 subnet may contain the same IPv4 subnet."""
     monkeypatch.setattr(lease_set, "LARGEST", 3)
 
     known = LeaseSet().after(

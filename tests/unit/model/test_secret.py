@@ -1,4 +1,4 @@
-"""No text of a secret contains it."""
+"""No text form of a secret object contains the secret."""
 
 from dataclasses import dataclass
 

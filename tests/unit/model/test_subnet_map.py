@@ -48,7 +48,7 @@ def test_changes_and_differences_equal_those_of_a_dictionary(
 
 
 def test_a_change_needs_time_for_one_shard() -> None:
-    """The copy shares all shards except the changed one, and only that is compared."""
+    """The copy shares all shards except the changed shard, and only the changed shard is compared."""
     many = SubnetMap((IPv4Network((0x0A000000 + (number << 8), 24)), object()) for number in range(10_000))
     subnet = IPv4Network("10.0.5.0/24")
 

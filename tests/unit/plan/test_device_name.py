@@ -52,7 +52,9 @@ def test_the_name_of_the_previous_run_is_first() -> None:
 
 
 def test_the_name_of_a_daemon_that_is_not_running_is_not_used() -> None:
-    """Its routes still exist. If a host has only one daemon, this daemon adopts the routes of flannel0."""
+    """The routes of that daemon still exist. If a host has only one daemon, this daemon adopts the routes of
+    flannel0.
+    """
     assert next(device_names(BLUE, host(), protocols={2, 3, 80, 101})) == "flannel2"
     assert next(device_names("pyflannel", host(), protocols={2, 3, 80, 101})) == "flannel0"
 

@@ -170,7 +170,8 @@ def test_programs_without_a_daemon_that_knows_them_are_left(mode: FastPathMode) 
 
     waiting = replace(status, reconcile=ReconcileStatus(passes=0))
     found = findings(replace(HEALTHY, status=waiting, programs=programs))
-    assert "programs-left" not in [one.code for one in found]  # its first pass removes them
+    # The first pass of the daemon removes the programs.
+    assert "programs-left" not in [one.code for one in found]
 
 
 def test_missing_features_of_the_fast_path_are_evidence() -> None:
@@ -347,7 +348,7 @@ def test_an_unusable_allow_list_and_one_without_this_host_are_named() -> None:
 
 
 def test_rules_with_the_original_s_names_belong_to_a_present_daemon() -> None:
-    """On a host without this daemon, such rules are from an original."""
+    """On a host without this daemon, rules with the original's names are from an original."""
     status = replace(READY, is_live=False, is_ready=False)
 
     assert codes(replace(HEALTHY, status=status)) == ["daemon-away"]
@@ -387,7 +388,8 @@ def test_objects_of_a_running_original_are_not_to_be_deleted() -> None:
     assert (left.code, left.fix) == ("left-by-original", "ip link delete flannel0")
     assert (runs.code, runs.evidence) == ("original-runs", ("link flannel0",))
     assert runs.fix.startswith("kill 77 ")
-    assert codes(replace(HEALTHY, original=77)) == []  # it may be in another network, and affects no packet
+    # The original may be in another network, and affects no packet of this network.
+    assert codes(replace(HEALTHY, original=77)) == []
 
 
 def test_a_network_without_a_free_subnet_is_named_with_the_remedy() -> None:
@@ -430,7 +432,7 @@ class TestNetworkThatOverlapsTheUnderlay:
     def test_is_an_error_if_a_route_redirects_packets_of_the_underlay(
         self, destination: str, link: str
     ) -> None:
-        """An original or a killed flanneld may have created it. With host-gw, the link is eth0."""
+        """An original or a killed flanneld may have created the route. With host-gw, the link is eth0."""
         taking = Route(destination=IPv4Network(destination), link=link)
         seen = replace(self.WITH, items=(taking,))
 
@@ -494,7 +496,7 @@ def test_the_documents_explain_every_code(document: str) -> None:
 
 
 def test_many_warnings_are_one_finding() -> None:
-    """A client of the store can cause one for each lease."""
+    """A client of the store can cause a warning for each lease."""
     many = replace(READY, warnings=tuple(f"lease {number} overlaps another" for number in range(1000)))
 
     (found,) = [one for one in findings(replace(HEALTHY, status=many)) if one.code == "network-warning"]
@@ -558,7 +560,7 @@ def test_rules_of_docker_that_drop_packets_of_other_hosts_are_found(
     ],
 )
 def test_other_rules_of_docker_are_no_finding(rules: SavedRules) -> None:
-    """Such a rule belongs to a bridge outside the subnet of the host, for example."""
+    """The rule belongs, for example, to a bridge outside the subnet of the host."""
     assert codes(replace(HEALTHY, docker_drops=docker_drops([rules], ""))) == []
 
 
@@ -602,11 +604,11 @@ def test_clocks_of_peers_that_differ_are_named() -> None:
     assert list(clock_findings({one: 0.4, two: -4.9})) == []
 
     (found,) = clock_findings({one: 0.1, two: 63.0, three: -0.1})
-    assert found.cause.startswith("the clocks of 1 of 3 peers differ from that of this host")
-    assert found.evidence == ("the clock of 10.0.0.3 is 63 s ahead of this one",)
+    assert found.cause.startswith("the clocks of 1 of 3 peers differ from the clock of this host")
+    assert found.evidence == ("the clock of 10.0.0.3 is 63 s ahead of the clock of this host",)
 
     (found,) = clock_findings({one: -90.0, two: -91.0, three: -90.5})
-    assert found.cause.startswith("the clock of this host is 90 s ahead of those of 3 of 3 peers")
+    assert found.cause.startswith("the clock of this host is 90 s ahead of the clocks of 3 of 3 peers")
 
 
 def test_a_slow_store_is_found_by_its_fastest_answer() -> None:

@@ -189,7 +189,7 @@ def test_a_rule_of_the_family_bridge_is_named_before_the_first_container_exists(
 def test_a_rule_against_tunnel_packets_at_a_bridge_as_underlay_is_named(
     ports: tuple[str, ...], is_named: bool
 ) -> None:
-    """The packets pass its only port, or the only one that is a physical device."""
+    """The packets pass the only port of the bridge, or the only port that is a physical device."""
     links = (*LINKS, *(replace(interface(port), kind="" if port == "eth1" else "tun") for port in ports))
     seen = replace(HEALTHY, underlay_ports=ports, interfaces=Interfaces(interfaces=links))
     rules = bridge_rule("prerouting", Match("dport", ((8472, 8472),)))
@@ -302,7 +302,9 @@ def test_an_ipsec_policy_that_drops_packets_is_named(one: IpsecPolicy, evidence:
     ],
 )
 def test_an_ipsec_policy_that_drops_no_packet_is_no_finding(policies: tuple[IpsecPolicy, ...]) -> None:
-    """Of two policies with the same priority, the kernel uses the older, which it lists last."""
+    """Of two policies with the same priority, the kernel uses the older policy, which the kernel lists
+    last.
+    """
     assert findings(with_policies(*policies)) == ()
 
 
@@ -449,7 +451,7 @@ def test_docker0_with_a_former_subnet_is_repaired_with_the_options_of_docker() -
     [("10.0.2.15", "nat-address"), ("10.0.0.99", "public-address"), ("203.0.113.7", None)],
 )
 def test_a_public_address_that_peers_cannot_use_is_named(public: str, code: str | None) -> None:
-    """An address outside the prefix of the underlay may be that of a NAT."""
+    """An address outside the prefix of the underlay may be the address of a NAT."""
     underlay = UnderlayStatus(link="eth0", address=HERE, public_ip=IPv4Address(public), mtu=1500)
     seen = replace(HEALTHY, status=replace(HEALTHY.status, underlay=underlay))
 

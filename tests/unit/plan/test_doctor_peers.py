@@ -131,7 +131,8 @@ def narrow(number: int, measured: int, *, is_routed: bool = True, is_ipv6: bool 
     ("arrived", "paths", "found"),
     [
         (1350, [narrow(1, 1350)], [("info", "10.100.1.0/24: 1350 of 1450 bytes arrive")]),
-        (1450, [narrow(1, 1350)], [("info", "10.100.1.0/24: 1350 of 1450 bytes arrive")]),  # as fragments
+        # Packets of 1450 bytes arrive only as fragments.
+        (1450, [narrow(1, 1350)], [("info", "10.100.1.0/24: 1350 of 1450 bytes arrive")]),
         (84, [narrow(1, 1350)], [("error", "10.100.1.0/24 at 10.0.0.1: 84 bytes arrive")]),
         (400, [narrow(1, 400, is_routed=False)], [("error", "10.100.1.0/24 at 10.0.0.1: 400 bytes arrive")]),
         (

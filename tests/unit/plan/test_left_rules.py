@@ -68,8 +68,10 @@ def test_a_whole_set_for_a_known_network_is_the_original_s(rules: tuple[str, ...
 
 
 @pytest.mark.parametrize("case", FIRST_RELEASE + LATER_RELEASE, ids=lambda case: case["id"])
-def test_rules_of_the_original_in_other_chains_are_found_and_no_others(case: dict[str, Any]) -> None:
-    """Of the tested releases, only the first writes to such chains. The others have their own chains."""
+def test_only_rules_of_the_original_are_found_in_other_chains(case: dict[str, Any]) -> None:
+    """Of the tested releases, only the first release writes to chains of other programs. The other releases
+    have their own chains.
+    """
     networks = frozenset(
         ip_network(line.partition("=")[2])
         for line in case["subnet_env"].splitlines()
@@ -107,7 +109,7 @@ def test_rules_of_the_original_in_other_chains_are_found_and_no_others(case: dic
     ],
 )
 def test_a_part_of_a_set_may_belong_to_any_program(rules: tuple[str, ...]) -> None:
-    """This also applies to another order, or a combination that no release writes."""
+    """Rules in another order, or in a combination that no release writes, may also belong to any program."""
     assert [one.is_sure for one in rules_left([nat(*rules)], KNOWN)] == [False]
     assert rules_left([nat(*rules)], frozenset()) == ()
 

@@ -1,4 +1,4 @@
-"""Objects that match those of the original, and unplanned routes."""
+"""Objects that match the objects of the original, and unplanned routes."""
 
 from ipaddress import IPv4Address, IPv4Network
 
@@ -48,7 +48,9 @@ def test_a_route_of_the_original_is_recognized() -> None:
 
 
 def test_a_route_to_a_peer_with_another_gateway_is_not_the_originals() -> None:
-    """The original's route has the address of the lease as gateway. An operator added this one."""
+    """The original's route has the address of the lease as gateway. An operator added the route to another
+    gateway.
+    """
     for address, is_original in (("10.10.10.77", True), ("10.10.10.78", False)):
         membership = replace(MEMBERSHIP, peers={ROUTE.destination: IPv4Address(address)})
 

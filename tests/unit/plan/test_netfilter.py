@@ -1,4 +1,4 @@
-"""The evaluation of rules of iptables and of nftables. tests/lab compares it with the kernel."""
+"""The evaluation of rules of iptables and of nftables. tests/lab compares the evaluation with the kernel."""
 
 import json
 from ipaddress import IPv4Address, IPv6Address
@@ -72,7 +72,7 @@ def test_rules_of_iptables(rule: str, kind: str) -> None:
 
 
 def test_many_jumps_between_chains_are_evaluated_once() -> None:
-    """Each chain jumps twice to the next, so that a packet has 32,768 ways through them."""
+    """Each chain jumps twice to the next, so that a packet has 32,768 paths through the chains."""
     names = [f"c{number}" for number in range(15)]
     declared = [f":{name} - [0:0]" for name in names]
     jumps = [f"-A {one} -j {other}" for one, other in pairwise(["INPUT", *names]) for _ in range(2)]

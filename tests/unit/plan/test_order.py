@@ -1,4 +1,6 @@
-"""The order of the operations of a batch, and the objects that the kernel drops with them."""
+"""The order of the operations of a batch, and the objects that the kernel drops as a consequence of these
+operations.
+"""
 
 from ipaddress import (
     IPv4Address,
@@ -32,7 +34,9 @@ PLAN = State.of(VXLAN, NEW, NEIGHBOUR, ENTRY, ROUTE, ROUTE6, NEIGHBOUR6)
 
 
 def test_an_address_is_removed_before_one_with_its_prefix_is_added() -> None:
-    """Otherwise the new address is secondary to it and is removed with it."""
+    """In the other order, the new address is secondary to the old address and is removed with the old
+    address.
+    """
     new = Address(link="flannel0", address=IPv4Interface("10.100.16.0/16"))
 
     assert order([Add(new), Remove(OLD)], State.of(new)) == [Remove(OLD), Add(new)]
@@ -48,13 +52,15 @@ def test_an_address_is_removed_early_if_one_with_its_prefix_stays() -> None:
 
 
 def test_an_address_is_added_before_the_last_one_of_another_prefix_is_removed() -> None:
-    """Otherwise the link loses its routes and neighbours."""
+    """In the other order, the link loses its routes and neighbours."""
     assert order([Remove(ADDRESS), Add(NEW)], PLAN) == [Add(NEW), Remove(ADDRESS)]
     assert not list(losses([Remove(ADDRESS), Add(NEW)], PLAN))
 
 
 def test_an_address_stays_while_its_link_still_carries_packets() -> None:
-    """Its routes are removed with it. When the backend changes, the new routes are added before."""
+    """The kernel removes the routes of an address with the address. When the backend changes, the new routes
+    are added before the address is removed.
+    """
     old = Link(name="flannel0", kind="tun", mtu=1472)
 
     operations = order([Remove(OLD), Remove(old), Add(ROUTE), Add(NEW), Add(VXLAN)], PLAN)
@@ -87,13 +93,13 @@ def test_a_vxlan_device_is_created_again_for_another_ipv6_source() -> None:
     assert ipv6.becomes(replace(ipv6, learns=True))
 
 
-def test_a_link_that_is_created_again_loses_all_objects_on_it() -> None:
+def test_a_link_that_is_created_again_loses_all_objects_on_the_link() -> None:
     assert VXLAN.vxlan is not None
     old = replace(VXLAN, vxlan=replace(VXLAN.vxlan, vni=2))
 
     lost = dict(losses([Replace(old, VXLAN), Add(ENTRY)], PLAN))
 
-    assert set(lost) == {NEW, NEIGHBOUR, ROUTE, ROUTE6, NEIGHBOUR6}  # the entry is written afterwards
+    assert set(lost) == {NEW, NEIGHBOUR, ROUTE, ROUTE6, NEIGHBOUR6}  # the batch adds the entry after the link
 
 
 def test_a_link_with_another_mac_address_loses_its_neighbours() -> None:
@@ -103,7 +109,7 @@ def test_a_link_with_another_mac_address_loses_its_neighbours() -> None:
 
 
 def test_a_renamed_vxlan_device_is_removed_before_its_successor_is_built() -> None:
-    """The kernel refuses a second device with its VNI and port."""
+    """The kernel refuses a second device with the same VNI and port."""
     renamed = replace(VXLAN, name="stray")
 
     assert order([Add(VXLAN), Remove(renamed)], PLAN) == [Remove(renamed), Add(VXLAN)]
@@ -121,7 +127,9 @@ FAR = Link(name="flannel0-rx", kind="veth", mtu=1500, veth=Veth(peer="flannel0-g
 
 
 def test_an_end_of_a_veth_is_recreated_before_the_other_is_added() -> None:
-    """If the other end was renamed, the kernel refuses to add it while the name of this one is taken."""
+    """If the other end was renamed, the kernel refuses to add the other end while the name of this end is
+    taken.
+    """
     renamed = replace(NEAR, name="other")
     recreate = Replace(replace(FAR, veth=Veth(peer="other")), FAR)
 
@@ -138,7 +146,9 @@ def test_a_vxlan_device_in_the_way_is_removed_before_a_link_is_recreated() -> No
 
 
 def test_the_other_end_of_a_veth_is_lost_when_one_is_recreated() -> None:
-    """The first attempt was refused because both names were taken. The operation on the other made both."""
+    """The kernel refused the first attempt because both names were taken. The operation on the other end
+    created both ends.
+    """
     recreate = Replace(replace(NEAR, kind="dummy", veth=None), NEAR)
 
     assert dict(losses([recreate], State.of(NEAR, FAR))) == {FAR: None}

@@ -305,7 +305,7 @@ IPV6_PATHS = {
 def test_the_guard_of_ipv6_has_the_rules_of_ipv4(
     kind: str, path: GuardedPath, mode: GuardMode, length: int
 ) -> None:
-    """Its table has the addresses of IPv6, and a peer without IPv6 has no entry."""
+    """The table of the IPv6 guard has the addresses of IPv6, and a peer without IPv6 has no entry."""
     config = NetworkConfig(network=NETWORK, ipv6_network=NETWORK6, enable_ipv6=True, backend_type=kind)
     one = ipv6_host()
     attributes = LeaseAttributes(public_ip=IPv4Address(HOST), public_ipv6=IPv6Address("2001:db8::2"))

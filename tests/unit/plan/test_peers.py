@@ -72,7 +72,9 @@ def behind_nat(subnet: str, port: int | None) -> Lease:
 
 
 def test_hosts_behind_one_nat_with_different_ports_are_peers() -> None:
-    """The port distinguishes this host. Without a port, or with the same one, the lease is this host's."""
+    """The port distinguishes this host. A lease without a port, or with this host's port, is this host's
+    lease.
+    """
     own = replace(OWN, attributes=replace(OWN.attributes, port=8285))
     others = [behind_nat("10.100.3.0/24", 8286), behind_nat("10.100.4.0/24", 8285)]
     peers = Peers(own, NETWORK, 24)
@@ -146,7 +148,7 @@ leases = st.lists(
 
 @given(st.lists(leases, max_size=5), leases)
 def test_earlier_leases_have_no_effect(history: list[list[Lease]], last: list[Lease]) -> None:
-    """After any changes, the peers and conflicts are those of the current leases."""
+    """After any changes, the peers and conflicts result only from the current leases."""
     peers, followed = Peers(OWN, NETWORK, 24), {}
     for each in [*history, last]:
         for change in peers.update(SubnetMap((one.subnet, one) for one in each)):

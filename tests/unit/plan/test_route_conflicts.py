@@ -96,7 +96,7 @@ class TestNeededAddresses:
     """The store and the default gateway, at any address."""
 
     def test_a_route_with_precedence_over_the_route_to_it_is_refused(self, needed: Surroundings) -> None:
-        """The default route, a shorter route and one with another metric have no precedence."""
+        """The default route, a shorter route and a route with another metric have no precedence."""
         others = (route("10.0.0.0/8"), route("10.20.0.0/16", metric=100))
         for surroundings in (needed, replace(needed, routes=others)):
             found = route_objection(IPv4Network("10.20.0.0/16"), UNDERLAY, surroundings)
@@ -122,7 +122,7 @@ class TestNeededAddresses:
 
 
 class TestRoutesOfOtherPrograms:
-    """No route is replaced, and a route that equals the planned one is taken over."""
+    """No route is replaced, and a route that equals the planned route is taken over."""
 
     DESTINATION = IPv4Network("10.100.3.0/24")
     PEER = Lease(subnet=DESTINATION, attributes=LeaseAttributes(public_ip=IPv4Address("192.168.50.101")))
@@ -207,7 +207,7 @@ def test_a_subnet_whose_first_address_is_needed_is_refused() -> None:
 
 
 def test_a_new_subnet_avoids_addresses_and_routes_of_the_host() -> None:
-    """It avoids prefixes of the underlay, routes of other programs, and needed addresses."""
+    """The new subnet avoids prefixes of the underlay, routes of other programs, and needed addresses."""
     surroundings = Surroundings(
         stores=(STORE,),
         gateways=(IPv4Address("192.168.50.1"),),
@@ -221,7 +221,7 @@ def test_a_new_subnet_avoids_addresses_and_routes_of_the_host() -> None:
 
 
 def test_a_store_in_a_container_of_this_host_is_not_lost() -> None:
-    """The bridge exists, so that the subnet is already routed to it."""
+    """The bridge exists, so the subnet is already routed to the bridge."""
     surroundings = Surroundings(stores=(STORE,), routes=(route("10.20.0.0/24", link="docker0", protocol=2),))
 
     assert subnet_objection(IPv4Network("10.20.0.0/24"), UNDERLAY, surroundings) is None
@@ -318,7 +318,9 @@ class TestAddresses:
         "address", ["100.64.0.7", "10.10.10.101", "203.0.113.9", "240.0.0.7", "255.0.0.1"]
     )
     def test_other_addresses_are_accepted(self, address: str) -> None:
-        """Examples are addresses of carrier-grade NAT (RFC 6598) and reserved ones, which cause a warning."""
+        """Examples are addresses of carrier-grade NAT (RFC 6598), and reserved addresses, which cause a
+        warning.
+        """
         assert self.objection(address) is None
 
     def test_a_link_local_address_needs_a_route_without_a_gateway(self) -> None:

@@ -53,57 +53,57 @@ def stranger(
         (
             stranger("10.9.0.66", "stranger", "10.100.77.2"),
             "it holds no lease, and no host has the inner source 10.100.77.2",
-            "If it is a host of the network, start flanneld there; if not, stop its program"
+            "If the sender is a host of the network, start flanneld there; if not, stop its program"
             " (ip neigh show to 10.9.0.66). This host drops its packets.",
         ),
         (
             stranger("10.9.0.15", "stranger", "10.100.77.2"),
             "it holds 10.100.15.0/24, and no host has the inner source 10.100.77.2",
-            "Give its containers only addresses in 10.100.15.0/24: run mk-docker-opts there, then restart"
-            " Docker.",
+            "Give the containers of that host only addresses in 10.100.15.0/24: run mk-docker-opts there, "
+            "then restart Docker.",
         ),
         (
             stranger("10.9.0.66", "impostor", "10.100.30.2"),
             "it holds no lease, and the inner source 10.100.30.2 is in 10.100.30.0/24 of 10.9.0.30",
-            "If it is that host, set this address there (--public-ip, --iface); if not, stop its program"
-            " (ip neigh show to 10.9.0.66). This host drops its packets.",
+            "If the sender is that host, set this address there (--public-ip, --iface); if not, stop its "
+            "program (ip neigh show to 10.9.0.66). This host drops its packets.",
         ),
         (
             stranger("10.9.0.15", "impostor", "10.100.30.200"),
             "it holds 10.100.15.0/24, and the inner source 10.100.30.200 is in 10.100.30.128/25 of 10.9.0.31",
-            "Give its containers only addresses in 10.100.15.0/24: run mk-docker-opts there, then restart"
-            " Docker.",
+            "Give the containers of that host only addresses in 10.100.15.0/24: run mk-docker-opts there, "
+            "then restart Docker.",
         ),
         (
             stranger("2001:db8::66", "impostor", "fd00:5:0:60::2"),
             "it holds no lease, and the inner source fd00:5:0:60::2 is in 10.100.60.0/24 fd00:5:0:60::/64 of"
             " 10.9.0.60",
-            "If it is that host, set this address there (--public-ip, --iface); if not, stop its program"
-            " (ip neigh show to 2001:db8::66). This host drops its packets.",
+            "If the sender is that host, set this address there (--public-ip, --iface); if not, stop its "
+            "program (ip neigh show to 2001:db8::66). This host drops its packets.",
         ),
         (
             stranger("2001:db8::60", "stranger", "fd00:5:0:77::2"),
             "it holds fd00:5:0:60::/64, and no host has the inner source fd00:5:0:77::2",
-            "Give its containers only addresses in fd00:5:0:60::/64: run mk-docker-opts there, then restart"
-            " Docker.",
+            "Give the containers of that host only addresses in fd00:5:0:60::/64: run mk-docker-opts "
+            "there, then restart Docker.",
         ),
         (
             stranger("10.9.0.50", "stranger", "10.100.77.2"),
             "docker5 holds 10.100.50.0/24, and no host has the inner source 10.100.77.2",
-            "Give its containers only addresses in 10.100.50.0/24: run mk-docker-opts there, then restart"
-            " Docker.",
+            "Give the containers of that host only addresses in 10.100.50.0/24: run mk-docker-opts there, "
+            "then restart Docker.",
         ),
         (
             stranger("10.9.0.15", "impostor", "10.100.50.2"),
             "it holds 10.100.15.0/24, and the inner source 10.100.50.2 is in 10.100.50.0/24"
             " of docker5 (10.9.0.50)",
-            "Give its containers only addresses in 10.100.15.0/24: run mk-docker-opts there, then restart"
-            " Docker.",
+            "Give the containers of that host only addresses in 10.100.15.0/24: run mk-docker-opts there, "
+            "then restart Docker.",
         ),
         (
             stranger("10.9.0.66", "impostor", "10.100.40.2"),  # whose lease no longer exists
             "it holds no lease, and the inner source 10.100.40.2 is in another host's subnet",
-            "If it is a host of the network, start flanneld there; if not, stop its program"
+            "If the sender is a host of the network, start flanneld there; if not, stop its program"
             " (ip neigh show to 10.9.0.66). This host drops its packets.",
         ),
         (

@@ -112,7 +112,7 @@ FACTS = {"vxlan": VXLAN, "udp": UDP, "fast": FAST, "wireguard": WIREGUARD, "host
 
 
 class Kernel:
-    """The routes of a healthy host with a backend; a test may change answers by way and destination."""
+    """The routes of a healthy host with a backend; a test may change answers by direction and destination."""
 
     def __init__(self, backend: str) -> None:
         self.facts = FACTS[backend]

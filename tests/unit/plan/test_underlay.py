@@ -122,7 +122,7 @@ def test_a_routed_host_has_its_address_on_loopback() -> None:
         ("eth1", "eth1", "10.10.10.102"),
         ("10.10.10.102", "eth1", "10.10.10.102"),
         ("fe80::1", "eth0", "192.168.50.102"),  # the original leaves its interface unset, and crashes
-        ("docker0", "docker0", "172.17.0.1"),  # an explicit option selects it
+        ("docker0", "docker0", "172.17.0.1"),  # an explicit option selects the device
         ("127.0.0.1", "lo", "127.0.0.1"),
     ],
 )
@@ -332,7 +332,7 @@ class TestIpv6:
         found = Interfaces(interfaces=(LO, eth0, other), default_routes=(BY_ETH0,))
         return choose(wanted or UnderlayOptions(), found, families=(4, 6))
 
-    def test_a_permanent_address_is_chosen_before_a_dynamic_one(self) -> None:
+    def test_a_permanent_address_is_chosen_before_a_dynamic_address(self) -> None:
         underlay = self.chosen(held("fd07::1/64", is_permanent=False), PERMANENT)
 
         assert (underlay.link, underlay.ipv6_address) == ("eth0", IPv6Address("fd07::102"))
@@ -419,7 +419,7 @@ class TestIpv6:
         assert underlay.public_ipv6 == IPv6Address("2001:db8::7")
 
     def test_without_ipv6_in_the_network_nothing_of_it_is_in_the_underlay(self) -> None:
-        """Otherwise, each change of an IPv6 address would cause a new plan."""
+        """If the underlay contained IPv6 addresses, each change of an IPv6 address would cause a new plan."""
         eth0 = interface("eth0", "192.168.50.102/24", PERMANENT, on_link=(IPv6Network("fd07::/64"),))
         found = Interfaces(interfaces=(eth0,), default_routes=(BY_ETH0,))
 
@@ -428,15 +428,15 @@ class TestIpv6:
         assert (underlay.ipv6_address, underlay.public_ipv6, underlay.on_link) == (None, None, ())
 
 
-def test_an_address_on_two_interfaces_does_not_select_one() -> None:
+def test_an_address_on_two_interfaces_selects_no_interface() -> None:
     found = Interfaces(interfaces=(ETH0, interface("eth5", "192.168.50.102/24", index=9)))
 
     with pytest.raises(NoUnderlayError, match=r"192\.168\.50\.102 is an address of eth0 and eth5"):
         choose(UnderlayOptions(ifaces=("192.168.50.102",)), found)
 
 
-def test_a_public_address_on_two_interfaces_does_not_select_one() -> None:
-    """The log names both. The default route selects the interface."""
+def test_a_public_address_on_two_interfaces_selects_no_interface() -> None:
+    """The log names both interfaces. The default route selects the interface."""
     found = Interfaces(
         interfaces=(interface("eth5", "10.9.9.9/24", index=1), ETH0, interface("eth6", "10.9.9.9/24")),
         default_routes=(BY_ETH0,),

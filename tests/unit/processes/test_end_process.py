@@ -94,7 +94,9 @@ def bound(address: str, *words: str, uid: int | None = None) -> Iterator[int]:
 
 
 def test_a_forwarder_belongs_to_its_run_directory(tmp_path: Path) -> None:
-    """This is the same after the file of its socket was deleted, so that no client can connect."""
+    """The forwarder still belongs to its run directory after the file of its socket was deleted, although no
+    client can connect.
+    """
     path = tmp_path / SOCKET_NAME
     with bound(str(path), FORWARDER) as pid:
         path.unlink()

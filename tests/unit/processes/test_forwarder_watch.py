@@ -49,4 +49,4 @@ def test_an_unplanned_forwarder_is_not_searched(tmp_path: Path, monkeypatch: pyt
             return idle, looks
 
     idle, _ = asyncio.run(watch())
-    assert idle <= 3  # the first check of each watch, and one that had begun
+    assert idle <= 3  # the first check of each watch, and one check that had begun

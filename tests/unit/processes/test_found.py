@@ -18,7 +18,7 @@ HEAD = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tW
 
 @pytest.mark.parametrize("name", ["eth0", "a\x1cb", "\x1c", "\x1f\x1f", "a\x85b", "\u2028"])
 def test_routes_are_read_with_any_name_of_the_link(name: str) -> None:
-    """Without rights, a user can create a namespace with a link of such a name."""
+    """A user without rights can create a namespace with a link of any name."""
     line = f"{name}\t0001030A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0" + " " * 20 + "\n"
 
     assert list(routes_in(HEAD + line)) == [IPv4Network("10.3.1.0/24")]
@@ -69,7 +69,9 @@ def running(program: Path, uid: int) -> Iterator[int]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to start a program as another user")
 def test_only_a_process_with_rights_is_the_original(open_directory: Path) -> None:
-    """Otherwise, any user could prevent `flannelctl cleanup` from removing objects of the original."""
+    """If the name were sufficient, any user could prevent `flannelctl cleanup` from removing objects of the
+    original.
+    """
     program = Path(shutil.copy("/bin/sleep", open_directory / "flanneld"))
 
     with running(program, 65534):

@@ -1,4 +1,4 @@
-"""Units of systemd: existing units, the unit of a process, and the start of a forwarder in one."""
+"""Units of systemd: existing units, the unit of a process, and the start of a forwarder in a unit."""
 
 import asyncio
 import os
@@ -57,7 +57,7 @@ def test_a_socket_on_which_systemd_does_not_listen_is_an_error(tmp_path: Path, i
 def test_flanneld_starts_wireguard_go_itself_if_the_unit_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Before that, the unit got the name of the device."""
+    """Before the unit ended, it got the name of the device."""
     ours, unit = socket.socketpair()
     ours.setblocking(False)
     monkeypatch.setattr(wireguard_go, "connect_to_new", lambda _: ours)

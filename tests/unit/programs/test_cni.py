@@ -73,7 +73,7 @@ DIFFERENT = {
     "GC 1.1.0": "the delegate runs",
     "ADD without CNI_COMMAND": "the name of the version",
 }
-"""Cases in which this plugin acts otherwise than the original. Each has a test below."""
+"""Cases in which this plugin acts otherwise than the original. Each case has a test below."""
 
 
 class Host:
@@ -226,7 +226,7 @@ def test_two_interfaces_of_one_container_have_separate_files(host: Host) -> None
 def test_the_original_deletes_the_first_interface_and_the_second_remains(host: Host) -> None:
     host.command("ADD")
     host.command("ADD", interface="net1", name="n2")
-    (host.data / "cid1").unlink()  # as the original does after its DEL
+    (host.data / "cid1").unlink()  # as the original does after a DEL
     assert [json.loads(call.conf)["name"] for call in host.command("DEL", interface="net1").calls] == ["n2"]
     assert host.command("DEL").calls == []
 
@@ -277,7 +277,7 @@ def test_a_delegate_that_crashes_is_named_and_can_be_deleted(host: Host) -> None
 
 
 def test_the_plugin_starts_with_few_modules() -> None:
-    """Each start of a container loads these modules."""
+    """Each start of a container loads the modules of the plugin."""
     show = "import sys, pyflannel.programs.cni; print(*sys.modules)"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r}); {show}"]
     shown = subprocess.run([*command[:1], "-IS", *command[1:]], capture_output=True, text=True, check=True)
@@ -317,7 +317,7 @@ def test_a_result_of_another_form_has_no_addresses(result: str) -> None:
 
 
 def test_an_add_without_its_delegate_saves_nothing(host: Host) -> None:
-    """Otherwise the DEL that follows would fail as long as the delegate is missing."""
+    """If a file were saved, the DEL that follows would fail as long as the delegate is missing."""
     (host.directory / "bin/bridge").unlink()
     error = json.loads(host.command("ADD").stdout)
     assert error["msg"].startswith('failed to delegate add: failed to find plugin "bridge" in path [')
@@ -427,7 +427,7 @@ def test_garbage_collection_accepts_the_former_name_of_its_key(host: Host) -> No
     assert "cid1" in host.saved()
 
 
-def test_garbage_collection_continues_after_a_failure_and_reports_it(host: Host) -> None:
+def test_garbage_collection_continues_after_a_failure_and_reports_the_failure(host: Host) -> None:
     host.command("ADD", container="c1", delegate={"type": "ptp"})
     host.command("ADD", container="c2")
     (host.directory / "bin/ptp").unlink()

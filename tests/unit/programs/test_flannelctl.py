@@ -70,7 +70,7 @@ def test_version_is_a_verb_too(capfd: Printed) -> None:
         (["xyzzy"], "unknown command 'xyzzy'."),
     ],
 )
-def test_an_unknown_verb_is_answered_with_a_similar_one(
+def test_an_unknown_verb_is_answered_with_a_similar_verb(
     words: list[str], message: str, capfd: Printed
 ) -> None:
     assert run(words) == 2

@@ -31,7 +31,9 @@ def test_each_verb_is_tested() -> None:
 
 @pytest.mark.timeout(120)
 def test_each_verb_answers_in_time_if_flanneld_and_the_store_hang(tmp_path: Path) -> None:
-    """Both hang; or another process locks the embedded store, and flanneld does not run."""
+    """Either flanneld and the store hang, or another process locks the embedded store and flanneld does not
+    run.
+    """
     with ExitStack() as opened:
         hung = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         store = f"etcd://127.0.0.1:{hung.getsockname()[1]}/coreos.com/network"

@@ -33,7 +33,7 @@ def loaded(*flags: str, script: str = SCRIPT, environment: Mapping[str, str] | N
 
 @pytest.mark.parametrize("flags", [(), ("--etcd-endpoints=http://192.0.2.1:2379",), ("--store=sqlite:///x",)])
 def test_openssl_is_not_loaded_without_tls(flags: tuple[str, ...]) -> None:
-    """The test fails if a module of every daemon imports ssl, or if it is imported before the setting."""
+    """The test fails if a module of every daemon imports ssl, or if ssl is imported before the setting."""
     assert loaded(*flags) == []
 
 

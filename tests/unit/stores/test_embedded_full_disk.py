@@ -13,7 +13,8 @@ from pyflannel.stores.embedded.database import Database
 
 DISK = "size=1m"
 SMALL, LARGE = 3000, 4_000_000
-"""Bytes of a value: written at the commit, or so large that SQLite writes before the commit."""
+"""Sizes in bytes of a value that SQLite writes at the commit, and of a value so large that SQLite writes
+before the commit."""
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def fill_up(database: Database, size: int) -> None:
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_a_full_disk_is_reported_and_the_store_continues_when_there_is_space(disk: Path, size: int) -> None:
-    """SQLite may have rolled the transaction back already, so that there is none to roll back."""
+    """SQLite may have rolled the transaction back already, so that no transaction remains to roll back."""
     database = Database(disk / "leases.db", FakeClock(), "a boot")
     put(database, "subnets/a")
     filler = fill(disk)
@@ -59,7 +60,7 @@ def test_a_full_disk_is_reported_and_the_store_continues_when_there_is_space(dis
     with pytest.raises(StoreError) as raised:
         fill_up(database, size)
     assert str(raised.value) == f"{disk / 'leases.db'}: database or disk is full"
-    assert raised.value.hint == "Free space on its file system."
+    assert raised.value.hint == "Free space on the file system of the file."
 
     filler.unlink()
     put(database, "subnets/b")
@@ -67,13 +68,13 @@ def test_a_full_disk_is_reported_and_the_store_continues_when_there_is_space(dis
     database.close()
 
 
-def test_a_new_store_on_a_full_disk_reports_it(disk: Path) -> None:
+def test_a_new_store_on_a_full_disk_reports_the_full_disk(disk: Path) -> None:
     filler = fill(disk)
     database = Database(disk / "leases.db", FakeClock(), "a boot")
 
     with pytest.raises(StoreError) as raised:
         put(database, "subnets/a")
-    assert raised.value.hint == "Free space on its file system."
+    assert raised.value.hint == "Free space on the file system of the file."
 
     filler.unlink()
     put(database, "subnets/a")

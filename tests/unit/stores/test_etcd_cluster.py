@@ -38,7 +38,9 @@ def test_a_host_name_is_shown_with_its_address() -> None:
 
 
 def test_the_same_failure_has_the_same_text_in_any_order_of_members() -> None:
-    """Failed members are tried last. If the text had this order, the log would have a line for each order."""
+    """Failed members are tried last. If the text named the members in the order of the attempts, the log
+    would have a line for each order.
+    """
 
     async def ask_often() -> tuple[list[str], list[str]]:
         async with AsyncExitStack() as servers, asyncio.timeout(60):

@@ -21,14 +21,14 @@ REQUEST = [(":method", "POST"), (":path", "/"), (":scheme", "http"), (":authorit
 
 
 class Wire(asyncio.Transport):
-    """Accepts data, and records whether it was closed."""
+    """A connection that accepts data, and records whether it was closed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_closed = False
 
     def write(self, data: object) -> None:
-        """Close it."""
+        """Close the connection."""
 
     def is_closing(self) -> bool:
         return self.is_closed

@@ -35,7 +35,7 @@ class FakeMember(WatchBase):
 
     Attributes:
         requests: number of progress requests.
-        floods: it sends changes without end.
+        floods: True if the member sends changes without end.
     """
 
     answers: int
@@ -99,7 +99,9 @@ def test_a_member_that_stops_responding_is_lost() -> None:
 
 
 def test_a_responding_member_keeps_the_watch() -> None:
-    """The revision of such an answer is ignored, because older etcd reports it before earlier events."""
+    """The revision of an answer to a progress request is ignored, because older etcd reports it before
+    earlier events.
+    """
 
     async def check() -> None:
         member = FakeMember(answers=1000)
@@ -114,7 +116,7 @@ def test_a_responding_member_keeps_the_watch() -> None:
 
 
 def test_a_proxy_that_never_answers_is_asked_once_in_each_watch() -> None:
-    """Etcd's grpc-proxy does not forward progress requests, and logs an error for each."""
+    """Etcd's grpc-proxy does not forward progress requests, and logs an error for each request."""
 
     async def check() -> None:
         member = FakeMember(answers=0)

@@ -37,7 +37,9 @@ def response(*revisions: int, header: int = 0, fragment: bool = False) -> WatchR
 
 
 class Stream:
-    """A double of grpclib's stream: it returns one message per call, and raises an exception among them."""
+    """A double of grpclib's stream: the double returns one message per call; if the message is an exception,
+    the double raises the exception.
+    """
 
     def __init__(self, messages: AsyncGenerator[WatchResponse, None]) -> None:
         self._messages = messages
@@ -49,7 +51,7 @@ class Stream:
         await self._messages.aclose()
 
     async def send_message(self, message: WatchRequest) -> None:
-        """Close it."""
+        """Close the stream."""
 
     async def recv_message(self) -> WatchResponse | None:
         return await anext(self._messages, None)
@@ -57,7 +59,7 @@ class Stream:
 
 @pytest.fixture
 def watching(monkeypatch: pytest.MonkeyPatch) -> Watching:
-    """Watch these responses after that revision. The last one arrives when `check` sets the event."""
+    """Watch these responses after that revision. The last response arrives when `check` sets the event."""
 
     async def watch(messages: Sequence[WatchResponse | BaseException], after: int, check: Check) -> None:
         last = asyncio.Event()
@@ -102,7 +104,7 @@ def test_all_arrived_changes_are_returned_together(watching: Watching) -> None:
 
 
 def test_the_changes_of_one_revision_are_returned_together(watching: Watching) -> None:
-    """Fragments of a response wait for the rest of it."""
+    """Fragments of a response wait for the rest of the response."""
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
         waiting = asyncio.ensure_future(watch.next())
@@ -137,7 +139,7 @@ def test_progress_is_returned_without_changes(watching: Watching) -> None:
     watching([response(header=9)], 3, check)
 
 
-def test_changes_before_the_end_are_returned_before_it(watching: Watching) -> None:
+def test_changes_before_the_end_of_the_watch_are_returned_before_the_end(watching: Watching) -> None:
     async def check(watch: Watch, last: asyncio.Event) -> None:
         last.set()
 
@@ -148,7 +150,7 @@ def test_changes_before_the_end_are_returned_before_it(watching: Watching) -> No
     watching([response(4), response(5), BROKE], 3, check)
 
 
-def test_a_compacted_history_is_raised_after_the_changes_before_it(watching: Watching) -> None:
+def test_a_compacted_history_is_raised_after_the_changes_before_the_compaction(watching: Watching) -> None:
     compacted = WatchResponse(compact_revision=8, canceled=True)
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
@@ -162,7 +164,7 @@ def test_a_compacted_history_is_raised_after_the_changes_before_it(watching: Wat
 
 
 def test_a_slow_watcher_delays_the_member(watching: Watching) -> None:
-    """The number of responses read ahead is limited, and none is lost."""
+    """The number of responses read ahead is limited, and no response is lost."""
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
         last.set()
@@ -190,7 +192,7 @@ def test_a_slow_watcher_delays_the_member(watching: Watching) -> None:
     ],
 )
 def test_any_end_of_the_reader_is_raised(watching: Watching, error: BaseException) -> None:
-    """This includes unexpected errors and cancellations from elsewhere: `next` never waits forever."""
+    """Unexpected errors, and cancellations by other tasks, are raised too: `next` never waits forever."""
 
     async def check(watch: Watch, last: asyncio.Event) -> None:
         waiting = asyncio.ensure_future(watch.next())

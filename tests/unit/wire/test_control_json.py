@@ -11,7 +11,7 @@ from pyflannel.wire.control_json import format_document, format_error, format_tr
 from pyflannel.wire.netlink.message import text
 
 NAME = text(b"br-\xff\xc3\xa9\0")
-"""A container may give its link such a name."""
+"""A name that a container may give its link."""
 
 
 def test_a_trace_names_a_link_of_a_container() -> None:

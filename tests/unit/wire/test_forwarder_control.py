@@ -115,7 +115,7 @@ summaries = st.builds(
 
 @given(summaries, st.binary(max_size=5))
 def test_summary_round_trips(summary, later):
-    """A later version may send more."""
+    """A later version may send more fields."""
     assert decode_summary(encode_summary(summary) + later) == summary
 
 
@@ -164,7 +164,7 @@ def test_any_payload_is_decoded_or_refused(decode, payload):
 
 @given(prefixes.filter(lambda prefix: prefix[1] < 32))
 def test_a_subnet_with_host_bits_is_refused(prefix):
-    """The forwarder could neither find nor remove such an entry."""
+    """The forwarder could neither find nor remove an entry with host bits."""
     subnet, length = prefix
     crooked = encode_peers([Peer(subnet | 1, length, 1, 1)])
 

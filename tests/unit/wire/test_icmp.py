@@ -60,7 +60,7 @@ def test_another_packet_is_no_message(data: bytes) -> None:
 
 
 def test_an_echo_request_of_ipv6_has_the_layout_of_rfc_4443() -> None:
-    """The kernel computes its checksum, which covers addresses that only the kernel knows."""
+    """The kernel computes the checksum of the request, which covers addresses that only the kernel knows."""
     assert format_echo(0x1234, 7, b"payload", family=6) == b"\x80\0\0\0\x12\x34\0\x07payload"
 
 

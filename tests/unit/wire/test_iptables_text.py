@@ -230,7 +230,7 @@ def test_rules_of_the_own_chain_are_not_deleted_one_by_one() -> None:
     assert "-D FLANNEL-FWD" not in written
 
 
-def test_a_chain_is_removed_with_every_jump_to_it() -> None:
+def test_a_chain_is_removed_with_every_jump_to_the_chain() -> None:
     text = saved(JUMP, "-i eth0 -j FLANNEL-FWD")
 
     assert format_removal(FORWARD, parse_save(text)).splitlines() == [

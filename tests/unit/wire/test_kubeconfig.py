@@ -92,7 +92,7 @@ def test_a_number_that_yaml_cannot_read_is_an_error(text: str) -> None:
 
 
 def test_aliases_cannot_make_a_short_file_expand() -> None:
-    """The name would have 9 ** 30 parts."""
+    """The expanded text would have 9 ** 30 parts."""
     levels = "".join(f"l{i + 1}: &a{i + 1} [{','.join([f'*a{i}'] * 9)}]\n" for i in range(30))
 
     with pytest.raises(WireError, match="an alias of YAML repeats a list or a mapping"):

@@ -99,7 +99,7 @@ UDP = BackendPart(port=8285)
 
 
 def published(part: BackendPart, *also: BackendPart, reads: tuple[str, ...] = ()) -> Node:
-    """Return a Node that publishes a backend, its previous ones and the formats that its host reads."""
+    """Return a Node that publishes a backend, its previous backends and the formats that its host reads."""
     own = LeaseAttributes(public_ip=IPv4Address("10.99.0.11"), reads=reads).with_backend(part, also)
     found = {name: text for name, text in written(node(), own).items() if text is not None}
     return replace(node(), annotations=found)
@@ -150,7 +150,9 @@ class TestOwnAnnotation:
             {"backend_type": "host-gw", "backend_data": "null"},
         ],
     )
-    def test_it_has_no_effect_after_the_original_has_changed_the_others(self, later: dict[str, str]) -> None:
+    def test_it_has_no_effect_after_the_original_has_changed_the_other_annotations(
+        self, later: dict[str, str]
+    ) -> None:
         found = published(VXLAN, UDP, reads=("direct",))
         changed = {**found.annotations, **node(**later).annotations}
         attributes = read(replace(found, annotations=changed))

@@ -24,7 +24,7 @@ NESTED = "[" * 100_000 + "]" * 100_000
 
 
 def test_leases_with_ipv6_alone_are_read_back() -> None:
-    """No store has such a key, so that no other reader knows it."""
+    """No store has a key for IPv6 alone, so no other reader reads this form."""
     leases = tuple(
         Lease.of_ipv6(
             IPv6Network(f"fd00:5:0:{number}::/64"),

@@ -233,7 +233,7 @@ def test_claim_is_written_as_owner_and_address() -> None:
     assert parse_claim(value, CLAIM.subnet, CLAIM.revision) == CLAIM
 
 
-def test_claim_contains_the_host_name_if_it_is_one() -> None:
+def test_claim_contains_the_host_name_if_the_name_is_valid() -> None:
     claim = replace(CLAIM, host_name="docker2")
 
     value = format_claim(claim)
@@ -269,7 +269,9 @@ def test_an_invalid_claim_is_refused(value: bytes) -> None:
 
 
 def test_a_value_above_its_limit_is_refused_before_it_is_parsed() -> None:
-    """A lease has a few hundred bytes. A client of the store cannot make peers keep megabytes for each."""
+    """A lease has a few hundred bytes. A client of the store cannot make peers keep megabytes for each
+    lease.
+    """
     longest = b'{"PublicIP":"1.2.3.4","Owner":"a"}'.ljust(4096)
 
     assert parse_lease_attributes(longest).public_ip == IPv4Address("1.2.3.4")

@@ -42,7 +42,7 @@ def test_a_lease_is_read_back_from_its_record(lease: Lease) -> None:
     assert lease_of(record_of(lease)) == lease
 
 
-def test_a_vtep_is_published_since_the_creation_of_the_key_if_the_store_records_it() -> None:
+def test_a_vtep_is_published_since_the_creation_of_the_key_if_the_store_records_the_creation() -> None:
     record = replace(record_of(LEASE), created=4)
 
     assert lease_of(record).since == 4

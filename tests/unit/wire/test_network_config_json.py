@@ -56,8 +56,8 @@ REFUSED = {
     "158": "unknown backend type: ",
     # Accepted, and then "out of subnets" on every host.
     "227": "IPv6SubnetMin is greater than IPv6SubnetMax",
-    # Text of the other family: read as a tiny network, or as one of IPv4-mapped addresses, whose
-    # subnets the original writes into keys that it cannot read.
+    # Text of the other family: the original reads the text as a tiny network, or as a network of IPv4-mapped
+    # addresses. The original writes the subnets of this network into keys that the original cannot read.
     "116": "invalid IPv4 CIDR format",
     "194": "invalid IPv6 CIDR format",
     "197": "invalid IPv6 CIDR format",
@@ -93,7 +93,7 @@ def test_prints_the_same_values_as_the_original(case: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "case", [case for case in GOLDEN if "error" in case or number(case) in REFUSED], ids=number
 )
-def test_refuses_with_the_text_of_the_original_or_a_listed_one(case: dict[str, str]) -> None:
+def test_refuses_with_the_text_of_the_original_or_a_listed_text(case: dict[str, str]) -> None:
     ours = (REFUSED | LIBRARY_TEXTS).get(number(case))
 
     with pytest.raises(ConfigError) as caught:
@@ -184,7 +184,7 @@ def test_message_names_key_and_value(text: str, message: str) -> None:
     ],
 )
 def test_ipv6_text_in_an_ipv4_field_is_refused(text: str) -> None:
-    """Such a config crashes releases 0.6.2 and 0.20.2."""
+    """A config with IPv6 text in an IPv4 field crashes releases 0.6.2 and 0.20.2."""
     with pytest.raises(ConfigError, match="invalid IPv4"):
         parse_network_config(text)
 

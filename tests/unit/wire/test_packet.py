@@ -46,7 +46,7 @@ def test_the_checksum_is_that_of_the_definition(data):
     source=st.integers(0, 2**32 - 1),
     identity=st.integers(0, 65535),
 )
-def test_a_patched_checksum_equals_a_computed_one(ttl, protocol, source, identity):
+def test_a_patched_checksum_equals_a_computed_checksum(ttl, protocol, source, identity):
     """After a hop, the header equals a header with the lower TTL."""
     before = packet(ttl=ttl, protocol=protocol, source=source, identity=identity)
 

@@ -109,7 +109,7 @@ def test_the_secrets_of_a_file_of_keys() -> None:
     ["passw.", "token-", "a.", "-", "://", "://@", "eyJ-", "bearer ", "psk ", 'token="\\', "secret '", "="],
 )
 def test_the_time_is_linear_in_the_length_of_a_hostile_text(part: str) -> None:
-    """A peer or a writer of the store can cause such a line in the log."""
+    """A peer or a writer of the store can cause a log line with a hostile text."""
     text = part * (60_000 // len(part))
     started = time.process_time()
 
@@ -132,7 +132,7 @@ def test_many_known_values_are_removed_in_a_short_time() -> None:
 
 @pytest.mark.parametrize("character", [0xDC94, 0xD800], ids=["byte", "escape"])
 def test_a_secret_that_is_no_valid_text_is_removed(character: int) -> None:
-    """A key file may contain any bytes, and a JSON document escapes of lone surrogates."""
+    """A key file may contain any bytes, and a JSON document may contain escapes of lone surrogates."""
     secret = f"h1dden{chr(character)}key"
     text = f"{secret} {json.dumps(secret)}"
 

@@ -106,7 +106,9 @@ def test_reads_or_refuses_any_text(text: str) -> None:
 
 
 def test_the_time_is_linear_in_the_number_of_lines() -> None:
-    """Otherwise the user of flanneld could delay the start of Docker, whose unit reads the file as root."""
+    """If the time were quadratic, the user of flanneld could delay the start of Docker, whose unit reads the
+    file as root.
+    """
     text = "FLANNEL_MTU=1472\n" * 30_000
     started = time.process_time()
 

@@ -91,7 +91,9 @@ def test_a_divided_ipv6_subnet_names_the_part_of_cni() -> None:
 
 @pytest.mark.parametrize("ip_masq", [False, True])
 def test_the_cni_plugin_refuses_a_file_that_is_cut_short(ip_masq: bool) -> None:
-    """Otherwise it could give the addresses of docker0 and of Docker's networks to its containers."""
+    """If the plugin accepted the file, it could give the addresses of docker0 and of Docker's networks to its
+    containers.
+    """
     subnet, ipv6_subnet = IPv4Network("10.100.15.0/24"), IPv6Network("fd00:5:0:34::/64")
     text = format_subnet_env(
         config=NetworkConfig(
@@ -105,7 +107,7 @@ def test_the_cni_plugin_refuses_a_file_that_is_cut_short(ip_masq: bool) -> None:
         ipv6_cni=ipv6_part_of_cni(ipv6_subnet),
     )
 
-    for length in range(len(text) - 1):  # without the last line break, it is complete
+    for length in range(len(text) - 1):  # without the last line break, the file is complete
         with pytest.raises(WireError):
             cni.parse_subnets(text[:length])
 
@@ -161,11 +163,11 @@ def test_an_error_quotes_the_invalid_line(line: str) -> None:
         ("10.77.88.1/24,10.77.89.1/24", None),
     ],
 )
-def test_the_previous_subnet_is_masked_and_the_only_one(value: str, subnet: IPv4Network | None) -> None:
+def test_the_previous_subnet_is_masked_and_there_is_only_one(value: str, subnet: IPv4Network | None) -> None:
     assert previous_subnet(f"FLANNEL_SUBNET={value}\n") == subnet
 
 
-def test_a_file_without_a_subnet_has_no_previous_one() -> None:
+def test_a_file_without_a_subnet_has_no_previous_subnet() -> None:
     assert previous_subnet("FLANNEL_MTU=1472\n") is None
 
 

@@ -14,12 +14,12 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden/subnet-keys.json").read
 
 # Keys that the original reads and pyflannel does not.
 REFUSED = {
-    # It matches only the end of a key, ignores the text before, and reads another subnet.
+    # The original matches only the end of a key, ignores the text before, and reads another subnet.
     "011": "10.5.52.0.1-24",
     "041": "10.5.52.0-24&10.1.1.0-24",
     "052": "\n10.5.52.0-24",
     "056": "1.10.5.52.0-24",
-    # Addresses with host bits: a second key of a subnet.
+    # Addresses with host bits would be a second key of a subnet.
     "002": "10.5.52.0-8",
     "019": "10.5.52.7-24",
     "034": "10.5.52.0-24&fd00::1-127",
@@ -27,7 +27,7 @@ REFUSED = {
     "037": "10.5.52.0-24&::1-64",
     "043": "10.5.52.0-24&fd00:5:0:34::1234-64",
     "065": "10.5.52.0-24&1:2:3:4:5:6:7:8-64",
-    # The same with a leading zero in the length.
+    # A leading zero in the length would also be a second key of a subnet.
     "022": "10.5.52.0-024",
     # IPv4-mapped IPv6, which the original writes as IPv4 and cannot read back.
     "044": "10.5.52.0-24&::ffff:a00:1-120",

@@ -92,7 +92,9 @@ def test_peers_are_read_back(peer):
 
 
 def test_the_prefix_counts_for_a_peer_with_an_address_as_subnet():
-    """Another program can write such an entry, and the kernel treats it as equal."""
+    """Another program can write an entry whose address has host bits, and the kernel ignores the host
+    bits.
+    """
     key = pack_subnet(IPv4Network("10.3.1.7/32"))[4:]
 
     read = unpack_peer("flannel0", pack_subnet(IPv4Network("10.3.1.0/24"))[:4] + key, bytes(8))

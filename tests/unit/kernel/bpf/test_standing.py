@@ -1,4 +1,4 @@
-"""The remembered properties of examined programs."""
+"""The stored results of the examination of eBPF programs."""
 
 import asyncio
 
@@ -33,7 +33,9 @@ class Hooks:
 
 
 def test_a_program_is_examined_once_and_forgotten_after_its_removal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise, a daemon would remember each program that was ever attached and removed by others."""
+    """If results were never deleted, a daemon would keep a result for each program that other programs ever
+    attached and removed.
+    """
     read: list[int] = []
     monkeypatch.setattr(standing, "_read_program", lambda _, identifier: read.append(identifier))
     hooks = Hooks()

@@ -1,4 +1,6 @@
-"""The plans equal the original's objects for the same leases, and the published leases equal its leases."""
+"""The plans equal the original's objects for the same leases, and the published leases equal the original's
+leases.
+"""
 
 import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_interface
@@ -111,7 +113,7 @@ def test_the_device_is_the_originals(case: Case) -> None:
 
 @pytest.mark.parametrize("case", OBJECTS, ids=name)
 def test_the_objects_of_a_peer_are_the_originals(case: Case) -> None:
-    """Release 0.6 of vxlan has only FDB entries: it answers ARP itself."""
+    """Release 0.6 of vxlan has only FDB entries: the release answers ARP itself."""
     _, _, plan = planned(case)
 
     fdb = [(entry.mac, entry.link, str(entry.destination)) for entry in of_type(plan, FdbEntry)]
@@ -138,7 +140,7 @@ def test_the_objects_of_a_peer_are_the_originals(case: Case) -> None:
 
 @pytest.mark.parametrize("case", LEASES, ids=name)
 def test_a_lease_of_the_originals_is_read_and_written_back(case: Case) -> None:
-    """The text equals that of the later releases. Release 0.6 lacks two keys."""
+    """The text equals the text of the later releases. The text of release 0.6 lacks two keys."""
     read = lease(case)
 
     attributes = read.attributes
@@ -164,7 +166,7 @@ def test_the_vtep_is_published_as_by_the_original(case: Case) -> None:
     assert f'"BackendData":{format_backend_data(attributes.vtep)}' in case["value"]
     if attributes.vtep_v6 is not None:
         assert f'"BackendV6Data":{format_backend_data(attributes.vtep_v6)}' in case["value"]
-    assert attributes.backend_data is None  # its text is known from the VTEP
+    assert attributes.backend_data is None  # the text of the data is known from the VTEP
 
 
 def test_a_published_lease_can_be_read_again() -> None:

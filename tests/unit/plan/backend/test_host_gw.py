@@ -85,7 +85,7 @@ class TestHostGw:
 
         assert len(HostGwBackend().plan_peer(peer("192.168.50.103"), host)) == 1
 
-    def test_a_host_behind_a_nat_waits_and_reports_it(self) -> None:
+    def test_a_host_behind_a_nat_waits_and_reports_the_nat(self) -> None:
         behind = replace(UNDERLAY, public_ip=IPv4Address("203.0.113.9"))
 
         assert HostGwBackend().obstacle(UNDERLAY, UNKNOWN) is None

@@ -64,7 +64,7 @@ def test_the_host_of_the_cookbook() -> None:
 
 
 def test_a_network_that_is_the_prefix_of_the_underlay_is_not_routed() -> None:
-    """Its route would replace that of eth0, and the host would lose gateway and store.
+    """The route of the network would replace the route of eth0, and the host would lose gateway and store.
 
     The kernel would add the route with an address of that prefix, so the address is alone.
     """
@@ -85,7 +85,7 @@ def test_a_network_that_contains_a_prefix_of_the_underlay_is_routed() -> None:
 
 
 def test_a_peer_is_one_entry_with_its_published_port() -> None:
-    """Peers of the original publish no port: that of the config is used."""
+    """Peers of the original publish no port, so the port of the config is used."""
     backend = UdpBackend(network=NETWORK, port=9000)
     published = replace(PEER, attributes=replace(PEER.attributes, port=7000))
 

@@ -93,10 +93,12 @@ def dual_peer(address: str | None = "fd08::101", mac: str | None = MAC_V6, **cha
 
 
 class TestIpv6:
-    """The device, the tunnel and the routes of IPv6 are separate from those of IPv4."""
+    """The device, the tunnel and the routes of IPv6 are separate from the IPv4 device, tunnel and routes."""
 
     def test_the_host_has_a_device_of_its_own_for_ipv6(self) -> None:
-        """The outer IPv6 header is 20 bytes longer. IPv6 needs no search for duplicates on it."""
+        """The outer IPv6 header is 20 bytes longer. IPv6 needs no search for duplicate addresses on this
+        device.
+        """
         found = device(VxlanBackend(), DUAL)
 
         assert (found.name, found.mtu, found.has_ipv6, found.accepts_routers) == (
@@ -148,7 +150,7 @@ class TestIpv6:
             ),
             (dual_peer("ff02::1"), "ff02::1 is not the address of a host"),
             (dual_peer("fd07::102"), "fd07::102 is an address of this host"),
-            (dual_peer(mac=vtep_mac("f00d", family=6)), "is that of this host: is it a copy"),
+            (dual_peer(mac=vtep_mac("f00d", family=6)), "is that of this host: is the peer a copy"),
         ],
     )
     def test_a_peer_without_a_usable_ipv6_part_is_reached_by_ipv4_alone(
@@ -173,7 +175,7 @@ class TestIpv6:
 
         assert VxlanBackend(outer_mtu=outer).obstacle(underlay, UNKNOWN) == obstacle
 
-    def test_of_two_peers_with_one_mac_address_the_first_keeps_it(self) -> None:
+    def test_of_two_peers_with_one_mac_address_the_first_keeps_the_address(self) -> None:
         first = dual_peer("fd08::1", since=1)
         other = replace(dual_peer("fd08::2", subnet="10.100.94.0/24", since=2))
 
@@ -327,7 +329,7 @@ def leased(mac: str, *, vni: int | None = 1, owner: str | None = "f00d") -> Host
 
 
 def test_the_device_has_the_mac_address_of_the_lease() -> None:
-    """The original created it with this MAC address."""
+    """The original created the device with this MAC address."""
     assert device(VxlanBackend(), leased("36:f5:41:10:dc:86")).mac == "36:f5:41:10:dc:86"
     assert VxlanBackend().objection(peer(), leased(MAC)) is not None
     assert VxlanBackend().objection(peer(mac=vtep_mac("f00d")), leased(MAC)) is None
@@ -346,7 +348,9 @@ def test_an_unsuitable_mac_address_in_the_lease_is_not_used() -> None:
 
 class TestDirectRouting:
     def test_a_host_receives_packets_without_the_tunnel_once_it_publishes_this(self) -> None:
-        """The guard of a host that does not know the config yet drops them. The original has no guard."""
+        """The guard of a host that does not know the config yet drops these packets. The original has no
+        guard.
+        """
         near = peer(address="192.168.50.101")
         backend = VxlanBackend(routes_directly=True)
 
@@ -417,7 +421,7 @@ class TestOneMacAddressTwice:
     NEW = peer("10.100.93.0/24", "10.10.10.102", revision=9, since=9)
 
     def test_the_first_publisher_has_precedence_in_any_order(self) -> None:
-        """This is the same after a renewal, which makes its lease the latest one."""
+        """The first publisher keeps precedence after a renewal, which makes its lease the latest lease."""
         for peers in ([self.OLD, self.NEW], [self.NEW, self.OLD]):
             outranked = VxlanBackend().outranked(peers, HOST)
 
@@ -554,7 +558,7 @@ class TestHost:
         assert VxlanBackend().obstacle(HOST.underlay, UNKNOWN) is None
         assert "eth0, which has 117" in (VxlanBackend().obstacle(narrow, UNKNOWN) or "")
 
-    def test_checksums_are_offloaded_unless_the_device_corrupts_them(self) -> None:
+    def test_checksums_are_offloaded_unless_the_device_corrupts_checksums(self) -> None:
         trapped = replace(HOST, kernel="5.6.12")
 
         assert vtep(VxlanBackend()).offloads_checksums

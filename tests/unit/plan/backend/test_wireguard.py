@@ -168,7 +168,7 @@ class TestOneDevice:
         ]
 
     def test_the_lease_contains_the_port_of_the_device_in_both_families(self) -> None:
-        """The original publishes ListenPortV6 for IPv6, on which it receives nothing."""
+        """The original publishes ListenPortV6 for IPv6, but receives nothing on this port."""
         assert [one_device("auto").lease_data("me", FACTS, family).port for family in (4, 6)] == [51820] * 2
 
     def test_the_parts_of_a_peer_have_one_endpoint(self) -> None:
@@ -287,7 +287,7 @@ class TestHost:
         assert backend().obstacle(UNDERLAY, UNKNOWN) is not None
         assert "eth0, which has 147" in (backend().obstacle(narrow, FACTS) or "")
 
-    def test_during_a_rotation_the_device_has_the_new_key_and_the_lease_the_old_one(self) -> None:
+    def test_during_a_rotation_the_device_has_the_new_key_and_the_lease_the_old_key(self) -> None:
         facts = WireguardFacts(key=NEXT_KEY, published=OWN_KEY)
         host = replace(HOST, wireguard=facts)
 
@@ -339,7 +339,7 @@ class TestPeer:
             ),
             (
                 {"wireguard": WireguardData(public_key=OWN_KEY)},
-                f"its PublicKey {OWN_KEY} is that of this host: is it a copy of this host?",
+                f"its PublicKey {OWN_KEY} is that of this host: is the peer a copy of this host?",
             ),
             ({"public_ip": IPv4Address("192.168.50.102")}, "192.168.50.102 is an address of this host"),
             ({"public_ip": IPv4Address("127.0.0.1")}, "127.0.0.1 is not the address of a host"),

@@ -1,4 +1,4 @@
-"""The acquisition of a lease: the host's own, the subnet of the previous run, or any free one."""
+"""The acquisition of a lease: the host's own lease, the subnet of the previous run, or any free subnet."""
 
 from ipaddress import IPv4Network
 
@@ -45,7 +45,7 @@ def test_a_host_takes_a_free_subnet_and_watches_from_the_listing() -> None:
     assert host.heard(Acquired)
 
 
-def test_a_host_without_a_lease_does_not_watch_while_it_acquires_one() -> None:
+def test_a_host_does_not_watch_while_it_acquires_its_first_lease() -> None:
     """The watch starts after the lease, and continues from the listing, so that no change is missed."""
     store = Store()
     host = Host(store, wanted())
@@ -149,7 +149,7 @@ def test_the_watch_starts_after_a_few_seconds_at_most() -> None:
 
 
 def test_the_own_lease_has_precedence_over_subnet_env() -> None:
-    """The host finds it by the owner first, then by the subnet of the old subnet.env."""
+    """The host finds its lease by the owner first, then by the subnet of the old subnet.env."""
     store = Store()
     store.write_lease(lease(THIRD, "me", "192.168.50.102"))
 
@@ -159,7 +159,7 @@ def test_the_own_lease_has_precedence_over_subnet_env() -> None:
 
 
 def test_a_lease_of_the_original_is_recognized_by_its_address() -> None:
-    """Such a lease has no owner. The host writes its identity into it."""
+    """A lease of the original has no owner. The host writes its own identity into the lease."""
     store = Store()
     store.write_lease(lease(THIRD, None, "192.168.50.102"))
 
@@ -170,7 +170,7 @@ def test_a_lease_of_the_original_is_recognized_by_its_address() -> None:
 
 
 def test_the_previous_subnet_is_acquired_only_if_it_is_free() -> None:
-    """If another host has the previous subnet, this host takes another one."""
+    """If another host has the previous subnet, this host takes another subnet."""
     store = Store()
     assert Host(store, wanted(previous=THIRD)).start().subnet == THIRD
 
@@ -212,7 +212,7 @@ def test_an_unreadable_lease_occupies_its_subnet() -> None:
 
 
 def test_an_exhausted_network_is_reported_and_tried_again() -> None:
-    """The daemon does not exit. It takes a subnet that becomes free."""
+    """The daemon does not exit. The daemon takes a subnet that becomes free."""
     store = Store()
     for number in range(1, 5):
         store.write_lease(lease(IPv4Network(f"10.100.{number}.0/24"), "x", f"192.168.50.{number}"))
@@ -226,7 +226,9 @@ def test_an_exhausted_network_is_reported_and_tried_again() -> None:
 
 
 def test_a_lost_answer_to_a_write_has_no_effect() -> None:
-    """The write took effect without an answer. The next listing shows it, and no second subnet is taken."""
+    """The write took effect without an answer. The next listing shows the written lease, and no second subnet
+    is taken.
+    """
     store = Store()
     host = Host(store, wanted())
     host.take(Started())

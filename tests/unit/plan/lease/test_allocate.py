@@ -28,7 +28,7 @@ def networks(draw: st.DrawFn) -> IPv4Network:
 
 @given(occupied=st.lists(networks(), max_size=30), drawn=st.integers(0, 1000))
 def test_a_chosen_subnet_is_free_and_admitted(occupied: list[IPv4Network], drawn: int) -> None:
-    """No subnet is chosen only if every subnet overlaps an occupied one."""
+    """If every subnet overlaps an occupied subnet, and only then, no subnet is chosen."""
     every = [IPv4Network((f"10.100.{n}.0", 24)) for n in range(1, 21)]
     free = [subnet for subnet in every if not any(subnet.overlaps(taken) for taken in occupied)]
 

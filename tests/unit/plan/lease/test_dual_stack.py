@@ -45,7 +45,7 @@ def test_a_host_takes_a_free_subnet_of_each_family() -> None:
 
 
 def test_two_hosts_that_choose_one_ipv4_subnet_choose_one_key() -> None:
-    """Otherwise the store would accept both leases."""
+    """With two different keys, the store would accept both leases."""
     store = Store()
     first, second = (
         Host(store, wanted_dual("a", "192.168.50.1")),

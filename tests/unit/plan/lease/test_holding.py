@@ -1,4 +1,4 @@
-"""A lease is renewed, changed, lost and acquired again. Its subnet does not change."""
+"""A lease is renewed, changed, lost and acquired again. The subnet of the lease does not change."""
 
 from ipaddress import IPv4Address
 
@@ -34,7 +34,7 @@ def test_a_lease_is_renewed_before_it_ends() -> None:
 
 
 def test_a_renewal_with_a_lost_answer_is_repeated() -> None:
-    """The renewal took effect, but the host knows neither its expiry nor its revision."""
+    """The renewal took effect, but the host knows neither the expiry nor the revision of the lease."""
     store = Store()
     host = Host(store, wanted()).start()
     host.now = 23 * HOUR
@@ -54,7 +54,7 @@ def test_a_renewal_with_a_lost_answer_is_repeated() -> None:
 
 
 def test_a_lost_lease_is_acquired_again_on_the_same_subnet() -> None:
-    """Another program deleted it: the host keeps its subnet, and writes its lease again."""
+    """Another program deleted the lease: the host keeps its subnet, and writes its lease again."""
     store = Store()
     host = Host(store, wanted()).start()
     store.delete_lease(FIRST)
@@ -78,7 +78,9 @@ def test_an_invalid_value_at_the_own_key_is_overwritten() -> None:
 
 
 def test_a_host_keeps_running_after_it_lost_its_lease_to_another() -> None:
-    """The host is degraded, and keeps its subnet. It acquires the subnet again as soon as it is free."""
+    """The host is degraded, and keeps its subnet. The host acquires the lease again as soon as the subnet is
+    free.
+    """
     store = Store()
     host = Host(store, wanted()).start()
     store.delete_lease(FIRST)
@@ -153,7 +155,7 @@ def test_a_returned_lease_ends_the_degradation() -> None:
 
 
 def test_a_host_that_started_without_its_store_publishes_its_lease() -> None:
-    """The lease was read from a file: its expiry is unknown, so it is written again."""
+    """The lease was read from a file: the expiry of the lease is unknown, so the lease is written again."""
     store = Store()
     standing = store.write_lease(lease(THIRD, "me", "192.168.50.102"))
     host = Host(store, wanted(), held=Held(lease=replace(standing, revision=0))).start()

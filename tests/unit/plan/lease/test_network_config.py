@@ -9,7 +9,7 @@ from pyflannel.model.lease_protocol import Conflicted, Ordered, Started
 
 
 def test_a_subnet_that_the_config_no_longer_admits_is_not_used() -> None:
-    """The config changed during the write. The lease is not in use yet, so another one is taken."""
+    """The config changed during the write. The lease is not in use yet, so the host takes another lease."""
     store = Store()
     host = Host(store, wanted())
     host.take(Started())

@@ -68,7 +68,7 @@ def test_an_owner_that_answers_at_the_last_moment_keeps_its_lease() -> None:
     owner = Host(store, wanted("owner")).start()
     newcomer = Host(store, wanted("newcomer")).start()
     owner.settle()
-    newcomer.seen = None  # its watch hangs
+    newcomer.seen = None  # the watch of the newcomer hangs
 
     newcomer.sleep(10.1)
 
@@ -165,7 +165,7 @@ def test_an_owner_that_is_renewing_when_it_is_asked_renews_again() -> None:
     renewal = owner.requests.pop()
     answer = store.perform(renewal)
     newcomer = Host(store, wanted("newcomer")).start()
-    newcomer.seen = None  # its watch hangs
+    newcomer.seen = None  # the watch of the newcomer hangs
 
     owner.watch()
     owner.take(answer)
@@ -205,7 +205,9 @@ def test_a_host_with_a_changed_address_does_not_take_the_contested_lease() -> No
 
 
 def test_two_hosts_with_one_identity_do_not_overwrite_each_other_forever() -> None:
-    """The copy took over the lease while its owner slept. The owner asks before it takes it back."""
+    """The copy took over the lease while its owner slept. The owner asks the copy before the owner takes the
+    lease back.
+    """
     store = Store()
     first = Host(store, wanted("twin", "192.168.50.102")).start()
     clone = Host(store, wanted("twin", "192.168.50.103")).start()
@@ -275,7 +277,9 @@ def settle_together(*hosts: Host) -> None:
 
 
 def test_two_copies_of_a_running_host_do_not_overwrite_each_other_forever() -> None:
-    """Two copies of a snapshot have the same identity, address, lease and revision. One renews its lease."""
+    """Two copies of a snapshot have the same identity, address, lease and revision. One copy renews its
+    lease.
+    """
     store, first, second = resumed_twice()
     first.now = second.now = 23 * HOUR
 
@@ -285,8 +289,8 @@ def test_two_copies_of_a_running_host_do_not_overwrite_each_other_forever() -> N
     assert owner_of(store, FIRST) == "twin"
 
 
-def test_two_copies_of_a_running_host_that_renew_together_both_report_it() -> None:
-    """One copy keeps the lease. The other continues to run, is degraded, and has a new identity."""
+def test_two_copies_of_a_running_host_that_renew_together_both_report_the_copy() -> None:
+    """One copy keeps the lease. The other copy continues to run, is degraded, and has a new identity."""
     store, first, second = resumed_twice()
     first.now = second.now = 23 * HOUR
 
@@ -307,7 +311,9 @@ def test_two_copies_of_a_running_host_that_renew_together_both_report_it() -> No
 
 
 def test_a_copy_with_the_identity_and_address_of_a_running_host_yields() -> None:
-    """The two have the same properties. The host that has held the lease for longer keeps it."""
+    """Both hosts have the same identity and address. The host that has held the lease for longer keeps the
+    lease.
+    """
     store = Store()
     owner = Host(store, wanted("twin")).start()
     owner.now = 3.0

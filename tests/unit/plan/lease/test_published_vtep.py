@@ -30,7 +30,9 @@ def mac_of(store: Store, subnet: IPv4Network) -> str | None:
 
 
 def test_the_vtep_that_the_original_published_is_kept() -> None:
-    """The peers know this VTEP. It stays when the lease is renewed, acquired again or used by a new start."""
+    """The peers know this VTEP. The VTEP stays when the lease is renewed, acquired again or used by a new
+    start.
+    """
     store = Store()
     store.write_lease(with_vtep(lease(FIRST, None, "192.168.50.102"), THEIRS))
 
@@ -49,7 +51,7 @@ def test_the_vtep_that_the_original_published_is_kept() -> None:
 
 
 def test_the_vtep_of_a_previous_backend_is_kept_after_a_restart() -> None:
-    """During a change of the backend, peers still send to it."""
+    """During a change of the backend, peers still send to this VTEP."""
     vxlan = BackendPart(backend_type="vxlan", vtep=Vtep(mac=THEIRS, vni=1))
     derived = replace(vxlan, vtep=Vtep(mac="0e:00:00:00:00:01", vni=1))
     host_gw = BackendPart(backend_type="host-gw")

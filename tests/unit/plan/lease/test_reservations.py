@@ -19,10 +19,10 @@ def test_a_reservation_never_gets_a_ttl() -> None:
     standing = store.leases[THIRD]
     assert isinstance(standing, Lease)
     assert not standing.has_ttl
-    assert standing.revision == 2  # written once by this host, with its owner
+    assert standing.revision == 2  # this host has written the lease once, with its owner
 
 
-def test_a_lease_that_the_operator_makes_a_reservation_remains_one() -> None:
+def test_a_lease_that_the_operator_makes_a_reservation_remains_a_reservation() -> None:
     """The documented way to reserve a subnet is to write the value again without a TTL."""
     store = Store()
     host = Host(store, wanted()).start()
@@ -38,7 +38,9 @@ def test_a_lease_that_the_operator_makes_a_reservation_remains_one() -> None:
 
 
 def test_a_reservation_made_during_a_renewal_is_detected() -> None:
-    """The watch delivers the renewal and the operator's copy of it before the answer arrives."""
+    """The watch delivers the renewal and the operator's copy of the renewed lease before the answer to the
+    renewal arrives.
+    """
     store = Store()
     host = Host(store, wanted()).start()
     host.now = 23 * HOUR

@@ -35,7 +35,7 @@ def test_an_outage_of_more_than_the_ttl_has_no_cost() -> None:
     host = Host(store, wanted(ttl_s=60)).start()
     host.take(WatchLost("connection refused"))
     store.delete_lease(FIRST)
-    host.seen = None  # nothing is delivered while it is unreachable
+    host.seen = None  # nothing is delivered while the store is unreachable
 
     host.sleep(120)
     host.settle()

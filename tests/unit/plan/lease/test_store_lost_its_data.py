@@ -30,7 +30,7 @@ from pyflannel.model.lease_protocol import (
 
 
 def test_a_store_that_lost_its_data_is_watched_from_its_present_revision() -> None:
-    """Its revisions start again. A watch from the old one would never deliver anything."""
+    """The revisions of the store start again. A watch from the old revision would never deliver anything."""
     store = Store(revision=100)
     host = Host(store, wanted()).start()
     store.lose_data(revision=1)
@@ -71,7 +71,9 @@ def test_a_degraded_host_detects_a_store_that_lost_its_data_and_has_grown() -> N
 
 
 def test_the_store_is_not_checked_while_it_is_unreachable() -> None:
-    """A failed check leads to a listing. With thousands of hosts, each would list all leases."""
+    """A failed check leads to a listing. If thousands of hosts checked the store, each host would list all
+    leases.
+    """
     host = Host(Store(), wanted()).start()
     host.take(WatchLost("no connection"))
     for _ in range(3):
@@ -125,7 +127,7 @@ def test_changes_missed_before_the_loss_are_ignored() -> None:
     store = Store()
     host = Host(store, wanted()).start()
     store.write_rubbish(FIRST)
-    host.watch()  # it lists all leases; before the answer, another host takes the subnet
+    host.watch()  # the host lists all leases; before the answer, another host takes the subnet
     store.write_lease(lease(FIRST, "other", "192.168.50.1"))
     host.watch()
     host.settle()
@@ -177,7 +179,9 @@ def test_a_lease_of_another_host_at_a_repeated_revision_is_recognized() -> None:
 
 
 def host_with_a_restored_store() -> Host:
-    """Return a host with a cut watch. Its store lost its data, and another has its subnet at its revision."""
+    """Return a host with a cut watch. The store lost its data, and another host has the same subnet at the
+    same revision.
+    """
     store = Store()
     host = Host(store, wanted()).start()
     store.lose_data(revision=0)
@@ -332,7 +336,7 @@ def test_a_claim_is_not_answered_while_the_watch_is_cut_again() -> None:
 
 
 def test_another_lease_at_the_known_revision_is_detected() -> None:
-    """The delayed watch delivers the other lease, whose revision is that of this host's write."""
+    """The delayed watch delivers the other lease, whose revision equals the revision of this host's write."""
     host = Host(Store(), wanted()).start()
     host.state = replace(host.state, revision=0)
     host.store.lose_data(revision=0)
@@ -347,7 +351,9 @@ def test_another_lease_at_the_known_revision_is_detected() -> None:
 
 @pytest.mark.parametrize("is_open", [True, False])
 def test_a_watch_from_before_the_loss_is_replaced_by_one_from_the_listing(is_open: bool) -> None:
-    """The old watch would never deliver writes before its revision, even if it reported that it is open."""
+    """The old watch would never deliver writes before its revision, even if the watch reported that it is
+    open.
+    """
     store = Store()
     full = replace(NETWORK, subnet_max=NETWORK.subnet_min)
     store.revision = 10

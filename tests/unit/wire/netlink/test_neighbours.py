@@ -147,7 +147,7 @@ def test_the_lasting_part_distinguishes_entries_but_not_their_ages(index, addres
 
 
 def test_the_counter_of_probes_does_not_belong_to_the_lasting_part() -> None:
-    """The kernel reports it before the ages of a neighbour, unlike those of an FDB entry."""
+    """In a message about a neighbour, the kernel reports the counter before the ages."""
     body = put_neighbour(5, IPv4Address("10.7.0.2"), "0e:00:00:00:00:02").body
 
     assert lasting_part(body + attribute(4, bytes(4)) + attribute(3, bytes(16))) == body

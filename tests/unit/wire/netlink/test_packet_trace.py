@@ -188,7 +188,9 @@ def test_the_packets_of_an_echo_and_of_its_tunnel_are_distinguished() -> None:
 
 
 def test_the_table_marks_only_the_packets_of_the_echo() -> None:
-    """Each rule compares both addresses and the identifier first. Its chain is before all others."""
+    """Each rule compares both addresses and the identifier first. The chain of the table is before all other
+    chains.
+    """
     requests = tracing_table(ECHO, INET)
     chains = [parse_chain(one.body)[1] for one in requests if one.kind & 0xFF == FIRST_CHAIN]
     rules = [parse_rule(one.body)[2] for one in requests if one.kind & 0xFF == 6]

@@ -1,4 +1,4 @@
-"""The reconciler in memory: looks, and targets that are slow, silent or unreadable."""
+"""The reconciler in memory: scans, and targets that are slow, silent or unreadable."""
 
 import asyncio
 import gc
@@ -50,8 +50,8 @@ def test_unannounced_damage_is_found_by_the_audit() -> None:
     asyncio.run(check())
 
 
-def test_objects_written_during_a_look_survive_the_repair_of_their_link() -> None:
-    """The look does not contain the neighbour, which the kernel drops with the MAC address of the link."""
+def test_objects_written_during_a_scan_survive_the_repair_of_their_link() -> None:
+    """The scan does not contain the neighbour, which the kernel drops with the MAC address of the link."""
 
     async def check() -> None:
         kernel = LookedAt()
@@ -68,7 +68,7 @@ def test_objects_written_during_a_look_survive_the_repair_of_their_link() -> Non
     asyncio.run(check())
 
 
-def test_a_change_of_a_peer_needs_no_look() -> None:
+def test_a_change_of_a_peer_needs_no_scan() -> None:
     async def check() -> None:
         kernel = LookedAt()
         async with running(Bench(kernel, State.of(LINK, FORWARDER))) as bench:
@@ -85,8 +85,8 @@ def test_a_change_of_a_peer_needs_no_look() -> None:
     asyncio.run(check())
 
 
-def test_a_change_during_a_look_is_not_damage() -> None:
-    """The look may show the state before the change. This does not count as damage."""
+def test_a_change_during_a_scan_is_not_damage() -> None:
+    """The scan may show the state before the change. A change during a scan does not count as damage."""
 
     async def check() -> None:
         kernel = LookedAt()
@@ -113,8 +113,8 @@ BEFORE, AFTER = replace(NETWORK_ROUTE, link=OTHER_LINK.name), NETWORK_ROUTE
 
 
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["changed", "replaced"])
-def test_a_route_waits_for_a_peer_that_joins_during_the_look(is_replaced: bool) -> None:
-    """The new route attracts packets to the peer, which need its entry."""
+def test_a_route_waits_for_a_peer_that_joins_during_the_scan(is_replaced: bool) -> None:
+    """The new route attracts packets for the peer. The packets need the entry of the peer."""
 
     async def check() -> None:
         kernel = SlowToRead()
@@ -140,8 +140,8 @@ def test_a_route_waits_for_a_peer_that_joins_during_the_look(is_replaced: bool) 
     asyncio.run(check())
 
 
-def test_a_route_stays_until_a_look_permits_the_other_one() -> None:
-    """The packets of the removed route need the added one."""
+def test_a_route_stays_until_a_scan_permits_the_new_route() -> None:
+    """The packets of the removed route need the added route."""
     old = Route(destination=IPv4Network("10.100.16.0/24"), link=OTHER_LINK.name)
 
     async def check() -> None:
@@ -177,8 +177,8 @@ def test_a_silent_target_delays_a_change_only_for_a_moment() -> None:
     asyncio.run(check())
 
 
-def test_plans_that_follow_each_other_during_looks_are_applied() -> None:
-    """Each look is older than the newest plan. The host still applies the plans."""
+def test_plans_that_follow_each_other_during_scans_are_applied() -> None:
+    """Each scan is older than the newest plan. The host still applies the plans."""
 
     async def check() -> None:
         kernel = LookedAt()
@@ -203,8 +203,8 @@ def test_plans_that_follow_each_other_during_looks_are_applied() -> None:
     asyncio.run(check())
 
 
-def test_a_look_that_began_during_a_change_finds_no_damage() -> None:
-    """The look may show the state before the change, even if it ended later."""
+def test_a_scan_that_began_during_a_change_finds_no_damage() -> None:
+    """The scan may show the state before the change, even if the scan ended later."""
 
     async def check() -> None:
         kernel = Slow()
@@ -223,8 +223,8 @@ def test_a_look_that_began_during_a_change_finds_no_damage() -> None:
     asyncio.run(check())
 
 
-def test_an_object_that_was_added_and_removed_between_two_looks_is_not_remembered() -> None:
-    """With tens of thousands of peers, the keys of such objects would use most of a daemon's memory."""
+def test_an_object_that_was_added_and_removed_between_two_scans_is_not_remembered() -> None:
+    """With tens of thousands of peers, the keys of removed objects would use most of a daemon's memory."""
 
     class Forgetful(Silent):
         async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
@@ -309,7 +309,7 @@ LINKS_AND_FILES = tuple(kind for kind in FakeKernel.kinds if kind not in (Forwar
 
 
 def test_a_silent_target_does_not_delay_repairs_in_another() -> None:
-    """A hanging forwarder answers no look. A link is repaired immediately nevertheless."""
+    """A hanging forwarder answers no scan. A link is repaired immediately nevertheless."""
 
     async def check() -> None:
         links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
@@ -338,8 +338,10 @@ FILE = HostFile(path="/run/flannel/subnet.env", text="x\n")
 
 
 @pytest.mark.parametrize("is_readable", [True, False])
-def test_a_target_that_is_silent_from_the_start_does_not_delay_others(is_readable: bool) -> None:
-    """Objects that do not need it are applied. The others and subnet.env wait and are not refused."""
+def test_a_target_that_is_silent_from_the_start_does_not_delay_other_targets(is_readable: bool) -> None:
+    """Objects that do not need the silent target are applied. The other objects and subnet.env wait and are
+    not refused.
+    """
 
     async def check() -> None:
         for silent, others, blocked in (
@@ -374,7 +376,7 @@ def test_a_target_that_is_silent_from_the_start_does_not_delay_others(is_readabl
 
 
 def test_a_change_that_waits_for_an_unreadable_target_is_applied_when_it_can_be_read() -> None:
-    """The change arrived after the start of the successful look, which does not contain it."""
+    """The change arrived after the start of the successful scan, which does not contain it."""
 
     async def check() -> None:
         links, forwarder = Part(*LINKS_AND_FILES), Part(Forwarder, ForwarderPeer)
@@ -386,7 +388,7 @@ def test_a_change_that_waits_for_an_unreadable_target_is_applied_when_it_can_be_
             forwarder.damage()
             await bench.clock.settle()
             forwarder.answers.clear()
-            await bench.clock.advance(0.2)  # it is read again
+            await bench.clock.advance(0.2)  # the target is read again
             bench.change(Add(PEER))
             await bench.clock.settle()
             assert PEER not in forwarder.state
@@ -486,7 +488,7 @@ def test_a_refused_object_is_retried_when_the_object_that_it_needs_is_built() ->
 
 
 def test_a_silent_target_does_not_delay_repairs_during_many_events() -> None:
-    """Each event requests a look. No look may wait for the silent target again."""
+    """Each event requests a scan. No scan may wait for the silent target again."""
 
     async def check() -> None:
         bench, links, forwarder = two_targets(State.of(LINK, FORWARDER))
@@ -551,8 +553,8 @@ def test_a_target_that_hangs_in_apply_stops_the_engine_only_until_its_deadline()
     asyncio.run(check())
 
 
-def test_a_change_during_the_first_look_is_applied_after_it() -> None:
-    """The first look does not contain it, and no audit is due for ten seconds."""
+def test_a_change_during_the_first_scan_is_applied_after_the_scan() -> None:
+    """The first scan does not contain the change, and no audit is due for ten seconds."""
 
     async def check() -> None:
         kernel = LookedAt()
@@ -570,7 +572,7 @@ def test_a_change_during_the_first_look_is_applied_after_it() -> None:
     asyncio.run(check())
 
 
-def test_a_late_answer_does_not_override_a_later_look() -> None:
+def test_a_late_answer_does_not_override_a_later_scan() -> None:
     """Each answer has the generation of its own request."""
 
     async def check() -> None:
@@ -594,7 +596,7 @@ def test_a_late_answer_does_not_override_a_later_look() -> None:
 
 
 def test_without_notifications_each_audit_reads_the_host(caplog: pytest.LogCaptureFixture) -> None:
-    """Other programs may use all inotify instances. The log has one line about it."""
+    """Other programs may use all inotify instances. The log has one line about this."""
 
     class Deaf(FakeKernel):
         def changes(self) -> ChangeChannel:
