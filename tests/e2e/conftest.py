@@ -30,7 +30,8 @@ from testlab.pinging import Pings, pinging
 
 START_S = 60
 SOON_S = 60.0
-"""Deadline of waits in seconds. It is much longer than necessary, because the machine may be busy."""
+"""Deadline of waits in seconds. The deadline is much longer than necessary, because the machine may be
+busy."""
 
 NETWORK_CONFIG = '{"Network":"10.100.0.0/16"}'
 _labs = count(1)
@@ -40,7 +41,7 @@ _ports = iter(random.sample(range(10_000, 30_000), k=20_000))
 def free_port() -> int:
     """Return an unused port of loopback, each port only once.
 
-    The ports that the kernel assigns to clients are excluded: a client could use one before the server
+    The ports that the kernel assigns to clients are excluded: a client could use the port before the server
     starts, or between two starts.
     """
     for port in _ports:
@@ -57,7 +58,7 @@ def _free_port() -> Callable[[], int]:
 
 
 class Etcd:
-    """A real etcd of one member, on free loopback ports. Its data remain after `kill`."""
+    """A real etcd of one member, on free loopback ports. The data of etcd remain after `kill`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -133,7 +134,7 @@ def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 
 @pytest.fixture
 def new_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Etcd]]:
-    """Yield a function that creates an etcd for one test. It is not started."""
+    """Yield a function that creates an etcd for one test. The function does not start the etcd."""
     made: list[Etcd] = []
 
     def make() -> Etcd:
@@ -244,16 +245,17 @@ class Network:
         return seen[-1]
 
     def wait_ready(self, name: str) -> dict[str, Any]:
-        """Wait until a host is ready. Return its status."""
+        """Wait until a host is ready. Return the status of the daemon."""
         return self.wait_status(name, lambda status: bool(status["is_ready"]), "is ready")
 
 
 @pytest.fixture(scope="session")
 def network_of() -> Callable[..., AbstractContextManager[Network]]:
-    """Create a network for the duration of a block. Its store runs and contains the config; no flanneld runs.
+    """Create a network for the duration of a block. The store of the network runs and contains the config; no
+    flanneld runs.
 
-    Arguments: the names of the hosts, `store="etcd"` or `"sqlite"`, and the `config`. If it is None, no etcd
-        runs.
+    Arguments: the names of the hosts, `store="etcd"` or `"sqlite"`, and the `config`. If `config` is None, no
+    etcd runs.
     """
     if os.geteuid() != 0:
         pytest.skip("needs root: namespaces and mounts")

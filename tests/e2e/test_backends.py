@@ -155,7 +155,7 @@ def test_host_gw_reports_peers_that_are_not_on_its_link(new_network: NewNetwork)
 
 
 def test_host_gw_behind_a_nat_waits_without_a_lease(new_network: NewNetwork) -> None:
-    """The peers of such a host could not send to it."""
+    """The peers of a host behind a NAT could not send to the host."""
     network = new_network("docker1", config=config(Type="host-gw"))
     daemon = network.launch("docker1", "--public-ip=203.0.113.9")
 

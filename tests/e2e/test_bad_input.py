@@ -55,7 +55,7 @@ class TestNetworkConfig:
     """A config, the key with the error, and its value."""
 
     def test_each_error_is_reported_and_a_valid_config_is_used(self, new_network: NewNetwork) -> None:
-        """The daemon waits from the start. No config ends it."""
+        """The daemon waits from the start. No invalid config ends the daemon."""
         network = new_network("docker1", config="{")
         network.etcdctl("del", "/coreos.com/network/config")
         daemon = network.launch("docker1")
@@ -86,7 +86,7 @@ class TestNetworkConfig:
         assert ready["network"]["network"] == "10.100.0.0/16"
         assert len(problems(network.log("docker1"))) == 1 + len(self.BAD)
 
-    def test_an_invalid_config_does_not_replace_a_valid_one(self, new_network: NewNetwork) -> None:
+    def test_an_invalid_config_does_not_replace_a_valid_config(self, new_network: NewNetwork) -> None:
         network = new_network("docker1", "docker4")
         network.start_all()
 
@@ -187,9 +187,10 @@ class TestTun:
         (said,) = problems(network.log("docker1"))
         assert "modprobe tun" in said
 
-    def test_no_right_to_it(self, network: Any, host: Any) -> None:
+    def test_without_cap_net_admin_the_missing_right_is_reported(self, network: Any, host: Any) -> None:
         less = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
-        others = ["--iptables-forward-rules=false", "--guard=off"]  # because both also need the capability
+        # The forward rules and the guard also need the capability.
+        others = ["--iptables-forward-rules=false", "--guard=off"]
         flags = ["--store", network.url, *others]
         host.start([*less, "flanneld", *flags], name="flanneld")
         network.wait_logged("docker1", "CAP_NET_ADMIN")
@@ -234,7 +235,9 @@ class TestTaken:
 
 
 def test_a_full_disk_does_not_damage_the_old_file(network: Any, host: Any) -> None:
-    """The text changes with the MTU while the disk is full. It is written when there is space."""
+    """The text of the file changes with the MTU while the disk is full. The new text is written when there is
+    space.
+    """
     host.run(["mkdir", "-p", "/run/small"])
     host.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", "/run/small"])
     network.start("docker1", "--subnet-file=/run/small/subnet.env")

@@ -14,7 +14,9 @@ Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 def test_a_clone_with_the_machine_id_and_the_address_acquires_another_subnet(
     new_network: Callable[..., Any], pinging: Pinging
 ) -> None:
-    """Its state directory is empty. The running host keeps its lease and loses no packet. Both report it."""
+    """The state directory of the clone is empty. The running host keeps its lease and loses no packet. Both
+    hosts report the conflict.
+    """
     network = new_network("docker1", "docker2", "docker4")
     network.start("docker1")
     network.start("docker4")
@@ -40,7 +42,7 @@ def test_a_restart_without_a_state_directory_is_ready_immediately_with_its_subne
 ) -> None:
     """A container may keep only its run directory, which shows that the previous daemon has ended.
 
-    A claim would take ten seconds. Without one, the host is ready within two seconds on an idle machine.
+    A claim would take ten seconds. Without a claim, the host is ready within two seconds on an idle machine.
     """
     network = new_network("docker1", "docker4")
     daemon, _ = network.start_all()
@@ -68,9 +70,10 @@ def test_a_restart_without_a_state_directory_is_ready_immediately_with_its_subne
 def test_a_restart_without_run_and_state_directory_is_ready_immediately_with_its_subnet(
     new_network: Callable[..., Any], backend: str
 ) -> None:
-    """A container without volumes in the host's network has no files. Its device contains the identity.
+    """A container without volumes in the host's network has no files. The device of the clone contains the
+    identity.
 
-    A claim would take ten seconds. Without one, the host is ready within two seconds on an idle machine.
+    A claim would take ten seconds. Without a claim, the host is ready within two seconds on an idle machine.
     """
     network = new_network(
         "docker1", config=json.dumps({"Network": "10.100.0.0/16", "Backend": {"Type": backend}})
@@ -99,7 +102,9 @@ def test_a_restart_without_run_and_state_directory_is_ready_immediately_with_its
 def test_a_copy_with_identity_and_address_yields_to_the_running_host(
     new_network: Callable[..., Any], pinging: Pinging
 ) -> None:
-    """The disk was cloned with its state directory. The copy runs degraded, and both report it."""
+    """The disk was cloned with its state directory. The copy runs degraded, and both hosts report the
+    conflict.
+    """
     network = new_network("docker1", "docker2", "docker4")
     network.start("docker1", "--node-id=twin")
     network.start("docker4")

@@ -1,4 +1,4 @@
-"""The reaction of hosts if their etcd cluster of three loses members, its history or its data.
+"""The reaction of hosts if their etcd cluster of three members loses members, its history or its data.
 
 The data path is pinged a hundred times a second, and no ping may be lost. Most tests run only with --long.
 """
@@ -68,7 +68,7 @@ class Member:
         return self.host.run(command).stdout
 
     def status(self) -> dict[str, Any]:
-        """Wait until the member responds. Return its status."""
+        """Wait until the member responds. Return the status of the member."""
         found: list[dict[str, Any]] = []
         wait_until(
             lambda: bool(found.append(self.ask()) or found[-1]),
@@ -93,7 +93,7 @@ class Member:
 
 
 class Cluster:
-    """Three members. etcdctl uses the first one that responds and has a majority."""
+    """Three members. etcdctl uses the first member that responds and has a majority."""
 
     def __init__(self, hosts: list[Host]) -> None:
         self.members = [Member(host) for host in hosts]
@@ -249,7 +249,7 @@ def in_long_run(long_run: bool) -> None:
 
 @pytest.fixture
 def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
-    """The path between the two hosts. After the test, both must be ready with their subnets."""
+    """The path between the two hosts. After the test, both hosts must be ready with their subnets."""
     before = {name: host.lease() for name, host in network.hosts.items()}
     with pinging(network.hosts["docker1"], network.overlay("docker4")) as pings:
         yield pings
@@ -275,7 +275,7 @@ def test_the_leader_is_killed_and_restarted(network: Any, pings: Any) -> None:
 def test_a_minority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
     """The minority is the leader, and a host is connected to it.
 
-    The leader does not learn that the others elected another one.
+    The leader does not learn that the other members elected another leader.
     """
     cluster = network.etcd
     leader = cluster.lead(connected_member(network, "docker1"))
@@ -287,7 +287,7 @@ def test_a_minority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> N
 
 
 def test_a_majority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
-    """No write succeeds. The hosts report it, and continue."""
+    """No write succeeds. The hosts report this, and continue."""
     one, two, three = (member.host for member in network.etcd.members)
 
     with ExitStack() as cuts:
@@ -319,7 +319,9 @@ def test_members_are_stopped_and_continued(in_long_run: None, network: Any, ping
 
 
 def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
-    """The member leaves and joins again, as in etcd's manual. Then the hosts reach only this member."""
+    """The member leaves and joins again, as in etcd's manual. After the member has joined, the hosts reach
+    only this member.
+    """
     cluster = network.etcd
     lost = connected_member(network, "docker1")
     rest = cluster.others(lost)
@@ -366,7 +368,7 @@ def wait_written(network: Any, key: str, since: int = 0) -> None:
 
 
 def test_a_lease_is_deleted(network: Any, pings: Any) -> None:
-    """The host of the lease acquires it again."""
+    """The host of the deleted lease acquires the lease again."""
     key = network.lease_key("docker1")
     was = network.record(key)
 
@@ -438,7 +440,7 @@ def misses_config(status: dict[str, Any]) -> bool:
 
 
 def succeeds(member: Member, *argv: str) -> bool:
-    """Return whether etcdctl succeeded. It fails while there is no leader."""
+    """Return whether etcdctl succeeded. The command fails while there is no leader."""
     try:
         member.ctl(*argv)
     except LabError:
@@ -469,7 +471,9 @@ def test_compaction_while_connected(in_long_run: None, network: Any, pings: Any)
 
 
 def test_compaction_while_cut_off(network: Any, pings: Any) -> None:
-    """Changes in between appear only in a listing: new leases become peers, and deleted ones disappear."""
+    """Changes during the outage appear only in a listing: new leases become peers, and deleted leases
+    disappear.
+    """
     host = network.hosts["docker1"]
     network.etcdctl("put", GUEST, GUEST_LEASE)
     wait_leases(network, "docker1", 3)
@@ -483,7 +487,7 @@ def test_compaction_while_cut_off(network: Any, pings: Any) -> None:
 
 
 def test_leases_end_while_all_hosts_are_cut_off(network: Any, pings: Any) -> None:
-    """The store is unreachable for longer than their TTL. Each host acquires its subnet again."""
+    """The store is unreachable for longer than the TTL of the leases. Each host acquires its subnet again."""
     keys = [network.lease_key(name) for name in network.hosts]
     etcd_leases = [network.record(key)["lease"] for key in keys]
 

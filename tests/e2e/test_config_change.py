@@ -18,7 +18,9 @@ OTHER = '{"Network":"10.200.0.0/16"}'
 def test_a_restart_after_a_change_of_the_network_keeps_the_subnet(
     new_network: Callable[..., Any], pinging: Pinging, news: str | None
 ) -> None:
-    """Containers use its addresses. The daemon continues as before, and reports it everywhere."""
+    """Containers use addresses of the subnet. The daemon continues as before, and reports the change
+    everywhere.
+    """
     network = new_network("docker1", "docker4", config=CONFIG)
     daemon, _ = network.start_all()
     host = network.hosts["docker1"]

@@ -64,13 +64,13 @@ def owner_line(status: str) -> str:
     return next(line for line in status.splitlines() if line.startswith("owner"))
 
 
-def test_a_new_container_without_directories_has_the_subnet_of_the_previous_one(
+def test_a_new_container_without_directories_has_the_subnet_of_the_previous_container(
     new_network: Callable[..., Any],
 ) -> None:
     """The new container reads the identity from the device, and makes no claim.
 
-    The first container leaves filter tables. An earlier version of nft crashed in the second one, when it
-    listed them as JSON.
+    The first container leaves filter tables. An earlier version of nft crashed in the second container when
+    it listed these tables as JSON.
     """
     *_, start, status, remove, cleanup = BLOCKS
     without_directories = re.sub(r"--volume (/(run|var/lib)/flannel):\S+", r"--tmpfs \1", start)

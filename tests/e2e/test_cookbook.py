@@ -25,7 +25,9 @@ NetworkOf = Callable[..., AbstractContextManager[Any]]
 
 @pytest.fixture(scope="module")
 def network(network_of: NetworkOf) -> Iterator[Any]:
-    """The cookbook's hosts. Their flannelds waited for the config, which etcdctl wrote (step 1)."""
+    """The cookbook's hosts. The flannelds of the hosts waited for the config, which etcdctl wrote (step
+    1).
+    """
     with network_of("docker1", "docker2", "docker3", "docker4") as network:
         network.etcdctl("del", "/coreos.com/network/config")
 
@@ -53,7 +55,7 @@ def subnet_env(host: Any, mtu: int = 1472) -> str:
 
 
 class TestConfig:
-    """Step 1."""
+    """Step 1 of the cookbook: the network config."""
 
     def test_etcdctl_and_flannelctl_show_the_same_config(self, network: Any) -> None:
         host = network.hosts["docker1"]
@@ -68,7 +70,7 @@ class TestConfig:
         assert '"SubnetMin":"10.100.1.0"' in re.sub(r"\s", "", computed)
         assert network.record("config")["value"].strip() == CONFIG
 
-    def test_running_flannelds_use_a_config_that_was_set_by_one_of_them(self, network: Any) -> None:
+    def test_running_flannelds_use_a_config_that_one_flanneld_set(self, network: Any) -> None:
         """Without --store, the daemon is asked. The other daemons read the change from the store."""
         changed = '{"Network":"10.100.0.0/16","SubnetLen":24}'
 
@@ -84,7 +86,7 @@ class TestConfig:
 
 
 class TestLog:
-    """Step 2."""
+    """Step 2 of the cookbook: the log of flanneld."""
 
     def test_the_lines_of_a_first_start_are_in_order(self, network: Any) -> None:
         for name, host in network.hosts.items():
@@ -171,7 +173,7 @@ def was_added_last(host: Any, subnet: IPv4Network) -> bool:
 
 
 class TestDevice:
-    """Step 3."""
+    """Step 3 of the cookbook: the device."""
 
     def test_ip_address_shows_the_device(self, network: Any) -> None:
         for host in network.hosts.values():
@@ -220,7 +222,7 @@ class TestDevice:
 
 
 class TestSubnetEnv:
-    """Step 4."""
+    """Step 4 of the cookbook: subnet.env."""
 
     def test_each_byte_of_the_file(self, network: Any) -> None:
         for host in network.hosts.values():
@@ -289,7 +291,7 @@ def looking_at(path: Path) -> Iterator[set[str]]:
 
 @pytest.mark.parametrize("command", ["mk-docker-opts.sh", "mk-docker-opts"])
 def test_docker_options_come_from_subnet_env(network: Any, command: str) -> None:
-    """Step 5."""
+    """Step 5 of the cookbook: the options of Docker."""
     host = network.hosts["docker1"]
 
     done = host.run(["sh", "-c", f"cd /run && {command} -c -d example_docker_config"])

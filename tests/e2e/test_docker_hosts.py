@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 NETWORK = IPv4Network("10.100.0.0/16")
 CONFIG = '{"Network":"10.100.0.0/16"}'
 HEALED_S = 60.0
-"""Deadline of a repair in seconds. It takes less than a second, but the machine may be busy."""
+"""Deadline of a repair in seconds. A repair takes less than a second, but the machine may be busy."""
 DOCKER_OPTIONS = Path("/etc/default/docker")
 SUBNET_ENV = Path("/run/flannel/subnet.env")
 
@@ -201,7 +201,7 @@ def test_step_7_containers_have_the_mtu_of_the_overlay(network: Network) -> None
         assert container.address in network.hosts[name].lease()
 
 
-def test_step_7_every_container_reaches_every_other_one(network: Network) -> None:
+def test_step_7_every_container_reaches_every_other_container(network: Network) -> None:
     results = ping_all(network.containers.values())
 
     assert len(results) == 12

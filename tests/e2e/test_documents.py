@@ -97,7 +97,9 @@ DROP_INPUT = {
 def test_the_rules_of_the_ports_guide_open_hosts_that_drop_all_input(
     network_of: Callable[..., AbstractContextManager[Any]],
 ) -> None:
-    """One host has a firewall of nftables, the other one of iptables. User space carries the packets."""
+    """One host has a firewall of nftables, and the other host has a firewall of iptables. User space carries
+    the packets.
+    """
     firewalls = {"docker1": "nftables", "docker3": "iptables"}
 
     with network_of(*firewalls) as network:

@@ -53,7 +53,7 @@ async def opened(*endpoints: str, prefix: str = "/test") -> AsyncIterator[Store]
 @contextlib.asynccontextmanager
 async def watching(store: Store, prefix: str, after: int) -> AsyncIterator[Watcher]:
     async with store.watch(prefix, after) as watch:
-        assert await watch.next() == StoreChanges((), after)  # it is open
+        assert await watch.next() == StoreChanges((), after)  # the watch is open
         yield watch
 
 
@@ -409,7 +409,7 @@ class Member:
 
 @pytest.fixture
 def members(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[list[Member]]:
-    """A cluster of three, its leader first."""
+    """A cluster of three members, with the leader first."""
     names = ("one", "two", "three")
     ports, peer_ports = [free_port() for _ in names], [free_port() for _ in names]
     cluster = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, peer_ports, strict=True)}

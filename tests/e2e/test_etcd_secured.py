@@ -29,7 +29,7 @@ SOON_S = 60.0
 ADDRESS = "10.10.10.1"
 """Addresses of the members in their certificates.
 
-192.168.50.1 reaches them, too, but is in no certificate.
+The address 192.168.50.1 also reaches the members, but is in no certificate.
 """
 
 PORTS = {"one": 2379, "two": 2381, "three": 2383}
@@ -44,7 +44,7 @@ Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 
 
 class Authority:
-    """Signs certificates. Each consists of `NAME.pem` and `NAME-key.pem` in one directory."""
+    """Signs certificates. Each certificate consists of `NAME.pem` and `NAME-key.pem` in one directory."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
@@ -181,7 +181,7 @@ class Secured:
         return leaders[0]
 
     def flags(self, host: str, **others: str) -> list[str]:
-        """Return flanneld's flags on a host; `others` replaces or adds some."""
+        """Return flanneld's flags on a host; `others` replaces or adds some flags."""
         flags = {
             "etcd_endpoints": self.endpoints,
             "etcd_cafile": str(self.authority.file),
@@ -219,7 +219,7 @@ class Secured:
         self.etcdctl("user", "passwd", "flannel", "--interactive=false", text=password)
 
     def let_tokens_expire(self) -> None:
-        """Wait until every member has dropped a token that is newer than those of all hosts."""
+        """Wait until every member has dropped a token that is newer than the tokens of all hosts."""
         before = self._dropped("guest")
         self.etcdctl("get", "/nothing", user=f"guest:{PASSWORD}", check=False)
         wait_until(
@@ -258,7 +258,7 @@ def network(secured: Secured) -> Any:
 
 @pytest.fixture
 def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
-    """Pings from docker4 to docker1 during the whole test. None may be lost."""
+    """Pings from docker4 to docker1 during the whole test. No ping may be lost."""
     with pinging(network.hosts["docker4"], network.overlay("docker1")) as pings:
         yield pings
     assert pings.lost == 0
@@ -334,7 +334,7 @@ def test_authentication_is_enabled_later(secured: Secured, network: Any, pings: 
 
 
 def test_the_leader_is_killed(secured: Secured, network: Any, pings: Any) -> None:
-    """The others respond immediately. The restarted member does not know earlier tokens."""
+    """The other members respond immediately. The restarted member does not know earlier tokens."""
     leader = secured.leader()
     acquired = network.log("docker1").count("Lease acquired again")
 
@@ -379,7 +379,7 @@ class TestReplaced:
         assert pid_of(network, "docker1") == daemon
 
     def test_a_password(self, secured: Secured, network: Any, pings: Any) -> None:
-        """The password is changed in etcd first, so that the old one is refused for a while."""
+        """The password is changed in etcd first, so that the old password is refused for a while."""
         daemon = pid_of(network, "docker4")
         secured.set_password(OTHER_PASSWORD)
         try:
@@ -410,7 +410,7 @@ def pid_of(network: Any, name: str) -> str:
 
 
 WITHOUT_ROOTS_WAYS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-"""Without this right, a user cannot read all files."""
+"""The command that removes the rights by which root reads the files of all users."""
 
 BAD = {
     "no CA file": (

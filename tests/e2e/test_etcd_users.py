@@ -37,7 +37,9 @@ class Users:
             etcd.ctl(*command.split())
 
     def invalidate_tokens(self, password: str = PASSWORD) -> None:
-        """Change the password, possibly to the same one. etcd then refuses earlier tokens of the user."""
+        """Change the password, possibly to the same password. etcd then refuses earlier tokens of the
+        user.
+        """
         root = f"--user=root:{PASSWORD}"
         self._etcd.ctl(root, "user", "passwd", "flannel", "--interactive=false", text=password)
 

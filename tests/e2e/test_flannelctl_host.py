@@ -53,7 +53,7 @@ class Host:
         self.store = store
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.ip("netns", "add", self.namespace)
-        # The kernel adds IPv6 routes some time after a link is up. They are not compared.
+        # The kernel adds IPv6 routes some time after a link is up. These routes are not compared.
         self.ip("netns", "exec", self.namespace, "sysctl", "-q", "net.ipv6.conf.default.disable_ipv6=1")
         for words in (
             "link set lo up",
@@ -244,7 +244,9 @@ class TestStatus:
         assert store["is_connected"]
 
     def test_the_status_of_a_killed_daemon_is_read_from_its_files(self, host: Host) -> None:
-        """The status contains its lease, its network and the forwarder, which still carries packets."""
+        """The status contains the lease and the network of the daemon, and the forwarder, which still carries
+        packets.
+        """
         daemon = host.start()
         before = host.document("status")
         daemon.kill()

@@ -151,7 +151,7 @@ def test_ports_in_use_do_not_stop_the_daemon(new_network: NewNetwork) -> None:
     network.wait_logged(
         "docker1",
         f"Could not serve --healthz-port={PORT}, retrying: TCP port 0.0.0.0:{PORT} is in use."
-        f" Find the process that uses it: ss -ltnp 'sport = :{PORT}'.\n",
+        f" Find the process that uses the port: ss -ltnp 'sport = :{PORT}'.\n",
     )
     network.wait_logged(
         "docker1",

@@ -16,7 +16,7 @@ from pyflannel.lab.waiting import together
 REACHED_S = 60.0
 WIDE = '{"Network":"10.100.0.0/16"}'
 NARROW = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.1.0","SubnetMax":"10.100.4.0"}'
-"""A network with as many subnets as hosts, so that hosts choose the same ones."""
+"""A network with as many subnets as hosts, so that hosts choose the same subnets."""
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_four_hosts_at_once(
 
 
 def start_at_once(store: str, config: str) -> float:
-    """Start four hosts in a new lab, check them, and return the seconds until the last was ready."""
+    """Start four hosts in a new lab, check them, and return the seconds until the last host was ready."""
     with Lab(f"t{os.getpid()}-once") as lab:
         hosts = list(lab.hosts.values())
         flag = open_store(lab, store, config)

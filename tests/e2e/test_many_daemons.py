@@ -125,7 +125,7 @@ def test_forty_daemons_at_once(long_run: bool, capsys: pytest.CaptureFixture[str
 def test_two_hundred_hosts_join_at_once(
     new_etcd: Callable[[], Any], long_run: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With --long, a thousand join. They use the real lease protocol and etcd, but no kernel."""
+    """With --long, a thousand hosts join. The hosts use the real lease protocol and etcd, but no kernel."""
     etcd, hosts = new_etcd(), 1000 if long_run else 200
     etcd.start()
 

@@ -1,4 +1,4 @@
-"""Every store has the same behaviour: the double in memory, the embedded one and a real etcd."""
+"""Every store has the same behaviour: the double in memory, the embedded store and a real etcd."""
 
 import asyncio
 import contextlib
@@ -138,12 +138,12 @@ async def delete(store: Store, key: str, *, expected: int | None = None) -> int:
 @contextlib.asynccontextmanager
 async def watching(store: Store, prefix: str, after: int) -> AsyncIterator[Watcher]:
     async with store.watch(prefix, after) as changes:
-        assert await changes.next() == StoreChanges((), after)  # it is open
+        assert await changes.next() == StoreChanges((), after)  # the watch is open
         yield changes
 
 
 async def seen(watch: Watcher, count: int) -> list[Change]:
-    """Return the next `count` changes of a watch. Their revisions never decrease."""
+    """Return the next `count` changes of a watch. The revisions of successive changes never decrease."""
     found: list[Change] = []
     revision = 0
     while len(found) < count:
@@ -207,7 +207,7 @@ def test_a_create_is_refused_if_the_key_exists(subject: Subject, run: Callable) 
     run(test())
 
 
-def test_a_change_is_refused_unless_the_revision_is_the_expected_one(subject: Subject, run: Callable) -> None:
+def test_a_change_is_refused_unless_the_revision_is_as_expected(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store, other = subject.client(), subject.client()
         first = await put(store, "subnets/a", expected=0)
@@ -468,7 +468,7 @@ def test_a_key_written_again_without_ttl_is_permanent(subject: Subject, run: Cal
     run(test())
 
 
-def test_a_watch_from_before_the_compaction_reports_it(subject: Subject, run: Callable) -> None:
+def test_a_watch_from_before_the_compaction_reports_the_compaction(subject: Subject, run: Callable) -> None:
     async def test() -> None:
         store = subject.client()
         old = await put(store, "subnets/a")
@@ -496,7 +496,8 @@ def test_a_compacted_deletion_is_never_lost_silently(subject: Subject, run: Call
         await delete(store, "subnets/a")
         await subject.compact()
 
-        # The deletion, or the error that it was compacted. Without either, a peer would remain forever.
+        # The watch delivers the deletion, or the error that the deletion was compacted. Without the deletion
+        # or the error, a peer would remain forever.
         with contextlib.suppress(CompactedError):
             async with watching(store, "subnets/", known) as watch:
                 (change,) = await seen(watch, 1)

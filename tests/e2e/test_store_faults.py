@@ -27,7 +27,7 @@ NetworkOf = Callable[..., AbstractContextManager[Any]]
 Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 
 BACK_S = 90.0
-"""A host that waits for its store retries at least every 5 s."""
+"""Deadline in seconds for a host that waits for its store, and retries at least every 5 s."""
 
 CONFIG = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.100.0","SubnetMax":"10.100.127.0"}'
 """No host chooses a subnet that a test writes manually."""
@@ -273,8 +273,10 @@ class TestStoreAway:
             assert is_held(network.wait_ready(name))
         assert pings.lost == 0
 
-    def test_hosts_that_join_during_an_outage_become_peers_after_it(self, new_network: NewNetwork) -> None:
-        """Such a host becomes a peer as soon as the store is reachable."""
+    def test_hosts_that_join_during_an_outage_become_peers_after_the_outage(
+        self, new_network: NewNetwork
+    ) -> None:
+        """A host that joined during the outage becomes a peer as soon as the store is reachable."""
         network = new_network("docker1", "docker2", "docker4")
         together([partial(network.start, name) for name in ("docker1", "docker4")])
         host = network.hosts["docker1"]
@@ -394,7 +396,7 @@ class TestLeaseLost:
             deadline_s=SOON_S,
         )
 
-    def test_a_lease_that_became_a_reservation_remains_one(self, network: Any) -> None:
+    def test_a_lease_that_became_a_reservation_remains_a_reservation(self, network: Any) -> None:
         """Another program writes the host's key again, without TTL."""
         key = network.lease_key("docker2")
         network.put(key, network.record(key)["value"])
@@ -429,7 +431,7 @@ class TestLeaseLost:
 
 
 def test_invalid_keys_are_skipped(network: Any, pinging: Pinging) -> None:
-    """Each causes one warning. Peers are not changed, and a starting host is not delayed."""
+    """Each invalid key causes one warning. Peers are not changed, and a starting host is not delayed."""
     bad = {
         "subnets/nonsense": FOREIGN,
         "subnets/10.100.300.0-24": FOREIGN,
@@ -461,7 +463,7 @@ def test_invalid_keys_are_skipped(network: Any, pinging: Pinging) -> None:
 
 @pytest.fixture
 def newcomer(network: Any) -> Any:
-    """docker2, which has left the network. It has no flanneld and no lease."""
+    """docker2, which has left the network. docker2 has no flanneld and no lease."""
     network.hosts["docker2"].flannelctl("cleanup")
     return network.hosts["docker2"]
 
@@ -510,7 +512,9 @@ def test_a_lost_subnet_is_released_on_request(network: Any, newcomer: Any) -> No
 
 
 def test_two_running_hosts_with_one_address(network: Any, newcomer: Any, pinging: Pinging) -> None:
-    """The running owner keeps its subnet, the new host acquires another one, and each names the other."""
+    """The running owner keeps its subnet, the new host acquires another subnet, and each host names the other
+    host.
+    """
     before, owner = network.hosts["docker1"].lease(), network.status("docker1")["owner"]
 
     with pinging(network.hosts["docker4"], network.overlay("docker1")) as pings:
@@ -535,7 +539,7 @@ def test_two_running_hosts_with_one_address(network: Any, newcomer: Any, pinging
 
 
 def test_a_dead_owners_lease_is_taken_over(network: Any, newcomer: Any) -> None:
-    """Another host has the address of the dead one. No host answers the claim within ten seconds."""
+    """Another host has the address of the dead host. No host answers the claim within ten seconds."""
     dead = network.hosts["docker1"]
     dead.run(["kill", "-KILL", dead.run(["cat", "/run/flannel/flanneld.lock"]).stdout.split()[0]])
 

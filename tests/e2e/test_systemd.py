@@ -1,7 +1,7 @@
 """A host booted by systemd: order at boot, restarts under traffic, the watchdog, a reboot.
 
 Uses a real systemd, a real Docker engine and the units of deploy/systemd in namespaces. A container on a
-second host pings one on this host.
+second host pings a container on this host.
 """
 
 import json
@@ -37,7 +37,8 @@ WIREGUARD_UNIT = r"flannel-wireguard@[\w.-]+\.service"
 WIREGUARD_EXPOSURE_MAX = 20
 EXPOSURE_MAX = 30
 FORWARDER_EXPOSURE_MAX = 10
-"""In tenths, for `systemd-analyze security --threshold`. A service without any restriction has 100."""
+"""Maximum exposure of the forwarder's unit in tenths, for `systemd-analyze security --threshold`. A service
+without any restriction has 100."""
 
 NET_ADMIN, NET_RAW, BPF = 1 << 12, 1 << 13, 1 << 39
 """linux/capability.h."""
@@ -110,7 +111,7 @@ def booted(network_of: Callable[..., AbstractContextManager[Any]]) -> Iterator[B
 
 
 def run_container(system: BootedSystem) -> str:
-    """Run a container that Docker restarts. Return its address."""
+    """Run a container that Docker restarts. Return the address of the container."""
     archive = "/var/lib/docker/image.tar"
     write_image(system.directory / "docker/image.tar")
     system.run(["docker", "import", archive, IMAGE])
@@ -215,7 +216,7 @@ class TestRights:
     ) -> None:
         """After an update of the unit, files, programs and forwarder still belong to root.
 
-        The programs carry the pings. In tests/lab/forwarder/test_hand_over.py, user space does.
+        The programs carry the pings. In tests/lab/forwarder/test_hand_over.py, user space carries the pings.
         """
         (before,) = booted.forwarders()
         with booted.changed("User=root"):
@@ -240,7 +241,9 @@ class TestRights:
     def test_the_user_takes_over_a_forwarder_of_root_in_user_space(
         self, booted: Booted, long_run: bool, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """This happens twenty times at 1,000 pings a second, while other processes use all processors."""
+        """The forwarder is taken over twenty times at 1,000 pings a second, while other processes use all
+        processors.
+        """
         if not long_run:
             pytest.skip("needs --long")
 
@@ -274,7 +277,7 @@ class TestRestart:
     ) -> None:
         """The pings are between containers, and the kill ends all processes of the unit.
 
-        The next daemon takes over the programs that the previous one attached.
+        The next daemon takes over the programs that the previous daemon attached.
         """
         booted.wait(lambda: len(booted.programs()) == 4, "four programs are attached")
         pid, forwarders, programs = booted.main_pid, booted.forwarders(), booted.programs()
@@ -289,7 +292,9 @@ class TestRestart:
     def test_missing_pins_are_created_again(
         self, booted: Booted, pinging: Callable[..., AbstractContextManager[Any]]
     ) -> None:
-        """Without pins, the next daemon would attach its programs behind others that are permanent."""
+        """Without pins, the next daemon would attach its programs behind the permanent programs of the
+        previous daemon.
+        """
         booted.wait(lambda: len(booted.programs()) == 4, "four programs are attached")
         programs, pid = booted.programs(), booted.main_pid
         booted.system.run(["umount", "/run/flannel/.bpf"])
@@ -452,7 +457,7 @@ class TestReboot:
         assert booted.bridge_address() == before
         options = system.run(["cat", "/etc/default/docker"]).stdout
         assert options == f'DOCKER_OPTS=" --bip={before} --ip-masq=true --mtu=1472"\n'
-        assert ping(booted.elsewhere, booted.container).is_reached  # Docker has started it again
+        assert ping(booted.elsewhere, booted.container).is_reached  # Docker has started the container again
         verified = system.run(["systemd-analyze", "verify", "flanneld.service", "docker.service"])
         assert (verified.stdout, verified.stderr) == ("", "")
 
@@ -466,7 +471,7 @@ class TestReboot:
         assert end_of(r"docker\.service") < end_of(FORWARDER_UNIT)
 
     def test_a_host_boots_with_an_unreachable_store(self, booted: Booted) -> None:
-        """The host knows its subnet and its peers, and Docker starts with them."""
+        """The host knows its subnet and its peers, and Docker starts with this subnet."""
         before = booted.gateway()
         booted.system.power_off()
         booted.remove_links()

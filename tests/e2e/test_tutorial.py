@@ -12,7 +12,7 @@ from testlab.console import outputs_in_time, read_steps, shape
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorial.md"
 
-# The subnets that the tutorial shows. Each run has others.
+# The subnets that the tutorial shows. Each run has other subnets.
 SHOWN = {"10.100.112": "docker1", "10.100.81": "docker4"}
 
 

@@ -60,7 +60,7 @@ def wait_reached(host: Host, address: str) -> None:
 def test_two_prefixes_on_one_host_have_separate_directories_and_devices(
     new_network: Callable[..., Any],
 ) -> None:
-    """After a restart or a cleanup of one flanneld, the other keeps lease, device and peers."""
+    """After a restart or a cleanup of one flanneld, the other flanneld keeps its lease, device and peers."""
     network = new_network("docker1", "docker4", config=None)
     network.etcd.start()
     for name, prefix in PREFIXES.items():

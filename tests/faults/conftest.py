@@ -129,7 +129,7 @@ class FaultNetwork:
             pytest.fail(f"{error}; the log of {self.victim.name}:\n{self.log_since(0)[-4000:]}")
 
     def add_peer(self) -> None:
-        """Write the lease of a further peer. `has_peers` returns whether the victim has it."""
+        """Write the lease of a further peer. `has_peers` returns whether the victim has the peer."""
         self.add_peers(1)
 
     def add_peers(self, count: int) -> None:
@@ -150,7 +150,9 @@ class FaultNetwork:
         return len(self._peer_routes()) == self.peers
 
     def damage(self) -> None:
-        """Delete objects of the data path that carry no ping. `has_peers` returns whether they are there."""
+        """Delete objects of the data path that carry no ping. `has_peers` returns whether these objects
+        exist.
+        """
         if self.kind == "udp":
             peers = self.overlay.peers(self.victim)
             kept = [peer for peer in peers if (peer.subnet >> 8) & 255 < 128]

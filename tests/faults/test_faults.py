@@ -83,7 +83,7 @@ def test_a_full_disk(network) -> None:
 
 @pytest.mark.fault("/run read-only")
 def test_a_read_only_run_directory(network) -> None:
-    """A killed daemon starts again. It follows leases without its socket."""
+    """A killed daemon starts again. The daemon follows leases without its socket."""
     with network.pinged("/run read-only"):
         mark = network.mark()
         with read_only(network.victim):
@@ -102,7 +102,7 @@ def test_no_descriptor_is_left(network) -> None:
     """The daemon continues, and later performs the failed actions."""
     with network.pinged("descriptors exhausted"):
         mark = network.mark()
-        with limited(network.daemon, resource.RLIMIT_NOFILE, 0):  # open ones stay open
+        with limited(network.daemon, resource.RLIMIT_NOFILE, 0):  # open descriptors stay open
             network.add_peer()
             network.victim.run(["rm", "/run/flannel/subnet.env"])
             network.wait_logged(mark, "EMFILE")
@@ -182,7 +182,9 @@ def test_the_kernel_kills_the_forwarder(network) -> None:
 
 @pytest.mark.fault("clock steps by +25 h and -2 h")
 def test_the_clock_steps(network) -> None:
-    """No lease expires because of it, and a daemon that starts with a wrong clock keeps its subnet."""
+    """No lease expires because of a step of the clock, and a daemon that starts with a wrong clock keeps its
+    subnet.
+    """
     if FAKETIME is None:
         pytest.skip("needs libfaketime: scripts/setup --faults")
     clock = network.victim.directory / "run/faketime"
@@ -295,13 +297,16 @@ def killed_for_memory(network, pid: int, make_it_allocate: Callable[[], None]) -
 
 
 def memory_group(directory: Path) -> Path:
-    """Create a control group below that of the sandbox in `directory`. The lab removes it."""
+    """Create a control group below the control group of the sandbox in `directory`. The lab removes the
+    group.
+    """
     roots = [Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")]
     root = next(root for root in roots if (root / "cgroup.procs").exists())
     parent = root / cgroup_of(directory)
     parent.mkdir(parents=True, exist_ok=True)
     for group in (*reversed(parent.parents), parent):
-        control = group / "cgroup.subtree_control"  # of version 2, where a group has no limit by default
+        # The file exists in version 2, where a group has no limit by default.
+        control = group / "cgroup.subtree_control"
         if control.exists() and "memory" in (group / "cgroup.controllers").read_text().split():
             control.write_text("+memory")
     return Path(tempfile.mkdtemp(dir=parent))

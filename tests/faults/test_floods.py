@@ -1,4 +1,6 @@
-"""Floods of tunnel packets of a stranger: members lose nothing, and the forwarder does no work for them."""
+"""Floods of tunnel packets of a stranger: hosts of the network lose no packet, and the forwarder does not
+process the packets of the stranger.
+"""
 
 import sys
 import time
@@ -22,13 +24,16 @@ PORTS = {"udp": 8285, "vxlan": 8472}
 
 @pytest.mark.fault("flood of tunnel packets by a stranger")
 def test_a_flood_by_a_stranger(network, long_run: bool, figures: Callable[[str], None]) -> None:
-    """One process sends from the stranger's own address, another from ten thousand forged ones."""
+    """One process sends from the stranger's own address, another process from ten thousand forged
+    addresses.
+    """
     place = HostPlace("stranger", LEFT, IPv4Interface((LEFT.gateway.network[200], 24)))
     (stranger,) = network.overlay.lab.add_hosts(place)
     seconds = LONG_FLOOD_S if long_run else FLOOD_S
     with network.pinged("flood of tunnel packets by a stranger") as pings:
         quiet_share = forwarder_share(network, lambda: pings.wait_s(seconds))
-        flood(network, stranger, 0.01)  # its first packet is remembered before the table of senders is full
+        # After a first packet, the stranger is in the table of senders before the table is full.
+        flood(network, stranger, 0.01)
         before = arrived(network.victim)
         share = forwarder_share(network, lambda: flood(network, stranger, seconds))
         rate = (arrived(network.victim) - before) / seconds

@@ -41,7 +41,9 @@ class Sample:
 @pytest.mark.timeout(2 * HOUR_S)
 @pytest.mark.fault("random damage for a minute")
 def test_random_damage(network, long_run: bool, figures: Callable[[str], None]) -> None:
-    """After each damage, the victim becomes ready. The second half uses no more than the first."""
+    """After each damage, the victim becomes ready. The second half of the test uses no more memory,
+    descriptors and threads than the first half.
+    """
     seed = random.randrange(1 << 32)
     draw = random.Random(seed)
     damages = damages_of(network)

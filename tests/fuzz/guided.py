@@ -2,9 +2,9 @@
 
 A request is `[NAME, TEXT, DIRECTORY, INPUTS, SECONDS]` in JSON; TEXT is true if the parser expects text.
 libFuzzer changes the inputs in DIRECTORY/inputs at random, with the tokens in DIRECTORY/tokens and with
-values that the code compares, and adds each input that reaches a new branch. It stops after INPUTS inputs or
-SECONDS seconds. Its output is in DIRECTORY/log. Each request has a process of its own, because a run never
-returns.
+values that the code compares, and adds each input that reaches a new branch. The fuzzer stops after INPUTS
+inputs or SECONDS seconds. The output of the fuzzer is in DIRECTORY/log. Each request has a process of its
+own, because a run never returns.
 """
 
 import json
@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["pyflannel"]):
     from fuzz.parsers import INPUTS, LARGEST, SUBJECTS, TOKENS, parser_of, parsers_of, text_of
 
     for subject in SUBJECTS:
-        parsers_of(subject)  # this imports their modules
+        parsers_of(subject)  # the call imports the modules of the parsers
 
 LIMITS = ("-timeout=20", "-rss_limit_mb=1024", "-verbosity=0", "-reload=0")
 

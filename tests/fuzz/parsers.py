@@ -12,7 +12,7 @@ from doubles.hostile_inputs import Parser
 SUBJECTS = ("store", "netlink", "packet", "host", "system")
 
 LARGEST = 4096
-"""Length of the inputs, in bytes. `test_time_of_long_inputs.py` tests longer ones."""
+"""Length of the inputs, in bytes. `test_time_of_long_inputs.py` tests longer inputs."""
 
 INPUTS, TOKENS = "inputs", "tokens"
 """Names of the files in the directory of a parser."""

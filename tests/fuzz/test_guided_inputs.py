@@ -46,7 +46,7 @@ LEAST = 0.9
 """Share of the branches of a module that the inputs reach.
 
 Only functions that the parsers call count, because the modules also write the formats. A module of fewer than
-ten branches may miss one, such as the last case of a complete match.
+ten branches may miss one branch, such as the last case of a complete match.
 """
 
 
@@ -180,7 +180,7 @@ class Run(NamedTuple):
     Attributes:
         refused: number of inputs for which the parser raised its own error.
         blocks: memory blocks of Python that remained allocated. The first tenth of the inputs does not count.
-        mib: growth of the memory of the process, likewise.
+        mib: growth of the memory of the process, without the first tenth of the inputs.
     """
 
     inputs: int

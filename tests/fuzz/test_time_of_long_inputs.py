@@ -14,7 +14,7 @@ PARSERS = [parser for subject in SUBJECTS for parser in parsers_of(subject)]
 DRAWN, SEEDS = 20, 12
 SHORT, FACTOR = 1 << 14, 4
 MOST = 8.0
-"""Ratio of the times of a long input and a short one: 4 is proportional, 16 is quadratic."""
+"""Maximum ratio of the times of a long input and a short input: 4 is proportional, 16 is quadratic."""
 
 NEGLIGIBLE_S = 0.03
 ATTEMPTS = 4

@@ -16,7 +16,7 @@ from testlab.console import outputs_in_time, read_steps, shape
 PAGE = Path(__file__).parents[2] / "docs/guides/compose.md"
 CONFIG = '{"Network":"10.100.0.0/16"}'
 
-# The subnets that the guide shows. Each run has others.
+# The subnets that the guide shows. Each run has other subnets.
 SHOWN = {"10.100.62.": "docker3", "10.100.81.": "docker4"}
 
 missing = next((name for name in ("dockerd", "docker-compose") if shutil.which(name) is None), None)
@@ -28,7 +28,9 @@ pytestmark = [
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """Hosts with flanneld and Docker. Docker on docker3 has no options, as the second way requires."""
+    """Hosts with flanneld and Docker. Docker on docker3 has no options, as the second method of the guide
+    requires.
+    """
     with Lab(f"compose-{os.getpid()}") as lab:
         write_image(lab.directory / "busybox.tar")
         lab.hosts["docker1"].flannelctl("--store", lab.sqlite_url, "config", "set", CONFIG)

@@ -1,7 +1,7 @@
 """Each command of docs/cookbook.md runs on four booted systems and prints the shown output.
 
-Docker's program is that of Debian's docker.io, at the path that docker-ce uses. The images of the chapter are
-replaced by busybox with a web server.
+Docker's program is the program of Debian's docker.io, at the path that docker-ce uses. The images of the
+chapter are replaced by busybox with a web server.
 """
 
 import base64
@@ -33,7 +33,7 @@ SERVER = "mkdir /www; echo This is {} >/www/index.html; exec httpd -f -h /www"
 
 ON_A_TERMINAL = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
 
-# The subnets that the page shows. Each run has others.
+# The subnets that the page shows. Each run has other subnets.
 SHOWN = {"10.100.112": "docker1", "10.100.81": "docker4"}
 
 missing = BootedSystem.missing() or (

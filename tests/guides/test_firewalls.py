@@ -37,7 +37,7 @@ STOP = {"ufw": "ufw --force reset", "firewalld": "systemctl stop firewalld; rm -
 
 @dataclass
 class Filtered:
-    """Two hosts, each with a container, and the system that has the firewall of the second one."""
+    """Two hosts, each with a container, and the system that has the firewall of the second host."""
 
     etcd: EtcdServer
     hosts: list[Host]
@@ -60,14 +60,14 @@ class Filtered:
         self.system.run(["bash", "-ec", commands])
 
     def is_open(self) -> bool:
-        """Return whether the first container reaches the one behind the firewall."""
+        """Return whether the first container reaches the container behind the firewall."""
         return ping(self.containers[0], self.containers[1].address, count=1).is_reached
 
     def wait_open(self) -> None:
         wait_reached(self.containers, deadline_s=SOON_S)
 
     def wait_closed(self) -> None:
-        """Wait until the port is closed. It remains open for replies of the tunnel for a second."""
+        """Wait until the port is closed. The port remains open for replies of the tunnel for a second."""
         wait_until(lambda: not self.is_open(), what="the firewall drops packets", deadline_s=SOON_S)
 
     def findings(self) -> dict[str, dict[str, Any]]:
@@ -78,7 +78,7 @@ class Filtered:
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Filtered]:
-    """The hosts without a firewall. flanneld runs on the first one."""
+    """The hosts without a firewall. flanneld runs on the first host."""
     places = tuple(place for place in COOKBOOK.hosts if place.name in ("docker1", "docker3"))
     with Lab(f"walls-{os.getpid()}", Topology(COOKBOOK.segments, places)) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
@@ -122,7 +122,7 @@ def test_the_rules_of_the_guide_open_the_host(filtered: Filtered) -> None:
         assert {"tunnel-dropped", "forward-dropped"} & filtered.findings().keys() == set()
 
 
-def test_doctor_names_the_port_and_its_commands_open_it(filtered: Filtered) -> None:
+def test_doctor_names_the_port_and_its_commands_open_the_port(filtered: Filtered) -> None:
     with filtered.running():
         filtered.wait_closed()
 

@@ -1,6 +1,7 @@
 """Each command of the guides on etcd, on reservations and on the replacement of hosts runs as printed.
 
-`ETCD` in the guides is the name of the etcd server, and `etcd1` to `etcd3` those of the members of a cluster.
+`ETCD` in the guides is the name of the etcd server, and `etcd1` to `etcd3` are the names of the members of a
+cluster.
 """
 
 import json
@@ -52,7 +53,7 @@ class Network:
         return host.start_flanneld(f"--etcd-endpoints={self.etcd.endpoint}")
 
     def lease(self, subnet: IPv4Network) -> dict[str, object]:
-        """Return the record of a lease; {} without one."""
+        """Return the record of a lease; {} without a lease."""
         value = self.etcd.etcdctl("get", "--print-value-only", f"{PREFIX}/subnets/{in_key(subnet)}")
         return json.loads(value or "{}")
 
@@ -142,7 +143,7 @@ class TestReplacement:
 
     @pytest.fixture
     def dead(self, network: Network) -> Host:
-        """A host that had a lease. It no longer has a flanneld or a link."""
+        """A host that had a lease. The host no longer has a flanneld or a link."""
         host = network.lab.hosts["docker3"]
         network.start(host).kill()
         host.run(["ip", "link", "delete", "eth0"])

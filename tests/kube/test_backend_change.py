@@ -19,7 +19,7 @@ CHANGES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("wireguard", {"Type": "wireguard"}, []),
     ("vxlan", {"Type": "vxlan"}, []),
 ]
-"""Each change with the backend, and the formats that hosts publish after it."""
+"""Each change with the backend, and the formats that hosts publish after the change."""
 
 
 def own_annotation(cluster: Cluster, member: Member) -> Any:
@@ -32,13 +32,13 @@ def publishes(cluster: Cluster, member: Member, backend: dict[str, Any]) -> bool
 
 
 def publishes_both(cluster: Cluster, member: Member, backend: dict[str, Any]) -> bool:
-    """Return whether a Node publishes this backend and the previous one."""
+    """Return whether a Node publishes this backend and the previous backend."""
     also = own_annotation(cluster, member).get("Also", [])
     return publishes(cluster, member, backend) and len(also) == 1
 
 
 def has_changed(cluster: Cluster, member: Member, backend: dict[str, Any], reads: list[str]) -> bool:
-    """Return whether a Node publishes this backend with these formats, and no previous one."""
+    """Return whether a Node publishes this backend with these formats, and no previous backend."""
     own = own_annotation(cluster, member)
     return publishes(cluster, member, backend) and (own.get("Also", []), own.get("Reads", [])) == ([], reads)
 

@@ -12,7 +12,8 @@ from testlab.cluster import Cluster, Member, peer, pod_on
 from testlab.pinging import pinging
 
 REST_S, LONGEST_WATCH_S = 5.0, 640.0
-"""Seconds without changes. In the long form, they last until the watch is renewed, after 300 to 599 s."""
+"""Seconds without changes. In the long form, this time lasts until the watch is renewed, after 300 to 599
+s."""
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-flannel"
 
@@ -381,7 +382,7 @@ def test_other_backends_publish_the_annotations_of_the_original(
 
 
 def test_hosts_with_ipv6_alone_reach_each_other(members: list[Member], cluster: Cluster) -> None:
-    """The API server accepts the annotations, which are those of the original."""
+    """The API server accepts the annotations, which equal the annotations of the original."""
     config = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:10:244::/48"}
     for number, member in enumerate(members, 1):
         cluster.delete_node(member.node)

@@ -105,7 +105,7 @@ def test_a_broken_data_path_is_a_condition_of_the_node_until_it_is_repaired(
 
     member.stop()
     member.host.run(break_path)
-    member.launch()  # as after a boot: the condition is that of the previous run
+    member.launch()  # as after a boot, the Node has the condition of the previous run
     wait_until(lambda: status() == ("True", "FlannelPathBroken"), what="the failure", deadline_s=SOON_S)
     member.host.run(["ip", "link", "delete", "other"])
     wait_until(lambda: status() == ("False", "FlannelIsUp"), what="the repair", deadline_s=SOON_S)
@@ -245,7 +245,7 @@ def test_network_policies_without_a_program_that_enforces_them_are_an_event(
     asked, events = policy_requests(member, cluster), len(cluster.events("node1"))
     member.start("--warn-network-policies")
     wait_until(
-        lambda: policy_requests(member, cluster) > asked, what="a look at the policies", deadline_s=SOON_S
+        lambda: policy_requests(member, cluster) > asked, what="a scan of the policies", deadline_s=SOON_S
     )
     member.stop()
     assert len(cluster.events("node1")) == events

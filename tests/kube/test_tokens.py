@@ -14,7 +14,7 @@ from testlab.cluster import Cluster, Member, peer, pod_on
 from testlab.pinging import pinging
 
 LEEWAY_S = 60
-"""The server accepts a token for this time after its expiry."""
+"""Time in seconds for which the server accepts a token after its expiry."""
 
 
 def expiring(cluster: Cluster, token: str, expiry: float) -> str:
@@ -59,11 +59,11 @@ def test_a_token_that_expires_is_reported_and_a_renewed_one_is_used(
             return cluster.call("GET", "/api/v1/nodes", token=token.read_text())[0] == 401
 
         wait_until(is_refused, what="the expiry", deadline_s=30)
-        assert one.waits_for() == "flanneld is ready"  # because the server does not end its watch
+        assert one.waits_for() == "flanneld is ready"  # the server does not end the watch of docker1
         cluster.kill_api_server()
         cluster.start_api_server()
         one.until_waits_for(f"does not accept the token in {token} (401 Unauthorized)")
-        assert "Renew it: it is expired" in one.log()
+        assert "Renew the credentials: they are expired" in one.log()
         cluster.add_node("node3", "10.244.3.0/24", **peer("10.10.10.103", "02:00:00:00:00:03"))
         two.until_route("10.244.3.0/24")
         assert not one.has_route("10.244.3.0/24")

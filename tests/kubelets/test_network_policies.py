@@ -47,7 +47,7 @@ def enforcer(node: KubeNode) -> str:
 
 @pytest.fixture
 def policies(api: KubeApi, tmp_path: Path) -> Iterator[None]:
-    """kube-network-policies on each node, by its own manifest, which needs only NET_ADMIN."""
+    """kube-network-policies on each node, by its own manifest, which grants only NET_ADMIN."""
     text = MANIFEST.read_text().replace("privileged: true", "privileged: false")
     (image,) = re.findall(r"image: (\S+)", text)
     write_policies_image(tmp_path / "policies.tar", image)
@@ -62,7 +62,7 @@ def policies(api: KubeApi, tmp_path: Path) -> Iterator[None]:
         node.host.run(["nft", "delete", "table", "inet", "kube-network-policies"], check=False)
 
 
-def test_a_policy_between_nodes_is_enforced_and_flannel_still_connects_the_others(
+def test_a_policy_between_nodes_is_enforced_and_flannel_still_connects_other_pods(
     api: KubeApi, pods: list[Pod], policies: None
 ) -> None:
     one, two = pods

@@ -1,6 +1,7 @@
 """The original, flannel 0.28.9, and pyflannel replace each other in a cluster, during pings.
 
-Its program is built from its sources. Its image is made here, under the name that its manifest contains.
+The program of the original is built from its sources. The image is created in this test, under the name that
+the manifest of the original contains.
 """
 
 import json

@@ -64,7 +64,9 @@ class Namespace:
         return self.command("ip", *words.split())
 
     def settle(self, **states: str) -> None:
-        """Wait until each link has its operational state. The kernel announces it up to a second late."""
+        """Wait until each link has its operational state. The kernel announces this state up to a second
+        late.
+        """
         deadline = time.monotonic() + SOON_S
         while any(f"state {state} " not in self.ip(f"link show {name}") for name, state in states.items()):
             assert time.monotonic() < deadline, self.ip("link show")

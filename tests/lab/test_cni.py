@@ -68,7 +68,7 @@ def test_containers_of_two_hosts_reach_each_other_until_they_are_deleted(runtime
 
 
 def test_a_container_with_the_address_of_a_former_one_is_reached_immediately(runtimes) -> None:
-    """The host and the other containers know the MAC address of the former one."""
+    """The host and the other containers know the MAC address of the former container."""
     first, second = runtimes
     near, far, former = first.container("c-near"), second.container("c-far"), first.container("c-former")
     first.add(near)
@@ -167,4 +167,4 @@ def test_an_error_contains_the_reason_that_flanneld_gives(runtimes, overlay) -> 
     runtime.host.start(["flanneld", "--store=etcd://10.10.10.1:9", "--iface=nonesuch"], name="waiting")
     socket = runtime.host.directory / "run/flannel/flanneld.sock"
     wait_until(socket.exists, what="flanneld answers", deadline_s=SOON_S)
-    assert "flanneld is not ready. It waits for" in _error_of_add(runtime).document["details"]
+    assert "flanneld is not ready. flanneld waits for" in _error_of_add(runtime).document["details"]

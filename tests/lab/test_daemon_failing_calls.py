@@ -2,8 +2,8 @@
 
 The real flanneld runs in a vxlan network. The kernel refuses one of its system calls
 (tests/doubles/system_calls.py) while a lease is added and routes are damaged. The short form covers calls
-with a few names, the long form those with each name and errno. Some failures have no effect by design, such
-as a failing notification of systemd.
+with a few names. The long form covers calls with each name and each errno. Some failures have no effect by
+design, such as a failing notification of systemd.
 """
 
 import errno
@@ -32,7 +32,8 @@ pytestmark = [
 
 DEADLINE_S = 60.0
 RARE_S = 3.0
-"""Maximum time in the long form for a call that flanneld may make only at its start, or never."""
+"""Maximum time in seconds, in the long form, for a call that flanneld may make only at its start, or
+never."""
 
 FREQUENT = ("read", "connect", "sendto", "rename", "bpf", "clone3")
 """Calls that flanneld makes within a second of the disturbance."""
@@ -86,7 +87,7 @@ class Daemon:
             yield f"{where}: the call was not made"
 
     def _disturb(self, within_s: float) -> bool:
-        """Add a lease and damage routes until the call is made. Return whether it was made in time."""
+        """Add a lease and damage routes until the call is made. Return whether the call was made in time."""
         self._added += 1
         run_inside(self._host, partial(write_leases, str(UNDERLAY.gateway.ip), self._newcomers()[-1:]))
         end = time.monotonic() + within_s
@@ -106,11 +107,12 @@ class Daemon:
 
 
 def failures(long_run: bool) -> Iterator[tuple[str, int]]:
-    """Yield calls with errnos."""
+    """Yield the names of system calls, each with the errno of its failure."""
     if long_run:
         yield from ((name, code) for name in NAMES for code in ERRNOS)
     else:
-        codes = cycle(code for code in ERRNOS if code != errno.EINTR)  # the interpreter repeats such calls
+        # The interpreter repeats calls with EINTR.
+        codes = cycle(code for code in ERRNOS if code != errno.EINTR)
         yield from zip(FREQUENT, codes, strict=False)
 
 

@@ -81,7 +81,9 @@ def test_each_namespace_has_separate_names(namespace, make_namespace) -> None:
 
 
 def test_only_the_end_of_the_holder_removes_a_claim(namespace) -> None:
-    """Neither nft as root nor a flush of all rules removes the claim. SIGKILL to the holder removes it."""
+    """Neither nft as root nor a flush of all rules removes the claim. SIGKILL to the holder removes the
+    claim.
+    """
 
     async def claim() -> str:
         claim = DeviceClaim(NAMES)
@@ -107,7 +109,7 @@ def test_only_the_end_of_the_holder_removes_a_claim(namespace) -> None:
 
 
 def test_a_user_without_rights_cannot_claim_a_name(namespace) -> None:
-    """Such a user may bind any number of abstract sockets in the network namespace of the host."""
+    """A user without rights may bind any number of abstract sockets in the network namespace of the host."""
 
     async def claim() -> str:
         claim = DeviceClaim(f"flannel{number}" for number in range(256))

@@ -27,7 +27,7 @@ class Fault:
     """A fault on the host, its reversal, and the finding of doctor.
 
     Attributes:
-        is_error: packets are lost, so that the exit code is 1.
+        is_error: True if packets are lost, so that the exit code is 1.
     """
 
     do: str
@@ -205,7 +205,7 @@ def trouble(host: Host) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.code} {fault.evidence[:24]}")
-def test_a_fault_is_found_and_its_fix_repairs_it(healthy: Host, fault: Fault) -> None:
+def test_a_fault_is_found_and_its_fix_repairs_the_fault(healthy: Host, fault: Fault) -> None:
     """The finding contains the evidence, and its fix removes the finding."""
     healthy.run(["sh", "-c", fault.do])
     try:
@@ -300,7 +300,9 @@ def test_peers_without_traffic_are_reported(overlay, healthy: Host) -> None:
 
 
 def test_a_lease_with_the_mac_address_of_a_peer_does_not_affect_the_peer(overlay, healthy: Host) -> None:
-    """The peer that published the address first remains. The other one is refused, and doctor names both."""
+    """The peer that published the address first remains. The other peer is refused, and doctor names both
+    peers.
+    """
     (peer,) = json.loads(healthy.run(["flannelctl", "--json", "peers"]).stdout)["peers"]
     key = "/coreos.com/network/subnets/" + peer["subnet"].replace("/", "-")
     lease = json.loads(overlay.etcd.etcdctl("get", "--print-value-only", key))
@@ -376,7 +378,9 @@ def test_an_unknown_key_is_reported_once_in_each_place(overlay, healthy: Host) -
 
 
 def test_a_drop_policy_of_iptables_is_harmless_only_with_accept_rules(overlay, healthy: Host) -> None:
-    """Docker sets this policy. Without pyflannel's accept rules, every packet is dropped."""
+    """Docker sets the policy DROP for the chain FORWARD. Without pyflannel's accept rules, every packet is
+    dropped.
+    """
     healthy.run(["iptables", "-P", "FORWARD", "DROP"])
     assert not trouble(healthy)
     healthy.run(["iptables", "-P", "FORWARD", "ACCEPT"])
@@ -432,13 +436,13 @@ def test_status_and_doctor_report_a_network_without_a_free_subnet(overlay, healt
 
 
 def has_only_the_note_of_the_mtu(status: Any) -> bool:
-    """Return whether the change of the backend is complete, which has a note of its own."""
+    """Return whether the change of the backend is complete. A change in progress has another note."""
     notes = status.backend.notes
     return len(notes) == 1 and "Backend.MTU" in notes[0]
 
 
 def test_an_unusual_state_of_the_backend_is_reported(overlay, healthy: Host) -> None:
-    """An MTU that the underlay does not support is such a state."""
+    """An MTU that the underlay does not support is an unusual state."""
     overlay.set_backend("vxlan", MTU=9000)
     overlay.wait_status(healthy, has_only_the_note_of_the_mtu, "notes only the MTU")
 
@@ -495,7 +499,7 @@ def test_without_a_daemon_the_rest_of_the_host_is_examined(overlay, healthy: Hos
 
 
 def test_remains_of_the_original_are_found_on_a_host_without_pyflannel(overlay) -> None:
-    """All of them are found, and cleanup is recommended."""
+    """All remains are found, and doctor recommends cleanup."""
     host = overlay.hosts["docker3"]
     rules = "*filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD -j FLANNEL-FWD\nCOMMIT\n"
     host.run(["iptables-restore", "--noflush"], text=rules)
@@ -520,7 +524,7 @@ def plan(host: Host, *words: str, exit_code: int = 0) -> Any:
 
 
 def test_the_plan_of_another_config_is_shown_and_nothing_is_changed(overlay, healthy: Host) -> None:
-    """A config that the host would refuse, or an invalid one, has no plan."""
+    """A config that is invalid, or that the host would refuse, has no plan."""
     before = healthy.routes()
     assert plan(healthy) == {"waits_for": None, "changes": []}
 
@@ -561,7 +565,9 @@ FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
 
 def test_a_clock_that_differs_from_those_of_the_peers_is_reported(healthy: Host) -> None:
-    """The clock of flannelctl is changed. That of the machine, with which the peer answers, stays."""
+    """The clock of flannelctl is changed. The clock of the machine, with which the peer answers, does not
+    change.
+    """
     if FAKETIME is None:
         pytest.skip("needs libfaketime: scripts/setup --faults")
     variables = [f"LD_PRELOAD={FAKETIME}", "FAKETIME=+90s", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
@@ -571,4 +577,4 @@ def test_a_clock_that_differs_from_those_of_the_peers_is_reported(healthy: Host)
     (found,) = [one for one in read_document(["doctor"], ran.stdout)["findings"] if one["severity"] != "info"]
     assert (found["code"], found["severity"]) == ("clock-skew", "warning")
     (line,) = found["evidence"]
-    assert re.fullmatch(r"the clock of 10\.10\.10\.102 is (89|90|91) s behind this one", line)
+    assert re.fullmatch(r"the clock of 10\.10\.10\.102 is (89|90|91) s behind the clock of this host", line)

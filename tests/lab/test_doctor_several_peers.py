@@ -1,4 +1,4 @@
-"""flannelctl doctor finds a fault that concerns a single one of several peers."""
+"""flannelctl doctor finds a fault that concerns only one of several peers."""
 
 import os
 from typing import Any

@@ -21,10 +21,11 @@ from testlab.pinging import wait_each_reaches
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 HEALED_S = 1.0
-"""Deadline for the repair of an object."""
+"""Deadline in seconds for the repair of an object."""
 
 ANNOUNCED_S = 3.0
-"""Deadline for the peers of a moved address, shorter than the time until the next packet of the host."""
+"""Deadline in seconds for the peers of a moved address, shorter than the time until the next packet of the
+host."""
 
 SOON_S = 30.0
 NETWORK = ip_network("fd00:5::/48")
@@ -33,7 +34,7 @@ NAMES = ("docker1", "docker2", "docker3")
 
 @pytest.fixture(scope="module")
 def hosts(overlay: Overlay) -> list[Host]:
-    """Two hosts on one segment and one behind the router, with addresses of both families."""
+    """Two hosts on one segment and one host behind the router, with addresses of both families."""
     found = [overlay.hosts[name] for name in NAMES]
     overlay.give_ipv6(*found)
     for host in found:
@@ -284,8 +285,8 @@ def check_moves(
 ) -> None:
     """Move an address of one family to another address and link, and check the lease and both families.
 
-    The lease has the new address within two seconds, and the peers reach it within five. The other family
-    loses no packet.
+    The lease has the new address within two seconds, and the peers reach this address within five seconds.
+    The other family loses no packet.
     """
     ends = {4: host.gateway().ip, 6: bridge(host).ip}
     gateways = {4: LEFT.gateway.ip, 6: ipv6_underlay(host).network[0xFE]}
@@ -374,7 +375,9 @@ def published(overlay: Overlay, host: Host) -> list[str]:
 
 
 def test_peers_reach_a_host_whose_addresses_moved_to_another_nic(overlay: Overlay, hosts: list[Host]) -> None:
-    """The peers know its previous MAC address, and the host sends them only the announcements at first."""
+    """The peers know the previous MAC address of the host, and at first the host sends the peers only the
+    announcements.
+    """
     host, other, _ = hosts
     configure_bridges(hosts)
     ends = (host.gateway().ip, bridge(host).ip)
@@ -412,7 +415,7 @@ def test_host_gw_and_the_filter_rules_have_both_families(
     assert first.subnet_env()["FLANNEL_MTU"] == "1500"
     assert not any(link["ifname"].startswith("flannel") for link in first.links())
     router = str(ipv6_underlay(first).network[0xFE])
-    # The router has no route to the overlay, so it answers the host only.
+    # The router has no route to the overlay, so the router answers only the host.
     first.run(["ping", "-n", "-c1", "-W5", "-I", str(bridge(first).ip), router])
     rules = first.run(["nft", "list", "ruleset"]).stdout
     saved = first.run(["ip6tables-save"]).stdout
@@ -469,7 +472,9 @@ while True:
 
 
 def make_public(overlay: Overlay, *hosts: Host) -> dict[str, IPv6Interface]:
-    """Give the hosts public IPv6 addresses, and deprecate their unique local ones; return the new ones."""
+    """Give the hosts public IPv6 addresses, and deprecate their unique local addresses; return the new
+    addresses.
+    """
     found = {}
     for number, segment in enumerate(("left", "right"), start=1):
         gateway = f"2001:db8:{number}::fe/64"

@@ -61,11 +61,11 @@ from testlab.inside import hide_directory
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
     pytest.mark.usefixtures("no_forwarder_remains", "underlay"),
-    pytest.mark.timeout(3600),  # each --long one takes minutes
+    pytest.mark.timeout(3600),  # each action of the long form takes minutes
 ]
 
 Failure = tuple[int, int, str]
-"""The failing call and its errno; and both as text."""
+"""The number of the failing system call, its errno, and a text with call and errno."""
 
 SOON_S, HEARD_S = 30.0, 3.0
 
@@ -75,7 +75,7 @@ class Adapter:
     """A Target, and a plan that uses all of its operations.
 
     Attributes:
-        make: creates it in a directory.
+        make: function that creates the target in a directory.
         prepare: commands that create the objects that the plan requires.
         hidden: a directory of the machine in place of which the adapter has an empty one.
     """
@@ -170,7 +170,7 @@ _PUBLIC_KEY, _KEY_OF_PEER = (
 
 @asynccontextmanager
 async def _wireguard_target(directory: Path) -> AsyncIterator[WireguardTarget]:
-    """Yield the target. Its processes end with it."""
+    """Yield the target. The processes of the target end together with the target."""
     async with WireguardGo(directory) as processes:
         try:
             yield WireguardTarget(lambda _: _KEY, processes)
@@ -255,7 +255,7 @@ def failures(long_run: bool) -> Callable[[list[Call]], Iterator[Failure]]:
 
 
 def one_call_of_each_name(calls: list[Call]) -> list[Call]:
-    """Return one system call of each name, if possible neither the first nor the last of its name."""
+    """Return one system call of each name, if possible neither the first nor the last call of its name."""
     by_name: dict[str, list[Call]] = {}
     for call in calls:
         by_name.setdefault(call.name, []).append(call)
@@ -268,7 +268,7 @@ async def steps(target: Target, desired: State) -> list[Operation]:
 
 
 async def heal(target: Target, plan: State) -> None:
-    """Make passes until one has no refusal and the next has nothing to do."""
+    """Make passes until one pass has no refusal, and the next pass has nothing to do."""
     async with asyncio.timeout(SOON_S):
         # An action that began when its call failed, such as a program, may end a moment later.
         while await target.apply(await steps(target, plan)) or await steps(target, plan):
@@ -276,7 +276,7 @@ async def heal(target: Target, plan: State) -> None:
 
 
 async def remove(target: Target, plan: State) -> None:
-    """Make passes that remove everything, until one has no refusal and nothing remains."""
+    """Make passes that remove everything, until one pass has no refusal, and nothing remains."""
     async with asyncio.timeout(SOON_S):
         while await target.apply(removals(plan)) or await remaining(target, plan):
             await asyncio.sleep(0.02)
@@ -298,7 +298,9 @@ def descriptors() -> int:
 
 
 async def lost(opened: int) -> int:
-    """Return the number of additional open descriptors. The kernel closes those of an ended process soon."""
+    """Return the number of additional open descriptors. The kernel soon closes the descriptors of an ended
+    process.
+    """
     if (more := len(os.listdir("/proc/self/fd")) - opened) <= 0:
         return more  # a garbage collection before would take most of the time of these tests
     with suppress(TimeoutError):
@@ -349,7 +351,7 @@ def test_an_operation_with_a_failing_call_is_refused_and_later_repaired(
     assert namespace.run(work, 3000) == []
 
 
-def test_a_failing_call_of_a_look_is_a_target_error_and_the_next_look_is_complete(
+def test_a_failing_call_of_a_scan_is_a_target_error_and_the_next_scan_is_complete(
     namespace, adapter: Adapter, tmp_path: Path, failures
 ) -> None:
     """The object is read unchanged, or reading fails. No existing object is considered damaged."""

@@ -122,7 +122,8 @@ def test_no_packet_is_lost_while_daemon_and_forwarder_are_killed(overlay, ends, 
         stream.wait_answered()
         for host in (one, other):
             overlay.daemons[host.name].kill()
-            host.run(["pkill", "-KILL", "-x", "flannel-forward"])  # its ID is one of the sandbox
+            # The process ID is valid only in the PID namespace of the sandbox.
+            host.run(["pkill", "-KILL", "-x", "flannel-forward"])
         stream.wait_answered()
         for host in (one, other):
             overlay.join(host)

@@ -56,7 +56,7 @@ def wait_uncached(overlay, host, reason: str) -> None:
 
 
 @pytest.mark.parametrize(("backend", "mtu"), [("udp", 1472), ("vxlan", 1450)])
-def test_flows_are_cached_while_the_firewall_permits_it(overlay, backend, mtu):
+def test_flows_are_cached_while_the_firewall_permits_caching(overlay, backend, mtu):
     hosts = one, two = overlay.hosts["docker1"], overlay.hosts["docker4"]
     config = json.dumps({"Network": "10.100.0.0/16", "Backend": {"Type": backend}})
     overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
@@ -84,7 +84,7 @@ def test_flows_are_cached_while_the_firewall_permits_it(overlay, backend, mtu):
     wait_until(lambda: passed_veth(box, far, two) >= 100, what="packets pass the qdisc", deadline_s=5)
     two.run(["tc", "qdisc", "delete", *shape[:3]])
 
-    # A rule that counts.
+    # A rule that counts packets prevents the use of the cache.
     one.run(["iptables", "-I", "FORWARD", "-m", "limit", "--limit", "1000/s", "-j", "ACCEPT"])
     wait_uncached(overlay, one, "limit")
     assert cached(box, far, one) == 0
@@ -92,7 +92,7 @@ def test_flows_are_cached_while_the_firewall_permits_it(overlay, backend, mtu):
     wait_uncached(overlay, one, "none")
     assert cached(box, far, one) > 50
 
-    # A filter of another program at the container's veth.
+    # A filter of another program at the container's veth prevents the use of the cache.
     (link,) = [word.removeprefix("flannel_short at ") for word in look(one).programs if "short" in word]
     one.run(["tc", "qdisc", "add", "dev", link, "clsact"])
     wait_uncached(overlay, one, "filter of tc")
@@ -100,12 +100,12 @@ def test_flows_are_cached_while_the_firewall_permits_it(overlay, backend, mtu):
     one.run(["tc", "qdisc", "delete", "dev", link, "clsact"])
     wait_uncached(overlay, one, "none")
 
-    # No daemon.
+    # Without a daemon, the permit ends.
     overlay.daemons[one.name].kill()
     wait_until(lambda: cached(box, far, one) == 0, what="no packet is cached", deadline_s=5)
     assert ping(box, far.address).is_reached
 
-    # Mode safe again.
+    # In mode safe, there is no program at the container's veth.
     overlay.join(one)
     wait_until(
         lambda: not any("short" in word for word in look(one).programs),

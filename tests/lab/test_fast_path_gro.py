@@ -1,4 +1,4 @@
-"""An underlay that delivers TCP in segments, as a network card does: the host coalesces them."""
+"""An underlay that delivers TCP in segments, as a network card does: the host coalesces the segments."""
 
 import itertools
 import os

@@ -38,7 +38,9 @@ def counter(overlay, host, outcome: str) -> int:
 
 @pytest.fixture(scope="module")
 def ends(overlay):
-    """docker1 and docker4 in one network, with a container each. The kernel carries their packets."""
+    """docker1 and docker4 in one network, with a container each. The kernel carries the packets of these
+    hosts.
+    """
     ends = [overlay.hosts["docker1"], overlay.hosts["docker4"]]
     for host in ends:
         overlay.join(host)
@@ -115,7 +117,7 @@ def test_a_host_without_the_right_uses_user_space_and_its_peers_adapt(overlay, e
 
 
 def test_a_daemon_with_fewer_rights_takes_over_the_programs(overlay, ends, ping_stream):
-    """A daemon with all rights attached them without pins. root creates the pins afterwards."""
+    """A daemon with all rights attached the programs without pins. root creates the pins afterwards."""
     (one, other), (_, far) = ends
 
     def pinned() -> set[str]:

@@ -61,7 +61,7 @@ def wait_programs(host, expected: list[str]) -> None:
 
 
 def start(overlay, host, *before: str, flags: tuple[str, ...] = ()) -> None:
-    """Replace the running flanneld by one with a restriction, which the command `before` sets."""
+    """Replace the running flanneld by a flanneld with a restriction, which the command `before` sets."""
     overlay.daemons[host.name].stop()
     command = [*before, "flanneld", f"--store={overlay.etcd.url}", *flags]
     overlay.daemons[host.name] = host.start_service(command, name="flanneld")
@@ -207,7 +207,9 @@ def pins(ends):
 
 @pytest.mark.parametrize("flags", [(), ("--fast-path=off",)], ids=["wanted", "not wanted"])
 def test_pins_that_root_creates_later_suffice(overlay, ends, pins, ping_stream, flags):
-    """The running daemon removes the programs, and attaches its own if it has the rights. No ping is lost."""
+    """The running daemon removes the programs, and attaches its own programs if it has the rights. No ping is
+    lost.
+    """
     host, (_, far) = ends
     start(overlay, host)
     wait_programs(host, SAFE)
@@ -222,7 +224,8 @@ def test_pins_that_root_creates_later_suffice(overlay, ends, pins, ping_stream, 
     with ping_stream(overlay.hosts["docker1"], far.address, interval_s=0.01) as stream:
         stream.wait_answered()
         pins()
-        host.run(["ip", "link", "set", "flannel0", "mtu", "1400"])  # this wakes a pass before the next audit
+        # The change wakes a pass before the next audit.
+        host.run(["ip", "link", "set", "flannel0", "mtu", "1400"])
         overlay.wait_status(
             host,
             lambda status: (

@@ -23,7 +23,8 @@ HEALED_S = 60.0
 FLANNELD = Path(sys.executable).with_name("flanneld")
 IPTABLES, NFTABLES = '{"Network":"10.100.0.0/16"}', '{"Network":"10.100.0.0/16","EnableNFTables":true}'
 hosts = itertools.cycle(["docker1", "docker2", "docker3", "docker4"])
-"""The hosts in turn, because flanneld treats many repairs on one host as a fight."""
+"""Yield the hosts in turn, because flanneld treats many repairs on one host as a fight with another
+program."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def wait_rules(host: Host, expected: list[str], deadline_s: float = HEALED_S) ->
 
 
 def repair_time_s(host: Host, words: str) -> float:
-    """Damage the rules of a host. Return the seconds until they were repaired."""
+    """Damage the rules of a host. Return the seconds until the rules were repaired."""
     before = ruleset(host)
     host.run(["sh", "-c", words])
     began = time.monotonic()
@@ -115,7 +116,7 @@ def test_a_foreign_rule_in_an_owned_chain_is_reported(overlay, masked) -> None:
     overlay.wait_logged(host, "foreign rule '-s 192.0.2.66/32 -j DROP'", after=said)
 
 
-def test_a_jump_behind_a_drop_is_moved_before_it(overlay, masked) -> None:
+def test_a_jump_behind_a_drop_is_moved_before_the_drop(overlay, masked) -> None:
     host = overlay.hosts["docker2"]
     jump = '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD'
 
@@ -226,9 +227,10 @@ def test_a_missing_program_is_logged_once_and_packets_arrive(
 
 
 def test_a_held_xtables_lock_is_reported_and_awaited(overlay, alone: Host) -> None:
-    """Legacy iptables has such a lock.
+    """Legacy iptables has the xtables lock.
 
-    flanneld repairs links and routes meanwhile, and the rules when the lock is free.
+    While the lock is held, flanneld repairs links and routes. flanneld repairs the rules when the lock is
+    free.
     """
     bin_dir = "/run/legacy"
     script = (
@@ -275,7 +277,7 @@ def test_a_held_xtables_lock_is_reported_and_awaited(overlay, alone: Host) -> No
 def test_two_daemons_have_separate_rules(overlay, alone: Host) -> None:
     """The names of the second daemon's chains contain its device.
 
-    A cleanup of it keeps those of the first.
+    A cleanup of the second daemon keeps the chains of the first daemon.
     """
     other = "/coreos.com/other"
     overlay.etcd.etcdctl(

@@ -42,7 +42,7 @@ def connect(overlay: Any, host: Host, link: str, address: IPv4Interface, mac: st
 
 
 class Changes:
-    """Changes of a host's underlay. Each returns the address and the MTU that follow."""
+    """Changes of a host's underlay. Each method returns the new address and the new MTU."""
 
     def __init__(self, overlay: Any, host: Host) -> None:
         self._overlay = overlay
@@ -65,7 +65,7 @@ class Changes:
         return str(self._address.ip), 1400
 
     def interface(self) -> tuple[str, int]:
-        """The default route moves to another interface, and the old one loses its connection."""
+        """The default route moves to another interface, and the old interface loses its connection."""
         old, self._link = self._link, f"eth{next(NUMBERS)}"
         self._address = self._next()
         self._mac = f"0e:00:00:00:00:{next(NUMBERS):02x}"

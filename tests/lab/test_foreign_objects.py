@@ -79,7 +79,7 @@ def before(overlay, host: Host) -> dict[str, Any]:
 def complete(overlay, host: Host, before: dict[str, Any]) -> dict[str, Any]:
     """The objects of the host with an undisturbed daemon.
 
-    Afterwards they are removed, but the lease remains.
+    After the comparison the objects are removed, but the lease remains.
     """
     overlay.join(host)
     wait_peers(host, PEERS)
@@ -113,7 +113,7 @@ def lacking(before: dict[str, Any], now: dict[str, Any]) -> list[Any]:
 
 
 def wait_peers(host: Host, count: int) -> None:
-    """Wait until this number of peers is complete. The route is the last object of each."""
+    """Wait until this number of peers is complete. The route is the last object of each peer."""
     wait_until(
         lambda: len(host.routes("dev", "flannel.1", "proto", "80")) == count,
         what=f"{count} routes by flannel.1",

@@ -283,12 +283,14 @@ def test_a_hanging_forwarder_is_replaced(overlay, stream_to, figures) -> None:
 
 
 def test_the_run_directory_is_created_again(overlay, stream_to, figures) -> None:
-    """The directory contains subnet.env and the sockets of forwarder and daemon. All are created again."""
+    """The directory contains subnet.env and the sockets of forwarder and daemon. flanneld creates all of
+    these files again.
+    """
     host = overlay.hosts["docker3"]
     before = overlay.state(host)
 
     began = time.monotonic()
-    host.run(["rm", "-r", "/run/flannel"], check=False)  # fails if a file is created again meanwhile
+    host.run(["rm", "-r", "/run/flannel"], check=False)  # fails if a file is created again in the meantime
     wait_as_before(overlay, host, before)
 
     figures(f"run directory deleted: as before after {(time.monotonic() - began) * 1e3:.0f} ms")
@@ -335,7 +337,7 @@ def test_damage_is_repaired_while_the_store_is_unreachable(overlay, stream_to) -
 
 
 def test_a_repair_that_another_program_undoes_is_delayed_and_reported_once(overlay, stream_to) -> None:
-    """A program deletes the route repeatedly. When it stops, the route is repaired."""
+    """A program deletes the route repeatedly. When the program stops, the route is repaired."""
     host = overlay.hosts["docker4"]
     before, logged = overlay.state(host), len(overlay.log(host))
     delete = "while :; do ip route delete 10.100.0.0/16 2>/dev/null; sleep 0.05; done"
@@ -360,7 +362,9 @@ def test_a_repair_that_another_program_undoes_is_delayed_and_reported_once(overl
 
 
 def test_the_underlay_interface_is_set_down_and_up(overlay, stream_to) -> None:
-    """The kernel removes the interface's routes, and its manager restores them. Other objects remain."""
+    """The kernel removes the interface's routes, and the manager of the interface restores them. Other
+    objects remain.
+    """
     host = overlay.hosts["docker2"]
     stream = stream_to(host)
     before, pid = overlay.state(host), overlay.forwarder(host).pid
@@ -406,7 +410,7 @@ def test_the_mtu_follows_the_underlay(overlay, stream_to, figures) -> None:
 def test_a_new_address_of_the_host_is_published(overlay, stream_to, figures) -> None:
     """The subnet remains.
 
-    Peers send to the new address and accept packets from it. This is the last test here.
+    Peers send to the new address and accept packets from it. This is the last test of the module.
     """
     host, peer = overlay.hosts["docker4"], overlay.hosts["docker1"]
     stream = stream_to(host)

@@ -203,7 +203,9 @@ class Network:
 
 @pytest.fixture(scope="module")
 def network_of(make_overlay, ping_stream) -> Iterator[Callable[[str], Network]]:
-    """Return the function that returns the network of a backend. Its lab exists until its tests end."""
+    """Return the function that returns the network of a backend. The lab of the network exists until its
+    tests end.
+    """
     made: dict[str, tuple[Network, Lab]] = {}
 
     def network(backend: str) -> Network:
@@ -265,7 +267,9 @@ def test_damage_is_repaired_logged_and_counted(
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
 def test_the_underlay_is_set_down_and_up(network_of, backend: str) -> None:
-    """The kernel removes the objects on it. Its manager and flanneld each restore their own objects."""
+    """The kernel removes the objects on the underlay. The manager of the interface and flanneld each restore
+    their own objects.
+    """
     network = network_of(backend)
     host = network.next_victim()
     stream = network.streams[host.name]
@@ -283,7 +287,9 @@ def test_the_underlay_is_set_down_and_up(network_of, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
 def test_the_underlay_is_replaced_by_an_interface_with_its_name(network_of, backend: str) -> None:
-    """When a driver is loaded again, the kernel removes all objects on the interface. Its index changes."""
+    """When a driver is loaded again, the kernel removes all objects on the interface. The index of the link
+    changes.
+    """
     network = network_of(backend)
     host = network.next_victim()
     before = network.state(host)
@@ -311,7 +317,7 @@ def test_the_underlay_is_replaced_by_an_interface_with_its_name(network_of, back
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
 def test_the_default_route_is_moved_and_moved_back(network_of, backend: str) -> None:
-    """The underlay in the lease follows it, and the subnet remains."""
+    """The underlay in the lease follows the route, and the subnet remains."""
     network = network_of(backend)
     host, overlay = network.next_victim(), network.overlay
     lease, before, said = host.lease(), network.state(host), len(overlay.log(host))

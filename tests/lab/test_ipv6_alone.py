@@ -38,7 +38,7 @@ def hosts(cluster: Cluster) -> list[Host]:
 
 
 def test_hosts_join_and_reach_each_other(cluster: Cluster, hosts: list[Host]) -> None:
-    """subnet.env and the annotations are those of the original."""
+    """subnet.env and the annotations have the form of the original."""
     cluster.configure("vxlan")
     cluster.join(*hosts)
 
@@ -110,7 +110,7 @@ def test_the_cni_plugin_gives_containers_addresses(cluster: Cluster, hosts: list
 
 
 def test_containers_are_masqueraded(cluster: Cluster, hosts: list[Host]) -> None:
-    """The router has no route to the overlay, so it answers the host only."""
+    """The router has no route to the overlay, so the router answers only the host."""
     first = hosts[0]
     router = str(ipv6_underlay(first).network[0xFE])
 

@@ -103,7 +103,7 @@ def test_a_bridge_that_filters_vlans(host) -> None:
 def test_containers_behind_a_blocked_port_are_not_found(host) -> None:
     host.ip("link set docker0 type bridge stp_state 1")
     host.ip("link set veth1 down")
-    host.ip("link set veth1 up")  # its STP state is "listening" for half a minute
+    host.ip("link set veth1 up")  # the port is in the STP state "listening" for half a minute
     host.command("bridge", "fdb", "replace", MAC, "dev", "veth1", "master", "static")
     assert "forwarding" not in host.command("bridge", "link", "show", "dev", "veth1")
 
@@ -139,7 +139,7 @@ def test_each_change_is_announced(host, listen, words: str) -> None:
 
 
 def test_no_socket_is_open_before_the_first_use(namespace) -> None:
-    """The kernel would queue a notification of each vxlan peer for it."""
+    """The kernel would queue a notification of each vxlan peer for an open socket."""
 
     async def work() -> None:
         before = os.listdir("/proc/self/fd")
@@ -153,7 +153,7 @@ def test_no_socket_is_open_before_the_first_use(namespace) -> None:
 
 
 def test_a_container_that_moves_to_another_port_is_found_there(host, container) -> None:
-    """The MAC address of the container changes too. The list contains only the new place."""
+    """The MAC address of the container changes too. The list contains only the new port."""
     host.ip("link delete veth1")
     plug_in(host, container, "veth2", CONTAINER, "02:42:0a:64:0f:99")
 

@@ -139,7 +139,9 @@ def test_changes_of_foreign_objects_do_not_wake(namespace, applied, words: str) 
 
 
 def test_the_kernel_drops_messages_that_are_ignored(namespace) -> None:
-    """They are those of one port, and those about routes of one protocol. A start causes ten thousand."""
+    """The ignored messages have one port, or are about routes of one protocol. A start of the daemon may
+    cause ten thousand messages about its own changes.
+    """
 
     async def work() -> list[tuple[bool, int]]:
         heard: list[tuple[bool, int]] = []
@@ -248,7 +250,7 @@ def test_requests_of_several_tasks_get_their_own_answers(namespace) -> None:
 
 
 def test_an_aborted_dump_does_not_affect_the_next(namespace) -> None:
-    """The kernel sends a long dump in parts, and does not start another one before its end."""
+    """The kernel sends a long dump in parts, and does not start another dump before its end."""
     many = "\n".join(f"address add 10.7.{n // 256}.{n % 256}/32 dev lo" for n in range(3000))
     namespace.command("ip", "-batch", "-", given=many)
 

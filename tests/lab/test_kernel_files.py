@@ -151,7 +151,9 @@ def test_unwatchable_files_are_polled_and_watched_later(
 def test_a_directory_without_permission_to_watch_is_reported_once(
     file: HostFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Writing the file requires only search permission of the directory, watching it also read permission."""
+    """Writing the file requires only search permission of the directory. Watching the directory also requires
+    read permission.
+    """
     desired = State.of(file)
     directory = str(Path(file.path).parent)
 

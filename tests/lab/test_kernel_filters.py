@@ -112,13 +112,13 @@ def settled(namespace, *plans: State) -> None:
     namespace.run(work)
 
 
-def test_the_rules_of_a_family_that_no_look_has_read_are_added(namespace) -> None:
-    """A change of the plan from IPv4 alone to both families is applied without another look."""
+def test_the_rules_of_a_family_that_no_scan_has_read_are_added(namespace) -> None:
+    """A change of the plan from IPv4 alone to both families is applied without another scan."""
 
     async def work() -> None:
         async with filters() as target:
             before, after = plan(nftables=False), plan(nftables=False, ipv6=True)
-            for _ in range(2):  # the first look reads all families
+            for _ in range(2):  # the first scan reads all families
                 await one_pass(target, before)
             added = [*diff(after, before)]
             assert {one.subject.family for one in added} == {6}
@@ -164,7 +164,7 @@ def test_the_port_of_the_tunnel_is_open_before_the_rules_of_other_programs(names
         assert "--dport 8285" in namespace.command("iptables", "-S", "FLANNEL-INPUT")
 
 
-def test_switching_the_engine_leaves_nothing_of_the_other(namespace) -> None:
+def test_switching_the_engine_leaves_nothing_of_the_other_engine(namespace) -> None:
     settled(namespace, plan(nftables=False))
     with_iptables = ruleset(namespace)
     settled(namespace, plan(nftables=True))
@@ -286,7 +286,8 @@ def healed_when_announced(namespace, listen, desired: State, words: str) -> int:
                 await one_pass(target, desired)
                 await asyncio.to_thread(namespace.command, "sh", "-c", words)
                 operations = await first_repairs(target, desired, wakes)
-                async with asyncio.timeout(60):  # a snapshot during the damage may contain only a part of it
+                # A snapshot during the damage may contain only a part of the damage.
+                async with asyncio.timeout(60):
                     while (await one_pass(target, desired))[0]:
                         await asyncio.sleep(0)
                 return len(operations)
@@ -305,7 +306,7 @@ def test_damage_in_nftables_is_announced_and_repaired(namespace, listen, words: 
 
 
 def test_a_forward_chain_that_begins_to_drop_gets_the_accept_rules(namespace, listen) -> None:
-    """This happens when Docker starts after flanneld.
+    """The chain begins to drop packets when Docker starts after flanneld.
 
     With nftables, too, the accept must be in the chain that drops.
     """
@@ -461,7 +462,7 @@ LEGACY = {
 
 
 def test_legacy_iptables_is_polled(namespace, listen, tmp_path: Path, monkeypatch) -> None:
-    """Legacy iptables announces no changes. Its empty tables remain in the namespace."""
+    """Legacy iptables announces no changes. The empty tables of iptables remain in the namespace."""
     monkeypatch.setenv("PATH", programs(tmp_path / "bin", **LEGACY))
     desired = plan(nftables=False)
 
@@ -495,7 +496,7 @@ print([table for table, chains in saved.items() if "FLANNEL-FWD" in chains])
 
 
 def test_a_user_with_capabilities_reads_legacy_iptables(namespace, tmp_path: Path) -> None:
-    """The user is that of flanneld under systemd.
+    """The user is the user of flanneld under systemd.
 
     Only root may read the list of tables, so the adapter reads the owned tables one by one.
     """

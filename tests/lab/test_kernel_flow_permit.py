@@ -1,4 +1,4 @@
-"""The rules of which flowing packets may bypass the firewall, on the real kernel."""
+"""The rules that decide which flows may bypass the firewall, on the real kernel."""
 
 import socket
 import sys
@@ -161,7 +161,7 @@ update @d { ip saddr limit rate 1/second } accept
 
 
 def test_each_rule_that_counts_or_reads_more_is_an_objection(firewall):
-    """Rules that the kernel or the programs of this machine do not support are left out."""
+    """Rules that the kernel or the programs of this machine do not support are omitted."""
     supported, unnoticed = [], []
     for rules, add, flush in (
         (OF_IPTABLES, "iptables -A OTHER {}", "iptables -F OTHER"),

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 @pytest.fixture
 def host(namespace):
-    """docker4 of the book, with a second interface that has a worse default route."""
+    """docker4 of the cookbook, with a second interface that has a worse default route."""
     # IPv6 sends notifications seconds after a link was set up, when its addresses proved unique.
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     for name, address in (("eth0", "192.168.50.102/24"), ("eth1", "10.10.10.104/24")):
@@ -101,7 +101,8 @@ class TestOnLink:
         host.ip("route add local 172.26.0.0/16 dev eth0 table main")
         host.ip("route add 172.24.0.0/16 dev eth0 table 100")
         host.ip("route add 172.25.0.1/32 dev eth0")
-        host.ip("route add 172.27.0.0/16 dev eth0 proto 80")  # owned: the containers of a peer are behind it
+        # An owned route: the containers of a peer are behind this route.
+        host.ip("route add 172.27.0.0/16 dev eth0 proto 80")
 
         assert self.of(host, "eth0") == [
             "172.20.0.0/16",
@@ -112,7 +113,9 @@ class TestOnLink:
         assert self.of(host, "eth1") == ["10.10.10.0/24"]
 
     def test_a_link_that_is_down_keeps_the_networks_of_its_addresses(self, host) -> None:
-        """The kernel removes its routes. Peers must not become unreachable because of that."""
+        """The kernel removes the routes of the link. Peers must not become unreachable because of the removed
+        routes.
+        """
         host.ip("link set eth0 down")
 
         assert self.of(host, "eth0") == ["192.168.50.0/24"]
@@ -140,7 +143,7 @@ class TestScope:
         found = asked(host, lambda source: source.observe(self.SCOPE))
         return [f"{route.destination} {route.kind} {route.link} {route.protocol}" for route in found.routes]
 
-    def test_overlapping_routes_are_read_except_owned_and_default_ones(self, host) -> None:
+    def test_overlapping_routes_are_read_except_owned_and_default_routes(self, host) -> None:
         """Prefixes may be equal, smaller or larger than the network, with any type and protocol of route."""
         host.ip("route add 172.20.1.0/24 via 192.168.50.1 metric 5")
         host.ip("route add 172.20.0.0/16 dev eth0")
@@ -336,7 +339,7 @@ def test_waiting_ends_when_the_address_is_added(namespace, listen) -> None:
 
 
 def test_ipsec_policies_are_read(host) -> None:
-    """The list ends with policies that block all other packets. The newest is first."""
+    """The list ends with policies that block all other packets. The newest policy is first."""
     ends = "src 10.0.0.1/32 dst 10.0.0.0/16"
     host.ip(f"xfrm policy add {ends} proto udp dport 8285 dir out action block mark 7 mask 7")
     host.ip(f"xfrm policy add {ends} dev eth0 proto tcp sport 5 dir fwd priority 9")

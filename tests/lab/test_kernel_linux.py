@@ -33,7 +33,7 @@ SEED = State.of(LINK, ADDRESS, NETWORK_ROUTE)
 SEED_ROUTE = "10.100.0.0/16 dev flannel0 proto kernel scope link src 10.100.15.0"
 
 
-def test_the_device_looks_as_the_book_shows_it(namespace, target):
+def test_the_device_is_as_the_cookbook_shows_it(namespace, target):
     refused = target.heal(SEED)
 
     assert refused == []
@@ -202,7 +202,7 @@ def assert_one_pass_heals(namespace, target) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "route append 10.100.0.0/16 dev other",  # the kernel's look-up never uses it
+        "route append 10.100.0.0/16 dev other",  # the kernel's look-up never uses this route
         "route add 10.100.0.0/16 tos 0x10 dev other",
         "route add 10.100.0.0/16 dev other metric 7",
         "route add 10.100.0.0/16 dev other table 77",
@@ -363,7 +363,7 @@ def test_a_device_created_meanwhile_by_another_program_is_not_used(namespace, ta
 
 
 def test_thousands_of_routes_are_added_and_read_back(namespace, target):
-    """It usually takes less than a second. The limit allows for other programs on the machine."""
+    """The test usually takes less than a second. The limit allows for other programs on the machine."""
     wanted = State.collect(
         Route(destination=IPv4Network((0x0A640000 + (number << 8), 24)), link="flannel0")
         for number in range(5000)

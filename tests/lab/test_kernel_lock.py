@@ -76,7 +76,7 @@ def test_the_lock_of_a_killed_holder_is_free(path: str) -> None:
         assert Path(path).read_text().startswith(f"{os.getpid()} ")
 
 
-def test_a_program_that_the_holder_started_does_not_hold_it(path: str) -> None:
+def test_a_program_that_the_holder_started_does_not_hold_the_lock(path: str) -> None:
     """The forwarder outlives the daemon, but the lock must not."""
     with RunLock(path):
         child = subprocess.Popen(["sleep", "30"], close_fds=False)
@@ -111,7 +111,9 @@ def test_an_impossible_path_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_read_only_file_system_keeps_the_lock_of_an_earlier_daemon(path: str) -> None:
-    """A killed daemon left the file. Its successor starts, and a second daemon does not."""
+    """A killed daemon left the file. The next daemon starts, and a second daemon at the same time does
+    not.
+    """
     with hold(path) as holder:
         holder.send_signal(signal.SIGKILL)
         holder.wait()

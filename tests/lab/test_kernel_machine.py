@@ -130,7 +130,7 @@ def test_a_damaged_identity_is_moved_and_reported(
     assert "damaged" in caplog.text
 
 
-def test_a_new_identity_replaces_the_old_one(state_dir: str, run_dir: str, machine_id: Path) -> None:
+def test_a_new_identity_replaces_the_old_identity(state_dir: str, run_dir: str, machine_id: Path) -> None:
     old = read_identity(state_dir, run_dir, str(machine_id))
 
     new = new_identity(state_dir, run_dir, str(machine_id))
@@ -142,7 +142,9 @@ def test_a_new_identity_replaces_the_old_one(state_dir: str, run_dir: str, machi
 def test_without_a_state_directory_the_run_directory_has_the_identity(
     state_dir: str, run_dir: str, machine_id: Path
 ) -> None:
-    """The previous daemon of this boot and namespace wrote it. The caller holds the lock of the directory."""
+    """The previous daemon of this boot and namespace wrote the identity. The caller holds the lock of the
+    directory.
+    """
     former = read_identity(state_dir, run_dir, str(machine_id))
 
     assert read_identity(state_dir + "2", run_dir, str(machine_id)) == former
@@ -150,7 +152,7 @@ def test_without_a_state_directory_the_run_directory_has_the_identity(
 
 
 @pytest.mark.parametrize("key", ["Boot", "Namespace", "Machine"])
-def test_the_run_directory_of_another_host_has_no_identity_for_this_one(
+def test_the_run_directory_of_another_host_has_no_identity_for_this_host(
     state_dir: str, run_dir: str, machine_id: Path, key: str
 ) -> None:
     """The directory was copied from another boot, network namespace or machine."""

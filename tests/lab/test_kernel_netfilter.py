@@ -34,7 +34,7 @@ _EMPTY = (
 class Wire:
     """Two namespaces with a veth between them; rules are in the first.
 
-    If it has a bridge, the veth is a port of it, and the bridge has the address.
+    If the wire has a bridge, the veth is a port of the bridge, and the bridge has the address.
     """
 
     def __init__(self, make_namespace: Callable, family: Family, *, has_bridge: bool = False) -> None:

@@ -108,7 +108,7 @@ def test_one_of_many_routes_can_be_changed_and_removed(namespace, target) -> Non
 
 
 def test_next_hops_removed_by_another_program_wake_a_pass(namespace, listen) -> None:
-    """The kernel does not announce the removal of their routes."""
+    """The kernel does not announce the removal of the routes that use the removed next hops."""
 
     async def work() -> None:
         async with LinuxTarget() as linux:

@@ -86,7 +86,7 @@ def ipv6_peer(number: int, **changes: object) -> GuardPeer:
 
 
 async def heal(target: TunnelGuardTarget, desired: State) -> list[Operation]:
-    """Make one pass, and check that the next one finds nothing to do."""
+    """Make one pass, and check that the next pass finds nothing to do."""
     operations = order(diff(desired, await target.snapshot(desired)), desired)
     assert not await target.apply(operations)
     again = list(diff(desired, await target.snapshot(desired)))
@@ -118,7 +118,7 @@ def passes(namespace, desired: Sequence[State]) -> list[list[Operation]]:
         *("vxlan over IPv6", "wireguard over IPv6", "two tunnels over IPv6"),
     ],
 )
-def test_one_pass_creates_it_and_another_removes_it(
+def test_one_pass_creates_the_guard_and_another_pass_removes_it(
     namespace, table: GuardTable, peers: list[GuardPeer]
 ) -> None:
 
@@ -141,7 +141,7 @@ def test_the_table_of_another_daemon_remains(namespace) -> None:
 @pytest.mark.parametrize("family", ["ip", "ip6"])
 @pytest.mark.parametrize("words", DAMAGE.values(), ids=list(DAMAGE))
 def test_damage_is_announced_and_repaired(namespace, words: str, family: str) -> None:
-    """Both families have a table of the same name, and only the damaged one is repaired."""
+    """Both families have a table of the same name, and only the damaged table is repaired."""
     desired = State.of(VXLAN, peer(2), peer(3), IPV6, ipv6_peer(2), ipv6_peer(3))
     if family == "ip6":
         words = words.replace(" ip ", " ip6 ").replace("ipv4", "ipv6").replace("192.0.2.66", "2001:db8::66")
@@ -188,7 +188,7 @@ def test_peers_are_added_moved_and_removed(namespace, family: int) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"address": IPv4Address("192.0.2.2")}, {"port": 9000}])
-def test_a_removed_peer_leaves_the_elements_of_the_others(namespace, changes: dict[str, object]) -> None:
+def test_a_removed_peer_leaves_the_elements_of_other_peers(namespace, changes: dict[str, object]) -> None:
     """A peer shares its port with most peers, and its address with the hosts behind the same NAT."""
     stays, leaves = peer(2), peer(3, **changes)
 
@@ -202,7 +202,7 @@ def test_a_removed_peer_leaves_the_elements_of_the_others(namespace, changes: di
 
 
 class ChangedWhileLooking(TunnelGuardTarget):
-    """Performs one operation as soon as a look has read the first set."""
+    """A guard that performs one operation as soon as a scan has read the first set."""
 
     def __init__(self, operation: Operation) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class ChangedWhileLooking(TunnelGuardTarget):
 
     async def _elements(self, *which: object) -> list[bytes]:
         found = await super()._elements(*which)
-        if self._changed is not None:  # a look is in progress
+        if self._changed is not None:  # a scan is in progress
             while self.operations:
                 assert not await self.apply([self.operations.pop()])
         return found
@@ -218,7 +218,7 @@ class ChangedWhileLooking(TunnelGuardTarget):
 
 @pytest.mark.parametrize("change", [Add(peer(3)), Remove(peer(3))], ids=["added", "removed"])
 def test_a_peer_that_changes_during_a_look_is_not_a_difference(namespace, change: Operation) -> None:
-    """The plan of the look does not contain the peer, but the look finds some of its elements."""
+    """The plan of the scan does not contain the peer, but the scan finds some elements of the peer."""
     planned, other = State.of(VXLAN, peer(2)), State.of(VXLAN, peer(2), peer(3))
 
     async def work() -> None:

@@ -97,7 +97,7 @@ def test_a_foreign_veth_remains(namespace, target):
 
 
 def test_a_link_with_the_name_of_an_end_is_replaced(namespace, target):
-    """The adapter replaces it, because it is at the key of the plan."""
+    """The adapter replaces the link, because the link is at a key of the plan."""
     namespace.ip("link add flannel0-rx type bridge")
 
     assert target.heal(BOTH) == []

@@ -58,7 +58,7 @@ ENTRY_2 = "fdb {} 0e:00:00:00:00:02 dev flannel.1"
 
 @pytest.fixture
 def underlay(namespace) -> None:
-    """Add eth0 and eth1 to the namespace. The other ends of their veth pairs are in it, too."""
+    """Add eth0 and eth1 to the namespace. The other ends of their veth pairs are also in the namespace."""
     # IPv6 sends notifications seconds after a link was set up, when its addresses proved unique.
     namespace.command("sysctl", "-q", "-w", "net.ipv6.conf.default.disable_ipv6=1")
     for number, name in enumerate(("eth0", "eth1")):
@@ -227,7 +227,7 @@ DAMAGE = {
 
 @pytest.mark.usefixtures("underlay")
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_damage_wakes_a_pass_that_repairs_it(namespace, target, listen, damage: list[str]) -> None:
+def test_damage_wakes_a_pass_that_repairs_the_damage(namespace, target, listen, damage: list[str]) -> None:
     target.heal(PLAN)
     before = all_shown(namespace)
 
@@ -312,7 +312,7 @@ async def agree(linux: LinuxTarget) -> bool:
 
 
 @pytest.mark.usefixtures("underlay")
-def test_a_look_does_not_depend_on_earlier_looks(namespace, target) -> None:
+def test_a_scan_does_not_depend_on_earlier_scans(namespace, target) -> None:
     """Items of earlier snapshots only make a snapshot faster."""
 
     async def work() -> None:
@@ -348,7 +348,9 @@ def test_items_contain_the_new_name_of_a_renamed_link(namespace, target, link: s
 
 @pytest.mark.usefixtures("underlay")
 def test_an_unchanged_object_is_not_parsed_again(namespace, target) -> None:
-    """Each snapshot contains the item of the previous one, although the kernel counts the age of entries."""
+    """Each snapshot contains the item of the previous snapshot, although the kernel counts the age of
+    entries.
+    """
     target.heal(PLAN)
     namespace.ip("neighbour add 10.100.77.0 lladdr 0e:00:00:00:00:77 dev flannel.1 nud permanent")
 

@@ -149,7 +149,7 @@ def test_own_changes_of_peers_do_not_wake(namespace, listen) -> None:
         "ip route replace 10.100.8.0/24 via 10.7.0.7 dev eth0",
     ],
 )
-def test_damage_to_a_peer_that_joined_after_the_last_look_wakes(namespace, listen, words: str) -> None:
+def test_damage_to_a_peer_that_joined_after_the_last_scan_wakes(namespace, listen, words: str) -> None:
     direct = Route(destination=IPv4Network("10.100.8.0/24"), link="eth0", gateway=IPv4Address("10.7.0.8"))
     plan = State.collect(PLAN)
 
@@ -165,7 +165,7 @@ def test_damage_to_a_peer_that_joined_after_the_last_look_wakes(namespace, liste
 
 
 @pytest.mark.usefixtures("ready")
-def test_damage_on_a_new_device_wakes_before_the_next_look(namespace, listen) -> None:
+def test_damage_on_a_new_device_wakes_before_the_next_scan(namespace, listen) -> None:
     async def work() -> None:
         async with LinuxTarget() as linux:
             assert await make_pass(linux) == []

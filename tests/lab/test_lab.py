@@ -1,4 +1,4 @@
-"""The lab on the real kernel: its hosts have no access to the machine, and nothing remains of them."""
+"""The lab on the real kernel: its hosts have no access to the machine, and nothing remains of the hosts."""
 
 import json
 import os
@@ -274,7 +274,7 @@ def test_a_lab_in_use_is_not_removed(lab: Lab) -> None:
 
 
 def test_two_labs_are_independent(lab: Lab) -> None:
-    """They have the same addresses, and only one has this neighbour."""
+    """Both labs have the same addresses, and only one lab has this neighbour."""
     with Lab(f"{NAME}-two") as second:
         lab.hosts["docker1"].run(["ip", "address", "add", "10.10.10.99/24", "dev", "eth0"])
         try:

@@ -23,7 +23,7 @@ def key_of(host: Host) -> str:
 
 
 def restart(overlay, host: Host, *flags: str) -> None:
-    """Replace the running flanneld by one with other flags."""
+    """Replace the running flanneld by a flanneld with other flags."""
     running = overlay.daemons.get(host.name)
     assert running is None or running.stop() == 0
     overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", *flags)

@@ -26,7 +26,7 @@ REMOVED = {
 """Log lines about some of the removed objects."""
 
 OF_THE_LAB = {"log", "run/notify", ".overlay", "cgroup"}
-"""Files that the lab itself writes: logs of the programs, and notifications of starting ones."""
+"""Files that the lab itself writes: logs of the programs, and notifications of starting programs."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,14 +132,14 @@ def test_cleanup_leaves_no_trace(overlay, backend: str, daemon: str) -> None:
 
 
 def reachable_peers(overlay, host: Host, backend: str) -> int:
-    """Return the number of reachable peers. Some may be added after the host is ready."""
+    """Return the number of reachable peers. Some peers may be added after the host is ready."""
     if backend == "udp":
         return len(overlay.peers(host))
     return len(host.routes("proto", "80"))
 
 
 def test_cleanup_after_a_switch_of_backends_leaves_no_trace(overlay) -> None:
-    """The daemon detected one switch, and was stopped during the other."""
+    """The daemon detected one switch, and was stopped during the other switch."""
     host = overlay.hosts["docker1"]
     before = traces(overlay, host)
     overlay.set_backend("udp")
@@ -182,7 +182,9 @@ def test_cleanup_of_a_clean_host_does_nothing(overlay) -> None:
 
 
 def test_cleanup_keeps_objects_of_others(overlay) -> None:
-    """A route over a device of pyflannel is removed with it. Foreign devices, files and routes remain."""
+    """A route over a device of pyflannel is removed together with the device. Foreign devices, files and
+    routes remain.
+    """
     host = overlay.hosts["docker3"]
     foreign = [
         "link add decoy0 type veth peer name decoy1",

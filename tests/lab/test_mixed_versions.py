@@ -1,4 +1,4 @@
-"""A running network changes from an earlier version to this one, host by host, and loses no packet."""
+"""A running network changes from an earlier version to this version, host by host, and loses no packet."""
 
 import itertools
 import os
@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 REPOSITORY = Path(__file__).parents[2]
 ADDED = "src/pyflannel/engine/transition.py"
-"""The earlier version is the one before this file was added: it knows nothing of `Also`."""
+"""The earlier version is the last version without this file. The earlier version does not know the key
+`Also`."""
 
 INTERVAL_S = 0.01
 THREE = Topology(

@@ -101,7 +101,7 @@ def test_metrics_and_status_have_the_same_values(overlay, ends):
 
 
 def test_counters_count_packets(ends):
-    """Counters of the programs count packets in the kernel, those of the forwarder count fragments."""
+    """Counters of the programs count packets in the kernel, and counters of the forwarder count fragments."""
     (one, _), (box, far) = ends
     before = scrape(one)
 
@@ -157,9 +157,9 @@ def test_a_stranger_is_reported_by_log_status_and_doctor(overlay, ends):
     assert (
         f": it holds no lease, and the inner source {far.address} is in {other.lease()}"
         f" of {other.name} ({other.address})."
-        f" If it is that host, set this address there" in log
+        f" If the sender is that host, set this address there" in log
     )
-    assert f": it holds no lease, and no host has the inner source {NOBODY_S}. If it is a host" in log
+    assert f": it holds no lease, and no host has the inner source {NOBODY_S}. If the sender is a host" in log
     assert f"stranger   {docker2.address}, impostor, 3 packets, the latest " in one.flannelctl("status")
     found = json.loads(one.flannelctl("doctor", "--json"))["findings"]
     warnings = [

@@ -74,7 +74,8 @@ for attempt in range(8):
                 pass  # no answer yet, or an ICMP error
 print(json.dumps({"lost": sorted(waiting), "refused": refused}))
 """
-"""Sends datagrams with these sizes of their payload, up to eight times. Prints those without an answer."""
+"""Sends datagrams with these sizes of their payload, up to eight times. Prints the sizes without an
+answer."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def joined(case: Case) -> Iterator[tuple[Overlay, list[Host]]]:
                 for host in pair:
                     host.run(["ip", "link", "set", "eth0", "mtu", "9000"])
             case "nested":
-                for link in ("gw-left", "gw-right"):  # inside both tunnels, IPv6 still has its 1280 bytes
+                # Inside both tunnels, packets of IPv6 may still have 1280 bytes.
+                for link in ("gw-left", "gw-right"):
                     router.run(["ip", "link", "set", link, "mtu", str(HOP_MTU + 50)])
                 nest(*pair)
             case _:
@@ -198,7 +200,7 @@ def with_container(host: Host, families: Sequence[Family]) -> tuple[Container, l
 
 
 def mtu_to(host: Host, subnet: IpNetwork) -> int:
-    """Return the MTU of the route to the containers of another host; 0 without one."""
+    """Return the MTU of the route to the containers of another host; 0 if the route has no MTU."""
     shown = host.run(["ip", f"-{subnet.version}", "-json", "-details", "route", "show", str(subnet)]).stdout
     metrics = [entry for route in json.loads(shown or "[]") for entry in route.get("metrics", [])]
     return next((int(entry["mtu"]) for entry in metrics), 0)
@@ -207,7 +209,7 @@ def mtu_to(host: Host, subnet: IpNetwork) -> int:
 def swept(
     container: Container, source: IpAddress, target: IpAddress, sizes: Sequence[int], *, has_df: bool
 ) -> dict[str, Any]:
-    """Send datagrams of these sizes, with their IP header, and return those that were lost or refused."""
+    """Send datagrams of these sizes, with their IP header, and return the sizes that were lost or refused."""
     header = 28 if target.version == 4 else 48
     payloads = json.dumps([size - header for size in sizes])
     command = [sys.executable, "-c", _SWEEP, str(source), str(target), str(PORT), str(int(has_df)), payloads]
@@ -258,7 +260,8 @@ def assert_no_black_hole(
 
 
 def test_routes_carry_the_mtu_of_the_path_in_both_families(long_run: bool) -> None:
-    """The router answers large packets to one host with an error, and drops those to the other silently.
+    """The router answers large packets to one host with an error, and silently drops large packets to the
+    other host.
 
     Packets of the planned size are fragmented before the tunnel, or refused with the MTU of the path.
     """

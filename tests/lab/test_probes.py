@@ -60,7 +60,7 @@ def test_ping_reaches_a_host_by_each_of_its_names(pair: tuple[Host, Host]) -> No
         assert (report["ok"], report["stops"]) == (True, None)
 
 
-def test_bench_measures_each_path_and_names_a_silent_one(pair: tuple[Host, Host]) -> None:
+def test_bench_measures_each_path_and_names_a_silent_path(pair: tuple[Host, Host]) -> None:
     one, other = pair
     drop = "iptables -I INPUT -p udp --dport 8472 -j DROP"
 
@@ -97,7 +97,7 @@ def test_peers_counts_the_losses_on_a_path(pair: tuple[Host, Host]) -> None:
         return peer["probes_sent"], peer["probes_lost"], peer["is_reached"]
 
     assert losses() == (10, 0, True)
-    # Of the packets of each size, every second one is lost.
+    # Of the packets of each size, every second packet is lost.
     rule = "icmp type echo-request meta length 84 numgen inc mod 2 0 drop"
     chain = f"chain c {{ type filter hook input priority 0; {rule}; }}"
     with fault(other, f"nft 'table ip lossy {{ {chain}; }}'", "nft delete table ip lossy"):

@@ -1,7 +1,7 @@
 """The laws of tests/property on the real kernel, with a sample of cases.
 
 A kernel in memory performs the same operations. After each batch, both kernels must have refused the same
-operations and must have the same objects. This shows that the double is as strict as the kernel.
+operations and must have the same objects. Equal results show that the double is as strict as the kernel.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -63,7 +63,7 @@ class Twins:
         return _comparable(await self._real.snapshot(self._fake.state | desired), self._fake.state)
 
     async def _perform(self, operation: Operation) -> Sequence[Refusal]:
-        """Perform an operation of another program. The adapter creates no bridges, so ip(8) does."""
+        """Perform an operation of another program. The adapter creates no bridges, so ip(8) creates them."""
         ip = self._namespace.ip
         match operation:
             case Add(Link(kind="bridge", name=name)):
@@ -85,7 +85,9 @@ class Twins:
         return ()
 
     def _is_possible(self, item: Item) -> bool:
-        """Return whether the adapter creates and reads such an object. It creates no expiring entries."""
+        """Return whether the adapter creates and reads this object. The adapter creates no expiring
+        entries.
+        """
         match item:
             case Neighbour() | FdbEntry():
                 link = self._fake.state.by_key.get(("link", item.link))

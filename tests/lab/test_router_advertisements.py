@@ -101,10 +101,10 @@ VXLAN = Link(
 
 
 @pytest.mark.parametrize("link", [BRIDGE, VXLAN], ids=["bridge", "vxlan"])
-def test_links_of_flanneld_ignore_them_on_each_host(
+def test_links_of_flanneld_ignore_router_advertisements_on_each_host(
     namespace: Any, target: Any, make_namespace: Callable[[], Any], link: Link
 ) -> None:
-    """Also on a host that does not forward."""
+    """The links ignore router advertisements also on a host that does not forward packets."""
     container = make_namespace()
     if link is BRIDGE:
         assert target.heal(State.of(link)) == []

@@ -111,7 +111,9 @@ def test_two_daemons_with_two_stores_are_independent(pair: tuple[Lab, Host, Host
 def test_two_networks_without_a_device_of_the_claimed_name_are_independent(
     pair: tuple[Lab, Host, Host], kind: str
 ) -> None:
-    """They have two VNIs, or routes on one link. Restart and cleanup of one do not affect the other."""
+    """The networks have two VNIs, or routes on one link. Restart and cleanup of one network do not affect the
+    other network.
+    """
     lab, host, _ = pair
     stores = {"green": lab.sqlite_url, "blue": f"{lab.sqlite_url}.blue"}
     for number, name in enumerate(stores, start=1):
@@ -147,7 +149,9 @@ def test_two_networks_without_a_device_of_the_claimed_name_are_independent(
 
 
 def test_two_networks_with_one_vni_do_not_fight(pair: tuple[Lab, Host, Host]) -> None:
-    """The first has the device. The second names its owner, and works after its VNI was changed."""
+    """The first daemon has the device. The second daemon names the owner of the device, and works after its
+    VNI was changed.
+    """
     lab, host, _ = pair
     stores = {"green": lab.sqlite_url, "blue": f"{lab.sqlite_url}.blue"}
     for number, name in enumerate(stores, start=1):
@@ -170,7 +174,7 @@ def test_two_networks_with_one_vni_do_not_fight(pair: tuple[Lab, Host, Host]) ->
 
 
 def flags(store: str, name: str) -> list[str]:
-    """Return the flags of one of two daemons. The green one uses the default directories."""
+    """Return the flags of one of two daemons. The green daemon uses the default directories."""
     if name == "green":
         return [f"--store={store}"]
     places = [f"--run-dir=/run/flannel-{name}", f"--state-dir=/var/lib/flannel-{name}"]
@@ -266,7 +270,7 @@ def test_a_network_named_like_the_directory_of_pins_has_separate_pins(pair: tupl
 def test_networks_start_and_end_with_their_configs(pair: tuple[Lab, Host, Host]) -> None:
     """--watch-networks: a network starts when its config is written.
 
-    After its deletion, cleanup is possible.
+    After the deletion of the config, cleanup is possible.
     """
     lab, host, _ = pair
     set_config(host, f"{lab.sqlite_url}#green", GREEN)
@@ -298,7 +302,7 @@ async def delete_config(url: str) -> None:
     await store.close()
 
 
-def test_a_network_without_config_is_reported_and_does_not_stop_others(
+def test_a_network_without_config_is_reported_and_does_not_stop_other_networks(
     pair: tuple[Lab, Host, Host],
 ) -> None:
     """While a config is missing, the service manager receives no readiness. The other network works."""
@@ -316,12 +320,12 @@ def test_a_network_without_config_is_reported_and_does_not_stop_others(
     assert lines[0].endswith("network=nosuch")
 
 
-def test_a_network_with_an_occupied_directory_is_reported_and_does_not_stop_others(
+def test_a_network_with_an_occupied_directory_is_reported_and_does_not_stop_other_networks(
     pair: tuple[Lab, Host, Host],
 ) -> None:
-    """A process with access to the store may create such a name.
+    """A process with access to the store may create a network with this name.
 
-    If an operator configures it, flanneld refuses.
+    If an operator configures this name, flanneld refuses to start.
     """
     lab, host, _ = pair
     host.run(["sh", "-c", "mkdir -p /run/flannel && touch /run/flannel/docker"])

@@ -39,7 +39,7 @@ route add {PEER} via 10.100.32.0 dev flannel.1 onlink
 neigh add 10.100.77.0 lladdr 1a:71:ad:7e:3b:77 dev flannel.1 nud permanent
 route add {GONE} via 10.100.77.0 dev flannel.1 onlink
 """
-"""The objects of release 0.20, except for the FDB; those of flannel 0.28 are equal."""
+"""The objects of release 0.20, except for the FDB; the objects of flannel 0.28 are equal."""
 
 FDB = (
     f"fdb add {PEER_MAC} dev flannel.1 dst 10.10.10.102 self permanent\n"
@@ -123,7 +123,7 @@ COMMIT
 
 
 def seed_rules(network: str) -> str:
-    """Return the rules of release 0.6 in POSTROUTING after it was killed."""
+    """Return the rules that a killed original of release 0.6 left in POSTROUTING."""
     return f"""
 *nat
 -A POSTROUTING -s {network} -d {network} -j RETURN
@@ -142,7 +142,7 @@ COMMIT
 -A FORWARD -s 10.99.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
 COMMIT
 """
-"""The rules of releases before 0.20, for another network than the current one."""
+"""The rules of releases before 0.20, for another network than the current network."""
 
 FIRST_RULES = """
 *nat
@@ -258,7 +258,10 @@ def chains(host: Host) -> list[str]:
 
 
 def test_a_vxlan_device_is_kept_with_all_valid_entries(overlay, host: Host) -> None:
-    """Its index does not change. The objects of the peer that left are removed, and so are unwanted rules."""
+    """The index of the device does not change.
+
+    flanneld removes the objects of the peer that left, and the unwanted rules.
+    """
     set_backend(overlay, "vxlan")
     create_objects(host, VXLAN, FDB)
     index = link(host, "flannel.1")["ifindex"]
@@ -309,7 +312,7 @@ def test_no_packet_is_lost_when_a_vxlan_device_is_taken_over(overlay, host: Host
 
 
 def test_an_adopted_device_keeps_its_address_when_it_is_created_again(overlay, host: Host) -> None:
-    """The test deletes it while the daemon runs, before the next start, and before a start without store."""
+    """The test deletes the device while the daemon runs, before a start, and before a start without store."""
     known = host.directory / "var/lib/flannel/last-known.json"
 
     def is_there() -> bool:
@@ -356,7 +359,9 @@ def test_a_device_of_release_0_6_gets_a_route_to_each_peer(
 
 
 def test_routes_of_host_gw_are_adopted_and_unknown_ones_remain(overlay, host: Host) -> None:
-    """Any program may have added a route without mark that is not planned. Only cleanup removes it."""
+    """Any program may have added a route without mark that is not planned. Only cleanup removes this
+    route.
+    """
     set_backend(overlay, "host-gw")
     overlay.etcd.etcdctl(
         "put",
@@ -376,7 +381,7 @@ def test_routes_of_host_gw_are_adopted_and_unknown_ones_remain(overlay, host: Ho
 
 
 def test_no_packet_is_lost_when_routes_of_host_gw_are_adopted(overlay, host: Host, ping_stream) -> None:
-    """Each route is replaced in place by one with the mark."""
+    """Each route is replaced in place by a route with the mark."""
     set_backend(overlay, "host-gw")
     overlay.etcd.etcdctl("del", f"{PREFIX}/subnets/{PEER.replace('/', '-')}")
     peer = overlay.hosts["docker2"]
@@ -427,7 +432,7 @@ def write_subnet_env(host: Host) -> None:
 
 @pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])
 def test_rules_of_every_release_are_removed_and_all_others_remain(overlay, host: Host, program: str) -> None:
-    """The rules are in both kinds of iptables: the one in use, and the one that was used before."""
+    """The rules are in both kinds of iptables: the kind in use, and the kind that was used before."""
     restore = [f"{program}-restore", "--noflush"]
     host.run(restore, text=FOREIGN_RULES)
     before = rules(host, program)

@@ -1,6 +1,7 @@
 """The packets of the udp backend while flanneld replaces an original flannel, or an original replaces it.
 
-The original is imitated by a process with the port of the tunnel and a TUN device that is removed with it.
+The original is imitated by a process with the port of the tunnel and a TUN device that is removed when the
+process ends.
 """
 
 import os
@@ -38,7 +39,9 @@ def peer(overlay) -> Host:
 
 @pytest.fixture
 def host(overlay) -> Iterator[Host]:
-    """The host on which both run in turn. After a test, neither runs, and the host has no lease."""
+    """The host on which the original and flanneld run in turn. After a test, neither program runs, and the
+    host has no lease.
+    """
     host = overlay.hosts["docker1"]
     yield host
     for each in (host, overlay.hosts["docker2"]):
@@ -63,7 +66,9 @@ def wait_running(original: Program) -> None:
 def test_flanneld_may_start_while_the_original_runs_and_takes_over_when_it_stops(
     overlay, host: Host, peer: Host, ping_stream, figures
 ) -> None:
-    """The original carries the packets until its end. Log and status report it, and the subnet remains."""
+    """The original carries the packets until its end. Log and status report the original, and the subnet
+    remains.
+    """
     original = start_original(overlay, host, peer)
     wait_running(original)
     with ping_stream(peer, BASE, interval_s=INTERVAL_S) as stream:

@@ -1,4 +1,6 @@
-"""flannelctl trace on real hosts: each step of the way is broken in turn, and trace names it."""
+"""flannelctl trace on real hosts: each step of a packet's path is broken in turn, and trace names the
+step.
+"""
 
 import json
 import os
@@ -39,9 +41,9 @@ class Fault(NamedTuple):
     """A fault, its reversal, and the step that must fail.
 
     Attributes:
-        is_far: on the other host.
-        is_in: the packet is from the other host.
-        is_way_back: trace names a step of the reply.
+        is_far: True if the fault is on the other host.
+        is_in: True if the packet is from the other host.
+        is_way_back: True if trace names a step of the reply.
     """
 
     do: str
@@ -64,7 +66,7 @@ def moved(way: Way, show: str, delete: str, add: str, step: str) -> Fault:
 
 
 def common_faults(way: Way) -> list[Fault]:
-    """Faults that every backend may have."""
+    """Return the faults that every backend may have."""
     port = "c-c"
     return [
         Fault("ip link set br0 down", "ip link set br0 up", "bridge"),
@@ -106,7 +108,9 @@ def common_faults(way: Way) -> list[Fault]:
 
 
 def no_route_in_container(way: Way) -> Fault:
-    """A process runs in the container, because flannelctl finds a namespace only by its processes."""
+    """Remove the default route of the container. A process runs in the container, because flannelctl finds a
+    network namespace only by its processes.
+    """
     gateway = way.one.gateway().ip
     do = "ip netns exec c sleep 99 >/dev/null 2>&1 & echo $! >/run/sleep; ip -n c route del default"
     undo = f"kill $(cat /run/sleep); ip -n c route add default via {gateway}"
@@ -242,7 +246,9 @@ def check_whois(way: Way) -> None:
 
 
 def check_probe(way: Way) -> None:
-    """A real packet is followed out and back, and to the rule that drops it. No table remains."""
+    """A real packet is traced to the other host and back, and to the rule that drops the packet. No table
+    remains.
+    """
     way.one.run(["sh", "-c", "ip netns exec c sleep 99 >/dev/null 2>&1 & echo $! >/run/sleep"])
     way.one.run(
         [
@@ -290,7 +296,7 @@ asyncio.run(create())
 
 
 def test_the_tables_of_a_killed_trace_are_removed(make_namespace: Callable[[], Any]) -> None:
-    """The kernel removes them with the socket of the process."""
+    """The kernel removes the tables when the socket of the process is closed."""
     host = make_namespace()
     words = ["ip", "netns", "exec", host.name, sys.executable, "-c", _CREATE_TABLES]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trace:
@@ -305,7 +311,9 @@ def test_the_tables_of_a_killed_trace_are_removed(make_namespace: Callable[[], A
 
 @pytest.mark.timeout(600)
 def test_each_broken_step_is_named(overlay: Overlay, long_run: bool) -> None:
-    """The long form breaks every step of the three backends, the short one some steps of vxlan."""
+    """The long form of the test breaks every step of the three backends, the short form some steps of
+    vxlan.
+    """
     way = None
     for backend, faults in BACKENDS.items() if long_run else [("vxlan", quick_faults)]:
         way = running(overlay, backend, way)

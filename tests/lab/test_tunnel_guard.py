@@ -1,4 +1,4 @@
-"""Forged tunnel packets are dropped, regardless of the sender; those of members pass."""
+"""Forged tunnel packets are dropped, regardless of the sender; valid packets of members pass."""
 
 import json
 import os
@@ -140,7 +140,9 @@ class Network:
 def received(
     host: Host, into: Sequence[str], port: int, attack: Callable[[], object], right: Callable[[], object]
 ) -> int:
-    """Return the number of forged packets that a listener behind `into` receives between two valid ones."""
+    """Return the number of forged packets that a listener behind `into` receives between two valid
+    packets.
+    """
     log = host.directory / "log/listener.log"
     before = len(log.read_text()) if log.exists() else 0
     listener = host.start([*into, *python(LISTENER, port)], name="listener")
@@ -168,7 +170,9 @@ Behind = Callable[[Sequence[str]], object]
 
 @pytest.fixture(scope="module")
 def joined(overlay) -> tuple[tuple[Host, ...], tuple[NamespaceContainer, ...], NamespaceContainer]:
-    """Three hosts without a reverse path filter, a container on each, and a second one on the first."""
+    """Three hosts without a reverse path filter, a container on each, and a second container on the first
+    host.
+    """
     overlay.set_backend("vxlan")
     hosts = tuple(overlay.hosts[name] for name in ("docker1", "docker2", "docker3"))
     overlay.give_ipv6(*hosts, overlay.hosts["docker4"])
@@ -338,7 +342,7 @@ def test_a_host_of_the_underlay_without_a_lease(network: Network) -> None:
     attack = network.to_tunnel(1, network.frame(OF_NOBODY[network.family], 1), 0)
 
     assert network.received(1, lambda: stranger.run(attack)) == 0
-    if network.kind == "udp":  # the kernel drops them, so that the forwarder does not read a flood
+    if network.kind == "udp":  # the kernel drops the packets, so that the forwarder does not read a flood
         forwarder = network.overlay.status(network.hosts[1]).forwarder
         assert forwarder.counters["dropped_in_stranger"] == 0
 
@@ -426,7 +430,7 @@ def key_of_behind(network: Network) -> str:
 
 
 def test_a_member_behind_another_member(network: Network, behind: Behind) -> None:
-    """The host's route to it uses the interface that receives its datagrams."""
+    """The host's route to this member uses the interface that receives the member's datagrams."""
     right = network.to_tunnel(1, network.frame(OF_BEHIND[network.family], 1), 0)
 
     assert network.received(1, lambda: behind(right)) == COUNT
@@ -442,7 +446,7 @@ def test_a_member_behind_another_member_that_forges_a_members_address(
 
 
 def test_datagrams_to_a_member_behind_another_member(network: Network, behind: Behind) -> None:
-    """The datagrams pass through the first host, which drops those of strangers."""
+    """The datagrams pass through the first host, which drops the datagrams of strangers."""
     first, second = network.hosts[0], network.hosts[1]
     into = ["nsenter", "--net=/run/netns/behind", "--"]
     stranger = network.overlay.hosts["docker4"]
@@ -514,7 +518,9 @@ def test_a_peer_with_another_tunnel_port(network: Network) -> None:
     "network", [NETWORKS["vxlan over IPv6"], "vxlan"], ids=["vxlan over IPv6", IPV6_ALONE], indirect=True
 )
 def test_extension_headers_and_fragments_of_a_stranger(network: Network) -> None:
-    """The UDP header is behind options, in the first fragment without the inner packet, or in the second."""
+    """The UDP header is behind options, in the first fragment without the inner packet, or in the second
+    fragment.
+    """
     stranger, member = network.overlay.hosts["docker4"], network.hosts[2]
     victim = network.underlay(network.hosts[1])
     frame = network.frame(network.inside(2), 1)

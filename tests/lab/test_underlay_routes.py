@@ -26,7 +26,7 @@ LEASES = {
 
 @pytest.fixture
 def host(overlay) -> Iterator[Host]:
-    """A host of the lab. Afterwards no object of flannel remains, neither on it nor in the store."""
+    """A host of the lab. Afterwards no object of flannel remains, neither on the host nor in the store."""
     host = overlay.hosts["docker1"]
     yield host
     host.flannelctl("--store", overlay.etcd.url, "cleanup")
@@ -188,7 +188,7 @@ def test_no_packet_loops_when_a_peer_has_an_address_in_the_overlay(overlay, host
 
 @pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
 def test_the_route_of_the_underlay_with_the_prefix_of_a_lease_remains(overlay, host: Host, kind: str) -> None:
-    """The peer with this lease is refused. Before there is such a lease, the network causes a warning."""
+    """The peer with this lease is refused. Before this lease exists, the network causes a warning."""
     put_config(overlay, Network="10.10.0.0/16", SubnetMin="10.10.100.0", Backend={"Type": kind})
     overlay.join(host)
     assert overlap(host)["severity"] == "warning"
@@ -213,7 +213,9 @@ DANGEROUS = {
 
 
 def test_a_running_network_survives_each_dangerous_config(overlay, ping_stream) -> None:
-    """Each is refused with reason and remedy, and no packet is lost. A DNS server causes a warning."""
+    """Each dangerous config is refused with reason and remedy, and no packet is lost. A DNS server causes a
+    warning.
+    """
     host, other = overlay.hosts["docker3"], overlay.hosts["docker4"]
     put_config(overlay, Network="10.100.0.0/16", SubnetLen=24)
     overlay.lab.router.run(["ip", "address", "add", "172.31.0.1/32", "dev", "gw-right"])

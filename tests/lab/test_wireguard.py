@@ -99,7 +99,9 @@ class Network:
         return self.hosts[(self.hosts.index(host) + 1) % len(self.hosts)]
 
     def next_victim(self) -> Host:
-        """The hosts in turn, because flanneld treats many repairs on one host as a fight."""
+        """Yield the hosts in turn, because flanneld treats many repairs on one host as a fight with another
+        program.
+        """
         return next(self._victims)
 
     @contextmanager
@@ -306,7 +308,9 @@ def test_without_its_store_a_host_continues_to_encrypt_and_keeps_its_key(network
 
 @contextmanager
 def counted_echoes(host: Host) -> Iterator[Callable[[], int]]:
-    """Count the echo requests to the address of the container bridge. Probes of peers have others."""
+    """Count the echo requests to the address of the container bridge. Probes of peers have other
+    destinations.
+    """
     chain = "{ type filter hook input priority 0; }"
     rule = f"ip daddr {host.gateway().ip} icmp type echo-request counter"
     host.run(["nft", f"add table ip seen; add chain ip seen echoes {chain}; add rule ip seen echoes {rule}"])
@@ -429,7 +433,9 @@ STORE = "sqlite:///var/lib/leases.db"
 
 
 def test_require_encryption_refuses_a_backend_without_encryption() -> None:
-    """At its start, flanneld removes objects of an earlier one without encryption, and drops the packets."""
+    """At its start, flanneld removes the objects of an earlier flanneld without encryption, and drops the
+    packets.
+    """
     one = Topology((LEFT,), (HostPlace("docker1", LEFT, IPv4Interface("10.10.10.101/24")),))
     with Lab(f"require-{os.getpid()}", one) as lab:
         (host,) = lab.hosts.values()

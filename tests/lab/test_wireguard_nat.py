@@ -88,7 +88,8 @@ def test_hosts_behind_two_nats_reach_each_other_and_a_public_host(make_overlay) 
         assert home1.run(["wg", "show", "flannel-wg", "preshared-keys"]).stdout.count(PSK) == 2
         assert PSK not in overlay.log(home1)
 
-        # The NAT gets another address, which is not in the lease. The next packet has it as its source.
+        # The NAT gets another address, which is not in the lease. The next packet has this address as its
+        # source.
         change = f"address delete {nat2.address}/24 dev eth0\naddress add 10.10.10.150/24 dev eth0\n"
         nat2.run(["ip", "-batch", "-"], text=change)
         wait_until(lambda: reaches(home2, public), what="an answer", deadline_s=SOON_S)

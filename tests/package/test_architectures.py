@@ -1,4 +1,4 @@
-"""The compiled parts of each package are for its architecture. They are inspected, not run."""
+"""The compiled parts of each package are for its architecture. The parts are inspected, not run."""
 
 import shutil
 import struct
@@ -22,7 +22,7 @@ BPF = 247
 
 
 def elf_machine(file: Path) -> int | None:
-    """Return e_machine of an ELF file, None of another file."""
+    """Return e_machine of an ELF file; None if the file is no ELF file."""
     with file.open("rb") as opened:
         header = opened.read(20)
     if not header.startswith(b"\x7fELF"):

@@ -1,7 +1,7 @@
 """The Debian packages on fresh Debian systems that systemd boots, two hosts per release.
 
-The systems come from debootstrap, with nothing of this checkout inside. Their network namespaces reach no
-package index, so a package that downloads something fails.
+The systems come from debootstrap, with nothing of this checkout inside. The network namespaces of the systems
+reach no package index, so a package that downloads something fails.
 """
 
 import os
@@ -101,7 +101,9 @@ def installed(package: Path, release: str) -> Iterator[Installed]:
 
 
 def run_apt(system: BootedSystem, command: str, package: Path | None = None) -> None:
-    """Run an apt-get of a document without questions, with this package instead of the printed one."""
+    """Run an apt-get of a document without questions, with this package instead of the package in the
+    document.
+    """
     words = command.split()
     words.insert(2, "--yes")
     if package is not None:

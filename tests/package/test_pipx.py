@@ -1,6 +1,6 @@
 """The wheel on Debian 12, installed by pipx with the commands of the guide, under systemd.
 
-The system reaches no package index. It gets the Python packages from a directory.
+The system reaches no package index. The system gets the Python packages from a directory.
 """
 
 import os
@@ -33,7 +33,9 @@ pytestmark = [
 
 @pytest.fixture
 def archive(dist: Path, tmp_path: Path) -> Path:
-    """An archive with the wheel, the packages that it requires, and those that pipx requires."""
+    """An archive with the wheel, the packages that the wheel requires, and the packages that pipx
+    requires.
+    """
     (wheel,) = dist.glob("pyflannel-*.whl")
     build, wheels = ROOT / "build", tmp_path / "wheels"
     pip = [build / "tools/bin/python", "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]

@@ -33,7 +33,8 @@ KEY = f"{PREFIX}/subnets/{str(SUBNET).replace('/', '-')}"
 SOON_S = 60.0
 PINGS_PER_S = 100
 GAP_S = 5
-"""Maximum loss of packets with the backend udp. On an idle machine, it is a twentieth of this."""
+"""Maximum time in seconds without packets with the backend udp. On an idle machine, a twentieth of this time
+was measured."""
 
 TOOLS = ("debootstrap", "help2man")
 missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.which(tool)), None)

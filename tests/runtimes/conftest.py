@@ -19,7 +19,7 @@ from testlab.container_ways import install_cni
 GO_PROGRAMS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel/go"
 """Directory of cnitool, crictl, dockerd, docker-compose and newer delegates.
 
-`scripts/setup --runtimes` builds them with Go.
+`scripts/setup --runtimes` builds these programs with Go.
 """
 
 

@@ -216,7 +216,9 @@ def test_a_network_with_a_given_subnet_gives_the_wanted_address(pair: Pair) -> N
 
 
 def test_docker_passes_no_name_to_a_plugin_except_in_an_option(pair: Pair) -> None:
-    """Names across hosts depend on it: docs/decisions/0070-no-names-of-containers-across-hosts.md."""
+    """Names across hosts depend on this property of Docker:
+    docs/decisions/0070-no-names-of-containers-across-hosts.md.
+    """
     requests = requests_for_names(pair.host)
 
     assert "/NetworkDriver.CreateEndpoint" in requests
@@ -290,7 +292,7 @@ def test_a_container_does_not_start_while_flanneld_does_not_run(pair: Pair) -> N
 
 
 def test_docker_finds_a_socket_that_is_named_in_its_directory(pair: Pair) -> None:
-    """A flanneld that cannot create the usual socket needs such a directory."""
+    """A flanneld that cannot create the usual socket needs this directory."""
     host = pair.host
     end_flanneld(pair)
     end_docker(pair)
@@ -311,7 +313,7 @@ def test_docker_finds_a_socket_that_is_named_in_its_directory(pair: Pair) -> Non
 
 
 def test_a_host_that_boots_again_has_its_containers_with_their_ports(pair: Pair) -> None:
-    """Docker starts the containers again. Its crash released no address."""
+    """Docker starts the containers again. Docker's crash released no address."""
     host, before = pair.host, pair.state()
     host.engine.docker(*CREATE, "other")
     host.engine.run_container("sleeper", SLEEP, network="other", options=["--restart=always"])
@@ -338,7 +340,7 @@ def test_docker_without_live_restore_starts_its_containers_again(pair: Pair) -> 
     host.engine.run_container(
         "sleeper", SLEEP, network="web", options=["--restart=always", "--stop-timeout=1"]
     )
-    for _ in range(2):  # the first start ends the containers that run
+    for _ in range(2):  # the first start ends the running containers
         end_docker(pair)
         host.engine.start("dockerd $DOCKER_OPTS", environment_file=OPTIONS)
         for name in ("web", "sleeper"):

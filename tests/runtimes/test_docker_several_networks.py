@@ -71,7 +71,7 @@ class Pair:
         return found
 
     def reached(self) -> dict[tuple[str, str], set[bool]]:
-        """Return whether containers reach those of each network, on both hosts, in each family."""
+        """Return whether containers reach the containers of each network, on both hosts, in each family."""
         return {
             (one, other): {
                 is_reached(source, address)
@@ -125,7 +125,7 @@ def wait_reached(pair: Pair) -> None:
             )
 
 
-def test_containers_reach_those_of_their_flannel_network_and_no_others(pair: Pair) -> None:
+def test_containers_reach_only_the_containers_of_their_flannel_network(pair: Pair) -> None:
     wait_reached(pair)
 
     assert pair.reached() == REACHED

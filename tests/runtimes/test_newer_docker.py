@@ -31,7 +31,7 @@ UNPROTECTED = "com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected"
 
 @dataclass
 class Pair:
-    """Two hosts with Docker 29. Each has a container `web` in a network of the plugin."""
+    """Two hosts with Docker 29. Each host has a container `web` in a network of the plugin."""
 
     lab: Lab
 
@@ -93,7 +93,9 @@ def test_doctor_names_the_option_for_a_bridge_network(pair: Pair) -> None:
 
 
 def test_docker_passes_no_name_to_a_plugin_except_in_an_option(pair: Pair) -> None:
-    """Names across hosts depend on it: docs/decisions/0070-no-names-of-containers-across-hosts.md."""
+    """Names across hosts depend on this property of Docker:
+    docs/decisions/0070-no-names-of-containers-across-hosts.md.
+    """
     requests = requests_for_names(pair.hosts[0])
 
     assert "/NetworkDriver.CreateEndpoint" in requests

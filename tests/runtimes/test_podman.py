@@ -93,9 +93,8 @@ def test_netavark_connects_containers_also_during_restarts_of_flanneld(pair: Any
 def test_netavark_may_have_the_upper_half_of_an_undivided_subnet(hosts: list[Host]) -> None:
     first, second = (PodmanWay(host, PODMAN_WITH_NETAVARK, "flannel") for host in hosts)
     for podman in (first, second):
-        podman.host.run(
-            ["ip", "link", "delete", "cni0"], check=False
-        )  # of another test, with the same subnet
+        # Another test may have created cni0, with the same subnet.
+        podman.host.run(["ip", "link", "delete", "cni0"], check=False)
         podman.host.run(["sh", "-c", CREATE_IN_HALF])
     near, far = (podman.start("web") for podman in (first, second))
 

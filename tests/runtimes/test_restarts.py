@@ -1,4 +1,4 @@
-"""Containers that were started in each way, with each backend, during restarts in every order."""
+"""Containers of Docker, Compose, CNI and Podman, with each backend, during restarts in every order."""
 
 import json
 import os
@@ -54,11 +54,12 @@ SOON_S = 60.0
 
 @dataclass
 class Pair:
-    """Two hosts on one segment, each with a container `standing` of each way. The faults occur on the first.
+    """Two hosts on one segment, each with a container `standing` for each way to start containers. The faults
+    occur on the first host.
 
     Attributes:
-        ways: the ways of each host.
-        standing: the containers of each way, of the first and of the second host.
+        ways: for each host, the ways to start containers.
+        standing: for each way, the running container of the first and of the second host.
     """
 
     lab: Lab
@@ -109,7 +110,7 @@ class Pair:
         }
 
     def start(self, host: Host, name: str) -> dict[str, Station]:
-        """Start a container of each way on a host, all at once."""
+        """Start a container in each way on a host, all at once."""
         ways = self.ways[host.name]
         started = together([partial(way.start, name) for way in ways.values()])
         return dict(zip(ways, started, strict=True))
@@ -205,7 +206,9 @@ def mtu_of(container: Station) -> int:
 def test_a_restart_loses_no_packet_and_no_address(
     pair: Pair, steps: tuple[Callable[[Pair], None], ...]
 ) -> None:
-    """A container that starts after the restart gets an unused address, and no object of it remains."""
+    """A container that starts after the restart gets an unused address, and no object of this container
+    remains after its end.
+    """
     before = pair.state()
 
     with ExitStack() as stack:
@@ -223,7 +226,9 @@ def test_a_restart_loses_no_packet_and_no_address(
 
 
 def start_and_end(pair: Pair) -> dict[str, bool]:
-    """Start a further container of each way, and end it. Return whether the second host reached it."""
+    """Start a further container in each way, and end it. Return whether the second host reached these
+    containers.
+    """
     new = pair.start(pair.host, "new")
     addresses = {near.address for near, _ in pair.standing.values()} | {one.address for one in new.values()}
     pings = together([partial(ping, pair.standing[kind][1], one.address) for kind, one in new.items()])

@@ -53,7 +53,7 @@ class Booted:
     """docker1, booted by systemd, and its network.
 
     Attributes:
-        container: the address of a container of Docker on it.
+        container: the address of a container of Docker on docker1.
         elsewhere: a container on docker2.
     """
 
@@ -122,7 +122,8 @@ class Booted:
         return int(self.system.show("flanneld", f"{event}TimestampMonotonic"))
 
     def wait_alive_for(self, time: int) -> str:
-        """Wait for a daemon that has sent watchdog messages for this number of microseconds. Return its ID.
+        """Wait for a daemon that has sent watchdog messages for this number of microseconds. Return the
+        process ID of the daemon.
 
         systemd restarts a daemon without processor time here, like a hanging one.
         """
@@ -143,7 +144,7 @@ class Booted:
             self.network.hosts["docker1"].run(["ip", "link", "delete", link])
 
     def wait_another_forwarder(self, pids: list[str]) -> str:
-        """Wait until the only forwarder is none of `pids`. Return its process ID."""
+        """Wait until the only forwarder is none of `pids`. Return the process ID of the forwarder."""
         found: list[str] = []
 
         def is_another() -> bool:
@@ -154,7 +155,7 @@ class Booted:
         return found[0]
 
     def wait_in_unit(self, pid: str, unit: str) -> None:
-        """Wait until the process is in such a unit of systemd."""
+        """Wait until the process is in a unit of systemd whose name matches the pattern `unit`."""
         self.wait(lambda: re.search(unit, self.cgroup(pid), re.MULTILINE) is not None, f"{pid} is in {unit}")
 
     def wait_logged(self, text: str) -> None:
@@ -202,7 +203,7 @@ class Booted:
             self.change("", unit)
 
     def change(self, setting: str, unit: str = "flanneld.service") -> None:
-        """Run flanneld with this setting, which replaces the previous one of a test."""
+        """Run flanneld with this setting, which replaces the previous setting of a test."""
         drop_in = f"/run/systemd/system/{unit}.d/test.conf"
         self.system.run(["mkdir", "-p", str(Path(drop_in).parent)])
         self.system.run(["tee", drop_in], text=f"[Service]\n{setting}\n")

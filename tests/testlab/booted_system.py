@@ -45,7 +45,7 @@ done
 exec systemd-nspawn "$@"
 """
 
-# A container may write only to systemd's own hierarchy of version 1. Docker must write to all.
+# A container may write only to systemd's own hierarchy of version 1. Docker must write to all hierarchies.
 _UNLOCK = (
     'for group in /sys/fs/cgroup/*; do ! mountpoint -q "$group" || mount -o remount,bind,rw "$group"; done'
 )
@@ -54,9 +54,10 @@ _UNLOCK = (
 class BootedSystem(Sandbox):
     """The programs of a real host: units, drop-ins, a journal, order at boot.
 
-    Its root is a writable layer over `base`: the machine's own root, as far as it is on one file system, or a
-    directory with another Debian. Over the machine's own root, the programs of this installation are in
-    /usr/local/bin. Its network is that of the host. `run` and `start` work inside after it has booted.
+    The root of the system is a writable layer over `base`: the machine's own root, as far as it is on one
+    file system, or a directory with another Debian. Over the machine's own root, the programs of this
+    installation are in /usr/local/bin. The network of the system is the network of the sandbox. `run` and
+    `start` work inside after it has booted.
     """
 
     def __init__(self, host: Sandbox, base: Path = Path("/")) -> None:
@@ -75,10 +76,11 @@ class BootedSystem(Sandbox):
         """Write the files, which remain after a boot, unlike /run. No unit of the machine is enabled.
 
         Raises:
-            LabError: the machine's root cannot be the lower layer of another one.
+            LabError: the machine's root cannot be the lower layer of another root.
         """
         self._host.run(["sh", "-c", _LAY, "sh", self._root.parent, self._root, self._base])
-        # The device file is separate, with udev's mode, because that of the machine may have another mode.
+        # The device file is separate, with udev's mode, because the device file of the machine may have
+        # another mode.
         self.write("/etc/tmpfiles.d/tun.conf", "d /dev/net\nc /dev/net/tun 0666 - - - 10:200\n")
         if self._base != Path("/"):
             return
@@ -109,7 +111,7 @@ class BootedSystem(Sandbox):
         Raises:
             LabError: systemd did not begin.
         """
-        docker = self._host.directory / "docker"  # its overlays cannot be on an overlay
+        docker = self._host.directory / "docker"  # Docker's overlays cannot be on an overlay
         binds = (
             f"--bind={docker}:/var/lib/docker",
             *(f"--bind-ro={self._for_all_users(path)}:{path}" for path in _INSTALLATION),
@@ -124,7 +126,7 @@ class BootedSystem(Sandbox):
                 "--system-call-filter=@keyring bpf",  # required by Docker
                 *(binds if self._base == Path("/") else ()),
                 "systemd.unit=multi-user.target",
-                "systemd.mask=systemd-modules-load.service",  # the kernel is that of the machine
+                "systemd.mask=systemd-modules-load.service",  # the system uses the kernel of the machine
             ],
             name="console",
             environment={"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
@@ -147,7 +149,7 @@ class BootedSystem(Sandbox):
         """Wait until systemd has started all units.
 
         Raises:
-            LabError: it did not finish; the message names the jobs that are waiting.
+            LabError: systemd did not finish; the message names the jobs that are waiting.
         """
         try:
             wait_until(self._is_up, what=f"systemd on {self.name} is up", deadline_s=_BOOT_DEADLINE_S)
@@ -156,7 +158,7 @@ class BootedSystem(Sandbox):
             raise
 
     def power_off(self) -> None:
-        """Shut the system down. Its files remain."""
+        """Shut the system down. The files of the system remain."""
         if self._console is not None:
             self.run(["systemctl", "--no-block", "poweroff"])
             self._console.wait(_OFF_DEADLINE_S)

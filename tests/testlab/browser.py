@@ -38,7 +38,7 @@ def chromium() -> str | None:
 
 
 class Page:
-    """A page in the browser. Its errors and refused loads are collected in `problems`."""
+    """A page in the browser. The errors and refused loads of the page are collected in `problems`."""
 
     def __init__(self, orders: int, answers: int) -> None:
         self._orders = orders

@@ -49,7 +49,8 @@ class Cluster:
 
     Attributes:
         directory: keys, kubeconfigs and the audit log; visible in all sandboxes of the lab.
-        service_range: the range of Services. For both families, it is two ranges with a comma.
+        service_range: the range of Services. For both families, the value is two ranges with a comma between
+            them.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Cluster:
         wait_until(self._is_ready, what="kube-apiserver is ready", deadline_s=_READY_S)
 
     def kill_api_server(self) -> None:
-        """Kill the API server. After SIGTERM, it needs a minute."""
+        """Kill the API server. After SIGTERM, the API server would need a minute to exit."""
         self._kill(_API_SERVER)
 
     def restart(self, name: str) -> None:
@@ -117,9 +118,9 @@ class Cluster:
         self._programs[name].wait()
 
     def start_controllers(self, pod_range: str) -> None:
-        """Start the controllers and the scheduler. They assign podCIDRs from this range.
+        """Start the controllers and the scheduler. The controllers assign podCIDRs from this range.
 
-        For both families, it is two ranges with a comma.
+        For both families, the value is two ranges with a comma between them.
         """
         d = self.directory
         lengths = {"node-cidr-mask-size": "24"}
@@ -278,7 +279,8 @@ class Cluster:
     def add_peers(self, count: int) -> None:
         """Create Nodes of other hosts with vxlan, with podCIDRs from 10.245.0.0/24 on.
 
-        Their status has the length of that of a kubelet with fifty images, the maximum that it reports.
+        The status of each Node is as long as the status of a kubelet with fifty images, the maximum that a
+        kubelet reports.
         """
         texts = []
         for number in range(count):
@@ -299,7 +301,7 @@ class Cluster:
         self.must("PATCH", f"/api/v1/nodes/{name}", {"spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}, MERGE)
 
     def annotate(self, name: str, **notes: str | None) -> None:
-        """Change annotations of flannel; None removes one."""
+        """Change annotations of flannel; the value None removes an annotation."""
         patch = {"metadata": {"annotations": _annotations(notes)}}
         self.must("PATCH", f"/api/v1/nodes/{name}", patch, MERGE)
 
@@ -456,7 +458,9 @@ def _annotations(notes: dict[str, Any]) -> dict[str, Any]:
 
 
 def copy_chart(directory: Path) -> Path:
-    """Return a copy of the Helm chart without its minimum version, because the API server has none."""
+    """Return a copy of the Helm chart without its minimum version of Kubernetes, because this API server
+    reports no version.
+    """
     copy = directory / "flannel"
     shutil.copytree(CHART, copy)
     lines = (copy / "Chart.yaml").read_text().splitlines()
@@ -480,7 +484,7 @@ def pod_on(node: str, cluster: Cluster) -> dict[str, Any]:
 
 
 def _dial(process: int, address: str) -> socket.socket:
-    """Return a connection from the network of a process. Only the calling thread enters it."""
+    """Return a connection from the network of a process. Only the calling thread enters this network."""
     found: list[socket.socket | OSError | LabError] = []
 
     def connect() -> None:

@@ -50,7 +50,7 @@ class Runtime:
     """The runtime of one host, with the plugins of `flannelctl cni install` and Debian's delegates.
 
     Attributes:
-        further: plugins that follow them in the chain.
+        further: plugins that follow these plugins in the chain.
     """
 
     def __init__(self, host: Host, further: Sequence[Mapping[str, object]] = ()) -> None:

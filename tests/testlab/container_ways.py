@@ -100,7 +100,7 @@ class ComposeWay:
     Args:
         program: `docker-compose`, or the path of the Compose plugin, which then runs as `docker compose`.
         networks: the top-level key `networks` of the project.
-        services: names of the services. The name of a container in `start` is that of its service.
+        services: names of the services. `start` gets the name of a service as the name of the container.
     """
 
     def __init__(
@@ -160,7 +160,9 @@ UNUSABLE_SUBNET_FILES: dict[str, tuple[str | None, str]] = {
 
 @contextmanager
 def other_subnet_file(host: Host, text: str | None) -> Iterator[str]:
-    """Let the CNI plugin read a file with this text, or a missing file, during a block. Yield its path."""
+    """Let the CNI plugin read a file with this text, or a missing file, during a block. Yield the path of the
+    file.
+    """
     path, conflist = "/run/other/subnet.env", "/etc/cni/net.d/10-flannel.conflist"
     before = host.run(["cat", conflist]).stdout
     document = json.loads(before)
@@ -267,7 +269,7 @@ snapshotter = "native"
 
 
 class Containerd:
-    """containerd on a host, with an image that sleeps. It is not the one that dockerd starts or uses."""
+    """containerd on a host, with an image that sleeps. dockerd neither starts nor uses this containerd."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -280,12 +282,12 @@ class Containerd:
         wait_until(self._answers, what="containerd answers", deadline_s=SOON_S)
 
     def stop(self) -> None:
-        """End containerd. Its containers continue to run."""
+        """End containerd. The containers continue to run."""
         if self._program is not None:
             self._program.stop()
 
     def kill(self) -> None:
-        """Kill containerd. Its containers continue to run."""
+        """Kill containerd. The containers continue to run."""
         if self._program is not None:
             self._program.kill()
 

@@ -27,21 +27,21 @@ from testlab.standing_leases import (
 ADDRESS = IPv4Interface("172.16.0.2/12")
 BARE_ADDRESS = IPv4Interface("172.16.0.3/12")
 ADDRESSES_V6 = IPv6Interface("fd07::2/64"), IPv6Interface("fd07::3/64")
-"""IPv6 addresses of the host and of the bare one, if the backend carries both families."""
+"""IPv6 addresses of the host and of the bare host, if the backend carries both families."""
 
 _ETCD = str(UNDERLAY.gateway.ip)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrowdedNetwork:
-    """A host in a network with existing leases. Its flanneld is not started yet.
+    """A host in a network with existing leases. The flanneld of the host is not started yet.
 
     Attributes:
         leases: the leases of the other hosts.
         host: the host that runs flanneld after `start`.
         bare: another host on the underlay without programs.
         endpoint: the endpoint of etcd.
-        deadline_s: maximum time of any action.
+        deadline_s: maximum time of any action, in seconds.
     """
 
     backend: str
@@ -56,7 +56,9 @@ class CrowdedNetwork:
         return self.host.start_flanneld(f"--etcd-endpoints={self.endpoint}", deadline_s=self.deadline_s)
 
     def newcomers(self, count: int) -> list[Lease]:
-        """Return leases of further hosts. None has the subnet of the real host, which has started."""
+        """Return leases of further hosts. No further host has the subnet of the real host, which has
+        started.
+        """
         first, own = len(self.leases), self.host.lease()
         further = (existing_lease(number, self.backend) for number in range(first, first + count + 1))
         return [lease for lease in further if lease.subnet != own][:count]
@@ -66,7 +68,7 @@ class CrowdedNetwork:
         return run_inside(self.host, lambda: time_events(_ETCD, newcomers))
 
     def churn(self, newcomers: Sequence[Lease], *, per_s: int, standing: int) -> Churn:
-        """Let these hosts join, `per_s` of them a second, and leave, except for the last `standing`."""
+        """Let these hosts join, `per_s` of them a second, and leave, except for the last `standing` hosts."""
         return run_inside(self.host, lambda: churn(_ETCD, newcomers, per_s=per_s, existing=standing))
 
     def remove(self, newcomers: Sequence[Lease]) -> None:
@@ -74,7 +76,9 @@ class CrowdedNetwork:
         run_inside(self.host, lambda: remove_leases(_ETCD, newcomers))
 
     def wait_right(self, newcomers: Sequence[Lease] = ()) -> None:
-        """Wait until the kernel has the objects of the existing leases and of these, and no others."""
+        """Wait until the kernel has the objects of the existing leases and of the given leases, and no
+        others.
+        """
         for family in families_of(self.backend):
             wanted = self.objects(newcomers, family)
             wait_until(
@@ -87,7 +91,7 @@ class CrowdedNetwork:
         return objects_on(self.host, self.backend, family=family) == wanted
 
     def objects(self, newcomers: Sequence[Lease] = (), family: Family = 4) -> PeerObjects:
-        """Return the objects of the existing leases and of these in a family."""
+        """Return the objects of the existing leases and of the given leases in an address family."""
         return objects_of([*self.leases, *newcomers], self.backend, family=family)
 
 

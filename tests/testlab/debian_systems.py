@@ -1,4 +1,4 @@
-"""Minimal Debian systems from debootstrap, and pyflannel's package on a booted one."""
+"""Minimal Debian systems from debootstrap, and pyflannel's package on a booted system."""
 
 import os
 import re
@@ -17,14 +17,16 @@ _LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
 
 
 def bootable_system(release: str) -> Path:
-    """Return the directory of a system that systemd can boot. It is created once for each machine."""
+    """Return the directory of a system that systemd can boot. The directory is created once for each
+    machine.
+    """
     return _system(release, f"debian-{release}", [f"--include={_BOOTABLE}"])
 
 
 def firewall_system(release: str) -> Path:
     """Return the directory of a bootable system with ufw and firewalld.
 
-    It is created once for each machine.
+    The directory is created once for each machine.
     """
     return _system(
         release,
@@ -34,16 +36,16 @@ def firewall_system(release: str) -> Path:
 
 
 def pipx_system(release: str) -> Path:
-    """Return the directory of a bootable system with pipx. It is created once for each machine."""
+    """Return the directory of a bootable system with pipx. The directory is created once for each machine."""
     return _system(release, f"debian-{release}-pipx", [f"--include={_BOOTABLE},pipx,python3-venv"])
 
 
 def bare_system(release: str) -> Path:
     """Return the directory of a small system like a container image, without Python.
 
-    It is created once for each machine.
+    The directory is created once for each machine.
 
-    It trusts the certificate authorities that the administrator of this machine added.
+    The system trusts the certificate authorities that the administrator of this machine added.
     """
     system = _system(release, f"debian-{release}-bare", [])
     if _LOCAL_AUTHORITIES.is_dir():
@@ -63,7 +65,9 @@ def _system(release: str, name: str, options: list[str]) -> Path:
 
 
 class UnbootedSystem(Sandbox):
-    """A Debian system without systemd in the network of a host. Its programs run in a changed root."""
+    """A Debian system without systemd in the network of a host. The programs of the system run in a changed
+    root.
+    """
 
     def __init__(self, host: Sandbox, base: Path) -> None:
         super().__init__(host.name, host.directory)

@@ -1,4 +1,4 @@
-"""A network driver of Docker that only records requests. Its containers have no interface."""
+"""A network driver of Docker that only records requests. The containers of the driver have no interface."""
 
 import json
 from collections.abc import Iterator

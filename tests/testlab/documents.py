@@ -16,7 +16,8 @@ def read_document(arguments: Sequence[str], text: str) -> Any:
 
     Raises:
         AssertionError: the document has no schema.
-        ValidationError: it does not follow its schema, or contains a name that the schema does not list.
+        ValidationError: the document does not follow its schema, or contains a name that the schema does not
+            list.
     """
     document = json.loads(text)
     name = "error" if isinstance(document.get("error"), dict) else _name_of(arguments)

@@ -41,7 +41,7 @@ WITHOUT_DAEMON = {"allow-list new-key", "allow-list sign", "config validate", "h
 WITH_OWN_DURATION = {"lab", "cni", "top"}
 
 _START_S = 0.5
-"""Time that the start of flannelctl took, for the deadline of each verb."""
+"""Time in seconds that the test assumes for the start of flannelctl, for the deadline of each verb."""
 
 _RUN_EACH = """
 import gc, json, os, sys, threading, time
@@ -83,11 +83,11 @@ while running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The end of one verb.
+    """The result of one verb, after flannelctl has exited.
 
     Attributes:
         words: the arguments of flannelctl.
-        took_s: time from the start of flannelctl to its end.
+        took_s: time in seconds from the start of flannelctl to its end.
         text: both outputs.
     """
 
@@ -136,8 +136,8 @@ def read_answers(output: str) -> list[Answer]:
 
 
 LIMIT_S = 10.0
-"""Maximum time to an answer. A part that hangs would delay it for 40 s or longer. `check_answers` prints the
-longest time, which is less than 5 s on an idle machine."""
+"""Maximum time in seconds to an answer. A part that hangs would delay the answer for 40 s or longer.
+`check_answers` prints the longest time, which is less than 5 s on an idle machine."""
 
 
 def check_answers(answers: Sequence[Answer]) -> None:

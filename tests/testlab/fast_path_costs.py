@@ -31,11 +31,11 @@ class TableCosts:
     """The costs of this number of peers in the table: medians in milliseconds, including all work in Python.
 
     Attributes:
-        features_ms: the probe of the kernel features for the fast path, the first one in a process that has
+        features_ms: the probe of the kernel features for the fast path, the first probe in a process that has
             loaded libbpf.
         put_ms: from the operations to the last entry; put_cpu_ms is processor time, including the kernel's
             work.
-        look_ms: the time to read them back, and to compare them with the plan.
+        look_ms: the time to read the entries back, and to compare them with the plan.
     """
 
     peers: int

@@ -22,7 +22,7 @@ class FaultRow:
 
     Attributes:
         limits: number of pings that may be lost, by the data path on which the fault is tested.
-        reason: the reason for the losses, or for none.
+        reason: the reason for the losses, or why no ping is lost.
     """
 
     fault: str

@@ -21,7 +21,9 @@ def unplugged(lab: Lab, host: Host) -> Iterator[None]:
 
 @contextmanager
 def partitioned(lab: Lab, one: Host, other: Host) -> Iterator[None]:
-    """Drop every IPv4 packet between two hosts, in both directions. They still reach all other hosts."""
+    """Drop every IPv4 packet between two hosts, in both directions. Both hosts still reach all other
+    hosts.
+    """
     rules = "\n".join(
         f"ip saddr {source.address} ip daddr {destination.address} drop"
         for source, destination in ((one, other), (other, one))

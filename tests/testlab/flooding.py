@@ -1,9 +1,9 @@
-"""Sends the same tunnel packet at the maximum rate, from the host's address and from forged ones.
+"""Sends the same tunnel packet at the maximum rate, from the host's address and from forged addresses.
 
     python tests/testlab/flooding.py ADDRESS PORT PAYLOAD_IN_HEX SECONDS
 
-One process sends from the host's own address, another one alternately from ten thousand others. Both use
-sendmmsg(2).
+One process sends from the host's own address, another process alternately from ten thousand forged addresses.
+Both processes use sendmmsg(2).
 """
 
 import ctypes
@@ -27,7 +27,7 @@ class _Vector(ctypes.Structure):
 
 
 class _Message(ctypes.Structure):
-    """struct mmsghdr. Its first seven fields are struct msghdr, which ends at a multiple of eight bytes."""
+    """struct mmsghdr. The first seven fields are struct msghdr, which ends at a multiple of eight bytes."""
 
     _fields_ = (
         ("name", ctypes.c_void_p),

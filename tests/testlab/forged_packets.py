@@ -41,7 +41,9 @@ def with_options(packet: bytes) -> bytes:
 
 
 def fragments(packet: bytes, first: int) -> tuple[bytes, bytes]:
-    """Return an IPv6 packet in two fragments. The first has `first` bytes of its content, a multiple of 8."""
+    """Return an IPv6 packet in two fragments. The first fragment has `first` bytes of the packet's content, a
+    multiple of 8.
+    """
     content = packet[_IPV6_HEADER:]
 
     def fragment(start: int, end: int | None, more: int) -> bytes:
@@ -52,6 +54,6 @@ def fragments(packet: bytes, first: int) -> tuple[bytes, bytes]:
 
 
 def _ipv6(packet: bytes, next_header: int, content: bytes) -> bytes:
-    """Return an IPv6 packet with the addresses of another one."""
+    """Return an IPv6 packet with the addresses of another packet."""
     length = struct.pack("!HB", len(content), next_header)
     return packet[:4] + length + packet[7:_IPV6_HEADER] + content

@@ -1,6 +1,6 @@
 """Imitations of an original flannel, which is not on this machine.
 
-They create the objects that the recordings in tests/golden show, and leave the same remains.
+The imitations create the objects that the recordings in tests/golden show, and leave the same remains.
 """
 
 UDP = """
@@ -45,7 +45,7 @@ subprocess.run(["bridge", *entry.split()], check=True)
 print("running", flush=True)
 signal.sigwait([signal.SIGTERM])
 """
-"""Release 0.20 with one peer. All of its objects remain after its end.
+"""Release 0.20 with one peer. All objects of the original remain after its end.
 
 Arguments: own address; address and MAC address of the device; subnet, address and MAC address of the peer.
 """

@@ -21,7 +21,8 @@ Result = TypeVar("Result")
 
 
 def run_inside(sandbox: Sandbox, act: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a coroutine in a thread whose sockets belong to the sandbox's network. Return its result.
+    """Run a coroutine in a thread whose sockets belong to the sandbox's network. Return the result of the
+    coroutine.
 
     Raises:
         LabError: the kernel refuses access.

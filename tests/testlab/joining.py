@@ -1,6 +1,6 @@
 """Many hosts that join one network at once: real keepers on a real etcd, without kernels.
 
-A process contains some tens of them. Each has a separate store and connection, like a daemon.
+A process contains some tens of hosts. Each host has a separate store object and connection, like a daemon.
 """
 
 import asyncio
@@ -60,9 +60,9 @@ class Joined:
     """The result of one host. Times are seconds since the start of all.
 
     Attributes:
-        lease_s: time of its lease; None if it got none.
-        known_s: time at which it knew all leases; None if it did not, or if it did not wait for them.
-        draws: number of its choices of a subnet: more than one if it lost a race.
+        lease_s: time at which the host got a lease; None if it got no lease.
+        known_s: time at which the host knew all leases; None if it did not know all, or did not wait for all.
+        draws: number of times that the host chose a subnet: more than one if another host was faster.
         failures: number of requests without an answer of the store.
     """
 
@@ -204,7 +204,7 @@ class _Results(Protocol):
 
 
 def join_at_once(crowd: Crowd) -> Joining:
-    """Let all hosts join at the same time. Return their results.
+    """Let all hosts join at the same time. Return the results of the hosts.
 
     Raises:
         LabError: one of the processes failed.

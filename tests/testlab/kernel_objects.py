@@ -1,7 +1,8 @@
 """The costs of the kernel objects for many peers, compared with ip(8) and bridge(8).
 
-It uses no store and no daemon: only a plan with this number of peers, the adapter, and a network namespace
-with an isolated underlay. Run as a program, it measures in its own namespace and prints JSON.
+The measurement uses no store and no daemon: only a plan with this number of peers, the adapter, and a network
+namespace with an isolated underlay. Run as a program, this module measures in its own namespace and prints
+JSON.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ from pyflannel.plan.diff import diff
 from pyflannel.plan.ownership import ours
 
 MOST_PEERS = 60_000
-"""Maximum number of peers. Each has a separate address in a /16, and a /24."""
+"""Maximum number of peers. Each peer has a separate address in a /16, and a /24 as its subnet."""
 
 _UNDERLAY = IPv4Network("172.16.0.0/16")
 _OWN = IPv4Address("172.16.0.1")
@@ -54,7 +55,7 @@ class AdapterCosts:
         apply_s: time until the last object existed.
         refused: operations that the kernel refused.
         first_audit_cpu_s: processor time of a first read of all objects, without a difference.
-        audit_cpu_s: median of this time for later reads.
+        audit_cpu_s: median of the processor time of later reads.
         event_p50_ms: median time of an addition or removal of one peer in the kernel during audits.
         turn_max_ms: longest time for which other tasks waited, while objects were created.
         resident_mb: memory of the process at the end.
@@ -160,7 +161,7 @@ async def _measure(backend: str, peers: int) -> AdapterCosts:
     plan = plan_of(backend, peers)
     planned_s = time.monotonic() - began
     gc.collect()
-    gc.freeze()  # in a daemon, the garbage collector has handled its plan long ago
+    gc.freeze()  # in a daemon, the garbage collector has handled the plan long ago
     async with LinuxTarget() as linux:
         turns = asyncio.ensure_future(_longest_turn_s())
         await asyncio.sleep(0)

@@ -22,7 +22,7 @@ _PAUSE_S = (1.0, 2.0)
 """Time in seconds between two damages. flanneld would delay the repair of more frequent damage."""
 
 _ANY = BpfPeer(device="flannel0", subnet=IPv4Network("0.0.0.0/32"), address=IPv4Address(0), port=1)
-"""A plan with a peer of the device. Only with a peer, the tables are read, too."""
+"""A plan with one peer of the device. flanneld's code reads the tables only if the plan has a peer."""
 
 Items = list[BpfProgram | BpfPeer | BpfContainer]
 
@@ -79,7 +79,7 @@ async def remove_peers() -> None:
 
 
 async def time_program(role: Role) -> float:
-    """Remove a program at a random moment. Return the seconds until it is restored.
+    """Remove a program at a random moment. Return the seconds until the program is restored.
 
     Raises:
         LabError: the program is not restored.
@@ -97,7 +97,7 @@ async def time_program(role: Role) -> float:
 
 
 async def time_entry() -> float:
-    """Remove an entry from the table of peers. Return the seconds until it is restored.
+    """Remove an entry from the table of peers. Return the seconds until the entry is restored.
 
     Raises:
         LabError: the entry is not restored.

@@ -57,7 +57,8 @@ _DIRECTORIES = {
 """Directories of a node that must not be on the overlay of its sandbox."""
 
 _MACHINE_SYSCTLS = {"vm/overcommit_memory": "1", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
-"""The kubelet sets these for the whole machine. Each node has plain files in their place."""
+"""The kubelet sets these sysctls for the whole machine. Each node has plain files instead of these
+sysctls."""
 
 _FILES = (
     *("/run/flannel", "/var/lib/flannel", "/sys/fs/bpf/flannel", "/opt/cni/bin/flannel"),
@@ -112,7 +113,7 @@ class KubeNode:
     def __init__(
         self, lab: Lab, host: Host, name: str, cluster: Cluster, proxy_mode: str, addresses: str
     ) -> None:
-        """Prepare a node. `addresses` are those that the kubelet reports, with commas."""
+        """Prepare a node. `addresses` are the addresses that the kubelet reports, separated by commas."""
         self._addresses = addresses
         self.host = host
         self.name = name
@@ -292,7 +293,7 @@ class KubeApi:
         return self._lab.router.run(command, text=text, check=check).stdout
 
     def run(self, command: str) -> str:
-        """Run a command of a document: kubectl with the words of a shell, and paths of the clone."""
+        """Run a command of a document: kubectl with arguments quoted as in a shell, and repository paths."""
         program, *words = shlex.split(command)
         assert program == "kubectl"
         return self.kubectl(*(ROOT / word if word.startswith("deploy/") else word for word in words))
@@ -414,7 +415,7 @@ class KubeApi:
         self.kubectl("rollout", "status", *daemons)
 
     def renew_flanneld(self, node: str) -> None:
-        """Delete the pod of flanneld on a node, and wait until the next one is ready."""
+        """Delete the pod of flanneld on a node, and wait until the next pod is ready."""
         before = self.flanneld_pod(node)
         assert before is not None
         self.kubectl("delete", "pod", "--namespace=kube-flannel", before["metadata"]["name"])
@@ -499,14 +500,14 @@ def check_traffic(api: KubeApi, one: Pod, two: Pod) -> None:
 
 
 def write_box(path: Path) -> None:
-    """Write the image of pods: busybox. It is also the image of the sandboxes of containerd."""
+    """Write the image of pods: busybox. containerd also uses this image for its sandboxes."""
     _Image().write(path, BOX, ["sleep", "1000000000"])
 
 
 def write_flannel_image(path: Path, name: str, plugin: Path) -> None:
     """Write an image of pyflannel from this clone, with the CNI plugin from the directory `plugin`.
 
-    The interpreter, iptables and nft are those of this machine, so the image needs no download.
+    The interpreter, iptables and nft are copied from this machine, so the image needs no download.
     """
     image = _Image()
     interpreter = f"/usr/bin/python{sysconfig.get_python_version()}"
@@ -554,7 +555,7 @@ INSTALL_CONF = b'#!/bin/sh -e\ncp "$1" "$2.new"\nmv -f "$2.new" "$2"\n'
 
 
 def write_original_images(directory: Path, flannel: str, plugin: str, program: Path) -> list[Path]:
-    """Write the two images of the original with these names. The second contains `program`."""
+    """Write the two images of the original with these names. The second image contains `program`."""
     image = _Image()
     image.add_program("/opt/bin/flanneld", PROGRAMS / "flannel/flanneld")
     image.add("/opt/bin/install-conf", INSTALL_CONF)
@@ -567,7 +568,9 @@ def write_original_images(directory: Path, flannel: str, plugin: str, program: P
 
 
 def write_policies_image(path: Path, name: str) -> None:
-    """Write the image of kube-network-policies with this name. Its manifest contains the whole command."""
+    """Write the image of kube-network-policies with this name. The manifest of kube-network-policies contains
+    the whole command.
+    """
     image = _Image()
     image.add_program("/bin/netpol", PROGRAMS / "kube-network-policies/netpol")
     image.write(path, name, [])
@@ -686,6 +689,6 @@ def build_plugin(directory: Path) -> None:
 
 
 def is_built() -> bool:
-    """Whether the programs of Kubernetes are built."""
+    """True if the programs of Kubernetes are built."""
     programs = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
     return all((PROGRAMS / name).exists() for name in programs)

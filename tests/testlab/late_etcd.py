@@ -2,9 +2,9 @@
 
     python tests/testlab/late_etcd.py PORT ADDRESS ETCD_PORT LATE_S LOST_SHARE
 
-It listens on PORT of all addresses, and sends READY=1 to its NOTIFY_SOCKET. Each request reaches etcd. If its
-response is lost, the client does not know the result. Events of a watch are late, but none is lost, because
-they use one connection.
+The program listens on PORT of all addresses, and sends READY=1 to its NOTIFY_SOCKET. Each request reaches
+etcd. If its response is lost, the client does not know the result. Events of a watch are late, but no event
+is lost, because all events use one connection.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class _LateEtcd:
             found = await method(request, timeout=_DEADLINE_S)
             await asyncio.sleep(self._late_s)
             if random.random() < self._lost_share:
-                await asyncio.sleep(_DEADLINE_S)  # the client gives up earlier, which ends this
+                await asyncio.sleep(_DEADLINE_S)  # the client gives up earlier, which ends this call
             await stream.send_message(found)
 
         return answer

@@ -69,7 +69,7 @@ async def time_events(etcd: str, leases: Sequence[Lease]) -> list[EventTimes]:
 async def churn(etcd: str, leases: Sequence[Lease], *, per_s: int, existing: int) -> Churn:
     """Write `per_s` leases a second and delete as many, the oldest first, after `existing` of them exist.
 
-    The last `existing` leases exist when it ends.
+    The last `existing` leases exist when the function ends.
     """
     began = time.monotonic()
     async with lease_writer(etcd) as writer:

@@ -39,7 +39,8 @@ from pyflannel.wire.forwarder_control import (
 )
 
 SOON_S = 60.0
-"""Deadline of waits in seconds. It is much longer than necessary, because the machine may be busy."""
+"""Deadline of waits in seconds. The deadline is much longer than necessary, because the machine may be
+busy."""
 
 CHANGED_FLANNELD = """
 import sys
@@ -124,7 +125,7 @@ class Overlay:
         self.etcd.etcdctl("del", "--prefix", f"{PREFIX}/subnets/")
 
     def settle(self, *hosts: Host) -> None:
-        """Wait until each of these joined hosts knows the others, and has no tentative address."""
+        """Wait until each of these joined hosts knows the other hosts, and has no tentative address."""
         for host in hosts:
             self.wait_status(host, lambda status: status.peers >= len(hosts) - 1, "knows the others")
             self.wait_at_rest(host)
@@ -138,7 +139,7 @@ class Overlay:
         )
 
     def status(self, host: Host) -> Status:
-        """Wait until the host's daemon responds. Return its status."""
+        """Wait until the host's daemon responds. Return the status of the daemon."""
         return self.wait_status(host, lambda _: True, "answers")
 
     def log(self, host: Host) -> str:
@@ -185,16 +186,16 @@ class Overlay:
         return seen[-1]
 
     def wait_ready(self, host: Host) -> Status:
-        """Wait until the host's daemon is ready. Return its status."""
+        """Wait until the host's daemon is ready. Return the status of the daemon."""
         return self.wait_status(host, lambda status: status.is_ready, "is ready")
 
     def forwarder(self, host: Host) -> ForwarderState | None:
-        """The state of the host's forwarder; None if none responds."""
+        """The state of the host's forwarder; None if no forwarder responds."""
         answer = self.ask_forwarder(host, Kind.READ_STATE)
         return None if answer is None else decode_state(answer)
 
     def peers(self, host: Host) -> tuple[Peer, ...]:
-        """Return the table of the host's forwarder; empty if none responds."""
+        """Return the table of the host's forwarder; empty if no forwarder responds."""
         forwarder = self.forwarder(host)
         return () if forwarder is None else tuple(forwarder.peers)
 
@@ -219,7 +220,7 @@ class Overlay:
         return sum("pyflannel.programs.forwarder" in command for command in host.commands())
 
     def wait_one_forwarder(self, host: Host) -> None:
-        """Wait until only one forwarder runs on the host. After a hand-over, the old one ends soon."""
+        """Wait until only one forwarder runs on the host. After a hand-over, the old forwarder ends soon."""
         wait_until(
             lambda: self.forwarders(host) == 1, what=f"one forwarder on {host.name}", deadline_s=SOON_S
         )
@@ -324,11 +325,13 @@ class PingStream:
         self._log = self._program.log
 
     def answers(self) -> list[Answer]:
-        """Return the answers so far in the order of arrival. Their numbers continue after a restart."""
+        """Return the answers so far in the order of arrival. The numbers of the answers continue after a
+        restart.
+        """
         return _without_restarts(_answers(self._log.read_text()))
 
     def _latest(self) -> list[Answer]:
-        """Return the last answer, without reading tens of thousands of earlier ones."""
+        """Return the last answer, without reading tens of thousands of earlier answers."""
         with self._log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL))
             return _answers(log.read().decode())
@@ -353,16 +356,16 @@ class PingStream:
         self.stop()
 
     def stop(self) -> None:
-        """Send no further pings. The last ones may still be in transit."""
+        """Send no further pings. The last pings may still be in transit."""
         self._program.send(signal.SIGINT)
         self._program.wait()
 
     def is_silent_for(self, seconds: float) -> bool:
-        """Return whether there was no answer for this time."""
+        """Return whether there was no answer for this time in seconds."""
         return time.time() - max((answer.at for answer in self._latest()), default=0.0) > seconds
 
     def lost(self) -> list[int]:
-        """Return the numbers of unanswered pings before the last answered one."""
+        """Return the numbers of unanswered pings before the last answered ping."""
         numbers = {answer.number for answer in self.answers()}
         return sorted(set(range(1, max(numbers, default=0))) - numbers)
 
@@ -375,8 +378,8 @@ class PingStream:
 def longest_silence_s(answers: Iterable[Answer], stalled_s: Callable[[float, float], float]) -> float:
     """Return the longest time between two successive answers between which pings were lost.
 
-    `stalled_s` returns the seconds between two times for which the whole machine was stalled. They do not
-    count.
+    `stalled_s` returns the seconds between two times for which the whole machine was stalled. These seconds
+    do not count.
     """
     return max(map(partial(_silence_s, stalled_s), itertools.pairwise(answers)), default=0.0)
 

@@ -1,4 +1,4 @@
-"""A stream of pings during a change, and the number of lost ones."""
+"""A stream of pings during a change, and the number of lost pings."""
 
 import itertools
 import re
@@ -57,7 +57,7 @@ def pinging(source: Station, address: str) -> Iterator[Pings]:
 def wait_each_reaches(
     hosts: Sequence[Host], reaches: Callable[[Host, Host], bool], deadline_s: float
 ) -> None:
-    """Wait until each of the hosts reaches each other one."""
+    """Wait until each of the hosts reaches each of the other hosts."""
     for host, other in itertools.permutations(hosts, 2):
         wait_until(
             partial(reaches, host, other), what=f"{host.name} reaches {other.name}", deadline_s=deadline_s

@@ -168,7 +168,7 @@ def _leave_network() -> None:
 
 @contextmanager
 def served(daemon: ShownHost, ip: str = "127.0.0.1", token_file: Path | None = None) -> Iterator[str]:
-    """Serve the page in a thread during the block. Yield its URL."""
+    """Serve the page in a thread during the block. Yield the URL of the page."""
     address = ip_address(ip)
     listener = listen_tcp(address, 0)
     port = listener.getsockname()[1]

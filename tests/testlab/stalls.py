@@ -1,7 +1,7 @@
 """A witness for stalls of the whole machine, which a test must not count as a silence of the network.
 
-The clocks CLOCK_BOOTTIME and CLOCK_MONOTONIC differ after a suspension by the kernel. They do not differ if a
-hypervisor stops the machine: both clocks continue, but no process runs.
+The clocks CLOCK_BOOTTIME and CLOCK_MONOTONIC differ after a suspension by the kernel. The clocks do not
+differ if a hypervisor stops the machine: both clocks continue, but no process runs.
 """
 
 import subprocess
@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 TICK_S = 0.01
 LEAST_S = 0.5
-"""The shortest stall that the witness reports."""
+"""The shortest stall that the witness reports, in seconds."""
 
 _END_S = 60.0
 _PROGRAM = f"""
@@ -27,7 +27,8 @@ while not is_over:
     before = now
 """
 _REAL_TIME = ("chrt", "--fifo", "1")
-"""On a loaded machine, the witness runs like the pings, so that it misses its ticks only if they stop too."""
+"""On a loaded machine, the witness runs like the pings. The witness misses its ticks only if the pings stop
+too."""
 
 
 class Stall(NamedTuple):
@@ -40,7 +41,7 @@ class Stall(NamedTuple):
 class StallWitness:
     """A process outside of the labs that ticks every 10 ms, and reports the times without a tick.
 
-    It is no thread of the test, because a long computation of the test stops its threads.
+    The witness is no thread of the test, because a long computation of the test stops its threads.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class StallWitness:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        text, _ = self._process.communicate(timeout=_END_S)  # it ends with its standard input
+        text, _ = self._process.communicate(timeout=_END_S)  # the process ends with its standard input
         self._stalls = [Stall(*map(float, line.split())) for line in text.splitlines()]
 
     @property
@@ -66,7 +67,10 @@ class StallWitness:
 
     @property
     def longest_s(self) -> float:
-        """The longest stall; 0 if there was none. Valid after the end of the block, as is `stalled_s`."""
+        """The longest stall in seconds; 0 without a stall.
+
+        The value is valid after the end of the block, as is `stalled_s`.
+        """
         return max((stall.end - stall.start for stall in self._stalls), default=0.0)
 
     def stalled_s(self, start: float, end: float) -> float:

@@ -25,7 +25,7 @@ from pyflannel.stores.etcd.rpc_pb2 import (
 from pyflannel.wire.lease_record import lease_key, lease_value
 
 UNDERLAY = Segment("wide", IPv4Interface("172.16.0.1/12"))
-"""A prefix with all existing hosts on the link of the real one, because host-gw requires it."""
+"""A prefix with all existing hosts on the link of the real host, because host-gw requires this."""
 
 NETWORK = IPv4Network("10.0.0.0/8")
 NETWORK_V6 = IPv6Network("fd00:5::/48")

@@ -1,4 +1,4 @@
-"""Laws of a host to which a plan is applied. They hold for a kernel in memory and for the real one.
+"""Laws of a host to which a plan is applied. The laws hold for a kernel in memory and for a real kernel.
 
 Each law uses a new host, on which other programs may have changed any object.
 """
@@ -27,7 +27,7 @@ class World(Protocol):
         """Return the state of the host."""
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
-        """Perform the operations of pyflannel. Return the refused ones."""
+        """Perform the operations of pyflannel. Return the refused operations."""
 
     async def damage(self, operations: Sequence[Operation]) -> None:
         """Perform operations of another program, each changed by `adapted`."""
@@ -37,7 +37,9 @@ class World(Protocol):
 
 
 def adapted(operation: Operation, state: State) -> Operation | None:
-    """Return the operation that has the same result in another state; None if the state has it already."""
+    """Return the operation that has the same result in another state; None if the state has this result
+    already.
+    """
     there = state.by_key.get(operation.subject.key)
     match operation:
         case Remove(_):

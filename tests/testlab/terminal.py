@@ -49,7 +49,7 @@ class Terminal:
             stderr=theirs,
             env={"PATH": os.environ["PATH"], **(environment or {}), **own},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that it gets SIGWINCH
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that the program gets SIGWINCH
         )
         os.close(theirs)
 
@@ -72,7 +72,7 @@ class Terminal:
 
     @property
     def is_restored(self) -> bool:
-        """Whether line mode, echo, normal screen and cursor of the terminal are as before the program."""
+        """True if line mode, echo, normal screen and cursor of the terminal are as before the program."""
         return termios.tcgetattr(self._own) == self._attributes and all(
             self.received.rfind(begin) < self.received.rfind(end) for begin, end in (_ALTERNATE, _HIDDEN)
         )
@@ -93,7 +93,7 @@ class Terminal:
         """Wait until the screen contains this text, or fulfils this condition. Return the screen.
 
         Raises:
-            AssertionError: the screen does not change as expected in time. The message contains it.
+            AssertionError: the screen does not change as expected in time. The message contains the screen.
         """
         is_there = (lambda text: is_reached in text) if isinstance(is_reached, str) else is_reached
         end = time.monotonic() + deadline_s
@@ -103,7 +103,7 @@ class Terminal:
         return text
 
     def wait_ended(self, deadline_s: float = 20.0) -> int:
-        """Wait until the program ends. Return its exit code."""
+        """Wait until the program ends. Return the exit code of the program."""
         end = time.monotonic() + deadline_s
         while (code := self.program.poll()) is None:
             assert time.monotonic() < end, f"the program does not end:\n{self.text}"

@@ -46,7 +46,7 @@ class Container:
     """A namespace on a bridge of a host.
 
     Attributes:
-        directory: programs that run in it write to `log/NAME.log` there.
+        directory: programs in the namespace write to `log/NAME.log` in this directory.
     """
 
     def __init__(self, host: "Host", namespace, address: str, link: str, mac: str) -> None:
@@ -62,7 +62,7 @@ class Container:
         self.directory = host.run_dir
 
     def start_in_network(self, command: Sequence[str], *, name: str) -> Started:
-        """Start a program in the background. It writes to `log/NAME.log`."""
+        """Start a program in the background. The program writes to `log/NAME.log`."""
         path = self.directory / "log" / f"{name}.log"
         path.parent.mkdir(exist_ok=True)
         with path.open("w") as log:
@@ -85,7 +85,8 @@ class Container:
 
 
 class Host:
-    """A host with an underlay, flannel0, docker0 and a container. Its subnet is 10.100.NUMBER.0/24.
+    """A host with an underlay, flannel0, docker0 and a container. The subnet of the host is
+    10.100.NUMBER.0/24.
 
     Attributes:
         device: the device of the tunnel.
@@ -179,7 +180,7 @@ class Host:
         return State.of(*peers, self.container.entry, *programs)
 
     def act(self, work: Callable, hooks=TcxHooks):
-        """Run a coroutine function with a new target, like that of a daemon that has just started."""
+        """Run a coroutine function with a new target, like the target of a daemon that has just started."""
 
         async def with_target():
             async with make_target(hooks) as target:
@@ -188,7 +189,7 @@ class Host:
         return self.namespace.run(with_target)
 
     def heal(self, desired: State, hooks=TcxHooks) -> list:
-        """Make a pass and return its operations. None may be refused."""
+        """Make a pass and return its operations. No operation may be refused."""
 
         async def make_pass(target):
             operations = await heal(target, desired)
@@ -337,7 +338,7 @@ def give_heal() -> Callable:
 
 
 async def heal(target: BpfTarget, desired: State) -> list:
-    """Make a pass and return its operations. None may be refused."""
+    """Make a pass and return its operations. No operation may be refused."""
     found = await target.snapshot(desired)
     operations = sorted(diff(desired, found), key=_rank)
     assert list(await target.apply(operations)) == []
@@ -432,7 +433,7 @@ def give_open_socket():
 
 
 def open_socket(namespace, kind: int, protocol: int = 0) -> socket.socket:
-    """Return a socket of a namespace. The test can use it from outside of the namespace."""
+    """Return a socket of a namespace. The test can use the socket from outside of the namespace."""
 
     async def make() -> socket.socket:
         return socket.socket(socket.AF_INET, kind, protocol)

@@ -25,7 +25,7 @@ def test_containers_reach_each_other_without_any_process(linked):
     answered, said = one.container.ping(two.container.address)
 
     assert answered == 3
-    assert "ttl=60" in said  # as in user space: each host and each end of the tunnel decrements it once
+    assert "ttl=60" in said  # as in user space: each host and each end of the tunnel decrements the TTL once
     for host in linked:
         assert host.counts() == {Outcome.ENCAPSULATED: 3, Outcome.DECAPSULATED: 3, Outcome.DELIVERED: 3}
 
@@ -74,7 +74,9 @@ def test_a_stream_arrives_unchanged(linked, send_stream):
 
 
 def test_a_stream_is_not_split_into_segments_on_its_path(linked, send_stream):
-    """The stream has 5,700 segments. Far fewer packets leave each device, because one carries several."""
+    """The stream has 5,700 segments. Far fewer packets leave each device, because one packet carries several
+    segments.
+    """
     one, two = linked
     before = two.packets_sent(two.container.link)
 
@@ -85,7 +87,7 @@ def test_a_stream_is_not_split_into_segments_on_its_path(linked, send_stream):
 
 
 def test_each_byte_of_the_tunnel_headers(linked, send_stream):
-    """The segments of a stream fill the underlay's MTU. No device on the path may split one."""
+    """The segments of a stream fill the underlay's MTU. No device on the path may split a segment."""
     one, two = linked
     for feature in ("tso", "gso", "tx-udp_tnl-segmentation"):
         one.namespace.attempt("ethtool", "-K", "eth0", feature, "off")

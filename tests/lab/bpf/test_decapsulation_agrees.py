@@ -1,7 +1,7 @@
 """The decapsulating program accepts a packet only if user space accepts it with the same result.
 
-Each frame is checked twice. BPF_PROG_TEST_RUN passes it to the program. The test also sends it to a host
-without the program, where the IP and UDP code of the kernel and then the forwarder check it.
+Each frame is checked twice. BPF_PROG_TEST_RUN passes the frame to the program. The test also sends the frame
+to a host without the program, where the IP and UDP code of the kernel and then the forwarder check the frame.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ SUBNET = IPv4Network("10.100.20.0/24")
 PORT = 8285
 MTU = 1400
 ETHERNET, IP, UDP = 14, 20, 8
-SHORTEST = ETHERNET - 6 + IP  # bytes of a frame without its destination: a trial run refuses shorter ones
+SHORTEST = ETHERNET - 6 + IP  # bytes of a frame without its destination: a trial run refuses shorter frames
 PEERS = [
     Peer(int(IPv4Address("10.100.15.0")), 24, int(IPv4Address("10.9.0.15")), PORT),
     Peer(int(IPv4Address("10.100.15.128")), 25, int(IPv4Address("10.9.0.16")), PORT),
@@ -58,7 +58,7 @@ class Frame(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """Fields of the headers that a sender can forge. If a length or checksum is None, it is correct."""
+    """Fields of the headers that a sender can forge. The value None means a correct length or checksum."""
 
     outer_first: int = 0x45
     outer_length: int = 0
@@ -290,7 +290,9 @@ def judges(make_namespace) -> Iterator[Judges]:
 
 
 def compare(judges: Judges, frame: Frame, seen: Counter[object]) -> None:
-    """Fail if the program accepts a packet with another result than user space, or drops an accepted one."""
+    """Fail if the program accepts a packet with another result than user space, or drops an accepted
+    packet.
+    """
     verdict, data = judges.kernel(frame)
     answers = judges.user_space(frame)
     seen[verdict] += 1
@@ -331,8 +333,8 @@ def test_a_packet_that_the_program_takes_is_taken_by_user_space_with_the_same_re
 
 
 def test_the_program_leaves_the_checksum_of_the_datagram_to_the_inner_packet(judges) -> None:
-    """The only difference: user space never gets such a datagram, and the program would have to read all of
-    it.
+    """The only difference: user space never gets a datagram with a wrong checksum, and the program would have
+    to read the whole datagram.
     """
     good = frame_of(Fields(has_udp_sum=True))
     data = bytearray(good.data)

@@ -1,8 +1,8 @@
 """The law of the flow cache: with any rules of the firewall, the same packets arrive as without programs.
 
-Two labs get the same random rules and the same packets. In one the programs cache flows, in the other the
-forwarders or, with vxlan, the kernel carries the packets. The test renews the permits after each change, as
-the daemon does.
+Two labs get the same random rules and the same packets. In one lab, the programs cache flows. In the other
+lab, the forwarders or, with vxlan, the kernel carries the packets. The test renews the permits after each
+change, as the daemon does.
 `test_flow_cache.py` tests that a change takes effect within a second without a renewed permit.
 """
 
@@ -29,7 +29,8 @@ the machine is busy.
 
 A, B = "10.100.15.2", "10.100.20.2"
 OVERLAY = "ip daddr 10.100.0.0/16"
-"""The tunnel's datagrams are UDP too. In user space, they pass the rules of the underlay."""
+"""A condition for inner packets. The tunnel's datagrams are UDP too, and in user space they pass the rules of
+the underlay."""
 NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -51,7 +52,7 @@ class Side:
             self.sockets.append(made)
 
     def exchange(self, source: int) -> set[tuple[int, bytes]]:
-        """Send packets of each flow; return the port and the content of those that arrive."""
+        """Send packets of each flow; return the port and the content of the packets that arrive."""
         for number in range(PACKETS):
             for each, port in zip(self.sockets[source], PORTS, strict=True):
                 each.sendto(b"%d %d" % (port, number), ((A, B)[1 - source], port))
@@ -68,7 +69,7 @@ class Side:
         return arrived
 
     def connect(self, open_socket) -> bytes:
-        """Open a connection and send by it. Return the received bytes."""
+        """Open a connection and send data over it. Return the received bytes."""
         with (
             open_socket(self.hosts[1].container.namespace, socket.SOCK_STREAM) as listener,
             open_socket(self.hosts[0].container.namespace, socket.SOCK_STREAM) as client,
@@ -182,7 +183,7 @@ def draw_rule(draw: random.Random, device: str) -> str:
 
 @pytest.fixture(scope="module", params=["udp", "vxlan"])
 def sides(request, make_shared_namespace, tmp_path_factory, make_hosts):
-    """The lab with the flow cache, and the one without programs."""
+    """The lab with the flow cache, and the lab without programs."""
     with ExitStack() as labs:
         cached, plain = (
             labs.enter_context(

@@ -52,7 +52,7 @@ class Talk:
         self.number = 0
 
     def arrives(self, source: int = 0, size: int = 0) -> bool:
-        """Send a packet from one of the two containers. Return whether it arrives."""
+        """Send a packet from one of the two containers. Return whether the packet arrives."""
         self.number += 1
         sent = b"%d " % self.number + bytes(size)
         self.sockets[source].sendto(sent, (self.ends[1 - source].address, self.port))
@@ -112,7 +112,7 @@ def talk(cached, open_socket) -> Iterator[Talk]:
 
 
 class Counted:
-    """The number of packets that the programs of a host counted since the last look."""
+    """The number of packets that the programs of a host counted since the last scan."""
 
     def __init__(self, host) -> None:
         self.host = host
@@ -305,7 +305,7 @@ def test_packets_longer_than_a_passed_one_meet_the_firewall_first(cached, talk):
 
 
 def test_a_smaller_mtu_of_the_route_takes_effect_within_a_second(cached, talk):
-    """The firewall passes only packets of the new size. Smaller packets of the flow bypass it."""
+    """The firewall passes only packets of the new size. Smaller packets of the flow bypass the firewall."""
     one, two = cached
     sender, sink = talk.sockets
     sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)  # DF, and no path MTU is cached
@@ -330,7 +330,9 @@ def test_a_smaller_mtu_of_the_route_takes_effect_within_a_second(cached, talk):
 
 
 def test_each_host_and_each_end_of_the_tunnel_is_still_a_hop(cached, talk, counted):
-    """`traceroute` shows the same hosts as without the cache, and they drop a packet with a small TTL."""
+    """`traceroute` shows the same hosts as without the cache, and these hosts drop a packet with a small
+    TTL.
+    """
     sender, sink = talk.sockets
     sink.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
     seen = set()

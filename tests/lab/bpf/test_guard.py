@@ -59,7 +59,7 @@ def outer(source: str, destination: str, packet: bytes, fragment: int = 0) -> by
 
 
 def wait_counted(host, expected: dict[Outcome, int]) -> None:
-    """Wait for this number of packets by outcome. The last packet may be counted before an earlier one."""
+    """Wait for this number of packets by outcome. The last packet may be counted before an earlier packet."""
     with suppress(LabError):
         wait_until(lambda: host.counts() == expected, what="the packets", deadline_s=DEADLINE_S)
     assert host.counts() == expected
@@ -147,7 +147,9 @@ def test_of_very_many_strangers_the_latest_are_remembered(linked, send_from_one,
 
 
 def test_a_datagram_longer_than_its_packet_is_left_to_user_space(relayed, send_from_one):
-    """The original never sends such datagrams, but accepts them: bytes after the packet are padding."""
+    """The original never sends datagrams that are longer than the packet, but accepts them: bytes after the
+    packet are padding.
+    """
     two = relayed[1]
     before = two.forwarder_counters()["received_packets"]
 
@@ -207,7 +209,9 @@ def test_a_fragment_of_a_datagram_is_left_to_the_kernel(linked, send_from_one, o
 
 @pytest.mark.parametrize(("address", "port"), [("10.9.0.20", PORT), ("10.9.0.21", 8285)])
 def test_other_datagrams_of_the_underlay_are_not_touched(linked, open_socket, address, port):
-    """They have another port, or another address of the host, which may belong to another tunnel."""
+    """These datagrams have another port, or another address of the host, which may belong to another
+    tunnel.
+    """
     one, two = linked
     two.namespace.ip("address add 10.9.0.21/24 dev eth0")
     with (

@@ -11,7 +11,7 @@ from pyflannel.kernel.bpf.layout import Outcome
 DEADLINE_S = 60.0
 OFFLOADS = ("tx", "rx", "tso", "gso", "gro", "tx-udp_tnl-segmentation")
 
-# The original's proxy: one packet for each datagram. Each end decrements the TTL. It checks nothing.
+# The original's proxy: one packet for each datagram. Each end decrements the TTL. The proxy checks nothing.
 ORIGINAL = """
 import fcntl, os, select, socket, struct, sys
 

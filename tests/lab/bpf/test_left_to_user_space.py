@@ -62,7 +62,7 @@ def test_nat_changes_a_packet_that_user_space_sent_over_a_virtual_underlay(relay
 
 
 def test_fragments_arrive_completely(relayed):
-    """All fragments take the same path. 4000 bytes give three of them."""
+    """All fragments take the same path. 4000 bytes need three fragments."""
     one, two = relayed
     before = [host.counts() for host in relayed]
 
@@ -131,7 +131,9 @@ def test_options_arrive(relayed):
 
 
 def test_datagrams_to_be_segmented_arrive_completely(relayed, open_socket):
-    """One call sends forty datagrams, as with QUIC. The host must not send them as one datagram."""
+    """One call sends forty datagrams, as with QUIC. The host must not send these datagrams as one
+    datagram.
+    """
     one, two = relayed
     payload = os.urandom(40_000)
     with (
@@ -172,7 +174,7 @@ def test_a_peer_that_is_missing_in_the_table_is_served_by_user_space(relayed):
     assert one.counts()[Outcome.LEFT_STRANGER] >= 6
 
 
-def test_a_program_without_its_device_leaves_packets_to_others(linked):
+def test_a_program_without_its_device_leaves_packets_to_other_programs(linked):
     """Another program deleted flannel0 while no daemon ran.
 
     Another program or a socket gets the packets.
@@ -227,9 +229,8 @@ def test_other_packets_than_ipv4_reach_the_forwarder(relayed, open_socket):
         what="the forwarder counts it",
         deadline_s=DEADLINE_S,
     )
-    assert (
-        two.counts()[Outcome.LEFT_NOT_IPV4] >= 1
-    )  # flannel0 has IPv6 here, and sends neighbour solicitations
+    # flannel0 has IPv6 here, and sends neighbour solicitations.
+    assert two.counts()[Outcome.LEFT_NOT_IPV4] >= 1
     assert Outcome.LEFT_OPTIONS not in two.counts()
 
 

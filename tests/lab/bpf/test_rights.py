@@ -1,4 +1,4 @@
-"""The requirements of the fast path: rights, and a bpffs if one of them is missing."""
+"""The requirements of the fast path: rights, and a bpffs if a right is missing."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_with_pins_two_rights_are_enough(hosts, bpffs):
 
 
 def test_programs_that_cannot_be_inspected_are_reported(linked, tmp_path):
-    """A daemon with all rights attached them, and they still carry packets."""
+    """A daemon with all rights attached the programs, and the programs still carry packets."""
     one, two = linked
     desired = one.plan(two.peer())
 
@@ -108,7 +108,8 @@ def test_programs_that_cannot_be_inspected_are_reported(linked, tmp_path):
 def test_a_bpffs_without_their_pins_causes_no_loop(linked, bpffs):
     """The existing programs have no pins.
 
-    The daemon attaches its own programs behind them once, and reports the existing ones.
+    The daemon attaches its own programs once, behind the existing programs, and reports the existing
+    programs.
     """
     one, two = linked
     desired = one.plan(two.peer())

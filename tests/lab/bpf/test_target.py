@@ -325,7 +325,7 @@ def test_without_batches_each_entry_is_read_singly(linked, monkeypatch, code):
 
 
 def test_peers_beyond_the_size_of_the_table_use_user_space(linked, heal):
-    """The target does not retry their entries, and still repairs other objects.
+    """The target does not retry the entries of these peers, and still repairs other objects.
 
     When other peers leave, the remaining peers get entries.
     """

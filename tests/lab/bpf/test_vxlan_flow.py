@@ -1,4 +1,6 @@
-"""The datagrams of cached flows over vxlan, beside those of the kernel. No process of pyflannel runs."""
+"""The datagrams of cached flows over vxlan, beside the datagrams of the kernel. No process of pyflannel
+runs.
+"""
 
 import itertools
 import json
@@ -72,7 +74,7 @@ def tap(hosts):
 
 
 def send(host, destination, open_socket, port: int, *, count: int, tos: int = 0) -> None:
-    """Send packets of one flow to a container. Each arrives before the next is sent."""
+    """Send packets of one flow to a container. Each packet arrives before the next packet is sent."""
     with (
         open_socket(host.container.namespace, socket.SOCK_DGRAM) as sender,
         open_socket(destination.container.namespace, socket.SOCK_DGRAM) as sink,
@@ -232,7 +234,7 @@ def ip_header(
 
 
 def send_frame(one, two, packet: bytes) -> None:
-    """Send a packet from the underlay of host one to that of host two."""
+    """Send a packet from the underlay of host one to the underlay of host two."""
 
     async def open_raw() -> socket.socket:
         return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_IP))

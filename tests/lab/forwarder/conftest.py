@@ -24,7 +24,7 @@ REPLIES = re.compile(r"(\d+) packets transmitted, (\d+) received")
 
 
 class Host:
-    """A namespace on a veth pair, with flannel0. Its subnet is 10.100.NUMBER.0/24."""
+    """A namespace on a veth pair, with flannel0. The subnet of the host is 10.100.NUMBER.0/24."""
 
     def __init__(self, namespace, number: int, run_dir: Path) -> None:
         run_dir.mkdir()
@@ -59,7 +59,7 @@ class Host:
         self.namespace.settle(eth0="UP", flannel0="UP")
 
     def reach(self, other: "Host") -> None:
-        """Wait until `other` answers a ping. It answers a moment after its device was set up."""
+        """Wait until `other` answers a ping. `other` answers a moment after its device was set up."""
         words = ["ping", "-c", "1", "-W", "1", other.tunnel_address]
         wait_until(
             lambda: " 1 received" in self.namespace.attempt(*words),

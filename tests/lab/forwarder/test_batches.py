@@ -107,7 +107,7 @@ def checksum_errors(host) -> int:
 def test_a_stream_arrives_unchanged(linked):
     """Streams between two hosts with pyflannel, in both directions, with batches of every kind.
 
-    Memory does not grow.
+    The memory of the forwarders does not grow.
     """
     one, two = linked
 
@@ -154,7 +154,7 @@ def test_a_peer_that_reads_one_packet_from_each_datagram(hosts):
     ],
 )
 def test_without_one_offload_the_others_are_used(hosts, monkeypatch, piece, counter):
-    """The log reports it once. Data arrives unchanged."""
+    """The log reports the missing offload once. Data arrives unchanged."""
     one, two = hosts
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
     if piece == "RUN_WRITE":
@@ -175,7 +175,7 @@ def test_without_one_offload_the_others_are_used(hosts, monkeypatch, piece, coun
 def test_a_path_mtu_too_small_for_batches(linked):
     """The kernel splits no run for a path MTU smaller than its packets.
 
-    They are sent singly, in fragments.
+    Packets larger than the path MTU are sent one by one, in fragments.
     """
     one, two = linked
     for host in linked:
@@ -190,7 +190,7 @@ def test_a_path_mtu_too_small_for_batches(linked):
 def test_a_damaged_segment_is_not_repaired(linked):
     """A run with a wrong TCP checksum reaches the stack unchanged.
 
-    The stack counts it and accepts the rest.
+    The stack counts the damaged segment, and accepts the other segments.
     """
     one, two = linked
     send = """
@@ -208,7 +208,7 @@ for packet in sys.argv[1:]:
     before = checksum_errors(two)
 
     pid = one.pid
-    os.kill(pid, signal.SIGSTOP)  # so that all packets are queued when it reads
+    os.kill(pid, signal.SIGSTOP)  # so that all packets are queued when the forwarder reads
     one.namespace.command(sys.executable, "-c", send, *packets)
     os.kill(pid, signal.SIGCONT)
 

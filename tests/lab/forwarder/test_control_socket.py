@@ -67,7 +67,7 @@ def test_garbage_on_the_control_socket_ends_that_client_only(linked, data):
 def test_a_client_that_does_not_read_delays_no_packet(linked):
     """After thousands of unread answers, the forwarder disconnects the client.
 
-    It answers other clients, and every ping returns.
+    The forwarder answers other clients, and every ping returns.
     """
     one, two = linked
     read_state = b"pf\x01\x01\0\0\0\0"
@@ -84,7 +84,9 @@ def test_a_client_that_does_not_read_delays_no_packet(linked):
 
 
 def test_more_clients_than_the_maximum(linked):
-    """The forwarder refuses the last clients. When others disconnect, it accepts new clients again."""
+    """The forwarder refuses the last clients. When other clients disconnect, the forwarder accepts new
+    clients again.
+    """
     one, two = linked
     clients = [socket.socket(socket.AF_UNIX) for _ in range(40)]
     for client in clients:
@@ -97,15 +99,17 @@ def test_more_clients_than_the_maximum(linked):
         client.close()
 
     def is_served() -> bool:
-        with suppress(TargetError):  # until the forwarder detects that they disconnected
+        with suppress(TargetError):  # until the forwarder detects that the clients disconnected
             return one.snapshot() == State.of(one.forwarder, two.peer())
         return False
 
     wait_until(is_served, what="an answer to a new client", deadline_s=DEADLINE_S)
 
 
-def test_a_stopped_forwarder_is_distinguished_from_a_missing_one(linked, monkeypatch):
-    """A forwarder that does not answer causes an error with a hint. A removal kills it."""
+def test_a_stopped_forwarder_is_distinguished_from_a_missing_forwarder(linked, monkeypatch):
+    """A forwarder that does not answer causes an error with a hint. The removal of the forwarder from the
+    plan kills the process.
+    """
     monkeypatch.setattr("pyflannel.processes.forwarder_client.ANSWER_S", 0.3)
     one, _ = linked
     pid = one.pid
@@ -121,7 +125,7 @@ def test_a_stopped_forwarder_is_distinguished_from_a_missing_one(linked, monkeyp
 
 
 def test_a_forwarder_that_is_silent_twice_is_killed(linked, monkeypatch):
-    """The second of two snapshots contains no forwarder, so that the pass starts another one."""
+    """The second of two snapshots contains no forwarder, so that the pass starts another forwarder."""
     one, two = linked
     pid = one.pid
     monkeypatch.setattr("pyflannel.processes.forwarder_client.ANSWER_S", 0.2)
@@ -155,7 +159,9 @@ def test_only_forwarders_that_do_not_answer_are_ended(linked, namesake, monkeypa
 
 
 def test_another_process_s_change_is_announced(linked):
-    """The target announces that another process removed a peer. Its own changes cause no announcement."""
+    """The target announces that another process removed a peer. Changes by the target itself cause no
+    announcement.
+    """
     one, two = linked
     meddle = (
         "import socket, sys; c = socket.socket(socket.AF_UNIX); c.connect(sys.argv[1]);"

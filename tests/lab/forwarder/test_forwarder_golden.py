@@ -73,7 +73,7 @@ MARKS_OUT = {
 MARK_IN = bytes.fromhex("4500001800000000401100000a4d32050a4d281e") + MARK
 """Packets to and from a peer.
 
-They arrive after the packets of a case, because the forwarder keeps the order.
+These packets arrive after the packets of a case, because the forwarder keeps the order.
 """
 
 
@@ -96,7 +96,9 @@ class PlainHosts:
             each.close()
 
     def inject(self, case):
-        """Return packets to peers as (endpoint, payload), and those written to the device in hexadecimal."""
+        """Return packets to peers as (endpoint, payload), and packets that were written to the device, in
+        hexadecimal.
+        """
         packet = bytes.fromhex(case["packet"])
         if case["into"] == "tun":
             self.device.sendto(packet, ("flannel0", 0x0800))

@@ -145,7 +145,7 @@ def test_no_packet_is_lost_when_the_daemon_is_killed(hosts, blow):
 
 
 def test_a_killed_forwarder_is_announced_and_leaves_no_zombie(linked):
-    """The target reports it immediately. After a restart, the state equals the plan and packets flow."""
+    """The target reports the end immediately. After a restart, the state equals the plan and packets flow."""
     one, two = linked
     one.stop()
 
@@ -267,7 +267,7 @@ def test_a_port_in_use_names_its_holder(namesake, hosts):
 
 
 def test_a_port_whose_holder_ended_meanwhile_is_used_immediately(hosts, monkeypatch):
-    """The first attempt fails because of the holder, the second succeeds. No operation is refused."""
+    """The first attempt fails because of the holder, the second attempt succeeds. No operation is refused."""
     one, two = hosts
     attempts = []
 
@@ -316,7 +316,9 @@ def test_another_device_requires_another_process(linked):
 
 
 def test_a_terminated_forwarder_ends(linked):
-    """A service manager ends it like this. The file of its socket, which belongs to the daemon, remains."""
+    """A service manager ends a forwarder by SIGTERM. The file of the socket belongs to the daemon, and
+    remains.
+    """
     one, _ = linked
     pid = one.pid
 
@@ -328,7 +330,7 @@ def test_a_terminated_forwarder_ends(linked):
 
 
 def test_a_device_deleted_while_it_is_attached_to_is_not_created(hosts, monkeypatch):
-    """The kernel creates a device that does not exist. The target removes it again."""
+    """The kernel creates a device that does not exist. The target removes the created device again."""
     one, _ = hosts
     attach = forwarder_descriptors._attach
 
@@ -393,7 +395,7 @@ def test_without_a_tun_device_file_the_error_has_a_hint(hosts):
 
 
 def test_a_forwarder_whose_socket_was_deleted_is_replaced(linked):
-    """Such a forwarder uses the port, but no process can control it."""
+    """A forwarder without the file of its socket uses the port, but no process can control it."""
     one, two = linked
     pid = one.pid
     shutil.rmtree(one.run_dir)
@@ -407,7 +409,7 @@ def test_a_forwarder_whose_socket_was_deleted_is_replaced(linked):
 
 
 def test_an_unexpected_signal_is_logged_and_no_packet_is_lost(linked):
-    """The log in the run directory names it. The forwarder continues with its peers."""
+    """The log in the run directory names the signal. The forwarder continues with its peers."""
     one, two = linked
     pid = one.pid
     log = one.run_dir / LOG_NAME

@@ -116,7 +116,9 @@ def test_the_complete_state_is_handed_over(linked):
 
 @pytest.mark.parametrize("failures", [1, 3])
 def test_a_forwarder_of_root_that_cannot_be_replaced_is_killed(linked, monkeypatch, failures: int):
-    """The new one may start too late on a busy host. A flanneld of another user cannot use the old one."""
+    """The new forwarder may start too late on a busy host. A flanneld of another user cannot use the old
+    forwarder.
+    """
     one, two = linked
     pid, attempts = one.pid, []
     monkeypatch.setattr(forwarder_launch, "_as_user", lambda uid, gid: nullcontext())
@@ -180,8 +182,8 @@ def test_another_port_is_bound_before_the_old_one_is_closed(linked):
     assert ports == {"8286"}
 
 
-def test_with_an_unavailable_port_the_old_one_continues(linked):
-    """The successor exits before it takes over."""
+def test_with_an_unavailable_port_the_old_forwarder_continues(linked):
+    """The new forwarder exits before it takes over, because its port is unavailable."""
     one, two = linked
     pid = one.pid
     words = (
@@ -205,9 +207,10 @@ def test_with_an_unavailable_port_the_old_one_continues(linked):
 
 
 def test_a_successor_that_ends_before_it_takes_over_changes_nothing(linked):
-    """Packets flow meanwhile.
+    """Packets flow during the attempt.
 
-    The forwarder refuses changes, because the successor would not get them. Then it accepts them again.
+    The forwarder refuses changes, because the successor would not get them. After the attempt, the forwarder
+    accepts changes again.
     """
     one, two = linked
     with closing(ask_for_everything(one)) as successor:
@@ -227,7 +230,7 @@ def test_a_successor_that_ends_before_it_takes_over_changes_nothing(linked):
 
 
 def test_without_the_device_the_rest_is_handed_over(linked):
-    """The device was deleted. The successor attaches to the next one."""
+    """The device was deleted. The successor attaches to the next device."""
     one, two = linked
     one.namespace.ip("link delete flannel0")
     detached = replace(one.forwarder, is_attached=False)
@@ -246,7 +249,7 @@ def test_without_the_device_the_rest_is_handed_over(linked):
 
 
 def test_a_forwarder_without_hand_over_is_stopped_and_started_again(hosts, caplog):
-    """Packets are lost for a moment, and the log reports it. The peers remain."""
+    """Packets are lost for a moment, and the log reports this. The peers remain."""
     one, two = hosts
     assert not two.apply(Add(two.forwarder), Add(one.peer()))
     assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(OLD), version="0.0.1")
@@ -262,7 +265,7 @@ def test_a_forwarder_without_hand_over_is_stopped_and_started_again(hosts, caplo
 
 
 def test_a_forwarder_without_summaries_is_asked_once(hosts):
-    """The forwarder is older than its reported version. One pass fails. Later ones read the whole table."""
+    """The forwarder is older than its reported version. One pass fails. Later passes read the whole table."""
     one, two = hosts
     assert not one.apply(Add(one.forwarder), Add(two.peer()), python=one.changed(OLD))
 
@@ -280,7 +283,7 @@ def test_a_forwarder_without_summaries_is_asked_once(hosts):
 
 
 def test_a_forwarder_with_another_protocol_is_replaced(hosts):
-    """The target replaces it after two requests, and only if the process is a forwarder."""
+    """The target replaces the forwarder after two requests, and only if the process is a forwarder."""
     one, _ = hosts
     path = one.run_dir / "forwarder.sock"
 
@@ -307,7 +310,7 @@ def test_a_forwarder_with_another_protocol_is_replaced(hosts):
 
 
 def test_an_unchanged_table_is_not_read_again(linked):
-    """After a change by any process, the next snapshot shows it."""
+    """After a change of the table by any process, the next snapshot shows the change."""
     one, two = linked
     other = two.peer(subnet=IPv4Network("10.100.3.0/24"))
 

@@ -60,7 +60,7 @@ def with_user(host) -> str:
 def test_a_forwarder_with_its_own_user_has_no_right(hosts):
     """The forwarder is not root, has no group and no capability, and has a filter of system calls.
 
-    A rule for the owner of a socket, as in the tunnel guard, matches its packets as those of root, which
+    A rule for the owner of a socket, as in the tunnel guard, matches its packets as packets of root, which
     opened the socket.
     """
     one, two = hosts

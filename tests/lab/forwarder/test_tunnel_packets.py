@@ -1,4 +1,4 @@
-"""Two forwarders on real devices and sockets carry packets, and count those that they drop."""
+"""Two forwarders on real devices and sockets carry packets, and count the packets that they drop."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ def test_ping_crosses_two_forwarders(linked):
 
 
 def test_each_tunnel_end_is_a_hop(linked):
-    """Traceroute shows the host's tunnel address, then the peer's, then the destination."""
+    """Traceroute shows the host's tunnel address, then the peer's tunnel address, then the destination."""
     one, two = linked
     hops = [
         one.namespace.attempt("ping", "-c", "1", "-W", "30", "-t", ttl, two.tunnel_address)
@@ -88,7 +88,9 @@ def test_a_datagram_longer_than_the_path_mtu_is_fragmented(linked):
 
 
 def test_strangers_are_dropped_counted_and_remembered(linked):
-    """Packets need a known sender and valid inner addresses. With only one of both, they are dropped."""
+    """Packets need a known sender and valid inner addresses. A packet from an unknown sender, or with invalid
+    inner addresses, is dropped.
+    """
     one, two = linked
     one.namespace.ip("address add 10.9.0.66/24 dev eth0")
     ours, theirs, else_where = (IPv4Address(a).packed for a in ("10.100.2.9", "10.100.1.9", "10.100.3.9"))
@@ -141,8 +143,10 @@ def test_strangers_are_dropped_counted_and_remembered(linked):
     ]
 
 
-def test_no_failure_of_the_underlay_or_the_device_stops_it(linked):
-    """Without a route, or with the device down, lost packets are counted. They flow again afterwards."""
+def test_no_failure_of_the_underlay_or_the_device_stops_the_forwarder(linked):
+    """Without a route, or with the device down, lost packets are counted. The packets flow again after the
+    failure.
+    """
     one, two = linked
     for device, host, failure in (
         ("eth0", one, "send_failed_ENETUNREACH"),
