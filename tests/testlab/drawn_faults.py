@@ -85,7 +85,7 @@ def tunnel_by_iptables(draw: random.Random, pair: Pair) -> Fault:
     ports = draw.choice(["--dport 8472", "--dport 8000:9000", "-m multiport --dports 53,8472"])
     target = draw.choice(["DROP", "REJECT"] if table == "filter" else ["DROP"])
     rule = f"{some_of(draw, address, device)} -p udp {ports} -j {target}"
-    if draw.random() < 0.5:  # in a chain of its own
+    if draw.random() < 0.5:  # in a separate chain
         place = f"{program} -t {table}"
         do = f"{place} -N mine; {place} -A mine {rule}; {place} -I {chain} -j mine"
         undo = f"{place} -D {chain} -j mine; {place} -F mine; {place} -X mine"
@@ -187,7 +187,7 @@ def masquerade(draw: random.Random, pair: Pair) -> Fault:
 
 
 def ipsec_block(draw: random.Random, pair: Pair) -> Fault:
-    """A policy against tunnel packets, or against those of containers."""
+    """A policy against tunnel packets, or against packets of containers."""
     is_in = draw.random() < 0.5
     ends = (ip_network(pair.here.address), ip_network(pair.peer.address))
     source, destination = reversed(ends) if is_in else ends
@@ -242,7 +242,7 @@ def forwarding_off(draw: random.Random, pair: Pair) -> Fault:
 
 
 def other_route(draw: random.Random, pair: Pair) -> Fault:
-    """A route to a part of the peer's subnet, which the kernel prefers."""
+    """A route to a part of the peer's subnet. The kernel prefers this route to the route of flanneld."""
     part = next(pair.peer.subnet.subnets(prefixlen_diff=1))
     to = draw.choice([f"via {pair.peer.address}", f"dev {pair.bridge}"])
     return Fault(f"ip route add {part} {to}", f"ip route del {part}", "unplanned-route")
