@@ -147,6 +147,8 @@ def test_host_gw_reports_peers_that_are_not_on_its_link(new_network: NewNetwork)
         "notes": [],
         "is_encrypted": False,
         "port": None,
+        "ipv6_link": None,
+        "ipv6_port": None,
         "received": None,
         "sent": None,
     }
@@ -202,6 +204,8 @@ def test_alloc_only_acquires_a_subnet(new_network: NewNetwork) -> None:
         "notes": [],
         "is_encrypted": False,
         "port": None,
+        "ipv6_link": None,
+        "ipv6_port": None,
         "received": None,
         "sent": None,
     }
