@@ -81,7 +81,9 @@ class Point:
 def main() -> int:
     """Measure and print; return the exit status: 1 if a host got no lease."""
     parser = bench_parser("join", __doc__)
-    parser.add_argument("--hosts", type=int, nargs="+", default=list(SIZES), help="how many, one run each")
+    parser.add_argument(
+        "--hosts", type=int, nargs="+", default=list(SIZES), help="numbers of hosts, one run for each number"
+    )
     parser.add_argument("--deadline", type=float, default=240, help="seconds that one run may take")
     add_json(parser)
     add_picture(parser, "join")

@@ -111,7 +111,7 @@ def network(network_of: NetworkOf) -> Iterator[Any]:
 
 @pytest.fixture
 def host(network: Any) -> Iterator[Any]:
-    """The host of the network. The test removes all objects of flannel at its end."""
+    """The host that runs flanneld. At the end of a test, all objects of flannel are removed from the host."""
     host = network.hosts["docker1"]
     yield host
     host.flannelctl("cleanup")

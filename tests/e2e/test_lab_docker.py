@@ -47,7 +47,9 @@ def control_groups(name: str) -> list[Path]:
 
 
 def test_four_engines_side_by_side() -> None:
-    """Each engine has its own socket, images and bridge. Containers use the routes of the test."""
+    """Each engine has its own socket, images and bridge. Containers reach each other by the routes that the
+    test adds.
+    """
     with Lab(NAME) as lab:
         image = lab.directory / "busybox.tar"
         write_image(image)

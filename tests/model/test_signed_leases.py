@@ -93,7 +93,8 @@ def offers(subnets_of_a: Iterable[IPv4Network], subnets_of_b: Iterable[IPv4Netwo
 
 
 class Memory(NamedTuple):
-    """Notes of the test, which the host does not have. The notes show whether an event is a violation.
+    """The leases that the hosts accepted, as the test recorded them. The record shows whether an event is a
+    violation.
 
     Attributes:
         latest: the highest accepted counter of each key.

@@ -383,7 +383,7 @@ class Planner:
         return Replaced(State(plan))
 
     def _add_peers(self, plan: ItemMap[Item], basis: Basis, contested: set[Key]) -> bool:
-        """Add the peers of a family to a plan. Add to `contested` the keys that peers leave to other peers.
+        """Add the peers of a family to a plan. If several peers need one key, add the key to `contested`.
 
         Returns:
             True if two peers need one key.
