@@ -196,6 +196,8 @@ class TestStatus:
             "notes": [],
             "is_encrypted": False,
             "port": 8285,
+            "ipv6_link": None,
+            "ipv6_port": None,
             "received": 0,
             "sent": 0,
         }
@@ -206,13 +208,14 @@ class TestStatus:
         assert status["fast_path"]["counters"]["impostor"] == 0
 
     def test_the_text_contains_the_same_facts(self, host: Host) -> None:
+        host.ip("netns", "exec", host.namespace, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
         host.start()
 
         done = host.ctl("status")
 
         assert done.returncode == 0
         facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-        assert facts["flanneld"].endswith(", ready")
+        assert facts["flanneld"].endswith(", ready"), done.stdout
         assert facts["host"] == os.uname().nodename == host.document("status")["host_name"]
         assert facts["network"] == "10.100.0.0/16"
         assert facts["backend"] == "udp, flannel0, mtu 1472"
