@@ -33,6 +33,9 @@ Choice = Literal["auto", "safe", "flow", "off"]
 _MODES: Mapping[str, tuple[str, ...]] = {"udp": ("safe", "flow"), "vxlan": ("flow",)}
 """Modes in which a backend has programs, by the type of the backend."""
 
+_WITHOUT = {"udp": "user space carries the packets", "vxlan": "no flow bypasses the firewall"}
+"""The effect of missing programs, by the type of the backend."""
+
 
 class FastPath:
     """Decides whether programs are planned: the host's flag overrides the network config, and the abilities
@@ -74,7 +77,7 @@ class FastPath:
         absent = [one for one in self._features if one.is_needed and one.answer == "absent"]
         if absent:
             hints = dict.fromkeys(one.hint for one in absent)
-            self._refuse("; ".join(one.text for one in absent), " ".join(hints))
+            self._refuse(config, "; ".join(one.text for one in absent), " ".join(hints))
 
     def is_on(self, config: NetworkConfig | None) -> bool:
         """Return whether programs are planned for a network with this config."""
@@ -149,7 +152,7 @@ class FastPath:
             return refused  # programs of a missing device are always refused
         unserved = next((one for one in refused if _carries_packets(one.operation)), None)
         if unserved is not None:
-            self._refuse(*self._reason(unserved, refused))
+            self._refuse(config, *self._reason(unserved, refused))
             self._changed()
             return tuple(one for one in refused if not _is_of_the_fast_path(one.operation))
         is_in_place = BpfProgram in settled and BpfPeer in settled
@@ -159,9 +162,9 @@ class FastPath:
             self._changed()
         return refused
 
-    def _refuse(self, cause: str, hint: str) -> None:
-        if cause != self._obstacle:
-            log.warning("No fast path, packets take the usual path: %s", sentences(cause, hint))
+    def _refuse(self, config: NetworkConfig | None, cause: str, hint: str) -> None:
+        if cause != self._obstacle and config is not None:
+            log.warning("No fast path, %s: %s", _WITHOUT[config.backend_type], sentences(cause, hint))
         self._obstacle, self._hint, self._is_proved = cause, hint, False
         self._refused.set()
 
