@@ -25,7 +25,7 @@ _, BUILD, START, STATUS, REMOVE, CLEANUP = re.findall(
 BASE = "localhost/debian"
 NAMES = ("docker1", "docker3")
 SOON_S = 60.0
-ADDED_MB = 135
+ADDED_MB = 125
 MTU = 1472
 
 TOOLS = ("debootstrap", "help2man", "buildah", "dockerd")
