@@ -8,7 +8,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -81,14 +81,20 @@ async def send_echoes(echoes: Sequence[Echo], *, deadline_s: float = DEADLINE_S)
     Raises:
         TargetError: this process has no permission to open a raw socket.
     """
-    with contextlib.ExitStack() as stack:
-        sockets = {
-            family: stack.enter_context(contextlib.closing(_open_echo(family)))
-            for family in sorted({echo.family for echo in echoes})
-        }
+    with _sockets_for(echoes) as sockets:
         sender = _Sender(sockets, echoes)
         await sender.exchange(sender.send(), deadline_s)
         return sender.results()
+
+
+@contextlib.contextmanager
+def _sockets_for(echoes: Sequence[Echo]) -> Iterator[Mapping[Family, socket.socket]]:
+    """Give a raw socket for each family of the requests."""
+    with contextlib.ExitStack() as stack:
+        yield {
+            family: stack.enter_context(contextlib.closing(_open_echo(family)))
+            for family in sorted({echo.family for echo in echoes})
+        }
 
 
 async def count_replies(echoes: Sequence[Echo], rounds: int) -> list[int]:
@@ -98,11 +104,7 @@ async def count_replies(echoes: Sequence[Echo], rounds: int) -> list[int]:
     Raises:
         TargetError: this process has no permission to open a raw socket.
     """
-    with contextlib.ExitStack() as stack:
-        sockets = {
-            family: stack.enter_context(contextlib.closing(_open_echo(family)))
-            for family in sorted({echo.family for echo in echoes})
-        }
+    with _sockets_for(echoes) as sockets:
         sender = _Sender(sockets, [echo for _ in range(rounds) for echo in echoes])
         await sender.exchange(sender.send_once(len(echoes)), rounds * ROUND_S + LAST_REPLY_S)
         reached = [result.state == "reached" for result in sender.results()]
