@@ -31,9 +31,9 @@ def look(host):
 
 def cached(box, far, host) -> int:
     """Send a hundred packets of one flow. Return the number that bypasses the firewall of the host."""
-    before = run_inside(host, kernel_programs.packets_by_outcome).get("cached_out", 0)
+    before = run_inside(host, kernel_programs.packets_by_outcome)["cached_out"]
     box.run_in_network([sys.executable, "-c", SEND, str(far.address)])
-    return run_inside(host, kernel_programs.packets_by_outcome).get("cached_out", 0) - before
+    return run_inside(host, kernel_programs.packets_by_outcome)["cached_out"] - before
 
 
 def passed_veth(box, far, host) -> int:

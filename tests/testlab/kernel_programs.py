@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.errors import LabError
 from pyflannel.kernel.bpf.fast_path import FastPath
+from pyflannel.kernel.bpf.layout import Outcome
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Role
 
 _DEADLINE_S = 60.0
@@ -55,12 +56,11 @@ async def look() -> KernelPrograms:
 
 
 async def packets_by_outcome() -> dict[str, int]:
-    """Return the number of packets for each outcome that occurred."""
+    """Return the number of packets for each outcome, 0 for an outcome that never occurred."""
     with _fast_path() as path:
         await path.read([_ANY])
-        return {
-            outcome.value: packets for outcome, (packets, _) in path.counts(_ANY.device).items() if packets
-        }
+        counts = path.counts(_ANY.device)
+        return {outcome.value: counts.get(outcome, (0, 0))[0] for outcome in Outcome}
 
 
 async def remove_program(role: Role) -> None:
