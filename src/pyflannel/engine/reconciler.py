@@ -195,8 +195,7 @@ class Reconciler:
     async def run(self) -> None:
         """Run until cancelled. After the call ends, the reconciler does not change the host."""
         async with asyncio.TaskGroup() as tasks:
-            following = self._targets.run(changed=self.look, answered=self._has_news.set)
-            tasks.create_task(following, name="targets")
+            tasks.create_task(self._targets.run(self._has_news.set), name="targets")
             tasks.create_task(self._reconcile(), name="reconcile")
 
     async def _reconcile(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -57,6 +58,7 @@ class _Reader:
         is_asked: True if a read is in progress, or its result was not used yet.
         asked_at: time at which the read was requested, in seconds of the clock.
         must_ask: True if the target may have changed since the request, so that it must be read again.
+        is_self_contained: True if changes of other targets do not change this target.
         error: error of the latest attempt; None if it succeeded.
         retry_at: time at which the next attempt after an error is due, in seconds of the clock.
     """
@@ -64,6 +66,7 @@ class _Reader:
     def __init__(self, target: Target, clock: Clock) -> None:
         self.target = target
         self.kinds: Kinds = frozenset(target.kinds)
+        self.is_self_contained = all(kind.IS_SELF_CONTAINED for kind in self.kinds)
         self.reading: Reading | None = None
         self.is_asked = False
         self.asked_at = 0.0
@@ -158,15 +161,28 @@ class Targets:
         """Time of the clock of the next attempt to read an unreadable target; infinite if there is none."""
         return min((reader.retry_at for reader in self._readers), default=math.inf)
 
-    async def run(self, *, changed: Callable[[], None], answered: Callable[[], None]) -> None:
-        """Read the targets on request and listen to their changes, until cancelled."""
+    async def run(self, has_news: Callable[[], None]) -> None:
+        """Read the targets on request and listen to their changes, until cancelled.
+
+        `has_news` is called after each read, and after each announced change.
+        """
+
+        def note_change(reader: _Reader) -> None:
+            self._ask_affected(reader)
+            has_news()
+
         async with asyncio.TaskGroup() as tasks:
             for reader in self._readers:
                 name = type(reader.target).__name__
-                tasks.create_task(reader.read(answered), name=f"read {name}")
-                tasks.create_task(
-                    listen(reader.target.changes, self._clock, changed), name=f"changes of {name}"
-                )
+                listening = listen(reader.target.changes, self._clock, partial(note_change, reader))
+                tasks.create_task(reader.read(has_news), name=f"read {name}")
+                tasks.create_task(listening, name=f"changes of {name}")
+
+    def _ask_affected(self, changed: _Reader) -> None:
+        """Record that a target changed, and must be read with all targets that its change may affect."""
+        for reader in self._readers:
+            is_separate = reader.is_self_contained or changed.is_self_contained
+            reader.must_ask = reader.must_ask or reader is changed or not is_separate
 
     def ask(self, desired: State, begin: Callable[[Kinds], int]) -> None:
         """Request the state of each target.

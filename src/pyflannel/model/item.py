@@ -91,6 +91,8 @@ class Item(Struct, frozen=True, kw_only=True, gc=False):
         RANK: position of the kind in a batch.
         IS_HOST_PART: True if no file is written before all objects of the kind exist.
         IS_BOUND_TO_LINK: True if the key contains the link, so that the owner of the link owns the object.
+        IS_SELF_CONTAINED: True if the kernel announces each change of an object of the kind, and if a change
+            of an object of another kind never changes one of this kind.
     """
 
     KIND: ClassVar[str]
@@ -98,6 +100,7 @@ class Item(Struct, frozen=True, kw_only=True, gc=False):
     RANK: ClassVar[Rank]
     IS_HOST_PART: ClassVar[bool] = False
     IS_BOUND_TO_LINK: ClassVar[bool] = False
+    IS_SELF_CONTAINED: ClassVar[bool] = False
 
     @property
     def key(self) -> Key:

@@ -91,6 +91,7 @@ class GuardTable(Item, frozen=True, kw_only=True):
     KIND = "guard_table"
     PLURAL = "tunnel guards"
     RANK = Rank.GUARD
+    IS_SELF_CONTAINED = True
 
     device: str
     family: Family = 4
@@ -139,6 +140,7 @@ class GuardPeer(Item, frozen=True, kw_only=True):
     KIND = "guard_peer"
     PLURAL = "peers of the tunnel guard"
     RANK = Rank.GUARD_PEER
+    IS_SELF_CONTAINED = True
 
     device: str
     subnet: IpNetwork

@@ -24,7 +24,7 @@ from doubles.reconciler_bench import (
     SlowToRead,
     running,
 )
-from pyflannel.engine.reconciler import Reconciler
+from pyflannel.engine.reconciler import AUDIT_S, Reconciler
 from pyflannel.engine.targets import LATE_S
 from pyflannel.errors import TargetError
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
@@ -33,6 +33,7 @@ from pyflannel.model.item import Item
 from pyflannel.model.link import Address, Link
 from pyflannel.model.route import Route
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
+from pyflannel.model.tunnel_guard import GuardPeer, GuardTable
 from pyflannel.ports import ChangeChannel
 
 
@@ -330,6 +331,39 @@ def test_a_silent_target_does_not_delay_repairs_in_another() -> None:
             await bench.clock.settle()
 
             assert PEER in forwarder.state
+
+    asyncio.run(check())
+
+
+GUARD = GuardTable(device="flannel0")
+
+
+def test_a_change_of_the_host_requires_no_scan_of_the_tunnel_guard() -> None:
+    """The guard has thousands of entries, and no change of another object changes them."""
+
+    async def check() -> None:
+        links, guard = Part(Link), Part(GuardTable, GuardPeer)
+        bench = Bench(links, None)
+        bench.reconciler = Reconciler(targets=[links, guard], clock=bench.clock)
+        bench.replace(State.of(LINK, GUARD))
+        async with running(bench):
+            before = (links.looks, guard.looks)
+            links.damage(Remove(LINK))
+            await bench.clock.settle()
+            after_link = (links.looks, guard.looks)
+
+            assert LINK in links.state
+            assert after_link == (before[0] + 1, before[1])
+
+            guard.damage(Remove(GUARD))
+            await bench.clock.settle()
+
+            assert GUARD in guard.state
+            assert (links.looks, guard.looks) == (after_link[0], after_link[1] + 1)
+
+            await bench.clock.advance(AUDIT_S)
+
+            assert (links.looks, guard.looks) == (after_link[0] + 1, after_link[1] + 2)
 
     asyncio.run(check())
 

@@ -51,6 +51,9 @@ _NOTHING_THERE = frozenset({errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, 
 _DEADLINE_S = 10.0
 _DUMP_ATTEMPTS = 10
 
+_MESSAGES_A_TURN = 50
+"""Number of messages of a dump that are parsed before other tasks run: about half a millisecond of work."""
+
 _Value = TypeVar("_Value")
 
 
@@ -179,16 +182,18 @@ class RequestSocket:
         try:
             async with _deadline():
                 while not is_finished:
-                    for message in await self._receive():
+                    for number, message in enumerate(await self._receive(), start=1):
                         if message.sequence != sequence:
                             continue
+                        if number % _MESSAGES_A_TURN == 0:
+                            await asyncio.sleep(0)  # let other tasks run during a long dump
                         is_whole = is_whole and not message.flags & DUMP_INTERRUPTED
                         if message.kind in (ERROR, DONE):
                             is_finished = True
                             _raise_refused_dump(parse_acknowledgement(message))
                         elif (value := read(message.body)) is not None:
                             values.append(value)
-                    await asyncio.sleep(0)  # let other tasks run during a long dump
+                    await asyncio.sleep(0)
         finally:
             if not is_finished:
                 self._drain()
