@@ -96,6 +96,7 @@ COMMIT
     + DOCKER_TABLE
 )
 LONG_RULE = f"*raw\n-A PREROUTING {'-d 10.3.1.2/32 ! -i a ' * 9}-j ACCEPT\n"
+LONG_LIST = "\0 iifname != { " + '"eth1", ' * 30 + '} drop comment "DROP DIRECT ACCESS"\n'
 RELEASES = ["Ubuntu 5.4.0-150.167-generic 5.4.233", "#1 SMP Debian 4.19.118-2", "Ubuntu"]
 IDENTITIES = [
     '{"Owner": "a", "Machine": "0123"}\n',
@@ -177,7 +178,7 @@ PARSERS = [
         read_docker_rules,
         damaged_text(st.just(DOCKER_RULES), SPECIAL + '"{}\n'),
         (),
-        [DOCKER_RULES, DOCKER_TABLE, LONG_RULE],
+        [DOCKER_RULES, DOCKER_TABLE, LONG_RULE, LONG_LIST],
     ),
     Parser(
         "release of the kernel",

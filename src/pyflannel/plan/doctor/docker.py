@@ -13,7 +13,7 @@ _DROPS_ALL = " -j DROP"
 
 _RAW_DROP = re.compile(r"-d \S+ ! -i (?P<bridge>\S+) ")
 _FORWARD_DROP = re.compile(r"! -i (?P<bridge>\S+) -o (?P=bridge) -j")
-_NFT_CHAIN = re.compile(r"\s*chain filter-forward-in__(?P<bridge>\S+) \{")
+_NFT_CHAIN = re.compile(r"chain filter-forward-in__(?P<bridge>\S+) \{")
 _NFT_RAW_DROP = 'drop comment "DROP DIRECT ACCESS"'
 _NFT_LINKS = re.compile(r'iifname != (?P<links>"[^"]+"|\{[^{}]*\}) ')
 """The accepted links are the bridge and the interfaces that its option trusted_host_interfaces names."""
@@ -42,16 +42,16 @@ def docker_drops(saved: Iterable[SavedRules], table: str, family: Family = 4) ->
                     text = f"{rules.program} -t {place} -A {chain} {rule}"
                     found.setdefault(drop["bridge"], []).append(text)
     bridge = ""
-    for line in table.split("\n"):
+    for line in map(str.strip, table.split("\n")):
         if (header := _NFT_CHAIN.match(line)) is not None:
             bridge = header["bridge"]
-        elif line.strip() == "}":
+        elif line == "}":
             bridge = ""
         elif _NFT_RAW_DROP in line and (drop := _NFT_LINKS.search(line)) is not None:
-            for name in re.findall(r'"([^"]+)"', drop["links"]):
-                found.setdefault(name, []).append(line.strip())
+            for name in dict.fromkeys(re.findall(r'"([^"]+)"', drop["links"])):
+                found.setdefault(name, []).append(line)
         elif bridge and _NFT_FORWARD_DROP in line:
-            found.setdefault(bridge, []).append(line.strip())
+            found.setdefault(bridge, []).append(line)
     return {name: tuple(lines) for name, lines in found.items()}
 
 
