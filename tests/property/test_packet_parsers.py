@@ -35,6 +35,7 @@ from pyflannel.errors import DockerPluginError, StoreError, WireError
 from pyflannel.http.server import Conversation, Limits, Request, Response
 from pyflannel.model.docker import DockerEndpoint, DockerNetwork, DockerState, Pool, PublishedPort
 from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.reach_matrix import Matrix, MatrixCell, MatrixRow
 from pyflannel.model.status import (
     JournalEntry,
     LeaseStatus,
@@ -44,6 +45,7 @@ from pyflannel.model.status import (
     RefusedPeer,
     Status,
     StoreStatus,
+    StoreTimes,
     StrangerStatus,
 )
 from pyflannel.model.store_record import Secret
@@ -317,6 +319,15 @@ a_status = Status(
     ),
 )
 an_entry = LeaseEntry(subnet=IPv4Network("10.3.1.0/24"), public_ip=IPv4Address("192.0.2.1"), owner="a")
+a_matrix = Matrix(
+    rows=(
+        MatrixRow(
+            subnet=IPv4Network("10.3.1.0/24"),
+            public_ip=IPv4Address("192.0.2.1"),
+            cells=(MatrixCell(subnet=IPv6Network("fd00::/64"), state="reached", rtt_ms=0.5),),
+        ),
+    )
+)
 DOCUMENTS: list[tuple[Callable[[bytes], object], bytes]] = [
     (control_json.parse_status, control_json.format_status(a_status)),
     (control_json.parse_leases, control_json.format_leases([an_entry])),
@@ -330,6 +341,9 @@ DOCUMENTS: list[tuple[Callable[[bytes], object], bytes]] = [
             PlanPreview(changes=(PlannedChange(action="remove", kind="link", text="flannel.1"),))
         ),
     ),
+    (control_json.parse_subnets, control_json.format_subnets([IPv4Network("10.3.1.0/24")])),
+    (control_json.parse_store_times, control_json.format_store_times(StoreTimes(answered_s=(0.1,)))),
+    (control_json.parse_matrix, control_json.format_document(a_matrix)),
     (control_json.parse_public_key, control_json.format_public_key("A" * 43 + "=")),
     (control_json.parse_config_text, control_json.format_config_text("{}")),
     (control_json.parse_error, control_json.format_error(WireError("bad", hint="Repair it."))),

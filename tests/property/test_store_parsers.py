@@ -50,7 +50,7 @@ from pyflannel.wire.lease_json import (
     parse_wireguard,
     signed_form,
 )
-from pyflannel.wire.lease_record import claim_of, lease_of, parse_change, parse_last_known, readable_lease
+from pyflannel.wire.lease_record import claim_of, kept_lease, lease_of, parse_change, parse_last_known
 from pyflannel.wire.lease_signature import is_authentic, is_authentic_list, parse_signed_list
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
 from pyflannel.wire.reach_record import is_authentic_request, is_authentic_row, parse_request, parse_row
@@ -267,6 +267,22 @@ kept = st.builds(
 )
 
 
+KEPT = [
+    json.dumps(
+        {
+            "Config": "{}",
+            "Own": own,
+            "Leases": dict.fromkeys((own, "subnets/10.5.53.0-24"), '{"PublicIP":"192.0.2.1"}'),
+        }
+    ).encode()
+    for own in (
+        "subnets/10.5.52.0-24",
+        "subnets/10.5.52.0-24&fd00:5:0:34::-64",
+        "subnets/&fd00:5:0:34::-64",
+        "subnets/&fd00:5:0:34::1-64",
+    )
+]
+
 KEYS = KeySpace("/net")
 
 
@@ -295,7 +311,7 @@ etcd_records = st.builds(
 
 def read_kept(data: bytes) -> None:
     for record in parse_last_known(data).records:
-        readable_lease(record)
+        kept_lease(record)
 
 
 def read_signed_lease(value: bytes) -> None:
@@ -521,7 +537,12 @@ STORE = [
         SERVERS,
     ),
     Parser("etcd's record", read_record, damaged(etcd_records), (DecodeError,)),
-    Parser("last known leases", read_kept, damaged(kept.map(str.encode)) | as_bytes(kept | deep)),
+    Parser(
+        "last known leases",
+        read_kept,
+        damaged(kept.map(str.encode) | st.sampled_from(KEPT)) | as_bytes(kept | deep),
+        corpus=KEPT,
+    ),
 ]
 
 # subnet.env, as read by pyflannel and by Docker's script.
