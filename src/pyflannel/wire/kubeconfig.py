@@ -78,6 +78,7 @@ def _document(text: str) -> object:
         import yaml  # this import takes half a megabyte of memory, and a file in JSON does not need it
 
     try:
+        # The faster parser of libyaml accepts other texts, and gives some values another type.
         node = yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         # The last two are errors of int() and chr(), which the scanner of yaml does not catch.

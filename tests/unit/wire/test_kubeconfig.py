@@ -91,6 +91,29 @@ def test_a_number_that_yaml_cannot_read_is_an_error(text: str) -> None:
         parse_kubeconfig(text)
 
 
+@pytest.mark.parametrize(
+    ("before", "line", "is_accepted"),
+    [
+        ("", "a: b\t", False),
+        ("", "a:\tb", False),
+        ("", "a: [{b? c: d}]", False),
+        ("", "a: [b, ?, c]", True),
+        ("%YAML 1.3\n---\n", "a: b", True),
+    ],
+)
+def test_the_same_texts_are_accepted_with_and_without_libyaml(
+    before: str, line: str, is_accepted: bool
+) -> None:
+    """The parsers of PyYAML and of libyaml differ in these texts."""
+    text = before + YAML % "token: abc" + line + "\n"
+
+    if is_accepted:
+        assert parse_kubeconfig(text) == parse_kubeconfig(YAML % "token: abc")
+    else:
+        with pytest.raises(WireError, match="not YAML"):
+            parse_kubeconfig(text)
+
+
 def test_aliases_cannot_make_a_short_file_expand() -> None:
     """The expanded text would have 9 ** 30 parts."""
     levels = "".join(f"l{i + 1}: &a{i + 1} [{','.join([f'*a{i}'] * 9)}]\n" for i in range(30))
