@@ -2,9 +2,9 @@
 
 A parser first gets inputs that its branches guide: atheris keeps each input that reaches a new branch. Then
 it gets random changes of the kept inputs, without the fuzzer, which would take three to six times as
-long. The number of inputs is 10,000, or a million with --long. One line for each parser states the number of
-inputs, the seconds, the share of refused inputs, the number of kept inputs, the growth of the memory, the
-slowest input, and how many branches of the called functions the kept inputs reach.
+long. The number of inputs is 10,000, or a million with --long, which all processors share. One line for each
+parser states the number of inputs, the seconds, the share of refused inputs, the number of kept inputs, the
+growth of the memory, the slowest input, and how many branches of the called functions the kept inputs reach.
 """
 
 import ast
@@ -17,7 +17,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +29,7 @@ import pytest
 
 import pyflannel
 from doubles.hostile_inputs import GROWTH, Parser, allocated, deadline, seeds_of
-from fuzz.parsers import INPUTS, SUBJECTS, mutant, parsers_of, text_of, tokens_of, write_seeds
+from fuzz.parsers import INPUTS, SUBJECTS, mutant, parser_of, parsers_of, text_of, tokens_of, write_seeds
 
 TESTS = Path(__file__).parents[1]
 SOURCE = Path(pyflannel.__file__).parent
@@ -116,7 +119,8 @@ def test_no_input_raises_another_error(
 
     assert status == 0, (tmp_path / "log").read_text(errors="replace")[-6000:]
     kept = [file.read_bytes() for file in sorted((tmp_path / INPUTS).iterdir())]
-    run = disturb(parser, convert, kept, tokens_of(seeds), (ALL_LONG if long_run else ALL) - guided)
+    share = partial(disturb, parser.name, convert, kept, tokens_of(seeds))
+    run = shared(share, ALL_LONG - guided) if long_run else share(ALL - guided)
     seconds = time.perf_counter() - began
     measured[parser.name] = replayed(parser, convert, kept)
     modules = list(branches_of([measured[parser.name]], tmp_path / "coverage.json").values())
@@ -194,11 +198,28 @@ class Run(NamedTuple):
 Convert = Callable[[bytes], bytes | str]
 
 
+def shared(share: Callable[[int, int], Run], inputs: int) -> Run:
+    """Return the result of many inputs that all processors share; the largest growth of one process."""
+    count = os.cpu_count() or 1
+    with ProcessPoolExecutor(count, get_context("fork")) as processes:
+        runs = list(processes.map(share, [-(-inputs // count)] * count, range(count)))
+    worst = max(runs, key=lambda run: run.slowest_s)
+    return Run(
+        sum(run.inputs for run in runs),
+        sum(run.refused for run in runs),
+        max(run.blocks for run in runs),
+        max(run.mib for run in runs),
+        worst.slowest_s,
+        worst.slowest,
+    )
+
+
 def disturb(
-    parser: Parser, convert: Convert, kept: Sequence[bytes], tokens: Sequence[bytes], inputs: int
+    name: str, convert: Convert, kept: Sequence[bytes], tokens: Sequence[bytes], inputs: int, seed: int = 0
 ) -> Run:
     """Pass random changes of the kept inputs to a parser, until the number or the time is reached."""
-    rand, clock, end = random.Random(parser.name).random, time.perf_counter, time.monotonic() + MOST_S
+    parser = parser_of(name)
+    rand, clock, end = random.Random(f"{name} {seed}").random, time.perf_counter, time.monotonic() + MOST_S
     parse, errors = parser.parse, parser.errors
     refused = number = 0
     longest_s, slowest = 0.0, b""
