@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["pyflannel"]):
     for subject in SUBJECTS:
         parsers_of(subject)  # the call imports the modules of the parsers
 
-LIMITS = ("-timeout=20", "-rss_limit_mb=1024", "-verbosity=0", "-reload=0")
+LIMITS = ("-timeout=20", "-rss_limit_mb=1024", "-verbosity=0", "-reload=0", "-print_final_stats=1")
 
 
 def fuzz(name: str, has_text: bool, directory: Path, inputs: int, seconds: float) -> None:
