@@ -419,6 +419,73 @@ def test_cleanup_removes_the_remains_of_an_original(overlay, host: Host) -> None
     assert "removed iptables chain FLANNEL-FWD in filter" in said
 
 
+VXLAN_IPV6 = """
+link add flannel-v6.1 type vxlan id 1 dev eth0 local fd07:1::65 dstport 8472 nolearning udp6zerocsumrx
+link set flannel-v6.1 address 2e:19:0b:6f:58:01 up
+address add fd00:5:0:1f::/128 dev flannel-v6.1
+neigh add fd00:5:0:20:: lladdr 2e:19:0b:6f:58:02 dev flannel-v6.1 nud permanent
+route add fd00:5:0:20::/64 via fd00:5:0:20:: dev flannel-v6.1 onlink
+"""
+"""The IPv6 objects of an original with both families and the backend vxlan."""
+
+HOST_GW_IPV6 = """
+route add fd00:5:0:21::/64 via fd07:1::66 dev eth0
+route add fd00:5:0:4e::/64 via fd07:1::4d dev eth0
+"""
+
+OPERATORS_ROUTES = """
+route add fd00:5:0:21:1::/80 via fd07:1::66 dev eth0
+route add fd00:6::/64 via fd07:1::66 dev eth0
+"""
+"""Routes of an operator: to a part of a subnet, and outside the network."""
+
+
+@pytest.mark.parametrize(
+    ("families", "env"),
+    [
+        (
+            (4, 6),
+            "FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.31.1/24\n"
+            "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:1f::1/64\n",
+        ),
+        ((6,), "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:1f::1/64\n"),
+    ],
+    ids=["dual", "IPv6 alone"],
+)
+def test_cleanup_removes_the_remains_of_an_original_in_each_family(
+    overlay, host: Host, families: tuple[int, ...], env: str
+) -> None:
+    """Routes of an operator remain, also inside the IPv6 network."""
+    overlay.give_ipv6(host)
+    host.run(["ip", "-batch", "-"], text=OPERATORS_ROUTES)
+    before = overlay.state(host)
+    if 4 in families:
+        host.run(["ip", "-batch", "-"], text=VXLAN + HOST_GW.replace("32.0", "33.0").replace("77.0", "78.0"))
+    host.run(["ip", "-batch", "-"], text=VXLAN_IPV6 + HOST_GW_IPV6)
+    host.run(["ip", "-6", "route", "add", "blackhole", "fd00:5:0:1f::/64"])
+    host.run(["ip6tables-restore", "--noflush"], text=CHAINS_IPV6)
+    host.run(["sh", "-c", "mkdir -p /run/flannel; cat >/run/flannel/subnet.env"], text=env)
+    wanted = [
+        "link flannel-v6.1",
+        "route fd00:5:0:21::/64 metric 1024",
+        "route fd00:5:0:4e::/64 metric 1024",
+        "route fd00:5:0:1f::/64 metric 1024",
+    ]
+    if 4 in families:
+        wanted += ["link flannel.1", "route 10.100.33.0/24", "route 10.100.78.0/24"]
+
+    preview = host.flannelctl("--store", overlay.etcd.url, "cleanup", "--dry-run")
+    said = host.flannelctl("--store", overlay.etcd.url, "cleanup")
+
+    assert overlay.state(host) == before
+    for name in wanted:
+        assert f"{name} (left by the original flannel)" in preview
+        assert f"removed {name} (left by the original flannel)" in said
+    assert "removed ip6tables chain FLANNEL-FWD in filter" in said
+    for route in OPERATORS_ROUTES.splitlines()[1:]:
+        host.run(["ip", *route.replace("add", "delete").split()])
+
+
 def rules(host: Host, program: str = "iptables") -> list[str]:
     """Return rules and chains without counters."""
     lines = host.run([f"{program}-save"]).stdout.splitlines()

@@ -105,7 +105,8 @@ class Overlay:
             router.run(["ip", "address", "replace", f"fd07:{number}::fe/64", "dev", f"gw-{segment}", "nodad"])
         for host in hosts:
             address = ipv6_underlay(host)
-            batch = f"address add {address} dev eth0 nodad\nroute add default via {address.network[0xFE]}\n"
+            gateway = address.network[0xFE]
+            batch = f"address replace {address} dev eth0 nodad\nroute replace default via {gateway}\n"
             host.run(["ip", "-batch", "-"], text=batch)
             host.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1", "net.ipv4.ip_forward=1"])
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pyflannel.assembly.directories import DOCKER_SOCKET, Places
 from pyflannel.assembly.options import kubernetes_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of, store_url_from_environment
 from pyflannel.assembly.stores import KubernetesAddress, open_store, parse_store_url
-from pyflannel.commands.examination import known_networks, membership_of, status_of_host
+from pyflannel.commands.examination import known_networks, memberships_of, status_of_host
 from pyflannel.commands.local_daemon import running_daemon, stop_daemon
 from pyflannel.commands.network_client import READ_S, is_missing
 from pyflannel.errors import BusyError, FlannelError, WireError, sentences
@@ -66,7 +66,11 @@ class Removal(Struct, frozen=True):
 
 
 async def remove_objects(
-    places: Places, membership: Membership, *, doubtful_rules: bool = False, is_preview: bool = False
+    places: Places,
+    memberships: Sequence[Membership],
+    *,
+    doubtful_rules: bool = False,
+    is_preview: bool = False,
 ) -> Removal:
     """Remove the forwarder, pyflannel's kernel objects and, for the default daemon, the objects of the
     original.
@@ -76,7 +80,7 @@ async def remove_objects(
 
     Args:
         places: the paths of the daemon.
-        membership: the networks of this host.
+        memberships: the network of this host, in each family.
         doubtful_rules: also remove filter rules that may belong to the original or to another program.
         is_preview: list the objects that would be removed, and change nothing.
     """
@@ -113,8 +117,8 @@ async def remove_objects(
         if device is not None and not is_preview:
             await _remove_next_hops(route_protocol(device), done)
         if places.mark == MARK:
-            await _remove_originals(linux, membership, done, is_preview)
-            left = rules_left(await read_rules(), known_networks(places, membership))
+            await _remove_originals(linux, memberships, done, is_preview)
+            left = rules_left(await read_rules(), known_networks(places, *memberships))
             await _remove_rules(left, done, doubtful_rules, is_preview)
     return done
 
@@ -231,11 +235,12 @@ async def _remove_container_links(places: Places, done: Removal, is_preview: boo
 
 
 async def _remove_originals(
-    linux: LinuxTarget, membership: Membership, done: Removal, is_preview: bool
+    linux: LinuxTarget, memberships: Sequence[Membership], done: Removal, is_preview: bool
 ) -> None:
     """Remove objects that the original flannel left, unless an original flanneld runs and uses them."""
     try:
-        found = left_by_original(await survey(), membership)
+        items = await survey()
+        found = State.collect(item for one in memberships for item in left_by_original(items, one))
         if found and (pid := find_original()) is not None:
             done.kept.extend(
                 f"{line} (in use by the original flanneld, pid {pid})" for line in in_lines(found)
@@ -321,7 +326,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
     report = CleanupReport()
     places = cleanup.places
     status = await status_of_host(places)
-    membership = await membership_of(places, status)
+    memberships = await memberships_of(places, status)
     store_url = status.store.url if status.store else None
     running = running_daemon(places.lock)
     unit = None if running is None else service_of(running)
@@ -335,7 +340,7 @@ async def clean_up(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupRepor
     run_dir_existed = places.run_dir.exists()  # checked before RunLock creates the directory
     with RunLock(str(places.lock), "flannelctl cleanup"):  # prevents the start of a daemon
         owner = await owner_of(cleanup, status)
-        removal = await remove_objects(places, membership, doubtful_rules=cleanup.doubtful_rules)
+        removal = await remove_objects(places, memberships, doubtful_rules=cleanup.doubtful_rules)
         report.removed.extend(removal.removed)
         report.kept.extend(removal.kept)
         report.problems.extend(removal.problems)
@@ -360,8 +365,10 @@ async def preview(cleanup: Cleanup, environ: Mapping[str, str]) -> CleanupReport
     status = await status_of_host(places)
     if (pid := running_daemon(places.lock)) is not None:
         report.removed.append(f"flanneld (pid {pid})")
-    membership = await membership_of(places, status)
-    removal = await remove_objects(places, membership, doubtful_rules=cleanup.doubtful_rules, is_preview=True)
+    memberships = await memberships_of(places, status)
+    removal = await remove_objects(
+        places, memberships, doubtful_rules=cleanup.doubtful_rules, is_preview=True
+    )
     report.removed.extend(removal.removed)
     report.kept.extend(removal.kept)
     report.problems.extend(removal.problems)

@@ -95,11 +95,17 @@ async def status_of_host(places: Places) -> Status:
         return await offline_status(places, str(error))
 
 
-async def membership_of(places: Places, status: Status) -> Membership:
-    """Return the network, subnet and underlay of the host in the first family of the network; None for each
+async def memberships_of(places: Places, status: Status) -> tuple[Membership, ...]:
+    """Return the network, subnet and underlay of the host in each family of its network; None for each
     unknown value.
     """
-    return await _membership_in(families_of(status)[0], places, status)
+    leases = await leases_of_host(places)
+    return tuple(
+        [
+            await _membership_in(family, places, status_in(status, family, leases))
+            for family in families_of(status)
+        ]
+    )
 
 
 async def _membership_in(family: Family, places: Places, status: Status) -> Membership:
@@ -113,7 +119,7 @@ async def _membership_in(family: Family, places: Places, status: Status) -> Memb
     return Membership(
         network=network_of(status, family),
         subnet=status.lease.subnet if status.lease else None,
-        underlay=status.underlay.link if status.underlay else await _underlay(known),
+        underlay=status.underlay.link if status.underlay else await _underlay(known, family, _ranges(status)),
         peers={
             **{lease.subnet: lease.public_ip for lease in leases},
             **_addresses_of(status.refused_peers, family),
@@ -132,11 +138,11 @@ def _last_known(places: Places) -> Kept | None:
     return None
 
 
-def known_networks(places: Places, membership: Membership) -> frozenset[IPv4Network | IPv6Network]:
+def known_networks(places: Places, *memberships: Membership) -> frozenset[IPv4Network | IPv6Network]:
     """Return the current and former networks of this host, from the store and each subnet.env."""
     files = [places.subnet_file, *places.run_dir.glob("networks/*.env")]
     named = {network for path in files for network in _named_in(path)}
-    return frozenset(named if membership.network is None else {membership.network, *named})
+    return frozenset(named.union(one.network for one in memberships if one.network is not None))
 
 
 def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
@@ -148,16 +154,17 @@ def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
                     yield ip_network(word.strip())
 
 
-async def _underlay(known: Kept | None) -> str | None:
+async def _underlay(known: Kept | None, family: Family, scope: RouteScope) -> str | None:
     """Return the interface with the address of the last lease, or otherwise the interface of the default
     route.
     """
     with contextlib.suppress(FlannelError):
-        interfaces = await interfaces_of_host()
-        own = None if known is None else interfaces.holder(known.own.attributes.public_ip)
+        interfaces = await interfaces_of_host(scope)
+        part = None if known is None else known.own.part(family)
+        own = None if part is None else interfaces.holder(part.address)
         if own is not None:
             return own.name
-        return choose(UnderlayOptions(), interfaces).link
+        return choose(UnderlayOptions(), interfaces, families=(family,)).link
     return None
 
 

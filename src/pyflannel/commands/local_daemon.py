@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
@@ -189,11 +189,11 @@ async def offline_status(places: Places, cause: str) -> Status:
         network=NetworkStatus(
             text=known.config if known else None,
             network=config.network if config else _network(env),
-            ipv6_network=config.ipv6_network if config else None,
+            ipv6_network=config.ipv6_network if config else _ipv6_network(env),
         ),
         lease=LeaseStatus(
             subnet=known.own.subnet if known else _previous_subnet(env_text),
-            ipv6_subnet=known.own.ipv6_subnet if known else None,
+            ipv6_subnet=known.own.ipv6_subnet if known else _previous_ipv6_subnet(env_text),
         ),
         backend=_backend(config, link, env),
         peers=_peers(known) if known else 0,
@@ -267,9 +267,21 @@ def _previous_subnet(text: str) -> IpNetwork | None:
     return None
 
 
+def _previous_ipv6_subnet(text: str) -> IPv6Network | None:
+    with contextlib.suppress(WireError):
+        return previous_ipv6_subnet(text)
+    return None
+
+
 def _network(env: Mapping[str, str]) -> IPv4Network | None:
     with contextlib.suppress(ValueError):
         return IPv4Network(env.get("FLANNEL_NETWORK", ""))
+    return None
+
+
+def _ipv6_network(env: Mapping[str, str]) -> IPv6Network | None:
+    with contextlib.suppress(ValueError):
+        return IPv6Network(env.get("FLANNEL_IPV6_NETWORK", ""))
     return None
 
 

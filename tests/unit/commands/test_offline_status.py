@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import resource
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,27 @@ def test_the_owner_is_known_without_an_identity_file(tmp_path: Path) -> None:
     assert (found.owner, found.host_name) == ("us", "docker1")
     places.identity.write_text('{"Owner":"this host again","Machine":""}')
     assert asyncio.run(offline_status(places, "")).owner == "this host again"
+
+
+@pytest.mark.parametrize("has_ipv4", [True, False])
+def test_subnet_env_names_the_networks_of_a_host_without_a_daemon(tmp_path: Path, has_ipv4: bool) -> None:
+    """The original writes nothing else."""
+    places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "subnet.env")
+    ipv4 = "FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.31.1/24\n" if has_ipv4 else ""
+    ipv6 = "FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:1f::1/64\n"
+    places.subnet_file.write_text(ipv4 + ipv6)
+
+    found = asyncio.run(offline_status(places, ""))
+
+    assert found.network is not None
+    assert found.network.network == (IPv4Network("10.100.0.0/16") if has_ipv4 else None)
+    assert found.network.ipv6_network == IPv6Network("fd00:5::/48")
+    assert found.lease is not None
+    own = IPv6Network("fd00:5:0:1f::/64")
+    assert (found.lease.subnet, found.lease.ipv6_subnet) == (
+        IPv4Network("10.100.31.0/24") if has_ipv4 else own,
+        own,
+    )
 
 
 @pytest.mark.timeout(20)
