@@ -42,6 +42,29 @@ def hosts(overlay: Overlay) -> list[Host]:
     return found
 
 
+@pytest.fixture(scope="module")
+def vxlan_hosts(overlay: Overlay, hosts: list[Host]) -> list[Host]:
+    """The hosts in a vxlan network with both families. If an earlier test started flanneld, it runs on."""
+    if not overlay.daemons:
+        set_config(overlay)
+        join(overlay, hosts)
+        configure_bridges(hosts)
+        wait_reached(hosts)
+    return hosts
+
+
+@pytest.fixture(scope="module")
+def wireguard_hosts(overlay: Overlay, vxlan_hosts: list[Host]) -> list[Host]:
+    """The hosts in a wireguard network with both families."""
+    for host in vxlan_hosts:
+        stop(overlay, host)
+    set_config(overlay, "wireguard")
+    join(overlay, vxlan_hosts)
+    configure_bridges(vxlan_hosts)
+    wait_reached(vxlan_hosts)
+    return vxlan_hosts
+
+
 def set_config(
     overlay: Overlay, kind: str = "vxlan", *, nftables: bool = False, ipv6: bool = True, **options: str
 ) -> None:
@@ -67,7 +90,7 @@ def stop(overlay: Overlay, host: Host) -> None:
     The third host has no path by host-gw, so the previous backend would stay.
     """
     overlay.daemons[host.name].kill()
-    host.run(["rm", "/var/lib/flannel/last-known.json"])
+    host.run(["rm", "-f", "/var/lib/flannel/last-known.json"])
 
 
 def configure_bridges(hosts: list[Host]) -> None:
@@ -132,10 +155,10 @@ def test_ipv6_joins_a_running_network(overlay: Overlay, hosts: list[Host]) -> No
     configure_bridges(hosts)
 
 
-def test_hosts_reach_each_other_in_both_families(overlay: Overlay, hosts: list[Host]) -> None:
+def test_hosts_reach_each_other_in_both_families(overlay: Overlay, vxlan_hosts: list[Host]) -> None:
     """Each lease has one key for both subnets, in the format of the original."""
-    wait_reached(hosts)
-    for host in hosts:
+    wait_reached(vxlan_hosts)
+    for host in vxlan_hosts:
         env = host.subnet_env()
         subnet, ipv6 = host.lease(), bridge(host).network
         assert env["FLANNEL_IPV6_NETWORK"] == str(NETWORK)
@@ -196,10 +219,10 @@ def traced(host: Host, address: object) -> tuple[bool, list[str]]:
     ids=str,
 )
 def test_doctor_and_trace_examine_each_family(
-    hosts: list[Host], do: str, undo: str | None, found: list[str], fails: set[int]
+    vxlan_hosts: list[Host], do: str, undo: str | None, found: list[str], fails: set[int]
 ) -> None:
     """A rule of one family is named once, and trace passes in the other family."""
-    first, second, _ = hosts
+    first, second, _ = vxlan_hosts
     if not undo and undo is not None:
         do, undo = f"{do} -j DROP", f"{do} -j DROP".replace("-I", "-D")
     assert findings(first) == []
@@ -233,19 +256,21 @@ def test_doctor_and_trace_examine_each_family(
         "nft flush chain ip6 flannel-guard to_us",
     ],
 )
-def test_each_object_is_repaired(overlay: Overlay, hosts: list[Host], damage: str) -> None:
+def test_each_object_is_repaired(overlay: Overlay, vxlan_hosts: list[Host], damage: str) -> None:
     """A notification of the kernel causes the repair."""
-    host = hosts[0]
+    host = vxlan_hosts[0]
     wanted = objects(host)
-    assert len(wanted) == 1 + 3 * (len(hosts) - 1) + 2
+    assert len(wanted) == 1 + 3 * (len(vxlan_hosts) - 1) + 2
 
     host.run(["sh", "-c", damage])
 
     wait_until(lambda: objects(host) == wanted, what=f"repair of: {damage}", deadline_s=HEALED_S)
 
 
-def test_a_rebuild_of_the_guard_loses_no_packet_of_a_member(overlay: Overlay, hosts: list[Host]) -> None:
-    first, second = hosts[0], hosts[2]
+def test_a_rebuild_of_the_guard_loses_no_packet_of_a_member(
+    overlay: Overlay, vxlan_hosts: list[Host]
+) -> None:
+    first, second = vxlan_hosts[0], vxlan_hosts[2]
     wanted = objects(first)
 
     with PingStream(second, bridge(first).ip, interval_s=0.01) as stream:
@@ -264,9 +289,9 @@ def guard_handles(host: Host) -> str:
     return "\n".join(line for line in listed.splitlines() if "# handle" in line)
 
 
-def test_a_restart_loses_no_packet(overlay: Overlay, hosts: list[Host]) -> None:
+def test_a_restart_loses_no_packet(overlay: Overlay, vxlan_hosts: list[Host]) -> None:
     """The restarted daemon adopts the tunnel guard."""
-    first, second = hosts[0], hosts[2]
+    first, second = vxlan_hosts[0], vxlan_hosts[2]
     key, guard = (first.lease(), bridge(first)), guard_handles(first)
 
     with PingStream(second, bridge(first).ip, interval_s=0.01) as stream:
@@ -316,11 +341,11 @@ def check_moves(
 
 
 def test_one_family_follows_its_address_and_the_other_loses_no_packet(
-    overlay: Overlay, hosts: list[Host]
+    overlay: Overlay, vxlan_hosts: list[Host]
 ) -> None:
     """The addresses of both families change in turn, and then change back."""
-    host, other, _ = hosts
-    configure_bridges(hosts)
+    host, other, _ = vxlan_hosts
+    configure_bridges(vxlan_hosts)
     link = ("eth0", "eth0")
     old, new = str(host.place.address), "10.10.10.111/24"
     old_ipv6, new_ipv6 = str(ipv6_underlay(host)), "fd07:1::6f/64"
@@ -339,11 +364,11 @@ def test_one_family_follows_its_address_and_the_other_loses_no_packet(
 
 
 def test_one_family_follows_to_another_interface_and_the_other_loses_no_packet(
-    overlay: Overlay, hosts: list[Host]
+    overlay: Overlay, vxlan_hosts: list[Host]
 ) -> None:
     """The address and the default route move to eth5, and back, first in IPv4 and then in IPv6."""
-    host, other, _ = hosts
-    configure_bridges(hosts)
+    host, other, _ = vxlan_hosts
+    configure_bridges(vxlan_hosts)
     router = overlay.lab.router
     cable = f"eth5 netns {host.init_pid} type veth peer name dual5 netns {router.init_pid}"
     subprocess.run(["ip", "link", "add", *cable.split()], check=True)
@@ -374,12 +399,14 @@ def published(overlay: Overlay, host: Host) -> list[str]:
     return [value["PublicIP"], value["PublicIPv6"]]
 
 
-def test_peers_reach_a_host_whose_addresses_moved_to_another_nic(overlay: Overlay, hosts: list[Host]) -> None:
+def test_peers_reach_a_host_whose_addresses_moved_to_another_nic(
+    overlay: Overlay, vxlan_hosts: list[Host]
+) -> None:
     """The peers know the previous MAC address of the host, and at first the host sends the peers only the
     announcements.
     """
-    host, other, _ = hosts
-    configure_bridges(hosts)
+    host, other, _ = vxlan_hosts
+    configure_bridges(vxlan_hosts)
     ends = (host.gateway().ip, bridge(host).ip)
     with ExitStack() as stack:
         streams = [stack.enter_context(PingStream(other, end, interval_s=0.05)) for end in ends]
@@ -398,10 +425,10 @@ def test_peers_reach_a_host_whose_addresses_moved_to_another_nic(overlay: Overla
 
 @pytest.mark.parametrize("has_nftables", [False, True], ids=["iptables", "nftables"])
 def test_host_gw_and_the_filter_rules_have_both_families(
-    overlay: Overlay, hosts: list[Host], has_nftables: bool
+    overlay: Overlay, vxlan_hosts: list[Host], has_nftables: bool
 ) -> None:
     """Packets that leave the network get the address of the host in both families."""
-    pair = hosts[:2]
+    pair = vxlan_hosts[:2]
     for host in pair:
         stop(overlay, host)
     set_config(overlay, "host-gw", nftables=has_nftables)
@@ -426,17 +453,9 @@ def test_host_gw_and_the_filter_rules_have_both_families(
         assert f"-A FLANNEL-POSTRTG -s {NETWORK} ! -d ff00::/8" in saved
 
 
-def test_wireguard_carries_both_families(overlay: Overlay, hosts: list[Host]) -> None:
+def test_wireguard_carries_both_families(wireguard_hosts: list[Host]) -> None:
     """Each family has a device. While a device is missing, no packet leaves unencrypted."""
-    pair = hosts[:2]
-    for host in pair:
-        stop(overlay, host)
-    set_config(overlay, "wireguard")
-    join(overlay, pair)
-    configure_bridges(pair)
-
-    wait_reached(pair)
-    first, second = pair
+    first, second, _ = wireguard_hosts
     endpoints = first.run(["wg", "show", "flannel-wg-v6", "endpoints"]).stdout
     assert f"[{ipv6_underlay(second).ip}]:51821" in endpoints
     assert (
@@ -444,7 +463,7 @@ def test_wireguard_carries_both_families(overlay: Overlay, hosts: list[Host]) ->
         in first.run(["ip", "-6", "route", "show", str(NETWORK)]).stdout
     )
     first.run(["ip", "link", "delete", "flannel-wg-v6"])
-    wait_reached(pair)
+    wait_reached(wireguard_hosts)
 
 
 _SNIFFER = """
@@ -488,19 +507,19 @@ def make_public(overlay: Overlay, *hosts: Host) -> dict[str, IPv6Interface]:
     return found
 
 
-def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: list[Host]) -> None:
+def test_one_wireguard_device_carries_both_families(overlay: Overlay, wireguard_hosts: list[Host]) -> None:
     """Running hosts change the mode. In the mode ipv6, the tunnel uses IPv6 for both families.
 
     The mode auto uses IPv6 if the IPv6 addresses of both hosts are public.
     """
-    first, second, _ = hosts
+    first, second, _ = wireguard_hosts
     sniffer = first.start([sys.executable, "-c", _SNIFFER], name="sniffer")
     log = first.directory / "log/sniffer.log"
     wait_until(lambda: "sniffing" in log.read_text(), what="a sniffer", deadline_s=SOON_S)
 
     def wait_endpoint(endpoint: str, mode: str) -> None:
         # Until a peer changes the mode, it sends to the previous endpoint, and this host accepts its packets.
-        for host in hosts:
+        for host in wireguard_hosts:
             overlay.wait_status(
                 host,
                 lambda status: status.network is not None and f'"Mode": "{mode}"' in str(status.network.text),
@@ -514,7 +533,7 @@ def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: lis
             what=f"the endpoint of the mode {mode}",
             deadline_s=SOON_S,
         )
-        wait_reached(hosts)
+        wait_reached(wireguard_hosts)
 
     for mode, endpoint in (
         ("auto", f"{second.address}:51820"),  # the IPv6 addresses are not public
@@ -532,7 +551,7 @@ def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: lis
     )
     assert log.read_text().splitlines() == ["sniffing", "encrypted"]
     sniffer.stop()
-    public = make_public(overlay, *hosts)
+    public = make_public(overlay, *wireguard_hosts)
     wait_endpoint(f"[{public[second.name].ip}]:51820", "ipv6")
     set_config(overlay, "wireguard", Mode="auto")
     wait_endpoint(f"[{public[second.name].ip}]:51820", "auto")
@@ -545,12 +564,14 @@ def test_one_wireguard_device_carries_both_families(overlay: Overlay, hosts: lis
     overlay.daemons[first.name].kill()
     first.run(["wg", "set", "flannel-wg", "peer", value["BackendData"]["PublicKey"], "remove"])
     overlay.join(first)
-    wait_reached(hosts)
+    wait_reached(wireguard_hosts)
 
 
-def test_unencrypted_packets_from_outside_are_not_delivered(overlay: Overlay, hosts: list[Host]) -> None:
+def test_unencrypted_packets_from_outside_are_not_delivered(
+    overlay: Overlay, wireguard_hosts: list[Host]
+) -> None:
     """The host would answer an echo that it receives."""
-    host, router = hosts[0], overlay.lab.router
+    host, router = wireguard_hosts[0], overlay.lab.router
     router.run(["ip", "route", "add", str(bridge(host).network), "via", str(ipv6_underlay(host).ip)])
 
     found = router.run(["ping", "-n", "-c20", "-i0.01", "-W1", str(bridge(host).ip)], check=False).stdout
@@ -558,12 +579,14 @@ def test_unencrypted_packets_from_outside_are_not_delivered(overlay: Overlay, ho
     assert "20 packets transmitted, 0 received" in found
     dropped = host.run(["nft", "list", "chain", "ip6", "flannel-guard", "in_clear"]).stdout
     assert "counter packets 20" in dropped
-    wait_reached(hosts[:2])
+    wait_reached(wireguard_hosts[:2])
 
 
-def test_a_cleanup_removes_the_objects_of_both_families(overlay: Overlay, hosts: list[Host]) -> None:
+def test_a_cleanup_removes_the_objects_of_both_families(
+    overlay: Overlay, wireguard_hosts: list[Host]
+) -> None:
     """The fence of the network stays while a bridge of containers has a part of it."""
-    host = hosts[0]
+    host = wireguard_hosts[0]
     subnet = host.lease()
     overlay.daemons[host.name].kill()
     host.run(["ip", "link", "delete", "br7"])
