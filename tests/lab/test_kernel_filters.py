@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import groupby
 from pathlib import Path
 
@@ -53,10 +53,21 @@ def plan(*, nftables: bool, ipv6: bool = False, options: FilterOptions = EVERYTH
         ipv6_network=IPv6Network("fd00:5::/48"),
         enable_nftables=nftables,
     )
-    underlay = Underlay(link="eth0", address=address, mtu=1500, public_ip=address)
+    ipv6_address = IPv6Address("fd07:1::65")
+    underlay = Underlay(
+        link="eth0",
+        address=address,
+        mtu=1500,
+        public_ip=address,
+        ipv6_address=ipv6_address,
+        public_ipv6=ipv6_address,
+    )
     host = Host(lease=lease, underlay=underlay)
-    rules = plan_filter(config, host, options) | plan_open_ports([8285], config, host, options)
-    return rules | plan_filter(config, replace(host, family=6), options) if ipv6 else rules
+    hosts = (host, replace(host, family=6)) if ipv6 else (host,)
+    rules = State.EMPTY
+    for one in hosts:
+        rules |= plan_filter(config, one, options) | plan_open_ports([8285], config, one, options)
+    return rules
 
 
 @asynccontextmanager
@@ -154,14 +165,18 @@ def test_one_pass_applies_a_plan_and_one_removes_it_completely(namespace, nftabl
 
 
 def test_the_port_of_the_tunnel_is_open_before_the_rules_of_other_programs(namespace) -> None:
-    namespace.command("iptables", "-P", "INPUT", "DROP")
-    namespace.command("iptables", "-A", "INPUT", "-p", "udp", "-j", "REJECT")
+    programs = {"iptables": f"{HOST}/32", "ip6tables": "fd07:1::65/128"}
+    for program in programs:
+        namespace.command(program, "-P", "INPUT", "DROP")
+        namespace.command(program, "-A", "INPUT", "-p", "udp", "-j", "REJECT")
 
     for nftables in (False, True):
-        settled(namespace, plan(nftables=nftables))
-        first = namespace.command("iptables", "-S", "INPUT").splitlines()[1]
-        assert first.endswith("-j FLANNEL-INPUT")
-        assert "--dport 8285" in namespace.command("iptables", "-S", "FLANNEL-INPUT")
+        settled(namespace, plan(nftables=nftables, ipv6=True))
+        for program, address in programs.items():
+            first = namespace.command(program, "-S", "INPUT").splitlines()[1]
+            assert first.endswith("-j FLANNEL-INPUT")
+            opened = f"-d {address} -p udp -m udp --dport 8285"
+            assert opened in namespace.command(program, "-S", "FLANNEL-INPUT")
 
 
 def test_switching_the_engine_leaves_nothing_of_the_other_engine(namespace) -> None:

@@ -369,8 +369,8 @@ class Planner:
                 plan.add(plan_blackhole(host))
             plan.add(self._items_of_docker(basis, inputs.docker))
             plan.add(plan_guard(basis.path, config, host, options.packet_filter))
-            ports = [port for view in basis.views if (port := view.backend.tunnel_port) is not None]
-            plan.add(plan_open_ports(ports, config, host, options.packet_filter))
+            ports = (view.backend.tunnel_port_in(basis.family) for view in basis.views)
+            plan.add(plan_open_ports(filter(None, ports), config, host, options.packet_filter))
         plan.add((*options.other_files, HostFile(path=options.subnet_file, text=text)))
         plan.add(bridge_items(bases[0], inputs.bridges))
         self._bridges, self._docker = inputs.bridges, inputs.docker

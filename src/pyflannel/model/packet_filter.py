@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
 from msgspec import Struct
 
 from pyflannel.model.docker import PublishedPort
 from pyflannel.model.item import Item, Key, Marks, Rank
-from pyflannel.model.network_config import Family
+from pyflannel.model.network_config import Family, IpAddress
 
 # The names of chains and tables. A host's only daemon uses the names of the original.
 #
@@ -130,7 +130,7 @@ class IsolationRule(Struct, frozen=True):
 class TunnelRule(Struct, frozen=True):
     """Tunnel packets, UDP datagrams to this address and port of the host, are accepted; only in iptables."""
 
-    address: IPv4Address
+    address: IpAddress
     port: int
 
 

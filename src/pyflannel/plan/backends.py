@@ -45,6 +45,9 @@ class Backend(Protocol):
     def tunnel_port(self) -> int | None:
         """UDP port on which this host receives tunnel packets; None if the backend has no tunnel."""
 
+    def tunnel_port_in(self, family: Family) -> int | None:
+        """Return the UDP port of the tunnel of an address family; None if the backend has no tunnel."""
+
     @property
     def families(self) -> tuple[Family, ...]:
         """The address families that the backend carries, IPv4 first."""

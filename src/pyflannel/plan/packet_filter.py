@@ -242,17 +242,15 @@ def _nftables(rules: _FamilyRules, device: str) -> Iterator[Item]:
 
 
 def plan_open_ports(ports: Iterable[int], config: NetworkConfig, host: Host, options: FilterOptions) -> State:
-    """Return the chain that accepts packets to the ports of the tunnels. The chain opens these ports only
-    for IPv4.
-    """
-    if not options.opens_ports or host.family == 6:
+    """Return the chain that accepts packets to the ports of the tunnels, in the host's family."""
+    if not options.opens_ports:
         return State.EMPTY
-    rules = tuple(TunnelRule(host.ipv4.address, port) for port in sorted({*ports}))
+    rules = tuple(TunnelRule(host.address, port) for port in sorted({*ports}))
     if not rules:
         return State.EMPTY
     return State.of(
         IptablesChain(
-            family=4,
+            family=host.family,
             hook="INPUT",
             device=host.device,
             rules=rules,

@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address, ip_network
+from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
 from msgspec import Struct
@@ -49,7 +49,8 @@ def format_rule(rule: FilterRule | TunnelRule, hook: IptablesHook) -> str:
     """Return the rule in the form of iptables-save, without the chain."""
     comment = f'-m comment --comment "{COMMENTS[hook]}"'
     if isinstance(rule, TunnelRule):
-        return f"-d {rule.address}/32 -p udp -m udp --dport {rule.port} {comment} -j ACCEPT"
+        address = f"{rule.address}/{rule.address.max_prefixlen}"
+        return f"-d {address} -p udp -m udp --dport {rule.port} {comment} -j ACCEPT"
     return " ".join(
         [
             *_prefix("-s", rule.source),
@@ -61,7 +62,7 @@ def format_rule(rule: FilterRule | TunnelRule, hook: IptablesHook) -> str:
     )
 
 
-_TUNNEL_RULE = re.compile(r"-d (?P<address>[\d.]+)/32 -p udp -m udp --dport (?P<port>\d+) .*")
+_TUNNEL_RULE = re.compile(r"-d (?P<address>[\da-f.:]+)/\d+ -p udp -m udp --dport (?P<port>\d+) .*")
 
 
 def parse_rule(text: str, hook: IptablesHook) -> FilterRule | TunnelRule | ForeignRule:
@@ -71,7 +72,7 @@ def parse_rule(text: str, hook: IptablesHook) -> FilterRule | TunnelRule | Forei
     """
     if (match := _TUNNEL_RULE.fullmatch(text)) is not None:
         with suppress(ValueError):
-            rule = TunnelRule(IPv4Address(match["address"]), int(match["port"]))
+            rule = TunnelRule(ip_address(match["address"]), int(match["port"]))
             return rule if format_rule(rule, hook) == text else ForeignRule(text)
     words = rule_words(text)
     source, words = _take_prefix("-s", words)

@@ -56,6 +56,9 @@ class Backend:
     is_encrypted: bool = False
     smallest_mtu: int = 0
 
+    def tunnel_port_in(self, family: Family) -> None:
+        return None
+
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> None:
         return None
 

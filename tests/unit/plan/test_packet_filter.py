@@ -183,35 +183,30 @@ def test_in_nftables_the_accept_in_iptables_is_for_a_dropping_forward_only() -> 
     assert chain.hook == "FORWARD"
 
 
-def test_open_ports_accept_each_tunnel_to_the_address_of_the_host() -> None:
+@pytest.mark.parametrize("family", [4, 6])
+def test_open_ports_accept_each_tunnel_to_the_address_of_the_host(family: Family) -> None:
+    one = host() if family == 4 else ipv6_host()
     options = FilterOptions(opens_ports=True, guard="strict")
     for enable_nftables in (False, True):
         config = NetworkConfig(network=NETWORK, enable_nftables=enable_nftables)
 
-        (chain,) = plan_open_ports([8472, 8285, 8472], config, host(), options)
+        (chain,) = plan_open_ports([8472, 8285, 8472], config, one, options)
 
         assert isinstance(chain, IptablesChain)
-        assert (chain.table, chain.hook, chain.name) == ("filter", "INPUT", "FLANNEL-INPUT")
-        address = host().underlay.address
-        assert chain.rules == (TunnelRule(address, 8285), TunnelRule(address, 8472))
+        assert (chain.family, chain.table, chain.hook) == (family, "filter", "INPUT")
+        assert chain.name == "FLANNEL-INPUT"
+        assert chain.rules == (TunnelRule(one.address, 8285), TunnelRule(one.address, 8472))
+        assert one.address.version == family
         assert chain.is_for_dropping == enable_nftables
 
 
 @pytest.mark.parametrize(
-    ("ports", "options", "family"),
-    [
-        ([8285], FilterOptions(), 4),
-        ([], FilterOptions(opens_ports=True), 4),
-        ([8285], FilterOptions(opens_ports=True), 6),
-    ],
+    ("ports", "options"), [([8285], FilterOptions()), ([], FilterOptions(opens_ports=True))]
 )
-def test_no_chain_opens_ports_without_the_option_a_tunnel_or_ipv4(
-    ports: list[int], options: FilterOptions, family: Family
+def test_no_chain_opens_ports_without_the_option_or_a_tunnel(
+    ports: list[int], options: FilterOptions
 ) -> None:
-    config = NetworkConfig(network=NETWORK)
-    one = replace(host(ipv6=True), family=family)
-
-    assert plan_open_ports(ports, config, one, options) == State.EMPTY
+    assert plan_open_ports(ports, NetworkConfig(network=NETWORK), host(), options) == State.EMPTY
 
 
 def test_an_enabled_family_has_rules() -> None:

@@ -39,6 +39,9 @@ class HostGwBackend(Struct, frozen=True, kw_only=True):
     families: tuple[Family, ...] = BOTH_FAMILIES
     is_encrypted: bool = False
 
+    def tunnel_port_in(self, family: Family) -> None:
+        """Return nothing, because the backend has no tunnel."""
+
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> None:
         """Return nothing, because the subnet and the address are sufficient."""
 

@@ -62,6 +62,10 @@ class UdpBackend(Struct, frozen=True, kw_only=True):
         """UDP port on which this host receives tunnel packets."""
         return self.port
 
+    def tunnel_port_in(self, family: Family) -> int:
+        """Return the UDP port of the tunnel of an address family."""
+        return self.tunnel_port
+
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> None:
         """Return nothing, because the subnet and the address are sufficient."""
 

@@ -225,6 +225,10 @@ class VxlanBackend(Struct, frozen=True, kw_only=True):
         """UDP port on which this host receives tunnel packets."""
         return self.udp_port or KERNELS_PORT
 
+    def tunnel_port_in(self, family: Family) -> int:
+        """Return the UDP port of the tunnel of an address family."""
+        return self.tunnel_port
+
     def device(self, family: Family = 4) -> str:
         """Return the name of the device of a family: `flannel.1`, `flannel-v6.1`.
 

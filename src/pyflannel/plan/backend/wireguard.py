@@ -119,7 +119,11 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
     @property
     def tunnel_port(self) -> int:
         """UDP port on which this host receives tunnel packets, in the first family of the network."""
-        return self._port(6 if self.network is None else 4)
+        return self.tunnel_port_in(6 if self.network is None else 4)
+
+    def tunnel_port_in(self, family: Family) -> int:
+        """Return the UDP port of the device that carries the packets of an address family."""
+        return self.udp_port if self._device_family(family) == 4 else self.udp_port_v6
 
     def lease_data(self, owner: str, wireguard: WireguardFacts, family: Family = 4) -> WireguardData:
         """Return the public key and the port of the lease.
@@ -127,10 +131,7 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
         In the modes with one device, the original publishes `ListenPortV6` for IPv6, although the device does
         not receive packets on this port.
         """
-        return WireguardData(public_key=wireguard.published, port=self._port(family))
-
-    def _port(self, family: Family) -> int:
-        return self.udp_port if self._device_family(family) == 4 else self.udp_port_v6
+        return WireguardData(public_key=wireguard.published, port=self.tunnel_port_in(family))
 
     def _link(self, host: Host) -> str:
         return wireguard_link(host.device, self._device_family(host.family))
@@ -201,7 +202,7 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
             WireguardDevice(
                 link=link,
                 public_key=facts.key,
-                port=self._port(host.family),
+                port=self.tunnel_port_in(host.family),
                 is_in_kernel=facts.is_in_kernel,
                 sources=tuple(self._sources(host)),
             ),
@@ -283,7 +284,7 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
         """
         by_family = {4: peer.attributes.wireguard, 6: peer.attributes.wireguard_v6}
         data = by_family[self._device_family(host.family)] or by_family[host.family]
-        return (None if data is None else data.port) or self._port(host.family)
+        return (None if data is None else data.port) or self.tunnel_port_in(host.family)
 
     def foreseen(self, peer: Lease) -> None:
         """Return nothing, because the key of a peer is known only from its lease."""

@@ -372,6 +372,12 @@ class TestConfig:
         with pytest.raises(ConfigError, match="Mode ipv4 needs EnableIPv4"):
             parse(replace(alone, backend={"Type": "wireguard", "Mode": "ipv4"}))
 
+    @pytest.mark.parametrize(("mode", "ports"), [("separate", (51820, 51821)), ("ipv6", (51820, 51820))])
+    def test_each_family_has_the_port_of_its_device(self, mode: str, ports: tuple[int, int]) -> None:
+        found = parse(replace(DUAL_CONFIG, backend={"Type": "wireguard", "Mode": mode}))
+
+        assert (found.tunnel_port_in(4), found.tunnel_port_in(6)) == ports
+
     @pytest.mark.parametrize("mode", ["separate", "auto", "ipv4", None])
     def test_modes_with_ipv4_are_accepted(self, mode: str | None) -> None:
         assert backend(Mode=mode).udp_port == 51820
