@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from ipaddress import IPv6Interface, IPv6Network, ip_network
+from typing import Any
 
 import pytest
 
@@ -240,6 +241,92 @@ def test_doctor_and_trace_examine_each_family(
     assert named == [(code, "error") for code in found]
     assert failing == fails
     assert findings(first) == []
+
+
+def pinged(host: Host, name: object, *, exit_code: int = 0) -> dict[str, Any]:
+    ran = host.run(["flannelctl", "ping", str(name), "--json"], check=False)
+    assert ran.returncode == exit_code, ran.stdout + ran.stderr
+    return read_document(["ping"], ran.stdout)
+
+
+def parts(report: dict[str, Any]) -> list[tuple[int, str, str]]:
+    return [(step["family"], step["name"], step["state"]) for step in report["steps"]]
+
+
+PATH = ("underlay", "tunnel", "container")
+
+
+def test_ping_probes_a_host_in_each_family_and_a_container_in_its_own(vxlan_hosts: list[Host]) -> None:
+    first, second, third = vxlan_hosts
+    for name in (
+        second.name,
+        second.address,
+        ipv6_underlay(second).ip,
+        second.lease(),
+        bridge(second).network,
+    ):
+        report = pinged(first, name)
+        assert parts(report) == [(family, part, "reached") for family in (4, 6) for part in PATH]
+        assert [step["mtu"] for step in report["steps"]] == [1500, 1430, 1430] * 2
+        assert (report["ok"], report["subnet"]) == (True, str(second.lease()))
+    shown = first.flannelctl("ping", second.name)
+    for family in (4, 6):
+        assert f"IPv{family} tunnel" in shown
+    for container, family in ((third.gateway().ip, 4), (bridge(third).ip, 6)):
+        report = pinged(first, container)
+        assert parts(report) == [(family, part, "reached") for part in PATH]
+        assert report["steps"][-1]["destination"] == str(container)
+        measured = read_document(["bench"], first.flannelctl("bench", str(container), "--json"))
+        assert {line["destination"] for line in measured["lines"]} >= {str(container)}
+    missing = first.run(["flannelctl", "ping", "fd00:9::1"], check=False)
+    assert (missing.returncode, "no lease contains fd00:9::1" in missing.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("programs", "named"),
+    [(("ip6tables",), "IPv6"), (("iptables",), "IPv4"), (("iptables", "ip6tables"), "IPv4 and IPv6")],
+    ids=str,
+)
+def test_ping_peers_and_status_name_the_family_that_fails(
+    vxlan_hosts: list[Host], programs: tuple[str, ...], named: str
+) -> None:
+    first, second, _ = vxlan_hosts
+    drop = "-p udp --dport 8472 -j DROP"
+
+    for program in programs:
+        second.run(["sh", "-c", f"{program} -I INPUT {drop}"])
+    try:
+        report = pinged(first, second.name, exit_code=1)
+        entries = read_document(["peers"], first.flannelctl("peers", "--json"))["peers"]
+        shown = first.flannelctl("peers")
+        summary = first.run(["flannelctl", "status"], check=False).stdout.splitlines()[0]
+    finally:
+        for program in programs:
+            second.run(["sh", "-c", f"{program} -D INPUT {drop}"])
+
+    reached = {4: "iptables" not in programs, 6: "ip6tables" not in programs}
+    assert report["stops"] == "tunnel"
+    assert report["cause"].startswith(
+        f"{named}: {second.name} ({second.address}) answers on the underlay"
+    ) or (
+        named == "IPv6"
+        and report["cause"].startswith(
+            f"IPv6: {second.name} ({ipv6_underlay(second).ip}) answers on the underlay"
+        )
+    )
+    tunnels = {step["family"]: step["state"] for step in report["steps"] if step["name"] == "tunnel"}
+    assert {family: state == "reached" for family, state in tunnels.items()} == reached
+    found = {entry["subnet"]: (entry["is_reached"], entry["ipv6"]["is_reached"]) for entry in entries}
+    assert found.pop(str(second.lease())) == (reached[4], reached[6])
+    assert [*found.values()] == [(True, True)]
+    (line,) = [line for line in shown.splitlines() if str(second.lease()) in line]
+    if len(programs) == 2:
+        assert f"no answer: run flannelctl ping {second.address}" in line
+        assert "IPv6 no answer" not in line
+    else:
+        assert f"{named} no answer" in line
+        assert f"IPv{4 if reached[4] else 6} answers in" in line
+    assert "does not answer" in summary or "do not answer" in summary, summary
 
 
 @pytest.mark.parametrize(

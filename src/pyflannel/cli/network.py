@@ -40,15 +40,12 @@ from pyflannel.cli.invocation import (
 from pyflannel.commands.local_daemon import last_known_leases, offline_status
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
-from pyflannel.model.lease import LeaseEntry, PeerEntry, host_text
+from pyflannel.model.lease import FamilyReach, LeaseEntry, PeerEntry, host_text
 from pyflannel.model.probe import (
     BenchLine,
     BenchReport,
-    Loss,
-    PeerReach,
     PingReport,
     PingStep,
-    milliseconds,
 )
 from pyflannel.model.reach_matrix import Matrix, MatrixRow, letter
 from pyflannel.model.status import JournalEntry, Status, peer_entries
@@ -303,7 +300,7 @@ async def _known(socket: Path, places: Places) -> tuple[Status, list[LeaseEntry]
 
 async def _peers(socket: Path, places: Places, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
     # Only this verb needs these functions.
-    from pyflannel.commands.reach import count_losses, probe_peers, sample_of
+    from pyflannel.commands.reach import probe_families, sample_of
 
     status, known = await _known(socket, places)
     entries = _of_hosts(peer_entries(status, known), hosts)
@@ -312,25 +309,34 @@ async def _peers(socket: Path, places: Places, hosts: Sequence[str], *, probes: 
     listed = {entry.subnet for entry in entries}
     leases = sample_of(status, [lease for lease in known if lease.subnet in listed])
     try:
-        found, losses = await asyncio.gather(probe_peers(status, leases), count_losses(status, leases))
+        results = await probe_families(status, leases)
     except TargetError as error:
         print_warning(f"no host was probed: {error.in_full}")
         return entries
-    return [_probed(entry, found.get(entry.subnet), losses.get(entry.subnet)) for entry in entries]
+    first, *others = results.values()
+    ipv6 = others[0] if others else {}
+    return [
+        _probed(
+            entry,
+            first.get(entry.subnet),
+            None if entry.ipv6_subnet is None else ipv6.get(entry.ipv6_subnet),
+        )
+        for entry in entries
+    ]
 
 
-def _probed(entry: PeerEntry, reach: PeerReach | None, loss: Loss | None) -> PeerEntry:
-    """Return the entry with the results of its probes."""
-    if reach is None:
+def _probed(entry: PeerEntry, first: FamilyReach | None, ipv6: FamilyReach | None) -> PeerEntry:
+    """Return the entry with the results of its probes in the first family, and over IPv6."""
+    entry = replace(entry, ipv6=ipv6)
+    if first is None:
         return entry
     return replace(
         entry,
-        # On a path with losses, the single probes may have replies although the other probes have none.
-        is_reached=reach.is_reached or (loss is not None and loss.lost < loss.sent),
-        rtt_ms=milliseconds(reach.decisive),
-        path_mtu=reach.path_mtu,
-        probes_sent=None if loss is None else loss.sent,
-        probes_lost=None if loss is None else loss.lost,
+        is_reached=first.is_reached,
+        rtt_ms=first.rtt_ms,
+        path_mtu=first.path_mtu,
+        probes_sent=first.probes_sent,
+        probes_lost=first.probes_lost,
     )
 
 
@@ -351,9 +357,16 @@ def _print_peers(entries: Sequence[PeerEntry], *, is_wide: bool) -> None:
 
 
 def _loss(entry: PeerEntry) -> str:
-    if not entry.probes_sent or entry.probes_lost is None:
+    first = _share(entry)
+    if entry.ipv6 is None or (ipv6 := _share(entry.ipv6)) == first:
+        return first
+    return f"{first}, IPv6 {ipv6}"
+
+
+def _share(results: PeerEntry | FamilyReach) -> str:
+    if not results.probes_sent or results.probes_lost is None:
         return "-"
-    return f"{100 * entry.probes_lost / entry.probes_sent:.0f} %"
+    return f"{100 * results.probes_lost / results.probes_sent:.0f} %"
 
 
 def _state(entry: PeerEntry) -> str:
@@ -362,11 +375,20 @@ def _state(entry: PeerEntry) -> str:
     encrypted = f", encrypted, {handshake(entry.handshake_age_s)}" if entry.is_encrypted else ""
     if entry.is_reached is None:
         return f"not probed{encrypted}"
+    ping = f": run flannelctl ping {entry.public_ip}"
+    if entry.ipv6 is not None and entry.ipv6.is_reached != entry.is_reached:
+        return f"IPv4 {_answer(entry)}, IPv6 {_answer(entry.ipv6)}{ping}{_narrow(entry)}{encrypted}"
     if not entry.is_reached:
-        return f"no answer: run flannelctl ping {entry.public_ip}{encrypted}"
-    rtt = "" if entry.rtt_ms is None else f" in {entry.rtt_ms:.1f} ms"
-    mtu = "" if entry.path_mtu is None else f", mtu {entry.path_mtu}"
-    return f"answers{rtt}{mtu}{_narrow(entry)}{encrypted}"
+        return f"no answer{ping}{encrypted}"
+    return f"{_answer(entry)}{_narrow(entry)}{encrypted}"
+
+
+def _answer(results: PeerEntry | FamilyReach) -> str:
+    if not results.is_reached:
+        return "no answer"
+    rtt = "" if results.rtt_ms is None else f" in {results.rtt_ms:.1f} ms"
+    mtu = "" if results.path_mtu is None else f", mtu {results.path_mtu}"
+    return f"answers{rtt}{mtu}"
 
 
 def _narrow(entry: PeerEntry) -> str:
@@ -395,10 +417,10 @@ def ping(
 ) -> None:
     """Probe the path to a host or a container, and show where packets stop.
 
-    HOST is a host name, an address or a subnet of a lease; ADDRESS is the address of a container. flannelctl
-    probes the underlay, the tunnel and the container one after the other with ICMP echo. If no answer
-    arrives, flannelctl checks this host. A host with the original flannel also answers. The command needs
-    root, and takes at most 5 seconds.
+    HOST is a host name, an address or a subnet of a lease; ADDRESS is the IPv4 or IPv6 address of a
+    container. flannelctl probes the underlay, the tunnel and the container with ICMP echo. If both hosts have
+    IPv4 and IPv6, flannelctl probes a HOST in both families. If no answer arrives, flannelctl checks this
+    host. A host with the original flannel also answers. The command needs root, and takes at most 5 seconds.
 
     Exit codes:
       0  packets of the largest size arrive
@@ -423,7 +445,10 @@ def ping(
 
 
 def _print_report(report: PingReport) -> None:
-    lines: list[tuple[str, str]] = [(step.name, _step(step)) for step in report.steps]
+    has_families = len({step.family for step in report.steps}) > 1
+    lines: list[tuple[str, str]] = [
+        (f"IPv{step.family} {step.name}" if has_families else step.name, _step(step)) for step in report.steps
+    ]
     if report.stops is not None:
         lines += [("stops at", f"{report.stops}: {report.cause}"), ("type", report.fix or "")]
     print_facts([("host", f"{host_text(report.public_ip, report.host_name)}, {report.subnet}"), *lines])

@@ -24,7 +24,7 @@ from pyflannel.commands.reach import (
     peers_of,
     probe_path,
     probe_peers,
-    target_of,
+    targets_of,
 )
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.kernel.bpf.fast_path import FastPath
@@ -68,7 +68,7 @@ from pyflannel.plan.doctor.observed import (
     Observed,
     RouteAnswer,
 )
-from pyflannel.plan.doctor.peers import clock_findings, judged, with_peers
+from pyflannel.plan.doctor.peers import clock_findings, joined, judged, with_peers
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.plan.underlay import UnderlayOptions, choose
 from pyflannel.ports import in_thread
@@ -178,7 +178,7 @@ async def leases_of_host(places: Places) -> list[LeaseEntry]:
 
 
 async def ping_path(places: Places, socket: Path | None, name: str) -> PingReport:
-    """Probe the path to a host or a container, and find the place where packets stop.
+    """Probe the path to a host in each family, or to a container, and find the place where packets stop.
 
     `socket`: control socket, if the user specified it.
 
@@ -187,19 +187,32 @@ async def ping_path(places: Places, socket: Path | None, name: str) -> PingRepor
         NotReadyError: flanneld does not respond, and no leases are saved on this host.
     """
     places, status, leases = await _known(places, socket)
-    peer, container = target_of(status, leases, name)
-    steps, local = await asyncio.gather(
-        probe_path(status, peer, container), _findings_in_time(places, status, leases, peer.subnet)
+    targets = targets_of(status, leases, name)
+    local, paths = await asyncio.gather(
+        _findings_in_time(places, status, leases, {one.family: one.peer.subnet for one in targets}),
+        asyncio.gather(*(probe_path(one.status, one.peer, one.container) for one in targets)),
     )
-    return judged(peer, steps, is_container=container is not None, status=status, local=local)
+    return joined(
+        {
+            one.family: judged(
+                one.peer,
+                steps,
+                is_container=one.container is not None,
+                status=one.status,
+                local=local.get(one.family, ()),
+            )
+            for one, steps in zip(targets, paths, strict=True)
+        }
+    )
 
 
 async def bench_host(places: Places, socket: Path | None, name: str) -> BenchReport:
-    """Measure the paths to a host or a container. The arguments and errors are the same as those of
-    `ping_path`.
+    """Measure the paths to a host in the first family of the network, or to a container. The arguments and
+    errors are the same as those of `ping_path`.
     """
     _, status, leases = await _known(places, socket)
-    return await bench_path(status, *target_of(status, leases, name))
+    first = targets_of(status, leases, name)[0]
+    return await bench_path(first.status, first.peer, first.container)
 
 
 async def _known(places: Places, socket: Path | None) -> tuple[Places, Status, list[LeaseEntry]]:
@@ -220,20 +233,23 @@ async def _known(places: Places, socket: Path | None) -> tuple[Places, Status, l
 
 
 async def _findings_in_time(
-    places: Places, status: Status, leases: list[LeaseEntry], peer: IpNetwork
-) -> tuple[Finding, ...]:
-    """Return the findings about this host itself, with the packets of this peer first; empty if the
+    places: Places, status: Status, leases: list[LeaseEntry], peer: Mapping[Family, IpNetwork]
+) -> Mapping[Family, tuple[Finding, ...]]:
+    """Return the findings about this host itself by family, with the packets of a peer first; empty if the
     examination does not end in time.
+
+    `peer`: the subnet of the peer in each family.
     """
 
-    async def first(_: Family) -> Collection[IpNetwork]:
-        return {peer}
+    async def first(family: Family) -> Collection[IpNetwork]:
+        return {peer[family]} if family in peer else ()
 
     with contextlib.suppress(TimeoutError, FlannelError):
         async with asyncio.timeout(_EXAMINED_S):
             found = await _examined(places, status, leases, first)
-            return merged((*found.get(None, ()), *found.get(families_of(status)[0], ())))
-    return ()
+            common = found.get(None, ())
+            return {family: merged((*common, *found.get(family, ()))) for family in peer}
+    return {}
 
 
 async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from statistics import median
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -17,7 +17,7 @@ from pyflannel.errors import FlannelError, TargetError
 from pyflannel.kernel.network.echo import DEADLINE_S, count_replies, send_echoes
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.netlink_socket import RequestSocket
-from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.lease import FamilyReach, LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import (
     BenchLine,
@@ -31,6 +31,7 @@ from pyflannel.model.probe import (
     milliseconds,
 )
 from pyflannel.model.status import ReachStatus, Status
+from pyflannel.plan.doctor.families import families_of, leases_in, status_in
 from pyflannel.plan.peers import place_of_subnet
 from pyflannel.wire.netlink.links import dump_links, parse_link
 from pyflannel.wire.netlink.neighbours import NeighbourRecord, dump_neighbours, parse_neighbour
@@ -98,6 +99,37 @@ async def count_losses(status: Status, leases: Sequence[LeaseEntry]) -> dict[IpN
     return {subnet: Loss(rounds, rounds - count) for subnet, count in zip(echoes, received, strict=True)}
 
 
+async def probe_families(
+    status: Status, leases: Sequence[LeaseEntry]
+) -> dict[Family, dict[IpNetwork, FamilyReach]]:
+    """Return the results for the peers in each family that this host carries, by their subnets in the family.
+    The first family of the network is first.
+
+    Raises:
+        TargetError: this process has no permission to send ICMP echo requests.
+    """
+
+    async def results(family: Family) -> dict[IpNetwork, FamilyReach]:
+        view, parts = status_in(status, family, leases), leases_in(leases, family)
+        found, losses = await asyncio.gather(probe_peers(view, parts), count_losses(view, parts))
+        return {subnet: family_reach(reach, losses.get(subnet)) for subnet, reach in found.items()}
+
+    families = families_of(status)
+    return dict(zip(families, await asyncio.gather(*map(results, families)), strict=True))
+
+
+def family_reach(reach: PeerReach, loss: Loss | None) -> FamilyReach:
+    """Return the results for a peer in one family."""
+    return FamilyReach(
+        # On a path with losses, the single probes may have replies although the other probes have none.
+        is_reached=reach.is_reached or (loss is not None and loss.lost < loss.sent),
+        rtt_ms=milliseconds(reach.decisive),
+        path_mtu=reach.path_mtu,
+        probes_sent=None if loss is None else loss.sent,
+        probes_lost=None if loss is None else loss.lost,
+    )
+
+
 async def neighbours_of_host() -> list[tuple[str, NeighbourRecord]]:
     """Return the neighbours that the kernel knows, with the names of their links.
 
@@ -111,15 +143,36 @@ async def neighbours_of_host() -> list[tuple[str, NeighbourRecord]]:
 
 
 async def with_reach(status: Status, leases: Sequence[LeaseEntry]) -> Status:
-    """Return the status with the answers of a sample of the peers; unchanged if probes are not possible."""
+    """Return the status with the answers of a sample of the peers; unchanged if probes are not possible. A
+    peer is silent if it does not answer in each family of this host and the peer.
+    """
     if not status.is_ready or not status.peers:
         return status
+    peers = list(peers_of(status, leases))
+    peers = random.sample(peers, SAMPLED) if len(peers) > SAMPLED else peers
+
+    async def reached(family: Family) -> dict[IpNetwork, bool]:
+        view, parts = status_in(status, family, leases), leases_in(peers, family)
+        found = await probe_peers(view, parts, deadline_s=SAMPLE_DEADLINE_S)
+        return {subnet: one.is_reached for subnet, one in found.items()}
+
     try:
-        found = await probe_peers(status, leases, most=SAMPLED, deadline_s=SAMPLE_DEADLINE_S)
+        results = await asyncio.gather(*map(reached, families_of(status)))
     except TargetError:
         return status
-    silent = sorted((subnet for subnet, one in found.items() if not one.is_reached), key=place_of_subnet)
-    return replace(status, reach=ReachStatus(probed=len(found), silent=tuple(silent))) if found else status
+    answers = {
+        peer.subnet: all(one.get(subnet, True) for one in results for subnet in _subnets(peer))
+        for peer in peers
+    }
+    silent = sorted((subnet for subnet, is_reached in answers.items() if not is_reached), key=place_of_subnet)
+    return (
+        replace(status, reach=ReachStatus(probed=len(answers), silent=tuple(silent))) if answers else status
+    )
+
+
+def _subnets(lease: LeaseEntry) -> set[IpNetwork]:
+    """Return the subnets of a lease, in each of its families."""
+    return {lease.subnet} if lease.ipv6_subnet is None else {lease.subnet, lease.ipv6_subnet}
 
 
 def peers_of(status: Status, leases: Iterable[LeaseEntry]) -> Iterable[LeaseEntry]:
@@ -226,6 +279,7 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IpAddress | No
     return [
         PingStep(
             name=name,
+            family=destination.version,
             destination=destination,
             source=source,
             state=results[first].state,
@@ -240,23 +294,63 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IpAddress | No
     ]
 
 
-def target_of(status: Status, leases: Sequence[LeaseEntry], name: str) -> tuple[LeaseEntry, IpAddress | None]:
+class Target(NamedTuple):
+    """A host or a container to probe in one family.
+
+    Attributes:
+        status: the status as in a network with this family alone.
+        peer: the lease of the host, as in a network with this family alone.
+        container: the address of the container; None to probe the host.
+    """
+
+    family: Family
+    status: Status
+    peer: LeaseEntry
+    container: IpAddress | None
+
+
+def targets_of(status: Status, leases: Sequence[LeaseEntry], name: str) -> tuple[Target, ...]:
+    """Return the target that the argument refers to, in each family that both hosts carry. The address of a
+    container is a target in its own family.
+
+    Raises:
+        FlannelError: no other host has this name, no lease contains this address, or this host does not
+            carry its family.
+    """
+    lease, container = _target_of(leases, name)
+    families = [family for family in families_of(status) if container is None or container.version == family]
+    found = tuple(
+        Target(family, status_in(status, family, leases), part, container)
+        for family in families
+        if (part := lease.in_family(family)) is not None
+    )
+    if not found:
+        raise FlannelError(
+            f"this host and the host of {name} have no family in common",
+            hint="'flannelctl status' shows the addresses of this host, 'flannelctl leases' those of others.",
+        )
+    return found
+
+
+def _target_of(leases: Sequence[LeaseEntry], name: str) -> tuple[LeaseEntry, IpAddress | None]:
     """Return the lease that the argument refers to, and the address of a container if one was given.
 
     Raises:
         FlannelError: no other host has this name, or no lease contains this address.
     """
     for lease in leases:
-        if name in (lease.host_name, str(lease.public_ip), str(lease.subnet)):
+        places = (lease.public_ip, lease.public_ipv6, lease.subnet, lease.ipv6_subnet)
+        if name == lease.host_name or name in [str(one) for one in places if one is not None]:
             return lease, None
     try:
         address = ip_address(name)
     except ValueError:
         address = None
-    if address is not None and any(address.version == lease.subnet.version for lease in leases):
-        for lease in leases:
-            if address in lease.subnet:
-                return lease, None if address == lease.subnet.network_address else address
+    subnets = [(lease, subnet) for lease in leases for subnet in _subnets(lease)]
+    if address is not None and any(address.version == subnet.version for _, subnet in subnets):
+        for lease, subnet in subnets:
+            if address in subnet:
+                return lease, None if address == subnet.network_address else address
         raise FlannelError(
             f"no lease contains {address}",
             hint="'flannelctl leases' lists the subnets. The host of this address may have lost its lease.",

@@ -450,6 +450,18 @@ class LeaseEntry(Struct, frozen=True, kw_only=True):
         )
 
 
+class FamilyReach(Struct, frozen=True, kw_only=True):
+    """The results of the probes of a peer in one family. The attributes mean the same as those of
+    `PeerEntry`.
+    """
+
+    is_reached: bool
+    rtt_ms: float | None = None
+    path_mtu: int | None = None
+    probes_sent: int | None = None
+    probes_lost: int | None = None
+
+
 class PeerEntry(Struct, frozen=True, kw_only=True):
     """One entry of the list of peers; its attributes are the names in the JSON of `flannelctl peers --json`.
 
@@ -460,11 +472,13 @@ class PeerEntry(Struct, frozen=True, kw_only=True):
         refused: reason why this host does not send to the peer; None if it sends to the peer.
         is_encrypted: True if packets to the peer are encrypted.
         handshake_age_s: seconds since the latest handshake with the peer; None if there was no handshake.
-        is_reached: True if the peer answered a probe; None if it was not probed.
+        is_reached: True if the peer answered a probe in the first family of the network; None if it was not
+            probed. The results up to `probes_lost` belong to this family.
         rtt_ms: round-trip time of the probe through the tunnel; None without an answer.
         path_mtu: size in bytes of the largest probe that the peer answered; None without an answer.
         probes_sent: number of small probes by which losses were counted; None if no probe was sent.
         probes_lost: number of these probes without a reply within 0.5 s; None if no probe was sent.
+        ipv6: results for IPv6, if both hosts also have IPv6; None otherwise.
         received_bytes: bytes of tunnel packets from the peer since its WireGuard device was created; None if
             the backend does not count the bytes of a peer.
         sent_bytes: bytes of tunnel packets to the peer, in the same way.
@@ -489,6 +503,7 @@ class PeerEntry(Struct, frozen=True, kw_only=True):
     path_mtu: int | None = None
     probes_sent: int | None = None
     probes_lost: int | None = None
+    ipv6: FamilyReach | None = None
     received_bytes: int | None = None
     sent_bytes: int | None = None
     change_age_s: float | None = None

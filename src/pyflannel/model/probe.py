@@ -178,15 +178,18 @@ StepName = Literal["underlay", "tunnel", "container"]
 
 
 class PingStep(Struct, frozen=True, kw_only=True):
-    """One part of the path; its attributes are the names in the JSON of `flannelctl ping --json`.
+    """One part of the path in one family; its attributes are the names in the JSON of `flannelctl ping
+    --json`.
 
     Attributes:
+        family: the family of the addresses, 4 or 6.
         source: source address; None if the kernel chose it.
         mtu: size in bytes of the largest packet that arrived; None if no size was probed.
         text: details in one line; "" if there are none.
     """
 
     name: StepName
+    family: Family
     destination: AnyAddress
     source: AnyAddress | None = None
     state: ProbeState

@@ -385,7 +385,11 @@ def test_pings_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
         pinged.append(peer.subnet)
         return [
             PingStep(
-                name="container", destination=peer.subnet.network_address + 1, state="reached", rtt_ms=1.0
+                name="container",
+                family=4,
+                destination=peer.subnet.network_address + 1,
+                state="reached",
+                rtt_ms=1.0,
             )
         ]
 

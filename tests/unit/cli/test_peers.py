@@ -6,9 +6,10 @@ import click
 import pytest
 from msgspec.structs import replace
 
-from pyflannel.cli.network import _print_matrix, _print_peers, _probed, _state
+from pyflannel.cli.network import _loss, _print_matrix, _print_peers, _probed, _state
 from pyflannel.cli.status import facts
-from pyflannel.model.lease import LeaseEntry, PeerEntry
+from pyflannel.commands.reach import family_reach
+from pyflannel.model.lease import FamilyReach, LeaseEntry, PeerEntry
 from pyflannel.model.probe import EchoResult, Loss, NarrowPath, PeerReach
 from pyflannel.model.reach_matrix import Matrix, MatrixCell, MatrixRow
 from pyflannel.model.status import (
@@ -227,9 +228,34 @@ def test_a_peer_that_answers_some_single_probes_is_reached() -> None:
     silent = EchoResult(state="silent")
     reach = PeerReach(subnet=first.subnet, public_ip=first.public_ip, underlay=silent, tunnel=silent)
 
-    assert [_probed(first, reach, loss).is_reached for loss in (Loss(10, 9), Loss(10, 10), None)] == [
+    assert [family_reach(reach, loss).is_reached for loss in (Loss(10, 9), Loss(10, 10), None)] == [
         True,
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize(
+    ("ipv4", "ipv6", "loss", "state"),
+    [
+        (True, True, "0 %", "answers in 0.2 ms, mtu 1430"),
+        (True, False, "0 %, IPv6 100 %", "IPv4 answers in 0.2 ms, mtu 1430, IPv6 no answer: run {}"),
+        (False, True, "100 %, IPv6 0 %", "IPv4 no answer, IPv6 answers in 0.2 ms, mtu 1430: run {}"),
+        (False, False, "100 %", "no answer: run {}"),
+    ],
+)
+def test_the_families_of_a_peer_are_named_if_their_results_differ(
+    ipv4: bool, ipv6: bool, loss: str, state: str
+) -> None:
+    (_, first) = peer_entries(STATUS, [entry(9), entry(20)])
+    results = {
+        True: FamilyReach(is_reached=True, rtt_ms=0.2, path_mtu=1430, probes_sent=10, probes_lost=0),
+        False: FamilyReach(is_reached=False, probes_sent=10, probes_lost=10),
+    }
+
+    found = _probed(first, results[ipv4], results[ipv6])
+
+    assert (_loss(found), _state(found)) == (loss, state.format(f"flannelctl ping {first.public_ip}"))
+    document = read_document(["peers"], format_peers([found]).decode())
+    assert document["peers"][0]["ipv6"]["is_reached"] is ipv6
     assert _probed(first, None, None) == first

@@ -17,7 +17,7 @@ from pyflannel.model.probe import (
 )
 from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status
 from pyflannel.plan.doctor.observed import BadNeighbour
-from pyflannel.plan.doctor.peers import judged, with_peers
+from pyflannel.plan.doctor.peers import joined, judged, with_peers
 
 STATUS = Status(version="1", backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450, port=8472))
 PEER = LeaseEntry(
@@ -29,7 +29,9 @@ DROPPED = Finding(code="forward-dropped", severity="error", cause="a rule drops 
 
 
 def step(name: StepName, state: ProbeState, mtu: int | None = None, text: str = "") -> PingStep:
-    return PingStep(name=name, destination=IPv4Address("10.100.16.0"), state=state, mtu=mtu, text=text)
+    return PingStep(
+        name=name, family=4, destination=IPv4Address("10.100.16.0"), state=state, mtu=mtu, text=text
+    )
 
 
 def path(underlay: ProbeState, tunnel: ProbeState, container: ProbeState, mtu: int = 1450) -> list[PingStep]:
@@ -58,6 +60,31 @@ def stop(
 )
 def test_a_host_is_reached_if_its_tunnel_address_answers(steps: list[PingStep], place: str | None) -> None:
     assert stop(steps)[0] == place
+
+
+@pytest.mark.parametrize(
+    ("ipv4", "ipv6", "stops", "names"),
+    [
+        ("reached", "reached", None, None),
+        ("silent", "reached", "tunnel", "IPv4: docker2"),
+        ("reached", "silent", "tunnel", "IPv6: docker2"),
+        ("silent", "silent", "tunnel", "IPv4 and IPv6: docker2"),
+        ("silent", "unsent", "tunnel", "IPv4: docker2"),
+    ],
+)
+def test_the_report_names_the_family_whose_packets_stop(
+    ipv4: ProbeState, ipv6: ProbeState, stops: str | None, names: str | None
+) -> None:
+    reports = {
+        family: judged(PEER, path("reached", state, state), is_container=False, status=STATUS, local=())
+        for family, state in ((4, ipv4), (6, ipv6))
+    }
+
+    found = joined(reports)
+
+    assert (found.ok, found.stops, len(found.steps)) == (stops is None, stops, 6)
+    assert found.cause is None if names is None else str(found.cause).startswith(names)
+    assert joined({4: reports[4]}) == reports[4]
 
 
 def test_an_address_of_a_container_is_reached_only_if_it_answers() -> None:

@@ -38,7 +38,7 @@ def probed(state: ProbeState = "reached", stops: Literal["underlay", "tunnel"] |
         subnet=PEER,
         public_ip=THERE,
         ok=stops is None,
-        steps=(PingStep(name="container", destination=FAR, state=state),),
+        steps=(PingStep(name="container", family=4, destination=FAR, state=state),),
         stops=stops,
         cause=None if stops is None else "10.0.0.2 does not answer",
         fix=None if stops is None else "flannelctl doctor",

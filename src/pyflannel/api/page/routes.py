@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from msgspec.structs import replace
 
 from pyflannel.api.page.access import PROTECTION, Access
-from pyflannel.commands.reach import decisive_echoes, probe_path, target_of
+from pyflannel.commands.reach import decisive_echoes, probe_path, targets_of
 from pyflannel.errors import FlannelError
 from pyflannel.http.server import TEXT, Request, Response, Routes
 from pyflannel.model.lease import Lease, LeaseEntry
@@ -171,15 +171,18 @@ class _View:
         return self._examined[1]
 
     async def ping(self, name: str) -> bytes:
-        """Return the document of `flannelctl ping --json`, without the checks of this host.
+        """Return the document of `flannelctl ping --json` for the first family, without the checks of this
+        host.
 
         Raises:
             FlannelError: no host has this name, or the kernel refuses the probes.
         """
         status = await self._recent()
-        peer, container = target_of(status, self._leases(), name)
-        steps = await probe_path(status, peer, container)
-        return format_ping(judged(peer, steps, is_container=container is not None, status=status, local=()))
+        first = targets_of(status, self._leases(), name)[0]
+        steps = await probe_path(first.status, first.peer, first.container)
+        is_container = first.container is not None
+        report = judged(first.peer, steps, is_container=is_container, status=first.status, local=())
+        return format_ping(report)
 
     async def plan(self, text: str) -> bytes:
         """Return the document of `flannelctl plan --json --config`.

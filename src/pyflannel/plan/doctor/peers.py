@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from msgspec.structs import replace
 
 from pyflannel.model.lease import LeaseEntry, host_text
-from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import NarrowPath, PeerReach, PingReport, PingStep, StepName
 from pyflannel.model.status import Finding, Severity, Status
 from pyflannel.plan.doctor.observed import BadNeighbour, resolution, some
@@ -53,6 +53,27 @@ def judged(
         stops=None if stop is None else stop.place,
         cause=None if stop is None else stop.cause,
         fix=None if stop is None else stop.fix,
+    )
+
+
+def joined(reports: Mapping[Family, PingReport]) -> PingReport:
+    """Return one report about the paths to a host in several families. If packets stop in a family, the
+    report names this family.
+    """
+    first = next(iter(reports.values()))
+    if len(reports) == 1:
+        return first
+    lost = [family for family, report in reports.items() if not report.ok]
+    stop = reports[lost[0]] if lost else first
+    alike = [family for family in lost if reports[family].stops == stop.stops]
+    names = " and ".join(f"IPv{family}" for family in alike)
+    return replace(
+        first,
+        ok=not lost,
+        steps=tuple(step for report in reports.values() for step in report.steps),
+        stops=stop.stops,
+        cause=None if stop.cause is None else f"{names}: {stop.cause}",
+        fix=stop.fix,
     )
 
 
