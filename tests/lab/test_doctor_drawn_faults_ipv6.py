@@ -69,6 +69,27 @@ def test_doctor_repairs_settings_and_the_bridge_if_asked(pair: Pair) -> None:
     assert examined(host) == []
 
 
+def test_status_shows_the_rules_and_settings_of_this_host_that_drop_ipv6_packets(pair: Pair) -> None:
+    host = pair.here.host
+
+    def dropped(do: str, undo: str) -> list[str]:
+        host.run(["sh", "-c", do])
+        try:
+            shown = host.run(["flannelctl", "status", "--json"], check=False).stdout
+        finally:
+            host.run(["sh", "-c", undo])
+        found: list[str] = read_document(["status"], shown)["firewall"]["drops"]
+        return found
+
+    rule = "ip6tables {} INPUT -p udp --dport 8472 -j DROP"
+    setting = "sysctl -qw net.ipv6.conf.all.forwarding={}"
+    assert dropped("true", "true") == []
+    (line,) = dropped(rule.format("-I"), rule.format("-D"))
+    assert "drops tunnel packets of peers to UDP port 8472" in line
+    (line,) = dropped(setting.format(0), setting.format(1))
+    assert "the host forwards no IPv6 packets" in line
+
+
 @pytest.mark.timeout(3600)
 def test_each_drawn_fault_is_named_without_a_second_error(pair: Pair, long_run: bool) -> None:
     check_each_fault(pair, DRAWS_LONG if long_run else DRAWS)

@@ -182,6 +182,13 @@ def findings(host: Host) -> list[tuple[str, str]]:
     return [one for one in found if one[1] != "info"]
 
 
+def drops(host: Host) -> list[str]:
+    """Return the rules and settings of a host that drop packets, as status shows them."""
+    shown = host.run(["flannelctl", "status", "--json"], check=False).stdout
+    found: list[str] = read_document(["status"], shown)["firewall"]["drops"]
+    return found
+
+
 def traced(host: Host, address: object) -> tuple[bool, list[str]]:
     """Return whether trace finds no fault on the way to an address, and the steps."""
     report = read_document(
@@ -222,7 +229,7 @@ def traced(host: Host, address: object) -> tuple[bool, list[str]]:
 def test_doctor_and_trace_examine_each_family(
     vxlan_hosts: list[Host], do: str, undo: str | None, found: list[str], fails: set[int]
 ) -> None:
-    """A rule of one family is named once, and trace passes in the other family."""
+    """A rule of one family is named once, also by status, and trace passes in the other family."""
     first, second, _ = vxlan_hosts
     if not undo and undo is not None:
         do, undo = f"{do} -j DROP", f"{do} -j DROP".replace("-I", "-D")
@@ -232,15 +239,16 @@ def test_doctor_and_trace_examine_each_family(
 
     first.run(["sh", "-c", do])
     try:
-        named = findings(first)
+        named, shown = findings(first), drops(first)
         failing = {family for family, end in ends.items() if not traced(first, end)[0]}
     finally:
         first.run(["sh", "-c", undo or "ip link set br7 up"])
         configure_bridges([first])
 
     assert named == [(code, "error") for code in found]
+    assert len(shown) == len(found)
     assert failing == fails
-    assert findings(first) == []
+    assert (findings(first), drops(first)) == ([], [])
 
 
 def pinged(host: Host, name: object, *, exit_code: int = 0) -> dict[str, Any]:

@@ -15,6 +15,12 @@ from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.stores import EtcdAddress, parse_store_url
+from pyflannel.commands.host_links import (
+    bridges_of_containers,
+    interfaces_of_host,
+    on_link,
+    routes_of_network,
+)
 from pyflannel.commands.local_daemon import offline_status
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.reach import (
@@ -46,10 +52,9 @@ from pyflannel.kernel.host.machine import (
     unforwarded,
 )
 from pyflannel.kernel.network.echo import clock_offsets
-from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
-from pyflannel.model.host import Interfaces, RouteScope
+from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
@@ -445,7 +450,7 @@ async def _examined(
         _filter_rules(),
         read_rules(),
         read_ruleset(families),
-        interfaces_of_host(_ranges(status)),
+        interfaces_of_host(routes_of_network(status)),
         programs_of(places),
     )
     host = _Host(
@@ -476,12 +481,6 @@ async def _examined(
     return found
 
 
-def _ranges(status: Status) -> RouteScope:
-    """Return the scope that makes the kernel's IPv6 routes visible, if the network has IPv6."""
-    found = network_of(status, 6)
-    return RouteScope() if found is None else RouteScope(networks=frozenset({found}))
-
-
 async def _observed(
     places: Places, host: _Host, status: Status, leases: list[LeaseEntry], early: Collection[IpNetwork]
 ) -> Observed:
@@ -495,9 +494,7 @@ async def _observed(
         peers.pop(membership.subnet, None)
     membership = replace(membership, peers=dict(sorted(peers.items(), key=lambda one: one[0] not in early)))
     interfaces = host.interfaces
-    bridges = _own_bridges(interfaces, membership)
-    if not bridges and family == 6 and host.is_alone:
-        bridges = _bare_bridges(interfaces)
+    bridges = bridges_of_containers(interfaces, membership, family, is_alone=host.is_alone)
     names = [one.name for one in interfaces.interfaces]
     return Observed(
         status=status,
@@ -514,7 +511,7 @@ async def _observed(
         answers=await _route_answers(status, membership, next(iter(bridges), None), family),
         interfaces=interfaces,
         programs=host.programs,
-        on_link=_on_link(interfaces, membership),
+        on_link=on_link(interfaces, membership),
         ports={name: port_mtus(name) for name in bridges},
         lacks_arp=lacks_arp(membership.underlay or ""),
         is_ethernet=is_ethernet(membership.underlay or ""),
@@ -597,18 +594,6 @@ async def _route_answers(
     return tuple(filter(None, await asyncio.gather(*asked)))
 
 
-async def interfaces_of_host(scope: RouteScope | None = None) -> Interfaces:
-    """Return the interfaces of this host, with their addresses.
-
-    `scope`: with an IPv6 network in it, IPv6 routes are also read.
-
-    Raises:
-        TargetError: the interfaces are unreadable.
-    """
-    async with KernelInterfaces() as observer:
-        return await observer.observe(scope or RouteScope())
-
-
 async def programs_of(places: Places) -> tuple[tuple[BpfProgram, ...], tuple[BpfPeer, ...]]:
     """Return the eBPF programs of the daemon's tunnel, and their peers; empty if they are unreadable."""
     device = places.device()
@@ -626,31 +611,3 @@ async def _filter_rules() -> list[Item]:
     async with IptablesTarget() as iptables, NftTarget() as nftables:
         found = await asyncio.gather(iptables.snapshot(State.EMPTY), nftables.snapshot(State.EMPTY))
         return [item for snapshot in found for item in snapshot]
-
-
-def _on_link(interfaces: Interfaces, membership: Membership) -> tuple[IpNetwork, ...]:
-    underlay = None if membership.underlay is None else interfaces.named(membership.underlay)
-    return () if underlay is None else underlay.on_link
-
-
-def _bare_bridges(interfaces: Interfaces) -> list[str]:
-    """Return the bridges with ports, but without an address, that are down or on which IPv6 is off."""
-    return [
-        one.name
-        for one in interfaces.interfaces
-        if one.kind == "bridge"
-        and not (one.is_up and one.has_ipv6)
-        and not any(held.is_global for held in one.addresses)
-        and port_mtus(one.name)
-    ]
-
-
-def _own_bridges(interfaces: Interfaces, membership: Membership) -> list[str]:
-    """Return the bridges with an address of this host's subnet, which connect its containers."""
-    if membership.subnet is None:
-        return []
-    return [
-        one.name
-        for one in interfaces.interfaces
-        if one.kind == "bridge" and any(held.address.ip in membership.subnet for held in one.addresses)
-    ]

@@ -4,29 +4,35 @@ overlay.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
+from pyflannel.commands.host_links import (
+    bridges_of_containers,
+    interfaces_of_host,
+    on_link,
+    routes_of_network,
+)
 from pyflannel.commands.reach import peers_of
 from pyflannel.errors import ConfigError, FlannelError
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.ruleset import read_ruleset
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
-from pyflannel.kernel.host.machine import docker_table, forwards, port_mtus, unforwarded
-from pyflannel.kernel.network.interfaces import KernelInterfaces
+from pyflannel.kernel.host.machine import docker_table, forwards, is_ethernet, port_mtus, unforwarded
 from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item, Marks
 from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.network_config import Family
 from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, FirewallStatus, Membership, Status, UnderlayStatus
 from pyflannel.model.tunnel_guard import GuardTable
 from pyflannel.plan.doctor import docker, filters, packets
+from pyflannel.plan.doctor.families import families_of, leases_in, network_of, status_in
 from pyflannel.plan.doctor.observed import Observed
 from pyflannel.wire.network_config_json import parse_network_config
 
@@ -83,37 +89,63 @@ async def _own_objects(places: Places) -> tuple[str, ...]:
 
 
 async def _drops(status: Status, leases: Sequence[LeaseEntry]) -> tuple[str, ...] | None:
-    """Return the rules that drop packets of the overlay; None if the rules are unknown.
+    """Return the rules that drop packets of the overlay, in any family of the network; None if the rules are
+    unknown.
 
     Raises:
         TargetError: the interfaces or the rules are unreadable.
     """
-    membership = _membership(status, leases)
-    subnet = membership.subnet
-    if membership.network is None or not isinstance(subnet, IPv4Network):
-        return None  # the rules are evaluated only for IPv4 packets
-    read, saved, table, interfaces = await asyncio.gather(
-        read_ruleset(), read_rules(), docker_table(4), _interfaces()
+    families = families_of(status)
+    read, saved, interfaces = await asyncio.gather(
+        read_ruleset(families), read_rules(), interfaces_of_host(routes_of_network(status))
     )
+    lines: list[str] = []
+    is_complete = not read.failures
+    for family in families:
+        seen = _observed(
+            status_in(status, family, leases), family, leases_in(leases, family), interfaces, families
+        )
+        if seen is None:
+            is_complete = False
+            continue
+        drops = docker.docker_drops(saved, await docker_table(family), family)
+        seen = replace(seen, ruleset=read.ruleset, docker_drops=drops)
+        lines += [_line(one) for check in _CHECKS for one in check(seen) if one.severity == "error"]
+        backend, underlay = seen.status.backend, seen.status.underlay
+        is_complete &= underlay is not None or (backend is not None and backend.port is None)
+    return tuple(dict.fromkeys(lines)) if lines or is_complete else None
+
+
+def _observed(
+    status: Status,
+    family: Family,
+    leases: Sequence[LeaseEntry],
+    interfaces: Interfaces,
+    families: Sequence[Family],
+) -> Observed | None:
+    """Return the observations of this host in one family, without rules; None if its subnet is unknown.
+
+    Status and leases are those of a network with this family alone.
+    """
     if status.underlay is None:
         status = _with_underlay(status, leases, interfaces)
-        membership = _membership(status, leases)
-    seen = Observed(
+    membership = _membership(status, family, leases)
+    if membership.network is None or membership.subnet is None:
+        return None
+    bridges = bridges_of_containers(interfaces, membership, family, is_alone=len(families) == 1)
+    return Observed(
         status=status,
         membership=membership,
-        ruleset=read.ruleset,
+        family=family,
+        is_first=family == families[0],
         interfaces=interfaces,
-        ports=_ports(interfaces, subnet),
+        ports={name: port_mtus(name) for name in bridges},
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
-        docker_drops=docker.docker_drops(saved, table),
-        forwards=forwards(4),
-        unforwarded=unforwarded((one.name for one in interfaces.interfaces), 4),
+        on_link=on_link(interfaces, membership),
+        is_ethernet=is_ethernet(membership.underlay or ""),
+        forwards=forwards(family),
+        unforwarded=unforwarded((one.name for one in interfaces.interfaces), family),
     )
-    found = [one for check in _CHECKS for one in check(seen) if one.severity == "error"]
-    is_without_tunnel = status.backend is not None and status.backend.port is None
-    if not found and (read.failures or (status.underlay is None and not is_without_tunnel)):
-        return None
-    return tuple(map(_line, found))
 
 
 def _with_underlay(status: Status, leases: Sequence[LeaseEntry], interfaces: Interfaces) -> Status:
@@ -133,30 +165,15 @@ def _line(finding: Finding) -> str:
     return f"{finding.cause}: {'; '.join(finding.evidence)}" if finding.evidence else finding.cause
 
 
-def _membership(status: Status, leases: Sequence[LeaseEntry]) -> Membership:
-    subnet = status.lease.subnet if status.lease is not None else None
+def _membership(status: Status, family: Family, leases: Sequence[LeaseEntry]) -> Membership:
     peers = (
         (one.subnet, one.public_ip)
         for one in peers_of(status, leases)
-        if isinstance(one.subnet, IPv4Network) and isinstance(one.public_ip, IPv4Address)
+        if one.subnet.version == family == one.public_ip.version
     )
     return Membership(
-        network=status.network.network if status.network is not None else None,
-        subnet=subnet if isinstance(subnet, IPv4Network) else None,
+        network=network_of(status, family),
+        subnet=status.lease.subnet if status.lease is not None else None,
         underlay=status.underlay.link if status.underlay is not None else None,
         peers=dict(islice(peers, _PEERS)),
     )
-
-
-async def _interfaces() -> Interfaces:
-    async with KernelInterfaces() as observer:
-        return await observer.observe()
-
-
-def _ports(interfaces: Interfaces, subnet: IPv4Network) -> Mapping[str, Mapping[str, int]]:
-    """Return the ports of the bridges with an address of this host's subnet, by the name of the bridge."""
-    return {
-        one.name: port_mtus(one.name)
-        for one in interfaces.interfaces
-        if one.kind == "bridge" and any(held.address.ip in subnet for held in one.addresses)
-    }
