@@ -175,6 +175,21 @@ def test_hosts_reach_each_other_in_both_families(overlay: Overlay, vxlan_hosts: 
         assert status.lease.ipv6_subnet == ipv6
 
 
+def test_the_bytes_from_a_peer_are_those_of_both_families(hosts: list[Host]) -> None:
+    one, other, _ = hosts
+
+    def received() -> int:
+        document = read_document(["peers"], one.flannelctl("peers", other.name, "--no-probe", "--json"))
+        size: int = document["peers"][0]["received_bytes"]
+        return size
+
+    ends = (other.gateway().ip, one.gateway().ip), (bridge(other).ip, bridge(one).ip)
+    for source, target in ends:
+        before = received()
+        other.run(["ping", "-nq", "-c20", "-i0.01", "-s900", "-I", str(source), str(target)])
+        assert received() - before >= 20 * 900
+
+
 def findings(host: Host) -> list[tuple[str, str]]:
     """Return code and severity of each finding of doctor that is more than information."""
     document = read_document(["doctor"], host.run(["flannelctl", "--json", "doctor"], check=False).stdout)

@@ -109,6 +109,24 @@ def test_peers_counts_the_losses_on_a_path(pair: tuple[Host, Host]) -> None:
         assert losses() == (10, 10, False)
 
 
+def test_peers_shows_the_bytes_that_vxlan_received_from_a_peer(pair: tuple[Host, Host]) -> None:
+    """Only the peer counts the bytes that this host sends, so these are unknown."""
+    one, other = pair
+
+    def received() -> int:
+        (peer,) = read_document(["peers"], one.flannelctl("peers", "--no-probe", "--json"))["peers"]
+        assert peer["sent_bytes"] is None
+        size: int = peer["received_bytes"]
+        return size
+
+    before = received()
+    source, target = str(other.gateway().ip), str(one.gateway().ip)
+    other.run(["ping", "-q", "-c", "20", "-i", "0.01", "-s", "972", "-I", source, target])
+
+    grown = received() - before
+    assert 20 * (1000 + 50) <= grown < 21 * (1000 + 50)  # daemons may send further, smaller packets
+
+
 def test_the_matrix_shows_each_direction_and_names_a_host_without_an_answer(
     pair: tuple[Host, Host], overlay: Overlay
 ) -> None:

@@ -194,9 +194,9 @@ def peers(
     256 of the hosts with ICMP echo through the tunnel. With --no-probe, flannelctl sends nothing. If flanneld
     does not respond, the list contains the last known hosts.
 
-    LOSS is the share of up to 10 small probes without a reply. IN and OUT are the bytes that WireGuard
-    received from the host and sent to the host; the other backends do not count these bytes. CHANGED is the
-    time since the host joined, returned, or changed its addresses, backend or keys.
+    LOSS is the share of up to 10 small probes without a reply. IN and OUT are the bytes of the packets from
+    the host and to the host. Only wireguard counts OUT. vxlan, and udp in user space, count IN. CHANGED is
+    the time since the host joined, returned, or changed its addresses, backend or keys.
 
     With --matrix, the hosts probe each other, and the table has a row for each host: + if it reaches the host
     of the column, x if not. A matrix has at most 32 hosts.
@@ -300,10 +300,16 @@ async def _known(socket: Path, places: Places) -> tuple[Status, list[LeaseEntry]
 
 async def _peers(socket: Path, places: Places, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
     # Only this verb needs these functions.
+    from pyflannel.commands.peer_traffic import received_bytes
     from pyflannel.commands.reach import probe_families, sample_of
 
     status, known = await _known(socket, places)
-    entries = _of_hosts(peer_entries(status, known), hosts)
+    every_entry = peer_entries(status, known)
+    received = await received_bytes(replace(places, run_dir=socket.parent), status, every_entry)
+    entries = [
+        replace(entry, received_bytes=received.get(entry.subnet, entry.received_bytes))
+        for entry in _of_hosts(every_entry, hosts)
+    ]
     if not probes:
         return entries
     listed = {entry.subnet for entry in entries}

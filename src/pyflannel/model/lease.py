@@ -479,9 +479,10 @@ class PeerEntry(Struct, frozen=True, kw_only=True):
         probes_sent: number of small probes by which losses were counted; None if no probe was sent.
         probes_lost: number of these probes without a reply within 0.5 s; None if no probe was sent.
         ipv6: results for IPv6, if both hosts also have IPv6; None otherwise.
-        received_bytes: bytes of tunnel packets from the peer since its WireGuard device was created; None if
-            the backend does not count the bytes of a peer.
-        sent_bytes: bytes of tunnel packets to the peer, in the same way.
+        received_bytes: bytes of tunnel packets from the peer since its WireGuard device was created, or since
+            the tunnel guard has the peer; None if the bytes of the peer are not counted.
+        sent_bytes: bytes of tunnel packets to the peer since its WireGuard device was created; None if the
+            backend does not count these bytes.
         change_age_s: seconds since flanneld last saw the lease of the peer change; None if there was no
             change since flanneld started.
         path_mtus: the paths to the peer that carry only smaller packets than planned, as flanneld has

@@ -113,6 +113,8 @@ class GuardSets(NamedTuple):
         ends: underlay address and tunnel port of each peer.
         ports: tunnel ports of the peers. A look-up of a port takes less time than a look-up in `ends`.
         dropped: outer source, inner source and inner destination of dropped packets.
+
+    An element of `senders` or `ranges` counts the packets that the guard accepts from the peer.
     """
 
     senders: SetSpec
@@ -122,6 +124,11 @@ class GuardSets(NamedTuple):
     dropped: SetSpec
 
     @property
+    def of_sources(self) -> tuple[SetSpec, ...]:
+        """The sets whose elements count the packets of a peer."""
+        return self.senders, self.ranges
+
+    @property
     def of_peers(self) -> tuple[SetSpec, ...]:
         """The sets whose elements describe peers."""
         return self.senders, self.ranges, self.ends, self.ports
@@ -129,8 +136,8 @@ class GuardSets(NamedTuple):
 
 def _sets(address: int) -> GuardSets:
     return GuardSets(
-        senders=SetSpec(_SENDERS, (address, address)),
-        ranges=SetSpec(_RANGES, (address, address), INTERVALS),
+        senders=SetSpec(_SENDERS, (address, address), counts=True),
+        ranges=SetSpec(_RANGES, (address, address), INTERVALS, counts=True),
         ends=SetSpec(_ENDS, (address, SERVICE)),
         ports=SetSpec(_PORTS, (SERVICE,)),
         dropped=SetSpec(_DROPPED, (address,) * 3, ADDED_BY_RULES, size=1024, timeout_ms=REMEMBERED_MS),
@@ -456,6 +463,12 @@ def elements_of(peers: Iterable[GuardPeer], spec: SetSpec, source_length: int) -
             yield first if spec.name == _SENDERS else first + address + sources.broadcast_address.packed
 
 
+def source_of(key: Element) -> tuple[IpAddress, IpAddress]:
+    """Return the outer source and the first inner source of an element that counts the packets of a peer."""
+    outer, inner = _addresses(key, 2)
+    return outer, inner
+
+
 def strangers(dropped: Iterable[CountedElement], peers: Iterable[GuardPeer]) -> Iterator[Stranger]:
     """Yield the senders of dropped packets of one family, one for each combination of addresses.
 
@@ -464,7 +477,7 @@ def strangers(dropped: Iterable[CountedElement], peers: Iterable[GuardPeer]) -> 
     subnets = {peer.subnet for peer in peers}
     lengths = {subnet.prefixlen for subnet in subnets}
     for one in dropped:
-        outer, inner, destination = _addresses(one.key)
+        outer, inner, destination = _addresses(one.key, 3)
         is_known = any(_network(inner.version, int(inner), length) in subnets for length in lengths)
         yield Stranger(
             address=outer,
@@ -476,8 +489,8 @@ def strangers(dropped: Iterable[CountedElement], peers: Iterable[GuardPeer]) -> 
         )
 
 
-def _addresses(key: bytes) -> Iterator[IpAddress]:
-    """Yield the three addresses of a key, which have equal lengths."""
-    length = len(key) // 3
+def _addresses(key: bytes, count: int) -> Iterator[IpAddress]:
+    """Yield the addresses of a key, which have equal lengths."""
+    length = len(key) // count
     kind = IPv4Address if length == _HEADERS[4].length else IPv6Address
     return (kind(key[place : place + length]) for place in range(0, len(key), length))

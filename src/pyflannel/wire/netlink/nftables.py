@@ -134,6 +134,8 @@ class SetSpec(Struct, frozen=True):
         flags: NFT_SET_*.
         size: maximum number of elements; 0 if there is no limit.
         timeout_ms: lifetime of an element that a rule adds; 0 for no limit.
+        counts: each element counts the packets and bytes of its look-ups. Kernels before Linux 5.7 ignore
+            this.
     """
 
     name: str
@@ -141,6 +143,7 @@ class SetSpec(Struct, frozen=True):
     flags: int = 0
     size: int = 0
     timeout_ms: int = 0
+    counts: bool = False
 
     @property
     def key_length(self) -> int:
@@ -196,6 +199,7 @@ def create_set(table: TableName, spec: SetSpec, number: int) -> Request:
         nest(9, *size, *([nest(2, *fields)] if fields else [])),
         _number(10, number),
         *([attribute(11, _U64.pack(spec.timeout_ms))] if spec.timeout_ms else []),
+        *([_counter_of_elements(17)] if spec.counts else []),
     )
 
 
@@ -275,6 +279,19 @@ def parse_counted_elements(body: bytes) -> list[CountedElement]:
         packets = integer_of(counter.get(2))
         parsed.append(CountedElement(_value_of(found[1]), packets, max(age_ms, 0) / 1e3))
     return parsed
+
+
+def parse_element_bytes(body: bytes) -> dict[Element, int]:
+    """Return the counted bytes of the elements in one message, by their first key; without the elements that
+    have no counter.
+    """
+    counted = {}
+    for _, listed in _each(attributes(body, _BODY.size).get(3, b"")):
+        found = attributes(listed)
+        counter = attributes(attributes(found.get(7, b"")).get(2, b""))
+        if 1 in found and 1 in counter:
+            counted[_value_of(found[1])] = integer_of(counter[1])
+    return counted
 
 
 # Chains and rules.
@@ -467,10 +484,15 @@ def is_in(name: str, register: int = REGISTER) -> Expression:
 
 def remember(name: str, timeout_ms: int, register: int = REGISTER) -> Expression:
     """Add the key to a set with a packet counter; if it exists, count the packet and renew the timeout."""
-    counting = nest(7, _text(1, "counter"), nest(2))
+    counting = _counter_of_elements(7)
     return "dynset", _text(1, name) + _number(3, 1) + _number(4, register) + attribute(
         6, _U64.pack(timeout_ms)
     ) + counting
+
+
+def _counter_of_elements(kind: int) -> bytes:
+    """Return the attribute that gives each element a counter, which begins at 0."""
+    return nest(kind, _text(1, "counter"), nest(2))
 
 
 def counter() -> Expression:

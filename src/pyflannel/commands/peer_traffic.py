@@ -1,0 +1,75 @@
+"""The bytes that each peer sent to this host, from the counters of the tunnel guard."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from pyflannel.assembly.directories import Places
+from pyflannel.errors import TargetError
+from pyflannel.kernel.network.netlink_socket import RequestSocket
+from pyflannel.model.lease import PeerEntry
+from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.status import Status
+from pyflannel.model.tunnel_guard import GuardTable
+from pyflannel.wire.netlink.guard_rules import SETS, name_of, source_of
+from pyflannel.wire.netlink.nftables import PROTOCOL, dump_elements, parse_element_bytes
+
+_TUNNELS = frozenset({"vxlan", "udp"})
+_BY_PROGRAMS = frozenset({"safe", "flow"})
+"""The modes of the fast path in which packets do not pass the tunnel guard."""
+
+_Source = tuple[IpAddress, IpAddress]
+"""The outer source and the first inner source of the packets of a peer."""
+
+
+async def received_bytes(
+    places: Places, status: Status, peers: Sequence[PeerEntry]
+) -> Mapping[IpNetwork, int]:
+    """Return the bytes of the tunnel packets from each peer, by the subnet of the peer.
+
+    A peer is missing if its bytes are unknown, for example if the guard checks only the outer source, and
+    peers share an address. The result is empty without root and on kernels before Linux 5.7.
+    """
+    backend, path, device = status.backend, status.fast_path, places.device()
+    if backend is None or backend.type not in _TUNNELS or device is None or not status.is_live:
+        return {}
+    if path is not None and path.mode in _BY_PROGRAMS:
+        return {}
+    with contextlib.suppress(TargetError):
+        return _by_peer(peers, await _by_source(device))
+    return {}
+
+
+async def _by_source(device: str) -> dict[_Source, int]:
+    """Return the counted bytes of all elements.
+
+    Raises:
+        TargetError: the sets cannot be read.
+    """
+    found: dict[_Source, int] = {}
+    with contextlib.closing(RequestSocket(PROTOCOL)) as requests:
+        for family, sets in SETS.items():
+            table = name_of(GuardTable(device=device, family=family))
+            for spec in sets.of_sources:
+                with contextlib.suppress(TargetError):  # without this family, the table does not exist
+                    for counted in await requests.dump(dump_elements(table, spec.name), parse_element_bytes):
+                        found |= {source_of(key): size for key, size in counted.items()}
+    return found
+
+
+def _by_peer(peers: Sequence[PeerEntry], counted: Mapping[_Source, int]) -> dict[IpNetwork, int]:
+    parts = {
+        (peer.subnet, outer, subnet)
+        for peer in peers
+        for outer, subnet in ((peer.public_ip, peer.subnet), (peer.public_ipv6, peer.ipv6_subnet))
+        if outer is not None and subnet is not None and outer.version == subnet.version
+    }
+    sharing = Counter(outer for _, outer, _ in parts)
+    found: dict[IpNetwork, int] = {}
+    for peer, outer, subnet in parts:
+        size = counted.get((outer, subnet.network_address))
+        if size is None and sharing[outer] == 1:
+            size = counted.get((outer, type(outer)(0)))
+        if size is not None:
+            found[peer] = found.get(peer, 0) + size
+    return found
