@@ -248,6 +248,29 @@ def test_a_container_may_give_its_link_any_name(healthy: Host) -> None:
     assert "ip link set '$(id)\\udcff' mtu 1450" in said
 
 
+def test_a_link_with_a_wrong_mtu_is_found_in_any_of_twenty_containers(healthy: Host) -> None:
+    address = healthy.lease().network_address + 9
+    script = _CONTAINER.replace("9000", '"$3"')
+    containers = [
+        healthy.start(
+            ["unshare", "--net", "sh", "-c", script, "sh", f"link{number}", f"{address}/24", str(mtu)],
+            name=f"container{number}",
+        )
+        for number, mtu in enumerate([*[1450] * 19, 9000])
+    ]
+    try:
+        wait_until(
+            lambda: "container-mtu" in examine(healthy), what="the link is found", deadline_s=DEADLINE_S
+        )
+        found = examine(healthy)
+    finally:
+        for container in containers:
+            container.kill()
+
+    assert [line.partition(" ")[0] for line in found["container-mtu"]["evidence"]] == ["link19"]
+    assert "examined-partly" not in found
+
+
 def test_rules_of_unknown_origin_are_only_information(healthy: Host) -> None:
     """An operator may want rules that earlier releases of the original wrote with the same text."""
     pair = [("-s", "10.100.0.0/16"), ("-d", "10.100.0.0/16")]

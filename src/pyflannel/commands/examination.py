@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from itertools import islice
 from pathlib import Path
 
@@ -52,9 +51,10 @@ from pyflannel.kernel.host.machine import (
     unforwarded,
 )
 from pyflannel.kernel.network.echo import clock_offsets
+from pyflannel.kernel.network.namespaces import mtus_in
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
-from pyflannel.model.host import Interfaces
+from pyflannel.model.host import Interfaces, RouteScope
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
@@ -62,6 +62,7 @@ from pyflannel.model.packet_filter import SavedRules
 from pyflannel.model.probe import BenchReport, PeerReach, PingReport
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, RefusedPeer, Status, StoreTimes
+from pyflannel.plan.doctor.coverage import coverage, partly_examined
 from pyflannel.plan.doctor.daemon import store_findings
 from pyflannel.plan.doctor.docker import docker_drops
 from pyflannel.plan.doctor.families import families_of, leases_in, network_of, status_in
@@ -124,7 +125,11 @@ async def _membership_in(family: Family, places: Places, status: Status) -> Memb
     return Membership(
         network=network_of(status, family),
         subnet=status.lease.subnet if status.lease else None,
-        underlay=status.underlay.link if status.underlay else await _underlay(known, family, _ranges(status)),
+        underlay=(
+            status.underlay.link
+            if status.underlay
+            else await _underlay(known, family, routes_of_network(status))
+        ),
         peers={
             **{lease.subnet: lease.public_ip for lease in leases},
             **_addresses_of(status.refused_peers, family),
@@ -286,7 +291,9 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     complete: list[Finding] = []
     for family, reach in zip(reaching, reached, strict=True):
         status = status_in(whole, family, every_lease)
-        own = (*common, *found.get(family, ()))
+        probed = len([*peers_of(status, leases_in(every_lease, family))]) if reach else 0
+        partly = partly_examined([("{} peers were probed", len(reach), probed)])
+        own = (*common, *found.get(family, ()), *partly)
         complete += with_peers(own, reach, status, await _bad_neighbours(status, reach))
     return merged(complete)
 
@@ -477,7 +484,8 @@ async def _examined(
     ]
     found: dict[Family | None, tuple[Finding, ...]] = {None: (*findings_of_host(observed[0]), *unread)}
     for one in observed:
-        found[one.family] = findings_in_family(replace(one, is_first=one is observed[0]))
+        own = findings_in_family(replace(one, is_first=one is observed[0]))
+        found[one.family] = (*own, *coverage(one))
     return found
 
 
@@ -528,38 +536,22 @@ async def _observed(
     )
 
 
-_CONTAINERS_ASKED = 16
-"""Maximum number of containers whose MTU is read."""
+_CONTAINERS_ASKED = 512
+"""Maximum number of containers whose MTU is read, which takes less than a second."""
 
 
 async def _with_mtus(
     found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None
 ) -> tuple[ContainerNamespace, ...]:
-    """Return the containers. For some containers in the subnet of this host, add the MTUs of their links.
+    """Return the containers. For the containers in the subnet of this host, add the MTUs of their links.
 
     The host sees only its own end of the link of a container, which may have another MTU.
     """
     if subnet is None:
         return found
-    own = [one for one in found if any(address in subnet for address in one.addresses)][:_CONTAINERS_ASKED]
-    mtus = await asyncio.gather(*(_mtus_in(one.pid, subnet) for one in own))
-    known = {one.pid: replace(one, mtus=read) for one, read in zip(own, mtus, strict=True)}
+    own = [one for one in found if any(address in subnet for address in one.addresses)]
+    known = {one.pid: replace(one, mtus=await mtus_in(one.pid, subnet)) for one in own[:_CONTAINERS_ASKED]}
     return tuple(known.get(one.pid, one) for one in found)
-
-
-async def _mtus_in(pid: int, subnet: IpNetwork) -> dict[str, int]:
-    """Return the MTUs of the links with an address in the subnet, in the network namespace of a process;
-    empty if they cannot be read.
-    """
-    with contextlib.suppress(TargetError, ValueError, KeyError):
-        family = f"-{subnet.version}"
-        ran = await run_program("nsenter", "--net", f"--target={pid}", "ip", "-json", family, "address")
-        return {
-            link["ifname"]: link["mtu"]
-            for link in json.loads(ran.output)
-            if any(ip_address(one["local"]) in subnet for one in link["addr_info"])
-        }
-    return {}
 
 
 _ASKED, _ASKED_OUT = 2, 16

@@ -21,6 +21,7 @@ from pyflannel.model.status import (
     Status,
     UnderlayStatus,
 )
+from pyflannel.plan.doctor.coverage import coverage
 from pyflannel.plan.doctor.findings import findings
 from pyflannel.plan.doctor.observed import ContainerNamespace, Observed, RouteAnswer
 from pyflannel.wire.iptables import parse_save
@@ -202,6 +203,47 @@ def test_one_rule_is_one_finding_for_all_peers() -> None:
     seen = replace(HEALTHY, membership=replace(HEALTHY.membership, peers=peers))
 
     found(replace(seen, ruleset=iptables(":INPUT DROP")))
+
+
+def crowded(peers: int, ruleset: Ruleset = ()) -> Observed:
+    """Return the observations of a host with this number of peers."""
+    known = {IPv4Network((int(PEER.network_address) + 256 * n, 24)): THERE + n for n in range(peers)}
+    return replace(HEALTHY, membership=replace(HEALTHY.membership, peers=known), ruleset=ruleset, answers=())
+
+
+def test_a_rule_against_any_of_many_peers_is_named() -> None:
+    last = THERE + 199
+    ruleset = iptables(":INPUT ACCEPT", f"-A INPUT -s {last} -j DROP")
+
+    assert found(crowded(200, ruleset)).code == "tunnel-dropped"
+    assert list(coverage(crowded(200, ruleset))) == []
+
+
+def test_the_peers_whose_packets_are_not_evaluated_are_reported() -> None:
+    many = [f"-A INPUT -s 172.16.{n // 250}.{n % 250} -j DROP" for n in range(2000)]
+    (one,) = coverage(crowded(200, iptables(":INPUT ACCEPT", *many)))
+
+    assert (one.code, one.severity) == ("examined-partly", "info")
+    assert one.evidence == ("filter rules were evaluated for the packets of 4 of 200 peers",)
+
+
+def test_the_peers_and_containers_that_are_not_examined_are_reported() -> None:
+    held = frozenset({OWN.network_address + 2})
+    box = ContainerNamespace(pid=7, process="nginx, pid 7", addresses=held, mtus={"eth0": 1450})
+    elsewhere = replace(box, addresses=frozenset({IPv4Address("172.17.0.2")}), mtus={})
+    seen = replace(
+        crowded(40),
+        answers=HEALTHY.answers,
+        containers=(*[box] * 30, *[replace(box, mtus={})] * 10, elsewhere),
+    )
+
+    (one,) = coverage(seen)
+
+    assert one.evidence == (
+        "the MTU of 30 of 40 containers was read",
+        "the kernel was asked for the routes to 1 of 40 peers",
+    )
+    assert list(coverage(HEALTHY)) == []
 
 
 def test_rules_for_other_packets_are_no_finding() -> None:

@@ -6,16 +6,14 @@ when the socket is closed, also if this process is killed.
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import secrets
 import socket
-import threading
 import time
 from ipaddress import IPv6Address
-from pathlib import Path
 
 from pyflannel.errors import TargetError, remedy
+from pyflannel.kernel.network.namespaces import in_namespace_of
 from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
 from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.probe import PacketTrace
@@ -44,7 +42,6 @@ reply."""
 
 _NONCE_BYTES = 16
 _LARGEST = 65535
-_NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _HINT = "Run flannelctl as root. Tracing needs Linux 5.12."
 
 
@@ -120,28 +117,13 @@ def _message(packet: bytes, sender: tuple[str, int]) -> IcmpMessage | None:
 
 
 def _open_in(pid: int | None, family: Family) -> socket.socket:
-    """Open a raw socket for ICMP in the network namespace of a process, by a thread that ends afterwards."""
+    """Open a raw socket for ICMP in the network namespace of a process."""
     if pid is None:
         return _open(family)
-    results: list[socket.socket | OSError] = []
-
-    def enter() -> None:
-        try:
-            with Path(f"/proc/{pid}/ns/net").open("rb") as namespace:
-                library = ctypes.CDLL(None, use_errno=True)
-                if library.setns(namespace.fileno(), _NEW_NETWORK):
-                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            results.append(_open(family))
-        except OSError as error:
-            results.append(error)
-
-    thread = threading.Thread(target=enter, name="socket in a container")
-    thread.start()
-    thread.join()
-    (result,) = results
-    if isinstance(result, OSError):
-        raise _refused(result) from result
-    return result
+    try:
+        return in_namespace_of(pid, lambda: _open(family))
+    except OSError as error:
+        raise _refused(error) from error
 
 
 def _open(family: Family) -> socket.socket:

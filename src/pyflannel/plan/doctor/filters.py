@@ -13,9 +13,13 @@ from pyflannel.model.status import Finding, Severity
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
 
-_PEERS = 4
-"""Maximum number of peers for which packets are evaluated, because a host may have tens of thousands of
-rules."""
+_FEWEST_PEERS, _MOST_PEERS = 4, 256
+"""Limits of the number of peers for whose packets the rules are evaluated."""
+
+_MOST_EVALUATED = 30_000
+"""Maximum number of evaluated rules, unless _FEWEST_PEERS need more. They take about 0.3 s."""
+
+_FLOWS_OF_PEER = 4
 
 _DROPS = 4
 """Maximum number of chains that are named for one flow."""
@@ -24,7 +28,7 @@ _ANY_PORT, _SERVICE = 40000, 29123
 _NO_BRIDGE, _NO_PORT = "docker0", "veth0"
 """Names of the bridge and of the port that the first container will have, used while none exists."""
 
-_PORTS = 8
+PORTS = 8
 """Maximum number of ports of a bridge for which the rules of the family bridge are evaluated."""
 
 
@@ -129,6 +133,14 @@ def container_packet(
     )
 
 
+def evaluated_peers(seen: Observed) -> int:
+    """Return the number of peers for whose packets the rules are evaluated, if there are so many peers. With
+    fewer rules, it is larger.
+    """
+    rules = sum(len(some) for chain in seen.ruleset for some in chain.chains.values())
+    return min(_MOST_PEERS, max(_FEWEST_PEERS, _MOST_EVALUATED // (_FLOWS_OF_PEER * max(rules, 1))))
+
+
 def tunnel_flows(seen: Observed) -> Iterator[Flow]:
     """Yield tunnel packets from and to peers."""
     status = seen.status
@@ -140,7 +152,7 @@ def tunnel_flows(seen: Observed) -> Iterator[Flow]:
     has_programs = backend.type == "udp" and path is not None and path.mode in ("safe", "flow")
     severity: Severity = "warning" if has_programs else "error"
     port, uplink = backend.port, _uplink(seen)
-    for there in islice(dict.fromkeys(seen.membership.peers.values()), _PEERS):
+    for there in islice(dict.fromkeys(seen.membership.peers.values()), evaluated_peers(seen)):
         if there.version != here.version:
             continue
         arriving = tunnel_packet(there, here, backend.type, port, iif=underlay.link, in_port=uplink)
@@ -171,8 +183,8 @@ def container_flows(seen: Observed) -> Iterator[Flow]:
         return
     bridge = next(iter(seen.ports), _NO_BRIDGE)
     here = own.network_address + 2
-    port, *others = list(seen.ports.get(bridge, ()))[:_PORTS] or [_NO_PORT]
-    for there in islice(_containers_elsewhere(seen, network, own), _PEERS):
+    port, *others = list(seen.ports.get(bridge, ()))[:PORTS] or [_NO_PORT]
+    for there in islice(_containers_elsewhere(seen, network, own), evaluated_peers(seen)):
         yield overlay_flow(container_packet(here, there, iif=bridge, oif=device, in_port=port), network)
         yield overlay_flow(container_packet(there, here, iif=device, oif=bridge, out_port=port), network)
     there = next(_containers_elsewhere(seen, network, own))
