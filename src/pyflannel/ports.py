@@ -17,6 +17,7 @@ from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import Bridge, Interface, Interfaces, RouteScope
 from pyflannel.model.item import Item
 from pyflannel.model.network_config import IpAddress
+from pyflannel.model.probe import Echo, EchoResult
 from pyflannel.model.state import Operation, Refusal, State
 from pyflannel.model.status import Notice
 from pyflannel.model.store_record import Conflict, Delete, Listing, Put, Record, StoreChanges, Written
@@ -423,6 +424,10 @@ class BridgeSource(Protocol):
     def changes(self) -> AbstractAsyncContextManager[Changes]:
         """Open a channel that announces changes which may alter the result of `observe`."""
 
+
+SendEchoes = Callable[[Sequence[Echo]], Awaitable[list[EchoResult]]]
+"""A function that sends echo requests and returns their results, in a bounded time. This function may raise
+TargetError."""
 
 WireguardContacts = Callable[[], Awaitable[Sequence[WireguardContact]]]
 """A function that returns the contact with each WireGuard peer; empty if the device does not exist. This

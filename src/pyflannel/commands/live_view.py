@@ -16,7 +16,7 @@ from pyflannel.assembly.directories import Places
 from pyflannel.commands.local_daemon import last_known_leases, offline_status, what_to_do
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.reach import decisive_echoes
-from pyflannel.engine.peer_probes import PeerProbes, Send
+from pyflannel.engine.peer_probes import PeerProbes
 from pyflannel.errors import FlannelError, NotReadyError
 from pyflannel.kernel.host.machine import BoottimeClock
 from pyflannel.kernel.network.echo import send_echoes
@@ -25,7 +25,7 @@ from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import Echo, EchoResult, milliseconds
 from pyflannel.model.status import Carried, JournalEntry, Notice, Status, peer_entries
 from pyflannel.plan.peers import place_of_subnet
-from pyflannel.ports import Clock
+from pyflannel.ports import Clock, SendEchoes
 
 LOOK_S, PEERS_IN_A_SECOND = 1.0, 2000
 """Pause in seconds between two requests to flanneld; and the number of peers that makes the pause one second
@@ -102,7 +102,12 @@ class LiveView:
     """Follows one daemon, even while it does not respond, and passes a `Moment` to `show` at each change."""
 
     def __init__(
-        self, daemon: Answers, places: Places, send: Send, clock: Clock, show: Callable[[Moment], object]
+        self,
+        daemon: Answers,
+        places: Places,
+        send: SendEchoes,
+        clock: Clock,
+        show: Callable[[Moment], object],
     ) -> None:
         """Follow `daemon`, whose files are at `places`, and probe its peers by `send`."""
         self._daemon = daemon
@@ -192,7 +197,7 @@ def live_view(socket: Path, places: Places, show: Callable[[Moment], object]) ->
 class _Losses:
     """Sends probes, and counts their requests and replies."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: SendEchoes) -> None:
         self._send = send
         self._counted: dict[IpAddress, deque[tuple[int, int]]] = {}
 

@@ -2,21 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
 
 from pyflannel.engine.condition import Inputs
 from pyflannel.engine.pacing import pause
+from pyflannel.engine.planner import Planner
 from pyflannel.errors import TargetError
 from pyflannel.model.network_config import Family, IpNetwork
 from pyflannel.model.probe import Echo, EchoResult, PathMtu, ProbedPath, ProbedPaths
 from pyflannel.model.status import Notice
 from pyflannel.plan.backends import has_probed_paths, path_to
 from pyflannel.plan.peers import subnet_of
-from pyflannel.ports import Clock
-
-if TYPE_CHECKING:
-    from pyflannel.engine.planner import Planner
+from pyflannel.ports import Clock, SendEchoes
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +57,6 @@ _SMALL = 84
 _SIZES = 16
 """Number of sizes that are tried at the same time. Three steps find the largest of 1,500 sizes."""
 
-Send = Callable[[Sequence[Echo]], Awaitable[list[EchoResult]]]
-"""Sends echo requests and returns their results, in a bounded time. The function may raise TargetError."""
-
 
 class PeerProbes:
     """The reachability of peers, for a web page that requests it repeatedly.
@@ -71,7 +65,7 @@ class PeerProbes:
         trouble: reason why no probes can be sent; None if probes are sent.
     """
 
-    def __init__(self, send: Send, clock: Clock) -> None:
+    def __init__(self, send: SendEchoes, clock: Clock) -> None:
         self.trouble: Notice | None = None
         self._send = send
         self._clock = clock
@@ -139,7 +133,7 @@ class PathMtus:
 
     def __init__(
         self,
-        send: Send | None,
+        send: SendEchoes | None,
         clock: Clock,
         *,
         paths: Callable[[], ProbedPaths | None],
@@ -177,7 +171,7 @@ class PathMtus:
                 await pause(self._clock, next_s, until=self._may_differ)
             await self._clock.sleep(PAUSE_S)
 
-    async def _round(self, send: Send, paths: ProbedPaths) -> None:
+    async def _round(self, send: SendEchoes, paths: ProbedPaths) -> None:
         now = self._clock.now()
         some = [subnet for subnet, at in self._due_s.items() if at <= now][:PATHS_IN_A_ROUND]
         due = {subnet: path for subnet in some if (path := paths.path_to(subnet)) is not None}
@@ -212,7 +206,7 @@ class PathMtus:
             }
             self._changed()
 
-    async def _probe(self, send: Send, due: Mapping[IpNetwork, ProbedPath]) -> None:
+    async def _probe(self, send: SendEchoes, due: Mapping[IpNetwork, ProbedPath]) -> None:
         """Probe these paths, and publish the results."""
         found, searched = dict[IpNetwork, int](), dict[IpNetwork, tuple[int, int]]()
         try:
@@ -264,7 +258,7 @@ class PathMtus:
 
     async def _search(
         self,
-        send: Send,
+        send: SendEchoes,
         paths: Mapping[IpNetwork, ProbedPath],
         ranges: dict[IpNetwork, tuple[int, int]],
     ) -> dict[IpNetwork, int]:
@@ -298,7 +292,7 @@ def _probes(path: ProbedPath) -> Iterator[Echo]:
     yield Echo(destination=path.underlay, size=path.outer)
 
 
-def paths_of(planner: "Planner", inputs: Inputs) -> ProbedPaths | None:
+def paths_of(planner: Planner, inputs: Inputs) -> ProbedPaths | None:
     """Return the paths to the planned peers; None without a data path."""
     backend, config = inputs.backend, inputs.config
     if backend is None or config is None or not has_probed_paths(backend):

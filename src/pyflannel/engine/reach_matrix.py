@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from pyflannel.engine.peer_probes import Send
 from pyflannel.errors import StoreError, TargetError, UsageError, WireError
 from pyflannel.model.lease import Lease, LeaseKey
 from pyflannel.model.lease_set import LeaseSet
@@ -29,7 +28,7 @@ from pyflannel.model.reach_matrix import (
 )
 from pyflannel.model.store_record import Put, Record
 from pyflannel.plan.peers import place_of_subnet
-from pyflannel.ports import Clock, Store
+from pyflannel.ports import Clock, SendEchoes, Store
 from pyflannel.wire.reach_record import (
     REQUEST,
     ROWS,
@@ -98,7 +97,7 @@ class ReachMatrix:
         *,
         store: Store | None,
         clock: Clock,
-        send: Send | None,
+        send: SendEchoes | None,
         network: Network,
         signatures: Signatures | None,
     ) -> None:

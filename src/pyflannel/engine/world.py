@@ -7,7 +7,6 @@ from msgspec import Struct, field
 from pyflannel.engine.fast_path import Choice
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
-from pyflannel.engine.peer_probes import Send
 from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.model.host import GroChoice, HostFile
 from pyflannel.model.kubernetes_node import OwnNode
@@ -23,6 +22,7 @@ from pyflannel.ports import (
     InterfaceSource,
     KernelPath,
     Memory,
+    SendEchoes,
     Store,
     Target,
     WireguardContacts,
@@ -93,7 +93,7 @@ class World(Struct, frozen=True, kw_only=True):
     kernel_path: KernelPath | None = None
     wireguard: WireguardSource | None = None
     contacts: WireguardContacts = _no_contacts
-    send_echoes: Send | None = None
+    send_echoes: SendEchoes | None = None
     signing: LeaseSigning | None = None
     own_node: OwnNode | None = None
 
