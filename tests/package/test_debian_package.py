@@ -27,7 +27,7 @@ from testlab.pinging import Pings, pinging
 
 NAMES = ("docker1", "docker2")
 README = (Path(__file__).parents[2] / "README.md").read_text()
-INSTALL, CONFIGURE, START, CHECK = re.findall(
+INSTALL, CONFIGURE, START, CHECK, _ = re.findall(
     r"^```\n(.*?)^```",
     README.partition("\n## Install the package\n")[2].partition("\n## ")[0],
     flags=re.DOTALL | re.MULTILINE,

@@ -12,6 +12,7 @@ from testlab.booted_system import BootedSystem
 
 CODENAMES = {"12": "bookworm", "13": "trixie"}
 _BOOTABLE = "systemd,systemd-sysv,dbus,python3,iproute2,iptables,libbpf1"
+_SMALL = "--variant=minbase"
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel"
 _LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
 
@@ -20,7 +21,15 @@ def bootable_system(release: str) -> Path:
     """Return the directory of a system that systemd can boot. The directory is created once for each
     machine.
     """
-    return _system(release, f"debian-{release}", [f"--include={_BOOTABLE}"])
+    return _system(release, f"debian-{release}", [_SMALL, f"--include={_BOOTABLE}"])
+
+
+def fresh_system(release: str) -> Path:
+    """Return the directory of a default installation of Debian, with nothing that pyflannel requires.
+
+    The directory is created once for each machine.
+    """
+    return _system(release, f"debian-{release}-fresh", ["--include=dbus"])
 
 
 def firewall_system(release: str) -> Path:
@@ -31,13 +40,13 @@ def firewall_system(release: str) -> Path:
     return _system(
         release,
         f"debian-{release}-firewalls",
-        [f"--include={_BOOTABLE},libpam-systemd,nftables,ufw,firewalld"],
+        [_SMALL, f"--include={_BOOTABLE},libpam-systemd,nftables,ufw,firewalld"],
     )
 
 
 def pipx_system(release: str) -> Path:
     """Return the directory of a bootable system with pipx. The directory is created once for each machine."""
-    return _system(release, f"debian-{release}-pipx", [f"--include={_BOOTABLE},pipx,python3-venv"])
+    return _system(release, f"debian-{release}-pipx", [_SMALL, f"--include={_BOOTABLE},pipx,python3-venv"])
 
 
 def bare_system(release: str) -> Path:
@@ -47,7 +56,7 @@ def bare_system(release: str) -> Path:
 
     The system trusts the certificate authorities that the administrator of this machine added.
     """
-    system = _system(release, f"debian-{release}-bare", [])
+    system = _system(release, f"debian-{release}-bare", [_SMALL])
     if _LOCAL_AUTHORITIES.is_dir():
         shutil.copytree(_LOCAL_AUTHORITIES, system / _LOCAL_AUTHORITIES.relative_to("/"), dirs_exist_ok=True)
     return system
@@ -58,7 +67,7 @@ def _system(release: str, name: str, options: list[str]) -> Path:
     if not system.exists():
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        command = ["debootstrap", "--variant=minbase", *options, CODENAMES[release], str(unfinished)]
+        command = ["debootstrap", *options, CODENAMES[release], str(unfinished)]
         subprocess.run(command, check=True)
         unfinished.rename(system)
     return system
