@@ -27,6 +27,7 @@ missing = BootedSystem.missing() or (None if shutil.which("debootstrap") else "d
 pytestmark = [
     pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
+    pytest.mark.timeout(3600),  # debootstrap creates the system of the firewalls once for each machine
 ]
 
 GUIDE = "docs/guides/ports.md"
