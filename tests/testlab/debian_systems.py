@@ -65,10 +65,12 @@ def bare_system(release: str) -> Path:
 def _system(release: str, name: str, options: list[str]) -> Path:
     system, unfinished = _CACHE / name, _CACHE / f"{name}.part"
     if not system.exists():
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
         unfinished.mkdir(parents=True)
-        command = ["debootstrap", *options, CODENAMES[release], str(unfinished)]
-        subprocess.run(command, check=True)
+        # An interrupted debootstrap must leave no mounted /proc, which would prevent the next attempt.
+        separate = ["unshare", "--mount", "debootstrap"]
+        subprocess.run([*separate, *options, CODENAMES[release], str(unfinished)], check=True)
         unfinished.rename(system)
     return system
 
