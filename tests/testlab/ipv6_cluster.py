@@ -123,7 +123,11 @@ def bridge(host: Host) -> IPv6Interface:
 
 
 def give_bridge(host: Host) -> None:
-    """Give br7 the address of subnet.env."""
+    """Give br7 the address of subnet.env. An address that br7 has already remains, so that no packet is
+    lost.
+    """
+    if f" {bridge(host)} " in host.run(["ip", "-6", "-o", "address", "show", "dev", "br7"]).stdout:
+        return
     batch = f"address flush dev br7 scope global\naddress add {bridge(host)} dev br7 nodad\n"
     host.run(["ip", "-batch", "-"], text=batch)
 
