@@ -11,11 +11,12 @@ from pyflannel.engine.planner import Objection, Planner
 from pyflannel.errors import sentences
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.lease import Lease
-from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.state import Blocked, PlanResult
 from pyflannel.model.status import StrangerStatus
 from pyflannel.plan.backends import Backend
 from pyflannel.plan.peers import Conflict, place_of
+from pyflannel.plan.routes import NO_IPV6
 from pyflannel.ports import Clock, Guard
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,10 @@ class PlanLog:
     def log_update(self, planner: Planner, result: PlanResult, backend: Backend | None) -> None:
         """Log the differences after an update of the planner."""
         changes = [change for change in planner.peer_changes if change.family == planner.first_family]
-        self._log_peers("added", [change.new for change in changes if change.new and not change.old])
+        added = [change.new for change in changes if change.new and not change.old]
+        self._log_peers("added", added)
+        if planner.has_both_families:
+            self._log_without_ipv6([lease for lease in added if lease.part(6) is None])
         self._log_peers("removed", [change.old for change in changes if change.old and not change.new])
         self._log_conflicts(planner.conflicts)
         self._log_obstacle(result)
@@ -56,6 +60,18 @@ class PlanLog:
             return
         for lease in sorted(leases, key=place_of):
             self._peers.line(logging.INFO, "Subnet %s: %s", event, lease.text)
+
+    def _log_without_ipv6(self, leases: list[Lease]) -> None:
+        for lease in sorted(leases, key=place_of)[:NAMED_IN_LOG]:
+            self._log_reason(NO_IPV6, lease, lease.attributes.public_ip)
+        if len(leases) > NAMED_IN_LOG:
+            more = len(leases) - NAMED_IN_LOG
+            self._refused.line(logging.WARNING, "Only IPv4 reaches %d more peers without IPv6", more)
+
+    def _log_reason(self, reason: str, lease: Lease, address: IpAddress | None) -> None:
+        name = lease.attributes.host_name
+        host = f" host={name}" if name else ""
+        self._refused.line(logging.WARNING, "%s lease=%s address=%s%s", reason, lease.text, address, host)
 
     def _log_conflicts(self, conflicts: tuple[Conflict, ...]) -> None:
         if conflicts is self._conflicts:
@@ -90,15 +106,8 @@ class PlanLog:
         self._objections = objections
         for one in news[:NAMED_IN_LOG]:
             attributes = one.peer.attributes
-            host = f" host={attributes.host_name}" if attributes.host_name else ""
-            self._refused.line(
-                logging.WARNING,
-                "%s lease=%s address=%s%s",
-                one.reason,
-                one.peer.text,
-                attributes.public_ip if one.family == 4 else attributes.public_ipv6,
-                host,
-            )
+            address = attributes.public_ip if one.family == 4 else attributes.public_ipv6
+            self._log_reason(one.reason, one.peer, address)
         if len(news) > NAMED_IN_LOG:
             more = len(news) - NAMED_IN_LOG
             self._refused.line(logging.WARNING, "Refused %d more peers, listed by flannelctl peers", more)

@@ -102,6 +102,11 @@ class Planner:
         """The valid leases of other hosts, in the order of their subnets."""
         return self._peers_in(self.first_family)
 
+    @property
+    def has_both_families(self) -> bool:
+        """True if the network has IPv4 and IPv6, and so has the lease of this host."""
+        return len(self._peers) > 1
+
     def planned_peers(self, family: Family) -> Iterator[Lease]:
         """Yield the peers in a family, without those that are not planned, in no particular order."""
         peers = self._peers.get(family, ())
