@@ -167,12 +167,44 @@ def asymmetric_way(draw: random.Random, pair: Pair) -> Fault:
     return Fault(f"{do}; {route}", f"ip link delete way; {before}=0", "source-refused")
 
 
+_FORGET_FLOWS = """python3 -c '
+import socket, struct
+flows = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+flows.send(struct.pack("=IHHIIBBH", 20, 0x102, 5, 1, 0, {}, 0, 0))
+flows.recv(4096)'"""
+"""Deletes all known flows of a family, which would keep a changed destination: IPCTNL_MSG_CT_DELETE."""
+
+
+def redirection(draw: random.Random, pair: Pair) -> Fault:
+    """A rule that changes the destination of tunnel packets, as for a published port of a container."""
+    elsewhere = pair.here.subnet.network_address + draw.randint(3, 14)
+    if draw.random() < 0.5:
+        program = pair.iptables[0]
+        target = draw.choice(
+            [f"DNAT --to-destination {elsewhere}", f"REDIRECT --to-ports {draw.randint(2000, 3000)}"]
+        )
+        match = f"{some_of(draw, '-i eth0', f'-d {pair.here.address}')} -p udp --dport 8472 -j {target}"
+        do, undo = (f"{program} -t nat {option} PREROUTING {match}" for option in ("-I", "-D"))
+    else:
+        table, base = f"{pair.nft} nat{draw.randint(0, 99)}", "type nat hook prerouting priority -100"
+        target = draw.choice([f"dnat to {elsewhere}", f"redirect to :{draw.randint(2000, 3000)}"])
+        do = f"nft 'table {table} {{ chain c {{ {base}; udp dport 8472 {target}; }}; }}'"
+        undo = f"nft delete table {table}"
+    return Fault(do, f"{undo}; {_FORGET_FLOWS.format(2 if pair.family == 4 else 10)}", "tunnel-redirected")
+
+
 def policy_rule(draw: random.Random, pair: Pair) -> Fault:
+    """A rule for the packets to peers or, as programs for VPNs add it, for most packets of the host."""
     table, priority = draw.randint(1000, 2000), draw.randint(1, 30000)
-    to = draw.choice([pair.network, pair.peer.subnet])
-    route = draw.choice(["blackhole default", f"default via {pair.peer.address}"])
+    selector = draw.choice(
+        [
+            *(f"to {pair.network}", f"to {pair.peer.subnet}"),
+            *(f"from {pair.here.subnet}", f"iif {pair.bridge}", f"iif {pair.bridge} not fwmark 0xca6c"),
+        ]
+    )
+    route = draw.choice(["blackhole default", "unreachable default", f"default via {pair.peer.address}"])
     do = f"{pair.ip} route add {route} table {table}"
-    rule = f"{pair.ip} rule add to {to} lookup {table} priority {priority}"
+    rule = f"{pair.ip} rule add {selector} lookup {table} priority {priority}"
     undo = f"{pair.ip} rule delete priority {priority}; {pair.ip} route flush table {table}"
     return Fault(f"{do}; {rule}", undo, "policy-rule")
 
@@ -244,8 +276,24 @@ def forwarding_off(draw: random.Random, pair: Pair) -> Fault:
 def other_route(draw: random.Random, pair: Pair) -> Fault:
     """A route to a part of the peer's subnet. The kernel prefers this route to the route of flanneld."""
     part = next(pair.peer.subnet.subnets(prefixlen_diff=1))
-    to = draw.choice([f"via {pair.peer.address}", f"dev {pair.bridge}"])
-    return Fault(f"ip route add {part} {to}", f"ip route del {part}", "unplanned-route")
+    kind, to = draw.choice(
+        [
+            *(("", f"via {pair.peer.address}"), ("", f"dev {pair.bridge}")),
+            *((kind, "") for kind in ("unreachable", "blackhole", "prohibit")),
+        ]
+    )
+    return Fault(f"ip route add {kind} {part} {to}", f"ip route del {kind} {part}", "unplanned-route")
+
+
+def no_echo(draw: random.Random, pair: Pair) -> Fault:
+    """Peers see no answer, but this host sends and receives packets of containers."""
+    name = "net.ipv4.icmp_echo_ignore_all" if pair.family == 4 else "net.ipv6.icmp.echo_ignore_all"
+    return Fault(f"sysctl -qw {name}=1", f"sysctl -qw {name}=0", "echo-ignored")
+
+
+def no_arp_answer(draw: random.Random, pair: Pair) -> Fault:
+    setting = f"sysctl -qw net/ipv4/conf/{draw.choice(['eth0', 'all'])}/arp_ignore"
+    return Fault(f"{setting}=8", f"{setting}=0", "arp-ignored")
 
 
 def discovery_by_iptables(draw: random.Random, pair: Pair) -> Fault:
@@ -315,6 +363,9 @@ KINDS: dict[Family, list[Kind]] = {
         overlay_address,
         forwarding_off,
         other_route,
+        redirection,
+        no_echo,
+        no_arp_answer,
     ],
     6: [
         tunnel_by_iptables,
@@ -335,6 +386,8 @@ KINDS: dict[Family, list[Kind]] = {
         overlay_address,
         forwarding_off,
         other_route,
+        redirection,
+        no_echo,
     ],
 }
 """Faults that a host may have, by family. The kernel has no reverse path filter for IPv6."""
@@ -342,7 +395,7 @@ KINDS: dict[Family, list[Kind]] = {
 _SINGLE = frozenset({"wrong_neighbour"})
 """Faults that doctor finds by probes, which stop at an earlier fault of the host itself."""
 
-_WARNINGS = frozenset({"source-changed"})
+_WARNINGS = frozenset({"source-changed", "echo-ignored", "arp-ignored"})
 
 
 def harmless(draw: random.Random, pair: Pair) -> tuple[str, str]:

@@ -244,9 +244,11 @@ class Judgement(Struct, frozen=True, kw_only=True):
         chain: the base chain that drops, or may drop, the packet.
         rule: the rule that drops, or may drop, the packet; None if the policy drops it.
         translation: the rule that changes the source of the packet, with its base chain.
+        redirection: the rule that changes the destination of the packet, with its base chain.
     """
 
     kind: Literal["accept", "drop", "reject", "unknown"]
     chain: BaseChain | None = None
     rule: Rule | None = None
     translation: tuple[BaseChain, Rule] | None = None
+    redirection: tuple[BaseChain, Rule] | None = None

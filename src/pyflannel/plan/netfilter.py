@@ -85,6 +85,7 @@ def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
     """Return the judgement of the rules on a packet that passes these hooks, in the given order."""
     doubt: Judgement | None = None
     translation: tuple[BaseChain, Rule] | None = None
+    redirection: tuple[BaseChain, Rule] | None = None
     is_translated = False
     for stage, chain in _in_order(packet, ruleset, hooks):
         if chain.is_nat and (packet.state != "new" or is_translated):
@@ -107,11 +108,15 @@ def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
         for end in run.ends:
             if end.kind == "translate" and end.rule is not None:
                 is_translated = is_translated or len(run.ends) == 1
-                if end.rule.action.translates == "source" and len(run.ends) == 1:
+                if len(run.ends) > 1:
+                    continue
+                if end.rule.action.translates == "source":
                     translation = chain, end.rule
+                elif end.rule.action.translates == "destination":
+                    redirection = chain, end.rule
     if doubt is not None:
-        return replace(doubt, translation=translation)
-    return Judgement(kind="accept", translation=translation)
+        return replace(doubt, translation=translation, redirection=redirection)
+    return Judgement(kind="accept", translation=translation, redirection=redirection)
 
 
 def _is_before_tracking(chain: BaseChain) -> bool:

@@ -205,6 +205,38 @@ def test_one_rule_is_one_finding_for_all_peers() -> None:
     found(replace(seen, ruleset=iptables(":INPUT DROP")))
 
 
+@pytest.mark.parametrize(
+    ("rule", "fix"),
+    [
+        ("PREROUTING -p udp --dport 8472 -j REDIRECT --to-ports 53", "iptables -t nat -D PREROUTING"),
+        (
+            "PREROUTING -i eth0 -p udp --dport 8000:9000 -j DNAT --to-destination 10.100.15.2",
+            "iptables -t nat",
+        ),
+    ],
+)
+def test_a_rule_that_changes_the_destination_of_tunnel_packets_is_named(rule: str, fix: str) -> None:
+    one = found(replace(HEALTHY, ruleset=iptables(":PREROUTING ACCEPT", f"-A {rule}", table="nat")))
+
+    assert (one.code, one.severity) == ("tunnel-redirected", "error")
+    assert one.fix.startswith(fix)
+
+
+def test_a_rule_that_changes_the_destination_of_other_packets_is_no_finding() -> None:
+    rules = [
+        "PREROUTING -p tcp --dport 8472 -j REDIRECT",
+        "PREROUTING -p udp --dport 53 -j DNAT --to 10.100.15.2",
+    ]
+    nat = iptables(":PREROUTING ACCEPT", *(f"-A {rule}" for rule in rules), table="nat")
+
+    assert findings(replace(HEALTHY, ruleset=nat)) == ()
+
+
+def test_a_host_that_answers_no_requests_is_named() -> None:
+    assert found(replace(HEALTHY, ignores_echoes=True)).fix == "sysctl -w net.ipv4.icmp_echo_ignore_all=0"
+    assert found(replace(HEALTHY, ignores_arp=True)).code == "arp-ignored"
+
+
 def crowded(peers: int, ruleset: Ruleset = ()) -> Observed:
     """Return the observations of a host with this number of peers."""
     known = {IPv4Network((int(PEER.network_address) + 256 * n, 24)): THERE + n for n in range(peers)}

@@ -195,6 +195,23 @@ def lacks_arp(link: str) -> bool:
     return bool(flags & _NO_ARP) and is_ethernet(link)
 
 
+def ignores_arp(link: str) -> bool:
+    """Return whether the kernel answers no ARP requests for its addresses at a link (arp_ignore of
+    networking/ip-sysctl.rst).
+    """
+    return max(_number(_IPV4 / f"conf/{name}/arp_ignore") or 0 for name in ("all", link)) == _NO_ANSWER
+
+
+_NO_ANSWER = 8
+
+
+def ignores_echoes(family: Family) -> bool:
+    """Return whether the kernel answers no ICMP echo requests of a family."""
+    return (
+        _number(_IPV4 / "icmp_echo_ignore_all" if family == 4 else _IPV6.parent / "icmp/echo_ignore_all") == 1
+    )
+
+
 def is_ethernet(link: str) -> bool:
     """Return whether the frames of a link have MAC addresses (linux/if_arp.h)."""
     return _number(_DEVICES / link / "type") == _ETHERNET

@@ -289,10 +289,14 @@ def _filters(seen: Observed) -> Iterator[Finding]:
     dropped: dict[tuple[str, str], Finding] = {}
     unknown: dict[str, str] = {}
     changes: dict[str, tuple[BaseChain, Rule]] = {}
+    redirected: dict[str, Finding] = {}
     for flow, judgement in _judgements(seen):
         chain, rule = judgement.chain, judgement.rule
         if judgement.translation is not None and flow.code == "forward-dropped":
             changes[listed(*judgement.translation)] = judgement.translation
+        if judgement.redirection is not None and is_of_tunnel(flow):
+            text = listed(*judgement.redirection)
+            redirected[text] = redirected_by(*judgement.redirection, flow)
         if chain is None or _is_of_docker(rule, seen):
             continue
         text = listed(chain, rule, flow)
@@ -301,6 +305,7 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         elif (flow.code, text) not in dropped:
             dropped[flow.code, text] = dropped_by(chain, rule, flow, judgement.kind)
     yield from dropped.values()
+    yield from redirected.values()
     if changes:
         yield _changed(changes)
     if unknown:
@@ -365,13 +370,33 @@ def _repair(flow: Flow, chain: BaseChain) -> str:
     )
 
 
+def is_of_tunnel(flow: Flow) -> bool:
+    """Return whether the packets of a flow are tunnel packets."""
+    return flow.code in ("tunnel-dropped", "tunnel-not-sent")
+
+
+def redirected_by(chain: BaseChain, rule: Rule, flow: Flow) -> Finding:
+    """Return the finding that a rule changes the destination of tunnel packets."""
+    return Finding(
+        code="tunnel-redirected",
+        severity=flow.severity,
+        cause=f"{chain.place} changes the destination of {flow.noun}",
+        evidence=(listed(chain, rule),),
+        fix=f"{_removal_of(chain, rule)}  # known flows keep the changed destination until the command"
+        f" 'conntrack -D -p udp --orig-port-dst {flow.packet.destination_port}' removes them",
+    )
+
+
+def _removal_of(chain: BaseChain, rule: Rule) -> str:
+    """Return the command that deletes a rule of a base chain, or of a chain to which it jumps."""
+    name = next((name for name, rules in chain.chains.items() if rule in rules), chain.name)
+    if chain.program == "nft":
+        return f"nft delete rule {chain.family} {chain.table} {name} handle {rule.number}"
+    return f"{chain.program} -t {chain.table} -D {name} {rule.text}"
+
+
 def _changed(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
-    commands = [
-        f"nft delete rule {chain.family} {chain.table} {chain.name} handle {rule.number}"
-        if chain.program == "nft"
-        else f"{chain.program} -t {chain.table} -D {chain.name} {rule.text}"
-        for chain, rule in changes.values()
-    ]
+    commands = [_removal_of(chain, rule) for chain, rule in changes.values()]
     return Finding(
         code="source-changed",
         severity="warning",

@@ -127,6 +127,8 @@ class Observed(Struct, frozen=True, kw_only=True):
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name. In a network with IPv6
             alone, bridges that have lost their address are included.
         lacks_arp: True if ARP is off on the underlay, and with it neighbour discovery.
+        ignores_arp: True if the host answers no ARP requests on the underlay.
+        ignores_echoes: True if the host answers no ICMP echo requests.
         is_ethernet: True if the frames of the underlay have MAC addresses.
         set_neighbours: addresses whose MAC address on the underlay an operator has set.
         underlay_ports: ports of the underlay if the underlay is a bridge.
@@ -159,6 +161,8 @@ class Observed(Struct, frozen=True, kw_only=True):
     on_link: tuple[IpNetwork, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     lacks_arp: bool = False
+    ignores_arp: bool = False
+    ignores_echoes: bool = False
     is_ethernet: bool = True
     set_neighbours: frozenset[IpAddress] = frozenset()
     underlay_ports: tuple[str, ...] = ()
@@ -197,7 +201,8 @@ def shown(item: Item) -> str:
         return item.title
     gateway = f" via {item.gateway}" if item.gateway is not None else ""
     link = f" dev {item.link}" if item.link else ""
-    return f"{item.title}{gateway}{link} proto {item.protocol}"
+    kind = "" if item.kind in ("unicast", "multipath") else f"{item.kind} "
+    return f"{kind}{item.title}{gateway}{link} proto {item.protocol}"
 
 
 def removal(item: Item) -> str:

@@ -264,6 +264,35 @@ def _arp(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _unanswered(seen: Observed) -> Iterator[Finding]:
+    """Yield the settings by which the host does not answer requests of its peers."""
+    link = seen.membership.underlay
+    if seen.ignores_arp and link is not None:
+        yield Finding(
+            code="arp-ignored",
+            severity="warning",
+            cause=f"this host answers no ARP requests on {link}, so peers on the same link may not find it",
+            evidence=(f"arp_ignore of {link} is 8",),
+            fix=f"sysctl -w net/ipv4/conf/all/arp_ignore=0 {quote(f'net/ipv4/conf/{link}/arp_ignore=0')}",
+        )
+    if seen.ignores_echoes:
+        setting = _ECHO_IGNORED[seen.family]
+        yield Finding(
+            code="echo-ignored",
+            severity="warning",
+            cause="this host answers no ICMP echo requests, so peers report it as unreachable, even if"
+            " packets of containers arrive",
+            evidence=(f"{setting} = 1",),
+            fix=f"sysctl -w {setting}=0",
+        )
+
+
+_ECHO_IGNORED: Mapping[Family, str] = {
+    4: "net.ipv4.icmp_echo_ignore_all",
+    6: "net.ipv6.icmp.echo_ignore_all",
+}
+
+
 def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that the containers of Docker have addresses outside this host's subnet."""
     own, docker0 = seen.membership.subnet, seen.interfaces.named(_DOCKER0)
@@ -381,6 +410,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _source_refused,
     _diverted,
     _arp,
+    _unanswered,
     bridge_down,
     _container_routes,
     _bridge_subnet,

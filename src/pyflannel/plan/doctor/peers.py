@@ -240,7 +240,8 @@ def reach_findings(
             cause=f"{len(away)} of {len(reach)} probed peers answer neither on the underlay nor through the"
             " tunnel",
             evidence=_listed(away),
-            fix=f"flannelctl ping {away[0].public_ip}  # if the host no longer exists, delete its lease",
+            fix=f"flannelctl ping {away[0].public_ip}  # if only its containers answer, that host ignores"
+            " ICMP echo requests; if it no longer exists, delete its lease",
         )
     yield from _small(reach, status)
 
@@ -286,7 +287,7 @@ def _neighbour_findings(
             lacks = f"not answer {protocol}"
             cause = f"{some_peers} are on the same link and do {lacks}: they are off or have another"
             cause = f"{first.address}{via}, does {lacks}: it is off or has another" if via else cause
-            cause += f" address, or {protocol} does not pass"
+            cause += f" address, two hosts have the same MAC address, or {protocol} does not pass"
             fix = (
                 f"ip neighbour show {first.address}  # on that host: ip link (NOARP), ip address; on both:"
                 f" nft list {'tables arp' if first.address.version == 4 else 'ruleset ip6'}; then the VLAN of"

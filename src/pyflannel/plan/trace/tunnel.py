@@ -14,8 +14,10 @@ from pyflannel.model.wireguard import WireguardPeer
 from pyflannel.plan.doctor.filters import (
     Flow,
     dropped_by,
+    is_of_tunnel,
     listed,
     neighbour_flows,
+    redirected_by,
     tunnel_flow,
     tunnel_packet,
 )
@@ -59,6 +61,9 @@ def rules(facts: Facts, flow: Flow) -> Iterator[TraceStep]:
             listed(judged.chain, judged.rule, flow),
             f"it may drop the packet: pyflannel cannot evaluate {reason or 'it'}",
         )
+    elif judged.redirection is not None and is_of_tunnel(flow):
+        finding = redirected_by(*judged.redirection, flow)
+        yield fails("rule", finding.evidence[0], finding.cause, finding.fix)
     elif facts.rules_unread is not None:
         yield unknown("rule", place, f"rules could not be read: {facts.rules_unread}")
     elif judged.translation is not None:

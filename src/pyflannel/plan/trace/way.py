@@ -112,6 +112,8 @@ def _from_container(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
             )
 
 
+_NO_ROUTE = "flannelctl doctor  # names policy rules and routes of other programs; then flannelctl status"
+
 _FORWARDING_OF_IPV6 = f"{forwarding_on(6)}  # 'flannelctl doctor' keeps routes from router advertisements"
 
 
@@ -150,7 +152,7 @@ def _routed(facts: Facts, leg: Leg, answer: RouteAnswer, arrives_at: str) -> Ite
         yield from rules(facts, leg.flow(facts, arrives_at or "lo", ""))
         return
     elif link is None:
-        yield fails("route", answer.text, f"the kernel has no route to {leg.destination}", REPAIR)
+        yield fails("route", answer.text, f"the kernel has no route to {leg.destination}", _NO_ROUTE)
         return
     elif (
         peer is not None
