@@ -105,7 +105,7 @@ def test_a_flood_over_ipv6_by_a_stranger(
         before = arrived(victim)
         for duration in (0.01, seconds):
             words = [ipv6_underlay(victim).ip, PORTS["vxlan"], payload.hex(), duration]
-            stranger.run([sys.executable, _SCRIPT, *map(str, words)])
+            stranger.run([*FLOODING, *map(str, words)])
         rate = (arrived(victim) - before) / seconds
         for stream in streams:
             stream.wait_answered()
@@ -119,7 +119,8 @@ def test_a_flood_over_ipv6_by_a_stranger(
     assert rate * seconds > 2 * sum(numbers)
 
 
-_SCRIPT = Path(testlab.__file__).with_name("flooding.py")
+_TESTS = Path(testlab.__file__).parent.parent
+FLOODING = ["env", f"PYTHONPATH={_TESTS}", sys.executable, "-m", "testlab.flooding"]
 
 
 def flood(network, stranger: Host, seconds: float) -> None:
@@ -128,7 +129,7 @@ def flood(network, stranger: Host, seconds: float) -> None:
     links = {link["ifname"]: link.get("address", "") for link in network.victim.links()}
     payload = packet if network.kind == "udp" else vxlan_payload(packet, links["flannel.1"])
     words = [network.victim.address, PORTS[network.kind], payload.hex(), seconds]
-    stranger.run([sys.executable, _SCRIPT, *map(str, words)])
+    stranger.run([*FLOODING, *map(str, words)])
 
 
 def arrived(host: Host) -> int:

@@ -1,6 +1,6 @@
 """Sends the same tunnel packet at the maximum rate, from the host's address and from forged addresses.
 
-    python tests/testlab/flooding.py ADDRESS PORT PAYLOAD_IN_HEX SECONDS
+    PYTHONPATH=tests python -m testlab.flooding ADDRESS PORT PAYLOAD_IN_HEX SECONDS
 
 One process sends from the host's own address, another process alternately from ten thousand forged addresses.
 Both processes use sendmmsg(2).
@@ -12,14 +12,17 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from forged_packets import datagram  # in the directory of this file
+from testlab.forged_packets import datagram
 
 _AT_ONCE = 1000
 _FORGED = 10_000
-_FIRST_FORGED = {4: IPv4Address("11.0.0.1"), 6: IPv6Address("fd0b::1")}
+_FIRST_FORGED: Mapping[int, IPv4Address | IPv6Address] = {
+    4: IPv4Address("11.0.0.1"),
+    6: IPv6Address("fd0b::1"),
+}
 _APART = 7919
 _SOURCE_PORT = 4000
 
