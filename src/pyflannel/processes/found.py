@@ -107,6 +107,10 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
                 *routes_in(_read(process / "net/route")),
                 *ipv6_routes_in(_read(process / "net/ipv6_route")),
             ),
+            on_link=(
+                *routes_in(_read(process / "net/route"), _BY_GATEWAY),
+                *ipv6_routes_in(_read(process / "net/ipv6_route"), _BY_GATEWAY),
+            ),
         )
         for process in found.values()
     )
@@ -127,21 +131,22 @@ def addresses_in(fib_trie: str) -> Iterator[IPv4Address]:
             yield IPv4Address(address)
 
 
-_RTF_REJECT = 0x200
+_RTF_GATEWAY, _RTF_REJECT = 0x2, 0x200
+_BY_GATEWAY = _RTF_GATEWAY | _RTF_REJECT
 _ROUTE = re.compile(
     r"^[^\t\n]+\t([\dA-F]{8})\t[\dA-F]{8}\t([\dA-F]{4})\t\d+\t\d+\t\d+\t([\dA-F]{8})\t", re.M | re.A
 )
 
 
-def routes_in(table: str) -> Iterator[IPv4Network]:
-    """Yield the destinations in /proc/PID/net/route, except destinations that the kernel rejects.
+def routes_in(table: str, rejected: int = _RTF_REJECT) -> Iterator[IPv4Network]:
+    """Yield the destinations in /proc/PID/net/route, except those of routes with a `rejected` flag.
 
     Columns (net/ipv4/fib_trie.c): the second contains the destination and the eighth the mask, in the host's
     byte order, and the fourth has the flags (linux/route.h). The first column is the name of a link. A
     container can use characters in this name that Python treats as white space or as the end of a line.
     """
     for destination, flags, mask in _ROUTE.findall(table):
-        if not int(flags, 16) & _RTF_REJECT:
+        if not int(flags, 16) & rejected:
             length = int(mask, 16).bit_count()
             yield IPv4Network((bytes.fromhex(destination)[::-1], length), strict=False)
 
@@ -166,15 +171,16 @@ _IPV6_ROUTE = re.compile(
 )
 
 
-def ipv6_routes_in(table: str) -> Iterator[IPv6Network]:
-    """Yield the destinations in /proc/PID/net/ipv6_route, except rejected destinations, and own addresses.
+def ipv6_routes_in(table: str, rejected: int = _RTF_REJECT) -> Iterator[IPv6Network]:
+    """Yield the destinations in /proc/PID/net/ipv6_route, except own addresses, and the destinations of
+    routes with a `rejected` flag.
 
     Columns (net/ipv6/route.c): the first two contain the destination and its length, the ninth the flags
     (linux/ipv6_route.h), all in hexadecimal.
     """
     for destination, length, flags in _IPV6_ROUTE.findall(table):
         prefix_length = int(length, 16)
-        if prefix_length <= _IPV6_BITS and not int(flags, 16) & (_RTF_REJECT | _RTF_LOCAL):
+        if prefix_length <= _IPV6_BITS and not int(flags, 16) & (rejected | _RTF_LOCAL):
             yield IPv6Network((bytes.fromhex(destination), prefix_length), strict=False)
 
 

@@ -472,6 +472,24 @@ def test_a_container_without_a_route_to_other_hosts_is_named() -> None:
     assert found.evidence == ("10.100.15.2, nginx, pid 7",)
 
 
+def test_a_container_with_a_prefix_that_contains_other_hosts_is_named() -> None:
+    """It asks for the MAC address of the other container, which no container at the bridge has."""
+    default, address = IPv4Network("0.0.0.0/0"), OWN.network_address + 2
+    wide = ContainerNamespace(
+        pid=7,
+        process="nginx, pid 7",
+        addresses=frozenset({address}),
+        routes=(NETWORK, default),
+        on_link=(NETWORK,),
+    )
+    right = replace(wide, pid=8, process="web, pid 8", routes=(OWN, default), on_link=(OWN,))
+    routed = replace(wide, pid=9, process="api, pid 9", on_link=())
+
+    one = found(replace(HEALTHY, containers=(wide, right, routed)))
+
+    assert (one.code, one.evidence) == ("container-prefix", ("nginx, pid 7: 10.100.0.0/16 is on the link",))
+
+
 def test_a_container_with_a_larger_mtu_than_its_port_is_named() -> None:
     container = ContainerNamespace(pid=7, process="nginx, pid 7", mtus={"eth0": 9000})
     seen = replace(HEALTHY, containers=(container,))

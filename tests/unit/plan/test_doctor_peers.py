@@ -201,6 +201,22 @@ def test_packets_of_the_mtu_of_the_route_are_sufficient_for_a_ping() -> None:
         assert report.stops == place
 
 
+def test_peers_to_which_the_host_has_no_route_are_named_with_the_reason() -> None:
+    reason = "this host has no usable route to the destination"
+    lost = PeerReach(
+        subnet=PEER.subnet,
+        public_ip=PEER.public_ip,
+        underlay=EchoResult(state="unsent", text=reason),
+        tunnel=SILENT,
+    )
+
+    (one,) = with_peers([], [lost], STATUS)
+
+    assert (one.code, one.severity) == ("underlay-unsent", "error")
+    assert one.cause.endswith(reason)
+    assert one.fix.startswith("ip route get 10.0.0.2")
+
+
 def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:
     results = [reach(1, REACHED, SILENT, None)]
 

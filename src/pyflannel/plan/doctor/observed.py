@@ -72,6 +72,7 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         process: description of this process.
         addresses: addresses of the namespace, of both families.
         routes: the destinations of the routes of the namespace, of both families.
+        on_link: the destinations that the namespace reaches without a gateway.
         mtus: MTU in bytes of the links with an address of the network, by name; empty if it was not read.
     """
 
@@ -79,11 +80,22 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
     process: str
     addresses: frozenset[IpAddress] = frozenset()
     routes: tuple[IpNetwork, ...] = ()
+    on_link: tuple[IpNetwork, ...] = ()
     mtus: Mapping[str, int] = field(default_factory=dict)
 
     def has_route_to(self, destination: IpAddress) -> bool:
         """Return whether a packet to a destination can leave the namespace."""
         return any(destination in route for route in self.routes)
+
+    def expects_on_link(self, destination: IpAddress, own: IpNetwork) -> IpNetwork | None:
+        """Return the prefix of an own address in the subnet `own` that also contains a destination, if the
+        namespace therefore does not send packets for the destination to a gateway.
+        """
+        routes = (route for route in self.routes if destination in route)
+        best = max(routes, key=lambda route: route.prefixlen, default=None)
+        if best is None or best not in self.on_link:
+            return None
+        return best if any(held in own and held in best for held in self.addresses) else None
 
 
 class Certificate(Struct, frozen=True, kw_only=True):

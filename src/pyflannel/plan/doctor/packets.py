@@ -213,6 +213,27 @@ def _container_routes(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _container_prefixes(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that containers expect the containers of other hosts on their own link."""
+    own, peer = seen.membership.subnet, next(iter(seen.membership.peers), None)
+    if own is None or peer is None:
+        return
+    wide = {
+        f"{one.process}: {prefix} is on the link": one.pid
+        for one in seen.containers
+        if (prefix := one.expects_on_link(peer.network_address + 2, own)) is not None
+    }
+    if wide:
+        yield Finding(
+            code="container-prefix",
+            severity="warning",
+            cause="containers do not send packets for other hosts to their gateway, because the prefix of"
+            f" their address is wider than the subnet of this host, {own}",
+            evidence=some([*wide]),
+            fix=_DOCKER_FIX,
+        )
+
+
 def bridge_down(seen: Observed) -> Iterator[Finding]:
     """Yield findings for bridges that are down, or on which IPv6 is off.
 
@@ -413,6 +434,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _unanswered,
     bridge_down,
     _container_routes,
+    _container_prefixes,
     _bridge_subnet,
     _addresses,
     _public_address,

@@ -216,7 +216,8 @@ def reach_findings(
     """Yield the findings about peers that do not answer: errors if packets of containers are lost."""
     silent = [one for one in reach if not one.is_reached and one.underlay.state != "reached"]
     deaf = [one for one in silent if one.public_ip in neighbours]
-    away = [one for one in silent if one.public_ip not in neighbours]
+    away = [one for one in silent if one.public_ip not in neighbours and one.underlay.state != "unsent"]
+    unsent = [one for one in silent if one.public_ip not in neighbours and one not in away]
     blocked = [one for one in reach if not one.is_reached and one.underlay.state == "reached"]
     if blocked:
         yield Finding(
@@ -232,6 +233,17 @@ def reach_findings(
             {one.public_ip: neighbours[one.public_ip] for one in deaf},
             len(reach),
             "error" if len(silent) == len(reach) else "warning",
+        )
+    for reason in dict.fromkeys(one.underlay.text for one in unsent):
+        some_peers = [one for one in unsent if one.underlay.text == reason]
+        yield Finding(
+            code="underlay-unsent",
+            severity="error" if len(silent) == len(reach) else "warning",
+            cause=f"this host cannot send to the public addresses of {len(some_peers)} of {len(reach)} probed"
+            f" peers: {reason or 'the kernel refuses'}",
+            evidence=_listed(some_peers),
+            fix=f"ip route get {some_peers[0].public_ip}  # then add the missing route, for example the default"
+            " route, or remove the rule that refuses",
         )
     if away:
         yield Finding(
