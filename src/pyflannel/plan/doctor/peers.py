@@ -242,8 +242,8 @@ def reach_findings(
             cause=f"this host cannot send to the public addresses of {len(some_peers)} of {len(reach)} probed"
             f" peers: {reason or 'the kernel refuses'}",
             evidence=_listed(some_peers),
-            fix=f"ip route get {some_peers[0].public_ip}  # then add the missing route, for example the default"
-            " route, or remove the rule that refuses",
+            fix=f"ip route get {some_peers[0].public_ip}  # then add the missing route, for example the"
+            " default route, or remove the rule that refuses",
         )
     if away:
         yield Finding(
