@@ -446,6 +446,7 @@ KUBECONFIGS = [
     'a: "\\U00110000"',
     "[]",
     "contexts: [",
+    "contexts: " + "[ " * 400,
     "{}",
     *(
         json.dumps(

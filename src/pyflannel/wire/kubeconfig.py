@@ -6,12 +6,16 @@ Source: client-go, k8s.io/client-go/tools/clientcmd/api/v1.
 import json
 from base64 import b64decode
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from pyflannel.errors import WireError
 from pyflannel.model.store_record import Secret
+
+if TYPE_CHECKING:
+    from yaml import SafeLoader
 
 _HINT = "Write the kubeconfig as 'kubectl config view --raw --minify --flatten' prints it."
 
@@ -78,12 +82,33 @@ def _document(text: str) -> object:
         import yaml  # this import takes half a megabyte of memory, and a file in JSON does not need it
 
     try:
-        # The faster parser of libyaml accepts other texts, and gives some values another type.
-        node = yaml.compose(text, yaml.SafeLoader)
+        node = yaml.compose(text, _loader())
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         # The last two are errors of int() and chr(), which the scanner of yaml does not catch.
         raise WireError(f"not YAML: {' '.join(str(error).split())}", hint=_HINT) from error
     return None if node is None else _value(node, set())
+
+
+_DEEPEST = 32
+"""Maximum depth of brackets. For each token, the scanner of yaml takes time in proportion to the depth."""
+
+
+@cache
+def _loader() -> type["SafeLoader"]:
+    """Return the loader of yaml that refuses deep brackets.
+
+    The faster parser of libyaml accepts other texts, and gives some values another type.
+    """
+    from yaml import SafeLoader
+    from yaml.scanner import ScannerError
+
+    class Loader(SafeLoader):
+        def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+            if self.flow_level >= _DEEPEST:
+                raise ScannerError(None, None, f"more than {_DEEPEST} nested brackets", self.get_mark())
+            super().fetch_flow_collection_start(TokenClass)
+
+    return Loader
 
 
 _TAG = "tag:yaml.org,2002:"
