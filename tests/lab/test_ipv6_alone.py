@@ -141,6 +141,49 @@ def test_each_object_is_repaired(cluster: Cluster, hosts: list[Host], damage: st
     )
 
 
+MANY = 1000
+
+
+def test_a_host_among_a_thousand(cluster: Cluster, hosts: list[Host]) -> None:
+    """The host has the objects of all peers after they joined, after damage, and after they left."""
+    first, server = hosts[0], cluster.api.server
+
+    async def join() -> None:
+        for number in range(MANY):
+            vtep = {"VNI": 1, "VtepMAC": f"0e:00:00:00:{number >> 8:02x}:{number & 255:02x}"}
+            await server.put(
+                f"node{number}",
+                f"fd00:5:1:{number:x}::/64",
+                backend_type="vxlan",
+                backend_v6_data=json.dumps(vtep),
+                kube_subnet_manager="true",
+                public_ipv6=f"fd07:1::1:{number:x}",
+            )
+
+    async def leave() -> None:
+        for number in range(MANY):
+            await server.delete(f"node{number}")
+
+    def counts() -> list[str]:
+        shown = (
+            "ip -6 route show dev flannel-v6.1 proto 80 | wc -l;"
+            " ip -6 neigh show dev flannel-v6.1 nud permanent | wc -l;"
+            " bridge fdb show dev flannel-v6.1 | grep -c 'dst fd07'"
+        )
+        return first.run(["sh", "-c", shown], check=False).stdout.split()
+
+    def wait_peers(count: int) -> None:
+        wait_until(lambda: counts() == [str(count)] * 3, what=f"{count} peers", deadline_s=SOON_S)
+
+    cluster.api.do(join())
+    wait_peers(MANY + 2)
+    first.run(["ip", "link", "delete", "flannel-v6.1"])
+    wait_peers(MANY + 2)
+    wait_reached(*hosts)
+    cluster.api.do(leave())
+    wait_peers(2)
+
+
 def test_a_restart_without_the_cluster_loses_no_packet(cluster: Cluster, hosts: list[Host]) -> None:
     """The restarted flanneld uses the last known leases, and a peer that joins later is reached."""
     first, second, _ = hosts
