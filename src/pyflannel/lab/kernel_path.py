@@ -164,7 +164,7 @@ def objects_of(
     `device` is the name of the vxlan device, if it is not the device of flanneld.
     """
     parts = [part for lease in leases if (part := lease.part(family)) is not None]
-    if backend == "host-gw":
+    if backend.startswith("host-gw"):  # also `host-gw-dual`
         routes = frozenset((str(part.subnet), str(part.address)) for part in parts)
         return PeerObjects(device="eth0", routes=routes)
     ends = [(part, str(part.subnet.network_address), part.vtep) for part in parts]
@@ -180,7 +180,7 @@ def objects_on(sandbox: Sandbox, backend: str, *, family: Family = 4) -> PeerObj
     """Return the kernel objects of a host: for vxlan the objects on the device, for host-gw the objects
     with the mark.
     """
-    if backend == "host-gw":
+    if backend.startswith("host-gw"):  # also `host-gw-dual`
         return PeerObjects(device="eth0", routes=_routes(sandbox, family, "proto", _PROTOCOL))
     device = VXLAN_DEVICES[family]
     neighbours = _ask(sandbox, "ip", f"-{family}", "neighbour", "show", "dev", device, "nud", "permanent")
