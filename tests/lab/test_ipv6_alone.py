@@ -153,7 +153,7 @@ def test_a_host_among_a_thousand(cluster: Cluster, hosts: list[Host]) -> None:
             vtep = {"VNI": 1, "VtepMAC": f"0e:00:00:00:{number >> 8:02x}:{number & 255:02x}"}
             await server.put(
                 f"node{number}",
-                f"fd00:5:1:{number:x}::/64",
+                f"fd00:5:0:{0x1000 + number:x}::/64",
                 backend_type="vxlan",
                 backend_v6_data=json.dumps(vtep),
                 kube_subnet_manager="true",
