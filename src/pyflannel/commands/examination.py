@@ -50,6 +50,7 @@ from pyflannel.kernel.host.machine import (
     lacks_arp,
     policy_rules,
     port_mtus,
+    shapers,
     unforwarded,
 )
 from pyflannel.kernel.network.echo import clock_offsets
@@ -528,6 +529,7 @@ async def _observed(
         ignores_echoes=ignores_echoes(family),
         is_ethernet=is_ethernet(membership.underlay or ""),
         set_neighbours=await _set_neighbours(membership.underlay),
+        shapers=await shapers(membership.underlay or ""),
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
         docker0_ports=len(port_mtus("docker0")),
         docker_drops=docker_drops(host.saved, await docker_table(family), family),

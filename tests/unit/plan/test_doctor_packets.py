@@ -232,6 +232,14 @@ def test_a_rule_that_changes_the_destination_of_other_packets_is_no_finding() ->
     assert findings(replace(HEALTHY, ruleset=nat)) == ()
 
 
+def test_a_rule_after_which_routing_drops_the_packet_is_named() -> None:
+    rules = iptables(":PREROUTING ACCEPT", "-A PREROUTING -i docker0 -j TTL --ttl-set 1", table="mangle")
+    harmless = iptables(":PREROUTING ACCEPT", "-A PREROUTING -i docker0 -j TTL --ttl-set 64", table="mangle")
+
+    assert found(replace(HEALTHY, ruleset=rules)).code == "rules-unknown"
+    assert findings(replace(HEALTHY, ruleset=harmless)) == ()
+
+
 def test_a_host_that_answers_no_requests_is_named() -> None:
     assert found(replace(HEALTHY, ignores_echoes=True)).fix == "sysctl -w net.ipv4.icmp_echo_ignore_all=0"
     assert found(replace(HEALTHY, ignores_arp=True)).code == "arp-ignored"

@@ -253,6 +253,23 @@ def rules_in(output: str) -> tuple[str, ...]:
     return tuple(" ".join(words) for words in rules if words and words[0] not in _KERNELS_RULES)
 
 
+_SHAPERS = frozenset({"tbf", "htb", "hfsc", "cake", "netem"})
+
+
+async def shapers(link: str) -> tuple[str, ...]:
+    """Return the queueing disciplines of a link that limit its rate, delay or drop packets, and that have
+    dropped packets; empty if they are unreadable.
+    """
+    with contextlib.suppress(TargetError, ValueError, KeyError, TypeError):
+        ran = await run_program("tc", "-json", "-statistics", "qdisc", "show", "dev", link)
+        return tuple(
+            f"{one['kind']} has dropped {one['drops']} packets"
+            for one in json.loads(ran.output)
+            if one["kind"] in _SHAPERS and one["drops"]
+        )
+    return ()
+
+
 _NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
 
 

@@ -143,6 +143,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         ignores_echoes: True if the host answers no ICMP echo requests.
         is_ethernet: True if the frames of the underlay have MAC addresses.
         set_neighbours: addresses whose MAC address on the underlay an operator has set.
+        shapers: queueing disciplines of the underlay that have dropped packets, in words.
         underlay_ports: ports of the underlay if the underlay is a bridge.
         docker0_ports: number of containers at docker0, if it exists.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
@@ -177,6 +178,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     ignores_echoes: bool = False
     is_ethernet: bool = True
     set_neighbours: frozenset[IpAddress] = frozenset()
+    shapers: tuple[str, ...] = ()
     underlay_ports: tuple[str, ...] = ()
     docker0_ports: int = 0
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -314,6 +314,19 @@ _ECHO_IGNORED: Mapping[Family, str] = {
 }
 
 
+def _shaped(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that the underlay has a queueing discipline of an operator that dropped packets."""
+    link = seen.membership.underlay
+    if seen.shapers and link is not None:
+        yield Finding(
+            code="underlay-shaped",
+            severity="info",
+            cause=f"traffic control at {link} drops packets, for example because it limits the rate",
+            evidence=seen.shapers,
+            fix=f"tc -statistics qdisc show dev {quote(link)}",
+        )
+
+
 def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that the containers of Docker have addresses outside this host's subnet."""
     own, docker0 = seen.membership.subnet, seen.interfaces.named(_DOCKER0)
@@ -432,6 +445,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _diverted,
     _arp,
     _unanswered,
+    _shaped,
     bridge_down,
     _container_routes,
     _container_prefixes,
