@@ -59,6 +59,16 @@ def test_only_comments_and_strings_of_a_program_are_checked(
     ]
 
 
+def test_only_comments_of_a_c_source_are_checked(plain_english: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "one.c"
+    path.write_text("int what; /* one */ int ours;\n/* Two\n * octets. */\nint kin; /* by hand */\nint theirs;\n")
+
+    assert [(line, found) for line, found, _ in plain_english.findings_in(path)] == [
+        (3, "octets"),
+        (4, "by hand"),
+    ]
+
+
 def test_names_in_a_program_are_not_checked(plain_english: ModuleType, tmp_path: Path) -> None:
     """Names are attributes in a docstring, and strings that consist of one word."""
     path = tmp_path / "one.py"

@@ -1,27 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The udp backend in the kernel: the payload of a UDP datagram is one inner IPv4 packet, without a header between.
+ * eBPF programs that carry the packets of the udp backend in the kernel. The payload of a UDP datagram is one inner
+ * IPv4 packet; no other header precedes it. vxlan.h adds mode flow of the vxlan backend.
  *
  *	container -> bridge -> routing, netfilter -> flannel0 [flannel_encap] -> underlay
  *	underlay [flannel_decap] -> flannel0 -> routing, netfilter -> bridge [flannel_hop] -> container
  *
- * At the egress of the underlay, flannel_nexthop keeps the Ethernet header of a packet for later packets. If the
- * underlay is a network card, TCP takes this path to flannel0:
+ * At the egress of the underlay, flannel_nexthop stores the Ethernet header of a packet. Later packets to the same
+ * peer get the stored header. If the underlay is a network card, received TCP packets take this path to flannel0:
  *
- *	underlay [flannel_decap] -> one end of a veth, GRO, the other [flannel_join] -> flannel0
+ *	underlay [flannel_decap] -> near end of a veth pair -> GRO, far end [flannel_join] -> flannel0
  *
- * In mode flow, if the firewall passed one packet of a flow unchanged in the last second, further packets of this flow
- * take these paths:
+ * In mode flow, a flow bypasses the firewall for one second after the firewall passed one of its packets unchanged.
+ * The packets of the flow then take these paths:
  *
  *	container's veth [flannel_short] -> underlay
  *	underlay [flannel_decap] or the far end of the veth pair [flannel_join] -> container's veth
  *
- * A program carries a whole packet, or leaves it unchanged. The kernel then passes the packet on as without programs:
- * from flannel0 to user space, or to the socket of user space. The forwarder sends the packet on, or answers it with an
- * ICMP error.
+ * A program carries a packet, drops it, or leaves it unchanged. The kernel handles an unchanged packet as if no program
+ * existed: it passes the packet to the forwarder, through flannel0 or through the UDP socket of the forwarder. The
+ * forwarder carries the packet, or answers it with an ICMP error.
  *
- * The programs are attached at tcx, or as classifiers of a clsact qdisc with direct action. NEXT means in both cases
- * that the kernel continues with the packet.
+ * The programs are attached to tcx hooks, or to a clsact qdisc as classifiers with direct action. In both cases, the
+ * verdict NEXT means that the kernel continues with the packet.
  */
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
@@ -38,17 +39,17 @@
 #define DROP TC_ACT_SHOT
 
 #define IP_BYTES 20
-#define TUNNEL_BYTES 28	/* an IPv4 and a UDP header */
-#define VXLAN_BYTES 50		/* the same, a VXLAN header and an Ethernet header */
+#define TUNNEL_BYTES 28	/* an IPv4 header and a UDP header */
+#define VXLAN_BYTES 50		/* IPv4, UDP, VXLAN and Ethernet headers */
 #define LONGEST 65535		/* maximum length in an IPv4 header */
 #define OUTER_TTL 64
-#define FRAGMENT 0x3fff		/* more fragments, or an offset */
+#define FRAGMENT 0x3fff		/* the flag "more fragments" and the fragment offset */
 #define DO_NOT_FRAGMENT 0x4000
-#define VLAN 0x0fff		/* the number in a VLAN tag; 0 means no VLAN */
+#define VLAN 0x0fff		/* the bits of the VLAN ID in a VLAN tag; ID 0 means no VLAN */
 #define FLOW_NS 1000000000ULL	/* how long the firewall's decision about a flow is valid */
-#define RENEWAL_NS (FLOW_NS / 2)	/* from this age on, single packets renew it */
-#define RENEWALS_NS (FLOW_NS / 8)	/* between two such packets */
-#define LOOKED_UP 0xf1a7	/* tc_index of a packet whose route and neighbour were looked up */
+#define RENEWAL_NS (FLOW_NS / 2)	/* age of a decision from which single packets pass the firewall to renew it */
+#define RENEWALS_NS (FLOW_NS / 8)	/* minimum interval between two such packets */
+#define LOOKED_UP 0xf1a7	/* tc_index of a packet whose route and neighbour the kernel looks up */
 
 static __always_inline int count(enum outcome outcome, __u32 bytes, int verdict)
 {
@@ -62,7 +63,7 @@ static __always_inline int count(enum outcome outcome, __u32 bytes, int verdict)
 	return verdict;
 }
 
-/* Drop a packet for the guard: count it, and record its sender. */
+/* Drop a packet that the tunnel guard does not permit. Count the packet, and record its sender. */
 static __always_inline int turn_away(enum outcome outcome, const struct iphdr *outer, const struct iphdr *inner,
 				     __u32 bytes)
 {
@@ -93,14 +94,15 @@ static __always_inline struct peer *find_peer(__be32 address)
 	return bpf_map_lookup_elem(&flannel_peers, &key);
 }
 
-/* The kernel's ticks are 1 to 10 ms. So a change of a route or a neighbour has an effect within 80 ms. */
+/* Return the number of the current period. A period has eight ticks of the kernel, and a tick has 1 to 10 ms. Therefore
+ * a change of a route or a neighbour has an effect within 80 ms. */
 static __always_inline __u64 current_period(void)
 {
 	return bpf_jiffies64() / 8;
 }
 
-/* Make the first bytes of a packet readable, which may be in separate pages. The caller must still compare with
- * data_end, because the verifier requires it. */
+/* Make the first bytes of a packet readable, because they may be in separate pages. Return 0 if they are readable. The
+ * caller must still compare with data_end, because the verifier requires this. */
 static __always_inline int is_short(struct __sk_buff *skb, __u32 bytes)
 {
 	if ((void *)(long)skb->data + bytes <= (void *)(long)skb->data_end)
@@ -113,7 +115,8 @@ static __always_inline int is_gone(__u32 device)
 	return !bpf_map_lookup_elem(&flannel_devices, &device);
 }
 
-/* A network card in promiscuous mode also receives frames for other hosts. */
+/* Whether a frame is for another host or for a VLAN. A network card in promiscuous mode also receives frames for other
+ * hosts. */
 static __always_inline int is_of_others(const struct __sk_buff *skb)
 {
 	return skb->pkt_type != PACKET_HOST || (skb->vlan_present && (skb->vlan_tci & VLAN));
@@ -126,7 +129,8 @@ static __always_inline int is_same_mac(const void *one, const void *other)
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
 }
 
-/* Decrement the TTL, which is the upper byte of its word, and update the checksum (RFC 1624). */
+/* Decrement the TTL, and update the checksum of the header (RFC 1624). The TTL is the upper byte of a 16-bit word, so
+ * the sum changes by 0x0100. */
 static __always_inline void decrement_ttl(struct iphdr *ip)
 {
 	__u32 sum = ip->check + bpf_htons(0x0100);
@@ -148,8 +152,8 @@ static __always_inline __u16 checksum(const struct iphdr *ip)
 	return ~sum;
 }
 
-/* Whether the UDP checksum is unfinished: the sender left it to a network card, and the datagram passed no card. The
- * field then contains the sum of the pseudo header, not inverted. */
+/* Whether the UDP checksum is unfinished. The kernel of the sender leaves the checksum to the network card, but a
+ * datagram within one machine passes no card. The field then contains the sum of the pseudo header, not inverted. */
 static __always_inline int has_unfinished_checksum(const struct iphdr *ip, const struct udphdr *udp)
 {
 	__u32 sum = (ip->saddr & 0xffff) + (ip->saddr >> 16) + (ip->daddr & 0xffff) + (ip->daddr >> 16) +
@@ -160,8 +164,8 @@ static __always_inline int has_unfinished_checksum(const struct iphdr *ip, const
 	return udp->check == sum;
 }
 
-/* Write the headers that the socket of user space would write, without UDP checksum (RFC 768): each inner packet has
- * its own checksum, and hardware can finish only one checksum. */
+/* Write the headers that the socket of the forwarder would write, but without a UDP checksum. RFC 768 permits this.
+ * Each inner packet has its own checksum, and hardware can compute only one checksum of a packet. */
 static __always_inline void write_tunnel_header(struct iphdr *ip, const struct peer *peer, __u32 inner_bytes)
 {
 	struct udphdr *udp = (void *)(ip + 1);
@@ -184,13 +188,14 @@ static __always_inline void write_tunnel_header(struct iphdr *ip, const struct p
 	udp->check = 0;
 }
 
-/* Encapsulate the IPv4 packet behind an Ethernet header of `link_bytes`, which may be 0. Return 0 or the failure. */
+/* Encapsulate the IPv4 packet that follows an Ethernet header of `link_bytes` bytes, or no header if `link_bytes` is 0.
+ * Return 0, or the outcome that names the failure. */
 static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer *peer, __u32 link_bytes,
 				       __u32 bytes)
 {
 	struct iphdr *ip;
 
-	/* FIXED_GSO: a segment stays as long as it was, as flannel0's MTU leaves room for the tunnel's header. */
+	/* FIXED_GSO keeps the length of the segments. The MTU of flannel0 leaves room for the headers of the tunnel. */
 	if (bpf_skb_adjust_room(skb, TUNNEL_BYTES, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 				BPF_F_ADJ_ROOM_ENCAP_L4_UDP))
@@ -199,26 +204,27 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct peer 
 	if ((void *)ip + TUNNEL_BYTES + IP_BYTES > (void *)(long)skb->data_end)
 		return DROPPED_UNFINISHED;
 	decrement_ttl((void *)ip + TUNNEL_BYTES);
-	if (link_bytes)	/* the hop of this host, because the packet skips its routing */
+	if (link_bytes)	/* the packet skips the routing of this host, which would decrement the TTL */
 		decrement_ttl((void *)ip + TUNNEL_BYTES);
 	write_tunnel_header(ip, peer, bytes);
 	return 0;
 }
 
-/* Whether the Ethernet header that flannel_nexthop kept is valid for a packet. Rules for a mark may choose another
- * route. */
+/* Whether the Ethernet header that flannel_nexthop stored is valid for a packet. It is not valid for a packet with a
+ * mark, because a routing rule for the mark may choose another route. */
 static __always_inline int has_header(const struct __sk_buff *skb, const struct peer *peer)
 {
 	return !skb->mark && peer->period == current_period() && peer->link == settings.underlay_index;
 }
 
-/* Whether the underlay was deleted. A valid header shows without a look-up that it existed in this period. */
+/* Whether the underlay was deleted. If the stored header is valid, the underlay existed in this period, and no look-up
+ * is necessary. */
 static __always_inline int lacks_underlay(const struct __sk_buff *skb, const struct peer *peer)
 {
 	return !has_header(skb, peer) && is_gone(settings.underlay_index);
 }
 
-/* Send an encapsulated packet, behind an Ethernet header, by the underlay. */
+/* Send an encapsulated packet, which has an Ethernet header, on the underlay. */
 static __always_inline int send_to_underlay(struct __sk_buff *skb, const struct peer *peer)
 {
 	struct ethhdr *ethernet = (void *)(long)skb->data;
@@ -227,13 +233,13 @@ static __always_inline int send_to_underlay(struct __sk_buff *skb, const struct 
 		__builtin_memcpy(ethernet, peer->macs, sizeof(peer->macs));
 		return bpf_redirect(settings.underlay_index, 0);
 	}
-	/* This helper looks route and neighbour up like the kernel, and holds the packet until ARP is answered. Then
-	 * the packet passes flannel_nexthop. */
+	/* This helper looks up the route and the neighbour as the kernel does, and holds the packet until the neighbour
+	 * answers ARP. The packet then passes flannel_nexthop. */
 	skb->tc_index = LOOKED_UP;
 	return bpf_redirect_neigh(settings.underlay_index, NULL, 0, 0);
 }
 
-/* Return the verdict for a failure of encapsulate(). */
+/* Count a failure of encapsulate(), and return the verdict for the packet. */
 static __always_inline int fail(int outcome, __u32 bytes)
 {
 	return count(outcome, bytes, outcome == LEFT_NO_ROOM ? NEXT : DROP);
@@ -244,12 +250,13 @@ static __always_inline int fail(int outcome, __u32 bytes)
 /* The properties of a packet that the cache compares. */
 struct candidate {
 	struct flow_key key;
-	__u16 bytes;		/* of the packet, or of each segment with its headers */
+	__u16 bytes;		/* length of the packet, or of each segment with its headers */
 	__u8 tos;
-	__u8 closes;		/* TCP that changes the state of its connection; never cached */
+	__u8 closes;		/* 1 for TCP with SYN, FIN or RST; such packets never bypass the firewall */
 };
 
-/* Describe the packet at `ip`. Return 0 if it is neither TCP nor UDP, or its header is not readable. */
+/* Fill in `packet` from the headers at `ip`. Return 0 if the packet is neither TCP nor UDP, or if its headers are not
+ * readable, and 1 otherwise. */
 static __always_inline int describe(struct __sk_buff *skb, const struct iphdr *ip, int is_inbound,
 				    struct candidate *packet)
 {
@@ -276,8 +283,8 @@ static __always_inline int describe(struct __sk_buff *skb, const struct iphdr *i
 	return 1;
 }
 
-/* Whether a packet that describe() accepted is complete and valid, so that routing and connection tracking would not
- * drop it. */
+/* Whether a packet is complete and valid, so that neither routing nor connection tracking would drop it. `at` is the
+ * offset of its IP header. describe() must have accepted the packet. */
 static __always_inline int is_sound(struct __sk_buff *skb, const struct iphdr *ip, __u32 at)
 {
 	const struct udphdr *udp = (const void *)(ip + 1);
@@ -290,7 +297,8 @@ static __always_inline int is_sound(struct __sk_buff *skb, const struct iphdr *i
 	if (ip->version != 4 || ip->ihl != IP_BYTES / 4 || (ip->frag_off & bpf_htons(FRAGMENT)) || ip->ttl <= 2 ||
 	    bytes != skb->len - at || bytes > LONGEST - VXLAN_BYTES || checksum(ip))
 		return 0;
-	/* Over vxlan, a packet without a checksum relies on the checksum of its datagram. */
+	/* Over vxlan, only the checksum of the datagram protects an inner packet without a checksum. The programs send
+	 * datagrams without checksum, so they leave such packets to the kernel. */
 	if (ip->protocol == IPPROTO_UDP)
 		return !skb->gso_size && bpf_ntohs(udp->len) == bytes - IP_BYTES && (udp->check || !settings.is_vxlan);
 	if ((void *)(tcp + 1) > (void *)(long)skb->data_end)
@@ -307,7 +315,8 @@ static __always_inline int is_same_origin(const struct origin *one, const struct
 	return 1;
 }
 
-/* Keep the headers of an outbound frame of vxlan. In the packet, the IP header is aligned to four bytes. */
+/* Store the headers of an outbound vxlan frame. The IP header in the packet is aligned to four bytes. The Ethernet
+ * header is not, so its first two bytes are copied separately. */
 static __always_inline void keep_frame(struct flow *flow, const void *frame)
 {
 	const __u32 *words = frame + 2;
@@ -336,9 +345,10 @@ static __always_inline void forget(struct side *side)
 	side->token = 0;
 }
 
-/* Return the direction of the flow of a packet, whose IP header is at this offset, if the packet may bypass the
- * firewall. Otherwise mark the packet, if the firewall's decision about it is one about its flow. `origin` is that of
- * an inbound packet of vxlan. */
+/* If the packet may bypass the firewall, return its direction of the flow. Otherwise return NULL. If the decision of
+ * the firewall about this packet will be valid for the flow, also write a token into the packet, for open_bypass().
+ * `at` is the offset of the IP header. `origin` is the origin of an inbound vxlan packet, and NULL for all other
+ * packets. */
 static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_inbound, __u32 at,
 						const struct origin *origin, struct flow_key *key, __u64 *time)
 {
@@ -386,7 +396,7 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 	age = now - side->passed_at;
 	if (age < FLOW_NS && side->passed_at && side->generation == permit->generation) {
 		if (!is_same)
-			return NULL;	/* packets from another sender pass the firewall until this decision expires */
+			return NULL;	/* the decision does not apply to this packet, so the firewall must decide */
 		if (packet.bytes <= side->longest &&
 		    (age < RENEWAL_NS || now - side->examined_at < RENEWALS_NS))
 			return side;
@@ -394,8 +404,8 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 		side->passed_at = 0;
 	}
 
-	/* The first packet, or a packet after a pause, may change the state of its connection, and therefore the
-	 * decision of the firewall about the opposite direction. */
+	/* The first packet, or a packet after a pause, may change the state of its connection. The firewall may then
+	 * decide differently about the opposite direction, so its earlier decision is forgotten. */
 	if (now - side->examined_at >= FLOW_NS) {
 		forget(opposite);
 		side->token = 0;
@@ -414,8 +424,9 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 	return NULL;
 }
 
-/* Let a flow bypass the firewall if find_bypass() marked this packet and the firewall passed it unchanged. `bridge` is
- * the source of an inbound frame, and `frame` are the headers of an outbound frame of vxlan. */
+/* Let a flow bypass the firewall, if find_bypass() wrote a token into this packet and the firewall passed the packet
+ * unchanged. `bridge` is the source MAC address of an inbound frame, and NULL for an outbound packet. `frame` points to
+ * the headers of an outbound vxlan frame, and is NULL for all other packets. */
 static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphdr *ip, const __u8 *bridge,
 					const void *frame)
 {
@@ -448,22 +459,23 @@ static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphd
 	side->passed_at = now;
 }
 
-/* Return the link to a container, and the container's MAC address; NULL if it is unknown. */
+/* Return the link to the container with this address, and set `mac` to its MAC address. Return NULL if the container is
+ * unknown. */
 static __always_inline __u32 *find_port(__be32 address, struct mac **mac)
 {
 	*mac = bpf_map_lookup_elem(&flannel_macs, &address);
 	return *mac ? bpf_map_lookup_elem(&flannel_ports, &address) : NULL;
 }
 
-/* Make the headers readable up to those of TCP or UDP, behind an IP header at this offset. */
+/* Make the headers of a packet readable, up to the TCP or UDP header. `at` is the offset of the IP header. */
 static __always_inline void pull_headers(struct __sk_buff *skb, __u32 at)
 {
 	if (is_short(skb, at + IP_BYTES + sizeof(struct tcphdr)))
 		is_short(skb, at + IP_BYTES + sizeof(struct udphdr));
 }
 
-/* Deliver a decapsulated packet of a cached flow, behind an Ethernet header, directly to the container. Return NEXT if
- * the headers are not readable. */
+/* Deliver a decapsulated packet of a cached flow directly to the container. The packet has an Ethernet header. Return
+ * NEXT if the headers are not readable. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct side *side, const struct mac *mac,
 				   const __u32 *port, __u64 now)
 {
@@ -476,14 +488,14 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct side *sid
 		return NEXT;
 	__builtin_memcpy(ethernet->h_dest, mac->bytes, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_source, side->mac, ETH_ALEN);
-	decrement_ttl(ip);	/* the hop of this host */
+	decrement_ttl(ip);	/* the packet skips the routing of this host */
 	count(CACHED_IN, bytes, 0);
 	direct_until = bpf_map_lookup_elem(&flannel_direct, port);
 	return direct_until && now < *direct_until ? bpf_redirect_peer(*port, 0) : bpf_redirect(*port, 0);
 }
 
-/* Deliver a decapsulated packet, behind an Ethernet header, directly to the container, if its flow is cached.
- * Return NEXT if not. */
+/* If the flow of a decapsulated packet is cached, deliver the packet directly to the container. Otherwise return NEXT.
+ * The packet has an Ethernet header. */
 static __always_inline int deliver_cached(struct __sk_buff *skb)
 {
 	struct flow_key key;
@@ -502,7 +514,7 @@ static __always_inline int deliver_cached(struct __sk_buff *skb)
 
 #include "vxlan.h"
 
-/* Ingress of a container's veth, on the host's end: packets to a peer whose flow is cached. */
+/* Ingress of the host's end of a container's veth: send a packet of a cached flow directly to the peer. */
 SEC("tc")
 int flannel_short(struct __sk_buff *skb)
 {
@@ -531,7 +543,7 @@ int flannel_short(struct __sk_buff *skb)
 	return count(CACHED_OUT, bytes, send_to_underlay(skb, peer));
 }
 
-/* Egress of flannel0: encapsulate packets that the host routed to a peer's subnet, and send them on the underlay. */
+/* Egress of flannel0: encapsulate a packet that the host routed to a peer's subnet, and send it on the underlay. */
 SEC("tc")
 int flannel_encap(struct __sk_buff *skb)
 {
@@ -553,7 +565,8 @@ int flannel_encap(struct __sk_buff *skb)
 		return count(LEFT_NO_ROUTE, bytes, NEXT);
 	if (!(peer->flags & PEER_READS_UNFINISHED))
 		return count(LEFT_UNREADY_PEER, bytes, NEXT);
-	/* All fragments of a packet take one path, otherwise the receiver's connection tracking never sees it complete. */
+	/* All fragments of a packet must take the same path. Otherwise the receiver's connection tracking cannot
+	 * reassemble the packet. */
 	if (ip->frag_off & bpf_htons(FRAGMENT))
 		return count(LEFT_FRAGMENT, bytes, NEXT);
 	if (ip->ttl <= 1)
@@ -571,7 +584,7 @@ int flannel_encap(struct __sk_buff *skb)
 	if (outcome)
 		return fail(outcome, bytes);
 
-	/* A packet of a TUN device has no Ethernet header. */
+	/* A packet of a TUN device has no Ethernet header, so the program adds one. */
 	if (bpf_skb_change_head(skb, ETH_HLEN, 0))
 		return count(DROPPED_UNFINISHED, bytes, DROP);
 	ethernet = (void *)(long)skb->data;
@@ -581,7 +594,7 @@ int flannel_encap(struct __sk_buff *skb)
 	return count(ENCAPSULATED, bytes, send_to_underlay(skb, peer));
 }
 
-/* Egress of the underlay: keep the Ethernet header of a packet that send_to_underlay() had looked up. */
+/* Egress of the underlay: store the Ethernet header that the kernel wrote for send_to_underlay(). */
 SEC("tc")
 int flannel_nexthop(struct __sk_buff *skb)
 {
@@ -602,7 +615,7 @@ int flannel_nexthop(struct __sk_buff *skb)
 	inner = (void *)outer + TUNNEL_BYTES;
 	if ((void *)(inner + 1) > (void *)(long)skb->data_end || ethernet->h_proto != bpf_htons(ETH_P_IP))
 		return NEXT;
-	/* An underlay without Ethernet headers sends no such frame. */
+	/* On an underlay without Ethernet headers, a packet fails the checks above or the check below. */
 	peer = find_peer(inner->daddr);
 	if (!peer || peer->address != outer->daddr || outer->saddr != settings.address)
 		return NEXT;
@@ -613,7 +626,7 @@ int flannel_nexthop(struct __sk_buff *skb)
 	return NEXT;
 }
 
-/* Ingress of the underlay: decapsulate a peer's datagram, and let the packet arrive at flannel0. */
+/* Ingress of the underlay: decapsulate the datagram of a peer, and pass the inner packet to flannel0. */
 SEC("tc")
 int flannel_decap(struct __sk_buff *skb)
 {
@@ -637,7 +650,8 @@ int flannel_decap(struct __sk_buff *skb)
 	if (outer->protocol != IPPROTO_UDP || outer->version != 4 || outer->ihl != IP_BYTES / 4 ||
 	    outer->daddr != settings.address)
 		return NEXT;
-	/* Only the first outer fragment has ports; the kernel reassembles the fragments for the socket. */
+	/* Leave a fragment of a datagram to the kernel, which reassembles the datagram for the socket. Only the first
+	 * fragment contains the ports. */
 	if ((outer->frag_off & bpf_htons(FRAGMENT)) || udp->dest != settings.port)
 		return NEXT;
 
@@ -647,19 +661,21 @@ int flannel_decap(struct __sk_buff *skb)
 		return count(LEFT_NOT_IPV4, bytes, NEXT);
 	if (inner->ihl != IP_BYTES / 4)
 		return count(LEFT_OPTIONS, bytes, NEXT);
-	/* A datagram must contain exactly one packet. The socket separates packets that the kernel coalesced for it.
-	 * The kernel and the forwarder drop packets with contradicting lengths. */
+	/* A datagram must contain exactly one packet. The program leaves all others to the forwarder, whose socket
+	 * separates datagrams that the kernel coalesced. If the lengths of a packet contradict each other, the kernel
+	 * or the forwarder drops it. */
 	outer_bytes = bpf_ntohs(outer->tot_len);
 	inner_bytes = bpf_ntohs(inner->tot_len);
 	if (outer_bytes != inner_bytes + TUNNEL_BYTES || inner_bytes < IP_BYTES ||
 	    bpf_ntohs(udp->len) != inner_bytes + sizeof(*udp) || skb->len < ETH_HLEN + outer_bytes ||
 	    checksum(outer))
 		return count(LEFT_INCONSISTENT, bytes, NEXT);
-	/* A packet that will be segmented may be as long as all its segments. */
+	/* A packet that the kernel will segment later may be longer than the MTU. The MTU limits each segment. */
 	if (inner_bytes > settings.mtu && !skb->gso_size)
 		return count(LEFT_LONG, bytes, NEXT);
 	peer = find_peer(inner->saddr);
-	/* The forwarder has its own table, and drops a sender that this table does not contain either. */
+	/* Leave a packet of an unknown sender to the forwarder. It drops the packet if its own table does not contain
+	 * the sender either. */
 	if (!peer)
 		return count(LEFT_STRANGER, bytes, NEXT);
 	if (peer->address != outer->saddr)
@@ -671,11 +687,12 @@ int flannel_decap(struct __sk_buff *skb)
 	if (inner->ttl <= 1)
 		return count(LEFT_EXPIRED, bytes, NEXT);
 
-	/* The kernel would treat the inner packet as the unfinished one, and NAT would damage it. */
+	/* After decapsulation, the kernel would assume that the checksum of the inner packet is unfinished. NAT would
+	 * then write a wrong checksum. */
 	if (has_unfinished_checksum(outer, udp))
 		return count(LEFT_UNREADY_PEER, bytes, NEXT);
 
-	/* All packets of a connection take one path, otherwise they would overtake each other. */
+	/* All packets of a connection must take the same path. Otherwise later packets could overtake earlier ones. */
 	is_segment = settings.gro_index && inner->protocol == IPPROTO_TCP && !skb->gso_size;
 	decrement_ttl(inner);
 	if (bpf_skb_adjust_room(skb, -TUNNEL_BYTES, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
@@ -691,8 +708,9 @@ int flannel_decap(struct __sk_buff *skb)
 	return bpf_redirect(settings.device_index, BPF_F_INGRESS);
 }
 
-/* Ingress of the far end of the veth pair with GRO: TCP segments from a network card, coalesced there. The frames
- * still have the MAC address of the underlay, so the kernel would take them for frames of another host. */
+/* Ingress of the far end of the veth pair: pass the TCP segments that GRO coalesced to flannel0. The frames still have
+ * the destination MAC address of the underlay. The program marks them as frames for this host, because the kernel would
+ * drop them otherwise. */
 SEC("tc")
 int flannel_join(struct __sk_buff *skb)
 {
@@ -711,9 +729,9 @@ int flannel_join(struct __sk_buff *skb)
 
 /* Egress of the bridge: send packets from the tunnel directly to the container's veth.
  *
- * Routing, netfilter and the look-up of the neighbour are finished. For the kernel, a packet that was decapsulated here
- * is still a packet of a tunnel. A bridge has no offloads for such packets, so the kernel would segment each of them in
- * software. A veth has these offloads.
+ * At this hook, routing, netfilter and the look-up of the neighbour are finished. The kernel still treats a packet that
+ * was decapsulated as a tunnel packet. A bridge has no offloads for tunnel packets, so the kernel would segment each of
+ * them in software. A veth has these offloads.
  */
 SEC("tc")
 int flannel_hop(struct __sk_buff *skb)
@@ -740,5 +758,5 @@ int flannel_hop(struct __sk_buff *skb)
 	return count(DELIVERED, skb->len - ETH_HLEN, bpf_redirect(*port, 0));
 }
 
-/* The programs call no helper that is reserved for programs under the GPL. */
+/* The programs call no helper that requires a program under the GPL. */
 char terms[] SEC("license") = "Apache-2.0";

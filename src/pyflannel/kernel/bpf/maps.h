@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The data that the programs share with each other and with layout.py, which must be changed together with this file:
- * the settings that are written into a program before it is loaded, and the maps.
+ * The settings and the maps of the eBPF programs. flanneld writes the settings into a program before it loads the
+ * program. The programs and flanneld share the maps. layout.py describes the same data for flanneld: if you change this
+ * file, also change layout.py.
  *
  * Addresses and ports are in network byte order, and all other values in the byte order of the host.
  */
@@ -11,24 +12,24 @@
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 
-/* The settings of one program. They are read-only data: for other settings, flanneld loads a new program. */
+/* The settings of one program. They are read-only data. If a setting changes, flanneld loads a new program. */
 struct settings {
-	__u8 build[8];		/* digest of this object, which distinguishes the programs of versions */
-	char device[16];	/* name that the daemon of the program claims */
-	__u32 device_index;	/* of the TUN device or the vxlan device */
+	__u8 build[8];		/* digest of the compiled object, which distinguishes versions of the programs */
+	char device[16];	/* name that the flanneld of this program claims */
+	__u32 device_index;	/* index of the TUN device or the vxlan device */
 	__u32 underlay_index;
-	__be32 address;		/* of this host on the underlay */
-	__be32 subnet;		/* of this host on the overlay */
+	__be32 address;		/* address of this host on the underlay */
+	__be32 subnet;		/* subnet of this host on the overlay */
 	__be32 subnet_mask;
-	__be16 port;		/* destination of the peers' datagrams, and source of this host's datagrams */
-	__u16 mtu;		/* of the TUN device; in the byte order of the host */
-	__u32 gro_index;	/* veth on whose other end GRO coalesces TCP segments; 0 for none */
-	__u32 caches_flows;	/* 1 in mode flow */
-	__u32 is_vxlan;		/* 1 if the tunnel is a vxlan device of the kernel */
-	__be32 vni;		/* as in the header: the upper 24 bits */
+	__be16 port;		/* destination port of received datagrams, and source port of sent datagrams */
+	__u16 mtu;		/* MTU of the TUN device; in the byte order of the host */
+	__u32 gro_index;	/* near end of the veth pair whose far end coalesces TCP segments; 0 for none */
+	__u32 caches_flows;	/* 1 in mode flow, 0 otherwise */
+	__u32 is_vxlan;		/* 1 if the tunnel is a vxlan device of the kernel, 0 otherwise */
+	__be32 vni;		/* VNI in the upper 24 bits, as in the VXLAN header */
 };
 
-/* The settings are volatile, otherwise the compiler would use the zeroes below as the values. They have a separate
+/* The settings are volatile. Otherwise the compiler would use the zeroes below as their values. They have a separate
  * section, so that no other read-only data precedes them. */
 SEC(".rodata.settings") const volatile struct settings settings = {};
 
@@ -39,19 +40,21 @@ struct subnet {
 
 enum { PEER_READS_UNFINISHED = 1 };
 
-/* The daemon writes the first four fields, and zeroes into the others. There the programs keep the Ethernet header of
- * the latest packet to the peer, so that not every packet needs a look-up of its route and its neighbour. */
+/* A peer, and the Ethernet header of the latest packet to it. flanneld writes the first four fields, and sets the
+ * others to zero. The programs store the Ethernet header in the other fields, so that not every packet needs a look-up
+ * of its route and its neighbour. */
 struct peer {
 	__be32 address;
 	__be16 port;
-	__u8 flags;		/* without PEER_READS_UNFINISHED, user space carries the packets to the peer */
+	__u8 flags;		/* without PEER_READS_UNFINISHED, the forwarder carries the packets to the peer */
 	__u8 padding;
-	__u64 period;		/* in which the header was kept; it is valid until the end of the period */
-	__u32 link;		/* of the header */
-	__u8 macs[12];		/* destination and source */
+	__u64 period;		/* period in which the header was stored, and until whose end it is valid */
+	__u32 link;		/* index of the link on which the header is valid */
+	__u8 macs[12];		/* the MAC addresses in the header: destination, then source */
 };
 
-/* The peer of each inner address: packets to the address are sent to this peer, and accepted only from it. */
+/* The peer of each subnet. The programs send packets for the subnet to this peer, and accept packets from the subnet
+ * only from this peer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -65,7 +68,7 @@ struct mac {
 	__u8 padding[2];
 };
 
-/* The MAC address of a container of this host. */
+/* The MAC addresses of the containers of this host, by the IPv4 address of the container. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -74,9 +77,9 @@ struct {
 	__type(value, struct mac);
 } flannel_macs SEC(".maps");
 
-/* The host's end of the container's veth. The map is a map of devices, because the kernel removes an entry when its
- * device is deleted. Therefore, if no daemon runs, no packet is lost to a new container with the address and the MAC
- * address of a deleted container. */
+/* The host's end of each container's veth, by the IPv4 address of the container. In a map of devices, the kernel
+ * removes an entry when its device is deleted. This is necessary while flanneld does not run: a new container may get
+ * the IPv4 address and the MAC address of a deleted container. The packets for the new container must not be lost. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
 	__uint(max_entries, 4096);
@@ -84,8 +87,8 @@ struct {
 	__type(value, __u32);
 } flannel_ports SEC(".maps");
 
-/* The devices that programs send to, by their indexes. It is a map of devices for the same reason: if the device of a
- * program was deleted, the program leaves packets to the kernel. */
+/* The devices on which the programs send, by index. In a map of devices, the kernel removes an entry when its device is
+ * deleted. The programs then leave the packets to the kernel. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
 	__uint(max_entries, 16);
@@ -93,8 +96,8 @@ struct {
 	__type(value, __u32);
 } flannel_devices SEC(".maps");
 
-/* The flow cache. A flow is a TCP or UDP connection between a container and a peer's container, by its addresses and
- * ports as the container sends them. */
+/* A flow: a TCP connection or a UDP exchange between a container of this host and a container of a peer. The source is
+ * the container of this host, in both directions. */
 struct flow_key {
 	__be32 source;
 	__be32 destination;
@@ -103,34 +106,34 @@ struct flow_key {
 	__u32 protocol;
 };
 
-/* One direction of a flow. It may bypass the firewall for a second after a packet of it passed the firewall
- * unchanged. The packet proves that with `token`, which it carries in its tc_index. */
+/* One direction of a flow. Its packets may bypass the firewall for a second after one of them passed the firewall
+ * unchanged. That packet has the value of `token` in its tc_index before and after the firewall. */
 struct side {
-	__u64 passed_at;	/* 0 if no packet has passed */
-	__u64 examined_at;	/* when a packet last went to the firewall */
-	__u32 generation;	/* of the permit under which that was */
-	__u32 link;		/* where its packets arrive */
+	__u64 passed_at;	/* when a packet last passed the firewall unchanged; 0 for never */
+	__u64 examined_at;	/* when a packet was last sent to the firewall */
+	__u32 generation;	/* generation of the permit at that time */
+	__u32 link;		/* index of the link on which the packets arrive */
 	__u16 token;
-	__u16 longest;		/* bytes of the longest packet, or segment, that has passed */
+	__u16 longest;		/* length in bytes of the longest packet or segment that passed the firewall */
 	__u8 tos;
 	__u8 padding;
-	__u8 mac[6];		/* of the frame; outbound the destination, inbound the source, which is the bridge */
+	__u8 mac[6];		/* outbound: the destination of the frames; inbound: the source, which is the bridge */
 	__u8 reserve[4];
 };
 
-/* The sender of a datagram of vxlan, and its network: the addresses, the VXLAN header and the inner MAC addresses. */
+/* The origin of a vxlan datagram: the outer addresses, the VXLAN header and the inner MAC addresses. */
 struct origin {
 	__u32 words[7];
 };
 
-#define FRAME_BYTES 64		/* the headers of a frame of vxlan before the inner IP header */
+#define FRAME_BYTES 64		/* length of all headers of a vxlan frame before the inner IP header */
 
 struct flow {
 	struct side outbound;	/* from the container */
-	struct side inbound;
-	/* only for vxlan */
-	struct origin origin;	/* of inbound packets */
-	__u32 frame[FRAME_BYTES / 4 + 1]; /* the headers of an outbound packet, after two bytes of padding */
+	struct side inbound;	/* to the container */
+	/* The other fields are used only for vxlan. */
+	struct origin origin;	/* origin of inbound packets */
+	__u32 frame[FRAME_BYTES / 4 + 1]; /* two bytes of padding, then the headers of outbound frames */
 };
 
 struct {
@@ -142,12 +145,12 @@ struct {
 
 enum { CACHES_UDP = 1, CACHES_TCP = 2 };
 
-/* Whether flows may be cached. The daemon renews it while each rule of the firewall decides by the flow alone.
- * Times are nanoseconds of CLOCK_BOOTTIME. */
+/* The permit to cache flows. flanneld renews the permit as long as each rule of the firewall decides only by the flow
+ * of a packet. */
 struct permit {
-	__u64 until;
-	__u32 generation;	/* flows of another generation are not valid */
-	__u32 protocols;
+	__u64 until;		/* expiry, in nanoseconds of CLOCK_BOOTTIME */
+	__u32 generation;	/* cached flows of another generation are not valid */
+	__u32 protocols;	/* CACHES_UDP and CACHES_TCP */
 };
 
 struct {
@@ -157,9 +160,9 @@ struct {
 	__type(value, struct permit);
 } flannel_permit SEC(".maps");
 
-/* Veths that packets of cached flows skip on the way into the container, by index: until when, in nanoseconds of
- * CLOCK_BOOTTIME. The daemon renews an entry while the veth's other end is in another namespace, and it has no queueing
- * discipline. */
+/* The veths that packets of cached flows may skip: such a packet arrives directly at the container's end. The key is
+ * the index of the host's end, and the value is the expiry in nanoseconds of CLOCK_BOOTTIME. flanneld renews an entry
+ * as long as the container's end is in another namespace and the veth has no queueing discipline. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -167,16 +170,16 @@ struct {
 	__type(value, __u64);
 } flannel_direct SEC(".maps");
 
-/* The results of packets, in the order of layout.py. */
+/* The result of the work on a packet. The order must be the order in layout.py. */
 enum outcome {
-	/* carried */
+	/* The program carried the packet. */
 	ENCAPSULATED,
 	DECAPSULATED,
 	DELIVERED,
 	REJOINED,
 	CACHED_OUT,
 	CACHED_IN,
-	/* left to user space, or to the kernel's usual path */
+	/* The program left the packet to the forwarder, or to the usual path of the kernel. */
 	LEFT_NOT_IPV4,
 	LEFT_OPTIONS,
 	LEFT_FRAGMENT,
@@ -189,7 +192,7 @@ enum outcome {
 	LEFT_NO_ROOM,
 	LEFT_NO_DEVICE,
 	LEFT_STRANGER,
-	/* dropped */
+	/* The program dropped the packet. */
 	DROPPED_IMPOSTOR,
 	DROPPED_NOT_OURS,
 	DROPPED_UNFINISHED,
@@ -208,20 +211,21 @@ struct {
 	__type(value, struct count);
 } flannel_counts SEC(".maps");
 
-/* The sender of packets that the guard dropped, and their number. */
+/* A sender of packets that the tunnel guard dropped, and the reason. */
 struct stranger {
-	__be32 address;		/* on the underlay: source of the outer header */
+	__be32 address;		/* source address of the outer header */
 	__u32 outcome;
 };
 
 struct sighting {
 	__u64 packets;
-	__u64 seen_at;		/* the latest, in nanoseconds of CLOCK_BOOTTIME */
-	__be32 source;		/* its inner addresses */
-	__be32 destination;
+	__u64 seen_at;		/* when the latest packet arrived, in nanoseconds of CLOCK_BOOTTIME */
+	__be32 source;		/* inner source address of the latest packet */
+	__be32 destination;	/* inner destination address of the latest packet */
 };
 
-/* Addresses can be forged, so the number of senders is unlimited: the kernel removes the least recent sender. */
+/* The senders that the tunnel guard stopped. A sender can forge addresses, so the number of entries would be unlimited.
+ * If the map is full, the kernel removes the least recently used entry. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);

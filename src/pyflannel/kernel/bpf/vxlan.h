@@ -5,27 +5,27 @@
  *	container's veth [flannel_short] -> bridge -> routing, netfilter -> flannel.1 -> underlay [flannel_nexthop]
  *	underlay [flannel_decap] -> vxlan -> flannel.1 -> routing, netfilter -> bridge [flannel_hop] -> container
  *
- * A packet that passed shows how the kernel handles its flow. flannel_nexthop keeps the headers that the kernel wrote,
- * and flannel_decap keeps the origin of the packet. For a second, further packets of the flow take these paths:
+ * A packet on this path shows how the kernel handles its flow. flannel_nexthop stores the headers from the kernel.
+ * flannel_decap stores the origin of the packet. For the next second, the packets of the flow take these paths:
  *
  *	container's veth [flannel_short] -> underlay
  *	underlay [flannel_decap] -> container's veth
  *
- * A sent packet gets the kept headers, with its own lengths and identification, and without UDP checksum (RFC 7348,
- * 4.1). A received packet must be of the kept origin, so a packet of another sender passes the tunnel guard.
+ * A sent packet gets the stored headers, with its own lengths and identification, and without a UDP checksum. RFC 7348
+ * (section 4.1) recommends this. A received packet must have the stored origin. Other packets pass the tunnel guard.
  */
 #pragma once
 
-#define CONGESTED 3		/* the ECN bits of a packet that passed a congested router */
-#define ECN 3
-#define INNER_AT (ETH_HLEN + VXLAN_BYTES)
+#define CONGESTED 3		/* value of the ECN bits if the packet passed a congested router */
+#define ECN 3			/* the bits of the TOS byte that contain the ECN value */
+#define INNER_AT (ETH_HLEN + VXLAN_BYTES)	/* offset of the inner IP header */
 
 static __always_inline struct iphdr *outer_of(struct __sk_buff *skb)
 {
 	return (void *)(long)skb->data + ETH_HLEN;
 }
 
-/* Whether a datagram, whose headers are readable, contains a frame with an IPv4 packet in the network of the tunnel. */
+/* Whether a datagram contains an IPv4 packet of the VXLAN network of this tunnel. All headers must be readable. */
 static __always_inline int is_of_vxlan(const struct iphdr *outer)
 {
 	const struct udphdr *udp = (const void *)(outer + 1);
@@ -44,7 +44,7 @@ static __always_inline int send_in_vxlan(struct __sk_buff *skb, struct flow *flo
 	struct udphdr *udp;
 	struct iphdr *ip;
 
-	/* The kernel writes an inner Ethernet header into each segment, if it must segment the packet. */
+	/* If the kernel must segment the packet, these flags let it copy the inner Ethernet header to each segment. */
 	if (bpf_skb_adjust_room(skb, VXLAN_BYTES, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 				BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
@@ -53,7 +53,7 @@ static __always_inline int send_in_vxlan(struct __sk_buff *skb, struct flow *flo
 	ip = outer_of(skb);
 	if ((void *)ip + VXLAN_BYTES + IP_BYTES > (void *)(long)skb->data_end)
 		return fail(DROPPED_UNFINISHED, bytes);
-	decrement_ttl((void *)ip + VXLAN_BYTES);	/* the hop of this host */
+	decrement_ttl((void *)ip + VXLAN_BYTES);	/* the packet skips the routing of this host */
 	write_frame((void *)ip - ETH_HLEN, flow);
 	udp = (void *)(ip + 1);
 	ip->tot_len = bpf_htons(bytes + VXLAN_BYTES);
@@ -61,12 +61,12 @@ static __always_inline int send_in_vxlan(struct __sk_buff *skb, struct flow *flo
 	ip->check = checksum(ip);
 	udp->len = bpf_htons(bytes + VXLAN_BYTES - IP_BYTES);
 	udp->check = 0;
-	/* The identifications of segments follow each other, so the receiver can coalesce them. */
+	/* Each segment has the next identification, so that the receiver can coalesce the segments. */
 	((struct iphdr *)((void *)flow->frame + 2 + ETH_HLEN))->id = bpf_htons(bpf_ntohs(ip->id) + (segments ?: 1));
 	return count(CACHED_OUT, bytes, bpf_redirect(settings.underlay_index, 0));
 }
 
-/* Egress of the underlay: keep the headers of a packet that passed the firewall. */
+/* Egress of the underlay: store the headers of a packet that passed the firewall. */
 static __always_inline int learn_vxlan_frame(struct __sk_buff *skb)
 {
 	struct iphdr *ip;
@@ -81,7 +81,8 @@ static __always_inline int learn_vxlan_frame(struct __sk_buff *skb)
 	return NEXT;
 }
 
-/* Ingress of the underlay: deliver a packet of a cached flow. All other packets pass the kernel's vxlan. */
+/* Ingress of the underlay: deliver a packet of a cached flow. Leave all other packets to the vxlan device of the
+ * kernel. */
 static __always_inline int receive_from_vxlan(struct __sk_buff *skb)
 {
 	struct origin origin;
@@ -104,7 +105,8 @@ static __always_inline int receive_from_vxlan(struct __sk_buff *skb)
 	if ((void *)ip + VXLAN_BYTES + IP_BYTES > (void *)(long)skb->data_end)
 		return NEXT;
 	udp = (void *)(ip + 1);
-	/* The kernel marks the inner packet as one that passed a congested router, or drops it. */
+	/* Leave a packet from a congested router to the kernel, which copies the congestion mark to the inner packet or
+	 * drops it. */
 	if (ip->daddr != settings.address || (ip->tos & ECN) == CONGESTED ||
 	    bpf_ntohs(ip->tot_len) != skb->len - ETH_HLEN ||
 	    bpf_ntohs(udp->len) != skb->len - ETH_HLEN - IP_BYTES || checksum(ip))
