@@ -64,7 +64,8 @@ def new_key(invocation: Invocation, file: Path) -> None:
     "--counter",
     type=click.IntRange(1, LARGEST_COUNTER),
     show_default="one more than in the output file, if that exists",
-    help="Counter of the list. Hosts refuse a list whose counter is lower than that of the last list.",
+    help="Counter of the list. Hosts refuse a new list if its counter is not higher than that of the last "
+    "list.",
 )
 @shared_options("store", "json")
 @click.pass_obj
