@@ -163,7 +163,7 @@ class TestInterface:
         ("--no-such-flag", "1"),
     ],
 )
-def test_wrong_use_ends_it_with_one_line(network: Any, flag: str, value: str) -> None:
+def test_wrong_use_ends_flanneld_with_one_line(network: Any, flag: str, value: str) -> None:
     done = network.hosts["docker1"].run(["flanneld", f"{flag}={value}"], check=False)
 
     assert done.returncode == 2
@@ -173,7 +173,7 @@ def test_wrong_use_ends_it_with_one_line(network: Any, flag: str, value: str) ->
 
 
 class TestTun:
-    def test_no_device_file(self, network: Any, host: Any) -> None:
+    def test_a_missing_device_file_is_reported(self, network: Any, host: Any) -> None:
         """One line contains the remedy, and flanneld continues when the file exists."""
         host.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/net"])
         network.launch("docker1")

@@ -231,7 +231,7 @@ def proxy(shared_etcd: Any, free_port: Callable[[], int]) -> Iterator[str]:
         process.wait()
 
 
-def test_a_watch_through_etcd_s_proxy_stays_open(proxy: str) -> None:
+def test_a_watch_through_the_proxy_of_etcd_stays_open(proxy: str) -> None:
     """The proxy does not forward progress requests, so that a missing response has no meaning."""
 
     async def test() -> None:
@@ -359,7 +359,7 @@ def test_an_etcd_lease_that_other_clients_use_is_kept(new_etcd: Callable[[], Any
     run(test())
 
 
-def test_the_prefix_s_trailing_slash_makes_no_difference(shared_etcd: Any) -> None:
+def test_a_slash_at_the_end_of_the_prefix_has_no_effect(shared_etcd: Any) -> None:
     async def test() -> None:
         async with opened(shared_etcd.endpoint, prefix="/slash/") as with_slash:
             await put(with_slash, "config")

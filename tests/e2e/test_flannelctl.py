@@ -288,7 +288,9 @@ class TestLeases:
         ]
         assert (history["begin"], history["is_complete"]) == (revision + 1, True)
 
-    def test_a_time_follows_from_the_age_of_a_lease(self, here: Here, network: str) -> None:
+    def test_the_time_of_a_change_is_derived_from_the_age_of_its_lease(
+        self, here: Here, network: str
+    ) -> None:
         changes = here("--store", network, "leases", "history")["changes"]
 
         found = {one["subnet"]: one["not_after"] for one in changes}

@@ -77,7 +77,7 @@ async def _judge(life: Life) -> None:
     _check_looks(life, life.looks, life.causes_of_looks, began)
     counts, failures = life.reconciler.counts, sum(part.failures for part in life.host.parts)
     _demand(counts.failures == failures, COUNTS, counts.failures, failures)
-    # A comparison has at most one response of each target. One scan may be in progress.
+    # One comparison uses at most one response of each target. In addition, one scan may be in progress.
     _demand(max(life.looks) - 1 <= counts.passes <= sum(life.looks), COUNTS, counts.passes, life.looks)
 
 

@@ -39,7 +39,7 @@ def test_a_flood_by_a_stranger(network, long_run: bool, figures: Callable[[str],
     seconds = LONG_FLOOD_S if long_run else FLOOD_S
     with network.pinged("flood of tunnel packets by a stranger") as pings:
         quiet_share = forwarder_share(network, lambda: pings.wait_s(seconds))
-        # After a first packet, the stranger is in the table of senders before the table is full.
+        # The first packet enters the stranger into the table of senders, before the table is full.
         flood(network, stranger, 0.01)
         before = arrived(network.victim)
         share = forwarder_share(network, lambda: flood(network, stranger, seconds))

@@ -86,7 +86,7 @@ def mutant(corpus: Sequence[bytes], tokens: Sequence[bytes], rand: Callable[[], 
                 data = data[:at] + bytes([int(rand() * 256)]) + data[at + 1 :]
             case 2:  # insert a token
                 data = data[:at] + tokens[int(rand() * len(tokens))] + data[at:]
-            case 3:  # overwrite by a token
+            case 3:  # overwrite with a token
                 token = tokens[int(rand() * len(tokens))]
                 data = data[:at] + token + data[at + len(token) :]
             case 4:  # omit a part

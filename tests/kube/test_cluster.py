@@ -340,7 +340,7 @@ def test_a_thousand_nodes_are_routed_in_two_seconds_with_less_than_fifty_megabyt
         f"{memory:.1f} MB, at most {most:.1f} MB"
     )
     assert memory < 50
-    assert most < 57  # with a copy of the list: 63
+    assert most < 57  # a copy of the list would need 63
     assert worked_s < 2  # on an idle machine, the last route exists after this processor time
 
 

@@ -92,7 +92,7 @@ def test_a_broken_data_path_is_a_condition_of_the_node_until_it_is_repaired(
 
     member.start()
     wait_until(lambda: status() == ("False", "FlannelIsUp"), what="the condition", deadline_s=SOON_S)
-    # A device of another program with the same VNI and port: the kernel refuses that of flanneld.
+    # Another program has a device with the same VNI and port, so the kernel refuses the device of flanneld.
     other = "link add other type vxlan id 1 dev eth0 dstport 8472\\nlink set other up"
     # Repeated if flanneld creates its device again between the deletion and the creation.
     script = f"until printf 'link delete flannel.1\\n{other}\\n' | ip -batch -; do sleep 0.1; done"

@@ -224,7 +224,7 @@ def test_pins_that_root_creates_later_suffice(overlay, ends, pins, ping_stream, 
     with ping_stream(overlay.hosts["docker1"], far.address, interval_s=0.01) as stream:
         stream.wait_answered()
         pins()
-        # The change wakes a pass before the next audit.
+        # The change starts a pass before the next audit.
         host.run(["ip", "link", "set", "flannel0", "mtu", "1400"])
         overlay.wait_status(
             host,

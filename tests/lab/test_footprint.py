@@ -19,7 +19,7 @@ DEADLINE_S = 60.0
 EVENTS = 10
 NETWORK = IPv4Network("10.64.0.0/10")
 POLL_S = 0.001
-_OPERATIONS = 100  # a transaction of etcd takes 128
+_OPERATIONS = 100  # etcd accepts at most 128 operations in a transaction
 
 WRITE_LEASES = """
 import asyncio, sys, time

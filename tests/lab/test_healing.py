@@ -214,7 +214,7 @@ def test_a_link_deleted_ten_times_is_restored(overlay, stream_to, figures) -> No
     stream_to(host).wait_answered()
 
 
-def test_a_route_behind_an_owned_one_is_kept(overlay, stream_to) -> None:
+def test_a_route_that_the_kernel_never_uses_is_kept(overlay, stream_to) -> None:
     """The kernel never uses this route, so it is harmless."""
     host = overlay.hosts["docker2"]
     said = len(overlay.log(host))

@@ -1,4 +1,4 @@
-"""The changes that wake a pass on the real kernel: all changes by other programs to owned objects, and no
+"""The changes that start a pass on the real kernel: all changes by other programs to owned objects, and no
 others.
 """
 
@@ -108,7 +108,7 @@ def attach(name: str) -> int:
 
 
 @pytest.mark.parametrize("words", WAKING.values(), ids=WAKING.keys())
-def test_changes_of_owned_objects_wake_the_reconciler(namespace, applied, words: str) -> None:
+def test_changes_of_owned_objects_are_announced(namespace, applied, words: str) -> None:
     async def then(_, wakes) -> None:
         namespace.ip(words.format(name=namespace.name))
         await wakes.next()
@@ -116,7 +116,7 @@ def test_changes_of_owned_objects_wake_the_reconciler(namespace, applied, words:
     applied(then)
 
 
-def test_a_new_link_with_a_planned_name_wakes(namespace, applied) -> None:
+def test_a_new_link_with_a_planned_name_is_announced(namespace, applied) -> None:
     async def then(target, wakes) -> None:
         namespace.ip("link add spare type bridge")
         namespace.ip("link delete flannel0")
@@ -130,7 +130,7 @@ def test_a_new_link_with_a_planned_name_wakes(namespace, applied) -> None:
 
 
 @pytest.mark.parametrize("words", FOREIGN.values(), ids=FOREIGN.keys())
-def test_changes_of_foreign_objects_do_not_wake(namespace, applied, words: str) -> None:
+def test_changes_of_foreign_objects_are_not_announced(namespace, applied, words: str) -> None:
     async def then(_, wakes) -> None:
         namespace.ip(words)
         assert await wakes.silence() == 0
@@ -179,7 +179,7 @@ def test_the_kernel_drops_messages_that_are_ignored(namespace) -> None:
     ]
 
 
-def test_own_repairs_do_not_wake(applied) -> None:
+def test_repairs_by_the_target_are_not_announced(applied) -> None:
     async def then(target, wakes) -> None:
         route = Route(destination=IPv4Network("10.210.0.0/16"), link="flannel0")
         address = Address(link="flannel0", address=IPv4Interface("10.211.0.1/32"))
@@ -189,7 +189,7 @@ def test_own_repairs_do_not_wake(applied) -> None:
     applied(then)
 
 
-def test_a_burst_causes_few_wake_ups(namespace, applied) -> None:
+def test_a_burst_of_changes_causes_few_announcements(namespace, applied) -> None:
     async def then(_, wakes) -> None:
         batch = "\n".join(f"route add 10.150.{n}.0/24 dev flannel0" for n in range(250))
         namespace.command("ip", "-batch", "-", given=batch)
@@ -198,7 +198,7 @@ def test_a_burst_causes_few_wake_ups(namespace, applied) -> None:
     applied(then)
 
 
-def test_lost_notifications_wake(namespace) -> None:
+def test_lost_notifications_are_announced_as_a_change(namespace) -> None:
     """Thousands of changes overflow the buffer. A lost notification may concern owned objects."""
 
     async def run() -> None:

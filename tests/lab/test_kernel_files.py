@@ -187,7 +187,7 @@ def test_a_directory_in_its_place_is_reported_and_the_file_is_written_afterwards
     with_target(work)
 
 
-def test_other_files_of_the_directory_do_not_wake(file: HostFile, listen) -> None:
+def test_changes_of_other_files_in_the_directory_are_not_announced(file: HostFile, listen) -> None:
     desired = State.of(file)
 
     async def work(target: FileTarget) -> None:
@@ -202,7 +202,7 @@ def test_other_files_of_the_directory_do_not_wake(file: HostFile, listen) -> Non
     with_target(work)
 
 
-def test_a_directory_that_is_created_later_wakes(file: HostFile) -> None:
+def test_a_directory_that_is_created_later_is_announced(file: HostFile) -> None:
     desired = State.of(file)
 
     async def work(target: FileTarget) -> None:

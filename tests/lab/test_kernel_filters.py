@@ -335,7 +335,7 @@ def test_a_forward_chain_that_begins_to_drop_gets_the_accept_rules(namespace, li
     assert "FLANNEL" not in ruleset(namespace)
 
 
-def test_foreign_rules_do_not_wake(namespace, listen) -> None:
+def test_changes_of_foreign_rules_are_not_announced(namespace, listen) -> None:
     async def work() -> int:
         desired = plan(nftables=False)
         async with filters() as target:

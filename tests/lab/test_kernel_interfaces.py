@@ -127,7 +127,7 @@ class TestOnLink:
 
         assert self.of(host, "eth0") == ["172.22.0.2/32", "192.168.50.0/24"]
 
-    def test_the_default_route_does_not_count(self, host) -> None:
+    def test_the_default_route_is_not_a_prefix_of_its_link(self, host) -> None:
         host.ip("route add default dev eth0 metric 7")
 
         assert self.of(host, "eth0") == ["192.168.50.0/24"]
@@ -186,7 +186,7 @@ class TestScope:
             ("172.21.0.0/16 via 192.168.50.1", False),
         ],
     )
-    def test_a_change_wakes(self, host, listen, words: str, wakes_up: bool) -> None:
+    def test_a_change_is_announced(self, host, listen, words: str, wakes_up: bool) -> None:
         async def work(source: KernelInterfaces) -> None:
             await source.observe(self.SCOPE)
             async with listen(source.changes()) as wakes:
@@ -221,7 +221,7 @@ def test_the_dns_servers_are_read() -> None:
     ]
 
 
-def test_the_default_route_of_another_table_counts_when_main_has_none(host) -> None:
+def test_the_default_route_of_another_table_is_used_if_the_main_table_has_none(host) -> None:
     host.ip("route flush 0.0.0.0/0")
     host.ip("route add default via 10.10.10.1 table 100")
     host.ip("rule add lookup 100")
@@ -229,7 +229,7 @@ def test_the_default_route_of_another_table_counts_when_main_has_none(host) -> N
     assert chosen(host).link == "eth1"
 
 
-def test_routing_rules_count_if_main_refuses(host) -> None:
+def test_routing_rules_are_followed_if_the_main_table_has_an_unreachable_route(host) -> None:
     host.ip("route flush 0.0.0.0/0")
     host.ip("route add unreachable default")
     host.ip("route add default via 10.10.10.1 table 100")
@@ -246,7 +246,7 @@ def test_a_blackhole_default_route_is_ignored(host) -> None:
         chosen(host)
 
 
-def test_the_first_next_hop_of_a_multipath_default_route_counts(host) -> None:
+def test_the_first_next_hop_of_a_multipath_default_route_is_used(host) -> None:
     host.ip("route flush 0.0.0.0/0")
     host.ip("route add default nexthop via 10.10.10.1 dev eth1 nexthop via 192.168.50.1 dev eth0")
 
@@ -287,7 +287,7 @@ def test_there_is_no_result_without_a_route(host) -> None:
         "xfrm policy setdefault in block",
     ],
 )
-def test_relevant_changes_wake(host, listen, words: str) -> None:
+def test_relevant_changes_are_announced(host, listen, words: str) -> None:
     async def work(source: KernelInterfaces) -> None:
         await source.route_to(IPv4Address("172.20.1.1"))
         async with listen(source.changes()) as wakes:
@@ -299,7 +299,7 @@ def test_relevant_changes_wake(host, listen, words: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["172.21.0.0/16 via 10.10.10.1", "172.21.0.0/16 dev eth0 protocol 80"])
-def test_irrelevant_and_owned_routes_do_not_wake(host, listen, words: str) -> None:
+def test_irrelevant_and_owned_routes_are_not_announced(host, listen, words: str) -> None:
     async def work(source: KernelInterfaces) -> None:
         await source.route_to(IPv4Address("172.20.1.1"))
         async with listen(source.changes()) as wakes:

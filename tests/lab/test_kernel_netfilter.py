@@ -393,13 +393,15 @@ def compare(wire: Wire, draws: int) -> None:
 
 
 @pytest.mark.timeout(1800)
-def test_the_judgement_is_that_of_the_kernel(wire: Wire, long_run: bool) -> None:
+def test_the_evaluation_of_rules_agrees_with_the_kernel(wire: Wire, long_run: bool) -> None:
     """A judgement is unknown only where a rule has a condition that cannot be evaluated."""
     compare(wire, DRAWS_LONG if long_run else DRAWS)
 
 
 @pytest.mark.timeout(1800)
-def test_the_judgement_at_a_bridge_is_that_of_the_kernel(bridged_wire: Wire, long_run: bool) -> None:
+def test_the_evaluation_of_rules_at_a_bridge_agrees_with_the_kernel(
+    bridged_wire: Wire, long_run: bool
+) -> None:
     compare(bridged_wire, DRAWS_LONG if long_run else DRAWS)
 
 

@@ -107,7 +107,7 @@ def test_one_of_many_routes_can_be_changed_and_removed(namespace, target) -> Non
     assert namespace.ip("route show dev flannel.1 proto 80") == ""
 
 
-def test_next_hops_removed_by_another_program_wake_a_pass(namespace, listen) -> None:
+def test_the_removal_of_next_hops_by_another_program_is_announced(namespace, listen) -> None:
     """The kernel does not announce the removal of the routes that use the removed next hops."""
 
     async def work() -> None:

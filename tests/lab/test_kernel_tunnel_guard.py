@@ -235,7 +235,7 @@ def test_a_peer_that_changes_during_a_look_is_not_a_difference(namespace, change
 
 @pytest.mark.parametrize("deleted", ["senders", "ends", "ports"])
 def test_a_lost_element_of_a_peer_does_not_rebuild_the_table(namespace, deleted: str) -> None:
-    one, two = peer(2), peer(3, address=IPv4Address("192.0.2.2"))  # both behind one address
+    one, two = peer(2), peer(3, address=IPv4Address("192.0.2.2"))  # both peers have one underlay address
     desired = State.of(VXLAN, one, two)
 
     async def work() -> list[Operation]:

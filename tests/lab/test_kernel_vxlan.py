@@ -227,7 +227,7 @@ DAMAGE = {
 
 @pytest.mark.usefixtures("underlay")
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_damage_wakes_a_pass_that_repairs_the_damage(namespace, target, listen, damage: list[str]) -> None:
+def test_damage_starts_a_pass_that_repairs_the_damage(namespace, target, listen, damage: list[str]) -> None:
     target.heal(PLAN)
     before = all_shown(namespace)
 

@@ -1,4 +1,4 @@
-"""Changes that wake a pass of a vxlan host on the real kernel; storms of changes, and lost notifications."""
+"""Changes that start a pass of a vxlan host on the real kernel; storms of changes, and lost notifications."""
 
 import asyncio
 import contextlib
@@ -102,7 +102,7 @@ async def make_pass(linux: LinuxTarget, plan: State = PLAN) -> list:
 
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("words", FOREIGN.values(), ids=FOREIGN.keys())
-def test_foreign_objects_neither_wake_nor_change(namespace, listen, words: str) -> None:
+def test_foreign_objects_are_neither_announced_nor_changed(namespace, listen, words: str) -> None:
     async def work() -> None:
         async with applied(listen) as (linux, wakes):
             namespace.command(*words.split())
@@ -115,7 +115,7 @@ def test_foreign_objects_neither_wake_nor_change(namespace, listen, words: str) 
 
 
 @pytest.mark.usefixtures("ready")
-def test_own_changes_of_peers_do_not_wake(namespace, listen) -> None:
+def test_changes_of_peers_by_the_target_are_not_announced(namespace, listen) -> None:
     """The last snapshot may be older than the peers, because a change of single peers needs no snapshot."""
     moved, plan = peer_items(4, "10.7.1.2"), State.collect(PLAN)
 
@@ -149,7 +149,7 @@ def test_own_changes_of_peers_do_not_wake(namespace, listen) -> None:
         "ip route replace 10.100.8.0/24 via 10.7.0.7 dev eth0",
     ],
 )
-def test_damage_to_a_peer_that_joined_after_the_last_scan_wakes(namespace, listen, words: str) -> None:
+def test_damage_to_a_peer_that_joined_after_the_last_scan_is_announced(namespace, listen, words: str) -> None:
     direct = Route(destination=IPv4Network("10.100.8.0/24"), link="eth0", gateway=IPv4Address("10.7.0.8"))
     plan = State.collect(PLAN)
 
@@ -165,7 +165,7 @@ def test_damage_to_a_peer_that_joined_after_the_last_scan_wakes(namespace, liste
 
 
 @pytest.mark.usefixtures("ready")
-def test_damage_on_a_new_device_wakes_before_the_next_scan(namespace, listen) -> None:
+def test_damage_on_a_new_device_is_announced_before_the_next_scan(namespace, listen) -> None:
     async def work() -> None:
         async with LinuxTarget() as linux:
             assert await make_pass(linux) == []
@@ -178,7 +178,7 @@ def test_damage_on_a_new_device_wakes_before_the_next_scan(namespace, listen) ->
 
 
 @pytest.mark.usefixtures("ready")
-def test_an_underlay_that_is_removed_and_added_wakes_and_is_followed(namespace, listen) -> None:
+def test_an_underlay_that_is_removed_and_added_is_announced_and_followed(namespace, listen) -> None:
     """The kernel deletes a vxlan device with its parent. The new parent has another index."""
     plan = State.of(*(item for item in PLAN if not (isinstance(item, Route) and item.link == "eth0")))
 
@@ -247,7 +247,7 @@ def test_another_address_of_the_device_loses_no_packet(namespace, make_namespace
 
 
 @pytest.mark.usefixtures("ready")
-def test_lost_notifications_cause_one_wake_up(namespace, listen) -> None:
+def test_lost_notifications_cause_one_announcement(namespace, listen) -> None:
     """More notifications arrived than the buffer holds. One snapshot finds any damage."""
     churn = "\n".join(
         f"route {verb} 10.150.{number}.0/24 dev eth0"  # irrelevant changes

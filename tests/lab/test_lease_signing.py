@@ -185,6 +185,6 @@ def test_a_request_for_the_matrix_is_signed_and_a_forged_one_is_ignored(overlay)
 
     overlay.etcd.etcdctl("put", request, json.dumps({**signed, "Id": "forged"}))
 
-    assert states() == [["reached"], ["reached"]]  # later than the forged request
+    assert states() == [["reached"], ["reached"]]  # this request was sent after the forged request
     (row,) = json.loads(overlay.etcd.etcdctl("get", "-w", "json", row_key))["kvs"]
     assert row["version"] == 1  # the number of rows since the deletion

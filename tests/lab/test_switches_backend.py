@@ -135,7 +135,9 @@ def test_each_backend_removes_all_its_objects(overlay, pair, ping_stream, figure
 
 
 @pytest.mark.parametrize("kind", ["vxlan", "host-gw", "udp"])
-def test_a_switch_while_the_daemon_is_stopped(overlay, pair, kind: str) -> None:
+def test_a_daemon_removes_the_objects_of_the_backend_that_changed_while_it_was_stopped(
+    overlay, pair, kind: str
+) -> None:
     for host in pair:
         overlay.daemons[host.name].kill()
     set_backend(overlay, kind)

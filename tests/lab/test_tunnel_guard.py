@@ -280,14 +280,14 @@ def wait_guarded(host: Host, family: Family, port: int) -> None:
     )
 
 
-def test_a_container_without_capabilities(network: Network) -> None:
+def test_the_guard_drops_datagrams_of_a_container_without_capabilities(network: Network) -> None:
     """The host may masquerade its datagrams, which then have the address of a member."""
     attack = network.to_tunnel(1, network.frame(network.inside(0), 1), 65534)
 
     assert network.received(1, lambda: network.containers[0].run(attack)) == 0
 
 
-def test_a_container_without_capabilities_to_its_own_host(network: Network) -> None:
+def test_the_guard_drops_datagrams_of_a_container_to_its_own_host(network: Network) -> None:
     frame = network.frame(OF_NOBODY[network.family], 0)
 
     def attack() -> None:
@@ -297,7 +297,7 @@ def test_a_container_without_capabilities_to_its_own_host(network: Network) -> N
     assert network.received(0, attack) == 0
 
 
-def test_a_container_through_a_translated_address(network: Network) -> None:
+def test_the_guard_drops_datagrams_of_a_container_to_a_translated_address(network: Network) -> None:
     host, translated = network.hosts[0], TRANSLATED[network.family]
     match = ["-d", translated, "-p", "udp", "--dport", "53"]
     to = network.underlay(network.hosts[1])
@@ -310,7 +310,9 @@ def test_a_container_through_a_translated_address(network: Network) -> None:
     assert received == 0
 
 
-def test_a_container_that_forges_a_members_address(network: Network) -> None:
+def test_the_guard_drops_datagrams_of_a_container_with_the_forged_address_of_a_member(
+    network: Network,
+) -> None:
     member, victim = (network.underlay(network.hosts[number]) for number in (2, 1))
     packet = datagram(member, victim, network.port, network.frame(network.inside(2), 1))
 
@@ -318,14 +320,16 @@ def test_a_container_that_forges_a_members_address(network: Network) -> None:
     assert received == 0
 
 
-def test_a_container_that_forges_another_hosts_containers_address(network: Network) -> None:
+def test_packets_of_a_container_with_the_forged_address_of_a_remote_container_are_dropped(
+    network: Network,
+) -> None:
     packet = datagram(network.inside(2), network.inside(1), PORT, b"forged")
 
     received = network.received(1, lambda: network.containers[0].run(python(RAW_SENDER, COUNT, packet.hex())))
     assert received == 0
 
 
-def test_a_local_user_without_rights(network: Network) -> None:
+def test_the_guard_drops_datagrams_of_a_local_user_without_rights(network: Network) -> None:
     attack = network.to_tunnel(1, network.frame(network.inside(0), 1), 65534)
 
     assert network.received(1, lambda: network.hosts[0].run(attack)) == 0
@@ -337,7 +341,7 @@ def test_a_local_user_without_rights_may_use_the_overlay(network: Network) -> No
     assert network.received(1, lambda: network.hosts[0].run(attack)) == COUNT
 
 
-def test_a_host_of_the_underlay_without_a_lease(network: Network) -> None:
+def test_the_guard_drops_datagrams_of_a_host_without_a_lease(network: Network) -> None:
     stranger = network.overlay.hosts["docker4"]
     attack = network.to_tunnel(1, network.frame(OF_NOBODY[network.family], 1), 0)
 
@@ -347,7 +351,7 @@ def test_a_host_of_the_underlay_without_a_lease(network: Network) -> None:
         assert forwarder.counters["dropped_in_stranger"] == 0
 
 
-def test_a_host_of_the_underlay_with_bare_packets(network: Network) -> None:
+def test_packets_of_a_host_without_a_lease_from_outside_the_tunnel_are_dropped(network: Network) -> None:
     """The packets have the source of a container. The stranger uses the victim as its gateway."""
     stranger, victim = network.overlay.hosts["docker4"], network.inside(2)
     packet = datagram(network.inside(0), victim, PORT, b"forged")
@@ -358,7 +362,9 @@ def test_a_host_of_the_underlay_with_bare_packets(network: Network) -> None:
     assert received == 0
 
 
-def test_a_member_with_anothers_inner_source(network: Network) -> None:
+def test_the_guard_drops_datagrams_of_a_member_with_the_inner_source_of_another_member(
+    network: Network,
+) -> None:
     attack = network.to_tunnel(1, network.frame(network.inside(0), 1), 0)
 
     assert network.received(1, lambda: network.hosts[2].run(attack)) == 0
@@ -429,14 +435,16 @@ def key_of_behind(network: Network) -> str:
     return f"{PREFIX}/subnets/{KEY_OF_BEHIND[network.family]}"
 
 
-def test_a_member_behind_another_member(network: Network, behind: Behind) -> None:
+def test_the_guard_accepts_datagrams_of_a_member_behind_another_member(
+    network: Network, behind: Behind
+) -> None:
     """The host's route to this member uses the interface that receives the member's datagrams."""
     right = network.to_tunnel(1, network.frame(OF_BEHIND[network.family], 1), 0)
 
     assert network.received(1, lambda: behind(right)) == COUNT
 
 
-def test_a_member_behind_another_member_that_forges_a_members_address(
+def test_the_guard_drops_forged_datagrams_of_a_member_behind_another_member(
     network: Network, behind: Behind
 ) -> None:
     member, victim = (network.underlay(network.hosts[number]) for number in (2, 1))
@@ -445,7 +453,9 @@ def test_a_member_behind_another_member_that_forges_a_members_address(
     assert network.received(1, lambda: behind(python(RAW_SENDER, COUNT, packet.hex()))) == 0
 
 
-def test_datagrams_to_a_member_behind_another_member(network: Network, behind: Behind) -> None:
+def test_the_guard_drops_datagrams_of_a_stranger_to_a_member_behind_another_member(
+    network: Network, behind: Behind
+) -> None:
     """The datagrams pass through the first host, which drops the datagrams of strangers."""
     first, second = network.hosts[0], network.hosts[1]
     into = ["nsenter", "--net=/run/netns/behind", "--"]
@@ -469,7 +479,7 @@ def test_datagrams_to_a_member_behind_another_member(network: Network, behind: B
     assert count == 0
 
 
-def test_a_published_tunnel_port(network: Network) -> None:
+def test_the_guard_leaves_datagrams_to_a_published_port_of_a_container(network: Network) -> None:
     """A service of a container uses the port of the tunnel, and the datagrams are for no host."""
     host, container = network.hosts[0], network.containers[0]
     client = network.overlay.hosts["docker4"]
@@ -490,7 +500,7 @@ def test_a_published_tunnel_port(network: Network) -> None:
 
 
 @pytest.mark.parametrize("network", [NETWORKS["udp"]], ids=["udp"], indirect=True)
-def test_a_peer_with_another_tunnel_port(network: Network) -> None:
+def test_the_guard_drops_forged_datagrams_to_a_peer_with_another_tunnel_port(network: Network) -> None:
     """With udp, the lease of a host may contain another port than the port of the network config."""
     overlay, member, port = network.overlay, network.overlay.hosts["docker4"], 9285
     extra = {"Owner": "a" * 32, "Port": port}
@@ -517,7 +527,9 @@ def test_a_peer_with_another_tunnel_port(network: Network) -> None:
 @pytest.mark.parametrize(
     "network", [NETWORKS["vxlan over IPv6"], "vxlan"], ids=["vxlan over IPv6", IPV6_ALONE], indirect=True
 )
-def test_extension_headers_and_fragments_of_a_stranger(network: Network) -> None:
+def test_the_guard_drops_datagrams_of_a_stranger_with_extension_headers_or_fragments(
+    network: Network,
+) -> None:
     """The UDP header is behind options, in the first fragment without the inner packet, or in the second
     fragment.
     """
@@ -555,7 +567,9 @@ def test_senders_of_dropped_packets_are_reported(network: Network) -> None:
     ids=["IPv4", "IPv6", "IPv6 alone"],
     indirect=True,
 )
-def test_packets_of_other_hosts_containers_with_host_gw(network: Network) -> None:
+def test_packets_with_the_forged_source_of_a_remote_container_are_dropped_with_host_gw(
+    network: Network,
+) -> None:
     packet = datagram(network.inside(2), network.inside(1), PORT, b"forged")
 
     assert (

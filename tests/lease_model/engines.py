@@ -251,7 +251,7 @@ class EngineHost:
         await asyncio.gather(task, return_exceptions=True)
         self._daemon = None
         if not self._knows_its_subnet():
-            self.runs_on = None  # no container was started, or could be
+            self.runs_on = None  # no container runs, because none could start
 
     async def boot(self) -> None:
         """Let the host lose everything that is not on a disk, including its containers."""

@@ -17,7 +17,7 @@ def test_no_interleaving_breaks_a_rule(long_run: bool, capsys: pytest.CaptureFix
     least = STATES_LONG if long_run else STATES
     left, states = least, 0
     for number, where in enumerate(scenarios):
-        # The small scenarios leave states for the larger ones after them.
+        # The larger scenarios get the states that the small scenarios before them do not need.
         most = left // (len(scenarios) - number) + 1
         found = explore(where, most_states=most, settle_every=50)
         with capsys.disabled():

@@ -166,7 +166,7 @@ def test_computed_ipv6_subnets_are_in_the_network(network: IPv6Network, length: 
 
 
 @given(st.text() | st.from_regex(r"[0-9.]{1,15}-[0-9]{1,2}(&[0-9a-f:]{1,39}-[0-9]{1,3})?", fullmatch=True))
-def test_any_text_is_the_one_key_of_its_subnets_or_an_error(text: str) -> None:
+def test_any_text_is_the_only_key_of_its_subnets_or_an_error(text: str) -> None:
     try:
         subnet, ipv6_subnet = parse_subnet_key(text)
     except WireError:

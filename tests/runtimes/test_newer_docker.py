@@ -51,7 +51,7 @@ def pair(request: pytest.FixtureRequest, go_programs: Path) -> Iterator[Pair]:
     config = {
         "Network": "10.100.0.0/16",
         "Backend": {"Type": "vxlan"},
-        "EnableNFTables": request.param == "nftables",  # the same engine for the rules of flannel
+        "EnableNFTables": request.param == "nftables",  # flannel and Docker use the same firewall engine
     }
     with segment_lab(f"newer-{request.param}", {"config": config}) as (lab, etcd, _):
 

@@ -127,7 +127,7 @@ def forward_by_iptables(draw: random.Random, pair: Pair) -> Fault:
     program = draw.choice(pair.iptables)
     table = draw.choice(["filter", "mangle"])
     target = draw.choice(["DROP", "REJECT"] if table == "filter" else ["DROP"])
-    # flanneld moves its accept before a rule of the filter table that decides for every packet.
+    # flanneld moves its accept rule before a rule of the filter table that decides for every packet.
     every = [""] if table == "mangle" else []
     devices = [f"-i {pair.bridge}", f"-o {pair.bridge}", f"-o {pair.device}"]
     match = draw.choice([*every, *devices, f"-s {pair.network}", f"-d {pair.here.subnet}"])

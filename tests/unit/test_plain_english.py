@@ -61,7 +61,9 @@ def test_only_comments_and_strings_of_a_program_are_checked(
 
 def test_only_comments_of_a_c_source_are_checked(plain_english: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "one.c"
-    path.write_text("int what; /* one */ int ours;\n/* Two\n * octets. */\nint kin; /* by hand */\nint theirs;\n")
+    path.write_text(
+        "int what; /* one */ int ours;\n/* Two\n * octets. */\nint kin; /* by hand */\nint theirs;\n"
+    )
 
     assert [(line, found) for line, found, _ in plain_english.findings_in(path)] == [
         (3, "octets"),

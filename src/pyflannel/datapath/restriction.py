@@ -48,7 +48,7 @@ def _become(name: str) -> bool:
         return False
     uid, gid = entry
     if os.geteuid() == 0:
-        with suppress(PermissionError):  # happens without CAP_SETUID and CAP_SETGID
+        with suppress(PermissionError):  # the kernel refuses this without CAP_SETUID and CAP_SETGID
             os.setgroups([])
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)

@@ -126,8 +126,8 @@ class UnderlayFollower:
                 log.info("%s", line)
             self._current = underlay
             self._found(underlay)
-        # If a known underlay gets an IPv6 part, `found` is called before `surrounded`, because the host can
-        # use the network config after the call of `surrounded`.
+        # Call `found` before `surrounded`, in case a known underlay has got an IPv6 part: after the call of
+        # `surrounded`, the host may use the network config.
         self._take_surroundings(surroundings)
 
     def _note_place(self, found: Underlay, interfaces: Interfaces) -> None:

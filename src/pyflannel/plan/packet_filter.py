@@ -259,7 +259,8 @@ def plan_open_ports(ports: Iterable[int], config: NetworkConfig, host: Host, opt
     )
 
 
-# The tunnel guard: the allowed senders of tunnel packets to this host and to its peers, and of inner packets.
+# The tunnel guard: it accepts tunnel packets to this host or to a peer only from allowed senders. The same is
+# true for inner packets.
 
 _ANYBODY: Mapping[Family, IpNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 

@@ -341,7 +341,7 @@ async def _start_in_unit(equipment: _Equipment) -> Restriction | None:
     except SilentError as error:
         if error.pid != _UNKNOWN:
             raise
-        raise TargetError(  # a start without the unit would last until the next restart
+        raise TargetError(  # a forwarder outside the unit would run until the next restart of flanneld
             f"flannel-forwarder@.service started no forwarder within {ANSWER_S:.0f} s", hint=_UNIT_HINT
         ) from error
     except EndedError as error:

@@ -16,7 +16,7 @@ from pyflannel.wire.packet import checksum
 
 ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
 DO_NOT_FRAGMENT = 0x4000
-MACS_AT = 20  # of struct peer in maps.h
+MACS_AT = 20  # offset in struct peer of maps.h
 
 
 def test_containers_reach_each_other_without_any_process(linked):

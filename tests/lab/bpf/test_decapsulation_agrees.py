@@ -332,7 +332,7 @@ def test_a_packet_that_the_program_takes_is_taken_by_user_space_with_the_same_re
     assert seen[DROPPED] > 10
 
 
-def test_the_program_leaves_the_checksum_of_the_datagram_to_the_inner_packet(judges) -> None:
+def test_the_program_does_not_verify_the_checksum_of_the_datagram(judges) -> None:
     """The only difference: user space never gets a datagram with a wrong checksum, and the program would have
     to read the whole datagram.
     """

@@ -106,7 +106,7 @@ def test_a_refusal_of_a_seccomp_filter_does_not_count_as_one_of_the_kernel(code)
     assert "tcx" not in found
 
 
-def test_a_refusal_by_right_or_filter_gives_unknown():
+def test_a_refusal_by_a_missing_right_or_a_filter_means_unknown():
     found = ask(*with_refusal("bpf", "EPERM"), *with_rights("net_admin"))
 
     assert answers(found, "bpf(2)", "CAP_BPF") == ["unknown", "absent"]

@@ -166,7 +166,9 @@ def test_connections_outlive_the_timeouts_of_connection_tracking_while_packets_f
     for host in cached:
         for state in ("established", "close_wait", "fin_wait", "last_ack"):
             host.namespace.command("sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_timeout_{state}=2")
-        rule(host, "tcp flags & (syn | ack) == ack ct state new drop")  # of a forgotten connection
+        rule(
+            host, "tcp flags & (syn | ack) == ack ct state new drop"
+        )  # drops packets of a connection that the host has forgotten
     with (
         open_socket(two.container.namespace, socket.SOCK_STREAM) as listener,
         open_socket(one.container.namespace, socket.SOCK_STREAM) as client,
@@ -220,7 +222,7 @@ def test_a_new_generation_of_the_rules_cuts_a_flow_immediately(cached, talk):
     assert not talk.arrives()
 
 
-def test_without_a_permit_each_packet_meets_the_firewall(cached, talk):
+def test_without_a_permit_each_packet_passes_through_the_firewall(cached, talk):
     one, two = cached
     assert all(talk.arrives() for _ in range(10))
     permit(one, until_ns=0)
@@ -239,7 +241,7 @@ def test_a_flow_that_the_firewall_drops_is_never_cached(cached, talk, counted):
     assert counted[0][Outcome.CACHED_OUT] == 0
 
 
-def test_the_first_answer_ends_a_decision_about_the_state_new(cached, talk, counted):
+def test_the_first_answer_ends_a_decision_that_depends_on_the_connection_state_new(cached, talk, counted):
     """The rule passes only packets of connections without an answer."""
     rule(cached[0], "ip saddr 10.100.15.2 ct state established drop")
     assert all(talk.arrives() for _ in range(10))
@@ -294,7 +296,7 @@ def test_another_container_with_the_same_address_does_not_use_the_decision(cache
     assert counted[Outcome.CACHED_OUT] == 0
 
 
-def test_packets_longer_than_a_passed_one_meet_the_firewall_first(cached, talk):
+def test_a_packet_longer_than_the_passed_packets_must_pass_the_firewall(cached, talk):
     assert all(talk.arrives() for _ in range(10))
     counted = Counted(cached[1])
 
@@ -329,7 +331,7 @@ def test_a_smaller_mtu_of_the_route_takes_effect_within_a_second(cached, talk):
         one.namespace.ip(f"route delete {two.subnet} metric 0")
 
 
-def test_each_host_and_each_end_of_the_tunnel_is_still_a_hop(cached, talk, counted):
+def test_each_host_and_each_end_of_the_tunnel_still_decrements_the_ttl(cached, talk, counted):
     """`traceroute` shows the same hosts as without the cache, and these hosts drop a packet with a small
     TTL.
     """

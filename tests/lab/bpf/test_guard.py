@@ -128,7 +128,7 @@ def test_a_refused_sender_is_remembered_with_its_latest_packet(linked, send_from
     ]
 
 
-def test_of_very_many_strangers_the_latest_are_remembered(linked, send_from_one, open_socket):
+def test_only_the_latest_of_many_strangers_are_remembered(linked, send_from_one, open_socket):
     one, two = linked
     addresses = [f"10.9.{second}.{last}" for second in range(1, 9) for last in range(1, 251)]
     wrong = inner("10.100.15.2", "10.100.20.2", b"wrong")

@@ -209,7 +209,7 @@ def test_packets_too_long_for_another_header_are_left(linked, size, outcome):
     assert not {Outcome.ENCAPSULATED, Outcome.LEFT_LONG} - {Outcome[outcome]} & counts.keys()
 
 
-def test_without_an_underlay_packets_are_left_to_others_too(linked):
+def test_without_an_underlay_packets_are_left_to_other_programs(linked):
     one, two = linked
     one.namespace.ip("link delete eth0")
 

@@ -51,7 +51,7 @@ def test_a_detached_program_is_detected_and_attached_again(linked, role, listen,
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_own_changes_do_not_wake(linked, listen, make_target):
+def test_changes_by_the_target_are_not_announced(linked, listen, make_target):
     one, two = linked
     desired = one.plan(two.peer())
 

@@ -158,7 +158,7 @@ def test_only_forwarders_that_do_not_answer_are_ended(linked, namesake, monkeypa
     assert is_running(namesake.pid)
 
 
-def test_another_process_s_change_is_announced(linked):
+def test_a_change_by_another_process_is_announced(linked):
     """The target announces that another process removed a peer. Changes by the target itself cause no
     announcement.
     """

@@ -16,7 +16,7 @@ DIFFERENT = {4, 5, 8, 26, 29, 31, 32, 35, 37, 38, 59, 64, 71, 73, 74, 76, 77, 79
 """Cases that show a defect of the original; the unit tests of forwarding give the reasons."""
 
 
-def test_the_original_s_cases_on_a_real_device(make_namespace, tmp_path):
+def test_the_recorded_cases_of_the_original_agree_on_a_real_device(make_namespace, tmp_path):
     """The forwarder writes and sends the same bytes as the original, through the kernel."""
     cases = [case for case in GOLDEN if int(case["id"][-3:]) not in DIFFERENT]
     ns, run_dir = make_namespace(), tmp_path / "run"

@@ -196,7 +196,7 @@ def test_a_deleted_device_is_announced_and_a_new_one_attached(linked):
     assert without == State.of(detached, two.peer())
     assert [refusal.cause for refusal in early] == ["there is no device flannel0"]
     assert "flannel0" not in early[0].hint or early[0].hint
-    assert spent_s <= 0.1  # a third of this time
+    assert spent_s <= 0.1  # usually a third of this time
     assert not refusals
     assert found == State.of(one.forwarder, two.peer())
     one.reach(two)
@@ -362,7 +362,7 @@ def test_a_removal_leaves_nothing(linked):
     assert not one.apply(Remove(two.peer()), Remove(one.forwarder))
 
 
-def test_a_living_forwarder_is_not_replaced_and_a_dead_one_s_socket_is(linked):
+def test_a_running_forwarder_is_kept_and_the_socket_of_an_ended_one_is_replaced(linked):
     one, two = linked
     pid = one.pid
 

@@ -20,7 +20,7 @@ def test_ping_crosses_two_forwarders(linked):
     assert one.counters()["sent_packets"] == one.counters()["received_packets"] == 3
 
 
-def test_each_tunnel_end_is_a_hop(linked):
+def test_each_end_of_the_tunnel_decrements_the_ttl(linked):
     """Traceroute shows the host's tunnel address, then the peer's tunnel address, then the destination."""
     one, two = linked
     hops = [

@@ -341,7 +341,7 @@ def test_the_dashboard_is_complete() -> None:
         assert all('instance=~"$instance"' in target["expr"] for target in panel["targets"]), panel["title"]
         if panel["type"] == "stat":  # without thresholds, Grafana shows each value above 80 in red
             assert panel["fieldConfig"]["defaults"]["thresholds"], panel["title"]
-        if panel["type"] == "table":  # a range would be a row for each moment
+        if panel["type"] == "table":  # a range query would return one row for each moment
             assert all(target["instant"] for target in panel["targets"]), panel["title"]
 
 

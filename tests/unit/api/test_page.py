@@ -291,7 +291,9 @@ def test_an_unusable_file_of_the_token_is_logged_once(
     assert len(caplog.records) == 1
 
 
-def test_the_plan_of_a_config_is_shown_and_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_of_a_config_is_shown_but_requests_are_limited_in_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The plan contains the stored preshared key in place of the hidden key."""
     monkeypatch.setattr(page, "PLAN_S", 3600.0)
     stored = json.dumps({"Network": "10.100.0.0/14", "Backend": {"Type": "wireguard", "PSK": PSK}})
@@ -378,7 +380,7 @@ def test_a_failed_doctor_is_an_error_with_its_remedy() -> None:
     )
 
 
-def test_pings_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pings_are_limited_in_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     pinged = []
 
     async def probe_path(_: Status, peer: Any, container: Any) -> list[PingStep]:

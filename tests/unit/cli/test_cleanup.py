@@ -71,7 +71,7 @@ def test_a_refused_question_is_an_error_document(
 
 @pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize(("is_yes", "calls"), [(True, ["preview", "clean up"]), (False, ["preview"])])
-def test_on_a_terminal_it_lists_the_objects_and_asks(
+def test_on_a_terminal_cleanup_lists_the_objects_and_asks(
     is_yes: bool,
     calls: list[str],
     words: list[str],
@@ -89,7 +89,7 @@ def test_on_a_terminal_it_lists_the_objects_and_asks(
 
 
 @pytest.mark.usefixtures("terminal")
-def test_with_yes_it_does_not_ask(
+def test_with_yes_cleanup_does_not_ask(
     words: list[str], performed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer(monkeypatch, is_yes=False)
@@ -98,7 +98,7 @@ def test_with_yes_it_does_not_ask(
     assert performed == ["clean up"]
 
 
-def test_in_a_script_it_does_not_ask(words: list[str], performed: list[str]) -> None:
+def test_in_a_script_cleanup_does_not_ask(words: list[str], performed: list[str]) -> None:
     assert run(words) == 0
     assert performed == ["clean up"]
 

@@ -169,7 +169,7 @@ class TestLateStore:
             store.change(Put(key=key, value=b'{"PublicIP":"10.0.0.1"}', ttl_s=ttl_s, expected=0))
         return store
 
-    def test_expiries_that_are_late_are_unknown(
+    def test_an_expiry_that_arrives_too_late_is_shown_as_unknown(
         self, store: FakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(network_client, "EXPIRIES_S", 0.01)

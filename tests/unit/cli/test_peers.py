@@ -223,7 +223,7 @@ def test_a_matrix_has_a_letter_for_each_pair_and_names_unreached_hosts(
     }
 
 
-def test_a_peer_that_answers_some_single_probes_is_reached() -> None:
+def test_a_peer_that_answers_only_some_probes_counts_as_reached() -> None:
     (first, _) = peer_entries(STATUS, [entry(9), entry(20)])
     silent = EchoResult(state="silent")
     reach = PeerReach(subnet=first.subnet, public_ip=first.public_ip, underlay=silent, tunnel=silent)

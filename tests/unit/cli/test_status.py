@@ -70,7 +70,9 @@ def test_a_past_error_of_the_store_is_shown_with_its_age() -> None:
 
     over = replace(store, last_error_age_s=61.0)
     assert line(over) == "etcd://a, connected for 1 min, last error 1 min 1 s ago: no route"
-    assert line(store) == "etcd://a, connected for 1 min, last error: no route"  # of an older daemon
+    assert (
+        line(store) == "etcd://a, connected for 1 min, last error: no route"
+    )  # the status of an older daemon
     assert line(replace(store, last_error=None)) == "etcd://a, connected for 1 min"
 
 
@@ -296,14 +298,16 @@ class TestOnATerminal:
             terminal.wait(lambda text: "repairs" in text)
             return terminal.text, terminal.received
 
-    def test_parts_in_order_are_green_and_others_red(self, tmp_path: Path, hosts: ShownHosts) -> None:
+    def test_parts_without_a_fault_are_green_and_parts_with_a_fault_are_red(
+        self, tmp_path: Path, hosts: ShownHosts
+    ) -> None:
         text, written = self.shown(tmp_path)
 
         assert re.findall(r"\x1b\[32m\x1b\[1m(\w+)", written)[:4] == ["flanneld", "network", "lease", "store"]
         assert re.findall(r"\x1b\[31m\x1b\[1m([a-z ]+\w)", written) == ["peers", "refused peer"]
         assert "not on the link of this host" in " ".join(text.split())
 
-    def test_no_color_is_respected(self, tmp_path: Path, hosts: ShownHosts) -> None:
+    def test_the_variable_no_color_disables_colors(self, tmp_path: Path, hosts: ShownHosts) -> None:
         _, written = self.shown(tmp_path, NO_COLOR="1")
 
         assert "\x1b[3" not in written

@@ -372,7 +372,7 @@ def test_the_screen_follows_the_daemon_through_joins_and_a_restart(daemon: Daemo
         assert colours_in(terminal.received)
 
 
-def test_ctrl_c_restores_the_terminal_and_no_color_is_respected(daemon: Daemon) -> None:
+def test_ctrl_c_restores_the_terminal_and_the_variable_no_color_disables_colors(daemon: Daemon) -> None:
     with daemon.running(), top(daemon, NO_COLOR="1") as terminal:
         terminal.wait("docker4")
         terminal.type("\x03")

@@ -86,7 +86,7 @@ def forward(case):
 
 
 @pytest.mark.parametrize("case", [c for c in GOLDEN if c["id"][-3:] not in DIFFERENCES], ids=ids)
-def test_as_the_original(case):
+def test_each_packet_is_handled_as_by_the_original(case):
     """Destination, checksum and ICMP error of each packet are the same bytes."""
     _, sent, written = forward(case)
 
@@ -174,7 +174,7 @@ def test_packets_longer_than_the_mtu_pass_in_neither_direction():
         assert forward({**case, "packet": packet.hex()}) == (Drop.LONG, [], [])
 
 
-def test_a_quote_is_bounded_by_the_packet():
+def test_an_icmp_error_quotes_no_bytes_after_the_packet():
     """The packet is a header without payload, so that the ICMP error has 20 + 8 + 20 bytes."""
     (case,) = [c for c in GOLDEN if c["id"] == "udp-proxy-032"]
 

@@ -215,7 +215,7 @@ def test_a_segment_that_differs_is_not_joined(fields, place):
 
     assert written == one_by_one(packets)
     assert through(packets, at_once=False) == (written, writes)
-    assert writes >= 2 or fields == DEVIATIONS["PSH"]  # which may end a run
+    assert writes >= 2 or fields == DEVIATIONS["PSH"]  # a packet with PSH may end a run
 
 
 @pytest.mark.parametrize(

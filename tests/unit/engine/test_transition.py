@@ -134,7 +134,7 @@ class TestConfig:
     def test_a_backend_that_was_never_prepared_is_forgotten(self) -> None:
         assert ways(changed(UDP, VXLAN, HostGwBackend(), is_prepared=False)) == ["udp", "host-gw"]
 
-    def test_going_back_drops_nothing(self) -> None:
+    def test_a_change_back_to_the_previous_backend_drops_no_packet(self) -> None:
         assert ways(changed(UDP, VXLAN, UDP)) == ["udp", "vxlan with VNI 1"]
 
     def test_two_previous_backends_at_most_are_kept(self) -> None:
@@ -216,7 +216,7 @@ class TestPlan:
         assert [table.family for table in tables] == ([4, 6] if has_ipv6 else [4])
         assert {table.key for table in tables} <= made.receiving_keys()
 
-    def test_until_it_is_prepared_packets_take_the_previous_backend(self) -> None:
+    def test_packets_take_the_previous_backend_until_the_new_one_is_prepared(self) -> None:
         new = peer(1, VXLAN_PART, UDP_PART)
 
         _, state = planned(changed(UDP, VXLAN, is_prepared=False), new)
@@ -337,7 +337,7 @@ class TestPlan:
 
         assert device_to(state, old) == "flannel-wg"
 
-    def test_the_guard_accepts_both(self) -> None:
+    def test_the_guard_accepts_packets_of_both_backends(self) -> None:
         _, state = planned(changed(UDP, VXLAN, HostGwBackend()), peer(2, VXLAN_PART, UDP_PART))
 
         (table,), (entry,) = state.of_type(GuardTable), state.of_type(GuardPeer)
@@ -346,7 +346,7 @@ class TestPlan:
         assert [tunnel.port for tunnel in table.path.tunnels] == [8472, 8285]
         assert {entry.port, *entry.other_ports} == {8472, 8285}
 
-    def test_the_guard_of_ipv6_accepts_both(self) -> None:
+    def test_the_guard_of_ipv6_accepts_packets_of_both_backends(self) -> None:
         """A peer publishes its data of both families in one lease with both subnets."""
         vteps = [Vtep(mac=f"0e:00:00:00:06:0{number}", vni=number) for number in (1, 7)]
         parts = [BackendPart(backend_type="vxlan", vtep=one, vtep_v6=one) for one in vteps]

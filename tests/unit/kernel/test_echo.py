@@ -75,5 +75,5 @@ def test_many_requests_are_answered_and_a_refused_one_is_reported() -> None:
     assert [one.state for one in results[101:]] == ["unsent", "reached", "reached", "unsent"]
 
 
-def test_no_request_needs_no_time() -> None:
+def test_an_empty_list_of_requests_returns_immediately() -> None:
     assert asyncio.run(send_echoes([], deadline_s=60.0)) == []

@@ -74,7 +74,7 @@ def test_the_request_after_the_last_part_is_refused() -> None:
         pool(state)
 
 
-def test_a_part_with_a_route_of_another_program_is_not_given() -> None:
+def test_a_part_with_a_route_of_another_program_is_not_assigned() -> None:
     _, given = pool(taken=("10.100.3.64/26",))
 
     assert given.subnet == IPv4Network("10.100.3.128/27")

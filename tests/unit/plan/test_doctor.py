@@ -420,7 +420,7 @@ class TestNetworkThatOverlapsTheUnderlay:
             ("10.100.7.0/24", "Network 10.100.0.0/16 contains 10.100.7.0/24, the prefix of eth0"),
         ],
     )
-    def test_is_a_warning(self, on_link: str, cause: str) -> None:
+    def test_an_overlap_is_a_warning(self, on_link: str, cause: str) -> None:
         (found,) = findings(replace(HEALTHY, on_link=(IPv4Network(on_link),), items=()))
 
         assert (found.code, found.severity) == ("network-overlaps-underlay", "warning")
@@ -429,7 +429,7 @@ class TestNetworkThatOverlapsTheUnderlay:
 
     @pytest.mark.parametrize("destination", ["10.100.0.0/16", "10.100.7.0/24", "10.100.7.1/32"])
     @pytest.mark.parametrize("link", ["flannel.1", "eth0"])
-    def test_is_an_error_if_a_route_redirects_packets_of_the_underlay(
+    def test_an_overlap_is_an_error_if_a_route_redirects_packets_of_the_underlay(
         self, destination: str, link: str
     ) -> None:
         """An original or a killed flanneld may have created the route. With host-gw, the link is eth0."""

@@ -57,7 +57,7 @@ def removals(left: tuple[LeftRules, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("rules", [SEED, LATER, tuple(rule.replace(" --random-fully", "") for rule in LATER)])
-def test_a_whole_set_for_a_known_network_is_the_original_s(rules: tuple[str, ...]) -> None:
+def test_a_whole_set_for_a_known_network_is_from_the_original(rules: tuple[str, ...]) -> None:
     """The set is between rules of other programs, which remain."""
     (left,) = rules_left([nat(DOCKERS[0], *rules, DOCKERS[1])], KNOWN)
 
@@ -216,7 +216,7 @@ def test_the_chain_of_the_first_releases_is_removed_with_its_jump(rules: tuple[s
         ((), (), False),
     ],
 )
-def test_a_different_chain_of_that_name_is_not_certainly_the_original_s(
+def test_a_different_chain_of_that_name_is_not_certainly_from_the_original(
     rules: tuple[str, ...], jumps: tuple[str, ...], is_named: bool
 ) -> None:
     left = rules_left([nat(*jumps, FLANNEL=rules)], KNOWN)

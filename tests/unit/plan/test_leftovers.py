@@ -47,7 +47,7 @@ def test_a_route_of_the_original_is_recognized() -> None:
     assert not unplanned_routes([ROUTE], MEMBERSHIP)
 
 
-def test_a_route_to_a_peer_with_another_gateway_is_not_the_originals() -> None:
+def test_a_route_to_a_peer_with_another_gateway_is_not_from_the_original() -> None:
     """The original's route has the address of the lease as gateway. An operator added the route to another
     gateway.
     """

@@ -95,7 +95,9 @@ def route(destination: str, **more: Any) -> Route:
 class TestNeededAddresses:
     """The store and the default gateway, at any address."""
 
-    def test_a_route_with_precedence_over_the_route_to_it_is_refused(self, needed: Surroundings) -> None:
+    def test_a_route_is_refused_if_it_has_precedence_over_the_route_to_a_needed_address(
+        self, needed: Surroundings
+    ) -> None:
         """The default route, a shorter route and a route with another metric have no precedence."""
         others = (route("10.0.0.0/8"), route("10.20.0.0/16", metric=100))
         for surroundings in (needed, replace(needed, routes=others)):
@@ -103,13 +105,13 @@ class TestNeededAddresses:
 
             assert "10.20.0.0/16 contains 10.20.0.5, " in (found or "")
 
-    def test_a_longer_route_keeps_it_reachable(self, needed: Surroundings) -> None:
+    def test_a_longer_route_keeps_a_needed_address_reachable(self, needed: Surroundings) -> None:
         """Hosts with addresses in 10.0.0.0/8 may therefore have this network."""
         surroundings = replace(needed, routes=(route("10.20.0.0/24"),))
 
         assert route_objection(IPv4Network("10.0.0.0/8"), UNDERLAY, surroundings) is None
 
-    def test_a_prefix_of_the_underlay_keeps_it_reachable(self, needed: Surroundings) -> None:
+    def test_a_prefix_of_the_underlay_keeps_a_needed_address_reachable(self, needed: Surroundings) -> None:
         underlay = replace(UNDERLAY, on_link=(IPv4Network("10.20.0.0/24"),))
 
         assert route_objection(IPv4Network("10.0.0.0/8"), underlay, needed) is None

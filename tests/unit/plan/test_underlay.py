@@ -151,7 +151,7 @@ def test_a_pattern_selects_the_matched_address() -> None:
     assert chosen(pattern("^10"), Interfaces(interfaces=(two,))) == ("eth0", "10.1.1.1")
 
 
-def test_selectors_are_tried_in_the_originals_order() -> None:
+def test_selectors_are_tried_in_the_order_of_the_original() -> None:
     """The order is: names, patterns, and the address that must be reachable."""
     reached = ("eth0", IPv4Address("192.168.50.102"))
     both = UnderlayOptions(
@@ -297,7 +297,7 @@ class TestIpv6Alone:
     @pytest.mark.parametrize(
         ("target", "source"), [("2001:db8::9", "fd08::102"), ("198.51.100.9", "10.10.10.102")]
     )
-    def test_the_way_to_an_address_selects_the_interface(self, target: str, source: str) -> None:
+    def test_the_route_to_an_address_selects_the_interface(self, target: str, source: str) -> None:
         """The address may be of either family."""
         eth1 = interface("eth1", "10.10.10.102/24", "fd08::102/64", index=3)
         found = Interfaces(interfaces=(LO, ETH0, eth1))
@@ -357,7 +357,7 @@ class TestIpv6:
             f" (fe80::1 is link-local, fd07::1 is {word})"
         )
 
-    def test_without_one_the_interface_of_the_ipv6_default_route_carries_ipv6(self) -> None:
+    def test_without_an_option_the_interface_of_the_ipv6_default_route_carries_ipv6(self) -> None:
         """An option selects one interface for both families."""
         eth0 = interface("eth0", "192.168.50.102/24", "fe80::1/64")
         prefix = IPv6Network("fd08::/64")

@@ -29,7 +29,7 @@ def test_each_command_is_found_in_its_module(name: str) -> None:
     assert command.name == name
 
 
-def test_without_a_verb_it_prints_its_help(capfd: Printed) -> None:
+def test_without_a_verb_flannelctl_prints_its_help(capfd: Printed) -> None:
     assert run([]) == 0
     alone = capfd.readouterr()
     assert run(["help"]) == 0
@@ -229,7 +229,7 @@ def test_the_list_of_labs_is_one_object(capfd: Printed) -> None:
     assert isinstance(read_document(["lab", "list"], capfd.readouterr().out)["labs"], list)
 
 
-def test_the_end_of_a_reader_causes_no_error_text() -> None:
+def test_output_to_a_closed_pipe_causes_no_error_text() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "pyflannel.programs.flannelctl", "--help"]

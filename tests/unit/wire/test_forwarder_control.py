@@ -87,22 +87,22 @@ def test_a_foreign_stream_is_refused_at_its_header(data):
 
 
 @given(st.lists(peers))
-def test_peers_round_trip(items):
+def test_peers_are_read_back_as_sent(items):
     assert decode_peers(encode_peers(items)) == items
 
 
 @given(st.lists(prefixes), st.lists(peers))
-def test_change_round_trips(removals, items):
+def test_a_change_is_read_back_as_sent(removals, items):
     assert decode_change(encode_change(removals, items)) == (removals, items)
 
 
 @given(states)
-def test_state_round_trips(state):
+def test_a_state_is_read_back_as_sent(state):
     assert decode_state(encode_state(state)) == state
 
 
 @given(st.integers(0, 3), states)
-def test_the_handed_over_state_round_trips(descriptors, state):
+def test_a_handed_over_state_is_read_back_as_sent(descriptors, state):
     assert decode_handed(encode_handed(descriptors, state)) == (descriptors, state)
 
 
@@ -114,7 +114,7 @@ summaries = st.builds(
 
 
 @given(summaries, st.binary(max_size=5))
-def test_summary_round_trips(summary, later):
+def test_a_summary_is_read_back_as_sent(summary, later):
     """A later version may send more fields."""
     assert decode_summary(encode_summary(summary) + later) == summary
 
@@ -125,7 +125,7 @@ def test_a_version_without_restrictions_has_none(summary):
 
 
 @given(st.dictionaries(st.text("abcdefghij_E", min_size=1), st.integers(0, 2**64 - 1)))
-def test_counters_round_trip(counters):
+def test_counters_are_read_back_as_sent(counters):
     assert decode_counters(encode_counters(counters)) == counters
 
 
@@ -138,12 +138,12 @@ def test_counters_round_trip(counters):
         )
     )
 )
-def test_strangers_round_trip(strangers):
+def test_strangers_are_read_back_as_sent(strangers):
     assert decode_strangers(encode_strangers(strangers)) == strangers
 
 
 @given(st.integers(0, 65535), st.text())
-def test_refusal_round_trips(errno, text):
+def test_a_refusal_is_read_back_as_sent(errno, text):
     assert decode_refusal(encode_refusal(errno, text)) == (errno, text)
 
 

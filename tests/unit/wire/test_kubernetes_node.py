@@ -128,7 +128,7 @@ class TestOwnAnnotation:
             (UDP, (), ()),
         ],
     )
-    def test_it_names_the_previous_backends_and_the_formats_that_the_host_reads(
+    def test_the_annotation_names_the_previous_backends_and_the_formats_that_the_host_reads(
         self, part: BackendPart, also: tuple[BackendPart, ...], reads: tuple[str, ...]
     ) -> None:
         found = published(part, *also, reads=reads)
@@ -137,7 +137,7 @@ class TestOwnAnnotation:
         assert written(found, attributes) == {}
         assert (self.NAME in found.annotations) == bool(also or reads)
 
-    def test_it_is_removed_when_it_has_no_content(self) -> None:
+    def test_the_annotation_is_removed_when_it_has_no_content(self) -> None:
         found = published(VXLAN, UDP)
         patch = written(found, replace(read(found), also=()))
         assert patch == {self.NAME: None}
@@ -150,7 +150,7 @@ class TestOwnAnnotation:
             {"backend_type": "host-gw", "backend_data": "null"},
         ],
     )
-    def test_it_has_no_effect_after_the_original_has_changed_the_other_annotations(
+    def test_the_annotation_has_no_effect_after_the_original_has_changed_the_other_annotations(
         self, later: dict[str, str]
     ) -> None:
         found = published(VXLAN, UDP, reads=("direct",))
@@ -165,13 +165,13 @@ class TestOwnAnnotation:
         assert (attributes.port, attributes.reads) == (None, ())
 
     @pytest.mark.parametrize("text", ["", "{", "null", "7", '{"BackendData":1,"Reads":7}', "[" * 5000, "{}"])
-    def test_a_malformed_one_has_no_effect(self, text: str) -> None:
+    def test_a_malformed_annotation_has_no_effect(self, text: str) -> None:
         found = published(VXLAN, UDP)
         attributes = read(replace(found, annotations={**found.annotations, self.NAME: text}))
         assert (attributes.backend_part, attributes.also) == (VXLAN, ())
 
     @pytest.mark.parametrize("data", ['{"Port":0}', '{"Port":"x"}', "{}", "7", "null"])
-    def test_a_malformed_port_counts_as_none(self, data: str) -> None:
+    def test_a_malformed_port_is_treated_as_a_missing_port(self, data: str) -> None:
         found = node(kube_subnet_manager="true", public_ip="10.99.0.11", backend_data=data)
         assert read(found).port is None
 

@@ -46,15 +46,15 @@ LIBRARY_TEXTS = {
 
 # Values that the original accepts and cannot use, or refuses with a wrong reason.
 REFUSED = {
-    # Accepted, and then fatal: "none defined stack".
+    # The original accepts this config, and then ends with "none defined stack".
     "160": "none defined stack",
     "161": "none defined stack",
-    # Accepted, and then fatal: "unknown backend type: ".
+    # The original accepts this config, and then ends with "unknown backend type: ".
     "137": "unknown backend type: ",
     "143": "unknown backend type: ",
     "145": "unknown backend type: ",
     "158": "unknown backend type: ",
-    # Accepted, and then "out of subnets" on every host.
+    # The original accepts this config, and then reports "out of subnets" on every host.
     "227": "IPv6SubnetMin is greater than IPv6SubnetMax",
     # Text of the other family: the original reads the text as a tiny network, or as a network of IPv4-mapped
     # addresses. The original writes the subnets of this network into keys that the original cannot read.
@@ -357,7 +357,7 @@ def test_the_cost_of_unknown_keys_is_linear(monkeypatch: pytest.MonkeyPatch) -> 
     config = parse_network_config(text)
 
     assert config.unread == tuple(keys)
-    assert copies == 3  # Network, unread and the computed range
+    assert copies == 3  # in the fields Network and unread, and in the computed range
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_text_of_another_length_is_no_key(text: str) -> None:
 
 def test_a_key_is_kept_as_wg_writes_it() -> None:
     assert parse_key(KEY) == KEY
-    assert parse_key(f"{KEY[:42]}d=") == KEY  # the last bits of the base64 text mean nothing
+    assert parse_key(f"{KEY[:42]}d=") == KEY  # the last bits of the base64 text have no meaning
 
 
 def test_each_daemon_of_a_host_has_a_device_of_its_own() -> None:

@@ -226,7 +226,7 @@ def _lease_keys_stale(status: Status) -> float | None:
 FAMILIES = (
     Family(
         name="flannel_build_info",
-        help="The version of flanneld; always 1.",
+        help="The version of flanneld, in a label; the value is always 1.",
         labels=("version",),
         samples=lambda status, _: [((status.version or "",), 1)],
     ),
@@ -244,7 +244,7 @@ FAMILIES = (
     ),
     Family(
         name="flannel_lease_info",
-        help="Subnet that this host holds or held last; always 1.",
+        help="Subnet that this host holds or held last, in a label; the value is always 1.",
         labels=("subnet",),
         samples=_lease_info,
     ),
@@ -335,7 +335,7 @@ FAMILIES = (
     # Metrics of the passes, which compare the host with the plan.
     Family(
         name="flannel_backend_info",
-        help="Backend and its device; always 1.",
+        help="Backend and its device, in labels; the value is always 1.",
         labels=("type", "link"),
         samples=_backend,
     ),

@@ -161,7 +161,7 @@ class LinuxTarget:
         async with asyncio.TaskGroup() as tasks:
             for start in range(0, len(operations), _BATCH):
                 task = tasks.create_task(self._perform_batch(batch, index_of), name="changes of the kernel")
-                # the system call that sends starts, and other tasks run between two batches
+                # the task starts to send the batch, and other tasks run between two batches
                 await asyncio.sleep(0)
                 following = operations[start + _BATCH : start + 2 * _BATCH]
                 batch, refused_next = self._asked(following, index_of, by_next_hops)

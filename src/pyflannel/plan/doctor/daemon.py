@@ -117,9 +117,7 @@ def _slow_store_fix(url: str) -> str:
         hosts = rest.partition("/")[0].rpartition("@")[2]
         first, *_ = hosts.split(",")
         name = first.rpartition(":")[0].strip("[]") or first
-        return (
-            f"ping -c 3 {name}  # a long time: repair the network path; otherwise examine disk and load there"
-        )
+        return f"ping -c 3 {name}  # if it is slow, repair the network path; else examine disk and load there"
     if url == "kube:":
         return "kubectl get --raw /readyz  # asks the API server; then examine its load, and that of its etcd"
     return "iostat -x 1 3  # examine disk and load of the host that stores the file"

@@ -211,7 +211,9 @@ def on_checked(state: LeaseState, lease: Lease, current: Lease | None, now: floa
         return state, ()
     if current is not None and _is_same(current, lease):
         if isinstance(state.phase, Holding) and state.held is not None:
-            return hold(state, state.held, now)  # orders and claims have waited for this check
+            return hold(
+                state, state.held, now
+            )  # requests of the operator and claims have waited for this check
         return state, ()
     return replace(state, phase=Listing()), (List(),)
 

@@ -236,7 +236,9 @@ def _onto_wire(facts: Facts, link: TraceLink, hop: IpAddress) -> Iterator[TraceS
         yield passes("underlay", f"{link.name}, to {hop}")
     elif facts.probed is None:
         yield unknown(
-            "underlay", f"{link.name}, to {hop}", "no packet was sent that resolves its MAC address"
+            "underlay",
+            f"{link.name}, to {hop}",
+            "the kernel has not asked for its MAC address yet, because no packet was sent",
         )
     else:
         source = _address_on(facts, link.name, hop.version)

@@ -197,7 +197,7 @@ def _incoming(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
     back = facts.route("host out", leg.source)
     link = facts.links.get(back.link or "")
     if link is None or (not is_tunnel(link) and (back.gateway or leg.source) != peer.public_ip):
-        cause = f"this host has no route back to {leg.source} by the overlay"
+        cause = f"this host has no route back to {leg.source} through the overlay"
         yield fails("route", back.text, cause, REPAIR)
         return
     if not link.is_up:

@@ -70,7 +70,7 @@ def of_type(plan: State, kind: type) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", OBJECTS, ids=name)
-def test_the_device_is_the_originals(case: Case) -> None:
+def test_the_device_equals_that_of_the_original(case: Case) -> None:
     """Exceptions are the MAC address, which is random in the original, and IPv6 on the device of IPv4."""
     _, _, plan = planned(case)
 
@@ -112,7 +112,7 @@ def test_the_device_is_the_originals(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", OBJECTS, ids=name)
-def test_the_objects_of_a_peer_are_the_originals(case: Case) -> None:
+def test_the_objects_of_a_peer_equal_those_of_the_original(case: Case) -> None:
     """Release 0.6 of vxlan has only FDB entries: the release answers ARP itself."""
     _, _, plan = planned(case)
 
@@ -130,7 +130,7 @@ def test_the_objects_of_a_peer_are_the_originals(case: Case) -> None:
     routes = [
         (str(r.destination), str(r.gateway), r.link, r.is_onlink, r.metric) for r in of_type(plan, Route)
     ]
-    # The original also leaves the kernel's route to its own IPv6 address.
+    # The original does not remove the route that the kernel adds for its own IPv6 address.
     assert sorted(routes) == sorted(
         (r["dst"], r["gateway"], r["dev"], "onlink" in r["flags"], r.get("metric", 0))
         for r in (*objects["route"], *objects.get("route6", ()))
@@ -139,7 +139,7 @@ def test_the_objects_of_a_peer_are_the_originals(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", LEASES, ids=name)
-def test_a_lease_of_the_originals_is_read_and_written_back(case: Case) -> None:
+def test_a_lease_of_the_original_is_read_and_written_back(case: Case) -> None:
     """The text equals the text of the later releases. The text of release 0.6 lacks two keys."""
     read = lease(case)
 
@@ -166,7 +166,7 @@ def test_the_vtep_is_published_as_by_the_original(case: Case) -> None:
     assert f'"BackendData":{format_backend_data(attributes.vtep)}' in case["value"]
     if attributes.vtep_v6 is not None:
         assert f'"BackendV6Data":{format_backend_data(attributes.vtep_v6)}' in case["value"]
-    assert attributes.backend_data is None  # the text of the data is known from the VTEP
+    assert attributes.backend_data is None  # the VTEP already contains the data
 
 
 def test_a_published_lease_can_be_read_again() -> None:
