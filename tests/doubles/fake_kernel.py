@@ -61,7 +61,7 @@ class FakeKernel:
     The double adds the route to the prefix of an address. Of several routes with one key, the first is
     visible. After the removal of this route, the next route is visible.
 
-    A change by another program is announced. A change by the daemon and its consequences are not.
+    A change by another program is announced. A change by the daemon, and its consequences, are not announced.
 
     Attributes:
         is_readable: a snapshot fails while this is False.
@@ -200,7 +200,7 @@ class FakeKernel:
             self._hidden.append(route)
 
     def _remove(self, item: Item) -> None:
-        """Remove the object at the key of an item and its dependent objects. A route must be equal."""
+        """Remove the object at the key of an item, and its dependent objects; a route only if it is equal."""
         if isinstance(item, Route):
             self._drop_routes(lambda route: route == item)
             return

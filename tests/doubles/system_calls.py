@@ -2,9 +2,9 @@
 
 A seccomp filter stops each known system call of the thread, and asks a supervisor, which is a separate
 process, whether the call continues or fails with an errno (seccomp_unotify(2)). Therefore the failure affects
-every caller: Python, the C library, libbpf. Threads of the thread inherit the filter. Programs that the
-thread starts also inherit the filter, but the calls of these programs always continue. A filter remains after
-execve(2), so a real program is affected as well.
+every caller: Python, the C library, libbpf. Threads that the thread starts inherit the filter. Programs that
+the thread starts also inherit the filter, but the calls of these programs always continue. A filter remains
+after execve(2), so a real program is affected as well.
 """
 
 import asyncio

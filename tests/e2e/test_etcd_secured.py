@@ -397,7 +397,7 @@ class TestReplaced:
 
 
 def wait_for(network: Any, name: str, text: str) -> dict[str, Any]:
-    """Wait until the waiting reason of a host matches the pattern `text`. Return the status."""
+    """Wait until the reason why a host waits matches the pattern `text`. Return the status."""
     status: dict[str, Any] = network.wait_status(
         name, lambda status: re.search(text, status["waiting_for"] or "") is not None, f"waits for {text!r}"
     )

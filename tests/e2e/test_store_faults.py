@@ -20,7 +20,7 @@ from pyflannel.lab.waiting import together, wait_until
 from testlab.faults import paused
 
 SOON_S = 60.0
-"""Deadline in seconds. A lost lease is reacquired immediately, a restarted store found in seconds."""
+"""Deadline in seconds. Usually, a lost lease is acquired again immediately, and a store found in seconds."""
 
 NewNetwork = Callable[..., Any]
 NetworkOf = Callable[..., AbstractContextManager[Any]]

@@ -177,7 +177,7 @@ async def _busy(life: Life) -> AsyncIterator[None]:
 
 @contextmanager
 def _listening(life: Life) -> Iterator[None]:
-    """Pass the log of the engine to the life, and print nothing."""
+    """Pass the log of the engine to the `Life`, and print nothing."""
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

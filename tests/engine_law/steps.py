@@ -469,4 +469,4 @@ def _histories(work: st.SearchStrategy[Step]) -> st.SearchStrategy[History]:
 
 
 histories = _histories(changes | damage) | _histories(peers)
-"""Histories with all kinds of work, or only with changes of peers, because most others replace the plan."""
+"""Histories with all kinds of steps, or only with changes of peers. Most other steps replace the plan."""

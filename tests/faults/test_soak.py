@@ -88,7 +88,7 @@ def test_random_damage(network, long_run: bool, figures: Callable[[str], None]) 
 
 
 def clocks() -> tuple[float, float]:
-    """Return the seconds for which the kernel was suspended, and its wall-clock time without running time."""
+    """Return the seconds for which the kernel was suspended, and the wall-clock time of its start."""
     running_s = time.clock_gettime(time.CLOCK_MONOTONIC)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - running_s, time.time() - running_s
 

@@ -200,7 +200,7 @@ def healthy(overlay, host: Host) -> Iterator[Host]:
 
 
 def trouble(host: Host) -> dict[str, Any]:
-    """Return the findings that are not only information."""
+    """Return the findings that are warnings or errors."""
     return {code: one for code, one in examine(host).items() if one["severity"] != "info"}
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 
 def examined(host: Host) -> list[dict[str, Any]]:
-    """Return the findings that are more than information."""
+    """Return the findings that are warnings or errors."""
     document = read_document(["doctor"], host.run(["flannelctl", "--json", "doctor"], check=False).stdout)
     return [one for one in document["findings"] if one["severity"] != "info"]
 

@@ -191,7 +191,7 @@ def test_the_bytes_from_a_peer_are_those_of_both_families(hosts: list[Host]) -> 
 
 
 def findings(host: Host) -> list[tuple[str, str]]:
-    """Return code and severity of each finding of doctor that is more than information."""
+    """Return code and severity of each finding of doctor that is a warning or an error."""
     document = read_document(["doctor"], host.run(["flannelctl", "--json", "doctor"], check=False).stdout)
     found = [(one["code"], one["severity"]) for one in document["findings"]]
     return [one for one in found if one[1] != "info"]

@@ -77,7 +77,7 @@ class Adapter:
     Attributes:
         make: function that creates the target in a directory.
         prepare: commands that create the objects that the plan requires.
-        hidden: a directory of the machine in place of which the adapter has an empty one.
+        hidden: a directory of the machine, which is empty for the adapter.
     """
 
     make: Callable[[Path], Any]

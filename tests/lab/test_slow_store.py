@@ -19,7 +19,7 @@ LATE_S, LATE_PORT = 0.4, 2479
 
 
 def doctor(host: Host) -> list[dict[str, Any]]:
-    """Return the findings that are no information."""
+    """Return the findings that are warnings or errors."""
     found = read_document(["doctor"], host.run(["flannelctl", "doctor", "--json"], check=False).stdout)
     return [one for one in found["findings"] if one["severity"] != "info"]
 

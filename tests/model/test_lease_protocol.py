@@ -44,7 +44,7 @@ def test_every_interleaving_without_faults(name: str) -> None:
 
 
 def test_every_interleaving_of_two_starts_with_a_change_of_the_subnet_length() -> None:
-    """A transaction on one key does not exclude a key within its subnet, but the config's revision does."""
+    """The revision of the config prevents two leases that overlap. A transaction on one key does not."""
     where = scenario(
         "two subnet lengths",
         (host(1), host(2)),

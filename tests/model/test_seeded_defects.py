@@ -45,7 +45,7 @@ TWO_HOSTS = scenario("two hosts", (host(1), host(2)), faults=("deleted manually"
 
 
 def found(where: Scenario, defect: Protocol) -> Counterexample:
-    """Return the counterexample. Without the defect there is none, and the scenario settles."""
+    """Return the counterexample. Without the defect, no counterexample exists, and the scenario settles."""
     example = explore(where, defect, most_states=30_000, settle_every=1).counterexample
     assert example is not None
     assert [violation.rule for violation in replay(example, defect)][:1] == [example.violation.rule]

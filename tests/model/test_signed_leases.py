@@ -7,12 +7,12 @@ allow-list and add it again. The third host consists of the real rules (`Trust`)
 and the real set of leases.
 
 With `require` and an allow-list, the traffic for a subnet is sent only to a host that signed a lease on this
-subnet with an allowed key. No lease returns after a later one of its key, or after one of another key on its
-subnet.
+subnet with an allowed key. A lease is not accepted again after a later lease of its key, or after a lease of
+another key on its subnet.
 
 Without an allow-list, the rule is weaker: the traffic may be sent to a key of the attacker. An owner still
 keeps its first key, and a subnet keeps its key until its lease was deleted or the third host restarted. Old
-leases also do not return.
+leases are not accepted again either.
 """
 
 import itertools
@@ -49,7 +49,7 @@ class Statement(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """A lease that the attacker writes: a statement, perhaps on another subnet, or forged."""
+    """A lease that the attacker writes: a signed lease, perhaps on another subnet, or a forged lease."""
 
     statement: Statement
     subnet: IPv4Network
@@ -282,7 +282,7 @@ ONE, TWO = SUBNETS
 
 
 def histories(length: int) -> list[tuple[Offer, ...]]:
-    """Return the histories with this number of signed leases per host. A signed the first on subnet ONE.
+    """Return the histories with this number of signed leases per host. Host A signed its first on subnet ONE.
 
     The other histories differ only in the names of the subnets.
     """

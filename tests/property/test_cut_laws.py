@@ -27,7 +27,7 @@ SWITCHES = list(itertools.product(KINDS, KINDS))
 """Changes from each backend to each backend, including itself."""
 
 EVERY_CUT = 25
-"""Peers for which every cut is tried. The work grows with the cube of this number."""
+"""Number of peers for which every cut is tried. The work grows with the cube of this number."""
 
 FOREIGN = State.of(
     Link(name="eth0", kind="", mtu=1500, alias=""),
@@ -137,7 +137,7 @@ def test_a_batch_may_end_anywhere(kinds: tuple[str, str], long_run: bool) -> Non
 
 
 def test_a_batch_of_a_thousand_peers_may_end_anywhere(long_run: bool) -> None:
-    """Some cuts of three thousand; all of these cuts would take an hour, even in the long form."""
+    """The test tries some of three thousand cuts, because all cuts would take an hour."""
     standing, desired = before_and_after(("vxlan", "vxlan"), 1000)
     size = len(batch(desired, FakeKernel(standing | FOREIGN)))
 

@@ -90,7 +90,7 @@ class Docker:
         self.given.remove((pool, address))
 
     def collect(self) -> None:
-        """Collect dead containers while all live."""
+        """Remove the objects of ended containers while all containers run, which changes nothing."""
         links = [endpoint.link for endpoint in self.state.endpoints.values()]
         assert without_dead(self.state, links) == self.state
 

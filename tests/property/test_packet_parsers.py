@@ -454,7 +454,7 @@ class Client:
         assert isinstance(data, bytes | bytearray | memoryview)
 
     async def drain(self) -> None:
-        """Return that all is read."""
+        """Return immediately, as if all bytes were read."""
 
     def write_eof(self) -> None:
         """Stop reading."""

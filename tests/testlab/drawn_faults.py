@@ -415,7 +415,7 @@ def harmless(draw: random.Random, pair: Pair) -> tuple[str, str]:
 
 
 def examined(host: Host) -> list[dict[str, Any]]:
-    """Return the findings that are more than information."""
+    """Return the findings that are warnings or errors."""
     document = read_document(["doctor"], host.run(["flannelctl", "--json", "doctor"], check=False).stdout)
     return [one for one in document["findings"] if one["severity"] != "info"]
 

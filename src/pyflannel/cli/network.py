@@ -62,7 +62,7 @@ from pyflannel.wire.control_json import (
 _Entry = TypeVar("_Entry", LeaseEntry, PeerEntry)
 
 _HEADINGS = ("SUBNET", "HOST", "PUBLIC IP", "BACKEND")
-"""The first columns of every list of hosts. The columns OWNER and one more column follow."""
+"""The first columns of every list of hosts. The column OWNER and one more column follow."""
 
 
 _COMPLETION_S = 0.3

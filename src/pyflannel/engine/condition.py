@@ -1,8 +1,8 @@
 """The host's condition in one network, as one value.
 
 Log lines, the status, readiness and metrics are views of the condition. These views do not change the
-condition, and events reach the data path without these views. The supervisor makes a new condition from each
-event, and plans from its inputs.
+condition, and events reach the data path without these views. The supervisor computes a new condition after
+each event, and passes the inputs in it to the planner.
 """
 
 from collections.abc import Collection, Iterable, Mapping

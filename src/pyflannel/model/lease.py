@@ -421,7 +421,7 @@ class LeaseEntry(Struct, frozen=True, kw_only=True):
     change_age_s: float | None = None
 
     def in_family(self, family: Family) -> "LeaseEntry | None":
-        """Return the entry as in a network with this family alone; None if the lease has no part in it."""
+        """Return the entry as in a network with this family alone; None if the lease has no subnet in it."""
         if self.subnet.version == family:
             return self
         if family == 4 or self.ipv6_subnet is None or self.public_ipv6 is None:

@@ -124,7 +124,7 @@ class BackendStatus(Struct, frozen=True, kw_only=True):
         ipv6_port: UDP port of the tunnel for IPv6, if it is another one; None otherwise.
         received: number of bytes of inner packets received from peers since the counters started; None if the
             backend does not count them.
-        sent: number of bytes of inner packets sent to peers, in the same way.
+        sent: number of bytes of inner packets sent to peers, counted like `received`.
     """
 
     type: str

@@ -102,7 +102,7 @@ def test_a_kernel_without_tcx_gets_classifiers(hosts):
 
 
 def test_nothing_is_chosen_if_tcx_cannot_be_probed(hosts):
-    """A missing right does not show whether the kernel supports tcx."""
+    """If a right is missing, the answer does not show whether the kernel supports tcx."""
     one, two = hosts
 
     def hidden(objects):

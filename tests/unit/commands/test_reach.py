@@ -20,7 +20,7 @@ def run_of(name: BenchName, address: str) -> _Run:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, *runs: _Run) -> list[list[str]]:
-    """Take turns without packets, and return the destinations of each call."""
+    """Measure paths without sending packets, and return the destinations of each call."""
     calls = []
 
     async def answer(echoes: Sequence[Echo], **_: Any) -> list[EchoResult]:

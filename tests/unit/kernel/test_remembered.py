@@ -63,7 +63,7 @@ def test_entries_missing_in_a_scan_are_forgotten() -> None:
 
 
 def test_only_entries_on_known_links_are_remembered() -> None:
-    """An unknown link may have another name in the next scan. After a rename, any link may."""
+    """An unknown link may have another name in the next scan. A rename gives any link another name."""
     look = Look()
     look(b"a", links={1: "another"})
     look(b"a", links={1: "another"})

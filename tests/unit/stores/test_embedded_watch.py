@@ -110,7 +110,7 @@ def test_without_inotify_the_watch_polls_the_file(
 
 
 def test_a_closed_watch_leaves_no_task_and_no_descriptor(tmp_path: Path) -> None:
-    """A watch that could not be opened leaves none either."""
+    """The same is true for a watch that could not be opened."""
 
     async def check() -> None:
         store = opened(tmp_path / "leases.db")

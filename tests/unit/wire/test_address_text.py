@@ -1,4 +1,4 @@
-"""Dotted text is read with the result of the library, but faster."""
+"""Dotted text is read with the same result as by the library, but faster."""
 
 from ipaddress import AddressValueError, IPv4Address
 

@@ -1,4 +1,6 @@
-"""Leases are read and written as by flannel 0.20.2, with one key of pyflannel. Only pyflannel has claims."""
+"""Leases are read and written as by flannel 0.20.2, with one key of pyflannel. Only pyflannel writes
+claims.
+"""
 
 import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Address

@@ -175,7 +175,7 @@ class KernelInterfaces:
 
     def _concerns(self, message: Message) -> bool:
         """Return whether a notification may change the results of this object. Notifications about most
-        routes do not.
+        routes cannot change them.
         """
         if message.kind not in (routes.NEW, routes.DELETE):
             return True
@@ -479,7 +479,7 @@ class KernelBridges:
 
     def _concerns(self, message: Message) -> bool:
         """Return whether a notification may change the results of this object. Notifications about neighbours
-        that are not behind a bridge do not.
+        that are not behind a bridge cannot change them.
         """
         if message.kind not in (neighbours.NEW, neighbours.DELETE):
             return True

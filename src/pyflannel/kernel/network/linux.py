@@ -219,7 +219,7 @@ async def remove_next_hops(protocol: int) -> int:
     """Remove the next-hop objects of this rtm_protocol and the routes that refer to them; return the number
     of these objects.
 
-    A kernel without support for next-hop objects has none.
+    For a kernel without support for next-hop objects, the number is 0.
 
     Raises:
         TargetError: the kernel did not answer.

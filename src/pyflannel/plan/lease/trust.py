@@ -1,9 +1,10 @@
 """Which signed leases a host accepts. The decision depends on the key of the lease, and on the order of the
 statements of a key.
 
-A lease is a statement of its key, and each statement has a higher counter than the previous statement. A host
-refuses a statement that is older than one that it accepted, or that another key replaced on the subnet of the
-lease. Therefore the host does not accept an old lease that is written to the store again.
+Each signed lease is a statement: the owner of the key states that it uses the subnet. Each statement of a key
+has a higher counter than the previous statement. A host refuses a statement that is older than one that it
+accepted, or that another key replaced on the subnet of the lease. Therefore the host does not accept an old
+lease that is written to the store again.
 """
 
 from collections.abc import Mapping
