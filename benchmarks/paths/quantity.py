@@ -30,7 +30,7 @@ def spread(values: Sequence[float], form: str = ".3g") -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """The ratio of a path to its reference, which is 1, from the ratios of the rounds.
+    """The ratio of the values of a path to those of its reference path, from the ratios of the rounds.
 
     Half of the rounds' ratios are between the quartiles. If 1 is also between these two values, the paths do
     not differ measurably.

@@ -127,7 +127,9 @@ def test_a_user_without_rights_cannot_claim_a_name(namespace) -> None:
 def test_without_owned_tables_a_unix_socket_claims_the_name(
     namespace, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """A kernel before 5.12 has no owned tables. Without the right, the result is the same."""
+    """A kernel before 5.12 has no owned tables. The result is the same
+    without the right to own tables.
+    """
 
     def refuse(names: object) -> tuple[str, socket.socket]:
         raise OSError(code, os.strerror(code))

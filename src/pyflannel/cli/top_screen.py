@@ -220,7 +220,7 @@ class Top(App[None]):
         yield Static(id="keys")
 
     def on_mount(self) -> None:
-        """Let the keys move in the list."""
+        """Send the keys to the list, so that the arrow keys select a peer."""
         self._window = self.size
         self.screen.set_focus(self._list)
 

@@ -243,7 +243,7 @@ class Work:
         """Keep a key in the record, with the mark `later`; this method sets its generation and counters.
 
         A change of the key after generation `since` has precedence; in that case only the existing object is
-        recorded. If the operation of `later` was attempted, only a scan can show that object.
+        recorded. If the operation of `later` was attempted, only a scan can show the existing object.
         """
         mark = self.get(key)
         if mark is not None and mark.generation > since:

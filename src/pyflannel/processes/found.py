@@ -1,4 +1,4 @@
-"""Processes in /proc that use a port, a device or a directory, and stopping a process."""
+"""Finds the processes in /proc that use a port, a device or a directory, and stops a process."""
 
 import os
 import re

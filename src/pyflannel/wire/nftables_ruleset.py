@@ -457,7 +457,7 @@ def _number(value: Any, field: Field, names: Mapping[str, int]) -> int:
         return value
     if not isinstance(value, str):
         raise ValueError(value)
-    if field in ("saddr", "daddr"):  # as bytes at an offset, an IPv6 address is a number in hexadecimal
+    if field in ("saddr", "daddr"):  # for bytes at an offset, nft prints an IPv6 address in hexadecimal
         return int(value, 16) if value.startswith("0x") else int(ip_address(value))
     if field == "protocol":
         return PROTOCOLS[value]

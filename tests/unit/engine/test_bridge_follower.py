@@ -75,7 +75,7 @@ def test_each_different_state_is_reported_while_it_is_wanted() -> None:
 
 
 def test_changes_are_read_only_while_bridges_are_wanted() -> None:
-    """A vxlan network has notifications of the neighbour and the FDB entry of each peer."""
+    """In a vxlan network, the kernel also announces the neighbour and the FDB entry of each peer."""
 
     async def check() -> None:
         source, clock = Source(), FakeClock()

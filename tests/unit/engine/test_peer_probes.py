@@ -167,7 +167,7 @@ class Underlay:
 
 
 class Paths:
-    """The MTUs of the paths of a host to some peers, and the peers."""
+    """The MTUs of the paths from a host to some peers, and these peers."""
 
     def __init__(self, underlay: Underlay, count: int = 3) -> None:
         self.subnets: list[IpNetwork] = list(echoes(count))
