@@ -57,7 +57,7 @@ _FIRST = -450
 
 
 class _Header(NamedTuple):
-    """The IP header of a family: its length, offsets of its fields in bytes, and the protocol number of ICMP."""
+    """The IP header of a family: length, offsets of its fields in bytes, and the protocol number of ICMP."""
 
     size: int
     protocol_at: int
