@@ -103,7 +103,7 @@ class TestLog:
             assert list(dict.fromkeys(said)) == story  # a host that lost a race for a subnet has chosen again
 
     @pytest.mark.parametrize("how", ["stop", "kill"])
-    def test_a_restart_finds_its_lease(self, network: Any, how: str) -> None:
+    def test_a_restarted_daemon_finds_its_lease(self, network: Any, how: str) -> None:
         host = network.hosts["docker2"]
         before, old_log = host.lease(), network.log("docker2")
 
@@ -146,7 +146,7 @@ def end_flanneld(host: Any, number: signal.Signals) -> None:
     )
 
 
-def test_ready_is_reported_when_packets_can_flow(network: Any) -> None:
+def test_flanneld_reports_ready_when_packets_can_flow(network: Any) -> None:
     """On a host without any object of flannel, the first ping is answered."""
     host = network.hosts["docker2"]
     host.flannelctl("cleanup")

@@ -25,7 +25,7 @@ NARROW = '{"Network":"10.100.0.0/16","SubnetMin":"10.100.1.0","SubnetMax":"10.10
     ids=["etcd", "etcd-narrow", "sqlite-narrow"],
 )
 @pytest.mark.timeout(600)
-def test_four_hosts_at_once(
+def test_four_hosts_that_start_at_once_reach_each_other(
     store: str, config: str, long_run: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The test has three rounds, or twenty with --long, which also prints the durations."""

@@ -46,7 +46,7 @@ def control_groups(name: str) -> list[Path]:
     return list(Path("/sys/fs/cgroup").glob(f"**/flannel-lab/{name}"))
 
 
-def test_four_engines_side_by_side() -> None:
+def test_four_docker_engines_run_side_by_side() -> None:
     """Each engine has its own socket, images and bridge. Containers reach each other by the routes that the
     test adds.
     """

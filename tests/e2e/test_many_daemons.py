@@ -111,7 +111,9 @@ def wait_known(host: Host, peers: int) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_forty_daemons_at_once(long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_forty_daemons_that_start_at_once_get_separate_subnets(
+    long_run: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The daemons start once, or ten times with --long. The durations are printed."""
     for _ in range(10 if long_run else 1):
         leased_s, known_s = start_at_once(40)

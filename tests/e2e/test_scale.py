@@ -26,7 +26,7 @@ DEADLINE_S = 60.0
         ("host-gw-dual", ["ip", "-6", "route", "flush", "protocol", "80"]),
     ],
 )
-def test_a_host_among_a_thousand(backend: str, damage: list[str]) -> None:
+def test_a_host_among_a_thousand_follows_joins_leaves_and_damage(backend: str, damage: list[str]) -> None:
     """The host has the objects of all peers after its start, after joins and leaves, and after damage."""
     with crowded_network(f"c{os.getpid()}", backend, STANDING, deadline_s=DEADLINE_S) as network:
         network.start()

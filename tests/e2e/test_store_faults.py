@@ -122,7 +122,7 @@ def network(network_of: NetworkOf) -> Iterator[Any]:
 
 
 class TestStoreAway:
-    def test_a_store_that_is_unreachable_at_the_start(self, new_network: NewNetwork) -> None:
+    def test_a_host_waits_for_a_store_that_is_unreachable_at_its_start(self, new_network: NewNetwork) -> None:
         """The failure is logged once. The host retries after increasing pauses until the store starts."""
         network = new_network("docker1", config=None)
         starting = partial(network.start, "docker1")
@@ -142,7 +142,9 @@ class TestStoreAway:
         assert len([text for text in said if "etcd does not respond" in text]) == 1
         assert network.log("docker1").count("Restored the store connection") == 1
 
-    def test_a_store_that_is_unreachable_for_a_while(self, new_network: NewNetwork, pinging: Pinging) -> None:
+    def test_a_store_that_is_unreachable_for_a_while_interrupts_no_path(
+        self, new_network: NewNetwork, pinging: Pinging
+    ) -> None:
         network = new_network("docker1", "docker4", config=None)
         etcd = network.etcd.start()
         network.put("config", CONFIG)
@@ -165,7 +167,7 @@ class TestStoreAway:
         assert log.count("Restored the store connection") == 1
 
     @pytest.mark.parametrize("how", ["stopped", "killed", "loses its data"])
-    def test_a_store_that_is_unreachable_for_longer_than_the_ttl_of_leases(
+    def test_a_store_that_is_unreachable_for_longer_than_the_ttl_interrupts_no_path(
         self, new_network: NewNetwork, pinging: Pinging, long_run: bool, how: str
     ) -> None:
         """Each host has its subnet again, changes arrive, and the path between the hosts was never
@@ -204,7 +206,7 @@ class TestStoreAway:
         assert pings.lost == 0
 
     @pytest.mark.parametrize("names", [("docker1",), ("docker1", "docker4")])
-    def test_responses_are_dropped_for_longer_than_the_ttl_of_leases(
+    def test_dropped_responses_for_longer_than_the_ttl_interrupt_no_path(
         self, new_network: NewNetwork, pinging: Pinging, names: tuple[str, ...]
     ) -> None:
         """Requests arrive and responses do not: leases expire before the failure is detected."""
@@ -234,7 +236,7 @@ class TestStoreAway:
 
         assert pings.lost == 0
 
-    def test_a_store_that_is_restored_with_a_later_revision(
+    def test_hosts_follow_a_store_that_is_restored_with_a_later_revision(
         self, new_network: NewNetwork, pinging: Pinging, long_run: bool
     ) -> None:
         """The store lost its data, and its revision exceeds that of the hosts when they reach it again."""
@@ -511,7 +513,9 @@ def test_a_lost_subnet_is_released_on_request(network: Any, newcomer: Any) -> No
     network.etcdctl("del", f"/coreos.com/network/{key}")
 
 
-def test_two_running_hosts_with_one_address(network: Any, newcomer: Any, pinging: Pinging) -> None:
+def test_two_running_hosts_with_one_address_keep_separate_subnets(
+    network: Any, newcomer: Any, pinging: Pinging
+) -> None:
     """The running owner keeps its subnet, the new host acquires another subnet, and each host names the other
     host.
     """

@@ -65,7 +65,7 @@ def read_only(host: Host) -> Iterator[None]:
 
 
 @pytest.mark.fault("disk full")
-def test_a_full_disk(network) -> None:
+def test_packets_flow_while_the_disk_is_full(network) -> None:
     """Run and state directory have neither space nor inodes. New peers and a new daemon still work."""
     with network.pinged("disk full"):
         mark = network.mark()
@@ -82,7 +82,7 @@ def test_a_full_disk(network) -> None:
 
 
 @pytest.mark.fault("/run read-only")
-def test_a_read_only_run_directory(network) -> None:
+def test_packets_flow_while_the_run_directory_is_read_only(network) -> None:
     """A killed daemon starts again. The daemon follows leases without its socket."""
     with network.pinged("/run read-only"):
         mark = network.mark()
@@ -98,7 +98,7 @@ def test_a_read_only_run_directory(network) -> None:
 
 
 @pytest.mark.fault("descriptors exhausted")
-def test_no_descriptor_is_left(network) -> None:
+def test_packets_flow_while_no_file_descriptor_is_free(network) -> None:
     """The daemon continues, and later performs the failed actions."""
     with network.pinged("descriptors exhausted"):
         mark = network.mark()
@@ -111,7 +111,7 @@ def test_no_descriptor_is_left(network) -> None:
 
 
 @pytest.mark.fault("descriptors exhausted at start")
-def test_no_descriptor_is_left_at_the_start(network) -> None:
+def test_a_start_without_a_free_file_descriptor_ends_with_one_line(network) -> None:
     """The daemon ends with one line that names the reason, and its successor becomes ready."""
     with network.pinged("descriptors exhausted at start"):
         network.daemon.kill()
@@ -125,7 +125,7 @@ def test_no_descriptor_is_left_at_the_start(network) -> None:
 
 
 @pytest.mark.fault("memory limit")
-def test_no_memory_is_left(network) -> None:
+def test_packets_flow_while_no_memory_is_free(network) -> None:
     """Allocations fail. The daemon continues, or ends and starts again."""
     with network.pinged("memory limit"):
         mark = network.mark()
@@ -139,7 +139,7 @@ def test_no_memory_is_left(network) -> None:
 
 
 @pytest.mark.fault("daemon stopped for 30 s")
-def test_the_daemon_is_stopped(network) -> None:
+def test_packets_flow_while_the_daemon_is_stopped(network) -> None:
     """The data path does not change. After the stop, the daemon repairs damage and reads missed changes."""
     with network.pinged("daemon stopped for 30 s") as pings:
         network.daemon.pause()
@@ -152,7 +152,7 @@ def test_the_daemon_is_stopped(network) -> None:
 
 
 @pytest.mark.fault("forwarder stopped for 30 s")
-def test_the_forwarder_is_stopped(network) -> None:
+def test_a_stopped_forwarder_is_replaced(network) -> None:
     """The daemon detects that the forwarder does not respond, and replaces it."""
     before = network.forwarder_pid()
     with network.pinged("forwarder stopped for 30 s") as pings:
@@ -163,7 +163,7 @@ def test_the_forwarder_is_stopped(network) -> None:
 
 
 @pytest.mark.fault("OOM kill of the daemon")
-def test_the_kernel_kills_the_daemon(network) -> None:
+def test_packets_flow_after_the_kernel_killed_the_daemon(network) -> None:
     with network.pinged("OOM kill of the daemon"):
         killed_for_memory(network, network.daemon.pid, network.add_peer)
         network.restart()
@@ -171,7 +171,7 @@ def test_the_kernel_kills_the_daemon(network) -> None:
 
 
 @pytest.mark.fault("OOM kill of the forwarder")
-def test_the_kernel_kills_the_forwarder(network) -> None:
+def test_a_forwarder_that_the_kernel_killed_is_replaced(network) -> None:
     """The daemon starts another forwarder immediately."""
     before = network.forwarder_pid()
     with network.pinged("OOM kill of the forwarder"):
@@ -181,7 +181,7 @@ def test_the_kernel_kills_the_forwarder(network) -> None:
 
 
 @pytest.mark.fault("clock steps by +25 h and -2 h")
-def test_the_clock_steps(network) -> None:
+def test_a_step_of_the_clock_has_no_effect_on_leases(network) -> None:
     """No lease expires because of a step of the clock, and a daemon that starts with a wrong clock keeps its
     subnet.
     """
@@ -217,7 +217,7 @@ def test_the_clock_steps(network) -> None:
 
 
 @pytest.mark.fault("etcd 2 s late, a fifth of its answers lost")
-def test_etcd_is_late(network) -> None:
+def test_peers_are_read_from_a_late_etcd(network) -> None:
     """A daemon starts with a late etcd, and reads new peers."""
     script = Path(testlab.__file__).with_name("late_etcd.py")
     port = re.search(r":(\d+)/", network.overlay.etcd.url)
@@ -235,7 +235,7 @@ def test_etcd_is_late(network) -> None:
 
 
 @pytest.mark.fault("netlink overrun")
-def test_notifications_of_the_kernel_are_lost(network) -> None:
+def test_damage_without_a_notification_is_repaired(network) -> None:
     """Damage without a notification is also repaired."""
     network.add_peer()
     network.wait_well()

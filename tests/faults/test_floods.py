@@ -30,7 +30,9 @@ PORTS = {"udp": 8285, "vxlan": 8472}
 
 
 @pytest.mark.fault("flood of tunnel packets by a stranger")
-def test_a_flood_by_a_stranger(network, long_run: bool, figures: Callable[[str], None]) -> None:
+def test_a_flood_by_a_stranger_loses_no_packet_of_members(
+    network, long_run: bool, figures: Callable[[str], None]
+) -> None:
     """One process sends from the stranger's own address, another process from ten thousand forged
     addresses.
     """

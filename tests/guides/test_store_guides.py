@@ -168,7 +168,7 @@ class TestReplacement:
         assert str(dead.address) in line_of(shown, dead.lease())
         wait_removed(remaining, dead.lease())
 
-    def test_a_host_with_the_address_of_a_dead_one_gets_its_subnet(
+    def test_a_host_with_the_address_of_a_dead_host_gets_its_subnet(
         self, network: Network, remaining: Host, dead: Host
     ) -> None:
         (log,) = self.blocks("The old host is dead, and the new host has the same address")
@@ -184,7 +184,7 @@ class TestReplacement:
         assert str(new.address) in line_of(leases, new.lease())
         assert "answers in" in line_of(peers, new.lease())
 
-    def test_a_host_with_the_identity_of_a_dead_one_gets_its_subnet(
+    def test_a_host_with_the_identity_of_a_dead_host_gets_its_subnet(
         self, network: Network, remaining: Host, dead: Host
     ) -> None:
         (command,) = self.blocks("The old host is dead, and the new host needs its subnet at another address")

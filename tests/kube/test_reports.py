@@ -73,7 +73,7 @@ def until_event(cluster: Cluster, kind: str, text: str) -> None:
         raise
 
 
-def test_a_malformed_config_is_an_event_of_the_node_and_so_is_its_end(
+def test_a_malformed_config_and_its_correction_cause_events_of_the_node(
     member: Member, cluster: Cluster
 ) -> None:
     member.configure("{")
@@ -83,7 +83,7 @@ def test_a_malformed_config_is_an_event_of_the_node_and_so_is_its_end(
     until_event(cluster, "Normal", "Flannel is running on this node")
 
 
-def test_a_broken_data_path_is_a_condition_of_the_node_until_it_is_repaired(
+def test_a_broken_data_path_sets_a_condition_of_the_node_until_it_is_repaired(
     member: Member, cluster: Cluster
 ) -> None:
     def status() -> tuple[str, str] | None:
@@ -111,7 +111,7 @@ def test_a_broken_data_path_is_a_condition_of_the_node_until_it_is_repaired(
     wait_until(lambda: status() == ("False", "FlannelIsUp"), what="the repair", deadline_s=SOON_S)
 
 
-def test_a_rejected_and_a_forbidden_patch_are_events_and_nothing_is_published(
+def test_a_rejected_or_forbidden_patch_causes_an_event_and_publishes_nothing(
     member: Member, cluster: Cluster, token: str
 ) -> None:
     with rejecting(cluster, token) as text:
@@ -194,7 +194,7 @@ def test_a_webhook_that_rejects_a_patch_or_is_unreachable_is_named(
     assert cluster.annotations("node1")["kube-subnet-manager"] == "true"
 
 
-def test_a_renamed_node_is_an_event_of_the_former_name(member: Member, cluster: Cluster) -> None:
+def test_a_renamed_node_causes_an_event_for_the_former_name(member: Member, cluster: Cluster) -> None:
     member.start()
     cluster.delete_node("node1")
     cluster.add_node("renamed", "10.244.1.0/24")
@@ -230,9 +230,7 @@ def test_a_cleanup_in_the_environment_of_flanneld_clears_its_node(member: Member
     )
 
 
-def test_network_policies_without_a_program_that_enforces_them_are_an_event(
-    member: Member, cluster: Cluster
-) -> None:
+def test_network_policies_that_no_program_enforces_cause_an_event(member: Member, cluster: Cluster) -> None:
     cluster.apply(MANIFESTS / "network-policies.yaml")
     policies = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies"
     cluster.must("POST", policies, {"metadata": {"name": "deny"}, "spec": {"podSelector": {}}})

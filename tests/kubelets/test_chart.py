@@ -37,7 +37,7 @@ def network(objects: dict[str, dict[str, Any]]) -> Any:
     return json.loads(objects["ConfigMap/kube-flannel-cfg"]["data"]["net-conf.json"])
 
 
-def test_the_default_values_are_the_manifests() -> None:
+def test_the_chart_with_its_default_values_equals_the_manifests() -> None:
     kubectl = shutil.which("kubectl") or PROGRAMS / "kubectl"
     expected = by_name(documents(kubectl, "kustomize", CHART))
     del expected["Namespace/kube-flannel"]  # helm install --create-namespace
@@ -51,7 +51,7 @@ def test_the_default_values_are_the_manifests() -> None:
     assert found == expected
 
 
-def test_the_chart_has_no_faults() -> None:
+def test_helm_finds_no_fault_in_the_chart() -> None:
     subprocess.run([HELM, "lint", "--strict", CHART], check=True)
 
 
@@ -70,11 +70,11 @@ def test_the_chart_has_no_faults() -> None:
         (['flannel={"backend":"udp","backendPort":8286}'], {"Type": "udp", "Port": 8286}),
     ],
 )
-def test_values_of_a_backend_are_its_options(values: list[str], config: object) -> None:
+def test_the_values_of_a_backend_become_its_options(values: list[str], config: object) -> None:
     assert network(rendered(*values))["Backend"] == config
 
 
-def test_the_other_values_of_the_original_have_their_effect() -> None:
+def test_the_other_values_of_the_chart_of_the_original_have_an_effect() -> None:
     flannel = {
         "image": {"repository": "example.org/pyflannel", "tag": "2"},
         "cniBinDir": "/var/lib/cni/bin",

@@ -88,7 +88,7 @@ def test_a_container_with_the_address_of_a_former_one_is_reached_immediately(run
     assert reached == (True, True)
 
 
-def test_bandwidth_firewall_and_tuning_follow_in_the_chain(runtimes) -> None:
+def test_the_plugins_bandwidth_firewall_and_tuning_can_follow_in_the_chain(runtimes) -> None:
     runtime = Runtime(runtimes[0].host, FURTHER)
     container = runtime.container("c-chain")
     runtime.add(container)
@@ -101,7 +101,7 @@ def test_bandwidth_firewall_and_tuning_follow_in_the_chain(runtimes) -> None:
     assert runtime.remains() == []
 
 
-def test_check_finds_an_address_that_was_removed(runtimes) -> None:
+def test_the_command_check_detects_a_removed_address(runtimes) -> None:
     runtime, _ = runtimes
     container = runtime.container("c1")
     runtime.add(container)

@@ -27,7 +27,7 @@ def container_of(pid: int) -> ContainerNamespace:
     return found[0]
 
 
-def test_addresses_and_routes_of_a_container(namespace, sleeper: int) -> None:
+def test_addresses_and_routes_of_a_container_are_read(namespace, sleeper: int) -> None:
     """Two links may have the same address. A route of type unreachable has no link."""
     namespace.ip("link add eth0 type veth peer name eth1")
     for link in ("eth0", "eth1"):
@@ -48,7 +48,7 @@ def test_addresses_and_routes_of_a_container(namespace, sleeper: int) -> None:
     }
 
 
-def test_ipv6_addresses_and_routes_of_a_container(namespace, sleeper: int) -> None:
+def test_ipv6_addresses_and_routes_of_a_container_are_read(namespace, sleeper: int) -> None:
     """The kernel adds link-local addresses and routes. A route of type unreachable has no link."""
     namespace.ip("link set lo up")
     namespace.ip("link add eth0 type veth peer name eth1")

@@ -80,7 +80,7 @@ def test_each_namespace_has_separate_names(namespace, make_namespace) -> None:
     there.close()
 
 
-def test_only_the_end_of_the_holder_removes_a_claim(namespace) -> None:
+def test_a_claim_is_removed_only_when_its_holder_ends(namespace) -> None:
     """Neither nft as root nor a flush of all rules removes the claim. SIGKILL to the holder removes the
     claim.
     """

@@ -271,7 +271,7 @@ def test_a_link_with_a_wrong_mtu_is_found_in_any_of_twenty_containers(healthy: H
     assert "examined-partly" not in found
 
 
-def test_rules_of_unknown_origin_are_only_information(healthy: Host) -> None:
+def test_rules_of_unknown_origin_are_reported_only_as_information(healthy: Host) -> None:
     """An operator may want rules that earlier releases of the original wrote with the same text."""
     pair = [("-s", "10.100.0.0/16"), ("-d", "10.100.0.0/16")]
     for match in pair:
@@ -287,7 +287,7 @@ def test_rules_of_unknown_origin_are_only_information(healthy: Host) -> None:
     assert found["fix"].endswith("  # if no program uses them")
 
 
-def test_the_text_for_people_has_cause_evidence_and_command(healthy: Host) -> None:
+def test_the_text_output_contains_cause_evidence_and_command(healthy: Host) -> None:
     assert "found no problem on this host" in healthy.flannelctl("doctor")
     healthy.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
 
@@ -477,7 +477,7 @@ def test_an_unusual_state_of_the_backend_is_reported(overlay, healthy: Host) -> 
     overlay.wait_status(healthy, lambda status: not status.backend.notes, "has no note")
 
 
-def test_a_fight_is_reported_with_its_object(overlay, healthy: Host) -> None:
+def test_doctor_reports_the_object_that_another_program_keeps_changing(overlay, healthy: Host) -> None:
     delete = "while :; do ip address flush dev flannel.1 2>/dev/null; sleep 0.02; done"
     opponent = healthy.start(["sh", "-c", delete], name="opponent")
     try:

@@ -91,11 +91,11 @@ def test_status_shows_the_rules_and_settings_of_this_host_that_drop_ipv6_packets
 
 
 @pytest.mark.timeout(3600)
-def test_each_drawn_fault_is_named_without_a_second_error(pair: Pair, long_run: bool) -> None:
+def test_doctor_names_each_random_fault_and_no_other_error(pair: Pair, long_run: bool) -> None:
     check_each_fault(pair, DRAWS_LONG if long_run else DRAWS)
 
 
 @pytest.mark.timeout(3600)
-def test_two_faults_at_once_are_both_named_without_a_third_error(pair: Pair, long_run: bool) -> None:
+def test_doctor_names_both_of_two_random_faults_and_no_other_error(pair: Pair, long_run: bool) -> None:
     """Each fault alone is named by the test above. Two chains that drop the same packets are two findings."""
     check_pairs_of_faults(pair, PAIRS_LONG if long_run else PAIRS)

@@ -450,7 +450,7 @@ def check_moves(
         assert [number for number in staying.lost() if number > first] == [], after
 
 
-def test_one_family_follows_its_address_and_the_other_loses_no_packet(
+def test_a_changed_address_of_one_family_loses_no_packet_of_the_other_family(
     overlay: Overlay, vxlan_hosts: list[Host]
 ) -> None:
     """The addresses of both families change in turn, and then change back."""
@@ -473,7 +473,7 @@ def test_one_family_follows_its_address_and_the_other_loses_no_packet(
     )
 
 
-def test_one_family_follows_to_another_interface_and_the_other_loses_no_packet(
+def test_a_move_of_one_family_to_another_interface_loses_no_packet_of_the_other_family(
     overlay: Overlay, vxlan_hosts: list[Host]
 ) -> None:
     """The address and the default route move to eth5, and back, first in IPv4 and then in IPv6."""

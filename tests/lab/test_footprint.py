@@ -130,7 +130,7 @@ def test_idle_time(overlay, figures, long_run: bool) -> None:
     )
 
 
-def test_delay_from_a_lease_to_its_entry_in_the_table(overlay, spare_subnets, figures) -> None:
+def test_the_delay_from_a_lease_to_its_entry_in_the_table_is_printed(overlay, spare_subnets, figures) -> None:
     """The network has 1,000 leases. The other hosts are idle, so that they use no processor time."""
     host = overlay.hosts["docker1"]
     for other in overlay.hosts.values():

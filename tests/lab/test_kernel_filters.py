@@ -353,7 +353,7 @@ def test_changes_of_foreign_rules_are_not_announced(namespace, listen) -> None:
     assert namespace.run(work) == 0
 
 
-def test_passes_for_other_targets_run_no_program(namespace, monkeypatch) -> None:
+def test_a_pass_that_concerns_other_targets_runs_no_program(namespace, monkeypatch) -> None:
     async def work() -> State:
         desired = plan(nftables=False)
         async with filters() as target:
@@ -527,7 +527,9 @@ def test_a_user_with_capabilities_reads_legacy_iptables(namespace, tmp_path: Pat
     assert said == "['filter']\n"
 
 
-def test_an_old_iptables_does_not_choose_random_ports(namespace, tmp_path: Path, monkeypatch, caplog) -> None:
+def test_an_old_iptables_gets_rules_without_random_ports(
+    namespace, tmp_path: Path, monkeypatch, caplog
+) -> None:
     """Before 1.6.2, iptables-restore supports neither --random-fully nor --wait.
 
     The adapter works without these options.
@@ -551,7 +553,7 @@ def test_an_old_iptables_does_not_choose_random_ports(namespace, tmp_path: Path,
     ) == 1
 
 
-def test_an_old_kernel_does_not_choose_random_ports_in_nftables(
+def test_an_old_kernel_gets_nftables_rules_without_random_ports(
     namespace, tmp_path: Path, monkeypatch, caplog
 ) -> None:
     check = '[ "$1" = -c ] && echo Error: Could not process rule: Not supported >&2 && exit 1'

@@ -76,7 +76,9 @@ def test_a_cloned_disk_gets_a_new_identity(state_dir: str, run_dir: str, machine
 
 
 @pytest.mark.parametrize("text", ["", "uninitialized\n"])
-def test_a_machine_without_id_is_no_clone(state_dir: str, run_dir: str, machine_id: Path, text: str) -> None:
+def test_a_machine_without_machine_id_is_not_treated_as_a_clone(
+    state_dir: str, run_dir: str, machine_id: Path, text: str
+) -> None:
     machine_id.write_text(text)
     nameless = read_identity(state_dir, run_dir, str(machine_id))
     machine_id.write_text(MACHINE_ID)
@@ -105,7 +107,9 @@ def test_a_missing_machine_id_is_unknown(tmp_path: Path) -> None:
     assert machine_digest(str(tmp_path / "nothing")) == ""
 
 
-def test_a_given_id_is_the_owner_and_is_not_written(state_dir: str, run_dir: str, machine_id: Path) -> None:
+def test_an_identity_given_by_a_flag_is_the_owner_and_is_not_saved(
+    state_dir: str, run_dir: str, machine_id: Path
+) -> None:
     identity = read_identity(state_dir, run_dir, str(machine_id), "node-7")
 
     assert identity == Identity(owner="node-7", machine=machine_digest(str(machine_id)))
@@ -208,7 +212,7 @@ def test_the_service_manager_receives_the_notification(
 
 
 @pytest.mark.parametrize("name", ["", "/nowhere/notify", "vsock:2:3"])
-def test_without_a_service_manager_nothing_happens(monkeypatch, name: str) -> None:
+def test_without_a_service_manager_no_notification_is_sent(monkeypatch, name: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", name)
 
     assert not notify("READY=1")

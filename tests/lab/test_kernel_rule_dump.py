@@ -32,7 +32,7 @@ def dump_of(filter_: Filter, resync_s: float) -> RuleDump[str]:
     return RuleDump(filter_.read, resync_s)
 
 
-def test_a_reading_is_used_until_it_is_discarded(namespace) -> None:
+def test_a_result_of_reading_is_used_until_it_is_discarded(namespace) -> None:
     async def work() -> tuple[int, int]:
         filter_ = Filter()
         with dump_of(filter_, 60.0) as dump:
@@ -46,7 +46,7 @@ def test_a_reading_is_used_until_it_is_discarded(namespace) -> None:
     assert namespace.run(work) == (1, 2)
 
 
-def test_no_caller_waits_during_another_reading(namespace, listen) -> None:
+def test_no_caller_waits_while_another_caller_reads(namespace, listen) -> None:
     async def work() -> str:
         filter_ = Filter()
         with dump_of(filter_, 0.05) as dump:
@@ -60,7 +60,7 @@ def test_no_caller_waits_during_another_reading(namespace, listen) -> None:
     assert namespace.run(work) == "old"
 
 
-def test_a_reading_that_began_before_a_change_is_discarded(namespace, listen) -> None:
+def test_a_result_of_reading_that_began_before_a_change_is_discarded(namespace, listen) -> None:
     async def work() -> str:
         filter_ = Filter()
         with dump_of(filter_, 0.05) as dump:

@@ -217,7 +217,9 @@ class ChangedWhileLooking(TunnelGuardTarget):
 
 
 @pytest.mark.parametrize("change", [Add(peer(3)), Remove(peer(3))], ids=["added", "removed"])
-def test_a_peer_that_changes_during_a_look_is_not_a_difference(namespace, change: Operation) -> None:
+def test_a_peer_that_changes_during_a_scan_is_not_reported_as_a_difference(
+    namespace, change: Operation
+) -> None:
     """The plan of the scan does not contain the peer, but the scan finds some elements of the peer."""
     planned, other = State.of(VXLAN, peer(2)), State.of(VXLAN, peer(2), peer(3))
 
@@ -257,7 +259,7 @@ def test_a_change_of_the_rules_keeps_the_elements(namespace) -> None:
     ]
 
 
-def test_many_peers_are_sent_in_parts(namespace) -> None:
+def test_many_peers_are_sent_in_several_transactions(namespace) -> None:
     """A socket of a process without rights over the whole machine accepts about 200,000 bytes at once."""
     peers = [
         peer(2, subnet=IPv4Network((int(NETWORK.network_address) + 16 * number, 28)), address=address)

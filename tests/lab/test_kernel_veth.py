@@ -76,7 +76,7 @@ def test_a_changed_feature_is_announced_and_repaired(namespace, target, listen, 
     assert target.snapshot(BOTH) == BOTH
 
 
-def test_an_end_moved_to_another_namespace_is_created_again(namespace, target, make_namespace):
+def test_a_veth_end_that_was_moved_to_another_namespace_is_created_again(namespace, target, make_namespace):
     target.heal(BOTH)
     elsewhere = make_namespace()
     namespace.ip(f"link set flannel0-rx netns {elsewhere.name}")

@@ -22,7 +22,7 @@ def home() -> Iterator[LabDirectory]:
     home.remove()
 
 
-def test_a_new_lab_is_not_removed_as_remains(home: LabDirectory) -> None:
+def test_a_new_lab_is_not_treated_as_remains_of_a_killed_run(home: LabDirectory) -> None:
     beginning = threading.Thread(target=home.acquire)
 
     with without_removals():

@@ -79,7 +79,7 @@ def join_earlier(overlay: Any, host: Host, python: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "options"), [("udp", {}), ("vxlan", {"DirectRouting": True})], ids=["udp", "vxlan"]
 )
-def test_the_hosts_change_one_after_the_other(
+def test_hosts_change_to_this_version_one_after_the_other_without_loss(
     overlay, ping_stream, earlier: Path, long_run: bool, kind: str, options: dict[str, Any]
 ) -> None:
     """At each step all hosts use the leases of all others."""

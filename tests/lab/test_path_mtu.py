@@ -301,7 +301,7 @@ def test_routes_carry_the_mtu_of_the_path_with_ipv6_alone(long_run: bool) -> Non
 
 
 @pytest.mark.parametrize("case", LONG, ids=lambda case: case.name)
-def test_no_size_is_lost_with_any_backend(case: Case, long_run: bool) -> None:
+def test_packets_of_no_size_are_lost_with_any_backend(case: Case, long_run: bool) -> None:
     if not long_run:
         pytest.skip("needs --long")
     with joined(case) as (overlay, pair):

@@ -68,7 +68,7 @@ def plug_in(container: Any, host: Any, *words: str) -> None:
     until(lambda: "fe80::" in container.ip("-6 address show dev eth0"), "a link-local address")
 
 
-def test_a_host_that_forwards_ignores_those_at_a_bridge_of_another_program(
+def test_a_host_that_forwards_ignores_router_advertisements_at_a_bridge_of_another_program(
     namespace: Any, make_namespace: Callable[[], Any]
 ) -> None:
     """Docker and the CNI plugins leave accept_ra of docker0 and cni0 at 1."""

@@ -148,7 +148,7 @@ def test_two_networks_without_a_device_of_the_claimed_name_are_independent(
     assert not repaired(host, "green")
 
 
-def test_two_networks_with_one_vni_do_not_fight(pair: tuple[Lab, Host, Host]) -> None:
+def test_two_networks_with_one_vni_do_not_change_each_other(pair: tuple[Lab, Host, Host]) -> None:
     """The first daemon has the device. The second daemon names the owner of the device, and works after its
     VNI was changed.
     """

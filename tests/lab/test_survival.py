@@ -93,7 +93,7 @@ def assert_taken_over(overlay, host: Host, said: str, subnet: IPv4Network) -> No
     assert host.lease() == subnet
 
 
-def test_peers_that_leave_and_join_while_the_daemon_is_stopped(overlay) -> None:
+def test_the_next_daemon_applies_changes_of_peers_while_no_daemon_ran(overlay) -> None:
     """The next start updates the table from the store: one lease was deleted, and another was written."""
     host, leaving = overlay.hosts["docker1"], overlay.hosts[PEER_DOWN]
     gone, come = leaving.lease(), IPv4Network("10.100.254.0/24")
@@ -149,7 +149,7 @@ def fresh_host(overlay) -> tuple[Host, str]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_daemon_killed_at_any_moment_of_its_start(
+def test_the_next_daemon_continues_after_a_kill_at_any_moment_of_the_start(
     overlay, fresh_host, ping_stream, long_run: bool, stage: str
 ) -> None:
     """The next start adopts or removes all remains, and exactly one forwarder runs."""

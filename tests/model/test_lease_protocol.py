@@ -32,7 +32,7 @@ def test_no_interleaving_breaks_a_rule(long_run: bool, capsys: pytest.CaptureFix
     "name",
     ["a host alone", "a reservation", "a re-installed host", "a change of the network config", "two hosts"],
 )
-def test_every_interleaving_without_faults(name: str) -> None:
+def test_no_interleaving_without_faults_breaks_a_rule(name: str) -> None:
     """The check visits all interleavings until time has moved once, and follows each until it settles."""
     where = next(where for where in every_scenario() if where.name == name)
     calm = replace(where, world=replace(where.world, faults=0, ticks=1))
@@ -43,7 +43,7 @@ def test_every_interleaving_without_faults(name: str) -> None:
     assert found.is_complete
 
 
-def test_every_interleaving_of_two_starts_with_a_change_of_the_subnet_length() -> None:
+def test_no_interleaving_of_two_starts_with_a_change_of_the_subnet_length_breaks_a_rule() -> None:
     """The revision of the config prevents two leases that overlap. A transaction on one key does not."""
     where = scenario(
         "two subnet lengths",

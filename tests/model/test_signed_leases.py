@@ -369,7 +369,7 @@ DEFECTS: dict[str, tuple[frozenset[bytes] | None, Rules, str]] = {
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_defect_is_found(defect: str) -> None:
+def test_the_check_finds_a_seeded_defect(defect: str) -> None:
     allowed, rules, expected = DEFECTS[defect]
     found = {explore(shown, allowed, rules, 5_000)[0] for shown in HISTORIES}
 

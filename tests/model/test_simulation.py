@@ -60,7 +60,9 @@ def check_kernels(world: World, kernels: Sequence[FakeKernel]) -> None:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1])
-def test_weeks_of_a_hundred_hosts(seed: int, long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_rule_is_broken_in_weeks_of_a_hundred_hosts(
+    seed: int, long_run: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No rule is broken. After each week and a settling, every kernel equals the plan."""
     hosts = tuple(host(number) for number in range(1, 101))
     simulation = Simulation(scenario("a hundred hosts", hosts, last=250).world, seed)

@@ -236,7 +236,7 @@ def _without_logs() -> Iterator[None]:
 
 
 @pytest.mark.timeout(3600)
-def test_weeks_of_whole_engines(long_run: bool) -> None:
+def test_no_rule_is_broken_in_weeks_of_whole_engines(long_run: bool) -> None:
     """No rule is broken. After each settling, every kernel equals the plan."""
     for seed in range(1, 21 if long_run else 2):
         engines = results_of(hosts=10, days=28 if long_run else 14, faults=20, seed=seed)
@@ -244,7 +244,9 @@ def test_weeks_of_whole_engines(long_run: bool) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_weeks_of_a_hundred_whole_engines(long_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_rule_is_broken_in_weeks_of_a_hundred_whole_engines(
+    long_run: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not long_run:
         pytest.skip("needs --long")
 
@@ -419,7 +421,7 @@ UNEQUAL = "kernel equals plan"
     ],
 )
 @pytest.mark.timeout(3600)
-def test_the_simulation_finds_defects(
+def test_the_simulation_finds_seeded_defects(
     monkeypatch: pytest.MonkeyPatch, long_run: bool, defect: Any, rule: str, kinds: Sequence[str]
 ) -> None:
     """Each defect is found within days, with the faults that cause it, or with all faults by one of several

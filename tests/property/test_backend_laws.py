@@ -185,7 +185,7 @@ def test_no_plan_replaces_a_connected_route_of_the_underlay(
 
 
 @given(owner=st.text(), prefix=st.sampled_from([b"", b"\x0e\x2a"]))
-def test_a_mac_address_is_a_hosts_own(owner: str, prefix: bytes) -> None:
+def test_each_mac_address_belongs_to_one_host(owner: str, prefix: bytes) -> None:
     mac = vtep_mac(owner, prefix)
 
     assert re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", mac)

@@ -125,7 +125,7 @@ def test_the_plans_have_the_expected_objects() -> None:
 
 
 @pytest.mark.parametrize("kinds", SWITCHES, ids="-".join)
-def test_a_batch_may_end_anywhere(kinds: tuple[str, str], long_run: bool) -> None:
+def test_the_next_pass_finishes_a_batch_that_ended_anywhere(kinds: tuple[str, str], long_run: bool) -> None:
     """The batch ends after each of its operations in turn. At the end, the empty plan removes everything."""
     standing, desired = before_and_after(kinds, 10 * EVERY_CUT if long_run else EVERY_CUT)
     size = len(batch(desired, FakeKernel(standing | FOREIGN)))
@@ -136,7 +136,7 @@ def test_a_batch_may_end_anywhere(kinds: tuple[str, str], long_run: bool) -> Non
         assert_finished(cleaned, State.EMPTY)
 
 
-def test_a_batch_of_a_thousand_peers_may_end_anywhere(long_run: bool) -> None:
+def test_the_next_pass_finishes_a_batch_of_a_thousand_peers_that_ended_anywhere(long_run: bool) -> None:
     """The test tries some of three thousand cuts, because all cuts would take an hour."""
     standing, desired = before_and_after(("vxlan", "vxlan"), 1000)
     size = len(batch(desired, FakeKernel(standing | FOREIGN)))

@@ -136,7 +136,9 @@ def perform(docker: Docker, kind: str, place: int, wanted: int | None) -> None:
 
 
 @given(steps)
-def test_no_address_is_given_twice_and_nothing_is_left(history: list[tuple[str, int, int | None]]) -> None:
+def test_no_address_is_assigned_twice_and_no_object_is_left(
+    history: list[tuple[str, int, int | None]],
+) -> None:
     docker = Docker()
     assert DIVISION is not None
 

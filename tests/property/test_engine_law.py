@@ -176,7 +176,7 @@ DEFECTS = {
 
 @pytest.mark.timeout(4 * 3600)  # the --long form takes twenty minutes of processor time
 @pytest.mark.parametrize(("defect", "rule", "history"), DEFECTS.values(), ids=DEFECTS)
-def test_the_law_finds_a_defect(
+def test_the_law_finds_each_seeded_defect(
     monkeypatch: pytest.MonkeyPatch,
     defect: Callable[[pytest.MonkeyPatch], None],
     rule: str,

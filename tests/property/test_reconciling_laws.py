@@ -133,7 +133,7 @@ def test_routes_belong_to_the_daemon_of_their_protocol() -> None:
     assert ours(State.of(mine, theirs), State.EMPTY, "pyflannel /run/blue", None) == State.EMPTY
 
 
-def test_a_link_of_another_daemon_is_never_fought_over() -> None:
+def test_a_link_of_another_daemon_is_never_changed() -> None:
     """Two networks with one VNI: the second reports the owner of the device, and changes nothing on it."""
     wanted = Link(name="flannel.1", kind="vxlan", mtu=1450, alias="pyflannel /run/blue")
     base = Address(link="flannel.1", address=IPv4Interface("10.101.1.0/32"))

@@ -120,7 +120,7 @@ def test_any_text_is_a_config_or_a_config_error(text: str | bytes) -> None:
 
 
 @given(configs)
-def test_config_is_printed_as_the_same_config(members: dict[str, object]) -> None:
+def test_a_config_that_is_printed_is_read_as_the_same_config(members: dict[str, object]) -> None:
     try:
         config = parse_network_config(json.dumps(members))
     except ConfigError:
@@ -176,12 +176,12 @@ def test_any_text_is_the_only_key_of_its_subnets_or_an_error(text: str) -> None:
 
 
 @given(ipv4_networks(0, 31), st.none() | ipv6_networks(0, 127))
-def test_subnets_come_back_from_their_key(subnet: IPv4Network, ipv6_subnet: IPv6Network | None) -> None:
+def test_subnets_are_read_back_from_their_key(subnet: IPv4Network, ipv6_subnet: IPv6Network | None) -> None:
     assert parse_subnet_key(format_subnet_key(subnet, ipv6_subnet)) == (subnet, ipv6_subnet)
 
 
 @given(attributes)
-def test_attributes_come_back_from_their_value(written: LeaseAttributes) -> None:
+def test_attributes_are_read_back_from_their_value(written: LeaseAttributes) -> None:
     value = format_lease_attributes(written)
 
     assert json.loads(value)["PublicIP"] == str(written.public_ip)
@@ -211,7 +211,7 @@ def test_any_value_is_a_lease_or_a_wire_error(value: bytes) -> None:
         },
     )
 )
-def test_any_members_are_a_lease_or_a_wire_error(members: dict[str, object]) -> None:
+def test_any_json_members_are_a_lease_or_a_wire_error(members: dict[str, object]) -> None:
     try:
         read = parse_lease_attributes(json.dumps(members).encode())
     except WireError:

@@ -155,7 +155,7 @@ def test_a_published_port_works_after_restarts(pair: Pair) -> None:
     assert page.stdout == "page"
 
 
-def test_docker0_networks_of_docker_and_cni_give_no_address_twice(pair: Pair) -> None:
+def test_docker0_networks_of_docker_and_cni_assign_no_address_twice(pair: Pair) -> None:
     host, runtime = pair.host, Runtime(pair.host)
     attached = runtime.container("c1")
     runtime.add(attached)
@@ -197,7 +197,7 @@ def test_names_aliases_and_a_second_network_work(pair: Pair) -> None:
     assert len(pair.state()["networks"]) == 1
 
 
-def test_a_network_with_a_given_subnet_gives_the_wanted_address(pair: Pair) -> None:
+def test_a_network_with_a_given_subnet_assigns_the_requested_address(pair: Pair) -> None:
     host = pair.host
     base = str(host.lease().network_address)[:-1]
     host.engine.docker(*CREATE, f"--subnet={base}128/25", f"--ip-range={base}192/26", "large")

@@ -383,7 +383,7 @@ class LeaseSigningStatus(Struct, frozen=True, kw_only=True):
 
 
 DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Limits in seconds for counting durations."""
+"""Upper limits in seconds of the ranges by which durations are counted."""
 
 
 class Durations(Struct, frozen=True, kw_only=True):

@@ -62,7 +62,7 @@ def with_refusal(call: str, code: str) -> list[str]:
 KERNEL = ("programs SCHED_CLS", "maps LPM_TRIE", "tcx")
 
 
-def test_with_every_right_everything_is_present():
+def test_with_all_rights_each_feature_is_present():
     found = ask()
 
     assert {one["answer"] for one in found.values()} == {"present"}
@@ -71,7 +71,7 @@ def test_with_every_right_everything_is_present():
     assert found[LIBRARY]["detail"].startswith("v")
 
 
-def test_a_missing_right_is_absent_and_features_hidden_by_it_are_unknown():
+def test_a_missing_right_is_absent_and_the_features_that_need_it_are_unknown():
     found = ask(*with_rights("net_admin"))
 
     assert answers(found, "bpf(2)", "CAP_BPF", "CAP_NET_ADMIN") == ["present", "absent", "present"]
@@ -80,7 +80,7 @@ def test_a_missing_right_is_absent_and_features_hidden_by_it_are_unknown():
     assert "CAP_BPF" in found["maps LPM_TRIE"]["hint"]
 
 
-def test_pins_replace_a_right(tmp_path):
+def test_pins_replace_the_right_to_open_programs(tmp_path):
     poor, directory = with_rights("bpf", "net_admin"), tmp_path / "own pins"
 
     without = ask(*poor, pins=directory)["CAP_SYS_ADMIN or"]
@@ -152,7 +152,7 @@ def test_a_kernel_without_the_call_has_no_ebpf(monkeypatch):
     assert "CONFIG_BPF_SYSCALL" in found["bpf(2)"].hint
 
 
-def test_helpers_are_those_that_the_object_calls(monkeypatch):
+def test_the_probed_helpers_are_those_that_the_object_calls(monkeypatch):
     """A helper that this kernel lacks is named, and so would be a missing type of map."""
     strange = ObjectFile(read_object().data.replace(b"\x85\0\0\0\x98\0\0\0", b"\x85\0\0\0\x0f\x27\0\0"), b"")
 

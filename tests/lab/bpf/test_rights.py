@@ -58,7 +58,7 @@ def bpffs(tmp_path):
         remove_pin_directory(str(directory))
 
 
-def test_without_the_right_to_bpf_everything_is_refused(hosts):
+def test_without_the_right_to_use_bpf_each_operation_is_refused(hosts):
     one, two = hosts
     desired = one.plan(two.peer())
 
@@ -105,7 +105,7 @@ def test_programs_that_cannot_be_inspected_are_reported(linked, tmp_path):
     assert one.container.ping(two.container.address)[0] == 3
 
 
-def test_a_bpffs_without_their_pins_causes_no_loop(linked, bpffs):
+def test_a_bpffs_without_the_pins_of_programs_causes_no_endless_retry(linked, bpffs):
     """The existing programs have no pins.
 
     The daemon attaches its own programs once, behind the existing programs, and reports the existing

@@ -116,7 +116,7 @@ def test_an_entry_of_a_removed_device_is_planned_again(linked):
     assert replace(one.container.entry, link="") in found
 
 
-def test_other_settings_cause_another_program(linked):
+def test_changed_settings_cause_another_program(linked):
     one, two = linked
     desired = one.plan(two.peer())
     tunnel = replace(one.tunnel, port=8286)
@@ -229,7 +229,7 @@ class BlindHooks(TcxHooks):
         return ()
 
 
-def test_a_program_attached_twice_is_detached_once(linked):
+def test_one_copy_of_a_program_that_is_attached_twice_is_detached(linked):
     one, two = linked
     desired, program = one.plan(two.peer()), one.program(Role.ENCAPSULATE)
     assert one.act(lambda target: target.apply([Add(program)]), BlindHooks) == []

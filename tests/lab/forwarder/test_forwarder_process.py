@@ -65,7 +65,7 @@ def test_peers_change_in_place(linked):
     assert one.snapshot() == State.of(one.forwarder)
 
 
-def test_process_is_detached(hosts, monkeypatch):
+def test_the_process_of_the_forwarder_is_detached(hosts, monkeypatch):
     """The process has its own session, no inherited descriptors, and no settings of the daemon."""
     monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "secret")
     monkeypatch.setenv("ETCDCTL_PASSWORD", "secret")
@@ -92,7 +92,7 @@ def test_process_is_detached(hosts, monkeypatch):
     assert (one.run_dir / "forwarder.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_forwarder_has_precedence_on_a_loaded_host(linked):
+def test_the_forwarder_has_a_higher_priority_on_a_loaded_host(linked):
     """The process has a higher priority, and its session too if the scheduler groups processes by session."""
     pid = linked[0].pid
 
@@ -214,7 +214,7 @@ def test_another_device_with_the_same_name_is_not_used(linked):
     one.reach(two)
 
 
-def test_no_device_is_ever_created(hosts):
+def test_the_forwarder_never_creates_a_device(hosts):
     """Without its device, the forwarder waits, and logs one line."""
     one, _ = hosts
     one.namespace.ip("link delete flannel0")

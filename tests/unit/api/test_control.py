@@ -163,7 +163,7 @@ def test_the_journal_is_received_unchanged(tmp_path: Path) -> None:
     assert ask(tmp_path / "s", Daemon(), lambda client: client.events()) == EVENTS
 
 
-def test_the_changes_of_a_plan_are_received_and_a_refused_config_keeps_its_class(tmp_path: Path) -> None:
+def test_the_changes_of_a_plan_are_received_and_a_refusal_keeps_its_error_class(tmp_path: Path) -> None:
     for text in (None, "{}"):
         found = ask(tmp_path / "s", Daemon(), lambda client, text=text: client.preview(text))
         assert [one.text for one in found.changes] == [f"for {text}"]
@@ -173,7 +173,7 @@ def test_the_changes_of_a_plan_are_received_and_a_refused_config_keeps_its_class
         ask(tmp_path / "s", Daemon(failure=refusal), lambda client: client.preview("{}"))
 
 
-def test_a_rotated_key_is_received_and_a_refusal_keeps_its_class(tmp_path: Path) -> None:
+def test_a_rotated_key_is_received_and_a_refusal_keeps_its_error_class(tmp_path: Path) -> None:
     refused = NotReadyError("the store is unreachable", hint="Try again.")
 
     assert ask(tmp_path / "s", Daemon(), lambda client: client.rotate_key()).startswith("hKkG9Pwc")
@@ -187,7 +187,7 @@ def test_the_times_of_requests_to_the_store_are_received(tmp_path: Path) -> None
     assert found == StoreTimes(answered_s=(0.5, 0.25), failure="no answer within 1.8 s")
 
 
-def test_a_matrix_is_received_and_a_refusal_keeps_its_class(tmp_path: Path) -> None:
+def test_a_matrix_is_received_and_a_refusal_keeps_its_error_class(tmp_path: Path) -> None:
     hosts = [LEASE.subnet, IPv6Network("fd00:5:0:9::/64")]
     found = ask(tmp_path / "s", Daemon(), lambda client: client.matrix(hosts))
 
@@ -250,7 +250,7 @@ def test_message_and_hint_of_a_bad_config_are_received(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", [StoreError, BusyError, NotReadyError])
-def test_an_error_of_the_daemon_is_received_with_its_class(
+def test_an_error_of_the_daemon_is_received_with_its_error_class(
     tmp_path: Path, family: type[FlannelError]
 ) -> None:
     daemon = Daemon(failure=family("etcd is unreachable", hint="Start it."))

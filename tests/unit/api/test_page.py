@@ -118,7 +118,9 @@ def test_a_token_protects_each_document(tmp_path: Path, ip: str) -> None:
     assert ask(right, access=access).status == 200
 
 
-def test_another_token_is_valid_without_a_restart_and_no_file_is_no_access(tmp_path: Path) -> None:
+def test_a_changed_token_is_valid_without_a_restart_and_a_missing_file_prevents_access(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "token"
     access = Access(ip_address("0.0.0.0"), file)
     given = request("/v1/status", authorization=f"Bearer {TOKEN}")

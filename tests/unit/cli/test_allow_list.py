@@ -107,7 +107,7 @@ def test_a_broken_list_is_not_signed(text: str, call: Call, capfd: Printed) -> N
     assert not Path("keys.signed").exists()
 
 
-def test_a_missing_key_is_not_made_by_signing(call: Call, capfd: Printed) -> None:
+def test_signing_does_not_create_a_missing_key(call: Call, capfd: Printed) -> None:
     assert call("sign", "keys", "--key", "other.json") == 2
     assert "other.json does not exist" in capfd.readouterr().err
     assert not Path("other.json").exists()

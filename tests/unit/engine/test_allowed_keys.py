@@ -229,7 +229,7 @@ def test_a_list_that_no_operator_signed_for_this_network_changes_nothing(how: st
     run(check)
 
 
-def test_lists_of_strangers_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_lists_that_strangers_sign_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async def check(bench: Bench) -> None:
         a = bench.keeper("a", operated=True)
         async with running(bench, a):
@@ -280,7 +280,7 @@ def test_a_list_of_an_operator_who_is_added_later_takes_effect() -> None:
     run(check)
 
 
-def test_a_list_that_cannot_be_kept_is_used_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_that_cannot_be_saved_is_used_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     async def check(bench: Bench) -> None:
         a, b = bench.keeper("a", operated=True), bench.keeper("b", operated=True)
 

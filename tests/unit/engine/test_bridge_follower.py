@@ -38,7 +38,7 @@ class Source:
             self.readers -= 1
 
 
-def test_each_different_state_is_reported_while_it_is_wanted() -> None:
+def test_each_changed_state_of_bridges_is_reported_while_it_is_needed() -> None:
     async def check() -> None:
         source, clock = Source(), FakeClock()
         told: list[tuple[Bridge, ...]] = []
@@ -74,7 +74,7 @@ def test_each_different_state_is_reported_while_it_is_wanted() -> None:
     asyncio.run(check())
 
 
-def test_changes_are_read_only_while_bridges_are_wanted() -> None:
+def test_changes_are_read_only_while_bridges_are_needed() -> None:
     """In a vxlan network, the kernel also announces the neighbour and the FDB entry of each peer."""
 
     async def check() -> None:

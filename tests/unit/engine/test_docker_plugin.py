@@ -231,7 +231,7 @@ def test_a_full_disk_changes_nothing() -> None:
     run(act)
 
 
-def test_a_damaged_memory_is_refused_and_not_overwritten() -> None:
+def test_a_damaged_state_file_is_refused_and_not_overwritten() -> None:
     memory = Memory(b'{"pools":')
 
     async def act(engine: Engine) -> None:
@@ -242,7 +242,7 @@ def test_a_damaged_memory_is_refused_and_not_overwritten() -> None:
     assert memory.content == b'{"pools":'
 
 
-def test_an_unreadable_memory_is_refused_and_not_overwritten(tmp_path: Path) -> None:
+def test_an_unreadable_state_file_is_refused_and_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "docker-networks.json"
     path.mkdir()
 
@@ -283,7 +283,7 @@ def test_a_container_is_connected_again_after_its_bridge_was_created_again() -> 
 
 
 @pytest.mark.parametrize("method", ["Leave", "DeleteEndpoint", "RevokeExternalConnectivity"])
-def test_the_end_of_an_unknown_container_succeeds(method: str) -> None:
+def test_the_request_to_end_an_unknown_container_succeeds(method: str) -> None:
     async def act(engine: Engine) -> None:
         about: dict[str, object] = {"NetworkID": NETWORK, "EndpointID": ENDPOINT}
         assert await engine.ask(f"NetworkDriver.{method}", **about) == {}

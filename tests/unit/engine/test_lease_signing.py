@@ -89,7 +89,7 @@ def test_a_replaced_lease_gets_no_packets_while_its_holder_does_not_run(how: str
                 lease = own(a)
             eves = replace(lease.attributes, public_ip=IPv4Address("192.0.2.250"))
             stored = lease_of(await bench.record(lease_key(lease)))
-            if how == "forged":  # with the key, the counter and the signature of the holder
+            if how == "forged":  # the lease with the key, the counter and the signature of the holder
                 attributes = replace(stored.attributes, public_ip=eves.public_ip)
                 replaced = replace(stored, attributes=attributes)
             else:

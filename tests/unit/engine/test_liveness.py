@@ -58,7 +58,7 @@ def test_nothing_is_sent_without_a_watchdog() -> None:
     assert said == []
 
 
-def test_a_daemon_without_a_network_yet_is_alive_too() -> None:
+def test_a_daemon_that_has_no_network_yet_notifies_the_watchdog() -> None:
     async def check() -> None:
         said: list[str] = []
         clock = FakeClock()
@@ -113,7 +113,7 @@ def test_the_turns_of_a_reconciler_notify_the_watchdog_unless_a_pass_hangs() -> 
     asyncio.run(check())
 
 
-def test_a_reconciler_without_a_plan_is_alive() -> None:
+def test_a_reconciler_without_a_plan_notifies_the_watchdog() -> None:
     async def check() -> None:
         signs: list[None] = []
         clock = FakeClock()

@@ -54,7 +54,7 @@ def on_bench() -> Callable[[Callable[[Bench], Awaitable[None]]], None]:
     return run
 
 
-def test_a_reason_that_lasts_is_an_event_and_so_is_its_end(on_bench: Callable[..., None]) -> None:
+def test_a_reason_that_lasts_and_its_end_cause_events(on_bench: Callable[..., None]) -> None:
     async def check(bench: Bench) -> None:
         bench.notify("STATUS=waiting for a lease: there is no Node n1")
         await bench.clock.advance(PATIENCE_S)
@@ -69,7 +69,7 @@ def test_a_reason_that_lasts_is_an_event_and_so_is_its_end(on_bench: Callable[..
     on_bench(check)
 
 
-def test_a_start_and_a_short_failure_are_no_events(on_bench: Callable[..., None]) -> None:
+def test_a_start_and_a_short_failure_cause_no_events(on_bench: Callable[..., None]) -> None:
     async def check(bench: Bench) -> None:
         bench.notify("STATUS=waiting for a lease")
         await bench.clock.advance(PATIENCE_S / 2)

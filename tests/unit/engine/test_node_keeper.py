@@ -105,7 +105,7 @@ def on_bench(tmp_path: Path) -> Callable[..., None]:
     return run
 
 
-def test_the_lease_is_the_node_with_the_annotations_of_the_original(on_bench: Callable[..., None]) -> None:
+def test_the_lease_is_published_in_the_annotations_of_the_original(on_bench: Callable[..., None]) -> None:
     async def check(bench: Bench) -> None:
         await bench.until(lambda: bench.last(Acquired))
         assert bench.last(Acquired).held.lease.subnet == IPv4Network("10.244.1.0/24")
@@ -545,7 +545,7 @@ def test_an_outage_is_reported_and_new_nodes_are_seen_afterwards(on_bench: Calla
     on_bench(check)
 
 
-def test_a_broken_data_path_is_a_condition_only_if_it_lasts(
+def test_a_broken_data_path_sets_the_condition_only_if_it_lasts(
     on_bench: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyflannel.engine.node_keeper.PATH_PATIENCE_S", 0.05)
@@ -568,7 +568,7 @@ def test_a_broken_data_path_is_a_condition_only_if_it_lasts(
     on_bench(check)
 
 
-def test_a_data_path_that_is_broken_at_the_start_is_a_condition(
+def test_a_data_path_that_is_broken_at_the_start_sets_the_condition(
     on_bench: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a boot, the Node still has the condition of the previous run."""

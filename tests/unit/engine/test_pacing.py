@@ -31,7 +31,7 @@ def test_objects_without_further_damage_are_forgotten() -> None:
     assert damping.remembered == 1
 
 
-def test_a_fight_is_remembered_until_a_window_after_its_pause() -> None:
+def test_repairs_that_were_undone_are_remembered_until_a_window_after_the_pause() -> None:
     damping = Damping()
     pauses = [damping.repaired("route", 0.1 * number) for number in range(FIGHT_REPAIRS)]
     assert pauses[:-1] == [None] * (FIGHT_REPAIRS - 1)

@@ -462,7 +462,7 @@ def test_a_route_to_the_subnet_of_a_peer(link: str, protocol: int, is_planned: b
     assert ("has a route of another program" in made.refused.get(peer.subnet, "")) == (not is_planned)
 
 
-def test_one_lease_replans_one_peer() -> None:
+def test_a_change_of_one_lease_plans_only_one_peer_again() -> None:
     """The plan in force is changed in place, because a copy of a large plan would be slow."""
     made = planner()
     assert isinstance(made.take(leases=by_subnet(lease(number, number) for number in (1, 2))), Replaced)
@@ -485,7 +485,7 @@ def test_a_refused_peer_is_logged_with_its_host_name(caplog) -> None:
     assert caplog.messages[-1].endswith("lease=10.100.2.0/24 address=172.16.0.2 host=docker2")
 
 
-def test_a_peer_with_an_objection_is_named_once(caplog) -> None:
+def test_a_refused_peer_is_logged_once(caplog) -> None:
     made, refused = planner(), lease(2, 2, "udp")
 
     made.take(leases=by_subnet([lease(1, 1), refused]))

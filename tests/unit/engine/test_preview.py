@@ -69,7 +69,7 @@ def shown(*items: Item, inputs: Inputs = INPUTS) -> PlanPreview:
     return asyncio.run(preview(inputs, OPTIONS, [Readable(State.collect(items))]))
 
 
-def test_a_host_as_planned_has_no_changes() -> None:
+def test_the_preview_for_a_host_as_planned_contains_no_changes() -> None:
     assert shown(*planned()) == PlanPreview()
 
 

@@ -234,7 +234,7 @@ def test_a_changed_request_causes_no_probes() -> None:
     assert asyncio.run(life()) == []
 
 
-def test_a_changed_row_does_not_count() -> None:
+def test_a_row_that_was_changed_after_its_signature_does_not_count() -> None:
     async def life() -> Matrix:
         hosts = Hosts(1, 2)
         hosts.off = {2}
@@ -277,7 +277,7 @@ def test_a_host_whose_kernel_refuses_probes_shows_the_reason_and_the_other_rows(
     assert letters(asyncio.run(life())) == ["cannot send ICMP echo requests", "reached"]
 
 
-def test_hosts_are_limited_and_a_large_network_is_sampled_with_the_own_host() -> None:
+def test_the_hosts_of_a_matrix_are_limited_and_a_sample_contains_the_own_host() -> None:
     numbers = range(1, 60)
 
     async def life() -> Matrix:

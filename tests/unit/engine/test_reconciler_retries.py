@@ -148,7 +148,7 @@ def test_only_the_refused_link_is_logged_as_the_cause(caplog: pytest.LogCaptureF
     ]
 
 
-def test_a_fight_over_an_object_is_damped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_repairs_that_another_program_undoes_are_delayed_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
         async with running(Bench(FakeKernel(), PLAN)) as bench:
             for _ in range(100):
@@ -190,7 +190,7 @@ def test_a_host_with_a_delayed_repair_is_not_clean() -> None:
     asyncio.run(check())
 
 
-def test_a_changed_plan_is_not_delayed_by_a_fight() -> None:
+def test_a_changed_plan_is_not_delayed_by_a_delayed_repair() -> None:
     async def check() -> None:
         async with running(Bench(FakeKernel(), PLAN)) as bench:
             await fight(bench)

@@ -506,7 +506,7 @@ class TestHandshakes:
 
         assert self.greeted_after(HANDSHAKE_S - 1, contacts) == set()
 
-    def test_a_silent_peer_is_sent_encrypted_packets_in_the_end(self) -> None:
+    def test_after_a_limited_time_packets_to_a_silent_peer_are_encrypted(self) -> None:
         assert self.greeted_after(HANDSHAKE_S - 1, self.contacts("a")) == set()
         assert self.greeted_after(HANDSHAKE_S + 1, self.contacts("a")) == {"a"}
 

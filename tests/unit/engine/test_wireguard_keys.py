@@ -86,7 +86,7 @@ def test_a_rotation_changes_the_device_first_and_the_lease_second() -> None:
     ("switches", "publishes", "failure"),
     [(False, True, "the device did not take"), (True, False, "the store did not take")],
 )
-def test_a_step_that_takes_too_long_leaves_the_old_key(switches: bool, publishes: bool, failure: str) -> None:
+def test_a_step_that_takes_too_long_keeps_the_old_key(switches: bool, publishes: bool, failure: str) -> None:
     bench = Bench()
 
     async def rotate() -> None:
@@ -102,7 +102,7 @@ def test_a_step_that_takes_too_long_leaves_the_old_key(switches: bool, publishes
     assert (bench.file.current, bench.file.prepared) == ("old", "")
 
 
-def test_a_rotation_that_is_cancelled_leaves_the_old_key() -> None:
+def test_a_rotation_that_is_cancelled_keeps_the_old_key() -> None:
     bench = Bench()
 
     async def rotate() -> None:

@@ -42,7 +42,7 @@ def test_an_answer_contains_its_length_and_date(say: Say) -> None:
     assert b"Date: " in head
 
 
-def test_head_is_get_without_body(say: Say) -> None:
+def test_a_head_request_is_answered_like_get_without_a_body(say: Say) -> None:
     answer = asyncio.run(say(LAST.replace(b"GET", b"HEAD")))
 
     assert b"Content-Length: 7" in answer
@@ -55,7 +55,7 @@ def test_http_1_0_closes_after_one_answer(say: Say) -> None:
     assert answer.startswith(b"HTTP/1.1 200")
 
 
-def test_chunks_are_joined(say: Say) -> None:
+def test_the_chunks_of_a_request_are_joined(say: Say) -> None:
     chunks = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
 
     answer = asyncio.run(
@@ -252,7 +252,7 @@ def test_a_hanging_handler_is_cancelled(serve: Serve) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     deadline=None,
 )
-def test_no_bytes_damage_the_server(serve: Serve, data: bytes) -> None:
+def test_no_received_bytes_damage_the_server(serve: Serve, data: bytes) -> None:
     """After any input of a client, the next client is served."""
 
     async def ask() -> int:

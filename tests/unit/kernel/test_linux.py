@@ -26,7 +26,7 @@ async def refused(operations: Sequence[Operation]) -> list[tuple[Operation, str]
         return [(refusal.operation, refusal.cause) for refusal in await target.apply(operations)]
 
 
-def test_operations_after_a_silence_are_not_tried_and_refused_once(
+def test_operations_after_an_unanswered_operation_are_refused_without_an_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The adapter does not know which operations took effect. The next pass reads the host."""

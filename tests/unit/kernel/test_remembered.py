@@ -77,7 +77,7 @@ def test_only_entries_on_known_links_are_remembered() -> None:
     assert look.made == [b"a"]
 
 
-def test_two_messages_with_the_same_lasting_part_are_one_item() -> None:
+def test_two_messages_that_differ_only_in_ages_are_one_item() -> None:
     """The times since the last use of an entry differ each time."""
     look = Look()
     for body in (b"a1", b"a2"):

@@ -55,7 +55,7 @@ def test_a_small_subnet_has_no_parts() -> None:
     assert divide(IPv4Network("10.0.0.0/27")) is None
 
 
-def test_each_network_gets_another_part() -> None:
+def test_each_network_gets_a_different_part() -> None:
     state, pools = EMPTY, []
     for _ in range(6):
         state, given = pool(state)
@@ -88,7 +88,7 @@ def test_a_route_that_contains_the_subnet_is_named_in_the_refusal(route: str) ->
     assert "mk-docker-opts" in refused.value.hint
 
 
-def test_a_released_part_is_given_again() -> None:
+def test_a_released_part_is_assigned_again() -> None:
     state, first = pool()
 
     _, again = pool(release_pool(state, first.name))
@@ -115,14 +115,14 @@ def test_a_network_may_be_larger_or_smaller() -> None:
         ("10.100.3.64/26", "which this host uses"),
     ],
 )
-def test_a_subnet_of_the_user_is_checked(wanted: str, reason: str) -> None:
+def test_a_subnet_that_the_user_chose_is_checked(wanted: str, reason: str) -> None:
     state, _ = pool()
 
     with pytest.raises(DockerPluginError, match=reason):
         pool(state, wanted=wanted)
 
 
-def test_a_subnet_of_the_user_is_given() -> None:
+def test_a_subnet_that_the_user_chose_is_assigned() -> None:
     state, given = pool(wanted="10.100.3.128/25", choice="10.100.3.192/26")
     _, _, address = request_address(state, given.name, None)
 
@@ -152,7 +152,7 @@ def test_a_subnet_without_parts_is_refused() -> None:
         pool(host=IPv4Network("10.100.3.0/28"))
 
 
-def test_no_address_is_given_twice() -> None:
+def test_no_address_is_assigned_twice() -> None:
     state, given = pool()
     addresses = []
     for _ in range(30):
@@ -165,7 +165,7 @@ def test_no_address_is_given_twice() -> None:
         request_address(state, given.name, None)
 
 
-def test_a_released_address_is_given_again() -> None:
+def test_a_released_address_is_assigned_again() -> None:
     state, given = pool()
     state, _, first = request_address(state, given.name, None)
 
@@ -183,7 +183,7 @@ def test_a_released_address_is_given_again() -> None:
         ("10.100.4.1", "not in the subnet"),
     ],
 )
-def test_a_wanted_address_is_checked(address: str, reason: str) -> None:
+def test_an_address_that_the_user_chose_is_checked(address: str, reason: str) -> None:
     state, given = pool()
     state, _, _ = request_address(state, given.name, None)
 

@@ -92,7 +92,7 @@ def test_an_address_of_a_container_is_reached_only_if_it_answers() -> None:
     assert stop(path("reached", "reached", "rejected"), is_container=True)[0] == "peer"
 
 
-def test_without_a_tunnel_the_container_decides() -> None:
+def test_without_a_tunnel_the_answer_of_the_container_shows_whether_the_host_is_reached() -> None:
     """The backend host-gw has no tunnel."""
     assert stop([step("underlay", "reached"), step("container", "reached")])[0] is None
     assert stop([step("underlay", "silent"), step("container", "silent")])[0] == "underlay"

@@ -67,7 +67,7 @@ def iptables(*rules: str, table: str = "filter", policy: str = "ACCEPT", chain: 
         ("-A INPUT -m set --match-set a src -g sub\n-A INPUT -j DROP", "unknown"),
     ],
 )
-def test_rules_of_iptables(rule: str, kind: str) -> None:
+def test_rules_of_iptables_are_evaluated(rule: str, kind: str) -> None:
     assert judge(TUNNEL, iptables(*rule.splitlines()), IN).kind == kind
 
 
@@ -217,7 +217,7 @@ REMARK = {"xt": {"type": "match", "name": "comment"}}
         ([{"jump": {"target": "sub"}}], "accept"),
     ],
 )
-def test_rules_of_nftables(expressions: list[dict[str, Any]], kind: str) -> None:
+def test_rules_of_nftables_are_evaluated(expressions: list[dict[str, Any]], kind: str) -> None:
     assert judge(TUNNEL, nft(expressions), IN).kind == kind
 
 
@@ -253,7 +253,7 @@ RAW_SADDR = {"payload": {"base": "nh", "offset": 64, "len": 128}}
         ([condition({"meta": {"key": "protocol"}}, "ip6"), DROP], "drop", "drop"),
     ],
 )
-def test_rules_of_nftables_for_ipv6(
+def test_rules_of_nftables_for_ipv6_are_evaluated(
     expressions: list[dict[str, Any]], tunnel: str, solicitation: str
 ) -> None:
     rules = nft(expressions)
@@ -350,7 +350,7 @@ ETHER_TYPE = {"payload": {"protocol": "ether", "field": "type"}}
         ),
     ],
 )
-def test_rules_of_the_family_bridge(
+def test_rules_of_the_family_bridge_are_evaluated(
     packet: Packet, hook: str, expressions: list[dict[str, Any]], kind: str
 ) -> None:
     assert judge(packet, bridge(*expressions, hook=hook), THROUGH).kind == kind

@@ -175,7 +175,7 @@ def test_both_engines_have_the_same_rules() -> None:
     assert {chain.kind: chain.rules for chain in table.chains} == chains
 
 
-def test_in_nftables_the_accept_in_iptables_is_for_a_dropping_forward_only() -> None:
+def test_with_nftables_the_accept_rules_in_iptables_exist_only_if_forward_drops() -> None:
     config = NetworkConfig(network=NETWORK, enable_nftables=True)
     (chain,) = [item for item in plan_filter(config, host(), EVERYTHING) if isinstance(item, IptablesChain)]
 

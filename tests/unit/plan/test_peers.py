@@ -147,7 +147,9 @@ leases = st.lists(
 
 
 @given(st.lists(leases, max_size=5), leases)
-def test_earlier_leases_have_no_effect(history: list[list[Lease]], last: list[Lease]) -> None:
+def test_removed_leases_have_no_effect_on_peers_and_conflicts(
+    history: list[list[Lease]], last: list[Lease]
+) -> None:
     """After any changes, the peers and conflicts result only from the current leases."""
     peers, followed = Peers(OWN, NETWORK, 24), {}
     for each in [*history, last]:

@@ -410,7 +410,7 @@ def test_without_a_probe_nothing_is_concluded_about_the_other_host() -> None:
     assert [one.name for one in report.steps if one.state == "unknown"] == ["underlay", "peer"]
 
 
-def test_a_packet_between_two_containers_of_this_host() -> None:
+def test_a_packet_between_two_containers_of_this_host_is_followed() -> None:
     kernel, other = Kernel("host-gw"), OWN.network_address + 3
     assert kernel.trace(NEAR, other).stops == "container"
 
@@ -441,7 +441,7 @@ def test_the_rules_of_the_family_bridge_are_followed_at_the_ports_of_the_packet(
     )
 
 
-def test_a_packet_of_the_host_itself() -> None:
+def test_a_packet_of_the_host_itself_is_followed() -> None:
     report = Kernel("vxlan").trace(HERE, FAR)
 
     assert [one.name for one in report.steps][:2] == ["host", "route"]

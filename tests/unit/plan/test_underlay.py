@@ -165,7 +165,7 @@ def test_selectors_are_tried_in_the_order_of_the_original() -> None:
     assert chosen(last, HOST, reached)[0] == "eth0"
 
 
-def test_an_own_address_is_reached_by_its_holder() -> None:
+def test_the_interface_with_an_own_address_is_used_for_this_address() -> None:
     wanted = UnderlayOptions(can_reach=IPv4Address("10.10.10.102"))
 
     assert chosen(wanted, HOST, ("lo", IPv4Address("10.10.10.102"))) == ("eth1", "10.10.10.102")
@@ -418,7 +418,7 @@ class TestIpv6:
         assert underlay.ipv6_address == IPv6Address("fd07::102")
         assert underlay.public_ipv6 == IPv6Address("2001:db8::7")
 
-    def test_without_ipv6_in_the_network_nothing_of_it_is_in_the_underlay(self) -> None:
+    def test_the_underlay_of_a_network_without_ipv6_contains_no_ipv6_address(self) -> None:
         """If the underlay contained IPv6 addresses, each change of an IPv6 address would cause a new plan."""
         eth0 = interface("eth0", "192.168.50.102/24", PERMANENT, on_link=(IPv6Network("fd07::/64"),))
         found = Interfaces(interfaces=(eth0,), default_routes=(BY_ETH0,))

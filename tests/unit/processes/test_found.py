@@ -68,7 +68,7 @@ def running(program: Path, uid: int) -> Iterator[int]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to start a program as another user")
-def test_only_a_process_with_rights_is_the_original(open_directory: Path) -> None:
+def test_only_a_process_with_rights_counts_as_the_original(open_directory: Path) -> None:
     """If the name were sufficient, any user could prevent `flannelctl cleanup` from removing objects of the
     original.
     """

@@ -12,7 +12,7 @@ from pyflannel.stores.etcd.failure import within
 LIMIT_S = 0.2
 
 
-def test_an_answer_that_arrived_while_the_process_was_stopped_counts() -> None:
+def test_an_answer_that_arrived_while_the_process_was_stopped_is_used() -> None:
     async def test() -> str:
         answer = asyncio.get_running_loop().create_future()
 
@@ -29,7 +29,7 @@ def test_an_answer_that_arrived_while_the_process_was_stopped_counts() -> None:
     assert asyncio.run(test()) == "here"
 
 
-def test_each_stop_of_the_process_counts_as_one_tick() -> None:
+def test_a_stop_of_the_process_shortens_a_deadline_by_one_tick_only() -> None:
     """Stops of the process in several steps of a call do not exceed the deadline."""
 
     async def test() -> str:

@@ -38,7 +38,7 @@ class Wire(asyncio.Transport):
 
 
 @pytest.mark.parametrize("hears", [True, False])
-def test_any_received_data_keeps_the_connection(hears: bool) -> None:
+def test_any_received_data_keeps_the_connection_open(hears: bool) -> None:
     async def test() -> bool:
         protocol = Connection(Endpoint("127.0.0.1", 1), None)._protocol_factory()
         protocol.connection_made(Wire())

@@ -191,7 +191,7 @@ def test_a_slow_watcher_delays_the_member(watching: Watching) -> None:
         asyncio.CancelledError(),
     ],
 )
-def test_any_end_of_the_reader_is_raised(watching: Watching, error: BaseException) -> None:
+def test_any_error_of_the_reader_is_raised(watching: Watching, error: BaseException) -> None:
     """Unexpected errors, and cancellations by other tasks, are raised too: `next` never waits forever."""
 
     async def check(watch: Watch, last: asyncio.Event) -> None:

@@ -62,7 +62,7 @@ def test_every_spelling_is_read(text: str, vni: int | None) -> None:
         "[" * 100_000,
     ],
 )
-def test_data_without_a_vtep_is_none(text: str) -> None:
+def test_backend_data_without_a_vtep_is_read_as_none(text: str) -> None:
     assert parse_vtep(text) is None
 
 

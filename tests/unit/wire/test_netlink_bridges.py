@@ -31,7 +31,7 @@ def test_a_bridge_that_filters_vlans() -> None:
     )
 
 
-def test_a_port_is_read() -> None:
+def test_a_bridge_port_is_read() -> None:
     info = nest(18, attribute(1, b"veth"), attribute(4, b"bridge"), nest(5, attribute(1, b"\x03")))
     body = link(7, attribute(3, b"veth1\0"), attribute(10, struct.pack("=I", 3)), info)
 

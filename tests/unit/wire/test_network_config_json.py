@@ -106,7 +106,7 @@ def test_refuses_with_the_text_of_the_original_or_a_listed_text(case: dict[str, 
 @pytest.mark.parametrize(
     "case", [case for case in GOLDEN if number(case) in REFUSED | LIBRARY_TEXTS], ids=number
 )
-def test_listed_differences_are_differences(case: dict[str, str]) -> None:
+def test_each_listed_difference_from_the_original_exists(case: dict[str, str]) -> None:
     ours = (REFUSED | LIBRARY_TEXTS)[number(case)]
 
     assert ours not in case.get("error", "")
@@ -168,7 +168,7 @@ def test_listed_differences_are_differences(case: dict[str, str]) -> None:
         ),
     ],
 )
-def test_message_names_key_and_value(text: str, message: str) -> None:
+def test_an_error_message_names_the_key_and_the_value(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_network_config(text)
 
@@ -195,7 +195,7 @@ def test_ipv4_mapped_address_is_the_ipv4_address() -> None:
     assert config.subnet_min == IPv4Address("10.3.9.0")
 
 
-def test_null_after_a_value_has_the_effect_of_the_original() -> None:
+def test_null_after_a_value_has_the_same_effect_as_in_the_original() -> None:
     config = parse_network_config(
         '{"Network":"10.3.0.0/16","SubnetLen":26,"SubnetLen":null,"EnableNFTables":true,"EnableNFTables":null}'
     )
@@ -213,7 +213,7 @@ def test_an_unspecified_address_counts_as_absent() -> None:
     assert (str(config.ipv6_subnet_min), str(config.ipv6_subnet_max)) == ("fc00:0:0:1::", "fc00:0:0:ffff::")
 
 
-def test_document_null_is_an_empty_object() -> None:
+def test_the_document_null_is_read_as_an_empty_object() -> None:
     with pytest.raises(ConfigError, match="please define a correct Network parameter"):
         parse_network_config("null")
 
@@ -285,7 +285,7 @@ def test_no_subnet_is_admitted_when_ipv4_is_off() -> None:
 
 
 @pytest.mark.parametrize(("value", "mode"), [('"safe"', "safe"), ('"off"', "off"), ("null", "safe")])
-def test_the_fast_path(value: str, mode: str) -> None:
+def test_the_values_of_fast_path_are_read(value: str, mode: str) -> None:
     config = parse_network_config(f'{{"Network":"10.3.0.0/16","FastPath":{value}}}')
 
     assert config.fast_path == mode

@@ -115,7 +115,7 @@ def test_no_icmp_error_for_a_later_fragment(offset, flags, build):
 
 
 @given(kind=st.integers(0, 255))
-def test_time_exceeded_answers_no_icmp_error(kind):
+def test_an_icmp_error_is_not_answered_by_time_exceeded(kind):
     """Echo requests are answered for traceroute. Errors about errors could loop."""
     offender = packet(protocol=1, payload=bytes([kind, 0, 0, 0, 0, 0, 0, 0]))
 

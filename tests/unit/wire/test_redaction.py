@@ -85,7 +85,7 @@ def test_other_texts_are_unchanged(text: str) -> None:
     assert not redactor.removed
 
 
-def test_names_of_secrets() -> None:
+def test_names_of_secrets_are_recognised() -> None:
     assert is_secret("FLANNELD_ETCD_PASSWORD")
     assert is_secret("etcd-password")
     assert is_secret("PSK")
@@ -94,7 +94,7 @@ def test_names_of_secrets() -> None:
     assert not is_secret("FLANNELD_IFACE")
 
 
-def test_the_secrets_of_a_file_of_keys() -> None:
+def test_the_secrets_in_a_key_file_are_found() -> None:
     key = json.dumps({"Owner": "o", "Private": "aabb", "Public": "ccdd"})
     pem = "-----BEGIN PRIVATE KEY-----\nMC4CAQ\n-----END PRIVATE KEY-----\n"
 

@@ -17,7 +17,7 @@ _DOCKER_FIX = "mk-docker-opts -c -d /etc/default/docker  # restart Docker with i
 
 
 def forwarding(seen: Observed) -> Iterator[Finding]:
-    """Yield the settings by which the host does not forward packets of the overlay."""
+    """Yield findings for settings because of which the host does not forward packets of the overlay."""
     backend = seen.status.backend
     tunnel = backend.link if backend is not None else None
     on_the_way = (*seen.ports, tunnel or seen.membership.underlay or "")

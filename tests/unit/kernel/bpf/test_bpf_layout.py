@@ -91,7 +91,7 @@ def test_peers_are_read_back(peer):
     assert unpack_peer("flannel0", pack_subnet(peer.subnet), pack_peer(peer)) == peer
 
 
-def test_the_prefix_counts_for_a_peer_with_an_address_as_subnet():
+def test_host_bits_of_the_address_in_an_entry_are_ignored():
     """Another program can write an entry whose address has host bits, and the kernel ignores the host
     bits.
     """

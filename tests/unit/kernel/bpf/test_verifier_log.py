@@ -14,7 +14,7 @@ processed 2 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_stat
 """
 
 
-def test_the_statistics_at_the_end_are_omitted():
+def test_the_statistics_at_the_end_of_the_verifier_log_are_omitted():
     assert useful_lines(LOG) == [
         "1: (73) *(u8 *)(r2 +12) = r0",
         "invalid access to packet, off=12 size=1, R2(id=0,off=12,r=0)",
@@ -22,5 +22,5 @@ def test_the_statistics_at_the_end_are_omitted():
     ]
 
 
-def test_no_log_has_no_lines():
+def test_an_empty_verifier_log_has_no_lines():
     assert useful_lines("") == []

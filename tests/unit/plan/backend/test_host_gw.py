@@ -80,7 +80,7 @@ class TestHostGw:
         assert HostGwBackend().objection(refused, HOST) == reason
         assert HostGwBackend().plan_peer(refused, HOST) == State.EMPTY
 
-    def test_both_ends_of_a_link_of_two_are_hosts(self) -> None:
+    def test_both_addresses_of_a_link_with_two_addresses_are_hosts(self) -> None:
         host = replace(HOST, underlay=replace(UNDERLAY, on_link=(IPv4Network("192.168.50.102/31"),)))
 
         assert len(HostGwBackend().plan_peer(peer("192.168.50.103"), host)) == 1
@@ -97,7 +97,7 @@ class TestHostGw:
 
 
 class TestAlloc:
-    def test_nothing_is_planned(self) -> None:
+    def test_the_backend_alloc_plans_no_objects(self) -> None:
         backend = AllocBackend()
 
         assert backend.plan_host(HOST) == State.EMPTY

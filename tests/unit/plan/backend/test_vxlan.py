@@ -446,7 +446,7 @@ class TestOneMacAddressTwice:
 
 
 class TestConfig:
-    def test_defaults_of_omitted_keys(self) -> None:
+    def test_omitted_keys_of_the_config_have_their_defaults(self) -> None:
         backend = configured()
 
         assert backend == VxlanBackend()
@@ -454,7 +454,7 @@ class TestConfig:
             backend.config_line == "VXLAN config: VNI=1 Port=0 GBP=false Learning=false DirectRouting=false"
         )
 
-    def test_every_key_in_any_case(self) -> None:
+    def test_every_key_of_the_config_is_read_in_any_case(self) -> None:
         backend = configured(
             vni=7, PORT=4789, gbp=True, learning=True, directrouting=True, mtu=1400, macprefix="0E-2A"
         )
@@ -535,7 +535,7 @@ class TestConfig:
         assert "--kube-subnet-mgr" in caught.value.hint
         assert backend_of(replace(config, is_assigned=True)) == VxlanBackend()
 
-    def test_ipv6_has_an_effect(self) -> None:
+    def test_the_setting_enable_ipv6_has_an_effect(self) -> None:
         assert parse(replace(CONFIG, enable_ipv6=True)).config_warnings == ()
 
     def test_the_backend_is_found_by_its_type(self) -> None:

@@ -200,7 +200,7 @@ class TestOneDevice:
             ("10.0.0.7", "2001:db8::7", None, False),
         ],
     )
-    def test_auto_prefers_public_addresses(
+    def test_the_mode_auto_prefers_public_addresses(
         self, ipv4: str, ipv6: str | None, own_ipv6: str | None, is_ipv6: bool
     ) -> None:
         attributes = replace(

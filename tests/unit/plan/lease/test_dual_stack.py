@@ -165,7 +165,7 @@ def test_a_lost_lease_is_acquired_again_with_both_subnets() -> None:
     assert list(store.leases) == [(FIRST, FIRST_IPV6)]
 
 
-def test_the_end_of_another_key_of_the_subnet_is_no_loss() -> None:
+def test_the_deletion_of_another_key_of_the_subnet_is_not_a_loss_of_the_lease() -> None:
     """The other key may be the expired lease from before IPv6 was enabled."""
     store = Store()
     host = Host(store, wanted_dual()).start()

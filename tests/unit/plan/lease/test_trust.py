@@ -44,7 +44,7 @@ def test_with_an_allow_list_only_its_keys_are_accepted() -> None:
     assert trust.objection(lease(EVE, 1), is_authentic=True) == "not_allowed"
 
 
-def test_an_older_statement_of_a_key_is_refused_on_any_subnet() -> None:
+def test_an_older_signed_lease_of_a_key_is_refused_on_any_subnet() -> None:
     trust = Trust(allowed=frozenset({A}))
 
     assert accepts(trust, lease(A, 5))
@@ -53,7 +53,7 @@ def test_an_older_statement_of_a_key_is_refused_on_any_subnet() -> None:
     assert not accepts(trust, lease(A, 5))
 
 
-def test_a_statement_that_another_key_replaced_is_refused() -> None:
+def test_a_signed_lease_that_another_key_replaced_is_refused() -> None:
     """The former holder of a subnet left the network. No host can restore its lease."""
     trust = Trust(allowed=frozenset({A, B}))
     assert accepts(trust, lease(A, 5))

@@ -114,7 +114,7 @@ def test_a_neighbour_without_an_answer_has_no_mac(state: int) -> None:
 
 
 @pytest.mark.parametrize("extra", [("NDA_PORT", 99), ("NDA_VNI", 99), ("NDA_IFINDEX", 9)])
-def test_an_entry_with_another_port_or_vni_is_not_plain(extra: tuple[str, int]) -> None:
+def test_an_entry_with_another_port_or_vni_is_not_read_as_a_plain_entry(extra: tuple[str, int]) -> None:
     body = by_pyroute2(
         family=7,
         ifindex=5,
@@ -136,7 +136,9 @@ def test_the_fdb_of_a_bridge_is_distinguished() -> None:
 
 
 @given(indexes, addresses, macs, addresses, ages, ages)
-def test_the_lasting_part_distinguishes_entries_but_not_their_ages(index, address, mac, other, first, second):
+def test_the_compared_part_of_a_message_distinguishes_entries_but_not_their_ages(
+    index, address, mac, other, first, second
+):
     for body, another in (
         (put_neighbour(index, address, mac).body, put_neighbour(index, other, mac).body),
         (put_fdb_entry(index, mac, address).body, put_fdb_entry(index, mac, other).body),
@@ -146,14 +148,14 @@ def test_the_lasting_part_distinguishes_entries_but_not_their_ages(index, addres
         assert (lasting_part(body + first) == lasting_part(another + first)) == (address == other)
 
 
-def test_the_counter_of_probes_does_not_belong_to_the_lasting_part() -> None:
+def test_the_counter_of_probes_does_not_belong_to_the_compared_part() -> None:
     """In a message about a neighbour, the kernel reports the counter before the ages."""
     body = put_neighbour(5, IPv4Address("10.7.0.2"), "0e:00:00:00:00:02").body
 
     assert lasting_part(body + attribute(4, bytes(4)) + attribute(3, bytes(16))) == body
 
 
-def test_attributes_before_the_ages_belong_to_the_lasting_part() -> None:
+def test_attributes_before_the_ages_belong_to_the_compared_part() -> None:
     body = put_fdb_entry(5, "0e:00:00:00:00:02", IPv4Address("10.7.0.2")).body
     port = attribute(6, struct.pack("!H", 99))
 

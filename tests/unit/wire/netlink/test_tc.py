@@ -26,7 +26,7 @@ filters = st.builds(
 )
 
 
-def test_the_qdisc_has_its_own_parent():
+def test_the_clsact_qdisc_has_its_own_parent():
     request = create_clsact(7)
 
     assert request.flags == ACK | CREATE | EXCLUSIVE
@@ -34,7 +34,7 @@ def test_the_qdisc_has_its_own_parent():
     assert attributes(request.body, HEAD.size) == {1: b"clsact\0"}
 
 
-def test_a_program_is_given_by_descriptor_and_decides_itself():
+def test_a_program_is_given_by_descriptor_with_direct_action():
     request = create_filter(7, EGRESS, "flannel_encap", 5)
 
     assert HEAD.unpack_from(request.body)[1:4] == (7, 0, 0xFFFFFFF3)
