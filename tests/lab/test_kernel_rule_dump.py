@@ -1,4 +1,4 @@
-"""A reading of the packet filter is valid until a notification reports a possible change."""
+"""The result of reading the packet filter is valid until a notification reports a possible change."""
 
 import asyncio
 import os

@@ -19,7 +19,7 @@ ROUTER = "router"
 
 
 class Segment(Struct, frozen=True):
-    """An Ethernet with hosts. The router is the gateway of this network.
+    """An Ethernet segment with hosts. The router is the gateway of this network.
 
     Attributes:
         name: name of the segment, which is also the name of its switch, a bridge in the sandbox of the

@@ -4,7 +4,7 @@ A signature covers the prefix of the store, the key of the lease and its value w
 owner, addresses, backend, port, counter and public key. The value is signed in a separate form with sorted
 keys, so that spelling and order in the store have no effect. This form also contains keys of later versions.
 
-The library is imported by the first call, because it takes 8 MiB of memory.
+The library is imported by the first call, because it takes 9 MiB of memory.
 """
 
 import re

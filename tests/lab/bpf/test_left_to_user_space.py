@@ -268,7 +268,7 @@ def without_frames(hosts):
         yield hosts
 
 
-def test_packets_without_an_ethernet_header_pass_user_space(without_frames, send_stream):
+def test_packets_without_an_ethernet_header_pass_through_user_space(without_frames, send_stream):
     one, two = without_frames
     one.heal(one.plan(two.peer()))
     two.heal(two.plan(one.peer()))

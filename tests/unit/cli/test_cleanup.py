@@ -48,7 +48,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, *, is_yes: bool) -> None:
 
 @pytest.mark.parametrize("option", [["--dry-run"], []])
 @pytest.mark.usefixtures("performed")
-def test_the_report_is_a_document(
+def test_the_report_of_a_cleanup_is_a_json_document(
     option: list[str], words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*words, *option, "--json"]) == 0

@@ -18,7 +18,7 @@ def simulate(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
         return runner.run(coroutine)
 
 
-def test_weeks_pass_immediately_and_in_order() -> None:
+def test_simulated_weeks_pass_immediately_and_in_order() -> None:
     async def test() -> None:
         clock, woken = SimulatedClock(), []
 

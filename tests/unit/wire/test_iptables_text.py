@@ -66,7 +66,7 @@ def test_forward_rules_are_those_of_the_original(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["id"])
 def test_masquerade_rules_of_the_original_are_understood(case: dict[str, Any]) -> None:
-    """Release 0.20 has one return rule for the network. Later releases, and pyflannel, have two such rules."""
+    """Release 0.20 has one return rule for the network. Later releases and pyflannel have two such rules."""
     for family, part in ((4, ""), (6, "IPV6_")):
         lines = case["rules"].get(f"ipv{family} nat")
         if lines is None:

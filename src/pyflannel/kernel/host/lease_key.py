@@ -4,7 +4,7 @@ hosts.
 The key of the host is in a file with mode 0600, which survives reboots.
 
 The key belongs to an owner (`model.lease.Identity`), so a host with a new identity gets a new key. A
-short-lived process creates the key, because the library takes 8 MiB of memory.
+short-lived process creates the key, because the library takes 9 MiB of memory.
 """
 
 import json

@@ -225,7 +225,9 @@ def _to_container(facts: Facts, address: IpAddress) -> Iterator[TraceStep]:
         return
     if link is None or near.gateway is not None or (bridge is not None and link.name != bridge.name):
         place = bridge.name if bridge is not None else "a bridge"
-        yield fails("bridge", near.text, f"packets to {address} do not take {place} of this host", LOOK)
+        yield fails(
+            "bridge", near.text, f"packets to {address} do not leave through {place} of this host", LOOK
+        )
         return
     if link.kind == "bridge" and not link.has_carrier:
         found = f"ip link show {link.name}: NO-CARRIER"

@@ -132,7 +132,7 @@ def _plain(header: _Header, ends: bytes, identifier: bytes) -> tuple[Expression,
 
 
 def _has(base: int, offset: int, data: bytes) -> Iterator[Expression]:
-    """Yield the conditions that these bytes are `data`. One condition compares at most 16 bytes."""
+    """Yield the conditions under which these bytes equal `data`. One condition compares at most 16 bytes."""
     for start in range(0, len(data), _MOST_COMPARED):
         part = data[start : start + _MOST_COMPARED]
         yield payload(base, offset + start, len(part))
