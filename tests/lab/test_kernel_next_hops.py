@@ -59,7 +59,7 @@ def test_fewer_routes_contain_their_gateways(namespace, target, setting: str) ->
     assert shown == "10.100.1.0/24 via 10.100.1.0 dev flannel.1 proto 80 onlink"
 
 
-def test_a_link_without_carrier_has_its_routes(namespace, target) -> None:
+def test_a_link_without_carrier_gets_its_routes(namespace, target) -> None:
     device = Link(name="flannel0", kind="tun", mtu=1472)
     plan = State.of(device, *(replace(route, link="flannel0") for route in ROUTES))
 

@@ -180,7 +180,7 @@ def test_the_page_reports_that_flanneld_does_not_respond(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("count", [FEW, MANY])
-def test_texts_have_a_contrast_of_4_5(page: Page, scheme: str, count: int) -> None:
+def test_texts_have_a_contrast_of_at_least_4_5(page: Page, scheme: str, count: int) -> None:
     """The Web Content Accessibility Guidelines require this contrast for level AA."""
     network = ShownHosts(count)
     network.cut.add(network.peers[0].subnet)
