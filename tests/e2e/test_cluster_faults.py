@@ -260,7 +260,7 @@ def pings(network: Any, pinging: Pinging) -> Iterator[Any]:
     assert pings.lost == 0
 
 
-def test_the_leader_is_killed_and_restarted(network: Any, pings: Any) -> None:
+def test_no_ping_is_lost_while_the_leader_is_killed_and_restarted(network: Any, pings: Any) -> None:
     """The leader is the member to which a host is connected."""
     cluster = network.etcd
     leader = cluster.lead(connected_member(network, "docker1"))
@@ -272,7 +272,7 @@ def test_the_leader_is_killed_and_restarted(network: Any, pings: Any) -> None:
     pings.wait_answered(more=50)
 
 
-def test_a_minority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
+def test_no_ping_is_lost_while_a_minority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
     """The minority is the leader, and a host is connected to it.
 
     The leader does not learn that the other members elected another leader.
@@ -286,7 +286,7 @@ def test_a_minority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> N
         check_follows(network, cluster.others(leader))
 
 
-def test_a_majority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
+def test_no_ping_is_lost_while_a_majority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> None:
     """No write succeeds. The hosts report this, and continue."""
     one, two, three = (member.host for member in network.etcd.members)
 
@@ -302,7 +302,9 @@ def test_a_majority_is_cut_off(in_long_run: None, network: Any, pings: Any) -> N
 
 
 @pytest.mark.parametrize("count", [1, 3], ids=["leader", "all"])
-def test_members_are_stopped_and_continued(in_long_run: None, network: Any, pings: Any, count: int) -> None:
+def test_no_ping_is_lost_while_members_are_stopped_and_continued(
+    in_long_run: None, network: Any, pings: Any, count: int
+) -> None:
     cluster = network.etcd
     leader = cluster.leader()
 
@@ -318,7 +320,7 @@ def test_members_are_stopped_and_continued(in_long_run: None, network: Any, ping
             )
 
 
-def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
+def test_no_ping_is_lost_when_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
     """The member leaves and joins again, as in etcd's manual. After the member has joined, the hosts reach
     only this member.
     """
@@ -342,7 +344,7 @@ def test_a_member_loses_its_data(in_long_run: None, network: Any, pings: Any) ->
         check_follows(network, [lost])
 
 
-def test_the_cluster_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
+def test_no_ping_is_lost_when_the_cluster_loses_its_data(in_long_run: None, network: Any, pings: Any) -> None:
     """The cluster starts again with only the network config."""
     cluster = network.etcd
     keys = [network.lease_key(name) for name in network.hosts]
@@ -486,7 +488,7 @@ def test_compaction_while_cut_off(network: Any, pings: Any) -> None:
     wait_leases(network, "docker1", 2)
 
 
-def test_leases_end_while_all_hosts_are_cut_off(network: Any, pings: Any) -> None:
+def test_hosts_acquire_leases_again_that_ended_while_all_hosts_were_cut_off(network: Any, pings: Any) -> None:
     """The store is unreachable for longer than the TTL of the leases. Each host acquires its subnet again."""
     keys = [network.lease_key(name) for name in network.hosts]
     etcd_leases = [network.record(key)["lease"] for key in keys]

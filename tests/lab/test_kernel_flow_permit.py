@@ -206,7 +206,7 @@ def test_chains_that_packets_would_bypass_are_an_objection(firewall, table, obje
     firewall.command("nft", "delete", *table.split()[:3])
 
 
-def test_iptables_legacy_is_an_objection(make_namespace):
+def test_tables_of_iptables_legacy_prevent_caching(make_namespace):
     namespace = make_namespace()
     namespace.command("iptables-legacy", "-A", "FORWARD", "-j", "ACCEPT")
 

@@ -252,7 +252,7 @@ def test_a_plan_of_ipv6_alone_is_the_part_of_ipv6_in_a_plan_of_both_families(
         assert len(alone.peers) == alone.peer_count
 
 
-def test_the_subnet_file_of_ipv6_alone_has_only_its_lines() -> None:
+def test_the_subnet_file_of_ipv6_alone_contains_only_the_lines_of_ipv6() -> None:
     planning = ipv6_planner()
     planning.take()
 

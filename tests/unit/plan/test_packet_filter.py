@@ -126,7 +126,7 @@ def test_packets_from_and_to_the_network_are_forwarded(
     assert verdict(forward_rules(NETWORK), source, destination) == expected
 
 
-def test_ports_are_random_unless_disabled() -> None:
+def test_source_ports_are_random_unless_a_flag_disables_this() -> None:
     for is_fully_random in (True, False):
         rules = masquerade_rules(NETWORK, SUBNET, is_fully_random=is_fully_random)
 
