@@ -169,7 +169,7 @@ class BpfTarget:
         """Permit the programs to cache flows, as long as the firewall decides only by the flow.
 
         A permit ends one second after the firewall was read, even if this process no longer runs. Therefore a
-        decision of a previous ruleset is not valid for longer.
+        decision of a previous ruleset is valid for at most one more second.
         """
         while True:
             await self._caches.wait()
