@@ -144,7 +144,7 @@ async def neighbours_of_host() -> list[tuple[str, NeighbourRecord]]:
 
 async def with_reach(status: Status, leases: Sequence[LeaseEntry]) -> Status:
     """Return the status with the answers of a sample of the peers; unchanged if probes are not possible. A
-    peer is silent if it does not answer in each family of this host and the peer.
+    peer counts as silent if it gives no answer in one of the families that this host and the peer have.
     """
     if not status.is_ready or not status.peers:
         return status
