@@ -13,10 +13,9 @@ from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
 from pyflannel.lab.waiting import wait_until
 from testlab.booted_system import BootedSystem
-from testlab.debian_systems import UnbootedSystem, bootable_system, install, newer, package_of
+from testlab.debian_systems import CODENAMES, UnbootedSystem, bootable_system, install, newer, package_of
 
 ROOT = Path(__file__).parents[2]
-RELEASE = "13"
 SOON_S = 60.0
 ENDPOINTS = f"http://{LEFT.gateway.ip}:2379"
 SETTINGS = "/etc/default/flanneld"
@@ -32,14 +31,20 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def package(dist: Path) -> Path:
-    return package_of(dist, RELEASE)
+@pytest.fixture(scope="module", params=CODENAMES)
+def release(request: pytest.FixtureRequest) -> str:
+    """The Debian release."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """A lab with an etcd and without hosts."""
+def package(dist: Path, release: str) -> Path:
+    return package_of(dist, release)
+
+
+@pytest.fixture(scope="module")
+def lab(release: str) -> Iterator[Lab]:
+    """A lab with an etcd and without hosts, for each release."""
     with Lab(f"d{os.getpid()}", Topology(COOKBOOK.segments, ())) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         etcd.start()
@@ -53,9 +58,9 @@ def host(lab: Lab) -> Host:
 
 
 @pytest.fixture(scope="module")
-def system(host: Host) -> BootedSystem:
+def system(host: Host, release: str) -> BootedSystem:
     """A booted system without the package."""
-    system = BootedSystem(host, bootable_system(RELEASE))
+    system = BootedSystem(host, bootable_system(release))
     system.install()
     system.boot()
     system.wait_up()
@@ -75,7 +80,7 @@ WantedBy=multi-user.target
 @pytest.fixture
 def original(system: BootedSystem) -> Iterator[str]:
     """A running original, with a unit of the name that the package uses; its process ID."""
-    system.run(["install", "-D", "/usr/bin/python3.13", ORIGINAL])
+    system.run(["sh", "-c", f"install -D $(readlink -f /usr/bin/python3) {ORIGINAL}"])
     system.run(["mkdir", "-p", "/run/flannel"])
     system.run(["tee", "/run/flannel/subnet.env"], text="FLANNEL_SUBNET=10.100.5.1/24\n")
     system.run(["tee", "/etc/systemd/system/flanneld.service"], text=ORIGINALS_UNIT)
@@ -205,9 +210,9 @@ def test_of_two_versions_side_by_side_the_second_names_the_first(
 
 
 def test_without_systemd_the_package_reports_the_steps_left_to_the_user(
-    lab: Lab, package: Path, tmp_path: Path
+    lab: Lab, package: Path, release: str, tmp_path: Path
 ) -> None:
-    system = UnbootedSystem(lab.add_hosts(COOKBOOK.hosts[1])[0], bootable_system(RELEASE))
+    system = UnbootedSystem(lab.add_hosts(COOKBOOK.hosts[1])[0], bootable_system(release))
 
     said = install(system, package)
     assert "systemd does not run here, so the package starts and restarts nothing" in said
