@@ -32,6 +32,7 @@ from pyflannel.wire.netlink.nftables import (
     Chain,
     Element,
     Expression,
+    SetSpec,
     TableName,
     add_elements,
     create_chain,
@@ -89,9 +90,11 @@ class TunnelGuardTarget:
     def __init__(self) -> None:
         self._requests: RequestSocket | None = None
         self._desired = State.EMPTY
-        # the peers that operations added, changed or removed during the present scan, before and after the
-        # change; None if no scan is in progress
-        self._changed: list[GuardPeer] | None = None
+        # A peer that leaves the plan keeps its elements until an operation removes them. Scans report the
+        # peers of these two lists if the peers still have elements: the peers that the latest scan found, and
+        # the peers that operations added after the beginning of that scan.
+        self._found: tuple[GuardPeer, ...] = ()
+        self._added: list[GuardPeer] = []
         self._is_planned = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -103,9 +106,12 @@ class TunnelGuardTarget:
             self._requests = None
 
     async def snapshot(self, desired: State) -> State:
-        """Return the tables of pyflannel, and the peers with entries in the planned tables."""
+        """Return the tables of pyflannel, and the peers with entries in the planned tables.
+
+        Peers that were never planned are not returned. Their entries are differences of the table.
+        """
         self._desired = desired
-        self._changed = []
+        planned, began = tuple(desired.of_type(GuardPeer)), len(self._added)
         if next(desired.of_type(GuardTable), None) is not None:
             self._is_planned.set()
             await asyncio.sleep(0)  # notifications are received before the table is read
@@ -113,15 +119,19 @@ class TunnelGuardTarget:
             names = await self._dump(dump_tables(), parse_table_name)
             found = State.EMPTY
             for table in filter(None, map(_guard_of, names)):
-                planned = desired.by_key.get(table.key)
-                found |= await self._compare(planned) if isinstance(planned, GuardTable) else State.of(table)
+                wanted = desired.by_key.get(table.key)
+                found |= (
+                    await self._compare(wanted, planned)
+                    if isinstance(wanted, GuardTable)
+                    else State.of(table)
+                )
+            self._found = tuple(found.of_type(GuardPeer))
+            del self._added[:began]
             return found
         except TargetError as error:
             if not error.is_permanent:
                 raise
             return State.EMPTY
-        finally:
-            self._changed = None
 
     async def apply(self, operations: Sequence[Operation]) -> Sequence[Refusal]:
         """Perform the operations. Operations on one table form one change."""
@@ -145,37 +155,54 @@ class TunnelGuardTarget:
                 found += strangers(dropped, self._peers(table).values()) if dropped else ()
         return found
 
-    async def _compare(self, planned: GuardTable) -> State:
+    async def _compare(self, planned: GuardTable, planned_peers: Sequence[GuardPeer]) -> State:
         """Return the table, with its differences from the plan, and its peers.
+
+        `planned_peers` are the peers of the plan when the scan began. The plan may change during the scan.
 
         Only the elements of one set are in memory at a time, because there are tens of thousands of elements.
         """
         table, length = name_of(planned), planned.source_length
         differences = [*await self._set_differences(planned), *await self._rule_differences(planned)]
         peers = self._peers(planned)
-        present = peers
+        present, leaving = peers, dict[Hashable, GuardPeer]()
         for spec in SETS[planned.family].of_peers:
-            missing: set[Element] = set()
-            left = iter(peers.values())
-            while part := list(itertools.islice(left, _AT_ONCE)):
-                missing.update(elements_of(part, spec, length))
-                await asyncio.sleep(0)
-            found = await self._elements(table, spec.name)
-            strange = {element for element in found if element not in missing}
-            strange.difference_update(elements_of(self._changed_peers(planned), spec, length))
-            if strange:
-                differences.append(f"{len(strange)} foreign elements in set {spec.name}")
-            missing.difference_update(found)
-            if missing:
+            wanted = await _elements_of_many(peers.values(), spec, length)
+            found = set(await self._elements(table, spec.name))
+            if not wanted <= found:  # while the kernel resizes a set, its answer may lack some elements
+                found.update(await self._elements(table, spec.name))
+            if foreign := found - wanted:
+                former = {
+                    peer.key[1]: peer
+                    for peer in self._former_peers(planned, planned_peers, peers)
+                    if not foreign.isdisjoint(elements_of([peer], spec, length))
+                }
+                leaving |= former
+                foreign.difference_update(elements_of(former.values(), spec, length))
+            if foreign:
+                differences.append(f"{len(foreign)} foreign elements in set {spec.name}")
+            if missing := wanted - found:
                 present = {
                     name: peer
                     for name, peer in present.items()
                     if missing.isdisjoint(elements_of([peer], spec, length))
                 }
+        if leaving:
+            present = {**leaving, **present}
         tables: dict[Hashable, dict[Hashable, Item]] = {
             guard_peers(planned.device, planned.family): cast("dict[Hashable, Item]", present)
         }
         return State.of(replace(planned, differences=tuple(differences))) | State.of_tables(tables)
+
+    def _former_peers(
+        self, table: GuardTable, planned_peers: Iterable[GuardPeer], peers: Mapping[Hashable, GuardPeer]
+    ) -> Iterator[GuardPeer]:
+        """Yield the peers of a table that may have elements, although they are not among `peers`."""
+        group = guard_peers(table.device, table.family)
+        for peer in itertools.chain(self._found, planned_peers, self._added):
+            of, name = peer.key
+            if of == group and peers.get(name) is not peer:
+                yield peer
 
     async def _set_differences(self, table: GuardTable) -> list[str]:
         found = {name: spec for name, *spec in await self._dump(dump_sets(name_of(table)), parse_set)}
@@ -278,7 +305,7 @@ class TunnelGuardTarget:
         for port in {port for peer in gone for port in peer.ports}:
             sharing += itertools.islice((peer for peer in left if port in peer.ports), 1)
         length = self._source_length(unplanned)
-        self._note_changed(come, gone)
+        self._added += come
         new: list[Request] = []
         useless: list[Request] = []
         for spec in SETS[unplanned.family].of_peers:
@@ -289,16 +316,6 @@ class TunnelGuardTarget:
         # Another program may have deleted one of these objects. The next scan finds the remaining
         # differences.
         await self._commit_in_parts(useless, but=errno.ENOENT)
-        self._note_changed(come, gone)  # a scan may have begun during the change
-
-    def _note_changed(self, *peers: Iterable[GuardPeer]) -> None:
-        if self._changed is not None:
-            self._changed += itertools.chain(*peers)
-
-    def _changed_peers(self, table: GuardTable) -> Iterator[GuardPeer]:
-        """Return the peers of a table whose elements a scan may find or not find."""
-        name = guard_peers(table.device, table.family)
-        return (peer for peer in self._changed or () if peer.key[0] == name)
 
     def _source_length(self, table: GuardTable) -> int:
         """Return the prefix length of most sources; if no table is planned yet, 0, which matches all
@@ -395,6 +412,16 @@ def _table_of(item: Item) -> GuardTable:
             return GuardTable(device=item.device, family=item.family)
         case _:
             raise TypeError(f"not an item of the tunnel guard: {item!r}")
+
+
+async def _elements_of_many(peers: Iterable[GuardPeer], spec: SetSpec, source_length: int) -> set[Element]:
+    """Return the elements of one set for the peers; let other tasks run in the meantime."""
+    elements: set[Element] = set()
+    left = iter(peers)
+    while part := list(itertools.islice(left, _AT_ONCE)):
+        elements.update(elements_of(part, spec, source_length))
+        await asyncio.sleep(0)
+    return elements
 
 
 def _before(operation: Operation) -> GuardPeer | None:
