@@ -17,11 +17,12 @@ from pyflannel.kernel.network.linux import LinuxTarget
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.link import Address, Link, Vxlan
 from pyflannel.model.route import FdbEntry, Neighbour, Route
-from pyflannel.model.state import Add, Replace, State
+from pyflannel.model.state import Add, Remove, Replace, State
 from pyflannel.plan.ownership import ours
 from pyflannel.wire.netlink.neighbours import dump_neighbours
 
 DEADLINE_S = 10.0
+ROUNDS = 5
 
 VXLAN = Vxlan(vni=1, port=8472, parent="eth0", local=IPv4Address("10.7.0.1"))
 DEVICE = Link(name="flannel.1", kind="vxlan", mtu=1450, queue_length=0, mac="0e:11:22:33:44:55", vxlan=VXLAN)
@@ -326,6 +327,44 @@ def test_a_scan_does_not_depend_on_earlier_scans(namespace, target) -> None:
                     assert await linux.apply(pass_operations(PLAN, found)) == []
 
     target.heal(PLAN)
+    namespace.run(work)
+
+
+def entries(first: int, count: int) -> list[Neighbour | FdbEntry]:
+    """Return the neighbours and the FDB entries of this number of peers."""
+    numbers = [
+        (number, f"0e:00:00:00:{number >> 8:02x}:{number & 255:02x}")
+        for number in range(first, first + count)
+    ]
+    return [
+        *(
+            Neighbour(link="flannel.1", address=IPv4Address("10.99.0.0") + number, mac=mac)
+            for number, mac in numbers
+        ),
+        *(
+            FdbEntry(link="flannel.1", mac=mac, destination=IPv4Address("10.7.128.0") + number)
+            for number, mac in numbers
+        ),
+    ]
+
+
+@pytest.mark.usefixtures("underlay")
+def test_a_scan_finds_all_entries_while_other_entries_come_and_go(namespace, target) -> None:
+    """The kernel lists entries by their position, and each change of another entry may move them."""
+    remaining, others = entries(0, 1000), entries(1000, 500)
+    plan = State.of(DEVICE, ADDRESS, *remaining)
+
+    async def work() -> None:
+        async with LinuxTarget() as linux, LinuxTarget() as other:
+            for _ in range(ROUNDS):
+                for change in (Add, Remove):
+                    read, refused = await asyncio.gather(
+                        linux.snapshot(plan), other.apply([change(item) for item in others])
+                    )
+                    assert refused == []
+                    assert [item for item in remaining if item.key not in read.by_key] == []
+
+    target.heal(plan)
     namespace.run(work)
 
 

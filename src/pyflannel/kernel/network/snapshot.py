@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv6Network
 from typing import TypeVar
@@ -159,18 +161,23 @@ class SnapshotReader:
         found = await self._requests.dump(dump_links(), parse_link)
         links = _links(found, interest)
         names = {index: links.names[index] for index in links.ours | links.carriers}
-        for remembered in (self._routes, self._neighbours, self._fdb):
-            remembered.begin(names)
+        self._routes.begin(names)
         items = ItemMap[Item](_link(link, links) for link in found if link.index in links.ours)
         addresses = await self._requests.dump(dump_addresses(), _address_reader(links.ours | links.carriers))
         items.add(address_of(one, links.names) for one in addresses if not _is_kernels_own(one))
         vxlans = [link.index for link in found if link.vxlan is not None and link.name in interest.links]
-        for index in vxlans:
-            await _take(items, await self._read_neighbours(index, interest.desired, links))
-        self._neighbours.end()
-        for index in vxlans:
-            await _take(items, await self._read_fdb(index, interest.desired, links))
-        self._fdb.end()
+        for kind, remembered, read in (
+            (Neighbour, self._neighbours, self._read_neighbours),
+            (FdbEntry, self._fdb, self._read_fdb),
+        ):
+            before, missing = math.inf, sys.maxsize
+            # While entries come and go, the kernel's answer lacks some of the entries that remain.
+            while 0 < missing < before:
+                remembered.begin(names)
+                for index in vxlans:
+                    await _take(items, await read(index, interest.desired, links))
+                remembered.end()
+                before, missing = missing, _missing(items, interest.desired, kind)
         for family in (INET, INET6):
             await _take(items, await self._read_routes(family, interest, links))
         self._routes.end()
@@ -210,6 +217,15 @@ async def _take(items: ItemMap[Item], found: Sequence[Item]) -> None:
     for start in range(0, len(found), _AT_ONCE):
         items.add(found[start : start + _AT_ONCE])
         await asyncio.sleep(0)
+
+
+def _missing(items: ItemMap[Item], desired: State, kind: type[Item]) -> int:
+    """Return the number of planned objects of this kind that are not among the items."""
+    return sum(
+        len(names.keys() - items.tables.get(table, {}).keys())
+        for table, names in desired.by_key.tables.items()
+        if isinstance(next(iter(names.values())), kind)
+    )
 
 
 def _planned(item: _Item, desired: State) -> _Item:
