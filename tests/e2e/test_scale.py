@@ -22,6 +22,7 @@ DEADLINE_S = 60.0
     ("backend", "damage"),
     [
         ("vxlan", ["ip", "link", "delete", "flannel.1"]),
+        ("vxlan-dual", ["ip", "link", "delete", "flannel-v6.1"]),
         ("host-gw", ["ip", "route", "flush", "protocol", "80"]),
         ("host-gw-dual", ["ip", "-6", "route", "flush", "protocol", "80"]),
     ],
