@@ -86,7 +86,7 @@ class LeaseWriter:
     """Writes leases like their hosts, with one connection to etcd.
 
     Attributes:
-        lease_id: the etcd lease of all written leases.
+        lease_id: the lease of etcd to which all written keys belong.
     """
 
     channel: Channel

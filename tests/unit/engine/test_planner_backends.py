@@ -372,7 +372,7 @@ def dual_planner(backend: Backend) -> Planning:
     ],
 )
 def test_each_backend_plans_ipv6_without_ipv4(backend: Backend, alone: Backend, kind: str) -> None:
-    """A network with IPv6 alone has the objects of IPv6 in a network with both families."""
+    """A network with IPv6 alone has the same IPv6 objects as a network with both families."""
     peers = [dual_lease(number, number - 9, kind) for number in (10, 11)]
     both, ipv4 = dual_planner(backend), dual_planner(backend)
     assert both.inputs.config is not None
