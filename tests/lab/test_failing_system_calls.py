@@ -304,7 +304,7 @@ async def lost(opened: int) -> int:
     if (more := len(os.listdir("/proc/self/fd")) - opened) <= 0:
         return more  # a garbage collection before would take most of the time of these tests
     with suppress(TimeoutError):
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(SOON_S):
             while descriptors() > opened:
                 await asyncio.sleep(0.01)
     return descriptors() - opened

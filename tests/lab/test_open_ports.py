@@ -61,15 +61,15 @@ def opened(host: Host) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("nftables", [False, True], ids=["iptables", "nftables"])
 @pytest.mark.parametrize(
-    ("backend", "ports"),
+    ("backend", "ports", "nftables"),
     [
-        ({"Type": "vxlan"}, ("8472", "8472")),
-        ({"Type": "wireguard"}, ("51820", "51821")),
-        ({"Type": "wireguard", "Mode": "ipv6"}, ("51820", "51820")),
+        ({"Type": "vxlan"}, ("8472", "8472"), False),
+        ({"Type": "vxlan"}, ("8472", "8472"), True),
+        ({"Type": "wireguard"}, ("51820", "51821"), False),
+        ({"Type": "wireguard", "Mode": "ipv6"}, ("51820", "51820"), True),
     ],
-    ids=["vxlan", "wireguard", "wireguard over IPv6"],
+    ids=["vxlan", "vxlan with nftables", "wireguard", "wireguard over IPv6 with nftables"],
 )
 def test_the_flag_opens_the_port_in_both_families(
     overlay: Overlay, hosts: list[Host], backend: dict[str, str], ports: tuple[str, str], nftables: bool
