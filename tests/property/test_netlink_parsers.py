@@ -330,6 +330,7 @@ def read_nf_tables(data: bytes) -> None:
         nftables.parse_set,
         nftables.parse_elements,
         nftables.parse_counted_elements,
+        nftables.parse_element_bytes,
         nftables.parse_chain,
         nftables.parse_generation,
         flow_rules.parse_found_chain,
