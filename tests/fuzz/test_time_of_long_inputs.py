@@ -17,7 +17,7 @@ MOST = 8.0
 """Maximum ratio of the times of a long input and a short input: 4 is proportional, 16 is quadratic."""
 
 NEGLIGIBLE_S = 0.03
-ATTEMPTS = 4
+ATTEMPTS = 20
 _PIECES = (1, 2, 5, 9, 24, 80)
 
 
