@@ -4,6 +4,7 @@ Source: iptables(8), iptables-extensions(8).
 """
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
@@ -153,17 +154,17 @@ def _mark(words: Sequence[str]) -> Action:
 
 def _matches(words: Sequence[str]) -> Iterator[Match | Unknown]:
     """Yield the conditions of a rule. An option without a parser makes the rest of the rule unknown."""
-    rest, is_negated = list(words), False
+    rest, is_negated = deque(words), False
     while rest:
-        option = rest.pop(0)
+        option = rest.popleft()
         if option == "!":
             is_negated = True
             continue
         if option in ("-m", "--comment", "--log-prefix"):
-            del rest[:1]
+            _skip(rest)
             continue
         if option == "--rt-type":  # no packet that is evaluated has a routing header
-            del rest[:1]
+            _skip(rest)
             is_negated = False
             yield Match("protocol", ())
             continue
@@ -171,7 +172,7 @@ def _matches(words: Sequence[str]) -> Iterator[Match | Unknown]:
         if parser is None or not rest:
             yield Unknown(" ".join([*(["!"] if is_negated else []), option, *rest]))
             return
-        text = rest.pop(0)
+        text = rest.popleft()
         try:
             found = parser(text)
         except ValueError:
@@ -181,6 +182,12 @@ def _matches(words: Sequence[str]) -> Iterator[Match | Unknown]:
             field, values, mask = found
             yield Match(field, values, is_negated, mask)
         is_negated = False
+
+
+def _skip(words: deque[str]) -> None:
+    """Remove the first word, if there is one."""
+    if words:
+        words.popleft()
 
 
 _Values = tuple[tuple[int, int] | str, ...]
