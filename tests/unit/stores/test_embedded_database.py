@@ -38,10 +38,12 @@ def advance(clock: FakeClock, seconds: float) -> None:
 
 
 def test_the_file_and_its_directory_are_for_their_owner_only(path: Path) -> None:
-    put(opened(path), "config")
+    database = opened(path)
+    put(database, "config")
 
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert {entry.stat().st_mode & 0o777 for entry in path.parent.iterdir()} == {0o600}
+    database.close()  # the garbage collector could close it earlier, and remove files during the loop
 
 
 def test_written_records_exist_after_reopening_the_file(path: Path) -> None:
