@@ -6,18 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
 
 import testlab
-from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import LEFT, Host, HostPlace
-from pyflannel.lab.waiting import together
 from testlab.forged_packets import datagram, vxlan_payload
-from testlab.ipv6_cluster import NAMES, NETWORK, bridge, cluster_in, give_bridge, wait_reached
+from testlab.ipv6_cluster import NAMES, bridge, cluster_in, join_dual_stack, wait_reached
 from testlab.overlay import Overlay, PingStream, ipv6_underlay, overlay_in
 from testlab.usage import running_s
 
@@ -69,15 +66,7 @@ def ipv6_hosts(request: pytest.FixtureRequest) -> Iterator[tuple[Overlay, list[H
                 wait_reached(*hosts)
                 yield overlay, hosts
             return
-        overlay.give_ipv6(*hosts)
-        config = Overlay.config(EnableIPv6=True, IPv6Network=str(NETWORK), Backend={"Type": "vxlan"})
-        overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
-        for host in hosts:
-            host.run(["ip", "-batch", "-"], text="link add br7 type bridge\nlink set br7 up\n")
-        together([partial(overlay.join, host) for host in hosts])
-        for host in hosts:
-            give_bridge(host)
-        wait_reached(*hosts)
+        join_dual_stack(overlay, hosts)
         yield overlay, hosts
 
 

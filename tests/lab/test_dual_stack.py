@@ -16,6 +16,7 @@ from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import LEFT, Host, plug_in
 from pyflannel.lab.waiting import together, wait_until
 from testlab.documents import read_document
+from testlab.ipv6_cluster import create_bridge
 from testlab.overlay import Overlay, PingStream, ipv6_underlay
 from testlab.pinging import wait_each_reaches
 
@@ -39,7 +40,7 @@ def hosts(overlay: Overlay) -> list[Host]:
     found = [overlay.hosts[name] for name in NAMES]
     overlay.give_ipv6(*found)
     for host in found:
-        host.run(["ip", "-batch", "-"], text="link add br7 type bridge\nlink set br7 up\n")
+        create_bridge(host)
     return found
 
 

@@ -12,7 +12,15 @@ import pytest
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import LEFT, Host, HostPlace
 from pyflannel.lab.waiting import together, wait_until
-from testlab.ipv6_cluster import NETWORK, Cluster, bridge, cluster_in, give_bridge, wait_reached
+from testlab.ipv6_cluster import (
+    NETWORK,
+    Cluster,
+    bridge,
+    cluster_in,
+    create_bridge,
+    give_bridge,
+    wait_reached,
+)
 from testlab.overlay import Overlay, PingStream, ipv6_underlay, overlay_in
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -70,7 +78,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
 def give_underlay(overlay: Overlay, host: Host) -> None:
     """Give a host an IPv6 address, and a bridge without address."""
     overlay.give_ipv6(host)
-    host.run(["ip", "-batch", "-"], text="link add br7 type bridge\nlink set br7 up\n")
+    create_bridge(host)
 
 
 def routes(host: Host) -> dict[str, str]:

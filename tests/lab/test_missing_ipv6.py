@@ -1,15 +1,14 @@
 """Hosts and peers of a network with both families without usable IPv6: one clear line names the reason."""
 
 import os
-from functools import partial
 
 import pytest
 
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import Host
-from pyflannel.lab.waiting import together, wait_until
+from pyflannel.lab.waiting import wait_until
 from testlab.documents import read_document
-from testlab.ipv6_cluster import NAMES, NETWORK, bridge, give_bridge, wait_reached
+from testlab.ipv6_cluster import NAMES, bridge, join_dual_stack, wait_reached
 from testlab.overlay import Overlay, PingStream, ipv6_underlay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -23,16 +22,9 @@ IPV4_PEER = "10.100.200.0/24"
 def hosts(overlay: Overlay) -> list[Host]:
     """Three hosts of a vxlan network with both families, each with a bridge."""
     found = [overlay.hosts[name] for name in NAMES]
-    overlay.give_ipv6(*found)
-    config = Overlay.config(EnableIPv6=True, IPv6Network=str(NETWORK), Backend={"Type": "vxlan"})
-    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
+    join_dual_stack(overlay, found)
     for host in found:
-        host.run(["ip", "-batch", "-"], text="link add br7 type bridge\nlink set br7 up\n")
-    together([partial(overlay.join, host) for host in found])
-    for host in found:
-        give_bridge(host)
         host.run(["ip", "address", "add", str(host.gateway()), "dev", "br7"])
-    wait_reached(*found)
     return found
 
 

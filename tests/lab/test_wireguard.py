@@ -3,13 +3,10 @@
 The kernel of the test machine may lack WireGuard. Then wireguard-go encrypts.
 """
 
-import functools
-import itertools
 import json
 import os
 import signal
 import stat
-import sys
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
@@ -23,6 +20,7 @@ from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program
 from pyflannel.lab.topology import LEFT, Host, HostPlace, Topology
 from pyflannel.lab.waiting import wait_until
+from testlab.sniffing import SniffedHosts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -58,18 +56,13 @@ while True:
 """Prints packets on eth0 with an outer address of 10.100.0.0/16, and datagrams of WireGuard."""
 
 
-class Network:
+class Network(SniffedHosts):
     """Three hosts with a bridge of containers each, and a sniffer on each underlay."""
 
     def __init__(self, overlay: Any, ping_stream: Callable[..., Any]) -> None:
+        super().__init__(list(overlay.hosts.values()), _SNIFFER)
         self.overlay = overlay
-        self.hosts: list[Host] = list(overlay.hosts.values())
         self._ping_stream = ping_stream
-        self._victims = itertools.cycle(self.hosts)
-        self.ignored: dict[str, int] = {}
-        for host in self.hosts:
-            host.start([sys.executable, "-c", _SNIFFER], name="sniffer")
-            wait_until(functools.partial(self.sniffed, host), what="a sniffer", deadline_s=SOON_S)
         overlay.lab.each(self._join)
         overlay.settle(*self.hosts)
 
@@ -80,29 +73,8 @@ class Network:
         )
         host.run(["ip", "-batch", "-"], text=bridge)
 
-    def sniffed(self, host: Host) -> list[str]:
-        return (host.directory / "log/sniffer.log").read_text().splitlines()
-
-    def unencrypted(self) -> list[str]:
-        """Return the packets of the overlay that crossed any underlay unencrypted."""
-        return [
-            line
-            for host in self.hosts
-            for line in self.sniffed(host)[self.ignored.get(host.name, 0) :]
-            if line.startswith("clear")
-        ]
-
     def has_encrypted(self, host: Host) -> bool:
         return any(line.startswith("encrypted") for line in self.sniffed(host))
-
-    def neighbour(self, host: Host) -> Host:
-        return self.hosts[(self.hosts.index(host) + 1) % len(self.hosts)]
-
-    def next_victim(self) -> Host:
-        """Yield the hosts in turn, because flanneld treats many repairs on one host as a fight with another
-        program.
-        """
-        return next(self._victims)
 
     @contextmanager
     def pings(self, host: Host, interval_s: float = PING_INTERVAL_S) -> Iterator[tuple[Any, Any]]:

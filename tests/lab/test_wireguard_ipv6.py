@@ -3,11 +3,9 @@ packet crosses the underlay encrypted, in any situation.
 """
 
 import functools
-import itertools
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +15,18 @@ import pytest
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
-from testlab.ipv6_cluster import NAMES, NETWORK, Cluster, bridge, cluster_in, give_bridge, wait_reached
+from testlab.ipv6_cluster import (
+    NAMES,
+    NETWORK,
+    Cluster,
+    bridge,
+    cluster_in,
+    create_bridge,
+    give_bridge,
+    wait_reached,
+)
 from testlab.overlay import Overlay, PingStream, ipv6_underlay, overlay_in
+from testlab.sniffing import SniffedHosts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -46,7 +54,7 @@ while True:
 """Prints packets on eth0 with an outer address of the overlay, and the first datagram of WireGuard."""
 
 
-class Network:
+class Network(SniffedHosts):
     """Three hosts with a bridge of containers each, and a sniffer on each underlay since before they joined.
 
     Attributes:
@@ -54,14 +62,9 @@ class Network:
     """
 
     def __init__(self, overlay: Overlay, cluster: Cluster | None) -> None:
+        super().__init__([overlay.hosts[name] for name in NAMES], _SNIFFER)
         self.overlay = overlay
         self.cluster = cluster
-        self.hosts = [overlay.hosts[name] for name in NAMES]
-        self._victims = itertools.cycle(self.hosts)
-        self.ignored: dict[str, int] = {}
-        for host in self.hosts:
-            host.start([sys.executable, "-c", _SNIFFER], name="sniffer")
-            wait_until(functools.partial(self.sniffed, host), what="a sniffer", deadline_s=SOON_S)
         together([functools.partial(self.join, host) for host in self.hosts])
         wait_reached(*self.hosts)
 
@@ -72,27 +75,6 @@ class Network:
         else:
             self.overlay.join(host)
             give_bridge(host)
-
-    def sniffed(self, host: Host) -> list[str]:
-        return (host.directory / "log/sniffer.log").read_text().splitlines()
-
-    def unencrypted(self) -> list[str]:
-        """Return the packets of the overlay that crossed any underlay unencrypted."""
-        return [
-            line
-            for host in self.hosts
-            for line in self.sniffed(host)[self.ignored.get(host.name, 0) :]
-            if line.startswith("clear")
-        ]
-
-    def neighbour(self, host: Host) -> Host:
-        return self.hosts[(self.hosts.index(host) + 1) % len(self.hosts)]
-
-    def next_victim(self) -> Host:
-        """Yield the hosts in turn, because flanneld treats many repairs on one host as a fight with another
-        program.
-        """
-        return next(self._victims)
 
     @contextmanager
     def pings(self, host: Host, interval_s: float = 0.01) -> Iterator[tuple[PingStream, PingStream]]:
@@ -131,7 +113,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
         hosts = [overlay.hosts[name] for name in NAMES]
         overlay.give_ipv6(*hosts)
         for host in hosts:
-            host.run(["ip", "-batch", "-"], text="link add br7 type bridge\nlink set br7 up\n")
+            create_bridge(host)
         backend = {"Type": "wireguard"}
         config = Overlay.config(EnableIPv6=True, IPv6Network=str(NETWORK), Backend=backend)
         overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)

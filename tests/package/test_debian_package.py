@@ -6,7 +6,6 @@ reach no package index, so a package that downloads something fails.
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,7 +21,15 @@ from pyflannel.lab.traffic import ping
 from pyflannel.lab.waiting import wait_until
 from testlab.booted_system import BootedSystem
 from testlab.console import command_blocks
-from testlab.debian_systems import CODENAMES, bootable_system, copy, newer, package_of, subnet_of
+from testlab.debian_systems import (
+    CODENAMES,
+    NEEDS_DEBIAN_SYSTEMS,
+    bootable_system,
+    copy,
+    newer,
+    package_of,
+    subnet_of,
+)
 from testlab.pinging import Pings, pinging
 
 NAMES = ("docker1", "docker2")
@@ -38,13 +45,7 @@ PEER = "10.100.77.0"
 SOON_S = 60.0
 MTU = 1472
 
-TOOLS = ("debootstrap", "help2man")
-missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.which(tool)), None)
-pytestmark = [
-    pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
-    pytest.mark.timeout(3600),
-]
+pytestmark = NEEDS_DEBIAN_SYSTEMS
 
 
 @dataclass(frozen=True)

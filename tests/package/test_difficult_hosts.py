@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,15 @@ from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
 from pyflannel.lab.waiting import wait_until
 from testlab.booted_system import BootedSystem
-from testlab.debian_systems import CODENAMES, UnbootedSystem, bootable_system, install, newer, package_of
+from testlab.debian_systems import (
+    CODENAMES,
+    NEEDS_DEBIAN_SYSTEMS,
+    UnbootedSystem,
+    bootable_system,
+    install,
+    newer,
+    package_of,
+)
 
 ROOT = Path(__file__).parents[2]
 SOON_S = 60.0
@@ -22,13 +29,7 @@ SETTINGS = "/etc/default/flanneld"
 DROP_IN = "/etc/systemd/system/flanneld.service.d/test.conf"
 READ_ONLY_VAR = "mount --bind /var /var && mount -o remount,bind,ro /var"
 
-TOOLS = ("debootstrap", "help2man")
-missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.which(tool)), None)
-pytestmark = [
-    pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
-    pytest.mark.timeout(3600),
-]
+pytestmark = NEEDS_DEBIAN_SYSTEMS
 
 
 @pytest.fixture(scope="module", params=CODENAMES)

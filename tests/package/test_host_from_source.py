@@ -5,8 +5,6 @@ installs downloaded wheels, because the network of the system does not reach the
 """
 
 import os
-import shutil
-import subprocess
 import tarfile
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from pyflannel.lab.waiting import wait_until
 from testlab.booted_system import BootedSystem
 from testlab.console import command_blocks
 from testlab.debian_mirror import debian_mirror
-from testlab.debian_systems import copy, fresh_system
+from testlab.debian_systems import NEEDS_DEBIAN_SYSTEMS, copy, download_wheels, fresh_system
 
 ROOT = Path(__file__).parents[2]
 RELEASE, PYTHON = "13", "3.13"
@@ -28,24 +26,15 @@ OF_THE_TESTS = {"etcd-server", "iperf3", "busybox", "busybox-static", "ethtool",
 SETUP_DEADLINE_S = 900.0
 SOON_S = 60.0
 
-TOOLS = ("debootstrap", "help2man")
-missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.which(tool)), None)
-pytestmark = [
-    pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
-    pytest.mark.timeout(3600),
-]
+pytestmark = NEEDS_DEBIAN_SYSTEMS
 
 
 @pytest.fixture
 def wheels(dist: Path, tmp_path: Path) -> Path:
     """An archive with the packages that pip needs for an editable installation."""
-    build, directory = ROOT / "build", tmp_path / "wheels"
+    directory = tmp_path / "wheels"
     (wheel,) = dist.glob("pyflannel-*.whl")
-    pip = [build / "tools/bin/python", "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
-    where = ["--quiet", "--dest", directory, "--find-links", build / "wheels"]
-    target = ["--only-binary=:all:", "--python-version", PYTHON]
-    subprocess.run([*pip, *where, *target, f"{wheel}[top]", "hatchling", "editables"], check=True)
+    download_wheels(directory, PYTHON, f"{wheel}[top]", "hatchling", "editables")
     packed = tmp_path / "wheels.tar"
     with tarfile.open(packed, "w") as opened:
         opened.add(directory, "wheels")

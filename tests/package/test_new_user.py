@@ -5,7 +5,6 @@ etcd. apt downloads the requirements from Debian's package index.
 """
 
 import os
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from testlab.booted_system import BootedSystem
 from testlab.console import command_blocks
 from testlab.debian_mirror import debian_mirror
-from testlab.debian_systems import CODENAMES, copy, fresh_system, package_of, subnet_of
+from testlab.debian_systems import CODENAMES, NEEDS_DEBIAN_SYSTEMS, copy, fresh_system, package_of, subnet_of
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DOWNLOAD_DEADLINE_S = 600.0
@@ -25,13 +24,7 @@ UPDATE, MISSING = "apt-get update", "not installable"
 SHOWN_PACKAGE = "pyflannel_0.1.0-1~deb13_amd64.deb"
 SHOWN_PEER = "10.100.77.0"
 
-TOOLS = ("debootstrap", "help2man")
-missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.which(tool)), None)
-pytestmark = [
-    pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
-    pytest.mark.timeout(3600),
-]
+pytestmark = NEEDS_DEBIAN_SYSTEMS
 
 
 def follow(system: BootedSystem, commands: str) -> str:

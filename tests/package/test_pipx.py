@@ -4,8 +4,6 @@ The system reaches no package index. The system gets the Python packages from a 
 """
 
 import os
-import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +14,12 @@ from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.topology import COOKBOOK, LEFT, Topology
 from testlab.booted_system import BootedSystem
 from testlab.console import command_blocks
-from testlab.debian_systems import copy, pipx_system, subnet_of
+from testlab.debian_systems import NEEDS_DEBIAN_SYSTEMS, copy, download_wheels, pipx_system, subnet_of
 
-ROOT = Path(__file__).parents[2]
 RELEASE, PYTHON = "12", "3.11"
 WHEELS = "/root/wheels"
 
-TOOLS = ("debootstrap", "help2man")
-missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.which(tool)), None)
-pytestmark = [
-    pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
-    pytest.mark.timeout(3600),
-]
+pytestmark = NEEDS_DEBIAN_SYSTEMS
 
 
 @pytest.fixture
@@ -37,11 +28,8 @@ def archive(dist: Path, tmp_path: Path) -> Path:
     requires.
     """
     (wheel,) = dist.glob("pyflannel-*.whl")
-    build, wheels = ROOT / "build", tmp_path / "wheels"
-    pip = [build / "tools/bin/python", "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
-    where = ["--quiet", "--dest", wheels, "--find-links", build / "wheels"]
-    target = ["--only-binary=:all:", "--python-version", PYTHON]
-    subprocess.run([*pip, *where, *target, wheel, "pip", "setuptools", "wheel"], check=True)
+    wheels = tmp_path / "wheels"
+    download_wheels(wheels, PYTHON, wheel, "pip", "setuptools", "wheel")
     packed = tmp_path / "wheels.tar"
     with tarfile.open(packed, "w") as opened:
         opened.add(wheels, "wheels")

@@ -6,7 +6,6 @@ The original is imitated from recordings of it, because no package of it exists 
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
@@ -20,7 +19,7 @@ from pyflannel.lab.topology import COOKBOOK, LEFT, Host, Topology
 from pyflannel.lab.waiting import wait_until
 from testlab import imitated_original
 from testlab.booted_system import BootedSystem
-from testlab.debian_systems import bootable_system, install, package_of
+from testlab.debian_systems import NEEDS_DEBIAN_SYSTEMS, bootable_system, install, package_of
 from testlab.pinging import pinging
 
 GUIDE = (Path(__file__).parents[2] / "docs/guides/taking-over.md").read_text()
@@ -36,13 +35,7 @@ GAP_S = 5
 """Maximum time in seconds without packets with the backend udp. On an idle machine, a twentieth of this time
 was measured."""
 
-TOOLS = ("debootstrap", "help2man")
-missing = BootedSystem.missing() or next((tool for tool in TOOLS if not shutil.which(tool)), None)
-pytestmark = [
-    pytest.mark.skipif(missing is not None, reason=f"no {missing}"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
-    pytest.mark.timeout(3600),
-]
+pytestmark = NEEDS_DEBIAN_SYSTEMS
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from pyflannel.lab.sandbox import Sandbox
 from testlab.booted_system import BootedSystem
 
@@ -14,6 +16,15 @@ CODENAMES = {"12": "bookworm", "13": "trixie"}
 _BOOTABLE = "systemd,systemd-sysv,dbus,python3,iproute2,iptables,libbpf1"
 _SMALL = "--variant=minbase"
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyflannel"
+_TOOLS = ("debootstrap", "help2man")
+_missing = BootedSystem.missing() or next((tool for tool in _TOOLS if not shutil.which(tool)), None)
+NEEDS_DEBIAN_SYSTEMS = [
+    pytest.mark.skipif(_missing is not None, reason=f"no {_missing}"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and mounts"),
+    pytest.mark.timeout(3600),
+]
+"""Marks of the tests that build packages, and install them on booted Debian systems."""
+
 _LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
 
 
@@ -129,3 +140,21 @@ def newer(package: Path, directory: Path) -> Path:
     fast = ["-Zgzip", "-z1"]
     subprocess.run(["dpkg-deb", *fast, "--build", tree, copy], check=True, stdout=subprocess.DEVNULL)
     return copy
+
+
+def download_wheels(into: Path, python: str, *requirements: str | Path) -> None:
+    """Download the wheels of the requirements, and of all packages that these require, for a version of
+    Python.
+    """
+    build = Path(__file__).parents[2] / "build"
+    pip: list[str | Path] = [
+        build / "tools/bin/python",
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "download",
+    ]
+    where: list[str | Path] = ["--quiet", "--dest", into, "--find-links", build / "wheels"]
+    target = ["--only-binary=:all:", "--python-version", python]
+    subprocess.run([*pip, *where, *target, *requirements], check=True)

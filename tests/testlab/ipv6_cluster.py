@@ -13,6 +13,7 @@ from subprocess import CompletedProcess
 from typing import Any, Self
 
 from doubles.fake_api_server import FakeApiServer
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.program import Program
 from pyflannel.lab.sandbox import Sandbox
 from pyflannel.lab.topology import Host
@@ -122,6 +123,11 @@ def bridge(host: Host) -> IPv6Interface:
     return IPv6Interface(host.subnet_env()["FLANNEL_IPV6_SUBNET"])
 
 
+def create_bridge(host: Host) -> None:
+    """Create br7, without address and ports."""
+    host.run(["ip", "-batch", "-"], text="link add br7 type bridge\nlink set br7 up\n")
+
+
 def give_bridge(host: Host) -> None:
     """Give br7 the address of subnet.env. An address that br7 has already remains, so that no packet is
     lost.
@@ -176,8 +182,21 @@ def cluster_in(overlay: Overlay) -> Iterator[Cluster]:
     overlay.give_ipv6(*hosts)
     for host in hosts:
         host.run(["ip", "address", "flush", "dev", "eth0", "scope", "global", "to", "0.0.0.0/0"])
-        host.run(["ip", "-batch", "-"], text="link add br7 type bridge\nlink set br7 up\n")
+        create_bridge(host)
     with ApiServer(overlay.lab.router, ipv6_underlay(hosts[0]).network[0xFE]) as api:
         for number, name in enumerate(NAMES, start=1):
             api.do(api.server.put(name, f"fd00:5:0:{number}::/64"))
         yield Cluster(overlay, api, overlay.lab.directory)
+
+
+def join_dual_stack(overlay: Overlay, hosts: Sequence[Host]) -> None:
+    """Let hosts join a vxlan network with both families. The bridge of each host gets its IPv6 address."""
+    overlay.give_ipv6(*hosts)
+    config = Overlay.config(EnableIPv6=True, IPv6Network=str(NETWORK), Backend={"Type": "vxlan"})
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
+    for host in hosts:
+        create_bridge(host)
+    together([partial(overlay.join, host) for host in hosts])
+    for host in hosts:
+        give_bridge(host)
+    wait_reached(*hosts)
