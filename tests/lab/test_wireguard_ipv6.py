@@ -40,18 +40,24 @@ sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))  #
 sniffer.bind(("eth0", 3))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 print("sniffing", flush=True)
-is_encrypted = False
+overlay = bytes.fromhex("fd0000050000")
+encrypted_sources = set()
 while True:
-    packet, source = sniffer.recvfrom(65536)
-    if source[1] != 0x86dd:
+    packet, origin = sniffer.recvfrom(65536)
+    if origin[1] != 0x86dd:
         continue
-    if bytes.fromhex("fd0000050000") in (packet[8:14], packet[24:30]):
-        print("clear", *(socket.inet_ntop(socket.AF_INET6, packet[i : i + 16]) for i in (8, 24)), flush=True)
-    elif not is_encrypted and packet[6] == 17 and packet[42:44] == (51821).to_bytes(2, "big"):
-        is_encrypted = True
-        print("encrypted", flush=True)
+    source, destination = (socket.inet_ntop(socket.AF_INET6, packet[i : i + 16]) for i in (8, 24))
+    if packet[24:30] == overlay:
+        print("clear", source, destination, flush=True)
+    elif packet[6] == 17 and packet[42:44] == (51821).to_bytes(2, "big") and source not in encrypted_sources:
+        encrypted_sources.add(source)
+        print("encrypted", source, flush=True)
 """
-"""Prints packets on eth0 with an outer address of the overlay, and the first datagram of WireGuard."""
+"""Prints packets on eth0 with an outer destination in the overlay, and the sources of WireGuard's datagrams.
+
+A packet from the overlay to the underlay is no packet between containers: while a host has no other address,
+the kernel sends its own packets from the address of the bridge.
+"""
 
 
 class Network(SniffedHosts):
@@ -123,7 +129,8 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
 def test_no_unencrypted_packet_is_on_the_underlay_while_hosts_join(network: Network) -> None:
     wait_reached(*network.hosts)
 
-    assert all("encrypted" in network.sniffed(host) for host in network.hosts)
+    for host in network.hosts:
+        assert f"encrypted {ipv6_underlay(host).ip}" in network.sniffed(host)
     assert network.unencrypted() == []
 
 
@@ -257,6 +264,33 @@ def test_the_tunnel_follows_the_ipv6_address_of_a_host(network: Network) -> None
             back.wait_answered()
 
     assert bridge(host) == subnet
+    assert network.unencrypted() == []
+
+
+def test_peers_learn_no_endpoint_in_the_overlay(network: Network) -> None:
+    """The only address of a host is missing, and it sends its encrypted packets from the address of the
+    bridge. A peer that answers such a packet would send to its own device.
+    """
+    host = network.next_victim()
+    other, address = network.neighbour(host), str(ipv6_underlay(host))
+
+    with network.pings(host, interval_s=0.05) as (there, back):
+        host.run(["ip", "address", "delete", address, "dev", "eth0"])
+        wait_until(
+            lambda: f"encrypted {bridge(host).ip}" in network.sniffed(other),
+            what=f"a packet to {other.name} from the bridge of {host.name}",
+            deadline_s=SOON_S,
+        )
+        wait_until(lambda: back.is_silent_for(0.5), what="no answer", deadline_s=SOON_S)
+        endpoints = other.run(["wg", "show", DEVICE, "endpoints"]).stdout
+        gateway = ipv6_underlay(host).network[0xFE]
+        batch = f"address add {address} dev eth0 nodad\nroute replace default via {gateway}\n"
+        host.run(["ip", "-batch", "-"], text=batch)
+        there.wait_answered()
+        back.wait_answered()
+
+    assert "[fd07:" in endpoints
+    assert "[fd00:5:" not in endpoints
     assert network.unencrypted() == []
 
 
