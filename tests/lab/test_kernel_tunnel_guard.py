@@ -12,6 +12,7 @@ from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
 from pyflannel.model.state import Add, Operation, Remove, State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardPeer, GuardTable, joined
 from pyflannel.plan.diff import diff, found, order
+from pyflannel.wire.netlink.nftables import TableName
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -206,8 +207,8 @@ class ChangedWhileLooking(TunnelGuardTarget):
 
     operation: Operation | None = None
 
-    async def _elements(self, *which: object) -> list[bytes]:
-        found = await super()._elements(*which)
+    async def _take_found(self, table: TableName, name: str, missing: set[bytes]) -> set[bytes]:
+        found = await super()._take_found(table, name, missing)
         if (operation := self.operation) is not None:
             self.operation = None
             assert not await self.apply([operation])
@@ -263,11 +264,13 @@ class Incomplete(TunnelGuardTarget):
         super().__init__()
         self.read: set[object] = set()
 
-    async def _elements(self, table: object, name: object) -> list[bytes]:
-        found = await super()._elements(table, name)
-        is_first = name not in self.read
-        self.read.add(name)
-        return found[1:] if is_first else found
+    async def _take_found(self, table: TableName, name: str, missing: set[bytes]) -> set[bytes]:
+        before = set(missing)
+        others = await super()._take_found(table, name, missing)
+        if name not in self.read:
+            self.read.add(name)
+            missing.update(sorted(before - missing)[:1])
+        return others
 
 
 def test_an_incomplete_answer_of_the_kernel_is_not_reported_as_a_difference(namespace) -> None:

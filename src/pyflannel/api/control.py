@@ -8,6 +8,7 @@ wire.control_json defines the documents. Only root and the user of the daemon ha
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import parse_qs
 
 from pyflannel.errors import (
     BusyError,
@@ -47,8 +48,10 @@ class Controlled(Protocol):
     async def status(self) -> Status:
         """Return the current status, within a bounded time."""
 
-    def leases(self) -> Sequence[Lease]:
-        """Return every known lease, including the lease of this host."""
+    def leases(self, most: int | None = None) -> Sequence[Lease]:
+        """Return every known lease, including the lease of this host; with `most`, at most this number of
+        random leases of other hosts.
+        """
 
     def change_ages(self) -> Mapping[IpNetwork, float]:
         """Return the seconds since the last change of each peer that changed, by its subnet."""
@@ -117,9 +120,13 @@ def control_routes(daemon: Controlled) -> Routes:
     async def status(_: Request) -> Response:
         return Response(status=200, body=format_status(await daemon.status()))
 
-    async def leases(_: Request) -> Response:
+    async def leases(request: Request) -> Response:
+        try:
+            known = daemon.leases(_most(request.query))
+        except UsageError as error:
+            return Response(status=_status_of(error), body=format_error(error))
         ages = daemon.change_ages()
-        entries = [LeaseEntry.of(lease, change_age_s=ages.get(lease.subnet)) for lease in daemon.leases()]
+        entries = [LeaseEntry.of(lease, change_age_s=ages.get(lease.subnet)) for lease in known]
         return Response(status=200, body=format_leases(entries))
 
     async def events(_: Request) -> Response:
@@ -172,6 +179,20 @@ def control_routes(daemon: Controlled) -> Routes:
         ("GET", "/v1/store-times"): store_times,
         ("PUT", "/v1/config"): set_config,
     }
+
+
+def _most(query: str) -> int | None:
+    """Return the value of `most` in a query; None for all leases.
+
+    Raises:
+        UsageError: the value is not a number.
+    """
+    value = parse_qs(query, keep_blank_values=True, max_num_fields=8).get("most", [None])[0]
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdecimal() and len(value) < 10):
+        raise UsageError(f"most is {value!r}, and must be a number", hint="Omit it to get all leases.")
+    return int(value)
 
 
 def _status_of(error: FlannelError) -> int:

@@ -259,9 +259,16 @@ class HostNetwork:
         """Replace the WireGuard key of this host and return the new public key."""
         return await self._supervisor.rotate_key()
 
-    def leases(self) -> list[Lease]:
-        """Return all known leases, including the lease of this host, in the order of their subnets."""
-        return sorted(self._supervisor.condition.leases, key=place_of)
+    def leases(self, most: int | None = None) -> list[Lease]:
+        """Return all known leases, including the lease of this host, in the order of their subnets; with
+        `most`, at most this number of random leases of other hosts.
+        """
+        held, known = self._supervisor.condition.held, self._supervisor.condition.leases
+        own = None if held is None else known.by_subnet.get(held.lease.subnet)
+        others = [lease for lease in known if lease is not own]
+        if most is not None and most < len(others):
+            others = random.sample(others, most)
+        return sorted([*others, *([] if own is None else [own])], key=place_of)
 
     def change_ages(self) -> Mapping[IpNetwork, float]:
         """Return the seconds since the last change of each peer that changed, by its subnet."""

@@ -196,6 +196,10 @@ def _show_status(
     return found.is_ready
 
 
+_SAMPLED = 64
+"""Maximum number of peers whose leases are requested. The probes need half of them at most."""
+
+
 async def _status_and_reach(socket: Path, places: Places) -> Status:
     # Other verbs do not need these modules.
     from pyflannel.commands.firewall import with_firewall
@@ -204,7 +208,7 @@ async def _status_and_reach(socket: Path, places: Places) -> Status:
     status = await live_status(socket)
     leases: list[LeaseEntry] = []
     with contextlib.suppress(NotReadyError, WireError):
-        leases = await ControlClient(socket).leases()
+        leases = await ControlClient(socket).leases(_SAMPLED)
     reached, filtered = await asyncio.gather(
         with_reach(status, leases), with_firewall(status, places, leases)
     )

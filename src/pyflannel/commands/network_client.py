@@ -78,9 +78,13 @@ class ControlClient:
         """Return the status of the daemon."""
         return parse_status(await self._ask("GET", "/v1/status"))
 
-    async def leases(self) -> list[LeaseEntry]:
-        """Return the leases that the daemon knows, without their expiry."""
-        return parse_leases(await self._ask("GET", "/v1/leases"))
+    async def leases(self, most: int | None = None) -> list[LeaseEntry]:
+        """Return the leases that the daemon knows, without their expiry; with `most`, the lease of the host
+        and at most this number of random others.
+        """
+        return parse_leases(
+            await self._ask("GET", "/v1/leases" if most is None else f"/v1/leases?most={most}")
+        )
 
     async def events(self) -> list[JournalEntry]:
         """Return the events of the daemon's passes, with the latest event last."""

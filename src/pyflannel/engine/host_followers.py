@@ -18,8 +18,9 @@ from pyflannel.ports import BridgeSource, Clock, InterfaceSource
 log = logging.getLogger(__name__)
 
 
-LOOK_S = 10.0
-"""Interval in seconds between two checks without a notification of a change."""
+LOOK_S = 60.0
+"""Interval in seconds between two checks without a notification of a change. The kernel announces all changes
+except those of the DNS servers. With 10,000 peers, a check takes 40 ms, because it reads all routes."""
 
 _ANNOUNCEMENTS, _ANNOUNCED_EVERY_S = 3, 1.0
 """Announcements of one address, and the seconds between them: a new link may drop the first announcements."""

@@ -119,11 +119,11 @@ class PeerProbes:
 class PathMtus:
     """The MTU of the path to each peer, probed after the peer joins and then hourly.
 
-    The probes are echo requests that no router may fragment: a small and a large request through the tunnel,
-    and one request to the address of the peer on the underlay with the size of the largest tunnel packet. A
-    router that cannot forward a request answers with its MTU. If the large request through the tunnel does
-    not arrive, further sizes are tried. If a peer does not answer at all, its path is unknown, and nothing
-    changes.
+    The probes are echo requests that no router may fragment: first a small request through the tunnel. If the
+    peer answers, a large request through the tunnel follows, and one request to the address of the peer on
+    the underlay with the size of the largest tunnel packet. A router that cannot forward a request answers
+    with its MTU. If the large request through the tunnel does not arrive, further sizes are tried. If a peer
+    does not answer the small request, its path is unknown, and nothing changes.
 
     Attributes:
         measured: the paths that carry only smaller packets than planned, by the subnet of the peer in the
@@ -210,16 +210,12 @@ class PathMtus:
         """Probe these paths, and publish the results."""
         found, searched = dict[IpNetwork, int](), dict[IpNetwork, tuple[int, int]]()
         try:
-            results = await send([echo for path in due.values() for echo in _probes(path)])
-            for index, (subnet, path) in enumerate(due.items()):
-                small, large, outer = results[3 * index : 3 * index + 3]
+            reached = await self._reached(send, due)
+            results = iter(await send([echo for path in reached.values() for echo in _large_probes(path)]))
+            for (subnet, path), large, outer in zip(reached.items(), results, results, strict=True):
                 most = path.mtu if outer.mtu is None else path.inner(outer.mtu)
-                is_known = small.state == "reached"
                 is_unsure = outer.state == "silent" and subnet not in self._unsure
-                is_final = is_known and not is_unsure
-                self._due_s[subnet] = self._clock.now() + (PERIOD_S if is_final else self._again_s())
-                if not is_known:
-                    continue
+                self._due_s[subnet] = self._clock.now() + (self._again_s() if is_unsure else PERIOD_S)
                 (self._unsure.add if is_unsure else self._unsure.discard)(subnet)
                 if large.state == "reached":
                     # Fragments arrive, so nothing is lost if no route can have an MTU as small as this.
@@ -249,6 +245,19 @@ class PathMtus:
             else:
                 log.info("Found the MTU of the path to a peer lease=%s mtu=%d", subnet, min(mtu, planned))
         self._publish(measured)
+
+    async def _reached(
+        self, send: SendEchoes, due: Mapping[IpNetwork, ProbedPath]
+    ) -> Mapping[IpNetwork, ProbedPath]:
+        """Return the paths whose peers answer a small request, and probe the other peers again later."""
+        results = await send([Echo(destination=path.end, size=_SMALL) for path in due.values()])
+        reached = {
+            subnet: path
+            for (subnet, path), result in zip(due.items(), results, strict=True)
+            if result.state == "reached"
+        }
+        self._due_s |= dict.fromkeys(due.keys() - reached.keys(), self._clock.now() + self._again_s())
+        return reached
 
     def _again_s(self) -> float:
         """Return the time until a peer is probed again. This time is longer in a large network, where many
@@ -285,9 +294,8 @@ class PathMtus:
                 ranges[subnet] = reached, min(missed, default=high)
 
 
-def _probes(path: ProbedPath) -> Iterator[Echo]:
-    """Yield the probes of a path: small and large through the tunnel, and the largest on the underlay."""
-    yield Echo(destination=path.end, size=_SMALL)
+def _large_probes(path: ProbedPath) -> Iterator[Echo]:
+    """Yield the probes of a path with the size of the plan: through the tunnel, and on the underlay."""
     yield Echo(destination=path.end, size=path.mtu)
     yield Echo(destination=path.underlay, size=path.outer)
 

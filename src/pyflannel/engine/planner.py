@@ -166,8 +166,10 @@ class Planner:
     def change_notes(self) -> tuple[str, ...]:
         """The change of the backend in progress, and the hosts that have not changed."""
         notes = tuple(transition_notes(self._bases[0])) if self._bases else ()
+        if not notes or not self._behind:
+            return notes
         behind = [peer.attributes.host_text for peer in self.peers if peer.subnet in self._behind]
-        if not notes or not behind:
+        if not behind:
             return notes
         more = f" and {len(behind) - _NAMED} more" if len(behind) > _NAMED else ""
         return (

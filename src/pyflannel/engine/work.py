@@ -308,6 +308,9 @@ class Work:
     def _drop(self, key: Key) -> None:
         for table in self._tables:
             table.pop(key, None)
+        if not self._marks:  # an emptied table keeps the memory of its largest size until it is cleared
+            for table in self._tables:
+                table.clear()
 
 
 def _may_succeed(mark: Mark) -> bool:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from pyflannel.api.control import serve_control
+from pyflannel.api.control import control_routes, serve_control
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import (
     BusyError,
@@ -25,6 +25,7 @@ from pyflannel.errors import (
     UsageError,
     WireError,
 )
+from pyflannel.http.server import Request
 from pyflannel.http.sockets import listen_unix, request
 from pyflannel.model.lease import Lease, LeaseAttributes, LeaseEntry
 from pyflannel.model.network_config import IpNetwork
@@ -101,8 +102,8 @@ class Daemon:
     async def status(self) -> Status:
         return STATUS
 
-    def leases(self) -> Sequence[Lease]:
-        return [LEASE, RESERVATION]
+    def leases(self, most: int | None = None) -> Sequence[Lease]:
+        return [LEASE, RESERVATION][:most]
 
     def change_ages(self) -> Mapping[IpNetwork, float]:
         return {RESERVATION.subnet: 61.0}
@@ -212,6 +213,19 @@ def test_a_status_of_another_version_is_read_without_its_new_names() -> None:
     text = b'{"version": "9", "is_live": true, "new": [1], "store": {"url": "kube:", "new": {}}}'
 
     assert parse_status(text) == Status(version="9", store=StoreStatus(url="kube:"))
+
+
+def test_a_client_can_request_a_part_of_the_leases(tmp_path: Path) -> None:
+    assert ask(tmp_path / "s", Daemon(), lambda client: client.leases(1)) == [LeaseEntry.of(LEASE)]
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "all", "1" * 10])
+def test_a_number_of_leases_that_is_no_number_is_refused(value: str) -> None:
+    route = control_routes(Daemon())["GET", "/v1/leases"]
+    answer = asyncio.run(route(Request(method="GET", path="/v1/leases", query=f"most={value}")))
+
+    assert answer.status == 422
+    assert f"most is '{value}', and must be a number" in answer.body.decode()
 
 
 def test_leases_are_received_one_by_one(tmp_path: Path) -> None:

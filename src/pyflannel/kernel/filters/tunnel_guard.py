@@ -167,11 +167,13 @@ class TunnelGuardTarget:
         peers = self._peers(planned)
         present, leaving = peers, dict[Hashable, GuardPeer]()
         for spec in SETS[planned.family].of_peers:
-            wanted = await _elements_of_many(peers.values(), spec, length)
-            found = set(await self._elements(table, spec.name))
-            if not wanted <= found:  # while the kernel resizes a set, its answer may lack some elements
-                found.update(await self._elements(table, spec.name))
-            if foreign := found - wanted:
+            missing = await _elements_of_many(peers.values(), spec, length)
+            foreign = await self._take_found(table, spec.name, missing)
+            if missing:  # while the kernel resizes a set, its answer may lack some elements
+                foreign |= await self._take_found(table, spec.name, missing)
+            if foreign:
+                foreign.difference_update(elements_of(peers.values(), spec, length))
+            if foreign:
                 former = {
                     peer.key[1]: peer
                     for peer in self._former_peers(planned, planned_peers, peers)
@@ -181,7 +183,7 @@ class TunnelGuardTarget:
                 foreign.difference_update(elements_of(former.values(), spec, length))
             if foreign:
                 differences.append(f"{len(foreign)} foreign elements in set {spec.name}")
-            if missing := wanted - found:
+            if missing:
                 present = {
                     name: peer
                     for name, peer in present.items()
@@ -237,6 +239,18 @@ class TunnelGuardTarget:
         """
         listed = await self._dump(dump_chains(table.family), parse_chain)
         return {chain.name: chain if accepts else None for where, chain, accepts in listed if where == table}
+
+    async def _take_found(self, table: TableName, name: str, missing: set[Element]) -> set[Element]:
+        """Remove the elements of a set from `missing`, and return the other elements of the set."""
+        others = set[Element]()
+
+        def take(body: bytes) -> None:
+            elements = parse_elements(body)
+            others.update(element for element in elements if element not in missing)
+            missing.difference_update(elements)
+
+        await self._dump(dump_elements(table, name), take)
+        return others
 
     async def _elements(self, table: TableName, name: str) -> list[Element]:
         listed = await self._dump(dump_elements(table, name), parse_elements)
