@@ -1,11 +1,15 @@
 """A host with a thousand peers: its kernel matches etcd, while peers join and leave."""
 
+import asyncio
 import json
 import os
 
 import pytest
 
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.network_client import ControlClient
 from testlab.crowded_network import crowded_network
+from testlab.overlay import run_dir
 
 STANDING = 1000
 NEWCOMERS = 300
@@ -41,6 +45,10 @@ def test_a_host_among_a_thousand_follows_joins_leaves_and_damage(backend: str, d
         status = json.loads(network.host.flannelctl("status", "--json"))
         assert status["peers"] == STANDING + STAY
         assert status["reconcile"]["repairs"] == 0  # only the daemon changed objects
+        client = ControlClient(run_dir(network.host) / Places().control_socket.name)
+        sample = [lease.subnet for lease in asyncio.run(client.leases(64))]
+        assert len(set(sample)) == 65
+        assert network.host.lease() in sample
 
         network.host.run(damage)
 

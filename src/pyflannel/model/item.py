@@ -142,14 +142,23 @@ class Item(Struct, frozen=True, kw_only=True, gc=False):
 _Item = TypeVar("_Item", bound=Item)
 
 
+_REBUILT_AFTER = 8
+"""A table is rebuilt after an eighth of its items was removed: a dictionary that shrinks keeps the memory of
+its largest size."""
+
+_SMALL_TABLE = 1024
+"""Number of items of a table that is never rebuilt."""
+
+
 class ItemMap(Mapping[Key, _Item]):
     """Items by key. At most one item has a given key."""
 
-    __slots__ = ("_tables",)
+    __slots__ = ("_removed", "_tables")
 
     def __init__(self, items: Iterable[_Item] = ()) -> None:
         """Create the map of these items. Of two items with one key, the first is kept."""
         self._tables: dict[Hashable, dict[Hashable, _Item]] = {}
+        self._removed: dict[Hashable, int] = {}  # removed items since a table was rebuilt
         self.add(items)
 
     @classmethod
@@ -189,8 +198,13 @@ class ItemMap(Mapping[Key, _Item]):
         """Remove the item with this key, if it exists."""
         table, name = key
         names = self._tables.get(table, {})
-        if names.pop(name, None) is not None and not names:
-            del self._tables[table]
+        if names.pop(name, None) is None:
+            return
+        removed = self._removed[table] = self._removed.get(table, 0) + 1
+        if not names:
+            del self._tables[table], self._removed[table]
+        elif removed * _REBUILT_AFTER > len(names) > _SMALL_TABLE:
+            self._tables[table], self._removed[table] = dict(names), 0
 
     def each(self) -> Iterator[_Item]:
         """Yield the items. This method is faster than `values()`, which looks up each item."""

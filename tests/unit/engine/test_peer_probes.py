@@ -265,6 +265,18 @@ class TestPathMtus:
         host.underlay.down = {host.subnets[0].network_address}
         assert host.after(PERIOD_S + PAUSE_S) == {host.subnets[0]: 1350}
 
+    def test_a_silent_peer_receives_only_small_probes(self) -> None:
+        host = Paths(Underlay(), count=2)
+        host.underlay.down = {host.subnets[0].network_address}
+
+        host.after(1.0)
+        silent, other = (subnet.network_address for subnet in host.subnets)
+        sizes = {
+            end: {one.size for one in host.underlay.sent if one.destination == end} for end in (silent, other)
+        }
+        assert len(sizes[silent]) == 1
+        assert sizes[other] == {*sizes[silent], MTU}
+
     def test_no_answer_reduces_the_mtu_below_the_minimum_of_the_kernel(self) -> None:
         host = Paths(Underlay(router_mtu=100), count=1)
 

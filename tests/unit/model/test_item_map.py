@@ -2,10 +2,12 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyflannel.model import item
 from pyflannel.model.item import ItemMap, Key
 
 
@@ -33,6 +35,7 @@ def plain(items: ItemMap[Thing]) -> dict[Key, Thing]:
     return {thing.key: thing for thing in items.each()}
 
 
+@patch.object(item, "_SMALL_TABLE", 0)
 @given(steps)
 def test_an_item_map_behaves_like_a_dictionary(made: list[tuple[str, Thing]]) -> None:
     """Each copy and each union is compared with its expected content after later changes of the original."""
@@ -64,3 +67,14 @@ def test_an_item_map_behaves_like_a_dictionary(made: list[tuple[str, Thing]]) ->
         assert len(map_) == len(dictionary)
         assert map_ == ItemMap(reversed(list(dictionary.values())))
         assert all(map_.tables.values())
+
+
+def test_a_table_that_shrinks_does_not_keep_the_memory_of_its_largest_size() -> None:
+    things = [Thing("a", number, 0) for number in range(20_000)]
+    items = ItemMap(things)
+    full = items.tables["a"].__sizeof__()
+    for thing in things[5_000:]:
+        items.discard(thing.key)
+
+    assert len(items) == 5_000
+    assert items.tables["a"].__sizeof__() < 0.6 * full
