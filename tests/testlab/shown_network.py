@@ -102,7 +102,7 @@ class ShownHosts:
             warnings=self.warnings,
         )
 
-    def leases(self) -> Sequence[Lease]:
+    def leases(self, most: int | None = None) -> Sequence[Lease]:
         return [lease(1), *self.peers]
 
     def change_ages(self) -> Mapping[IpNetwork, float]:
