@@ -1,7 +1,9 @@
 """The adapter of the tunnel guard on the real nf_tables: rules are created, read, repaired and removed."""
 
 import asyncio
+import json
 import os
+import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -13,6 +15,7 @@ from pyflannel.model.state import Add, Operation, Remove, State
 from pyflannel.model.tunnel_guard import GuardedPath, GuardedTunnel, GuardPeer, GuardTable, joined
 from pyflannel.plan.diff import diff, found, order
 from pyflannel.wire.netlink.nftables import TableName
+from testlab.forged_packets import datagram
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -308,6 +311,59 @@ def test_a_change_of_the_rules_keeps_the_elements(namespace) -> None:
     assert [found(operation) for operation in operations] == [
         "nftables table flannel-guard: rules differ in to_us"
     ]
+
+
+PREFIXES = {
+    "whole bytes": ("10.100.0.0/16", "10.100.1.0/24", "10.100.2.1", "10.101.1.1"),
+    "subnet with a mask": ("10.100.0.0/16", "10.100.1.64/26", "10.100.1.1", "10.101.1.65"),
+    "network with a mask": ("10.96.0.0/12", "10.100.1.0/24", "10.111.1.1", "10.112.1.1"),
+    "both with a mask": ("10.96.0.0/12", "10.100.16.0/20", "10.100.32.1", "10.84.16.1"),
+    "subnet of a former, larger network": ("10.100.0.0/24", "10.100.16.0/20", "10.100.0.1", "10.100.1.1"),
+    "IPv6, whole bytes": ("fd00:5::/48", "fd00:5:0:1::/64", "fd00:5:0:2::1", "fd00:5:1:1::1"),
+    "IPv6, both with a mask": ("fd00:5::/45", "fd00:5:0:8::/61", "fd00:5:7:10::1", "fd00:5:8:8::1"),
+}
+
+
+@pytest.mark.parametrize("prefixes", PREFIXES.values(), ids=list(PREFIXES))
+def test_only_packets_of_other_hosts_containers_from_another_link_are_dropped(
+    namespace, prefixes: tuple[str, str, str, str]
+) -> None:
+    network, subnet, forged, outside = prefixes
+    base = VXLAN if "." in network else IPV6
+    one = type(base.network)
+    table = replace(base, network=one(network), subnet=one(subnet))
+    links = (*base.path.links, "stranger")
+    for link in links:
+        namespace.command("ip", "link", "add", f"to-{link[-4:]}", "type", "veth", "peer", "name", link)
+        namespace.command("ip", "link", "set", f"to-{link[-4:]}", "up")
+        namespace.command("ip", "link", "set", link, "up")
+
+    def send(link: str, source: object) -> None:
+        mac = json.loads(namespace.command("ip", "-json", "link", "show", link))[0]["address"]
+        protocol = 0x0800 if base.family == 4 else 0x86DD
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
+            packet = datagram(source, base.address, 9, b"")
+            sock.sendto(packet, (f"to-{link[-4:]}", protocol, 0, 0, bytes.fromhex(mac.replace(":", ""))))
+
+    def dropped() -> int:
+        family = "ip" if base.family == 4 else "ip6"
+        listed = namespace.command("nft", "--json", "list", "chain", family, "flannel-guard", "arriving")
+        rules = [one["rule"] for one in json.loads(listed)["nftables"] if "rule" in one]
+        (counted,) = [step["counter"] for rule in rules for step in rule["expr"] if "counter" in step]
+        return counted["packets"]
+
+    async def work() -> None:
+        async with TunnelGuardTarget() as target:
+            await heal(target, State.of(table))
+        for link, source in ((links[0], forged), (links[1], table.subnet[1]), (links[1], outside)):
+            send(link, source)
+        send(links[1], forged)
+        async with asyncio.timeout(DEADLINE_S):
+            while not dropped():
+                await asyncio.sleep(0.01)
+        assert dropped() == 1
+
+    namespace.run(work)
 
 
 def test_many_peers_are_sent_in_several_transactions(namespace) -> None:

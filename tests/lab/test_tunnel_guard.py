@@ -270,7 +270,7 @@ def network_of(overlay: Any, joined: Any, kind: str, family: Family, port: int) 
 def wait_guarded(host: Host, family: Family, port: int) -> None:
     """Wait until the host has the guard of the tunnel."""
     rule, shown = (
-        f"udp dport {port} ",
+        f"th dport {port} ",
         ["nft", "list", "table", "ip" if family == 4 else "ip6", "flannel-guard"],
     )
     wait_until(
