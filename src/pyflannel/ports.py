@@ -16,6 +16,7 @@ from pyflannel.model.fast_path import Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.host import Bridge, Interface, Interfaces, RouteScope
 from pyflannel.model.item import Item
+from pyflannel.model.lease import Lease
 from pyflannel.model.network_config import IpAddress
 from pyflannel.model.probe import Echo, EchoResult
 from pyflannel.model.state import Operation, Refusal, State
@@ -428,6 +429,10 @@ class BridgeSource(Protocol):
 SendEchoes = Callable[[Sequence[Echo]], Awaitable[list[EchoResult]]]
 """A function that sends echo requests and returns their results, in a bounded time. This function may raise
 TargetError."""
+
+CountReceived = Callable[[Lease], Awaitable[int | None]]
+"""A function that returns the bytes of the tunnel packets that the kernel accepted from a peer; None if the
+kernel does not count them. This function may raise TargetError."""
 
 WireguardContacts = Callable[[], Awaitable[Sequence[WireguardContact]]]
 """A function that returns the contact with each WireGuard peer; empty if the device does not exist. This

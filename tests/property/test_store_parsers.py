@@ -53,7 +53,14 @@ from pyflannel.wire.lease_json import (
 from pyflannel.wire.lease_record import claim_of, kept_lease, lease_of, parse_change, parse_last_known
 from pyflannel.wire.lease_signature import is_authentic, is_authentic_list, parse_signed_list
 from pyflannel.wire.network_config_json import format_network_config, parse_network_config
-from pyflannel.wire.reach_record import is_authentic_request, is_authentic_row, parse_request, parse_row
+from pyflannel.wire.reach_record import (
+    is_authentic_count,
+    is_authentic_request,
+    is_authentic_row,
+    parse_count,
+    parse_request,
+    parse_row,
+)
 from pyflannel.wire.subnet_env import parse_assignments, parse_subnet_env, previous_subnet
 
 # The store: JSON of leases, claims, configs and the file of the last known leases.
@@ -345,6 +352,17 @@ def read_reach_row(value: bytes) -> None:
     is_authentic_row(value, "/net", bytes(32))
 
 
+def read_count(value: bytes) -> None:
+    parse_count(value)
+    is_authentic_count(value, "/net", bytes(32))
+
+
+COUNTS = [
+    b'{"Id":"5d0f","Host":"10.5.52.0/24","Received":12,"Signature":"Wg=="}',
+    b'{"Id":"5d0f","Host":"10.5.52.0/24","Received":null}',
+    b'{"Id":"5d0f","Host":"10.5.52.1/24","Received":-1}',
+    b"{" * 3000,
+]
 REACH_REQUESTS = [
     b'{"Id":"5d0f","Asker":"10.5.52.0/24","Hosts":["10.5.52.0/24","fd00:5::/64"],"Signature":"Wg=="}',
     b'{"Id":"","Asker":"10.5.52.1/24","Hosts":["10.5.52.0/24"]}',
@@ -523,6 +541,7 @@ STORE = [
         damaged(st.sampled_from(REACH_REQUESTS)),
         corpus=REACH_REQUESTS,
     ),
+    Parser("bytes of a peer", read_count, damaged(st.sampled_from(COUNTS)), corpus=COUNTS),
     Parser("row of the matrix", read_reach_row, damaged(st.sampled_from(REACH_ROWS)), corpus=REACH_ROWS),
     Parser("claim", read_claim, as_bytes(claims), corpus=CLAIMS),
     Parser("key", read_key, key_names, (), SUBNET_KEYS),

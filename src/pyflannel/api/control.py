@@ -1,7 +1,7 @@
 """The control socket of the daemon: status, leases, events and network config by HTTP on a Unix socket.
 
 GET /v1/status, GET /v1/leases, GET /v1/events, GET and PUT /v1/config, GET /v1/store-times, POST /v1/plan,
-POST /v1/matrix, POST /v1/wireguard-key.
+POST /v1/matrix, POST /v1/peer-bytes, POST /v1/wireguard-key.
 wire.control_json defines the documents. Only root and the user of the daemon have access.
 """
 
@@ -31,6 +31,7 @@ from pyflannel.wire.control_json import (
     format_error,
     format_events,
     format_leases,
+    format_peer_bytes,
     format_preview,
     format_public_key,
     format_status,
@@ -84,6 +85,11 @@ class Controlled(Protocol):
 
         Raises:
             UsageError: a host has no lease, there are too many hosts, or fewer than two.
+        """
+
+    async def peer_bytes(self, hosts: Sequence[IpNetwork]) -> Mapping[IpNetwork, int]:
+        """Return the bytes that these hosts received from this host, as counted within the last second;
+        without the hosts that do not count or do not answer.
         """
 
     async def store_times(self) -> StoreTimes:
@@ -158,6 +164,13 @@ def control_routes(daemon: Controlled) -> Routes:
             return Response(status=_status_of(error), body=format_error(error))
         return Response(status=200, body=format_document(found))
 
+    async def peer_bytes(request: Request) -> Response:
+        try:
+            found = await daemon.peer_bytes(parse_subnets(request.body))
+        except FlannelError as error:
+            return Response(status=_status_of(error), body=format_error(error))
+        return Response(status=200, body=format_peer_bytes(found))
+
     async def store_times(_: Request) -> Response:
         return Response(status=200, body=format_store_times(await daemon.store_times()))
 
@@ -172,6 +185,7 @@ def control_routes(daemon: Controlled) -> Routes:
         ("POST", "/v1/wireguard-key"): rotate_key,
         ("POST", "/v1/plan"): plan,
         ("POST", "/v1/matrix"): matrix,
+        ("POST", "/v1/peer-bytes"): peer_bytes,
         ("GET", "/v1/status"): status,
         ("GET", "/v1/leases"): leases,
         ("GET", "/v1/events"): events,

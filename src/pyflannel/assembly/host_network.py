@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -282,6 +283,12 @@ class HostNetwork:
         """
         return await self._supervisor.matrix.ask(hosts)
 
+    async def peer_bytes(self, hosts: Sequence[IpNetwork]) -> Mapping[IpNetwork, int]:
+        """Return the bytes that these hosts received from this host, as counted within the last second;
+        without the hosts that do not count or do not answer.
+        """
+        return await self._supervisor.peer_bytes.ask(hosts)
+
     def events(self) -> list[JournalEntry]:
         """Return the events of the passes, with the latest event last."""
         return self._supervisor.journal.entries()
@@ -456,6 +463,7 @@ async def open_network(
             wireguard=keys,
             contacts=wireguard.contacts,
             send_echoes=_send_echoes,
+            received=partial(rules.received_bytes, claim.name),
             signing=signing,
             own_node=own_node,
             draw=random.SystemRandom().randrange,

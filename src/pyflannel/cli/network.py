@@ -4,7 +4,7 @@ import asyncio
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -41,6 +41,7 @@ from pyflannel.commands.local_daemon import last_known_leases, offline_status
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, UsageError, WireError
 from pyflannel.model.lease import FamilyReach, LeaseEntry, PeerEntry, host_text
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import (
     BenchLine,
     BenchReport,
@@ -191,12 +192,13 @@ def peers(
     """List the other hosts, and the reason if one is not reachable.
 
     The list contains all hosts, or each HOST: a host name, an address or a subnet. flannelctl probes up to
-    256 of the hosts with ICMP echo through the tunnel. With --no-probe, flannelctl sends nothing. If flanneld
-    does not respond, the list contains the last known hosts.
+    256 of the hosts with ICMP echo through the tunnel, except with --no-probe. If flanneld does not respond,
+    the list contains the last known hosts.
 
     LOSS is the share of up to 10 small probes without a reply. IN and OUT are the bytes of the packets from
-    the host and to the host. Only wireguard counts OUT. vxlan, and udp in user space, count IN. CHANGED is
-    the time since the host joined, returned, or changed its addresses, backend or keys.
+    the host and to the host. wireguard counts both. vxlan, and udp in user space, count IN, and flanneld asks
+    up to 31 of the hosts for OUT. CHANGED is the time since the host joined, returned, or changed its
+    addresses, backend or keys.
 
     With --matrix, the hosts probe each other, and the table has a row for each host: + if it reaches the host
     of the column, x if not. A matrix has at most 32 hosts.
@@ -300,35 +302,51 @@ async def _known(socket: Path, places: Places) -> tuple[Status, list[LeaseEntry]
 
 async def _peers(socket: Path, places: Places, hosts: Sequence[str], *, probes: bool) -> list[PeerEntry]:
     # Only this verb needs these functions.
-    from pyflannel.commands.peer_traffic import received_bytes
-    from pyflannel.commands.reach import probe_families, sample_of
+    from pyflannel.commands.peer_traffic import received_bytes, sent_bytes
 
     status, known = await _known(socket, places)
     every_entry = peer_entries(status, known)
-    received = await received_bytes(replace(places, run_dir=socket.parent), status, every_entry)
-    entries = [
-        replace(entry, received_bytes=received.get(entry.subnet, entry.received_bytes))
-        for entry in _of_hosts(every_entry, hosts)
-    ]
-    if not probes:
-        return entries
-    listed = {entry.subnet for entry in entries}
-    leases = sample_of(status, [lease for lease in known if lease.subnet in listed])
-    try:
-        results = await probe_families(status, leases)
-    except TargetError as error:
-        print_warning(f"no host was probed: {error.in_full}")
-        return entries
-    first, *others = results.values()
-    ipv6 = others[0] if others else {}
+    listed = _of_hosts(every_entry, hosts)
+    received, sent, results = await asyncio.gather(
+        received_bytes(replace(places, run_dir=socket.parent), status, every_entry),
+        sent_bytes(socket, _ASK_S, status, listed),
+        _results(status, known, listed) if probes else _no_results(),
+    )
+    first, ipv6 = results
     return [
         _probed(
-            entry,
+            replace(
+                entry,
+                received_bytes=received.get(entry.subnet, entry.received_bytes),
+                sent_bytes=sent.get(entry.subnet, entry.sent_bytes),
+            ),
             first.get(entry.subnet),
             None if entry.ipv6_subnet is None else ipv6.get(entry.ipv6_subnet),
         )
-        for entry in entries
+        for entry in listed
     ]
+
+
+_Results = tuple[Mapping[IpNetwork, FamilyReach], Mapping[IpNetwork, FamilyReach]]
+"""The results of probes in the first family and over IPv6, by the subnet in the family."""
+
+
+async def _no_results() -> _Results:
+    return {}, {}
+
+
+async def _results(status: Status, known: Sequence[LeaseEntry], listed: Sequence[PeerEntry]) -> _Results:
+    """Probe a sample of the listed hosts."""
+    from pyflannel.commands.reach import probe_families, sample_of
+
+    subnets = {entry.subnet for entry in listed}
+    leases = sample_of(status, [lease for lease in known if lease.subnet in subnets])
+    try:
+        first, *others = (await probe_families(status, leases)).values()
+    except TargetError as error:
+        print_warning(f"no host was probed: {error.in_full}")
+        return {}, {}
+    return first, others[0] if others else {}
 
 
 def _probed(entry: PeerEntry, first: FamilyReach | None, ipv6: FamilyReach | None) -> PeerEntry:

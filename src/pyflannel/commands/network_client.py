@@ -35,6 +35,7 @@ from pyflannel.wire.control_json import (
     parse_events,
     parse_leases,
     parse_matrix,
+    parse_peer_bytes,
     parse_preview,
     parse_public_key,
     parse_status,
@@ -104,6 +105,11 @@ class ControlClient:
         """Return which of these hosts reach which other hosts; of all hosts, if no host is named."""
         body = format_subnets(hosts)
         return parse_matrix(await self._ask("POST", "/v1/matrix", body=body, deadline_s=MATRIX_S))
+
+    async def peer_bytes(self, hosts: Sequence[IpNetwork]) -> dict[IpNetwork, int]:
+        """Return the bytes that these hosts received from this host, without unknown values."""
+        body = format_subnets(hosts)
+        return parse_peer_bytes(await self._ask("POST", "/v1/peer-bytes", body=body))
 
     async def store_times(self) -> StoreTimes:
         """Let the daemon send requests to its store, and return how long the requests took."""

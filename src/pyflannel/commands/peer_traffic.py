@@ -1,23 +1,24 @@
-"""The bytes that each peer sent to this host, from the counters of the tunnel guard."""
+"""The bytes from each peer to this host, from the counters of the tunnel guard, and the bytes to each peer,
+which the peers count in the same way.
+"""
 
 import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pyflannel.assembly.directories import Places
-from pyflannel.errors import TargetError
+from pyflannel.commands.network_client import ControlClient
+from pyflannel.errors import FlannelError, TargetError
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.lease import PeerEntry
 from pyflannel.model.network_config import IpAddress, IpNetwork
-from pyflannel.model.status import Status
+from pyflannel.model.status import BY_PROGRAMS, Status
 from pyflannel.model.tunnel_guard import GuardTable
 from pyflannel.wire.netlink.guard_rules import SETS, name_of, source_of
 from pyflannel.wire.netlink.nftables import PROTOCOL, dump_elements, parse_element_bytes
 
 _TUNNELS = frozenset({"vxlan", "udp"})
-_BY_PROGRAMS = frozenset({"safe", "flow"})
-"""The modes of the fast path in which packets do not pass the tunnel guard."""
-
 _Source = tuple[IpAddress, IpAddress]
 """The outer source and the first inner source of the packets of a peer."""
 
@@ -33,10 +34,25 @@ async def received_bytes(
     backend, path, device = status.backend, status.fast_path, places.device()
     if backend is None or backend.type not in _TUNNELS or device is None or not status.is_live:
         return {}
-    if path is not None and path.mode in _BY_PROGRAMS:
+    if path is not None and path.mode in BY_PROGRAMS:
         return {}
     with contextlib.suppress(TargetError):
         return _by_peer(peers, await _by_source(device))
+    return {}
+
+
+async def sent_bytes(
+    socket: Path, deadline_s: float, status: Status, peers: Sequence[PeerEntry]
+) -> Mapping[IpNetwork, int]:
+    """Return the bytes of the tunnel packets to each of these peers, as the peers count them at this time.
+
+    A peer is missing if its count is unknown. The result is empty if flanneld cannot ask the peers.
+    """
+    backend = status.backend
+    if backend is None or backend.type not in _TUNNELS or not status.is_live or not peers:
+        return {}
+    with contextlib.suppress(FlannelError):  # also if flanneld is of an earlier version
+        return await ControlClient(socket, deadline_s).peer_bytes([peer.subnet for peer in peers])
     return {}
 
 

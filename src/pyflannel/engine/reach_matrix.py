@@ -12,8 +12,9 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from pyflannel.engine.record_signing import Signatures, is_authentic, signing
 from pyflannel.errors import StoreError, TargetError, UsageError, WireError
-from pyflannel.model.lease import Lease, LeaseKey
+from pyflannel.model.lease import Lease
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import Echo, milliseconds
@@ -66,21 +67,6 @@ class Network(Protocol):
     def ends(self, subnets: Sequence[IpNetwork]) -> Mapping[IpNetwork, IpAddress]:
         """Return the addresses that answer probes for these hosts; without those to which this host does not
         send.
-        """
-
-
-class Signatures(Protocol):
-    """The signatures of leases, whose keys also sign the records of the matrix."""
-
-    @property
-    def prefix(self) -> str:
-        """The prefix of the store, which each signature covers."""
-
-    def key(self, owner: str) -> LeaseKey:
-        """Return the key pair of an owner.
-
-        Raises:
-            TargetError: the key is unusable.
         """
 
 
@@ -147,13 +133,7 @@ class ReachMatrix:
     def _is_authentic(
         self, writer: IpNetwork, value: bytes, is_signed: Callable[[bytes, str, bytes], bool]
     ) -> bool:
-        lease = self._network.leases.by_subnet.get(writer)
-        if lease is None:
-            return False
-        if self._signatures is None:
-            return True  # as for leases, the permissions of the store limit the writers
-        key = lease.attributes.signing_key
-        return key is not None and is_signed(value, self._signatures.prefix, key)
+        return is_authentic(self._signatures, self._network.leases, writer, value, is_signed)
 
     async def run(self) -> None:
         """Answer requests of other hosts until cancelled."""
@@ -169,21 +149,10 @@ class ReachMatrix:
             return
         try:
             row = Row(id=request.id, host=own.subnet, answers=await self._probe(own.subnet, request.hosts))
-            value = format_row(row, *self._signing(own))
+            value = format_row(row, *signing(self._signatures, own))
             await self._store.write(Put(key=row_key(own.subnet), value=value, ttl_s=TTL_S, expected=None))
         except (StoreError, TargetError) as error:
             log.warning("Could not report which hosts this host reaches to %s: %s", request.asker, error)
-
-    def _signing(self, own: Lease) -> tuple[str, LeaseKey | None]:
-        """Return the prefix and the key for a signature of this host; no key if records are not signed.
-
-        Raises:
-            TargetError: the key is unusable.
-        """
-        signatures, owner = self._signatures, own.attributes.owner
-        if signatures is None or owner is None:
-            return "", None
-        return signatures.prefix, signatures.key(owner)
 
     async def _probe(self, own: IpNetwork, hosts: Sequence[IpNetwork]) -> tuple[Answer, ...]:
         """Return the result for each of the hosts, in the order of the hosts.
@@ -273,7 +242,7 @@ class ReachMatrix:
         the reason.
         """
         try:
-            value = format_request(request, *self._signing(own))
+            value = format_request(request, *signing(self._signatures, own))
             await store.write(Put(key=REQUEST, value=value, ttl_s=TTL_S, expected=None))
         except (StoreError, TargetError) as error:
             return f"the request was not written: {error}"

@@ -21,6 +21,7 @@ from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import LeaseLog, log_shared_over
 from pyflannel.engine.node_keeper import NodeKeeper
 from pyflannel.engine.own_lease import identified, previous_run_subnet, wanted_lease
+from pyflannel.engine.peer_bytes import PeerBytes
 from pyflannel.engine.peer_probes import PathMtus, paths_of
 from pyflannel.engine.peer_times import PeerTimes
 from pyflannel.engine.plan_log import PlanLog
@@ -47,7 +48,8 @@ from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import ProbedPaths
 from pyflannel.model.route import route_protocol
 from pyflannel.model.state import Blocked, Replaced
-from pyflannel.model.status import PlanPreview
+from pyflannel.model.status import BY_PROGRAMS, PlanPreview
+from pyflannel.model.store_record import Record
 from pyflannel.model.wireguard import WireguardDevice, WireguardFacts
 from pyflannel.ports import Target
 
@@ -141,6 +143,12 @@ class Supervisor:
             network=SupervisedNetwork(self),
             signatures=world.signing,
         )
+        self.peer_bytes = PeerBytes(
+            store=world.store if world.own_node is None else None,
+            clock=world.clock,
+            network=SupervisedNetwork(self),
+            signatures=world.signing,
+        )
         self._handshakes = Handshakes(world.contacts, world.clock, self._replan)
         self.path_mtus = PathMtus(
             world.send_echoes, world.clock, paths=self._probed_paths, changed=self._replan
@@ -159,6 +167,7 @@ class Supervisor:
             tasks.create_task(self._handshakes.run(), name="first handshakes")
             tasks.create_task(self.path_mtus.run(), name="MTU of paths")
             tasks.create_task(self.matrix.run(), name="rows of the matrix")
+            tasks.create_task(self.peer_bytes.run(), name="bytes of peers")
             tasks.create_task(self.underlay.run(), name="underlay")
             await self.underlay.has_looked.wait()
             tasks.create_task(self._config.run(), name="network config")
@@ -216,6 +225,14 @@ class Supervisor:
         # The service manager would read a line feed from the store as the start of another assignment.
         return None if reason is None else one_line(reason)
 
+    async def count_received(self, peer: Lease) -> int | None:
+        """Return the bytes from a peer that the tunnel guard counted; None if it does not count them.
+
+        Raises:
+            TargetError: the kernel does not return the counter.
+        """
+        return await self._world.received(peer)
+
     async def preview(self, text: str | None, targets: Sequence[Target]) -> PlanPreview:
         """Return the changes that the next pass would make, with this network config, or with the config in
         force.
@@ -270,8 +287,12 @@ class Supervisor:
             leases_changed=self._leases_changed,
             reidentify=self._reidentify,
             signing=self._world.signing,
-            noticed=self.matrix.see,
+            noticed=self._noticed,
         )
+
+    def _noticed(self, record: Record) -> None:
+        self.matrix.see(record)
+        self.peer_bytes.see(record)
 
     def _wanted(self) -> Wanted:
         config = self.condition.inputs.config
@@ -452,7 +473,7 @@ class Supervisor:
 
 
 class SupervisedNetwork:
-    """The host and its leases, in the form that the matrix of reachability uses."""
+    """The host and its leases, in the form that the requests of hosts to each other use."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -467,6 +488,18 @@ class SupervisedNetwork:
     def leases(self) -> LeaseSet:
         """All known leases."""
         return self._supervisor.condition.leases
+
+    async def received(self, peer: Lease) -> int | None:
+        """Return the bytes of the tunnel packets from a peer; None if they are not counted, for example
+        because programs of the fast path receive them before the tunnel guard.
+
+        Raises:
+            TargetError: the kernel does not return the counter.
+        """
+        path = self._supervisor.fast_path.status(self._supervisor.condition.inputs.config)
+        if path is not None and path.mode in BY_PROGRAMS:
+            return None
+        return await self._supervisor.count_received(peer)
 
     def ends(self, subnets: Sequence[IpNetwork]) -> Mapping[IpNetwork, IpAddress]:
         """Return the addresses that answer probes for these hosts; without those to which this host does not

@@ -10,7 +10,7 @@ from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.reconciler import AUDIT_S
 from pyflannel.model.host import GroChoice, HostFile
 from pyflannel.model.kubernetes_node import OwnNode
-from pyflannel.model.lease import LEASE_TTL_S, Identity
+from pyflannel.model.lease import LEASE_TTL_S, Identity, Lease
 from pyflannel.model.link import MARK
 from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.wireguard import WireguardContact
@@ -19,6 +19,7 @@ from pyflannel.plan.underlay import UnderlayOptions
 from pyflannel.ports import (
     BridgeSource,
     Clock,
+    CountReceived,
     InterfaceSource,
     KernelPath,
     Memory,
@@ -32,6 +33,10 @@ from pyflannel.ports import (
 
 async def _no_contacts() -> Sequence[WireguardContact]:
     return ()
+
+
+async def _no_count(_: Lease) -> int | None:
+    return None
 
 
 class PlanOptions(Struct, frozen=True, kw_only=True):
@@ -75,6 +80,7 @@ class World(Struct, frozen=True, kw_only=True):
         wireguard: the WireGuard key of this host; None if the host can have no key.
         contacts: function that returns the contact with each WireGuard peer.
         send_echoes: function that sends echo requests and returns their results; None if probes are off.
+        received: function that returns the bytes from a peer that the tunnel guard counted.
         signing: object that signs and checks leases; None if signatures are off.
         own_node: the Node of this host, if the store is a Kubernetes cluster; None for any other store.
     """
@@ -94,6 +100,7 @@ class World(Struct, frozen=True, kw_only=True):
     wireguard: WireguardSource | None = None
     contacts: WireguardContacts = _no_contacts
     send_echoes: SendEchoes | None = None
+    received: CountReceived = _no_count
     signing: LeaseSigning | None = None
     own_node: OwnNode | None = None
 

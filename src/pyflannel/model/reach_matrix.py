@@ -1,5 +1,5 @@
-"""Which host reaches which other host: the request for rows, the row of a host, and the report of
-flannelctl.
+"""The requests of hosts to each other, and the answers: which host reaches which other host, and how many
+bytes a host received. Also the report of flannelctl.
 """
 
 from typing import Literal
@@ -31,7 +31,7 @@ class Answer(Struct, frozen=True):
 
 
 class RowRequest(Struct, frozen=True, kw_only=True):
-    """The request to these hosts to probe each other.
+    """The request to these hosts to probe each other, or to report the bytes from the requesting host.
 
     Attributes:
         id: random text that connects rows with their request.
@@ -49,6 +49,20 @@ class Row(Struct, frozen=True, kw_only=True):
     id: str
     host: IpNetwork
     answers: tuple[Answer, ...]
+
+
+class ByteCount(Struct, frozen=True, kw_only=True):
+    """The bytes that one host received from the host that wrote a request.
+
+    Attributes:
+        id: the identifier of the request.
+        host: the subnet of the host that counted.
+        received: bytes of tunnel packets; None if the host does not count them.
+    """
+
+    id: str
+    host: IpNetwork
+    received: int | None
 
 
 class MatrixCell(Struct, frozen=True, kw_only=True):

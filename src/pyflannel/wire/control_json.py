@@ -5,7 +5,7 @@ older flannelctl works with a newer daemon.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -55,6 +55,10 @@ class Peers(Struct, frozen=True):
 
     peers: list[PeerEntry]
     matrix: Matrix | None = None
+
+
+class _PeerBytes(Struct, frozen=True):
+    sent: dict[AnyNetwork, int]
 
 
 class _Subnets(Struct, frozen=True):
@@ -161,6 +165,20 @@ def parse_matrix(document: bytes) -> Matrix:
         WireError: the text does not have this form.
     """
     return _decode(document, Matrix)
+
+
+def format_peer_bytes(sizes: Mapping[IpNetwork, int]) -> bytes:
+    """Return the document `{"sent": {subnet: bytes}}`."""
+    return _encode({"sent": {str(subnet): size for subnet, size in sizes.items()}})
+
+
+def parse_peer_bytes(document: bytes) -> dict[IpNetwork, int]:
+    """Return the bytes by the subnet of the peer.
+
+    Raises:
+        WireError: the text does not have this form.
+    """
+    return dict(_decode(document, _PeerBytes).sent)
 
 
 def format_subnets(subnets: Sequence[IpNetwork]) -> bytes:

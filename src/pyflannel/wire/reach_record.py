@@ -1,16 +1,18 @@
-"""The records of the store by which hosts report which other hosts they reach.
+"""The records of the store by which hosts report which other hosts they reach, and the bytes from a host.
 
 - `reach-request`: the latest request of a host to some hosts to probe each other
 - `reach-row-10.5.52.0-24`: the results of the host with this subnet for the latest request to it
+- `bytes-request`: the latest request of a host to some hosts to report the bytes that they received from it
+- `bytes-row-10.5.52.0-24`: the answer of the host with this subnet to the latest such request
 
-Both have a TTL. Their names contain no slash, so no network of `--networks` can have such a key. With
-signatures of leases, the value is signed with the key in the lease of its writer. The original flannel reads
-neither key.
+All have a TTL. Their names contain no slash, so no network of `--networks` can have such a key. With
+signatures of leases, the value is signed with the key in the lease of its writer. The original flannel and
+versions without a request ignore its keys.
 """
 
 from binascii import a2b_base64, b2a_base64
 from ipaddress import ip_network
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -19,7 +21,7 @@ from pyflannel.errors import WireError
 from pyflannel.model.lease import LeaseKey
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import ProbeState
-from pyflannel.model.reach_matrix import MOST_HOSTS, Answer, Row, RowRequest
+from pyflannel.model.reach_matrix import MOST_HOSTS, Answer, ByteCount, Row, RowRequest
 from pyflannel.wire.lease_json import LONGEST_LEASE
 from pyflannel.wire.lease_record import format_subnet_key
 from pyflannel.wire.lease_signature import is_signed_text, sign_text
@@ -29,6 +31,12 @@ REQUEST = "reach-request"
 
 ROWS = "reach-row-"
 """The keys of the results begin with this text."""
+
+COUNT_REQUEST = "bytes-request"
+"""The key of the latest request for bytes, below the prefix of the store."""
+
+COUNTS = "bytes-row-"
+"""The keys of the answers begin with this text."""
 
 TTL_S = 30
 """Time in seconds after which the store deletes the records."""
@@ -54,7 +62,14 @@ class _Row(msgspec.Struct, rename="pascal", kw_only=True):
     signature: str = ""
 
 
-_Signed = TypeVar("_Signed", _Request, _Row)
+class _Count(msgspec.Struct, rename="pascal", kw_only=True):
+    id: str
+    host: str
+    received: Annotated[int, msgspec.Meta(ge=0)] | None
+    signature: str = ""
+
+
+_Signed = TypeVar("_Signed", _Request, _Row, _Count)
 
 
 def row_key(subnet: IpNetwork) -> str:
@@ -62,10 +77,17 @@ def row_key(subnet: IpNetwork) -> str:
     return ROWS + format_subnet_key(subnet)
 
 
-def format_request(request: RowRequest, prefix: str, key: LeaseKey | None) -> bytes:
-    """Return the value of a request, signed with the key of its host; unsigned without a key."""
+def count_key(subnet: IpNetwork) -> str:
+    """Return the key for the answer of the host with this subnet to a request for bytes."""
+    return COUNTS + format_subnet_key(subnet)
+
+
+def format_request(request: RowRequest, prefix: str, key: LeaseKey | None, name: str = REQUEST) -> bytes:
+    """Return the value of a request, signed with the key of its host; unsigned without a key. `name`: the
+    key of the record, which the signature covers.
+    """
     value = _Request(id=request.id, asker=str(request.asker), hosts=list(map(str, request.hosts)))
-    return _signed(value, prefix, REQUEST, key)
+    return _signed(value, prefix, name, key)
 
 
 def parse_request(value: bytes) -> RowRequest:
@@ -99,15 +121,37 @@ def parse_row(value: bytes) -> Row:
     return Row(id=found.id, host=_subnet(found.host), answers=tuple(answers))
 
 
-def is_authentic_request(value: bytes, prefix: str, public_key: bytes) -> bool:
-    """Return whether a request is signed with this key, for this prefix of the store."""
-    return _is_authentic(_decoded(value, _Request), prefix, REQUEST, public_key)
+def format_count(count: ByteCount, prefix: str, key: LeaseKey | None) -> bytes:
+    """Return the value of an answer with bytes, signed with the key of its host; unsigned without a key."""
+    value = _Count(id=count.id, host=str(count.host), received=count.received)
+    return _signed(value, prefix, count_key(count.host), key)
+
+
+def parse_count(value: bytes) -> ByteCount:
+    """Return the answer with bytes in a value. The signature of the answer is not checked.
+
+    Raises:
+        WireError: the value does not contain an answer.
+    """
+    found = _decoded(value, _Count)
+    return ByteCount(id=found.id, host=_subnet(found.host), received=found.received)
+
+
+def is_authentic_request(value: bytes, prefix: str, public_key: bytes, name: str = REQUEST) -> bool:
+    """Return whether a request is signed with this key, for this prefix of the store and this record."""
+    return _is_authentic(_decoded(value, _Request), prefix, name, public_key)
 
 
 def is_authentic_row(value: bytes, prefix: str, public_key: bytes) -> bool:
     """Return whether results are signed with this key, for this prefix of the store and this host."""
     found = _decoded(value, _Row)
     return _is_authentic(found, prefix, row_key(_subnet(found.host)), public_key)
+
+
+def is_authentic_count(value: bytes, prefix: str, public_key: bytes) -> bool:
+    """Return whether an answer with bytes is signed with this key, for this prefix and this host."""
+    found = _decoded(value, _Count)
+    return _is_authentic(found, prefix, count_key(_subnet(found.host)), public_key)
 
 
 def _signed(value: _Signed, prefix: str, name: str, key: LeaseKey | None) -> bytes:

@@ -14,6 +14,7 @@ from pyflannel.errors import TargetError
 from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.item import Item, Key
+from pyflannel.model.lease import Lease
 from pyflannel.model.state import Add, Operation, Refusal, Remove, Replace, State
 from pyflannel.model.tunnel_guard import GuardPeer, GuardTable, guard_device_of, guard_peers
 from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
@@ -48,9 +49,11 @@ from pyflannel.wire.netlink.nftables import (
     dump_rules,
     dump_sets,
     dump_tables,
+    get_elements,
     is_rule,
     parse_chain,
     parse_counted_elements,
+    parse_element_bytes,
     parse_elements,
     parse_rule,
     parse_set,
@@ -154,6 +157,35 @@ class TunnelGuardTarget:
                 dropped = [one for some in await self._dump(request, parse_counted_elements) for one in some]
                 found += strangers(dropped, self._peers(table).values()) if dropped else ()
         return found
+
+    async def received_bytes(self, device: str, peer: Lease) -> int | None:
+        """Return the bytes of the tunnel packets that the tables of a device accepted from a peer; None if
+        no element counts only the packets of this peer.
+
+        Raises:
+            TargetError: the kernel did not answer.
+        """
+        counted = [
+            await self._received(table, peer)
+            for table in [*self._desired.of_type(GuardTable)]
+            if table.device == device
+        ]
+        found = [size for size in counted if size is not None]
+        return sum(found) if found else None
+
+    async def _received(self, table: GuardTable, lease: Lease) -> int | None:
+        part, peers = lease.part(table.family), self._peers(table)
+        peer = None if part is None else peers.get(int(part.subnet.network_address))
+        if part is None or peer is None:
+            return None
+        if peer.sources != part.subnet and sum(one.address == peer.address for one in peers.values()) > 1:
+            return None
+        for spec in SETS[table.family].of_sources:
+            for key in elements_of([peer], spec, table.source_length):
+                answer = await self._socket().ask(get_elements(name_of(table), spec, [key]))
+                if isinstance(answer, Message):
+                    return next(iter(parse_element_bytes(answer.body).values()), None)
+        return None
 
     async def _compare(self, planned: GuardTable, planned_peers: Sequence[GuardPeer]) -> State:
         """Return the table, with its differences from the plan, and its peers.

@@ -253,6 +253,14 @@ def dump_elements(table: TableName, name: str) -> Request:
     return _dump(_GET_ELEMENTS, table, _text(_NAME, name))
 
 
+def get_elements(table: TableName, spec: SetSpec, elements: Sequence[Element]) -> Request:
+    """Return the request for single elements of a set, without a search of the whole set. The kernel refuses
+    it if an element does not exist.
+    """
+    packed = [nest(_LIST_ELEMENT, *_parts(one, spec.key_length)) for one in elements]
+    return Request(_kind(_GET_ELEMENTS), 0, _in(table, _text(_NAME, spec.name), nest(3, *packed)))
+
+
 def parse_elements(body: bytes) -> list[Element]:
     """Return the elements of one message."""
     listed = (attributes(one) for _, one in _each(attributes(body, _BODY.size).get(3, b"")))
