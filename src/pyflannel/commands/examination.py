@@ -51,10 +51,11 @@ from pyflannel.kernel.host.machine import (
     policy_rules,
     port_mtus,
     shapers,
+    silent_ports,
     unforwarded,
 )
 from pyflannel.kernel.network.echo import clock_offsets
-from pyflannel.kernel.network.namespaces import mtus_in
+from pyflannel.kernel.network.namespaces import learned_by, read_namespace
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
 from pyflannel.model.host import Interfaces, RouteScope
@@ -73,9 +74,12 @@ from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of
 from pyflannel.plan.doctor.observed import (
     BadNeighbour,
     Certificate,
+    ContainerLink,
     ContainerNamespace,
     Observed,
     RouteAnswer,
+    SetNeighbour,
+    SilentPort,
 )
 from pyflannel.plan.doctor.peers import clock_findings, joined, judged, with_peers
 from pyflannel.plan.leftovers import rules_left
@@ -524,6 +528,7 @@ async def _observed(
         programs=host.programs,
         on_link=on_link(interfaces, membership),
         ports={name: port_mtus(name) for name in bridges},
+        silent_ports=await _silent_ports(interfaces, bridges),
         lacks_arp=lacks_arp(membership.underlay or ""),
         ignores_arp=family == 4 and ignores_arp(membership.underlay or ""),
         ignores_echoes=ignores_echoes(family),
@@ -535,7 +540,7 @@ async def _observed(
         docker_drops=docker_drops(host.saved, await docker_table(family), family),
         mark=places.mark,
         published_mac=_published_mac(places, family),
-        containers=await _with_mtus(host.containers, membership.subnet),
+        containers=await _with_links(host.containers, membership.subnet),
         certificates=() if status.store is None else certificates_for(status.store.url),
         now=time.time(),
         has_unit=has_unit("flanneld.service"),
@@ -543,21 +548,60 @@ async def _observed(
 
 
 _CONTAINERS_ASKED = 512
-"""Maximum number of containers whose MTU is read, which takes less than a second."""
+"""Maximum number of containers whose links are read, which takes less than a second."""
 
 
-async def _with_mtus(
+async def _with_links(
     found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None
 ) -> tuple[ContainerNamespace, ...]:
-    """Return the containers. For the containers in the subnet of this host, add the MTUs of their links.
+    """Return the containers. For the containers in the subnet of this host, add their links and permanent
+    neighbour entries.
 
     The host sees only its own end of the link of a container, which may have another MTU.
     """
     if subnet is None:
         return found
     own = [one for one in found if any(address in subnet for address in one.addresses)]
-    known = {one.pid: replace(one, mtus=await mtus_in(one.pid, subnet)) for one in own[:_CONTAINERS_ASKED]}
+    known = {one.pid: await _with_links_of(one, subnet) for one in own[:_CONTAINERS_ASKED]}
     return tuple(known.get(one.pid, one) for one in found)
+
+
+async def _with_links_of(container: ContainerNamespace, subnet: IpNetwork) -> ContainerNamespace:
+    if (read := await read_namespace(container.pid)) is None:
+        return container
+    held: dict[int, set[IpAddress]] = {}
+    for one in read.addresses:
+        held.setdefault(one.index, set()).add(one.address.ip)
+    links = tuple(
+        ContainerLink(
+            name=link.name,
+            mtu=link.mtu,
+            mac=link.mac,
+            peer=link.peer if link.kind == "veth" else 0,
+            addresses=frozenset(held[index]),
+        )
+        for index, link in read.links.items()
+        if any(address in subnet for address in held.get(index, ()))
+    )
+    permanent = tuple(
+        SetNeighbour(address=one.address, link=read.links[one.index].name, mac=one.mac)
+        for one in read.neighbours
+        if one.is_permanent and one.mac and one.index in read.links
+    )
+    return replace(container, links=links, set_neighbours=permanent)
+
+
+async def _silent_ports(interfaces: Interfaces, bridges: Iterable[str]) -> tuple[SilentPort, ...]:
+    """Return the ports of the bridges that learn no MAC addresses; there are nearly always none."""
+    found = []
+    for bridge in bridges:
+        ports, here = silent_ports(bridge), interfaces.named(bridge)
+        entries = await learned_by(here.index) if ports and here is not None else []
+        for name, floods in ports.items():
+            if (port := interfaces.named(name)) is not None:
+                macs = frozenset(mac for index, mac in entries if index == port.index)
+                found.append(SilentPort(bridge=bridge, name=name, index=port.index, floods=floods, macs=macs))
+    return tuple(found)
 
 
 _ASKED, _ASKED_OUT = 2, 16

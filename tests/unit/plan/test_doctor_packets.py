@@ -23,7 +23,7 @@ from pyflannel.model.status import (
 )
 from pyflannel.plan.doctor.coverage import coverage
 from pyflannel.plan.doctor.findings import findings
-from pyflannel.plan.doctor.observed import ContainerNamespace, Observed, RouteAnswer
+from pyflannel.plan.doctor.observed import ContainerLink, ContainerNamespace, Observed, RouteAnswer
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
 
@@ -269,12 +269,14 @@ def test_the_peers_whose_packets_are_not_evaluated_are_reported() -> None:
 
 def test_the_peers_and_containers_that_are_not_examined_are_reported() -> None:
     held = frozenset({OWN.network_address + 2})
-    box = ContainerNamespace(pid=7, process="nginx, pid 7", addresses=held, mtus={"eth0": 1450})
-    elsewhere = replace(box, addresses=frozenset({IPv4Address("172.17.0.2")}), mtus={})
+    box = ContainerNamespace(
+        pid=7, process="nginx, pid 7", addresses=held, links=(ContainerLink(name="eth0", mtu=1450),)
+    )
+    elsewhere = replace(box, addresses=frozenset({IPv4Address("172.17.0.2")}), links=())
     seen = replace(
         crowded(40),
         answers=HEALTHY.answers,
-        containers=(*[box] * 30, *[replace(box, mtus={})] * 10, elsewhere),
+        containers=(*[box] * 30, *[replace(box, links=())] * 10, elsewhere),
     )
 
     (one,) = coverage(seen)
@@ -499,7 +501,9 @@ def test_a_container_with_a_prefix_that_contains_other_hosts_is_named() -> None:
 
 
 def test_a_container_with_a_larger_mtu_than_its_port_is_named() -> None:
-    container = ContainerNamespace(pid=7, process="nginx, pid 7", mtus={"eth0": 9000})
+    container = ContainerNamespace(
+        pid=7, process="nginx, pid 7", links=(ContainerLink(name="eth0", mtu=9000),)
+    )
     seen = replace(HEALTHY, containers=(container,))
 
     one = found(seen)
@@ -576,7 +580,7 @@ NAME = "$(reboot)'`x`;#"
 
 def test_a_name_that_a_container_chose_is_one_word_of_a_command() -> None:
     """An operator copies the command into a shell of root."""
-    container = ContainerNamespace(pid=7, process="nginx, pid 7", mtus={NAME: 9000})
+    container = ContainerNamespace(pid=7, process="nginx, pid 7", links=(ContainerLink(name=NAME, mtu=9000),))
 
     one = found(replace(HEALTHY, containers=(container,)))
 

@@ -228,6 +228,18 @@ def port_mtus(bridge: str) -> dict[str, int]:
     return {}
 
 
+def silent_ports(bridge: str) -> dict[str, bool]:
+    """Return the ports of a bridge that learn no MAC addresses, by name: True if frames to unknown MAC
+    addresses leave through the port.
+    """
+    settings = {port: _DEVICES / port / "brport" for port in port_mtus(bridge)}
+    return {
+        port: bool(_number(path / "unicast_flood"))
+        for port, path in settings.items()
+        if _number(path / "learning") == 0
+    }
+
+
 _REFUSED = {
     "tunnel in": (os.strerror(errno.EXDEV), os.strerror(errno.EINVAL)),
     "container in": (os.strerror(errno.EXDEV),),

@@ -6,13 +6,14 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.netlink_socket import RequestSocket
-from pyflannel.model.network_config import IpNetwork
-from pyflannel.wire.netlink.addresses import dump_addresses, parse_address_message
-from pyflannel.wire.netlink.links import dump_links, parse_link
+from pyflannel.wire.netlink.addresses import AddressRecord, dump_addresses, parse_address_message
+from pyflannel.wire.netlink.bridges import dump_learned, parse_learned
+from pyflannel.wire.netlink.links import LinkRecord, dump_links, parse_link
+from pyflannel.wire.netlink.neighbours import NeighbourRecord, dump_neighbours, parse_neighbour
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 
@@ -48,14 +49,32 @@ def in_namespace_of(pid: int, opener: Callable[[], _Opened]) -> _Opened:
     return results[0]
 
 
-async def mtus_in(pid: int, subnet: IpNetwork) -> dict[str, int]:
-    """Return the MTUs of the links with an address in the subnet, in the network namespace of a process;
-    empty if they cannot be read.
+class ReadNamespace(NamedTuple):
+    """The links of a namespace by index, its addresses, and its neighbours."""
+
+    links: dict[int, LinkRecord]
+    addresses: list[AddressRecord]
+    neighbours: list[NeighbourRecord]
+
+
+async def read_namespace(pid: int) -> ReadNamespace | None:
+    """Return the links, addresses and neighbours in the network namespace of a process; None if they cannot
+    be read.
     """
     with contextlib.suppress(OSError, TargetError):
         with contextlib.closing(in_namespace_of(pid, RequestSocket)) as requests:
-            addresses = await requests.dump(dump_addresses(), parse_address_message)
             links = await requests.dump(dump_links(), parse_link)
-        held = {one.index for one in addresses if one.address.ip in subnet}
-        return {link.name: link.mtu for link in links if link.index in held}
-    return {}
+            return ReadNamespace(
+                links={link.index: link for link in links},
+                addresses=await requests.dump(dump_addresses(), parse_address_message),
+                neighbours=await requests.dump(dump_neighbours(0), parse_neighbour),
+            )
+    return None
+
+
+async def learned_by(bridge: int) -> list[tuple[int, str]]:
+    """Return the port and the MAC address of each FDB entry of a bridge; empty if they cannot be read."""
+    with contextlib.suppress(TargetError), contextlib.closing(RequestSocket()) as requests:
+        found = await requests.dump(dump_learned(bridge), parse_learned)
+        return [(port, mac) for index, port, mac in found if index == bridge]
+    return []

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor import daemon, docker, filters, ipsec, objects, packets
+from pyflannel.plan.doctor import containers, daemon, docker, filters, ipsec, objects, packets
 from pyflannel.plan.doctor.observed import Observed
 
 SAFE = frozenset({"forwarding-off", "bridge-down", "strict-reverse-path"})
@@ -18,7 +18,14 @@ The command of each of these findings sets values of the kernel that the overlay
 address of a bridge. It changes neither a firewall nor the addresses and routes of the underlay.
 """
 
-_CHECKS = (*filters.CHECKS, *docker.CHECKS, *packets.CHECKS, *ipsec.CHECKS, *objects.CHECKS)
+_CHECKS = (
+    *filters.CHECKS,
+    *docker.CHECKS,
+    *packets.CHECKS,
+    *containers.CHECKS,
+    *ipsec.CHECKS,
+    *objects.CHECKS,
+)
 
 
 def findings_of_host(seen: Observed) -> tuple[Finding, ...]:

@@ -64,6 +64,46 @@ class BadNeighbour(Struct, frozen=True, kw_only=True):
     is_set: bool = False
 
 
+class ContainerLink(Struct, frozen=True, kw_only=True):
+    """A link in the namespace of a container, with an address of this host's subnet.
+
+    Attributes:
+        mtu: MTU in bytes.
+        mac: MAC address in lower case with colons; "" if the link has none.
+        peer: index of the other end of a veth in the namespace of the host; 0 if it is unknown.
+        addresses: all addresses of the link, of both families.
+    """
+
+    name: str
+    mtu: int
+    mac: str = ""
+    peer: int = 0
+    addresses: frozenset[IpAddress] = frozenset()
+
+
+class SetNeighbour(Struct, frozen=True, kw_only=True):
+    """A permanent neighbour entry in the namespace of a container."""
+
+    address: IpAddress
+    link: str
+    mac: str
+
+
+class SilentPort(Struct, frozen=True, kw_only=True):
+    """A port of a bridge that learns no MAC addresses.
+
+    Attributes:
+        floods: True if frames to unknown MAC addresses leave through the port.
+        macs: the MAC addresses that entries of the FDB assign to the port.
+    """
+
+    bridge: str
+    name: str
+    index: int
+    floods: bool
+    macs: frozenset[str] = frozenset()
+
+
 class ContainerNamespace(Struct, frozen=True, kw_only=True):
     """Another network namespace of this machine, which may belong to a container.
 
@@ -73,7 +113,8 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         addresses: addresses of the namespace, of both families.
         routes: the destinations of the routes of the namespace, of both families.
         on_link: the destinations that the namespace reaches without a gateway.
-        mtus: MTU in bytes of the links with an address of the network, by name; empty if it was not read.
+        links: links with an address of this host's subnet; empty if they were not read.
+        set_neighbours: permanent neighbour entries of both families; empty if they were not read.
     """
 
     pid: int
@@ -81,7 +122,13 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
     addresses: frozenset[IpAddress] = frozenset()
     routes: tuple[IpNetwork, ...] = ()
     on_link: tuple[IpNetwork, ...] = ()
-    mtus: Mapping[str, int] = field(default_factory=dict)
+    links: tuple[ContainerLink, ...] = ()
+    set_neighbours: tuple[SetNeighbour, ...] = ()
+
+    @property
+    def mtus(self) -> Mapping[str, int]:
+        """MTU in bytes of the links, by name."""
+        return {link.name: link.mtu for link in self.links}
 
     def has_route_to(self, destination: IpAddress) -> bool:
         """Return whether a packet to a destination can leave the namespace."""
@@ -138,6 +185,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         on_link: prefixes that the underlay reaches without a gateway.
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name. In a network with IPv6
             alone, bridges that have lost their address are included.
+        silent_ports: the ports of these bridges that learn no MAC addresses.
         lacks_arp: True if ARP is off on the underlay, and with it neighbour discovery.
         ignores_arp: True if the host answers no ARP requests on the underlay.
         ignores_echoes: True if the host answers no ICMP echo requests.
@@ -173,6 +221,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     programs: tuple[BpfProgram, ...] = ()
     on_link: tuple[IpNetwork, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    silent_ports: tuple[SilentPort, ...] = ()
     lacks_arp: bool = False
     ignores_arp: bool = False
     ignores_echoes: bool = False

@@ -183,6 +183,7 @@ class LinkRecord(Struct, frozen=True, kw_only=True):
         vxlan: the parameters of a vxlan device.
         other: index of the other end of the link, or of its lower link; 0 if this namespace contains no such
             link.
+        peer: index of the other end in its own namespace; 0 if there is no other end.
     """
 
     index: int
@@ -199,6 +200,7 @@ class LinkRecord(Struct, frozen=True, kw_only=True):
     mac: str = ""
     vxlan: VxlanRecord | None = None
     other: int = 0
+    peer: int = 0
 
 
 def dump_links() -> Request:
@@ -232,6 +234,7 @@ def parse_link(body: bytes) -> LinkRecord:
         mac=parse_mac(found.get(_MAC, b"")),
         vxlan=parse_vxlan(data) if kind == "vxlan" else None,
         other=0 if _OTHER_NAMESPACE in found else integer(found.get(_OTHER, b"")),
+        peer=integer(found.get(_OTHER, b"")),
     )
 
 

@@ -1,0 +1,130 @@
+"""flannelctl doctor names wrong neighbour entries inside containers, and bridge ports that learn no MAC
+addresses.
+"""
+
+import os
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface
+from typing import Any, NamedTuple
+
+import pytest
+
+from pyflannel.lab.containers import NamespaceContainer
+from pyflannel.lab.lab import PREFIX
+from pyflannel.lab.topology import Host
+from pyflannel.lab.waiting import together, wait_until
+from testlab.documents import read_document
+from testlab.overlay import Overlay
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+WRONG = "02:00:00:00:00:99"
+
+
+class Pair(NamedTuple):
+    """A host with two containers, each with a process and with addresses of both families."""
+
+    host: Host
+    one: NamespaceContainer
+    other: NamespaceContainer
+    ipv6: IPv6Interface
+
+    def gateways(self) -> tuple[IPv4Address, IPv6Address]:
+        return self.host.gateway().ip, self.ipv6.ip
+
+    def findings(self) -> dict[str, dict[str, Any]]:
+        """Return the findings by code that are warnings or errors."""
+        document = read_document(
+            ["doctor"], self.host.run(["flannelctl", "--json", "doctor"], check=False).stdout
+        )
+        return {one["code"]: one for one in document["findings"] if one["severity"] != "info"}
+
+
+@pytest.fixture(scope="module")
+def pair(overlay: Overlay) -> Pair:
+    hosts = [overlay.hosts[name] for name in ("docker1", "docker2")]
+    overlay.give_ipv6(*hosts)
+    config = Overlay.config(
+        SubnetLen=28, EnableIPv6=True, IPv6Network="fd00:5::/48", Backend={"Type": "vxlan"}
+    )
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
+    together([lambda host=host: overlay.join(host) for host in hosts])
+    overlay.settle(*hosts)
+    host = hosts[0]
+    ipv6 = IPv6Interface(host.subnet_env()["FLANNEL_IPV6_SUBNET"])
+    made = []
+    for number, name in enumerate("ab", start=2):
+        container = host.container(name, gateway=host.gateway(), number=number, mtu=1430)
+        address = IPv6Interface((ipv6.network[number], ipv6.network.prefixlen))
+        host.run(["ip", "-n", name, "address", "add", str(address), "dev", "eth0", "nodad"])
+        container.start_in_network(["sleep", "1000"], name=f"process in {name}")
+        made.append(container)
+    host.run(["ip", "address", "add", str(ipv6), "dev", "br0", "nodad"])
+    for container in made:
+        inside = ["ip", "-n", container.name, "-6", "route", "add", "default", "via", str(ipv6.ip)]
+        host.run(inside)
+    found = Pair(host, made[0], made[1], ipv6)
+    overlay.wait_at_rest(host)
+    return found
+
+
+@pytest.fixture
+def healthy(pair: Pair) -> Iterator[Pair]:
+    """The containers without findings, before and after the test."""
+    wait_until(lambda: pair.findings() == {}, what="doctor finds nothing", deadline_s=60.0)
+    yield pair
+    assert pair.findings() == {}
+
+
+def mac_of(holder: Host | NamespaceContainer, link: str) -> str:
+    return holder.run(["ip", "-br", "link", "show", link]).stdout.split()[2]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("of", ["the gateway", "another container"])
+def test_a_wrong_permanent_neighbour_entry_in_a_container_is_named(
+    healthy: Pair, family: int, of: str
+) -> None:
+    host = healthy.host
+    gateway = healthy.gateways()[0 if family == 4 else 1]
+    there = gateway if of == "the gateway" else gateway + 2
+    holder = host if of == "the gateway" else healthy.other
+    right = mac_of(holder, "br0" if of == "the gateway" else "eth0")
+    entry = ["ip", "neighbour", "replace", str(there), "dev", "eth0", "nud", "permanent", "lladdr"]
+    healthy.one.run([*entry, right])
+    assert "container-neighbour" not in healthy.findings()
+
+    healthy.one.run([*entry, WRONG])
+    found = healthy.findings()["container-neighbour"]
+
+    assert found["severity"] == "error"
+    (line,) = found["evidence"]
+    shown_entry = f"ip neighbour show {there} dev eth0: lladdr {WRONG} PERMANENT, but {there} has {right}"
+    assert line.endswith(shown_entry)
+    host.run(["sh", "-c", found["fix"]])
+
+
+def test_a_port_that_learns_no_addresses_is_named_until_it_learns_again(healthy: Pair) -> None:
+    host = healthy.host
+    settings = "bridge link set dev c-b learning off; bridge fdb flush dev c-b master dynamic 2>/dev/null; "
+    mac = mac_of(healthy.other, "eth0")
+    forget = f"bridge fdb delete {mac} dev c-b master 2>/dev/null; true"
+    host.run(["sh", "-c", settings + forget])
+    flooding = healthy.findings()["port-not-learning"]
+    host.run(["bridge", "link", "set", "dev", "c-b", "flood", "off"])
+    silent = healthy.findings()["port-not-learning"]
+    host.run(["bridge", "fdb", "add", mac, "dev", "c-b", "master", "static"])
+    static = healthy.findings()
+    host.run(["bridge", "fdb", "delete", mac, "dev", "c-b", "master"])
+
+    assert (flooding["severity"], silent["severity"]) == ("warning", "error")
+    (line,) = silent["evidence"]
+    assert line.startswith(
+        "bridge -details link show dev c-b: learning off flood off; bridge fdb show br br0:"
+    )
+    assert f"no entry for {mac} of " in line
+    assert "port-not-learning" not in static
+    assert silent["fix"] == "bridge link set dev c-b learning on"
+    host.run(["sh", "-c", silent["fix"]])
+    assert "port-not-learning" not in healthy.findings()
+    host.run(["bridge", "link", "set", "dev", "c-b", "flood", "on"])

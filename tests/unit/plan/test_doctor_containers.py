@@ -1,0 +1,111 @@
+"""The findings of doctor about containers: wrong neighbour entries, and ports that learn no MAC addresses."""
+
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
+
+import pytest
+from msgspec.structs import replace
+
+from pyflannel.model.host import Interface, InterfaceAddress, Interfaces
+from pyflannel.model.network_config import IpAddress
+from pyflannel.model.status import Finding, LeaseStatus, Membership, Status
+from pyflannel.plan.doctor.containers import CHECKS
+from pyflannel.plan.doctor.observed import (
+    ContainerLink,
+    ContainerNamespace,
+    Observed,
+    SetNeighbour,
+    SilentPort,
+)
+
+OWN = IPv4Network("10.100.15.0/24")
+GATEWAY, ONE, OTHER = (IPv4Address(f"10.100.15.{number}") for number in (1, 2, 3))
+ELSEWHERE = IPv4Address("10.100.16.2")
+BRIDGE_MAC, ONE_MAC, OTHER_MAC, WRONG = (f"02:00:00:00:00:0{number}" for number in (1, 2, 3, 9))
+
+
+def container(number: int, address: IPv4Address, mac: str, *entries: SetNeighbour) -> ContainerNamespace:
+    link = ContainerLink(name="eth0", mtu=1450, mac=mac, peer=number + 10, addresses=frozenset({address}))
+    return ContainerNamespace(
+        pid=number,
+        process=f"nginx, pid {number}",
+        addresses=frozenset({address}),
+        links=(link,),
+        set_neighbours=entries,
+    )
+
+
+def seen(*entries: SetNeighbour, ports: tuple[SilentPort, ...] = ()) -> Observed:
+    held = (InterfaceAddress(address=IPv4Interface(f"{GATEWAY}/24")),)
+    bridge = Interface(name="docker0", index=5, mtu=1450, addresses=held, mac=BRIDGE_MAC, kind="bridge")
+    return Observed(
+        status=Status(version="1", lease=LeaseStatus(subnet=OWN)),
+        membership=Membership(network=IPv4Network("10.100.0.0/16"), subnet=OWN, underlay="eth0", peers={}),
+        interfaces=Interfaces(interfaces=(bridge,)),
+        ports={"docker0": {"veth1": 1450, "veth2": 1450}},
+        containers=(container(1, ONE, ONE_MAC, *entries), container(2, OTHER, OTHER_MAC)),
+        silent_ports=ports,
+    )
+
+
+def found(observed: Observed) -> list[Finding]:
+    return [one for check in CHECKS for one in check(observed)]
+
+
+@pytest.mark.parametrize(("address", "right"), [(GATEWAY, BRIDGE_MAC), (OTHER, OTHER_MAC)])
+def test_a_permanent_entry_with_another_mac_address_is_named(address: IPv4Address, right: str) -> None:
+    (one,) = found(seen(SetNeighbour(address=address, link="eth0", mac=WRONG)))
+
+    assert (one.code, one.severity) == ("container-neighbour", "error")
+    assert one.evidence == (
+        f"nginx, pid 1: ip neighbour show {address} dev eth0: lladdr {WRONG} PERMANENT,"
+        f" but {address} has {right}",
+    )
+    assert one.fix == f"nsenter --net --target 1 ip neighbour delete {address} dev eth0"
+
+
+@pytest.mark.parametrize(
+    ("address", "mac"),
+    [
+        (GATEWAY, BRIDGE_MAC),
+        (OTHER, OTHER_MAC),
+        (ELSEWHERE, WRONG),  # this host does not know its MAC address
+        (IPv6Address("fd00::1"), WRONG),  # examined with the other family
+    ],
+)
+def test_a_right_or_unknown_entry_is_no_finding(address: IpAddress, mac: str) -> None:
+    assert found(seen(SetNeighbour(address=address, link="eth0", mac=mac))) == []
+
+
+def test_two_containers_with_one_address_may_have_either_mac_address() -> None:
+    healthy = seen(SetNeighbour(address=OTHER, link="eth0", mac=WRONG))
+    twin = container(3, OTHER, WRONG)
+
+    assert found(replace(healthy, containers=(*healthy.containers, twin))) == []
+
+
+PORT = SilentPort(bridge="docker0", name="veth2", index=12, floods=False)
+
+
+@pytest.mark.parametrize(("floods", "severity"), [(False, "error"), (True, "warning")])
+def test_a_port_that_learns_nothing_is_named_if_the_fdb_lacks_its_container(
+    floods: bool, severity: str
+) -> None:
+    (one,) = found(seen(ports=(replace(PORT, floods=floods),)))
+
+    assert (one.code, one.severity) == ("port-not-learning", severity)
+    assert one.evidence == (
+        f"bridge -details link show dev veth2: learning off{'' if floods else ' flood off'};"
+        f" bridge fdb show br docker0: no entry for {OTHER_MAC} of nginx, pid 2",
+    )
+    assert one.fix == "bridge link set dev veth2 learning on"
+
+
+def test_a_port_with_an_entry_or_without_a_container_is_no_finding() -> None:
+    known = replace(PORT, macs=frozenset({OTHER_MAC}))
+    empty = replace(PORT, index=99)
+
+    assert found(seen(ports=(known, empty))) == []
+
+
+def test_no_finding_about_containers_on_a_healthy_host() -> None:
+    assert found(seen()) == []
