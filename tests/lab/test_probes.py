@@ -197,6 +197,19 @@ def test_status_without_a_daemon_still_shows_the_rules(pair: tuple[Host, Host], 
     assert ["drops tunnel packets to UDP port 8472 of peers" in line for line in found["drops"]] == [True]
 
 
+@pytest.mark.parametrize(("link", "is_named"), [("flannel.1", True), ("eth0", False)])
+def test_status_without_a_daemon_evaluates_the_packets_of_containers_at_the_tunnel_device(
+    pair: tuple[Host, Host], overlay: Overlay, link: str, is_named: bool
+) -> None:
+    one, _ = pair
+    drop = f"iptables {{}} FORWARD -o {link} -s 10.100.0.0/16 -d 10.100.0.0/16 -j DROP"
+    with paused(overlay.daemons[one.name]), fault(one, drop.format("-I"), drop.format("-D")):
+        document = read_document(["status"], one.run(["flannelctl", "status", "--json"], check=False).stdout)
+
+    assert document["backend"]["link"] == "flannel.1"
+    assert [f"-o {link} " in line for line in document["firewall"]["drops"]] == [True] * is_named
+
+
 def test_ping_names_the_step_at_which_packets_stop(pair: tuple[Host, Host]) -> None:
     one, other = pair
     nobody = other.lease().broadcast_address - 1

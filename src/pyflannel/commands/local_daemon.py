@@ -17,7 +17,11 @@ from pyflannel.http.sockets import server_pid
 from pyflannel.kernel.host.files import read_end
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import IpNetwork, NetworkConfig
+from pyflannel.model.packet_filter import FIRST_DEVICE
 from pyflannel.model.status import BackendStatus, LeaseStatus, NetworkStatus, Status
+from pyflannel.plan.backend.udp import UdpBackend
+from pyflannel.plan.backend.vxlan import VxlanBackend
+from pyflannel.plan.backend.wireguard import WireguardBackend
 from pyflannel.plan.backends import backend_of
 from pyflannel.processes.forwarder_client import forwarder_link, forwarder_status
 from pyflannel.processes.systemd import service_of, stop_service
@@ -195,7 +199,7 @@ async def offline_status(places: Places, cause: str) -> Status:
             subnet=known.own.subnet if known else _previous_subnet(env_text),
             ipv6_subnet=known.own.ipv6_subnet if known else _previous_ipv6_subnet(env_text),
         ),
-        backend=_backend(config, link, env),
+        backend=_backend(config, link, places.device() or FIRST_DEVICE, env),
         peers=_peers(known) if known else 0,
         forwarder=forwarder,
     )
@@ -231,16 +235,40 @@ def _options(run_dirs: Iterable[Path]) -> str:
     return " or ".join(f"--run-dir={path}" for path in run_dirs)
 
 
-def _backend(config: NetworkConfig | None, link: str | None, env: Mapping[str, str]) -> BackendStatus | None:
-    if config is None and link is None:
+def _backend(
+    config: NetworkConfig | None, forwarder: str | None, device: str, env: Mapping[str, str]
+) -> BackendStatus | None:
+    """Return the backend of a daemon with this claimed device name. `forwarder`: device of the forwarder."""
+    if config is None and forwarder is None:
         return None
     mtu = env.get("FLANNEL_MTU", "")
+    link, *others = [forwarder] if config is None else _links(config, forwarder or device)
     return BackendStatus(
         type=config.backend_type if config else "udp",  # no other backend has a forwarder
         link=link,
         mtu=int(mtu) if mtu.isdecimal() else None,
         port=_port(config),
+        ipv6_link=next((name for name in others if name != link), None),
     )
+
+
+def _links(config: NetworkConfig, device: str) -> list[str | None]:
+    """Return the tunnel device of each family of the network, the first family first; None for a backend
+    without a tunnel device.
+
+    `device`: the device name that the daemon claims.
+    """
+    with contextlib.suppress(ConfigError):
+        match backend_of(config):
+            case VxlanBackend() as vxlan:
+                return [vxlan.device(family) for family in config.families]
+            case WireguardBackend() as wireguard:
+                return [wireguard.device(device, family) for family in config.families]
+            case UdpBackend():
+                return [device]
+            case _:
+                return [None]
+    return [None]
 
 
 def _port(config: NetworkConfig | None) -> int | None:

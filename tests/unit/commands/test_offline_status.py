@@ -126,3 +126,48 @@ def test_an_endless_file_in_a_directory_of_the_daemon_is_not_read(name: str, tmp
         assert asyncio.run(offline_status(places, "")).owner is None
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("backend", "claimed", "links"),
+    [
+        ({"Type": "vxlan", "VNI": 7}, None, ("flannel.7", "flannel-v6.7")),
+        ({"Type": "wireguard"}, "flannel1", ("flannel-wg1", "flannel-wg1-v6")),
+        ({"Type": "wireguard", "Mode": "auto"}, None, ("flannel-wg", None)),
+        ({"Type": "host-gw"}, None, (None, None)),
+        ({"Type": "unknown"}, None, (None, None)),
+    ],
+)
+def test_the_tunnel_devices_are_known_without_a_daemon(
+    tmp_path: Path, backend: dict[str, object], claimed: str | None, links: tuple[str | None, str | None]
+) -> None:
+    places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "subnet.env")
+    network = {"Network": "10.100.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:5::/48"}
+    known = {"Config": json.dumps({**network, "Backend": backend}), "Own": "", "Leases": {}}
+    lease = "subnets/10.100.2.0-24&fd00:5:0:2::-64"
+    known |= {"Own": lease, "Leases": {lease: '{"PublicIP":"10.0.0.1","PublicIPv6":"fd07::1"}'}}
+    places.last_known.write_text(json.dumps(known))
+    if claimed is not None:
+        places.device_file.write_text(claimed)
+
+    found = asyncio.run(offline_status(places, "")).backend
+
+    assert found is not None
+    assert (found.link, found.ipv6_link) == links
+
+
+def test_the_device_of_udp_is_the_claimed_device_without_daemon_and_forwarder(tmp_path: Path) -> None:
+    places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "subnet.env")
+    lease = "subnets/10.1.2.0-24"
+    known = {
+        "Config": '{"Network":"10.1.0.0/16"}',
+        "Own": lease,
+        "Leases": {lease: '{"PublicIP":"10.0.0.1"}'},
+    }
+    places.last_known.write_text(json.dumps(known))
+    places.device_file.write_text("flannel2")
+
+    found = asyncio.run(offline_status(places, "")).backend
+
+    assert found is not None
+    assert (found.type, found.link) == ("udp", "flannel2")

@@ -133,8 +133,12 @@ class WireguardBackend(Struct, frozen=True, kw_only=True):
         """
         return WireguardData(public_key=wireguard.published, port=self.tunnel_port_in(family))
 
+    def device(self, claimed: str, family: Family = 4) -> str:
+        """Return the name of the device that carries a family, for a daemon with this claimed device name."""
+        return wireguard_link(claimed, self._device_family(family))
+
     def _link(self, host: Host) -> str:
-        return wireguard_link(host.device, self._device_family(host.family))
+        return self.device(host.device, host.family)
 
     def _device_family(self, family: Family) -> Family:
         """Return the family of the device and the port that carry the packets of `family`."""
