@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from pyflannel.assembly.directories import Places
 from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import Host
-from pyflannel.lab.waiting import together
+from pyflannel.lab.waiting import together, wait_until
 from testlab.documents import read_document
 from testlab.faults import paused
-from testlab.overlay import Overlay
+from testlab.overlay import SOON_S, Overlay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -185,8 +186,12 @@ def test_status_shows_the_rules_of_this_host_that_drop_packets(pair: tuple[Host,
 
 
 def test_status_without_a_daemon_still_shows_the_rules(pair: tuple[Host, Host], overlay: Overlay) -> None:
-    one, _ = pair
+    one, other = pair
     drop = "iptables -I OUTPUT -p udp --dport 8472 -j DROP"
+    saved = ["grep", "-q", str(other.address), str(Places().last_known)]
+    wait_until(
+        lambda: one.run(saved, check=False).returncode == 0, what="the peer is saved", deadline_s=SOON_S
+    )
     with paused(overlay.daemons[one.name]), fault(one, drop, "iptables -F OUTPUT"):
         ran = one.run(["flannelctl", "status", "--json"], check=False)
 
