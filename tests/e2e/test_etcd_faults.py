@@ -135,24 +135,32 @@ def test_a_watch_ends_when_etcd_is_killed_and_continues_at_its_revision(new_etcd
     run(test())
 
 
-def test_a_hanging_member_is_detected_by_calls_and_watches(new_etcd: Callable[[], Any]) -> None:
-    etcd = new_etcd()
-    etcd.start()
+def test_a_hanging_member_is_detected(new_etcd: Callable[[], Any], shared_etcd: Any) -> None:
+    """Calls and watches notice it, reads use the next member, and a write is not repeated there."""
+    hanging = new_etcd()
+    hanging.start()
+    both = hanging.endpoint, shared_etcd.endpoint
 
     async def test() -> None:
-        async with opened(etcd.endpoint) as caller, opened(etcd.endpoint) as watcher:
+        async with (
+            opened(hanging.endpoint) as caller,
+            opened(hanging.endpoint) as watcher,
+            opened(*both, prefix="/hang") as reader,
+            opened(*both, prefix="/once") as writer,
+        ):
             revision = await put(caller, "config")
+            await reader.list("")
+            await writer.list("")
             async with watching(watcher, "", revision - 1) as watch:
                 await watch.next()
-                etcd.signal(signal.SIGSTOP)
-                stopped = time.monotonic()
-                with pytest.raises(StoreError, match="no answer in time"):
-                    await caller.get("config")
-                with pytest.raises(StoreError, match="ended"):
-                    await watch.next()
-                assert time.monotonic() - stopped < SILENT_S + ANSWER_S + BUSY_S
+                hanging.signal(signal.SIGSTOP)
+                await asyncio.gather(
+                    calls_and_watches_end(caller, watch),
+                    the_next_member_answers(reader),
+                    a_write_that_may_have_happened_is_not_sent_to_another_member(writer),
+                )
 
-            etcd.signal(signal.SIGCONT)
+            hanging.signal(signal.SIGCONT)
 
             assert await caller.get("config") is not None
             assert await watcher.get("config") is not None
@@ -160,59 +168,30 @@ def test_a_hanging_member_is_detected_by_calls_and_watches(new_etcd: Callable[[]
     run(test())
 
 
-def test_the_next_member_answers_when_one_hangs(new_etcd: Callable[[], Any], shared_etcd: Any) -> None:
-    hanging = new_etcd()
-    hanging.start()
-
-    async def test() -> None:
-        async with opened(hanging.endpoint, shared_etcd.endpoint, prefix="/hang") as store:
-            await store.list("")
-            hanging.signal(signal.SIGSTOP)
-
-            started = time.monotonic()
-            await store.list("")
-            hung_s = time.monotonic() - started
-
-            started = time.monotonic()
-            await store.list("")
-            assert time.monotonic() - started < hung_s  # the endpoint of the last success is used first
-
-    run(test())
+async def calls_and_watches_end(caller: Store, watch: Watcher) -> None:
+    stopped = time.monotonic()
+    with pytest.raises(StoreError, match="no answer in time"):
+        await caller.get("config")
+    with pytest.raises(StoreError, match="ended"):
+        await watch.next()
+    assert time.monotonic() - stopped < SILENT_S + ANSWER_S + BUSY_S
 
 
-def test_a_write_that_may_have_happened_is_not_sent_to_another_member(
-    new_etcd: Callable[[], Any], shared_etcd: Any
-) -> None:
-    hanging = new_etcd()
-    hanging.start()
+async def the_next_member_answers(store: Store) -> None:
+    started = time.monotonic()
+    await store.list("")
+    hung_s = time.monotonic() - started
 
-    async def test() -> None:
-        async with opened(hanging.endpoint, shared_etcd.endpoint, prefix="/once") as store:
-            await store.list("")
-            hanging.signal(signal.SIGSTOP)
-
-            with pytest.raises(StoreError, match="no answer in time"):
-                await put(store, "config")
-
-            assert await store.get("config") is None
-
-    run(test())
+    started = time.monotonic()
+    await store.list("")
+    assert time.monotonic() - started < hung_s  # the endpoint of the last success is used first
 
 
-def test_an_idle_watch_is_not_disturbed(shared_etcd: Any, long_run: bool) -> None:
-    """The pings, one every 6 s, neither end the watch nor cause errors of etcd."""
+async def a_write_that_may_have_happened_is_not_sent_to_another_member(store: Store) -> None:
+    with pytest.raises(StoreError, match="no answer in time"):
+        await put(store, "config")
 
-    async def test() -> None:
-        async with opened(shared_etcd.endpoint, prefix="/idle") as store:
-            revision = await put(store, "config")
-            async with watching(store, "", revision) as watch:
-                next_changes = asyncio.ensure_future(watch.next())
-                done, _ = await asyncio.wait([next_changes], timeout=40 if long_run else 13)
-                assert not done
-                later = await put(store, "config")
-                assert (await next_changes).revision == later
-
-    run(test())
+    assert await store.get("config") is None
 
 
 @pytest.fixture
@@ -231,20 +210,30 @@ def proxy(shared_etcd: Any, free_port: Callable[[], int]) -> Iterator[str]:
         process.wait()
 
 
-def test_a_watch_through_the_proxy_of_etcd_stays_open(proxy: str) -> None:
-    """The proxy does not forward progress requests, so that a missing response has no meaning."""
+def test_an_idle_watch_stays_open(shared_etcd: Any, proxy: str, long_run: bool) -> None:
+    """The pings, one every 6 s, neither end the watch nor cause errors of etcd.
+
+    The proxy does not forward progress requests, so that a missing response has no meaning.
+    """
 
     async def test() -> None:
-        async with opened(proxy, prefix="/proxy") as store:
-            revision = await written_at_last(store, "config")
-            async with watching(store, "", revision) as watch:
-                next_changes = asyncio.ensure_future(watch.next())
-                done, _ = await asyncio.wait([next_changes], timeout=SILENT_S + ANSWER_S + 1)
-                assert not done
-                later = await put(store, "config")
-                assert (await next_changes).revision == later
+        await asyncio.gather(
+            idle_watch_stays_open(shared_etcd.endpoint, "/idle", 40 if long_run else 13),
+            idle_watch_stays_open(proxy, "/proxy", SILENT_S + ANSWER_S + 1),
+        )
 
     run(test())
+
+
+async def idle_watch_stays_open(endpoint: str, prefix: str, seconds: float) -> None:
+    async with opened(endpoint, prefix=prefix) as store:
+        revision = await written_at_last(store, "config")
+        async with watching(store, "", revision) as watch:
+            next_changes = asyncio.ensure_future(watch.next())
+            done, _ = await asyncio.wait([next_changes], timeout=seconds)
+            assert not done
+            later = await put(store, "config")
+            assert (await next_changes).revision == later
 
 
 def test_events_of_one_revision_are_returned_together(shared_etcd: Any) -> None:

@@ -451,15 +451,23 @@ BAD = {
 """By the name of an error: the flags that cause it, and a pattern of its message."""
 
 
+@pytest.fixture(scope="module")
+def secured_without_docker1(secured: Secured) -> Iterator[Secured]:
+    """The cluster without the daemon of docker1, which starts again after the last bad input."""
+    secured.daemons["docker1"].stop()
+    yield secured
+    secured.start("docker1")
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_logged_in_one_line_and_packets_flow(
-    case: str, secured: Secured, network: Any, pings: Any
+    case: str, secured_without_docker1: Secured, network: Any, pings: Any
 ) -> None:
+    secured = secured_without_docker1
     others, text = BAD[case]
     flags = secured.flags(
         "docker1", **{name: value.replace("PKI", str(secured.pki)) for name, value in others.items()}
     )
-    secured.daemons["docker1"].stop()
     before = network.log("docker1")
 
     bad = network.hosts["docker1"].start([*WITHOUT_ROOTS_WAYS, "flanneld", *flags], name="flanneld")
@@ -469,7 +477,6 @@ def test_bad_input_is_logged_in_one_line_and_packets_flow(
     finally:
         bad.stop()
         said = network.log("docker1").removeprefix(before)
-        secured.start("docker1")
 
     assert not waits["is_ready"]
     errors = re.findall(r"^E.*$", said, re.MULTILINE)

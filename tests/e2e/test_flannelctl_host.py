@@ -16,7 +16,11 @@ from typing import Any
 import pytest
 
 from pyflannel.assembly.stores import open_store
+from pyflannel.commands.network_client import live_status
+from pyflannel.errors import NotReadyError
+from pyflannel.model.status import Status
 from pyflannel.model.store_record import Put
+from pyflannel.processes.forwarder_client import forwarder_status
 from pyflannel.wire.lease_record import CONFIG as CONFIG_KEY
 from testlab.documents import read_document
 
@@ -96,12 +100,23 @@ class Host:
     def start(self) -> subprocess.Popen[bytes]:
         """Start flanneld, and wait until it is ready."""
         daemon = self._launch()
-        eventually(lambda: self.ctl("status").returncode == 0, "flanneld is ready")
+        self.wait(lambda status: status.is_ready, "flanneld is ready")
         return daemon
+
+    def wait(self, holds: Callable[[Status], object], what: str) -> None:
+        """Wait until `holds` is true for the status of flanneld."""
+
+        def look() -> bool:
+            with contextlib.suppress(NotReadyError):
+                return bool(holds(asyncio.run(live_status(self.directory / "run/flanneld.sock"))))
+            return False
+
+        eventually(look, what)
 
     def wait_forwarder(self) -> None:
         """Wait until the forwarder responds, because a status waits for it only for a short time."""
-        eventually(lambda: self.document("status")["forwarder"] is not None, "the forwarder answers")
+        run_dir = self.directory / "run"
+        eventually(lambda: asyncio.run(forwarder_status(run_dir)) is not None, "the forwarder answers")
 
     def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -224,10 +239,7 @@ class TestStatus:
     def test_a_waiting_daemon_is_not_ready(self, host: Host) -> None:
         host.ip("-n", host.namespace, "route", "delete", "default")
         with host.launched():
-            eventually(
-                lambda: "default route" in str(host.document("status")["waiting_for"]),
-                "flanneld waits for it",
-            )
+            host.wait(lambda status: "default route" in str(status.waiting_for), "flanneld waits for it")
             done = host.ctl("status", "--json")
 
         assert done.returncode == 3
@@ -238,9 +250,8 @@ class TestStatus:
         asyncio.run(write(host.store, CONFIG_KEY, "{}"))
 
         with host.launched():
-            eventually(
-                lambda: "a valid network config" in str(host.document("status")["waiting_for"]),
-                "flanneld waits for one",
+            host.wait(
+                lambda status: "a valid network config" in str(status.waiting_for), "flanneld waits for one"
             )
             store = host.document("status")["store"]
 
@@ -306,7 +317,7 @@ class TestThroughTheDaemon:
 
         asyncio.run(write(host.store, f"subnets/{subnet.replace('/', '-')}", '{"PublicIP":"10.10.10.101"}'))
 
-        eventually(lambda: host.document("status")["refused_peers"], "the daemon refuses it")
+        host.wait(lambda status: status.refused_peers, "the daemon refuses it")
         status = host.document("status")
         assert [peer["subnet"] for peer in status["refused_peers"]] == [subnet]
         assert status["peers"] == len(host.document("peers")["peers"]) == 1
@@ -317,10 +328,8 @@ class TestThroughTheDaemon:
         done = host.ctl("config", "set", '{"Network": "10.100.0.0/16", "SubnetLen": 24}')
 
         assert done.returncode == 0
-        eventually(
-            lambda: "SubnetLen" in host.document("status")["network"]["text"],
-            "the daemon knows the new config",
-        )
+        host.wait(lambda status: "SubnetLen" in str(status.network), "the daemon knows the new config")
+        assert "SubnetLen" in host.document("status")["network"]["text"]
 
     def test_a_bad_config_is_refused(self, host: Host) -> None:
         host.start()
@@ -339,7 +348,7 @@ class TestThroughTheDaemon:
         asyncio.run(write(host.store, CONFIG_KEY, bad))
 
         assert host.ctl("config", "get").stdout == bad + "\n"
-        eventually(lambda: host.document("status")["warnings"], "the daemon warns")
+        host.wait(lambda status: status.warnings, "the daemon warns")
         status = host.document("status")
         assert status["warnings"] == [
             "keeps running with the last valid network config, waits for a valid network config:"

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -38,9 +39,6 @@ class Namespace:
         subprocess.run(["ip", "netns", "add", self.name], check=True)
         self.ip("link set lo up")
 
-    def delete(self) -> None:
-        subprocess.run(["ip", "netns", "delete", self.name], check=True)
-
     def command(self, *words: str, given: str = "") -> str:
         """Run a command in the namespace, with `given` as its input, and return its output."""
         done = subprocess.run(
@@ -59,18 +57,32 @@ class Namespace:
             ["ip", "netns", "exec", self.name, *words], stdout=subprocess.PIPE, text=True, check=False
         ).stdout
 
-    def ip(self, words: str) -> str:
-        """Run `ip` with these words in the namespace and return its output."""
-        return self.command("ip", *words.split())
+    def ip(self, *commands: str) -> str:
+        """Run commands of `ip` in the namespace, in one process, and return their output."""
+        done = subprocess.run(
+            ["ip", "-n", self.name, *commands[0].split()]
+            if len(commands) == 1
+            else ["ip", "-n", self.name, "-batch", "-"],
+            input="\n".join(commands),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"ip {'; '.join(commands)}: {done.stderr}"
+        return done.stdout
 
     def settle(self, **states: str) -> None:
         """Wait until each link has its operational state. The kernel announces this state up to a second
         late.
         """
         deadline = time.monotonic() + SOON_S
-        while any(f"state {state} " not in self.ip(f"link show {name}") for name, state in states.items()):
+        while not self._is_settled(states):
             assert time.monotonic() < deadline, self.ip("link show")
             time.sleep(0.01)
+
+    def _is_settled(self, states: Mapping[str, str]) -> bool:
+        links = {link["ifname"]: link["operstate"] for link in json.loads(self.ip("-json link show"))}
+        return all(links.get(name) == state for name, state in states.items())
 
     def run(self, work: Callable[[], Awaitable[Result]], timeout_s: float = 120.0) -> Result:
         """Run a coroutine function on a thread of the namespace and return its result."""
@@ -149,13 +161,8 @@ def listen() -> type[Wakes]:
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     """A fresh network namespace."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: network namespaces")
-    made = Namespace()
-    try:
-        yield made
-    finally:
-        made.delete()
+    with namespaces() as make:
+        yield make()
 
 
 @contextlib.contextmanager
@@ -172,8 +179,8 @@ def namespaces() -> Iterator[Callable[[], Namespace]]:
     try:
         yield make
     finally:
-        for namespace in made:
-            namespace.delete()
+        deletions = "".join(f"netns delete {namespace.name}\n" for namespace in made)
+        subprocess.run(["ip", "-batch", "-"], input=deletions, text=True, check=True)
 
 
 @pytest.fixture

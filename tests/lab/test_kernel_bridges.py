@@ -18,10 +18,8 @@ MAC = "02:42:0a:64:0f:02"
 
 
 @pytest.fixture
-def container(namespace):
-    made = type(namespace)()
-    yield made
-    made.delete()
+def container(make_namespace):
+    return make_namespace()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from pyflannel.processes.forwarder import ForwarderTarget
 
 DEADLINE_S = 60.0
 MTU = 1472
+_FORWARD = "sysctl -qw net.ipv4.ip_forward=1"
 _ORDER = (BpfPeer, BpfContainer, BpfProgram)
 _RECEIVED = re.compile(r"(\d+) packets transmitted, (\d+) received")
 
@@ -53,11 +54,15 @@ class Container:
         self.namespace = namespace
         self.address = address
         self.link = link
-        host.namespace.ip(f"link add {link} type veth peer name eth0 address {mac} netns {namespace.name}")
-        host.namespace.ip(f"link set {link} master docker0 mtu {host.mtu} up")
-        namespace.ip(f"link set eth0 mtu {host.mtu} up")
-        namespace.ip(f"address add {address}/24 dev eth0")
-        namespace.ip(f"route add default via {host.gateway}")
+        host.namespace.ip(
+            f"link add {link} type veth peer name eth0 address {mac} netns {namespace.name}",
+            f"link set {link} master docker0 mtu {host.mtu} up",
+        )
+        namespace.ip(
+            f"link set eth0 mtu {host.mtu} up",
+            f"address add {address}/24 dev eth0",
+            f"route add default via {host.gateway}",
+        )
         self.mac = mac
         self.directory = host.run_dir
 
@@ -110,23 +115,25 @@ class Host:
 
     def equip(self) -> None:
         """Create device, bridge and container, as on a host whose packets pass user space."""
-        ip = self.namespace.ip
-        self.namespace.command("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        ip("tuntap add flannel0 mode tun")
-        ip(f"link set flannel0 mtu {MTU} up")
-        ip(f"address add {self.subnet.network_address}/16 dev flannel0")
-        ip("link add name flannel0-gro mtu 9000 type veth peer name flannel0-rx mtu 9000")
-        for end in ("flannel0-gro", "flannel0-rx"):
-            self.namespace.command("ethtool", "-K", end, "tso", "off", "gro", "on")
-            ip(f"link set {end} up")
+        ends = ("flannel0-gro", "flannel0-rx")
+        self.namespace.ip(
+            "tuntap add flannel0 mode tun",
+            f"link set flannel0 mtu {MTU} up",
+            f"address add {self.subnet.network_address}/16 dev flannel0",
+            f"link add name {ends[0]} mtu 9000 type veth peer name {ends[1]} mtu 9000",
+        )
+        settings = [f"ethtool -K {end} tso off gro on" for end in ends]
+        self.namespace.command("sh", "-ec", "; ".join([_FORWARD, *settings]))
+        self.namespace.ip(*(f"link set {end} up" for end in ends))
         self.add_bridge()
 
     def add_bridge(self) -> None:
         """Create the bridge with a container."""
-        ip = self.namespace.ip
-        ip("link add docker0 type bridge forward_delay 0")
-        ip(f"link set docker0 address 02:42:0a:64:{self.number:02x}:01 mtu {self.mtu} up")
-        ip(f"address add {self.gateway}/24 dev docker0")
+        self.namespace.ip(
+            "link add docker0 type bridge forward_delay 0",
+            f"link set docker0 address 02:42:0a:64:{self.number:02x}:01 mtu {self.mtu} up",
+            f"address add {self.gateway}/24 dev docker0",
+        )
         self.container = self.add_container()
 
     def add_container(self, last: int = 2, link: str = "") -> Container:
@@ -275,19 +282,17 @@ class VxlanHost(Host):
 
     def equip(self) -> None:
         """Create the device with the objects of the other host, bridge and container, as flanneld does."""
-        ip, other = self.namespace.ip, 35 - self.number
-        self.namespace.command("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        ip(
+        other = 35 - self.number
+        self.namespace.ip(
             f"link add flannel.1 mtu {self.mtu} address {_vtep(self.number)} type vxlan id 1"
-            f" local {self.address} dev eth0 dstport 8472 nolearning"
+            f" local {self.address} dev eth0 dstport 8472 nolearning",
+            "link set flannel.1 up",
+            f"address add {self.subnet.network_address}/32 dev flannel.1",
+            f"neighbour add 10.100.{other}.0 lladdr {_vtep(other)} dev flannel.1 nud permanent",
+            f"route add 10.100.{other}.0/24 via 10.100.{other}.0 dev flannel.1 onlink metric 2",
         )
-        ip("link set flannel.1 up")
-        ip(f"address add {self.subnet.network_address}/32 dev flannel.1")
-        ip(f"neighbour add 10.100.{other}.0 lladdr {_vtep(other)} dev flannel.1 nud permanent")
-        self.namespace.command(
-            "bridge", "fdb", "add", _vtep(other), "dev", "flannel.1", "dst", f"10.9.0.{other}"
-        )
-        ip(f"route add 10.100.{other}.0/24 via 10.100.{other}.0 dev flannel.1 onlink metric 2")
+        forwarding = f"bridge fdb add {_vtep(other)} dev flannel.1 dst 10.9.0.{other}"
+        self.namespace.command("sh", "-ec", f"{_FORWARD}; {forwarding}")
         self.add_bridge()
 
     @property
@@ -360,8 +365,7 @@ def two_hosts(make_namespace, tmp_path: Path, backend: str = "udp") -> Iterator[
     one, two = made
     one.namespace.ip(f"link add eth0 type veth peer name eth0 netns {two.namespace.name}")
     for host in made:
-        host.namespace.ip(f"address add {host.address}/24 dev eth0")
-        host.namespace.ip("link set eth0 up")
+        host.namespace.ip(f"address add {host.address}/24 dev eth0", "link set eth0 up")
         host.equip()
     for host in made:
         host.namespace.settle(eth0="UP", docker0="UP")

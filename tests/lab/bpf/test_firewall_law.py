@@ -10,13 +10,15 @@ import random
 import socket
 import struct
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
 from pyflannel.kernel.bpf.layout import Outcome
-from pyflannel.lab.waiting import wait_until
+from pyflannel.lab.waiting import together, wait_until
 
 PORTS = range(6000, 6004)
 TCP_PORT = 7000
@@ -51,22 +53,18 @@ class Side:
                 one.setblocking(False)
             self.sockets.append(made)
 
-    def exchange(self, source: int) -> set[tuple[int, bytes]]:
-        """Send packets of each flow; return the port and the content of the packets that arrive."""
+    def send(self, source: int) -> None:
+        """Send packets of each flow."""
         for number in range(PACKETS):
             for each, port in zip(self.sockets[source], PORTS, strict=True):
                 each.sendto(b"%d %d" % (port, number), ((A, B)[1 - source], port))
-        arrived: set[tuple[int, bytes]] = set()
-        silent_pauses = 0
-        while silent_pauses < SILENT_PAUSES and len(arrived) < PACKETS * len(PORTS):
-            silent_pauses += 1
-            for each, port in zip(self.sockets[1 - source], PORTS, strict=True):
-                with suppress(BlockingIOError, ConnectionRefusedError):
-                    while True:
-                        arrived.add((port, each.recv(100)))
-                        silent_pauses = 0
-            time.sleep(PAUSE_S)
-        return arrived
+
+    def receive(self, source: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the port and the content of the packets from `source` that arrived."""
+        for each, port in zip(self.sockets[1 - source], PORTS, strict=True):
+            with suppress(BlockingIOError, ConnectionRefusedError):
+                while True:
+                    yield port, each.recv(100)
 
     def connect(self, open_socket) -> bytes:
         """Open a connection and send data over it. Return the received bytes."""
@@ -97,6 +95,21 @@ class Side:
         for place, command in commands:
             words = ["nft", command[4:]] if command.startswith("nft ") else ["sh", "-c", command]
             self.hosts[place].namespace.command(*words)
+
+
+def exchange(sides: Sequence[Side], source: int) -> list[set[tuple[int, bytes]]]:
+    """Send packets of each flow in both labs; return the packets that arrive in each."""
+    for side in sides:
+        side.send(source)
+    arrived: list[set[tuple[int, bytes]]] = [set() for _ in sides]
+    silent_pauses = 0
+    while silent_pauses < SILENT_PAUSES and any(len(some) < PACKETS * len(PORTS) for some in arrived):
+        before = sum(map(len, arrived))
+        for side, some in zip(sides, arrived, strict=True):
+            some.update(side.receive(source))
+        silent_pauses = silent_pauses + 1 if sum(map(len, arrived)) == before else 0
+        time.sleep(PAUSE_S)
+    return arrived
 
 
 BASE = """
@@ -245,9 +258,9 @@ def test_the_same_packets_arrive_with_any_rules(sides, open_socket, long_run):
                     side.change(changes)
                 reasons = [renew(host) for host in cached.hosts]
                 for source in (0, 1, 0, 1):
-                    found, expected = (side.exchange(source) for side in sides)
+                    found, expected = exchange(sides, source)
                     assert found == expected, (seed, source, reasons, changes, history)
-                streams = [side.connect(open_socket) for side in sides]
+                streams = together([partial(side.connect, open_socket) for side in sides])
                 assert streams[0] == streams[1], (seed, reasons, changes, history)
 
     assert cached.hosts[0].counts()[Outcome.CACHED_OUT] - before > 10

@@ -42,17 +42,16 @@ class Host:
         )
 
     def connect(self, other: "Host") -> None:
-        ip = self.namespace.ip
-        ip(f"link add eth0 type veth peer name eth0 netns {other.namespace.name}")
+        self.namespace.ip(f"link add eth0 type veth peer name eth0 netns {other.namespace.name}")
         for host in (self, other):
-            host.namespace.ip(f"address add {host.address}/24 dev eth0")
-            host.namespace.ip("link set eth0 up")
+            host.namespace.ip(f"address add {host.address}/24 dev eth0", "link set eth0 up")
 
     def add_device(self) -> None:
-        ip = self.namespace.ip
-        ip("tuntap add flannel0 mode tun")
-        ip("link set flannel0 mtu 1472 up")
-        ip(f"address add {self.tunnel_address}/16 dev flannel0")
+        self.namespace.ip(
+            "tuntap add flannel0 mode tun",
+            "link set flannel0 mtu 1472 up",
+            f"address add {self.tunnel_address}/16 dev flannel0",
+        )
 
     def settle(self) -> None:
         """Wait until the device accepts packets, a moment after a forwarder attached to it."""
