@@ -19,6 +19,7 @@ from pyflannel.lab.program import Program
 from pyflannel.lab.topology import Host
 from pyflannel.lab.traffic import ping, ping_all, wait_reached
 from pyflannel.lab.waiting import together, wait_until
+from testlab.overlay import PING_OFTEN
 
 pytestmark = pytest.mark.skipif(
     shutil.which("dockerd") is None, reason="no dockerd: Debian's docker.io has it"
@@ -255,7 +256,7 @@ def test_no_packet_is_lost_when_the_daemon_ends_and_starts(network: Network, how
     host = network.hosts["docker2"]
     one, other = network.containers["docker2"], network.containers["docker4"]
     lease = host.lease()
-    pings = one.start_in_network(["ping", "-n", "-i", "0.005", str(other.address)], name=f"pings-{how}")
+    pings = one.start_in_network([*PING_OFTEN, "-i", "0.005", str(other.address)], name=f"pings-{how}")
     said = pings.log
     assert said is not None
     wait_until(lambda: " ttl=" in said.read_text(), what="pings are answered", deadline_s=HEALED_S)

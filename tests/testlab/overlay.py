@@ -42,6 +42,12 @@ SOON_S = 60.0
 """Deadline of waits in seconds. The deadline is much longer than necessary, because the machine may be
 busy."""
 
+PINGS_SLEEP_S = 0.01
+"""With a shorter interval, the program ping needs a whole processor."""
+
+PING_OFTEN = [sys.executable, "-S", str(Path(__file__).with_name("ping_often.py"))]
+"""A program that sends pings at any interval, with the options -i, -I, -c and -W of ping."""
+
 CHANGED_FLANNELD = """
 import sys
 from pyflannel.engine import {module}
@@ -318,7 +324,8 @@ class PingStream:
 
         `options` are further options of ping.
         """
-        command = ["ping", "-n", "-D", "-i", str(interval_s), *options, str(destination)]
+        program = ["ping", "-n", "-D"] if is_urgent or interval_s >= PINGS_SLEEP_S else PING_OFTEN
+        command = [*program, "-i", str(interval_s), *options, str(destination)]
         if is_urgent:
             command = [*_A_FIFTH_OF_A_PROCESSOR, *command]
         self._program = source.start_in_network(command, name=f"ping-{next(_numbers)}")

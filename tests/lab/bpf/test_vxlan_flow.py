@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.lab.waiting import wait_until
 from pyflannel.model.fast_path import BpfProgram, Role
 from pyflannel.model.state import State
 from pyflannel.wire.packet import checksum
@@ -22,6 +23,7 @@ IP_TOS = 1
 SO_NO_CHECK = 11  # asm-generic/socket.h
 INNER_AT = 50
 PORT = 8472
+SOON_S = 60.0
 PAYLOAD = b"x" * 40
 """Packets of this length are not longer than the first packets of the tests."""
 
@@ -154,11 +156,18 @@ def test_a_peer_without_programs_carries_cached_flows(permitted, open_socket, se
     before = one.counts()
 
     send(one, two, open_socket, next(_ports), count=20)
-    assert send_stream(one.container, two.container)
-    assert send_stream(two.container, one.container)
 
-    for outcome in (Outcome.CACHED_OUT, Outcome.CACHED_IN):
-        assert one.counts()[outcome] - before.get(outcome, 0) > 30
+    def are_cached() -> bool:
+        """Send streams. On a busy machine, a decision ends before many packets of a stream use it."""
+        assert send_stream(one.container, two.container)
+        assert send_stream(two.container, one.container)
+        counts = one.counts()
+        return all(
+            counts.get(outcome, 0) - before.get(outcome, 0) > 30
+            for outcome in (Outcome.CACHED_OUT, Outcome.CACHED_IN)
+        )
+
+    wait_until(are_cached, what="flows are cached", deadline_s=SOON_S)
     two.heal(two.plan())
 
 
@@ -182,14 +191,20 @@ FORGED = {
 @pytest.mark.parametrize(("forged", "expected"), FORGED.values(), ids=FORGED)
 def test_only_packets_of_the_kept_origin_bypass_the_guard(permitted, open_socket, forged, expected):
     one, two = permitted
-    port = next(_ports)
-    send(one, two, open_socket, port, count=5)
-    before = two.counts()[Outcome.CACHED_IN]
 
-    send_frame(one, two, datagram(one, two, port, **forged))
-    send(two, one, open_socket, next(_ports), count=1)  # the packet was processed
+    def bypassed() -> int:
+        """Return how many packets of one forged frame bypass the guard."""
+        port = next(_ports)
+        send(one, two, open_socket, port, count=5)
+        before = two.counts()[Outcome.CACHED_IN]
+        send_frame(one, two, datagram(one, two, port, **forged))
+        send(two, one, open_socket, next(_ports), count=1)  # the packet was processed
+        return two.counts()[Outcome.CACHED_IN] - before
 
-    assert two.counts()[Outcome.CACHED_IN] - before == expected
+    if expected:  # on a busy machine, a decision may end before the frame arrives
+        wait_until(lambda: bypassed() == expected, what="the frame bypasses the guard", deadline_s=SOON_S)
+    else:
+        assert bypassed() == 0
 
 
 def datagram(

@@ -18,6 +18,7 @@ from pyflannel.model.forwarder import Forwarder, ForwarderPeer
 from pyflannel.model.state import Add, State
 from pyflannel.processes.forwarder import ForwarderTarget
 from pyflannel.processes.found import FORWARDER
+from testlab.overlay import PING_OFTEN
 
 DEADLINE_S = 60.0
 REPLIES = re.compile(r"(\d+) packets transmitted, (\d+) received")
@@ -119,8 +120,8 @@ class Host:
     @contextmanager
     def pinging(self, other: "Host", per_second: int = 1000, seconds: float = 3):
         """Ping in the background. Yield a function that waits for the end and returns (sent, received)."""
-        words = f"ping -q -i {1 / per_second} -c {int(per_second * seconds)} -W 30 {other.tunnel_address}"
-        process = self.spawn(*words.split())
+        words = f"-i {1 / per_second} -c {int(per_second * seconds)} -W 30 {other.tunnel_address}"
+        process = self.spawn(*PING_OFTEN, *words.split())
 
         def result() -> tuple[int, int]:
             output, _ = process.communicate(timeout=2 * DEADLINE_S)
