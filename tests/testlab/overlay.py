@@ -140,7 +140,7 @@ class Overlay:
     def wait_at_rest(self, host: Host) -> None:
         """Wait until no address of the host is tentative. IPv6 takes seconds to verify an address."""
         wait_until(
-            lambda: "tentative" not in str(self.state(host)),
+            lambda: "tentative" not in host.run(["ip", "-6", "address", "show", "tentative"]).stdout,
             what=f"{host.name} is at rest",
             deadline_s=2 * SOON_S,
         )

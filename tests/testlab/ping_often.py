@@ -66,7 +66,7 @@ class Stream:
         self._destination = destination
         self._family, self._identity = ip_address(destination).version, os.getpid() & 0xFFFF
         self._socket = _opened(self._family, source)
-        self.received = 0
+        self.answered: set[int] = set()
 
     def send(self, number: int) -> None:
         """Send a request, which is lost if, for example, there is no route."""
@@ -76,12 +76,12 @@ class Stream:
             )
 
     def receive(self, end: float, most: float = math.inf) -> None:
-        """Print the answers until this time, or until this number of answers was received."""
-        while self.received < most and (left_s := end - time.monotonic()) > 0:
+        """Print the answers until this time, or until this number of requests was answered."""
+        while len(self.answered) < most and (left_s := end - time.monotonic()) > 0:
             if not select.select([self._socket], [], [], left_s)[0]:
                 continue
             for number, at, sent_at in _answers(self._socket, self._family, self._identity):
-                self.received += 1
+                self.answered.add(number)
                 took_ms = max(0.0, at - sent_at) * 1e3
                 said = f"64 bytes from {self._destination}: icmp_seq={number} ttl=64 time={took_ms:.3f} ms"
                 os.write(1, f"[{at:.6f}] {said}\n".encode())
@@ -97,7 +97,7 @@ def _ping(destination: str, interval_s: float, source: str | None, count: int | 
         next_at = max(next_at + interval_s, time.monotonic())
     if count is not None:
         stream.receive(next_at + wait_s, most=count)
-        print(f"{count} packets transmitted, {stream.received} received")
+        print(f"{count} packets transmitted, {len(stream.answered)} received")
 
 
 if __name__ == "__main__":
