@@ -33,7 +33,7 @@ from engine_law.steps import (
     histories,
 )
 
-EXAMPLES = 400
+EXAMPLES = 200
 LONG_EXAMPLES = 20_000
 
 
