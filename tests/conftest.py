@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 from hypothesis import HealthCheck, settings
 
-EXAMPLES, EXAMPLES_LONG = 50, 200
+EXAMPLES, EXAMPLES_LONG = 100, 200
 """Examples of each law that states no other number. Each run draws other examples."""
 
 

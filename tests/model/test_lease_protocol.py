@@ -7,7 +7,7 @@ from lease_model.explorer import explore
 from lease_model.scenarios import every_scenario, host, network, scenario
 from lease_model.story import tell
 
-STATES, STATES_LONG = 50_000, 1_000_000
+STATES, STATES_LONG = 100_000, 1_000_000
 
 
 @pytest.mark.timeout(7200)

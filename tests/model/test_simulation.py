@@ -67,7 +67,7 @@ def test_no_rule_is_broken_in_weeks_of_a_hundred_hosts(
     hosts = tuple(host(number) for number in range(1, 101))
     simulation = Simulation(scenario("a hundred hosts", hosts, last=250).world, seed)
     kernels = [FakeKernel() for _ in hosts]
-    for _ in range(8 if long_run else 1):
+    for _ in range(8 if long_run else 2):
         simulation.run(7 * DAY_S, faults=60)
         simulation.settle()
         assert not simulation.broken, simulation.broken[0]

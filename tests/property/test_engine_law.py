@@ -33,7 +33,7 @@ from engine_law.steps import (
     histories,
 )
 
-EXAMPLES = 200
+EXAMPLES = 400
 LONG_EXAMPLES = 20_000
 
 
