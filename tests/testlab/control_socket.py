@@ -46,7 +46,7 @@ def serving(socket: Path, daemon: Any) -> Iterator[None]:
 def serving_leases(directory: Path, *host_names: str | None) -> Iterator[Path]:
     """Serve the leases of these hosts at a socket in the directory; yield its path."""
     socket = directory / "flanneld.sock"
-    with serving(socket, SimpleNamespace(leases=lambda: _leases(host_names), change_ages=dict)):
+    with serving(socket, SimpleNamespace(leases=lambda most=None: _leases(host_names), change_ages=dict)):
         yield socket
 
 
