@@ -16,6 +16,7 @@ import pytest
 
 from pyflannel.lab.lab import EtcdServer, Lab
 from pyflannel.lab.topology import LEFT, Host, HostPlace, Topology
+from pyflannel.lab.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -76,6 +77,18 @@ def join_earlier(overlay: Any, host: Host, python: Path) -> None:
     assert "earlier" in overlay.log(host)
 
 
+def wait_answered(source: Host, destination: Host) -> None:
+    """Wait until a host answers another. With wireguard, the first packets are lost if both hosts begin a
+    handshake at the same moment.
+    """
+    ping = ["ping", "-c", "1", "-W", "1", "-I", str(source.gateway().ip), str(destination.gateway().ip)]
+    wait_until(
+        lambda: source.run(ping, check=False).returncode == 0,
+        what=f"{destination.name} answers {source.name}",
+        deadline_s=60.0,
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("udp", {}), ("vxlan", {}), ("vxlan", {"DirectRouting": True}), ("wireguard", {})],
@@ -98,6 +111,8 @@ def test_hosts_change_to_this_version_one_after_the_other_without_loss(
     overlay.lab.each(join)
     overlay.settle(*hosts)
     subnets = [host.lease() for host in hosts]
+    for source, destination in itertools.permutations(hosts, 2):
+        wait_answered(source, destination)
     with ExitStack() as stack:
         streams = [
             stack.enter_context(
