@@ -104,7 +104,6 @@ class Supervisor:
             surrounded=self._surroundings_changed,
             waiting=self.notify_status,
             protocol=route_protocol(options.plan.device),
-            look_s=options.audit_s,
         )
         self.fast_path = FastPath(
             options.fast_path, world.clock, self._inputs_changed, world.kernel_path, options.plan.device
