@@ -20,6 +20,8 @@ from ipaddress import ip_address
 
 _ECHO = {4: (8, 0), 6: (128, 129)}  # types of a request and of an answer, by family
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h
+_SO_RCVBUFFORCE = 33
+_RECEIVED_AT_ONCE = 1 << 22  # bytes: room for the answers that a paused path releases at once
 _PAYLOAD = bytes(40)
 
 
@@ -28,6 +30,7 @@ def _opened(family: int, source: str | None) -> socket.socket:
     kinds = {4: (socket.AF_INET, socket.IPPROTO_ICMP), 6: (socket.AF_INET6, socket.IPPROTO_ICMPV6)}
     opened = socket.socket(kinds[family][0], socket.SOCK_RAW, kinds[family][1])
     opened.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVED_AT_ONCE)
     opened.setblocking(False)
     if source is not None:
         opened.bind((source, 0))
@@ -69,11 +72,20 @@ class Stream:
         self.answered: set[int] = set()
 
     def send(self, number: int) -> None:
-        """Send a request, which is lost if, for example, there is no route."""
+        """Send a request as soon as the queue of the kernel has room. The request is lost if, for example,
+        there is no route.
+        """
+        request = _request(self._family, self._identity, number & 0xFFFF)
         with contextlib.suppress(OSError):
-            self._socket.sendto(
-                _request(self._family, self._identity, number & 0xFFFF), (self._destination, 0)
-            )
+            while not self._is_sent(request):
+                select.select([], [self._socket], [])
+
+    def _is_sent(self, request: bytes) -> bool:
+        try:
+            self._socket.sendto(request, (self._destination, 0))
+        except BlockingIOError:
+            return False
+        return True
 
     def receive(self, end: float, most: float = math.inf) -> None:
         """Print the answers until this time, or until this number of requests was answered."""
