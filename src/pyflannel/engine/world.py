@@ -112,7 +112,7 @@ class HostOptions(Struct, frozen=True, kw_only=True):
         host_name: the host name in the published lease; None to publish no name.
         plan: options of the plan.
         subnet_env: text of subnet.env from the previous run, or None.
-        audit_s: longest time between two checks of the host.
+        audit_s: longest time between two checks of the host, and of its interfaces if it is more than LOOK_S.
         requires_encryption: True to refuse every backend that sends unencrypted packets, regardless of the
             network config.
     """
