@@ -139,6 +139,7 @@ class Engine(supervisor.Supervisor):
             plan=PlanOptions(subnet_file=SUBNET_FILE, packet_filter=FILTER),
             subnet_env=setting.subnet_env,
             audit_s=AUDIT_S,
+            look_s=AUDIT_S,
             fast_path="off",
         )
         super().__init__(world, options)

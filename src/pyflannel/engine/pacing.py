@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import TypeVar
 
 from pyflannel.ports import Clock
@@ -31,15 +31,24 @@ RETRY_MIN_S = 0.05
 pause immediately."""
 
 
+_Result = TypeVar("_Result")
+
+
+async def within(clock: Clock, seconds: float, work: Awaitable[_Result]) -> _Result | None:
+    """Return the result of the work; cancel it after `seconds` of the clock, and return None."""
+    working, limit = asyncio.ensure_future(work), asyncio.ensure_future(clock.sleep(seconds))
+    try:
+        await asyncio.wait({working, limit}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        limit.cancel()
+        await asyncio.gather(working, limit, return_exceptions=True)
+
+
 async def pause(clock: Clock, seconds: float, *, until: asyncio.Event) -> None:
     """Return when the event is set, or after `seconds` of the clock at the latest."""
-    waits = {asyncio.ensure_future(until.wait()), asyncio.ensure_future(clock.sleep(seconds))}
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+    await within(clock, seconds, until.wait())
 
 
 READ_AT_ONCE = 10

@@ -10,8 +10,10 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
+from pyflannel.engine.pacing import within
 from pyflannel.engine.record_signing import Signatures, is_authentic, signing
 from pyflannel.errors import StoreError, TargetError, WireError
 from pyflannel.model.lease import Lease
@@ -101,9 +103,7 @@ class PeerBytes:
             self._requests.put_nowait(request)
 
     def _is_authentic_request(self, request: RowRequest, value: bytes) -> bool:
-        def is_signed(value: bytes, prefix: str, key: bytes) -> bool:
-            return is_authentic_request(value, prefix, key, name=COUNT_REQUEST)
-
+        is_signed = partial(is_authentic_request, name=COUNT_REQUEST)
         return is_authentic(self._signatures, self._network.leases, request.asker, value, is_signed)
 
     def _see_count(self, record: Record) -> None:
@@ -157,28 +157,17 @@ class PeerBytes:
         request = RowRequest(id=secrets.token_hex(16), asker=own.subnet, hosts=(own.subnet, *others))
         asked = self._asked[request.id] = _Asked(others)
         try:
-            await self._collect(self._store, own, request, asked)
+            await within(self._clock, COUNTS_S, self._collect(self._store, own, request, asked))
         finally:
             del self._asked[request.id]
         return asked.found
 
     async def _collect(self, store: Store, own: Lease, request: RowRequest, asked: "_Asked") -> None:
-        """Write a request, and wait until each named host has answered, but at most COUNTS_S."""
-
-        async def exchange() -> None:
-            with suppress(StoreError, TargetError):
-                value = format_request(request, *signing(self._signatures, own), name=COUNT_REQUEST)
-                await store.write(Put(key=COUNT_REQUEST, value=value, ttl_s=TTL_S, expected=None))
-                await asked.is_complete.wait()
-
-        exchanging = asyncio.ensure_future(exchange())
-        limit = asyncio.ensure_future(self._clock.sleep(COUNTS_S))
-        try:
-            await asyncio.wait({exchanging, limit}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            exchanging.cancel()
-            limit.cancel()
-            await asyncio.gather(exchanging, limit, return_exceptions=True)
+        """Write a request, and wait until each named host has answered."""
+        with suppress(StoreError, TargetError):
+            value = format_request(request, *signing(self._signatures, own), name=COUNT_REQUEST)
+            await store.write(Put(key=COUNT_REQUEST, value=value, ttl_s=TTL_S, expected=None))
+            await asked.is_complete.wait()
 
 
 class _Asked:

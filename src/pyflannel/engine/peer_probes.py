@@ -211,6 +211,8 @@ class PathMtus:
         found, searched = dict[IpNetwork, int](), dict[IpNetwork, tuple[int, int]]()
         try:
             reached = await self._reached(send, due)
+            if not reached:
+                return
             results = iter(await send([echo for path in reached.values() for echo in _large_probes(path)]))
             for (subnet, path), large, outer in zip(reached.items(), results, results, strict=True):
                 most = path.mtu if outer.mtu is None else path.inner(outer.mtu)

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from pyflannel.engine.pacing import within
 from pyflannel.engine.record_signing import Signatures, is_authentic, signing
 from pyflannel.errors import StoreError, TargetError, UsageError, WireError
 from pyflannel.model.lease import Lease
@@ -226,15 +227,9 @@ class ReachMatrix:
             asked.failures |= dict.fromkeys(others, "Nodes of Kubernetes carry no requests for rows")
             return
         request = RowRequest(id=request_id, asker=own.subnet, hosts=asked.hosts)
-        collecting = asyncio.ensure_future(self._collect(self._store, own, request, asked))
-        limit = asyncio.ensure_future(self._clock.sleep(ROWS_S))
-        try:
-            await asyncio.wait({collecting, limit}, return_when=asyncio.FIRST_COMPLETED)
-            reason = collecting.result() if collecting.done() else f"no answer within {ROWS_S:g} s"
-        finally:
-            collecting.cancel()
-            limit.cancel()
-            await asyncio.gather(collecting, limit, return_exceptions=True)
+        reason = await within(self._clock, ROWS_S, self._collect(self._store, own, request, asked))
+        if reason is None:
+            reason = f"no answer within {ROWS_S:g} s"
         asked.failures |= {host: reason for host in others if not asked.is_answered_by([host])}
 
     async def _collect(self, store: Store, own: Lease, request: RowRequest, asked: "_Asked") -> str:

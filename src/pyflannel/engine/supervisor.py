@@ -15,7 +15,7 @@ from pyflannel.engine.batch_report import Journal
 from pyflannel.engine.condition import HostCondition, Inputs, LeaseCondition, PresentCondition, StoreCondition
 from pyflannel.engine.config_in_force import ConfigInForce, Consequences
 from pyflannel.engine.fast_path import FastPath
-from pyflannel.engine.host_followers import LOOK_S, BridgeFollower, UnderlayFollower
+from pyflannel.engine.host_followers import BridgeFollower, UnderlayFollower
 from pyflannel.engine.kept_leases import LastKnownLeases, LeaseGrace, known_of
 from pyflannel.engine.lease_keeper import LeaseKeeper
 from pyflannel.engine.lease_log import LeaseLog, log_shared_over
@@ -104,7 +104,7 @@ class Supervisor:
             surrounded=self._surroundings_changed,
             waiting=self.notify_status,
             protocol=route_protocol(options.plan.device),
-            look_s=max(LOOK_S, options.audit_s),
+            look_s=options.look_s,
         )
         self.fast_path = FastPath(
             options.fast_path, world.clock, self._inputs_changed, world.kernel_path, options.plan.device

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct, field
 
 from pyflannel.engine.fast_path import Choice
+from pyflannel.engine.host_followers import LOOK_S
 from pyflannel.engine.lease_signing import LeaseSigning
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.engine.reconciler import AUDIT_S
@@ -112,7 +113,8 @@ class HostOptions(Struct, frozen=True, kw_only=True):
         host_name: the host name in the published lease; None to publish no name.
         plan: options of the plan.
         subnet_env: text of subnet.env from the previous run, or None.
-        audit_s: longest time between two checks of the host, and of its interfaces if it is more than LOOK_S.
+        audit_s: longest time between two scans of the host.
+        look_s: longest time between two checks of its interfaces.
         requires_encryption: True to refuse every backend that sends unencrypted packets, regardless of the
             network config.
     """
@@ -126,5 +128,6 @@ class HostOptions(Struct, frozen=True, kw_only=True):
     renew_margin_s: float = 3600
     renumbers: bool = False
     audit_s: float = AUDIT_S
+    look_s: float = LOOK_S
     fast_path: Choice = "auto"
     requires_encryption: bool = False

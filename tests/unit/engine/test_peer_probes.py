@@ -1,6 +1,7 @@
 """Peers are probed while a page asks, in rounds of bounded size. The MTU of paths is probed hourly."""
 
 import asyncio
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -175,6 +176,8 @@ class Paths:
         self.underlay, self.clock, self.changes = underlay, FakeClock(), 0
         self.mtu = MTU
         self.mtus = PathMtus(underlay.send, self.clock, paths=self.paths, changed=self._changed)
+        self._runner = asyncio.Runner()  # the events of `mtus` belong to one loop
+        weakref.finalize(self, self._runner.close)
 
     def paths(self) -> ProbedPaths:
         return ProbedPaths(self.mtu, lambda: iter(self.subnets), self.path_to)
@@ -200,7 +203,7 @@ class Paths:
             async with self.clock.running(self.mtus.run()):
                 await self.clock.advance(seconds)
 
-        asyncio.run(life())
+        self._runner.run(life())
         return dict(self.mtus.found)
 
 
