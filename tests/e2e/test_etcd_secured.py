@@ -459,7 +459,6 @@ def secured_without_docker1(secured: Secured) -> Iterator[Secured]:
     secured.start("docker1")
 
 
-@pytest.mark.drawn(first=0, more=6)
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_logged_in_one_line_and_packets_flow(
     case: str, secured_without_docker1: Secured, network: Any, pings: Any

@@ -213,7 +213,6 @@ def traced(host: Host, address: object) -> tuple[bool, list[str]]:
     return report["ok"], [step["name"] for step in report["steps"]]
 
 
-@pytest.mark.drawn(first=2, more=2)
 @pytest.mark.parametrize(
     ("do", "undo", "found", "fails"),
     [

@@ -56,7 +56,7 @@ def test_no_interleaving_of_two_starts_with_a_change_of_the_subnet_length_breaks
         folds_subnets=False,
     )
 
-    found = explore(where, settle_every=100)
+    found = explore(where)
 
     assert found.counterexample is None, tell(found.counterexample)
     assert found.is_complete
