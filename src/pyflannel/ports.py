@@ -430,9 +430,10 @@ SendEchoes = Callable[[Sequence[Echo]], Awaitable[list[EchoResult]]]
 """A function that sends echo requests and returns their results, in a bounded time. This function may raise
 TargetError."""
 
-CountReceived = Callable[[Lease], Awaitable[int | None]]
+CountReceived = Callable[[Lease, Lease], Awaitable[int | None]]
 """A function that returns the bytes of the tunnel packets that the kernel accepted from a peer; None if the
-kernel does not count them. This function may raise TargetError."""
+kernel does not count them. The arguments are the lease of this host and the lease of the peer. This function
+may raise TargetError."""
 
 WireguardContacts = Callable[[], Awaitable[Sequence[WireguardContact]]]
 """A function that returns the contact with each WireGuard peer; empty if the device does not exist. This

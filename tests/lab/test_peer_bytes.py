@@ -7,8 +7,10 @@ from itertools import permutations
 
 import pytest
 
+from pyflannel.lab.lab import PREFIX
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
+from pyflannel.model.status import Status
 from testlab.documents import read_document
 from testlab.faults import paused
 from testlab.overlay import Overlay
@@ -21,12 +23,12 @@ _PINGS, _PACKET = 20, 1000
 
 @pytest.fixture(scope="module")
 def hosts(overlay: Overlay) -> list[Host]:
-    """Three hosts on both sides of a router, each with a bridge as Docker would have, without programs."""
+    """Three hosts on both sides of a router, each with a bridge as Docker would have."""
     overlay.set_backend("vxlan")
     three = [overlay.hosts[name] for name in ("docker1", "docker2", "docker3")]
 
     def join(host: Host) -> None:
-        overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}", "--fast-path=off")
+        overlay.daemons[host.name] = host.start_flanneld(f"--store={overlay.etcd.url}")
 
     together([lambda host=host: join(host) for host in three])
     overlay.settle(*three)
@@ -62,16 +64,25 @@ def agreed(hosts: list[Host]) -> dict[tuple[str, str], int]:
     return found
 
 
-@pytest.mark.parametrize(("kind", "headers"), [("vxlan", 50), ("udp", 28)])
+@pytest.mark.parametrize(
+    ("kind", "programs", "headers"), [("vxlan", "off", 50), ("udp", "off", 28), ("udp", "safe", 28)]
+)
 def test_both_hosts_show_the_same_bytes_in_each_direction(
-    hosts: list[Host], overlay: Overlay, kind: str, headers: int
+    hosts: list[Host], overlay: Overlay, kind: str, programs: str, headers: int
 ) -> None:
-    overlay.set_backend(kind)
-    for host in hosts:
-        overlay.wait_status(
-            host, lambda status: status.backend is not None and status.backend.type == kind, f"uses {kind}"
+    config = overlay.config(SubnetLen=28, FastPath=programs, Backend={"Type": kind})
+    overlay.etcd.etcdctl("put", f"{PREFIX}/config", config)
+
+    def uses_backend(status: Status) -> bool:
+        return (
+            status.backend is not None
+            and status.backend.type == kind
+            and (status.fast_path is None or status.fast_path.mode == programs)
         )
-        overlay.settle(*hosts)
+
+    for host in hosts:
+        overlay.wait_status(host, uses_backend, f"uses {kind} with programs {programs}")
+    overlay.settle(*hosts)
     one, other, third = hosts
     sizes = {one.name: _PINGS, other.name: 2 * _PINGS, third.name: 3 * _PINGS}
     before = agreed(hosts)

@@ -391,6 +391,21 @@ def _with_traffic(
     return replace(backend, received=received, sent=sent)
 
 
+async def _received(
+    guard: TunnelGuardTarget, fast_path: BpfTarget, device: str, own: Lease, peer: Lease
+) -> int | None:
+    """Return the bytes of the tunnel packets from a peer; None if they are not counted.
+
+    The tunnel guard counts the packets that the programs of the fast path leave to the kernel.
+
+    Raises:
+        TargetError: the kernel does not return the counters.
+    """
+    by_programs = fast_path.received_bytes(device, own, peer)
+    by_guard = await guard.received_bytes(device, peer)
+    return None if by_programs is None or by_guard is None else by_programs + by_guard
+
+
 @asynccontextmanager
 async def open_network(
     *,
@@ -463,7 +478,7 @@ async def open_network(
             wireguard=keys,
             contacts=wireguard.contacts,
             send_echoes=_send_echoes,
-            received=partial(rules.received_bytes, claim.name),
+            received=partial(_received, rules, fast_path, claim.name),
             signing=signing,
             own_node=own_node,
             draw=random.SystemRandom().randrange,

@@ -196,8 +196,8 @@ def peers(
     the list contains the last known hosts.
 
     LOSS is the share of up to 10 small probes without a reply. IN and OUT are the bytes of the packets from
-    the host and to the host. wireguard counts both. vxlan, and udp in user space, count IN, and flanneld asks
-    up to 31 of the hosts for OUT. CHANGED is the time since the host joined, returned, or changed its
+    the host and to the host. wireguard counts both. vxlan and udp count IN, and flanneld asks up to 31 of the
+    hosts for OUT. CHANGED is the time since the host joined, returned, or changed its
     addresses, backend or keys.
 
     With --matrix, the hosts probe each other, and the table has a row for each host: + if it reaches the host

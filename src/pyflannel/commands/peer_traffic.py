@@ -1,5 +1,5 @@
-"""The bytes from each peer to this host, from the counters of the tunnel guard, and the bytes to each peer,
-which the peers count in the same way.
+"""The bytes from each peer to this host, from the counters of the tunnel guard and of the eBPF programs, and
+the bytes to each peer, which the peers count in the same way.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ from pathlib import Path
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, TargetError
+from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.lease import PeerEntry
 from pyflannel.model.network_config import IpAddress, IpNetwork
@@ -31,14 +32,35 @@ async def received_bytes(
     A peer is missing if its bytes are unknown, for example if the guard checks only the outer source, and
     peers share an address. The result is empty without root and on kernels before Linux 5.7.
     """
-    backend, path, device = status.backend, status.fast_path, places.device()
+    backend, own, device = status.backend, status.lease, places.device()
     if backend is None or backend.type not in _TUNNELS or device is None or not status.is_live:
         return {}
-    if path is not None and path.mode in BY_PROGRAMS:
+    if own is None or own.subnet is None:
         return {}
-    with contextlib.suppress(TargetError):
-        return _by_peer(peers, await _by_source(device))
+    with contextlib.suppress(TargetError, OSError):
+        by_guard = _by_peer(peers, await _by_source(device))
+        if status.fast_path is None or status.fast_path.mode not in BY_PROGRAMS:
+            return by_guard
+        with contextlib.closing(FastPath(str(places.bpf))) as programs:
+            by_programs = await programs.received(device)
+        return _with_programs(by_guard, by_programs, own.subnet.prefixlen, peers)
     return {}
+
+
+def _with_programs(
+    by_guard: Mapping[IpNetwork, int],
+    by_programs: Mapping[_Source, int],
+    prefix_length: int,
+    peers: Sequence[PeerEntry],
+) -> dict[IpNetwork, int]:
+    """Return the sums of both counters. The programs cannot distinguish a peer whose subnet has another
+    prefix length than the subnet of this host.
+    """
+    return {
+        peer.subnet: by_guard[peer.subnet] + by_programs.get((peer.public_ip, peer.subnet.network_address), 0)
+        for peer in peers
+        if peer.subnet in by_guard and peer.subnet.prefixlen == prefix_length
+    }
 
 
 async def sent_bytes(

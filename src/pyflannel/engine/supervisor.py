@@ -48,7 +48,7 @@ from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import ProbedPaths
 from pyflannel.model.route import route_protocol
 from pyflannel.model.state import Blocked, Replaced
-from pyflannel.model.status import BY_PROGRAMS, PlanPreview
+from pyflannel.model.status import PlanPreview
 from pyflannel.model.store_record import Record
 from pyflannel.model.wireguard import WireguardDevice, WireguardFacts
 from pyflannel.ports import Target
@@ -226,12 +226,14 @@ class Supervisor:
         return None if reason is None else one_line(reason)
 
     async def count_received(self, peer: Lease) -> int | None:
-        """Return the bytes from a peer that the tunnel guard counted; None if it does not count them.
+        """Return the bytes from a peer that the kernel counted; None if it does not count them, or if this
+        host has no lease.
 
         Raises:
             TargetError: the kernel does not return the counter.
         """
-        return await self._world.received(peer)
+        held = self.condition.held
+        return None if held is None else await self._world.received(held.lease, peer)
 
     async def preview(self, text: str | None, targets: Sequence[Target]) -> PlanPreview:
         """Return the changes that the next pass would make, with this network config, or with the config in
@@ -490,15 +492,11 @@ class SupervisedNetwork:
         return self._supervisor.condition.leases
 
     async def received(self, peer: Lease) -> int | None:
-        """Return the bytes of the tunnel packets from a peer; None if they are not counted, for example
-        because programs of the fast path receive them before the tunnel guard.
+        """Return the bytes of the tunnel packets from a peer; None if they are not counted.
 
         Raises:
             TargetError: the kernel does not return the counter.
         """
-        path = self._supervisor.fast_path.status(self._supervisor.condition.inputs.config)
-        if path is not None and path.mode in BY_PROGRAMS:
-            return None
         return await self._supervisor.count_received(peer)
 
     def ends(self, subnets: Sequence[IpNetwork]) -> Mapping[IpNetwork, IpAddress]:

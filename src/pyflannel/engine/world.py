@@ -36,7 +36,7 @@ async def _no_contacts() -> Sequence[WireguardContact]:
     return ()
 
 
-async def _no_count(_: Lease) -> int | None:
+async def _no_count(_own: Lease, _peer: Lease) -> int | None:
     return None
 
 
@@ -81,7 +81,7 @@ class World(Struct, frozen=True, kw_only=True):
         wireguard: the WireGuard key of this host; None if the host can have no key.
         contacts: function that returns the contact with each WireGuard peer.
         send_echoes: function that sends echo requests and returns their results; None if probes are off.
-        received: function that returns the bytes from a peer that the tunnel guard counted.
+        received: function that returns the bytes from a peer that the kernel counted.
         signing: object that signs and checks leases; None if signatures are off.
         own_node: the Node of this host, if the store is a Kubernetes cluster; None for any other store.
     """

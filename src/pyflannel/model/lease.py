@@ -482,7 +482,7 @@ class PeerEntry(Struct, frozen=True, kw_only=True):
         received_bytes: bytes of tunnel packets from the peer since its WireGuard device was created, or since
             the tunnel guard has the peer; None if the bytes of the peer are not counted.
         sent_bytes: bytes of tunnel packets to the peer since its WireGuard device was created, or as the
-            tunnel guard of the peer counted them within the last second; None if they are unknown.
+            peer counted them within the last second; None if they are unknown.
         change_age_s: seconds since flanneld last saw the lease of the peer change; None if there was no
             change since flanneld started.
         path_mtus: the paths to the peer that carry only smaller packets than planned, as flanneld has

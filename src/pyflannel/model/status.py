@@ -37,7 +37,7 @@ LeasePhase = Literal["acquiring", "held", "lost", "taken"]
 FastPathMode = Literal["safe", "flow", "off", "user-space", "uncached"]
 
 BY_PROGRAMS: frozenset[FastPathMode] = frozenset({"safe", "flow"})
-"""The modes in which programs receive the packets, so that the tunnel guard does not count them."""
+"""The modes in which eBPF programs receive packets."""
 
 SignatureFault = Literal[
     "unsigned",

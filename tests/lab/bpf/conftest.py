@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.hooks import TcxHooks
-from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.kernel.bpf.layout import Outcome, Sender
 from pyflannel.kernel.bpf.target import LOOK_S, BpfTarget
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Role, Tunnel
@@ -220,6 +220,15 @@ class Host:
             }
 
         return self.act(count, hooks)
+
+    def received(self, hooks=TcxHooks) -> Mapping[Sender, int]:
+        """Return the bytes that the programs decapsulated, by sender."""
+
+        async def read() -> Mapping[Sender, int]:
+            with closing(FastPath(choose_hooks=hooks)) as programs:
+                return await programs.received("flannel0")
+
+        return self.namespace.run(read)
 
     def strangers(self) -> list[Stranger]:
         """The senders of packets that the guard dropped."""

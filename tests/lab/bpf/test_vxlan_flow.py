@@ -89,6 +89,17 @@ def send(host, destination, open_socket, port: int, *, count: int, tos: int = 0)
             assert sink.recv(100) == PAYLOAD
 
 
+def test_the_bytes_of_cached_flows_are_counted_by_sender(permitted, open_socket):
+    one, two = permitted
+    sender = IPv4Address(one.address), one.subnet.network_address
+    packets, size = two.counts().get(Outcome.CACHED_IN, 0), two.received().get(sender, 0)
+    send(one, two, open_socket, next(_ports), count=50)
+
+    cached = two.counts()[Outcome.CACHED_IN] - packets
+    assert cached > 25
+    assert two.received()[sender] - size == cached * (INNER_AT + 28 + len(PAYLOAD))
+
+
 @pytest.mark.parametrize("tos", [0, 0x48, 1, 3], ids=["plain", "class", "ecn", "congested"])
 def test_a_datagram_of_a_cached_flow_equals_that_of_the_kernel(permitted, tap, open_socket, tos):
     one, two = permitted

@@ -6,13 +6,22 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import cached_property
 from ipaddress import IPv4Network
 
 from pyflannel.kernel.bpf.features import examine
 from pyflannel.kernel.bpf.hooks import Hooks, KernelHooks
-from pyflannel.kernel.bpf.layout import SHARED, Outcome, Permit, Settings, devices_of, pack_settings
+from pyflannel.kernel.bpf.layout import (
+    BYTES,
+    SHARED,
+    Outcome,
+    Permit,
+    Sender,
+    Settings,
+    devices_of,
+    pack_settings,
+)
 from pyflannel.kernel.bpf.libbpf import Libbpf
 from pyflannel.kernel.bpf.maps import TunnelMaps
 from pyflannel.kernel.bpf.objects import KernelObjects, ObjectFile, read_object
@@ -151,6 +160,19 @@ class FastPath:
     def counts(self, device: str) -> Mapping[Outcome, tuple[int, int]]:
         """Return the packets and bytes of a tunnel by outcome; empty if the tunnel has no fast path."""
         return self._maps[device].counts() if device in self._maps else {}
+
+    async def received(self, device: str) -> Mapping[Sender, int]:
+        """Return the bytes of the datagrams that the attached programs of a tunnel decapsulated, by sender;
+        empty without programs. This method needs no plan.
+        """
+        standing = await self._programs.find(dict(socket.if_nameindex()))
+        maps = TunnelMaps(device, shared_maps(standing, device, self._objects))
+        with closing(maps):
+            return maps.received() if BYTES.name in maps.descriptors else {}
+
+    def received_from(self, device: str, sender: Sender) -> int:
+        """Return the bytes of the datagrams from a sender that the programs of a tunnel decapsulated."""
+        return self._maps[device].received_from(sender) if device in self._maps else 0
 
     def strangers(self, device: str) -> Sequence[Stranger]:
         """Return the senders whose packets the guard of a tunnel dropped; an empty list without a fast

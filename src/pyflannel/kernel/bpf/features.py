@@ -82,6 +82,7 @@ _MAP_TYPES = {
     2: "ARRAY",
     6: "PERCPU_ARRAY",
     9: "LRU_HASH",
+    10: "LRU_PERCPU_HASH",
     _LPM_TRIE: "LPM_TRIE",
     25: "DEVMAP_HASH",
 }

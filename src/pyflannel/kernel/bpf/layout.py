@@ -15,6 +15,7 @@ from msgspec import Struct
 from pyflannel.kernel.bpf.syscall import MapInfo
 from pyflannel.model.fast_path import BpfPeer
 from pyflannel.model.forwarder import Stranger, StrangerReason
+from pyflannel.model.network_config import IpAddress
 
 BUILD_BYTES = 8
 """Length in bytes of the digest that distinguishes the compiled objects of different versions."""
@@ -30,6 +31,8 @@ _PEER = struct.Struct("!IHBx")  # followed by data that the programs write
 _COUNT = struct.Struct("=QQ")
 _INDEX = struct.Struct("=I")
 _TIME = struct.Struct("=Q")
+_SENDER = struct.Struct("=4s4s")
+_BYTES = struct.Struct("=Q")
 _STRANGER = struct.Struct("=4sI")
 _SIGHTING = struct.Struct("=QQ4s4s")
 _PERMIT = struct.Struct("=QII")
@@ -97,11 +100,12 @@ DEVICES = MapLayout(name="flannel_devices", type=25, key_bytes=4, value_bytes=4)
 COUNTS = MapLayout(  # PERCPU_ARRAY
     name="flannel_counts", type=6, key_bytes=4, value_bytes=16, most_entries=len(Outcome)
 )
+BYTES = MapLayout(name="flannel_bytes", type=10, key_bytes=8, value_bytes=8)  # LRU_PERCPU_HASH
 DROPPED = MapLayout(name="flannel_dropped", type=9, key_bytes=8, value_bytes=24)  # LRU_HASH
 FLOWS = MapLayout(name="flannel_flows", type=9, key_bytes=16, value_bytes=176)  # LRU_HASH
 PERMIT = MapLayout(name="flannel_permit", type=2, key_bytes=4, value_bytes=16)  # ARRAY
 DIRECT = MapLayout(name="flannel_direct", type=9, key_bytes=4, value_bytes=8)  # LRU_HASH
-SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, DROPPED, FLOWS, PERMIT, DIRECT)
+SHARED = (PEERS, MACS, PORTS, DEVICES, COUNTS, BYTES, DROPPED, FLOWS, PERMIT, DIRECT)
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -288,6 +292,27 @@ def unpack_counts(by_key: Mapping[bytes, bytes]) -> dict[Outcome, tuple[int, int
         each = list(_COUNT.iter_unpack(by_key.get(_INDEX.pack(index), b"")))
         counts[outcome] = sum(packets for packets, _ in each), sum(size for _, size in each)
     return counts
+
+
+Sender = tuple[IpAddress, IpAddress]
+"""The outer source of datagrams, and the first address of the subnet of their inner sources. Both are IPv4
+addresses. The subnet has the prefix length of this host's subnet."""
+
+
+def pack_sender(sender: Sender) -> bytes:
+    """Return the sender in the layout of `struct sender`."""
+    return _SENDER.pack(*(address.packed for address in sender))
+
+
+def unpack_sender(key: bytes) -> Sender:
+    """Return the sender in `struct sender`."""
+    address, subnet = _SENDER.unpack(key)
+    return IPv4Address(address), IPv4Address(subnet)
+
+
+def unpack_bytes(value: bytes) -> int:
+    """Return the bytes from a sender; `value` contains one number for each processor."""
+    return sum(size for (size,) in _BYTES.iter_unpack(value))
 
 
 _TURNED_AWAY: Mapping[int, StrangerReason] = {

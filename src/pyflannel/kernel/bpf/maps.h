@@ -211,6 +211,22 @@ struct {
 	__type(value, struct count);
 } flannel_counts SEC(".maps");
 
+/* The origin of received datagrams: the source address of the outer header, and the inner source address without the
+ * bits after the prefix length of this host's subnet. */
+struct sender {
+	__be32 address;
+	__be32 subnet;
+};
+
+/* The bytes of the datagrams that the programs decapsulated, by their sender. The tunnel guard counts all other
+ * datagrams. If the map is full, the kernel removes the least recently used entry. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_PERCPU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct sender);
+	__type(value, __u64);
+} flannel_bytes SEC(".maps");
+
 /* A sender of packets that the tunnel guard dropped, and the reason. */
 struct stranger {
 	__be32 address;		/* source address of the outer header */

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final, TypeAlias
 
 from pyflannel.kernel.bpf.layout import (
+    BYTES,
     COUNTS,
     DEVICES,
     DIRECT,
@@ -20,18 +21,22 @@ from pyflannel.kernel.bpf.layout import (
     PORTS,
     Outcome,
     Permit,
+    Sender,
     is_peer,
     pack_mac,
     pack_peer,
     pack_permit,
     pack_port,
+    pack_sender,
     pack_subnet,
     pack_time,
+    unpack_bytes,
     unpack_counts,
     unpack_mac,
     unpack_peer,
     unpack_permit,
     unpack_port,
+    unpack_sender,
     unpack_stranger,
 )
 from pyflannel.kernel.bpf.syscall import Command, call_bpf, map_info
@@ -88,13 +93,29 @@ def read_entries(map_descriptor: int, key_bytes: int, value_bytes: int) -> dict[
                 return entries
             raise
         key = following
-        try:
-            call_bpf(Command.MAP_LOOKUP_ELEM, _element(map_descriptor, _address(key), _address(value)))
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-        else:
+        if _look_up(map_descriptor, key, value):
             entries[key.raw] = value.raw
+
+
+def read_entry(map_descriptor: int, key: bytes, value_bytes: int) -> bytes | None:
+    """Return the value of an entry; None if the entry does not exist.
+
+    Raises:
+        OSError: the map cannot be read.
+    """
+    value = ctypes.create_string_buffer(value_bytes)
+    return value.raw if _look_up(map_descriptor, _buffer(key), value) else None
+
+
+def _look_up(map_descriptor: int, key: _Buffer, value: _Buffer) -> bool:
+    """Write the value of an entry into `value`; return whether the entry exists."""
+    try:
+        call_bpf(Command.MAP_LOOKUP_ELEM, _element(map_descriptor, _address(key), _address(value)))
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    return True
 
 
 def read_entries_at_once(map_descriptor: int, key_bytes: int, value_bytes: int) -> dict[bytes, bytes]:
@@ -394,6 +415,28 @@ class TunnelMaps:
         """
         value_bytes = COUNTS.value_bytes * possible_processors()
         return unpack_counts(read_entries(self._descriptors[COUNTS.name], COUNTS.key_bytes, value_bytes))
+
+    def received(self) -> dict[Sender, int]:
+        """Return the bytes of the datagrams that the programs decapsulated since the creation of the maps, by
+        sender.
+
+        Raises:
+            OSError: the map cannot be read.
+        """
+        value_bytes = BYTES.value_bytes * possible_processors()
+        entries = read_entries_at_once(self._descriptors[BYTES.name], BYTES.key_bytes, value_bytes)
+        return {unpack_sender(key): unpack_bytes(value) for key, value in entries.items()}
+
+    def received_from(self, sender: Sender) -> int:
+        """Return the bytes of the datagrams from a sender that the programs decapsulated since the creation
+        of the maps.
+
+        Raises:
+            OSError: the map cannot be read.
+        """
+        value_bytes = BYTES.value_bytes * possible_processors()
+        value = read_entry(self._descriptors[BYTES.name], pack_sender(sender), value_bytes)
+        return 0 if value is None else unpack_bytes(value)
 
     def strangers(self) -> list[Stranger]:
         """Return the latest senders whose packets the guard dropped since the creation of the maps.

@@ -18,6 +18,7 @@ from pyflannel.kernel.network.requests import refusal_of
 from pyflannel.model.fast_path import BpfContainer, BpfPeer, BpfProgram, Direction, Feature
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.item import Item
+from pyflannel.model.lease import Lease
 from pyflannel.model.state import Operation, Refusal, Remove, Replace, State
 from pyflannel.model.status import Notice
 from pyflannel.ports import Announce, ChangeChannel, performed, refused_by
@@ -211,6 +212,22 @@ class BpfTarget:
             OSError: the maps cannot be read.
         """
         return self._fast_path.counts(device)
+
+    def received_bytes(self, device: str, own: Lease, peer: Lease) -> int | None:
+        """Return the bytes of the datagrams from a peer that the programs of a tunnel decapsulated; 0 without
+        programs. None if the programs cannot distinguish the peer, because the subnets of both hosts have
+        different lengths.
+
+        Raises:
+            TargetError: the maps cannot be read.
+        """
+        if peer.subnet.version == 6:
+            return 0
+        if own.subnet.prefixlen != peer.subnet.prefixlen:
+            return None
+        subnet, address = peer.ipv4
+        with target_errors("eBPF maps cannot be read", hint=_SEE_DMESG):
+            return self._fast_path.received_from(device, (address, subnet.network_address))
 
     def strangers(self, device: str) -> Sequence[Stranger]:
         """Return the senders whose packets the guard of a tunnel dropped; an empty list without a fast path.

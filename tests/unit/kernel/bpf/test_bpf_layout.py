@@ -1,6 +1,7 @@
 """The layout of the maps that programs and daemon share: packed values are read back, as in maps.h."""
 
 import re
+import struct
 from importlib.resources import files
 from ipaddress import IPv4Address, IPv4Network
 
@@ -16,12 +17,15 @@ from pyflannel.kernel.bpf.layout import (
     pack_mac,
     pack_peer,
     pack_port,
+    pack_sender,
     pack_settings,
     pack_subnet,
+    unpack_bytes,
     unpack_counts,
     unpack_mac,
     unpack_peer,
     unpack_port,
+    unpack_sender,
     unpack_settings,
     unpack_stranger,
 )
@@ -128,6 +132,16 @@ def test_counters_of_all_processors_are_added():
     assert counts[Outcome.ENCAPSULATED] == (1, 10)
     assert counts[Outcome.DECAPSULATED] == (7, 70)
     assert counts[Outcome.DELIVERED] == (0, 0)
+
+
+@given(addresses, addresses)
+def test_senders_are_read_back(address, subnet):
+    assert unpack_sender(pack_sender((address, subnet))) == (address, subnet)
+
+
+@given(st.lists(st.integers(0, 2**58), max_size=8))
+def test_bytes_of_all_processors_are_added(sizes):
+    assert unpack_bytes(struct.pack(f"={len(sizes)}Q", *sizes)) == sum(sizes)
 
 
 def test_the_header_of_the_programs_has_the_same_layout():
