@@ -7,16 +7,13 @@ requesting host receives the rows, also those of hosts that it cannot reach itse
 """
 
 import asyncio
-import logging
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from pyflannel.engine.pacing import within
-from pyflannel.engine.record_signing import Signatures, is_authentic, signing
-from pyflannel.errors import StoreError, TargetError, UsageError, WireError
+from pyflannel.engine.host_requests import LeasedHost, Replies, Requests, Signatures
+from pyflannel.errors import TargetError, UsageError
 from pyflannel.model.lease import Lease
-from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import Echo, milliseconds
 from pyflannel.model.reach_matrix import (
@@ -28,23 +25,10 @@ from pyflannel.model.reach_matrix import (
     RowRequest,
     most_hosts,
 )
-from pyflannel.model.store_record import Put, Record
+from pyflannel.model.store_record import Record
 from pyflannel.plan.peers import place_of_subnet
 from pyflannel.ports import Clock, SendEchoes, Store
-from pyflannel.wire.reach_record import (
-    REQUEST,
-    ROWS,
-    TTL_S,
-    format_request,
-    format_row,
-    is_authentic_request,
-    is_authentic_row,
-    parse_request,
-    parse_row,
-    row_key,
-)
-
-log = logging.getLogger(__name__)
+from pyflannel.wire.reach_record import REACH
 
 ROWS_S = 2.8
 """Seconds after which a host without a row counts as silent, so that flannelctl answers within 5 s."""
@@ -54,16 +38,8 @@ ROUND_S = 2.0
 round waits, further requests have no effect."""
 
 
-class Network(Protocol):
-    """The host and its leases, as far as the matrix needs them."""
-
-    @property
-    def own(self) -> Lease | None:
-        """The lease of this host; None without a lease."""
-
-    @property
-    def leases(self) -> LeaseSet:
-        """All known leases."""
+class Network(LeasedHost, Protocol):
+    """The host and its leases, and the ends of its paths."""
 
     def ends(self, subnets: Sequence[IpNetwork]) -> Mapping[IpNetwork, IpAddress]:
         """Return the addresses that answer probes for these hosts; without those to which this host does not
@@ -74,9 +50,7 @@ class Network(Protocol):
 class ReachMatrix:
     """Asks hosts which other hosts they reach, and answers the same requests of other hosts.
 
-    A request has an effect only if it names this host. With signatures, it must also be signed with the key
-    of a known lease. For each request, this host sends at most three small probes to each other named host,
-    and writes once.
+    For each request, this host sends at most three small probes to each other named host.
     """
 
     def __init__(
@@ -88,72 +62,30 @@ class ReachMatrix:
         network: Network,
         signatures: Signatures | None,
     ) -> None:
-        """`store`: None if the leases are Nodes of Kubernetes, because Nodes carry no requests. `signatures`:
-        None if leases are not signed.
-        """
-        self._store = store
-        self._clock = clock
+        """`store` and `signatures`: see Requests."""
         self._send = send
         self._network = network
-        self._signatures = signatures
-        self._requests: asyncio.Queue[RowRequest] = asyncio.Queue(1)
-        self._asked: dict[str, _Asked] = {}
+        self._requests = Requests(
+            REACH,
+            store=store,
+            clock=clock,
+            host=network,
+            signatures=signatures,
+            answer=self._answer,
+            interval_s=ROUND_S,
+        )
 
     def see(self, record: Record) -> None:
         """Handle a record that another host, or this host, has just written."""
-        try:
-            if record.key == REQUEST:
-                self._see_request(record.value)
-            elif record.key.startswith(ROWS):
-                self._see_row(record)
-        except WireError as error:
-            log.debug("Ignored the record %s: %s", record.key, error)
-
-    def _see_request(self, value: bytes) -> None:
-        request, own = parse_request(value), self._network.own
-        if own is None or own.subnet not in request.hosts or request.id in self._asked:
-            return
-        if not self._is_authentic(request.asker, value, is_authentic_request):
-            log.debug("Ignored a request for a row without the signature of %s", request.asker)
-        elif not self._requests.full():
-            self._requests.put_nowait(request)
-
-    def _see_row(self, record: Record) -> None:
-        row = parse_row(record.value)
-        asked = self._asked.get(row.id)
-        if asked is None or record.key != row_key(row.host) or len(row.answers) != len(asked.hosts):
-            return
-        if row.host not in asked.hosts:
-            return
-        if self._is_authentic(row.host, record.value, is_authentic_row):
-            asked.rows[row.host] = row
-        else:
-            asked.failures[row.host] = "its answer is not signed with the key of its lease"
-        asked.progress.set()
-
-    def _is_authentic(
-        self, writer: IpNetwork, value: bytes, is_signed: Callable[[bytes, str, bytes], bool]
-    ) -> bool:
-        return is_authentic(self._signatures, self._network.leases, writer, value, is_signed)
+        self._requests.see(record)
 
     async def run(self) -> None:
         """Answer requests of other hosts until cancelled."""
-        while True:
-            request = await self._requests.get()
-            began = self._clock.now()
-            await self._answer(request)
-            await self._clock.sleep(max(0.0, began + ROUND_S - self._clock.now()))
+        await self._requests.run()
 
-    async def _answer(self, request: RowRequest) -> None:
-        own = self._network.own
-        if own is None or self._store is None:
-            return
-        try:
-            row = Row(id=request.id, host=own.subnet, answers=await self._probe(own.subnet, request.hosts))
-            value = format_row(row, *signing(self._signatures, own))
-            await self._store.write(Put(key=row_key(own.subnet), value=value, ttl_s=TTL_S, expected=None))
-        except (StoreError, TargetError) as error:
-            log.warning("Could not report which hosts this host reaches to %s: %s", request.asker, error)
+    async def _answer(self, own: Lease, request: RowRequest) -> Row:
+        answers = await self._probe(own.subnet, request.hosts)
+        return Row(id=request.id, host=own.subnet, answers=answers)
 
     async def _probe(self, own: IpNetwork, hosts: Sequence[IpNetwork]) -> tuple[Answer, ...]:
         """Return the result for each of the hosts, in the order of the hosts.
@@ -178,20 +110,15 @@ class ReachMatrix:
         Raises:
             UsageError: a host has no lease, there are too many hosts, or fewer than two.
         """
-        subnets = self._chosen(hosts)
-        asked = _Asked(subnets, is_of_all=not hosts)
-        request_id = secrets.token_hex(16)
-        self._asked[request_id] = asked
-        own = self._network.own
-        try:
+        subnets, own = self._chosen(hosts), self._network.own
+        found = _Found()
+        if own is not None:
             async with asyncio.TaskGroup() as tasks:
-                if own is not None and own.subnet in subnets:
-                    tasks.create_task(self._take_own(own, request_id, asked), name="own row")
-                if own is not None:
-                    tasks.create_task(self._request(own, request_id, asked), name="rows of others")
-        finally:
-            del self._asked[request_id]
-        return self._matrix(asked)
+                if own.subnet in subnets:
+                    tasks.create_task(self._take_own(own, subnets, found), name="own row")
+                replies = await self._requests.ask(own, subnets, ROWS_S)
+            found.add(replies)
+        return self._matrix(subnets, found, is_of_all=not hosts)
 
     def _chosen(self, hosts: Sequence[IpNetwork]) -> tuple[IpNetwork, ...]:
         leases, own = self._network.leases, self._network.own
@@ -206,92 +133,56 @@ class ReachMatrix:
         first = [] if own is None else [own.subnet]
         others = sorted(known.keys() - set(first), key=place_of_subnet)
         if not hosts and len(others) >= most:
-            others = secrets.SystemRandom().sample(others, most - len(first))
+            others = random.SystemRandom().sample(others, most - len(first))
         chosen = sorted(set(hosts) or {*first, *others}, key=place_of_subnet)
         if len(chosen) < 2:
             raise UsageError("a matrix needs at least two hosts", hint="Name two hosts, or none for all.")
         return tuple(chosen)
 
-    async def _take_own(self, own: Lease, request_id: str, asked: "_Asked") -> None:
+    async def _take_own(self, own: Lease, hosts: Sequence[IpNetwork], found: "_Found") -> None:
         try:
-            answers = await self._probe(own.subnet, asked.hosts)
+            found.rows[own.subnet] = await self._probe(own.subnet, hosts)
         except TargetError as error:
-            asked.failures[own.subnet] = str(error)
-        else:
-            asked.rows[own.subnet] = Row(id=request_id, host=own.subnet, answers=answers)
+            found.failures[own.subnet] = str(error)
 
-    async def _request(self, own: Lease, request_id: str, asked: "_Asked") -> None:
-        """Write the request, and wait until each named host has answered, but at most ROWS_S."""
-        others = [host for host in asked.hosts if host != own.subnet]
-        if self._store is None:
-            asked.failures |= dict.fromkeys(others, "Nodes of Kubernetes carry no requests for rows")
-            return
-        request = RowRequest(id=request_id, asker=own.subnet, hosts=asked.hosts)
-        reason = await within(self._clock, ROWS_S, self._collect(self._store, own, request, asked))
-        if reason is None:
-            reason = f"no answer within {ROWS_S:g} s"
-        asked.failures |= {host: reason for host in others if not asked.is_answered_by([host])}
-
-    async def _collect(self, store: Store, own: Lease, request: RowRequest, asked: "_Asked") -> str:
-        """Write a request, and wait for the answers of the other hosts. If the request is not written, return
-        the reason.
-        """
-        try:
-            value = format_request(request, *signing(self._signatures, own))
-            await store.write(Put(key=REQUEST, value=value, ttl_s=TTL_S, expected=None))
-        except (StoreError, TargetError) as error:
-            return f"the request was not written: {error}"
-        while not asked.is_answered_by([host for host in asked.hosts if host != own.subnet]):
-            await asked.progress.wait()
-            asked.progress.clear()
-        return ""
-
-    def _matrix(self, asked: "_Asked") -> Matrix:
+    def _matrix(self, hosts: Sequence[IpNetwork], found: "_Found", *, is_of_all: bool) -> Matrix:
         known = self._network.leases.by_subnet
         rows = tuple(
-            _row(known[subnet], asked) for subnet in asked.hosts if subnet in known
+            _row(known[subnet], hosts, found) for subnet in hosts if subnet in known
         )  # a host may have left meanwhile
         return Matrix(
             rows=rows,
             silent=tuple(row.subnet for row in rows if row.failure is not None),
-            left_out=len(known.keys() - set(asked.hosts)) if asked.is_of_all else 0,
+            left_out=len(known.keys() - set(hosts)) if is_of_all else 0,
         )
 
 
-class _Asked:
-    """A request of this host, and the answers so far.
+class _Found:
+    """The row of each host that has one, and the reason for the other hosts."""
 
-    Attributes:
-        is_of_all: True if no hosts were named.
-        failures: the reason for each host without a usable row.
-        progress: set after each answer.
-    """
-
-    def __init__(self, hosts: tuple[IpNetwork, ...], *, is_of_all: bool) -> None:
-        self.hosts = hosts
-        self.is_of_all = is_of_all
-        self.rows: dict[IpNetwork, Row] = {}
+    def __init__(self) -> None:
+        self.rows: dict[IpNetwork, tuple[Answer, ...]] = {}
         self.failures: dict[IpNetwork, str] = {}
-        self.progress = asyncio.Event()
 
-    def is_answered_by(self, hosts: Sequence[IpNetwork]) -> bool:
-        """Return whether each of these hosts has answered."""
-        return all(host in self.rows or host in self.failures for host in hosts)
+    def add(self, replies: Replies[Row]) -> None:
+        """Add the rows of other hosts."""
+        self.rows |= {host: row.answers for host, row in replies.answers.items()}
+        self.failures |= replies.failures
 
 
-def _row(lease: Lease, asked: _Asked) -> MatrixRow:
-    row, attributes = asked.rows.get(lease.subnet), lease.attributes
+def _row(lease: Lease, hosts: Sequence[IpNetwork], found: _Found) -> MatrixRow:
+    row, attributes = found.rows.get(lease.subnet), lease.attributes
     cells: tuple[MatrixCell, ...] = ()
     if row is not None:
         cells = tuple(
             MatrixCell(subnet=subnet, state=one.state, rtt_ms=one.rtt_ms)
-            for subnet, one in zip(asked.hosts, row.answers, strict=True)
+            for subnet, one in zip(hosts, row, strict=True)
             if subnet != lease.subnet
         )
     return MatrixRow(
         subnet=lease.subnet,
         public_ip=attributes.public_ip,
         host_name=attributes.host_name,
-        failure=None if row is not None else asked.failures.get(lease.subnet, "no answer"),
+        failure=None if row is not None else found.failures.get(lease.subnet, "no answer"),
         cells=cells,
     )

@@ -11,8 +11,9 @@ versions without a request ignore its keys.
 """
 
 from binascii import a2b_base64, b2a_base64
+from collections.abc import Callable
 from ipaddress import ip_network
-from typing import Annotated, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -152,6 +153,49 @@ def is_authentic_count(value: bytes, prefix: str, public_key: bytes) -> bool:
     """Return whether an answer with bytes is signed with this key, for this prefix and this host."""
     found = _decoded(value, _Count)
     return _is_authentic(found, prefix, count_key(_subnet(found.host)), public_key)
+
+
+_Answer = TypeVar("_Answer", Row, ByteCount)
+
+
+class RecordKind(msgspec.Struct, Generic[_Answer], frozen=True, kw_only=True):
+    """One kind of requests, and the answers to them.
+
+    Attributes:
+        request: the key of the latest request, below the prefix of the store.
+        answers: the keys of the answers begin with this text.
+        answer_key: function that returns the key for the answer of the host with a subnet.
+        format: function that returns the value of an answer. Its other arguments are the prefix of the store,
+            and the key that signs the value, or None.
+        parse: function that returns the answer in a value. It may raise WireError.
+        is_authentic: function that returns whether a value is signed. Its other arguments are the prefix of
+            the store and the public key.
+    """
+
+    request: str
+    answers: str
+    answer_key: Callable[[IpNetwork], str]
+    format: Callable[[_Answer, str, LeaseKey | None], bytes]
+    parse: Callable[[bytes], _Answer]
+    is_authentic: Callable[[bytes, str, bytes], bool]
+
+
+REACH = RecordKind(
+    request=REQUEST,
+    answers=ROWS,
+    answer_key=row_key,
+    format=format_row,
+    parse=parse_row,
+    is_authentic=is_authentic_row,
+)
+BYTES = RecordKind(
+    request=COUNT_REQUEST,
+    answers=COUNTS,
+    answer_key=count_key,
+    format=format_count,
+    parse=parse_count,
+    is_authentic=is_authentic_count,
+)
 
 
 def _signed(value: _Signed, prefix: str, name: str, key: LeaseKey | None) -> bytes:

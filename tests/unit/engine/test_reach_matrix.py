@@ -189,7 +189,7 @@ def test_nodes_of_kubernetes_carry_no_requests() -> None:
         host = Host(1, None, clock, LeaseSet.of([lease(1), lease(2)]), signer=None)
         return await host.matrix.ask([])
 
-    assert letters(asyncio.run(life())) == ["reached", "Nodes of Kubernetes carry no requests for rows"]
+    assert letters(asyncio.run(life())) == ["reached", "Nodes of Kubernetes carry no requests"]
 
 
 def test_a_row_that_another_key_signed_does_not_count() -> None:
@@ -234,7 +234,12 @@ def test_a_changed_request_causes_no_probes() -> None:
     assert asyncio.run(life()) == []
 
 
-def test_a_row_that_was_changed_after_its_signature_does_not_count() -> None:
+@pytest.mark.parametrize(
+    ("is_followed", "expected"),
+    [(False, "its answer is not signed with the key of its lease"), (True, "silent")],
+    ids=["alone", "before the valid row"],
+)
+def test_a_row_that_was_changed_after_its_signature_does_not_count(is_followed: bool, expected: str) -> None:
     async def life() -> Matrix:
         hosts = Hosts(1, 2)
         hosts.off = {2}
@@ -245,11 +250,14 @@ def test_a_row_that_was_changed_after_its_signature_does_not_count() -> None:
             assert request is not None
             answers = (Answer("silent"), Answer("skipped"))
             row = Row(id=parse_request(request.value).id, host=subnet(2), answers=answers)
-            value = format_row(row, PREFIX, key(2)).replace(b"silent", b"reached")
-            await hosts.store.write(Put(key=f"{ROWS}10.100.2.0-24", value=value, ttl_s=30, expected=None))
+            valid = format_row(row, PREFIX, key(2))
+            for value in [valid.replace(b"silent", b"reached"), *([valid] if is_followed else [])]:
+                await hosts.store.write(Put(key=f"{ROWS}10.100.2.0-24", value=value, ttl_s=30, expected=None))
+                await hosts.clock.settle()
+            await hosts.clock.advance(ROWS_S)
             return await asking
 
-    assert letters(asyncio.run(life()))[1] == "its answer is not signed with the key of its lease"
+    assert letters(asyncio.run(life()))[1] == expected
 
 
 def test_requests_of_others_cost_a_host_one_round_in_an_interval() -> None:
