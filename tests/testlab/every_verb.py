@@ -46,7 +46,8 @@ _START_S = 0.5
 _RUN_EACH = """
 import gc, json, os, sys, threading, time
 from pyflannel.programs.flannelctl import run
-from pyflannel.cli import allow_list, cleanup, config, diagnosis, leases, network, networks, status
+from pyflannel.cli import allow_list, cleanup, config, diagnosis, events, leases
+from pyflannel.cli import networks, paths, peers, rotate_key, status
 from pyflannel.commands import bug_report, examination, reach, trace
 from pyflannel.stores.etcd import store
 

@@ -6,7 +6,18 @@ from pathlib import Path
 import click
 from msgspec.structs import replace
 
-from pyflannel.cli.answers import answer, both, local_time, print_json, print_table, reach, store_of
+from pyflannel.cli.answers import (
+    answer,
+    both,
+    duration,
+    local_time,
+    network_of,
+    print_json,
+    print_table,
+    reach,
+    store_of,
+)
+from pyflannel.cli.hosts import cells, headings, hosts_argument, of_hosts
 from pyflannel.cli.invocation import (
     Invocation,
     ListGroup,
@@ -16,8 +27,8 @@ from pyflannel.cli.invocation import (
     run_dir_option,
     say,
     shared_options,
+    wide_option,
 )
-from pyflannel.cli.network import list_leases
 from pyflannel.commands.history import LeaseEvent, LeaseHistory, lease_history
 from pyflannel.commands.reservations import (
     ANSWER_S,
@@ -30,9 +41,9 @@ from pyflannel.commands.reservations import (
     reserve,
 )
 from pyflannel.errors import FlannelError, UsageError
-from pyflannel.model.lease import host_text
+from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.store_record import Record
-from pyflannel.wire.control_json import format_document
+from pyflannel.wire.control_json import format_document, format_leases
 
 
 @click.group(cls=ListGroup)
@@ -49,7 +60,36 @@ def leases() -> None:
     """
 
 
-leases.add_command(list_leases)
+@leases.command("ls")
+@hosts_argument
+@wide_option
+@run_dir_option
+@shared_options("store", "socket", "json")
+@click.pass_obj
+def list_leases(invocation: Invocation, hosts: tuple[str, ...], wide: bool, run_dir: Path | None) -> None:
+    """List the leases of the network.
+
+    The list contains all leases, or the leases of each HOST: a host name, an address or a subnet.
+    """
+    entries = of_hosts(answer(invocation, _leases(invocation, run_dir)), hosts)
+    if invocation.wants_json:
+        print_json(format_leases(entries))
+    else:
+        rows = [(*cells(entry, is_wide=wide), _expiry(entry)) for entry in entries]
+        print_table((*headings(is_wide=wide), "EXPIRES"), rows)
+
+
+async def _leases(invocation: Invocation, run_dir: Path | None) -> list[LeaseEntry]:
+    async with network_of(invocation, run_dir) as network:
+        return await network.leases()
+
+
+def _expiry(entry: LeaseEntry) -> str:
+    if entry.is_reservation:
+        return "never (reserved)"
+    if entry.expires_in_s is None:
+        return "unknown"
+    return f"in {duration(entry.expires_in_s)}"
 
 
 @leases.command("reserve")

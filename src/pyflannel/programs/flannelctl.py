@@ -56,19 +56,17 @@ _UNLISTED = ("bundle", "explain", "pins", "prepare")
 """Commands for the systemd unit, not for operators, and alternative names of `bugreport` and `trace`."""
 
 _MODULES = {
-    "bench": "network",
+    "bench": "paths",
     "bugreport": "diagnosis",
     "bundle": "diagnosis",
     "doctor": "status",
-    "events": "network",
     "explain": "diagnosis",
     "network": "networks",
-    "peers": "network",
-    "ping": "network",
+    "ping": "paths",
     "pins": "cleanup",
     "plan": "config",
     "prepare": "cleanup",
-    "rotate-key": "network",
+    "rotate-key": "rotate_key",
     "trace": "diagnosis",
     "whois": "diagnosis",
 }

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import pytest
 
-from pyflannel.cli.network import begin_of, later
+from pyflannel.cli.events import begin_of, later
 from pyflannel.errors import UsageError
 from pyflannel.model.status import JournalEntry
 

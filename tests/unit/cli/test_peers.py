@@ -6,7 +6,7 @@ import click
 import pytest
 from msgspec.structs import replace
 
-from pyflannel.cli.network import _loss, _print_matrix, _print_peers, _probed, _state
+from pyflannel.cli.peers import _loss, _print_matrix, _print_peers, _probed, _state
 from pyflannel.cli.status import facts
 from pyflannel.commands.reach import family_reach
 from pyflannel.model.lease import FamilyReach, LeaseEntry, PeerEntry

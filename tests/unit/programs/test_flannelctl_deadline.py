@@ -67,7 +67,7 @@ def test_each_verb_answers_in_time_if_flanneld_and_the_store_hang(tmp_path: Path
     check_answers(answers)
 
 
-@pytest.mark.parametrize("module", ["leases", "config", "network", "status", "allow_list"])
+@pytest.mark.parametrize("module", ["leases", "config", "peers", "status", "allow_list"])
 def test_a_verb_does_not_load_the_examination_of_the_host(module: str) -> None:
     """On a busy host, the start of flannelctl takes most of the 5 s."""
     code = (
