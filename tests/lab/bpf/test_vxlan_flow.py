@@ -6,13 +6,17 @@ import itertools
 import json
 import socket
 import struct
-from contextlib import suppress
+from contextlib import closing, suppress
 from ipaddress import IPv4Address
 
 import pytest
 from msgspec.structs import replace
 
-from pyflannel.kernel.bpf.layout import Outcome
+from pyflannel.kernel.bpf.hooks import TcxHooks
+from pyflannel.kernel.bpf.layout import FLOWS, Outcome
+from pyflannel.kernel.bpf.maps import TunnelMaps, read_entries, update_entries
+from pyflannel.kernel.bpf.objects import KernelObjects
+from pyflannel.kernel.bpf.standing import StandingPrograms, shared_maps
 from pyflannel.lab.waiting import wait_until
 from pyflannel.model.fast_path import BpfProgram, Role
 from pyflannel.model.state import State
@@ -216,6 +220,49 @@ def test_only_packets_of_the_kept_origin_bypass_the_guard(permitted, open_socket
         wait_until(lambda: bypassed() == expected, what="the frame bypasses the guard", deadline_s=SOON_S)
     else:
         assert bypassed() == 0
+
+
+ORIGIN_AT = 80
+"""Position of the origin in an entry of the table of flows."""
+
+
+def test_an_origin_that_another_packet_wrote_has_no_decision(permitted, open_socket):
+    """A forged packet on another processor can overwrite the origin of a flow while a decision begins."""
+    one, two = permitted
+    source = "10.9.0.77"
+
+    async def write_origin(forged: bytes, port: int) -> int:
+        """Write the origin of this datagram into the entries of the flow; return their number."""
+        origin = forged[12:20] + forged[28 : INNER_AT - 2]
+        objects = KernelObjects()
+        with closing(TcxHooks(objects)) as hooks:
+            found = await StandingPrograms(hooks, objects).find(dict(socket.if_nameindex()))
+            with closing(TunnelMaps("flannel0", shared_maps(found, "flannel0", objects))) as maps:
+                flows = maps.descriptors[FLOWS.name]
+                entries = {
+                    key: value[:ORIGIN_AT] + origin + value[ORIGIN_AT + len(origin) :]
+                    for key, value in read_entries(flows, FLOWS.key_bytes, FLOWS.value_bytes).items()
+                    if key[8:10] == port.to_bytes(2, "big")
+                }
+                assert update_entries(flows, list(entries), list(entries.values())) == {}
+        return len(entries)
+
+    def bypassed(is_written: bool) -> int:
+        """Return how many packets of a forged frame bypass the guard."""
+        port = next(_ports)
+        forged = datagram(one, two, port, source=source if is_written else one.address)
+        send(one, two, open_socket, port, count=5)
+        before = two.counts()[Outcome.CACHED_IN]
+        assert two.namespace.run(lambda: write_origin(forged, port)) == 1
+        send_frame(one, two, forged)
+        send(two, one, open_socket, next(_ports), count=1)  # the packet was processed
+        return two.counts()[Outcome.CACHED_IN] - before
+
+    # The first frame proves that the entry, the decision and the frame are as on a real host.
+    wait_until(
+        lambda: bypassed(is_written=False) == 1, what="the frame bypasses the guard", deadline_s=SOON_S
+    )
+    assert [bypassed(is_written=True) for _ in range(5)] == [0] * 5
 
 
 def datagram(

@@ -332,6 +332,24 @@ static __always_inline int is_same_origin(const struct origin *one, const struct
 	return 1;
 }
 
+/* Return the proof of a packet with this token and this origin. Packets of the same flow from different origins are on
+ * several processors at the same time, and overwrite each other's token and origin. The proof shows that a decision
+ * and an origin are of the same packet. A sender that does not know the token cannot find two origins with the same
+ * proof. */
+static __always_inline __u16 proof_of(__u16 token, const struct origin *origin)
+{
+	__u32 key = token * 0x9e3779b1, sum = key;
+	__u16 proof;
+
+#pragma unroll
+	for (int word = 0; word < 7; word++) {
+		sum = (sum ^ origin->words[word]) * key;
+		sum ^= sum >> 15;
+	}
+	proof = sum ^ sum >> 16;
+	return proof ?: 1;
+}
+
 /* Store the headers of an outbound vxlan frame. The IP header in the packet is aligned to four bytes. The Ethernet
  * header is not, so its first two bytes are copied separately. */
 static __always_inline void keep_frame(struct flow *flow, const void *frame)
@@ -363,7 +381,7 @@ static __always_inline void forget(struct side *side)
 }
 
 /* If the packet may bypass the firewall, return its direction of the flow. Otherwise return NULL. If the decision of
- * the firewall about this packet will be valid for the flow, also write a token into the packet, for open_bypass().
+ * the firewall about this packet will be valid for the flow, also write a proof into the packet, for open_bypass().
  * `at` is the offset of the IP header. `origin` is the origin of an inbound vxlan packet, and NULL for all other
  * packets. */
 static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_inbound, __u32 at,
@@ -377,6 +395,7 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 	struct flow *flow;
 	__u32 zero = 0;
 	__u64 now, age;
+	__u16 proof;
 	int is_same;
 
 	skb->tc_index = 0;
@@ -412,7 +431,8 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 		  (!origin || is_same_origin(&flow->origin, origin));
 	age = now - side->passed_at;
 	if (age < FLOW_NS && side->passed_at && side->generation == permit->generation) {
-		if (!is_same)
+		proof = origin ? proof_of(side->token, origin) : side->token;
+		if (!is_same || side->proof != proof)
 			return NULL;	/* the decision does not apply to this packet, so the firewall must decide */
 		if (packet.bytes <= side->longest &&
 		    (age < RENEWAL_NS || now - side->examined_at < RENEWALS_NS))
@@ -437,23 +457,23 @@ static __always_inline struct side *find_bypass(struct __sk_buff *skb, int is_in
 		__builtin_memcpy(side->mac, ethernet->h_dest, ETH_ALEN);
 	if (origin)
 		flow->origin = *origin;
-	skb->tc_index = side->token;
+	skb->tc_index = origin ? proof_of(side->token, origin) : side->token;
 	return NULL;
 }
 
-/* Let a flow bypass the firewall, if find_bypass() wrote a token into this packet and the firewall passed the packet
+/* Let a flow bypass the firewall, if find_bypass() wrote a proof into this packet and the firewall passed the packet
  * unchanged. `bridge` is the source MAC address of an inbound frame, and NULL for an outbound packet. `frame` points to
  * the headers of an outbound vxlan frame, and is NULL for all other packets. */
 static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphdr *ip, const __u8 *bridge,
 					const void *frame)
 {
 	struct candidate packet = {};
-	__u16 token = skb->tc_index;
+	__u16 proof = skb->tc_index;
 	struct flow *flow;
 	struct side *side;
 	__u64 now;
 
-	if (!token)
+	if (!proof)
 		return;
 	skb->tc_index = 0;
 	if (skb->mark || !describe(skb, ip, !!bridge, &packet))
@@ -462,7 +482,8 @@ static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphd
 	if (!flow)
 		return;
 	side = bridge ? &flow->inbound : &flow->outbound;
-	if (side->token != token || side->tos != packet.tos)
+	if (proof != (bridge && settings.is_vxlan ? proof_of(side->token, &flow->origin) : side->token) ||
+	    side->tos != packet.tos)
 		return;
 	now = bpf_ktime_get_boot_ns();
 	if (packet.bytes > side->longest || now - side->passed_at >= RENEWAL_NS)
@@ -473,6 +494,7 @@ static __always_inline void open_bypass(struct __sk_buff *skb, const struct iphd
 		side->passed_at = 0;
 		keep_frame(flow, frame);
 	}
+	side->proof = proof;
 	side->passed_at = now;
 }
 

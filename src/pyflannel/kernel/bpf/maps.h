@@ -107,7 +107,8 @@ struct flow_key {
 };
 
 /* One direction of a flow. Its packets may bypass the firewall for a second after one of them passed the firewall
- * unchanged. That packet has the value of `token` in its tc_index before and after the firewall. */
+ * unchanged. That packet has the same proof in its tc_index before and after the firewall. The proof is the value of
+ * `token`. For an inbound vxlan packet, the proof also depends on the origin of the packet. */
 struct side {
 	__u64 passed_at;	/* when a packet last passed the firewall unchanged; 0 for never */
 	__u64 examined_at;	/* when a packet was last sent to the firewall */
@@ -118,7 +119,8 @@ struct side {
 	__u8 tos;
 	__u8 padding;
 	__u8 mac[6];		/* outbound: the destination of the frames; inbound: the source, which is the bridge */
-	__u8 reserve[4];
+	__u16 proof;		/* proof of the packet that passed */
+	__u8 reserve[2];
 };
 
 /* The origin of a vxlan datagram: the outer addresses, the VXLAN header and the inner MAC addresses. */
