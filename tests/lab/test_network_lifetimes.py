@@ -12,7 +12,7 @@ import pytest
 
 from doubles.fake_store import FakeStore
 from pyflannel.assembly.daemon import places_of
-from pyflannel.assembly.host_network import open_network
+from pyflannel.assembly.opening import open_network
 from pyflannel.assembly.options import FlanneldOptions, parse_flanneld
 from pyflannel.engine.list_watch import StoreLog
 from pyflannel.kernel.host.machine import BoottimeClock

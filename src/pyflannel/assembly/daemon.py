@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places, file_in_the_way, objection
-from pyflannel.assembly.host_network import HostNetwork, open_network
+from pyflannel.assembly.host_network import HostNetwork
 from pyflannel.assembly.kubernetes import KubernetesOptions
 from pyflannel.assembly.logs import NETWORK
+from pyflannel.assembly.opening import open_network
 from pyflannel.assembly.options import FlanneldOptions
 from pyflannel.assembly.stores import open_store, parse_store_url
 from pyflannel.engine.list_watch import StoreLog
