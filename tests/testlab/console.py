@@ -62,7 +62,7 @@ def shape(line: str) -> str:
     line = re.sub(r"# (s|min|h)\b( # (s|min|h)\b)*", "#", line)
     line = re.sub(r"\s+", " ", line).strip()
     # A peer has a time of its last change only if its state changed after the first probe.
-    return re.sub(r" - - (-|# ago) answers", " - - # answers", line)
+    return re.sub(r" # k?B # k?B (-|# ago) answers", " # # # answers", line)
 
 
 def outputs_in_time(sandbox: Sandbox, command: str, expected: list[str]) -> list[list[str]]:
