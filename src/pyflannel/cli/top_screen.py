@@ -19,7 +19,7 @@ from textual.strip import Strip
 from textual.widgets import Input, Static
 
 from pyflannel.assembly.directories import Places
-from pyflannel.cli.top import (
+from pyflannel.cli.top_texts import (
     BOLD,
     DIM,
     GAP,

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from pyflannel import VERSION
 from pyflannel.cli.answers import size
-from pyflannel.cli.top import Order, fitting, listed, verdict
+from pyflannel.cli.top_texts import Order, fitting, listed, verdict
 from pyflannel.commands.live_view import LivePeer, Moment, Rates
 from pyflannel.model.lease import PeerEntry
 from pyflannel.model.status import BackendStatus, JournalEntry, Notice, Status, StoreStatus
