@@ -64,6 +64,7 @@ from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.model.probe import BenchReport, PeerReach, PingReport
+from pyflannel.model.route import RouteAnswer
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, Membership, RefusedPeer, Status, StoreTimes
 from pyflannel.plan.doctor.coverage import coverage, partly_examined
@@ -77,7 +78,6 @@ from pyflannel.plan.doctor.observed import (
     ContainerLink,
     ContainerNamespace,
     Observed,
-    RouteAnswer,
     SetNeighbour,
     SilentPort,
 )

@@ -1,8 +1,12 @@
 """Routes, neighbours and FDB entries: the objects that direct packets to a peer."""
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal
+
+from msgspec import Struct
 
 from pyflannel.model.item import ANY, Item, Key, LinkChanges, Marks, Rank
+from pyflannel.model.network_config import IpAddress
 from pyflannel.model.packet_filter import FIRST_DEVICE
 
 PROTOCOL_KERNEL = 2
@@ -211,3 +215,31 @@ class FdbEntry(Item, frozen=True, kw_only=True):
     def is_marked(self, marks: Marks) -> bool:
         """Return whether the link belongs to pyflannel."""
         return self.link in marks.links
+
+
+Way = Literal["tunnel in", "container in", "container out", "host out"]
+"""The kinds of packets: a tunnel packet from a peer to this host; a packet of a container from, or to,
+another host; a packet that this host itself sends."""
+
+
+class RouteAnswer(Struct, frozen=True, kw_only=True):
+    """The answer of the kernel about the route of one packet.
+
+    Attributes:
+        destination: the destination of the packet.
+        text: the query and the answer in one line.
+        link: interface by which the packet leaves; None if it does not leave.
+        gateway: the next hop, if it differs from the destination.
+        is_local: True if the packet is for this host itself.
+        refused_at: interface whose reverse path filter drops the packet; None if no filter drops it.
+        rules: policy rules of other programs, as `ip rule` lists them.
+    """
+
+    way: Way
+    destination: IpAddress
+    text: str
+    link: str | None = None
+    gateway: IpAddress | None = None
+    is_local: bool = False
+    refused_at: str | None = None
+    rules: tuple[str, ...] = ()

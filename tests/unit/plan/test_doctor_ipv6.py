@@ -10,7 +10,7 @@ from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.link import Link, Vxlan
 from pyflannel.model.netfilter import Ruleset
 from pyflannel.model.probe import NarrowPath
-from pyflannel.model.route import Route
+from pyflannel.model.route import Route, RouteAnswer
 from pyflannel.model.status import (
     BackendStatus,
     Finding,
@@ -23,7 +23,7 @@ from pyflannel.model.status import (
 )
 from pyflannel.plan.doctor.families import families_of, leases_in, network_of, status_in
 from pyflannel.plan.doctor.findings import findings, findings_in_family, merged
-from pyflannel.plan.doctor.observed import ContainerNamespace, Observed, RouteAnswer
+from pyflannel.plan.doctor.observed import ContainerNamespace, Observed
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
 

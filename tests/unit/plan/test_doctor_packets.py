@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pyflannel.model.host import Interface, InterfaceAddress, Interfaces, IpsecPolicy
 from pyflannel.model.link import Link, Vxlan
 from pyflannel.model.netfilter import Action, BaseChain, Hook, Match, Rule, Ruleset
-from pyflannel.model.route import Route
+from pyflannel.model.route import Route, RouteAnswer
 from pyflannel.model.status import (
     BackendStatus,
     FastPathMode,
@@ -23,7 +23,7 @@ from pyflannel.model.status import (
 )
 from pyflannel.plan.doctor.coverage import coverage
 from pyflannel.plan.doctor.findings import findings
-from pyflannel.plan.doctor.observed import ContainerLink, ContainerNamespace, Observed, RouteAnswer
+from pyflannel.plan.doctor.observed import ContainerLink, ContainerNamespace, Observed
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
 

@@ -14,9 +14,9 @@ from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.link import Vxlan
 from pyflannel.model.netfilter import Action, BaseChain, Hook, Match, Rule, Ruleset
 from pyflannel.model.probe import PingReport, PingStep, ProbeState, TraceReport
-from pyflannel.model.route import FdbEntry
+from pyflannel.model.route import FdbEntry, RouteAnswer, Way
 from pyflannel.model.wireguard import WireguardPeer
-from pyflannel.plan.doctor.observed import ContainerNamespace, RouteAnswer, Way
+from pyflannel.plan.doctor.observed import ContainerNamespace
 from pyflannel.plan.trace.facts import Facts, RouteQuestion, TraceLink
 from pyflannel.plan.trace.way import follow
 from pyflannel.wire.iptables import parse_save

@@ -22,7 +22,7 @@ from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.host.files import replace_file
 from pyflannel.model.lease import Identity, is_host_name
 from pyflannel.model.network_config import Family, IpAddress
-from pyflannel.plan.doctor.observed import RouteAnswer, Way
+from pyflannel.model.route import RouteAnswer, Way
 
 
 def notify(text: str) -> bool:

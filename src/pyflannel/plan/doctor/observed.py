@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from shlex import quote
-from typing import Literal
 
 from msgspec import Struct, field
 
@@ -13,39 +12,11 @@ from pyflannel.model.link import MARK, Link
 from pyflannel.model.netfilter import Ruleset
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.packet_filter import LeftRules
-from pyflannel.model.route import Route
+from pyflannel.model.route import Route, RouteAnswer
 from pyflannel.model.status import Membership, Status
 
 NAMED = 8
 """Maximum number of objects that one finding names."""
-
-
-Way = Literal["tunnel in", "container in", "container out", "host out"]
-"""The kinds of packets: a tunnel packet from a peer to this host; a packet of a container from, or to,
-another host; a packet that this host itself sends."""
-
-
-class RouteAnswer(Struct, frozen=True, kw_only=True):
-    """The answer of the kernel about the route of one packet.
-
-    Attributes:
-        destination: the destination of the packet.
-        text: the query and the answer in one line.
-        link: interface by which the packet leaves; None if it does not leave.
-        gateway: the next hop, if it differs from the destination.
-        is_local: True if the packet is for this host itself.
-        refused_at: interface whose reverse path filter drops the packet; None if no filter drops it.
-        rules: policy rules of other programs, as `ip rule` lists them.
-    """
-
-    way: Way
-    destination: IpAddress
-    text: str
-    link: str | None = None
-    gateway: IpAddress | None = None
-    is_local: bool = False
-    refused_at: str | None = None
-    rules: tuple[str, ...] = ()
 
 
 class BadNeighbour(Struct, frozen=True, kw_only=True):

@@ -15,10 +15,10 @@ from pyflannel.model.link import Vxlan
 from pyflannel.model.netfilter import Ruleset
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import PingReport, TraceStep, TraceStepName
-from pyflannel.model.route import FdbEntry
+from pyflannel.model.route import FdbEntry, RouteAnswer, Way
 from pyflannel.model.wireguard import WireguardPeer
 from pyflannel.plan.doctor.filters import Flow, container_packet, overlay_flow
-from pyflannel.plan.doctor.observed import ContainerNamespace, RouteAnswer, Way
+from pyflannel.plan.doctor.observed import ContainerNamespace
 from pyflannel.plan.netfilter import IN, OUT, THROUGH
 
 REPAIR = (
