@@ -2,7 +2,8 @@
 has its own lab. The paths are measured alternately.
 
 Run by `scripts/bench backends`, as root. vxlan, host-gw and wireguard are compared with the same path
-configured manually, with the same MTU and the same rules in FORWARD. wireguard is compared with the same
+configured manually, with the same MTU and the same rules in FORWARD. The manual path has no tunnel guard, so
+vxlan is also measured with --guard=off. wireguard is compared with the same
 implementation: the kernel's, or wireguard-go. vxlan and host-gw are also measured over IPv6. udp, here in
 user space, is compared with the kernel's vxlan. A ratio is the median of the ratios of the rounds, with the
 quartiles of these ratios. In each round, both paths are measured one after the other.
@@ -31,14 +32,18 @@ from pyflannel.model.network_config import Family
 TITLE = "Each backend beside the same path, configured manually"
 REFERENCES = {
     "vxlan": "vxlan (manual)",
+    "vxlan-no-guard": "vxlan (manual)",
     "host-gw": "host-gw (manual)",
     "wireguard": "wireguard (manual)",
     "udp": "vxlan (manual)",
     "vxlan-v6": "vxlan-v6 (manual)",
+    "vxlan-v6-no-guard": "vxlan-v6 (manual)",
     "host-gw-v6": "host-gw-v6 (manual)",
 }
 _OVER_IPV6 = "-v6"
 """Suffix of a path over IPv6."""
+_WITHOUT_GUARD = "-no-guard"
+"""Suffix of a path by flanneld with --guard=off."""
 
 PINGS, PING_INTERVAL_S = 400, 0.002
 FORWARD_RULES = """*filter
@@ -82,10 +87,12 @@ def main() -> int:
 
 def create_backend(labs: ExitStack, backend: str) -> Path:
     """Create a lab with two hosts that flanneld connects."""
-    lab = two_hosts(labs, f"backend-{backend}")
+    lab = two_hosts(labs, f"b-{backend}")
     flags = ["--fast-path=off"] if backend == "udp" else []
-    kind, family = backend.removesuffix(_OVER_IPV6), family_of(backend)
-    return join_by_flanneld(lab, backend, kind, *flags, family=family)
+    name = backend.removesuffix(_WITHOUT_GUARD)
+    if name != backend:
+        flags.append("--guard=off")
+    return join_by_flanneld(lab, backend, name.removesuffix(_OVER_IPV6), *flags, family=family_of(name))
 
 
 def family_of(backend: str) -> Family:
