@@ -38,7 +38,7 @@ def save_picture(options: Namespace, picture: str | None) -> None:
 
 def show(tables: Iterable[Table], lines: Iterable[str]) -> None:
     """Print tables, and lines below them that are never wrapped."""
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, emoji=False)
     for table in tables:
         console.print(table)
     for line in lines:
