@@ -280,9 +280,10 @@ def test_doctor_finds_a_policy_rule_for_one_of_several_peers(
 def test_top_shows_a_peer_that_joins_and_one_that_leaves(pair: tuple[Host, Host], overlay: Overlay) -> None:
     from testlab.terminal import Terminal
 
-    one, joining = pair[0], overlay.hosts["docker2"]
-    with Terminal(one.entering(["flannelctl", "top"]), environment=one.environment) as terminal:
+    (one, other), joining = pair, overlay.hosts["docker2"]
+    with Terminal(one.entering(["flannelctl", "top"]), columns=120, environment=one.environment) as terminal:
         terminal.wait("all is well: the peer answers")
+        terminal.wait(lambda text: any(other.name in line and "B/s" in line for line in text.splitlines()))
         overlay.join(joining)
         terminal.wait(lambda text: "all is well: 2 peers answer" in text and "docker2" in text)
         overlay.daemons[joining.name].kill()

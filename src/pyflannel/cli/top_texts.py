@@ -66,8 +66,8 @@ def _rtt(peer: LivePeer) -> str:
     return "" if rtt is None else f"{rtt:.2f} ms" if rtt < 10 else f"{rtt:.0f} ms"
 
 
-def _rate(rates: Rates | None, direction: str) -> str:
-    return "" if rates is None else f"{size(getattr(rates, direction))}/s"
+def _rate(bytes_s: float | None) -> str:
+    return "" if bytes_s is None else f"{size(bytes_s)}/s"
 
 
 def _path(moment: Moment, peer: LivePeer) -> str:
@@ -244,15 +244,15 @@ COLUMNS = {
     ),
     "in": _Column(
         heading="IN",
-        text=lambda _, peer: _rate(peer.rates, "received"),
-        order=lambda _, peer: peer.rates.received if peer.rates else None,
+        text=lambda _, peer: _rate(peer.received),
+        order=lambda _, peer: peer.received,
         is_number=True,
         width=9,
     ),
     "out": _Column(
         heading="OUT",
-        text=lambda _, peer: _rate(peer.rates, "sent"),
-        order=lambda _, peer: peer.rates.sent if peer.rates else None,
+        text=lambda _, peer: _rate(peer.sent),
+        order=lambda _, peer: peer.sent,
         is_number=True,
         width=9,
     ),

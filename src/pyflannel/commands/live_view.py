@@ -5,9 +5,10 @@ The state is read from the control socket. This process itself probes the peers,
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.local_daemon import last_known_leases, offline_status, what_to_do
 from pyflannel.commands.network_client import ControlClient
+from pyflannel.commands.peer_traffic import received_bytes
 from pyflannel.commands.reach import decisive_echoes
 from pyflannel.engine.peer_probes import PeerProbes
 from pyflannel.errors import FlannelError, NotReadyError
@@ -23,7 +25,7 @@ from pyflannel.kernel.network.echo import send_echoes
 from pyflannel.model.lease import LeaseEntry, PeerEntry
 from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import Echo, EchoResult, milliseconds
-from pyflannel.model.status import Carried, JournalEntry, Notice, Status, peer_entries
+from pyflannel.model.status import JournalEntry, Notice, Status, peer_entries
 from pyflannel.plan.peers import place_of_subnet
 from pyflannel.ports import Clock, SendEchoes
 
@@ -45,16 +47,18 @@ class LivePeer(Struct, frozen=True, kw_only=True):
 
     Attributes:
         loss: fraction of the latest requests without a reply, from 0 to 1; None if the peer was not probed.
-        rates: bytes per second in each direction; None if the backend does not count them for each peer.
+        received: bytes per second from the peer; None if they are not counted.
+        sent: bytes per second to the peer; None if they are not counted.
     """
 
     entry: PeerEntry
     loss: float | None = None
-    rates: "Rates | None" = None
+    received: float | None = None
+    sent: float | None = None
 
 
 class Rates(Struct, frozen=True):
-    """Bytes per second in each direction."""
+    """Bytes per second of the whole host in each direction."""
 
     received: float
     sent: float
@@ -98,6 +102,11 @@ class Answers(Protocol):
         """Return the events of the passes, with the latest event last."""
 
 
+CountPeers = Callable[[Status, Sequence[PeerEntry]], Awaitable[Mapping[IpNetwork, int]]]
+"""A function that returns the bytes from each peer that the kernel of this host counts, by the subnet of the
+peer."""
+
+
 class LiveView:
     """Follows one daemon, even while it does not respond, and passes a `Moment` to `show` at each change."""
 
@@ -106,12 +115,16 @@ class LiveView:
         daemon: Answers,
         places: Places,
         send: SendEchoes,
+        count: CountPeers,
         clock: Clock,
         show: Callable[[Moment], object],
     ) -> None:
-        """Follow `daemon`, whose files are at `places`, and probe its peers by `send`."""
+        """Follow `daemon`, whose files are at `places`. Probe its peers by `send`, and read their counters by
+        `count`.
+        """
         self._daemon = daemon
         self._places = places
+        self._count = count
         self._clock = clock
         self._show = show
         self._losses = _Losses(send)
@@ -139,8 +152,9 @@ class LiveView:
         except FlannelError as error:
             return await self._without_answer(error)
         self._known = status, leases, events
+        received = await self._count(status, peer_entries(status, leases))
         self._answered_at = self._clock.now()
-        self._traffic.add(self._answered_at, status)
+        self._traffic.add(self._answered_at, status, received)
         return self._moment(status, status, leases, events)
 
     async def _without_answer(self, error: FlannelError) -> Moment:
@@ -179,19 +193,23 @@ class LiveView:
         )
 
     def _peer(self, entry: PeerEntry, echo: Echo | None, result: EchoResult | None) -> LivePeer:
-        rates = self._traffic.of_peers.get(entry.subnet)
-        if echo is None or result is None:
-            return LivePeer(entry=entry, rates=rates)
+        loss = None
+        if echo is not None and result is not None:
+            entry = replace(entry, is_reached=result.state == "reached", rtt_ms=milliseconds(result))
+            loss = self._losses.of(echo.destination)
+        of_peers = self._traffic.of_peers
         return LivePeer(
-            entry=replace(entry, is_reached=result.state == "reached", rtt_ms=milliseconds(result)),
-            loss=self._losses.of(echo.destination),
-            rates=rates,
+            entry=entry,
+            loss=loss,
+            received=of_peers.get((entry.subnet, "received")),
+            sent=of_peers.get((entry.subnet, "sent")),
         )
 
 
 def live_view(socket: Path, places: Places, show: Callable[[Moment], object]) -> LiveView:
     """Return the view of the daemon at a control socket. The peers of the host are probed by ICMP echo."""
-    return LiveView(ControlClient(socket), places, send_echoes, BoottimeClock(), show)
+    count = partial(received_bytes, replace(places, run_dir=socket.parent))
+    return LiveView(ControlClient(socket), places, send_echoes, count, BoottimeClock(), show)
 
 
 class _Losses:
@@ -221,49 +239,61 @@ class _Losses:
             del self._counted[other]
 
 
+_Direction = Literal["received", "sent"]
+
+
 class _Traffic:
     """Computes rates from counters of bytes. A counter that became smaller was reset and gives no rate.
 
     Attributes:
         rates: rates of the whole host, with the latest rate last.
-        of_peers: the rate of each peer, if the backend counts its bytes.
+        of_peers: bytes per second from or to each peer, if they are counted.
     """
 
     def __init__(self) -> None:
         self.rates: tuple[Rates, ...] = ()
-        self.of_peers: Mapping[IpNetwork, Rates] = {}
-        self._before: tuple[float, dict[IpNetwork | None, Carried]] | None = None
+        self.of_peers: Mapping[tuple[IpNetwork, _Direction], float] = {}
+        self._before: tuple[float, Status, Mapping[tuple[IpNetwork, _Direction], int]] | None = None
 
-    def add(self, now: float, status: Status) -> None:
-        """Compute the rates since the previous status; `now`: seconds of a monotonic clock."""
-        counters = dict(_counters(status))
-        before, self._before = self._before, (now, counters)
+    def add(self, now: float, status: Status, received: Mapping[IpNetwork, int]) -> None:
+        """Compute the rates since the previous status. `now`: seconds of a monotonic clock. `received`: the
+        bytes from each peer that the kernel counts, without those of WireGuard.
+        """
+        counters = _counters(status, received)
+        before, self._before = self._before, (now, status, counters)
         if before is None or now <= before[0]:
             return
         passed_s = now - before[0]
-        found = {
-            name: Rates((one.received - old.received) / passed_s, (one.sent - old.sent) / passed_s)
-            for name, one in counters.items()
-            if (old := before[1].get(name)) is not None
-            and one.received >= old.received
-            and one.sent >= old.sent
+        self.of_peers = {
+            name: (size - old) / passed_s
+            for name, size in counters.items()
+            if (old := before[2].get(name)) is not None and size >= old
         }
-        whole = found.pop(None, None)
+        whole = _rates(before[1], status, passed_s)
         self.rates = (*self.rates, whole)[-RATES_KEPT:] if whole is not None else ()
-        self.of_peers = {subnet: rates for subnet, rates in found.items() if subnet is not None}
 
     def interrupt(self) -> None:
         """Forget the rates, because they are unknown now. The next rate covers the interruption."""
         self.rates, self.of_peers = (), {}
 
 
-def _counters(status: Status) -> list[tuple[IpNetwork | None, Carried]]:
-    """Return the byte counters of each peer that has them, and of the whole host with the key None."""
-    backend = status.backend
-    peers = status.wireguard.peers if status.wireguard is not None else ()
-    found: list[tuple[IpNetwork | None, Carried]] = [
-        (peer.subnet, Carried(peer.received, peer.sent)) for peer in peers
-    ]
-    if backend is not None and backend.received is not None and backend.sent is not None:
-        found.append((None, Carried(backend.received, backend.sent)))
-    return found
+def _counters(status: Status, received: Mapping[IpNetwork, int]) -> dict[tuple[IpNetwork, _Direction], int]:
+    """Return the counted bytes of each peer."""
+    counters: dict[tuple[IpNetwork, _Direction], int] = {
+        (subnet, "received"): size for subnet, size in received.items()
+    }
+    for peer in status.wireguard.peers if status.wireguard is not None else ():
+        counters |= {(peer.subnet, "received"): peer.received, (peer.subnet, "sent"): peer.sent}
+    return counters
+
+
+def _rates(before: Status, now: Status, passed_s: float) -> Rates | None:
+    """Return the rates of the whole host; None if its bytes are not counted."""
+    old, new = before.backend, now.backend
+    if old is None or old.received is None or old.sent is None:
+        return None
+    if new is None or new.received is None or new.sent is None:
+        return None
+    if new.received < old.received or new.sent < old.sent:
+        return None
+    return Rates((new.received - old.received) / passed_s, (new.sent - old.sent) / passed_s)

@@ -45,7 +45,8 @@ def peer(
     answers: bool | None = True,
     rtt_ms: float | None = 0.4,
     refused: str | None = None,
-    rates: Rates | None = None,
+    received: float | None = None,
+    sent: float | None = None,
 ) -> LivePeer:
     entry = PeerEntry(
         subnet=IPv4Network((int(IPv4Address("10.100.0.0")) + 256 * number, 24)),
@@ -57,7 +58,7 @@ def peer(
         rtt_ms=rtt_ms if answers and not refused else None,
     )
     loss = None if entry.is_reached is None else float(not answers)
-    return LivePeer(entry=entry, loss=loss, rates=rates)
+    return LivePeer(entry=entry, loss=loss, received=received, sent=sent)
 
 
 def moment(*peers: LivePeer, **more: Any) -> Moment:
@@ -234,8 +235,7 @@ def test_a_thousand_peers_can_be_reached_by_keys() -> None:
 
 
 def test_each_width_shows_the_columns_that_fit() -> None:
-    rates = Rates(1e6, 2e6)
-    shown = moment(*(replace(one, rates=rates) for one in FIVE.peers))
+    shown = moment(*(replace(one, received=1e6, sent=2e6) for one in FIVE.peers))
 
     for columns, headings in (
         (60, "HOST SUBNET STATE ▴ RTT LOSS"),

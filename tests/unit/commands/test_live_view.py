@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from doubles.fake_clock import FakeClock
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.live_view import LONGEST_LOOK_S, LOOK_S, LiveView, Moment, Rates
 from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
-from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.lease import LeaseEntry, PeerEntry
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import SILENT, Echo, EchoResult
 from pyflannel.model.status import (
     BackendStatus,
@@ -40,6 +41,7 @@ class Host:
         self.clock = FakeClock()
         self.places = Places(run_dir=tmp_path, state_dir=tmp_path, subnet_file=tmp_path / "subnet.env")
         self.peers = [2, 3]
+        self.counted: dict[IPv4Network, int] = {}
         self.results: dict[IPv4Address, EchoResult] = {}
         self.error: FlannelError | None = None
         self.probe_error: TargetError | None = None
@@ -69,6 +71,9 @@ class Host:
             raise self.probe_error
         return [self.results.get(echo.destination, REACHED) for echo in echoes]
 
+    async def count(self, status: Status, peers: Sequence[PeerEntry]) -> Mapping[IpNetwork, int]:
+        return {peer.subnet: self.counted[peer.subnet] for peer in peers if peer.subnet in self.counted}
+
     def carried(self, received: int, sent: int) -> None:
         self.backend = replace(self.backend, received=received, sent=sent)
 
@@ -76,7 +81,7 @@ class Host:
         """Return the moments that the view yields while `life` runs."""
 
         async def run() -> None:
-            view = LiveView(self, self.places, self.send, self.clock, self.moments.append)
+            view = LiveView(self, self.places, self.send, self.count, self.clock, self.moments.append)
             async with self.clock.running(view.run()):
                 await life()
 
@@ -151,7 +156,22 @@ def test_rates_are_the_differences_of_the_counters(host: Host) -> None:
     host.lives(life)
 
     assert host.now.rates == (Rates(100.0, 0.0),)
-    assert [one.rates for one in host.now.peers] == [None, None]
+    assert [(one.received, one.sent) for one in host.now.peers] == [(None, None)] * 2
+
+
+def test_the_kernel_counts_the_bytes_from_each_peer(host: Host) -> None:
+    async def life() -> None:
+        host.counted = {subnet(2): 50}
+        await host.clock.advance(LOOK_S)
+        host.counted = {subnet(2): 250, subnet(3): 100}
+        await host.clock.advance(LOOK_S)
+        assert [(one.received, one.sent) for one in host.now.peers] == [(200.0, None), (None, None)]
+        host.counted = {subnet(2): 10, subnet(3): 130}  # the element of a peer was created again
+        await host.clock.advance(LOOK_S)
+
+    host.lives(life)
+
+    assert [(one.received, one.sent) for one in host.now.peers] == [(None, None), (30.0, None)]
 
 
 def test_wireguard_counts_the_bytes_of_each_peer(host: Host) -> None:
@@ -167,7 +187,7 @@ def test_wireguard_counts_the_bytes_of_each_peer(host: Host) -> None:
 
     host.lives(life)
 
-    assert [one.rates for one in host.now.peers] == [Rates(200.0, 0.0), None]
+    assert [(one.received, one.sent) for one in host.now.peers] == [(200.0, 0.0), (None, None)]
 
 
 @pytest.mark.parametrize("error", [HUNG, OTHER])
