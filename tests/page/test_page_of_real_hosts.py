@@ -68,6 +68,22 @@ def test_a_join_a_cut_link_and_a_repair_appear(network: tuple[Overlay, Page]) ->
     print(f"the cut appeared after {cut_s:.1f} s, the repair after {repaired_s:.1f} s")
 
 
+def test_a_path_with_traffic_is_wider(network: tuple[Overlay, Page]) -> None:
+    """Vxlan counts the bytes from each peer. Without other traffic, only replies to probes arrive."""
+    overlay, page = network
+    one, busy = overlay.hosts["docker1"], overlay.hosts["docker2"]
+    is_wide = "document.querySelector('.spoke.busy') !== null"
+    page.wait(f"{peer(busy)}.includes('reached') && !({is_wide})")
+
+    ping = ["ping", "-q", "-i", "0.002", "-s", "1300", str(one.lease().network_address)]
+    traffic = busy.start(ping, name="ping")
+    page.wait(
+        f"{is_wide} && /[1-9][0-9.]* [kM]B.s/.test(document.querySelector('#hosts tbody tr').innerText)"
+    )
+    traffic.kill()
+    page.wait(f"!({is_wide})")
+
+
 def test_a_blocked_tunnel_is_shown_on_the_way_of_the_packet(network: tuple[Overlay, Page]) -> None:
     overlay, page = network
     other = overlay.hosts["docker2"]

@@ -20,7 +20,7 @@ from pyflannel.engine.supervisor import Supervisor
 from pyflannel.errors import StoreError, TargetError
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.wireguard.target import WireguardTarget
-from pyflannel.model.lease import Lease
+from pyflannel.model.lease import Lease, PeerEntry
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import Echo, EchoResult
 from pyflannel.model.reach_matrix import Matrix
@@ -190,6 +190,10 @@ class HostNetwork:
         without the hosts that do not count or do not answer.
         """
         return await self._supervisor.peer_bytes.ask(hosts)
+
+    async def bytes_from_peers(self, status: Status, peers: Sequence[PeerEntry]) -> Mapping[IpNetwork, int]:
+        """Return the bytes of the tunnel packets from each peer, without unknown values."""
+        return await self._counters.bytes_from_peers(status, peers)
 
     def events(self) -> list[JournalEntry]:
         """Return the events of the passes, with the latest event last."""

@@ -1,27 +1,17 @@
-"""The bytes from each peer to this host, from the counters of the tunnel guard and of the eBPF programs, and
-the bytes to each peer, which the peers count in the same way.
-"""
+"""The bytes from each peer to this host, and the bytes to each peer, which the peers count."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
+from pyflannel.assembly.tunnel_counters import TUNNELS, bytes_from_peers
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.errors import FlannelError, TargetError
+from pyflannel.errors import FlannelError
 from pyflannel.kernel.bpf.fast_path import FastPath
-from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.lease import PeerEntry
-from pyflannel.model.network_config import IpAddress, IpNetwork
-from pyflannel.model.status import BY_PROGRAMS, Status
-from pyflannel.model.tunnel_guard import GuardTable
-from pyflannel.wire.netlink.guard_rules import SETS, name_of, source_of
-from pyflannel.wire.netlink.nftables import PROTOCOL, dump_elements, parse_element_bytes
-
-_TUNNELS = frozenset({"vxlan", "udp"})
-_Source = tuple[IpAddress, IpAddress]
-"""The outer source and the first inner source of the packets of a peer."""
+from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.status import Status
 
 
 async def received_bytes(
@@ -29,38 +19,13 @@ async def received_bytes(
 ) -> Mapping[IpNetwork, int]:
     """Return the bytes of the tunnel packets from each peer, by the subnet of the peer.
 
-    A peer is missing if its bytes are unknown, for example if the guard checks only the outer source, and
-    peers share an address. The result is empty without root and on kernels before Linux 5.7.
+    A peer is missing if its bytes are unknown. The result is empty without root.
     """
-    backend, own, device = status.backend, status.lease, places.device()
-    if backend is None or backend.type not in _TUNNELS or device is None or not status.is_live:
+    device = places.device()
+    if device is None or not status.is_live:
         return {}
-    if own is None or own.subnet is None:
-        return {}
-    with contextlib.suppress(TargetError, OSError):
-        by_guard = _by_peer(peers, await _by_source(device))
-        if status.fast_path is None or status.fast_path.mode not in BY_PROGRAMS:
-            return by_guard
-        with contextlib.closing(FastPath(str(places.bpf))) as programs:
-            by_programs = await programs.received(device)
-        return _with_programs(by_guard, by_programs, own.subnet.prefixlen, peers)
-    return {}
-
-
-def _with_programs(
-    by_guard: Mapping[IpNetwork, int],
-    by_programs: Mapping[_Source, int],
-    prefix_length: int,
-    peers: Sequence[PeerEntry],
-) -> dict[IpNetwork, int]:
-    """Return the sums of both counters. The programs cannot distinguish a peer whose subnet has another
-    prefix length than the subnet of this host.
-    """
-    return {
-        peer.subnet: by_guard[peer.subnet] + by_programs.get((peer.public_ip, peer.subnet.network_address), 0)
-        for peer in peers
-        if peer.subnet in by_guard and peer.subnet.prefixlen == prefix_length
-    }
+    with contextlib.closing(FastPath(str(places.bpf))) as programs:
+        return await bytes_from_peers(device, status, peers, programs.received)
 
 
 async def sent_bytes(
@@ -71,43 +36,8 @@ async def sent_bytes(
     A peer is missing if its count is unknown. The result is empty if flanneld cannot ask the peers.
     """
     backend = status.backend
-    if backend is None or backend.type not in _TUNNELS or not status.is_live or not peers:
+    if backend is None or backend.type not in TUNNELS or not status.is_live or not peers:
         return {}
     with contextlib.suppress(FlannelError):  # also if flanneld is of an earlier version
         return await ControlClient(socket, deadline_s).peer_bytes([peer.subnet for peer in peers])
     return {}
-
-
-async def _by_source(device: str) -> dict[_Source, int]:
-    """Return the counted bytes of all elements.
-
-    Raises:
-        TargetError: the sets cannot be read.
-    """
-    found: dict[_Source, int] = {}
-    with contextlib.closing(RequestSocket(PROTOCOL)) as requests:
-        for family, sets in SETS.items():
-            table = name_of(GuardTable(device=device, family=family))
-            for spec in sets.of_sources:
-                with contextlib.suppress(TargetError):  # without this family, the table does not exist
-                    for counted in await requests.dump(dump_elements(table, spec.name), parse_element_bytes):
-                        found |= {source_of(key): size for key, size in counted.items()}
-    return found
-
-
-def _by_peer(peers: Sequence[PeerEntry], counted: Mapping[_Source, int]) -> dict[IpNetwork, int]:
-    parts = {
-        (peer.subnet, outer, subnet)
-        for peer in peers
-        for outer, subnet in ((peer.public_ip, peer.subnet), (peer.public_ipv6, peer.ipv6_subnet))
-        if outer is not None and subnet is not None and outer.version == subnet.version
-    }
-    sharing = Counter(outer for _, outer, _ in parts)
-    found: dict[IpNetwork, int] = {}
-    for peer, outer, subnet in parts:
-        size = counted.get((outer, subnet.network_address))
-        if size is None and sharing[outer] == 1:
-            size = counted.get((outer, type(outer)(0)))
-        if size is not None:
-            found[peer] = found.get(peer, 0) + size
-    return found

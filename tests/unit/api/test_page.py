@@ -168,6 +168,7 @@ def test_the_documents_are_those_of_flannelctl() -> None:
     found = read_document(["peers"], peers.decode())["peers"]
     assert [peer["is_reached"] for peer in found] == [True, False, None]
     assert found[0]["rtt_ms"] > 0
+    assert all(peer["received_bytes"] > 0 for peer in found)
     assert found[2]["refused"] == "two hosts have this address"
     reach = parse_status(status).reach
     assert reach is not None

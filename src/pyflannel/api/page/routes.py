@@ -22,7 +22,7 @@ from pyflannel.api.page.access import PROTECTION, Access
 from pyflannel.commands.reach import decisive_echoes, probe_path, targets_of
 from pyflannel.errors import FlannelError
 from pyflannel.http.server import TEXT, Request, Response, Routes
-from pyflannel.model.lease import Lease, LeaseEntry
+from pyflannel.model.lease import Lease, LeaseEntry, PeerEntry
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import Echo, EchoResult, milliseconds
 from pyflannel.model.status import JournalEntry, Notice, PlanPreview, ReachStatus, Status, peer_entries
@@ -80,6 +80,9 @@ class ShownNetwork(Protocol):
     def change_ages(self) -> Mapping[IpNetwork, float]:
         """Return the seconds since the last change of each peer that changed, by its subnet."""
 
+    async def bytes_from_peers(self, status: Status, peers: Sequence[PeerEntry]) -> Mapping[IpNetwork, int]:
+        """Return the bytes of the tunnel packets from each peer, without unknown values."""
+
     def events(self) -> Sequence[JournalEntry]:
         """Return the events of the passes in the order of time, with the latest event last."""
 
@@ -130,6 +133,7 @@ class _View:
         self._network = network
         self._lock = asyncio.Lock()
         self._status: tuple[float, Status] | None = None
+        self._received: tuple[float, Mapping[IpNetwork, int]] = (0.0, {})
         self._bodies: dict[str, tuple[float, bytes]] = {}
         self._examined: tuple[float, bytes] | None = None
         self._is_examining = False
@@ -137,7 +141,8 @@ class _View:
     async def peers(self) -> bytes:
         """Return the document of `flannelctl peers --json`."""
         status = await self._recent()
-        return self._shared("peers", lambda: self._peers(status))
+        received = await self._recent_bytes(status)
+        return self._shared("peers", lambda: self._peers(status, received))
 
     async def status(self) -> bytes:
         """Return the document of `flannelctl status --json`."""
@@ -216,6 +221,17 @@ class _View:
                 self._status = time.monotonic(), await self._network.status()
             return self._status[1]
 
+    async def _recent_bytes(self, status: Status) -> Mapping[IpNetwork, int]:
+        """Return the bytes from each peer, read within the last SHARED_S, or earlier if a read takes long."""
+        async with self._lock:
+            until, received = self._received
+            if (started := time.monotonic()) >= until:
+                entries = peer_entries(status, self._leases())
+                received = await self._network.bytes_from_peers(status, entries)
+                ended = time.monotonic()
+                self._received = ended + max(SHARED_S, COSTS * (ended - started)), received
+            return received
+
     def _shared(self, name: str, form: Callable[[], bytes]) -> bytes:
         until, body = self._bodies.get(name, (0.0, b""))
         if (started := time.monotonic()) >= until:
@@ -232,17 +248,17 @@ class _View:
         """Return the latest result of the probe of each peer, and let the probes continue."""
         return self._network.probe(decisive_echoes(status, leases))
 
-    def _peers(self, status: Status) -> bytes:
+    def _peers(self, status: Status, received: Mapping[IpNetwork, int]) -> bytes:
         leases = self._leases()
         probed = self._probed(status, leases)
-        return format_peers(
-            [
-                entry
-                if (result := probed.get(entry.subnet)) is None
-                else replace(entry, is_reached=result.state == "reached", rtt_ms=milliseconds(result))
-                for entry in peer_entries(status, leases)
-            ]
-        )
+        entries = []
+        for entry in peer_entries(status, leases):
+            if (size := received.get(entry.subnet)) is not None:
+                entry = replace(entry, received_bytes=size)
+            if (result := probed.get(entry.subnet)) is not None:
+                entry = replace(entry, is_reached=result.state == "reached", rtt_ms=milliseconds(result))
+            entries.append(entry)
+        return format_peers(entries)
 
     def _with_reach(self, status: Status) -> bytes:
         probed = self._probed(status, self._leases())

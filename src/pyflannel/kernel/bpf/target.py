@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from pyflannel.errors import TargetError, target_errors
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.hooks import Hooks
-from pyflannel.kernel.bpf.layout import CACHES_TCP, CACHES_UDP, Outcome, Permit
+from pyflannel.kernel.bpf.layout import CACHES_TCP, CACHES_UDP, Outcome, Permit, Sender
 from pyflannel.kernel.filters.flow_permit import FlowRules, in_brief
 from pyflannel.kernel.network.device_ioctls import link_index
 from pyflannel.kernel.network.requests import refusal_of
@@ -212,6 +212,14 @@ class BpfTarget:
             OSError: the maps cannot be read.
         """
         return self._fast_path.counts(device)
+
+    async def received(self, device: str) -> Mapping[Sender, int]:
+        """Return the bytes of the datagrams that the programs of a tunnel decapsulated, by sender.
+
+        Raises:
+            OSError: the maps cannot be read.
+        """
+        return await self._fast_path.received(device)
 
     def received_bytes(self, device: str, own: Lease, peer: Lease) -> int | None:
         """Return the bytes of the datagrams from a peer that the programs of a tunnel decapsulated; 0 without

@@ -5,6 +5,7 @@ import { bytes, nameOf, s, set, short, stateOf, STATE_TEXT, write } from "./dom.
 
 const RING = 40;
 const NAMED = 10;
+const LEAST_RATE = 10000; // bytes per second of a wide path; probes of the page are much less
 const GOLDEN_ANGLE = Math.PI * (3 - Math.sqrt(5));
 
 export class Topology {
@@ -30,7 +31,7 @@ export class Topology {
     this.svg.classList.toggle("many", isMany);
     const places = isMany ? disc(peers.length, width, height) : ring(peers.length, width, height);
     const middle = { x: width / 2, y: height / 2 };
-    const busiest = Math.max(1, ...rates.values());
+    const busiest = Math.max(LEAST_RATE, ...rates.values());
     const size = isMany ? dotSize(peers.length, width, height) : 9;
     this.order = peers.map((peer) => peer.subnet);
     this.selected = selected;

@@ -12,6 +12,7 @@ const STATUS_MS = 2000;
 const DETAIL_MS = 2000;
 const LATE_MS = 5000;
 const SAMPLES = 60;
+const RATE_ANSWERS = 4; // traffic of a peer: from the oldest of these answers to the latest
 
 const state = { network: "", status: null, peers: null, selected: null, filter: "", pressed: null };
 let token = sessionStorage.getItem("token") ?? "";
@@ -119,8 +120,27 @@ async function peers() {
   const answer = await ask("/v1/peers");
   if (network !== state.network) return;
   state.peers = answer.peers;
+  measure();
   announce();
   show();
+}
+
+const counted = [];
+
+/** Compute the traffic of each peer from its counters in the latest answers. */
+function measure() {
+  const links = new Map();
+  for (const peer of state.peers) {
+    if (peer.received_bytes !== null) links.set(peer.subnet, peer.received_bytes + (peer.sent_bytes ?? 0));
+  }
+  counted.push({ at: performance.now(), links });
+  if (counted.length > RATE_ANSWERS) counted.shift();
+  const [first, last] = [counted[0], counted.at(-1)];
+  const passed = (last.at - first.at) / 1000;
+  state.rates = new Map();
+  for (const [subnet, total] of passed > 0 ? last.links : []) {
+    if (first.links.has(subnet)) state.rates.set(subnet, Math.max(0, total - first.links.get(subnet)) / passed);
+  }
 }
 
 /** Announce changes of peers to screen readers. */
@@ -157,17 +177,9 @@ async function status() {
 }
 
 function sample() {
-  const { backend, wireguard } = state.status;
-  const links = new Map((wireguard?.peers ?? []).map((peer) => [peer.subnet, peer.received + peer.sent]));
-  samples.push({ at: performance.now(), received: backend?.received ?? null, sent: backend?.sent ?? null, links });
+  const { backend } = state.status;
+  samples.push({ at: performance.now(), received: backend?.received ?? null, sent: backend?.sent ?? null });
   if (samples.length > SAMPLES + 1) samples.shift();
-  const [previous, last] = samples.slice(-2);
-  state.rates = new Map();
-  if (!last) return;
-  for (const [subnet, total] of last.links) {
-    const passed = (last.at - previous.at) / 1000;
-    if (previous.links.has(subnet) && passed > 0) state.rates.set(subnet, Math.max(0, total - previous.links.get(subnet)) / passed);
-  }
 }
 
 function rates(direction) {
@@ -307,7 +319,7 @@ document.addEventListener("keydown", (event) => {
 byId("network").addEventListener("change", (event) => {
   Object.assign(state, { network: event.target.value, status: null, peers: null, selected: null });
   before.clear();
-  samples.length = 0;
+  samples.length = counted.length = 0;
   lists.clear();
   tasks.forEach((task) => task.run());
 });
