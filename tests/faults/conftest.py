@@ -1,5 +1,6 @@
 """Hosts with a container each, a stream of pings between them, and the table of lost pings."""
 
+import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from pyflannel.errors import LabError
+from pyflannel.assembly.directories import Places
+from pyflannel.commands.network_client import ControlClient
+from pyflannel.errors import LabError, NotReadyError
 from pyflannel.lab.containers import NamespaceContainer
 from pyflannel.lab.lab import PREFIX, EtcdServer, Lab
 from pyflannel.lab.program import Program, read_environment_file
@@ -120,6 +123,14 @@ class FaultNetwork:
             self.victim, lambda status: status.is_ready and status.peers > self.peers, "is ready"
         )
         self.wait_peers()
+
+    def is_well(self) -> bool:
+        """Return whether the daemon answers that it is ready and has each peer."""
+        client = ControlClient(run_dir(self.victim) / Places().control_socket.name)
+        with suppress(NotReadyError):
+            status = asyncio.run(client.status())
+            return status.is_ready and status.peers > self.peers
+        return False
 
     def wait_peers(self) -> None:
         """Wait until the data path of the victim has each peer, also if its daemon does not answer."""

@@ -20,6 +20,7 @@ import pytest
 import testlab
 from pyflannel.lab.program import Program, cgroup_of
 from pyflannel.lab.topology import Host
+from pyflannel.lab.waiting import wait_until
 from testlab.overlay import SOON_S
 from testlab.usage import wait_ended
 
@@ -133,6 +134,11 @@ def test_packets_flow_while_no_memory_is_free(network) -> None:
         with limited(network.daemon, resource.RLIMIT_AS, pages * os.sysconf("SC_PAGE_SIZE")):
             network.add_peers(40)
             network.wait_logged(mark, "lost", "MemoryError", "Traceback", "Cannot allocate", "ENOMEM")
+        wait_until(
+            lambda: network.daemon.exit_code is not None or network.is_well(),
+            what="the daemon ends or continues",
+            deadline_s=SOON_S,
+        )
         if network.daemon.exit_code is not None:
             network.restart()
         network.wait_well()

@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from pyflannel.kernel.bpf.layout import (
     BYTES,
@@ -51,8 +51,9 @@ _ELEMENT = struct.Struct("=I4xQQQ")  # fields: map, key, value or next key, flag
 _BATCH = struct.Struct("=4QIIQQ")  # positions before and after, keys, values, count, map, flags (two)
 _COUNT_AT = 32
 
-_ROOM: Final = 4096
-"""Maximum number of entries that one call requests."""
+_ROOM_BYTES, _LEAST_ROOM = 32768, 64
+"""Maximum length in bytes of the values that one call reads, and least number of entries that it requests. A
+larger buffer needs memory from the kernel, which is refused at a limit of the process."""
 
 NO_BATCHES = 524
 """ENOTSUPP, which exists only in the kernel: this type of map does not support batches."""
@@ -126,12 +127,13 @@ def read_entries_at_once(map_descriptor: int, key_bytes: int, value_bytes: int) 
         OSError: the map cannot be read.
     """
     entries: dict[bytes, bytes] = {}
-    keys = ctypes.create_string_buffer(_ROOM * key_bytes)
-    values = ctypes.create_string_buffer(_ROOM * value_bytes)
+    room = max(_LEAST_ROOM, _ROOM_BYTES // value_bytes)
+    keys = ctypes.create_string_buffer(room * key_bytes)
+    values = ctypes.create_string_buffer(room * value_bytes)
     before: _Buffer | None = None
     while True:
         after = ctypes.create_string_buffer(key_bytes)
-        batch = _batch(map_descriptor, _ROOM, _address(keys), _address(values), before, after)
+        batch = _batch(map_descriptor, room, _address(keys), _address(values), before, after)
         try:
             call_bpf(Command.MAP_LOOKUP_BATCH, batch)
             is_last = False
@@ -141,9 +143,8 @@ def read_entries_at_once(map_descriptor: int, key_bytes: int, value_bytes: int) 
             if error.errno != errno.ENOENT:
                 raise
             is_last = True
-        count = _count(batch)
-        keys_read, values_read = keys.raw[: count * key_bytes], values.raw[: count * value_bytes]
-        for place in range(count):
+        keys_read, values_read = keys.raw, values.raw
+        for place in range(_count(batch)):
             key = keys_read[place * key_bytes : (place + 1) * key_bytes]
             entries[key] = values_read[place * value_bytes : (place + 1) * value_bytes]
         if is_last:
